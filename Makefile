@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all the set-up themselves; both work from any state of .venv.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+OUT ?= out
+# The stamp names everything that an install depends on: the pins, the extras and where the checkout lies.
+STAMP = $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } | sha256sum | cut -c1-16)
+
+.PHONY: demo test lint env clean
+
+env:
+	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
+
+test: env
+	$(PY) -m pytest
+
+lint: env
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/lint-imports
+	$(PY) -m basedpyright --level error
+
+# Measure, search, ship and report, on this machine's CPU. A second run resumes what is there; `make clean` starts afresh.
+demo: env
+	$(PY) -m lathe profile repvgg-mini --backend onnxruntime --protocol fast --out $(OUT)/cpu.latency.jsonl
+	$(PY) -m lathe search pas --space repvgg-mini --table $(OUT)/cpu.latency.jsonl --data digits --budget-fraction 0.6 --out $(OUT)/run
+	$(PY) -m lathe export $(OUT)/run --target onnxruntime --out $(OUT)/bundle
+	$(PY) -m lathe report $(OUT)/bundle
+
+clean:
+	rm -rf $(OUT)
