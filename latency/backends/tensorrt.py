@@ -1,0 +1,275 @@
+"""TensorRT and TensorRT for RTX: one API, one backend. Networks are strongly typed: precision is in the graph, never in a flag."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from latency.backends.cuda import Cuda
+from latency.device import Runtime
+from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+
+
+class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How an engine is built.
+
+    Attributes:
+        workspace_mib: limit of scratch memory; 0 for the builder's own.
+        optimization_level: 0 to 5; how long the builder may look for faster code. Pinned, as it changes the engine.
+        tf32: whether FP32 convolutions may round their inputs to TF32, which is not FP32 to a validation.
+        version_compatible: whether later versions of the runtime may load the engine. TensorRT only.
+        compute_capabilities: the GPUs to build for, such as `8.9`, or `current`; empty for the builder's own choice, which is 8.0 and what
+            comes after it. TensorRT-RTX only: TensorRT builds for the GPU at hand.
+    """
+
+    workspace_mib: int = 0
+    optimization_level: int = 3
+    tf32: bool = False
+    version_compatible: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+
+
+def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None) -> bytes:
+    """Build a serialized engine.
+
+    Args:
+        onnx: a serialized model of static shape; its types are the engine's.
+        flavour: TensorRT, which needs a GPU, or TensorRT-RTX, which does not.
+        spec: None for the defaults.
+
+    Raises:
+        MissingExtra: the flavour's package is not installed.
+        DeviceUnavailable: its libraries do not load, or it needs a GPU and there is none.
+        LatencyError: the spec asks for what the flavour does not have.
+        BuildFailed: the parser refuses (names node and operator) or the builder does.
+    """
+    spec = spec or EngineSpec()
+    trt = _load(flavour)
+    if flavour == "tensorrt" or "current" in spec.compute_capabilities:
+        Cuda(flavour)  # such a build looks at the GPU; without one this says so in one line
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx):
+        raise BuildFailed(one_line("; ".join(_words(parser.get_error(i)) for i in range(parser.num_errors)) or logger.errors()))
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        if min(tensor.shape, default=1) < 0:
+            raise BuildFailed(f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number")
+    serialized = builder.build_serialized_network(network, _config(trt, builder, flavour, spec))
+    if serialized is None:
+        raise BuildFailed(one_line(logger.errors()))
+    return bytes(serialized)
+
+
+class TensorRT:
+    """Backend over TensorRT or TensorRT-RTX on the current GPU.
+
+    Args:
+        flavour: which of the two.
+        precision: of the networks that it will be given.
+        spec: None for the defaults, and for RTX the GPU at hand.
+
+    Raises:
+        MissingExtra: a package is not installed.
+        DeviceUnavailable: there is no driver or no GPU, or the libraries do not load.
+    """
+
+    def __init__(self, flavour: Flavour, *, precision: Literal["fp32", "fp16"] = "fp16", spec: EngineSpec | None = None) -> None:
+        self.name: Flavour = flavour
+        self.precision: Literal["fp32", "fp16"] = precision
+        self.spec = spec or EngineSpec(compute_capabilities=("current",) if flavour == "tensorrt-rtx" else ())
+        self._trt = _load(flavour)
+        self._cuda = Cuda(flavour)
+        self.device = self._cuda.device()
+        self.runtime = Runtime(name=flavour, version=self._trt.__version__)
+
+    def compile(self, onnx: bytes) -> "CompiledEngine":
+        """Build an engine and load it.
+
+        Raises:
+            BuildFailed: the parser or the builder refuses.
+            RunFailed: the engine does not load.
+        """
+        return self.load(build_engine(onnx, self.name, self.spec))
+
+    def load(self, engine: bytes) -> "CompiledEngine":
+        """Load a serialized engine.
+
+        Raises:
+            RunFailed: the runtime refuses it: made for another GPU or another version.
+        """
+        return CompiledEngine(self._trt, self._cuda, engine)
+
+
+class CompiledEngine:
+    """An engine on a stream of its own, with all of its memory bound.
+
+    Inputs are drawn from a fixed seed, never zeros: zeros draw less power, and a GPU that draws less runs faster.
+    """
+
+    def __init__(self, trt: Any, cuda: Cuda, engine: bytes) -> None:
+        self._cuda = cuda
+        self._logger = _logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise RunFailed(one_line(self._logger.errors()))
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise RunFailed(one_line(self._logger.errors()))
+        rng = np.random.default_rng(0)
+        self._tensors: dict[str, _Tensor] = {}
+        with ExitStack() as stack:
+            self._stream = cuda("cudaStreamCreate")
+            stack.callback(cuda, "cudaStreamDestroy", self._stream)
+            self._events = [(self._event(stack), self._event(stack)) for _ in range(2)]
+            for name in (self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)):
+                is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+                dtype = trt.nptype(self._engine.get_tensor_dtype(name))
+                array = rng.standard_normal(tuple(self._engine.get_tensor_shape(name))).astype(dtype)
+                pointer = cuda("cudaMalloc", array.nbytes)
+                stack.callback(cuda, "cudaFree", pointer)
+                if is_input:
+                    cuda.upload(pointer, array)
+                self._context.set_tensor_address(name, int(pointer))
+                self._tensors[name] = _Tensor(is_input, pointer, array)
+            self._resources = stack.pop_all()
+
+    def run(self, count: int) -> list[float]:
+        """Run `count` inferences back to back; the time that each took on the GPU, in microseconds.
+
+        As trtexec's "GPU Compute Time": events on the stream around each inference, no copies in between, and always one
+        inference enqueued ahead, so that the GPU does not wait for the host.
+
+        Raises:
+            RunFailed: the runtime refuses.
+        """
+        samples_us: list[float] = []
+        for i in range(count):
+            start, end = self._events[i % 2]
+            self._cuda("cudaEventRecord", start, self._stream)
+            self._enqueue()
+            self._cuda("cudaEventRecord", end, self._stream)
+            if i:
+                samples_us.append(self._elapsed_us(i - 1))
+        if count:
+            samples_us.append(self._elapsed_us(count - 1))
+        return samples_us
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name for inputs by name, of the engine's own shapes and types.
+
+        Raises:
+            LatencyError: an input is missing, unknown, or of another shape.
+            RunFailed: the runtime refuses.
+        """
+        wanted = {name: tensor.array.shape for name, tensor in self._tensors.items() if tensor.is_input}
+        given = {name: value.shape for name, value in inputs.items()}
+        if given != wanted:
+            raise LatencyError(f"the engine takes inputs of shape {wanted}, given {given}")
+        for name, value in inputs.items():
+            tensor = self._tensors[name]
+            self._cuda.upload(tensor.pointer, np.ascontiguousarray(value, tensor.array.dtype))
+        self._enqueue()
+        self._cuda("cudaStreamSynchronize", self._stream)
+        outputs = {name: np.empty_like(tensor.array) for name, tensor in self._tensors.items() if not tensor.is_input}
+        for name, value in outputs.items():
+            self._cuda.download(value, self._tensors[name].pointer)
+        return outputs
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise RunFailed(one_line(self._logger.errors()))
+
+    def _elapsed_us(self, i: int) -> float:
+        start, end = self._events[i % 2]
+        self._cuda("cudaEventSynchronize", end)
+        return self._cuda("cudaEventElapsedTime", start, end) * 1e3
+
+    def _event(self, stack: ExitStack) -> Any:
+        event = self._cuda("cudaEventCreate")
+        stack.callback(self._cuda, "cudaEventDestroy", event)
+        return event
+
+    def __enter__(self) -> "CompiledEngine":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        del self._context, self._engine, self._runtime
+        self._resources.close()
+
+
+class _Tensor(NamedTuple):
+    is_input: bool
+    pointer: int  # on the device
+    array: np.ndarray  # on the host, of the same shape and type
+
+
+def _load(flavour: Flavour) -> Any:
+    try:
+        return require(flavour.replace("-", "_"), flavour)
+    except (ImportError, OSError) as error:
+        raise DeviceUnavailable(f"{flavour} is installed but its libraries do not load: {one_line(error)}") from error
+
+
+def _config(trt: Any, builder: Any, flavour: Flavour, spec: EngineSpec) -> Any:
+    config = builder.create_builder_config()
+    if not 0 <= spec.optimization_level <= 5:
+        raise LatencyError(f"optimization level {spec.optimization_level}: 0 to 5 are allowed")
+    config.builder_optimization_level = spec.optimization_level
+    if spec.workspace_mib:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mib << 20)
+    if not spec.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if flavour == "tensorrt":
+        if spec.compute_capabilities:
+            raise LatencyError(
+                f"compute_capabilities {spec.compute_capabilities}: tensorrt builds for the GPU at hand; choose tensorrt-rtx"
+            )
+        if spec.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        return config
+    if spec.version_compatible:
+        raise LatencyError("version_compatible: only TensorRT has such engines: leave it out, or choose tensorrt")
+    known = {_capability(name): value for name, value in trt.ComputeCapability.__members__.items() if name != "NONE"}
+    if unknown := [name for name in spec.compute_capabilities if name not in known]:
+        raise LatencyError(f"compute capability {unknown[0]!r} is not one that TensorRT-RTX builds for: choose of {', '.join(known)}")
+    config.num_compute_capabilities = len(spec.compute_capabilities)
+    for i, name in enumerate(spec.compute_capabilities):
+        config.set_compute_capability(known[name], i)
+    return config
+
+
+def _capability(name: str) -> str:
+    """`SM89` as people write it, `8.9`; `SM120` is 12.0."""
+    return f"{name[2:-1]}.{name[-1]}" if name.startswith("SM") else name.lower()
+
+
+def _words(error: Any) -> str:
+    """A parser's error: node, operator and what it says."""
+    where = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
+    return where + error.desc()
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that prints nothing and keeps what went wrong."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self._errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                self._errors.append(message)
+
+        def errors(self) -> str:
+            return "; ".join(self._errors) or "no reason given"
+
+    return Logger()

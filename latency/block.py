@@ -1,0 +1,98 @@
+"""BlockSpec: what one row of a latency table is about."""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from latency.errors import LatencyError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_KEY = re.compile(r"([a-z][a-z0-9_]*)\(([^()\[\]]*)\)\[([^()\[\]]*)\]")
+
+
+class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One block of a network at given widths, batch 1. Make it with `of` or `parse`, which put it in canonical order.
+
+    Attributes:
+        op: kind of block, such as `conv`.
+        attrs: what else determines the computation, sorted by name. `h` and `w` are the input's resolution.
+        widths: channel counts: `c_in` first, `c_out` last.
+    """
+
+    op: str
+    attrs: tuple[tuple[str, int | str], ...]
+    widths: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def of(cls, op: str, *, attrs: Mapping[str, int | str], widths: Mapping[str, int]) -> "BlockSpec":
+        """A validated spec in canonical order.
+
+        Raises:
+            LatencyError: a name that is not lower-case letters, digits and `_`; a value that a key cannot hold; a width below 1; no `h`,
+                `w` or `c_in`.
+        """
+        for name in (op, *attrs, *widths):
+            if not _NAME.fullmatch(name):
+                raise LatencyError(f"block name {name!r}: lower-case letters, digits and '_' are allowed, a letter first")
+        for name, value in attrs.items():
+            if isinstance(value, bool) or not (isinstance(value, int) or _NAME.fullmatch(value)):
+                raise LatencyError(f"block attribute {name}={value!r}: an integer or a name such as 'relu' is allowed")
+        for name, width in widths.items():
+            if isinstance(width, bool) or width < 1:
+                raise LatencyError(f"block width {name}={width!r}: an integer of at least 1 is allowed")
+        if missing := [name for name, group in (("h", attrs), ("w", attrs), ("c_in", widths)) if name not in group]:
+            raise LatencyError(f"block {op!r} lacks {', '.join(missing)}: every block has attributes h and w and a width c_in")
+        order = sorted(widths, key=lambda name: (name != "c_in", name == "c_out", name))
+        return cls(op=op, attrs=tuple(sorted(attrs.items())), widths=tuple((name, widths[name]) for name in order))
+
+    @classmethod
+    def parse(cls, key: str) -> "BlockSpec":
+        """The exact inverse of `key`.
+
+        Raises:
+            LatencyError: the text is not a key in canonical form.
+        """
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise LatencyError(f"block key {key!r}: expected the form op(name=value,...)[c_in=3,c_out=16]")
+        pairs = [[part.partition("=")[::2] for part in text.split(",")] for text in match.groups()[1:]]
+        attrs, widths = ({name: int(value) if _INTEGER.fullmatch(value) else value for name, value in group} for group in pairs)
+        if bad := next((value for value in widths.values() if isinstance(value, str)), None):
+            raise LatencyError(f"block key {key!r}: width {bad!r} is not an integer")
+        spec = cls.of(match[1], attrs=attrs, widths={name: int(width) for name, width in widths.items()})
+        if spec.key != key:
+            raise LatencyError(f"block key {key!r} is not in canonical form: expected {spec.key!r}")
+        return spec
+
+    @property
+    def key(self) -> str:
+        """Canonical text, such as `conv(act=relu,h=32,kernel=3,stride=1,w=32)[c_in=3,c_out=16]`."""
+        return f"{self.family}[{_join(self.widths)}]"
+
+    @property
+    def family(self) -> str:
+        """The key without its widths: blocks of one family differ in widths alone."""
+        return f"{self.op}({_join(self.attrs)})"
+
+    @property
+    def input_elements(self) -> int:
+        """Number of scalars in the block's input."""
+        return self.width("c_in") * int(self.attr("h")) * int(self.attr("w"))
+
+    def width(self, name: str) -> int:
+        """A width by its name."""
+        return dict(self.widths)[name]
+
+    def attr(self, name: str) -> int | str:
+        """An attribute by its name."""
+        return dict(self.attrs)[name]
+
+    def with_widths(self, **widths: int) -> "BlockSpec":
+        """The same block at other widths; those not named stay."""
+        return BlockSpec.of(self.op, attrs=dict(self.attrs), widths={**dict(self.widths), **widths})
+
+
+def _join(pairs: tuple[tuple[str, int | str], ...] | tuple[tuple[str, int], ...]) -> str:
+    return ",".join(f"{name}={value}" for name, value in pairs)

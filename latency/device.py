@@ -1,0 +1,118 @@
+"""Fingerprints: on which machine, and by which runtime, a latency was measured."""
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from latency.errors import FingerprintMismatch
+
+# The instruction sets that CPU kernels are chosen by; a flag outside of this list does not change which code runs.
+_AVX = {"sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni"}
+_AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+_ARM = {"neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"}
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fingerprint of a machine. Latencies of two devices may be compared or pooled only where these are equal.
+
+    Attributes:
+        kind: what runs the network.
+        name: the model's name.
+        cores: logical cores of the machine's CPU; 0 for a GPU, whose latency is taken on the GPU.
+        threads: threads that the runtime may use; 0 for a GPU.
+        isa: SIMD instruction sets of a CPU, sorted; empty for a GPU.
+        memory_mib: memory of the CPU's machine, in whole GiB as firmware takes a varying bit of it; of the GPU exactly.
+        driver: version of the GPU's driver; "" for a CPU.
+        compute_capability: of a GPU, such as `8.9`; "" for a CPU.
+        os: system and architecture, such as `Linux x86_64`.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    cores: int
+    threads: int
+    isa: tuple[str, ...]
+    memory_mib: int
+    driver: str
+    compute_capability: str
+    os: str
+
+    @classmethod
+    def cpu(cls, threads: int = 1, *, proc: Path = Path("/proc")) -> "Device":
+        """This machine's CPU.
+
+        Args:
+            threads: threads that the runtime will use.
+            proc: where Linux tells about itself; elsewhere what `platform` knows has to do.
+        """
+        cpuinfo = _read(proc / "cpuinfo")
+        name = _field(cpuinfo, "model name") or _field(cpuinfo, "Model") or platform.processor() or platform.machine()
+        flags = (_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split()
+        memory_kib = (_field(_read(proc / "meminfo"), "MemTotal") or "0").split()[0]
+        return cls(
+            kind="cpu",
+            name=name,
+            cores=os.cpu_count() or 1,
+            threads=threads,
+            isa=tuple(sorted((_AVX | _AVX512 | _ARM).intersection(flags))),
+            memory_mib=round(int(memory_kib) / 2**20) * 1024,
+            driver="",
+            compute_capability="",
+            os=f"{platform.system()} {platform.machine()}",
+        )
+
+
+class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What compiles and runs networks.
+
+    Attributes:
+        name: the backend's name, such as `onnxruntime`.
+        version: its version.
+    """
+
+    name: str
+    version: str
+
+
+def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object, object] | None:
+    """The first field, dotted where nested, in which two structs of one type differ, with both values; None where they are equal."""
+    for field in a.__struct_fields__:
+        x, y = getattr(a, field), getattr(b, field)
+        if x == y:
+            continue
+        if isinstance(x, msgspec.Struct) and type(x) is type(y) and (inner := first_difference(x, y)):
+            return f"{field}.{inner[0]}", *inner[1:]
+        return field, x, y
+    return None
+
+
+def require_equal(found: msgspec.Struct, wanted: msgspec.Struct, *, what: str = "the first", mend: str = "both must be equal") -> None:
+    """Check that two fingerprints are equal.
+
+    Args:
+        found: what was given.
+        wanted: what it should be.
+        what: begins the error's message: what `found` belongs to.
+        mend: ends the error's message: what a person can do.
+
+    Raises:
+        FingerprintMismatch: they differ; names the field and both values.
+    """
+    if difference := first_difference(found, wanted):
+        raise FingerprintMismatch(what, *difference, mend)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # not Linux
+        return ""
+
+
+def _field(text: str, name: str) -> str:
+    match = re.search(rf"^{name}\s*:\s*(.*?)\s*$", text, re.MULTILINE)
+    return match[1] if match else ""

@@ -1,0 +1,71 @@
+"""What can go wrong for a user of `latency`. Every error says what was found, what is allowed and what mends it, in one line."""
+
+import importlib
+from types import ModuleType
+
+
+class LatencyError(ValueError):
+    """Base of every error that `latency` shows to a user."""
+
+
+class TableError(LatencyError):
+    """A latency table cannot be read or written: names the line and the field."""
+
+
+class FingerprintMismatch(LatencyError):
+    """Two things that must come from the same device, runtime or settings differ.
+
+    Attributes:
+        field: the first field that differs, dotted where nested, such as `device.threads`.
+        found: its value in what was given.
+        wanted: the value that it should have.
+    """
+
+    def __init__(self, what: str, field: str, found: object, wanted: object, mend: str) -> None:
+        super().__init__(f"{what} has {field} {found!r}, wanted {wanted!r}: {mend}")
+        self.field, self.found, self.wanted = field, found, wanted
+
+
+class CoverageError(LatencyError):
+    """A table says nothing about a block, and what it says of others does not reach there."""
+
+
+class MissingExtra(LatencyError):
+    """An optional package is not installed: names it and the command that installs it."""
+
+
+class DeviceUnavailable(LatencyError):
+    """This machine has no device, driver or library that a backend needs."""
+
+
+class BuildFailed(LatencyError):
+    """A backend cannot compile a network: the compiler's words in one line."""
+
+
+class RunFailed(LatencyError):
+    """A compiled network cannot be run: the runtime's words in one line."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional module.
+
+    Args:
+        module: the name to import, such as `tensorrt_rtx`.
+        extra: the extra of this project that installs it; "" where the base install does.
+
+    Raises:
+        MissingExtra: the module itself is absent. An absent module inside of it is not hidden.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        name = f"lathe[{extra}]" if extra else "lathe"
+        raise MissingExtra(f"this needs the package '{module}': pip install '{name}'") from error
+
+
+def one_line(text: object, limit: int = 400) -> str:
+    """Some other tool's words as one line of at most `limit` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."

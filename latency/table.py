@@ -1,0 +1,473 @@
+"""Latency tables: one file a device, runtime, protocol and precision; a line a measurement, appended as measured.
+
+Format `latency-table/1`: lines of JSON. The first is a `TableHeader`, each other one a `Row`; the latest row of a key counts. The last
+field of every line, `check`, is a hash of the line before's `check` and of this line: a line that was edited, deleted or moved is found.
+A last line without its newline was being written when the writer died: it is dropped.
+"""
+
+import fcntl
+import hashlib
+import itertools
+import math
+import os
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NamedTuple, TypeVar
+
+import msgspec
+import numpy as np
+
+from latency import predict
+from latency.block import BlockSpec
+from latency.device import Device, Runtime, require_equal
+from latency.errors import CoverageError, TableError
+from latency.predict import Predictor
+from latency.protocol import Protocol
+
+_MAGIC = b'{"schema":"latency-table/1",'
+_CHECK = re.compile(rb',"check":"([0-9a-f]{12})"}$')
+
+
+class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all rows of a table have in common. Two tables may be pooled only where all but `created` is equal.
+
+    Attributes:
+        schema: the file format.
+        device: where it was measured.
+        runtime: what ran there.
+        protocol: how it was timed.
+        precision: of the networks.
+        batch: images an inference.
+        lowering: version of the code that wrote the ONNX.
+        space: the search space that the blocks are of; "" for none.
+        created: day of the first row, ISO 8601.
+    """
+
+    schema: Literal["latency-table/1"] = "latency-table/1"
+    device: Device
+    runtime: Runtime
+    protocol: Protocol
+    precision: Literal["fp32", "fp16"]
+    batch: int = 1
+    lowering: str
+    space: str
+    created: str
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One measurement, or why there is none.
+
+    Attributes:
+        kind: `overhead` is an empty network, `sentinel` a block measured again and again to see drift, `network` a whole network.
+        key: what was measured; of a block its `BlockSpec.key`.
+        status: `ok`; `unstable`: measured, but its interval is wider than the protocol asks; or what failed.
+        samples_us: all samples; none where something failed.
+        median_us: their median; 0 where something failed.
+        low_us: lower end of its interval.
+        high_us: upper end.
+        error: the words of what failed.
+        blocks: of a network the keys of its blocks, in order.
+        clocks: what was read of the device between samples, by name with unit.
+    """
+
+    kind: Literal["block", "overhead", "sentinel", "network"]
+    key: str
+    status: Literal["ok", "unstable", "build_failed", "run_failed"]
+    samples_us: tuple[float, ...] = ()
+    median_us: float = 0.0
+    low_us: float = 0.0
+    high_us: float = 0.0
+    error: str = ""
+    blocks: tuple[str, ...] = ()
+    clocks: dict[str, float] = {}
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a latency: `ok`, or `unstable` with an interval that says how much."""
+        return self.status in ("ok", "unstable")
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A latency in microseconds with its interval, and where it is from."""
+
+    us: float
+    low_us: float
+    high_us: float
+    source: Literal["measured", "interpolated", "predicted"]
+
+
+class Surface:
+    """Latency of one family of blocks over its widths, on a complete rectilinear grid.
+
+    Attributes:
+        family: of the blocks.
+        axes: of each width's name the values on the grid, ascending, in the order of `BlockSpec.widths`.
+        values_us: medians; one dimension an axis.
+        low_us: lower ends of their intervals.
+        high_us: upper ends.
+    """
+
+    def __init__(self, family: str, axes: Mapping[str, np.ndarray], values_us: np.ndarray, low_us: np.ndarray, high_us: np.ndarray) -> None:
+        self.family, self.axes = family, dict(axes)
+        self.values_us, self.low_us, self.high_us = values_us, low_us, high_us
+
+    def interpolate(self, widths: Mapping[str, int | float]) -> Latency:
+        """Multilinear interpolation with an interval that is honest on staircases.
+
+        Between two measured widths latency may step anywhere, so the interval spans all corners of the cell with their own intervals.
+        Where latency is not monotone that is not enough: it also spans the largest relative error that predicting a corner from its two
+        neighbours along an axis makes (leave one out).
+
+        Args:
+            widths: a value for each axis, inside of the grid.
+
+        Raises:
+            CoverageError: an axis is missing or unknown, or its range is left.
+        """
+        if set(widths) != set(self.axes):
+            raise CoverageError(f"{self.family} is measured over the widths {', '.join(self.axes)}, asked for {', '.join(widths)}")
+        position: list[tuple[int, float]] = []  # of each axis the grid value below, and how far it is from there to the next
+        for name, axis in self.axes.items():
+            width = widths[name]
+            if not axis[0] <= width <= axis[-1]:
+                raise CoverageError(f"{self.family}: {name}={width} is outside of the measured {axis[0]}..{axis[-1]}")
+            i = int(np.searchsorted(axis, width, side="right")) - 1
+            position.append((i, float((width - axis[i]) / (axis[i + 1] - axis[i])) if width > axis[i] else 0.0))
+
+        corners = list(itertools.product(*([i, i + 1] if t else [i] for i, t in position)))
+        us = sum(
+            math.prod((t if index > i else 1 - t) for index, (i, t) in zip(corner, position, strict=True)) * float(self.values_us[corner])
+            for corner in corners
+        )
+        between = [axis for axis, (_, t) in enumerate(position) if t]
+        error_us = us * max((self._leave_one_out(corner, axis) for corner in corners for axis in between), default=0.0)
+        low_us = min(us - error_us, *(float(self.low_us[corner]) for corner in corners))
+        high_us = max(us + error_us, *(float(self.high_us[corner]) for corner in corners))
+        return Latency(us=us, low_us=low_us, high_us=high_us, source="interpolated")
+
+    def _leave_one_out(self, node: tuple[int, ...], axis: int) -> float:
+        """Relative error of predicting a grid value from its two neighbours along an axis; 0 at an end, where it has but one."""
+        widths = list(self.axes.values())[axis]
+        line, i = self.values_us[(*node[:axis], slice(None), *node[axis + 1 :])], node[axis]
+        if i in (0, len(widths) - 1):
+            return 0.0
+        return float(abs(np.interp(widths[i], widths[[i - 1, i + 1]], line[[i - 1, i + 1]]) / line[i] - 1))
+
+
+class LatencyTable:
+    """A latency table in memory. Make it with `load`.
+
+    Attributes:
+        header: what its rows have in common.
+        rows: the latest row of each key, in the order in which keys came first.
+        sha256: of the file's bytes.
+        warnings: what a person should know about the file, such as a torn last line that was dropped.
+    """
+
+    def __init__(self, header: TableHeader, rows: Sequence[Row], *, sha256: str = "", warnings: Sequence[str] = (), path: str = "") -> None:
+        self.header, self.sha256, self.warnings, self.path = header, sha256, tuple(warnings), path
+        self._by_key = {row.key: row for row in rows}
+        self._surfaces: dict[str, Surface] = {}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "LatencyTable":
+        """Read a table.
+
+        Raises:
+            TableError: there is none, or it was edited or damaged; names line and field.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise TableError(f"{path}: {error.strerror}: measure a table with `lathe profile SPACE --out {path}`") from error
+        content = _read(data, path)
+        if content.header is None:
+            raise TableError(f"{path}: nothing was measured yet: measure with `lathe profile SPACE --out {path}`")
+        torn = f"{path}, line {content.torn}: the last line is torn and was dropped; profiling again measures it"
+        warnings = [torn] if content.torn else []
+        return cls(content.header, content.rows, sha256=hashlib.sha256(data).hexdigest(), warnings=warnings, path=str(path))
+
+    @property
+    def rows(self) -> list[Row]:
+        """The latest row of each key."""
+        return list(self._by_key.values())
+
+    def require(self, *, device: Device | None = None, runtime: Runtime | None = None, precision: str | None = None) -> None:
+        """Check that the table is of this device, runtime and precision; None is not checked.
+
+        Raises:
+            FingerprintMismatch: it is not; names the field.
+        """
+        wanted = {"device": device, "runtime": runtime, "precision": precision}
+        header = msgspec.structs.replace(self.header, **{field: value for field, value in wanted.items() if value is not None})
+        require_equal(self.header, header, what=f"table {self.path}", mend=f"measure another with `{self._command('TABLE')}`")
+
+    def lookup(self, spec: BlockSpec) -> Latency:
+        """Latency of a block: measured, or interpolated between blocks of its family.
+
+        Raises:
+            CoverageError: it can be neither.
+        """
+        row = self._by_key.get(spec.key)
+        if row is not None and row.measured:
+            return Latency(us=row.median_us, low_us=row.low_us, high_us=row.high_us, source="measured")
+        mend = f"measure it with `{self._command(self.path or 'TABLE')}`"
+        if row is not None:
+            raise CoverageError(f"block {spec.key} is {row.status} in {self.path or 'the table'} ({row.error}): {mend}")
+        try:
+            return self.surface(spec.family).interpolate(dict(spec.widths))
+        except CoverageError as error:
+            raise CoverageError(f"block {spec.key} is not in {self.path or 'the table'} ({error}): {mend}") from error
+
+    def measured_network(self, blocks: Sequence[BlockSpec]) -> Latency | None:
+        """Latency of a whole network as it was measured, given its blocks in order; None where it was not."""
+        keys = tuple(block.key for block in blocks)
+        row = next((row for row in self._by_key.values() if row.kind == "network" and row.blocks == keys and row.measured), None)
+        return row and Latency(us=row.median_us, low_us=row.low_us, high_us=row.high_us, source="measured")
+
+    def predict(self, blocks: Sequence[BlockSpec]) -> Latency:
+        """Latency of a network, given its blocks in order.
+
+        Raises:
+            CoverageError: a block is not covered.
+        """
+        found = [self.lookup(block) for block in blocks]
+        us = self.predictor.apply(sum(block.us for block in found), *_boundaries(blocks))
+        # The predictor's error was seen on measured blocks; what interpolation adds to it comes on top.
+        interpolated = [block for block in found if block.source == "interpolated"]
+        low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in interpolated)
+        high_us = us * (1 + self.predictor.half_width) + self.predictor.scale * sum(block.high_us - block.us for block in interpolated)
+        return Latency(us=us, low_us=low_us, high_us=high_us, source="predicted")
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """Fitted on those network rows that are `ok` and whose blocks are covered."""
+        features, measured_us = [], []
+        for row in self._by_key.values():
+            if row.kind == "network" and row.status == "ok":
+                blocks = [BlockSpec.parse(key) for key in row.blocks]
+                try:
+                    total_us = sum(self.lookup(block).us for block in blocks)
+                except CoverageError:
+                    continue
+                features.append((total_us, *_boundaries(blocks)))
+                measured_us.append(row.median_us)
+        overhead_us = next((row.median_us for row in self._by_key.values() if row.kind == "overhead" and row.measured), 0.0)
+        return predict.fit(features, measured_us, overhead_us)
+
+    def surface(self, family: str, axes: Mapping[str, Sequence[int]] | None = None) -> Surface:
+        """Latency of a family of blocks over its widths.
+
+        Args:
+            family: a `BlockSpec.family`.
+            axes: the widths of the grid by name; None for all that were measured.
+
+        Raises:
+            CoverageError: nothing of this family was measured, or points of the grid are missing; names them.
+        """
+        if axes is None and family in self._surfaces:
+            return self._surfaces[family]
+        rows = self._families.get(family, [])
+        if not rows:
+            raise CoverageError(f"no block of {family} was measured")
+        names = [name for name, _ in rows[0][0].widths]
+        points = {tuple(width for _, width in spec.widths): row for spec, row in rows}
+        grid = [sorted(axes[name] if axes else {point[i] for point in points}) for i, name in enumerate(names)]
+        if missing := [point for point in itertools.product(*grid) if point not in points]:
+            named = "; ".join(",".join(f"{name}={width}" for name, width in zip(names, point, strict=True)) for point in missing[:5])
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise CoverageError(f"the grid of {family} lacks {named}{more}")
+        nodes = [points[point] for point in itertools.product(*grid)]
+        values = (
+            np.array([getattr(row, field) for row in nodes]).reshape([len(axis) for axis in grid])
+            for field in ("median_us", "low_us", "high_us")
+        )
+        surface = Surface(family, dict(zip(names, map(np.array, grid), strict=True)), *values)
+        if axes is None:
+            self._surfaces[family] = surface
+        return surface
+
+    @cached_property
+    def _families(self) -> dict[str, list[tuple[BlockSpec, Row]]]:
+        families: dict[str, list[tuple[BlockSpec, Row]]] = {}
+        for row in self._by_key.values():
+            if row.kind == "block" and row.measured:
+                spec = BlockSpec.parse(row.key)
+                families.setdefault(spec.family, []).append((spec, row))
+        return families
+
+    def _command(self, out: str) -> str:
+        return f"lathe profile {self.header.space or 'SPACE'} --backend {self.header.runtime.name} --out {out}"
+
+
+class TableWriter:
+    """Appends rows to a table, one process at a time. A context manager.
+
+    A new table is created; one of the same fingerprint is continued, after a torn last line is cut off.
+
+    Attributes:
+        rows: the latest row of each key that was there when the writer opened, by key.
+        torn: number of the torn line that was cut off; 0 for none.
+
+    Raises:
+        TableError: another process writes it, or it was edited or damaged.
+        FingerprintMismatch: what is there was measured otherwise; names the field.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: TableHeader) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise TableError(f"{path}: cannot be written: {error.strerror}") from error
+        try:
+            self._lock()
+            with open(self._file, "rb", closefd=False) as file:
+                content = _read(file.read(), path)
+            if content.header is not None:
+                found = msgspec.structs.replace(content.header, created=header.created)
+                require_equal(found, header, what=f"table {path}", mend="profile to another file, or as this one was profiled")
+            os.ftruncate(self._file, content.size)
+            self._size, self._check = content.size, content.check
+            self.torn, self.rows = content.torn, {row.key: row for row in content.rows}
+            if content.header is None:
+                self._write(header)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def append(self, row: Row) -> None:
+        """Append a row; it is on the disk when this returns.
+
+        Raises:
+            TableError: the disk is full or fails. The table is left as it was before.
+        """
+        field = _inconsistent(row)
+        assert not field, f"row {row.key}: {field} does not follow from its samples"
+        self._write(row)
+
+    def _write(self, value: TableHeader | Row) -> None:
+        line, check = _seal(value, self._check)
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            raise TableError(f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept") from error
+        self._size, self._check = self._size + len(line), check
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TableError(f"{self.path}: {_holder(self._file)} is writing this table: wait for it, or end it") from error
+
+    def close(self) -> None:
+        """Release the file and its lock."""
+        os.close(self._file)
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+_Line = TypeVar("_Line", TableHeader, Row)
+
+
+class _Content(NamedTuple):
+    header: TableHeader | None  # None where not even that was written whole
+    rows: list[Row]
+    size: int  # bytes up to the end of the last whole line
+    check: str  # of the last whole line
+    torn: int  # number of the torn line, 0 for none
+
+
+def _read(data: bytes, path: str | os.PathLike[str]) -> _Content:
+    size = data.rfind(b"\n") + 1
+    lines, torn = data[:size].split(b"\n")[:-1], data[size:]
+    if not _MAGIC.startswith(start := data[: len(_MAGIC)]):
+        begin, found = _MAGIC.decode(), start.decode(errors="backslashreplace")
+        raise TableError(f"{path}, line 1, field schema: a latency table begins with {begin!r}, this file with {found!r}")
+    if not lines:
+        return _Content(None, [], 0, "", 1 if torn else 0)
+    header, check = _unseal(lines[0], TableHeader, "", f"{path}, line 1")
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        row, check = _unseal(line, Row, check, f"{path}, line {number}")
+        rows.append(row)
+    return _Content(header, rows, size, check, len(lines) + 1 if torn else 0)
+
+
+def _seal(value: TableHeader | Row, previous: str) -> tuple[bytes, str]:
+    """A line with its check, and that check."""
+    body = msgspec.json.encode(value)
+    check = _hash(previous, body)
+    return body[:-1] + f',"check":"{check}"}}\n'.encode(), check
+
+
+def _unseal(line: bytes, kind: type[_Line], previous: str, where: str) -> tuple[_Line, str]:
+    """A line's content and its check; the inverse of `_seal`."""
+    match = _CHECK.search(line)
+    body = line[: match.start()] + b"}" if match else line
+    try:
+        value = msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TableError(f"{where}, field {_field(error, body)}: {error}") from error
+    check = _hash(previous, body)
+    if match is None or match[1].decode() != check:
+        field = (isinstance(value, Row) and _inconsistent(value)) or "check"
+        raise TableError(
+            f"{where}, field {field}: it does not fit the rest of this line and the line before: was one edited, deleted or moved?"
+        )
+    return value, check
+
+
+def _hash(previous: str, body: bytes) -> str:
+    return hashlib.sha256(previous.encode() + body).hexdigest()[:12]
+
+
+def _inconsistent(row: Row) -> str:
+    """The field that contradicts the row's samples; "" for none."""
+    median_us = round(statistics.median(row.samples_us), 3) if row.samples_us else 0.0
+    if row.measured != bool(row.samples_us):
+        return "status"
+    if row.median_us != median_us:
+        return "median_us"
+    if row.low_us > median_us:
+        return "low_us"
+    return "high_us" if row.high_us < median_us else ""
+
+
+def _field(error: msgspec.DecodeError | UnicodeDecodeError, body: bytes) -> str:
+    """The field that a decoding error is about."""
+    text = str(error)
+    if names := re.findall(r"at `\$\.([\w.]+)", text) + re.findall(r"field `(\w+)`", text):
+        return ".".join(names)
+    position = re.search(r"byte (\d+)", text)  # malformed JSON: the last name before that byte
+    names = re.findall(rb'"(\w+)":', body[: int(position[1])] if position else body)
+    return names[-1].decode() if names else "?"
+
+
+def _holder(file: int) -> str:
+    """Who holds the lock of a file, as far as the system tells."""
+    inode = os.fstat(file).st_ino
+    try:
+        locks = Path("/proc/locks").read_text()
+    except OSError:
+        locks = ""
+    match = re.search(rf"FLOCK\s+ADVISORY\s+WRITE\s+(\d+)\s+\S+:{inode}\s", locks)
+    return f"process {match[1]}" if match else "another process"
+
+
+def _boundaries(blocks: Sequence[BlockSpec]) -> tuple[float, float]:
+    """Number of boundaries between blocks, and thousands of elements that cross them."""
+    return len(blocks) - 1.0, sum(block.input_elements for block in blocks[1:]) / 1000

@@ -1,0 +1,104 @@
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latency import BuildFailed, Device, LatencyError, LatencyTable, RunFailed, Workload, profile, protocol
+from latency.backends import Compiled
+from latency.backends.onnxruntime import OnnxRuntime
+
+
+def model(nodes, shape, out_shape, weights=(), kind=TensorProto.FLOAT, out_kind=TensorProto.FLOAT):
+    values = helper.make_tensor_value_info("x", kind, shape), helper.make_tensor_value_info("y", out_kind, out_shape)
+    graph = helper.make_graph(nodes, "g", [values[0]], [values[1]], list(weights))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+def conv(c_in, c_out, size):
+    weights = numpy_helper.from_array(np.ones((c_out, c_in, 3, 3), np.float32), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    return model([node], [1, c_in, size, size], [1, c_out, size, size], [weights])
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return OnnxRuntime()
+
+
+def test_its_fingerprint(backend):
+    assert backend.device == Device.cpu(threads=1)
+    assert (backend.runtime.name, backend.runtime.version) == ("onnxruntime", onnxruntime.__version__)
+    assert OnnxRuntime(threads=2).device.threads == 2
+    with pytest.raises(LatencyError, match="threads 0: at least 1 is needed"):
+        OnnxRuntime(threads=0)
+
+
+def test_a_run_is_as_many_latencies_as_asked(backend):
+    with backend.compile(conv(8, 8, 16)) as compiled:
+        assert isinstance(compiled, Compiled)
+        assert len(compiled.run(7)) == 7
+        assert compiled.run(0) == []
+        assert all(us > 0 for us in compiled.run(3))
+
+
+def test_more_work_takes_longer(backend):
+    with backend.compile(conv(8, 8, 16)) as small, backend.compile(conv(64, 64, 64)) as large:
+        assert min(small.run(20)) * 5 < min(large.run(5))
+
+
+def test_inputs_are_not_zeros_and_always_the_same(backend, monkeypatch):
+    seen = []
+    make = onnxruntime.OrtValue.ortvalue_from_numpy
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array: (seen.append(array.copy()), make(array))[1])
+    for _ in range(2):
+        backend.compile(conv(3, 8, 8))
+    assert [array.shape for array in seen] == [(1, 3, 8, 8), (1, 8, 8, 8)] * 2
+    assert 0.5 < seen[0].std() < 1.5
+    assert np.array_equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize(
+    ("onnx_bytes", "words"),
+    [
+        (b"not onnx", "protobuf"),
+        (model([helper.make_node("NoSuchOperator", ["x"], ["y"])], [1], [1]), "NoSuchOperator"),
+        (
+            model([helper.make_node("Relu", ["x"], ["y"])], ["n", 3], ["n", 3]),
+            r"'x' has shape \['n', 3\]: every dimension must be a fixed number",
+        ),
+        (model([helper.make_node("Abs", ["x"], ["y"])], [1], [1], (), TensorProto.INT8, TensorProto.INT8), r"'x' is a tensor\(int8\)"),
+    ],
+)
+def test_what_it_refuses_is_one_line(backend, onnx_bytes, words, capfd):
+    with pytest.raises(BuildFailed, match=f"(?i){words}") as caught:
+        backend.compile(onnx_bytes)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failing_run_is_one_line(backend):
+    # The shape fits the declaration only when the input is what it is not.
+    shape = numpy_helper.from_array(np.array([7], np.int64), "s")
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["n"]),
+        helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["f", "s"], ["y"]),
+    ]
+    with backend.compile(model(nodes, [1, 4], [7], [shape])) as compiled, pytest.raises(RunFailed, match="Reshape") as caught:
+        compiled.run(1)
+    assert "\n" not in str(caught.value)
+
+
+def test_half_precision_inputs_are_bound(backend):
+    half = model([helper.make_node("Relu", ["x"], ["y"])], [1, 4], [1, 4], (), TensorProto.FLOAT16, TensorProto.FLOAT16)
+    with backend.compile(half) as compiled:
+        assert len(compiled.run(2)) == 2
+
+
+def test_blocks_are_profiled_in_tens_of_milliseconds(backend, kit, tmp_path):
+    works = [Workload.block(kit.spec(8, width), lambda width=width: conv(8, width, 32)) for width in (8, 16)]
+    list(profile(works, backend, tmp_path / "t.jsonl", protocol=protocol.get("fast"), lowering="1"))
+    table = LatencyTable.load(tmp_path / "t.jsonl")
+    assert [row.key for row in table.rows] == ["overhead", *(work.key for work in works)]
+    assert all(row.measured and 0 < row.median_us < 1e5 and len(row.samples_us) >= 20 for row in table.rows)
+    assert table.rows[0].median_us < table.rows[1].median_us

@@ -1,0 +1,386 @@
+"""Engines are built for real where TensorRT-RTX is installed, which needs no GPU; running them is tested on a simulated one."""
+
+import enum
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latency import BuildFailed, DeviceUnavailable, LatencyError, MissingExtra, RunFailed, Runtime, protocol
+from latency.backends import Compiled
+from latency.backends.tensorrt import EngineSpec, TensorRT, build_engine
+from latency.measure import measure
+
+
+def model(nodes, weights=(), shape=(1, 4, 8, 8), out_shape=(1, 4, 8, 8), kind=TensorProto.FLOAT):
+    values = [helper.make_tensor_value_info(name, kind, size) for name, size in (("x", shape), ("y", out_shape))]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], list(weights))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+
+def conv(dtype=np.float32):
+    weights = numpy_helper.from_array(np.ones((4, 4, 3, 3), dtype), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    return model([node], [weights], kind=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+# building, for real
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    return pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_an_engine_is_built_without_a_gpu_and_without_a_word(rtx, dtype, capfd):
+    engine = build_engine(conv(dtype), "tensorrt-rtx")
+    assert len(engine) > 1000
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_engine_for_named_gpus(rtx):
+    one, two = (build_engine(conv(), "tensorrt-rtx", EngineSpec(compute_capabilities=names)) for names in (("8.9",), ("8.9", "12.0")))
+    assert len(one) < len(two)
+
+
+def test_tf32_is_off_unless_asked_for(rtx):
+    exact, rounded = (build_engine(conv(), "tensorrt-rtx", EngineSpec(tf32=tf32, workspace_mib=16)) for tf32 in (False, True))
+    assert exact.count(b"tf32=0") > rounded.count(b"tf32=0")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (
+            EngineSpec(compute_capabilities=("8.9", "9.9")),
+            r"compute capability '9\.9' is not one that TensorRT-RTX builds for: choose of current, 7\.5",
+        ),
+        (EngineSpec(version_compatible=True), "version_compatible: only TensorRT has such engines"),
+        (EngineSpec(optimization_level=6), "optimization level 6: 0 to 5 are allowed"),
+    ],
+)
+def test_a_spec_that_cannot_be_is_refused(rtx, spec, words):
+    with pytest.raises(LatencyError, match=words):
+        build_engine(conv(), "tensorrt-rtx", spec)
+
+
+def test_the_parser_names_node_and_operator(rtx):
+    bad = model([helper.make_node("NoSuchOperator", ["x"], ["y"], name="layer7")])
+    with pytest.raises(BuildFailed, match=r"node 'layer7' \(NoSuchOperator\): .*Plugin not found") as caught:
+        build_engine(bad, "tensorrt-rtx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("onnx_bytes", "words"),
+    [
+        (b"not onnx", "Failed to parse the ONNX model"),
+        (model([helper.make_node("Relu", ["x"], ["y"])], shape=("n", 4), out_shape=("n", 4)), r"input 'x' has shape \(-1, 4\)"),
+    ],
+)
+def test_what_is_not_a_static_model_is_refused(rtx, onnx_bytes, words):
+    with pytest.raises(BuildFailed, match=words):
+        build_engine(onnx_bytes, "tensorrt-rtx")
+
+
+def test_a_flavour_that_is_not_installed_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(MissingExtra, match=r"'tensorrt': pip install 'lathe\[tensorrt\]'"):
+        build_engine(conv(), "tensorrt")
+
+
+def test_libraries_that_do_not_load_are_said_in_one_line(monkeypatch, tmp_path):
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open\\nshared object file')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(
+        DeviceUnavailable, match=r"tensorrt is installed but its libraries do not load: libnvinfer\.so\.10: cannot open shared"
+    ):
+        build_engine(conv(), "tensorrt")
+
+
+# running, on a simulated GPU
+
+
+def module(**fields):
+    made = ModuleType("fake")
+    vars(made).update(fields)
+    return made
+
+
+Error = enum.IntEnum("Error", {"cudaSuccess": 0, "cudaErrorInsufficientDriver": 35, "cudaErrorLaunchFailure": 719})
+
+
+class Gpu:
+    """A GPU in virtual time: the host enqueues in no time, the stream works off what is enqueued, an inference takes `inference_us`."""
+
+    def __init__(self):
+        self.inference_us, self.fail, self.parse_fail = 50.0, False, False
+        self.now_us, self.events, self.live, self.next_handle = 0.0, {}, {}, 1
+        self.enqueued = self.waited = self.most_ahead = 0
+        self.memory, self.addresses = {}, {}
+
+    def handle(self, kind):
+        self.next_handle += 1
+        self.live[self.next_handle] = kind
+        return Error.cudaSuccess, self.next_handle
+
+    def release(self, handle):
+        del self.live[handle]
+        return (Error.cudaSuccess,)
+
+    def execute(self, stream):
+        assert self.live[stream] == "stream"
+        self.enqueued += 1
+        self.most_ahead = max(self.most_ahead, self.enqueued - self.waited)
+        self.now_us += self.inference_us
+        x, y = (self.memory[self.addresses[name]] for name in "xy")
+        y[:] = np.maximum(x, 0)
+        return not self.fail
+
+    def record(self, event, stream):
+        self.events[event] = self.now_us
+        return (Error.cudaSuccess,)
+
+    def synchronize(self, event):
+        self.waited += 1
+        return (Error.cudaSuccess,)
+
+    def elapsed_ms(self, start, end):
+        return Error.cudaSuccess, (self.events[end] - self.events[start]) / 1e3
+
+    def malloc(self, size):
+        error, pointer = self.handle("memory")
+        self.memory[pointer] = np.zeros(size // 4, np.float32)
+        return error, pointer
+
+    def copy(self, destination, source, size, kind):
+        import ctypes
+
+        device, host = (destination, source) if kind == "up" else (source, destination)
+        view = np.ctypeslib.as_array((ctypes.c_float * (size // 4)).from_address(host))
+        if kind == "up":
+            self.memory[device][:] = view
+        else:
+            view[:] = self.memory[device]
+        return (Error.cudaSuccess,)
+
+    def cudart(self):
+        return module(
+            cudaGetDeviceCount=lambda: (Error.cudaSuccess, 1),
+            cudaGetDevice=lambda: (Error.cudaSuccess, 0),
+            cudaGetDeviceProperties=lambda i: (
+                Error.cudaSuccess,
+                SimpleNamespace(name=b"Fake GPU", totalGlobalMem=2**33, major=8, minor=9),
+            ),
+            cudaStreamCreate=lambda: self.handle("stream"),
+            cudaStreamDestroy=self.release,
+            cudaStreamSynchronize=lambda stream: (Error.cudaSuccess,),
+            cudaEventCreate=lambda: self.handle("event"),
+            cudaEventDestroy=self.release,
+            cudaEventRecord=self.record,
+            cudaEventSynchronize=self.synchronize,
+            cudaEventElapsedTime=self.elapsed_ms,
+            cudaMalloc=self.malloc,
+            cudaFree=self.release,
+            cudaMemcpy=self.copy,
+            cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"),
+        )
+
+    def trt(self):
+        """TensorRT's API over this GPU, as far as the backend calls it; an engine is b"engine"."""
+        gpu, seen = self, SimpleNamespace(levels=[], flags=[], cleared=[])
+
+        class ILogger:
+            class Severity(enum.IntEnum):
+                INTERNAL_ERROR, ERROR, WARNING, INFO = 0, 1, 2, 3
+
+            def __init__(self):
+                pass
+
+        class Config:
+            num_compute_capabilities = 0
+
+            def __setattr__(self, name, value):
+                seen.levels.append((name, value))
+
+            def set_flag(self, flag):
+                seen.flags.append(flag)
+
+            def clear_flag(self, flag):
+                seen.cleared.append(flag)
+
+            def set_compute_capability(self, value, index):
+                seen.levels.append((index, value))
+
+        class Builder:
+            def __init__(self, logger):
+                self.logger = logger
+
+            def create_network(self, flags):
+                assert flags == 1 << 7
+                return SimpleNamespace(num_inputs=1, get_input=lambda i: SimpleNamespace(name="x", shape=(1, 4)))
+
+            def create_builder_config(self):
+                return Config()
+
+            def build_serialized_network(self, network, config):
+                if gpu.parse_fail:
+                    self.logger.log(ILogger.Severity.INFO, "chatter")
+                    self.logger.log(ILogger.Severity.ERROR, "no tactic\nfor layer3")
+                    return None
+                return b"engine"
+
+        class Engine:
+            num_io_tensors = 2
+
+            def create_execution_context(self):
+                return SimpleNamespace(set_tensor_address=gpu.addresses.__setitem__, execute_async_v3=gpu.execute)
+
+            def get_tensor_name(self, i):
+                return "xy"[i]
+
+            def get_tensor_mode(self, name):
+                return {"x": "in", "y": "out"}[name]
+
+            def get_tensor_shape(self, name):
+                return (1, 4)
+
+            def get_tensor_dtype(self, name):
+                return "float"
+
+        def load(logger):
+            def deserialize(engine):
+                if engine != b"engine":
+                    logger.log(ILogger.Severity.ERROR, "engine of another version")
+                    return None
+                return Engine()
+
+            return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+        return module(
+            __version__="10.99",
+            seen=seen,
+            ILogger=ILogger,
+            Builder=Builder,
+            OnnxParser=lambda network, logger: SimpleNamespace(parse=lambda data: True, num_errors=0),
+            NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=7),
+            BuilderFlag=SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="version"),
+            ComputeCapability=SimpleNamespace(__members__={"NONE": 0, "CURRENT": 1, "SM89": 89}),
+            Runtime=load,
+            TensorIOMode=SimpleNamespace(INPUT="in"),
+            nptype=lambda dtype: np.float32,
+        )
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    gpu = Gpu()
+    trt = gpu.trt()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu.cudart())
+    nvml = module(nvmlInit=lambda: None, nvmlShutdown=lambda: None, nvmlSystemGetDriverVersion=lambda: "1.2")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
+    gpu.seen = trt.seen
+    return gpu
+
+
+def test_what_the_backend_says_of_itself(gpu):
+    backend = TensorRT("tensorrt", precision="fp32")
+    assert (backend.name, backend.precision, backend.runtime) == ("tensorrt", "fp32", Runtime(name="tensorrt", version="10.99"))
+    assert (backend.device.kind, backend.device.name, backend.device.compute_capability) == ("gpu", "Fake GPU", "8.9")
+    assert TensorRT("tensorrt-rtx").spec.compute_capabilities == ("current",)
+    assert TensorRT("tensorrt-rtx").precision == "fp16"
+
+
+def test_a_latency_is_what_the_gpu_took_with_one_inference_enqueued_ahead(gpu):
+    with TensorRT("tensorrt").compile(b"") as compiled:
+        assert isinstance(compiled, Compiled)
+        assert compiled.run(5) == pytest.approx([50.0] * 5)
+        assert (gpu.enqueued, gpu.waited, gpu.most_ahead) == (5, 5, 2)  # the one that is waited for, and one more
+        assert compiled.run(0) == []
+        gpu.inference_us = 80.0
+        assert compiled.run(1) == pytest.approx([80.0])
+        found = measure(
+            compiled, protocol.Protocol(name="p", warmup_ms=0.0, min_samples=9, max_samples=9, min_time_ms=0.0, max_time_ms=9.0)
+        )
+        assert (found.status, found.median_us) == ("ok", 80.0)
+
+
+def test_everything_on_the_device_is_released(gpu):
+    with TensorRT("tensorrt").compile(b""):
+        assert sorted(gpu.live.values()) == ["event"] * 4 + ["memory"] * 2 + ["stream"]
+    assert gpu.live == {}
+
+
+def test_everything_is_released_when_setting_up_fails(gpu, monkeypatch):
+    cudart = sys.modules["cuda.bindings.runtime"]
+    malloc = cudart.cudaMalloc
+    cudart.cudaMalloc = lambda size: malloc(size) if "memory" not in gpu.live.values() else (Error.cudaErrorLaunchFailure, None)
+    with pytest.raises(RunFailed, match="cudaMalloc: cudaErrorLaunchFailure"):
+        TensorRT("tensorrt").compile(b"")
+    assert gpu.live == {}
+
+
+def test_inputs_are_not_zeros(gpu):
+    with TensorRT("tensorrt").compile(b""):
+        assert np.abs(gpu.memory[gpu.addresses["x"]]).min() > 0
+
+
+def test_outputs_for_inputs(gpu):
+    with TensorRT("tensorrt").compile(b"") as compiled:
+        outputs = compiled.infer({"x": np.array([[-1.0, 2.0, -3.0, 4.0]])})
+        assert outputs["y"].tolist() == [[0.0, 2.0, 0.0, 4.0]]
+        with pytest.raises(LatencyError, match=r"takes inputs of shape \{'x': \(1, 4\)\}, given \{'z': \(2,\)\}"):
+            compiled.infer({"z": np.zeros(2)})
+
+
+def test_a_refused_inference_and_a_refused_engine(gpu):
+    backend = TensorRT("tensorrt")
+    with backend.load(b"engine") as compiled:
+        gpu.fail = True
+        with pytest.raises(RunFailed, match="no reason given"):
+            compiled.run(1)
+    with pytest.raises(RunFailed, match="engine of another version"):
+        backend.load(b"old")
+    assert gpu.live == {}
+
+
+def test_a_refused_build_is_in_the_builders_words(gpu):
+    gpu.parse_fail = True
+    with pytest.raises(BuildFailed, match=r"^no tactic for layer3$"):
+        build_engine(b"", "tensorrt")
+
+
+def test_the_spec_reaches_the_builder(gpu):
+    build_engine(b"", "tensorrt", EngineSpec(optimization_level=5, version_compatible=True))
+    assert ("builder_optimization_level", 5) in gpu.seen.levels
+    assert (gpu.seen.flags, gpu.seen.cleared) == (["version"], ["tf32"])
+    build_engine(b"", "tensorrt-rtx", EngineSpec(compute_capabilities=("8.9", "current")))
+    assert gpu.seen.levels[-3:] == [("num_compute_capabilities", 2), (0, 89), (1, 1)]
+    with pytest.raises(LatencyError, match=r"compute_capabilities \('8\.9',\): tensorrt builds for the GPU at hand"):
+        build_engine(b"", "tensorrt", EngineSpec(compute_capabilities=("8.9",)))
+
+
+@pytest.mark.parametrize("build", [lambda: build_engine(b"", "tensorrt"), lambda: TensorRT("tensorrt-rtx"), lambda: TensorRT("tensorrt")])
+def test_without_a_driver_it_says_so_in_one_line(gpu, build):
+    sys.modules["cuda.bindings.runtime"].cudaGetDeviceCount = lambda: (Error.cudaErrorInsufficientDriver, None)
+    with pytest.raises(DeviceUnavailable, match=r"^no NVIDIA driver found \(libcuda\.so\.1 is missing or too old\)"):
+        build()
+
+
+def test_a_build_for_the_gpu_at_hand_needs_one(gpu):
+    sys.modules["cuda.bindings.runtime"].cudaGetDeviceCount = lambda: (Error.cudaErrorInsufficientDriver, None)
+    assert build_engine(b"", "tensorrt-rtx") == b"engine"
+    with pytest.raises(DeviceUnavailable, match="no NVIDIA driver found"):
+        build_engine(b"", "tensorrt-rtx", EngineSpec(compute_capabilities=("current",)))
+
+
+def test_the_simulated_api_is_the_real_one(rtx):
+    assert all(hasattr(rtx, name) for name in ("ILogger", "Builder", "OnnxParser", "Runtime", "nptype", "TensorIOMode", "__version__"))
+    assert {"execute_async_v3", "set_tensor_address"} <= set(dir(rtx.IExecutionContext))
+    assert {"num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_shape", "get_tensor_dtype"} <= set(dir(rtx.ICudaEngine))

@@ -1,0 +1,165 @@
+import itertools
+import random
+import statistics
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latency import Protocol
+from latency.measure import measure, median_interval, summarize
+
+PROTOCOL = Protocol(name="test", warmup_ms=1.0, min_samples=20, max_samples=500, min_time_ms=2.0, max_time_ms=50.0)
+
+
+class Simulated:
+    """Inferences that advance a clock of their own; `latency_us` tells how long the n-th one takes."""
+
+    def __init__(self, latency_us):
+        self.latency_us, self.now_ns, self.calls = latency_us, 0.0, []
+
+    def clock(self):
+        return round(self.now_ns)
+
+    def run(self, count):
+        start = sum(self.calls)
+        self.calls.append(count)
+        samples = [self.latency_us(start + i) for i in range(count)]
+        self.now_ns += 1e3 * sum(samples)
+        return samples
+
+
+def quiet(noise, us=30.0, seed=0):
+    rng = random.Random(seed)
+    return lambda n: us * (1 + rng.gauss(0, noise))
+
+
+def go(latency_us, protocol=PROTOCOL):
+    timed = Simulated(latency_us)
+    return timed, measure(timed, protocol, timed.clock)
+
+
+def test_a_quiet_device_settles_soon():
+    timed, found = go(quiet(0.003))
+    assert found.status == "ok"
+    assert found.median_us == pytest.approx(30, rel=0.003)
+    assert found.low_us <= found.median_us <= found.high_us
+    assert PROTOCOL.min_samples <= len(found.samples_us) < PROTOCOL.max_samples
+    assert 3.0 <= timed.now_ns / 1e6 < 6.0  # 1 ms of warm-up, 2 ms of sampling, and the batch that is under way
+
+
+def test_warm_up_is_not_sampled():
+    timed, found = go(lambda n: 500.0 if n < 2 else 30.0)
+    assert max(found.samples_us) == 30.0
+    assert timed.calls[:2] == [1, 1]
+
+
+def test_spikes_do_not_move_the_median():
+    rng = random.Random(1)
+    _, found = go(lambda n: 30.0 * (1 + rng.gauss(0, 0.003)) + (900.0 if rng.random() < 0.05 else 0.0))
+    assert found.status == "ok"
+    assert found.median_us == pytest.approx(30, rel=0.005)
+
+
+def test_noise_is_sampled_up_to_the_ceiling_and_called_unstable():
+    _, found = go(quiet(0.5))
+    assert found.status == "unstable"
+    assert len(found.samples_us) == PROTOCOL.max_samples
+    assert found.high_us - found.low_us > 2 * PROTOCOL.half_width * found.median_us
+
+
+def test_more_noise_takes_more_samples():
+    counts = [len(go(quiet(noise))[1].samples_us) for noise in (0.002, 0.04)]
+    assert counts[0] < counts[1]
+
+
+def test_drift_is_unstable():
+    _, found = go(lambda n: 30.0 * (1 + n / 1000))
+    assert found.status == "unstable"
+    assert len(found.samples_us) == PROTOCOL.max_samples
+
+
+def test_drift_is_unstable_though_the_interval_is_narrow_and_the_interval_then_spans_it():
+    first, second = [29.3] * 51 + [30.0] * 49, [30.0] * 49 + [30.7] * 51
+    low_us, high_us = median_interval(first + second, 0.95)
+    assert (low_us, high_us) == (30.0, 30.0)
+    found = summarize(first + second, PROTOCOL)
+    assert (found.status, found.low_us, found.median_us, found.high_us) == ("unstable", 29.3, 30.0, 30.7)
+
+
+def test_a_slow_network_stops_at_the_ceiling_of_time_but_not_below_the_floor_of_samples():
+    _, found = go(lambda n: 1e5)
+    assert (len(found.samples_us), found.status) == (PROTOCOL.min_samples, "ok")
+
+
+def test_the_floor_of_time_is_kept():
+    timed, found = go(lambda n: 5.0)
+    assert timed.now_ns / 1e6 >= PROTOCOL.warmup_ms + PROTOCOL.min_time_ms
+    assert len(found.samples_us) * 5e-3 >= PROTOCOL.min_time_ms
+
+
+def test_samples_are_kept_to_a_nanosecond():
+    found = summarize([1.00049, 1.00051, 1.002], PROTOCOL)
+    assert found.samples_us == (1.0, 1.001, 1.002)
+    assert found.median_us == 1.001
+    assert summarize([1.0, 1.001], PROTOCOL).median_us == statistics.median([1.0, 1.001]).__round__(3)
+
+
+def test_one_sample_is_its_own_interval():
+    found = summarize([7.0], PROTOCOL)
+    assert (found.low_us, found.median_us, found.high_us) == (7.0, 7.0, 7.0)
+    assert msgspec.to_builtins(found)["samples_us"] == (7.0,)
+
+
+@pytest.mark.parametrize("n", [3, 5, 7])
+def test_interval_equals_every_resample_counted(n):
+    """For an odd number the ends are exact: the percentiles of the medians of all n^n resamples."""
+    medians = np.sort(np.median(np.array(list(itertools.product(range(n), repeat=n))), axis=1))
+    for confidence in (0.5, 0.8, 0.95):
+        low, high = median_interval([float(k) for k in range(n)], confidence)
+        tail = (1 - confidence) / 2
+        shares = [np.mean(medians <= k) for k in range(n)]
+        assert low == next(k for k in range(n) if shares[k] >= tail)
+        assert high == n - 1 - low
+
+
+@pytest.mark.parametrize("n", [4, 6])
+def test_interval_of_an_even_number_is_never_narrower_than_the_exact_one(n):
+    medians = np.sort(np.median(np.array(list(itertools.product(range(n), repeat=n))), axis=1))
+    for confidence in (0.5, 0.8, 0.95):
+        low, high = median_interval([float(k) for k in range(n)], confidence)
+        tail = (1 - confidence) / 2
+        assert low <= np.quantile(medians, tail, method="inverted_cdf")
+        assert high >= np.quantile(medians, 1 - tail, method="inverted_cdf")
+
+
+def test_interval_agrees_with_sampled_resamples():
+    rng = np.random.default_rng(0)
+    samples = np.sort(rng.lognormal(size=101))
+    low, high = median_interval(samples.tolist(), 0.95)
+    medians = np.median(rng.choice(samples, size=(20_000, 101)), axis=1)
+    ranks = np.searchsorted(samples, [*np.quantile(medians, [0.025, 0.975]), low, high])
+    assert np.abs(ranks[:2] - ranks[2:]).max() <= 1
+
+
+def test_interval_covers_the_true_median_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = [low <= 0 <= high for low, high in (median_interval(rng.normal(size=50).tolist(), 0.95) for _ in range(1000))]
+    assert 0.93 <= np.mean(covered) <= 0.985
+
+
+@given(st.lists(st.floats(0.1, 1e6), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
+def test_interval_is_of_the_samples_and_holds_the_median(samples, confidence):
+    low, high = median_interval(samples, confidence)
+    assert low in samples
+    assert high in samples
+    assert low <= statistics.median(samples) <= high
+    assert median_interval(samples, 0.999)[0] <= low
+
+
+def test_ranks_of_large_samples_stay_sound():
+    low, high = median_interval([float(k) for k in range(10_001)], 0.95)
+    assert high - 5000 == 5000 - low
+    assert low == pytest.approx(5000 - 1.96 * 0.5 * 10_001**0.5, abs=2)  # the normal limit

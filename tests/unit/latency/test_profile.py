@@ -1,0 +1,216 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from latency import FingerprintMismatch, LatencyTable, TableError, Workload, profile
+from latency.profile import Dropped, Measured, Resumed, Retrying, overhead_onnx
+
+
+@pytest.fixture
+def backend(kit):
+    return kit.FakeBackend()
+
+
+@pytest.fixture
+def workloads(kit):
+    blocks = [kit.block(a, b) for a in (8, 16) for b in (8, 16)]
+    network = [kit.spec(8, 16), kit.spec(16, 8)]
+    return [*blocks, Workload.network(network, lambda: b"a network")]
+
+
+@pytest.fixture
+def run(kit, backend, workloads, tmp_path):
+    def run(**changes):
+        settings = {
+            "workloads": workloads,
+            "backend": backend,
+            "out": tmp_path / "t.jsonl",
+            "protocol": kit.QUICK,
+            "lowering": "1",
+            **changes,
+        }
+        return list(profile(settings.pop("workloads"), settings.pop("backend"), settings.pop("out"), **settings))
+
+    return run
+
+
+def keys_on_disk(path):
+    return [msgspec.json.decode(line)["key"] for line in path.read_bytes().splitlines()[1:]]
+
+
+def test_each_workload_becomes_a_row_and_the_overhead_too(run, workloads, tmp_path):
+    events = run(space="toy")
+    table = LatencyTable.load(tmp_path / "t.jsonl")
+    assert [row.key for row in table.rows] == ["overhead", *(work.key for work in workloads)]
+    assert [row.kind for row in table.rows] == ["overhead", "block", "block", "block", "block", "network"]
+    assert all(row.status == "ok" for row in table.rows)
+    assert events == [Measured(row, i + 1, 6) for i, row in enumerate(table.rows)]
+    assert (table.header.space, table.header.lowering, table.header.runtime.name) == ("toy", "1", "fake")
+    assert table.rows[-1].blocks == tuple(work.key for work in (workloads[1], workloads[2]))
+
+
+def test_a_network_is_named_by_its_blocks(kit):
+    one, same, other = (Workload.network([kit.spec(8, b), kit.spec(b, 8)], lambda: b"") for b in (8, 8, 16))
+    assert one.key == same.key != other.key
+    assert one.key.startswith("network-")
+
+
+def test_a_key_is_measured_once(run, workloads, backend, tmp_path):
+    run(workloads=[*workloads, *workloads])
+    assert sorted(keys_on_disk(tmp_path / "t.jsonl")) == sorted({"overhead", *(work.key for work in workloads)})
+    assert len(backend.compiled) == 6
+
+
+def test_what_is_ok_is_not_measured_again(run, backend, workloads, kit, tmp_path):
+    run()
+    before = (tmp_path / "t.jsonl").read_bytes()
+    assert run() == [Resumed(6, 6)]
+    assert (tmp_path / "t.jsonl").read_bytes() == before
+    more = run(workloads=[*workloads, kit.block(24, 8)])
+    assert more[0] == Resumed(6, 7)
+    assert [event.row.key for event in more[1:]] == [kit.spec(24, 8).key]
+    assert len(backend.compiled) == 7
+
+
+def test_a_failure_is_a_row_and_the_rest_goes_on(run, backend, workloads, tmp_path):
+    backend.build_fails, backend.run_fails = {workloads[0].key}, {workloads[1].key}
+    run()
+    rows = {row.key: row for row in LatencyTable.load(tmp_path / "t.jsonl").rows}
+    built, ran = rows[workloads[0].key], rows[workloads[1].key]
+    assert (built.status, built.error, built.samples_us) == ("build_failed", "unsupported operator Foo", ())
+    assert (ran.status, ran.error) == ("run_failed", "out of memory")
+    assert sum(row.status == "ok" for row in rows.values()) == 4
+
+
+def test_a_failure_is_tried_again_by_the_next_run(run, backend, workloads, tmp_path):
+    backend.build_fails = {workloads[0].key}
+    run()
+    backend.build_fails = set()
+    events = run()
+    assert events[0] == Resumed(5, 6)
+    assert [(event.row.key, event.row.status, event.done) for event in events[1:]] == [(workloads[0].key, "ok", 6)]
+
+
+def test_unstable_rows_are_tried_once_more_at_the_end(run, backend, workloads, tmp_path):
+    shaky, hopeless = workloads[0].key, workloads[2].key
+    backend.noise = {shaky: 0.5, hopeless: 0.5}
+    compile_onnx = backend.compile
+
+    def compile_and_calm(onnx):
+        if backend.compiled.count(shaky):
+            backend.noise.pop(shaky, None)
+        return compile_onnx(onnx)
+
+    backend.compile = compile_and_calm
+    events = run()
+    assert [type(event) for event in events] == [Measured] * 6 + [Retrying] + [Measured] * 2
+    assert events[6] == Retrying(2)
+    assert [event.row.key for event in events[7:]] == [shaky, hopeless]
+    assert {event.done for event in events[7:]} == {6}
+    rows = {row.key: row.status for row in LatencyTable.load(tmp_path / "t.jsonl").rows}
+    assert (rows[shaky], rows[hopeless]) == ("ok", "unstable")
+
+
+def test_a_table_measured_otherwise_is_refused_before_anything_is_measured(run, backend, kit, tmp_path):
+    run()
+    count = len(backend.compiled)
+    with pytest.raises(FingerprintMismatch, match=r"lowering '1', wanted '2'"):
+        run(lowering="2")
+    other = kit.FakeBackend()
+    other.device = msgspec.structs.replace(kit.CPU, threads=2)
+    with pytest.raises(FingerprintMismatch, match=r"device\.threads 1, wanted 2"):
+        run(backend=other)
+    assert len(backend.compiled) == count
+    assert other.compiled == []
+
+
+def test_two_profilers_cannot_share_a_table(kit, backend, workloads, tmp_path):
+    first = profile(workloads, backend, tmp_path / "t.jsonl", protocol=kit.QUICK, lowering="1")
+    next(first)
+    with pytest.raises(TableError, match=rf"process {os.getpid()} is writing"):
+        next(profile(workloads, backend, tmp_path / "t.jsonl", protocol=kit.QUICK, lowering="1"))
+    first.close()  # as Ctrl-C does
+    assert next(profile(workloads, backend, tmp_path / "t.jsonl", protocol=kit.QUICK, lowering="1")) == Resumed(1, 6)
+
+
+def test_cut_anywhere_it_resumes_with_every_row_once(run, workloads, backend, tmp_path):
+    run()
+    path = tmp_path / "t.jsonl"
+    data, keys = path.read_bytes(), keys_on_disk(path)
+    ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
+    offsets = {0, 1, *(end + shift for end in ends for shift in (-2, -1, 0, 1)), *range(0, len(data), 97)}
+    for size in sorted(offset for offset in offsets if offset <= len(data)):
+        path.write_bytes(data[:size])
+        backend.compiled.clear()
+        events = run()
+        kept = data[: data.rfind(b"\n", 0, size) + 1]
+        assert path.read_bytes().startswith(kept)
+        assert keys_on_disk(path) == keys
+        assert len(backend.compiled) == len(keys) - max(0, kept.count(b"\n") - 1)
+        assert any(isinstance(event, Dropped) for event in events) == (size > 0 and size not in ends)
+        LatencyTable.load(path)
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from conftest import QUICK, FakeBackend, FakeCompiled, block
+from latency import Workload, profile
+
+class Slow(FakeCompiled):
+    def run(self, count):
+        time.sleep(5e-4)
+        return super().run(count)
+
+class SlowBackend(FakeBackend):
+    def compile(self, onnx):
+        with open(sys.argv[1] + ".log", "ab") as log:
+            log.write(onnx + b"\\n" if b"Relu" not in onnx else b"overhead\\n")
+        return Slow(30.0, 0.001, False)
+
+works = [block(a, b) for a in range(8, 129, 8) for b in range(8, 129, 8)]
+for event in profile(works, SlowBackend(), sys.argv[1], protocol=QUICK, lowering="1"):
+    pass
+"""
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_measured_twice(tmp_path):
+    path, rng = tmp_path / "t.jsonl", random.Random(0)
+    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent)]
+    kills, before = 0, b""
+    while kills < 6:
+        child = subprocess.Popen(command)
+        deadline = time.monotonic() + 30
+        while (path.stat().st_size if path.exists() else 0) <= len(before) and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)  # until it has started to append
+        time.sleep(rng.uniform(0, 0.08))
+        child.send_signal(signal.SIGKILL)
+        if child.wait() == 0:
+            break
+        kills += 1
+        after = path.read_bytes()
+        whole = before[: before.rfind(b"\n") + 1]
+        assert after.startswith(whole)
+        before = after
+    subprocess.run(command, check=True)
+    keys = keys_on_disk(path)
+    assert len(keys) == len(set(keys)) == 1 + 16 * 16
+    assert kills >= 3
+    LatencyTable.load(path)
+    measured = Path(f"{path}.log").read_text().splitlines()
+    assert set(measured) == set(keys)
+    assert len(measured) <= len(keys) + kills
+
+
+def test_the_overhead_is_a_sound_model():
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_from_string(overhead_onnx())
+    onnx.checker.check_model(model, full_check=True)
+    assert len(model.graph.node) == 1
