@@ -1,0 +1,10 @@
+"""The same function with fewer operations: merge the branches of a network, remove its masked channels."""
+
+from reparam.blocks import ChannelMask, ConvBlock, RepVGGBlock
+from reparam.counting import Counts, count
+from reparam.equivalence import Difference, compare
+from reparam.errors import ReparamError
+from reparam.fuse import fuse
+from reparam.squeeze import squeeze
+
+__all__ = ["ChannelMask", "ConvBlock", "Counts", "Difference", "RepVGGBlock", "ReparamError", "compare", "count", "fuse", "squeeze"]
