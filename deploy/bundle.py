@@ -1,0 +1,252 @@
+"""The directory that ships: its manifest, how it is written whole, and how a change in it is found."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from deploy.errors import BundleError
+from deploy.lowering import Precision
+from deploy.validate import BudgetVerdict, Step, interval, microseconds
+from latency import Device, Latency, Measurement, Protocol, Runtime
+
+MANIFEST = "manifest.json"
+SCHEMA = "bundle/1"
+ONNX, ONNX_FP16, ENGINE, REFERENCE = "model.onnx", "model.fp16.onnx", "model.engine", "reference.safetensors"
+_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
+
+Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One form of the network in the chain from its architecture to its engine."""
+
+    name: str
+    sha256: str
+    """of the file, or of the tensors where the form is not in the bundle"""
+    made_from: str
+    """name of the form before; "" for the first"""
+    file: str = ""
+    """where it is in the bundle; "" where only its hash is kept"""
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is left of a layer's output channels."""
+
+    name: str
+    kept: int
+    of: int
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Size, quality and speed of one network, as deployed."""
+
+    params: int
+    macs: int
+    """multiply-accumulates of convolutions and linear layers for one sample"""
+    accuracy: float | None
+    """on the bundle's samples with the precision that ships; None without labels"""
+    predicted: Latency | None
+    """by a latency table, for one batch"""
+    measured: Measurement | None
+    """on `Manifest.device`, for one batch; the two networks in turns, in one run"""
+    not_measured: str = ""
+    """why `measured` is None"""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that is known about a bundle; manifest.json."""
+
+    schema: Literal["bundle/1"] = SCHEMA
+    created: str
+    """ISO 8601, UTC"""
+    target: Target
+    precision: Precision
+    """of the shipped network's arithmetic; its input and output are float32"""
+    input_shape: tuple[int, ...]
+    """batch first"""
+    output_shape: tuple[int, ...]
+    samples: int
+    """how many the validation ran on"""
+    samples_from: Literal["given", "random"]
+    classes: tuple[str, ...]
+    """names of the outputs"""
+    preprocessing: dict[str, Any]
+    """from an image file to the input, as the trainer recorded it"""
+    shipped: Network
+    unpruned: Network | None
+    budget_us: float | None
+    """latency that one batch may take"""
+    budget_verdict: BudgetVerdict
+    layers: tuple[Layer, ...]
+    validation: tuple[Step, ...]
+    device: Device | None
+    """where the latencies were measured; None where nothing could be"""
+    runtime: Runtime
+    protocol: Protocol
+    build: dict[str, Any]
+    """options of the engine's build"""
+    lowering: str
+    versions: dict[str, str]
+    """of the packages that made the bundle"""
+    provenance: dict[str, str]
+    """hashes and facts of what the network was made from, as the caller knows them"""
+    chain: tuple[Link, ...]
+    files: dict[str, str]
+    """sha256 of every other file of the bundle"""
+    seal: str = ""
+    """sha256 of manifest.json with zeros in this place"""
+
+    @property
+    def failures(self) -> list[str]:
+        """Each verdict that does not hold, in words. What was not run, and a latency that is unsure, are no failures."""
+        lines = [f"{step.name} {step.precision}: {step.reason}" for step in self.validation if step.verdict == "failed"]
+        if self.budget_verdict == "missed" and self.shipped.measured and self.budget_us:
+            lines.append(f"latency: {interval(self.shipped.measured)}, the budget is {microseconds(self.budget_us)}")
+        return lines
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk."""
+
+    directory: Path
+    manifest: Manifest
+
+    def read(self, file: str) -> bytes:
+        """A file of the bundle that is as the manifest says.
+
+        Raises:
+            BundleError: it is missing or changed.
+        """
+        if problem := _problem(self.directory / file, self.manifest.files[file]):
+            raise BundleError(f"{self.directory}: {file} {problem}; export again")
+        return (self.directory / file).read_bytes()
+
+
+def sha256(data: bytes) -> str:
+    """Hash of bytes, as all artefacts name each other."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def refuse_occupied(out: Path) -> None:
+    """Make sure that a bundle may be written to `out`: it is absent, empty, or an older bundle and nothing else.
+
+    Raises:
+        BundleError: something else is there.
+    """
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir() or out.is_symlink():
+        raise BundleError(f"{out} exists and is no directory; give another --out")
+    if not any(out.iterdir()):
+        return
+    if not (out / MANIFEST).is_file():
+        raise BundleError(f"{out} exists and holds something else than a bundle; give another --out, or remove it")
+    try:
+        manifest = load(out).manifest
+    except BundleError as error:
+        raise BundleError(f"a bundle is in the way, and not as it was written: {error}; give another --out, or remove it") from error
+    strangers = sorted(set(_files(out)) - set(manifest.files) - {MANIFEST})
+    if strangers:
+        raise BundleError(f"{out} holds a bundle and also {strangers[0]}, which would be lost; give another --out, or move it away")
+
+
+def write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle so that it appears whole: beside its place first, then renamed. An older bundle there is replaced.
+
+    Args:
+        out: the directory.
+        manifest: `files` and `seal` are filled in.
+        files: content by name.
+
+    Raises:
+        BundleError: something else is in the way, or the disk refuses.
+    """
+    refuse_occupied(out)
+    manifest = msgspec.structs.replace(manifest, files={name: sha256(data) for name, data in sorted(files.items())})
+    sealed = _seal(manifest)
+    fresh, old = (out.parent / f".{out.name}.{os.getpid()}.{kind}" for kind in ("new", "old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        for name, data in {**files, MANIFEST: sealed}.items():
+            with (fresh / name).open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if out.exists():
+            out.rename(old)
+        fresh.rename(out)
+    except OSError as error:
+        raise BundleError(f"{out} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    return load(out)
+
+
+def load(directory: str | Path) -> Bundle:
+    """Read a bundle's manifest; `Bundle.read` then checks each file that is asked for.
+
+    Raises:
+        BundleError: there is no bundle, or its manifest was changed.
+    """
+    directory = Path(directory)
+    try:
+        data = (directory / MANIFEST).read_bytes()
+    except OSError as error:
+        raise BundleError(f"{directory} is no bundle: it has no {MANIFEST}; make one with `lathe export`") from error
+    if not (seal := _SEAL.search(data)) or sha256(_blank(data)) != seal[1].decode():
+        raise ChangedManifest(f"{directory}: {MANIFEST} was changed after it was written")
+    try:
+        return Bundle(directory, msgspec.json.decode(data, type=Manifest))
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{directory}: {MANIFEST}: {error}; it was written by another version of this program") from error
+
+
+class ChangedManifest(BundleError):
+    """A manifest is not as it was written."""
+
+
+def check_files(bundle: Bundle) -> dict[str, str]:
+    """What is wrong with each file that is missing, changed or extra, by name; empty for a bundle as it was written."""
+    found = set(_files(bundle.directory)) - {MANIFEST}
+    problems = {name: _problem(bundle.directory / name, digest) for name, digest in bundle.manifest.files.items()}
+    extra = dict.fromkeys(found - set(problems), "is not in the manifest")
+    return {name: problem for name, problem in sorted({**problems, **extra}.items()) if problem}
+
+
+def _problem(path: Path, digest: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return "" if hashlib.file_digest(file, "sha256").hexdigest() == digest else "was changed"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _files(directory: Path) -> Iterator[str]:
+    return (str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def _seal(manifest: Manifest) -> bytes:
+    draft = msgspec.json.encode(msgspec.structs.replace(manifest, seal="0" * 64))
+    blank = msgspec.json.format(draft, indent=2) + b"\n"
+    return blank[: -len(_ZERO_END)] + _ZERO_END.replace(b"0" * 64, sha256(blank).encode())
+
+
+def _blank(data: bytes) -> bytes:
+    return data[: -len(_ZERO_END)] + _ZERO_END
+
+
+_ZERO_END = b'"seal": "' + b"0" * 64 + b'"\n}\n'

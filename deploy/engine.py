@@ -1,0 +1,212 @@
+"""From ONNX to what runs on the target, and that at work: its outputs and its latency. All through `latency.backends`."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
+
+from deploy.bundle import Target
+from deploy.errors import DeployError
+from deploy.lowering import Precision
+from deploy.validate import CannotRun, Outputs, Samples
+from latency import Device, Measurement, Protocol, Runtime, backends
+from latency.backends.tensorrt import EngineSpec, TensorRT, build_engine
+from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, one_line, require
+from latency.measure import Timed, measure, summarize
+
+TARGETS: dict[Target, Precision] = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
+"""Every target with the precision that it ships by default."""
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 20
+
+
+def target_of(name: str) -> Target:
+    """A target by its name.
+
+    Raises:
+        DeployError: there is none of that name; lists the known ones.
+    """
+    for target in TARGETS:
+        if target == name:
+            return target
+    raise DeployError(f"target {name!r} is unknown: choose one of {', '.join(TARGETS)}")
+
+
+def build(model: bytes, target: Target, spec: EngineSpec) -> bytes:
+    """Build the engine of a target; empty for onnxruntime, which runs the ONNX itself.
+
+    Raises:
+        LatencyError: the target's package is missing, its compiler refuses the network, or it needs a GPU and there is none.
+    """
+    return b"" if target == "onnxruntime" else build_engine(model, target, spec)
+
+
+def runtime_of(target: Target) -> Runtime:
+    """The runtime that is installed for a target; needs no GPU.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    module = require(target.replace("-", "_"), "" if target == "onnxruntime" else target)
+    return Runtime(name=target, version=module.__version__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A network at work on its target."""
+
+    device: Device
+    runtime: Runtime
+    timed: Timed
+    outputs: Callable[[Samples], Outputs]
+
+
+@contextlib.contextmanager
+def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) -> Iterator[Running | str]:
+    """Start a network on its target; what it holds there is released at the end.
+
+    Args:
+        target: what runs it.
+        model: the ONNX.
+        engine: as `build` returned it.
+        threads: of ONNX Runtime.
+
+    Yields:
+        The running network, or why this machine cannot run it: no such device, or a runtime that refuses the network, in its words.
+    """
+    try:
+        if target == "onnxruntime":
+            backend = backends.get(target, threads=threads)
+            compiled, outputs = backend.compile(model), onnx_runner(model, threads)
+        else:
+            backend = TensorRT(target)
+            compiled = backend.load(engine)
+            outputs = _in_batches(compiled.infer, model)
+    except (BuildFailed, DeviceUnavailable, MissingExtra, RunFailed) as error:
+        yield str(error)
+        return
+    with compiled:
+        yield Running(device=backend.device, runtime=backend.runtime, timed=compiled, outputs=outputs)
+
+
+def onnx_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
+    """What ONNX Runtime computes on the CPU, as a function of any number of samples.
+
+    It raises CannotRun where there is no kernel for an operator, and DeployError where the model is refused.
+    """
+
+    @functools.cache
+    def session() -> onnxruntime.InferenceSession:
+        return _session(model, threads)
+
+    def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        return _run(session(), inputs)
+
+    return _in_batches(infer, model)
+
+
+def half_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
+    """As `onnx_runner`, for a half-precision model: operator by operator, each rounding what it hands on.
+
+    Given the whole graph on a CPU, ONNX Runtime computes it in float32 throughout, and an overflow goes unseen.
+    """
+
+    @functools.cache
+    def sessions() -> list[onnxruntime.InferenceSession]:
+        return [_session(part.SerializeToString(), threads) for part in _operators(onnx.load_from_string(model))]
+
+    def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        values = dict(inputs)
+        for session in sessions():
+            values |= _run(session, {value.name: values[value.name] for value in session.get_inputs()})
+        return values
+
+    return _in_batches(infer, model)
+
+
+def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what matters arrives as an exception
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except ort_errors.NotImplemented as error:
+        raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
+    except (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.RuntimeException) as error:
+        raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
+
+
+def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = [value.name for value in session.get_outputs()]
+    return {name: np.asarray(value) for name, value in zip(names, session.run(names, dict(inputs)), strict=True)}
+
+
+def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
+    """Each operator of a graph with known shapes, as a model of its own."""
+    graph = model.graph
+    weights = {value.name: value for value in graph.initializer}
+    values = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    for node in graph.node:
+        read = [name for name in dict.fromkeys(node.input) if name]
+        part = onnx.helper.make_graph(
+            [node],
+            node.name,
+            [values[name] for name in read if name not in weights],
+            [values[name] for name in node.output if name],
+            [weights[name] for name in read if name in weights],
+        )
+        yield onnx.helper.make_model(part, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+
+
+def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[str, Measurement]:
+    """Measure several networks in one run, a few samples of each in turn, so that all see the same machine.
+
+    Every round measures each network by a fifth of the protocol, alternately in this order and the reverse. There are at least 5 rounds,
+    and more, up to 20, until every network's samples together settle.
+
+    Raises:
+        RunFailed: a runtime refuses.
+    """
+    part = msgspec.structs.replace(
+        protocol,
+        min_samples=-(-protocol.min_samples // MIN_ROUNDS),
+        max_samples=-(-protocol.max_samples // MIN_ROUNDS),
+        min_time_ms=protocol.min_time_ms / MIN_ROUNDS,
+        max_time_ms=protocol.max_time_ms / MIN_ROUNDS,
+    )
+    samples_us: dict[str, list[float]] = {name: [] for name in networks}
+    order = list(networks)
+    for done in range(1, MAX_ROUNDS + 1):
+        for name in order:
+            samples_us[name] += measure(networks[name], part).samples_us
+        order.reverse()
+        if done >= MIN_ROUNDS:
+            measurements = {name: summarize(samples, protocol) for name, samples in samples_us.items()}
+            if done == MAX_ROUNDS or all(measurement.status == "ok" for measurement in measurements.values()):
+                return measurements
+    raise AssertionError("the last round returns")
+
+
+def _in_batches(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Samples], Outputs]:
+    """Feed any number of samples to a network of a fixed batch; the last batch is filled up with its own first sample."""
+    graph = onnx.load_from_string(model).graph
+    into, out = graph.input[0], graph.output[0]
+    batch = into.type.tensor_type.shape.dim[0].dim_value
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(into.type.tensor_type.elem_type)
+
+    def run(samples: Samples) -> Outputs:
+        results = []
+        for start in range(0, len(samples), batch):
+            part = samples[start : start + batch].astype(dtype)
+            full = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
+            results.append(infer({into.name: full})[out.name][: len(part)])
+        return np.concatenate(results)
+
+    return run

@@ -1,0 +1,354 @@
+"""Turn a network into a directory that ships: fused, squeezed, lowered, built, checked at every step, timed."""
+
+import copy
+import datetime
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from deploy import bundle, engine, lowering
+from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
+from deploy.errors import DeployError
+from deploy.lowering import Precision, to_onnx
+from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Step, accuracy, climb, judge_latency
+from latency import Device, Latency, Measurement, Protocol, RunFailed
+from latency.backends.tensorrt import EngineSpec
+from latency.protocol import DEFAULT
+from reparam import Counts, count, fuse, squeeze
+
+RANDOM_SAMPLES = 8
+"""Inputs that are drawn where none are given."""
+PROOF_SAMPLES = 32
+"""Inputs that the rewrites are proved on in float64, at most."""
+REFERENCE_SAMPLES = 8
+"""Inputs that are kept in the bundle with the outputs of the trained network, for `verify`."""
+
+
+def export(
+    model: nn.Module | bytes,
+    example_input: Tensor | None = None,
+    *,
+    target: str,
+    out: str | Path,
+    samples: Tensor | np.ndarray | None = None,
+    labels: Tensor | np.ndarray | None = None,
+    baseline: nn.Module | None = None,
+    budget_ms: float | None = None,
+    precision: Precision | None = None,
+    protocol: Protocol = DEFAULT,
+    threads: int = 1,
+    engine_spec: EngineSpec | None = None,
+    predicted: Latency | None = None,
+    predicted_baseline: Latency | None = None,
+    classes: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, str] | None = None,
+    attachments: Mapping[str, bytes] | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Bundle:
+    """Write the bundle of a network. It is written whole at the end, whatever its verdicts are: ask `Manifest.failures`.
+
+    Args:
+        model: a module in its trained form, with branches and masks, or a serialised ONNX model of one input and one output.
+        example_input: float tensor of the input's shape, batch first; an ONNX model says its shape itself.
+        target: what it ships on: onnxruntime, tensorrt or tensorrt-rtx.
+        out: the directory: absent, empty, or an older bundle, which is replaced.
+        samples: real inputs, preprocessed, [samples, ...]; seeded random ones where there are none.
+        labels: class index of each sample.
+        baseline: the unpruned network, timed in turns with the shipped one.
+        budget_ms: latency that one batch may take.
+        precision: None for the target's own: fp32 on ONNX Runtime, fp16 on TensorRT.
+        protocol: how to time.
+        threads: of ONNX Runtime.
+        engine_spec: how to build an engine; None for the defaults.
+        predicted: what a latency table says of the network.
+        predicted_baseline: the same of the unpruned one.
+        classes: names of the outputs.
+        preprocessing: from an image file to the input; kept for whoever runs the bundle.
+        provenance: hashes and facts to keep in the manifest.
+        attachments: files to keep in the bundle, by name; architecture.json begins the chain of hashes, and the report shows it and
+            history.jsonl.
+        on_step: called with the name of each step as it begins.
+
+    Raises:
+        DeployError: an argument does not fit, the network cannot be lowered, or something is in the way.
+        ReparamError: the network cannot be fused or squeezed.
+        LatencyError: the engine cannot be built.
+    """
+    out = Path(out)
+    bundle.refuse_occupied(out)
+    target = engine.target_of(target)
+    precision = precision or engine.TARGETS[target]
+    if target == "onnxruntime" and precision != "fp32":
+        raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
+    if budget_ms is not None and not budget_ms > 0:
+        raise DeployError(f"budget_ms must be above 0, found {budget_ms}")
+    if threads < 1:
+        raise DeployError(f"threads must be at least 1, found {threads}")
+    budget_us = None if budget_ms is None else budget_ms * 1000
+    runtime = engine.runtime_of(target)
+    spec = engine_spec or EngineSpec()
+    attachments = _attachments(attachments or {})
+    shape = _input_shape(model, example_input)
+    data, truth, given = _samples(samples, labels, shape)
+
+    on_step("fuse, squeeze and lower")
+    if isinstance(model, bytes):
+        network = _from_onnx(model, precision, threads)
+    else:
+        network = _from_module(model, shape, precision, threads, data, attachments.get("architecture.json"))
+    unpruned = None if baseline is None else _lower(fuse(_in_float32(baseline)), shape, precision)
+
+    on_step(f"build for {target}")
+    built = engine.build(network.shipped, target, spec)
+    built_unpruned = engine.build(unpruned.shipped, target, spec) if unpruned else b""
+
+    with ExitStack() as stack:
+        running = {"shipped": stack.enter_context(engine.running(target, network.shipped, built, threads=threads))}
+        if unpruned:
+            running["unpruned"] = stack.enter_context(engine.running(target, unpruned.shipped, built_unpruned, threads=threads))
+        on_step("validate")
+        rungs = list(network.rungs)
+        if built:
+            at_work = running["shipped"]
+            rungs.append(Rung("engine", precision, at_work if isinstance(at_work, str) else at_work.outputs))
+        steps, outputs = climb(rungs, data, truth)
+        on_step("measure")
+        timing = _time(running, protocol)
+
+    reference = outputs[rungs[0].name]
+    files = {
+        bundle.ONNX: network.onnx,
+        bundle.REFERENCE: safetensors.numpy.save({"samples": data[:REFERENCE_SAMPLES], "outputs": reference[:REFERENCE_SAMPLES]}),
+        **attachments,
+    }
+    chain = list(network.chain)
+    if network.onnx_fp16:
+        files[bundle.ONNX_FP16] = network.onnx_fp16
+    if built:
+        files[bundle.ENGINE] = built
+        chain.append(Link(name="engine", sha256=sha256(built), made_from=chain[-1].name, file=bundle.ENGINE))
+    facts = timing.of("shipped", network.counts, _last_accuracy(steps), predicted)
+    measured = facts.measured
+    manifest = Manifest(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        target=target,
+        precision=precision,
+        input_shape=shape,
+        output_shape=(shape[0], *reference.shape[1:]),
+        samples=len(data),
+        samples_from="given" if given else "random",
+        classes=tuple(classes),
+        preprocessing=dict(preprocessing or {}),
+        shipped=facts,
+        unpruned=timing.of("unpruned", unpruned.counts, _onnx_accuracy(unpruned, data, truth, threads), predicted_baseline)
+        if unpruned
+        else None,
+        budget_us=budget_us,
+        budget_verdict="not run" if measured is None else judge_latency(measured.low_us, measured.high_us, budget_us),
+        layers=network.layers,
+        validation=(*network.proofs, *steps),
+        device=timing.device,
+        runtime=runtime,
+        protocol=protocol,
+        build=msgspec.to_builtins(spec) if built else {},
+        lowering=lowering.LOWERING_VERSION,
+        versions=_versions(),
+        provenance=dict(provenance or {}),
+        chain=tuple(chain),
+        files={},
+    )
+    on_step("write")
+    return bundle.write(out, manifest, files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lowered:
+    """A network as ONNX."""
+
+    onnx: bytes
+    onnx_fp16: bytes  # empty where float32 ships
+    counts: Counts
+
+    @property
+    def shipped(self) -> bytes:
+        return self.onnx_fp16 or self.onnx
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network(_Lowered):
+    """A network as ONNX, and how it became that."""
+
+    rungs: tuple[Rung, ...]
+    chain: tuple[Link, ...]
+    layers: tuple[Layer, ...] = ()
+    proofs: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Timing:
+    device: Device | None
+    measured: Mapping[str, Measurement]
+    reason: str = ""
+
+    def of(self, name: str, counts: Counts, accuracy: float | None, predicted: Latency | None) -> Network:
+        return Network(
+            params=counts.params,
+            macs=counts.macs,
+            accuracy=accuracy,
+            predicted=predicted,
+            measured=self.measured.get(name),
+            not_measured=self.reason,
+        )
+
+
+def _from_module(
+    model: nn.Module, shape: tuple[int, ...], precision: Precision, threads: int, samples: Samples, architecture: bytes | None
+) -> _Network:
+    # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
+    fused = fuse(copy.deepcopy(model).cpu().double())
+    exact = {"trained": copy.deepcopy(model).cpu().double(), "fused": fused, "squeezed": squeeze(fused, torch.zeros(shape))}
+    proofs, _ = climb([Rung(name, "fp64", _torch_runner(form, torch.float64)) for name, form in exact.items()], samples[:PROOF_SAMPLES])
+
+    forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
+    lowered = _lower(forms["squeezed"], shape, precision)
+    rungs = [Rung(name, "fp32", _torch_runner(form, torch.float32)) for name, form in forms.items()]
+    rungs.append(Rung("onnx", "fp32", engine.onnx_runner(lowered.onnx, threads)))
+    chain = [] if architecture is None else [Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json")]
+    for name, form in forms.items():
+        chain.append(Link(name=name, sha256=_hash(form), made_from=chain[-1].name if chain else ""))
+    chain.append(Link(name="onnx", sha256=sha256(lowered.onnx), made_from="squeezed", file=bundle.ONNX))
+    if lowered.onnx_fp16:
+        rungs.append(Rung("onnx-fp16", "fp16", engine.half_runner(lowered.onnx_fp16, threads)))
+        chain.append(Link(name="onnx-fp16", sha256=sha256(lowered.onnx_fp16), made_from="squeezed", file=bundle.ONNX_FP16))
+    return _Network(
+        onnx=lowered.onnx,
+        onnx_fp16=lowered.onnx_fp16,
+        counts=lowered.counts,
+        rungs=tuple(rungs),
+        chain=tuple(chain),
+        layers=_layers(forms["fused"], forms["squeezed"]),
+        proofs=tuple(proofs),
+    )
+
+
+def _from_onnx(model: bytes, precision: Precision, threads: int) -> _Network:
+    if precision == "fp16":
+        raise DeployError("an ONNX file ships in the precision that it is in: give --precision fp32, or export from the module")
+    return _Network(
+        onnx=model,
+        onnx_fp16=b"",
+        counts=lowering.count(lowering.parse(model)),
+        rungs=(Rung("onnx", "fp32", engine.onnx_runner(model, threads)),),
+        chain=(Link(name="onnx", sha256=sha256(model), made_from="", file=bundle.ONNX),),
+    )
+
+
+def _lower(module: nn.Module, shape: tuple[int, ...], precision: Precision) -> _Lowered:
+    x = torch.zeros(shape)
+    fp16 = to_onnx(module, x, precision="fp16") if precision == "fp16" else b""
+    return _Lowered(onnx=to_onnx(module, x), onnx_fp16=fp16, counts=count(module, x))
+
+
+def _time(running: Mapping[str, engine.Running | str], protocol: Protocol) -> _Timing:
+    for at_work in running.values():
+        if isinstance(at_work, str):
+            return _Timing(None, {}, at_work)
+    ready = {name: at_work for name, at_work in running.items() if not isinstance(at_work, str)}
+    device = ready["shipped"].device
+    try:
+        return _Timing(device, engine.measure_in_turns({name: at_work.timed for name, at_work in ready.items()}, protocol))
+    except RunFailed as error:
+        return _Timing(device, {}, str(error))
+
+
+def _torch_runner(module: nn.Module, dtype: torch.dtype) -> Callable[[Samples], Outputs]:
+    module.eval()
+
+    def run(samples: Samples) -> Outputs:
+        with torch.no_grad():
+            return torch.cat([module(part) for part in torch.from_numpy(samples).to(dtype).split(64)]).numpy()
+
+    return run
+
+
+def _in_float32(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).cpu().float().eval()
+
+
+def _hash(module: nn.Module) -> str:
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+    return sha256(safetensors.torch.save(tensors))
+
+
+def _layers(fused: nn.Module, squeezed: nn.Module) -> tuple[Layer, ...]:
+    return tuple(
+        Layer(name=name.removesuffix(".conv"), kept=module.out_channels, of=before.out_channels)
+        for name, module in squeezed.named_modules()
+        if isinstance(module, nn.Conv2d) and isinstance(before := fused.get_submodule(name), nn.Conv2d)
+    )
+
+
+def _last_accuracy(steps: Sequence[Step]) -> float | None:
+    return next((step.accuracy for step in reversed(steps) if step.accuracy is not None), None)
+
+
+def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, threads: int) -> float | None:
+    if labels is None:
+        return None
+    run = engine.half_runner(network.onnx_fp16, threads) if network.onnx_fp16 else engine.onnx_runner(network.onnx, threads)
+    try:
+        return accuracy(run(samples), labels)
+    except CannotRun:
+        return None
+
+
+def _input_shape(model: nn.Module | bytes, example_input: Tensor | None) -> tuple[int, ...]:
+    if isinstance(model, bytes):
+        value = lowering.parse(model).graph.input[0]
+        return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    if example_input is None:
+        raise DeployError("a module does not say the shape of its input: give example_input")
+    return tuple(example_input.shape)
+
+
+def _samples(samples: Any, labels: Any, shape: tuple[int, ...]) -> tuple[Samples, Labels | None, bool]:
+    if samples is None:
+        if labels is not None:
+            raise DeployError("labels need the samples that they are of: give both")
+        return np.random.default_rng(0).standard_normal((RANDOM_SAMPLES, *shape[1:])).astype(np.float32), None, False
+    data = np.asarray(samples, np.float32)
+    if not len(data) or data.shape[1:] != shape[1:]:
+        raise DeployError(f"samples have shape {list(data.shape)}, the network takes [samples, {', '.join(map(str, shape[1:]))}]")
+    if not np.isfinite(data).all():
+        raise DeployError("samples contain values that are infinite or not a number: look at the preprocessing")
+    if labels is None:
+        return data, None, True
+    truth = np.asarray(labels)
+    if truth.shape != (len(data),) or not np.issubdtype(truth.dtype, np.integer):
+        raise DeployError(f"labels must be one class index a sample, {len(data)} in all; found shape {list(truth.shape)} of {truth.dtype}")
+    return data, truth, True
+
+
+def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:
+    taken = {bundle.MANIFEST, bundle.ONNX, bundle.ONNX_FP16, bundle.ENGINE, bundle.REFERENCE}
+    for name in attachments:
+        if name in taken or Path(name).name != name or name.startswith("."):
+            raise DeployError(f"attachment {name!r}: a plain file name, none of {', '.join(sorted(taken))}")
+    return dict(attachments)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "onnx", "onnxscript", "onnxruntime")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

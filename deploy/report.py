@@ -1,0 +1,384 @@
+"""One self-contained HTML page about a bundle, or about the directory of a search, made from its files alone."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from deploy import bundle
+from deploy.bundle import Layer, Manifest, Network
+from deploy.errors import BundleError, DeployError
+from deploy.validate import compare_latency, interval, microseconds
+from latency import Latency, Measurement
+from latency.errors import require
+
+T = TypeVar("T")
+
+RUN, RESULT, HISTORY, ARCHITECTURE = "run.json", "result.json", "history.jsonl", "architecture.json"
+
+
+class Epoch(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of a line of history.jsonl."""
+
+    phase: str
+    epoch: int
+    loss: float
+    accuracy: float
+    latency_us: float
+    widths: tuple[int, ...]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of a network in result.json."""
+
+    accuracy: float
+    parameters: int
+    macs: int
+    predicted: Latency
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of result.json."""
+
+    unpruned: Outcome
+    shipped: Outcome
+
+
+class ChosenLayer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of a layer in architecture.json."""
+
+    name: str
+    width: int
+    of: int
+
+
+class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of architecture.json."""
+
+    layers: tuple[ChosenLayer, ...]
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of run.json."""
+
+    method: str
+    data: str
+    data_sha256: str
+    table_sha256: str
+    budget_us: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """All that a directory says. A bundle has a manifest; of a search, what is there so far."""
+
+    directory: Path
+    manifest: Manifest | None
+    run: Run | None
+    result: Result | None
+    architecture: Architecture | None
+    history: tuple[Epoch, ...]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Kept widths, in order."""
+        if self.manifest:
+            return self.manifest.layers
+        layers = self.architecture.layers if self.architecture else ()
+        return tuple(Layer(name=layer.name, kept=layer.width, of=layer.of) for layer in layers)
+
+    @property
+    def budget_us(self) -> float | None:
+        """Latency that the network may take."""
+        if self.manifest:
+            return self.manifest.budget_us
+        return self.run.budget_us if self.run else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the main table."""
+
+    name: str
+    unpruned: str
+    shipped: str
+
+
+def render(directory: str | Path, out: str | Path) -> list[Row]:
+    """Write the page of a bundle or of a search's directory; returns its main table.
+
+    Raises:
+        DeployError: the directory is neither, or one of its files is damaged; the file is named.
+        MissingExtra: jinja2 or matplotlib is not installed.
+    """
+    jinja2 = require("jinja2", "report")
+    require("matplotlib", "report")
+    source, out = read(Path(directory)), Path(out)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"us": microseconds, "percent": percent, "number": "{:,}".format, "short": "{:.1e}".format}
+    template = environment.from_string(resources.files("deploy").joinpath("report.html.j2").read_text("utf-8"))
+    rows = main_table(source)
+    page = template.render(source=source, manifest=source.manifest, rows=rows, headline=headline(source), pictures=list(_pictures(source)))
+    beside = out.with_name(f".{out.name}.{os.getpid()}.new")
+    try:
+        beside.write_text(page, "utf-8")
+        beside.replace(out)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DeployError(f"{out} cannot be written: {error.strerror}") from error
+    return rows
+
+
+def read(directory: Path) -> Source:
+    """Read a bundle, or the directory of a search.
+
+    Raises:
+        DeployError: it is neither, or one of its files is damaged.
+    """
+    manifest = bundle.load(directory).manifest if (directory / bundle.MANIFEST).exists() else None
+    run = _json(directory / RUN, Run)
+    if manifest is None and run is None:
+        raise BundleError(f"{directory} is neither a bundle ({bundle.MANIFEST}) nor a search ({RUN}); give one of those directories")
+    return Source(
+        directory=directory,
+        manifest=manifest,
+        run=run,
+        result=_json(directory / RESULT, Result),
+        architecture=_json(directory / ARCHITECTURE, Architecture),
+        history=tuple(_json_lines(directory / HISTORY, Epoch)),
+    )
+
+
+def main_table(source: Source) -> list[Row]:
+    """The unpruned and the shipped network side by side; a dash where nothing is known."""
+    if source.manifest:
+        return _bundle_table(source.manifest)
+    if not source.result:
+        return []
+    pair = (source.result.unpruned, source.result.shipped)
+    budget = "-" if source.budget_us is None else microseconds(source.budget_us)
+    return [
+        Row("accuracy", *(percent(network.accuracy) for network in pair)),
+        Row("parameters", *(f"{network.parameters:,}" for network in pair)),
+        Row("MACs", *(f"{network.macs:,}" for network in pair)),
+        Row("predicted latency", *(interval(network.predicted) for network in pair)),
+        Row("budget", "-", f"{budget} (by the prediction; export measures)"),
+    ]
+
+
+def _bundle_table(manifest: Manifest) -> list[Row]:
+    def row(name: str, show: Callable[[Network], str]) -> Row:
+        return Row(name, "-" if manifest.unpruned is None else show(manifest.unpruned), show(manifest.shipped))
+
+    rows = [
+        row("accuracy", lambda network: "-" if network.accuracy is None else percent(network.accuracy)),
+        row("parameters", lambda network: f"{network.params:,}"),
+        row("MACs", lambda network: f"{network.macs:,}"),
+        row("predicted latency", lambda network: "-" if network.predicted is None else interval(network.predicted)),
+        row("measured latency", lambda network: "not run" if network.measured is None else _measured(network.measured)),
+    ]
+    if manifest.unpruned and manifest.unpruned.measured and manifest.shipped.measured:
+        ratio = compare_latency(manifest.shipped.measured, manifest.unpruned.measured)
+        rows.append(Row("against unpruned", "-", f"{ratio.word}: {ratio.ratio:.3f} of its latency ({ratio.low:.3f} to {ratio.high:.3f})"))
+    budget = "" if manifest.budget_us is None else f"{microseconds(manifest.budget_us)}: "
+    rows.append(Row("budget", "-", f"{budget}{manifest.budget_verdict}"))
+    last = next((step for step in reversed(manifest.validation) if step.first), None)
+    if last and last.first:
+        text = f"{last.first.relative:.1e} of its scale ({last.name}, limit {last.limit:.0e}): {last.verdict}"
+        rows.append(Row("output difference", "-", text))
+    return rows
+
+
+def headline(source: Source) -> str:
+    """The page's verdict in a sentence."""
+    if source.manifest is None:
+        return "The search is finished." if source.result else f"The search is not finished: {len(source.history)} epochs so far."
+    failures = source.manifest.failures
+    if failures:
+        return "Does not hold: " + "; ".join(failures) + "."
+    not_run = [step.name for step in source.manifest.validation if step.verdict == "not run"]
+    ending = f" Not run: {', '.join(not_run)}." if not_run else ""
+    match source.manifest.budget_verdict:
+        case "met":
+            return "Every verdict holds, and the budget is met." + ending
+        case "unsure":
+            return "Every output agrees; whether the budget is met is unsure: it lies inside of the latency's interval." + ending
+        case "no budget":
+            return "Every output agrees; there is no budget." + ending
+        case _:
+            return f"Every output that was compared agrees; the latency was not measured: {source.manifest.shipped.not_measured}." + ending
+
+
+def percent(share: float) -> str:
+    """A share for people."""
+    return f"{share:.2%}"
+
+
+def _measured(measurement: Measurement) -> str:
+    return interval(measurement) if measurement.status == "ok" else f"{interval(measurement)}, {measurement.status}"
+
+
+def _json(path: Path, kind: type[T]) -> T | None:
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise DeployError(f"{path} cannot be read: {error}") from error
+
+
+def _json_lines(path: Path, kind: type[T]) -> Iterator[T]:
+    if not path.exists():
+        return
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            yield msgspec.json.decode(line, type=kind)
+        except msgspec.DecodeError as error:
+            raise DeployError(f"{path}, line {number}, cannot be read: {error}") from error
+
+
+# Pictures. Colours are placeholders that become CSS variables, so that one picture serves light and dark; line styles, hatches and
+# strength tell the same as colours do.
+
+_INK, _FIRST, _SECOND, _LIMIT = "#010101", "#020202", "#030303", "#040404"
+_CSS = {_INK: "currentColor", _FIRST: "var(--first)", _SECOND: "var(--second)", _LIMIT: "var(--limit)"}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lathe",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+WIDTH = 10.0
+"""Of every picture, in inches of matplotlib's 72 points; the page scales it down where it is narrower."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the page."""
+
+    title: str
+    caption: str
+    svg: Any
+    """markup that needs no escaping"""
+
+
+def _pictures(source: Source) -> Iterator[Picture]:
+    if source.layers:
+        caption = "Output channels that each layer ships with; the outline is its unpruned width."
+        yield _picture("Kept channels", caption, 0.8 + 0.3 * len(source.layers), lambda figure: _widths(figure, source.layers))
+    pair = {} if source.manifest is None else {"shipped": source.manifest.shipped, "unpruned": source.manifest.unpruned}
+    measured = [(name, network.measured) for name, network in pair.items() if network and network.measured]
+    if measured:
+        caption = "Samples, taken in turns in one run. Line: median; band: its interval; the last bin holds the slowest fiftieth."
+        yield _picture("Latency", caption, 1 + 1.8 * len(measured), lambda figure: _latencies(figure, measured, source.budget_us))
+    if source.history:
+        caption = "After every epoch: accuracy on held-out data, and the latency that the table predicts. Dotted lines part the phases."
+        yield _picture("Training", caption, 4.2, lambda figure: _training(figure, source.history, source.budget_us))
+    searched = [epoch for epoch in source.history if epoch.phase == "search"]
+    if searched and len(searched[0].widths) == len(source.layers):
+        caption = "Share of each layer's channels that was kept after every epoch of the search: full strength is all of them."
+        height = 0.9 + 0.3 * len(source.layers)
+        yield _picture("Channels over time", caption, height, lambda figure: _policy(figure, searched, source.layers))
+
+
+def _picture(title: str, caption: str, height: float, paint: Callable[[Any], None]) -> Picture:
+    import matplotlib
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        paint(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, css in _CSS.items():
+        svg = svg.replace(colour, css)
+    name = title.lower().replace(" ", "-")  # ids are unique in a picture; make them so in the page
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return Picture(title, caption, Markup(svg))
+
+
+def _widths(figure: Any, layers: Sequence[Layer]) -> None:
+    axes = figure.add_subplot()
+    places, widths = range(len(layers)), [layer.of for layer in layers]
+    axes.barh(places, [layer.kept for layer in layers], height=0.7, color=_FIRST)
+    axes.barh(places, widths, height=0.7, fill=False, edgecolor=_INK, linewidth=0.8)
+    for place, layer in zip(places, layers, strict=True):
+        axes.annotate(f"{layer.kept} of {layer.of}", (layer.of, place), xytext=(6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(places, [layer.name for layer in layers])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.2 * max(widths))
+    axes.set_xlabel("channels")
+
+
+def _latencies(figure: Any, networks: Sequence[tuple[str, Measurement]], budget_us: float | None) -> None:
+    column = figure.subplots(len(networks), 1, squeeze=False)[:, 0]
+    for axes, (name, measured) in zip(column, networks, strict=True):
+        ordered = sorted(measured.samples_us)
+        low, high = ordered[0], ordered[-1 - len(ordered) // 50]
+        high = max(high, low * 1.001)
+        shares = [1 / len(ordered)] * len(ordered)
+        axes.hist([min(sample, high) for sample in ordered], 40, range=(low, high), weights=shares, color=_FIRST)
+        axes.axvline(measured.median_us, color=_INK, linewidth=1)
+        axes.axvspan(measured.low_us, measured.high_us, color=_INK, alpha=0.2, linewidth=0)
+        if name == "shipped" and budget_us is not None and low < budget_us < 1.5 * high:
+            axes.axvline(budget_us, color=_LIMIT, linestyle="--")
+            axes.annotate("budget ", (budget_us, 1), xycoords=("data", "axes fraction"), va="top", ha="right", color=_LIMIT)
+        axes.set_title(f"{name}: {_measured(measured)}", loc="left", fontsize=10)
+        axes.set_ylabel("share of samples")
+    column[-1].set_xlabel("latency of one batch, µs")
+
+
+def _training(figure: Any, history: Sequence[Epoch], budget_us: float | None) -> None:
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    epochs = range(1, len(history) + 1)
+    top.plot(epochs, [100 * epoch.accuracy for epoch in history], color=_FIRST)
+    top.set_ylabel("accuracy, %")
+    bottom.plot(epochs, [epoch.latency_us for epoch in history], color=_SECOND)
+    bottom.set_ylabel("predicted, µs")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xlabel("epoch")
+    if budget_us is not None:
+        bottom.axhline(budget_us, color=_LIMIT, linestyle="--")
+        bottom.annotate("budget", (1, budget_us), xytext=(0, -3), textcoords="offset points", va="top", color=_LIMIT)
+    for index, epoch in enumerate(history):
+        if index == 0 or epoch.phase != history[index - 1].phase:
+            top.annotate(epoch.phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points")
+            for axes in (top, bottom) if index else ():
+                axes.axvline(index + 0.5, color=_INK, linestyle=":", linewidth=1)
+
+
+def _policy(figure: Any, searched: Sequence[Epoch], layers: Sequence[Layer]) -> None:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    axes = figure.add_subplot()
+    cells = [(x, y) for x in range(len(searched)) for y in range(len(layers))]
+    colours = [to_rgba(_INK, 0.85 * min(1.0, searched[x].widths[y] / layers[y].of)) for x, y in cells]
+    axes.add_collection(PatchCollection([Rectangle((x + 0.5, y - 0.5), 1, 1) for x, y in cells], facecolors=colours, linewidths=0))
+    for y, layer in enumerate(layers):
+        text = f"{searched[-1].widths[y]} of {layer.of}"
+        axes.annotate(text, (len(searched) + 0.5, y), xytext=(6, 0), textcoords="offset points", va="center", annotation_clip=False)
+    axes.set_xlim(0.5, len(searched) + 0.5)
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
+    axes.set_xlabel("epoch of the search")

@@ -1,0 +1,128 @@
+"""Check a bundle again: every hash, and every output and latency that the machine at hand can check."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import safetensors.numpy
+
+from deploy import bundle, engine
+from deploy.bundle import Bundle, ChangedManifest, Manifest
+from deploy.engine import Running
+from deploy.validate import Outputs, Rung, Samples, Verdict, climb, interval, judge_latency, microseconds
+from latency import RunFailed
+from latency.device import first_difference
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One thing that was looked at."""
+
+    name: str
+    """a file of the bundle, or what was checked"""
+    verdict: Verdict | Literal["unsure"]
+    detail: str = ""
+    """numbers, or the reason"""
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `verify` found."""
+
+    directory: str
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> list[Check]:
+        """The checks that do not hold; what was not run, and a latency that is unsure, are none of them."""
+        return [check for check in self.checks if check.verdict == "failed"]
+
+
+def verify(directory: str | Path) -> Verification:
+    """Hash every file again, run the network on the stored samples, and time it where the device is the one of the manifest.
+
+    Raises:
+        BundleError: the directory is no bundle.
+    """
+    try:
+        found = bundle.load(directory)
+    except ChangedManifest:
+        # Nothing that it says can be relied on, so nothing else is compared with it.
+        return Verification(directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail="was changed"),))
+    problems = bundle.check_files(found)
+    checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
+    with _start(found, problems) as running:
+        checks += _outputs(found, problems, running)
+        checks.append(_latency(found.manifest, running))
+    return Verification(directory=str(directory), checks=tuple(checks))
+
+
+def _files(manifest: Manifest, problems: Mapping[str, str]) -> Iterator[Check]:
+    for name in sorted({*manifest.files, *problems}):
+        yield Check(name=name, verdict="failed" if name in problems else "passed", detail=problems.get(name, ""))
+    broken = [link.name for link in manifest.chain if link.file and manifest.files.get(link.file) != link.sha256]
+    yield Check(name="chain of hashes", verdict="failed" if broken else "passed", detail=f"broken at {broken[0]}" if broken else "")
+
+
+@contextlib.contextmanager
+def _start(found: Bundle, problems: Mapping[str, str]) -> Iterator[Running | str]:
+    """The shipped network at work, or why it is not."""
+    needed = [bundle.ENGINE] if bundle.ENGINE in found.manifest.files else []
+    needed.append(bundle.ONNX_FP16 if bundle.ONNX_FP16 in found.manifest.files else bundle.ONNX)
+    if broken := [name for name in needed if name in problems]:
+        yield f"{broken[0]} {problems[broken[0]]}"
+        return
+    built = found.read(bundle.ENGINE) if bundle.ENGINE in needed else b""
+    threads = found.manifest.device.threads if found.manifest.device else 1
+    with engine.running(found.manifest.target, found.read(needed[-1]), built, threads=max(threads, 1)) as running:
+        yield running
+
+
+def _outputs(found: Bundle, problems: Mapping[str, str], running: Running | str) -> Iterator[Check]:
+    if bundle.REFERENCE in problems:
+        yield Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")
+        return
+    reference = safetensors.numpy.load(found.read(bundle.REFERENCE))
+
+    def run(file: str, runner: Callable[[bytes], Callable[[Samples], Outputs]]) -> Callable[[Samples], Outputs] | str:
+        return f"{file} {problems[file]}" if file in problems else runner(found.read(file))
+
+    rungs = [Rung("reference", "fp32", lambda _: reference["outputs"])]
+    if bundle.ONNX in found.manifest.files:
+        rungs.append(Rung("onnx", "fp32", run(bundle.ONNX, engine.onnx_runner)))
+    if bundle.ONNX_FP16 in found.manifest.files:
+        rungs.append(Rung("onnx-fp16", "fp16", run(bundle.ONNX_FP16, engine.half_runner)))
+    if bundle.ENGINE in found.manifest.files:
+        rungs.append(Rung("engine", found.manifest.precision, running if isinstance(running, str) else running.outputs))
+    for step in climb(rungs, reference["samples"])[0][1:]:
+        numbers = f"differs by {step.first.relative:.1e} of the scale, limit {step.limit:.0e}" if step.first else ""
+        yield Check(name=f"outputs of {step.name}", verdict=step.verdict, detail=step.reason or numbers)
+
+
+def _latency(manifest: Manifest, running: Running | str) -> Check:
+    if isinstance(running, str):
+        return Check(name="latency", verdict="not run", detail=running)
+    recorded = manifest.shipped.measured
+    if manifest.device is None or recorded is None:
+        return Check(name="latency", verdict="not run", detail="none was measured when the bundle was made; export again on its target")
+    for there, here in ((manifest.device, running.device), (manifest.runtime, running.runtime)):
+        if difference := first_difference(there, here):
+            field, was, now = difference
+            what = f"measured on another {type(there).__name__.lower()}"
+            return Check(name="latency", verdict="not run", detail=f"{what}: {field} {was!r}, here {now!r}")
+    try:
+        now = engine.measure_in_turns({"shipped": running.timed}, manifest.protocol)["shipped"]
+    except RunFailed as error:
+        return Check(name="latency", verdict="failed", detail=str(error))
+    verdict = judge_latency(now.low_us, now.high_us, manifest.budget_us)
+    numbers = f"{interval(now)}, {microseconds(recorded.median_us)} when exported"
+    if manifest.budget_us is None:
+        return Check(name="latency", verdict="passed", detail=f"{numbers}; there is no budget")
+    detail = f"{numbers}; budget {microseconds(manifest.budget_us)}: {verdict}"
+    match verdict:
+        case "met":
+            return Check(name="latency", verdict="passed", detail=detail)
+        case "missed":
+            return Check(name="latency", verdict="failed", detail=detail)
+        case _:
+            return Check(name="latency", verdict="unsure", detail=detail)

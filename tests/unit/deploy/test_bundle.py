@@ -1,0 +1,127 @@
+import errno
+import hashlib
+import os
+import random
+
+import pytest
+
+from deploy import BundleError, bundle, load
+from deploy.bundle import check_files, refuse_occupied, write
+
+
+def test_what_was_written_is_read_again(made, tmp_path):
+    files = {"model.onnx": b"graph", "notes.json": b"{}"}
+    written = write(tmp_path / "deep" / "out", made.manifest, files)
+    assert written == load(tmp_path / "deep" / "out")
+    assert written.manifest.files == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert {path.name: path.read_bytes() for path in written.directory.iterdir() if path.name != "manifest.json"} == files
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_the_manifest_begins_with_its_schema_and_ends_with_its_seal(made):
+    text = (made.directory / "manifest.json").read_bytes()
+    assert text.startswith(b'{\n  "schema": "bundle/1",')
+    zeroed = text.replace(made.manifest.seal.encode(), b"0" * 64)
+    assert hashlib.sha256(zeroed).hexdigest() == made.manifest.seal
+
+
+def test_any_flipped_byte_is_found_by_the_name_of_its_file(bundle_copy):
+    rng = random.Random(0)
+    paths = sorted(bundle_copy.iterdir())
+    for _ in range(100):
+        path = rng.choice(paths)
+        data = bytearray(path.read_bytes())
+        place = rng.randrange(len(data))
+        data[place] ^= 1 << rng.randrange(8)
+        original = path.read_bytes()
+        path.write_bytes(data)
+        if path.name == "manifest.json":
+            with pytest.raises(BundleError, match=r"manifest\.json was changed"):
+                load(bundle_copy)
+        else:
+            assert check_files(load(bundle_copy)) == {path.name: "was changed"}
+        path.write_bytes(original)
+    assert check_files(load(bundle_copy)) == {}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 64, 200])
+def test_a_truncated_manifest_is_found(bundle_copy, cut):
+    path = bundle_copy / "manifest.json"
+    path.write_bytes(path.read_bytes()[: -cut - 1])
+    with pytest.raises(BundleError, match="was changed"):
+        load(bundle_copy)
+
+
+def test_missing_swapped_and_extra_files_are_named(bundle_copy):
+    (bundle_copy / "architecture.json").unlink()
+    (bundle_copy / "sub").mkdir()
+    (bundle_copy / "sub" / "stranger").write_text("")
+    model, reference = bundle_copy / "model.onnx", bundle_copy / "reference.safetensors"
+    model.rename(bundle_copy / "x")
+    reference.rename(model)
+    (bundle_copy / "x").rename(reference)
+    assert check_files(load(bundle_copy)) == {
+        "architecture.json": "is missing",
+        "model.onnx": "was changed",
+        "reference.safetensors": "was changed",
+        "sub/stranger": "is not in the manifest",
+    }
+
+
+def test_a_file_is_only_handed_out_as_it_was_written(bundle_copy):
+    found = load(bundle_copy)
+    assert found.read("model.onnx") == (bundle_copy / "model.onnx").read_bytes()
+    (bundle_copy / "model.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match=r"model\.onnx was changed; export again"):
+        found.read("model.onnx")
+
+
+def test_a_directory_without_a_manifest_is_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match="is no bundle"):
+        load(tmp_path)
+
+
+def test_another_version_of_the_manifest_names_the_field(bundle_copy):
+    path = bundle_copy / "manifest.json"
+    seal = load(bundle_copy).manifest.seal.encode()
+    blank = path.read_bytes().replace(seal, b"0" * 64).replace(b'"bundle/1"', b'"bundle/9"')
+    path.write_bytes(blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode()))
+    with pytest.raises(BundleError, match=r"Invalid enum value 'bundle/9' - at `\$.schema`"):
+        load(bundle_copy)
+
+
+def test_an_older_bundle_is_replaced(made, bundle_copy):
+    write(bundle_copy, made.manifest, {"only": b"this"})
+    assert sorted(path.name for path in bundle_copy.iterdir()) == ["manifest.json", "only"]
+    assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
+
+
+def test_an_absent_or_empty_directory_is_free(tmp_path):
+    refuse_occupied(tmp_path)
+    refuse_occupied(tmp_path / "absent" / "below")
+
+
+def test_something_else_is_never_overwritten(bundle_copy, tmp_path):
+    (bundle_copy / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"holds a bundle and also notes\.txt, which would be lost"):
+        refuse_occupied(bundle_copy)
+    (bundle_copy / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError, match="a bundle is in the way, and not as it was written"):
+        refuse_occupied(bundle_copy)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BundleError, match="is no directory"):
+        refuse_occupied(tmp_path / "file")
+    with pytest.raises(BundleError, match="holds something else than a bundle"):
+        refuse_occupied(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_and_the_old_bundle_as_it_was(made, bundle_copy, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BundleError, match="cannot be written: No space left on device"):
+        write(bundle_copy, made.manifest, {"only": b"this"})
+    assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
+    assert check_files(load(bundle_copy)) == {}
+    assert bundle.ONNX in load(bundle_copy).manifest.files

@@ -1,0 +1,237 @@
+import contextlib
+
+import msgspec
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from torch import nn
+
+from deploy import DeployError, Manifest, engine, export, to_onnx
+from latency import Device, Runtime
+from latency.errors import DeviceUnavailable
+from reparam import Counts, ReparamError
+from unit.deploy.helpers import QUICK, SHAPE, example, network, samples
+
+GPU = Device(kind="gpu", name="Fake", cores=0, threads=0, isa=(), memory_mib=1, driver="1", compute_capability="8.9", os="Linux x86_64")
+
+
+def test_every_form_of_the_network_is_compared(made):
+    steps = {(step.name, step.precision): step for step in made.manifest.validation}
+    assert list(steps) == [
+        ("trained", "fp64"),
+        ("fused", "fp64"),
+        ("squeezed", "fp64"),
+        ("trained", "fp32"),
+        ("fused", "fp32"),
+        ("squeezed", "fp32"),
+        ("onnx", "fp32"),
+    ]
+    assert [step.verdict for step in steps.values()] == ["reference", "passed", "passed", "reference", "passed", "passed", "passed"]
+    assert steps["squeezed", "fp64"].first.relative <= 1e-10
+    assert steps["onnx", "fp32"].first.relative <= 1e-5
+    assert steps["onnx", "fp32"].accuracy == steps["trained", "fp32"].accuracy
+
+
+def test_the_shipped_and_the_unpruned_network_stand_side_by_side(made):
+    shipped, unpruned = made.manifest.shipped, made.manifest.unpruned
+    assert Counts(params=shipped.params, macs=shipped.macs) == Counts(
+        params=(3 * 4 + 4 * 6) * 9 + 10 + 6 * 4 + 4, macs=3 * 4 * 9 * 16 + 4 * 6 * 9 * 4 + 6 * 4
+    )
+    assert unpruned.macs == 3 * 8 * 9 * 16 + 8 * 8 * 9 * 4 + 8 * 4
+    for network_facts, predicted_us in ((shipped, 50.0), (unpruned, 80.0)):
+        assert network_facts.measured.low_us <= network_facts.measured.median_us <= network_facts.measured.high_us
+        assert network_facts.predicted.us == predicted_us
+        assert 0 <= network_facts.accuracy <= 1
+    assert made.manifest.budget_verdict == "met"
+    assert made.manifest.failures == []
+
+
+def test_the_manifest_says_what_the_bundle_is(made):
+    manifest = made.manifest
+    assert (manifest.target, manifest.precision, manifest.input_shape, manifest.output_shape) == ("onnxruntime", "fp32", SHAPE, (1, 4))
+    assert [(layer.name, layer.kept, layer.of) for layer in manifest.layers] == [("0", 4, 8), ("1", 6, 8)]
+    assert (manifest.samples, manifest.samples_from, manifest.classes) == (12, "given", ("a", "b", "c", "d"))
+    assert (manifest.preprocessing, manifest.provenance) == ({"mean": [0.5, 0.5, 0.5]}, {"table": "ab" * 32})
+    assert manifest.device == Device.cpu(1)
+    assert set(manifest.files) == {"architecture.json", "model.onnx", "reference.safetensors"}
+
+
+def test_every_link_of_the_chain_names_what_it_is_made_from(made):
+    chain = made.manifest.chain
+    assert [link.name for link in chain] == ["architecture", "trained", "fused", "squeezed", "onnx"]
+    assert [link.made_from for link in chain] == ["", "architecture", "trained", "fused", "squeezed"]
+    assert {link.file: link.sha256 for link in chain if link.file} == {
+        name: digest for name, digest in made.manifest.files.items() if name != "reference.safetensors"
+    }
+    assert len({link.sha256 for link in chain}) == 5
+
+
+def test_a_few_samples_are_kept_with_what_the_trained_network_says(made):
+    kept = safetensors.numpy.load((made.directory / "reference.safetensors").read_bytes())
+    np.testing.assert_array_equal(kept["samples"], samples()[:8].numpy())
+    with torch.no_grad():
+        np.testing.assert_allclose(kept["outputs"], network().eval()(samples()[:8]).numpy(), rtol=0, atol=1e-6)
+
+
+def test_the_arguments_stay_as_they_were(tmp_path):
+    model = network().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export(model, example(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK)
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_without_samples_random_ones_are_used_and_said_so(tmp_path):
+    made = export(network(), example(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK)
+    manifest = made.manifest
+    assert (manifest.samples_from, manifest.shipped.accuracy, manifest.unpruned) == ("random", None, None)
+    assert manifest.budget_verdict == "no budget"
+
+
+def test_a_missed_budget_is_a_failure_that_is_written_all_the_same(tmp_path):
+    steps = []
+    made = export(network(), example(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, budget_ms=1e-6, on_step=steps.append)
+    assert made.manifest.budget_verdict == "missed"
+    assert [line.split(":")[0] for line in made.manifest.failures] == ["latency"]
+    assert steps == ["fuse, squeeze and lower", "build for onnxruntime", "validate", "measure", "write"]
+
+
+def test_a_batch_and_any_layer_go_through(tmp_path):
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return torch.sigmoid(x + self.conv(x))
+
+    made = export(Residual(), torch.zeros(5, 3, 8, 8), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples(7))
+    assert (made.manifest.input_shape[0], made.manifest.output_shape) == (5, (5, 3, 8, 8))
+    assert made.manifest.failures == []
+
+
+def test_an_onnx_file_ships_as_it_is(tmp_path):
+    data = to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), example())
+    made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples())
+    assert (made.directory / "model.onnx").read_bytes() == data
+    assert (made.manifest.shipped.params, made.manifest.shipped.macs) == (8 + 128 * 4 + 4, 6 * 64 + 128 * 4)
+    assert [(step.name, step.verdict) for step in made.manifest.validation] == [("onnx", "reference")]
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+
+    def absent(flavour):
+        raise DeviceUnavailable("no NVIDIA driver found")
+
+    monkeypatch.setattr(engine, "TensorRT", absent)
+
+
+def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed(tmp_path, no_gpu):
+    made = export(
+        network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), baseline=network(False), budget_ms=1.0
+    )
+    manifest = made.manifest
+    assert {(step.name, step.precision): step.verdict for step in manifest.validation[-3:]} == {
+        ("onnx", "fp32"): "passed",
+        ("onnx-fp16", "fp16"): "passed",
+        ("engine", "fp16"): "not run",
+    }
+    assert manifest.validation[-1].reason == manifest.shipped.not_measured == "no NVIDIA driver found"
+    assert (manifest.budget_verdict, manifest.device, manifest.shipped.measured) == ("not run", None, None)
+    assert (manifest.runtime.name, manifest.build["optimization_level"]) == ("tensorrt-rtx", 3)
+    assert [(link.name, link.made_from) for link in manifest.chain[-2:]] == [("onnx-fp16", "squeezed"), ("engine", "onnx-fp16")]
+    assert (made.directory / "model.engine").stat().st_size > 1000
+    assert manifest.failures == []
+
+
+def test_an_overflow_in_half_precision_is_a_failure(tmp_path, no_gpu):
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1))
+    model[0].weight.data.fill_(3e4)
+    model[1].weight.data.fill_(3e4)
+    made = export(model, example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
+    assert len(made.manifest.failures) == 1
+    assert "onnx-fp16 fp16" in made.manifest.failures[0]
+    assert "infinite or not a number" in made.manifest.failures[0]
+
+
+def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
+    """The path that needs a GPU, over a fake one that runs the ONNX."""
+
+    class FakeTensorRT:
+        device = GPU
+        runtime = Runtime(name="tensorrt-rtx", version="1")
+
+        def __init__(self, flavour):
+            self.flavour = flavour
+
+        def load(self, built):
+            return Compiled(built)
+
+    class Compiled(contextlib.nullcontext):
+        def __init__(self, built):
+            super().__init__(self)
+            self.model = built
+
+        def infer(self, inputs):
+            return {"output": engine.onnx_runner(self.model)(inputs["input"])}
+
+        def run(self, count):
+            return [float(len(self.model))] * count
+
+    monkeypatch.setattr(engine, "TensorRT", FakeTensorRT)
+    monkeypatch.setattr(engine, "build_engine", lambda model, flavour, spec: model)
+    monkeypatch.setattr(engine, "runtime_of", lambda target: FakeTensorRT.runtime)
+    made = export(
+        network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), baseline=network(False), protocol=QUICK
+    )
+    manifest = made.manifest
+    assert [(step.name, step.verdict) for step in manifest.validation[-1:]] == [("engine", "passed")]
+    assert manifest.device == GPU
+    assert manifest.shipped.measured.median_us == len((made.directory / "model.engine").read_bytes())
+    assert manifest.unpruned.measured.median_us > manifest.shipped.measured.median_us
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "coreml"}, "target 'coreml' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"),
+        ({"precision": "fp16"}, "target 'onnxruntime' ships precision 'fp32', not 'fp16'"),
+        ({"example_input": None}, "give example_input"),
+        ({"samples": torch.zeros(4, 3, 9, 8)}, r"samples have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]"),
+        ({"samples": torch.zeros(0, 3, 8, 8)}, r"samples have shape \[0, 3, 8, 8\]"),
+        ({"samples": samples(2) * np.inf}, "samples contain values that are infinite"),
+        ({"samples": samples(2), "labels": torch.zeros(3, dtype=torch.long)}, "one class index a sample, 2 in all"),
+        ({"samples": samples(2), "labels": torch.zeros(2)}, "one class index a sample.*float32"),
+        ({"labels": torch.zeros(2, dtype=torch.long)}, "labels need the samples"),
+        ({"attachments": {"model.onnx": b""}}, "attachment 'model.onnx'"),
+        ({"attachments": {"../x": b""}}, "attachment '../x'"),
+        ({"model": b"nonsense"}, "no ONNX model"),
+        ({"budget_ms": 0.0}, "budget_ms must be above 0, found 0.0"),
+        ({"threads": 0}, "threads must be at least 1, found 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, message):
+    model = arguments.pop("model", None) or network()
+    with pytest.raises(DeployError, match=message) as caught:
+        export(**{"model": model, "example_input": example(), "target": "onnxruntime", "out": tmp_path / "out"} | arguments)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_cannot_be_squeezed_writes_nothing(tmp_path):
+    with pytest.raises(ReparamError, match="no rule for Softmax"):
+        export(nn.Sequential(*network(), nn.Softmax(1)), example(), target="onnxruntime", out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_occupied_directory_is_refused_before_any_work(tmp_path):
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(DeployError, match="holds something else"):
+        export(network(), example(), target="onnxruntime", out=tmp_path, on_step=lambda step: pytest.fail(step))
+
+
+def test_the_manifest_survives_its_own_json(made):
+    assert msgspec.json.decode(msgspec.json.encode(made.manifest), type=Manifest) == made.manifest

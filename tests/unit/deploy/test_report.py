@@ -1,0 +1,189 @@
+import html.parser
+import json
+import re
+
+import msgspec
+import pytest
+
+from deploy import BundleError, DeployError, report
+from latency.errors import MissingExtra
+from unit.deploy.test_verify import rewrite
+
+LATENCY = {"us": 60.0, "low_us": 59.0, "high_us": 61.0, "source": "predicted"}
+
+
+def epoch(phase, number, widths):
+    return {
+        "phase": phase,
+        "epoch": number,
+        "epochs": 2,
+        "loss": 1.0,
+        "train_accuracy": 0.5,
+        "accuracy": 0.5 + number / 10,
+        "widths": widths,
+        "latency_us": 40.0 + number,
+        "beta": 0.1,
+    }
+
+
+HISTORY = [epoch("pretrain", 1, [8, 8]), epoch("search", 1, [8, 6]), epoch("search", 2, [4, 6]), epoch("finetune", 1, [4, 6])]
+
+
+@pytest.fixture
+def run(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    network = {"accuracy": 0.99, "parameters": 1234567, "macs": 7654321, "predicted": LATENCY, "widths": [8, 8]}
+    layers = [{"name": "first", "width": 4, "of": 8, "op": "conv"}, {"name": "second", "width": 6, "of": 8}]
+    run = {"method": "pas", "data": "digits <b>", "data_sha256": "cd" * 32, "table_sha256": "ab" * 32, "budget_us": 61.5}
+    files = {
+        "run.json": run | {"schema": "run/1", "versions": {"torch": "9.8.7"}},
+        "result.json": {"schema": "result/1", "unpruned": network, "shipped": network | {"parameters": 1111}},
+        "architecture.json": {"schema": "architecture/1", "layers": layers},
+    }
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content))
+    (directory / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in HISTORY))
+    return directory
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the text, and checks that every element is closed."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.text, self.open, self.tags = [], [], []
+        self.feed(path.read_text("utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open[-1:]:
+            self.text.append(data)
+
+    def __contains__(self, words):
+        return words in " ".join(" ".join(self.text).split())
+
+
+def headings(page):
+    return [
+        heading
+        for heading in ("Unpruned and shipped", "Kept channels", "Latency", "Training", "Channels over time", "Validation", "Provenance")
+        if heading in page.text
+    ]
+
+
+def test_the_page_of_a_bundle_has_every_number(made, tmp_path):
+    rows = report.render(made.directory, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert headings(page) == ["Unpruned and shipped", "Kept channels", "Latency", "Validation", "Provenance"]
+    assert "Every verdict holds, and the budget is met." in page
+    assert {row.name for row in rows} == {
+        "accuracy", "parameters", "MACs", "predicted latency", "measured latency", "against unpruned", "budget", "output difference",
+    }  # fmt: skip
+    for row in rows:
+        assert row.unpruned in page
+        assert row.shipped in page
+    for words in ("50.0 µs (49.0 µs to 51.0 µs)", "10000.000 ms: met", "4 of 8", "6 of 8", *made.manifest.provenance.values()):
+        assert words in page
+    for link in made.manifest.chain:
+        assert link.sha256 in page
+
+
+def test_the_page_of_a_search_has_every_number(run, tmp_path):
+    rows = report.render(run, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert headings(page) == ["Unpruned and shipped", "Kept channels", "Training", "Channels over time", "Provenance"]
+    assert [(row.unpruned, row.shipped) for row in rows if row.name == "parameters"] == [("1,234,567", "1,111")]
+    for words in ("The search is finished.", "99.00%", "60.0 µs (59.0 µs to 61.0 µs)", "61.5 µs", "9.8.7", "ab" * 32, "search", "finetune"):
+        assert words in page
+
+
+def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
+    for source in (run, made.directory):
+        report.render(source, tmp_path / "page.html")
+        text = (tmp_path / "page.html").read_text("utf-8")
+        page = Page(tmp_path / "page.html")
+        assert "prefers-color-scheme: dark" in text
+        assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
+        assert not re.findall(r"""(?:src|href)=["'](?!#)|url\((?!#)|@import""", text)
+        drawn = " ".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+        assert "currentColor" in drawn
+        assert "var(--first)" in drawn
+        assert not re.findall(r"#[0-9a-fA-F]{6}\b", drawn)
+        ids = re.findall(r'\bid="([^"]+)"', text)
+        assert len(ids) == len(set(ids))
+
+
+def test_what_files_say_is_text_and_no_markup(run, tmp_path):
+    report.render(run, tmp_path / "page.html")
+    assert "digits &lt;b&gt;" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_the_same_directory_gives_the_same_page(run, tmp_path):
+    report.render(run, tmp_path / "a.html")
+    report.render(run, tmp_path / "b.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_a_search_that_is_not_finished_has_a_page(run, tmp_path):
+    for name in ("result.json", "architecture.json"):
+        (run / name).unlink()
+    assert report.render(run, tmp_path / "page.html") == []
+    page = Page(tmp_path / "page.html")
+    assert "The search is not finished: 4 epochs so far." in page
+    assert headings(page) == ["Training", "Provenance"]
+
+
+def test_a_failure_is_the_headline(bundle_copy, tmp_path):
+    report_of = report.read(bundle_copy).manifest
+    steps = list(report_of.validation)
+    steps[-1] = msgspec.structs.replace(steps[-1], verdict="failed", reason="outputs <differ>")
+    rewrite(bundle_copy, validation=tuple(steps), budget_verdict="missed")
+    report.render(bundle_copy, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "Does not hold: onnx fp32: outputs <differ>; latency: " in page
+    assert "onnx, failed: outputs <differ>" in page
+
+
+def test_what_was_not_run_is_said(bundle_copy, tmp_path):
+    facts = report.read(bundle_copy).manifest.shipped
+    facts = msgspec.structs.replace(facts, measured=None, not_measured="no GPU here")
+    rewrite(bundle_copy, shipped=facts, unpruned=None, device=None, budget_verdict="not run")
+    rows = report.render(bundle_copy, tmp_path / "page.html")
+    assert ("measured latency", "-", "not run") in [(row.name, row.unpruned, row.shipped) for row in rows]
+    page = Page(tmp_path / "page.html")
+    assert "the latency was not measured: no GPU here." in page
+    assert "Latency" not in headings(page)
+
+
+@pytest.mark.parametrize(("name", "content"), [("result.json", "{"), ("history.jsonl", '{"phase": "search"}\n'), ("run.json", "[]")])
+def test_a_damaged_file_is_named_and_no_page_is_written(run, tmp_path, name, content):
+    (run / name).write_text(content)
+    with pytest.raises(DeployError, match=re.escape(name)) as caught:
+        report.render(run, tmp_path / "page.html")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_another_directory_has_no_page(tmp_path):
+    with pytest.raises(BundleError, match="is neither a bundle"):
+        report.render(tmp_path, tmp_path / "page.html")
+
+
+def test_a_place_that_cannot_be_written_is_an_error(run, tmp_path):
+    with pytest.raises(DeployError, match=r"page\.html cannot be written: No such file or directory"):
+        report.render(run, tmp_path / "absent" / "page.html")
+
+
+def test_the_extra_is_named_where_it_is_missing(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    with pytest.raises(MissingExtra, match=r"lathe\[report\]"):
+        report.render(run, tmp_path / "page.html")

@@ -1,0 +1,119 @@
+import msgspec
+import pytest
+import safetensors.numpy
+
+from deploy import BundleError, bundle, engine, export, load, verify
+from latency import Measurement
+from latency.errors import DeviceUnavailable
+from unit.deploy.helpers import QUICK, example, network, samples
+
+
+def verdicts(directory):
+    return {check.name: check.verdict for check in verify(directory).checks}
+
+
+def rewrite(directory, files=None, **changes):
+    """Write a bundle again with a manifest that says something else; its hashes are right."""
+    found = load(directory)
+    content = {name: (directory / name).read_bytes() for name in found.manifest.files}
+    bundle.write(directory, msgspec.structs.replace(found.manifest, **changes), content | (files or {}))
+
+
+def detail(directory, name):
+    return next(check.detail for check in verify(directory).checks if check.name == name)
+
+
+def test_a_bundle_as_it_was_written_passes(bundle_copy):
+    found = verify(bundle_copy)
+    assert {check.name: check.verdict for check in found.checks} == {
+        "manifest.json": "passed",
+        "architecture.json": "passed",
+        "model.onnx": "passed",
+        "reference.safetensors": "passed",
+        "chain of hashes": "passed",
+        "outputs of onnx": "passed",
+        "latency": "passed",
+    }
+    assert found.failures == []
+
+
+def test_an_edited_manifest_is_named_and_nothing_else_is_believed(bundle_copy):
+    path = bundle_copy / "manifest.json"
+    path.write_text(path.read_text().replace('"budget_us": 10000000.0', '"budget_us": 90000000.0'))
+    assert verdicts(bundle_copy) == {"manifest.json": "failed"}
+
+
+def test_a_changed_model_is_named_and_not_run(bundle_copy):
+    with (bundle_copy / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    found = verify(bundle_copy)
+    assert [(check.name, check.detail) for check in found.failures] == [("model.onnx", "was changed")]
+    assert verdicts(bundle_copy) | {"outputs of onnx": "not run", "latency": "not run"} == verdicts(bundle_copy)
+
+
+def test_a_missing_reference_leaves_the_outputs_not_run(bundle_copy):
+    (bundle_copy / "reference.safetensors").unlink()
+    found = verdicts(bundle_copy)
+    assert (found["reference.safetensors"], found["outputs"], found["latency"]) == ("failed", "not run", "passed")
+
+
+def test_an_extra_file_fails(bundle_copy):
+    (bundle_copy / "stranger").write_text("")
+    assert [check.name for check in verify(bundle_copy).failures] == ["stranger"]
+
+
+def test_a_model_that_does_something_else_fails_though_its_hash_is_right(bundle_copy):
+    reference = safetensors.numpy.load((bundle_copy / "reference.safetensors").read_bytes())
+    reference["outputs"] = reference["outputs"] * 1.001
+    rewrite(bundle_copy, {"reference.safetensors": safetensors.numpy.save(reference)})
+    assert [check.name for check in verify(bundle_copy).failures] == ["outputs of onnx"]
+
+
+def test_a_broken_chain_fails(bundle_copy):
+    chain = load(bundle_copy).manifest.chain
+    rewrite(bundle_copy, chain=(*chain[:-1], msgspec.structs.replace(chain[-1], sha256="0" * 64)))
+    assert detail(bundle_copy, "chain of hashes") == "broken at onnx"
+    assert [check.name for check in verify(bundle_copy).failures] == ["chain of hashes"]
+
+
+@pytest.mark.parametrize(("field", "value"), [("name", "Other CPU"), ("threads", 2)])
+def test_another_device_is_not_timed(bundle_copy, field, value, monkeypatch):
+    monkeypatch.setattr(engine, "measure_in_turns", lambda *_: pytest.fail("timed"))
+    device = load(bundle_copy).manifest.device
+    other = msgspec.structs.replace(device, **{field: value})
+    # Two threads can be had here too, one device name cannot.
+    if field == "name":
+        rewrite(bundle_copy, device=other)
+        assert verdicts(bundle_copy)["latency"] == "not run"
+        assert detail(bundle_copy, "latency").startswith("measured on another device: name 'Other CPU', here ")
+    else:
+        rewrite(bundle_copy, runtime=msgspec.structs.replace(load(bundle_copy).manifest.runtime, version="0.0"))
+        assert "measured on another runtime: version '0.0', here " in detail(bundle_copy, "latency")
+
+
+@pytest.mark.parametrize(("low_us", "high_us", "verdict"), [(80.0, 90.0, "passed"), (101.0, 110.0, "failed"), (95.0, 105.0, "unsure")])
+def test_the_latency_now_is_judged_by_the_budget(bundle_copy, monkeypatch, low_us, high_us, verdict):
+    now = Measurement(samples_us=(low_us,), median_us=low_us, low_us=low_us, high_us=high_us, status="ok")
+    monkeypatch.setattr(engine, "measure_in_turns", lambda networks, protocol: dict.fromkeys(networks, now))
+    rewrite(bundle_copy, budget_us=100.0)
+    assert verdicts(bundle_copy)["latency"] == verdict
+    rewrite(bundle_copy, budget_us=None)
+    assert verdicts(bundle_copy)["latency"] == "passed"
+
+
+def test_an_engine_without_its_gpu_is_not_run(tmp_path, monkeypatch):
+    pytest.importorskip("tensorrt_rtx")
+
+    def absent(flavour):
+        raise DeviceUnavailable("no NVIDIA driver found")
+
+    monkeypatch.setattr(engine, "TensorRT", absent)
+    made = export(network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), protocol=QUICK)
+    found = {check.name: (check.verdict, check.detail) for check in verify(made.directory).checks}
+    assert found["model.engine"][0] == found["outputs of onnx-fp16"][0] == "passed"
+    assert found["outputs of engine"] == found["latency"] == ("not run", "no NVIDIA driver found")
+
+
+def test_what_is_no_bundle_is_an_error(tmp_path):
+    with pytest.raises(BundleError, match="is no bundle"):
+        verify(tmp_path)
