@@ -1,0 +1,8 @@
+"""Which network: search spaces as data, and searches over them under a latency budget. Importing it needs no torch."""
+
+from search import spaces
+from search.architecture import Architecture, load_architecture
+from search.errors import SearchError
+from search.space import Layer, Space
+
+__all__ = ["Architecture", "Layer", "SearchError", "Space", "load_architecture", "spaces"]

@@ -1,0 +1,221 @@
+"""Images in memory: scikit-learn's handwritten digits, or a folder of images a class."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from msgspec import Struct
+from torch import Tensor
+
+from search.architecture import Preprocessing
+from search.errors import SearchError
+
+Images = UInt8[Tensor, "images 3 height width"]
+Batch = Float[Tensor, "batch 3 height width"]
+Labels = Int[Tensor, " images"]
+
+HELD_OUT = 0.2
+"""Share of every class that is held out where a data set has no test part of its own."""
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+KNOWN = "digits or folder:PATH"
+
+
+class Augmentation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What happens to a training image each time that it is shown."""
+
+    shift_px: int
+    """moved by up to so many pixels each way; the border is repeated"""
+    flip: bool
+    """mirrored left to right half of the time"""
+
+
+class Split(Struct, frozen=True, kw_only=True):
+    """Images and their classes."""
+
+    images: Tensor
+    """UInt8 [images, 3, height, width]"""
+    labels: Tensor
+    """Int64 [images]"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Dataset(Struct, frozen=True, kw_only=True):
+    """Training images, held-out images, and how to show them to a network."""
+
+    name: str
+    """as `load` was asked for it"""
+    labels: tuple[str, ...]
+    """names of the classes"""
+    train: Split
+    held_out: Split
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+
+    def sha256(self) -> str:
+        """Hash of every pixel and label of both parts."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.held_out):
+            digest.update(memoryview(split.images.numpy()))  # pyright: ignore[reportArgumentType]
+            digest.update(memoryview(split.labels.numpy()))  # pyright: ignore[reportArgumentType]
+        return digest.hexdigest()
+
+    def normalise(self, images: Images) -> Batch:
+        """What the network is fed with."""
+        mean, std = (
+            torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return (images / 255 - mean) / std
+
+    def training_batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Batch, Labels]]:
+        """One epoch in random order, augmented; what does not fill a batch is left out this time.
+
+        Args:
+            size: images a batch; all images make one batch where there are fewer.
+            generator: the only source of randomness.
+        """
+        order = torch.randperm(len(self.train), generator=generator)
+        size = min(size, len(order))
+        for rows in order.split(size):
+            if len(rows) == size:
+                images = augment(self.train.images[rows], self.augmentation, generator)
+                yield self.normalise(images), self.train.labels[rows]
+
+    def held_out_batches(self, size: int) -> Iterator[tuple[Batch, Labels]]:
+        """All held-out images, in an order that mixes the classes and never changes."""
+        for images, labels in zip(self.held_out.images.split(size), self.held_out.labels.split(size), strict=True):
+            yield self.normalise(images), labels
+
+
+def load(name: str, resolution: int) -> Dataset:
+    """Load `digits` or `folder:PATH` at resolution x resolution pixels.
+
+    Raises:
+        SearchError: an unknown name, or a folder that cannot be used; see `folder`.
+    """
+    if name == "digits":
+        return digits(resolution)
+    kind, _, path = name.partition(":")
+    if kind == "folder" and path:
+        return folder(Path(path), resolution)
+    raise SearchError(f"unknown data {name!r}: known are {KNOWN}")
+
+
+def digits(resolution: int = 32) -> Dataset:
+    """1797 handwritten digits of 8x8 pixels (scikit-learn's copy of the UCI test set), enlarged; a fifth of each class is held out."""
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    grey = torch.from_numpy(bunch.images).to(torch.float32)[:, None] * (255 / 16)
+    enlarged = torch.nn.functional.interpolate(grey, size=(resolution, resolution), mode="bilinear", align_corners=False)
+    images = enlarged.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+    train, held_out = _stratified(images, torch.from_numpy(bunch.target).to(torch.int64))
+    return _dataset("digits", tuple("0123456789"), train, held_out, Augmentation(shift_px=resolution // 12, flip=False))
+
+
+def folder(path: Path, resolution: int) -> Dataset:
+    """Images in PATH/train/CLASS and PATH/test/CLASS, or in PATH/CLASS, of which a fifth of each class is then held out.
+
+    Every image is decoded once and kept as 8-bit RGB.
+
+    Raises:
+        SearchError: no such folder, no images, fewer than two classes, parts with different classes, or a file that is no image.
+    """
+    if not path.is_dir():
+        raise SearchError(
+            f"{path} is not a folder: --data folder:PATH needs PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg"
+        )
+    name = f"folder:{path}"
+    augmentation = Augmentation(shift_px=resolution // 8, flip=True)
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        labels, others = _classes(path / "train"), _classes(path / "test")
+        if labels != others:
+            raise SearchError(
+                f"{path}/train and {path}/test must have the same classes; only one has {sorted(set(labels) ^ set(others))[0]!r}"
+            )
+        return _dataset(name, labels, _decode(path / "train", labels, resolution), _decode(path / "test", labels, resolution), augmentation)
+    labels = _classes(path)
+    for label in labels:
+        if len(_image_files(path / label)) < 2:
+            raise SearchError(f"{path / label} has only one image: a class needs at least 2, one of them is held out")
+    every = _decode(path, labels, resolution)
+    return _dataset(name, labels, *_stratified(every.images, every.labels), augmentation)
+
+
+def augment(images: Images, augmentation: Augmentation, generator: torch.Generator) -> Images:
+    """Shift, and mirror half of, the images of a batch, each by its own draw."""
+    count, _, height, width = images.shape
+    reach = augmentation.shift_px
+    shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
+    rows = (torch.arange(height) + shifts[0]).clamp(0, height - 1)
+    columns = (torch.arange(width) + shifts[1]).clamp(0, width - 1)
+    if augmentation.flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    return images[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, augmentation: Augmentation) -> Dataset:
+    # Classes mixed, always in the same way: a batch, or the first few images, then stand for all.
+    order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
+    held_out = Split(images=held_out.images[order], labels=held_out.labels[order])
+    # Channel by channel: all of a large set as floats would be four times its size.
+    channels = [train.images[:, index].to(torch.float32) / 255 for index in range(3)]
+    preprocessing = Preprocessing(
+        size=(train.images.shape[2], train.images.shape[3]),
+        mean=_triple([round(float(channel.mean()), 6) for channel in channels]),
+        std=_triple([max(round(float(channel.std()), 6), 1e-3) for channel in channels]),
+    )
+    return Dataset(name=name, labels=labels, train=train, held_out=held_out, preprocessing=preprocessing, augmentation=augmentation)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+def _stratified(images: Tensor, labels: Tensor) -> tuple[Split, Split]:
+    # The seed is fixed: runs with different seeds are compared on the same held-out images.
+    generator = torch.Generator().manual_seed(0)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        count = max(1, round(HELD_OUT * len(rows)))
+        held_out[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+    return Split(images=images[~held_out], labels=labels[~held_out]), Split(images=images[held_out], labels=labels[held_out])
+
+
+def _classes(path: Path) -> tuple[str, ...]:
+    labels = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and _image_files(entry))
+    if not labels:
+        raise SearchError(f"{path} has no images: expected one folder a class, {path}/CLASS/*.jpg (also {', '.join(SUFFIXES)})")
+    if len(labels) < 2:
+        raise SearchError(f"{path} has only one class with images, {labels[0]!r}: a classifier needs at least 2 folders")
+    return tuple(labels)
+
+
+def _image_files(path: Path) -> list[Path]:
+    return sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
+
+
+def _decode(path: Path, labels: Sequence[str], resolution: int) -> Split:
+    from PIL import Image
+
+    files = [(file, index) for index, label in enumerate(labels) for file in _image_files(path / label)]
+    images = np.empty((len(files), resolution, resolution, 3), dtype=np.uint8)
+    for row, (file, _) in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                rgb = image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
+            raise SearchError(f"{file} cannot be read as an image: mend or remove it") from error
+        images[row] = np.asarray(rgb.resize((resolution, resolution), Image.Resampling.BILINEAR))
+    return Split(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+        labels=torch.tensor([index for _, index in files], dtype=torch.int64),
+    )

@@ -1,0 +1,45 @@
+"""Files that appear whole or not at all."""
+
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from search.errors import SearchError
+
+T = TypeVar("T")
+
+
+def beside(path: Path) -> Path:
+    """Where a file is while it is being written."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside and rename: whoever reads `path` finds the old file or the new one, also after a crash."""
+    partial = beside(path)
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def to_json(value: msgspec.Struct) -> bytes:
+    """Indented JSON; the same value always gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Read a file that `to_json` wrote.
+
+    Raises:
+        SearchError: no such file, or a content that is not a `kind`; names the file and the field.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError as error:
+        raise SearchError(f"{path} does not exist: give the directory of a finished search, or run `lathe search` first") from error
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise SearchError(f"{path} is damaged: {error}; run `lathe search` again into a new directory") from error

@@ -1,0 +1,1 @@
+"""Search methods: each module is one."""

@@ -1,0 +1,71 @@
+"""A space as a trainable module, and its weights on disk."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from reparam import ChannelMask, RepVGGBlock
+from search.errors import SearchError
+from search.space import Space
+from search.tensors import read_tensors, write_tensors
+
+
+def build_network(space: Space) -> nn.Sequential:
+    """The unpruned network of a space in its training form: one RepVGG block a layer, then the head.
+
+    Its parameters are drawn from torch's global random state.
+    """
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = space.input_shape[0]
+    for layer in space.layers:
+        modules[layer.name] = RepVGGBlock(channels, layer.width, stride=layer.stride)
+        channels = layer.width
+    modules["head"] = build_head(channels, space.classes)
+    return nn.Sequential(modules)
+
+
+def build_head(c_in: int, classes: int) -> nn.Sequential:
+    """Global average pooling and a linear layer."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
+
+
+def searched_blocks(network: nn.Module) -> list[RepVGGBlock]:
+    """The blocks of a network of `build_network` in order; the `mask` of each says which of its channels are gone."""
+    return [module for module in network.modules() if isinstance(module, RepVGGBlock)]
+
+
+def keep_channels(network: nn.Module, kept: Sequence[Bool[Tensor, " _"]]) -> None:
+    """Put a `ChannelMask` into every searched block that loses channels, and nothing into the others; whatever mask was there goes.
+
+    Args:
+        network: of `build_network`; changed in place.
+        kept: of every searched block the channels that stay.
+    """
+    for block, keep in zip(searched_blocks(network), kept, strict=True):
+        block.mask = nn.Identity() if keep.all() else ChannelMask(keep)
+
+
+def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write parameters and buffers; `metadata` says what they were made from."""
+    write_tensors(path, network.state_dict(), metadata)
+
+
+def load_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Fill a network with the weights of a file.
+
+    Raises:
+        SearchError: no such file, other metadata than `metadata`, or weights of another network.
+    """
+    tensors, found = read_tensors(path)
+    for key, wanted in metadata.items():
+        if found.get(key) != wanted:
+            raise SearchError(
+                f"{path} has {key} {found.get(key)}, wanted {wanted}: the file belongs to another network; run `lathe search` again"
+            )
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise SearchError(f"{path} does not fit the network: {' '.join(str(error).split())}") from error

@@ -1,0 +1,30 @@
+"""Named tensors on disk: safetensors, written whole, never pickled."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from search.errors import SearchError
+from search.files import write_whole
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors of any device and layout; `metadata` says what they belong to."""
+    portable = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, save(portable, metadata=dict(metadata)))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file.
+
+    Raises:
+        SearchError: no such file, or a damaged one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  safe_open is no mapping
+    except (FileNotFoundError, SafetensorError) as error:
+        raise SearchError(f"{path} cannot be read ({error}): run `lathe search` again, into a new directory") from error

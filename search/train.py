@@ -1,0 +1,125 @@
+"""One epoch of training, and evaluation; what is trained, and towards what, the methods say."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from search.errors import SearchError
+from search.runtime import Runtime
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How well a network did on the images that it was shown."""
+
+    loss: float
+    """mean of the loss, penalties included"""
+    accuracy: float
+    """share of the images that were classified right"""
+
+
+def make_optimizer(
+    network: nn.Module, *, lr: float, momentum: float, weight_decay: float, policy: Iterable[nn.Parameter] = (), policy_lr: float = 0.0
+) -> SGD:
+    """Stochastic gradient descent with momentum.
+
+    Weights are decayed; biases, norms and the policy are not: decay would move a policy towards its threshold for no reason of the loss.
+    Every group keeps its full learning rate as `peak_lr`; see `train_epoch`.
+    """
+    policy = list(policy)
+    chosen = {id(parameter) for parameter in policy}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    groups = [
+        {"params": [parameter for parameter in others if parameter.ndim > 1], "weight_decay": weight_decay, "peak_lr": lr},
+        {"params": [parameter for parameter in others if parameter.ndim <= 1], "weight_decay": 0.0, "peak_lr": lr},
+    ]
+    if policy:
+        groups.append({"params": policy, "weight_decay": 0.0, "peak_lr": policy_lr})
+    return SGD(groups, lr=lr, momentum=momentum)
+
+
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Factor on the learning rate: linearly up over `warmup` steps, then half a cosine down to 0 at `steps`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def train_epoch(
+    network: nn.Module,
+    optimizer: Optimizer,
+    batches: Batches,
+    *,
+    runtime: Runtime,
+    factor: Callable[[int], float],
+    label_smoothing: float,
+    penalty: Callable[[], Tensor] | None = None,
+) -> Score:
+    """Show every batch once.
+
+    Args:
+        network: as `Runtime.setup` gave it.
+        optimizer: likewise.
+        batches: images and labels.
+        runtime: where both run.
+        factor: step of this epoch -> factor on the learning rates.
+        label_smoothing: share of the target that is spread over all classes.
+        penalty: called once a step, after the forward pass; added to the loss.
+
+    Raises:
+        SearchError: the loss is not finite any more.
+    """
+    network.train()
+    total, right, shown, steps = 0.0, 0, 0, 0
+    for step, (images, labels) in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor(step)
+        images, labels = runtime.send(images), runtime.send(labels)
+        logits = network(images)
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if penalty is not None:
+            loss = loss + penalty()
+        optimizer.zero_grad()
+        runtime.backward(loss)
+        optimizer.step()
+        total += loss.item()
+        right += int((logits.argmax(1) == labels).sum())
+        shown += len(labels)
+        steps += 1
+    if not math.isfinite(total):
+        raise SearchError(f"training diverged (loss {total}): start again in a new directory with a lower learning rate")
+    return Score(loss=total / max(1, steps), accuracy=right / max(1, shown))
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, batches: Batches, *, runtime: Runtime, batch_statistics: bool = False) -> Score:
+    """Loss and accuracy in evaluation mode.
+
+    Args:
+        network: as `Runtime.setup` gave it.
+        batches: images and labels.
+        runtime: where it runs.
+        batch_statistics: let norms use the statistics of each batch. Running ones are averages over the last few dozen steps: where
+            channels come and go at every step, they belong to no network.
+    """
+    network.eval()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and batch_statistics]
+    for norm in norms:
+        norm.train()
+        norm.track_running_stats = False
+    total, right, shown = 0.0, 0, 0
+    for images, labels in batches:
+        images, labels = runtime.send(images), runtime.send(labels)
+        logits = network(images)
+        total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(1) == labels).sum())
+        shown += len(labels)
+    for norm in norms:
+        norm.track_running_stats = True
+    return Score(loss=total / max(1, shown), accuracy=right / max(1, shown))

@@ -1,0 +1,84 @@
+"""A search small enough for tests: two classes of 8x8 images, three layers, and a made-up device whose latency is a staircase of 16 channels."""
+
+import math
+
+import pytest
+import torch
+
+from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, TableHeader
+from search.architecture import Preprocessing
+from search.data import Augmentation, Dataset, Split
+from search.space import Layer, Space, macs_per_pair
+
+
+def block_us(spec: BlockSpec) -> float:
+    """Latency of a block on the made-up device."""
+    tread = [16 * math.ceil(spec.width(name) / 16) for name in ("c_in", "c_out")]
+    return 2 + macs_per_pair(spec) * tread[0] * tread[1] / 3_000
+
+
+def network_us(blocks: list[BlockSpec]) -> float:
+    """Latency of a network there: each boundary saves 1 us."""
+    return sum(block_us(spec) for spec in blocks) - (len(blocks) - 1)
+
+
+def make_table(space: Space) -> LatencyTable:
+    header = TableHeader(
+        device=Device(kind="cpu", name="made-up", cores=1, threads=1, isa=(), memory_mib=1024, driver="", compute_capability="", os="none"),
+        runtime=Runtime(name="made-up", version="1"),
+        protocol=Protocol(name="fast", warmup_ms=0, min_samples=1, max_samples=1, min_time_ms=0, max_time_ms=0),
+        precision="fp32",
+        lowering="1",
+        space=space.name,
+        created="2000-01-01",
+    )
+    networks = [space.network(tuple(options[k % len(options)] for options in _choices(space))) for k in range(8)]
+    rows = [_row("block", spec.key, block_us(spec)) for spec in space.blocks()]
+    rows += [
+        _row("network", f"network-{index}", network_us(blocks), tuple(spec.key for spec in blocks)) for index, blocks in enumerate(networks)
+    ]
+    return LatencyTable(header, rows, sha256="5" * 64)
+
+
+def _choices(space: Space) -> list[tuple[int, ...]]:
+    return [space.width_choices(index) for index in range(len(space.layers))]
+
+
+def _row(kind: str, key: str, us: float, blocks: tuple[str, ...] = ()) -> Row:
+    us = round(us, 3)
+    return Row(kind=kind, key=key, status="ok", samples_us=(us,), median_us=us, low_us=us, high_us=us, blocks=blocks)
+
+
+def make_tiny() -> Space:
+    layers = (Layer(name="a", width=32), Layer(name="b", width=32, stride=2), Layer(name="c", width=32))
+    return Space(name="tiny", input_shape=(3, 8, 8), classes=2, layers=layers)
+
+
+def make_stripes() -> Dataset:
+    """Images with horizontal against images with vertical stripes, in noise."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(count: int) -> Split:
+        labels = torch.arange(count) % 2
+        stripe = (torch.arange(8) % 2 * 120).float()
+        images = torch.where(labels[:, None, None] == 0, stripe[None, :, None], stripe[None, None, :]).expand(count, 8, 8)
+        noisy = images[:, None] + 60 * torch.rand(count, 3, 8, 8, generator=generator)
+        return Split(images=noisy.to(torch.uint8), labels=labels)
+
+    return Dataset(
+        name="stripes",
+        labels=("horizontal", "vertical"),
+        train=split(64),
+        held_out=split(32),
+        preprocessing=Preprocessing(size=(8, 8), mean=(0.35, 0.35, 0.35), std=(0.25, 0.25, 0.25)),
+        augmentation=Augmentation(shift_px=1, flip=True),
+    )
+
+
+tiny = pytest.fixture(scope="session")(make_tiny)
+stripes = pytest.fixture(scope="session")(make_stripes)
+
+
+@pytest.fixture(scope="session")
+def table(tiny: Space) -> LatencyTable:
+    return make_table(tiny)

@@ -1,0 +1,322 @@
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import safetensors
+import torch
+from torch import nn
+
+import reparam
+import search
+from latency import CoverageError
+from reparam import ChannelMask
+from search import SearchError, load_architecture
+from search.methods import pas
+from search.methods.pas import DepthwiseBinaryConv, PasConfig, attach, freeze
+from search.network import build_network, load_weights, searched_blocks
+from search.record import Chosen, EpochDone, Finished, Result, Resumed
+
+QUICK = PasConfig(pretrain_epochs=2, search_epochs=4, finetune_epochs=2, batch=16, beta=1.0, beta_rate=0.2)
+FILES = ["baseline.safetensors", "weights.safetensors", "architecture.json", "result.json", "history.jsonl"]
+
+
+@pytest.fixture
+def budget_us(tiny, table) -> float:
+    return 0.6 * table.predict(tiny.network(tiny.full_widths())).us
+
+
+@pytest.fixture
+def search_into(tiny, table, stripes, budget_us):
+    def start(out: Path, config: PasConfig = QUICK, **changed):
+        options = {"space": tiny, "table": table, "data": stripes, "budget_us": budget_us} | changed
+        return pas.run(config, options["space"], options["table"], options["data"], options["budget_us"], out)
+
+    return start
+
+
+class TestDepthwiseBinaryConv:
+    def test_keeps_what_is_above_one_half_and_starts_with_everything(self):
+        mask = DepthwiseBinaryConv(4, min_channels=1)
+        assert mask.kept().all()
+        mask.v.data = torch.tensor([0.49, 0.5, 0.51, 2.0])
+        x = torch.rand(2, 4, 3, 3)
+        assert torch.equal(mask(x), x * torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None, None])
+        assert mask.width().item() == 2
+
+    def test_the_gradient_of_the_binary_value_reaches_every_indicator_unchanged(self):
+        mask = DepthwiseBinaryConv(4, min_channels=1)
+        mask.v.data = torch.tensor([-3.0, 0.4, 0.6, 3.0])
+        x, upstream = torch.rand(2, 4, 3, 3), torch.rand(2, 4, 3, 3)
+        (mask(x) * upstream).sum().backward()
+        assert torch.allclose(mask.v.grad, (x * upstream).sum((0, 2, 3)))
+
+    def test_a_gone_channel_passes_no_gradient_to_what_made_it(self):
+        mask = DepthwiseBinaryConv(2, min_channels=1)
+        mask.v.data = torch.tensor([0.0, 1.0])
+        x = torch.rand(1, 2, 3, 3, requires_grad=True)
+        mask(x).sum().backward()
+        assert not x.grad[:, 0].any()
+        assert x.grad[:, 1].all()
+
+    def test_the_top_scoring_channels_are_never_lost(self):
+        mask = DepthwiseBinaryConv(5, min_channels=3)
+        mask.v.data = torch.tensor([0.1, 0.3, 0.3, -1.0, 0.3])
+        assert mask.kept().tolist() == [False, True, True, False, True]
+        mask.v.data = torch.full((5,), 0.2)
+        assert mask.kept().tolist() == [True, True, True, False, False]  # equal: the lower index
+
+    def test_a_layer_narrower_than_the_minimum_keeps_everything(self):
+        mask = DepthwiseBinaryConv(2, min_channels=8)
+        mask.v.data = torch.zeros(2)
+        assert mask.kept().all()
+
+
+def test_attached_indicators_change_nothing_and_are_not_decayed(tiny):
+    torch.manual_seed(0)
+    network, x = build_network(tiny).eval(), torch.rand(2, 3, 8, 8)
+    before = network(x)
+    indicators = attach(network, min_channels=8)
+    assert torch.equal(network(x), before)
+    from search.train import make_optimizer
+
+    policy = [indicator.v for indicator in indicators]
+    optimizer = make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.1, policy=policy, policy_lr=0.5)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(network.parameters()))
+    assert all(decay[id(p)] == (0.1 if p.ndim > 1 else 0.0) for p in network.parameters())
+    assert [id(p) for p in optimizer.param_groups[2]["params"]] == [id(v) for v in policy]
+
+
+def test_a_run_meets_its_budget_and_leaves_what_it_says(search_into, tmp_path, tiny, table, stripes, budget_us):
+    out = tmp_path / "run"
+    events = list(search_into(out))
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    assert [(e.phase, e.epoch) for e in epochs] == [
+        ("pretrain", 1),
+        ("pretrain", 2),
+        *(("search", k) for k in range(1, 5)),
+        ("finetune", 1),
+        ("finetune", 2),
+    ]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    architecture, result = (
+        load_architecture(out / "architecture.json"),
+        msgspec.json.decode((out / "result.json").read_bytes(), type=Result),
+    )
+    assert (finished.architecture, finished.result) == (architecture, result)
+
+    predicted = table.predict(tiny.network(architecture.widths))
+    assert architecture.predicted == predicted
+    assert predicted.high_us <= budget_us
+    for index, width in enumerate(architecture.widths):  # nothing that fits is left out
+        for wider in (option for option in tiny.width_choices(index) if option > width):
+            blocks = tiny.network((*architecture.widths[:index], wider, *architecture.widths[index + 1 :]))
+            assert table.predict(blocks).high_us > budget_us
+    assert (architecture.table_sha256, architecture.method, architecture.options["beta"]) == (table.sha256, "pas", 1.0)
+    assert result.architecture_sha256 == architecture.sha256
+    assert result.shipped.widths == architecture.widths
+    assert result.shipped.parameters == tiny.parameters(architecture.widths)
+    assert [msgspec.json.decode(line, type=EpochDone) for line in (out / "history.jsonl").read_text().splitlines()] == epochs
+
+    # The accuracies are those of the saved networks.
+    for network, file, metadata, accuracy in [
+        (architecture.build(), "weights.safetensors", {"architecture_sha256": architecture.sha256}, result.shipped.accuracy),
+        (architecture.unpruned(), "baseline.safetensors", {}, result.unpruned.accuracy),
+    ]:
+        load_weights(network, out / file, metadata)
+        network.eval()
+        with torch.no_grad():
+            right = (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels).float().mean().item()
+        assert right == pytest.approx(accuracy)
+    assert result.unpruned.accuracy > 0.9
+    assert result.shipped.accuracy > 0.9
+
+
+def test_the_masks_of_the_weights_are_the_widths(search_into, tmp_path):
+    *_, finished = search_into(tmp_path / "run")
+    network = finished.architecture.build()
+    load_weights(network, tmp_path / "run" / "weights.safetensors", {})
+    for layer, block in zip(finished.architecture.layers, searched_blocks(network), strict=True):
+        kept = int(block.mask.keep.sum()) if isinstance(block.mask, ChannelMask) else layer.of
+        assert kept == layer.width
+
+
+def test_the_search_prunes_towards_the_budget_by_itself(search_into, tmp_path, budget_us):
+    """Before anything is trimmed: the controller and the gradients alone."""
+    events = list(search_into(tmp_path / "run", msgspec.structs.replace(QUICK, search_epochs=15)))
+    searched = [event for event in events if isinstance(event, EpochDone) and event.phase == "search"]
+    assert searched[0].latency_us > 1.3 * budget_us
+    assert searched[-1].latency_us < 1.1 * budget_us
+    betas = [event.beta for event in searched]
+    assert betas[0] > QUICK.beta
+
+
+def test_a_gone_channel_keeps_its_weights_and_can_come_back(tiny):
+    """In a whole network: what made it gets no gradient, its indicator does."""
+    torch.manual_seed(0)
+    network = build_network(tiny)
+    indicators = attach(network, min_channels=8)
+    for indicator in indicators:
+        indicator.v.data[:4] = 0.4
+    nn.functional.cross_entropy(network(torch.rand(4, 3, 8, 8)), torch.tensor([0, 1, 0, 1])).backward()
+    for block, indicator in zip(searched_blocks(network), indicators, strict=True):
+        assert indicator.v.grad[:4].all()
+        assert not block.dense.norm.weight.grad[:4].any()
+        assert block.dense.norm.weight.grad[4:].any()
+
+
+def test_freezing_changes_no_output_and_leaves_the_masks_that_squeeze_looks_for(tiny):
+    torch.manual_seed(0)
+    network, x = build_network(tiny).eval(), torch.rand(2, 3, 8, 8)
+    indicators = attach(network, min_channels=8)
+    for indicator in indicators[:2]:
+        indicator.v.data = torch.rand(32)
+    expected, widths = network(x), [int(indicator.kept().sum()) for indicator in indicators]
+    freeze(network, widths)
+    assert torch.equal(network(x), expected)
+    assert [type(block.mask) for block in searched_blocks(network)] == [ChannelMask, ChannelMask, nn.Identity]
+    squeezed = reparam.squeeze(reparam.fuse(network), x)
+    assert [m.out_channels for m in squeezed.modules() if isinstance(m, nn.Conv2d)] == widths
+
+
+def test_indicators_stay_within_their_bounds_unless_told_otherwise(search_into, tmp_path):
+    for bounded in (True, False):
+        config = msgspec.structs.replace(QUICK, policy_lr=50.0, bounded=bounded)
+        list(itertools.islice(search_into(tmp_path / str(bounded), config), 5))
+        with safetensors.safe_open(tmp_path / str(bounded) / "checkpoint.safetensors", framework="pt") as file:
+            v = torch.cat([file.get_tensor(name) for name in file.keys() if name.endswith(".v")])  # noqa: SIM118
+        assert (v.min() >= 0 and v.max() <= 1) == bounded
+
+
+def test_an_interrupted_run_ends_like_one_that_was_not(search_into, tmp_path):
+    """Stopped after each event in turn, then called again: the files are equal byte for byte."""
+    events = list(search_into(tmp_path / "whole"))
+    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
+    for count in range(1, len(events)):
+        out = tmp_path / str(count)
+        assert list(itertools.islice(search_into(out), count)) == events[:count]
+        assert list(search_into(out))[-1] == events[-1]
+        assert {name: (out / name).read_bytes() for name in FILES} == whole
+
+
+def test_resuming_says_what_is_done(search_into, tmp_path):
+    first = list(itertools.islice(search_into(tmp_path / "run"), 3))
+    resumed = next(search_into(tmp_path / "run"))
+    assert resumed == Resumed(history=tuple(first))
+
+
+def test_a_finished_run_is_not_run_again(search_into, tmp_path):
+    *_, finished = search_into(tmp_path / "run")
+    assert list(search_into(tmp_path / "run")) == [finished]
+
+
+def test_a_killed_process_loses_at_most_its_epoch(search_into, tmp_path):
+    """SIGKILL at any moment, also in the middle of a write, then the same call."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    list(search_into(whole))
+    root = Path(search.__file__).parents[1]
+    code = (
+        f"import sys, torch; sys.path[:0] = [{str(root)!r}, {str(Path(__file__).parents[1])!r}]; torch.set_num_threads({torch.get_num_threads()})\n"
+        f"import conftest, pathlib; from search.methods import pas\n"
+        f"tiny = conftest.make_tiny(); table = conftest.make_table(tiny)\n"
+        f"config = pas.PasConfig(pretrain_epochs=2, search_epochs=4, finetune_epochs=2, batch=16, beta=1.0, beta_rate=0.2)\n"
+        f"budget = 0.6 * table.predict(tiny.network(tiny.full_widths())).us\n"
+        f"for event in pas.run(config, tiny, table, conftest.make_stripes(), budget, pathlib.Path({str(killed)!r})): pass\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if (killed / "history.jsonl").exists() and (killed / "history.jsonl").read_text().count("\n") >= 3:
+                break
+            time.sleep(0.002)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (killed / "result.json").exists()
+    events = list(search_into(killed))
+    assert isinstance(events[0], Resumed)
+    assert [(killed / name).read_bytes() == (whole / name).read_bytes() for name in FILES] == [True] * len(FILES)
+
+
+def test_the_seed_decides(search_into, tmp_path):
+    outs = [tmp_path / "a", tmp_path / "b"]
+    for seed, out in enumerate(outs):
+        list(search_into(out, msgspec.structs.replace(QUICK, seed=seed)))
+    assert len({(out / "baseline.safetensors").read_bytes()[-1000:] for out in outs}) == 2
+
+
+def test_global_randomness_is_neither_used_nor_changed(search_into, tmp_path):
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    list(search_into(tmp_path / "a"))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    list(search_into(tmp_path / "b"))
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (tmp_path / "b" / "weights.safetensors").read_bytes()
+
+
+def test_another_configuration_in_the_same_directory_is_refused(search_into, tmp_path, table, budget_us):
+    out = tmp_path / "run"
+    list(itertools.islice(search_into(out), 1))
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(SearchError, match=r"holds another run: its config.seed is 0, asked for 1; choose another --out"):
+        list(search_into(out, msgspec.structs.replace(QUICK, seed=1)))
+    with pytest.raises(SearchError, match="its budget_us is"):
+        list(search_into(out, budget_us=budget_us + 1))
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"budget_us": 1.0}, SearchError, "cannot be met: the smallest network of tiny takes"),
+        ({"classes": 3}, SearchError, "stripes has 2 classes, the space 3: profile and search with --classes 2"),
+        ({"input_shape": (3, 16, 16)}, SearchError, r"are \(8, 8\), the space takes \(16, 16\)"),
+        ({"granularity": 4}, CoverageError, "c_out=4"),
+        ({"channel_multiple": 12}, SearchError, "channel_multiple must be a multiple of 8.*found 12"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_nothing_written(search_into, tmp_path, tiny, changed, error, message):
+    out = tmp_path / "run"
+    space = {key: value for key, value in changed.items() if key in tiny.__struct_fields__}
+    config = {key: value for key, value in changed.items() if key in QUICK.__struct_fields__}
+    rest = {key: value for key, value in changed.items() if key == "budget_us"}
+    with pytest.raises(error, match=message):
+        list(search_into(out, msgspec.structs.replace(QUICK, **config), space=msgspec.structs.replace(tiny, **space), **rest))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"search_epochs": 0}, "search_epochs must be at least 1, found 0"),
+        ({"lr": 0.0}, "lr must be above 0, found 0.0"),
+        ({"regulariser": "paper"}, "needs the cost 'macs', found 'latency'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changed, message):
+    with pytest.raises(SearchError, match=message):
+        PasConfig(**changed)
+
+
+@pytest.mark.parametrize("regulariser", ["relative", "paper"])
+def test_macs_can_be_counted_and_the_latency_budget_is_still_met(search_into, tmp_path, budget_us, regulariser):
+    config = msgspec.structs.replace(QUICK, cost="macs", regulariser=regulariser)
+    *_, finished = search_into(tmp_path / "run", config)
+    assert finished.architecture.predicted.high_us <= budget_us
+    assert finished.architecture.options["regulariser"] == regulariser
+
+
+def test_no_width_below_the_minimum_is_ever_chosen(search_into, tmp_path):
+    config = msgspec.structs.replace(QUICK, min_channels=12, channel_multiple=16)
+    events = list(search_into(tmp_path / "run", config))
+    assert all(min(event.widths) >= 12 for event in events if isinstance(event, EpochDone))
+    assert all(width % 16 == 0 for event in events if isinstance(event, Chosen) for width in event.widths)

@@ -1,0 +1,32 @@
+import pytest
+
+from search import SearchError, spaces
+
+
+def test_every_name_is_a_space_of_that_name():
+    assert [spaces.get(name).name for name in spaces.names()] == list(spaces.names())
+
+
+def test_repvgg_mini():
+    space = spaces.get("repvgg-mini")
+    assert space.size() == 2 * 4 * 4 * 8 * 8 * 16 * 16
+    assert [(layer.width, layer.stride) for layer in space.layers] == [(16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)]
+    assert (space.input_shape, space.classes) == ((3, 32, 32), 10)
+
+
+def test_classes_and_resolution_can_be_chosen():
+    space = spaces.get("repvgg-mini", classes=3, resolution=48)
+    assert (space.classes, space.input_shape) == (3, (3, 48, 48))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("repvgg-nano", {}, "unknown space 'repvgg-nano': known are repvgg-mini"),
+        ("repvgg-mini", {"classes": 1}, "at least 2 classes, found 1"),
+        ("repvgg-mini", {"resolution": 4}, "at least 8, found 4"),
+    ],
+)
+def test_bad_spaces_are_refused(name, options, message):
+    with pytest.raises(SearchError, match=message):
+        spaces.get(name, **options)

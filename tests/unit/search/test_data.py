@@ -1,0 +1,155 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from search import SearchError
+from search.data import Augmentation, augment, digits, folder, load
+
+
+def write_images(directory: Path, count: int, colour: tuple[int, int, int], mode: str = "RGB", suffix: str = "png") -> None:
+    directory.mkdir(parents=True)
+    for index in range(count):
+        Image.new("RGB", (10, 6), colour).convert(mode).save(directory / f"{index}.{suffix}")
+
+
+def test_digits_are_split_by_class_and_the_same_every_time():
+    data, again = digits(16), load("digits", 16)
+    assert (len(data.train), len(data.held_out)) == (1438, 359)
+    assert data.train.images.shape == (1438, 3, 16, 16)
+    assert data.train.images.dtype == torch.uint8
+    shares = torch.bincount(data.held_out.labels) / (torch.bincount(data.train.labels) + torch.bincount(data.held_out.labels))
+    assert ((shares - 0.2).abs() < 0.005).all()
+    assert data.sha256() == again.sha256()
+    assert data.sha256() != digits(32).sha256()
+
+
+def test_digits_look_like_the_originals():
+    from sklearn.datasets import load_digits
+
+    data = digits(8)  # their own resolution: nothing is interpolated
+    originals = {tuple(row) for row in (load_digits().images.reshape(-1, 64) * (255 / 16)).round().astype(int)}
+    shown = {tuple(row) for split in (data.train, data.held_out) for row in split.images[:, 0].reshape(-1, 64).int().numpy()}
+    assert shown == originals
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1():
+    data = digits(16)
+    images = data.normalise(data.train.images)
+    assert images.mean().abs() < 1e-3
+    assert (images.std() - 1).abs() < 1e-3
+
+
+def test_an_epoch_shows_every_image_once_in_an_order_of_the_generator(stripes):
+    plain = Augmentation(shift_px=0, flip=False)
+    from msgspec.structs import replace
+
+    data = replace(stripes, augmentation=plain)
+    epochs = [torch.cat([x for x, _ in data.training_batches(16, torch.Generator().manual_seed(seed))]) for seed in (0, 0, 1)]
+    assert torch.equal(epochs[0], epochs[1])
+    assert not torch.equal(epochs[0], epochs[2])
+    everything = data.normalise(data.train.images).flatten(1)
+    assert torch.equal(epochs[2].flatten(1).sort(0).values, everything.sort(0).values)
+
+
+@pytest.mark.parametrize(("size", "batches"), [(60, [60]), (32, [32, 32]), (1000, [64])])
+def test_what_does_not_fill_a_batch_is_left_out(stripes, size, batches):
+    assert [len(y) for _, y in stripes.training_batches(size, torch.Generator())] == batches
+
+
+def test_all_held_out_images_are_shown(stripes):
+    assert torch.equal(torch.cat([y for _, y in stripes.held_out_batches(10)]), stripes.held_out.labels)
+
+
+def test_augmentation_shifts_with_repeated_borders_and_mirrors():
+    image = torch.arange(5, dtype=torch.uint8).expand(3, 5, 5).contiguous()  # each column its number
+    images = image.expand(200, 3, 5, 5)
+    shown = augment(images, Augmentation(shift_px=1, flip=True), torch.Generator().manual_seed(0))
+    rows = {tuple(row) for row in shown[:, 0, 0].tolist()}
+    shifted = {(0, 0, 1, 2, 3), (0, 1, 2, 3, 4), (1, 2, 3, 4, 4)}
+    assert rows == shifted | {row[::-1] for row in shifted}
+    assert not torch.equal(shown[0], shown[1])  # each image has a draw of its own
+
+
+def test_folder_with_train_and_test(tmp_path):
+    for part, count in (("train", 3), ("test", 2)):
+        write_images(tmp_path / part / "red", count, (200, 0, 0))
+        write_images(tmp_path / part / "grey", count, (90, 90, 90), mode="L", suffix="jpg")
+    (tmp_path / "train" / "red" / "notes.txt").write_text("no image")
+    data = load(f"folder:{tmp_path}", 8)
+    assert data.labels == ("grey", "red")
+    assert (len(data.train), len(data.held_out)) == (6, 4)
+    assert data.train.images[3].float().mean((1, 2)).tolist() == [200, 0, 0]
+    assert data.train.images.shape == (6, 3, 8, 8)
+    assert data.augmentation.flip
+
+
+def test_folder_without_parts_is_split_by_class(tmp_path):
+    write_images(tmp_path / "a", 10, (1, 1, 1))
+    write_images(tmp_path / "b", 2, (2, 2, 2))
+    data = folder(tmp_path, 8)
+    assert np.bincount(data.train.labels).tolist() == [8, 1]
+    assert np.bincount(data.held_out.labels).tolist() == [2, 1]
+
+
+def one_class(path: Path) -> None:
+    write_images(path / "a", 2, (1, 1, 1))
+
+
+def no_images(path: Path) -> None:
+    (path / "a").mkdir()
+    (path / "a" / "readme.txt").write_text("none")
+
+
+def unreadable(path: Path) -> None:
+    write_images(path / "a", 2, (1, 1, 1))
+    write_images(path / "b", 2, (1, 1, 1))
+    (path / "b" / "1.png").write_bytes(b"no image at all")
+
+
+def torn(path: Path) -> None:
+    write_images(path / "a", 2, (1, 1, 1))
+    write_images(path / "b", 2, (1, 1, 1), suffix="jpg")
+    image = path / "b" / "1.jpg"
+    image.write_bytes(image.read_bytes()[:400])
+
+
+def other_classes(path: Path) -> None:
+    for part, names in (("train", "ab"), ("test", "ac")):
+        for name in names:
+            write_images(path / part / name, 1, (1, 1, 1))
+
+
+def lonely(path: Path) -> None:
+    write_images(path / "a", 1, (1, 1, 1))
+    write_images(path / "b", 2, (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (one_class, "only one class with images, 'a'"),
+        (no_images, "has no images: expected one folder a class"),
+        (unreadable, r"b/1\.png cannot be read as an image"),
+        (torn, r"b/1\.jpg cannot be read as an image"),
+        (other_classes, "same classes; only one has 'b'"),
+        (lonely, "a has only one image"),
+    ],
+)
+def test_bad_folders_are_refused(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(SearchError, match=message):
+        load(f"folder:{tmp_path}", 8)
+
+
+@pytest.mark.parametrize("name", ["mnist", "folder", "folder:", "zip:x"])
+def test_unknown_data_is_refused(name):
+    with pytest.raises(SearchError, match=f"unknown data '{name}': known are digits or folder:PATH"):
+        load(name, 8)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(SearchError, match="nowhere is not a folder"):
+        load(f"folder:{tmp_path / 'nowhere'}", 8)

@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from reparam import ChannelMask
+from search import SearchError
+from search.network import build_network, keep_channels, load_weights, save_weights, searched_blocks
+
+
+def test_blocks_have_the_widths_and_strides_of_the_layers(tiny):
+    network = build_network(tiny)
+    assert [(b.dense.conv.in_channels, b.dense.conv.out_channels, b.dense.conv.stride[0]) for b in searched_blocks(network)] == [
+        (3, 32, 1),
+        (32, 32, 2),
+        (32, 32, 1),
+    ]
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 2)
+
+
+def test_masks_stand_only_where_channels_go(tiny):
+    network = build_network(tiny)
+    keep = [torch.ones(32, dtype=torch.bool), torch.arange(32) % 2 == 0, torch.arange(32) < 8]
+    keep_channels(network, keep)
+    masks = [block.mask for block in searched_blocks(network)]
+    assert isinstance(masks[0], nn.Identity)
+    assert isinstance(masks[1], ChannelMask)
+    assert torch.equal(masks[1].keep, keep[1])
+    hidden = network[:2](torch.rand(1, 3, 8, 8))
+    assert not hidden[:, 1::2].any()
+    assert hidden[:, ::2].any()
+
+
+def test_weights_come_back_with_what_they_were_made_from(tiny, tmp_path):
+    torch.manual_seed(0)
+    network, other = build_network(tiny), build_network(tiny)
+    save_weights(network, tmp_path / "w.safetensors", {"architecture_sha256": "ab"})
+    load_weights(other, tmp_path / "w.safetensors", {"architecture_sha256": "ab"})
+    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_weights_of_something_else_are_refused(tiny, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(nn.Linear(2, 2), path, {"architecture_sha256": "ab"})
+    network = build_network(tiny)
+    with pytest.raises(SearchError, match="has architecture_sha256 ab, wanted cd: the file belongs to another network"):
+        load_weights(network, path, {"architecture_sha256": "cd"})
+    with pytest.raises(SearchError, match="does not fit the network"):
+        load_weights(network, path, {})
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(SearchError, match=r"w.safetensors cannot be read"):
+        load_weights(network, path, {})
+    with pytest.raises(SearchError, match=r"none.safetensors cannot be read"):
+        load_weights(network, tmp_path / "none.safetensors", {})

@@ -1,0 +1,65 @@
+import hashlib
+
+import pytest
+from msgspec.structs import replace
+
+from search import SearchError
+from search.record import Run, open_run
+
+
+@pytest.fixture
+def run(tiny) -> Run:
+    return Run(
+        method="pas",
+        config={"seed": 0, "lr": 0.1},
+        space=tiny,
+        budget_us=100.0,
+        table_sha256="a",
+        data="digits",
+        data_sha256="b",
+        versions={"torch": "2.0"},
+    )
+
+
+def test_a_new_directory_is_made_and_a_same_run_goes_on(tmp_path, run):
+    out = tmp_path / "deep" / "run"
+    first = open_run(out, run)
+    assert first == hashlib.sha256((out / "run.json").read_bytes()).hexdigest()
+    assert open_run(out, replace(run, versions={"torch": "2.1"})) == first  # what is there stays
+
+
+def test_a_directory_with_nothing_but_a_torn_first_write_is_used(tmp_path, run):
+    (tmp_path / ".run.json.partial").write_text('{"schema"')
+    open_run(tmp_path, run)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"config": {"seed": 1, "lr": 0.1}}, "its config.seed is 0, asked for 1"),
+        ({"config": {"seed": 0}}, "its config.lr is 0.1, asked for None"),
+        ({"table_sha256": "c"}, "its table_sha256 is 'a', asked for 'c'"),
+        ({"data": "folder:x"}, "its data is 'digits', asked for 'folder:x'"),
+    ],
+)
+def test_another_run_is_refused_with_what_differs(tmp_path, run, changed, message):
+    open_run(tmp_path / "run", run)
+    with pytest.raises(SearchError, match=f"holds another run: {message}; choose another --out"):
+        open_run(tmp_path / "run", replace(run, **changed))
+
+
+def test_what_is_no_run_is_left_alone(tmp_path, run):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(SearchError, match="exists and is no run of a search: choose another --out"):
+        open_run(tmp_path, run)
+    with pytest.raises(SearchError, match="exists and is no run of a search"):
+        open_run(tmp_path / "thesis.tex", run)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_run_is_named(tmp_path, run):
+    open_run(tmp_path, run)
+    (tmp_path / "run.json").write_text('{"schema": "run/9"}')
+    with pytest.raises(SearchError, match=r"run.json is damaged: Invalid enum value 'run/9'"):
+        open_run(tmp_path, run)

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from msgspec.structs import replace
+from torch import nn
+
+from search import SearchError
+from search.network import build_network
+from search.runtime import Runtime
+from search.train import cosine, evaluate, make_optimizer, train_epoch
+
+
+def test_cosine_warms_up_and_ends_at_nothing():
+    factors = [cosine(step, 100, warmup=10) for step in range(101)]
+    assert factors[0] == pytest.approx(1 / 11)
+    assert max(factors) == factors[10] == 1
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == pytest.approx(0)
+    assert cosine(0, 100, warmup=0) == 1
+
+
+@pytest.fixture
+def trained(tiny):
+    torch.manual_seed(0)
+    runtime, network = Runtime(), build_network(tiny)
+    optimizer = make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)
+    return runtime, network, *runtime.setup(network, optimizer)
+
+
+def test_a_network_learns(trained, stripes):
+    runtime, _, wrapped, optimizer = trained
+    before = evaluate(wrapped, stripes.held_out_batches(16), runtime=runtime)
+    generator = torch.Generator().manual_seed(0)
+    scores = [
+        train_epoch(wrapped, optimizer, stripes.training_batches(16, generator), runtime=runtime, factor=lambda _: 1.0, label_smoothing=0.0)
+        for _ in range(5)
+    ]
+    after = evaluate(wrapped, stripes.held_out_batches(16), runtime=runtime)
+    assert scores[-1].loss < scores[0].loss / 2
+    assert before.accuracy < 0.8 < 0.95 < after.accuracy
+    assert after.loss < before.loss
+
+
+def test_the_penalty_is_in_the_loss_and_trained_against(trained, stripes):
+    runtime, network, wrapped, optimizer = trained
+    bias = network.head[2].bias
+    score = train_epoch(
+        wrapped,
+        optimizer,
+        stripes.training_batches(16, torch.Generator()),
+        runtime=runtime,
+        factor=lambda _: 1.0,
+        label_smoothing=0.0,
+        penalty=lambda: 100 * (bias.sum() - 3) ** 2 / 200,
+    )
+    assert score.loss > 1
+    assert bias.sum().item() == pytest.approx(3, abs=1)
+
+
+def test_the_factor_scales_every_step(trained, stripes):
+    runtime, network, wrapped, optimizer = trained
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    train_epoch(
+        wrapped, optimizer, stripes.training_batches(16, torch.Generator()), runtime=runtime, factor=lambda _: 0.0, label_smoothing=0.0
+    )
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+
+
+def test_accuracy_is_the_share_of_right_images(trained, stripes):
+    runtime, _, wrapped, _ = trained
+    wrapped.eval()
+    with torch.no_grad():
+        right = wrapped(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels
+    score = evaluate(wrapped, stripes.held_out_batches(7), runtime=runtime)
+    assert score.accuracy == right.float().mean().item()
+    flipped = replace(stripes, held_out=replace(stripes.held_out, labels=1 - stripes.held_out.labels))
+    assert evaluate(wrapped, flipped.held_out_batches(7), runtime=runtime).accuracy == pytest.approx(1 - score.accuracy)
+
+
+def test_batch_statistics_stand_in_for_running_ones_that_are_off(trained, stripes):
+    runtime, network, wrapped, optimizer = trained
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        train_epoch(wrapped, optimizer, stripes.training_batches(16, generator), runtime=runtime, factor=lambda _: 1.0, label_smoothing=0.0)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.fill_(100.0)
+    assert evaluate(wrapped, stripes.held_out_batches(32), runtime=runtime).accuracy < 0.8
+    assert evaluate(wrapped, stripes.held_out_batches(32), runtime=runtime, batch_statistics=True).accuracy > 0.95
+    assert all((norm.running_mean == 100).all() and norm.track_running_stats for norm in norms)
+    assert evaluate(wrapped, stripes.held_out_batches(32), runtime=runtime).accuracy < 0.8
+
+
+def test_divergence_is_an_error(trained, stripes):
+    runtime, _, wrapped, optimizer = trained
+    with pytest.raises(SearchError, match=r"training diverged \(loss nan\).*lower learning rate"):
+        train_epoch(
+            wrapped,
+            optimizer,
+            stripes.training_batches(16, torch.Generator()),
+            runtime=runtime,
+            factor=lambda _: 1.0,
+            label_smoothing=0.0,
+            penalty=lambda: torch.tensor(math.nan),
+        )
