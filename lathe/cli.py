@@ -1,0 +1,284 @@
+"""The commands of `lathe`. The typed structs below are the command line: a field is a flag, its docstring the help.
+
+Exit codes: 0 done and every verdict holds; 1 a verdict fails; 2 bad input or usage, said in one line. Results go to stdout,
+progress and logs to stderr. Nothing that an extra brings is imported before a command runs, so that help always works.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, subcommand
+
+from latency.errors import LatencyError
+
+BAD_INPUT = 2
+
+
+@dataclass(frozen=True)
+class Space:
+    """Say how large a space is: networks, blocks, and parameters and MACs of its unpruned network."""
+
+    space: Positional[str]
+    """name of a space, such as repvgg-mini"""
+    classes: int | None = None
+    """number of classes (default: the space's own)"""
+    resolution: int | None = None
+    """height and width of the input in pixels (default: the space's own)"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        render.space(stages.describe_space(self.space, classes=self.classes, resolution=self.resolution), as_json=self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measure every block of a space on this machine into a latency table; the same command again resumes."""
+
+    space: Positional[str]
+    """name of a space, such as repvgg-mini"""
+    out: Path
+    """the table to write or to go on with: NAME.latency.jsonl"""
+    backend: str = "onnxruntime"
+    """what runs the blocks: onnxruntime, tensorrt or tensorrt-rtx"""
+    protocol: str = "default"
+    """how long and how exactly to measure: default or fast"""
+    threads: int = 1
+    """threads of the CPU runtime; part of the table's fingerprint"""
+    networks: int = 48
+    """random whole networks to measure beside the blocks: they tell how well sums of blocks predict"""
+    seed: int = 0
+    """seed of those networks"""
+    classes: int | None = None
+    """number of classes (default: the space's own)"""
+    resolution: int | None = None
+    """height and width of the input in pixels (default: the space's own)"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        return render.profile(
+            stages.profile_space(
+                self.space,
+                out=self.out,
+                backend=self.backend,
+                protocol=self.protocol,
+                threads=self.threads,
+                networks=self.networks,
+                seed=self.seed,
+                classes=self.classes,
+                resolution=self.resolution,
+            ),
+            out=self.out,
+            as_json=self.json,
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """Show a latency table: where it was measured, how its rows are, and how well it predicts whole networks."""
+
+    action: Positional[Literal["show"]]
+    """show"""
+    table: Positional[Path]
+    """a *.latency.jsonl file"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        render.table(stages.load_table(self.table), self.table, as_json=self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class Search:
+    """Search a network under a latency budget.
+
+    pas: Pruning-as-Search learns which channels to keep together with the weights, then fine-tunes what is left.
+    """
+
+    method: Positional[str]
+    """pas"""
+    space: str
+    """name of a space, such as repvgg-mini"""
+    table: Path
+    """latency table of the device that the network is for"""
+    out: Path
+    """directory of the run; the same command again resumes"""
+    data: str = "digits"
+    """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
+    budget_ms: float | None = None
+    """latency that the network may take, in milliseconds"""
+    budget_fraction: float | None = None
+    """the same, as a fraction of the unpruned network's measured latency: 0.6 is 60 %"""
+    backend: str | None = None
+    """refuse a table measured with another backend"""
+    precision: str | None = None
+    """refuse a table of another precision: fp32 or fp16"""
+    this_device: bool = False
+    """refuse a table that was measured on another machine than this one"""
+    cost: Literal["latency", "macs"] = "latency"
+    """what the penalty counts: latency (microseconds of the table) or macs"""
+    regulariser: Literal["relative", "paper"] = "relative"
+    """form of the penalty: relative, (cost/target - 1)^2, or paper, squared GMACs (with --cost macs)"""
+    min_channels: int = 8
+    """channels that every layer keeps at least"""
+    pretrain_epochs: int | None = None
+    """epochs of the unpruned network before the search (default: by the data)"""
+    search_epochs: int | None = None
+    """epochs of joint training of weights and widths (default: by the data)"""
+    finetune_epochs: int | None = None
+    """epochs of the chosen widths (default: by the data)"""
+    seed: int = 0
+    """seed of everything that is random"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        return render.search(stages.search(self), out=self.out, as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Turn a search run, or any ONNX file, into a directory that ships: fused, squeezed, checked and timed."""
+
+    source: Positional[Path]
+    """directory of a run, or MODEL.onnx"""
+    out: Path
+    """the bundle to write"""
+    target: str = "onnxruntime"
+    """onnxruntime, tensorrt or tensorrt-rtx"""
+    budget_ms: float | None = None
+    """latency that the network may take, in milliseconds (default: the run's)"""
+    protocol: str = "default"
+    """how long and how exactly to measure: default or fast"""
+    threads: int | None = None
+    """threads of the CPU runtime (default: the table's, or 1)"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        return render.bundle(lambda on_step: stages.export(self, on_step), as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Check a bundle again: every hash, every output and speed that this machine can check."""
+
+    bundle: Positional[Path]
+    """directory of a bundle"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        return render.verification(stages.verify(self.bundle), as_json=self.json)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Make one self-contained HTML page of a run or a bundle, and print its main table."""
+
+    source: Positional[Path]
+    """directory of a run or of a bundle"""
+    out: Path | None = None
+    """the page to write (default: SOURCE.html, beside the directory)"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        page, rows = stages.report(self.source, self.out)
+        render.report(page, rows, as_json=self.json)
+        return 0
+
+
+Command = (
+    Annotated[Space, subcommand("space")]
+    | Annotated[Profile, subcommand("profile")]
+    | Annotated[Table, subcommand("table")]
+    | Annotated[Search, subcommand("search")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Report, subcommand("report")]
+)
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Read the command line; raises `UsageError` with one line for what tyro would say in a box."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Command,  # pyright: ignore[reportArgumentType]
+                prog="lathe",
+                description="Measure a device, search a network that fits its latency budget, ship an engine that has been checked.",
+                args=list(arguments),
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code == BAD_INPUT:
+            raise UsageError(_one_line(said.getvalue())) from None
+        raise
+
+
+class UsageError(ValueError):
+    """The command line cannot be read."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `lathe`; leaves by `SystemExit`."""
+    try:
+        code = parse(sys.argv[1:] if arguments is None else arguments).run()
+    except BrokenPipeError:
+        code = 0
+    except KeyboardInterrupt:
+        print("lathe: interrupted; the same command goes on from here", file=sys.stderr)
+        code = 130
+    except user_errors() as error:
+        print(f"lathe: {' '.join(str(error).split())}", file=sys.stderr)
+        code = BAD_INPUT
+    sys.exit(code)
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """What the user can mend: the packages' own errors, and files that cannot be read or written.
+
+    A package that was never imported raised nothing, so nothing is imported here.
+    """
+    named = [("reparam.errors", "ReparamError"), ("deploy.errors", "DeployError"), ("search.errors", "SearchError")]
+    loaded = [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
+    return (UsageError, LatencyError, OSError, *loaded)
+
+
+def _one_line(box: str) -> str:
+    """Tyro's framed message as one line: its text, without the frame and the rules in it."""
+    text = re.sub(r"[╭╮╰╯│─]+", " ", box)
+    return " ".join(text.split())

@@ -1,0 +1,277 @@
+"""What the commands print: results on stdout, as text or JSON; progress and warnings on stderr."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from latency import Latency, LatencyTable
+from latency.profile import Dropped, Measured, Resumed, Retrying
+from latency.profile import Event as ProfileEvent
+from lathe import stages
+
+if TYPE_CHECKING:
+    from deploy.bundle import Bundle
+    from deploy.report import Row
+    from deploy.verify import Verification
+    from search.record import Event as SearchEvent
+
+OUT = Console(soft_wrap=True, highlight=False)
+LOG = Console(stderr=True, highlight=False)
+
+
+def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
+    """Print the size of a space."""
+    if as_json:
+        print_json(dataclasses.asdict(facts))
+        return
+    rows = [
+        ("networks", f"{facts.size:.4e}" if facts.size >= 10**6 else str(facts.size)),
+        ("distinct blocks", f"{facts.blocks:,}"),
+        ("parameters, as trained", f"{facts.params:,}"),
+        ("MACs, as trained", f"{facts.macs:,}"),
+        ("parameters, deployed", f"{facts.deployed_params:,}"),
+        ("MACs, deployed", f"{facts.deployed_macs:,}"),
+    ]
+    OUT.print(_facts(facts.name, rows))
+
+
+def profile(events: Iterator[ProfileEvent], *, out: Path, as_json: bool) -> int:
+    """Show profiling as it goes, then what the table says; returns the exit code."""
+    with _progress("blocks") as (bar, task):
+        for event in events:
+            match event:
+                case Dropped(line=line):
+                    warn(f"{out}, line {line}: the last line is torn and was dropped; its block is measured again")
+                case Resumed(done=done, total=total):
+                    LOG.print(f"{done} of {total} are measured already; going on")
+                    bar.update(task, completed=done, total=total)
+                case Measured(row=row, done=done, total=total):
+                    bar.update(task, completed=done, total=total, description=row.kind)
+                    if not row.measured:
+                        warn(f"{row.key}: {row.status}: {row.error}")
+                case Retrying(rows=rows):
+                    bar.update(task, description=f"retrying {rows} unstable")
+    table(stages.load_table(out), out, as_json=as_json)
+    return 0
+
+
+def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
+    """Print what a latency table holds and how well it predicts."""
+    for warning in found.warnings:
+        warn(warning)
+    header, predictor = found.header, found.predictor
+    counts = {status: sum(row.status == status for row in found.rows) for status in ("ok", "unstable", "build_failed", "run_failed")}
+    kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}
+    if as_json:
+        print_json({"path": str(path), "sha256": found.sha256, "header": header, "rows": kinds, "status": counts, "predictor": predictor})
+        return
+    device = header.device
+    rows = [
+        ("device", f"{device.name}, {_threads(device.threads)}" if device.kind == "cpu" else f"{device.name}, driver {device.driver}"),
+        ("runtime", f"{header.runtime.name} {header.runtime.version}, {header.precision}, batch {header.batch}"),
+        ("protocol", header.protocol.name),
+        ("space", header.space or "-"),
+        ("rows", ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)),
+        ("status", ", ".join(f"{count} {status}" for status, count in counts.items() if count)),
+        ("sha256", found.sha256[:16]),
+    ]
+    if predictor.networks:
+        rows.append(
+            (
+                "whole networks",
+                f"predicted to {predictor.mean_absolute_error:.2%} on average, 95 % within {predictor.half_width:.2%}, "
+                f"bias {predictor.bias:+.2%} (cross-validated over {predictor.networks})",
+            )
+        )
+    OUT.print(_facts(str(path), rows))
+    OUT.print(_blocks(found))
+
+
+def _blocks(found: LatencyTable) -> Table:
+    """A line a family: how many blocks, from which to which latency."""
+    families: dict[str, list[Any]] = {}
+    for row in found.rows:
+        if row.kind == "block":
+            families.setdefault(row.key.partition("[")[0], []).append(row)
+    view = Table(Column("family", overflow="fold"), "blocks", "fastest", "slowest", "interval ±", title="blocks", title_justify="left")
+    for column in view.columns[1:]:
+        column.justify = "right"
+    for family, rows in families.items():
+        measured = [row for row in rows if row.measured]
+        if not measured:
+            view.add_row(escape(family), f"0 of {len(rows)}", "-", "-", "-")
+            continue
+        medians = [row.median_us for row in measured]
+        widest = max((row.high_us - row.low_us) / 2 / row.median_us for row in measured)
+        some = str(len(rows)) if len(measured) == len(rows) else f"{len(measured)} of {len(rows)}"
+        view.add_row(escape(family), some, microseconds(min(medians)), microseconds(max(medians)), f"{widest:.1%}")
+    return view
+
+
+def microseconds(us: float) -> str:
+    """A latency for people."""
+    return f"{us / 1000:.3f} ms" if us >= 1000 else f"{us:.1f} µs"
+
+
+def interval(latency: Latency | Any) -> str:
+    """A latency with its interval, for people."""
+    return f"{microseconds(latency.us)} ({microseconds(latency.low_us)} to {microseconds(latency.high_us)})"
+
+
+def warn(text: str) -> None:
+    """One warning on stderr."""
+    LOG.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; numbers that JSON has not become null."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+@contextlib.contextmanager
+def _progress(unit: str) -> Iterator[tuple[Progress, TaskID]]:
+    """A progress bar on stderr, that stays when it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=LOG) as bar:
+        yield bar, bar.add_task(unit, total=None)
+
+
+def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
+    """Show a search as it goes, then what came out; returns the exit code."""
+    from search.record import PHASES, Chosen, EpochDone, Finished, Result, Resumed
+
+    finished: Result | None = None
+    columns = (
+        TextColumn("{task.description:9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=LOG) as bar:
+        tasks = {phase: bar.add_task(phase, total=None, start=False, figures="") for phase in PHASES}
+
+        def show(done: EpochDone) -> None:
+            task = tasks[done.phase]
+            if done.epoch == 1:
+                bar.start_task(task)
+            figures = f"accuracy {done.accuracy:.2%}, predicted {microseconds(done.latency_us)}, widths {' '.join(map(str, done.widths))}"
+            bar.update(task, completed=done.epoch, total=done.epochs, figures=figures)
+
+        for event in events:
+            match event:
+                case Resumed(history=history):
+                    LOG.print(f"{len(history)} epochs are done already; going on")
+                    for done in history:
+                        show(done)
+                case EpochDone():
+                    show(event)
+                case Chosen(widths=widths, latency=latency):
+                    LOG.print(f"chosen: widths {' '.join(map(str, widths))}, predicted {interval(latency)}")
+                case Finished(result=result):
+                    finished = result
+    assert finished is not None, "the last event of a search says how it ended"
+    if as_json:
+        print_json({"run": str(out), "result": finished})
+        return 0
+    view = _pair(str(out))
+    for name, show_of in _RESULT:
+        view.add_row(name, show_of(finished.unpruned), show_of(finished.shipped))
+    view.add_row("budget", "", f"{microseconds(finished.budget_us)} (by the prediction; export measures)")
+    OUT.print(view)
+    return 0
+
+
+_RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("accuracy", lambda network: f"{network.accuracy:.2%}"),
+    ("parameters", lambda network: f"{network.parameters:,}"),
+    ("MACs", lambda network: f"{network.macs:,}"),
+    ("predicted latency", lambda network: interval(network.predicted)),
+)
+
+
+def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) -> int:
+    """Show an export as it goes, then its verdicts; returns the exit code."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=LOG) as bar:
+        task = bar.add_task("export")
+        made = make(lambda step: bar.update(task, description=step))
+    manifest = made.manifest
+    if as_json:
+        print_json({"bundle": str(made.directory), "manifest": manifest, "failures": manifest.failures})
+        return 1 if manifest.failures else 0
+    view = Table(
+        "step",
+        "precision",
+        "against first",
+        "limit",
+        "top-1 agreement",
+        "accuracy",
+        "verdict",
+        title=escape(str(made.directory)),
+        title_justify="left",
+    )
+    for step in manifest.validation:
+        first = step.first
+        view.add_row(
+            step.name,
+            step.precision,
+            f"{first.relative:.1e}" if first else "-",
+            f"{step.limit:.0e}",
+            f"{first.top1:.2%}" if first and first.top1 is not None else "-",
+            f"{step.accuracy:.2%}" if step.accuracy is not None else "-",
+            escape(f"{step.verdict}: {step.reason}" if step.reason else step.verdict),
+        )
+    OUT.print(view)
+    for failure in manifest.failures:
+        OUT.print(f"[bold]does not hold:[/] {escape(failure)}")
+    OUT.print(
+        f"budget {manifest.budget_verdict}; written to {escape(str(made.directory))}; see `lathe report {escape(str(made.directory))}`"
+    )
+    return 1 if manifest.failures else 0
+
+
+def verification(found: "Verification", *, as_json: bool) -> int:
+    """Print what a bundle's checks found; returns the exit code."""
+    if as_json:
+        print_json({"verification": found, "failures": len(found.failures)})
+        return 1 if found.failures else 0
+    view = Table("check", "verdict", "detail", title=escape(found.directory), title_justify="left")
+    for check in found.checks:
+        view.add_row(escape(check.name), check.verdict, escape(check.detail))
+    OUT.print(view)
+    return 1 if found.failures else 0
+
+
+def report(page: Path, rows: "Sequence[Row]", *, as_json: bool) -> None:
+    """Print the main table of a page, and where the page is."""
+    if as_json:
+        print_json({"report": str(page), "table": [dataclasses.asdict(row) for row in rows]})
+        return
+    view = _pair("")
+    for row in rows:
+        view.add_row(row.name, escape(row.unpruned), escape(row.shipped))
+    OUT.print(view)
+    OUT.print(f"report: {escape(str(page))}")
+
+
+def _pair(title: str) -> Table:
+    return Table("", "unpruned", "shipped", title=escape(title), title_justify="left")
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
+
+
+def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    view = Table(show_header=False, title=escape(title), title_justify="left")
+    for name, value in rows:
+        view.add_row(name, escape(value))
+    return view

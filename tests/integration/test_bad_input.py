@@ -1,0 +1,145 @@
+"""What bad input gets: one line that says what was found and what mends it, exit code 2, and nothing half-written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from integration.conftest import run_lathe
+
+
+def refused(*arguments: object, cwd: Path | None = None) -> str:
+    done = run_lathe(*arguments, cwd=cwd)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("lathe: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["space", "resnet"], ["unknown space 'resnet'", "repvgg-mini"]),
+        (["profile", "resnet", "--out", "t.latency.jsonl"], ["unknown space 'resnet'", "repvgg-mini"]),
+        (
+            ["profile", "repvgg-mini", "--backend", "tflite", "--out", "t.latency.jsonl"],
+            ["'tflite'", "onnxruntime, tensorrt, tensorrt-rtx"],
+        ),
+        (["profile", "repvgg-mini", "--protocol", "slow", "--out", "t.latency.jsonl"], ["'slow'", "default", "fast"]),
+        (["profile", "repvgg-mini", "--networks", "-1", "--out", "t.latency.jsonl"], ["-1"]),
+        (["profile", "repvgg-mini", "--classes", "1", "--out", "t.latency.jsonl"], ["at least 2 classes", "1"]),
+        (["profile", "repvgg-mini"], ["--out"]),
+        (["table", "show", "none.latency.jsonl"], ["none.latency.jsonl", "No such file", "lathe profile"]),
+        (["verify", "none"], ["none"]),
+        (["report", "none"], ["none"]),
+        (["export", "none", "--out", "b"], ["none", "does not exist"]),
+        (["fly"], ["fly", "profile"]),
+        (["space", "repvgg-mini", "--colour", "red"], ["--colour"]),
+    ],
+)
+def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_path):
+    line = refused(*arguments, cwd=tmp_path)
+    assert all(word in line for word in words), line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--space": "resnet"}, ["unknown space 'resnet'", "repvgg-mini"]),
+        ({"--data": "cifar"}, ["unknown data 'cifar'", "digits or folder:PATH"]),
+        ({"--data": "folder:empty"}, ["empty", "no images"]),
+        ({"--data": "folder:nowhere"}, ["nowhere is not a folder"]),
+        ({"--cost": "energy"}, ["energy", "latency", "macs"]),
+        ({"--backend": "tensorrt-rtx"}, ["runtime.name 'onnxruntime'", "'tensorrt-rtx'"]),
+        ({"--backend": "tflite"}, ["'tflite'", "onnxruntime, tensorrt, tensorrt-rtx"]),
+        ({"--precision": "fp16"}, ["precision 'fp32'", "'fp16'"]),
+        ({"--budget-fraction": None, "--budget-ms": "0.001"}, ["0.001 ms cannot be met", "the smallest network of repvgg-mini takes"]),
+        ({"--budget-fraction": None}, ["--budget-ms", "--budget-fraction"]),
+        ({"--budget-fraction": "-0.5"}, ["above 0"]),
+        ({"--search-epochs": "0"}, ["search_epochs must be at least 1"]),
+    ],
+)
+def test_search_refuses(change, words, search_command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    flags = dict(zip(search_command[2::2], search_command[3::2], strict=True)) | change
+    arguments = [part for flag, value in flags.items() if value is not None for part in (flag, value)]
+    line = refused("search", "pas", *arguments, "--out", "run", cwd=tmp_path)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_method_lists_the_known(search_command, tmp_path):
+    line = refused("search", "darts", *search_command[2:], "--out", tmp_path / "run")
+    assert "'darts'" in line
+    assert "pas" in line
+
+
+def test_a_run_is_not_overwritten_by_another(search_command, run):
+    assert "config.seed" in refused(*search_command, "--seed", "7", "--out", run)
+
+
+def test_a_directory_that_is_no_run_is_left_alone(search_command, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert "no run of a search" in refused(*search_command, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_unknown_target_lists_the_known(run, tmp_path):
+    line = refused("export", run, "--target", "coreml", "--out", tmp_path / "bundle")
+    assert "'coreml'" in line
+    assert "onnxruntime, tensorrt, tensorrt-rtx" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_leaves_what_is_no_bundle_alone(run, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert str(tmp_path) in refused("export", run, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def edited(table: Path, tmp_path: Path, line: int, **fields: object) -> Path:
+    lines = table.read_text().splitlines()
+    lines[line - 1] = json.dumps(json.loads(lines[line - 1]) | fields, separators=(",", ":"))
+    path = tmp_path / table.name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("field", ["median_us", "status", "samples_us"])
+def test_an_edited_table_names_line_and_field(field, table, tmp_path):
+    path = edited(table, tmp_path, 7, **{field: {"median_us": 1.5, "status": "run_failed", "samples_us": "many"}[field]})
+    line = refused("table", "show", path)
+    assert "line 7" in line
+    assert field in line
+
+
+def test_a_deleted_line_is_found(table, tmp_path):
+    lines = table.read_text().splitlines()
+    path = tmp_path / table.name
+    path.write_text("\n".join(lines[:4] + lines[5:]) + "\n")
+    assert "line 5, field check" in refused("table", "show", path)
+
+
+def test_a_table_of_another_backend_is_not_continued(table, tmp_path):
+    path = tmp_path / table.name
+    shutil.copy(table, path)
+    before = path.read_bytes()
+    line = refused("profile", "repvgg-mini", "--protocol", "fast", "--threads", "2", "--out", path)
+    assert "device.threads 1" in line
+    assert "2" in line
+    assert path.read_bytes() == before
+
+
+def test_a_torn_last_line_is_dropped_and_measured_again(table, tmp_path):
+    path = tmp_path / table.name
+    whole = table.read_bytes()
+    path.write_bytes(whole[:-20])
+    done = run_lathe("profile", "repvgg-mini", "--protocol", "fast", "--networks", "8", "--out", path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "torn" in done.stderr
+    rows = [json.loads(line)["key"] for line in path.read_text().splitlines()[1:]]
+    assert len(rows) == len(set(rows)) == len(whole.splitlines()) - 1

@@ -1,0 +1,50 @@
+"""SIGKILL in the middle, then the same command: nothing measured is lost or repeated, and a search ends in the same weights."""
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from integration.conftest import run_lathe
+
+
+def kill_when(condition, arguments, timeout_s: float = 120) -> None:
+    """Start `lathe ARGUMENTS` and kill it the moment that a condition holds."""
+    process = subprocess.Popen([sys.executable, "-m", "lathe", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_profile_goes_on_after_sigkill(tmp_path):
+    path = tmp_path / "t.latency.jsonl"
+    command = ("profile", "repvgg-mini", "--protocol", "fast", "--networks", "2", "--out", path)
+    for rows in (30, 200):
+        kill_when(lambda rows=rows: path.exists() and path.read_bytes().count(b"\n") > rows, command)
+    measured_before = path.read_bytes().rpartition(b"\n")[0]
+    done = run_lathe(*command, "--json")
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes().startswith(measured_before)
+    rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    ok = [row["key"] for row in rows if row["status"] == "ok"]
+    assert len(ok) == len(set(ok))
+    assert len({row["key"] for row in rows}) == json.loads(done.stdout)["rows"]["block"] + 2 + 2 + 1
+
+
+def test_search_goes_on_after_sigkill_to_the_same_weights(tmp_path, run: Path, search_command):
+    out = tmp_path / "run"
+    history = out / "history.jsonl"
+    for epochs in (1, 3, 5):
+        kill_when(lambda epochs=epochs: history.exists() and history.read_bytes().count(b"\n") >= epochs, (*search_command, "--out", out))
+    done = run_lathe(*search_command, "--out", out)
+    assert done.returncode == 0, done.stderr
+    for name in ("history.jsonl", "architecture.json", "weights.safetensors", "baseline.safetensors"):
+        whole, resumed = (hashlib.sha256((directory / name).read_bytes()).hexdigest() for directory in (run, out))
+        assert whole == resumed, name
