@@ -6,6 +6,7 @@ progress and logs to stderr. Nothing that an extra brings is imported before a c
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -255,6 +256,8 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `lathe`; leaves by `SystemExit`."""
+    # Threads of torch that wait for each other by spinning make each other late on a busy machine; it is read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = parse(sys.argv[1:] if arguments is None else arguments).run()
     except BrokenPipeError:

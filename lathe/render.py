@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from deploy.report import Row
     from deploy.verify import Verification
     from search.record import Event as SearchEvent
+
+T = TypeVar("T")
 
 OUT = Console(soft_wrap=True, highlight=False)
 LOG = Console(stderr=True, highlight=False)
@@ -45,6 +48,7 @@ def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
 
 def profile(events: Iterator[ProfileEvent], *, out: Path, as_json: bool) -> int:
     """Show profiling as it goes, then what the table says; returns the exit code."""
+    events = _begun(events)
     with _progress("blocks") as (bar, task):
         for event in events:
             match event:
@@ -136,6 +140,11 @@ def print_json(value: Any) -> None:
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def _begun(events: Iterator[T]) -> Iterator[T]:
+    """The same events with the first one already there, so that what is refused is refused before a bar is drawn."""
+    return itertools.chain(list(itertools.islice(events, 1)), events)
+
+
 @contextlib.contextmanager
 def _progress(unit: str) -> Iterator[tuple[Progress, TaskID]]:
     """A progress bar on stderr, that stays when it is done."""
@@ -149,6 +158,7 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
     from search.record import PHASES, Chosen, EpochDone, Finished, Result, Resumed
 
     finished: Result | None = None
+    events = _begun(events)
     columns = (
         TextColumn("{task.description:9}"),
         BarColumn(),
@@ -200,7 +210,7 @@ _RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (
 
 def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) -> int:
     """Show an export as it goes, then its verdicts; returns the exit code."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=LOG) as bar:
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=LOG, transient=True) as bar:
         task = bar.add_task("export")
         made = make(lambda step: bar.update(task, description=step))
     manifest = made.manifest

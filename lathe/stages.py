@@ -110,7 +110,8 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
     space = spaces.get(command.space, classes=len(data.labels))
     given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
-    config = pas.PasConfig(
+    config = pas.recipe(
+        data,
         cost=command.cost,
         regulariser=command.regulariser,
         min_channels=command.min_channels,

@@ -21,7 +21,7 @@ class BudgetController:
 
     Attributes:
         target: the cost to meet, in the unit of the cost.
-        weight: of the penalty, beta in pas.txt, Eq. 4.
+        weight: of the penalty, beta in Li et al. 2022, Eq. 4.
     """
 
     def __init__(self, *, target: float, weight: float, rate: float) -> None:

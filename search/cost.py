@@ -64,7 +64,7 @@ class ExpectedLatency:
 
 
 class ExpectedMacs:
-    """Multiply-accumulates of the deployed network (pas.txt, Eq. 5), here with the head, and with gradients through input widths too."""
+    """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5), with the head, and with gradients through input widths too."""
 
     def __init__(self, space: Space) -> None:
         self._space = space

@@ -1,10 +1,11 @@
-"""What every test shares: few threads, so that tests are fast beside each other, and a printed reason for what is skipped."""
+"""What every test shares: few threads that do not spin, and a printed reason for what is skipped."""
 
 import os
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -37,18 +37,18 @@ from search.space import Space, Widths
 from search.train import Score, cosine, evaluate, make_optimizer, train_epoch
 
 THRESHOLD = 0.5
-"""An indicator above it keeps its channel (pas.txt, Eq. 2); at exactly this value the channel is gone."""
+"""An indicator above it keeps its channel (Li et al. 2022, Eq. 2); at exactly this value the channel is gone."""
 EVALUATION_BATCH = 256
 
 
 class PasConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting of a run. The defaults suit a few thousand small images; `recipe` chooses by the data."""
 
-    pretrain_epochs: int = 12
+    pretrain_epochs: int = 10
     """of the unpruned network"""
-    search_epochs: int = 12
+    search_epochs: int = 10
     """weights and indicators together, at the full learning rate (rewound, as in the paper)"""
-    finetune_epochs: int = 12
+    finetune_epochs: int = 10
     """with frozen indicators, learning rate annealed by a cosine"""
     batch: int = 64
     lr: float = 0.05
@@ -86,8 +86,22 @@ class PasConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise SearchError(f"the regulariser 'paper' is in squared GMACs: it needs the cost 'macs', found {self.cost!r}")
 
 
+def recipe(data: Dataset, **settings: Any) -> PasConfig:
+    """Settings that suit a data set: the defaults for up to 10,000 training images, fewer but longer epochs' worth of search for more.
+
+    Args:
+        data: what will be trained on.
+        settings: fields of `PasConfig` that are chosen already.
+
+    Raises:
+        SearchError: a setting that makes no sense.
+    """
+    many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
+    return PasConfig(**((many if len(data.train) > 10_000 else {}) | settings))
+
+
 class DepthwiseBinaryConv(nn.Module):
-    """One 0 or 1 for every channel, trained by gradient descent (pas.txt, Eq. 1 and 2).
+    """One 0 or 1 for every channel, trained by gradient descent (Li et al. 2022, Eq. 1 and 2).
 
     The binary value is 1 where the indicator `v` is above 0.5; its gradient is handed to `v` unchanged (straight-through estimator).
 
@@ -205,7 +219,7 @@ class _Search:
         self.config, self.space, self.table, self.data, self.budget_us, self.out = config, space, table, data, budget_us, out
         self.choices = _shippable(space, config)
         require_reachable(space, table, tuple(options[0] for options in self.choices), budget_us)
-        target = budget_us * (1 - table.predictor.half_width)
+        target = budget_us / (1 + table.predictor.half_width)  # the upper end of the interval meets the budget there
         self.cost: Cost = ExpectedLatency(space, table)
         if config.cost == "macs":  # they have no budget of their own: aim at the same share of the unpruned network
             self.cost = ExpectedMacs(space)
@@ -301,7 +315,7 @@ class _Search:
         )
 
     def _penalty(self) -> Tensor:
-        """The weighted regulariser (pas.txt, Eq. 4 and 5)."""
+        """The weighted regulariser (Li et al. 2022, Eq. 4 and 5)."""
         cost = self.cost([indicator.width() for indicator in self.indicators])
         beta, target = self.controller.weight, self.controller.target
         self.controller.update(cost.item())

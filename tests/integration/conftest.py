@@ -1,6 +1,8 @@
-"""One small real pass through every stage, shared by the tests of this folder: measured, trained and exported once."""
+"""One small real pass through every stage, shared by the tests of this folder: the README's own commands, each run once."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +28,21 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict:
     return json.loads(done.stdout)
 
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def readme_commands() -> list[list[str]]:
+    """Every `lathe` command of the README, as arguments."""
+    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    return [shlex.split(line, comments=True)[1:] for block in blocks for line in block.splitlines() if line.startswith("lathe ")]
+
+
+def readme(*words: str) -> list[str]:
+    """The README's command that begins with these words."""
+    (found,) = (command for command in readme_commands() if command[: len(words)] == list(words))
+    return found
+
+
 @pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("work")
@@ -33,26 +50,28 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def table(work: Path) -> Path:
-    path = work / "cpu.latency.jsonl"
-    done = run_lathe("profile", "repvgg-mini", "--protocol", "fast", "--networks", "8", "--out", path)
+    done = run_lathe(*readme("profile"), "--networks", "8", cwd=work)
     assert done.returncode == 0, done.stderr
-    return path
+    return work / "cpu.latency.jsonl"
 
 
 @pytest.fixture(scope="session")
-def search_command(table: Path) -> tuple[object, ...]:
-    return ("search", "pas", "--space", "repvgg-mini", "--table", table, "--data", "digits", "--budget-fraction", "0.6", *QUICK)
+def search_command(table: Path) -> list[str]:
+    """The README's search with few epochs and the table's whole path, and without where the run goes."""
+    command = readme("search")
+    assert command[-2:] == ["--out", "run"]
+    return [str(table) if word == table.name else word for word in command[:-2]] + list(QUICK)
 
 
 @pytest.fixture(scope="session")
-def run(work: Path, search_command: tuple[object, ...]) -> Path:
-    done = run_lathe(*search_command, "--out", work / "run")
+def run(work: Path, search_command: list[str]) -> Path:
+    done = run_lathe(*search_command, "--out", "run", cwd=work)
     assert done.returncode == 0, done.stderr
     return work / "run"
 
 
 @pytest.fixture(scope="session")
 def bundle(work: Path, run: Path) -> Path:
-    done = run_lathe("export", run, "--target", "onnxruntime", "--protocol", "fast", "--out", work / "bundle", "--json")
+    done = run_lathe(*readme("export"), "--protocol", "fast", cwd=work)
     assert done.returncode in (0, 1), done.stderr  # a busy machine may miss the budget; the outputs must agree anyway
     return work / "bundle"

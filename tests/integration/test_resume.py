@@ -41,7 +41,7 @@ def test_profile_goes_on_after_sigkill(tmp_path):
 def test_search_goes_on_after_sigkill_to_the_same_weights(tmp_path, run: Path, search_command):
     out = tmp_path / "run"
     history = out / "history.jsonl"
-    for epochs in (1, 3, 5):
+    for epochs in (1, 3):  # while pretraining, and while searching
         kill_when(lambda epochs=epochs: history.exists() and history.read_bytes().count(b"\n") >= epochs, (*search_command, "--out", out))
     done = run_lathe(*search_command, "--out", out)
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ import search
 from latency import CoverageError
 from reparam import ChannelMask
 from search import SearchError, load_architecture
+from search.data import Split
 from search.methods import pas
 from search.methods.pas import DepthwiseBinaryConv, PasConfig, attach, freeze
 from search.network import build_network, load_weights, searched_blocks
@@ -305,6 +306,13 @@ def test_what_does_not_fit_is_refused_with_nothing_written(search_into, tmp_path
 def test_settings_that_make_no_sense_are_refused(changed, message):
     with pytest.raises(SearchError, match=message):
         PasConfig(**changed)
+
+
+def test_the_recipe_is_by_the_data_and_what_is_chosen_stays(stripes):
+    assert pas.recipe(stripes, seed=3) == PasConfig(seed=3)
+    many = msgspec.structs.replace(stripes, train=Split(images=torch.zeros(10_001, 3, 1, 1, dtype=torch.uint8), labels=torch.zeros(10_001)))
+    assert pas.recipe(many).batch > PasConfig().batch
+    assert pas.recipe(many, batch=7).batch == 7
 
 
 @pytest.mark.parametrize("regulariser", ["relative", "paper"])
