@@ -180,6 +180,7 @@ class _Profiling:
         self._sentinel: Workload | None = None
         self._watchman: Compiled | None = None  # the sentinel, compiled once: another build may be another speed
         self._reference: Row | None = None
+        self._watched_ns = 0
 
     def run(self) -> Iterator[Event]:
         if self._writer.torn:
@@ -202,7 +203,7 @@ class _Profiling:
             if row.status == "unstable" and work.key not in retried:
                 unstable[work.key] = work
             yield Measured(row, len(self._done), len(self._wanted))
-            if not self._queue or len(self._unwatched) == self._safeguards.sentinel_every:
+            if not self._queue or self._is_time_to_watch():
                 yield from self._watch()
             if not self._queue and unstable:
                 yield Retrying(len(unstable))
@@ -226,6 +227,10 @@ class _Profiling:
             return row(**msgspec.structs.asdict(measure(compiled, self._protocol, self._backend.clock, monitor)))
         except RunFailed as error:
             return row(status="run_failed", error=str(error))
+
+    def _is_time_to_watch(self) -> bool:
+        elapsed_s = (self._backend.clock() - self._watched_ns) / 1e9
+        return len(self._unwatched) == self._safeguards.sentinel_every or elapsed_s >= self._safeguards.sentinel_every_s
 
     def _post_sentinel(self) -> None:
         """Choose the sentinel and compile it: the one that the table has, else a block of middling size, that the device is kept busy."""
@@ -252,39 +257,39 @@ class _Profiling:
         rows, self._unwatched = self._unwatched, []
         if self._sentinel is None:
             return
-        limit, patience = self._safeguards.drift_limit, self._safeguards.patience
         found = self._look()
-        if self._reference is None:
-            for _ in range(patience):  # until it has warmed up
-                before, found = found, self._look()
-                if not (found.measured and before.measured and drift(found, before, limit)):
-                    break
-            self._reference = found if found.measured else None
+        if self._reference is None and found.measured:
+            found = self._reference = self._wait(found, lambda row, before: bool(self._drift(row, before)))  # until it has warmed up
         if self._reference is None or not found.measured:
-            self._writer.append(found)
             self._sentinel = None
-            yield Watched(found, 0.0, 0)
-            return
-        change = drift(found, self._reference, limit)
-        if not change:
             self._writer.append(found)
             yield Watched(found, 0.0, 0)
             return
-        self._writer.append(msgspec.structs.replace(found, status="unstable", error=f"the device drifted by {change:+.1%}"))
-        for _ in range(patience):
-            found = self._look()
-            if found.measured and not drift(found, self._reference, limit):
-                break
-        else:
-            if found.measured:
-                change = found.median_us / self._reference.median_us - 1
-                found = msgspec.structs.replace(found, error=f"the device stays at {change:+.1%}: the new reference")
-                self._reference = found
+        change = self._drift(found, self._reference)
+        again: list[str] = []
+        if change:
+            self._writer.append(msgspec.structs.replace(found, status="unstable", error=f"the device drifted by {change:+.1%}"))
+            wanted = self._reference
+            found = self._wait(found, lambda row, _: bool(self._drift(row, wanted)))
+            if stays := self._drift(found, wanted):
+                found = self._reference = msgspec.structs.replace(found, error=f"the device stays at {stays:+.1%}: the new reference")
+            again = [key for key in rows if self._again[key] < self._safeguards.retries]
+            self._again.update(again)
+            self._queue.extend(self._wanted[key] for key in again)
         self._writer.append(found)
-        again = [key for key in rows if self._again[key] < self._safeguards.retries]
-        self._again.update(again)
-        self._queue.extend(self._wanted[key] for key in again)
+        self._watched_ns = self._backend.clock()
         yield Watched(found, change, len(again))
+
+    def _drift(self, row: Row, other: Row) -> float:
+        return drift(row, other, self._safeguards.drift_limit)
+
+    def _wait(self, row: Row, restless: Callable[[Row, Row], bool]) -> Row:
+        """Measure the sentinel until it is no longer restless, against the one before, or patience is at its end; the last one."""
+        end_ns = self._backend.clock() + self._safeguards.patience_s * 1e9
+        while True:
+            before, row = row, self._look()
+            if not restless(row, before) or self._backend.clock() >= end_ns:
+                return row
 
 
 def _size(work: Workload) -> int:

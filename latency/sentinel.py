@@ -13,16 +13,19 @@ class Safeguards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     Attributes:
         sentinel_every: after so many rows the sentinel is measured again; 0 for never.
+        sentinel_every_s: or after so long. A drift that comes and goes within it is not seen.
         drift_limit: so much may it differ from its reference, relative. Beyond that, and beyond the noise of both, the device drifted.
-        patience: so many more times is a drifted sentinel measured, and nothing else, until the device is back.
-        retries: so many times is a row measured again because the device drifted around it; and one that is unstable.
+        patience_s: for so long is a drifted sentinel measured, and nothing else, until the device is back; if it is not, that is how it is
+            now, and later sentinels are compared with that.
+        retries: so many times is a row measured again because the device drifted around it.
         monitor: whether the device's monitor is read, and disturbed windows are thrown away.
     """
 
     sentinel_every: int = 50
+    sentinel_every_s: float = 10.0
     drift_limit: float = 0.03
-    patience: int = 20
-    retries: int = 2
+    patience_s: float = 30.0
+    retries: int = 4
     monitor: bool = True
 
     def __post_init__(self) -> None:
@@ -31,7 +34,7 @@ class Safeguards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         Raises:
             LatencyError: one is negative, or the limit is not above 0.
         """
-        for name in ("sentinel_every", "patience", "retries"):
+        for name in ("sentinel_every", "sentinel_every_s", "patience_s", "retries"):
             if getattr(self, name) < 0:
                 raise LatencyError(f"{name} {getattr(self, name)}: 0 or more are allowed")
         if self.drift_limit <= 0:

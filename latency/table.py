@@ -345,27 +345,32 @@ class TableWriter:
             os.close(self._file)
             raise
 
-    def append(self, row: Row) -> None:
-        """Append a row; it is on the disk when this returns.
+    def append(self, *rows: Row) -> None:
+        """Append rows; they are on the disk when this returns.
 
         Raises:
             TableError: the disk is full or fails. The table is left as it was before.
         """
-        field = _inconsistent(row)
-        assert not field, f"row {row.key}: {field} does not follow from its samples"
-        self._write(row)
+        for row in rows:
+            field = _inconsistent(row)
+            assert not field, f"row {row.key}: {field} does not follow from its samples"
+        self._write(*rows)
 
-    def _write(self, value: TableHeader | Row) -> None:
-        line, check = _seal(value, self._check)
+    def _write(self, *values: TableHeader | Row) -> None:
+        lines, check = [], self._check
+        for value in values:
+            line, check = _seal(value, check)
+            lines.append(line)
+        data = b"".join(lines)
         try:
             written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
+            while written < len(data):
+                written += os.write(self._file, data[written:])
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._size)
             raise TableError(f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept") from error
-        self._size, self._check = self._size + len(line), check
+        self._size, self._check = self._size + len(data), check
 
     def _lock(self) -> None:
         try:

@@ -49,7 +49,9 @@ def test_more_work_takes_longer(backend):
 def test_inputs_are_not_zeros_and_always_the_same(backend, monkeypatch):
     seen = []
     make = onnxruntime.OrtValue.ortvalue_from_numpy
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array, memory: (seen.append(array.copy()), make(array, memory))[1])
+    monkeypatch.setattr(
+        onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array, memory: (seen.append(array.copy()), make(array, memory))[1]
+    )
     for _ in range(2):
         backend.compile(conv(3, 8, 8))
     assert [array.shape for array in seen] == [(1, 3, 8, 8), (1, 8, 8, 8)] * 2
@@ -91,7 +93,9 @@ def test_a_failing_run_is_one_line(backend):
 
 def test_another_provider_is_in_the_name_and_runs_all_of_a_network_or_nothing():
     providers = [name.lower().removesuffix("executionprovider") for name in onnxruntime.get_available_providers()]
-    with pytest.raises(LatencyError, match=rf"execution provider 'nonesuch' is not in .*: choose one of {', '.join(providers)}, or install"):
+    with pytest.raises(
+        LatencyError, match=rf"execution provider 'nonesuch' is not in .*: choose one of {', '.join(providers)}, or install"
+    ):
         OnnxRuntime(provider="nonesuch")
     assert OnnxRuntime(provider="CPUExecutionProvider").name == "onnxruntime"
     if "azure" not in providers:
