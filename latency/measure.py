@@ -80,32 +80,32 @@ def measure(
         timed.run(1)
 
     samples: list[float] = []  # every `stride`-th of those `taken`
-    stride, taken, sampled_ms, discarded_ms, discarded = 1, 0, 0.0, 0.0, 0
+    stride, taken, sampled_ms = 1, 0, 0.0
+    discarded, discarded_ms, gave_up = 0, 0.0, False
     readings = [monitor.read()] if monitor else []
-    while True:
+    while not gave_up:
         # Windows grow with what is there: few looks at the interval, and a long run is not cut into many short ones.
         count = max(protocol.min_samples - taken, min(taken // 2, int(taken * _WINDOW_MS / sampled_ms) if sampled_ms else taken), 1)
-        if sampled_ms >= protocol.min_time_ms:
-            count = min(count, protocol.max_samples - taken)
         start = clock()
-        window = timed.run(count)
+        window = timed.run(min(count, protocol.max_samples * stride - taken))
         window_ms = (clock() - start) / 1e6
         if monitor:
             readings.append(monitor.read())
             if disturbed := readings[-2].disturbed + readings[-1].disturbed:
                 discarded, discarded_ms = discarded + 1, discarded_ms + window_ms
-                if discarded_ms < _PATIENCE * protocol.max_time_ms:
-                    continue
-                error = "; ".join(filter(None, [error, f"the device was disturbed throughout: {', '.join(dict.fromkeys(disturbed))}"]))
-                samples = samples or list(window)
-                break
+                gave_up = discarded_ms >= _PATIENCE * protocol.max_time_ms
+                if gave_up:
+                    words = f"the device was disturbed throughout: {', '.join(dict.fromkeys(disturbed))}"
+                    error = f"{error}; {words}" if error else words
+                    samples = samples or list(window)
+                continue
         samples.extend(window[::stride])
         taken, sampled_ms = taken + len(window), sampled_ms + window_ms
         if sampled_ms >= protocol.min_time_ms:
             full = taken >= protocol.max_samples or sampled_ms >= protocol.max_time_ms
             if full or summarize(samples, protocol).status == "ok":
                 break
-        while len(samples) > protocol.max_samples:
+        if taken >= protocol.max_samples * stride:
             samples, stride = samples[::2], stride * 2
 
     found = summarize(samples, protocol)
@@ -113,7 +113,7 @@ def measure(
     clocks = {name: statistics.median(reading.clocks[name] for reading in readings if name in reading.clocks) for name in names}
     return msgspec.structs.replace(
         found,
-        status="unstable" if discarded_ms >= _PATIENCE * protocol.max_time_ms else found.status,
+        status="unstable" if gave_up else found.status,
         error=error,
         clocks=clocks | ({"discarded_windows": float(discarded)} if discarded else {}),
     )

@@ -39,7 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         step: channels are computed in groups of so many: latency over width is a staircase.
         noise: standard deviation of a sample's logarithm.
         spikes: share of the samples that take 2 to 10 times as long.
-        drift: largest slowdown of a slow wave that no reading tells of; it spares every other half of its period.
+        drift: largest slowdown of a slow wave that no reading tells of; it spares the first half of each period.
         drift_period_s: of that wave.
         throttle: slowdown while the device is too hot, which a reading tells.
         throttle_every_s: once in so long, at a random moment.
@@ -137,8 +137,8 @@ class Simulated:
     def sample(self, truth_us: float) -> float:
         """One inference; time passes."""
         settings, draw = self._settings, self._random
-        phase = math.sin(2 * math.pi * self.clock.now_us / (settings.drift_period_s * 1e6))
-        slow = (1 + settings.drift * max(0.0, phase)) * (1 + settings.throttle * self._in_window("throttle"))
+        wave = -math.sin(2 * math.pi * self.clock.now_us / (settings.drift_period_s * 1e6))
+        slow = (1 + settings.drift * max(0.0, wave)) * (1 + settings.throttle * self._in_window("throttle"))
         us = truth_us * slow * (1 + settings.others * self._in_window("others")) * math.exp(draw.gauss(0.0, settings.noise))
         if settings.spikes and draw.random() < settings.spikes:
             us *= draw.uniform(2, 10)

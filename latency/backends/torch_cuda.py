@@ -2,6 +2,7 @@
 
 import io
 import time
+import zipfile
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal
@@ -54,7 +55,7 @@ class TorchCuda:
         if lowered.program is not None:
             try:
                 program = torch.export.load(io.BytesIO(lowered.program))
-            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            except (RuntimeError, zipfile.BadZipFile) as error:
                 raise BuildFailed(f"torch cannot load the program: {one_line(error)}") from error
         elif lowered.key == OVERHEAD:
             program = torch.export.export(torch.nn.ReLU(), (torch.zeros(1, 1, 1, 1),))
@@ -73,7 +74,8 @@ class CompiledProgram:
         self._input = torch.randn(example.shape, generator=generator).to("cuda", example.dtype)
         if self._input.dim() == 4:
             self._input = self._input.contiguous(memory_format=torch.channels_last)
-        self._module = torch.export.passes.move_to_device_pass(program, "cuda").module().to(memory_format=torch.channels_last)
+        passes: Any = require("torch.export.passes", "train")
+        self._module = passes.move_to_device_pass(program, "cuda").module().to(memory_format=torch.channels_last)
         self._stream = torch.cuda.Stream()
         self.launch(cuda_graph=False, spin_wait=True)
 
