@@ -27,12 +27,13 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     words: str
 
 
-def check(table: LatencyTable, expected: Iterable[str] = ()) -> list[Finding]:
+def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float = 0.03) -> list[Finding]:
     """Look a table through.
 
     Args:
         table: the table.
         expected: keys that it should cover, such as all blocks of its space.
+        tolerance: a wider block may be faster by so much, relative: when it is compiled again, a block may differ as much from itself.
 
     Returns:
         What is wrong, and after that what is doubtful.
@@ -47,7 +48,7 @@ def check(table: LatencyTable, expected: Iterable[str] = ()) -> list[Finding]:
             found.append(Finding(problem="unstable", key=row.key, words=f"the median is uncertain by {reach:.1%}"))
         if row.measured and row.error:
             found.append(Finding(problem="not as asked", key=row.key, words=row.error))
-    return [*found, *_drift(table.history), *_falls(rows.values())]
+    return [*found, *_drift(table.history), *_falls(rows.values(), tolerance)]
 
 
 def _drift(history: Sequence[Row]) -> Iterator[Finding]:
@@ -67,8 +68,8 @@ def _drift(history: Sequence[Row]) -> Iterator[Finding]:
         yield Finding(problem="drift", words=f"no sentinel was measured after the last {len(unwatched)} rows: profiling again does it")
 
 
-def _falls(rows: Iterable[Row]) -> Iterator[Finding]:
-    """Blocks that are faster than one that differs in one width alone, and there is narrower, beyond the noise of both."""
+def _falls(rows: Iterable[Row], tolerance: float) -> Iterator[Finding]:
+    """Blocks that are faster than one that differs in one width alone, and there is narrower."""
     lines: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[tuple[int, Row]]] = {}
     for row in rows:
         if row.kind == "block" and row.measured:
@@ -79,6 +80,6 @@ def _falls(rows: Iterable[Row]) -> Iterator[Finding]:
     for (_, name, _), line in lines.items():
         line.sort(key=lambda point: point[0])
         for (narrow, before), (_, row) in itertools.pairwise(line):
-            if row.high_us < before.low_us:
-                faster = 1 - row.median_us / before.median_us
+            faster = 1 - row.median_us / before.median_us
+            if faster > tolerance and row.high_us < before.low_us:
                 yield Finding(problem="non-monotone", key=row.key, words=f"{faster:.1%} faster than {name}={narrow}, which is narrower")

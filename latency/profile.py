@@ -249,8 +249,8 @@ class _Profiling:
         assert self._watchman is not None
         assert self._sentinel is not None
         row = self._timed(self._watchman, partial(Row, kind="sentinel", key="sentinel", blocks=(self._sentinel.key,)))
-        # Noise within a sentinel is no drift between two, which is what its status tells.
-        return msgspec.structs.replace(row, status="ok") if row.status == "unstable" else row
+        # Status and words of a sentinel tell of drift between two, not of what is within one.
+        return msgspec.structs.replace(row, status="ok", error="") if row.measured else row
 
     def _watch(self) -> Iterator[Event]:
         """Measure the sentinel. Where the device drifted, wait until it is back, and put the rows since the last good sentinel back."""

@@ -284,6 +284,20 @@ def test_the_sentinel_stands_before_between_and_after_the_rows(run, drifting, wo
     assert drifting.compiled.count(block[0]) == 2  # the sentinel is compiled once
 
 
+def test_what_is_wrong_with_every_measurement_is_no_drift(run, drifting, tmp_path):
+    compile_model = drifting.compile
+
+    def without_graphs(model):
+        compiled = compile_model(model)
+        compiled.launch = lambda cuda_graph, spin_wait: "measured without a CUDA graph"
+        return compiled
+
+    drifting.compile = without_graphs
+    run(safeguards=WATCH)
+    assert {row.error for row in LatencyTable.load(tmp_path / "t.jsonl").rows if row.kind == "block"} == {"measured without a CUDA graph"}
+    assert run(safeguards=WATCH) == [Resumed(6, 6)]
+
+
 def test_time_calls_the_sentinel_too(run, drifting, tmp_path):
     run(safeguards=Safeguards(sentinel_every=1000, sentinel_every_s=0.05))
     assert statuses(tmp_path / "t.jsonl").count(("sentinel", "ok")) >= 6
