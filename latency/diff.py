@@ -51,7 +51,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     only_b: tuple[str, ...]
 
 
-def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.01, seed: int = 0) -> Diff:
+def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_tolerance: float = 0.01, seed: int = 0) -> Diff:
     """Compare two tables block by block and overall. They may be of different devices: that is one thing to compare.
 
     Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables of a row are resampled alike, by their samples and around
@@ -60,7 +60,8 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.01, seed: int
     Args:
         a: the first.
         b: the second.
-        tolerance: a change by less than this is none, relative.
+        tolerance: a change of a row by less than this is none, relative: compiled again, a block may differ as much from itself.
+        overall_tolerance: a change of the mean by less than this is none.
         seed: of the resampling.
 
     Raises:
@@ -76,7 +77,7 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.01, seed: int
     chosen = rng.integers(len(keys), size=(_RESAMPLES, len(keys)))
     overall = logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
     return Diff(
-        overall=_change("", statistics.fmean(middles), overall, tolerance),
+        overall=_change("", statistics.fmean(middles), overall, overall_tolerance),
         rows=tuple(_change(key, middle, line, tolerance) for key, middle, line in zip(keys, middles, logs, strict=True)),
         only_a=tuple(key for key in rows_a if key not in rows_b),
         only_b=tuple(key for key in rows_b if key not in rows_a),

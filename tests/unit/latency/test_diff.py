@@ -20,7 +20,7 @@ def table(kit):
 
 @pytest.mark.parametrize(
     ("factor", "noise", "verdict"),
-    [(1.0, 0.002, "SAME"), (0.9, 0.002, "FASTER"), (1.1, 0.002, "SLOWER"), (1.01, 0.01, "UNSURE"), (1.05, 0.4, "UNSURE")],
+    [(1.0, 0.002, "SAME"), (0.9, 0.002, "FASTER"), (1.1, 0.002, "SLOWER"), (1.01, 0.02, "UNSURE"), (1.05, 0.4, "UNSURE")],
 )
 def test_verdicts(table, factor, noise, verdict):
     found = diff(table(noise=noise), table(factor, noise, seed=1))
@@ -30,6 +30,11 @@ def test_verdicts(table, factor, noise, verdict):
     assert [row.key for row in found.rows] == list("abcdef")
     if verdict != "UNSURE":
         assert {row.verdict for row in found.rows} == {verdict}
+
+
+def test_a_small_change_of_all_rows_is_a_change_though_that_of_one_would_be_none(table):
+    found = diff(table(), table(0.98))
+    assert (found.overall.verdict, {row.verdict for row in found.rows}) == ("FASTER", {"SAME"})
 
 
 def test_a_table_is_the_same_as_itself_and_answers_alike_each_time(table):
