@@ -12,10 +12,12 @@ from latency.errors import (
     RunFailed,
     TableError,
 )
+from latency.lowered import Lowered
 from latency.measure import Measurement
 from latency.predict import Predictor
 from latency.profile import Workload, profile
 from latency.protocol import Protocol
+from latency.sentinel import Safeguards
 from latency.table import Latency, LatencyTable, Row, Surface, TableHeader, TableWriter
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "Latency",
     "LatencyError",
     "LatencyTable",
+    "Lowered",
     "Measurement",
     "MissingExtra",
     "Predictor",
@@ -35,6 +38,7 @@ __all__ = [
     "Row",
     "RunFailed",
     "Runtime",
+    "Safeguards",
     "Surface",
     "TableError",
     "TableHeader",

@@ -86,6 +86,9 @@ def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object,
             continue
         if isinstance(x, msgspec.Struct) and type(x) is type(y) and (inner := first_difference(x, y)):
             return f"{field}.{inner[0]}", *inner[1:]
+        if isinstance(x, dict) and isinstance(y, dict):
+            name = next(name for name in {**x, **y} if x.get(name) != y.get(name))
+            return f"{field}.{name}", x.get(name), y.get(name)
         return field, x, y
     return None
 

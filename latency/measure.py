@@ -12,7 +12,11 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from latency.monitor import Monitor
 from latency.protocol import Protocol
+
+_WINDOW_MS = 200.0  # so long may a window last: a disturbance that comes and goes inside of one is not seen
+_PATIENCE = 10  # so many times the protocol's ceiling of time may go into windows that are thrown away
 
 
 @typing.runtime_checkable
@@ -24,15 +28,26 @@ class Timed(typing.Protocol):
         ...
 
 
-class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+@typing.runtime_checkable
+class Launched(Timed, typing.Protocol):
+    """Something on a GPU, to which the host can hand an inference in more than one way."""
+
+    def launch(self, *, cuda_graph: bool, spin_wait: bool) -> str:
+        """Choose how later runs are launched; as `Protocol` has it. Returns why that cannot be had and what is done instead, or ""."""
+        ...
+
+
+class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Samples of a latency and what they say.
 
     Attributes:
-        samples_us: every sample in the order in which it was taken, to a nanosecond, which is what the clock resolves.
+        samples_us: the samples in the order in which they were taken, to a nanosecond, which is what the clock resolves.
         median_us: their median.
         low_us: lower end of the median's interval.
         high_us: upper end. Where the median drifted while sampling, the interval spans the medians of both halves.
-        status: `unstable` where the interval is wider than the protocol allows, or the median drifted.
+        status: `unstable` where the interval is wider than the protocol allows, the median drifted, or the device was disturbed throughout.
+        error: in what it was not measured as the protocol asks; "" where it was.
+        clocks: what the monitor read between windows: the median of each value, and `discarded_windows`.
     """
 
     samples_us: tuple[float, ...]
@@ -40,33 +55,68 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     low_us: float
     high_us: float
     status: Literal["ok", "unstable"]
+    error: str = ""
+    clocks: dict[str, float] = {}
 
 
-def measure(timed: Timed, protocol: Protocol, clock: Callable[[], int] = time.perf_counter_ns) -> Measurement:
+def measure(
+    timed: Timed, protocol: Protocol, clock: Callable[[], int] = time.perf_counter_ns, monitor: Monitor | None = None
+) -> Measurement:
     """Measure a latency by a protocol.
+
+    Samples are taken in windows. The monitor is read between them, never inside, as reading it takes time from the device; a window with a
+    disturbed reading at either end is thrown away and counted.
 
     Args:
         timed: what to run.
         protocol: warm-up, stop rule and limits.
         clock: monotonic nanoseconds; decides how long to go on, never what a sample is.
+        monitor: watches the device; None for nobody.
     """
+    error = timed.launch(cuda_graph=protocol.cuda_graph, spin_wait=protocol.spin_wait) if isinstance(timed, Launched) else ""
     end = clock() + round(protocol.warmup_ms * 1e6)
     timed.run(1)
     while clock() < end:
         timed.run(1)
 
-    samples: list[float] = []
-    start = clock()
-    while True:
-        # Batches grow with what is there: few looks at the interval, and a long run is not cut into many short ones.
-        batch = max(protocol.min_samples - len(samples), len(samples) // 2)
-        samples.extend(timed.run(min(batch, protocol.max_samples - len(samples))))
-        elapsed_ms = (clock() - start) / 1e6
-        full = len(samples) >= protocol.max_samples or elapsed_ms >= protocol.max_time_ms
-        if full or elapsed_ms >= protocol.min_time_ms:
-            measurement = summarize(samples, protocol)
-            if full or measurement.status == "ok":
-                return measurement
+    samples: list[float] = []  # every `stride`-th of those `taken`
+    stride, taken, sampled_ms = 1, 0, 0.0
+    discarded, discarded_ms, gave_up = 0, 0.0, False
+    readings = [monitor.read()] if monitor else []
+    while not gave_up:
+        # Windows grow with what is there: few looks at the interval, and a long run is not cut into many short ones.
+        count = max(protocol.min_samples - taken, min(taken // 2, int(taken * _WINDOW_MS / sampled_ms) if sampled_ms else taken), 1)
+        start = clock()
+        window = timed.run(min(count, protocol.max_samples * stride - taken))
+        window_ms = (clock() - start) / 1e6
+        if monitor:
+            readings.append(monitor.read())
+            if disturbed := readings[-2].disturbed + readings[-1].disturbed:
+                discarded, discarded_ms = discarded + 1, discarded_ms + window_ms
+                gave_up = discarded_ms >= _PATIENCE * protocol.max_time_ms
+                if gave_up:
+                    words = f"the device was disturbed throughout: {', '.join(dict.fromkeys(disturbed))}"
+                    error = f"{error}; {words}" if error else words
+                    samples = samples or list(window)
+                continue
+        samples.extend(window[::stride])
+        taken, sampled_ms = taken + len(window), sampled_ms + window_ms
+        if sampled_ms >= protocol.min_time_ms:
+            full = taken >= protocol.max_samples or sampled_ms >= protocol.max_time_ms
+            if full or summarize(samples, protocol).status == "ok":
+                break
+        if taken >= protocol.max_samples * stride:
+            samples, stride = samples[::2], stride * 2
+
+    found = summarize(samples, protocol)
+    names = dict.fromkeys(name for reading in readings for name in reading.clocks)
+    clocks = {name: statistics.median(reading.clocks[name] for reading in readings if name in reading.clocks) for name in names}
+    return msgspec.structs.replace(
+        found,
+        status="unstable" if gave_up else found.status,
+        error=error,
+        clocks=clocks | ({"discarded_windows": float(discarded)} if discarded else {}),
+    )
 
 
 def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:

@@ -25,6 +25,7 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         boundary_us_per_kelement: saved at each boundary for 1000 elements that cross it.
         mean_absolute_error: relative, of networks that the fit has not seen; NaN where no network was measured.
         bias: their mean signed relative error, predicted against measured; NaN likewise.
+        kendall_tau: how well their order is predicted, from -1 to 1 (Kendall 1938, tau-a); NaN for fewer than two.
         half_width: 95 % of predictions are within so much of the truth, relative.
         networks: how many measured networks the above comes from.
     """
@@ -34,6 +35,7 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     boundary_us_per_kelement: float
     mean_absolute_error: float
     bias: float
+    kendall_tau: float = float("nan")
     half_width: float
     networks: int
 
@@ -60,12 +62,12 @@ def fit(features: Sequence[tuple[float, float, float]], measured_us: Sequence[fl
     n = len(y)
     if n < _MIN_NETWORKS:
         guess = np.array([1.0, -overhead_us, 0.0])
-        return _predictor(guess, x @ guess / y - 1, at_least=_UNFITTED_HALF_WIDTH)
+        return _predictor(guess, x @ guess, y, at_least=_UNFITTED_HALF_WIDTH)
     fold = np.arange(n) % min(n, _FOLDS)
-    errors = np.empty(n)
+    unseen = np.empty(n)
     for test in (fold == k for k in range(fold.max() + 1)):
-        errors[test] = x[test] @ _solve(x[~test], y[~test]) / y[test] - 1
-    return _predictor(_solve(x, y), errors, at_least=0.0)
+        unseen[test] = x[test] @ _solve(x[~test], y[~test])
+    return _predictor(_solve(x, y), unseen, y, at_least=0.0)
 
 
 def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -76,8 +78,9 @@ def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(a / norm, np.ones(len(y)), rcond=1e-6)[0] / norm
 
 
-def _predictor(coefficients: np.ndarray, errors: np.ndarray, at_least: float) -> Predictor:
+def _predictor(coefficients: np.ndarray, predicted_us: np.ndarray, measured_us: np.ndarray, at_least: float) -> Predictor:
     scale, boundary_us, boundary_us_per_kelement = (float(value) for value in coefficients * [1, -1, -1])
+    errors = predicted_us / measured_us - 1
     sizes = np.abs(errors)
     return Predictor(
         scale=scale,
@@ -85,7 +88,15 @@ def _predictor(coefficients: np.ndarray, errors: np.ndarray, at_least: float) ->
         boundary_us_per_kelement=boundary_us_per_kelement,
         mean_absolute_error=float(sizes.mean()) if len(errors) else float("nan"),
         bias=float(errors.mean()) if len(errors) else float("nan"),
+        kendall_tau=kendall_tau(predicted_us, measured_us),
         # The sample quantile that never interpolates downwards: with fewer than 20 networks it is the largest error.
         half_width=max([at_least, *([float(np.quantile(sizes, 0.95, method="higher"))] if len(errors) else [])]),
         networks=len(errors),
     )
+
+
+def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
+    """Pairs that two series order alike less those that they order otherwise, as a share of all pairs; NaN for fewer than two values."""
+    pairs = len(a) * (len(a) - 1) / 2
+    agree = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
+    return float(agree.sum() / 2 / pairs) if pairs else float("nan")

@@ -1,21 +1,30 @@
-"""Blocks and networks x backend -> rows of a table: without repeats, resumable, a failure is a row."""
+"""Blocks and networks x backend -> rows of a table: without repeats, resumable, a failure is a row, drift is found and mended."""
 
 import datetime
 import hashlib
+import itertools
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import msgspec
 
-from latency.backends import Backend
+from latency.backends import Backend, BuildsApart, Compiled
 from latency.block import BlockSpec
 from latency.errors import BuildFailed, RunFailed
+from latency.lowered import OVERHEAD, Lowered, overhead_onnx, require_static
 from latency.measure import measure
 from latency.protocol import Protocol
+from latency.sentinel import Safeguards, doubtful, drift, reference
 from latency.table import Row, TableHeader, TableWriter
+
+_BATCH = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,24 +35,34 @@ class Workload:
         kind: as of a table's row.
         key: as of a table's row.
         blocks: of a network the keys of its blocks, in order.
-        onnx: makes the serialized model; called only when it is measured.
+        onnx: lowers it, to serialized ONNX or to that and more; called only when it is measured.
     """
 
     kind: Literal["block", "overhead", "network"]
     key: str
     blocks: tuple[str, ...] = ()
-    onnx: Callable[[], bytes]
+    onnx: Callable[[], bytes | Lowered]
 
     @classmethod
-    def block(cls, spec: BlockSpec, onnx: Callable[[], bytes]) -> "Workload":
+    def block(cls, spec: BlockSpec, onnx: Callable[[], bytes | Lowered]) -> "Workload":
         """One block."""
         return cls(kind="block", key=spec.key, onnx=onnx)
 
     @classmethod
-    def network(cls, blocks: Sequence[BlockSpec], onnx: Callable[[], bytes]) -> "Workload":
+    def network(cls, blocks: Sequence[BlockSpec], onnx: Callable[[], bytes | Lowered]) -> "Workload":
         """A whole network, given its blocks in order."""
         keys = tuple(spec.key for spec in blocks)
         return cls(kind="network", key=f"network-{hashlib.sha256('|'.join(keys).encode()).hexdigest()[:16]}", blocks=keys, onnx=onnx)
+
+    def lower(self) -> Lowered:
+        """Its lowered forms, with its key.
+
+        Raises:
+            BuildFailed: the ONNX is not static or not of batch 1.
+        """
+        lowered = replace(Lowered.of(self.onnx()), key=self.key)
+        require_static(lowered.onnx, batch=_BATCH)
+        return lowered
 
 
 @dataclass(frozen=True)
@@ -77,15 +96,32 @@ class Retrying:
     rows: int
 
 
-Event = Dropped | Resumed | Measured | Retrying
+@dataclass(frozen=True)
+class Watched:
+    """The sentinel was measured: so much slower than its reference it is, 0 for no drift, and so many rows are to be measured again."""
+
+    row: Row
+    drift: float
+    again: int
+
+
+Event = Dropped | Resumed | Measured | Retrying | Watched
 
 
 def profile(
-    workloads: Sequence[Workload], backend: Backend, out: str | os.PathLike[str], *, protocol: Protocol, lowering: str, space: str = ""
+    workloads: Sequence[Workload],
+    backend: Backend,
+    out: str | os.PathLike[str],
+    *,
+    protocol: Protocol,
+    lowering: str,
+    space: str = "",
+    safeguards: Safeguards | None = None,
 ) -> Iterator[Event]:
     """Measure workloads and the backend's overhead, and append each to a table as soon as it is measured.
 
-    What is in the table with status `ok` is not measured again, so the same call resumes after any interruption.
+    What is in the table with status `ok`, and not doubtful for drift, is not measured again: the same call resumes after any interruption.
+    A row that is measured again is appended and supersedes the one before.
 
     Args:
         workloads: what to measure; of several with one key the first counts.
@@ -94,12 +130,13 @@ def profile(
         protocol: how.
         lowering: version of the code that wrote the ONNX.
         space: name of the search space that the blocks are of.
+        safeguards: None for the defaults.
 
     Yields:
         What happens, as it happens.
 
     Raises:
-        TableError: the file is no sound table, or another process writes it.
+        TableError: the file is no sound table, another process writes it, or the disk is full.
         FingerprintMismatch: the file was measured otherwise.
     """
     header = TableHeader(
@@ -107,52 +144,184 @@ def profile(
         runtime=backend.runtime,
         protocol=protocol,
         precision=backend.precision,
+        batch=_BATCH,
         lowering=lowering,
+        settings=dict(backend.settings),
         space=space,
         created=datetime.date.today().isoformat(),
     )
     wanted: dict[str, Workload] = {}
-    for work in (Workload(kind="overhead", key="overhead", onnx=overhead_onnx), *workloads):
+    for work in (Workload(kind="overhead", key=OVERHEAD, onnx=overhead_onnx), *workloads):
         wanted.setdefault(work.key, work)
-    with TableWriter(out, header) as writer:
-        if writer.torn:
-            yield Dropped(writer.torn)
-        pending = [work for key, work in wanted.items() if key not in writer.rows or writer.rows[key].status != "ok"]
-        done, total = len(wanted) - len(pending), len(wanted)
-        if done:
-            yield Resumed(done, total)
-        unstable: list[Workload] = []
-        for work in pending:
-            row = _measure(work, backend, protocol)
-            writer.append(row)
-            done += 1
-            if row.status == "unstable":
-                unstable.append(work)
-            yield Measured(row, done, total)
-        if unstable:
-            yield Retrying(len(unstable))
-        for work in unstable:
-            row = _measure(work, backend, protocol)
-            writer.append(row)
-            yield Measured(row, done, total)
+    with ExitStack() as stack:
+        writer = stack.enter_context(TableWriter(out, header))
+        yield from _Profiling(wanted, backend, writer, protocol, safeguards or Safeguards(), stack).run()
 
 
-def _measure(work: Workload, backend: Backend, protocol: Protocol) -> Row:
-    row = partial(Row, kind=work.kind, key=work.key, blocks=work.blocks)
-    try:
-        with backend.compile(work.onnx()) as compiled:
-            found = measure(compiled, protocol)
-    except BuildFailed as error:
-        return row(status="build_failed", error=str(error))
-    except RunFailed as error:
-        return row(status="run_failed", error=str(error))
-    return row(**msgspec.structs.asdict(found))
+class _Profiling:
+    """One call of `profile`."""
+
+    def __init__(
+        self,
+        wanted: dict[str, Workload],
+        backend: Backend,
+        writer: TableWriter,
+        protocol: Protocol,
+        safeguards: Safeguards,
+        stack: ExitStack,
+    ) -> None:
+        self._wanted, self._backend, self._writer, self._protocol, self._safeguards = wanted, backend, writer, protocol, safeguards
+        self._stack, self._compiler = stack, _Compiler(backend, stack)
+        doubted, unwatched = doubtful(writer.history) if safeguards.sentinel_every else (set[str](), list[str]())
+        self._done = {key for key, row in writer.rows.items() if row.status == "ok"} & wanted.keys() - doubted
+        self._unwatched = [key for key in dict.fromkeys(unwatched) if key in self._done]  # since the last sentinel
+        self._queue = deque(work for key, work in wanted.items() if key not in self._done)
+        self._again: Counter[str] = Counter()  # how often the drifting device made us measure a key again
+        self._sentinel: Workload | None = None
+        self._watchman: Compiled | None = None  # the sentinel, compiled once: another build may be another speed
+        self._reference: Row | None = None
+        self._watched_ns = 0
+
+    def run(self) -> Iterator[Event]:
+        if self._writer.torn:
+            yield Dropped(self._writer.torn)
+        if self._done:
+            yield Resumed(len(self._done), len(self._wanted))
+        if not self._queue and not self._unwatched:
+            return
+        if self._safeguards.sentinel_every:
+            self._post_sentinel()
+            yield from self._watch()
+        unstable: dict[str, Workload] = {}
+        retried: set[str] = set()
+        while self._queue:
+            work = self._queue.popleft()
+            row = self._measure(work)
+            self._writer.append(row)
+            self._done.add(work.key)
+            self._unwatched.append(work.key)
+            if row.status == "unstable" and work.key not in retried:
+                unstable[work.key] = work
+            yield Measured(row, len(self._done), len(self._wanted))
+            if not self._queue or self._is_time_to_watch():
+                yield from self._watch()
+            if not self._queue and unstable:
+                yield Retrying(len(unstable))
+                retried.update(unstable)
+                self._queue.extend(unstable.values())
+                unstable = {}
+
+    def _measure(self, work: Workload) -> Row:
+        row = partial(Row, kind=work.kind, key=work.key, blocks=work.blocks)
+        try:
+            with self._compiler.compile(work, upcoming=self._queue) as compiled:
+                return self._timed(compiled, row)
+        except BuildFailed as error:
+            return row(status="build_failed", error=str(error))
+        except RunFailed as error:  # while it was loaded
+            return row(status="run_failed", error=str(error))
+
+    def _timed(self, compiled: Compiled, row: Callable[..., Row]) -> Row:
+        try:
+            monitor = self._backend.monitor if self._safeguards.monitor else None
+            return row(**msgspec.structs.asdict(measure(compiled, self._protocol, self._backend.clock, monitor)))
+        except RunFailed as error:
+            return row(status="run_failed", error=str(error))
+
+    def _is_time_to_watch(self) -> bool:
+        elapsed_s = (self._backend.clock() - self._watched_ns) / 1e9
+        return len(self._unwatched) == self._safeguards.sentinel_every or elapsed_s >= self._safeguards.sentinel_every_s
+
+    def _post_sentinel(self) -> None:
+        """Choose the sentinel and compile it: the one that the table has, else a block of middling size, that the device is kept busy."""
+        before = next((row.blocks[0] for row in reversed(self._writer.history) if row.kind == "sentinel" and row.blocks), "")
+        blocks = sorted((work for work in self._wanted.values() if work.kind == "block"), key=_size)
+        for work in [self._wanted.get(before), *blocks[len(blocks) // 2 :], *reversed(blocks[: len(blocks) // 2])]:
+            if work is not None:
+                try:
+                    self._watchman = self._stack.enter_context(self._backend.compile(work.lower()))
+                except (BuildFailed, RunFailed):
+                    continue
+                self._sentinel, self._reference = work, reference(self._writer.history, work.key)
+                return
+
+    def _look(self) -> Row:
+        assert self._watchman is not None
+        assert self._sentinel is not None
+        row = self._timed(self._watchman, partial(Row, kind="sentinel", key="sentinel", blocks=(self._sentinel.key,)))
+        # Status and words of a sentinel tell of drift between two, not of what is within one.
+        return msgspec.structs.replace(row, status="ok", error="") if row.measured else row
+
+    def _watch(self) -> Iterator[Event]:
+        """Measure the sentinel. Where the device drifted, wait until it is back, and put the rows since the last good sentinel back."""
+        rows, self._unwatched = self._unwatched, []
+        if self._sentinel is None:
+            return
+        found = self._look()
+        if self._reference is None and found.measured:
+            found = self._reference = self._wait(found, lambda row, before: bool(self._drift(row, before)))  # until it has warmed up
+        if self._reference is None or not found.measured:
+            self._sentinel = None
+            self._writer.append(found)
+            yield Watched(found, 0.0, 0)
+            return
+        change = self._drift(found, self._reference)
+        again: list[str] = []
+        if change:
+            self._writer.append(msgspec.structs.replace(found, status="unstable", error=f"the device drifted by {change:+.1%}"))
+            wanted = self._reference
+            found = self._wait(found, lambda row, _: bool(self._drift(row, wanted)))
+            if stays := self._drift(found, wanted):
+                found = self._reference = msgspec.structs.replace(found, error=f"the device stays at {stays:+.1%}: the new reference")
+            again = [key for key in rows if self._again[key] < self._safeguards.retries]
+            self._again.update(again)
+            self._queue.extend(self._wanted[key] for key in again)
+        self._writer.append(found)
+        self._watched_ns = self._backend.clock()
+        yield Watched(found, change, len(again))
+
+    def _drift(self, row: Row, other: Row) -> float:
+        return drift(row, other, self._safeguards.drift_limit)
+
+    def _wait(self, row: Row, restless: Callable[[Row, Row], bool]) -> Row:
+        """Measure the sentinel until it is no longer restless, against the one before, or patience is at its end; the last one."""
+        end_ns = self._backend.clock() + self._safeguards.patience_s * 1e9
+        while True:
+            before, row = row, self._look()
+            if not restless(row, before) or self._backend.clock() >= end_ns:
+                return row
 
 
-def overhead_onnx() -> bytes:
-    """A network that does next to nothing: what is left is what every inference pays."""
-    from onnx import TensorProto, helper
+def _size(work: Workload) -> int:
+    """How much a block computes, roughly: the order of blocks is what counts."""
+    spec = BlockSpec.parse(work.key)
+    return math.prod(width for _, width in spec.widths) * int(spec.attr("h")) * int(spec.attr("w"))
 
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("input", "output")]
-    graph = helper.make_graph([helper.make_node("Relu", ["input"], ["output"])], "overhead", values[:1], values[1:])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+
+class _Compiler:
+    """Compiles what is measured; where the backend can do so apart, those that come next are compiled meanwhile."""
+
+    def __init__(self, backend: Backend, stack: ExitStack) -> None:
+        self._backend = backend
+        builders = backend.builders() if isinstance(backend, BuildsApart) else None
+        self._builds = stack.enter_context(builders) if builders else None
+        self._ahead: dict[str, Future[bytes]] = {}
+
+    def compile(self, work: Workload, upcoming: Iterable[Workload]) -> Compiled:
+        if self._builds is None or not isinstance(self._backend, BuildsApart):
+            return self._backend.compile(work.lower())
+        engine = self._submit(work)
+        for later in itertools.islice(upcoming, 2 * self._builds.workers):
+            self._submit(later)
+        del self._ahead[work.key]
+        return self._backend.load(engine.result())
+
+    def _submit(self, work: Workload) -> Future[bytes]:
+        assert self._builds
+        if work.key not in self._ahead:
+            try:
+                self._ahead[work.key] = self._builds.submit(work.lower().onnx)
+            except BuildFailed as error:
+                self._ahead[work.key] = Future()
+                self._ahead[work.key].set_exception(error)
+        return self._ahead[work.key]

@@ -6,6 +6,7 @@ A last line without its newline was being written when the writer died: it is dr
 """
 
 import fcntl
+import gc
 import hashlib
 import itertools
 import math
@@ -43,6 +44,7 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         precision: of the networks.
         batch: images an inference.
         lowering: version of the code that wrote the ONNX.
+        settings: what else decided which code ran, by name, such as TensorRT's `optimization_level`.
         space: the search space that the blocks are of; "" for none.
         created: day of the first row, ISO 8601.
     """
@@ -54,6 +56,7 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     precision: Literal["fp32", "fp16"]
     batch: int = 1
     lowering: str
+    settings: dict[str, str] = {}
     space: str
     created: str
 
@@ -63,15 +66,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     Attributes:
         kind: `overhead` is an empty network, `sentinel` a block measured again and again to see drift, `network` a whole network.
-        key: what was measured; of a block its `BlockSpec.key`.
+        key: what was measured; of a block its `BlockSpec.key`, of a sentinel `sentinel`.
         status: `ok`; `unstable`: measured, but its interval is wider than the protocol asks; or what failed.
         samples_us: all samples; none where something failed.
         median_us: their median; 0 where something failed.
         low_us: lower end of its interval.
         high_us: upper end.
-        error: the words of what failed.
-        blocks: of a network the keys of its blocks, in order.
-        clocks: what was read of the device between samples, by name with unit.
+        error: the words of what failed, or in what a latency was not measured as the protocol asks.
+        blocks: of a network the keys of its blocks, in order; of a sentinel the one key of what it measures.
+        clocks: what was read of the device between windows of samples, by name with unit; `discarded_windows` were thrown away.
     """
 
     kind: Literal["block", "overhead", "sentinel", "network"]
@@ -164,13 +167,14 @@ class LatencyTable:
     Attributes:
         header: what its rows have in common.
         rows: the latest row of each key, in the order in which keys came first.
+        history: every row of the file, superseded ones too.
         sha256: of the file's bytes.
         warnings: what a person should know about the file, such as a torn last line that was dropped.
     """
 
     def __init__(self, header: TableHeader, rows: Sequence[Row], *, sha256: str = "", warnings: Sequence[str] = (), path: str = "") -> None:
         self.header, self.sha256, self.warnings, self.path = header, sha256, tuple(warnings), path
-        self._by_key = {row.key: row for row in rows}
+        self.history, self._by_key = tuple(rows), {row.key: row for row in rows}
         self._surfaces: dict[str, Surface] = {}
 
     @classmethod
@@ -311,6 +315,7 @@ class TableWriter:
 
     Attributes:
         rows: the latest row of each key that was there when the writer opened, by key.
+        history: every row that was there then, superseded ones too.
         torn: number of the torn line that was cut off; 0 for none.
 
     Raises:
@@ -334,34 +339,39 @@ class TableWriter:
                 require_equal(found, header, what=f"table {path}", mend="profile to another file, or as this one was profiled")
             os.ftruncate(self._file, content.size)
             self._size, self._check = content.size, content.check
-            self.torn, self.rows = content.torn, {row.key: row for row in content.rows}
+            self.torn, self.history, self.rows = content.torn, content.rows, {row.key: row for row in content.rows}
             if content.header is None:
                 self._write(header)
         except BaseException:
             os.close(self._file)
             raise
 
-    def append(self, row: Row) -> None:
-        """Append a row; it is on the disk when this returns.
+    def append(self, *rows: Row) -> None:
+        """Append rows; they are on the disk when this returns.
 
         Raises:
             TableError: the disk is full or fails. The table is left as it was before.
         """
-        field = _inconsistent(row)
-        assert not field, f"row {row.key}: {field} does not follow from its samples"
-        self._write(row)
+        for row in rows:
+            field = _inconsistent(row)
+            assert not field, f"row {row.key}: {field} does not follow from its samples"
+        self._write(*rows)
 
-    def _write(self, value: TableHeader | Row) -> None:
-        line, check = _seal(value, self._check)
+    def _write(self, *values: TableHeader | Row) -> None:
+        lines, check = [], self._check
+        for value in values:
+            line, check = _seal(value, check)
+            lines.append(line)
+        data = b"".join(lines)
         try:
             written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
+            while written < len(data):
+                written += os.write(self._file, data[written:])
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._size)
             raise TableError(f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept") from error
-        self._size, self._check = self._size + len(line), check
+        self._size, self._check = self._size + len(data), check
 
     def _lock(self) -> None:
         try:
@@ -401,9 +411,15 @@ def _read(data: bytes, path: str | os.PathLike[str]) -> _Content:
         return _Content(None, [], 0, "", 1 if torn else 0)
     header, check = _unseal(lines[0], TableHeader, "", f"{path}, line 1")
     rows = []
-    for number, line in enumerate(lines[1:], 2):
-        row, check = _unseal(line, Row, check, f"{path}, line {number}")
-        rows.append(row)
+    collects = gc.isenabled()
+    gc.disable()  # a million samples hold no cycle, and looking for one takes half of the time
+    try:
+        for number, line in enumerate(lines[1:], 2):
+            row, check = _unseal(line, Row, check, f"{path}, line {number}")
+            rows.append(row)
+    finally:
+        if collects:
+            gc.enable()
     return _Content(header, rows, size, check, len(lines) + 1 if torn else 0)
 
 

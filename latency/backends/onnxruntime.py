@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, with a fixed number of threads."""
+"""ONNX Runtime: on the CPU with a fixed number of threads, or with another of its execution providers."""
 
 import time
 from types import TracebackType
@@ -6,66 +6,97 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latency.backends.cuda import connect
 from latency.device import Device, Runtime
-from latency.errors import BuildFailed, LatencyError, RunFailed, one_line, require
+from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
+from latency.lowered import Lowered
+from latency.monitor import Nvml
+
+_ON_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 
 
 class OnnxRuntime:
-    """Backend over ONNX Runtime's CPU execution provider.
+    """Backend over one of ONNX Runtime's execution providers.
+
+    A provider runs the whole network or none of it: nothing falls back to the CPU. Its name is in the runtime's name, and so in every
+    fingerprint. Building is serial: on a CPU it would disturb what is timed meanwhile.
 
     Args:
         threads: of the intra-operator pool; operators run one after another.
+        provider: `cpu`, or another that the installed package has: `cuda` for CUDAExecutionProvider.
+        precision: of the networks to come; None for fp32. The CPU measures nothing else: it has few kernels for fp16.
 
     Raises:
-        LatencyError: no thread at all.
-        MissingExtra: onnxruntime is not installed.
+        LatencyError: no thread at all, a provider that is not installed (lists those that are), or a precision that it does not measure.
+        MissingExtra: onnxruntime is not installed, or what tells about the GPU.
+        DeviceUnavailable: the provider needs a GPU and there is none.
     """
 
-    name = "onnxruntime"
-    precision: Literal["fp32", "fp16"] = "fp32"
+    clock = staticmethod(time.perf_counter_ns)
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, *, provider: str = "cpu", precision: Literal["fp32", "fp16"] | None = None) -> None:
         if threads < 1:
             raise LatencyError(f"threads {threads}: at least 1 is needed")
         self._ort: Any = require("onnxruntime", "")
-        self.device = Device.cpu(threads)
+        installed = {_short(name): name for name in self._ort.get_available_providers()}
+        short = _short(provider)
+        if short not in installed:
+            raise LatencyError(
+                f"execution provider {provider!r} is not in the installed onnxruntime {self._ort.__version__}: choose one of "
+                f"{', '.join(installed)}, or install an onnxruntime that has it, such as onnxruntime-gpu"
+            )
+        if short == "cpu" and precision == "fp16":
+            raise LatencyError("backend 'onnxruntime' measures precision 'fp32', not 'fp16': choose fp32, or tensorrt-rtx")
+        self.name = "onnxruntime" if short == "cpu" else f"onnxruntime:{short}"
+        self.precision: Literal["fp32", "fp16"] = precision or "fp32"
+        self.settings: dict[str, str] = {}
+        self._provider, self._threads = installed[short], threads
+        self._memory = "cuda" if short in _ON_CUDA else "cpu"
+        cuda = connect("tensorrt") if short in _ON_CUDA else None
+        self.device = cuda.device() if cuda else Device.cpu(threads)
+        self.monitor = Nvml(cuda.pci_bus_id()) if cuda else None
         self.runtime = Runtime(name=self.name, version=self._ort.__version__)
 
-    def compile(self, onnx: bytes) -> "CompiledSession":
+    def compile(self, model: bytes | Lowered) -> "CompiledSession":
         """Make a session.
 
         Raises:
-            BuildFailed: ONNX Runtime refuses the model, or its shapes are not static.
+            BuildFailed: ONNX Runtime refuses the model, the provider cannot run all of it, or its shapes are not static.
+            DeviceUnavailable: the provider does not start.
         """
         ort = self._ort
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.device.threads
+        options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4  # what matters arrives as an exception
+        if self._provider != "CPUExecutionProvider":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(Lowered.of(model).onnx, options, providers=[self._provider])
         except _errors() as error:
             raise BuildFailed(one_line(error)) from error
-        return CompiledSession(ort, session)
+        if self._provider not in session.get_providers():
+            raise DeviceUnavailable(f"{self._provider} does not start and onnxruntime went on without it: are its libraries installed?")
+        return CompiledSession(ort, session, self._memory)
 
 
 class CompiledSession:
-    """A session with inputs and outputs bound once, so that a run copies and allocates nothing.
+    """A session with inputs and outputs bound once, where the provider computes, so that a run copies and allocates nothing.
 
     Inputs are drawn from a fixed seed, never zeros: zeros and denormals take other times than numbers do.
     """
 
-    def __init__(self, ort: Any, session: Any) -> None:
+    def __init__(self, ort: Any, session: Any, memory: str = "cpu") -> None:
         rng = np.random.default_rng(0)
         self._session = session
         self._binding = session.io_binding()
         for value in session.get_inputs():
             array = rng.standard_normal(_static(value)).astype(_DTYPES[value.type])
-            self._binding.bind_ortvalue_input(value.name, ort.OrtValue.ortvalue_from_numpy(array))
+            self._binding.bind_ortvalue_input(value.name, ort.OrtValue.ortvalue_from_numpy(array, memory))
         for value in session.get_outputs():
             array = np.zeros(_static(value), _DTYPES[value.type])
-            self._binding.bind_ortvalue_output(value.name, ort.OrtValue.ortvalue_from_numpy(array))
+            self._binding.bind_ortvalue_output(value.name, ort.OrtValue.ortvalue_from_numpy(array, memory))
 
     def run(self, count: int) -> list[float]:
         """Run `count` inferences; the latency of each in microseconds.
@@ -106,3 +137,8 @@ def _errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises: RuntimeError where outputs are bound, else classes of its C++ module without a common base."""
     state: Any = require("onnxruntime.capi.onnxruntime_pybind11_state", "")
     return (RuntimeError, *(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)))
+
+
+def _short(provider: str) -> str:
+    """`cuda` for CUDAExecutionProvider."""
+    return provider.lower().removesuffix("executionprovider")

@@ -1,16 +1,23 @@
 """TensorRT and TensorRT for RTX: one API, one backend. Networks are strongly typed: precision is in the graph, never in a flag."""
 
+import hashlib
+import os
+import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
-from latency.backends.cuda import Cuda
+from latency.backends.builders import Builders
+from latency.backends.cuda import Cuda, connect
 from latency.device import Runtime
 from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
+from latency.lowered import Lowered
+from latency.monitor import Nvml
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -34,13 +41,36 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     compute_capabilities: tuple[str, ...] = ()
 
 
-def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None) -> bytes:
+class TimingCache:
+    """What TensorRT's builder measured of its kernels, so that equal layers get equal kernels and are not measured twice.
+
+    A file is read once and stays as it is: its hash is in the fingerprint of what is built with it. What later builds add is shared among
+    them in memory, and goes to a file by `save`, for tables to come.
+
+    Args:
+        path: of the file; None, or one that is not there, for an empty cache.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = path
+        self.data = Path(path).read_bytes() if path is not None and Path(path).exists() else b""
+        self.sha256 = hashlib.sha256(self.data).hexdigest() if self.data else ""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all that it holds now; the file appears whole."""
+        beside = Path(f"{path}.part")
+        beside.write_bytes(self.data)
+        beside.replace(path)
+
+
+def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None, timing_cache: TimingCache | None = None) -> bytes:
     """Build a serialized engine.
 
     Args:
         onnx: a serialized model of static shape; its types are the engine's.
         flavour: TensorRT, which needs a GPU, or TensorRT-RTX, which does not.
         spec: None for the defaults.
+        timing_cache: used, and filled, by the builder. TensorRT only: the builder of TensorRT-RTX measures nothing.
 
     Raises:
         MissingExtra: the flavour's package is not installed.
@@ -51,7 +81,7 @@ def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None) 
     spec = spec or EngineSpec()
     trt = _load(flavour)
     if flavour == "tensorrt" or "current" in spec.compute_capabilities:
-        Cuda(flavour)  # such a build looks at the GPU; without one this says so in one line
+        connect(flavour)  # such a build looks at the GPU; without one this says so in one line
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -61,42 +91,81 @@ def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None) 
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
         if min(tensor.shape, default=1) < 0:
             raise BuildFailed(f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number")
-    serialized = builder.build_serialized_network(network, _config(trt, builder, flavour, spec))
+    config = _config(trt, builder, flavour, spec)
+    if timing_cache is not None and flavour == "tensorrt":
+        cache = config.create_timing_cache(timing_cache.data)
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise LatencyError(
+                f"timing cache {timing_cache.path} is of another GPU or TensorRT ({one_line(logger.errors())}): "
+                "leave it out, or give another"
+            )
+    serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise BuildFailed(one_line(logger.errors()))
+    if timing_cache is not None and flavour == "tensorrt":
+        timing_cache.data = bytes(config.get_timing_cache().serialize())
     return bytes(serialized)
 
 
 class TensorRT:
     """Backend over TensorRT or TensorRT-RTX on the current GPU.
 
+    TensorRT-RTX builds on the CPU for the GPU's compute capability, so `builders` can be at it while the GPU times something else. The
+    builder of TensorRT times kernels on the GPU itself: it has to wait its turn.
+
     Args:
         flavour: which of the two.
         precision: of the networks that it will be given.
         spec: None for the defaults, and for RTX the GPU at hand.
+        timing_cache: file of a TimingCache; TensorRT only.
 
     Raises:
         MissingExtra: a package is not installed.
         DeviceUnavailable: there is no driver or no GPU, or the libraries do not load.
+        LatencyError: a timing cache for a flavour without one.
     """
 
-    def __init__(self, flavour: Flavour, *, precision: Literal["fp32", "fp16"] = "fp16", spec: EngineSpec | None = None) -> None:
+    clock = staticmethod(time.perf_counter_ns)
+
+    def __init__(
+        self,
+        flavour: Flavour,
+        *,
+        precision: Literal["fp32", "fp16"] = "fp16",
+        spec: EngineSpec | None = None,
+        timing_cache: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if timing_cache is not None and flavour == "tensorrt-rtx":
+            raise LatencyError(f"timing_cache {timing_cache}: TensorRT-RTX has none: leave it out, or choose tensorrt")
         self.name: Flavour = flavour
         self.precision: Literal["fp32", "fp16"] = precision
-        self.spec = spec or EngineSpec(compute_capabilities=("current",) if flavour == "tensorrt-rtx" else ())
         self._trt = _load(flavour)
-        self._cuda = Cuda(flavour)
+        self._cuda = connect(flavour)
         self.device = self._cuda.device()
         self.runtime = Runtime(name=flavour, version=self._trt.__version__)
+        self.monitor = Nvml(self._cuda.pci_bus_id())
+        self.timing_cache = TimingCache(timing_cache)
+        known = _capabilities(self._trt) if flavour == "tensorrt-rtx" else {}
+        here = self.device.compute_capability if self.device.compute_capability in known else "current"
+        self.spec = spec or EngineSpec(compute_capabilities=(here,) if flavour == "tensorrt-rtx" else ())
+        self.settings = {name: str(value) for name, value in msgspec.to_builtins(self.spec).items() if name != "compute_capabilities"}
+        if flavour == "tensorrt":
+            self.settings["timing_cache"] = self.timing_cache.sha256
 
-    def compile(self, onnx: bytes) -> "CompiledEngine":
+    def compile(self, model: bytes | Lowered) -> "CompiledEngine":
         """Build an engine and load it.
 
         Raises:
             BuildFailed: the parser or the builder refuses.
             RunFailed: the engine does not load.
         """
-        return self.load(build_engine(onnx, self.name, self.spec))
+        return self.load(build_engine(Lowered.of(model).onnx, self.name, self.spec, self.timing_cache))
+
+    def builders(self) -> AbstractContextManager[Builders] | None:
+        """Processes that build engines while the GPU is timing; None where building needs the GPU."""
+        if self.name == "tensorrt" or "current" in self.spec.compute_capabilities:
+            return None
+        return Builders(self.name, self.spec)
 
     def load(self, engine: bytes) -> "CompiledEngine":
         """Load a serialized engine.
@@ -119,43 +188,71 @@ class CompiledEngine:
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
-            raise RunFailed(one_line(self._logger.errors()))
+            raise RunFailed(
+                f"{trt.__name__} {trt.__version__} does not load the engine, which is for one version and kind of GPU: "
+                f"build it again from its ONNX: {one_line(self._logger.errors())}"
+            )
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise RunFailed(one_line(self._logger.errors()))
         rng = np.random.default_rng(0)
         self._tensors: dict[str, _Tensor] = {}
         with ExitStack() as stack:
-            self._stream = cuda("cudaStreamCreate")
-            stack.callback(cuda, "cudaStreamDestroy", self._stream)
-            self._events = [(self._event(stack), self._event(stack)) for _ in range(2)]
+            self._stream = stack.enter_context(cuda.stream())
             for name in (self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)):
                 is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
                 dtype = trt.nptype(self._engine.get_tensor_dtype(name))
                 array = rng.standard_normal(tuple(self._engine.get_tensor_shape(name))).astype(dtype)
-                pointer = cuda("cudaMalloc", array.nbytes)
-                stack.callback(cuda, "cudaFree", pointer)
+                address = stack.enter_context(cuda.memory(array.nbytes))
                 if is_input:
-                    cuda.upload(pointer, array)
-                self._context.set_tensor_address(name, int(pointer))
-                self._tensors[name] = _Tensor(is_input, pointer, array)
+                    cuda.upload(address, array)
+                self._context.set_tensor_address(name, int(address))
+                self._tensors[name] = _Tensor(is_input, address, array)
+            self._launching = stack.enter_context(ExitStack())  # what a way to launch holds
             self._resources = stack.pop_all()
+        self.launch(cuda_graph=False, spin_wait=True)
+
+    def launch(self, *, cuda_graph: bool, spin_wait: bool) -> str:
+        """Choose how later runs are launched and waited for.
+
+        Args:
+            cuda_graph: capture the inference once and launch it as one graph. An engine may hold what cannot be captured.
+            spin_wait: poll for the end of an inference rather than sleep.
+
+        Returns:
+            Why there is no graph, in which case inferences are enqueued kernel by kernel; "" where all is as asked.
+
+        Raises:
+            RunFailed: the runtime refuses an inference.
+        """
+        self._launching.close()
+        self._events = [tuple(self._launching.enter_context(self._cuda.event(blocking=not spin_wait)) for _ in "se") for _ in range(2)]
+        self._start = self._enqueue
+        if not cuda_graph:
+            return ""
+        self._enqueue()  # what happens at the first inference alone must not be captured
+        self._cuda.synchronize(self._stream)
+        try:
+            self._start = self._launching.enter_context(self._cuda.graph(self._stream, self._enqueue))
+        except RunFailed as error:
+            return f"measured without a CUDA graph, as it cannot be captured: {error}"
+        return ""
 
     def run(self, count: int) -> list[float]:
         """Run `count` inferences back to back; the time that each took on the GPU, in microseconds.
 
         As trtexec's "GPU Compute Time": events on the stream around each inference, no copies in between, and always one
-        inference enqueued ahead, so that the GPU does not wait for the host.
+        inference enqueued ahead of the one that is waited for, so that the GPU does not wait for the host.
 
         Raises:
             RunFailed: the runtime refuses.
         """
-        samples_us: list[float] = []
+        cuda, stream, samples_us = self._cuda, self._stream, list[float]()
         for i in range(count):
             start, end = self._events[i % 2]
-            self._cuda("cudaEventRecord", start, self._stream)
-            self._enqueue()
-            self._cuda("cudaEventRecord", end, self._stream)
+            cuda.record(start, stream)
+            self._start()
+            cuda.record(end, stream)
             if i:
                 samples_us.append(self._elapsed_us(i - 1))
         if count:
@@ -175,39 +272,34 @@ class CompiledEngine:
             raise LatencyError(f"the engine takes inputs of shape {wanted}, given {given}")
         for name, value in inputs.items():
             tensor = self._tensors[name]
-            self._cuda.upload(tensor.pointer, np.ascontiguousarray(value, tensor.array.dtype))
+            self._cuda.upload(tensor.address, np.ascontiguousarray(value, tensor.array.dtype))
         self._enqueue()
-        self._cuda("cudaStreamSynchronize", self._stream)
+        self._cuda.synchronize(self._stream)
         outputs = {name: np.empty_like(tensor.array) for name, tensor in self._tensors.items() if not tensor.is_input}
         for name, value in outputs.items():
-            self._cuda.download(value, self._tensors[name].pointer)
+            self._cuda.download(value, self._tensors[name].address)
         return outputs
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(int(self._stream)):
+        if not self._context.execute_async_v3(self._cuda.address(self._stream)):
             raise RunFailed(one_line(self._logger.errors()))
 
     def _elapsed_us(self, i: int) -> float:
         start, end = self._events[i % 2]
-        self._cuda("cudaEventSynchronize", end)
-        return self._cuda("cudaEventElapsedTime", start, end) * 1e3
-
-    def _event(self, stack: ExitStack) -> Any:
-        event = self._cuda("cudaEventCreate")
-        stack.callback(self._cuda, "cudaEventDestroy", event)
-        return event
+        self._cuda.wait(end)
+        return self._cuda.elapsed_us(start, end)
 
     def __enter__(self) -> "CompiledEngine":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        del self._context, self._engine, self._runtime
         self._resources.close()
+        del self._context, self._engine, self._runtime
 
 
 class _Tensor(NamedTuple):
     is_input: bool
-    pointer: int  # on the device
+    address: int  # on the device
     array: np.ndarray  # on the host, of the same shape and type
 
 
@@ -237,7 +329,7 @@ def _config(trt: Any, builder: Any, flavour: Flavour, spec: EngineSpec) -> Any:
         return config
     if spec.version_compatible:
         raise LatencyError("version_compatible: only TensorRT has such engines: leave it out, or choose tensorrt")
-    known = {_capability(name): value for name, value in trt.ComputeCapability.__members__.items() if name != "NONE"}
+    known = _capabilities(trt)
     if unknown := [name for name in spec.compute_capabilities if name not in known]:
         raise LatencyError(f"compute capability {unknown[0]!r} is not one that TensorRT-RTX builds for: choose of {', '.join(known)}")
     config.num_compute_capabilities = len(spec.compute_capabilities)
@@ -246,9 +338,10 @@ def _config(trt: Any, builder: Any, flavour: Flavour, spec: EngineSpec) -> Any:
     return config
 
 
-def _capability(name: str) -> str:
-    """`SM89` as people write it, `8.9`; `SM120` is 12.0."""
-    return f"{name[2:-1]}.{name[-1]}" if name.startswith("SM") else name.lower()
+def _capabilities(trt: Any) -> dict[str, Any]:
+    """What TensorRT-RTX builds for, as people write it: `SM89` is 8.9 and `SM120` is 12.0."""
+    members = {name: value for name, value in trt.ComputeCapability.__members__.items() if name != "NONE"}
+    return {f"{name[2:-1]}.{name[-1]}" if name.startswith("SM") else name.lower(): value for name, value in members.items()}
 
 
 def _words(error: Any) -> str:

@@ -19,12 +19,15 @@ def test_version_1_is_read():
     assert (header.schema, header.precision, header.batch, header.lowering, header.space) == ("latency-table/1", "fp32", 1, "1", "example")
     assert (header.device.name, header.device.isa, header.runtime.version) == ("Example CPU 3000", ("avx2", "fma"), "1.31.1")
     assert (header.protocol.name, header.protocol.half_width, header.created) == ("fast", 0.01, "2026-01-31")
+    assert (header.protocol.cuda_graph, header.protocol.spin_wait, header.settings) == (True, True, {"example_setting": "1"})
     assert [row.kind for row in table.rows] == ["overhead", *["block"] * 7, "sentinel", "network"]
     rows = {row.key: row for row in table.rows}
     assert (rows["overhead"].samples_us, rows["overhead"].median_us) == ((2.376, 2.4, 2.424), 2.4)
     assert (rows[conv(8, 24).key].status, rows[conv(8, 24).key].error) == ("build_failed", "no kernel for Conv")
     assert rows[conv(16, 24).key].status == "run_failed"
-    assert rows["sentinel"].clocks == {"cpu_mhz": 3000.0}
+    assert rows["sentinel"].clocks == {"cpu_mhz": 3000.0, "discarded_windows": 1.0}
+    assert rows["sentinel"].blocks == (conv(8, 8).key,)
+    assert [row.error for row in table.history if row.kind == "sentinel"] == ["the device drifted by +9.6%", ""]
     assert rows["network-8b1d2c3e4f5a6b7c"].blocks == (conv(8, 16).key, conv(16, 8).key)
 
 

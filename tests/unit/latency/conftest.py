@@ -2,12 +2,14 @@
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Self
 
 import pytest
 
-from latency import BlockSpec, BuildFailed, Device, Protocol, Row, RunFailed, Runtime, TableHeader, Workload
+from latency import BlockSpec, BuildFailed, Device, Lowered, Protocol, Row, RunFailed, Runtime, TableHeader, Workload
+from latency.lowered import overhead_onnx
 
 CPU = Device(
     kind="cpu", name="Test CPU", cores=4, threads=1, isa=("avx2",), memory_mib=8192, driver="", compute_capability="", os="Linux x86_64"
@@ -32,16 +34,17 @@ class FakeCompiled:
 
 
 class FakeBackend:
-    """Takes `KEY` for ONNX. `noise` is per key; a key in `build_fails` or `run_fails` fails."""
+    """`noise` is per key; a key in `build_fails` or `run_fails` fails."""
 
     name, device, runtime, precision = "fake", CPU, Runtime(name="fake", version="1.0"), "fp32"
+    settings, monitor, clock = {}, None, staticmethod(time.perf_counter_ns)
 
     def __init__(self, cost: Callable[[str], float] = lambda key: 10.0 + len(key)) -> None:
         self.cost, self.noise, self.compiled = cost, dict[str, float](), list[str]()
         self.build_fails, self.run_fails = set[str](), set[str]()
 
-    def compile(self, onnx: bytes) -> FakeCompiled:
-        key = onnx.decode(errors="replace") if b"Relu" not in onnx else "overhead"
+    def compile(self, model: bytes | Lowered) -> FakeCompiled:
+        key = Lowered.of(model).key
         self.compiled.append(key)
         if key in self.build_fails:
             raise BuildFailed("unsupported operator Foo")
@@ -53,8 +56,7 @@ def spec(c_in: int, c_out: int, op: str = "conv", size: int = 32) -> BlockSpec:
 
 
 def block(c_in: int, c_out: int) -> Workload:
-    made = spec(c_in, c_out)
-    return Workload.block(made, made.key.encode)
+    return Workload.block(spec(c_in, c_out), overhead_onnx)
 
 
 def row(key: str, samples_us: Sequence[float], **fields: object) -> Row:

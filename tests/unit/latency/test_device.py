@@ -51,3 +51,10 @@ def test_require_equal():
     require_equal(a, a)
     with pytest.raises(FingerprintMismatch, match=r"the table has version '1\.20', wanted '1\.21': measure again"):
         require_equal(a, b, what="the table", mend="measure again")
+
+
+def test_first_difference_goes_into_settings(kit):
+    a, b = kit.header(settings={"level": "3", "cache": "x"}), kit.header(settings={"level": "3", "cache": "y"})
+    assert first_difference(a, b) == ("settings.cache", "x", "y")
+    assert first_difference(a, kit.header(settings={"level": "3"})) == ("settings.cache", "x", None)
+    assert first_difference(kit.header(), kit.header(settings={"level": "3"})) == ("settings.level", None, "3")

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latency import Protocol
-from latency.measure import measure, median_interval, summarize
+from latency.measure import Launched, measure, median_interval, summarize
+from latency.monitor import Monitor, Reading
 
 PROTOCOL = Protocol(name="test", warmup_ms=1.0, min_samples=20, max_samples=500, min_time_ms=2.0, max_time_ms=50.0)
 
@@ -163,3 +164,78 @@ def test_ranks_of_large_samples_stay_sound():
     low, high = median_interval([float(k) for k in range(10_001)], 0.95)
     assert high - 5000 == 5000 - low
     assert low == pytest.approx(5000 - 1.96 * 0.5 * 10_001**0.5, abs=2)  # the normal limit
+
+
+class Watch:
+    """A monitor that finds the device disturbed at given readings."""
+
+    def __init__(self, disturbed=()):
+        self.disturbed, self.reads = set(disturbed), 0
+
+    def read(self):
+        self.reads += 1
+        hot = self.reads - 1 in self.disturbed
+        return Reading(clocks={"sm_mhz": 1000.0 if hot else 1500.0}, disturbed=("thermal slowdown",) if hot else ())
+
+
+def watched(latency_us, watch, protocol=PROTOCOL):
+    timed = Simulated(latency_us)
+    return timed, measure(timed, protocol, timed.clock, watch)
+
+
+def test_a_quiet_device_is_read_between_windows_only():
+    timed, found = watched(quiet(0.003), watch := Watch())
+    assert isinstance(watch, Monitor)
+    assert watch.reads == 1 + sum(call > 1 for call in timed.calls)
+    assert (found.clocks, found.error) == ({"sm_mhz": 1500.0}, "")
+    assert found.samples_us == go(quiet(0.003))[1].samples_us
+
+
+def test_a_window_with_a_disturbed_end_is_thrown_away_and_counted():
+    warm_up = 34  # inferences in a millisecond
+    timed, found = watched(lambda n: 60.0 if warm_up <= n < warm_up + 40 else 30.0, Watch({1}))
+    assert max(found.samples_us) == 30.0
+    assert found.clocks == {"sm_mhz": 1500.0, "discarded_windows": 2.0}
+    assert found.status == "ok"
+    assert timed.calls.count(20) >= 3
+
+
+def test_a_device_that_is_always_disturbed_is_unstable_and_says_so():
+    timed, found = watched(lambda n: 60.0, Watch(range(10**6)))
+    assert (found.status, found.error) == ("unstable", "the device was disturbed throughout: thermal slowdown")
+    assert found.median_us == 60.0
+    assert found.clocks["discarded_windows"] > 100
+    assert timed.now_ns / 1e6 < 12 * PROTOCOL.max_time_ms
+
+
+def test_long_samplings_keep_a_spread_of_samples():
+    protocol = msgspec.structs.replace(PROTOCOL, min_time_ms=60.0, max_time_ms=60.0, max_samples=64)
+    timed, found = go(lambda n: 10.0 + n / 1e4, protocol)
+    taken = sum(timed.calls)
+    assert 32 <= len(found.samples_us) <= 64
+    assert timed.now_ns / 1e6 >= 61.0
+    assert found.samples_us[0] < 10.05
+    assert found.samples_us[-1] > 10.0 + 0.9 * taken / 1e4
+    assert found.median_us == pytest.approx(10 + taken / 2e4, rel=0.02)
+
+
+def test_windows_stay_short_so_that_a_disturbance_is_seen():
+    timed, _ = go(lambda n: 1000.0, msgspec.structs.replace(PROTOCOL, min_time_ms=3000.0, max_time_ms=3000.0, max_samples=10**6))
+    assert max(timed.calls) == 200
+
+
+def test_the_protocol_says_how_to_launch_and_what_cannot_be_had_is_said():
+    class Gpu(Simulated):
+        def launch(self, *, cuda_graph, spin_wait):
+            self.asked = (cuda_graph, spin_wait)
+            return "no graph"
+
+    timed = Gpu(quiet(0.001))
+    assert isinstance(timed, Launched)
+    found = measure(timed, msgspec.structs.replace(PROTOCOL, spin_wait=False), timed.clock)
+    assert (timed.asked, found.error, found.status) == ((True, False), "no graph", "ok")
+
+
+def test_what_is_as_asked_leaves_no_trace_on_disk():
+    found = go(quiet(0.003))[1]
+    assert set(msgspec.to_builtins(found)) == {"samples_us", "median_us", "low_us", "high_us", "status"}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latency import Predictor
-from latency.predict import fit
+from latency.predict import fit, kendall_tau
 
 
 def networks(n, noise=0.0, seed=0, boundaries=7):
@@ -60,6 +60,21 @@ def test_few_networks_are_judged_by_but_not_fitted():
     assert predictor.mean_absolute_error > 0
     worse = fit([(100.0, 1.0, 1.0)], [300.0], overhead_us=0.0)
     assert worse.half_width == pytest.approx(2 / 3)
+
+
+def test_the_order_of_networks_is_judged_too():
+    assert fit(*networks(20), overhead_us=2.0).kendall_tau == 1.0
+    noisy = fit(*networks(40, noise=0.3), overhead_us=2.0)
+    assert 0.2 < noisy.kendall_tau < 0.9
+    assert math.isnan(fit([], [], overhead_us=2.5).kendall_tau)
+    assert math.isnan(fit([(100.0, 1.0, 1.0)], [300.0], overhead_us=0.0).kendall_tau)
+
+
+def test_kendall_tau_is_the_share_of_pairs_in_order_less_those_out_of_it():
+    stats = pytest.importorskip("scipy.stats")
+    a, b = np.random.default_rng(0).standard_normal((2, 30))
+    assert kendall_tau(a, b) == pytest.approx(stats.kendalltau(a, b).statistic)
+    assert kendall_tau(a, -a) == -1.0
 
 
 def test_columns_that_cannot_be_told_apart_do_no_harm():

@@ -49,7 +49,9 @@ def test_more_work_takes_longer(backend):
 def test_inputs_are_not_zeros_and_always_the_same(backend, monkeypatch):
     seen = []
     make = onnxruntime.OrtValue.ortvalue_from_numpy
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array: (seen.append(array.copy()), make(array))[1])
+    monkeypatch.setattr(
+        onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array, memory: (seen.append(array.copy()), make(array, memory))[1]
+    )
     for _ in range(2):
         backend.compile(conv(3, 8, 8))
     assert [array.shape for array in seen] == [(1, 3, 8, 8), (1, 8, 8, 8)] * 2
@@ -89,6 +91,21 @@ def test_a_failing_run_is_one_line(backend):
     assert "\n" not in str(caught.value)
 
 
+def test_another_provider_is_in_the_name_and_runs_all_of_a_network_or_nothing():
+    providers = [name.lower().removesuffix("executionprovider") for name in onnxruntime.get_available_providers()]
+    with pytest.raises(
+        LatencyError, match=rf"execution provider 'nonesuch' is not in .*: choose one of {', '.join(providers)}, or install"
+    ):
+        OnnxRuntime(provider="nonesuch")
+    assert OnnxRuntime(provider="CPUExecutionProvider").name == "onnxruntime"
+    if "azure" not in providers:
+        pytest.skip("this onnxruntime has no AzureExecutionProvider")
+    backend = OnnxRuntime(provider="azure", precision="fp16")
+    assert (backend.name, backend.runtime.name, backend.precision) == ("onnxruntime:azure", "onnxruntime:azure", "fp16")
+    with pytest.raises(BuildFailed, match="fallback"):
+        backend.compile(conv(8, 8, 16))
+
+
 def test_half_precision_inputs_are_bound(backend):
     half = model([helper.make_node("Relu", ["x"], ["y"])], [1, 4], [1, 4], (), TensorProto.FLOAT16, TensorProto.FLOAT16)
     with backend.compile(half) as compiled:
@@ -99,6 +116,6 @@ def test_blocks_are_profiled_in_tens_of_milliseconds(backend, kit, tmp_path):
     works = [Workload.block(kit.spec(8, width), lambda width=width: conv(8, width, 32)) for width in (8, 16)]
     list(profile(works, backend, tmp_path / "t.jsonl", protocol=protocol.get("fast"), lowering="1"))
     table = LatencyTable.load(tmp_path / "t.jsonl")
-    assert [row.key for row in table.rows] == ["overhead", *(work.key for work in works)]
+    assert [row.key for row in table.rows] == ["sentinel", "overhead", *(work.key for work in works)]
     assert all(row.measured and 0 < row.median_us < 1e5 and len(row.samples_us) >= 20 for row in table.rows)
-    assert table.rows[0].median_us < table.rows[1].median_us
+    assert table.rows[1].median_us < table.rows[2].median_us

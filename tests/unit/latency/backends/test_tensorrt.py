@@ -1,17 +1,21 @@
 """Engines are built for real where TensorRT-RTX is installed, which needs no GPU; running them is tested on a simulated one."""
 
 import enum
+import hashlib
 import sys
 from types import ModuleType, SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latency import BuildFailed, DeviceUnavailable, LatencyError, MissingExtra, RunFailed, Runtime, protocol
-from latency.backends import Compiled
-from latency.backends.tensorrt import EngineSpec, TensorRT, build_engine
-from latency.measure import measure
+from latency.backends import BuildsApart, Compiled
+from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
+from latency.measure import Launched, measure
+
+QUICK = protocol.Protocol(name="p", warmup_ms=0.0, min_samples=9, max_samples=9, min_time_ms=0.0, max_time_ms=9.0)
 
 
 def model(nodes, weights=(), shape=(1, 4, 8, 8), out_shape=(1, 4, 8, 8), kind=TensorProto.FLOAT):
@@ -122,6 +126,26 @@ class Gpu:
         self.now_us, self.events, self.live, self.next_handle = 0.0, {}, {}, 1
         self.enqueued = self.waited = self.most_ahead = 0
         self.memory, self.addresses = {}, {}
+        self.capturing, self.capturable, self.launched, self.blocking = False, True, 0, []
+
+    def make_event(self, flags):
+        self.blocking.append(bool(flags))
+        return self.handle("event")
+
+    def begin_capture(self, stream, mode):
+        assert mode == 1
+        self.capturing = True
+        return (Error.cudaSuccess,)
+
+    def end_capture(self, stream):
+        self.capturing = False
+        return self.handle("graph") if self.capturable else (Error.cudaErrorLaunchFailure, None)
+
+    def launch(self, executable, stream):
+        assert self.live[executable] == "executable"
+        self.launched += 1
+        self.execute(stream)
+        return (Error.cudaSuccess,)
 
     def handle(self, kind):
         self.next_handle += 1
@@ -134,6 +158,8 @@ class Gpu:
 
     def execute(self, stream):
         assert self.live[stream] == "stream"
+        if self.capturing:
+            return self.capturable
         self.enqueued += 1
         self.most_ahead = max(self.most_ahead, self.enqueued - self.waited)
         self.now_us += self.inference_us
@@ -179,7 +205,18 @@ class Gpu:
             cudaStreamCreate=lambda: self.handle("stream"),
             cudaStreamDestroy=self.release,
             cudaStreamSynchronize=lambda stream: (Error.cudaSuccess,),
-            cudaEventCreate=lambda: self.handle("event"),
+            cudaEventCreateWithFlags=self.make_event,
+            cudaEventBlockingSync=1,
+            cudaEventDefault=0,
+            cudaDeviceGetPCIBusId=lambda size, device: (Error.cudaSuccess, b"0000:01:00.0\0"),
+            cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
+            cudaStreamBeginCapture=self.begin_capture,
+            cudaStreamEndCapture=self.end_capture,
+            cudaGetLastError=lambda: (Error.cudaSuccess,),
+            cudaGraphInstantiate=lambda graph, flags: self.handle("executable"),
+            cudaGraphLaunch=self.launch,
+            cudaGraphDestroy=self.release,
+            cudaGraphExecDestroy=self.release,
             cudaEventDestroy=self.release,
             cudaEventRecord=self.record,
             cudaEventSynchronize=self.synchronize,
@@ -192,7 +229,7 @@ class Gpu:
 
     def trt(self):
         """TensorRT's API over this GPU, as far as the backend calls it; an engine is b"engine"."""
-        gpu, seen = self, SimpleNamespace(levels=[], flags=[], cleared=[])
+        gpu, seen = self, SimpleNamespace(levels=[], flags=[], cleared=[], caches=[])
 
         class ILogger:
             class Severity(enum.IntEnum):
@@ -215,6 +252,17 @@ class Gpu:
 
             def set_compute_capability(self, value, index):
                 seen.levels.append((index, value))
+
+            def create_timing_cache(self, data):
+                return SimpleNamespace(serialize=lambda: data + b"+")
+
+            def set_timing_cache(self, cache, ignore_mismatch):
+                assert not ignore_mismatch
+                seen.caches.append(cache)
+                return not cache.serialize().startswith(b"foreign")
+
+            def get_timing_cache(self):
+                return seen.caches[-1]
 
         class Builder:
             def __init__(self, logger):
@@ -281,7 +329,12 @@ def gpu(monkeypatch):
     gpu = Gpu()
     trt = gpu.trt()
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu.cudart())
-    nvml = module(nvmlInit=lambda: None, nvmlShutdown=lambda: None, nvmlSystemGetDriverVersion=lambda: "1.2")
+    nvml = module(
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlSystemGetDriverVersion=lambda: "1.2",
+        nvmlDeviceGetHandleByPciBusId=lambda bus: bus,
+    )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
@@ -293,8 +346,41 @@ def test_what_the_backend_says_of_itself(gpu):
     backend = TensorRT("tensorrt", precision="fp32")
     assert (backend.name, backend.precision, backend.runtime) == ("tensorrt", "fp32", Runtime(name="tensorrt", version="10.99"))
     assert (backend.device.kind, backend.device.name, backend.device.compute_capability) == ("gpu", "Fake GPU", "8.9")
-    assert TensorRT("tensorrt-rtx").spec.compute_capabilities == ("current",)
-    assert TensorRT("tensorrt-rtx").precision == "fp16"
+    assert backend.settings == {
+        "workspace_mib": "0",
+        "optimization_level": "3",
+        "tf32": "False",
+        "version_compatible": "False",
+        "timing_cache": "",
+    }
+    assert (TensorRT("tensorrt-rtx").spec.compute_capabilities, TensorRT("tensorrt-rtx").precision) == (("8.9",), "fp16")
+
+
+def test_engines_are_built_apart_where_that_needs_no_gpu(gpu):
+    known, unknown = TensorRT("tensorrt-rtx"), TensorRT("tensorrt-rtx", spec=EngineSpec(compute_capabilities=("current",)))
+    assert isinstance(known, BuildsApart)
+    assert known.builders() is not None
+    assert unknown.builders() is None
+    assert TensorRT("tensorrt").builders() is None
+
+
+def test_a_timing_cache_is_read_once_shared_by_builds_and_saved_elsewhere(gpu, tmp_path):
+    path = tmp_path / "cache"
+    path.write_bytes(b"tactics")
+    backend = TensorRT("tensorrt", timing_cache=path)
+    assert backend.settings["timing_cache"] == hashlib.sha256(b"tactics").hexdigest()
+    backend.compile(b"")
+    backend.compile(b"")
+    assert [cache.serialize() for cache in gpu.seen.caches] == [b"tactics+", b"tactics++"]
+    assert path.read_bytes() == b"tactics"
+    backend.timing_cache.save(tmp_path / "next")
+    assert TimingCache(tmp_path / "next").data == b"tactics++"
+    assert TimingCache(tmp_path / "none").sha256 == ""
+    path.write_bytes(b"foreign")
+    with pytest.raises(LatencyError, match=r"timing cache .*/cache is of another GPU or TensorRT"):
+        TensorRT("tensorrt", timing_cache=path).compile(b"")
+    with pytest.raises(LatencyError, match="TensorRT-RTX has none"):
+        TensorRT("tensorrt-rtx", timing_cache=path)
 
 
 def test_a_latency_is_what_the_gpu_took_with_one_inference_enqueued_ahead(gpu):
@@ -305,10 +391,33 @@ def test_a_latency_is_what_the_gpu_took_with_one_inference_enqueued_ahead(gpu):
         assert compiled.run(0) == []
         gpu.inference_us = 80.0
         assert compiled.run(1) == pytest.approx([80.0])
-        found = measure(
-            compiled, protocol.Protocol(name="p", warmup_ms=0.0, min_samples=9, max_samples=9, min_time_ms=0.0, max_time_ms=9.0)
-        )
-        assert (found.status, found.median_us) == ("ok", 80.0)
+        found = measure(compiled, QUICK)
+        assert (found.status, found.median_us, found.error) == ("ok", 80.0, "")
+        assert gpu.launched == len(found.samples_us) + 1  # the protocol asks for a graph; one more to warm up
+
+
+def test_a_protocol_chooses_how_the_host_launches_and_waits(gpu):
+    with TensorRT("tensorrt").compile(b"") as compiled:
+        assert isinstance(compiled, Launched)
+        gpu.blocking.clear()
+        measure(compiled, msgspec.structs.replace(QUICK, cuda_graph=False, spin_wait=False))
+        assert gpu.blocking == [True] * 4
+        assert gpu.launched == 0
+        gpu.blocking.clear()
+        measure(compiled, QUICK)
+        assert gpu.blocking == [False] * 4
+        assert gpu.launched == 10
+        assert sorted(gpu.live.values()) == ["event"] * 4 + ["executable"] + ["memory"] * 2 + ["stream"]
+    assert gpu.live == {}
+
+
+def test_an_engine_that_cannot_be_captured_is_measured_without_a_graph_and_says_so(gpu):
+    with TensorRT("tensorrt").compile(b"") as compiled:
+        gpu.capturable = False
+        found = measure(compiled, QUICK)
+        assert found.error == "measured without a CUDA graph, as it cannot be captured: no reason given"
+        assert (found.median_us, gpu.launched, gpu.capturing) == (50.0, 0, False)
+    assert gpu.live == {}
 
 
 def test_everything_on_the_device_is_released(gpu):
@@ -345,7 +454,10 @@ def test_a_refused_inference_and_a_refused_engine(gpu):
         gpu.fail = True
         with pytest.raises(RunFailed, match="no reason given"):
             compiled.run(1)
-    with pytest.raises(RunFailed, match="engine of another version"):
+    with pytest.raises(
+        RunFailed,
+        match=r"^fake 10\.99 does not load the engine, .*: build it again from its ONNX: engine of another version$",
+    ):
         backend.load(b"old")
     assert gpu.live == {}
 

@@ -1,0 +1,214 @@
+"""A device that does not exist, with a truth to compare with: an analytic roofline, and everything that makes measuring hard, seeded."""
+
+import math
+import random
+from types import TracebackType
+from typing import Any, Literal
+
+import msgspec
+
+from latency.device import Device, Runtime
+from latency.errors import BuildFailed, LatencyError, one_line
+from latency.lowered import Lowered, require_static
+from latency.monitor import Reading
+
+
+class VirtualClock:
+    """Time that passes only when it is told to. Calling it gives nanoseconds."""
+
+    def __init__(self) -> None:
+        self.now_us = 0.0
+
+    def __call__(self) -> int:
+        """Nanoseconds since it was made."""
+        return round(self.now_us * 1e3)
+
+    def advance(self, us: float) -> None:
+        """Let time pass."""
+        self.now_us += us
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a simulated device can do, and what disturbs it. Slowdowns are relative: 0.5 takes one and a half times as long.
+
+    Attributes:
+        seed: of all that is random.
+        macs_per_us: multiply-accumulates a microsecond at fp32; fp16 does twice as many.
+        bytes_per_us: memory traffic a microsecond.
+        launch_us: paid by every inference.
+        step: channels are computed in groups of so many: latency over width is a staircase.
+        noise: standard deviation of a sample's logarithm.
+        spikes: share of the samples that take 2 to 10 times as long.
+        drift: largest slowdown of a slow wave that no reading tells of; it spares the first half of each period.
+        drift_period_s: of that wave.
+        throttle: slowdown while the device is too hot, which a reading tells.
+        throttle_every_s: once in so long, at a random moment.
+        throttle_for_s: it lasts so long.
+        others: slowdown while another process is on the device, which a reading tells.
+        others_every_s: once in so long, at a random moment.
+        others_for_s: it stays so long.
+    """
+
+    seed: int = 0
+    macs_per_us: float = 50_000.0
+    bytes_per_us: float = 20_000.0
+    launch_us: float = 5.0
+    step: int = 32
+    noise: float = 0.003
+    spikes: float = 0.0
+    drift: float = 0.0
+    drift_period_s: float = 60.0
+    throttle: float = 0.0
+    throttle_every_s: float = 20.0
+    throttle_for_s: float = 2.0
+    others: float = 0.0
+    others_every_s: float = 30.0
+    others_for_s: float = 3.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Settings":
+        """Settings as a person writes them: `seed=1,drift=0.05`.
+
+        Raises:
+            LatencyError: an unknown name, or a value that is no number; lists the names.
+        """
+        pairs = {name: value for name, _, value in (part.partition("=") for part in text.split(",") if part)}
+        try:
+            made = msgspec.convert(pairs, cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise LatencyError(f"simulated:{text}: {error}: write name=number, of {', '.join(cls.__struct_fields__)}") from error
+        if made.step < 1 or min(made.macs_per_us, made.bytes_per_us) <= 0:
+            raise LatencyError(f"simulated:{text}: step, macs_per_us and bytes_per_us must be above 0")
+        return made
+
+
+class Simulated:
+    """Backend over a simulated device; a Monitor too. It computes nothing: the latency follows from the operators' work and traffic.
+
+    Args:
+        settings: None for the defaults, which disturb nothing.
+        precision: of the networks that it will be given.
+    """
+
+    name = "simulated"
+
+    def __init__(self, settings: Settings | None = None, *, precision: Literal["fp32", "fp16"] = "fp32") -> None:
+        self._settings = settings or Settings()
+        self._random = random.Random(self._settings.seed)
+        self.precision: Literal["fp32", "fp16"] = precision
+        self.settings = {name: str(value) for name, value in msgspec.structs.asdict(self._settings).items()}
+        self.runtime = Runtime(name=self.name, version="1")
+        self.clock, self.monitor = VirtualClock(), self
+        self.device = Device(
+            kind="gpu", name="simulated", cores=0, threads=0, isa=(), memory_mib=0, driver="", compute_capability="", os="simulated"
+        )
+
+    def compile(self, model: bytes | Lowered) -> "SimulatedNetwork":
+        """Work out what a network costs.
+
+        Raises:
+            BuildFailed: it is no ONNX model, or not a static one.
+        """
+        return SimulatedNetwork(self, self.truth_us(Lowered.of(model).onnx))
+
+    def truth_us(self, onnx: bytes) -> float:
+        """Latency of a network when nothing disturbs the device.
+
+        Every convolution and matrix product takes the longer of its arithmetic, with channels rounded up to whole steps, and its memory
+        traffic (Williams et al. 2009, "Roofline"); other operators are taken for fused into those. To this comes one launch, and the
+        conversion of the network's own input and output.
+
+        Raises:
+            BuildFailed: it is no ONNX model, or not a static one.
+        """
+        settings = self._settings
+        macs_per_us = settings.macs_per_us * (2 if self.precision == "fp16" else 1)
+        operators, ends = _work(onnx, settings.step, 2 if self.precision == "fp16" else 4)
+        us = sum(max(macs / macs_per_us, size / settings.bytes_per_us) for macs, size in operators)
+        return settings.launch_us + us + ends / settings.bytes_per_us
+
+    def read(self) -> Reading:
+        """How the device is now."""
+        hot, busy = self._in_window("throttle"), self._in_window("others")
+        disturbed = [*(["thermal slowdown"] if hot else []), *(["1 more processes on the GPU"] if busy else [])]
+        clocks = {"sm_mhz": 1500.0 / (1 + self._settings.throttle * hot), "temperature_c": 60.0 + 25 * hot, "other_processes": float(busy)}
+        return Reading(clocks=clocks, disturbed=tuple(disturbed))
+
+    def sample(self, truth_us: float) -> float:
+        """One inference; time passes."""
+        settings, draw = self._settings, self._random
+        wave = -math.sin(2 * math.pi * self.clock.now_us / (settings.drift_period_s * 1e6))
+        slow = (1 + settings.drift * max(0.0, wave)) * (1 + settings.throttle * self._in_window("throttle"))
+        us = truth_us * slow * (1 + settings.others * self._in_window("others")) * math.exp(draw.gauss(0.0, settings.noise))
+        if settings.spikes and draw.random() < settings.spikes:
+            us *= draw.uniform(2, 10)
+        self.clock.advance(us)
+        return us
+
+    def _in_window(self, what: Literal["throttle", "others"]) -> bool:
+        """Whether now is inside of one of the windows, each of which starts at a random moment of its turn."""
+        settings, now_s = self._settings, self.clock.now_us / 1e6
+        slowdown, every_s, for_s = (getattr(settings, f"{what}{suffix}") for suffix in ("", "_every_s", "_for_s"))
+        if not slowdown:
+            return False
+        turn = math.floor(now_s / every_s)
+        start_s = turn * every_s + random.Random(f"{settings.seed} {what} {turn}").uniform(0, max(0.0, every_s - for_s))
+        return start_s <= now_s < start_s + for_s
+
+
+class SimulatedNetwork:
+    """A network on a simulated device."""
+
+    def __init__(self, device: Simulated, truth_us: float) -> None:
+        self._device, self._truth_us = device, truth_us
+
+    def run(self, count: int) -> list[float]:
+        """Run `count` inferences; the latency of each in microseconds."""
+        return [self._device.sample(self._truth_us) for _ in range(count)]
+
+    def __enter__(self) -> "SimulatedNetwork":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+def _work(onnx: bytes, step: int, element_bytes: int) -> tuple[list[tuple[float, float]], float]:
+    """Of a model: of each Conv, Gemm and MatMul its MACs, with channels in whole steps, and its traffic in bytes; and its ends' bytes."""
+    from onnx import load_from_string, shape_inference
+
+    require_static(onnx)
+    try:
+        graph = shape_inference.infer_shapes(load_from_string(onnx), strict_mode=True).graph
+    except shape_inference.InferenceError as error:
+        raise BuildFailed(one_line(error)) from error
+    shapes = {value.name: _dims(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+
+    def up(channels: int) -> int:
+        return -(-channels // step) * step
+
+    operators = []
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "Conv":
+            out, weight = shapes[node.output[0]], shapes[node.input[1]]
+            groups = attributes["group"].i if "group" in attributes else 1
+            # A depthwise convolution has one channel a group: groups are what its steps are made of.
+            channels = up(weight[0]) * (up(weight[1]) if groups == 1 else weight[1])
+            macs = channels * math.prod(weight[2:]) * math.prod(out[2:])
+        elif node.op_type in ("Gemm", "MatMul"):
+            out, weight = shapes[node.output[0]], shapes[node.input[1]]
+            inner = weight[1] if "transB" in attributes and attributes["transB"].i else weight[-2]
+            macs = math.prod(out[:-1]) * up(out[-1]) * up(inner)
+        else:
+            continue
+        sizes = (math.prod(shapes[name]) for name in (node.input[0], node.input[1], node.output[0]))
+        operators.append((float(macs), float(element_bytes * sum(sizes))))
+    weights = {tensor.name for tensor in graph.initializer}
+    ends = [shapes[value.name] for value in (*graph.input, *graph.output) if value.name not in weights]
+    return operators, float(element_bytes * sum(map(math.prod, ends)))
+
+
+def _dims(value: Any) -> list[int]:
+    return [dim.dim_value for dim in value.type.tensor_type.shape.dim]

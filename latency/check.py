@@ -1,0 +1,85 @@
+"""What is wrong or doubtful in a table."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import msgspec
+
+from latency.block import BlockSpec
+from latency.sentinel import doubtful
+from latency.table import LatencyTable, Row
+
+Problem = Literal["failed", "missing", "unstable", "not as asked", "drift", "non-monotone", "no sentinel", "torn"]
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One thing that a person should know before trusting a table.
+
+    Attributes:
+        problem: what kind of thing; `failed` and `missing` leave a hole, the others a doubt.
+        key: of the row; "" where it is about the table.
+        words: what was found, in one line.
+    """
+
+    problem: Problem
+    key: str = ""
+    words: str
+
+
+def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float = 0.03) -> list[Finding]:
+    """Look a table through.
+
+    Args:
+        table: the table.
+        expected: keys that it should cover, such as all blocks of its space.
+        tolerance: a wider block may be faster by so much, relative: when it is compiled again, a block may differ as much from itself.
+
+    Returns:
+        What is wrong, and after that what is doubtful.
+    """
+    rows = {row.key: row for row in table.rows if row.kind != "sentinel"}
+    found = [Finding(problem="torn", words=warning) for warning in table.warnings]
+    found += [Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}") for row in rows.values() if not row.measured]
+    found += [Finding(problem="missing", key=key, words="not in the table") for key in dict.fromkeys(expected) if key not in rows]
+    for row in rows.values():
+        if row.status == "unstable":
+            reach = max(row.high_us - row.median_us, row.median_us - row.low_us) / row.median_us
+            found.append(Finding(problem="unstable", key=row.key, words=f"the median is uncertain by {reach:.1%}"))
+        if row.measured and row.error:
+            found.append(Finding(problem="not as asked", key=row.key, words=row.error))
+    return [*found, *_drift(table.history), *_falls(rows.values(), tolerance)]
+
+
+def _drift(history: Sequence[Row]) -> Iterator[Finding]:
+    sentinels = [row for row in history if row.kind == "sentinel"]
+    if not any(row.measured for row in sentinels):
+        yield Finding(
+            problem="no sentinel", words="no sentinel was measured between the rows: drift of the device would not have been seen"
+        )
+        return
+    for row in sentinels:
+        if row.status == "ok" and row.error:
+            yield Finding(problem="drift", words=row.error)
+    doubted, unwatched = doubtful(history)
+    for key in sorted(doubted):
+        yield Finding(problem="drift", key=key, words="it was measured while the device drifted: profiling again measures it")
+    if unwatched:
+        yield Finding(problem="drift", words=f"no sentinel was measured after the last {len(unwatched)} rows: profiling again does it")
+
+
+def _falls(rows: Iterable[Row], tolerance: float) -> Iterator[Finding]:
+    """Blocks that are faster than one that differs in one width alone, and there is narrower."""
+    lines: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[tuple[int, Row]]] = {}
+    for row in rows:
+        if row.kind == "block" and row.measured:
+            spec = BlockSpec.parse(row.key)
+            for name, width in spec.widths:
+                others = tuple(pair for pair in spec.widths if pair[0] != name)
+                lines.setdefault((spec.family, name, others), []).append((width, row))
+    for (_, name, _), line in lines.items():
+        line.sort(key=lambda point: point[0])
+        for (narrow, before), (_, row) in itertools.pairwise(line):
+            faster = 1 - row.median_us / before.median_us
+            if faster > tolerance and row.high_us < before.low_us:
+                yield Finding(problem="non-monotone", key=row.key, words=f"{faster:.1%} faster than {name}={narrow}, which is narrower")

@@ -1,0 +1,106 @@
+"""Two tables of the same blocks: which is faster, and by how much."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from latency.errors import LatencyError
+from latency.table import LatencyTable, Row
+
+Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
+
+_RESAMPLES = 1000
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the second table compares with the first.
+
+    Attributes:
+        key: of the row; "" for all rows together.
+        verdict: `FASTER` or `SLOWER`: the second is, by more than the tolerance. `SAME`: it is within it. `UNSURE`: the interval says
+            none of these.
+        ratio: latency in the second table to that in the first.
+        low: lower end of the ratio's 95 % interval.
+        high: upper end.
+    """
+
+    key: str = ""
+    verdict: Verdict
+    ratio: float
+    low: float
+    high: float
+
+
+class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Two tables compared.
+
+    Attributes:
+        overall: the geometric mean of the rows' ratios.
+        rows: of each key that both tables measured, in the first one's order.
+        only_a: keys that only the first measured.
+        only_b: keys that only the second measured.
+    """
+
+    overall: Change
+    rows: tuple[Change, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+
+def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_tolerance: float = 0.01, seed: int = 0) -> Diff:
+    """Compare two tables block by block and overall. They may be of different devices: that is one thing to compare.
+
+    Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables of a row are resampled alike, by their samples and around
+    their medians. Overall, the rows are resampled too: another choice of blocks would have had another mean.
+
+    Args:
+        a: the first.
+        b: the second.
+        tolerance: a change of a row by less than this is none, relative: compiled again, a block may differ as much from itself.
+        overall_tolerance: a change of the mean by less than this is none.
+        seed: of the resampling.
+
+    Raises:
+        LatencyError: no key was measured in both.
+    """
+    rows_a, rows_b = ({row.key: row for row in table.rows if row.measured and row.kind != "sentinel"} for table in (a, b))
+    keys = [key for key in rows_a if key in rows_b]
+    if not keys:
+        raise LatencyError(f"tables {a.path} and {b.path} measured no block in common: give two tables of one space")
+    rng = np.random.default_rng(seed)
+    logs = np.array([_log_medians(rows_b[key], rng) - _log_medians(rows_a[key], rng) for key in keys])
+    middles = [math.log(rows_b[key].median_us / rows_a[key].median_us) for key in keys]
+    chosen = rng.integers(len(keys), size=(_RESAMPLES, len(keys)))
+    overall = logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
+    return Diff(
+        overall=_change("", statistics.fmean(middles), overall, overall_tolerance),
+        rows=tuple(_change(key, middle, line, tolerance) for key, middle, line in zip(keys, middles, logs, strict=True)),
+        only_a=tuple(key for key in rows_a if key not in rows_b),
+        only_b=tuple(key for key in rows_b if key not in rows_a),
+    )
+
+
+def _log_medians(row: Row, rng: np.random.Generator) -> np.ndarray:
+    """Logarithms of the medians of resamples of a row's samples.
+
+    A resample's median is one of the order statistics: the one at a rank that is the median of n uniform draws, so it is beta distributed.
+    """
+    ordered = np.sort(np.asarray(row.samples_us))
+    n, half = len(ordered), (len(ordered) + 1) / 2
+    return np.log(ordered[np.minimum((rng.beta(half, half, _RESAMPLES) * n).astype(int), n - 1)])
+
+
+def _change(key: str, middle: float, logs: Sequence[float] | np.ndarray, tolerance: float) -> Change:
+    low, high = (float(value) for value in np.exp(np.quantile(logs, [0.025, 0.975])))
+    verdict: Verdict = "UNSURE"
+    if high < 1 - tolerance:
+        verdict = "FASTER"
+    elif low > 1 + tolerance:
+        verdict = "SLOWER"
+    elif low >= 1 - tolerance and high <= 1 + tolerance:
+        verdict = "SAME"
+    return Change(key=key, verdict=verdict, ratio=math.exp(middle), low=low, high=high)

@@ -1,0 +1,67 @@
+"""A network as a backend is handed it: its ONNX, and what else it was lowered to."""
+
+from dataclasses import dataclass
+
+from latency.errors import BuildFailed, one_line
+
+OVERHEAD = "overhead"
+"""Key of the network that does next to nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """One network in every form that it was lowered to. A backend takes the form that it runs.
+
+    Attributes:
+        onnx: serialized ONNX.
+        program: the same network as `torch.export.save` writes it (.pt2), made by the same call as the ONNX; None where no backend that
+            runs it was asked for.
+        key: of the table's row that it is measured for; "" for none.
+    """
+
+    onnx: bytes
+    program: bytes | None = None
+    key: str = ""
+
+    @classmethod
+    def of(cls, model: "bytes | Lowered") -> "Lowered":
+        """Itself, or plain ONNX with nothing beside it."""
+        return cls(onnx=model) if isinstance(model, bytes) else model
+
+
+def require_static(onnx: bytes, *, batch: int | None = None) -> None:
+    """Check that every input of a serialized ONNX model has a fixed shape.
+
+    Args:
+        onnx: the model.
+        batch: what the first dimension must be; None for any.
+
+    Raises:
+        BuildFailed: it is no ONNX model, or a shape is not so; names the input and its shape.
+    """
+    from google.protobuf.message import DecodeError
+    from onnx import load_from_string
+
+    try:
+        graph = load_from_string(onnx).graph
+    except DecodeError as error:
+        raise BuildFailed(f"this is no ONNX model: {one_line(error)}") from error
+    weights = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        if value.name in weights:
+            continue
+        dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
+        where = f"input {value.name!r} has shape ({', '.join(map(str, dims))})"
+        if not value.type.tensor_type.HasField("shape") or not all(isinstance(size, int) and size > 0 for size in dims):
+            raise BuildFailed(f"{where}: every dimension must be a fixed number: export with a static shape")
+        if batch is not None and (not dims or dims[0] != batch):
+            raise BuildFailed(f"{where}: the first dimension, the batch, must be {batch}: export with batch {batch}")
+
+
+def overhead_onnx() -> bytes:
+    """A network that does next to nothing: what is left is what every inference pays."""
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("input", "output")]
+    graph = helper.make_graph([helper.make_node("Relu", ["input"], ["output"])], OVERHEAD, values[:1], values[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()

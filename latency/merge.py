@@ -1,0 +1,46 @@
+"""Join tables that were measured in parts, on equal devices."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from latency.device import require_equal
+from latency.errors import LatencyError
+from latency.table import LatencyTable, Row, TableWriter
+
+
+def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> LatencyTable:
+    """Write one table with the rows of several, history and sentinels included, one part behind the other; the file appears whole.
+
+    Of a key that several parts measured, a row that is `ok` supersedes one that is not, and else the later part's the earlier's.
+
+    Args:
+        paths: the parts.
+        out: a file that is not there yet.
+
+    Raises:
+        TableError: a part cannot be read.
+        FingerprintMismatch: a part was measured otherwise than the first; names the field.
+        LatencyError: there is no part, or the file is there.
+    """
+    if not paths:
+        raise LatencyError("nothing to merge: name the tables")
+    if Path(out).exists():
+        raise LatencyError(f"{out} is there already: merge into a new file, or remove it")
+    tables = [LatencyTable.load(path) for path in paths]
+    first = tables[0].header
+    for table in tables[1:]:
+        header = msgspec.structs.replace(table.header, created=first.created)
+        require_equal(header, first, what=f"table {table.path}", mend=f"merge tables of one fingerprint, as {tables[0].path} has it")
+    rows = [row for table in tables for row in table.history]
+    good: dict[str, Row] = {row.key: row for table in tables for row in table.rows if row.status == "ok"}
+    latest = {row.key: row for row in rows}
+    part = Path(f"{out}.part")
+    part.unlink(missing_ok=True)
+    created = min(table.header.created for table in tables)
+    with TableWriter(part, msgspec.structs.replace(first, created=created)) as writer:
+        writer.append(*rows, *(good[key] for key, row in latest.items() if row.status != "ok" and key in good))
+    part.replace(out)
+    return LatencyTable.load(out)

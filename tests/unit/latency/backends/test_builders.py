@@ -1,0 +1,56 @@
+"""Engines are built for real where TensorRT-RTX is installed: that needs no GPU."""
+
+import os
+import signal
+
+import pytest
+
+from latency import BuildFailed
+from latency.backends import Builds
+from latency.backends.builders import Builders
+from latency.backends.tensorrt import EngineSpec
+from latency.lowered import overhead_onnx
+
+
+@pytest.fixture(scope="module")
+def builders():
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    with Builders("tensorrt-rtx", EngineSpec(compute_capabilities=("8.9",)), workers=1) as made:
+        yield made
+
+
+def test_engines_come_in_the_order_of_their_asking_and_a_bad_model_is_only_its_own_failure(builders):
+    assert isinstance(builders, Builds)
+    good, bad, again = (builders.submit(onnx) for onnx in (overhead_onnx(), b"not onnx", overhead_onnx()))
+    assert len(good.result()) > 1000
+    with pytest.raises(BuildFailed, match="Failed to parse the ONNX model"):
+        bad.result()
+    assert len(again.result()) == len(good.result())
+
+
+def test_a_builder_that_dies_fails_what_it_was_at_and_is_replaced(builders):
+    builders.submit(overhead_onnx()).result()
+    process = builders._processes[-1]
+    os.kill(process.pid, signal.SIGSTOP)  # so that it is at work when it dies
+    lost = builders.submit(overhead_onnx())
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(BuildFailed, match="the builder died with exit code -9"):
+        lost.result()
+    assert len(builders.submit(overhead_onnx()).result()) > 1000
+
+
+def test_a_builder_ends_with_its_standard_input():
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
+    with Builders("tensorrt-rtx", EngineSpec(), workers=1) as builders:
+        process = builders._start()
+        process.stdin.close()
+        assert process.wait(timeout=20) == 0
+        process.stdin = None
+
+
+def test_nothing_is_left_running_at_the_end():
+    with Builders("tensorrt-rtx", EngineSpec(), workers=2) as builders:
+        processes = [builders._start() for _ in range(2)]
+    assert [process.poll() for process in processes] == [-signal.SIGKILL] * 2
+    with pytest.raises(BuildFailed, match="closed"):
+        builders._start()

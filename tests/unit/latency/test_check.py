@@ -1,0 +1,74 @@
+import msgspec
+import pytest
+
+from latency import LatencyTable, Row
+from latency.check import check
+
+
+@pytest.fixture
+def look(kit):
+    def made(rows, expected=(), **fields):
+        sentinel = kit.row("sentinel", [1.0, 1.0, 1.0], kind="sentinel", blocks=("b",))
+        return check(LatencyTable(kit.header(), [sentinel, *rows, sentinel], **fields), expected)
+
+    return made
+
+
+def block(kit, c_in, c_out, us, **fields):
+    return kit.row(kit.spec(c_in, c_out).key, [us * 0.99, us, us * 1.01], **fields)
+
+
+def test_nothing_is_found_in_a_sound_table(kit, look):
+    rows = [block(kit, 8, 8, 10.0), block(kit, 8, 16, 10.05), block(kit, 16, 8, 9.95)]
+    assert look(rows, [row.key for row in rows]) == []
+
+
+def test_holes(kit, look):
+    failed = Row(kind="block", key=kit.spec(8, 8).key, status="build_failed", error="no kernel")
+    missing = kit.spec(24, 8).key
+    found = look([failed], [failed.key, missing, missing], warnings=["a torn line"])
+    assert [(finding.problem, finding.key, finding.words) for finding in found] == [
+        ("torn", "", "a torn line"),
+        ("failed", failed.key, "build_failed: no kernel"),
+        ("missing", missing, "not in the table"),
+    ]
+
+
+def test_doubts_about_one_row(kit, look):
+    found = look([block(kit, 8, 8, 10.0, status="unstable", error="measured without a CUDA graph")])
+    assert [(finding.problem, finding.words) for finding in found] == [
+        ("unstable", "the median is uncertain by 1.0%"),
+        ("not as asked", "measured without a CUDA graph"),
+    ]
+
+
+def test_a_wider_block_that_is_faster_beyond_the_noise(kit, look):
+    within, beyond = [block(kit, 8, 8, 10.0), block(kit, 8, 16, 9.72)], [block(kit, 8, 8, 10.0), block(kit, 8, 16, 9.0)]
+    assert look(within) == []
+    noisy = kit.row(kit.spec(8, 16).key, [8.0, 9.0, 9.95])
+    assert [finding.problem for finding in look([block(kit, 8, 8, 10.0), noisy])] == []
+    (found,) = look(beyond)
+    assert (found.problem, found.key) == ("non-monotone", kit.spec(8, 16).key)
+    assert found.words == "10.0% faster than c_out=8, which is narrower"
+
+
+def test_only_blocks_that_differ_in_one_width_are_compared(kit, look):
+    assert look([block(kit, 8, 16, 10.0), block(kit, 16, 8, 9.0)]) == []
+
+
+def test_drift(kit):
+    good = kit.row("sentinel", [1.0, 1.0, 1.0], kind="sentinel", blocks=("b",))
+    bad = msgspec.structs.replace(good, status="unstable", error="the device drifted by +9.0%")
+    moved = msgspec.structs.replace(good, error="the device stays at +9.0%: the new reference")
+    row = block(kit, 8, 8, 10.0)
+    table = LatencyTable(kit.header(), [good, row, bad, moved, block(kit, 8, 16, 11.0)])
+    assert [(finding.problem, finding.key, finding.words) for finding in check(table)] == [
+        ("drift", "", moved.error),
+        ("drift", row.key, "it was measured while the device drifted: profiling again measures it"),
+        ("drift", "", "no sentinel was measured after the last 1 rows: profiling again does it"),
+    ]
+
+
+def test_a_table_without_sentinels_says_so(kit):
+    (found,) = check(LatencyTable(kit.header(), [block(kit, 8, 8, 10.0)]))
+    assert found.problem == "no sentinel"

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from latency import LatencyError, LatencyTable
+from latency.diff import diff
+
+
+@pytest.fixture
+def table(kit):
+    def made(factor=1.0, noise=0.002, seed=0, keys="abcdef", samples=60, **fields):
+        rng = np.random.default_rng(seed)
+        rows = []
+        for index, key in enumerate(keys):
+            values = 10.0 * (index + 1) * factor * (1 + noise * rng.standard_normal(samples))
+            rows.append(kit.row(key, [round(float(value), 3) for value in values], **fields))
+        return LatencyTable(kit.header(), rows, path="a table")
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "verdict"),
+    [(1.0, 0.002, "SAME"), (0.9, 0.002, "FASTER"), (1.1, 0.002, "SLOWER"), (1.01, 0.02, "UNSURE"), (1.05, 0.4, "UNSURE")],
+)
+def test_verdicts(table, factor, noise, verdict):
+    found = diff(table(noise=noise), table(factor, noise, seed=1))
+    assert found.overall.verdict == verdict
+    assert found.overall.ratio == pytest.approx(factor, rel=3 * noise)
+    assert found.overall.low <= found.overall.ratio <= found.overall.high
+    assert [row.key for row in found.rows] == list("abcdef")
+    if verdict != "UNSURE":
+        assert {row.verdict for row in found.rows} == {verdict}
+
+
+def test_a_small_change_of_all_rows_is_a_change_though_that_of_one_would_be_none(table):
+    found = diff(table(), table(0.98))
+    assert (found.overall.verdict, {row.verdict for row in found.rows}) == ("FASTER", {"SAME"})
+
+
+def test_a_table_is_the_same_as_itself_and_answers_alike_each_time(table):
+    assert diff(table(), table()) == diff(table(), table())
+    assert diff(table(), table()).overall.ratio == 1.0
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says(table):
+    inside = [found.low <= 1.02 <= found.high for i in range(40) for found in diff(table(seed=2 * i), table(1.02, seed=2 * i + 1)).rows]
+    assert np.mean(inside) > 0.9
+
+
+def test_rows_that_only_one_has_are_named(table):
+    found = diff(table(keys="abc"), table(keys="bcd"))
+    assert ([row.key for row in found.rows], found.only_a, found.only_b) == (["b", "c"], ("a",), ("d",))
+
+
+def test_rows_that_change_in_different_ways_leave_the_whole_unsure(table):
+    mixed = LatencyTable(table().header, [*table(1.3).rows[:3], *table(0.75, keys="abcdef").rows[3:]])
+    found = diff(table(), mixed)
+    assert found.overall.verdict == "UNSURE"
+    assert {row.verdict for row in found.rows} == {"SLOWER", "FASTER"}
+
+
+def test_nothing_in_common(table):
+    with pytest.raises(LatencyError, match="measured no block in common"):
+        diff(table(keys="a"), table(keys="b"))

@@ -1,0 +1,64 @@
+import msgspec
+import pytest
+
+from latency import FingerprintMismatch, LatencyError, LatencyTable, Row, TableWriter
+from latency.merge import merge
+
+
+@pytest.fixture
+def parts(kit, tmp_path):
+    def made(*tables, **fields):
+        paths = []
+        for index, rows in enumerate(tables):
+            paths.append(tmp_path / f"{index}.jsonl")
+            with TableWriter(paths[-1], kit.header(created=f"2026-01-0{9 - index}", **fields)) as writer:
+                writer.append(*rows)
+        return paths
+
+    return made
+
+
+def test_shards_become_one_table(kit, parts, tmp_path):
+    overhead, a, b = (kit.row(key, [1.0, 2.0, 3.0]) for key in ("overhead", "a", "b"))
+    sentinel = kit.row("sentinel", [1.0, 1.0, 1.0], kind="sentinel", blocks=("a",))
+    merged = merge(parts([sentinel, overhead, a, sentinel], [sentinel, overhead, b, sentinel]), tmp_path / "all.jsonl")
+    assert [row.key for row in merged.rows] == ["sentinel", "overhead", "a", "b"]
+    assert len(merged.history) == 8
+    assert merged.header.created == "2026-01-08"
+    assert LatencyTable.load(tmp_path / "all.jsonl").sha256 == merged.sha256
+    assert not (tmp_path / "all.jsonl.part").exists()
+
+
+def test_a_good_row_supersedes_a_failed_one_whichever_comes_first(kit, parts, tmp_path):
+    good, failed = kit.row("a", [1.0, 2.0, 3.0]), Row(kind="block", key="a", status="run_failed", error="out of memory")
+    assert merge(parts([good], [failed]), tmp_path / "x.jsonl").rows == [good]
+    assert merge([tmp_path / "1.jsonl", tmp_path / "0.jsonl"], tmp_path / "y.jsonl").rows == [good]
+
+
+def test_of_two_good_rows_the_later_parts_counts(kit, parts, tmp_path):
+    one, two = kit.row("a", [1.0, 2.0, 3.0]), kit.row("a", [4.0, 5.0, 6.0])
+    assert merge(parts([one], [two]), tmp_path / "x.jsonl").rows == [two]
+
+
+def test_another_fingerprint_is_refused_and_named(kit, parts, tmp_path):
+    first, second = parts([], [])
+    other = msgspec.structs.replace(kit.CPU, threads=4)
+    second.unlink()
+    with TableWriter(second, kit.header(device=other)):
+        pass
+    with pytest.raises(FingerprintMismatch, match=r"1\.jsonl has device\.threads 4, wanted 1: merge tables of one fingerprint"):
+        merge([first, second], tmp_path / "all.jsonl")
+    second.unlink()
+    with TableWriter(second, kit.header(settings={"optimization_level": "5"})):
+        pass
+    with pytest.raises(FingerprintMismatch, match=r"has settings\.optimization_level '5', wanted None"):
+        merge([first, second], tmp_path / "all.jsonl")
+    assert not (tmp_path / "all.jsonl").exists()
+
+
+def test_what_cannot_be_merged(parts, tmp_path):
+    with pytest.raises(LatencyError, match="nothing to merge"):
+        merge([], tmp_path / "x")
+    (path,) = parts([])
+    with pytest.raises(LatencyError, match="is there already"):
+        merge([path], path)
