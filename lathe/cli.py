@@ -52,9 +52,9 @@ class Profile:
     out: Path
     """the table to write or to go on with: NAME.latency.jsonl"""
     backend: str = "onnxruntime"
-    """what runs the blocks: onnxruntime, tensorrt or tensorrt-rtx"""
+    """what runs the blocks: onnxruntime (or onnxruntime:cuda and the like), tensorrt, tensorrt-rtx, replay:TABLE or simulated:seed=0"""
     protocol: str = "default"
-    """how long and how exactly to measure: default or fast"""
+    """how long and how exactly to measure: default, fast, trtexec-10 or trtexec-11"""
     threads: int = 1
     """threads of the CPU runtime; part of the table's fingerprint"""
     networks: int = 48
@@ -90,11 +90,9 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableShow:
     """Show a latency table: where it was measured, how its rows are, and how well it predicts whole networks."""
 
-    action: Positional[Literal["show"]]
-    """show"""
     table: Positional[Path]
     """a *.latency.jsonl file"""
     json: bool = False
@@ -105,6 +103,62 @@ class Table:
         from lathe import render, stages
 
         render.table(stages.load_table(self.table), self.table, as_json=self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class TableCheck:
+    """Say what is wrong or doubtful in a latency table; exit code 1 where rows are missing or failed."""
+
+    table: Positional[Path]
+    """a *.latency.jsonl file"""
+    space: str | None = None
+    """name of the space that it should cover (default: the one that it names)"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        return render.findings(stages.check_table(self.table, self.space), as_json=self.json)
+
+
+@dataclass(frozen=True)
+class TableDiff:
+    """Compare two latency tables block by block: SAME, FASTER, SLOWER or UNSURE, with intervals."""
+
+    first: Positional[Path]
+    """a *.latency.jsonl file"""
+    second: Positional[Path]
+    """what is compared with it"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        render.diff(stages.diff_tables(self.first, self.second), as_json=self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class TableMerge:
+    """Join latency tables of equal devices, such as shards, into one."""
+
+    tables: Positional[tuple[Path, ...]]
+    """*.latency.jsonl files"""
+    out: Path
+    """the table to write; it must not exist"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        render.table(stages.merge_tables(self.tables, self.out), self.out, as_json=self.json)
         return 0
 
 
@@ -221,10 +275,16 @@ class Report:
         return 0
 
 
+Table = (
+    Annotated[TableShow, subcommand("show")]
+    | Annotated[TableCheck, subcommand("check")]
+    | Annotated[TableDiff, subcommand("diff")]
+    | Annotated[TableMerge, subcommand("merge")]
+)
 Command = (
     Annotated[Space, subcommand("space")]
     | Annotated[Profile, subcommand("profile")]
-    | Annotated[Table, subcommand("table")]
+    | Annotated[Table, subcommand("table", description="Show, check, compare or join latency tables.")]
     | Annotated[Search, subcommand("search")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Verify, subcommand("verify")]

@@ -14,7 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 
 from latency import Latency, LatencyTable
-from latency.profile import Dropped, Measured, Resumed, Retrying
+from latency.check import Finding
+from latency.diff import Diff
+from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
 from latency.profile import Event as ProfileEvent
 from lathe import stages
 
@@ -63,6 +65,9 @@ def profile(events: Iterator[ProfileEvent], *, out: Path, as_json: bool) -> int:
                         warn(f"{row.key}: {row.status}: {row.error}")
                 case Retrying(rows=rows):
                     bar.update(task, description=f"retrying {rows} unstable")
+                case Watched(drift=drift, again=again):
+                    if drift:
+                        warn(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
     table(stages.load_table(out), out, as_json=as_json)
     return 0
 
@@ -92,7 +97,7 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
             (
                 "whole networks",
                 f"predicted to {predictor.mean_absolute_error:.2%} on average, 95 % within {predictor.half_width:.2%}, "
-                f"bias {predictor.bias:+.2%} (cross-validated over {predictor.networks})",
+                f"bias {predictor.bias:+.2%}, Kendall tau {predictor.kendall_tau:.3f} (cross-validated over {predictor.networks})",
             )
         )
     OUT.print(_facts(str(path), rows))
@@ -118,6 +123,35 @@ def _blocks(found: LatencyTable) -> Table:
         some = str(len(rows)) if len(measured) == len(rows) else f"{len(measured)} of {len(rows)}"
         view.add_row(escape(family), some, microseconds(min(medians)), microseconds(max(medians)), f"{widest:.1%}")
     return view
+
+
+def findings(found: list[Finding], *, as_json: bool) -> int:
+    """Print what is wrong or doubtful in a table; returns the exit code."""
+    holes = sum(finding.problem in ("failed", "missing") for finding in found)
+    if as_json:
+        print_json({"findings": found, "holes": holes})
+        return 1 if holes else 0
+    for finding in found:
+        OUT.print(f"[bold]{finding.problem}[/]: {escape(f'{finding.key}: ' * bool(finding.key) + finding.words)}")
+    OUT.print(f"{holes} holes, {len(found) - holes} doubts")
+    return 1 if holes else 0
+
+
+def diff(found: Diff, *, as_json: bool) -> None:
+    """Print how a table compares with another."""
+    if as_json:
+        print_json(found)
+        return
+    view = Table(Column("block", overflow="fold"), "verdict", "ratio", "interval")
+    for change in sorted(found.rows, key=lambda change: change.ratio):
+        if change.verdict != "SAME":
+            view.add_row(escape(change.key), change.verdict, f"{change.ratio:.3f}", f"{change.low:.3f} to {change.high:.3f}")
+    if view.row_count:
+        OUT.print(view)
+    same = sum(change.verdict == "SAME" for change in found.rows)
+    overall = found.overall
+    OUT.print(f"{same} of {len(found.rows)} are SAME; only in the first: {len(found.only_a)}, only in the second: {len(found.only_b)}")
+    OUT.print(f"overall: {overall.verdict}, {overall.ratio:.3f} of the first's latency ({overall.low:.3f} to {overall.high:.3f})")
 
 
 def microseconds(us: float) -> str:

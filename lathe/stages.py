@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latency import LatencyTable, backends
+from latency import LatencyTable, backends, check, diff, merge
 from latency import profile as measure_all
 from latency import protocol as protocols
+from latency.check import Finding
+from latency.diff import Diff
 from latency.errors import FingerprintMismatch, LatencyError, require
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
@@ -93,6 +95,23 @@ def profile_space(
 def load_table(path: Path) -> LatencyTable:
     """A table from disk."""
     return LatencyTable.load(path)
+
+
+def check_table(path: Path, space_name: str | None) -> list[Finding]:
+    """What is wrong or doubtful in a table, with what it lacks of its space where that is known."""
+    table = load_table(path)
+    name = space_name or table.header.space
+    return check.check(table, [spec.key for spec in space_of(name).blocks()] if name else ())
+
+
+def diff_tables(first: Path, second: Path) -> Diff:
+    """Two tables compared."""
+    return diff.diff(load_table(first), load_table(second))
+
+
+def merge_tables(paths: tuple[Path, ...], out: Path) -> LatencyTable:
+    """Tables of equal devices joined."""
+    return merge.merge(paths, out)
 
 
 def search(command: "Search") -> "Iterator[SearchEvent]":

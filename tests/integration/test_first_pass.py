@@ -10,7 +10,7 @@ from integration.conftest import result_of, run_lathe
 
 def test_table_says_how_well_it_predicts(table):
     shown = result_of(run_lathe("table", "show", table, "--json"))
-    assert shown["rows"] == {"block": 522, "network": 10, "overhead": 1, "sentinel": 0}
+    assert shown["rows"] == {"block": 522, "network": 10, "overhead": 1, "sentinel": 1}
     assert shown["header"]["device"]["threads"] == 1
     assert shown["predictor"]["networks"] == 10
     assert (
@@ -91,3 +91,21 @@ def test_the_same_export_again_replaces_the_bundle(run, bundle):
     made = result_of(run_lathe("export", run, "--target", "onnxruntime", "--protocol", "fast", "--out", bundle, "--json"))
     assert (bundle / "manifest.json").exists()
     assert made["manifest"]["target"] == "onnxruntime"
+
+
+def test_a_table_is_checked_compared_and_joined(table, tmp_path):
+    assert result_of(run_lathe("table", "check", table, "--json"))["holes"] == 0
+    compared = result_of(run_lathe("table", "diff", table, table, "--json"))
+    assert compared["overall"]["verdict"] == "SAME"
+    assert {row["verdict"] for row in compared["rows"]} == {"SAME"}
+    assert result_of(run_lathe("table", "merge", table, table, "--out", tmp_path / "both.latency.jsonl", "--json"))["rows"]["block"] == 522
+    assert run_lathe("table", "merge", table, "--out", table).returncode == 2
+
+
+def test_a_recorded_table_is_a_device(table, tmp_path):
+    out = tmp_path / "again.latency.jsonl"
+    done = run_lathe(
+        "profile", "repvgg-mini", "--networks", "8", "--protocol", "fast", "--backend", f"replay:{table}", "--out", out, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert result_of(done)["header"]["device"] == result_of(run_lathe("table", "show", table, "--json"))["header"]["device"]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from integration.conftest import run_lathe
@@ -33,9 +34,10 @@ def test_profile_goes_on_after_sigkill(tmp_path):
     assert done.returncode == 0, done.stderr
     assert path.read_bytes().startswith(measured_before)
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-    ok = [row["key"] for row in rows if row["status"] == "ok"]
-    assert len(ok) == len(set(ok))
-    assert len({row["key"] for row in rows}) == json.loads(done.stdout)["rows"]["block"] + 2 + 2 + 1
+    again = Counter(row["key"] for row in rows if row["kind"] != "sentinel" and row["status"] == "ok")
+    drifted = any(row["kind"] == "sentinel" and row["error"] for row in rows)
+    assert drifted or max(again.values()) == 1  # twice only where the machine itself was not the same any more
+    assert len({row["key"] for row in rows if row["kind"] != "sentinel"}) == json.loads(done.stdout)["rows"]["block"] + 2 + 2 + 1
 
 
 def test_search_goes_on_after_sigkill_to_the_same_weights(tmp_path, run: Path, search_command):

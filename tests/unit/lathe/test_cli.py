@@ -10,7 +10,10 @@ from lathe import cli
 FLAGS = {
     cli.Space: "space classes resolution json",
     cli.Profile: "space out backend protocol threads networks seed classes resolution json",
-    cli.Table: "action table json",
+    cli.TableShow: "table json",
+    cli.TableCheck: "table space json",
+    cli.TableDiff: "first second json",
+    cli.TableMerge: "tables out json",
     cli.Search: "method space table out data budget_ms budget_fraction backend precision this_device cost regulariser min_channels "
     "pretrain_epochs search_epochs finetune_epochs seed json",
     cli.Export: "source out target budget_ms protocol threads json",
@@ -37,10 +40,10 @@ def test_flags_are_a_promise(command):
     assert [field.name for field in dataclasses.fields(command)] == FLAGS[command].split()
 
 
-@pytest.mark.parametrize("name", ["", "space", "profile", "table", "search", "export", "verify", "report"])
+@pytest.mark.parametrize("name", ["", "space", "profile", "table", "table show", "search", "export", "verify", "report"])
 def test_help_needs_no_extra(name):
     """Help is printed though nothing that an extra brings can be imported."""
-    code = f"{WITHOUT_EXTRAS}\nfrom lathe.cli import main\nmain({[name, '--help'] if name else ['--help']!r})"
+    code = f"{WITHOUT_EXTRAS}\nfrom lathe.cli import main\nmain({[*name.split(), '--help']!r})"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"usage: lathe {name}".strip() in done.stdout
