@@ -11,7 +11,7 @@ from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.check import Finding
 from latency.diff import Diff
-from latency.errors import FingerprintMismatch, LatencyError, require
+from latency.errors import DeviceUnavailable, FingerprintMismatch, LatencyError, require
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deploy.report import Row
     from deploy.verify import Verification
     from lathe.cli import Export, Search
+    from search.architecture import Architecture
     from search.record import Event as SearchEvent
     from search.space import Space
 
@@ -209,6 +210,13 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
     load_weights(unpruned, run / record.BASELINE, {})
     data = datasets.load(architecture.data, architecture.input_shape[1])
     held_out = data.held_out
+    threads = command.threads or max(architecture.device.threads, 1)
+    budget_ms, provenance = command.budget_ms, {}
+    if at_home := _is_device_of(architecture, command.target, threads):
+        budget_ms = architecture.budget_us / 1000 if budget_ms is None else budget_ms
+    elif budget_ms is None:
+        where = f"{architecture.device.name} with {architecture.runtime.name} {architecture.runtime.version}"
+        provenance["no budget"] = f"the run's budget and prediction are of {where}, not of {command.target} here: give --budget-ms to judge"
     return deploy.export(
         model,
         _zeros(architecture.input_shape),
@@ -217,14 +225,15 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
         samples=data.normalise(held_out.images),
         labels=held_out.labels,
         baseline=unpruned,
-        budget_ms=architecture.budget_us / 1000 if command.budget_ms is None else command.budget_ms,
+        budget_ms=budget_ms,
         protocol=timing,
-        threads=command.threads or 1,
-        predicted=architecture.predicted,
-        predicted_baseline=result.unpruned.predicted,
+        threads=threads,
+        predicted=architecture.predicted if at_home else None,
+        predicted_baseline=result.unpruned.predicted if at_home else None,
         classes=architecture.labels,
         preprocessing=_builtins(architecture.preprocessing),
         provenance={
+            **provenance,
             "method": architecture.method,
             "space": architecture.space,
             "seed": str(architecture.seed),
@@ -233,6 +242,17 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
         attachments={name: (run / name).read_bytes() for name in (record.ARCHITECTURE, record.RUN, record.HISTORY)},
         on_step=on_step,
     )
+
+
+def _is_device_of(architecture: "Architecture", target: str, threads: int) -> bool:
+    """Whether what a target runs on here is what an architecture's budget and prediction are of."""
+    if architecture.runtime.name != target:
+        return False
+    try:
+        here = backends.get(target, threads=threads)
+    except DeviceUnavailable:
+        return True  # nothing is measured here, so nothing is compared with it
+    return (here.device, here.runtime) == (architecture.device, architecture.runtime)
 
 
 def verify(directory: Path) -> "Verification":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
-from latency import BlockSpec, Latency
+from latency import BlockSpec, Device, Latency, Runtime
 from search.files import read_json, to_json
 from search.space import Layer, Space, Widths
 
@@ -54,6 +54,10 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """what it was trained on, as `search.data.load` takes it"""
     predicted: Latency
     budget_us: float
+    device: Device
+    """that `predicted` and the budget are of"""
+    runtime: Runtime
+    """of that device"""
     table_sha256: str
     """of the latency table that `predicted` is from"""
     method: str

@@ -355,6 +355,8 @@ class _Search:
             data=self.data.name,
             predicted=self._predict(self.widths),
             budget_us=self.budget_us,
+            device=self.table.header.device,
+            runtime=self.table.header.runtime,
             table_sha256=self.table.sha256,
             method="pas",
             seed=self.config.seed,

@@ -81,6 +81,14 @@ def test_an_fp16_tensorrt_engine_is_built_without_a_gpu_and_never_passed(run, tm
     assert run_lathe("verify", tmp_path / "bundle").returncode == 0
 
 
+def test_a_budget_of_another_device_is_not_judged(run, tmp_path):
+    made = result_of(run_lathe("export", run, "--threads", "2", "--protocol", "fast", "--out", tmp_path / "bundle", "--json"))["manifest"]
+    assert made["budget_verdict"] == "no budget"
+    assert made["shipped"]["predicted"] is None
+    assert made["shipped"]["measured"]["median_us"] > 0
+    assert "give --budget-ms" in made["provenance"]["no budget"]
+
+
 def test_an_onnx_file_ships_alone(bundle, tmp_path):
     made = result_of(run_lathe("export", bundle / "model.onnx", "--protocol", "fast", "--out", tmp_path / "other", "--json"))
     assert made["failures"] == []

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import reparam
-from latency import Latency
+from latency import Device, Latency, Runtime
 from search import Architecture, SearchError, load_architecture
 from search.architecture import Preprocessing
 from search.files import to_json
@@ -23,6 +23,8 @@ def chosen(tiny) -> Architecture:
         data="stripes",
         predicted=Latency(us=10.0, low_us=9.0, high_us=11.0, source="predicted"),
         budget_us=12.0,
+        device=Device.cpu(),
+        runtime=Runtime(name="onnxruntime", version="1.2.3"),
         table_sha256="5" * 64,
         method="pas",
         seed=0,
