@@ -11,7 +11,7 @@ from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.check import Finding
 from latency.diff import Diff
-from latency.errors import DeviceUnavailable, FingerprintMismatch, LatencyError, require
+from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, require
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 
@@ -129,6 +129,7 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     _require_table(table, command)
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
     space = spaces.get(command.space, classes=len(data.labels))
+    _require_coverage(table, space)
     given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
     config = pas.recipe(
         data,
@@ -151,6 +152,14 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
         )
     device = backends.get(header.runtime.name, threads=max(header.device.threads, 1)).device if command.this_device else None
     table.require(device=device, precision=command.precision)
+
+
+def _require_coverage(table: LatencyTable, space: "Space") -> None:
+    """Refuse a table without the data's classifier, with the whole command that adds it."""
+    try:
+        table.predict(space.network(space.full_widths()))
+    except CoverageError as error:
+        raise CoverageError(f"{error}, with --classes {space.classes}") from error
 
 
 def _budget_us(command: "Search", space: "Space", table: LatencyTable) -> float:

@@ -15,12 +15,14 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 || ! "$venv/bin/python"
   "$python" -m venv "$venv" || { rm -rf "$venv"; echo "python's venv module does not work: install it (Debian: apt-get install python3-venv)" >&2; exit 2; }
 fi
 
+# The pins hold for what builds the package, too.
+export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1
 rm -f "$venv"/.installed-*
 echo "installing the pinned packages into $venv ..." >&2
 # A package whose files were damaged satisfies pip by its metadata alone; it is only reinstalled when it cannot be imported.
 extras='.[train,report,tensorrt-rtx,dev]'
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable "$extras"
+"$venv/bin/python" -m pip install --quiet --editable "$extras"
 if ! "$venv/bin/python" -m pip check >/dev/null || ! "$venv/bin/python" -c 'import torch, onnxruntime, msgspec, lathe' 2>/dev/null; then
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --force-reinstall --editable "$extras"
+  "$venv/bin/python" -m pip install --quiet --force-reinstall --editable "$extras"
 fi
 touch "$stamp"

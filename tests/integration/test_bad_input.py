@@ -78,6 +78,20 @@ def test_unknown_method_lists_the_known(search_command, tmp_path):
     assert "pas" in line
 
 
+def test_a_table_without_the_classes_of_the_data_names_the_command(search_command, tmp_path):
+    from PIL import Image
+
+    for name in ("a", "b", "c"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (32, 32), (index, 0, 0)).save(tmp_path / "images" / name / f"{index}.png")
+    command = [f"folder:{tmp_path / 'images'}" if word == "digits" else word for word in search_command]
+    line = refused(*command, "--out", tmp_path / "run")
+    assert "c_out=3" in line
+    assert "lathe profile repvgg-mini" in line
+    assert "--classes 3" in line
+
+
 def test_a_run_is_not_overwritten_by_another(search_command, run):
     assert "config.seed" in refused(*search_command, "--seed", "7", "--out", run)
 
