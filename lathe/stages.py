@@ -122,6 +122,7 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     from search import spaces
     from search.errors import SearchError
     from search.methods import pas
+    from search.space import Chain
 
     if command.method not in METHODS:
         raise SearchError(f"unknown method {command.method!r}: known are {', '.join(METHODS)}; try `lathe search {METHODS[0]} --help`")
@@ -129,6 +130,8 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     _require_table(table, command)
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
     space = spaces.get(command.space, classes=len(data.labels))
+    if not isinstance(space, Chain):
+        raise SearchError(f"pas searches the widths of a chain of convolutions; {space.name} is none: choose repvgg-mini")
     given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
     config = pas.recipe(
         data,
@@ -163,7 +166,7 @@ def _budget_us(command: "Search", space: "Space", table: LatencyTable) -> float:
         budget_us = command.budget_ms * 1000
     else:
         assert command.budget_fraction is not None
-        unpruned = space.network(space.full_widths())
+        unpruned = space.full_network()
         measured = table.measured_network(unpruned)
         budget_us = command.budget_fraction * (measured or table.predict(unpruned)).us
     if not 0 < budget_us < float("inf"):
