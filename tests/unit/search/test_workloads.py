@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deploy.lowering import check, to_onnx
-from latency import BlockSpec
+from latency import BlockSpec, blocks_zip
 from search import ops, spaces
 from search.workloads import deployed_form, lower, workloads
 
@@ -127,6 +127,16 @@ def test_workloads_are_every_block_and_the_networks(tiny):
     assert set(networks) <= possible
     assert networks[0] == tuple(spec.key for spec in tiny.full_network())
     assert networks[1] == tuple(spec.key for spec in tiny.smallest_network())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_bundle_holds_the_very_bytes(tiny, tmp_path, precision):
+    works = workloads(tiny, networks=2, precision=precision)
+    blocks_zip.write(tmp_path / "tiny.blocks.zip", works, lowering="1", space=tiny.name, precision=precision)
+    found = blocks_zip.read(tmp_path / "tiny.blocks.zip").workloads
+    assert [(work.kind, work.key, work.blocks, work.onnx()) for work in found] == [
+        (work.kind, work.key, work.blocks, work.onnx()) for work in works
+    ]
 
 
 def test_a_named_network_is_one_network_workload():
