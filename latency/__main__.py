@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from latency import backends, blocks_zip, protocol
 from latency.errors import LatencyError, one_line
-from latency.profile import Dropped, Measured, Resumed, Retrying, profile
+from latency.profile import Dropped, Measured, Resumed, Retrying, Watched, profile
 from latency.shard import shard
 
 BAD_INPUT = 2
@@ -31,9 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "profile", help="measure a block bundle into a latency table; the same command again resumes"
     )
     command.add_argument("bundle", help="NAME.blocks.zip, written by `lathe bundle`")
-    command.add_argument("--backend", required=True, help=", ".join(backends.KNOWN))
+    command.add_argument("--backend", required=True, help="what runs the blocks: " + ", ".join(backends.KNOWN))
     command.add_argument("--out", required=True, help="the table to write or to go on with: NAME.latency.jsonl")
-    command.add_argument("--protocol", default="default", help="how long and how exactly to measure: default or fast")
+    command.add_argument("--protocol", default="default", help="how exactly to measure: default, fast, trtexec-10 or trtexec-11")
     command.add_argument("--threads", type=int, default=1, help="threads of the CPU runtime; part of the table's fingerprint")
     command.add_argument("--shard", default="1/1", help="measure one part of several: 1/4 to 4/4 on four equal devices")
     try:
@@ -63,6 +63,8 @@ def _profile(given: argparse.Namespace) -> None:
                 _say(f"{done}/{total} {row.key} {f'{row.median_us:.1f} us' if row.measured else row.error} {row.status}")
             case Retrying(rows=rows):
                 _say(f"{rows} rows are unstable and are measured once more")
+            case Watched(drift=drift, again=again) if drift:
+                _say(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
 
 
 def _say(text: str) -> None:

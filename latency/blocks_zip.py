@@ -24,7 +24,6 @@ from latency.errors import LatencyError, one_line
 from latency.profile import Workload
 from latency.weights import filled, strip_weights
 
-SUFFIX = ".blocks.zip"
 _INDEX = "index.json"
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
 """What zipfile raises for damaged files, by where the damage is."""
@@ -74,14 +73,20 @@ def write(
         lowering: version of the code that lowers them.
         space: name of their space.
         precision: of their weights and arithmetic.
+
+    Raises:
+        LatencyError: there is no directory to write to.
     """
+    path = Path(path)
+    if not path.parent.is_dir():  # said before minutes of lowering
+        raise LatencyError(f"{path.parent} is no directory: make it, or choose another --out")
     files: dict[str, bytes] = {}
     entries: dict[str, Entry] = {}
     for work in workloads:
         assert work.kind in ("block", "network"), work.kind
         if work.key in entries:
             continue
-        model = work.onnx()
+        model = work.lower().onnx
         graph = _stripped(model)
         assert filled(graph) == model, f"{work.key}: not the weights of latency.weights"
         name = f"{len(files):05d}.onnx"
@@ -95,7 +100,7 @@ def write(
             member = zipfile.ZipInfo(name)  # dated 1980 whatever the day
             member.compress_type, member.create_system, member.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             archive.writestr(member, content)
-    beside = Path(path).with_name(f".{Path(path).name}.partial")
+    beside = path.with_name(f".{path.name}.partial")
     with beside.open("wb") as file:
         file.write(packed.getvalue())
         file.flush()

@@ -23,8 +23,10 @@ def shard(workloads: Sequence[Workload], part: str) -> list[Workload]:
     if match is None:
         raise LatencyError(f"shard {part!r} is not understood: --shard takes I/N, such as 1/4, 2/4, 3/4 and 4/4 on four devices")
     index, count = int(match[1]), int(match[2])
+    if count < 1:
+        raise LatencyError(f"shard {part!r} is of no parts: --shard takes I/N with N of at least 1, such as 1/4")
     if not 1 <= index <= count:
-        raise LatencyError(f"shard {part!r} is none of {count}: --shard I/N takes I from 1 to N, such as 1/{max(count, 1)}")
+        raise LatencyError(f"shard {part!r} does not exist: --shard I/{count} takes I from 1 to {count}")
     unique: dict[str, Workload] = {}
     for work in workloads:
         unique.setdefault(work.key, work)

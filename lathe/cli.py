@@ -68,7 +68,7 @@ class Bundle:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        render.block_bundle(lambda on_workload: stages.bundle(self, on_workload), as_json=self.json)
+        render.block_bundle(*stages.bundle(self), as_json=self.json)
         return 0
 
 

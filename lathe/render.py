@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deploy.bundle import Bundle
     from deploy.report import Row
     from deploy.verify import Verification
+    from latency import Workload
     from search.record import Event as SearchEvent
 
 T = TypeVar("T")
@@ -48,10 +49,10 @@ def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
     OUT.print(_facts(facts.name, rows))
 
 
-def block_bundle(make: Callable[[Callable[[int, int], None]], stages.BundleFacts], *, as_json: bool) -> None:
+def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], stages.BundleFacts]", *, as_json: bool) -> None:
     """Show a block bundle being written, then what is in it."""
     with _progress("blocks") as (bar, task):
-        facts = make(lambda done, total: bar.update(task, completed=done, total=total))
+        facts = write(bar.track(works, task_id=task))
     if as_json:
         print_json(dataclasses.asdict(facts))
         return

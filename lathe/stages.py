@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,31 +104,26 @@ def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEve
     return measure_all(works, runner, command.out, protocol=timing, lowering=bundle.index.lowering, space=bundle.index.space)
 
 
-def bundle(command: "Bundle", on_workload: Callable[[int, int], None]) -> BundleFacts:
-    """Write the blocks of a space for a machine that has no space; `on_workload` hears how many of how many are done."""
+def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
+    """What a block bundle of a space holds, and what writes it."""
     space = space_of(command.space, classes=command.classes, resolution=command.resolution)
     from deploy.lowering import LOWERING_VERSION
     from latency import blocks_zip
 
-    works = _workloads(space, command.networks, command.seed, command.precision)
+    def write(works: "Iterable[Workload]") -> BundleFacts:
+        index = blocks_zip.write(command.out, works, lowering=LOWERING_VERSION, space=space.name, precision=command.precision)
+        kinds = Counter(entry.kind for entry in index.entries)
+        return BundleFacts(
+            bundle=str(command.out),
+            space=space.name,
+            precision=index.precision,
+            blocks=kinds["block"],
+            networks=kinds["network"],
+            bytes=command.out.stat().st_size,
+            sha256=hashlib.sha256(command.out.read_bytes()).hexdigest(),
+        )
 
-    def counted() -> "Iterator[Workload]":
-        for done, work in enumerate(works):
-            on_workload(done, len(works))
-            yield work
-
-    index = blocks_zip.write(command.out, counted(), lowering=LOWERING_VERSION, space=space.name, precision=command.precision)
-    on_workload(len(works), len(works))
-    kinds = Counter(entry.kind for entry in index.entries)
-    return BundleFacts(
-        bundle=str(command.out),
-        space=space.name,
-        precision=index.precision,
-        blocks=kinds["block"],
-        networks=kinds["network"],
-        bytes=command.out.stat().st_size,
-        sha256=hashlib.sha256(command.out.read_bytes()).hexdigest(),
-    )
+    return _workloads(space, command.networks, command.seed, command.precision), write
 
 
 def _workloads(space: "Space", networks: int | None, seed: int | None, precision: Literal["fp32", "fp16"]) -> "list[Workload]":

@@ -153,7 +153,7 @@ class Chain(Space):
 
 @dataclass(frozen=True, kw_only=True)
 class MultiBlock:
-    """One kind of block at every hidden width that it can have (a multi-block of prunet.txt:194)."""
+    """One kind of block at every hidden width that it can have: a multi-block of PRUNET, Section 4.1.1."""
 
     spec: BlockSpec
     """at its largest hidden width"""
@@ -184,7 +184,7 @@ class StochasticLayer:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Layered(Space):
-    """Networks with one block a layer, each chosen for itself; some layers can be skipped (prunet.txt:52-56)."""
+    """Networks with one block a layer, each chosen for itself; some layers can be skipped (PRUNET, Section 3.1)."""
 
     layers: tuple[StochasticLayer, ...]
 

@@ -125,8 +125,9 @@ def _rename(new: onnx.NodeProto, old: onnx.NodeProto, names: Mapping[str, str], 
 def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
     """A block's graph at its widths, without weights."""
     widths = {**dict(spec.widths), "se_width": ops.se_width(spec.width("c_in"))}
-    primes = dict(zip(widths, _primes(spec), strict=False))
+    primes = dict(zip(widths, _primes(spec), strict=True))
     if dict(spec.attrs).get("residual"):
+        assert widths["c_in"] == widths["c_out"], spec
         primes["c_out"] = primes["c_in"]
     template = spec.with_widths(**{name: primes[name] for name, _ in spec.widths})
     model = onnx.load_from_string(_export(template, primes["se_width"], precision))

@@ -1,9 +1,10 @@
-"""PRUNET (Kozlowski et al. 2022): kernel, squeeze-and-excite, hidden width and depth are open, around GPUNet-1 (prunet.txt, Table 1).
+"""PRUNET: kernel, squeeze-and-excite, hidden width and depth are open, around GPUNet-1.
 
+Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022, Table 1 and Section 4.1.1.
 In stages 2 to 6 each layer chooses among four multi-blocks (kernel 3 or 5, with squeeze-and-excite or without), each at every hidden
 width that is a multiple of 32 up to 8 times its input; in stage 1 among the kernels 3 and 5. A layer whose input and output shape are
 equal can be skipped. The paper gives the number of layers of a stage in four ways that contradict each other: `prunet` is GPUNet-1 with
-one layer more in every stage, as its text says; the others are the size formula's, Table 1's and Table 5's.
+one layer more in every stage, as its Section 4.1.1 says; the others are those of its formula for the size, its Table 1 and its Table 5.
 """
 
 import itertools
@@ -33,7 +34,7 @@ def prunet(*, classes: int = 1000, resolution: int = 288) -> Layered:
 
 
 def formula(*, classes: int = 1000, resolution: int = 288) -> Layered:
-    """The counts of the formula for the size, 3^2*24*65*64*97^2*96*161*160*289^4*288*449^4 = 1.7e39 (prunet.txt:58)."""
+    """The counts of the formula for the size, 3^2*24*65*64*97^2*96*161*160*289^4*288*449^4 = 1.7e39 (Section 3.1)."""
     return _imagenet("prunet-formula", (2, 2, 3, 2, 5, 5), classes, resolution)
 
 

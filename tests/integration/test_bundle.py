@@ -29,14 +29,5 @@ def test_a_part_of_a_bundle_is_the_part_of_its_space(bundle, tmp_path):
     by_bundle = table_of(tmp_path, "bundle", bundle)
     by_space = table_of(tmp_path, "space", "repvgg-mini", "--networks", "2")
     assert [row.key for row in by_bundle.rows] == [row.key for row in by_space.rows]
-    assert len(by_bundle.rows) == 1 + 6
+    assert sum(row.kind in ("block", "network") for row in by_bundle.rows) == 6
     assert by_bundle.header == msgspec.structs.replace(by_space.header, created=by_bundle.header.created)
-
-
-def test_a_bundle_has_its_own_precision(tmp_path):
-    out = tmp_path / "half.blocks.zip"
-    assert run_lathe("bundle", "gpunet-1", "--resolution", "64", "--precision", "fp16", "--out", out).returncode == 0
-    done = run_lathe("profile", out, "--backend", "onnxruntime", "--out", tmp_path / "t.latency.jsonl")
-    assert done.returncode == 2
-    assert "'fp32', not 'fp16'" in done.stderr
-    assert not (tmp_path / "t.latency.jsonl").exists()

@@ -7,7 +7,7 @@ from search import spaces
 from search.blocks import trained
 
 PAPER = {"gpunet-0": ("11.9", 11_885_432), "gpunet-1": ("12.7", 12_704_192), "gpunet-2": ("25.8", 25_798_704)}
-"""Millions of parameters by Table 2 of prunet.txt, and exactly."""
+"""Millions of parameters by Table 2 of the PRUNET paper, and exactly."""
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -67,7 +67,7 @@ def test_random_networks_are_of_the_space_and_of_many_depths():
 
 
 def test_gpunet_1_is_a_network_of_the_default_space():
-    """By prunet.txt:196: it is drawn by choosing one block a layer, and skipping one layer a stage."""
+    """As Section 4.1.1 says: it is drawn by choosing one block a layer, and skipping one layer a stage."""
     network = spaces.get("gpunet-1").full_network()
     left = iter(network)
     block, skipped = next(left, None), []
