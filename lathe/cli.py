@@ -44,23 +44,19 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Measure every block of a space on this machine into a latency table; the same command again resumes."""
+class Bundle:
+    """Write every block of a space into one file, to be measured where there is no torch: `python -m latency profile FILE`."""
 
     space: Positional[str]
     """name of a space, such as repvgg-mini"""
     out: Path
-    """the table to write or to go on with: NAME.latency.jsonl"""
-    backend: str = "onnxruntime"
-    """what runs the blocks: onnxruntime (or onnxruntime:cuda and the like), tensorrt, tensorrt-rtx, replay:TABLE or simulated:seed=0"""
-    protocol: str = "default"
-    """how long and how exactly to measure: default, fast, trtexec-10 or trtexec-11"""
-    threads: int = 1
-    """threads of the CPU runtime; part of the table's fingerprint"""
-    networks: int = 48
-    """random whole networks to measure beside the blocks: they tell how well sums of blocks predict"""
-    seed: int = 0
-    """seed of those networks"""
+    """the bundle to write: NAME.blocks.zip"""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """of weights and arithmetic: fp32 for a CPU, fp16 for a GPU"""
+    networks: int | None = None
+    """random whole networks to put beside the blocks (default: 48)"""
+    seed: int | None = None
+    """seed of those networks (default: 0)"""
     classes: int | None = None
     """number of classes (default: the space's own)"""
     resolution: int | None = None
@@ -72,21 +68,42 @@ class Profile:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        return render.profile(
-            stages.profile_space(
-                self.space,
-                out=self.out,
-                backend=self.backend,
-                protocol=self.protocol,
-                threads=self.threads,
-                networks=self.networks,
-                seed=self.seed,
-                classes=self.classes,
-                resolution=self.resolution,
-            ),
-            out=self.out,
-            as_json=self.json,
-        )
+        render.block_bundle(*stages.bundle(self), as_json=self.json)
+        return 0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measure every block of a space on this machine into a latency table; the same command again resumes."""
+
+    space: Positional[str]
+    """name of a space, such as repvgg-mini, or a bundle of its blocks: NAME.blocks.zip"""
+    out: Path
+    """the table to write or to go on with: NAME.latency.jsonl"""
+    backend: str = "onnxruntime"
+    """what runs the blocks: onnxruntime (or onnxruntime:cuda and the like), tensorrt, tensorrt-rtx, replay:TABLE or simulated:seed=0"""
+    protocol: str = "default"
+    """how long and how exactly to measure: default, fast, trtexec-10 or trtexec-11"""
+    threads: int = 1
+    """threads of the CPU runtime; part of the table's fingerprint"""
+    networks: int | None = None
+    """random whole networks to measure beside the blocks: they tell how well sums of blocks predict (default: 48, or the bundle's)"""
+    seed: int | None = None
+    """seed of those networks (default: 0, or the bundle's)"""
+    classes: int | None = None
+    """number of classes (default: the space's own)"""
+    resolution: int | None = None
+    """height and width of the input in pixels (default: the space's own)"""
+    shard: str = "1/1"
+    """measure one part of several, on equal devices: 1/4 to 4/4 on four"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        return render.profile(stages.profile(self), out=self.out, as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -283,6 +300,7 @@ Table = (
 )
 Command = (
     Annotated[Space, subcommand("space")]
+    | Annotated[Bundle, subcommand("bundle")]
     | Annotated[Profile, subcommand("profile")]
     | Annotated[Table, subcommand("table", description="Show, check, compare or join latency tables.")]
     | Annotated[Search, subcommand("search")]

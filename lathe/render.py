@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deploy.bundle import Bundle
     from deploy.report import Row
     from deploy.verify import Verification
+    from latency import Workload
     from search.record import Event as SearchEvent
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
         print_json(dataclasses.asdict(facts))
         return
     rows = [
-        ("networks", f"{facts.size:.4e}" if facts.size >= 10**6 else str(facts.size)),
+        ("networks", f"{facts.size:.4e}".replace("e+", "e") if facts.size >= 10**6 else str(facts.size)),
         ("distinct blocks", f"{facts.blocks:,}"),
         ("parameters, as trained", f"{facts.params:,}"),
         ("MACs, as trained", f"{facts.macs:,}"),
@@ -46,6 +47,22 @@ def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
         ("MACs, deployed", f"{facts.deployed_macs:,}"),
     ]
     OUT.print(_facts(facts.name, rows))
+
+
+def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], stages.BundleFacts]", *, as_json: bool) -> None:
+    """Show a block bundle being written, then what is in it."""
+    with _progress("blocks") as (bar, task):
+        facts = write(bar.track(works, task_id=task))
+    if as_json:
+        print_json(dataclasses.asdict(facts))
+        return
+    rows = [
+        ("space", f"{facts.space}, {facts.precision}"),
+        ("holds", f"{facts.blocks} blocks, {facts.networks} networks"),
+        ("size", f"{facts.bytes / 2**20:.1f} MiB"),
+        ("sha256", facts.sha256[:16]),
+    ]
+    OUT.print(_facts(facts.bundle, rows))
 
 
 def profile(events: Iterator[ProfileEvent], *, out: Path, as_json: bool) -> int:

@@ -1,10 +1,11 @@
 """Wiring: each function is one command's work, made of the packages' own. Nothing here prints."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from latency import LatencyTable, backends, check, diff, merge
 from latency import profile as measure_all
@@ -14,17 +15,20 @@ from latency.diff import Diff
 from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, require
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
+from latency.shard import shard
 
 if TYPE_CHECKING:
-    from deploy.bundle import Bundle
+    from deploy.bundle import Bundle as ShippedBundle
     from deploy.report import Row
     from deploy.verify import Verification
-    from lathe.cli import Export, Search
+    from latency import Workload
+    from lathe.cli import Bundle, Export, Profile, Search
     from search.architecture import Architecture
     from search.record import Event as SearchEvent
     from search.space import Space
 
 METHODS = ("pas",)
+DEFAULT_NETWORKS = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,19 @@ class SpaceFacts:
     macs: int
     deployed_params: int
     deployed_macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleFacts:
+    """What `lathe bundle` says."""
+
+    bundle: str
+    space: str
+    precision: str
+    blocks: int
+    networks: int
+    bytes: int
+    sha256: str
 
 
 def space_of(name: str, *, classes: int | None = None, resolution: int | None = None) -> "Space":
@@ -62,35 +79,60 @@ def describe_space(name: str, *, classes: int | None = None, resolution: int | N
     )
 
 
-def profile_space(
-    name: str,
-    *,
-    out: Path,
-    backend: str,
-    protocol: str,
-    threads: int,
-    networks: int,
-    seed: int,
-    classes: int | None,
-    resolution: int | None,
-) -> Iterator[ProfileEvent]:
-    """Measure a space into a table, or go on measuring it."""
-    timing = protocols.get(protocol)
-    space = space_of(name, classes=classes, resolution=resolution)
-    runner = backends.get(backend, threads=threads)
+def profile(command: "Profile") -> Iterator[ProfileEvent]:
+    """Measure a space or a block bundle into a table, or go on measuring it."""
+    timing = protocols.get(command.protocol)
+    if command.space.endswith(".zip"):
+        return _profile_bundle(command, timing)
+    space = space_of(command.space, classes=command.classes, resolution=command.resolution)
+    runner = backends.get(command.backend, threads=command.threads)
     from deploy.lowering import LOWERING_VERSION
+
+    works = shard(_workloads(space, command.networks, command.seed, runner.precision), command.shard)
+    return measure_all(works, runner, command.out, protocol=timing, lowering=LOWERING_VERSION, space=space.name)
+
+
+def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEvent]:
+    from latency import blocks_zip
+
+    for name in ("networks", "seed", "classes", "resolution"):
+        if (found := getattr(command, name)) is not None:
+            raise LatencyError(f"--{name} {found} comes too late for a bundle: give it to `lathe bundle`")
+    bundle = blocks_zip.read(command.space)
+    runner = backends.get(command.backend, threads=command.threads, precision=bundle.index.precision)
+    works = shard(bundle.workloads, command.shard)
+    return measure_all(works, runner, command.out, protocol=timing, lowering=bundle.index.lowering, space=bundle.index.space)
+
+
+def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
+    """What a block bundle of a space holds, and what writes it."""
+    space = space_of(command.space, classes=command.classes, resolution=command.resolution)
+    from deploy.lowering import LOWERING_VERSION
+    from latency import blocks_zip
+
+    def write(works: "Iterable[Workload]") -> BundleFacts:
+        index = blocks_zip.write(command.out, works, lowering=LOWERING_VERSION, space=space.name, precision=command.precision)
+        kinds = Counter(entry.kind for entry in index.entries)
+        return BundleFacts(
+            bundle=str(command.out),
+            space=space.name,
+            precision=index.precision,
+            blocks=kinds["block"],
+            networks=kinds["network"],
+            bytes=command.out.stat().st_size,
+            sha256=hashlib.sha256(command.out.read_bytes()).hexdigest(),
+        )
+
+    return _workloads(space, command.networks, command.seed, command.precision), write
+
+
+def _workloads(space: "Space", networks: int | None, seed: int | None, precision: Literal["fp32", "fp16"]) -> "list[Workload]":
     from search.workloads import workloads
 
+    networks = DEFAULT_NETWORKS if networks is None else networks
     if networks < 0:
         raise LatencyError(f"--networks must be 0 or more, found {networks}")
-    return measure_all(
-        workloads(space, networks=networks, seed=seed, precision=runner.precision),
-        runner,
-        out,
-        protocol=timing,
-        lowering=LOWERING_VERSION,
-        space=space.name,
-    )
+    return workloads(space, networks=networks, seed=seed or 0, precision=precision)
 
 
 def load_table(path: Path) -> LatencyTable:
@@ -122,6 +164,7 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     from search import spaces
     from search.errors import SearchError
     from search.methods import pas
+    from search.space import Chain
 
     if command.method not in METHODS:
         raise SearchError(f"unknown method {command.method!r}: known are {', '.join(METHODS)}; try `lathe search {METHODS[0]} --help`")
@@ -129,6 +172,8 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     _require_table(table, command)
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
     space = spaces.get(command.space, classes=len(data.labels))
+    if not isinstance(space, Chain):
+        raise SearchError(f"pas searches the widths of a chain of convolutions; {space.name} is none: choose repvgg-mini")
     _require_coverage(table, space)
     given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
     config = pas.recipe(
@@ -172,7 +217,7 @@ def _budget_us(command: "Search", space: "Space", table: LatencyTable) -> float:
         budget_us = command.budget_ms * 1000
     else:
         assert command.budget_fraction is not None
-        unpruned = space.network(space.full_widths())
+        unpruned = space.full_network()
         measured = table.measured_network(unpruned)
         budget_us = command.budget_fraction * (measured or table.predict(unpruned)).us
     if not 0 < budget_us < float("inf"):
@@ -180,7 +225,7 @@ def _budget_us(command: "Search", space: "Space", table: LatencyTable) -> float:
     return budget_us
 
 
-def export(command: "Export", on_step: Callable[[str], None]) -> "Bundle":
+def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle":
     """Ship a run, or an ONNX file."""
     require("torch", "train")
     import deploy
@@ -203,7 +248,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "Bundle":
     return _export_run(command, timing, on_step)
 
 
-def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], None]) -> "Bundle":
+def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], None]) -> "ShippedBundle":
     import deploy
     from search import data as datasets
     from search import record

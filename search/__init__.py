@@ -3,6 +3,6 @@
 from search import spaces
 from search.architecture import Architecture, load_architecture
 from search.errors import SearchError
-from search.space import Layer, Space
+from search.space import Chain, Fixed, Layer, Layered, Space
 
-__all__ = ["Architecture", "Layer", "SearchError", "Space", "load_architecture", "spaces"]
+__all__ = ["Architecture", "Chain", "Fixed", "Layer", "Layered", "SearchError", "Space", "load_architecture", "spaces"]

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from latency import BlockSpec, Device, Latency, Runtime
 from search.files import read_json, to_json
-from search.space import Layer, Space, Widths
+from search.space import Chain, Layer, Widths
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """every setting of the method"""
 
     @staticmethod
-    def choose(space: Space, widths: Widths) -> tuple[ChosenLayer, ...]:
+    def choose(space: Chain, widths: Widths) -> tuple[ChosenLayer, ...]:
         """The layers of a space at these widths."""
         return tuple(
             ChosenLayer(name=layer.name, op=layer.op, kernel=layer.kernel, stride=layer.stride, act=layer.act, width=width, of=layer.width)
@@ -83,13 +83,13 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Hash of the file that this is written to."""
         return hashlib.sha256(to_json(self)).hexdigest()
 
-    def origin(self) -> Space:
+    def origin(self) -> Chain:
         """The space that it was chosen from."""
         layers = tuple(
             Layer(name=layer.name, op=layer.op, width=layer.of, kernel=layer.kernel, stride=layer.stride, act=layer.act)
             for layer in self.layers
         )
-        return Space(name=self.space, input_shape=self.input_shape, classes=self.classes, layers=layers, granularity=self.granularity)
+        return Chain(name=self.space, input_shape=self.input_shape, classes=self.classes, layers=layers, granularity=self.granularity)
 
     def blocks(self) -> list[BlockSpec]:
         """Blocks of the deployed network, in order."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from latency import Latency, LatencyTable
 from search.errors import SearchError
-from search.space import Space, Widths
+from search.space import Chain, Widths
 
 Predict = Callable[[Widths], Latency]
 
@@ -34,7 +34,7 @@ class BudgetController:
         self.weight = max(self._least, min(self._most, self.weight * math.exp(self._rate * error)))
 
 
-def require_reachable(space: Space, table: LatencyTable, smallest: Widths, budget_us: float) -> None:
+def require_reachable(space: Chain, table: LatencyTable, smallest: Widths, budget_us: float) -> None:
     """Refuse a budget that no network of a space can meet.
 
     Raises:

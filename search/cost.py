@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latency import LatencyTable, Surface
-from search.space import Space, macs_per_pair
+from search.space import Chain, macs_per_pair
 
 Scalar = Float[Tensor, ""]
 
@@ -41,7 +41,7 @@ class ExpectedLatency:
         CoverageError: it does not.
     """
 
-    def __init__(self, space: Space, table: LatencyTable) -> None:
+    def __init__(self, space: Chain, table: LatencyTable) -> None:
         choices = space.channel_choices()
         self._space, self._predictor = space, table.predictor
         self._sites = space.network(space.full_widths())
@@ -66,7 +66,7 @@ class ExpectedLatency:
 class ExpectedMacs:
     """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5), with the head, and with gradients through input widths too."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Chain) -> None:
         self._space = space
         self._per_pair = [macs_per_pair(site) for site in space.network(space.full_widths())]
 
@@ -77,7 +77,7 @@ class ExpectedMacs:
         return sum((macs * c_in * c_out for macs, c_in, c_out in pairs), torch.zeros(()))
 
 
-def _channels(space: Space, widths: Sequence[Scalar]) -> list[Scalar]:
+def _channels(space: Chain, widths: Sequence[Scalar]) -> list[Scalar]:
     return [torch.tensor(float(space.input_shape[0])), *widths, torch.tensor(float(space.classes))]
 
 

@@ -1,4 +1,4 @@
-"""A space as a trainable module, and its weights on disk."""
+"""A chain as a trainable module, and its weights on disk."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,14 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from reparam import ChannelMask, RepVGGBlock
+from search.blocks import pooled_linear
 from search.errors import SearchError
-from search.space import Space
+from search.space import Chain
 from search.tensors import read_tensors, write_tensors
 
 
-def build_network(space: Space) -> nn.Sequential:
-    """The unpruned network of a space in its training form: one RepVGG block a layer, then the head.
+def build_network(space: Chain) -> nn.Sequential:
+    """The unpruned network of a chain in its training form: one RepVGG block a layer, then the head.
 
     Its parameters are drawn from torch's global random state.
     """
@@ -23,13 +24,8 @@ def build_network(space: Space) -> nn.Sequential:
     for layer in space.layers:
         modules[layer.name] = RepVGGBlock(channels, layer.width, stride=layer.stride)
         channels = layer.width
-    modules["head"] = build_head(channels, space.classes)
+    modules["head"] = pooled_linear(channels, space.classes)
     return nn.Sequential(modules)
-
-
-def build_head(c_in: int, classes: int) -> nn.Sequential:
-    """Global average pooling and a linear layer."""
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
 
 
 def searched_blocks(network: nn.Module) -> list[RepVGGBlock]:

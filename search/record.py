@@ -11,7 +11,7 @@ from latency import Latency
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import beside, read_json, to_json, write_whole
-from search.space import Space, Widths
+from search.space import Chain, Widths
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
@@ -94,7 +94,7 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema: Literal["run/1"] = "run/1"
     method: str
     config: dict[str, Any]
-    space: Space
+    space: Chain
     budget_us: float
     table_sha256: str
     data: str

@@ -1,20 +1,70 @@
-"""A search space as data: a chain of convolution blocks whose widths are open, and the blocks that its networks are made of."""
+"""Search spaces as data: which networks there are, and the blocks that they are made of. Needs no torch.
+
+Three kinds: a `Chain` has open widths, a `Layered` space a choice of blocks in every layer, a `Fixed` one a single network.
+"""
 
 import itertools
 import math
+import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, final
 
 from msgspec import Struct
 
 from latency.block import BlockSpec
+from search import ops
+from search.errors import SearchError
+from search.ops import Counts, Shape
 
 Widths = tuple[int, ...]
-"""Output channels of every layer, in order: one network of a space."""
+"""Output channels of every layer of a chain, in order: one of its networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space(ABC):
+    """A set of networks. Each is a list of blocks in order, every one fed with the output of the one before."""
+
+    name: str
+    input_shape: Shape
+    classes: int
+
+    @abstractmethod
+    def size(self) -> int:
+        """Number of networks."""
+
+    @abstractmethod
+    def blocks(self) -> list[BlockSpec]:
+        """Every distinct block that any of the networks contains."""
+
+    @abstractmethod
+    def full_network(self) -> list[BlockSpec]:
+        """The largest network: nothing pruned, nothing skipped."""
+
+    @abstractmethod
+    def smallest_network(self) -> list[BlockSpec]:
+        """The smallest network."""
+
+    @abstractmethod
+    def random_network(self, draw: random.Random) -> list[BlockSpec]:
+        """A network at random."""
+
+    @abstractmethod
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+        """Size of one block, in the form that ships or in the form that this space's networks are trained in."""
+
+    def parameters(self, network: Sequence[BlockSpec] | None = None, *, deployed: bool = True) -> int:
+        """Weights and biases, and in the training form the scale and shift of norms; of the full network by default."""
+        return sum(self.counts(spec, deployed=deployed).params for spec in network or self.full_network())
+
+    def macs(self, network: Sequence[BlockSpec] | None = None, *, deployed: bool = True) -> int:
+        """Multiply-accumulates of one inference: convolutions and linear layers; of the full network by default."""
+        return sum(self.counts(spec, deployed=deployed).macs for spec in network or self.full_network())
 
 
 class Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One layer whose width is searched."""
+    """One layer of a chain, whose width is searched."""
 
     name: str
     """unique in the space; the name of the layer's module"""
@@ -30,13 +80,11 @@ class Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """activation after the convolution"""
 
 
-class Space(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All networks of one depth whose layer widths are multiples of `granularity`, with a pooled linear classifier behind them."""
+@final
+@dataclass(frozen=True, kw_only=True)
+class Chain(Space):
+    """RepVGG networks of one depth whose layer widths are multiples of `granularity`, with a pooled linear classifier behind them."""
 
-    name: str
-    input_shape: tuple[int, int, int]
-    """channels, height, width"""
-    classes: int
     layers: tuple[Layer, ...]
     granularity: int = 8
     """channels between two widths that a table knows, and that can ship"""
@@ -54,69 +102,165 @@ class Space(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Widths of the smallest network."""
         return tuple(self.width_choices(index)[0] for index in range(len(self.layers)))
 
-    def size(self) -> int:
-        """Number of networks."""
-        return math.prod(len(self.width_choices(index)) for index in range(len(self.layers)))
-
     def network(self, widths: Sequence[int]) -> list[BlockSpec]:
         """Blocks of one network in order: one a layer, then the head."""
-        channels, height, width = self.input_shape
-        specs = []
+        specs, shape = [], self.input_shape
         for layer, c_out in zip(self.layers, widths, strict=True):
-            attrs = {"act": layer.act, "h": height, "kernel": layer.kernel, "stride": layer.stride, "w": width}
-            specs.append(BlockSpec.of(layer.op, attrs=attrs, widths={"c_in": channels, "c_out": c_out}))
-            channels, height, width = c_out, -(-height // layer.stride), -(-width // layer.stride)
-        specs.append(BlockSpec.of("head", attrs={"h": height, "w": width}, widths={"c_in": channels, "c_out": self.classes}))
-        return specs
+            specs.append(ops.conv(shape, c_out, kernel=layer.kernel, stride=layer.stride, act=layer.act))
+            shape = ops.output_shape(specs[-1])
+        return [*specs, ops.head(shape, self.classes)]
 
     def channel_choices(self) -> list[Widths]:
         """What the channel counts along the chain can be: of the input, after each layer, of the output."""
         return [(self.input_shape[0],), *(self.width_choices(index) for index in range(len(self.layers))), (self.classes,)]
 
+    def size(self) -> int:
+        """Number of networks."""
+        return math.prod(len(self.width_choices(index)) for index in range(len(self.layers)))
+
     def blocks(self) -> list[BlockSpec]:
-        """Every distinct block that any network of the space contains: each layer at each pair of its input and output widths."""
+        """Each layer at each pair of its input and output widths."""
         choices = self.channel_choices()
         specs = [
             site.with_widths(c_in=c_in, c_out=c_out)
-            for site, inputs, outputs in zip(self.network(self.full_widths()), choices, choices[1:], strict=False)
+            for site, inputs, outputs in zip(self.full_network(), choices, choices[1:], strict=False)
             for c_in, c_out in itertools.product(inputs, outputs)
         ]
         return list(dict.fromkeys(specs))
 
-    def macs(self, widths: Sequence[int] | None = None, *, deployed: bool = True) -> int:
-        """Multiply-accumulates of one inference: convolutions and the linear layer.
+    def full_network(self) -> list[BlockSpec]:
+        """The network at full width."""
+        return self.network(self.full_widths())
 
-        Args:
-            widths: the network; the unpruned one by default.
-            deployed: count the one convolution that each block ships as; otherwise the 3x3 and the 1x1 branch of its training form.
+    def smallest_network(self) -> list[BlockSpec]:
+        """The network at its narrowest."""
+        return self.network(self.smallest_widths())
+
+    def random_network(self, draw: random.Random) -> list[BlockSpec]:
+        """A network of random widths, each equally likely."""
+        return self.network(tuple(draw.choice(self.width_choices(index)) for index in range(len(self.layers))))
+
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+        """Size of one block; in its training form with the 1x1 branch and, where shapes allow, the identity branch."""
+        found = ops.counts(spec, deployed=deployed)
+        if deployed or spec.op == "head":
+            return found
+        c_in, c_out = spec.width("c_in"), spec.width("c_out")
+        point = ops.counts(BlockSpec.of(spec.op, attrs={**dict(spec.attrs), "kernel": 1}, widths=dict(spec.widths)), deployed=False)
+        identity_norm = 2 * c_out if c_in == c_out and spec.attr("stride") == 1 else 0
+        return Counts(found.params + point.params + identity_norm, found.macs + point.macs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiBlock:
+    """One kind of block at every hidden width that it can have: a multi-block of PRUNET, Section 4.1.1."""
+
+    spec: BlockSpec
+    """at its largest hidden width"""
+    hidden: Widths = ()
+    """hidden widths, ascending; none where nothing is open"""
+
+    def blocks(self) -> list[BlockSpec]:
+        """The block at each hidden width, ascending."""
+        return [self.spec.with_widths(hidden=hidden) for hidden in self.hidden] or [self.spec]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StochasticLayer:
+    """A layer of which one block is chosen; all have the same input and output shape."""
+
+    name: str
+    """unique in the space"""
+    options: tuple[MultiBlock, ...]
+    """from the smallest kind of block to the largest"""
+    skippable: bool = False
+    """whether a network may do without the layer; its input and output shape are then equal"""
+
+    def blocks(self) -> list[BlockSpec]:
+        """Every block that can be chosen."""
+        return [block for option in self.options for block in option.blocks()]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Layered(Space):
+    """Networks with one block a layer, each chosen for itself; some layers can be skipped (PRUNET, Section 3.1)."""
+
+    layers: tuple[StochasticLayer, ...]
+
+    def size(self) -> int:
+        """Number of networks: skipping a layer counts as one more choice."""
+        return math.prod(len(layer.blocks()) + layer.skippable for layer in self.layers)
+
+    def blocks(self) -> list[BlockSpec]:
+        """Every choice of every layer, once."""
+        return list(dict.fromkeys(block for layer in self.layers for block in layer.blocks()))
+
+    def full_network(self) -> list[BlockSpec]:
+        """The last option of each layer at its largest hidden width, nothing skipped."""
+        return [layer.blocks()[-1] for layer in self.layers]
+
+    def smallest_network(self) -> list[BlockSpec]:
+        """The first option of each layer at its smallest hidden width; what can be skipped is."""
+        return [layer.blocks()[0] for layer in self.layers if not layer.skippable]
+
+    def random_network(self, draw: random.Random) -> list[BlockSpec]:
+        """In each layer the kinds of block are equally likely, skipping being one, then the hidden widths of the kind.
+
+        Were all blocks equally likely, a layer with hundreds of widths would hardly ever be skipped, and all networks were equally deep.
         """
-        specs = self.network(widths or self.full_widths())
-        return sum(macs_per_pair(spec, deployed=deployed) * spec.width("c_in") * spec.width("c_out") for spec in specs)
+        drawn = (draw.choice([*layer.options, None] if layer.skippable else layer.options) for layer in self.layers)
+        return [draw.choice(option.blocks()) for option in drawn if option is not None]
 
-    def parameters(self, widths: Sequence[int] | None = None, *, deployed: bool = True) -> int:
-        """Weights and biases, and in the training form the scale and shift of norms.
-
-        Args:
-            widths: the network; the unpruned one by default.
-            deployed: count the one convolution that each block ships as; otherwise the branches of its training form.
-        """
-        total = 0
-        for spec in self.network(widths or self.full_widths()):
-            c_in, c_out = spec.width("c_in"), spec.width("c_out")
-            branches = 3 if c_in == c_out and spec.attr("stride") == 1 else 2  # each ends in a norm
-            vectors = 1 if deployed or spec.op == "head" else 2 * branches
-            total += (_taps(spec, deployed=deployed) * c_in + vectors) * c_out
-        return total
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+        """Size of one block; trained with one norm a convolution."""
+        return ops.counts(spec, deployed=deployed)
 
 
-def macs_per_pair(spec: BlockSpec, *, deployed: bool = True) -> int:
-    """Multiply-accumulates of a block for each pair of an input and an output channel."""
-    stride = int(spec.attr("stride")) if spec.op == "conv" else 1
-    pixels = -(-int(spec.attr("h")) // stride) * -(-int(spec.attr("w")) // stride) if spec.op == "conv" else 1
-    return _taps(spec, deployed=deployed) * pixels
+@final
+@dataclass(frozen=True, kw_only=True)
+class Fixed(Space):
+    """One network with a name."""
 
+    network: tuple[BlockSpec, ...]
 
-def _taps(spec: BlockSpec, *, deployed: bool) -> int:
-    if spec.op == "head":
+    def size(self) -> int:
+        """One."""
         return 1
-    return int(spec.attr("kernel")) ** 2 + (0 if deployed else 1)
+
+    def blocks(self) -> list[BlockSpec]:
+        """The network's blocks, each once."""
+        return list(dict.fromkeys(self.network))
+
+    def full_network(self) -> list[BlockSpec]:
+        """The network."""
+        return list(self.network)
+
+    def smallest_network(self) -> list[BlockSpec]:
+        """The network."""
+        return list(self.network)
+
+    def random_network(self, draw: random.Random) -> list[BlockSpec]:
+        """The network."""
+        return list(self.network)
+
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+        """Size of one block; trained with one norm a convolution."""
+        return ops.counts(spec, deployed=deployed)
+
+
+def check_input(name: str, *, classes: int, resolution: int, halvings: int) -> None:
+    """Refuse an input that no network of a space can take.
+
+    Raises:
+        SearchError: fewer than two classes, or an image that the strides leave no pixel of.
+    """
+    if classes < 2:
+        raise SearchError(f"a classifier needs at least 2 classes, found {classes}")
+    if resolution < 2**halvings:
+        raise SearchError(f"{name} halves its input {halvings} times: the resolution must be at least {2**halvings}, found {resolution}")
+
+
+def macs_per_pair(spec: BlockSpec) -> int:
+    """Multiply-accumulates of a deployed block of a chain, for each pair of an input and an output channel."""
+    return ops.counts(spec).macs // (spec.width("c_in") * spec.width("c_out"))

@@ -1,8 +1,8 @@
 """What to measure of a space: its blocks, and whole networks to judge predictions by, in the ONNX that would ship.
 
-Torch takes a second to export a module, and a space has hundreds of blocks that differ in their channel counts alone. So each chain of
-operators is exported once, by `deploy.lowering` like what ships, with a prime of its own as every channel count; any widths are then cut
-from that template.
+Torch takes a second to export a module, and a space has hundreds of blocks that differ in their channel counts alone. So each family of
+blocks is exported once, by `deploy.lowering` like what ships, with a prime of its own as every channel count; a block of any widths is then
+cut from that template, and a network is joined from its blocks.
 """
 
 import itertools
@@ -19,84 +19,134 @@ from torch import nn
 
 from deploy.lowering import Precision, to_onnx
 from latency import BlockSpec, Workload
-from reparam import ConvBlock
-from search.network import build_head
+from latency.weights import fill_weights, strip_weights
+from search import blocks, ops
 from search.space import Space
+
+_LARGEST_CONSTANT = 31
+"""No axis, ONNX type or other constant in a graph is above it; channel counts of templates are."""
 
 
 def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32") -> list[Workload]:
-    """Every distinct block of a space; then its full, its smallest, and random networks. Lowered when their `onnx` is called.
+    """Every distinct block of a space; then its full, its smallest, and random networks, each once. Lowered when their `onnx` is called.
 
     Args:
         space: what to measure.
-        networks: how many random ones, every width of a layer equally likely.
+        networks: how many random ones to draw.
         seed: of their draw.
         precision: of weights and arithmetic.
     """
     draw = random.Random(seed)
-    choices = [space.width_choices(index) for index in range(len(space.layers))]
-    random_widths = (tuple(draw.choice(options) for options in choices) for _ in range(networks))
-    chains = [space.network(widths) for widths in (space.full_widths(), space.smallest_widths(), *random_widths)]
+    chains = [space.full_network(), space.smallest_network(), *(space.random_network(draw) for _ in range(networks))]
     return [
         *(Workload.block(spec, partial(lower, (spec,), precision)) for spec in space.blocks()),
-        *(Workload.network(chain, partial(lower, chain, precision)) for chain in chains),
+        *(Workload.network(chain, partial(lower, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
     ]
 
 
 def lower(chain: Sequence[BlockSpec], precision: Precision = "fp32") -> bytes:
-    """ONNX of deployed blocks, one behind the other, at their widths; the weights are random."""
-    primes = _primes(chain)
-    template = [spec.with_widths(c_in=c_in, c_out=c_out) for spec, (c_in, c_out) in zip(chain, itertools.pairwise(primes), strict=True)]
-    channels = [chain[0].width("c_in"), *(spec.width("c_out") for spec in chain)]
-    return cut(onnx.load_from_string(_export(tuple(template), precision)), dict(zip(primes, channels, strict=True)))
+    """ONNX of deployed blocks, one behind the other; the weights are random by the rule of `latency.weights`."""
+    model = join([_cut(spec, precision) for spec in chain])
+    fill_weights(model)
+    return model.SerializeToString(deterministic=True)
 
 
 def deployed_form(chain: Sequence[BlockSpec]) -> nn.Sequential:
     """Blocks as modules, one behind the other, in the form that ships."""
-    return nn.Sequential(*map(_module, chain))
+    return nn.Sequential(*map(blocks.deployed, chain))
 
 
-def cut(template: onnx.ModelProto, sizes: Mapping[int, int]) -> bytes:
-    """Give a template other sizes: in shapes, in constants that hold a shape, and in weights, which are drawn anew.
+def resize(graph: onnx.GraphProto, sizes: Mapping[int, int]) -> None:
+    """Give a graph without weights other sizes: in shapes, in attributes such as groups, and in constants that hold a shape.
 
     Args:
-        template: a static graph; changed in place.
-        sizes: what replaces each size of the template. Those sizes must mean nothing else in the graph.
+        graph: static; changed in place.
+        sizes: what replaces each size. Those sizes must mean nothing else in the graph.
     """
-    graph, rng = template.graph, np.random.default_rng(0)
     for value in (*graph.input, *graph.value_info, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
             dim.dim_value = sizes.get(dim.dim_value, dim.dim_value)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.i in sizes:
+                attribute.i = sizes[attribute.i]
     for tensor in graph.initializer:
-        old = numpy_helper.to_array(tensor)
-        shape = [sizes.get(size, size) for size in old.shape]
-        if np.issubdtype(old.dtype, np.floating):
-            # Of the magnitude that keeps activations near 1: zeros or denormals would be timed differently.
-            new = rng.standard_normal(shape) / math.sqrt(max(1, math.prod(shape[1:])))
+        if tensor.data_type == onnx.TensorProto.INT64:
+            old = numpy_helper.to_array(tensor)
+            new = np.array([sizes.get(size, size) for size in old.ravel().tolist()], old.dtype).reshape(old.shape)
+            tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
         else:
-            new = np.vectorize(lambda size: sizes.get(size, size))(old)
-        tensor.CopyFrom(numpy_helper.from_array(new.astype(old.dtype), tensor.name))
-    return template.SerializeToString(deterministic=True)
+            tensor.dims[:] = [sizes.get(size, size) for size in tensor.dims]
+
+
+def join(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """One model of several, each fed with the output of the one before; no casts between them.
+
+    Values and nodes get the number of their model before their names.
+    """
+    if len(models) == 1:
+        return models[0]
+    joined = onnx.ModelProto()
+    joined.CopyFrom(models[0])
+    joined.graph.ClearField("node")
+    for field in ("initializer", "value_info", "output"):
+        joined.graph.ClearField(field)
+    carried = "input"
+    for number, model in enumerate(models):
+        first, last = number == 0, number == len(models) - 1
+        graph = model.graph
+        opening = next((node for node in graph.node if node.op_type == "Cast" and node.input[0] == "input" and not first), None)
+        closing = next((node for node in graph.node if node.op_type == "Cast" and node.output[0] == "output" and not last), None)
+        entry = opening.output[0] if opening else "input"
+        leaving = closing.input[0] if closing else "output"
+        names = {"": "", entry: carried, leaving: "output" if last else f"{number}.{leaving}"}
+        for node in graph.node:
+            if node not in (opening, closing):
+                _rename(joined.graph.node.add(), node, names, number)
+        for tensor in graph.initializer:
+            joined.graph.initializer.add().CopyFrom(tensor)
+            joined.graph.initializer[-1].name = f"{number}.{tensor.name}"
+        for value in (*graph.value_info, *(() if last or closing else graph.output)):
+            if value.name != entry:
+                joined.graph.value_info.add().CopyFrom(value)
+                joined.graph.value_info[-1].name = f"{number}.{value.name}"
+        carried = names[leaving]
+    joined.graph.output.extend(models[-1].graph.output)
+    return joined
+
+
+def _rename(new: onnx.NodeProto, old: onnx.NodeProto, names: Mapping[str, str], number: int) -> None:
+    new.CopyFrom(old)
+    new.name = f"{number}.{old.name}"
+    new.input[:] = [names.get(name, f"{number}.{name}") for name in old.input]
+    new.output[:] = [names.get(name, f"{number}.{name}") for name in old.output]
+
+
+def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
+    """A block's graph at its widths, without weights."""
+    widths = {**dict(spec.widths), "se_width": ops.se_width(spec.width("c_in"))}
+    primes = dict(zip(widths, _primes(spec), strict=True))
+    if dict(spec.attrs).get("residual"):
+        assert widths["c_in"] == widths["c_out"], spec
+        primes["c_out"] = primes["c_in"]
+    template = spec.with_widths(**{name: primes[name] for name, _ in spec.widths})
+    model = onnx.load_from_string(_export(template, primes["se_width"], precision))
+    resize(model.graph, {primes[name]: width for name, width in widths.items()})
+    return model
 
 
 @cache
-def _export(chain: tuple[BlockSpec, ...], precision: Precision) -> bytes:
-    first = chain[0]
-    example = torch.zeros(1, first.width("c_in"), int(first.attr("h")), int(first.attr("w")))
-    return to_onnx(deployed_form(chain), example, precision=precision)
+def _export(template: BlockSpec, se_width: int, precision: Precision) -> bytes:
+    """A block's graph without weights."""
+    example = torch.zeros(1, template.width("c_in"), int(template.attr("h")), int(template.attr("w")))
+    module = nn.Sequential(blocks.deployed(template, se_width=se_width))
+    model = onnx.load_from_string(to_onnx(module, example, precision=precision))
+    strip_weights(model)
+    return model.SerializeToString(deterministic=True)
 
 
-def _module(spec: BlockSpec) -> nn.Module:
-    if spec.op == "head":
-        return build_head(spec.width("c_in"), spec.width("c_out"))
-    assert spec.op == "conv", spec.op
-    return ConvBlock(spec.width("c_in"), spec.width("c_out"), kernel=int(spec.attr("kernel")), stride=int(spec.attr("stride")))
-
-
-def _primes(chain: Sequence[BlockSpec]) -> list[int]:
-    """A prime for every channel count along a chain, none of them a size of an image or a kernel."""
-    start = 1 + max(value for spec in chain for _, value in spec.attrs if isinstance(value, int))
-    primes = (
-        number for number in itertools.count(start) if number > 1 and all(number % factor for factor in range(2, math.isqrt(number) + 1))
-    )
-    return list(itertools.islice(primes, len(chain) + 1))
+def _primes(spec: BlockSpec) -> list[int]:
+    """A prime for every channel count of a block, none of them a size of an image or a kernel."""
+    start = 1 + max(_LARGEST_CONSTANT, *(value for _, value in spec.attrs if isinstance(value, int)))
+    primes = (number for number in itertools.count(start) if all(number % factor for factor in range(2, math.isqrt(number) + 1)))
+    return list(itertools.islice(primes, len(spec.widths) + 1))

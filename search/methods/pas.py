@@ -33,7 +33,7 @@ from search.files import read_json, to_json, write_whole
 from search.network import build_network, keep_channels, save_weights, searched_blocks
 from search.record import PHASES, Chosen, EpochDone, Event, Finished, NetworkResult, Phase, Result, Resumed, Run, open_run
 from search.runtime import Runtime, read_state, restore, save_checkpoint
-from search.space import Space, Widths
+from search.space import Chain, Widths
 from search.train import Score, cosine, evaluate, make_optimizer, train_epoch
 
 THRESHOLD = 0.5
@@ -163,7 +163,7 @@ def freeze(network: nn.Module, widths: Sequence[int]) -> None:
     keep_channels(network, kept)
 
 
-def run(config: PasConfig, space: Space, table: LatencyTable, data: Dataset, budget_us: float, out: Path) -> Iterator[Event]:
+def run(config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, budget_us: float, out: Path) -> Iterator[Event]:
     """Train the unpruned network, search widths under the budget, fine-tune what is left; write the run to a directory.
 
     The same call goes on with a run that was interrupted, and has the same result as one that was not.
@@ -215,7 +215,7 @@ class _State(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class _Search:
     """A run in progress."""
 
-    def __init__(self, config: PasConfig, space: Space, table: LatencyTable, data: Dataset, budget_us: float, out: Path) -> None:
+    def __init__(self, config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, budget_us: float, out: Path) -> None:
         self.config, self.space, self.table, self.data, self.budget_us, self.out = config, space, table, data, budget_us, out
         self.choices = _shippable(space, config)
         require_reachable(space, table, tuple(options[0] for options in self.choices), budget_us)
@@ -376,11 +376,12 @@ class _Search:
         return Finished(architecture=architecture, result=result)
 
     def _result(self, widths: Widths, accuracy: float) -> NetworkResult:
+        network = self.space.network(widths)
         return NetworkResult(
             widths=widths,
             accuracy=accuracy,
-            parameters=self.space.parameters(widths),
-            macs=self.space.macs(widths),
+            parameters=self.space.parameters(network),
+            macs=self.space.macs(network),
             predicted=self._predict(widths),
         )
 
@@ -393,7 +394,7 @@ def _bound(policy: Sequence[nn.Parameter], *_: Any) -> None:
         v.data.clamp_(0.0, 1.0)
 
 
-def _require_fit(space: Space, data: Dataset) -> None:
+def _require_fit(space: Chain, data: Dataset) -> None:
     if space.classes != len(data.labels):
         raise SearchError(
             f"{data.name} has {len(data.labels)} classes, the space {space.classes}: profile and search with --classes {len(data.labels)}"
@@ -404,7 +405,7 @@ def _require_fit(space: Space, data: Dataset) -> None:
         )
 
 
-def _shippable(space: Space, config: PasConfig) -> list[Widths]:
+def _shippable(space: Chain, config: PasConfig) -> list[Widths]:
     """Of every layer the widths that settings and table allow; the full one always is."""
     multiple, least = config.channel_multiple, config.min_channels
     if multiple % space.granularity:

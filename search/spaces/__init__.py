@@ -1,13 +1,23 @@
-"""The search spaces that are known by name."""
+"""The search spaces, and single networks, that are known by name."""
 
 from search.errors import SearchError
 from search.space import Space
-from search.spaces import repvgg
+from search.spaces import gpunet, prunet, repvgg
 
 
 def names() -> tuple[str, ...]:
     """Names that `get` knows."""
-    return ("repvgg-mini",)
+    return (
+        "repvgg-mini",
+        "prunet",
+        "prunet-formula",
+        "prunet-table1",
+        "prunet-table5",
+        "prunet-cifar",
+        "gpunet-0",
+        "gpunet-1",
+        "gpunet-2",
+    )
 
 
 def get(name: str, *, classes: int | None = None, resolution: int | None = None) -> Space:
@@ -25,4 +35,20 @@ def get(name: str, *, classes: int | None = None, resolution: int | None = None)
     match name:
         case "repvgg-mini":
             return repvgg.mini(**options)
+        case "prunet":
+            return prunet.prunet(**options)
+        case "prunet-formula":
+            return prunet.formula(**options)
+        case "prunet-table1":
+            return prunet.table1(**options)
+        case "prunet-table5":
+            return prunet.table5(**options)
+        case "prunet-cifar":
+            return prunet.cifar(**options)
+        case "gpunet-0":
+            return gpunet.gpunet_0(**options)
+        case "gpunet-1":
+            return gpunet.gpunet_1(**options)
+        case "gpunet-2":
+            return gpunet.gpunet_2(**options)
     raise SearchError(f"unknown space {name!r}: known are {', '.join(names())}; try `lathe space {names()[0]}`")

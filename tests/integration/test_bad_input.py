@@ -32,6 +32,13 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
         (["profile", "repvgg-mini", "--networks", "-1", "--out", "t.latency.jsonl"], ["-1"]),
         (["profile", "repvgg-mini", "--classes", "1", "--out", "t.latency.jsonl"], ["at least 2 classes", "1"]),
         (["profile", "repvgg-mini"], ["--out"]),
+        (["profile", "repvgg-mini", "--shard", "5/4", "--out", "t.latency.jsonl"], ["'5/4'", "1 to 4"]),
+        (["profile", "none.blocks.zip", "--out", "t.latency.jsonl"], ["none.blocks.zip does not exist", "lathe bundle"]),
+        (["profile", "none.blocks.zip", "--seed", "1", "--out", "t.latency.jsonl"], ["--seed 1", "lathe bundle"]),
+        (["bundle", "resnet", "--out", "b.blocks.zip"], ["unknown space 'resnet'", "prunet-cifar"]),
+        (["bundle", "repvgg-mini", "--out", "nowhere/b.blocks.zip"], ["nowhere is no directory"]),
+        (["bundle", "repvgg-mini", "--precision", "int8", "--out", "b.blocks.zip"], ["int8", "fp16"]),
+        (["space", "prunet", "--resolution", "31"], ["at least 32", "31"]),
         (["table", "show", "none.latency.jsonl"], ["none.latency.jsonl", "No such file", "lathe profile"]),
         (["verify", "none"], ["none"]),
         (["report", "none"], ["none"]),
@@ -49,6 +56,7 @@ def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"--space": "prunet-cifar"}, ["prunet-cifar is none", "repvgg-mini"]),
         ({"--space": "resnet"}, ["unknown space 'resnet'", "repvgg-mini"]),
         ({"--data": "cifar"}, ["unknown data 'cifar'", "digits or folder:PATH"]),
         ({"--data": "folder:empty"}, ["empty", "no images"]),

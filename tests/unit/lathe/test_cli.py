@@ -9,7 +9,8 @@ from lathe import cli
 
 FLAGS = {
     cli.Space: "space classes resolution json",
-    cli.Profile: "space out backend protocol threads networks seed classes resolution json",
+    cli.Bundle: "space out precision networks seed classes resolution json",
+    cli.Profile: "space out backend protocol threads networks seed classes resolution shard json",
     cli.TableShow: "table json",
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
@@ -40,7 +41,7 @@ def test_flags_are_a_promise(command):
     assert [field.name for field in dataclasses.fields(command)] == FLAGS[command].split()
 
 
-@pytest.mark.parametrize("name", ["", "space", "profile", "table", "table show", "search", "export", "verify", "report"])
+@pytest.mark.parametrize("name", ["", "space", "bundle", "profile", "table", "table show", "search", "export", "verify", "report"])
 def test_help_needs_no_extra(name):
     """Help is printed though nothing that an extra brings can be imported."""
     code = f"{WITHOUT_EXTRAS}\nfrom lathe.cli import main\nmain({[*name.split(), '--help']!r})"

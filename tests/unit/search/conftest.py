@@ -8,7 +8,7 @@ import torch
 from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, TableHeader
 from search.architecture import Preprocessing
 from search.data import Augmentation, Dataset, Split
-from search.space import Layer, Space, macs_per_pair
+from search.space import Chain, Layer, macs_per_pair
 
 
 def block_us(spec: BlockSpec) -> float:
@@ -22,7 +22,7 @@ def network_us(blocks: list[BlockSpec]) -> float:
     return sum(block_us(spec) for spec in blocks) - (len(blocks) - 1)
 
 
-def make_table(space: Space) -> LatencyTable:
+def make_table(space: Chain) -> LatencyTable:
     header = TableHeader(
         device=Device(kind="cpu", name="made-up", cores=1, threads=1, isa=(), memory_mib=1024, driver="", compute_capability="", os="none"),
         runtime=Runtime(name="made-up", version="1"),
@@ -40,7 +40,7 @@ def make_table(space: Space) -> LatencyTable:
     return LatencyTable(header, rows, sha256="5" * 64)
 
 
-def _choices(space: Space) -> list[tuple[int, ...]]:
+def _choices(space: Chain) -> list[tuple[int, ...]]:
     return [space.width_choices(index) for index in range(len(space.layers))]
 
 
@@ -49,9 +49,9 @@ def _row(kind: str, key: str, us: float, blocks: tuple[str, ...] = ()) -> Row:
     return Row(kind=kind, key=key, status="ok", samples_us=(us,), median_us=us, low_us=us, high_us=us, blocks=blocks)
 
 
-def make_tiny() -> Space:
+def make_tiny() -> Chain:
     layers = (Layer(name="a", width=32), Layer(name="b", width=32, stride=2), Layer(name="c", width=32))
-    return Space(name="tiny", input_shape=(3, 8, 8), classes=2, layers=layers)
+    return Chain(name="tiny", input_shape=(3, 8, 8), classes=2, layers=layers)
 
 
 def make_stripes() -> Dataset:
@@ -80,5 +80,5 @@ stripes = pytest.fixture(scope="session")(make_stripes)
 
 
 @pytest.fixture(scope="session")
-def table(tiny: Space) -> LatencyTable:
+def table(tiny: Chain) -> LatencyTable:
     return make_table(tiny)

@@ -62,7 +62,7 @@ def test_built_networks_fuse_and_squeeze_to_the_chosen_widths(chosen):
     shipped = reparam.squeeze(reparam.fuse(chosen.build()), x)
     assert [m.out_channels for m in shipped.modules() if isinstance(m, torch.nn.Conv2d)] == [8, 32, 16]
     counts = reparam.count(shipped, x)
-    assert (counts.params, counts.macs) == (chosen.origin().parameters(chosen.widths), chosen.origin().macs(chosen.widths))
+    assert (counts.params, counts.macs) == (chosen.origin().parameters(chosen.blocks()), chosen.origin().macs(chosen.blocks()))
 
 
 def test_unpruned_has_no_masks(chosen):

@@ -1,5 +1,6 @@
 import collections
 import itertools
+import time
 
 import numpy as np
 import onnx
@@ -9,52 +10,111 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from deploy.lowering import check, to_onnx
-from search import spaces
+from latency import BlockSpec, blocks_zip
+from search import ops, spaces
 from search.workloads import deployed_form, lower, workloads
 
 MINI = spaces.get("repvgg-mini")
 WIDTHS = (8, 24, 32, 40, 64, 72, 16)
+BLOCKS = {
+    "conv": ops.conv((3, 33, 31), 24, stride=2, act="swish"),
+    "head": ops.head((32, 1, 1), 10),
+    "tail": ops.tail((48, 4, 4), 10, hidden=80),
+    "irb": ops.inverted_residual((16, 12, 12), 16, hidden=96, kernel=5, act="swish"),
+    "irb, strided, gated": ops.inverted_residual((24, 13, 12), 40, hidden=64, stride=2, se=True),
+    "irb, gated, as wide as its input": ops.inverted_residual((32, 12, 12), 32, hidden=32, kernel=5, act="swish", se=True),
+    "fused": ops.inverted_residual((16, 12, 12), 24, hidden=32, fused=True),
+    "fused, residual, gated": ops.inverted_residual((24, 9, 9), 24, hidden=160, kernel=5, act="swish", se=True, fused=True),
+}
+
+
+def names(model: onnx.ModelProto) -> dict[str, str]:
+    """The values of a graph, numbered in the order in which nodes make them; weights and constants by what they are."""
+    found = {"": "", "input": "input"}
+    for tensor in model.graph.initializer:
+        weight = tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+        found[tensor.name] = f"{list(tensor.dims)} {tensor.data_type}" if weight else str(numpy_helper.to_array(tensor).tolist())
+    for index, name in enumerate(name for node in model.graph.node for name in node.output):
+        found[name] = str(index)
+    return found
 
 
 def structure(model: onnx.ModelProto) -> tuple:
-    """All of a graph but the numbers in its weights."""
-    graph = model.graph
+    """All of a graph but the numbers in its weights and the names of its values."""
+    graph, name = model.graph, names(model)
+    nodes = [
+        (node.op_type, [name[i] for i in node.input], [name[o] for o in node.output], sorted(a.SerializeToString() for a in node.attribute))
+        for node in graph.node
+    ]
     shapes = {
-        v.name: ([d.dim_value for d in v.type.tensor_type.shape.dim], v.type.tensor_type.elem_type)
+        name[v.name]: ([d.dim_value for d in v.type.tensor_type.shape.dim], v.type.tensor_type.elem_type)
         for v in (*graph.input, *graph.value_info, *graph.output)
     }
-    tensors = {
-        t.name: (
-            list(t.dims),
-            t.data_type,
-            None if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) else numpy_helper.to_array(t).tolist(),
-        )
-        for t in graph.initializer
-    }
-    return [node.SerializeToString(deterministic=True) for node in graph.node], shapes, tensors, list(model.opset_import), model.ir_version
+    ends = [v.name for v in (*graph.input, *graph.output)]
+    return nodes, shapes, ends, list(model.opset_import), model.ir_version
+
+
+def direct(chain: list[BlockSpec], precision: str) -> onnx.ModelProto:
+    first = chain[0]
+    example = torch.zeros(1, first.width("c_in"), first.attr("h"), first.attr("w"))
+    return onnx.load_from_string(to_onnx(deployed_form(chain), example, precision=precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("part", [slice(0, 1), slice(3, 4), slice(7, 8), slice(0, 8)], ids=["first", "strided", "head", "network"])
-def test_a_cut_model_equals_a_direct_export_node_for_node(part, precision):
-    chain = MINI.network(WIDTHS)[part]
-    first = chain[0]
-    example = torch.zeros(1, first.width("c_in"), first.attr("h"), first.attr("w"))
-    direct = onnx.load_from_string(to_onnx(deployed_form(chain), example, precision=precision))
-    cut = onnx.load_from_string(lower(chain, precision))
-    assert structure(cut) == structure(direct)
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_cut_block_equals_a_direct_export_node_for_node(name, precision):
+    cut, wanted = onnx.load_from_string(lower([BLOCKS[name]], precision)), direct([BLOCKS[name]], precision)
+    assert structure(cut) == structure(wanted)
+    assert [(node.name, *node.input, *node.output) for node in cut.graph.node] == [
+        (node.name, *node.input, *node.output) for node in wanted.graph.node
+    ]
+    assert [(t.name, list(t.dims)) for t in cut.graph.initializer] == [(t.name, list(t.dims)) for t in wanted.graph.initializer]
 
 
-def test_a_cut_model_is_valid_and_its_activations_are_neither_huge_nor_denormal():
-    model = check(onnx.load_from_string(lower(MINI.network(WIDTHS))))
-    x = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
-    (y,) = ReferenceEvaluator(model).run(None, {"input": x})
-    assert y.shape == (1, 10)
-    assert 1e-6 < np.abs(y).mean() < 1e3
+def mobile(width: int) -> list[BlockSpec]:
+    """A little of everything."""
+    chain = [ops.conv((3, 16, 16), width, stride=2, act="swish")]
+    for c_out, options in [
+        (width, {"fused": True, "act": "swish", "se": True}),
+        (40, {"stride": 2}),
+        (40, {"kernel": 5, "se": True}),
+        (40, {}),
+    ]:
+        chain.append(ops.inverted_residual(ops.output_shape(chain[-1]), c_out, hidden=64, **options))
+    return [*chain, ops.tail(ops.output_shape(chain[-1]), 10, hidden=48)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("chain", [MINI.network(WIDTHS), mobile(24), mobile(24)[1:3]], ids=["repvgg", "mobile", "two blocks"])
+def test_a_joined_network_equals_a_direct_export_node_for_node(chain, precision):
+    assert structure(onnx.load_from_string(lower(chain, precision))) == structure(direct(chain, precision))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_lowered_network_is_valid_and_its_activations_are_neither_huge_nor_denormal(precision):
+    for chain in (MINI.network(WIDTHS), mobile(16)):
+        first = chain[0]
+        model = check(onnx.load_from_string(lower(chain, precision)))
+        x = np.random.default_rng(0).standard_normal((1, 3, first.attr("h"), first.attr("w"))).astype(np.float32)
+        (y,) = ReferenceEvaluator(model).run(None, {"input": x})
+        assert y.shape == (1, 10)
+        assert y.dtype == np.float32
+        assert 1e-6 < np.abs(y).mean() < 1e3
 
 
 def test_lowering_twice_gives_the_same_bytes():
     assert lower(MINI.network(WIDTHS)[2:3]) == lower(MINI.network(WIDTHS)[2:3])
+
+
+def test_a_block_of_a_known_family_is_lowered_in_milliseconds():
+    blocks = [ops.inverted_residual((64, 72, 72), 64, hidden=hidden, act="swish", se=True, fused=True) for hidden in range(32, 513, 32)]
+    lower(blocks[:1])
+    took_ms = []
+    for block in blocks:
+        start = time.perf_counter()
+        lower([block])
+        took_ms.append((time.perf_counter() - start) * 1000)
+    assert min(took_ms) < 10
 
 
 def test_workloads_are_every_block_and_the_networks(tiny):
@@ -65,8 +125,23 @@ def test_workloads_are_every_block_and_the_networks(tiny):
     networks = [work.blocks for work in works if work.kind == "network"]
     possible = {tuple(s.key for s in tiny.network(w)) for w in itertools.product(*(tiny.width_choices(i) for i in range(3)))}
     assert set(networks) <= possible
-    assert networks[0] == tuple(spec.key for spec in tiny.network(tiny.full_widths()))
-    assert networks[1] == tuple(spec.key for spec in tiny.network(tiny.smallest_widths()))
+    assert networks[0] == tuple(spec.key for spec in tiny.full_network())
+    assert networks[1] == tuple(spec.key for spec in tiny.smallest_network())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_bundle_holds_the_very_bytes(tiny, tmp_path, precision):
+    works = workloads(tiny, networks=2, precision=precision)
+    blocks_zip.write(tmp_path / "tiny.blocks.zip", works, lowering="1", space=tiny.name, precision=precision)
+    found = blocks_zip.read(tmp_path / "tiny.blocks.zip").workloads
+    assert [(work.kind, work.key, work.blocks, work.onnx()) for work in found] == [
+        (work.kind, work.key, work.blocks, work.onnx()) for work in works
+    ]
+
+
+def test_a_named_network_is_one_network_workload():
+    kinds = collections.Counter(work.kind for work in workloads(spaces.get("gpunet-1"), networks=5))
+    assert kinds == {"block": 12, "network": 1}
 
 
 def test_the_seed_draws_the_networks(tiny):

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import os
 import signal
@@ -123,7 +124,7 @@ def test_a_run_meets_its_budget_and_leaves_what_it_says(search_into, tmp_path, t
     assert (architecture.table_sha256, architecture.method, architecture.options["beta"]) == (table.sha256, "pas", 1.0)
     assert result.architecture_sha256 == architecture.sha256
     assert result.shipped.widths == architecture.widths
-    assert result.shipped.parameters == tiny.parameters(architecture.widths)
+    assert result.shipped.parameters == tiny.parameters(architecture.blocks())
     assert [msgspec.json.decode(line, type=EpochDone) for line in (out / "history.jsonl").read_text().splitlines()] == epochs
 
     # The accuracies are those of the saved networks.
@@ -287,11 +288,11 @@ def test_another_configuration_in_the_same_directory_is_refused(search_into, tmp
 )
 def test_what_does_not_fit_is_refused_with_nothing_written(search_into, tmp_path, tiny, changed, error, message):
     out = tmp_path / "run"
-    space = {key: value for key, value in changed.items() if key in tiny.__struct_fields__}
+    space = {key: value for key, value in changed.items() if hasattr(tiny, key)}
     config = {key: value for key, value in changed.items() if key in QUICK.__struct_fields__}
     rest = {key: value for key, value in changed.items() if key == "budget_us"}
     with pytest.raises(error, match=message):
-        list(search_into(out, msgspec.structs.replace(QUICK, **config), space=msgspec.structs.replace(tiny, **space), **rest))
+        list(search_into(out, msgspec.structs.replace(QUICK, **config), space=dataclasses.replace(tiny, **space), **rest))
     assert not out.exists()
 
 

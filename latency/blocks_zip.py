@@ -1,0 +1,155 @@
+"""Block bundles, `blocks/1`: what to measure of a space, for machines that have neither torch nor the space.
+
+A zip of `index.json` and one ONNX graph a workload, without the weights: they are drawn again by the rule of `latency.weights`, so that
+gigabytes of blocks are a file of a few megabytes and still the same bytes that the space itself would give.
+"""
+
+import hashlib
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import onnx
+from msgspec import Struct
+
+from latency.errors import LatencyError, one_line
+from latency.profile import Workload
+from latency.weights import filled, strip_weights
+
+_INDEX = "index.json"
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
+"""What zipfile raises for damaged files, by where the damage is."""
+
+
+class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One workload."""
+
+    kind: Literal["block", "network"]
+    key: str
+    blocks: tuple[str, ...]
+    """of a network the keys of its blocks, in order"""
+    file: str
+    """name of its graph in the zip"""
+    sha256: str
+    """of that file"""
+
+
+class Index(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`index.json`."""
+
+    schema: Literal["blocks/1"] = "blocks/1"
+    lowering: str
+    """version of the code that wrote the graphs"""
+    space: str
+    precision: Literal["fp32", "fp16"]
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksZip:
+    """A bundle that was read and checked."""
+
+    index: Index
+    workloads: list[Workload]
+    """in the order of the index; their weights are drawn when their `onnx` is called"""
+
+
+def write(
+    path: str | os.PathLike[str], workloads: Iterable[Workload], *, lowering: str, space: str, precision: Literal["fp32", "fp16"]
+) -> Index:
+    """Write a bundle, whole or not at all; the same workloads always give the same bytes.
+
+    Args:
+        path: the file to write.
+        workloads: blocks and networks, whose weights are those of `latency.weights`; of several with one key the first counts.
+        lowering: version of the code that lowers them.
+        space: name of their space.
+        precision: of their weights and arithmetic.
+
+    Raises:
+        LatencyError: there is no directory to write to.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():  # said before minutes of lowering
+        raise LatencyError(f"{path.parent} is no directory: make it, or choose another --out")
+    files: dict[str, bytes] = {}
+    entries: dict[str, Entry] = {}
+    for work in workloads:
+        assert work.kind in ("block", "network"), work.kind
+        if work.key in entries:
+            continue
+        model = work.lower().onnx
+        graph = _stripped(model)
+        assert filled(graph) == model, f"{work.key}: not the weights of latency.weights"
+        name = f"{len(files):05d}.onnx"
+        files[name] = graph
+        entries[work.key] = Entry(kind=work.kind, key=work.key, blocks=work.blocks, file=name, sha256=_sha256(graph))
+    index = Index(lowering=lowering, space=space, precision=precision, entries=tuple(entries.values()))
+    text = msgspec.json.format(msgspec.json.encode(index), indent=1)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in {_INDEX: text, **files}.items():
+            member = zipfile.ZipInfo(name)  # dated 1980 whatever the day
+            member.compress_type, member.create_system, member.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
+            archive.writestr(member, content)
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("wb") as file:
+        file.write(packed.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    return index
+
+
+def read(path: str | os.PathLike[str]) -> BlocksZip:
+    """Read a bundle and check every file in it.
+
+    Raises:
+        LatencyError: it is no bundle, or a file in it is missing or changed; names the file.
+    """
+    made = f"write it again with `lathe bundle SPACE --out {path}`"
+    try:
+        archive = zipfile.ZipFile(path)
+    except FileNotFoundError as error:
+        raise LatencyError(f"{path} does not exist: {made}") from error
+    except _DAMAGED as error:
+        raise LatencyError(f"{path} is no block bundle ({one_line(error)}): {made}") from error
+    with archive:
+
+        def content(name: str) -> bytes:
+            try:
+                return archive.read(name)
+            except KeyError as error:
+                raise LatencyError(f"{path}: {name} is missing: {made}") from error
+            except _DAMAGED as error:
+                raise LatencyError(f"{path}: {name} was changed ({one_line(error)}): {made}") from error
+
+        try:
+            index = msgspec.json.decode(content(_INDEX), type=Index)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise LatencyError(f"{path}: {_INDEX} is damaged ({one_line(error)}): {made}") from error
+        workloads = []
+        for entry in index.entries:
+            graph = content(entry.file)
+            if _sha256(graph) != entry.sha256:
+                raise LatencyError(f"{path}: {entry.file} was changed, it is not the graph of {entry.key} any more: {made}")
+            workloads.append(Workload(kind=entry.kind, key=entry.key, blocks=entry.blocks, onnx=partial(filled, graph)))
+    return BlocksZip(index=index, workloads=workloads)
+
+
+def _stripped(model: bytes) -> bytes:
+    graph = onnx.load_from_string(model)
+    strip_weights(graph)
+    return graph.SerializeToString(deterministic=True)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

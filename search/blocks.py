@@ -1,0 +1,121 @@
+"""The kinds of block as modules: in the form that is trained, and in the form that ships, where every norm is folded into its convolution.
+
+Both forms of a block have the same structure and names, so that `reparam.fuse` of the one has the weights of the other.
+"""
+
+from collections import OrderedDict
+from typing import final
+
+from torch import nn
+
+from latency import BlockSpec
+from reparam.blocks import Image
+from search import ops
+
+NORM_EPS = 1e-3
+"""Of every norm, as in GPUNet."""
+
+
+def trained(spec: BlockSpec) -> nn.Module:
+    """A block in its training form, one norm behind every convolution; weights are drawn from torch's global random state."""
+    return _block(spec, normed=True, se_width=ops.se_width(spec.width("c_in")))
+
+
+def deployed(spec: BlockSpec, *, se_width: int | None = None) -> nn.Module:
+    """A block in the form that ships.
+
+    Args:
+        spec: the block.
+        se_width: channels inside of a squeeze-and-excite, where they shall be others than `ops.se_width` says.
+    """
+    return _block(spec, normed=False, se_width=se_width or ops.se_width(spec.width("c_in")))
+
+
+def pooled_linear(c_in: int, classes: int) -> nn.Sequential:
+    """Global average pooling and a linear layer."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
+
+
+@final
+class InvertedResidual(nn.Module):
+    """x + body(x), or the body alone: what `ops` says of an `irb` or a `fused_irb`.
+
+    Args:
+        spec: the block.
+        normed: whether every convolution has a norm; otherwise it has a bias.
+        se_width: channels inside of the squeeze-and-excite, if there is one.
+    """
+
+    def __init__(self, spec: BlockSpec, *, normed: bool, se_width: int) -> None:
+        super().__init__()
+        c_in, hidden, c_out = (spec.width(name) for name in ("c_in", "hidden", "c_out"))
+        kernel, stride, act = int(spec.attr("kernel")), int(spec.attr("stride")), str(spec.attr("act"))
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        if spec.op == "fused_irb":
+            parts["expand"] = _conv(c_in, hidden, normed=normed, kernel=kernel, stride=stride, act=act)
+        else:
+            parts["expand"] = _conv(c_in, hidden, normed=normed, act=act)
+            parts["depthwise"] = _conv(hidden, hidden, normed=normed, kernel=kernel, stride=stride, groups=hidden, act=act)
+        if spec.attr("se"):
+            parts["se"] = SqueezeExcite(hidden, se_width, act=act)
+        parts["project"] = _conv(hidden, c_out, normed=normed)
+        self.body = nn.Sequential(parts)
+        self.residual = bool(spec.attr("residual"))
+
+    def forward(self, x: Image) -> Image:
+        """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""
+        return x + self.body(x) if self.residual else self.body(x)
+
+
+@final
+class SqueezeExcite(nn.Module):
+    """Scales every channel by a factor in (0, 1) that the means of all channels decide (Hu et al. 2018)."""
+
+    def __init__(self, channels: int, reduced: int, *, act: str) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.reduce = nn.Conv2d(channels, reduced, 1)
+        self.act = _activation(act)
+        self.expand = nn.Conv2d(reduced, channels, 1)
+        self.gate = nn.Sigmoid()
+
+    def forward(self, x: Image) -> Image:
+        """Float [batch, channels, h, w], and the same back."""
+        return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
+
+
+def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
+    c_in, c_out = spec.width("c_in"), spec.width("c_out")
+    match spec.op:
+        case "conv":
+            kernel, stride = int(spec.attr("kernel")), int(spec.attr("stride"))
+            return _conv(c_in, c_out, normed=normed, kernel=kernel, stride=stride, act=str(spec.attr("act")))
+        case "irb" | "fused_irb":
+            return InvertedResidual(spec, normed=normed, se_width=se_width)
+        case "tail":
+            hidden = spec.width("hidden")
+            return nn.Sequential(_conv(c_in, hidden, normed=normed, act=str(spec.attr("act"))), pooled_linear(hidden, c_out))
+        case "head":
+            return pooled_linear(c_in, c_out)
+    raise AssertionError(f"no op {spec.op!r}")
+
+
+def _conv(
+    c_in: int, c_out: int, *, normed: bool, kernel: int = 1, stride: int = 1, groups: int = 1, act: str | None = None
+) -> nn.Sequential:
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    parts["conv"] = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=not normed)
+    if normed:
+        parts["norm"] = nn.BatchNorm2d(c_out, eps=NORM_EPS)
+    if act is not None:
+        parts["act"] = _activation(act)
+    return nn.Sequential(parts)
+
+
+def _activation(name: str) -> nn.Module:
+    match name:
+        case "relu":
+            return nn.ReLU()
+        case "swish":
+            return nn.SiLU()
+    raise AssertionError(f"no activation {name!r}")

@@ -1,0 +1,64 @@
+import hashlib
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from latency.weights import fill_weights, filled, strip_weights
+
+
+def model(*tensors: onnx.TensorProto) -> onnx.ModelProto:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("input", "output")]
+    graph = helper.make_graph([helper.make_node("Relu", ["input"], ["output"])], "g", ends[:1], ends[1:], initializer=list(tensors))
+    return helper.make_model(graph)
+
+
+def tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
+    return numpy_helper.from_array(values, name)
+
+
+def made(*shapes: tuple[int, ...], dtype: type = np.float32) -> list[np.ndarray]:
+    found = model(*(tensor(str(index), np.ones(shape, dtype)) for index, shape in enumerate(shapes)))
+    fill_weights(found)
+    return [numpy_helper.to_array(each) for each in found.graph.initializer]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_weights_have_the_variance_of_one_over_the_fan_in(dtype):
+    (weight,) = made((64, 32, 3, 3), dtype=dtype)
+    assert (weight.dtype, weight.shape) == (dtype, (64, 32, 3, 3))
+    assert weight.astype(float).std() * (32 * 9) ** 0.5 == pytest.approx(1, rel=0.05)
+    assert abs(weight.astype(float).mean()) * (32 * 9) ** 0.5 < 0.05
+
+
+def test_no_two_filters_and_no_two_weights_are_equal():
+    first, second = made((512, 256), (512, 256))
+    assert len(np.unique(first, axis=0)) == 512
+    assert not np.array_equal(first, second)
+
+
+def test_the_numbers_are_a_promise_to_other_machines():
+    """Bundles hold no weights: these bytes must come out everywhere, always."""
+    (weight,) = made((300, 300))
+    assert weight[0, :3].tolist() == pytest.approx([0.0097627, 0.0430379, 0.0205527], rel=1e-5)
+    assert hashlib.sha256(weight.tobytes()).hexdigest()[:16] == "31e6c5a3c8f9f5c7"
+
+
+def test_shapes_and_scalars_are_no_weights():
+    kept = [tensor("shape", np.array([1, 10], np.int64)), tensor("scalar", np.array(0.5, np.float32))]
+    found = model(*kept)
+    strip_weights(found)
+    fill_weights(found)
+    assert list(found.graph.initializer) == kept
+
+
+def test_what_was_stripped_is_filled_with_the_same_bytes():
+    found = model(tensor("weight", np.ones((16, 3, 3, 3), np.float32)), tensor("bias", np.ones(16, np.float16)))
+    fill_weights(found)
+    whole = found.SerializeToString(deterministic=True)
+    strip_weights(found)
+    graph = found.SerializeToString(deterministic=True)
+    assert len(graph) < len(whole) / 5
+    assert [list(each.dims) for each in found.graph.initializer] == [[16, 3, 3, 3], [16]]
+    assert filled(graph) == whole
