@@ -57,6 +57,10 @@ class Profile:
     """how long and how exactly to measure: default, fast, trtexec-10 or trtexec-11"""
     threads: int = 1
     """threads of the CPU runtime; part of the table's fingerprint"""
+    coverage: Literal["full", "adaptive"] = "full"
+    """full: every block; adaptive: at most a third of them, where interpolating the others is least sure"""
+    coverage_error: float = 0.02
+    """adaptive: stop when the mean relative error of interpolation, also at held-out blocks, is no more"""
     networks: int = 48
     """random whole networks to measure beside the blocks: they tell how well sums of blocks predict"""
     seed: int = 0
@@ -79,6 +83,8 @@ class Profile:
                 backend=self.backend,
                 protocol=self.protocol,
                 threads=self.threads,
+                coverage=self.coverage,
+                coverage_error=self.coverage_error,
                 networks=self.networks,
                 seed=self.seed,
                 classes=self.classes,

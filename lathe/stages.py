@@ -1,15 +1,16 @@
 """Wiring: each function is one command's work, made of the packages' own. Nothing here prints."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from latency import LatencyTable, backends, check, diff, merge
+from latency import LatencyTable, Workload, backends, check, diff, merge
 from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.check import Finding
+from latency.coverage import Covered, profile_adaptively
 from latency.diff import Diff
 from latency.errors import FingerprintMismatch, LatencyError, require
 from latency.profile import Event as ProfileEvent
@@ -68,11 +69,13 @@ def profile_space(
     backend: str,
     protocol: str,
     threads: int,
+    coverage: Literal["full", "adaptive"],
+    coverage_error: float,
     networks: int,
     seed: int,
     classes: int | None,
     resolution: int | None,
-) -> Iterator[ProfileEvent]:
+) -> Iterator[ProfileEvent | Covered]:
     """Measure a space into a table, or go on measuring it."""
     timing = protocols.get(protocol)
     space = space_of(name, classes=classes, resolution=resolution)
@@ -82,14 +85,12 @@ def profile_space(
 
     if networks < 0:
         raise LatencyError(f"--networks must be 0 or more, found {networks}")
-    return measure_all(
-        workloads(space, networks=networks, seed=seed, precision=runner.precision),
-        runner,
-        out,
-        protocol=timing,
-        lowering=LOWERING_VERSION,
-        space=space.name,
-    )
+
+    def measure(some: Sequence[Workload]) -> Iterator[ProfileEvent]:
+        return measure_all(some, runner, out, protocol=timing, lowering=LOWERING_VERSION, space=space.name)
+
+    everything = workloads(space, networks=networks, seed=seed, precision=runner.precision)
+    return profile_adaptively(everything, out, measure, error=coverage_error) if coverage == "adaptive" else measure(everything)
 
 
 def load_table(path: Path) -> LatencyTable:

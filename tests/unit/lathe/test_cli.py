@@ -9,7 +9,7 @@ from lathe import cli
 
 FLAGS = {
     cli.Space: "space classes resolution json",
-    cli.Profile: "space out backend protocol threads networks seed classes resolution json",
+    cli.Profile: "space out backend protocol threads coverage coverage_error networks seed classes resolution json",
     cli.TableShow: "table json",
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
