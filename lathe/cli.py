@@ -101,6 +101,8 @@ class TableShow:
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
+    plot: Path | None = None
+    """draw it, too: OUT.png or OUT.svg"""
     json: bool = False
     """print JSON"""
 
@@ -108,7 +110,10 @@ class TableShow:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        render.table(stages.load_table(self.table), self.table, as_json=self.json)
+        table = stages.load_table(self.table)
+        if self.plot is not None:
+            stages.plot_table(table, self.plot)
+        render.table(table, self.table, as_json=self.json)
         return 0
 
 

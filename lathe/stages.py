@@ -98,6 +98,13 @@ def load_table(path: Path) -> LatencyTable:
     return LatencyTable.load(path)
 
 
+def plot_table(table: LatencyTable, out: Path) -> None:
+    """Draw a table into a file."""
+    from lathe.plot import plot
+
+    plot(table, out)
+
+
 def check_table(path: Path, space_name: str | None) -> list[Finding]:
     """What is wrong or doubtful in a table, with what it lacks of its space where that is known."""
     table = load_table(path)

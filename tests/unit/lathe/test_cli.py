@@ -10,7 +10,7 @@ from lathe import cli
 FLAGS = {
     cli.Space: "space classes resolution json",
     cli.Profile: "space out backend protocol threads coverage coverage_error networks seed classes resolution json",
-    cli.TableShow: "table json",
+    cli.TableShow: "table plot json",
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
     cli.TableMerge: "tables out json",
