@@ -31,6 +31,7 @@ from latency.predict import Predictor
 from latency.protocol import Protocol
 
 _MAGIC = b'{"schema":"latency-table/1",'
+_FEWEST = 3  # blocks beyond the corners of a family that it takes to judge interpolation between them
 _CHECK = re.compile(rb',"check":"([0-9a-f]{12})"}$')
 
 
@@ -258,9 +259,12 @@ class LatencyTable:
         try:
             surface = self.surface(spec.family)
         except CoverageError:
-            (found,) = self._scattered(spec.family, [tuple(width for _, width in spec.widths)])
-            return found
-        return surface.interpolate(dict(spec.widths))
+            surface = None
+        # Over one width every grid is complete, holes or not: only with several does a complete grid tell that it was meant as one.
+        if surface is not None and (sum(len(axis) > 1 for axis in surface.axes.values()) != 1 or surface.values_us.size < _FEWEST + 2):
+            return surface.interpolate(dict(spec.widths))
+        (found,) = self._scattered(spec.family, [tuple(width for _, width in spec.widths)])
+        return found
 
     def _scattered(self, family: str, points: Sequence[tuple[int, ...]]) -> list[Latency]:
         """Interpolate in a family whose grid is not complete.
@@ -278,7 +282,7 @@ class LatencyTable:
             for name, width, first, last in zip(names, point, low, high, strict=True):
                 if not first <= width <= last:
                     raise CoverageError(f"{family}: {name}={width} is outside of the measured {first}..{last}")
-        if len(rows) < 2 ** int((low < high).sum()) + 3:
+        if len(rows) < 2 ** int((low < high).sum()) + _FEWEST:
             raise CoverageError(f"the {len(rows)} measured blocks of {family} are too few to tell what is between them")
         if family not in self._interpolations:
             self._interpolations[family] = Interpolation(knots, np.array([row.median_us for _, row in rows]))

@@ -74,8 +74,7 @@ def _family(figure: Any, ax: Any, table: LatencyTable, family: str, rows: dict[B
             _line(ax, table, rows, name, labelled=len(wide) > 1)
         ax.set_xlabel(" and ".join(wide or names[-1:]))
         ax.set_ylabel("latency (µs)")
-        ax.margins(y=0.08)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.1 * ax.dataLim.y1)
         ax.grid(alpha=0.25)
         ax.legend(fontsize=8, loc="lower right")
 

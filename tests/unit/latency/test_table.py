@@ -502,6 +502,18 @@ def test_steps_are_not_smoothed_away(step):
     assert surface.interpolate({"c_in": step + 4, "c_out": 60}).us == pytest.approx(10 + 2 + 6)
 
 
+def test_holes_of_a_family_over_one_width_keep_its_steps(kit):
+    """Half of the widths are there, as unevenly as adaptive coverage leaves them."""
+
+    def truth(b):
+        return 20.0 + 5 * math.ceil(b / 64)
+
+    known = [32, 64, 96, 160, 192, 256, 288, 384, 416, 480, 512]
+    table = LatencyTable(kit.header(), [kit.row(kit.spec(3, b).key, [truth(b)]) for b in known])
+    for b in (128, 224, 320, 352, 448):
+        assert table.lookup(kit.spec(3, b)).us == pytest.approx(truth(b), rel=0.01)
+
+
 def test_holes_are_interpolated_between_what_was_measured(kit):
     def truth(a, b):
         return 50 + math.ceil(a / 16) * math.ceil(b / 16) * 4
