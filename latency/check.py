@@ -6,11 +6,13 @@ from typing import Literal
 
 import msgspec
 
+from latency import coverage
 from latency.block import BlockSpec
+from latency.errors import LatencyError
 from latency.sentinel import doubtful
 from latency.table import LatencyTable, Row
 
-Problem = Literal["failed", "missing", "unstable", "not as asked", "drift", "non-monotone", "no sentinel", "torn"]
+Problem = Literal["failed", "missing", "unstable", "not as asked", "drift", "non-monotone", "no sentinel", "torn", "interpolated"]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,14 +43,31 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
     rows = {row.key: row for row in table.rows if row.kind != "sentinel"}
     found = [Finding(problem="torn", words=warning) for warning in table.warnings]
     found += [Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}") for row in rows.values() if not row.measured]
-    found += [Finding(problem="missing", key=key, words="not in the table") for key in dict.fromkeys(expected) if key not in rows]
+    absent = [key for key in dict.fromkeys(expected) if key not in rows]
+    between = [key for key in absent if _is_covered(table, key)]
+    found += [Finding(problem="missing", key=key, words="not in the table") for key in absent if key not in set(between)]
     for row in rows.values():
         if row.status == "unstable":
             reach = max(row.high_us - row.median_us, row.median_us - row.low_us) / row.median_us
             found.append(Finding(problem="unstable", key=row.key, words=f"the median is uncertain by {reach:.1%}"))
         if row.measured and row.error:
             found.append(Finding(problem="not as asked", key=row.key, words=row.error))
+    if between:
+        proof = coverage.prove(table)
+        judged = (
+            f"{proof.mean_error:.2%} off on average at {proof.held_out} held-out ones"
+            if proof.held_out
+            else "with none held out to judge it"
+        )
+        found.append(Finding(problem="interpolated", words=f"{len(between)} blocks are interpolated between measured ones, {judged}"))
     return [*found, *_drift(table.history), *_falls(rows.values(), tolerance)]
+
+
+def _is_covered(table: LatencyTable, key: str) -> bool:
+    try:
+        return table.lookup(BlockSpec.parse(key)).source == "interpolated"
+    except LatencyError:
+        return False
 
 
 def _drift(history: Sequence[Row]) -> Iterator[Finding]:

@@ -26,10 +26,12 @@ from latency import predict
 from latency.block import BlockSpec
 from latency.device import Device, Runtime, require_equal
 from latency.errors import CoverageError, TableError
+from latency.interpolate import Interpolation
 from latency.predict import Predictor
 from latency.protocol import Protocol
 
 _MAGIC = b'{"schema":"latency-table/1",'
+_FEWEST = 3  # blocks beyond the corners of a family that it takes to judge interpolation between them
 _CHECK = re.compile(rb',"check":"([0-9a-f]{12})"}$')
 
 
@@ -119,7 +121,10 @@ class Surface:
         self.values_us, self.low_us, self.high_us = values_us, low_us, high_us
 
     def interpolate(self, widths: Mapping[str, int | float]) -> Latency:
-        """Multilinear interpolation with an interval that is honest on staircases.
+        """Interpolation along each axis, linear or in steps, with an interval that is honest on staircases.
+
+        In steps a width costs what the next one up on the grid costs; that is chosen where it predicts grid values from the others better
+        than a straight line does.
 
         Between two measured widths latency may step anywhere, so the interval spans all corners of the cell with their own intervals.
         Where latency is not monotone that is not enough: it also spans the largest relative error that predicting a corner from its two
@@ -140,10 +145,12 @@ class Surface:
                 raise CoverageError(f"{self.family}: {name}={width} is outside of the measured {axis[0]}..{axis[-1]}")
             i = int(np.searchsorted(axis, width, side="right")) - 1
             position.append((i, float((width - axis[i]) / (axis[i + 1] - axis[i])) if width > axis[i] else 0.0))
+        shares = [float(t > 0) if step else t for (_, t), step in zip(position, self.steps, strict=True)]
 
         corners = list(itertools.product(*([i, i + 1] if t else [i] for i, t in position)))
         us = sum(
-            math.prod((t if index > i else 1 - t) for index, (i, t) in zip(corner, position, strict=True)) * float(self.values_us[corner])
+            math.prod((t if index > i else 1 - t) for index, (i, _), t in zip(corner, position, shares, strict=True))
+            * float(self.values_us[corner])
             for corner in corners
         )
         between = [axis for axis, (_, t) in enumerate(position) if t]
@@ -151,6 +158,23 @@ class Surface:
         low_us = min(us - error_us, *(float(self.low_us[corner]) for corner in corners))
         high_us = max(us + error_us, *(float(self.high_us[corner]) for corner in corners))
         return Latency(us=us, low_us=low_us, high_us=high_us, source="interpolated")
+
+    @cached_property
+    def steps(self) -> tuple[bool, ...]:
+        """Of each axis whether latency rises in steps: leaving grid values out, the next one up predicts them as well as a line does.
+
+        A step halfway between grid values costs both guesses the same, so a tie is a staircase.
+        """
+        found = []
+        for axis, widths in enumerate(self.axes.values()):
+            lines = np.moveaxis(self.values_us, axis, 0)
+            if len(widths) < 4:
+                found.append(False)
+                continue
+            share = ((widths[1:-1] - widths[:-2]) / (widths[2:] - widths[:-2])).reshape(-1, *[1] * (lines.ndim - 1))
+            linear = np.abs((lines[:-2] * (1 - share) + lines[2:] * share) / lines[1:-1] - 1).mean()
+            found.append(bool(np.abs(lines[2:] / lines[1:-1] - 1).mean() <= 1.05 * linear))
+        return tuple(found)
 
     def _leave_one_out(self, node: tuple[int, ...], axis: int) -> float:
         """Relative error of predicting a grid value from its two neighbours along an axis; 0 at an end, where it has but one."""
@@ -176,6 +200,8 @@ class LatencyTable:
         self.header, self.sha256, self.warnings, self.path = header, sha256, tuple(warnings), path
         self.history, self._by_key = tuple(rows), {row.key: row for row in rows}
         self._surfaces: dict[str, Surface] = {}
+        self._interpolations: dict[str, Interpolation] = {}
+        self._between: dict[str, Latency] = {}  # what was interpolated, by key
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LatencyTable":
@@ -222,10 +248,49 @@ class LatencyTable:
         mend = f"measure it with `{self._command(self.path or 'TABLE')}`"
         if row is not None:
             raise CoverageError(f"block {spec.key} is {row.status} in {self.path or 'the table'} ({row.error}): {mend}")
+        if spec.key not in self._between:
+            try:
+                self._between[spec.key] = self._interpolate(spec)
+            except CoverageError as error:
+                raise CoverageError(f"block {spec.key} is not in {self.path or 'the table'} ({error}): {mend}") from error
+        return self._between[spec.key]
+
+    def _interpolate(self, spec: BlockSpec) -> Latency:
         try:
-            return self.surface(spec.family).interpolate(dict(spec.widths))
-        except CoverageError as error:
-            raise CoverageError(f"block {spec.key} is not in {self.path or 'the table'} ({error}): {mend}") from error
+            surface = self.surface(spec.family)
+        except CoverageError:
+            surface = None
+        # Over one width every grid is complete, holes or not: only with several does a complete grid tell that it was meant as one.
+        if surface is not None and (sum(len(axis) > 1 for axis in surface.axes.values()) != 1 or surface.values_us.size < _FEWEST + 2):
+            return surface.interpolate(dict(spec.widths))
+        (found,) = self._scattered(spec.family, [tuple(width for _, width in spec.widths)])
+        return found
+
+    def _scattered(self, family: str, points: Sequence[tuple[int, ...]]) -> list[Latency]:
+        """Interpolate in a family whose grid is not complete.
+
+        Raises:
+            CoverageError: nothing of it was measured, a point is outside of what was, or that is too little.
+        """
+        rows = self._families.get(family, [])
+        if not rows:
+            raise CoverageError(f"no block of {family} was measured")
+        names = [name for name, _ in rows[0][0].widths]
+        knots = np.array([[width for _, width in spec.widths] for spec, _ in rows])
+        low, high = knots.min(axis=0), knots.max(axis=0)
+        for point in points:
+            for name, width, first, last in zip(names, point, low, high, strict=True):
+                if not first <= width <= last:
+                    raise CoverageError(f"{family}: {name}={width} is outside of the measured {first}..{last}")
+        if len(rows) < 2 ** int((low < high).sum()) + _FEWEST:
+            raise CoverageError(f"the {len(rows)} measured blocks of {family} are too few to tell what is between them")
+        if family not in self._interpolations:
+            self._interpolations[family] = Interpolation(knots, np.array([row.median_us for _, row in rows]))
+        found = zip(*self._interpolations[family].predict(np.array(points)), strict=True)
+        return [
+            Latency(us=float(us), low_us=float(us * max(0.0, 1 - half)), high_us=float(us * (1 + half)), source="interpolated")
+            for us, half in found
+        ]
 
     def measured_network(self, blocks: Sequence[BlockSpec]) -> Latency | None:
         """Latency of a whole network as it was measured, given its blocks in order; None where it was not."""
@@ -268,10 +333,11 @@ class LatencyTable:
 
         Args:
             family: a `BlockSpec.family`.
-            axes: the widths of the grid by name; None for all that were measured.
+            axes: the widths of the grid by name, points of which that were not measured are interpolated; None for all that were
+                measured, and these only.
 
         Raises:
-            CoverageError: nothing of this family was measured, or points of the grid are missing; names them.
+            CoverageError: nothing of this family was measured, or points of the grid are missing and cannot be interpolated; names them.
         """
         if axes is None and family in self._surfaces:
             return self._surfaces[family]
@@ -279,17 +345,21 @@ class LatencyTable:
         if not rows:
             raise CoverageError(f"no block of {family} was measured")
         names = [name for name, _ in rows[0][0].widths]
-        points = {tuple(width for _, width in spec.widths): row for spec, row in rows}
+        points = {tuple(width for _, width in spec.widths): (row.median_us, row.low_us, row.high_us) for spec, row in rows}
         grid = [sorted(axes[name] if axes else {point[i] for point in points}) for i, name in enumerate(names)]
         if missing := [point for point in itertools.product(*grid) if point not in points]:
             named = "; ".join(",".join(f"{name}={width}" for name, width in zip(names, point, strict=True)) for point in missing[:5])
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise CoverageError(f"the grid of {family} lacks {named}{more}")
-        nodes = [points[point] for point in itertools.product(*grid)]
-        values = (
-            np.array([getattr(row, field) for row in nodes]).reshape([len(axis) for axis in grid])
-            for field in ("median_us", "low_us", "high_us")
-        )
+            lacks = f"the grid of {family} lacks {named}{more}"
+            if axes is None:
+                raise CoverageError(lacks)
+            try:
+                found = self._scattered(family, missing)
+            except CoverageError as error:
+                raise CoverageError(f"{lacks} ({error})") from error
+            points |= {point: (latency.us, latency.low_us, latency.high_us) for point, latency in zip(missing, found, strict=True)}
+        nodes = np.array([points[point] for point in itertools.product(*grid)])
+        values = nodes.T.reshape(3, *map(len, grid))
         surface = Surface(family, dict(zip(names, map(np.array, grid), strict=True)), *values)
         if axes is None:
             self._surfaces[family] = surface

@@ -86,6 +86,10 @@ class Profile:
     """how long and how exactly to measure: default, fast, trtexec-10 or trtexec-11"""
     threads: int = 1
     """threads of the CPU runtime; part of the table's fingerprint"""
+    coverage: Literal["full", "adaptive"] = "full"
+    """full: every block; adaptive: at most a third of them, where interpolating the others is least sure"""
+    coverage_error: float = 0.02
+    """adaptive: stop when the mean relative error of interpolation, also at held-out blocks, is no more"""
     networks: int | None = None
     """random whole networks to measure beside the blocks: they tell how well sums of blocks predict (default: 48, or the bundle's)"""
     seed: int | None = None
@@ -112,6 +116,8 @@ class TableShow:
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
+    plot: Path | None = None
+    """draw it, too: OUT.png or OUT.svg"""
     json: bool = False
     """print JSON"""
 
@@ -119,7 +125,10 @@ class TableShow:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        render.table(stages.load_table(self.table), self.table, as_json=self.json)
+        table = stages.load_table(self.table)
+        if self.plot is not None:
+            stages.plot_table(table, self.plot)
+        render.table(table, self.table, as_json=self.json)
         return 0
 
 

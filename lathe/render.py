@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from latency import Latency, LatencyTable
 from latency.check import Finding
+from latency.coverage import Covered
 from latency.diff import Diff
 from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
 from latency.profile import Event as ProfileEvent
@@ -65,7 +66,7 @@ def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workloa
     OUT.print(_facts(facts.bundle, rows))
 
 
-def profile(events: Iterator[ProfileEvent], *, out: Path, as_json: bool) -> int:
+def profile(events: Iterator[ProfileEvent | Covered], *, out: Path, as_json: bool) -> int:
     """Show profiling as it goes, then what the table says; returns the exit code."""
     events = _begun(events)
     with _progress("blocks") as (bar, task):
@@ -82,6 +83,8 @@ def profile(events: Iterator[ProfileEvent], *, out: Path, as_json: bool) -> int:
                         warn(f"{row.key}: {row.status}: {row.error}")
                 case Retrying(rows=rows):
                     bar.update(task, description=f"retrying {rows} unstable")
+                case Covered() as covered:
+                    LOG.print(_covered(covered))
                 case Watched(drift=drift, again=again):
                     if drift:
                         warn(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
@@ -119,6 +122,17 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
         )
     OUT.print(_facts(str(path), rows))
     OUT.print(_blocks(found))
+
+
+def _covered(now: Covered) -> str:
+    proof = now.proof
+    judged = (
+        f"{proof.mean_error:.2%} at {proof.held_out} held-out ones (largest {proof.largest_error:.1%})"
+        if proof.held_out
+        else "with none held out to prove it"
+    )
+    words = f"{now.measured} of {now.blocks} blocks measured; interpolation is off by {now.expected_error:.2%} as expected, {judged}"
+    return f"{words}: done" if now.done else words
 
 
 def _blocks(found: LatencyTable) -> Table:

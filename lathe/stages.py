@@ -2,15 +2,17 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from latency import LatencyTable, backends, check, diff, merge
+from latency import LatencyTable, Workload, backends, check, diff, merge
 from latency import profile as measure_all
 from latency import protocol as protocols
+from latency.backends import Backend
 from latency.check import Finding
+from latency.coverage import Covered, profile_adaptively
 from latency.diff import Diff
 from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, require
 from latency.profile import Event as ProfileEvent
@@ -21,11 +23,10 @@ if TYPE_CHECKING:
     from deploy.bundle import Bundle as ShippedBundle
     from deploy.report import Row
     from deploy.verify import Verification
-    from latency import Workload
     from lathe.cli import Bundle, Export, Profile, Search
     from search.architecture import Architecture
     from search.record import Event as SearchEvent
-    from search.space import Space
+    from search.space import Chain, Space
 
 METHODS = ("pas",)
 DEFAULT_NETWORKS = 48
@@ -79,7 +80,7 @@ def describe_space(name: str, *, classes: int | None = None, resolution: int | N
     )
 
 
-def profile(command: "Profile") -> Iterator[ProfileEvent]:
+def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
     """Measure a space or a block bundle into a table, or go on measuring it."""
     timing = protocols.get(command.protocol)
     if command.space.endswith(".zip"):
@@ -89,10 +90,10 @@ def profile(command: "Profile") -> Iterator[ProfileEvent]:
     from deploy.lowering import LOWERING_VERSION
 
     works = shard(_workloads(space, command.networks, command.seed, runner.precision), command.shard)
-    return measure_all(works, runner, command.out, protocol=timing, lowering=LOWERING_VERSION, space=space.name)
+    return _measure(command, works, runner, timing, LOWERING_VERSION, space.name)
 
 
-def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEvent]:
+def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEvent | Covered]:
     from latency import blocks_zip
 
     for name in ("networks", "seed", "classes", "resolution"):
@@ -101,7 +102,18 @@ def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEve
     bundle = blocks_zip.read(command.space)
     runner = backends.get(command.backend, threads=command.threads, precision=bundle.index.precision)
     works = shard(bundle.workloads, command.shard)
-    return measure_all(works, runner, command.out, protocol=timing, lowering=bundle.index.lowering, space=bundle.index.space)
+    return _measure(command, works, runner, timing, bundle.index.lowering, bundle.index.space)
+
+
+def _measure(
+    command: "Profile", works: Sequence[Workload], runner: Backend, timing: Protocol, lowering: str, space: str
+) -> Iterator[ProfileEvent | Covered]:
+    def measure(some: Sequence[Workload]) -> Iterator[ProfileEvent]:
+        return measure_all(some, runner, command.out, protocol=timing, lowering=lowering, space=space)
+
+    if command.coverage == "full":
+        return measure(works)
+    return profile_adaptively(works, command.out, measure, error=command.coverage_error)
 
 
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
@@ -126,7 +138,7 @@ def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workl
     return _workloads(space, command.networks, command.seed, command.precision), write
 
 
-def _workloads(space: "Space", networks: int | None, seed: int | None, precision: Literal["fp32", "fp16"]) -> "list[Workload]":
+def _workloads(space: "Space", networks: int | None, seed: int | None, precision: Literal["fp32", "fp16"]) -> list[Workload]:
     from search.workloads import workloads
 
     networks = DEFAULT_NETWORKS if networks is None else networks
@@ -138,6 +150,13 @@ def _workloads(space: "Space", networks: int | None, seed: int | None, precision
 def load_table(path: Path) -> LatencyTable:
     """A table from disk."""
     return LatencyTable.load(path)
+
+
+def plot_table(table: LatencyTable, out: Path) -> None:
+    """Draw a table into a file."""
+    from lathe.plot import plot
+
+    plot(table, out)
 
 
 def check_table(path: Path, space_name: str | None) -> list[Finding]:
@@ -199,7 +218,7 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
     table.require(device=device, precision=command.precision)
 
 
-def _require_coverage(table: LatencyTable, space: "Space") -> None:
+def _require_coverage(table: LatencyTable, space: "Chain") -> None:
     """Refuse a table without the data's classifier, with the whole command that adds it."""
     try:
         table.predict(space.network(space.full_widths()))

@@ -10,8 +10,8 @@ from lathe import cli
 FLAGS = {
     cli.Space: "space classes resolution json",
     cli.Bundle: "space out precision networks seed classes resolution json",
-    cli.Profile: "space out backend protocol threads networks seed classes resolution shard json",
-    cli.TableShow: "table json",
+    cli.Profile: "space out backend protocol threads coverage coverage_error networks seed classes resolution shard json",
+    cli.TableShow: "table plot json",
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
     cli.TableMerge: "tables out json",

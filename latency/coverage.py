@@ -1,0 +1,258 @@
+"""Measure some blocks and interpolate the others: where interpolation is least sure, until what was held out is predicted well enough.
+
+Every decision follows from the rows measured so far, in the order in which they were asked for. So the same call, after any interruption,
+comes to the same decisions again, finds their rows in the table, and goes on.
+
+One block in twenty, drawn by a hash of its key, is held out: it is measured, and judges the interpolation between the others. No row says
+so, since the key does; `prove` repeats the judgement on any table.
+"""
+
+import hashlib
+import itertools
+import math
+import os
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from latency.block import BlockSpec
+from latency.errors import LatencyError, TableError
+from latency.interpolate import Interpolation
+from latency.profile import Event, Measured, Resumed, Workload
+from latency.table import LatencyTable, Row
+
+_HELD_OUT = 20  # one block in so many
+_COARSE = 0.08  # share of a family in the first, coarse grid
+_ROUNDS = 8  # in about so many rounds are the others chosen
+_MOST = 3  # one block in so many is measured at most
+_MEAN_TO_LIKELY = math.sqrt(2 / math.pi) / 1.96  # mean absolute error over half the width of the 95 % interval, of a normal error
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How well blocks that were held out are predicted by interpolation between the others.
+
+    Attributes:
+        held_out: how many there are.
+        mean_error: relative, absolute; NaN where there are none.
+        largest_error: likewise.
+        inside: share of them whose measured median is inside of the predicted interval.
+    """
+
+    held_out: int
+    mean_error: float
+    largest_error: float
+    inside: float
+
+
+@dataclass(frozen=True)
+class Covered:
+    """A round is over: so many of `blocks` are measured.
+
+    Attributes:
+        measured: blocks that were asked for so far.
+        blocks: of the whole space.
+        expected_error: mean relative error that interpolation expects to make at the blocks that are not measured.
+        proof: what it was at the held-out ones.
+        done: whether this was the last round.
+    """
+
+    measured: int
+    blocks: int
+    expected_error: float
+    proof: Proof
+    done: bool
+
+
+def profile_adaptively(
+    workloads: Sequence[Workload],
+    out: str | os.PathLike[str],
+    measure: Callable[[Sequence[Workload]], Iterator[Event]],
+    *,
+    error: float = 0.02,
+) -> Iterator[Event | Covered]:
+    """Measure at most a third of the blocks, and everything that is no block.
+
+    Args:
+        workloads: what to cover.
+        out: the table.
+        measure: profiles some of them into that table.
+        error: stop when the mean relative error, expected and at the held-out blocks, is no more.
+
+    Raises:
+        LatencyError: the error is not above 0; and what `measure` raises.
+    """
+    if not 0 < error < 1:
+        raise LatencyError(f"--coverage-error must be between 0 and 1, found {error}: give 0.02 for 2 %")
+    blocks = {work.key: work for work in workloads if work.kind == "block"}
+    others = [work for work in workloads if work.kind != "block"]
+    plan = _Plan([BlockSpec.parse(key) for key in blocks], error)
+    total = plan.most + len({work.key for work in others}) + 1
+    if known := {key for key, row in _rows(out).items() if row.status == "ok"} & {"overhead", *(work.key for work in workloads)}:
+        yield Resumed(len(known), total)
+    asked: list[str] = []
+    tried: set[str] = set()
+
+    def go(more: Iterable[Workload]) -> Iterator[Event]:
+        rows = _rows(out)
+        # What failed in this call is not tried again before the next; what is `ok` is named for the sentinel's sake, and not measured.
+        before = [blocks[key] for key in asked if key not in tried or (key in rows and rows[key].status == "ok")]
+        for event in measure([*before, *more]):
+            if isinstance(event, Measured):
+                yield replace(event, total=max(total, event.done))
+            elif not isinstance(event, Resumed):
+                yield event
+        tried.update(asked)
+
+    round_ = plan.first()
+    while round_:
+        asked += round_
+        if any(key not in tried and (key not in known) for key in round_) or not tried:
+            yield from go(())
+        rows = _rows(out)
+        covered, round_ = plan.next({key: rows[key] for key in asked if key in rows})
+        yield covered
+    yield from go(others)
+
+
+def prove(table: LatencyTable) -> Proof:
+    """Predict the blocks that are held out from those that are not; of a table that covers everything too."""
+    specs = {row.key: BlockSpec.parse(row.key) for row in table.rows if row.kind == "block" and row.measured}
+    rows = {row.key: row for row in table.rows}
+    held = held_out(specs.values())
+    proofs = [_judge(family, {key: rows[key] for key in family}, held) for family in _families(specs.values()).values()]
+    return _proof([pair for pairs in proofs for pair in pairs])
+
+
+def held_out(specs: Collection[BlockSpec]) -> set[str]:
+    """Keys of the blocks that are held out: one in twenty, none at a corner of its family, beyond which nothing could be predicted."""
+    found = set()
+    for family in _families(specs).values():
+        corners = _corners(family)
+        found |= {key for key in family if key not in corners and int(hashlib.sha256(key.encode()).hexdigest(), 16) % _HELD_OUT == 0}
+    return found
+
+
+class _Plan:
+    """Decides what is measured next, given what was."""
+
+    def __init__(self, specs: Sequence[BlockSpec], error: float) -> None:
+        self._error, self._families, self._held, self._round = error, _families(specs), held_out(specs), 0
+        self._blocks = len(specs)
+        self._asked: set[str] = set()
+        must = sum(len(_corners(family)) for family in self._families.values())
+        self.most = max(self._blocks // _MOST, must)
+
+    def first(self) -> list[str]:
+        """Corners, without which there is nothing to interpolate between; what is held out; and a coarse grid."""
+        corners = [key for family in self._families.values() for key in _corners(family)]
+        coarse = [key for family in self._families.values() for key in self._lattice(family)]
+        return self._take([*corners, *sorted(self._held), *coarse])
+
+    def next(self, rows: dict[str, Row]) -> tuple[Covered, list[str]]:
+        """How good it is now, and what to measure next; nothing when it is good enough, or a third is measured."""
+        self._round += 1
+        draw = random.Random(self._round)
+        expected, scored, pairs = 0.0, list[tuple[float, str]](), list[tuple[Row, float, float]]()
+        for family in self._families.values():
+            open_ = [key for key in family if key not in self._asked]
+            measured = {key: rows[key] for key in family if key in rows and rows[key].measured}
+            pairs += _judge(family, measured, self._held)
+            if not open_:
+                continue
+            half = _unsure(family, measured, self._held, open_)
+            expected += float(half.sum()) * _MEAN_TO_LIKELY
+            # Weighted draws without replacement (Efraimidis and Spirakis 2006): neighbours of the least sure are as unsure as it is, and to
+            # measure all of them would tell little more.
+            scored += [(math.log(max(draw.random(), 1e-300)) / max(share, 1e-6) ** 2, key) for share, key in zip(half, open_, strict=True)]
+        open_count = len(scored)
+        expected = expected / open_count if open_count else 0.0
+        proof = _proof(pairs)
+        enough = expected <= self._error and (not proof.held_out or proof.mean_error <= self._error)
+        count = max(1, math.ceil((self.most - len(self._asked)) / max(1, _ROUNDS - self._round)))
+        chosen = [] if enough else [key for _, key in sorted(scored, reverse=True)[:count]]
+        measured_so_far, round_ = len(self._asked), self._take(chosen)
+        return Covered(measured_so_far, self._blocks, expected, proof, not round_), round_
+
+    def _take(self, keys: Iterable[str]) -> list[str]:
+        taken = [key for key in dict.fromkeys(keys) if key not in self._asked][: self.most - len(self._asked)]
+        self._asked.update(taken)
+        return taken
+
+    def _lattice(self, family: dict[str, BlockSpec]) -> list[str]:
+        """A coarse set of points that fills a family evenly and hits every remainder of its widths (Roberts 2018, R-sequence)."""
+        axes = [sorted({spec.widths[i][1] for spec in family.values()}) for i in range(len(next(iter(family.values())).widths))]
+        count = max(2 ** sum(len(axis) > 1 for axis in axes) + 3, math.ceil(_COARSE * len(family)))
+        root = 2.0
+        for _ in range(30):
+            root = (1 + root) ** (1 / (len(axes) + 1))
+        by_widths = {tuple(width for _, width in spec.widths): key for key, spec in family.items()}
+        found: dict[str, None] = {}
+        for number in range(1, 20 * count):
+            point = tuple(axis[int((0.5 + number / root ** (i + 1)) % 1 * len(axis))] for i, axis in enumerate(axes))
+            if (key := by_widths.get(point)) is not None and key not in self._held:
+                found[key] = None
+            if len(found) == count:
+                break
+        return list(found)
+
+
+def _families(specs: Iterable[BlockSpec]) -> dict[str, dict[str, BlockSpec]]:
+    families: dict[str, dict[str, BlockSpec]] = {}
+    for spec in specs:
+        families.setdefault(spec.family, {})[spec.key] = spec
+    return families
+
+
+def _corners(family: dict[str, BlockSpec]) -> set[str]:
+    """Blocks each of whose widths is the smallest or the largest of the family."""
+    ends = [(min(axis), max(axis)) for axis in zip(*([w for _, w in spec.widths] for spec in family.values()), strict=True)]
+    corners = set(itertools.product(*ends))
+    return {key for key, spec in family.items() if tuple(width for _, width in spec.widths) in corners}
+
+
+def _points(specs: Iterable[BlockSpec]) -> np.ndarray:
+    return np.array([[width for _, width in spec.widths] for spec in specs], dtype=float)
+
+
+def _fit(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> Interpolation | None:
+    knots = [key for key in measured if key not in held]
+    if len(knots) < 2:
+        return None
+    return Interpolation(_points(family[key] for key in knots), np.array([measured[key].median_us for key in knots]))
+
+
+def _judge(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> list[tuple[Row, float, float]]:
+    """Of each held-out row the predicted latency, and half of its interval, relative."""
+    judges = [key for key in measured if key in held]
+    fit = _fit(family, measured, held) if judges else None
+    if fit is None:
+        return []
+    us, half = fit.predict(_points(family[key] for key in judges))
+    return [(measured[key], float(value), float(width)) for key, value, width in zip(judges, us, half, strict=True)]
+
+
+def _unsure(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str], open_: Sequence[str]) -> np.ndarray:
+    fit = _fit(family, measured, held)
+    return np.ones(len(open_)) if fit is None else fit.predict(_points(family[key] for key in open_))[1]
+
+
+def _proof(pairs: Sequence[tuple[Row, float, float]]) -> Proof:
+    errors = np.array([abs(us / row.median_us - 1) for row, us, _ in pairs])
+    inside = np.array([row.low_us <= us * (1 + half) and row.high_us >= us * (1 - half) for row, us, half in pairs])
+    if not len(pairs):
+        return Proof(held_out=0, mean_error=math.nan, largest_error=math.nan, inside=math.nan)
+    return Proof(held_out=len(pairs), mean_error=float(errors.mean()), largest_error=float(errors.max()), inside=float(inside.mean()))
+
+
+def _rows(path: str | os.PathLike[str]) -> dict[str, Row]:
+    """The latest row of each key of a table; none where there is no table yet."""
+    if not Path(path).exists():
+        return {}
+    try:
+        return {row.key: row for row in LatencyTable.load(path).rows}
+    except TableError:
+        return {}  # damaged, or empty: whoever writes next says so

@@ -1,0 +1,67 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from latency.interpolate import Interpolation
+
+GRID = list(itertools.product(range(8, 129, 8), range(8, 129, 8)))
+
+
+def stairs(step):
+    return lambda a, b: 20.0 + 0.4 * math.ceil(a / step) * math.ceil(b / step) * step
+
+
+def some(function, points, share, seed=0):
+    """Corners and a random share of the points measured; the others, with what they cost."""
+    ends = {(a, b) for a in (points[0][0], points[-1][0]) for b in (points[0][1], points[-1][1])}
+    rest = [point for point in points if point not in ends]
+    chosen = np.random.default_rng(seed).permutation(len(rest))[: int(share * len(points))]
+    knots = [*ends, *(rest[i] for i in chosen)]
+    others = [point for point in points if point not in knots]
+    fit = Interpolation(np.array(knots), np.array([function(*point) for point in knots]))
+    return fit, np.array(others), np.array([function(*point) for point in others])
+
+
+@pytest.mark.parametrize("step", [16, 32, 64])
+def test_steps_are_found_and_not_smoothed_away(step):
+    fit, others, truth = some(stairs(step), GRID, 0.2)
+    us, half = fit.predict(others)
+    assert fit.groups == (step, step)
+    assert np.abs(us / truth - 1).mean() < 0.01
+    assert fit.error < 0.02
+    # Smoothing would be wrong by much more: that is what makes the case worth a test.
+    plain = np.linalg.lstsq(np.c_[np.ones(len(others)), others, others.prod(axis=1)], truth, rcond=None)[0]
+    smooth = np.c_[np.ones(len(others)), others, others.prod(axis=1)] @ plain
+    assert np.abs(smooth / truth - 1).mean() > 0.02
+    assert (np.abs(us / truth - 1) <= half + 1e-9).mean() > 0.9
+
+
+def test_where_there_are_no_steps_none_are_found():
+    fit, others, truth = some(lambda a, b: 3 + 0.01 * a + 0.02 * b + 0.001 * a * b, GRID, 0.1)
+    us, half = fit.predict(others)
+    assert fit.groups == (1, 1)
+    assert us == pytest.approx(truth, rel=0.01)
+    assert np.abs(us / truth - 1).mean() < 1e-3
+    assert half.max() < 0.03
+
+
+def test_an_axis_with_one_value_is_no_axis():
+    widths = np.array([[3, w] for w in range(8, 129, 8)])
+    us, _ = Interpolation(widths[::2], 5 + 0.1 * widths[::2, 1]).predict(widths[1:-2:2])
+    assert us == pytest.approx(5 + 0.1 * widths[1:-2:2, 1], rel=1e-3)
+
+
+def test_with_too_few_points_the_interval_is_as_wide_as_they_differ():
+    fit = Interpolation(np.array([[8], [64]]), np.array([10.0, 15.0]))
+    us, half = fit.predict(np.array([[32]]))
+    assert math.isnan(fit.error)
+    assert 10 < us[0] < 15
+    assert half[0] == pytest.approx(0.5)
+
+
+def test_measured_blocks_are_what_was_measured():
+    fit, _, _ = some(stairs(16), GRID, 0.2)
+    knot = np.array([[8, 8], [128, 128]])
+    assert fit.predict(knot)[0] == pytest.approx([stairs(16)(8, 8), stairs(16)(128, 128)], rel=2e-3)
