@@ -73,13 +73,7 @@ def write(
         lowering: version of the code that lowers them.
         space: name of their space.
         precision: of their weights and arithmetic.
-
-    Raises:
-        LatencyError: there is no directory to write to.
     """
-    path = Path(path)
-    if not path.parent.is_dir():  # said before minutes of lowering
-        raise LatencyError(f"{path.parent} is no directory: make it, or choose another --out")
     files: dict[str, bytes] = {}
     entries: dict[str, Entry] = {}
     for work in workloads:
@@ -100,7 +94,7 @@ def write(
             member = zipfile.ZipInfo(name)  # dated 1980 whatever the day
             member.compress_type, member.create_system, member.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             archive.writestr(member, content)
-    beside = path.with_name(f".{path.name}.partial")
+    beside = Path(path).with_name(f".{Path(path).name}.partial")
     with beside.open("wb") as file:
         file.write(packed.getvalue())
         file.flush()

@@ -118,6 +118,8 @@ def _measure(
 
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
     """What a block bundle of a space holds, and what writes it."""
+    if not command.out.parent.is_dir():  # said before a minute of lowering
+        raise LatencyError(f"{command.out.parent} is no directory: make it, or choose another --out")
     space = space_of(command.space, classes=command.classes, resolution=command.resolution)
     from deploy.lowering import LOWERING_VERSION
     from latency import blocks_zip
