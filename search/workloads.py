@@ -88,8 +88,7 @@ def join(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
         return models[0]
     joined = onnx.ModelProto()
     joined.CopyFrom(models[0])
-    joined.graph.ClearField("node")
-    for field in ("initializer", "value_info", "output"):
+    for field in ("node", "initializer", "value_info", "output"):
         joined.graph.ClearField(field)
     carried = "input"
     for number, model in enumerate(models):
