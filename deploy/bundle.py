@@ -13,8 +13,9 @@ import msgspec
 
 from deploy.errors import BundleError
 from deploy.lowering import Precision
-from deploy.validate import BudgetVerdict, Step, interval, microseconds
+from deploy.validate import BudgetVerdict, Step
 from latency import Device, Latency, Measurement, Protocol, Runtime
+from latency.units import interval, microseconds
 
 MANIFEST = "manifest.json"
 SCHEMA = "bundle/1"

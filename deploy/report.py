@@ -14,9 +14,10 @@ import msgspec
 from deploy import bundle
 from deploy.bundle import Layer, Manifest, Network
 from deploy.errors import BundleError, DeployError
-from deploy.validate import compare_latency, interval, microseconds
+from deploy.validate import compare_latency
 from latency import Latency, Measurement
 from latency.errors import require
+from latency.units import interval, microseconds
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from deploy.errors import DeployError
-from latency import Latency, Measurement
+from latency import Measurement
 
 Arithmetic = Literal["fp64", "fp32", "fp16"]
 Verdict = Literal["reference", "passed", "failed", "not run"]
@@ -171,17 +171,6 @@ def judge_latency(low_us: float, high_us: float, budget_us: float | None) -> Bud
     if high_us <= budget_us:
         return "met"
     return "missed" if low_us > budget_us else "unsure"
-
-
-def microseconds(us: float) -> str:
-    """A latency for people."""
-    return f"{us / 1000:.3f} ms" if us >= 1000 else f"{us:.1f} µs"
-
-
-def interval(latency: Latency | Measurement) -> str:
-    """A latency with its interval, for people."""
-    us = latency.us if isinstance(latency, Latency) else latency.median_us
-    return f"{microseconds(us)} ({microseconds(latency.low_us)} to {microseconds(latency.high_us)})"
 
 
 def compare_latency(one: Measurement, other: Measurement) -> Comparison:

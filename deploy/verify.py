@@ -11,9 +11,10 @@ import safetensors.numpy
 from deploy import bundle, engine
 from deploy.bundle import Bundle, ChangedManifest, Manifest
 from deploy.engine import Running
-from deploy.validate import Outputs, Rung, Samples, Verdict, climb, interval, judge_latency, microseconds
+from deploy.validate import Outputs, Rung, Samples, Verdict, climb, judge_latency
 from latency import RunFailed
 from latency.device import first_difference
+from latency.units import interval, microseconds
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

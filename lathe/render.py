@@ -13,12 +13,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from latency import Latency, LatencyTable
+from latency import LatencyTable
 from latency.check import Finding
 from latency.coverage import Covered
 from latency.diff import Diff
 from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
 from latency.profile import Event as ProfileEvent
+from latency.units import interval, microseconds
 from lathe import stages
 
 if TYPE_CHECKING:
@@ -183,16 +184,6 @@ def diff(found: Diff, *, as_json: bool) -> None:
     overall = found.overall
     OUT.print(f"{same} of {len(found.rows)} are SAME; only in the first: {len(found.only_a)}, only in the second: {len(found.only_b)}")
     OUT.print(f"overall: {overall.verdict}, {overall.ratio:.3f} of the first's latency ({overall.low:.3f} to {overall.high:.3f})")
-
-
-def microseconds(us: float) -> str:
-    """A latency for people."""
-    return f"{us / 1000:.3f} ms" if us >= 1000 else f"{us:.1f} µs"
-
-
-def interval(latency: Latency | Any) -> str:
-    """A latency with its interval, for people."""
-    return f"{microseconds(latency.us)} ({microseconds(latency.low_us)} to {microseconds(latency.high_us)})"
 
 
 def warn(text: str) -> None:

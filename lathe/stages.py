@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from latency import LatencyTable, Workload, backends, check, diff, merge
 from latency import profile as measure_all
@@ -270,6 +272,8 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
 
 
 def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], None]) -> "ShippedBundle":
+    import torch
+
     import deploy
     from search import data as datasets
     from search import record
@@ -294,7 +298,7 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
         provenance["no budget"] = f"the run's budget and prediction are of {where}, not of {command.target} here: give --budget-ms to judge"
     return deploy.export(
         model,
-        _zeros(architecture.input_shape),
+        torch.zeros(1, *architecture.input_shape),
         target=command.target,
         out=command.out,
         samples=data.normalise(held_out.images),
@@ -306,7 +310,7 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
         predicted=architecture.predicted if at_home else None,
         predicted_baseline=result.unpruned.predicted if at_home else None,
         classes=architecture.labels,
-        preprocessing=_builtins(architecture.preprocessing),
+        preprocessing=msgspec.to_builtins(architecture.preprocessing),
         provenance={
             **provenance,
             "method": architecture.method,
@@ -345,15 +349,3 @@ def report(source: Path, out: Path | None) -> "tuple[Path, list[Row]]":
 
     page = out or source.with_name(source.name + ".html")
     return page, render(source, page)
-
-
-def _zeros(shape: tuple[int, ...]) -> Any:
-    import torch
-
-    return torch.zeros(1, *shape)
-
-
-def _builtins(value: Any) -> dict[str, Any]:
-    import msgspec
-
-    return msgspec.to_builtins(value)
