@@ -215,6 +215,11 @@ class Search:
     """refuse a table of another precision: fp32 or fp16"""
     this_device: bool = False
     """refuse a table that was measured on another machine than this one"""
+    policy: Literal["dbc", "uniform", "magnitude", "slimming"] = "dbc"
+    """who chooses the channels: dbc (learned, as the paper does), or a baseline with equal epochs and budget: uniform (widths),
+    magnitude (L1 norm of filters, once) or slimming (L1 penalty on the scales of norms)"""
+    baseline: Path | None = None
+    """directory of a run: start from its trained unpruned network instead of training one"""
     cost: Literal["latency", "macs"] = "latency"
     """what the penalty counts: latency (microseconds of the table) or macs"""
     regulariser: Literal["relative", "paper"] = "relative"

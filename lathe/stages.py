@@ -201,13 +201,14 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
     config = pas.recipe(
         data,
+        policy=command.policy,
         cost=command.cost,
         regulariser=command.regulariser,
         min_channels=command.min_channels,
         seed=command.seed,
         **{name: value for name, value in given.items() if value is not None},
     )
-    return pas.run(config, space, table, data, _budget_us(command, space, table), command.out)
+    return pas.run(config, space, table, data, _budget_us(command, space, table), command.out, baseline=command.baseline)
 
 
 def _require_table(table: LatencyTable, command: "Search") -> None:

@@ -1,6 +1,7 @@
 """Meeting a latency budget: the controller that steers the search to it, and the fit that makes sure of it."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from latency import Latency, LatencyTable
@@ -88,6 +89,26 @@ def fit_widths(
             return widths
         _, _, index, width = min(steps)
         widths = _replaced(widths, index, width)
+
+
+def ranked_widths(scores: Sequence[Sequence[float]], choices: Sequence[Widths], predict: Predict, budget_us: float) -> Widths:
+    """Channels of every layer that score at least the lowest threshold, common to all layers, whose network is within the budget.
+
+    Found by bisection; where latency is not monotone in the threshold, by `fit_widths` later.
+
+    Args:
+        scores: for every layer the scores of all its channels, in any order.
+        choices: for every layer the widths that can ship, ascending.
+        predict: latency of a network of such widths.
+        budget_us: what the upper end of the interval may reach.
+    """
+
+    def kept(threshold: float) -> Widths:
+        return tuple(sum(score >= threshold for score in layer) for layer in scores)
+
+    thresholds = sorted({score for layer in scores for score in layer})
+    found = bisect_left(thresholds, True, key=lambda threshold: predict(round_up(kept(threshold), choices)).high_us <= budget_us)
+    return kept(thresholds[min(found, len(thresholds) - 1)])
 
 
 def round_up(kept: Sequence[int], choices: Sequence[Widths]) -> Widths:

@@ -99,6 +99,8 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     table_sha256: str
     data: str
     data_sha256: str
+    baseline_sha256: str = ""
+    """of the trained unpruned network that it started from; "" where it trained one"""
     versions: dict[str, str]
     """of the packages that compute; the only field that may differ when a run goes on"""
 

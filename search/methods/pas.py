@@ -25,12 +25,14 @@ from torch.optim import Optimizer
 from latency import Latency, LatencyTable
 from search import record
 from search.architecture import Architecture, load_architecture
-from search.budget import BudgetController, fit_widths, require_reachable, round_up
+from search.budget import BudgetController, fit_widths, ranked_widths, require_reachable, round_up
 from search.cost import Cost, ExpectedLatency, ExpectedMacs, Scalar
 from search.data import Dataset
 from search.errors import SearchError
 from search.files import read_json, to_json, write_whole
-from search.network import build_network, keep_channels, save_weights, searched_blocks
+from search.methods import importance
+from search.methods.importance import Scores, top
+from search.network import build_network, keep_channels, load_weights, save_weights, searched_blocks
 from search.record import PHASES, Chosen, EpochDone, Event, Finished, NetworkResult, Phase, Result, Resumed, Run, open_run
 from search.runtime import Runtime, read_state, restore, save_checkpoint
 from search.space import Chain, Widths
@@ -69,6 +71,11 @@ class PasConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """channels that every layer keeps at least"""
     channel_multiple: int = 8
     """shipped widths are multiples of it (or the full width); itself a multiple of the space's granularity"""
+    policy: Literal["dbc", "uniform", "magnitude", "slimming"] = "dbc"
+    """who says which channels stay: learned depth-wise binary convolutions (the paper's), or a baseline with the same epochs and budget.
+    `uniform` and `magnitude` prune once before the search's epochs, which then train what is left; `slimming` prunes after them"""
+    slimming: float = 1e-3
+    """policy `slimming`: weight of the L1 norm of the norms' scales; Liu et al. 2017 have 1e-4 over ten times as many epochs"""
     cost: Literal["latency", "macs"] = "latency"
     """what the penalty counts: microseconds of the table, or multiply-accumulates; the budget is in latency either way"""
     regulariser: Literal["relative", "paper"] = "relative"
@@ -79,7 +86,7 @@ class PasConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         for name in ("pretrain_epochs", "search_epochs", "finetune_epochs", "batch", "min_channels", "channel_multiple"):
             if getattr(self, name) < 1:
                 raise SearchError(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("lr", "policy_lr", "beta", "beta_rate"):
+        for name in ("lr", "policy_lr", "beta", "beta_rate", "slimming"):
             if not getattr(self, name) > 0:
                 raise SearchError(f"{name} must be above 0, found {getattr(self, name)}")
         if self.regulariser == "paper" and self.cost != "macs":
@@ -115,15 +122,9 @@ class DepthwiseBinaryConv(nn.Module):
         self.v = nn.Parameter(torch.ones(channels))
         self.min_channels = min(min_channels, channels)
 
-    def top(self, count: int) -> Bool[Tensor, " channels"]:
-        """The `count` channels with the highest indicators."""
-        keep = torch.zeros_like(self.v, dtype=torch.bool)
-        keep[self.v.detach().argsort(descending=True, stable=True)[:count]] = True
-        return keep
-
     def kept(self) -> Bool[Tensor, " channels"]:
         """The channels that exist."""
-        return (self.v.detach() > THRESHOLD) | self.top(self.min_channels)
+        return (self.v.detach() > THRESHOLD) | top(self.v, self.min_channels)
 
     def binary(self) -> Float[Tensor, " channels"]:
         """0 or 1 for every channel, with the gradient of `v`."""
@@ -151,19 +152,17 @@ def attach(network: nn.Module, *, min_channels: int) -> list[DepthwiseBinaryConv
     return indicators
 
 
-def freeze(network: nn.Module, widths: Sequence[int]) -> None:
+def freeze(network: nn.Module, scores: Sequence[Scores], widths: Sequence[int]) -> None:
     """Put masks that keep the top-scoring channels of every layer in the place of what `attach` put in; changes the network in place."""
-    kept = []
-    for block, width in zip(searched_blocks(network), widths, strict=True):
-        assert isinstance(block.act, nn.Sequential)
-        act, indicator = block.act
-        assert isinstance(indicator, DepthwiseBinaryConv)
-        block.act = act
-        kept.append(indicator.top(width))
-    keep_channels(network, kept)
+    for block in searched_blocks(network):
+        if isinstance(block.act, nn.Sequential):
+            block.act = block.act[0]
+    keep_channels(network, [top(score, width) for score, width in zip(scores, widths, strict=True)])
 
 
-def run(config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, budget_us: float, out: Path) -> Iterator[Event]:
+def run(
+    config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, budget_us: float, out: Path, *, baseline: Path | None = None
+) -> Iterator[Event]:
     """Train the unpruned network, search widths under the budget, fine-tune what is left; write the run to a directory.
 
     The same call goes on with a run that was interrupted, and has the same result as one that was not.
@@ -175,6 +174,7 @@ def run(config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, bud
         data: to train on, and to tell the accuracy on.
         budget_us: latency that the network may take.
         out: the run's directory.
+        baseline: directory of another run of the space, whose trained unpruned network is the start instead of a new one.
 
     Yields:
         What happens, as it happens; `Finished` last, with the architecture.
@@ -185,7 +185,7 @@ def run(config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, bud
         CoverageError: the table does not cover the space.
     """
     _require_fit(space, data)
-    search = _Search(config, space, table, data, budget_us, out)
+    search = _Search(config, space, table, data, budget_us, out, baseline)
     run_sha256 = open_run(
         out,
         Run(
@@ -196,6 +196,7 @@ def run(config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, bud
             table_sha256=table.sha256,
             data=data.name,
             data_sha256=data.sha256(),
+            baseline_sha256=search.baseline_sha256,
             versions={name: importlib.metadata.version(name) for name in ("torch", "lightning-fabric", "numpy")},
         ),
     )
@@ -215,7 +216,9 @@ class _State(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class _Search:
     """A run in progress."""
 
-    def __init__(self, config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, budget_us: float, out: Path) -> None:
+    def __init__(
+        self, config: PasConfig, space: Chain, table: LatencyTable, data: Dataset, budget_us: float, out: Path, baseline: Path | None
+    ) -> None:
         self.config, self.space, self.table, self.data, self.budget_us, self.out = config, space, table, data, budget_us, out
         self.choices = _shippable(space, config)
         require_reachable(space, table, tuple(options[0] for options in self.choices), budget_us)
@@ -230,13 +233,24 @@ class _Search:
             "search": config.search_epochs,
             "finetune": config.finetune_epochs,
         }
+        self.pruning_phase: Phase = "search" if config.policy in ("uniform", "magnitude") else "finetune"
         self.history: tuple[EpochDone, ...] = ()
         self.widths = space.full_widths()
         self.runtime = Runtime()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.network = build_network(space)
+        self.network = self._build()
+        self.baseline = baseline and baseline / record.BASELINE
+        self.baseline_sha256 = ""
+        if self.baseline:
+            if not self.baseline.exists():
+                raise SearchError(f"{self.baseline} does not exist: give the directory of a run whose unpruned network is trained")
+            load_weights(self.network, self.baseline, {})
+            self.baseline_sha256 = hashlib.sha256(self.baseline.read_bytes()).hexdigest()
         self.indicators: list[DepthwiseBinaryConv] = []
+
+    def _build(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return build_network(self.space)
 
     def run(self, run_sha256: str) -> Iterator[Event]:
         checkpoint = self.out / record.CHECKPOINT
@@ -245,10 +259,13 @@ class _Search:
             self.history, self.controller.weight = state.history, state.beta
             yield Resumed(history=self.history)
         last = self.history[-1] if self.history else None
-        for phase in PHASES[PHASES.index(last.phase) if last else 0 :]:
+        phases = PHASES[1:] if self.baseline else PHASES
+        if self.baseline:
+            write_whole(self.out / record.BASELINE, self.baseline.read_bytes())
+        for phase in phases[phases.index(last.phase) if last else 0 :]:
             resumed = last if last and last.phase == phase else None
             self._enter(phase, resumed)
-            if phase == "finetune":
+            if phase == self.pruning_phase:
                 yield Chosen(widths=self.widths, latency=self._predict(self.widths))
             optimizer = self._optimizer()
             network, wrapped = self.runtime.setup(self.network, optimizer)
@@ -266,18 +283,19 @@ class _Search:
 
     def _enter(self, phase: Phase, resumed: EpochDone | None) -> None:
         """Give the network the masks of a phase."""
-        if phase == "search":
-            self.indicators = attach(self.network, min_channels=self.config.min_channels)
-        elif phase == "finetune" and resumed:  # which channels they are is in the checkpoint
+        if phase == self.pruning_phase and not resumed:
+            scores = self._scores()
+            ordered = [sorted(score.tolist(), reverse=True) for score in scores]
+            self.widths = fit_widths(self._kept_counts(), ordered, self.choices, self._predict, self.budget_us)
+            freeze(self.network, scores, self.widths)
+            self.indicators = []
+        elif resumed and PHASES.index(phase) >= PHASES.index(self.pruning_phase):  # which channels they are is in the checkpoint
             self.widths = resumed.widths
             keep_channels(
                 self.network, [torch.arange(layer.width) < width for layer, width in zip(self.space.layers, self.widths, strict=True)]
             )
-        elif phase == "finetune":
-            scores = [sorted(indicator.v.tolist(), reverse=True) for indicator in self.indicators]
-            self.widths = fit_widths(self._kept_counts(), scores, self.choices, self._predict, self.budget_us)
-            freeze(self.network, self.widths)
-            self.indicators = []
+        elif phase == "search" and self.config.policy == "dbc":
+            self.indicators = attach(self.network, min_channels=self.config.min_channels)
 
     def _optimizer(self) -> Optimizer:
         config = self.config
@@ -311,11 +329,13 @@ class _Search:
             runtime=self.runtime,
             factor=factor,
             label_smoothing=self.config.label_smoothing,
-            penalty=self._penalty if phase == "search" else None,
+            penalty=self._penalty if phase == "search" and self.config.policy in ("dbc", "slimming") else None,
         )
 
     def _penalty(self) -> Tensor:
-        """The weighted regulariser (Li et al. 2022, Eq. 4 and 5)."""
+        """The weighted regulariser (Li et al. 2022, Eq. 4 and 5); network slimming's is the L1 norm of the scales (Liu et al. 2017, Eq. 1)."""
+        if self.config.policy == "slimming":
+            return self.config.slimming * torch.stack([scales.sum() for scales in importance.scales(searched_blocks(self.network))]).sum()
         cost = self.cost([indicator.width() for indicator in self.indicators])
         beta, target = self.controller.weight, self.controller.target
         self.controller.update(cost.item())
@@ -323,7 +343,7 @@ class _Search:
         return beta * error**2
 
     def _describe(self, network: nn.Module, phase: Phase, epoch: int, score: Score) -> EpochDone:
-        if phase == "search":
+        if phase == "search" and self.pruning_phase == "finetune":
             self.widths = self._kept_counts()
         return EpochDone(
             phase=phase,
@@ -340,7 +360,24 @@ class _Search:
         )
 
     def _kept_counts(self) -> Widths:
-        return tuple(int(indicator.kept().sum()) for indicator in self.indicators)
+        """Channels of every layer that the policy keeps: learned, or those above the lowest threshold that is within the budget."""
+        if self.config.policy == "dbc":
+            return tuple(int(indicator.kept().sum()) for indicator in self.indicators)
+        return ranked_widths([score.tolist() for score in self._scores()], self.choices, self._predict, self.budget_us)
+
+    def _scores(self) -> list[Scores]:
+        """What the policy says that every channel is worth."""
+        blocks = searched_blocks(self.network)
+        with torch.no_grad():
+            match self.config.policy:
+                case "dbc":
+                    return [indicator.v.detach() for indicator in self.indicators]
+                case "uniform":
+                    return importance.uniform(blocks)
+                case "magnitude":
+                    return importance.magnitude(blocks)
+                case "slimming":
+                    return importance.scales(blocks)
 
     def _finish(self) -> Finished:
         """Write what came out; the result last, which says that the run is complete."""
@@ -367,13 +404,18 @@ class _Search:
             architecture_sha256=architecture.sha256,
             held_out_images=len(self.data.held_out),
             budget_us=self.budget_us,
-            unpruned=self._result(self.space.full_widths(), accuracy["pretrain"]),
+            unpruned=self._result(self.space.full_widths(), accuracy["pretrain"] if "pretrain" in accuracy else self._baseline_accuracy()),
             shipped=self._result(self.widths, accuracy["finetune"]),
         )
         write_whole(self.out / record.ARCHITECTURE, to_json(architecture))
         save_weights(self.network, self.out / record.WEIGHTS, {"architecture_sha256": architecture.sha256})
         write_whole(self.out / record.RESULT, to_json(result))
         return Finished(architecture=architecture, result=result)
+
+    def _baseline_accuracy(self) -> float:
+        network = self._build()
+        load_weights(network, self.out / record.BASELINE, {})
+        return evaluate(network, self.data.held_out_batches(EVALUATION_BATCH), runtime=self.runtime).accuracy
 
     def _result(self, widths: Widths, accuracy: float) -> NetworkResult:
         network = self.space.network(widths)

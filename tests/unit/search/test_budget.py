@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from latency import Latency
 from search import SearchError
-from search.budget import BudgetController, fit_widths, require_reachable, round_up
+from search.budget import BudgetController, fit_widths, ranked_widths, require_reachable, round_up
 
 CHOICES = [(8, 16, 24, 32)] * 3
 
@@ -104,3 +104,10 @@ def test_any_table_is_met_and_used_up(kept, seed, costs, share):
 def test_a_budget_above_the_full_network_prunes_nothing(tiny, table):
     choices = [tiny.width_choices(index) for index in range(3)]
     assert fit_widths((8, 8, 8), [[1.0] * 32] * 3, choices, lambda widths: table.predict(tiny.network(widths)), 1e9) == tiny.full_widths()
+
+
+def test_one_threshold_for_all_layers_keeps_what_scores_best_within_the_budget():
+    scores = [[0.9] * 16 + [0.1] * 16, [0.8] * 32, [0.5] * 8 + [0.2] * 24]
+    assert ranked_widths(scores, CHOICES, stairs, 14 * 1.05) == (16, 32, 8)
+    assert ranked_widths(scores, CHOICES, stairs, 1e9) == (32, 32, 32)
+    assert ranked_widths(scores, CHOICES, stairs, 1.0) == (16, 0, 0)  # nothing fits: the highest threshold

@@ -35,9 +35,9 @@ def budget_us(tiny, table) -> float:
 
 @pytest.fixture
 def search_into(tiny, table, stripes, budget_us):
-    def start(out: Path, config: PasConfig = QUICK, **changed):
+    def start(out: Path, config: PasConfig = QUICK, baseline: Path | None = None, **changed):
         options = {"space": tiny, "table": table, "data": stripes, "budget_us": budget_us} | changed
-        return pas.run(config, options["space"], options["table"], options["data"], options["budget_us"], out)
+        return pas.run(config, options["space"], options["table"], options["data"], options["budget_us"], out, baseline=baseline)
 
     return start
 
@@ -181,7 +181,7 @@ def test_freezing_changes_no_output_and_leaves_the_masks_that_squeeze_looks_for(
     for indicator in indicators[:2]:
         indicator.v.data = torch.rand(32)
     expected, widths = network(x), [int(indicator.kept().sum()) for indicator in indicators]
-    freeze(network, widths)
+    freeze(network, [indicator.v for indicator in indicators], widths)
     assert torch.equal(network(x), expected)
     assert [type(block.mask) for block in searched_blocks(network)] == [ChannelMask, ChannelMask, nn.Identity]
     squeezed = reparam.squeeze(reparam.fuse(network), x)
@@ -329,3 +329,55 @@ def test_no_width_below_the_minimum_is_ever_chosen(search_into, tmp_path):
     events = list(search_into(tmp_path / "run", config))
     assert all(min(event.widths) >= 12 for event in events if isinstance(event, EpochDone))
     assert all(width % 16 == 0 for event in events if isinstance(event, Chosen) for width in event.widths)
+
+
+@pytest.mark.parametrize("policy", ["uniform", "magnitude", "slimming"])
+def test_every_baseline_has_the_same_epochs_and_budget(search_into, tmp_path, table, tiny, budget_us, policy):
+    config = msgspec.structs.replace(QUICK, policy=policy)
+    events = list(search_into(tmp_path / "run", config))
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    assert [e.phase for e in epochs] == ["pretrain"] * 2 + ["search"] * 4 + ["finetune"] * 2
+    (chosen,) = (event for event in events if isinstance(event, Chosen))
+    assert chosen.latency.high_us <= budget_us
+    once = policy != "slimming"
+    assert events.index(chosen) == (2 if once else 6)
+    assert ({e.widths for e in epochs if e.phase == "search"} == {chosen.widths}) or not once
+    assert events[-1].architecture.options["policy"] == policy
+    assert events[-1].architecture.widths == chosen.widths
+    assert chosen.widths != tiny.full_widths()
+
+
+@pytest.mark.parametrize("policy", ["magnitude", "slimming"])
+def test_an_interrupted_baseline_ends_like_one_that_was_not(search_into, tmp_path, policy):
+    config = msgspec.structs.replace(QUICK, policy=policy, search_epochs=2)
+    events = list(search_into(tmp_path / "whole", config))
+    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
+    for count in range(1, len(events)):
+        out = tmp_path / str(count)
+        list(itertools.islice(search_into(out, config), count))
+        assert list(search_into(out, config))[-1] == events[-1]
+        assert {name: (out / name).read_bytes() for name in FILES} == whole
+
+
+def test_slimming_shrinks_the_scales_of_norms(search_into, tmp_path):
+    sizes = []
+    for strength in (1e-9, 1e-1):
+        out = tmp_path / str(strength)
+        list(itertools.islice(search_into(out, msgspec.structs.replace(QUICK, policy="slimming", slimming=strength)), 6))
+        with safetensors.safe_open(out / "checkpoint.safetensors", framework="pt") as file:
+            sizes.append(sum(file.get_tensor(name).abs().sum() for name in file.keys() if name.endswith("norm.weight")))  # noqa: SIM118
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_a_search_can_start_from_the_network_of_another_run(search_into, tmp_path):
+    """The pretraining is paid once: what comes out is as if it had been trained again."""
+    *_, first = search_into(tmp_path / "first")
+    events = list(search_into(tmp_path / "second", baseline=tmp_path / "first"))
+    assert {event.phase for event in events if isinstance(event, EpochDone)} == {"search", "finetune"}
+    assert events[-1].result == first.result
+    for name in ("baseline.safetensors", "weights.safetensors"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    with pytest.raises(SearchError, match="nowhere/baseline.safetensors does not exist"):
+        list(search_into(tmp_path / "third", baseline=tmp_path / "nowhere"))
+    with pytest.raises(SearchError, match="its baseline_sha256 is"):
+        list(search_into(tmp_path / "second"))
