@@ -333,9 +333,9 @@ class _Search:
         )
 
     def _penalty(self) -> Tensor:
-        """The weighted regulariser (Li et al. 2022, Eq. 4 and 5); network slimming's is the L1 norm of the scales (Liu et al. 2017, Eq. 1)."""
+        """The weighted regulariser (Li et al. 2022, Eq. 4 and 5); of slimming the L1 norm of the scales (Liu et al. 2017, Eq. 1)."""
         if self.config.policy == "slimming":
-            return self.config.slimming * torch.stack([scales.sum() for scales in importance.scales(searched_blocks(self.network))]).sum()
+            return self.config.slimming * torch.cat(importance.scales(searched_blocks(self.network))).sum()
         cost = self.cost([indicator.width() for indicator in self.indicators])
         beta, target = self.controller.weight, self.controller.target
         self.controller.update(cost.item())
