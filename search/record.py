@@ -76,6 +76,8 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     unpruned: NetworkResult
     shipped: NetworkResult
     """masked, after fine-tuning"""
+    free_channels: Widths = ()
+    """of the shipped network, for each layer: channels that cost nothing by the table"""
 
 
 class Finished(Struct, frozen=True, kw_only=True):

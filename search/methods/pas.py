@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from latency import Latency, LatencyTable
 from search import record
 from search.architecture import Architecture, load_architecture
-from search.budget import BudgetController, fit_widths, ranked_widths, require_reachable, round_up
+from search.budget import BudgetController, Price, fit_widths, free_channels, ranked_widths, require_reachable, round_up
 from search.cost import Cost, ExpectedLatency, ExpectedMacs, Scalar
 from search.data import Dataset
 from search.errors import SearchError
@@ -286,7 +286,7 @@ class _Search:
         if phase == self.pruning_phase and not resumed:
             scores = self._scores()
             ordered = [sorted(score.tolist(), reverse=True) for score in scores]
-            self.widths = fit_widths(self._kept_counts(), ordered, self.choices, self._predict, self.budget_us)
+            self.widths = fit_widths(self._kept_counts(), ordered, self.choices, self._price, self.budget_us)
             freeze(self.network, scores, self.widths)
             self.indicators = []
         elif resumed and PHASES.index(phase) >= PHASES.index(self.pruning_phase):  # which channels they are is in the checkpoint
@@ -337,6 +337,9 @@ class _Search:
         if self.config.policy == "slimming":
             return self.config.slimming * torch.cat(importance.scales(searched_blocks(self.network))).sum()
         cost = self.cost([indicator.width() for indicator in self.indicators])
+        # What counts is the network that would ship, with every width rounded up; its gradient is that of the widths as they are.
+        shipped = self.cost([torch.tensor(float(width)) for width in round_up(self._kept_counts(), self.choices)])
+        cost = shipped + cost - cost.detach()
         beta, target = self.controller.weight, self.controller.target
         self.controller.update(cost.item())
         error = (cost - target) / 1e9 if self.config.regulariser == "paper" else cost / target - 1
@@ -363,7 +366,7 @@ class _Search:
         """Channels of every layer that the policy keeps: learned, or those above the lowest threshold that is within the budget."""
         if self.config.policy == "dbc":
             return tuple(int(indicator.kept().sum()) for indicator in self.indicators)
-        return ranked_widths([score.tolist() for score in self._scores()], self.choices, self._predict, self.budget_us)
+        return ranked_widths([score.tolist() for score in self._scores()], self.choices, self._price, self.budget_us)
 
     def _scores(self) -> list[Scores]:
         """What the policy says that every channel is worth."""
@@ -406,6 +409,7 @@ class _Search:
             budget_us=self.budget_us,
             unpruned=self._result(self.space.full_widths(), accuracy["pretrain"] if "pretrain" in accuracy else self._baseline_accuracy()),
             shipped=self._result(self.widths, accuracy["finetune"]),
+            free_channels=free_channels(self.widths, self.choices, self._price),
         )
         write_whole(self.out / record.ARCHITECTURE, to_json(architecture))
         save_weights(self.network, self.out / record.WEIGHTS, {"architecture_sha256": architecture.sha256})
@@ -429,6 +433,10 @@ class _Search:
 
     def _predict(self, widths: Widths) -> Latency:
         return self.table.predict(self.space.network(widths))
+
+    def _price(self, widths: Widths) -> Price:
+        latency = self._predict(widths)
+        return Price(latency.us, latency.high_us)
 
 
 def _bound(policy: Sequence[nn.Parameter], *_: Any) -> None:
