@@ -419,7 +419,7 @@ class Flow:
             self.alike.add(node)
         else:
             self.atoms.balance(into, made, live)
-            why = f"node {node.name} ({describe(self.model, node)}) ties them: every group must keep as many"
+            why = f"node {node.name} ({describe(self.model, node)}) must keep equally many channels in each of its groups"
             self.tied += [(x.ids, why), (out.ids, why)]
         dead = np.repeat(~live.any(1), made.shape[1])
         if not dead.any():

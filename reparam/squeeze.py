@@ -44,6 +44,7 @@ def squeeze(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.
     except RuntimeError as error:
         raise ReparamError(f"the squeezed network cannot be run: {first_line(error)}; does its code have a number of channels in it?") from error
     require(difference, FLOAT64_LIMIT, "the squeezed network is not the same")
+    _round_biases(squeezed)
     return squeezed
 
 
@@ -152,8 +153,15 @@ def _fold(ends: Ends, into: Flags) -> None:
             f"nodes {nodes} ({type(module).__name__}): the layer is used several times, with different numbers in its masked channels: run "
             "fuse(model) first, or put the masks behind norm and activation"
         )
-    bias = torch.from_numpy(folded_bias(module, found[0], ~into)).to(module.weight)
+    bias = torch.from_numpy(folded_bias(module, found[0], ~into)).to(module.weight.device)
     module.bias = nn.Parameter(bias, module.weight.requires_grad if module.bias is None else module.bias.requires_grad)
+
+
+def _round_biases(model: nn.Module) -> None:
+    """Biases with numbers folded into them are float64 until they have been compared."""
+    for module in model.modules():
+        if isinstance(module, Conv | TransposedConv | nn.Linear) and module.bias is not None and module.bias.dtype != module.weight.dtype:
+            module.bias = nn.Parameter(module.bias.detach().to(module.weight.dtype), module.bias.requires_grad)
 
 
 def _keep(module: nn.Module, name: str, flags: dict[int, Flags]) -> None:
