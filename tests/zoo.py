@@ -185,13 +185,13 @@ class UNet(nn.Module):
     def __init__(self, width: float = 1.0, levels: int = 5, classes: int = 2) -> None:
         super().__init__()
         widths = [scaled(64 * 2**level, width) for level in range(levels)]
-        self.down = nn.ModuleList(self.double(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.down = nn.ModuleList(self.pair(a, b) for a, b in zip([3, *widths], widths, strict=False))
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in zip(widths, widths[1:], strict=False))
-        self.merge = nn.ModuleList(self.double(2 * a, a) for a in widths[:-1])
+        self.merge = nn.ModuleList(self.pair(2 * a, a) for a in widths[:-1])
         self.pool, self.head = nn.MaxPool2d(2), nn.Conv2d(widths[0], classes, 1)
 
     @staticmethod
-    def double(c_in: int, c_out: int) -> nn.Sequential:
+    def pair(c_in: int, c_out: int) -> nn.Sequential:
         return nn.Sequential(conv_norm(c_in, c_out), conv_norm(c_out, c_out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -292,15 +292,15 @@ class SplitNet(nn.Module):
         self.left, self.right = conv_norm(c, c, act=nn.SiLU), conv_norm(c, c, 5, groups=4)
         self.wide = conv_norm(2 * c, 4 * c, 1)
         self.a, self.b, self.d = conv_norm(c, c), conv_norm(2 * c, c), conv_norm(c, c, act=nn.Hardswish)
-        self.head = nn.Linear(3 * c, 10)
+        self.head = nn.Linear(3 * c + c // 4, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         one, two = self.stem(x).chunk(2, dim=1)
         x = F.max_pool2d(self.wide(torch.cat([self.left(one), self.right(two)], 1)), 2)
         a, b, rest = torch.split(x, [self.c, 2 * self.c, self.c], dim=1)
         last = rest[:, : self.c // 4]
-        x = torch.cat([self.a(a), self.b(b), self.d(rest)], 1)
-        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)) + last.mean((1, 2, 3))[:, None]
+        x = torch.cat([self.a(a), self.b(b), self.d(rest), last], 1)
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
 
 
 @dataclass(frozen=True)
