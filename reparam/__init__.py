@@ -5,6 +5,21 @@ from reparam.counting import Counts, count
 from reparam.equivalence import Difference, compare
 from reparam.errors import ReparamError
 from reparam.fuse import fuse
+from reparam.groups import ChannelGroup, channel_groups, insert_masks
 from reparam.squeeze import squeeze
 
-__all__ = ["ChannelMask", "ConvBlock", "Counts", "Difference", "RepVGGBlock", "ReparamError", "compare", "count", "fuse", "squeeze"]
+__all__ = [
+    "ChannelGroup",
+    "ChannelMask",
+    "ConvBlock",
+    "Counts",
+    "Difference",
+    "RepVGGBlock",
+    "ReparamError",
+    "channel_groups",
+    "compare",
+    "count",
+    "fuse",
+    "insert_masks",
+    "squeeze",
+]
