@@ -31,7 +31,8 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     loss: float
     accuracy: float
-    latency_us: float
+    latency_us: float | None
+    macs: int = 0
     widths: tuple[int, ...]
 
 
@@ -41,7 +42,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     parameters: int
     macs: int
-    predicted: Latency
+    predicted: Latency | None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     unpruned: Outcome
     shipped: Outcome
+    free_channels: tuple[int, ...] = ()
+    budget_macs: float | None = None
 
 
 class ChosenLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +75,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     data_sha256: str
     table_sha256: str
-    budget_us: float
+    budget_us: float | None
     versions: dict[str, str]
 
 
@@ -164,13 +167,17 @@ def main_table(source: Source) -> list[Row]:
     if not source.result:
         return []
     pair = (source.result.unpruned, source.result.shipped)
-    budget = "-" if source.budget_us is None else microseconds(source.budget_us)
+    macs = source.result.budget_macs
+    budget = "-" if source.budget_us is None else f"{microseconds(source.budget_us)} (by the prediction; export measures)"
+    if macs is not None:
+        budget = f"{macs:,.0f} MACs: no table was given, and nothing is known of latency"
     return [
         Row("accuracy", *(percent(network.accuracy) for network in pair)),
         Row("parameters", *(f"{network.parameters:,}" for network in pair)),
         Row("MACs", *(f"{network.macs:,}" for network in pair)),
-        Row("predicted latency", *(interval(network.predicted) for network in pair)),
-        Row("budget", "-", f"{budget} (by the prediction; export measures)"),
+        Row("predicted latency", *("-" if network.predicted is None else interval(network.predicted) for network in pair)),
+        Row("free channels", "-", str(sum(source.result.free_channels))),
+        Row("budget", "-", budget),
     ]
 
 
@@ -353,8 +360,9 @@ def _training(figure: Any, history: Sequence[Epoch], budget_us: float | None) ->
     epochs = range(1, len(history) + 1)
     top.plot(epochs, [100 * epoch.accuracy for epoch in history], color=_FIRST)
     top.set_ylabel("accuracy, %")
-    bottom.plot(epochs, [epoch.latency_us for epoch in history], color=_SECOND)
-    bottom.set_ylabel("predicted, µs")
+    latencies = [epoch.latency_us for epoch in history if epoch.latency_us is not None]
+    bottom.plot(epochs, latencies or [epoch.macs / 1e6 for epoch in history], color=_SECOND)
+    bottom.set_ylabel("predicted, µs" if latencies else "million MACs")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("epoch")
     if budget_us is not None:

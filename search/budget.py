@@ -4,11 +4,10 @@ import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from latency import LatencyTable
 from search.errors import SearchError
-from search.space import Chain, Widths
+from search.space import Widths
 
 
 class Price(NamedTuple):
@@ -47,18 +46,29 @@ class BudgetController:
         self.weight = max(self._least, min(self._most, self.weight * math.exp(self._rate * error)))
 
 
-def require_reachable(space: Chain, table: LatencyTable, smallest: Widths, budget_us: float) -> None:
+def require_reachable(name: str, smallest: Price, budget: float, *, unit: Literal["us", "macs"]) -> None:
     """Refuse a budget that no network of a space can meet.
 
+    Args:
+        name: of the space.
+        smallest: price of its narrowest network.
+        budget: microseconds or multiply-accumulates.
+        unit: which.
+
     Raises:
-        SearchError: the narrowest network is predicted above the budget; names its latency.
+        SearchError: the narrowest network is above the budget; names its price.
     """
-    latency = table.predict(space.network(smallest))
-    if latency.high_us > budget_us:
+    if smallest.most <= budget:
+        return
+    if unit == "macs":
         raise SearchError(
-            f"a budget of {budget_us / 1000:.4g} ms cannot be met: the smallest network of {space.name} takes {latency.us / 1000:.4g} ms"
-            f" by the table, at most {latency.high_us / 1000:.4g} ms; ask for --budget-ms {math.ceil(latency.high_us) / 1000:g} or more"
+            f"a budget of {budget:,.0f} MACs cannot be met: the smallest network of {name} has {smallest.most:,.0f};"
+            " ask for a larger --budget-fraction"
         )
+    raise SearchError(
+        f"a budget of {budget / 1000:.4g} ms cannot be met: the smallest network of {name} takes {smallest.cost / 1000:.4g} ms"
+        f" by the table, at most {smallest.most / 1000:.4g} ms; ask for --budget-ms {math.ceil(smallest.most) / 1000:g} or more"
+    )
 
 
 def fit_widths(kept: Sequence[int], scores: Sequence[Sequence[float]], choices: Sequence[Widths], price: Pricing, budget: float) -> Widths:

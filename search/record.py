@@ -11,7 +11,7 @@ from latency import Latency
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import beside, read_json, to_json, write_whole
-from search.space import Chain, Widths
+from search.space import Widths
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
@@ -35,9 +35,13 @@ class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     accuracy: float
     """share of the held-out images that are right now; during the search, with norms that use the statistics of each batch"""
     widths: Widths
-    """channels kept in each layer"""
-    latency_us: float
-    """predicted for these widths, rounded up to ones that can ship"""
+    """channels kept in each group"""
+    returned: Widths = ()
+    """during the search, of each group the channels that were gone after the epoch before and are back"""
+    latency_us: float | None
+    """predicted for these widths, rounded up to ones that can ship; None where no table was given"""
+    macs: int = 0
+    """of the deployed network of those widths"""
     beta: float
     """weight of the latency penalty; 0 outside of the search"""
 
@@ -52,7 +56,8 @@ class Chosen(Struct, frozen=True, kw_only=True):
     """The search is over: these widths are fine-tuned and shipped."""
 
     widths: Widths
-    latency: Latency
+    latency: Latency | None
+    """None where no table was given"""
 
 
 class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +68,8 @@ class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """share of the held-out images"""
     parameters: int
     macs: int
-    predicted: Latency
+    predicted: Latency | None
+    """None where no table was given"""
 
 
 class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +78,9 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema: Literal["result/1"] = "result/1"
     architecture_sha256: str
     held_out_images: int
-    budget_us: float
+    budget_us: float | None
+    budget_macs: float | None = None
+    """in the place of microseconds, where no table was given"""
     unpruned: NetworkResult
     shipped: NetworkResult
     """masked, after fine-tuning"""
@@ -96,8 +104,10 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema: Literal["run/1"] = "run/1"
     method: str
     config: dict[str, Any]
-    space: Chain
-    budget_us: float
+    space: dict[str, Any]
+    budget_us: float | None
+    budget_macs: float | None = None
+    """in the place of microseconds, where no table was given"""
     table_sha256: str
     data: str
     data_sha256: str

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, final
 
+import msgspec
 from msgspec import Struct
 
 from latency.block import BlockSpec
@@ -117,6 +118,10 @@ class Prunable(Space):
     def module(self) -> "nn.Module":
         """The unpruned network in its training form; new weights are drawn from torch's global random state."""
 
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """All that determines the space, as JSON has it."""
+
     def width_choices(self, index: int) -> Widths:
         """Widths that a group can ship with, ascending; the full width is always one of them."""
         full = self.groups[index][1]
@@ -212,6 +217,10 @@ class Chain(Prunable):
             found.append(Site(spec=spec, spans=(before, after)))
             shape, before = ops.output_shape(spec), after
         return [*found, Site(spec=ops.head(shape, self.classes), spans=(before, Span(fixed=self.classes)))]
+
+    def record(self) -> dict[str, Any]:
+        """Its fields."""
+        return msgspec.json.decode(msgspec.json.encode(self))
 
     def module(self) -> "nn.Module":
         """RepVGG blocks one behind the other, then the head."""
