@@ -184,7 +184,13 @@ def merge_parallel(branches: Sequence[Branch]) -> Branch:
     return torch.stack([pad_kernel(weight, size) for weight in weights]).sum(0), torch.stack(biases).sum(0)
 
 
-def merge_serial(first: Branch, second: Branch, *, groups: int = 1, border: Border = "none") -> Branch:
+def merge_serial(
+    first: tuple[Float[Tensor, "middle c_in_per_group _ _"], Float[Tensor, " middle"]],
+    second: tuple[Float[Tensor, "c_out middle_per_group _ _"], Bias],
+    *,
+    groups: int = 1,
+    border: Border = "none",
+) -> Branch:
     """The one convolution that equals a 1x1 convolution of stride 1 followed by another; stride, dilation and padding are the second's.
 
     Args:
