@@ -8,7 +8,7 @@ def randomized():
 
     def fill(module):
         for norm in module.modules():
-            if isinstance(norm, nn.BatchNorm2d):
+            if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
                 nn.init.normal_(norm.weight)
                 nn.init.normal_(norm.bias)
                 norm.running_mean.normal_()
