@@ -389,7 +389,7 @@ class _ConvNorm(nn.Module):
         return fold_norm(self.conv.weight, self.conv.bias, self.norm)
 
 
-Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:

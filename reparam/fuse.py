@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from reparam.algebra import fuse_bn_conv, fuse_conv_bn, fuse_transposed_conv_bn
 from reparam.blocks import Block, affine_of
@@ -90,13 +90,9 @@ def _links(model: nn.Module) -> _Links:
         graph = trace(twin)
     except (ReparamError, LookupError, AssertionError):  # what a network's own code may make of a stand-in for a tensor
         return _sequential_links(model)
-    return _graph_links(model, graph)
-
-
-def _graph_links(model: nn.Module, graph: fx.Graph) -> _Links:
     links = _Links()
     modules = {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
-    read = {id(operator.attrgetter(str(node.target))(model)) for node in graph.nodes if node.op == "get_attr"}
+    read = {id(operator.attrgetter(str(node.target))(twin)) for node in graph.nodes if node.op == "get_attr"}
     for node, module in modules.items():
         links.calls[module] += 1
         links.kept.update(inner for inner in module.modules() if inner is not module)
