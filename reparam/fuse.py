@@ -177,7 +177,7 @@ def _probe_shape(layer: Any) -> tuple[int, ...]:
         return (layer.in_features,)
     padding = (0,) if isinstance(layer.padding, str) else layer.padding
     sides = (d * (k - 1) + 1 + 2 * s for k, s, d in zip(layer.kernel_size, layer.stride, layer.dilation, strict=True))
-    return layer.in_channels, *(max(side, *padding) + 1 for side in sides)
+    return layer.in_channels, *(max(side, *(2 * cut for cut in padding)) + 1 for side in sides)  # a transposed one cuts its padding off
 
 
 def _require_same(exact: nn.Module, merged: nn.Module, shape: tuple[int, ...], device: torch.device, what: str) -> None:
