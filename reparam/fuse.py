@@ -146,6 +146,7 @@ def _fits(layer: nn.Module, norm: Any, *, norm_first: bool) -> bool:
 
 
 def _border(layer: Any) -> Any:
+    """What surrounds the layer's input, by the words of `algebra`."""
     if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros" or layer.padding == "valid":
         return "none"
     return "zeros" if layer.padding == "same" or any(layer.padding) else "none"
@@ -155,14 +156,13 @@ def _fold(layer: Any, norm: Any, name: str, *, norm_first: bool) -> None:
     """Put the norm into the layer, in place."""
     exact, norm = copy.deepcopy(layer).double(), copy.deepcopy(norm).double()
     scale, shift = affine_of(norm)
-    match layer:
-        case _ if norm_first:
-            groups = 1 if isinstance(layer, nn.Linear) else layer.groups
-            weight, bias = fuse_bn_conv(exact.weight, exact.bias, scale, shift, groups=groups, border=_border(layer))
-        case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-            weight, bias = fuse_transposed_conv_bn(exact.weight, exact.bias, scale, shift, groups=layer.groups)
-        case _:
-            weight, bias = fuse_conv_bn(exact.weight, exact.bias, scale, shift)
+    groups = getattr(layer, "groups", 1)
+    if norm_first:
+        weight, bias = fuse_bn_conv(exact.weight, exact.bias, scale, shift, groups=groups, border=_border(layer))
+    elif isinstance(layer, _TRANSPOSED):
+        weight, bias = fuse_transposed_conv_bn(exact.weight, exact.bias, scale, shift, groups=groups)
+    else:
+        weight, bias = fuse_conv_bn(exact.weight, exact.bias, scale, shift)
     merged = copy.deepcopy(exact)
     merged.weight, merged.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
     pair = nn.Sequential(norm, exact) if norm_first else nn.Sequential(exact, norm)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-UNITS = {"M": 10**6, "G": 10**9}
+_UNITS = {"M": 10**6, "G": 10**9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,14 +25,9 @@ class Row:
     """why it cannot be recomputed, or why it must differ; where there is neither, it should be equal"""
 
     @property
-    def ours_in_unit(self) -> float | None:
-        """Ours as the paper would print it, unrounded."""
-        return None if self.ours is None else self.ours / UNITS[self.unit]
-
-    @property
     def difference(self) -> float | None:
         """Ours less the paper's, in `unit`."""
-        return None if self.ours_in_unit is None else self.ours_in_unit - float(self.paper)
+        return None if self.ours is None else self.ours / _UNITS[self.unit] - float(self.paper)
 
     @property
     def verdict(self) -> Literal["SAME", "DIFFERS", "EXPLAINED", "NOT RECOMPUTED"]:
