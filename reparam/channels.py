@@ -247,9 +247,9 @@ class Flow:
         assert out is not None
         return out
 
-    def apply(self, node: fx.Node, values: dict[fx.Node, Tensor]) -> Tensor:
-        """Run the operator of a node on other values."""
-        args, kwargs = map_arg((node.args, node.kwargs), lambda n: values.get(n, self.meta[n]))
+    def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Tensor:
+        """Run the operator of a node on other values, in float64."""
+        args, kwargs = map_arg((args, kwargs), lambda n: self.meta[n])
         with torch.no_grad():
             if node.op == "call_module":
                 return copy.deepcopy(self.model.get_submodule(str(node.target))).double()(*args, **kwargs)
@@ -498,7 +498,8 @@ class Flow:
         shape[0], shape[x.dim] = 1, len(numbers)
         view = [len(numbers) if axis == x.dim else 1 for axis in range(len(shape))]
         image = torch.from_numpy(numbers).view(view).expand(shape).clone()
-        found = self.apply(node, {source: image}).double().movedim(dim, 0).reshape(len(numbers), -1).numpy()
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: image if n is source else n)
+        found = self._call(node, args, kwargs).double().movedim(dim, 0).reshape(len(numbers), -1).numpy()
         const = np.zeros_like(x.const)
         const[~x.live] = found[which, 0]
         uniform = np.isclose(found, found[:, :1], rtol=1e-12, atol=0).all(1)[which]
@@ -575,17 +576,10 @@ class Flow:
         return Channels(ids, live, np.where(live, 0.0, const), len(shape) + axis)
 
     def _together(self, node: fx.Node, first: Numbers, second: Numbers) -> Numbers:
-        swapped = iter((first, second))
-        names = [key for key in ("input", "other") if key in node.kwargs]
-        count = 2 - len(names)
-        args = tuple(torch.from_numpy(next(swapped)) for _ in range(count)) + tuple(
-            self.meta[a] if isinstance(a, fx.Node) else a for a in node.args[count:]
-        )
-        kwargs: dict[str, Any] = {**node.kwargs, **{key: torch.from_numpy(next(swapped)) for key in names}}
-        if node.op == "call_method":
-            return getattr(args[0].clone(), str(node.target))(*args[1:], **kwargs).numpy()
-        assert callable(node.target)
-        return node.target(args[0].clone(), *args[1:], **kwargs).numpy()
+        """Run an operator of two operands on numbers."""
+        numbers = [torch.from_numpy(first.copy()), torch.from_numpy(second.copy())]
+        args = (*numbers[: len(node.args)], *node.args[2:])
+        return self._call(node, args, node.kwargs | {key: n for key, n in zip(("input", "other"), numbers, strict=True) if key in node.kwargs}).numpy()
 
     def _table(self, node: fx.Node, n: fx.Node, axis: int, width: int) -> Channels:
         """A tensor with an entry for every channel that no layer makes: a parameter is cut along, anything else stays."""

@@ -35,10 +35,11 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Tensor, ...])
 
     A mask stands as late as it covers the same channels: behind norm and activation, behind the sum of a residual connection and what
     follows it, up to where more than one node reads the value or one reads it otherwise than channel by channel. There a masked channel is
-    exactly 0 for all who read it, and the mask has a gradient, which it would not have before a ReLU.
+    exactly 0 for all who read it, and the mask has a gradient, which it would not have before a ReLU. Where a norm makes another number of
+    the 0, the mask stands again.
 
-    A group can be pruned if `squeeze` can remove any of its channels, whatever the weights are: a norm or a sigmoid behind the mask is
-    fine before a convolution without a zero-padded border, and not before one with.
+    A group can be pruned if `squeeze` can remove any of its channels, whatever the weights are: a norm over concatenated groups is fine
+    before a convolution without a zero-padded border, and not before one with.
 
     Raises:
         ReparamError: torch.fx cannot trace the network, or a node cannot be run on `example_input`.
@@ -181,8 +182,11 @@ def insert_masks(
     masks = nn.Module()
     masked.add_module("masks", masks)
     for group in groups:
-        if group.why or not set(group.sites) <= nodes.keys():
-            raise ReparamError(f"group {group.name} cannot be masked: {group.why or 'the network has no such nodes; find its groups anew'}")
+        strange = "" if set(group.sites) <= nodes.keys() else "the network has no such nodes; find its groups anew"
+        if hasattr(model, "masks"):
+            strange = "the network has a submodule 'masks' already"
+        if group.why or strange:
+            raise ReparamError(f"group {group.name} cannot be masked: {group.why or strange}")
         name = group.name.replace(".", "_")
         masks.add_module(name, make_mask(group))
         for site in group.sites:
