@@ -14,6 +14,7 @@ import msgspec
 from deploy import bundle
 from deploy.bundle import Layer, Manifest, Network
 from deploy.errors import BundleError, DeployError
+from deploy.policy import paint_returned
 from deploy.validate import compare_latency
 from latency import Latency, Measurement
 from latency.errors import require
@@ -34,6 +35,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     latency_us: float | None
     macs: int = 0
     widths: tuple[int, ...]
+    returned: tuple[int, ...] = ()
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -303,6 +305,10 @@ def _pictures(source: Source) -> Iterator[Picture]:
         caption = "Share of each layer's channels that was kept after every epoch of the search: full strength is all of them."
         height = 0.9 + 0.3 * len(source.layers)
         yield _picture("Channels over time", caption, height, lambda figure: _policy(figure, searched, source.layers))
+        if any(any(epoch.returned) for epoch in searched):
+            caption = "Channels of each layer that were gone after the epoch before and came back, with their number over the whole search."
+            back, names = [epoch.returned for epoch in searched], [layer.name for layer in source.layers]
+            yield _picture("Channels that came back", caption, height, lambda figure: paint_returned(figure, back, names, colour=_FIRST))
 
 
 def _picture(title: str, caption: str, height: float, paint: Callable[[Any], None]) -> Picture:

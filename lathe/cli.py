@@ -221,6 +221,8 @@ class Search:
     """refuse a table of another precision: fp32 or fp16"""
     this_device: bool = False
     """refuse a table that was measured on another machine than this one"""
+    recipe: Literal["auto", "paper"] = "auto"
+    """epochs, batch and learning rates: auto (by the data) or paper (10 epochs of search, 50 of cosine annealing, batch 1024)"""
     policy: Literal["dbc", "uniform", "magnitude", "slimming"] = "dbc"
     """who chooses the channels: dbc (learned, as the paper does), or a baseline with equal epochs and budget: uniform (widths),
     magnitude (L1 norm of filters, once) or slimming (L1 penalty on the scales of norms)"""

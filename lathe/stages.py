@@ -225,12 +225,13 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
     space = spaces.get(command.space, classes=len(data.labels))
     if not isinstance(space, Prunable):
-        raise SearchError(f"pas searches the widths of a network; {space.name} has none that are open: choose repvgg-mini")
+        raise SearchError(f"pas searches widths, and {space.name} has none that are open: choose repvgg-mini, or such as resnet-18/widths")
     if table:
         _require_coverage(table, space)
     given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
     config = pas.recipe(
         data,
+        command.recipe,
         policy=command.policy,
         cost=command.cost,
         regulariser=command.regulariser,

@@ -103,12 +103,10 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if any(layer.op == "group" for layer in self.layers):
             from search import spaces
 
-            found = spaces.get(self.space, classes=self.classes, resolution=self.input_shape[1]) if self.space in spaces.names() else None
+            known = self.space.endswith(spaces.WIDTHS) and self.space.removesuffix(spaces.WIDTHS) in spaces.names()
+            found = spaces.get(self.space, classes=self.classes, resolution=self.input_shape[1]) if known else None
             if not isinstance(found, Prunable):
-                raise SearchError(
-                    f"architecture {self.space!r} is of a module of your own: give it, as in architecture.build(module)"
-                    f" (by name there are {', '.join(spaces.names())})"
-                )
+                raise SearchError(f"architecture {self.space!r} is of a module of your own: give it, as in architecture.build(module)")
             return found
         layers = tuple(
             Layer(name=layer.name, op="conv", width=layer.of, kernel=3, stride=layer.stride or 1, act="relu") for layer in self.layers

@@ -74,7 +74,7 @@ class Span(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How many channels there are somewhere in a network: so many, and so many for each channel of some groups."""
 
     fixed: int = 0
-    terms: tuple[tuple[int, int], ...] = ()
+    terms: tuple[tuple[int, int | float], ...] = ()
     """index of a group, channels here for each of its own; several where values are concatenated"""
 
     def at(self, widths: Sequence[Any]) -> Any:
@@ -92,7 +92,7 @@ class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def at(self, widths: Sequence[int]) -> BlockSpec:
         """The block at these widths of the groups."""
-        return self.spec.with_widths(**{name: span.at(widths) for (name, _), span in zip(self.spec.widths, self.spans, strict=True)})
+        return self.spec.with_widths(**{name: round(span.at(widths)) for (name, _), span in zip(self.spec.widths, self.spans, strict=True)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +138,8 @@ class Prunable(Space):
     def span_choices(self, span: Span) -> Widths:
         """What a span can be, ascending; where it depends on several groups, some values from the least to the most."""
         if len(span.terms) < 2:
-            return tuple(span.fixed + sum(times * width for _, times in span.terms) for width in self._choices(span))
-        low, high = span.at(self.smallest_widths()), span.at(self.full_widths())
+            return tuple(round(span.fixed + sum(times * width for _, times in span.terms)) for width in self._choices(span))
+        low, high = (round(span.at(widths)) for widths in (self.smallest_widths(), self.full_widths()))
         count = min(_MANY, (high - low) // self.granularity + 1)
         return tuple(sorted({low + round(k * (high - low) / max(1, count - 1)) for k in range(count)}))
 

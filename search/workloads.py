@@ -20,8 +20,10 @@ from torch import nn
 from deploy.lowering import Precision, to_onnx
 from latency import BlockSpec, Workload
 from latency.weights import fill_weights, strip_weights
-from search import blocks, ops
-from search.space import Space
+from reparam import fuse, squeeze
+from search import blocks, masks, ops
+from search.space import Prunable, Space, Widths
+from search.spaces.traced import Traced
 
 _LARGEST_CONSTANT = 31
 """No axis, ONNX type or other constant in a graph is above it; channel counts of templates are."""
@@ -36,10 +38,14 @@ def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Pre
         seed: of their draw.
         precision: of weights and arithmetic.
     """
+    each = [Workload.block(spec, partial(lower, (spec,), precision)) for spec in space.blocks()]
     draw = random.Random(seed)
+    if isinstance(space, Traced):  # its blocks are no chain: a network is lowered from the module itself
+        widths = [space.full_widths(), space.smallest_widths(), *(space.random_widths(draw) for _ in range(networks))]
+        return [*each, *(Workload.network(space.network(w), partial(lower_pruned, space, w, precision)) for w in dict.fromkeys(widths))]
     chains = [space.full_network(), space.smallest_network(), *(space.random_network(draw) for _ in range(networks))]
     return [
-        *(Workload.block(spec, partial(lower, (spec,), precision)) for spec in space.blocks()),
+        *each,
         *(Workload.network(chain, partial(lower, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
     ]
 
@@ -47,6 +53,16 @@ def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Pre
 def lower(chain: Sequence[BlockSpec], precision: Precision = "fp32") -> bytes:
     """ONNX of deployed blocks, one behind the other; the weights are random by the rule of `latency.weights`."""
     model = join([_cut(spec, precision) for spec in chain])
+    fill_weights(model)
+    return model.SerializeToString(deterministic=True)
+
+
+def lower_pruned(space: Prunable, widths: Widths, precision: Precision = "fp32") -> bytes:
+    """ONNX of a space's own module, pruned to these widths, fused and squeezed; the weights are random by the rule of `latency.weights`."""
+    example, module = torch.zeros(1, *space.input_shape), space.module()
+    kept = {name: torch.arange(full) < width for (name, full), width in zip(space.groups, widths, strict=True)}
+    network = masks.mask(module, example, masks.prunable_groups(module, example), kept)
+    model = onnx.load_from_string(to_onnx(squeeze(fuse(network), example), example, precision=precision))
     fill_weights(model)
     return model.SerializeToString(deterministic=True)
 

@@ -15,7 +15,7 @@ FLAGS = {
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
     cli.TableMerge: "tables out json",
-    cli.Search: "method space out table data budget_ms budget_fraction backend precision this_device policy baseline cost regulariser min_channels exclude "
+    cli.Search: "method space out table data budget_ms budget_fraction backend precision this_device recipe policy baseline cost regulariser min_channels exclude "
     "pretrain_epochs search_epochs finetune_epochs seed json",
     cli.Export: "source out target budget_ms protocol threads json",
     cli.Verify: "bundle json",
