@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import msgspec
 
@@ -18,6 +18,8 @@ from search.space import Prunable, Site, Span, Widths
 if TYPE_CHECKING:
     import torch
     from torch import fx, nn
+
+Pair = tuple[int, int]
 
 _CHOICES = 32
 """Widths that a group can ship with, at most."""
@@ -137,10 +139,10 @@ def traced(make: "Callable[[], nn.Module]", example_input: "torch.Tensor", *, na
         owner |= dict.fromkeys(flow.atoms.roots(made).tolist(), index)
 
     def span(ids: Any) -> Span:
-        counts = Counter(owner.get(root) for root in flow.atoms.roots(ids).tolist())
-        fixed = counts.pop(None, 0)
+        roots = flow.atoms.roots(ids).tolist()
+        counts = Counter(owner[root] for root in roots if root in owner)
         terms = tuple((group, _times(count, groups[group].channels)) for group, count in sorted(counts.items()))
-        return Span(fixed=fixed, terms=terms)
+        return Span(fixed=len(roots) - counts.total(), terms=terms)
 
     places = []
     for node in flow.traced.graph.nodes:
@@ -177,11 +179,12 @@ def _spec(node: "fx.Node", layer: Any, before: tuple[int, ...], act: str) -> Blo
         case nn.Linear():
             return ops.layer("linear", (layer.in_features, math.prod(before[1:-1]), 1), layer.out_features, act=act)
         case nn.Conv2d() | nn.ConvTranspose2d():
-            pad = layer.padding
+            pad: Any = layer.padding
             if isinstance(pad, str):
-                reach = [step * (side - 1) // 2 for step, side in zip(layer.dilation, layer.kernel_size, strict=True)]
-                pad = (reach[0], reach[1]) if pad == "same" else (0, 0)
-            geometry = Geometry(layer.kernel_size, layer.stride, pad, layer.dilation[0], layer.output_padding[0])
+                sides = zip(layer.dilation, layer.kernel_size, strict=True)
+                pad = tuple(step * (side - 1) // 2 if pad == "same" else 0 for step, side in sides)
+            kernel, stride = cast("Pair", layer.kernel_size), cast("Pair", layer.stride)
+            geometry = Geometry(kernel, stride, pad, layer.dilation[0], layer.output_padding[0])
             shape = (layer.in_channels, before[2], before[3])
             if isinstance(layer, nn.ConvTranspose2d):
                 if layer.groups == 1:
