@@ -209,7 +209,7 @@ def through(*parts):
         (through(nn.Linear(8, 2)), "node _3: squeeze has no rule for Linear over dimension 3, where channels are dimension 1"),
         (through(RepVGGBlock(2, 2)), r"node _3: squeeze has no rule for RepVGGBlock: run fuse\(model\) first"),
         (nn.Sequential(RepVGGBlock(3, 2, mask=mask("10"))), r"node _0: squeeze has no rule for RepVGGBlock: run fuse\(model\) first"),
-        (nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)), r"node _0 \(Conv2d\): all 2 channels are masked; keep at least one of 0"),
+        (nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)), r"node _1 \(ChannelMask\): all 2 channels of 0 are masked; keep at least one"),
         (nn.Sequential(nn.Conv2d(3, 2, 1), mask("101")), "mask 1 has 3 entries for 2 channels: it needs one for each"),
         (nn.Sequential(nn.Conv2d(3, 2, 1), mask("0")), "mask 1 has 1 entries for 2 channels"),
         (nn.Sequential(nn.Conv2d(4, 2, 1), mask("10")), "node _0 cannot be run on example_input: Given groups=1, weight of size"),
