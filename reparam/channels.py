@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
+from reparam.atoms import Atoms, Flags, Ids
 from reparam.blocks import ChannelMask
 from reparam.errors import ReparamError
 from reparam.graph import TrainedForm, describe, operator_name, propagate, trace
 
-Ids = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -42,11 +41,12 @@ _POINTWISE = (
     nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid,
     nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Threshold,
 )  # fmt: skip
-_POINTWISE_NAMES = frozenset(
-    "relu relu6 leaky_relu rrelu elu celu selu gelu silu mish hardswish hardtanh hardsigmoid hardshrink softshrink tanhshrink tanh sigmoid "
-    "logsigmoid softplus softsign threshold clamp abs neg exp log sqrt rsqrt square pow sin cos erf reciprocal sign float double half to "
-    "type contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
-)
+_POINTWISE_NAMES = frozenset((
+    "relu", "relu6", "leaky_relu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "hardtanh", "hardsigmoid",
+    "hardshrink", "softshrink", "tanhshrink", "tanh", "sigmoid", "logsigmoid", "softplus", "softsign", "threshold", "clamp", "abs", "neg",
+    "exp", "log", "sqrt", "rsqrt", "square", "pow", "sin", "cos", "erf", "reciprocal", "sign", "float", "double", "half", "to", "type",
+    "contiguous", "clone", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
+))  # fmt: skip
 # Channel by channel, over what lies behind the channels: the sizes there may change.
 _SPATIAL = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d,
@@ -58,8 +58,7 @@ _SPATIAL = (
 _SPATIAL_NAMES = frozenset(
     f"{kind}{size}d" for kind in ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool") for size in (1, 2, 3)
 ) | {"interpolate"}
-_REDUCTIONS = frozenset("mean sum amax amin".split())
-_BINARY = frozenset("add sub mul div maximum minimum".split())
+_BINARY = frozenset(("add", "sub", "mul", "div", "maximum", "minimum"))
 _GENERIC = 0.7390851332151607  # stands for a number that training will decide
 
 
@@ -97,83 +96,6 @@ class Ends:
     """for each call: what it reads, and whether a number other than 0 would be exact in the bias"""
 
 
-class Atoms:
-    """Union-find over channels, and which of them stay."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._edges: list[tuple[Ids, Ids]] = []
-        self._read: list[Ids] = []
-        self._blocks: list[tuple[Ids, Ids, Flags]] = []
-        self._roots: Ids | None = None
-        self._alive: Flags | None = None
-
-    def new(self, count: int) -> Ids:
-        self._count += count
-        self._roots = self._alive = None
-        return np.arange(self._count - count, self._count)
-
-    def unite(self, a: Ids, b: Ids) -> None:
-        assert len(a) == len(b), "the operands of an operator have as many channels as one another"
-        self._edges.append((a, b))
-        self._roots = self._alive = None
-
-    def read(self, ids: Ids) -> None:
-        self._read.append(ids)
-        self._alive = None
-
-    def balance(self, into: Ids, out: Ids, live: Flags) -> None:
-        """A convolution in groups: into [groups, inputs], out [groups, outputs], live [groups, inputs]."""
-        self._blocks.append((into, out, live))
-        self._alive = None
-
-    def roots(self, ids: Ids) -> Ids:
-        """One number for all atoms that are united."""
-        if self._roots is None or len(self._roots) < self._count:
-            label = np.arange(self._count)
-            if self._edges:
-                a, b = (np.concatenate(side) for side in zip(*self._edges, strict=True))
-                while (differ := label[a] != label[b]).any():
-                    a, b = a[differ], b[differ]
-                    np.minimum.at(label, np.maximum(label[a], label[b]), np.minimum(label[a], label[b]))
-                    while (label != label[label]).any():
-                        label = label[label]
-            self._roots = label
-        return self._roots[ids]
-
-    def kept(self, ids: Ids) -> Flags:
-        """Which channels stay; ask when every rule has been applied."""
-        if self._alive is None:
-            self._alive = self._closure()
-        return self._alive[self.roots(ids)]
-
-    def _closure(self) -> Flags:
-        alive = np.zeros(self._count, bool)
-        for ids in self._read:
-            alive[self.roots(ids)] = True
-        blocks = [(self.roots(into), self.roots(out), live) for into, out, live in self._blocks]
-        while True:
-            before = int(alive.sum())
-            for into, out, live in blocks:
-                alive[into[live & alive[out].any(1, keepdims=True)]] = True
-                used = alive[into].any(1) | alive[out].any(1)
-                for side in (into[used], out[used]):
-                    _fill(alive, side)
-            if int(alive.sum()) == before:
-                return alive
-
-
-def _fill(alive: Flags, groups: Ids) -> None:
-    """Bring back the first dead channels of each group until all have as many as the largest."""
-    if not groups.size:
-        return
-    most = max(1, int(alive[groups].sum(1).max()))
-    for row in groups:
-        missing = most - int(alive[row].sum())
-        if missing:
-            alive[row[~alive[row]][:missing]] = True
-
-
 class Traced:
     """A network's graph and the value of each of its nodes."""
 
@@ -184,6 +106,7 @@ class Traced:
         self.meta = propagate(model, self.graph, inputs)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Of its tensor; () for anything else."""
         value = self.meta[node]
         return tuple(value.shape) if isinstance(value, Tensor) else ()
 
@@ -233,7 +156,9 @@ class Flow:
                 lost = ~self.atoms.kept(x.ids) & (x.const != 0)
                 if lost.any() and not exact:
                     self._refuse(
-                        node, replace(x, live=~lost), "has a border that is not uniform: the masked channels that it reads are not 0 but a number"
+                        node,
+                        replace(x, live=~lost),
+                        "has a border that is not uniform: the masked channels that it reads are not 0 but a number",
                     )
 
     def group(self, ids: Ids) -> str:
@@ -395,7 +320,9 @@ class Flow:
         if not self.generic:
             if not all(part.keep.all() for part in module.modules() if isinstance(part, ChannelMask)):
                 none = np.empty(0, np.int64)
-                self.refusals.append(Refusal(none, f"node {node.name}: squeeze has no rule for {type(module).__name__}: run fuse(model) first"))
+                self.refusals.append(
+                    Refusal(none, f"node {node.name}: squeeze has no rule for {type(module).__name__}: run fuse(model) first")
+                )
             return self._opaque(node, ": run fuse(model) first")
         x = self._known(node, 1)
         convs = [part for part in module.deployed().modules() if isinstance(part, Conv)]
@@ -426,7 +353,9 @@ class Flow:
             return out
         if not exact and (x.const[~x.live] != 0).any():
             lost = x.const != 0
-            self._refuse(node, replace(x, live=~lost), "has a border that is not uniform: the masked channels that it reads are not 0 but a number")
+            self._refuse(
+                node, replace(x, live=~lost), "has a border that is not uniform: the masked channels that it reads are not 0 but a number"
+            )
             return out
         total = folded_bias(module, x.const, np.ones(len(x.ids), bool))
         if self.generic:
@@ -502,9 +431,8 @@ class Flow:
         found = self._call(node, args, kwargs).double().movedim(dim, 0).reshape(len(numbers), -1).numpy()
         const = np.zeros_like(x.const)
         const[~x.live] = found[which, 0]
-        uniform = np.isclose(found, found[:, :1], rtol=1e-12, atol=0).all(1)[which]
         lost = np.zeros_like(x.live)
-        lost[~x.live] = ~uniform
+        lost[~x.live] = np.any(~np.isclose(found, found[:, :1], rtol=1e-12, atol=0), axis=1)[which]
         if lost.any():
             self._refuse(node, replace(x, live=~lost), "makes different numbers of a masked channel that is not 0")
         return replace(x, live=x.live | lost, const=np.where(lost, 0.0, const), dim=dim)
@@ -535,7 +463,9 @@ class Flow:
 
     def _binary(self, node: fx.Node, name: str) -> Channels | None:
         shape = self.shape(node)
-        operands: list[Any] = [node.kwargs.get(key, node.args[i] if i < len(node.args) else None) for i, key in enumerate(("input", "other"))]
+        operands: list[Any] = [
+            node.kwargs.get(key, node.args[i] if i < len(node.args) else None) for i, key in enumerate(("input", "other"))
+        ]
         axes = {
             x.dim - len(self.shape(n))
             for n in operands
@@ -579,7 +509,9 @@ class Flow:
         """Run an operator of two operands on numbers."""
         numbers = [torch.from_numpy(first.copy()), torch.from_numpy(second.copy())]
         args = (*numbers[: len(node.args)], *node.args[2:])
-        return self._call(node, args, node.kwargs | {key: n for key, n in zip(("input", "other"), numbers, strict=True) if key in node.kwargs}).numpy()
+        return self._call(
+            node, args, node.kwargs | {key: n for key, n in zip(("input", "other"), numbers, strict=True) if key in node.kwargs}
+        ).numpy()
 
     def _table(self, node: fx.Node, n: fx.Node, axis: int, width: int) -> Channels:
         """A tensor with an entry for every channel that no layer makes: a parameter is cut along, anything else stays."""
@@ -601,12 +533,12 @@ class Flow:
     def _cat(self, node: fx.Node) -> Channels | None:
         listed: Any = node.args[0] if node.args else node.kwargs["tensors"]
         dim = self._argument(node, 1, "dim", self._argument(node, 1, "axis", 0)) % len(self.shape(node))
-        known = self.values[listed] if isinstance(listed, fx.Node) else [self.values.get(n) for n in listed]
+        known: list[Any] = list(self.values[listed]) if isinstance(listed, fx.Node) else [self.values.get(n) for n in listed]
         dims = {x.dim for x in known if isinstance(x, Channels)}
         if len(dims) != 1:
             return self._opaque(node, " of values whose channels are different dimensions")
         axis = dims.pop()
-        parts = known if isinstance(listed, fx.Node) else [self._of(n, axis) for n in listed]
+        parts: list[Channels] = known if isinstance(listed, fx.Node) else [self._of(n, axis) for n in listed]
         if dim == axis:
             ids, live, const = (np.concatenate([getattr(x, name) for x in parts]) for name in ("ids", "live", "const"))
             return Channels(ids, live, const, axis)
@@ -651,8 +583,9 @@ class Flow:
 
     def _literal(self, node: fx.Node, dim: int, ids: Ids) -> None:
         """The number of channels may be written in a call of view: change it with the channels."""
-        listed = isinstance(node.args[1], tuple | list) if len(node.args) > 1 else False
-        sizes: Any = node.args[1] if listed else node.args[1:]
+        sizes: Any = node.args[1:]
+        if listed := bool(sizes) and isinstance(sizes[0], tuple | list):
+            sizes = sizes[0]
         if dim < len(sizes) and isinstance(sizes[dim], int) and sizes[dim] > 0:
 
             def edit() -> bool:
@@ -670,7 +603,8 @@ class Flow:
             order[a], order[b] = order[b], order[a]
         else:
             dims: Any = self._argument(node, 1, "dims", ())
-            order = [d % rank for d in (dims if isinstance(dims, tuple | list) else node.args[1:])]
+            dims = dims if isinstance(dims, tuple | list) else node.args[1:]
+            order = [d % rank for d in dims]
         return replace(x, dim=order.index(x.dim))
 
     def _split(self, node: fx.Node, x: Channels) -> Any:
@@ -746,7 +680,7 @@ class Flow:
     # --- channels that depend on one another ---
 
     def _pixel_shuffle(self, node: fx.Node, x: Channels, times: int) -> Channels:
-        ids, live, const = (part.reshape(-1, times) for part in (x.ids, x.live, x.const))
+        ids, live, const = x.ids.reshape(-1, times), x.live.reshape(-1, times), x.const.reshape(-1, times)
         self._tie(node, x, ids, "makes one channel of several")
         mixed = ~live.any(1) & (const != const[:, :1]).any(1)
         if mixed.any():

@@ -42,7 +42,9 @@ def squeeze(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.
     try:
         difference = compare(model, squeezed, example_input)
     except RuntimeError as error:
-        raise ReparamError(f"the squeezed network cannot be run: {first_line(error)}; does its code have a number of channels in it?") from error
+        raise ReparamError(
+            f"the squeezed network cannot be run: {first_line(error)}; does its code have a number of channels in it?"
+        ) from error
     require(difference, FLOAT64_LIMIT, "the squeezed network is not the same")
     _round_biases(squeezed)
     return squeezed
