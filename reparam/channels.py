@@ -59,6 +59,7 @@ _SPATIAL_NAMES = frozenset(
     f"{kind}{size}d" for kind in ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool") for size in (1, 2, 3)
 ) | {"interpolate"}
 _BINARY = frozenset(("add", "sub", "mul", "div", "maximum", "minimum"))
+_BORDER = "has a border that is not uniform: the masked channels that it reads are not 0 but a number"
 _GENERIC = 0.7390851332151607  # stands for a number that training will decide
 
 
@@ -132,6 +133,7 @@ class Flow:
         self.makers: list[tuple[fx.Node, Ids]] = []
         self.readers: list[tuple[fx.Node, Ids]] = []
         self.refusals: list[Refusal] = []
+        self._filled: list[Ids] = []  # not masked, but nothing but a bias since all that makes them is
         self.pinned: list[tuple[Ids, str]] = []
         self.tied: list[tuple[Ids, str]] = []
         """channels of one value that depend on one another, and why"""
@@ -147,19 +149,11 @@ class Flow:
             self.values[node] = value
 
     def finish(self) -> None:
-        """Find what cannot be: numbers that a bias cannot take up.
-
-        Call when every rule has been applied.
-        """
+        """Find the numbers that a bias would have to take up and cannot, once every rule has been applied."""
         for ends in self.ends.values():
             for node, x, exact in ends.folds:
-                lost = ~self.atoms.kept(x.ids) & (x.const != 0)
-                if lost.any() and not exact:
-                    self._refuse(
-                        node,
-                        replace(x, live=~lost),
-                        "has a border that is not uniform: the masked channels that it reads are not 0 but a number",
-                    )
+                if not exact:
+                    self._refuse(node, x.ids[~self.atoms.kept(x.ids) & (x.const != 0)], _BORDER)
 
     def group(self, ids: Ids) -> str:
         """The first layer that makes one of these channels."""
@@ -351,15 +345,13 @@ class Flow:
         dead = np.repeat(~live.any(1), made.shape[1])
         if not dead.any():
             return out
-        if not exact and (x.const[~x.live] != 0).any():
-            lost = x.const != 0
-            self._refuse(
-                node, replace(x, live=~lost), "has a border that is not uniform: the masked channels that it reads are not 0 but a number"
-            )
+        if not exact and x.const.any():
+            self._refuse(node, x.ids[x.const != 0], _BORDER)
             return out
         total = folded_bias(module, x.const, np.ones(len(x.ids), bool))
         if self.generic:
             total = np.where((total != 0) | (module.bias is not None), _GENERIC, 0.0)
+        self._filled.append(out.ids[dead])
         return replace(out, live=~dead, const=np.where(dead, total, 0.0))
 
     # --- norms ---
@@ -402,7 +394,7 @@ class Flow:
     def _all_tied(self, node: fx.Node, x: Channels, why: str) -> Channels:
         self._tie(node, x, x.ids[None], why)
         if not x.live.any():
-            self._refuse(node, x, f"{why}, and all of them are masked")
+            self._refuse(node, x.ids, f"{why}, and all of them are masked")
         return replace(x, live=np.ones_like(x.live), const=np.zeros_like(x.const))
 
     # --- one by one ---
@@ -434,7 +426,7 @@ class Flow:
         lost = np.zeros_like(x.live)
         lost[~x.live] = np.any(~np.isclose(found, found[:, :1], rtol=1e-12, atol=0), axis=1)[which]
         if lost.any():
-            self._refuse(node, replace(x, live=~lost), "makes different numbers of a masked channel that is not 0")
+            self._refuse(node, x.ids[lost], "makes different numbers of a masked channel that is not 0")
         return replace(x, live=x.live | lost, const=np.where(lost, 0.0, const), dim=dim)
 
     def _prelu(self, node: fx.Node, module: nn.PReLU, x: Channels) -> Channels | None:
@@ -548,7 +540,7 @@ class Flow:
         live = np.logical_or.reduce([x.live for x in parts])
         mixed = ~live & np.logical_or.reduce([x.const != first.const for x in parts])
         if mixed.any():
-            self._refuse(node, replace(first, live=~mixed), "joins different numbers in one masked channel")
+            self._refuse(node, first.ids[mixed], "joins different numbers in one masked channel")
         live = live | mixed
         return Channels(first.ids, live, np.where(live, 0.0, first.const), axis)
 
@@ -684,7 +676,7 @@ class Flow:
         self._tie(node, x, ids, "makes one channel of several")
         mixed = ~live.any(1) & (const != const[:, :1]).any(1)
         if mixed.any():
-            self._refuse(node, replace(x, live=~np.repeat(mixed, times)), "joins different numbers in one masked channel")
+            self._refuse(node, ids[mixed].ravel(), "joins different numbers in one masked channel")
         alive = live.any(1) | mixed
         return Channels(ids[:, 0], alive, np.where(alive, 0.0, const[:, 0]), x.dim)
 
@@ -749,19 +741,23 @@ class Flow:
         """No rule: exact as long as everything stays."""
         why = f"squeeze has no rule for {describe(self.model, node)}{detail}"
         for x in self._inputs(node):
-            if not x.live.all():
-                self._refuse(node, x, why, operator=False)
+            self._refuse(node, x.ids[~x.live], why, operator=False)
             self._pin(x, f"node {node.name}: {why}")
 
-    def _refuse(self, node: fx.Node, x: Channels, why: str, *, operator: bool = True) -> None:
-        group = self.group(x.ids[~x.live])
+    def _refuse(self, node: fx.Node, ids: Ids, why: str, *, operator: bool = True) -> None:
+        """These channels cannot go: an error if they are masked, else they stay."""
+        filled = np.isin(self.atoms.roots(ids), self.atoms.roots(np.concatenate([np.empty(0, np.int64), *self._filled])))
+        self.atoms.read(ids[filled])
+        if filled.all():
+            return
+        ids = ids[~filled]
+        group = self.group(ids)
         about = f" ({describe(self.model, node)})" if operator else ""
-        count = int((~x.live).sum())
         self.refusals.append(
             Refusal(
-                x.ids[~x.live],
-                f"node {node.name}{about}: {why}; {count} masked channels of {group} get there: run fuse(model) first, put the mask behind "
-                f"norm and activation, or leave {group} unmasked",
+                ids,
+                f"node {node.name}{about}: {why}; {len(ids)} masked channels of {group} get there: run fuse(model) first, put the mask "
+                f"behind norm and activation, or leave {group} unmasked",
             )
         )
 

@@ -457,3 +457,14 @@ def test_a_mask_of_a_pinned_value_changes_nothing_else():
 def test_an_operator_without_a_rule_is_fine_where_nothing_is_masked():
     model = Net(lambda n, x: n.o(n.m(n.a(x))) + torch.cumsum(n.b(x), 1), a=conv(3, 8), m=mask(KEEP), o=conv(8, 2), b=conv(3, 2))
     assert squeezed_widths(model) == [(4, 3), (2, 4), (2, 3)]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_what_only_a_bias_fills_stays_where_no_other_bias_can_take_it_up(padding):
+    """All inputs of two of four groups are masked; their outputs are not, and are no error."""
+    model = Net(
+        lambda n, x: n.o(torch.sigmoid(n.g(n.m(n.a(x))))),
+        a=conv(3, 8), m=mask("10100000"), g=conv(8, 8, 3, groups=4, padding=1), o=conv(8, 2, 3, padding=padding),
+    )  # fmt: skip
+    squeezed = squeeze(model, X)
+    assert (squeezed.g.groups, squeezed.o.in_channels) == ((4, 8) if padding else (2, 4))
