@@ -105,7 +105,9 @@ def test_a_norm_over_a_concatenation_needs_a_reader_without_padding(padding):
         return n.o(F.relu(n.norm(torch.cat([n.a(x), n.b(x)], 1))))
 
     model = Net(forward, a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1), norm=nn.BatchNorm2d(4), o=nn.Conv2d(4, 2, 3, padding=padding))
-    refusal = "node o (Conv2d): has a border that is not uniform: the masked channels that it reads are not 0 but a number" if padding else ""
+    refusal = (
+        "node o (Conv2d): has a border that is not uniform: the masked channels that it reads are not 0 but a number" if padding else ""
+    )
     assert reasons(model) == {"a": refusal, "b": refusal, "o": "it is an output of the network"}
 
 
