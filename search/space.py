@@ -75,7 +75,7 @@ class Span(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     fixed: int = 0
     terms: tuple[tuple[int, int | float], ...] = ()
-    """index of a group, channels here for each of its own; several where values are concatenated"""
+    """index of a group, channels here for each of its own; several where values are concatenated, a share where one is split"""
 
     def at(self, widths: Sequence[Any]) -> Any:
         """Channels at these widths of the groups, which may be tensors."""

@@ -91,7 +91,7 @@ class Traced(Prunable):
         ends = [int(span.at(widths)) for span in spans for widths in (self.smallest_widths(), self.full_widths())]
         low, high = min(ends), max(ends)
         step = (high - low) / max(1, self.points - 1)
-        inner = (low + self.granularity * round(k * step / self.granularity) for k in range(1, self.points - 1))
+        inner = (self.granularity * round((low + k * step) / self.granularity) for k in range(1, self.points - 1))
         return tuple(sorted({low, high, *(width for width in inner if low < width < high)}))
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:

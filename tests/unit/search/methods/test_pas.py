@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 import os
@@ -11,17 +12,21 @@ import msgspec
 import pytest
 import safetensors
 import torch
+from torch import nn
 
 import search
 from latency import CoverageError
-from reparam import ChannelMask
+from reparam import ChannelMask, count, fuse, squeeze
 from search import SearchError, load_architecture
 from search.data import Split
 from search.methods import pas
 from search.methods.pas import PasConfig
 from search.network import load_weights
 from search.record import Chosen, EpochDone, Finished, Result, Resumed
+from search.spaces import of_module
 from search.tensors import read_tensors
+
+from ..conftest import make_table
 
 QUICK = PasConfig(pretrain_epochs=2, search_epochs=4, finetune_epochs=2, batch=16, beta=1.0, beta_rate=0.2)
 FILES = ["baseline.safetensors", "weights.safetensors", "architecture.json", "result.json", "history.jsonl"]
@@ -300,3 +305,105 @@ def test_a_search_can_start_from_the_network_of_another_run(search_into, tmp_pat
         list(search_into(tmp_path / "third", baseline=tmp_path / "nowhere"))
     with pytest.raises(SearchError, match="its baseline_sha256 is"):
         list(search_into(tmp_path / "second"))
+
+
+class Shortcut(nn.Module):
+    """Two convolutions that are added up, a depth-wise one, one that is not searched below, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False), nn.BatchNorm2d(32))
+        self.wide = nn.Sequential(nn.Conv2d(32, 48, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(48, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.classifier(self.last(self.wide(torch.relu(x + self.body(x)))))
+
+
+@pytest.fixture(scope="module")
+def shortcut():
+    torch.manual_seed(0)
+    return Shortcut()
+
+
+@pytest.fixture(scope="module")
+def shortcut_space(shortcut):
+    return of_module(shortcut, torch.zeros(1, 3, 8, 8), name="shortcut")
+
+
+@pytest.mark.parametrize("policy", ["dbc", "uniform", "magnitude", "slimming"])
+def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shortcut_space, stripes, policy):
+    """From its own weights, with a group that stays whole."""
+    table = make_table(shortcut_space)
+    budget = 0.7 * table.predict(shortcut_space.full_network()).us
+    config = msgspec.structs.replace(QUICK, policy=policy, pretrain_epochs=0, exclude="last")
+    events = list(pas.run(config, shortcut_space, table, stripes, budget, tmp_path))
+    assert {event.phase for event in events if isinstance(event, EpochDone)} == {"search", "finetune"}
+    architecture, result = events[-1].architecture, events[-1].result
+    assert [layer.name for layer in architecture.layers] == ["stem.0", "wide.0", "last.0"]
+    assert architecture.widths[2] == 32
+    assert architecture.widths != (32, 48, 32)
+    assert table.predict(shortcut_space.network(architecture.widths)).high_us <= budget
+    assert len(result.free_channels) == 3
+
+    baseline = copy.deepcopy(shortcut)
+    load_weights(baseline, tmp_path / "baseline.safetensors", {})
+    assert all(torch.equal(a, b) for a, b in zip(baseline.state_dict().values(), shortcut.state_dict().values(), strict=True))
+    network = architecture.build(shortcut)
+    load_weights(network, tmp_path / "weights.safetensors", {"architecture_sha256": architecture.sha256})
+    x = torch.zeros(1, 3, 8, 8)
+    small = squeeze(fuse(network), x)
+    assert [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)] == [architecture.widths[k] for k in (0, 0, 1, 2)]
+    assert (count(small, x).params, count(small, x).macs) == (result.shipped.parameters, result.shipped.macs)
+    with pytest.raises(
+        SearchError, match=r"^architecture 'shortcut' is of a module of your own: give it, as in architecture.build\(module\)$"
+    ):
+        architecture.build()
+    with pytest.raises(SearchError, match=r"^the network has no group .* of 32|48 channels: give the module that was searched$"):
+        architecture.build(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)))
+
+
+def test_without_a_table_macs_are_the_cost_and_the_record_says_so(tmp_path, shortcut_space, stripes):
+    budget = 0.6 * shortcut_space.macs()
+    config = msgspec.structs.replace(QUICK, pretrain_epochs=1)
+    events = list(pas.run(config, shortcut_space, None, stripes, budget, tmp_path / "run"))
+    result, architecture = events[-1].result, events[-1].architecture
+    assert result.shipped.macs <= budget
+    assert (result.budget_us, result.budget_macs, result.shipped.predicted) == (None, budget, None)
+    assert (architecture.predicted, architecture.device, architecture.table_sha256) == (None, None, "")
+    assert all(e.latency_us is None and e.macs > 0 for e in events if isinstance(e, EpochDone))
+    run = msgspec.json.decode((tmp_path / "run" / "run.json").read_bytes())
+    assert (run["budget_us"], run["budget_macs"], run["table_sha256"]) == (None, budget, "")
+    assert list(pas.run(config, shortcut_space, None, stripes, budget, tmp_path / "run")) == events[-1:]
+    with pytest.raises(
+        SearchError, match=r"^a budget of 10 MACs cannot be met: the smallest network of shortcut has [0-9,]+; ask for a larger"
+    ):
+        list(pas.run(config, shortcut_space, None, stripes, 10.0, tmp_path / "other"))
+
+
+def test_what_is_excluded_of_a_chain_keeps_its_width(search_into, tmp_path):
+    *_, finished = search_into(tmp_path / "run", msgspec.structs.replace(QUICK, exclude="a"))
+    assert finished.architecture.widths[0] == 32
+    with pytest.raises(SearchError, match=r"^exclude 'd' is no group of the network: there are a, b, c$"):
+        list(search_into(tmp_path / "other", msgspec.structs.replace(QUICK, exclude="b,d")))
+    assert not (tmp_path / "other").exists()
+
+
+def test_channels_that_came_back_are_counted(search_into, tmp_path):
+    """With indicators that move far at every step some channels come and go."""
+    events = list(search_into(tmp_path / "run", msgspec.structs.replace(QUICK, search_epochs=12, policy_lr=20.0)))
+    searched = [e for e in events if isinstance(e, EpochDone) and e.phase == "search"]
+    assert all(len(e.returned) == 3 for e in searched)
+    assert not any(searched[0].returned)
+    for before, now in itertools.pairwise(searched):
+        assert all(back >= wide - narrow for back, wide, narrow in zip(now.returned, now.widths, before.widths, strict=True))
+    assert any(any(e.returned) for e in searched)
+
+
+def test_the_recipe_of_the_paper(stripes):
+    config = pas.recipe(stripes, "paper", seed=2)
+    assert (config.search_epochs, config.finetune_epochs, config.batch, config.lr) == (10, 50, 1024, 0.4)
+    assert (config.momentum, config.weight_decay, config.seed) == (0.875, 3.05e-5, 2)
