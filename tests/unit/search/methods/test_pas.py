@@ -124,9 +124,9 @@ def test_an_interrupted_run_ends_like_one_that_was_not(search_into, tmp_path):
     """Stopped after each event in turn, then called again: the files are equal byte for byte."""
     events = list(search_into(tmp_path / "whole"))
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
-    for count in range(1, len(events)):
-        out = tmp_path / str(count)
-        assert list(itertools.islice(search_into(out), count)) == events[:count]
+    for stop in range(1, len(events)):
+        out = tmp_path / str(stop)
+        assert list(itertools.islice(search_into(out), stop)) == events[:stop]
         assert list(search_into(out))[-1] == events[-1]
         assert {name: (out / name).read_bytes() for name in FILES} == whole
 
@@ -272,12 +272,12 @@ def test_every_baseline_has_the_same_epochs_and_budget(search_into, tmp_path, ta
 
 @pytest.mark.parametrize("policy", ["magnitude", "slimming"])
 def test_an_interrupted_baseline_ends_like_one_that_was_not(search_into, tmp_path, policy):
-    config = msgspec.structs.replace(QUICK, policy=policy, search_epochs=2)
+    config = msgspec.structs.replace(QUICK, policy=policy, pretrain_epochs=1, search_epochs=2, finetune_epochs=1)
     events = list(search_into(tmp_path / "whole", config))
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
-    for count in range(1, len(events)):
-        out = tmp_path / str(count)
-        list(itertools.islice(search_into(out, config), count))
+    for stop in range(1, len(events)):
+        out = tmp_path / str(stop)
+        list(itertools.islice(search_into(out, config), stop))
         assert list(search_into(out, config))[-1] == events[-1]
         assert {name: (out / name).read_bytes() for name in FILES} == whole
 
@@ -384,8 +384,8 @@ def test_without_a_table_macs_are_the_cost_and_the_record_says_so(tmp_path, shor
         list(pas.run(config, shortcut_space, None, stripes, 10.0, tmp_path / "other"))
 
 
-def test_what_is_excluded_of_a_chain_keeps_its_width(search_into, tmp_path):
-    *_, finished = search_into(tmp_path / "run", msgspec.structs.replace(QUICK, exclude="a"))
+def test_what_is_excluded_of_a_chain_keeps_its_width(search_into, tmp_path, budget_us):
+    *_, finished = search_into(tmp_path / "run", msgspec.structs.replace(QUICK, exclude="a"), budget_us=1.4 * budget_us)
     assert finished.architecture.widths[0] == 32
     with pytest.raises(SearchError, match=r"^exclude 'd' is no group of the network: there are a, b, c$"):
         list(search_into(tmp_path / "other", msgspec.structs.replace(QUICK, exclude="b,d")))

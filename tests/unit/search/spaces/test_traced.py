@@ -4,13 +4,13 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
-from zoo import ZOO
 
 import reparam
 from search import SearchError, masks, spaces
 from search.space import Site, Span
 from search.spaces import of_module
 from search.spaces.traced import Traced
+from zoo import ZOO
 
 SMALL = [network for network in ZOO if network.name not in ("YOLACT", "CycleGAN", "U-Net", "Split", "RepVGG-B1g4")]
 """Not those that are no classifiers, that split a value (how many channels are left of a part depends on which), or of grouped layers."""
