@@ -15,11 +15,13 @@ from reparam.counting import Counts, count
 from reparam.equivalence import Difference, compare
 from reparam.errors import ReparamError
 from reparam.fuse import fuse
+from reparam.groups import ChannelGroup, channel_groups, insert_masks
 from reparam.squeeze import squeeze
 
 __all__ = [
     "ACBlock",
     "Block",
+    "ChannelGroup",
     "ChannelMask",
     "ConvBlock",
     "Counts",
@@ -30,8 +32,10 @@ __all__ = [
     "PlainBlock",
     "RepVGGBlock",
     "ReparamError",
+    "channel_groups",
     "compare",
     "count",
     "fuse",
+    "insert_masks",
     "squeeze",
 ]
