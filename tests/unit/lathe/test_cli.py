@@ -10,7 +10,7 @@ from lathe import cli
 FLAGS = {
     cli.Space: "space classes resolution json",
     cli.Bundle: "space out precision networks seed classes resolution json",
-    cli.Profile: "space out backend protocol threads coverage coverage_error networks seed classes resolution shard json",
+    cli.Profile: "space out backend protocol threads coverage coverage_error drift_limit timing_cache save_timing_cache networks seed classes resolution shard json",
     cli.TableShow: "table plot json",
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
@@ -20,6 +20,7 @@ FLAGS = {
     cli.Export: "source out target budget_ms protocol threads json",
     cli.Verify: "bundle json",
     cli.Report: "source out json",
+    cli.Paper: "paper json",
 }
 
 
@@ -41,7 +42,7 @@ def test_flags_are_a_promise(command):
     assert [field.name for field in dataclasses.fields(command)] == FLAGS[command].split()
 
 
-@pytest.mark.parametrize("name", ["", "space", "bundle", "profile", "table", "table show", "search", "export", "verify", "report"])
+@pytest.mark.parametrize("name", ["", "space", "bundle", "profile", "table", "table show", "search", "export", "verify", "report", "paper"])
 def test_help_needs_no_extra(name):
     """Help is printed though nothing that an extra brings can be imported."""
     code = f"{WITHOUT_EXTRAS}\nfrom lathe.cli import main\nmain({[*name.split(), '--help']!r})"
