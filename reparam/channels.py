@@ -5,7 +5,8 @@ the same number, `const`, in every sample and pixel. A mask makes that number 0;
 
 - What passes channels through hands on the atoms of its input; an addition unites those of its operands.
 - What mixes channels (a convolution, a linear layer) reads the live ones and makes new ones. A dead one that is not 0 goes into its bias.
-- What has no rule, the inputs and the outputs pin their channels: all of them stay.
+- What has no rule, the inputs and the outputs pin their channels: all of them stay. A masked channel that gets to such an operator, or
+  one whose number no bias can hold, as in front of a border of zeros, is a `Refusal`.
 
 Where all rules have been applied, an atom that nobody reads alive is gone everywhere. Convolutions in groups are kept dense: a group that
 has a channel left, in or out, keeps as many as the largest one, so some masked channels stay; groups without any go.
