@@ -5,7 +5,8 @@ the same number, `const`, in every sample and pixel. A mask makes that number 0;
 
 - What passes channels through hands on the atoms of its input; an addition unites those of its operands.
 - What mixes channels (a convolution, a linear layer) reads the live ones and makes new ones. A dead one that is not 0 goes into its bias.
-- What has no rule, the inputs and the outputs pin their channels: all of them stay.
+- What has no rule, the inputs and the outputs pin their channels: all of them stay. A masked channel that gets to such an operator, or
+  one whose number no bias can hold, as in front of a border of zeros, is a `Refusal`.
 
 Where all rules have been applied, an atom that nobody reads alive is gone everywhere. Convolutions in groups are kept dense: a group that
 has a channel left, in or out, keeps as many as the largest one, so some masked channels stay; groups without any go.
@@ -23,12 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
-from reparam.blocks import ChannelMask
+from reparam.atoms import Atoms, Flags, Ids
+from reparam.blocks import ChannelMask, ConvBlock
 from reparam.errors import ReparamError
 from reparam.graph import TrainedForm, describe, operator_name, propagate, trace
 
-Ids = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -42,11 +42,12 @@ _POINTWISE = (
     nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Hardtanh, nn.Hardsigmoid,
     nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Tanh, nn.Sigmoid, nn.LogSigmoid, nn.Softplus, nn.Softsign, nn.Threshold,
 )  # fmt: skip
-_POINTWISE_NAMES = frozenset(
-    "relu relu6 leaky_relu rrelu elu celu selu gelu silu mish hardswish hardtanh hardsigmoid hardshrink softshrink tanhshrink tanh sigmoid "
-    "logsigmoid softplus softsign threshold clamp abs neg exp log sqrt rsqrt square pow sin cos erf reciprocal sign float double half to "
-    "type contiguous clone detach dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout".split()
-)
+_POINTWISE_NAMES = frozenset((
+    "relu", "relu6", "leaky_relu", "rrelu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish", "hardtanh", "hardsigmoid",
+    "hardshrink", "softshrink", "tanhshrink", "tanh", "sigmoid", "logsigmoid", "softplus", "softsign", "threshold", "clamp", "abs", "neg",
+    "exp", "log", "sqrt", "rsqrt", "square", "pow", "sin", "cos", "erf", "reciprocal", "sign", "float", "double", "half", "to", "type",
+    "contiguous", "clone", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
+))  # fmt: skip
 # Channel by channel, over what lies behind the channels: the sizes there may change.
 _SPATIAL = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool1d, nn.LPPool2d, nn.LPPool3d,
@@ -58,8 +59,8 @@ _SPATIAL = (
 _SPATIAL_NAMES = frozenset(
     f"{kind}{size}d" for kind in ("max_pool", "avg_pool", "lp_pool", "adaptive_avg_pool", "adaptive_max_pool") for size in (1, 2, 3)
 ) | {"interpolate"}
-_REDUCTIONS = frozenset("mean sum amax amin".split())
-_BINARY = frozenset("add sub mul div maximum minimum".split())
+_BINARY = frozenset(("add", "sub", "mul", "div", "maximum", "minimum"))
+_BORDER = "has a border that is not uniform: the masked channels that it reads are not 0 but a number"
 _GENERIC = 0.7390851332151607  # stands for a number that training will decide
 
 
@@ -97,83 +98,6 @@ class Ends:
     """for each call: what it reads, and whether a number other than 0 would be exact in the bias"""
 
 
-class Atoms:
-    """Union-find over channels, and which of them stay."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._edges: list[tuple[Ids, Ids]] = []
-        self._read: list[Ids] = []
-        self._blocks: list[tuple[Ids, Ids, Flags]] = []
-        self._roots: Ids | None = None
-        self._alive: Flags | None = None
-
-    def new(self, count: int) -> Ids:
-        self._count += count
-        self._roots = self._alive = None
-        return np.arange(self._count - count, self._count)
-
-    def unite(self, a: Ids, b: Ids) -> None:
-        assert len(a) == len(b), "the operands of an operator have as many channels as one another"
-        self._edges.append((a, b))
-        self._roots = self._alive = None
-
-    def read(self, ids: Ids) -> None:
-        self._read.append(ids)
-        self._alive = None
-
-    def balance(self, into: Ids, out: Ids, live: Flags) -> None:
-        """A convolution in groups: into [groups, inputs], out [groups, outputs], live [groups, inputs]."""
-        self._blocks.append((into, out, live))
-        self._alive = None
-
-    def roots(self, ids: Ids) -> Ids:
-        """One number for all atoms that are united."""
-        if self._roots is None or len(self._roots) < self._count:
-            label = np.arange(self._count)
-            if self._edges:
-                a, b = (np.concatenate(side) for side in zip(*self._edges, strict=True))
-                while (differ := label[a] != label[b]).any():
-                    a, b = a[differ], b[differ]
-                    np.minimum.at(label, np.maximum(label[a], label[b]), np.minimum(label[a], label[b]))
-                    while (label != label[label]).any():
-                        label = label[label]
-            self._roots = label
-        return self._roots[ids]
-
-    def kept(self, ids: Ids) -> Flags:
-        """Which channels stay; ask when every rule has been applied."""
-        if self._alive is None:
-            self._alive = self._closure()
-        return self._alive[self.roots(ids)]
-
-    def _closure(self) -> Flags:
-        alive = np.zeros(self._count, bool)
-        for ids in self._read:
-            alive[self.roots(ids)] = True
-        blocks = [(self.roots(into), self.roots(out), live) for into, out, live in self._blocks]
-        while True:
-            before = int(alive.sum())
-            for into, out, live in blocks:
-                alive[into[live & alive[out].any(1, keepdims=True)]] = True
-                used = alive[into].any(1) | alive[out].any(1)
-                for side in (into[used], out[used]):
-                    _fill(alive, side)
-            if int(alive.sum()) == before:
-                return alive
-
-
-def _fill(alive: Flags, groups: Ids) -> None:
-    """Bring back the first dead channels of each group until all have as many as the largest."""
-    if not groups.size:
-        return
-    most = max(1, int(alive[groups].sum(1).max()))
-    for row in groups:
-        missing = most - int(alive[row].sum())
-        if missing:
-            alive[row[~alive[row]][:missing]] = True
-
-
 class Traced:
     """A network's graph and the value of each of its nodes."""
 
@@ -184,6 +108,7 @@ class Traced:
         self.meta = propagate(model, self.graph, inputs)
 
     def shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Of its tensor; () for anything else."""
         value = self.meta[node]
         return tuple(value.shape) if isinstance(value, Tensor) else ()
 
@@ -209,6 +134,7 @@ class Flow:
         self.makers: list[tuple[fx.Node, Ids]] = []
         self.readers: list[tuple[fx.Node, Ids]] = []
         self.refusals: list[Refusal] = []
+        self._filled: list[Ids] = []  # not masked, but nothing but a bias since all that makes them is
         self.pinned: list[tuple[Ids, str]] = []
         self.tied: list[tuple[Ids, str]] = []
         """channels of one value that depend on one another, and why"""
@@ -224,19 +150,11 @@ class Flow:
             self.values[node] = value
 
     def finish(self) -> None:
-        """Find what cannot be: numbers that a bias cannot take up.
-
-        Call when every rule has been applied.
-        """
+        """Find the numbers that a bias would have to take up and cannot, once every rule has been applied."""
         for ends in self.ends.values():
             for node, x, exact in ends.folds:
-                lost = ~self.atoms.kept(x.ids) & (x.const != 0)
-                if lost.any() and not exact:
-                    self._refuse(
-                        node,
-                        replace(x, live=~lost),
-                        "has a border that is not uniform: the masked channels that it reads are not 0 but a number",
-                    )
+                if not exact:
+                    self._refuse(node, x.ids[~self.atoms.kept(x.ids) & (x.const != 0)], _BORDER)
 
     def group(self, ids: Ids) -> str:
         """The first layer that makes one of these channels."""
@@ -384,14 +302,14 @@ class Flow:
         x, transposed = self._known(node, 1), isinstance(module, TransposedConv)
         if x.dim != 1 or len(self.shape(node)) != module.weight.ndim:
             return self._opaque(node, " where channels are not dimension 1")
-        return self._mix(node, module, x, module.groups, exact=not transposed and not _zero_padded(module))
+        return self._layer(node, module, x, exact=not transposed and not _zero_padded(module))
 
     def _linear(self, node: fx.Node, module: nn.Linear) -> Channels | None:
         last = len(self.shape(node)) - 1
         x = self._known(node, last)
         if x.dim != last:
             return self._opaque(node, f" over dimension {last}, where channels are dimension {x.dim}")
-        return self._mix(node, module, x, 1, exact=True)
+        return self._layer(node, module, x, exact=True)
 
     def _trained(self, node: fx.Node, module: Any) -> Channels | None:
         if not self.generic:
@@ -402,25 +320,37 @@ class Flow:
                 )
             return self._opaque(node, ": run fuse(model) first")
         x = self._known(node, 1)
-        convs = [part for part in module.deployed().modules() if isinstance(part, Conv)]
-        if len(convs) != 1 or x.dim != 1:
-            return self._opaque(node, ", whose deployed form is not one convolution")
-        return self._mix(node, convs[0], x, convs[0].groups, exact=False, cut=module)
-
-    def _mix(self, node: fx.Node, module: Any, x: Channels, groups: int, *, exact: bool, cut: nn.Module | None = None) -> Channels:
-        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        out = Channels(self.atoms.new(width), np.ones(width, bool), np.zeros(width), x.dim)
+        deployed = module.deployed()
+        parts: list[Any] = list(deployed) if isinstance(deployed, nn.Sequential) else [deployed]
+        if not all(isinstance(part, ConvBlock) for part in parts) or x.dim != 1:
+            return self._opaque(node, ", whose deployed form is not a chain of convolutions")
         self.readers.append((node, x.ids))
-        ends = self._end(node, cut or module, x.ids, out.ids)
+        for index, part in enumerate(parts):
+            ends = self._end(node, module, x.ids, out := self.atoms.new(part.conv.out_channels), key=(id(module), index))
+            x = self._mix(node, part.conv, x, out, ends, exact=not _zero_padded(part.conv))
+        self.makers.append((node, x.ids))
+        if len(parts) == 1 and parts[0].conv.groups == len(x.ids) == parts[0].conv.in_channels:
+            self.alike.add(node)
+        return x
+
+    def _layer(self, node: fx.Node, module: Any, x: Channels, *, exact: bool) -> Channels:
+        out = self.atoms.new(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+        self.readers.append((node, x.ids))
+        self.makers.append((node, out))
+        if getattr(module, "groups", 1) == len(x.ids) == len(out) > 1:
+            self.alike.add(node)
+        return self._mix(node, module, x, out, self._end(node, module, x.ids, out), exact=exact)
+
+    def _mix(self, node: fx.Node, module: Any, x: Channels, ids: Ids, ends: Ends, *, exact: bool) -> Channels:
+        """The channels `ids` that a layer makes of others."""
+        out, groups = Channels(ids, np.ones(len(ids), bool), np.zeros(len(ids)), x.dim), getattr(module, "groups", 1)
         ends.folds.append((node, x, exact))
-        self.makers.append((node, out.ids))
         if groups == 1:
             self.atoms.read(x.ids[x.live])
             return out
         into, live, made = x.ids.reshape(groups, -1), x.live.reshape(groups, -1), out.ids.reshape(groups, -1)
         if into.shape[1] == made.shape[1] == 1:
             self.atoms.unite(x.ids, out.ids)
-            self.alike.add(node)
         else:
             self.atoms.balance(into, made, live)
             why = f"node {node.name} ({describe(self.model, node)}) must keep equally many channels in each of its groups"
@@ -428,15 +358,13 @@ class Flow:
         dead = np.repeat(~live.any(1), made.shape[1])
         if not dead.any():
             return out
-        if not exact and (x.const[~x.live] != 0).any():
-            lost = x.const != 0
-            self._refuse(
-                node, replace(x, live=~lost), "has a border that is not uniform: the masked channels that it reads are not 0 but a number"
-            )
+        if not exact and x.const.any():
+            self._refuse(node, x.ids[x.const != 0], _BORDER)
             return out
         total = folded_bias(module, x.const, np.ones(len(x.ids), bool))
         if self.generic:
             total = np.where((total != 0) | (module.bias is not None), _GENERIC, 0.0)
+        self._filled.append(out.ids[dead])
         return replace(out, live=~dead, const=np.where(dead, total, 0.0))
 
     # --- norms ---
@@ -479,7 +407,7 @@ class Flow:
     def _all_tied(self, node: fx.Node, x: Channels, why: str) -> Channels:
         self._tie(node, x, x.ids[None], why)
         if not x.live.any():
-            self._refuse(node, x, f"{why}, and all of them are masked")
+            self._refuse(node, x.ids, f"{why}, and all of them are masked")
         return replace(x, live=np.ones_like(x.live), const=np.zeros_like(x.const))
 
     # --- one by one ---
@@ -508,11 +436,10 @@ class Flow:
         found = self._call(node, args, kwargs).double().movedim(dim, 0).reshape(len(numbers), -1).numpy()
         const = np.zeros_like(x.const)
         const[~x.live] = found[which, 0]
-        uniform = np.isclose(found, found[:, :1], rtol=1e-12, atol=0).all(1)[which]
         lost = np.zeros_like(x.live)
-        lost[~x.live] = ~uniform
+        lost[~x.live] = np.any(~np.isclose(found, found[:, :1], rtol=1e-12, atol=0), axis=1)[which]
         if lost.any():
-            self._refuse(node, replace(x, live=~lost), "makes different numbers of a masked channel that is not 0")
+            self._refuse(node, x.ids[lost], "makes different numbers of a masked channel that is not 0")
         return replace(x, live=x.live | lost, const=np.where(lost, 0.0, const), dim=dim)
 
     def _prelu(self, node: fx.Node, module: nn.PReLU, x: Channels) -> Channels | None:
@@ -611,12 +538,12 @@ class Flow:
     def _cat(self, node: fx.Node) -> Channels | None:
         listed: Any = node.args[0] if node.args else node.kwargs["tensors"]
         dim = self._argument(node, 1, "dim", self._argument(node, 1, "axis", 0)) % len(self.shape(node))
-        known = self.values[listed] if isinstance(listed, fx.Node) else [self.values.get(n) for n in listed]
+        known: list[Any] = list(self.values[listed]) if isinstance(listed, fx.Node) else [self.values.get(n) for n in listed]
         dims = {x.dim for x in known if isinstance(x, Channels)}
         if len(dims) != 1:
             return self._opaque(node, " of values whose channels are different dimensions")
         axis = dims.pop()
-        parts = known if isinstance(listed, fx.Node) else [self._of(n, axis) for n in listed]
+        parts: list[Channels] = known if isinstance(listed, fx.Node) else [self._of(n, axis) for n in listed]
         if dim == axis:
             ids, live, const = (np.concatenate([getattr(x, name) for x in parts]) for name in ("ids", "live", "const"))
             return Channels(ids, live, const, axis)
@@ -626,7 +553,7 @@ class Flow:
         live = np.logical_or.reduce([x.live for x in parts])
         mixed = ~live & np.logical_or.reduce([x.const != first.const for x in parts])
         if mixed.any():
-            self._refuse(node, replace(first, live=~mixed), "joins different numbers in one masked channel")
+            self._refuse(node, first.ids[mixed], "joins different numbers in one masked channel")
         live = live | mixed
         return Channels(first.ids, live, np.where(live, 0.0, first.const), axis)
 
@@ -661,8 +588,9 @@ class Flow:
 
     def _literal(self, node: fx.Node, dim: int, ids: Ids) -> None:
         """The number of channels may be written in a call of view: change it with the channels."""
-        listed = isinstance(node.args[1], tuple | list) if len(node.args) > 1 else False
-        sizes: Any = node.args[1] if listed else node.args[1:]
+        sizes: Any = node.args[1:]
+        if listed := bool(sizes) and isinstance(sizes[0], tuple | list):
+            sizes = sizes[0]
         if dim < len(sizes) and isinstance(sizes[dim], int) and sizes[dim] > 0:
 
             def edit() -> bool:
@@ -680,7 +608,8 @@ class Flow:
             order[a], order[b] = order[b], order[a]
         else:
             dims: Any = self._argument(node, 1, "dims", ())
-            order = [d % rank for d in (dims if isinstance(dims, tuple | list) else node.args[1:])]
+            dims = dims if isinstance(dims, tuple | list) else node.args[1:]
+            order = [d % rank for d in dims]
         return replace(x, dim=order.index(x.dim))
 
     def _split(self, node: fx.Node, x: Channels) -> Any:
@@ -756,11 +685,11 @@ class Flow:
     # --- channels that depend on one another ---
 
     def _pixel_shuffle(self, node: fx.Node, x: Channels, times: int) -> Channels:
-        ids, live, const = (part.reshape(-1, times) for part in (x.ids, x.live, x.const))
+        ids, live, const = x.ids.reshape(-1, times), x.live.reshape(-1, times), x.const.reshape(-1, times)
         self._tie(node, x, ids, "makes one channel of several")
         mixed = ~live.any(1) & (const != const[:, :1]).any(1)
         if mixed.any():
-            self._refuse(node, replace(x, live=~np.repeat(mixed, times)), "joins different numbers in one masked channel")
+            self._refuse(node, ids[mixed].ravel(), "joins different numbers in one masked channel")
         alive = live.any(1) | mixed
         return Channels(ids[:, 0], alive, np.where(alive, 0.0, const[:, 0]), x.dim)
 
@@ -825,19 +754,23 @@ class Flow:
         """No rule: exact as long as everything stays."""
         why = f"squeeze has no rule for {describe(self.model, node)}{detail}"
         for x in self._inputs(node):
-            if not x.live.all():
-                self._refuse(node, x, why, operator=False)
+            self._refuse(node, x.ids[~x.live], why, operator=False)
             self._pin(x, f"node {node.name}: {why}")
 
-    def _refuse(self, node: fx.Node, x: Channels, why: str, *, operator: bool = True) -> None:
-        group = self.group(x.ids[~x.live])
+    def _refuse(self, node: fx.Node, ids: Ids, why: str, *, operator: bool = True) -> None:
+        """These channels cannot go: an error if they are masked, else they stay."""
+        filled = np.isin(self.atoms.roots(ids), self.atoms.roots(np.concatenate([np.empty(0, np.int64), *self._filled])))
+        self.atoms.read(ids[filled])
+        if filled.all():
+            return
+        ids = ids[~filled]
+        group = self.group(ids)
         about = f" ({describe(self.model, node)})" if operator else ""
-        count = int((~x.live).sum())
         self.refusals.append(
             Refusal(
-                x.ids[~x.live],
-                f"node {node.name}{about}: {why}; {count} masked channels of {group} get there: run fuse(model) first, put the mask behind "
-                f"norm and activation, or leave {group} unmasked",
+                ids,
+                f"node {node.name}{about}: {why}; {len(ids)} masked channels of {group} get there: run fuse(model) first, put the mask "
+                f"behind norm and activation, or leave {group} unmasked",
             )
         )
 

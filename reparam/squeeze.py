@@ -11,7 +11,7 @@ from reparam.blocks import ChannelMask
 from reparam.channels import Channels, Conv, Ends, Flags, Flow, Traced, TransposedConv, folded_bias, require_none
 from reparam.equivalence import FLOAT64_LIMIT, compare, require
 from reparam.errors import ReparamError
-from reparam.graph import describe, first_line
+from reparam.graph import first_line
 
 
 def squeeze(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.Module:
@@ -81,11 +81,13 @@ def _squeezed(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> n
 
 
 def _require_channels(flow: Flow) -> None:
-    for node, ids in flow.makers:
-        if not flow.atoms.kept(ids).any():
-            what = f"node {node.name} ({describe(flow.model, node)}): all {len(ids)} channels are masked"
-            raise ReparamError(f"{what}; keep at least one of {flow.group(ids)}")
-    for _, ids in flow.readers:  # part of a layer's channels, as after a split, may all be masked: a convolution has at least one input
+    for node in flow.traced.graph.nodes:
+        mask = flow.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(mask, ChannelMask) and not mask.keep.any():
+            group = flow.group(flow.values[node].ids)
+            raise ReparamError(f"node {node.name} (ChannelMask): all {mask.keep.numel()} channels of {group} are masked; keep at least one")
+    # Masks that know nothing of one another, or the parts of a split, may leave a layer without any channel that matters: it keeps one.
+    for _, ids in (*flow.makers, *flow.readers):
         if not flow.atoms.kept(ids).any():
             flow.atoms.read(ids[:1])
 

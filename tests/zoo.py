@@ -1,5 +1,6 @@
 """Networks of the kinds that people bring, in plain torch: full size to count and to time, small enough to draw many masks for."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,16 @@ def scaled(channels: float, width: float, multiple: int = 1) -> int:
     return max(multiple, round(channels * width / multiple) * multiple)
 
 
-def conv_norm(c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, groups: int = 1, act: Callable[[], nn.Module] | None = nn.ReLU, eps: float = 1e-5) -> nn.Sequential:
+def conv_norm(
+    c_in: int,
+    c_out: int,
+    kernel: int = 3,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    act: Callable[[], nn.Module] | None = nn.ReLU,
+    eps: float = 1e-5,
+) -> nn.Sequential:
     parts = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out, eps=eps)]
     return nn.Sequential(*parts, *([act()] if act else []))
 
@@ -113,7 +123,9 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    def __init__(self, c_in: int, c_out: int, stride: int, expand: int, kernel: int, act: Callable[[], nn.Module], *, se: bool, eps: float = 1e-5) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, stride: int, expand: int, kernel: int, act: Callable[[], nn.Module], *, se: bool, eps: float = 1e-5
+    ) -> None:
         super().__init__()
         inner = c_in * expand
         parts: list[nn.Module] = [conv_norm(c_in, inner, 1, act=act, eps=eps)] if expand > 1 else []
@@ -127,7 +139,9 @@ class InvertedResidual(nn.Module):
         return x + self.body(x) if self.skip else self.body(x)
 
 
-def inverted(rows: tuple[tuple[int, ...], ...], act: Callable[[], nn.Module], stem: int, *, width: float, se: bool, deepest: int) -> nn.Module:
+def inverted(
+    rows: tuple[tuple[int, ...], ...], act: Callable[[], nn.Module], stem: int, *, width: float, se: bool, deepest: int
+) -> nn.Module:
     """Rows of (expansion, channels, depth, stride, kernel)."""
     channels = scaled(stem, width)
     parts: list[nn.Module] = [conv_norm(3, channels, 3, 2, act=act)]
@@ -186,7 +200,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [scaled(64 * 2**level, width) for level in range(levels)]
         self.down = nn.ModuleList(self.pair(a, b) for a, b in zip([3, *widths], widths, strict=False))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, 2) for a, b in itertools.pairwise(widths))
         self.merge = nn.ModuleList(self.pair(2 * a, a) for a in widths[:-1])
         self.pool, self.head = nn.MaxPool2d(2), nn.Conv2d(widths[0], classes, 1)
 
@@ -208,7 +222,9 @@ class UNet(nn.Module):
 
 
 class Yolact(nn.Module):
-    def __init__(self, width: float = 1.0, depths: tuple[int, ...] = (3, 4, 23, 3), *, classes: int = 81, prototypes: int = 32, anchors: int = 3) -> None:
+    def __init__(
+        self, width: float = 1.0, depths: tuple[int, ...] = (3, 4, 23, 3), *, classes: int = 81, prototypes: int = 32, anchors: int = 3
+    ) -> None:
         super().__init__()
         self.backbone = ResNet(depths, bottleneck=True, width=width, classes=None)
         self.classes, self.prototypes = classes, prototypes

@@ -289,7 +289,12 @@ def test_transposed_convolutions(groups):
 
 def test_a_depthwise_convolution_with_a_multiplier():
     model = Net(
-        lambda n, x: n.o(n.m2(n.dw(n.m(n.a(x))))), a=conv(3, 4), m=mask("1110"), dw=conv(4, 8, 3, groups=4), m2=mask("10010100"), o=conv(8, 2)
+        lambda n, x: n.o(n.m2(n.dw(n.m(n.a(x))))),
+        a=conv(3, 4),
+        m=mask("1110"),
+        dw=conv(4, 8, 3, groups=4),
+        m2=mask("10010100"),
+        o=conv(8, 2),
     )
     squeezed = squeeze(model, X)
     assert (squeezed.dw.in_channels, squeezed.dw.out_channels, squeezed.dw.groups) == (3, 3, 3)
@@ -329,7 +334,9 @@ def test_group_norm_loses_whole_groups():
     assert (squeezed.layer.num_groups, squeezed.layer.num_channels) == (3, 6)
 
 
-@pytest.mark.parametrize("reader", [conv(8, 2, 3, padding=1, padding_mode="reflect"), conv(8, 2, padding="same"), conv(8, 2, 3, padding="valid")])
+@pytest.mark.parametrize(
+    "reader", [conv(8, 2, 3, padding=1, padding_mode="reflect"), conv(8, 2, padding="same"), conv(8, 2, 3, padding="valid")]
+)
 def test_borders_that_are_uniform_are_exact(reader):
     model = masked_then(lambda n, x: n.norm(x), norm=nn.BatchNorm2d(8))
     model.o = reader
@@ -337,9 +344,7 @@ def test_borders_that_are_uniform_are_exact(reader):
 
 
 def test_a_linear_layer_takes_numbers_too():
-    model = Net(
-        lambda n, x: n.fc(torch.sigmoid(n.m(n.a(x))).mean((2, 3))), a=conv(3, 8), m=mask(KEEP), fc=nn.Linear(8, 2, bias=False)
-    )
+    model = Net(lambda n, x: n.fc(torch.sigmoid(n.m(n.a(x))).mean((2, 3))), a=conv(3, 8), m=mask(KEEP), fc=nn.Linear(8, 2, bias=False))
     assert squeezed_widths(model) == [(4, 3), (2, 4)]
 
 
@@ -359,7 +364,9 @@ def test_a_linear_layer_takes_numbers_too():
 def test_a_number_that_no_bias_can_hold_is_refused(after, name):
     model = masked_then(after, norm=nn.BatchNorm2d(8), p=conv(8, 8, 3, padding=1), t=nn.ConvTranspose2d(8, 8, 2, 2), dw=conv(8, 8, 3, groups=8, padding=1))  # fmt: skip
     nn.init.ones_(model.norm.bias)
-    with pytest.raises(ReparamError, match=name + r".*4 masked channels of a get there: run fuse\(model\) first, put the mask behind") as caught:
+    with pytest.raises(
+        ReparamError, match=name + r".*4 masked channels of a get there: run fuse\(model\) first, put the mask behind"
+    ) as caught:
         squeeze(model, X)
     assert "\n" not in str(caught.value)
 
@@ -450,3 +457,14 @@ def test_a_mask_of_a_pinned_value_changes_nothing_else():
 def test_an_operator_without_a_rule_is_fine_where_nothing_is_masked():
     model = Net(lambda n, x: n.o(n.m(n.a(x))) + torch.cumsum(n.b(x), 1), a=conv(3, 8), m=mask(KEEP), o=conv(8, 2), b=conv(3, 2))
     assert squeezed_widths(model) == [(4, 3), (2, 4), (2, 3)]
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_what_only_a_bias_fills_stays_where_no_other_bias_can_take_it_up(padding):
+    """All inputs of two of four groups are masked; their outputs are not, and are no error."""
+    model = Net(
+        lambda n, x: n.o(torch.sigmoid(n.g(n.m(n.a(x))))),
+        a=conv(3, 8), m=mask("10100000"), g=conv(8, 8, 3, groups=4, padding=1), o=conv(8, 2, 3, padding=padding),
+    )  # fmt: skip
+    squeezed = squeeze(model, X)
+    assert (squeezed.g.groups, squeezed.o.in_channels) == ((4, 8) if padding else (2, 4))

@@ -7,6 +7,7 @@ from torch import nn
 
 from reparam import ChannelMask, RepVGGBlock, channel_groups, compare, fuse, insert_masks, squeeze
 from reparam.errors import ReparamError
+from reparam.networks import light_network, plain_network
 from zoo import InvertedResidual, Residual, SqueezeExcite, UNet, conv_norm
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -81,6 +82,17 @@ def test_trained_form_blocks_are_layers():
     }
 
 
+@pytest.mark.parametrize("network", [plain_network, light_network])
+def test_the_networks_of_pas_are_pruned_layer_by_layer(network, randomized):
+    model = randomized(network((8, 8, 12), (2, 1, 1), classes=5)).double()
+    groups = [group for group in channel_groups(model, X) if not group.why]
+    assert [(group.name, group.producers) for group in groups] == [(f"layer{index}", (f"layer{index}",)) for index in range(3)]
+    masked = insert_masks(model, X, groups, half)
+    squeezed = squeeze(fuse(masked), X)
+    assert compare(masked, squeezed, X).within(1e-10)
+    assert [m.out_channels for m in squeezed.modules() if isinstance(m, nn.Conv2d) and m.groups == 1] == [4, 4, 6]
+
+
 def test_a_layer_that_is_used_in_turns():
     def forward(n, x):
         x = F.relu(n.a(x))
@@ -105,7 +117,9 @@ def test_a_norm_over_a_concatenation_needs_a_reader_without_padding(padding):
         return n.o(F.relu(n.norm(torch.cat([n.a(x), n.b(x)], 1))))
 
     model = Net(forward, a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1), norm=nn.BatchNorm2d(4), o=nn.Conv2d(4, 2, 3, padding=padding))
-    refusal = "node o (Conv2d): has a border that is not uniform: the masked channels that it reads are not 0 but a number" if padding else ""
+    refusal = (
+        "node o (Conv2d): has a border that is not uniform: the masked channels that it reads are not 0 but a number" if padding else ""
+    )
     assert reasons(model) == {"a": refusal, "b": refusal, "o": "it is an output of the network"}
 
 

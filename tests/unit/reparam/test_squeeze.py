@@ -196,7 +196,10 @@ def through(*parts):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Unruled(lambda x: x.softmax(1)), "node softmax: squeeze has no rule for softmax over channels; 2 masked channels of conv get there"),
+        (
+            Unruled(lambda x: x.softmax(1)),
+            "node softmax: squeeze has no rule for softmax over channels; 2 masked channels of conv get there",
+        ),
         (Unruled(lambda x: x.softmax(1)), "or leave conv unmasked"),
         (Unruled(lambda x: x.cumsum(1)), "node cumsum: squeeze has no rule for cumsum; 2 masked channels of conv"),
         (Unruled(lambda x: x.flatten(0)), "node flatten: squeeze has no rule for flatten that tears channels apart"),
@@ -204,12 +207,18 @@ def through(*parts):
         (Unruled(lambda x: x[x > 0]), "node gt: squeeze has no rule for gt; 2 masked channels of conv get there"),
         (Unruled(lambda x: x[:, 1]), "node getitem: squeeze has no rule for getitem that picks single channels"),
         (Unruled(lambda x: x.mean()), "node mean: squeeze has no rule for mean over channels or samples"),
-        (Unruled(lambda x: x[..., :4, :] + x[..., :4, :].transpose(1, 2)), "node add: squeeze has no rule for add of values whose channels are different dimensions"),
+        (
+            Unruled(lambda x: x[..., :4, :] + x[..., :4, :].transpose(1, 2)),
+            "node add: squeeze has no rule for add of values whose channels are different dimensions",
+        ),
         (through(nn.LocalResponseNorm(2)), "node _3: squeeze has no rule for LocalResponseNorm; 1 masked channels of 0 get there"),
         (through(nn.Linear(8, 2)), "node _3: squeeze has no rule for Linear over dimension 3, where channels are dimension 1"),
         (through(RepVGGBlock(2, 2)), r"node _3: squeeze has no rule for RepVGGBlock: run fuse\(model\) first"),
         (nn.Sequential(RepVGGBlock(3, 2, mask=mask("10"))), r"node _0: squeeze has no rule for RepVGGBlock: run fuse\(model\) first"),
-        (nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)), r"node _0 \(Conv2d\): all 2 channels are masked; keep at least one of 0"),
+        (
+            nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)),
+            r"node _1 \(ChannelMask\): all 2 channels of 0 are masked; keep at least one",
+        ),
         (nn.Sequential(nn.Conv2d(3, 2, 1), mask("101")), "mask 1 has 3 entries for 2 channels: it needs one for each"),
         (nn.Sequential(nn.Conv2d(3, 2, 1), mask("0")), "mask 1 has 1 entries for 2 channels"),
         (nn.Sequential(nn.Conv2d(4, 2, 1), mask("10")), "node _0 cannot be run on example_input: Given groups=1, weight of size"),
