@@ -1,7 +1,6 @@
 """One self-contained HTML page about a bundle, or about the directory of a search, made from its files alone."""
 
 import io
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from deploy.errors import BundleError, DeployError
 from deploy.validate import compare_latency
 from latency import Latency, Measurement
 from latency.errors import require
+from latency.files import write_whole
 from latency.units import interval, microseconds
 
 T = TypeVar("T")
@@ -127,12 +127,9 @@ def render(directory: str | Path, out: str | Path) -> list[Row]:
     template = environment.from_string(resources.files("deploy").joinpath("report.html.j2").read_text("utf-8"))
     rows = main_table(source)
     page = template.render(source=source, manifest=source.manifest, rows=rows, headline=headline(source), pictures=list(_pictures(source)))
-    beside = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
-        beside.write_text(page, "utf-8")
-        beside.replace(out)
+        write_whole(out, page.encode())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise DeployError(f"{out} cannot be written: {error.strerror}") from error
     return rows
 

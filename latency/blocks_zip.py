@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -21,6 +20,7 @@ import onnx
 from msgspec import Struct
 
 from latency.errors import LatencyError, one_line
+from latency.files import write_whole
 from latency.profile import Workload
 from latency.weights import filled, strip_weights
 
@@ -94,12 +94,7 @@ def write(
             member = zipfile.ZipInfo(name)  # dated 1980 whatever the day
             member.compress_type, member.create_system, member.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             archive.writestr(member, content)
-    beside = Path(path).with_name(f".{Path(path).name}.partial")
-    with beside.open("wb") as file:
-        file.write(packed.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, packed.getvalue())
     return index
 
 

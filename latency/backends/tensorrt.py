@@ -16,6 +16,7 @@ from latency.backends.builders import Builders
 from latency.backends.cuda import Cuda, connect
 from latency.device import Runtime
 from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
+from latency.files import write_whole
 from latency.lowered import Lowered
 from latency.monitor import Nvml
 
@@ -58,9 +59,7 @@ class TimingCache:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that it holds now; the file appears whole."""
-        beside = Path(f"{path}.part")
-        beside.write_bytes(self.data)
-        beside.replace(path)
+        write_whole(path, self.data)
 
 
 def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None, timing_cache: TimingCache | None = None) -> bytes:
