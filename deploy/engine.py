@@ -11,12 +11,11 @@ import onnx
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 
-from deploy.bundle import Target
+from deploy.bundle import Precision, Target
 from deploy.errors import DeployError
-from deploy.lowering import Precision
 from deploy.validate import CannotRun, Outputs, Samples
 from latency import Device, Measurement, Protocol, Runtime, backends
-from latency.backends.tensorrt import EngineSpec, TensorRT, build_engine
+from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
 from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, one_line, require
 from latency.measure import Timed, measure, summarize
 
@@ -38,13 +37,13 @@ def target_of(name: str) -> Target:
     raise DeployError(f"target {name!r} is unknown: choose one of {', '.join(TARGETS)}")
 
 
-def build(model: bytes, target: Target, spec: EngineSpec) -> bytes:
+def build(model: bytes, target: Target, spec: EngineSpec, timing_cache: TimingCache | None = None) -> bytes:
     """Build the engine of a target; empty for onnxruntime, which runs the ONNX itself.
 
     Raises:
         LatencyError: the target's package is missing, its compiler refuses the network, or it needs a GPU and there is none.
     """
-    return b"" if target == "onnxruntime" else build_engine(model, target, spec)
+    return b"" if target == "onnxruntime" else build_engine(model, target, spec, timing_cache)
 
 
 def runtime_of(target: Target) -> Runtime:
@@ -68,7 +67,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) -> Iterator[Running | str]:
+def running(
+    target: Target, model: bytes, engine: bytes, *, threads: int = 1, refuse: Callable[[Device, Runtime], str] = lambda *_: ""
+) -> Iterator[Running | str]:
     """Start a network on its target; what it holds there is released at the end.
 
     Args:
@@ -76,6 +77,7 @@ def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) ->
         model: the ONNX.
         engine: as `build` returned it.
         threads: of ONNX Runtime.
+        refuse: says why the engine may not be loaded on a device and runtime; "" where it may.
 
     Yields:
         The running network, or why this machine cannot run it: no such device, or a runtime that refuses the network, in its words.
@@ -86,6 +88,8 @@ def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) ->
             compiled, outputs = backend.compile(model), onnx_runner(model, threads)
         else:
             backend = TensorRT(target)
+            if reason := refuse(backend.device, backend.runtime):
+                raise RunFailed(reason)
             compiled = backend.load(engine)
             outputs = _in_batches(compiled.infer, model)
     except (BuildFailed, DeviceUnavailable, MissingExtra, RunFailed) as error:
@@ -197,16 +201,18 @@ def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[
 def _in_batches(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Samples], Outputs]:
     """Feed any number of samples to a network of a fixed batch; the last batch is filled up with its own first sample."""
     graph = onnx.load_from_string(model).graph
-    into, out = graph.input[0], graph.output[0]
+    into, names = graph.input[0], [value.name for value in graph.output]
     batch = into.type.tensor_type.shape.dim[0].dim_value
     dtype = onnx.helper.tensor_dtype_to_np_dtype(into.type.tensor_type.elem_type)
 
     def run(samples: Samples) -> Outputs:
-        results = []
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch].astype(dtype)
             full = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
-            results.append(infer({into.name: full})[out.name][: len(part)])
-        return np.concatenate(results)
+            found = infer({into.name: full})
+            for name in names:
+                parts[name].append(found[name][: len(part)])
+        return {name: np.concatenate(values) for name, values in parts.items()}
 
     return run

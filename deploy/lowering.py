@@ -7,13 +7,13 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Literal
 
 import onnx
 import torch
 from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
+from deploy.bundle import Precision
 from deploy.errors import LoweringError
 from reparam import Counts
 
@@ -23,7 +23,6 @@ LOWERING_VERSION = "1"
 OPSET = 20
 """ONNX operator set of every graph; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
 
-Precision = Literal["fp32", "fp16"]
 _TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 

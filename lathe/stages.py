@@ -158,7 +158,7 @@ def load_table(path: Path) -> LatencyTable:
 
 def plot_table(table: LatencyTable, out: Path) -> None:
     """Draw a table into a file."""
-    from lathe.plot import plot
+    from latency.plot import plot
 
     plot(table, out)
 
@@ -336,7 +336,6 @@ def _is_device_of(architecture: "Architecture", target: str, threads: int) -> bo
 
 def verify(directory: Path) -> "Verification":
     """Check a bundle again."""
-    require("torch", "train")
     import deploy
 
     return deploy.verify(directory)

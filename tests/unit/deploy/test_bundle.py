@@ -72,7 +72,9 @@ def test_a_file_is_only_handed_out_as_it_was_written(bundle_copy):
     found = load(bundle_copy)
     assert found.read("model.onnx") == (bundle_copy / "model.onnx").read_bytes()
     (bundle_copy / "model.onnx").write_bytes(b"other")
-    with pytest.raises(BundleError, match=r"model\.onnx was changed; export again"):
+    with pytest.raises(
+        BundleError, match=r"model\.onnx was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`"
+    ):
         found.read("model.onnx")
 
 

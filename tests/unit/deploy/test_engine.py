@@ -60,7 +60,7 @@ def test_any_number_of_samples_goes_through_a_fixed_batch(model, count):
     weights = {value.name: onnx.numpy_helper.to_array(value) for value in onnx.load_from_string(model).graph.initializer}
     matrix, bias = (next(value for value in weights.values() if value.ndim == ndim and value.dtype == np.float32) for ndim in (2, 1))
     x = np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32)
-    found = onnx_runner(model)(x)
+    found = onnx_runner(model)(x)["output"]
     np.testing.assert_allclose(found, x.reshape(count, -1) @ matrix.T + bias, rtol=0, atol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_onnx_runtime_needs_no_engine_and_runs(model):
     with running("onnxruntime", model, b"", threads=2) as at_work:
         assert (at_work.device.threads, at_work.runtime) == (2, runtime_of("onnxruntime"))
         assert len(at_work.timed.run(3)) == 3
-        assert at_work.outputs(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 4)
+        assert at_work.outputs(np.zeros((3, 3, 8, 8), np.float32))["output"].shape == (3, 4)
 
 
 def test_an_rtx_engine_is_built_without_a_gpu():
@@ -97,12 +97,12 @@ def test_half_precision_rounds_and_overflows_between_operators_as_a_gpu_does():
     half = to_onnx(module, example(), precision="fp16")
     with torch.no_grad():
         expected = copy.deepcopy(module).half()(x.half()).float().numpy()
-    np.testing.assert_allclose(half_runner(half)(x.numpy()), expected, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(half_runner(half)(x.numpy())["output"], expected, rtol=0, atol=2e-3)
     module[0].weight.data.fill_(6e4)
     module[1].weight.data.fill_(1e-6)
     half = to_onnx(module, example(), precision="fp16")
-    assert np.isfinite(onnx_runner(half)(x.numpy())).all()
-    assert not np.isfinite(half_runner(half)(x.numpy())).all()
+    assert np.isfinite(onnx_runner(half)(x.numpy())["output"]).all()
+    assert not np.isfinite(half_runner(half)(x.numpy())["output"]).all()
 
 
 class FakeTensorRT:
@@ -136,7 +136,7 @@ def test_an_engine_at_work_gives_outputs_and_latencies(model, monkeypatch):
     monkeypatch.setattr(engine, "TensorRT", FakeTensorRT)
     x = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
     with running("tensorrt-rtx", model, b"engine") as at_work:
-        np.testing.assert_allclose(at_work.outputs(x)[:, 0], 2 * x.sum((1, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(at_work.outputs(x)["output"][:, 0], 2 * x.sum((1, 2, 3)), rtol=1e-5)
         assert (at_work.device, at_work.timed.run(2)) == (GPU, [7.0, 7.0])
 
 

@@ -49,7 +49,7 @@ def test_nothing_of_this_machine_is_in_it(data):
 def test_it_computes_what_the_module_does(shipped, data):
     with torch.no_grad():
         expected = shipped.eval()(samples()).numpy()
-    np.testing.assert_allclose(onnx_runner(data)(samples().numpy()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(onnx_runner(data)(samples().numpy())["output"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_same_module_gives_the_same_bytes(shipped, data):

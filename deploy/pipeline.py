@@ -12,18 +12,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from deploy import bundle, engine, lowering
-from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
+from deploy import bundle, engine, handout, lowering
+from deploy.bundle import Bundle, Layer, Link, Manifest, Network, Precision, sha256
 from deploy.errors import DeployError
-from deploy.lowering import Precision, to_onnx
-from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Step, accuracy, climb, judge_latency
+from deploy.lowering import to_onnx
+from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Share, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed
-from latency.backends.tensorrt import EngineSpec
+from latency.backends.tensorrt import EngineSpec, TimingCache
 from latency.protocol import DEFAULT
 from reparam import Counts, count, fuse, squeeze
 
@@ -108,11 +109,13 @@ def export(
         network = _from_onnx(model, precision, threads)
     else:
         network = _from_module(model, shape, precision, threads, data, attachments.get("architecture.json"))
+    _require_fit(truth, classes, network.onnx)
     unpruned = None if baseline is None else _lower(fuse(_in_float32(baseline)), shape, precision)
 
     on_step(f"build for {target}")
-    built = engine.build(network.shipped, target, spec)
-    built_unpruned = engine.build(unpruned.shipped, target, spec) if unpruned else b""
+    cache = TimingCache() if target == "tensorrt" else None
+    built = engine.build(network.shipped, target, spec, cache)
+    built_unpruned = engine.build(unpruned.shipped, target, spec, cache) if unpruned else b""
 
     with ExitStack() as stack:
         running = {"shipped": stack.enter_context(engine.running(target, network.shipped, built, threads=threads))}
@@ -127,10 +130,12 @@ def export(
         on_step("measure")
         timing = _time(running, protocol)
 
-    reference = outputs[rungs[0].name]
+    reference = {name: output[:REFERENCE_SAMPLES] for name, output in outputs[rungs[0].name].items()}
     files = {
         bundle.ONNX: network.onnx,
-        bundle.REFERENCE: safetensors.numpy.save({"samples": data[:REFERENCE_SAMPLES], "outputs": reference[:REFERENCE_SAMPLES]}),
+        bundle.REFERENCE: safetensors.numpy.save(
+            {"samples": data[:REFERENCE_SAMPLES], **{f"outputs.{name}": output for name, output in reference.items()}}
+        ),
         **attachments,
     }
     chain = list(network.chain)
@@ -138,6 +143,8 @@ def export(
         files[bundle.ONNX_FP16] = network.onnx_fp16
     if built:
         files[bundle.ENGINE] = built
+        if cache and cache.data:
+            files[bundle.TIMING_CACHE] = cache.data
         chain.append(Link(name="engine", sha256=sha256(built), made_from=chain[-1].name, file=bundle.ENGINE))
     facts = timing.of("shipped", network.counts, _last_accuracy(steps), predicted)
     measured = facts.measured
@@ -146,7 +153,7 @@ def export(
         target=target,
         precision=precision,
         input_shape=shape,
-        output_shape=(shape[0], *reference.shape[1:]),
+        outputs={name: (shape[0], *output.shape[1:]) for name, output in reference.items()},
         samples=len(data),
         samples_from="given" if given else "random",
         classes=tuple(classes),
@@ -163,6 +170,7 @@ def export(
         runtime=runtime,
         protocol=protocol,
         build=msgspec.to_builtins(spec) if built else {},
+        compute_capabilities=_capabilities(target, spec, timing.device) if built else (),
         lowering=lowering.LOWERING_VERSION,
         versions=_versions(),
         provenance=dict(provenance or {}),
@@ -170,7 +178,7 @@ def export(
         files={},
     )
     on_step("write")
-    return bundle.write(out, manifest, files)
+    return bundle.write(out, manifest, files | handout.files(manifest, set(files)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +210,7 @@ class _Timing:
     measured: Mapping[str, Measurement]
     reason: str = ""
 
-    def of(self, name: str, counts: Counts, accuracy: float | None, predicted: Latency | None) -> Network:
+    def of(self, name: str, counts: Counts, accuracy: Share | None, predicted: Latency | None) -> Network:
         return Network(
             params=counts.params,
             macs=counts.macs,
@@ -219,11 +227,12 @@ def _from_module(
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
     fused = fuse(copy.deepcopy(model).cpu().double())
     exact = {"trained": copy.deepcopy(model).cpu().double(), "fused": fused, "squeezed": squeeze(fused, torch.zeros(shape))}
-    proofs, _ = climb([Rung(name, "fp64", _torch_runner(form, torch.float64)) for name, form in exact.items()], samples[:PROOF_SAMPLES])
-
     forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
     lowered = _lower(forms["squeezed"], shape, precision)
-    rungs = [Rung(name, "fp32", _torch_runner(form, torch.float32)) for name, form in forms.items()]
+    names = [value.name for value in onnx.load_from_string(lowered.onnx).graph.output]
+    proven = samples[:PROOF_SAMPLES]
+    proofs, _ = climb([Rung(name, "fp64", _torch_runner(form, torch.float64, names)) for name, form in exact.items()], proven)
+    rungs = [Rung(name, "fp32", _torch_runner(form, torch.float32, names)) for name, form in forms.items()]
     rungs.append(Rung("onnx", "fp32", engine.onnx_runner(lowered.onnx, threads)))
     chain = [] if architecture is None else [Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json")]
     for name, form in forms.items():
@@ -273,12 +282,16 @@ def _time(running: Mapping[str, engine.Running | str], protocol: Protocol) -> _T
         return _Timing(device, {}, str(error))
 
 
-def _torch_runner(module: nn.Module, dtype: torch.dtype) -> Callable[[Samples], Outputs]:
+def _torch_runner(module: nn.Module, dtype: torch.dtype, names: Sequence[str]) -> Callable[[Samples], Outputs]:
     module.eval()
+
+    def values(result: Any) -> Sequence[Tensor]:
+        return [result] if isinstance(result, Tensor) else list(result.values() if isinstance(result, Mapping) else result)
 
     def run(samples: Samples) -> Outputs:
         with torch.no_grad():
-            return torch.cat([module(part) for part in torch.from_numpy(samples).to(dtype).split(64)]).numpy()
+            parts = [values(module(part)) for part in torch.from_numpy(samples).to(dtype).split(64)]
+        return {name: torch.cat(part).numpy() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
 
     return run
 
@@ -300,11 +313,11 @@ def _layers(fused: nn.Module, squeezed: nn.Module) -> tuple[Layer, ...]:
     )
 
 
-def _last_accuracy(steps: Sequence[Step]) -> float | None:
+def _last_accuracy(steps: Sequence[Step]) -> Share | None:
     return next((step.accuracy for step in reversed(steps) if step.accuracy is not None), None)
 
 
-def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, threads: int) -> float | None:
+def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, threads: int) -> Share | None:
     if labels is None:
         return None
     run = engine.half_runner(network.onnx_fp16, threads) if network.onnx_fp16 else engine.onnx_runner(network.onnx, threads)
@@ -341,8 +354,32 @@ def _samples(samples: Any, labels: Any, shape: tuple[int, ...]) -> tuple[Samples
     return data, truth, True
 
 
+def _require_fit(labels: Labels | None, classes: Sequence[str], model: bytes) -> None:
+    """Refuse labels and names of classes that the network cannot have."""
+    if labels is None and not classes:
+        return
+    outputs = onnx.load_from_string(model).graph.output
+    shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        found = ", ".join(map(str, shapes))
+        raise DeployError(f"labels and names of classes need one output of shape [batch, classes], found {found}: leave them out")
+    width = shapes[0][1]
+    if labels is not None and not 0 <= labels.min() <= labels.max() < width:
+        raise DeployError(f"labels go from {labels.min()} to {labels.max()}, the network's {width} classes from 0 to {width - 1}")
+    if classes and len(classes) != width:
+        raise DeployError(f"{len(classes)} names of classes for {width} outputs: give {width}")
+
+
+def _capabilities(target: str, spec: EngineSpec, device: Device | None) -> tuple[str, ...]:
+    """Compute capabilities that an engine is for; empty where the builder chose."""
+    here = () if device is None else (device.compute_capability,)
+    if target == "tensorrt":
+        return here
+    return tuple(dict.fromkeys(name for known in spec.compute_capabilities for name in (here if known == "current" else (known,))))
+
+
 def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:
-    taken = {bundle.MANIFEST, bundle.ONNX, bundle.ONNX_FP16, bundle.ENGINE, bundle.REFERENCE}
+    taken = {bundle.MANIFEST, bundle.ONNX, bundle.ONNX_FP16, bundle.ENGINE, bundle.REFERENCE, bundle.TIMING_CACHE, *handout.NAMES}
     for name in attachments:
         if name in taken or Path(name).name != name or name.startswith("."):
             raise DeployError(f"attachment {name!r}: a plain file name, none of {', '.join(sorted(taken))}")

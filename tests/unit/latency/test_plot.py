@@ -1,7 +1,7 @@
 import pytest
 
 from latency import Device, LatencyError, LatencyTable, Protocol, Row, Runtime, TableHeader
-from lathe.plot import plot
+from latency.plot import plot
 
 
 def row(key, us, kind="block", **fields):

@@ -28,8 +28,8 @@ def test_every_form_of_the_network_is_compared(made):
         ("onnx", "fp32"),
     ]
     assert [step.verdict for step in steps.values()] == ["reference", "passed", "passed", "reference", "passed", "passed", "passed"]
-    assert steps["squeezed", "fp64"].first.relative <= 1e-10
-    assert steps["onnx", "fp32"].first.relative <= 1e-5
+    assert steps["squeezed", "fp64"].worst.relative <= 1e-10
+    assert steps["onnx", "fp32"].worst.relative <= 1e-5
     assert steps["onnx", "fp32"].accuracy == steps["trained", "fp32"].accuracy
 
 
@@ -42,19 +42,24 @@ def test_the_shipped_and_the_unpruned_network_stand_side_by_side(made):
     for network_facts, predicted_us in ((shipped, 50.0), (unpruned, 80.0)):
         assert network_facts.measured.low_us <= network_facts.measured.median_us <= network_facts.measured.high_us
         assert network_facts.predicted.us == predicted_us
-        assert 0 <= network_facts.accuracy <= 1
+        assert 0 <= network_facts.accuracy.low <= network_facts.accuracy.share <= network_facts.accuracy.high <= 1
     assert made.manifest.budget_verdict == "met"
     assert made.manifest.failures == []
 
 
 def test_the_manifest_says_what_the_bundle_is(made):
     manifest = made.manifest
-    assert (manifest.target, manifest.precision, manifest.input_shape, manifest.output_shape) == ("onnxruntime", "fp32", SHAPE, (1, 4))
+    assert (manifest.target, manifest.precision, manifest.input_shape, manifest.outputs) == (
+        "onnxruntime",
+        "fp32",
+        SHAPE,
+        {"output": (1, 4)},
+    )
     assert [(layer.name, layer.kept, layer.of) for layer in manifest.layers] == [("0", 4, 8), ("1", 6, 8)]
     assert (manifest.samples, manifest.samples_from, manifest.classes) == (12, "given", ("a", "b", "c", "d"))
     assert (manifest.preprocessing, manifest.provenance) == ({"mean": [0.5, 0.5, 0.5]}, {"table": "ab" * 32})
     assert manifest.device == Device.cpu(1)
-    assert set(manifest.files) == {"architecture.json", "model.onnx", "reference.safetensors"}
+    assert set(manifest.files) == {"architecture.json", "model.onnx", "reference.safetensors", "README.md", "run.py"}
 
 
 def test_every_link_of_the_chain_names_what_it_is_made_from(made):
@@ -62,7 +67,7 @@ def test_every_link_of_the_chain_names_what_it_is_made_from(made):
     assert [link.name for link in chain] == ["architecture", "trained", "fused", "squeezed", "onnx"]
     assert [link.made_from for link in chain] == ["", "architecture", "trained", "fused", "squeezed"]
     assert {link.file: link.sha256 for link in chain if link.file} == {
-        name: digest for name, digest in made.manifest.files.items() if name != "reference.safetensors"
+        name: made.manifest.files[name] for name in ("architecture.json", "model.onnx")
     }
     assert len({link.sha256 for link in chain}) == 5
 
@@ -71,7 +76,7 @@ def test_a_few_samples_are_kept_with_what_the_trained_network_says(made):
     kept = safetensors.numpy.load((made.directory / "reference.safetensors").read_bytes())
     np.testing.assert_array_equal(kept["samples"], samples()[:8].numpy())
     with torch.no_grad():
-        np.testing.assert_allclose(kept["outputs"], network().eval()(samples()[:8]).numpy(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(kept["outputs.output"], network().eval()(samples()[:8]).numpy(), rtol=0, atol=1e-6)
 
 
 def test_the_arguments_stay_as_they_were(tmp_path):
@@ -107,7 +112,7 @@ def test_a_batch_and_any_layer_go_through(tmp_path):
             return torch.sigmoid(x + self.conv(x))
 
     made = export(Residual(), torch.zeros(5, 3, 8, 8), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples(7))
-    assert (made.manifest.input_shape[0], made.manifest.output_shape) == (5, (5, 3, 8, 8))
+    assert (made.manifest.input_shape[0], made.manifest.outputs) == (5, {"output": (5, 3, 8, 8)})
     assert made.manifest.failures == []
 
 
@@ -176,13 +181,13 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
             self.model = built
 
         def infer(self, inputs):
-            return {"output": engine.onnx_runner(self.model)(inputs["input"])}
+            return engine.onnx_runner(self.model)(inputs["input"])
 
         def run(self, count):
             return [float(len(self.model))] * count
 
     monkeypatch.setattr(engine, "TensorRT", FakeTensorRT)
-    monkeypatch.setattr(engine, "build_engine", lambda model, flavour, spec: model)
+    monkeypatch.setattr(engine, "build_engine", lambda model, flavour, spec, cache: model)
     monkeypatch.setattr(engine, "runtime_of", lambda target: FakeTensorRT.runtime)
     made = export(
         network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), baseline=network(False), protocol=QUICK
@@ -206,6 +211,14 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         ({"samples": samples(2), "labels": torch.zeros(3, dtype=torch.long)}, "one class index a sample, 2 in all"),
         ({"samples": samples(2), "labels": torch.zeros(2)}, "one class index a sample.*float32"),
         ({"labels": torch.zeros(2, dtype=torch.long)}, "labels need the samples"),
+        ({"samples": samples(2), "labels": torch.tensor([0, 4])}, "labels go from 0 to 4, the network's 4 classes from 0 to 3"),
+        ({"samples": samples(2), "labels": torch.tensor([-1, 3])}, "labels go from -1 to 3"),
+        ({"classes": ["cat", "dog"]}, "2 names of classes for 4 outputs: give 4"),
+        (
+            {"model": nn.Conv2d(3, 2, 1), "samples": samples(2), "labels": torch.tensor([0, 1])},
+            r"need one output of shape \[batch, classes\], found \[1, 2, 8, 8\]: leave them out",
+        ),
+        ({"attachments": {"run.py": b""}}, "attachment 'run.py'"),
         ({"attachments": {"model.onnx": b""}}, "attachment 'model.onnx'"),
         ({"attachments": {"../x": b""}}, "attachment '../x'"),
         ({"model": b"nonsense"}, "no ONNX model"),
