@@ -210,8 +210,9 @@ def _polygraphy(one: Outputs, other: Outputs, atol: dict[str, float]) -> dict[st
     results = IterationResult(runner_name="one"), IterationResult(runner_name="other")
     for result, values in zip(results, (one, other), strict=True):
         result.update(values)
-    # Element by element, as its check of a statistic imports torch where that is installed; with no relative tolerance it is the same.
-    func = SimpleCompareFunc(atol=atol, rtol=0.0, check_error_stat="elemwise", infinities_compare_equal=False)
+    # Its check of a statistic, or of Python's floats, imports torch where that is installed; without a relative tolerance this is the same.
+    tolerances = {name: np.float64(value) for name, value in atol.items()}
+    func = SimpleCompareFunc(atol=tolerances, rtol=np.float64(0), check_error_stat="elemwise")
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it says on the console what is in the result
         compared = func(*results)
     return {name: (float(result.max_absdiff), bool(result)) for name, result in compared.items()}

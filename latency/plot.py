@@ -159,7 +159,7 @@ def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str,
         ax.plot(shown, [line[width].median_us for width in shown], marker, color=colour, ms=size + (marker != "o"))
 
 
-def _intervals(ax: Any, x: Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette) -> None:
+def _intervals(ax: Any, x: Sequence[int] | Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette) -> None:
     """Vertical bars, in one line with gaps: a table has thousands, and each alone would be an element of the picture."""
     gaps = [math.nan] * len(x)
     ax.plot(np.ravel([x, x, gaps], "F"), np.ravel([low, high, gaps], "F"), color=palette.ink, linewidth=0.8, alpha=0.7)

@@ -289,6 +289,8 @@ class Report:
     """directory of a run or of a bundle"""
     out: Path | None = None
     """the page to write (default: SOURCE.html, beside the directory)"""
+    table: Path | None = None
+    """the latency table that the search used, to be shown too"""
     json: bool = False
     """print JSON"""
 
@@ -296,7 +298,7 @@ class Report:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        page, rows = stages.report(self.source, self.out)
+        page, rows = stages.report(self.source, self.out, self.table)
         render.report(page, rows, as_json=self.json)
         return 0
 

@@ -341,10 +341,9 @@ def verify(directory: Path) -> "Verification":
     return deploy.verify(directory)
 
 
-def report(source: Path, out: Path | None) -> "tuple[Path, list[Row]]":
+def report(source: Path, out: Path | None, table: Path | None) -> "tuple[Path, list[Row]]":
     """Write the page of a run or a bundle; returns where it is, and its main table."""
-    require("torch", "train")
     from deploy.report import render
 
     page = out or source.with_name(source.name + ".html")
-    return page, render(source, page)
+    return page, render(source, page, table and load_table(table))

@@ -120,7 +120,7 @@ def test_the_divergence_of_logits_is_that_of_their_distributions():
 
 
 def test_every_output_is_compared_and_the_worst_is_named():
-    maps = {"p3": np.ones((2, 4, 8, 8)), "p4": np.ones((2, 8, 4, 4))}
+    maps = {"p3": np.ones((4, 4, 8, 8)), "p4": np.ones((4, 8, 4, 4))}
     off = maps | {"p4": maps["p4"] + 3e-5}
     steps, outputs = climb([Rung("a", "fp32", lambda _: maps), Rung("b", "fp32", lambda _: off)], SAMPLES)
     assert steps[1].reason == "output p4 differs by 3.0e-05 of its scale, more than 1e-05"
@@ -128,7 +128,7 @@ def test_every_output_is_compared_and_the_worst_is_named():
     assert list(outputs["b"]) == ["p3", "p4"]
     broken = maps | {"p3": maps["p3"] * np.nan}
     steps, _ = climb([Rung("a", "fp32", lambda _: maps), Rung("b", "fp32", lambda _: broken)], SAMPLES)
-    assert steps[1].reason == "512 of 512 output values of p3 are infinite or not a number"
+    assert steps[1].reason == "1024 of 1024 output values of p3 are infinite or not a number"
 
 
 def test_each_output_has_the_scale_of_its_own():

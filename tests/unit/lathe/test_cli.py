@@ -19,7 +19,7 @@ FLAGS = {
     "pretrain_epochs search_epochs finetune_epochs seed json",
     cli.Export: "source out target budget_ms protocol threads json",
     cli.Verify: "bundle json",
-    cli.Report: "source out json",
+    cli.Report: "source out table json",
 }
 
 
