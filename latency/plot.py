@@ -75,7 +75,7 @@ def plot(table: LatencyTable, out: Path) -> None:
     figure.suptitle(
         f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space}", fontsize=12
     )
-    for part, picture in zip(np.atleast_1d(figure.subfigures(len(drawn), 1, height_ratios=heights)), drawn, strict=True):
+    for part, picture in zip(figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0], drawn, strict=True):
         part.suptitle(picture.title, fontsize=11)
         picture.paint(part)
     with whole(out) as partial:

@@ -22,7 +22,11 @@ def load() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     options.intra_op_num_threads = (manifest["device"] or {}).get("threads", 1)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names, into = [value.name for value in session.get_outputs()], session.get_inputs()[0].name
-    return lambda x: dict(zip(names, session.run(names, {into: x}), strict=True))
+
+    def run(x: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: np.asarray(value) for name, value in zip(names, session.run(names, {into: x}), strict=True)}
+
+    return run
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cuda.bindings import runtime as cuda
 
+cuda: Any = importlib.import_module("cuda.bindings.runtime")
 HERE = Path(__file__).parent
 
 

@@ -151,10 +151,8 @@ def fake_tensorrt(cuda, version="1.4", loads=True):
 def fakes(monkeypatch):
     def install(cuda=None, **options):
         cuda = cuda or FakeCuda()
-        bindings = types.ModuleType("cuda.bindings")
-        bindings.runtime = cuda
-        monkeypatch.setitem(sys.modules, "cuda", types.ModuleType("cuda"))
-        monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+        for name, module in (("cuda", types.ModuleType("cuda")), ("cuda.bindings", types.ModuleType("b")), ("cuda.bindings.runtime", cuda)):
+            monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt(cuda, **options))
 
     return install

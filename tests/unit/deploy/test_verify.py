@@ -62,6 +62,11 @@ def test_a_missing_reference_leaves_the_outputs_not_run(bundle_copy):
     assert (found["reference.safetensors"], found["outputs"], found["latency"]) == ("failed", "not run", "passed")
 
 
+def test_a_missing_manifest_is_named(bundle_copy):
+    (bundle_copy / "manifest.json").unlink()
+    assert [(check.name, check.detail) for check in verify(bundle_copy).failures] == [("manifest.json", "is missing")]
+
+
 def test_an_extra_file_fails(bundle_copy):
     (bundle_copy / "stranger").write_text("")
     assert [check.name for check in verify(bundle_copy).failures] == ["stranger"]
@@ -79,6 +84,25 @@ def test_a_broken_chain_fails(bundle_copy):
     rewrite(bundle_copy, chain=(*chain[:-1], msgspec.structs.replace(chain[-1], sha256="0" * 64)))
     assert detail(bundle_copy, "chain of hashes") == "broken at onnx"
     assert [check.name for check in verify(bundle_copy).failures] == ["chain of hashes"]
+
+
+def test_what_the_manifest_concludes_must_follow_from_its_numbers(bundle_copy):
+    manifest = load(bundle_copy).manifest
+    steps, shipped = list(manifest.validation), manifest.shipped
+    steps[-1] = msgspec.structs.replace(steps[-1], verdict="failed")
+    faster = msgspec.structs.replace(shipped.measured, median_us=shipped.measured.median_us / 2)
+    rewrite(bundle_copy, validation=tuple(steps), shipped=msgspec.structs.replace(shipped, measured=faster), budget_verdict="missed")
+    assert [check.name for check in verify(bundle_copy).failures] == ["recorded verdicts"]
+    assert detail(bundle_copy, "recorded verdicts") == (
+        "onnx fp32 is failed; the latency of the shipped network is not that of its samples; the budget is missed, by its numbers met"
+    )
+
+
+def test_what_the_bundle_does_not_hold_is_not_run_with_the_reason(bundle_copy):
+    assert detail(bundle_copy, "torch forms") == (
+        "trained, fused, squeezed: their weights are not in the bundle; only what was exported from them is"
+    )
+    assert detail(bundle_copy, "accuracy").endswith("of 12 samples when exported; they are not in the bundle")
 
 
 @pytest.mark.parametrize(("field", "value"), [("name", "Other CPU"), ("threads", 2)])
