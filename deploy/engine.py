@@ -9,15 +9,15 @@ import msgspec
 import numpy as np
 import onnx
 import onnxruntime
-import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 
+from deploy import sessions
 from deploy.bundle import Target
 from deploy.errors import DeployError
-from deploy.lowering import Precision
-from deploy.validate import CannotRun, Outputs, Samples
+from deploy.graph import Precision
+from deploy.validate import Outputs, Samples
 from latency import Device, Measurement, Protocol, Runtime, backends
 from latency.backends.tensorrt import EngineSpec, TensorRT, build_engine
-from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, one_line, require
+from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, require
 from latency.measure import Timed, measure, summarize
 
 TARGETS: dict[Target, Precision] = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
@@ -103,10 +103,10 @@ def onnx_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
 
     @functools.cache
     def session() -> onnxruntime.InferenceSession:
-        return _session(model, threads)
+        return sessions.start(model, threads)
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return _run(session(), inputs)
+        return sessions.run(session(), inputs)
 
     return _in_batches(infer, model)
 
@@ -118,34 +118,16 @@ def half_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
     """
 
     @functools.cache
-    def sessions() -> list[onnxruntime.InferenceSession]:
-        return [_session(part.SerializeToString(), threads) for part in _operators(onnx.load_from_string(model))]
+    def parts() -> list[onnxruntime.InferenceSession]:
+        return [sessions.start(part.SerializeToString(), threads) for part in _operators(onnx.load_from_string(model))]
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         values = dict(inputs)
-        for session in sessions():
-            values |= _run(session, {value.name: values[value.name] for value in session.get_inputs()})
+        for session in parts():
+            values |= sessions.run(session, {value.name: values[value.name] for value in session.get_inputs()})
         return values
 
     return _in_batches(infer, model)
-
-
-def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what matters arrives as an exception
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except ort_errors.NotImplemented as error:
-        raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
-    except (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.RuntimeException) as error:
-        raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
-
-
-def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    names = [value.name for value in session.get_outputs()]
-    return {name: np.asarray(value) for name, value in zip(names, session.run(names, dict(inputs)), strict=True)}
 
 
 def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:

@@ -17,10 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from deploy import bundle, engine, lowering
+from deploy import bundle, engine, graph, lowering
 from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
 from deploy.errors import DeployError
-from deploy.lowering import Precision, to_onnx
+from deploy.graph import Precision
+from deploy.lowering import to_onnx
 from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed
 from latency.backends.tensorrt import EngineSpec
@@ -249,7 +250,7 @@ def _from_onnx(model: bytes, precision: Precision, threads: int) -> _Network:
     return _Network(
         onnx=model,
         onnx_fp16=b"",
-        counts=lowering.count(lowering.parse(model)),
+        counts=graph.count(graph.parse(model)),
         rungs=(Rung("onnx", "fp32", engine.onnx_runner(model, threads)),),
         chain=(Link(name="onnx", sha256=sha256(model), made_from="", file=bundle.ONNX),),
     )
@@ -316,7 +317,7 @@ def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, t
 
 def _input_shape(model: nn.Module | bytes, example_input: Tensor | None) -> tuple[int, ...]:
     if isinstance(model, bytes):
-        value = lowering.parse(model).graph.input[0]
+        value = graph.require_single(graph.parse(model)).graph.input[0]
         return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
     if example_input is None:
         raise DeployError("a module does not say the shape of its input: give example_input")

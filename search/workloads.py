@@ -17,7 +17,8 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from deploy.lowering import Precision, to_onnx
+from deploy.graph import Precision
+from deploy.lowering import to_onnx
 from latency import BlockSpec, Workload
 from latency.weights import fill_weights, strip_weights
 from search import blocks, ops

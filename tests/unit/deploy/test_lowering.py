@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from deploy import LoweringError, lowering, to_onnx
+from deploy import graph as graphs
 from deploy.engine import onnx_runner
 from reparam import count, fuse, squeeze
 from unit.deploy.helpers import example, network, samples
@@ -112,12 +113,12 @@ def graph(inputs, shape):
 )
 def test_a_file_that_cannot_ship_is_refused(data, message):
     with pytest.raises(LoweringError, match=message) as caught:
-        lowering.parse(data)
+        graphs.parse(data)
     assert "\n" not in str(caught.value)
 
 
 def test_a_graph_is_counted_as_its_module_is(shipped, data, half):
     expected = count(shipped, example())
-    assert lowering.count(lowering.parse(data)) == lowering.count(lowering.parse(half)) == expected
+    assert graphs.count(graphs.parse(data)) == graphs.count(graphs.parse(half)) == expected
     batched = to_onnx(shipped, torch.zeros(3, 3, 8, 8))
-    assert lowering.count(lowering.parse(batched)) == expected
+    assert graphs.count(graphs.parse(batched)) == expected

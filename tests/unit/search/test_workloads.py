@@ -9,7 +9,8 @@ import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deploy.lowering import check, to_onnx
+from deploy.graph import check
+from deploy.lowering import to_onnx
 from latency import BlockSpec, blocks_zip
 from search import ops, spaces
 from search.workloads import deployed_form, lower, workloads

@@ -1,0 +1,156 @@
+"""ONNX graphs as files hold them: read with their weights, checked to be static and whole, counted."""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import TensorProto, external_data_helper
+
+from deploy.errors import LoweringError
+from reparam import Counts
+
+Precision = Literal["fp32", "fp16"]
+
+MAX_BYTES = 2**31 - 1
+"""What a protobuf message may have: weights are inline up to here."""
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+_DOMAINS = ("", "ai.onnx")
+
+
+def read(path: str | Path) -> bytes:
+    """A serialised model with its weights inline; the very bytes of the file where they are.
+
+    Raises:
+        LoweringError: it is no ONNX model, its external weights are missing or cut short, or they are too large to be inline.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    model = _decode(data)
+    outside = [tensor for tensor in model.graph.initializer if external_data_helper.uses_external_data(tensor)]
+    if not outside:
+        return data
+    for tensor in outside:
+        where = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except (onnx.checker.ValidationError, OSError, ValueError) as error:
+            raise LoweringError(
+                f"{path.name}: the weights of {tensor.name!r} are in {where!r}, which is missing beside it or damaged: copy it there"
+            ) from error
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+    require_inline(model)
+    return model.SerializeToString(deterministic=True)
+
+
+def parse(data: bytes) -> onnx.ModelProto:
+    """Read a serialised model and `check` it.
+
+    Raises:
+        LoweringError: it is no ONNX model, or not one that can be shipped.
+    """
+    return check(_decode(data))
+
+
+def check(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with the types and shapes of all its values, if it is valid, static and of standard operators.
+
+    Local functions are inlined first.
+
+    Raises:
+        LoweringError: it is not; says why.
+    """
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        raise LoweringError("the model's weights are in another file: give the path of the .onnx, with that file beside it")
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    if stranger := next((node for node in model.graph.node if node.domain not in _DOMAINS), None):
+        raise LoweringError(
+            f"node {stranger.name!r} ({stranger.op_type}) is of the custom domain {stranger.domain!r}: only standard ONNX operators can be "
+            "shipped: export again without fused or custom operators"
+        )
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise LoweringError(f"the ONNX graph is not valid: {first_line(error)}") from error
+    weights = {tensor.name for tensor in inferred.graph.initializer}
+    for kind, values in (("input", inferred.graph.input), ("output", inferred.graph.output)):
+        for value in values:
+            shape = value.type.tensor_type.shape
+            sizes = [dim.dim_value or dim.dim_param or "?" for dim in shape.dim]
+            if value.name in weights:
+                continue
+            if not value.type.tensor_type.HasField("shape"):
+                raise LoweringError(f"{kind} {value.name!r} has no shape: export with a fixed batch and fixed image size")
+            if not all(isinstance(size, int) and size > 0 for size in sizes):
+                raise LoweringError(
+                    f"{kind} {value.name!r} has a dynamic shape ({', '.join(map(str, sizes))}): export with a fixed batch and fixed image "
+                    "size, or fix it by `python -m onnxruntime.tools.make_dynamic_shape_fixed`"
+                )
+    return inferred
+
+
+def require_single(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model if it has one input and one output.
+
+    Raises:
+        LoweringError: it has others.
+    """
+    ends = len(model.graph.input), len(model.graph.output)
+    if ends != (1, 1):
+        raise LoweringError(f"the network has {ends[0]} inputs and {ends[1]} outputs; one of each can be shipped")
+    return model
+
+
+def require_inline(model: onnx.ModelProto) -> None:
+    """Check that a model can be one message.
+
+    Raises:
+        LoweringError: its weights are too large.
+    """
+    if (size := model.ByteSize()) > MAX_BYTES:
+        raise LoweringError(f"the model takes {size / 2**30:.1f} GiB and an ONNX file with its weights inline holds less than 2: ship it in parts")
+
+
+def count(model: onnx.ModelProto) -> Counts:
+    """Parameters and MACs of a model as `check` returned it, for an ONNX file that has no module beside it.
+
+    Every floating-point initializer counts as parameters.
+    """
+    graph = model.graph
+    weights = {value.name: tuple(value.dims) for value in graph.initializer if value.data_type in FLOATS}
+    values = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.output)}
+    macs = 0
+    for node in graph.node:
+        if len(node.input) < 2 or (kernel := weights.get(node.input[1])) is None:
+            continue
+        elements = math.prod(values[node.output[0]])
+        match node.op_type:
+            case "Conv":
+                macs += elements * math.prod(kernel[1:])
+            case "MatMul":
+                macs += elements * kernel[-2]
+            case "Gemm":
+                transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+                macs += elements * kernel[1 if transposed else 0]
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    return Counts(params=sum(math.prod(shape) for shape in weights.values()), macs=macs // batch)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the innermost cause: exporter and checker wrap it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _decode(data: bytes) -> onnx.ModelProto:
+    try:
+        return onnx.load_from_string(data)
+    except DecodeError as error:
+        raise LoweringError("this is no ONNX model: it cannot be decoded") from error
