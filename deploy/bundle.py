@@ -12,7 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 from deploy.errors import BundleError
-from deploy.lowering import Precision
+from deploy.graph import Precision
+from deploy.precision import Certificate
 from deploy.validate import BudgetVerdict, Step
 from latency import Device, Latency, Measurement, Protocol, Runtime
 from latency.units import interval, microseconds
@@ -20,6 +21,7 @@ from latency.units import interval, microseconds
 MANIFEST = "manifest.json"
 SCHEMA = "bundle/1"
 ONNX, ONNX_FP16, ENGINE, REFERENCE = "model.onnx", "model.fp16.onnx", "model.engine", "reference.safetensors"
+TIMING_CACHE = "model.timing_cache"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
 
 Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -93,6 +95,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     protocol: Protocol
     build: dict[str, Any]
     """options of the engine's build"""
+    certificate: Certificate | None = None
+    """why the network may run in half precision; None where it ships in FP32"""
     lowering: str
     versions: dict[str, str]
     """of the packages that made the bundle"""

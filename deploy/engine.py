@@ -4,6 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -11,12 +12,12 @@ import onnx
 import onnxruntime
 
 from deploy import sessions
-from deploy.bundle import Target
+from deploy.bundle import TIMING_CACHE, Target
 from deploy.errors import DeployError
 from deploy.graph import Precision
 from deploy.validate import Outputs, Samples
 from latency import Device, Measurement, Protocol, Runtime, backends
-from latency.backends.tensorrt import EngineSpec, TensorRT, build_engine
+from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
 from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, require
 from latency.measure import Timed, measure, summarize
 
@@ -38,13 +39,39 @@ def target_of(name: str) -> Target:
     raise DeployError(f"target {name!r} is unknown: choose one of {', '.join(TARGETS)}")
 
 
-def build(model: bytes, target: Target, spec: EngineSpec) -> bytes:
+def build(
+    model: bytes,
+    target: Target,
+    spec: EngineSpec,
+    timing_cache: TimingCache | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> bytes:
     """Build the engine of a target; empty for onnxruntime, which runs the ONNX itself.
+
+    Args:
+        model: serialised ONNX.
+        target: what it is for.
+        spec: how it is built.
+        timing_cache: used, and filled, by the builder of TensorRT.
+        on_progress: called with what the builder is at.
 
     Raises:
         LatencyError: the target's package is missing, its compiler refuses the network, or it needs a GPU and there is none.
     """
-    return b"" if target == "onnxruntime" else build_engine(model, target, spec)
+    return b"" if target == "onnxruntime" else build_engine(model, target, spec, timing_cache, on_progress)
+
+
+def timing_cache_of(target: Target, path: str | Path | None) -> TimingCache | None:
+    """The cache that builds for a target begin with: of a file, or empty; None where the builder measures nothing.
+
+    Raises:
+        DeployError: there is no such file, or the target has no such cache.
+    """
+    if path is not None and target != "tensorrt":
+        raise DeployError(f"timing cache {path}: the builder of {target} measures nothing: leave it out, or choose tensorrt")
+    if path is not None and not Path(path).is_file():
+        raise DeployError(f"timing cache {path} does not exist: give the {TIMING_CACHE} of an earlier bundle, or leave it out")
+    return TimingCache(path) if target == "tensorrt" else None
 
 
 def runtime_of(target: Target) -> Runtime:
@@ -68,7 +95,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) -> Iterator[Running | str]:
+def running(
+    target: Target, model: bytes, engine: bytes, *, threads: int = 1, spec: EngineSpec | None = None
+) -> Iterator[Running | str]:
     """Start a network on its target; what it holds there is released at the end.
 
     Args:
@@ -76,6 +105,7 @@ def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) ->
         model: the ONNX.
         engine: as `build` returned it.
         threads: of ONNX Runtime.
+        spec: that the engine was built by; None for the defaults.
 
     Yields:
         The running network, or why this machine cannot run it: no such device, or a runtime that refuses the network, in its words.
@@ -85,7 +115,7 @@ def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) ->
             backend = backends.get(target, threads=threads)
             compiled, outputs = backend.compile(model), onnx_runner(model, threads)
         else:
-            backend = TensorRT(target)
+            backend = TensorRT(target, spec=spec)
             compiled = backend.load(engine)
             outputs = _in_batches(compiled.infer, model)
     except (BuildFailed, DeviceUnavailable, MissingExtra, RunFailed) as error:

@@ -1,6 +1,5 @@
-"""ONNX graphs as files hold them: read with their weights, checked to be static and whole, counted."""
+"""ONNX graphs as files hold them: read with their weights, checked to be static and whole."""
 
-import math
 from pathlib import Path
 from typing import Literal
 
@@ -9,14 +8,12 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
 from deploy.errors import LoweringError
-from reparam import Counts
 
 Precision = Literal["fp32", "fp16"]
 
 MAX_BYTES = 2**31 - 1
 """What a protobuf message may have: weights are inline up to here."""
 
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 _DOMAINS = ("", "ai.onnx")
 
 
@@ -115,31 +112,6 @@ def require_inline(model: onnx.ModelProto) -> None:
     """
     if (size := model.ByteSize()) > MAX_BYTES:
         raise LoweringError(f"the model takes {size / 2**30:.1f} GiB and an ONNX file with its weights inline holds less than 2: ship it in parts")
-
-
-def count(model: onnx.ModelProto) -> Counts:
-    """Parameters and MACs of a model as `check` returned it, for an ONNX file that has no module beside it.
-
-    Every floating-point initializer counts as parameters.
-    """
-    graph = model.graph
-    weights = {value.name: tuple(value.dims) for value in graph.initializer if value.data_type in FLOATS}
-    values = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.output)}
-    macs = 0
-    for node in graph.node:
-        if len(node.input) < 2 or (kernel := weights.get(node.input[1])) is None:
-            continue
-        elements = math.prod(values[node.output[0]])
-        match node.op_type:
-            case "Conv":
-                macs += elements * math.prod(kernel[1:])
-            case "MatMul":
-                macs += elements * kernel[-2]
-            case "Gemm":
-                transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-                macs += elements * kernel[1 if transposed else 0]
-    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    return Counts(params=sum(math.prod(shape) for shape in weights.values()), macs=macs // batch)
 
 
 def first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io as text_io
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,7 @@ from deploy import precision as half_precision
 from deploy.errors import LoweringError
 from deploy.graph import MAX_BYTES, Precision, check, first_line
 from latency.lowered import Lowered
+from reparam import Counts
 
 LOWERING_VERSION = "1"
 """Recorded in every latency table. Raise it when a change here can change how fast or what the lowered graph computes."""
@@ -174,6 +176,34 @@ class Features(nn.Module):
         if missing := [name for name in self.names if name not in found]:
             raise LoweringError(f"module {missing[0]!r} takes no part in the network's forward: choose another")
         return tuple(found[name] for name in self.names)
+
+
+def count(model: onnx.ModelProto) -> Counts:
+    """Parameters and MACs of a model as `check` returned it, for an ONNX file that has no module beside it.
+
+    Every floating-point initializer counts as parameters.
+    """
+    graph = model.graph
+    weights = {value.name: tuple(value.dims) for value in graph.initializer if value.data_type in _FLOATS}
+    values = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.output)}
+    macs = 0
+    for node in graph.node:
+        if len(node.input) < 2 or (kernel := weights.get(node.input[1])) is None:
+            continue
+        elements = math.prod(values[node.output[0]])
+        match node.op_type:
+            case "Conv":
+                macs += elements * math.prod(kernel[1:])
+            case "MatMul":
+                macs += elements * kernel[-2]
+            case "Gemm":
+                transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+                macs += elements * kernel[1 if transposed else 0]
+    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    return Counts(params=sum(math.prod(shape) for shape in weights.values()), macs=macs // batch)
+
+
+_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 
 
 class _Cast(nn.Module):

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
-import networkx as nx
 import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -255,7 +254,7 @@ class _Seen:
 
     def add(self, array: np.ndarray) -> None:
         size = np.abs(array)
-        zeros = size.size - np.count_nonzero(size)
+        zeros = size.size - int(np.count_nonzero(size))
         finite = size if (largest := float(size.max(initial=0))) < math.inf else size[np.isfinite(size)]
         self.max_abs = max(self.max_abs, largest if finite is size else float(finite.max(initial=0)))
         self.count += size.size
@@ -422,6 +421,8 @@ def _grow(graph: GraphProto, nodes: list[_Node], weights: set[str], io: int) -> 
     A minimum cut: it separates FP32 from FP16, a tensor between the two costs a cast however many read it, and a node that is FP32 with no
     reason costs so little that any cast outweighs all of them. What is heavy is FP16 unless it has a reason.
     """
+    import networkx as nx  # comes with torch; the structs above are read without it
+
     cut = nx.DiGraph()
     cut.add_nodes_from(("fp32", "fp16"))
     end = "fp32" if io == _FULL else "fp16"
@@ -454,6 +455,8 @@ def _grow(graph: GraphProto, nodes: list[_Node], weights: set[str], io: int) -> 
 
 def _islands(nodes: list[_Node]) -> int:
     """How many parts the FP32 nodes are in."""
+    import networkx as nx
+
     full = [node for node in nodes if node.full]
     writers = {node.proto.output[i]: node.proto.name for node in full for i in node.outputs}
     joined = nx.Graph()
