@@ -6,7 +6,7 @@ OUT ?= out
 # The stamp names everything that an install depends on: the pins, the extras and where the checkout lies.
 STAMP = $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } | sha256sum | cut -c1-16)
 
-.PHONY: demo test lint env clean
+.PHONY: demo test lint gpu env clean
 
 env:
 	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
@@ -26,6 +26,12 @@ demo: env
 	$(PY) -m lathe search pas --space repvgg-mini --table $(OUT)/cpu.latency.jsonl --data digits --budget-fraction 0.6 --out $(OUT)/run
 	$(PY) -m lathe export $(OUT)/run --target onnxruntime --out $(OUT)/bundle
 	$(PY) -m lathe report $(OUT)/bundle
+
+# All that needs a GPU: its tests, then tables, engines and timings by every backend that runs there. `make gpu GPU=--dry-run` tries it
+# where there is none; `make gpu PY=python3` uses an environment of your own.
+gpu: $(if $(filter $(VENV)/bin/python,$(PY)),env)
+	PYTHONPATH=. $(PY) -m pytest tests/gpu -rs
+	PYTHONPATH=. $(PY) benchmarks/gpu.py --out $(OUT)/gpu $(GPU)
 
 clean:
 	rm -rf $(OUT)

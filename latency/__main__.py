@@ -52,7 +52,10 @@ def _profile(given: argparse.Namespace) -> None:
     workloads = shard(bundle.workloads, given.shard)
     timing = protocol.get(given.protocol)
     backend = backends.get(given.backend, threads=given.threads, precision=bundle.index.precision)
-    events = profile(workloads, backend, given.out, protocol=timing, lowering=bundle.index.lowering, space=bundle.index.space)
+    index = bundle.index
+    events = profile(
+        workloads, backend, given.out, protocol=timing, lowering=index.lowering, space=index.space, bundle_sha256=bundle.sha256
+    )
     for event in events:
         match event:
             case Dropped(line=line):

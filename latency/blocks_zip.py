@@ -60,6 +60,8 @@ class BlocksZip:
     index: Index
     workloads: list[Workload]
     """in the order of the index; their weights are drawn when their `onnx` is called"""
+    sha256: str
+    """of the file"""
 
 
 def write(
@@ -111,7 +113,8 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
     """
     made = f"write it again with `lathe bundle SPACE --out {path}`"
     try:
-        archive = zipfile.ZipFile(path)
+        packed = Path(path).read_bytes()
+        archive = zipfile.ZipFile(io.BytesIO(packed))
     except FileNotFoundError as error:
         raise LatencyError(f"{path} does not exist: {made}") from error
     except _DAMAGED as error:
@@ -136,7 +139,7 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
             if _sha256(graph) != entry.sha256:
                 raise LatencyError(f"{path}: {entry.file} was changed, it is not the graph of {entry.key} any more: {made}")
             workloads.append(Workload(kind=entry.kind, key=entry.key, blocks=entry.blocks, onnx=partial(filled, graph)))
-    return BlocksZip(index=index, workloads=workloads)
+    return BlocksZip(index=index, workloads=workloads, sha256=_sha256(packed))
 
 
 def _stripped(model: bytes) -> bytes:

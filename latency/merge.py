@@ -32,8 +32,12 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     tables = [LatencyTable.load(path) for path in paths]
     first = tables[0].header
     for table in tables[1:]:
-        header = msgspec.structs.replace(table.header, created=first.created)
-        require_equal(header, first, what=f"table {table.path}", mend=f"merge tables of one fingerprint, as {tables[0].path} has it")
+        require_equal(
+            table.header.made_like(first),
+            first,
+            what=f"table {table.path}",
+            mend=f"merge tables of one fingerprint, as {tables[0].path} has it",
+        )
     rows = [row for table in tables for row in table.history]
     good: dict[str, Row] = {row.key: row for table in tables for row in table.rows if row.status == "ok"}
     latest = {row.key: row for row in rows}

@@ -117,6 +117,7 @@ def profile(
     lowering: str,
     space: str = "",
     safeguards: Safeguards | None = None,
+    bundle_sha256: str = "",
 ) -> Iterator[Event]:
     """Measure workloads and the backend's overhead, and append each to a table as soon as it is measured.
 
@@ -131,6 +132,7 @@ def profile(
         lowering: version of the code that wrote the ONNX.
         space: name of the search space that the blocks are of.
         safeguards: None for the defaults.
+        bundle_sha256: of the block bundle that the workloads are from; "" where they are from none.
 
     Yields:
         What happens, as it happens.
@@ -149,6 +151,7 @@ def profile(
         settings=dict(backend.settings),
         space=space,
         created=datetime.date.today().isoformat(),
+        bundle_sha256=bundle_sha256,
     )
     wanted: dict[str, Workload] = {}
     for work in (Workload(kind="overhead", key=OVERHEAD, onnx=overhead_onnx), *workloads):

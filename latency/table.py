@@ -36,7 +36,7 @@ _CHECK = re.compile(rb',"check":"([0-9a-f]{12})"}$')
 
 
 class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all rows of a table have in common. Two tables may be pooled only where all but `created` is equal.
+    """What all rows of a table have in common. Two tables may be pooled only where all but `created` and `bundle_sha256` is equal.
 
     Attributes:
         schema: the file format.
@@ -49,6 +49,7 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         settings: what else decided which code ran, by name, such as TensorRT's `optimization_level`.
         space: the search space that the blocks are of; "" for none.
         created: day of the first row, ISO 8601.
+        bundle_sha256: of the block bundle that was measured; "" where the blocks came from the space itself.
     """
 
     schema: Literal["latency-table/1"] = "latency-table/1"
@@ -61,6 +62,11 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     settings: dict[str, str] = {}
     space: str
     created: str
+    bundle_sha256: str = ""
+
+    def made_like(self, other: "TableHeader") -> "TableHeader":
+        """This one with what may differ between tables that are pooled as the other has it."""
+        return msgspec.structs.replace(self, created=other.created, bundle_sha256=other.bundle_sha256)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -405,7 +411,7 @@ class TableWriter:
             with open(self._file, "rb", closefd=False) as file:
                 content = _read(file.read(), path)
             if content.header is not None:
-                found = msgspec.structs.replace(content.header, created=header.created)
+                found = content.header.made_like(header)
                 require_equal(found, header, what=f"table {path}", mend="profile to another file, or as this one was profiled")
             os.ftruncate(self._file, content.size)
             self._size, self._check = content.size, content.check

@@ -90,6 +90,12 @@ class Profile:
     """full: every block; adaptive: at most a third of them, where interpolating the others is least sure"""
     coverage_error: float = 0.02
     """adaptive: stop when the mean relative error of interpolation, also at held-out blocks, is no more"""
+    drift_limit: float = 0.03
+    """rows around which the device changed by more, relative, are measured again"""
+    timing_cache: Path | None = None
+    """tensorrt: what an earlier build measured of its kernels; its hash is part of the table's fingerprint"""
+    save_timing_cache: Path | None = None
+    """tensorrt: where to keep the timing cache when all is measured, for tables to come"""
     networks: int | None = None
     """random whole networks to measure beside the blocks: they tell how well sums of blocks predict (default: 48, or the bundle's)"""
     seed: int | None = None

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,12 +14,14 @@ from latency import LatencyTable, Workload, backends, check, diff, merge
 from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.backends import Backend
+from latency.backends.tensorrt import TensorRT
 from latency.check import Finding
 from latency.coverage import Covered, profile_adaptively
 from latency.diff import Diff
 from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, require
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
+from latency.sentinel import Safeguards
 from latency.shard import shard
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
     if command.space.endswith(".zip"):
         return _profile_bundle(command, timing)
     space = space_of(command.space, classes=command.classes, resolution=command.resolution)
-    runner = backends.get(command.backend, threads=command.threads)
+    runner = _runner(command)
     from deploy.lowering import LOWERING_VERSION
 
     works = shard(_workloads(space, command.networks, command.seed, runner.precision), command.shard)
@@ -102,20 +105,45 @@ def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEve
         if (found := getattr(command, name)) is not None:
             raise LatencyError(f"--{name} {found} comes too late for a bundle: give it to `lathe bundle`")
     bundle = blocks_zip.read(command.space)
-    runner = backends.get(command.backend, threads=command.threads, precision=bundle.index.precision)
+    runner = _runner(command, bundle.index.precision)
     works = shard(bundle.workloads, command.shard)
-    return _measure(command, works, runner, timing, bundle.index.lowering, bundle.index.space)
+    return _measure(command, works, runner, timing, bundle.index.lowering, bundle.index.space, bundle.sha256)
+
+
+def _runner(command: "Profile", precision: Literal["fp32", "fp16"] | None = None) -> Backend:
+    if (cache := command.timing_cache) is not None and not cache.is_file():
+        raise LatencyError(f"--timing-cache {cache} does not exist: leave it out, and keep one for the next table by --save-timing-cache")
+    return backends.get(command.backend, threads=command.threads, precision=precision, timing_cache=command.timing_cache)
 
 
 def _measure(
-    command: "Profile", works: Sequence[Workload], runner: Backend, timing: Protocol, lowering: str, space: str
+    command: "Profile",
+    works: Sequence[Workload],
+    runner: Backend,
+    timing: Protocol,
+    lowering: str,
+    space: str,
+    bundle_sha256: str = "",
 ) -> Iterator[ProfileEvent | Covered]:
-    def measure(some: Sequence[Workload]) -> Iterator[ProfileEvent]:
-        return measure_all(some, runner, command.out, protocol=timing, lowering=lowering, space=space)
-
+    known = runner.timing_cache if isinstance(runner, TensorRT) and runner.name == "tensorrt" else None
+    if command.save_timing_cache is not None and known is None:
+        raise LatencyError(f"--save-timing-cache {command.save_timing_cache}: backend {runner.name!r} has none: leave it out")
+    measure = partial(
+        measure_all,
+        backend=runner,
+        out=command.out,
+        protocol=timing,
+        lowering=lowering,
+        space=space,
+        safeguards=Safeguards(drift_limit=command.drift_limit),
+        bundle_sha256=bundle_sha256,
+    )
     if command.coverage == "full":
-        return measure(works)
-    return profile_adaptively(works, command.out, measure, error=command.coverage_error)
+        yield from measure(works)
+    else:
+        yield from profile_adaptively(works, command.out, measure, error=command.coverage_error)
+    if known and command.save_timing_cache is not None:
+        known.save(command.save_timing_cache)
 
 
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":

@@ -33,6 +33,12 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
         (["profile", "repvgg-mini", "--classes", "1", "--out", "t.latency.jsonl"], ["at least 2 classes", "1"]),
         (["profile", "repvgg-mini"], ["--out"]),
         (["profile", "repvgg-mini", "--shard", "5/4", "--out", "t.latency.jsonl"], ["'5/4'", "1 to 4"]),
+        (["profile", "repvgg-mini", "--timing-cache", "none", "--out", "t.latency.jsonl"], ["--timing-cache none does not exist"]),
+        (
+            ["profile", "repvgg-mini", "--save-timing-cache", "c", "--out", "t.latency.jsonl"],
+            ["--save-timing-cache c", "'onnxruntime' has none"],
+        ),
+        (["profile", "repvgg-mini", "--drift-limit", "0", "--out", "t.latency.jsonl"], ["drift_limit 0.0: more than 0"]),
         (["profile", "none.blocks.zip", "--out", "t.latency.jsonl"], ["none.blocks.zip does not exist", "lathe bundle"]),
         (["profile", "none.blocks.zip", "--seed", "1", "--out", "t.latency.jsonl"], ["--seed 1", "lathe bundle"]),
         (["bundle", "resnet", "--out", "b.blocks.zip"], ["unknown space 'resnet'", "prunet-cifar"]),

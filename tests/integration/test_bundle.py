@@ -1,5 +1,7 @@
 """A space is measured by its bundle as by itself: the same keys in parts, into tables with the same header."""
 
+import hashlib
+
 import msgspec
 import pytest
 
@@ -30,4 +32,6 @@ def test_a_part_of_a_bundle_is_the_part_of_its_space(bundle, tmp_path):
     by_space = table_of(tmp_path, "space", "repvgg-mini", "--networks", "2")
     assert [row.key for row in by_bundle.rows] == [row.key for row in by_space.rows]
     assert sum(row.kind in ("block", "network") for row in by_bundle.rows) == 6
-    assert by_bundle.header == msgspec.structs.replace(by_space.header, created=by_bundle.header.created)
+    assert by_bundle.header == by_space.header.made_like(by_bundle.header)
+    assert by_bundle.header.bundle_sha256 == hashlib.sha256(bundle.read_bytes()).hexdigest()
+    assert by_space.header.bundle_sha256 == ""

@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_it_measures_a_bundle_with_neither_torch_nor_the_rest(bundle, tmp_path):
     table = LatencyTable.load(tmp_path / "t.latency.jsonl")
     assert [row.key for row in table.rows if row.kind == "block"] == KEYS
     assert (table.header.space, table.header.lowering, table.header.precision) == ("toy", "7", "fp32")
+    assert table.header.bundle_sha256 == hashlib.sha256(bundle.read_bytes()).hexdigest()
     assert "latency: 5/5 network-" in done.stderr
 
 

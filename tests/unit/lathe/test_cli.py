@@ -10,7 +10,7 @@ from lathe import cli
 FLAGS = {
     cli.Space: "space classes resolution json",
     cli.Bundle: "space out precision networks seed classes resolution json",
-    cli.Profile: "space out backend protocol threads coverage coverage_error networks seed classes resolution shard json",
+    cli.Profile: "space out backend protocol threads coverage coverage_error drift_limit timing_cache save_timing_cache networks seed classes resolution shard json",
     cli.TableShow: "table plot json",
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
