@@ -2,8 +2,8 @@
 
 from deploy.bundle import Bundle, Manifest, load
 from deploy.errors import BundleError, DeployError, LoweringError
-from deploy.export import export
 from deploy.lowering import LOWERING_VERSION, to_onnx
+from deploy.pipeline import export
 from deploy.verify import Check, Verification, verify
 
 __all__ = [

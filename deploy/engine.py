@@ -95,9 +95,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(
-    target: Target, model: bytes, engine: bytes, *, threads: int = 1, spec: EngineSpec | None = None
-) -> Iterator[Running | str]:
+def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1, spec: EngineSpec | None = None) -> Iterator[Running | str]:
     """Start a network on its target; what it holds there is released at the end.
 
     Args:

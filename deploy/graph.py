@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import onnx
+import onnx.inliner
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, external_data_helper
 
@@ -76,12 +77,15 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise LoweringError(f"the ONNX graph is not valid: {first_line(error)}") from error
     weights = {tensor.name for tensor in inferred.graph.initializer}
+    inputs = [value for value in inferred.graph.input if value.name not in weights]  # before IR 4 weights were inputs, too
+    if len(inputs) < len(inferred.graph.input):
+        kept = onnx.GraphProto(input=inputs)
+        inferred.graph.ClearField("input")
+        inferred.graph.input.extend(kept.input)
     for kind, values in (("input", inferred.graph.input), ("output", inferred.graph.output)):
         for value in values:
             shape = value.type.tensor_type.shape
             sizes = [dim.dim_value or dim.dim_param or "?" for dim in shape.dim]
-            if value.name in weights:
-                continue
             if not value.type.tensor_type.HasField("shape"):
                 raise LoweringError(f"{kind} {value.name!r} has no shape: export with a fixed batch and fixed image size")
             if not all(isinstance(size, int) and size > 0 for size in sizes):
@@ -111,7 +115,9 @@ def require_inline(model: onnx.ModelProto) -> None:
         LoweringError: its weights are too large.
     """
     if (size := model.ByteSize()) > MAX_BYTES:
-        raise LoweringError(f"the model takes {size / 2**30:.1f} GiB and an ONNX file with its weights inline holds less than 2: ship it in parts")
+        raise LoweringError(
+            f"the model takes {size / 2**30:.1f} GiB and an ONNX file with its weights inline holds less than 2: ship it in parts"
+        )
 
 
 def first_line(error: BaseException) -> str:

@@ -81,7 +81,9 @@ def to_onnx(
     if len(model.graph.input) != len(names):
         raise LoweringError(f"{type(module).__name__} reads {len(model.graph.input)} of its {len(names)} inputs: leave out the others")
     given = outputs or (module.names if isinstance(module, Features) else ())
-    _rename(model.graph, dict(zip((value.name for value in model.graph.output), _names("output", given, len(model.graph.output)), strict=True)))
+    _rename(
+        model.graph, dict(zip((value.name for value in model.graph.output), _names("output", given, len(model.graph.output)), strict=True))
+    )
     model = check(model)
     if precision == "fp16":
         model, _ = half_precision.convert(model, io=io)
@@ -119,7 +121,7 @@ def to_program(module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *,
     with _quiet():
         try:
             torch.export.save(torch.export.export(twin, (example_input,) if isinstance(example_input, Tensor) else example_input), stream)
-        except (RuntimeError, ValueError, torch._dynamo.exc.TorchDynamoException) as error:
+        except (RuntimeError, ValueError) as error:
             raise LoweringError(f"torch cannot export {type(module).__name__}: {first_line(error)}") from error
     return stream.getvalue()
 
@@ -226,8 +228,8 @@ def _require_inline(module: nn.Module) -> None:
     size = sum(4 * tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
     if size > MAX_BYTES:
         raise LoweringError(
-            f"the weights of {type(module).__name__} take {size / 2**30:.1f} GiB in FP32, and an ONNX file with its weights inline holds less "
-            "than 2: ship it in parts"
+            f"the weights of {type(module).__name__} take {size / 2**30:.1f} GiB in FP32, and an ONNX file with its weights inline holds "
+            "less than 2: ship it in parts"
         )
 
 

@@ -4,8 +4,9 @@ Strongly typed builders take precision from the graph alone, so this is where it
 from outside alike.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -167,13 +168,6 @@ def _prepare(model: ModelProto) -> ModelProto:
     fresh = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     graph.ClearField("node")
     graph.node.extend(fresh)
-    weights = {tensor.name for tensor in graph.initializer}
-    for values in (graph.input, graph.value_info):  # before IR 4 weights were inputs, too
-        kept = [value for value in values if value.name not in weights]
-        del values[len(kept) :]
-        for old, new in zip(values, kept, strict=True):
-            if old is not new:
-                old.CopyFrom(new)
     return made
 
 
@@ -192,20 +186,19 @@ def _ranges(model: ModelProto, samples: np.ndarray | Mapping[str, np.ndarray], t
         raise LoweringError(f"samples are of {', '.join(samples) or 'nothing'}, the network's inputs are {', '.join(inputs)}")
     feeds = list(_batches(samples, {name: _shape(kind) for name, kind in inputs.items()}, inputs))
     writers = {name: node for node in graph.node for name in node.output}
-    found: dict[str, _Seen] = {}
-    values = [value for value in (*graph.input, *graph.value_info, *graph.output) if value.type.tensor_type.elem_type == _FULL]
+    found = {name: _Seen() for name, kind in inputs.items() if kind.elem_type == _FULL}
+    for name, feed in itertools.product(found, feeds):
+        found[name].add(feed[name])
+    values = [value for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type == _FULL and value.name in writers]
     for chunk in _chunks(values):
         part = ModelProto()
         part.CopyFrom(model)
         part.graph.ClearField("output")
-        part.graph.output.extend(value for value in chunk if value.name in writers)
-        if part.graph.output:
-            session = sessions.start(part.SerializeToString(), threads)
+        part.graph.output.extend(chunk)
+        session = sessions.start(part.SerializeToString(), threads)
         for feed in feeds:
-            outputs = sessions.run(session, feed) if part.graph.output else {}
-            for value in chunk:
-                array = outputs.get(value.name, feed.get(value.name))
-                found.setdefault(value.name, _Seen()).add(array)
+            for name, array in sessions.run(session, feed).items():
+                found.setdefault(name, _Seen()).add(array)
     return {name: _range(name, writers.get(name), seen, graph) for name, seen in found.items()}
 
 
@@ -240,7 +233,8 @@ def _chunks(values: Iterable[onnx.ValueInfoProto]) -> Iterator[list[onnx.ValueIn
             chunk, size = [], 0
         chunk.append(value)
         size += more
-    yield chunk
+    if chunk:
+        yield chunk
 
 
 @dataclass
@@ -324,7 +318,9 @@ def _convert(model: ModelProto, io: Precision, headroom: float, seen: Mapping[st
     if io == "fp16":
         for value in (*graph.input, *graph.output):
             if value.name in seen and seen[value.name].max_abs > LARGEST:
-                raise LoweringError(f"{value.name} reaches {seen[value.name].max_abs:.4g}, half precision ends at {LARGEST:.0f}: give io fp32")
+                raise LoweringError(
+                    f"{value.name} reaches {seen[value.name].max_abs:.4g}, half precision ends at {LARGEST:.0f}: give io fp32"
+                )
     if any(node.reason for node in nodes):
         _grow(graph, nodes, set(weights), _KINDS[io])
     made = _write(model, nodes, kinds, weights, _KINDS[io])
@@ -352,7 +348,7 @@ def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Itera
     schema = onnx.defs.get_schema(proto.op_type, opset)
     allowed = {constraint.type_param_str: set(constraint.allowed_type_strs) for constraint in schema.type_constraints}
 
-    def form(formals: list[onnx.defs.OpSchema.FormalParameter], i: int) -> str:
+    def form(formals: Sequence[onnx.defs.OpSchema.FormalParameter], i: int) -> str:
         return formals[min(i, len(formals) - 1)].type_str
 
     bound = set[str]()  # type variables that an input of the node's precision decides
@@ -468,9 +464,7 @@ def _islands(nodes: list[_Node]) -> int:
 # the new graph
 
 
-def _write(
-    model: ModelProto, nodes: list[_Node], kinds: Mapping[str, int], weights: Mapping[str, np.ndarray], io: int
-) -> ModelProto:
+def _write(model: ModelProto, nodes: list[_Node], kinds: Mapping[str, int], weights: Mapping[str, np.ndarray], io: int) -> ModelProto:
     old = model.graph
     made = ModelProto()
     made.CopyFrom(model)
@@ -494,7 +488,7 @@ def _write(
     for tensor in old.initializer:
         if tensor.name not in weights:
             graph.initializer.add().CopyFrom(tensor)
-    _drop_idle_casts(graph, {**types, **{name: io for name in renamed}})
+    _drop_idle_casts(graph, {**types, **dict.fromkeys(renamed, io)})
     return made
 
 

@@ -414,7 +414,7 @@ def _monitor(trt: Any, on_progress: Callable[[str], None]) -> Any:
 def _logger(trt: Any) -> Any:
     """A logger that prints nothing and keeps what went wrong.
 
-    One for the process: TensorRT keeps the first that it is given while anything that was made with it lives, and hands all it says to that.
+    One for the process: TensorRT keeps the first that it is given while anything made with it lives, and hands all it says to that.
     """
 
     class Logger(trt.ILogger):

@@ -143,7 +143,9 @@ def test_islands_with_only_light_nodes_between_them_are_one():
     light = made(nodes, {"w": EYE, "huge": HUGE, "tiny": 1 / 1e6 * EYE})
     half, certificate = certified(light.SerializeToString(), X[:, :1].repeat(4, 1))
     assert (certificate.casts, certificate.islands) == (4, 1)
-    assert {kept.node: kept.reason.split(":")[0] for kept in certificate.kept if kept.node in "de"} == dict.fromkeys("de", "between FP32 nodes")
+    assert {kept.node: kept.reason.split(":")[0] for kept in certificate.kept if kept.node in "de"} == dict.fromkeys(
+        "de", "between FP32 nodes"
+    )
     heavy = made([conv("d", "e") if node.name == "e" else node for node in nodes], {"w": EYE, "huge": HUGE, "tiny": 1 / 1e6 * EYE})
     half, certificate = certified(heavy.SerializeToString(), X[:, :1].repeat(4, 1))
     assert (certificate.casts, certificate.islands) == (6, 2)
@@ -158,13 +160,25 @@ def test_an_island_at_an_fp32_end_needs_no_casts_there():
 
 
 def test_a_value_that_several_nodes_read_is_cast_once():
-    nodes = [conv("x", "a"), conv("a", "b", "huge"), conv("a", "c", "huge"), helper.make_node("Sub", ["b", "c"], ["d"], "d"), conv("d", "y")]
+    nodes = [
+        conv("x", "a"),
+        conv("a", "b", "huge"),
+        conv("a", "c", "huge"),
+        helper.make_node("Sub", ["b", "c"], ["d"], "d"),
+        conv("d", "y"),
+    ]
     _, certificate = certified(made(nodes, {"w": EYE, "huge": HUGE}).SerializeToString(), X[:, :1].repeat(4, 1))
     assert (certificate.casts, certificate.islands) == (4, 1)
 
 
 def test_a_weight_that_both_precisions_read_is_kept_in_both():
-    nodes = [conv("x", "a"), helper.make_node("Mul", ["a", "million"], ["b"], "b"), conv("b", "c"), helper.make_node("Div", ["c", "million"], ["d"], "d"), conv("d", "y")]
+    nodes = [
+        conv("x", "a"),
+        helper.make_node("Mul", ["a", "million"], ["b"], "b"),
+        conv("b", "c"),
+        helper.make_node("Div", ["c", "million"], ["d"], "d"),
+        conv("d", "y"),
+    ]
     half, certificate = certified(made(nodes, {"w": EYE, "million": np.float32(1e6)}).SerializeToString(), X[:, :1].repeat(4, 1))
     types = kinds(onnx.load_from_string(half))
     assert (types["w"], types["w.fp32"], certificate.casts) == (TensorProto.FLOAT16, TensorProto.FLOAT, 4)
@@ -201,7 +215,9 @@ def test_what_a_constant_or_an_operator_forbids_stays_fp32(node, weights, reason
 def test_bounds_are_cut_and_infinities_stay():
     clip = helper.make_node("Clip", ["a", "", "top"], ["b"], "b")
     mask = helper.make_node("Add", ["b", "mask"], ["c"], "c")
-    half, certificate = convert(made([conv("x", "a"), clip, mask, conv("c", "y")], {"w": EYE, "top": np.float32(1e9), "mask": np.float32([-np.inf])}))
+    half, certificate = convert(
+        made([conv("x", "a"), clip, mask, conv("c", "y")], {"w": EYE, "top": np.float32(1e9), "mask": np.float32([-np.inf])})
+    )
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in half.graph.initializer}
     assert (arrays["top"], arrays["mask"].tolist(), certificate.kept) == (65504, [-np.inf], ())
 
@@ -215,7 +231,12 @@ def test_a_resize_keeps_its_scales():
 
 
 def test_a_mean_whose_sum_overflows_stays_fp32():
-    nodes = [conv("x", "a", "big"), helper.make_node("GlobalAveragePool", ["a"], ["p"], "p"), helper.make_node("Mul", ["a", "p"], ["m"], "m"), conv("m", "y")]
+    nodes = [
+        conv("x", "a", "big"),
+        helper.make_node("GlobalAveragePool", ["a"], ["p"], "p"),
+        helper.make_node("Mul", ["a", "p"], ["m"], "m"),
+        conv("m", "y"),
+    ]
     model = made(nodes, {"w": EYE * 1e-3, "big": 1e3 * EYE}).SerializeToString()
     _, certificate = certified(model, np.full((1, 4, 8, 8), 2.0, np.float32), headroom=1.0)
     assert {kept.node: kept.reason for kept in certificate.kept}["p"] == "the sum of p reaches 1.28e+05, more than 65504"

@@ -7,7 +7,7 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from deploy import DeployError, Manifest, engine, export, to_onnx
+from deploy import DeployError, Manifest, engine, export, pipeline, to_onnx
 from latency import BuildFailed, Device, Runtime
 from latency.backends.tensorrt import EngineSpec
 from latency.errors import DeviceUnavailable

@@ -27,7 +27,7 @@ from deploy.lowering import to_onnx
 from deploy.precision import Certificate, certified
 from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed
-from latency.backends.tensorrt import EngineSpec, TimingCache
+from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
 from reparam import Counts, count, fuse, squeeze
 
