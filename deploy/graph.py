@@ -1,5 +1,6 @@
 """ONNX graphs as files hold them: read with their weights, checked to be static and whole."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -71,29 +72,32 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
             f"node {stranger.name!r} ({stranger.op_type}) is of the custom domain {stranger.domain!r}: only standard ONNX operators can be "
             "shipped: export again without fused or custom operators"
         )
+    weights = {tensor.name for tensor in model.graph.initializer}
+    _require_static("input", [value for value in model.graph.input if value.name not in weights])
     try:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise LoweringError(f"the ONNX graph is not valid: {first_line(error)}") from error
-    weights = {tensor.name for tensor in inferred.graph.initializer}
     inputs = [value for value in inferred.graph.input if value.name not in weights]  # before IR 4 weights were inputs, too
     if len(inputs) < len(inferred.graph.input):
         kept = onnx.GraphProto(input=inputs)
         inferred.graph.ClearField("input")
         inferred.graph.input.extend(kept.input)
-    for kind, values in (("input", inferred.graph.input), ("output", inferred.graph.output)):
-        for value in values:
-            shape = value.type.tensor_type.shape
-            sizes = [dim.dim_value or dim.dim_param or "?" for dim in shape.dim]
-            if not value.type.tensor_type.HasField("shape"):
-                raise LoweringError(f"{kind} {value.name!r} has no shape: export with a fixed batch and fixed image size")
-            if not all(isinstance(size, int) and size > 0 for size in sizes):
-                raise LoweringError(
-                    f"{kind} {value.name!r} has a dynamic shape ({', '.join(map(str, sizes))}): export with a fixed batch and fixed image "
-                    "size, or fix it by `python -m onnxruntime.tools.make_dynamic_shape_fixed`"
-                )
+    _require_static("output", inferred.graph.output)
     return inferred
+
+
+def _require_static(kind: str, values: Iterable[onnx.ValueInfoProto]) -> None:
+    for value in values:
+        if not value.type.tensor_type.HasField("shape"):
+            raise LoweringError(f"{kind} {value.name!r} has no shape: export with a fixed batch and fixed image size")
+        sizes = [dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise LoweringError(
+                f"{kind} {value.name!r} has a dynamic shape ({', '.join(map(str, sizes))}): export with a fixed batch and image size, or "
+                "fix it by `python -m onnxruntime.tools.make_dynamic_shape_fixed`"
+            )
 
 
 def require_single(model: onnx.ModelProto) -> onnx.ModelProto:

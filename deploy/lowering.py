@@ -78,8 +78,6 @@ def to_onnx(
     model = program.model_proto
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]  # stack traces with the paths of this machine
-    if len(model.graph.input) != len(names):
-        raise LoweringError(f"{type(module).__name__} reads {len(model.graph.input)} of its {len(names)} inputs: leave out the others")
     given = outputs or (module.names if isinstance(module, Features) else ())
     _rename(
         model.graph, dict(zip((value.name for value in model.graph.output), _names("output", given, len(model.graph.output)), strict=True))

@@ -380,9 +380,9 @@ def _capabilities(trt: Any) -> dict[str, Any]:
 
 
 def _words(error: Any) -> str:
-    """A parser's error: node, operator and what it says."""
+    """A parser's error: node, operator, and all that it says: often no more than which of its checks failed."""
     where = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
-    return where + error.desc()
+    return f"{where}{error.code().name} in {error.func()}: {error.desc()}"
 
 
 def _monitor(trt: Any, on_progress: Callable[[str], None]) -> Any:

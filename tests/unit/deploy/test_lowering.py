@@ -140,15 +140,6 @@ def test_names_and_types_that_do_not_fit_are_refused(arguments, message):
         to_onnx(Pair(), (example(), example()), **arguments)
 
 
-def test_an_input_that_is_not_read_is_refused():
-    class First(nn.Module):
-        def forward(self, a, b):
-            return a + 1
-
-    with pytest.raises(LoweringError, match="First reads 1 of its 2 inputs"):
-        to_onnx(First(), (example(), example()))
-
-
 def test_weights_beyond_a_message_are_refused(monkeypatch):
     monkeypatch.setattr(lowering, "MAX_BYTES", 100)
     with pytest.raises(LoweringError, match=r"the weights of Conv2d take 0\.0 GiB in FP32, and an ONNX file .* holds less than 2"):
