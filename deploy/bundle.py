@@ -12,6 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 from deploy.errors import BundleError
+from deploy.graph import Precision
+from deploy.precision import Certificate
 from deploy.validate import BudgetVerdict, Share, Step
 from latency import Device, Latency, Measurement, Protocol, Runtime
 from latency.units import interval, microseconds
@@ -23,7 +25,6 @@ TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
 
 Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16"]
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -97,6 +98,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """options of the engine's build"""
     compute_capabilities: tuple[str, ...]
     """of the GPUs that the engine is for; empty for every GPU that its runtime takes"""
+    certificate: Certificate | None = None
+    """why the network may run in half precision; None where it ships in FP32"""
     lowering: str
     versions: dict[str, str]
     """of the packages that made the bundle"""

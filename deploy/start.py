@@ -4,10 +4,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from deploy import bundle, engine
 from deploy.bundle import Bundle
 from deploy.engine import Running
 from deploy.errors import BundleError
+from latency.backends.tensorrt import EngineSpec
 
 
 @contextlib.contextmanager
@@ -35,5 +38,6 @@ def running(found: Bundle) -> Iterator[Running | str]:
     model = found.read(bundle.ONNX_FP16 if bundle.ONNX_FP16 in files else bundle.ONNX)
     built = found.read(bundle.ENGINE) if bundle.ENGINE in files else b""
     threads = manifest.device.threads if manifest.device else 1
-    with engine.running(manifest.target, model, built, threads=max(threads, 1), refuse=found.misfit) as at_work:
+    spec = msgspec.convert(manifest.build, EngineSpec) if built else None
+    with engine.running(manifest.target, model, built, threads=max(threads, 1), spec=spec, refuse=found.misfit) as at_work:
         yield at_work

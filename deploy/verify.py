@@ -1,6 +1,7 @@
 """Check a bundle again: every hash, and every output and latency that the machine at hand can check."""
 
 import contextlib
+import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,7 @@ from typing import Literal
 import msgspec
 import safetensors.numpy
 
-from deploy import bundle, engine
+from deploy import bundle, engine, precision
 from deploy.bundle import Bundle, ChangedManifest, Manifest
 from deploy.engine import Running
 from deploy.errors import BundleError
@@ -54,7 +55,8 @@ def verify(directory: str | Path) -> Verification:
         # Nothing that it says can be relied on, so nothing else is compared with it.
         return Verification(directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail=error.how),))
     problems = bundle.check_files(found)
-    checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems), *_recorded(found.manifest)]
+    checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
+    checks += [*_half(found, problems), *_recorded(found.manifest)]
     with _start(found) as at_work:
         checks += _outputs(found, problems, at_work)
         checks.append(_latency(found.manifest, at_work))
@@ -99,6 +101,21 @@ def _outputs(found: Bundle, problems: Mapping[str, str], at_work: Running | str)
     for step in climb(rungs, kept["samples"])[0][1:]:
         numbers = f"differs by {step.worst.relative:.1e} of the scale, limit {step.limit:.0e}" if step.worst else ""
         yield Check(name=f"outputs of {step.name}", verdict=step.verdict, detail=step.reason or numbers)
+
+
+def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
+    """Whether the half-precision network is what its certificate makes of the float32 one."""
+    if found.manifest.certificate is None:
+        return
+    if broken := [name for name in (bundle.ONNX, bundle.ONNX_FP16) if name in problems]:
+        yield Check(name="certificate", verdict="not run", detail=f"{broken[0]} {problems[broken[0]]}")
+        return
+    if precision.again(found.read(bundle.ONNX), found.manifest.certificate) == found.read(bundle.ONNX_FP16):
+        yield Check(name="certificate", verdict="passed", detail=f"{bundle.ONNX} in half precision by it is {bundle.ONNX_FP16}")
+    elif (there := found.manifest.versions.get("onnx")) != (here := importlib.metadata.version("onnx")):
+        yield Check(name="certificate", verdict="not run", detail=f"{bundle.ONNX_FP16} was written with onnx {there}, here is {here}")
+    else:
+        yield Check(name="certificate", verdict="failed", detail=f"{bundle.ONNX} in half precision by it is not {bundle.ONNX_FP16}")
 
 
 def _recorded(manifest: Manifest) -> Iterator[Check]:

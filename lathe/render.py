@@ -300,8 +300,11 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
     OUT.print(view)
     for failure in manifest.failures:
         OUT.print(f"[bold]does not hold:[/] {escape(failure)}")
-    if "no budget" in manifest.provenance:
-        OUT.print(escape(manifest.provenance["no budget"]))
+    for note in ("no budget", "samples"):
+        if note in manifest.provenance:
+            OUT.print(escape(manifest.provenance[note]))
+    if manifest.certificate:
+        OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
     OUT.print(
         f"budget {manifest.budget_verdict}; written to {escape(str(made.directory))}; see `lathe report {escape(str(made.directory))}`"
     )

@@ -34,6 +34,8 @@ def load() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     if capabilities and f"{major}.{minor}" not in capabilities:
         sys.exit(f"{engine_file} is for compute capability {', '.join(capabilities)}, this GPU has {major}.{minor}: {again}")
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    if manifest["build"].get("version_compatible"):
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         sys.exit(f"{engine_file} does not load with {target} {trt.__version__}: {again}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latency.backends.tensorrt import EngineSpec
 
 _HEAD = 8  # bytes of a message's length
+_GRACE_S = 10.0
 
 
 class Builders:
@@ -53,7 +54,7 @@ class Builders:
             _send(process.stdin, {"flavour": self._flavour, "spec": self._spec, "onnx": onnx})
             answer = _receive(process.stdout)
         except (OSError, EOFError) as error:
-            raise BuildFailed(f"the builder died with exit code {process.wait()}") from error
+            raise BuildFailed(f"the builder died with exit code {_end(process)}") from error
         if "error" in answer:
             raise BuildFailed(answer["error"])
         return answer["engine"]
@@ -80,6 +81,15 @@ class Builders:
         self._threads.shutdown(cancel_futures=True)
         for process in self._processes:
             process.communicate()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> int:
+    """Exit code of a process that answers no more; one that closes its output and lives on must not be waited for without end."""
+    try:
+        return process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _send(stream: BinaryIO | Any, message: dict[str, Any]) -> None:
@@ -116,4 +126,11 @@ def _work() -> None:
 
 
 if __name__ == "__main__":
-    _work()
+    code = 1
+    try:
+        _work()
+        code = 0
+    finally:
+        # Threads of TensorRT that outlive a build call its logger, which is Python: one that does so while the interpreter is being torn
+        # down waits for ever, and the process with it. So nothing is torn down.
+        os._exit(code)

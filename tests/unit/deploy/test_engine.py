@@ -112,7 +112,7 @@ class FakeTensorRT:
     runtime = Runtime(name="tensorrt-rtx", version="1")
     refuses = ""
 
-    def __init__(self, flavour):
+    def __init__(self, flavour, *, spec):
         assert flavour == "tensorrt-rtx"
 
     def load(self, built):
@@ -141,7 +141,7 @@ def test_an_engine_at_work_gives_outputs_and_latencies(model, monkeypatch):
 
 
 def test_why_there_is_nothing_at_work_is_data(model, monkeypatch):
-    def absent(flavour):
+    def absent(flavour, *, spec):
         raise DeviceUnavailable("no NVIDIA driver found")
 
     monkeypatch.setattr(engine, "TensorRT", absent)

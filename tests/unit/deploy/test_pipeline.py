@@ -7,8 +7,9 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from deploy import DeployError, Manifest, engine, export, to_onnx
-from latency import Device, Runtime
+from deploy import DeployError, Manifest, engine, export, pipeline, to_onnx
+from latency import BuildFailed, Device, Runtime
+from latency.backends.tensorrt import EngineSpec
 from latency.errors import DeviceUnavailable
 from reparam import Counts, ReparamError
 from unit.deploy.helpers import QUICK, SHAPE, example, network, samples
@@ -128,7 +129,7 @@ def test_an_onnx_file_ships_as_it_is(tmp_path):
 def no_gpu(monkeypatch):
     pytest.importorskip("tensorrt_rtx")
 
-    def absent(flavour):
+    def absent(flavour, *, spec):
         raise DeviceUnavailable("no NVIDIA driver found")
 
     monkeypatch.setattr(engine, "TensorRT", absent)
@@ -147,19 +148,74 @@ def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed
     assert manifest.validation[-1].reason == manifest.shipped.not_measured == "no NVIDIA driver found"
     assert (manifest.budget_verdict, manifest.device, manifest.shipped.measured) == ("not run", None, None)
     assert (manifest.runtime.name, manifest.build["optimization_level"]) == ("tensorrt-rtx", 3)
-    assert [(link.name, link.made_from) for link in manifest.chain[-2:]] == [("onnx-fp16", "squeezed"), ("engine", "onnx-fp16")]
+    assert [(link.name, link.made_from) for link in manifest.chain[-2:]] == [("onnx-fp16", "onnx"), ("engine", "onnx-fp16")]
     assert (made.directory / "model.engine").stat().st_size > 1000
     assert manifest.failures == []
 
 
-def test_an_overflow_in_half_precision_is_a_failure(tmp_path, no_gpu):
-    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1))
-    model[0].weight.data.fill_(3e4)
-    model[1].weight.data.fill_(3e4)
-    made = export(model, example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
+def overflowing():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
+    with torch.no_grad():
+        model[0].weight.fill_(5e4)
+        model[1].weight.copy_(torch.tensor([[1e-5, 2e-5], [-1e-5, 3e-5]])[:, :, None, None])
+    return model
+
+
+def test_what_overflows_in_half_precision_stays_fp32_and_the_certificate_says_so(tmp_path, no_gpu):
+    made = export(overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
+    certificate = made.manifest.certificate
+    assert made.manifest.failures == []
+    assert (certificate.samples, certificate.casts, [kept.op for kept in certificate.kept]) == (12, 2, ["Conv", "Conv"])
+
+
+def test_an_overflow_that_the_certified_samples_do_not_show_is_a_failure(tmp_path, no_gpu, monkeypatch):
+    monkeypatch.setattr(pipeline, "CERTIFIED_SAMPLES", 1)
+    quiet = torch.cat([torch.zeros(1, 3, 8, 8), samples()])
+    made = export(overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=quiet)
     assert len(made.manifest.failures) == 1
     assert "onnx-fp16 fp16" in made.manifest.failures[0]
     assert "infinite or not a number" in made.manifest.failures[0]
+
+
+def test_an_onnx_file_becomes_an_fp16_engine(tmp_path, no_gpu):
+    data = to_onnx(overflowing(), example())
+    made = export(data, target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
+    assert (made.directory / "model.onnx").read_bytes() == data
+    assert [link.name for link in made.manifest.chain] == ["onnx", "onnx-fp16", "engine"]
+    assert [(step.name, step.verdict) for step in made.manifest.validation] == [
+        ("onnx", "reference"),
+        ("onnx-fp16", "passed"),
+        ("engine", "not run"),
+    ]
+    assert made.manifest.certificate.islands == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"samples": torch.full((2, 3, 8, 8), 255.0)}, "samples are from 255 to 255, whole numbers all, as pixels of an image file are"),
+        (
+            {"samples": samples() * 9, "preprocessing": {"mean": [0.5], "std": [0.25]}},
+            "and the preprocessing gives -2 to 2: are they preprocessed?",
+        ),
+        ({"samples": samples()}, None),
+        ({"samples": samples().clamp(-2, 2), "preprocessing": {"mean": [0.5], "std": [0.25]}}, None),
+    ],
+)
+def test_samples_of_an_odd_range_are_doubted_in_words(tmp_path, arguments, words):
+    made = export(nn.Sequential(nn.Conv2d(3, 2, 1)), example(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, **arguments)
+    assert (words in made.manifest.provenance["samples"]) if words else ("samples" not in made.manifest.provenance)
+
+
+def test_an_operator_that_the_parser_refuses_is_named_and_nothing_is_written(tmp_path, no_gpu):
+    class Determinant(nn.Module):
+        def forward(self, x):
+            return torch.linalg.det(x)
+
+    with pytest.raises(BuildFailed, match=r"^node 'n0' \(Det\): UNSUPPORTED_NODE in checkDet: ") as caught:
+        export(to_onnx(Determinant(), example()), target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
@@ -169,7 +225,7 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         device = GPU
         runtime = Runtime(name="tensorrt-rtx", version="1")
 
-        def __init__(self, flavour):
+        def __init__(self, flavour, *, spec):
             self.flavour = flavour
 
         def load(self, built):
@@ -187,7 +243,7 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
             return [float(len(self.model))] * count
 
     monkeypatch.setattr(engine, "TensorRT", FakeTensorRT)
-    monkeypatch.setattr(engine, "build_engine", lambda model, flavour, spec, cache: model)
+    monkeypatch.setattr(engine, "build_engine", lambda model, *_: model)
     monkeypatch.setattr(engine, "runtime_of", lambda target: FakeTensorRT.runtime)
     made = export(
         network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), baseline=network(False), protocol=QUICK
@@ -223,6 +279,8 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         ({"attachments": {"../x": b""}}, "attachment '../x'"),
         ({"model": b"nonsense"}, "no ONNX model"),
         ({"budget_ms": 0.0}, "budget_ms must be above 0, found 0.0"),
+        ({"engine_spec": EngineSpec()}, "target 'onnxruntime' builds no engine"),
+        ({"timing_cache": "cache"}, "target 'onnxruntime' builds no engine"),
         ({"threads": 0}, "threads must be at least 1, found 0"),
     ],
 )

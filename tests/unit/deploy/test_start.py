@@ -37,7 +37,7 @@ def test_a_changed_file_is_refused(bundle_copy):
 
 def refusing(made, tmp_path, monkeypatch, *, device=GPU, version="1.4", **changes):
     class FakeTensorRT:
-        def __init__(self, flavour):
+        def __init__(self, flavour, **_):
             self.device, self.runtime = device, Runtime(name=flavour, version=version)
 
         def load(self, built):

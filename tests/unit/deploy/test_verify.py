@@ -1,8 +1,10 @@
 import msgspec
+import onnx
 import pytest
 import safetensors.numpy
 
 from deploy import BundleError, bundle, engine, export, load, verify
+from deploy.bundle import sha256
 from latency import Measurement
 from latency.errors import DeviceUnavailable
 from unit.deploy.helpers import QUICK, example, network, samples
@@ -133,14 +135,23 @@ def test_the_latency_now_is_judged_by_the_budget(bundle_copy, monkeypatch, low_u
 def test_an_engine_without_its_gpu_is_not_run(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
 
-    def absent(flavour):
+    def absent(flavour, **_):
         raise DeviceUnavailable("no NVIDIA driver found")
 
     monkeypatch.setattr(engine, "TensorRT", absent)
     made = export(network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), protocol=QUICK)
     found = {check.name: (check.verdict, check.detail) for check in verify(made.directory).checks}
-    assert found["model.engine"][0] == found["outputs of onnx-fp16"][0] == "passed"
+    assert found["model.engine"][0] == found["outputs of onnx-fp16"][0] == found["certificate"][0] == "passed"
     assert found["outputs of engine"] == found["latency"] == ("not run", "no NVIDIA driver found")
+    # FP16 is derived from FP32 again: another network in its place is found though every hash and every output is right.
+    half = onnx.load_from_string(made.read("model.fp16.onnx"))
+    half.producer_name = "somebody"
+    content = half.SerializeToString()
+    chain = [msgspec.structs.replace(link, sha256=sha256(content)) if link.name == "onnx-fp16" else link for link in made.manifest.chain]
+    rewrite(made.directory, {"model.fp16.onnx": content}, chain=tuple(chain))
+    assert [check.name for check in verify(made.directory).failures] == ["certificate"]
+    rewrite(made.directory, versions={"onnx": "0.1"})
+    assert verdicts(made.directory)["certificate"] == "not run"
 
 
 def test_what_is_no_bundle_is_an_error(tmp_path):
