@@ -5,11 +5,13 @@
 Counts nodes and casts, and runs each graph on the CPU operator by operator with every result rounded to its type, as a GPU does, against
 the FP32 graph on other samples than the ranges were seen on. The peers need a place of their own, as they want other versions:
 
-    pip install --no-deps --target DIR onnxconverter-common==1.16.0 nvidia-modelopt==0.45.0 ...
+    pip install --no-deps --target DIR onnxconverter-common==1.16.0 nvidia-modelopt==0.47.0 onnxslim==0.1.98 polygraphy==0.53.6 \
+        pulp==3.3.2 cppimport==26.4.17 tqdm lief
 
 Writes benchmarks/precision.md and benchmarks/precision.json; what it was not asked for keeps its rows. Minutes per network on one core.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -22,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from subjects import Network, networks
 
 from deploy import engine, graph
 from deploy.errors import DeployError
 from deploy.precision import certified, convert
 from latency import Device
-from zoo import Network, networks
 
 HERE = Path(__file__).parent
 SEEN, TRIED = 4, 2
@@ -78,7 +80,8 @@ PACKAGES = {"onnxconverter-common": "onnxconverter-common", "ModelOpt AutoCast":
 def measure(way: str, model: bytes, seen: np.ndarray, tried: np.ndarray, wanted: np.ndarray) -> dict[str, object]:
     start = time.perf_counter()
     try:
-        half = WAYS[way](model, seen)
+        with contextlib.redirect_stdout(sys.stderr):  # one of them prints what it tries
+            half = WAYS[way](model, seen)
     except ModuleNotFoundError as error:
         return {"not run": f"{error.name} is not installed"}
     except (ValueError, RuntimeError, AssertionError, KeyError, TypeError, onnx.checker.ValidationError, DeployError) as error:

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import onnx
+from subjects import Network, networks
 
 from deploy import engine, graph
 from deploy.precision import certified
 from latency import BuildFailed, Device
 from latency.backends.tensorrt import EngineSpec
-from zoo import Network, networks
 
 HERE = Path(__file__).parent
 SAMPLES = 4

@@ -7,24 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.bundle import Bundle, Manifest, load
 from deploy.errors import BundleError, DeployError, LoweringError
+from deploy.precision import Certificate, certified
 from deploy.start import start
 from deploy.verify import Check, Verification, verify
 
 if TYPE_CHECKING:
-    from deploy.lowering import LOWERING_VERSION, to_onnx
+    from deploy.lowering import LOWERING_VERSION, features, lower, to_onnx
     from deploy.pipeline import export
 
 __all__ = [
     "LOWERING_VERSION",
     "Bundle",
     "BundleError",
+    "Certificate",
     "Check",
     "DeployError",
     "LoweringError",
     "Manifest",
     "Verification",
+    "certified",
     "export",
+    "features",
     "load",
+    "lower",
     "start",
     "to_onnx",
     "verify",
@@ -32,12 +37,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "export":
-        from deploy.pipeline import export
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from deploy import lowering, pipeline
 
-        return export
-    if name in ("LOWERING_VERSION", "to_onnx"):
-        from deploy import lowering
-
-        return getattr(lowering, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(pipeline if name == "export" else lowering, name)

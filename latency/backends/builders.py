@@ -38,7 +38,7 @@ class Builders:
         self._flavour, self._spec = flavour, msgspec.to_builtins(spec)
         self._threads = ThreadPoolExecutor(self.workers)
         self._own, self._processes = threading.local(), list[subprocess.Popen[bytes]]()
-        self._closed = False
+        self._closed, self._starting = False, threading.Lock()
 
     def submit(self, onnx: bytes) -> Future[bytes]:
         """Build an engine as soon as a process is free. The future raises BuildFailed where the build fails or its process dies."""
@@ -60,24 +60,26 @@ class Builders:
         return answer["engine"]
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        if self._closed:
-            raise BuildFailed("the builders are closed")
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         command = [sys.executable, "-m", "latency.backends.builders"]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
-        self._processes.append(process)
+        with self._starting:
+            if self._closed:
+                raise BuildFailed("the builders are closed")
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+            )
+            self._processes.append(process)
         return process
 
     def __enter__(self) -> "Builders":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._closed = True
-        for process in self._processes:
-            process.kill()
+        with self._starting:  # a process that is just being started must be killed, too: else its whole build is waited for
+            self._closed = True
+            for process in self._processes:
+                process.kill()
         self._threads.shutdown(cancel_futures=True)
         for process in self._processes:
             process.communicate()

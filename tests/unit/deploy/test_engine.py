@@ -12,9 +12,13 @@ from torch import nn
 from deploy import engine, to_onnx
 from deploy.engine import EngineSpec, half_runner, measure_in_turns, onnx_runner, running, runtime_of
 from deploy.errors import DeployError
+from deploy.precision import certified
+from encoder import Encoder
 from latency import BuildFailed, Device, RunFailed, Runtime
 from latency.errors import DeviceUnavailable
+from reparam import fuse
 from unit.deploy.helpers import QUICK, example
+from zoo import ZOO
 
 GPU = Device(kind="gpu", name="Fake", cores=0, threads=0, isa=(), memory_mib=1, driver="1", compute_capability="8.9", os="Linux x86_64")
 
@@ -89,6 +93,35 @@ def test_an_rtx_engine_is_built_without_a_gpu():
     assert runtime_of("tensorrt-rtx").name == "tensorrt-rtx"
     with pytest.raises(BuildFailed):
         engine.build(b"nonsense", "tensorrt-rtx", EngineSpec())
+
+
+SMALL = {network.name: network for network in ZOO}
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNet-B0", "U-Net", "encoder"])
+def test_a_network_of_the_zoo_becomes_an_fp16_engine_with_no_gpu(name):
+    pytest.importorskip("tensorrt_rtx")
+    torch.manual_seed(0)
+    module = Encoder(width=16, heads=2, patch=8, classes=10) if name == "encoder" else fuse(SMALL[name].make(small=True))
+    x = torch.randn(2, 3, 32, 32)
+    data = to_onnx(module, x[:1])
+    half, certificate = certified(data, x.numpy())
+    assert (certificate.casts, certificate.kept) == (2, ())
+    assert certificate.nodes == len(onnx.load_from_string(data).graph.node) + 2
+    wanted = onnx_runner(data)(x.numpy())
+    assert np.abs(half_runner(half)(x.numpy()) - wanted).max() < 5e-3 * np.abs(wanted).max()
+    assert len(engine.build(half, "tensorrt-rtx", EngineSpec(compute_capabilities=("8.9",)))) > 10_000
+
+
+def test_a_timing_cache_is_of_tensorrt_and_must_be_there(tmp_path):
+    (tmp_path / "cache").write_bytes(b"tactics")
+    assert engine.timing_cache_of("tensorrt", tmp_path / "cache").data == b"tactics"
+    assert engine.timing_cache_of("tensorrt", None).data == b""
+    assert engine.timing_cache_of("tensorrt-rtx", None) is None
+    with pytest.raises(DeployError, match=r"timing cache .*/cache: the builder of tensorrt-rtx measures nothing"):
+        engine.timing_cache_of("tensorrt-rtx", tmp_path / "cache")
+    with pytest.raises(DeployError, match=r"timing cache .*/none does not exist: give the model\.timing_cache of an earlier bundle"):
+        engine.timing_cache_of("tensorrt", tmp_path / "none")
 
 
 def test_half_precision_rounds_and_overflows_between_operators_as_a_gpu_does():

@@ -32,6 +32,7 @@ class Overflow(nn.Module):
             self.layers[2].weight /= 1e6
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Means of the last maps."""
         for layer in self.layers:
             x = torch.relu(layer(x))
         return x.mean((2, 3))
@@ -39,6 +40,8 @@ class Overflow(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
+    """How to make one, and the side of its square input."""
+
     name: str
     build: Callable[[], nn.Module]
     side: int
@@ -51,6 +54,7 @@ class Network:
         return to_onnx(fuse(module), torch.zeros(_BATCH, 3, self.side, self.side))
 
     def samples(self, count: int) -> np.ndarray:
+        """Normal numbers."""
         return np.random.default_rng(0).standard_normal((count, 3, self.side, self.side)).astype(np.float32)
 
 
