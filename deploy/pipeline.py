@@ -68,7 +68,7 @@ def export(
     """Write the bundle of a network. It is written whole at the end, whatever its verdicts are: ask `Manifest.failures`.
 
     Args:
-        model: a module in its trained form, with branches and masks, or a serialised ONNX model of one input and one output.
+        model: a module in its trained form, with branches and masks, or a serialised ONNX model of one input.
         example_input: float tensor of the input's shape, batch first; an ONNX model says its shape itself.
         target: what it ships on: onnxruntime, tensorrt or tensorrt-rtx.
         out: the directory: absent, empty, or an older bundle, which is replaced.

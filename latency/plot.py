@@ -124,7 +124,7 @@ def _families(figure: Any, table: LatencyTable, families: dict[str, Family], col
         wide = {name: widths for name, widths in values.items() if len(widths) > 1}
         fixed = ",".join(f"{name}={widths[0]}" for name, widths in values.items() if name not in wide)
         title = f"{family}[{fixed}]" if fixed else family
-        ax.set_title("\n".join(textwrap.wrap(title.replace(",", ", "), 42 if columns == 4 else 80)), fontsize=7 if columns == 4 else 8)
+        ax.set_title("\n".join(textwrap.wrap(title.replace(",", ", "), 38 if columns == 4 else 80)), fontsize=7 if columns == 4 else 8)
         ax.tick_params(labelsize=7)
         if len(wide) == 2:
             _heat_map(figure, ax, table, rows, held, wide, palette)

@@ -18,7 +18,7 @@ def graph(inputs, shape):
     ("data", "message"),
     [
         (b"\xff\xff nothing", "this is no ONNX model"),
-        (graph(["a", "b"], [1, 2]).SerializeToString(), "2 inputs and 1 outputs; one of each can be shipped"),
+        (graph(["a", "b"], [1, 2]).SerializeToString(), "2 inputs; one can be shipped"),
         (
             graph(["a"], ["n", 2]).SerializeToString(),
             "input 'a' has a dynamic shape \\(n, 2\\): export with a fixed batch and fixed image size, or fix it by",

@@ -7,7 +7,7 @@ import safetensors.numpy
 import torch
 from torch import nn
 
-from deploy import DeployError, Manifest, engine, export, pipeline, to_onnx
+from deploy import DeployError, Manifest, engine, export, pipeline, start, to_onnx, verify
 from latency import BuildFailed, Device, Runtime
 from latency.backends.tensorrt import EngineSpec
 from latency.errors import DeviceUnavailable
@@ -123,6 +123,29 @@ def test_an_onnx_file_ships_as_it_is(tmp_path):
     assert (made.directory / "model.onnx").read_bytes() == data
     assert (made.manifest.shipped.params, made.manifest.shipped.macs) == (8 + 128 * 4 + 4, 6 * 64 + 128 * 4)
     assert [(step.name, step.verdict) for step in made.manifest.validation] == [("onnx", "reference")]
+
+
+def test_several_outputs_are_compared_kept_and_verified(tmp_path):
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 3, stride=2, padding=1)
+
+        def forward(self, x):
+            large = self.first(x)
+            return large, self.second(large)
+
+    made = export(Pyramid(), example(), target="onnxruntime", out=tmp_path / "out", samples=samples(3), protocol=QUICK)
+    shapes = {"output0": (1, 4, 8, 8), "output1": (1, 8, 4, 4)}
+    assert made.manifest.outputs == shapes
+    assert all(list(step.first) == list(shapes) for step in made.manifest.validation if step.verdict != "reference")
+    assert verify(made.directory).failures == []
+    again = export((made.directory / "model.onnx").read_bytes(), target="onnxruntime", out=tmp_path / "again", protocol=QUICK)
+    assert again.manifest.outputs == shapes
+    with start(again.directory) as at_work:
+        assert {name: output.shape for name, output in at_work.outputs(samples(3).numpy()).items()} == {
+            name: (3, *shape[1:]) for name, shape in shapes.items()
+        }
 
 
 @pytest.fixture
