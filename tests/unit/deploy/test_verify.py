@@ -104,7 +104,7 @@ def test_the_latency_now_is_judged_by_the_budget(bundle_copy, monkeypatch, low_u
 def test_an_engine_without_its_gpu_is_not_run(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
 
-    def absent(flavour):
+    def absent(flavour, *, spec):
         raise DeviceUnavailable("no NVIDIA driver found")
 
     monkeypatch.setattr(engine, "TensorRT", absent)
