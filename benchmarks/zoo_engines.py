@@ -34,7 +34,7 @@ def build(network: Network) -> dict[str, object]:
         "FP32 nodes": len(onnx.load_from_string(model).graph.node),
         "casts": certificate.casts,
         "islands": certificate.islands,
-        "largest |x|": max(seen.max_abs for seen in certificate.tensors),
+        "largest activation": max(seen.max_abs for seen in certificate.tensors),
     }
     try:
         built = engine.build(half, "tensorrt-rtx", EngineSpec())

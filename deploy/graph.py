@@ -91,7 +91,7 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
 def _require_static(kind: str, values: Iterable[onnx.ValueInfoProto]) -> None:
     for value in values:
         if not value.type.tensor_type.HasField("shape"):
-            raise LoweringError(f"{kind} {value.name!r} has no shape: export with a fixed batch and fixed image size")
+            raise LoweringError(f"{kind} {value.name!r} has no shape: export with a fixed batch and image size")
         sizes = [dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise LoweringError(

@@ -165,9 +165,8 @@ def _prepare(model: ModelProto) -> ModelProto:
                 f"node {node.name!r} ({node.op_type}) holds a graph of its own, which cannot be converted to FP16: export without control "
                 "flow, or ship FP32"
             )
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            graph.initializer.add().CopyFrom(node.attribute[0].t)
-            graph.initializer[-1].name = node.output[0]
+        if node.op_type == "Constant" and (array := _constant(node)) is not None:
+            graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
             continue
         name = node.name or node.op_type
         number = 1
@@ -179,6 +178,20 @@ def _prepare(model: ModelProto) -> ModelProto:
     graph.ClearField("node")
     graph.node.extend(fresh)
     return made
+
+
+def _constant(node: NodeProto) -> np.ndarray | None:
+    """The numbers of a Constant; None where it holds something else."""
+    attribute = node.attribute[0]
+    match attribute.name:
+        case "value":
+            return numpy_helper.to_array(attribute.t)
+        case "value_float" | "value_floats":
+            return np.asarray(helper.get_attribute_value(attribute), np.float32)
+        case "value_int" | "value_ints":
+            return np.asarray(helper.get_attribute_value(attribute), np.int64)
+        case _:
+            return None
 
 
 # what is seen of activations

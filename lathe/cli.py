@@ -323,6 +323,23 @@ class Report:
         return 0
 
 
+@dataclass(frozen=True)
+class Paper:
+    """Print the numbers of a paper that can be recomputed, beside ours; exit code 1 where one that should be equal is not."""
+
+    paper: Positional[str]
+    """repvgg or pas"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render
+        from search import papers
+
+        return render.paper(papers.rows(self.paper), as_json=self.json)
+
+
 Table = (
     Annotated[TableShow, subcommand("show")]
     | Annotated[TableCheck, subcommand("check")]
@@ -338,6 +355,7 @@ Command = (
     | Annotated[Export, subcommand("export")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Paper, subcommand("paper")]
 )
 
 

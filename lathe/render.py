@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deploy.report import Row
     from deploy.verify import Verification
     from latency import Workload
+    from search.papers.row import Row as PaperRow
     from search.record import Event as SearchEvent
 
 T = TypeVar("T")
@@ -333,6 +334,26 @@ def report(page: Path, rows: "Sequence[Row]", *, as_json: bool) -> None:
         view.add_row(row.name, escape(row.unpruned), escape(row.shipped))
     OUT.print(view)
     OUT.print(f"report: {escape(str(page))}")
+
+
+def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
+    """Print a paper's numbers beside ours; returns the exit code: 1 where one that should be equal is not."""
+    verdicts = [row.verdict for row in rows]
+    if as_json:
+        print_json([{**dataclasses.asdict(row), "difference": row.difference, "verdict": row.verdict} for row in rows])
+    else:
+        for where in dict.fromkeys(row.table for row in rows if row.ours is not None):
+            columns = (Column(name, no_wrap=True) for name in ("paper", "ours", "off by", "verdict"))
+            view = Table(Column("", overflow="fold"), "", *columns, title=where, title_justify="left")
+            for row in rows:
+                if row.table == where and row.difference is not None:
+                    ours, off = f"{row.ours:,}", f"{row.difference:+.4f}"
+                    view.add_row(escape(row.row), row.quantity, f"{row.paper} {row.unit}", ours, off, row.verdict)
+            OUT.print(view)
+        for note in dict.fromkeys(row.note for row in rows if row.note):
+            OUT.print(f"{', '.join(dict.fromkeys(escape(row.row) for row in rows if row.note == note))}: {escape(note)}")
+        OUT.print(f"{verdicts.count('SAME')} of {len(rows)} are SAME, {verdicts.count('NOT RECOMPUTED')} are NOT RECOMPUTED")
+    return int("DIFFERS" in verdicts)
 
 
 def _pair(title: str) -> Table:

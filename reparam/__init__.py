@@ -1,10 +1,41 @@
 """The same function with fewer operations: merge the branches of a network, remove its masked channels."""
 
-from reparam.blocks import ChannelMask, ConvBlock, RepVGGBlock
+from reparam.blocks import (
+    ACBlock,
+    Block,
+    ChannelMask,
+    ConvBlock,
+    DiverseBranchBlock,
+    LightBlock,
+    MobileOneBlock,
+    PlainBlock,
+    RepVGGBlock,
+)
 from reparam.counting import Counts, count
 from reparam.equivalence import Difference, compare
 from reparam.errors import ReparamError
 from reparam.fuse import fuse
+from reparam.groups import ChannelGroup, channel_groups, insert_masks
 from reparam.squeeze import squeeze
 
-__all__ = ["ChannelMask", "ConvBlock", "Counts", "Difference", "RepVGGBlock", "ReparamError", "compare", "count", "fuse", "squeeze"]
+__all__ = [
+    "ACBlock",
+    "Block",
+    "ChannelGroup",
+    "ChannelMask",
+    "ConvBlock",
+    "Counts",
+    "Difference",
+    "DiverseBranchBlock",
+    "LightBlock",
+    "MobileOneBlock",
+    "PlainBlock",
+    "RepVGGBlock",
+    "ReparamError",
+    "channel_groups",
+    "compare",
+    "count",
+    "fuse",
+    "insert_masks",
+    "squeeze",
+]

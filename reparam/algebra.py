@@ -1,6 +1,11 @@
-"""Pure tensor functions that rewrite convolutions. Exact up to rounding in the dtype of their arguments: give float64 for a proof."""
+"""Pure tensor functions that rewrite convolutions. Exact up to rounding in the dtype of their arguments: give float64 for a proof.
+
+A rewrite is exact on every pixel, the borders too, or it is refused. Sources: ACNet (Ding et al. 2019) for kernels that differ in shape,
+RepVGG (Ding et al. 2021) for the identity, the diverse branch block (Ding et al. 2021), transforms I to VI, for all else.
+"""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -8,67 +13,115 @@ from torch import Tensor
 
 from reparam.errors import ReparamError
 
-Kernel = Float[Tensor, "c_out c_in_per_group height width"]
+Kernel = Float[Tensor, "c_out c_in_per_group *size"]
+"""Of a convolution in one, two or three dimensions; without a size, of a linear layer."""
+Vector = Float[Tensor, " channels"]
 Bias = Float[Tensor, " c_out"]
-Branch = tuple[Float[Tensor, "c_out c_in_per_group _ _"], Bias]
+Kernel2d = Float[Tensor, "c_out c_in_per_group _ _"]
+Branch = tuple[Kernel2d, Bias]
+Border = Literal["none", "zeros", "bias"]
+"""What surrounds the input of a convolution: nothing, zeros, or in each channel the bias of the convolution before."""
 
 
-def fuse_conv_bn(
-    weight: Kernel,
-    bias: Bias | None,
-    *,
-    mean: Bias,
-    variance: Bias,
-    eps: float,
-    gamma: Bias | None = None,
-    beta: Bias | None = None,
-) -> tuple[Kernel, Bias]:
-    """Fold the batch norm that follows a convolution into it (evaluation mode).
+def norm_affine(
+    mean: Vector, variance: Vector, *, eps: float, gamma: Vector | None = None, beta: Vector | None = None
+) -> tuple[Vector, Vector]:
+    """A batch norm in evaluation mode as `scale * x + shift`, channel by channel.
 
-    `gamma * (conv(x) - mean) / sqrt(variance + eps) + beta` is linear in x and acts on each output channel by itself, so it is
-    exact whatever the padding, stride, dilation and groups of the convolution.
+    `shift` is also what the norm makes of zero.
 
     Args:
-        weight: kernel of the convolution.
-        bias: its bias, None for zero.
-        mean: running mean of the norm.
-        variance: running variance of the norm.
+        mean: running mean.
+        variance: running variance.
         eps: the norm's epsilon.
-        gamma: scale of the norm, None for one.
-        beta: shift of the norm, None for zero.
-
-    Returns:
-        Kernel and bias of the one convolution that does the same.
+        gamma: the norm's scale, None for one.
+        beta: the norm's shift, None for zero.
     """
     scale = torch.rsqrt(variance + eps)
     if gamma is not None:
         scale = scale * gamma
-    shift = -mean * scale if bias is None else (bias - mean) * scale
-    if beta is not None:
-        shift = shift + beta
-    return weight * scale[:, None, None, None], shift
+    shift = -mean * scale
+    return scale, shift if beta is None else shift + beta
 
 
-def pad_kernel(weight: Kernel, size: int) -> Float[Tensor, "c_out c_in_per_group {size} {size}"]:
-    """Embed a kernel in the middle of a `size` x `size` one of zeros.
+def fuse_conv_bn(weight: Kernel, bias: Bias | None, scale: Bias, shift: Bias) -> tuple[Kernel, Bias]:
+    """Fold the norm behind a convolution or a linear layer into it: `scale * conv(x) + shift`.
+
+    It acts on each output channel by itself, so it is exact whatever the padding, stride, dilation and groups of the convolution.
+
+    Returns:
+        Kernel and bias of the one convolution that does the same.
+    """
+    return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift
+
+
+def fuse_transposed_conv_bn(
+    weight: Float[Tensor, "c_in c_out_per_group *size"], bias: Bias | None, scale: Bias, shift: Bias, *, groups: int = 1
+) -> tuple[Float[Tensor, "c_in c_out_per_group *size"], Bias]:
+    """`fuse_conv_bn` for a transposed convolution, whose kernel has the input channels first; exact for the same reason."""
+    grouped = weight.unflatten(0, (groups, -1))  # groups, c_in per group, c_out per group, size
+    scales = scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
+    return (grouped * scales).flatten(0, 1), shift if bias is None else bias * scale + shift
+
+
+def fuse_bn_conv(
+    weight: Kernel, bias: Bias | None, scale: Vector, shift: Vector, *, groups: int = 1, border: Literal["none", "zeros"] = "none"
+) -> tuple[Kernel, Bias]:
+    """Fold the norm in front of a convolution or a linear layer into it: `conv(scale * x + shift)`.
+
+    Args:
+        weight: kernel of the convolution.
+        bias: its bias, None for zero.
+        scale: the norm's, one for each input channel of the convolution.
+        shift: the norm's.
+        groups: of the convolution.
+        border: "zeros" where the convolution pads with zeros. Padding that repeats the input, and padding of the norm's output with its
+            own `shift` ahead of the convolution, are as exact as none: "none".
+
+    Raises:
+        ReparamError: the convolution pads with zeros, which the norm would not make of zeros.
+    """
+    if border == "zeros" and shift.any():
+        raise ReparamError(
+            "a norm in front of a convolution that pads with zeros has no exact place in it: the padding is zero behind the norm, not "
+            "in front of it; pad with the norm's value of zero, or not at all"
+        )
+    channels = torch.arange(weight.shape[0], device=weight.device)
+    group = channels // (weight.shape[0] // groups)
+    scales, shifts = scale.view(groups, -1)[group], shift.view(groups, -1)[group]  # c_out, c_in per group
+    moved = (weight.flatten(2).sum(2) if weight.ndim > 2 else weight) * shifts
+    total = moved.sum(1)
+    return weight * scales.view(*scales.shape, *[1] * (weight.ndim - 2)), total if bias is None else bias + total
+
+
+def pad_kernel(weight: Kernel2d, size: tuple[int, int]) -> Kernel2d:
+    """Embed a kernel in the middle of a `size[0]` x `size[1]` one of zeros.
 
     The convolution stays the same if its padding grows by as much as the kernel on each side.
 
     Raises:
         ReparamError: the kernel is larger than `size`, or cannot be centred in it.
     """
-    extra = (size - weight.shape[2], size - weight.shape[3])
+    extra = (size[0] - weight.shape[2], size[1] - weight.shape[3])
     if min(extra) < 0 or any(side % 2 for side in extra):
         raise ReparamError(
-            f"a kernel of {weight.shape[2]} x {weight.shape[3]} has no centred place in {size} x {size}: "
+            f"a kernel of {weight.shape[2]} x {weight.shape[3]} has no centred place in {size[0]} x {size[1]}: "
             "the sizes must differ by an even number that is not negative"
         )
     vertical, horizontal = extra[0] // 2, extra[1] // 2
     return torch.nn.functional.pad(weight, (horizontal, horizontal, vertical, vertical))
 
 
+def dilate_kernel(weight: Kernel2d, dilation: tuple[int, int]) -> Kernel2d:
+    """The kernel that does without dilation what `weight` does with it: zeros between its elements. Padding and stride stay."""
+    height, width = ((side - 1) * step + 1 for side, step in zip(weight.shape[2:], dilation, strict=True))
+    dilated = weight.new_zeros(*weight.shape[:2], height, width)
+    dilated[:, :, :: dilation[0], :: dilation[1]] = weight
+    return dilated
+
+
 def identity_kernel(channels: int, groups: int = 1, size: int = 1, *, dtype: torch.dtype | None = None) -> Kernel:
-    """Kernel of the convolution (stride 1, padding size // 2) that returns its input.
+    """Kernel of the convolution (stride 1, padding size // 2) that returns its input; depth-wise for as many groups as channels.
 
     Raises:
         ReparamError: an even size, which has no centre, or channels that do not divide into the groups.
@@ -84,13 +137,81 @@ def identity_kernel(channels: int, groups: int = 1, size: int = 1, *, dtype: tor
     return kernel
 
 
-def merge_parallel(branches: Sequence[Branch]) -> tuple[Kernel, Bias]:
+def average_kernel(
+    channels: int,
+    size: tuple[int, int],
+    groups: int = 1,
+    *,
+    padded: bool = False,
+    count_include_pad: bool = True,
+    ceil_mode: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Kernel:
+    """Kernel of the convolution that averages as a pooling of that size does, with its stride and padding.
+
+    Args:
+        channels: of input and output.
+        size: height and width of the window.
+        groups: of the convolution.
+        padded: whether the pooling pads at all.
+        count_include_pad: whether padding counts in the mean.
+        ceil_mode: whether windows may hang over the border.
+        dtype: of the kernel.
+
+    Raises:
+        ReparamError: windows at the border are divided by fewer pixels, or channels do not divide into the groups.
+    """
+    if ceil_mode or (padded and not count_include_pad):
+        raise ReparamError(
+            "average pooling with count_include_pad=False and padding, or with ceil_mode=True, divides by fewer pixels at the border: no "
+            "convolution does"
+        )
+    return (identity_kernel(channels, groups, dtype=dtype) / (size[0] * size[1])).repeat(1, 1, *size)
+
+
+def merge_parallel(branches: Sequence[Branch]) -> Branch:
     """The one convolution that equals the sum of several over the same input.
 
-    Smaller kernels are centred in the largest one: each branch must have the padding `size // 2` of its own size, and all the same
-    stride, dilation and groups.
+    Smaller kernels are centred in the largest height and width: each branch must have the padding `size // 2` of its own size (of its
+    dilated size, see `dilate_kernel`), and all the same stride and groups.
+
+    Raises:
+        ReparamError: the sizes differ by an odd number.
     """
     assert branches, "nothing to merge"
-    size = max(max(weight.shape[2:]) for weight, _ in branches)
+    size = (max(weight.shape[2] for weight, _ in branches), max(weight.shape[3] for weight, _ in branches))
     weights, biases = zip(*branches, strict=True)
     return torch.stack([pad_kernel(weight, size) for weight in weights]).sum(0), torch.stack(biases).sum(0)
+
+
+def merge_serial(
+    first: tuple[Float[Tensor, "middle c_in_per_group _ _"], Float[Tensor, " middle"]],
+    second: tuple[Float[Tensor, "c_out middle_per_group _ _"], Bias],
+    *,
+    groups: int = 1,
+    border: Border = "none",
+) -> Branch:
+    """The one convolution that equals a 1x1 convolution of stride 1 followed by another; stride, dilation and padding are the second's.
+
+    Args:
+        first: 1x1, without padding.
+        second: of any size.
+        groups: of both.
+        border: what pads the second one's input. "none" and "bias" (the first one's bias, as the diverse branch block does) are exact,
+            the merged convolution then pads with zeros; "zeros" is, if the first has no bias.
+
+    Raises:
+        ReparamError: the first kernel is larger than 1x1, or the second one pads with zeros what has a bias.
+    """
+    (point, point_bias), (weight, bias) = first, second
+    if point.shape[2:] != (1, 1):
+        raise ReparamError(f"the first of two serial convolutions must be 1 x 1 to be merged, found {point.shape[2]} x {point.shape[3]}")
+    if border == "zeros" and point_bias.any():
+        raise ReparamError(
+            "a 1 x 1 convolution with bias followed by one that pads with zeros is no single convolution: the padding lacks the bias; pad "
+            "with the bias, or not at all"
+        )
+    grouped = weight.unflatten(0, (groups, -1))
+    merged = torch.einsum("gomhw,gmi->goihw", grouped, point.flatten(1).unflatten(0, (groups, -1)))
+    carried = torch.einsum("gomhw,gm->go", grouped, point_bias.unflatten(0, (groups, -1)))
+    return merged.flatten(0, 1), bias + carried.flatten()

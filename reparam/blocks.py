@@ -1,6 +1,8 @@
 """Trainable blocks, each with the form that it is deployed in, and the mask that says which channels are gone."""
 
 import copy
+from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, final
 
@@ -8,7 +10,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from reparam.algebra import fuse_conv_bn, identity_kernel, merge_parallel
+from reparam.algebra import Branch, average_kernel, fuse_conv_bn, identity_kernel, merge_parallel, merge_serial, norm_affine
 from reparam.errors import ReparamError
 
 Image = Any
@@ -69,20 +71,44 @@ class ConvBlock(nn.Module):
         return self.act(self.mask(self.conv(x)))
 
 
-@final
-class RepVGGBlock(nn.Module):
-    """The training form of RepVGG (Ding et al. 2021): a 3x3, a 1x1 and, where shapes allow, an identity branch, each with its norm.
+class Block(nn.Module, ABC):
+    """A block in its training form. What `fuse` looks for: a new kind of block needs no change there.
 
-    The mask stands after the sum of the branches, as the depth-wise binary convolution of PaS does (Li et al. 2022, Eq. 6), so that a
-    masked channel is gone from all of them.
+    `mask` stands between what is merged and the activation, and may be replaced: as the depth-wise binary convolution of PaS does
+    (Li et al. 2022, Eq. 6) it takes a channel out of all branches at once.
+    """
+
+    mask: nn.Module
+
+    @abstractmethod
+    def deployed(self) -> nn.Module:
+        """What computes the same in evaluation mode with one convolution for each sum of branches; with copies of mask and activation.
+
+        Folded in the dtype of the block: `fuse` folds in float64 and rounds once.
+
+        Raises:
+            ReparamError: a norm of the block keeps no running statistics.
+        """
+
+    @abstractmethod
+    def probe_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the smallest input on which borders, inner pixels and strides all take part."""
+
+
+class BranchedBlock(Block, ABC):
+    """A block that is deployed as one `ConvBlock`: act(mask(the sum of branches over one input)).
 
     Args:
         c_in: input channels.
         c_out: output channels.
-        stride: stride in both directions; the identity branch exists for c_in == c_out and stride 1 only.
-        groups: groups of both convolutions.
+        kernel: odd side of the largest kernel; every branch pads so that pixels stay in place.
+        stride: stride in both directions.
+        groups: groups of every convolution; as many as channels for a depth-wise block.
         act: makes the activation.
         mask: what stands between the sum and the activation; nothing by default.
+
+    Raises:
+        ReparamError: an even kernel, or channels that do not divide into the groups.
     """
 
     def __init__(
@@ -90,59 +116,293 @@ class RepVGGBlock(nn.Module):
         c_in: int,
         c_out: int,
         *,
+        kernel: int = 3,
         stride: int = 1,
         groups: int = 1,
         act: Callable[[], nn.Module] = nn.ReLU,
         mask: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.dense = _ConvNorm(c_in, c_out, kernel=3, stride=stride, groups=groups)
-        self.point = _ConvNorm(c_in, c_out, kernel=1, stride=stride, groups=groups)
-        self.identity = nn.BatchNorm2d(c_out) if c_in == c_out and stride == 1 else None
+        if kernel % 2 == 0 or c_in % groups or c_out % groups:
+            raise ReparamError(
+                f"no block of kernel {kernel} from {c_in} to {c_out} channels in {groups} groups: the kernel must be odd, the groups of "
+                "equal size"
+            )
+        self.c_in, self.c_out, self.kernel, self.stride, self.groups = c_in, c_out, kernel, stride, groups
+        self._add_branches()
         self.mask = mask or nn.Identity()
         self.act = act()
 
+    @abstractmethod
+    def _add_branches(self) -> None:
+        """Make the modules of the branches; the block's sizes are known by now."""
+
+    @abstractmethod
+    def total(self, x: Image) -> Image:
+        """The sum of the branches: float [batch, c_in, height, width] -> [batch, c_out, height / stride, width / stride]."""
+
+    @abstractmethod
+    def merged(self) -> Branch:
+        """Kernel and bias of the one convolution that computes `total` in evaluation mode."""
+
     def forward(self, x: Image) -> Image:
-        """act(mask(dense(x) + point(x) + identity(x)))."""
-        total = self.dense(x) + self.point(x)
-        if self.identity is not None:
-            total = total + self.identity(x)
-        return self.act(self.mask(total))
+        """act(mask(total(x)))."""
+        return self.act(self.mask(self.total(x)))
 
     def deployed(self) -> ConvBlock:
-        """The one 3x3 convolution that computes the same in evaluation mode, with copies of mask and activation.
-
-        Folded in the dtype of the block: `fuse` folds in float64 and rounds once.
-        """
-        conv = self.dense.conv
-        branches = [fold_norm(part.conv.weight, part.conv.bias, part.norm) for part in (self.dense, self.point)]
-        if self.identity is not None:
-            kernel = identity_kernel(conv.out_channels, conv.groups, dtype=conv.weight.dtype).to(conv.weight.device)
-            branches.append(fold_norm(kernel, None, self.identity))
-        weight, bias = merge_parallel(branches)
+        """As one convolution."""
+        weight, bias = self.merged()
         with torch.device("meta"):  # initial weights would cost time and draw from torch's seed
-            block = ConvBlock(conv.in_channels, conv.out_channels, stride=conv.stride[0], groups=conv.groups)
+            block = ConvBlock(self.c_in, self.c_out, kernel=self.kernel, stride=self.stride, groups=self.groups)
         block.mask, block.act = copy.deepcopy(self.mask), copy.deepcopy(self.act)
         block.conv.weight, block.conv.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
         return block.eval()
 
+    def probe_shape(self) -> tuple[int, int, int]:
+        """Square."""
+        side = self.kernel + 2 * self.stride
+        return self.c_in, side, side
 
-class _ConvNorm(nn.Module):
-    def __init__(self, c_in: int, c_out: int, *, kernel: int, stride: int, groups: int) -> None:
+    def _conv(
+        self, size: int | tuple[int, int], c_out: int | None = None, *, stride: int | None = None, padded: bool = True
+    ) -> "_ConvNorm":
+        height, width = (size, size) if isinstance(size, int) else size
+        padding, c_out = (height // 2, width // 2) if padded else 0, c_out or self.c_out
+        conv = nn.Conv2d(self.c_in, c_out, (height, width), stride or self.stride, padding, groups=self.groups, bias=False)
+        return _ConvNorm(conv, nn.BatchNorm2d(c_out))
+
+    def _identity_norm(self) -> nn.BatchNorm2d | None:
+        """The norm of an identity branch, where shapes allow one."""
+        return nn.BatchNorm2d(self.c_out) if self.c_in == self.c_out and self.stride == 1 else None
+
+    def _identity(self, like: nn.BatchNorm2d | nn.Conv2d) -> Tensor:
+        assert isinstance(like.weight, Tensor)
+        return identity_kernel(self.c_out, self.groups, dtype=like.weight.dtype).to(like.weight.device)
+
+    def _merge(self, *branches: "_ConvNorm", identity: nn.BatchNorm2d | None = None) -> Branch:
+        folded = [branch.folded() for branch in branches]
+        if identity is not None:
+            folded.append(fold_norm(self._identity(identity), None, identity))
+        return merge_parallel(folded)
+
+
+@final
+class RepVGGBlock(BranchedBlock):
+    """The training form of RepVGG (Ding et al. 2021): a kxk, a 1x1 and, where shapes allow, an identity branch, each with its norm.
+
+    The identity branch exists for c_in == c_out and stride 1 only.
+    """
+
+    def _add_branches(self) -> None:
+        self.dense = self._conv(self.kernel)
+        self.point = self._conv(1)
+        self.identity = self._identity_norm()
+
+    def total(self, x: Image) -> Image:
+        """dense(x) + point(x) + identity(x)."""
+        total = self.dense(x) + self.point(x)
+        return total if self.identity is None else total + self.identity(x)
+
+    def merged(self) -> Branch:
+        """A kernel of the dense branch's size."""
+        return self._merge(self.dense, self.point, identity=self.identity)
+
+
+@final
+class MobileOneBlock(BranchedBlock):
+    """The training form of MobileOne (Vasu et al. 2023): equal branches, a 1x1 one that scales, an identity, each with its norm.
+
+    With as many groups as channels and kernel 3 it is the depth-wise half of MobileOne's layer, with kernel 1 the point-wise half.
+
+    Args:
+        c_in: input channels.
+        c_out: output channels.
+        branches: how many convolutions of size `kernel`, at least 1.
+        kernel: odd side of the kernel; the 1x1 branch exists for more than 1 only.
+        stride: stride in both directions; the identity branch exists for c_in == c_out and stride 1 only.
+        groups: groups of every convolution.
+        act: makes the activation.
+        mask: what stands between the sum and the activation; nothing by default.
+
+    Raises:
+        ReparamError: no branch, an even kernel, or channels that do not divide into the groups.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        branches: int = 4,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        act: Callable[[], nn.Module] = nn.ReLU,
+        mask: nn.Module | None = None,
+    ) -> None:
+        super().__init__(c_in, c_out, kernel=kernel, stride=stride, groups=groups, act=act, mask=mask)
+        if branches < 1:
+            raise ReparamError(f"a MobileOne block needs at least 1 branch, found {branches}")
+        self.branches = nn.ModuleList(self._conv(self.kernel) for _ in range(branches))
+
+    def _add_branches(self) -> None:
+        self.scale = self._conv(1) if self.kernel > 1 else None
+        self.identity = self._identity_norm()
+
+    def total(self, x: Image) -> Image:
+        """The sum of `branches`, scale(x) and identity(x)."""
+        total = sum(branch(x) for branch in (*self.branches, self.scale, self.identity) if branch is not None)
+        assert not isinstance(total, int)
+        return total
+
+    def merged(self) -> Branch:
+        """A kernel of the branches' size."""
+        convs = [branch for branch in (*self.branches, self.scale) if isinstance(branch, _ConvNorm)]
+        return self._merge(*convs, identity=self.identity)
+
+
+@final
+class ACBlock(BranchedBlock):
+    """The asymmetric convolution block of ACNet (Ding et al. 2019): a square, a flat and an upright kernel, each with its norm."""
+
+    def _add_branches(self) -> None:
+        self.square = self._conv(self.kernel)
+        self.flat = self._conv((1, self.kernel))
+        self.upright = self._conv((self.kernel, 1))
+
+    def total(self, x: Image) -> Image:
+        """square(x) + flat(x) + upright(x)."""
+        return self.square(x) + self.flat(x) + self.upright(x)
+
+    def merged(self) -> Branch:
+        """A square kernel."""
+        return self._merge(self.square, self.flat, self.upright)
+
+
+@final
+class DiverseBranchBlock(BranchedBlock):
+    """The diverse branch block (Ding et al. 2021): a kxk, a 1x1, a 1x1-kxk and a 1x1-average branch, each convolution with its norm.
+
+    Between the two layers of a serial branch the image is padded with what the norm makes of zero, so that the borders merge exactly.
+    """
+
+    def _add_branches(self) -> None:
+        self.dense = self._conv(self.kernel)
+        self.point = self._conv(1)
+        self.squeeze = self._conv(1, self.c_in, stride=1)
+        self.expand = self._conv(self.kernel, padded=False)
+        self.before_average = self._conv(1, stride=1)
+        self.average = nn.AvgPool2d(self.kernel, self.stride)
+        self.average_norm = nn.BatchNorm2d(self.c_out)
+
+    def total(self, x: Image) -> Image:
+        """dense(x) + point(x) + expand(pad(squeeze(x))) + average_norm(average(pad(before_average(x))))."""
+        serial = self.expand(self._pad(self.squeeze, x))
+        return self.dense(x) + self.point(x) + serial + self.average_norm(self.average(self._pad(self.before_average, x)))
+
+    def merged(self) -> Branch:
+        """A kernel of the dense branch's size."""
+        size = (self.kernel, self.kernel)
+        average = average_kernel(self.c_out, size, self.groups, dtype=self.dense.conv.weight.dtype).to(self.dense.conv.weight.device)
+        pooled = fold_norm(average, None, self.average_norm)
+        serial = merge_serial(self.squeeze.folded(), self.expand.folded(), groups=self.groups, border="bias")
+        averaged = merge_serial(self.before_average.folded(), pooled, groups=self.groups, border="bias")
+        return merge_parallel([self.dense.folded(), self.point.folded(), serial, averaged])
+
+    def _pad(self, layer: "_ConvNorm", x: Image) -> Image:
+        value = affine_of(layer.norm)[1].view(-1, 1, 1)
+        return nn.functional.pad(layer(x) - value, [self.kernel // 2] * 4) + value
+
+
+@final
+class PlainBlock(BranchedBlock):
+    """A convolution with norm that an identity skips, where shapes allow: the block of PaS (Li et al. 2022, Eq. 6).
+
+    As the identity skips this one convolution only, it merges into the kernel, w + I, and every layer can have a width of its own. With
+    kernel 1, or with as many groups as channels, it is one half of a `LightBlock`.
+    """
+
+    def _add_branches(self) -> None:
+        self.dense = self._conv(self.kernel)
+        self.skips = self.c_in == self.c_out and self.stride == 1
+
+    def total(self, x: Image) -> Image:
+        """dense(x) + x, or dense(x) alone."""
+        return self.dense(x) + x if self.skips else self.dense(x)
+
+    def merged(self) -> Branch:
+        """The kernel with one added where the identity passes."""
+        weight, bias = self.dense.folded()
+        if not self.skips:
+            return weight, bias
+        return merge_parallel([(weight, bias), (self._identity(self.dense.conv), torch.zeros_like(bias))])
+
+
+@final
+class LightBlock(Block):
+    """The light block of PaS (Li et al. 2022, Section 5.1): a depth-wise 3x3, then a 1x1 convolution, each a `PlainBlock`.
+
+    Args:
+        c_in: input channels.
+        c_out: output channels.
+        stride: of the depth-wise convolution.
+        act: makes the activation behind each of the two.
+        mask: what stands in front of the last activation; nothing by default. The depth-wise half passes channels through, bias and all,
+            so its own mask (`block.depthwise.mask`) must be that of the block before.
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, *, stride: int = 1, act: Callable[[], nn.Module] = nn.ReLU, mask: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-        self.norm = nn.BatchNorm2d(c_out)
+        self.depthwise = PlainBlock(c_in, c_in, stride=stride, groups=c_in, act=act)
+        self.pointwise = PlainBlock(c_in, c_out, kernel=1, act=nn.Identity)
+        self.mask = mask or nn.Identity()
+        self.act = act()
+
+    def forward(self, x: Image) -> Image:
+        """act(mask(pointwise(depthwise(x))))."""
+        return self.act(self.mask(self.pointwise(self.depthwise(x))))
+
+    def deployed(self) -> nn.Sequential:
+        """As two convolutions."""
+        pointwise = self.pointwise.deployed()
+        pointwise.mask, pointwise.act = copy.deepcopy(self.mask), copy.deepcopy(self.act)
+        return nn.Sequential(OrderedDict(depthwise=self.depthwise.deployed(), pointwise=pointwise)).eval()
+
+    def probe_shape(self) -> tuple[int, int, int]:
+        """That of the depth-wise half."""
+        return self.depthwise.probe_shape()
+
+
+@final
+class _ConvNorm(nn.Module):
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
 
     def forward(self, x: Image) -> Image:
         return self.norm(self.conv(x))
 
+    def folded(self) -> Branch:
+        return fold_norm(self.conv.weight, self.conv.bias, self.norm)
 
-def fold_norm(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """`fuse_conv_bn` with the numbers of a module.
+
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+
+
+def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
+    """`norm_affine` with the numbers of a module.
 
     Raises:
         ReparamError: the norm keeps no running statistics, so it has no fixed scale to fold.
     """
     if norm.running_mean is None or norm.running_var is None:
         raise ReparamError("a batch norm without running statistics depends on its batch and cannot be folded into a convolution")
-    return fuse_conv_bn(weight, bias, mean=norm.running_mean, variance=norm.running_var, eps=norm.eps, gamma=norm.weight, beta=norm.bias)
+    return norm_affine(norm.running_mean, norm.running_var, eps=norm.eps, gamma=norm.weight, beta=norm.bias)
+
+
+def fold_norm(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
+    """`fuse_conv_bn` with the numbers of a module; raises as `affine_of` does."""
+    return fuse_conv_bn(weight, bias, *affine_of(norm))

@@ -4,12 +4,13 @@ Both forms of a block have the same structure and names, so that `reparam.fuse` 
 """
 
 from collections import OrderedDict
+from functools import partial
 from typing import final
 
 from torch import nn
 
 from latency import BlockSpec
-from reparam.blocks import Image
+from reparam.blocks import Image, RepVGGBlock
 from search import ops
 
 NORM_EPS = 1e-3
@@ -19,6 +20,15 @@ NORM_EPS = 1e-3
 def trained(spec: BlockSpec) -> nn.Module:
     """A block in its training form, one norm behind every convolution; weights are drawn from torch's global random state."""
     return _block(spec, normed=True, se_width=ops.se_width(spec.width("c_in")))
+
+
+def trained_as_repvgg(spec: BlockSpec) -> nn.Module:
+    """The same, but a `conv` as a RepVGG block; it has the norms of its paper, those of torch."""
+    if spec.op != "conv":
+        return trained(spec)
+    kernel, stride, groups = (int(dict(spec.attrs).get(name, 1)) for name in ("kernel", "stride", "groups"))
+    act = partial(_activation, str(spec.attr("act")))
+    return RepVGGBlock(spec.width("c_in"), spec.width("c_out"), kernel=kernel, stride=stride, groups=groups, act=act)
 
 
 def deployed(spec: BlockSpec, *, se_width: int | None = None) -> nn.Module:
@@ -68,6 +78,58 @@ class InvertedResidual(nn.Module):
 
 
 @final
+class Residual(nn.Module):
+    """act(shortcut(x) + body(x)): what `ops` says of a `basic` or a `bottleneck` (He et al. 2016).
+
+    Args:
+        spec: the block.
+        normed: whether every convolution has a norm; otherwise it has a bias.
+    """
+
+    def __init__(self, spec: BlockSpec, *, normed: bool) -> None:
+        super().__init__()
+        c_in, hidden, c_out = (spec.width(name) for name in ("c_in", "hidden", "c_out"))
+        kernel, stride, act = int(spec.attr("kernel")), int(spec.attr("stride")), str(spec.attr("act"))
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        if spec.op == "basic":
+            parts["first"] = _conv(c_in, hidden, normed=normed, kernel=kernel, stride=stride, act=act)
+            parts["second"] = _conv(hidden, c_out, normed=normed, kernel=kernel)
+        else:
+            parts["reduce"] = _conv(c_in, hidden, normed=normed, act=act)
+            parts["middle"] = _conv(hidden, hidden, normed=normed, kernel=kernel, stride=stride, act=act)
+            parts["expand"] = _conv(hidden, c_out, normed=normed)
+        self.body = nn.Sequential(parts)
+        same = spec.attr("shortcut") == "identity"
+        self.shortcut = nn.Identity() if same else _conv(c_in, c_out, normed=normed, stride=stride)
+        self.act = _activation(act)
+
+    def forward(self, x: Image) -> Image:
+        """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""
+        return self.act(self.shortcut(x) + self.body(x))
+
+
+@final
+class Separable(nn.Module):
+    """x + body(x), or the body alone: what `ops` says of a `separable`.
+
+    Args:
+        spec: the block.
+        normed: whether every convolution has a norm; otherwise it has a bias.
+    """
+
+    def __init__(self, spec: BlockSpec, *, normed: bool) -> None:
+        super().__init__()
+        c_in, kernel, stride = spec.width("c_in"), int(spec.attr("kernel")), int(spec.attr("stride"))
+        depthwise = _conv(c_in, c_in, normed=normed, kernel=kernel, stride=stride, groups=c_in, act=str(spec.attr("act")))
+        self.body = nn.Sequential(OrderedDict(depthwise=depthwise, project=_conv(c_in, spec.width("c_out"), normed=normed)))
+        self.residual = bool(spec.attr("residual"))
+
+    def forward(self, x: Image) -> Image:
+        """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""
+        return x + self.body(x) if self.residual else self.body(x)
+
+
+@final
 class SqueezeExcite(nn.Module):
     """Scales every channel by a factor in (0, 1) that the means of all channels decide (Hu et al. 2018)."""
 
@@ -88,8 +150,16 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
     c_in, c_out = spec.width("c_in"), spec.width("c_out")
     match spec.op:
         case "conv":
-            kernel, stride = int(spec.attr("kernel")), int(spec.attr("stride"))
-            return _conv(c_in, c_out, normed=normed, kernel=kernel, stride=stride, act=str(spec.attr("act")))
+            kernel, stride, groups = (int(dict(spec.attrs).get(name, 1)) for name in ("kernel", "stride", "groups"))
+            return _conv(c_in, c_out, normed=normed, kernel=kernel, stride=stride, groups=groups, act=str(spec.attr("act")))
+        case "stem":
+            conv = _conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")), stride=2, act=str(spec.attr("act")))
+            conv.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
+            return conv
+        case "separable":
+            return Separable(spec, normed=normed)
+        case "basic" | "bottleneck":
+            return Residual(spec, normed=normed)
         case "irb" | "fused_irb":
             return InvertedResidual(spec, normed=normed, se_width=se_width)
         case "tail":
@@ -116,6 +186,8 @@ def _activation(name: str) -> nn.Module:
     match name:
         case "relu":
             return nn.ReLU()
+        case "relu6":
+            return nn.ReLU6()
         case "swish":
             return nn.SiLU()
     raise AssertionError(f"no activation {name!r}")

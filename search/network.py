@@ -1,4 +1,4 @@
-"""A chain as a trainable module, and its weights on disk."""
+"""A chain or a single network as a trainable module, and its weights on disk."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,10 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from reparam import ChannelMask, RepVGGBlock
+from search import blocks
 from search.blocks import pooled_linear
 from search.errors import SearchError
-from search.space import Chain
+from search.space import Chain, Fixed
 from search.tensors import read_tensors, write_tensors
 
 
@@ -26,6 +27,15 @@ def build_network(space: Chain) -> nn.Sequential:
         channels = layer.width
     modules["head"] = pooled_linear(channels, space.classes)
     return nn.Sequential(modules)
+
+
+def build_named(space: Fixed) -> nn.Sequential:
+    """A single network in its training form, one module a block; `workloads.deployed_form` of its blocks is what ships.
+
+    Its parameters are drawn from torch's global random state. `reparam.fuse` of it has the weights of the form that ships.
+    """
+    make = blocks.trained_as_repvgg if space.trained_as == "repvgg" else blocks.trained
+    return nn.Sequential(*map(make, space.full_network()))
 
 
 def searched_blocks(network: nn.Module) -> list[RepVGGBlock]:

@@ -142,13 +142,7 @@ class Chain(Space):
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
         """Size of one block; in its training form with the 1x1 branch and, where shapes allow, the identity branch."""
-        found = ops.counts(spec, deployed=deployed)
-        if deployed or spec.op == "head":
-            return found
-        c_in, c_out = spec.width("c_in"), spec.width("c_out")
-        point = ops.counts(BlockSpec.of(spec.op, attrs={**dict(spec.attrs), "kernel": 1}, widths=dict(spec.widths)), deployed=False)
-        identity_norm = 2 * c_out if c_in == c_out and spec.attr("stride") == 1 else 0
-        return Counts(found.params + point.params + identity_norm, found.macs + point.macs)
+        return ops.counts(spec) if deployed else ops.repvgg_counts(spec)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +217,8 @@ class Fixed(Space):
     """One network with a name."""
 
     network: tuple[BlockSpec, ...]
+    trained_as: Literal["plain", "repvgg"] = "plain"
+    """how a `conv` is trained: with one norm, or as a RepVGG block"""
 
     def size(self) -> int:
         """One."""
@@ -245,8 +241,8 @@ class Fixed(Space):
         return list(self.network)
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
-        """Size of one block; trained with one norm a convolution."""
-        return ops.counts(spec, deployed=deployed)
+        """Size of one block; trained as `trained_as` says."""
+        return ops.repvgg_counts(spec) if self.trained_as == "repvgg" and not deployed else ops.counts(spec, deployed=deployed)
 
 
 def check_input(name: str, *, classes: int, resolution: int, halvings: int) -> None:

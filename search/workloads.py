@@ -143,12 +143,16 @@ def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
     """A block's graph at its widths, without weights."""
     widths = {**dict(spec.widths), "se_width": ops.se_width(spec.width("c_in"))}
     primes = dict(zip(widths, _primes(spec), strict=True))
-    if dict(spec.attrs).get("residual"):
+    if ops.keeps_width(spec):
         assert widths["c_in"] == widths["c_out"], spec
         primes["c_out"] = primes["c_in"]
-    template = spec.with_widths(**{name: primes[name] for name, _ in spec.widths})
+    groups = int(dict(spec.attrs).get("groups", 1))
+    sizes = {groups * primes[name]: width for name, width in widths.items()}
+    if groups > 1:
+        sizes[primes["c_in"]] = widths["c_in"] // groups
+    template = spec.with_widths(**{name: groups * primes[name] for name, _ in spec.widths})
     model = onnx.load_from_string(_export(template, primes["se_width"], precision))
-    resize(model.graph, {primes[name]: width for name, width in widths.items()})
+    resize(model.graph, sizes)
     return model
 
 

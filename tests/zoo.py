@@ -138,12 +138,12 @@ class InvertedResidual(nn.Module):
         return x + self.body(x) if self.skip else self.body(x)
 
 
-def inverted(rows: tuple[tuple[int, ...], ...], act: Callable[[], nn.Module], stem: int, *, width: float, se: bool) -> nn.Module:
+def inverted(rows: tuple[tuple[int, ...], ...], act: Callable[[], nn.Module], stem: int, *, width: float, se: bool, deepest: int) -> nn.Module:
     """Rows of (expansion, channels, depth, stride, kernel)."""
     channels = scaled(stem, width)
     parts: list[nn.Module] = [conv_norm(3, channels, 3, 2, act=act)]
     for expand, base, depth, stride, kernel in rows:
-        for index in range(depth):
+        for index in range(min(depth, deepest)):
             parts.append(InvertedResidual(channels, scaled(base, width), 1 if index else stride, expand, kernel, act, se=se))
             channels = scaled(base, width)
     last = scaled(1280, width)
@@ -152,14 +152,14 @@ def inverted(rows: tuple[tuple[int, ...], ...], act: Callable[[], nn.Module], st
     )
 
 
-def mobilenet_v2(width: float = 1.0) -> nn.Module:
+def mobilenet_v2(width: float = 1.0, deepest: int = 4) -> nn.Module:
     rows = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3), (6, 96, 3, 1, 3), (6, 160, 3, 2, 3), (6, 320, 1, 1, 3))
-    return inverted(rows, nn.ReLU6, 32, width=width, se=False)
+    return inverted(rows, nn.ReLU6, 32, width=width, se=False, deepest=deepest)
 
 
-def efficientnet_b0(width: float = 1.0) -> nn.Module:
+def efficientnet_b0(width: float = 1.0, deepest: int = 4) -> nn.Module:
     rows = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
-    return inverted(rows, nn.SiLU, 32, width=width, se=True)
+    return inverted(rows, nn.SiLU, 32, width=width, se=True, deepest=deepest)
 
 
 # --- DenseNet-121 (Huang et al. 2017): norms before convolutions, over concatenations ---
@@ -355,8 +355,8 @@ ZOO = (
     Network("RepVGG-B1g4", repvgg_b1g4, 224, {"width": 1 / 16, "depths": (2, 2, 2, 1)}, 32),
     Network("ResNet-18", resnet18, 224, {"width": 1 / 8}, 32, 11_689_512),
     Network("ResNet-50", resnet50, 224, {"width": 1 / 16, "depths": (2, 2, 2, 2)}, 32, 25_557_032),
-    Network("MobileNetV2", mobilenet_v2, 224, {"width": 1 / 4}, 32, 3_504_872),
-    Network("EfficientNet-B0", efficientnet_b0, 224, {"width": 1 / 4}, 32, 5_288_548),
+    Network("MobileNetV2", mobilenet_v2, 224, {"width": 1 / 4, "deepest": 2}, 32, 3_504_872),
+    Network("EfficientNet-B0", efficientnet_b0, 224, {"width": 1 / 4, "deepest": 1}, 32, 5_288_548),
     Network("DenseNet-121", densenet121, 224, {"width": 1 / 8, "depths": (2, 2, 2, 2)}, 32, 7_978_856),
     Network("U-Net", UNet, 256, {"width": 1 / 16, "levels": 3}, 32),
     Network("YOLACT", Yolact, 550, {"width": 1 / 32, "depths": (1, 2, 2, 1), "classes": 3, "prototypes": 4}, 64),

@@ -2,7 +2,7 @@
 
 from search.errors import SearchError
 from search.space import Space
-from search.spaces import gpunet, prunet, repvgg
+from search.spaces import gpunet, mobilenet, prunet, repvgg, resnet
 
 
 def names() -> tuple[str, ...]:
@@ -17,6 +17,9 @@ def names() -> tuple[str, ...]:
         "gpunet-0",
         "gpunet-1",
         "gpunet-2",
+        *repvgg.names(),
+        *resnet.names(),
+        *mobilenet.names(),
     )
 
 
@@ -51,4 +54,10 @@ def get(name: str, *, classes: int | None = None, resolution: int | None = None)
             return gpunet.gpunet_1(**options)
         case "gpunet-2":
             return gpunet.gpunet_2(**options)
+        case _ if name in repvgg.names():
+            return repvgg.named(name, **options)
+        case _ if name in resnet.names():
+            return resnet.named(name, **options)
+        case _ if name in mobilenet.names():
+            return mobilenet.named(name, **options)
     raise SearchError(f"unknown space {name!r}: known are {', '.join(names())}; try `lathe space {names()[0]}`")

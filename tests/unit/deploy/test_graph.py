@@ -21,7 +21,7 @@ def graph(inputs, shape):
         (graph(["a", "b"], [1, 2]).SerializeToString(), "2 inputs; one can be shipped"),
         (
             graph(["a"], ["n", 2]).SerializeToString(),
-            "input 'a' has a dynamic shape \\(n, 2\\): export with a fixed batch and fixed image size, or fix it by",
+            "input 'a' has a dynamic shape \\(n, 2\\): export with a fixed batch and image size, or fix it by",
         ),
         (onnx.ModelProto().SerializeToString(), "the ONNX graph is not valid"),
     ],

@@ -248,7 +248,9 @@ def test_casts_and_shapes_of_the_graph_itself_are_taken_along():
         helper.make_node("ConstantOfShape", ["s"], ["zeros"], "zeros"),
         helper.make_node("Cast", ["s"], ["sizes"], "sizes", to=TensorProto.FLOAT),
         helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.float32([2.0]))),
-        conv("x", "a"),
+        helper.make_node("Constant", [], ["half"], value_float=0.5),
+        conv("x", "e"),
+        helper.make_node("Mul", ["e", "half"], ["a"], "a"),
         helper.make_node("Add", ["a", "zeros"], ["b"], "b"),
         helper.make_node("Mul", ["b", "k"], ["c"], "c"),
         helper.make_node("Cast", ["c"], ["d"], "d", to=TensorProto.FLOAT16),
@@ -260,7 +262,7 @@ def test_casts_and_shapes_of_the_graph_itself_are_taken_along():
     half = onnx.load_from_string(half)
     assert certificate.casts == 3
     assert ops(half).count("Cast") == 4
-    assert {kinds(half)[name] for name in ("a", "b", "c", "zeros", "k", "sizes")} == {TensorProto.FLOAT16}
+    assert {kinds(half)[name] for name in ("a", "b", "c", "zeros", "k", "half", "sizes")} == {TensorProto.FLOAT16}
 
 
 def test_control_flow_is_refused_in_one_line():

@@ -21,6 +21,7 @@ FLAGS = {
     "hardware_compatible compute_capability json",
     cli.Verify: "bundle json",
     cli.Report: "source out table json",
+    cli.Paper: "paper json",
 }
 
 
@@ -42,7 +43,7 @@ def test_flags_are_a_promise(command):
     assert [field.name for field in dataclasses.fields(command)] == FLAGS[command].split()
 
 
-@pytest.mark.parametrize("name", ["", "space", "bundle", "profile", "table", "table show", "search", "export", "verify", "report"])
+@pytest.mark.parametrize("name", ["", "space", "bundle", "profile", "table", "table show", "search", "export", "verify", "report", "paper"])
 def test_help_needs_no_extra(name):
     """Help is printed though nothing that an extra brings can be imported."""
     code = f"{WITHOUT_EXTRAS}\nfrom lathe.cli import main\nmain({[*name.split(), '--help']!r})"

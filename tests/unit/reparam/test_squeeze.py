@@ -76,17 +76,26 @@ def test_a_norm_before_the_mask_is_cut_with_its_convolution(randomized):
     assert torch.equal(squeezed[1].running_var, model[1].running_var[:2])
 
 
-def test_a_norm_after_the_mask_is_refused():
-    with pytest.raises(ReparamError, match=r"node _2 \(BatchNorm2d\): a norm after a mask turns 1 masked channels into non-zero constants"):
-        squeeze(nn.Sequential(nn.Conv2d(3, 2, 1), mask("10"), nn.BatchNorm2d(2)), X)
-
-
-def test_the_output_keeps_its_channels_and_so_its_mask():
-    model = nn.Sequential(*masked_convolution(3, "1100"), *masked_convolution(4, "101"))
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU()],
+        lambda: [nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()],
+        lambda: [nn.ConvTranspose2d(2, 3, 2)],
+        lambda: [nn.Conv2d(2, 6, 1), nn.ConvTranspose2d(6, 3, 2, groups=3)],
+    ],
+)
+def test_the_output_keeps_its_channels_and_its_mask_goes_into_the_weights(make, randomized):
+    model = randomized(nn.Sequential(nn.Conv2d(3, 2, 1), *make(), mask("101")))
     squeezed = squeeze(model, X)
-    assert widths(squeezed) == [(2, 3), (3, 2)]
-    assert isinstance(squeezed[1], nn.Identity)
-    assert squeezed[4].keep.tolist() == [True, False, True]
+    assert isinstance(squeezed[-1], nn.Identity)
+    assert squeezed(X).shape[1] == 3
+    assert squeezed(X)[:, 1].abs().max() == 0
+
+
+def test_a_mask_stays_where_its_number_would_not_be_zero():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sigmoid(), mask("101"))
+    assert squeeze(model, X)[2].keep.tolist() == [True, False, True]
 
 
 def test_a_channel_that_is_also_read_unmasked_stays():
@@ -180,25 +189,60 @@ class Unruled(nn.Module):
         return self.run(self.mask(self.conv(x)))
 
 
+def through(*parts):
+    return nn.Sequential(*masked_convolution(3, "10"), *parts)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(*masked_convolution(3, "10"), nn.Sigmoid()), "node _3: squeeze has no rule for Sigmoid"),
-        (Unruled(lambda x: x.softmax(1)), "node softmax: squeeze has no rule for softmax"),
-        (Unruled(lambda x: x + x), "node add: squeeze has no rule for add"),
-        (Unruled(lambda x: x.flatten(0)), "node flatten: squeeze has no rule for flatten"),
-        (nn.Sequential(*masked_convolution(3, "10"), nn.Conv2d(2, 2, 1, groups=2)), "no rule for Conv2d of 2 groups"),
-        (nn.Sequential(*masked_convolution(3, "10"), nn.Linear(8, 2)), "no rule for Linear on an input of more than two dimensions"),
-        (nn.Sequential(RepVGGBlock(3, 2, mask=mask("10"))), r"no rule for RepVGGBlock: run fuse\(model\) first"),
-        (nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)), r"node _0 \(Conv2d\): all 2 channels are masked"),
-        (nn.Sequential(nn.Conv2d(3, 2, 1), mask("101")), "node _1 cannot be run on example_input: The size of tensor a"),
-        (Unruled(lambda x: x if x.sum() > 0 else -x), "the network cannot be traced by torch.fx"),
+        (Unruled(lambda x: x.softmax(1)), "node softmax: squeeze has no rule for softmax over channels; 2 masked channels of conv get there"),
+        (Unruled(lambda x: x.softmax(1)), "or leave conv unmasked"),
+        (Unruled(lambda x: x.cumsum(1)), "node cumsum: squeeze has no rule for cumsum; 2 masked channels of conv"),
+        (Unruled(lambda x: x.flatten(0)), "node flatten: squeeze has no rule for flatten that tears channels apart"),
+        (Unruled(lambda x: x.view(2, 2, 2, 8, 8)), "node view: squeeze has no rule for view that tears channels apart"),
+        (Unruled(lambda x: x[x > 0]), "node gt: squeeze has no rule for gt; 2 masked channels of conv get there"),
+        (Unruled(lambda x: x[:, 1]), "node getitem: squeeze has no rule for getitem that picks single channels"),
+        (Unruled(lambda x: x.mean()), "node mean: squeeze has no rule for mean over channels or samples"),
+        (Unruled(lambda x: x[..., :4, :] + x[..., :4, :].transpose(1, 2)), "node add: squeeze has no rule for add of values whose channels are different dimensions"),
+        (through(nn.LocalResponseNorm(2)), "node _3: squeeze has no rule for LocalResponseNorm; 1 masked channels of 0 get there"),
+        (through(nn.Linear(8, 2)), "node _3: squeeze has no rule for Linear over dimension 3, where channels are dimension 1"),
+        (through(RepVGGBlock(2, 2)), r"node _3: squeeze has no rule for RepVGGBlock: run fuse\(model\) first"),
+        (nn.Sequential(RepVGGBlock(3, 2, mask=mask("10"))), r"node _0: squeeze has no rule for RepVGGBlock: run fuse\(model\) first"),
+        (nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)), r"node _0 \(Conv2d\): all 2 channels are masked; keep at least one of 0"),
+        (nn.Sequential(nn.Conv2d(3, 2, 1), mask("101")), "mask 1 has 3 entries for 2 channels: it needs one for each"),
+        (nn.Sequential(nn.Conv2d(3, 2, 1), mask("0")), "mask 1 has 1 entries for 2 channels"),
+        (nn.Sequential(nn.Conv2d(4, 2, 1), mask("10")), "node _0 cannot be run on example_input: Given groups=1, weight of size"),
+        (Unruled(lambda x: x if x.sum() > 0 else -x), "the network cannot be traced by torch.fx: .* must not depend on values of tensors"),
     ],
 )
 def test_what_cannot_be_squeezed_names_node_and_operator(model, message):
     with pytest.raises(ReparamError, match=message) as caught:
         squeeze(model, X)
     assert "\n" not in str(caught.value)
+
+
+class Halves(nn.Module):
+    def __init__(self, text):
+        super().__init__()
+        self.conv, self.mask, self.left, self.right = nn.Conv2d(3, 4, 1), mask(text), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x):
+        one, two = self.mask(self.conv(x)).chunk(2, 1)
+        return self.left(one) + self.right(two)
+
+
+def test_code_with_a_number_of_channels_in_it_gets_the_new_one():
+    squeezed = squeeze(Halves("1101"), X)
+    assert isinstance(squeezed, torch.fx.GraphModule)
+    assert [squeezed.left.in_channels, squeezed.right.in_channels] == [2, 1]
+    assert isinstance(squeeze(Halves("1111"), X), Halves)
+
+
+def test_a_layer_without_inputs_keeps_one_that_is_zero():
+    squeezed = squeeze(Halves("1100"), X)
+    assert [squeezed.conv.out_channels, squeezed.left.in_channels, squeezed.right.in_channels] == [3, 2, 1]
+    assert squeezed.conv.weight[2].abs().max() == 0
 
 
 def test_the_claim_is_checked(monkeypatch):

@@ -3,10 +3,18 @@ import torch
 
 import reparam
 from search import ops
-from search.blocks import NORM_EPS, SqueezeExcite, deployed, trained
+from search.blocks import NORM_EPS, SqueezeExcite, deployed, trained, trained_as_repvgg
 
 SPECS = {
     "conv": ops.conv((3, 9, 7), 24, kernel=5, stride=2, act="swish"),
+    "conv of groups": ops.conv((6, 9, 7), 24, stride=2, groups=3),
+    "stem": ops.stem((3, 21, 18), 8),
+    "separable": ops.separable((8, 9, 8), 8, kernel=5, act="relu6"),
+    "separable, strided": ops.separable((8, 9, 8), 12, stride=2),
+    "basic": ops.residual((8, 9, 8), 8, hidden=12),
+    "basic, strided": ops.residual((8, 9, 8), 12, hidden=10, stride=2),
+    "bottleneck": ops.residual((16, 9, 8), 16, hidden=4, bottleneck=True),
+    "bottleneck, strided": ops.residual((8, 9, 8), 16, hidden=4, stride=2, bottleneck=True),
     "head": ops.head((8, 5, 4), 10),
     "tail": ops.tail((8, 5, 4), 10, hidden=16),
     "irb": ops.inverted_residual((16, 8, 8), 16, hidden=32, kernel=5, act="swish"),
@@ -82,3 +90,33 @@ def test_norms_and_gates_are_those_of_gpunet():
     assert [norm.eps for norm in norms] == [NORM_EPS, NORM_EPS]
     (gate,) = [module for module in block.modules() if isinstance(module, SqueezeExcite)]
     assert (gate.reduce.out_channels, type(gate.act)) == (4, torch.nn.SiLU)
+
+
+def test_a_residual_is_what_the_paper_says():
+    """conv, norm, relu, conv, norm, the projected input added, relu: computed here by hand."""
+    block = deployed(SPECS["basic, strided"]).double()
+    x = torch.randn(1, 8, 9, 8, dtype=torch.float64)
+    f, w = torch.nn.functional, dict(block.named_parameters())
+    hidden = f.relu(f.conv2d(x, w["body.first.conv.weight"], w["body.first.conv.bias"], stride=2, padding=1))
+    body = f.conv2d(hidden, w["body.second.conv.weight"], w["body.second.conv.bias"], padding=1)
+    wanted = f.relu(body + f.conv2d(x, w["shortcut.conv.weight"], w["shortcut.conv.bias"], stride=2))
+    torch.testing.assert_close(block(x), wanted)
+
+
+def test_a_bottleneck_has_its_stride_in_the_middle():
+    block = deployed(SPECS["bottleneck, strided"])
+    assert [part.conv.stride for part in block.body] == [(1, 1), (2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("name", ["conv", "conv of groups", "irb"])
+def test_a_repvgg_block_ships_as_the_same_convolution(name):
+    spec = SPECS[name]
+    torch.manual_seed(0)
+    block = trained_as_repvgg(spec).eval()
+    assert isinstance(block, reparam.RepVGGBlock) == (spec.op == "conv")
+    counted = reparam.count(block, torch.zeros(1, spec.width("c_in"), spec.attr("h"), spec.attr("w")))
+    assert ops.repvgg_counts(spec) == (counted.params, counted.macs)
+    ships = deployed(spec)
+    ships.load_state_dict(reparam.fuse(block).state_dict())
+    x = torch.randn(2, spec.width("c_in"), spec.attr("h"), spec.attr("w"))
+    assert reparam.compare(block, ships.eval(), x, torch.float32).within(1e-5)

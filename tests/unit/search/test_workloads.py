@@ -20,6 +20,11 @@ MINI = spaces.get("repvgg-mini")
 WIDTHS = (8, 24, 32, 40, 64, 72, 16)
 BLOCKS = {
     "conv": ops.conv((3, 33, 31), 24, stride=2, act="swish"),
+    "conv of groups": ops.conv((24, 33, 31), 32, stride=2, groups=4),
+    "stem": ops.stem((3, 33, 31), 24),
+    "separable": ops.separable((24, 12, 12), 24, act="relu6"),
+    "basic": ops.residual((24, 12, 12), 24, hidden=40),
+    "bottleneck": ops.residual((24, 13, 12), 64, hidden=16, stride=2, bottleneck=True),
     "head": ops.head((32, 1, 1), 10),
     "tail": ops.tail((48, 4, 4), 10, hidden=80),
     "irb": ops.inverted_residual((16, 12, 12), 16, hidden=96, kernel=5, act="swish"),
@@ -86,8 +91,18 @@ def mobile(width: int) -> list[BlockSpec]:
     return [*chain, ops.tail(ops.output_shape(chain[-1]), 10, hidden=48)]
 
 
+def residual() -> list[BlockSpec]:
+    """A stem, a grouped convolution, residuals of both kinds."""
+    chain = [ops.stem((3, 33, 31), 16), ops.conv((16, 9, 8), 24, groups=2)]
+    for c_out, options in [(24, {}), (48, {"stride": 2, "bottleneck": True})]:
+        chain.append(ops.residual(ops.output_shape(chain[-1]), c_out, hidden=8, **options))
+    return [*chain, ops.head(ops.output_shape(chain[-1]), 10)]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("chain", [MINI.network(WIDTHS), mobile(24), mobile(24)[1:3]], ids=["repvgg", "mobile", "two blocks"])
+@pytest.mark.parametrize(
+    "chain", [MINI.network(WIDTHS), mobile(24), mobile(24)[1:3], residual()], ids=["repvgg", "mobile", "two blocks", "residual"]
+)
 def test_a_joined_network_equals_a_direct_export_node_for_node(chain, precision):
     assert structure(onnx.load_from_string(lower(chain, precision))) == structure(direct(chain, precision))
 

@@ -1,0 +1,44 @@
+"""The two families of networks of PaS (Li et al. 2022, Section 5.1, Figure 2 d and e), at any widths: those of the paper are not published.
+
+As an identity skips one convolution only, every layer has a width of its own, and ships without a shortcut. Every layer is a block with a
+`mask` to prune it by.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import nn
+
+from reparam.blocks import Block, LightBlock, PlainBlock
+from reparam.errors import ReparamError
+
+
+def plain_network(widths: Sequence[int], strides: Sequence[int], *, classes: int, c_in: int = 3) -> nn.Sequential:
+    """3x3 convolutions, then global average pooling and a linear layer.
+
+    Args:
+        widths: output channels of each layer.
+        strides: stride of each layer.
+        classes: outputs of the linear layer.
+        c_in: channels of the image.
+
+    Raises:
+        ReparamError: no layer, or not one stride for each width.
+    """
+    return _network(PlainBlock, widths, strides, classes, c_in)
+
+
+def light_network(widths: Sequence[int], strides: Sequence[int], *, classes: int, c_in: int = 3) -> nn.Sequential:
+    """The same with a `LightBlock` for every layer but the first: an image has too few channels to be convolved one by one."""
+    return _network(LightBlock, widths, strides, classes, c_in)
+
+
+def _network(block: type[PlainBlock | LightBlock], widths: Sequence[int], strides: Sequence[int], classes: int, c_in: int) -> nn.Sequential:
+    if not widths or len(widths) != len(strides):
+        raise ReparamError(f"a network needs one stride for each width, and at least one layer: found {len(widths)} and {len(strides)}")
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for index, (before, width, stride) in enumerate(zip([c_in, *widths], widths, strides, strict=False)):
+        layer: Block = (block if index else PlainBlock)(before, width, stride=stride)
+        layers[f"layer{index}"] = layer
+    layers["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+    return nn.Sequential(layers)

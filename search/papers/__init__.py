@@ -1,0 +1,24 @@
+"""The papers whose published numbers can be recomputed, each as rows with ours beside theirs. Needs no torch."""
+
+from search.errors import SearchError
+from search.papers import pas, repvgg
+from search.papers.row import Row
+
+
+def names() -> tuple[str, ...]:
+    """Names that `rows` knows."""
+    return ("repvgg", "pas")
+
+
+def rows(name: str) -> list[Row]:
+    """Every row of the paper's tables, in their order.
+
+    Raises:
+        SearchError: an unknown name.
+    """
+    match name:
+        case "repvgg":
+            return repvgg.rows()
+        case "pas":
+            return pas.rows()
+    raise SearchError(f"unknown paper {name!r}: known are {', '.join(names())}; try `lathe paper {names()[0]}`")

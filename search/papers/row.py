@@ -1,0 +1,43 @@
+"""One published number beside ours."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+_UNITS = {"M": 10**6, "G": 10**9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A number of a paper, and what is computed here."""
+
+    table: str
+    """where it is printed"""
+    row: str
+    """what it is of"""
+    quantity: Literal["deployed params", "trained params", "deployed MACs"]
+    paper: str
+    """as printed, in `unit`"""
+    unit: Literal["M", "G"]
+    """millions or thousands of millions"""
+    ours: int | None = None
+    """None where it cannot be recomputed"""
+    note: str = ""
+    """why it cannot be recomputed, or why it must differ; where there is neither, it should be equal"""
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's, in `unit`."""
+        return None if self.ours is None else self.ours / _UNITS[self.unit] - float(self.paper)
+
+    @property
+    def verdict(self) -> Literal["SAME", "DIFFERS", "EXPLAINED", "NOT RECOMPUTED"]:
+        """SAME is less than one unit of the last printed digit away, as papers cut digits off as often as they round.
+
+        EXPLAINED is a difference with a note, DIFFERS one without: a mistake.
+        """
+        if self.difference is None:
+            return "NOT RECOMPUTED"
+        digits = len(self.paper.partition(".")[2])
+        if abs(self.difference) < 10.0**-digits:
+            return "SAME"
+        return "EXPLAINED" if self.note else "DIFFERS"

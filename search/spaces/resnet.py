@@ -1,0 +1,43 @@
+"""Residual networks (He et al. 2016): for ImageNet, and for images of 32x32.
+
+A bottleneck has its stride in the 3x3 convolution, as the public implementations have and the paper has not: ResNet-50 then takes 4.1
+GMACs, as it is cited with. A shortcut between unequal shapes is a 1x1 convolution everywhere; for CIFAR the paper pads with zeros, and TAS
+(Dong and Yang 2019), whose pruning ratios these networks reproduce, does not.
+"""
+
+from search import ops
+from search.space import Fixed, check_input
+
+_IMAGENET = {"resnet-18": (2, 2, 2, 2), "resnet-34": (3, 4, 6, 3), "resnet-50": (3, 4, 6, 3)}
+_CIFAR = {f"resnet{depth}": depth for depth in (20, 32, 56, 110, 164)}
+
+
+def names() -> tuple[str, ...]:
+    """Names of the networks: resnet-18 to resnet-50 for ImageNet, resnet20 to resnet164 for CIFAR."""
+    return (*_IMAGENET, *_CIFAR)
+
+
+def named(name: str, *, classes: int | None = None, resolution: int | None = None) -> Fixed:
+    """One of `names()`; 1000 classes of 224x224 pixels, or 10 of 32x32, by default.
+
+    Raises:
+        SearchError: fewer than two classes, or an image that the strides leave no pixel of.
+    """
+    imagenet = name in _IMAGENET
+    classes, resolution = classes or (1000 if imagenet else 10), resolution or (224 if imagenet else 32)
+    check_input(name, classes=classes, resolution=resolution, halvings=5 if imagenet else 2)
+    image = (3, resolution, resolution)
+    if imagenet:
+        bottleneck, stages = name == "resnet-50", _IMAGENET[name]
+        network = [ops.stem(image, 64)]
+    else:
+        bottleneck, depth = _CIFAR[name] == 164, _CIFAR[name] - 2
+        stages = (depth // (9 if bottleneck else 6),) * 3
+        network = [ops.conv(image, 16)]
+    for stage, blocks in enumerate(stages):
+        hidden = network[0].width("c_out") << stage
+        for index in range(blocks):
+            shape, stride = ops.output_shape(network[-1]), 2 if stage and not index else 1
+            network.append(ops.residual(shape, hidden * (4 if bottleneck else 1), hidden=hidden, stride=stride, bottleneck=bottleneck))
+    network.append(ops.head(ops.output_shape(network[-1]), classes))
+    return Fixed(name=name, input_shape=image, classes=classes, network=tuple(network))
