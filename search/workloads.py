@@ -17,8 +17,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from deploy.lowering import Precision, to_onnx
-from latency import BlockSpec, Workload
+from deploy.graph import Precision
+from deploy.lowering import to_onnx, to_program
+from latency import BlockSpec, Lowered, Workload
 from latency.weights import fill_weights, strip_weights
 from search import blocks, ops
 from search.space import Space
@@ -27,7 +28,7 @@ _LARGEST_CONSTANT = 31
 """No axis, ONNX type or other constant in a graph is above it; channel counts of templates are."""
 
 
-def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32") -> list[Workload]:
+def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32", program: bool = False) -> list[Workload]:
     """Every distinct block of a space; then its full, its smallest, and random networks, each once. Lowered when their `onnx` is called.
 
     Args:
@@ -35,12 +36,14 @@ def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Pre
         networks: how many random ones to draw.
         seed: of their draw.
         precision: of weights and arithmetic.
+        program: whether to lower to the program that torch runs, too.
     """
+    lowered = lower_with_program if program else lower
     draw = random.Random(seed)
     chains = [space.full_network(), space.smallest_network(), *(space.random_network(draw) for _ in range(networks))]
     return [
-        *(Workload.block(spec, partial(lower, (spec,), precision)) for spec in space.blocks()),
-        *(Workload.network(chain, partial(lower, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
+        *(Workload.block(spec, partial(lowered, (spec,), precision)) for spec in space.blocks()),
+        *(Workload.network(chain, partial(lowered, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
     ]
 
 
@@ -49,6 +52,21 @@ def lower(chain: Sequence[BlockSpec], precision: Precision = "fp32") -> bytes:
     model = join([_cut(spec, precision) for spec in chain])
     fill_weights(model)
     return model.SerializeToString(deterministic=True)
+
+
+def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32") -> Lowered:
+    """As `lower`, with the program of the same network that torch itself runs.
+
+    A program cannot be cut from a template: torch exports each at its own widths, with weights of its own initialisation.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = deployed_form(chain)
+    return Lowered(onnx=lower(chain, precision), program=to_program(module, _example(chain[0]), precision=precision))
+
+
+def _example(spec: BlockSpec) -> torch.Tensor:
+    return torch.zeros(1, spec.width("c_in"), int(spec.attr("h")), int(spec.attr("w")))
 
 
 def deployed_form(chain: Sequence[BlockSpec]) -> nn.Sequential:
@@ -141,9 +159,8 @@ def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
 @cache
 def _export(template: BlockSpec, se_width: int, precision: Precision) -> bytes:
     """A block's graph without weights."""
-    example = torch.zeros(1, template.width("c_in"), int(template.attr("h")), int(template.attr("w")))
     module = nn.Sequential(blocks.deployed(template, se_width=se_width))
-    model = onnx.load_from_string(to_onnx(module, example, precision=precision))
+    model = onnx.load_from_string(to_onnx(module, _example(template), precision=precision))
     strip_weights(model)
     return model.SerializeToString(deterministic=True)
 

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latency import Latency, LatencyTable
+from latency.files import write_whole
 from search import record
 from search.architecture import Architecture, load_architecture
 from search.budget import BudgetController, fit_widths, require_reachable, round_up
 from search.cost import Cost, ExpectedLatency, ExpectedMacs, Scalar
 from search.data import Dataset
 from search.errors import SearchError
-from search.files import read_json, to_json, write_whole
+from search.files import read_json, to_json
 from search.network import build_network, keep_channels, save_weights, searched_blocks
 from search.record import PHASES, Chosen, EpochDone, Event, Finished, NetworkResult, Phase, Result, Resumed, Run, open_run
 from search.runtime import Runtime, read_state, restore, save_checkpoint
