@@ -49,6 +49,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
         (["bundle", "repvgg-mini", "--precision", "int8", "--out", "b.blocks.zip"], ["int8", "fp16"]),
         (["space", "prunet", "--resolution", "31"], ["at least 32", "31"]),
         (["table", "show", "none.latency.jsonl"], ["none.latency.jsonl", "No such file", "lathe profile"]),
+        (["paper", "vgg"], ["unknown paper 'vgg'", "repvgg, pas"]),
         (["verify", "none"], ["none"]),
         (["report", "none"], ["none"]),
         (["export", "none", "--out", "b"], ["none", "does not exist"]),
