@@ -13,6 +13,7 @@ import msgspec
 from deploy import bundle
 from deploy.bundle import Layer, Manifest, Network
 from deploy.errors import BundleError, DeployError
+from deploy.policy import paint_returned
 from deploy.validate import compare_latency, share
 from latency import Latency, LatencyTable, Measurement, plot
 from latency.errors import require
@@ -31,8 +32,10 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     loss: float
     accuracy: float
-    latency_us: float
+    latency_us: float | None
+    macs: int = 0
     widths: tuple[int, ...]
+    returned: tuple[int, ...] = ()
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +44,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     parameters: int
     macs: int
-    predicted: Latency
+    predicted: Latency | None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +52,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     unpruned: Outcome
     shipped: Outcome
+    free_channels: tuple[int, ...] = ()
+    budget_macs: float | None = None
 
 
 class ChosenLayer(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +84,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     data_sha256: str
     table_sha256: str
-    budget_us: float
+    budget_us: float | None
     versions: dict[str, str]
 
 
@@ -180,13 +185,17 @@ def main_table(source: Source) -> list[Row]:
     if not source.result:
         return []
     pair = (source.result.unpruned, source.result.shipped)
-    budget = "-" if source.budget_us is None else microseconds(source.budget_us)
+    macs = source.result.budget_macs
+    budget = "-" if source.budget_us is None else f"{microseconds(source.budget_us)} (by the prediction; export measures)"
+    if macs is not None:
+        budget = f"{macs:,.0f} MACs: no table was given, and nothing is known of latency"
     return [
         Row("accuracy", *(percent(network.accuracy) for network in pair)),
         Row("parameters", *(f"{network.parameters:,}" for network in pair)),
         Row("MACs", *(f"{network.macs:,}" for network in pair)),
-        Row("predicted latency", *(interval(network.predicted) for network in pair)),
-        Row("budget", "-", f"{budget} (by the prediction; export measures)"),
+        Row("predicted latency", *("-" if network.predicted is None else interval(network.predicted) for network in pair)),
+        Row("free channels", "-", str(sum(source.result.free_channels))),
+        Row("budget", "-", budget),
     ]
 
 
@@ -308,6 +317,10 @@ def _pictures(source: Source) -> Iterator[Picture]:
         caption = "Share of each layer's channels that was kept after every epoch of the search: full strength is all of them."
         height = 0.9 + 0.3 * len(source.layers)
         yield _picture("Channels over time", caption, height, lambda figure: _policy(figure, searched, source.layers))
+        if any(any(epoch.returned) for epoch in searched):
+            caption = "Channels of each layer that were gone after the epoch before and came back, with their number over the whole search."
+            back, names = [epoch.returned for epoch in searched], [layer.name for layer in source.layers]
+            yield _picture("Channels that came back", caption, height, lambda figure: paint_returned(figure, back, names, colour=_FIRST))
     for drawn in plot.pictures(source.table, plot.Palette(_INK, _PAPER, _FIRST, _SECOND)) if source.table else ():
         yield _picture(drawn.title, drawn.caption, drawn.height_in, drawn.paint)
 
@@ -367,8 +380,9 @@ def _training(figure: Any, history: Sequence[Epoch], budget_us: float | None) ->
     epochs = range(1, len(history) + 1)
     top.plot(epochs, [100 * epoch.accuracy for epoch in history], color=_FIRST)
     top.set_ylabel("accuracy, %")
-    bottom.plot(epochs, [epoch.latency_us for epoch in history], color=_SECOND)
-    bottom.set_ylabel("predicted, µs")
+    latencies = [epoch.latency_us for epoch in history if epoch.latency_us is not None]
+    bottom.plot(epochs, latencies or [epoch.macs / 1e6 for epoch in history], color=_SECOND)
+    bottom.set_ylabel("predicted, µs" if latencies else "million MACs")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("epoch")
     if budget_us is not None:

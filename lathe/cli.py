@@ -205,28 +205,37 @@ class Search:
     """pas"""
     space: str
     """name of a space, such as repvgg-mini"""
-    table: Path
-    """latency table of the device that the network is for"""
     out: Path
     """directory of the run; the same command again resumes"""
+    table: Path | None = None
+    """latency table of the device that the network is for; without one MACs are the cost, and the budget is a fraction of them"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
     budget_ms: float | None = None
     """latency that the network may take, in milliseconds"""
     budget_fraction: float | None = None
-    """the same, as a fraction of the unpruned network's measured latency: 0.6 is 60 %"""
+    """the same, as a fraction of the unpruned network's measured latency (without a table: of its MACs): 0.6 is 60 %"""
     backend: str | None = None
     """refuse a table measured with another backend"""
     precision: str | None = None
     """refuse a table of another precision: fp32 or fp16"""
     this_device: bool = False
     """refuse a table that was measured on another machine than this one"""
+    recipe: Literal["auto", "paper"] = "auto"
+    """epochs, batch and learning rates: auto (by the data) or paper (10 epochs of search, 50 of cosine annealing, batch 1024)"""
+    policy: Literal["dbc", "uniform", "magnitude", "slimming"] = "dbc"
+    """who chooses the channels: dbc (learned, as the paper does), or a baseline with equal epochs and budget: uniform (widths),
+    magnitude (L1 norm of filters, once) or slimming (L1 penalty on the scales of norms)"""
+    baseline: Path | None = None
+    """directory of a run: start from its trained unpruned network instead of training one"""
     cost: Literal["latency", "macs"] = "latency"
     """what the penalty counts: latency (microseconds of the table) or macs"""
     regulariser: Literal["relative", "paper"] = "relative"
     """form of the penalty: relative, (cost/target - 1)^2, or paper, squared GMACs (with --cost macs)"""
     min_channels: int = 8
     """channels that every layer keeps at least"""
+    exclude: str = ""
+    """what stays whole: layers, modules or patterns such as block0,layer4.*, separated by commas"""
     pretrain_epochs: int | None = None
     """epochs of the unpruned network before the search (default: by the data)"""
     search_epochs: int | None = None

@@ -230,7 +230,8 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
             task = tasks[done.phase]
             if done.epoch == 1:
                 bar.start_task(task)
-            figures = f"accuracy {done.accuracy:.2%}, predicted {microseconds(done.latency_us)}, widths {' '.join(map(str, done.widths))}"
+            price = f"{done.macs:,} MACs" if done.latency_us is None else f"predicted {microseconds(done.latency_us)}"
+            figures = f"accuracy {done.accuracy:.2%}, {price}, widths {' '.join(map(str, done.widths))}"
             bar.update(task, completed=done.epoch, total=done.epochs, figures=figures)
 
         for event in events:
@@ -242,7 +243,8 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
                 case EpochDone():
                     show(event)
                 case Chosen(widths=widths, latency=latency):
-                    LOG.print(f"chosen: widths {' '.join(map(str, widths))}, predicted {interval(latency)}")
+                    price = f", predicted {interval(latency)}" if latency else ""
+                    LOG.print(f"chosen: widths {' '.join(map(str, widths))}{price}")
                 case Finished(result=result):
                     finished = result
     assert finished is not None, "the last event of a search says how it ended"
@@ -252,7 +254,11 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
     view = _pair(str(out))
     for name, show_of in _RESULT:
         view.add_row(name, show_of(finished.unpruned), show_of(finished.shipped))
-    view.add_row("budget", "", f"{microseconds(finished.budget_us)} (by the prediction; export measures)")
+    view.add_row("free channels", "", str(sum(finished.free_channels)))
+    if finished.budget_us is None:
+        view.add_row("budget", "", f"{finished.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
+    else:
+        view.add_row("budget", "", f"{microseconds(finished.budget_us)} (by the prediction; export measures)")
     OUT.print(view)
     return 0
 
@@ -261,7 +267,7 @@ _RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (
     ("accuracy", lambda network: f"{network.accuracy:.2%}"),
     ("parameters", lambda network: f"{network.parameters:,}"),
     ("MACs", lambda network: f"{network.macs:,}"),
-    ("predicted latency", lambda network: interval(network.predicted)),
+    ("predicted latency", lambda network: interval(network.predicted) if network.predicted else "-"),
 )
 
 

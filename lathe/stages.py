@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lathe.cli import Bundle, Export, Profile, Search
     from search.architecture import Architecture
     from search.record import Event as SearchEvent
-    from search.space import Chain, Space
+    from search.space import Prunable, Space
 
 METHODS = ("pas",)
 DEFAULT_NETWORKS = 48
@@ -220,27 +220,33 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     from search import spaces
     from search.errors import SearchError
     from search.methods import pas
-    from search.space import Chain
+    from search.space import Prunable
 
     if command.method not in METHODS:
         raise SearchError(f"unknown method {command.method!r}: known are {', '.join(METHODS)}; try `lathe search {METHODS[0]} --help`")
-    table = load_table(command.table)
-    _require_table(table, command)
+    table = command.table and load_table(command.table)
+    if table:
+        _require_table(table, command)
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
     space = spaces.get(command.space, classes=len(data.labels))
-    if not isinstance(space, Chain):
-        raise SearchError(f"pas searches the widths of a chain of convolutions; {space.name} is none: choose repvgg-mini")
-    _require_coverage(table, space)
+    if not isinstance(space, Prunable):
+        raise SearchError(f"pas searches widths, and {space.name} has none that are open: choose repvgg-mini, or such as resnet-18/widths")
+    if table:
+        _require_coverage(table, space)
     given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
     config = pas.recipe(
         data,
+        command.recipe,
+        policy=command.policy,
         cost=command.cost,
         regulariser=command.regulariser,
         min_channels=command.min_channels,
+        exclude=command.exclude,
         seed=command.seed,
         **{name: value for name, value in given.items() if value is not None},
     )
-    return pas.run(config, space, table, data, _budget_us(command, space, table), command.out)
+    budget = _budget_us(command, space, table) if table else _budget_macs(command, space)
+    return pas.run(config, space, table, data, budget, command.out, baseline=command.baseline)
 
 
 def _require_table(table: LatencyTable, command: "Search") -> None:
@@ -255,7 +261,7 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
     table.require(device=device, precision=command.precision)
 
 
-def _require_coverage(table: LatencyTable, space: "Chain") -> None:
+def _require_coverage(table: LatencyTable, space: "Prunable") -> None:
     """Refuse a table without the data's classifier, with the whole command that adds it."""
     try:
         table.predict(space.network(space.full_widths()))
@@ -279,6 +285,17 @@ def _budget_us(command: "Search", space: "Space", table: LatencyTable) -> float:
     if not 0 < budget_us < float("inf"):
         raise LatencyError(f"a budget must be above 0, found {budget_us / 1000:.4g} ms")
     return budget_us
+
+
+def _budget_macs(command: "Search", space: "Space") -> float:
+    """The budget in multiply-accumulates, where there is no table."""
+    if command.budget_ms is not None or command.budget_fraction is None:
+        raise LatencyError(
+            "without --table nothing is known of latency, and MACs are the cost: give --budget-fraction 0.5 (of the network's MACs)"
+        )
+    if not 0 < command.budget_fraction < float("inf"):
+        raise LatencyError(f"a budget must be above 0, found --budget-fraction {command.budget_fraction:g}")
+    return command.budget_fraction * space.macs()
 
 
 def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle":
@@ -328,11 +345,15 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
     load_weights(unpruned, run / record.BASELINE, {})
     data = datasets.load(architecture.data, architecture.input_shape[1])
     held_out = data.held_out
-    threads = command.threads or max(architecture.device.threads, 1)
+    threads = command.threads or max(architecture.device.threads if architecture.device else 1, 1)
     budget_ms, provenance = command.budget_ms, {}
     if at_home := _is_device_of(architecture, command.target, threads):
-        budget_ms = architecture.budget_us / 1000 if budget_ms is None else budget_ms
+        budget_ms = architecture.budget_us / 1000 if budget_ms is None and architecture.budget_us else budget_ms
+    elif budget_ms is None and not (architecture.device and architecture.runtime):
+        provenance["no budget"] = "the search had no latency table, and counted MACs: give --budget-ms to judge"
     elif budget_ms is None:
+        assert architecture.device
+        assert architecture.runtime
         where = f"{architecture.device.name} with {architecture.runtime.name} {architecture.runtime.version}"
         provenance["no budget"] = f"the run's budget and prediction are of {where}, not of {command.target} here: give --budget-ms to judge"
     return deploy.export(
@@ -396,7 +417,7 @@ def _array(path: Path) -> "np.ndarray":
 
 def _is_device_of(architecture: "Architecture", target: str, threads: int) -> bool:
     """Whether what a target runs on here is what an architecture's budget and prediction are of."""
-    if architecture.runtime.name != target:
+    if architecture.runtime is None or architecture.runtime.name != target:
         return False
     try:
         here = backends.get(target, threads=threads)

@@ -3,6 +3,6 @@
 from search import spaces
 from search.architecture import Architecture, load_architecture
 from search.errors import SearchError
-from search.space import Chain, Fixed, Layer, Layered, Space
+from search.space import Chain, Fixed, Layer, Layered, Prunable, Space
 
-__all__ = ["Architecture", "Chain", "Fixed", "Layer", "Layered", "SearchError", "Space", "load_architecture", "spaces"]
+__all__ = ["Architecture", "Chain", "Fixed", "Layer", "Layered", "Prunable", "SearchError", "Space", "load_architecture", "spaces"]

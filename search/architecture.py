@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 
 from latency import BlockSpec, Device, Latency, Runtime
+from search.errors import SearchError
 from search.files import read_json, to_json
-from search.space import Chain, Layer, Widths
+from search.space import Chain, Layer, Prunable, Widths
 
 if TYPE_CHECKING:
     import torch
@@ -27,10 +28,12 @@ class ChosenLayer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A layer at its chosen width."""
 
     name: str
-    op: Literal["conv"]
-    kernel: Literal[3]
-    stride: int
-    act: Literal["relu"]
+    """of the layer, or of the group of channels"""
+    op: Literal["conv", "group"]
+    """a layer of a chain, or a group of channels of any network; the latter has no kernel, stride and activation of its own"""
+    kernel: Literal[3] | None
+    stride: int | None
+    act: Literal["relu"] | None
     width: int
     """channels that stay"""
     of: int
@@ -52,25 +55,33 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     preprocessing: Preprocessing
     data: str
     """what it was trained on, as `search.data.load` takes it"""
-    predicted: Latency
-    budget_us: float
-    device: Device
+    predicted: Latency | None
+    """None where no table was given, as are the next three"""
+    budget_us: float | None
+    device: Device | None
     """that `predicted` and the budget are of"""
-    runtime: Runtime
+    runtime: Runtime | None
     """of that device"""
     table_sha256: str
-    """of the latency table that `predicted` is from"""
+    """of the latency table that `predicted` is from; "" where none was given"""
     method: str
     seed: int
     options: dict[str, str | int | float | bool]
     """every setting of the method"""
 
     @staticmethod
-    def choose(space: Chain, widths: Widths) -> tuple[ChosenLayer, ...]:
-        """The layers of a space at these widths."""
+    def choose(space: Prunable, widths: Widths) -> tuple[ChosenLayer, ...]:
+        """The layers of a chain, or the groups of another space, at these widths."""
+        if isinstance(space, Chain):
+            return tuple(
+                ChosenLayer(
+                    name=layer.name, op=layer.op, kernel=layer.kernel, stride=layer.stride, act=layer.act, width=width, of=layer.width
+                )
+                for layer, width in zip(space.layers, widths, strict=True)
+            )
         return tuple(
-            ChosenLayer(name=layer.name, op=layer.op, kernel=layer.kernel, stride=layer.stride, act=layer.act, width=width, of=layer.width)
-            for layer, width in zip(space.layers, widths, strict=True)
+            ChosenLayer(name=name, op="group", kernel=None, stride=None, act=None, width=width, of=full)
+            for (name, full), width in zip(space.groups, widths, strict=True)
         )
 
     @property
@@ -83,11 +94,22 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Hash of the file that this is written to."""
         return hashlib.sha256(to_json(self)).hexdigest()
 
-    def origin(self) -> Chain:
-        """The space that it was chosen from."""
+    def origin(self) -> Prunable:
+        """The space that it was chosen from.
+
+        Raises:
+            SearchError: that was made of a module of the user's own, which no file holds.
+        """
+        if any(layer.op == "group" for layer in self.layers):
+            from search import spaces
+
+            known = self.space.endswith(spaces.WIDTHS) and self.space.removesuffix(spaces.WIDTHS) in spaces.names()
+            found = spaces.get(self.space, classes=self.classes, resolution=self.input_shape[1]) if known else None
+            if not isinstance(found, Prunable):
+                raise SearchError(f"architecture {self.space!r} is of a module of your own: give it, as in architecture.build(module)")
+            return found
         layers = tuple(
-            Layer(name=layer.name, op=layer.op, width=layer.of, kernel=layer.kernel, stride=layer.stride, act=layer.act)
-            for layer in self.layers
+            Layer(name=layer.name, op="conv", width=layer.of, kernel=3, stride=layer.stride or 1, act="relu") for layer in self.layers
         )
         return Chain(name=self.space, input_shape=self.input_shape, classes=self.classes, layers=layers, granularity=self.granularity)
 
@@ -97,22 +119,30 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def unpruned(self) -> "torch.nn.Module":
         """The network before pruning, in its training form; `baseline.safetensors` fits."""
-        from search.network import build_network
+        return self.origin().module()
 
-        return build_network(self.origin())
-
-    def build(self) -> "torch.nn.Module":
-        """The network in its training form at full width, with a `ChannelMask` in every layer that lost channels.
+    def build(self, module: "torch.nn.Module | None" = None) -> "torch.nn.Module":
+        """The network in its training form at full width, with a `ChannelMask` behind every group that lost channels.
 
         `weights.safetensors` fits. Which channels stay is in the weights; without them the first ones do.
+
+        Args:
+            module: the network before pruning, where it is of the user's own.
+
+        Raises:
+            SearchError: that is missing, or has other groups.
         """
         import torch
 
-        from search.network import build_network, keep_channels
+        from search import masks
 
-        network = build_network(self.origin())
-        keep_channels(network, [torch.arange(layer.of) < layer.width for layer in self.layers])
-        return network
+        network, example = module or self.unpruned(), torch.zeros(1, *self.input_shape)
+        groups = {group.name: group for group in masks.prunable_groups(network, example)}
+        for layer in self.layers:
+            if layer.width < layer.of and (layer.name not in groups or groups[layer.name].channels != layer.of):
+                raise SearchError(f"the network has no group {layer.name} of {layer.of} channels: give the module that was searched")
+        kept = {layer.name: torch.arange(layer.of) < layer.width for layer in self.layers}
+        return masks.mask(network, example, [group for group in groups.values() if group.name in kept], kept)
 
 
 def load_architecture(path: str | Path) -> Architecture:

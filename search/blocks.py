@@ -128,11 +128,24 @@ class SqueezeExcite(nn.Module):
 
 
 def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
-    c_in, c_out = spec.width("c_in"), spec.width("c_out")
+    c_in = spec.width("c_in")
+    c_out = dict(spec.widths).get("c_out", c_in)
     match spec.op:
-        case "conv":
-            kernel, stride, groups = (int(dict(spec.attrs).get(name, 1)) for name in ("kernel", "stride", "groups"))
-            return _conv(c_in, c_out, normed=normed, kernel=kernel, stride=stride, groups=groups, act=str(spec.attr("act")))
+        case "conv" | "depthwise":
+            groups = c_in if spec.op == "depthwise" else int(dict(spec.attrs).get("groups", 1))
+            geometry = ops.Geometry.of(dict(spec.attrs))
+            conv = nn.Conv2d(c_in, c_out, geometry.kernel, geometry.stride, geometry.pad, geometry.dilation, groups=groups, bias=not normed)
+            return _followed(conv, normed=normed, act=str(spec.attr("act")))
+        case "conv_transpose":
+            shape = ops.Geometry.of(dict(spec.attrs))
+            transposed = nn.ConvTranspose2d(
+                c_in, c_out, shape.kernel, shape.stride, shape.pad, shape.out_pad, bias=not normed, dilation=shape.dilation
+            )
+            return _followed(transposed, normed=normed, act=str(spec.attr("act")))
+        case "linear":
+            positions = int(spec.attr("h")) * int(spec.attr("w"))
+            reach: list[nn.Module] = [nn.Flatten()] if positions == 1 else [_Last()]
+            return nn.Sequential(*reach, nn.Linear(c_in, c_out), _activation(str(spec.attr("act"))))
         case "stem":
             conv = _conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")), stride=2, act=str(spec.attr("act")))
             conv.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
@@ -152,13 +165,26 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
 def _conv(
     c_in: int, c_out: int, *, normed: bool, kernel: int = 1, stride: int = 1, groups: int = 1, act: str | None = None
 ) -> nn.Sequential:
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=not normed)
+    return _followed(conv, normed=normed, act=act)
+
+
+def _followed(conv: nn.Conv2d | nn.ConvTranspose2d, *, normed: bool, act: str | None) -> nn.Sequential:
     parts: OrderedDict[str, nn.Module] = OrderedDict()
-    parts["conv"] = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=not normed)
+    parts["conv"] = conv
     if normed:
-        parts["norm"] = nn.BatchNorm2d(c_out, eps=NORM_EPS)
-    if act is not None:
+        parts["norm"] = nn.BatchNorm2d(conv.out_channels, eps=NORM_EPS)
+    if act not in (None, "none"):
         parts["act"] = _activation(act)
     return nn.Sequential(parts)
+
+
+@final
+class _Last(nn.Module):
+    """[batch, features, positions, 1] -> [batch, positions, features]."""
+
+    def forward(self, x: Image) -> Image:
+        return x.flatten(2).transpose(1, 2)
 
 
 def _activation(name: str) -> nn.Module:
@@ -169,4 +195,14 @@ def _activation(name: str) -> nn.Module:
             return nn.ReLU6()
         case "swish":
             return nn.SiLU()
+        case "none":
+            return nn.Identity()
+        case "hardswish":
+            return nn.Hardswish()
+        case "sigmoid":
+            return nn.Sigmoid()
+        case "tanh":
+            return nn.Tanh()
+        case "gelu":
+            return nn.GELU()
     raise AssertionError(f"no activation {name!r}")

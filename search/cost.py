@@ -1,5 +1,6 @@
 """What a network costs, as a differentiable function of its widths."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -9,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latency import LatencyTable, Surface
-from search.space import Chain, macs_per_pair
+from search import ops
+from search.space import Prunable
 
 Scalar = Float[Tensor, ""]
 
@@ -18,15 +20,15 @@ class Cost(Protocol):
     """Cost of a network of one space."""
 
     def __call__(self, widths: Sequence[Scalar]) -> Scalar:
-        """Cost at an output width for every layer.
+        """Cost at a width for every group.
 
-        A width is the output of one block and the input of the next: gradients reach it through both.
+        A group's channels are the output of some blocks and the input of others: gradients reach it through all of them.
         """
         ...
 
 
 class ExpectedLatency:
-    """Latency in microseconds by a table: its predictor over the sum of the blocks, each bilinear between its neighbours on the grid.
+    """Latency in microseconds by a table: its predictor over the sum of the blocks, each multilinear between its neighbours on the grid.
 
     Latency over width is a staircase on real devices, flat nearly everywhere. So the gradient is not the slope of the stair that a width
     stands on but the mean slope over a window: `max(2 * granularity, full width / 4)` channels below it and as many above, cut off at the
@@ -41,60 +43,57 @@ class ExpectedLatency:
         CoverageError: it does not.
     """
 
-    def __init__(self, space: Chain, table: LatencyTable) -> None:
-        choices = space.channel_choices()
-        self._space, self._predictor = space, table.predictor
-        self._sites = space.network(space.full_widths())
-        self._half_windows = [max(2.0 * space.granularity, axis[-1] / 4) for axis in choices]
-        self._surfaces = [
-            table.surface(site.family, axes={"c_in": c_in, "c_out": c_out})
-            for site, c_in, c_out in zip(self._sites, choices, choices[1:], strict=False)
-        ]
+    def __init__(self, space: Prunable, table: LatencyTable) -> None:
+        self._sites, self._predictor = space.sites(), table.predictor
+        self._surfaces, self._half_windows = [], []
+        for site in self._sites:
+            axes = {name: space.span_choices(span) for (name, _), span in zip(site.spec.widths, site.spans, strict=True)}
+            self._surfaces.append(table.surface(site.spec.family, axes=axes))
+            self._half_windows.append([max(2.0 * space.granularity, axis[-1] / 4) for axis in axes.values()])
 
     def __call__(self, widths: Sequence[Scalar]) -> Scalar:
         """Microseconds."""
-        channels = _channels(self._space, widths)
         blocks_us, crossing = torch.zeros(()), torch.zeros(())
-        for index, (site, surface) in enumerate(zip(self._sites, self._surfaces, strict=True)):
-            c_in, c_out = channels[index : index + 2]
-            blocks_us = blocks_us + _block_us(surface, c_in, c_out, *self._half_windows[index : index + 2])
+        for index, (site, surface, windows) in enumerate(zip(self._sites, self._surfaces, self._half_windows, strict=True)):
+            channels = [torch.as_tensor(span.at(widths), dtype=torch.float32) for span in site.spans]
+            blocks_us = blocks_us + _block_us(surface, channels, windows)
             if index > 0:
-                crossing = crossing + c_in * (site.input_elements / site.width("c_in") / 1000)
+                crossing = crossing + channels[0] * (site.spec.input_elements / site.spec.width("c_in") / 1000)
         return self._predictor.apply(blocks_us, len(self._sites) - 1.0, crossing)
 
 
 class ExpectedMacs:
-    """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5), with the head, and with gradients through input widths too."""
+    """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5): all of its layers, with gradients through input widths too."""
 
-    def __init__(self, space: Chain) -> None:
-        self._space = space
-        self._per_pair = [macs_per_pair(site) for site in space.network(space.full_widths())]
+    def __init__(self, space: Prunable) -> None:
+        self._sites = space.sites()
+        self._each = [ops.counts(site.spec).macs / math.prod(width for _, width in site.spec.widths) for site in self._sites]
 
     def __call__(self, widths: Sequence[Scalar]) -> Scalar:
         """Multiply-accumulates of one inference."""
-        channels = _channels(self._space, widths)
-        pairs = zip(self._per_pair, channels, channels[1:], strict=False)
-        return sum((macs * c_in * c_out for macs, c_in, c_out in pairs), torch.zeros(()))
+        total = torch.zeros(())
+        for site, macs in zip(self._sites, self._each, strict=True):
+            total = total + macs * math.prod(span.at(widths) for span in site.spans)
+        return total
 
 
-def _channels(space: Chain, widths: Sequence[Scalar]) -> list[Scalar]:
-    return [torch.tensor(float(space.input_shape[0])), *widths, torch.tensor(float(space.classes))]
-
-
-def _block_us(surface: Surface, c_in: Scalar, c_out: Scalar, half_window_in: float, half_window_out: float) -> Scalar:
-    inputs, outputs = surface.axes["c_in"], surface.axes["c_out"]
-    at_in, at_out = float(c_in.detach()), float(c_out.detach())
-    over_out = _slice(surface.values_us, inputs, at_in)
-    over_in = _slice(surface.values_us.T, outputs, at_out)
-    us = float(np.interp(at_out, outputs, over_out))
-    slope_in = _mean_slope(inputs, over_in, at_in, half_window_in)
-    slope_out = _mean_slope(outputs, over_out, at_out, half_window_out)
-    # Adds exactly 0 to the value, and the slopes to the gradient.
-    return us + slope_in * (c_in - c_in.detach()) + slope_out * (c_out - c_out.detach())
+def _block_us(surface: Surface, channels: Sequence[Scalar], half_windows: Sequence[float]) -> Scalar:
+    axes, at = list(surface.axes.values()), [float(width.detach()) for width in channels]
+    total = torch.zeros(())
+    for index, (axis, width, half_window) in enumerate(zip(axes, channels, half_windows, strict=True)):
+        profile = np.moveaxis(surface.values_us, index, -1)
+        for other, place in enumerate(at):
+            if other != index:
+                profile = _slice(profile, axes[other], place)
+        if index == 0:
+            total = total + float(np.interp(at[0], axis, profile))
+        # Adds exactly 0 to the value, and the slope to the gradient.
+        total = total + _mean_slope(axis, profile, at[index], half_window) * (width - width.detach())
+    return total
 
 
 def _slice(values: np.ndarray, axis: np.ndarray, at: float) -> np.ndarray:
-    """Values over the second axis at a place on the first, linear between grid points and constant outside."""
+    """Values over the other axes at a place on the first, linear between grid points and constant outside."""
     above = int(np.clip(np.searchsorted(axis, at), 1, len(axis) - 1)) if len(axis) > 1 else 0
     below = max(above - 1, 0)
     share = float(np.interp(at, axis[[below, above]], [0.0, 1.0])) if above else 0.0

@@ -1,13 +1,12 @@
 """A chain or a single network as a trainable module, and its weights on disk."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
-from reparam import ChannelMask, RepVGGBlock
+from reparam import RepVGGBlock
 from search import blocks
 from search.blocks import pooled_linear
 from search.errors import SearchError
@@ -36,22 +35,6 @@ def build_named(space: Fixed) -> nn.Sequential:
     """
     make = blocks.trained_as_repvgg if space.trained_as == "repvgg" else blocks.trained
     return nn.Sequential(*map(make, space.full_network()))
-
-
-def searched_blocks(network: nn.Module) -> list[RepVGGBlock]:
-    """The blocks of a network of `build_network` in order; the `mask` of each says which of its channels are gone."""
-    return [module for module in network.modules() if isinstance(module, RepVGGBlock)]
-
-
-def keep_channels(network: nn.Module, kept: Sequence[Bool[Tensor, " _"]]) -> None:
-    """Put a `ChannelMask` into every searched block that loses channels, and nothing into the others; whatever mask was there goes.
-
-    Args:
-        network: of `build_network`; changed in place.
-        kept: of every searched block the channels that stay.
-    """
-    for block, keep in zip(searched_blocks(network), kept, strict=True):
-        block.mask = nn.Identity() if keep.all() else ChannelMask(keep)
 
 
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:

@@ -3,6 +3,9 @@
 | op | as deployed |
 |---|---|
 | `conv` | convolution, activation |
+| `depthwise` | depth-wise convolution, activation; it has one width, `c_in` |
+| `conv_transpose` | transposed convolution, activation |
+| `linear` | linear layer at each of h * w positions, activation |
 | `stem` | convolution, activation, 3x3 max-pool of stride 2 |
 | `separable` | depthwise convolution, activation, 1x1 convolution |
 | `irb` | inverted residual: 1x1 expansion, depthwise convolution, optional squeeze-and-excite, 1x1 projection |
@@ -17,6 +20,7 @@ behind every convolution but the last 1x1 of a `separable`, `irb` or `fused_irb`
 last convolution makes, as it is or through a 1x1 convolution, and the activation is behind the sum.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from latency.block import BlockSpec
@@ -81,8 +85,77 @@ def output_shape(spec: BlockSpec) -> Shape:
     attrs = dict(spec.attrs)
     if spec.op in ("head", "tail"):
         return spec.width("c_out"), 1, 1
+    size, widths = (int(attrs["h"]), int(attrs["w"])), dict(spec.widths)
+    if spec.op in ("conv", "depthwise", "conv_transpose", "linear"):
+        if spec.op != "linear":
+            size = Geometry.of(attrs).output(size, transposed=spec.op == "conv_transpose")
+        return widths.get("c_out", widths["c_in"]), *size
     stride = 4 if spec.op == "stem" else int(attrs["stride"])
-    return spec.width("c_out"), -(-int(attrs["h"]) // stride), -(-int(attrs["w"]) // stride)
+    return spec.width("c_out"), -(-size[0] // stride), -(-size[1] // stride)
+
+
+class Geometry(NamedTuple):
+    """Kernel, stride and padding of a convolution, (height, width) each."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    pad: tuple[int, int] = (0, 0)
+    dilation: int = 1
+    out_pad: int = 0
+    """of a transposed one: rows and columns that the output has more"""
+
+    def attrs(self) -> dict[str, int]:
+        """As attributes of a block: kernel and stride, and what is not as it is in most convolutions, square and padded by kernel // 2."""
+        found = {"kernel": self.kernel[0], "stride": self.stride[0], "kernel_w": self.kernel[1], "stride_w": self.stride[1]}
+        found |= {"pad": self.pad[0], "pad_w": self.pad[1], "dilation": self.dilation, "out_pad": self.out_pad}
+        usual = Geometry.of({"kernel": self.kernel[0], "stride": self.stride[0]})
+        same = {
+            "kernel_w": self.kernel[0],
+            "stride_w": self.stride[0],
+            "pad": usual.pad[0],
+            "pad_w": self.pad[0],
+            "dilation": 1,
+            "out_pad": 0,
+        }
+        return {name: value for name, value in found.items() if same.get(name) != value}
+
+    @classmethod
+    def of(cls, attrs: Mapping[str, int | str]) -> "Geometry":
+        """The inverse of `attrs`."""
+        kernel, stride = int(attrs.get("kernel", 1)), int(attrs.get("stride", 1))
+        pad = int(attrs.get("pad", kernel // 2))
+        return cls(
+            kernel=(kernel, int(attrs.get("kernel_w", kernel))),
+            stride=(stride, int(attrs.get("stride_w", stride))),
+            pad=(pad, int(attrs.get("pad_w", pad))),
+            dilation=int(attrs.get("dilation", 1)),
+            out_pad=int(attrs.get("out_pad", 0)),
+        )
+
+    def output(self, size: tuple[int, int], *, transposed: bool = False) -> tuple[int, int]:
+        """Height and width that it makes of an input's."""
+        reach = [self.dilation * (kernel - 1) for kernel in self.kernel]
+        sides = zip(size, self.stride, self.pad, reach, strict=True)
+        if transposed:
+            height, width = ((side - 1) * stride - 2 * pad + far + self.out_pad + 1 for side, stride, pad, far in sides)
+        else:
+            height, width = ((side + 2 * pad - far - 1) // stride + 1 for side, stride, pad, far in sides)
+        return height, width
+
+
+def layer(op: str, shape: Shape, c_out: int | None, geometry: Geometry | None = None, *, act: str = "none", groups: int = 1) -> BlockSpec:
+    """A single layer of any network: a `conv`, `depthwise`, `conv_transpose` or `linear`.
+
+    Args:
+        op: which.
+        shape: of its input; of a linear layer (features, positions, 1).
+        c_out: output channels; None where there are as many as input channels, whatever their number, as in a depth-wise convolution.
+        geometry: of a convolution.
+        act: activation behind it, or none.
+        groups: of a convolution that is not depth-wise.
+    """
+    attrs: dict[str, int | str] = {"act": act, **(geometry.attrs() if geometry else {}), **({"groups": groups} if groups > 1 else {})}
+    return _spec(op, shape, attrs, {} if c_out is None else {"c_out": c_out})
 
 
 def keeps_width(spec: BlockSpec) -> bool:
@@ -111,7 +184,7 @@ def counts(spec: BlockSpec, *, deployed: bool = True) -> Counts:
     """Size of a block, in the form that ships or in the plain training form: one norm a convolution."""
     params = macs = 0
     for part in _convolutions(spec):
-        weights = part.kernel**2 * part.c_in * part.c_out // part.groups
+        weights = part.kernel * (part.kernel_w or part.kernel) * part.c_in * part.c_out // part.groups
         params += weights + part.c_out * (1 if deployed or not part.normed else 2)
         macs += weights * part.pixels
     return Counts(params, macs)
@@ -137,15 +210,22 @@ class _Convolution(NamedTuple):
     kernel: int = 1
     groups: int = 1
     normed: bool = True
+    kernel_w: int | None = None
 
 
 def _convolutions(spec: BlockSpec) -> list[_Convolution]:
-    c_in, c_out, attrs = spec.width("c_in"), spec.width("c_out"), dict(spec.attrs)
+    c_in, attrs = spec.width("c_in"), dict(spec.attrs)
+    c_out = dict(spec.widths).get("c_out", c_in)
     before, (_, height, width) = int(attrs["h"]) * int(attrs["w"]), output_shape(spec)
     after = height * width
     match spec.op:
-        case "conv":
-            return [_Convolution(c_in, c_out, after, int(attrs["kernel"]), groups=int(attrs.get("groups", 1)))]
+        case "conv" | "depthwise" | "conv_transpose":
+            kernel, wide = Geometry.of(attrs).kernel
+            groups = c_in if spec.op == "depthwise" else int(attrs.get("groups", 1))
+            pixels = before if spec.op == "conv_transpose" else after
+            return [_Convolution(c_in, c_out, pixels, kernel, groups=groups, kernel_w=wide)]
+        case "linear":
+            return [_Convolution(c_in, c_out, before, normed=False)]
         case "stem":
             return [_Convolution(c_in, c_out, -(-int(attrs["h"]) // 2) * -(-int(attrs["w"]) // 2), int(attrs["kernel"]))]
         case "separable":

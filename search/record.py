@@ -12,7 +12,7 @@ from latency.files import beside, write_whole
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import read_json, to_json
-from search.space import Chain, Widths
+from search.space import Widths
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
@@ -36,9 +36,13 @@ class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     accuracy: float
     """share of the held-out images that are right now; during the search, with norms that use the statistics of each batch"""
     widths: Widths
-    """channels kept in each layer"""
-    latency_us: float
-    """predicted for these widths, rounded up to ones that can ship"""
+    """channels kept in each group"""
+    returned: Widths = ()
+    """during the search, of each group the channels that were gone after the epoch before and are back"""
+    latency_us: float | None
+    """predicted for these widths, rounded up to ones that can ship; None where no table was given"""
+    macs: int = 0
+    """of the deployed network of those widths"""
     beta: float
     """weight of the latency penalty; 0 outside of the search"""
 
@@ -53,7 +57,8 @@ class Chosen(Struct, frozen=True, kw_only=True):
     """The search is over: these widths are fine-tuned and shipped."""
 
     widths: Widths
-    latency: Latency
+    latency: Latency | None
+    """None where no table was given"""
 
 
 class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,7 +69,8 @@ class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """share of the held-out images"""
     parameters: int
     macs: int
-    predicted: Latency
+    predicted: Latency | None
+    """None where no table was given"""
 
 
 class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,10 +79,14 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema: Literal["result/1"] = "result/1"
     architecture_sha256: str
     held_out_images: int
-    budget_us: float
+    budget_us: float | None
+    budget_macs: float | None = None
+    """in the place of microseconds, where no table was given"""
     unpruned: NetworkResult
     shipped: NetworkResult
     """masked, after fine-tuning"""
+    free_channels: Widths = ()
+    """of the shipped network, for each layer: channels that cost nothing by the table"""
 
 
 class Finished(Struct, frozen=True, kw_only=True):
@@ -95,11 +105,15 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema: Literal["run/1"] = "run/1"
     method: str
     config: dict[str, Any]
-    space: Chain
-    budget_us: float
+    space: dict[str, Any]
+    budget_us: float | None
+    budget_macs: float | None = None
+    """in the place of microseconds, where no table was given"""
     table_sha256: str
     data: str
     data_sha256: str
+    baseline_sha256: str = ""
+    """of the trained unpruned network that it started from; "" where it trained one"""
     versions: dict[str, str]
     """of the packages that compute; the only field that may differ when a run goes on"""
 

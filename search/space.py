@@ -1,6 +1,6 @@
 """Search spaces as data: which networks there are, and the blocks that they are made of. Needs no torch.
 
-Three kinds: a `Chain` has open widths, a `Layered` space a choice of blocks in every layer, a `Fixed` one a single network.
+Three kinds: a `Prunable` one has open widths, a `Layered` one a choice of blocks in every layer, a `Fixed` one a single network.
 """
 
 import itertools
@@ -9,8 +9,9 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
+import msgspec
 from msgspec import Struct
 
 from latency.block import BlockSpec
@@ -18,8 +19,14 @@ from search import ops
 from search.errors import SearchError
 from search.ops import Counts, Shape
 
+if TYPE_CHECKING:
+    from torch import nn
+
+_MANY = 33
+"""Values of a span of several groups, at most."""
+
 Widths = tuple[int, ...]
-"""Output channels of every layer of a chain, in order: one of its networks."""
+"""Channels of every group of a prunable space, in order: one of its networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,116 @@ class Space(ABC):
         return sum(self.counts(spec, deployed=deployed).macs for spec in network or self.full_network())
 
 
+class Span(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many channels there are somewhere in a network: so many, and so many for each channel of some groups."""
+
+    fixed: int = 0
+    terms: tuple[tuple[int, int | float], ...] = ()
+    """index of a group, channels here for each of its own; several where values are concatenated, a share where one is split"""
+
+    def at(self, widths: Sequence[Any]) -> Any:
+        """Channels at these widths of the groups, which may be tensors."""
+        return self.fixed + sum(times * widths[group] for group, times in self.terms)
+
+
+class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A place in a network where a block runs, with where its widths come from."""
+
+    spec: BlockSpec
+    """the block at full width"""
+    spans: tuple[Span, ...]
+    """of each of its widths, in the order of the spec"""
+
+    def at(self, widths: Sequence[int]) -> BlockSpec:
+        """The block at these widths of the groups."""
+        return self.spec.with_widths(**{name: round(span.at(widths)) for (name, _), span in zip(self.spec.widths, self.spans, strict=True)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prunable(Space):
+    """Networks of one structure with open widths: channels that must go together form a group, and each group has a width.
+
+    The groups are ordered; a `Widths` has a width for each.
+    """
+
+    granularity: int = 8
+    """channels between two widths that can ship"""
+
+    @property
+    @abstractmethod
+    def groups(self) -> tuple[tuple[str, int], ...]:
+        """Name of each group, and its full width."""
+
+    @abstractmethod
+    def sites(self) -> list[Site]:
+        """The blocks of the network in order."""
+
+    @abstractmethod
+    def module(self) -> "nn.Module":
+        """The unpruned network in its training form; new weights are drawn from torch's global random state."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """All that determines the space, as JSON has it."""
+
+    def width_choices(self, index: int) -> Widths:
+        """Widths that a group can ship with, ascending; the full width is always one of them."""
+        full = self.groups[index][1]
+        return (*range(self.granularity, full, self.granularity), full)
+
+    def full_widths(self) -> Widths:
+        """Widths of the unpruned network."""
+        return tuple(width for _, width in self.groups)
+
+    def smallest_widths(self) -> Widths:
+        """Widths of the smallest network."""
+        return tuple(self.width_choices(index)[0] for index in range(len(self.groups)))
+
+    def span_choices(self, span: Span) -> Widths:
+        """What a span can be, ascending; where it depends on several groups, some values from the least to the most."""
+        if len(span.terms) < 2:
+            return tuple(round(span.fixed + sum(times * width for _, times in span.terms)) for width in self._choices(span))
+        low, high = (round(span.at(widths)) for widths in (self.smallest_widths(), self.full_widths()))
+        count = min(_MANY, (high - low) // self.granularity + 1)
+        return tuple(sorted({low + round(k * (high - low) / max(1, count - 1)) for k in range(count)}))
+
+    def _choices(self, span: Span) -> Widths:
+        return self.width_choices(span.terms[0][0]) if span.terms else (0,)
+
+    def network(self, widths: Sequence[int]) -> list[BlockSpec]:
+        """Blocks of one network in order."""
+        return [site.at(widths) for site in self.sites()]
+
+    def size(self) -> int:
+        """Number of networks."""
+        return math.prod(len(self.width_choices(index)) for index in range(len(self.groups)))
+
+    def blocks(self) -> list[BlockSpec]:
+        """Each site at each combination of its widths."""
+        specs = [
+            site.spec.with_widths(**dict(zip((name for name, _ in site.spec.widths), widths, strict=True)))
+            for site in self.sites()
+            for widths in itertools.product(*map(self.span_choices, site.spans))
+        ]
+        return list(dict.fromkeys(specs))
+
+    def full_network(self) -> list[BlockSpec]:
+        """The network at full width."""
+        return self.network(self.full_widths())
+
+    def smallest_network(self) -> list[BlockSpec]:
+        """The network at its narrowest."""
+        return self.network(self.smallest_widths())
+
+    def random_network(self, draw: random.Random) -> list[BlockSpec]:
+        """A network of random widths, each equally likely."""
+        return self.network(self.random_widths(draw))
+
+    def random_widths(self, draw: random.Random) -> Widths:
+        """Widths at random, each equally likely."""
+        return tuple(draw.choice(self.width_choices(index)) for index in range(len(self.groups)))
+
+
 class Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One layer of a chain, whose width is searched."""
 
@@ -82,63 +199,34 @@ class Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Chain(Space):
+class Chain(Prunable):
     """RepVGG networks of one depth whose layer widths are multiples of `granularity`, with a pooled linear classifier behind them."""
 
     layers: tuple[Layer, ...]
-    granularity: int = 8
-    """channels between two widths that a table knows, and that can ship"""
 
-    def width_choices(self, index: int) -> Widths:
-        """Widths that layer `index` can ship with, ascending; the full width is always one of them."""
-        full = self.layers[index].width
-        return (*range(self.granularity, full, self.granularity), full)
+    @property
+    def groups(self) -> tuple[tuple[str, int], ...]:
+        """The layers."""
+        return tuple((layer.name, layer.width) for layer in self.layers)
 
-    def full_widths(self) -> Widths:
-        """Widths of the unpruned network."""
-        return tuple(layer.width for layer in self.layers)
+    def sites(self) -> list[Site]:
+        """One a layer, then the head."""
+        found, shape, before = [], self.input_shape, Span(fixed=self.input_shape[0])
+        for index, layer in enumerate(self.layers):
+            spec, after = ops.conv(shape, layer.width, kernel=layer.kernel, stride=layer.stride, act=layer.act), Span(terms=((index, 1),))
+            found.append(Site(spec=spec, spans=(before, after)))
+            shape, before = ops.output_shape(spec), after
+        return [*found, Site(spec=ops.head(shape, self.classes), spans=(before, Span(fixed=self.classes)))]
 
-    def smallest_widths(self) -> Widths:
-        """Widths of the smallest network."""
-        return tuple(self.width_choices(index)[0] for index in range(len(self.layers)))
+    def record(self) -> dict[str, Any]:
+        """Its fields."""
+        return msgspec.json.decode(msgspec.json.encode(self))
 
-    def network(self, widths: Sequence[int]) -> list[BlockSpec]:
-        """Blocks of one network in order: one a layer, then the head."""
-        specs, shape = [], self.input_shape
-        for layer, c_out in zip(self.layers, widths, strict=True):
-            specs.append(ops.conv(shape, c_out, kernel=layer.kernel, stride=layer.stride, act=layer.act))
-            shape = ops.output_shape(specs[-1])
-        return [*specs, ops.head(shape, self.classes)]
+    def module(self) -> "nn.Module":
+        """RepVGG blocks one behind the other, then the head."""
+        from search.network import build_network
 
-    def channel_choices(self) -> list[Widths]:
-        """What the channel counts along the chain can be: of the input, after each layer, of the output."""
-        return [(self.input_shape[0],), *(self.width_choices(index) for index in range(len(self.layers))), (self.classes,)]
-
-    def size(self) -> int:
-        """Number of networks."""
-        return math.prod(len(self.width_choices(index)) for index in range(len(self.layers)))
-
-    def blocks(self) -> list[BlockSpec]:
-        """Each layer at each pair of its input and output widths."""
-        choices = self.channel_choices()
-        specs = [
-            site.with_widths(c_in=c_in, c_out=c_out)
-            for site, inputs, outputs in zip(self.full_network(), choices, choices[1:], strict=False)
-            for c_in, c_out in itertools.product(inputs, outputs)
-        ]
-        return list(dict.fromkeys(specs))
-
-    def full_network(self) -> list[BlockSpec]:
-        """The network at full width."""
-        return self.network(self.full_widths())
-
-    def smallest_network(self) -> list[BlockSpec]:
-        """The network at its narrowest."""
-        return self.network(self.smallest_widths())
-
-    def random_network(self, draw: random.Random) -> list[BlockSpec]:
-        """A network of random widths, each equally likely."""
-        return self.network(tuple(draw.choice(self.width_choices(index)) for index in range(len(self.layers))))
+        return build_network(self)
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
         """Size of one block; in its training form with the 1x1 branch and, where shapes allow, the identity branch."""
@@ -255,8 +343,3 @@ def check_input(name: str, *, classes: int, resolution: int, halvings: int) -> N
         raise SearchError(f"a classifier needs at least 2 classes, found {classes}")
     if resolution < 2**halvings:
         raise SearchError(f"{name} halves its input {halvings} times: the resolution must be at least {2**halvings}, found {resolution}")
-
-
-def macs_per_pair(spec: BlockSpec) -> int:
-    """Multiply-accumulates of a deployed block of a chain, for each pair of an input and an output channel."""
-    return ops.counts(spec).macs // (spec.width("c_in") * spec.width("c_out"))

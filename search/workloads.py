@@ -21,8 +21,10 @@ from deploy.graph import Precision
 from deploy.lowering import to_onnx, to_program
 from latency import BlockSpec, Lowered, Workload
 from latency.weights import fill_weights, strip_weights
-from search import blocks, ops
-from search.space import Space
+from reparam import fuse, squeeze
+from search import blocks, masks, ops
+from search.space import Prunable, Space, Widths
+from search.spaces.traced import Traced
 
 _LARGEST_CONSTANT = 31
 """No axis, ONNX type or other constant in a graph is above it; channel counts of templates are."""
@@ -38,11 +40,15 @@ def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Pre
         precision: of weights and arithmetic.
         program: whether to lower to the program that torch runs, too.
     """
-    lowered = lower_with_program if program else lower
+    lowered, pruned = (lower_with_program, lower_pruned_with_program) if program else (lower, lower_pruned)
+    each = [Workload.block(spec, partial(lowered, (spec,), precision)) for spec in space.blocks()]
     draw = random.Random(seed)
+    if isinstance(space, Traced):  # its blocks are no chain: a network is lowered from the module itself
+        widths = [space.full_widths(), space.smallest_widths(), *(space.random_widths(draw) for _ in range(networks))]
+        return [*each, *(Workload.network(space.network(w), partial(pruned, space, w, precision)) for w in dict.fromkeys(widths))]
     chains = [space.full_network(), space.smallest_network(), *(space.random_network(draw) for _ in range(networks))]
     return [
-        *(Workload.block(spec, partial(lowered, (spec,), precision)) for spec in space.blocks()),
+        *each,
         *(Workload.network(chain, partial(lowered, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
     ]
 
@@ -67,6 +73,26 @@ def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32"
 
 def _example(spec: BlockSpec) -> torch.Tensor:
     return torch.zeros(1, spec.width("c_in"), int(spec.attr("h")), int(spec.attr("w")))
+
+
+def lower_pruned(space: Prunable, widths: Widths, precision: Precision = "fp32") -> bytes:
+    """ONNX of a space's own module, pruned to these widths, fused and squeezed; the weights are random by the rule of `latency.weights`."""
+    model = onnx.load_from_string(to_onnx(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision))
+    fill_weights(model)
+    return model.SerializeToString(deterministic=True)
+
+
+def lower_pruned_with_program(space: Prunable, widths: Widths, precision: Precision = "fp32") -> Lowered:
+    """As `lower_pruned`, with the program of the same network that torch itself runs."""
+    program = to_program(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision)
+    return Lowered(onnx=lower_pruned(space, widths, precision), program=program)
+
+
+def _pruned(space: Prunable, widths: Widths) -> nn.Module:
+    example, module = torch.zeros(1, *space.input_shape), space.module()
+    kept = {name: torch.arange(full) < width for (name, full), width in zip(space.groups, widths, strict=True)}
+    network = masks.mask(module, example, masks.prunable_groups(module, example), kept)
+    return squeeze(fuse(network), example)
 
 
 def deployed_form(chain: Sequence[BlockSpec]) -> nn.Sequential:

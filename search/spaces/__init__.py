@@ -1,8 +1,14 @@
 """The search spaces, and single networks, that are known by name."""
 
 from search.errors import SearchError
-from search.space import Space
+from search.space import Fixed, Space
 from search.spaces import gpunet, mobilenet, prunet, repvgg, resnet
+from search.spaces.traced import Traced, of_module, traced
+
+__all__ = ["WIDTHS", "Traced", "get", "names", "of_module"]
+
+WIDTHS = "/widths"
+"""Behind the name of a single network: the space of its widths, such as resnet-18/widths."""
 
 
 def names() -> tuple[str, ...]:
@@ -27,7 +33,7 @@ def get(name: str, *, classes: int | None = None, resolution: int | None = None)
     """The space of that name.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`; with `/widths` behind the name of a single network the space of its widths, which needs torch.
         classes: number of classes; the space's own by default.
         resolution: height and width of the input in pixels; the space's own by default.
 
@@ -35,6 +41,8 @@ def get(name: str, *, classes: int | None = None, resolution: int | None = None)
         SearchError: an unknown name, or a number that the space cannot have.
     """
     options = {key: value for key, value in {"classes": classes, "resolution": resolution}.items() if value is not None}
+    if name.endswith(WIDTHS):
+        return _widths(get(name.removesuffix(WIDTHS), classes=classes, resolution=resolution))
     match name:
         case "repvgg-mini":
             return repvgg.mini(**options)
@@ -61,3 +69,13 @@ def get(name: str, *, classes: int | None = None, resolution: int | None = None)
         case _ if name in mobilenet.names():
             return mobilenet.named(name, **options)
     raise SearchError(f"unknown space {name!r}: known are {', '.join(names())}; try `lathe space {names()[0]}`")
+
+
+def _widths(space: Space) -> Space:
+    if not isinstance(space, Fixed):
+        raise SearchError(f"{space.name}{WIDTHS}: only a single network has a space of its widths, such as resnet-18{WIDTHS}")
+    import torch
+
+    from search.network import build_named
+
+    return traced(lambda: build_named(space), torch.zeros(1, *space.input_shape), name=space.name + WIDTHS)

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, TableHeader
+from search import ops
 from search.architecture import Preprocessing
 from search.data import Augmentation, Dataset, Split
-from search.space import Chain, Layer, macs_per_pair
+from search.space import Chain, Layer, Prunable
 
 
 def block_us(spec: BlockSpec) -> float:
     """Latency of a block on the made-up device."""
-    tread = [16 * math.ceil(spec.width(name) / 16) for name in ("c_in", "c_out")]
-    return 2 + macs_per_pair(spec) * tread[0] * tread[1] / 3_000
+    treads = math.prod(16 * math.ceil(width / 16) for _, width in spec.widths)
+    return 2 + ops.counts(spec).macs / math.prod(width for _, width in spec.widths) * treads / 3_000
 
 
 def network_us(blocks: list[BlockSpec]) -> float:
@@ -22,7 +23,7 @@ def network_us(blocks: list[BlockSpec]) -> float:
     return sum(block_us(spec) for spec in blocks) - (len(blocks) - 1)
 
 
-def make_table(space: Chain) -> LatencyTable:
+def make_table(space: Prunable) -> LatencyTable:
     header = TableHeader(
         device=Device(kind="cpu", name="made-up", cores=1, threads=1, isa=(), memory_mib=1024, driver="", compute_capability="", os="none"),
         runtime=Runtime(name="made-up", version="1"),
@@ -40,8 +41,8 @@ def make_table(space: Chain) -> LatencyTable:
     return LatencyTable(header, rows, sha256="5" * 64)
 
 
-def _choices(space: Chain) -> list[tuple[int, ...]]:
-    return [space.width_choices(index) for index in range(len(space.layers))]
+def _choices(space: Prunable) -> list[tuple[int, ...]]:
+    return [space.width_choices(index) for index in range(len(space.groups))]
 
 
 def _row(kind: str, key: str, us: float, blocks: tuple[str, ...] = ()) -> Row:

@@ -7,7 +7,7 @@ from latency import Device, Latency, Runtime
 from search import Architecture, SearchError, load_architecture
 from search.architecture import Preprocessing
 from search.files import to_json
-from search.network import load_weights, save_weights, searched_blocks
+from search.network import load_weights, save_weights
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_origin_and_blocks_are_those_of_the_space(chosen, tiny):
 def test_build_takes_the_saved_weights_and_masks(chosen, tmp_path):
     torch.manual_seed(0)
     network = chosen.build().eval()
-    searched_blocks(network)[0].mask.keep = torch.arange(32) % 2 == 1
+    network.masks.a.keep = torch.arange(32) % 2 == 1
     save_weights(network, tmp_path / "w.safetensors", {"architecture_sha256": chosen.sha256})
     again = chosen.build().eval()
     load_weights(again, tmp_path / "w.safetensors", {"architecture_sha256": chosen.sha256})

@@ -2,9 +2,13 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
 
 from latency import CoverageError
 from search.cost import ExpectedLatency, ExpectedMacs
+from search.spaces import of_module
+
+from .conftest import make_table
 
 
 def scalars(widths):
@@ -67,3 +71,43 @@ def test_a_table_that_lacks_a_block_is_refused(tiny, table):
 
     with pytest.raises(CoverageError, match="head"):
         ExpectedLatency(replace(tiny, classes=7), table)
+
+
+class Joined(nn.Module):
+    """Two convolutions side by side, a depth-wise one over both, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()) for _ in range(2))
+        self.mix = nn.Sequential(nn.Conv2d(64, 48, 1), nn.ReLU(), nn.Conv2d(48, 48, 3, padding=1, groups=48), nn.ReLU())
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 2))
+
+    def forward(self, x):
+        return self.classifier(self.mix(torch.cat([self.a(x), self.b(x)], 1)))
+
+
+@pytest.fixture(scope="module")
+def joined():
+    return of_module(Joined(), torch.zeros(1, 3, 8, 8), name="joined")
+
+
+def test_a_concatenation_has_the_sum_of_its_widths(joined):
+    widths = scalars((16, 24, 32))
+    macs = ExpectedMacs(joined)(widths)
+    macs.backward()
+    assert macs.item() == joined.macs(joined.network((16, 24, 32)))
+    # a: 27 weights a channel as an output, 32 as an input of the 1x1 convolution; b alike; 8x8 pixels.
+    assert [width.grad.item() for width in widths[:2]] == [64 * (27 + 32)] * 2
+    # its own 40 inputs, 9 weights of the depth-wise convolution, which grow with it and not with its square, 2 outputs of the classifier.
+    assert widths[2].grad.item() == 64 * (40 + 9) + 2
+
+
+def test_latency_of_any_network_is_the_tables_prediction_with_a_slope_everywhere(joined):
+    table = make_table(joined)
+    cost = ExpectedLatency(joined, table)
+    assert cost(scalars((32, 32, 48))).item() == pytest.approx(table.predict(joined.full_network()).us, rel=1e-5)
+    widths = scalars((16, 24, 32))
+    us = cost(widths)
+    us.backward()
+    assert us.item() == pytest.approx(table.predict(joined.network((16, 24, 32))).us, rel=0.02)  # 40 inputs lie between two grid points
+    assert all(width.grad > 0 for width in widths)

@@ -2,32 +2,18 @@ import pytest
 import torch
 from torch import nn
 
-from reparam import ChannelMask
 from search import SearchError
-from search.network import build_network, keep_channels, load_weights, save_weights, searched_blocks
+from search.network import build_network, load_weights, save_weights
 
 
 def test_blocks_have_the_widths_and_strides_of_the_layers(tiny):
     network = build_network(tiny)
-    assert [(b.dense.conv.in_channels, b.dense.conv.out_channels, b.dense.conv.stride[0]) for b in searched_blocks(network)] == [
+    assert [(b.dense.conv.in_channels, b.dense.conv.out_channels, b.dense.conv.stride[0]) for b in network[:3]] == [
         (3, 32, 1),
         (32, 32, 2),
         (32, 32, 1),
     ]
     assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 2)
-
-
-def test_masks_stand_only_where_channels_go(tiny):
-    network = build_network(tiny)
-    keep = [torch.ones(32, dtype=torch.bool), torch.arange(32) % 2 == 0, torch.arange(32) < 8]
-    keep_channels(network, keep)
-    masks = [block.mask for block in searched_blocks(network)]
-    assert isinstance(masks[0], nn.Identity)
-    assert isinstance(masks[1], ChannelMask)
-    assert torch.equal(masks[1].keep, keep[1])
-    hidden = network[:2](torch.rand(1, 3, 8, 8))
-    assert not hidden[:, 1::2].any()
-    assert hidden[:, ::2].any()
 
 
 def test_weights_come_back_with_what_they_were_made_from(tiny, tmp_path):

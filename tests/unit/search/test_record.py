@@ -12,7 +12,7 @@ def run(tiny) -> Run:
     return Run(
         method="pas",
         config={"seed": 0, "lr": 0.1},
-        space=tiny,
+        space=tiny.record(),
         budget_us=100.0,
         table_sha256="a",
         data="digits",

@@ -21,6 +21,11 @@ WIDTHS = (8, 24, 32, 40, 64, 72, 16)
 BLOCKS = {
     "conv": ops.conv((3, 33, 31), 24, stride=2, act="swish"),
     "conv of groups": ops.conv((24, 33, 31), 32, stride=2, groups=4),
+    "conv, long and dilated": ops.layer("conv", (24, 33, 31), 40, ops.Geometry((3, 5), (2, 1), (1, 4), 2), act="tanh"),
+    "depthwise": ops.layer("depthwise", (24, 33, 31), None, ops.Geometry((5, 5), (2, 2), (2, 2)), act="hardswish"),
+    "conv_transpose": ops.layer("conv_transpose", (24, 9, 7), 40, ops.Geometry((4, 4), (2, 2), (1, 1)), act="relu"),
+    "linear": ops.layer("linear", (48, 1, 1), 24, act="sigmoid"),
+    "linear at positions": ops.layer("linear", (48, 9, 1), 24),
     "stem": ops.stem((3, 33, 31), 24),
     "separable": ops.separable((24, 12, 12), 24, act="relu6"),
     "basic": ops.residual((24, 12, 12), 24, hidden=40),
@@ -196,3 +201,21 @@ def test_programs_are_made_only_where_they_are_asked_for(tiny):
     assert plain.program is None
     assert whole.program is not None
     assert (whole.key, whole.onnx) == (plain.key, plain.onnx)
+
+
+def test_networks_of_a_traced_space_are_its_module_pruned():
+    torch.manual_seed(0)
+    act = torch.nn.ReLU
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3), act(), torch.nn.Conv2d(16, 24, 3), act(), torch.nn.Flatten(), torch.nn.Linear(384, 2)
+    )
+    space = spaces.of_module(module, torch.zeros(1, 3, 8, 8), name="own")
+    works = workloads(space, networks=2)
+    assert [work.key for work in works if work.kind == "block"] == [spec.key for spec in space.blocks()]
+    networks = [work for work in works if work.kind == "network"]
+    assert networks[0].blocks == tuple(spec.key for spec in space.full_network())
+    model = onnx.load_from_string(networks[1].onnx())
+    check(model)
+    weights = [tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1]
+    assert weights == [(8, 3, 3, 3), (8, 8, 3, 3), (2, 128)]
+    assert networks[1].onnx() == model.SerializeToString(deterministic=True)

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 import os
@@ -13,16 +14,19 @@ import safetensors
 import torch
 from torch import nn
 
-import reparam
 import search
 from latency import CoverageError
-from reparam import ChannelMask
+from reparam import ChannelMask, count, fuse, squeeze
 from search import SearchError, load_architecture
 from search.data import Split
 from search.methods import pas
-from search.methods.pas import DepthwiseBinaryConv, PasConfig, attach, freeze
-from search.network import build_network, load_weights, searched_blocks
+from search.methods.pas import PasConfig
+from search.network import load_weights
 from search.record import Chosen, EpochDone, Finished, Result, Resumed
+from search.spaces import of_module
+from search.tensors import read_tensors
+
+from ..conftest import make_table
 
 QUICK = PasConfig(pretrain_epochs=2, search_epochs=4, finetune_epochs=2, batch=16, beta=1.0, beta_rate=0.2)
 FILES = ["baseline.safetensors", "weights.safetensors", "architecture.json", "result.json", "history.jsonl"]
@@ -35,64 +39,11 @@ def budget_us(tiny, table) -> float:
 
 @pytest.fixture
 def search_into(tiny, table, stripes, budget_us):
-    def start(out: Path, config: PasConfig = QUICK, **changed):
+    def start(out: Path, config: PasConfig = QUICK, baseline: Path | None = None, **changed):
         options = {"space": tiny, "table": table, "data": stripes, "budget_us": budget_us} | changed
-        return pas.run(config, options["space"], options["table"], options["data"], options["budget_us"], out)
+        return pas.run(config, options["space"], options["table"], options["data"], options["budget_us"], out, baseline=baseline)
 
     return start
-
-
-class TestDepthwiseBinaryConv:
-    def test_keeps_what_is_above_one_half_and_starts_with_everything(self):
-        mask = DepthwiseBinaryConv(4, min_channels=1)
-        assert mask.kept().all()
-        mask.v.data = torch.tensor([0.49, 0.5, 0.51, 2.0])
-        x = torch.rand(2, 4, 3, 3)
-        assert torch.equal(mask(x), x * torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None, None])
-        assert mask.width().item() == 2
-
-    def test_the_gradient_of_the_binary_value_reaches_every_indicator_unchanged(self):
-        mask = DepthwiseBinaryConv(4, min_channels=1)
-        mask.v.data = torch.tensor([-3.0, 0.4, 0.6, 3.0])
-        x, upstream = torch.rand(2, 4, 3, 3), torch.rand(2, 4, 3, 3)
-        (mask(x) * upstream).sum().backward()
-        assert torch.allclose(mask.v.grad, (x * upstream).sum((0, 2, 3)))
-
-    def test_a_gone_channel_passes_no_gradient_to_what_made_it(self):
-        mask = DepthwiseBinaryConv(2, min_channels=1)
-        mask.v.data = torch.tensor([0.0, 1.0])
-        x = torch.rand(1, 2, 3, 3, requires_grad=True)
-        mask(x).sum().backward()
-        assert not x.grad[:, 0].any()
-        assert x.grad[:, 1].all()
-
-    def test_the_top_scoring_channels_are_never_lost(self):
-        mask = DepthwiseBinaryConv(5, min_channels=3)
-        mask.v.data = torch.tensor([0.1, 0.3, 0.3, -1.0, 0.3])
-        assert mask.kept().tolist() == [False, True, True, False, True]
-        mask.v.data = torch.full((5,), 0.2)
-        assert mask.kept().tolist() == [True, True, True, False, False]  # equal: the lower index
-
-    def test_a_layer_narrower_than_the_minimum_keeps_everything(self):
-        mask = DepthwiseBinaryConv(2, min_channels=8)
-        mask.v.data = torch.zeros(2)
-        assert mask.kept().all()
-
-
-def test_attached_indicators_change_nothing_and_are_not_decayed(tiny):
-    torch.manual_seed(0)
-    network, x = build_network(tiny).eval(), torch.rand(2, 3, 8, 8)
-    before = network(x)
-    indicators = attach(network, min_channels=8)
-    assert torch.equal(network(x), before)
-    from search.train import make_optimizer
-
-    policy = [indicator.v for indicator in indicators]
-    optimizer = make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.1, policy=policy, policy_lr=0.5)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert len(decay) == len(list(network.parameters()))
-    assert all(decay[id(p)] == (0.1 if p.ndim > 1 else 0.0) for p in network.parameters())
-    assert [id(p) for p in optimizer.param_groups[2]["params"]] == [id(v) for v in policy]
 
 
 def test_a_run_meets_its_budget_and_leaves_what_it_says(search_into, tmp_path, tiny, table, stripes, budget_us):
@@ -145,8 +96,8 @@ def test_the_masks_of_the_weights_are_the_widths(search_into, tmp_path):
     *_, finished = search_into(tmp_path / "run")
     network = finished.architecture.build()
     load_weights(network, tmp_path / "run" / "weights.safetensors", {})
-    for layer, block in zip(finished.architecture.layers, searched_blocks(network), strict=True):
-        kept = int(block.mask.keep.sum()) if isinstance(block.mask, ChannelMask) else layer.of
+    for layer, mask in zip(finished.architecture.layers, network.masks.children(), strict=True):
+        kept = int(mask.keep.sum()) if isinstance(mask, ChannelMask) else layer.of
         assert kept == layer.width
 
 
@@ -158,34 +109,6 @@ def test_the_search_prunes_towards_the_budget_by_itself(search_into, tmp_path, b
     assert searched[-1].latency_us < 1.1 * budget_us
     betas = [event.beta for event in searched]
     assert betas[0] > QUICK.beta
-
-
-def test_a_gone_channel_keeps_its_weights_and_can_come_back(tiny):
-    """In a whole network: what made it gets no gradient, its indicator does."""
-    torch.manual_seed(0)
-    network = build_network(tiny)
-    indicators = attach(network, min_channels=8)
-    for indicator in indicators:
-        indicator.v.data[:4] = 0.4
-    nn.functional.cross_entropy(network(torch.rand(4, 3, 8, 8)), torch.tensor([0, 1, 0, 1])).backward()
-    for block, indicator in zip(searched_blocks(network), indicators, strict=True):
-        assert indicator.v.grad[:4].all()
-        assert not block.dense.norm.weight.grad[:4].any()
-        assert block.dense.norm.weight.grad[4:].any()
-
-
-def test_freezing_changes_no_output_and_leaves_the_masks_that_squeeze_looks_for(tiny):
-    torch.manual_seed(0)
-    network, x = build_network(tiny).eval(), torch.rand(2, 3, 8, 8)
-    indicators = attach(network, min_channels=8)
-    for indicator in indicators[:2]:
-        indicator.v.data = torch.rand(32)
-    expected, widths = network(x), [int(indicator.kept().sum()) for indicator in indicators]
-    freeze(network, widths)
-    assert torch.equal(network(x), expected)
-    assert [type(block.mask) for block in searched_blocks(network)] == [ChannelMask, ChannelMask, nn.Identity]
-    squeezed = reparam.squeeze(reparam.fuse(network), x)
-    assert [m.out_channels for m in squeezed.modules() if isinstance(m, nn.Conv2d)] == widths
 
 
 def test_indicators_stay_within_their_bounds_unless_told_otherwise(search_into, tmp_path):
@@ -201,9 +124,9 @@ def test_an_interrupted_run_ends_like_one_that_was_not(search_into, tmp_path):
     """Stopped after each event in turn, then called again: the files are equal byte for byte."""
     events = list(search_into(tmp_path / "whole"))
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
-    for count in range(1, len(events)):
-        out = tmp_path / str(count)
-        assert list(itertools.islice(search_into(out), count)) == events[:count]
+    for done in range(1, len(events)):
+        out = tmp_path / str(done)
+        assert list(itertools.islice(search_into(out), done)) == events[:done]
         assert list(search_into(out))[-1] == events[-1]
         assert {name: (out / name).read_bytes() for name in FILES} == whole
 
@@ -329,3 +252,158 @@ def test_no_width_below_the_minimum_is_ever_chosen(search_into, tmp_path):
     events = list(search_into(tmp_path / "run", config))
     assert all(min(event.widths) >= 12 for event in events if isinstance(event, EpochDone))
     assert all(width % 16 == 0 for event in events if isinstance(event, Chosen) for width in event.widths)
+
+
+@pytest.mark.parametrize("policy", ["uniform", "magnitude", "slimming"])
+def test_every_baseline_has_the_same_epochs_and_budget(search_into, tmp_path, table, tiny, budget_us, policy):
+    config = msgspec.structs.replace(QUICK, policy=policy)
+    events = list(search_into(tmp_path / "run", config))
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    assert [e.phase for e in epochs] == ["pretrain"] * 2 + ["search"] * 4 + ["finetune"] * 2
+    (chosen,) = (event for event in events if isinstance(event, Chosen))
+    assert chosen.latency.high_us <= budget_us
+    once = policy != "slimming"
+    assert events.index(chosen) == (2 if once else 6)
+    assert ({e.widths for e in epochs if e.phase == "search"} == {chosen.widths}) or not once
+    assert events[-1].architecture.options["policy"] == policy
+    assert events[-1].architecture.widths == chosen.widths
+    assert chosen.widths != tiny.full_widths()
+
+
+@pytest.mark.parametrize("policy", ["magnitude", "slimming"])
+def test_an_interrupted_baseline_ends_like_one_that_was_not(search_into, tmp_path, policy):
+    config = msgspec.structs.replace(QUICK, policy=policy, search_epochs=2)
+    events = list(search_into(tmp_path / "whole", config))
+    whole = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
+    for done in range(1, len(events)):
+        out = tmp_path / str(done)
+        list(itertools.islice(search_into(out, config), done))
+        assert list(search_into(out, config))[-1] == events[-1]
+        assert {name: (out / name).read_bytes() for name in FILES} == whole
+
+
+def test_slimming_shrinks_the_scales_of_norms(search_into, tmp_path):
+    sizes = []
+    for strength in (1e-9, 1e-1):
+        out = tmp_path / str(strength)
+        list(itertools.islice(search_into(out, msgspec.structs.replace(QUICK, policy="slimming", slimming=strength)), 6))
+        with safetensors.safe_open(out / "checkpoint.safetensors", framework="pt") as file:
+            sizes.append(sum(file.get_tensor(name).abs().sum() for name in file.keys() if name.endswith("norm.weight")))  # noqa: SIM118
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_a_search_can_start_from_the_network_of_another_run(search_into, tmp_path):
+    """The pretraining is paid once: what comes out is as if it had been trained again."""
+    *_, first = search_into(tmp_path / "first")
+    events = list(search_into(tmp_path / "second", baseline=tmp_path / "first"))
+    assert {event.phase for event in events if isinstance(event, EpochDone)} == {"search", "finetune"}
+    assert events[-1].result == first.result
+    for name in ("baseline.safetensors", "weights.safetensors"):
+        one, other = (read_tensors(tmp_path / run / name)[0] for run in ("first", "second"))
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    with pytest.raises(SearchError, match="nowhere/baseline.safetensors does not exist"):
+        list(search_into(tmp_path / "third", baseline=tmp_path / "nowhere"))
+    with pytest.raises(SearchError, match="its baseline_sha256 is"):
+        list(search_into(tmp_path / "second"))
+
+
+class Shortcut(nn.Module):
+    """Two convolutions that are added up, a depth-wise one, one that is not searched below, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False), nn.BatchNorm2d(32))
+        self.wide = nn.Sequential(nn.Conv2d(32, 48, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(48, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.classifier(self.last(self.wide(torch.relu(x + self.body(x)))))
+
+
+@pytest.fixture(scope="module")
+def shortcut():
+    torch.manual_seed(0)
+    return Shortcut()
+
+
+@pytest.fixture(scope="module")
+def shortcut_space(shortcut):
+    return of_module(shortcut, torch.zeros(1, 3, 8, 8), name="shortcut")
+
+
+@pytest.mark.parametrize("policy", ["dbc", "uniform", "magnitude", "slimming"])
+def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shortcut_space, stripes, policy):
+    """From its own weights, with a group that stays whole."""
+    table = make_table(shortcut_space)
+    budget = 0.7 * table.predict(shortcut_space.full_network()).us
+    config = msgspec.structs.replace(QUICK, policy=policy, pretrain_epochs=0, exclude="last")
+    events = list(pas.run(config, shortcut_space, table, stripes, budget, tmp_path))
+    assert {event.phase for event in events if isinstance(event, EpochDone)} == {"search", "finetune"}
+    architecture, result = events[-1].architecture, events[-1].result
+    assert [layer.name for layer in architecture.layers] == ["stem.0", "wide.0", "last.0"]
+    assert architecture.widths[2] == 32
+    assert architecture.widths != (32, 48, 32)
+    assert table.predict(shortcut_space.network(architecture.widths)).high_us <= budget
+    assert len(result.free_channels) == 3
+
+    baseline = copy.deepcopy(shortcut)
+    load_weights(baseline, tmp_path / "baseline.safetensors", {})
+    assert all(torch.equal(a, b) for a, b in zip(baseline.state_dict().values(), shortcut.state_dict().values(), strict=True))
+    network = architecture.build(shortcut)
+    load_weights(network, tmp_path / "weights.safetensors", {"architecture_sha256": architecture.sha256})
+    x = torch.zeros(1, 3, 8, 8)
+    small = squeeze(fuse(network), x)
+    assert [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)] == [architecture.widths[k] for k in (0, 0, 1, 2)]
+    assert (count(small, x).params, count(small, x).macs) == (result.shipped.parameters, result.shipped.macs)
+    with pytest.raises(
+        SearchError, match=r"^architecture 'shortcut' is of a module of your own: give it, as in architecture.build\(module\)$"
+    ):
+        architecture.build()
+    with pytest.raises(SearchError, match=r"^the network has no group .* of 32|48 channels: give the module that was searched$"):
+        architecture.build(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)))
+
+
+def test_without_a_table_macs_are_the_cost_and_the_record_says_so(tmp_path, shortcut_space, stripes):
+    budget = 0.6 * shortcut_space.macs()
+    config = msgspec.structs.replace(QUICK, pretrain_epochs=1)
+    events = list(pas.run(config, shortcut_space, None, stripes, budget, tmp_path / "run"))
+    result, architecture = events[-1].result, events[-1].architecture
+    assert result.shipped.macs <= budget
+    assert (result.budget_us, result.budget_macs, result.shipped.predicted) == (None, budget, None)
+    assert (architecture.predicted, architecture.device, architecture.table_sha256) == (None, None, "")
+    assert all(e.latency_us is None and e.macs > 0 for e in events if isinstance(e, EpochDone))
+    run = msgspec.json.decode((tmp_path / "run" / "run.json").read_bytes())
+    assert (run["budget_us"], run["budget_macs"], run["table_sha256"]) == (None, budget, "")
+    assert list(pas.run(config, shortcut_space, None, stripes, budget, tmp_path / "run")) == events[-1:]
+    with pytest.raises(
+        SearchError, match=r"^a budget of 10 MACs cannot be met: the smallest network of shortcut has [0-9,]+; ask for a larger"
+    ):
+        list(pas.run(config, shortcut_space, None, stripes, 10.0, tmp_path / "other"))
+
+
+def test_what_is_excluded_of_a_chain_keeps_its_width(search_into, tmp_path):
+    *_, finished = search_into(tmp_path / "run", msgspec.structs.replace(QUICK, exclude="a"))
+    assert finished.architecture.widths[0] == 32
+    with pytest.raises(SearchError, match=r"^exclude 'd' is no group of the network: there are a, b, c$"):
+        list(search_into(tmp_path / "other", msgspec.structs.replace(QUICK, exclude="b,d")))
+    assert not (tmp_path / "other").exists()
+
+
+def test_channels_that_came_back_are_counted(search_into, tmp_path):
+    """With indicators that move far at every step some channels come and go."""
+    events = list(search_into(tmp_path / "run", msgspec.structs.replace(QUICK, search_epochs=12, policy_lr=20.0)))
+    searched = [e for e in events if isinstance(e, EpochDone) and e.phase == "search"]
+    assert all(len(e.returned) == 3 for e in searched)
+    assert not any(searched[0].returned)
+    for before, now in itertools.pairwise(searched):
+        assert all(back >= wide - narrow for back, wide, narrow in zip(now.returned, now.widths, before.widths, strict=True))
+    assert any(any(e.returned) for e in searched)
+
+
+def test_the_recipe_of_the_paper(stripes):
+    config = pas.recipe(stripes, "paper", seed=2)
+    assert (config.search_epochs, config.finetune_epochs, config.batch, config.lr) == (10, 50, 1024, 0.4)
+    assert (config.momentum, config.weight_decay, config.seed) == (0.875, 3.05e-5, 2)

@@ -1,0 +1,163 @@
+"""Which channels of a network exist: learned by depth-wise binary convolutions, then frozen to masks; one for each group of channels.
+
+A group is what must go together (`reparam.channel_groups`): the layers that a residual connection adds up share one mask.
+"""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from reparam import ChannelGroup, ChannelMask, channel_groups, fuse, insert_masks
+from reparam.blocks import Image
+from search.errors import SearchError
+
+THRESHOLD = 0.5
+"""An indicator above it keeps its channel (Li et al. 2022, Eq. 2); at exactly this value the channel is gone."""
+
+Scores = Float[Tensor, " channels"]
+"""A score for every channel of a group; the highest ones stay."""
+Keep = Bool[Tensor, " channels"]
+
+
+class DepthwiseBinaryConv(nn.Module):
+    """One 0 or 1 for every channel, trained by gradient descent (Li et al. 2022, Eq. 1 and 2).
+
+    The binary value is 1 where the indicator `v` is above 0.5; its gradient is handed to `v` unchanged (straight-through estimator).
+
+    Args:
+        channels: channels of what it is applied to.
+        min_channels: so many, those with the highest indicators, are kept whatever the threshold says; the lower index first where equal.
+    """
+
+    def __init__(self, channels: int, *, min_channels: int) -> None:
+        super().__init__()
+        self.v = nn.Parameter(torch.ones(channels))
+        self.min_channels = min(min_channels, channels)
+
+    def kept(self) -> Keep:
+        """The channels that exist."""
+        return (self.v.detach() > THRESHOLD) | top(self.v, self.min_channels)
+
+    def binary(self) -> Scores:
+        """0 or 1 for every channel, with the gradient of `v`."""
+        return self.kept().to(self.v.dtype) + (self.v - self.v.detach())
+
+    def width(self) -> Float[Tensor, ""]:
+        """Number of channels that exist, with gradient."""
+        return self.binary().sum()
+
+    def forward(self, x: Image) -> Image:
+        """Multiply every channel by its 0 or 1."""
+        return x * self.binary().view(-1, *[1] * (x.ndim - 2))
+
+
+def top(scores: Scores, count: int) -> Keep:
+    """The `count` channels with the highest scores; the lower index first where equal."""
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    keep[scores.detach().argsort(descending=True, stable=True)[:count]] = True
+    return keep
+
+
+def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[str] = ()) -> tuple[ChannelGroup, ...]:
+    """The groups of a network that can be pruned, and may be.
+
+    Args:
+        model: the network, traceable by torch.fx.
+        example_input: a batch of the shape that it is for.
+        exclude: names of groups, of layers or of modules that contain them, or patterns such as `layer4.*`: what these make stays whole.
+
+    Raises:
+        SearchError: nothing can be pruned, or `exclude` names what is not there.
+        ReparamError: the network cannot be traced or run; the node is named.
+    """
+    found = channel_groups(model, example_input)
+    groups = tuple(group for group in found if not group.why)
+    if not groups:
+        raise SearchError(f"no channels of the network can be pruned: {'; '.join(f'{group.name}: {group.why}' for group in found)}")
+    left = groups
+    for pattern in exclude:
+        hit = {group.name for group in groups if any(_names(pattern, producer) for producer in (group.name, *group.producers))}
+        if not hit:
+            raise SearchError(f"exclude {pattern!r} is no group of the network: there are {', '.join(group.name for group in groups)}")
+        left = tuple(group for group in left if group.name not in hit)
+    if not left:
+        raise SearchError(f"exclude {', '.join(exclude)} leaves nothing to prune of {', '.join(group.name for group in groups)}")
+    return left
+
+
+def _names(pattern: str, module: str) -> bool:
+    return fnmatch.fnmatchcase(module, pattern) or module.startswith(f"{pattern}.")
+
+
+def attach(model: nn.Module, example_input: Tensor, *, exclude: Sequence[str] = (), min_channels: int = 8) -> nn.Module:
+    """A copy of a network with a depth-wise binary convolution behind each prunable group, as `masks.<group>`; see `indicators`.
+
+    It stands behind norm and activation. For zeros and ones that computes the same as one before the activation; but a ReLU has no slope
+    at 0, so there the indicator of a channel that is gone would get no gradient, and the channel could never come back.
+
+    Args:
+        model: the network; it stays as it was.
+        example_input: a batch of the shape that it is for.
+        exclude: what is not to be pruned; see `prunable_groups`.
+        min_channels: channels that every group keeps at least.
+
+    Raises:
+        SearchError: nothing can be pruned, or `exclude` names what is not there.
+        ReparamError: the network cannot be traced or run; the node is named.
+    """
+    groups = prunable_groups(model, example_input, exclude)
+    return insert_masks(model, example_input, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=min_channels))
+
+
+def indicators(network: nn.Module) -> list[DepthwiseBinaryConv]:
+    """What `attach` put into a network, in the order of its groups."""
+    return [module for module in network.modules() if isinstance(module, DepthwiseBinaryConv)]
+
+
+def mask(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> nn.Module:
+    """A copy of a network with a `ChannelMask` behind each group that loses channels.
+
+    Args:
+        model: the network; it stays as it was.
+        example_input: a batch of the shape that it is for.
+        groups: of the network.
+        kept: of each of these groups, by name, the channels that stay.
+    """
+    return insert_masks(model, example_input, groups, lambda group: _mask(kept[group.name]))
+
+
+def freeze(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> None:
+    """Put masks in the place of what `attach` put in; changes the network in place.
+
+    Args:
+        network: of `attach`.
+        groups: that it was made with.
+        kept: of each group, by name, the channels that stay.
+    """
+    masks = network.get_submodule("masks")
+    for (name, _), group in zip(list(masks.named_children()), groups, strict=True):
+        masks.add_module(name, _mask(kept[group.name]))
+
+
+def _mask(keep: Keep) -> nn.Module:
+    return nn.Identity() if keep.all() else ChannelMask(keep)
+
+
+def fused_form(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, dict[str, ChannelGroup]]:
+    """A network as it ships, unpruned, and its groups there by their names in the network as it is trained.
+
+    Raises:
+        SearchError: fusing changes which channels go together.
+        ReparamError: the network cannot be traced or fused.
+    """
+    fused = fuse(model)
+    trained, shipped = (channel_groups(network, example_input) for network in (model, fused))
+    if [group.channels for group in trained] != [group.channels for group in shipped]:
+        raise SearchError(
+            f"fusing the network changes its groups of channels: {len(trained)} in its trained form, {len(shipped)} in its fused form; "
+            "search the fused network"
+        )
+    return fused, {group.name: twin for group, twin in zip(trained, shipped, strict=True)}

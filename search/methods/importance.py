@@ -1,0 +1,61 @@
+"""What a channel is worth by criteria that search nothing: the baselines that Pruning-as-Search is compared with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from reparam import ChannelGroup
+from reparam.graph import trace
+from search.errors import SearchError
+from search.masks import Scores, fused_form
+
+
+def magnitude(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]) -> list[Scores]:
+    """The L1 norm of the filters that make a channel in the form that ships, over the mean of its group (Li et al. 2017).
+
+    Norms of whole layers differ with their size, so each group is scaled before groups are ranked together.
+    """
+    fused, twins = fused_form(model, example_input)
+    scores = []
+    for group in groups:
+        norm = torch.zeros(group.channels)
+        for producer in twins[group.name].producers:
+            layer = fused.get_submodule(producer)
+            weight = layer.get_parameter("weight").detach()
+            norm += (weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight).abs().flatten(1).sum(dim=1)
+        scores.append(norm / norm.mean())
+    return scores
+
+
+def uniform(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]) -> list[Scores]:
+    """The rank of a channel in its group by magnitude, from 1 down to above 0: one threshold keeps the same share of every group."""
+    return [1 - norm.argsort(descending=True, stable=True).argsort() / len(norm) for norm in magnitude(model, example_input, groups)]
+
+
+def scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Scores]:
+    """The scales of a channel's norms, added up over the layers that make it (network slimming, Liu et al. 2017); with gradient.
+
+    Raises:
+        SearchError: a group without a norm that scales it.
+    """
+    return [torch.stack([norm.weight.abs() for norm in found]).sum(dim=0) for found in norms(model, groups)]
+
+
+def norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[list[nn.BatchNorm2d]]:
+    """The norms of each group: inside of the trained-form blocks, and right behind the layers, that make its channels.
+
+    Raises:
+        SearchError: a group has none.
+    """
+    behind = {str(node.target): list(node.users) for node in trace(model).nodes if node.op == "call_module"}
+    found = []
+    for group in groups:
+        modules = [part for name in group.producers for part in model.get_submodule(name).modules()]
+        users = [user for name in group.producers for user in behind[name] if user.op == "call_module"]
+        modules += [model.get_submodule(str(user.target)) for user in users]
+        scaling = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.affine and m.num_features == group.channels]
+        if not scaling:
+            raise SearchError(f"policy 'slimming' ranks channels by the norm behind them: group {group.name} has none; exclude it")
+        found.append(scaling)
+    return found

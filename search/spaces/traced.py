@@ -1,0 +1,216 @@
+"""A space of any network: its layers at the widths that its groups of channels can have."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast, final
+
+import msgspec
+
+from latency.block import BlockSpec
+from search import ops
+from search.errors import SearchError
+from search.ops import Counts, Geometry
+from search.space import Prunable, Site, Span, Widths
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx, nn
+
+Pair = tuple[int, int]
+
+_CHOICES = 32
+"""Widths that a group can ship with, at most."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Traced(Prunable):
+    """The networks that pruning makes of one; see `of_module`.
+
+    Its blocks are the layers of the fused network: convolutions, depth-wise and transposed ones, linear layers. What is between them (sums,
+    pooling, norms that are not folded) is in the measured networks that the table's predictor is fitted on.
+    """
+
+    members: tuple[tuple[str, int], ...]
+    """name and full width of each group"""
+    places: tuple[Site, ...]
+    points: int = 6
+    """widths that a layer is measured at on each of its axes, at most"""
+    make: "Callable[[], nn.Module]" = field(compare=False, repr=False)
+    """makes the network in its training form"""
+
+    @property
+    def groups(self) -> tuple[tuple[str, int], ...]:
+        """The groups of channels that can be pruned."""
+        return self.members
+
+    def sites(self) -> list[Site]:
+        """The layers in the order in which they run."""
+        return list(self.places)
+
+    def module(self) -> "nn.Module":
+        """The network before pruning."""
+        return self.make()
+
+    def record(self) -> dict[str, Any]:
+        """Its fields but the module."""
+        facts = {name: getattr(self, name) for name in ("name", "input_shape", "classes", "granularity", "points", "members", "places")}
+        return msgspec.json.decode(msgspec.json.encode(facts))
+
+    def width_choices(self, index: int) -> Widths:
+        """Multiples of the granularity, or of a multiple of it where they would be too many, and the full width."""
+        full = self.members[index][1]
+        step = self.granularity * max(1, math.ceil(full / self.granularity / _CHOICES))
+        return (*range(step, full, step), full)
+
+    def blocks(self) -> list[BlockSpec]:
+        """Every family of layers on a coarse grid over the widths that any of its layers can have.
+
+        Of a grid of more than 4 x 4 points every other one is left out, as the black fields of a chessboard; the corners stay. Layers with
+        other widths are interpolated.
+        """
+        families: dict[str, list[Site]] = {}
+        for site in self.places:
+            families.setdefault(site.spec.family, []).append(site)
+        found: list[BlockSpec] = []
+        for sites in families.values():
+            names = [name for name, _ in sites[0].spec.widths]
+            axes = [self._axis([site.spans[index] for site in sites]) for index in range(len(names))]
+            for places in itertools.product(*(range(len(axis)) for axis in axes)):
+                corner = all(place in (0, len(axis) - 1) for place, axis in zip(places, axes, strict=True))
+                sparse = len(axes) > 1 and min(map(len, axes)) > 1 and math.prod(map(len, axes)) > 16
+                if corner or not sparse or sum(places) % 2 == 0:
+                    widths = {name: axis[place] for name, axis, place in zip(names, axes, places, strict=True)}
+                    found.append(sites[0].spec.with_widths(**widths))
+        return found
+
+    def _axis(self, spans: list[Span]) -> Widths:
+        ends = [int(span.at(widths)) for span in spans for widths in (self.smallest_widths(), self.full_widths())]
+        low, high = min(ends), max(ends)
+        step = (high - low) / max(1, self.points - 1)
+        inner = (self.granularity * round((low + k * step) / self.granularity) for k in range(1, self.points - 1))
+        return tuple(sorted({low, high, *(width for width in inner if low < width < high)}))
+
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+        """Size of one layer; trained with one norm a convolution."""
+        return ops.counts(spec, deployed=deployed)
+
+
+def of_module(model: "nn.Module", example_input: "torch.Tensor", *, name: str, granularity: int = 8, points: int = 6) -> Traced:
+    """The space of a network's widths, to be profiled and searched.
+
+    Args:
+        model: a classifier, traceable by torch.fx. A search starts from its weights (`pretrain_epochs=0`) or trains it further.
+        example_input: one image of the shape that it is for [1, channels, height, width].
+        name: of the space.
+        granularity: channels between two widths that can ship.
+        points: widths that a layer is measured at on each of its axes, at most.
+
+    Raises:
+        SearchError: the input is no image, nothing can be pruned, or a layer is of a kind that is not measured; it is named.
+        ReparamError: the network cannot be traced, run or fused; the node is named.
+    """
+    import copy
+
+    held = copy.deepcopy(model)
+    return traced(lambda: copy.deepcopy(held), example_input, name=name, granularity=granularity, points=points)
+
+
+def traced(make: "Callable[[], nn.Module]", example_input: "torch.Tensor", *, name: str, granularity: int = 8, points: int = 6) -> Traced:
+    """As `of_module`, of a network that is made anew each time."""
+    from reparam.channels import Flow
+    from reparam.channels import Traced as Graph
+    from search import masks
+
+    if example_input.ndim != 4:
+        raise SearchError(f"example_input must be images [1, channels, height, width], found the shape {tuple(example_input.shape)}")
+    if granularity < 1 or points < 2:
+        raise SearchError(f"granularity must be at least 1 and points at least 2, found {granularity} and {points}")
+    example, model = example_input[:1], make()
+    groups = masks.prunable_groups(model, example)
+    fused, twins = masks.fused_form(model, example)
+    flow = Flow(Graph(fused, example), generic=True)
+    owner: dict[int, int] = {}
+    for index, group in enumerate(groups):
+        made = flow.ends[id(fused.get_submodule(twins[group.name].producers[0]))].out
+        owner |= dict.fromkeys(flow.atoms.roots(made).tolist(), index)
+
+    def span(ids: Any) -> Span:
+        roots = flow.atoms.roots(ids).tolist()
+        counts = Counter(owner[root] for root in roots if root in owner)
+        terms = tuple((group, _times(count, groups[group].channels)) for group, count in sorted(counts.items()))
+        return Span(fixed=len(roots) - counts.total(), terms=terms)
+
+    places = []
+    for node in flow.traced.graph.nodes:
+        layer = fused.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if getattr(getattr(layer, "weight", None), "ndim", 0) < 2:  # norms have vectors
+            continue
+        before = flow.shape(node.all_input_nodes[0])
+        spec = _spec(node, layer, before, _activation(fused, node))
+        ends = flow.ends[id(layer)]
+        spans = (span(ends.into), span(ends.out))[: len(spec.widths)]
+        places.append(Site(spec=spec, spans=spans))
+    output = next(node for node in flow.traced.graph.nodes if node.op == "output")
+    shape = flow.shape(output.all_input_nodes[0])
+    return Traced(
+        name=name,
+        input_shape=(int(example.shape[1]), int(example.shape[2]), int(example.shape[3])),
+        classes=shape[1] if len(shape) > 1 else 1,
+        granularity=granularity,
+        members=tuple((group.name, group.channels) for group in groups),
+        places=tuple(places),
+        points=points,
+        make=make,
+    )
+
+
+def _times(count: int, channels: int) -> int | float:
+    return count // channels if count % channels == 0 else count / channels
+
+
+def _spec(node: "fx.Node", layer: Any, before: tuple[int, ...], act: str) -> BlockSpec:
+    from torch import nn
+
+    match layer:
+        case nn.Linear():
+            return ops.layer("linear", (layer.in_features, math.prod(before[1:-1]), 1), layer.out_features, act=act)
+        case nn.Conv2d() | nn.ConvTranspose2d():
+            pad: Any = layer.padding
+            if isinstance(pad, str):
+                sides = zip(layer.dilation, layer.kernel_size, strict=True)
+                pad = tuple(step * (side - 1) // 2 if pad == "same" else 0 for step, side in sides)
+            kernel, stride = cast("Pair", layer.kernel_size), cast("Pair", layer.stride)
+            geometry = Geometry(kernel, stride, pad, layer.dilation[0], layer.output_padding[0])
+            shape = (layer.in_channels, before[2], before[3])
+            if isinstance(layer, nn.ConvTranspose2d):
+                if layer.groups == 1:
+                    return ops.layer("conv_transpose", shape, layer.out_channels, geometry, act=act)
+            elif layer.groups == layer.in_channels == layer.out_channels:
+                return ops.layer("depthwise", shape, None, geometry, act=act)
+            else:
+                return ops.layer("conv", shape, layer.out_channels, geometry, act=act, groups=layer.groups)
+    groups = getattr(layer, "groups", 1)
+    kind = type(layer).__name__ + (f" of {groups} groups" if groups > 1 else "")
+    raise SearchError(f"layer {node.target} is a {kind}, of which no block can be measured: Conv2d, ConvTranspose2d and Linear can")
+
+
+def _activation(model: "nn.Module", node: "fx.Node") -> str:
+    """What follows a layer, if nothing else reads it; `none` also where that is of a kind that is not measured."""
+    from torch import nn
+
+    from reparam.graph import operator_name
+
+    kinds = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "swish", nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
+    functions = {"relu": "relu", "relu6": "relu6", "silu": "swish", "hardswish": "hardswish", "sigmoid": "sigmoid", "tanh": "tanh"}
+    while len(node.users) == 1:
+        (node,) = node.users
+        if node.op != "call_module":
+            return functions.get(operator_name(node), "none")
+        module = model.get_submodule(str(node.target))
+        if not isinstance(module, nn.Identity | nn.Dropout):
+            return kinds.get(type(module), "none")
+    return "none"
