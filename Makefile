@@ -25,7 +25,7 @@ demo: env
 	$(PY) -m lathe profile repvgg-mini --backend onnxruntime --protocol fast --out $(OUT)/cpu.latency.jsonl
 	$(PY) -m lathe search pas --space repvgg-mini --table $(OUT)/cpu.latency.jsonl --data digits --budget-fraction 0.6 --out $(OUT)/run
 	$(PY) -m lathe export $(OUT)/run --target onnxruntime --out $(OUT)/bundle
-	$(PY) -m lathe report $(OUT)/bundle
+	$(PY) -m lathe report $(OUT)/bundle --table $(OUT)/cpu.latency.jsonl
 
 # All that needs a GPU: its tests, then tables, engines and timings by every backend that runs there. `make gpu GPU=--dry-run` tries it
 # where there is none; `make gpu PY=python3` uses an environment of your own.

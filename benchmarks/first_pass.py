@@ -85,13 +85,17 @@ def ship(table: Path, seed: int, work: Path) -> dict:
     )
     seconds = time.perf_counter() - start
     manifest = lathe("export", run, "--target", "onnxruntime", "--out", out)["manifest"]
-    steps = {(step["name"], step["precision"]): step["first"]["relative"] for step in manifest["validation"] if step["first"]}
+    steps = {
+        (step["name"], step["precision"]): max(one["relative"] for one in step["first"].values())
+        for step in manifest["validation"]
+        if step["first"]
+    }
     shipped, unpruned = manifest["shipped"], manifest["unpruned"]
     return {
         "seed": seed,
         "search_s": seconds,
         "widths": result["result"]["shipped"]["widths"],
-        "accuracy": {"unpruned": unpruned["accuracy"], "shipped": shipped["accuracy"]},
+        "accuracy": {name: network["accuracy"]["share"] for name, network in (("unpruned", unpruned), ("shipped", shipped))},
         "params": {"unpruned": unpruned["params"], "shipped": shipped["params"]},
         "macs": {"unpruned": unpruned["macs"], "shipped": shipped["macs"]},
         "predicted_us": shipped["predicted"]["us"],

@@ -1,22 +1,44 @@
-"""Any network to a directory that ships. Knows nothing of how the network was found."""
+"""Any network to a directory that ships. Knows nothing of how the network was found.
+
+What exports needs torch and is imported when it is asked for: a bundle is verified and run where there is none.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from deploy.bundle import Bundle, Manifest, load
 from deploy.errors import BundleError, DeployError, LoweringError
-from deploy.export import export
-from deploy.lowering import LOWERING_VERSION, to_onnx
+from deploy.precision import Certificate, certified
+from deploy.start import start
 from deploy.verify import Check, Verification, verify
+
+if TYPE_CHECKING:
+    from deploy.lowering import LOWERING_VERSION, features, lower, to_onnx
+    from deploy.pipeline import export
 
 __all__ = [
     "LOWERING_VERSION",
     "Bundle",
     "BundleError",
+    "Certificate",
     "Check",
     "DeployError",
     "LoweringError",
     "Manifest",
     "Verification",
+    "certified",
     "export",
+    "features",
     "load",
+    "lower",
+    "start",
     "to_onnx",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from deploy import lowering, pipeline
+
+    return getattr(pipeline if name == "export" else lowering, name)

@@ -12,14 +12,16 @@ from typing import Any, Literal
 import msgspec
 
 from deploy.errors import BundleError
-from deploy.lowering import Precision
-from deploy.validate import BudgetVerdict, Step
+from deploy.graph import Precision
+from deploy.precision import Certificate
+from deploy.validate import BudgetVerdict, Share, Step
 from latency import Device, Latency, Measurement, Protocol, Runtime
 from latency.units import interval, microseconds
 
 MANIFEST = "manifest.json"
 SCHEMA = "bundle/1"
 ONNX, ONNX_FP16, ENGINE, REFERENCE = "model.onnx", "model.fp16.onnx", "model.engine", "reference.safetensors"
+TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
 
 Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
@@ -51,7 +53,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     params: int
     macs: int
     """multiply-accumulates of convolutions and linear layers for one sample"""
-    accuracy: float | None
+    accuracy: Share | None
     """on the bundle's samples with the precision that ships; None without labels"""
     predicted: Latency | None
     """by a latency table, for one batch"""
@@ -72,7 +74,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """of the shipped network's arithmetic; its input and output are float32"""
     input_shape: tuple[int, ...]
     """batch first"""
-    output_shape: tuple[int, ...]
+    outputs: dict[str, tuple[int, ...]]
+    """shape of each output by its name"""
     samples: int
     """how many the validation ran on"""
     samples_from: Literal["given", "random"]
@@ -93,6 +96,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     protocol: Protocol
     build: dict[str, Any]
     """options of the engine's build"""
+    compute_capabilities: tuple[str, ...]
+    """of the GPUs that the engine is for; empty for every GPU that its runtime takes"""
+    certificate: Certificate | None = None
+    """why the network may run in half precision; None where it ships in FP32"""
     lowering: str
     versions: dict[str, str]
     """of the packages that made the bundle"""
@@ -127,8 +134,22 @@ class Bundle:
             BundleError: it is missing or changed.
         """
         if problem := _problem(self.directory / file, self.manifest.files[file]):
-            raise BundleError(f"{self.directory}: {file} {problem}; export again")
+            raise BundleError(f"{self.directory}: {file} {problem}: {self._mend(file)}")
         return (self.directory / file).read_bytes()
+
+    def misfit(self, device: Device, runtime: Runtime) -> str:
+        """Why the engine may not be loaded on a GPU and a TensorRT, with the command that rebuilds it; "" where it may."""
+        manifest, here = self.manifest, device.compute_capability
+        if runtime.version != manifest.runtime.version and not manifest.build.get("version_compatible"):
+            return f"{ENGINE} is of {runtime.name} {manifest.runtime.version}, here is {runtime.version}: {self._mend(ENGINE)}"
+        if manifest.compute_capabilities and here not in manifest.compute_capabilities:
+            capabilities = ", ".join(manifest.compute_capabilities)
+            return f"{ENGINE} is for compute capability {capabilities}, this {device.name} has {here}: {self._mend(ENGINE)}"
+        return ""
+
+    def _mend(self, file: str) -> str:
+        source = self.directory / ONNX if file == ENGINE else "SOURCE"
+        return f"build it again with `lathe export {source} --target {self.manifest.target} --out NEW`"
 
 
 def sha256(data: bytes) -> str:
@@ -170,6 +191,7 @@ def write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
     Raises:
         BundleError: something else is in the way, or the disk refuses.
     """
+    _sweep(out)
     refuse_occupied(out)
     manifest = msgspec.structs.replace(manifest, files={name: sha256(data) for name, data in sorted(files.items())})
     sealed = _seal(manifest)
@@ -195,6 +217,29 @@ def write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
     return load(out)
 
 
+def _sweep(out: Path) -> None:
+    """Take away what writers that were killed left beside a bundle, and bring back the bundle that one of them had moved out of the way."""
+    if not out.parent.is_dir():
+        return
+    for path in list(out.parent.iterdir()):
+        left = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.(new|old)", path.name)
+        if left and not _runs(int(left[1])):
+            if left[2] == "old" and not out.exists():
+                path.rename(out)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return pid != os.getpid()
+
+
 def load(directory: str | Path) -> Bundle:
     """Read a bundle's manifest; `Bundle.read` then checks each file that is asked for.
 
@@ -205,9 +250,11 @@ def load(directory: str | Path) -> Bundle:
     try:
         data = (directory / MANIFEST).read_bytes()
     except OSError as error:
+        if any((directory / name).exists() for name in (ONNX, ENGINE, REFERENCE)):
+            raise ChangedManifest(directory, "is missing") from error
         raise BundleError(f"{directory} is no bundle: it has no {MANIFEST}; make one with `lathe export`") from error
     if not (seal := _SEAL.search(data)) or sha256(_blank(data)) != seal[1].decode():
-        raise ChangedManifest(f"{directory}: {MANIFEST} was changed after it was written")
+        raise ChangedManifest(directory, "was changed")
     try:
         return Bundle(directory, msgspec.json.decode(data, type=Manifest))
     except msgspec.DecodeError as error:
@@ -216,6 +263,10 @@ def load(directory: str | Path) -> Bundle:
 
 class ChangedManifest(BundleError):
     """A manifest is not as it was written."""
+
+    def __init__(self, directory: Path, how: str) -> None:
+        super().__init__(f"{directory}: {MANIFEST} {how} after it was written: export again with `lathe export SOURCE --out {directory}`")
+        self.how = how
 
 
 def check_files(bundle: Bundle) -> dict[str, str]:

@@ -4,20 +4,21 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
 import onnxruntime
-import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 
-from deploy.bundle import Target
+from deploy import sessions
+from deploy.bundle import TIMING_CACHE, Target
 from deploy.errors import DeployError
-from deploy.lowering import Precision
-from deploy.validate import CannotRun, Outputs, Samples
+from deploy.graph import Precision
+from deploy.validate import Outputs, Samples
 from latency import Device, Measurement, Protocol, Runtime, backends
-from latency.backends.tensorrt import EngineSpec, TensorRT, build_engine
-from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, one_line, require
+from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
+from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, require
 from latency.measure import Timed, measure, summarize
 
 TARGETS: dict[Target, Precision] = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
@@ -38,13 +39,39 @@ def target_of(name: str) -> Target:
     raise DeployError(f"target {name!r} is unknown: choose one of {', '.join(TARGETS)}")
 
 
-def build(model: bytes, target: Target, spec: EngineSpec) -> bytes:
+def build(
+    model: bytes,
+    target: Target,
+    spec: EngineSpec,
+    timing_cache: TimingCache | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> bytes:
     """Build the engine of a target; empty for onnxruntime, which runs the ONNX itself.
+
+    Args:
+        model: serialised ONNX.
+        target: what it is for.
+        spec: how it is built.
+        timing_cache: used, and filled, by the builder of TensorRT.
+        on_progress: called with what the builder is at.
 
     Raises:
         LatencyError: the target's package is missing, its compiler refuses the network, or it needs a GPU and there is none.
     """
-    return b"" if target == "onnxruntime" else build_engine(model, target, spec)
+    return b"" if target == "onnxruntime" else build_engine(model, target, spec, timing_cache, on_progress)
+
+
+def timing_cache_of(target: Target, path: str | Path | None) -> TimingCache | None:
+    """The cache that builds for a target begin with: of a file, or empty; None where the builder measures nothing.
+
+    Raises:
+        DeployError: there is no such file, or the target has no such cache.
+    """
+    if path is not None and target != "tensorrt":
+        raise DeployError(f"timing cache {path}: the builder of {target} measures nothing: leave it out, or choose tensorrt")
+    if path is not None and not Path(path).is_file():
+        raise DeployError(f"timing cache {path} does not exist: give the {TIMING_CACHE} of an earlier bundle, or leave it out")
+    return TimingCache(path) if target == "tensorrt" else None
 
 
 def runtime_of(target: Target) -> Runtime:
@@ -68,7 +95,15 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) -> Iterator[Running | str]:
+def running(
+    target: Target,
+    model: bytes,
+    engine: bytes,
+    *,
+    threads: int = 1,
+    spec: EngineSpec | None = None,
+    refuse: Callable[[Device, Runtime], str] = lambda *_: "",
+) -> Iterator[Running | str]:
     """Start a network on its target; what it holds there is released at the end.
 
     Args:
@@ -76,6 +111,8 @@ def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) ->
         model: the ONNX.
         engine: as `build` returned it.
         threads: of ONNX Runtime.
+        spec: that the engine was built by; None for the defaults.
+        refuse: says why the engine may not be loaded on a device and runtime; "" where it may.
 
     Yields:
         The running network, or why this machine cannot run it: no such device, or a runtime that refuses the network, in its words.
@@ -85,7 +122,9 @@ def running(target: Target, model: bytes, engine: bytes, *, threads: int = 1) ->
             backend = backends.get(target, threads=threads)
             compiled, outputs = backend.compile(model), onnx_runner(model, threads)
         else:
-            backend = TensorRT(target)
+            backend = TensorRT(target, spec=spec)
+            if reason := refuse(backend.device, backend.runtime):
+                raise RunFailed(reason)
             compiled = backend.load(engine)
             outputs = _in_batches(compiled.infer, model)
     except (BuildFailed, DeviceUnavailable, MissingExtra, RunFailed) as error:
@@ -103,10 +142,10 @@ def onnx_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
 
     @functools.cache
     def session() -> onnxruntime.InferenceSession:
-        return _session(model, threads)
+        return sessions.start(model, threads)
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return _run(session(), inputs)
+        return sessions.run(session(), inputs)
 
     return _in_batches(infer, model)
 
@@ -118,34 +157,16 @@ def half_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
     """
 
     @functools.cache
-    def sessions() -> list[onnxruntime.InferenceSession]:
-        return [_session(part.SerializeToString(), threads) for part in _operators(onnx.load_from_string(model))]
+    def parts() -> list[onnxruntime.InferenceSession]:
+        return [sessions.start(part.SerializeToString(), threads) for part in _operators(onnx.load_from_string(model))]
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         values = dict(inputs)
-        for session in sessions():
-            values |= _run(session, {value.name: values[value.name] for value in session.get_inputs()})
+        for session in parts():
+            values |= sessions.run(session, {value.name: values[value.name] for value in session.get_inputs()})
         return values
 
     return _in_batches(infer, model)
-
-
-def _session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what matters arrives as an exception
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except ort_errors.NotImplemented as error:
-        raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
-    except (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.RuntimeException) as error:
-        raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
-
-
-def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    names = [value.name for value in session.get_outputs()]
-    return {name: np.asarray(value) for name, value in zip(names, session.run(names, dict(inputs)), strict=True)}
 
 
 def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
@@ -197,16 +218,18 @@ def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[
 def _in_batches(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Samples], Outputs]:
     """Feed any number of samples to a network of a fixed batch; the last batch is filled up with its own first sample."""
     graph = onnx.load_from_string(model).graph
-    into, out = graph.input[0], graph.output[0]
+    into, names = graph.input[0], [value.name for value in graph.output]
     batch = into.type.tensor_type.shape.dim[0].dim_value
     dtype = onnx.helper.tensor_dtype_to_np_dtype(into.type.tensor_type.elem_type)
 
     def run(samples: Samples) -> Outputs:
-        results = []
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for start in range(0, len(samples), batch):
             part = samples[start : start + batch].astype(dtype)
             full = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
-            results.append(infer({into.name: full})[out.name][: len(part)])
-        return np.concatenate(results)
+            found = infer({into.name: full})
+            for name in names:
+                parts[name].append(found[name][: len(part)])
+        return {name: np.concatenate(values) for name, values in parts.items()}
 
     return run

@@ -6,15 +6,16 @@ import io as text_io
 import logging
 import math
 import warnings
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 
+from deploy import precision as half_precision
 from deploy.errors import LoweringError
+from deploy.graph import MAX_BYTES, Precision, check, first_line
+from latency.lowered import Lowered
 from reparam import Counts
 
 LOWERING_VERSION = "1"
@@ -23,80 +24,158 @@ LOWERING_VERSION = "1"
 OPSET = 20
 """ONNX operator set of every graph; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
 
-Precision = Literal["fp32", "fp16"]
 _TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-def to_onnx(module: nn.Module, example_input: Tensor, *, precision: Precision = "fp32", io: Precision = "fp32") -> bytes:
+def to_onnx(
+    module: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    *,
+    precision: Precision = "fp32",
+    io: Precision = "fp32",
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+) -> bytes:
     """Lower a copy of a module in evaluation mode to ONNX; says nothing on the console.
 
     Args:
-        module: one tensor in, one tensor out; its weights may be of any floating type.
-        example_input: a tensor of the input's shape; the batch is static and is its first dimension.
-        precision: what weights and arithmetic are in. The graph itself says so (strongly typed), no builder flag does.
-        io: type of the graph's input and output; where it is not `precision`, one cast stands at each side.
+        module: tensors in, a tensor or several out; its weights may be of any floating type.
+        example_input: tensors of the inputs' shapes; the batch is static and is their first dimension.
+        precision: what weights and arithmetic are in. The graph itself says so (strongly typed), no builder flag does. FP16 is made by
+            `deploy.precision` from the FP32 graph, here by weights and operators alone.
+        io: type of the graph's floating-point inputs and outputs; where it is not `precision`, one cast stands at each.
+        inputs: their names; () for "input", or "input0", "input1" and so on.
+        outputs: likewise; of `features` the names of the modules.
 
     Returns:
-        A serialised model with input "input" and output "output", weights inline, checked by onnx.checker and strict shape inference.
+        A serialised model, weights inline, checked by onnx.checker and strict shape inference.
 
     Raises:
-        LoweringError: torch cannot export the module, or the result is not a valid static graph.
+        LoweringError: torch cannot export the module, the names do not fit, or the result is not a valid static graph of less than 2 GiB.
     """
-    twin = copy.deepcopy(module).to(_TYPES[precision]).eval()
-    if precision != io:
-        twin = _Cast(twin, _TYPES[precision], _TYPES[io]).eval()
+    if (precision, io) == ("fp32", "fp16"):
+        raise LoweringError("io 'fp16' needs precision 'fp16': an FP32 network has FP32 inputs and outputs")
+    examples = (example_input,) if isinstance(example_input, Tensor) else example_input
+    _require_inline(module)
+    twin = _twin(module, torch.float32)
+    names = _names("input", inputs, len(examples))
     with _quiet():
         try:
             program = torch.onnx.export(
                 twin,
-                (example_input.to(_TYPES[io]),),
+                tuple(example.float() if example.is_floating_point() else example for example in examples),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["input"],
+                input_names=names,
                 output_names=["output"],
                 external_data=False,
                 optimize=True,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise LoweringError(f"torch cannot export {type(module).__name__} to ONNX: {_cause(error)}") from error
+            raise LoweringError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
     assert program is not None
     model = program.model_proto
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]  # stack traces with the paths of this machine
-    return check(model).SerializeToString(deterministic=True)
+    given = outputs or (module.names if isinstance(module, Features) else ())
+    _rename(
+        model.graph, dict(zip((value.name for value in model.graph.output), _names("output", given, len(model.graph.output)), strict=True))
+    )
+    model = check(model)
+    if precision == "fp16":
+        model, _ = half_precision.convert(model, io=io)
+    return model.SerializeToString(deterministic=True)
 
 
-def parse(data: bytes) -> onnx.ModelProto:
-    """Read a serialised model and `check` it.
+def lower(
+    module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, precision: Precision = "fp32", program: bool = False
+) -> Lowered:
+    """Lower a module to all that a latency backend may ask for: ONNX with FP32 inputs and outputs, and the program of the same network.
+
+    Args:
+        module: as in `to_onnx`.
+        example_input: as in `to_onnx`.
+        precision: of weights and arithmetic.
+        program: whether to make the program, too, which torch itself runs.
 
     Raises:
-        LoweringError: it is no ONNX model, or not one that can be shipped.
+        LoweringError: as `to_onnx`.
     """
-    try:
-        return check(onnx.load_from_string(data))
-    except DecodeError as error:
-        raise LoweringError("this is no ONNX model: it cannot be decoded") from error
+    data = to_onnx(module, example_input, precision=precision)
+    return Lowered(onnx=data, program=to_program(module, example_input, precision=precision) if program else None)
 
 
-def check(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model with the shapes of all its values, if it is valid, static, and has one input and one output.
+def to_program(module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, precision: Precision = "fp32") -> bytes:
+    """What `torch.export.save` writes of a copy of a module in evaluation mode, with FP32 inputs and outputs as its ONNX has them.
 
     Raises:
-        LoweringError: it is not; says why.
+        LoweringError: torch cannot export the module.
     """
-    try:
-        onnx.checker.check_model(model, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise LoweringError(f"the ONNX graph is not valid: {_cause(error)}") from error
-    if len(inferred.graph.input) != 1 or len(inferred.graph.output) != 1:
-        ends = f"{len(inferred.graph.input)} inputs and {len(inferred.graph.output)} outputs"
-        raise LoweringError(f"the network has {ends}; one of each can be shipped")
-    for value in (*inferred.graph.input, *inferred.graph.output):
-        if not all(dim.dim_value > 0 for dim in value.type.tensor_type.shape.dim):
-            raise LoweringError(f"{value.name} has a dynamic shape; export with a fixed batch and fixed image size")
-    return inferred
+    twin = _twin(module, _TYPES[precision])
+    if precision == "fp16":
+        twin = _Cast(twin, torch.float16, torch.float32).eval()
+    stream = text_io.BytesIO()
+    with _quiet():
+        try:
+            torch.export.save(torch.export.export(twin, (example_input,) if isinstance(example_input, Tensor) else example_input), stream)
+        except (RuntimeError, ValueError) as error:
+            raise LoweringError(f"torch cannot export {type(module).__name__}: {first_line(error)}") from error
+    return stream.getvalue()
+
+
+def features(backbone: nn.Module, names: Sequence[str]) -> "Features":
+    """A module that gives several feature maps of a backbone: what a detector or a segmenter is fed with.
+
+    Args:
+        backbone: of one input.
+        names: of the modules within it whose outputs are wanted, in order; the ONNX has them as names of its outputs.
+
+    Raises:
+        LoweringError: it has no module of such a name; lists some that it has.
+    """
+    known = dict(backbone.named_modules())
+    for name in names:
+        if not name or name not in known:
+            some = ", ".join([name for name, _ in backbone.named_children()][:20])
+            raise LoweringError(f"{type(backbone).__name__} has no module {name!r}: choose of {some} or a module within them")
+    if not names:
+        raise LoweringError("features: name at least one module")
+    return Features(backbone, tuple(names))
+
+
+class Features(nn.Module):
+    """A backbone that gives the outputs of some of its modules; made by `features`."""
+
+    def __init__(self, backbone: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.backbone, self.names = backbone, names
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps in the order of their names.
+
+        Raises:
+            LoweringError: a module is not called, or gives something else than a tensor.
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, output: object) -> None:
+            if not isinstance(output, Tensor):
+                raise LoweringError(f"module {name!r} gives a {type(output).__name__}, a feature map is a tensor: choose another")
+            found[name] = output
+
+        hooks = [
+            self.backbone.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+            for name in self.names
+        ]
+        try:
+            self.backbone(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if missing := [name for name in self.names if name not in found]:
+            raise LoweringError(f"module {missing[0]!r} takes no part in the network's forward: choose another")
+        return tuple(found[name] for name in self.names)
 
 
 def count(model: onnx.ModelProto) -> Counts:
@@ -134,8 +213,40 @@ class _Cast(nn.Module):
         super().__init__()
         self.body, self.inner, self.outer = body, inner, outer
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.to(self.inner)).to(self.outer)
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        output = self.body(*(x.to(self.inner) if x.is_floating_point() else x for x in inputs))
+        return output.to(self.outer) if isinstance(output, Tensor) else tuple(value.to(self.outer) for value in output)
+
+
+def _twin(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(module).to(dtype).eval()
+
+
+def _require_inline(module: nn.Module) -> None:
+    size = sum(4 * tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
+    if size > MAX_BYTES:
+        raise LoweringError(
+            f"the weights of {type(module).__name__} take {size / 2**30:.1f} GiB in FP32, and an ONNX file with its weights inline holds "
+            "less than 2: ship it in parts"
+        )
+
+
+def _names(kind: str, given: Sequence[str], count: int) -> list[str]:
+    if given and (len(given) != count or len(set(given)) != count):
+        raise LoweringError(f"{kind}s {', '.join(given)}: the network has {count}, each needs a name of its own")
+    return list(given) or ([kind] if count == 1 else [f"{kind}{i}" for i in range(count)])
+
+
+def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
+    """Give values other names; a value that has one of them already makes way."""
+    names = {old: new for old, new in names.items() if old != new}
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} - names.keys()
+    names |= {name: f"{name}_" for name in names.values() if name in taken}
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*graph.output, *graph.value_info, *graph.initializer):
+        value.name = names.get(value.name, value.name)
 
 
 @contextlib.contextmanager
@@ -149,10 +260,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _cause(error: BaseException) -> str:
-    """The first line of the innermost cause: the exporter wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,7 +1,6 @@
 """One self-contained HTML page about a bundle, or about the directory of a search, made from its files alone."""
 
 import io
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from deploy import bundle
 from deploy.bundle import Layer, Manifest, Network
 from deploy.errors import BundleError, DeployError
 from deploy.policy import paint_returned
-from deploy.validate import compare_latency
-from latency import Latency, Measurement
+from deploy.validate import compare_latency, share
+from latency import Latency, LatencyTable, Measurement, plot
 from latency.errors import require
+from latency.files import write_whole
 from latency.units import interval, microseconds
 
 T = TypeVar("T")
@@ -62,12 +62,19 @@ class ChosenLayer(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     width: int
     of: int
+    op: str = ""
+    kernel: int = 0
+    stride: int = 0
+    act: str = ""
 
 
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows of architecture.json."""
 
     layers: tuple[ChosenLayer, ...]
+    space: str = ""
+    input_shape: tuple[int, ...] = ()
+    classes: int = 0
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +93,7 @@ class Source:
     """All that a directory says. A bundle has a manifest; of a search, what is there so far."""
 
     directory: Path
+    table: LatencyTable | None
     manifest: Manifest | None
     run: Run | None
     result: Result | None
@@ -117,43 +125,51 @@ class Row:
     shipped: str
 
 
-def render(directory: str | Path, out: str | Path) -> list[Row]:
+def render(directory: str | Path, out: str | Path, table: LatencyTable | None = None) -> list[Row]:
     """Write the page of a bundle or of a search's directory; returns its main table.
 
+    Args:
+        directory: the bundle, or the search's directory.
+        out: the page.
+        table: the latency table that the search used, to be shown too.
+
     Raises:
-        DeployError: the directory is neither, or one of its files is damaged; the file is named.
+        DeployError: the directory is neither, one of its files is damaged (it is named), or the table is another one.
         MissingExtra: jinja2 or matplotlib is not installed.
     """
     jinja2 = require("jinja2", "report")
     require("matplotlib", "report")
-    source, out = read(Path(directory)), Path(out)
+    source, out = read(Path(directory), table), Path(out)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"us": microseconds, "percent": percent, "number": "{:,}".format, "short": "{:.1e}".format}
+    environment.filters |= {"short": "{:.1e}".format, "share": share}
     template = environment.from_string(resources.files("deploy").joinpath("report.html.j2").read_text("utf-8"))
     rows = main_table(source)
     page = template.render(source=source, manifest=source.manifest, rows=rows, headline=headline(source), pictures=list(_pictures(source)))
-    beside = out.with_name(f".{out.name}.{os.getpid()}.new")
     try:
-        beside.write_text(page, "utf-8")
-        beside.replace(out)
+        write_whole(out, page.encode())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise DeployError(f"{out} cannot be written: {error.strerror}") from error
     return rows
 
 
-def read(directory: Path) -> Source:
-    """Read a bundle, or the directory of a search.
+def read(directory: Path, table: LatencyTable | None = None) -> Source:
+    """Read a bundle, or the directory of a search; the table is the one that its numbers are from.
 
     Raises:
-        DeployError: it is neither, or one of its files is damaged.
+        DeployError: it is neither, one of its files is damaged, or the table is another one.
     """
     manifest = bundle.load(directory).manifest if (directory / bundle.MANIFEST).exists() else None
     run = _json(directory / RUN, Run)
     if manifest is None and run is None:
         raise BundleError(f"{directory} is neither a bundle ({bundle.MANIFEST}) nor a search ({RUN}); give one of those directories")
+    if table and run and table.sha256 != run.table_sha256:
+        raise DeployError(
+            f"{table.path} is not the table of this search: its sha256 is {table.sha256[:16]}, the search used {run.table_sha256[:16]}: "
+            "give that one, or none"
+        )
     return Source(
         directory=directory,
+        table=table,
         manifest=manifest,
         run=run,
         result=_json(directory / RESULT, Result),
@@ -188,7 +204,7 @@ def _bundle_table(manifest: Manifest) -> list[Row]:
         return Row(name, "-" if manifest.unpruned is None else show(manifest.unpruned), show(manifest.shipped))
 
     rows = [
-        row("accuracy", lambda network: "-" if network.accuracy is None else percent(network.accuracy)),
+        row("accuracy", lambda network: share(network.accuracy) if network.accuracy else "-"),
         row("parameters", lambda network: f"{network.params:,}"),
         row("MACs", lambda network: f"{network.macs:,}"),
         row("predicted latency", lambda network: "-" if network.predicted is None else interval(network.predicted)),
@@ -199,9 +215,9 @@ def _bundle_table(manifest: Manifest) -> list[Row]:
         rows.append(Row("against unpruned", "-", f"{ratio.word}: {ratio.ratio:.3f} of its latency ({ratio.low:.3f} to {ratio.high:.3f})"))
     budget = "" if manifest.budget_us is None else f"{microseconds(manifest.budget_us)}: "
     rows.append(Row("budget", "-", f"{budget}{manifest.budget_verdict}"))
-    last = next((step for step in reversed(manifest.validation) if step.first), None)
-    if last and last.first:
-        text = f"{last.first.relative:.1e} of its scale ({last.name}, limit {last.limit:.0e}): {last.verdict}"
+    last = next((step for step in reversed(manifest.validation) if step.worst), None)
+    if last and last.worst:
+        text = f"{last.worst.relative:.1e} of its scale ({last.name}, limit {last.limit:.0e}): {last.verdict}"
         rows.append(Row("output difference", "-", text))
     return rows
 
@@ -257,8 +273,8 @@ def _json_lines(path: Path, kind: type[T]) -> Iterator[T]:
 # Pictures. Colours are placeholders that become CSS variables, so that one picture serves light and dark; line styles, hatches and
 # strength tell the same as colours do.
 
-_INK, _FIRST, _SECOND, _LIMIT = "#010101", "#020202", "#030303", "#040404"
-_CSS = {_INK: "currentColor", _FIRST: "var(--first)", _SECOND: "var(--second)", _LIMIT: "var(--limit)"}
+_INK, _FIRST, _SECOND, _LIMIT, _PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
+_CSS = {_INK: "currentColor", _FIRST: "var(--first)", _SECOND: "var(--second)", _LIMIT: "var(--limit)", _PAPER: "var(--paper)"}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lathe",
@@ -272,10 +288,6 @@ _STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "legend.frameon": False,
 }
-
-
-WIDTH = 10.0
-"""Of every picture, in inches of matplotlib's 72 points; the page scales it down where it is narrower."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +307,7 @@ def _pictures(source: Source) -> Iterator[Picture]:
     pair = {} if source.manifest is None else {"shipped": source.manifest.shipped, "unpruned": source.manifest.unpruned}
     measured = [(name, network.measured) for name, network in pair.items() if network and network.measured]
     if measured:
-        caption = "Samples, taken in turns in one run. Line: median; band: its interval; the last bin holds the slowest fiftieth."
+        caption = "Samples, taken in turns in one run. Line: median; band: its interval; the last bin holds all that is slower."
         yield _picture("Latency", caption, 1 + 1.8 * len(measured), lambda figure: _latencies(figure, measured, source.budget_us))
     if source.history:
         caption = "After every epoch: accuracy on held-out data, and the latency that the table predicts. Dotted lines part the phases."
@@ -309,6 +321,8 @@ def _pictures(source: Source) -> Iterator[Picture]:
             caption = "Channels of each layer that were gone after the epoch before and came back, with their number over the whole search."
             back, names = [epoch.returned for epoch in searched], [layer.name for layer in source.layers]
             yield _picture("Channels that came back", caption, height, lambda figure: paint_returned(figure, back, names, colour=_FIRST))
+    for drawn in plot.pictures(source.table, plot.Palette(_INK, _PAPER, _FIRST, _SECOND)) if source.table else ():
+        yield _picture(drawn.title, drawn.caption, drawn.height_in, drawn.paint)
 
 
 def _picture(title: str, caption: str, height: float, paint: Callable[[Any], None]) -> Picture:
@@ -318,7 +332,7 @@ def _picture(title: str, caption: str, height: float, paint: Callable[[Any], Non
 
     buffer = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(plot.WIDTH_IN, height), layout="constrained")
         paint(figure)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
@@ -347,8 +361,8 @@ def _latencies(figure: Any, networks: Sequence[tuple[str, Measurement]], budget_
     column = figure.subplots(len(networks), 1, squeeze=False)[:, 0]
     for axes, (name, measured) in zip(column, networks, strict=True):
         ordered = sorted(measured.samples_us)
-        low, high = ordered[0], ordered[-1 - len(ordered) // 50]
-        high = max(high, low * 1.001)
+        low, upper = ordered[0], ordered[3 * len(ordered) // 4]
+        high = max(min(ordered[-1 - len(ordered) // 50], upper + 4 * (upper - low)), low * 1.001, measured.high_us)
         shares = [1 / len(ordered)] * len(ordered)
         axes.hist([min(sample, high) for sample in ordered], 40, range=(low, high), weights=shares, color=_FIRST)
         axes.axvline(measured.median_us, color=_INK, linewidth=1)

@@ -1,6 +1,7 @@
 """Check a bundle again: every hash, and every output and latency that the machine at hand can check."""
 
 import contextlib
+import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -8,12 +9,15 @@ from typing import Literal
 import msgspec
 import safetensors.numpy
 
-from deploy import bundle, engine
+from deploy import bundle, engine, precision
 from deploy.bundle import Bundle, ChangedManifest, Manifest
 from deploy.engine import Running
-from deploy.validate import Outputs, Rung, Samples, Verdict, climb, judge_latency
+from deploy.errors import BundleError
+from deploy.start import running
+from deploy.validate import Outputs, Rung, Samples, Verdict, climb, judge_latency, share
 from latency import RunFailed
 from latency.device import first_difference
+from latency.measure import summarize
 from latency.units import interval, microseconds
 
 
@@ -47,14 +51,15 @@ def verify(directory: str | Path) -> Verification:
     """
     try:
         found = bundle.load(directory)
-    except ChangedManifest:
+    except ChangedManifest as error:
         # Nothing that it says can be relied on, so nothing else is compared with it.
-        return Verification(directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail="was changed"),))
+        return Verification(directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail=error.how),))
     problems = bundle.check_files(found)
     checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
-    with _start(found, problems) as running:
-        checks += _outputs(found, problems, running)
-        checks.append(_latency(found.manifest, running))
+    checks += [*_half(found, problems), *_recorded(found.manifest)]
+    with _start(found) as at_work:
+        checks += _outputs(found, problems, at_work)
+        checks.append(_latency(found.manifest, at_work))
     return Verification(directory=str(directory), checks=tuple(checks))
 
 
@@ -66,53 +71,92 @@ def _files(manifest: Manifest, problems: Mapping[str, str]) -> Iterator[Check]:
 
 
 @contextlib.contextmanager
-def _start(found: Bundle, problems: Mapping[str, str]) -> Iterator[Running | str]:
+def _start(found: Bundle) -> Iterator[Running | str]:
     """The shipped network at work, or why it is not."""
-    needed = [bundle.ENGINE] if bundle.ENGINE in found.manifest.files else []
-    needed.append(bundle.ONNX_FP16 if bundle.ONNX_FP16 in found.manifest.files else bundle.ONNX)
-    if broken := [name for name in needed if name in problems]:
-        yield f"{broken[0]} {problems[broken[0]]}"
-        return
-    built = found.read(bundle.ENGINE) if bundle.ENGINE in needed else b""
-    threads = found.manifest.device.threads if found.manifest.device else 1
-    with engine.running(found.manifest.target, found.read(needed[-1]), built, threads=max(threads, 1)) as running:
-        yield running
+    with contextlib.ExitStack() as stack:
+        try:
+            at_work = stack.enter_context(running(found))
+        except BundleError as error:
+            at_work = str(error)
+        yield at_work
 
 
-def _outputs(found: Bundle, problems: Mapping[str, str], running: Running | str) -> Iterator[Check]:
+def _outputs(found: Bundle, problems: Mapping[str, str], at_work: Running | str) -> Iterator[Check]:
     if bundle.REFERENCE in problems:
         yield Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")
         return
-    reference = safetensors.numpy.load(found.read(bundle.REFERENCE))
+    kept = safetensors.numpy.load(found.read(bundle.REFERENCE))
+    reference = {name: kept[f"outputs.{name}"] for name in found.manifest.outputs}
 
     def run(file: str, runner: Callable[[bytes], Callable[[Samples], Outputs]]) -> Callable[[Samples], Outputs] | str:
         return f"{file} {problems[file]}" if file in problems else runner(found.read(file))
 
-    rungs = [Rung("reference", "fp32", lambda _: reference["outputs"])]
+    rungs = [Rung("reference", "fp32", lambda _: reference)]
     if bundle.ONNX in found.manifest.files:
         rungs.append(Rung("onnx", "fp32", run(bundle.ONNX, engine.onnx_runner)))
     if bundle.ONNX_FP16 in found.manifest.files:
         rungs.append(Rung("onnx-fp16", "fp16", run(bundle.ONNX_FP16, engine.half_runner)))
     if bundle.ENGINE in found.manifest.files:
-        rungs.append(Rung("engine", found.manifest.precision, running if isinstance(running, str) else running.outputs))
-    for step in climb(rungs, reference["samples"])[0][1:]:
-        numbers = f"differs by {step.first.relative:.1e} of the scale, limit {step.limit:.0e}" if step.first else ""
+        rungs.append(Rung("engine", found.manifest.precision, at_work if isinstance(at_work, str) else at_work.outputs))
+    for step in climb(rungs, kept["samples"])[0][1:]:
+        numbers = f"differs by {step.worst.relative:.1e} of the scale, limit {step.limit:.0e}" if step.worst else ""
         yield Check(name=f"outputs of {step.name}", verdict=step.verdict, detail=step.reason or numbers)
 
 
-def _latency(manifest: Manifest, running: Running | str) -> Check:
-    if isinstance(running, str):
-        return Check(name="latency", verdict="not run", detail=running)
+def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
+    """Whether the half-precision network is what its certificate makes of the float32 one."""
+    if found.manifest.certificate is None:
+        return
+    if broken := [name for name in (bundle.ONNX, bundle.ONNX_FP16) if name in problems]:
+        yield Check(name="certificate", verdict="not run", detail=f"{broken[0]} {problems[broken[0]]}")
+        return
+    if precision.again(found.read(bundle.ONNX), found.manifest.certificate) == found.read(bundle.ONNX_FP16):
+        yield Check(name="certificate", verdict="passed", detail=f"{bundle.ONNX} in half precision by it is {bundle.ONNX_FP16}")
+    elif (there := found.manifest.versions.get("onnx")) != (here := importlib.metadata.version("onnx")):
+        yield Check(name="certificate", verdict="not run", detail=f"{bundle.ONNX_FP16} was written with onnx {there}, here is {here}")
+    else:
+        yield Check(name="certificate", verdict="failed", detail=f"{bundle.ONNX} in half precision by it is not {bundle.ONNX_FP16}")
+
+
+def _recorded(manifest: Manifest) -> Iterator[Check]:
+    """What the manifest concludes, from the numbers that it holds; what it cannot tell is said."""
+    wrong = []
+    for step in manifest.validation:
+        near = all(found.relative <= step.limit for found in (*step.previous.values(), *step.first.values()))
+        if step.first and (step.verdict == "passed") != near:
+            wrong.append(f"{step.name} {step.precision} is {step.verdict}")
+    networks = {"shipped": manifest.shipped, "unpruned": manifest.unpruned}
+    for name, network in networks.items():
+        if network and network.measured and summarize(network.measured.samples_us, manifest.protocol) != network.measured:
+            wrong.append(f"the latency of the {name} network is not that of its samples")
+    measured = manifest.shipped.measured
+    budget = "not run" if measured is None else judge_latency(measured.low_us, measured.high_us, manifest.budget_us)
+    if budget != manifest.budget_verdict:
+        wrong.append(f"the budget is {manifest.budget_verdict}, by its numbers {budget}")
+    detail = "; ".join(wrong) or "every verdict and latency follows from its numbers"
+    yield Check(name="recorded verdicts", verdict="failed" if wrong else "passed", detail=detail)
+    forms = [link.name for link in manifest.chain if not link.file]
+    if forms:
+        detail = f"{', '.join(forms)}: their weights are not in the bundle; only what was exported from them is"
+        yield Check(name="torch forms", verdict="not run", detail=detail)
+    if manifest.shipped.accuracy:
+        detail = f"{share(manifest.shipped.accuracy)} of {manifest.samples} samples when exported; they are not in the bundle"
+        yield Check(name="accuracy", verdict="not run", detail=detail)
+
+
+def _latency(manifest: Manifest, at_work: Running | str) -> Check:
+    if isinstance(at_work, str):
+        return Check(name="latency", verdict="not run", detail=at_work)
     recorded = manifest.shipped.measured
     if manifest.device is None or recorded is None:
         return Check(name="latency", verdict="not run", detail="none was measured when the bundle was made; export again on its target")
-    for there, here in ((manifest.device, running.device), (manifest.runtime, running.runtime)):
+    for there, here in ((manifest.device, at_work.device), (manifest.runtime, at_work.runtime)):
         if difference := first_difference(there, here):
             field, was, now = difference
             what = f"measured on another {type(there).__name__.lower()}"
             return Check(name="latency", verdict="not run", detail=f"{what}: {field} {was!r}, here {now!r}")
     try:
-        now = engine.measure_in_turns({"shipped": running.timed}, manifest.protocol)["shipped"]
+        now = engine.measure_in_turns({"shipped": at_work.timed}, manifest.protocol)["shipped"]
     except RunFailed as error:
         return Check(name="latency", verdict="failed", detail=str(error))
     verdict = judge_latency(now.low_us, now.high_us, manifest.budget_us)

@@ -21,6 +21,7 @@ import onnx
 from msgspec import Struct
 
 from latency.errors import LatencyError, one_line
+from latency.files import write_whole
 from latency.profile import Workload
 from latency.weights import filled, strip_weights
 
@@ -96,12 +97,7 @@ def write(
             member = zipfile.ZipInfo(name)  # dated 1980 whatever the day
             member.compress_type, member.create_system, member.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             archive.writestr(member, content)
-    beside = Path(path).with_name(f".{Path(path).name}.partial")
-    with beside.open("wb") as file:
-        file.write(packed.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, packed.getvalue())
     return index
 
 

@@ -74,7 +74,7 @@ def profile_adaptively(
     *,
     error: float = 0.02,
 ) -> Iterator[Event | Covered]:
-    """Measure at most a third of the blocks, and everything that is no block.
+    """Measure at most a third of the blocks, or what it takes to interpolate at all, and everything that is no block.
 
     Args:
         workloads: what to cover.
@@ -143,14 +143,14 @@ class _Plan:
         self._error, self._families, self._held, self._round = error, _families(specs), held_out(specs), 0
         self._blocks = len(specs)
         self._asked: set[str] = set()
-        must = sum(len(_corners(family)) for family in self._families.values())
-        self.most = max(self._blocks // _MOST, must)
+        corners = (key for family in self._families.values() for key in _corners(family))
+        coarse = (key for family in self._families.values() for key in self._lattice(family))
+        self._opening = list(dict.fromkeys([*corners, *sorted(self._held), *coarse]))
+        self.most = max(self._blocks // _MOST, len(self._opening))  # a third of a small family is too little to interpolate in it
 
     def first(self) -> list[str]:
         """Corners, without which there is nothing to interpolate between; what is held out; and a coarse grid."""
-        corners = [key for family in self._families.values() for key in _corners(family)]
-        coarse = [key for family in self._families.values() for key in self._lattice(family)]
-        return self._take([*corners, *sorted(self._held), *coarse])
+        return self._take(self._opening)
 
     def next(self, rows: dict[str, Row]) -> tuple[Covered, list[str]]:
         """How good it is now, and what to measure next; nothing when it is good enough, or a third is measured."""

@@ -8,6 +8,7 @@ import msgspec
 
 from latency.device import require_equal
 from latency.errors import LatencyError
+from latency.files import whole
 from latency.table import LatencyTable, Row, TableWriter
 
 
@@ -41,10 +42,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     rows = [row for table in tables for row in table.history]
     good: dict[str, Row] = {row.key: row for table in tables for row in table.rows if row.status == "ok"}
     latest = {row.key: row for row in rows}
-    part = Path(f"{out}.part")
-    part.unlink(missing_ok=True)
     created = min(table.header.created for table in tables)
-    with TableWriter(part, msgspec.structs.replace(first, created=created)) as writer:
+    with whole(out) as part, TableWriter(part, msgspec.structs.replace(first, created=created)) as writer:
         writer.append(*rows, *(good[key] for key, row in latest.items() if row.status != "ok" and key in good))
-    part.replace(out)
     return LatencyTable.load(out)

@@ -270,6 +270,20 @@ class Export:
     """how long and how exactly to measure: default or fast"""
     threads: int | None = None
     """threads of the CPU runtime (default: the table's, or 1)"""
+    samples: Path | None = None
+    """of MODEL.onnx: preprocessed inputs, SAMPLES.npy of shape [samples, ...]: what FP16 is certified and validated on"""
+    workspace_mib: int | None = None
+    """of an engine: scratch memory in MiB at most (default: the builder's own)"""
+    optimization_level: int | None = None
+    """of an engine: 0 to 5, how long the builder may look for faster code (default: 3)"""
+    timing_cache: Path | None = None
+    """of an engine, tensorrt only: what the builder measured before, model.timing_cache of an earlier bundle"""
+    version_compatible: bool = False
+    """of an engine, tensorrt only: later versions of the runtime may load it"""
+    hardware_compatible: bool = False
+    """of an engine, tensorrt only: every GPU from Ampere on may load it, at some cost in speed"""
+    compute_capability: tuple[str, ...] = ()
+    """of an engine, tensorrt-rtx only: the GPUs that it is for, such as 8.9 12.0 (default: 8.0 and what comes after it)"""
     json: bool = False
     """print JSON"""
 
@@ -304,6 +318,8 @@ class Report:
     """directory of a run or of a bundle"""
     out: Path | None = None
     """the page to write (default: SOURCE.html, beside the directory)"""
+    table: Path | None = None
+    """the latency table that the search used, to be shown too"""
     json: bool = False
     """print JSON"""
 
@@ -311,7 +327,7 @@ class Report:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        page, rows = stages.report(self.source, self.out)
+        page, rows = stages.report(self.source, self.out, self.table)
         render.report(page, rows, as_json=self.json)
         return 0
 

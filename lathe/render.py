@@ -276,6 +276,8 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=LOG, transient=True) as bar:
         task = bar.add_task("export")
         made = make(lambda step: bar.update(task, description=step))
+    from deploy.validate import share
+
     manifest = made.manifest
     if as_json:
         print_json({"bundle": str(made.directory), "manifest": manifest, "failures": manifest.failures})
@@ -292,21 +294,24 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
         title_justify="left",
     )
     for step in manifest.validation:
-        first = step.first
+        worst = step.worst
         view.add_row(
             step.name,
             step.precision,
-            f"{first.relative:.1e}" if first else "-",
+            f"{worst.relative:.1e}" if worst else "-",
             f"{step.limit:.0e}",
-            f"{first.top1:.2%}" if first and first.top1 is not None else "-",
-            f"{step.accuracy:.2%}" if step.accuracy is not None else "-",
+            share(worst.top1) if worst and worst.top1 else "-",
+            share(step.accuracy) if step.accuracy else "-",
             escape(f"{step.verdict}: {step.reason}" if step.reason else step.verdict),
         )
     OUT.print(view)
     for failure in manifest.failures:
         OUT.print(f"[bold]does not hold:[/] {escape(failure)}")
-    if "no budget" in manifest.provenance:
-        OUT.print(escape(manifest.provenance["no budget"]))
+    for note in ("no budget", "samples"):
+        if note in manifest.provenance:
+            OUT.print(escape(manifest.provenance[note]))
+    if manifest.certificate:
+        OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
     OUT.print(
         f"budget {manifest.budget_verdict}; written to {escape(str(made.directory))}; see `lathe report {escape(str(made.directory))}`"
     )

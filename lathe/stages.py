@@ -25,9 +25,12 @@ from latency.sentinel import Safeguards
 from latency.shard import shard
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from deploy.bundle import Bundle as ShippedBundle
     from deploy.report import Row
     from deploy.verify import Verification
+    from latency.backends.tensorrt import EngineSpec
     from lathe.cli import Bundle, Export, Profile, Search
     from search.architecture import Architecture
     from search.record import Event as SearchEvent
@@ -94,7 +97,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
     runner = _runner(command)
     from deploy.lowering import LOWERING_VERSION
 
-    works = shard(_workloads(space, command.networks, command.seed, runner.precision), command.shard)
+    works = shard(_workloads(space, command.networks, command.seed, runner.precision, program=runner.name == "torch-cuda"), command.shard)
     return _measure(command, works, runner, timing, LOWERING_VERSION, space.name)
 
 
@@ -170,13 +173,15 @@ def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workl
     return _workloads(space, command.networks, command.seed, command.precision), write
 
 
-def _workloads(space: "Space", networks: int | None, seed: int | None, precision: Literal["fp32", "fp16"]) -> list[Workload]:
+def _workloads(
+    space: "Space", networks: int | None, seed: int | None, precision: Literal["fp32", "fp16"], *, program: bool = False
+) -> list[Workload]:
     from search.workloads import workloads
 
     networks = DEFAULT_NETWORKS if networks is None else networks
     if networks < 0:
         raise LatencyError(f"--networks must be 0 or more, found {networks}")
-    return workloads(space, networks=networks, seed=seed or 0, precision=precision)
+    return workloads(space, networks=networks, seed=seed or 0, precision=precision, program=program)
 
 
 def load_table(path: Path) -> LatencyTable:
@@ -186,7 +191,7 @@ def load_table(path: Path) -> LatencyTable:
 
 def plot_table(table: LatencyTable, out: Path) -> None:
     """Draw a table into a file."""
-    from lathe.plot import plot
+    from latency.plot import plot
 
     plot(table, out)
 
@@ -297,13 +302,17 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     """Ship a run, or an ONNX file."""
     require("torch", "train")
     import deploy
+    from deploy import graph
     from deploy.errors import DeployError
 
     timing = protocols.get(command.protocol)
     if command.source.is_file():
         return deploy.export(
-            command.source.read_bytes(),
+            graph.read(command.source),
             target=command.target,
+            samples=_array(command.samples) if command.samples else None,
+            engine_spec=_engine_spec(command),
+            timing_cache=command.timing_cache,
             out=command.out,
             budget_ms=command.budget_ms,
             protocol=timing,
@@ -313,6 +322,8 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         )
     if not command.source.is_dir():
         raise DeployError(f"{command.source} does not exist: give the directory of a finished search, or MODEL.onnx")
+    if command.samples:
+        raise DeployError(f"--samples {command.samples}: a run is validated on its own data: leave it out")
     return _export_run(command, timing, on_step)
 
 
@@ -356,6 +367,8 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
         budget_ms=budget_ms,
         protocol=timing,
         threads=threads,
+        engine_spec=_engine_spec(command),
+        timing_cache=command.timing_cache,
         predicted=architecture.predicted if at_home else None,
         predicted_baseline=result.unpruned.predicted if at_home else None,
         classes=architecture.labels,
@@ -372,6 +385,36 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
     )
 
 
+def _engine_spec(command: "Export") -> "EngineSpec | None":
+    """How an engine is built, as the command line says; None where it says nothing."""
+    from latency.backends.tensorrt import EngineSpec
+
+    if (command.workspace_mib or 0) < 0:
+        raise LatencyError(f"--workspace-mib must be 0 or more, found {command.workspace_mib}")
+    default = EngineSpec()
+    spec = EngineSpec(
+        workspace_mib=command.workspace_mib or 0,
+        optimization_level=default.optimization_level if command.optimization_level is None else command.optimization_level,
+        version_compatible=command.version_compatible,
+        hardware_compatible=command.hardware_compatible,
+        compute_capabilities=command.compute_capability,
+    )
+    return None if spec == default else spec
+
+
+def _array(path: Path) -> "np.ndarray":
+    """Numbers from an .npy file."""
+    import numpy as np
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise LatencyError(f"{path} is no .npy file of numbers: write it by numpy.save") from error
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
+        raise LatencyError(f"{path} is no .npy file of numbers: write it by numpy.save")
+    return found
+
+
 def _is_device_of(architecture: "Architecture", target: str, threads: int) -> bool:
     """Whether what a target runs on here is what an architecture's budget and prediction are of."""
     if architecture.runtime is None or architecture.runtime.name != target:
@@ -385,16 +428,14 @@ def _is_device_of(architecture: "Architecture", target: str, threads: int) -> bo
 
 def verify(directory: Path) -> "Verification":
     """Check a bundle again."""
-    require("torch", "train")
     import deploy
 
     return deploy.verify(directory)
 
 
-def report(source: Path, out: Path | None) -> "tuple[Path, list[Row]]":
+def report(source: Path, out: Path | None, table: Path | None) -> "tuple[Path, list[Row]]":
     """Write the page of a run or a bundle; returns where it is, and its main table."""
-    require("torch", "train")
     from deploy.report import render
 
     page = out or source.with_name(source.name + ".html")
-    return page, render(source, page)
+    return page, render(source, page, table and load_table(table))

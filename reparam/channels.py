@@ -5,7 +5,8 @@ the same number, `const`, in every sample and pixel. A mask makes that number 0;
 
 - What passes channels through hands on the atoms of its input; an addition unites those of its operands.
 - What mixes channels (a convolution, a linear layer) reads the live ones and makes new ones. A dead one that is not 0 goes into its bias.
-- What has no rule, the inputs and the outputs pin their channels: all of them stay.
+- What has no rule, the inputs and the outputs pin their channels: all of them stay. A masked channel that gets to such an operator, or
+  one whose number no bias can hold, as in front of a border of zeros, is a `Refusal`.
 
 Where all rules have been applied, an atom that nobody reads alive is gone everywhere. Convolutions in groups are kept dense: a group that
 has a channel left, in or out, keeps as many as the largest one, so some masked channels stay; groups without any go.
@@ -24,7 +25,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from reparam.atoms import Atoms, Flags, Ids
-from reparam.blocks import ChannelMask
+from reparam.blocks import ChannelMask, ConvBlock
 from reparam.errors import ReparamError
 from reparam.graph import TrainedForm, describe, operator_name, propagate, trace
 
@@ -301,14 +302,14 @@ class Flow:
         x, transposed = self._known(node, 1), isinstance(module, TransposedConv)
         if x.dim != 1 or len(self.shape(node)) != module.weight.ndim:
             return self._opaque(node, " where channels are not dimension 1")
-        return self._mix(node, module, x, module.groups, exact=not transposed and not _zero_padded(module))
+        return self._layer(node, module, x, exact=not transposed and not _zero_padded(module))
 
     def _linear(self, node: fx.Node, module: nn.Linear) -> Channels | None:
         last = len(self.shape(node)) - 1
         x = self._known(node, last)
         if x.dim != last:
             return self._opaque(node, f" over dimension {last}, where channels are dimension {x.dim}")
-        return self._mix(node, module, x, 1, exact=True)
+        return self._layer(node, module, x, exact=True)
 
     def _trained(self, node: fx.Node, module: Any) -> Channels | None:
         if not self.generic:
@@ -319,25 +320,37 @@ class Flow:
                 )
             return self._opaque(node, ": run fuse(model) first")
         x = self._known(node, 1)
-        convs = [part for part in module.deployed().modules() if isinstance(part, Conv)]
-        if len(convs) != 1 or x.dim != 1:
-            return self._opaque(node, ", whose deployed form is not one convolution")
-        return self._mix(node, convs[0], x, convs[0].groups, exact=False, cut=module)
-
-    def _mix(self, node: fx.Node, module: Any, x: Channels, groups: int, *, exact: bool, cut: nn.Module | None = None) -> Channels:
-        width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
-        out = Channels(self.atoms.new(width), np.ones(width, bool), np.zeros(width), x.dim)
+        deployed = module.deployed()
+        parts: list[Any] = list(deployed) if isinstance(deployed, nn.Sequential) else [deployed]
+        if not all(isinstance(part, ConvBlock) for part in parts) or x.dim != 1:
+            return self._opaque(node, ", whose deployed form is not a chain of convolutions")
         self.readers.append((node, x.ids))
-        ends = self._end(node, cut or module, x.ids, out.ids)
+        for index, part in enumerate(parts):
+            ends = self._end(node, module, x.ids, out := self.atoms.new(part.conv.out_channels), key=(id(module), index))
+            x = self._mix(node, part.conv, x, out, ends, exact=not _zero_padded(part.conv))
+        self.makers.append((node, x.ids))
+        if len(parts) == 1 and parts[0].conv.groups == len(x.ids) == parts[0].conv.in_channels:
+            self.alike.add(node)
+        return x
+
+    def _layer(self, node: fx.Node, module: Any, x: Channels, *, exact: bool) -> Channels:
+        out = self.atoms.new(module.out_features if isinstance(module, nn.Linear) else module.out_channels)
+        self.readers.append((node, x.ids))
+        self.makers.append((node, out))
+        if getattr(module, "groups", 1) == len(x.ids) == len(out) > 1:
+            self.alike.add(node)
+        return self._mix(node, module, x, out, self._end(node, module, x.ids, out), exact=exact)
+
+    def _mix(self, node: fx.Node, module: Any, x: Channels, ids: Ids, ends: Ends, *, exact: bool) -> Channels:
+        """The channels `ids` that a layer makes of others."""
+        out, groups = Channels(ids, np.ones(len(ids), bool), np.zeros(len(ids)), x.dim), getattr(module, "groups", 1)
         ends.folds.append((node, x, exact))
-        self.makers.append((node, out.ids))
         if groups == 1:
             self.atoms.read(x.ids[x.live])
             return out
         into, live, made = x.ids.reshape(groups, -1), x.live.reshape(groups, -1), out.ids.reshape(groups, -1)
         if into.shape[1] == made.shape[1] == 1:
             self.atoms.unite(x.ids, out.ids)
-            self.alike.add(node)
         else:
             self.atoms.balance(into, made, live)
             why = f"node {node.name} ({describe(self.model, node)}) must keep equally many channels in each of its groups"

@@ -183,7 +183,7 @@ def _probe_shape(layer: Any) -> tuple[int, ...]:
 def _require_same(exact: nn.Module, merged: nn.Module, shape: tuple[int, ...], device: torch.device, what: str) -> None:
     # A generator of its own leaves torch's seed alone.
     x = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(device)
-    require(compare(exact, merged, x), FLOAT64_LIMIT, f"{what} is not the same after merging its branches")
+    require(compare(exact, merged, x), FLOAT64_LIMIT, f"{what} is not the same after merging")
 
 
 def _without_hooks(module: nn.Module, shared: dict[int, Tensor] | None = None) -> Any:

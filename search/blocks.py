@@ -48,7 +48,7 @@ def pooled_linear(c_in: int, classes: int) -> nn.Sequential:
 
 @final
 class InvertedResidual(nn.Module):
-    """x + body(x), or the body alone: what `ops` says of an `irb` or a `fused_irb`.
+    """x + body(x), or the body alone: what `ops` says of an `irb`, a `fused_irb` or a `separable`.
 
     Args:
         spec: the block.
@@ -58,15 +58,17 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, spec: BlockSpec, *, normed: bool, se_width: int) -> None:
         super().__init__()
-        c_in, hidden, c_out = (spec.width(name) for name in ("c_in", "hidden", "c_out"))
+        c_in, c_out = spec.width("c_in"), spec.width("c_out")
+        hidden = dict(spec.widths).get("hidden", c_in)
         kernel, stride, act = int(spec.attr("kernel")), int(spec.attr("stride")), str(spec.attr("act"))
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         if spec.op == "fused_irb":
             parts["expand"] = _conv(c_in, hidden, normed=normed, kernel=kernel, stride=stride, act=act)
         else:
-            parts["expand"] = _conv(c_in, hidden, normed=normed, act=act)
+            if spec.op == "irb":
+                parts["expand"] = _conv(c_in, hidden, normed=normed, act=act)
             parts["depthwise"] = _conv(hidden, hidden, normed=normed, kernel=kernel, stride=stride, groups=hidden, act=act)
-        if spec.attr("se"):
+        if dict(spec.attrs).get("se"):
             parts["se"] = SqueezeExcite(hidden, se_width, act=act)
         parts["project"] = _conv(hidden, c_out, normed=normed)
         self.body = nn.Sequential(parts)
@@ -109,27 +111,6 @@ class Residual(nn.Module):
 
 
 @final
-class Separable(nn.Module):
-    """x + body(x), or the body alone: what `ops` says of a `separable`.
-
-    Args:
-        spec: the block.
-        normed: whether every convolution has a norm; otherwise it has a bias.
-    """
-
-    def __init__(self, spec: BlockSpec, *, normed: bool) -> None:
-        super().__init__()
-        c_in, kernel, stride = spec.width("c_in"), int(spec.attr("kernel")), int(spec.attr("stride"))
-        depthwise = _conv(c_in, c_in, normed=normed, kernel=kernel, stride=stride, groups=c_in, act=str(spec.attr("act")))
-        self.body = nn.Sequential(OrderedDict(depthwise=depthwise, project=_conv(c_in, spec.width("c_out"), normed=normed)))
-        self.residual = bool(spec.attr("residual"))
-
-    def forward(self, x: Image) -> Image:
-        """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""
-        return x + self.body(x) if self.residual else self.body(x)
-
-
-@final
 class SqueezeExcite(nn.Module):
     """Scales every channel by a factor in (0, 1) that the means of all channels decide (Hu et al. 2018)."""
 
@@ -169,11 +150,9 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
             conv = _conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")), stride=2, act=str(spec.attr("act")))
             conv.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
             return conv
-        case "separable":
-            return Separable(spec, normed=normed)
         case "basic" | "bottleneck":
             return Residual(spec, normed=normed)
-        case "irb" | "fused_irb":
+        case "irb" | "fused_irb" | "separable":
             return InvertedResidual(spec, normed=normed, se_width=se_width)
         case "tail":
             hidden = spec.width("hidden")

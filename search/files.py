@@ -1,6 +1,5 @@
-"""Files that appear whole or not at all."""
+"""JSON of msgspec structs, to and from files."""
 
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,21 +8,6 @@ import msgspec
 from search.errors import SearchError
 
 T = TypeVar("T")
-
-
-def beside(path: Path) -> Path:
-    """Where a file is while it is being written."""
-    return path.with_name(f".{path.name}.partial")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside and rename: whoever reads `path` finds the old file or the new one, also after a crash."""
-    partial = beside(path)
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def to_json(value: msgspec.Struct) -> bytes:

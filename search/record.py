@@ -8,9 +8,10 @@ import msgspec
 from msgspec import Struct
 
 from latency import Latency
+from latency.files import beside, write_whole
 from search.architecture import Architecture
 from search.errors import SearchError
-from search.files import beside, read_json, to_json, write_whole
+from search.files import read_json, to_json
 from search.space import Widths
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"

@@ -17,8 +17,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from deploy.lowering import Precision, to_onnx
-from latency import BlockSpec, Workload
+from deploy.graph import Precision
+from deploy.lowering import to_onnx, to_program
+from latency import BlockSpec, Lowered, Workload
 from latency.weights import fill_weights, strip_weights
 from reparam import fuse, squeeze
 from search import blocks, masks, ops
@@ -29,7 +30,7 @@ _LARGEST_CONSTANT = 31
 """No axis, ONNX type or other constant in a graph is above it; channel counts of templates are."""
 
 
-def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32") -> list[Workload]:
+def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32", program: bool = False) -> list[Workload]:
     """Every distinct block of a space; then its full, its smallest, and random networks, each once. Lowered when their `onnx` is called.
 
     Args:
@@ -37,16 +38,18 @@ def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Pre
         networks: how many random ones to draw.
         seed: of their draw.
         precision: of weights and arithmetic.
+        program: whether to lower to the program that torch runs, too.
     """
-    each = [Workload.block(spec, partial(lower, (spec,), precision)) for spec in space.blocks()]
+    lowered, pruned = (lower_with_program, lower_pruned_with_program) if program else (lower, lower_pruned)
+    each = [Workload.block(spec, partial(lowered, (spec,), precision)) for spec in space.blocks()]
     draw = random.Random(seed)
     if isinstance(space, Traced):  # its blocks are no chain: a network is lowered from the module itself
         widths = [space.full_widths(), space.smallest_widths(), *(space.random_widths(draw) for _ in range(networks))]
-        return [*each, *(Workload.network(space.network(w), partial(lower_pruned, space, w, precision)) for w in dict.fromkeys(widths))]
+        return [*each, *(Workload.network(space.network(w), partial(pruned, space, w, precision)) for w in dict.fromkeys(widths))]
     chains = [space.full_network(), space.smallest_network(), *(space.random_network(draw) for _ in range(networks))]
     return [
         *each,
-        *(Workload.network(chain, partial(lower, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
+        *(Workload.network(chain, partial(lowered, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
     ]
 
 
@@ -57,14 +60,39 @@ def lower(chain: Sequence[BlockSpec], precision: Precision = "fp32") -> bytes:
     return model.SerializeToString(deterministic=True)
 
 
+def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32") -> Lowered:
+    """As `lower`, with the program of the same network that torch itself runs.
+
+    A program cannot be cut from a template: torch exports each at its own widths, with weights of its own initialisation.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = deployed_form(chain)
+    return Lowered(onnx=lower(chain, precision), program=to_program(module, _example(chain[0]), precision=precision))
+
+
+def _example(spec: BlockSpec) -> torch.Tensor:
+    return torch.zeros(1, spec.width("c_in"), int(spec.attr("h")), int(spec.attr("w")))
+
+
 def lower_pruned(space: Prunable, widths: Widths, precision: Precision = "fp32") -> bytes:
     """ONNX of a space's own module, pruned to these widths, fused and squeezed; the weights are random by the rule of `latency.weights`."""
+    model = onnx.load_from_string(to_onnx(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision))
+    fill_weights(model)
+    return model.SerializeToString(deterministic=True)
+
+
+def lower_pruned_with_program(space: Prunable, widths: Widths, precision: Precision = "fp32") -> Lowered:
+    """As `lower_pruned`, with the program of the same network that torch itself runs."""
+    program = to_program(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision)
+    return Lowered(onnx=lower_pruned(space, widths, precision), program=program)
+
+
+def _pruned(space: Prunable, widths: Widths) -> nn.Module:
     example, module = torch.zeros(1, *space.input_shape), space.module()
     kept = {name: torch.arange(full) < width for (name, full), width in zip(space.groups, widths, strict=True)}
     network = masks.mask(module, example, masks.prunable_groups(module, example), kept)
-    model = onnx.load_from_string(to_onnx(squeeze(fuse(network), example), example, precision=precision))
-    fill_weights(model)
-    return model.SerializeToString(deterministic=True)
+    return squeeze(fuse(network), example)
 
 
 def deployed_form(chain: Sequence[BlockSpec]) -> nn.Sequential:
@@ -157,9 +185,8 @@ def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
 @cache
 def _export(template: BlockSpec, se_width: int, precision: Precision) -> bytes:
     """A block's graph without weights."""
-    example = torch.zeros(1, template.width("c_in"), int(template.attr("h")), int(template.attr("w")))
     module = nn.Sequential(blocks.deployed(template, se_width=se_width))
-    model = onnx.load_from_string(to_onnx(module, example, precision=precision))
+    model = onnx.load_from_string(to_onnx(module, _example(template), precision=precision))
     strip_weights(model)
     return model.SerializeToString(deterministic=True)
 

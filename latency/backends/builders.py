@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from latency.backends.tensorrt import EngineSpec
 
 _HEAD = 8  # bytes of a message's length
+_GRACE_S = 10.0
 
 
 class Builders:
@@ -37,7 +38,7 @@ class Builders:
         self._flavour, self._spec = flavour, msgspec.to_builtins(spec)
         self._threads = ThreadPoolExecutor(self.workers)
         self._own, self._processes = threading.local(), list[subprocess.Popen[bytes]]()
-        self._closed = False
+        self._closed, self._starting = False, threading.Lock()
 
     def submit(self, onnx: bytes) -> Future[bytes]:
         """Build an engine as soon as a process is free. The future raises BuildFailed where the build fails or its process dies."""
@@ -53,33 +54,44 @@ class Builders:
             _send(process.stdin, {"flavour": self._flavour, "spec": self._spec, "onnx": onnx})
             answer = _receive(process.stdout)
         except (OSError, EOFError) as error:
-            raise BuildFailed(f"the builder died with exit code {process.wait()}") from error
+            raise BuildFailed(f"the builder died with exit code {_end(process)}") from error
         if "error" in answer:
             raise BuildFailed(answer["error"])
         return answer["engine"]
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        if self._closed:
-            raise BuildFailed("the builders are closed")
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
         command = [sys.executable, "-m", "latency.backends.builders"]
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
-        )
-        self._processes.append(process)
+        with self._starting:
+            if self._closed:
+                raise BuildFailed("the builders are closed")
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+            )
+            self._processes.append(process)
         return process
 
     def __enter__(self) -> "Builders":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._closed = True
-        for process in self._processes:
-            process.kill()
+        with self._starting:  # a process that is just being started must be killed, too: else its whole build is waited for
+            self._closed = True
+            for process in self._processes:
+                process.kill()
         self._threads.shutdown(cancel_futures=True)
         for process in self._processes:
             process.communicate()
+
+
+def _end(process: "subprocess.Popen[bytes]") -> int:
+    """Exit code of a process that answers no more; one that closes its output and lives on must not be waited for without end."""
+    try:
+        return process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _send(stream: BinaryIO | Any, message: dict[str, Any]) -> None:
@@ -116,4 +128,11 @@ def _work() -> None:
 
 
 if __name__ == "__main__":
-    _work()
+    code = 1
+    try:
+        _work()
+        code = 0
+    finally:
+        # Threads of TensorRT that outlive a build call its logger, which is Python: one that does so while the interpreter is being torn
+        # down waits for ever, and the process with it. So nothing is torn down.
+        os._exit(code)

@@ -1,9 +1,10 @@
 """TensorRT and TensorRT for RTX: one API, one backend. Networks are strongly typed: precision is in the graph, never in a flag."""
 
+import functools
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from latency.backends.builders import Builders
 from latency.backends.cuda import Cuda, connect
 from latency.device import Runtime
 from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
+from latency.files import write_whole
 from latency.lowered import Lowered
 from latency.monitor import Nvml
 
@@ -30,6 +32,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         optimization_level: 0 to 5; how long the builder may look for faster code. Pinned, as it changes the engine.
         tf32: whether FP32 convolutions may round their inputs to TF32, which is not FP32 to a validation.
         version_compatible: whether later versions of the runtime may load the engine. TensorRT only.
+        hardware_compatible: whether every GPU from Ampere on may load the engine, at some cost in speed. TensorRT only.
         compute_capabilities: the GPUs to build for, such as `8.9`, or `current`; empty for the builder's own choice, which is 8.0 and what
             comes after it. TensorRT-RTX only: TensorRT builds for the GPU at hand.
     """
@@ -38,6 +41,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     optimization_level: int = 3
     tf32: bool = False
     version_compatible: bool = False
+    hardware_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
 
 
@@ -58,12 +62,16 @@ class TimingCache:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that it holds now; the file appears whole."""
-        beside = Path(f"{path}.part")
-        beside.write_bytes(self.data)
-        beside.replace(path)
+        write_whole(path, self.data)
 
 
-def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None, timing_cache: TimingCache | None = None) -> bytes:
+def build_engine(
+    onnx: bytes,
+    flavour: Flavour,
+    spec: EngineSpec | None = None,
+    timing_cache: TimingCache | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> bytes:
     """Build a serialized engine.
 
     Args:
@@ -71,6 +79,7 @@ def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None, 
         flavour: TensorRT, which needs a GPU, or TensorRT-RTX, which does not.
         spec: None for the defaults.
         timing_cache: used, and filled, by the builder. TensorRT only: the builder of TensorRT-RTX measures nothing.
+        on_progress: called with what the builder is at, such as "Building engine 3/8". An interrupt is then heard at the next step.
 
     Raises:
         MissingExtra: the flavour's package is not installed.
@@ -83,6 +92,7 @@ def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None, 
     if flavour == "tensorrt" or "current" in spec.compute_capabilities:
         connect(flavour)  # such a build looks at the GPU; without one this says so in one line
     logger = _logger(trt)
+    logger.forget()
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
@@ -99,7 +109,12 @@ def build_engine(onnx: bytes, flavour: Flavour, spec: EngineSpec | None = None, 
                 f"timing cache {timing_cache.path} is of another GPU or TensorRT ({one_line(logger.errors())}): "
                 "leave it out, or give another"
             )
+    monitor = _monitor(trt, on_progress) if on_progress else None
+    if monitor:
+        config.progress_monitor = monitor
     serialized = builder.build_serialized_network(network, config)
+    if monitor and monitor.interrupted:
+        raise KeyboardInterrupt
     if serialized is None:
         raise BuildFailed(one_line(logger.errors()))
     if timing_cache is not None and flavour == "tensorrt":
@@ -148,7 +163,9 @@ class TensorRT:
         known = _capabilities(self._trt) if flavour == "tensorrt-rtx" else {}
         here = self.device.compute_capability if self.device.compute_capability in known else "current"
         self.spec = spec or EngineSpec(compute_capabilities=(here,) if flavour == "tensorrt-rtx" else ())
-        self.settings = {name: str(value) for name, value in msgspec.to_builtins(self.spec).items() if name != "compute_capabilities"}
+        self.settings = {name: str(value) for name, value in msgspec.to_builtins(self.spec).items() if name not in _APART}
+        if self.spec.hardware_compatible:  # what tables name since there is such a thing, and only then: older ones stay equal
+            self.settings["hardware_compatible"] = "True"
         if flavour == "tensorrt":
             self.settings["timing_cache"] = self.timing_cache.sha256
 
@@ -173,19 +190,30 @@ class TensorRT:
         Raises:
             RunFailed: the runtime refuses it: made for another GPU or another version.
         """
-        return CompiledEngine(self._trt, self._cuda, engine)
+        return CompiledEngine(self._trt, self._cuda, engine, brings_runtime=self.spec.version_compatible)
 
 
 class CompiledEngine:
     """An engine on a stream of its own, with all of its memory bound.
 
     Inputs are drawn from a fixed seed, never zeros: zeros draw less power, and a GPU that draws less runs faster.
+
+    Args:
+        trt: the flavour's module.
+        cuda: where it runs.
+        engine: serialized.
+        brings_runtime: whether it may bring code of its own, as a version-compatible engine does.
+
+    Raises:
+        RunFailed: the runtime refuses it.
     """
 
-    def __init__(self, trt: Any, cuda: Cuda, engine: bytes) -> None:
+    def __init__(self, trt: Any, cuda: Cuda, engine: bytes, *, brings_runtime: bool = False) -> None:
         self._cuda = cuda
         self._logger = _logger(trt)
         self._runtime = trt.Runtime(self._logger)
+        if brings_runtime:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise RunFailed(
@@ -297,6 +325,9 @@ class CompiledEngine:
         del self._context, self._engine, self._runtime
 
 
+_APART = ("compute_capabilities", "hardware_compatible")
+
+
 class _Tensor(NamedTuple):
     is_input: bool
     address: int  # on the device
@@ -326,9 +357,12 @@ def _config(trt: Any, builder: Any, flavour: Flavour, spec: EngineSpec) -> Any:
             )
         if spec.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if spec.hardware_compatible:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         return config
-    if spec.version_compatible:
-        raise LatencyError("version_compatible: only TensorRT has such engines: leave it out, or choose tensorrt")
+    for name in ("version_compatible", "hardware_compatible"):
+        if getattr(spec, name):
+            raise LatencyError(f"{name}: only TensorRT has such engines: leave it out, or choose tensorrt")
     known = _capabilities(trt)
     if unknown := [name for name in spec.compute_capabilities if name not in known]:
         raise LatencyError(f"compute capability {unknown[0]!r} is not one that TensorRT-RTX builds for: choose of {', '.join(known)}")
@@ -345,13 +379,42 @@ def _capabilities(trt: Any) -> dict[str, Any]:
 
 
 def _words(error: Any) -> str:
-    """A parser's error: node, operator and what it says."""
+    """A parser's error: node, operator, and all that it says: often no more than which of its checks failed."""
     where = f"node {error.node_name()!r} ({error.node_operator()}): " if error.node_operator() else ""
-    return where + error.desc()
+    return f"{where}{error.code().name} in {error.func()}: {error.desc()}"
 
 
+def _monitor(trt: Any, on_progress: Callable[[str], None]) -> Any:
+    """Tells what the builder is at. An exception must not reach its C++: an interrupt stops the build, and is raised by who started it."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._steps: dict[str, int] = {}
+            self.interrupted = False
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._steps[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                on_progress(f"{phase_name} {step + 1}/{self._steps.get(phase_name, 0)}")
+            except KeyboardInterrupt:
+                self.interrupted = True
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._steps.pop(phase_name, None)
+
+    return Monitor()
+
+
+@functools.cache
 def _logger(trt: Any) -> Any:
-    """A logger that prints nothing and keeps what went wrong."""
+    """A logger that prints nothing and keeps what went wrong.
+
+    One for the process: TensorRT keeps the first that it is given while anything made with it lives, and hands all it says to that.
+    """
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -362,7 +425,13 @@ def _logger(trt: Any) -> Any:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self._errors.append(message)
 
+        def forget(self) -> None:
+            self._errors.clear()
+
         def errors(self) -> str:
-            return "; ".join(self._errors) or "no reason given"
+            """What went wrong since this was last asked."""
+            found = "; ".join(self._errors) or "no reason given"
+            self.forget()
+            return found
 
     return Logger()

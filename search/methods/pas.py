@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latency import Latency, LatencyTable
+from latency.files import write_whole
 from reparam import ChannelGroup, count, fuse, squeeze
 from search import masks, record
 from search.architecture import Architecture, load_architecture
@@ -29,7 +30,7 @@ from search.budget import BudgetController, Price, fit_widths, free_channels, ra
 from search.cost import Cost, ExpectedLatency, ExpectedMacs
 from search.data import Dataset
 from search.errors import SearchError
-from search.files import read_json, to_json, write_whole
+from search.files import read_json, to_json
 from search.masks import DepthwiseBinaryConv, Scores
 from search.methods import importance
 from search.network import load_weights, save_weights

@@ -4,7 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from integration.conftest import run_lathe
 
@@ -46,6 +49,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
         (["bundle", "repvgg-mini", "--precision", "int8", "--out", "b.blocks.zip"], ["int8", "fp16"]),
         (["space", "prunet", "--resolution", "31"], ["at least 32", "31"]),
         (["table", "show", "none.latency.jsonl"], ["none.latency.jsonl", "No such file", "lathe profile"]),
+        (["paper", "vgg"], ["unknown paper 'vgg'", "repvgg, pas"]),
         (["verify", "none"], ["none"]),
         (["report", "none"], ["none"]),
         (["export", "none", "--out", "b"], ["none", "does not exist"]),
@@ -172,3 +176,25 @@ def test_a_torn_last_line_is_dropped_and_measured_again(table, tmp_path):
     assert path.read_bytes().startswith(whole[:-20].rpartition(b"\n")[0])
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     assert {row["key"] for row in rows} == {json.loads(line)["key"] for line in whole.splitlines()[1:]}
+
+
+def test_an_onnx_file_that_cannot_ship_is_refused_in_one_line(tmp_path):
+    weight = numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, 3, 4, 4]), ("y", [1, 2, 4, 4]))]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], "first")], "g", ends[:1], ends[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "sound.onnx")
+    (tmp_path / "text.npy").write_text("1, 2, 3")
+    np.save(tmp_path / "small.npy", np.ones((2, 3, 3, 3), np.float32))
+    onnx.save(model, tmp_path / "apart.onnx", save_as_external_data=True, location="gone.bin", size_threshold=0)
+    (tmp_path / "gone.bin").unlink()
+    before = sorted(tmp_path.iterdir())
+    for arguments, words in [
+        (["apart.onnx"], ["weights of 'w' are in 'gone.bin'", "copy it there"]),
+        (["sound.onnx", "--samples", "text.npy"], ["text.npy is no .npy file of numbers"]),
+        (["sound.onnx", "--samples", "small.npy"], ["[2, 3, 3, 3]", "[samples, 3, 4, 4]"]),
+        (["sound.onnx", "--optimization-level", "5"], ["'onnxruntime' builds no engine"]),
+    ]:
+        line = refused("export", *arguments, "--out", "bundle", cwd=tmp_path)
+        assert all(word in line for word in words), line
+    assert sorted(tmp_path.iterdir()) == before

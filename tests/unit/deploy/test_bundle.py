@@ -2,6 +2,9 @@ import errno
 import hashlib
 import os
 import random
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -72,7 +75,9 @@ def test_a_file_is_only_handed_out_as_it_was_written(bundle_copy):
     found = load(bundle_copy)
     assert found.read("model.onnx") == (bundle_copy / "model.onnx").read_bytes()
     (bundle_copy / "model.onnx").write_bytes(b"other")
-    with pytest.raises(BundleError, match=r"model\.onnx was changed; export again"):
+    with pytest.raises(
+        BundleError, match=r"model\.onnx was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`"
+    ):
         found.read("model.onnx")
 
 
@@ -125,3 +130,59 @@ def test_a_full_disk_leaves_nothing_and_the_old_bundle_as_it_was(made, bundle_co
     assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
     assert check_files(load(bundle_copy)) == {}
     assert bundle.ONNX in load(bundle_copy).manifest.files
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from deploy import bundle, load
+
+directory, call, after = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+owner = os if call == "fsync" else pathlib.Path
+real = getattr(owner, call)
+
+def until(*arguments):
+    global after
+    if after == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    after -= 1
+    return real(*arguments)
+
+setattr(owner, call, until)
+bundle.write(directory, load(directory).manifest, {"model.onnx": b"fresh", "notes": b"fresh"})
+"""
+
+
+@pytest.mark.parametrize(("call", "after"), [("fsync", 0), ("fsync", 2), ("rename", 0), ("rename", 1)])
+def test_a_killed_writer_leaves_no_half_bundle_and_the_next_one_cleans_up(made, bundle_copy, call, after):
+    before = load(bundle_copy)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(bundle_copy), call, str(after)], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    if bundle_copy.exists():  # the old one, whole: it is moved away only once the new one is on the disk
+        assert (load(bundle_copy), check_files(before)) == (before, {})
+    else:
+        assert (call, after) == ("rename", 1)
+    assert len(list(bundle_copy.parent.iterdir())) == 2
+    written = write(bundle_copy, made.manifest, {"only": b"this"})
+    assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
+    assert check_files(written) == {}
+
+
+def test_a_bundle_that_a_killed_writer_moved_away_comes_back(made, bundle_copy):
+    bundle_copy.rename(bundle_copy.with_name(".bundle.999999999.old"))
+    (bundle_copy.with_name(".bundle.999999999.old") / "mine").write_text("")
+    with pytest.raises(BundleError, match="holds a bundle and also mine"):
+        write(bundle_copy, made.manifest, {})
+    assert (bundle_copy / "mine").exists()
+
+
+def test_what_a_living_writer_has_beside_it_stays(made, tmp_path):
+    theirs = tmp_path / f".out.{os.getppid()}.new"
+    theirs.mkdir()
+    write(tmp_path / "out", made.manifest, {})
+    assert theirs.exists()
+
+
+def test_a_bundle_without_its_manifest_is_one_all_the_same(bundle_copy):
+    (bundle_copy / "manifest.json").unlink()
+    with pytest.raises(BundleError, match=r"manifest\.json is missing after it was written: export again with `lathe export"):
+        load(bundle_copy)

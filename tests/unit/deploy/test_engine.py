@@ -12,9 +12,13 @@ from torch import nn
 from deploy import engine, to_onnx
 from deploy.engine import EngineSpec, half_runner, measure_in_turns, onnx_runner, running, runtime_of
 from deploy.errors import DeployError
+from deploy.precision import certified
+from encoder import Encoder
 from latency import BuildFailed, Device, RunFailed, Runtime
 from latency.errors import DeviceUnavailable
+from reparam import fuse
 from unit.deploy.helpers import QUICK, example
+from zoo import ZOO
 
 GPU = Device(kind="gpu", name="Fake", cores=0, threads=0, isa=(), memory_mib=1, driver="1", compute_capability="8.9", os="Linux x86_64")
 
@@ -60,7 +64,7 @@ def test_any_number_of_samples_goes_through_a_fixed_batch(model, count):
     weights = {value.name: onnx.numpy_helper.to_array(value) for value in onnx.load_from_string(model).graph.initializer}
     matrix, bias = (next(value for value in weights.values() if value.ndim == ndim and value.dtype == np.float32) for ndim in (2, 1))
     x = np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32)
-    found = onnx_runner(model)(x)
+    found = onnx_runner(model)(x)["output"]
     np.testing.assert_allclose(found, x.reshape(count, -1) @ matrix.T + bias, rtol=0, atol=1e-5)
 
 
@@ -79,7 +83,7 @@ def test_onnx_runtime_needs_no_engine_and_runs(model):
     with running("onnxruntime", model, b"", threads=2) as at_work:
         assert (at_work.device.threads, at_work.runtime) == (2, runtime_of("onnxruntime"))
         assert len(at_work.timed.run(3)) == 3
-        assert at_work.outputs(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 4)
+        assert at_work.outputs(np.zeros((3, 3, 8, 8), np.float32))["output"].shape == (3, 4)
 
 
 def test_an_rtx_engine_is_built_without_a_gpu():
@@ -91,18 +95,47 @@ def test_an_rtx_engine_is_built_without_a_gpu():
         engine.build(b"nonsense", "tensorrt-rtx", EngineSpec())
 
 
+SMALL = {network.name: network for network in ZOO}
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNet-B0", "U-Net", "encoder"])
+def test_a_network_of_the_zoo_becomes_an_fp16_engine_with_no_gpu(name):
+    pytest.importorskip("tensorrt_rtx")
+    torch.manual_seed(0)
+    module = Encoder(width=16, heads=2, patch=8, classes=10) if name == "encoder" else fuse(SMALL[name].make(small=True))
+    x = torch.randn(2, 3, 32, 32)
+    data = to_onnx(module, x[:1])
+    half, certificate = certified(data, x.numpy())
+    assert (certificate.casts, certificate.kept) == (2, ())
+    assert certificate.nodes == len(onnx.load_from_string(data).graph.node) + 2
+    wanted = onnx_runner(data)(x.numpy())["output"]
+    assert np.abs(half_runner(half)(x.numpy())["output"] - wanted).max() < 5e-3 * np.abs(wanted).max()
+    assert len(engine.build(half, "tensorrt-rtx", EngineSpec(compute_capabilities=("8.9",)))) > 10_000
+
+
+def test_a_timing_cache_is_of_tensorrt_and_must_be_there(tmp_path):
+    (tmp_path / "cache").write_bytes(b"tactics")
+    assert engine.timing_cache_of("tensorrt", tmp_path / "cache").data == b"tactics"
+    assert engine.timing_cache_of("tensorrt", None).data == b""
+    assert engine.timing_cache_of("tensorrt-rtx", None) is None
+    with pytest.raises(DeployError, match=r"timing cache .*/cache: the builder of tensorrt-rtx measures nothing"):
+        engine.timing_cache_of("tensorrt-rtx", tmp_path / "cache")
+    with pytest.raises(DeployError, match=r"timing cache .*/none does not exist: give the model\.timing_cache of an earlier bundle"):
+        engine.timing_cache_of("tensorrt", tmp_path / "none")
+
+
 def test_half_precision_rounds_and_overflows_between_operators_as_a_gpu_does():
     module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1), nn.ReLU()).eval()
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     half = to_onnx(module, example(), precision="fp16")
     with torch.no_grad():
         expected = copy.deepcopy(module).half()(x.half()).float().numpy()
-    np.testing.assert_allclose(half_runner(half)(x.numpy()), expected, rtol=0, atol=2e-3)
+    np.testing.assert_allclose(half_runner(half)(x.numpy())["output"], expected, rtol=0, atol=2e-3)
     module[0].weight.data.fill_(6e4)
     module[1].weight.data.fill_(1e-6)
     half = to_onnx(module, example(), precision="fp16")
-    assert np.isfinite(onnx_runner(half)(x.numpy())).all()
-    assert not np.isfinite(half_runner(half)(x.numpy())).all()
+    assert np.isfinite(onnx_runner(half)(x.numpy())["output"]).all()
+    assert not np.isfinite(half_runner(half)(x.numpy())["output"]).all()
 
 
 class FakeTensorRT:
@@ -112,7 +145,7 @@ class FakeTensorRT:
     runtime = Runtime(name="tensorrt-rtx", version="1")
     refuses = ""
 
-    def __init__(self, flavour):
+    def __init__(self, flavour, *, spec):
         assert flavour == "tensorrt-rtx"
 
     def load(self, built):
@@ -136,12 +169,12 @@ def test_an_engine_at_work_gives_outputs_and_latencies(model, monkeypatch):
     monkeypatch.setattr(engine, "TensorRT", FakeTensorRT)
     x = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
     with running("tensorrt-rtx", model, b"engine") as at_work:
-        np.testing.assert_allclose(at_work.outputs(x)[:, 0], 2 * x.sum((1, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(at_work.outputs(x)["output"][:, 0], 2 * x.sum((1, 2, 3)), rtol=1e-5)
         assert (at_work.device, at_work.timed.run(2)) == (GPU, [7.0, 7.0])
 
 
 def test_why_there_is_nothing_at_work_is_data(model, monkeypatch):
-    def absent(flavour):
+    def absent(flavour, *, spec):
         raise DeviceUnavailable("no NVIDIA driver found")
 
     monkeypatch.setattr(engine, "TensorRT", absent)

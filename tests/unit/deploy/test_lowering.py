@@ -1,14 +1,17 @@
+import io
 import warnings
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from torch import nn
 
 from deploy import LoweringError, lowering, to_onnx
-from deploy.engine import onnx_runner
+from deploy import graph as graphs
+from deploy.engine import half_runner, onnx_runner
 from reparam import count, fuse, squeeze
 from unit.deploy.helpers import example, network, samples
 
@@ -49,7 +52,7 @@ def test_nothing_of_this_machine_is_in_it(data):
 def test_it_computes_what_the_module_does(shipped, data):
     with torch.no_grad():
         expected = shipped.eval()(samples()).numpy()
-    np.testing.assert_allclose(onnx_runner(data)(samples().numpy()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(onnx_runner(data)(samples().numpy())["output"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_same_module_gives_the_same_bytes(shipped, data):
@@ -94,30 +97,101 @@ def test_what_torch_cannot_export_is_one_line():
     assert "\n" not in str(caught.value)
 
 
-def graph(inputs, shape):
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in inputs]
-    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
-    node = helper.make_node("Sum", list(inputs), ["y"])
-    return helper.make_model(helper.make_graph([node], "g", values, [out]), opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+def test_a_graph_is_counted_as_its_module_is(shipped, data, half):
+    expected = count(shipped, example())
+    assert lowering.count(graphs.parse(data)) == lowering.count(graphs.parse(half)) == expected
+    batched = to_onnx(shipped, torch.zeros(3, 3, 8, 8))
+    assert lowering.count(graphs.parse(batched)) == expected
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, a, b):
+        return self.conv(a) + b, torch.relu(b)
+
+
+def named(values):
+    return [value.name for value in values]
+
+
+def test_several_inputs_and_outputs_have_names_by_choice():
+    pair = (example(), example())
+    model = onnx.load_from_string(to_onnx(Pair(), pair))
+    assert (named(model.graph.input), named(model.graph.output)) == (["input0", "input1"], ["output0", "output1"])
+    data = to_onnx(Pair(), pair, precision="fp16", inputs=["image", "flow"], outputs=["relu", "conv2d"])
+    model = onnx.load_from_string(data)
+    assert (named(model.graph.input), named(model.graph.output)) == (["image", "flow"], ["relu", "conv2d"])
+    assert [node.op_type for node in model.graph.node].count("Cast") == 4
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("arguments", "message"),
     [
-        (b"\xff\xff nothing", "this is no ONNX model"),
-        (graph(["a", "b"], [1, 2]).SerializeToString(), "2 inputs and 1 outputs; one of each can be shipped"),
-        (graph(["a"], ["n", 2]).SerializeToString(), "a has a dynamic shape"),
-        (onnx.ModelProto().SerializeToString(), "the ONNX graph is not valid"),
+        ({"outputs": ["y"]}, "outputs y: the network has 2, each needs a name of its own"),
+        ({"inputs": ["x", "x"]}, "inputs x, x: the network has 2, each needs a name of its own"),
+        ({"io": "fp16"}, "io 'fp16' needs precision 'fp16'"),
     ],
 )
-def test_a_file_that_cannot_ship_is_refused(data, message):
-    with pytest.raises(LoweringError, match=message) as caught:
-        lowering.parse(data)
-    assert "\n" not in str(caught.value)
+def test_names_and_types_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(LoweringError, match=message):
+        to_onnx(Pair(), (example(), example()), **arguments)
 
 
-def test_a_graph_is_counted_as_its_module_is(shipped, data, half):
-    expected = count(shipped, example())
-    assert lowering.count(lowering.parse(data)) == lowering.count(lowering.parse(half)) == expected
-    batched = to_onnx(shipped, torch.zeros(3, 3, 8, 8))
-    assert lowering.count(lowering.parse(batched)) == expected
+def test_weights_beyond_a_message_are_refused(monkeypatch):
+    monkeypatch.setattr(lowering, "MAX_BYTES", 100)
+    with pytest.raises(LoweringError, match=r"the weights of Conv2d take 0\.0 GiB in FP32, and an ONNX file .* holds less than 2"):
+        to_onnx(nn.Conv2d(3, 16, 3), example())
+
+
+class Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.deep, self.idle = nn.Conv2d(3, 4, 3, 2), nn.Sequential(nn.Conv2d(4, 6, 3, 2), nn.ReLU()), nn.Identity()
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.head(self.deep(self.stem(x)).mean((2, 3)))
+
+
+def test_a_backbone_gives_several_feature_maps_by_the_names_of_its_modules():
+    backbone = Backbone().eval()
+    model = onnx.load_from_string(to_onnx(lowering.features(backbone, ["deep", "stem"]), example()))
+    assert named(model.graph.output) == ["deep", "stem"]
+    assert [node.op_type for node in model.graph.node] == ["Conv", "Conv", "Relu"]
+    assert len(model.graph.initializer) == 4  # the head is not there
+    x = samples(1)
+    found = onnxruntime.InferenceSession(model.SerializeToString()).run(["deep", "stem"], {"input": x.numpy()})
+    with torch.no_grad():
+        wanted = [backbone.deep(backbone.stem(x)), backbone.stem(x)]
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other.numpy(), rtol=0, atol=1e-5)
+    assert not backbone.deep._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["neck"], "Backbone has no module 'neck': choose of stem, deep, idle, head or a module within them"),
+        ([], "name at least one module"),
+        (["idle"], "module 'idle' takes no part in the network's forward"),
+    ],
+)
+def test_a_feature_map_that_there_is_not_is_refused(names, message):
+    with pytest.raises(LoweringError, match=message):
+        to_onnx(lowering.features(Backbone(), names), example())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_program_computes_what_the_onnx_does(shipped, precision):
+    lowered = lowering.lower(shipped, example(), precision=precision, program=True)
+    assert lowered.onnx == to_onnx(shipped, example(), precision=precision)
+    program = torch.export.load(io.BytesIO(lowered.program)).module()
+    x = samples(1)
+    with torch.no_grad():
+        found = program(x).numpy()
+    runner = onnx_runner if precision == "fp32" else half_runner
+    np.testing.assert_allclose(found, runner(lowered.onnx)(x.numpy())["output"], rtol=0, atol=2e-2 if precision == "fp16" else 1e-5)
+    assert lowering.lower(shipped, example()).program is None

@@ -1,14 +1,20 @@
+import html
 import html.parser
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from deploy import BundleError, DeployError, report
+from latency import LatencyTable
 from latency.errors import MissingExtra
 from unit.deploy.test_verify import rewrite
 
+TABLE = max((Path(__file__).parents[3] / "profiles").rglob("repvgg-mini.fp32.latency.jsonl"))
 LATENCY = {"us": 60.0, "low_us": 59.0, "high_us": 61.0, "source": "predicted"}
 
 
@@ -73,17 +79,15 @@ class Page(html.parser.HTMLParser):
 
 
 def headings(page):
-    return [
-        heading
-        for heading in ("Unpruned and shipped", "Kept channels", "Latency", "Training", "Channels over time", "Validation", "Provenance")
-        if heading in page.text
-    ]
+    known = ("Unpruned and shipped", "Architecture", "Kept channels", "Latency", "Training", "Channels over time")
+    known += ("Predicted against measured", "Latency over width", "Validation", "Provenance")
+    return [heading for heading in known if heading in page.text]
 
 
 def test_the_page_of_a_bundle_has_every_number(made, tmp_path):
     rows = report.render(made.directory, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
-    assert headings(page) == ["Unpruned and shipped", "Kept channels", "Latency", "Validation", "Provenance"]
+    assert headings(page) == ["Unpruned and shipped", "Architecture", "Kept channels", "Latency", "Validation", "Provenance"]
     assert "Every verdict holds, and the budget is met." in page
     assert {row.name for row in rows} == {
         "accuracy", "parameters", "MACs", "predicted latency", "measured latency", "against unpruned", "budget", "output difference",
@@ -100,7 +104,7 @@ def test_the_page_of_a_bundle_has_every_number(made, tmp_path):
 def test_the_page_of_a_search_has_every_number(run, tmp_path):
     rows = report.render(run, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
-    assert headings(page) == ["Unpruned and shipped", "Kept channels", "Training", "Channels over time", "Provenance"]
+    assert headings(page) == ["Unpruned and shipped", "Architecture", "Kept channels", "Training", "Channels over time", "Provenance"]
     assert [(row.unpruned, row.shipped) for row in rows if row.name == "parameters"] == [("1,234,567", "1,111")]
     for words in ("The search is finished.", "99.00%", "60.0 µs (59.0 µs to 61.0 µs)", "61.5 µs", "9.8.7", "ab" * 32, "search", "finetune"):
         assert words in page
@@ -120,6 +124,94 @@ def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
         assert not re.findall(r"#[0-9a-fA-F]{6}\b", drawn)
         ids = re.findall(r'\bid="([^"]+)"', text)
         assert len(ids) == len(set(ids))
+
+
+@pytest.fixture(scope="module")
+def table():
+    return LatencyTable.load(TABLE)
+
+
+def with_table(run, table):
+    content = json.loads((run / "run.json").read_text()) | {"table_sha256": table.sha256}
+    (run / "run.json").write_text(json.dumps(content))
+
+
+def test_the_table_that_was_used_is_shown(run, table, tmp_path):
+    with_table(run, table)
+    report.render(run, tmp_path / "page.html", table)
+    page = Page(tmp_path / "page.html")
+    assert headings(page)[-3:] == ["Predicted against measured", "Latency over width", "Provenance"]
+    assert "50 networks, measured whole and predicted from their blocks" in page
+    assert "574 rows; protocol default" in page
+    for family in ("head(h=4, w=4)[c_out=10]", "conv(act=relu, h=32, kernel=3, stride=1,"):
+        assert family in page
+
+
+def test_another_table_is_refused(run, table, tmp_path):
+    with pytest.raises(
+        DeployError, match=rf"is not the table of this search: its sha256 is {table.sha256[:16]}, the search used {'ab' * 8}:"
+    ):
+        report.render(run, tmp_path / "page.html", table)
+    assert not (tmp_path / "page.html").exists()
+
+
+LOOK = """<script>
+addEventListener("error", event => document.body.dataset.error = event.message);
+addEventListener("load", () => {
+  const light = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(c => (c /= 255) <= .04 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const contrast = colour => (Math.max(light(colour), paper) + .05) / (Math.min(light(colour), paper) + .05);
+  const texts = [...document.querySelectorAll("svg text, p, th, td, figcaption")].filter(e => e.textContent.trim());
+  const look = {
+    paper,
+    contrast: Math.min(...texts.map(e => contrast(getComputedStyle(e)[e.ownerSVGElement ? "fill" : "color"]))),
+    wide: document.documentElement.scrollWidth > innerWidth,
+    figures: [...document.querySelectorAll("figure")].map(figure => ({
+      name: figure.getAttribute("aria-label").split(":")[0],
+      box: [figure.querySelector("svg").getBoundingClientRect()].map(box => [box.width, box.height])[0],
+      marks: [...figure.querySelectorAll("svg path, svg use")].filter(e => {
+        const box = e.getBBox(), style = getComputedStyle(e);
+        return !e.closest("defs, clipPath") && box.width + box.height > 0 && (style.fill != "none" || style.stroke != "none");
+      }).length,
+      texts: figure.querySelectorAll("svg text").length,
+    })),
+  };
+  document.body.dataset.look = JSON.stringify(look);
+});
+</script>"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("source", ["run", "bundle"])
+def test_the_page_opens_in_a_browser(source, scheme, request, table, tmp_path):
+    """Looks at a copy of the page with a script that reports: the page itself has none."""
+    browser = shutil.which("chromium") or pytest.skip("chromium is not installed: apt-get install chromium")
+    directory = request.getfixturevalue("run" if source == "run" else "bundle_copy")
+    if source == "run":
+        with_table(directory, table)
+    report.render(directory, tmp_path / "page.html", table)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    (tmp_path / "look.html").write_text(text.replace("<head>", "<head>" + LOOK), "utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    page = (tmp_path / "look.html").as_uri()
+    done = subprocess.run(
+        [browser, *options, *dark, "--window-size=1100,900", "--dump-dom", page], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    body = re.search(r"<body[^>]*>", done.stdout)[0]
+    assert "data-error" not in body
+    look = json.loads(html.unescape(re.search(r'data-look="([^"]*)"', body)[1]))
+    assert (look["paper"] < 0.1) == (scheme == "dark")
+    assert look["contrast"] >= 4.5  # WCAG 2, level AA
+    assert not look["wide"]
+    expected = {"run": ["Kept channels", "Training", "Channels over time"], "bundle": ["Kept channels", "Latency"]}
+    assert [figure["name"] for figure in look["figures"]] == [*expected[source], "Predicted against measured", "Latency over width"]
+    for figure in look["figures"]:
+        assert min(figure["box"]) > 80, figure
+        assert figure["marks"] > 10, figure
+        assert figure["texts"] > 4, figure
 
 
 def test_what_files_say_is_text_and_no_markup(run, tmp_path):

@@ -1,9 +1,13 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from deploy.errors import DeployError
-from deploy.validate import CannotRun, Rung, agreement, climb, compare_latency, judge_latency
+from deploy.validate import CannotRun, Rung, accuracy, climb, compare, compare_latency, judge_latency, share
 from latency import Measurement
+from latency.errors import MissingExtra
 
 SAMPLES = np.zeros((4, 1, 1, 1), np.float32)
 LABELS = np.array([0, 1, 0, 1])
@@ -11,7 +15,11 @@ LOGITS = np.array([[2.0, 1.0], [0.0, 1.0], [4.0, 0.0], [3.0, 1.0]], np.float32)
 
 
 def rung(name, output, precision="fp32"):
-    return Rung(name, precision, lambda _: output)
+    return Rung(name, precision, lambda _: {"y": output})
+
+
+def agreement(output, reference):
+    return compare({"y": output}, {"y": reference}, 1e-5)[0]["y"]
 
 
 def verdicts(steps):
@@ -21,16 +29,17 @@ def verdicts(steps):
 def test_what_agrees_passes_with_its_numbers():
     steps, outputs = climb([rung("trained", LOGITS), rung("fused", LOGITS + np.float32(4e-6))], SAMPLES, LABELS)
     assert verdicts(steps) == ["reference", "passed"]
-    assert steps[1].first.max_abs == pytest.approx(4e-6, rel=0.1)
-    assert steps[1].first.relative == pytest.approx(1e-6, rel=0.1)
-    assert (steps[1].first.top1, steps[1].accuracy, steps[1].limit) == (1.0, 0.75, 1e-5)
+    first = steps[1].first["y"]
+    assert first.max_abs == pytest.approx(4e-6, rel=0.1)
+    assert first.relative == pytest.approx(1e-6, rel=0.1)
+    assert (first.scale, first.top1.share, steps[1].accuracy.share, steps[1].limit) == (4.0, 1.0, 0.75, 1e-5)
     assert list(outputs) == ["trained", "fused"]
 
 
 def test_small_steps_that_add_up_fail_against_the_first():
     steps, _ = climb([rung(str(index), LOGITS + np.float32(3e-5 * index)) for index in range(4)], SAMPLES)
     assert verdicts(steps) == ["reference", "passed", "failed", "failed"]
-    assert steps[3].previous.relative < 1e-5 < steps[3].first.relative
+    assert steps[3].previous["y"].relative < 1e-5 < steps[3].first["y"].relative
     assert "differs by 2.3e-05 of its scale, more than 1e-05" in steps[3].reason
 
 
@@ -76,7 +85,7 @@ def test_the_agreement_is_the_worst_sample():
     other = LOGITS.copy()
     other[3] = [1.0, 3.0]
     found = agreement(other, LOGITS)
-    assert (found.max_abs, found.relative, found.top1) == (2.0, 0.5, 0.75)
+    assert (found.max_abs, found.relative, found.top1.share) == (2.0, 0.5, 0.75)
     assert found.cosine == pytest.approx(0.6)
 
 
@@ -88,7 +97,66 @@ def test_outputs_of_zeros_agree_with_themselves_only():
 
 
 def test_feature_maps_have_no_top_class():
-    assert agreement(np.ones((2, 3, 4, 4)), np.ones((2, 3, 4, 4))).top1 is None
+    found = agreement(np.ones((2, 3, 4, 4)), np.ones((2, 3, 4, 4)))
+    assert (found.top1, found.kl) == (None, None)
+
+
+def test_the_interval_of_a_share_is_that_of_wilson():
+    """Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I: 81 of 263, and 0 of 20 turned round."""
+    hits = np.zeros((263, 2))
+    hits[:81, 0], hits[81:, 1] = 1, 1
+    found = accuracy({"y": hits}, np.zeros(263, int))
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+    found = accuracy({"y": np.eye(20)}, np.arange(20))
+    assert (found.share, round(1 - found.low, 4), found.high) == (1.0, 0.1611, 1.0)
+    assert share(found) == "100.00% (83.9% to 100.0%)"
+
+
+def test_the_divergence_of_logits_is_that_of_their_distributions():
+    p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.9, 0.1]])
+    expected = (0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)) / 2
+    assert agreement(np.log(q) + 7, np.log(p)).kl == pytest.approx(expected)
+    assert agreement(np.log(p) * 1e4, np.log(p) * 1e4).kl == 0.0
+
+
+def test_every_output_is_compared_and_the_worst_is_named():
+    maps = {"p3": np.ones((4, 4, 8, 8)), "p4": np.ones((4, 8, 4, 4))}
+    off = maps | {"p4": maps["p4"] + 3e-5}
+    steps, outputs = climb([Rung("a", "fp32", lambda _: maps), Rung("b", "fp32", lambda _: off)], SAMPLES)
+    assert steps[1].reason == "output p4 differs by 3.0e-05 of its scale, more than 1e-05"
+    assert (steps[1].first["p3"].relative, steps[1].worst) == (0.0, steps[1].first["p4"])
+    assert list(outputs["b"]) == ["p3", "p4"]
+    broken = maps | {"p3": maps["p3"] * np.nan}
+    steps, _ = climb([Rung("a", "fp32", lambda _: maps), Rung("b", "fp32", lambda _: broken)], SAMPLES)
+    assert steps[1].reason == "1024 of 1024 output values of p3 are infinite or not a number"
+
+
+def test_each_output_has_the_scale_of_its_own():
+    small = {"large": np.full((2, 4), 1e4), "small": np.full((2, 4), 1e-4)}
+    off = small | {"small": small["small"] * 1.01}
+    assert not compare(off, small, 1e-5)[1]
+    assert compare(off, small, 1e-1)[1]
+
+
+def test_other_outputs_cannot_be_compared():
+    steps, _ = climb([rung("a", LOGITS), Rung("b", "fp32", lambda _: {"z": LOGITS})], SAMPLES)
+    assert (steps[1].verdict, steps[1].reason) == ("failed", "outputs z cannot be compared with outputs y")
+
+
+def test_comparing_says_nothing_and_loads_neither_torch_nor_tensorrt():
+    code = (
+        "import sys, numpy as np\nfrom deploy.validate import compare\n"
+        "compare({'y': np.ones((2, 3))}, {'y': np.zeros((2, 3))}, 1e-5)\n"
+        "assert not {'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_polygraphy_is_named_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    with pytest.raises(MissingExtra, match="this needs the package 'polygraphy': pip install 'lathe'"):
+        compare({"y": LOGITS}, {"y": LOGITS}, 1e-5)
 
 
 def test_other_shapes_cannot_be_compared():

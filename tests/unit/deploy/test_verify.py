@@ -1,8 +1,10 @@
 import msgspec
+import onnx
 import pytest
 import safetensors.numpy
 
 from deploy import BundleError, bundle, engine, export, load, verify
+from deploy.bundle import sha256
 from latency import Measurement
 from latency.errors import DeviceUnavailable
 from unit.deploy.helpers import QUICK, example, network, samples
@@ -27,10 +29,15 @@ def test_a_bundle_as_it_was_written_passes(bundle_copy):
     found = verify(bundle_copy)
     assert {check.name: check.verdict for check in found.checks} == {
         "manifest.json": "passed",
+        "README.md": "passed",
         "architecture.json": "passed",
         "model.onnx": "passed",
         "reference.safetensors": "passed",
+        "run.py": "passed",
         "chain of hashes": "passed",
+        "recorded verdicts": "passed",
+        "torch forms": "not run",
+        "accuracy": "not run",
         "outputs of onnx": "passed",
         "latency": "passed",
     }
@@ -57,6 +64,11 @@ def test_a_missing_reference_leaves_the_outputs_not_run(bundle_copy):
     assert (found["reference.safetensors"], found["outputs"], found["latency"]) == ("failed", "not run", "passed")
 
 
+def test_a_missing_manifest_is_named(bundle_copy):
+    (bundle_copy / "manifest.json").unlink()
+    assert [(check.name, check.detail) for check in verify(bundle_copy).failures] == [("manifest.json", "is missing")]
+
+
 def test_an_extra_file_fails(bundle_copy):
     (bundle_copy / "stranger").write_text("")
     assert [check.name for check in verify(bundle_copy).failures] == ["stranger"]
@@ -64,7 +76,7 @@ def test_an_extra_file_fails(bundle_copy):
 
 def test_a_model_that_does_something_else_fails_though_its_hash_is_right(bundle_copy):
     reference = safetensors.numpy.load((bundle_copy / "reference.safetensors").read_bytes())
-    reference["outputs"] = reference["outputs"] * 1.001
+    reference["outputs.output"] = reference["outputs.output"] * 1.001
     rewrite(bundle_copy, {"reference.safetensors": safetensors.numpy.save(reference)})
     assert [check.name for check in verify(bundle_copy).failures] == ["outputs of onnx"]
 
@@ -74,6 +86,25 @@ def test_a_broken_chain_fails(bundle_copy):
     rewrite(bundle_copy, chain=(*chain[:-1], msgspec.structs.replace(chain[-1], sha256="0" * 64)))
     assert detail(bundle_copy, "chain of hashes") == "broken at onnx"
     assert [check.name for check in verify(bundle_copy).failures] == ["chain of hashes"]
+
+
+def test_what_the_manifest_concludes_must_follow_from_its_numbers(bundle_copy):
+    manifest = load(bundle_copy).manifest
+    steps, shipped = list(manifest.validation), manifest.shipped
+    steps[-1] = msgspec.structs.replace(steps[-1], verdict="failed")
+    faster = msgspec.structs.replace(shipped.measured, median_us=shipped.measured.median_us / 2)
+    rewrite(bundle_copy, validation=tuple(steps), shipped=msgspec.structs.replace(shipped, measured=faster), budget_verdict="missed")
+    assert [check.name for check in verify(bundle_copy).failures] == ["recorded verdicts"]
+    assert detail(bundle_copy, "recorded verdicts") == (
+        "onnx fp32 is failed; the latency of the shipped network is not that of its samples; the budget is missed, by its numbers met"
+    )
+
+
+def test_what_the_bundle_does_not_hold_is_not_run_with_the_reason(bundle_copy):
+    assert detail(bundle_copy, "torch forms") == (
+        "trained, fused, squeezed: their weights are not in the bundle; only what was exported from them is"
+    )
+    assert detail(bundle_copy, "accuracy").endswith("of 12 samples when exported; they are not in the bundle")
 
 
 @pytest.mark.parametrize(("field", "value"), [("name", "Other CPU"), ("threads", 2)])
@@ -104,14 +135,23 @@ def test_the_latency_now_is_judged_by_the_budget(bundle_copy, monkeypatch, low_u
 def test_an_engine_without_its_gpu_is_not_run(tmp_path, monkeypatch):
     pytest.importorskip("tensorrt_rtx")
 
-    def absent(flavour):
+    def absent(flavour, **_):
         raise DeviceUnavailable("no NVIDIA driver found")
 
     monkeypatch.setattr(engine, "TensorRT", absent)
     made = export(network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), protocol=QUICK)
     found = {check.name: (check.verdict, check.detail) for check in verify(made.directory).checks}
-    assert found["model.engine"][0] == found["outputs of onnx-fp16"][0] == "passed"
+    assert found["model.engine"][0] == found["outputs of onnx-fp16"][0] == found["certificate"][0] == "passed"
     assert found["outputs of engine"] == found["latency"] == ("not run", "no NVIDIA driver found")
+    # FP16 is derived from FP32 again: another network in its place is found though every hash and every output is right.
+    half = onnx.load_from_string(made.read("model.fp16.onnx"))
+    half.producer_name = "somebody"
+    content = half.SerializeToString()
+    chain = [msgspec.structs.replace(link, sha256=sha256(content)) if link.name == "onnx-fp16" else link for link in made.manifest.chain]
+    rewrite(made.directory, {"model.fp16.onnx": content}, chain=tuple(chain))
+    assert [check.name for check in verify(made.directory).failures] == ["certificate"]
+    rewrite(made.directory, versions={"onnx": "0.1"})
+    assert verdicts(made.directory)["certificate"] == "not run"
 
 
 def test_what_is_no_bundle_is_an_error(tmp_path):

@@ -144,3 +144,16 @@ def test_what_fails_is_no_knot_and_is_tried_once_a_call(tmp_path, kit):
 def test_an_error_that_cannot_be_is_refused(tmp_path, kit):
     with pytest.raises(LatencyError, match=r"--coverage-error must be between 0 and 1, found 0"):
         next(adaptively(tmp_path / "t.jsonl", kit, error=0.0))
+
+
+def test_a_small_family_is_measured_as_far_as_it_takes_to_interpolate_in_it():
+    """A third of six blocks would be fewer than it takes; of a large space it is a third as ever."""
+    from latency import BlockSpec
+    from latency.coverage import _Plan
+
+    def grid(widths):
+        return [BlockSpec.of("conv", attrs={"h": 4, "w": 4}, widths={"c_in": a, "c_out": b}) for a, b in itertools.product(widths, widths)]
+
+    plan = _Plan(grid((8, 16, 24, 32)), 0.02)
+    assert len(plan.first()) >= 4 + 3
+    assert _Plan(grid(range(8, 168, 8)), 0.02).most == 400 // 3

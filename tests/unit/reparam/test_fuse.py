@@ -6,6 +6,7 @@ from torch import nn
 
 from reparam import Block, ChannelMask, ConvBlock, DiverseBranchBlock, LightBlock, MobileOneBlock, RepVGGBlock, compare, fuse
 from reparam.errors import ReparamError
+from zoo import ZOO
 
 
 def chain():
@@ -160,6 +161,15 @@ def test_pairs_are_found_in_the_graph_and_not_by_names(randomized):
     convs = nn.ModuleList([nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)])
     model = randomized(Net(run, convs=convs, norms=nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(6)])))
     fused_has(model, 0, torch.randn(2, 4, 7, 7))
+
+
+@pytest.mark.parametrize("network", ZOO, ids=lambda network: network.name)
+def test_whole_networks_keep_only_norms_behind_concatenations(network):
+    left = 12 if network.name == "DenseNet-121" else 0  # an activation stands between them and what they could go into
+    model = network.make(small=True).double()
+    fused = fuse(model)
+    assert norms(fused) == left
+    assert compare(model, fused, network.input(small=True, batch=2)).within(1e-12)
 
 
 def leave_alone(run, **parts):
@@ -318,7 +328,7 @@ def test_a_new_kind_of_block_is_found_by_its_type(randomized):
         def probe_shape(self):
             return 1, 2, 2
 
-    with pytest.raises(ReparamError, match="block 0 is not the same after merging its branches"):
+    with pytest.raises(ReparamError, match="block 0 is not the same after merging"):
         fuse(nn.Sequential(Twice()))
 
 

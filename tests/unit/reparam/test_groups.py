@@ -7,6 +7,7 @@ from torch import nn
 
 from reparam import ChannelMask, RepVGGBlock, channel_groups, compare, fuse, insert_masks, squeeze
 from reparam.errors import ReparamError
+from reparam.networks import light_network, plain_network
 from zoo import InvertedResidual, Residual, SqueezeExcite, UNet, conv_norm
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -79,6 +80,17 @@ def test_trained_form_blocks_are_layers():
         "0.conv": (("0.conv",), ("_0_act",), ("1.conv",)),
         "1.conv": (("1.conv",), ("_1_act",), ("3",)),
     }
+
+
+@pytest.mark.parametrize("network", [plain_network, light_network])
+def test_the_networks_of_pas_are_pruned_layer_by_layer(network, randomized):
+    model = randomized(network((8, 8, 12), (2, 1, 1), classes=5)).double()
+    groups = [group for group in channel_groups(model, X) if not group.why]
+    assert [(group.name, group.producers) for group in groups] == [(f"layer{index}", (f"layer{index}",)) for index in range(3)]
+    masked = insert_masks(model, X, groups, half)
+    squeezed = squeeze(fuse(masked), X)
+    assert compare(masked, squeezed, X).within(1e-10)
+    assert [m.out_channels for m in squeezed.modules() if isinstance(m, nn.Conv2d) and m.groups == 1] == [4, 4, 6]
 
 
 def test_a_layer_that_is_used_in_turns():

@@ -1,10 +1,8 @@
-import os
-
 import msgspec
 import pytest
 
 from search import SearchError
-from search.files import read_json, to_json, write_whole
+from search.files import read_json, to_json
 
 
 class Point(msgspec.Struct, forbid_unknown_fields=True):
@@ -12,22 +10,8 @@ class Point(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def test_round_trip(tmp_path):
-    write_whole(tmp_path / "point.json", to_json(Point(x=3)))
+    (tmp_path / "point.json").write_bytes(to_json(Point(x=3)))
     assert read_json(tmp_path / "point.json", Point) == Point(x=3)
-    assert [file.name for file in tmp_path.iterdir()] == ["point.json"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "point.json"
-    write_whole(path, b"old")
-
-    def full(_file: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import collections
+import io
 import itertools
 import time
 
@@ -6,13 +7,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deploy.lowering import check, to_onnx
+from deploy.graph import check
+from deploy.lowering import to_onnx
 from latency import BlockSpec, blocks_zip
 from search import ops, spaces
-from search.workloads import deployed_form, lower, workloads
+from search.workloads import deployed_form, lower, lower_with_program, workloads
 
 MINI = spaces.get("repvgg-mini")
 WIDTHS = (8, 24, 32, 40, 64, 72, 16)
@@ -175,6 +177,30 @@ def test_each_workload_is_the_onnx_of_its_key(tiny):
         c_in = graph.input[0].type.tensor_type.shape.dim[1].dim_value
         first = (work.blocks or (work.key,))[0]
         assert f"[c_in={c_in}," in first
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_torch_gets_a_program_of_the_same_network_at_its_real_widths(precision):
+    chain = mobile(24)[1:3]
+    lowered = lower_with_program(chain, precision)
+    program = torch.export.load(io.BytesIO(lowered.program))
+    assert lowered.onnx == lower(chain, precision)
+    assert lowered.program == lower_with_program(chain, precision).program
+    (example,) = program.example_inputs[0]
+    graph = onnx.load_from_string(lowered.onnx).graph
+    assert [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim] == list(example.shape)
+    assert sorted(list(tensor.shape) for tensor in program.state_dict.values()) == sorted(
+        list(tensor.dims) for tensor in graph.initializer if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and tensor.dims
+    )
+    assert {tensor.dtype for tensor in program.state_dict.values()} == {torch.float16 if precision == "fp16" else torch.float32}
+    assert program.module()(example).dtype == example.dtype == torch.float32
+
+
+def test_programs_are_made_only_where_they_are_asked_for(tiny):
+    plain, whole = (workloads(tiny, networks=0, precision="fp16", program=program)[0].lower() for program in (False, True))
+    assert plain.program is None
+    assert whole.program is not None
+    assert (whole.key, whole.onnx) == (plain.key, plain.onnx)
 
 
 def test_networks_of_a_traced_space_are_its_module_pruned():

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from latency import BuildFailed
 from latency.backends import Builds
+from latency.backends import builders as builders_file
 from latency.backends.builders import Builders
 from latency.backends.tensorrt import EngineSpec
 from latency.lowered import overhead_onnx
@@ -54,3 +58,37 @@ def test_nothing_is_left_running_at_the_end():
     assert [process.poll() for process in processes] == [-signal.SIGKILL] * 2
     with pytest.raises(BuildFailed, match="closed"):
         builders._start()
+
+
+LIVES_ON = [sys.executable, "-c", "import os, time; os.close(1); time.sleep(60)"]
+
+
+def test_a_process_that_is_being_started_when_the_builders_close_is_not_waited_for(monkeypatch):
+    starting, go = threading.Event(), threading.Event()
+
+    def start(command, **options):
+        starting.set()
+        assert go.wait(20)
+        return popen([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+
+    popen = subprocess.Popen
+    builders = Builders("tensorrt-rtx", EngineSpec(), workers=1)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    lost = builders.submit(b"")
+    assert starting.wait(20)
+    closing = threading.Thread(target=builders.__exit__, args=(None, None, None))
+    closing.start()
+    go.set()
+    closing.join(20)
+    assert not closing.is_alive()
+    with pytest.raises(BuildFailed, match="the builder died with exit code -9"):
+        lost.result()
+
+
+def test_a_builder_that_answers_no_more_and_lives_on_is_ended(monkeypatch):
+    monkeypatch.setattr(builders_file, "_GRACE_S", 0.1)
+    popen = subprocess.Popen
+    with Builders("tensorrt-rtx", EngineSpec(), workers=1) as builders:
+        monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(LIVES_ON, **options))
+        with pytest.raises(BuildFailed, match="exit code -9"):
+            builders.submit(b"").result()

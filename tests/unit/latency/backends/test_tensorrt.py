@@ -2,6 +2,7 @@
 
 import enum
 import hashlib
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latency import BuildFailed, DeviceUnavailable, LatencyError, MissingExtra, RunFailed, Runtime, protocol
-from latency.backends import BuildsApart, Compiled
+from latency.backends import BuildsApart, Compiled, tensorrt
 from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
 from latency.measure import Launched, measure
 
@@ -63,6 +64,7 @@ def test_tf32_is_off_unless_asked_for(rtx):
             r"compute capability '9\.9' is not one that TensorRT-RTX builds for: choose of current, 7\.5",
         ),
         (EngineSpec(version_compatible=True), "version_compatible: only TensorRT has such engines"),
+        (EngineSpec(hardware_compatible=True), "hardware_compatible: only TensorRT has such engines"),
         (EngineSpec(optimization_level=6), "optimization level 6: 0 to 5 are allowed"),
     ],
 )
@@ -71,11 +73,46 @@ def test_a_spec_that_cannot_be_is_refused(rtx, spec, words):
         build_engine(conv(), "tensorrt-rtx", spec)
 
 
-def test_the_parser_names_node_and_operator(rtx):
-    bad = model([helper.make_node("NoSuchOperator", ["x"], ["y"], name="layer7")])
-    with pytest.raises(BuildFailed, match=r"node 'layer7' \(NoSuchOperator\): .*Plugin not found") as caught:
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [("NoSuchOperator", r"INVALID_NODE in checkFallbackPluginImporter: .*Plugin not found"), ("Det", "UNSUPPORTED_NODE in checkDet: ")],
+)
+def test_the_parser_names_node_and_operator_and_is_heard(rtx, operator, words):
+    bad = model([helper.make_node(operator, ["x"], ["y"], name="layer7")])
+    with pytest.raises(BuildFailed, match=rf"^node 'layer7' \({operator}\): {words}") as caught:
         build_engine(bad, "tensorrt-rtx")
     assert "\n" not in str(caught.value)
+
+
+def test_a_build_tells_how_far_it_is(rtx):
+    said = []
+    build_engine(conv(), "tensorrt-rtx", on_progress=said.append)
+    assert "Building engine 1/6" in said
+    assert all(re.fullmatch(r"[\w ,]+ \d+/\d+", line) for line in said), said
+
+
+def test_an_interrupt_stops_a_build_at_its_next_step(rtx):
+    said = []
+
+    def interrupt(line):
+        said.append(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(conv(), "tensorrt-rtx", on_progress=interrupt)
+    assert len(said) < 5
+
+
+def test_a_build_is_told_its_own_errors_while_another_network_lives(rtx):
+    logger = tensorrt._logger(rtx)
+    alive = rtx.Builder(logger)
+    with pytest.raises(BuildFailed, match="Det"):
+        build_engine(model([helper.make_node("Det", ["x"], ["y"], name="layer7")]), "tensorrt-rtx")
+    assert tensorrt._logger(rtx) is logger
+    logger.log(rtx.ILogger.Severity.ERROR, "of another network")
+    assert len(build_engine(conv(), "tensorrt-rtx")) > 1000
+    assert logger.errors() == "no reason given"
+    del alive
 
 
 @pytest.mark.parametrize(
@@ -316,6 +353,7 @@ class Gpu:
             Builder=Builder,
             OnnxParser=lambda network, logger: SimpleNamespace(parse=lambda data: True, num_errors=0),
             NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=7),
+            HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere+"),
             BuilderFlag=SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="version"),
             ComputeCapability=SimpleNamespace(__members__={"NONE": 0, "CURRENT": 1, "SM89": 89}),
             Runtime=load,
@@ -353,6 +391,8 @@ def test_what_the_backend_says_of_itself(gpu):
         "version_compatible": "False",
         "timing_cache": "",
     }
+    everywhere = TensorRT("tensorrt", spec=EngineSpec(hardware_compatible=True))
+    assert everywhere.settings == backend.settings | {"hardware_compatible": "True"}
     assert (TensorRT("tensorrt-rtx").spec.compute_capabilities, TensorRT("tensorrt-rtx").precision) == (("8.9",), "fp16")
 
 
@@ -469,7 +509,8 @@ def test_a_refused_build_is_in_the_builders_words(gpu):
 
 
 def test_the_spec_reaches_the_builder(gpu):
-    build_engine(b"", "tensorrt", EngineSpec(optimization_level=5, version_compatible=True))
+    build_engine(b"", "tensorrt", EngineSpec(optimization_level=5, version_compatible=True, hardware_compatible=True))
+    assert ("hardware_compatibility_level", "ampere+") in gpu.seen.levels
     assert ("builder_optimization_level", 5) in gpu.seen.levels
     assert (gpu.seen.flags, gpu.seen.cleared) == (["version"], ["tf32"])
     build_engine(b"", "tensorrt-rtx", EngineSpec(compute_capabilities=("8.9", "current")))

@@ -124,9 +124,9 @@ def test_an_interrupted_run_ends_like_one_that_was_not(search_into, tmp_path):
     """Stopped after each event in turn, then called again: the files are equal byte for byte."""
     events = list(search_into(tmp_path / "whole"))
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
-    for stop in range(1, len(events)):
-        out = tmp_path / str(stop)
-        assert list(itertools.islice(search_into(out), stop)) == events[:stop]
+    for done in range(1, len(events)):
+        out = tmp_path / str(done)
+        assert list(itertools.islice(search_into(out), done)) == events[:done]
         assert list(search_into(out))[-1] == events[-1]
         assert {name: (out / name).read_bytes() for name in FILES} == whole
 
@@ -275,9 +275,9 @@ def test_an_interrupted_baseline_ends_like_one_that_was_not(search_into, tmp_pat
     config = msgspec.structs.replace(QUICK, policy=policy, pretrain_epochs=1, search_epochs=2, finetune_epochs=1)
     events = list(search_into(tmp_path / "whole", config))
     whole = {name: (tmp_path / "whole" / name).read_bytes() for name in FILES}
-    for stop in range(1, len(events)):
-        out = tmp_path / str(stop)
-        list(itertools.islice(search_into(out, config), stop))
+    for done in range(1, len(events)):
+        out = tmp_path / str(done)
+        list(itertools.islice(search_into(out, config), done))
         assert list(search_into(out, config))[-1] == events[-1]
         assert {name: (out / name).read_bytes() for name in FILES} == whole
 

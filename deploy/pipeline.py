@@ -1,7 +1,9 @@
 """Turn a network into a directory that ships: fused, squeezed, lowered, built, checked at every step, timed."""
 
 import copy
+import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -12,21 +14,26 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from deploy import bundle, engine, lowering
+from deploy import bundle, engine, graph, handout, lowering
 from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
 from deploy.errors import DeployError
-from deploy.lowering import Precision, to_onnx
-from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Step, accuracy, climb, judge_latency
+from deploy.graph import Precision
+from deploy.lowering import to_onnx
+from deploy.precision import Certificate, certified
+from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Share, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed
 from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
 from reparam import Counts, count, fuse, squeeze
 
+CERTIFIED_SAMPLES = 128
+"""Inputs that activation ranges are seen on, at most."""
 RANDOM_SAMPLES = 8
 """Inputs that are drawn where none are given."""
 PROOF_SAMPLES = 32
@@ -49,6 +56,7 @@ def export(
     protocol: Protocol = DEFAULT,
     threads: int = 1,
     engine_spec: EngineSpec | None = None,
+    timing_cache: str | Path | None = None,
     predicted: Latency | None = None,
     predicted_baseline: Latency | None = None,
     classes: Sequence[str] = (),
@@ -60,7 +68,7 @@ def export(
     """Write the bundle of a network. It is written whole at the end, whatever its verdicts are: ask `Manifest.failures`.
 
     Args:
-        model: a module in its trained form, with branches and masks, or a serialised ONNX model of one input and one output.
+        model: a module in its trained form, with branches and masks, or a serialised ONNX model of one input.
         example_input: float tensor of the input's shape, batch first; an ONNX model says its shape itself.
         target: what it ships on: onnxruntime, tensorrt or tensorrt-rtx.
         out: the directory: absent, empty, or an older bundle, which is replaced.
@@ -72,6 +80,7 @@ def export(
         protocol: how to time.
         threads: of ONNX Runtime.
         engine_spec: how to build an engine; None for the defaults.
+        timing_cache: file that the builder of TensorRT begins with, such as that of an earlier bundle; what it is then is in the bundle.
         predicted: what a latency table says of the network.
         predicted_baseline: the same of the unpruned one.
         classes: names of the outputs.
@@ -79,7 +88,7 @@ def export(
         provenance: hashes and facts to keep in the manifest.
         attachments: files to keep in the bundle, by name; architecture.json begins the chain of hashes, and the report shows it and
             history.jsonl.
-        on_step: called with the name of each step as it begins.
+        on_step: called with the name of each step as it begins, and with how far the builder is.
 
     Raises:
         DeployError: an argument does not fit, the network cannot be lowered, or something is in the way.
@@ -97,7 +106,10 @@ def export(
     if threads < 1:
         raise DeployError(f"threads must be at least 1, found {threads}")
     budget_us = None if budget_ms is None else budget_ms * 1000
+    if target == "onnxruntime" and (engine_spec, timing_cache) != (None, None):
+        raise DeployError("target 'onnxruntime' builds no engine: leave out the options of its build, or choose tensorrt or tensorrt-rtx")
     runtime = engine.runtime_of(target)
+    cache = engine.timing_cache_of(target, timing_cache)
     spec = engine_spec or EngineSpec()
     attachments = _attachments(attachments or {})
     shape = _input_shape(model, example_input)
@@ -105,19 +117,21 @@ def export(
 
     on_step("fuse, squeeze and lower")
     if isinstance(model, bytes):
-        network = _from_onnx(model, precision, threads)
+        network = _from_onnx(model, precision, threads, data)
     else:
         network = _from_module(model, shape, precision, threads, data, attachments.get("architecture.json"))
-    unpruned = None if baseline is None else _lower(fuse(_in_float32(baseline)), shape, precision)
+    _require_fit(truth, classes, network.onnx)
+    unpruned = None if baseline is None else _lower(fuse(_in_float32(baseline)), shape, precision, threads, data)
 
     on_step(f"build for {target}")
-    built = engine.build(network.shipped, target, spec)
-    built_unpruned = engine.build(unpruned.shipped, target, spec) if unpruned else b""
+    build = functools.partial(engine.build, target=target, spec=spec, timing_cache=cache)
+    built = build(network.shipped, on_progress=lambda now: on_step(f"build for {target}: {now}"))
+    built_unpruned = build(unpruned.shipped, on_progress=lambda now: on_step(f"build the unpruned network: {now}")) if unpruned else b""
 
     with ExitStack() as stack:
-        running = {"shipped": stack.enter_context(engine.running(target, network.shipped, built, threads=threads))}
+        running = {"shipped": stack.enter_context(engine.running(target, network.shipped, built, threads=threads, spec=spec))}
         if unpruned:
-            running["unpruned"] = stack.enter_context(engine.running(target, unpruned.shipped, built_unpruned, threads=threads))
+            running["unpruned"] = stack.enter_context(engine.running(target, unpruned.shipped, built_unpruned, threads=threads, spec=spec))
         on_step("validate")
         rungs = list(network.rungs)
         if built:
@@ -127,10 +141,12 @@ def export(
         on_step("measure")
         timing = _time(running, protocol)
 
-    reference = outputs[rungs[0].name]
+    reference = {name: output[:REFERENCE_SAMPLES] for name, output in outputs[rungs[0].name].items()}
     files = {
         bundle.ONNX: network.onnx,
-        bundle.REFERENCE: safetensors.numpy.save({"samples": data[:REFERENCE_SAMPLES], "outputs": reference[:REFERENCE_SAMPLES]}),
+        bundle.REFERENCE: safetensors.numpy.save(
+            {"samples": data[:REFERENCE_SAMPLES], **{f"outputs.{name}": output for name, output in reference.items()}}
+        ),
         **attachments,
     }
     chain = list(network.chain)
@@ -139,6 +155,8 @@ def export(
     if built:
         files[bundle.ENGINE] = built
         chain.append(Link(name="engine", sha256=sha256(built), made_from=chain[-1].name, file=bundle.ENGINE))
+    if cache and cache.data:
+        files[bundle.TIMING_CACHE] = cache.data
     facts = timing.of("shipped", network.counts, _last_accuracy(steps), predicted)
     measured = facts.measured
     manifest = Manifest(
@@ -146,7 +164,7 @@ def export(
         target=target,
         precision=precision,
         input_shape=shape,
-        output_shape=(shape[0], *reference.shape[1:]),
+        outputs={name: (shape[0], *output.shape[1:]) for name, output in reference.items()},
         samples=len(data),
         samples_from="given" if given else "random",
         classes=tuple(classes),
@@ -163,14 +181,16 @@ def export(
         runtime=runtime,
         protocol=protocol,
         build=msgspec.to_builtins(spec) if built else {},
+        compute_capabilities=_capabilities(target, spec, timing.device) if built else (),
+        certificate=network.certificate,
         lowering=lowering.LOWERING_VERSION,
         versions=_versions(),
-        provenance=dict(provenance or {}),
+        provenance={**(provenance or {}), **_doubts(data, preprocessing or {})},
         chain=tuple(chain),
         files={},
     )
     on_step("write")
-    return bundle.write(out, manifest, files)
+    return bundle.write(out, manifest, files | handout.files(manifest, set(files)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +200,7 @@ class _Lowered:
     onnx: bytes
     onnx_fp16: bytes  # empty where float32 ships
     counts: Counts
+    certificate: Certificate | None = None
 
     @property
     def shipped(self) -> bytes:
@@ -202,7 +223,7 @@ class _Timing:
     measured: Mapping[str, Measurement]
     reason: str = ""
 
-    def of(self, name: str, counts: Counts, accuracy: float | None, predicted: Latency | None) -> Network:
+    def of(self, name: str, counts: Counts, accuracy: Share | None, predicted: Latency | None) -> Network:
         return Network(
             params=counts.params,
             macs=counts.macs,
@@ -219,46 +240,53 @@ def _from_module(
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
     fused = fuse(copy.deepcopy(model).cpu().double())
     exact = {"trained": copy.deepcopy(model).cpu().double(), "fused": fused, "squeezed": squeeze(fused, torch.zeros(shape))}
-    proofs, _ = climb([Rung(name, "fp64", _torch_runner(form, torch.float64)) for name, form in exact.items()], samples[:PROOF_SAMPLES])
-
     forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
-    lowered = _lower(forms["squeezed"], shape, precision)
-    rungs = [Rung(name, "fp32", _torch_runner(form, torch.float32)) for name, form in forms.items()]
+    lowered = _lower(forms["squeezed"], shape, precision, threads, samples)
+    names = [value.name for value in onnx.load_from_string(lowered.onnx).graph.output]
+    proven = samples[:PROOF_SAMPLES]
+    proofs, _ = climb([Rung(name, "fp64", _torch_runner(form, torch.float64, names)) for name, form in exact.items()], proven)
+    rungs = [Rung(name, "fp32", _torch_runner(form, torch.float32, names)) for name, form in forms.items()]
     rungs.append(Rung("onnx", "fp32", engine.onnx_runner(lowered.onnx, threads)))
     chain = [] if architecture is None else [Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json")]
     for name, form in forms.items():
         chain.append(Link(name=name, sha256=_hash(form), made_from=chain[-1].name if chain else ""))
     chain.append(Link(name="onnx", sha256=sha256(lowered.onnx), made_from="squeezed", file=bundle.ONNX))
-    if lowered.onnx_fp16:
-        rungs.append(Rung("onnx-fp16", "fp16", engine.half_runner(lowered.onnx_fp16, threads)))
-        chain.append(Link(name="onnx-fp16", sha256=sha256(lowered.onnx_fp16), made_from="squeezed", file=bundle.ONNX_FP16))
-    return _Network(
-        onnx=lowered.onnx,
-        onnx_fp16=lowered.onnx_fp16,
-        counts=lowered.counts,
-        rungs=tuple(rungs),
-        chain=tuple(chain),
+    return _network(
+        lowered,
+        rungs,
+        chain,
+        threads,
         layers=_layers(forms["fused"], forms["squeezed"]),
         proofs=tuple(proofs),
     )
 
 
-def _from_onnx(model: bytes, precision: Precision, threads: int) -> _Network:
-    if precision == "fp16":
-        raise DeployError("an ONNX file ships in the precision that it is in: give --precision fp32, or export from the module")
-    return _Network(
-        onnx=model,
-        onnx_fp16=b"",
-        counts=lowering.count(lowering.parse(model)),
-        rungs=(Rung("onnx", "fp32", engine.onnx_runner(model, threads)),),
-        chain=(Link(name="onnx", sha256=sha256(model), made_from="", file=bundle.ONNX),),
-    )
+def _from_onnx(model: bytes, precision: Precision, threads: int, samples: Samples) -> _Network:
+    counts = lowering.count(graph.parse(model))
+    rungs = [Rung("onnx", "fp32", engine.onnx_runner(model, threads))]
+    chain = [Link(name="onnx", sha256=sha256(model), made_from="", file=bundle.ONNX)]
+    return _network(_halve(model, counts, precision, threads, samples), rungs, chain, threads)
 
 
-def _lower(module: nn.Module, shape: tuple[int, ...], precision: Precision) -> _Lowered:
+def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> _Network:
+    """A lowered network with the last of its forms: half precision."""
+    if lowered.onnx_fp16:
+        rungs.append(Rung("onnx-fp16", "fp16", engine.half_runner(lowered.onnx_fp16, threads)))
+        chain.append(Link(name="onnx-fp16", sha256=sha256(lowered.onnx_fp16), made_from="onnx", file=bundle.ONNX_FP16))
+    fields = {field.name: getattr(lowered, field.name) for field in dataclasses.fields(lowered)}
+    return _Network(**fields, rungs=tuple(rungs), chain=tuple(chain), **more)
+
+
+def _lower(module: nn.Module, shape: tuple[int, ...], precision: Precision, threads: int, samples: Samples) -> _Lowered:
     x = torch.zeros(shape)
-    fp16 = to_onnx(module, x, precision="fp16") if precision == "fp16" else b""
-    return _Lowered(onnx=to_onnx(module, x), onnx_fp16=fp16, counts=count(module, x))
+    return _halve(to_onnx(module, x), count(module, x), precision, threads, samples)
+
+
+def _halve(model: bytes, counts: Counts, precision: Precision, threads: int, samples: Samples) -> _Lowered:
+    if precision == "fp32":
+        return _Lowered(onnx=model, onnx_fp16=b"", counts=counts)
+    half, certificate = certified(model, samples[:CERTIFIED_SAMPLES], threads=threads)
+    return _Lowered(onnx=model, onnx_fp16=half, counts=counts, certificate=certificate)
 
 
 def _time(running: Mapping[str, engine.Running | str], protocol: Protocol) -> _Timing:
@@ -273,12 +301,16 @@ def _time(running: Mapping[str, engine.Running | str], protocol: Protocol) -> _T
         return _Timing(device, {}, str(error))
 
 
-def _torch_runner(module: nn.Module, dtype: torch.dtype) -> Callable[[Samples], Outputs]:
+def _torch_runner(module: nn.Module, dtype: torch.dtype, names: Sequence[str]) -> Callable[[Samples], Outputs]:
     module.eval()
+
+    def values(result: Any) -> Sequence[Tensor]:
+        return [result] if isinstance(result, Tensor) else list(result.values() if isinstance(result, Mapping) else result)
 
     def run(samples: Samples) -> Outputs:
         with torch.no_grad():
-            return torch.cat([module(part) for part in torch.from_numpy(samples).to(dtype).split(64)]).numpy()
+            parts = [values(module(part)) for part in torch.from_numpy(samples).to(dtype).split(64)]
+        return {name: torch.cat(part).numpy() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
 
     return run
 
@@ -300,11 +332,11 @@ def _layers(fused: nn.Module, squeezed: nn.Module) -> tuple[Layer, ...]:
     )
 
 
-def _last_accuracy(steps: Sequence[Step]) -> float | None:
+def _last_accuracy(steps: Sequence[Step]) -> Share | None:
     return next((step.accuracy for step in reversed(steps) if step.accuracy is not None), None)
 
 
-def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, threads: int) -> float | None:
+def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, threads: int) -> Share | None:
     if labels is None:
         return None
     run = engine.half_runner(network.onnx_fp16, threads) if network.onnx_fp16 else engine.onnx_runner(network.onnx, threads)
@@ -316,7 +348,7 @@ def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, t
 
 def _input_shape(model: nn.Module | bytes, example_input: Tensor | None) -> tuple[int, ...]:
     if isinstance(model, bytes):
-        value = lowering.parse(model).graph.input[0]
+        value = graph.require_single(graph.parse(model)).graph.input[0]
         return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
     if example_input is None:
         raise DeployError("a module does not say the shape of its input: give example_input")
@@ -341,8 +373,51 @@ def _samples(samples: Any, labels: Any, shape: tuple[int, ...]) -> tuple[Samples
     return data, truth, True
 
 
+def _require_fit(labels: Labels | None, classes: Sequence[str], model: bytes) -> None:
+    """Refuse labels and names of classes that the network cannot have."""
+    if labels is None and not classes:
+        return
+    outputs = onnx.load_from_string(model).graph.output
+    shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in outputs]
+    if len(shapes) != 1 or len(shapes[0]) != 2:
+        found = ", ".join(map(str, shapes))
+        raise DeployError(f"labels and names of classes need one output of shape [batch, classes], found {found}: leave them out")
+    width = shapes[0][1]
+    if labels is not None and not 0 <= labels.min() <= labels.max() < width:
+        raise DeployError(f"labels go from {labels.min()} to {labels.max()}, the network's {width} classes from 0 to {width - 1}")
+    if classes and len(classes) != width:
+        raise DeployError(f"{len(classes)} names of classes for {width} outputs: give {width}")
+
+
+def _capabilities(target: str, spec: EngineSpec, device: Device | None) -> tuple[str, ...]:
+    """Compute capabilities that an engine is for; empty where the builder chose."""
+    here = () if device is None else (device.compute_capability,)
+    if target == "tensorrt":
+        return () if spec.hardware_compatible else here
+    return tuple(dict.fromkeys(name for known in spec.compute_capabilities for name in (here if known == "current" else (known,))))
+
+
+def _doubts(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str]:
+    """What is odd about the samples' range, in words: they may be what a network trained otherwise never sees."""
+    low, high = float(samples.min()), float(samples.max())
+    found = f"samples are from {low:.4g} to {high:.4g}"
+    mean, std = (np.asarray(preprocessing.get(name, ()), np.float64) for name in ("mean", "std"))
+    if mean.size and mean.shape == std.shape and (std > 0).all():
+        first, last = float((-mean / std).min()), float(((1 - mean) / std).max())
+        if low < first - _SLACK or high > last + _SLACK:
+            return {"samples": f"{found}, and the preprocessing gives {first:.4g} to {last:.4g}: are they preprocessed?"}
+    elif low >= 0 and high > _PIXELS and (samples == np.round(samples)).all():
+        return {"samples": f"{found}, whole numbers all, as pixels of an image file are: are they preprocessed?"}
+    return {}
+
+
+_SLACK = 0.01
+_PIXELS = 16.0
+"""No common normalisation gives values above it."""
+
+
 def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:
-    taken = {bundle.MANIFEST, bundle.ONNX, bundle.ONNX_FP16, bundle.ENGINE, bundle.REFERENCE}
+    taken = {bundle.MANIFEST, bundle.ONNX, bundle.ONNX_FP16, bundle.ENGINE, bundle.REFERENCE, bundle.TIMING_CACHE, *handout.NAMES}
     for name in attachments:
         if name in taken or Path(name).name != name or name.startswith("."):
             raise DeployError(f"attachment {name!r}: a plain file name, none of {', '.join(sorted(taken))}")

@@ -1,0 +1,100 @@
+"""What a bundle tells people who have no Lathe: README.md, and run.py, which runs it with its runtime alone."""
+
+import json
+from importlib import resources
+
+from deploy import bundle
+from deploy.bundle import Manifest
+from latency.units import interval, microseconds
+
+NAMES = (bundle.README, bundle.SCRIPT)
+
+_NEEDS = {
+    "onnxruntime": "numpy onnxruntime",
+    "tensorrt": "numpy tensorrt cuda-python",
+    "tensorrt-rtx": "numpy tensorrt-rtx cuda-python",
+}
+
+_README = """\
+# A network for {target}
+
+{network}. {verdicts}
+
+## Run it
+
+`pip install {needs}`; nothing else is needed, no torch and no Lathe. `python run.py INPUT.npy` runs it on an array, and from Python:
+
+```python
+import json, runpy
+import numpy as np
+
+bundle = "."  # this directory
+manifest = json.load(open(bundle + "/manifest.json"))
+network = runpy.run_path(bundle + "/run.py")["load"]()  # refuses changed files, another GPU, another runtime
+image = np.zeros(manifest["input_shape"], np.float32)  # yours, preprocessed as below
+outputs = network(image)
+for name, output in outputs.items():
+    print(name, output.shape, output.reshape(len(output), -1).argmax(1))
+```
+
+Input: float32 {input}. Outputs: {outputs}.
+
+{preprocessing}
+## What is here
+
+| file | what |
+|---|---|
+{files}
+
+`lathe verify .` hashes every file again, runs what this machine can run, and says why it did not run the rest. The hash of every step,
+from weights to engine, and every number with its limit, are in `manifest.json`.
+"""
+
+_FILES = {
+    bundle.ONNX: "the network, float32",
+    bundle.ONNX_FP16: "the network, half precision, that the engine was built from",
+    bundle.ENGINE: "the engine: for one version of its runtime and the GPUs in manifest.json",
+    bundle.TIMING_CACHE: "what the builder measured, to build the same engine again",
+    bundle.REFERENCE: "a few inputs with the trained network's outputs",
+    bundle.SCRIPT: "runs it",
+    "architecture.json": "the layers and their widths",
+}
+
+
+def files(manifest: Manifest, names: set[str]) -> dict[str, bytes]:
+    """README.md and run.py of a bundle.
+
+    Args:
+        manifest: what is known of it.
+        names: of its other files.
+    """
+    script = "run_onnxruntime.py" if manifest.target == "onnxruntime" else "run_tensorrt.py"
+    known = [(name, _FILES.get(name, "kept with it")) for name in sorted({*names, bundle.SCRIPT})]
+    text = _README.format(
+        target=manifest.target,
+        network=f"{manifest.shipped.params:,} parameters, {manifest.shipped.macs:,} multiply-accumulates, {manifest.precision}",
+        verdicts=_verdicts(manifest),
+        needs=_NEEDS[manifest.target],
+        input=list(manifest.input_shape),
+        outputs=", ".join(f"`{name}` {list(shape)}" for name, shape in manifest.outputs.items()),
+        preprocessing=_preprocessing(manifest),
+        files="\n".join(f"| `{name}` | {what} |" for name, what in known),
+    )
+    return {bundle.README: text.encode(), bundle.SCRIPT: resources.files("deploy").joinpath("shipped", script).read_bytes()}
+
+
+def _verdicts(manifest: Manifest) -> str:
+    outputs = "Does not hold: " + "; ".join(manifest.failures) if manifest.failures else "Every output that was compared agrees"
+    measured = manifest.shipped.measured
+    latency = f"not measured ({manifest.shipped.not_measured})" if measured is None else interval(measured)
+    budget = "" if manifest.budget_us is None else f", budget {microseconds(manifest.budget_us)}: {manifest.budget_verdict}"
+    return f"{outputs}. Latency: {latency}{budget}."
+
+
+def _preprocessing(manifest: Manifest) -> str:
+    lines = []
+    if manifest.preprocessing:
+        lines.append(f"Preprocessing, as in training: `{json.dumps(manifest.preprocessing)}`.\n")
+    if manifest.classes:
+        lines.append("Names of the classes: `classes` in manifest.json.\n")
+    return "\n".join(lines)

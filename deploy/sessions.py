@@ -1,0 +1,36 @@
+"""ONNX Runtime on the CPU, with its many exceptions turned into two."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime
+import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
+
+from deploy.errors import DeployError
+from deploy.validate import CannotRun
+from latency.errors import one_line
+
+
+def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """Make a session.
+
+    Raises:
+        CannotRun: there is no kernel for an operator.
+        DeployError: the model is refused.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what matters arrives as an exception
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except ort_errors.NotImplemented as error:
+        raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
+    except (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.RuntimeException) as error:
+        raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
+
+
+def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs by name."""
+    names = [value.name for value in session.get_outputs()]
+    return {name: np.asarray(value) for name, value in zip(names, session.run(names, dict(inputs)), strict=True)}

@@ -1,0 +1,43 @@
+"""Load what a bundle ships, where it may be loaded."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from deploy import bundle, engine
+from deploy.bundle import Bundle
+from deploy.engine import Running
+from deploy.errors import BundleError
+from latency.backends.tensorrt import EngineSpec
+
+
+@contextlib.contextmanager
+def start(directory: str | Path) -> Iterator[Running]:
+    """The network of a bundle, at work on this machine: `Running.outputs` runs it. What it holds is released at the end.
+
+    Raises:
+        BundleError: there is no bundle; the file to load was changed or is missing; or it is an engine for another GPU or another version
+            of TensorRT, in which case the message has the command that builds it again; or this machine cannot run it, in its own words.
+    """
+    with running(bundle.load(directory)) as at_work:
+        if isinstance(at_work, str):
+            raise BundleError(f"{directory} cannot be loaded here: {at_work}")
+        yield at_work
+
+
+@contextlib.contextmanager
+def running(found: Bundle) -> Iterator[Running | str]:
+    """As `start`, of a bundle that was read; yields the reason where this machine cannot run it.
+
+    Raises:
+        BundleError: a file that it needs is missing or changed.
+    """
+    files, manifest = found.manifest.files, found.manifest
+    model = found.read(bundle.ONNX_FP16 if bundle.ONNX_FP16 in files else bundle.ONNX)
+    built = found.read(bundle.ENGINE) if bundle.ENGINE in files else b""
+    threads = manifest.device.threads if manifest.device else 1
+    spec = msgspec.convert(manifest.build, EngineSpec) if built else None
+    with engine.running(manifest.target, model, built, threads=max(threads, 1), spec=spec, refuse=found.misfit) as at_work:
+        yield at_work

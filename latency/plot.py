@@ -1,0 +1,249 @@
+"""A latency table as pictures: latency over width a family, heat maps, and predicted against measured networks. Needs matplotlib.
+
+Shapes tell what colours do: a full dot was measured, a hollow one interpolated, a diamond held out to judge the interpolation, a cross is
+unstable. What is painted takes its colours from a palette, so that a page can paint for light and dark at once.
+"""
+
+import itertools
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from latency.block import BlockSpec
+from latency.coverage import held_out
+from latency.errors import CoverageError, LatencyError, require
+from latency.files import whole
+from latency.table import Latency, LatencyTable, Row
+
+WIDTH_IN = 10.0
+"""Of every picture, in inches."""
+
+Family = dict[BlockSpec, Row]
+
+
+class Palette(NamedTuple):
+    """Colours, as matplotlib takes them."""
+
+    ink: str
+    paper: str
+    first: str
+    second: str
+
+
+PRINT = Palette("#1b1f24", "#ffffff", "#0a5fb4", "#8a4b00")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Something to paint into a figure of matplotlib that is `WIDTH_IN` wide."""
+
+    title: str
+    caption: str
+    height_in: float
+    paint: Callable[[Any], None]
+
+
+def plot(table: LatencyTable, out: Path) -> None:
+    """Draw a table into a file.
+
+    Args:
+        table: what to draw.
+        out: NAME.png or NAME.svg; replaced where it is there.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        LatencyError: another kind of file, or nothing to draw.
+    """
+    if out.suffix not in (".png", ".svg"):
+        raise LatencyError(f"--plot writes NAME.png or NAME.svg, found {out}")
+    require("matplotlib", "report")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = pictures(table, PRINT)
+    if not drawn:
+        raise LatencyError(f"{table.path}: there is nothing to draw: measure with `lathe profile SPACE --out {table.path}`")
+    heights = [picture.height_in + 0.6 for picture in drawn]
+    figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.5), dpi=130, layout="constrained", facecolor=PRINT.paper)
+    FigureCanvasAgg(figure)
+    header = table.header
+    figure.suptitle(
+        f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space}", fontsize=12
+    )
+    for part, picture in zip(figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0], drawn, strict=True):
+        part.suptitle(picture.title, fontsize=11)
+        picture.paint(part)
+    with whole(out) as partial:
+        figure.savefig(partial, format=out.suffix[1:])
+
+
+def pictures(table: LatencyTable, palette: Palette) -> list[Picture]:
+    """What there is to see in a table: how well it predicts, blocks over their widths, and blocks of one width."""
+    families: dict[str, Family] = {}
+    for row in table.rows:
+        if row.kind == "block" and row.measured:
+            spec = BlockSpec.parse(row.key)
+            families.setdefault(spec.family, {})[spec] = row
+    wide = {name: rows for name, rows in families.items() if len(rows) > 1}
+    single = {name: rows for name, rows in families.items() if len(rows) == 1}
+    networks = [(row, found) for row in table.rows if row.kind == "network" and row.measured and (found := _predicted(table, row))]
+    drawn = []
+    if networks:
+        error = table.predictor.mean_absolute_error
+        off = "too few to judge the error by" if math.isnan(error) else f"{error:.2%} off on average (cross-validated)"
+        caption = f"{len(networks)} networks, measured whole and predicted from their blocks, with intervals of 95 %: {off}."
+        drawn.append(Picture("Predicted against measured", caption, 4.2, lambda figure: _networks(figure, networks, palette)))
+    if wide:
+        columns = min(4, len(wide)) if len(wide) > 4 else min(2, len(wide))
+        lines = math.ceil(len(wide) / columns)
+        caption = (
+            "A panel a family of blocks, in microseconds. Full dot: measured, with its interval; hollow dot and hatched band: interpolated "
+            "with its interval; diamond: measured, but held out to judge the interpolation; cross: unstable. Over two widths the strength "
+            "of a cell is its latency."
+        )
+        height = lines * (2.3 if columns == 4 else 3.4)
+        drawn.append(Picture("Latency over width", caption, height, lambda figure: _families(figure, table, wide, columns, palette)))
+    if single:
+        caption = "Families in which one block was measured, with its interval."
+        height = 0.7 + 0.28 * len(single)
+        drawn.append(Picture("Blocks of one width", caption, height, lambda figure: _singles(figure, single, palette)))
+    return drawn
+
+
+def _families(figure: Any, table: LatencyTable, families: dict[str, Family], columns: int, palette: Palette) -> None:
+    axes = figure.subplots(math.ceil(len(families) / columns), columns, squeeze=False).ravel()
+    held = held_out([spec for rows in families.values() for spec in rows])
+    for ax, (family, rows) in zip(axes, families.items(), strict=False):
+        names = [name for name, _ in next(iter(rows)).widths]
+        values = {name: sorted({spec.width(name) for spec in rows}) for name in names}
+        wide = {name: widths for name, widths in values.items() if len(widths) > 1}
+        fixed = ",".join(f"{name}={widths[0]}" for name, widths in values.items() if name not in wide)
+        title = f"{family}[{fixed}]" if fixed else family
+        ax.set_title("\n".join(textwrap.wrap(title.replace(",", ", "), 38 if columns == 4 else 80)), fontsize=7 if columns == 4 else 8)
+        ax.tick_params(labelsize=7)
+        if len(wide) == 2:
+            _heat_map(figure, ax, table, rows, held, wide, palette)
+            continue
+        for name in wide:
+            _line(ax, table, rows, held, name, palette)
+        ax.set_xlabel(" or ".join(wide), fontsize=7, labelpad=1)
+        ax.set_ylim(0, 1.08 * ax.dataLim.y1)
+        ax.grid(alpha=0.2)
+    for ax in axes[len(families) :]:
+        ax.set_visible(False)
+
+
+def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str, palette: Palette) -> None:
+    """Latency over one width; the others are the widest ones where there are several."""
+    widest = max(rows, key=lambda spec: tuple(width for _, width in spec.widths))
+    line = {spec.width(name): row for spec, row in rows.items() if spec.with_widths(**{name: widest.width(name)}) == widest}
+    found = {width: latency for width in _grid(sorted(line)) if (latency := _lookup(table, widest.with_widths(**{name: width})))}
+    size = 2.0 if len(found) > 40 else 3.5
+    between = [width for width, latency in found.items() if latency.source == "interpolated"]
+    held = held if between else set()
+    if between:
+        lows, highs = zip(*((latency.low_us, latency.high_us) for latency in found.values()), strict=True)
+        ax.fill_between(list(found), lows, highs, facecolor="none", edgecolor=palette.second, alpha=0.5, hatch="////", linewidth=0)
+        ax.plot(between, [found[width].us for width in between], "o", mfc=palette.paper, mec=palette.second, mew=0.7, ms=size)
+    _intervals(ax, list(line), [row.low_us for row in line.values()], [row.high_us for row in line.values()], palette)
+    for marker, colour, shown in (
+        ("o", palette.first, [width for width, row in line.items() if row.status == "ok" and row.key not in held]),
+        ("D", palette.first, [width for width, row in line.items() if row.status == "ok" and row.key in held]),
+        ("x", palette.ink, [width for width, row in line.items() if row.status != "ok"]),
+    ):
+        ax.plot(shown, [line[width].median_us for width in shown], marker, color=colour, ms=size + (marker != "o"))
+
+
+def _intervals(ax: Any, x: Sequence[int] | Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette) -> None:
+    """Vertical bars, in one line with gaps: a table has thousands, and each alone would be an element of the picture."""
+    gaps = [math.nan] * len(x)
+    ax.plot(np.ravel([x, x, gaps], "F"), np.ravel([low, high, gaps], "F"), color=palette.ink, linewidth=0.8, alpha=0.7)
+
+
+def _grid(widths: list[int]) -> list[int]:
+    """The widths, and those between them that a grid of the finest distance seen would have too."""
+    step = min((b - a for a, b in itertools.pairwise(widths)), default=1)
+    return sorted({*widths, *range(widths[0], widths[-1], step)})
+
+
+def _heat_map(
+    figure: Any, ax: Any, table: LatencyTable, rows: Family, held: set[str], axes: dict[str, list[int]], palette: Palette
+) -> None:
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
+
+    (down, across), (vertical, horizontal) = axes, (_grid(widths) for widths in axes.values())
+    any_spec = next(iter(rows))
+    values, marks = np.full((len(vertical), len(horizontal)), np.nan), {"o": list[tuple[int, int]](), "D": [], "x": []}
+    for (i, height), (j, width) in itertools.product(enumerate(vertical), enumerate(horizontal)):
+        spec = any_spec.with_widths(**{down: height, across: width})
+        if not (found := _lookup(table, spec)):
+            continue
+        values[i, j] = found.us
+        if found.source == "interpolated":
+            marks["o"].append((j, i))
+        elif rows[spec].status != "ok":
+            marks["x"].append((j, i))
+        elif spec.key in held:
+            marks["D"].append((j, i))
+    colours = LinearSegmentedColormap.from_list("ink", [to_rgba(palette.ink, 0.04), to_rgba(palette.ink, 0.92)], N=24)
+    mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, vmin=0)
+    bar = figure.colorbar(mesh, ax=ax, pad=0.02)
+    bar.ax.tick_params(labelsize=7)
+    if not marks["o"]:
+        marks["D"].clear()  # nothing is interpolated, so nothing was held out to judge it
+    for marker, places in marks.items():
+        x, y = ([place[axis] + 0.5 for place in places] for axis in (0, 1))
+        ax.plot(x, y, marker, mfc=palette.paper, mec=palette.second, mew=0.8, ms=3)
+    for ticks, labels, limits, name in (
+        (ax.set_xticks, horizontal, ax.set_xlabel, across),
+        (ax.set_yticks, vertical, ax.set_ylabel, down),
+    ):
+        every = math.ceil(len(labels) / 8)
+        ticks([place + 0.5 for place in range(0, len(labels), every)], [str(width) for width in labels[::every]])
+        limits(name, fontsize=7, labelpad=1)
+
+
+def _singles(figure: Any, families: dict[str, Family], palette: Palette) -> None:
+    ax = figure.add_subplot()
+    rows = [row for family in families.values() for row in family.values()]
+    for place, row in enumerate(rows):
+        ax.plot([row.low_us, row.high_us], [place, place], color=palette.ink, linewidth=1, alpha=0.7)
+        ax.plot(row.median_us, place, "o" if row.status == "ok" else "x", color=palette.first, ms=4)
+    ax.set_yticks(range(len(rows)), [row.key for row in rows], fontsize=7)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.grid(alpha=0.2, axis="x")
+    ax.set_xlabel("latency, µs")
+
+
+def _networks(figure: Any, networks: Sequence[tuple[Row, Latency]], palette: Palette) -> None:
+    ax = figure.add_subplot()
+    measured = np.array([row.median_us for row, _ in networks]) / 1000
+    us, low, high = (np.array([getattr(found, end) for _, found in networks]) / 1000 for end in ("us", "low_us", "high_us"))
+    ends = [min(measured.min(), low.min()), max(measured.max(), high.max())]
+    ax.plot(ends, ends, color=palette.ink, linewidth=1, linestyle="--")
+    ax.annotate(" equal", (ends[1], ends[1]), ha="right", va="bottom", fontsize=8)
+    _intervals(ax, list(measured), list(low), list(high), palette)
+    ax.plot(measured, us, "o", color=palette.first, ms=3.5)
+    ax.set_xlabel("measured, ms")
+    ax.set_ylabel("predicted, ms")
+    ax.grid(alpha=0.2)
+
+
+def _lookup(table: LatencyTable, spec: BlockSpec) -> Latency | None:
+    try:
+        return table.lookup(spec)
+    except CoverageError:
+        return None
+
+
+def _predicted(table: LatencyTable, row: Row) -> Latency | None:
+    try:
+        return table.predict([BlockSpec.parse(key) for key in row.blocks])
+    except CoverageError:
+        return None
