@@ -310,8 +310,11 @@ class LatencyTable:
         Raises:
             CoverageError: a block is not covered.
         """
-        found = [self.lookup(block) for block in blocks]
-        us = self.predictor.apply(sum(block.us for block in found), *_boundaries(blocks))
+        return self.combine([self.lookup(block) for block in blocks], *_boundaries(blocks))
+
+    def combine(self, found: Sequence[Latency], boundaries: float, boundary_kelements: float) -> Latency:
+        """Latency of a network, given those of its blocks as `lookup` found them, and its boundaries as `Predictor.apply` takes them."""
+        us = self.predictor.apply(sum(block.us for block in found), boundaries, boundary_kelements)
         # The predictor's error was seen on measured blocks; what interpolation adds to it comes on top.
         interpolated = [block for block in found if block.source == "interpolated"]
         low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in interpolated)

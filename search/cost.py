@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latency import LatencyTable, Surface
+from latency import Latency, LatencyTable, Surface
 from search import ops
-from search.space import Prunable
+from search.space import Prunable, Widths
 
 Scalar = Float[Tensor, ""]
 
@@ -62,12 +62,38 @@ class ExpectedLatency:
         return self._predictor.apply(blocks_us, len(self._sites) - 1.0, crossing)
 
 
+class NetworkLatency:
+    """`table.predict` of a space's networks, many times over: each block is looked up once."""
+
+    def __init__(self, space: Prunable, table: LatencyTable) -> None:
+        self._sites, self._table = space.sites(), table
+        self._pixels = [site.spec.input_elements // site.spec.width("c_in") for site in self._sites]
+        self._found: dict[tuple[int, ...], Latency] = {}
+
+    def __call__(self, widths: Widths) -> Latency:
+        """Latency of the network of these widths."""
+        found, crossing = [], 0
+        for index, (site, pixels) in enumerate(zip(self._sites, self._pixels, strict=True)):
+            channels = [round(span.at(widths)) for span in site.spans]
+            key = (index, *channels)
+            if key not in self._found:
+                self._found[key] = self._table.lookup(site.at(widths))
+            found.append(self._found[key])
+            crossing += channels[0] * pixels if index else 0
+        return self._table.combine(found, len(self._sites) - 1.0, crossing / 1000)
+
+
 class ExpectedMacs:
     """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5): all of its layers, with gradients through input widths too."""
 
     def __init__(self, space: Prunable) -> None:
         self._sites = space.sites()
         self._each = [ops.counts(site.spec).macs / math.prod(width for _, width in site.spec.widths) for site in self._sites]
+
+    def count(self, widths: Widths) -> int:
+        """Multiply-accumulates at whole widths."""
+        each = zip(self._sites, self._each, strict=True)
+        return sum(round(macs * math.prod(round(span.at(widths)) for span in site.spans)) for site, macs in each)
 
     def __call__(self, widths: Sequence[Scalar]) -> Scalar:
         """Multiply-accumulates of one inference."""

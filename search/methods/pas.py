@@ -27,7 +27,7 @@ from reparam import ChannelGroup, count, fuse, squeeze
 from search import masks, record
 from search.architecture import Architecture, load_architecture
 from search.budget import BudgetController, Price, fit_widths, free_channels, ranked_widths, require_reachable, round_up
-from search.cost import Cost, ExpectedLatency, ExpectedMacs
+from search.cost import Cost, ExpectedLatency, ExpectedMacs, NetworkLatency
 from search.data import Dataset
 from search.errors import SearchError
 from search.files import read_json, to_json
@@ -194,6 +194,7 @@ class _Search:
     ) -> None:
         self.config, self.space, self.table, self.data, self.budget, self.out = config, space, table, data, budget, out
         self.budget_us, self.budget_macs = (budget, None) if table else (None, budget)
+        self.macs, self.latency = ExpectedMacs(space), table and NetworkLatency(space, table)
         self.example = torch.zeros(1, *space.input_shape)
         self.network = self._build()
         exclude = [pattern for pattern in config.exclude.split(",") if pattern]
@@ -201,7 +202,7 @@ class _Search:
         self.choices = _shippable(space, config, {group.name for group in self.groups})
         require_reachable(space.name, self._price(tuple(options[0] for options in self.choices)), budget, unit="us" if table else "macs")
         _require_squeezable(self.network, self.example, self.groups)
-        self.cost: Cost = ExpectedLatency(space, table) if table and config.cost == "latency" else ExpectedMacs(space)
+        self.cost: Cost = ExpectedLatency(space, table) if table and config.cost == "latency" else self.macs
         target = budget / (1 + table.predictor.half_width) if table else budget  # the upper end of the interval meets the budget there
         if table and config.cost == "macs":  # they have no budget of their own: aim at the same share of the unpruned network
             target *= space.macs() / self._price(space.full_widths()).cost
@@ -350,7 +351,7 @@ class _Search:
             widths=self.widths,
             returned=self._returned() if phase == "search" else (),
             latency_us=latency and latency.us,
-            macs=self.space.macs(self.space.network(ready)),
+            macs=self.macs.count(ready),
             beta=self.controller.weight if phase == "search" else 0.0,
         )
 
@@ -426,12 +427,12 @@ class _Search:
         return NetworkResult(widths=widths, accuracy=accuracy, parameters=size.params, macs=size.macs, predicted=self._predict(widths))
 
     def _predict(self, widths: Widths) -> Latency | None:
-        return self.table and self.table.predict(self.space.network(widths))
+        return self.latency and self.latency(widths)
 
     def _price(self, widths: Widths) -> Price:
         latency = self._predict(widths)
         if latency is None:
-            macs = self.space.macs(self.space.network(widths))
+            macs = self.macs.count(widths)
             return Price(macs, macs)
         return Price(latency.us, latency.high_us)
 

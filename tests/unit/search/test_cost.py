@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from latency import CoverageError
-from search.cost import ExpectedLatency, ExpectedMacs
+from search.cost import ExpectedLatency, ExpectedMacs, NetworkLatency
 from search.spaces import of_module
 
 from .conftest import make_table
@@ -111,3 +111,11 @@ def test_latency_of_any_network_is_the_tables_prediction_with_a_slope_everywhere
     us.backward()
     assert us.item() == pytest.approx(table.predict(joined.network((16, 24, 32))).us, rel=0.02)  # 40 inputs lie between two grid points
     assert all(width.grad > 0 for width in widths)
+
+
+def test_whole_widths_cost_what_table_and_space_say(joined, tiny, table):
+    for space, known in ((joined, make_table(joined)), (tiny, table)):
+        latency, macs = NetworkLatency(space, known), ExpectedMacs(space)
+        for widths in (space.full_widths(), space.smallest_widths(), tuple(width - 8 for width in space.full_widths())):
+            assert latency(widths) == known.predict(space.network(widths)) == latency(widths)
+            assert macs.count(widths) == space.macs(space.network(widths))
