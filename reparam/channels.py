@@ -25,9 +25,9 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate, map_arg
 
 from reparam.atoms import Atoms, Flags, Ids
-from reparam.blocks import ChannelMask, ConvBlock
+from reparam.blocks import Block, ChannelMask, ConvBlock
 from reparam.errors import ReparamError
-from reparam.graph import TrainedForm, describe, operator_name, propagate, trace
+from reparam.graph import describe, operator_name, propagate, trace
 
 Numbers = NDArray[np.float64]
 
@@ -207,7 +207,7 @@ class Flow:
                 return self._conv(node, module)
             case nn.Linear():
                 return self._linear(node, module)
-            case TrainedForm():
+            case Block():
                 return self._trained(node, module)
         if not (inputs := self._inputs(node)):
             # Its parameters stay as they are, wherever else they are used.

@@ -2,29 +2,20 @@
 
 import inspect
 import operator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
 
-from reparam.blocks import ChannelMask
+from reparam.blocks import Block, ChannelMask
 from reparam.errors import ReparamError
-
-
-@runtime_checkable
-class TrainedForm(Protocol):
-    """A block with branches and norms for training; `fuse` puts its deployed form in its place."""
-
-    def deployed(self) -> nn.Module:
-        """The form that computes the same in evaluation mode."""
-        ...
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, ChannelMask | TrainedForm) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, ChannelMask | Block) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module, inputs: int | None = None) -> fx.Graph:
