@@ -213,8 +213,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="directory for the runs")
     parser.add_argument("--out", type=Path, default=HERE, help="directory for report, plot and numbers")
     parser.add_argument("--budget-fraction", type=float, default=0.5, help="of the unpruned network's measured latency")
-    parser.add_argument("--images", type=int, default=10_000, help="training images")
-    parser.add_argument("--epochs", type=int, nargs=3, default=(10, 4, 5), help="of pretraining, search and fine-tuning")
+    parser.add_argument("--images", type=int, default=8_000, help="training images")
+    parser.add_argument("--epochs", type=int, nargs=3, default=(8, 3, 9), help="of pretraining, search and fine-tuning")
     parser.add_argument("--seeds", type=int, default=3, help="how many")
     options = parser.parse_args()
     missing = None if options.archive.exists() else f"{options.archive} does not exist"

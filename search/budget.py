@@ -71,7 +71,15 @@ def require_reachable(name: str, smallest: Price, budget: float, *, unit: Litera
     )
 
 
-def fit_widths(kept: Sequence[int], scores: Sequence[Sequence[float]], choices: Sequence[Widths], price: Pricing, budget: float) -> Widths:
+def fit_widths(
+    kept: Sequence[int],
+    scores: Sequence[Sequence[float]],
+    choices: Sequence[Widths],
+    price: Pricing,
+    budget: float,
+    *,
+    exchange: bool = True,
+) -> Widths:
     """The widths to ship: near to what the search kept, the whole interval of the price within the budget, and no wider ones that are.
 
     1. Every width is rounded to one that can ship; see `round_freely`.
@@ -87,12 +95,13 @@ def fit_widths(kept: Sequence[int], scores: Sequence[Sequence[float]], choices: 
         choices: for every layer the widths that can ship, ascending.
         price: of a network of such widths; some network of these choices must be within the budget.
         budget: what the upper end of the interval may reach.
+        exchange: whether to make step 4.
     """
     sums = [list(itertools.accumulate((max(score, 0.0) for score in layer), initial=0.0)) for layer in scores]
     widths = _narrowed(round_freely(kept, choices, price), sums, choices, price, budget)
     while True:
         widths = _widened(widths, sums, choices, price, budget)
-        exchanged = _exchanged(widths, sums, choices, price, budget)
+        exchanged = _exchanged(widths, sums, choices, price, budget) if exchange else None
         if exchanged is None:
             return widths
         widths = exchanged

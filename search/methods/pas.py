@@ -265,7 +265,8 @@ class _Search:
         if phase == self.pruning_phase and not resumed:
             scores = self._scores()
             ordered = [sorted(score.tolist(), reverse=True) for score in scores]
-            self.widths = fit_widths(self._kept_counts(), ordered, self.choices, self._price, self.budget)
+            learned = self.config.policy == "dbc"  # a baseline has the proportions of its paper: only what is over or left is fitted
+            self.widths = fit_widths(self._kept_counts(), ordered, self.choices, self._price, self.budget, exchange=learned)
             kept = {name: masks.top(score, width) for (name, _), score, width in zip(self.space.groups, scores, self.widths, strict=True)}
             if self.indicators:
                 masks.freeze(self.network, self.groups, kept)
