@@ -14,7 +14,7 @@ has a channel left, in or out, keeps as many as the largest one, so some masked 
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,10 +151,18 @@ class Flow:
 
     def finish(self) -> None:
         """Find the numbers that a bias would have to take up and cannot, once every rule has been applied."""
-        for ends in self.ends.values():
-            for node, x, exact in ends.folds:
-                if not exact:
-                    self._refuse(node, x.ids[~self.atoms.kept(x.ids) & (x.const != 0)], _BORDER)
+        while left := [(node, ids) for ends in self.ends.values() for node, ids in self._unfolded(ends) if len(ids)]:
+            known = len(self.refusals)
+            for node, ids in left:  # what then stays may let go of what stood in for it: look again
+                self._refuse(node, ids, _BORDER)
+            if len(self.refusals) > known:
+                return
+
+    def _unfolded(self, ends: Ends) -> Iterator[tuple[fx.Node, Ids]]:
+        """Channels that go from where they leave a number that no bias can take up."""
+        for node, x, exact in ends.folds:
+            if not exact:
+                yield node, x.ids[~self.atoms.kept(x.ids) & (x.const != 0)]
 
     def group(self, ids: Ids) -> str:
         """The first layer that makes one of these channels."""

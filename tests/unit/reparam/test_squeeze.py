@@ -266,3 +266,11 @@ def test_the_claim_is_checked(monkeypatch):
     monkeypatch.setattr(module, "_cut", wrong)
     with pytest.raises(ReparamError, match="the squeezed network is not the same: the output differs by"):
         squeeze(nn.Sequential(*masked_convolution(3, "0111"), ConvBlock(4, 2)), X)
+
+
+def test_constants_of_a_group_without_inputs_all_stay_before_a_padded_border():
+    """Two channels are nothing but their bias, which no bias of the next layer can take up: not one for the other, both stay."""
+    grouped = nn.Conv2d(4, 8, 3, padding=1, groups=4)
+    nn.init.ones_(grouped.bias)
+    model = nn.Sequential(*masked_convolution(3, "0111"), grouped, mask("11000000"), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1))
+    assert widths(squeeze(model, X)) == [(1, 3), (2, 1), (5, 2)]
