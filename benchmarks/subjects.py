@@ -46,12 +46,19 @@ class Network:
     build: Callable[[], nn.Module]
     side: int
 
-    def onnx(self) -> bytes:
-        """FP32, branches merged and norms folded."""
+    def module(self) -> nn.Module:
+        """As it is trained, in evaluation mode; its weights are those of a seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module = self.build()
-        return to_onnx(fuse(module), torch.zeros(_BATCH, 3, self.side, self.side))
+            return self.build().eval()
+
+    def example(self) -> torch.Tensor:
+        """An input of its shape."""
+        return torch.zeros(_BATCH, 3, self.side, self.side)
+
+    def onnx(self) -> bytes:
+        """FP32, branches merged and norms folded."""
+        return to_onnx(fuse(self.module()), self.example())
 
     def samples(self, count: int) -> np.ndarray:
         """Normal numbers."""
