@@ -144,3 +144,12 @@ def test_what_fails_is_no_knot_and_is_tried_once_a_call(tmp_path, kit):
 def test_an_error_that_cannot_be_is_refused(tmp_path, kit):
     with pytest.raises(LatencyError, match=r"--coverage-error must be between 0 and 1, found 0"):
         next(adaptively(tmp_path / "t.jsonl", kit, error=0.0))
+
+
+def test_a_small_space_is_measured_by_more_than_a_third_where_nothing_could_be_interpolated_otherwise(tmp_path, kit):
+    small = [two_dimensional(a, b) for a in range(8, 33, 8) for b in range(8, 33, 8)]
+    *_, last = (event for event in adaptively(tmp_path / "t.jsonl", kit, small, error=1e-9) if isinstance(event, Covered))
+    assert (last.done, last.enough) == (True, False)
+    assert len(small) / 3 < last.measured < len(small)
+    table = LatencyTable.load(tmp_path / "t.jsonl")
+    assert all(table.lookup(BlockSpec.parse(work.key)).us > 0 for work in small)
