@@ -58,7 +58,12 @@ def build(
     Raises:
         LatencyError: the target's package is missing, its compiler refuses the network, or it needs a GPU and there is none.
     """
-    return b"" if target == "onnxruntime" else build_engine(model, target, spec, timing_cache, on_progress)
+    if target == "onnxruntime":
+        return b""
+    try:
+        return build_engine(model, target, spec, timing_cache, on_progress)
+    except BuildFailed as error:
+        raise BuildFailed(f"{error}: change the network there, or ship it by --target onnxruntime") from error
 
 
 def timing_cache_of(target: Target, path: str | Path | None) -> TimingCache | None:

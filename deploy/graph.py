@@ -28,7 +28,10 @@ def read(path: str | Path) -> bytes:
     """
     path = Path(path)
     data = path.read_bytes()
-    model = _decode(data)
+    try:
+        model = _decode(data)
+    except LoweringError as error:
+        raise LoweringError(f"{path} is no ONNX model: give MODEL.onnx as an exporter wrote it") from error
     outside = [tensor for tensor in model.graph.initializer if external_data_helper.uses_external_data(tensor)]
     if not outside:
         return data
@@ -132,6 +135,9 @@ def first_line(error: BaseException) -> str:
 
 def _decode(data: bytes) -> onnx.ModelProto:
     try:
-        return onnx.load_from_string(data)
+        model = onnx.load_from_string(data)
     except DecodeError as error:
         raise LoweringError("this is no ONNX model: it cannot be decoded") from error
+    if not model.ir_version:  # bytes that mean something else, or none at all, can be a message without any field
+        raise LoweringError("this is no ONNX model: it has no ir_version")
+    return model

@@ -360,8 +360,11 @@ def _samples(samples: Any, labels: Any, shape: tuple[int, ...]) -> tuple[Samples
         if labels is not None:
             raise DeployError("labels need the samples that they are of: give both")
         return np.random.default_rng(0).standard_normal((RANDOM_SAMPLES, *shape[1:])).astype(np.float32), None, False
-    data = np.asarray(samples, np.float32)
-    if not len(data) or data.shape[1:] != shape[1:]:
+    try:
+        data = np.asarray(samples.detach().cpu() if isinstance(samples, Tensor) else samples, np.float32)
+    except (TypeError, ValueError) as error:
+        raise DeployError(f"samples are no numbers in one array: {graph.first_line(error)}") from error
+    if data.ndim != len(shape) or not data.size or data.shape[1:] != shape[1:]:
         raise DeployError(f"samples have shape {list(data.shape)}, the network takes [samples, {', '.join(map(str, shape[1:]))}]")
     if not np.isfinite(data).all():
         raise DeployError("samples contain values that are infinite or not a number: look at the preprocessing")

@@ -104,7 +104,10 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def summary(self) -> str:
         """The certificate in a line."""
-        kept = f"{len(self.kept)} nodes in {self.islands} islands stay FP32" if self.kept else "every node is FP16"
+        kept = "every node is FP16"
+        if self.kept:
+            nodes, islands = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in ((len(self.kept), "node"), (self.islands, "island")))
+            kept = f"{nodes} in {islands} {'stays' if len(self.kept) == 1 else 'stay'} FP32"
         seen = "no activations were looked at"
         if self.tensors:
             worst = max(self.tensors, key=lambda seen: seen.max_abs)

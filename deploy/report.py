@@ -410,4 +410,5 @@ def _policy(figure: Any, searched: Sequence[Epoch], layers: Sequence[Layer]) -> 
     axes.set_xlim(0.5, len(searched) + 0.5)
     axes.set_ylim(len(layers) - 0.5, -0.5)
     axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch of the search")

@@ -23,7 +23,7 @@ from latency.block import BlockSpec
 from latency.errors import LatencyError, TableError
 from latency.interpolate import Interpolation
 from latency.profile import Event, Measured, Resumed, Workload
-from latency.table import LatencyTable, Row
+from latency.table import FEWEST, LatencyTable, Row
 
 _HELD_OUT = 20  # one block in so many
 _COARSE = 0.08  # share of a family in the first, coarse grid
@@ -58,6 +58,7 @@ class Covered:
         expected_error: mean relative error that interpolation expects to make at the blocks that are not measured.
         proof: what it was at the held-out ones.
         done: whether this was the last round.
+        enough: whether both errors are as small as was asked for; where not, the last round ends at the most that is measured.
     """
 
     measured: int
@@ -65,6 +66,7 @@ class Covered:
     expected_error: float
     proof: Proof
     done: bool
+    enough: bool
 
 
 def profile_adaptively(
@@ -74,7 +76,7 @@ def profile_adaptively(
     *,
     error: float = 0.02,
 ) -> Iterator[Event | Covered]:
-    """Measure at most a third of the blocks, or what it takes to interpolate at all, and everything that is no block.
+    """Measure at most a third of the blocks, or as many as it takes to interpolate at all, and everything that is no block.
 
     Args:
         workloads: what to cover.
@@ -143,14 +145,13 @@ class _Plan:
         self._error, self._families, self._held, self._round = error, _families(specs), held_out(specs), 0
         self._blocks = len(specs)
         self._asked: set[str] = set()
-        corners = (key for family in self._families.values() for key in _corners(family))
-        coarse = (key for family in self._families.values() for key in self._lattice(family))
-        self._opening = list(dict.fromkeys([*corners, *sorted(self._held), *coarse]))
-        self.most = max(self._blocks // _MOST, len(self._opening))  # a third of a small family is too little to interpolate in it
+        self._must = [key for family in self._families.values() for key in self._needed(family)]
+        self.most = max(self._blocks // _MOST, len({*self._must, *self._held}))
 
     def first(self) -> list[str]:
-        """Corners, without which there is nothing to interpolate between; what is held out; and a coarse grid."""
-        return self._take(self._opening)
+        """What each family needs, what is held out, and a coarse grid."""
+        coarse = [key for family in self._families.values() for key in self._lattice(family)]
+        return self._take([*self._must, *sorted(self._held), *coarse])
 
     def next(self, rows: dict[str, Row]) -> tuple[Covered, list[str]]:
         """How good it is now, and what to measure next; nothing when it is good enough, or a third is measured."""
@@ -175,17 +176,21 @@ class _Plan:
         count = max(1, math.ceil((self.most - len(self._asked)) / max(1, _ROUNDS - self._round)))
         chosen = [] if enough else [key for _, key in sorted(scored, reverse=True)[:count]]
         measured_so_far, round_ = len(self._asked), self._take(chosen)
-        return Covered(measured_so_far, self._blocks, expected, proof, not round_), round_
+        return Covered(measured_so_far, self._blocks, expected, proof, not round_, enough), round_
 
     def _take(self, keys: Iterable[str]) -> list[str]:
         taken = [key for key in dict.fromkeys(keys) if key not in self._asked][: self.most - len(self._asked)]
         self._asked.update(taken)
         return taken
 
+    def _needed(self, family: dict[str, BlockSpec]) -> list[str]:
+        """Blocks without which a table does not interpolate between those of a family: its corners, and some to judge by."""
+        return list(dict.fromkeys([*sorted(_corners(family)), *self._lattice(family), *family]))[: _fewest(family)]
+
     def _lattice(self, family: dict[str, BlockSpec]) -> list[str]:
         """A coarse set of points that fills a family evenly and hits every remainder of its widths (Roberts 2018, R-sequence)."""
         axes = [sorted({spec.widths[i][1] for spec in family.values()}) for i in range(len(next(iter(family.values())).widths))]
-        count = max(2 ** sum(len(axis) > 1 for axis in axes) + 3, math.ceil(_COARSE * len(family)))
+        count = max(_fewest(family), math.ceil(_COARSE * len(family)))
         root = 2.0
         for _ in range(30):
             root = (1 + root) ** (1 / (len(axes) + 1))
@@ -212,6 +217,12 @@ def _corners(family: dict[str, BlockSpec]) -> set[str]:
     ends = [(min(axis), max(axis)) for axis in zip(*([w for _, w in spec.widths] for spec in family.values()), strict=True)]
     corners = set(itertools.product(*ends))
     return {key for key, spec in family.items() if tuple(width for _, width in spec.widths) in corners}
+
+
+def _fewest(family: dict[str, BlockSpec]) -> int:
+    """So many measured blocks it takes to interpolate between those of a family."""
+    axes = zip(*([width for _, width in spec.widths] for spec in family.values()), strict=True)
+    return 2 ** sum(len(set(axis)) > 1 for axis in axes) + FEWEST
 
 
 def _points(specs: Iterable[BlockSpec]) -> np.ndarray:

@@ -16,6 +16,9 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A place beside `path` to write a file to; at the end it is on the disk and takes the place of `path`.
 
     Whoever reads `path` finds the old file or the new one, also after a crash. Where the block fails, the old one stays.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
     """
     path = Path(path)
     partial = beside(path)
@@ -25,6 +28,10 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(partial)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

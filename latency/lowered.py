@@ -1,8 +1,12 @@
 """A network as a backend is handed it: its ONNX, and what else it was lowered to."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from latency.errors import BuildFailed, one_line
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 OVERHEAD = "overhead"
 """Key of the network that does next to nothing."""
@@ -29,6 +33,21 @@ class Lowered:
         return cls(onnx=model) if isinstance(model, bytes) else model
 
 
+def decode(onnx: bytes) -> "ModelProto":
+    """Read a serialized ONNX model.
+
+    Raises:
+        BuildFailed: it is none.
+    """
+    from google.protobuf.message import DecodeError
+    from onnx import load_from_string
+
+    try:
+        return load_from_string(onnx)
+    except DecodeError as error:
+        raise BuildFailed(f"this is no ONNX model: {one_line(error)}") from error
+
+
 def require_static(onnx: bytes, *, batch: int | None = None) -> None:
     """Check that every input of a serialized ONNX model has a fixed shape.
 
@@ -39,13 +58,7 @@ def require_static(onnx: bytes, *, batch: int | None = None) -> None:
     Raises:
         BuildFailed: it is no ONNX model, or a shape is not so; names the input and its shape.
     """
-    from google.protobuf.message import DecodeError
-    from onnx import load_from_string
-
-    try:
-        graph = load_from_string(onnx).graph
-    except DecodeError as error:
-        raise BuildFailed(f"this is no ONNX model: {one_line(error)}") from error
+    graph = decode(onnx).graph
     weights = {tensor.name for tensor in graph.initializer}
     for value in graph.input:
         if value.name in weights:

@@ -31,7 +31,9 @@ from latency.predict import Predictor
 from latency.protocol import Protocol
 
 _MAGIC = b'{"schema":"latency-table/1",'
-_FEWEST = 3  # blocks beyond the corners of a family that it takes to judge interpolation between them
+FEWEST = 3
+"""Blocks beyond the corners of a family that it takes to judge interpolation between them."""
+
 _CHECK = re.compile(rb',"check":"([0-9a-f]{12})"}$')
 
 
@@ -267,7 +269,7 @@ class LatencyTable:
         except CoverageError:
             surface = None
         # Over one width every grid is complete, holes or not: only with several does a complete grid tell that it was meant as one.
-        if surface is not None and (sum(len(axis) > 1 for axis in surface.axes.values()) != 1 or surface.values_us.size < _FEWEST + 2):
+        if surface is not None and (sum(len(axis) > 1 for axis in surface.axes.values()) != 1 or surface.values_us.size < FEWEST + 2):
             return surface.interpolate(dict(spec.widths))
         (found,) = self._scattered(spec.family, [tuple(width for _, width in spec.widths)])
         return found
@@ -288,7 +290,7 @@ class LatencyTable:
             for name, width, first, last in zip(names, point, low, high, strict=True):
                 if not first <= width <= last:
                     raise CoverageError(f"{family}: {name}={width} is outside of the measured {first}..{last}")
-        if len(rows) < 2 ** int((low < high).sum()) + _FEWEST:
+        if len(rows) < 2 ** int((low < high).sum()) + FEWEST:
             raise CoverageError(f"the {len(rows)} measured blocks of {family} are too few to tell what is between them")
         if family not in self._interpolations:
             self._interpolations[family] = Interpolation(knots, np.array([row.median_us for _, row in rows]))
@@ -365,7 +367,7 @@ class LatencyTable:
             try:
                 found = self._scattered(family, missing)
             except CoverageError as error:
-                raise CoverageError(f"{lacks} ({error})") from error
+                raise CoverageError(f"{lacks} ({error}): measure them with `{self._command(self.path or 'TABLE')}`") from error
             points |= {point: (latency.us, latency.low_us, latency.high_us) for point, latency in zip(missing, found, strict=True)}
         nodes = np.array([points[point] for point in itertools.product(*grid)])
         values = nodes.T.reshape(3, *map(len, grid))

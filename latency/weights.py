@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from latency.lowered import decode
+
 _PERIOD = 65_521
 """Numbers are drawn once and repeated, which is as fast as copying. The period is a prime, so that the rows of no weight are equal."""
 
@@ -37,8 +39,12 @@ def fill_weights(model: onnx.ModelProto) -> None:
 
 
 def filled(graph: bytes) -> bytes:
-    """The serialized model that a serialized graph without weights stands for."""
-    model = onnx.load_from_string(graph)
+    """The serialized model that a serialized graph without weights stands for.
+
+    Raises:
+        BuildFailed: it is no ONNX model.
+    """
+    model = decode(graph)
     fill_weights(model)
     return model.SerializeToString(deterministic=True)
 

@@ -402,7 +402,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("lathe: interrupted; the same command goes on from here", file=sys.stderr)
         code = 130
     except user_errors() as error:
-        print(f"lathe: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lathe: {_words(error)}", file=sys.stderr)
         code = BAD_INPUT
     sys.exit(code)
 
@@ -417,7 +417,14 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (UsageError, LatencyError, OSError, *loaded)
 
 
+def _words(error: Exception) -> str:
+    """What a user is told: the error in one line; of one of the system's the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+
 def _one_line(box: str) -> str:
-    """Tyro's framed message as one line: its text, without the frame and the rules in it."""
-    text = re.sub(r"[╭╮╰╯│─]+", " ", box)
+    """Tyro's framed message as one line: its text, without the frame, the frame's title and the rules in it."""
+    text = re.sub(r"╭.*╮|[╰╯│─]+", " ", box)
     return " ".join(text.split())

@@ -134,7 +134,9 @@ def _covered(now: Covered) -> str:
         else "with none held out to prove it"
     )
     words = f"{now.measured} of {now.blocks} blocks measured; interpolation is off by {now.expected_error:.2%} as expected, {judged}"
-    return f"{words}: done" if now.done else words
+    if not now.done:
+        return words
+    return f"{words}: done" if now.enough else f"{words}: more than was asked for, but no more are measured; --coverage full measures all"
 
 
 def _blocks(found: LatencyTable) -> Table:
@@ -273,7 +275,8 @@ _RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (
 
 def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) -> int:
     """Show an export as it goes, then its verdicts; returns the exit code."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=LOG, transient=True) as bar:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=LOG, transient=True, disable=not LOG.is_terminal) as bar:
         task = bar.add_task("export")
         made = make(lambda step: bar.update(task, description=step))
     from deploy.validate import share
@@ -302,9 +305,12 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
             f"{step.limit:.0e}",
             share(worst.top1) if worst and worst.top1 else "-",
             share(step.accuracy) if step.accuracy else "-",
-            escape(f"{step.verdict}: {step.reason}" if step.reason else step.verdict),
+            step.verdict,
         )
     OUT.print(view)
+    for reason in dict.fromkeys(step.reason for step in manifest.validation if step.reason):
+        names = ", ".join(step.name for step in manifest.validation if step.reason == reason)
+        OUT.print(f"{names} not run: {escape(reason)}")
     for failure in manifest.failures:
         OUT.print(f"[bold]does not hold:[/] {escape(failure)}")
     for note in ("no budget", "samples"):
@@ -312,9 +318,9 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
             OUT.print(escape(manifest.provenance[note]))
     if manifest.certificate:
         OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
-    OUT.print(
-        f"budget {manifest.budget_verdict}; written to {escape(str(made.directory))}; see `lathe report {escape(str(made.directory))}`"
-    )
+    verdict = manifest.budget_verdict
+    budget = verdict if verdict == "no budget" else f"budget {verdict}"
+    OUT.print(f"{budget}; written to {escape(str(made.directory))}; see `lathe report {escape(str(made.directory))}`")
     return 1 if manifest.failures else 0
 
 

@@ -262,10 +262,13 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
 
 
 def _require_coverage(table: LatencyTable, space: "Prunable") -> None:
-    """Refuse a table without the data's classifier, with the whole command that adds it."""
+    """Refuse a table of another space, or without the data's classifier, with the whole command that measures it."""
     try:
         table.predict(space.network(space.full_widths()))
     except CoverageError as error:
+        if table.header.space != space.name:
+            again = f"lathe profile {space.name} --backend {table.header.runtime.name} --classes {space.classes} --out NEW.latency.jsonl"
+            raise CoverageError(f"{table.path} is of the space {table.header.space or '-'}, not of {space.name}: `{again}`") from error
         raise CoverageError(f"{error}, with --classes {space.classes}") from error
 
 
@@ -316,7 +319,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
             out=command.out,
             budget_ms=command.budget_ms,
             protocol=timing,
-            threads=command.threads or 1,
+            threads=1 if command.threads is None else command.threads,
             provenance={"onnx": command.source.name},
             on_step=on_step,
         )
@@ -345,7 +348,7 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
     load_weights(unpruned, run / record.BASELINE, {})
     data = datasets.load(architecture.data, architecture.input_shape[1])
     held_out = data.held_out
-    threads = command.threads or max(architecture.device.threads if architecture.device else 1, 1)
+    threads = max(architecture.device.threads if architecture.device else 1, 1) if command.threads is None else command.threads
     budget_ms, provenance = command.budget_ms, {}
     if at_home := _is_device_of(architecture, command.target, threads):
         budget_ms = architecture.budget_us / 1000 if budget_ms is None and architecture.budget_us else budget_ms

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from latency.errors import one_line
 from reparam import RepVGGBlock
 from search import blocks
 from search.blocks import pooled_linear
@@ -57,4 +58,4 @@ def load_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) ->
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise SearchError(f"{path} does not fit the network: {' '.join(str(error).split())}") from error
+        raise SearchError(f"{path} does not fit the network: {one_line(error, limit=200)}: give the weights of this space") from error

@@ -30,5 +30,7 @@ def load() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python run.py INPUT.npy")
     for name, output in load()(np.load(sys.argv[1]).astype(np.float32)).items():
         print(name, output.shape, "largest at", output.reshape(len(output), -1).argmax(1))

@@ -79,5 +79,7 @@ def _cuda(result: tuple[Any, ...]) -> Any:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python run.py INPUT.npy")
     for name, output in load()(np.load(sys.argv[1])).items():
         print(name, output.shape, "largest at", output.reshape(len(output), -1).argmax(1))

@@ -97,7 +97,8 @@ def build_engine(
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx):
-        raise BuildFailed(one_line("; ".join(_words(parser.get_error(i)) for i in range(parser.num_errors)) or logger.errors()))
+        words = "; ".join(_words(parser.get_error(i)) for i in range(parser.num_errors)) or logger.errors()
+        raise BuildFailed(one_line(f"{flavour} cannot parse {words}"))
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
         if min(tensor.shape, default=1) < 0:
             raise BuildFailed(f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number")

@@ -53,6 +53,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
         (["verify", "none"], ["none"]),
         (["report", "none"], ["none"]),
         (["export", "none", "--out", "b"], ["none", "does not exist"]),
+        (["export", __file__, "--out", "b"], [__file__, "is no ONNX model"]),
         (["fly"], ["fly", "profile"]),
         (["space", "repvgg-mini", "--colour", "red"], ["--colour"]),
     ],
@@ -66,7 +67,7 @@ def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"--space": "prunet-cifar"}, ["prunet-cifar is none", "repvgg-mini"]),
+        ({"--space": "prunet-cifar"}, ["prunet-cifar has none", "repvgg-mini"]),
         ({"--space": "resnet"}, ["unknown space 'resnet'", "repvgg-mini"]),
         ({"--data": "cifar"}, ["unknown data 'cifar'", "digits or folder:PATH"]),
         ({"--data": "folder:empty"}, ["empty", "no images"]),
@@ -78,6 +79,7 @@ def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_p
         ({"--budget-fraction": None, "--budget-ms": "0.001"}, ["0.001 ms cannot be met", "the smallest network of repvgg-mini takes"]),
         ({"--budget-fraction": None}, ["--budget-ms", "--budget-fraction"]),
         ({"--budget-fraction": "-0.5"}, ["above 0"]),
+        ({"--space": "resnet20/widths"}, ["is of the space repvgg-mini", "`lathe profile resnet20/widths", "--classes 10"]),
         ({"--search-epochs": "0"}, ["search_epochs must be at least 1"]),
     ],
 )

@@ -23,13 +23,21 @@ def graph(inputs, shape):
             graph(["a"], ["n", 2]).SerializeToString(),
             "input 'a' has a dynamic shape \\(n, 2\\): export with a fixed batch and image size, or fix it by",
         ),
-        (onnx.ModelProto().SerializeToString(), "the ONNX graph is not valid"),
+        (onnx.ModelProto().SerializeToString(), "this is no ONNX model: it has no ir_version"),
+        (onnx.ModelProto(ir_version=9).SerializeToString(), "the ONNX graph is not valid"),
     ],
 )
 def test_a_file_that_cannot_ship_is_refused(data, message):
     with pytest.raises(LoweringError, match=message) as caught:
         graphs.require_single(graphs.parse(data))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xff nothing"])
+def test_a_file_that_is_no_model_is_named(tmp_path, data):
+    (tmp_path / "notes.txt").write_bytes(data)
+    with pytest.raises(LoweringError, match=r"notes\.txt is no ONNX model: give MODEL\.onnx"):
+        graphs.read(tmp_path / "notes.txt")
 
 
 def convolution(domain="", opset=20):

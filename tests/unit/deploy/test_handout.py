@@ -60,6 +60,8 @@ def test_it_computes_what_the_trained_network_does(bundle_copy, tmp_path):
         "import runpy; sys.argv = sys.argv[0:]; runpy.run_path('run.py', run_name='__main__')", bundle_copy, str(tmp_path / "x.npy")
     )
     assert script.stdout == f"output (1, 4) largest at [{kept['outputs.output'][0].argmax()}]\n", script.stderr
+    without = alone("import runpy; sys.argv = ['run.py']; runpy.run_path('run.py', run_name='__main__')", bundle_copy)
+    assert (without.returncode, without.stderr) == (1, "usage: python run.py INPUT.npy\n")
 
 
 def test_a_changed_model_is_refused_with_the_command_that_mends_it(bundle_copy):

@@ -93,7 +93,7 @@ def test_the_certificate_tells_what_was_seen(overflowing):
     assert 0 < down.min_abs < down.max_abs < 1e-5
     assert down.subnormal == 4 * 4 * 9
     assert msgspec.json.decode(msgspec.json.encode(certificate), type=Certificate) == certificate
-    assert "3 nodes in 1 islands stay FP32, 4 casts; largest |x| " in certificate.summary
+    assert "3 nodes in 1 island stay FP32, 4 casts; largest |x| " in certificate.summary
 
 
 def test_headroom_decides_how_near_is_too_near(overflowing):

@@ -146,14 +146,10 @@ def test_an_error_that_cannot_be_is_refused(tmp_path, kit):
         next(adaptively(tmp_path / "t.jsonl", kit, error=0.0))
 
 
-def test_a_small_family_is_measured_as_far_as_it_takes_to_interpolate_in_it():
-    """A third of six blocks would be fewer than it takes; of a large space it is a third as ever."""
-    from latency import BlockSpec
-    from latency.coverage import _Plan
-
-    def grid(widths):
-        return [BlockSpec.of("conv", attrs={"h": 4, "w": 4}, widths={"c_in": a, "c_out": b}) for a, b in itertools.product(widths, widths)]
-
-    plan = _Plan(grid((8, 16, 24, 32)), 0.02)
-    assert len(plan.first()) >= 4 + 3
-    assert _Plan(grid(range(8, 168, 8)), 0.02).most == 400 // 3
+def test_a_small_space_is_measured_by_more_than_a_third_where_nothing_could_be_interpolated_otherwise(tmp_path, kit):
+    small = [two_dimensional(a, b) for a in range(8, 33, 8) for b in range(8, 33, 8)]
+    *_, last = (event for event in adaptively(tmp_path / "t.jsonl", kit, small, error=1e-9) if isinstance(event, Covered))
+    assert (last.done, last.enough) == (True, False)
+    assert len(small) / 3 < last.measured < len(small)
+    table = LatencyTable.load(tmp_path / "t.jsonl")
+    assert all(table.lookup(BlockSpec.parse(work.key)).us > 0 for work in small)

@@ -38,3 +38,19 @@ def test_a_block_that_fails_writes_nothing(tmp_path):
         partial.write_bytes(b"half")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_file_that_was_wanted(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(tmp_path / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "file")
+
+
+def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, whole(tmp_path / "file"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")

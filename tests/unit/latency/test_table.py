@@ -438,6 +438,12 @@ def test_surface_holds_the_grid(path, kit):
     assert table.surface(kit.spec(8, 8).family) is surface
 
 
+def test_a_family_with_too_few_blocks_says_what_measures_more(kit):
+    table = LatencyTable(kit.header(space="mini"), [kit.row(kit.spec(a, b).key, [float(a * b)]) for a, b in ((8, 8), (16, 16))])
+    with pytest.raises(CoverageError, match=r"too few .*: measure them with `lathe profile mini --backend .* --out TABLE`$"):
+        table.surface(kit.spec(8, 8).family, axes={"c_in": [8, 16], "c_out": [8, 16]})
+
+
 def test_surface_over_some_of_the_grid(kit):
     points = [(3, 8), (3, 16), *itertools.product((8, 16), (8, 16, 32))]
     table = LatencyTable(kit.header(), [kit.row(kit.spec(a, b).key, [float(a * b)]) for a, b in points])

@@ -5,6 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from latency import BuildFailed
 from latency.weights import fill_weights, filled, strip_weights
 
 
@@ -62,3 +63,8 @@ def test_what_was_stripped_is_filled_with_the_same_bytes():
     assert len(graph) < len(whole) / 5
     assert [list(each.dims) for each in found.graph.initializer] == [[16, 3, 3, 3], [16]]
     assert filled(graph) == whole
+
+
+def test_a_graph_that_is_none_cannot_be_built():
+    with pytest.raises(BuildFailed, match="this is no ONNX model"):
+        filled(b"garbage\0")

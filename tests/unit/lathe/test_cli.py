@@ -90,12 +90,32 @@ def test_usage_errors_are_one_line():
         cli.parse(["profile", "repvgg-mini"])
     assert "\n" not in str(error.value)
     assert not set("╭│─╯") & set(str(error.value))
+    with pytest.raises(cli.UsageError, match=r"^invalid choice 'l1'"):  # said once, not in the frame's title too
+        cli.parse(["search", "pas", "--space", "repvgg-mini", "--out", "run", "--policy", "l1"])
 
 
 def test_errors_of_other_kinds_are_bugs_and_show_themselves(monkeypatch):
     monkeypatch.setattr(cli.Space, "run", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["space", "repvgg-mini"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (OSError(28, "No space left on device", "t.jsonl"), "lathe: t.jsonl: No space left on device\n"),
+        (OSError(28, "No space left on device"), "lathe: No space left on device\n"),
+        (OSError("no such\ndevice"), "lathe: no such device\n"),
+    ],
+)
+def test_errors_of_the_system_name_the_file(raised, said, monkeypatch, capsys):
+    def run(self):
+        raise raised
+
+    monkeypatch.setattr(cli.Space, "run", run)
+    with pytest.raises(SystemExit):
+        cli.main(["space", "repvgg-mini"])
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(("raised", "code"), [(LatencyError("no such block"), 2), (KeyboardInterrupt(), 130), (BrokenPipeError(), 0)])

@@ -79,7 +79,7 @@ def test_a_spec_that_cannot_be_is_refused(rtx, spec, words):
 )
 def test_the_parser_names_node_and_operator_and_is_heard(rtx, operator, words):
     bad = model([helper.make_node(operator, ["x"], ["y"], name="layer7")])
-    with pytest.raises(BuildFailed, match=rf"^node 'layer7' \({operator}\): {words}") as caught:
+    with pytest.raises(BuildFailed, match=rf"^tensorrt-rtx cannot parse node 'layer7' \({operator}\): {words}") as caught:
         build_engine(bad, "tensorrt-rtx")
     assert "\n" not in str(caught.value)
 
