@@ -87,7 +87,7 @@ class Profile:
     threads: int = 1
     """threads of the CPU runtime; part of the table's fingerprint"""
     coverage: Literal["full", "adaptive"] = "full"
-    """full: every block; adaptive: at most a third of them, where interpolating the others is least sure"""
+    """full: every block; adaptive: a third at most (more where a small space needs it), where interpolating the others is least sure"""
     coverage_error: float = 0.02
     """adaptive: stop when the mean relative error of interpolation, also at held-out blocks, is no more"""
     drift_limit: float = 0.03
