@@ -1,6 +1,7 @@
 """Wiring: each function is one command's work, made of the packages' own. Nothing here prints."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,8 @@ def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEve
 def _runner(command: "Profile", precision: Literal["fp32", "fp16"] | None = None) -> Backend:
     if (cache := command.timing_cache) is not None and not cache.is_file():
         raise LatencyError(f"--timing-cache {cache} does not exist: leave it out, and keep one for the next table by --save-timing-cache")
+    if (cores := os.cpu_count()) and command.threads > cores:
+        raise LatencyError(f"--threads {command.threads}: this machine has {cores} cores, more threads would wait for one another")
     return backends.get(command.backend, threads=command.threads, precision=precision, timing_cache=command.timing_cache)
 
 

@@ -78,6 +78,7 @@ def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[s
     if not groups:
         raise SearchError(f"no channels of the network can be pruned: {'; '.join(f'{group.name}: {group.why}' for group in found)}")
     left = groups
+    exclude = (exclude,) if isinstance(exclude, str) else exclude  # a string is a sequence of strings, too
     for pattern in exclude:
         hit = {group.name for group in groups if any(_names(pattern, producer) for producer in (group.name, *group.producers))}
         if not hit:

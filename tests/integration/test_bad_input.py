@@ -41,6 +41,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
             ["profile", "repvgg-mini", "--save-timing-cache", "c", "--out", "t.latency.jsonl"],
             ["--save-timing-cache c", "'onnxruntime' has none"],
         ),
+        (["profile", "repvgg-mini", "--threads", "9999", "--out", "t.latency.jsonl"], ["--threads 9999: this machine has"]),
         (["profile", "repvgg-mini", "--drift-limit", "0", "--out", "t.latency.jsonl"], ["drift_limit 0.0: more than 0"]),
         (["profile", "none.blocks.zip", "--out", "t.latency.jsonl"], ["none.blocks.zip does not exist", "lathe bundle"]),
         (["profile", "none.blocks.zip", "--seed", "1", "--out", "t.latency.jsonl"], ["--seed 1", "lathe bundle"]),
