@@ -32,7 +32,7 @@ from search.workloads import lower
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "torch-cuda", "onnxruntime:cuda")
 DRY_BACKENDS = ("simulated:seed=0",)
 PROFILES = (("repvgg-mini", "full"), ("prunet-cifar", "full"), ("prunet", "adaptive"))
-NETWORKS = ("gpunet-0", "gpunet-1", "gpunet-2", "repvgg-mini")
+NETWORKS = ("gpunet-0", "gpunet-1", "gpunet-2", "repvgg-a0", "resnet-50", "mobilenetv2-1.0", "repvgg-mini")
 PROTOCOLS = ("trtexec-10", "trtexec-11", "default")
 
 
