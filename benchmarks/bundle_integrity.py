@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from outcome import verdicts
 
 from deploy import export, load, verify
 from latency import protocol
@@ -152,8 +153,7 @@ def main() -> None:
         killed = kills(work)
         rows.append(("exports killed over an older bundle", json.dumps(killed), "none broken, nothing left", sum(killed.values()) == KILLS))
     lines = ["Named: exit code 1, and exactly the damaged files fail (manifest.json alone where it is one of them).", ""]
-    lines += ["| what | reached | asked | |", "|---|---|---|---|"]
-    lines += [f"| {a} | {b} | {c} | {'holds' if d else 'MISSED'} |" for a, b, c, d in rows]
+    lines += verdicts(rows)
     print("\n".join(lines))
     (HERE / "bundle_integrity.md").write_text("\n".join(lines) + "\n")
     sys.exit(not all(row[3] for row in rows))

@@ -27,6 +27,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from outcome import slug
 
 from deploy.engine import measure_in_turns
 from deploy.lowering import to_onnx
@@ -253,7 +254,7 @@ def main() -> None:
         about += "; THE TABLE IS OF ANOTHER DEVICE OR RUNTIME"
     lines = [about, "", *report(rows, unpruned, budget_us, words)]
     print("\n".join([*lines, "", f"{time.perf_counter() - start:.0f} s this time"]))
-    stem = options.out / f"cifar.{re.sub(r'[^a-z0-9]+', '-', backend.device.name.lower()).strip('-')}"
+    stem = options.out / f"cifar.{slug(backend.device.name)}"
     plot(rows, unpruned, budget_us, stem.with_name(stem.name + ".svg"))
     stem.with_name(stem.name + ".md").write_text("\n".join([*lines, "", f"![accuracy against latency]({stem.name}.svg)"]) + "\n")
     record = {"about": about, "budget_us": budget_us, "settings": settings, "unpruned": unpruned, "ways": rows}

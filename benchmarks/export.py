@@ -11,7 +11,6 @@ benchmarks/export.<machine>.md, with every number in the .json. Three minutes.
 import argparse
 import copy
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import onnxruntime
 import torch
+from outcome import slug, verdicts
 from torch import nn
 
 from deploy.engine import measure_in_turns
@@ -121,16 +121,15 @@ def main() -> None:
         word = "" if name == OURS else f"{words[name].word} {words[name].ratio:.3f} ({words[name].low:.3f} to {words[name].high:.3f})"
         lines.append(f"| {name} | {row.median_us:.0f} ({row.low_us:.0f} to {row.high_us:.0f}) | {word} | {errors[name]:.1e} |")
     holds = all(words[name].word in ("FASTER", "SAME") for name in models if name != OURS)
-    lines += ["", "| what | reached | asked | |", "|---|---|---|---|"]
-    lines.append(
-        f"| ours against the others | {', '.join(words[n].word for n in models if n != OURS)} | FASTER or SAME | {'holds' if holds else 'MISSED'} |"
-    )
     quick = export_s < 60
-    lines.append(
-        f"| export to onnxruntime, every validation, its own process | {export_s:.1f} s | < 60 s | {'holds' if quick else 'MISSED'} |"
-    )
+    against = ", ".join(words[name].word for name in models if name != OURS)
+    rows = [
+        ("ours against the others", against, "FASTER or SAME", holds),
+        ("export to onnxruntime, every validation, its own process", f"{export_s:.1f} s", "< 60 s", quick),
+    ]
+    lines += ["", *verdicts(rows)]
     print("\n".join(lines))
-    stem = HERE / f"export.{re.sub(r'[^a-z0-9]+', '-', backend.device.name.lower()).strip('-')}"
+    stem = HERE / f"export.{slug(backend.device.name)}"
     stem.with_name(stem.name + ".md").write_text("\n".join(lines) + "\n")
     record = {
         "about": about,

@@ -8,7 +8,6 @@ Prints a table and writes it, with every number behind it, to benchmarks/first_p
 import argparse
 import json
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from outcome import slug, verdicts
 
 from latency import LatencyTable, protocol
 from latency.backends.onnxruntime import OnnxRuntime
@@ -156,11 +156,7 @@ def main() -> None:
             for name, limit in (("squeezed_float64", 1e-10), ("squeezed_float32", 1e-5), ("onnxruntime_float32", 1e-5))
         ),
     ]
-    lines = [
-        "| what | reached | asked | |",
-        "|---|---|---|---|",
-        *(f"| {a} | {b} | {c} | {'holds' if d else 'MISSED'} |" for a, b, c, d in rows),
-    ]
+    lines = verdicts(rows)
     lines += [
         "",
         "| seed | widths | accuracy | parameters | MACs | latency, us | budget, us | search |",
@@ -177,7 +173,7 @@ def main() -> None:
     header = table.header
     about = f"{header.device.name}, {header.device.threads} thread, {header.runtime.name} {header.runtime.version}; profile of {len(table.rows)} rows in {profile_s:.0f} s"
     print("\n".join([about, "", *lines]))
-    machine = re.sub(r"[^a-z0-9]+", "-", header.device.name.lower()).strip("-")
+    machine = slug(header.device.name)
     (HERE / f"first_pass.{machine}.md").write_text("\n".join([about, "", *lines]) + "\n")
     record = {"device": about, "import_s": imports, "profile_s": profile_s, "networks": networks, "runs": runs}
     (HERE / f"first_pass.{machine}.json").write_text(json.dumps(record, indent=2) + "\n")

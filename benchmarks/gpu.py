@@ -11,7 +11,6 @@ bundles that are there are verified again. Writes tables to OUT/profiles/<device
 
 import argparse
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from outcome import slug
 
 from deploy.lowering import to_onnx
 from latency import LatencyError, backends
@@ -190,11 +190,11 @@ def main() -> None:
     running = [name for name, it in found["backends"].items() if "refused" not in it]
     device = found["backends"][running[0]]["device"]["name"] if running else "no GPU"
     found["device"] = device
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    machine = slug(device)
 
     def save() -> None:
-        (out / f"gpu.{slug}.json").write_text(json.dumps(found, indent=2) + "\n")
-        (out / f"gpu.{slug}.md").write_text(page(found))
+        (out / f"gpu.{machine}.json").write_text(json.dumps(found, indent=2) + "\n")
+        (out / f"gpu.{machine}.md").write_text(page(found))
 
     found |= {"networks": {}, "bundles": {}, "tables": {}}
     for name in running:
@@ -207,7 +207,7 @@ def main() -> None:
             save()
     for space in arguments.spaces.split(","):
         for name in running:
-            table = out / "profiles" / slug / f"{space}.{precision_of(name)}.{name.split(':')[0]}.latency.jsonl"
+            table = out / "profiles" / machine / f"{space}.{precision_of(name)}.{name.split(':')[0]}.latency.jsonl"
             found["tables"][f"{space}, {name}"] = profile(name, space, dict(PROFILES)[space], table, max(1.0, end - time.monotonic()))
             save()
     print(page(found))

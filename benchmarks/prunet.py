@@ -10,7 +10,6 @@ table and writes it, with every number behind it, to benchmarks/prunet.<machine>
 import argparse
 import json
 import random
-import re
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from outcome import slug, verdicts
 
 from deploy.lowering import LOWERING_VERSION
 from latency import LatencyTable, profile, protocol
@@ -220,14 +220,13 @@ def main() -> None:
     ]
     header = table.header
     about = f"{header.device.name}, {header.device.threads} thread, {header.runtime.name} {header.runtime.version}, {SPACE} at 288x288, {header.precision}"
-    lines = [about, "", "| what | reached | asked | |", "|---|---|---|---|"]
-    lines += [f"| {a} | {b} | {c} | {'holds' if d else 'MISSED'} |" for a, b, c, d in rows]
+    lines = [about, "", *verdicts(rows)]
     lines += ["", "| block | the script's median, us | ours, us | ratio |", "|---|---|---|---|"]
     lines += [
         f"| `{b['key']}` | {b['scripted_us']:.1f} | {b['ours_us']:.1f} | {b['ours_us'] / b['scripted_us']:.3f} |" for b in script["blocks"]
     ]
     print("\n".join(lines))
-    machine = re.sub(r"[^a-z0-9]+", "-", header.device.name.lower()).strip("-")
+    machine = slug(header.device.name)
     (HERE / f"prunet.{machine}.md").write_text("\n".join(lines) + "\n")
     record = {"device": about, "wall_s": wall_s, "sampled_s": sampled_s, "scripted": script, "unseen": networks, "adaptive": sparse}
     (HERE / f"prunet.{machine}.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import random
-import re
 import resource
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any
 
 import msgspec
 import torch
+from outcome import slug
 from torch import Tensor, nn
 
 HERE = Path(__file__).parent
@@ -235,7 +235,7 @@ def main() -> None:
         handled = sum(row.get("float64", 1.0) <= LIMITS[torch.float64] or row.get("float32", 1.0) <= LIMITS[torch.float32] for row in mine)
         lines += ["", f"Handled, that is run and equal to the masked network, by {tool}: {handled} of {len(mine)}."]
     print("\n".join(lines))
-    machine = re.sub(r"[^a-z0-9]+", "-", device.name.lower()).strip("-")
+    machine = slug(device.name)
     (asked.out / f"squeeze.{machine}.md").write_text("\n".join(lines) + "\n")
     record = {"device": lines[0], "cost": cost, "drawn": drawn, "side_by_side": rows}
     (asked.out / f"squeeze.{machine}.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
+from outcome import verdicts
 
 from deploy.lowering import LOWERING_VERSION
 from latency import BlockSpec, LatencyTable, Row, TableWriter, profile, protocol, sentinel
@@ -125,8 +126,7 @@ def main() -> None:
         ("10,000 rows of 100 samples load in", f"{load_s:.3f} s", "< 0.3 s", load_s < 0.3),
         ("a network of 20 blocks is predicted in", f"{1000 * predict_s:.3f} ms", "< 1 ms", predict_s < 1e-3),
     ]
-    lines = [f"Disturbances: {DISTURBED}, simulated.", "", "| what | reached | asked | |", "|---|---|---|---|"]
-    lines += [f"| {a} | {b} | {c} | {'holds' if d else 'MISSED'} |" for a, b, c, d in rows]
+    lines = [f"Disturbances: {DISTURBED}, simulated.", "", *verdicts(rows)]
     print("\n".join(lines))
     (HERE / "tables.md").write_text("\n".join(lines) + "\n")
     sys.exit(not all(row[3] for row in rows))
