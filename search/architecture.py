@@ -141,7 +141,7 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         for layer in self.layers:
             if layer.width < layer.of and (layer.name not in groups or groups[layer.name].channels != layer.of):
                 raise SearchError(f"the network has no group {layer.name} of {layer.of} channels: give the module that was searched")
-        kept = {layer.name: torch.arange(layer.of) < layer.width for layer in self.layers}
+        kept = masks.first([(layer.name, layer.of) for layer in self.layers], self.widths)
         return masks.mask(network, example, [group for group in groups.values() if group.name in kept], kept)
 
 

@@ -61,6 +61,16 @@ def top(scores: Scores, count: int) -> Keep:
     return keep
 
 
+def first(groups: Sequence[tuple[str, int]], widths: Sequence[int]) -> dict[str, Keep]:
+    """Of each group, by name, the first channels: for networks of which the widths count alone, or whose weights bring their masks.
+
+    Args:
+        groups: name and full width of each.
+        widths: channels that stay of each.
+    """
+    return {name: torch.arange(full) < width for (name, full), width in zip(groups, widths, strict=True)}
+
+
 def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[str] = ()) -> tuple[ChannelGroup, ...]:
     """The groups of a network that can be pruned, and may be.
 

@@ -9,6 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -17,10 +18,11 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
+from deploy import lowering
 from deploy.graph import Precision
 from deploy.lowering import to_onnx, to_program
 from latency import BlockSpec, Lowered, Workload
-from latency.weights import fill_weights, strip_weights
+from latency.weights import fill_weights, filled, strip_weights
 from reparam import fuse, squeeze
 from search import blocks, masks, ops
 from search.space import Prunable, Space, Widths
@@ -77,21 +79,18 @@ def _example(spec: BlockSpec) -> torch.Tensor:
 
 def lower_pruned(space: Prunable, widths: Widths, precision: Precision = "fp32") -> bytes:
     """ONNX of a space's own module, pruned to these widths, fused and squeezed; the weights are random by the rule of `latency.weights`."""
-    model = onnx.load_from_string(to_onnx(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision))
-    fill_weights(model)
-    return model.SerializeToString(deterministic=True)
+    return filled(to_onnx(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision))
 
 
 def lower_pruned_with_program(space: Prunable, widths: Widths, precision: Precision = "fp32") -> Lowered:
     """As `lower_pruned`, with the program of the same network that torch itself runs."""
-    program = to_program(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision)
-    return Lowered(onnx=lower_pruned(space, widths, precision), program=program)
+    lowered = lowering.lower(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision, program=True)
+    return replace(lowered, onnx=filled(lowered.onnx))
 
 
 def _pruned(space: Prunable, widths: Widths) -> nn.Module:
     example, module = torch.zeros(1, *space.input_shape), space.module()
-    kept = {name: torch.arange(full) < width for (name, full), width in zip(space.groups, widths, strict=True)}
-    network = masks.mask(module, example, masks.prunable_groups(module, example), kept)
+    network = masks.mask(module, example, masks.prunable_groups(module, example), masks.first(space.groups, widths))
     return squeeze(fuse(network), example)
 
 

@@ -97,6 +97,11 @@ class PasConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.regulariser == "paper" and self.cost != "macs":
             raise SearchError(f"the regulariser 'paper' is in squared GMACs: it needs the cost 'macs', found {self.cost!r}")
 
+    @property
+    def excluded(self) -> list[str]:
+        """The names and patterns in `exclude`."""
+        return [pattern for pattern in self.exclude.split(",") if pattern]
+
 
 def recipe(data: Dataset, name: Literal["auto", "paper"] = "auto", /, **settings: Any) -> PasConfig:
     """Settings that suit a data set, or those of the paper.
@@ -197,8 +202,7 @@ class _Search:
         self.macs, self.latency = ExpectedMacs(space), table and NetworkLatency(space, table)
         self.example = torch.zeros(1, *space.input_shape)
         self.network = self._build()
-        exclude = [pattern for pattern in config.exclude.split(",") if pattern]
-        self.groups = masks.prunable_groups(self.network, self.example, exclude)
+        self.groups = masks.prunable_groups(self.network, self.example, config.excluded)
         self.choices = _shippable(space, config, {group.name for group in self.groups})
         require_reachable(space.name, self._price(tuple(options[0] for options in self.choices)), budget, unit="us" if table else "macs")
         _require_squeezable(self.network, self.example, self.groups)
@@ -275,11 +279,10 @@ class _Search:
             self.indicators = []
         elif resumed and PHASES.index(phase) >= PHASES.index(self.pruning_phase):  # which channels they are is in the checkpoint
             self.widths = resumed.widths
-            kept = {name: torch.arange(full) < width for (name, full), width in zip(self.space.groups, self.widths, strict=True)}
-            self.network = masks.mask(self.network, self.example, self.groups, kept)
+            self.network = masks.mask(self.network, self.example, self.groups, masks.first(self.space.groups, self.widths))
         elif phase == "search" and self.config.policy == "dbc":
-            exclude = [pattern for pattern in self.config.exclude.split(",") if pattern]
-            self.network = masks.attach(self.network, self.example, exclude=exclude, min_channels=self.config.min_channels)
+            least = self.config.min_channels
+            self.network = masks.attach(self.network, self.example, exclude=self.config.excluded, min_channels=least)
             self.indicators = masks.indicators(self.network)
 
     def _optimizer(self) -> Optimizer:
