@@ -8,6 +8,14 @@ class LatencyError(ValueError):
     """Base of every error that `latency` shows to a user."""
 
 
+class FileError(LatencyError):
+    """A file cannot be read: it is missing, is not a regular file, is too large, or does not hold what its format asks for.
+
+    The message names the file and what is wrong with it, and ends without a full stop: what fixes it is for the caller to say, see
+    `latency.files.raised_as`.
+    """
+
+
 class TableError(LatencyError):
     """A latency table cannot be read or written: names the line and the field."""
 

@@ -1,9 +1,26 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and files of others, of which nothing is taken for granted."""
 
 import contextlib
+import errno
+import hashlib
 import os
+import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
+
+from latency.errors import FileError
+
+MAX_FILE_BYTES = 16 * 2**30
+"""Size of the largest file that is read, where its format has no smaller limit."""
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def beside(path: Path) -> Path:
@@ -40,3 +57,101 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file by `whole`."""
     with whole(path) as partial:
         partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> Iterator[BufferedReader]:
+    """A regular file, open for reading. Never waits, as opening a named pipe or reading a device would.
+
+    Args:
+        path: the file; a link to one is followed.
+        limit: size in bytes that it may have.
+
+    Raises:
+        FileError: it is missing, not a regular file, not readable or larger than `limit`; names it.
+    """
+    with _open(path, limit) as file:
+        yield file
+
+
+def _open(path: str | os.PathLike[str], limit: int) -> BufferedReader:
+    try:
+        # Opening a device may do something to it, so its kind is looked at before; and again after, as another may have come in its place.
+        _require_regular(path, Path(path).stat(), limit)
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise FileError(f"{os.fspath(path)!r} is not the name of a file: it has a null byte") from error
+    try:
+        _require_regular(path, os.fstat(file.fileno()), limit)
+    except FileError:
+        file.close()
+        raise
+    return file
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError) -> FileError:
+    if error.errno == errno.ENOENT:
+        return FileError(f"{path} does not exist")
+    return FileError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> bytes:
+    """The content of a regular file; see `open_regular`.
+
+    Raises:
+        FileError: it cannot be opened, is larger than `limit` bytes, or does not fit into memory; names it.
+    """
+    try:
+        with open_regular(path, limit=limit) as file:
+            data = file.read(os.fstat(file.fileno()).st_size)
+            while len(data) <= limit and (more := file.read(2**20)):  # it grows, or is one of /proc, whose size is 0
+                data += more
+    except MemoryError as error:
+        raise FileError(f"{path} does not fit into memory") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if len(data) > limit:
+        raise FileError(f"{path} {_too_large(len(data), limit)}")
+    return data
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Hash of a regular file, of any size, in hexadecimal.
+
+    Raises:
+        FileError: it cannot be opened; see `open_regular`.
+    """
+    with open_regular(path, limit=2**63) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def raised_as(kind: type[ValueError], fix: str) -> Iterator[None]:
+    """Turn a FileError of the block into a package's own error, with what fixes it behind: `TABLE does not exist: measure it with ...`."""
+    try:
+        yield
+    except FileError as error:
+        raise kind(f"{error}: {fix}") from error
+
+
+def human_bytes(size: int) -> str:
+    """A size for people, such as `1.5 GiB`."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**power:
+            return f"{size / 1024**power:,.4g} {unit}"
+    return f"{size} bytes"
+
+
+def _require_regular(path: str | os.PathLike[str], found: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}, where a file is expected")
+    if found.st_size > limit:
+        raise FileError(f"{path} {_too_large(found.st_size, limit)}")
+
+
+def _too_large(size: int, limit: int) -> str:
+    return f"has {human_bytes(size)}, and at most {human_bytes(limit)} are read"
