@@ -6,8 +6,9 @@ What exports needs torch and is imported when it is asked for: a bundle is verif
 from typing import TYPE_CHECKING, Any
 
 from deploy.bundle import Bundle, Manifest, load
+from deploy.certificate import Certificate
 from deploy.errors import BundleError, DeployError, LoweringError
-from deploy.precision import Certificate, certified
+from deploy.precision import certified
 from deploy.start import start
 from deploy.verify import Check, Verification, verify
 

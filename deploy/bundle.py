@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from deploy.certificate import Certificate
 from deploy.errors import BundleError
 from deploy.graph import Precision
-from deploy.precision import Certificate
 from deploy.validate import BudgetVerdict, Share, Step
 from latency import Device, Latency, Measurement, Protocol, Runtime
 from latency.units import interval, microseconds

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from deploy import bundle, engine, graph, handout, lowering
 from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
+from deploy.certificate import Certificate
 from deploy.errors import DeployError
 from deploy.graph import Precision
 from deploy.lowering import to_onnx
-from deploy.precision import Certificate, certified
+from deploy.precision import certified
 from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Share, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed
 from latency.backends.tensorrt import EngineSpec

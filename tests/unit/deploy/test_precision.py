@@ -6,9 +6,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from deploy import LoweringError, graph, precision, to_onnx
+from deploy import LoweringError, graph, ranges, to_onnx
+from deploy.certificate import LARGEST, Certificate
 from deploy.engine import half_runner, onnx_runner
-from deploy.precision import Certificate, certified, convert
+from deploy.precision import certified, convert
 
 X = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
 
@@ -87,7 +88,7 @@ def test_the_certificate_tells_what_was_seen(overflowing):
     seen = {tensor.op: tensor for tensor in certificate.tensors}
     assert [tensor.op for tensor in certificate.tensors] == ["", "Conv", "Relu", "Conv", "Relu", "Conv", "Relu", "Conv"]
     assert certificate.tensors[0].max_abs == pytest.approx(np.abs(X).max())
-    assert max(tensor.max_abs for tensor in certificate.tensors) > precision.LARGEST
+    assert max(tensor.max_abs for tensor in certificate.tensors) > LARGEST
     assert seen["Conv"].node.startswith("node_")
     down = next(weight for weight in certificate.weights if weight.name == "down.weight")
     assert 0 < down.min_abs < down.max_abs < 1e-5
@@ -106,7 +107,7 @@ def test_headroom_decides_how_near_is_too_near(overflowing):
 
 def test_ranges_do_not_depend_on_how_many_values_are_looked_at_together(overflowing, monkeypatch):
     whole = certified(overflowing, X)
-    monkeypatch.setattr(precision, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(ranges, "CHUNK_BYTES", 1)
     assert certified(overflowing, X) == whole
 
 

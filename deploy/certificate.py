@@ -1,0 +1,80 @@
+"""What is known of a network in half precision: ranges of its activations and weights, and the nodes that stay FP32."""
+
+import msgspec
+
+LARGEST = 65504.0
+"""Largest number of half precision."""
+SMALLEST_NORMAL = 2.0**-14
+"""Below it, about 6.1e-5, half precision has fewer bits the smaller a number is."""
+VANISHING = 2.0**-25
+"""What is no larger is rounded to zero."""
+
+
+class TensorRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What was seen of an activation in FP32."""
+
+    name: str
+    node: str
+    """that writes it; "" for an input"""
+    op: str
+    max_abs: float
+    """largest finite |x|, against 65504"""
+    subnormal: float
+    """share of the values with 0 < |x| < 6.1e-5"""
+    vanishing: float
+    """share of the values that are not zero and would be rounded to it"""
+    sum_abs: float = 0.0
+    """of a reduction, the largest |sum| that it divides or takes the root of"""
+
+
+class WeightRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What half precision does to a weight."""
+
+    name: str
+    max_abs: float
+    min_abs: float
+    """smallest |w| that is not zero; 0 where all are"""
+    subnormal: int
+    """how many with 0 < |w| < 6.1e-5"""
+    vanishing: int
+    """how many that are not zero would be rounded to it"""
+    overflowing: int
+    """how many finite ones would be infinite"""
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A node that stays FP32."""
+
+    node: str
+    op: str
+    reason: str
+
+
+class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a graph may be run in half precision."""
+
+    samples: int
+    """that the ranges were seen on; 0 where none were, and only weights and operators were looked at"""
+    largest: float = LARGEST
+    headroom: float
+    nodes: int
+    """of the FP16 graph, casts included"""
+    casts: int
+    """between FP32 and FP16, those at inputs and outputs included"""
+    islands: int
+    kept: tuple[Kept, ...]
+    tensors: tuple[TensorRange, ...]
+    weights: tuple[WeightRange, ...]
+
+    @property
+    def summary(self) -> str:
+        """The certificate in a line."""
+        kept = "every node is FP16"
+        if self.kept:
+            nodes, islands = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in ((len(self.kept), "node"), (self.islands, "island")))
+            kept = f"{nodes} in {islands} {'stays' if len(self.kept) == 1 else 'stay'} FP32"
+        seen = "no activations were looked at"
+        if self.tensors:
+            worst = max(self.tensors, key=lambda seen: seen.max_abs)
+            seen = f"largest |x| {worst.max_abs:.4g} at {worst.name} of {self.samples} samples"
+        return f"{kept}, {self.casts} casts; {seen}"

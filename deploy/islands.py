@@ -1,0 +1,77 @@
+"""Islands of FP32 nodes in an FP16 graph, chosen so that casts are fewest."""
+
+from dataclasses import dataclass, field
+
+from onnx import GraphProto, NodeProto, TensorProto
+
+_FULL = TensorProto.FLOAT
+HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
+"""What half precision is for: never FP32 for the sake of a cast."""
+
+
+@dataclass
+class Node:
+    """A node as far as precision goes."""
+
+    proto: NodeProto
+    inputs: list[int] = field(default_factory=list)
+    """those that have the node's precision; others are of one type, or of either"""
+    outputs: list[int] = field(default_factory=list)
+    reason: str = ""
+    """why it must be FP32"""
+    full: bool = False
+
+    @property
+    def reads(self) -> set[str]:
+        """Names of the inputs that have the node's precision."""
+        return {self.proto.input[i] for i in self.inputs}
+
+
+def grow(graph: GraphProto, nodes: list[Node], weights: set[str], io: int) -> None:
+    """Choose the nodes that are FP32, those with a reason among them, so that casts are fewest, and then FP32 nodes.
+
+    A minimum cut: it separates FP32 from FP16, a tensor between the two costs a cast however many read it, and a node that is FP32 with no
+    reason costs so little that any cast outweighs all of them. What is heavy is FP16 unless it has a reason.
+    """
+    import networkx as nx  # comes with torch; the structs above are read without it
+
+    cut = nx.DiGraph()
+    cut.add_nodes_from(("fp32", "fp16"))
+    end = "fp32" if io == _FULL else "fp16"
+    cast = len(nodes) + 1
+    writers: dict[str, int | str] = {value.name: end for value in graph.input}
+    readers: dict[str, list[int | str]] = {value.name: [end] for value in graph.output}
+    for number, node in enumerate(nodes):
+        if not node.inputs and not node.outputs:
+            continue
+        if node.reason:
+            cut.add_edge("fp32", number)
+        elif node.proto.op_type in HEAVY:
+            cut.add_edge(number, "fp16")
+        else:
+            cut.add_edge(number, "fp16", capacity=1)
+        for i in node.outputs:
+            writers[node.proto.output[i]] = number
+        for name in node.reads - weights:
+            readers.setdefault(name, []).append(number)
+    for name, writer in writers.items():
+        for reader in readers.get(name, ()):
+            cut.add_edge(writer, ("to fp16", name), capacity=cast)
+            cut.add_edge(("to fp16", name), reader)
+            cut.add_edge(reader, ("to fp32", name))
+            cut.add_edge(("to fp32", name), writer, capacity=cast)
+    _, (full, _) = nx.minimum_cut(cut, "fp32", "fp16")
+    for number, node in enumerate(nodes):
+        node.full = number in full
+
+
+def count(nodes: list[Node]) -> int:
+    """Number of connected parts that the FP32 nodes form."""
+    import networkx as nx
+
+    full = [node for node in nodes if node.full]
+    writers = {node.proto.output[i]: node.proto.name for node in full for i in node.outputs}
+    joined = nx.Graph()
+    joined.add_nodes_from(node.proto.name for node in full)
+    joined.add_edges_from((writers[name], node.proto.name) for node in full for name in node.reads & writers.keys())
+    return nx.number_connected_components(joined)

@@ -1,0 +1,146 @@
+"""Ranges: of activations, seen on samples in FP32, and of weights."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from deploy import sessions
+from deploy.certificate import SMALLEST_NORMAL, VANISHING, TensorRange, WeightRange
+from deploy.errors import LoweringError
+
+CHUNK_BYTES = 256 << 20
+"""Activations that are looked at in one run of the network, at most."""
+
+_FULL = TensorProto.FLOAT
+_ROUNDS_TO_INFINITY = 65520.0
+
+_SUMS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceL1", "ReduceMean", "ReduceSum"})
+_SQUARES = frozenset({"ReduceL2", "ReduceSumSquare"})
+"""With `_SUMS`: where the accumulator may be far above what comes out."""
+
+
+def tensor_ranges(model: ModelProto, samples: np.ndarray | Mapping[str, np.ndarray], threads: int) -> dict[str, TensorRange]:
+    """Run a model and look at each of its floating-point values, so many at a time that memory stays bounded."""
+    graph = model.graph
+    inputs = {value.name: value.type.tensor_type for value in graph.input}
+    if not isinstance(samples, Mapping):
+        if len(inputs) != 1:
+            raise LoweringError(f"the network has {len(inputs)} inputs, {', '.join(inputs)}: give samples of each by its name")
+        samples = {graph.input[0].name: samples}
+    if samples.keys() != inputs.keys():
+        raise LoweringError(f"samples are of {', '.join(samples) or 'nothing'}, the network's inputs are {', '.join(inputs)}")
+    feeds = list(_batches(samples, {name: _shape(kind) for name, kind in inputs.items()}, inputs))
+    writers = {name: node for node in graph.node for name in node.output}
+    found = {name: _Seen() for name, kind in inputs.items() if kind.elem_type == _FULL}
+    for name, feed in itertools.product(found, feeds):
+        found[name].add(feed[name])
+    values = [value for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type == _FULL and value.name in writers]
+    for chunk in _chunks(values):
+        part = ModelProto()
+        part.CopyFrom(model)
+        part.graph.ClearField("output")
+        part.graph.output.extend(chunk)
+        session = sessions.start(part.SerializeToString(), threads)
+        for feed in feeds:
+            for name, array in sessions.run(session, feed).items():
+                found.setdefault(name, _Seen()).add(array)
+    return {name: _range(name, writers.get(name), seen, graph) for name, seen in found.items()}
+
+
+def _batches(
+    samples: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, onnx.TypeProto.Tensor]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Samples as the network takes them; the last batch is filled up with its own first sample."""
+    counts = {len(values) for values in samples.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise LoweringError(f"samples: as many of every input are needed, at least 1; found {', '.join(map(str, sorted(counts)))}")
+    for name, values in samples.items():
+        if values.shape[1:] != shapes[name][1:]:
+            wanted = ", ".join(map(str, ("samples", *shapes[name][1:])))
+            raise LoweringError(f"samples of {name} have shape {list(values.shape)}, the network takes [{wanted}]")
+        if not np.isfinite(values).all():
+            raise LoweringError(f"samples of {name} contain values that are infinite or not a number: look at the preprocessing")
+    batch = next(iter(shapes.values()))[0]
+    for start in range(0, counts.pop(), batch):
+        feed = {}
+        for name, values in samples.items():
+            part = values[start : start + batch].astype(helper.tensor_dtype_to_np_dtype(kinds[name].elem_type))
+            feed[name] = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
+        yield feed
+
+
+def _chunks(values: Iterable[onnx.ValueInfoProto]) -> Iterator[list[onnx.ValueInfoProto]]:
+    chunk, size = list[onnx.ValueInfoProto](), 0
+    for value in values:
+        more = 4 * math.prod(_shape(value.type.tensor_type))
+        if chunk and size + more > CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(value)
+        size += more
+    if chunk:
+        yield chunk
+
+
+@dataclass
+class _Seen:
+    """Of one tensor, over all samples."""
+
+    max_abs: float = 0.0
+    count: int = 0
+    subnormal: int = 0
+    vanishing: int = 0
+
+    def add(self, array: np.ndarray) -> None:
+        size = np.abs(array)
+        zeros = size.size - int(np.count_nonzero(size))
+        finite = size if (largest := float(size.max(initial=0))) < math.inf else size[np.isfinite(size)]
+        self.max_abs = max(self.max_abs, largest if finite is size else float(finite.max(initial=0)))
+        self.count += size.size
+        self.subnormal += int((size < SMALLEST_NORMAL).sum()) - zeros
+        self.vanishing += int((size <= VANISHING).sum()) - zeros
+
+
+def _range(name: str, writer: NodeProto | None, seen: _Seen, graph: GraphProto) -> TensorRange:
+    found = TensorRange(
+        name=name,
+        node=writer.name if writer else "",
+        op=writer.op_type if writer else "",
+        max_abs=seen.max_abs,
+        subnormal=seen.subnormal / seen.count,
+        vanishing=seen.vanishing / seen.count,
+    )
+    if writer is None or writer.op_type not in _SUMS | _SQUARES:
+        return found
+    if writer.op_type in ("ReduceL1", "ReduceSum", "ReduceSumSquare"):
+        return msgspec.structs.replace(found, sum_abs=seen.max_abs)
+    if writer.op_type == "ReduceL2":
+        return msgspec.structs.replace(found, sum_abs=seen.max_abs**2)
+    if kernel := next((attribute.ints for attribute in writer.attribute if attribute.name == "kernel_shape"), None):
+        return msgspec.structs.replace(found, sum_abs=seen.max_abs * math.prod(kernel))
+    shapes = {value.name: _shape(value.type.tensor_type) for value in (*graph.input, *graph.value_info, *graph.output)}
+    return msgspec.structs.replace(found, sum_abs=seen.max_abs * math.prod(shapes[writer.input[0]]) / math.prod(shapes[name]))
+
+
+def _shape(kind: onnx.TypeProto.Tensor) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in kind.shape.dim)
+
+
+def weight_range(name: str, array: np.ndarray) -> WeightRange:
+    """What half precision does to an array."""
+    size = np.abs(array[np.isfinite(array)])
+    some = size[size > 0]
+    return WeightRange(
+        name=name,
+        max_abs=float(size.max(initial=0)),
+        min_abs=float(some.min()) if some.size else 0.0,
+        subnormal=int((some < SMALLEST_NORMAL).sum()),
+        vanishing=int((some <= VANISHING).sum()),
+        overflowing=int((some >= _ROUNDS_TO_INFINITY).sum()),
+    )
