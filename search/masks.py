@@ -4,11 +4,13 @@ A group is what must go together (`reparam.channel_groups`): the layers that a r
 """
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from reparam import ChannelGroup, ChannelMask, channel_groups, fuse, insert_masks
 from reparam.blocks import Image
@@ -151,6 +153,51 @@ def freeze(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str
     masks = network.get_submodule("masks")
     for (name, _), group in zip(list(masks.named_children()), groups, strict=True):
         masks.add_module(name, _mask(kept[group.name]))
+
+
+def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> None:
+    """Keep the weights of channels that are gone, and their momentum, as they are until the channels come back.
+
+    A mask cuts the gradient of all that makes a channel and of all that reads it to exactly 0, but weight decay and momentum would still
+    move them. So after every step each slice of a weight, along its outputs or its inputs, that got no gradient is put back. (That of a
+    channel whose activation is 0 all over a batch is, too.)
+
+    Args:
+        optimizer: of the weights; every slot that has the shape of its weight is kept too.
+        weights: those concerned, without the indicators.
+    """
+    weights = list(weights)
+    before: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
+
+    def remember(*_: Any) -> None:
+        before.clear()
+        for weight in weights:
+            if weight.grad is not None and (gone := _without_gradient(weight.grad)).any():
+                before[weight] = (gone, {name: value.detach().clone() for name, value in _values(optimizer, weight).items()})
+
+    def put_back(*_: Any) -> None:
+        for weight, (gone, values) in before.items():
+            for name, value in _values(optimizer, weight).items():
+                value.data.copy_(torch.where(gone, values.get(name, torch.zeros_like(value)), value.detach()))
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(put_back)
+
+
+def _values(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:
+    """A weight and the slots of its optimizer that have its shape."""
+    slots = optimizer.state[weight] if weight in optimizer.state else {}
+    return {"": weight} | {name: slot for name, slot in slots.items() if isinstance(slot, Tensor) and slot.shape == weight.shape}
+
+
+def _without_gradient(gradient: Tensor) -> Tensor:
+    """Which entries belong to an output or an input whose gradient is 0 in all entries."""
+    still = gradient == 0
+    gone = torch.zeros_like(still)
+    for axis in range(min(2, still.ndim)):
+        others = [other for other in range(still.ndim) if other != axis]
+        gone |= still.all(dim=others, keepdim=True) if others else still
+    return gone
 
 
 def _mask(keep: Keep) -> nn.Module:

@@ -296,6 +296,9 @@ class _Search:
             policy=policy,
             policy_lr=config.policy_lr,
         )
+        if hasattr(self.network, "masks"):
+            chosen = {id(parameter) for parameter in policy}
+            masks.hold_gone(optimizer, [weight for weight in self.network.parameters() if id(weight) not in chosen])
         if config.bounded:
             optimizer.register_step_post_hook(partial(_bound, policy))
         return optimizer

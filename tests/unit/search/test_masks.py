@@ -167,3 +167,55 @@ def test_groups_of_the_fused_form_have_their_trained_names(tiny, shortcut, x):
     fused, twins = masks.fused_form(shortcut, x)
     assert twins["stem.0"].producers == ("stem.0", "body.0")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "rmsprop"])
+def test_a_channel_that_is_gone_keeps_its_weights_until_it_is_back(shortcut, x, kind):
+    """Neither decay nor momentum moves them: of what makes it, of its norm, of what reads it."""
+    network = attach(shortcut, x, min_channels=1).train()
+    indicators = masks.indicators(network)
+    weights = [weight for name, weight in network.named_parameters() if not name.endswith(".v")]
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1),
+        "adam": lambda: torch.optim.Adam(weights, lr=0.01, weight_decay=0.1),
+        "rmsprop": lambda: torch.optim.RMSprop(weights, lr=0.001, momentum=0.9, weight_decay=0.1),
+    }[kind]()
+    masks.hold_gone(optimizer, weights)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), torch.tensor([0, 1])).backward()
+        optimizer.step()
+
+    def of_gone() -> list[torch.Tensor]:
+        made = [network.stem[0].weight, network.body[0].weight, network.stem[1].weight, network.body[1].bias]
+        read = [network.body[0].weight, network.last[0].weight]
+        slots = [optimizer.state[w].get("momentum_buffer", optimizer.state[w].get("exp_avg")) for w in made]
+        return [tensor[:4].clone() for tensor in (*made, *slots)] + [tensor[:, :4].clone() for tensor in read]
+
+    step()
+    with torch.no_grad():
+        indicators[0].v[:4] = 0.0
+    before, others = of_gone(), network.stem[0].weight[4:].clone()
+    for _ in range(3):
+        step()
+    assert all(torch.equal(was, now) for was, now in zip(before, of_gone(), strict=True))
+    assert all((was != now).any() for was, now in zip(others, network.stem[0].weight[4:], strict=True))
+    with torch.no_grad():
+        indicators[0].v[:4] = 1.0
+    step()
+    assert all((was != now).any() for was, now in zip(before, of_gone(), strict=True))
+
+
+def test_a_channel_that_was_never_there_starts_with_no_momentum(shortcut, x):
+    network = attach(shortcut, x, min_channels=1).train()
+    masks.indicators(network)[0].v.data[:4] = 0.0
+    weight = network.stem[0].weight
+    optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.1)
+    masks.hold_gone(optimizer, [weight])
+    before = weight.detach().clone()
+    network(x).square().sum().backward()
+    optimizer.step()
+    assert torch.equal(weight[:4], before[:4])
+    assert not optimizer.state[weight]["momentum_buffer"][:4].any()
+    assert (weight[4:] != before[4:]).any()

@@ -101,6 +101,27 @@ def test_the_masks_of_the_weights_are_the_widths(search_into, tmp_path):
         assert kept == layer.width
 
 
+@pytest.mark.parametrize("policy", ["dbc", "magnitude"])
+def test_channels_that_are_gone_keep_the_weights_that_they_had(search_into, tmp_path, policy):
+    """Of a learned policy since the end of its search, of a baseline since it was pruned: fine-tuning moves the others alone."""
+    out = tmp_path / "run"
+    events = search_into(out, msgspec.structs.replace(QUICK, policy=policy, policy_lr=2.0))
+    list(itertools.islice(events, 6))
+    before = read_tensors(out / "checkpoint.safetensors")[0]
+    list(events)
+    after = read_tensors(out / "weights.safetensors")[0]
+    found = 0
+    for name, keep in after.items():
+        if name.startswith("masks."):
+            layer = name.split(".")[1]
+            weights = [key for key in after if key.startswith(f"{layer}.") and after[key].ndim > 0 and "running" not in key]
+            for key in weights:
+                assert torch.equal(before[key][~keep], after[key][~keep])
+                assert not torch.equal(before[key][keep], after[key][keep])
+                found += 1
+    assert found > 3
+
+
 def test_the_search_prunes_towards_the_budget_by_itself(search_into, tmp_path, budget_us):
     """Before anything is trimmed: the controller and the gradients alone."""
     events = list(search_into(tmp_path / "run", msgspec.structs.replace(QUICK, search_epochs=15)))
