@@ -7,27 +7,25 @@ gigabytes of blocks are a file of a few megabytes and still the same bytes that 
 import hashlib
 import io
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 import onnx
 from msgspec import Struct
 
-from latency.errors import LatencyError, one_line
-from latency.files import write_whole
+from latency.decoding import Unzipped, decode_json
+from latency.errors import FileError, LatencyError
+from latency.files import raised_as, read_bytes, write_whole
 from latency.profile import Workload
 from latency.weights import filled, strip_weights
 
 _INDEX = "index.json"
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, struct.error)
-"""What zipfile raises for damaged files, by where the damage is."""
+MAX_BUNDLE_BYTES = 2**30
+"""Size of the largest bundle that is read."""
 
 
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -107,33 +105,17 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
     Raises:
         LatencyError: it is no bundle, or a file in it is missing or changed; names the file.
     """
-    made = f"write it again with `lathe bundle SPACE --out {path}`"
-    try:
-        packed = Path(path).read_bytes()
-        archive = zipfile.ZipFile(io.BytesIO(packed))
-    except FileNotFoundError as error:
-        raise LatencyError(f"{path} does not exist: {made}") from error
-    except _DAMAGED as error:
-        raise LatencyError(f"{path} is no block bundle ({one_line(error)}): {made}") from error
-    with archive:
-
-        def content(name: str) -> bytes:
-            try:
-                return archive.read(name)
-            except KeyError as error:
-                raise LatencyError(f"{path}: {name} is missing: {made}") from error
-            except _DAMAGED as error:
-                raise LatencyError(f"{path}: {name} was changed ({one_line(error)}): {made}") from error
-
-        try:
-            index = msgspec.json.decode(content(_INDEX), type=Index)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise LatencyError(f"{path}: {_INDEX} is damaged ({one_line(error)}): {made}") from error
+    with raised_as(LatencyError, f"write it again with `lathe bundle SPACE --out {path}`"):
+        packed = read_bytes(path, limit=MAX_BUNDLE_BYTES)
+        archive = Unzipped(packed, path)
+        index = decode_json(archive.read(_INDEX), Index, f"{path}: {_INDEX}")
+        if len({entry.file for entry in index.entries}) < len(index.entries):
+            raise FileError(f"{path}: {_INDEX}", "is damaged: two entries have one file")
         workloads = []
         for entry in index.entries:
-            graph = content(entry.file)
+            graph = archive.read(entry.file)
             if _sha256(graph) != entry.sha256:
-                raise LatencyError(f"{path}: {entry.file} was changed, it is not the graph of {entry.key} any more: {made}")
+                raise FileError(f"{path}: {entry.file}", f"was changed, it is not the graph of {entry.key} any more")
             workloads.append(Workload(kind=entry.kind, key=entry.key, blocks=entry.blocks, onnx=partial(filled, graph)))
     return BlocksZip(index=index, workloads=workloads, sha256=_sha256(packed))
 

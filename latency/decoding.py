@@ -52,11 +52,11 @@ def decode_json(data: bytes | str, kind: type[T], where: object) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except RecursionError as error:
-        raise FileError(f"{where} is damaged: its brackets are nested too deeply") from error
+        raise FileError(where, "is damaged: its brackets are nested too deeply") from error
     except MemoryError as error:
-        raise FileError(f"{where} does not fit into memory") from error
+        raise FileError(where, "does not fit into memory") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise FileError(f"{where} is damaged: {one_line(error)}") from error
+        raise FileError(where, f"is damaged: {one_line(error)}") from error
 
 
 def read_json(path: str | os.PathLike[str], kind: type[T], *, limit: int = MAX_JSON_BYTES) -> T:
@@ -95,15 +95,15 @@ class Unzipped:
         try:
             self._archive = zipfile.ZipFile(io.BytesIO(data))
         except _ZIP_DAMAGED as error:
-            raise FileError(f"{where} is not a zip file ({one_line(error)})") from error
+            raise FileError(where, f"is not a zip file ({one_line(error)})") from error
         members = self._archive.infolist()
         self.names = [member.filename for member in members]
         if len(set(self.names)) < len(self.names):
-            raise FileError(f"{where} is damaged: it has two files of one name")
+            raise FileError(where, "is damaged: it has two files of one name")
         if strange := [m.filename for m in members if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
-            raise FileError(f"{where}: {strange[0]} is packed by another method than deflate")
+            raise FileError(f"{where}: {strange[0]}", "is packed by another method than deflate")
         if (size := sum(member.file_size for member in members)) > limit:
-            raise FileError(f"{where} unpacks to {human_bytes(size)}, and at most {human_bytes(limit)} are read")
+            raise FileError(where, f"unpacks to {human_bytes(size)}, and at most {human_bytes(limit)} are read")
 
     def read(self, name: str) -> bytes:
         """One file of it; never more bytes than the zip's directory says.
@@ -114,11 +114,11 @@ class Unzipped:
         try:
             return self._archive.read(name)
         except KeyError as error:
-            raise FileError(f"{self._where}: {name} is missing") from error
+            raise FileError(f"{self._where}: {name}", "is missing") from error
         except MemoryError as error:
-            raise FileError(f"{self._where}: {name} does not fit into memory") from error
+            raise FileError(f"{self._where}: {name}", "does not fit into memory") from error
         except _ZIP_DAMAGED as error:
-            raise FileError(f"{self._where}: {name} was changed ({one_line(error)})") from error
+            raise FileError(f"{self._where}: {name}", f"was changed ({one_line(error)})") from error
 
 
 def decode_npy(data: bytes, where: object) -> np.ndarray:
@@ -129,23 +129,23 @@ def decode_npy(data: bytes, where: object) -> np.ndarray:
     """
     magic = _NPY.match(data)
     if magic is None:
-        raise FileError(f"{where} is not an .npy file")
+        raise FileError(where, "is not an .npy file")
     start = 10 if magic[1] == b"\x01" else 12
     end = start + int.from_bytes(data[8:start], "little")
     header = data[start:end].decode("latin-1")
     descr, order, shape = (pattern.search(header) for pattern in (_DESCR, _ORDER, _SHAPE))
     if descr is None or order is None or shape is None:
-        raise FileError(f"{where} is not an .npy file of numbers: its header is {one_line(header, 100)!r}")
+        raise FileError(where, f"is not an .npy file of numbers: its header is {one_line(header, 100)!r}")
     try:
         dtype, dims = np.dtype(descr[1]), [int(size) for size in shape[1].replace(" ", "").split(",") if size]
     except (TypeError, ValueError) as error:
-        raise FileError(f"{where} is not an .npy file of numbers: {one_line(error)}") from error
+        raise FileError(where, f"is not an .npy file of numbers: {one_line(error)}") from error
     if (claimed := math.prod(dims) * dtype.itemsize) != len(data) - end:
-        raise FileError(f"{where} is damaged: by its header it has {human_bytes(claimed)} of numbers, found {human_bytes(len(data) - end)}")
+        raise FileError(where, f"is damaged: by its header it has {human_bytes(claimed)} of numbers, found {human_bytes(len(data) - end)}")
     try:
         return np.frombuffer(data, dtype, offset=end).reshape(dims, order="F" if order[1] == "True" else "C").copy()
     except ValueError as error:  # more dimensions, or larger ones, than NumPy has
-        raise FileError(f"{where} is not an .npy file of numbers: {one_line(error)}") from error
+        raise FileError(where, f"is not an .npy file of numbers: {one_line(error)}") from error
 
 
 def read_npy(path: str | os.PathLike[str], *, limit: int = MAX_UNZIPPED_BYTES) -> np.ndarray:
@@ -168,6 +168,6 @@ def decode_tensors(data: bytes, where: object) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, MemoryError) as error:
-        raise FileError(f"{where} is not a safetensors file ({one_line(error)})") from error
+        raise FileError(where, f"is not a safetensors file ({one_line(error)})") from error
     except KeyError as error:
-        raise FileError(f"{where} has a tensor of type {error.args[0]}, which NumPy does not have") from error
+        raise FileError(where, f"has a tensor of type {error.args[0]}, which NumPy does not have") from error

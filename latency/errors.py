@@ -11,9 +11,15 @@ class LatencyError(ValueError):
 class FileError(LatencyError):
     """A file cannot be read: it is missing, is not a regular file, is too large, or does not hold what its format asks for.
 
-    The message names the file and what is wrong with it, and ends without a full stop: what fixes it is for the caller to say, see
-    `latency.files.raised_as`.
+    What fixes it is for the caller to say, see `latency.files.raised_as`.
+
+    Attributes:
+        problem: what is wrong, without the file's name, such as `does not exist`.
     """
+
+    def __init__(self, where: object, problem: str) -> None:
+        super().__init__(f"{where} {problem}")
+        self.problem = problem
 
 
 class TableError(LatencyError):

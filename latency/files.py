@@ -35,9 +35,12 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     Whoever reads `path` finds the old file or the new one, also after a crash. Where the block fails, the old one stays.
 
     Raises:
+        FileError: `path` is there and is no regular file, such as a device, which a file would replace.
         OSError: it cannot be written; names `path`.
     """
     path = Path(path)
+    if path.exists():
+        require_regular(path, path.stat())
     partial = beside(path)
     partial.unlink(missing_ok=True)
     try:
@@ -59,6 +62,23 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         partial.write_bytes(content)
 
 
+def require_regular(path: str | os.PathLike[str], found: os.stat_result, limit: int = MAX_FILE_BYTES) -> None:
+    """Refuse what is not a regular file, or is one of more than `limit` bytes.
+
+    Args:
+        path: as the message names it.
+        found: what the system says of it.
+        limit: size in bytes that it may have.
+
+    Raises:
+        FileError: it is not.
+    """
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError(path, f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}, where a file is expected")
+    if found.st_size > limit:
+        raise FileError(path, _too_large(found.st_size, limit))
+
+
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> Iterator[BufferedReader]:
     """A regular file, open for reading. Never waits, as opening a named pipe or reading a device would.
@@ -77,16 +97,16 @@ def open_regular(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -
 def _open(path: str | os.PathLike[str], limit: int) -> BufferedReader:
     try:
         # Opening a device may do something to it, so its kind is looked at before; and again after, as another may have come in its place.
-        _require_regular(path, Path(path).stat(), limit)
+        require_regular(path, Path(path).stat(), limit)
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
         raise _unreadable(path, error) from error
     except ValueError as error:
         if "null byte" not in str(error):
             raise
-        raise FileError(f"{os.fspath(path)!r} is not the name of a file: it has a null byte") from error
+        raise FileError(repr(os.fspath(path)), "is not the name of a file: it has a null byte") from error
     try:
-        _require_regular(path, os.fstat(file.fileno()), limit)
+        require_regular(path, os.fstat(file.fileno()), limit)
     except FileError:
         file.close()
         raise
@@ -95,8 +115,8 @@ def _open(path: str | os.PathLike[str], limit: int) -> BufferedReader:
 
 def _unreadable(path: str | os.PathLike[str], error: OSError) -> FileError:
     if error.errno == errno.ENOENT:
-        return FileError(f"{path} does not exist")
-    return FileError(f"{path} cannot be read: {error.strerror or error}")
+        return FileError(path, "does not exist")
+    return FileError(path, f"cannot be read: {error.strerror or error}")
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> bytes:
@@ -111,11 +131,11 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> 
             while len(data) <= limit and (more := file.read(2**20)):  # it grows, or is one of /proc, whose size is 0
                 data += more
     except MemoryError as error:
-        raise FileError(f"{path} does not fit into memory") from error
+        raise FileError(path, "does not fit into memory") from error
     except OSError as error:
         raise _unreadable(path, error) from error
     if len(data) > limit:
-        raise FileError(f"{path} {_too_large(len(data), limit)}")
+        raise FileError(path, _too_large(len(data), limit))
     return data
 
 
@@ -144,13 +164,6 @@ def human_bytes(size: int) -> str:
         if size >= 1024**power:
             return f"{size / 1024**power:,.4g} {unit}"
     return f"{size} bytes"
-
-
-def _require_regular(path: str | os.PathLike[str], found: os.stat_result, limit: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise FileError(f"{path} is {_KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}, where a file is expected")
-    if found.st_size > limit:
-        raise FileError(f"{path} {_too_large(found.st_size, limit)}")
 
 
 def _too_large(size: int, limit: int) -> str:

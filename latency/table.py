@@ -24,13 +24,18 @@ import numpy as np
 
 from latency import predict
 from latency.block import BlockSpec
+from latency.decoding import decode_json
 from latency.device import Device, Runtime, require_equal
-from latency.errors import CoverageError, TableError
+from latency.errors import CoverageError, FileError, TableError
+from latency.files import raised_as, read_bytes, require_regular
 from latency.interpolate import Interpolation
 from latency.predict import Predictor
 from latency.protocol import Protocol
 
 _MAGIC = b'{"schema":"latency-table/1",'
+MAX_TABLE_BYTES = 4 * 2**30
+"""Size of the largest table that is read: a row of a thousand samples takes 8 KiB."""
+
 FEWEST = 3
 """Blocks beyond the corners of a family that it takes to judge interpolation between them."""
 
@@ -218,10 +223,8 @@ class LatencyTable:
         Raises:
             TableError: there is none, or it was edited or damaged; names line and field.
         """
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise TableError(f"{path}: {error.strerror}: measure a table with `lathe profile SPACE --out {path}`") from error
+        with raised_as(TableError, f"measure a table with `lathe profile SPACE --out {path}`"):
+            data = read_bytes(path, limit=MAX_TABLE_BYTES)
         content = _read(data, path)
         if content.header is None:
             raise TableError(f"{path}: nothing was measured yet: measure with `lathe profile SPACE --out {path}`")
@@ -408,10 +411,12 @@ class TableWriter:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)  # a pipe is not waited for
         except OSError as error:
             raise TableError(f"{path}: cannot be written: {error.strerror}") from error
         try:
+            with raised_as(TableError, "choose another --out"):
+                require_regular(path, os.fstat(self._file), MAX_TABLE_BYTES)
             self._lock()
             with open(self._file, "rb", closefd=False) as file:
                 content = _read(file.read(), path)
@@ -516,9 +521,10 @@ def _unseal(line: bytes, kind: type[_Line], previous: str, where: str) -> tuple[
     match = _CHECK.search(line)
     body = line[: match.start()] + b"}" if match else line
     try:
-        value = msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TableError(f"{where}, field {_field(error, body)}: {error}") from error
+        value = decode_json(body, kind, where)
+    except FileError as error:
+        problem = error.problem.removeprefix("is damaged: ")
+        raise TableError(f"{where}, field {_field(problem, body)}: {problem}") from error
     check = _hash(previous, body)
     if match is None or match[1].decode() != check:
         field = (isinstance(value, Row) and _inconsistent(value)) or "check"
@@ -544,9 +550,8 @@ def _inconsistent(row: Row) -> str:
     return "high_us" if row.high_us < median_us else ""
 
 
-def _field(error: msgspec.DecodeError | UnicodeDecodeError, body: bytes) -> str:
+def _field(text: str, body: bytes) -> str:
     """The field that a decoding error is about."""
-    text = str(error)
     if names := re.findall(r"at `\$\.([\w.]+)", text) + re.findall(r"field `(\w+)`", text):
         return ".".join(names)
     position = re.search(r"byte (\d+)", text)  # malformed JSON: the last name before that byte

@@ -17,7 +17,7 @@ from latency.backends.builders import Builders
 from latency.backends.cuda import Cuda, connect
 from latency.device import Runtime
 from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
-from latency.files import write_whole
+from latency.files import read_bytes, write_whole
 from latency.lowered import Lowered
 from latency.monitor import Nvml
 
@@ -57,7 +57,7 @@ class TimingCache:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = path
-        self.data = Path(path).read_bytes() if path is not None and Path(path).exists() else b""
+        self.data = read_bytes(path) if path is not None and Path(path).exists() else b""
         self.sha256 = hashlib.sha256(self.data).hexdigest() if self.data else ""
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,3 +1,4 @@
+import struct
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -82,6 +83,24 @@ def test_a_missing_file_is_named(bundle):
         blocks_zip.read(rewritten(bundle, lambda files: files.pop("index.json")))
 
 
+def test_two_entries_of_one_file_are_refused(bundle):
+    def share(files):
+        index = msgspec.json.decode(files["index.json"])
+        index["entries"][1]["file"] = index["entries"][0]["file"]
+        files["index.json"] = msgspec.json.encode(index)
+
+    with pytest.raises(LatencyError, match=r"index.json is damaged: two entries have one file: write it again"):
+        blocks_zip.read(rewritten(bundle, share))
+
+
+def test_a_bundle_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(bundle):
+    with zipfile.ZipFile(bundle) as archive:
+        size = struct.pack("<I", archive.getinfo("index.json").file_size)
+    bundle.write_bytes(bundle.read_bytes().replace(size, struct.pack("<I", 2**32 - 2)))
+    with pytest.raises(LatencyError, match=r"toy.blocks.zip unpacks to 4 GiB, and at most 4 GiB are read: write it again"):
+        blocks_zip.read(bundle)
+
+
 def test_a_changed_file_is_named_with_its_key(bundle):
     def swap(files):
         files["00000.onnx"], files["00001.onnx"] = files["00001.onnx"], files["00000.onnx"]
@@ -93,9 +112,9 @@ def test_a_changed_file_is_named_with_its_key(bundle):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "blocks/2"}, r"index.json is damaged \(.*blocks/2.*schema"),
-        ({"precision": "int8"}, r"index.json is damaged \(.*int8.*precision"),
-        ({"colour": "red"}, r"index.json is damaged \(.*colour"),
+        ({"schema": "blocks/2"}, r"index.json is damaged: .*blocks/2.*schema"),
+        ({"precision": "int8"}, r"index.json is damaged: .*int8.*precision"),
+        ({"colour": "red"}, r"index.json is damaged: .*colour"),
     ],
 )
 def test_another_schema_or_field_is_refused(bundle, change, message):
@@ -126,7 +145,7 @@ def test_no_byte_can_change_unseen(bundle, works):
 def test_what_is_no_bundle_is_refused(tmp_path, bundle):
     torn = tmp_path / "torn.blocks.zip"
     torn.write_bytes(bundle.read_bytes()[:-100])
-    for path, words in [(tmp_path / "none.zip", "does not exist"), (torn, "is no block bundle"), (tmp_path, "is no block bundle")]:
+    for path, words in [(tmp_path / "none.zip", "does not exist"), (torn, "is not a zip file"), (tmp_path, "is a directory")]:
         with pytest.raises(LatencyError, match=words) as error:
             blocks_zip.read(path)
         assert "\n" not in str(error.value)

@@ -44,6 +44,15 @@ def test_a_block_that_fails_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_does_not_replace_a_pipe_or_a_directory(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    for name in ("pipe", "directory"):
+        with pytest.raises(FileError, match=f"{name} is a .*, where a file is expected"):
+            write_whole(tmp_path / name, b"new")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_full_disk_names_the_file_that_was_wanted(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -111,7 +120,7 @@ def test_a_pipe_that_takes_the_place_of_a_file_after_it_was_looked_at_is_refused
 
 def test_a_file_that_grows_while_it_is_read_stops_at_the_limit(tmp_path, monkeypatch):
     (tmp_path / "file").write_bytes(bytes(3 * 2**20))
-    monkeypatch.setattr("latency.files._require_regular", lambda *_: None)
+    monkeypatch.setattr("latency.files.require_regular", lambda *_: None)
     with pytest.raises(FileError, match="file has 3 MiB, and at most 1 MiB are read"):
         read_bytes(tmp_path / "file", limit=2**20)
 

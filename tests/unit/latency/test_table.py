@@ -125,9 +125,7 @@ def test_another_file_is_never_overwritten(tmp_path, kit):
 
 
 def test_a_missing_or_empty_table_names_the_command(tmp_path):
-    with pytest.raises(
-        TableError, match=r"t\.jsonl: No such file or directory: measure a table with `lathe profile SPACE --out .*t\.jsonl`"
-    ):
+    with pytest.raises(TableError, match=r"t\.jsonl does not exist: measure a table with `lathe profile SPACE --out .*t\.jsonl`"):
         LatencyTable.load(tmp_path / "t.jsonl")
     (tmp_path / "t.jsonl").touch()
     with pytest.raises(TableError, match="nothing was measured yet"):
@@ -137,6 +135,14 @@ def test_a_missing_or_empty_table_names_the_command(tmp_path):
 def test_a_folder_is_no_table(tmp_path, kit):
     with pytest.raises(TableError, match="Is a directory"):
         TableWriter(tmp_path, kit.header())
+
+
+def test_a_pipe_or_a_device_is_no_table_and_is_not_waited_for(tmp_path, kit):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/null"):
+        for use in (LatencyTable.load, lambda path: TableWriter(path, kit.header())):
+            with pytest.raises(TableError, match="is a (named pipe|device), where a file is expected"):
+                use(path)
 
 
 def test_a_full_disk_leaves_the_table_as_it_was(path, kit, rows, monkeypatch):
