@@ -1,0 +1,387 @@
+"""The exact fit: the most valuable widths within a budget, as a mixed-integer program over the latency table.
+
+One binary variable x[g, k] says that group g ships with its k-th width. The predicted cost of a network is linear in the costs of its
+blocks, and a block's cost depends on the widths of one or two groups, so it is linear in the products of their variables, which are
+linearised exactly (y = x * x' by its marginals; Shen et al. 2022, HALP; Sun et al. 2025, MDP). A value for each width of each group is
+maximised: `proportional` for widths that a search learned, `importance` for channels with scores. `scipy.optimize.milp` (HiGHS) solves it.
+"""
+
+import itertools
+import math
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from latency import BlockSpec, LatencyTable
+from search import ops
+from search.budget import Price, Pricing
+from search.errors import SearchError
+from search.space import Prunable, Site, Span, Widths
+
+TIME_LIMIT_S = 120.0
+"""Solving time; a program of fifty groups of 32 widths takes a few seconds. Widths are reproducible where it is not reached."""
+GAP = 1e-4
+"""Relative distance to the bound at which a solution counts as optimal."""
+
+_TABULATED = 33 * 33  # cost of a block at each combination of its groups' widths; for more it is interpolated between widths of its spans
+_KNOTS = 9  # of such a span
+_ROUNDS = 12  # solutions with a corrected budget, where spans are interpolated
+_UNUSED = 0.005  # share of the budget that interpolation may leave over
+_TOLERANCE = 1e-6  # by which HiGHS lets a constraint be violated
+_EXCESS = 0.1  # what all channels beyond the proportions are worth together, as a share of one channel count halved
+
+
+BlockPrices = Callable[[int, BlockSpec], Price]
+"""Share of a block in the price of a network, boundary included, by its place in it, from 0; these add up to the network's price."""
+
+
+class TablePrices:
+    """Microseconds by a table: `LatencyTable.predict`, taken apart.
+
+    Args:
+        table: covers every block that is asked for.
+    """
+
+    def __init__(self, table: LatencyTable) -> None:
+        self._table = table
+        self._known: dict[tuple[bool, str], Price] = {}
+
+    def __call__(self, index: int, spec: BlockSpec) -> Price:
+        """Microseconds; `most` has the block's share of the prediction's interval.
+
+        Raises:
+            CoverageError: the block is not covered.
+        """
+        key = (index > 0, spec.key)
+        if key not in self._known:
+            block = self._table.lookup(spec)
+            boundaries = float(index > 0)
+            alone = self._table.combine([block], boundaries, boundaries * spec.input_elements / 1000)
+            self._known[key] = Price(alone.us, alone.high_us)
+        return self._known[key]
+
+
+def macs_price(_index: int, spec: BlockSpec) -> Price:
+    """Multiply-accumulates of a deployed block, wherever it runs."""
+    macs = ops.counts(spec).macs
+    return Price(macs, macs)
+
+
+class Fit(Struct, frozen=True, kw_only=True):
+    """Widths within a budget, and how good they are."""
+
+    widths: Widths
+    price: Price
+    """of the network; `most` is within the budget"""
+    value: float
+    """that was maximised"""
+    gap: float
+    """relative distance between the value and the bound that no widths exceed; of the interpolated program where spans are interpolated"""
+    variables: int
+    """of the program"""
+    seconds: float
+
+
+def network_price(sites: Sequence[Site], prices: BlockPrices, widths: Widths) -> Price:
+    """Price of the network of these widths of the groups."""
+    each = [prices(index, site.at(widths)) for index, site in enumerate(sites)]
+    return Price(math.fsum(price.cost for price in each), math.fsum(price.most for price in each))
+
+
+def importance(scores: Sequence[Sequence[float]], choices: Sequence[Widths]) -> list[list[float]]:
+    """Value of each width: the sum of its highest scores. Concave in the width, so the best channels count most.
+
+    Args:
+        scores: for each group a score for each channel, in any order; a negative one counts as 0.
+        choices: for each group the widths that can ship.
+    """
+    sums = [list(itertools.accumulate(sorted((max(score, 0.0) for score in group), reverse=True), initial=0.0)) for group in scores]
+    return [[group[width] for width in options] for group, options in zip(sums, choices, strict=True)]
+
+
+def proportional(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: float) -> list[list[float]]:
+    """Value of each width: closeness to the proportions of learned widths, stretched to the budget by a common factor s.
+
+    s is the largest factor at which the nearest widths that can ship are within the budget. With r = width / (s * learned), a width is
+    worth 1 - 1 / r below its share (r < 1), and a small part of that above it: deficits are made up first, the largest ones before all,
+    and what is left of the budget goes where r is least. Channels that are cheap do not make up for those that were learned.
+
+    Args:
+        learned: for each group the width that the search ended with; above 0.
+        choices: for each group the widths that can ship, ascending.
+        price: of the network of such widths.
+        budget: that the price's upper end meets.
+    """
+    stretch = _stretch(learned, choices, price, budget)
+    excess = _EXCESS / len(learned)
+
+    def value(width: int, share: float) -> float:
+        gain = 1 - share / width
+        return gain if gain < 0 else excess * gain
+
+    return [[value(width, stretch * count) for width in options] for count, options in zip(learned, choices, strict=True)]
+
+
+def _stretch(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: float) -> float:
+    """The largest common factor whose nearest widths (in ratio) are within the budget; found by bisection."""
+    halfway = [[math.sqrt(a * b) for a, b in itertools.pairwise(options)] for options in choices]
+
+    def nearest(factor: float) -> Widths:
+        return tuple(
+            options[bisect_left(middles, factor * count)] for count, options, middles in zip(learned, choices, halfway, strict=True)
+        )
+
+    factors = sorted({middle / count for count, middles in zip(learned, halfway, strict=True) for middle in middles})
+    over = bisect_left(factors, True, key=lambda factor: price(nearest(factor * (1 + 1e-9))).most > budget)
+    if over < len(factors):
+        return factors[over]
+    return max(options[-1] / count for count, options in zip(learned, choices, strict=True))
+
+
+def fit(
+    space: Prunable,
+    choices: Sequence[Widths],
+    values: Sequence[Sequence[float]],
+    prices: BlockPrices,
+    budget: float,
+    *,
+    time_limit_s: float = TIME_LIMIT_S,
+) -> Fit:
+    """The widths of the highest total value whose price, with its whole interval, is within a budget.
+
+    Args:
+        space: whose groups get widths.
+        choices: for each group the widths that can ship, ascending.
+        values: for each group what each of these is worth.
+        prices: of blocks.
+        budget: in the unit of the prices.
+        time_limit_s: solving time, at most.
+
+    Raises:
+        SearchError: no widths are within the budget, or none were found in time.
+    """
+    started = time.perf_counter()
+    program = _Program(space, choices, values, prices)
+    deadline = started + time_limit_s
+    best: _Solution | None = None
+    aim = budget
+    for _ in range(_ROUNDS):
+        found = program.solve(aim / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
+        if found is None:
+            break
+        used = network_price(program.sites, prices, found.widths).most / budget
+        if used <= 1 and (best is None or found.value > best.value):
+            best = found
+        if time.perf_counter() > deadline or (used <= 1 and (used >= 1 - _UNUSED or not program.interpolates)):
+            break
+        # The program is off by what it interpolates, and by the solver's tolerance.
+        aim = aim * (2 - used) - 2 * _TOLERANCE * program.scale if used > 1 else aim * (1.5 - used / 2)
+    if best is None:
+        raise SearchError(f"no widths of {space.name} were found within the budget in {time_limit_s:g} s: ask for a larger budget")
+    return Fit(
+        widths=best.widths,
+        price=network_price(program.sites, prices, best.widths),
+        value=best.value,
+        gap=best.gap,
+        variables=program.variables,
+        seconds=time.perf_counter() - started,
+    )
+
+
+class _Solution(NamedTuple):
+    widths: Widths
+    value: float
+    gap: float
+
+
+class _Axis(NamedTuple):
+    """What a block's price varies along: a group, whose points are its widths, or a span of several groups, whose points are knots."""
+
+    owner: int | Span
+    points: Widths
+
+
+class _Program:
+    """The program of one space, for any budget.
+
+    Columns: x of each group and width; of each span that is interpolated a weight for each knot and a binary for each interval; of each
+    combination of axes that a block's price depends on the product of their columns.
+    """
+
+    def __init__(self, space: Prunable, choices: Sequence[Widths], values: Sequence[Sequence[float]], prices: BlockPrices) -> None:
+        self.sites = space.sites()
+        self._values = values
+        grids, self.fixed = _grids(space, self.sites, choices, prices)
+        self.interpolates = any(isinstance(axis.owner, Span) for axes in grids for axis in axes)
+        kept = _undominated(choices, values, grids)
+        self._kept = kept
+        self._choices = [tuple(options[k] for k in chosen) for options, chosen in zip(choices, kept, strict=True)]
+        self.scale = max(1e-12, math.fsum(float(np.abs(grid).max()) for grid in grids.values()) + abs(self.fixed))
+        self._costs: list[float] = []
+        self._integral: list[bool] = []
+        self._rows: list[tuple[dict[int, float], float, float]] = []
+        self._x = [self._columns(len(options), integral=True) for options in self._choices]
+        for columns in self._x:
+            self._constrain(dict.fromkeys(columns, 1.0), 1.0, 1.0)
+        axes: dict[_Axis, list[int]] = {}
+        for grid_axes, grid in grids.items():
+            for axis in grid_axes:
+                if axis not in axes:
+                    axes[axis] = self._x[axis.owner] if isinstance(axis.owner, int) else self._interpolated(axis.owner, axis.points)
+            self._price([axes[axis] for axis in grid_axes], self._narrowed(grid_axes, grid))
+
+    @property
+    def variables(self) -> int:
+        """Columns of the program."""
+        return len(self._costs)
+
+    def solve(self, budget: float, *, time_limit_s: float) -> _Solution | None:
+        """The best widths, for a budget in units of `scale`; None where there are none, or none were found in time."""
+        objective = np.zeros(self.variables)
+        for columns, values, kept in zip(self._x, self._values, self._kept, strict=True):
+            objective[columns] = [-values[k] for k in kept]
+        within = LinearConstraint(np.array(self._costs), ub=budget - self.fixed / self.scale)
+        found = milp(
+            objective,
+            integrality=np.array(self._integral, dtype=int),
+            bounds=Bounds(0, 1),
+            constraints=[self._structure(), within],
+            options={"time_limit": time_limit_s, "mip_rel_gap": GAP},
+        )
+        if found.x is None:
+            return None
+        picks = [int(np.argmax(found.x[columns])) for columns in self._x]
+        value = math.fsum(values[kept[pick]] for values, kept, pick in zip(self._values, self._kept, picks, strict=True))
+        widths = tuple(options[pick] for options, pick in zip(self._choices, picks, strict=True))
+        return _Solution(widths, value, float(found.mip_gap or 0.0))
+
+    def _columns(self, count: int, *, integral: bool) -> list[int]:
+        start = self.variables
+        self._costs += [0.0] * count
+        self._integral += [integral] * count
+        return list(range(start, start + count))
+
+    def _constrain(self, terms: Mapping[int, float], low: float, high: float) -> None:
+        self._rows.append((dict(terms), low, high))
+
+    def _structure(self) -> LinearConstraint:
+        entries = [(row, column, factor) for row, (terms, _, _) in enumerate(self._rows) for column, factor in terms.items()]
+        rows, columns, factors = zip(*entries, strict=True)
+        matrix = sparse.csr_matrix((factors, (rows, columns)), shape=(len(self._rows), self.variables))
+        low, high = (np.array([row[side] for row in self._rows]) for side in (1, 2))
+        return LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType] (arrays are documented)
+
+    def _narrowed(self, axes: Sequence[_Axis], grid: np.ndarray) -> np.ndarray:
+        """A grid without the dominated widths."""
+        for index, axis in enumerate(axes):
+            if isinstance(axis.owner, int):
+                grid = np.take(grid, self._kept[axis.owner], axis=index)
+        return grid
+
+    def _interpolated(self, span: Span, knots: Widths) -> list[int]:
+        """Weights of a span's knots, of which only two neighbours are above 0, and whose mean is the span."""
+        weights = self._columns(len(knots), integral=False)
+        intervals = self._columns(max(1, len(knots) - 1), integral=True)
+        self._constrain(dict.fromkeys(weights, 1.0), 1.0, 1.0)
+        self._constrain(dict.fromkeys(intervals, 1.0), 1.0, 1.0)
+        for index, weight in enumerate(weights):
+            beside = {intervals[k]: -1.0 for k in (index - 1, index) if 0 <= k < len(intervals)}
+            self._constrain({weight: 1.0, **beside}, -math.inf, 0.0)
+        mean: dict[int, float] = {weight: knot / knots[-1] for weight, knot in zip(weights, knots, strict=True)}
+        for group, times in span.terms:
+            for column, width in zip(self._x[group], self._choices[group], strict=True):
+                mean[column] = mean.get(column, 0.0) - times * width / knots[-1]
+        self._constrain(mean, span.fixed / knots[-1], span.fixed / knots[-1])
+        return weights
+
+    def _price(self, axes: Sequence[Sequence[int]], grid: np.ndarray) -> None:
+        """Add what blocks cost over these axes; columns of their products where there are several."""
+        scaled = grid / self.scale
+        if len(axes) == 1:
+            for column, cost in zip(axes[0], scaled.tolist(), strict=True):
+                self._costs[column] += cost
+            return
+        products = np.array(self._columns(scaled.size, integral=False)).reshape(scaled.shape)
+        for column, cost in zip(products.ravel().tolist(), scaled.ravel().tolist(), strict=True):
+            self._costs[column] = cost
+        for index, columns in enumerate(axes):
+            for place, column in enumerate(columns):
+                marginal = np.take(products, place, axis=index).ravel().tolist()
+                self._constrain({**dict.fromkeys(marginal, 1.0), column: -1.0}, 0.0, 0.0)
+
+
+def _grids(
+    space: Prunable, sites: Sequence[Site], choices: Sequence[Widths], prices: BlockPrices
+) -> tuple[dict[tuple[_Axis, ...], np.ndarray], float]:
+    """Upper ends of the blocks' prices over the axes that they depend on, blocks of equal axes summed; and the sum of those without any."""
+    grids: dict[tuple[_Axis, ...], np.ndarray] = {}
+    fixed = 0.0
+    for index, site in enumerate(sites):
+        axes = _axes(space, site, choices)
+        specs = _specs(site, axes, len(choices))
+        most = [prices(index, spec).most for spec in specs]
+        if not axes:
+            fixed += most[0]
+            continue
+        grid = np.array(most).reshape([len(axis.points) for axis in axes])
+        grids[axes] = grids[axes] + grid if axes in grids else grid
+    return grids, fixed
+
+
+def _axes(space: Prunable, site: Site, choices: Sequence[Widths]) -> tuple[_Axis, ...]:
+    groups = sorted({group for span in site.spans for group, _ in span.terms})
+    if math.prod(len(choices[group]) for group in groups) <= _TABULATED:
+        return tuple(_Axis(group, tuple(choices[group])) for group in groups)
+    spans = dict.fromkeys(span for span in site.spans if span.terms)
+    return tuple(
+        _Axis(span.terms[0][0], tuple(choices[span.terms[0][0]])) if len(span.terms) == 1 else _Axis(span, _knots(space.span_choices(span)))
+        for span in spans
+    )
+
+
+def _knots(widths: Widths) -> Widths:
+    places = np.linspace(0, len(widths) - 1, min(_KNOTS, len(widths))).round().astype(int)
+    return tuple(widths[place] for place in places)
+
+
+def _specs(site: Site, axes: Sequence[_Axis], groups: int) -> list[BlockSpec]:
+    """The block of a site at each point of the product of its axes, the last axis fastest."""
+    found = []
+    for point in itertools.product(*(axis.points for axis in axes)):
+        at = [0] * groups
+        spans: dict[Span, int] = {}
+        for axis, width in zip(axes, point, strict=True):
+            if isinstance(axis.owner, int):
+                at[axis.owner] = width
+            else:
+                spans[axis.owner] = width
+        widths = {
+            name: spans[span] if span in spans else round(span.at(at)) for (name, _), span in zip(site.spec.widths, site.spans, strict=True)
+        }
+        found.append(site.spec.with_widths(**widths))
+    return found
+
+
+def _undominated(
+    choices: Sequence[Widths], values: Sequence[Sequence[float]], grids: Mapping[tuple[_Axis, ...], np.ndarray]
+) -> list[list[int]]:
+    """Of each group the widths worth considering: on a stair of the table a wider one costs no more, wherever the group is used."""
+    found = []
+    for group, options in enumerate(choices):
+        used = [np.moveaxis(grid, place, 0) for axes, grid in grids.items() for place, axis in enumerate(axes) if axis.owner == group]
+        spans = any(isinstance(axis.owner, Span) and group in dict(axis.owner.terms) for axes in grids for axis in axes)
+        costs = np.concatenate([grid.reshape(len(options), -1) for grid in used], axis=1) if used else np.zeros((len(options), 1))
+
+        def dominated(k: int, group: int = group, costs: np.ndarray = costs) -> bool:
+            return any(
+                values[group][other] >= values[group][k] and bool((costs[other] <= costs[k]).all()) for other in range(k + 1, len(costs))
+            )
+
+        found.append([k for k in range(len(options)) if spans or not dominated(k)])
+    return found
