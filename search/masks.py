@@ -186,7 +186,7 @@ def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> None:
 
 def _values(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:
     """A weight and the slots of its optimizer that have its shape."""
-    slots = optimizer.state[weight] if weight in optimizer.state else {}
+    slots = optimizer.state.get(weight, {})
     return {"": weight} | {name: slot for name, slot in slots.items() if isinstance(slot, Tensor) and slot.shape == weight.shape}
 
 
