@@ -15,9 +15,9 @@ from deploy.bundle import Layer, Manifest, Network
 from deploy.errors import BundleError, DeployError
 from deploy.policy import paint_returned
 from deploy.validate import compare_latency, share
-from latency import Latency, LatencyTable, Measurement, plot
+from latency import Latency, LatencyTable, Measurement, decoding, plot
 from latency.errors import require
-from latency.files import write_whole
+from latency.files import raised_as, write_whole
 from latency.units import interval, microseconds
 
 T = TypeVar("T")
@@ -174,7 +174,7 @@ def read(directory: Path, table: LatencyTable | None = None) -> Source:
         run=run,
         result=_json(directory / RESULT, Result),
         architecture=_json(directory / ARCHITECTURE, Architecture),
-        history=tuple(_json_lines(directory / HISTORY, Epoch)),
+        history=_json_lines(directory / HISTORY, Epoch),
     )
 
 
@@ -254,20 +254,15 @@ def _measured(measurement: Measurement) -> str:
 def _json(path: Path, kind: type[T]) -> T | None:
     if not path.exists():
         return None
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError) as error:
-        raise DeployError(f"{path} cannot be read: {error}") from error
+    with raised_as(DeployError, "restore the file, or make the directory again"):
+        return decoding.read_json(path, kind)
 
 
-def _json_lines(path: Path, kind: type[T]) -> Iterator[T]:
+def _json_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
     if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            yield msgspec.json.decode(line, type=kind)
-        except msgspec.DecodeError as error:
-            raise DeployError(f"{path}, line {number}, cannot be read: {error}") from error
+        return ()
+    with raised_as(DeployError, "restore the file, or make the directory again"):
+        return tuple(decoding.read_json_lines(path, kind))
 
 
 # Pictures. Colours are placeholders that become CSS variables, so that one picture serves light and dark; line styles, hatches and

@@ -8,6 +8,7 @@ import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 
 from deploy.errors import DeployError
 from deploy.validate import CannotRun
+from latency.backends.onnxruntime import runtime_errors
 from latency.errors import one_line
 
 
@@ -26,11 +27,19 @@ def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except ort_errors.NotImplemented as error:
         raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
-    except (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.RuntimeException) as error:
+    except runtime_errors() as error:
         raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
 
 
 def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Outputs by name."""
+    """Outputs by name.
+
+    Raises:
+        DeployError: the network fails as it runs, or the inputs are not those that it takes.
+    """
     names = [value.name for value in session.get_outputs()]
-    return {name: np.asarray(value) for name, value in zip(names, session.run(names, dict(inputs)), strict=True)}
+    try:
+        outputs = session.run(names, dict(inputs))
+    except (*runtime_errors(), ValueError, TypeError, MemoryError) as error:
+        raise DeployError(f"ONNX Runtime cannot run the network on these inputs: {one_line(error)}") from error
+    return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}

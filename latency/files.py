@@ -39,6 +39,8 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: it cannot be written; names `path`.
     """
     path = Path(path)
+    if not path.name:
+        raise FileError(path, "is a directory, where a file is expected")
     if path.exists():
         require_regular(path, path.stat())
     partial = beside(path)

@@ -1,6 +1,5 @@
 """Wiring: each function is one command's work, made of the packages' own. Nothing here prints."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from latency import LatencyTable, Workload, backends, check, diff, merge
+from latency import LatencyTable, Workload, backends, check, decoding, diff, files, merge
 from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.backends import Backend
@@ -19,7 +18,8 @@ from latency.backends.tensorrt import TensorRT
 from latency.check import Finding
 from latency.coverage import Covered, profile_adaptively
 from latency.diff import Diff
-from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, require
+from latency.errors import CoverageError, DeviceUnavailable, FileError, FingerprintMismatch, LatencyError, require
+from latency.files import raised_as
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards
@@ -170,7 +170,7 @@ def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workl
             blocks=kinds["block"],
             networks=kinds["network"],
             bytes=command.out.stat().st_size,
-            sha256=hashlib.sha256(command.out.read_bytes()).hexdigest(),
+            sha256=files.sha256(command.out),
         )
 
     return _workloads(space, command.networks, command.seed, command.precision), write
@@ -384,9 +384,9 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
             "method": architecture.method,
             "space": architecture.space,
             "seed": str(architecture.seed),
-            "weights": hashlib.sha256((run / record.WEIGHTS).read_bytes()).hexdigest(),
+            "weights": files.sha256(run / record.WEIGHTS),
         },
-        attachments={name: (run / name).read_bytes() for name in (record.ARCHITECTURE, record.RUN, record.HISTORY)},
+        attachments={name: files.read_bytes(run / name) for name in (record.ARCHITECTURE, record.RUN, record.HISTORY)},
         on_step=on_step,
     )
 
@@ -410,14 +410,10 @@ def _engine_spec(command: "Export") -> "EngineSpec | None":
 
 def _array(path: Path) -> "np.ndarray":
     """Numbers from an .npy file."""
-    import numpy as np
-
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise LatencyError(f"{path} is no .npy file of numbers: write it by numpy.save") from error
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "fiu":
-        raise LatencyError(f"{path} is no .npy file of numbers: write it by numpy.save")
+    with raised_as(LatencyError, "give inputs as numpy.save writes them"):
+        found = decoding.read_npy(path)
+        if found.dtype.kind not in "fiu":
+            raise FileError(path, f"holds {found.dtype}, and numbers are expected")
     return found
 
 

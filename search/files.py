@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import msgspec
 
+from latency import decoding
+from latency.files import raised_as
 from search.errors import SearchError
 
 T = TypeVar("T")
@@ -21,9 +23,5 @@ def read_json(path: Path, kind: type[T]) -> T:
     Raises:
         SearchError: no such file, or a content that is not a `kind`; names the file and the field.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except FileNotFoundError as error:
-        raise SearchError(f"{path} does not exist: give the directory of a finished search, or run `lathe search` first") from error
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise SearchError(f"{path} is damaged: {error}; run `lathe search` again into a new directory") from error
+    with raised_as(SearchError, "give the directory of a finished search, or run `lathe search` again, into a new directory"):
+        return decoding.read_json(path, kind)

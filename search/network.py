@@ -47,7 +47,7 @@ def load_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) ->
     """Fill a network with the weights of a file.
 
     Raises:
-        SearchError: no such file, other metadata than `metadata`, or weights of another network.
+        SearchError: no such file, other metadata than `metadata`, weights of another network, or one that is not a finite number.
     """
     tensors, found = read_tensors(path)
     for key, wanted in metadata.items():
@@ -55,6 +55,8 @@ def load_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) ->
             raise SearchError(
                 f"{path} has {key} {found.get(key)}, wanted {wanted}: the file belongs to another network; run `lathe search` again"
             )
+    if broken := next((name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None):
+        raise SearchError(f"{path}: {broken} has a value that is not a finite number: run `lathe search` again, into a new directory")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

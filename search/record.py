@@ -1,6 +1,5 @@
 """What a search says while it runs and what it leaves behind: events, history, result, and the directory of a run."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from latency import Latency
-from latency.files import beside, write_whole
+from latency.files import beside, sha256, write_whole
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import read_json, to_json
@@ -137,7 +136,7 @@ def open_run(out: Path, run: Run) -> str:
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(file, to_json(run))
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return sha256(file)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

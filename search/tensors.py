@@ -7,7 +7,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from latency.files import write_whole
+from latency.errors import one_line
+from latency.files import open_regular, raised_as, write_whole
 from search.errors import SearchError
 
 
@@ -23,8 +24,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         SearchError: no such file, or a damaged one.
     """
+    again = "run `lathe search` again, into a new directory"
+    with raised_as(SearchError, again), open_regular(path):
+        pass  # the library opens whatever is there, and would wait for a pipe
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  safe_open is no mapping
-    except (FileNotFoundError, SafetensorError) as error:
-        raise SearchError(f"{path} cannot be read ({error}): run `lathe search` again, into a new directory") from error
+    except (SafetensorError, OSError, UnicodeError, MemoryError, RuntimeError) as error:
+        raise SearchError(f"{path} is not a safetensors file ({one_line(error)}): {again}") from error

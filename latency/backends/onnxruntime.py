@@ -1,5 +1,6 @@
 """ONNX Runtime: on the CPU with a fixed number of threads, or with another of its execution providers."""
 
+import math
 import time
 from types import TracebackType
 from typing import Any, Literal
@@ -9,8 +10,12 @@ import numpy as np
 from latency.backends.cuda import connect
 from latency.device import Device, Runtime
 from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
+from latency.files import human_bytes
 from latency.lowered import Lowered
 from latency.monitor import Nvml
+
+MAX_TENSOR_BYTES = 8 * 2**30
+"""Size of the largest input or output that a network is run with."""
 
 _ON_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 
@@ -74,7 +79,7 @@ class OnnxRuntime:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
             session = ort.InferenceSession(Lowered.of(model).onnx, options, providers=[self._provider])
-        except _errors() as error:
+        except runtime_errors() as error:
             raise BuildFailed(one_line(error)) from error
         if self._provider not in session.get_providers():
             raise DeviceUnavailable(f"{self._provider} does not start and onnxruntime went on without it: are its libraries installed?")
@@ -111,7 +116,7 @@ class CompiledSession:
                 start = clock()
                 run(binding)
                 samples_us.append((clock() - start) / 1e3)
-        except _errors() as error:
+        except runtime_errors() as error:
             raise RunFailed(one_line(error)) from error
         return samples_us
 
@@ -130,10 +135,14 @@ def _static(value: Any) -> tuple[int, ...]:
         raise BuildFailed(f"{value.name!r} is a {value.type}: {' and '.join(_DTYPES)} are allowed")
     if not all(isinstance(size, int) for size in value.shape):
         raise BuildFailed(f"{value.name!r} has shape {value.shape}: every dimension must be a fixed number")
+    if (size := math.prod(value.shape) * np.dtype(_DTYPES[value.type]).itemsize) > MAX_TENSOR_BYTES:
+        raise BuildFailed(
+            f"{value.name!r} takes {human_bytes(size)}: inputs and outputs of at most {human_bytes(MAX_TENSOR_BYTES)} are run"
+        )
     return tuple(value.shape)
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def runtime_errors() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises: RuntimeError where outputs are bound, else classes of its C++ module without a common base."""
     state: Any = require("onnxruntime.capi.onnxruntime_pybind11_state", "")
     return (RuntimeError, *(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)))

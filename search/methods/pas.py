@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latency import Latency, LatencyTable
-from latency.files import write_whole
+from latency.files import sha256, write_whole
 from reparam import ChannelGroup, count, fuse, squeeze
 from search import masks, record
 from search.architecture import Architecture, load_architecture
@@ -226,7 +226,7 @@ class _Search:
             if not self.baseline.exists():
                 raise SearchError(f"{self.baseline} does not exist: give the directory of a run whose unpruned network is trained")
             load_weights(self.network, self.baseline, {})
-            self.baseline_sha256 = hashlib.sha256(self.baseline.read_bytes()).hexdigest()
+            self.baseline_sha256 = sha256(self.baseline)
         self.indicators: list[DepthwiseBinaryConv] = []
         self.before: dict[str, masks.Keep] = {}
 

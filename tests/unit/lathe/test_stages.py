@@ -27,7 +27,7 @@ def test_samples_are_numbers(tmp_path, content):
         np.save(path, np.array(["a", "b"]))
     else:
         path.write_bytes(content)
-    with pytest.raises(LatencyError, match="is no .npy file of numbers: write it by numpy.save"):
+    with pytest.raises(LatencyError, match="is not an .npy file.*: give inputs as numpy.save writes them$"):
         stages._array(path)
     np.save(path, np.arange(3))
     assert stages._array(path).tolist() == [0, 1, 2]

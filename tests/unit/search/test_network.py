@@ -33,7 +33,16 @@ def test_weights_of_something_else_are_refused(tiny, tmp_path):
     with pytest.raises(SearchError, match="does not fit the network"):
         load_weights(network, path, {})
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(SearchError, match=r"w.safetensors cannot be read"):
+    with pytest.raises(SearchError, match=r"w.safetensors is not a safetensors file"):
         load_weights(network, path, {})
-    with pytest.raises(SearchError, match=r"none.safetensors cannot be read"):
+    with pytest.raises(SearchError, match=r"none.safetensors does not exist"):
         load_weights(network, tmp_path / "none.safetensors", {})
+
+
+def test_weights_that_are_not_finite_are_refused(tiny, tmp_path):
+    network = build_network(tiny)
+    with torch.no_grad():
+        network.head[-1].bias[1] = float("nan")
+    save_weights(network, tmp_path / "w.safetensors", {})
+    with pytest.raises(SearchError, match=r"w.safetensors: head.*bias has a value that is not a finite number"):
+        load_weights(network, tmp_path / "w.safetensors", {})
