@@ -18,6 +18,7 @@ from deploy.validate import compare_latency, share
 from latency import Latency, LatencyTable, Measurement, decoding, plot
 from latency.errors import require
 from latency.files import raised_as, write_whole
+from latency.outputs import GENERATOR, PAGE, require_file
 from latency.units import interval, microseconds
 
 T = TypeVar("T")
@@ -125,26 +126,42 @@ class Row:
     shipped: str
 
 
-def render(directory: str | Path, out: str | Path, table: LatencyTable | None = None) -> list[Row]:
+def require_page(out: str | Path, *, force: bool = False) -> None:
+    """Check that `render` can write a page, before anything is read; see `latency.outputs.require_file`.
+
+    Raises:
+        LatencyError: it cannot.
+        MissingExtra: jinja2 or matplotlib is not installed.
+    """
+    require("jinja2", "report")
+    require("matplotlib", "report")
+    require_file(out, PAGE, flag="--out", force=force)
+
+
+def render(directory: str | Path, out: str | Path, table: LatencyTable | None = None, *, force: bool = False) -> list[Row]:
     """Write the page of a bundle or of a search's directory; returns its main table.
 
     Args:
         directory: the bundle, or the search's directory.
-        out: the page.
+        out: the page; one that this function wrote before is replaced.
         table: the latency table that the search used, to be shown too.
+        force: whether any file is replaced.
 
     Raises:
         DeployError: the directory is neither, one of its files is damaged (it is named), or the table is another one.
+        LatencyError: the page cannot be written, or a file that is no report is in its place.
         MissingExtra: jinja2 or matplotlib is not installed.
     """
+    require_page(out, force=force)
     jinja2 = require("jinja2", "report")
-    require("matplotlib", "report")
     source, out = read(Path(directory), table), Path(out)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"short": "{:.1e}".format, "share": share}
     template = environment.from_string(resources.files("deploy").joinpath("report.html.j2").read_text("utf-8"))
     rows = main_table(source)
-    page = template.render(source=source, manifest=source.manifest, rows=rows, headline=headline(source), pictures=list(_pictures(source)))
+    page = template.render(
+        source=source, generator=GENERATOR, manifest=source.manifest, rows=rows, headline=headline(source), pictures=list(_pictures(source))
+    )
     try:
         write_whole(out, page.encode())
     except OSError as error:

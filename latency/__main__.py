@@ -1,20 +1,19 @@
 """`python -m latency`: measure a block bundle where only latency's own needs and a backend are installed.
 
-Exit codes: 0 done; 2 bad input, said in one line. Everything is said on stderr.
+Exit codes: 0 done; 2 bad input, said in one line; others in `latency.process`. Everything is said on stderr.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from latency import backends, blocks_zip, protocol
-from latency.errors import LatencyError, one_line
+from latency import backends, blocks_zip, outputs, process, protocol
+from latency.arguments import require_sound
+from latency.device import require_cores
+from latency.errors import LatencyError
 from latency.profile import Dropped, Measured, Resumed, Retrying, Watched, profile
 from latency.shard import shard
-
-BAD_INPUT = 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,9 +25,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = _Parser(prog="python -m latency", description="Latency of blocks on this machine.")
+    parser = _Parser(prog="python -m latency", description="Latency of blocks on this machine.", allow_abbrev=False)
     command = parser.add_subparsers(dest="command", required=True).add_parser(
-        "profile", help="measure a block bundle into a latency table; the same command again resumes"
+        "profile", help="measure a block bundle into a latency table; the same command again resumes", allow_abbrev=False
     )
     command.add_argument("bundle", help="NAME.blocks.zip, written by `lathe bundle`")
     command.add_argument("--backend", required=True, help="what runs the blocks: " + ", ".join(backends.KNOWN))
@@ -36,21 +35,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--protocol", default="default", help="how exactly to measure: default, fast, trtexec-10 or trtexec-11")
     command.add_argument("--threads", type=int, default=1, help="threads of the CPU runtime; part of the table's fingerprint")
     command.add_argument("--shard", default="1/1", help="measure one part of several: 1/4 to 4/4 on four equal devices")
-    try:
-        _profile(parser.parse_args(arguments))
-    except KeyboardInterrupt:
-        _say("interrupted; the same command goes on from here")
-        return 128 + signal.SIGINT
-    except (LatencyError, OSError) as error:
-        _say(one_line(error, limit=2000))
-        return BAD_INPUT
-    return 0
+    given: argparse.Namespace | None = None
+
+    def work() -> int:
+        nonlocal given
+        require_sound(sys.argv[1:] if arguments is None else arguments)
+        given = parser.parse_args(arguments)
+        _profile(given)
+        return 0
+
+    return process.run("latency", work, goes_on=lambda: given is not None and outputs.begun(given.out))
 
 
 def _profile(given: argparse.Namespace) -> None:
+    timing = protocol.get(given.protocol)
+    backends.require_known(given.backend)
+    require_cores(given.threads)
+    outputs.require_file(given.out, outputs.TABLE, flag="--out", parents=True)
     bundle = blocks_zip.read(given.bundle)
     workloads = shard(bundle.workloads, given.shard)
-    timing = protocol.get(given.protocol)
     backend = backends.get(given.backend, threads=given.threads, precision=bundle.index.precision)
     index = bundle.index
     events = profile(

@@ -20,6 +20,7 @@ from msgspec import Struct
 from latency.decoding import Unzipped, decode_json
 from latency.errors import FileError, LatencyError
 from latency.files import raised_as, read_bytes, write_whole
+from latency.outputs import BLOCKS, require_file
 from latency.profile import Workload
 from latency.weights import filled, strip_weights
 
@@ -64,17 +65,28 @@ class BlocksZip:
 
 
 def write(
-    path: str | os.PathLike[str], workloads: Iterable[Workload], *, lowering: str, space: str, precision: Literal["fp32", "fp16"]
+    path: str | os.PathLike[str],
+    workloads: Iterable[Workload],
+    *,
+    lowering: str,
+    space: str,
+    precision: Literal["fp32", "fp16"],
+    force: bool = False,
 ) -> Index:
     """Write a bundle, whole or not at all; the same workloads always give the same bytes.
 
     Args:
-        path: the file to write.
+        path: the file to write; a bundle that is there is replaced.
         workloads: blocks and networks, whose weights are those of `latency.weights`; of several with one key the first counts.
         lowering: version of the code that lowers them.
         space: name of their space.
         precision: of their weights and arithmetic.
+        force: whether any file is replaced.
+
+    Raises:
+        LatencyError: the file cannot be written, or one that is no bundle is in its place.
     """
+    require_file(path, BLOCKS, flag="--out", force=force)
     files: dict[str, bytes] = {}
     entries: dict[str, Entry] = {}
     for work in workloads:

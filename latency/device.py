@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from latency.errors import FingerprintMismatch
+from latency.errors import FingerprintMismatch, LatencyError
 
 # The instruction sets that CPU kernels are chosen by; a flag outside of this list does not change which code runs.
 _AVX = {"sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni"}
@@ -76,6 +76,17 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     name: str
     version: str
+
+
+def require_cores(threads: int) -> None:
+    """Check that this process may use a core for each of its threads: more would wait for one another, and be timed doing so.
+
+    Raises:
+        LatencyError: there are fewer, or no thread at all.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise LatencyError(f"--threads {threads}: this process may use {cores} cores, give 1 to {cores}")
 
 
 def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object, object] | None:

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
 from latency.device import require_equal
 from latency.errors import LatencyError
 from latency.files import whole
+from latency.outputs import NEW, require_file
 from latency.table import LatencyTable, Row, TableWriter
 
 
@@ -28,8 +28,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     """
     if not paths:
         raise LatencyError("nothing to merge: name the tables")
-    if Path(out).exists():
-        raise LatencyError(f"{out} is there already: merge into a new file, or remove it")
+    require_file(out, NEW, flag="--out", parents=True)
     tables = [LatencyTable.load(path) for path in paths]
     first = tables[0].header
     for table in tables[1:]:

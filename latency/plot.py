@@ -18,6 +18,7 @@ from latency.block import BlockSpec
 from latency.coverage import held_out
 from latency.errors import CoverageError, LatencyError, require
 from latency.files import whole
+from latency.outputs import GENERATOR, PICTURE, require_file
 from latency.table import Latency, LatencyTable, Row
 
 WIDTH_IN = 10.0
@@ -48,19 +49,34 @@ class Picture:
     paint: Callable[[Any], None]
 
 
-def plot(table: LatencyTable, out: Path) -> None:
+def require_picture(out: Path, *, force: bool = False) -> None:
+    """Check that `plot` can write a file; see `latency.outputs.require_file`.
+
+    Raises:
+        LatencyError: it cannot, or it would be another kind of file.
+    """
+    if out.suffix not in _METADATA:
+        raise LatencyError(f"--plot writes NAME.png or NAME.svg, found {out}")
+    require_file(out, PICTURE, flag="--plot", force=force)
+
+
+_METADATA = {".png": {"Software": GENERATOR}, ".svg": {"Title": GENERATOR}}
+"""By what the file is known as one of ours."""
+
+
+def plot(table: LatencyTable, out: Path, *, force: bool = False) -> None:
     """Draw a table into a file.
 
     Args:
         table: what to draw.
-        out: NAME.png or NAME.svg; replaced where it is there.
+        out: NAME.png or NAME.svg; a picture that this function drew before is replaced.
+        force: whether any file is replaced.
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        LatencyError: another kind of file, or nothing to draw.
+        LatencyError: another kind of file, one that cannot be written, or nothing to draw.
     """
-    if out.suffix not in (".png", ".svg"):
-        raise LatencyError(f"--plot writes NAME.png or NAME.svg, found {out}")
+    require_picture(out, force=force)
     require("matplotlib", "report")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -79,7 +95,7 @@ def plot(table: LatencyTable, out: Path) -> None:
         part.suptitle(picture.title, fontsize=11)
         picture.paint(part)
     with whole(out) as partial:
-        figure.savefig(partial, format=out.suffix[1:])
+        figure.savefig(partial, format=out.suffix[1:], metadata=_METADATA[out.suffix])
 
 
 def pictures(table: LatencyTable, palette: Palette) -> list[Picture]:

@@ -1,6 +1,30 @@
-"""`python -m lathe`."""
+"""Entry point of `lathe`, on the console and as `python -m lathe`."""
 
-from lathe.cli import main
+import os
+import signal
+from types import FrameType
+
+
+def main() -> None:
+    """Run the command line; leaves by `SystemExit`. A signal that comes while modules are loaded ends it in one line, too."""
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _leave)
+    from lathe import cli
+
+    try:
+        cli.main()
+    finally:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all is said: let the interpreter end
+            if signal.getsignal(signum) == _leave:
+                signal.signal(signum, signal.SIG_DFL)
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """End at once: nothing was begun, and an exception in the middle of an import may be lost."""
+    os.write(2, f"lathe: ended by {signal.Signals(signum).name}; nothing was begun\n".encode())
+    os._exit(128 + signum)
+
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,8 @@
 """The commands of `lathe`. The typed structs below are the command line: a field is a flag, its docstring the help.
 
-Exit codes: 0 done and every verdict holds; 1 a verdict fails; 2 bad input or usage, said in one line. Results go to stdout,
-progress and logs to stderr. Nothing that an extra brings is imported before a command runs, so that help always works.
+Exit codes: 0 done and every verdict holds; 1 a verdict fails; 2 bad input or usage, said in one line; those of faults and signals are
+in `latency.process`. Results go to stdout, progress and logs to stderr. Nothing that an extra brings is imported before a command runs,
+so that help always works.
 """
 
 import contextlib
@@ -17,9 +18,24 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, subcommand
 
-from latency.errors import LatencyError
-
-BAD_INPUT = 2
+from latency import outputs, process
+from latency.arguments import require_sound
+from latency.process import BAD_INPUT
+from lathe.flags import (
+    BuildLevel,
+    Channels,
+    Classes,
+    Count,
+    Epochs,
+    Fraction,
+    Mebibytes,
+    Milliseconds,
+    Relative,
+    Resolution,
+    Seed,
+    Threads,
+    require_ranges,
+)
 
 
 @dataclass(frozen=True)
@@ -28,9 +44,9 @@ class Space:
 
     space: Positional[str]
     """name of a space, such as repvgg-mini"""
-    classes: int | None = None
+    classes: Classes | None = None
     """number of classes (default: the space's own)"""
-    resolution: int | None = None
+    resolution: Resolution | None = None
     """height and width of the input in pixels (default: the space's own)"""
     json: bool = False
     """print JSON"""
@@ -53,14 +69,16 @@ class Bundle:
     """the bundle to write: NAME.blocks.zip"""
     precision: Literal["fp32", "fp16"] = "fp32"
     """of weights and arithmetic: fp32 for a CPU, fp16 for a GPU"""
-    networks: int | None = None
+    networks: Count | None = None
     """random whole networks to put beside the blocks (default: 48)"""
-    seed: int | None = None
+    seed: Seed | None = None
     """seed of those networks (default: 0)"""
-    classes: int | None = None
+    classes: Classes | None = None
     """number of classes (default: the space's own)"""
-    resolution: int | None = None
+    resolution: Resolution | None = None
     """height and width of the input in pixels (default: the space's own)"""
+    force: bool = False
+    """replace a file of --out that Lathe did not write"""
     json: bool = False
     """print JSON"""
 
@@ -84,28 +102,30 @@ class Profile:
     """what runs the blocks: onnxruntime (or onnxruntime:cuda and the like), tensorrt, tensorrt-rtx, replay:TABLE or simulated:seed=0"""
     protocol: str = "default"
     """how long and how exactly to measure: default, fast, trtexec-10 or trtexec-11"""
-    threads: int = 1
+    threads: Threads = 1
     """threads of the CPU runtime; part of the table's fingerprint"""
     coverage: Literal["full", "adaptive"] = "full"
     """full: every block; adaptive: a third at most (more where a small space needs it), where interpolating the others is least sure"""
-    coverage_error: float = 0.02
+    coverage_error: Relative = 0.02
     """adaptive: stop when the mean relative error of interpolation, also at held-out blocks, is no more"""
-    drift_limit: float = 0.03
+    drift_limit: Relative = 0.03
     """rows around which the device changed by more, relative, are measured again"""
     timing_cache: Path | None = None
     """tensorrt: what an earlier build measured of its kernels; its hash is part of the table's fingerprint"""
     save_timing_cache: Path | None = None
     """tensorrt: where to keep the timing cache when all is measured, for tables to come"""
-    networks: int | None = None
+    networks: Count | None = None
     """random whole networks to measure beside the blocks: they tell how well sums of blocks predict (default: 48, or the bundle's)"""
-    seed: int | None = None
+    seed: Seed | None = None
     """seed of those networks (default: 0, or the bundle's)"""
-    classes: int | None = None
+    classes: Classes | None = None
     """number of classes (default: the space's own)"""
-    resolution: int | None = None
+    resolution: Resolution | None = None
     """height and width of the input in pixels (default: the space's own)"""
     shard: str = "1/1"
     """measure one part of several, on equal devices: 1/4 to 4/4 on four"""
+    force: bool = False
+    """replace a file of --save-timing-cache that Lathe did not write"""
     json: bool = False
     """print JSON"""
 
@@ -114,6 +134,10 @@ class Profile:
         from lathe import render, stages
 
         return render.profile(stages.profile(self), out=self.out, as_json=self.json)
+
+    def goes_on(self) -> bool:
+        """Whether the same command would go on with what is measured."""
+        return outputs.begun(self.out)
 
 
 @dataclass(frozen=True)
@@ -124,6 +148,8 @@ class TableShow:
     """a *.latency.jsonl file"""
     plot: Path | None = None
     """draw it, too: OUT.png or OUT.svg"""
+    force: bool = False
+    """replace a file of --plot that Lathe did not write"""
     json: bool = False
     """print JSON"""
 
@@ -131,9 +157,7 @@ class TableShow:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        table = stages.load_table(self.table)
-        if self.plot is not None:
-            stages.plot_table(table, self.plot)
+        table = stages.show_table(self)
         render.table(table, self.table, as_json=self.json)
         return 0
 
@@ -211,9 +235,9 @@ class Search:
     """latency table of the device that the network is for; without one MACs are the cost, and the budget is a fraction of them"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
-    budget_ms: float | None = None
+    budget_ms: Milliseconds | None = None
     """latency that the network may take, in milliseconds"""
-    budget_fraction: float | None = None
+    budget_fraction: Fraction | None = None
     """the same, as a fraction of the unpruned network's measured latency (without a table: of its MACs): 0.6 is 60 %"""
     backend: str | None = None
     """refuse a table measured with another backend"""
@@ -232,17 +256,17 @@ class Search:
     """what the penalty counts: latency (microseconds of the table) or macs"""
     regulariser: Literal["relative", "paper"] = "relative"
     """form of the penalty: relative, (cost/target - 1)^2, or paper, squared GMACs (with --cost macs)"""
-    min_channels: int = 8
+    min_channels: Channels = 8
     """channels that every layer keeps at least"""
     exclude: str = ""
     """what stays whole: layers, modules or patterns such as block0,layer4.*, separated by commas"""
-    pretrain_epochs: int | None = None
+    pretrain_epochs: Epochs | None = None
     """epochs of the unpruned network before the search (default: by the data)"""
-    search_epochs: int | None = None
+    search_epochs: Epochs | None = None
     """epochs of joint training of weights and widths (default: by the data)"""
-    finetune_epochs: int | None = None
+    finetune_epochs: Epochs | None = None
     """epochs of the chosen widths (default: by the data)"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of everything that is random"""
     json: bool = False
     """print JSON"""
@@ -252,6 +276,10 @@ class Search:
         from lathe import render, stages
 
         return render.search(stages.search(self), out=self.out, as_json=self.json)
+
+    def goes_on(self) -> bool:
+        """Whether the same command would go on with the run."""
+        return (self.out / "run.json").is_file()
 
 
 @dataclass(frozen=True)
@@ -264,17 +292,17 @@ class Export:
     """the bundle to write"""
     target: str = "onnxruntime"
     """onnxruntime, tensorrt or tensorrt-rtx"""
-    budget_ms: float | None = None
+    budget_ms: Milliseconds | None = None
     """latency that the network may take, in milliseconds (default: the run's)"""
     protocol: str = "default"
     """how long and how exactly to measure: default or fast"""
-    threads: int | None = None
+    threads: Threads | None = None
     """threads of the CPU runtime (default: the table's, or 1)"""
     samples: Path | None = None
     """of MODEL.onnx: preprocessed inputs, SAMPLES.npy of shape [samples, ...]: what FP16 is certified and validated on"""
-    workspace_mib: int | None = None
+    workspace_mib: Mebibytes | None = None
     """of an engine: scratch memory in MiB at most (default: the builder's own)"""
-    optimization_level: int | None = None
+    optimization_level: BuildLevel | None = None
     """of an engine: 0 to 5, how long the builder may look for faster code (default: 3)"""
     timing_cache: Path | None = None
     """of an engine, tensorrt only: what the builder measured before, model.timing_cache of an earlier bundle"""
@@ -320,6 +348,8 @@ class Report:
     """the page to write (default: SOURCE.html, beside the directory)"""
     table: Path | None = None
     """the latency table that the search used, to be shown too"""
+    force: bool = False
+    """replace a file of --out that Lathe did not write"""
     json: bool = False
     """print JSON"""
 
@@ -327,7 +357,7 @@ class Report:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        page, rows = stages.report(self.source, self.out, self.table)
+        page, rows = stages.report(self)
         render.report(page, rows, as_json=self.json)
         return 0
 
@@ -369,11 +399,17 @@ Command = (
 
 
 def parse(arguments: Sequence[str]) -> Command:
-    """Read the command line; raises `UsageError` with one line for what tyro would say in a box."""
+    """Read the command line.
+
+    Raises:
+        UsageError: tyro refuses it; its box as one line.
+        LatencyError: a word is empty or not UTF-8, a flag is given twice, or a number is out of its range.
+    """
+    require_sound(arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            command = tyro.cli(
                 Command,  # pyright: ignore[reportArgumentType]
                 prog="lathe",
                 description="Measure a device, search a network that fits its latency budget, ship an engine that has been checked.",
@@ -384,6 +420,8 @@ def parse(arguments: Sequence[str]) -> Command:
         if stop.code == BAD_INPUT:
             raise UsageError(_one_line(said.getvalue())) from None
         raise
+    require_ranges(command)
+    return command
 
 
 class UsageError(ValueError):
@@ -391,40 +429,36 @@ class UsageError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `lathe`; leaves by `SystemExit`."""
+    """Run a command line; leaves by `SystemExit`."""
     # Threads of torch that wait for each other by spinning make each other late on a busy machine; it is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        code = parse(sys.argv[1:] if arguments is None else arguments).run()
-    except BrokenPipeError:
-        code = 0
-    except KeyboardInterrupt:
-        print("lathe: interrupted; the same command goes on from here", file=sys.stderr)
-        code = 130
-    except user_errors() as error:
-        print(f"lathe: {_words(error)}", file=sys.stderr)
-        code = BAD_INPUT
-    sys.exit(code)
+    command: Command | None = None
+
+    def work() -> int:
+        nonlocal command
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+        return command.run()
+
+    sys.exit(
+        process.run("lathe", work, user_errors=user_errors, goes_on=lambda: isinstance(command, Profile | Search) and command.goes_on())
+    )
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """What the user can mend: the packages' own errors, and files that cannot be read or written.
+    """What the user can fix: the packages' own errors.
 
     A package that was never imported raised nothing, so nothing is imported here.
     """
     named = [("reparam.errors", "ReparamError"), ("deploy.errors", "DeployError"), ("search.errors", "SearchError")]
-    loaded = [getattr(sys.modules[module], name) for module, name in named if module in sys.modules]
-    return (UsageError, LatencyError, OSError, *loaded)
-
-
-def _words(error: Exception) -> str:
-    """What a user is told: the error in one line; of one of the system's the file and what is wrong with it."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+    return (UsageError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
 
 
 def _one_line(box: str) -> str:
     """Tyro's framed message as one line: its text, without the frame, the frame's title and the rules in it."""
-    text = re.sub(r"╭.*╮|[╰╯│─]+", " ", box)
-    return " ".join(text.split())
+    text = " ".join(re.sub(r"╭.*╮|[╰╯│─]+", " ", box).split())
+    if wrong := re.match(r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text):  # tyro's own words name types of Python
+        flag, why, kind = wrong.groups()
+        value = re.search(r"from \['(.*?)'\]|: '(.*?)'", why)
+        found = next(filter(None, value.groups()), "") if value else why
+        return f"{flag} must be {kind.removeprefix('{None}|')}, found {found!r}"
+    return text

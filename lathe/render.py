@@ -32,8 +32,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OUT = Console(soft_wrap=True, highlight=False)
-LOG = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    """One that leaves it to the entry point what a closed pipe means; rich's own exits with 1, as a failed verdict does."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled."""
+        raise BrokenPipeError
+
+
+OUT = _Console(soft_wrap=True, highlight=False)
+LOG = _Console(stderr=True, highlight=False)
 
 
 def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:

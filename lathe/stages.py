@@ -1,6 +1,5 @@
 """Wiring: each function is one command's work, made of the packages' own. Nothing here prints."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from latency import LatencyTable, Workload, backends, check, decoding, diff, files, merge
+from latency import LatencyTable, Workload, backends, check, decoding, diff, files, merge, outputs
 from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.backends import Backend
 from latency.backends.tensorrt import TensorRT
 from latency.check import Finding
 from latency.coverage import Covered, profile_adaptively
+from latency.device import require_cores
 from latency.diff import Diff
 from latency.errors import CoverageError, DeviceUnavailable, FileError, FingerprintMismatch, LatencyError, require
 from latency.files import raised_as
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deploy.report import Row
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
-    from lathe.cli import Bundle, Export, Profile, Search
+    from lathe.cli import Bundle, Export, Profile, Report, Search, TableShow
     from search.architecture import Architecture
     from search.record import Event as SearchEvent
     from search.space import Prunable, Space
@@ -92,6 +92,11 @@ def describe_space(name: str, *, classes: int | None = None, resolution: int | N
 def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
     """Measure a space or a block bundle into a table, or go on measuring it."""
     timing = protocols.get(command.protocol)
+    backends.require_known(command.backend)
+    require_cores(command.threads)
+    outputs.require_file(command.out, outputs.TABLE, flag="--out", parents=True)
+    if command.save_timing_cache is not None:
+        outputs.require_file(command.save_timing_cache, outputs.NEW, flag="--save-timing-cache", force=command.force)
     if command.space.endswith(".zip"):
         return _profile_bundle(command, timing)
     space = space_of(command.space, classes=command.classes, resolution=command.resolution)
@@ -117,8 +122,6 @@ def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEve
 def _runner(command: "Profile", precision: Literal["fp32", "fp16"] | None = None) -> Backend:
     if (cache := command.timing_cache) is not None and not cache.is_file():
         raise LatencyError(f"--timing-cache {cache} does not exist: leave it out, and keep one for the next table by --save-timing-cache")
-    if (cores := os.cpu_count()) and command.threads > cores:
-        raise LatencyError(f"--threads {command.threads}: this machine has {cores} cores, more threads would wait for one another")
     return backends.get(command.backend, threads=command.threads, precision=precision, timing_cache=command.timing_cache)
 
 
@@ -154,14 +157,15 @@ def _measure(
 
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
     """What a block bundle of a space holds, and what writes it."""
-    if not command.out.parent.is_dir():  # said before a minute of lowering
-        raise LatencyError(f"{command.out.parent} is no directory: make it, or choose another --out")
+    outputs.require_file(command.out, outputs.BLOCKS, flag="--out", force=command.force)
     space = space_of(command.space, classes=command.classes, resolution=command.resolution)
     from deploy.lowering import LOWERING_VERSION
     from latency import blocks_zip
 
     def write(works: "Iterable[Workload]") -> BundleFacts:
-        index = blocks_zip.write(command.out, works, lowering=LOWERING_VERSION, space=space.name, precision=command.precision)
+        index = blocks_zip.write(
+            command.out, works, lowering=LOWERING_VERSION, space=space.name, precision=command.precision, force=command.force
+        )
         kinds = Counter(entry.kind for entry in index.entries)
         return BundleFacts(
             bundle=str(command.out),
@@ -181,10 +185,9 @@ def _workloads(
 ) -> list[Workload]:
     from search.workloads import workloads
 
-    networks = DEFAULT_NETWORKS if networks is None else networks
-    if networks < 0:
-        raise LatencyError(f"--networks must be 0 or more, found {networks}")
-    return workloads(space, networks=networks, seed=seed or 0, precision=precision, program=program)
+    return workloads(
+        space, networks=DEFAULT_NETWORKS if networks is None else networks, seed=seed or 0, precision=precision, program=program
+    )
 
 
 def load_table(path: Path) -> LatencyTable:
@@ -192,11 +195,16 @@ def load_table(path: Path) -> LatencyTable:
     return LatencyTable.load(path)
 
 
-def plot_table(table: LatencyTable, out: Path) -> None:
-    """Draw a table into a file."""
-    from latency.plot import plot
+def show_table(command: "TableShow") -> LatencyTable:
+    """A table from disk, drawn into a file where that is asked for."""
+    if command.plot is None:
+        return load_table(command.table)
+    from latency.plot import plot, require_picture
 
-    plot(table, out)
+    require_picture(command.plot, force=command.force)
+    table = load_table(command.table)
+    plot(table, command.plot, force=command.force)
+    return table
 
 
 def check_table(path: Path, space_name: str | None) -> list[Finding]:
@@ -218,6 +226,7 @@ def merge_tables(paths: tuple[Path, ...], out: Path) -> LatencyTable:
 
 def search(command: "Search") -> "Iterator[SearchEvent]":
     """Search a space, or go on with a search."""
+    outputs.require_directory(command.out)
     require("torch", "train")
     from search import data as datasets
     from search import spaces
@@ -306,12 +315,17 @@ def _budget_macs(command: "Search", space: "Space") -> float:
 
 def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle":
     """Ship a run, or an ONNX file."""
+    timing = protocols.get(command.protocol)
+    outputs.require_directory(command.out)
+    require_cores(command.threads or 1)
     require("torch", "train")
     import deploy
-    from deploy import graph
+    from deploy import bundle as shipped
+    from deploy import engine, graph
     from deploy.errors import DeployError
 
-    timing = protocols.get(command.protocol)
+    engine.runtime_of(engine.target_of(command.target))
+    shipped.refuse_occupied(command.out)
     if command.source.is_file():
         return deploy.export(
             graph.read(command.source),
@@ -395,8 +409,6 @@ def _engine_spec(command: "Export") -> "EngineSpec | None":
     """How an engine is built, as the command line says; None where it says nothing."""
     from latency.backends.tensorrt import EngineSpec
 
-    if (command.workspace_mib or 0) < 0:
-        raise LatencyError(f"--workspace-mib must be 0 or more, found {command.workspace_mib}")
     default = EngineSpec()
     spec = EngineSpec(
         workspace_mib=command.workspace_mib or 0,
@@ -435,9 +447,10 @@ def verify(directory: Path) -> "Verification":
     return deploy.verify(directory)
 
 
-def report(source: Path, out: Path | None, table: Path | None) -> "tuple[Path, list[Row]]":
+def report(command: "Report") -> "tuple[Path, list[Row]]":
     """Write the page of a run or a bundle; returns where it is, and its main table."""
-    from deploy.report import render
+    from deploy.report import render, require_page
 
-    page = out or source.with_name(source.name + ".html")
-    return page, render(source, page, table and load_table(table))
+    page = command.out or command.source.resolve().with_name(command.source.resolve().name + ".html")
+    require_page(page, force=command.force)
+    return page, render(command.source, page, command.table and load_table(command.table), force=command.force)

@@ -62,7 +62,7 @@ class Builders:
     def _start(self) -> "subprocess.Popen[bytes]":
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-        command = [sys.executable, "-m", "latency.backends.builders"]
+        command = [sys.executable, "-P", "-m", "latency.backends.builders"]  # -P: nothing is imported from the working directory
         with self._starting:
             if self._closed:
                 raise BuildFailed("the builders are closed")

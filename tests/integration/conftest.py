@@ -18,7 +18,7 @@ Lathe = Callable[..., subprocess.CompletedProcess[str]]
 
 def run_lathe(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """`lathe ARGUMENTS` in a process of its own."""
-    command = [sys.executable, "-W", "error", "-m", "lathe", *map(str, arguments)]
+    command = [sys.executable, "-P", "-W", "error", "-m", "lathe", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
 
 

@@ -21,7 +21,7 @@ def test_every_command_is_run(table, run, bundle, work):
 
 def test_python_examples_run(bundle, work):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=work, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], cwd=work, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -14,7 +14,9 @@ from integration.conftest import run_lathe
 
 def kill_when(condition, arguments, timeout_s: float = 120) -> None:
     """Start `lathe ARGUMENTS` and kill it the moment that a condition holds."""
-    process = subprocess.Popen([sys.executable, "-m", "lathe", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "lathe", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     end = time.monotonic() + timeout_s
     while not condition():
         assert process.poll() is None, "it ended before it could be killed"

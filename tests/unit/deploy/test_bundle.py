@@ -155,7 +155,9 @@ bundle.write(directory, load(directory).manifest, {"model.onnx": b"fresh", "note
 @pytest.mark.parametrize(("call", "after"), [("fsync", 0), ("fsync", 2), ("rename", 0), ("rename", 1)])
 def test_a_killed_writer_leaves_no_half_bundle_and_the_next_one_cleans_up(made, bundle_copy, call, after):
     before = load(bundle_copy)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(bundle_copy), call, str(after)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", KILLED, str(bundle_copy), call, str(after)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     if bundle_copy.exists():  # the old one, whole: it is moved away only once the new one is on the disk
         assert (load(bundle_copy), check_files(before)) == (before, {})

@@ -31,7 +31,7 @@ sys.meta_path.insert(0, Absent())
 def alone(code, cwd, *arguments):
     """Run Python in a directory with numpy and the runtime alone."""
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", WITHOUT + code, *arguments], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-P", "-W", "error", "-c", WITHOUT + code, *arguments], capture_output=True, text=True, cwd=cwd, check=False
     )
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from deploy import BundleError, DeployError, report
-from latency import LatencyTable
+from latency import LatencyError, LatencyTable
 from latency.errors import MissingExtra
 from unit.deploy.test_verify import rewrite
 
@@ -271,7 +271,7 @@ def test_another_directory_has_no_page(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_an_error(run, tmp_path):
-    with pytest.raises(DeployError, match=r"page\.html cannot be written: No such file or directory"):
+    with pytest.raises(LatencyError, match=r"page\.html: .*absent is not a directory: make it"):
         report.render(run, tmp_path / "absent" / "page.html")
 
 

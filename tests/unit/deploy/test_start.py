@@ -85,5 +85,5 @@ def test_verifying_and_starting_need_no_torch(made):
         f"assert verify({str(made.directory)!r}).failures == []\n"
         f"with start({str(made.directory)!r}) as at_work: print(at_work.runtime.name)"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("onnxruntime\n", "")

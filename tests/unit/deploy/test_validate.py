@@ -149,7 +149,7 @@ def test_comparing_says_nothing_and_loads_neither_torch_nor_tensorrt():
         "compare({'y': np.ones((2, 3))}, {'y': np.zeros((2, 3))}, 1e-5)\n"
         "assert not {'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 
 

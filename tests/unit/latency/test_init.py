@@ -9,7 +9,7 @@ def test_import_is_quick_and_loads_neither_torch_nor_onnx():
         "import sys, time; start = time.perf_counter(); import latency; took = time.perf_counter() - start; "
         "print(took, *sorted({'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'cuda'} & set(sys.modules)))"
     )
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    runs = [subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
     assert all(len(run) == 1 for run in runs), runs
     assert min(float(run[0]) for run in runs) < 0.3
 

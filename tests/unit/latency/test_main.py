@@ -33,7 +33,7 @@ def test_it_measures_a_bundle_with_neither_torch_nor_the_rest(bundle, tmp_path):
         f"sys.exit(main(['profile', {str(bundle)!r}, '--backend', 'onnxruntime', '--protocol', 'fast', '--out', 't.latency.jsonl']))"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     table = LatencyTable.load(tmp_path / "t.latency.jsonl")
     assert [row.key for row in table.rows if row.kind == "block"] == KEYS

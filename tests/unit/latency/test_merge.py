@@ -64,5 +64,5 @@ def test_what_cannot_be_merged(parts, tmp_path):
     with pytest.raises(LatencyError, match="nothing to merge"):
         merge([], tmp_path / "x")
     (path,) = parts([])
-    with pytest.raises(LatencyError, match="is there already"):
+    with pytest.raises(LatencyError, match="exists and would be lost: choose another name$"):
         merge([path], path)

@@ -193,7 +193,7 @@ for event in profile(works, SlowBackend(), sys.argv[1], protocol=QUICK, lowering
 
 def test_killed_at_any_moment_nothing_is_lost_or_measured_twice(tmp_path):
     path, rng = tmp_path / "t.jsonl", random.Random(0)
-    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent)]
+    command = [sys.executable, "-P", "-c", KILLED, str(path), str(Path(__file__).parent)]
     kills, before = 0, b""
     while kills < 6:
         child = subprocess.Popen(command)

@@ -182,7 +182,7 @@ with TableWriter(sys.argv[1], header()) as writer:
 
 def test_a_file_that_cannot_grow_keeps_every_row_and_is_continued(tmp_path, kit):
     path = tmp_path / "t.jsonl"
-    done = subprocess.run([sys.executable, "-c", FULL, path, Path(__file__).parent], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", FULL, path, Path(__file__).parent], capture_output=True, text=True)
     number, _, words = done.stderr.strip().partition(" ")
     assert words == f"{path}: cannot be written: File too large; what was measured before is kept"
     assert 5 < int(number) < 100
@@ -216,7 +216,7 @@ start = time.process_time()
 LatencyTable.load(sys.argv[1])
 print(time.process_time() - start)
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "t.jsonl")]
+    command = [sys.executable, "-P", "-c", code, str(tmp_path / "t.jsonl")]
     assert min(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) for _ in range(3)) < 0.3
 
 
@@ -241,7 +241,7 @@ def test_a_writer_in_another_process_is_named_and_its_death_frees_the_table(path
         "import sys, time; from latency import LatencyTable, TableWriter; "
         "w = TableWriter(sys.argv[1], LatencyTable.load(sys.argv[1]).header); print('open', flush=True); time.sleep(60)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-P", "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout.readline() == "open\n"
         with pytest.raises(TableError, match=rf"process {child.pid} is writing this table: wait for it, or end it"):

@@ -50,4 +50,4 @@ def test_counts_are_those_of_the_modules():
 def test_a_space_needs_no_torch():
     code = "import sys, search; [search.spaces.get(name).blocks() for name in search.spaces.names()]; sys.exit('torch' in sys.modules)"
     root = Path(search.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-P", "-c", code], cwd=root, check=False).returncode == 0

@@ -60,7 +60,7 @@ def test_nothing_is_left_running_at_the_end():
         builders._start()
 
 
-LIVES_ON = [sys.executable, "-c", "import os, time; os.close(1); time.sleep(60)"]
+LIVES_ON = [sys.executable, "-P", "-c", "import os, time; os.close(1); time.sleep(60)"]
 
 
 def test_a_process_that_is_being_started_when_the_builders_close_is_not_waited_for(monkeypatch):
@@ -69,7 +69,7 @@ def test_a_process_that_is_being_started_when_the_builders_close_is_not_waited_f
     def start(command, **options):
         starting.set()
         assert go.wait(20)
-        return popen([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+        return popen([sys.executable, "-P", "-c", "import time; time.sleep(60)"], **options)
 
     popen = subprocess.Popen
     builders = Builders("tensorrt-rtx", EngineSpec(), workers=1)

@@ -176,7 +176,7 @@ def test_a_killed_process_loses_at_most_its_epoch(search_into, tmp_path):
         f"budget = 0.6 * table.predict(tiny.network(tiny.full_widths())).us\n"
         f"for event in pas.run(config, tiny, table, conftest.make_stripes(), budget, pathlib.Path({str(killed)!r})): pass\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = subprocess.Popen([sys.executable, "-P", "-c", code])
     try:
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:

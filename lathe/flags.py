@@ -1,0 +1,65 @@
+"""What the types of flags do not say: the range of every number."""
+
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
+
+from latency.errors import LatencyError
+
+
+@dataclass(frozen=True)
+class Between:
+    """A range that holds both its ends; nothing that is not a number lies in it.
+
+    Attributes:
+        low: smallest value.
+        high: largest value.
+    """
+
+    low: float
+    high: float
+
+
+Count = Annotated[int, Between(0, 10**6)]
+Seed = Annotated[int, Between(0, 2**63 - 1)]
+Classes = Annotated[int, Between(2, 10**6)]
+Resolution = Annotated[int, Between(1, 2**14)]
+Channels = Annotated[int, Between(1, 2**20)]
+Epochs = Annotated[int, Between(1, 10**6)]
+Threads = Annotated[int, Between(1, 2**12)]
+Milliseconds = Annotated[float, Between(1e-6, 1e7)]
+Fraction = Annotated[float, Between(1e-6, 1e3)]
+"""Of what the unpruned network takes."""
+Relative = Annotated[float, Between(1e-6, 1.0)]
+"""An error or a drift."""
+Mebibytes = Annotated[int, Between(1, 2**24)]
+BuildLevel = Annotated[int, Between(0, 5)]
+
+
+def require_ranges(command: object) -> None:
+    """Check every number of a command.
+
+    Raises:
+        LatencyError: one is out of its range; names the flag and the range.
+    """
+    hints = typing.get_type_hints(type(command), include_extras=True)
+    for field in fields(command):  # pyright: ignore[reportArgumentType] -- a command is a dataclass
+        value = getattr(command, field.name)
+        for limits in ranges(hints[field.name]):
+            if value is not None and not limits.low <= value <= limits.high:
+                flag = field.name.replace("_", "-")
+                raise LatencyError(f"--{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(value)}")
+
+
+def ranges(hint: Any) -> Iterator[Between]:
+    """The ranges in a field's type, inside of unions too."""
+    yield from (part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Between))
+    for part in typing.get_args(hint):
+        yield from ranges(part)
+
+
+def _number(value: float) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value) if abs(value) < 2**63 else f"a number of {value.bit_length()} bits"
