@@ -194,8 +194,9 @@ def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[str, Measurement]:
     """Measure several networks in one run, a few samples of each in turn, so that all see the same machine.
 
-    Every round measures each network by a fifth of the protocol, alternately in this order and the reverse. There are at least 5 rounds,
-    and more, up to 20, until every network's samples together settle.
+    Every round measures each network by a fifth of the protocol, alternately in this order and the reverse; in the first round each is
+    watched until it is stationary, as the protocol says. There are at least 5 rounds, and more, up to 20, until every network's samples
+    together settle.
 
     Raises:
         RunFailed: a runtime refuses.
@@ -206,12 +207,14 @@ def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[
         max_samples=-(-protocol.max_samples // MIN_ROUNDS),
         min_time_ms=protocol.min_time_ms / MIN_ROUNDS,
         max_time_ms=protocol.max_time_ms / MIN_ROUNDS,
+        settle_runs=0,
     )
+    first = msgspec.structs.replace(part, settle_runs=protocol.settle_runs, max_time_ms=protocol.max_time_ms)
     samples_us: dict[str, list[float]] = {name: [] for name in networks}
     order = list(networks)
     for done in range(1, MAX_ROUNDS + 1):
         for name in order:
-            samples_us[name] += measure(networks[name], part).samples_us
+            samples_us[name] += measure(networks[name], first if done == 1 else part).samples_us
         order.reverse()
         if done >= MIN_ROUNDS:
             measurements = {name: summarize(samples, protocol) for name, samples in samples_us.items()}

@@ -18,7 +18,7 @@ from latency.predict import Predictor
 from latency.profile import Workload, profile
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards
-from latency.table import Latency, LatencyTable, Row, Surface, TableHeader, TableWriter
+from latency.table import Latency, LatencyTable, Recording, Row, Surface, TableHeader, TableWriter
 
 __all__ = [
     "BlockSpec",
@@ -35,6 +35,7 @@ __all__ = [
     "MissingExtra",
     "Predictor",
     "Protocol",
+    "Recording",
     "Row",
     "RunFailed",
     "Runtime",

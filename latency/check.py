@@ -12,7 +12,9 @@ from latency.errors import LatencyError
 from latency.sentinel import doubtful
 from latency.table import LatencyTable, Row
 
-Problem = Literal["failed", "missing", "unstable", "not as asked", "drift", "non-monotone", "no sentinel", "torn", "interpolated"]
+Problem = Literal[
+    "failed", "missing", "unstable", "not as asked", "drift", "non-monotone", "no sentinel", "torn", "interpolated", "not measured"
+]
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +44,8 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
     """
     rows = {row.key: row for row in table.rows if row.kind != "sentinel"}
     found = [Finding(problem="torn", words=warning) for warning in table.warnings]
+    if table.header.origin:
+        found.append(Finding(problem="not measured", words=table.header.origin))
     found += [Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}") for row in rows.values() if not row.measured]
     absent = [key for key in dict.fromkeys(expected) if key not in rows]
     between = [key for key in absent if _is_covered(table, key)]
@@ -49,7 +53,8 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
     for row in rows.values():
         if row.status == "unstable":
             reach = max(row.high_us - row.median_us, row.median_us - row.low_us) / row.median_us
-            found.append(Finding(problem="unstable", key=row.key, words=f"the median is uncertain by {reach:.1%}"))
+            words = row.reason or f"the median is uncertain by {reach:.1%}"
+            found.append(Finding(problem="unstable", key=row.key, words=words))
         if row.measured and row.error:
             found.append(Finding(problem="not as asked", key=row.key, words=row.error))
     if between:

@@ -1,4 +1,4 @@
-"""The sample loop: warm up, sample until the median's interval is narrow, judge."""
+"""The sample loop: warm up until the latency is stationary, sample until the median's interval is narrow, judge."""
 
 import math
 import statistics
@@ -12,11 +12,14 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from latency.monitor import Monitor
+from latency.monitor import Monitor, Reading
 from latency.protocol import Protocol
 
-_WINDOW_MS = 200.0  # so long may a window last: a disturbance that comes and goes inside of one is not seen
-_PATIENCE = 10  # so many times the protocol's ceiling of time may go into windows that are thrown away
+_WINDOW_MS = 50.0  # the longest window: a disturbance that comes and goes inside one is not seen
+_PATIENCE = 3  # windows that are thrown away may take this many times the protocol's ceiling of time
+_SURE = 0.999  # confidence of the tests for a shift and for two modes: they are made at every look at the samples
+_Z = 3.29  # two-sided normal quantile of _SURE
+_STATED = 0.99  # confidence at which a percentile is stated
 
 
 @typing.runtime_checkable
@@ -44,8 +47,12 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         samples_us: the samples in the order in which they were taken, to a nanosecond, which is what the clock resolves.
         median_us: their median.
         low_us: lower end of the median's interval.
-        high_us: upper end. Where the median drifted while sampling, the interval spans the medians of both halves.
-        status: `unstable` where the interval is wider than the protocol allows, the median drifted, or the device was disturbed throughout.
+        high_us: upper end. Where the latency moved or has two modes, the interval spans the medians of both parts.
+        p90_us: the 90th percentile; None where the samples are too few to state it (`percentile`).
+        p99_us: the 99th percentile; likewise.
+        status: `unstable` where the interval is wider than the protocol allows, the latency did not become stationary, the median is
+            between two modes, or the device was disturbed throughout.
+        reason: why it is unstable; "" where it is not.
         error: in what it was not measured as the protocol asks; "" where it was.
         clocks: what the monitor read between windows: the median of each value, and `discarded_windows`.
     """
@@ -54,7 +61,10 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     median_us: float
     low_us: float
     high_us: float
+    p90_us: float | None = None
+    p99_us: float | None = None
     status: Literal["ok", "unstable"]
+    reason: str = ""
     error: str = ""
     clocks: dict[str, float] = {}
 
@@ -64,8 +74,12 @@ def measure(
 ) -> Measurement:
     """Measure a latency by a protocol.
 
-    Samples are taken in windows. The monitor is read between them, never inside, as reading it takes time from the device; a window with a
+    Inferences run in windows. The monitor is read between them, never inside, as reading it takes time from the device; a window with a
     disturbed reading at either end is thrown away and counted.
+
+    After the fixed warm-up the device is watched for the protocol's `settle_runs` or `settle_ms`, and while the latency still moves for
+    longer, up to `max_time_ms`. Samples are taken from the stationary end of what was watched (`stationary_from`), spread evenly over it.
+    A transient that is flat and lasts longer than the watch cannot be told from the latency itself.
 
     Args:
         timed: what to run.
@@ -79,44 +93,133 @@ def measure(
     while clock() < end:
         timed.run(1)
 
-    samples: list[float] = []  # every `stride`-th of those `taken`
-    stride, taken, sampled_ms = 1, 0, 0.0
-    discarded, discarded_ms, gave_up = 0, 0.0, False
-    readings = [monitor.read()] if monitor else []
-    while not gave_up:
-        # Windows grow with what is there: few looks at the interval, and a long run is not cut into many short ones.
-        count = max(protocol.min_samples - taken, min(taken // 2, int(taken * _WINDOW_MS / sampled_ms) if sampled_ms else taken), 1)
-        start = clock()
-        window = timed.run(min(count, protocol.max_samples * stride - taken))
-        window_ms = (clock() - start) / 1e6
-        if monitor:
-            readings.append(monitor.read())
-            if disturbed := readings[-2].disturbed + readings[-1].disturbed:
-                discarded, discarded_ms = discarded + 1, discarded_ms + window_ms
-                gave_up = discarded_ms >= _PATIENCE * protocol.max_time_ms
-                if gave_up:
-                    words = f"the device was disturbed throughout: {', '.join(dict.fromkeys(disturbed))}"
-                    error = f"{error}; {words}" if error else words
-                    samples = samples or list(window)
-                continue
-        samples.extend(window[::stride])
-        taken, sampled_ms = taken + len(window), sampled_ms + window_ms
-        if sampled_ms >= protocol.min_time_ms:
-            full = taken >= protocol.max_samples or sampled_ms >= protocol.max_time_ms
-            if full or summarize(samples, protocol).status == "ok":
-                break
-        if taken >= protocol.max_samples * stride:
-            samples, stride = samples[::2], stride * 2
+    windows = _Windows(timed, clock, monitor)
+    found, look = None, 0.0  # the device idles during a look, so there are few
+    while found is None and windows.discarded_ms < _PATIENCE * protocol.max_time_ms:
+        if windows.run(_count(windows, protocol)) and (len(windows.runs_us) >= look or windows.elapsed_ms >= protocol.max_time_ms):
+            found, look = _judge(windows, protocol), 1.25 * len(windows.runs_us)
+    if found is None:
+        found = summarize(_spread(windows.runs_us or windows.last_us, protocol.max_samples), protocol)
+        words = f"the device was disturbed throughout: {', '.join(windows.disturbed)}"
+        found = msgspec.structs.replace(found, status="unstable", reason=words)
+    return msgspec.structs.replace(found, error=error, clocks=windows.clocks())
 
-    found = summarize(samples, protocol)
-    names = dict.fromkeys(name for reading in readings for name in reading.clocks)
-    clocks = {name: statistics.median(reading.clocks[name] for reading in readings if name in reading.clocks) for name in names}
-    return msgspec.structs.replace(
-        found,
-        status="unstable" if gave_up else found.status,
-        error=error,
-        clocks=clocks | ({"discarded_windows": float(discarded)} if discarded else {}),
-    )
+
+class _Windows:
+    """Runs something window by window and keeps the latencies of the undisturbed windows.
+
+    Attributes:
+        runs_us: of every run in an undisturbed window.
+        elapsed_ms: how long those windows took.
+        last_us: the runs of the latest window, disturbed or not.
+        discarded_ms: how long the disturbed windows took.
+        disturbed: by what.
+    """
+
+    def __init__(self, timed: Timed, clock: Callable[[], int], monitor: Monitor | None) -> None:
+        self._timed, self._clock, self._monitor = timed, clock, monitor
+        self._readings: list[Reading] = [monitor.read()] if monitor else []
+        self.runs_us: list[float] = []
+        self.last_us: Sequence[float] = ()
+        self.elapsed_ms, self.discarded_ms, self._discarded = 0.0, 0.0, 0
+        self.disturbed: tuple[str, ...] = ()
+
+    def run(self, count: int) -> bool:
+        """Run one window; whether it was undisturbed, and so kept."""
+        start = self._clock()
+        self.last_us = self._timed.run(count)
+        window_ms = (self._clock() - start) / 1e6
+        if self._monitor:
+            self._readings.append(self._monitor.read())
+            before, after = self._readings[-2:]
+            self.disturbed = tuple(dict.fromkeys(before.disturbed + after.disturbed))
+            if self.disturbed:
+                self._discarded, self.discarded_ms = self._discarded + 1, self.discarded_ms + window_ms
+                return False
+        self.runs_us.extend(self.last_us)
+        self.elapsed_ms += window_ms
+        return True
+
+    def clocks(self) -> dict[str, float]:
+        """As of `Measurement`."""
+        names = dict.fromkeys(name for reading in self._readings for name in reading.clocks)
+        medians = {name: statistics.median(reading.clocks[name] for reading in self._readings if name in reading.clocks) for name in names}
+        return medians | ({"discarded_windows": float(self._discarded)} if self._discarded else {})
+
+
+def _count(windows: _Windows, protocol: Protocol) -> int:
+    """Runs of the next window. Windows grow with what is there, so that a long run is not cut into many short ones."""
+    taken, elapsed_ms = len(windows.runs_us), windows.elapsed_ms
+    count = max(protocol.min_samples - taken, min(taken // 2, int(taken * _WINDOW_MS / elapsed_ms) if elapsed_ms else taken), 1)
+    return min(count, protocol.settle_runs - taken) if taken < protocol.settle_runs else count
+
+
+def _judge(windows: _Windows, protocol: Protocol) -> Measurement | None:
+    """What the runs say; None where more are needed."""
+    taken = len(windows.runs_us)
+    if (taken < protocol.settle_runs and windows.elapsed_ms < protocol.settle_ms) or windows.elapsed_ms < protocol.min_time_ms:
+        return None
+    start, settled = stationary_from(windows.runs_us, protocol.half_width) if protocol.settle_runs else (0, True)
+    kept = windows.runs_us[start:]
+    if len(kept) < protocol.min_samples or windows.elapsed_ms * len(kept) / taken < protocol.min_time_ms:
+        return None
+    found = summarize(_spread(kept, protocol.max_samples), protocol)
+    late = windows.elapsed_ms >= protocol.max_time_ms
+    if not settled:
+        reason = found.reason or f"the latency did not become stationary in {windows.elapsed_ms:.0f} ms"
+        return msgspec.structs.replace(found, status="unstable", reason=reason) if late else None
+    return found if found.status == "ok" or late or len(kept) >= protocol.max_samples else None
+
+
+def _spread(values: Sequence[float], most: int) -> Sequence[float]:
+    """At most so many of the values, evenly spaced, in their order."""
+    return values if len(values) <= most else [values[index * len(values) // most] for index in range(most)]
+
+
+def stationary_from(runs_us: Sequence[float], tolerance: float) -> tuple[int, bool]:
+    """Where the stationary end of a series of latencies begins.
+
+    The whole series, its last three quarters and its last half are tried in this order: a transient is cut off by a fixed share of what was
+    seen, as the initial transient of a simulation is (Welch 1983, "The statistical analysis of simulation results"), so that what is left
+    must hold for as long as what was cut. Of the one that did not move (`_moved`) the first eighth is dropped, too: less than half of it
+    may still be the transient's end. A latency need not become stationary at all (Barrett et al. 2017, "Virtual machine warmup blows hot
+    and cold").
+
+    Args:
+        runs_us: in the order in which they were taken.
+        tolerance: a shift of the median by less than this is none, relative.
+
+    Returns:
+        Index of the first stationary run, and whether there is one; where there is none, that of the last half.
+    """
+    runs, n = np.asarray(runs_us, dtype=float), len(runs_us)
+    for start in (0, n // 4, n // 2):
+        if _moved(runs[start:], tolerance) is None:
+            return start + (n - start) // 8, True
+    return n // 2, False
+
+
+def _moved(runs: np.ndarray, tolerance: float) -> tuple[float, float] | None:
+    """Whether an end of a series differs from the whole: its first or last eighth or half.
+
+    A sign test against the median of the whole (Mood 1950, "Introduction to the theory of statistics", chapter 16): of a part's values,
+    significantly more than half are on one side of it, and further away than the tolerance. It needs no distribution of the noise, and an
+    outlier counts as one value. The medians of both halves may not differ by twice the tolerance either, which tells where there are few.
+
+    Returns:
+        The medians of the first and of the last part where they differ; else None.
+    """
+    n, median = len(runs), float(np.median(runs))
+    high, low = runs > median * (1 + tolerance), runs < median * (1 - tolerance)
+    for size in (n // 8, n // 2):
+        ends = slice(0, size), slice(n - size, n)
+        if not size:
+            continue
+        before, after = (float(np.median(runs[end])) for end in ends)
+        most = max(int(beyond[end].sum()) for beyond in (high, low) for end in ends)
+        if most > size / 2 + _Z * math.sqrt(size) / 2 or (size == n // 2 and abs(after - before) > 2 * tolerance * median):
+            return before, after
+    return None
 
 
 def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:
@@ -124,20 +227,66 @@ def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:
     samples_us = tuple(round(float(sample), 3) for sample in samples)
     median_us = statistics.median(samples_us)
     low_us, high_us = median_interval(samples_us, protocol.confidence)
-    half = len(samples_us) // 2
-    halves = (statistics.median(samples_us[:half]), statistics.median(samples_us[-half:])) if half else (median_us, median_us)
-    # By chance alone the medians of two halves differ about twice as much as the median of all varies, hence the factor.
-    drifted = abs(halves[1] - halves[0]) > 2 * protocol.half_width * median_us
-    if drifted:
-        low_us, high_us = min(low_us, *halves), max(high_us, *halves)
-    settled = not drifted and max(median_us - low_us, high_us - median_us) <= protocol.half_width * median_us
+    reason = ""
+    if ends := _moved(np.asarray(samples_us), protocol.half_width):
+        reason = f"the latency moved while sampling, from {ends[0]:.2f} us to {ends[1]:.2f} us"
+        low_us, high_us = min(low_us, *ends), max(high_us, *ends)
+    elif modes := _two_modes(samples_us, 2 * protocol.half_width):
+        (lower_us, upper_us), share = modes
+        reason = f"the median is between two modes: {lower_us:.1f} us ({share:.0%} of the samples) and {upper_us:.1f} us"
+        low_us, high_us = min(low_us, lower_us), max(high_us, upper_us)
+    elif (reach := max(median_us - low_us, high_us - median_us)) > protocol.half_width * median_us:
+        reason = f"the median is uncertain by {reach / median_us:.2%}, the protocol allows {protocol.half_width:.2%}"
     return Measurement(
         samples_us=samples_us,
         median_us=round(median_us, 3),
         low_us=round(low_us, 3),
         high_us=round(high_us, 3),
-        status="ok" if settled else "unstable",
+        p90_us=percentile(samples_us, 0.90),
+        p99_us=percentile(samples_us, 0.99),
+        status="unstable" if reason else "ok",
+        reason=reason,
     )
+
+
+def _two_modes(samples: Sequence[float], tolerance: float) -> tuple[tuple[float, float], float] | None:
+    """Where the median is between two modes, their medians and the lower one's share of the samples; else None.
+
+    Between two modes lies a gap without samples. The median is between them where the 99.9 % interval of the median reaches over a gap that
+    is wider than the tolerance, relative to the median: which side of it the median is on is then a matter of chance.
+    """
+    ordered = np.sort(np.asarray(samples))
+    rank = _lower_rank(len(ordered), _SURE) if len(ordered) > 1 else 0
+    gaps = np.diff(ordered[rank : len(ordered) - rank])
+    if not len(gaps) or gaps.max() <= tolerance * float(np.median(ordered)):
+        return None
+    upper = rank + int(gaps.argmax()) + 1
+    return (float(np.median(ordered[:upper])), float(np.median(ordered[upper:]))), upper / len(ordered)
+
+
+def percentile(samples: Sequence[float], share: float) -> float | None:
+    """The smallest sample that at least `share` of the samples do not exceed; None where they are too few to state it.
+
+    Args:
+        samples: in any order and unit.
+        share: such as 0.99.
+    """
+    if len(samples) < samples_to_state(share):
+        return None
+    return sorted(samples)[math.ceil(round(share * len(samples), 9)) - 1]
+
+
+@cache
+def samples_to_state(share: float) -> int:
+    """The number of samples that it takes to state a percentile at 99 % confidence: 64 for the 90th, 662 for the 99th.
+
+    The rule of MLPerf's LoadGen (mlcommons/inference, loadgen/early_stopping.cc) with one sample over the percentile: the smallest n for
+    which at most one of n samples would exceed it with a probability of no more than 1 %, each doing so with 1 - share.
+    """
+    n = 2
+    while share**n + n * (1 - share) * share ** (n - 1) > 1 - _STATED:
+        n += 1
+    return n
 
 
 def median_interval(samples: Sequence[float], confidence: float) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from latency.device import require_equal
-from latency.errors import LatencyError
+from latency.errors import FingerprintMismatch, LatencyError
 from latency.files import whole
 from latency.outputs import NEW, require_file
 from latency.table import LatencyTable, Row, TableWriter
@@ -23,7 +23,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
 
     Raises:
         TableError: a part cannot be read.
-        FingerprintMismatch: a part was measured otherwise than the first; names the field.
+        FingerprintMismatch: a part was measured otherwise than the first, or is replayed or simulated where that is not; names the field.
         LatencyError: there is no part, or the file is there.
     """
     if not paths:
@@ -32,6 +32,14 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     tables = [LatencyTable.load(path) for path in paths]
     first = tables[0].header
     for table in tables[1:]:
+        if table.header.origin != first.origin:
+            raise FingerprintMismatch(
+                f"table {table.path}",
+                "origin",
+                table.header.origin or "measured",
+                first.origin or "measured",
+                "merge tables that were measured with their like only, and replayed ones with replays of the same recording",
+            )
         require_equal(
             table.header.made_like(first),
             first,

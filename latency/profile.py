@@ -15,7 +15,7 @@ from typing import Literal
 
 import msgspec
 
-from latency.backends import Backend, BuildsApart, Compiled
+from latency.backends import Backend, BuildsApart, Compiled, Replays
 from latency.block import BlockSpec
 from latency.errors import BuildFailed, RunFailed
 from latency.lowered import OVERHEAD, Lowered, overhead_onnx, require_static
@@ -141,6 +141,7 @@ def profile(
         TableError: the file is no sound table, another process writes it, or the disk is full.
         FingerprintMismatch: the file was measured otherwise.
     """
+    recording = backend.recording if isinstance(backend, Replays) else None
     header = TableHeader(
         device=backend.device,
         runtime=backend.runtime,
@@ -150,7 +151,8 @@ def profile(
         lowering=lowering,
         settings=dict(backend.settings),
         space=space,
-        created=datetime.date.today().isoformat(),
+        created=recording.created if recording else datetime.date.today().isoformat(),
+        recording=recording,
         bundle_sha256=bundle_sha256,
     )
     wanted: dict[str, Workload] = {}
@@ -253,7 +255,7 @@ class _Profiling:
         assert self._sentinel is not None
         row = self._timed(self._watchman, partial(Row, kind="sentinel", key="sentinel", blocks=(self._sentinel.key,)))
         # Status and words of a sentinel tell of drift between two, not of what is within one.
-        return msgspec.structs.replace(row, status="ok", error="") if row.measured else row
+        return msgspec.structs.replace(row, status="ok", reason="", error="") if row.measured else row
 
     def _watch(self) -> Iterator[Event]:
         """Measure the sentinel. Where the device drifted, wait until it is back, and put the rows since the last good sentinel back."""

@@ -1,4 +1,4 @@
-"""Named timing protocols: how long to warm up, and when enough has been sampled."""
+"""Named timing protocols: how to warm up, and when enough has been sampled."""
 
 import msgspec
 
@@ -8,18 +8,24 @@ from latency.errors import LatencyError
 class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a latency is measured.
 
-    Sampling ends when both floors are reached and the interval of the median is narrow enough, or a ceiling is reached too. So a floor
-    comes before any ceiling: a network that is slower than `max_time_ms / min_samples` is still sampled `min_samples` times, and of one
-    that is faster than `min_time_ms / max_samples` every second, fourth... sample is kept, spread over the whole time.
+    After the fixed warm-up the device is watched for `settle_runs` runs or `settle_ms`, whichever comes first, so that a transient that
+    lasts longer than the warm-up is seen; samples are taken from the stationary end of what was watched
+    (`latency.measure.stationary_from`).
+
+    Measuring ends when the floors are reached, the latency is stationary, and the interval of the median is narrow enough or `max_samples`
+    were taken; or when `max_time_ms` have passed. A floor comes before any ceiling: a network that is slower than
+    `max_time_ms / min_samples` is still sampled `min_samples` times. Where there are more than `max_samples`, they are thinned evenly.
 
     Attributes:
         name: what a person calls it.
-        warmup_ms: inferences run for so long before the first sample.
+        warmup_ms: inferences run for this long before the device is watched.
+        settle_runs: the watch is over after this many runs; 0 for no watch: all after the fixed warm-up is sampled, as other tools do.
+        settle_ms: or after this long.
         min_samples: floor.
         max_samples: ceiling.
-        min_time_ms: floor of the time spent sampling.
-        max_time_ms: ceiling of it.
-        half_width: the interval of the median may reach so far to each side, relative to the median.
+        min_time_ms: floor of the time that the samples span.
+        max_time_ms: ceiling of the time after the fixed warm-up.
+        half_width: how far the interval of the median may reach to each side, relative to the median.
         confidence: of that interval.
         cuda_graph: whether a GPU is handed an inference as one CUDA graph, rather than kernel by kernel. A CPU knows no difference.
         spin_wait: whether the host polls for the end of an inference, rather than sleeps until an interrupt. A CPU knows no difference.
@@ -31,14 +37,34 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_samples: int
     min_time_ms: float
     max_time_ms: float
+    settle_runs: int = 0
+    settle_ms: float = 0.0
     half_width: float = 0.01
     confidence: float = 0.95
     cuda_graph: bool = True
     spin_wait: bool = True
 
 
-DEFAULT = Protocol(name="default", warmup_ms=50.0, min_samples=50, max_samples=1000, min_time_ms=100.0, max_time_ms=1000.0)
-FAST = Protocol(name="fast", warmup_ms=2.0, min_samples=20, max_samples=300, min_time_ms=5.0, max_time_ms=100.0)
+DEFAULT = Protocol(
+    name="default",
+    warmup_ms=50.0,
+    settle_runs=2500,
+    settle_ms=1000.0,
+    min_samples=50,
+    max_samples=1000,
+    min_time_ms=100.0,
+    max_time_ms=3000.0,
+)
+FAST = Protocol(
+    name="fast",
+    warmup_ms=2.0,
+    settle_runs=2500,
+    settle_ms=500.0,
+    min_samples=20,
+    max_samples=300,
+    min_time_ms=5.0,
+    max_time_ms=1000.0,
+)
 
 # What trtexec calls "GPU Compute Time", by its defaults: CUDA events around each inference on a stream, transfers left out, one inference
 # enqueued ahead of the one that is waited for, 200 ms of warm-up, then at least 10 iterations and 3 s; the median (NVIDIA/TensorRT,

@@ -1,6 +1,6 @@
 """Latency tables: one file a device, runtime, protocol and precision; a line a measurement, appended as measured.
 
-Format `latency-table/1`: lines of JSON. The first is a `TableHeader`, each other one a `Row`; the latest row of a key counts. The last
+Format `latency-table/2`: lines of JSON. The first is a `TableHeader`, each other one a `Row`; the latest row of a key counts. The last
 field of every line, `check`, is a hash of the line before's `check` and of this line: a line that was edited, deleted or moved is found.
 A last line without its newline was being written when the writer died: it is dropped.
 """
@@ -25,14 +25,19 @@ import numpy as np
 from latency import predict
 from latency.block import BlockSpec
 from latency.decoding import decode_json
-from latency.device import Device, Runtime, require_equal
+from latency.device import Device, Runtime, first_difference, require_equal
 from latency.errors import CoverageError, FileError, TableError
 from latency.files import raised_as, read_bytes, require_regular
 from latency.interpolate import Interpolation
+from latency.measure import percentile
 from latency.predict import Predictor
 from latency.protocol import Protocol
 
-_MAGIC = b'{"schema":"latency-table/1",'
+# latency-table/1: until 0.1. Protocols have no `settle_runs`, rows no percentiles and no reason; replays are not told from the original.
+# latency-table/2: `Row.p90_us`, `p99_us` and `reason`, `TableHeader.recording`.
+_SCHEMA = "latency-table/2"
+_MAGIC = f'{{"schema":"{_SCHEMA}",'.encode()
+_MAGIC_1 = b'{"schema":"latency-table/1",'
 MAX_TABLE_BYTES = 4 * 2**30
 """Size of the largest table that is read: a row of a thousand samples takes 8 KiB."""
 
@@ -40,6 +45,20 @@ FEWEST = 3
 """Blocks beyond the corners of a family that it takes to judge interpolation between them."""
 
 _CHECK = re.compile(rb',"check":"([0-9a-f]{12})"}$')
+
+
+class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table that another one was replayed from.
+
+    Attributes:
+        sha256: of the recorded table's file.
+        created: day on which it was measured, ISO 8601.
+        protocol: how it was timed.
+    """
+
+    sha256: str
+    created: str
+    protocol: Protocol
 
 
 class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,11 +74,12 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         lowering: version of the code that wrote the ONNX.
         settings: what else decided which code ran, by name, such as TensorRT's `optimization_level`.
         space: the search space that the blocks are of; "" for none.
-        created: day of the first row, ISO 8601.
+        created: day of the first row, ISO 8601; of a replayed table the day of the recording.
+        recording: what the table was replayed from; None for a table that was measured.
         bundle_sha256: of the block bundle that was measured; "" where the blocks came from the space itself.
     """
 
-    schema: Literal["latency-table/1"] = "latency-table/1"
+    schema: Literal["latency-table/2"] = _SCHEMA
     device: Device
     runtime: Runtime
     protocol: Protocol
@@ -69,7 +89,21 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     settings: dict[str, str] = {}
     space: str
     created: str
+    recording: Recording | None = None
     bundle_sha256: str = ""
+
+    @property
+    def origin(self) -> str:
+        """In what the table is not a measurement of its device, in words; "" where it is one."""
+        words = []
+        if self.runtime.name == "simulated":
+            words.append("simulated: no such device exists")
+        if (recording := self.recording) is not None:
+            words.append(f"replayed from a recording of {recording.created}, sha256 {recording.sha256[:16]}")
+            if difference := first_difference(recording.protocol, self.protocol):
+                field, was, now = difference
+                words.append(f"resampled by another protocol: {field} is {now!r}, it was recorded with {was!r}")
+        return "; ".join(words)
 
     def made_like(self, other: "TableHeader") -> "TableHeader":
         """This one with what may differ between tables that are pooled as the other has it."""
@@ -82,11 +116,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Attributes:
         kind: `overhead` is an empty network, `sentinel` a block measured again and again to see drift, `network` a whole network.
         key: what was measured; of a block its `BlockSpec.key`, of a sentinel `sentinel`.
-        status: `ok`; `unstable`: measured, but its interval is wider than the protocol asks; or what failed.
+        status: `ok`; `unstable`: measured, but not as surely as the protocol asks; or what failed.
         samples_us: all samples; none where something failed.
         median_us: their median; 0 where something failed.
         low_us: lower end of its interval.
         high_us: upper end.
+        p90_us: the samples' 90th percentile; None where they are too few to state it (`latency.measure.percentile`).
+        p99_us: their 99th; likewise.
+        reason: why it is unstable; "" where it is not.
         error: the words of what failed, or in what a latency was not measured as the protocol asks.
         blocks: of a network the keys of its blocks, in order; of a sentinel the one key of what it measures.
         clocks: what was read of the device between windows of samples, by name with unit; `discarded_windows` were thrown away.
@@ -99,6 +136,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     median_us: float = 0.0
     low_us: float = 0.0
     high_us: float = 0.0
+    p90_us: float | None = None
+    p99_us: float | None = None
+    reason: str = ""
     error: str = ""
     blocks: tuple[str, ...] = ()
     clocks: dict[str, float] = {}
@@ -421,6 +461,11 @@ class TableWriter:
             with open(self._file, "rb", closefd=False) as file:
                 content = _read(file.read(), path)
             if content.header is not None:
+                if content.old:
+                    raise TableError(
+                        f"{path} is of the earlier format latency-table/1: it can be read, but rows of {_SCHEMA} cannot be appended: "
+                        f"profile to another file"
+                    )
                 found = content.header.made_like(header)
                 require_equal(found, header, what=f"table {path}", mend="profile to another file, or as this one was profiled")
             os.ftruncate(self._file, content.size)
@@ -485,28 +530,41 @@ class _Content(NamedTuple):
     size: int  # bytes up to the end of the last whole line
     check: str  # of the last whole line
     torn: int  # number of the torn line, 0 for none
+    old: bool = False  # whether it was upgraded
 
 
 def _read(data: bytes, path: str | os.PathLike[str]) -> _Content:
     size = data.rfind(b"\n") + 1
     lines, torn = data[:size].split(b"\n")[:-1], data[size:]
-    if not _MAGIC.startswith(start := data[: len(_MAGIC)]):
+    start = data[: len(_MAGIC)]
+    old = start == _MAGIC_1
+    if not old and not _MAGIC.startswith(start):
         begin, found = _MAGIC.decode(), start.decode(errors="backslashreplace")
         raise TableError(f"{path}, line 1, field schema: a latency table begins with {begin!r}, this file with {found!r}")
     if not lines:
         return _Content(None, [], 0, "", 1 if torn else 0)
-    header, check = _unseal(lines[0], TableHeader, "", f"{path}, line 1")
+    header, check = _unseal(lines[0], TableHeader, "", f"{path}, line 1", old=old)
     rows = []
     collects = gc.isenabled()
     gc.disable()  # a million samples hold no cycle, and looking for one takes half of the time
     try:
         for number, line in enumerate(lines[1:], 2):
             row, check = _unseal(line, Row, check, f"{path}, line {number}")
-            rows.append(row)
+            rows.append(_row_from_1(row) if old else row)
     finally:
         if collects:
             gc.enable()
-    return _Content(header, rows, size, check, len(lines) + 1 if torn else 0)
+    return _Content(header, rows, size, check, len(lines) + 1 if torn else 0, old)
+
+
+def _row_from_1(row: Row) -> Row:
+    """A row of `latency-table/1` with the percentiles that its samples state."""
+    return msgspec.structs.replace(row, p90_us=percentile(row.samples_us, 0.90), p99_us=percentile(row.samples_us, 0.99))
+
+
+def _header_from_1(body: bytes) -> bytes:
+    """A header of `latency-table/1` as one of `latency-table/2`: what is new has its default, which is what was done then."""
+    return body.replace(_MAGIC_1, _MAGIC, 1)
 
 
 def _seal(value: TableHeader | Row, previous: str) -> tuple[bytes, str]:
@@ -516,12 +574,12 @@ def _seal(value: TableHeader | Row, previous: str) -> tuple[bytes, str]:
     return body[:-1] + f',"check":"{check}"}}\n'.encode(), check
 
 
-def _unseal(line: bytes, kind: type[_Line], previous: str, where: str) -> tuple[_Line, str]:
+def _unseal(line: bytes, kind: type[_Line], previous: str, where: str, *, old: bool = False) -> tuple[_Line, str]:
     """A line's content and its check; the inverse of `_seal`."""
     match = _CHECK.search(line)
     body = line[: match.start()] + b"}" if match else line
     try:
-        value = decode_json(body, kind, where)
+        value = decode_json(_header_from_1(body) if old else body, kind, where)
     except FileError as error:
         problem = error.problem.removeprefix("is damaged: ")
         raise TableError(f"{where}, field {_field(problem, body)}: {problem}") from error
@@ -547,7 +605,11 @@ def _inconsistent(row: Row) -> str:
         return "median_us"
     if row.low_us > median_us:
         return "low_us"
-    return "high_us" if row.high_us < median_us else ""
+    if row.high_us < median_us:
+        return "high_us"
+    if row.p90_us != percentile(row.samples_us, 0.90):
+        return "p90_us"
+    return "p99_us" if row.p99_us != percentile(row.samples_us, 0.99) else ""
 
 
 def _field(text: str, body: bytes) -> str:

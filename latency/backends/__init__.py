@@ -13,6 +13,7 @@ from latency.errors import LatencyError
 from latency.lowered import Lowered
 from latency.measure import Timed
 from latency.monitor import Monitor
+from latency.table import Recording
 
 KNOWN = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-cuda", "replay", "simulated")
 
@@ -99,6 +100,16 @@ class BuildsApart(Backend, typing.Protocol):
         Raises:
             RunFailed: the runtime refuses it.
         """
+        ...
+
+
+@typing.runtime_checkable
+class Replays(Backend, typing.Protocol):
+    """A backend that measures nothing, but repeats what a table has recorded."""
+
+    @property
+    def recording(self) -> Recording:
+        """Which table."""
         ...
 
 

@@ -8,13 +8,13 @@ from typing import Literal
 from latency.backends.simulated import VirtualClock
 from latency.errors import BuildFailed, LatencyError, RunFailed
 from latency.lowered import Lowered
-from latency.table import LatencyTable, Row
+from latency.table import LatencyTable, Recording, Row
 
 
 class Replay:
     """Backend that runs nothing: it gives back a table's samples, in their order and over again. Time is that of the samples.
 
-    Device, runtime, precision and settings are the table's.
+    Device, runtime, precision and settings are the table's. A table that is made with it says so: its header has `recording`.
 
     Args:
         path: of the table.
@@ -32,6 +32,7 @@ class Replay:
         if not str(path):
             raise LatencyError("backend 'replay' needs a table: name it as replay:PATH")
         header = (table := LatencyTable.load(path)).header
+        self.recording = Recording(sha256=table.sha256, created=header.created, protocol=header.protocol)
         if precision not in (None, header.precision):
             raise LatencyError(f"table {path} is of precision {header.precision!r}, not {precision!r}: leave it out, or give another table")
         self.device, self.runtime, self.settings = header.device, header.runtime, header.settings

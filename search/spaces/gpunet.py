@@ -3,8 +3,7 @@
 from typing import NamedTuple
 
 from search import ops
-from search.spaces.checks import check_input
-from search.spaces.fixed import Fixed
+from search.space import Fixed, check_input
 
 
 class Stage(NamedTuple):
@@ -81,4 +80,4 @@ def _build(name: str, stem: int, stages: tuple[Stage, ...], classes: int, resolu
                     )
                 )
     network.append(ops.tail(ops.output_shape(network[-1]), classes, hidden=1280))
-    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, sequence=tuple(network))
+    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, network=tuple(network))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from latency import BlockSpec, CoverageError, LatencyTable
+from latency import BlockSpec, CoverageError, LatencyTable, TableError, TableWriter
 
 KEPT = Path(__file__).with_name("latency-table-1.latency.jsonl")
+KEPT_2 = Path(__file__).with_name("latency-table-2.latency.jsonl")
 
 
 def conv(c_in, c_out):
@@ -16,7 +17,7 @@ def conv(c_in, c_out):
 def test_version_1_is_read():
     table = LatencyTable.load(KEPT)
     header = table.header
-    assert (header.schema, header.precision, header.batch, header.lowering, header.space) == ("latency-table/1", "fp32", 1, "1", "example")
+    assert (header.schema, header.precision, header.batch, header.lowering, header.space) == ("latency-table/2", "fp32", 1, "1", "example")
     assert (header.device.name, header.device.isa, header.runtime.version) == ("Example CPU 3000", ("avx2", "fma"), "1.31.1")
     assert (header.protocol.name, header.protocol.half_width, header.created) == ("fast", 0.01, "2026-01-31")
     assert (header.protocol.cuda_graph, header.protocol.spin_wait, header.settings) == (True, True, {"example_setting": "1"})
@@ -38,3 +39,28 @@ def test_version_1_answers():
     assert table.predict([conv(8, 16), conv(16, 8)]).us == pytest.approx(17.8 + 17.8 - 2.4)
     with pytest.raises(CoverageError, match="build_failed"):
         table.lookup(conv(8, 24))
+
+
+def test_version_1_gets_the_defaults_of_what_is_new_and_is_not_continued():
+    table = LatencyTable.load(KEPT)
+    assert (table.header.recording, table.header.origin, table.header.protocol.settle_runs) == (None, "", 0)
+    assert {(row.p90_us, row.p99_us, row.reason) for row in table.rows} == {(None, None, "")}  # three samples each
+    before = KEPT.read_bytes()
+    with pytest.raises(TableError, match=r"is of the earlier format latency-table/1: .* profile to another file"):
+        TableWriter(KEPT, table.header)
+    assert KEPT.read_bytes() == before
+
+
+def test_version_2_is_read():
+    table = LatencyTable.load(KEPT_2)
+    header, rows = table.header, {row.key: row for row in table.rows}
+    assert (header.schema, header.protocol.settle_runs, header.protocol.settle_ms) == ("latency-table/2", 2500, 500.0)
+    assert header.recording is not None
+    assert (header.recording.sha256, header.recording.created) == ("0123456789abcdef" * 4, "2026-01-31")
+    assert header.recording.protocol.settle_runs == 0
+    many, modes = rows[conv(8, 16).key], rows[conv(16, 8).key]
+    assert (len(many.samples_us), many.median_us, many.p90_us, many.p99_us) == (700, 19.999, 20.052, 20.085)
+    assert (modes.status, modes.p90_us, modes.p99_us) == ("unstable", 21.0, None)
+    assert modes.reason == "the median is between two modes: 15.0 us (50% of the samples) and 21.0 us"
+    assert rows["sentinel"].clocks == {"cpu_mhz": 3000.0, "discarded_windows": 1.0}
+    assert table.lookup(conv(8, 8)).us == 11.5

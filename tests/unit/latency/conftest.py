@@ -10,6 +10,7 @@ import pytest
 
 from latency import BlockSpec, BuildFailed, Device, Lowered, Protocol, Row, RunFailed, Runtime, TableHeader, Workload
 from latency.lowered import overhead_onnx
+from latency.measure import percentile
 
 CPU = Device(
     kind="cpu", name="Test CPU", cores=4, threads=1, isa=("avx2",), memory_mib=8192, driver="", compute_capability="", os="Linux x86_64"
@@ -62,8 +63,9 @@ def block(c_in: int, c_out: int) -> Workload:
 def row(key: str, samples_us: Sequence[float], **fields: object) -> Row:
     ordered = sorted(samples_us)
     middle = round((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2, 3)
-    values = {"kind": "block", "status": "ok", "median_us": middle, "low_us": ordered[0], "high_us": ordered[-1], **fields}
-    return Row(key=key, samples_us=tuple(samples_us), **values)
+    values = {"kind": "block", "status": "ok", "median_us": middle, "low_us": ordered[0], "high_us": ordered[-1]}
+    percentiles = {"p90_us": percentile(samples_us, 0.90), "p99_us": percentile(samples_us, 0.99)}
+    return Row(key=key, samples_us=tuple(samples_us), **{**values, **percentiles, **fields})
 
 
 def header(**fields: object) -> TableHeader:

@@ -4,14 +4,10 @@ import sys
 import latency
 
 
-def test_import_is_quick_and_loads_neither_torch_nor_onnx():
-    code = (
-        "import sys, time; start = time.perf_counter(); import latency; took = time.perf_counter() - start; "
-        "print(took, *sorted({'torch', 'onnx', 'onnxruntime', 'tensorrt', 'tensorrt_rtx', 'cuda'} & set(sys.modules)))"
-    )
-    runs = [subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
-    assert all(len(run) == 1 for run in runs), runs
-    assert min(float(run[0]) for run in runs) < 0.3
+def test_import_loads_numpy_and_msgspec_and_nothing_else_of_others():
+    code = "import sys; before = set(sys.modules); import latency; print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) - sys.stdlib_module_names <= {"latency", "numpy", "msgspec", "typing_extensions"}
 
 
 def test_all_names_exist_and_are_sorted():

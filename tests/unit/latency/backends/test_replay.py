@@ -1,7 +1,22 @@
 import pytest
 
-from latency import BuildFailed, LatencyError, LatencyTable, Lowered, Row, RunFailed, TableWriter, Workload, backends, profile, protocol
+from latency import (
+    BuildFailed,
+    FingerprintMismatch,
+    LatencyError,
+    LatencyTable,
+    Lowered,
+    Recording,
+    Row,
+    RunFailed,
+    TableWriter,
+    Workload,
+    backends,
+    profile,
+    protocol,
+)
 from latency.lowered import overhead_onnx
+from latency.merge import merge
 
 
 @pytest.fixture
@@ -23,6 +38,7 @@ def test_a_table_stands_in_for_its_device(kit, recorded, tmp_path):
     header = LatencyTable.load(recorded).header
     assert isinstance(backend, backends.Backend)
     assert (backend.device, backend.runtime, backend.precision, backend.settings) == (kit.CPU, header.runtime, "fp16", header.settings)
+    assert isinstance(backend, backends.Replays)
     works = [Workload.block(kit.spec(8, width), overhead_onnx) for width in (8, 16, 24)]
     list(profile(works, backend, tmp_path / "again.jsonl", protocol=protocol.FAST, lowering="1"))
     rows = {row.key: row for row in LatencyTable.load(tmp_path / "again.jsonl").rows}
@@ -52,3 +68,32 @@ def test_what_failed_fails_again(recorded):
 def test_another_precision_is_refused(recorded):
     with pytest.raises(LatencyError, match="is of precision 'fp16', not 'fp32'"):
         backends.get(f"replay:{recorded}", precision="fp32")
+
+
+def test_a_replayed_table_says_what_it_is_and_when_it_was_recorded(kit, recorded, tmp_path):
+    source, works = LatencyTable.load(recorded), [Workload.block(kit.spec(8, 8), overhead_onnx)]
+    origins = {}
+    for timing in (kit.QUICK, protocol.FAST):
+        list(profile(works, backends.get(f"replay:{recorded}"), tmp_path / timing.name, protocol=timing, lowering="1"))
+        header = LatencyTable.load(tmp_path / timing.name).header
+        assert header.created == source.header.created == "2026-01-01"
+        assert header.recording == Recording(sha256=source.sha256, created="2026-01-01", protocol=kit.QUICK)
+        origins[timing.name] = header.origin
+    replayed = f"replayed from a recording of 2026-01-01, sha256 {source.sha256[:16]}"
+    assert origins["quick"] == replayed
+    assert origins["fast"] == f"{replayed}; resampled by another protocol: name is 'fast', it was recorded with 'quick'"
+    assert source.header.origin == ""
+    with pytest.raises(FingerprintMismatch, match=r"has origin 'replayed from .*', wanted 'measured': merge tables"):
+        merge([recorded, tmp_path / "quick"], tmp_path / "both.jsonl")
+    with pytest.raises(FingerprintMismatch, match=r"has origin 'measured', wanted 'replayed from "):
+        merge([tmp_path / "quick", recorded], tmp_path / "both.jsonl")
+    assert merge([tmp_path / "quick", tmp_path / "quick"], tmp_path / "twice.jsonl").header.origin == replayed
+
+
+def test_a_replay_of_a_simulated_table_says_both(kit, tmp_path):
+    works = [Workload.block(kit.spec(8, 8), overhead_onnx)]
+    for backend, out in (("simulated:seed=1", "one"), (f"replay:{tmp_path / 'one'}", "two")):
+        list(profile(works, backends.get(backend), tmp_path / out, protocol=kit.QUICK, lowering="1"))
+    one, two = (LatencyTable.load(tmp_path / name).header.origin for name in ("one", "two"))
+    assert one == "simulated: no such device exists"
+    assert two.startswith(f"{one}; replayed from a recording of ")
