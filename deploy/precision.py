@@ -12,11 +12,15 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deploy import casts, islands
-from deploy.certificate import LARGEST, VANISHING, Certificate, Kept, TensorRange, WeightRange
+from deploy.certificate import LARGEST, Certificate, Kept, TensorRange
+from deploy.constants import keep_constants
 from deploy.errors import LoweringError
+from deploy.flow import Flow, keep
 from deploy.graph import Precision, check, parse, require_inline
+from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
 from deploy.ranges import tensor_ranges, weight_range
+from deploy.values import possible
 
 HEADROOM = 2.0
 """Samples are not all inputs: what comes nearer to `LARGEST` than by this factor stays FP32."""
@@ -124,8 +128,12 @@ def _convert(model: ModelProto, io: Precision, headroom: float, seen: Mapping[st
         raise LoweringError(f"the type of {unknown!r} cannot be inferred: its operator has no shape inference; ship FP32")
     nodes = [_node(proto, opset, kinds, weights) for proto in graph.node]
     ranges = {name: weight_range(name, array) for name, array in weights.items()}
+    flow = Flow(graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
+    values = possible(flow)
+    keep_constants(flow, values, ranges, seen)
+    keep_whole_numbers(flow, values)
     for node in nodes:
-        node.reason = node.reason or _weights_reason(node, ranges) or _activations_reason(node, seen, headroom)
+        keep([node], _activations_reason(node, seen, headroom))
     if io == "fp16":
         for value in (*graph.input, *graph.output):
             if value.name in seen and seen[value.name].max_abs > LARGEST:
@@ -182,16 +190,6 @@ def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Itera
         node.inputs = [i for i, name in enumerate(proto.input) if kinds.get(name) == _FULL and proto.op_type not in _EITHER]
         node.outputs = [i for i, name in enumerate(proto.output) if kinds.get(name) == _FULL]
     return node
-
-
-def _weights_reason(node: Node, ranges: Mapping[str, WeightRange]) -> str:
-    for name in sorted(node.reads & ranges.keys()):
-        found = ranges[name]
-        if found.overflowing and node.proto.op_type not in casts.BOUNDS:
-            return f"its weight {name} reaches {found.max_abs:.4g}"
-        if found.max_abs and found.max_abs <= VANISHING:
-            return f"its weight {name} of {found.max_abs:.4g} would be zero"
-    return ""
 
 
 def _activations_reason(node: Node, seen: Mapping[str, TensorRange], headroom: float) -> str:

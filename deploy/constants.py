@@ -1,0 +1,266 @@
+"""What half precision does to constants, by what reads them: entries that vanish, or that it has no form of.
+
+A tiny weight of a layer is nothing beside the others that it is summed with. A tiny divisor is everything: rounded to zero, it makes
+infinities. So an operator decides what a lost entry means, and which nodes stay FP32 with it: what makes a divisor stays with what divides
+by it, and what makes a value tiny with what makes it large again.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from deploy.casts import BOUNDS
+from deploy.certificate import LARGEST, SMALLEST_NORMAL, VANISHING, TensorRange, WeightRange
+from deploy.flow import Flow, attributes, carried, keep
+from deploy.islands import HEAVY, Node
+from deploy.values import Values, of_array
+
+TOLERANCE = 2.0**-9
+"""Relative error of a constant in half precision from which on it is lost: four times what rounding does to a normal number."""
+AMPLIFIED = 2.0**16
+"""From this factor on, what half precision cannot hold of a value shows in the product."""
+
+_DIVISORS = {"DequantizeLinear": 1, "Div": 1, "Log": 0, "Mod": 1, "QuantizeLinear": 1, "Reciprocal": 0, "Sqrt": 0}
+"""The input for which zero is far from any other number."""
+_GUARDS = frozenset({"Add", "Clip", "Max", "Sub", "Sum", "Where"})
+_SQUARES = frozenset({"Mul", "Pow", "ReduceL2", "ReduceSumSquare"})
+_POWERS = _SQUARES | {"Sqrt"}
+_NORMS = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"})
+
+
+def keep_constants(flow: Flow, values: Mapping[str, Values], ranges: Mapping[str, WeightRange], seen: Mapping[str, TensorRange]) -> None:
+    """Keep in FP32 the nodes that read a constant which half precision loses, and those that it makes a difference to.
+
+    Args:
+        flow: the graph; reasons are set on its nodes.
+        values: what every value can be.
+        ranges: of the float constants.
+        seen: of the activations, on samples.
+    """
+    for node in flow.nodes:
+        if reason := _lost_constant(node, flow, ranges):
+            keep([node], reason)
+    for node in flow.nodes:
+        if _is_huge(node.proto, flow, values):
+            keep(_affected(node, flow), f"{node.proto.output[0]} holds a constant beyond half precision")
+        factor, name = _factor(node.proto, flow)
+        if factor >= AMPLIFIED and _in_range(node.proto, seen):
+            keep([node, *flow.upstream(name)], f"{node.proto.name} multiplies {name} by up to {factor:.4g}")
+        if path := _guarded(node, flow):
+            keep(path, f"{node.proto.name} divides by what a constant below half precision keeps from zero")
+        if path := _logarithm(node, flow, values):
+            keep(path, f"{node.proto.name} takes the logarithm of what half precision may round to zero")
+        if path := _normalised(node, flow):
+            keep(path, f"{node.proto.name} normalises what a constant below half precision scales")
+
+
+def _halved(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", under="ignore"):
+        return array.astype(np.float16).astype(np.float64)
+
+
+def _lost(array: np.ndarray) -> np.ndarray:
+    """Which entries are below the smallest normal number and too far from what they are rounded to."""
+    size = np.abs(np.asarray(array, np.float64))
+    return np.asarray((size > 0) & (size < SMALLEST_NORMAL) & (np.abs(_halved(array) - array) > TOLERANCE * size))
+
+
+# one node
+
+
+def _lost_constant(node: Node, flow: Flow, ranges: Mapping[str, WeightRange]) -> str:
+    proto = node.proto
+    for name in sorted(node.reads & ranges.keys()):
+        found = ranges[name]
+        if found.overflowing and proto.op_type not in BOUNDS:
+            return f"its weight {name} reaches {found.max_abs:.4g}"
+        if found.max_abs and found.max_abs <= VANISHING:
+            return f"its weight {name} of {found.max_abs:.4g} would be zero"
+    if proto.op_type == "BatchNormalization" and (scales := _batch_scales(proto, flow)) is not None and _differs(*scales):
+        return "its variance or epsilon is below half precision"
+    if (
+        proto.op_type == "Pow"
+        and (power := flow.constants.get(proto.input[1])) is not None
+        and np.abs(_halved(power) - power).max(initial=0.0) > TOLERANCE
+    ):
+        return f"its exponent {proto.input[1]} is rounded"
+    divisor = flow.constants.get(proto.input[_DIVISORS[proto.op_type]]) if proto.op_type in _DIVISORS else None
+    if divisor is not None and divisor.dtype == np.float32 and (lost := _lost(divisor)).any():
+        return f"its constant {proto.input[_DIVISORS[proto.op_type]]} has entries as small as {np.abs(divisor[lost]).min():.4g}"
+    if proto.op_type == "ConstantOfShape" and (fill := _fill(proto)) and (fill > LARGEST or fill <= VANISHING):
+        return f"its value of {fill:.4g} is beyond half precision"
+    if proto.op_type == "MeanVarianceNormalization" or (proto.op_type in _NORMS and not _stashed(proto) and _epsilon(proto) <= VANISHING):
+        return "its epsilon would be zero"
+    return ""
+
+
+def _fill(proto: NodeProto) -> float:
+    value = attributes(proto).get("value")
+    return of_array(numpy_helper.to_array(value)).most if value is not None and value.data_type == TensorProto.FLOAT else 0.0
+
+
+def _epsilon(proto: NodeProto) -> float:
+    return attributes(proto).get("epsilon", 1e-5)
+
+
+def _stashed(proto: NodeProto) -> bool:
+    """Whether the operator itself computes mean and variance in FP32."""
+    return proto.op_type != "InstanceNormalization" and attributes(proto).get("stash_type", 1) == 1
+
+
+def _batch_scales(proto: NodeProto, flow: Flow) -> tuple[np.ndarray, np.ndarray] | None:
+    """What a norm of constant statistics multiplies every channel by, in FP32 and at worst in half precision."""
+    scale, variance = (flow.constants.get(proto.input[i]) for i in (1, 4))
+    if scale is None or variance is None:
+        return None
+    epsilon = np.array(_epsilon(proto))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        full = scale / np.sqrt(variance + epsilon)
+        halves = [_halved(scale) / np.sqrt(_halved(variance) + e) for e in (epsilon, _halved(epsilon))]
+    worst = np.where(np.abs(halves[0] - full) >= np.abs(halves[1] - full), *halves)
+    return full, worst
+
+
+def _differs(full: np.ndarray, half: np.ndarray) -> bool:
+    large = np.maximum(np.abs(full), np.abs(half)) >= SMALLEST_NORMAL
+    return bool((~(np.abs(half - full) <= TOLERANCE * np.abs(full)) & (large | np.isnan(half))).any())
+
+
+# nodes that belong together
+
+
+def _is_huge(proto: NodeProto, flow: Flow, values: Mapping[str, Values]) -> bool:
+    """Whether a node hands on a finite constant beyond half precision, as the mask of an attention does."""
+    if proto.op_type in ("Mul", "Div"):
+        bounded = values[proto.output[0]].most
+        return LARGEST < bounded < math.inf and flow.is_float(proto.output[0])
+    if proto.op_type == "ConstantOfShape":
+        return _fill(proto) > LARGEST
+    handed = [*carried(proto), *(proto.input[2:3] if proto.op_type == "Pad" else ())]
+    arrays = [flow.constants[name] for name in handed if name in flow.constants and proto.op_type not in BOUNDS]
+    return any(bool((np.isfinite(array) & (np.abs(array) > LARGEST)).any()) for array in arrays if array.dtype == np.float32)
+
+
+def _affected(node: Node, flow: Flow) -> list[Node]:
+    """A node and all that read what it hands on, as far as values are carried."""
+    found, pending = {node.proto.name: node}, [node]
+    while pending:
+        for name in pending.pop().proto.output:
+            for reader in flow.readers.get(name, ()):
+                if reader.proto.name not in found:
+                    found[reader.proto.name] = reader
+                    pending += [reader] * (name in carried(reader.proto))
+    return list(found.values())
+
+
+def _factor(proto: NodeProto, flow: Flow) -> tuple[float, str]:
+    """The largest factor by which constants of a node multiply an activation, and that activation's name."""
+    data = next((name for name in proto.input if name not in flow.constants), "")
+    arrays = [flow.constants[name] for name in proto.input if name in flow.constants]
+    if proto.op_type == "BatchNormalization":
+        scales = _batch_scales(proto, flow)
+        return (0.0, "") if scales is None else (_largest(scales[0]), data)
+    if proto.op_type not in ("Div", "Mul", "QuantizeLinear") or not data or not arrays or arrays[0].dtype != np.float32:
+        return 0.0, ""
+    if proto.op_type == "Mul":
+        return _largest(arrays[0]), data
+    with np.errstate(divide="ignore", over="ignore"):
+        return (_largest(np.asarray(1 / arrays[0].astype(np.float64))), data) if data == proto.input[0] else (0.0, "")
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def _in_range(proto: NodeProto, seen: Mapping[str, TensorRange]) -> bool:
+    """Whether a product is small enough for half precision, so that one of its factors must be tiny; not known without samples."""
+    return bool(seen) and (proto.output[0] not in seen or seen[proto.output[0]].max_abs <= LARGEST)
+
+
+def _guarded(node: Node, flow: Flow) -> list[Node]:
+    """A node that divides, and all between it and what half precision makes zero of.
+
+    That is a constant so small that half precision loses it, x / (|x| + 1e-12), or squares that no constant is added to.
+    """
+    proto = node.proto
+    divisor = {"Div": 1, "Log": 0, "Reciprocal": 0}.get(proto.op_type)
+    if proto.op_type == "Pow" and proto.input[1] in flow.constants and (flow.constants[proto.input[1]] < 0).any():
+        divisor = 0
+    if divisor is None:
+        return []
+    near = _upstream(proto.input[divisor], flow, _POWERS)
+    guards = [one for one in near if one.proto.op_type in _GUARDS and (_bounds(one.proto, flow))]
+    begin = {one.proto.name: one for one in guards if any(_lost(array).any() for array in _bounds(one.proto, flow))}
+    squares = [name for one in begin.values() for name in one.proto.input]
+    if not guards and any(one.proto.op_type in ("ReduceL2", "Sqrt") for one in near):
+        squares.append(proto.input[divisor])
+    begin.update((one.proto.name, one) for name in squares for one in _squares(name, flow))
+    return _joined(begin, [*near, node], flow)
+
+
+def _bounds(proto: NodeProto, flow: Flow) -> list[np.ndarray]:
+    """The constants of a node that keep a value from zero; before opset 11 those of Clip are attributes."""
+    given = [flow.constants[name] for name in proto.input if name in flow.constants and flow.constants[name].dtype == np.float32]
+    return given + [np.array(bound) for key, bound in attributes(proto).items() if key in ("min", "max")]
+
+
+def _squares(name: str, flow: Flow) -> Iterator[Node]:
+    """The sum of squares behind a value: of what is small, half precision has no square."""
+    found = list[Node]()
+    while (node := flow.writers.get(name)) and (node.proto.op_type.startswith("Reduce") or node.proto.op_type in _POWERS):
+        found.append(node)
+        if node.proto.op_type in _SQUARES and not (node.proto.op_type == "Mul" and node.proto.input[0] != node.proto.input[1]):
+            yield from found
+            return
+        name = node.proto.input[0]
+
+
+def _logarithm(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
+    """A logarithm and what makes its argument, where that can be as near to zero as half precision cannot be."""
+    if node.proto.op_type != "Log" or values[node.proto.input[0]].low >= SMALLEST_NORMAL:
+        return []
+    return [node, *(one for one in flow.upstream(node.proto.input[0]) if one.proto.op_type not in HEAVY)]
+
+
+def _normalised(node: Node, flow: Flow) -> list[Node]:
+    """A norm over data, and all between it and weights so small that half precision loses what it makes large again."""
+    proto = node.proto
+    if proto.op_type not in _NORMS:
+        return []
+    near = _upstream(proto.input[0], flow, {"Div", "Mul"})
+    path = dict[str, Node]()
+    for one in near:
+        for array in (flow.constants[name] for name in one.reads if name in flow.constants):
+            rows = np.abs(array.reshape(len(array), -1)).max(1) if one.proto.op_type == "Conv" else np.array([_largest(array)])
+            sizes = rows[_lost(rows)]
+            if sizes.size and (proto.op_type == "InstanceNormalization" or len(sizes) == len(rows)):
+                largest = float(sizes.max())
+                if largest > TOLERANCE * math.sqrt(largest**2 + _epsilon(proto)):
+                    path[one.proto.name] = one
+    return _joined(path, [*near, node], flow)
+
+
+def _upstream(name: str, flow: Flow, through: Collection[str]) -> list[Node]:
+    """As `Flow.upstream`, also through some operators that compute."""
+    found, pending = dict[str, Node](), [name]
+    while pending:
+        for node in flow.upstream(pending.pop()):
+            if node.proto.name not in found:
+                found[node.proto.name] = node
+                pending += node.proto.input if node.proto.op_type in through else ()
+    return list(found.values())
+
+
+def _joined(begin: Mapping[str, Node], nodes: Iterable[Node], flow: Flow) -> list[Node]:
+    """The nodes that one begins with, and those of others that they lead to, in the graph's order."""
+    if not begin:
+        return []
+    names = {node.proto.name for node in nodes}
+    found, written = list[Node](), set[str]()
+    for node in flow.nodes:
+        if node.proto.name in begin or (node.proto.name in names and not written.isdisjoint(node.proto.input)):
+            found.append(node)
+            written.update(node.proto.output)
+    return found

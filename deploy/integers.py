@@ -1,0 +1,103 @@
+"""Whole numbers in a graph: positions, indices and counts, which half precision holds up to 2048 only.
+
+Found from the graph: which floating-point values can only be whole, and how large they may be, whatever the samples are.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from deploy.casts import BOUNDS
+from deploy.flow import Flow, attributes, keep
+from deploy.islands import HEAVY, Node
+from deploy.values import INTEGERS, Values
+
+EXACT = 2048.0
+"""Every whole number up to it has a half-precision form; above it, every other one at most."""
+ANGLE = 16.0
+"""An angle above it is off by more than 0.004 in half precision."""
+
+_TURNS = frozenset({"Cos", "Sin", "Tan"})
+_ROUNDS = frozenset({"Ceil", "Floor", "Round"})
+
+
+def keep_whole_numbers(flow: Flow, values: Mapping[str, Values]) -> None:
+    """Keep in FP32 every node that writes or reads whole numbers that may be above 2048, that rounds to whole numbers, or turns by angles.
+
+    What reads whole numbers and writes others ends the chain: a fraction is rounded as any activation is.
+    """
+    for node in flow.nodes:
+        for name in (*node.proto.output, *node.proto.input):
+            if flow.is_float(name) and name not in flow.constants and values[name].whole and values[name].most > EXACT:
+                keep([node], f"{name} holds whole numbers {_up_to(values[name])}, half precision only up to {EXACT:.0f}")
+        if node.proto.op_type not in HEAVY | BOUNDS:
+            for name in node.reads & flow.constants.keys():
+                if _is_rounded(flow.constants[name]):
+                    keep([node], f"its constant {name} holds whole numbers above {EXACT:.0f}")
+    for node in flow.nodes:
+        name = node.proto.input[0] if node.proto.input else ""
+        if _rounds(node.proto, flow) and not values[name].whole and values[name].most > EXACT:
+            keep([node, *_computing(name, flow, values)], f"{node.proto.name} rounds {name} to whole numbers {_up_to(values[name])}")
+        if node.proto.op_type in _TURNS and flow.is_float(name) and (path := _angle(name, flow, values)) is not None:
+            keep([node, *path], f"the angle {name} reaches {_up_to(values[name]).removeprefix('up to ')}")
+
+
+def _up_to(values: Values) -> str:
+    return f"up to {values.most:.4g}" if values.most < math.inf else "of any size"
+
+
+def _is_rounded(array: np.ndarray) -> bool:
+    finite = array[np.isfinite(array)]
+    if not finite.size or np.abs(finite).max() <= EXACT or (finite != np.round(finite)).any():
+        return False
+    with np.errstate(over="ignore"):
+        return bool((finite.astype(np.float16) != finite).any())
+
+
+def _rounds(proto: NodeProto, flow: Flow) -> bool:
+    if not proto.input or not flow.is_float(proto.input[0]):
+        return False
+    to_integers = proto.op_type == "Cast" and flow.kinds[proto.output[0]] in INTEGERS and flow.kinds[proto.output[0]] != TensorProto.BOOL
+    return proto.op_type in _ROUNDS or proto.op_type == "Mod" or to_integers
+
+
+def _computing(name: str, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
+    """The nodes between a value and the layers or whole numbers that it is computed from."""
+    found, pending = dict[str, Node](), [name]
+    while pending:
+        node = flow.writers.get(pending.pop())
+        if node is None or node.proto.op_type in HEAVY or node.proto.name in found:
+            continue
+        found[node.proto.name] = node
+        pending += [read for read in node.reads if not values[read].whole and values[read].most > 1]
+    return list(found.values())
+
+
+def _angle(name: str, flow: Flow, values: Mapping[str, Values]) -> list[Node] | None:
+    """The nodes that make an angle of an input or of positions; None where it comes from a layer, or is small."""
+    inputs = {value.name for value in flow.graph.input}
+    path, done, begins = list[Node](), set[str](), False
+    pending = [name] if values[name].most > ANGLE else []
+    while pending:
+        read = pending.pop()
+        if read in done or values[read].most <= 1 or _is_layer(flow.writers.get(read), flow):
+            continue
+        done.add(read)
+        positions = (values[read].whole or read in flow.constants) and values[read].most > ANGLE and flow.size(read) > 1
+        begins = begins or read in inputs or positions
+        if (node := flow.writers.get(read)) and not positions:
+            path.append(node)
+            pending += node.proto.input
+    return path if begins else None
+
+
+def _is_layer(node: Node | None, flow: Flow) -> bool:
+    """Whether a node mixes activations by weights; a product of positions and frequencies does not."""
+    if node is None or node.proto.op_type not in HEAVY:
+        return False
+    if node.proto.op_type == "Einsum":
+        read, _, written = attributes(node.proto)["equation"].decode().partition("->")
+        return bool(set(read) - set(written) - set(", ."))
+    return node.proto.op_type != "MatMul" or flow.dim(node.proto.input[0], -1) > 1
