@@ -1,14 +1,17 @@
 """BlockSpec: what one row of a latency table is about."""
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from latency.errors import LatencyError
+from latency.values import MAX_WIDTH
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_MAX_ATTRIBUTE, _MAX_KEY = 2**31, 4096
 _KEY = re.compile(r"([a-z][a-z0-9_]*)\(([^()\[\]]*)\)\[([^()\[\]]*)\]")
 
 
@@ -37,11 +40,13 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             if not _NAME.fullmatch(name):
                 raise LatencyError(f"block name {name!r}: lower-case letters, digits and '_' are allowed, a letter first")
         for name, value in attrs.items():
-            if isinstance(value, bool) or not (isinstance(value, int) or _NAME.fullmatch(value)):
-                raise LatencyError(f"block attribute {name}={value!r}: an integer or a name such as 'relu' is allowed")
+            if isinstance(value, bool) or not (abs(value) <= _MAX_ATTRIBUTE if isinstance(value, int) else _NAME.fullmatch(value)):
+                raise LatencyError(
+                    f"block attribute {name}={value!r}: an integer of at most {_MAX_ATTRIBUTE} or a name such as 'relu' is allowed"
+                )
         for name, width in widths.items():
-            if isinstance(width, bool) or width < 1:
-                raise LatencyError(f"block width {name}={width!r}: an integer of at least 1 is allowed")
+            if isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
+                raise LatencyError(f"block width {name}={width!r}: an integer from 1 to {MAX_WIDTH} is allowed")
         if missing := [name for name, group in (("h", attrs), ("w", attrs), ("c_in", widths)) if name not in group]:
             raise LatencyError(f"block {op!r} lacks {', '.join(missing)}: every block has attributes h and w and a width c_in")
         order = sorted(widths, key=lambda name: (name != "c_in", name == "c_out", name))
@@ -54,7 +59,7 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         Raises:
             LatencyError: the text is not a key in canonical form.
         """
-        match = _KEY.fullmatch(key)
+        match = _KEY.fullmatch(key) if len(key) <= _MAX_KEY else None
         if match is None:
             raise LatencyError(f"block key {key!r}: expected the form op(name=value,...)[c_in=3,c_out=16]")
         pairs = [[part.partition("=")[::2] for part in text.split(",")] for text in match.groups()[1:]]
@@ -92,6 +97,11 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def with_widths(self, **widths: int) -> "BlockSpec":
         """The same block at other widths; those not named stay."""
         return BlockSpec.of(self.op, attrs=dict(self.attrs), widths={**dict(self.widths), **widths})
+
+
+def network_key(blocks: Iterable[str]) -> str:
+    """Key of a whole network, given the keys of its blocks in order."""
+    return f"network-{hashlib.sha256('|'.join(blocks).encode()).hexdigest()[:16]}"
 
 
 def _join(pairs: tuple[tuple[str, int | str], ...] | tuple[tuple[str, int], ...]) -> str:

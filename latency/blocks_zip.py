@@ -17,11 +17,13 @@ import msgspec
 import onnx
 from msgspec import Struct
 
+from latency.block import BlockSpec, network_key
 from latency.decoding import Unzipped, decode_json
 from latency.errors import FileError, LatencyError
 from latency.files import raised_as, read_bytes, write_whole
 from latency.outputs import BLOCKS, require_file
 from latency.profile import Workload
+from latency.values import Sha256
 from latency.weights import filled, strip_weights
 
 _INDEX = "index.json"
@@ -38,7 +40,7 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """of a network the keys of its blocks, in order"""
     file: str
     """name of its graph in the zip"""
-    sha256: str
+    sha256: Sha256
     """of that file"""
 
 
@@ -121,6 +123,8 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
         packed = read_bytes(path, limit=MAX_BUNDLE_BYTES)
         archive = Unzipped(packed, path)
         index = decode_json(archive.read(_INDEX), Index, f"{path}: {_INDEX}")
+        for entry in index.entries:
+            _require_key(entry, f"{path}: {_INDEX}")
         if len({entry.file for entry in index.entries}) < len(index.entries):
             raise FileError(f"{path}: {_INDEX}", "is damaged: two entries have one file")
         workloads = []
@@ -130,6 +134,21 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
                 raise FileError(f"{path}: {entry.file}", f"was changed, it is not the graph of {entry.key} any more")
             workloads.append(Workload(kind=entry.kind, key=entry.key, blocks=entry.blocks, onnx=partial(filled, graph)))
     return BlocksZip(index=index, workloads=workloads, sha256=_sha256(packed))
+
+
+def _require_key(entry: Entry, where: str) -> None:
+    """Check that an entry's key and blocks are ones, and fit its kind.
+
+    Raises:
+        FileError: they do not.
+    """
+    try:
+        for key in (entry.key,) if entry.kind == "block" else entry.blocks:
+            BlockSpec.parse(key)
+    except LatencyError as error:
+        raise FileError(where, f"is damaged: {error}") from error
+    if entry.kind == "network" and entry.key != network_key(entry.blocks):
+        raise FileError(where, f"is damaged: {entry.key!r} is not the key of a network of these blocks")
 
 
 def _stripped(model: bytes) -> bytes:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from latency.errors import FingerprintMismatch, LatencyError
+from latency.values import Count
 
 # The instruction sets that CPU kernels are chosen by; a flag outside of this list does not change which code runs.
 _AVX = {"sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni"}
@@ -33,10 +34,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     kind: Literal["cpu", "gpu"]
     name: str
-    cores: int
-    threads: int
+    cores: Count
+    threads: Count
     isa: tuple[str, ...]
-    memory_mib: int
+    memory_mib: Count
     driver: str
     compute_capability: str
     os: str

@@ -14,6 +14,7 @@ import numpy as np
 
 from latency.monitor import Monitor, Reading
 from latency.protocol import Protocol
+from latency.values import SampleUs, TimeUs
 
 _WINDOW_MS = 50.0  # the longest window: a disturbance that comes and goes inside one is not seen
 _PATIENCE = 3  # windows that are thrown away may take this many times the protocol's ceiling of time
@@ -57,12 +58,12 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         clocks: what the monitor read between windows: the median of each value, and `discarded_windows`.
     """
 
-    samples_us: tuple[float, ...]
-    median_us: float
-    low_us: float
-    high_us: float
-    p90_us: float | None = None
-    p99_us: float | None = None
+    samples_us: tuple[SampleUs, ...]
+    median_us: TimeUs
+    low_us: TimeUs
+    high_us: TimeUs
+    p90_us: SampleUs | None = None
+    p99_us: SampleUs | None = None
     status: Literal["ok", "unstable"]
     reason: str = ""
     error: str = ""

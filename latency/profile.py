@@ -1,7 +1,6 @@
 """Blocks and networks x backend -> rows of a table: without repeats, resumable, a failure is a row, drift is found and mended."""
 
 import datetime
-import hashlib
 import itertools
 import math
 import os
@@ -16,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from latency.backends import Backend, BuildsApart, Compiled, Replays
-from latency.block import BlockSpec
+from latency.block import BlockSpec, network_key
 from latency.errors import BuildFailed, RunFailed
 from latency.lowered import OVERHEAD, Lowered, overhead_onnx, require_static
 from latency.measure import measure
@@ -52,7 +51,7 @@ class Workload:
     def network(cls, blocks: Sequence[BlockSpec], onnx: Callable[[], bytes | Lowered]) -> "Workload":
         """A whole network, given its blocks in order."""
         keys = tuple(spec.key for spec in blocks)
-        return cls(kind="network", key=f"network-{hashlib.sha256('|'.join(keys).encode()).hexdigest()[:16]}", blocks=keys, onnx=onnx)
+        return cls(kind="network", key=network_key(keys), blocks=keys, onnx=onnx)
 
     def lower(self) -> Lowered:
         """Its lowered forms, with its key.

@@ -1,8 +1,14 @@
 """Named timing protocols: how to warm up, and when enough has been sampled."""
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from latency.errors import LatencyError
+from latency.values import TimeMs
+
+Samples = Annotated[int, Meta(ge=1, le=1_000_000)]
 
 
 class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,15 +38,15 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     name: str
-    warmup_ms: float
-    min_samples: int
-    max_samples: int
-    min_time_ms: float
-    max_time_ms: float
-    settle_runs: int = 0
-    settle_ms: float = 0.0
-    half_width: float = 0.01
-    confidence: float = 0.95
+    warmup_ms: TimeMs
+    min_samples: Samples
+    max_samples: Samples
+    min_time_ms: TimeMs
+    max_time_ms: TimeMs
+    settle_runs: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
+    settle_ms: TimeMs = 0.0
+    half_width: Annotated[float, Meta(gt=0)] = 0.01
+    confidence: Annotated[float, Meta(gt=0, lt=1)] = 0.95
     cuda_graph: bool = True
     spin_wait: bool = True
 

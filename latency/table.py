@@ -26,12 +26,13 @@ from latency import predict
 from latency.block import BlockSpec
 from latency.decoding import decode_json
 from latency.device import Device, Runtime, first_difference, require_equal
-from latency.errors import CoverageError, FileError, TableError
+from latency.errors import CoverageError, FileError, LatencyError, TableError
 from latency.files import raised_as, read_bytes, require_regular
 from latency.interpolate import Interpolation
 from latency.measure import percentile
 from latency.predict import Predictor
 from latency.protocol import Protocol
+from latency.values import OptionalSha256, SampleUs, Sha256, TimeUs, Width, require_date
 
 # latency-table/1: until 0.1. Protocols have no `settle_runs`, rows no percentiles and no reason; replays are not told from the original.
 # latency-table/2: `Row.p90_us`, `p99_us` and `reason`, `TableHeader.recording`.
@@ -44,6 +45,10 @@ MAX_TABLE_BYTES = 4 * 2**30
 FEWEST = 3
 """Blocks beyond the corners of a family that it takes to judge interpolation between them."""
 
+_ROUNDED_US = 0.001
+"""What rounding to a nanosecond may add to a time."""
+
+_NETWORK_KEY = re.compile(r"network-[0-9a-f]{16}")
 _CHECK = re.compile(rb',"check":"([0-9a-f]{12})"}$')
 
 
@@ -56,9 +61,12 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         protocol: how it was timed.
     """
 
-    sha256: str
+    sha256: Sha256
     created: str
     protocol: Protocol
+
+    def __post_init__(self) -> None:
+        require_date("created", self.created)
 
 
 class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,13 +92,16 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     runtime: Runtime
     protocol: Protocol
     precision: Literal["fp32", "fp16"]
-    batch: int = 1
+    batch: Width = 1
     lowering: str
     settings: dict[str, str] = {}
     space: str
     created: str
     recording: Recording | None = None
-    bundle_sha256: str = ""
+    bundle_sha256: OptionalSha256 = ""
+
+    def __post_init__(self) -> None:
+        require_date("created", self.created)
 
     @property
     def origin(self) -> str:
@@ -132,12 +143,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     kind: Literal["block", "overhead", "sentinel", "network"]
     key: str
     status: Literal["ok", "unstable", "build_failed", "run_failed"]
-    samples_us: tuple[float, ...] = ()
-    median_us: float = 0.0
-    low_us: float = 0.0
-    high_us: float = 0.0
-    p90_us: float | None = None
-    p99_us: float | None = None
+    samples_us: tuple[SampleUs, ...] = ()
+    median_us: TimeUs = 0.0
+    low_us: TimeUs = 0.0
+    high_us: TimeUs = 0.0
+    p90_us: SampleUs | None = None
+    p99_us: SampleUs | None = None
     reason: str = ""
     error: str = ""
     blocks: tuple[str, ...] = ()
@@ -152,9 +163,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A latency in microseconds with its interval, and where it is from."""
 
-    us: float
-    low_us: float
-    high_us: float
+    us: TimeUs
+    low_us: TimeUs
+    high_us: TimeUs
     source: Literal["measured", "interpolated", "predicted"]
 
 
@@ -484,8 +495,8 @@ class TableWriter:
             TableError: the disk is full or fails. The table is left as it was before.
         """
         for row in rows:
-            field = _inconsistent(row)
-            assert not field, f"row {row.key}: {field} does not follow from its samples"
+            wrong = _inconsistent(row)
+            assert not wrong, f"row {row.key}, {wrong[0]}: {wrong[1]}"
         self._write(*rows)
 
     def _write(self, *values: TableHeader | Row) -> None:
@@ -544,13 +555,16 @@ def _read(data: bytes, path: str | os.PathLike[str]) -> _Content:
     if not lines:
         return _Content(None, [], 0, "", 1 if torn else 0)
     header, check = _unseal(lines[0], TableHeader, "", f"{path}, line 1", old=old)
-    rows = []
+    rows, known = [], set[str]()
     collects = gc.isenabled()
     gc.disable()  # a million samples hold no cycle, and looking for one takes half of the time
     try:
         for number, line in enumerate(lines[1:], 2):
             row, check = _unseal(line, Row, check, f"{path}, line {number}")
-            rows.append(_row_from_1(row) if old else row)
+            row = _row_from_1(row) if old else row
+            if wrong := _inconsistent(row) or _misnamed(row, known):
+                raise TableError(f"{path}, line {number}, field {wrong[0]}: {wrong[1]}")
+            rows.append(row)
     finally:
         if collects:
             gc.enable()
@@ -585,7 +599,8 @@ def _unseal(line: bytes, kind: type[_Line], previous: str, where: str, *, old: b
         raise TableError(f"{where}, field {_field(problem, body)}: {problem}") from error
     check = _hash(previous, body)
     if match is None or match[1].decode() != check:
-        field = (isinstance(value, Row) and _inconsistent(value)) or "check"
+        wrong = _inconsistent(value) if isinstance(value, Row) else None
+        field = wrong[0] if wrong else "check"
         raise TableError(
             f"{where}, field {field}: it does not fit the rest of this line and the line before: was one edited, deleted or moved?"
         )
@@ -596,20 +611,46 @@ def _hash(previous: str, body: bytes) -> str:
     return hashlib.sha256(previous.encode() + body).hexdigest()[:12]
 
 
-def _inconsistent(row: Row) -> str:
-    """The field that contradicts the row's samples; "" for none."""
-    median_us = round(statistics.median(row.samples_us), 3) if row.samples_us else 0.0
+def _inconsistent(row: Row) -> tuple[str, str] | None:
+    """The field that contradicts the row's samples, and how; None where all follow from them."""
     if row.measured != bool(row.samples_us):
-        return "status"
+        return "status", f"it is {row.status}, with {len(row.samples_us)} samples"
+    if not row.samples_us:
+        field = next((name for name in ("median_us", "low_us", "high_us") if getattr(row, name)), None)
+        return (field, "it must be 0 where nothing was measured") if field else None
+    median_us = round(statistics.median(row.samples_us), 3)
     if row.median_us != median_us:
-        return "median_us"
-    if row.low_us > median_us:
-        return "low_us"
-    if row.high_us < median_us:
-        return "high_us"
-    if row.p90_us != percentile(row.samples_us, 0.90):
-        return "p90_us"
-    return "p99_us" if row.p99_us != percentile(row.samples_us, 0.99) else ""
+        return "median_us", f"it is {row.median_us}, of the samples {median_us}"
+    if not min(row.samples_us) - _ROUNDED_US <= row.low_us <= median_us:
+        return "low_us", f"it is {row.low_us}, and must be from the least sample to the median, {median_us}"
+    if not median_us <= row.high_us <= max(row.samples_us) + _ROUNDED_US:
+        return "high_us", f"it is {row.high_us}, and must be from the median, {median_us}, to the largest sample"
+    for name, share in (("p90_us", 0.90), ("p99_us", 0.99)):
+        if getattr(row, name) != (wanted := percentile(row.samples_us, share)):
+            return name, f"it is {getattr(row, name)}, of the samples {wanted}"
+    return None
+
+
+def _misnamed(row: Row, known: set[str]) -> tuple[str, str] | None:
+    """`key` or `blocks` where that does not fit the kind of row, and how.
+
+    Args:
+        row: what was read.
+        known: keys of blocks that were found to be ones; new ones are added.
+    """
+    keys = {"block": (row.key,), "network": row.blocks}.get(row.kind, ())
+    for key in keys:
+        if key not in known:
+            try:
+                BlockSpec.parse(key)
+            except LatencyError as error:
+                return "key" if row.kind == "block" else "blocks", str(error)
+            known.add(key)
+    if row.kind in ("overhead", "sentinel") and row.key != row.kind:
+        return "key", f"it is {row.key!r}, and must be {row.kind!r} for a row of this kind"
+    if row.kind == "network" and not _NETWORK_KEY.fullmatch(row.key):
+        return "key", f"it is {row.key!r}, and must be network- and 16 hexadecimal digits for a network"
+    return None
 
 
 def _field(text: str, body: bytes) -> str:

@@ -56,6 +56,11 @@ def spec(c_in: int, c_out: int, op: str = "conv", size: int = 32) -> BlockSpec:
     return BlockSpec.of(op, attrs={"h": size, "w": size, "act": "relu"}, widths={"c_in": c_in, "c_out": c_out})
 
 
+def key(name: str) -> str:
+    """The key of a block so named."""
+    return spec(8, 8, op=name).key
+
+
 def block(c_in: int, c_out: int) -> Workload:
     return Workload.block(spec(c_in, c_out), overhead_onnx)
 
@@ -85,7 +90,7 @@ class Kit:
     """The helpers above, for tests that cannot import a conftest."""
 
     FakeBackend, CPU, QUICK = FakeBackend, CPU, QUICK
-    spec, block, row, header = staticmethod(spec), staticmethod(block), staticmethod(row), staticmethod(header)
+    spec, key, block, row, header = staticmethod(spec), staticmethod(key), staticmethod(block), staticmethod(row), staticmethod(header)
 
 
 @pytest.fixture

@@ -19,10 +19,11 @@ def parts(kit, tmp_path):
 
 
 def test_shards_become_one_table(kit, parts, tmp_path):
-    overhead, a, b = (kit.row(key, [1.0, 2.0, 3.0]) for key in ("overhead", "a", "b"))
-    sentinel = kit.row("sentinel", [1.0, 1.0, 1.0], kind="sentinel", blocks=("a",))
+    overhead = kit.row("overhead", [1.0, 2.0, 3.0], kind="overhead")
+    a, b = (kit.row(kit.key(name), [1.0, 2.0, 3.0]) for name in "ab")
+    sentinel = kit.row("sentinel", [1.0, 1.0, 1.0], kind="sentinel", blocks=(a.key,))
     merged = merge(parts([sentinel, overhead, a, sentinel], [sentinel, overhead, b, sentinel]), tmp_path / "all.jsonl")
-    assert [row.key for row in merged.rows] == ["sentinel", "overhead", "a", "b"]
+    assert [row.key for row in merged.rows] == ["sentinel", "overhead", a.key, b.key]
     assert len(merged.history) == 8
     assert merged.header.created == "2026-01-08"
     assert LatencyTable.load(tmp_path / "all.jsonl").sha256 == merged.sha256
@@ -30,13 +31,13 @@ def test_shards_become_one_table(kit, parts, tmp_path):
 
 
 def test_a_good_row_supersedes_a_failed_one_whichever_comes_first(kit, parts, tmp_path):
-    good, failed = kit.row("a", [1.0, 2.0, 3.0]), Row(kind="block", key="a", status="run_failed", error="out of memory")
+    good, failed = kit.row(kit.key("a"), [1.0, 2.0, 3.0]), Row(kind="block", key=kit.key("a"), status="run_failed", error="out of memory")
     assert merge(parts([good], [failed]), tmp_path / "x.jsonl").rows == [good]
     assert merge([tmp_path / "1.jsonl", tmp_path / "0.jsonl"], tmp_path / "y.jsonl").rows == [good]
 
 
 def test_of_two_good_rows_the_later_parts_counts(kit, parts, tmp_path):
-    one, two = kit.row("a", [1.0, 2.0, 3.0]), kit.row("a", [4.0, 5.0, 6.0])
+    one, two = kit.row(kit.key("a"), [1.0, 2.0, 3.0]), kit.row(kit.key("a"), [4.0, 5.0, 6.0])
     assert merge(parts([one], [two]), tmp_path / "x.jsonl").rows == [two]
 
 
@@ -49,7 +50,7 @@ def test_another_fingerprint_is_refused_and_named(kit, parts, tmp_path):
     with pytest.raises(FingerprintMismatch, match=r"1\.jsonl has device\.threads 4, wanted 1: merge tables of one fingerprint"):
         merge([first, second], tmp_path / "all.jsonl")
     second.unlink()
-    with TableWriter(second, kit.header(bundle_sha256="5")):  # where the blocks came from does not change how long they take
+    with TableWriter(second, kit.header(bundle_sha256="5" * 64)):  # where the blocks came from does not change how long they take
         pass
     merge([first, second], tmp_path / "pooled.jsonl")
     second.unlink()

@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import math
 import os
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from latency import (
     BlockSpec,
     CoverageError,
+    Device,
     FingerprintMismatch,
     Latency,
     LatencyTable,
@@ -24,6 +26,7 @@ from latency import (
     TableError,
     TableHeader,
     TableWriter,
+    protocol,
 )
 
 
@@ -157,16 +160,16 @@ def test_a_full_disk_leaves_the_table_as_it_was(path, kit, rows, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", full)
             with pytest.raises(TableError, match="No space left on device; what was measured before is kept"):
-                writer.append(kit.row("late", [1.0]))
+                writer.append(kit.row(kit.key("late"), [1.0]))
         assert path.read_bytes() == before
-        writer.append(kit.row("later", [1.0]))
-    assert [row.key for row in LatencyTable.load(path).rows] == [*(row.key for row in rows), "later"]
+        writer.append(kit.row(kit.key("later"), [1.0]))
+    assert [row.key for row in LatencyTable.load(path).rows] == [*(row.key for row in rows), kit.key("later")]
 
 
 FULL = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[2])
-from conftest import header, row
+from conftest import header, key, row
 from latency import TableError, TableWriter
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -174,7 +177,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
 with TableWriter(sys.argv[1], header()) as writer:
     for number in range(1000):
         try:
-            writer.append(row(f"k{number}", [1.0, 2.0, 3.0] * 10))
+            writer.append(row(key(f"k{number}"), [1.0, 2.0, 3.0] * 10))
         except TableError as error:
             sys.exit(f"{number} {error}")
 """
@@ -186,10 +189,10 @@ def test_a_file_that_cannot_grow_keeps_every_row_and_is_continued(tmp_path, kit)
     number, _, words = done.stderr.strip().partition(" ")
     assert words == f"{path}: cannot be written: File too large; what was measured before is kept"
     assert 5 < int(number) < 100
-    assert [row.key for row in LatencyTable.load(path).rows] == [f"k{i}" for i in range(int(number))]
+    assert [row.key for row in LatencyTable.load(path).rows] == [kit.key(f"k{i}") for i in range(int(number))]
     with TableWriter(path, kit.header()) as writer:
         assert writer.torn == 0
-        writer.append(kit.row("later", [1.0]))
+        writer.append(kit.row(kit.key("later"), [1.0]))
 
 
 def test_several_rows_are_appended_at_once_or_not_at_all(path, kit, rows, monkeypatch):
@@ -198,10 +201,10 @@ def test_several_rows_are_appended_at_once_or_not_at_all(path, kit, rows, monkey
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", lambda file: (_ for _ in ()).throw(OSError(5, "Input/output error")))
             with pytest.raises(TableError, match="Input/output error"):
-                writer.append(kit.row("one", [1.0]), kit.row("two", [1.0]))
+                writer.append(kit.row(kit.key("one"), [1.0]), kit.row(kit.key("two"), [1.0]))
         assert path.read_bytes() == before
-        writer.append(kit.row("one", [1.0]), kit.row("two", [1.0]))
-    assert [row.key for row in LatencyTable.load(path).rows][-2:] == ["one", "two"]
+        writer.append(kit.row(kit.key("one"), [1.0]), kit.row(kit.key("two"), [1.0]))
+    assert [row.key for row in LatencyTable.load(path).rows][-2:] == [kit.key("one"), kit.key("two")]
 
 
 def test_a_row_that_contradicts_itself_is_not_written(path, kit):
@@ -297,7 +300,7 @@ def path_of_module(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("edited") / "t.jsonl"
     row = {"samples_us": (1.0, 2.0, 3.0), "median_us": 2.0, "low_us": 1.0, "high_us": 3.0}
-    write(path, header, [Row(kind="block", key=f"k{i}", status="ok", **row) for i in range(3)])
+    write(path, header, [Row(kind="block", key=f"conv(h=8,w=8)[c_in={i}]", status="ok", **row) for i in range(1, 4)])
     return path, path.read_bytes()
 
 
@@ -590,3 +593,70 @@ def test_a_measured_network_is_found_by_its_blocks(kit):
     table = LatencyTable(kit.header(), [row])
     assert table.measured_network(blocks) == Latency(us=5.0, low_us=4.0, high_us=6.0, source="measured")
     assert table.measured_network(blocks[:1]) is None
+
+
+def sealed(path, header, *rows) -> None:
+    """A table of any content, with checks that fit: what is wrong with it is in its values alone."""
+    lines, check = [], ""
+    for value in (header, *rows):
+        body = msgspec.json.encode(value)
+        check = hashlib.sha256(check.encode() + body).hexdigest()[:12]
+        lines.append(body[:-1] + f',"check":"{check}"}}\n'.encode())
+    path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"samples_us": [8.5, 9.0, 0.0]}, r"field samples_us: Expected `float` > 0.0"),
+        ({"samples_us": [8.5, 9.0, -1.0]}, r"field samples_us: Expected `float` > 0.0"),
+        ({"samples_us": [8.5, 9.0, 1e13]}, r"field samples_us: Expected `float` <= 1000000000000.0"),
+        ({"samples_us": [8.5, 8.75, 9.25]}, "field median_us: it is 9.0, of the samples 8.75"),
+        ({"low_us": 8.0}, "field low_us: it is 8.0, and must be from the least sample to the median, 9.0"),
+        ({"low_us": 9.125}, "field low_us: it is 9.125"),
+        ({"high_us": 9.5}, "field high_us: it is 9.5, and must be from the median, 9.0, to the largest sample"),
+        ({"samples_us": []}, "field status: it is ok, with 0 samples"),
+        ({"status": "run_failed"}, "field status: it is run_failed, with 3 samples"),
+        (
+            {"status": "run_failed", "samples_us": [], "median_us": 0.0, "low_us": 0.0},
+            "field high_us: it must be 0 where nothing was measured",
+        ),
+        ({"key": "conv"}, "field key: block key 'conv': expected the form"),
+        ({"key": "conv(h=8,w=8)[c_in=100000000]"}, "field key: block width c_in=100000000: an integer from 1 to 16777216 is allowed"),
+        ({"key": "conv(h=8,k=99999999999,w=8)[c_in=1]"}, "field key: block attribute k=99999999999: an integer of at most 2147483648"),
+        ({"key": "conv(" + "h=8," * 2000 + "w=8)[c_in=1]"}, "field key: block key 'conv.*expected the form"),
+        ({"kind": "overhead"}, "field key: it is 'conv.*', and must be 'overhead' for a row of this kind"),
+        ({"kind": "network"}, "field key: it is 'conv.*', and must be network- and 16 hexadecimal digits"),
+        ({"kind": "network", "key": "network-0123456789abcdef", "blocks": ["x"]}, "field blocks: block key 'x': expected the form"),
+    ],
+)
+def test_a_row_with_an_impossible_value_is_refused_though_its_check_fits(tmp_path, kit, fields, words):
+    good = {"kind": "block", "key": kit.spec(8, 8).key, "status": "ok", "samples_us": [8.5, 9.0, 9.25], "median_us": 9.0}
+    good |= {"low_us": 8.5, "high_us": 9.25}
+    path = tmp_path / "t.jsonl"
+    sealed(path, kit.header(), good)
+    assert LatencyTable.load(path).rows[0].median_us == 9.0
+    sealed(path, kit.header(), good | fields)
+    for use in (LatencyTable.load, lambda path: TableWriter(path, kit.header())):
+        with pytest.raises(TableError, match=f"t.jsonl, line 2, {words}"):
+            use(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("created", "yesterday", "Expected a date such as 2026-01-31 in field `created`, got 'yesterday'"),
+        ("created", "2026-02-30", "Expected a date such as 2026-01-31 in field `created`, got '2026-02-30'"),
+        ("bundle_sha256", "ab", "Expected `str` matching regex"),
+        ("batch", 0, "Expected `int` >= 1"),
+        ("device", {**msgspec.to_builtins(Device.cpu()), "cores": -1}, "Expected `int` >= 0"),
+        ("protocol", {**msgspec.to_builtins(protocol.FAST), "max_time_ms": 1e12}, "Expected `float` <= 3600000.0"),
+        ("protocol", {**msgspec.to_builtins(protocol.FAST), "max_samples": 10**12}, "Expected `int` <= 1000000"),
+        ("protocol", {**msgspec.to_builtins(protocol.FAST), "confidence": 1.0}, "Expected `float` < 1.0"),
+    ],
+)
+def test_a_header_with_an_impossible_value_is_refused(tmp_path, kit, field, value, words):
+    path = tmp_path / "t.jsonl"
+    sealed(path, msgspec.to_builtins(kit.header()) | {field: value})
+    with pytest.raises(TableError, match=f"t.jsonl, line 1, field {field}.*{words}"):
+        LatencyTable.load(path)

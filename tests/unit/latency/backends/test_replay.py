@@ -27,8 +27,8 @@ def recorded(kit, tmp_path):
             kit.row("overhead", [2.0, 2.01, 2.02], kind="overhead"),
             kit.row(kit.spec(8, 8).key, [10.0, 10.01, 10.02]),
             kit.row(kit.spec(8, 16).key, [19.99, 20.0, 20.01]),
-            Row(kind="block", key="unbuilt", status="build_failed", error="no kernel"),
-            Row(kind="block", key="unrun", status="run_failed", error="out of memory"),
+            Row(kind="block", key=kit.key("unbuilt"), status="build_failed", error="no kernel"),
+            Row(kind="block", key=kit.key("unrun"), status="run_failed", error="out of memory"),
         )
     return path
 
@@ -55,11 +55,11 @@ def test_samples_come_in_their_order_over_and_over_and_take_their_time(kit, reco
     assert backend.clock() == 40_030
 
 
-def test_what_failed_fails_again(recorded):
+def test_what_failed_fails_again(kit, recorded):
     backend = backends.get(f"replay:{recorded}")
     with pytest.raises(BuildFailed, match="^no kernel$"):
-        backend.compile(Lowered(onnx=b"", key="unbuilt"))
-    with backend.compile(Lowered(onnx=b"", key="unrun")) as compiled, pytest.raises(RunFailed, match="^out of memory$"):
+        backend.compile(Lowered(onnx=b"", key=kit.key("unbuilt")))
+    with backend.compile(Lowered(onnx=b"", key=kit.key("unrun"))) as compiled, pytest.raises(RunFailed, match="^out of memory$"):
         compiled.run(1)
     with pytest.raises(BuildFailed, match="has no row '' to replay"):
         backend.compile(b"onnx")
