@@ -225,7 +225,7 @@ def _bundle_table(manifest: Manifest) -> list[Row]:
         row("parameters", lambda network: f"{network.params:,}"),
         row("MACs", lambda network: f"{network.macs:,}"),
         row("predicted latency", lambda network: "-" if network.predicted is None else interval(network.predicted)),
-        row("measured latency", lambda network: "not run" if network.measured is None else _measured(network.measured)),
+        row("measured latency", lambda network: "not run" if network.measured is None else interval(network.measured)),
     ]
     if manifest.unpruned and manifest.unpruned.measured and manifest.shipped.measured:
         ratio = compare_latency(manifest.shipped.measured, manifest.unpruned.measured)
@@ -262,10 +262,6 @@ def headline(source: Source) -> str:
 def percent(share: float) -> str:
     """A share for people."""
     return f"{share:.2%}"
-
-
-def _measured(measurement: Measurement) -> str:
-    return interval(measurement) if measurement.status == "ok" else f"{interval(measurement)}, {measurement.status}"
 
 
 def _json(path: Path, kind: type[T]) -> T | None:
@@ -382,7 +378,7 @@ def _latencies(figure: Any, networks: Sequence[tuple[str, Measurement]], budget_
         if name == "shipped" and budget_us is not None and low < budget_us < 1.5 * high:
             axes.axvline(budget_us, color=_LIMIT, linestyle="--")
             axes.annotate("budget ", (budget_us, 1), xycoords=("data", "axes fraction"), va="top", ha="right", color=_LIMIT)
-        axes.set_title(f"{name}: {_measured(measured)}", loc="left", fontsize=10)
+        axes.set_title(f"{name}: {interval(measured)}", loc="left", fontsize=10)
         axes.set_ylabel("share of samples")
     column[-1].set_xlabel("latency of one batch, µs")
 

@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -35,27 +35,43 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     high: float
 
 
+class Difference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A field of the headers that differs, dotted where nested, such as `device.threads`, with its value in both tables."""
+
+    field: str
+    first: Any
+    second: Any
+
+
 class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Two tables compared.
 
     Attributes:
+        differences: in what they were made differently: device, runtime, protocol, precision, threads and so on.
         overall: the geometric mean of the rows' ratios.
         rows: of each key that both tables measured, in the first one's order.
         only_a: keys that only the first measured.
         only_b: keys that only the second measured.
     """
 
+    differences: tuple[Difference, ...]
     overall: Change
     rows: tuple[Change, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether both measured the same keys, and all of them, and their mean, are SAME."""
+        return not self.only_a and not self.only_b and {change.verdict for change in (self.overall, *self.rows)} == {"SAME"}
 
 
 def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_tolerance: float = 0.01, seed: int = 0) -> Diff:
     """Compare two tables block by block and overall. They may be of different devices: that is one thing to compare.
 
     Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables of a row are resampled alike, by their samples and around
-    their medians. Overall, the rows are resampled too: another choice of blocks would have had another mean.
+    their medians. Rows with the very same samples are one measurement and have no interval: they are SAME. Overall, the rows are resampled
+    too: another choice of blocks would have had another mean.
 
     Args:
         a: the first.
@@ -72,16 +88,37 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_t
     if not keys:
         raise LatencyError(f"tables {a.path} and {b.path} measured no block in common: give two tables of one space")
     rng = np.random.default_rng(seed)
-    logs = np.array([_log_medians(rows_b[key], rng) - _log_medians(rows_a[key], rng) for key in keys])
+    logs = np.array([_log_ratios(rows_a[key], rows_b[key], rng) for key in keys])
     middles = [math.log(rows_b[key].median_us / rows_a[key].median_us) for key in keys]
     chosen = rng.integers(len(keys), size=(_RESAMPLES, len(keys)))
     overall = logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
     return Diff(
+        differences=tuple(_differences(a.header, b.header)),
         overall=_change("", statistics.fmean(middles), overall, overall_tolerance),
         rows=tuple(_change(key, middle, line, tolerance) for key, middle, line in zip(keys, middles, logs, strict=True)),
         only_a=tuple(key for key in rows_a if key not in rows_b),
         only_b=tuple(key for key in rows_b if key not in rows_a),
     )
+
+
+def _differences(a: msgspec.Struct, b: msgspec.Struct, prefix: str = "") -> Iterator[Difference]:
+    for field in a.__struct_fields__:
+        first, second = getattr(a, field), getattr(b, field)
+        if first == second or f"{prefix}{field}" in ("created", "bundle_sha256"):
+            continue
+        if isinstance(first, msgspec.Struct) and type(first) is type(second):
+            yield from _differences(first, second, f"{prefix}{field}.")
+        elif isinstance(first, dict) and isinstance(second, dict):
+            for name in first | second:
+                if first.get(name) != second.get(name):
+                    yield Difference(field=f"{prefix}{field}.{name}", first=first.get(name), second=second.get(name))
+        else:
+            yield Difference(field=f"{prefix}{field}", first=first, second=second)
+
+
+def _log_ratios(a: Row, b: Row, rng: np.random.Generator) -> np.ndarray:
+    """Logarithms of the ratios of both rows' medians, resampled."""
+    return np.zeros(_RESAMPLES) if a.samples_us == b.samples_us else _log_medians(b, rng) - _log_medians(a, rng)
 
 
 def _log_medians(row: Row, rng: np.random.Generator) -> np.ndarray:

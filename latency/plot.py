@@ -88,9 +88,8 @@ def plot(table: LatencyTable, out: Path, *, force: bool = False) -> None:
     figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.5), dpi=130, layout="constrained", facecolor=PRINT.paper)
     FigureCanvasAgg(figure)
     header = table.header
-    figure.suptitle(
-        f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space}", fontsize=12
-    )
+    title = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space}"
+    figure.suptitle("\n".join(filter(None, (title, header.origin))), fontsize=12)
     for part, picture in zip(figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0], drawn, strict=True):
         part.suptitle(picture.title, fontsize=11)
         picture.paint(part)

@@ -160,13 +160,22 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return self.status in ("ok", "unstable")
 
 
-class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A latency in microseconds with its interval, and where it is from."""
+class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A latency in microseconds with its interval, and where it is from.
+
+    Attributes:
+        us: the latency.
+        low_us: lower end of its interval.
+        high_us: upper end.
+        source: how it comes from its table.
+        origin: in what that table is no measurement of its device, as of `TableHeader.origin`.
+    """
 
     us: TimeUs
     low_us: TimeUs
     high_us: TimeUs
     source: Literal["measured", "interpolated", "predicted"]
+    origin: str = ""
 
 
 class Surface:
@@ -283,6 +292,11 @@ class LatencyTable:
         warnings = [torn] if content.torn else []
         return cls(content.header, content.rows, sha256=hashlib.sha256(data).hexdigest(), warnings=warnings, path=str(path))
 
+    @cached_property
+    def origin(self) -> str:
+        """As of `TableHeader.origin`."""
+        return self.header.origin
+
     @property
     def rows(self) -> list[Row]:
         """The latest row of each key."""
@@ -306,7 +320,7 @@ class LatencyTable:
         """
         row = self._by_key.get(spec.key)
         if row is not None and row.measured:
-            return Latency(us=row.median_us, low_us=row.low_us, high_us=row.high_us, source="measured")
+            return self._measured(row)
         mend = f"measure it with `{self._command(self.path or 'TABLE')}`"
         if row is not None:
             raise CoverageError(f"block {spec.key} is {row.status} in {self.path or 'the table'} ({row.error}): {mend}")
@@ -358,7 +372,10 @@ class LatencyTable:
         """Latency of a whole network as it was measured, given its blocks in order; None where it was not."""
         keys = tuple(block.key for block in blocks)
         row = next((row for row in self._by_key.values() if row.kind == "network" and row.blocks == keys and row.measured), None)
-        return row and Latency(us=row.median_us, low_us=row.low_us, high_us=row.high_us, source="measured")
+        return row and self._measured(row)
+
+    def _measured(self, row: Row) -> Latency:
+        return Latency(us=row.median_us, low_us=row.low_us, high_us=row.high_us, source="measured", origin=self.origin)
 
     def predict(self, blocks: Sequence[BlockSpec]) -> Latency:
         """Latency of a network, given its blocks in order.
@@ -375,7 +392,7 @@ class LatencyTable:
         interpolated = [block for block in found if block.source == "interpolated"]
         low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in interpolated)
         high_us = us * (1 + self.predictor.half_width) + self.predictor.scale * sum(block.high_us - block.us for block in interpolated)
-        return Latency(us=us, low_us=low_us, high_us=high_us, source="predicted")
+        return Latency(us=us, low_us=low_us, high_us=high_us, source="predicted", origin=self.origin)
 
     @cached_property
     def predictor(self) -> Predictor:

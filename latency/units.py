@@ -10,6 +10,14 @@ def microseconds(us: float) -> str:
 
 
 def interval(latency: Latency | Measurement) -> str:
-    """A latency with its interval."""
+    """A latency with its interval; of a measured one the percentiles that were stated, and why it is unstable."""
     us = latency.us if isinstance(latency, Latency) else latency.median_us
-    return f"{microseconds(us)} ({microseconds(latency.low_us)} to {microseconds(latency.high_us)})"
+    parts = [f"{microseconds(us)} ({microseconds(latency.low_us)} to {microseconds(latency.high_us)})"]
+    if isinstance(latency, Latency):
+        parts += [latency.origin] if latency.origin else []
+    else:
+        parts += [
+            f"{name} {microseconds(value)}" for name, value in (("p90", latency.p90_us), ("p99", latency.p99_us)) if value is not None
+        ]
+        parts += [": ".join(filter(None, (latency.status, latency.reason)))] if latency.status != "ok" else []
+    return ", ".join(parts)

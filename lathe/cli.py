@@ -182,7 +182,11 @@ class TableCheck:
 
 @dataclass(frozen=True)
 class TableDiff:
-    """Compare two latency tables block by block: SAME, FASTER, SLOWER or UNSURE, with intervals."""
+    """Compare two latency tables block by block: SAME, FASTER, SLOWER or UNSURE, with intervals.
+
+    Says in what the tables were made differently, such as protocol, threads or precision. Exit code 0 where both have the same blocks and
+    all are SAME, 1 where a block or the mean is not, or only one table has it, 2 for bad input.
+    """
 
     first: Positional[Path]
     """a *.latency.jsonl file"""
@@ -195,8 +199,7 @@ class TableDiff:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        render.diff(stages.diff_tables(self.first, self.second), as_json=self.json)
-        return 0
+        return render.diff(stages.diff_tables(self.first, self.second), as_json=self.json)
 
 
 @dataclass(frozen=True)

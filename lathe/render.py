@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 
 from latency import LatencyTable
+from latency import Row as TableRow
 from latency.check import Finding
 from latency.coverage import Covered
 from latency.diff import Diff
@@ -111,16 +113,24 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
     counts = {status: sum(row.status == status for row in found.rows) for status in ("ok", "unstable", "build_failed", "run_failed")}
     kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}
     if as_json:
-        print_json({"path": str(path), "sha256": found.sha256, "header": header, "rows": kinds, "status": counts, "predictor": predictor})
+        measured = [
+            {name: getattr(row, name) for name in ("kind", "key", "status", "reason", "median_us", "low_us", "high_us", "p90_us", "p99_us")}
+            for row in found.rows
+        ]
+        facts = {"path": str(path), "sha256": found.sha256, "origin": header.origin, "header": header, "rows": kinds, "status": counts}
+        print_json({**facts, "predictor": predictor, "measured": measured})
         return
     device = header.device
     rows = [
         ("device", f"{device.name}, {_threads(device.threads)}" if device.kind == "cpu" else f"{device.name}, driver {device.driver}"),
         ("runtime", f"{header.runtime.name} {header.runtime.version}, {header.precision}, batch {header.batch}"),
+        *([("not measured", header.origin)] if header.origin else []),
         ("protocol", header.protocol.name),
         ("space", header.space or "-"),
         ("rows", ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)),
         ("status", ", ".join(f"{count} {status}" for status, count in counts.items() if count)),
+        ("p90", _tail(found.rows, "p90_us")),
+        ("p99", _tail(found.rows, "p99_us")),
         ("sha256", found.sha256[:16]),
     ]
     if predictor.networks:
@@ -169,6 +179,14 @@ def _blocks(found: LatencyTable) -> Table:
     return view
 
 
+def _tail(rows: Sequence[TableRow], name: Literal["p90_us", "p99_us"]) -> str:
+    """How far a percentile is above the median in the rows that state it."""
+    above = [percentile / row.median_us - 1 for row in rows if (percentile := getattr(row, name)) is not None]
+    if not above:
+        return "not stated: no row has enough samples"
+    return f"{statistics.median(above):+.1%} from the median in the middle row, {max(above):+.1%} at most ({len(above)} rows)"
+
+
 def findings(found: list[Finding], *, as_json: bool) -> int:
     """Print what is wrong or doubtful in a table; returns the exit code."""
     holes = sum(finding.problem in ("failed", "missing") for finding in found)
@@ -181,11 +199,13 @@ def findings(found: list[Finding], *, as_json: bool) -> int:
     return 1 if holes else 0
 
 
-def diff(found: Diff, *, as_json: bool) -> None:
-    """Print how a table compares with another."""
+def diff(found: Diff, *, as_json: bool) -> int:
+    """Print how a table compares with another; returns the exit code."""
     if as_json:
         print_json(found)
-        return
+        return int(not found.same)
+    for difference in found.differences:
+        OUT.print(escape(f"{difference.field} differs: {_value(difference.first)} in the first, {_value(difference.second)} in the second"))
     view = Table(Column("block", overflow="fold"), "verdict", "ratio", "interval")
     for change in sorted(found.rows, key=lambda change: change.ratio):
         if change.verdict != "SAME":
@@ -196,6 +216,12 @@ def diff(found: Diff, *, as_json: bool) -> None:
     overall = found.overall
     OUT.print(f"{same} of {len(found.rows)} are SAME; only in the first: {len(found.only_a)}, only in the second: {len(found.only_b)}")
     OUT.print(f"overall: {overall.verdict}, {overall.ratio:.3f} of the first's latency ({overall.low:.3f} to {overall.high:.3f})")
+    return int(not found.same)
+
+
+def _value(value: Any) -> str:
+    """A header's field in one line."""
+    return str(value) if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
 
 
 def warn(text: str) -> None:

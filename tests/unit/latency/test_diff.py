@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -40,6 +41,41 @@ def test_a_small_change_of_all_rows_is_a_change_though_that_of_one_would_be_none
 def test_a_table_is_the_same_as_itself_and_answers_alike_each_time(table):
     assert diff(table(), table()) == diff(table(), table())
     assert diff(table(), table()).overall.ratio == 1.0
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.05, 0.5])
+def test_a_table_is_the_same_as_itself_in_every_row_however_noisy_it_is(table, noise):
+    found = diff(table(noise=noise), table(noise=noise))
+    assert {(row.verdict, row.ratio, row.low, row.high) for row in (found.overall, *found.rows)} == {("SAME", 1.0, 1.0, 1.0)}
+    assert found.same
+    assert found.differences == ()
+
+
+def test_a_row_that_only_one_has_or_that_is_unsure_is_not_the_same(table):
+    assert not diff(table(keys="abc"), table(keys="bc")).same
+    assert not diff(table(keys="bc"), table(keys="abc")).same
+    assert not diff(table(noise=0.05), table(noise=0.05, seed=1)).same
+    assert diff(table(), table(seed=1)).same
+
+
+def test_what_was_made_differently_is_named(table, kit):
+    a = table()
+    header = kit.header(
+        device=msgspec.structs.replace(kit.CPU, threads=4),
+        protocol=msgspec.structs.replace(kit.QUICK, name="other", settle_runs=9),
+        precision="fp16",
+        settings={"level": "3"},
+        created="2026-02-02",
+    )
+    found = diff(a, LatencyTable(header, a.rows, path="another"))
+    assert [(one.field, one.first, one.second) for one in found.differences] == [
+        ("device.threads", 1, 4),
+        ("protocol.name", "quick", "other"),
+        ("protocol.settle_runs", 0, 9),
+        ("precision", "fp32", "fp16"),
+        ("settings.level", None, "3"),
+    ]
+    assert found.same
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(table):

@@ -1,16 +1,25 @@
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import pytest
 
+from latency import LatencyTable, Row
 from latency.coverage import Covered, Proof
+from latency.diff import diff
+from latency.measure import summarize
+from latency.protocol import FAST
 from lathe import render
 from search import papers
-from search.papers.row import Row
+from search.papers.row import Row as PaperRow
+
+KEPT = Path(__file__).parents[2] / "formats" / "latency-table-2.latency.jsonl"
 
 
 def row(ours):
-    return Row(table="Table 1", row="net", quantity="deployed params", paper="8.30", unit="M", ours=ours)
+    return PaperRow(table="Table 1", row="net", quantity="deployed params", paper="8.30", unit="M", ours=ours)
 
 
 @pytest.mark.parametrize(("ours", "code"), [(8_309_384, 0), (8_320_000, 1)])
@@ -40,3 +49,40 @@ def test_the_end_of_adaptive_coverage_says_whether_it_is_as_good_as_asked():
     assert render._covered(covered) == f"{said}: done"
     assert render._covered(replace(covered, enough=False)).startswith(f"{said}: more than was asked for")
     assert render._covered(replace(covered, done=False, enough=False)) == said
+
+
+def table_of(*rows, **fields):
+    header = LatencyTable.load(KEPT).header
+    return LatencyTable(msgspec.structs.replace(header, **fields), rows, path="t.latency.jsonl")
+
+
+def timed(key, samples_us):
+    return Row(kind="block", key=key, **msgspec.structs.asdict(summarize(samples_us, FAST)))
+
+
+def test_a_table_of_no_measurement_says_so_and_percentiles_are_shown_where_they_are_stated(capsys):
+    many = timed("f[c=1]", [10.0] * 600 + [12.0] * 50 + [20.0] * 50)
+    replayed = table_of(many, timed("f[c=2]", [10.0] * 20))
+    as_measured = table_of(many, recording=None)
+    render.table(replayed, Path("t"), as_json=False)
+    said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "not measured replayed from a recording of 2026-01-31, sha256 0123456789abcdef" in said
+    assert "p90 +20.0% from the median in the middle row, +20.0% at most (1 rows)" in said
+    assert "p99 +100.0% from the median" in said
+    render.table(as_measured, Path("t"), as_json=False)
+    assert "replayed" not in capsys.readouterr().out
+    render.table(replayed, Path("t"), as_json=True)
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["origin"].startswith("replayed from a recording")
+    assert [(row["p90_us"], row["p99_us"]) for row in shown["measured"]] == [(12.0, 20.0), (None, None)]
+    render.table(table_of(timed("f[c=2]", [10.0] * 20)), Path("t"), as_json=False)
+    assert "not stated: no row has enough samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_exit_code_of_a_comparison_says_what_it_found(as_json, capsys):
+    one, other = timed("f[c=1]", [10.0] * 30), timed("f[c=1]", [13.0] * 30)
+    assert render.diff(diff(table_of(one), table_of(one)), as_json=as_json) == 0
+    assert render.diff(diff(table_of(one), table_of(other, precision="fp16")), as_json=as_json) == 1
+    said = capsys.readouterr().out
+    assert ('"field": "precision"' if as_json else "precision differs: fp32 in the first, fp16 in the second") in said
