@@ -15,7 +15,9 @@ from deploy.certificate import Certificate
 from deploy.errors import BundleError
 from deploy.graph import Precision
 from deploy.validate import BudgetVerdict, Share, Step
-from latency import Device, Latency, Measurement, Protocol, Runtime
+from latency import Device, Latency, Measurement, Protocol, Runtime, files
+from latency.decoding import MAX_JSON_BYTES
+from latency.errors import FileError, one_line
 from latency.units import interval, microseconds
 
 MANIFEST = "manifest.json"
@@ -131,11 +133,19 @@ class Bundle:
         """A file of the bundle that is as the manifest says.
 
         Raises:
-            BundleError: it is missing or changed.
+            BundleError: it is missing, changed or not a regular file, or the manifest does not list it.
         """
-        if problem := _problem(self.directory / file, self.manifest.files[file]):
+        try:
+            data = b"" if (problem := _misplaced(self.directory, file)) else files.read_bytes(self.directory / file)
+        except FileError as error:
+            problem, data = error.problem, b""
+        if file not in self.manifest.files:
+            problem = f"is not in its {MANIFEST}"
+        elif not problem and sha256(data) != self.manifest.files[file]:
+            problem = "was changed"
+        if problem:
             raise BundleError(f"{self.directory}: {file} {problem}: {self._mend(file)}")
-        return (self.directory / file).read_bytes()
+        return data
 
     def misfit(self, device: Device, runtime: Runtime) -> str:
         """Why the engine may not be loaded on a GPU and a TensorRT, with the command that rebuilds it; "" where it may."""
@@ -180,26 +190,26 @@ def refuse_occupied(out: Path) -> None:
         raise BundleError(f"{out} holds a bundle and also {strangers[0]}, which would be lost; give another --out, or move it away")
 
 
-def write(out: Path, manifest: Manifest, files: Mapping[str, bytes]) -> Bundle:
+def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle:
     """Write a bundle so that it appears whole: beside its place first, then renamed. An older bundle there is replaced.
 
     Args:
         out: the directory.
         manifest: `files` and `seal` are filled in.
-        files: content by name.
+        content: of every other file, by name.
 
     Raises:
         BundleError: something else is in the way, or the disk refuses.
     """
     _sweep(out)
     refuse_occupied(out)
-    manifest = msgspec.structs.replace(manifest, files={name: sha256(data) for name, data in sorted(files.items())})
+    manifest = msgspec.structs.replace(manifest, files={name: sha256(data) for name, data in sorted(content.items())})
     sealed = _seal(manifest)
     fresh, old = (out.parent / f".{out.name}.{os.getpid()}.{kind}" for kind in ("new", "old"))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir()
-        for name, data in {**files, MANIFEST: sealed}.items():
+        for name, data in {**content, MANIFEST: sealed}.items():
             with (fresh / name).open("xb") as file:
                 file.write(data)
                 file.flush()
@@ -244,21 +254,24 @@ def load(directory: str | Path) -> Bundle:
     """Read a bundle's manifest; `Bundle.read` then checks each file that is asked for.
 
     Raises:
-        BundleError: there is no bundle, or its manifest was changed.
+        BundleError: the directory is not a bundle, or its manifest cannot be read or was changed.
     """
     directory = Path(directory)
-    try:
-        data = (directory / MANIFEST).read_bytes()
-    except OSError as error:
+    if not os.path.lexists(directory / MANIFEST):
         if any((directory / name).exists() for name in (ONNX, ENGINE, REFERENCE)):
-            raise ChangedManifest(directory, "is missing") from error
-        raise BundleError(f"{directory} is no bundle: it has no {MANIFEST}; make one with `lathe export`") from error
+            raise ChangedManifest(directory, "is missing")
+        raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}; make one with `lathe export`")
+    if (directory / MANIFEST).is_symlink():
+        raise BundleError(f"{directory / MANIFEST} is a link: a bundle holds regular files only; copy it with what the link leads to")
+    with files.raised_as(BundleError, "give the directory that `lathe export` wrote"):
+        data = files.read_bytes(directory / MANIFEST, limit=MAX_JSON_BYTES)
     if not (seal := _SEAL.search(data)) or sha256(_blank(data)) != seal[1].decode():
         raise ChangedManifest(directory, "was changed")
     try:
         return Bundle(directory, msgspec.json.decode(data, type=Manifest))
-    except msgspec.DecodeError as error:
-        raise BundleError(f"{directory}: {MANIFEST}: {error}; it was written by another version of this program") from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        message = f"{directory}: {MANIFEST}: {one_line(error)}; it is damaged, or was written by another version of Lathe"
+        raise BundleError(message) from error
 
 
 class ChangedManifest(BundleError):
@@ -272,19 +285,31 @@ class ChangedManifest(BundleError):
 def check_files(bundle: Bundle) -> dict[str, str]:
     """What is wrong with each file that is missing, changed or extra, by name; empty for a bundle as it was written."""
     found = set(_files(bundle.directory)) - {MANIFEST}
-    problems = {name: _problem(bundle.directory / name, digest) for name, digest in bundle.manifest.files.items()}
+    problems = {name: _problem(bundle.directory, name, digest) for name, digest in bundle.manifest.files.items()}
     extra = dict.fromkeys(found - set(problems), "is not in the manifest")
     return {name: problem for name, problem in sorted({**problems, **extra}.items()) if problem}
 
 
-def _problem(path: Path, digest: str) -> str:
+def _problem(directory: Path, name: str, digest: str) -> str:
+    if problem := _misplaced(directory, name):
+        return problem
     try:
-        with path.open("rb") as file:
+        with files.open_regular(directory / name) as file:
             return "" if hashlib.file_digest(file, "sha256").hexdigest() == digest else "was changed"
-    except FileNotFoundError:
-        return "is missing"
+    except FileError as error:
+        return error.problem
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+
+
+def _misplaced(directory: Path, name: str) -> str:
+    """Why a name that a manifest gives is not that of a file in its directory; "" where it may be."""
+    plain = Path(name).name == name and not {"\0", "\\"} & set(name) and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
+    if not plain or name in ("", "..", MANIFEST):
+        return "is not the name of a file of a bundle"
+    if not os.path.lexists(directory / name):
+        return "is missing"
+    return "is a link" if (directory / name).is_symlink() else ""
 
 
 def _files(directory: Path) -> Iterator[str]:
@@ -301,4 +326,5 @@ def _blank(data: bytes) -> bytes:
     return data[: -len(_ZERO_END)] + _ZERO_END
 
 
+_MAX_NAME_BYTES = 255
 _ZERO_END = b'"seal": "' + b"0" * 64 + b'"\n}\n'

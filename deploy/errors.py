@@ -10,4 +10,4 @@ class LoweringError(DeployError):
 
 
 class BundleError(DeployError):
-    """A directory is no bundle, is damaged, or is in the way of one."""
+    """A directory is not a bundle, is damaged, or is in the way of one."""

@@ -429,5 +429,5 @@ def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("torch", "onnx", "onnxscript", "onnxruntime")
+    packages = ("lathe", "torch", "onnx", "onnxscript", "onnxruntime")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}

@@ -1,6 +1,7 @@
 """Load what a bundle ships, where it may be loaded."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +38,10 @@ def running(found: Bundle) -> Iterator[Running | str]:
     files, manifest = found.manifest.files, found.manifest
     model = found.read(bundle.ONNX_FP16 if bundle.ONNX_FP16 in files else bundle.ONNX)
     built = found.read(bundle.ENGINE) if bundle.ENGINE in files else b""
-    threads = manifest.device.threads if manifest.device else 1
-    spec = msgspec.convert(manifest.build, EngineSpec) if built else None
+    threads = min(manifest.device.threads if manifest.device else 1, os.cpu_count() or 1)
+    try:
+        spec = msgspec.convert(manifest.build, EngineSpec) if built else None
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{found.directory}: the engine's build options are not those of this version of Lathe: {error}") from error
     with engine.running(manifest.target, model, built, threads=max(threads, 1), spec=spec, refuse=found.misfit) as at_work:
         yield at_work

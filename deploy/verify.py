@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import safetensors.numpy
 
-from deploy import bundle, engine, precision
+from deploy import bundle, engine, handout, precision
 from deploy.bundle import Bundle, ChangedManifest, Manifest
 from deploy.engine import Running
-from deploy.errors import BundleError
+from deploy.errors import BundleError, DeployError
 from deploy.start import running
 from deploy.validate import Outputs, Rung, Samples, Verdict, climb, judge_latency, share
-from latency import RunFailed
+from latency import LatencyError, Protocol, RunFailed
+from latency.decoding import decode_tensors
 from latency.device import first_difference
 from latency.measure import summarize
 from latency.units import interval, microseconds
+
+MAX_TIMING_MS = 600_000
+"""Time that a protocol may take: what a manifest asks for is not always what somebody meant."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +50,7 @@ def verify(directory: str | Path) -> Verification:
     """Hash every file again, run the network on the stored samples, and time it where the device is the one of the manifest.
 
     Raises:
-        BundleError: the directory is no bundle.
+        BundleError: the directory is not a bundle, or its manifest cannot be read.
     """
     try:
         found = bundle.load(directory)
@@ -56,9 +59,12 @@ def verify(directory: str | Path) -> Verification:
         return Verification(directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail=error.how),))
     problems = bundle.check_files(found)
     checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
-    checks += [*_half(found, problems), *_recorded(found.manifest)]
+    checks += [*_written(found, problems), *_half(found, problems), *_recorded(found.manifest)]
     with _start(found) as at_work:
-        checks += _outputs(found, problems, at_work)
+        try:
+            checks += _outputs(found, problems, at_work)
+        except (DeployError, LatencyError) as error:
+            checks.append(Check(name="outputs", verdict="failed", detail=str(error)))
         checks.append(_latency(found.manifest, at_work))
     return Verification(directory=str(directory), checks=tuple(checks))
 
@@ -68,6 +74,21 @@ def _files(manifest: Manifest, problems: Mapping[str, str]) -> Iterator[Check]:
         yield Check(name=name, verdict="failed" if name in problems else "passed", detail=problems.get(name, ""))
     broken = [link.name for link in manifest.chain if link.file and manifest.files.get(link.file) != link.sha256]
     yield Check(name="chain of hashes", verdict="failed" if broken else "passed", detail=f"broken at {broken[0]}" if broken else "")
+
+
+def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
+    """Whether what people run and read first is what this version of Lathe writes, not only what was hashed."""
+    manifest = found.manifest
+    names = [name for name in handout.NAMES if name in manifest.files and name not in problems]
+    there, here = manifest.versions.get("lathe", "that is not recorded"), importlib.metadata.version("lathe")
+    if there != here:
+        yield Check(name="handout", verdict="not run", detail=f"written by Lathe {there}, this is {here}: compared by hash only")
+        return
+    wanted = handout.files(manifest, set(manifest.files) - set(handout.NAMES))
+    wrong = [name for name in names if found.read(name) != wanted[name]]
+    missing = [name for name in handout.NAMES if name not in manifest.files]
+    detail = f"{', '.join(wrong + missing)}: not what Lathe {here} writes" if wrong or missing else f"as Lathe {here} writes them"
+    yield Check(name="handout", verdict="failed" if wrong or missing else "passed", detail=detail)
 
 
 @contextlib.contextmanager
@@ -85,7 +106,9 @@ def _outputs(found: Bundle, problems: Mapping[str, str], at_work: Running | str)
     if bundle.REFERENCE in problems:
         yield Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")
         return
-    kept = safetensors.numpy.load(found.read(bundle.REFERENCE))
+    kept = decode_tensors(found.read(bundle.REFERENCE), bundle.REFERENCE)
+    if absent := {"samples", *(f"outputs.{name}" for name in found.manifest.outputs)} - kept.keys():
+        raise BundleError(f"{bundle.REFERENCE} has no tensor {min(absent)!r}")
     reference = {name: kept[f"outputs.{name}"] for name in found.manifest.outputs}
 
     def run(file: str, runner: Callable[[bytes], Callable[[Samples], Outputs]]) -> Callable[[Samples], Outputs] | str:
@@ -110,10 +133,19 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     if broken := [name for name in (bundle.ONNX, bundle.ONNX_FP16) if name in problems]:
         yield Check(name="certificate", verdict="not run", detail=f"{broken[0]} {problems[broken[0]]}")
         return
-    if precision.again(found.read(bundle.ONNX), found.manifest.certificate) == found.read(bundle.ONNX_FP16):
+    here = {name: importlib.metadata.version(name) for name in ("lathe", "onnx")}
+    other = [name for name, version in here.items() if found.manifest.versions.get(name) != version]
+    try:
+        same = precision.again(found.read(bundle.ONNX), found.manifest.certificate) == found.read(bundle.ONNX_FP16)
+    except DeployError as error:
+        yield Check(name="certificate", verdict="failed", detail=str(error))
+        return
+    if same:
         yield Check(name="certificate", verdict="passed", detail=f"{bundle.ONNX} in half precision by it is {bundle.ONNX_FP16}")
-    elif (there := found.manifest.versions.get("onnx")) != (here := importlib.metadata.version("onnx")):
-        yield Check(name="certificate", verdict="not run", detail=f"{bundle.ONNX_FP16} was written with onnx {there}, here is {here}")
+    elif other:
+        there = found.manifest.versions.get(other[0], "that is not recorded")
+        detail = f"{bundle.ONNX_FP16} was written with {other[0]} {there}, here is {here[other[0]]}"
+        yield Check(name="certificate", verdict="not run", detail=detail)
     else:
         yield Check(name="certificate", verdict="failed", detail=f"{bundle.ONNX} in half precision by it is not {bundle.ONNX_FP16}")
 
@@ -155,6 +187,10 @@ def _latency(manifest: Manifest, at_work: Running | str) -> Check:
             field, was, now = difference
             what = f"measured on another {type(there).__name__.lower()}"
             return Check(name="latency", verdict="not run", detail=f"{what}: {field} {was!r}, here {now!r}")
+    asked_ms = _asked_ms(manifest.protocol, recorded.median_us)
+    if asked_ms > MAX_TIMING_MS:
+        detail = f"its protocol {manifest.protocol.name!r} takes {asked_ms / 1000:.0f} s, at most {MAX_TIMING_MS / 1000:.0f} are spent"
+        return Check(name="latency", verdict="not run", detail=detail)
     try:
         now = engine.measure_in_turns({"shipped": at_work.timed}, manifest.protocol)["shipped"]
     except RunFailed as error:
@@ -171,3 +207,9 @@ def _latency(manifest: Manifest, at_work: Running | str) -> Check:
             return Check(name="latency", verdict="failed", detail=detail)
         case _:
             return Check(name="latency", verdict="unsure", detail=detail)
+
+
+def _asked_ms(protocol: Protocol, median_us: float) -> float:
+    """How long `measure_in_turns` may take by a protocol."""
+    sampling_ms = max(protocol.max_time_ms, protocol.min_samples * median_us / 1000)
+    return engine.MAX_ROUNDS * (protocol.warmup_ms + sampling_ms / engine.MIN_ROUNDS) + sampling_ms

@@ -82,7 +82,7 @@ def test_a_file_is_only_handed_out_as_it_was_written(bundle_copy):
 
 
 def test_a_directory_without_a_manifest_is_no_bundle(tmp_path):
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         load(tmp_path)
 
 

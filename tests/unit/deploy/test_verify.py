@@ -1,4 +1,9 @@
+import importlib.metadata
+import json
+import os
+
 import msgspec
+import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
@@ -21,6 +26,23 @@ def rewrite(directory, files=None, **changes):
     bundle.write(directory, msgspec.structs.replace(found.manifest, **changes), content | (files or {}))
 
 
+def edit(directory, change):
+    """Change the text of a manifest; its seal is right."""
+    path = directory / "manifest.json"
+    blank = change(path.read_bytes().replace(load(directory).manifest.seal.encode(), b"0" * 64))
+    path.write_bytes(blank.replace(b"0" * 64, sha256(blank).encode()))
+
+
+def reseal(directory, change):
+    """Change what files a manifest lists; its seal is right."""
+
+    def listed(text):
+        fields = json.loads(text)
+        return json.dumps({**fields, "files": change(fields["files"]), "seal": fields["seal"]}, indent=2).encode() + b"\n"
+
+    edit(directory, listed)
+
+
 def detail(directory, name):
     return next(check.detail for check in verify(directory).checks if check.name == name)
 
@@ -35,6 +57,7 @@ def test_a_bundle_as_it_was_written_passes(bundle_copy):
         "reference.safetensors": "passed",
         "run.py": "passed",
         "chain of hashes": "passed",
+        "handout": "passed",
         "recorded verdicts": "passed",
         "torch forms": "not run",
         "accuracy": "not run",
@@ -94,7 +117,7 @@ def test_what_the_manifest_concludes_must_follow_from_its_numbers(bundle_copy):
     steps[-1] = msgspec.structs.replace(steps[-1], verdict="failed")
     faster = msgspec.structs.replace(shipped.measured, median_us=shipped.measured.median_us / 2)
     rewrite(bundle_copy, validation=tuple(steps), shipped=msgspec.structs.replace(shipped, measured=faster), budget_verdict="missed")
-    assert [check.name for check in verify(bundle_copy).failures] == ["recorded verdicts"]
+    assert [check.name for check in verify(bundle_copy).failures] == ["handout", "recorded verdicts"]
     assert detail(bundle_copy, "recorded verdicts") == (
         "onnx fp32 is failed; the latency of the shipped network is not that of its samples; the budget is missed, by its numbers met"
     )
@@ -150,10 +173,111 @@ def test_an_engine_without_its_gpu_is_not_run(tmp_path, monkeypatch):
     chain = [msgspec.structs.replace(link, sha256=sha256(content)) if link.name == "onnx-fp16" else link for link in made.manifest.chain]
     rewrite(made.directory, {"model.fp16.onnx": content}, chain=tuple(chain))
     assert [check.name for check in verify(made.directory).failures] == ["certificate"]
-    rewrite(made.directory, versions={"onnx": "0.1"})
+    rewrite(made.directory, versions=made.manifest.versions | {"onnx": "0.1"})
     assert verdicts(made.directory)["certificate"] == "not run"
 
 
 def test_what_is_no_bundle_is_an_error(tmp_path):
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         verify(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["run.py", "README.md"])
+def test_a_script_that_this_version_does_not_write_fails_though_its_hash_is_right(bundle_copy, file):
+    rewrite(bundle_copy, {file: (bundle_copy / file).read_bytes() + b"\nimport os\n"})
+    found = verify(bundle_copy)
+    version = importlib.metadata.version("lathe")
+    assert [(check.name, check.detail) for check in found.failures] == [("handout", f"{file}: not what Lathe {version} writes")]
+
+
+def test_a_bundle_without_its_script_fails(bundle_copy):
+    found = load(bundle_copy)
+    content = {name: (bundle_copy / name).read_bytes() for name in found.manifest.files if name != "run.py"}
+    bundle.write(bundle_copy, found.manifest, content)
+    assert [check.name for check in verify(bundle_copy).failures] == ["handout"]
+
+
+@pytest.mark.parametrize(("versions", "named"), [({"lathe": "0.0.1"}, "0.0.1"), ({}, "that is not recorded")])
+def test_what_another_version_wrote_is_compared_by_hash_only(bundle_copy, versions, named):
+    rewrite(bundle_copy, {"run.py": b"print()"}, versions=versions)
+    assert verdicts(bundle_copy)["handout"] == "not run"
+    assert detail(bundle_copy, "handout").startswith(f"written by Lathe {named}, this is ")
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../outside", "..", ".", "", "sub/file", "manifest.json", "a\0b", "a\\b", "/dev/zero", "n" * 300]
+)
+def test_a_name_that_leads_out_of_the_bundle_fails_and_is_not_opened(bundle_copy, name):
+    (bundle_copy.parent / "outside").write_bytes(b"")
+    reseal(bundle_copy, lambda files: {**files, name: sha256(b"")})
+    assert [(check.name, check.detail) for check in verify(bundle_copy).failures if check.name != "handout"] == [
+        (name, "is not the name of a file of a bundle")
+    ]
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "reference.safetensors", "run.py"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "directory", "device"])
+def test_only_a_regular_file_stands_for_one(bundle_copy, file, kind):
+    path = bundle_copy / file
+    data = path.read_bytes()
+    path.unlink()
+    match kind:
+        case "link":
+            (bundle_copy.parent / "elsewhere").write_bytes(data)
+            path.symlink_to(bundle_copy.parent / "elsewhere")
+        case "pipe":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "device":
+            path.symlink_to("/dev/zero")
+    (failure,) = [check for check in verify(bundle_copy).failures if check.name == file]
+    assert failure.detail.startswith("is a " if kind != "directory" else ("is a ", "is missing"))
+
+
+def test_a_pipe_in_the_place_of_the_manifest_is_an_error(bundle_copy):
+    (bundle_copy / "manifest.json").unlink()
+    os.mkfifo(bundle_copy / "manifest.json")
+    with pytest.raises(BundleError, match=r"manifest\.json is a named pipe"):
+        verify(bundle_copy)
+
+
+def test_a_linked_manifest_is_an_error(bundle_copy):
+    (bundle_copy / "manifest.json").rename(bundle_copy.parent / "m.json")
+    (bundle_copy / "manifest.json").symlink_to(bundle_copy.parent / "m.json")
+    with pytest.raises(BundleError, match="is a link: a bundle holds regular files only"):
+        verify(bundle_copy)
+
+
+def test_a_manifest_that_lists_no_model_or_reference_fails(bundle_copy):
+    reseal(
+        bundle_copy, lambda files: {name: digest for name, digest in files.items() if name not in ("model.onnx", "reference.safetensors")}
+    )
+    found = {check.name: check for check in verify(bundle_copy).checks}
+    assert (found["model.onnx"].verdict, found["reference.safetensors"].verdict) == ("failed", "failed")
+    assert found["outputs"].verdict != "passed"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 64, safetensors.numpy.save({"other": np.zeros(1, np.float32)})])
+def test_a_reference_that_is_none_fails(bundle_copy, content):
+    rewrite(bundle_copy, {"reference.safetensors": content})
+    assert [check.name for check in verify(bundle_copy).failures] == ["outputs"]
+
+
+def test_a_protocol_that_takes_an_hour_is_not_followed(bundle_copy, monkeypatch):
+    monkeypatch.setattr(engine, "measure_in_turns", lambda *_: pytest.fail("timed"))
+    rewrite(bundle_copy, protocol=msgspec.structs.replace(QUICK, warmup_ms=3_600_000.0))
+    assert detail(bundle_copy, "latency") == "its protocol 'quick' takes 72000 s, at most 600 are spent"
+
+
+def test_a_protocol_beyond_any_use_is_an_error(bundle_copy):
+    edit(bundle_copy, lambda text: text.replace(b'"warmup_ms": 0.0', b'"warmup_ms": 1000000000000.0'))
+    with pytest.raises(BundleError, match=r"protocol\.warmup_ms") as caught:
+        verify(bundle_copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_brackets_without_end_are_an_error(bundle_copy):
+    edit(bundle_copy, lambda text: text.replace(b'"preprocessing": {', b'"preprocessing": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b","))
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        verify(bundle_copy)
