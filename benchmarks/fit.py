@@ -3,8 +3,8 @@
     python benchmarks/fit.py
 
 200 random instances on four tables: one that was measured, and three of simulated devices with other stairs. For half of them the search
-learned widths (objective `proportional`), for the other half channels have scores (`importance`); budgets are 35 to 85 % of the full
-network. Prints a table and writes it to benchmarks/fit.md. About ten minutes on one core; needs no quiet machine but for the times.
+learned widths (objective `proportional`), for the other half channels have scores (`importance`); budgets are 20 to 90 % of the
+way from the smallest network to the full one. Prints a table and writes it to benchmarks/fit.md. About ten minutes on one core; needs no quiet machine but for the times.
 """
 
 import random
@@ -30,7 +30,11 @@ from search.widths import TablePrices, fit, importance, network_price, proportio
 from search.workloads import workloads  # noqa: E402
 
 MEASURED = HERE.parent / "profiles" / "amd-epyc-zen4-1thread" / "repvgg-mini.fp32.latency.jsonl"
-SIMULATED = ("resnet20/widths", "resnet-18/widths", "mobilenetv2-1.0/widths")
+SIMULATED = {
+    "resnet20/widths": Settings(step=16, launch_us=0.5, macs_per_us=5_000),
+    "resnet-18/widths": Settings(step=64),
+    "mobilenetv2-1.0/widths": Settings(step=32),
+}
 INSTANCES = 50
 SEED = 0
 
@@ -48,12 +52,11 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def simulated(space: Prunable, work: Path) -> LatencyTable:
-    """The table of a simulated device: its stairs are 64 channels wide."""
+def simulated(space: Prunable, settings: Settings, work: Path) -> LatencyTable:
+    """The table of a simulated device, whose stairs are `settings.step` channels wide."""
     out = work / f"{space.name.replace('/', '-')}.latency.jsonl"
-    device = Simulated(Settings(seed=0))
     for _ in profile(
-        workloads(space, networks=12), device, out, protocol=protocol.get("fast"), lowering=LOWERING_VERSION, space=space.name
+        workloads(space, networks=12), Simulated(settings), out, protocol=protocol.get("fast"), lowering=LOWERING_VERSION, space=space.name
     ):
         pass
     return LatencyTable.load(out)
@@ -69,7 +72,8 @@ def instances(space: Prunable, table: LatencyTable) -> list[Outcome]:
 
     found = []
     for index in range(INSTANCES):
-        budget = draw.uniform(0.35, 0.85) * price(space.full_widths()).most
+        least, most = price(space.smallest_widths()).most, price(space.full_widths()).most
+        budget = least + draw.uniform(0.2, 0.9) * (most - least)
         learned = [max(options[0], round(draw.uniform(0.2, 1.0) * full)) for (_, full), options in zip(space.groups, choices, strict=True)]
         if objective := index % 2:
             scores = [[draw.expovariate(1) for _ in range(full)] for _, full in space.groups]
@@ -112,7 +116,9 @@ def main() -> None:
     tables: list[tuple[str, Prunable, LatencyTable]] = []
     with tempfile.TemporaryDirectory() as work:
         tables.append(("repvgg-mini, measured (AMD EPYC)", spaces.get("repvgg-mini"), LatencyTable.load(MEASURED)))
-        tables += [(f"{name}, simulated", space := spaces.get(name), simulated(space, Path(work))) for name in SIMULATED]
+        for name, settings in SIMULATED.items():
+            space = spaces.get(name)
+            tables.append((f"{name}, simulated, stairs of {settings.step}", space, simulated(space, settings, Path(work))))
         results = {name: instances(space, table) for name, space, table in tables}
     every = [outcome for found in results.values() for outcome in found]
     worse = [outcome for outcome in every if outcome.value < outcome.greedy - 2e-4 * abs(outcome.greedy)]

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from latency.interpolate import Interpolation
+from latency.interpolate import UNSEEN, Interpolation
 
 GRID = list(itertools.product(range(8, 129, 8), range(8, 129, 8)))
 
@@ -65,3 +65,54 @@ def test_measured_blocks_are_what_was_measured():
     fit, _, _ = some(stairs(16), GRID, 0.2)
     knot = np.array([[8, 8], [128, 128]])
     assert fit.predict(knot)[0] == pytest.approx([stairs(16)(8, 8), stairs(16)(128, 128)], rel=2e-3)
+
+
+def aligned(width):
+    """Steps of 64; 4 us more where 16 does not divide the width, and 3 us less where 64 does."""
+    return 20 + 5 * np.ceil(width / 64) + np.where(width % 16 != 0, 4.0, 0) - np.where(width % 64 == 0, 3.0, 0)
+
+
+@pytest.mark.parametrize(
+    "knots",
+    [
+        pytest.param(np.arange(8, 257, 16.0), id="every second width: odd multiples of 8"),
+        pytest.param(np.arange(16, 257, 16.0), id="every second width: multiples of 16"),
+        pytest.param(np.arange(8, 257, 24.0), id="every third width"),
+        pytest.param(np.arange(64, 257, 64.0), id="multiples of 64"),
+        *(pytest.param(np.sort(np.random.RandomState(k).permutation(np.arange(16, 256, 8.0))[:9]), id=f"random {k}") for k in range(6)),
+    ],
+)
+def test_intervals_hold_where_some_widths_cost_more_than_wider_ones(knots):
+    knots = np.unique([8.0, *knots, 256.0])
+    others = np.setdiff1d(np.arange(8, 257, 8.0), knots)
+    fit = Interpolation(knots[:, None], aligned(knots))
+    us, half = fit.predict(others[:, None])
+    errors = np.abs(us / aligned(others) - 1)
+    assert (errors <= half).mean() >= 0.8
+    if len(np.unique(knots % 16)) > 1 and len(knots) > 9:
+        assert errors.mean() <= 2 * fit.error + 0.07
+
+
+def test_widths_unlike_all_that_were_measured_have_a_wide_interval_and_others_do_not():
+    knots = np.arange(8.0, 257, 16)
+    us, half = Interpolation(knots[:, None], 20 + knots / 10).predict(np.array([[24.0], [64.0], [32.0]]))
+    assert half[0] < 0.01
+    assert half[1:].min() >= UNSEEN
+    assert us == pytest.approx([22.4, 26.4, 23.2], rel=0.05)
+
+
+def test_the_claimed_error_is_that_of_a_model_that_was_chosen_without_the_block():
+    """Noise of 5 % cannot be predicted, however many models are tried."""
+    draw = np.random.RandomState(1)
+    claimed, true, inside = [], [], []
+    for _ in range(8):
+        points = np.array(GRID)[draw.permutation(len(GRID))]
+        us = (20 + points.prod(axis=1) / 100) * np.exp(0.05 * draw.standard_normal(len(points)))
+        fit = Interpolation(points[:30], us[:30])
+        predicted, half = fit.predict(points[30:])
+        errors = np.abs(predicted / us[30:] - 1)
+        claimed.append(fit.error)
+        true.append(errors.mean())
+        inside.append((errors <= half).mean())
+    assert np.mean(claimed) == pytest.approx(np.mean(true), rel=0.25)
+    assert np.mean(inside) > 0.9
