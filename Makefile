@@ -12,7 +12,7 @@ env:
 	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
 
 test: env
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 lint: env
 	$(PY) -m ruff check .

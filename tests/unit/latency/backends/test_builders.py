@@ -1,10 +1,13 @@
 """Engines are built for real where TensorRT-RTX is installed: that needs no GPU."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
+import time
 
 import pytest
 
@@ -32,11 +35,19 @@ def test_engines_come_in_the_order_of_their_asking_and_a_bad_model_is_only_its_o
     assert len(again.result()) == len(good.result())
 
 
+def waiting(pipe):
+    """Number of bytes in a pipe."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def test_a_builder_that_dies_fails_what_it_was_at_and_is_replaced(builders):
     builders.submit(overhead_onnx()).result()
     process = builders._processes[-1]
     os.kill(process.pid, signal.SIGSTOP)  # so that it is at work when it dies
+    os.waitpid(process.pid, os.WUNTRACED)  # until it has stopped
     lost = builders.submit(overhead_onnx())
+    while not waiting(process.stdin):  # until it was given the work
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(BuildFailed, match="the builder died with exit code -9"):
         lost.result()
