@@ -26,7 +26,6 @@ from deploy import export, load, verify
 from latency import protocol
 from lathe import cli
 from search import spaces
-from search.network import build_network
 
 HERE = Path(__file__).parent
 FLIPS, CUTS, KILLS = 100, 30, 20
@@ -38,9 +37,8 @@ import sys, torch
 from deploy import export
 from latency import protocol
 from search import spaces
-from search.network import build_network
 print("begun", flush=True)
-export(build_network(spaces.get("repvgg-mini")), torch.zeros(1, 3, 32, 32), target="onnxruntime", out=sys.argv[1], protocol=protocol.FAST)
+export(spaces.get("repvgg-mini").module(), torch.zeros(1, 3, 32, 32), target="onnxruntime", out=sys.argv[1], protocol=protocol.FAST)
 """
 
 
@@ -136,7 +134,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        model, image = build_network(spaces.get("repvgg-mini")), torch.zeros(1, 3, 32, 32)
+        model, image = spaces.get("repvgg-mini").module(), torch.zeros(1, 3, 32, 32)
         for target in ("onnxruntime", "tensorrt-rtx"):
             made = export(model, image, target=target, out=work / target, protocol=protocol.FAST).directory
             assert lathe_verify(made) == (0, set()), "a whole bundle passes"

@@ -227,7 +227,7 @@ def main() -> None:
     data, test = cifar(options.archive, options.images)
     table = LatencyTable.load(options.table)
     space = spaces.get("repvgg-mini", classes=len(data.labels))
-    whole = table.measured_network(space.full_network()) or table.predict(space.full_network())
+    whole = table.measured_network(space.network()) or table.predict(space.network())
     budget_us = options.budget_fraction * whole.us
     settings = dict(zip(("pretrain_epochs", "search_epochs", "finetune_epochs"), options.epochs, strict=True))
     runs = {(way, seed): search(way, seed, data, table, budget_us, settings, options.work) for seed in range(options.seeds) for way in WAYS}

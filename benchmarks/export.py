@@ -29,7 +29,6 @@ from deploy.validate import compare_latency
 from latency import backends, protocol
 from reparam import RepVGGBlock, fuse
 from search import spaces
-from search.network import build_named
 
 HERE = Path(__file__).parent
 OURS = "ours: fuse, to_onnx"
@@ -37,10 +36,9 @@ SHIP = """
 import sys, torch
 from deploy import export
 from search import spaces
-from search.network import build_named
 
 torch.manual_seed(0)
-bundle = export(build_named(spaces.get("repvgg-a0")).eval(), torch.zeros(1, 3, 224, 224), target="onnxruntime", out=sys.argv[1])
+bundle = export(spaces.get("repvgg-a0").module().eval(), torch.zeros(1, 3, 224, 224), target="onnxruntime", out=sys.argv[1])
 assert not bundle.manifest.failures, bundle.manifest.failures
 """
 
@@ -48,7 +46,7 @@ assert not bundle.manifest.failures, bundle.manifest.failures
 def trained() -> nn.Module:
     """RepVGG-A0 in its training form; the norms' statistics are drawn, so that none of them is an identity."""
     torch.manual_seed(0)
-    model = build_named(spaces.get("repvgg-a0"))
+    model = spaces.get("repvgg-a0").module()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

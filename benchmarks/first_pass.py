@@ -47,7 +47,7 @@ def prediction_errors(table: LatencyTable) -> list[dict]:
     found = []
     while len(found) < NETWORKS:
         widths = tuple(draw.choice(space.width_choices(index)) for index in range(len(space.layers)))
-        blocks = space.network(widths)
+        blocks = space.network(space.choice(widths))
         if table.measured_network(blocks):
             continue
         with backend.compile(lower(blocks)) as compiled:

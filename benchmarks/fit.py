@@ -25,7 +25,7 @@ from latency import LatencyTable, profile, protocol  # noqa: E402
 from latency.backends.simulated import Settings, Simulated  # noqa: E402
 from search import spaces  # noqa: E402
 from search.budget import Price, round_up  # noqa: E402
-from search.space import Prunable  # noqa: E402
+from search.spaces import Prunable  # noqa: E402
 from search.widths import TablePrices, fit, importance, network_price, proportional  # noqa: E402
 from search.workloads import workloads  # noqa: E402
 

@@ -95,7 +95,7 @@ def networks_by_protocol(name: str) -> dict[str, Any]:
     for network in NETWORKS:
 
         def by_protocol(network: str = network) -> dict[str, Any]:
-            with backend.compile(lower(spaces.get(network).full_network(), backend.precision)) as compiled:
+            with backend.compile(lower(spaces.get(network).network(), backend.precision)) as compiled:
                 measured = {protocol: measure(compiled, protocol_of(protocol), backend.clock, backend.monitor) for protocol in PROTOCOLS}
             return {
                 key: {
@@ -117,13 +117,13 @@ def ship(target: str, network: str, work: Path) -> dict[str, Any]:
     """Export a named network for a target and verify it; the steps of its validation."""
     import torch
 
-    from search.workloads import deployed_form
+    from search.blocks import serial
 
     model, out = work / f"{network}.onnx", work / f"{network}.{target}"
     if not out.exists():
         space = spaces.get(network)
         torch.manual_seed(0)
-        model.write_bytes(to_onnx(deployed_form(space.full_network()), torch.zeros(1, *space.input_shape)))
+        model.write_bytes(to_onnx(serial(space.network()), torch.zeros(1, *space.input_shape)))
         done = subprocess.run(
             [sys.executable, "-m", "lathe", "export", str(model), "--target", target, "--out", str(out), "--json"],
             capture_output=True,

@@ -103,7 +103,7 @@ def unseen(table: LatencyTable) -> list[dict]:
     """Predicted against measured latency of random networks that are not in the table."""
     space, draw, backend, found = spaces.get(SPACE), random.Random(20_000), OnnxRuntime(threads=table.header.device.threads), []
     while len(found) < UNSEEN_NETWORKS:
-        network = space.random_network(draw)
+        network = space.network(space.random(draw))
         if table.measured_network(network):
             continue
         with backend.compile(lower(network)) as compiled:
@@ -149,7 +149,7 @@ def adaptively(path: Path, work: Path) -> dict:
 @cache
 def lower_nothing() -> bytes:
     """A replayed device looks at the key alone."""
-    return lower((spaces.get("repvgg-mini").full_network()[0],))
+    return lower((spaces.get("repvgg-mini").network()[0],))
 
 
 def main() -> None:

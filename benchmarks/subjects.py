@@ -12,7 +12,7 @@ from torch import nn
 from deploy import to_onnx
 from reparam import fuse
 from search import spaces
-from search.workloads import deployed_form
+from search.blocks import serial
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from encoder import Encoder
@@ -73,7 +73,7 @@ def networks(names: Sequence[str] = ()) -> Iterator[Network]:
             Network(name, lambda name=name: zoo[name].make(small=False), zoo[name].side)
             for name in ("RepVGG-A0", "ResNet-50", "MobileNetV2")
         ),
-        Network("GPUNet-1", lambda: deployed_form(spaces.get("gpunet-1").full_network()), _side("gpunet-1")),
+        Network("GPUNet-1", lambda: serial(spaces.get("gpunet-1").network()), _side("gpunet-1")),
         Network("EfficientNet-B0 (SE)", lambda: zoo["EfficientNet-B0"].make(small=False), zoo["EfficientNet-B0"].side),
         Network("U-Net", lambda: zoo["U-Net"].make(small=False), zoo["U-Net"].side),
         Network("encoder block", Encoder, 224),
@@ -85,4 +85,4 @@ def networks(names: Sequence[str] = ()) -> Iterator[Network]:
 
 
 def _side(space: str) -> int:
-    return int(spaces.get(space).full_network()[0].attr("h"))
+    return int(spaces.get(space).network()[0].attr("h"))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lathe.cli import Bundle, Export, Profile, Report, Search, TableShow
     from search.architecture import Architecture
     from search.record import Event as SearchEvent
-    from search.space import Prunable, Space
+    from search.space import Space
 
 METHODS = ("pas",)
 DEFAULT_NETWORKS = 48
@@ -232,7 +232,6 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     from search import spaces
     from search.errors import SearchError
     from search.methods import pas
-    from search.space import Prunable
 
     if command.method not in METHODS:
         raise SearchError(f"unknown method {command.method!r}: known are {', '.join(METHODS)}; try `lathe search {METHODS[0]} --help`")
@@ -240,9 +239,7 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     if table:
         _require_table(table, command)
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
-    space = spaces.get(command.space, classes=len(data.labels))
-    if not isinstance(space, Prunable):
-        raise SearchError(f"pas searches widths, and {space.name} has none that are open: choose repvgg-mini, or such as resnet-18/widths")
+    space = spaces.with_widths(spaces.get(command.space, classes=len(data.labels)), command.method)
     if table:
         _require_coverage(table, space)
     given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
@@ -273,10 +270,10 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
     table.require(device=device, precision=command.precision)
 
 
-def _require_coverage(table: LatencyTable, space: "Prunable") -> None:
+def _require_coverage(table: LatencyTable, space: "Space") -> None:
     """Refuse a table of another space, or without the data's classifier, with the whole command that measures it."""
     try:
-        table.predict(space.network(space.full_widths()))
+        table.predict(space.network())
     except CoverageError as error:
         if table.header.space != space.name:
             again = f"lathe profile {space.name} --backend {table.header.runtime.name} --classes {space.classes} --out NEW.latency.jsonl"
@@ -294,7 +291,7 @@ def _budget_us(command: "Search", space: "Space", table: LatencyTable) -> float:
         budget_us = command.budget_ms * 1000
     else:
         assert command.budget_fraction is not None
-        unpruned = space.full_network()
+        unpruned = space.network()
         measured = table.measured_network(unpruned)
         budget_us = command.budget_fraction * (measured or table.predict(unpruned)).us
     if not 0 < budget_us < float("inf"):

@@ -9,7 +9,7 @@ from msgspec import Struct
 from latency import BlockSpec, Device, Latency, Runtime
 from search.errors import SearchError
 from search.files import read_json, to_json
-from search.space import Chain, Layer, Prunable, Widths
+from search.spaces import Chain, Layer, Prunable, Widths
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,8 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def blocks(self) -> list[BlockSpec]:
         """Blocks of the deployed network, in order."""
-        return self.origin().network(self.widths)
+        origin = self.origin()
+        return origin.network(origin.choice(self.widths))
 
     def unpruned(self) -> "torch.nn.Module":
         """The network before pruning, in its training form; `baseline.safetensors` fits."""
@@ -132,17 +133,10 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             SearchError: that is missing, or has other groups.
         """
-        import torch
-
         from search import masks
 
-        network, example = module or self.unpruned(), torch.zeros(1, *self.input_shape)
-        groups = {group.name: group for group in masks.prunable_groups(network, example)}
-        for layer in self.layers:
-            if layer.width < layer.of and (layer.name not in groups or groups[layer.name].channels != layer.of):
-                raise SearchError(f"the network has no group {layer.name} of {layer.of} channels: give the module that was searched")
-        kept = masks.first([(layer.name, layer.of) for layer in self.layers], self.widths)
-        return masks.mask(network, example, [group for group in groups.values() if group.name in kept], kept)
+        widths = {layer.name: (layer.width, layer.of) for layer in self.layers}
+        return masks.narrowed(module or self.unpruned(), self.input_shape, widths)
 
 
 def load_architecture(path: str | Path) -> Architecture:

@@ -4,6 +4,7 @@ Both forms of a block have the same structure and names, so that `reparam.fuse` 
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from typing import final
 
@@ -39,6 +40,11 @@ def deployed(spec: BlockSpec, *, se_width: int | None = None) -> nn.Module:
         se_width: channels inside of a squeeze-and-excite, where they shall be others than `ops.se_width` says.
     """
     return _block(spec, normed=False, se_width=se_width or ops.se_width(spec.width("c_in")))
+
+
+def serial(network: Sequence[BlockSpec]) -> nn.Sequential:
+    """Blocks in the form that ships, one behind the other."""
+    return nn.Sequential(*map(deployed, network))
 
 
 def pooled_linear(c_in: int, classes: int) -> nn.Sequential:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 from search.errors import SearchError
-from search.space import Widths
+from search.spaces import Widths
 
 
 class Price(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latency import Latency, LatencyTable, Surface
 from search import ops
-from search.space import Prunable, Widths
+from search.spaces import Prunable, Widths
 
 Scalar = Float[Tensor, ""]
 

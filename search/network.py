@@ -1,41 +1,13 @@
-"""A chain or a single network as a trainable module, and its weights on disk."""
+"""The weights of a trainable network on disk."""
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
 
 from latency.errors import one_line
-from reparam import RepVGGBlock
-from search import blocks
-from search.blocks import pooled_linear
 from search.errors import SearchError
-from search.space import Chain, Fixed
 from search.tensors import read_tensors, write_tensors
-
-
-def build_network(space: Chain) -> nn.Sequential:
-    """The unpruned network of a chain in its training form: one RepVGG block a layer, then the head.
-
-    Its parameters are drawn from torch's global random state.
-    """
-    modules: OrderedDict[str, nn.Module] = OrderedDict()
-    channels = space.input_shape[0]
-    for layer in space.layers:
-        modules[layer.name] = RepVGGBlock(channels, layer.width, stride=layer.stride)
-        channels = layer.width
-    modules["head"] = pooled_linear(channels, space.classes)
-    return nn.Sequential(modules)
-
-
-def build_named(space: Fixed) -> nn.Sequential:
-    """A single network in its training form, one module a block; `workloads.deployed_form` of its blocks is what ships.
-
-    Its parameters are drawn from torch's global random state. `reparam.fuse` of it has the weights of the form that ships.
-    """
-    make = blocks.trained_as_repvgg if space.trained_as == "repvgg" else blocks.trained
-    return nn.Sequential(*map(make, space.full_network()))
 
 
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:

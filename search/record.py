@@ -11,7 +11,7 @@ from latency.files import beside, sha256, write_whole
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import read_json, to_json
-from search.space import Widths
+from search.spaces import Widths
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"

@@ -22,7 +22,7 @@ from latency import BlockSpec, LatencyTable
 from search import ops
 from search.budget import Price, Pricing
 from search.errors import SearchError
-from search.space import Prunable, Site, Span, Widths
+from search.spaces import Prunable, Site, Span, Widths
 
 TIME_LIMIT_S = 120.0
 """Solving time; a program of fifty groups of 32 widths takes a few seconds. Widths are reproducible where it is not reached."""

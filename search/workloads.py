@@ -23,17 +23,15 @@ from deploy.graph import Precision
 from deploy.lowering import to_onnx, to_program
 from latency import BlockSpec, Lowered, Workload
 from latency.weights import fill_weights, filled, strip_weights
-from reparam import fuse, squeeze
-from search import blocks, masks, ops
-from search.space import Prunable, Space, Widths
-from search.spaces.traced import Traced
+from search import blocks, ops
+from search.space import Choice, Space
 
 _LARGEST_CONSTANT = 31
 """No axis, ONNX type or other constant in a graph is above it; channel counts of templates are."""
 
 
 def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32", program: bool = False) -> list[Workload]:
-    """Every distinct block of a space; then its full, its smallest, and random networks, each once. Lowered when their `onnx` is called.
+    """Every distinct block of a space; then its largest, its smallest, and random networks, each once. Lowered when their `onnx` is called.
 
     Args:
         space: what to measure.
@@ -42,13 +40,13 @@ def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Pre
         precision: of weights and arithmetic.
         program: whether to lower to the program that torch runs, too.
     """
-    lowered, pruned = (lower_with_program, lower_pruned_with_program) if program else (lower, lower_pruned)
+    lowered, whole = (lower_with_program, lower_network_with_program) if program else (lower, lower_network)
     each = [Workload.block(spec, partial(lowered, (spec,), precision)) for spec in space.blocks()]
     draw = random.Random(seed)
-    if isinstance(space, Traced):  # its blocks are no chain: a network is lowered from the module itself
-        widths = [space.full_widths(), space.smallest_widths(), *(space.random_widths(draw) for _ in range(networks))]
-        return [*each, *(Workload.network(space.network(w), partial(pruned, space, w, precision)) for w in dict.fromkeys(widths))]
-    chains = [space.full_network(), space.smallest_network(), *(space.random_network(draw) for _ in range(networks))]
+    choices = dict.fromkeys([space.largest(), space.smallest(), *(space.random(draw) for _ in range(networks))])
+    if not space.serial:
+        return [*each, *(Workload.network(space.network(choice), partial(whole, space, choice, precision)) for choice in choices)]
+    chains = [space.network(choice) for choice in choices]
     return [
         *each,
         *(Workload.network(chain, partial(lowered, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
@@ -69,7 +67,7 @@ def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32"
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = deployed_form(chain)
+        module = blocks.serial(chain)
     return Lowered(onnx=lower(chain, precision), program=to_program(module, _example(chain[0]), precision=precision))
 
 
@@ -77,26 +75,15 @@ def _example(spec: BlockSpec) -> torch.Tensor:
     return torch.zeros(1, spec.width("c_in"), int(spec.attr("h")), int(spec.attr("w")))
 
 
-def lower_pruned(space: Prunable, widths: Widths, precision: Precision = "fp32") -> bytes:
-    """ONNX of a space's own module, pruned to these widths, fused and squeezed; the weights are random by the rule of `latency.weights`."""
-    return filled(to_onnx(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision))
+def lower_network(space: Space, choice: Choice, precision: Precision = "fp32") -> bytes:
+    """ONNX of a network as the space itself deploys it; the weights are random by the rule of `latency.weights`."""
+    return filled(to_onnx(space.deployed(choice), torch.zeros(1, *space.input_shape), precision=precision))
 
 
-def lower_pruned_with_program(space: Prunable, widths: Widths, precision: Precision = "fp32") -> Lowered:
-    """As `lower_pruned`, with the program of the same network that torch itself runs."""
-    lowered = lowering.lower(_pruned(space, widths), torch.zeros(1, *space.input_shape), precision=precision, program=True)
+def lower_network_with_program(space: Space, choice: Choice, precision: Precision = "fp32") -> Lowered:
+    """As `lower_network`, with the program of the same network that torch itself runs."""
+    lowered = lowering.lower(space.deployed(choice), torch.zeros(1, *space.input_shape), precision=precision, program=True)
     return replace(lowered, onnx=filled(lowered.onnx))
-
-
-def _pruned(space: Prunable, widths: Widths) -> nn.Module:
-    example, module = torch.zeros(1, *space.input_shape), space.module()
-    network = masks.mask(module, example, masks.prunable_groups(module, example), masks.first(space.groups, widths))
-    return squeeze(fuse(network), example)
-
-
-def deployed_form(chain: Sequence[BlockSpec]) -> nn.Sequential:
-    """Blocks as modules, one behind the other, in the form that ships."""
-    return nn.Sequential(*map(blocks.deployed, chain))
 
 
 def resize(graph: onnx.GraphProto, sizes: Mapping[int, int]) -> None:

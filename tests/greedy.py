@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from search.budget import Pricing, round_freely
-from search.space import Widths
+from search.spaces import Widths
 
 
 def fit_widths(

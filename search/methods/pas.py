@@ -36,7 +36,7 @@ from search.methods import importance
 from search.network import load_weights, save_weights
 from search.record import PHASES, Chosen, EpochDone, Event, Finished, NetworkResult, Phase, Result, Resumed, Run, open_run
 from search.runtime import Runtime, read_state, restore, save_checkpoint
-from search.space import Prunable, Widths
+from search.spaces import Prunable, Widths
 from search.train import Score, cosine, evaluate, make_optimizer, train_epoch
 
 T = TypeVar("T")
@@ -233,7 +233,7 @@ class _Search:
     def _build(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            return self.space.module()
+            return self.space.unpruned()
 
     def run(self, run_sha256: str) -> Iterator[Event]:
         checkpoint = self.out / record.CHECKPOINT

@@ -1,11 +1,34 @@
 """The search spaces, and single networks, that are known by name."""
 
 from search.errors import SearchError
-from search.space import Fixed, Space
+from search.space import Space
 from search.spaces import gpunet, mobilenet, prunet, repvgg, resnet
+from search.spaces.chain import Chain, Layer
+from search.spaces.fixed import Fixed
+from search.spaces.layered import Layered, MultiBlock, StochasticLayer
+from search.spaces.prunable import Prunable, Site, Span, Widths
+from search.spaces.records import from_record
 from search.spaces.traced import Traced, of_module, traced
 
-__all__ = ["WIDTHS", "Traced", "get", "names", "of_module"]
+__all__ = [
+    "WIDTHS",
+    "Chain",
+    "Fixed",
+    "Layer",
+    "Layered",
+    "MultiBlock",
+    "Prunable",
+    "Site",
+    "Span",
+    "StochasticLayer",
+    "Traced",
+    "Widths",
+    "from_record",
+    "get",
+    "names",
+    "of_module",
+    "with_widths",
+]
 
 WIDTHS = "/widths"
 """Behind the name of a single network: the space of its widths, such as resnet-18/widths."""
@@ -71,11 +94,26 @@ def get(name: str, *, classes: int | None = None, resolution: int | None = None)
     raise SearchError(f"unknown space {name!r}: known are {', '.join(names())}; try `lathe space {names()[0]}`")
 
 
+def with_widths(space: Space, method: str) -> Prunable:
+    """A space as one of open widths.
+
+    Args:
+        space: any.
+        method: that asks, for the message.
+
+    Raises:
+        SearchError: none of its widths are open.
+    """
+    if not isinstance(space, Prunable):
+        raise SearchError(
+            f"{method} searches widths, and {space.name} has none that are open: choose repvgg-mini, or such as resnet-18/widths"
+        )
+    return space
+
+
 def _widths(space: Space) -> Space:
     if not isinstance(space, Fixed):
         raise SearchError(f"{space.name}{WIDTHS}: only a single network has a space of its widths, such as resnet-18{WIDTHS}")
     import torch
 
-    from search.network import build_named
-
-    return traced(lambda: build_named(space), torch.zeros(1, *space.input_shape), name=space.name + WIDTHS)
+    return traced(space.module, torch.zeros(1, *space.input_shape), name=space.name + WIDTHS)

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from search import ops
-from search.space import Fixed, check_input
+from search.spaces.checks import check_input
+from search.spaces.fixed import Fixed
 
 
 class Stage(NamedTuple):
@@ -80,4 +81,4 @@ def _build(name: str, stem: int, stages: tuple[Stage, ...], classes: int, resolu
                     )
                 )
     network.append(ops.tail(ops.output_shape(network[-1]), classes, hidden=1280))
-    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, network=tuple(network))
+    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, sequence=tuple(network))

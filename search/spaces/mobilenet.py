@@ -6,7 +6,8 @@ The number behind the name is the multiplier. MnasNet-B1 is the one without sque
 from typing import NamedTuple
 
 from search import ops
-from search.space import Fixed, check_input
+from search.spaces.checks import check_input
+from search.spaces.fixed import Fixed
 
 
 class Stage(NamedTuple):
@@ -65,7 +66,7 @@ def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
                 network.append(ops.inverted_residual(shape, width, hidden=hidden, kernel=stage.kernel, stride=stride, act=act))
     last = max(1280, _scaled(1280, float(multiplier))) if family == "mobilenetv2" else 1280
     network.append(ops.tail(ops.output_shape(network[-1]), classes, hidden=last, act=act))
-    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, network=tuple(network))
+    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, sequence=tuple(network))
 
 
 def _scaled(channels: int, multiplier: float) -> int:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from search import ops
 from search.ops import Shape
-from search.space import Layered, MultiBlock, StochasticLayer, check_input
+from search.spaces.checks import check_input
+from search.spaces.layered import Layered, MultiBlock, StochasticLayer
 
 GRANULARITY = 32
 MAX_EXPANSION = 8
@@ -82,7 +83,7 @@ def _build(name: str, stages: tuple[Stage, ...], *, stem_stride: int, tail: int,
     halvings = sum(stride == 2 for stride in (stem_stride, *(stage.stride for stage in stages)))
     check_input(name, classes=classes, resolution=resolution, halvings=halvings)
     stem = ops.conv((3, resolution, resolution), stages[0].channels, stride=stem_stride, act="swish")
-    layers = [StochasticLayer(name="stem", options=(MultiBlock(spec=stem),))]
+    layers = [StochasticLayer(name="stem", options=(MultiBlock(name="stem", spec=stem),))]
     shape = ops.output_shape(stem)
     for number, stage in enumerate(stages, 1):
         for index in range(stage.layers):
@@ -90,20 +91,23 @@ def _build(name: str, stages: tuple[Stage, ...], *, stem_stride: int, tail: int,
             after = ops.output_shape(options[0].spec)
             layers.append(StochasticLayer(name=f"stage{number}_{index}", options=options, skippable=after == shape))
             shape = after
-    layers.append(StochasticLayer(name="tail", options=(MultiBlock(spec=ops.tail(shape, classes, hidden=tail)),)))
+    layers.append(StochasticLayer(name="tail", options=(MultiBlock(name="tail", spec=ops.tail(shape, classes, hidden=tail)),)))
     return Layered(name=name, input_shape=(3, resolution, resolution), classes=classes, layers=tuple(layers))
 
 
 def _options(stage: Stage, shape: Shape, stride: int) -> tuple[MultiBlock, ...]:
     """What one layer chooses among."""
     if stage.op == "conv":
-        specs = [ops.conv(shape, stage.channels, kernel=kernel, stride=stride, act=stage.act) for kernel in (3, 5)]
-        return tuple(MultiBlock(spec=spec) for spec in specs)
+        return tuple(
+            MultiBlock(name=f"conv_k{kernel}", spec=ops.conv(shape, stage.channels, kernel=kernel, stride=stride, act=stage.act))
+            for kernel in (3, 5)
+        )
     widest = MAX_EXPANSION * shape[0]
-    specs = [
-        ops.inverted_residual(
+    found = []
+    for kernel, se in itertools.product((3, 5), (False, True)):
+        spec = ops.inverted_residual(
             shape, stage.channels, hidden=widest, kernel=kernel, stride=stride, act=stage.act, se=se, fused=stage.op == "fused_irb"
         )
-        for kernel, se in itertools.product((3, 5), (False, True))
-    ]
-    return tuple(MultiBlock(spec=spec, hidden=tuple(range(GRANULARITY, widest + 1, GRANULARITY))) for spec in specs)
+        name = f"{stage.op}_k{kernel}{'_se' if se else ''}"
+        found.append(MultiBlock(name=name, spec=spec, hidden=tuple(range(GRANULARITY, widest + 1, GRANULARITY))))
+    return tuple(found)

@@ -7,7 +7,9 @@ The named networks are those of the paper's Table 2: five stages, the first of o
 from typing import NamedTuple
 
 from search import ops
-from search.space import Chain, Fixed, Layer, check_input
+from search.spaces.chain import Chain, Layer
+from search.spaces.checks import check_input
+from search.spaces.fixed import Fixed
 
 
 class Shape(NamedTuple):
@@ -53,7 +55,7 @@ def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
             network.append(ops.conv(shape, width, stride=1 if index else 2, groups=grouped))
             shape = ops.output_shape(network[-1])
     network.append(ops.head(shape, classes))
-    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, network=tuple(network), trained_as="repvgg")
+    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, sequence=tuple(network), trained_as="repvgg")
 
 
 def mini(*, classes: int = 10, resolution: int = 32) -> Chain:

@@ -6,7 +6,8 @@ GMACs, as it is cited with. A shortcut between unequal shapes is a 1x1 convoluti
 """
 
 from search import ops
-from search.space import Fixed, check_input
+from search.spaces.checks import check_input
+from search.spaces.fixed import Fixed
 
 _IMAGENET = {"resnet-18": (2, 2, 2, 2), "resnet-34": (3, 4, 6, 3), "resnet-50": (3, 4, 6, 3)}
 _CIFAR = {f"resnet{depth}": depth for depth in (20, 32, 56, 110, 164)}
@@ -40,4 +41,4 @@ def named(name: str, *, classes: int | None = None, resolution: int | None = Non
             shape, stride = ops.output_shape(network[-1]), 2 if stage and not index else 1
             network.append(ops.residual(shape, hidden * (4 if bottleneck else 1), hidden=hidden, stride=stride, bottleneck=bottleneck))
     network.append(ops.head(ops.output_shape(network[-1]), classes))
-    return Fixed(name=name, input_shape=image, classes=classes, network=tuple(network))
+    return Fixed(name=name, input_shape=image, classes=classes, sequence=tuple(network))

@@ -13,7 +13,8 @@ from latency.block import BlockSpec
 from search import ops
 from search.errors import SearchError
 from search.ops import Counts, Geometry
-from search.space import Prunable, Site, Span, Widths
+from search.space import Choice
+from search.spaces.prunable import Prunable, Site, Span, Widths
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +52,37 @@ class Traced(Prunable):
         """The layers in the order in which they run."""
         return list(self.places)
 
-    def module(self) -> "nn.Module":
+    @property
+    def serial(self) -> bool:
+        """No: what is between its layers is no block."""
+        return False
+
+    def network(self, choice: Choice | None = None) -> list[BlockSpec]:
+        """Its layers in the order in which they run.
+
+        Raises:
+            SearchError: the choice is not of this space, or the space comes from a file that does not list the layers.
+        """
+        if not self.places:
+            raise SearchError(f"the layers of {self.name} are not recorded: make the space again with spaces.of_module(model, ...)")
+        return super().network(choice)
+
+    def unpruned(self) -> "nn.Module":
         """The network before pruning."""
         return self.make()
+
+    def deployed(self, choice: Choice | None = None) -> "nn.Module":
+        """Fused and squeezed."""
+        import torch
+
+        from reparam import fuse, squeeze
+
+        return squeeze(fuse(self.module(choice)), torch.zeros(1, *self.input_shape))
 
     def record(self) -> dict[str, Any]:
         """Its fields but the module."""
         facts = {name: getattr(self, name) for name in ("name", "input_shape", "classes", "granularity", "points", "members", "places")}
-        return msgspec.json.decode(msgspec.json.encode(facts))
+        return msgspec.json.decode(msgspec.json.encode({"kind": "traced", **facts}))
 
     def width_choices(self, index: int) -> Widths:
         """Multiples of the granularity, or of a multiple of it where they would be too many, and the full width."""

@@ -9,7 +9,7 @@ from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, Tab
 from search import ops
 from search.architecture import Preprocessing
 from search.data import Augmentation, Dataset, Split
-from search.space import Chain, Layer, Prunable
+from search.spaces import Chain, Layer, Prunable
 
 
 def block_us(spec: BlockSpec) -> float:
@@ -33,7 +33,7 @@ def make_table(space: Prunable) -> LatencyTable:
         space=space.name,
         created="2000-01-01",
     )
-    networks = [space.network(tuple(options[k % len(options)] for options in _choices(space))) for k in range(8)]
+    networks = [space.network(space.choice(tuple(options[k % len(options)] for options in _choices(space)))) for k in range(8)]
     rows = [_row("block", spec.key, block_us(spec)) for spec in space.blocks()]
     rows += [
         _row("network", f"network-{index}", network_us(blocks), tuple(spec.key for spec in blocks)) for index, blocks in enumerate(networks)

@@ -18,13 +18,13 @@ def scalars(widths):
 def test_on_the_grid_it_is_the_tables_prediction(tiny, table):
     cost = ExpectedLatency(tiny, table)
     for widths in itertools.product(*(tiny.width_choices(index) for index in range(3))):
-        assert cost(scalars(widths)).item() == pytest.approx(table.predict(tiny.network(widths)).us, rel=1e-6)
+        assert cost(scalars(widths)).item() == pytest.approx(table.predict(tiny.network(tiny.choice(widths))).us, rel=1e-6)
 
 
 def test_between_grid_points_it_is_bilinear(tiny, table):
     cost = ExpectedLatency(tiny, table)
     # Channels of b and c half-way across a step in both directions: the mean of the four corners.
-    corners = [table.predict(tiny.network((16, b, c))).us for b, c in itertools.product((16, 24), (16, 24))]
+    corners = [table.predict(tiny.network(tiny.choice((16, b, c)))).us for b, c in itertools.product((16, 24), (16, 24))]
     assert cost(scalars((16, 20, 20))).item() == pytest.approx(sum(corners) / 4, rel=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_the_gradient_goes_through_output_and_input_widths(tiny, table):
     widths = scalars((16, 32, 32))
     ExpectedLatency(tiny, table)(widths).backward()
     scale = table.predictor.scale
-    own, next_one, head = tiny.network((16, 32, 32))[1:]
+    own, next_one, head = tiny.network(tiny.choice((16, 32, 32)))[1:]
 
     def mean_slope(spec, name):
         narrow = spec.with_widths(**{name: 16})
@@ -61,7 +61,7 @@ def test_macs_are_counted_with_both_gradients(tiny):
     widths = scalars((16, 32, 24))
     macs = ExpectedMacs(tiny)(widths)
     macs.backward()
-    assert macs.item() == tiny.macs(tiny.network((16, 32, 24)))
+    assert macs.item() == tiny.macs(tiny.network(tiny.choice((16, 32, 24))))
     # b: 9 * 4*4 pixels * 16 inputs as an output; 9 * 4*4 pixels * 24 outputs as an input.
     assert widths[1].grad.item() == 9 * 16 * 16 + 9 * 16 * 24
 
@@ -95,7 +95,7 @@ def test_a_concatenation_has_the_sum_of_its_widths(joined):
     widths = scalars((16, 24, 32))
     macs = ExpectedMacs(joined)(widths)
     macs.backward()
-    assert macs.item() == joined.macs(joined.network((16, 24, 32)))
+    assert macs.item() == joined.macs(joined.network(joined.choice((16, 24, 32))))
     # a: 27 weights a channel as an output, 32 as an input of the 1x1 convolution; b alike; 8x8 pixels.
     assert [width.grad.item() for width in widths[:2]] == [64 * (27 + 32)] * 2
     # its own 40 inputs, 9 weights of the depth-wise convolution, which grow with it and not with its square, 2 outputs of the classifier.
@@ -105,11 +105,13 @@ def test_a_concatenation_has_the_sum_of_its_widths(joined):
 def test_latency_of_any_network_is_the_tables_prediction_with_a_slope_everywhere(joined):
     table = make_table(joined)
     cost = ExpectedLatency(joined, table)
-    assert cost(scalars((32, 32, 48))).item() == pytest.approx(table.predict(joined.full_network()).us, rel=1e-5)
+    assert cost(scalars((32, 32, 48))).item() == pytest.approx(table.predict(joined.network()).us, rel=1e-5)
     widths = scalars((16, 24, 32))
     us = cost(widths)
     us.backward()
-    assert us.item() == pytest.approx(table.predict(joined.network((16, 24, 32))).us, rel=0.02)  # 40 inputs lie between two grid points
+    assert us.item() == pytest.approx(
+        table.predict(joined.network(joined.choice((16, 24, 32)))).us, rel=0.02
+    )  # 40 inputs lie between two grid points
     assert all(width.grad > 0 for width in widths)
 
 
@@ -117,5 +119,5 @@ def test_whole_widths_cost_what_table_and_space_say(joined, tiny, table):
     for space, known in ((joined, make_table(joined)), (tiny, table)):
         latency, macs = NetworkLatency(space, known), ExpectedMacs(space)
         for widths in (space.full_widths(), space.smallest_widths(), tuple(width - 8 for width in space.full_widths())):
-            assert latency(widths) == known.predict(space.network(widths)) == latency(widths)
-            assert macs.count(widths) == space.macs(space.network(widths))
+            assert latency(widths) == known.predict(space.network(space.choice(widths))) == latency(widths)
+            assert macs.count(widths) == space.macs(space.network(space.choice(widths)))

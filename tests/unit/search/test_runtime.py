@@ -1,7 +1,6 @@
 import msgspec
 import torch
 
-from search.network import build_network
 from search.runtime import Runtime, read_state, restore, save_checkpoint
 from search.train import make_optimizer, train_epoch
 
@@ -12,7 +11,7 @@ class State(msgspec.Struct, frozen=True):
 
 def make(tiny, seed):
     torch.manual_seed(seed)
-    runtime, network = Runtime(), build_network(tiny)
+    runtime, network = Runtime(), tiny.module()
     optimizer = make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.01)
     return runtime, network, optimizer, *runtime.setup(network, optimizer)
 
@@ -54,7 +53,7 @@ def test_restored_momentum_has_the_memory_layout_of_its_parameter(tiny, stripes,
 
 def test_setup_keeps_the_parameters_and_makes_images_channels_last(tiny):
     runtime = Runtime()
-    network = build_network(tiny)
+    network = tiny.module()
     before = [id(parameter) for parameter in network.parameters()]
     runtime.setup(network, make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0))
     assert [id(parameter) for parameter in network.parameters()] == before

@@ -1,53 +1,70 @@
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+import pytest
 import torch
 
 import reparam
 import search
-from search import spaces
-from search.network import build_network
-from search.space import Chain, Layer
+from search import Choice, SearchError, spaces
+
+KINDS = ["repvgg-mini", "prunet-cifar", "resnet-18"]
 
 
-def test_choices_end_with_the_full_width():
-    space = Chain(name="odd", input_shape=(3, 8, 8), classes=2, layers=(Layer(name="a", width=20), Layer(name="b", width=4)))
-    assert space.width_choices(0) == (8, 16, 20)
-    assert space.width_choices(1) == (4,)
-    assert space.size() == 3
-    assert (space.smallest_widths(), space.full_widths()) == ((8, 4), (20, 4))
+def test_equal_choices_have_equal_json_whatever_their_order():
+    one, other = Choice(widths={"b": 8, "a": 16}, depths={"s": 2}), Choice(depths={"s": 2}, widths={"a": 16, "b": 8})
+    assert (one, hash(one), msgspec.json.encode(one)) == (other, hash(other), msgspec.json.encode(other))
+    assert msgspec.json.encode(one) == b'{"widths":{"a":16,"b":8},"options":{},"depths":{"s":2}}'
+    assert msgspec.json.decode(msgspec.json.encode(one), type=Choice) == one
+    assert one != Choice(widths={"a": 16, "b": 8})
 
 
-def test_network_halves_odd_resolutions_upwards_as_convolutions_do():
-    space = Chain(name="odd", input_shape=(3, 9, 7), classes=5, layers=(Layer(name="a", width=8, stride=2), Layer(name="b", width=8)))
-    keys = [spec.key for spec in space.network((8, 8))]
-    assert keys == [
-        "conv(act=relu,h=9,kernel=3,stride=2,w=7)[c_in=3,c_out=8]",
-        "conv(act=relu,h=5,kernel=3,stride=1,w=4)[c_in=8,c_out=8]",
-        "head(h=5,w=4)[c_in=8,c_out=5]",
-    ]
+def test_an_unknown_field_of_a_choice_is_refused():
+    with pytest.raises(msgspec.ValidationError, match="colours"):
+        msgspec.json.decode(b'{"colours":{}}', type=Choice)
 
 
-def test_blocks_are_those_of_every_network_and_no_other(tiny):
-    from itertools import product
+@pytest.mark.parametrize("name", KINDS)
+def test_ends_and_random_networks_are_within_the_blocks(name):
+    space, draw = spaces.get(name), random.Random(0)
+    blocks = set(space.blocks())
+    choices = [space.largest(), space.smallest(), *(space.random(draw) for _ in range(10))]
+    assert all(set(space.network(choice)) <= blocks for choice in choices)
+    assert space.network() == space.network(space.largest())
+    assert space.macs(space.network(choices[1])) <= min(space.macs(space.network(choice)) for choice in choices)
+    assert space.random(random.Random(3)) == space.random(random.Random(3))
 
-    networks = product(*(tiny.width_choices(index) for index in range(3)))
-    wanted = {spec for widths in networks for spec in tiny.network(widths)}
-    blocks = tiny.blocks()
-    assert set(blocks) == wanted
-    assert len(blocks) == len(wanted)
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_module_trains_ships_and_has_the_size_that_the_space_says(name):
+    """In the training form, and deployed; a prunable space keeps channels that are masked, so its largest network is counted."""
+    space = spaces.get(name, resolution=32)
+    choice = space.largest() if name == "repvgg-mini" else space.random(random.Random(1))
+    network, x = space.module(choice), torch.randn(2, *space.input_shape)
+    network(x).sum().backward()
+    for deployed, module in ((False, network), (True, reparam.fuse(network)), (True, space.deployed(choice))):
+        counts = reparam.count(module, x[:1])
+        blocks = space.network(choice)
+        assert (counts.params, counts.macs) == (space.parameters(blocks, deployed=deployed), space.macs(blocks, deployed=deployed))
 
 
-def test_counts_are_those_of_the_modules():
-    space = spaces.get("repvgg-mini")
-    network, x = build_network(space), torch.zeros(1, *space.input_shape)
-    trained, deployed = reparam.count(network, x), reparam.count(reparam.fuse(network), x)
-    assert (space.parameters(deployed=False), space.macs(deployed=False)) == (trained.params, trained.macs)
-    assert (space.parameters(), space.macs()) == (deployed.params, deployed.macs)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_choice_of_another_space_is_refused(name):
+    space = spaces.get(name)
+    for foreign in (Choice(widths={"nowhere": 8}), Choice(depths={"stage1": 2})):
+        with pytest.raises(SearchError, match=rf"^{name}"):
+            space.network(foreign)
+        with pytest.raises(SearchError, match=rf"^{name}"):
+            space.module(foreign)
 
 
 def test_a_space_needs_no_torch():
-    code = "import sys, search; [search.spaces.get(name).blocks() for name in search.spaces.names()]; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, search; spaces = [search.spaces.get(name) for name in search.spaces.names()];"
+        "[(s.blocks(), s.network(s.smallest()), search.spaces.from_record(s.record())) for s in spaces]; sys.exit('torch' in sys.modules)"
+    )
     root = Path(search.__file__).parents[1]
     assert subprocess.run([sys.executable, "-P", "-c", code], cwd=root, check=False).returncode == 0

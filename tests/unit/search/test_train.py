@@ -6,7 +6,6 @@ from msgspec.structs import replace
 from torch import nn
 
 from search import SearchError
-from search.network import build_network
 from search.runtime import Runtime
 from search.train import cosine, evaluate, make_optimizer, train_epoch
 
@@ -23,7 +22,7 @@ def test_cosine_warms_up_and_ends_at_nothing():
 @pytest.fixture
 def trained(tiny):
     torch.manual_seed(0)
-    runtime, network = Runtime(), build_network(tiny)
+    runtime, network = Runtime(), tiny.module()
     optimizer = make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)
     return runtime, network, *runtime.setup(network, optimizer)
 

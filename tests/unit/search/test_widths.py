@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from latency import BlockSpec
 from search import SearchError, ops, widths
 from search.budget import Price
-from search.space import Site, Span
+from search.spaces import Site, Span
 from search.spaces.traced import Traced
 from search.widths import TablePrices, fit, importance, macs_price, network_price, proportional
 
@@ -158,8 +158,8 @@ def test_what_is_left_of_the_budget_goes_where_the_ratio_is_least():
 def test_a_price_of_blocks_adds_up_to_the_prediction(tiny, table):
     prices, draw = TablePrices(table), random.Random(0)
     for _ in range(20):
-        network = tiny.random_widths(draw)
-        predicted, price = table.predict(tiny.network(network)), network_price(tiny.sites(), prices, network)
+        choice = tiny.random(draw)
+        predicted, price = table.predict(tiny.network(choice)), network_price(tiny.sites(), prices, tiny.widths(choice))
         assert price.cost == pytest.approx(predicted.us, rel=1e-12)
         assert price.most == pytest.approx(predicted.high_us, rel=1e-12)
 

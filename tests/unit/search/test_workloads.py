@@ -13,7 +13,8 @@ from deploy.graph import check
 from deploy.lowering import to_onnx
 from latency import BlockSpec, blocks_zip
 from search import ops, spaces
-from search.workloads import deployed_form, lower, lower_with_program, workloads
+from search.blocks import serial
+from search.workloads import lower, lower_with_program, workloads
 
 MINI = spaces.get("repvgg-mini")
 WIDTHS = (8, 24, 32, 40, 64, 72, 16)
@@ -68,7 +69,7 @@ def structure(model: onnx.ModelProto) -> tuple:
 def direct(chain: list[BlockSpec], precision: str) -> onnx.ModelProto:
     first = chain[0]
     example = torch.zeros(1, first.width("c_in"), first.attr("h"), first.attr("w"))
-    return onnx.load_from_string(to_onnx(deployed_form(chain), example, precision=precision))
+    return onnx.load_from_string(to_onnx(serial(chain), example, precision=precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -105,7 +106,9 @@ def residual() -> list[BlockSpec]:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(
-    "chain", [MINI.network(WIDTHS), mobile(24), mobile(24)[1:3], residual()], ids=["repvgg", "mobile", "two blocks", "residual"]
+    "chain",
+    [MINI.network(MINI.choice(WIDTHS)), mobile(24), mobile(24)[1:3], residual()],
+    ids=["repvgg", "mobile", "two blocks", "residual"],
 )
 def test_a_joined_network_equals_a_direct_export_node_for_node(chain, precision):
     assert structure(onnx.load_from_string(lower(chain, precision))) == structure(direct(chain, precision))
@@ -113,7 +116,7 @@ def test_a_joined_network_equals_a_direct_export_node_for_node(chain, precision)
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_lowered_network_is_valid_and_its_activations_are_neither_huge_nor_denormal(precision):
-    for chain in (MINI.network(WIDTHS), mobile(16)):
+    for chain in (MINI.network(MINI.choice(WIDTHS)), mobile(16)):
         first = chain[0]
         model = check(onnx.load_from_string(lower(chain, precision)))
         x = np.random.default_rng(0).standard_normal((1, 3, first.attr("h"), first.attr("w"))).astype(np.float32)
@@ -124,7 +127,7 @@ def test_a_lowered_network_is_valid_and_its_activations_are_neither_huge_nor_den
 
 
 def test_lowering_twice_gives_the_same_bytes():
-    assert lower(MINI.network(WIDTHS)[2:3]) == lower(MINI.network(WIDTHS)[2:3])
+    assert lower(MINI.network(MINI.choice(WIDTHS))[2:3]) == lower(MINI.network(MINI.choice(WIDTHS))[2:3])
 
 
 def test_a_block_of_a_known_family_is_not_exported_again(monkeypatch):
@@ -140,10 +143,10 @@ def test_workloads_are_every_block_and_the_networks(tiny):
     assert [work.key for work in works if work.kind == "block"] == [spec.key for spec in tiny.blocks()]
     assert kinds["network"] == 7
     networks = [work.blocks for work in works if work.kind == "network"]
-    possible = {tuple(s.key for s in tiny.network(w)) for w in itertools.product(*(tiny.width_choices(i) for i in range(3)))}
+    possible = {tuple(s.key for s in tiny.network(tiny.choice(w))) for w in itertools.product(*(tiny.width_choices(i) for i in range(3)))}
     assert set(networks) <= possible
-    assert networks[0] == tuple(spec.key for spec in tiny.full_network())
-    assert networks[1] == tuple(spec.key for spec in tiny.smallest_network())
+    assert networks[0] == tuple(spec.key for spec in tiny.network())
+    assert networks[1] == tuple(spec.key for spec in tiny.network(tiny.smallest()))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -208,7 +211,7 @@ def test_networks_of_a_traced_space_are_its_module_pruned():
     works = workloads(space, networks=2)
     assert [work.key for work in works if work.kind == "block"] == [spec.key for spec in space.blocks()]
     networks = [work for work in works if work.kind == "network"]
-    assert networks[0].blocks == tuple(spec.key for spec in space.full_network())
+    assert networks[0].blocks == tuple(spec.key for spec in space.network())
     model = onnx.load_from_string(networks[1].onnx())
     check(model)
     weights = [tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1]

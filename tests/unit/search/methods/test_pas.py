@@ -34,7 +34,7 @@ FILES = ["baseline.safetensors", "weights.safetensors", "architecture.json", "re
 
 @pytest.fixture
 def budget_us(tiny, table) -> float:
-    return 0.6 * table.predict(tiny.network(tiny.full_widths())).us
+    return 0.6 * table.predict(tiny.network()).us
 
 
 @pytest.fixture
@@ -65,12 +65,12 @@ def test_a_run_meets_its_budget_and_leaves_what_it_says(search_into, tmp_path, t
     )
     assert (finished.architecture, finished.result) == (architecture, result)
 
-    predicted = table.predict(tiny.network(architecture.widths))
+    predicted = table.predict(tiny.network(tiny.choice(architecture.widths)))
     assert architecture.predicted == predicted
     assert predicted.high_us <= budget_us
     for index, width in enumerate(architecture.widths):  # nothing that fits is left out
         for wider in (option for option in tiny.width_choices(index) if option > width):
-            blocks = tiny.network((*architecture.widths[:index], wider, *architecture.widths[index + 1 :]))
+            blocks = tiny.network(tiny.choice((*architecture.widths[:index], wider, *architecture.widths[index + 1 :])))
             assert table.predict(blocks).high_us > budget_us
     assert (architecture.table_sha256, architecture.method, architecture.options["beta"]) == (table.sha256, "pas", 1.0)
     assert result.architecture_sha256 == architecture.sha256
@@ -173,7 +173,7 @@ def test_a_killed_process_loses_at_most_its_epoch(search_into, tmp_path):
         f"import conftest, pathlib; from search.methods import pas\n"
         f"tiny = conftest.make_tiny(); table = conftest.make_table(tiny)\n"
         f"config = pas.PasConfig(pretrain_epochs=2, search_epochs=4, finetune_epochs=2, batch=16, beta=1.0, beta_rate=0.2)\n"
-        f"budget = 0.6 * table.predict(tiny.network(tiny.full_widths())).us\n"
+        f"budget = 0.6 * table.predict(tiny.network()).us\n"
         f"for event in pas.run(config, tiny, table, conftest.make_stripes(), budget, pathlib.Path({str(killed)!r})): pass\n"
     )
     process = subprocess.Popen([sys.executable, "-P", "-c", code])
@@ -359,7 +359,7 @@ def shortcut_space(shortcut):
 def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shortcut_space, stripes, policy):
     """From its own weights, with a group that stays whole."""
     table = make_table(shortcut_space)
-    budget = 0.7 * table.predict(shortcut_space.full_network()).us
+    budget = 0.7 * table.predict(shortcut_space.network()).us
     config = msgspec.structs.replace(QUICK, policy=policy, pretrain_epochs=0, exclude="last")
     events = list(pas.run(config, shortcut_space, table, stripes, budget, tmp_path))
     assert {event.phase for event in events if isinstance(event, EpochDone)} == {"search", "finetune"}
@@ -367,7 +367,7 @@ def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shor
     assert [layer.name for layer in architecture.layers] == ["stem.0", "wide.0", "last.0"]
     assert architecture.widths[2] == 32
     assert architecture.widths != (32, 48, 32)
-    assert table.predict(shortcut_space.network(architecture.widths)).high_us <= budget
+    assert table.predict(shortcut_space.network(shortcut_space.choice(architecture.widths))).high_us <= budget
     assert len(result.free_channels) == 3
 
     baseline = copy.deepcopy(shortcut)

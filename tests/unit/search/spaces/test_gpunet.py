@@ -20,7 +20,7 @@ def test_parameters_are_those_of_the_paper(name):
 
 def test_counts_are_those_of_the_modules():
     space = spaces.get("gpunet-1", resolution=64)
-    counted = reparam.count(nn.Sequential(*map(trained, space.full_network())), torch.zeros(1, 3, 64, 64))
+    counted = reparam.count(nn.Sequential(*map(trained, space.network())), torch.zeros(1, 3, 64, 64))
     assert (space.parameters(deployed=False), space.macs(deployed=False)) == (counted.params, counted.macs)
 
 

@@ -3,9 +3,8 @@ import torch
 
 import reparam
 from search import spaces
-from search.network import build_named
+from search.blocks import serial
 from search.spaces import mobilenet
-from search.workloads import deployed_form
 
 PUBLISHED = {
     "mobilenetv2-0.75": (2_636_424, 209_069_792),
@@ -21,7 +20,7 @@ def test_sizes_are_the_published_ones_and_those_of_the_modules(name):
     space = spaces.get(name)
     assert (space.parameters(deployed=False), space.macs()) == PUBLISHED[name]
     with torch.device("meta"):
-        trained, deployed, x = build_named(space), deployed_form(space.full_network()), torch.zeros(1, 3, 224, 224)
+        trained, deployed, x = space.module(), serial(space.network()), torch.zeros(1, 3, 224, 224)
     assert reparam.count(trained, x) == reparam.Counts(params=space.parameters(deployed=False), macs=space.macs(deployed=False))
     assert reparam.count(deployed, x) == reparam.Counts(params=space.parameters(), macs=space.macs())
 
@@ -29,7 +28,7 @@ def test_sizes_are_the_published_ones_and_those_of_the_modules(name):
 def test_the_fused_network_is_the_deployed_form():
     space = spaces.get("mobilenetv2-1.0", classes=10, resolution=32)
     torch.manual_seed(0)
-    network, x = build_named(space).eval(), torch.randn(1, 3, 32, 32)
-    ships = deployed_form(space.full_network()).eval()
+    network, x = space.module().eval(), torch.randn(1, 3, 32, 32)
+    ships = serial(space.network()).eval()
     ships.load_state_dict(reparam.fuse(network).state_dict())
     assert reparam.compare(network, ships, x, torch.float32).within(1e-5)

@@ -49,7 +49,7 @@ def test_every_choice_of_a_layer_fits_between_its_neighbours(name):
 
 def test_the_full_and_the_smallest_network():
     space = spaces.get("prunet")
-    full, smallest = space.full_network(), space.smallest_network()
+    full, smallest = space.network(), space.network(space.smallest())
     assert (len(full), len(smallest)) == (22, 7)
     assert all(spec.attr("kernel") == 5 and spec.attr("se") == 1 for spec in full if "irb" in spec.op)
     assert all(spec.width("hidden") == 8 * spec.width("c_in") for spec in full if "irb" in spec.op)
@@ -58,17 +58,17 @@ def test_the_full_and_the_smallest_network():
 
 def test_random_networks_are_of_the_space_and_of_many_depths():
     space, draw = spaces.get("prunet"), random.Random(0)
-    blocks, networks = set(space.blocks()), [space.random_network(draw) for _ in range(50)]
+    blocks, networks = set(space.blocks()), [space.network(space.random(draw)) for _ in range(50)]
     assert all(blocks.issuperset(network) for network in networks)
     assert len({len(network) for network in networks}) > 3
     for network in networks:
         assert all(output_shape(a)[0] == b.width("c_in") and output_shape(a)[1] == b.attr("h") for a, b in itertools.pairwise(network))
-    assert space.random_network(random.Random(5)) == space.random_network(random.Random(5))
+    assert space.network(space.random(random.Random(5))) == space.network(space.random(random.Random(5)))
 
 
 def test_gpunet_1_is_a_network_of_the_default_space():
     """As Section 4.1.1 says: it is drawn by choosing one block a layer, and skipping one layer a stage."""
-    network = spaces.get("gpunet-1").full_network()
+    network = spaces.get("gpunet-1").network()
     left = iter(network)
     block, skipped = next(left, None), []
     for layer in spaces.get("prunet").layers:
@@ -84,7 +84,7 @@ def test_gpunet_1_is_a_network_of_the_default_space():
 def test_cifar():
     space = spaces.get("prunet-cifar")
     assert (space.input_shape, space.classes) == ((3, 32, 32), 10)
-    assert space.full_network()[-1].attr("h") == 4
+    assert space.network()[-1].attr("h") == 4
     assert len(space.blocks()) < 500
     assert space.parameters() < 2e6
     assert space.macs() < 320e6
@@ -93,7 +93,7 @@ def test_cifar():
 def test_classes_and_resolution_can_be_chosen():
     space = spaces.get("prunet", classes=100, resolution=224)
     assert (space.input_shape, space.classes) == ((3, 224, 224), 100)
-    assert space.full_network()[-1].key == "tail(act=relu,h=7,w=7)[c_in=448,hidden=1280,c_out=100]"
+    assert space.network()[-1].key == "tail(act=relu,h=7,w=7)[c_in=448,hidden=1280,c_out=100]"
     with pytest.raises(SearchError, match="prunet halves its input 5 times: the resolution must be at least 32, found 31"):
         spaces.get("prunet", resolution=31)
     with pytest.raises(SearchError, match="at least 2 classes, found 0"):

@@ -3,9 +3,8 @@ import torch
 
 import reparam
 from search import SearchError, spaces
-from search.network import build_named
+from search.blocks import serial
 from search.spaces import repvgg
-from search.workloads import deployed_form
 
 
 @pytest.mark.parametrize(
@@ -27,7 +26,7 @@ def test_sizes_are_the_published_ones(name, trained, deployed, macs):
 def test_counts_are_those_of_the_modules(name):
     space = spaces.get(name)
     with torch.device("meta"):
-        trained, deployed, x = build_named(space), deployed_form(space.full_network()), torch.zeros(1, 3, 224, 224)
+        trained, deployed, x = space.module(), serial(space.network()), torch.zeros(1, 3, 224, 224)
     assert reparam.count(trained, x) == reparam.Counts(params=space.parameters(deployed=False), macs=space.macs(deployed=False))
     assert reparam.count(deployed, x) == reparam.Counts(params=space.parameters(), macs=space.macs())
 
@@ -35,14 +34,14 @@ def test_counts_are_those_of_the_modules(name):
 def test_the_fused_network_is_the_deployed_form():
     space = spaces.get("repvgg-a0", classes=10, resolution=64)
     torch.manual_seed(0)
-    network, x = build_named(space).eval(), torch.randn(1, 3, 64, 64)
-    ships = deployed_form(space.full_network()).eval()
+    network, x = space.module().eval(), torch.randn(1, 3, 64, 64)
+    ships = serial(space.network()).eval()
     ships.load_state_dict(reparam.fuse(network).state_dict())
     assert reparam.compare(network, ships, x, torch.float32).within(1e-5)
 
 
 def test_every_second_layer_from_the_third_on_has_groups():
-    groups = [dict(spec.attrs).get("groups", 1) for spec in spaces.get("repvgg-b2-g2").full_network()]
+    groups = [dict(spec.attrs).get("groups", 1) for spec in spaces.get("repvgg-b2-g2").network()]
     assert groups == [1, 1, *[2, 1] * 13, 1]
 
 

@@ -3,9 +3,8 @@ import torch
 
 import reparam
 from search import SearchError, spaces
-from search.network import build_named
+from search.blocks import serial
 from search.spaces import resnet
-from search.workloads import deployed_form
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ def test_cifar_networks_have_the_macs_that_tas_prunes(depth, printed, ratio):
 def test_counts_are_those_of_the_modules(name):
     space = spaces.get(name)
     with torch.device("meta"):
-        trained, deployed, x = build_named(space), deployed_form(space.full_network()), torch.zeros(1, *space.input_shape)
+        trained, deployed, x = space.module(), serial(space.network()), torch.zeros(1, *space.input_shape)
     assert reparam.count(trained, x) == reparam.Counts(params=space.parameters(deployed=False), macs=space.macs(deployed=False))
     assert reparam.count(deployed, x) == reparam.Counts(params=space.parameters(), macs=space.macs())
 
@@ -39,8 +38,8 @@ def test_counts_are_those_of_the_modules(name):
 def test_the_fused_network_is_the_deployed_form():
     space = spaces.get("resnet20")
     torch.manual_seed(0)
-    network, x = build_named(space).eval(), torch.randn(1, 3, 32, 32)
-    ships = deployed_form(space.full_network()).eval()
+    network, x = space.module().eval(), torch.randn(1, 3, 32, 32)
+    ships = serial(space.network()).eval()
     ships.load_state_dict(reparam.fuse(network).state_dict())
     assert reparam.compare(network, ships, x, torch.float32).within(1e-5)
 

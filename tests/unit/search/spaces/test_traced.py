@@ -7,8 +7,7 @@ from torch import nn
 
 import reparam
 from search import SearchError, masks, spaces
-from search.space import Site, Span
-from search.spaces import of_module
+from search.spaces import Site, Span, of_module
 from search.spaces.traced import Traced
 from zoo import ZOO
 
@@ -84,9 +83,9 @@ def check_against_squeeze(space: Traced, seed: int) -> None:
     widths = tuple(random.Random(seed).randint(1, full) for _, full in space.groups)
     kept = {name: torch.arange(full) < width for (name, full), width in zip(space.groups, widths, strict=True)}
     small = reparam.squeeze(reparam.fuse(masks.mask(module, x, masks.prunable_groups(module, x), kept)), x)
-    found = [(spec.width("c_in"), dict(spec.widths).get("c_out", spec.width("c_in"))) for spec in space.network(widths)]
+    found = [(spec.width("c_in"), dict(spec.widths).get("c_out", spec.width("c_in"))) for spec in space.network(space.choice(widths))]
     assert found == ends(small, x)
-    assert space.macs(space.network(widths)) >= reparam.count(small, x).macs
+    assert space.macs(space.network(space.choice(widths))) >= reparam.count(small, x).macs
 
 
 @pytest.mark.parametrize("network", SMALL, ids=lambda network: network.name)
@@ -124,7 +123,7 @@ def test_blocks_are_a_coarse_grid_that_spans_every_layer():
         families.setdefault(spec.family, []).append(tuple(width for _, width in spec.widths))
     draw = random.Random(0)
     for _ in range(20):
-        for spec in space.random_network(draw):
+        for spec in space.network(space.random(draw)):
             for axis, (_, width) in zip(zip(*families[spec.family], strict=True), spec.widths, strict=True):
                 assert min(axis) <= width <= max(axis)
 

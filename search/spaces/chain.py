@@ -1,0 +1,85 @@
+"""Chains of RepVGG blocks with open widths."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import msgspec
+from msgspec import Struct
+
+from latency.block import BlockSpec
+from search import ops
+from search.ops import Counts
+from search.space import Choice
+from search.spaces.prunable import Prunable, Site, Span
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One layer of a chain, whose width is searched."""
+
+    name: str
+    """unique in the space; the name of the layer's module"""
+    op: Literal["conv"] = "conv"
+    """a RepVGG block: it ships as one convolution with bias and activation"""
+    width: int
+    """largest number of output channels"""
+    kernel: Literal[3] = 3
+    """side of the deployed kernel"""
+    stride: int = 1
+    """stride in both directions"""
+    act: Literal["relu"] = "relu"
+    """activation after the convolution"""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Chain(Prunable):
+    """RepVGG networks of one depth whose layer widths are multiples of `granularity`, with a pooled linear classifier behind them."""
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def groups(self) -> tuple[tuple[str, int], ...]:
+        """The layers."""
+        return tuple((layer.name, layer.width) for layer in self.layers)
+
+    def sites(self) -> list[Site]:
+        """One a layer, then the head."""
+        found, shape, before = [], self.input_shape, Span(fixed=self.input_shape[0])
+        for index, layer in enumerate(self.layers):
+            spec, after = ops.conv(shape, layer.width, kernel=layer.kernel, stride=layer.stride, act=layer.act), Span(terms=((index, 1),))
+            found.append(Site(spec=spec, spans=(before, after)))
+            shape, before = ops.output_shape(spec), after
+        return [*found, Site(spec=ops.head(shape, self.classes), spans=(before, Span(fixed=self.classes)))]
+
+    def record(self) -> dict[str, Any]:
+        """Its fields."""
+        return {"kind": "chain", **msgspec.json.decode(msgspec.json.encode(self))}
+
+    def unpruned(self) -> "nn.Sequential":
+        """One RepVGG block a layer, then the head."""
+        from torch import nn
+
+        from reparam import RepVGGBlock
+        from search.blocks import pooled_linear
+
+        modules: OrderedDict[str, nn.Module] = OrderedDict()
+        channels = self.input_shape[0]
+        for layer in self.layers:
+            modules[layer.name] = RepVGGBlock(channels, layer.width, stride=layer.stride)
+            channels = layer.width
+        modules["head"] = pooled_linear(channels, self.classes)
+        return nn.Sequential(modules)
+
+    def deployed(self, choice: Choice | None = None) -> "nn.Sequential":
+        """One convolution a layer, then the head."""
+        from search.blocks import serial
+
+        return serial(self.network(choice))
+
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+        """Size of one block; in its training form with the 1x1 branch and, where shapes allow, the identity branch."""
+        return ops.counts(spec) if deployed else ops.repvgg_counts(spec)

@@ -1,0 +1,95 @@
+"""Spaces from what files say of them; the inverse of `Space.record`."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from latency.block import BlockSpec
+from latency.errors import LatencyError
+from search.errors import SearchError
+from search.space import Space
+from search.spaces.chain import Chain
+from search.spaces.fixed import Fixed
+from search.spaces.layered import Layered, MultiBlock, StochasticLayer
+from search.spaces.prunable import Site
+from search.spaces.traced import Traced
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None" = None) -> Space:
+    """The space that a record is of.
+
+    Args:
+        record: of `Space.record`.
+        make: makes the network before pruning, where the space is of a module of the user's own; without it everything works but what
+            needs the module.
+
+    Raises:
+        SearchError: it is damaged, or of a kind that this version does not know.
+    """
+    kinds: dict[str, Callable[[Mapping[str, Any]], Space]] = {
+        "chain": lambda fields: msgspec.convert(fields, Chain),
+        "fixed": _fixed,
+        "layered": _layered,
+        "traced": lambda fields: _traced(fields, make),
+    }
+    kind = record.get("kind")
+    if kind not in kinds:
+        raise SearchError(f"the record of a space has the kind {kind!r}: known are {', '.join(kinds)}; install a newer version of lathe")
+    try:
+        space = kinds[kind]({name: value for name, value in record.items() if name != "kind"})
+    except (msgspec.ValidationError, LatencyError, KeyError, TypeError) as error:
+        raise SearchError(f"the record of a space of the kind {kind} is damaged: {error}") from error
+    again = space.record()
+    if wrong := sorted(name for name in record.keys() | again.keys() if record.get(name) != again.get(name)):
+        raise SearchError(f"the record of a space of the kind {kind} is damaged: field {wrong[0]} is not what it is written as")
+    return space
+
+
+def _fixed(fields: Mapping[str, Any]) -> Fixed:
+    return Fixed(**_facts(fields), trained_as=fields["trained_as"], sequence=tuple(map(BlockSpec.parse, fields["sequence"])))
+
+
+def _layered(fields: Mapping[str, Any]) -> Layered:
+    def option(found: Mapping[str, Any]) -> MultiBlock:
+        return MultiBlock(name=found["name"], spec=BlockSpec.parse(found["spec"]), hidden=tuple(found["hidden"]))
+
+    layers = tuple(
+        StochasticLayer(name=layer["name"], skippable=layer["skippable"], options=tuple(map(option, layer["options"])))
+        for layer in fields["layers"]
+    )
+    return Layered(**_facts(fields), layers=layers)
+
+
+def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -> Traced:
+    members = msgspec.convert(fields["members"], tuple[tuple[str, int], ...])
+    places = msgspec.convert(fields["places"], tuple[Site, ...])
+    granularity, points = msgspec.convert((fields["granularity"], fields["points"]), tuple[int, int])
+    maker = make or _maker(fields)
+    return Traced(**_facts(fields), granularity=granularity, points=points, members=members, places=places, make=maker)
+
+
+def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
+    """Makes the network of a space of widths by its name."""
+
+    def module() -> "nn.Module":
+        from search import spaces
+
+        name, (_, height, _) = str(fields["name"]), fields["input_shape"]
+        if not name.endswith(spaces.WIDTHS) or name.removesuffix(spaces.WIDTHS) not in spaces.names():
+            raise SearchError(f"architecture {name!r} is of a module of your own: give it, as in architecture.build(module)")
+        return spaces.get(name.removesuffix(spaces.WIDTHS), classes=fields["classes"], resolution=height).module()
+
+    return module
+
+
+def _facts(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What every space has."""
+    return {
+        "name": msgspec.convert(fields["name"], str),
+        "input_shape": msgspec.convert(fields["input_shape"], tuple[int, int, int]),
+        "classes": msgspec.convert(fields["classes"], int),
+    }
