@@ -70,7 +70,9 @@ def _answered(case: Case, made: Path, work: Path) -> bool:
     problems = wrong(case, outcome)
     if problems:
         said = outcome.stderr if len(outcome.stderr) < 1500 else f"{outcome.stderr[:300]} ... {outcome.stderr[-1200:]}"
-        sys.stdout.write(f"WRONG {case.name}\n  {'; '.join(problems)}\n  {shown(case)[:300]}\n  {outcome.wall_s:.1f} s, stderr: {said.strip()}\n")
+        sys.stdout.write(
+            f"WRONG {case.name}\n  {'; '.join(problems)}\n  {shown(case)[:300]}\n  {outcome.wall_s:.1f} s, stderr: {said.strip()}\n"
+        )
         sys.stdout.flush()
     return not problems
 

@@ -16,8 +16,24 @@ RUN, BUNDLE, PAGE, PICTURE = "run", "bundle", "page.html", "picture.svg"
 
 COMMANDS = (
     ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", TABLE),
-    ("search", "pas", "--space", "repvgg-mini", "--data", f"folder:{IMAGES}", "--budget-fraction", "0.7", "--out", RUN)
-    + ("--pretrain-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1"),
+    (
+        "search",
+        "pas",
+        "--space",
+        "repvgg-mini",
+        "--data",
+        f"folder:{IMAGES}",
+        "--budget-fraction",
+        "0.7",
+        "--out",
+        RUN,
+        "--pretrain-epochs",
+        "1",
+        "--search-epochs",
+        "1",
+        "--finetune-epochs",
+        "1",
+    ),
     ("export", ONNX, "--samples", SAMPLES, "--protocol", "fast", "--out", BUNDLE),
     ("report", BUNDLE, "--out", PAGE),
     ("table", "show", TABLE, "--plot", PICTURE),
@@ -33,9 +49,7 @@ def make(directory: Path) -> None:
     np.save(directory / SAMPLES, np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32))
     _images(directory / IMAGES)
     for command in COMMANDS:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "lathe", *command], cwd=directory, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([sys.executable, "-P", "-m", "lathe", *command], cwd=directory, capture_output=True, text=True, check=False)
         assert done.returncode in (0, 1), (command, done.stderr)
 
 

@@ -60,8 +60,12 @@ SPACE = Command(cli.Space, ("space", "repvgg-mini"))
 BUNDLING = Command(cli.Bundle, ("bundle", "repvgg-mini", "--out", "new.blocks.zip"))
 PROFILE = Command(cli.Profile, ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", "new.jsonl"), (BLOCKS,))
 RESUME = Command(cli.Profile, ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", TABLE), (BLOCKS, TABLE))
-REPLAY = Command(cli.Profile, ("profile", BLOCKS, "--backend", f"replay:{TABLE}", "--protocol", "fast", "--out", "new.jsonl"), (BLOCKS, TABLE))
-APART = Command(None, ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", "new.jsonl"), (BLOCKS,), "latency")
+REPLAY = Command(
+    cli.Profile, ("profile", BLOCKS, "--backend", f"replay:{TABLE}", "--protocol", "fast", "--out", "new.jsonl"), (BLOCKS, TABLE)
+)
+APART = Command(
+    None, ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", "new.jsonl"), (BLOCKS,), "latency"
+)
 SHOW = Command(cli.TableShow, ("table", "show", TABLE), (TABLE,))
 CHECK = Command(cli.TableCheck, ("table", "check", TABLE, "--space", "repvgg-mini"), (TABLE,))
 DIFF = Command(cli.TableDiff, ("table", "diff", TABLE, "other.jsonl"), (TABLE,))
@@ -219,7 +223,11 @@ def _flags(command: Command) -> Iterator[tuple[str, Any]]:
 
 def _types(hint: Any) -> set[Any]:
     """The types in an optional one."""
-    return set(typing.get_args(hint)) - {type(None)} if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else {hint}
+    return (
+        set(typing.get_args(hint)) - {type(None)}
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else {hint}
+    )
 
 
 def _with(words: tuple[str, ...], flag: str, value: Word) -> tuple[Word, ...]:
@@ -254,8 +262,20 @@ def _choices(artefacts: Path) -> Iterator[Case]:
         for flag, hint in _flags(command):
             if typing.get_origin(hint) is Literal:
                 for value in ("bogus", typing.get_args(hint)[0].upper()):
-                    yield _case("choices", f"{flag} {value}", command, _with(command.words, flag, value), pattern=f"{flag}.*{typing.get_args(hint)[0]}")
-    for command, flag in ((PROFILE, "--protocol"), (EXPORT, "--protocol"), (APART, "--protocol"), (PROFILE, "--backend"), (APART, "--backend")):
+                    yield _case(
+                        "choices",
+                        f"{flag} {value}",
+                        command,
+                        _with(command.words, flag, value),
+                        pattern=f"{flag}.*{typing.get_args(hint)[0]}",
+                    )
+    for command, flag in (
+        (PROFILE, "--protocol"),
+        (EXPORT, "--protocol"),
+        (APART, "--protocol"),
+        (PROFILE, "--backend"),
+        (APART, "--backend"),
+    ):
         for value in ("bogus", "FAST", "onnxruntime:bogus", "bogus:x=1", "\u202e"):
             yield _case("choices", f"{flag} {value!r}", command, _with(command.words, flag, value), pattern="unknown|provider|choose")
     for value in ("coreml", "onnxruntime:cuda", "TENSORRT"):
@@ -293,10 +313,20 @@ def _usage(artefacts: Path) -> Iterator[Case]:
             if value:
                 yield _case("usage", f"{flag} twice, with =", command, (*words, f"{flag}=1", flag, "2"), pattern=f"{flag} is given twice")
                 yield _case("usage", f"{flag} without a value", command, (*(word for word in _without(words, flag)), flag), pattern=flag)
-        required = {flag for flag in words if flag in ("--out", "--space") and command is not REPORT and not (command is CHECK)}
+        required = {flag for flag in words if flag in ("--out", "--space") and command is not REPORT and command is not CHECK}
         for flag in sorted(required):
             yield _case("usage", f"without {flag}", command, _without(words, flag), pattern=flag)
-    for words in ((), ("fly",), ("table",), ("table", "fly"), ("--version-of", "x"), ("space",), ("verify",), ("paper",), ("table", "diff", "a")):
+    for words in (
+        (),
+        ("fly",),
+        ("table",),
+        ("table", "fly"),
+        ("--version-of", "x"),
+        ("space",),
+        ("verify",),
+        ("paper",),
+        ("table", "diff", "a"),
+    ):
         yield _case("usage", f"lathe {' '.join(words)}", Command(None, ("lathe",)), words, pattern=".")
     for words in ((), ("fly",), ("profile",), ("prof", "x")):
         yield _case("usage", f"latency {' '.join(words)}", Command(None, ("latency",), program="latency"), words, pattern=".")
@@ -330,7 +360,16 @@ def _inputs(artefacts: Path) -> Iterator[Case]:
     for command, name in INPUTS:
         place = command.words.index(name)
         ending = ".blocks.zip" if name == BLOCKS else ""
-        values = ["none" + ending, "none/none" + ending, "/dev/zero", "/dev/stdin", "/proc/self/mem", "/", "n" * 300 + ending, "~none" + ending]
+        values = [
+            "none" + ending,
+            "none/none" + ending,
+            "/dev/zero",
+            "/dev/stdin",
+            "/proc/self/mem",
+            "/",
+            "n" * 300 + ending,
+            "~none" + ending,
+        ]
         values += ["no\nline" + ending, "a\x1b[31mb" + ending, "-" + ending, "/dev/fd/99", f"{name}/", "/etc/shadow" + ending]
         for value in values:
             if value == f"{name}/" and Path(artefacts / name).is_dir():
@@ -409,7 +448,9 @@ def _output_places(command: Command, flag: str, ending: str, *, tree: bool) -> I
     if command not in (PROFILE, APART, MERGE) and not tree:
         places["no parent"] = (f"none/none/{name}", _nothing)
     for what, (value, prepare) in places.items():
-        yield _case("outputs", f"{flag} is {what} {ending} {command.words[1]}", command, _with(command.words, flag, value), prepare, pattern=".")
+        yield _case(
+            "outputs", f"{flag} is {what} {ending} {command.words[1]}", command, _with(command.words, flag, value), prepare, pattern="."
+        )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -493,7 +534,16 @@ def _folders(artefacts: Path) -> Iterator[Case]:
             change(here / image)
 
         yield _case("images", f"in the place of one: {what}", SEARCH, prepare=prepare, pattern="0.png|train|images")
-    for value in ("bogus", "folder:", "folder:none", "folder:/dev/null", "folder:/dev/zero", "digits:x", "folder:images/train/a/0.png", "DIGITS"):
+    for value in (
+        "bogus",
+        "folder:",
+        "folder:none",
+        "folder:/dev/null",
+        "folder:/dev/zero",
+        "digits:x",
+        "folder:images/train/a/0.png",
+        "DIGITS",
+    ):
         yield _case("images", f"--data {value}", SEARCH, _with(SEARCH.words, "--data", value), pattern="data|folder|images")
     for what, remove in (("no class", "train"), ("one class", "train/a"), ("no test", "test/b")):
         prepare = lambda here, remove=remove: _thin(here, remove)  # noqa: E731

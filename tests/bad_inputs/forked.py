@@ -19,10 +19,32 @@ WALL_S = 120.0
 FILE_BYTES = 2**30
 
 WARM = (
-    "lathe.cli lathe.stages lathe.render lathe.__main__ latency.__main__ latency.plot latency.blocks_zip latency.backends.simulated "
-    "latency.backends.onnxruntime latency.backends.replay deploy deploy.pipeline deploy.report deploy.verify torch onnx onnxruntime "
-    "matplotlib.figure matplotlib.backends.backend_agg jinja2 PIL.Image search.data search.methods.pas search.spaces rich.progress"
-).split()
+    "lathe.cli",
+    "lathe.stages",
+    "lathe.render",
+    "lathe.__main__",
+    "latency.__main__",
+    "latency.plot",
+    "latency.blocks_zip",
+    "latency.backends.simulated",
+    "latency.backends.onnxruntime",
+    "latency.backends.replay",
+    "deploy",
+    "deploy.pipeline",
+    "deploy.report",
+    "deploy.verify",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "jinja2",
+    "PIL.Image",
+    "search.data",
+    "search.methods.pas",
+    "search.spaces",
+    "rich.progress",
+)
 
 
 @dataclass(frozen=True)
