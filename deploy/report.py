@@ -1,6 +1,7 @@
 """One self-contained HTML page about a bundle, or about the directory of a search, made from its files alone."""
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def read(directory: Path, table: LatencyTable | None = None) -> Source:
     Raises:
         DeployError: it is neither, one of its files is damaged, or the table is another one.
     """
-    manifest = bundle.load(directory).manifest if (directory / bundle.MANIFEST).exists() else None
+    manifest = bundle.load(directory).manifest if os.path.lexists(directory / bundle.MANIFEST) else None
     run = _json(directory / RUN, Run)
     if manifest is None and run is None:
         raise BundleError(f"{directory} is neither a bundle ({bundle.MANIFEST}) nor a search ({RUN}); give one of those directories")
@@ -265,14 +266,14 @@ def percent(share: float) -> str:
 
 
 def _json(path: Path, kind: type[T]) -> T | None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     with raised_as(DeployError, "restore the file, or make the directory again"):
         return decoding.read_json(path, kind)
 
 
 def _json_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
-    if not path.exists():
+    if not os.path.lexists(path):
         return ()
     with raised_as(DeployError, "restore the file, or make the directory again"):
         return tuple(decoding.read_json_lines(path, kind))

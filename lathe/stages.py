@@ -356,6 +356,7 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
 
     run = command.source
     result = read_json(run / record.RESULT, record.Result)
+    read_json(run / record.RUN, record.Run)  # it goes into the bundle
     architecture = load_architecture(run / record.ARCHITECTURE)
     model, unpruned = architecture.build(), architecture.unpruned()
     load_weights(model, run / record.WEIGHTS, {"architecture_sha256": architecture.sha256})

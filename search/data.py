@@ -1,6 +1,9 @@
 """Images in memory: scikit-learn's handwritten digits, or a folder of images a class."""
 
 import hashlib
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,8 @@ from jaxtyping import Float, Int, UInt8
 from msgspec import Struct
 from torch import Tensor
 
+from latency.errors import FileError, one_line
+from latency.files import open_regular
 from search.architecture import Preprocessing
 from search.errors import SearchError
 
@@ -203,6 +208,10 @@ def _image_files(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
 
 
+_OF_DECODERS = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, MemoryError, TypeError, struct.error, zlib.error)
+"""What PIL's decoders raise for damaged files."""
+
+
 def _decode(path: Path, labels: Sequence[str], resolution: int) -> Split:
     from PIL import Image
 
@@ -210,10 +219,16 @@ def _decode(path: Path, labels: Sequence[str], resolution: int) -> Split:
     images = np.empty((len(files), resolution, resolution, 3), dtype=np.uint8)
     for row, (file, _) in enumerate(files):
         try:
-            with Image.open(file) as image:
-                rgb = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what PIL's decoders raise
-            raise SearchError(f"{file} cannot be read as an image: mend or remove it") from error
+            with open_regular(file) as opened, warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+                with Image.open(opened) as image:
+                    rgb = image.convert("RGB")
+        except FileError as error:
+            raise SearchError(f"{error}: fix or remove it") from error
+        except _OF_DECODERS as error:
+            raise SearchError(f"{file} cannot be read as an image ({one_line(error, 100)}): fix or remove it") from error
+        except Image.DecompressionBombError as error:
+            raise SearchError(f"{file} has too many pixels: {one_line(error, 200)}") from error
         images[row] = np.asarray(rgb.resize((resolution, resolution), Image.Resampling.BILINEAR))
     return Split(
         images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),

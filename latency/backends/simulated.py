@@ -2,8 +2,9 @@
 
 import math
 import random
+from collections import Counter
 from types import TracebackType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -28,6 +29,11 @@ class VirtualClock:
         self.now_us += us
 
 
+_Rate = Annotated[float, msgspec.Meta(ge=1e-3, le=1e12)]
+_Seconds = Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
+_Slowdown = Annotated[float, msgspec.Meta(ge=0, le=1e3)]
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a simulated device can do, and what disturbs it. Slowdowns are relative: 0.5 takes one and a half times as long.
 
@@ -49,36 +55,42 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         others_for_s: it stays so long.
     """
 
-    seed: int = 0
-    macs_per_us: float = 50_000.0
-    bytes_per_us: float = 20_000.0
-    launch_us: float = 5.0
-    step: int = 32
-    noise: float = 0.003
-    spikes: float = 0.0
-    drift: float = 0.0
-    drift_period_s: float = 60.0
-    throttle: float = 0.0
-    throttle_every_s: float = 20.0
-    throttle_for_s: float = 2.0
-    others: float = 0.0
-    others_every_s: float = 30.0
-    others_for_s: float = 3.0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
+    macs_per_us: _Rate = 50_000.0
+    bytes_per_us: _Rate = 20_000.0
+    launch_us: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 5.0
+    step: Annotated[int, msgspec.Meta(ge=1, le=2**20)] = 32
+    noise: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.003
+    spikes: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    drift: _Slowdown = 0.0
+    drift_period_s: _Seconds = 60.0
+    throttle: _Slowdown = 0.0
+    throttle_every_s: _Seconds = 20.0
+    throttle_for_s: _Seconds = 2.0
+    others: _Slowdown = 0.0
+    others_every_s: _Seconds = 30.0
+    others_for_s: _Seconds = 3.0
 
     @classmethod
     def parse(cls, text: str) -> "Settings":
         """Settings as a person writes them: `seed=1,drift=0.05`.
 
         Raises:
-            LatencyError: an unknown name, or a value that is no number; lists the names.
+            LatencyError: an unknown name, one given twice, or a value that is not a number in its range; lists the names.
         """
-        pairs = {name: value for name, _, value in (part.partition("=") for part in text.split(",") if part)}
+        write = f"write name=number, of {', '.join(cls.__struct_fields__)}"
+        parts = [part.partition("=") for part in text.split(",")] if text else []
+        pairs = [(name, value) for name, _, value in parts]
+        for name, count in Counter(name for name, _ in pairs).items():
+            if count > 1:
+                raise LatencyError(f"simulated:{text}: {name or 'an empty name'} is given twice: {write}")
         try:
-            made = msgspec.convert(pairs, cls, strict=False)
+            made = msgspec.convert(dict(pairs), cls, strict=False)
         except msgspec.ValidationError as error:
-            raise LatencyError(f"simulated:{text}: {error}: write name=number, of {', '.join(cls.__struct_fields__)}") from error
-        if made.step < 1 or min(made.macs_per_us, made.bytes_per_us) <= 0:
-            raise LatencyError(f"simulated:{text}: step, macs_per_us and bytes_per_us must be above 0")
+            raise LatencyError(f"simulated:{text}: {error}: {write}") from error
+        # What is not a number passes every comparison of msgspec.
+        if wrong := [name for name, value in msgspec.structs.asdict(made).items() if not math.isfinite(value)]:
+            raise LatencyError(f"simulated:{text}: {wrong[0]} is not a finite number: {write}")
         return made
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import types
 import typing
@@ -150,22 +151,27 @@ def _put(path: Path, content: bytes) -> None:
 def _damaged_bytes(artefacts: Path) -> Iterator[Case]:
     for name, commands in READERS.items():
         for what, content in damage.of_bytes(artefacts / name):
-            if (name, what) in _SOUND_BYTES:
-                continue
             for number, command in enumerate(commands):
                 prepare = lambda here, name=name, content=content: _put(here / name, content)  # noqa: E731
-                kind = f"bytes of {Path(name).name}"
-                if (name, what, command) not in _SOUND_FOR:
+                if what not in SOUND_BYTES.get(name, ()) and (what, command) not in SOUND_FOR:
+                    kind = f"bytes of {Path(name).name}"
                     yield _case(kind, f"{what} ({number})", command, prepare=prepare, pattern=_named(name), codes=_judged(command))
 
 
-_SOUND_BYTES: set[tuple[str, str]] = set()
+SOUND_BYTES: dict[str, tuple[str, ...]] = {
+    TABLE: ("cut in half",),  # its last line is torn, as a killed profile leaves it: dropped with a warning
+    BLOCKS: ("not UTF-8", "twice"),  # a zip is read from its end, and every file in it has its hash
+    SAMPLES: ("zeros in the middle",),
+    f"{RUN}/history.jsonl": ("empty", "twice"),  # lines, as many as there are epochs
+}
 """Damage that leaves a file as good as it was."""
-_SOUND_FOR: set[tuple[str, str, Command]] = set()
+SOUND_FOR = {("empty", RESUME)}
 
 
 def _named(name: str) -> str:
     """A pattern of a message that names a file, or the directory that it is in."""
+    if name == ONNX:  # a directory there is taken for a run, which takes no samples
+        return "(?i)sound|samples|ONNX"
     return f"(?i){name.rpartition('/')[2].partition('.')[0]}|{name.partition('/')[0].partition('.')[0]}"
 
 
@@ -200,7 +206,17 @@ def _leaves(artefacts: Path) -> Iterator[Case]:
 
 def _is_sound(part: str, what: str, command: Command) -> bool:
     """Whether a change of a document leaves it as good as it was, for a command."""
-    return False
+    return any(re.search(pattern, what) for parts, commands, pattern in SOUND_LEAVES if part in parts and command in commands)
+
+
+SOUND_LEAVES: tuple[tuple[tuple[str, ...], tuple[Command, ...], str], ...] = (
+    # A page shows some fields of a run's files, of any version of them, and a bundle keeps `run.json` beside what it is made from.
+    (("run",), (REPORT_RUN,), r"^(schema|space|config|budget_macs|baseline|all has a field)"),
+    (("run",), (EXPORT_RUN,), r"^(space|config)\b.*\."),
+    (("result",), (REPORT_RUN,), r"^(?!(unpruned|shipped)(\.(accuracy|parameters|macs|predicted))? is|free_channels|budget_macs)"),
+    (("epoch",), (REPORT_RUN,), r"^(epochs|train_accuracy|beta|loss is (-1|1e308|too)|all has a field)"),
+)
+"""Of documents and commands the changes that do no harm."""
 
 
 BAD_TEXT = ("x", "1.5x", "0x10", "--", "1,5", "１．５e")
@@ -370,10 +386,8 @@ def _inputs(artefacts: Path) -> Iterator[Case]:
             "n" * 300 + ending,
             "~none" + ending,
         ]
-        values += ["no\nline" + ending, "a\x1b[31mb" + ending, "-" + ending, "/dev/fd/99", f"{name}/", "/etc/shadow" + ending]
+        values += ["no\nline" + ending, "a\x1b[31mb" + ending, "-" + ending, "/dev/fd/99", "/etc/shadow" + ending]
         for value in values:
-            if value == f"{name}/" and Path(artefacts / name).is_dir():
-                continue
             words = (*command.words[:place], value, *command.words[place + 1 :])
             yield _case(f"input {name}", repr(value[:20]), command, words, pattern=".")
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,12 @@ def unreadable(path: Path) -> None:
     (path / "b" / "1.png").write_bytes(b"no image at all")
 
 
+def pipe(path: Path) -> None:
+    unreadable(path)
+    (path / "b" / "1.png").unlink()
+    os.mkfifo(path / "b" / "1.png")
+
+
 def torn(path: Path) -> None:
     write_images(path / "a", 2, (1, 1, 1))
     write_images(path / "b", 2, (1, 1, 1), suffix="jpg")
@@ -133,6 +140,7 @@ def lonely(path: Path) -> None:
         (one_class, "only one class with images, 'a'"),
         (no_images, "has no images: expected one folder a class"),
         (unreadable, r"b/1\.png cannot be read as an image"),
+        (pipe, r"b/1\.png is a named pipe, where a file is expected: fix or remove it"),
         (torn, r"b/1\.jpg cannot be read as an image"),
         (other_classes, "same classes; only one has 'b'"),
         (lonely, "a has only one image"),

@@ -35,7 +35,9 @@ def test_it_is_a_backend_by_name_with_its_settings_in_the_fingerprint():
     assert backends.get("simulated").settings["seed"] == "0"
 
 
-@pytest.mark.parametrize("text", ["speed=1", "seed=fast", "seed", "step=0"])
+@pytest.mark.parametrize(
+    "text", ["speed=1", "seed=fast", "seed", "step=0", "seed=1,seed=2", "seed=1,", "seed=-1", "drift=nan", "noise=inf", "drift=-0.1"]
+)
 def test_settings_that_it_does_not_have(text):
     with pytest.raises(LatencyError, match="^simulated:"):
         backends.get(f"simulated:{text}")
