@@ -103,3 +103,16 @@ def test_a_builder_that_answers_no_more_and_lives_on_is_ended(monkeypatch):
         monkeypatch.setattr(subprocess, "Popen", lambda command, **options: popen(LIVES_ON, **options))
         with pytest.raises(BuildFailed, match="exit code -9"):
             builders.submit(b"").result()
+
+
+def test_a_module_in_the_working_directory_is_not_run(monkeypatch, tmp_path):
+    for name in ("msgspec", "numpy", "latency", "onnx"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'planted')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with Builders("tensorrt-rtx", EngineSpec(), workers=1) as builders:
+        process = builders._start()
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+        process.stdin = None
+    assert not (tmp_path / "planted").exists()
