@@ -80,7 +80,7 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, UnicodeDecodeError) as error:
         raise LoweringError(f"the ONNX graph is not valid: {first_line(error)}") from error
     inputs = [value for value in inferred.graph.input if value.name not in weights]  # before IR 4 weights were inputs, too
     if len(inputs) < len(inferred.graph.input):

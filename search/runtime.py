@@ -9,6 +9,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from latency.decoding import decode_json
+from latency.errors import one_line
+from latency.files import raised_as
+from search.errors import SearchError
 from search.tensors import read_tensors, write_tensors
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -58,15 +62,24 @@ def read_state(path: Path, kind: type[T]) -> T:
     Raises:
         SearchError: it is damaged.
     """
-    return msgspec.json.decode(read_tensors(path)[1][_STATE], type=kind)
+    with raised_as(SearchError, "run `lathe search` again, into a new directory"):
+        return decode_json(read_tensors(path)[1].get(_STATE, ""), kind, path)
 
 
 def restore(path: Path, network: nn.Module, optimizer: Optimizer) -> None:
-    """Fill a network and its optimizer with the tensors of a checkpoint, in the memory layout that they have."""
+    """Fill a network and its optimizer with the tensors of a checkpoint, in the memory layout that they have.
+
+    Raises:
+        SearchError: it is damaged, or of another network.
+    """
     tensors, _ = read_tensors(path)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name in [name for name in tensors if name.startswith(_OPTIMIZER)]:
-        index, slot = name.removeprefix(_OPTIMIZER).split(".")
-        parameter = parameters[int(index)]
-        optimizer.state[parameter][slot] = torch.empty_like(parameter).copy_(tensors.pop(name))
-    network.load_state_dict(tensors)
+    try:
+        for name in [name for name in tensors if name.startswith(_OPTIMIZER)]:
+            index, slot = name.removeprefix(_OPTIMIZER).split(".")
+            parameter = parameters[int(index)]
+            optimizer.state[parameter][slot] = torch.empty_like(parameter).copy_(tensors.pop(name))
+        network.load_state_dict(tensors)
+    except (RuntimeError, ValueError, IndexError) as error:
+        again = "run `lathe search` again, into a new directory"
+        raise SearchError(f"{path} does not fit the network ({one_line(error, limit=200)}): {again}") from error

@@ -68,3 +68,19 @@ def test_what_was_stripped_is_filled_with_the_same_bytes():
 def test_a_graph_that_is_none_cannot_be_built():
     with pytest.raises(BuildFailed, match="this is no ONNX model"):
         filled(b"garbage\0")
+
+
+@pytest.mark.parametrize(
+    ("dims", "words"),
+    [
+        ([2**20, 2**20], "its weights take 4,096 GiB, and an ONNX model holds at most 2 GiB"),
+        ([2**62, 2**62], "and an ONNX model holds at most 2 GiB"),
+        ([4, -1], r"weight 'w' has the shape \[4, -1\]: every dimension must be 0 or more"),
+    ],
+)
+def test_weights_that_claim_terabytes_are_not_drawn(dims, words):
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=dims)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+    with pytest.raises(BuildFailed, match=words):
+        filled(helper.make_model(graph).SerializeToString())

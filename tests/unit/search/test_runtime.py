@@ -1,7 +1,10 @@
 import msgspec
+import pytest
 import torch
 
+from search import SearchError
 from search.runtime import Runtime, read_state, restore, save_checkpoint
+from search.tensors import write_tensors
 from search.train import make_optimizer, train_epoch
 
 
@@ -49,6 +52,20 @@ def test_restored_momentum_has_the_memory_layout_of_its_parameter(tiny, stripes,
 
     assert strides(other, other_optimizer) == strides(network, optimizer)
     assert strides(network, optimizer)[0] == (27, 1, 9, 3)  # channels last
+
+
+def test_a_damaged_checkpoint_is_one_line(tiny, stripes, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
+    runtime, network, optimizer, *wrapped = make(tiny, 0)
+    epoch(runtime, *wrapped, stripes, 1)
+    for state in ("", "[" * 10**5, '{"epoch": "one"}'):
+        write_tensors(path, {}, {"state": state})
+        with pytest.raises(SearchError, match="checkpoint.safetensors is damaged: .*run `lathe search` again"):
+            read_state(path, State)
+    for tensors in ({"optimizer.99.momentum_buffer": torch.zeros(1)}, {"optimizer.x": torch.zeros(1)}, {"conv.weight": torch.zeros(1)}):
+        write_tensors(path, tensors, {})
+        with pytest.raises(SearchError, match="checkpoint.safetensors does not fit the network .*run `lathe search` again"):
+            restore(path, network, optimizer)
 
 
 def test_setup_keeps_the_parameters_and_makes_images_channels_last(tiny):
