@@ -24,8 +24,31 @@ _PERIOD = 65_521
 _TYPES: dict[int, type[np.floating]] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
 
 
+_READERS: dict[str, tuple[int, ...]] = {
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvTranspose": (1, 2),
+    "Einsum": (0, 1),
+    "GRU": (1, 2, 3),
+    "Gather": (0,),
+    "Gemm": (0, 1, 2),
+    "GroupNormalization": (1, 2),
+    "InstanceNormalization": (1, 2),
+    "LSTM": (1, 2, 3),
+    "LayerNormalization": (1, 2),
+    "MatMul": (0, 1),
+    "PRelu": (1,),
+    "RNN": (1, 2, 3),
+}
+"""Inputs, by place, of which only the shape matters to the time that an operator takes. Other constants are part of what a network
+computes, such as the scales of a `Resize`, and keep their numbers."""
+
+_FORWARDED = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators whose first input is a weight where their output is one."""
+
+
 def strip_weights(model: onnx.ModelProto) -> None:
-    """Drop the numbers of every weight: a floating-point initializer with at least one dimension. Its name, type and shape stay."""
+    """Drop the numbers of every weight; its name, type and shape stay. What is a weight follows from what reads it, see `_READERS`."""
     for tensor in _weights(model):
         tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
 
@@ -66,7 +89,32 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 
 
 def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return [tensor for tensor in model.graph.initializer if tensor.data_type in _TYPES and tensor.dims]
+    """Floating-point initializers with at least one dimension that are read as weights, and as nothing else."""
+    readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            readers.setdefault(name, []).append((node, place))
+    elsewhere = {value.name for value in model.graph.output} | _read_in_bodies(model.graph)
+
+    def is_weight(name: str) -> bool:
+        found = readers.get(name, [])
+        return bool(found) and name not in elsewhere and all(reads(node, place) for node, place in found)
+
+    def reads(node: onnx.NodeProto, place: int) -> bool:
+        if place == 0 and node.op_type in _FORWARDED:
+            return all(map(is_weight, node.output))
+        return place in _READERS.get(node.op_type, ())
+
+    return [tensor for tensor in model.graph.initializer if tensor.data_type in _TYPES and tensor.dims and is_weight(tensor.name)]
+
+
+def _read_in_bodies(graph: onnx.GraphProto) -> set[str]:
+    """Names that the bodies of a graph's `If`, `Loop` and `Scan` read."""
+    found: set[str] = set()
+    bodies = [body for node in graph.node for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
+    for body in bodies:
+        found |= {name for node in body.node for name in node.input} | _read_in_bodies(body)
+    return found
 
 
 @cache

@@ -11,8 +11,9 @@ from latency.weights import fill_weights, filled, strip_weights
 
 def model(*tensors: onnx.TensorProto) -> onnx.ModelProto:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("input", "output")]
-    graph = helper.make_graph([helper.make_node("Relu", ["input"], ["output"])], "g", ends[:1], ends[1:], initializer=list(tensors))
-    return helper.make_model(graph)
+    nodes = [helper.make_node("Conv", ["input", tensor.name], [f"read {tensor.name}"]) for tensor in tensors]
+    nodes.append(helper.make_node("Relu", ["input"], ["output"]))
+    return helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], initializer=list(tensors)))
 
 
 def tensor(name: str, values: np.ndarray) -> onnx.TensorProto:
@@ -84,3 +85,41 @@ def test_weights_that_claim_terabytes_are_not_drawn(dims, words):
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
     with pytest.raises(BuildFailed, match=words):
         filled(helper.make_model(graph).SerializeToString())
+
+
+def initializers(nodes, *tensors, outputs=("output",)):
+    """What `fill_weights` makes of the initializers of a graph."""
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("input", *outputs)]
+    found = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], initializer=list(tensors)))
+    fill_weights(found)
+    return {each.name: numpy_helper.to_array(each) for each in found.graph.initializer}
+
+
+@pytest.mark.parametrize(
+    ("op", "place"),
+    [("Resize", 2), ("Clip", 1), ("Div", 1), ("Pow", 1), ("Pad", 2), ("BatchNormalization", 4), ("QuantizeLinear", 1), ("Where", 1)],
+)
+def test_a_constant_that_is_not_read_as_a_weight_keeps_its_numbers(op, place):
+    numbers = np.array([1.0, 1.0, 2.0, 2.0], np.float32)
+    inputs = ["input", *[f"other{k}" for k in range(1, 5)]]
+    inputs[place] = "constant"
+    found = initializers([helper.make_node(op, inputs[: max(3, place + 1)], ["output"])], tensor("constant", numbers))
+    assert found["constant"].tolist() == numbers.tolist()
+
+
+def test_a_weight_is_one_through_what_only_forwards_it():
+    ones = np.ones((4, 4), np.float32)
+    through = [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("Cast", ["t"], ["c"], to=TensorProto.FLOAT)]
+    assert np.ptp(initializers([*through, helper.make_node("MatMul", ["input", "c"], ["output"])], tensor("w", ones))["w"]) > 0
+    assert initializers([*through, helper.make_node("Div", ["input", "c"], ["output"])], tensor("w", ones))["w"].tolist() == ones.tolist()
+
+
+def test_a_weight_that_something_else_reads_too_keeps_its_numbers():
+    ones = np.ones((4, 4), np.float32)
+    both = [helper.make_node("MatMul", ["input", "w"], ["output"]), helper.make_node("Sqrt", ["w"], ["root"])]
+    assert initializers(both, tensor("w", ones))["w"].tolist() == ones.tolist()
+    alone = both[:1]
+    assert initializers(alone, tensor("w", ones), outputs=("output", "w"))["w"].tolist() == ones.tolist()
+    body = helper.make_graph([helper.make_node("Identity", ["w"], ["in body"])], "body", [], [])
+    branch = helper.make_node("If", ["input"], ["chosen"], then_branch=body, else_branch=body)
+    assert initializers([*alone, branch], tensor("w", ones))["w"].tolist() == ones.tolist()
