@@ -13,7 +13,17 @@ from latency.sentinel import doubtful
 from latency.table import LatencyTable, Row
 
 Problem = Literal[
-    "failed", "missing", "unstable", "not as asked", "drift", "non-monotone", "no sentinel", "torn", "interpolated", "not measured"
+    "failed",
+    "missing",
+    "unstable",
+    "not as asked",
+    "drift",
+    "non-monotone",
+    "no sentinel",
+    "torn",
+    "interpolated",
+    "not measured",
+    "unproved",
 ]
 
 
@@ -46,6 +56,8 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
     found = [Finding(problem="torn", words=warning) for warning in table.warnings]
     if table.header.origin:
         found.append(Finding(problem="not measured", words=table.header.origin))
+    if table.unproved:
+        found.append(Finding(problem="unproved", words=table.unproved))
     found += [Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}") for row in rows.values() if not row.measured]
     absent = [key for key in dict.fromkeys(expected) if key not in rows]
     between = [key for key in absent if _is_covered(table, key)]

@@ -6,7 +6,8 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-_MIN_NETWORKS = 6  # three parameters and something left to judge them by
+FEWEST = 6
+"""Measured networks that it takes to fit a predictor: three parameters, and something left to judge them by."""
 _FOLDS = 10
 _UNFITTED_HALF_WIDTH = 0.25  # plain sums are off by 9 % on average; nothing was measured that says it is less here
 
@@ -60,7 +61,7 @@ def fit(features: Sequence[tuple[float, float, float]], measured_us: Sequence[fl
     """
     x, y = np.asarray(features, dtype=float).reshape(-1, 3), np.asarray(measured_us, dtype=float)
     n = len(y)
-    if n < _MIN_NETWORKS:
+    if n < FEWEST:
         guess = np.array([1.0, -overhead_us, 0.0])
         return _predictor(guess, x @ guess, y, at_least=_UNFITTED_HALF_WIDTH)
     fold = np.arange(n) % min(n, _FOLDS)

@@ -26,7 +26,7 @@ from latency import predict
 from latency.block import BlockSpec
 from latency.decoding import decode_json
 from latency.device import Device, Runtime, first_difference, require_equal
-from latency.errors import CoverageError, FileError, LatencyError, TableError
+from latency.errors import CoverageError, FileError, LatencyError, TableError, one_line
 from latency.files import raised_as, read_bytes, require_regular
 from latency.interpolate import Interpolation
 from latency.measure import percentile
@@ -168,7 +168,8 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         low_us: lower end of its interval.
         high_us: upper end.
         source: how it comes from its table.
-        origin: in what that table is no measurement of its device, as of `TableHeader.origin`.
+        origin: what to know of that table: why it is not a measurement of its device (`TableHeader.origin`), and of a prediction which
+            whole networks failed that should have judged it (`LatencyTable.unproved`).
     """
 
     us: TimeUs
@@ -392,7 +393,20 @@ class LatencyTable:
         interpolated = [block for block in found if block.source == "interpolated"]
         low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in interpolated)
         high_us = us * (1 + self.predictor.half_width) + self.predictor.scale * sum(block.high_us - block.us for block in interpolated)
-        return Latency(us=us, low_us=low_us, high_us=high_us, source="predicted", origin=self.origin)
+        origin = "; ".join(filter(None, (self.origin, self.unproved)))
+        return Latency(us=us, low_us=low_us, high_us=high_us, source="predicted", origin=origin)
+
+    @cached_property
+    def unproved(self) -> str:
+        """Which whole networks could not be measured, and whether enough are left to judge predictions by; "" where none failed."""
+        networks = [row for row in self._by_key.values() if row.kind == "network"]
+        failed = [row for row in networks if not row.measured]
+        if not failed:
+            return ""
+        words = f"{len(failed)} of {len(networks)} whole networks failed ({failed[0].status}: {one_line(failed[0].error, 80)})"
+        if self.predictor.networks < predict.FEWEST:
+            words += f", so the error of predictions is assumed: {self.predictor.half_width:.0%}"
+        return words
 
     @cached_property
     def predictor(self) -> Predictor:

@@ -125,6 +125,7 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
         ("device", f"{device.name}, {_threads(device.threads)}" if device.kind == "cpu" else f"{device.name}, driver {device.driver}"),
         ("runtime", f"{header.runtime.name} {header.runtime.version}, {header.precision}, batch {header.batch}"),
         *([("not measured", header.origin)] if header.origin else []),
+        *([("unproved", found.unproved)] if found.unproved else []),
         ("protocol", header.protocol.name),
         ("space", header.space or "-"),
         ("rows", ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)),

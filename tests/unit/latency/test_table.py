@@ -28,6 +28,7 @@ from latency import (
     TableWriter,
     protocol,
 )
+from latency.check import check
 
 
 def write(path, header, rows):
@@ -660,3 +661,17 @@ def test_a_header_with_an_impossible_value_is_refused(tmp_path, kit, field, valu
     sealed(path, msgspec.to_builtins(kit.header()) | {field: value})
     with pytest.raises(TableError, match=f"t.jsonl, line 1, field {field}.*{words}"):
         LatencyTable.load(path)
+
+
+def test_whole_networks_that_failed_are_said_wherever_the_table_predicts(kit):
+    blocks = [kit.spec(8, 16), kit.spec(16, 8)]
+    keys = tuple(spec.key for spec in blocks)
+    rows = [kit.row(spec.key, [10.0]) for spec in blocks]
+    failed = [
+        Row(kind="network", key=f"network-{k}", status="build_failed", error="scales must be positive", blocks=keys) for k in range(3)
+    ]
+    table = LatencyTable(kit.header(), [*rows, *failed])
+    words = "3 of 3 whole networks failed (build_failed: scales must be positive), so the error of predictions is assumed: 25%"
+    assert table.predict(blocks).origin == table.unproved == words
+    assert words in [finding.words for finding in check(table) if finding.problem == "unproved"]
+    assert LatencyTable(kit.header(), rows).predict(blocks).origin == ""
