@@ -12,10 +12,11 @@ from deploy.islands import Node
 
 _ALL = frozenset({"Add", "Concat", "Max", "Mean", "Min", "Sub", "Sum"})
 _FIRST = frozenset({
-    "Abs", "AveragePool", "Cast", "Clip", "Compress", "CumSum", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements",
-    "GatherND", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu", "MaxPool", "Neg", "PRelu", "Pad", "ReduceL1", "ReduceMax",
-    "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze",
-    "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Upsample",
+    "Abs", "AveragePool", "Cast", "CastLike", "Clip", "Compress", "CumSum", "DepthToSpace", "Dropout", "Expand",
+    "Flatten", "Gather", "GatherElements", "GatherND", "GlobalAveragePool", "GlobalMaxPool", "Identity", "LeakyRelu",
+    "MaxPool", "Neg", "PRelu", "Pad", "ReduceL1", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu",
+    "Reshape", "Resize", "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose",
+    "Trilu", "Unsqueeze", "Upsample",
 })  # fmt: skip
 _SOME = {"ScatterElements": (0, 2), "ScatterND": (0, 2), "Where": (1, 2)}
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 import torch
+from onnxscript import ir
 from torch import Tensor, nn
 
 from deploy import precision as half_precision
@@ -69,12 +70,14 @@ def to_onnx(
                 input_names=names,
                 output_names=["output"],
                 external_data=False,
-                optimize=True,
+                optimize=False,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             raise LoweringError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
-    assert program is not None
+        assert program is not None
+        _keep_small_terms(program.model.graph)
+        program.optimize()
     model = program.model_proto
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]  # stack traces with the paths of this machine
@@ -86,6 +89,19 @@ def to_onnx(
     if precision == "fp16":
         model, _ = half_precision.convert(model, io=io)
     return model.SerializeToString(deterministic=True)
+
+
+def _keep_small_terms(graph: ir.Graph) -> None:
+    """Give scalars that are almost 0 or 1 a dimension: the optimizer takes such a scalar for 0 or 1, and x + 1e-9 for x."""
+    for node in graph:
+        attribute = node.attributes.get("value") if node.op_type == "Constant" else None
+        array = None if attribute is None else attribute.as_tensor().numpy()
+        if array is None or array.ndim or array.dtype.kind != "f":
+            continue
+        near = any(array != exact and math.isclose(array, exact, rel_tol=1e-5, abs_tol=1e-8) for exact in (0, 1))
+        if near and all(value.shape is not None and value.shape.rank() for use in node.outputs[0].uses() for value in use.node.outputs):
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array.reshape(1)))
+            node.outputs[0].shape = ir.Shape([1])
 
 
 def lower(

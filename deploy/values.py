@@ -66,10 +66,13 @@ def possible(flow: Flow) -> dict[str, Values]:
 
 
 def of_array(array: np.ndarray) -> Values:
-    """What the elements of a constant are."""
-    if array.dtype.kind not in "biuf" or not array.size or np.isnan(array).any():
+    """What the elements of a constant are; infinities, which every float type has, are no limits."""
+    if array.dtype.kind not in "biuf" or np.isnan(array).any():
         return _UNKNOWN
-    return Values(bool((array == np.round(array)).all()), float(array.min()), float(array.max()))
+    finite = array[np.isfinite(array)]
+    if not finite.size:
+        return Values(True, 0.0, 0.0)
+    return Values(bool((finite == np.round(finite)).all()), float(finite.min()), float(finite.max()))
 
 
 def _of_type(kind: int) -> Values:
@@ -267,6 +270,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("ArgMax", "ArgMin", "NonZero", "Shape", "Size"), _extent),
     "Abs": _absolute,
     "Cast": _cast,
+    "CastLike": _cast,
     "Clip": _clipped,
     "ConstantOfShape": _filled,
     "CumSum": _cumulated,

@@ -146,6 +146,11 @@ def test_an_input_of_integers_of_any_size_stays_exact():
             None,
         ),
         ([node("Mul", ["x", "k"], "y")], {"k": np.float32([4096])}, None),
+        (
+            [node("Greater", ["x", "zero"], "a"), node("Where", ["a", "zero", "k"], "b"), node("Add", ["x", "b"], "y")],
+            {"zero": np.float32(0), "k": np.float32(-np.inf)},
+            None,
+        ),
         ([conv("x", "a"), node("Mul", ["a", "k"], "b"), node("Sin", ["b"], "y")], {"w": EYE, "k": np.float32([30])}, None),
         ([node("Sigmoid", ["x"], "a"), node("Mul", ["a", "k"], "b"), node("Cos", ["b"], "y")], {"k": np.float32([3])}, None),
     ],

@@ -195,3 +195,22 @@ def test_a_program_computes_what_the_onnx_does(shipped, precision):
     runner = onnx_runner if precision == "fp32" else half_runner
     np.testing.assert_allclose(found, runner(lowered.onnx)(x.numpy())["output"], rtol=0, atol=2e-2 if precision == "fp16" else 1e-5)
     assert lowering.lower(shipped, example()).program is None
+
+
+def test_a_term_that_is_almost_nothing_stays():
+    class Guarded(nn.Module):
+        def forward(self, x):
+            return torch.log(torch.relu(x) + 1e-12) + x / (x.abs() + 1e-9) + (x - 1e-9) * 1.000005 / 0.999995
+
+    x = torch.zeros(1, 4)
+    found = onnx_runner(to_onnx(Guarded(), x))(x.numpy())["output"]
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found, Guarded()(x), rtol=1e-5)
+
+
+def test_a_term_that_is_nothing_is_left_out():
+    class Idle(nn.Module):
+        def forward(self, x):
+            return torch.relu(x + 0.0) * 1.0
+
+    assert [node.op_type for node in onnx.load_from_string(to_onnx(Idle(), torch.zeros(1, 4))).graph.node] == ["Relu"]
