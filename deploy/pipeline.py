@@ -31,6 +31,7 @@ from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Share, St
 from latency import Device, Latency, Measurement, Protocol, RunFailed
 from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
+from latency.units import us_from_ms
 from reparam import Counts, count, fuse, squeeze
 
 CERTIFIED_SAMPLES = 128
@@ -106,7 +107,7 @@ def export(
         raise DeployError(f"budget_ms must be above 0, found {budget_ms}")
     if threads < 1:
         raise DeployError(f"threads must be at least 1, found {threads}")
-    budget_us = None if budget_ms is None else budget_ms * 1000
+    budget_us = None if budget_ms is None else us_from_ms(budget_ms)
     if target == "onnxruntime" and (engine_spec, timing_cache) != (None, None):
         raise DeployError("target 'onnxruntime' builds no engine: leave out the options of its build, or choose tensorrt or tensorrt-rtx")
     runtime = engine.runtime_of(target)

@@ -18,7 +18,7 @@ from latency import LatencyError, Protocol, RunFailed
 from latency.decoding import decode_tensors
 from latency.device import first_difference
 from latency.measure import summarize
-from latency.units import interval, microseconds
+from latency.units import interval, microseconds, ms_from_us, s_from_ms
 
 MAX_TIMING_MS = 600_000
 """Time that a protocol may take: what a manifest asks for is not always what somebody meant."""
@@ -189,7 +189,9 @@ def _latency(manifest: Manifest, at_work: Running | str) -> Check:
             return Check(name="latency", verdict="not run", detail=f"{what}: {field} {was!r}, here {now!r}")
     asked_ms = _asked_ms(manifest.protocol, recorded.median_us)
     if asked_ms > MAX_TIMING_MS:
-        detail = f"its protocol {manifest.protocol.name!r} takes {asked_ms / 1000:.0f} s, at most {MAX_TIMING_MS / 1000:.0f} are spent"
+        detail = (
+            f"its protocol {manifest.protocol.name!r} takes {s_from_ms(asked_ms):.0f} s, at most {s_from_ms(MAX_TIMING_MS):.0f} are spent"
+        )
         return Check(name="latency", verdict="not run", detail=detail)
     try:
         now = engine.measure_in_turns({"shipped": at_work.timed}, manifest.protocol)["shipped"]
@@ -211,5 +213,5 @@ def _latency(manifest: Manifest, at_work: Running | str) -> Check:
 
 def _asked_ms(protocol: Protocol, median_us: float) -> float:
     """How long `measure_in_turns` may take by a protocol."""
-    sampling_ms = max(protocol.max_time_ms, protocol.min_samples * median_us / 1000)
+    sampling_ms = max(protocol.max_time_ms, protocol.min_samples * ms_from_us(median_us))
     return engine.MAX_ROUNDS * (protocol.warmup_ms + sampling_ms / engine.MIN_ROUNDS) + sampling_ms

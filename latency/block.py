@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from latency.errors import LatencyError
+from latency.units import kilo
 from latency.values import MAX_WIDTH
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -85,6 +86,11 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def input_elements(self) -> int:
         """Number of scalars in the block's input."""
         return self.width("c_in") * int(self.attr("h")) * int(self.attr("w"))
+
+    @property
+    def input_kelements(self) -> float:
+        """Thousands of scalars in the block's input."""
+        return kilo(self.input_elements)
 
     def width(self, name: str) -> int:
         """A width by its name."""

@@ -6,6 +6,7 @@ import typing
 import msgspec
 
 from latency.errors import require
+from latency.units import kilo
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +57,7 @@ class Nvml:
             "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
             "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
             "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-            "power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "power_w": lambda: kilo(nvml.nvmlDeviceGetPowerUsage(handle)),
             "other_processes": lambda: sum(found.pid != os.getpid() for found in nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
             "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
         }

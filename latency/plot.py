@@ -20,6 +20,7 @@ from latency.errors import CoverageError, LatencyError, require
 from latency.files import whole
 from latency.outputs import GENERATOR, PICTURE, require_file
 from latency.table import Latency, LatencyTable, Row
+from latency.units import ms_from_us
 
 WIDTH_IN = 10.0
 """Of every picture, in inches."""
@@ -238,8 +239,8 @@ def _singles(figure: Any, families: dict[str, Family], palette: Palette) -> None
 
 def _networks(figure: Any, networks: Sequence[tuple[Row, Latency]], palette: Palette) -> None:
     ax = figure.add_subplot()
-    measured = np.array([row.median_us for row, _ in networks]) / 1000
-    us, low, high = (np.array([getattr(found, end) for _, found in networks]) / 1000 for end in ("us", "low_us", "high_us"))
+    measured = ms_from_us(np.array([row.median_us for row, _ in networks]))
+    us, low, high = (ms_from_us(np.array([getattr(found, end) for _, found in networks])) for end in ("us", "low_us", "high_us"))
     ends = [min(measured.min(), low.min()), max(measured.max(), high.max())]
     ax.plot(ends, ends, color=palette.ink, linewidth=1, linestyle="--")
     ax.annotate(" equal", (ends[1], ends[1]), ha="right", va="bottom", fontsize=8)

@@ -1,10 +1,12 @@
 """From latencies of blocks to the latency of a network, with its error."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
+
+from latency.block import BlockSpec
 
 FEWEST = 6
 """Measured networks that it takes to fit a predictor: three parameters, and something left to judge them by."""
@@ -12,6 +14,39 @@ _FOLDS = 10
 _UNFITTED_HALF_WIDTH = 0.25  # plain sums are off by 9 % on average; nothing was measured that says it is less here
 
 Scalar = TypeVar("Scalar")  # a float or a tensor: the arithmetic is the same
+
+
+class Term(NamedTuple):
+    """Part of a network: a block, or several of which at most one runs. Floats, or tensors that carry gradients.
+
+    Attributes:
+        cost: of the part where it runs, times the probability that it does.
+        present: that probability; a layer that is skipped has no boundary.
+        kelements: thousands of elements in its input, times that probability.
+    """
+
+    cost: Any
+    present: Any
+    kelements: Any
+
+
+def block_term(block: BlockSpec, us: float) -> Term:
+    """A block that runs, and takes so long."""
+    return Term(us, 1.0, block.input_kelements)
+
+
+def features(terms: Iterable[Term]) -> tuple[Any, Any, Any]:
+    """Arguments of `Predictor.apply` for a network of these parts, in order; where presence is uncertain, their expectation.
+
+    There is a boundary before each part that runs but the first one that does. Parts are present independently of one another.
+    """
+    cost = boundaries = kelements = earlier = 0.0
+    for term in terms:  # `earlier`: the probability that any part before it runs
+        cost = cost + term.cost
+        boundaries = boundaries + earlier * term.present
+        kelements = kelements + earlier * term.kelements
+        earlier = earlier + (1 - earlier) * term.present
+    return cost, boundaries, kelements
 
 
 class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,7 +76,7 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     networks: int
 
     def apply(self, sum_block_us: Scalar, boundaries: Scalar | float, boundary_kelements: Scalar | float) -> Scalar:
-        """Latency of a network in microseconds; plain arithmetic, for floats, arrays and tensors alike.
+        """Latency of a network in microseconds, of its `features`; plain arithmetic, for floats, arrays and tensors alike.
 
         Args:
             sum_block_us: sum of its blocks' latencies.

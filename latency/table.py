@@ -30,7 +30,7 @@ from latency.errors import CoverageError, FileError, LatencyError, TableError, o
 from latency.files import raised_as, read_bytes, require_regular
 from latency.interpolate import Interpolation
 from latency.measure import percentile
-from latency.predict import Predictor
+from latency.predict import Predictor, block_term, features
 from latency.protocol import Protocol
 from latency.values import OptionalSha256, SampleUs, Sha256, TimeUs, Width, require_date
 
@@ -177,6 +177,11 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     high_us: TimeUs
     source: Literal["measured", "interpolated", "predicted"]
     origin: str = ""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a person should know of it: where its table comes from."""
+        return [self.origin] if self.origin else []
 
 
 class Surface:
@@ -327,21 +332,25 @@ class LatencyTable:
             raise CoverageError(f"block {spec.key} is {row.status} in {self.path or 'the table'} ({row.error}): {mend}")
         if spec.key not in self._between:
             try:
-                self._between[spec.key] = self._interpolate(spec)
+                self._between[spec.key] = self._between_rows(spec.family, [tuple(width for _, width in spec.widths)])[0]
             except CoverageError as error:
                 raise CoverageError(f"block {spec.key} is not in {self.path or 'the table'} ({error}): {mend}") from error
         return self._between[spec.key]
 
-    def _interpolate(self, spec: BlockSpec) -> Latency:
+    def _between_rows(self, family: str, points: Sequence[tuple[int, ...]]) -> list[Latency]:
+        """Interpolate in a family, whether its grid is complete or not.
+
+        Raises:
+            CoverageError: nothing of it was measured, a point is outside of what was, or that is too little.
+        """
         try:
-            surface = self.surface(spec.family)
+            surface = self.surface(family)
         except CoverageError:
             surface = None
         # Over one width every grid is complete, holes or not: only with several does a complete grid tell that it was meant as one.
         if surface is not None and (sum(len(axis) > 1 for axis in surface.axes.values()) != 1 or surface.values_us.size < FEWEST + 2):
-            return surface.interpolate(dict(spec.widths))
-        (found,) = self._scattered(spec.family, [tuple(width for _, width in spec.widths)])
-        return found
+            return [surface.interpolate(dict(zip(surface.axes, point, strict=True))) for point in points]
+        return self._scattered(family, points)
 
     def _scattered(self, family: str, points: Sequence[tuple[int, ...]]) -> list[Latency]:
         """Interpolate in a family whose grid is not complete.
@@ -384,11 +393,23 @@ class LatencyTable:
         Raises:
             CoverageError: a block is not covered.
         """
-        return self.combine([self.lookup(block) for block in blocks], *_boundaries(blocks))
+        return self.combine([self.lookup(block) for block in blocks], blocks)
 
-    def combine(self, found: Sequence[Latency], boundaries: float, boundary_kelements: float) -> Latency:
-        """Latency of a network, given those of its blocks as `lookup` found them, and its boundaries as `Predictor.apply` takes them."""
-        us = self.predictor.apply(sum(block.us for block in found), boundaries, boundary_kelements)
+    def combine(self, found: Sequence[Latency], blocks: Sequence[BlockSpec]) -> Latency:
+        """Latency of a network, given its blocks in order and their latencies as `lookup` found them."""
+        return self._sum(found, *features(block_term(block, latency.us) for block, latency in zip(blocks, found, strict=True)))
+
+    def share(self, block: BlockSpec, *, first: bool) -> Latency:
+        """What one block adds to the latency of a network; those of all blocks add up to what `predict` says.
+
+        Raises:
+            CoverageError: the block is not covered.
+        """
+        found = self.lookup(block)
+        return self._sum([found], found.us, float(not first), 0.0 if first else block.input_kelements)
+
+    def _sum(self, found: Sequence[Latency], sum_block_us: float, boundaries: float, boundary_kelements: float) -> Latency:
+        us = self.predictor.apply(sum_block_us, boundaries, boundary_kelements)
         # The predictor's error was seen on measured blocks; what interpolation adds to it comes on top.
         interpolated = [block for block in found if block.source == "interpolated"]
         low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in interpolated)
@@ -411,18 +432,17 @@ class LatencyTable:
     @cached_property
     def predictor(self) -> Predictor:
         """Fitted on those network rows that are `ok` and whose blocks are covered."""
-        features, measured_us = [], []
+        found, measured_us = [], []
         for row in self._by_key.values():
             if row.kind == "network" and row.status == "ok":
                 blocks = [BlockSpec.parse(key) for key in row.blocks]
                 try:
-                    total_us = sum(self.lookup(block).us for block in blocks)
+                    found.append(features([block_term(block, self.lookup(block).us) for block in blocks]))
                 except CoverageError:
                     continue
-                features.append((total_us, *_boundaries(blocks)))
                 measured_us.append(row.median_us)
         overhead_us = next((row.median_us for row in self._by_key.values() if row.kind == "overhead" and row.measured), 0.0)
-        return predict.fit(features, measured_us, overhead_us)
+        return predict.fit(found, measured_us, overhead_us)
 
     def surface(self, family: str, axes: Mapping[str, Sequence[int]] | None = None) -> Surface:
         """Latency of a family of blocks over its widths.
@@ -450,7 +470,7 @@ class LatencyTable:
             if axes is None:
                 raise CoverageError(lacks)
             try:
-                found = self._scattered(family, missing)
+                found = self._between_rows(family, missing)
             except CoverageError as error:
                 raise CoverageError(f"{lacks} ({error}): measure them with `{self._command(self.path or 'TABLE')}`") from error
             points |= {point: (latency.us, latency.low_us, latency.high_us) for point, latency in zip(missing, found, strict=True)}
@@ -702,8 +722,3 @@ def _holder(file: int) -> str:
         locks = ""
     match = re.search(rf"FLOCK\s+ADVISORY\s+WRITE\s+(\d+)\s+\S+:{inode}\s", locks)
     return f"process {match[1]}" if match else "another process"
-
-
-def _boundaries(blocks: Sequence[BlockSpec]) -> tuple[float, float]:
-    """Number of boundaries between blocks, and thousands of elements that cross them."""
-    return len(blocks) - 1.0, sum(block.input_elements for block in blocks[1:]) / 1000

@@ -24,6 +24,7 @@ from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards
 from latency.shard import shard
+from latency.units import milliseconds, ms_from_us, us_from_ms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -288,14 +289,14 @@ def _budget_us(command: "Search", space: "Space", table: LatencyTable) -> float:
             "a search needs one budget: give --budget-ms 0.5 (milliseconds) or --budget-fraction 0.6 (of the unpruned network)"
         )
     if command.budget_ms is not None:
-        budget_us = command.budget_ms * 1000
+        budget_us = us_from_ms(command.budget_ms)
     else:
         assert command.budget_fraction is not None
         unpruned = space.network()
         measured = table.measured_network(unpruned)
         budget_us = command.budget_fraction * (measured or table.predict(unpruned)).us
     if not 0 < budget_us < float("inf"):
-        raise LatencyError(f"a budget must be above 0, found {budget_us / 1000:.4g} ms")
+        raise LatencyError(f"a budget must be above 0, found {milliseconds(budget_us)}")
     return budget_us
 
 
@@ -366,7 +367,7 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
     threads = max(architecture.device.threads if architecture.device else 1, 1) if command.threads is None else command.threads
     budget_ms, provenance = command.budget_ms, {}
     if at_home := _is_device_of(architecture, command.target, threads):
-        budget_ms = architecture.budget_us / 1000 if budget_ms is None and architecture.budget_us else budget_ms
+        budget_ms = ms_from_us(architecture.budget_us) if budget_ms is None and architecture.budget_us else budget_ms
     elif budget_ms is None and not (architecture.device and architecture.runtime):
         provenance["no budget"] = "the search had no latency table, and counted MACs: give --budget-ms to judge"
     elif budget_ms is None:

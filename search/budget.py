@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from latency.units import milliseconds, ms_from_us
 from search.errors import SearchError
 from search.spaces import Widths
 
@@ -66,8 +67,8 @@ def require_reachable(name: str, smallest: Price, budget: float, *, unit: Litera
             " ask for a larger --budget-fraction"
         )
     raise SearchError(
-        f"a budget of {budget / 1000:.4g} ms cannot be met: the smallest network of {name} takes {smallest.cost / 1000:.4g} ms"
-        f" by the table, at most {smallest.most / 1000:.4g} ms; ask for --budget-ms {math.ceil(smallest.most) / 1000:g} or more"
+        f"a budget of {milliseconds(budget)} cannot be met: the smallest network of {name} takes {milliseconds(smallest.cost)}"
+        f" by the table, at most {milliseconds(smallest.most)}; ask for --budget-ms {ms_from_us(math.ceil(smallest.most)):g} or more"
     )
 
 

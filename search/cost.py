@@ -1,33 +1,72 @@
-"""What a network costs, as a differentiable function of its widths."""
+"""What networks cost: of one network as a number, and in a search as a differentiable expectation. One model for all methods.
+
+A method describes what it trains as terms, in the order in which they run: a block at open widths, a mixture of candidate blocks, each
+perhaps absent. `expected` of the terms is the expected cost. Where shares are one-hot and widths whole, it is what `price` says.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from latency import Latency, LatencyTable, Surface
+from latency import BlockSpec, Latency, LatencyTable, Surface
+from latency.predict import Term, block_term, features
+from latency.units import kilo
 from search import ops
-from search.spaces import Prunable, Widths
+from search.budget import Price
+from search.space import Choice, Space
+from search.spaces import Prunable, Site, Widths, with_sites
 
 Scalar = Float[Tensor, ""]
+Shares = Float[Tensor, " candidates"]
+
+Candidate = BlockSpec | None
+"""A block, or None for nothing: a layer that is skipped, an edge without operation."""
+
+NOTHING = Term(0.0, 0.0, 0.0)
+"""What is not there."""
 
 
-class Cost(Protocol):
-    """Cost of a network of one space."""
+@runtime_checkable
+class CostModel(Protocol):
+    """Cost of the networks of a space, in the unit of a budget."""
 
-    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
-        """Cost at a width for every group.
+    unit: Literal["us", "macs"]
 
-        A group's channels are the output of some blocks and the input of others: gradients reach it through all of them.
+    def price(self, choice: Choice) -> Price:
+        """What one network costs, with the upper end of its interval."""
+        ...
+
+    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Term:
+        """A block at open widths.
+
+        Args:
+            site: where it runs.
+            widths: channels of every group that the site's spans name, by index; gradients reach them through input and output widths.
+            present: probability that it runs.
         """
         ...
 
+    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Term:
+        """A mixture of blocks.
 
-class ExpectedLatency:
+        Args:
+            candidates: in the order of the shares.
+            shares: probability of each.
+            present: probability that any of them runs, for what is not a candidate.
+        """
+        ...
+
+    def expected(self, terms: Sequence[Term]) -> Scalar:
+        """Cost of the whole network, in the unit of the model."""
+        ...
+
+
+class LatencyModel:
     """Latency in microseconds by a table: its predictor over the sum of the blocks, each multilinear between its neighbours on the grid.
 
     Latency over width is a staircase on real devices, flat nearly everywhere. So the gradient is not the slope of the stair that a width
@@ -36,86 +75,183 @@ class ExpectedLatency:
     narrowest that can ship costs what that one costs.
 
     Args:
-        space: the space whose networks are asked about.
+        space: whose networks are asked about.
         table: covers its blocks.
 
     Raises:
-        CoverageError: it does not.
+        CoverageError: it does not cover the largest or the smallest network; later, a block that is asked for.
     """
 
-    def __init__(self, space: Prunable, table: LatencyTable) -> None:
-        self._sites, self._predictor = space.sites(), table.predictor
-        self._surfaces, self._half_windows = [], []
-        for site in self._sites:
-            axes = {name: space.span_choices(span) for (name, _), span in zip(site.spec.widths, site.spans, strict=True)}
-            self._surfaces.append(table.surface(site.spec.family, axes=axes))
-            self._half_windows.append([max(2.0 * space.granularity, axis[-1] / 4) for axis in axes.values()])
+    unit: Literal["us", "macs"] = "us"
 
-    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
+    def __init__(self, space: Space, table: LatencyTable) -> None:
+        self._space, self._table = space, table
+        self._known: dict[BlockSpec, Latency] = {}
+        self._terms: dict[Candidate, Term] = {}
+        self._curves: dict[Site, _Curve] = {}
+        for choice in (space.largest(), space.smallest()):
+            self.of(choice)
+
+    def of(self, choice: Choice) -> Latency:
+        """What `table.predict` says of a network; each block is looked up once.
+
+        Raises:
+            SearchError: the choice is not of the space.
+            CoverageError: a block is not covered.
+        """
+        blocks = self._space.network(choice)
+        return self._table.combine([self._lookup(block) for block in blocks], blocks)
+
+    def price(self, choice: Choice) -> Price:
         """Microseconds."""
-        blocks_us, crossing = torch.zeros(()), torch.zeros(())
-        for index, (site, surface, windows) in enumerate(zip(self._sites, self._surfaces, self._half_windows, strict=True)):
-            channels = [torch.as_tensor(span.at(widths), dtype=torch.float32) for span in site.spans]
-            blocks_us = blocks_us + _block_us(surface, channels, windows)
-            if index > 0:
-                crossing = crossing + channels[0] * (site.spec.input_elements / site.spec.width("c_in") / 1000)
-        return self._predictor.apply(blocks_us, len(self._sites) - 1.0, crossing)
+        latency = self.of(choice)
+        return Price(latency.us, latency.high_us)
+
+    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Term:
+        """A block at open widths: see `CostModel`; arithmetic is in the dtype of the widths."""
+        curve = self._curve(site)
+        channels = _channels(site, widths)
+        at = [float(width.detach()) for width in channels]
+        us = self._lookup(site.at([round(float(width)) for width in widths])).us if curve.between(at) else None
+        cost = curve.cost(channels, at, us)
+        kelements = channels[0] * kilo(site.spec.input_elements / site.spec.width("c_in"))
+        return _absent(Term(cost, 1.0, kelements), present)
+
+    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Term:
+        """A mixture of blocks: see `CostModel`."""
+        return _absent(_mixed([self._term(block) for block in candidates], shares), present)
+
+    def expected(self, terms: Sequence[Term]) -> Scalar:
+        """Microseconds."""
+        return torch.as_tensor(self._table.predictor.apply(*features(terms)))
+
+    def _term(self, block: Candidate) -> Term:
+        if block not in self._terms:
+            self._terms[block] = block_term(block, self._lookup(block).us) if block else NOTHING
+        return self._terms[block]
+
+    def _lookup(self, block: BlockSpec) -> Latency:
+        if block not in self._known:
+            self._known[block] = self._table.lookup(block)
+        return self._known[block]
+
+    def _curve(self, site: Site) -> "_Curve":
+        if site not in self._curves:
+            space = with_sites(self._space)
+            axes = dict(zip((name for name, _ in site.spec.widths), space.axes(site), strict=True))
+            surface = self._table.surface(site.spec.family, axes=axes)
+            windows = [max(2.0 * space.granularity, axis[-1] / 4) for axis in axes.values()]
+            self._curves[site] = _Curve(surface, tuple(windows), tuple(len(span.terms) > 1 for span in site.spans))
+        return self._curves[site]
 
 
-class NetworkLatency:
-    """`table.predict` of a space's networks, many times over: each block is looked up once."""
+class MacsModel:
+    """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5): all of its layers, with gradients through input widths too.
 
-    def __init__(self, space: Prunable, table: LatencyTable) -> None:
-        self._sites, self._table = space.sites(), table
-        self._pixels = [site.spec.input_elements // site.spec.width("c_in") for site in self._sites]
-        self._found: dict[tuple[int, ...], Latency] = {}
+    Args:
+        space: whose networks are asked about.
+    """
 
-    def __call__(self, widths: Widths) -> Latency:
-        """Latency of the network of these widths."""
-        found, crossing = [], 0
-        for index, (site, pixels) in enumerate(zip(self._sites, self._pixels, strict=True)):
-            channels = [round(span.at(widths)) for span in site.spans]
-            key = (index, *channels)
-            if key not in self._found:
-                self._found[key] = self._table.lookup(site.at(widths))
-            found.append(self._found[key])
-            crossing += channels[0] * pixels if index else 0
-        return self._table.combine(found, len(self._sites) - 1.0, crossing / 1000)
+    unit: Literal["us", "macs"] = "macs"
 
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._terms: dict[Candidate, Term] = {}
 
-class ExpectedMacs:
-    """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5): all of its layers, with gradients through input widths too."""
+    def of(self, choice: Choice) -> int:
+        """Multiply-accumulates of a network.
 
-    def __init__(self, space: Prunable) -> None:
-        self._sites = space.sites()
-        self._each = [ops.counts(site.spec).macs / math.prod(width for _, width in site.spec.widths) for site in self._sites]
+        Raises:
+            SearchError: the choice is not of the space.
+        """
+        return self._space.macs(self._space.network(choice))
 
-    def count(self, widths: Widths) -> int:
-        """Multiply-accumulates at whole widths."""
-        each = zip(self._sites, self._each, strict=True)
-        return sum(round(macs * math.prod(round(span.at(widths)) for span in site.spans)) for site, macs in each)
+    def price(self, choice: Choice) -> Price:
+        """Multiply-accumulates, which are exact."""
+        macs = self.of(choice)
+        return Price(macs, macs)
 
-    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
+    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Term:
+        """A block at open widths: see `CostModel`."""
+        channels = _channels(site, widths)
+        return _absent(Term(_macs(site, channels), 1.0, 0.0), present)
+
+    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Term:
+        """A mixture of blocks: see `CostModel`."""
+        return _absent(_mixed([self._term(block) for block in candidates], shares), present)
+
+    def expected(self, terms: Sequence[Term]) -> Scalar:
         """Multiply-accumulates of one inference."""
-        total = torch.zeros(())
-        for site, macs in zip(self._sites, self._each, strict=True):
-            total = total + macs * math.prod(span.at(widths) for span in site.spans)
+        return torch.as_tensor(features(terms)[0])
+
+    def _term(self, block: Candidate) -> Term:
+        if block not in self._terms:
+            self._terms[block] = Term(float(ops.counts(block).macs), 1.0, 0.0) if block else NOTHING
+        return self._terms[block]
+
+
+def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scalar]) -> list[Term]:
+    """Every site of a network at open widths, in order."""
+    return [model.at_widths(site, widths) for site in sites]
+
+
+def _mixed(each: Sequence[Term], shares: Shares) -> Term:
+    cost, present, kelements = torch.tensor(each, dtype=shares.dtype, device=shares.device).T @ shares
+    return Term(cost, present, kelements)
+
+
+def _absent(term: Term, present: Any) -> Term:
+    return term if isinstance(present, float) and present == 1 else Term(*(part * present for part in term))
+
+
+def _channels(site: Site, widths: Sequence[Scalar]) -> list[Tensor]:
+    dtype = next((width.dtype for width in widths if isinstance(width, Tensor)), torch.get_default_dtype())
+    return [torch.as_tensor(span.at(widths), dtype=dtype) for span in site.spans]
+
+
+def _macs(site: Site, channels: Sequence[Tensor]) -> Tensor:
+    """Those of a single layer are a product of its widths; those of a larger block are linear in the one width that is open."""
+    if site.spec.op in ops.SINGLE:
+        each = ops.counts(site.spec).macs / math.prod(width for _, width in site.spec.widths)
+        return each * math.prod(channels)  # pyright: ignore
+    ((index, name),) = [(index, name) for index, (name, _) in enumerate(site.spec.widths) if site.spans[index].terms]
+    one, two = (ops.counts(site.spec.with_widths(**{name: width})).macs for width in (1, 2))
+    return one + (two - one) * (channels[index] - 1)
+
+
+class _Curve(NamedTuple):
+    """Latency of a block over its widths."""
+
+    surface: Surface
+    half_windows: tuple[float, ...]
+    """of each width, in channels"""
+    sums: tuple[bool, ...]
+    """of each width whether it is the sum of several groups', so that its axis has only some of its values"""
+
+    def between(self, at: Sequence[float]) -> bool:
+        """Whether these are widths of a network that can ship, and not on the grid."""
+        found = False
+        for axis, width, several in zip(self.surface.axes.values(), at, self.sums, strict=True):
+            if width in axis:
+                continue
+            if not several or not width.is_integer() or not axis[0] < width < axis[-1]:
+                return False
+            found = True
+        return found
+
+    def cost(self, channels: Sequence[Tensor], at: Sequence[float], us: float | None) -> Tensor:
+        """Microseconds at these widths, by the grid where `us` does not say, with the mean slopes as gradients."""
+        axes, total = list(self.surface.axes.values()), torch.zeros((), dtype=channels[0].dtype)
+        for index, (axis, width, half_window) in enumerate(zip(axes, channels, self.half_windows, strict=True)):
+            profile = np.moveaxis(self.surface.values_us, index, -1)
+            for other, place in enumerate(at):
+                if other != index:
+                    profile = _slice(profile, axes[other], place)
+            if index == 0:
+                total = total + (float(np.interp(at[0], axis, profile)) if us is None else us)
+            # Adds exactly 0 to the value, and the slope to the gradient.
+            total = total + _mean_slope(axis, profile, at[index], half_window) * (width - width.detach())
         return total
-
-
-def _block_us(surface: Surface, channels: Sequence[Scalar], half_windows: Sequence[float]) -> Scalar:
-    axes, at = list(surface.axes.values()), [float(width.detach()) for width in channels]
-    total = torch.zeros(())
-    for index, (axis, width, half_window) in enumerate(zip(axes, channels, half_windows, strict=True)):
-        profile = np.moveaxis(surface.values_us, index, -1)
-        for other, place in enumerate(at):
-            if other != index:
-                profile = _slice(profile, axes[other], place)
-        if index == 0:
-            total = total + float(np.interp(at[0], axis, profile))
-        # Adds exactly 0 to the value, and the slope to the gradient.
-        total = total + _mean_slope(axis, profile, at[index], half_window) * (width - width.detach())
-    return total
 
 
 def _slice(values: np.ndarray, axis: np.ndarray, at: float) -> np.ndarray:
@@ -131,3 +267,49 @@ def _mean_slope(axis: np.ndarray, values: np.ndarray, at: float, half_window: fl
     if high <= low:
         return 0.0
     return float((np.interp(high, axis, values) - np.interp(low, axis, values)) / (high - low))
+
+
+@runtime_checkable
+class Cost(Protocol):
+    """Cost of a network of a prunable space at a width for every group."""
+
+    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
+        """The expected cost."""
+        ...
+
+
+class ExpectedLatency:
+    """`LatencyModel` over all sites of a prunable space."""
+
+    def __init__(self, space: Prunable, table: LatencyTable) -> None:
+        self._model, self._sites = LatencyModel(space, table), space.sites()
+
+    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
+        """Microseconds."""
+        return self._model.expected(network_terms(self._model, self._sites, widths))
+
+
+class NetworkLatency:
+    """`LatencyModel.of` by widths."""
+
+    def __init__(self, space: Prunable, table: LatencyTable) -> None:
+        self._space, self._model = space, LatencyModel(space, table)
+
+    def __call__(self, widths: Widths) -> Latency:
+        """Latency of the network of these widths."""
+        return self._model.of(self._space.choice(widths))
+
+
+class ExpectedMacs:
+    """`MacsModel` over all sites of a prunable space."""
+
+    def __init__(self, space: Prunable) -> None:
+        self._space, self._model, self._sites = space, MacsModel(space), space.sites()
+
+    def count(self, widths: Widths) -> int:
+        """Multiply-accumulates at whole widths."""
+        return self._model.of(self._space.choice(widths))
+
+    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
+        """Multiply-accumulates of one inference."""
+        return self._model.expected(network_terms(self._model, self._sites, widths))

@@ -171,6 +171,10 @@ def se_width(c_in: int) -> int:
     return max(1, round(0.25 * c_in))
 
 
+SINGLE = ("conv", "depthwise", "conv_transpose", "linear", "head")
+"""Kinds of block of one layer with weights: its counts are a product of its widths."""
+
+
 class Counts(NamedTuple):
     """Size of a block or a network."""
 

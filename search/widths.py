@@ -60,10 +60,8 @@ class TablePrices:
         """
         key = (index > 0, spec.key)
         if key not in self._known:
-            block = self._table.lookup(spec)
-            boundaries = float(index > 0)
-            alone = self._table.combine([block], boundaries, boundaries * spec.input_elements / 1000)
-            self._known[key] = Price(alone.us, alone.high_us)
+            share = self._table.share(spec, first=index == 0)
+            self._known[key] = Price(share.us, share.high_us)
         return self._known[key]
 
 

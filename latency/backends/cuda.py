@@ -16,6 +16,7 @@ import numpy as np
 
 from latency.device import Device
 from latency.errors import DeviceUnavailable, MissingExtra, RunFailed, one_line, require
+from latency.units import us_from_ms
 
 _WAY_OUT = "look at `nvidia-smi`, or measure on the CPU with --backend onnxruntime"
 
@@ -194,7 +195,7 @@ class CudaPython:
 
     def elapsed_us(self, start: Any, end: Any) -> float:
         """Time between two events."""
-        return self._call("cudaEventElapsedTime", start, end) * 1e3
+        return us_from_ms(self._call("cudaEventElapsedTime", start, end))
 
     @contextmanager
     def graph(self, stream: Any, enqueue: Callable[[], None]) -> Iterator[Callable[[], None]]:
@@ -297,7 +298,7 @@ class PyCuda:
 
     def elapsed_us(self, start: Any, end: Any) -> float:
         """Time between two events."""
-        return self._call(end.time_since, start) * 1e3
+        return us_from_ms(self._call(end.time_since, start))
 
     @contextmanager
     def graph(self, stream: Any, enqueue: Callable[[], None]) -> Iterator[Callable[[], None]]:

@@ -13,6 +13,7 @@ from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFail
 from latency.files import human_bytes
 from latency.lowered import Lowered
 from latency.monitor import Nvml
+from latency.units import us_from_ns
 
 MAX_TENSOR_BYTES = 8 * 2**30
 """Size of the largest input or output that a network is run with."""
@@ -115,7 +116,7 @@ class CompiledSession:
             for _ in range(count):
                 start = clock()
                 run(binding)
-                samples_us.append((clock() - start) / 1e3)
+                samples_us.append(us_from_ns(clock() - start))
         except runtime_errors() as error:
             raise RunFailed(one_line(error)) from error
         return samples_us

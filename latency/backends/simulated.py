@@ -12,6 +12,7 @@ from latency.device import Device, Runtime
 from latency.errors import BuildFailed, LatencyError, one_line
 from latency.lowered import Lowered, require_static
 from latency.monitor import Reading
+from latency.units import ns_from_us
 
 
 class VirtualClock:
@@ -22,7 +23,7 @@ class VirtualClock:
 
     def __call__(self) -> int:
         """Nanoseconds since it was made."""
-        return round(self.now_us * 1e3)
+        return ns_from_us(self.now_us)
 
     def advance(self, us: float) -> None:
         """Let time pass."""

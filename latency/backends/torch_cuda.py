@@ -12,6 +12,7 @@ from latency.device import Runtime
 from latency.errors import BuildFailed, DeviceUnavailable, RunFailed, one_line, require
 from latency.lowered import OVERHEAD, Lowered
 from latency.monitor import Nvml
+from latency.units import us_from_ms
 
 
 class TorchCuda:
@@ -130,7 +131,7 @@ class CompiledProgram:
     def _elapsed_us(self, i: int) -> float:
         start, end = self._events[i % 2]
         end.synchronize()
-        return start.elapsed_time(end) * 1e3
+        return us_from_ms(start.elapsed_time(end))
 
     def _context(self) -> ExitStack:
         """Inference on the own stream, with the fastest kernels that cuDNN finds."""

@@ -6,7 +6,7 @@ from search.spaces import gpunet, mobilenet, prunet, repvgg, resnet
 from search.spaces.chain import Chain, Layer
 from search.spaces.fixed import Fixed
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
-from search.spaces.prunable import Prunable, Site, Span, Widths
+from search.spaces.prunable import HasSites, Prunable, Site, Span, Widths
 from search.spaces.records import from_record
 from search.spaces.traced import Traced, of_module, traced
 
@@ -14,6 +14,7 @@ __all__ = [
     "WIDTHS",
     "Chain",
     "Fixed",
+    "HasSites",
     "Layer",
     "Layered",
     "MultiBlock",
@@ -27,6 +28,7 @@ __all__ = [
     "get",
     "names",
     "of_module",
+    "with_sites",
     "with_widths",
 ]
 
@@ -108,6 +110,17 @@ def with_widths(space: Space, method: str) -> Prunable:
         raise SearchError(
             f"{method} searches widths, and {space.name} has none that are open: choose repvgg-mini, or such as resnet-18/widths"
         )
+    return space
+
+
+def with_sites(space: Space) -> HasSites:
+    """A space as one that has blocks of open widths.
+
+    Raises:
+        SearchError: it has none.
+    """
+    if not isinstance(space, Prunable | Layered):
+        raise SearchError(f"{space.name} has no blocks of open widths: ask for the cost of whole blocks")
     return space
 
 

@@ -150,6 +150,17 @@ class Layered(Space):
             raise SearchError(f"{self.name}: layer {layer.name} has the options {', '.join(options)}, found {name}")
         return options[name]
 
+    @property
+    def granularity(self) -> int:
+        """Channels between two hidden widths."""
+        hidden = [option.hidden for layer in self.layers for option in layer.options if len(option.hidden) > 1]
+        return min((widths[1] - widths[0] for widths in hidden), default=1)
+
+    def axes(self, site: Site) -> tuple[Widths, ...]:
+        """What each width of a `MultiBlock.site` can be, ascending."""
+        option = next(option for layer in self.layers for option in layer.options if option.spec == site.spec)
+        return tuple(option.hidden if span.terms else (span.fixed,) for span in site.spans)
+
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
         """The blocks that are not skipped."""
         return list(self.chosen(choice).values())

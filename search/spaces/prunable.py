@@ -6,7 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
@@ -49,6 +49,20 @@ class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The block at these widths of the groups."""
         channels = tuple((name, round(span.at(widths))) for (name, _), span in zip(self.spec.widths, self.spans, strict=True))
         return msgspec.structs.replace(self.spec, widths=channels)
+
+
+@runtime_checkable
+class HasSites(Protocol):
+    """A space with blocks of open widths."""
+
+    @property
+    def granularity(self) -> int:
+        """Channels between two widths that can ship."""
+        ...
+
+    def axes(self, site: Site) -> tuple[Widths, ...]:
+        """What each width of a site can be, ascending."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +109,10 @@ class Prunable(Space):
         count = min(_MANY, (high - low) // self.granularity + 1)
         return tuple(sorted({low + round(k * (high - low) / max(1, count - 1)) for k in range(count)}))
 
+    def axes(self, site: Site) -> tuple[Widths, ...]:
+        """What each width of a site can be, ascending."""
+        return tuple(map(self.span_choices, site.spans))
+
     def _choices(self, span: Span) -> Widths:
         return self.width_choices(span.terms[0][0]) if span.terms else (0,)
 
@@ -139,7 +157,7 @@ class Prunable(Space):
         specs = [
             site.spec.with_widths(**dict(zip((name for name, _ in site.spec.widths), widths, strict=True)))
             for site in self.sites()
-            for widths in itertools.product(*map(self.span_choices, site.spans))
+            for widths in itertools.product(*self.axes(site))
         ]
         return list(dict.fromkeys(specs))
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -6,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from latency import Predictor
-from latency.predict import fit, kendall_tau
+from latency.predict import Term, features, fit, kendall_tau
 
 
 def networks(n, noise=0.0, seed=0, boundaries=7):
@@ -97,3 +98,18 @@ def test_apply_is_plain_arithmetic_on_tensors_too():
     us.backward()
     assert us.item() == pytest.approx(110 - 10.5 - 9)
     assert total.grad.item() == pytest.approx(1.1)
+
+
+def test_features_of_certain_parts_leave_the_first_boundary_out():
+    assert features([Term(2.0, 1.0, 8.0), Term(3.0, 1.0, 4.0), Term(5.0, 1.0, 2.0)]) == (10.0, 2.0, 6.0)
+    assert features([Term(0.0, 0.0, 0.0), Term(3.0, 1.0, 4.0), Term(0.0, 0.0, 0.0), Term(5.0, 1.0, 2.0)]) == (8.0, 1.0, 2.0)
+    assert features([]) == (0.0, 0.0, 0.0)
+
+
+def test_features_of_uncertain_parts_are_the_mean_over_what_runs():
+    parts, chances = [(2.0, 8.0), (3.0, 4.0), (5.0, 2.0)], (0.25, 0.5, 0.75)
+    mean = np.zeros(3)
+    for there in itertools.product((0, 1), repeat=3):
+        chance = np.prod([p if here else 1 - p for p, here in zip(chances, there, strict=True)])
+        mean += chance * np.array(features([Term(us, 1.0, k) for (us, k), here in zip(parts, there, strict=True) if here]))
+    assert features([Term(p * us, p, p * k) for p, (us, k) in zip(chances, parts, strict=True)]) == pytest.approx(tuple(mean), rel=1e-12)

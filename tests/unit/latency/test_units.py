@@ -1,5 +1,37 @@
+import re
+import tokenize
+from pathlib import Path
+
+import latency
 from latency import Latency, Measurement
-from latency.units import interval, microseconds
+from latency.units import interval, kilo, microseconds, milliseconds, ms_from_us, ns_from_us, s_from_ms, us_from_ms, us_from_ns
+
+
+def test_factors():
+    assert (us_from_ms(1.5), ms_from_us(1500.0), us_from_ns(2500), ns_from_us(2.5), s_from_ms(1500.0), kilo(64)) == (
+        1500,
+        1.5,
+        2.5,
+        2500,
+        1.5,
+        0.064,
+    )
+    assert milliseconds(423.456) == "0.4235 ms"
+
+
+def test_factors_of_1000_stand_in_units_alone():
+    """Of code: limits and counts, such as 1000 samples, are no factors."""
+    root, factor = Path(latency.__file__).parents[1], re.compile(r"[*/] *(1000|1e3|1_000|1e-3)\b")
+    files = [path for package in ("latency", "reparam", "deploy", "search", "lathe") for path in (root / package).rglob("*.py")]
+    assert len(files) > 50
+    found = [
+        f"{path}:{token.start[0]}"
+        for path in files
+        if path.name != "units.py"
+        for token in tokenize.generate_tokens(iter(path.read_text().splitlines(keepends=True)).__next__)
+        if token.type == tokenize.NUMBER and token.string in ("1000", "1e3", "1_000", "1e-3", "0.001") and factor.search(token.line)
+    ]
+    assert found == []
 
 
 def test_milliseconds_begin_at_one():

@@ -1,6 +1,7 @@
 """A search small enough for tests: two classes of 8x8 images, three layers, and a made-up device whose latency is a staircase of 16 channels."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, Tab
 from search import ops
 from search.architecture import Preprocessing
 from search.data import Augmentation, Dataset, Split
+from search.space import Choice, Space
 from search.spaces import Chain, Layer, Prunable
 
 
@@ -23,7 +25,8 @@ def network_us(blocks: list[BlockSpec]) -> float:
     return sum(block_us(spec) for spec in blocks) - (len(blocks) - 1)
 
 
-def make_table(space: Prunable) -> LatencyTable:
+def make_table(space: Space, networks: Sequence[Choice] | None = None) -> LatencyTable:
+    """A table of every block of a space, and of some networks; of eight spread over its widths by default."""
     header = TableHeader(
         device=Device(kind="cpu", name="made-up", cores=1, threads=1, isa=(), memory_mib=1024, driver="", compute_capability="", os="none"),
         runtime=Runtime(name="made-up", version="1"),
@@ -33,10 +36,11 @@ def make_table(space: Prunable) -> LatencyTable:
         space=space.name,
         created="2000-01-01",
     )
-    networks = [space.network(space.choice(tuple(options[k % len(options)] for options in _choices(space)))) for k in range(8)]
+    networks = networks or [space.choice([options[k % len(options)] for options in _choices(space)]) for k in range(8)]
     rows = [_row("block", spec.key, block_us(spec)) for spec in space.blocks()]
     rows += [
-        _row("network", f"network-{index}", network_us(blocks), tuple(spec.key for spec in blocks)) for index, blocks in enumerate(networks)
+        _row("network", f"network-{index}", network_us(blocks), tuple(spec.key for spec in blocks))
+        for index, blocks in enumerate(map(space.network, networks))
     ]
     return LatencyTable(header, rows, sha256="5" * 64)
 

@@ -1,76 +1,17 @@
 import itertools
+import random
+from functools import cache
 
 import pytest
 import torch
 from torch import nn
 
-from latency import CoverageError
-from search.cost import ExpectedLatency, ExpectedMacs, NetworkLatency
-from search.spaces import of_module
+from latency import CoverageError, LatencyTable
+from search import Choice, SearchError, Space, spaces
+from search.cost import LatencyModel, MacsModel, network_terms
+from search.spaces import Layered, of_module
 
-from .conftest import make_table
-
-
-def scalars(widths):
-    return [torch.tensor(float(width), requires_grad=True) for width in widths]
-
-
-def test_on_the_grid_it_is_the_tables_prediction(tiny, table):
-    cost = ExpectedLatency(tiny, table)
-    for widths in itertools.product(*(tiny.width_choices(index) for index in range(3))):
-        assert cost(scalars(widths)).item() == pytest.approx(table.predict(tiny.network(tiny.choice(widths))).us, rel=1e-6)
-
-
-def test_between_grid_points_it_is_bilinear(tiny, table):
-    cost = ExpectedLatency(tiny, table)
-    # Channels of b and c half-way across a step in both directions: the mean of the four corners.
-    corners = [table.predict(tiny.network(tiny.choice((16, b, c)))).us for b, c in itertools.product((16, 24), (16, 24))]
-    assert cost(scalars((16, 20, 20))).item() == pytest.approx(sum(corners) / 4, rel=1e-6)
-
-
-def test_below_the_grid_it_is_constant(tiny, table):
-    cost = ExpectedLatency(tiny, table)
-    narrow, narrowest = cost(scalars((8, 8, 8))).item(), cost(scalars((3, 8, 8))).item()
-    assert narrow - narrowest == pytest.approx(5 * 64 / 1000 * -table.predictor.boundary_us_per_kelement, abs=1e-4)
-
-
-def test_the_gradient_is_not_flat_on_a_staircase(tiny, table):
-    """At (16, 32, 32) every width stands on the far end of a tread of 16, where the true slope is 0 to one side."""
-    widths = scalars((16, 32, 32))
-    ExpectedLatency(tiny, table)(widths).backward()
-    assert all(width.grad > 0.05 for width in widths[1:])
-
-
-def test_the_gradient_goes_through_output_and_input_widths(tiny, table):
-    """Layer b: its own block, and that of c which reads its channels."""
-    widths = scalars((16, 32, 32))
-    ExpectedLatency(tiny, table)(widths).backward()
-    scale = table.predictor.scale
-    own, next_one, head = tiny.network(tiny.choice((16, 32, 32)))[1:]
-
-    def mean_slope(spec, name):
-        narrow = spec.with_widths(**{name: 16})
-        return (table.lookup(spec).us - table.lookup(narrow).us) / 16
-
-    crossing = table.predictor.boundary_us_per_kelement * 16 / 1000  # 4x4 pixels a channel
-    assert widths[1].grad.item() == pytest.approx(scale * (mean_slope(own, "c_out") + mean_slope(next_one, "c_in")) - crossing, rel=1e-4)
-    assert widths[2].grad.item() == pytest.approx(scale * (mean_slope(next_one, "c_out") + mean_slope(head, "c_in")) - crossing, rel=1e-4)
-
-
-def test_macs_are_counted_with_both_gradients(tiny):
-    widths = scalars((16, 32, 24))
-    macs = ExpectedMacs(tiny)(widths)
-    macs.backward()
-    assert macs.item() == tiny.macs(tiny.network(tiny.choice((16, 32, 24))))
-    # b: 9 * 4*4 pixels * 16 inputs as an output; 9 * 4*4 pixels * 24 outputs as an input.
-    assert widths[1].grad.item() == 9 * 16 * 16 + 9 * 16 * 24
-
-
-def test_a_table_that_lacks_a_block_is_refused(tiny, table):
-    from dataclasses import replace
-
-    with pytest.raises(CoverageError, match="head"):
-        ExpectedLatency(replace(tiny, classes=7), table)
+from .conftest import make_table, make_tiny
 
 
 class Joined(nn.Module):
@@ -86,14 +27,198 @@ class Joined(nn.Module):
         return self.classifier(self.mix(torch.cat([self.a(x), self.b(x)], 1)))
 
 
-@pytest.fixture(scope="module")
-def joined():
-    return of_module(Joined(), torch.zeros(1, 3, 8, 8), name="joined")
+@cache
+def space_of(name: str) -> Space:
+    match name:
+        case "tiny":
+            return make_tiny()
+        case "joined":
+            return of_module(Joined(), torch.zeros(1, 3, 8, 8), name="joined")
+    return spaces.get(name)
 
 
-def test_a_concatenation_has_the_sum_of_its_widths(joined):
-    widths = scalars((16, 24, 32))
-    macs = ExpectedMacs(joined)(widths)
+@cache
+def table_of(name: str) -> LatencyTable:
+    space, draw = space_of(name), random.Random(7)
+    return make_table(space, [space.random(draw) for _ in range(8)])
+
+
+WIDTHS = {"tiny": 300, "repvgg-mini": 200, "joined": 200, "resnet20/widths": 50}
+"""Spaces of open widths, and how many random networks of each are compared."""
+ALL = [*WIDTHS, "prunet-cifar", "resnet20"]
+
+
+def scalars(widths, dtype=torch.float32):
+    return [torch.tensor(float(width), requires_grad=True, dtype=dtype) for width in widths]
+
+
+def cost_of(model, space, widths):
+    return model.expected(network_terms(model, space.sites(), widths))
+
+
+def one_hot(space: Layered, choice: Choice):
+    """Candidates of each layer, and the share of each: 1 of the chosen one."""
+    chosen = space.chosen(choice)
+    for layer in space.layers:
+        candidates = [*layer.blocks(), *([None] if layer.skippable else [])]
+        yield candidates, torch.tensor([float(block == chosen.get(layer.name)) for block in candidates], dtype=torch.float64)
+
+
+def models(name: str):
+    """Both models, each with what its space or table says of a network."""
+    space, table = space_of(name), table_of(name)
+    yield LatencyModel(space, table), lambda choice: table.predict(space.network(choice)).us
+    yield MacsModel(space), lambda choice: space.macs(space.network(choice))
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_whole_widths_cost_what_table_and_space_say(name):
+    space, draw = space_of(name), random.Random(0)
+    choices = [space.largest(), space.smallest(), *(space.random(draw) for _ in range(WIDTHS[name]))]
+    for model, truth in models(name):
+        for choice in choices:
+            widths = scalars(space.widths(choice), torch.float64)
+            assert cost_of(model, space, widths).item() == pytest.approx(truth(choice), rel=1e-9)
+            assert model.price(choice).cost == pytest.approx(truth(choice), rel=1e-12)
+
+
+def test_one_hot_shares_cost_what_table_and_space_say():
+    space, draw = space_of("prunet-cifar"), random.Random(0)
+    choices = [space.largest(), space.smallest(), *(space.random(draw) for _ in range(100))]
+    for model, truth in models("prunet-cifar"):
+        for choice in choices:
+            terms = [model.over(candidates, shares) for candidates, shares in one_hot(space, choice)]
+            assert model.expected(terms).item() == pytest.approx(truth(choice), rel=1e-9)
+
+
+def test_hidden_widths_of_a_layer_cost_what_its_blocks_do():
+    space = space_of("prunet-cifar")
+    for model, _ in models("prunet-cifar"):
+        for layer in space.layers:
+            for option in layer.options:
+                for hidden, block in zip(option.hidden, option.blocks(), strict=False):
+                    open_one = model.at_widths(option.site, scalars([hidden], torch.float64))
+                    whole = model.over([block], torch.ones(1, dtype=torch.float64))
+                    assert [float(torch.as_tensor(part).detach()) for part in open_one] == pytest.approx(
+                        [float(part) for part in whole], rel=1e-12
+                    )
+
+
+def test_a_single_network_is_a_chain_of_certain_blocks():
+    space, sure = space_of("resnet20"), torch.ones(1, dtype=torch.float64)
+    for model, truth in models("resnet20"):
+        assert model.expected([model.over([block], sure) for block in space.network()]).item() == pytest.approx(truth(Choice()), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_price_of_a_network_is_what_predict_says_with_its_interval(name):
+    space, table, draw = space_of(name), table_of(name), random.Random(1)
+    model = LatencyModel(space, table)
+    for choice in [space.largest(), space.smallest(), *(space.random(draw) for _ in range(20))]:
+        assert model.of(choice) == table.predict(space.network(choice))
+        assert tuple(model.price(choice)) == (model.of(choice).us, model.of(choice).high_us)
+
+
+def test_a_mixture_costs_the_mean_of_its_networks():
+    """Three layers that can be skipped, the others certain: the expectation over all combinations, written out."""
+    space, table = space_of("prunet-cifar"), table_of("prunet-cifar")
+    draw, skippable = random.Random(3), [layer for layer in space.layers if layer.skippable][:3]
+    base = space.random(draw)
+    options = {layer.name: [space.chosen(space.largest())[layer.name], layer.blocks()[0], None] for layer in skippable}
+    shares = {name: torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64) for name in options}
+    chosen = space.chosen(base)
+
+    def candidates(name):
+        return options[name] if name in options else [chosen.get(name)]
+
+    for model in (LatencyModel(space, table), MacsModel(space)):
+        sure = torch.ones(1, dtype=torch.float64)
+        terms = [model.over(candidates(layer.name), shares.get(layer.name, sure)) for layer in space.layers]
+        mean = 0.0
+        for picks in itertools.product(range(3), repeat=3):
+            picked = dict(zip(options, picks, strict=True))
+            blocks = [candidates(layer.name)[picked.get(layer.name, 0)] for layer in space.layers]
+            network = [block for block in blocks if block]
+            cost = table.predict(network).us if model.unit == "us" else space.macs(network)
+            mean += cost * torch.stack([shares[name][pick] for name, pick in picked.items()]).prod().item()
+        assert model.expected(terms).item() == pytest.approx(mean, rel=1e-9)
+
+
+def test_a_skipped_layer_costs_nothing_its_boundary_included():
+    space, table = space_of("prunet-cifar"), table_of("prunet-cifar")
+    model, blocks = LatencyModel(space, table), space.network(space.smallest())
+    sure = torch.ones(1, dtype=torch.float64)
+    terms = [model.over([block], sure) for block in blocks]
+    absent = model.over([space.layers[2].blocks()[0]], sure, present=torch.zeros((), dtype=torch.float64))
+    for place in range(len(terms) + 1):
+        assert model.expected([*terms[:place], absent, *terms[place:]]).item() == pytest.approx(table.predict(blocks).us, rel=1e-12)
+
+
+def test_gradients_of_shares_and_presence_are_the_differences_of_the_expectation():
+    """Of the first layers, each a mixture, one with its skip, of which one is there with some probability."""
+    space, table = space_of("prunet-cifar"), table_of("prunet-cifar")
+    layers = [[*layer.blocks()[:4], *([None] if layer.skippable else [])] for layer in space.layers[:6]]
+    shares = [torch.rand(len(layer), dtype=torch.float64).softmax(0).requires_grad_() for layer in layers]
+    present = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+    for model in (LatencyModel(space, table), MacsModel(space)):
+
+        def expected(presence, *shares, model=model):
+            terms = [model.over(layer, share) for layer, share in zip(layers, shares, strict=True)]
+            terms.insert(3, model.over(layers[4], shares[4], present=presence))
+            return model.expected(terms)
+
+        scale = expected(present, *shares).item()
+        assert torch.autograd.gradcheck(expected, (present, *shares), eps=1e-4, atol=1e-7 * scale, rtol=1e-6)
+
+
+def test_between_grid_points_it_is_bilinear(tiny, table):
+    model = LatencyModel(tiny, table)
+    # Channels of b and c half-way across a step in both directions: the mean of the four corners.
+    corners = [table.predict(tiny.network(tiny.choice((16, b, c)))).us for b, c in itertools.product((16, 24), (16, 24))]
+    assert cost_of(model, tiny, scalars((16, 20, 20))).item() == pytest.approx(sum(corners) / 4, rel=1e-6)
+
+
+def test_below_the_grid_it_is_constant(tiny, table):
+    model = LatencyModel(tiny, table)
+    narrow, narrowest = (cost_of(model, tiny, scalars(widths)).item() for widths in ((8, 8, 8), (3, 8, 8)))
+    assert narrow - narrowest == pytest.approx(5 * 64 / 1000 * -table.predictor.boundary_us_per_kelement, abs=1e-4)
+
+
+def test_the_gradient_is_not_flat_on_a_staircase(tiny, table):
+    """At (16, 32, 32) every width stands on the far end of a tread of 16, where the true slope is 0 to one side."""
+    widths = scalars((16, 32, 32))
+    cost_of(LatencyModel(tiny, table), tiny, widths).backward()
+    assert all(width.grad > 0.05 for width in widths[1:])
+
+
+def test_the_gradient_goes_through_output_and_input_widths(tiny, table):
+    """Layer b: its own block, and that of c which reads its channels. Slopes are differences of the latency over the window."""
+    widths = scalars((16, 32, 32))
+    cost_of(LatencyModel(tiny, table), tiny, widths).backward()
+    scale = table.predictor.scale
+    own, next_one, head = tiny.network(tiny.choice((16, 32, 32)))[1:]
+
+    def mean_slope(spec, name):
+        narrow = spec.with_widths(**{name: 16})
+        return (table.lookup(spec).us - table.lookup(narrow).us) / 16
+
+    crossing = table.predictor.boundary_us_per_kelement * 16 / 1000  # 4x4 pixels a channel
+    assert widths[1].grad.item() == pytest.approx(scale * (mean_slope(own, "c_out") + mean_slope(next_one, "c_in")) - crossing, rel=1e-4)
+    assert widths[2].grad.item() == pytest.approx(scale * (mean_slope(next_one, "c_out") + mean_slope(head, "c_in")) - crossing, rel=1e-4)
+
+
+def test_macs_are_counted_with_both_gradients(tiny):
+    widths = scalars((16, 32, 24))
+    macs = cost_of(MacsModel(tiny), tiny, widths)
+    macs.backward()
+    assert macs.item() == tiny.macs(tiny.network(tiny.choice((16, 32, 24))))
+    # b: 9 * 4*4 pixels * 16 inputs as an output; 9 * 4*4 pixels * 24 outputs as an input.
+    assert widths[1].grad.item() == 9 * 16 * 16 + 9 * 16 * 24
+
+
+def test_a_concatenation_has_the_sum_of_its_widths():
+    joined, widths = space_of("joined"), scalars((16, 24, 32))
+    macs = cost_of(MacsModel(joined), joined, widths)
     macs.backward()
     assert macs.item() == joined.macs(joined.network(joined.choice((16, 24, 32))))
     # a: 27 weights a channel as an output, 32 as an input of the 1x1 convolution; b alike; 8x8 pixels.
@@ -102,22 +227,23 @@ def test_a_concatenation_has_the_sum_of_its_widths(joined):
     assert widths[2].grad.item() == 64 * (40 + 9) + 2
 
 
-def test_latency_of_any_network_is_the_tables_prediction_with_a_slope_everywhere(joined):
-    table = make_table(joined)
-    cost = ExpectedLatency(joined, table)
-    assert cost(scalars((32, 32, 48))).item() == pytest.approx(table.predict(joined.network()).us, rel=1e-5)
-    widths = scalars((16, 24, 32))
-    us = cost(widths)
-    us.backward()
-    assert us.item() == pytest.approx(
-        table.predict(joined.network(joined.choice((16, 24, 32)))).us, rel=0.02
-    )  # 40 inputs lie between two grid points
-    assert all(width.grad > 0 for width in widths)
+@pytest.mark.parametrize("name", WIDTHS)
+def test_there_is_a_slope_everywhere(name):
+    space = space_of(name)
+    widths = scalars(space.widths(space.random(random.Random(5))))
+    cost_of(LatencyModel(space, table_of(name)), space, widths).backward()
+    assert all(width.grad is not None and width.grad.isfinite() for width in widths)
+    assert sum(width.grad.item() > 0 for width in widths) > len(widths) / 2
 
 
-def test_whole_widths_cost_what_table_and_space_say(joined, tiny, table):
-    for space, known in ((joined, make_table(joined)), (tiny, table)):
-        latency, macs = NetworkLatency(space, known), ExpectedMacs(space)
-        for widths in (space.full_widths(), space.smallest_widths(), tuple(width - 8 for width in space.full_widths())):
-            assert latency(widths) == known.predict(space.network(space.choice(widths))) == latency(widths)
-            assert macs.count(widths) == space.macs(space.network(space.choice(widths)))
+def test_a_table_that_lacks_a_block_is_refused(tiny, table):
+    from dataclasses import replace
+
+    with pytest.raises(CoverageError, match="head"):
+        LatencyModel(replace(tiny, classes=7), table)
+
+
+def test_a_space_without_open_widths_says_so():
+    model = LatencyModel(space_of("resnet20"), table_of("resnet20"))
+    with pytest.raises(SearchError, match=r"^resnet20 has no blocks of open widths: ask for the cost of whole blocks$"):
+        model.at_widths(space_of("tiny").sites()[0], scalars([8, 8, 8]))
