@@ -37,8 +37,8 @@ class Safeguards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for name in ("sentinel_every", "sentinel_every_s", "patience_s", "retries"):
             if getattr(self, name) < 0:
                 raise LatencyError(f"{name} {getattr(self, name)}: 0 or more are allowed")
-        if self.drift_limit <= 0:
-            raise LatencyError(f"drift_limit {self.drift_limit}: more than 0 is allowed, such as 0.03")
+        if not 0 < self.drift_limit < float("inf"):
+            raise LatencyError(f"drift_limit {self.drift_limit}: a number above 0 is allowed, such as 0.03")
 
 
 OFF = Safeguards(sentinel_every=0, retries=0, monitor=False)

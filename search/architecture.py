@@ -1,12 +1,15 @@
 """One chosen network: `architecture.json`, and the way from it to a module. Needs torch only to build."""
 
 import hashlib
+import itertools
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from latency import BlockSpec, Device, Latency, Runtime
+from latency.values import OptionalSha256, Pixels, SampleUs, Seed, Width
 from search.errors import SearchError
 from search.files import read_json, to_json
 from search.spaces import Chain, Layer, Prunable, Widths
@@ -15,13 +18,23 @@ if TYPE_CHECKING:
     import torch
 
 
+MAX_WEIGHTS = 2**32
+"""Most weights of a network that is built: 16 GiB."""
+
+MAX_ELEMENTS = 2**30
+"""Most numbers of one input: 4 GiB."""
+
+Level = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Spread = Annotated[float, Meta(gt=0, le=1e6)]
+
+
 class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """From an image file to the network's input: RGB, resized bilinearly to `size`, divided by 255, less `mean`, over `std`."""
 
-    size: tuple[int, int]
+    size: tuple[Pixels, Pixels]
     """height, width"""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Level, Level, Level]
+    std: tuple[Spread, Spread, Spread]
 
 
 class ChosenLayer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,12 +45,16 @@ class ChosenLayer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     op: Literal["conv", "group"]
     """a layer of a chain, or a group of channels of any network; the latter has no kernel, stride and activation of its own"""
     kernel: Literal[3] | None
-    stride: int | None
+    stride: Annotated[int, Meta(ge=1, le=64)] | None
     act: Literal["relu"] | None
-    width: int
+    width: Width
     """channels that stay"""
-    of: int
+    of: Width
     """channels of the unpruned layer"""
+
+    def __post_init__(self) -> None:
+        if self.width > self.of:
+            raise ValueError(f"layer {self.name!r} keeps {self.width} channels, and has {self.of}")
 
 
 class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,10 +62,10 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     schema: Literal["architecture/1"] = "architecture/1"
     space: str
-    granularity: int
-    input_shape: tuple[int, int, int]
+    granularity: Width
+    input_shape: tuple[Width, Pixels, Pixels]
     """channels, height, width"""
-    classes: int
+    classes: Width
     layers: tuple[ChosenLayer, ...]
     labels: tuple[str, ...]
     """names of the classes"""
@@ -57,17 +74,26 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """what it was trained on, as `search.data.load` takes it"""
     predicted: Latency | None
     """None where no table was given, as are the next three"""
-    budget_us: float | None
+    budget_us: SampleUs | None
     device: Device | None
     """that `predicted` and the budget are of"""
     runtime: Runtime | None
     """of that device"""
-    table_sha256: str
+    table_sha256: OptionalSha256
     """of the latency table that `predicted` is from; "" where none was given"""
     method: str
-    seed: int
+    seed: Seed
     options: dict[str, str | int | float | bool]
     """every setting of the method"""
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != self.classes:
+            raise ValueError(f"it has {self.classes} classes, and {len(self.labels)} labels")
+        if (elements := math.prod(self.input_shape)) > MAX_ELEMENTS:
+            raise ValueError(f"an input has {elements:,} numbers, and at most {MAX_ELEMENTS:,} are built")
+        widths = [self.input_shape[0], *(layer.of for layer in self.layers if layer.op == "conv"), self.classes]
+        if (weights := sum(9 * c_in * c_out for c_in, c_out in itertools.pairwise(widths))) > MAX_WEIGHTS:
+            raise ValueError(f"its layers have up to {weights:,} weights, and at most {MAX_WEIGHTS:,} are built")
 
     @staticmethod
     def choose(space: Prunable, widths: Widths) -> tuple[ChosenLayer, ...]:

@@ -103,6 +103,7 @@ def load(name: str, resolution: int) -> Dataset:
     Raises:
         SearchError: an unknown name, or a folder that cannot be used; see `folder`.
     """
+    _require_text(name)
     if name == "digits":
         return digits(resolution)
     kind, _, path = name.partition(":")
@@ -201,12 +202,25 @@ def _classes(path: Path) -> tuple[str, ...]:
         raise SearchError(f"{path} has no images: expected one folder a class, {path}/CLASS/*.jpg (also {', '.join(SUFFIXES)})")
     if len(labels) < 2:
         raise SearchError(f"{path} has only one class with images, {labels[0]!r}: a classifier needs at least 2 folders")
+    for label in labels:
+        _require_text(label)
     return tuple(labels)
+
+
+def _require_text(name: str) -> None:
+    """Refuse a name that no file of a run could hold, before there is a run."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise SearchError(f"{name!r} is not UTF-8, and a run records it as text: rename it") from error
 
 
 def _image_files(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
 
+
+_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX")
+"""What PIL turns to RGB as a viewer would: 16 bits would be cut off at 255, and CMYK needs a profile."""
 
 _OF_DECODERS = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, MemoryError, TypeError, struct.error, zlib.error)
 """What PIL's decoders raise for damaged files."""
@@ -222,6 +236,8 @@ def _decode(path: Path, labels: Sequence[str], resolution: int) -> Split:
             with open_regular(file) as opened, warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
                 with Image.open(opened) as image:
+                    if image.mode not in _MODES:
+                        raise FileError(file, f"is of mode {image.mode}, which is not 8-bit RGB or grey")
                     rgb = image.convert("RGB")
         except FileError as error:
             raise SearchError(f"{error}: fix or remove it") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -37,8 +37,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             comes after it. TensorRT-RTX only: TensorRT builds for the GPU at hand.
     """
 
-    workspace_mib: int = 0
-    optimization_level: int = 3
+    workspace_mib: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
+    optimization_level: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3
     tf32: bool = False
     version_compatible: bool = False
     hardware_compatible: bool = False

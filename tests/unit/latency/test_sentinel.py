@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from latency import LatencyError, Row, Safeguards
@@ -46,7 +48,9 @@ def test_a_row_that_was_measured_again_is_believed_again(kit, watch):
     assert doubtful([good, a, bad, good, a, good]) == (set(), [])
 
 
-@pytest.mark.parametrize(("name", "value"), [("sentinel_every", -1), ("patience_s", -1.0), ("retries", -1), ("drift_limit", 0.0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("sentinel_every", -1), ("patience_s", -1.0), ("retries", -1), ("drift_limit", 0.0), ("drift_limit", math.nan)]
+)
 def test_safeguards_that_make_no_sense(name, value):
     with pytest.raises(LatencyError, match=f"^{name} {value}"):
         Safeguards(**{name: value})

@@ -69,6 +69,32 @@ def test_unpruned_has_no_masks(chosen):
     assert not any(isinstance(module, reparam.ChannelMask) for module in chosen.unpruned().modules())
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": 10**12}, "Expected `int` <= 16777216"),
+        ({"classes": 3}, "it has 3 classes, and 2 labels"),
+        ({"input_shape": [3, 10**6, 8]}, "Expected `int` <= 65536"),
+        ({"input_shape": [3, 65_536, 65_536]}, "an input has 12,884,901,888 numbers, and at most 1,073,741,824 are built"),
+        ({"budget_us": -1.0}, "Expected `float` > 0.0"),
+        ({"table_sha256": "5"}, "Expected `str` matching regex"),
+        ({"seed": 2**70}, "Expected `int` <= 9223372036854775807"),
+        ({"predicted": {"us": -1.0, "low_us": 0.0, "high_us": 1.0, "source": "predicted"}}, "Expected `float` >= 0.0"),
+        ({"preprocessing": {"size": [8, 8], "mean": [0, 0, 0], "std": [0, 1, 1]}}, "Expected `float` > 0.0"),
+        ({"layers": [{"width": 33, "of": 32}]}, "layer 'a' keeps 33 channels, and has 32"),
+        ({"layers": [{"width": 0}]}, "Expected `int` >= 1"),
+        ({"layers": [{"of": 2**24}, {"of": 2**24}]}, "its layers have up to .* weights, and at most 4,294,967,296 are built"),
+    ],
+)
+def test_impossible_values_are_refused_before_anything_is_built(chosen, tmp_path, change, words):
+    made = msgspec.to_builtins(chosen)
+    layers = [{**made["layers"][0], "name": "a", **fields} for fields in change.pop("layers", [])]
+    path = tmp_path / "architecture.json"
+    path.write_bytes(msgspec.json.encode(made | change | ({"layers": layers} if layers else {})))
+    with pytest.raises(SearchError, match=f"architecture.json is damaged: {words}"):
+        load_architecture(path)
+
+
 @pytest.mark.parametrize(("field", "value"), [("schema", "architecture/0"), ("budget_us", "much"), ("colour", "red")])
 def test_bad_files_are_refused(chosen, tmp_path, field, value):
     path = tmp_path / "architecture.json"

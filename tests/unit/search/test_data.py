@@ -134,9 +134,29 @@ def lonely(path: Path) -> None:
     write_images(path / "b", 2, (1, 1, 1))
 
 
+def sixteen_bits(path: Path) -> None:
+    write_images(path / "a", 2, (1, 1, 1))
+    write_images(path / "b", 2, (1, 1, 1))
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(path / "b" / "1.png")
+
+
+def for_print(path: Path) -> None:
+    write_images(path / "a", 2, (1, 1, 1))
+    write_images(path / "b", 2, (1, 1, 1))
+    Image.new("CMYK", (4, 4)).save(path / "b" / "1.jpg")
+
+
+def not_text(path: Path) -> None:
+    write_images(path / "a", 2, (1, 1, 1))
+    write_images(path / "b\udcff", 2, (1, 1, 1))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (sixteen_bits, r"b/1\.png is of mode I;16, which is not 8-bit RGB or grey: fix or remove it"),
+        (for_print, r"b/1\.jpg is of mode CMYK, which is not 8-bit RGB or grey: fix or remove it"),
+        (not_text, r"'b\\udcff' is not UTF-8, and a run records it as text: rename it"),
         (one_class, "only one class with images, 'a'"),
         (no_images, "has no images: expected one folder a class"),
         (unreadable, r"b/1\.png cannot be read as an image"),
@@ -156,6 +176,11 @@ def test_bad_folders_are_refused(tmp_path, make, message):
 def test_unknown_data_is_refused(name):
     with pytest.raises(SearchError, match=f"unknown data '{name}': known are digits or folder:PATH"):
         load(name, 8)
+
+
+def test_a_path_that_is_not_text_is_refused_at_once(tmp_path):
+    with pytest.raises(SearchError, match=r"is not UTF-8, and a run records it as text: rename it"):
+        load(f"folder:{tmp_path}/\udcff", 8)
 
 
 def test_a_missing_folder_is_refused(tmp_path):

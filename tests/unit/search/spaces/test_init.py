@@ -24,6 +24,8 @@ def test_classes_and_resolution_can_be_chosen():
     [
         ("repvgg-nano", {}, "unknown space 'repvgg-nano': known are repvgg-mini"),
         ("repvgg-mini", {"classes": 1}, "at least 2 classes, found 1"),
+        ("repvgg-mini", {"classes": 10**12}, "at most 1,000,000 classes here, found 1000000000000"),
+        ("repvgg-mini", {"resolution": 10**6}, "at most 65,536 pixels along a side here, found 1000000"),
         ("repvgg-mini", {"resolution": 4}, "at least 8, found 4"),
     ],
 )
