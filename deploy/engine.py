@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from deploy import sessions
+from deploy import sessions, shapes
 from deploy.bundle import TIMING_CACHE, Target
 from deploy.errors import DeployError
 from deploy.graph import Precision
@@ -225,8 +225,8 @@ def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[
 
 def _in_batches(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Samples], Outputs]:
     """Feed any number of samples to a network of a fixed batch; the last batch is filled up with its own first sample."""
-    graph = onnx.load_from_string(model).graph
-    into, names = graph.input[0], [value.name for value in graph.output]
+    parsed = onnx.load_from_string(model)
+    into, names = shapes.inputs(parsed)[0], [value.name for value in parsed.graph.output]
     batch = into.type.tensor_type.shape.dim[0].dim_value
     dtype = onnx.helper.tensor_dtype_to_np_dtype(into.type.tensor_type.elem_type)
 

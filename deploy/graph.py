@@ -1,106 +1,122 @@
-"""ONNX graphs as files hold them: read with their weights, checked to be static and whole."""
+"""ONNX graphs: decoded, and checked to be static, valid, whole and of standard operators."""
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 import onnx
 import onnx.inliner
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, external_data_helper
+from onnx import TensorProto, ValueInfoProto
 
 from deploy.errors import LoweringError
+from deploy.shapes import inputs, is_static, require_static_inputs, sizes
+from latency.files import raised_as
+from latency.onnxproto import MAX_BYTES, bodies, decode_onnx, describe, is_external, named, tensors
 
 Precision = Literal["fp32", "fp16"]
 
-MAX_BYTES = 2**31 - 1
-"""What a protobuf message may have: weights are inline up to here."""
+OPSET = 20
+"""ONNX operator set of every graph that ships, where it can be; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
 
-_DOMAINS = ("", "ai.onnx")
+DOMAINS = ("", "ai.onnx")
+"""Names of the standard domain."""
+
+_FED = frozenset({"FLOAT", "FLOAT16", "DOUBLE", "BOOL", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))})
+"""Types of inputs and outputs."""
 
 
-def read(path: str | Path) -> bytes:
-    """A serialised model with its weights inline; the very bytes of the file where they are.
+def decode(data: bytes) -> onnx.ModelProto:
+    """Read a serialised model that is whole by itself.
 
     Raises:
-        LoweringError: it is no ONNX model, its external weights are missing or cut short, or they are too large to be inline.
-        OSError: the file cannot be read.
+        LoweringError: it is not an ONNX model, claims more than it has, or a tensor of it is in another file.
     """
-    path = Path(path)
-    data = path.read_bytes()
-    try:
-        model = _decode(data)
-    except LoweringError as error:
-        raise LoweringError(f"{path} is no ONNX model: give MODEL.onnx as an exporter wrote it") from error
-    outside = [tensor for tensor in model.graph.initializer if external_data_helper.uses_external_data(tensor)]
-    if not outside:
-        return data
-    for tensor in outside:
-        where = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
-        try:
-            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        except (onnx.checker.ValidationError, OSError, ValueError) as error:
-            raise LoweringError(
-                f"{path.name}: the weights of {tensor.name!r} are in {where!r}, which is missing beside it or damaged: copy it there"
-            ) from error
-        tensor.data_location = TensorProto.DEFAULT
-        del tensor.external_data[:]
-    require_inline(model)
-    return model.SerializeToString(deterministic=True)
+    with raised_as(LoweringError, "give MODEL.onnx as an exporter wrote it"):
+        model = decode_onnx(data, "this")
+    if outside := next(((owner, tensor) for owner, tensor in tensors(model) if is_external(tensor)), None):
+        name = named(outside[1], outside[0])
+        raise LoweringError(f"{name} is in another file: give the path of MODEL.onnx, with that file beside it")
+    return model
 
 
 def parse(data: bytes) -> onnx.ModelProto:
     """Read a serialised model and `check` it.
 
     Raises:
-        LoweringError: it is no ONNX model, or not one that can be shipped.
+        LoweringError: it is not an ONNX model, or not one that can be shipped.
     """
-    return check(_decode(data))
+    return check(decode(data))
+
+
+def inline(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with each call of a local function replaced by the function's nodes.
+
+    Raises:
+        LoweringError: onnx cannot.
+    """
+    if not model.functions:
+        return model
+    try:
+        inlined = onnx.inliner.inline_local_functions(model, convert_version=True)
+    except (DecodeError, RuntimeError, ValueError) as error:
+        raise LoweringError(f"onnx cannot inline the model's local functions: {first_line(error)}") from error
+    if inlined.functions:
+        left = inlined.functions[0]
+        raise LoweringError(
+            f"onnx cannot inline local function {left.name!r} of domain {left.domain!r}: give it the operator set of the model around it"
+        )
+    return inlined
 
 
 def check(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with the types and shapes of all its values, if it is valid, static and of standard operators.
 
-    Local functions are inlined first.
+    Local functions are inlined, and initializers are no longer among its inputs.
 
     Raises:
         LoweringError: it is not; says why.
     """
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise LoweringError("the model's weights are in another file: give the path of the .onnx, with that file beside it")
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    if stranger := next((node for node in model.graph.node if node.domain not in _DOMAINS), None):
-        raise LoweringError(
-            f"node {stranger.name!r} ({stranger.op_type}) is of the custom domain {stranger.domain!r}: only standard ONNX operators can be "
-            "shipped: export again without fused or custom operators"
-        )
-    weights = {tensor.name for tensor in model.graph.initializer}
-    _require_static("input", [value for value in model.graph.input if value.name not in weights])
+    model = inline(model)
+    for graph in bodies(model.graph):
+        if stranger := next((node for node in graph.node if node.domain not in DOMAINS), None):
+            raise LoweringError(
+                f"{describe(stranger)} is of the custom domain {stranger.domain!r}: only standard ONNX operators can be shipped: export "
+                "again without fused or custom operators"
+            )
+    fed = inputs(model)
+    for kind, values in (("input", fed), ("output", model.graph.output)):
+        for value in values:
+            _require_numbers(kind, value)
+    require_static_inputs(fed)
+    if not model.graph.output:
+        raise LoweringError("the ONNX graph has no output")
     try:
+        if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):  # the checker wants them, runtimes do not
+            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, UnicodeDecodeError) as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, RuntimeError, ValueError) as error:
         raise LoweringError(f"the ONNX graph is not valid: {first_line(error)}") from error
-    inputs = [value for value in inferred.graph.input if value.name not in weights]  # before IR 4 weights were inputs, too
-    if len(inputs) < len(inferred.graph.input):
-        kept = onnx.GraphProto(input=inputs)
+    if len(fed) < len(inferred.graph.input):
+        kept = onnx.GraphProto(input=inputs(inferred))
         inferred.graph.ClearField("input")
         inferred.graph.input.extend(kept.input)
-    _require_static("output", inferred.graph.output)
+    for value in inferred.graph.output:
+        if not is_static(value):
+            raise LoweringError(
+                f"output {value.name!r} has the shape ({sizes(value)}), which depends on the data: only fixed shapes can be shipped"
+            )
     return inferred
 
 
-def _require_static(kind: str, values: Iterable[onnx.ValueInfoProto]) -> None:
-    for value in values:
-        if not value.type.tensor_type.HasField("shape"):
-            raise LoweringError(f"{kind} {value.name!r} has no shape: export with a fixed batch and image size")
-        sizes = [dim.dim_value or dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
-        if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise LoweringError(
-                f"{kind} {value.name!r} has a dynamic shape ({', '.join(map(str, sizes))}): export with a fixed batch and image size, or "
-                "fix it by `python -m onnxruntime.tools.make_dynamic_shape_fixed`"
-            )
+def _require_numbers(kind: str, value: ValueInfoProto) -> None:
+    """Check that an input or output is a tensor of numbers or truth values."""
+    form = (value.type.WhichOneof("value") or "value of no type").removesuffix("_type").replace("_", " ")
+    if form != "tensor":
+        raise LoweringError(f"{kind} {value.name!r} is of type {form}: only tensors of numbers can be shipped")
+    numbers = {number: name for name, number in TensorProto.DataType.items()}
+    found = numbers.get(value.type.tensor_type.elem_type, "unknown")
+    if found not in _FED:
+        raise LoweringError(f"{kind} {value.name!r} is a tensor of type {found}: only tensors of {', '.join(sorted(_FED))} can be shipped")
 
 
 def require_single(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -131,13 +147,3 @@ def first_line(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _decode(data: bytes) -> onnx.ModelProto:
-    try:
-        model = onnx.load_from_string(data)
-    except DecodeError as error:
-        raise LoweringError("this is no ONNX model: it cannot be decoded") from error
-    if not model.ir_version:  # bytes that mean something else, or none at all, can be a message without any field
-        raise LoweringError("this is no ONNX model: it has no ir_version")
-    return model

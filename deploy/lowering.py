@@ -6,7 +6,7 @@ import io as text_io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 import torch
@@ -15,15 +15,12 @@ from torch import Tensor, nn
 
 from deploy import precision as half_precision
 from deploy.errors import LoweringError
-from deploy.graph import MAX_BYTES, Precision, check, first_line
+from deploy.graph import MAX_BYTES, OPSET, Precision, check, first_line
 from latency.lowered import Lowered
 from reparam import Counts
 
 LOWERING_VERSION = "1"
 """Recorded in every latency table. Raise it when a change here can change how fast or what the lowered graph computes."""
-
-OPSET = 20
-"""ONNX operator set of every graph; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
 
 _TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -197,26 +194,30 @@ class Features(nn.Module):
 def count(model: onnx.ModelProto) -> Counts:
     """Parameters and MACs of a model as `check` returned it, for an ONNX file that has no module beside it.
 
-    Every floating-point initializer counts as parameters.
+    Every floating-point initializer with a dimension counts as parameters. Where there is no first input, the batch is 1.
     """
     graph = model.graph
-    weights = {value.name: tuple(value.dims) for value in graph.initializer if value.data_type in _FLOATS}
+    weights = {value.name: tuple(value.dims) for value in graph.initializer if value.data_type in _FLOATS and value.dims}
     values = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.output)}
-    macs = 0
-    for node in graph.node:
-        if len(node.input) < 2 or (kernel := weights.get(node.input[1])) is None:
-            continue
-        elements = math.prod(values[node.output[0]])
-        match node.op_type:
-            case "Conv":
-                macs += elements * math.prod(kernel[1:])
-            case "MatMul":
-                macs += elements * kernel[-2]
-            case "Gemm":
-                transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-                macs += elements * kernel[1 if transposed else 0]
-    batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    macs = sum(math.prod(values.get(node.output[0], ())) * _products(node, weights) for node in graph.node if len(node.input) > 1)
+    batch = next((dim.dim_value for value in graph.input[:1] for dim in value.type.tensor_type.shape.dim[:1]), 1)
     return Counts(params=sum(math.prod(shape) for shape in weights.values()), macs=macs // batch)
+
+
+def _products(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> int:
+    """Products that each output value of a node is the sum of; 0 where it is neither a convolution nor linear in a weight."""
+    left, right = (weights.get(name) for name in node.input[:2])
+    match node.op_type:
+        case "Conv" if right:
+            return math.prod(right[1:])
+        case "MatMul" if right:
+            return right[max(-2, -len(right))]
+        case "MatMul" if left:
+            return left[-1]
+        case "Gemm" if right:
+            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            return right[1 if transposed else 0]
+    return 0
 
 
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)

@@ -20,9 +20,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from deploy import bundle, engine, graph, handout, lowering
+from deploy import bundle, cleaning, engine, graph, handout, lowering
 from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
 from deploy.certificate import Certificate
+from deploy.cleaning import Cleaned
 from deploy.errors import DeployError
 from deploy.graph import Precision
 from deploy.lowering import to_onnx
@@ -50,6 +51,7 @@ def export(
     *,
     target: str,
     out: str | Path,
+    shapes: Mapping[str, Sequence[int]] | None = None,
     samples: Tensor | np.ndarray | None = None,
     labels: Tensor | np.ndarray | None = None,
     baseline: nn.Module | None = None,
@@ -74,6 +76,7 @@ def export(
         example_input: float tensor of the input's shape, batch first; an ONNX model says its shape itself.
         target: what it ships on: onnxruntime, tensorrt or tensorrt-rtx.
         out: the directory: absent, empty, or an older bundle, which is replaced.
+        shapes: of an ONNX model's inputs whose shapes are dynamic, by name.
         samples: real inputs, preprocessed, [samples, ...]; seeded random ones where there are none.
         labels: class index of each sample.
         baseline: the unpruned network, timed in turns with the shipped one.
@@ -114,14 +117,15 @@ def export(
     cache = engine.timing_cache_of(target, timing_cache)
     spec = engine_spec or EngineSpec()
     attachments = _attachments(attachments or {})
-    shape = _input_shape(model, example_input)
+    source = _source(model, shapes)
+    shape = _input_shape(source, example_input)
     data, truth, given = _samples(samples, labels, shape)
 
     on_step("fuse, squeeze and lower")
-    if isinstance(model, bytes):
-        network = _from_onnx(model, precision, threads, data)
+    if isinstance(source, Cleaned):
+        network = _from_onnx(source, precision, threads, data)
     else:
-        network = _from_module(model, shape, precision, threads, data, attachments.get("architecture.json"))
+        network = _from_module(source, shape, precision, threads, data, attachments.get("architecture.json"))
     _require_fit(truth, classes, network.onnx)
     unpruned = None if baseline is None else _lower(fuse(_in_float32(baseline)), shape, precision, threads, data)
 
@@ -143,7 +147,7 @@ def export(
         on_step("measure")
         timing = _time(running, protocol)
 
-    reference = {name: output[:REFERENCE_SAMPLES] for name, output in outputs[rungs[0].name].items()}
+    reference = {name: output[:REFERENCE_SAMPLES] for name, output in next(iter(outputs.values())).items()}
     files = {
         bundle.ONNX: network.onnx,
         bundle.REFERENCE: safetensors.numpy.save(
@@ -187,7 +191,7 @@ def export(
         certificate=network.certificate,
         lowering=lowering.LOWERING_VERSION,
         versions=_versions(),
-        provenance={**(provenance or {}), **_doubts(data, preprocessing or {})},
+        provenance={**(provenance or {}), **(source.facts if isinstance(source, Cleaned) else {}), **_doubts(data, preprocessing or {})},
         chain=tuple(chain),
         files={},
     )
@@ -263,11 +267,39 @@ def _from_module(
     )
 
 
-def _from_onnx(model: bytes, precision: Precision, threads: int, samples: Samples) -> _Network:
-    counts = lowering.count(graph.parse(model))
-    rungs = [Rung("onnx", "fp32", engine.onnx_runner(model, threads))]
-    chain = [Link(name="onnx", sha256=sha256(model), made_from="", file=bundle.ONNX)]
-    return _network(_halve(model, counts, precision, threads, samples), rungs, chain, threads)
+def _source(model: nn.Module | bytes, shapes: Mapping[str, Sequence[int]] | None) -> nn.Module | Cleaned:
+    """What is exported: a module as it is, an ONNX model clean."""
+    if isinstance(model, bytes):
+        return cleaning.clean(model, shapes)
+    if shapes:
+        raise DeployError("shapes are of an ONNX model: a module has the shape of example_input")
+    return model
+
+
+def _from_onnx(source: Cleaned, precision: Precision, threads: int, samples: Samples) -> _Network:
+    counts = lowering.count(graph.parse(source.onnx))
+    rungs = [
+        Rung("original", "fp32", _original_runner(source.original, threads)),
+        Rung("onnx", "fp32", engine.onnx_runner(source.onnx, threads)),
+    ]
+    chain = [
+        Link(name="original", sha256=sha256(source.original), made_from=""),
+        Link(name="onnx", sha256=sha256(source.onnx), made_from="original", file=bundle.ONNX),
+    ]
+    return _network(_halve(source.onnx, counts, precision, threads, samples), rungs, chain, threads)
+
+
+def _original_runner(model: bytes, threads: int) -> Callable[[Samples], Outputs]:
+    """A file as it came, in ONNX Runtime, which may refuse it: what it would compute is not known then."""
+    run = engine.onnx_runner(model, threads)
+
+    def original(samples: Samples) -> Outputs:
+        try:
+            return run(samples)
+        except DeployError as error:
+            raise CannotRun(f"the file as it came does not run: {error}") from error
+
+    return original
 
 
 def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> _Network:
@@ -348,9 +380,9 @@ def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, t
         return None
 
 
-def _input_shape(model: nn.Module | bytes, example_input: Tensor | None) -> tuple[int, ...]:
-    if isinstance(model, bytes):
-        value = graph.require_single(graph.parse(model)).graph.input[0]
+def _input_shape(source: nn.Module | Cleaned, example_input: Tensor | None) -> tuple[int, ...]:
+    if isinstance(source, Cleaned):
+        value = graph.require_single(graph.parse(source.onnx)).graph.input[0]
         return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
     if example_input is None:
         raise DeployError("a module does not say the shape of its input: give example_input")

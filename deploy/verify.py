@@ -169,8 +169,8 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
     yield Check(name="recorded verdicts", verdict="failed" if wrong else "passed", detail=detail)
     forms = [link.name for link in manifest.chain if not link.file]
     if forms:
-        detail = f"{', '.join(forms)}: their weights are not in the bundle; only what was exported from them is"
-        yield Check(name="torch forms", verdict="not run", detail=detail)
+        detail = f"{', '.join(forms)}: their weights are not in the bundle; only what was made from them is"
+        yield Check(name="earlier forms", verdict="not run", detail=detail)
     if manifest.shipped.accuracy:
         detail = f"{share(manifest.shipped.accuracy)} of {manifest.samples} samples when exported; they are not in the bundle"
         yield Check(name="accuracy", verdict="not run", detail=detail)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from latency.errors import BuildFailed, one_line
+from latency.errors import BuildFailed
+from latency.files import raised_as
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -33,19 +34,23 @@ class Lowered:
         return cls(onnx=model) if isinstance(model, bytes) else model
 
 
-def decode(onnx: bytes) -> "ModelProto":
-    """Read a serialized ONNX model.
+def decode(onnx: bytes, *, weights: bool = True) -> "ModelProto":
+    """Read a serialized ONNX model that is whole by itself.
+
+    Args:
+        onnx: the model.
+        weights: whether its tensors must hold the numbers that they declare.
 
     Raises:
-        BuildFailed: it is none.
+        BuildFailed: it is not an ONNX model, claims more than it has or than any network needs, or has a tensor in another file.
     """
-    from google.protobuf.message import DecodeError
-    from onnx import load_from_string
+    from latency.onnxproto import decode_onnx, is_external, named, tensors
 
-    try:
-        return load_from_string(onnx)
-    except DecodeError as error:
-        raise BuildFailed(f"this is no ONNX model: {one_line(error)}") from error
+    with raised_as(BuildFailed, "write it again"):
+        model = decode_onnx(onnx, "the graph", weights=weights)
+    if outside := next(((owner, tensor) for owner, tensor in tensors(model) if is_external(tensor)), None):
+        raise BuildFailed(f"{named(outside[1], outside[0])} is in another file, which is not read: what is measured is one file")
+    return model
 
 
 def require_static(onnx: bytes, *, batch: int | None = None) -> None:

@@ -75,9 +75,9 @@ def filled(graph: bytes) -> bytes:
     """The serialized model that a serialized graph without weights stands for.
 
     Raises:
-        BuildFailed: it is not an ONNX model, or claims more weights than one can have.
+        BuildFailed: it is not an ONNX model, or one that `latency.lowered.decode` refuses.
     """
-    model = decode(graph)
+    model = decode(graph, weights=False)
     fill_weights(model)
     return model.SerializeToString(deterministic=True)
 

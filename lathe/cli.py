@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional, UseAppendAction, subcommand
 
 from latency import outputs, process
 from latency.arguments import require_sound
@@ -303,6 +303,8 @@ class Export:
     """threads of the CPU runtime (default: the table's, or 1)"""
     samples: Path | None = None
     """of MODEL.onnx: preprocessed inputs, SAMPLES.npy of shape [samples, ...]: what FP16 is certified and validated on"""
+    shape: UseAppendAction[tuple[str, ...]] = ()
+    """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
     workspace_mib: Mebibytes | None = None
     """of an engine: scratch memory in MiB at most (default: the builder's own)"""
     optimization_level: BuildLevel | None = None
@@ -408,7 +410,7 @@ def parse(arguments: Sequence[str]) -> Command:
         UsageError: tyro refuses it; its box as one line.
         LatencyError: a word is empty or not UTF-8, a flag is given twice, or a number is out of its range.
     """
-    require_sound(arguments)
+    require_sound(arguments, repeatable=("--shape",))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

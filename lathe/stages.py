@@ -319,15 +319,16 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     require("torch", "train")
     import deploy
     from deploy import bundle as shipped
-    from deploy import engine, graph
+    from deploy import engine, onnxfile, shapes
     from deploy.errors import DeployError
 
     engine.runtime_of(engine.target_of(command.target))
     shipped.refuse_occupied(command.out)
     if command.source.is_file():
         return deploy.export(
-            graph.read(command.source),
+            onnxfile.read(command.source),
             target=command.target,
+            shapes=shapes.parse_shapes(command.shape),
             samples=_array(command.samples) if command.samples else None,
             engine_spec=_engine_spec(command),
             timing_cache=command.timing_cache,
@@ -342,6 +343,8 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         raise DeployError(f"{command.source} does not exist: give the directory of a finished search, or MODEL.onnx")
     if command.samples:
         raise DeployError(f"--samples {command.samples}: a run is validated on its own data: leave it out")
+    if command.shape:
+        raise DeployError(f"--shape {command.shape[0]}: a run has the input shape of its architecture: leave it out")
     return _export_run(command, timing, on_step)
 
 

@@ -1,0 +1,332 @@
+"""ONNX files from outside, cleaned: every runtime gets the same plain graph, whatever wrote the file.
+
+Local functions are inlined, sparse initializers are dense, constants are initializers, initializers are neither inputs nor outputs, IR
+version and operator set are those of every graph that ships, what follows from constants is computed, and what nothing reads is gone.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import onnx_graphsurgeon as gs
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, helper, numpy_helper
+from onnx_graphsurgeon.logger import G_LOGGER
+from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
+
+from deploy import sessions
+from deploy.errors import DeployError, LoweringError
+from deploy.graph import DOMAINS, OPSET, check, decode, first_line, inline, require_inline
+from deploy.shapes import fix_shapes
+from deploy.validate import LIMITS
+from latency.errors import one_line
+from latency.onnxproto import bodies
+
+IR_VERSION = 10
+"""ONNX format of every file that ships, where its operator set needs no newer one: ONNX Runtime >= 1.18 and TensorRT >= 10 read it."""
+
+FOLDED_BYTES = 2**20
+GROWTH = 8
+"""A constant is computed if it has no more than `FOLDED_BYTES`, or than `GROWTH` times the constants that it is made of."""
+
+_ROUNDS = 8
+_RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+_UNREAD = frozenset(
+    {
+        AttributeProto.SPARSE_TENSOR,
+        AttributeProto.SPARSE_TENSORS,
+        AttributeProto.TENSORS,
+        AttributeProto.GRAPHS,
+        AttributeProto.TYPE_PROTO,
+        AttributeProto.TYPE_PROTOS,
+    }
+)
+"""Types of attributes that onnx-graphsurgeon loses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
+    """A model before and after.
+
+    Attributes:
+        original: serialised, as it came but for the shapes of its inputs.
+        onnx: serialised and clean.
+        facts: what was left as it came, with the reason.
+    """
+
+    original: bytes
+    onnx: bytes
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def clean(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Cleaned:
+    """Clean a serialised model.
+
+    Args:
+        data: the model, whole by itself.
+        shapes: of inputs whose shapes are dynamic, by name.
+
+    Raises:
+        LoweringError: it is not an ONNX model, or not one that can be shipped; the shapes do not fit.
+    """
+    model = decode(data)
+    if shapes:
+        fix_shapes(model, shapes)
+        data = model.SerializeToString(deterministic=True)
+    model = inline(model)
+    model.ClearField("training_info")
+    _standard_domain(model)
+    model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
+    _constants_are_initializers(model.graph)
+    _nodes_write_outputs(model.graph)
+    model, facts = _in_opset(check(model))
+    model = _named(_folded(model))
+    require_inline(model)
+    return Cleaned(original=data, onnx=check(model).SerializeToString(deterministic=True), facts=facts)
+
+
+def _constants_are_initializers(graph: GraphProto) -> None:
+    """Make every Constant node and every sparse initializer of a graph and its bodies an initializer."""
+    for part in bodies(graph):
+        for sparse in part.sparse_initializer:
+            part.initializer.append(_dense(sparse, sparse.values.name))
+        part.ClearField("sparse_initializer")
+        kept = []
+        for node in part.node:
+            if node.op_type == "Constant" and (tensor := _constant(node)) is not None:
+                part.initializer.append(tensor)
+            else:
+                kept.append(node)
+        _set_nodes(part, kept)
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node, by the name of its output; None where it has none that ONNX knows."""
+    if len(node.attribute) != 1 or len(node.output) != 1:
+        return None
+    attribute, name = node.attribute[0], node.output[0]
+    match attribute.name:
+        case "value":
+            tensor = TensorProto()
+            tensor.CopyFrom(attribute.t)
+            tensor.name = name
+            return tensor
+        case "value_float":
+            return numpy_helper.from_array(np.asarray(attribute.f, np.float32), name)
+        case "value_floats":
+            return numpy_helper.from_array(np.asarray(attribute.floats, np.float32), name)
+        case "value_int":
+            return numpy_helper.from_array(np.asarray(attribute.i, np.int64), name)
+        case "value_ints":
+            return numpy_helper.from_array(np.asarray(attribute.ints, np.int64), name)
+        case "value_string":
+            return TensorProto(name=name, data_type=TensorProto.STRING, string_data=[attribute.s])
+        case "value_strings":
+            return TensorProto(name=name, data_type=TensorProto.STRING, dims=[len(attribute.strings)], string_data=attribute.strings)
+        case "sparse_value":
+            return _dense(attribute.sparse_tensor, name)
+        case _:
+            return None
+
+
+def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
+    values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    dims = tuple(sparse.dims)
+    dense = np.zeros(dims, values.dtype)
+    limits = np.asarray(dims if indices.ndim == 2 else (math.prod(dims),))
+    paired = values.ndim == 1 and indices.shape in ((len(values),), (len(values), len(dims)))
+    if not paired or (indices < 0).any() or (indices >= limits).any():
+        raise LoweringError(f"sparse tensor {name!r} of shape {list(dims)} has indices outside of it, or not one for each value")
+    if indices.ndim == 2:
+        dense[tuple(indices.T)] = values
+    else:
+        dense.reshape(-1)[indices] = values
+    return numpy_helper.from_array(dense, name)
+
+
+def _nodes_write_outputs(graph: GraphProto) -> None:
+    """Let an Identity write each output that is an initializer, or in a body a value from outside.
+
+    Runtimes and rewrites expect that a node writes it.
+    """
+    taken = {name for part in bodies(graph) for node in part.node for name in (*node.input, *node.output)}
+    taken |= {value.name for part in bodies(graph) for value in (*part.input, *part.output, *part.initializer)}
+    for part in bodies(graph):
+        written = {name for node in part.node for name in node.output} | {value.name for value in part.input}
+        weights = {tensor.name: tensor for tensor in part.initializer}
+        for value in part.output:
+            if value.name in written:
+                continue
+            fresh = _fresh(value.name, taken)
+            if part is not graph:  # outputs of a body go by their position
+                part.node.append(helper.make_node("Identity", [value.name], [fresh]))
+                value.name = fresh
+            elif value.name in weights:
+                _rename_reads(graph, value.name, fresh)
+                weights[value.name].name = fresh
+                part.node.append(helper.make_node("Identity", [fresh], [value.name]))
+
+
+def _rename_reads(graph: GraphProto, old: str, new: str) -> None:
+    for part in bodies(graph):
+        for node in part.node:
+            node.input[:] = [new if name == old else name for name in node.input]
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    number = 1
+    while (fresh := f"{name}.{number}") in taken:
+        number += 1
+    taken.add(fresh)
+    return fresh
+
+
+def _standard_domain(model: ModelProto) -> None:
+    """Name the standard domain in one way, and forget the others: no node that ships is of them."""
+    version = max((entry.version for entry in model.opset_import if entry.domain in DOMAINS), default=OPSET)
+    model.ClearField("opset_import")
+    model.opset_import.append(helper.make_opsetid("", version))
+    for part in bodies(model.graph):
+        for node in part.node:
+            if node.domain in DOMAINS:
+                node.ClearField("domain")
+
+
+def _in_opset(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
+    """The model in operator set `OPSET`, or as it is where it is newer or onnx cannot convert it, and in that case why."""
+    version = model.opset_import[0].version
+    if version >= OPSET:
+        return model, {}
+    try:
+        raised = check(onnx.version_converter.convert_version(model, OPSET))
+        reason = _difference(model, raised)
+    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:
+        raised, reason = model, one_line(first_line(error), 200)
+    return (model, {"opset": f"{version}, as it came: onnx cannot raise it to {OPSET}: {reason}"}) if reason else (raised, {})
+
+
+def _difference(model: ModelProto, raised: ModelProto) -> str:
+    """What a converted model computes otherwise on one random input; "" where it does not, or the model does not run before."""
+    draw = np.random.default_rng(0)
+    feed = {}
+    for value in model.graph.input:
+        kind = value.type.tensor_type
+        numbers = draw.standard_normal([dim.dim_value for dim in kind.shape.dim])
+        dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        feed[value.name] = (numbers if dtype.kind == "f" else numbers > 0).astype(dtype)
+    try:
+        before = sessions.run(sessions.start(model.SerializeToString()), feed)
+    except DeployError:
+        return ""
+    after = sessions.run(sessions.start(raised.SerializeToString()), feed)
+    for name, output in before.items():
+        scale = float(np.abs(output).max(initial=0)) or 1.0
+        same = output.shape == after[name].shape and np.allclose(output, after[name], rtol=0, atol=LIMITS["fp32"] * scale, equal_nan=True)
+        if not same:
+            return f"output {name!r} would change"
+    return ""
+
+
+def _folded(model: ModelProto) -> ModelProto:
+    """The model with what follows from constants computed and what nothing reads removed; all values have types and shapes."""
+    if not _readable(model):
+        return model
+    outputs = {value.name for value in model.graph.output}
+    for _ in range(_ROUNDS):
+        before = len(model.graph.node)
+        try:
+            with G_LOGGER.suppress():
+                surgeon = gs.import_onnx(model)
+                _fold_shapes(surgeon, outputs)
+                surgeon.fold_constants(
+                    fold_shapes=False,  # theirs takes casts of shapes away together with fractions: see `_fold_shapes`
+                    recurse_subgraphs=False,  # which forgets what must not be folded
+                    should_exclude_node=_Excluded(outputs),
+                )
+                graph = gs.export_onnx(surgeon.cleanup().toposort()).graph
+        except (OnnxGraphSurgeonException, ValueError) as error:
+            raise LoweringError(f"onnx-graphsurgeon cannot fold the model's constants: {one_line(error, 200)}") from error
+        made = ModelProto()
+        made.CopyFrom(model)
+        made.graph.CopyFrom(graph)
+        require_inline(made)
+        model = check(made)
+        if len(model.graph.node) == before:
+            break
+    return model
+
+
+def _readable(model: ModelProto) -> bool:
+    """Whether onnx-graphsurgeon reads the model without losing a part of it."""
+    for part in bodies(model.graph):
+        if any(value.type.WhichOneof("value") not in ("tensor_type", None) for value in (*part.input, *part.output, *part.value_info)):
+            return False
+        for attribute in (attribute for node in part.node for attribute in node.attribute):
+            empty = attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS, AttributeProto.STRINGS) and not (
+                attribute.ints or attribute.floats or attribute.strings
+            )
+            if attribute.type in _UNREAD or empty:
+                return False
+    return True
+
+
+def _fold_shapes(graph: gs.Graph, outputs: Set[str]) -> None:
+    """Make constants of the Shape nodes whose input has a known shape."""
+    for node in graph.nodes:
+        if node.op != "Shape" or node.outputs[0].name in outputs or (shape := _fixed(node.inputs[0].shape)) is None:
+            continue
+        written = node.outputs[0]
+        written.to_constant(np.asarray(shape, np.int64)[node.attrs.get("start", 0) : node.attrs.get("end", len(shape))])
+        written.inputs.clear()
+
+
+@dataclass(frozen=True)
+class _Excluded:
+    """Which nodes are not computed though all that they read is constant."""
+
+    outputs: Set[str]
+
+    def __call__(self, node: gs.Node) -> bool:
+        if node.op in _RANDOM or any(True for _ in node.subgraphs()) or any(tensor.name in self.outputs for tensor in node.outputs):
+            return True
+        read, written = _bytes(node.inputs), _bytes(node.outputs)
+        return read is None or written is None or written > max(FOLDED_BYTES, GROWTH * read)
+
+
+def _bytes(values: Iterable[gs.Tensor]) -> int | None:
+    """Bytes of tensors; None where the shape or type of one is unknown, or it is of strings."""
+    total = 0
+    for value in values:
+        if value.is_empty():
+            continue
+        shape = _fixed(value.shape)
+        if shape is None or not isinstance(value.dtype, (np.dtype, type)) or np.dtype(value.dtype).kind == "O":
+            return None
+        total += math.prod(shape) * np.dtype(value.dtype).itemsize
+    return total
+
+
+def _fixed(shape: Iterable[object] | None) -> list[int] | None:
+    """A shape whose sizes are all known; None for any other."""
+    dims = [] if shape is None else list(shape)
+    sizes = [size for size in dims if isinstance(size, int) and size >= 0]
+    return None if shape is None or len(sizes) < len(dims) else sizes
+
+
+def _named(model: ModelProto) -> ModelProto:
+    """The model with a name of its own for every node: what a runtime says of one can then be found."""
+    taken = set[str]()
+    for part in bodies(model.graph):
+        for node in part.node:
+            node.name = node.name if node.name and node.name not in taken else _fresh(node.name or node.op_type, taken)
+            taken.add(node.name)
+            node.ClearField("domain")  # the standard one, written in one way
+    return model
+
+
+def _set_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
+    fresh = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    graph.ClearField("node")
+    graph.node.extend(fresh)

@@ -1,0 +1,140 @@
+"""Shapes of an ONNX model's inputs: dynamic ones are fixed before anything is built."""
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+
+from onnx import ModelProto, ValueInfoProto
+
+from deploy.errors import LoweringError
+from latency.onnxproto import bodies
+
+MAX_ELEMENTS = 2**27
+"""Values of one input: an image of 6500 × 6500 pixels is less."""
+
+_TYPICAL: dict[int, tuple[int, ...]] = {2: (1, 128), 3: (1, 128, 128), 4: (1, 3, 224, 224), 5: (1, 3, 16, 112, 112)}
+"""Sizes that an example shows where a dimension is dynamic, by the number of dimensions."""
+
+
+def inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """What a model is fed: its graph inputs without the initializers, which are among them before IR version 4."""
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    return [value for value in graph.input if value.name not in weights]
+
+
+def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """A name and its shape from `input=1x3x224x224`; the name may itself contain `=`.
+
+    Raises:
+        LoweringError: it has another form.
+    """
+    name, equals, sizes = text.rpartition("=")
+    if not (name and equals and re.fullmatch(r"[1-9][0-9]{0,9}(x[1-9][0-9]{0,9})*", sizes, re.ASCII)):
+        raise LoweringError(f"shape {text!r}: give the name of an input and its sizes, such as input=1x3x224x224")
+    return name, tuple(map(int, sizes.split("x")))
+
+
+def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by the input's name, as `parse_shape` reads them.
+
+    Raises:
+        LoweringError: one has another form, or two are of one input.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in map(parse_shape, texts):
+        if name in shapes:
+            raise LoweringError(f"shape of {name!r}: it is given twice, {_text(shapes[name])} and {_text(shape)}")
+        shapes[name] = shape
+    return shapes
+
+
+def fix_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Give dynamic inputs a fixed shape; a symbol such as `batch` gets its size in the other inputs, too.
+
+    Shapes of inner values and dynamic sizes of outputs are forgotten: they are inferred again.
+
+    Raises:
+        LoweringError: there is no such input, or its shape is fixed to another one.
+    """
+    if not shapes:
+        return
+    values = {value.name: value for value in inputs(model)}
+    symbols: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in values:
+            raise LoweringError(f"shape of {name!r}: the model has no such input, its inputs are {', '.join(values) or 'none'}")
+        _fix(values[name], shape, symbols)
+    for value in values.values():
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_value = symbols[dim.dim_param]
+    for graph in bodies(model.graph):
+        graph.ClearField("value_info")
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
+
+
+def _fix(value: ValueInfoProto, shape: Sequence[int], symbols: dict[str, int]) -> None:
+    kind, name = value.type.tensor_type, value.name
+    if not all(type(size) is int and size > 0 for size in shape):
+        raise LoweringError(f"shape of {name!r}: every size must be a whole number above 0, found {tuple(shape)}")
+    if not value.type.HasField("tensor_type"):
+        raise LoweringError(f"shape of {name!r}: the input is not a tensor")
+    if not kind.HasField("shape"):
+        for size in shape:
+            kind.shape.dim.add(dim_value=size)
+        kind.shape.SetInParent()
+        return
+    if len(shape) != len(kind.shape.dim):
+        raise LoweringError(f"shape of {name!r}: {_text(shape)} has {len(shape)} dimensions, the input has ({sizes(value)})")
+    for dim, size in zip(kind.shape.dim, shape, strict=True):
+        fixed = dim.dim_value if dim.dim_value > 0 else symbols.get(dim.dim_param, size)
+        if fixed != size:
+            raise LoweringError(f"shape of {name!r}: {_text(shape)} does not fit ({sizes(value)}), only dynamic sizes can be chosen")
+        if dim.dim_param:
+            symbols[dim.dim_param] = size
+        dim.dim_value = size
+
+
+def require_static_inputs(values: Sequence[ValueInfoProto]) -> None:
+    """Check that the inputs have fixed shapes of a moderate size.
+
+    Raises:
+        LoweringError: one has not; says the flag that fixes the shapes of all.
+    """
+    dynamic = [value for value in values if not is_static(value)]
+    if dynamic:
+        value = dynamic[0]
+        found = f"has a dynamic shape ({sizes(value)})" if value.type.tensor_type.HasField("shape") else "has no shape"
+        flags = " ".join("--shape " + shlex.quote(f"{value.name}={_example(value)}") for value in dynamic)
+        raise LoweringError(f"input {value.name!r} {found}: fix it, as by {flags}")
+    for value in values:
+        count = math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+        if count > MAX_ELEMENTS:
+            raise LoweringError(f"input {value.name!r} of shape ({sizes(value)}) has {count:,} values, at most {MAX_ELEMENTS:,} are fed")
+
+
+def is_static(value: ValueInfoProto) -> bool:
+    """Whether a tensor has a shape whose sizes are all known and above 0."""
+    kind = value.type.tensor_type
+    return kind.HasField("shape") and all(dim.dim_value > 0 for dim in kind.shape.dim)
+
+
+def sizes(value: ValueInfoProto) -> str:
+    """The sizes of a shape for people: `n, 3, 224, 224`."""
+    return ", ".join(str(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?") for dim in value.type.tensor_type.shape.dim)
+
+
+def _example(value: ValueInfoProto) -> str:
+    """A shape that can be pasted: what is fixed as it is, typical sizes elsewhere."""
+    dims = value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else [None] * 4
+    typical = _TYPICAL.get(len(dims), (1,) * len(dims))
+    return _text([dim.dim_value if dim is not None and dim.dim_value > 0 else size for dim, size in zip(dims, typical, strict=True)])
+
+
+def _text(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
