@@ -56,14 +56,14 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     if not model.functions:
         return model
     try:
-        inlined = onnx.inliner.inline_local_functions(model, convert_version=True)
+        inlined = onnx.inliner.inline_local_functions(model)
+        if inlined.functions:  # of another operator set than the model's
+            inlined = onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(inlined), convert_version=True)
     except (DecodeError, RuntimeError, ValueError) as error:
         raise LoweringError(f"onnx cannot inline the model's local functions: {first_line(error)}") from error
     if inlined.functions:
         left = inlined.functions[0]
-        raise LoweringError(
-            f"onnx cannot inline local function {left.name!r} of domain {left.domain!r}: give it the operator set of the model around it"
-        )
+        raise LoweringError(f"onnx cannot inline local function {left.name!r} of domain {left.domain!r}: export again without functions")
     return inlined
 
 

@@ -61,7 +61,7 @@ def require_static(onnx: bytes, *, batch: int | None = None) -> None:
         batch: what the first dimension must be; None for any.
 
     Raises:
-        BuildFailed: it is no ONNX model, or a shape is not so; names the input and its shape.
+        BuildFailed: it is not an ONNX model, or a shape is not so; names the input and its shape.
     """
     graph = decode(onnx).graph
     weights = {tensor.name for tensor in graph.initializer}

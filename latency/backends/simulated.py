@@ -120,7 +120,7 @@ class Simulated:
         """Work out what a network costs.
 
         Raises:
-            BuildFailed: it is no ONNX model, or not a static one.
+            BuildFailed: it is not an ONNX model, or not a static one.
         """
         return SimulatedNetwork(self, self.truth_us(Lowered.of(model).onnx))
 
@@ -132,7 +132,7 @@ class Simulated:
         conversion of the network's own input and output.
 
         Raises:
-            BuildFailed: it is no ONNX model, or not a static one.
+            BuildFailed: it is not an ONNX model, or not a static one.
         """
         settings = self._settings
         macs_per_us = settings.macs_per_us * (2 if self.precision == "fp16" else 1)

@@ -54,7 +54,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
         (["verify", "none"], ["none"]),
         (["report", "none"], ["none"]),
         (["export", "none", "--out", "b"], ["none", "does not exist"]),
-        (["export", __file__, "--out", "b"], [__file__, "is no ONNX model"]),
+        (["export", __file__, "--out", "b"], [__file__, "is not an ONNX model"]),
         (["fly"], ["fly", "profile"]),
         (["space", "repvgg-mini", "--colour", "red"], ["--colour"]),
     ],

@@ -1,13 +1,16 @@
 import contextlib
+import hashlib
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 import torch
 from torch import nn
 
 from deploy import DeployError, Manifest, engine, export, pipeline, start, to_onnx, verify
+from deploy.cleaning import Cleaned, clean
 from latency import BuildFailed, Device, Runtime
 from latency.backends.tensorrt import EngineSpec
 from latency.errors import DeviceUnavailable
@@ -117,12 +120,45 @@ def test_a_batch_and_any_layer_go_through(tmp_path):
     assert made.manifest.failures == []
 
 
-def test_an_onnx_file_ships_as_it_is(tmp_path):
+def test_an_onnx_file_ships_clean_and_is_compared_with_what_came(tmp_path):
     data = to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), example())
     made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples())
-    assert (made.directory / "model.onnx").read_bytes() == data
+    assert (made.directory / "model.onnx").read_bytes() == clean(data).onnx
+    assert [(link.name, link.made_from, link.file) for link in made.manifest.chain] == [
+        ("original", "", ""),
+        ("onnx", "original", "model.onnx"),
+    ]
+    assert made.manifest.chain[0].sha256 == hashlib.sha256(data).hexdigest()
     assert (made.manifest.shipped.params, made.manifest.shipped.macs) == (8 + 128 * 4 + 4, 6 * 64 + 128 * 4)
-    assert [(step.name, step.verdict) for step in made.manifest.validation] == [("onnx", "reference")]
+    assert [(step.name, step.verdict) for step in made.manifest.validation] == [("original", "reference"), ("onnx", "passed")]
+
+
+def test_cleaning_that_changes_the_outputs_is_found(tmp_path, monkeypatch):
+    data, other = (to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1)), example()) for _ in range(2))
+    monkeypatch.setattr(pipeline.cleaning, "clean", lambda *_: Cleaned(original=data, onnx=other))
+    made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples())
+    assert [failure[:9] for failure in made.manifest.failures] == ["onnx fp32"]
+
+
+def test_a_file_that_onnx_runtime_refuses_as_it_came_ships_if_it_is_sound_when_clean(tmp_path):
+    model = onnx.load_from_string(to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), example()))
+    for node in model.graph.node:
+        node.name = "same"
+    made = export(model.SerializeToString(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples())
+    assert [(step.name, step.verdict) for step in made.manifest.validation] == [("original", "not run"), ("onnx", "reference")]
+    assert "the file as it came does not run: ONNX Runtime refuses the model" in made.manifest.validation[0].reason
+
+
+def test_dynamic_shapes_are_fixed_by_the_caller(tmp_path):
+    model = onnx.load_from_string(to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1)), example()))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    data = model.SerializeToString()
+    with pytest.raises(DeployError, match=r"input 'input' has a dynamic shape \(batch, 3, 8, 8\): fix it, as by --shape input=1x3x8x8"):
+        export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK)
+    made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, shapes={"input": (1, 3, 8, 8)})
+    assert made.manifest.outputs == {"output": (1, 2, 8, 8)}
+    with pytest.raises(DeployError, match="shapes are of an ONNX model: a module has the shape of example_input"):
+        export(network(), example(), target="onnxruntime", out=tmp_path / "out", shapes={"input": (1, 3, 8, 8)})
 
 
 def test_several_outputs_are_compared_kept_and_verified(tmp_path):
@@ -203,10 +239,11 @@ def test_an_overflow_that_the_certified_samples_do_not_show_is_a_failure(tmp_pat
 def test_an_onnx_file_becomes_an_fp16_engine(tmp_path, no_gpu):
     data = to_onnx(overflowing(), example())
     made = export(data, target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
-    assert (made.directory / "model.onnx").read_bytes() == data
-    assert [link.name for link in made.manifest.chain] == ["onnx", "onnx-fp16", "engine"]
+    assert (made.directory / "model.onnx").read_bytes() == clean(data).onnx
+    assert [link.name for link in made.manifest.chain] == ["original", "onnx", "onnx-fp16", "engine"]
     assert [(step.name, step.verdict) for step in made.manifest.validation] == [
-        ("onnx", "reference"),
+        ("original", "reference"),
+        ("onnx", "passed"),
         ("onnx-fp16", "passed"),
         ("engine", "not run"),
     ]
@@ -304,7 +341,7 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         ({"attachments": {"run.py": b""}}, "attachment 'run.py'"),
         ({"attachments": {"model.onnx": b""}}, "attachment 'model.onnx'"),
         ({"attachments": {"../x": b""}}, "attachment '../x'"),
-        ({"model": b"nonsense"}, "no ONNX model"),
+        ({"model": b"nonsense"}, "not an ONNX model"),
         ({"budget_ms": 0.0}, "budget_ms must be above 0, found 0.0"),
         ({"engine_spec": EngineSpec()}, "target 'onnxruntime' builds no engine"),
         ({"timing_cache": "cache"}, "target 'onnxruntime' builds no engine"),

@@ -81,6 +81,13 @@ def test_without_a_reference_nothing_is_compared():
         climb([rung("a", LOGITS * np.nan), rung("b", LOGITS)], SAMPLES)
 
 
+def test_where_the_first_form_cannot_be_run_the_next_is_the_reference():
+    one = np.ones((2, 3), np.float32)
+    steps, outputs = climb([Rung("original", "fp32", "no kernel"), Rung("onnx", "fp32", lambda _: {"y": one})], one)
+    assert [(step.name, step.verdict, step.reason) for step in steps] == [("original", "not run", "no kernel"), ("onnx", "reference", "")]
+    assert list(outputs) == ["onnx"]
+
+
 def test_the_agreement_is_the_worst_sample():
     other = LOGITS.copy()
     other[3] = [1.0, 3.0]

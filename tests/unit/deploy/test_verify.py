@@ -59,7 +59,7 @@ def test_a_bundle_as_it_was_written_passes(bundle_copy):
         "chain of hashes": "passed",
         "handout": "passed",
         "recorded verdicts": "passed",
-        "torch forms": "not run",
+        "earlier forms": "not run",
         "accuracy": "not run",
         "outputs of onnx": "passed",
         "latency": "passed",
@@ -124,8 +124,8 @@ def test_what_the_manifest_concludes_must_follow_from_its_numbers(bundle_copy):
 
 
 def test_what_the_bundle_does_not_hold_is_not_run_with_the_reason(bundle_copy):
-    assert detail(bundle_copy, "torch forms") == (
-        "trained, fused, squeezed: their weights are not in the bundle; only what was exported from them is"
+    assert detail(bundle_copy, "earlier forms") == (
+        "trained, fused, squeezed: their weights are not in the bundle; only what was made from them is"
     )
     assert detail(bundle_copy, "accuracy").endswith("of 12 samples when exported; they are not in the bundle")
 

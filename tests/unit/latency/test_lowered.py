@@ -39,5 +39,5 @@ def test_a_shape_that_is_not_fixed_is_refused(shape, words):
 
 
 def test_what_is_no_onnx_is_refused():
-    with pytest.raises(BuildFailed, match="this is no ONNX model"):
+    with pytest.raises(BuildFailed, match="the graph is not an ONNX model"):
         require_static(b"\xff\xff")

@@ -67,7 +67,7 @@ def test_what_was_stripped_is_filled_with_the_same_bytes():
 
 
 def test_a_graph_that_is_none_cannot_be_built():
-    with pytest.raises(BuildFailed, match="this is no ONNX model"):
+    with pytest.raises(BuildFailed, match="the graph is not an ONNX model"):
         filled(b"garbage\0")
 
 

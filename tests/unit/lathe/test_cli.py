@@ -17,7 +17,7 @@ FLAGS = {
     cli.TableMerge: "tables out json",
     cli.Search: "method space out table data budget_ms budget_fraction backend precision this_device recipe policy baseline cost regulariser min_channels exclude "
     "pretrain_epochs search_epochs finetune_epochs seed json",
-    cli.Export: "source out target budget_ms protocol threads samples workspace_mib optimization_level timing_cache version_compatible "
+    cli.Export: "source out target budget_ms protocol threads samples shape workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
     cli.Verify: "bundle json",
     cli.Report: "source out table force json",
