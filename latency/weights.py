@@ -11,12 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from latency.errors import BuildFailed
-from latency.files import human_bytes
 from latency.lowered import decode
-
-MAX_WEIGHT_BYTES = 2**31 - 1
-"""What a protobuf message may have."""
 
 _PERIOD = 65_521
 """Numbers are drawn once and repeated, which is as fast as copying. The period is a prime, so that the rows of no weight are equal."""
@@ -57,12 +52,7 @@ def fill_weights(model: onnx.ModelProto) -> None:
     """Give every weight numbers: of variance 1 over its fan-in, the same ones on every machine.
 
     Of that magnitude, activations stay near 1: zeros or denormals would be timed differently.
-
-    Raises:
-        BuildFailed: the weights are larger than an ONNX model can be, or have no possible shape.
     """
-    if (size := sum(_bytes(tensor) for tensor in _weights(model))) > MAX_WEIGHT_BYTES:
-        raise BuildFailed(f"its weights take {human_bytes(size)}, and an ONNX model holds at most {human_bytes(MAX_WEIGHT_BYTES)}")
     start = 0
     for tensor in _weights(model):
         scale = 1 / math.sqrt(max(1, math.prod(tensor.dims[1:])))
@@ -75,17 +65,11 @@ def filled(graph: bytes) -> bytes:
     """The serialized model that a serialized graph without weights stands for.
 
     Raises:
-        BuildFailed: it is not an ONNX model, or one that `latency.lowered.decode` refuses.
+        BuildFailed: it is not an ONNX model, or claims more weights than one can have: see `latency.lowered.decode`.
     """
     model = decode(graph, weights=False)
     fill_weights(model)
     return model.SerializeToString(deterministic=True)
-
-
-def _bytes(tensor: onnx.TensorProto) -> int:
-    if any(size < 0 for size in tensor.dims):
-        raise BuildFailed(f"weight {tensor.name!r} has the shape {list(tensor.dims)}: every dimension must be 0 or more")
-    return math.prod(tensor.dims) * np.dtype(_TYPES[tensor.data_type]).itemsize
 
 
 def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
