@@ -66,7 +66,8 @@ def _profile(given: argparse.Namespace) -> None:
             case Resumed(done=done, total=total):
                 _say(f"{done} of {total} are measured already; going on")
             case Measured(row=row, done=done, total=total):
-                _say(f"{done}/{total} {row.key} {f'{row.median_us:.1f} us' if row.measured else row.error} {row.status}")
+                why = f": {row.reason}" if row.reason else ""
+                _say(f"{done}/{total} {row.key} {f'{row.median_us:.1f} us' if row.measured else row.error} {row.status}{why}")
             case Retrying(rows=rows):
                 _say(f"{rows} rows are unstable and are measured once more")
             case Watched(drift=drift, again=again) if drift:

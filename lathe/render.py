@@ -25,7 +25,7 @@ from latency.units import interval, microseconds
 from lathe import stages
 
 if TYPE_CHECKING:
-    from deploy.bundle import Bundle
+    from deploy.bundle import Bundle, Network
     from deploy.report import Row
     from deploy.verify import Verification
     from latency import Workload
@@ -354,10 +354,16 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
             OUT.print(escape(manifest.provenance[note]))
     if manifest.certificate:
         OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
+    OUT.print(escape(f"latency: {_latency(manifest.shipped)}"))
     verdict = manifest.budget_verdict
     budget = verdict if verdict == "no budget" else f"budget {verdict}"
     OUT.print(f"{budget}; written to {escape(str(made.directory))}; see `lathe report {escape(str(made.directory))}`")
     return 1 if manifest.failures else 0
+
+
+def _latency(network: "Network") -> str:
+    measured = f"not measured ({network.not_measured})" if network.measured is None else interval(network.measured)
+    return f"{measured}; predicted {interval(network.predicted)}" if network.predicted else measured
 
 
 def verification(found: "Verification", *, as_json: bool) -> int:

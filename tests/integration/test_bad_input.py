@@ -33,7 +33,7 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
         ),
         (["profile", "repvgg-mini", "--protocol", "slow", "--out", "t.latency.jsonl"], ["'slow'", "default", "fast"]),
         (["profile", "repvgg-mini", "--networks", "-1", "--out", "t.latency.jsonl"], ["-1"]),
-        (["profile", "repvgg-mini", "--classes", "1", "--out", "t.latency.jsonl"], ["at least 2 classes", "1"]),
+        (["profile", "repvgg-mini", "--classes", "1", "--out", "t.latency.jsonl"], ["--classes must be from 2 to 1000000, found 1"]),
         (["profile", "repvgg-mini"], ["--out"]),
         (["profile", "repvgg-mini", "--shard", "5/4", "--out", "t.latency.jsonl"], ["'5/4'", "1 to 4"]),
         (["profile", "repvgg-mini", "--timing-cache", "none", "--out", "t.latency.jsonl"], ["--timing-cache none does not exist"]),

@@ -106,6 +106,7 @@ def test_a_table_is_checked_compared_and_joined(table, tmp_path):
     compared = result_of(run_lathe("table", "diff", table, table, "--json"))
     assert compared["overall"]["verdict"] == "SAME"
     assert {row["verdict"] for row in compared["rows"]} == {"SAME"}
+    assert compared["differences"] == []
     assert result_of(run_lathe("table", "merge", table, table, "--out", tmp_path / "both.latency.jsonl", "--json"))["rows"]["block"] == 522
     assert run_lathe("table", "merge", table, "--out", table).returncode == 2
 
@@ -116,4 +117,12 @@ def test_a_recorded_table_is_a_device(table, tmp_path):
         "profile", "repvgg-mini", "--networks", "8", "--protocol", "fast", "--backend", f"replay:{table}", "--out", out, "--json"
     )
     assert done.returncode == 0, done.stderr
-    assert result_of(done)["header"]["device"] == result_of(run_lathe("table", "show", table, "--json"))["header"]["device"]
+    again, recorded = result_of(done), result_of(run_lathe("table", "show", table, "--json"))
+    assert again["header"]["device"] == recorded["header"]["device"]
+    assert again["header"]["created"] == recorded["header"]["created"]
+    assert again["origin"].startswith("replayed from a recording of ")
+    assert recorded["sha256"][:16] in again["origin"]
+    assert recorded["origin"] == ""
+    problems = [found["problem"] for found in result_of(run_lathe("table", "check", out, "--json"))["findings"]]
+    assert problems[0] == "not measured"
+    assert run_lathe("table", "merge", table, out, "--out", tmp_path / "both.latency.jsonl").returncode == 2

@@ -59,6 +59,14 @@ def test_what_does_not_settle_is_measured_longer_and_is_unstable():
     assert len(found["a"].samples_us) > QUICK.max_samples
 
 
+def test_a_transient_of_the_first_round_is_in_no_sample():
+    network = Recorder("a", lambda runs: 18.0 if runs < 300 else 10.0, [])
+    watched = msgspec.structs.replace(QUICK, settle_runs=1000, settle_ms=1e6, half_width=0.01)
+    found = measure_in_turns({"a": network}, watched)["a"]
+    assert (found.median_us, found.status, max(found.samples_us)) == (10.0, "ok", 10.0)
+    assert network.runs > 1000
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_number_of_samples_goes_through_a_fixed_batch(model, count):
     weights = {value.name: onnx.numpy_helper.to_array(value) for value in onnx.load_from_string(model).graph.initializer}

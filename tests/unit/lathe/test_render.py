@@ -6,7 +6,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from latency import LatencyTable, Row
+from deploy.bundle import Network
+from latency import Latency, LatencyTable, Row
 from latency.coverage import Covered, Proof
 from latency.diff import diff
 from latency.measure import summarize
@@ -77,6 +78,15 @@ def test_a_table_of_no_measurement_says_so_and_percentiles_are_shown_where_they_
     assert [(row["p90_us"], row["p99_us"]) for row in shown["measured"]] == [(12.0, 20.0), (None, None)]
     render.table(table_of(timed("f[c=2]", [10.0] * 20)), Path("t"), as_json=False)
     assert "not stated: no row has enough samples" in capsys.readouterr().out
+
+
+def test_the_latency_of_a_bundle_is_measured_or_says_why_not_and_a_prediction_says_what_it_is_from():
+    predicted = Latency(us=50.0, low_us=40.0, high_us=60.0, source="predicted", origin="simulated: no such device exists")
+    network = Network(params=1, macs=1, accuracy=None, predicted=predicted, measured=None, not_measured="no GPU")
+    guess = "predicted 50.0 µs (40.0 µs to 60.0 µs), simulated: no such device exists"
+    assert render._latency(network) == f"not measured (no GPU); {guess}"
+    measured = summarize([10.0] * 100, FAST)
+    assert render._latency(msgspec.structs.replace(network, measured=measured)) == f"10.0 µs (10.0 µs to 10.0 µs), p90 10.0 µs; {guess}"
 
 
 @pytest.mark.parametrize("as_json", [False, True])

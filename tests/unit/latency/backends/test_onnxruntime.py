@@ -116,7 +116,7 @@ def test_half_precision_inputs_are_bound(backend):
         assert len(compiled.run(2)) == 2
 
 
-def test_blocks_are_profiled_in_tens_of_milliseconds(backend, kit, tmp_path):
+def test_blocks_are_profiled(backend, kit, tmp_path):
     works = [Workload.block(kit.spec(8, width), lambda width=width: conv(8, width, 32)) for width in (8, 16)]
     list(profile(works, backend, tmp_path / "t.jsonl", protocol=protocol.get("fast"), lowering="1"))
     table = LatencyTable.load(tmp_path / "t.jsonl")
