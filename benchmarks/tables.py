@@ -21,6 +21,7 @@ from outcome import verdicts
 from deploy.lowering import LOWERING_VERSION
 from latency import BlockSpec, LatencyTable, Row, TableWriter, profile, protocol, sentinel
 from latency.backends.simulated import Settings, Simulated
+from latency.measure import summarize
 from search import spaces
 from search.workloads import workloads
 
@@ -80,11 +81,9 @@ def big_table(work: Path) -> tuple[float, float]:
         for c_in in range(1, 101):
             for c_out in range(1, 101):
                 samples = tuple(round(draw.uniform(10, 11), 3) for _ in range(100))
-                middle = round(statistics.median(samples), 3)
+                found = summarize(samples, small.header.protocol)
                 spec = BlockSpec.of("conv", attrs={"h": 8, "w": 8, "kernel": 3}, widths={"c_in": c_in, "c_out": c_out})
-                rows.append(
-                    Row(kind="block", key=spec.key, status="ok", samples_us=samples, median_us=middle, low_us=middle, high_us=middle)
-                )
+                rows.append(Row(kind="block", key=spec.key, **msgspec.structs.asdict(found)))
         writer.append(*rows)
 
     def seconds(action: object) -> float:

@@ -14,7 +14,7 @@ from deploy.engine import Running
 from deploy.errors import BundleError, DeployError
 from deploy.start import running
 from deploy.validate import Outputs, Rung, Samples, Verdict, climb, judge_latency, share
-from latency import LatencyError, Protocol, RunFailed
+from latency import LatencyError, Measurement, Protocol, RunFailed
 from latency.decoding import decode_tensors
 from latency.device import first_difference
 from latency.measure import summarize
@@ -159,7 +159,7 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
             wrong.append(f"{step.name} {step.precision} is {step.verdict}")
     networks = {"shipped": manifest.shipped, "unpruned": manifest.unpruned}
     for name, network in networks.items():
-        if network and network.measured and summarize(network.measured.samples_us, manifest.protocol) != network.measured:
+        if network and network.measured and not _follows(network.measured, manifest.protocol):
             wrong.append(f"the latency of the {name} network is not that of its samples")
     measured = manifest.shipped.measured
     budget = "not run" if measured is None else judge_latency(measured.low_us, measured.high_us, manifest.budget_us)
@@ -174,6 +174,12 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
     if manifest.shipped.accuracy:
         detail = f"{share(manifest.shipped.accuracy)} of {manifest.samples} samples when exported; they are not in the bundle"
         yield Check(name="accuracy", verdict="not run", detail=detail)
+
+
+def _follows(measured: Measurement, protocol: Protocol) -> bool:
+    """Whether a measurement is what its samples say; one of an earlier version states no percentiles and no reason."""
+    now = summarize(measured.samples_us, protocol)
+    return measured in (now, msgspec.structs.replace(now, p90_us=None, p99_us=None, reason=""))
 
 
 def _latency(manifest: Manifest, at_work: Running | str) -> Check:

@@ -14,6 +14,7 @@ from latency.table import LatencyTable, Row
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 
 _RESAMPLES = 1000
+_NOT_HOW = ("created", "bundle_sha256", "recording")  # fields of a header that do not say how a table was measured; `origin` has the last
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,8 +93,10 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_t
     middles = [math.log(rows_b[key].median_us / rows_a[key].median_us) for key in keys]
     chosen = rng.integers(len(keys), size=(_RESAMPLES, len(keys)))
     overall = logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
+    origins = [table.origin or "measured" for table in (a, b)]
+    origin = (Difference(field="origin", first=origins[0], second=origins[1]),) if origins[0] != origins[1] else ()
     return Diff(
-        differences=tuple(_differences(a.header, b.header)),
+        differences=tuple(_differences(a.header, b.header)) + origin,
         overall=_change("", statistics.fmean(middles), overall, overall_tolerance),
         rows=tuple(_change(key, middle, line, tolerance) for key, middle, line in zip(keys, middles, logs, strict=True)),
         only_a=tuple(key for key in rows_a if key not in rows_b),
@@ -104,7 +107,7 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_t
 def _differences(a: msgspec.Struct, b: msgspec.Struct, prefix: str = "") -> Iterator[Difference]:
     for field in a.__struct_fields__:
         first, second = getattr(a, field), getattr(b, field)
-        if first == second or f"{prefix}{field}" in ("created", "bundle_sha256"):
+        if first == second or f"{prefix}{field}" in _NOT_HOW:
             continue
         if isinstance(first, msgspec.Struct) and type(first) is type(second):
             yield from _differences(first, second, f"{prefix}{field}.")

@@ -669,15 +669,16 @@ def _inconsistent(row: Row) -> tuple[str, str] | None:
     if not row.samples_us:
         field = next((name for name in ("median_us", "low_us", "high_us") if getattr(row, name)), None)
         return (field, "it must be 0 where nothing was measured") if field else None
-    median_us = round(statistics.median(row.samples_us), 3)
+    ordered = sorted(row.samples_us)
+    median_us = round(statistics.median(ordered), 3)
     if row.median_us != median_us:
         return "median_us", f"it is {row.median_us}, of the samples {median_us}"
-    if not min(row.samples_us) - _ROUNDED_US <= row.low_us <= median_us:
+    if not ordered[0] - _ROUNDED_US <= row.low_us <= median_us:
         return "low_us", f"it is {row.low_us}, and must be from the least sample to the median, {median_us}"
-    if not median_us <= row.high_us <= max(row.samples_us) + _ROUNDED_US:
+    if not median_us <= row.high_us <= ordered[-1] + _ROUNDED_US:
         return "high_us", f"it is {row.high_us}, and must be from the median, {median_us}, to the largest sample"
     for name, share in (("p90_us", 0.90), ("p99_us", 0.99)):
-        if getattr(row, name) != (wanted := percentile(row.samples_us, share)):
+        if getattr(row, name) != (wanted := percentile(ordered, share)):
             return name, f"it is {getattr(row, name)}, of the samples {wanted}"
     return None
 

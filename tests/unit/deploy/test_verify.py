@@ -10,8 +10,10 @@ import safetensors.numpy
 
 from deploy import BundleError, bundle, engine, export, load, verify
 from deploy.bundle import sha256
+from deploy.verify import _follows
 from latency import Measurement
 from latency.errors import DeviceUnavailable
+from latency.measure import summarize
 from unit.deploy.helpers import QUICK, example, network, samples
 
 
@@ -121,6 +123,15 @@ def test_what_the_manifest_concludes_must_follow_from_its_numbers(bundle_copy):
     assert detail(bundle_copy, "recorded verdicts") == (
         "onnx fp32 is failed; the latency of the shipped network is not that of its samples; the budget is missed, by its numbers met"
     )
+
+
+def test_a_measurement_must_follow_from_its_samples_but_need_not_state_percentiles():
+    found = summarize([10.0] * 100, QUICK)
+    assert found.p90_us == 10.0
+    assert _follows(found, QUICK)
+    assert _follows(msgspec.structs.replace(found, p90_us=None), QUICK)
+    for change in ({"p90_us": 11.0}, {"median_us": 9.0}, {"status": "unstable"}):
+        assert not _follows(msgspec.structs.replace(found, **change), QUICK)
 
 
 def test_what_the_bundle_does_not_hold_is_not_run_with_the_reason(bundle_copy):

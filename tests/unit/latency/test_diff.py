@@ -2,7 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from latency import LatencyError, LatencyTable
+from latency import LatencyError, LatencyTable, Recording
 from latency.diff import diff
 
 
@@ -76,6 +76,14 @@ def test_what_was_made_differently_is_named(table, kit):
         ("settings.level", None, "3"),
     ]
     assert found.same
+
+
+def test_a_replay_is_told_from_what_was_measured(table, kit):
+    a = table()
+    recording = Recording(sha256="5" * 64, created="2026-01-01", protocol=kit.QUICK)
+    (found,) = diff(a, LatencyTable(kit.header(recording=recording), a.rows, path="another")).differences
+    replayed = "replayed from a recording of 2026-01-01, sha256 5555555555555555"
+    assert (found.field, found.first, found.second) == ("origin", "measured", replayed)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(table):
