@@ -12,7 +12,7 @@ from pathlib import Path
 from integration.conftest import run_lathe
 
 
-def kill_when(condition, arguments, timeout_s: float = 120) -> None:
+def kill_when(condition, arguments, timeout_s: float = 600) -> None:
     """Start `lathe ARGUMENTS` and kill it the moment that a condition holds."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "lathe", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
