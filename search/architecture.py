@@ -87,6 +87,8 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """every setting of the method"""
 
     def __post_init__(self) -> None:
+        if not self.layers or len({layer.name for layer in self.layers}) < len(self.layers):
+            raise ValueError("it has no layers, or two of one name")
         if len(self.labels) != self.classes:
             raise ValueError(f"it has {self.classes} classes, and {len(self.labels)} labels")
         if (elements := math.prod(self.input_shape)) > MAX_ELEMENTS:
@@ -133,6 +135,8 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             found = spaces.get(self.space, classes=self.classes, resolution=self.input_shape[1]) if known else None
             if not isinstance(found, Prunable):
                 raise SearchError(f"architecture {self.space!r} is of a module of your own: give it, as in architecture.build(module)")
+            if found.groups != tuple((layer.name, layer.of) for layer in self.layers):
+                raise SearchError(f"the architecture's layers are not those of the space {self.space}: run `lathe search` again")
             return found
         layers = tuple(
             Layer(name=layer.name, op="conv", width=layer.of, kernel=3, stride=layer.stride or 1, act="relu") for layer in self.layers

@@ -5,7 +5,7 @@ import torch
 import reparam
 from latency import Device, Latency, Runtime
 from search import Architecture, SearchError, load_architecture
-from search.architecture import Preprocessing
+from search.architecture import ChosenLayer, Preprocessing
 from search.files import to_json
 from search.network import load_weights, save_weights
 
@@ -81,18 +81,27 @@ def test_unpruned_has_no_masks(chosen):
         ({"seed": 2**70}, "Expected `int` <= 9223372036854775807"),
         ({"predicted": {"us": -1.0, "low_us": 0.0, "high_us": 1.0, "source": "predicted"}}, "Expected `float` >= 0.0"),
         ({"preprocessing": {"size": [8, 8], "mean": [0, 0, 0], "std": [0, 1, 1]}}, "Expected `float` > 0.0"),
+        ({"layers": ()}, "it has no layers, or two of one name"),
+        ({"layers": [{}, {}]}, "it has no layers, or two of one name"),
         ({"layers": [{"width": 33, "of": 32}]}, "layer 'a' keeps 33 channels, and has 32"),
         ({"layers": [{"width": 0}]}, "Expected `int` >= 1"),
-        ({"layers": [{"of": 2**24}, {"of": 2**24}]}, "its layers have up to .* weights, and at most 4,294,967,296 are built"),
+        ({"layers": [{"of": 2**24}, {"name": "b", "of": 2**24}]}, "its layers have up to .* weights, and at most 4,294,967,296 are built"),
     ],
 )
 def test_impossible_values_are_refused_before_anything_is_built(chosen, tmp_path, change, words):
     made = msgspec.to_builtins(chosen)
-    layers = [{**made["layers"][0], "name": "a", **fields} for fields in change.pop("layers", [])]
+    layers = [{**made["layers"][0], "name": "a", **fields} for fields in change.get("layers", [])] if "layers" in change else made["layers"]
     path = tmp_path / "architecture.json"
-    path.write_bytes(msgspec.json.encode(made | change | ({"layers": layers} if layers else {})))
+    path.write_bytes(msgspec.json.encode(made | change | {"layers": layers}))
     with pytest.raises(SearchError, match=f"architecture.json is damaged: {words}"):
         load_architecture(path)
+
+
+def test_layers_of_another_space_are_refused(chosen):
+    group = ChosenLayer(name="layer9", op="group", kernel=None, stride=None, act=None, width=8, of=16)
+    changed = msgspec.structs.replace(chosen, space="resnet20/widths", input_shape=(3, 32, 32), layers=(group,))
+    with pytest.raises(SearchError, match="the architecture's layers are not those of the space resnet20/widths"):
+        changed.blocks()
 
 
 @pytest.mark.parametrize(("field", "value"), [("schema", "architecture/0"), ("budget_us", "much"), ("colour", "red")])
