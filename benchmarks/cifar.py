@@ -34,20 +34,21 @@ from deploy.lowering import to_onnx
 from deploy.validate import Comparison, compare_latency
 from latency import LatencyTable, Measurement, backends, protocol
 from reparam import fuse, squeeze
-from search import spaces
+from search import methods, session, spaces
 from search.architecture import Preprocessing, load_architecture
 from search.data import Augmentation, Dataset, Split
-from search.methods import pas
+from search.method import Task
+from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, UniformSettings, recipe
 from search.network import load_weights
 from search.record import EpochDone, Finished
 
 HERE = Path(__file__).parent
 WAYS = {
-    "PaS, latency": {"policy": "dbc", "cost": "latency"},
-    "PaS, MACs": {"policy": "dbc", "cost": "macs"},
-    "uniform": {"policy": "uniform"},
-    "magnitude": {"policy": "magnitude"},
-    "slimming": {"policy": "slimming"},
+    "PaS, latency": (PasSettings, {"cost": "latency"}),
+    "PaS, MACs": (PasSettings, {"cost": "macs"}),
+    "uniform": (UniformSettings, {}),
+    "magnitude": (MagnitudeSettings, {}),
+    "slimming": (SlimmingSettings, {}),
 }
 FIRST = next(iter(WAYS))
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -95,12 +96,14 @@ def cifar(archive: Path, images: int) -> tuple[Dataset, Split]:
 def search(way: str, seed: int, data: Dataset, table: LatencyTable, budget_us: float, settings: dict, runs: Path) -> Path:
     """One way's run for one seed; the seed's first way trains the unpruned network that the others start from."""
     out, first = directory(way, seed, runs), directory(FIRST, seed, runs)
-    config = pas.recipe(data, **WAYS[way], **settings, seed=seed)
+    kind, chosen = WAYS[way]
+    config = recipe(kind, len(data.train), **chosen, **settings, seed=seed)
     space = spaces.get("repvgg-mini", classes=len(data.labels))
     start = time.perf_counter()
-    for event in pas.run(config, space, table, data, budget_us, out, baseline=None if out == first else first):
+    method = methods.method(config, Task(space=space, data=data, table=table, budget=budget_us))
+    for event in session.run(method, out, baseline=None if out == first else first):
         if isinstance(event, EpochDone):
-            figures = f"accuracy {event.accuracy:.2%}, predicted {event.latency_us:.1f} us, widths {' '.join(map(str, event.widths))}"
+            figures = f"accuracy {event.accuracy:.2%}, predicted {event.latency_us:.1f} us, widths {' '.join(map(str, event.choice.widths.values()))}"
             print(f"{out.name}: {event.phase} {event.epoch}/{event.epochs}, {figures}", file=sys.stderr, flush=True)
         elif isinstance(event, Finished):
             print(f"{out.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
@@ -126,7 +129,7 @@ def ship(run: Path, data: Dataset, test: Split, *, unpruned: bool = False) -> tu
     example = torch.zeros(1, *architecture.input_shape)
     small = squeeze(fuse(network.eval()), example)
     result = json.loads((run / "result.json").read_text())["unpruned" if unpruned else "shipped"]
-    facts = {name: result[name] for name in ("widths", "parameters", "macs", "predicted")}
+    facts = {"widths": list(result["choice"]["widths"].values())} | {name: result[name] for name in ("parameters", "macs", "predicted")}
     return {**facts, "accuracy": accuracy(small, data, test)}, to_onnx(small, example)
 
 

@@ -36,8 +36,16 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     latency_us: float | None
     macs: int = 0
-    widths: tuple[int, ...]
-    returned: tuple[int, ...] = ()
+    choice: dict[str, dict[str, int | str]]
+    figures: dict[str, float] = {}
+
+    def widths(self, layers: Sequence[Layer]) -> list[int]:
+        """Channels kept of each layer."""
+        return [int(self.choice["widths"][layer.name]) for layer in layers]
+
+    def returned(self, layers: Sequence[Layer]) -> list[int]:
+        """Channels of each layer that came back."""
+        return [int(self.figures.get(f"returned.{layer.name}", 0)) for layer in layers]
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +62,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     unpruned: Outcome
     shipped: Outcome
-    free_channels: tuple[int, ...] = ()
+    free_channels: dict[str, int] = {}
     budget_macs: float | None = None
 
 
@@ -65,9 +73,9 @@ class ChosenLayer(msgspec.Struct, frozen=True, kw_only=True):
     width: int
     of: int
     op: str = ""
-    kernel: int = 0
-    stride: int = 0
-    act: str = ""
+    kernel: int | None = None
+    stride: int | None = None
+    act: str | None = None
 
 
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,7 +200,7 @@ def read(directory: Path, table: LatencyTable | None = None) -> Source:
         run=run,
         result=_json(directory / RESULT, Result),
         architecture=_json(directory / ARCHITECTURE, Architecture),
-        history=_json_lines(directory / HISTORY, Epoch),
+        history=_history(directory / HISTORY),
     )
 
 
@@ -212,7 +220,7 @@ def main_table(source: Source) -> list[Row]:
         Row("parameters", *(f"{network.parameters:,}" for network in pair)),
         Row("MACs", *(f"{network.macs:,}" for network in pair)),
         Row("predicted latency", *("-" if network.predicted is None else interval(network.predicted) for network in pair)),
-        Row("free channels", "-", str(sum(source.result.free_channels))),
+        Row("free channels", "-", str(sum(source.result.free_channels.values()))),
         Row("budget", "-", budget),
     ]
 
@@ -272,11 +280,12 @@ def _json(path: Path, kind: type[T]) -> T | None:
         return decoding.read_json(path, kind)
 
 
-def _json_lines(path: Path, kind: type[T]) -> tuple[T, ...]:
+def _history(path: Path) -> tuple[Epoch, ...]:
     if not os.path.lexists(path):
         return ()
     with raised_as(DeployError, "restore the file, or make the directory again"):
-        return tuple(decoding.read_json_lines(path, kind))
+        _, *lines = decoding.read_bytes(path, limit=decoding.MAX_JSON_BYTES).splitlines() or [b""]
+        return tuple(decoding.decode_json(line, Epoch, f"{path}, line {number},") for number, line in enumerate(lines, 2))
 
 
 # Pictures. Colours are placeholders that become CSS variables, so that one picture serves light and dark; line styles, hatches and
@@ -322,13 +331,13 @@ def _pictures(source: Source) -> Iterator[Picture]:
         caption = "After every epoch: accuracy on held-out data, and the latency that the table predicts. Dotted lines part the phases."
         yield _picture("Training", caption, 4.2, lambda figure: _training(figure, source.history, source.budget_us))
     searched = [epoch for epoch in source.history if epoch.phase == "search"]
-    if searched and len(searched[0].widths) == len(source.layers):
+    if searched and searched[0].choice["widths"].keys() == {layer.name for layer in source.layers}:
         caption = "Share of each layer's channels that was kept after every epoch of the search: full strength is all of them."
         height = 0.9 + 0.3 * len(source.layers)
         yield _picture("Channels over time", caption, height, lambda figure: _policy(figure, searched, source.layers))
-        if any(any(epoch.returned) for epoch in searched):
+        if any(any(epoch.returned(source.layers)) for epoch in searched):
             caption = "Channels of each layer that were gone after the epoch before and came back, with their number over the whole search."
-            back, names = [epoch.returned for epoch in searched], [layer.name for layer in source.layers]
+            back, names = [epoch.returned(source.layers) for epoch in searched], [layer.name for layer in source.layers]
             yield _picture("Channels that came back", caption, height, lambda figure: paint_returned(figure, back, names, colour=_FIRST))
     for drawn in plot.pictures(source.table, plot.Palette(_INK, _PAPER, _FIRST, _SECOND)) if source.table else ():
         yield _picture(drawn.title, drawn.caption, drawn.height_in, drawn.paint)
@@ -410,11 +419,12 @@ def _policy(figure: Any, searched: Sequence[Epoch], layers: Sequence[Layer]) -> 
     from matplotlib.patches import Rectangle
 
     axes = figure.add_subplot()
+    widths = [epoch.widths(layers) for epoch in searched]
     cells = [(x, y) for x in range(len(searched)) for y in range(len(layers))]
-    colours = [to_rgba(_INK, 0.85 * min(1.0, searched[x].widths[y] / layers[y].of)) for x, y in cells]
+    colours = [to_rgba(_INK, 0.85 * min(1.0, widths[x][y] / layers[y].of)) for x, y in cells]
     axes.add_collection(PatchCollection([Rectangle((x + 0.5, y - 0.5), 1, 1) for x, y in cells], facecolors=colours, linewidths=0))
     for y, layer in enumerate(layers):
-        text = f"{searched[-1].widths[y]} of {layer.of}"
+        text = f"{widths[-1][y]} of {layer.of}"
         axes.annotate(text, (len(searched) + 0.5, y), xytext=(6, 0), textcoords="offset points", va="center", annotation_clip=False)
     axes.set_xlim(0.5, len(searched) + 0.5)
     axes.set_ylim(len(layers) - 0.5, -0.5)

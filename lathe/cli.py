@@ -23,11 +23,8 @@ from latency.arguments import require_sound
 from latency.process import BAD_INPUT
 from lathe.flags import (
     BuildLevel,
-    Channels,
     Classes,
     Count,
-    Epochs,
-    Fraction,
     Mebibytes,
     Milliseconds,
     Relative,
@@ -36,6 +33,7 @@ from lathe.flags import (
     Threads,
     require_ranges,
 )
+from lathe.searches import Search, Searches
 
 
 @dataclass(frozen=True)
@@ -222,70 +220,6 @@ class TableMerge:
 
 
 @dataclass(frozen=True)
-class Search:
-    """Search a network under a latency budget.
-
-    pas: Pruning-as-Search learns which channels to keep together with the weights, then fine-tunes what is left.
-    """
-
-    method: Positional[str]
-    """pas"""
-    space: str
-    """name of a space, such as repvgg-mini"""
-    out: Path
-    """directory of the run; the same command again resumes"""
-    table: Path | None = None
-    """latency table of the device that the network is for; without one MACs are the cost, and the budget is a fraction of them"""
-    data: str = "digits"
-    """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
-    budget_ms: Milliseconds | None = None
-    """latency that the network may take, in milliseconds"""
-    budget_fraction: Fraction | None = None
-    """the same, as a fraction of the unpruned network's measured latency (without a table: of its MACs): 0.6 is 60 %"""
-    backend: str | None = None
-    """refuse a table measured with another backend"""
-    precision: str | None = None
-    """refuse a table of another precision: fp32 or fp16"""
-    this_device: bool = False
-    """refuse a table that was measured on another machine than this one"""
-    recipe: Literal["auto", "paper"] = "auto"
-    """epochs, batch and learning rates: auto (by the data) or paper (10 epochs of search, 50 of cosine annealing, batch 1024)"""
-    policy: Literal["dbc", "uniform", "magnitude", "slimming"] = "dbc"
-    """who chooses the channels: dbc (learned, as the paper does), or a baseline with equal epochs and budget: uniform (widths),
-    magnitude (L1 norm of filters, once) or slimming (L1 penalty on the scales of norms)"""
-    baseline: Path | None = None
-    """directory of a run: start from its trained unpruned network instead of training one"""
-    cost: Literal["latency", "macs"] = "latency"
-    """what the penalty counts: latency (microseconds of the table) or macs"""
-    regulariser: Literal["relative", "paper"] = "relative"
-    """form of the penalty: relative, (cost/target - 1)^2, or paper, squared GMACs (with --cost macs)"""
-    min_channels: Channels = 8
-    """channels that every layer keeps at least"""
-    exclude: str = ""
-    """what stays whole: layers, modules or patterns such as block0,layer4.*, separated by commas"""
-    pretrain_epochs: Epochs | None = None
-    """epochs of the unpruned network before the search (default: by the data)"""
-    search_epochs: Epochs | None = None
-    """epochs of joint training of weights and widths (default: by the data)"""
-    finetune_epochs: Epochs | None = None
-    """epochs of the chosen widths (default: by the data)"""
-    seed: Seed = 0
-    """seed of everything that is random"""
-    json: bool = False
-    """print JSON"""
-
-    def run(self) -> int:
-        """Run the command; returns the exit code."""
-        from lathe import render, stages
-
-        return render.search(stages.search(self), out=self.out, as_json=self.json)
-
-    def goes_on(self) -> bool:
-        """Whether the same command would go on with the run."""
-        return (self.out / "run.json").is_file()
-
-
-@dataclass(frozen=True)
 class Export:
     """Turn a search run, or any ONNX file, into a directory that ships: fused, squeezed, checked and timed."""
 
@@ -395,7 +329,7 @@ Command = (
     | Annotated[Bundle, subcommand("bundle")]
     | Annotated[Profile, subcommand("profile")]
     | Annotated[Table, subcommand("table", description="Show, check, compare or join latency tables.")]
-    | Annotated[Search, subcommand("search")]
+    | Annotated[Searches, subcommand("search", description="Search a network under a latency budget.")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Report, subcommand("report")]
@@ -426,7 +360,7 @@ def parse(arguments: Sequence[str]) -> Command:
             raise UsageError(_one_line(said.getvalue())) from None
         raise
     require_ranges(command)
-    return command
+    return command.with_given(arguments) if isinstance(command, Search) else command
 
 
 class UsageError(ValueError):
@@ -461,6 +395,8 @@ def user_errors() -> tuple[type[Exception], ...]:
 def _one_line(box: str) -> str:
     """Tyro's framed message as one line: its text, without the frame, the frame's title and the rules in it."""
     text = " ".join(re.sub(r"╭.*╮|[╰╯│─]+", " ", box).split())
+    if own := re.match(r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text):  # what a struct says of its fields
+        return own[1]
     if wrong := re.match(r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text):  # tyro's own words name types of Python
         flag, why, kind = wrong.groups()
         value = re.search(r"from \['(.*?)'\]|: '(.*?)'", why)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from latency import Workload
     from search.papers.row import Row as PaperRow
     from search.record import Event as SearchEvent
+    from search.space import Choice
 
 T = TypeVar("T")
 
@@ -250,39 +251,27 @@ def _progress(unit: str) -> Iterator[tuple[Progress, TaskID]]:
 
 def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
     """Show a search as it goes, then what came out; returns the exit code."""
-    from search.record import PHASES, Chosen, EpochDone, Finished, Result, Resumed
+    from search.record import Chosen, EpochDone, Finished, Result, Started
 
     finished: Result | None = None
     events = _begun(events)
-    columns = (
-        TextColumn("{task.description:9}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
+    times, figures = (TimeElapsedColumn(), TimeRemainingColumn()), TextColumn("{task.fields[now]}")
+    columns = (TextColumn("{task.description}"), BarColumn(16), *times, figures)
     with Progress(*columns, console=LOG) as bar:
-        tasks = {phase: bar.add_task(phase, total=None, start=False, figures="") for phase in PHASES}
-
-        def show(done: EpochDone) -> None:
-            task = tasks[done.phase]
-            if done.epoch == 1:
-                bar.start_task(task)
-            price = f"{done.macs:,} MACs" if done.latency_us is None else f"predicted {microseconds(done.latency_us)}"
-            figures = f"accuracy {done.accuracy:.2%}, {price}, widths {' '.join(map(str, done.widths))}"
-            bar.update(task, completed=done.epoch, total=done.epochs, figures=figures)
-
+        task = bar.add_task("search", total=None, now="")
         for event in events:
             match event:
-                case Resumed(history=history):
-                    LOG.print(f"{len(history)} epochs are done already; going on")
-                    for done in history:
-                        show(done)
-                case EpochDone():
-                    show(event)
-                case Chosen(widths=widths, latency=latency):
+                case Started(epochs=epochs, history=history):
+                    if history:
+                        LOG.print(f"{len(history)} epochs are done already; going on")
+                    bar.update(task, total=sum(epochs.values()), completed=len(history))
+                case EpochDone() as done:
+                    price = f"{done.macs / 1e6:,.2f} M MACs" if done.latency_us is None else microseconds(done.latency_us)
+                    now = f"{done.accuracy:.2%}, {price}"
+                    bar.update(task, advance=1, description=f"{done.phase} {done.epoch}/{done.epochs}", now=now)
+                case Chosen(choice=choice, latency=latency):
                     price = f", predicted {interval(latency)}" if latency else ""
-                    LOG.print(f"chosen: widths {' '.join(map(str, widths))}{price}")
+                    LOG.print(f"chosen: {_choice(choice)}{price}")
                 case Finished(result=result):
                     finished = result
     assert finished is not None, "the last event of a search says how it ended"
@@ -291,14 +280,20 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
         return 0
     view = _pair(str(out))
     for name, show_of in _RESULT:
-        view.add_row(name, show_of(finished.unpruned), show_of(finished.shipped))
-    view.add_row("free channels", "", str(sum(finished.free_channels)))
+        view.add_row(name, show_of(finished.unpruned) if finished.unpruned else "-", show_of(finished.shipped))
+    view.add_row("free channels", "", str(sum(finished.free_channels.values())))
     if finished.budget_us is None:
         view.add_row("budget", "", f"{finished.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
     else:
         view.add_row("budget", "", f"{microseconds(finished.budget_us)} (by the prediction; export measures)")
     OUT.print(view)
     return 0
+
+
+def _choice(choice: "Choice") -> str:
+    """A network in a line: what its space calls its parts, and what was chosen of each."""
+    parts = [f"{name}={value}" for part in (choice.widths, choice.options, choice.depths) for name, value in part.items()]
+    return escape(" ".join(parts))
 
 
 _RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (

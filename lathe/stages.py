@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from deploy.report import Row
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
-    from lathe.cli import Bundle, Export, Profile, Report, Search, TableShow
+    from lathe.cli import Bundle, Export, Profile, Report, TableShow
+    from lathe.searches import Search
     from search.architecture import Architecture
     from search.record import Event as SearchEvent
     from search.space import Space
 
-METHODS = ("pas",)
 DEFAULT_NETWORKS = 48
 
 
@@ -230,33 +230,23 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     outputs.require_directory(command.out)
     require("torch", "train")
     from search import data as datasets
-    from search import spaces
-    from search.errors import SearchError
-    from search.methods import pas
+    from search import methods, session, spaces
+    from search.method import Task
+    from search.methods.settings import recipe
 
-    if command.method not in METHODS:
-        raise SearchError(f"unknown method {command.method!r}: known are {', '.join(METHODS)}; try `lathe search {METHODS[0]} --help`")
     table = command.table and load_table(command.table)
     if table:
         _require_table(table, command)
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
-    space = spaces.with_widths(spaces.get(command.space, classes=len(data.labels)), command.method)
+    space = spaces.get(command.space, classes=len(data.labels))
+    methods.require_space(command.settings, space)
     if table:
         _require_coverage(table, space)
-    given = {name: getattr(command, name) for name in ("pretrain_epochs", "search_epochs", "finetune_epochs")}
-    config = pas.recipe(
-        data,
-        command.recipe,
-        policy=command.policy,
-        cost=command.cost,
-        regulariser=command.regulariser,
-        min_channels=command.min_channels,
-        exclude=command.exclude,
-        seed=command.seed,
-        **{name: value for name, value in given.items() if value is not None},
-    )
     budget = _budget_us(command, space, table) if table else _budget_macs(command, space)
-    return pas.run(config, space, table, data, budget, command.out, baseline=command.baseline)
+    given = {name: getattr(command.settings, name) for name in command.given}
+    settings = recipe(type(command.settings), len(data.train), command.recipe, **given)
+    method = methods.method(settings, Task(space=space, data=data, table=table, budget=budget))
+    return session.run(method, command.out, baseline=command.baseline)
 
 
 def _require_table(table: LatencyTable, command: "Search") -> None:
@@ -353,18 +343,11 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
 
     import deploy
     from search import data as datasets
-    from search import record
-    from search.architecture import load_architecture
-    from search.files import read_json
-    from search.network import load_weights
+    from search import finished, record
 
     run = command.source
-    result = read_json(run / record.RESULT, record.Result)
-    read_json(run / record.RUN, record.Run)  # it goes into the bundle
-    architecture = load_architecture(run / record.ARCHITECTURE)
-    model, unpruned = architecture.build(), architecture.unpruned()
-    load_weights(model, run / record.WEIGHTS, {"architecture_sha256": architecture.sha256})
-    load_weights(unpruned, run / record.BASELINE, {})
+    found = finished.load(run)
+    architecture, model, unpruned = found.architecture, found.network(), found.unpruned()
     data = datasets.load(architecture.data, architecture.input_shape[1])
     held_out = data.held_out
     threads = max(architecture.device.threads if architecture.device else 1, 1) if command.threads is None else command.threads
@@ -392,7 +375,7 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
         engine_spec=_engine_spec(command),
         timing_cache=command.timing_cache,
         predicted=architecture.predicted if at_home else None,
-        predicted_baseline=result.unpruned.predicted if at_home else None,
+        predicted_baseline=found.result.unpruned.predicted if at_home and found.result.unpruned else None,
         classes=architecture.labels,
         preprocessing=msgspec.to_builtins(architecture.preprocessing),
         provenance={

@@ -5,10 +5,11 @@ are, of networks, of averages of weights and of optimizers: with their scalar sl
 No state of a random generator is in it, since every epoch draws from generators that are seeded by its number.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -16,14 +17,20 @@ from msgspec import Struct
 from torch import Tensor
 from torch.optim import Optimizer
 
+from latency.decoding import decode_json
+from latency.errors import one_line
+from latency.files import raised_as
 from search.errors import SearchError
 from search.tensors import read_tensors, write_tensors
+
+H = TypeVar("H", bound=Struct)
 
 SCHEMA = "checkpoint/2"
 # checkpoint/2: state dicts of any number of objects, nested. The first version had no schema, and tensors of one optimizer alone; it
 # is not upgraded: scalar slots and parameter groups are not in it.
 
 _STATE = "state"
+_AGAIN = "run `lathe search` again, into a new directory"
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,42 +58,45 @@ def save(path: Path, head: Struct, states: Mapping[str, Mapping[Any, Any]]) -> N
     write_tensors(path, tensors, {_STATE: msgspec.json.encode(numbers).decode()})
 
 
-def load(path: Path) -> tuple[Any, dict[str, Any]]:
+def load(path: Path, kind: type[H]) -> tuple[H, dict[str, Any]]:
     """Head and state dicts of a checkpoint.
 
     Raises:
         SearchError: it is damaged, or of a version that cannot go on.
     """
     tensors, metadata = read_tensors(path)
-    try:
-        found = msgspec.json.decode(metadata.get(_STATE, "{}"), type=dict[str, Any])
-        if found.get("schema") != SCHEMA:
-            raise SearchError(f"{path} is of an earlier version, which left out what is needed to go on: search again, into a new --out")
+    with raised_as(SearchError, _AGAIN):
+        found = decode_json(metadata.get(_STATE, ""), dict, path)
+    if found.get("schema") != SCHEMA:
+        raise SearchError(f"{path} is of an earlier version, which left out what is needed to go on: {_AGAIN}")
+    with fitting(path):
         numbers = msgspec.convert(found, Checkpoint)
-        return numbers.head, {name: _joined(state, tensors) for name, state in numbers.states.items()}
-    except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, SearchError):
-            raise
-        raise SearchError(f"{path} is damaged ({error}): search again, into a new --out") from error
+        return msgspec.convert(numbers.head, kind), {name: _joined(state, tensors) for name, state in numbers.states.items()}
+
+
+@contextlib.contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """What goes wrong in the block is a fault of a checkpoint: it is damaged, or of another training.
+
+    Raises:
+        SearchError: in the place of what the block raised.
+    """
+    try:
+        yield
+    except (msgspec.ValidationError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise SearchError(f"{path} does not fit this search ({one_line(error, limit=200)}): {_AGAIN}") from error
 
 
 def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Fill an optimizer with a state dict; slots of a parameter's shape get its memory layout, since another is summed in another order.
-
-    Raises:
-        SearchError: the state is of an optimizer of other parameters.
-    """
+    """Fill an optimizer with a state dict; slots of a parameter's shape get its memory layout, since another is summed in another order."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def laid_out(index: int, slot: Any) -> Any:
         parameter = parameters[index]
         return torch.empty_like(parameter, dtype=slot.dtype).copy_(slot) if _is_tensor_of(slot, parameter) else slot
 
-    try:
-        slots = {index: {name: laid_out(index, slot) for name, slot in found.items()} for index, found in state["state"].items()}
-        optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
-    except (IndexError, KeyError, ValueError) as error:
-        raise SearchError(f"the checkpoint is of another optimizer ({error}): search again, into a new --out") from error
+    slots = {index: {name: laid_out(index, slot) for name, slot in found.items()} for index, found in state["state"].items()}
+    optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
 
 
 def _is_tensor_of(slot: Any, parameter: Tensor) -> bool:

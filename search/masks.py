@@ -1,4 +1,4 @@
-"""Which channels of a network exist: learned by depth-wise binary convolutions, then frozen to masks; one for each group of channels.
+"""Which channels of a network exist: one mask for each group of channels.
 
 A group is what must go together (`reparam.channel_groups`): the layers that a residual connection adds up share one mask.
 """
@@ -13,47 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reparam import ChannelGroup, ChannelMask, channel_groups, fuse, insert_masks
-from reparam.blocks import Image
 from search.errors import SearchError
-
-THRESHOLD = 0.5
-"""An indicator above it keeps its channel (Li et al. 2022, Eq. 2); at exactly this value the channel is gone."""
 
 Scores = Float[Tensor, " channels"]
 """A score for every channel of a group; the highest ones stay."""
 Keep = Bool[Tensor, " channels"]
-
-
-class DepthwiseBinaryConv(nn.Module):
-    """One 0 or 1 for every channel, trained by gradient descent (Li et al. 2022, Eq. 1 and 2).
-
-    The binary value is 1 where the indicator `v` is above 0.5; its gradient is handed to `v` unchanged (straight-through estimator).
-
-    Args:
-        channels: channels of what it is applied to.
-        min_channels: so many, those with the highest indicators, are kept whatever the threshold says; the lower index first where equal.
-    """
-
-    def __init__(self, channels: int, *, min_channels: int) -> None:
-        super().__init__()
-        self.v = nn.Parameter(torch.ones(channels))
-        self.min_channels = min(min_channels, channels)
-
-    def kept(self) -> Keep:
-        """The channels that exist."""
-        return (self.v.detach() > THRESHOLD) | top(self.v, self.min_channels)
-
-    def binary(self) -> Scores:
-        """0 or 1 for every channel, with the gradient of `v`."""
-        return self.kept().to(self.v.dtype) + (self.v - self.v.detach())
-
-    def width(self) -> Float[Tensor, ""]:
-        """Number of channels that exist, with gradient."""
-        return self.binary().sum()
-
-    def forward(self, x: Image) -> Image:
-        """Multiply every channel by its 0 or 1."""
-        return x * self.binary().view(-1, *[1] * (x.ndim - 2))
 
 
 def top(scores: Scores, count: int) -> Keep:
@@ -105,31 +69,6 @@ def _names(pattern: str, module: str) -> bool:
     return fnmatch.fnmatchcase(module, pattern) or module.startswith(f"{pattern}.")
 
 
-def attach(model: nn.Module, example_input: Tensor, *, exclude: Sequence[str] = (), min_channels: int = 8) -> nn.Module:
-    """A copy of a network with a depth-wise binary convolution behind each prunable group, as `masks.<group>`; see `indicators`.
-
-    It stands behind norm and activation. For zeros and ones that computes the same as one before the activation; but a ReLU has no slope
-    at 0, so there the indicator of a channel that is gone would get no gradient, and the channel could never come back.
-
-    Args:
-        model: the network; it stays as it was.
-        example_input: a batch of the shape that it is for.
-        exclude: what is not to be pruned; see `prunable_groups`.
-        min_channels: channels that every group keeps at least.
-
-    Raises:
-        SearchError: nothing can be pruned, or `exclude` names what is not there.
-        ReparamError: the network cannot be traced or run; the node is named.
-    """
-    groups = prunable_groups(model, example_input, exclude)
-    return insert_masks(model, example_input, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=min_channels))
-
-
-def indicators(network: nn.Module) -> list[DepthwiseBinaryConv]:
-    """What `attach` put into a network, in the order of its groups."""
-    return [module for module in network.modules() if isinstance(module, DepthwiseBinaryConv)]
-
-
 def mask(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> nn.Module:
     """A copy of a network with a `ChannelMask` behind each group that loses channels.
 
@@ -163,11 +102,11 @@ def narrowed(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, 
 
 
 def freeze(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> None:
-    """Put masks in the place of what `attach` put in; changes the network in place.
+    """Put masks in the place of what `insert_masks` put into a network; changes the network in place.
 
     Args:
-        network: of `attach`.
-        groups: that it was made with.
+        network: with a module behind each group.
+        groups: that these were made for.
         kept: of each group, by name, the channels that stay.
     """
     masks = network.get_submodule("masks")

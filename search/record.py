@@ -1,5 +1,6 @@
 """What a search says while it runs and what it leaves behind: events, history, result, and the directory of a run."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,20 +11,25 @@ from latency import Latency
 from latency.files import beside, sha256, write_whole
 from search.architecture import Architecture
 from search.errors import SearchError
-from search.files import read_json, to_json
-from search.spaces import Widths
+from search.files import read_json, read_json_lines, to_json, upgraded
+from search.space import Choice
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
-Phase = Literal["pretrain", "search", "finetune"]
-PHASES: tuple[Phase, ...] = ("pretrain", "search", "finetune")
+# run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.
+# result/2: a network is a choice by names, of any space. In result/1 it was a list of widths.
+# history/2: a line that names the schema comes first; an epoch has a choice, and the figures of its method. Of the first version,
+# which had no name, an epoch had a list of widths, and the weight of Pruning-as-Search's penalty.
+RUN_SCHEMA = "run/2"
+RESULT_SCHEMA = "result/2"
+HISTORY_SCHEMA = "history/2"
 
 
 class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An epoch is over, and saved. Also a line of `history.jsonl`."""
 
-    phase: Phase
+    phase: str
     epoch: int
     """of the phase, from 1"""
     epochs: int
@@ -33,29 +39,31 @@ class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     train_accuracy: float
     """share of the training images that were right when they were shown"""
     accuracy: float
-    """share of the held-out images that are right now; during the search, with norms that use the statistics of each batch"""
-    widths: Widths
-    """channels kept in each group"""
-    returned: Widths = ()
-    """during the search, of each group the channels that were gone after the epoch before and are back"""
+    """share of the held-out images that are right now; of a network that changes from step to step, with the statistics of each batch"""
+    choice: Choice
+    """the network that the method has now"""
     latency_us: float | None
-    """predicted for these widths, rounded up to ones that can ship; None where no table was given"""
-    macs: int = 0
-    """of the deployed network of those widths"""
-    beta: float
-    """weight of the latency penalty; 0 outside of the search"""
+    """predicted for what would ship of it; None where no table was given"""
+    macs: int
+    """of the deployed network of what would ship"""
+    figures: dict[str, float] = {}
+    """what the method has to say: `beta`, the weight of a penalty; `returned.GROUP`, channels that were gone after the epoch before and
+    are back"""
 
 
-class Resumed(Struct, frozen=True, kw_only=True):
-    """A run that was interrupted goes on after these epochs."""
+class Started(Struct, frozen=True, kw_only=True):
+    """A run begins, or goes on."""
 
+    epochs: dict[str, int]
+    """of every phase, in order"""
     history: tuple[EpochDone, ...]
+    """of the epochs that are done already"""
 
 
 class Chosen(Struct, frozen=True, kw_only=True):
-    """The search is over: these widths are fine-tuned and shipped."""
+    """The search is over: this network is trained on and shipped."""
 
-    widths: Widths
+    choice: Choice
     latency: Latency | None
     """None where no table was given"""
 
@@ -63,7 +71,7 @@ class Chosen(Struct, frozen=True, kw_only=True):
 class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One network with its figures; parameters and MACs as deployed."""
 
-    widths: Widths
+    choice: Choice
     accuracy: float
     """share of the held-out images"""
     parameters: int
@@ -75,17 +83,18 @@ class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What came out, against where it started: `result.json`."""
 
-    schema: Literal["result/1"] = "result/1"
+    schema: Literal["result/2"] = RESULT_SCHEMA
     architecture_sha256: str
     held_out_images: int
     budget_us: float | None
     budget_macs: float | None = None
     """in the place of microseconds, where no table was given"""
-    unpruned: NetworkResult
+    unpruned: NetworkResult | None
+    """None where the method has no such network"""
     shipped: NetworkResult
     """masked, after fine-tuning"""
-    free_channels: Widths = ()
-    """of the shipped network, for each layer: channels that cost nothing by the table"""
+    free_channels: dict[str, int] = {}
+    """of the shipped network, by group: channels that cost nothing by the table"""
 
 
 class Finished(Struct, frozen=True, kw_only=True):
@@ -95,16 +104,17 @@ class Finished(Struct, frozen=True, kw_only=True):
     result: Result
 
 
-Event = Resumed | EpochDone | Chosen | Finished
+Event = Started | EpochDone | Chosen | Finished
 
 
 class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that determines a run: `run.json`."""
 
-    schema: Literal["run/1"] = "run/1"
+    schema: Literal["run/2"] = RUN_SCHEMA
     method: str
-    config: dict[str, Any]
+    settings: dict[str, Any]
     space: dict[str, Any]
+    """as `Space.record` has it"""
     budget_us: float | None
     budget_macs: float | None = None
     """in the place of microseconds, where no table was given"""
@@ -121,10 +131,15 @@ def open_run(out: Path, run: Run) -> str:
     """Begin or go on with a run in a directory; returns the sha256 of its `run.json`.
 
     Raises:
-        SearchError: the directory holds another run, naming what differs, or something that is no run.
+        SearchError: the directory holds another run, naming what differs, one of an earlier version, or something that is not a run.
     """
     file = out / RUN
     if file.exists():
+        if (schema := read_json(file, dict).get("schema")) == "run/1":
+            raise SearchError(
+                f"{out} holds a run of an earlier version ({schema}), which can be exported and reported, not continued: "
+                "choose another --out"
+            )
         found, wanted = (_flat(msgspec.to_builtins(value)) for value in (read_json(file, Run), run))
         for key in wanted | found:
             if not key.startswith("versions.") and found.get(key) != wanted.get(key):
@@ -132,7 +147,7 @@ def open_run(out: Path, run: Run) -> str:
                     f"{out} holds another run: its {key} is {found.get(key)!r}, asked for {wanted.get(key)!r}; choose another --out"
                 )
     elif out.exists() and not (out.is_dir() and all(entry == beside(file) for entry in out.iterdir())):
-        raise SearchError(f"{out} exists and is no run of a search: choose another --out")
+        raise SearchError(f"{out} exists and is not a run of a search: choose another --out")
     else:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(file, to_json(run))
@@ -144,3 +159,97 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {name: value}
     return {key: leaf for field, inner in value.items() for key, leaf in _flat(inner, f"{name}.{field}" if name else str(field)).items()}
+
+
+def read_run(out: Path) -> Run:
+    """What determines a run, of any version.
+
+    Raises:
+        SearchError: there is none, or it is damaged.
+    """
+    return read_json(out / RUN, Run, {"run/1": run_from_1})
+
+
+def read_result(out: Path, run: Run) -> Result:
+    """What came out of a run, of any version.
+
+    Raises:
+        SearchError: there is none, or it is damaged.
+    """
+    return read_json(out / RESULT, Result, {"result/1": lambda fields: result_from_1(fields, _group_names(run))})
+
+
+def write_history(out: Path, history: Iterable[EpochDone]) -> None:
+    """Write all epochs of a run."""
+    lines = [{"schema": HISTORY_SCHEMA}, *history]
+    write_whole(out / HISTORY, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+
+
+def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
+    """The epochs of a run, of any version; none where none is over.
+
+    Raises:
+        SearchError: a line is damaged.
+    """
+    path = out / HISTORY
+    if not path.exists():
+        return ()
+    lines = list(read_json_lines(path, dict))
+    if lines and "schema" in lines[0]:
+        if (schema := lines[0]["schema"]) != HISTORY_SCHEMA:
+            raise SearchError(f"{path} has the schema {schema!r}, known is {HISTORY_SCHEMA}: read it by the version of lathe that wrote it")
+        return tuple(upgraded(line, EpochDone, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
+    names = _group_names(run)
+    each = enumerate(({"schema": "history/1", **line} for line in lines), 1)
+    upgrades = {"history/1": lambda fields: epoch_from_1(fields, names)}
+    return tuple(upgraded(line, EpochDone, upgrades, f"{path}, line {number},") for number, line in each)
+
+
+# Upgrades. A run of the first version was of widths: which group each belongs to is in its space.
+
+
+def run_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """run/1 -> run/2: a policy becomes a method, whose settings are its own alone."""
+    from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, UniformSettings
+
+    kinds = {"pas": PasSettings, "uniform": UniformSettings, "magnitude": MagnitudeSettings, "slimming": SlimmingSettings}
+    config = dict(fields["config"])
+    policy = config.get("policy", "dbc")
+    method = "pas" if policy == "dbc" else policy
+    settings = {name: value for name, value in config.items() if name in kinds[method].__struct_fields__}
+    space = {"kind": "chain" if "layers" in fields["space"] else "traced", **fields["space"]}
+    kept = {name: value for name, value in fields.items() if name != "config"}
+    return {**kept, "schema": "run/2", "method": method, "settings": settings, "space": space}
+
+
+def result_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """result/1 -> result/2: widths and free channels by name."""
+
+    def network(found: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in found.items() if name != "widths"}
+        return {**kept, "choice": _choice_from_1(found["widths"], names)}
+
+    free = dict(zip(names, fields.get("free_channels", ()), strict=False))
+    networks = {name: network(fields[name]) for name in ("unpruned", "shipped")}
+    return {**fields, **networks, "schema": "result/2", "free_channels": free}
+
+
+def epoch_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+    """A line of a history of the first version -> history/2."""
+    returned = dict(zip(names, fields.get("returned", ()), strict=False))
+    figures = {f"returned.{name}": count for name, count in returned.items()}
+    if fields["phase"] == "search":
+        figures["beta"] = fields["beta"]
+    kept = {name: value for name, value in fields.items() if name not in ("schema", "widths", "returned", "beta")}
+    return {"macs": 0, **kept, "choice": _choice_from_1(fields["widths"], names), "figures": figures}
+
+
+def _choice_from_1(widths: list[int], names: list[str]) -> dict[str, Any]:
+    return {"widths": dict(zip(names, widths, strict=True))}
+
+
+def _group_names(run: Run) -> list[str]:
+    """Names of the groups of a space of widths, in order."""
+    if run.space.get("kind") == "chain":
+        return [layer["name"] for layer in run.space["layers"]]
+    return [name for name, _ in run.space.get("members", ())]

@@ -1,7 +1,7 @@
 """One epoch of training, and evaluation; what is trained, and towards what, the methods say."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,20 @@ from search.errors import SearchError
 from search.runtime import Runtime
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One of the things that an epoch trains: some parameters, on images of their own, towards a loss of their own."""
+
+    optimizer: Optimizer
+    """as `Runtime.setup` gave it; every group's full learning rate is its `peak_lr`"""
+    batches: Batches
+    """images and labels"""
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """of logits, labels and images; penalties included"""
+    factor: Callable[[int], float]
+    """step of the epoch -> factor on the learning rates"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,47 +65,36 @@ def cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def train_epoch(
-    network: nn.Module,
-    optimizer: Optimizer,
-    batches: Batches,
-    *,
-    runtime: Runtime,
-    factor: Callable[[int], float],
-    label_smoothing: float,
-    penalty: Callable[[], Tensor] | None = None,
-) -> Score:
-    """Show every batch once.
+def train_epoch(network: nn.Module, parts: Sequence[Part], *, runtime: Runtime) -> Score:
+    """Show every batch once; the parts take turns, until one of them has no batch left.
 
     Args:
         network: as `Runtime.setup` gave it.
-        optimizer: likewise.
-        batches: images and labels.
-        runtime: where both run.
-        factor: step of this epoch -> factor on the learning rates.
-        label_smoothing: share of the target that is spread over all classes.
-        penalty: called once a step, after the forward pass; added to the loss.
+        parts: what is trained.
+        runtime: where it runs.
+
+    Returns:
+        The loss and accuracy of all parts together.
 
     Raises:
         SearchError: the loss is not finite any more.
     """
     network.train()
     total, right, shown, steps = 0.0, 0, 0, 0
-    for step, (images, labels) in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor(step)
-        images, labels = runtime.send(images), runtime.send(labels)
-        logits = network(images)
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        if penalty is not None:
-            loss = loss + penalty()
-        optimizer.zero_grad()
-        runtime.backward(loss)
-        optimizer.step()
-        total += loss.item()
-        right += int((logits.argmax(1) == labels).sum())
-        shown += len(labels)
-        steps += 1
+    for step, turn in enumerate(zip(*(part.batches for part in parts), strict=False)):
+        for part, (images, labels) in zip(parts, turn, strict=True):
+            for group in part.optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * part.factor(step)
+            images, labels = runtime.send(images), runtime.send(labels)
+            logits = network(images)
+            loss = part.loss(logits, labels, images)
+            part.optimizer.zero_grad()
+            runtime.backward(loss)
+            part.optimizer.step()
+            total += loss.item()
+            right += int((logits.argmax(1) == labels).sum())
+            shown += len(labels)
+            steps += 1
     if not math.isfinite(total):
         raise SearchError(f"training diverged (loss {total}): start again in a new directory with a lower learning rate")
     return Score(loss=total / max(1, steps), accuracy=right / max(1, shown))

@@ -1,1 +1,47 @@
-"""Search methods: each module is one."""
+"""Methods of search: one paper a file."""
+
+from typing import TYPE_CHECKING, Any
+
+from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, Settings, SlimmingSettings, UniformSettings
+
+if TYPE_CHECKING:
+    from search.method import Method, Task
+    from search.space import Space
+
+
+def require_space(settings: Settings, space: "Space") -> None:
+    """Check that a method can search a space, before anything else is asked for.
+
+    Raises:
+        SearchError: it cannot.
+    """
+    if isinstance(settings, PruningSettings):
+        from search.spaces import with_widths
+
+        with_widths(space, settings.name)
+
+
+def method(settings: Settings, task: "Task") -> "Method[Any]":
+    """The method that settings are of.
+
+    Raises:
+        SearchError: settings and task do not fit each other.
+    """
+    match settings:
+        case PasSettings():
+            from search.methods.pas import Pas
+
+            return Pas(settings, task)
+        case UniformSettings():
+            from search.methods.uniform import Uniform
+
+            return Uniform(settings, task)
+        case MagnitudeSettings():
+            from search.methods.magnitude import Magnitude
+
+            return Magnitude(settings, task)
+        case SlimmingSettings():
+            from search.methods.slimming import Slimming
+
+            return Slimming(settings, task)
+    raise AssertionError(f"no method has {type(settings).__name__}")

@@ -81,7 +81,7 @@ def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_p
         ({"--budget-fraction": None}, ["--budget-ms", "--budget-fraction"]),
         ({"--budget-fraction": "-0.5"}, ["above 0"]),
         ({"--space": "resnet20/widths"}, ["is of the space repvgg-mini", "`lathe profile resnet20/widths", "--classes 10"]),
-        ({"--search-epochs": "0"}, ["search_epochs must be at least 1"]),
+        ({"--search-epochs": "0"}, ["--search-epochs must be from 1"]),
     ],
 )
 def test_search_refuses(change, words, search_command, tmp_path):

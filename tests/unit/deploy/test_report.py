@@ -26,7 +26,7 @@ def epoch(phase, number, widths):
         "loss": 1.0,
         "train_accuracy": 0.5,
         "accuracy": 0.5 + number / 10,
-        "widths": widths,
+        "choice": {"widths": dict(zip(("first", "second"), widths, strict=True)), "options": {}, "depths": {}},
         "latency_us": 40.0 + number,
         "beta": 0.1,
     }
@@ -39,7 +39,7 @@ HISTORY = [epoch("pretrain", 1, [8, 8]), epoch("search", 1, [8, 6]), epoch("sear
 def run(tmp_path):
     directory = tmp_path / "run"
     directory.mkdir()
-    network = {"accuracy": 0.99, "parameters": 1234567, "macs": 7654321, "predicted": LATENCY, "widths": [8, 8]}
+    network = {"accuracy": 0.99, "parameters": 1234567, "macs": 7654321, "predicted": LATENCY}
     layers = [{"name": "first", "width": 4, "of": 8, "op": "conv"}, {"name": "second", "width": 6, "of": 8}]
     run = {"method": "pas", "data": "digits <b>", "data_sha256": "cd" * 32, "table_sha256": "ab" * 32, "budget_us": 61.5}
     files = {
@@ -49,7 +49,7 @@ def run(tmp_path):
     }
     for name, content in files.items():
         (directory / name).write_text(json.dumps(content))
-    (directory / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in HISTORY))
+    (directory / "history.jsonl").write_text('{"schema": "history/2"}\n' + "".join(json.dumps(line) + "\n" for line in HISTORY))
     return directory
 
 
@@ -256,7 +256,9 @@ def test_what_was_not_run_is_said(bundle_copy, tmp_path):
     assert "Latency" not in headings(page)
 
 
-@pytest.mark.parametrize(("name", "content"), [("result.json", "{"), ("history.jsonl", '{"phase": "search"}\n'), ("run.json", "[]")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("result.json", "{"), ("history.jsonl", '{"schema": "history/2"}\n{"phase": "search"}\n'), ("run.json", "[]")]
+)
 def test_a_damaged_file_is_named_and_no_page_is_written(run, tmp_path, name, content):
     (run / name).write_text(content)
     with pytest.raises(DeployError, match=re.escape(name)) as caught:

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from latency import LatencyError
-from lathe import cli
+from lathe import cli, searches
+from search.methods import settings
 
 FLAGS = {
     cli.Space: "space classes resolution json",
@@ -15,8 +16,6 @@ FLAGS = {
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
     cli.TableMerge: "tables out json",
-    cli.Search: "method space out table data budget_ms budget_fraction backend precision this_device recipe policy baseline cost regulariser min_channels exclude "
-    "pretrain_epochs search_epochs finetune_epochs seed json",
     cli.Export: "source out target budget_ms protocol threads samples shape workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
     cli.Verify: "bundle json",
@@ -37,13 +36,46 @@ sys.meta_path.insert(0, Absent())
 """
 
 
+SEARCH = "space out table data budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
+PRUNING = "seed pretrain_epochs search_epochs finetune_epochs batch lr momentum weight_decay label_smoothing min_channels channel_multiple exclude"
+SETTINGS = {
+    settings.PasSettings: f"{PRUNING} policy_lr bounded beta beta_rate cost regulariser",
+    settings.UniformSettings: PRUNING,
+    settings.MagnitudeSettings: PRUNING,
+    settings.SlimmingSettings: f"{PRUNING} slimming",
+}
+
+
+@pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.name)
+def test_flags_of_searches_are_a_promise(kind):
+    """Those that all have, and every setting of the method."""
+    arguments = ["search", kind.name, "--space", "s", "--out", "o"]
+    command = cli.parse(arguments)
+    assert list(kind.__struct_fields__) == SETTINGS[kind].split()
+    flags = [field.name for field in dataclasses.fields(command) if field.name not in ("given", "settings")]
+    assert flags == SEARCH.split()
+    for name in kind.__struct_fields__:
+        value = {"exclude": "block0", "regulariser": "paper"}.get(name, getattr(command.settings, name))
+        more = ["--cost", "macs"] if name == "regulariser" else []
+        found = cli.parse([*arguments, f"--{name.replace('_', '-')}", str(value), *more])
+        assert getattr(found.settings, name) == value
+        assert found.given == tuple(field for field in kind.__struct_fields__ if field == name or (more and field == "cost"))
+
+
+def test_what_settings_refuse_is_one_line_with_the_flag():
+    with pytest.raises(cli.UsageError, match=r"^--lr must be above 0 and finite, found -3.0$"):
+        cli.parse(["search", "pas", "--space", "s", "--out", "o", "--lr", "-3"])
+
+
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)
 def test_flags_are_a_promise(command):
     """A flag that goes away breaks scripts; one that comes must be meant: change this list with the changelog."""
     assert [field.name for field in dataclasses.fields(command)] == FLAGS[command].split()
 
 
-@pytest.mark.parametrize("name", ["", "space", "bundle", "profile", "table", "table show", "search", "export", "verify", "report", "paper"])
+@pytest.mark.parametrize(
+    "name", ["", "space", "bundle", "profile", "table", "table show", "search", "search pas", "export", "verify", "report", "paper"]
+)
 def test_help_needs_no_extra(name):
     """Help is printed though nothing that an extra brings can be imported."""
     code = f"{WITHOUT_EXTRAS}\nfrom lathe.cli import main\nmain({[*name.split(), '--help']!r})"
@@ -91,7 +123,7 @@ def test_usage_errors_are_one_line():
     assert "\n" not in str(error.value)
     assert not set("╭│─╯") & set(str(error.value))
     with pytest.raises(cli.UsageError, match=r"^invalid choice 'l1'"):  # said once, not in the frame's title too
-        cli.parse(["search", "pas", "--space", "repvgg-mini", "--out", "run", "--policy", "l1"])
+        cli.parse(["search", "pas", "--space", "repvgg-mini", "--out", "run", "--cost", "l1"])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +169,7 @@ def test_only_what_is_begun_goes_on(begun, monkeypatch, capsys, tmp_path):
     if begun:
         (tmp_path / "run" / "run.json").write_text("{}")
         (tmp_path / "t").write_text('{"schema":"latency-table/1"}')
-    monkeypatch.setattr(cli.Search, "run", stop)
+    monkeypatch.setattr(searches.Search, "run", stop)
     monkeypatch.setattr(cli.Profile, "run", stop)
     for arguments in (["search", "pas", "--space", "s", "--out", f"{tmp_path}/run"], ["profile", "s", "--out", f"{tmp_path}/t"]):
         with pytest.raises(SystemExit):

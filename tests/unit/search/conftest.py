@@ -2,16 +2,24 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, TableHeader
-from search import ops
+from search import ops, session
 from search.architecture import Preprocessing
 from search.data import Augmentation, Dataset, Split
+from search.method import Task
+from search.methods.magnitude import Magnitude
+from search.methods.pas import Pas
+from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, UniformSettings
+from search.methods.slimming import Slimming
+from search.methods.uniform import Uniform
 from search.space import Choice, Space
-from search.spaces import Chain, Layer, Prunable
+from search.spaces import Chain, Layer, Prunable, of_module
 
 
 def block_us(spec: BlockSpec) -> float:
@@ -87,3 +95,64 @@ stripes = pytest.fixture(scope="session")(make_stripes)
 @pytest.fixture(scope="session")
 def table(tiny: Chain) -> LatencyTable:
     return make_table(tiny)
+
+
+METHODS: dict[str, tuple[type, type]] = {
+    "pas": (PasSettings, Pas),
+    "uniform": (UniformSettings, Uniform),
+    "magnitude": (MagnitudeSettings, Magnitude),
+    "slimming": (SlimmingSettings, Slimming),
+}
+EPOCHS = {"pretrain_epochs": 2, "search_epochs": 4, "finetune_epochs": 2, "batch": 16}
+FAST = {"beta": 1.0, "beta_rate": 0.2}
+"""A controller that meets the budget within a few steps."""
+
+
+def make_method(name: str, space, table, data, budget: float, **settings):
+    """A method with few epochs."""
+    kind, make = METHODS[name]
+    found = kind(**(EPOCHS | (FAST if name == "pas" else {}) | settings))
+    return make(found, Task(space=space, table=table, data=data, budget=budget))
+
+
+@pytest.fixture(scope="session")
+def budget_us(tiny, table) -> float:
+    return 0.6 * table.predict(tiny.network()).us
+
+
+@pytest.fixture
+def search_into(tiny, table, stripes, budget_us):
+    """Searches the tiny space: search_into(OUT, METHOD, SETTING=..., space=..., budget=...)."""
+
+    def start(out: Path, name: str = "pas", *, baseline: Path | None = None, space=tiny, budget: float = budget_us, **settings):
+        return session.run(make_method(name, space, table, stripes, budget, **settings), out, baseline=baseline)
+
+    return start
+
+
+class Shortcut(nn.Module):
+    """Two convolutions that are added up, a depth-wise one, one that is not searched below, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1, groups=32, bias=False), nn.BatchNorm2d(32))
+        self.wide = nn.Sequential(nn.Conv2d(32, 48, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(48, 32, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.classifier(self.last(self.wide(torch.relu(x + self.body(x)))))
+
+
+@pytest.fixture(scope="session")
+def shortcut():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Shortcut()
+
+
+@pytest.fixture(scope="session")
+def shortcut_space(shortcut):
+    return of_module(shortcut, torch.zeros(1, 3, 8, 8), name="shortcut")

@@ -5,8 +5,8 @@ from torch import nn
 import reparam
 from reparam import ChannelMask
 from search import SearchError, masks
-from search.masks import DepthwiseBinaryConv, attach, freeze, prunable_groups, top
-from search.train import make_optimizer
+from search.masks import freeze, prunable_groups, top
+from search.methods.pas import DepthwiseBinaryConv, indicators
 
 
 class Shortcut(nn.Module):
@@ -35,63 +35,14 @@ def shortcut() -> Shortcut:
     return Shortcut()
 
 
-class TestDepthwiseBinaryConv:
-    def test_keeps_what_is_above_one_half_and_starts_with_everything(self):
-        mask = DepthwiseBinaryConv(4, min_channels=1)
-        assert mask.kept().all()
-        mask.v.data = torch.tensor([0.49, 0.5, 0.51, 2.0])
-        x = torch.rand(2, 4, 3, 3)
-        assert torch.equal(mask(x), x * torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None, None])
-        assert mask.width().item() == 2
-
-    def test_vectors_have_channels_too(self):
-        mask = DepthwiseBinaryConv(2, min_channels=1)
-        mask.v.data = torch.tensor([1.0, 0.0])
-        assert mask(torch.ones(3, 2)).tolist() == [[1.0, 0.0]] * 3
-
-    def test_the_gradient_of_the_binary_value_reaches_every_indicator_unchanged(self):
-        mask = DepthwiseBinaryConv(4, min_channels=1)
-        mask.v.data = torch.tensor([-3.0, 0.4, 0.6, 3.0])
-        x, upstream = torch.rand(2, 4, 3, 3), torch.rand(2, 4, 3, 3)
-        (mask(x) * upstream).sum().backward()
-        assert torch.allclose(mask.v.grad, (x * upstream).sum((0, 2, 3)))
-
-    def test_a_gone_channel_passes_no_gradient_to_what_made_it(self):
-        mask = DepthwiseBinaryConv(2, min_channels=1)
-        mask.v.data = torch.tensor([0.0, 1.0])
-        x = torch.rand(1, 2, 3, 3, requires_grad=True)
-        mask(x).sum().backward()
-        assert not x.grad[:, 0].any()
-        assert x.grad[:, 1].all()
-
-    def test_the_top_scoring_channels_are_never_lost(self):
-        mask = DepthwiseBinaryConv(5, min_channels=3)
-        mask.v.data = torch.tensor([0.1, 0.3, 0.3, -1.0, 0.3])
-        assert mask.kept().tolist() == [False, True, True, False, True]
-        mask.v.data = torch.full((5,), 0.2)
-        assert mask.kept().tolist() == [True, True, True, False, False]  # equal: the lower index
-
-    def test_a_layer_narrower_than_the_minimum_keeps_everything(self):
-        mask = DepthwiseBinaryConv(2, min_channels=8)
-        mask.v.data = torch.zeros(2)
-        assert mask.kept().all()
+def attach(model, x, *, exclude=(), min_channels=8):
+    """A copy of a network with something that is learned behind each group."""
+    groups = prunable_groups(model, x, exclude)
+    return reparam.insert_masks(model, x, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=min_channels))
 
 
 def test_top_takes_the_highest_and_of_equals_the_lower_index():
     assert top(torch.tensor([0.1, 0.3, 0.3, -1.0, 0.3]), 2).tolist() == [False, True, True, False, False]
-
-
-def test_attached_indicators_change_nothing_and_are_not_decayed(tiny):
-    torch.manual_seed(0)
-    network, x = tiny.module().eval(), torch.rand(2, 3, 8, 8)
-    attached = attach(network, x)
-    assert torch.equal(attached(x), network(x))
-    policy = [indicator.v for indicator in masks.indicators(attached)]
-    optimizer = make_optimizer(attached, lr=0.1, momentum=0.9, weight_decay=0.1, policy=policy, policy_lr=0.5)
-    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
-    assert len(decay) == len(list(attached.parameters()))
-    assert all(decay[id(p)] == (0.1 if p.ndim > 1 else 0.0) for p in attached.parameters())
-    assert [id(p) for p in optimizer.param_groups[2]["params"]] == [id(v) for v in policy]
 
 
 def test_what_is_added_up_shares_one_mask(shortcut, x):
@@ -101,7 +52,7 @@ def test_what_is_added_up_shares_one_mask(shortcut, x):
     ]
     attached = attach(shortcut, x, min_channels=4)
     assert [name for name, _ in attached.masks.named_children()] == ["stem_0", "last_0"]
-    assert [(m.v.numel(), m.min_channels) for m in masks.indicators(attached)] == [(16, 4), (24, 4)]
+    assert [(m.v.numel(), m.min_channels) for m in indicators(attached)] == [(16, 4), (24, 4)]
 
 
 @pytest.mark.parametrize("pattern", ["last", "last.0", "last.*", "l*"])
@@ -129,24 +80,10 @@ def test_a_network_without_anything_to_prune_is_refused_with_the_reasons():
         attach(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 4, 4))
 
 
-def test_a_gone_channel_keeps_its_weights_and_can_come_back(tiny):
-    """In a whole network: what made it gets no gradient, its indicator does."""
-    torch.manual_seed(0)
-    network = attach(tiny.module(), torch.zeros(1, 3, 8, 8))
-    for indicator in masks.indicators(network):
-        indicator.v.data[:4] = 0.4
-    nn.functional.cross_entropy(network(torch.rand(4, 3, 8, 8)), torch.tensor([0, 1, 0, 1])).backward()
-    for name, indicator in zip("abc", masks.indicators(network), strict=True):
-        scale = network.get_submodule(name).dense.norm.weight
-        assert indicator.v.grad[:4].all()
-        assert not scale.grad[:4].any()
-        assert scale.grad[4:].any()
-
-
 def test_freezing_changes_no_output_and_leaves_the_masks_that_squeeze_looks_for(shortcut, x):
     network = attach(shortcut.eval(), x)
     groups = prunable_groups(shortcut, x)
-    first, last = masks.indicators(network)
+    first, last = indicators(network)
     first.v.data = torch.rand(16, generator=torch.Generator().manual_seed(1))
     kept, expected = {"stem.0": first.kept(), "last.0": last.kept()}, network(x)
     frozen = masks.mask(shortcut, x, groups, kept)
@@ -173,7 +110,7 @@ def test_groups_of_the_fused_form_have_their_trained_names(tiny, shortcut, x):
 def test_a_channel_that_is_gone_keeps_its_weights_until_it_is_back(shortcut, x, kind):
     """Neither decay nor momentum moves them: of what makes it, of its norm, of what reads it."""
     network = attach(shortcut, x, min_channels=1).train()
-    indicators = masks.indicators(network)
+    found = indicators(network)
     weights = [weight for name, weight in network.named_parameters() if not name.endswith(".v")]
     optimizer = {
         "sgd": lambda: torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1),
@@ -195,21 +132,21 @@ def test_a_channel_that_is_gone_keeps_its_weights_until_it_is_back(shortcut, x, 
 
     step()
     with torch.no_grad():
-        indicators[0].v[:4] = 0.0
+        found[0].v[:4] = 0.0
     before, others = of_gone(), network.stem[0].weight[4:].clone()
     for _ in range(3):
         step()
     assert all(torch.equal(was, now) for was, now in zip(before, of_gone(), strict=True))
     assert all((was != now).any() for was, now in zip(others, network.stem[0].weight[4:], strict=True))
     with torch.no_grad():
-        indicators[0].v[:4] = 1.0
+        found[0].v[:4] = 1.0
     step()
     assert all((was != now).any() for was, now in zip(before, of_gone(), strict=True))
 
 
 def test_a_channel_that_was_never_there_starts_with_no_momentum(shortcut, x):
     network = attach(shortcut, x, min_channels=1).train()
-    masks.indicators(network)[0].v.data[:4] = 0.0
+    indicators(network)[0].v.data[:4] = 0.0
     weight = network.stem[0].weight
     optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9, weight_decay=0.1)
     masks.hold_gone(optimizer, [weight])

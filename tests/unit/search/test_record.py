@@ -11,7 +11,7 @@ from search.record import Run, open_run
 def run(tiny) -> Run:
     return Run(
         method="pas",
-        config={"seed": 0, "lr": 0.1},
+        settings={"seed": 0, "lr": 0.1},
         space=tiny.record(),
         budget_us=100.0,
         table_sha256="a",
@@ -37,8 +37,8 @@ def test_a_directory_with_nothing_but_a_torn_first_write_is_used(tmp_path, run):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"config": {"seed": 1, "lr": 0.1}}, "its config.seed is 0, asked for 1"),
-        ({"config": {"seed": 0}}, "its config.lr is 0.1, asked for None"),
+        ({"settings": {"seed": 1, "lr": 0.1}}, "its settings.seed is 0, asked for 1"),
+        ({"settings": {"seed": 0}}, "its settings.lr is 0.1, asked for None"),
         ({"table_sha256": "c"}, "its table_sha256 is 'a', asked for 'c'"),
         ({"data": "folder:x"}, "its data is 'digits', asked for 'folder:x'"),
     ],
@@ -51,9 +51,9 @@ def test_another_run_is_refused_with_what_differs(tmp_path, run, changed, messag
 
 def test_what_is_no_run_is_left_alone(tmp_path, run):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(SearchError, match="exists and is no run of a search: choose another --out"):
+    with pytest.raises(SearchError, match="exists and is not a run of a search: choose another --out"):
         open_run(tmp_path, run)
-    with pytest.raises(SearchError, match="exists and is no run of a search"):
+    with pytest.raises(SearchError, match="exists and is not a run of a search"):
         open_run(tmp_path / "thesis.tex", run)
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from torch import nn
 
 from search import SearchError
 from search.runtime import Runtime
-from search.train import cosine, evaluate, make_optimizer, train_epoch
+from search.train import Part, cosine, evaluate, make_optimizer, train_epoch
 
 
 def test_cosine_warms_up_and_ends_at_nothing():
@@ -19,22 +20,27 @@ def test_cosine_warms_up_and_ends_at_nothing():
     assert cosine(0, 100, warmup=0) == 1
 
 
+def part(optimizer, batches, *, factor=1.0, penalty=lambda: 0.0):
+    def loss(logits, labels, images):
+        return nn.functional.cross_entropy(logits, labels) + penalty()
+
+    return Part(optimizer=optimizer, batches=batches, loss=loss, factor=lambda _: factor)
+
+
 @pytest.fixture
 def trained(tiny):
     torch.manual_seed(0)
     runtime, network = Runtime(), tiny.module()
     optimizer = make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)
-    return runtime, network, *runtime.setup(network, optimizer)
+    wrapped, (optimizer,) = runtime.setup(network, [optimizer])
+    return runtime, network, wrapped, optimizer
 
 
 def test_a_network_learns(trained, stripes):
     runtime, _, wrapped, optimizer = trained
     before = evaluate(wrapped, stripes.held_out_batches(16), runtime=runtime)
     generator = torch.Generator().manual_seed(0)
-    scores = [
-        train_epoch(wrapped, optimizer, stripes.training_batches(16, generator), runtime=runtime, factor=lambda _: 1.0, label_smoothing=0.0)
-        for _ in range(5)
-    ]
+    scores = [train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, generator))], runtime=runtime) for _ in range(5)]
     after = evaluate(wrapped, stripes.held_out_batches(16), runtime=runtime)
     assert scores[-1].loss < scores[0].loss / 2
     assert before.accuracy < 0.8 < 0.95 < after.accuracy
@@ -46,12 +52,8 @@ def test_the_penalty_is_in_the_loss_and_trained_against(trained, stripes):
     bias = network.head[2].bias
     score = train_epoch(
         wrapped,
-        optimizer,
-        stripes.training_batches(16, torch.Generator()),
+        [part(optimizer, stripes.training_batches(16, torch.Generator()), penalty=lambda: 100 * (bias.sum() - 3) ** 2 / 200)],
         runtime=runtime,
-        factor=lambda _: 1.0,
-        label_smoothing=0.0,
-        penalty=lambda: 100 * (bias.sum() - 3) ** 2 / 200,
     )
     assert score.loss > 1
     assert bias.sum().item() == pytest.approx(3, abs=1)
@@ -60,9 +62,7 @@ def test_the_penalty_is_in_the_loss_and_trained_against(trained, stripes):
 def test_the_factor_scales_every_step(trained, stripes):
     runtime, network, wrapped, optimizer = trained
     before = {name: value.clone() for name, value in network.named_parameters()}
-    train_epoch(
-        wrapped, optimizer, stripes.training_batches(16, torch.Generator()), runtime=runtime, factor=lambda _: 0.0, label_smoothing=0.0
-    )
+    train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()), factor=0.0)], runtime=runtime)
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
 
 
@@ -81,7 +81,7 @@ def test_batch_statistics_stand_in_for_running_ones_that_are_off(trained, stripe
     runtime, network, wrapped, optimizer = trained
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        train_epoch(wrapped, optimizer, stripes.training_batches(16, generator), runtime=runtime, factor=lambda _: 1.0, label_smoothing=0.0)
+        train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, generator))], runtime=runtime)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.running_mean.fill_(100.0)
@@ -96,10 +96,32 @@ def test_divergence_is_an_error(trained, stripes):
     with pytest.raises(SearchError, match=r"training diverged \(loss nan\).*lower learning rate"):
         train_epoch(
             wrapped,
-            optimizer,
-            stripes.training_batches(16, torch.Generator()),
+            [part(optimizer, stripes.training_batches(16, torch.Generator()), penalty=lambda: torch.tensor(math.nan))],
             runtime=runtime,
-            factor=lambda _: 1.0,
-            label_smoothing=0.0,
-            penalty=lambda: torch.tensor(math.nan),
         )
+
+
+def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
+    """Each on its own images, until one has no batch left; what one's loss says of the other's weights is forgotten."""
+    runtime, network, wrapped, _ = trained
+    halves = [[network.a], [network.b, network.c, network.head]]
+    groups = [[p for module in half for p in module.parameters()] for half in halves]
+    optimizers = [torch.optim.SGD([{"params": group, "peak_lr": lr}], lr=lr) for group, lr in zip(groups, (0.0, 0.1), strict=True)]
+    seen = []
+
+    def loss(name):
+        def of(logits, labels, images):
+            seen.append(name)
+            return nn.functional.cross_entropy(logits, labels)
+
+        return of
+
+    parts = [
+        Part(optimizer=o, batches=itertools.islice(stripes.training_batches(16, torch.Generator()), n), loss=loss(n), factor=lambda _: 1.0)
+        for o, n in zip(optimizers, (3, 2), strict=True)
+    ]
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    train_epoch(wrapped, parts, runtime=runtime)
+    assert seen == [3, 2, 3, 2]
+    moved = {name.split(".")[0] for name, value in network.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"b", "c", "head"}

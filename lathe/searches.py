@@ -1,0 +1,98 @@
+"""The commands `lathe search METHOD`: what all have, and the settings of each method as its own package has them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, subcommand
+
+from lathe.flags import Fraction, Milliseconds
+from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, UniformSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What every search is given."""
+
+    space: str
+    """name of a space, such as repvgg-mini"""
+    out: Path
+    """directory of the run; the same command again resumes"""
+    table: Path | None = None
+    """latency table of the device that the network is for; without one MACs are the cost, and the budget is a fraction of them"""
+    data: str = "digits"
+    """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
+    budget_ms: Milliseconds | None = None
+    """latency that the network may take, in milliseconds"""
+    budget_fraction: Fraction | None = None
+    """the same, as a fraction of the unpruned network's measured latency (without a table: of its MACs): 0.6 is 60 %"""
+    backend: str | None = None
+    """refuse a table measured with another backend"""
+    precision: str | None = None
+    """refuse a table of another precision: fp32 or fp16"""
+    this_device: bool = False
+    """refuse a table that was measured on another machine than this one"""
+    recipe: Literal["auto", "paper"] = "auto"
+    """settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as Pruning-as-Search was trained)"""
+    baseline: Path | None = None
+    """directory of a run: start from its trained unpruned network instead of training one"""
+    tensorboard: bool = False
+    """write TensorBoard events of every epoch, too, to OUT/tensorboard"""
+    json: bool = False
+    """print JSON"""
+    given: Suppress[tuple[str, ...]] = field(default=())
+    """names of the settings that the command line has: the others are the recipe's"""
+
+    settings: PruningSettings
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import render, stages
+
+        return render.search(stages.search(self), out=self.out, as_json=self.json)
+
+    def goes_on(self) -> bool:
+        """Whether the same command would go on with the run."""
+        return (self.out / "run.json").is_file()
+
+    def with_given(self, arguments: Sequence[str]) -> Self:
+        """The same command, with what these words of the command line set."""
+        flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
+        return replace(self, given=tuple(name for name in self.settings.__struct_fields__ if name in flags))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPas(Search):
+    """Pruning-as-Search: learn which channels to keep together with the weights, then fine-tune what is left."""
+
+    settings: OmitArgPrefixes[FlagConversionOff[PasSettings]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchUniform(Search):
+    """Baseline: keep the same share of every group's channels, those of the largest filters."""
+
+    settings: OmitArgPrefixes[FlagConversionOff[UniformSettings]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchMagnitude(Search):
+    """Baseline: remove channels of small filters, by one threshold for all groups."""
+
+    settings: OmitArgPrefixes[FlagConversionOff[MagnitudeSettings]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSlimming(Search):
+    """Baseline: network slimming, an L1 penalty on the scales of norms; then remove channels of small scales."""
+
+    settings: OmitArgPrefixes[FlagConversionOff[SlimmingSettings]]
+
+
+Searches = (
+    Annotated[SearchPas, subcommand("pas")]
+    | Annotated[SearchUniform, subcommand("uniform")]
+    | Annotated[SearchMagnitude, subcommand("magnitude")]
+    | Annotated[SearchSlimming, subcommand("slimming")]
+)

@@ -1,0 +1,66 @@
+"""A finished run, loaded: what it was asked for, what came out, and its trained networks. Runs of every version are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from search import record
+from search.architecture import Architecture, load_architecture
+from search.record import EpochDone, Result, Run
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """The directory of a run that is complete."""
+
+    directory: Path
+    run: Run
+    result: Result
+    architecture: Architecture
+    history: tuple[EpochDone, ...]
+
+    def network(self) -> "nn.Module":
+        """What ships, trained, with a mask behind every group that lost channels.
+
+        Raises:
+            SearchError: the weights are missing, damaged, or of another network.
+        """
+        from search.network import load_weights
+
+        network = self.architecture.build()
+        load_weights(network, self.directory / record.WEIGHTS, {"architecture_sha256": self.result.architecture_sha256})
+        return network
+
+    def unpruned(self) -> "nn.Module | None":
+        """What the search started from, trained; None where the method trains no such network.
+
+        Raises:
+            SearchError: as `network`.
+        """
+        from search.network import load_weights
+
+        if self.result.unpruned is None:
+            return None
+        network = self.architecture.unpruned()
+        load_weights(network, self.directory / record.BASELINE, {})
+        return network
+
+
+def load(directory: str | Path) -> FinishedRun:
+    """Read the directory of a finished run.
+
+    Raises:
+        SearchError: it is not the directory of a run, the run is not finished, or a file is damaged; names the file.
+    """
+    directory = Path(directory)
+    run = record.read_run(directory)
+    return FinishedRun(
+        directory=directory,
+        run=run,
+        result=record.read_result(directory, run),
+        architecture=load_architecture(directory / record.ARCHITECTURE),
+        history=record.read_history(directory, run),
+    )

@@ -1,0 +1,172 @@
+"""What a method of search is: phases, the network that each trains, what a step does, and the choice that it ends with.
+
+A method knows its paper and nothing of files: `search.session` runs it, and owns its directory, its seeds, its checkpoint and its resume.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from msgspec import Struct
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from latency import Latency, LatencyTable
+from search.data import Dataset
+from search.errors import SearchError
+from search.methods.settings import Settings
+from search.space import Choice, Space
+from search.train import Part
+
+S = TypeVar("S", bound=Settings)
+
+
+class Phase(Struct, frozen=True, kw_only=True):
+    """A number of epochs in which one network is trained."""
+
+    name: str
+    """unique in the method"""
+    epochs: int
+    unpruned: bool = False
+    """what it trains is the largest network of the space: another run can start from where it ends"""
+    decides: bool = False
+    """the choice is made when it begins, of what the phase before trained"""
+    batch_statistics: bool = False
+    """the network changes from step to step: norms are evaluated with the statistics of each batch, see `train.evaluate`"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch, with all the randomness that it may use."""
+
+    phase: Phase
+    index: int
+    """in its phase, from 0"""
+    order: torch.Generator
+    """for the order of the images and their augmentation"""
+    noise: torch.Generator
+    """for what the method itself draws; dropout and its like draw from torch's global state, which is seeded too"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a method is given: a space, images, a budget, and what networks cost.
+
+    Raises:
+        SearchError: the images do not fit the space.
+    """
+
+    space: Space
+    data: Dataset
+    table: LatencyTable | None
+    """covers the space; without one the cost of a network is its multiply-accumulates"""
+    budget: float
+    """microseconds that the network may take; multiply-accumulates where there is no table"""
+
+    def __post_init__(self) -> None:
+        classes, size = len(self.data.labels), self.data.preprocessing.size
+        if self.space.classes != classes:
+            raise SearchError(
+                f"{self.data.name} has {classes} classes, the space {self.space.classes}: profile and search with --classes {classes}"
+            )
+        if self.space.input_shape[1:] != size:
+            raise SearchError(
+                f"the images of {self.data.name} are {size}, the space takes {self.space.input_shape[1:]}: load them at its resolution"
+            )
+
+    @property
+    def budget_us(self) -> float | None:
+        """The budget, where it is in microseconds."""
+        return self.budget if self.table else None
+
+    @property
+    def budget_macs(self) -> float | None:
+        """The budget, where it is in multiply-accumulates."""
+        return None if self.table else self.budget
+
+    @property
+    def example(self) -> Tensor:
+        """An image of zeros."""
+        return torch.zeros(1, *self.space.input_shape)
+
+    def latency(self, choice: Choice) -> Latency | None:
+        """What the table predicts for a network; None without one."""
+        return self.table and self.table.predict(self.space.network(choice))
+
+    def macs(self, choice: Choice) -> int:
+        """Multiply-accumulates of a network as it ships."""
+        return self.space.macs(self.space.network(choice))
+
+
+class Method(ABC, Generic[S]):
+    """One search in progress. All that it decides is in `state`; all that it trains, in its networks and optimizers.
+
+    For each phase `network` is called, then `optimizers`; for every epoch `parts` before it and `ended` behind it.
+
+    Attributes:
+        settings: every number of it.
+        task: what it works on.
+    """
+
+    def __init__(self, settings: S, task: Task) -> None:
+        self.settings, self.task = settings, task
+
+    @property
+    def name(self) -> str:
+        """As the command line has it."""
+        return self.settings.name
+
+    @property
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """What is trained, in order."""
+
+    @abstractmethod
+    def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
+        """The network of a phase, on the CPU.
+
+        Args:
+            phase: that begins, or goes on.
+            trained: what the phase before trained, the method's own from now on. None where the first phase begins, and where a phase
+                goes on: then `state` has been restored, and a checkpoint will fill the weights.
+        """
+
+    @abstractmethod
+    def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
+        """New optimizers of a phase."""
+
+    @abstractmethod
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+        """What an epoch trains, on which images and towards what.
+
+        Args:
+            epoch: which.
+            network: of the phase, with the weights that the epoch starts from.
+            optimizers: of the phase, in order.
+        """
+
+    def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
+        """An epoch is over; returns numbers of it that are worth keeping, by name."""
+        return {}
+
+    @abstractmethod
+    def choice(self) -> Choice:
+        """The network that the method has now."""
+
+    def shippable(self) -> Choice:
+        """The network that would ship if the search ended now."""
+        return self.choice()
+
+    def free_channels(self) -> dict[str, int]:
+        """Channels of the choice that cost nothing, by group."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What was decided, as JSON."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        assert not state, f"{self.name} has no state"

@@ -1,0 +1,204 @@
+"""What methods of widths have in common: the unpruned network is trained, its widths are searched, what is left is fine-tuned.
+
+A method says what a channel is worth (`scores`), when channels go (`pruned_in`), and what its search adds to the loss (`penalty`).
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import partial
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from latency import Latency
+from reparam import ChannelGroup, fuse, squeeze
+from search import masks
+from search.budget import Price, fit_widths, free_channels, ranked_widths, require_reachable, round_up
+from search.cost import ExpectedMacs, NetworkLatency
+from search.masks import Scores
+from search.method import Epoch, Method, Phase, Task
+from search.methods.settings import PruningSettings
+from search.space import Choice
+from search.spaces import Widths, with_widths
+from search.train import Part, cosine, make_optimizer
+
+T = TypeVar("T")
+P = TypeVar("P", bound=PruningSettings)
+
+
+class Pruning(Method[P]):
+    """A method that removes channels of one network.
+
+    Args:
+        settings: of the method.
+        task: over a space of widths.
+
+    Raises:
+        SearchError: nothing can be pruned, settings and space do not fit each other, or no widths are within the budget.
+        CoverageError: the table does not cover the space.
+        ReparamError: the network cannot be traced, fused or squeezed; the node is named.
+    """
+
+    pruned_in: ClassVar[Literal["search", "finetune"]]
+    """the phase that begins with the channels' going"""
+
+    def __init__(self, settings: P, task: Task) -> None:
+        super().__init__(settings, task)
+        self.space = with_widths(task.space, self.name)
+        self.macs, self.latency = ExpectedMacs(self.space), task.table and NetworkLatency(self.space, task.table)
+        with torch.random.fork_rng():
+            network = self.space.module()
+        self.groups = masks.prunable_groups(network, task.example, settings.excluded)
+        self.choices = _shippable(self.space, settings, {group.name for group in self.groups})
+        smallest = tuple(options[0] for options in self.choices)
+        require_reachable(self.space.name, self.price(smallest), task.budget, unit="us" if task.table else "macs")
+        _require_squeezable(network, task.example, self.groups)
+        self.widths = self.space.full_widths()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Pretraining of the unpruned network, search, fine-tuning."""
+        settings, decides = self.settings, self.pruned_in
+        return (
+            Phase(name="pretrain", epochs=settings.pretrain_epochs, unpruned=True),
+            Phase(name="search", epochs=settings.search_epochs, decides=decides == "search", batch_statistics=True),
+            Phase(name="finetune", epochs=settings.finetune_epochs, decides=decides == "finetune"),
+        )
+
+    def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
+        """Unpruned, then as `searched` makes it, then with masks behind the groups that lost channels."""
+        if phase.decides and trained is not None:
+            return self._pruned(trained)
+        if phase.unpruned:
+            return trained or self.space.module()
+        if phase.name == "search" and self.pruned_in == "finetune":
+            return self.searched(trained or self.space.module())
+        kept = masks.first(self.space.groups, self.widths)  # which channels they are is in the checkpoint
+        return trained or masks.mask(self.space.module(), self.task.example, self.groups, kept)
+
+    def searched(self, trained: nn.Module) -> nn.Module:
+        """The network that is searched, where its channels go later."""
+        return trained
+
+    def _pruned(self, trained: nn.Module) -> nn.Module:
+        scores = self._by_space(self.scores(trained), torch.ones)
+        self.widths = self.fitted(scores, self.kept(trained))
+        each = zip(self.space.groups, scores, self.widths, strict=True)
+        return self.masked(trained, {name: masks.top(score, width) for (name, _), score, width in each})
+
+    def masked(self, trained: nn.Module, kept: Mapping[str, masks.Keep]) -> nn.Module:
+        """A trained network with masks behind the groups that lose channels."""
+        return masks.mask(trained, self.task.example, self.groups, kept)
+
+    @abstractmethod
+    def scores(self, network: nn.Module) -> list[Scores]:
+        """What every channel of each prunable group is worth."""
+
+    def kept(self, network: nn.Module) -> Widths:
+        """Channels of every group of the space that score at least the lowest threshold whose network is within the budget."""
+        scores = self._by_space(self.scores(network), torch.ones)
+        return ranked_widths([score.tolist() for score in scores], self.choices, self.price, self.task.budget)
+
+    def fitted(self, scores: Sequence[Tensor], kept: Widths) -> Widths:
+        """The widths that ship, within the budget."""
+        ordered = [sorted(score.tolist(), reverse=True) for score in scores]
+        return fit_widths(kept, ordered, self.choices, self.price, self.task.budget, exchange=False)
+
+    def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
+        """One of all weights, which holds those of channels that are gone."""
+        return [self.optimizer(network)]
+
+    def optimizer(self, network: nn.Module, policy: Sequence[nn.Parameter] = (), policy_lr: float = 0.0) -> Optimizer:
+        """Stochastic gradient descent on all weights, and on a policy by a learning rate of its own."""
+        settings = self.settings
+        found = make_optimizer(
+            network, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, policy=policy, policy_lr=policy_lr
+        )
+        if hasattr(network, "masks"):
+            chosen = {id(parameter) for parameter in policy}
+            masks.hold_gone(found, [weight for weight in network.parameters() if id(weight) not in chosen])
+        return found
+
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+        """All weights on all images; towards the labels, and in the search towards the method's penalty."""
+        (optimizer,) = optimizers
+        batches = self.task.data.training_batches(self.settings.batch, epoch.order)
+        steps = max(1, len(self.task.data.train) // self.settings.batch)
+
+        def factor(step: int) -> float:
+            if epoch.phase.name == "search":
+                return 1.0
+            warmup = steps if epoch.phase.unpruned else 0
+            return cosine(epoch.index * steps + step, epoch.phase.epochs * steps, warmup=warmup)
+
+        penalty = partial(self.penalty, network) if epoch.phase.name == "search" else None
+        return [Part(optimizer=optimizer, batches=batches, loss=partial(self.loss, penalty), factor=factor)]
+
+    def loss(self, penalty: Callable[[], Tensor | None] | None, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """Cross-entropy, and a penalty."""
+        entropy = nn.functional.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        added = penalty and penalty()
+        return entropy if added is None else entropy + added
+
+    def penalty(self, network: nn.Module) -> Tensor | None:
+        """What a step of the search adds to the loss."""
+        return None
+
+    def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
+        """While channels are still there: which ones would stay now."""
+        if epoch.phase.name == "search" and self.pruned_in == "finetune":
+            self.widths = self.kept(network)
+        return {}
+
+    def choice(self) -> Choice:
+        """The widths that the method has now."""
+        return self.space.choice(self.widths)
+
+    def shippable(self) -> Choice:
+        """Those rounded up to ones that can ship."""
+        return self.space.choice(round_up(self.widths, self.choices))
+
+    def free_channels(self) -> dict[str, int]:
+        """Channels that cost nothing, all other groups as they are."""
+        free = free_channels(self.widths, self.choices, self.price)
+        return {name: count for (name, _), count in zip(self.space.groups, free, strict=True)}
+
+    def state(self) -> dict[str, Any]:
+        """The widths."""
+        return {"widths": list(self.widths)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with these widths."""
+        self.widths = tuple(state["widths"])
+
+    def price(self, widths: Widths) -> Price:
+        """What a network of these widths costs, in the unit of the budget."""
+        found: Latency | None = self.latency and self.latency(widths)
+        macs = self.macs.count(widths)
+        return Price(macs, macs) if found is None else Price(found.us, found.high_us)
+
+    def _by_space(self, values: Sequence[T], of_whole: Callable[[int], T]) -> list[T]:
+        """A value for every group of the space, of those for the groups that are searched and one for those that are excluded."""
+        named = dict(zip((group.name for group in self.groups), values, strict=True))
+        return [named[name] if name in named else of_whole(full) for name, full in self.space.groups]
+
+
+def _require_squeezable(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> None:
+    """Say before the training, not after it, what cannot ship."""
+    kept = {group.name: torch.arange(group.channels) < max(1, group.channels // 2) for group in groups}
+    squeeze(fuse(masks.mask(network, example, groups, kept)), example)
+
+
+def _shippable(space: Any, settings: PruningSettings, searched: Set[str]) -> list[Widths]:
+    """Of every group the widths that settings and space allow; the full one always is."""
+    multiple, least = settings.channel_multiple, settings.min_channels
+
+    def options(index: int, name: str, full: int) -> Widths:
+        known = space.width_choices(index)
+        if multiple % space.granularity:  # between widths that are measured, a table interpolates
+            known = (*range(known[0], full), full)
+        return tuple(width for width in known if width == full or (width % multiple == 0 and width >= least and name in searched))
+
+    return [options(index, name, full) for index, (name, full) in enumerate(space.groups)]

@@ -1,0 +1,168 @@
+"""What can be set of each method. A field is a flag of `lathe search METHOD`, and its docstring the help of it. Needs no torch."""
+
+import math
+from typing import Any, ClassVar, Literal, TypeVar
+
+from msgspec import Struct
+
+from search.errors import SearchError
+
+P = TypeVar("P", bound="PruningSettings")
+
+Recipe = Literal["auto", "paper"]
+
+MANY_IMAGES = 10_000
+"""Training images above which `recipe` chooses fewer, longer epochs."""
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every method has.
+
+    Attributes:
+        name: of the method, as the command line has it.
+    """
+
+    name: ClassVar[str]
+
+    seed: int = 0
+    """seed of everything that is random"""
+
+    def __post_init__(self) -> None:
+        self.require_range("seed", 0, 2**63 - 1)
+
+    def require_range(self, name: str, low: float | int, high: float | int = 10**9) -> None:
+        """Check that a field is from `low` to `high`.
+
+        Raises:
+            SearchError: it is not; names the flag.
+        """
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise SearchError(f"--{name.replace('_', '-')} must be from {low:.10g} to {high:.10g}, found {value}")
+
+    def require_positive(self, name: str) -> None:
+        """Check that a field is above 0 and finite.
+
+        Raises:
+            SearchError: it is not; names the flag.
+        """
+        value = getattr(self, name)
+        if not (value > 0 and math.isfinite(value)):
+            raise SearchError(f"--{name.replace('_', '-')} must be above 0 and finite, found {value}")
+
+
+class PruningSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every method of widths has. The defaults suit a few thousand small images; `recipe` chooses by the data."""
+
+    pretrain_epochs: int = 10
+    """epochs of the unpruned network before the search; 0: start from its weights as they are"""
+    search_epochs: int = 10
+    """epochs of the search, at the full learning rate"""
+    finetune_epochs: int = 10
+    """epochs of the chosen widths, learning rate annealed by a cosine"""
+    batch: int = 64
+    """images a step"""
+    lr: float = 0.05
+    """learning rate of the weights"""
+    momentum: float = 0.875
+    """of the weights' gradients"""
+    weight_decay: float = 5e-4
+    """of weights only: neither norms and biases nor indicators are decayed"""
+    label_smoothing: float = 0.1
+    """share of the target that is spread over all classes"""
+    min_channels: int = 8
+    """channels that every layer keeps at least"""
+    channel_multiple: int = 8
+    """shipped widths are multiples of it, or the full width; 1: any width that the table can price"""
+    exclude: str = ""
+    """what stays whole: layers, modules or patterns such as block0,layer4.*, separated by commas"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range("pretrain_epochs", 0)
+        for name in ("search_epochs", "finetune_epochs", "batch", "min_channels", "channel_multiple"):
+            self.require_range(name, 1)
+        self.require_positive("lr")
+        for name in ("momentum", "weight_decay", "label_smoothing"):
+            self.require_range(name, 0, 1)
+
+    @property
+    def excluded(self) -> list[str]:
+        """The names and patterns in `exclude`."""
+        return [pattern for pattern in self.exclude.split(",") if pattern]
+
+
+class PasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pruning-as-Search: a 0 or 1 for every channel is learned together with the weights, then what is left is fine-tuned."""
+
+    name = "pas"
+
+    policy_lr: float = 0.5
+    """learning rate of the indicators"""
+    bounded: bool = True
+    """keep indicators within 0 and 1, so that what was decided long ago can soon be decided otherwise; the paper does not"""
+    beta: float = 0.1
+    """weight of the penalty at the start of the search; the controller adapts it"""
+    beta_rate: float = 0.05
+    """how fast it does, as an exponent a step at a relative error of 1"""
+    cost: Literal["latency", "macs"] = "latency"
+    """what the penalty counts: microseconds of the table, or multiply-accumulates; the budget is the same either way"""
+    regulariser: Literal["relative", "paper"] = "relative"
+    """form of the penalty: (cost / target - 1)^2, or the paper's in squared GMACs (with --cost macs)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("policy_lr", "beta", "beta_rate"):
+            self.require_positive(name)
+        if self.regulariser == "paper" and self.cost != "macs":
+            raise SearchError(f"--regulariser paper is in squared GMACs: it needs --cost macs, found {self.cost}")
+
+
+class UniformSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Baseline: the same share of every group's channels is kept, those of the largest filters; pruned once, before the search's epochs."""
+
+    name = "uniform"
+
+
+class MagnitudeSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Baseline: channels of small filters go, by one threshold for all groups; pruned once, before the search's epochs."""
+
+    name = "magnitude"
+
+
+class SlimmingSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Baseline: network slimming; an L1 penalty on the scales of norms during the search, then channels of small scales go."""
+
+    name = "slimming"
+
+    slimming: float = 1e-3
+    """weight of the L1 norm of the norms' scales; Liu et al. 2017 have 1e-4 over ten times as many epochs"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("slimming")
+
+
+def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -> P:
+    """Settings that suit a data set, or those of the Pruning-as-Search paper.
+
+    `auto`: the defaults for up to 10,000 training images, fewer but longer epochs' worth of search for more. `paper` (Li et al. 2022,
+    Section 5.1): from a trained network, at a learning rate that is rewound to 0.4, 10 epochs of search; then 50 of cosine annealing with
+    frozen indicators; widths of any number of channels. One optimiser has all, so the indicators have that rate too, and no bounds.
+    Without a trained network to start from it trains one for 120 epochs, as the authors of RepVGG did.
+
+    Args:
+        kind: of settings; what it has not of a recipe is left out.
+        images: number of training images.
+        name: of the recipe.
+        given: fields that are chosen already.
+
+    Raises:
+        SearchError: a setting that makes no sense.
+    """
+    many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
+    paper = {"pretrain_epochs": 120, "search_epochs": 10, "finetune_epochs": 50, "batch": 1024, "lr": 0.4, "policy_lr": 0.4}
+    paper |= {"momentum": 0.875, "weight_decay": 3.05e-5, "label_smoothing": 0.0, "bounded": False}
+    paper |= {"min_channels": 1, "channel_multiple": 1}
+    chosen = paper if name == "paper" else many if images > MANY_IMAGES else {}
+    return kind(**({field: value for field, value in chosen.items() if field in kind.__struct_fields__} | given))

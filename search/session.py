@@ -1,0 +1,268 @@
+"""Runs any method: its directory, its phases, the seeds of every epoch, the checkpoint, and the result, written last.
+
+The same call goes on with a run that was interrupted, and leaves the same bytes as one that was not. For that every epoch starts from
+generators seeded by its number, and is saved whole, as one file, before it is told.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from msgspec import Struct
+from torch import nn
+from torch.optim import Optimizer
+
+from latency.files import sha256, write_whole
+from reparam import count, fuse, squeeze
+from search import checkpoint, record
+from search.architecture import Architecture, load_architecture
+from search.errors import SearchError
+from search.files import to_json
+from search.method import Epoch, Method, Phase
+from search.network import load_weights, save_weights
+from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, Result, Run, Started, open_run
+from search.runtime import Runtime
+from search.space import Choice
+from search.spaces import with_widths
+from search.train import evaluate, train_epoch
+
+EVALUATION_BATCH = 256
+
+
+def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iterator[Event]:
+    """Run a method, or go on with it; write what it does and what comes out to a directory.
+
+    Args:
+        method: what to run, with its settings and its task; new, whether or not the run is.
+        out: the run's directory.
+        baseline: directory of another run of the space, whose trained unpruned network is the start instead of a new one.
+
+    Yields:
+        What happens, as it happens; `Finished` last, with the architecture.
+
+    Raises:
+        SearchError: the directory holds something else, the baseline cannot be used, or the training diverges.
+        ReparamError: the network cannot be traced, fused or squeezed; the node is named.
+    """
+    task = method.task
+    start = _Start(method, baseline)
+    run_sha256 = open_run(
+        out,
+        Run(
+            method=method.name,
+            settings=msgspec.to_builtins(method.settings),
+            space=task.space.record(),
+            budget_us=task.budget_us,
+            budget_macs=task.budget_macs,
+            table_sha256=task.table.sha256 if task.table else "",
+            data=task.data.name,
+            data_sha256=task.data.sha256(),
+            baseline_sha256=start.sha256,
+            versions={name: importlib.metadata.version(name) for name in ("torch", "lightning-fabric", "numpy")},
+        ),
+    )
+    if (out / record.RESULT).exists():
+        yield Finished(architecture=load_architecture(out / record.ARCHITECTURE), result=record.read_result(out, record.read_run(out)))
+    else:
+        yield from _Session(method, out, start, run_sha256).run()
+
+
+class _Start:
+    """The network that the first phase trains: new, or a trained one of another run, whose phases are then left out."""
+
+    def __init__(self, method: Method[Any], baseline: Path | None) -> None:
+        self.phases = method.phases
+        self.path = baseline and baseline / record.BASELINE
+        self.sha256 = ""
+        if self.path:
+            if not self.path.exists():
+                raise SearchError(f"{self.path} does not exist: give the directory of a run whose unpruned network is trained")
+            self.trained(method)  # is it of this space
+            self.sha256 = sha256(self.path)
+            self.phases = tuple(phase for phase in self.phases if not phase.unpruned)
+
+    def trained(self, method: Method[Any]) -> nn.Module | None:
+        """What the first phase is to go on with; None where it makes its own."""
+        return None if self.path is None else _loaded(method, self.path)
+
+
+class _Head(Struct, frozen=True, kw_only=True):
+    """The numbers of a checkpoint."""
+
+    history: tuple[EpochDone, ...]
+    method: dict[str, Any]
+
+
+class _Session:
+    """A run in progress."""
+
+    def __init__(self, method: Method[Any], out: Path, start: _Start, run_sha256: str) -> None:
+        self.method, self.task, self.out, self.start, self.run_sha256 = method, method.task, out, start, run_sha256
+        self.runtime = Runtime()
+        self.history: tuple[EpochDone, ...] = ()
+        self.network: nn.Module | None = None
+
+    def run(self) -> Iterator[Event]:
+        """All phases that are left, then the result."""
+        names, begin, states = [phase.name for phase in self.start.phases], 0, None
+        if (self.out / record.CHECKPOINT).exists():
+            head, states = checkpoint.load(self.out / record.CHECKPOINT, _Head)
+            self.history = head.history
+            with checkpoint.fitting(self.out / record.CHECKPOINT):
+                begin = names.index(self.history[-1].phase)
+                self.method.restore(head.method)
+        else:
+            self.network = self.start.trained(self.method)
+        yield Started(epochs={phase.name: phase.epochs for phase in self.start.phases}, history=self.history)
+        for phase in self.start.phases[begin:]:
+            yield from self._phase(phase, states)
+            states = None
+        yield self._finish()
+
+    def _phase(self, phase: Phase, states: dict[str, Any] | None) -> Iterator[Event]:
+        """One phase, from its beginning or from the states of a checkpoint."""
+        if states is None:
+            self._keep_baseline(phase)
+            if self.network is not None:
+                self.network.cpu()
+        with _seeded(self.method.settings.seed):
+            self.network = network = self.method.network(phase, self.network)
+        if states is None and phase.decides:
+            choice = self.method.choice()
+            yield Chosen(choice=choice, latency=self.task.latency(choice))
+        optimizers = self.method.optimizers(phase, network)
+        wrapped, wrapped_optimizers = self.runtime.setup(network, optimizers)
+        if states is not None:
+            with checkpoint.fitting(self.out / record.CHECKPOINT):
+                network.load_state_dict(states["network"])
+                for index, optimizer in enumerate(optimizers):
+                    checkpoint.restore_optimizer(optimizer, states[f"optimizer{index}"])
+        for index in range(self.history[-1].epoch if states is not None else 0, phase.epochs):
+            self._epoch(phase, index, wrapped, wrapped_optimizers)
+            self._save(optimizers)
+            yield self.history[-1]
+
+    def _keep_baseline(self, phase: Phase) -> None:
+        """Save the trained unpruned network before the first phase that trains another one."""
+        if self.network is not None and self.method.phases[0].unpruned and not phase.unpruned and not (self.out / record.BASELINE).exists():
+            save_weights(self.network, self.out / record.BASELINE, {"run_sha256": self.run_sha256})
+
+    def _epoch(self, phase: Phase, index: int, wrapped: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        name = f"{self.method.settings.seed}/{phase.name}/{index}"
+        epoch = Epoch(phase=phase, index=index, order=_generator(name), noise=_generator(f"{name}/noise"))
+        assert self.network is not None
+        with _seeded(_seed(f"{name}/dropout")):
+            score = train_epoch(wrapped, self.method.parts(epoch, self.network, optimizers), runtime=self.runtime)
+        figures = self.method.ended(epoch, self.network)
+        shippable = self.method.shippable()
+        latency = self.task.latency(shippable)
+        done = EpochDone(
+            phase=phase.name,
+            epoch=index + 1,
+            epochs=phase.epochs,
+            loss=score.loss,
+            train_accuracy=score.accuracy,
+            accuracy=self._accuracy(wrapped, batch_statistics=phase.batch_statistics),
+            choice=self.method.choice(),
+            latency_us=latency and latency.us,
+            macs=self.task.macs(shippable),
+            figures=figures,
+        )
+        self.history = (*self.history, done)
+
+    def _accuracy(self, network: nn.Module, *, batch_statistics: bool = False) -> float:
+        batches = self.task.data.held_out_batches(EVALUATION_BATCH)
+        return evaluate(network, batches, runtime=self.runtime, batch_statistics=batch_statistics).accuracy
+
+    def _save(self, optimizers: Sequence[Optimizer]) -> None:
+        assert self.network is not None
+        record.write_history(self.out, self.history)
+        states = {f"optimizer{index}": optimizer.state_dict() for index, optimizer in enumerate(optimizers)}
+        head = _Head(history=self.history, method=self.method.state())
+        checkpoint.save(self.out / record.CHECKPOINT, head, {"network": self.network.state_dict(), **states})
+
+    def _finish(self) -> Finished:
+        """Write what came out; the result last, which says that the run is complete."""
+        assert self.network is not None
+        task, choice = self.task, self.method.choice()
+        space = with_widths(task.space, self.method.name)
+        unpruned = self._unpruned()
+        header = task.table and task.table.header
+        architecture = Architecture(
+            space=task.space.name,
+            granularity=space.granularity,
+            input_shape=task.space.input_shape,
+            classes=task.space.classes,
+            layers=Architecture.choose(space, space.widths(choice)),
+            labels=task.data.labels,
+            preprocessing=task.data.preprocessing,
+            data=task.data.name,
+            predicted=task.latency(choice),
+            budget_us=task.budget_us,
+            device=header and header.device,
+            runtime=header and header.runtime,
+            table_sha256=task.table.sha256 if task.table else "",
+            method=self.method.name,
+            seed=self.method.settings.seed,
+            options=msgspec.to_builtins(self.method.settings),
+        )
+        result = Result(
+            architecture_sha256=architecture.sha256,
+            held_out_images=len(task.data.held_out),
+            budget_us=task.budget_us,
+            budget_macs=task.budget_macs,
+            unpruned=unpruned,
+            shipped=self._result(self.network, choice, self.history[-1].accuracy),
+            free_channels=self.method.free_channels(),
+        )
+        write_whole(self.out / record.ARCHITECTURE, to_json(architecture))
+        save_weights(self.network, self.out / record.WEIGHTS, {"architecture_sha256": architecture.sha256})
+        write_whole(self.out / record.RESULT, to_json(result))
+        return Finished(architecture=architecture, result=result)
+
+    def _unpruned(self) -> NetworkResult | None:
+        """The network that the search started from; None where the method trains none."""
+        first = self.method.phases[0]
+        if not first.unpruned:
+            return None
+        network = _loaded(self.method, self.out / record.BASELINE)
+        accuracies = [done.accuracy for done in self.history if done.phase == first.name]
+        if not accuracies:
+            assert self.network is not None
+            network.to(next(self.network.parameters()).device)
+        accuracy = accuracies[-1] if accuracies else self._accuracy(network)
+        return self._result(network, self.task.space.largest(), accuracy)
+
+    def _result(self, network: nn.Module, choice: Choice, accuracy: float) -> NetworkResult:
+        size = count(squeeze(fuse(network.cpu()), self.task.example), self.task.example)
+        latency = self.task.latency(choice)
+        return NetworkResult(choice=choice, accuracy=accuracy, parameters=size.params, macs=size.macs, predicted=latency)
+
+
+def _loaded(method: Method[Any], path: Path) -> nn.Module:
+    """The unpruned network with the weights of a file."""
+    with _seeded(method.settings.seed):
+        network = method.task.space.module()
+    load_weights(network, path, {})
+    return network
+
+
+def _seed(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+
+
+def _generator(name: str) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(name))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global state for a while; afterwards it is what it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,45 @@
+import pytest
+
+from search import SearchError
+from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, UniformSettings, recipe
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"search_epochs": 0}, "^--search-epochs must be from 1 to 1000000000, found 0$"),
+        ({"pretrain_epochs": -1}, "^--pretrain-epochs must be from 0 "),
+        ({"lr": 0.0}, "^--lr must be above 0 and finite, found 0.0$"),
+        ({"lr": float("inf")}, "^--lr must be above 0 and finite, found inf$"),
+        ({"policy_lr": float("nan")}, "^--policy-lr must be above 0 and finite, found nan$"),
+        ({"momentum": float("nan")}, "^--momentum must be from 0 to 1, found nan$"),
+        ({"seed": 2**70}, "^--seed must be from 0 to 9223372037000000000|9223372036854775807, found"),
+        ({"regulariser": "paper"}, "needs --cost macs, found latency"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changed, message):
+    with pytest.raises(SearchError, match=message):
+        PasSettings(**changed)
+
+
+def test_the_recipe_is_by_the_data_and_what_is_chosen_stays():
+    assert recipe(PasSettings, 1_000, seed=3) == PasSettings(seed=3)
+    many = recipe(PasSettings, 10_001)
+    assert (many.batch, many.policy_lr) == (128, 0.1)
+    assert recipe(PasSettings, 10_001, batch=7).batch == 7
+
+
+def test_the_recipe_of_the_paper():
+    """Section 5.1 and Eq. 2, with nothing of ours left in: no bounds, no label smoothing, widths of any number of channels."""
+    found = recipe(PasSettings, 1_000_000, "paper", seed=2)
+    assert (found.search_epochs, found.finetune_epochs, found.batch, found.lr, found.policy_lr) == (10, 50, 1024, 0.4, 0.4)
+    assert (found.momentum, found.weight_decay, found.seed) == (0.875, 3.05e-5, 2)
+    assert (found.bounded, found.label_smoothing, found.channel_multiple, found.min_channels) == (False, 0.0, 1, 1)
+    assert recipe(PasSettings, 1, "paper", bounded=True).bounded
+
+
+@pytest.mark.parametrize("kind", [UniformSettings, MagnitudeSettings, SlimmingSettings])
+def test_a_baseline_is_trained_as_the_method_is(kind):
+    for images, name in ((1, "auto"), (10_001, "auto"), (1, "paper")):
+        mine, of_pas = recipe(kind, images, name), recipe(PasSettings, images, name)
+        assert all(getattr(mine, field) == getattr(of_pas, field) for field in PruningSettings.__struct_fields__)

@@ -1,0 +1,257 @@
+"""The session, by real methods and by toy ones that use all that a method may use."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import nn
+
+import search
+from search import SearchError, load_architecture, session
+from search.method import Method, Phase, Task
+from search.methods.settings import Settings
+from search.network import load_weights
+from search.record import Chosen, EpochDone, Finished, Result, Started, read_history, read_run
+from search.tensors import read_tensors
+from search.train import Part
+
+FILES = ["baseline.safetensors", "weights.safetensors", "architecture.json", "result.json", "history.jsonl"]
+
+
+class ToySettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name = "toy"
+
+    epochs: int = 2
+
+
+class Noisy(nn.Module):
+    """A network with dropout, and a weight of each of its inputs that noise is added to."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.drop = network, nn.Dropout(0.3)
+        self.mix = nn.Parameter(torch.zeros(3))
+        self.noise = torch.zeros(3)
+
+    def forward(self, x):
+        return self.network(self.drop(x) * (1 + self.mix + self.noise)[:, None, None])
+
+
+class Toy(Method[ToySettings]):
+    """Two parts with Adam and RMSprop on halves of the data, dropout, noise, a state, and phases of networks of their own."""
+
+    def __init__(self, settings: ToySettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self.drawn = 0.0
+
+    @property
+    def phases(self):
+        epochs = self.settings.epochs
+        return (
+            Phase(name="first", epochs=epochs, unpruned=True),
+            Phase(name="mixed", epochs=epochs, batch_statistics=True),
+            Phase(name="last", epochs=epochs, decides=True),
+        )
+
+    def network(self, phase, trained):
+        if phase.name == "mixed":
+            return Noisy(trained or self.task.space.module())
+        if phase.name == "last" and trained is not None:
+            return trained.network
+        return trained or self.task.space.module()
+
+    def optimizers(self, phase, network):
+        groups = [[p for p in network.parameters() if (p.ndim > 1) == weights] for weights in (True, False)]
+        adam = torch.optim.Adam([{"params": groups[0], "peak_lr": 0.01}], lr=0.01)
+        return [adam, torch.optim.RMSprop([{"params": groups[1], "peak_lr": 0.001}], lr=0.001, momentum=0.5)]
+
+    def parts(self, epoch, network, optimizers):
+        if isinstance(network, Noisy):
+            network.noise = torch.rand(3, generator=epoch.noise) / 10
+            self.drawn += network.noise.sum().item()
+
+        def loss(logits, labels, images):
+            return nn.functional.cross_entropy(logits, labels)
+
+        data = self.task.data
+        return [
+            Part(optimizer=o, batches=data.training_batches(16, epoch.order), loss=loss, factor=lambda step: 0.9**step) for o in optimizers
+        ]
+
+    def ended(self, epoch, network):
+        return {"drawn": self.drawn}
+
+    def choice(self):
+        return self.task.space.largest()
+
+    def state(self):
+        return {"drawn": self.drawn}
+
+    def restore(self, state):
+        self.drawn = state["drawn"]
+
+
+@pytest.fixture
+def start(tiny, table, stripes, budget_us, search_into):
+    """Starts a run of a method by name."""
+
+    def start(name: str, out: Path, **settings):
+        if name == "toy":
+            return session.run(Toy(ToySettings(**settings), Task(space=tiny, table=table, data=stripes, budget=budget_us)), out)
+        return search_into(out, name, **settings)
+
+    return start
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in FILES}
+
+
+def test_a_run_leaves_what_it_says(search_into, tmp_path, tiny, table, stripes, budget_us):
+    out = tmp_path / "run"
+    events = list(search_into(out))
+    epochs = [event for event in events if isinstance(event, EpochDone)]
+    assert [(e.phase, e.epoch) for e in epochs] == [
+        ("pretrain", 1),
+        ("pretrain", 2),
+        *(("search", k) for k in range(1, 5)),
+        ("finetune", 1),
+        ("finetune", 2),
+    ]
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    architecture = load_architecture(out / "architecture.json")
+    result = msgspec.json.decode((out / "result.json").read_bytes(), type=Result)
+    assert (finished.architecture, finished.result) == (architecture, result)
+    predicted = table.predict(tiny.network(result.shipped.choice))
+    assert architecture.predicted == result.shipped.predicted == predicted
+    assert predicted.high_us <= budget_us
+    assert (architecture.table_sha256, architecture.method, architecture.options["beta"]) == (table.sha256, "pas", 1.0)
+    assert result.architecture_sha256 == architecture.sha256
+    assert result.shipped.parameters == tiny.parameters(architecture.blocks())
+    assert list(read_history(out, read_run(out))) == epochs
+
+    # The accuracies are those of the saved networks.
+    for network, file, metadata, accuracy in [
+        (architecture.build(), "weights.safetensors", {"architecture_sha256": architecture.sha256}, result.shipped.accuracy),
+        (architecture.unpruned(), "baseline.safetensors", {}, result.unpruned.accuracy),
+    ]:
+        load_weights(network, out / file, metadata)
+        network.eval()
+        with torch.no_grad():
+            right = (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels).float().mean().item()
+        assert right == pytest.approx(accuracy)
+    assert result.unpruned.accuracy > 0.9
+    assert result.shipped.accuracy > 0.9
+
+
+@pytest.mark.parametrize("name", ["pas", "magnitude", "slimming", "toy"])
+def test_an_interrupted_run_ends_like_one_that_was_not(start, tmp_path, name):
+    """Stopped after events in turn, then called again: the files are equal byte for byte."""
+    quick = {"epochs": 1} if name == "toy" else {"pretrain_epochs": 1, "search_epochs": 2, "finetune_epochs": 1}
+    events = list(start(name, tmp_path / "whole", **quick))
+    assert any(isinstance(event, Chosen) for event in events)
+    for done in range(1, len(events), 1 if name == "pas" else 2):
+        out = tmp_path / str(done)
+        assert list(itertools.islice(start(name, out, **quick), done)) == events[:done]
+        assert list(start(name, out, **quick))[-1] == events[-1]
+        assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_resuming_says_what_is_done(search_into, tmp_path):
+    started, *first = itertools.islice(search_into(tmp_path / "run"), 4)
+    assert started == Started(epochs={"pretrain": 2, "search": 4, "finetune": 2}, history=())
+    assert next(search_into(tmp_path / "run")) == Started(epochs=started.epochs, history=tuple(first))
+
+
+def test_a_finished_run_is_not_run_again(search_into, tmp_path):
+    *_, finished = search_into(tmp_path / "run")
+    assert list(search_into(tmp_path / "run")) == [finished]
+
+
+def test_a_killed_process_loses_at_most_its_epoch(search_into, tmp_path):
+    """SIGKILL at any moment, also in the middle of a write, then the same call."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    list(search_into(whole))
+    root = Path(search.__file__).parents[1]
+    code = (
+        f"import sys, torch; sys.path[:0] = [{str(root)!r}, {str(Path(__file__).parent)!r}]; torch.set_num_threads({torch.get_num_threads()})\n"
+        f"import conftest, pathlib; from search import session\n"
+        f"tiny = conftest.make_tiny(); table = conftest.make_table(tiny)\n"
+        f"budget = 0.6 * table.predict(tiny.network()).us\n"
+        f"method = conftest.make_method('pas', tiny, table, conftest.make_stripes(), budget)\n"
+        f"for event in session.run(method, pathlib.Path({str(killed)!r})): pass\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if (killed / "history.jsonl").exists() and (killed / "history.jsonl").read_text().count("\n") >= 4:
+                break
+            time.sleep(0.002)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (killed / "result.json").exists()
+    assert len(next(search_into(killed)).history) >= 2  # a history may be one epoch ahead of its checkpoint
+    list(search_into(killed))
+    assert contents(killed) == contents(whole)
+
+
+def test_the_seed_decides(search_into, tmp_path):
+    for seed in (0, 1):
+        list(search_into(tmp_path / str(seed), seed=seed))
+    assert (tmp_path / "0" / "baseline.safetensors").read_bytes()[-1000:] != (tmp_path / "1" / "baseline.safetensors").read_bytes()[-1000:]
+
+
+@pytest.mark.parametrize("name", ["pas", "toy"])
+def test_global_randomness_is_neither_used_nor_changed(start, tmp_path, name):
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    list(start(name, tmp_path / "a"))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    list(start(name, tmp_path / "b"))
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (tmp_path / "b" / "weights.safetensors").read_bytes()
+
+
+def test_noise_and_dropout_of_every_epoch_are_its_own(start, tmp_path):
+    epochs = [event for event in start("toy", tmp_path / "run") if isinstance(event, EpochDone) and event.phase == "mixed"]
+    first, second = (epoch.figures["drawn"] for epoch in epochs)
+    assert second > first > 0
+    assert second - first != first
+
+
+def test_another_configuration_in_the_same_directory_is_refused(search_into, tmp_path, budget_us):
+    out = tmp_path / "run"
+    list(itertools.islice(search_into(out), 1))
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(SearchError, match=r"holds another run: its settings.seed is 0, asked for 1; choose another --out"):
+        list(search_into(out, seed=1))
+    with pytest.raises(SearchError, match="its budget_us is"):
+        list(search_into(out, budget=budget_us + 1))
+    with pytest.raises(SearchError, match="its method is 'pas', asked for 'uniform'"):
+        list(search_into(out, "uniform"))
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_a_search_can_start_from_the_network_of_another_run(search_into, tmp_path):
+    """The pretraining is paid once: what comes out is as if it had been trained again."""
+    *_, first = search_into(tmp_path / "first")
+    events = list(search_into(tmp_path / "second", baseline=tmp_path / "first"))
+    assert {event.phase for event in events if isinstance(event, EpochDone)} == {"search", "finetune"}
+    assert events[-1].result == first.result
+    for name in ("baseline.safetensors", "weights.safetensors"):
+        one, other = (read_tensors(tmp_path / run / name)[0] for run in ("first", "second"))
+        assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    with pytest.raises(SearchError, match="nowhere/baseline.safetensors does not exist"):
+        list(search_into(tmp_path / "third", baseline=tmp_path / "nowhere"))
+    with pytest.raises(SearchError, match="its baseline_sha256 is"):
+        list(search_into(tmp_path / "second"))
