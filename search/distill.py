@@ -1,0 +1,60 @@
+"""Losses of a classifier: towards its labels, and towards what a trained network, the teacher, says of the same images."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Logits = Float[Tensor, "images classes"]
+Labels = Int[Tensor, " images"]
+Scalar = Float[Tensor, ""]
+
+Distillation = Literal["none", "tas", "hinton"]
+"""`tas`: lambda * CE + (1 - lambda) * match (Dong and Yang 2019, Eq. 9 and 10). `hinton`: the match is a Kullback-Leibler divergence
+times T^2, which keeps the size of its gradient whatever the temperature (Hinton et al. 2015, Section 2)."""
+
+
+def soft_cross_entropy(logits: Logits, teacher: Logits, temperature: float) -> Scalar:
+    """Cross-entropy with the teacher's softened probabilities as the target, mean over the images (TAS, Eq. 9).
+
+    Args:
+        logits: of the network that is trained.
+        teacher: logits of the teacher for the same images.
+        temperature: T, which divides both.
+    """
+    return F.cross_entropy(logits / temperature, (teacher / temperature).softmax(1))
+
+
+def soft_divergence(logits: Logits, teacher: Logits, temperature: float) -> Scalar:
+    """Kullback-Leibler divergence from the teacher's softened probabilities times T^2, mean over the images; arguments as above."""
+    target = (teacher / temperature).log_softmax(1)
+    return F.kl_div((logits / temperature).log_softmax(1), target, reduction="batchmean", log_target=True) * temperature**2
+
+
+def classification_loss(
+    logits: Logits,
+    labels: Labels,
+    *,
+    label_smoothing: float = 0.0,
+    teacher: Logits | None = None,
+    kind: Distillation = "none",
+    weight: float = 0.9,
+    temperature: float = 4.0,
+) -> Scalar:
+    """Cross-entropy with the labels, and the match with a teacher where there is one.
+
+    Args:
+        logits: of the network that is trained.
+        labels: the true classes.
+        label_smoothing: share of the labels' target that is spread over all classes.
+        teacher: logits of the teacher for the same images; None: the labels alone.
+        kind: of match.
+        weight: lambda, of the labels; 1 - lambda is that of the match.
+        temperature: of the match.
+    """
+    hard = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    if kind == "none" or teacher is None:
+        return hard
+    match = soft_cross_entropy if kind == "tas" else soft_divergence
+    return weight * hard + (1 - weight) * match(logits, teacher, temperature)
