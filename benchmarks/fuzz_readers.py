@@ -37,7 +37,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploy import bundle, graph
+from deploy import bundle, cleaning, onnxfile
 from deploy import report as pages
 from deploy.errors import DeployError
 from latency import LatencyTable, blocks_zip, check, decoding
@@ -304,7 +304,7 @@ def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
         Reader("manifest.json", seeds["manifest"], lambda path: bundle.check_files(bundle.load(path.parent)), manifest),
         Reader("samples.npy", seeds["npy"], decoding.read_npy, npy),
         Reader("folder of images", seeds["images"], lambda path: data.folder(path.parents[1], 8), binary),
-        Reader("ONNX file", seeds["onnx"], lambda path: graph.parse(graph.read(path)), model),
+        Reader("ONNX file", seeds["onnx"], lambda path: cleaning.clean(onnxfile.read(path)), model),
     ]
 
 

@@ -4,6 +4,8 @@ Local functions are inlined, sparse initializers are dense, constants are initia
 version and operator set are those of every graph that ships, what follows from constants is computed, and what nothing reads is gone.
 """
 
+import contextlib
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from deploy import sessions
 from deploy.errors import DeployError, LoweringError
-from deploy.graph import DOMAINS, OPSET, check, decode, first_line, inline, require_inline
+from deploy.graph import DOMAINS, ONNX_ERRORS, OPSET, check, decode, first_line, inline, require_inline
 from deploy.shapes import fix_shapes
 from deploy.validate import LIMITS
 from latency.errors import one_line
@@ -132,6 +134,8 @@ def _constant(node: NodeProto) -> TensorProto | None:
 
 
 def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
+    if sparse.values.data_type in (TensorProto.UNDEFINED, TensorProto.STRING) or sparse.indices.data_type != TensorProto.INT64:
+        raise LoweringError(f"sparse tensor {name!r} has no values of numbers with indices of INT64")
     values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     dims = tuple(sparse.dims)
     dense = np.zeros(dims, values.dtype)
@@ -202,7 +206,7 @@ def _in_opset(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
     try:
         raised = check(onnx.version_converter.convert_version(model, OPSET))
         reason = _difference(model, raised)
-    except (onnx.version_converter.ConvertError, RuntimeError, ValueError) as error:
+    except ONNX_ERRORS as error:
         raised, reason = model, one_line(first_line(error), 200)
     return (model, {"opset": f"{version}, as it came: onnx cannot raise it to {OPSET}: {reason}"}) if reason else (raised, {})
 
@@ -237,7 +241,7 @@ def _folded(model: ModelProto) -> ModelProto:
     for _ in range(_ROUNDS):
         before = len(model.graph.node)
         try:
-            with G_LOGGER.suppress():
+            with G_LOGGER.suppress(), contextlib.redirect_stdout(io.StringIO()):  # ONNX Runtime prints what it cannot compute
                 surgeon = gs.import_onnx(model)
                 _fold_shapes(surgeon, outputs)
                 surgeon.fold_constants(

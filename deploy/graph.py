@@ -4,6 +4,7 @@ from typing import Literal
 
 import onnx
 import onnx.inliner
+import onnx.version_converter
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto
 
@@ -16,6 +17,16 @@ Precision = Literal["fp32", "fp16"]
 
 OPSET = 20
 """ONNX operator set of every graph that ships, where it can be; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
+
+ONNX_ERRORS = (
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    onnx.version_converter.ConvertError,
+    DecodeError,
+    RuntimeError,
+    ValueError,
+)
+"""What onnx's own tools raise for a model; ValueError where their words hold names that are not UTF-8."""
 
 DOMAINS = ("", "ai.onnx")
 """Names of the standard domain."""
@@ -59,7 +70,7 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
         inlined = onnx.inliner.inline_local_functions(model)
         if inlined.functions:  # of another operator set than the model's
             inlined = onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(inlined), convert_version=True)
-    except (DecodeError, RuntimeError, ValueError) as error:
+    except ONNX_ERRORS as error:
         raise LoweringError(f"onnx cannot inline the model's local functions: {first_line(error)}") from error
     if inlined.functions:
         left = inlined.functions[0]
@@ -94,7 +105,7 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, RuntimeError, ValueError) as error:
+    except ONNX_ERRORS as error:
         raise LoweringError(f"the ONNX graph is not valid: {first_line(error)}") from error
     if len(fed) < len(inferred.graph.input):
         kept = onnx.GraphProto(input=inputs(inferred))

@@ -20,6 +20,7 @@ from deploy.graph import Precision, check, parse, require_inline
 from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
 from deploy.ranges import tensor_ranges, weight_range
+from latency.onnxproto import describe
 from deploy.values import possible
 
 HEADROOM = 2.0
@@ -84,8 +85,7 @@ def _prepare(model: ModelProto) -> ModelProto:
     for node in graph.node:
         if any(attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute):
             raise LoweringError(
-                f"node {node.name!r} ({node.op_type}) holds a graph of its own, which cannot be converted to FP16: export without control "
-                "flow, or ship FP32"
+                f"{describe(node)} holds a graph of its own, which cannot be converted to FP16: export without control flow, or ship FP32"
             )
         if node.op_type == "Constant" and (array := _constant(node)) is not None:
             graph.initializer.append(numpy_helper.from_array(array, node.output[0]))

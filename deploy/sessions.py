@@ -24,10 +24,11 @@ def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what matters arrives as an exception
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # Its fallback prints, and tries the same again.
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except ort_errors.NotImplemented as error:
         raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
-    except runtime_errors() as error:
+    except (*runtime_errors(), ValueError) as error:  # ValueError: its words hold bytes of the file that are not UTF-8
         raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
 
 

@@ -138,6 +138,15 @@ def test_a_sparse_tensor_with_indices_outside_is_refused(indices):
         clean(found.SerializeToString())
 
 
+def test_a_sparse_tensor_whose_indices_are_no_integers_is_refused():
+    sparse = onnx.SparseTensorProto(dims=[8, 3, 3, 3])
+    sparse.values.CopyFrom(numpy_helper.from_array(np.float32([1])))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.float32([1])))
+    constant = node("Constant", [], ["w"], sparse_value=sparse)
+    with pytest.raises(LoweringError, match="sparse tensor 'w' has no values of numbers with indices of INT64"):
+        clean(model([constant, CONV], None, [Y]).SerializeToString())
+
+
 @pytest.mark.parametrize("read", [True, False])
 def test_an_output_that_is_an_initializer_is_written_by_a_node(read):
     nodes = [node("Add" if read else "Relu", ["x", "anchors"][: 1 + read], ["y"])]
