@@ -20,8 +20,8 @@ from deploy.graph import Precision, check, parse, require_inline
 from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
 from deploy.ranges import tensor_ranges, weight_range
-from latency.onnxproto import describe
 from deploy.values import possible
+from latency.onnxproto import describe
 
 HEADROOM = 2.0
 """Samples are not all inputs: what comes nearer to `LARGEST` than by this factor stays FP32."""
