@@ -29,6 +29,7 @@ from subjects import Network, networks
 from deploy import engine, graph
 from deploy.errors import DeployError
 from deploy.precision import certified, convert
+from deploy.samples import inputs_of, samples_of
 from latency import Device
 
 HERE = Path(__file__).parent
@@ -96,7 +97,7 @@ def measure(way: str, model: bytes, seen: np.ndarray, tried: np.ndarray, wanted:
     }
     try:
         checked = graph.check(made)
-        (found,) = engine.half_runner(checked.SerializeToString())(tried).values()
+        (found,) = engine.half_runner(checked.SerializeToString())(samples_of(tried, inputs_of(checked)).inputs).values()
     except DeployError as error:
         return row | {"error": str(error)[:200]}
     if not np.isfinite(found).all():
@@ -108,7 +109,7 @@ def compare(network: Network) -> dict[str, dict[str, object]]:
     model = network.onnx()
     samples = network.samples(SEEN + TRIED)
     tried = samples[SEEN:]
-    (wanted,) = engine.onnx_runner(model)(tried).values()
+    (wanted,) = engine.onnx_runner(model)(samples_of(tried, inputs_of(graph.parse(model))).inputs).values()
     nodes = len(onnx.load_from_string(model).graph.node)
     rows: dict[str, dict[str, object]] = {"FP32": {"nodes": nodes, "casts": 0, "MiB": round(len(model) / 2**20, 1), "error": 0.0}}
     for way in WAYS:

@@ -10,18 +10,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
+import safetensors.numpy
 
+from deploy import graph
 from deploy.certificate import Certificate
-from deploy.errors import BundleError
+from deploy.errors import BundleError, LoweringError
 from deploy.graph import Precision
+from deploy.samples import DTYPES, Samples, Tensors, TensorSpec, samples_of
 from deploy.validate import BudgetVerdict, Share, Step
 from latency import Device, Latency, Measurement, Protocol, Runtime, files
-from latency.decoding import MAX_JSON_BYTES
+from latency.decoding import MAX_JSON_BYTES, decode_tensors
 from latency.errors import FileError, one_line
 from latency.units import interval, microseconds
 
 MANIFEST = "manifest.json"
-SCHEMA = "bundle/1"
+# bundle/1: one input, `input_shape`, batch first and float32; `outputs` by name, the batch their first dimension.
+# bundle/2: `inputs` and `dtypes` by name, shapes as they are; `not_finite` and `rounding` of a comparison; the reference holds whole
+# inputs and outputs, call by call.
+SCHEMA = "bundle/2"
 ONNX, ONNX_FP16, ENGINE, REFERENCE = "model.onnx", "model.fp16.onnx", "model.engine", "reference.safetensors"
 TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
@@ -68,16 +75,18 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that is known about a bundle; manifest.json."""
 
-    schema: Literal["bundle/1"] = SCHEMA
+    schema: Literal["bundle/2"] = SCHEMA
     created: str
     """ISO 8601, UTC"""
     target: Target
     precision: Precision
-    """of the shipped network's arithmetic; its input and output are float32"""
-    input_shape: tuple[int, ...]
-    """batch first"""
+    """of the shipped network's arithmetic; inputs and outputs have the types of `dtypes`"""
+    inputs: dict[str, tuple[int, ...]]
+    """shape of each input by its name, in order"""
     outputs: dict[str, tuple[int, ...]]
-    """shape of each output by its name"""
+    """shape of each output by its name, in order"""
+    dtypes: dict[str, str]
+    """of every input and output, as numpy calls it"""
     samples: int
     """how many the validation ran on"""
     samples_from: Literal["given", "random"]
@@ -268,7 +277,10 @@ def load(directory: str | Path) -> Bundle:
     if not (seal := _SEAL.search(data)) or sha256(_blank(data)) != seal[1].decode():
         raise ChangedManifest(directory, "was changed")
     try:
-        return Bundle(directory, msgspec.json.decode(data, type=Manifest))
+        found = msgspec.json.decode(data)
+        if isinstance(found, dict) and found.get("schema") == "bundle/1":
+            found = _from_1(directory, found)
+        return Bundle(directory, msgspec.convert(found, Manifest))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         message = f"{directory}: {MANIFEST}: {one_line(error)}; it is damaged, or was written by another version of Lathe"
         raise BundleError(message) from error
@@ -280,6 +292,45 @@ class ChangedManifest(BundleError):
     def __init__(self, directory: Path, how: str) -> None:
         super().__init__(f"{directory}: {MANIFEST} {how} after it was written: export again with `lathe export SOURCE --out {directory}`")
         self.how = how
+
+
+def _from_1(directory: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The fields of bundle/2 from those of bundle/1, whose ONNX alone knows what its input is called."""
+    try:
+        name = graph.parse((directory / ONNX).read_bytes()).graph.input[0].name
+    except (OSError, LoweringError):
+        name = "input"  # `check_files` says that the file is missing or was changed
+    inputs = {name: found.pop("input_shape", None)}
+    return {**found, "schema": SCHEMA, "inputs": inputs, "dtypes": dict.fromkeys((name, *found.get("outputs", ())), "float32")}
+
+
+def reference(inputs: Tensors, outputs: Tensors) -> bytes:
+    """What `reference.safetensors` holds: whole inputs and the trained network's outputs of them, call by call."""
+    kinds = {"inputs": inputs, "outputs": outputs}
+    return safetensors.numpy.save(
+        {f"{kind}.{name}": np.ascontiguousarray(values) for kind, tensors in kinds.items() for name, values in tensors.items()}
+    )
+
+
+def read_reference(bundle: Bundle) -> tuple[Samples, Tensors]:
+    """The samples that a bundle keeps, and the trained network's outputs of them.
+
+    Raises:
+        BundleError: the file is missing or changed, or holds something else.
+    """
+    kept, manifest = decode_tensors(bundle.read(REFERENCE), REFERENCE), bundle.manifest
+    old = "samples" in kept  # of bundle/1: joined along the first dimension, the last call filled up with its first sample
+    names = ["samples"] if old else [f"inputs.{name}" for name in manifest.inputs]
+    if absent := {*names, *(f"outputs.{name}" for name in manifest.outputs)} - kept.keys():
+        raise BundleError(f"{REFERENCE} has no tensor {min(absent)!r}")
+    inputs = [TensorSpec(name, manifest.dtypes.get(name, ""), shape) for name, shape in manifest.inputs.items()]
+    if strange := [spec.name for spec in inputs if spec.dtype not in DTYPES.values()]:
+        raise BundleError(f"{MANIFEST} gives input {strange[0]!r} no type of {', '.join(DTYPES.values())}")
+    outputs = {name: kept[f"outputs.{name}"] for name in manifest.outputs}
+    if old:
+        specs = [TensorSpec(name, "float32", shape) for name, shape in manifest.outputs.items()]
+        outputs = dict(samples_of(outputs, specs).inputs)
+    return samples_of(dict(zip(manifest.inputs, (kept[name] for name in names), strict=True)), inputs), outputs
 
 
 def check_files(bundle: Bundle) -> dict[str, str]:

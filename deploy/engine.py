@@ -10,19 +10,24 @@ import msgspec
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import numpy_helper
 
-from deploy import sessions, shapes
+from deploy import graph, sessions
 from deploy.bundle import TIMING_CACHE, Target
 from deploy.errors import DeployError
 from deploy.graph import Precision
-from deploy.validate import Outputs, Samples
-from latency import Device, Measurement, Protocol, Runtime, backends
+from deploy.samples import Tensors, calls_of, inputs_of, outputs_of
+from latency import Device, Measurement, Protocol, Runtime
+from latency.backends.onnxruntime import OnnxRuntime
 from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
 from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, require
 from latency.measure import Timed, measure, summarize
 
 TARGETS: dict[Target, Precision] = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
 """Every target with the precision that it ships by default."""
+
+_TENSORRT = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
+"""Types of inputs and outputs that TensorRT has."""
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 20
 
@@ -56,10 +61,18 @@ def build(
         on_progress: called with what the builder is at.
 
     Raises:
+        DeployError: an input or output is of a type that the target does not have; it is named.
         LatencyError: the target's package is missing, its compiler refuses the network, or it needs a GPU and there is none.
     """
     if target == "onnxruntime":
         return b""
+    parsed = graph.parse(model)
+    for kind, values in (("input", inputs_of(parsed)), ("output", outputs_of(parsed))):
+        if stranger := next((value for value in values if value.dtype not in _TENSORRT), None):
+            raise DeployError(
+                f"{kind} {stranger.name!r} is {stranger.dtype}, {target} takes {', '.join(_TENSORRT)}: change its type, or ship it by "
+                "--target onnxruntime"
+            )
     try:
         return build_engine(model, target, spec, timing_cache, on_progress)
     except BuildFailed as error:
@@ -96,7 +109,8 @@ class Running:
     device: Device
     runtime: Runtime
     timed: Timed
-    outputs: Callable[[Samples], Outputs]
+    outputs: Callable[[Tensors], Tensors]
+    """from whole inputs by name, [calls, *shape] of each, to whole outputs by name"""
 
 
 @contextlib.contextmanager
@@ -107,6 +121,7 @@ def running(
     *,
     threads: int = 1,
     spec: EngineSpec | None = None,
+    timed_on: Mapping[str, np.ndarray] | None = None,
     refuse: Callable[[Device, Runtime], str] = lambda *_: "",
 ) -> Iterator[Running | str]:
     """Start a network on its target; what it holds there is released at the end.
@@ -117,6 +132,7 @@ def running(
         engine: as `build` returned it.
         threads: of ONNX Runtime.
         spec: that the engine was built by; None for the defaults.
+        timed_on: inputs by name that it is timed on; None for random ones, which may not be valid where they are indices.
         refuse: says why the engine may not be loaded on a device and runtime; "" where it may.
 
     Yields:
@@ -124,14 +140,18 @@ def running(
     """
     try:
         if target == "onnxruntime":
-            backend = backends.get(target, threads=threads)
+            backend = OnnxRuntime(threads)
             compiled, outputs = backend.compile(model), onnx_runner(model, threads)
+            if timed_on is not None:
+                compiled.bind(timed_on)
         else:
             backend = TensorRT(target, spec=spec)
             if reason := refuse(backend.device, backend.runtime):
                 raise RunFailed(reason)
             compiled = backend.load(engine)
-            outputs = _in_batches(compiled.infer, model)
+            outputs = _by_call(compiled.infer, model)
+            if timed_on is not None:
+                compiled.infer(timed_on)  # what is timed reads the inputs that were uploaded last
     except (BuildFailed, DeviceUnavailable, MissingExtra, RunFailed) as error:
         yield str(error)
         return
@@ -139,8 +159,8 @@ def running(
         yield Running(device=backend.device, runtime=backend.runtime, timed=compiled, outputs=outputs)
 
 
-def onnx_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
-    """What ONNX Runtime computes on the CPU, as a function of any number of samples.
+def onnx_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:
+    """What ONNX Runtime computes on the CPU, as a function of whole inputs.
 
     It raises CannotRun where there is no kernel for an operator, and DeployError where the model is refused.
     """
@@ -152,34 +172,37 @@ def onnx_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return sessions.run(session(), inputs)
 
-    return _in_batches(infer, model)
+    return _by_call(infer, model)
 
 
-def half_runner(model: bytes, threads: int = 1) -> Callable[[Samples], Outputs]:
+def half_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:
     """As `onnx_runner`, for a half-precision model: operator by operator, each rounding what it hands on.
 
     Given the whole graph on a CPU, ONNX Runtime computes it in float32 throughout, and an overflow goes unseen.
     """
+    whole = onnx.load_from_string(model)
+    outputs = {value.name for value in whole.graph.output}
+    constant = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer if tensor.name in outputs}
 
     @functools.cache
     def parts() -> list[onnxruntime.InferenceSession]:
-        return [sessions.start(part.SerializeToString(), threads) for part in _operators(onnx.load_from_string(model))]
+        return [sessions.start(part.SerializeToString(), threads) for part in _operators(whole)]
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        values = dict(inputs)
+        values = constant | dict(inputs)
         for session in parts():
             values |= sessions.run(session, {value.name: values[value.name] for value in session.get_inputs()})
         return values
 
-    return _in_batches(infer, model)
+    return _by_call(infer, model)
 
 
 def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
     """Each operator of a graph with known shapes, as a model of its own."""
-    graph = model.graph
-    weights = {value.name: value for value in graph.initializer}
-    values = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-    for node in graph.node:
+    body = model.graph
+    weights = {value.name: value for value in body.initializer}
+    values = {value.name: value for value in (*body.input, *body.value_info, *body.output)}
+    for node in body.node:
         read = [name for name in dict.fromkeys(node.input) if name]
         part = onnx.helper.make_graph(
             [node],
@@ -223,21 +246,12 @@ def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[
     raise AssertionError("the last round returns")
 
 
-def _in_batches(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Samples], Outputs]:
-    """Feed any number of samples to a network of a fixed batch; the last batch is filled up with its own first sample."""
-    parsed = onnx.load_from_string(model)
-    into, names = shapes.inputs(parsed)[0], [value.name for value in parsed.graph.output]
-    batch = into.type.tensor_type.shape.dim[0].dim_value
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(into.type.tensor_type.elem_type)
+def _by_call(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Tensors], Tensors]:
+    """Feed each sample to a network as it takes it, and stack its outputs."""
+    names = [value.name for value in onnx.load_from_string(model).graph.output]
 
-    def run(samples: Samples) -> Outputs:
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        for start in range(0, len(samples), batch):
-            part = samples[start : start + batch].astype(dtype)
-            full = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
-            found = infer({into.name: full})
-            for name in names:
-                parts[name].append(found[name][: len(part)])
-        return {name: np.concatenate(values) for name, values in parts.items()}
+    def run(inputs: Tensors) -> Tensors:
+        found = [infer(call) for call in calls_of(inputs)]
+        return {name: np.stack([outputs[name] for outputs in found]) for name in names}
 
     return run

@@ -130,17 +130,6 @@ def _require_numbers(kind: str, value: ValueInfoProto) -> None:
         raise LoweringError(f"{kind} {value.name!r} is a tensor of type {found}: only tensors of {', '.join(sorted(_FED))} can be shipped")
 
 
-def require_single(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model if it has one input; it may have several outputs.
-
-    Raises:
-        LoweringError: it has several inputs, or none.
-    """
-    if len(model.graph.input) != 1:
-        raise LoweringError(f"the network has {len(model.graph.input)} inputs; one can be shipped")
-    return model
-
-
 def require_inline(model: onnx.ModelProto) -> None:
     """Check that a model can be one message.
 

@@ -1,6 +1,7 @@
 """What a bundle tells people who have no Lathe: README.md, and run.py, which runs it with its runtime alone."""
 
 import json
+import re
 from importlib import resources
 
 from deploy import bundle
@@ -22,7 +23,7 @@ _README = """\
 
 ## Run it
 
-`pip install {needs}`; nothing else is needed, no torch and no Lathe. `python run.py INPUT.npy` runs it on an array, and from Python:
+`pip install {needs}`; nothing else is needed, no torch and no Lathe. `python run.py {arguments}` runs it on arrays, and from Python:
 
 ```python
 import json, runpy
@@ -31,13 +32,15 @@ import numpy as np
 bundle = "."  # this directory
 manifest = json.load(open(bundle + "/manifest.json"))
 network = runpy.run_path(bundle + "/run.py")["load"]()  # refuses changed files, another GPU, another runtime
-image = np.zeros(manifest["input_shape"], np.float32)  # yours, preprocessed as below
-outputs = network(image)
+inputs = [np.zeros(shape, manifest["dtypes"][name]) for name, shape in manifest["inputs"].items()]  # yours, preprocessed as below
+outputs = network(*inputs)
 for name, output in outputs.items():
-    print(name, output.shape, output.reshape(len(output), -1).argmax(1))
+    print(name, output.dtype, output.shape)
 ```
 
-Input: float32 {input}. Outputs: {outputs}.
+| | name | type | shape |
+|---|---|---|---|
+{values}
 
 {preprocessing}
 ## What is here
@@ -51,7 +54,7 @@ from weights to engine, and every number with its limit, are in `manifest.json`.
 """
 
 _FILES = {
-    bundle.ONNX: "the network, float32",
+    bundle.ONNX: "the network, in float32 between its inputs and outputs",
     bundle.ONNX_FP16: "the network, half precision, that the engine was built from",
     bundle.ENGINE: "the engine: for one version of its runtime and the GPUs in manifest.json",
     bundle.TIMING_CACHE: "what the builder measured, to build the same engine again",
@@ -75,16 +78,27 @@ def files(manifest: Manifest, names: set[str]) -> dict[str, bytes]:
         network=f"{manifest.shipped.params:,} parameters, {manifest.shipped.macs:,} multiply-accumulates, {manifest.precision}",
         verdicts=_verdicts(manifest),
         needs=_NEEDS[manifest.target],
-        input=list(manifest.input_shape),
-        outputs=", ".join(f"`{name}` {list(shape)}" for name, shape in manifest.outputs.items()),
+        arguments=" ".join(f"{_file(name)}.npy" for name in manifest.inputs),
+        values="\n".join(
+            f"| {kind} | `{name}` | {manifest.dtypes[name]} | {list(shape)} |"
+            for kind, shapes in (("input", manifest.inputs), ("output", manifest.outputs))
+            for name, shape in shapes.items()
+        ),
         preprocessing=_preprocessing(manifest),
         files="\n".join(f"| `{name}` | {what} |" for name, what in known),
     )
     return {bundle.README: text.encode(), bundle.SCRIPT: resources.files("deploy").joinpath("shipped", script).read_bytes()}
 
 
+def _file(name: str) -> str:
+    """A word that stands for the file of an input."""
+    return re.sub(r"\W+", "_", name).upper()
+
+
 def _verdicts(manifest: Manifest) -> str:
     outputs = "Does not hold: " + "; ".join(manifest.failures) if manifest.failures else "Every output that was compared agrees"
+    if notes := dict.fromkeys(step.note for step in manifest.validation if step.note):
+        outputs += f" ({'; '.join(notes)})"
     measured = manifest.shipped.measured
     latency = f"not measured ({manifest.shipped.not_measured})" if measured is None else interval(measured)
     budget = "" if manifest.budget_us is None else f", budget {microseconds(manifest.budget_us)}: {manifest.budget_verdict}"

@@ -6,18 +6,22 @@ import io as text_io
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from typing import Any
 
 import onnx
+import onnx.numpy_helper
 import torch
 from onnxscript import ir
 from torch import Tensor, nn
 
 from deploy import precision as half_precision
+from deploy.adapter import Adapter, adapt
 from deploy.errors import LoweringError
 from deploy.graph import MAX_BYTES, OPSET, Precision, check, first_line
 from latency.lowered import Lowered
 from reparam import Counts
+from reparam.structure import map_tensors
 
 LOWERING_VERSION = "1"
 """Recorded in every latency table. Raise it when a change here can change how fast or what the lowered graph computes."""
@@ -27,7 +31,7 @@ _TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 def to_onnx(
     module: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Any,
     *,
     precision: Precision = "fp32",
     io: Precision = "fp32",
@@ -37,51 +41,58 @@ def to_onnx(
     """Lower a copy of a module in evaluation mode to ONNX; says nothing on the console.
 
     Args:
-        module: tensors in, a tensor or several out; its weights may be of any floating type.
-        example_input: tensors of the inputs' shapes; the batch is static and is their first dimension.
+        module: its weights may be of any floating type; it may take and give tensors in tuples, lists, mappings and dataclasses.
+        example_input: a tensor, a tuple of arguments or a mapping of keyword arguments, as `adapter.call_of` takes it. Shapes are static;
+            inputs and outputs keep their types, arithmetic is in float32 or less.
         precision: what weights and arithmetic are in. The graph itself says so (strongly typed), no builder flag does. FP16 is made by
             `deploy.precision` from the FP32 graph, here by weights and operators alone.
-        io: type of the graph's floating-point inputs and outputs; where it is not `precision`, one cast stands at each.
-        inputs: their names; () for "input", or "input0", "input1" and so on.
-        outputs: likewise; of `features` the names of the modules.
+        io: type of the graph's float32 inputs and outputs; where it is not `precision`, one cast stands at each.
+        inputs: their names; () for "input", or of several by the parameters of forward.
+        outputs: likewise; () for "output", or of several their keys or "output0", "output1"; of `features` the names of the modules.
 
     Returns:
         A serialised model, weights inline, checked by onnx.checker and strict shape inference.
 
     Raises:
+        DeployError: `example_input` does not fit, or an input or output is not a tensor that can be shipped; it is named.
         LoweringError: torch cannot export the module, the names do not fit, or the result is not a valid static graph of less than 2 GiB.
     """
+    _require_inline(module)
+    given = outputs or (module.names if isinstance(module, Features) else ())
+    return onnx_of(adapt(module, example_input), precision=precision, io=io, inputs=inputs, outputs=given)
+
+
+def onnx_of(
+    adapter: Adapter, *, precision: Precision = "fp32", io: Precision = "fp32", inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+) -> bytes:
+    """As `to_onnx`, of a module that is adapted; it is not copied."""
     if (precision, io) == ("fp32", "fp16"):
         raise LoweringError("io 'fp16' needs precision 'fp16': an FP32 network has FP32 inputs and outputs")
-    examples = (example_input,) if isinstance(example_input, Tensor) else example_input
-    _require_inline(module)
-    twin = _twin(module, torch.float32)
-    names = _names("input", inputs, len(examples))
+    taken = _names("input", inputs, [value.name for value in adapter.inputs])
+    given = _names("output", outputs, [value.name for value in adapter.outputs])
     with _quiet():
         try:
             program = torch.onnx.export(
-                twin,
-                tuple(example.float() if example.is_floating_point() else example for example in examples),
+                adapter,
+                adapter.call.tensors,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=names,
-                output_names=["output"],
                 external_data=False,
                 optimize=False,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise LoweringError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
+            raise LoweringError(f"torch cannot export {type(adapter.network).__name__} to ONNX: {first_line(error)}") from error
         assert program is not None
         _keep_small_terms(program.model.graph)
         program.optimize()
     model = program.model_proto
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
         del part.metadata_props[:]  # stack traces with the paths of this machine
-    given = outputs or (module.names if isinstance(module, Features) else ())
-    _rename(
-        model.graph, dict(zip((value.name for value in model.graph.output), _names("output", given, len(model.graph.output)), strict=True))
-    )
+    _name_constants(model.graph)
+    names = {tensor.name: tensor.name.removeprefix("network.") for tensor in model.graph.initializer}
+    names |= dict(zip((value.name for value in (*model.graph.input, *model.graph.output)), (*taken, *given), strict=True))
+    _rename(model.graph, names)
     model = check(model)
     if precision == "fp16":
         model, _ = half_precision.convert(model, io=io)
@@ -220,6 +231,40 @@ def _products(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> i
     return 0
 
 
+_DRAWS = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+
+
+def require_deterministic(model: onnx.ModelProto) -> None:
+    """Check that a model computes the same every time, the graphs within its nodes included.
+
+    Raises:
+        LoweringError: it draws random numbers; the node is named.
+    """
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in _nodes(model.graph):
+        if node.op_type in _DRAWS or (node.op_type == "Dropout" and _trains(node, weights)):
+            raise LoweringError(
+                f"node {node.name or node.output[0]!r} ({node.op_type}) draws random numbers, so no output can be verified: export the "
+                "network in evaluation mode, or draw its numbers outside and make them an input"
+            )
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, attribute.g):
+                yield from _nodes(inner)
+
+
+def _trains(dropout: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
+    """Whether a Dropout drops anything; one whose mode is not a constant may."""
+    if len(dropout.input) < 3 or not dropout.input[2]:
+        return False
+    mode = weights.get(dropout.input[2])
+    return mode is None or bool(onnx.numpy_helper.to_array(mode))
+
+
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
 
 
@@ -232,7 +277,7 @@ class _Cast(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         output = self.body(*(x.to(self.inner) if x.is_floating_point() else x for x in inputs))
-        return output.to(self.outer) if isinstance(output, Tensor) else tuple(value.to(self.outer) for value in output)
+        return map_tensors(output, lambda value: value.to(self.outer) if value.is_floating_point() else value)
 
 
 def _twin(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -248,22 +293,39 @@ def _require_inline(module: nn.Module) -> None:
         )
 
 
-def _names(kind: str, given: Sequence[str], count: int) -> list[str]:
-    if given and (len(given) != count or len(set(given)) != count):
-        raise LoweringError(f"{kind}s {', '.join(given)}: the network has {count}, each needs a name of its own")
-    return list(given) or ([kind] if count == 1 else [f"{kind}{i}" for i in range(count)])
+def _names(kind: str, given: Sequence[str], known: Sequence[str]) -> Sequence[str]:
+    if given and not len(given) == len(set(given)) == len(known):
+        raise LoweringError(f"{kind}s {', '.join(given)}: the network has {len(known)}, each needs a name of its own")
+    return given or known
+
+
+def _name_constants(graph: onnx.GraphProto) -> None:
+    """Let a node write every output that is a constant: not every runtime has outputs that are weights."""
+    outputs = {value.name for value in graph.output}
+    for tensor in graph.initializer:
+        if tensor.name in outputs:
+            name, tensor.name = tensor.name, f"{tensor.name}.value"
+            graph.node.append(onnx.helper.make_node("Identity", [tensor.name], [name], f"constant_{name}"))
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
     """Give values other names; a value that has one of them already makes way."""
     names = {old: new for old, new in names.items() if old != new}
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} - names.keys()
-    names |= {name: f"{name}_" for name in names.values() if name in taken}
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {value.name for value in values}
+    for name in set(names.values()) & (taken - names.keys()):
+        names[name] = _unused(f"{name}_", taken | set(names.values()))
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
-    for value in (*graph.output, *graph.value_info, *graph.initializer):
+    for value in values:
         value.name = names.get(value.name, value.name)
+
+
+def _unused(name: str, taken: Set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 @contextlib.contextmanager

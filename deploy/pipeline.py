@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,46 +15,44 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
-import safetensors.numpy
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from deploy import bundle, cleaning, engine, graph, handout, lowering
+from deploy.adapter import Adapter, adapt, require_deterministic
 from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
 from deploy.certificate import Certificate
 from deploy.cleaning import Cleaned
 from deploy.errors import DeployError
 from deploy.graph import Precision
-from deploy.lowering import to_onnx
 from deploy.precision import certified
-from deploy.validate import CannotRun, Labels, Outputs, Rung, Samples, Share, Step, accuracy, climb, judge_latency
+from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, samples_of
+from deploy.validate import CannotRun, Labels, Rung, Share, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed
 from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
 from latency.units import us_from_ms
-from reparam import Counts, count, fuse, squeeze
+from reparam import ChannelMask, Counts, count, fuse, squeeze
+from reparam.structure import map_tensors
 
 CERTIFIED_SAMPLES = 128
-"""Inputs that activation ranges are seen on, at most."""
-RANDOM_SAMPLES = 8
-"""Inputs that are drawn where none are given."""
+"""Samples that activation ranges are seen on, at most."""
 PROOF_SAMPLES = 32
-"""Inputs that the rewrites are proved on in float64, at most."""
+"""Samples that the rewrites are proved on in float64, at most."""
 REFERENCE_SAMPLES = 8
-"""Inputs that are kept in the bundle with the outputs of the trained network, for `verify`."""
+"""Samples that are kept in the bundle with the outputs of the trained network, for `verify`; at least one call."""
 
 
 def export(
     model: nn.Module | bytes,
-    example_input: Tensor | None = None,
+    example_input: Any = None,
     *,
     target: str,
     out: str | Path,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    samples: Tensor | np.ndarray | None = None,
-    labels: Tensor | np.ndarray | None = None,
+    samples: Any = None,
+    labels: Any = None,
     baseline: nn.Module | None = None,
     budget_ms: float | None = None,
     precision: Precision | None = None,
@@ -72,12 +71,14 @@ def export(
     """Write the bundle of a network. It is written whole at the end, whatever its verdicts are: ask `Manifest.failures`.
 
     Args:
-        model: a module in its trained form, with branches and masks, or a serialised ONNX model of one input.
-        example_input: float tensor of the input's shape, batch first; an ONNX model says its shape itself.
+        model: a module in its trained form, with branches and masks, or a serialised ONNX model.
+        example_input: a valid input of the shapes and types that ship: a tensor, a tuple of arguments or a mapping of keyword arguments,
+            which may hold tensors in tuples, lists, mappings and dataclasses; an ONNX model says its inputs itself.
         target: what it ships on: onnxruntime, tensorrt or tensorrt-rtx.
         out: the directory: absent, empty, or an older bundle, which is replaced.
         shapes: of an ONNX model's inputs whose shapes are dynamic, by name.
-        samples: real inputs, preprocessed, [samples, ...]; seeded random ones where there are none.
+        samples: real inputs, preprocessed: samples joined along the first dimension, or whole inputs, [calls, *shape]; by name where there
+            are several. Seeded random ones where there are none, with the example's values where they are not floating.
         labels: class index of each sample.
         baseline: the unpruned network, timed in turns with the shipped one.
         budget_ms: latency that one batch may take.
@@ -106,8 +107,8 @@ def export(
     precision = precision or engine.TARGETS[target]
     if target == "onnxruntime" and precision != "fp32":
         raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
-    if budget_ms is not None and not budget_ms > 0:
-        raise DeployError(f"budget_ms must be above 0, found {budget_ms}")
+    if budget_ms is not None and not 0 < budget_ms < math.inf:
+        raise DeployError(f"budget_ms must be a finite number of milliseconds above 0, found {budget_ms}")
     if threads < 1:
         raise DeployError(f"threads must be at least 1, found {threads}")
     budget_us = None if budget_ms is None else us_from_ms(budget_ms)
@@ -118,16 +119,24 @@ def export(
     spec = engine_spec or EngineSpec()
     attachments = _attachments(attachments or {})
     source = _source(model, shapes)
-    shape = _input_shape(source, example_input)
-    data, truth, given = _samples(samples, labels, shape)
+    if isinstance(source, Cleaned):
+        parsed = graph.parse(source.onnx)
+        lowering.require_deterministic(parsed)
+        adapter, inputs = None, inputs_of(parsed)
+    else:
+        adapter = _adapter(source, example_input)
+        inputs = adapter.inputs
+    data, truth = _samples(samples, labels, inputs, adapter)
 
     on_step("fuse, squeeze and lower")
     if isinstance(source, Cleaned):
         network = _from_onnx(source, precision, threads, data)
     else:
-        network = _from_module(source, shape, precision, threads, data, attachments.get("architecture.json"))
-    _require_fit(truth, classes, network.onnx)
-    unpruned = None if baseline is None else _lower(fuse(_in_float32(baseline)), shape, precision, threads, data)
+        assert adapter
+        network = _from_module(source, adapter, precision, threads, data, attachments.get("architecture.json"))
+    shipped = graph.parse(network.onnx)
+    _require_fit(truth, classes, inputs, outputs_of(shipped))
+    unpruned = None if baseline is None else _lower(_baseline(baseline, example_input, inputs), precision, threads, data)
 
     on_step(f"build for {target}")
     build = functools.partial(engine.build, target=target, spec=spec, timing_cache=cache)
@@ -135,9 +144,10 @@ def export(
     built_unpruned = build(unpruned.shipped, on_progress=lambda now: on_step(f"build the unpruned network: {now}")) if unpruned else b""
 
     with ExitStack() as stack:
-        running = {"shipped": stack.enter_context(engine.running(target, network.shipped, built, threads=threads, spec=spec))}
+        start = functools.partial(engine.running, target, threads=threads, spec=spec, timed_on=data.call(0))
+        running = {"shipped": stack.enter_context(start(network.shipped, built))}
         if unpruned:
-            running["unpruned"] = stack.enter_context(engine.running(target, unpruned.shipped, built_unpruned, threads=threads, spec=spec))
+            running["unpruned"] = stack.enter_context(start(unpruned.shipped, built_unpruned))
         on_step("validate")
         rungs = list(network.rungs)
         if built:
@@ -147,12 +157,11 @@ def export(
         on_step("measure")
         timing = _time(running, protocol)
 
-    reference = {name: output[:REFERENCE_SAMPLES] for name, output in next(iter(outputs.values())).items()}
+    kept = data.first(REFERENCE_SAMPLES)
+    reference = {name: output[: kept.calls] for name, output in next(iter(outputs.values())).items()}
     files = {
         bundle.ONNX: network.onnx,
-        bundle.REFERENCE: safetensors.numpy.save(
-            {"samples": data[:REFERENCE_SAMPLES], **{f"outputs.{name}": output for name, output in reference.items()}}
-        ),
+        bundle.REFERENCE: bundle.reference(kept.inputs, reference),
         **attachments,
     }
     chain = list(network.chain)
@@ -169,10 +178,11 @@ def export(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         target=target,
         precision=precision,
-        input_shape=shape,
-        outputs={name: (shape[0], *output.shape[1:]) for name, output in reference.items()},
-        samples=len(data),
-        samples_from="given" if given else "random",
+        inputs={value.name: value.shape for value in inputs},
+        outputs={name: output.shape[1:] for name, output in reference.items()},
+        dtypes={value.name: value.dtype for value in (*inputs, *outputs_of(shipped))},
+        samples=data.count,
+        samples_from="random" if samples is None else "given",
         classes=tuple(classes),
         preprocessing=dict(preprocessing or {}),
         shipped=facts,
@@ -240,18 +250,25 @@ class _Timing:
         )
 
 
+def _adapter(model: nn.Module, example_input: Any) -> Adapter:
+    if example_input is None:
+        raise DeployError("a module does not say the shape of its input: give example_input")
+    adapter = adapt(model, example_input)
+    require_deterministic(adapter)
+    return adapter
+
+
 def _from_module(
-    model: nn.Module, shape: tuple[int, ...], precision: Precision, threads: int, samples: Samples, architecture: bytes | None
+    model: nn.Module, adapter: Adapter, precision: Precision, threads: int, samples: Samples, architecture: bytes | None
 ) -> _Network:
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
     fused = fuse(copy.deepcopy(model).cpu().double())
-    exact = {"trained": copy.deepcopy(model).cpu().double(), "fused": fused, "squeezed": squeeze(fused, torch.zeros(shape))}
+    exact = {"trained": copy.deepcopy(model).cpu().double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
     forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
-    lowered = _lower(forms["squeezed"], shape, precision, threads, samples)
-    names = [value.name for value in onnx.load_from_string(lowered.onnx).graph.output]
-    proven = samples[:PROOF_SAMPLES]
-    proofs, _ = climb([Rung(name, "fp64", _torch_runner(form, torch.float64, names)) for name, form in exact.items()], proven)
-    rungs = [Rung(name, "fp32", _torch_runner(form, torch.float32, names)) for name, form in forms.items()]
+    lowered = _lower(adapter.of(forms["squeezed"]), precision, threads, samples)
+    proven = samples.first(PROOF_SAMPLES)
+    proofs, _ = climb([Rung(name, "fp64", adapter.of(form, torch.float64).run) for name, form in exact.items()], proven)
+    rungs = [Rung(name, "fp32", adapter.of(form).run) for name, form in forms.items()]
     rungs.append(Rung("onnx", "fp32", engine.onnx_runner(lowered.onnx, threads)))
     chain = [] if architecture is None else [Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json")]
     for name, form in forms.items():
@@ -289,17 +306,26 @@ def _from_onnx(source: Cleaned, precision: Precision, threads: int, samples: Sam
     return _network(_halve(source.onnx, counts, precision, threads, samples), rungs, chain, threads)
 
 
-def _original_runner(model: bytes, threads: int) -> Callable[[Samples], Outputs]:
+def _original_runner(model: bytes, threads: int) -> Callable[[Tensors], Tensors]:
     """A file as it came, in ONNX Runtime, which may refuse it: what it would compute is not known then."""
     run = engine.onnx_runner(model, threads)
 
-    def original(samples: Samples) -> Outputs:
+    def original(inputs: Tensors) -> Tensors:
         try:
-            return run(samples)
+            return run(inputs)
         except DeployError as error:
             raise CannotRun(f"the file as it came does not run: {error}") from error
 
     return original
+
+
+def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
+    """A network without its masked channels; where there are none, as it is, whatever it takes."""
+    if not any(isinstance(module, ChannelMask) for module in fused.modules()):
+        return fused
+    if adapter.call.kwargs:
+        raise DeployError(f"a network with masked channels takes keyword arguments, {', '.join(adapter.call.kwargs)}: make them positional")
+    return squeeze(fused, adapter.call.args)
 
 
 def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> _Network:
@@ -311,15 +337,25 @@ def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: i
     return _Network(**fields, rungs=tuple(rungs), chain=tuple(chain), **more)
 
 
-def _lower(module: nn.Module, shape: tuple[int, ...], precision: Precision, threads: int, samples: Samples) -> _Lowered:
-    x = torch.zeros(shape)
-    return _halve(to_onnx(module, x), count(module, x), precision, threads, samples)
+def _lower(adapter: Adapter, precision: Precision, threads: int, samples: Samples) -> _Lowered:
+    model = lowering.onnx_of(adapter)
+    lowering.require_deterministic(graph.parse(model))
+    return _halve(model, count(adapter, adapter.call.tensors), precision, threads, samples)
+
+
+def _baseline(model: nn.Module, example_input: Any, inputs: Sequence[TensorSpec]) -> Adapter:
+    adapter = _adapter(fuse(_in_float32(model)), example_input)
+    if adapter.inputs != inputs:
+        raise DeployError(
+            f"baseline takes {', '.join(map(str, adapter.inputs))}, the network {', '.join(map(str, inputs))}: they must be alike"
+        )
+    return adapter
 
 
 def _halve(model: bytes, counts: Counts, precision: Precision, threads: int, samples: Samples) -> _Lowered:
     if precision == "fp32":
         return _Lowered(onnx=model, onnx_fp16=b"", counts=counts)
-    half, certificate = certified(model, samples[:CERTIFIED_SAMPLES], threads=threads)
+    half, certificate = certified(model, samples.first(CERTIFIED_SAMPLES), threads=threads)
     return _Lowered(onnx=model, onnx_fp16=half, counts=counts, certificate=certificate)
 
 
@@ -333,20 +369,6 @@ def _time(running: Mapping[str, engine.Running | str], protocol: Protocol) -> _T
         return _Timing(device, engine.measure_in_turns({name: at_work.timed for name, at_work in ready.items()}, protocol))
     except RunFailed as error:
         return _Timing(device, {}, str(error))
-
-
-def _torch_runner(module: nn.Module, dtype: torch.dtype, names: Sequence[str]) -> Callable[[Samples], Outputs]:
-    module.eval()
-
-    def values(result: Any) -> Sequence[Tensor]:
-        return [result] if isinstance(result, Tensor) else list(result.values() if isinstance(result, Mapping) else result)
-
-    def run(samples: Samples) -> Outputs:
-        with torch.no_grad():
-            parts = [values(module(part)) for part in torch.from_numpy(samples).to(dtype).split(64)]
-        return {name: torch.cat(part).numpy() for name, part in zip(names, zip(*parts, strict=True), strict=True)}
-
-    return run
 
 
 def _in_float32(model: nn.Module) -> nn.Module:
@@ -375,51 +397,35 @@ def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, t
         return None
     run = engine.half_runner(network.onnx_fp16, threads) if network.onnx_fp16 else engine.onnx_runner(network.onnx, threads)
     try:
-        return accuracy(run(samples), labels)
+        return accuracy(run(samples.inputs), samples, labels)
     except CannotRun:
         return None
 
 
-def _input_shape(source: nn.Module | Cleaned, example_input: Tensor | None) -> tuple[int, ...]:
-    if isinstance(source, Cleaned):
-        value = graph.require_single(graph.parse(source.onnx)).graph.input[0]
-        return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-    if example_input is None:
-        raise DeployError("a module does not say the shape of its input: give example_input")
-    return tuple(example_input.shape)
-
-
-def _samples(samples: Any, labels: Any, shape: tuple[int, ...]) -> tuple[Samples, Labels | None, bool]:
-    if samples is None:
+def _samples(given: Any, labels: Any, inputs: Sequence[TensorSpec], adapter: Adapter | None) -> tuple[Samples, Labels | None]:
+    if not inputs:
+        raise DeployError("the network has no inputs: what it gives is a constant")
+    if given is None:
         if labels is not None:
             raise DeployError("labels need the samples that they are of: give both")
-        return np.random.default_rng(0).standard_normal((RANDOM_SAMPLES, *shape[1:])).astype(np.float32), None, False
-    try:
-        data = np.asarray(samples.detach().cpu() if isinstance(samples, Tensor) else samples, np.float32)
-    except (TypeError, ValueError) as error:
-        raise DeployError(f"samples are no numbers in one array: {graph.first_line(error)}") from error
-    if data.ndim != len(shape) or not data.size or data.shape[1:] != shape[1:]:
-        raise DeployError(f"samples have shape {list(data.shape)}, the network takes [samples, {', '.join(map(str, shape[1:]))}]")
-    if not np.isfinite(data).all():
-        raise DeployError("samples contain values that are infinite or not a number: look at the preprocessing")
+        return random_samples(inputs, adapter.examples if adapter else None), None
+    data = samples_of(map_tensors(given, lambda tensor: tensor.detach().cpu().numpy()), inputs)
     if labels is None:
-        return data, None, True
+        return data, None
     truth = np.asarray(labels)
-    if truth.shape != (len(data),) or not np.issubdtype(truth.dtype, np.integer):
-        raise DeployError(f"labels must be one class index a sample, {len(data)} in all; found shape {list(truth.shape)} of {truth.dtype}")
-    return data, truth, True
+    if truth.shape != (data.count,) or not np.issubdtype(truth.dtype, np.integer):
+        raise DeployError(f"labels must be one class index a sample, {data.count} in all; found shape {list(truth.shape)} of {truth.dtype}")
+    return data, truth
 
 
-def _require_fit(labels: Labels | None, classes: Sequence[str], model: bytes) -> None:
+def _require_fit(labels: Labels | None, classes: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
     """Refuse labels and names of classes that the network cannot have."""
     if labels is None and not classes:
         return
-    outputs = onnx.load_from_string(model).graph.output
-    shapes = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in outputs]
-    if len(shapes) != 1 or len(shapes[0]) != 2:
-        found = ", ".join(map(str, shapes))
+    if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[:1] != inputs[0].shape[:1]:
+        found = ", ".join(str(list(value.shape)) for value in outputs)
         raise DeployError(f"labels and names of classes need one output of shape [batch, classes], found {found}: leave them out")
-    width = shapes[0][1]
+    width = outputs[0].shape[1]
     if labels is not None and not 0 <= labels.min() <= labels.max() < width:
         raise DeployError(f"labels go from {labels.min()} to {labels.max()}, the network's {width} classes from 0 to {width - 1}")
     if classes and len(classes) != width:
@@ -436,14 +442,17 @@ def _capabilities(target: str, spec: EngineSpec, device: Device | None) -> tuple
 
 def _doubts(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str]:
     """What is odd about the samples' range, in words: they may be what a network trained otherwise never sees."""
-    low, high = float(samples.min()), float(samples.max())
+    seen = next((values for values in samples.inputs.values() if values.dtype.kind == "f"), None)
+    if seen is None:
+        return {}
+    low, high = float(seen.min()), float(seen.max())
     found = f"samples are from {low:.4g} to {high:.4g}"
     mean, std = (np.asarray(preprocessing.get(name, ()), np.float64) for name in ("mean", "std"))
     if mean.size and mean.shape == std.shape and (std > 0).all():
         first, last = float((-mean / std).min()), float(((1 - mean) / std).max())
         if low < first - _SLACK or high > last + _SLACK:
             return {"samples": f"{found}, and the preprocessing gives {first:.4g} to {last:.4g}: are they preprocessed?"}
-    elif low >= 0 and high > _PIXELS and (samples == np.round(samples)).all():
+    elif low >= 0 and high > _PIXELS and (seen == np.round(seen)).all():
         return {"samples": f"{found}, whole numbers all, as pixels of an image file are: are they preprocessed?"}
     return {}
 

@@ -20,6 +20,7 @@ from deploy.graph import Precision, check, parse, require_inline
 from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
 from deploy.ranges import tensor_ranges, weight_range
+from deploy.samples import Samples, inputs_of, samples_of
 from deploy.values import possible
 from latency.onnxproto import describe
 
@@ -36,13 +37,18 @@ _ALWAYS_FLOAT = frozenset({("Resize", 1), ("Resize", 2), ("Upsample", 1)})
 
 
 def certified(
-    model: bytes, samples: np.ndarray | Mapping[str, np.ndarray], *, io: Precision = "fp32", headroom: float = HEADROOM, threads: int = 1
+    model: bytes,
+    samples: np.ndarray | Mapping[str, np.ndarray] | Samples,
+    *,
+    io: Precision = "fp32",
+    headroom: float = HEADROOM,
+    threads: int = 1,
 ) -> tuple[bytes, Certificate]:
     """Turn an FP32 model into an FP16 one that does not overflow on samples.
 
     Args:
         model: serialised ONNX, of any origin.
-        samples: inputs, [samples, ...]; by the input's name where there are several.
+        samples: inputs, [samples, *shape[1:]] or whole ones, [calls, *shape]; by the input's name where there are several.
         io: type of the floating-point inputs and outputs.
         headroom: how far below 65504 an activation must stay, at least 1.
         threads: of ONNX Runtime.
@@ -55,10 +61,10 @@ def certified(
         DeployError: ONNX Runtime cannot run it, or the samples do not fit.
     """
     prepared = _prepare(parse(model))
-    seen = tensor_ranges(prepared, samples, threads)
+    given = samples_of(samples, inputs_of(prepared))
+    seen = tensor_ranges(prepared, given.inputs, threads)
     half, certificate = _convert(prepared, io, headroom, seen)
-    count = len(next(iter(samples.values())) if isinstance(samples, Mapping) else samples)
-    return half.SerializeToString(deterministic=True), msgspec.structs.replace(certificate, samples=count)
+    return half.SerializeToString(deterministic=True), msgspec.structs.replace(certificate, samples=given.count)
 
 
 def convert(model: ModelProto, *, io: Precision = "fp32", headroom: float = HEADROOM) -> tuple[ModelProto, Certificate]:

@@ -1,18 +1,17 @@
 """Ranges: of activations, seen on samples in FP32, and of weights."""
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from deploy import sessions
 from deploy.certificate import SMALLEST_NORMAL, VANISHING, TensorRange, WeightRange
-from deploy.errors import LoweringError
+from deploy.samples import Tensors, calls_of
 
 CHUNK_BYTES = 256 << 20
 """Activations that are looked at in one run of the network, at most."""
@@ -25,21 +24,13 @@ _SQUARES = frozenset({"ReduceL2", "ReduceSumSquare"})
 """With `_SUMS`: where the accumulator may be far above what comes out."""
 
 
-def tensor_ranges(model: ModelProto, samples: np.ndarray | Mapping[str, np.ndarray], threads: int) -> dict[str, TensorRange]:
+def tensor_ranges(model: ModelProto, inputs: Tensors, threads: int) -> dict[str, TensorRange]:
     """Run a model and look at each of its floating-point values, so many at a time that memory stays bounded."""
     graph = model.graph
-    inputs = {value.name: value.type.tensor_type for value in graph.input}
-    if not isinstance(samples, Mapping):
-        if len(inputs) != 1:
-            raise LoweringError(f"the network has {len(inputs)} inputs, {', '.join(inputs)}: give samples of each by its name")
-        samples = {graph.input[0].name: samples}
-    if samples.keys() != inputs.keys():
-        raise LoweringError(f"samples are of {', '.join(samples) or 'nothing'}, the network's inputs are {', '.join(inputs)}")
-    feeds = list(_batches(samples, {name: _shape(kind) for name, kind in inputs.items()}, inputs))
     writers = {name: node for node in graph.node for name in node.output}
-    found = {name: _Seen() for name, kind in inputs.items() if kind.elem_type == _FULL}
-    for name, feed in itertools.product(found, feeds):
-        found[name].add(feed[name])
+    found = {value.name: _Seen() for value in graph.input if value.type.tensor_type.elem_type == _FULL}
+    for name, seen in found.items():
+        seen.add(inputs[name])
     values = [value for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type == _FULL and value.name in writers]
     for chunk in _chunks(values):
         part = ModelProto()
@@ -47,32 +38,10 @@ def tensor_ranges(model: ModelProto, samples: np.ndarray | Mapping[str, np.ndarr
         part.graph.ClearField("output")
         part.graph.output.extend(chunk)
         session = sessions.start(part.SerializeToString(), threads)
-        for feed in feeds:
-            for name, array in sessions.run(session, feed).items():
+        for call in calls_of(inputs):
+            for name, array in sessions.run(session, call).items():
                 found.setdefault(name, _Seen()).add(array)
     return {name: _range(name, writers.get(name), seen, graph) for name, seen in found.items()}
-
-
-def _batches(
-    samples: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], kinds: Mapping[str, onnx.TypeProto.Tensor]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Samples as the network takes them; the last batch is filled up with its own first sample."""
-    counts = {len(values) for values in samples.values()}
-    if len(counts) != 1 or 0 in counts:
-        raise LoweringError(f"samples: as many of every input are needed, at least 1; found {', '.join(map(str, sorted(counts)))}")
-    for name, values in samples.items():
-        if values.shape[1:] != shapes[name][1:]:
-            wanted = ", ".join(map(str, ("samples", *shapes[name][1:])))
-            raise LoweringError(f"samples of {name} have shape {list(values.shape)}, the network takes [{wanted}]")
-        if not np.isfinite(values).all():
-            raise LoweringError(f"samples of {name} contain values that are infinite or not a number: look at the preprocessing")
-    batch = next(iter(shapes.values()))[0]
-    for start in range(0, counts.pop(), batch):
-        feed = {}
-        for name, values in samples.items():
-            part = values[start : start + batch].astype(helper.tensor_dtype_to_np_dtype(kinds[name].elem_type))
-            feed[name] = np.concatenate([part, np.repeat(part[:1], batch - len(part), axis=0)])
-        yield feed
 
 
 def _chunks(values: Iterable[onnx.ValueInfoProto]) -> Iterator[list[onnx.ValueInfoProto]]:

@@ -1,11 +1,13 @@
 """Load what a bundle ships, where it may be loaded."""
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from deploy import bundle, engine
 from deploy.bundle import Bundle
@@ -16,7 +18,9 @@ from latency.backends.tensorrt import EngineSpec
 
 @contextlib.contextmanager
 def start(directory: str | Path) -> Iterator[Running]:
-    """The network of a bundle, at work on this machine: `Running.outputs` runs it. What it holds is released at the end.
+    """The network of a bundle, at work on this machine: `Running.outputs` runs it on whole inputs by name, [calls, *shape] of each.
+
+    What it holds is released at the end.
 
     Raises:
         BundleError: there is no bundle; the file to load was changed or is missing; or it is an engine for another GPU or another version
@@ -29,8 +33,12 @@ def start(directory: str | Path) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def running(found: Bundle) -> Iterator[Running | str]:
+def running(found: Bundle, timed_on: Mapping[str, np.ndarray] | None = None) -> Iterator[Running | str]:
     """As `start`, of a bundle that was read; yields the reason where this machine cannot run it.
+
+    Args:
+        found: the bundle.
+        timed_on: as in `engine.running`.
 
     Raises:
         BundleError: a file that it needs is missing or changed.
@@ -38,10 +46,11 @@ def running(found: Bundle) -> Iterator[Running | str]:
     files, manifest = found.manifest.files, found.manifest
     model = found.read(bundle.ONNX_FP16 if bundle.ONNX_FP16 in files else bundle.ONNX)
     built = found.read(bundle.ENGINE) if bundle.ENGINE in files else b""
-    threads = min(manifest.device.threads if manifest.device else 1, os.cpu_count() or 1)
+    threads = max(min(manifest.device.threads if manifest.device else 1, os.cpu_count() or 1), 1)
     try:
         spec = msgspec.convert(manifest.build, EngineSpec) if built else None
     except msgspec.ValidationError as error:
         raise BundleError(f"{found.directory}: the engine's build options are not those of this version of Lathe: {error}") from error
-    with engine.running(manifest.target, model, built, threads=max(threads, 1), spec=spec, refuse=found.misfit) as at_work:
+    start = functools.partial(engine.running, manifest.target, model, built, threads=threads, spec=spec)
+    with start(timed_on=timed_on, refuse=found.misfit) as at_work:
         yield at_work

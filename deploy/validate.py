@@ -1,15 +1,16 @@
 """Verdicts on a network that was rewritten step by step: do its outputs agree, how good is it, is it within its budget."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from deploy.errors import DeployError
+from deploy.samples import Samples, Tensors
 from latency import Measurement
 from latency.errors import require
 
@@ -18,17 +19,15 @@ Verdict = Literal["reference", "passed", "failed", "not run"]
 BudgetVerdict = Literal["met", "missed", "unsure", "no budget", "not run"]
 
 LIMITS: dict[str, float] = {"fp64": 1e-10, "fp32": 1e-5, "fp16": 1e-2}
-"""Largest difference, relative to the largest value of the reference output, that still counts as the same network.
+"""Largest difference, relative to the largest value of the reference output, that still counts as the same network; of an output of whole
+numbers or booleans, the largest share of values that may differ.
 
 In float64 a rewrite is proved; float32 leaves room for another order of summation; half precision rounds each of many layers by up to
 5e-4, and 1e-2 is what its users have settled on.
 """
 
-Samples = Float[np.ndarray, "samples *input"]
 Labels = Int[np.ndarray, " samples"]
-Output = Shaped[np.ndarray, "samples *output"]
-Outputs = Mapping[str, Shaped[np.ndarray, "samples ..."]]
-"""By name; the same names in every form of a network."""
+Output = Shaped[np.ndarray, "calls *output"]
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,13 +51,21 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scale: float
     """largest absolute value of the reference"""
     relative: float
-    """the difference over the scale; over 1 where the reference is zero"""
+    """the difference over the scale; over 1 where the reference is zero; of whole numbers and booleans the share of values that differ"""
     cosine: float
-    """smallest cosine between the outputs of any sample"""
+    """smallest cosine between the outputs of any call"""
     top1: Share | None
     """of the samples whose largest output is the same one; None where the output is not one vector a sample"""
     kl: float | None
     """Kullback-Leibler divergence from the reference, in nats, mean over samples, outputs taken as logits; None as `top1`"""
+    not_finite: int = 0
+    """number of values that are NaN, or the same infinity, in both: equal, and left out of the numbers above"""
+    rounding: float = 0.0
+    """of an output that is itself float16 the distance of two neighbouring numbers: the limit of the step is larger by it"""
+
+    def within(self, limit: float) -> bool:
+        """Whether the difference is within the limit of a step."""
+        return self.relative <= limit + self.rounding
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,6 +90,12 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The output that lies farthest from the reference; None where none was compared."""
         return max(self.first.values(), key=lambda found: found.relative, default=None)
 
+    @property
+    def note(self) -> str:
+        """What a verdict does not say: values that are NaN or infinite in this form and in the reference; "" where there are none."""
+        found = [f"{seen.not_finite} values of {name}" for name, seen in self.first.items() if seen.not_finite]
+        return f"{', '.join(found)} are NaN or infinite, as in the reference" if found else ""
+
 
 SAME_WITHIN = 0.02
 """Two latencies are the same where their ratio is surely this near to 1."""
@@ -103,30 +116,30 @@ class Rung:
 
     name: str
     precision: Arithmetic
-    run: Callable[[Samples], Outputs] | str
+    run: Callable[[Tensors], Tensors] | str
 
 
 class CannotRun(DeployError):
     """This machine cannot run a form of the network: it is `not run`, and nothing is said about its outputs."""
 
 
-def climb(rungs: Sequence[Rung], samples: Samples, labels: Labels | None = None) -> tuple[list[Step], dict[str, Outputs]]:
+def climb(rungs: Sequence[Rung], samples: Samples, labels: Labels | None = None) -> tuple[list[Step], dict[str, Tensors]]:
     """Run every form of a network on the same samples and compare each with the one before and with the first.
 
     Returns:
-        A step for each rung, and by name the outputs of those that ran and are finite.
+        A step for each rung, and by name the outputs of those that ran and could be compared.
 
     Raises:
-        DeployError: no form runs, or the outputs of the first that does are not finite.
+        DeployError: no form runs, or an output of the first that does has no finite value.
         MissingExtra: Polygraphy is not installed.
     """
     steps: list[Step] = []
-    outputs: dict[str, Outputs] = {}
+    outputs: dict[str, Tensors] = {}
     for rung in rungs:
         step = Step(name=rung.name, precision=rung.precision, verdict="not run", limit=LIMITS[rung.precision])
         try:
             found = _run(rung, samples)
-            step = _judge(step, found, list(outputs.values()), labels)
+            step = _judge(step, found, list(outputs.values()), samples, labels)
             outputs[rung.name] = found
         except CannotRun as error:
             step = msgspec.structs.replace(step, reason=str(error))
@@ -138,88 +151,135 @@ def climb(rungs: Sequence[Rung], samples: Samples, labels: Labels | None = None)
     return steps, outputs
 
 
-def _run(rung: Rung, samples: Samples) -> Outputs:
+def _run(rung: Rung, samples: Samples) -> Tensors:
     if isinstance(rung.run, str):
         raise CannotRun(rung.run)
-    outputs = rung.run(samples)
+    outputs = rung.run(samples.inputs)
     for name, output in outputs.items():
-        if bad := int((~np.isfinite(output)).sum()):
-            of = f" of {name}" * (len(outputs) > 1)
-            raise DeployError(f"{bad} of {output.size} output values{of} are infinite or not a number")
+        if output.size and not np.isfinite(output).any():
+            what = "NaN" if np.isnan(output).all() else "infinite or NaN"
+            raise DeployError(f"all {output.size} values of {name!r} are {what}")
     return outputs
 
 
-def _judge(step: Step, outputs: Outputs, earlier: Sequence[Outputs], labels: Labels | None) -> Step:
-    step = msgspec.structs.replace(step, accuracy=accuracy(outputs, labels))
+def _judge(step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Samples, labels: Labels | None) -> Step:
+    step = msgspec.structs.replace(step, accuracy=accuracy(outputs, samples, labels))
     if not earlier:
         return msgspec.structs.replace(step, verdict="reference")
-    (previous, near), (first, near_too) = (compare(outputs, reference, step.limit) for reference in (earlier[-1], earlier[0]))
-    relative, name = max((found.relative, name) for against in (previous, first) for name, found in against.items())
-    output = f"output {name}" if len(outputs) > 1 else "the output"
+    compared = (compare(outputs, reference, step.limit, samples) for reference in (earlier[-1], earlier[0]))
+    (previous, near), (first, near_too) = compared
+    seen = ((found.relative - found.rounding, name, found) for against in (previous, first) for name, found in against.items())
+    _, name, worst = max(seen, key=lambda one: one[0])
     return msgspec.structs.replace(
         step,
         verdict="passed" if near and near_too else "failed",
         previous=previous,
         first=first,
-        reason="" if near and near_too else f"{output} differs by {relative:.1e} of its scale, more than {step.limit:.0e}",
+        reason="" if near and near_too else _off(name, worst, step.limit, outputs),
     )
 
 
-def compare(outputs: Outputs, reference: Outputs, limit: float) -> tuple[dict[str, Agreement], bool]:
-    """Compare finite outputs for the same samples; Polygraphy finds the differences and judges them.
+def _off(name: str, found: Agreement, limit: float, outputs: Tensors) -> str:
+    output = f"output {name}" if len(outputs) > 1 else "the output"
+    if outputs[name].dtype.kind == "f":
+        return f"{output} differs by {found.relative:.1e} of its scale, more than {limit + found.rounding:.0e}"
+    return f"{found.relative:.2%} of the values of {output} differ, more than {limit:.0e}"
+
+
+def compare(outputs: Tensors, reference: Tensors, limit: float, samples: Samples) -> tuple[dict[str, Agreement], bool]:
+    """Compare whole outputs of the same calls, whatever their shape; Polygraphy finds the differences and judges them.
+
+    Values that are NaN or the same infinity in both are equal.
 
     Args:
         outputs: of one form of a network.
         reference: of another.
-        limit: largest difference of an output, as a share of the largest absolute value of its reference.
+        limit: largest difference of an output, as a share of the largest absolute value of its reference; of whole numbers and booleans
+            the largest share of values that differ.
+        samples: what they are the outputs of.
 
     Returns:
-        Of each output how far it is off, and whether all are within the limit.
+        Of each output how far it is off, and whether all are within the limit, which is larger for a float16 output by its rounding.
 
     Raises:
-        DeployError: they have other names or shapes.
+        DeployError: they have other names or shapes, or a value is NaN or infinite in one of them alone.
         MissingExtra: Polygraphy is not installed.
     """
     if list(outputs) != list(reference):
         raise DeployError(f"outputs {', '.join(outputs)} cannot be compared with outputs {', '.join(reference)}")
     for name, output in outputs.items():
         if output.shape != reference[name].shape:
-            raise DeployError(f"an output of shape {list(output.shape)} cannot be compared with one of shape {list(reference[name].shape)}")
-    scales = {name: float(np.abs(output).max()) for name, output in reference.items()}
-    one, other = ({name: output.astype(np.float64) for name, output in values.items()} for values in (outputs, reference))
-    found = _polygraphy(one, other, {name: limit * (scale or 1.0) for name, scale in scales.items()})
-    return {
-        name: Agreement(
-            max_abs=max_abs,
-            scale=scales[name],
-            relative=max_abs / (scales[name] or 1.0),
-            cosine=_cosine(one[name], other[name]),
-            top1=_share(one[name].argmax(1) == other[name].argmax(1)) if _is_logits(one[name]) else None,
-            kl=_divergence(one[name], other[name]) if _is_logits(one[name]) else None,
-        )
-        for name, (max_abs, _) in found.items()
-    }, all(near for _, near in found.values())
+            shapes = [list(values.shape[1:]) for values in (output, reference[name])]
+            raise DeployError(f"output {name!r} of shape {shapes[0]} cannot be compared with one of shape {shapes[1]}")
+    found = {name: _agreement(name, output, reference[name], limit, samples) for name, output in outputs.items()}
+    return {name: agreement for name, (agreement, _) in found.items()}, all(near for _, near in found.values())
 
 
-def _polygraphy(one: Outputs, other: Outputs, atol: dict[str, float]) -> dict[str, tuple[float, bool]]:
-    """Of each output the largest absolute difference, and whether it is within its tolerance."""
+def _agreement(name: str, output: Output, reference: Output, limit: float, samples: Samples) -> tuple[Agreement, bool]:
+    alike = _alike(name, output, reference)
+    one, other = (np.where(alike, 0.0, values.astype(np.float64)) for values in (output, reference))
+    scale = float(np.abs(other).max(initial=0.0))
+    rounding = float(np.finfo(np.float16).eps) if output.dtype == np.float16 else 0.0
+    max_abs, near = _polygraphy(one, other, (limit + rounding) * (scale or 1.0))
+    relative = max_abs / (scale or 1.0)
+    if reference.dtype.kind != "f":
+        relative = float((one != other).mean()) if one.size else 0.0
+        near = relative <= limit
+    logits = [_logits(values, samples) for values in (output, reference)]
+    a, b = (None, None) if logits[0] is None or logits[1] is None else _finite(logits[0], logits[1])
+    return Agreement(
+        max_abs=max_abs,
+        scale=scale,
+        relative=relative,
+        cosine=_cosine(one, other),
+        top1=None if a is None or b is None else _share(a.argmax(1) == b.argmax(1)),
+        kl=None if a is None or b is None else _divergence(a, b),
+        not_finite=int(alike.sum()),
+        rounding=rounding,
+    ), near
+
+
+def _alike(name: str, output: Output, reference: Output) -> Bool[np.ndarray, "..."]:
+    """Where both are NaN or the same infinity.
+
+    Raises:
+        DeployError: a value is NaN or infinite in one of them alone.
+    """
+    alike = (np.isnan(output) & np.isnan(reference)) | (np.isinf(output) & (output == reference))
+    for one, where, instead in ((output, "are", "the reference is not"), (reference, "are not", "the reference is")):
+        for kind, test in (("NaN", np.isnan), ("infinite", np.isinf)):
+            if count := int((test(one) & ~alike).sum()):
+                raise DeployError(f"{count} of {output.size} values of {name!r} {where} {kind} where {instead}")
+    return alike
+
+
+def _polygraphy(one: Float[np.ndarray, "..."], other: Float[np.ndarray, "..."], atol: float) -> tuple[float, bool]:
+    """The largest absolute difference of finite values, and whether it is within a tolerance."""
     require("polygraphy", "")
     from polygraphy.comparator import IterationResult, SimpleCompareFunc
     from polygraphy.logger import G_LOGGER
 
     results = IterationResult(runner_name="one"), IterationResult(runner_name="other")
     for result, values in zip(results, (one, other), strict=True):
-        result.update(values)
+        result.update({"values": values.ravel()})
     # Its check of a statistic, or of Python's floats, imports torch where that is installed; without a relative tolerance this is the same.
-    tolerances = {name: np.float64(value) for name, value in atol.items()}
-    func = SimpleCompareFunc(atol=tolerances, rtol=np.float64(0), check_error_stat="elemwise")
+    func = SimpleCompareFunc(atol={"values": np.float64(atol)}, rtol=np.float64(0), check_error_stat="elemwise")
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it says on the console what is in the result
-        compared = func(*results)
-    return {name: (float(result.max_absdiff), bool(result)) for name, result in compared.items()}
+        (result,) = func(*results).values()
+    return float(result.max_absdiff), bool(result)
 
 
-def _is_logits(output: Output) -> bool:
-    return output.ndim == 2 and output.shape[1] > 1
+def _logits(output: Output, samples: Samples) -> Shaped[np.ndarray, "samples classes"] | None:
+    """One vector a sample; None where the output is something else."""
+    if output.ndim != 3 or output.shape[1] != samples.batch or output.shape[2] < 2 or output.dtype.kind != "f":
+        return None
+    return output.reshape(-1, output.shape[2])[: samples.count]
+
+
+def _finite(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Both in float64 without the samples that have a value that is not finite; None where nothing is left."""
+    rows = np.isfinite(one).all(axis=1) & np.isfinite(other).all(axis=1)
+    return (one[rows].astype(np.float64), other[rows].astype(np.float64)) if rows.any() else (None, None)
 
 
 def _cosine(one: Output, other: Output) -> float:
@@ -229,7 +289,7 @@ def _cosine(one: Output, other: Output) -> float:
     return float(np.where(both_zero, 1.0, (a * b).sum(axis=1) / np.where(norms > 0, norms, 1.0)).min())
 
 
-def _divergence(one: Output, reference: Output) -> float:
+def _divergence(one: np.ndarray, reference: np.ndarray) -> float:
     logs = [values - values.max(axis=1, keepdims=True) for values in (one, reference)]
     log_q, log_p = (values - np.log(np.exp(values).sum(axis=1, keepdims=True)) for values in logs)
     return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
@@ -246,12 +306,12 @@ def _share(hits: Shaped[np.ndarray, " samples"]) -> Share:
     return Share(share=p, low=max(0.0, min(low, p)), high=min(1.0, max(high, p)))
 
 
-def accuracy(outputs: Outputs, labels: Labels | None) -> Share | None:
+def accuracy(outputs: Tensors, samples: Samples, labels: Labels | None) -> Share | None:
     """Share of the samples whose largest output is their label; None without labels, or where there is not one output of one vector."""
     if labels is None or len(outputs) != 1:
         return None
-    (output,) = outputs.values()
-    return _share(output.argmax(1) == labels) if _is_logits(output) else None
+    logits = _logits(next(iter(outputs.values())), samples)
+    return None if logits is None else _share(logits.argmax(1) == labels)
 
 
 def judge_latency(low_us: float, high_us: float, budget_us: float | None) -> BudgetVerdict:

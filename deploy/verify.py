@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from deploy import bundle, engine, handout, precision
 from deploy.bundle import Bundle, ChangedManifest, Manifest
 from deploy.engine import Running
 from deploy.errors import BundleError, DeployError
+from deploy.samples import Samples, Tensors
 from deploy.start import running
-from deploy.validate import Outputs, Rung, Samples, Verdict, climb, judge_latency, share
+from deploy.validate import Rung, Verdict, climb, judge_latency, share
 from latency import LatencyError, Measurement, Protocol, RunFailed
-from latency.decoding import decode_tensors
 from latency.device import first_difference
 from latency.measure import summarize
 from latency.units import interval, microseconds, ms_from_us, s_from_ms
@@ -60,11 +61,9 @@ def verify(directory: str | Path) -> Verification:
     problems = bundle.check_files(found)
     checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
     checks += [*_written(found, problems), *_half(found, problems), *_recorded(found.manifest)]
-    with _start(found) as at_work:
-        try:
-            checks += _outputs(found, problems, at_work)
-        except (DeployError, LatencyError) as error:
-            checks.append(Check(name="outputs", verdict="failed", detail=str(error)))
+    kept, why = _reference(found, problems)
+    with _start(found, kept and kept[0].call(0)) as at_work:
+        checks += why if kept is None else _outputs(found, problems, at_work, *kept)
         checks.append(_latency(found.manifest, at_work))
     return Verification(directory=str(directory), checks=tuple(checks))
 
@@ -92,26 +91,28 @@ def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
 
 
 @contextlib.contextmanager
-def _start(found: Bundle) -> Iterator[Running | str]:
+def _start(found: Bundle, timed_on: Mapping[str, np.ndarray] | None) -> Iterator[Running | str]:
     """The shipped network at work, or why it is not."""
     with contextlib.ExitStack() as stack:
         try:
-            at_work = stack.enter_context(running(found))
+            at_work = stack.enter_context(running(found, timed_on))
         except BundleError as error:
             at_work = str(error)
         yield at_work
 
 
-def _outputs(found: Bundle, problems: Mapping[str, str], at_work: Running | str) -> Iterator[Check]:
+def _reference(found: Bundle, problems: Mapping[str, str]) -> tuple[tuple[Samples, Tensors] | None, list[Check]]:
+    """The samples that are kept with their outputs, or why there are none."""
     if bundle.REFERENCE in problems:
-        yield Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")
-        return
-    kept = decode_tensors(found.read(bundle.REFERENCE), bundle.REFERENCE)
-    if absent := {"samples", *(f"outputs.{name}" for name in found.manifest.outputs)} - kept.keys():
-        raise BundleError(f"{bundle.REFERENCE} has no tensor {min(absent)!r}")
-    reference = {name: kept[f"outputs.{name}"] for name in found.manifest.outputs}
+        return None, [Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")]
+    try:
+        return bundle.read_reference(found), []
+    except (DeployError, LatencyError) as error:
+        return None, [Check(name="outputs", verdict="failed", detail=str(error))]
 
-    def run(file: str, runner: Callable[[bytes], Callable[[Samples], Outputs]]) -> Callable[[Samples], Outputs] | str:
+
+def _outputs(found: Bundle, problems: Mapping[str, str], at_work: Running | str, samples: Samples, reference: Tensors) -> Iterator[Check]:
+    def run(file: str, runner: Callable[[bytes], Callable[[Tensors], Tensors]]) -> Callable[[Tensors], Tensors] | str:
         return f"{file} {problems[file]}" if file in problems else runner(found.read(file))
 
     rungs = [Rung("reference", "fp32", lambda _: reference)]
@@ -121,9 +122,15 @@ def _outputs(found: Bundle, problems: Mapping[str, str], at_work: Running | str)
         rungs.append(Rung("onnx-fp16", "fp16", run(bundle.ONNX_FP16, engine.half_runner)))
     if bundle.ENGINE in found.manifest.files:
         rungs.append(Rung("engine", found.manifest.precision, at_work if isinstance(at_work, str) else at_work.outputs))
-    for step in climb(rungs, kept["samples"])[0][1:]:
+    try:
+        steps = climb(rungs, samples)[0][1:]
+    except (DeployError, LatencyError) as error:
+        yield Check(name="outputs", verdict="failed", detail=str(error))
+        return
+    for step in steps:
         numbers = f"differs by {step.worst.relative:.1e} of the scale, limit {step.limit:.0e}" if step.worst else ""
-        yield Check(name=f"outputs of {step.name}", verdict=step.verdict, detail=step.reason or numbers)
+        detail = step.reason or "; ".join(filter(None, (numbers, step.note)))
+        yield Check(name=f"outputs of {step.name}", verdict=step.verdict, detail=detail)
 
 
 def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
@@ -154,7 +161,7 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
     """What the manifest concludes, from the numbers that it holds; what it cannot tell is said."""
     wrong = []
     for step in manifest.validation:
-        near = all(found.relative <= step.limit for found in (*step.previous.values(), *step.first.values()))
+        near = all(found.within(step.limit) for found in (*step.previous.values(), *step.first.values()))
         if step.first and (step.verdict == "passed") != near:
             wrong.append(f"{step.name} {step.precision} is {step.verdict}")
     networks = {"shipped": manifest.shipped, "unpruned": manifest.unpruned}

@@ -22,8 +22,8 @@ class Counts:
 
 
 @torch.no_grad()
-def count(model: nn.Module, example_input: Tensor) -> Counts:
-    """Count a network by running a copy of it once; `example_input` is a batch of any size.
+def count(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Counts:
+    """Count a network by running a copy of it once; `example_input` is a batch of any size, or a tuple of arguments, a batch the first.
 
     A masked network is counted whole: it computes the channels that it then sets to zero.
     """
@@ -39,5 +39,7 @@ def count(model: nn.Module, example_input: Tensor) -> Counts:
     for module in twin.modules():
         if isinstance(module, _COUNTED):
             module.register_forward_hook(add)
-    twin(example_input)
-    return Counts(params=sum(p.numel() for p in twin.parameters()), macs=macs // example_input.shape[0])
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    twin(*inputs)
+    batch = next((value.shape[0] for value in inputs[:1] if isinstance(value, Tensor) and value.ndim), 1)
+    return Counts(params=sum(p.numel() for p in twin.parameters()), macs=macs // batch)

@@ -1,4 +1,4 @@
-"""Runs the network of this directory with numpy and ONNX Runtime alone: `python run.py INPUT.npy`, or `load()` from your own code."""
+"""Runs the network of this directory with numpy and ONNX Runtime alone: `python run.py INPUT.npy ...`, or `load()` from your own code."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ import onnxruntime
 HERE = Path(__file__).parent
 
 
-def load() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from one batch, float32 in the `input_shape` of manifest.json, to the outputs by name."""
+def load() -> Callable[..., dict[str, np.ndarray]]:
+    """A function from one array for each of the `inputs` of manifest.json, in their order, to the outputs by name."""
     manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
     model = (HERE / "model.onnx").read_bytes()
     if hashlib.sha256(model).hexdigest() != manifest["files"]["model.onnx"]:
@@ -21,16 +21,37 @@ def load() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = (manifest["device"] or {}).get("threads", 1)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names, into = [value.name for value in session.get_outputs()], session.get_inputs()[0].name
 
-    def run(x: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: np.asarray(value) for name, value in zip(names, session.run(names, {into: x}), strict=True)}
+    def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+        values = session.run(list(manifest["outputs"]), by_name(manifest, arrays))
+        return {name: np.asarray(value) for name, value in zip(manifest["outputs"], values, strict=True)}
 
     return run
 
 
+def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    """The inputs by name, in their types; ValueError where one does not fit."""
+    if len(arrays) != len(manifest["inputs"]):
+        raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}")
+    made = {}
+    for (name, shape), array in zip(manifest["inputs"].items(), arrays, strict=True):
+        dtype = np.dtype(manifest["dtypes"][name])
+        if list(np.shape(array)) != shape or not np.can_cast(np.asarray(array).dtype, dtype, "same_kind"):
+            raise ValueError(f"input {name} is {dtype} {shape}, given {np.asarray(array).dtype} {list(np.shape(array))}")
+        made[name] = np.asarray(array, dtype, order="C")
+    return made
+
+
+def main() -> None:
+    """Run the network on the arrays of files, and say what comes out."""
+    try:
+        outputs = load()(*(np.load(path, allow_pickle=False) for path in sys.argv[1:]))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{error}\nusage: python run.py INPUT.npy ..., one for each input")
+    for name, output in outputs.items():
+        best = f" largest at {output.argmax(1)}" if output.ndim == 2 else ""
+        print(f"{name} {output.dtype} {output.shape} from {output.min()} to {output.max()}{best}")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python run.py INPUT.npy")
-    for name, output in load()(np.load(sys.argv[1]).astype(np.float32)).items():
-        print(name, output.shape, "largest at", output.reshape(len(output), -1).argmax(1))
+    main()

@@ -1,4 +1,4 @@
-"""Runs the engine of this directory with numpy, TensorRT and cuda-python alone: `python run.py INPUT.npy`, or `load()` from your code."""
+"""Runs the engine of this directory with numpy, TensorRT and cuda-python alone: `python run.py INPUT.npy ...`, or by `load()`."""
 
 import hashlib
 import importlib
@@ -14,8 +14,8 @@ cuda: Any = importlib.import_module("cuda.bindings.runtime")
 HERE = Path(__file__).parent
 
 
-def load() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from one batch, in the `input_shape` of manifest.json, to the outputs by name.
+def load() -> Callable[..., dict[str, np.ndarray]]:
+    """A function from one array for each of the `inputs` of manifest.json, in their order, to the outputs by name.
 
     It leaves with the reason, and the command that builds the engine again, where the file was changed or is for another GPU or TensorRT.
     """
@@ -40,22 +40,18 @@ def load() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     if engine is None:
         sys.exit(f"{engine_file} does not load with {target} {trt.__version__}: {again}")
     context, stream = engine.create_execution_context(), _cuda(cuda.cudaStreamCreate())
-    arrays, places, inputs = {}, {}, []
-    for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors)):
-        arrays[name] = np.empty(tuple(engine.get_tensor_shape(name)), trt.nptype(engine.get_tensor_dtype(name)))
-        places[name] = _cuda(cuda.cudaMalloc(arrays[name].nbytes))
+    places = {}
+    for name, shape in (manifest["inputs"] | manifest["outputs"]).items():
+        places[name] = _cuda(cuda.cudaMalloc(np.empty(shape, manifest["dtypes"][name]).nbytes))
         context.set_tensor_address(name, int(places[name]))
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            inputs.append(name)
 
-    def run(x: np.ndarray) -> dict[str, np.ndarray]:
-        (into,) = inputs
-        x = np.ascontiguousarray(x, arrays[into].dtype).reshape(arrays[into].shape)
-        _cuda(cuda.cudaMemcpy(places[into], x.ctypes.data, x.nbytes, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice))
+    def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+        for name, array in by_name(manifest, arrays).items():
+            _cuda(cuda.cudaMemcpy(places[name], array.ctypes.data, array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice))
         if not context.execute_async_v3(int(stream)):
             sys.exit(f"{engine_file}: {target} refuses to run it")
         _cuda(cuda.cudaStreamSynchronize(stream))
-        outputs = {name: array.copy() for name, array in arrays.items() if name not in inputs}
+        outputs = {name: np.empty(shape, manifest["dtypes"][name]) for name, shape in manifest["outputs"].items()}
         for name, array in outputs.items():
             _cuda(cuda.cudaMemcpy(array.ctypes.data, places[name], array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost))
         return outputs
@@ -78,8 +74,29 @@ def _cuda(result: tuple[Any, ...]) -> Any:
     return values[0] if values else None
 
 
+def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    """The inputs by name, in their types; ValueError where one does not fit."""
+    if len(arrays) != len(manifest["inputs"]):
+        raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}")
+    made = {}
+    for (name, shape), array in zip(manifest["inputs"].items(), arrays, strict=True):
+        dtype = np.dtype(manifest["dtypes"][name])
+        if list(np.shape(array)) != shape or not np.can_cast(np.asarray(array).dtype, dtype, "same_kind"):
+            raise ValueError(f"input {name} is {dtype} {shape}, given {np.asarray(array).dtype} {list(np.shape(array))}")
+        made[name] = np.asarray(array, dtype, order="C")
+    return made
+
+
+def main() -> None:
+    """Run the network on the arrays of files, and say what comes out."""
+    try:
+        outputs = load()(*(np.load(path, allow_pickle=False) for path in sys.argv[1:]))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{error}\nusage: python run.py INPUT.npy ..., one for each input")
+    for name, output in outputs.items():
+        best = f" largest at {output.argmax(1)}" if output.ndim == 2 else ""
+        print(f"{name} {output.dtype} {output.shape} from {output.min()} to {output.max()}{best}")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python run.py INPUT.npy")
-    for name, output in load()(np.load(sys.argv[1])).items():
-        print(name, output.shape, "largest at", output.reshape(len(output), -1).argmax(1))
+    main()

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Literal
 
@@ -90,19 +91,26 @@ class OnnxRuntime:
 class CompiledSession:
     """A session with inputs and outputs bound once, where the provider computes, so that a run copies and allocates nothing.
 
-    Inputs are drawn from a fixed seed, never zeros: zeros and denormals take other times than numbers do.
+    Inputs are drawn from a fixed seed, never zeros: zeros and denormals take other times than numbers do. Whole numbers may be indices:
+    they are 0 or 1.
     """
 
     def __init__(self, ort: Any, session: Any, memory: str = "cpu") -> None:
         rng = np.random.default_rng(0)
-        self._session = session
+        self._ort, self._session, self._memory = ort, session, memory
         self._binding = session.io_binding()
         for value in session.get_inputs():
-            array = rng.standard_normal(_static(value)).astype(_DTYPES[value.type])
-            self._binding.bind_ortvalue_input(value.name, ort.OrtValue.ortvalue_from_numpy(array, memory))
+            shape, dtype = _static(value), np.dtype(_DTYPES[value.type])
+            drawn = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
+            self.bind({value.name: drawn.astype(dtype)})
         for value in session.get_outputs():
             array = np.zeros(_static(value), _DTYPES[value.type])
             self._binding.bind_ortvalue_output(value.name, ort.OrtValue.ortvalue_from_numpy(array, memory))
+
+    def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Run on these inputs from now on, by name, of the network's own shapes and types."""
+        for name, array in inputs.items():
+            self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self._memory))
 
     def run(self, count: int) -> list[float]:
         """Run `count` inferences; the latency of each in microseconds.
@@ -128,12 +136,18 @@ class CompiledSession:
         del self._binding, self._session
 
 
-_DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(bool)": np.bool_,
+    **{f"tensor({name})": getattr(np, name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+}
 
 
 def _static(value: Any) -> tuple[int, ...]:
     if value.type not in _DTYPES:
-        raise BuildFailed(f"{value.name!r} is a {value.type}: {' and '.join(_DTYPES)} are allowed")
+        raise BuildFailed(f"{value.name!r} is a {value.type}: tensors of numbers and booleans are allowed")
     if not all(isinstance(size, int) for size in value.shape):
         raise BuildFailed(f"{value.name!r} has shape {value.shape}: every dimension must be a fixed number")
     if (size := math.prod(value.shape) * np.dtype(_DTYPES[value.type]).itemsize) > MAX_TENSOR_BYTES:

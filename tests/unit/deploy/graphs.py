@@ -5,6 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy import graph
 from deploy.engine import half_runner, onnx_runner
+from deploy.samples import inputs_of, samples_of
 
 EYE, HUGE = np.eye(4, dtype=np.float32)[:, :, None, None], 1e6 * np.eye(4, dtype=np.float32)[:, :, None, None]
 
@@ -45,7 +46,8 @@ def relative(found, wanted):
 
 def difference(model, half, samples):
     """Largest difference of the half-precision network's output, relative to the largest output; NaN where it has none."""
-    wanted, found = onnx_runner(model)(samples)["y"].astype(np.float64), half_runner(half)(samples)["y"].astype(np.float64)
+    inputs = samples_of(samples, inputs_of(graph.parse(model))).inputs
+    wanted, found = (run(inputs)["y"].astype(np.float64) for run in (onnx_runner(model), half_runner(half)))
     assert np.isfinite(wanted).all()
     assert np.abs(wanted).max() > 0
     return relative(found, wanted)

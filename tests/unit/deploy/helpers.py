@@ -1,8 +1,10 @@
 """A network small enough to be exported in a moment, and samples for it."""
 
+import numpy as np
 import torch
 from torch import nn
 
+from deploy.samples import TensorSpec, samples_of
 from latency import Protocol
 from reparam import ChannelMask, RepVGGBlock
 
@@ -27,6 +29,12 @@ def network(masked=True):
 
 def samples(count=12):
     return torch.randn(count, *SHAPE[1:], generator=torch.Generator().manual_seed(1))
+
+
+def run_on(runner, x, batch=1, name="input"):
+    """What a runner gives for samples that are joined along the first dimension, joined likewise."""
+    given = samples_of(np.asarray(x), [TensorSpec(name, "float32", (batch, *x.shape[1:]))])
+    return {key: output.reshape(-1, *output.shape[2:])[: given.count] for key, output in runner(given.inputs).items()}
 
 
 def example():

@@ -45,23 +45,28 @@ def test_the_example_has_ten_lines_and_runs_with_the_runtime_alone(bundle_copy):
     assert len(code.splitlines()) == 10
     done = alone(code, bundle_copy)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("output (1, 4) [")
+    assert done.stdout == "output float32 (1, 4)\n"
     assert verify(bundle_copy).failures == [], "running the example leaves nothing in the bundle"
 
 
 def test_it_computes_what_the_trained_network_does(bundle_copy, tmp_path):
     kept = safetensors.numpy.load((bundle_copy / "reference.safetensors").read_bytes())
-    np.save(tmp_path / "x.npy", kept["samples"][:1])
-    code = example(bundle_copy).replace('np.zeros(manifest["input_shape"], np.float32)', f'np.load("{tmp_path / "x.npy"}")')
+    np.save(tmp_path / "x.npy", kept["inputs.input"][0])
+    code = example(bundle_copy).replace('np.zeros(shape, manifest["dtypes"][name])', f'np.load("{tmp_path / "x.npy"}")')
     done = alone(f"{code}\nnp.save('{tmp_path / 'y.npy'}', outputs['output'])", bundle_copy)
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), kept["outputs.output"][:1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), kept["outputs.output"][0], rtol=0, atol=1e-5)
     script = alone(
         "import runpy; sys.argv = sys.argv[0:]; runpy.run_path('run.py', run_name='__main__')", bundle_copy, str(tmp_path / "x.npy")
     )
-    assert script.stdout == f"output (1, 4) largest at [{kept['outputs.output'][0].argmax()}]\n", script.stderr
+    output = kept["outputs.output"][0]
+    assert script.stdout.startswith("output float32 (1, 4) from "), script.stderr
+    assert script.stdout.endswith(f" largest at [{output.argmax()}]\n")
     without = alone("import runpy; sys.argv = ['run.py']; runpy.run_path('run.py', run_name='__main__')", bundle_copy)
-    assert (without.returncode, without.stderr) == (1, "usage: python run.py INPUT.npy\n")
+    assert (without.returncode, without.stderr) == (
+        1,
+        "0 arrays are given, the inputs are input\nusage: python run.py INPUT.npy ..., one for each input\n",
+    )
 
 
 def test_a_changed_model_is_refused_with_the_command_that_mends_it(bundle_copy):
@@ -77,6 +82,8 @@ def test_the_readme_says_what_it_is(made):
     for words in (
         "# A network for onnxruntime",
         "Every output that was compared agrees",
+        "| input | `input` | float32 | [1, 3, 8, 8] |\n| output | `output` | float32 | [1, 4] |",
+        "`python run.py INPUT.npy`",
         "budget 10000.000 ms: met",
         '`{"mean": [0.5, 0.5, 0.5]}`',
     ):
@@ -87,6 +94,7 @@ def test_the_readme_says_what_it_is(made):
 
 def engine_bundle(made, out, **changes):
     changes = {"target": "tensorrt-rtx", "build": {}, "compute_capabilities": ("8.9",)} | changes
+    changes |= {"inputs": {"input": (1, 3)}, "outputs": {"output": (1, 3)}}
     manifest = msgspec.structs.replace(made.manifest, runtime=msgspec.structs.replace(made.manifest.runtime, version="1.4"), **changes)
     content = {"model.onnx": b"graph", "model.engine": b"engine"}
     return write(out, manifest, content | files(manifest, set(content))).directory

@@ -13,7 +13,7 @@ from deploy import LoweringError, lowering, to_onnx
 from deploy import graph as graphs
 from deploy.engine import half_runner, onnx_runner
 from reparam import count, fuse, squeeze
-from unit.deploy.helpers import example, network, samples
+from unit.deploy.helpers import example, network, run_on, samples
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_nothing_of_this_machine_is_in_it(data):
 def test_it_computes_what_the_module_does(shipped, data):
     with torch.no_grad():
         expected = shipped.eval()(samples()).numpy()
-    np.testing.assert_allclose(onnx_runner(data)(samples().numpy())["output"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(run_on(onnx_runner(data), samples())["output"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_the_same_module_gives_the_same_bytes(shipped, data):
@@ -120,7 +120,7 @@ def named(values):
 def test_several_inputs_and_outputs_have_names_by_choice():
     pair = (example(), example())
     model = onnx.load_from_string(to_onnx(Pair(), pair))
-    assert (named(model.graph.input), named(model.graph.output)) == (["input0", "input1"], ["output0", "output1"])
+    assert (named(model.graph.input), named(model.graph.output)) == (["a", "b"], ["output0", "output1"])
     data = to_onnx(Pair(), pair, precision="fp16", inputs=["image", "flow"], outputs=["relu", "conv2d"])
     model = onnx.load_from_string(data)
     assert (named(model.graph.input), named(model.graph.output)) == (["image", "flow"], ["relu", "conv2d"])
@@ -193,7 +193,7 @@ def test_a_program_computes_what_the_onnx_does(shipped, precision):
     with torch.no_grad():
         found = program(x).numpy()
     runner = onnx_runner if precision == "fp32" else half_runner
-    np.testing.assert_allclose(found, runner(lowered.onnx)(x.numpy())["output"], rtol=0, atol=2e-2 if precision == "fp16" else 1e-5)
+    np.testing.assert_allclose(found, run_on(runner(lowered.onnx), x)["output"], rtol=0, atol=2e-2 if precision == "fp16" else 1e-5)
     assert lowering.lower(shipped, example()).program is None
 
 
@@ -203,7 +203,7 @@ def test_a_term_that_is_almost_nothing_stays():
             return torch.log(torch.relu(x) + 1e-12) + x / (x.abs() + 1e-9) + (x - 1e-9) * 1.000005 / 0.999995
 
     x = torch.zeros(1, 4)
-    found = onnx_runner(to_onnx(Guarded(), x))(x.numpy())["output"]
+    found = run_on(onnx_runner(to_onnx(Guarded(), x)), x)["output"]
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, Guarded()(x), rtol=1e-5)
 

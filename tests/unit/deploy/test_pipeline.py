@@ -7,6 +7,7 @@ import onnx
 import pytest
 import safetensors.numpy
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from deploy import DeployError, Manifest, engine, export, pipeline, start, to_onnx, verify
@@ -15,7 +16,7 @@ from latency import BuildFailed, Device, Runtime
 from latency.backends.tensorrt import EngineSpec
 from latency.errors import DeviceUnavailable
 from reparam import Counts, ReparamError
-from unit.deploy.helpers import QUICK, SHAPE, example, network, samples
+from unit.deploy.helpers import QUICK, SHAPE, example, network, run_on, samples
 
 GPU = Device(kind="gpu", name="Fake", cores=0, threads=0, isa=(), memory_mib=1, driver="1", compute_capability="8.9", os="Linux x86_64")
 
@@ -53,10 +54,10 @@ def test_the_shipped_and_the_unpruned_network_stand_side_by_side(made):
 
 def test_the_manifest_says_what_the_bundle_is(made):
     manifest = made.manifest
-    assert (manifest.target, manifest.precision, manifest.input_shape, manifest.outputs) == (
+    assert (manifest.target, manifest.precision, manifest.inputs, manifest.outputs) == (
         "onnxruntime",
         "fp32",
-        SHAPE,
+        {"input": SHAPE},
         {"output": (1, 4)},
     )
     assert [(layer.name, layer.kept, layer.of) for layer in manifest.layers] == [("0", 4, 8), ("1", 6, 8)]
@@ -78,9 +79,9 @@ def test_every_link_of_the_chain_names_what_it_is_made_from(made):
 
 def test_a_few_samples_are_kept_with_what_the_trained_network_says(made):
     kept = safetensors.numpy.load((made.directory / "reference.safetensors").read_bytes())
-    np.testing.assert_array_equal(kept["samples"], samples()[:8].numpy())
+    np.testing.assert_array_equal(kept["inputs.input"], samples()[:8, None].numpy())
     with torch.no_grad():
-        np.testing.assert_allclose(kept["outputs.output"], network().eval()(samples()[:8]).numpy(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(kept["outputs.output"][:, 0], network().eval()(samples()[:8]).numpy(), rtol=0, atol=1e-6)
 
 
 def test_the_arguments_stay_as_they_were(tmp_path):
@@ -116,7 +117,7 @@ def test_a_batch_and_any_layer_go_through(tmp_path):
             return torch.sigmoid(x + self.conv(x))
 
     made = export(Residual(), torch.zeros(5, 3, 8, 8), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples(7))
-    assert (made.manifest.input_shape[0], made.manifest.outputs) == (5, {"output": (5, 3, 8, 8)})
+    assert (made.manifest.inputs["input"][0], made.manifest.outputs) == (5, {"output": (5, 3, 8, 8)})
     assert made.manifest.failures == []
 
 
@@ -179,7 +180,7 @@ def test_several_outputs_are_compared_kept_and_verified(tmp_path):
     again = export((made.directory / "model.onnx").read_bytes(), target="onnxruntime", out=tmp_path / "again", protocol=QUICK)
     assert again.manifest.outputs == shapes
     with start(again.directory) as at_work:
-        assert {name: output.shape for name, output in at_work.outputs(samples(3).numpy()).items()} == {
+        assert {name: output.shape for name, output in run_on(at_work.outputs, samples(3)).items()} == {
             name: (3, *shape[1:]) for name, shape in shapes.items()
         }
 
@@ -233,7 +234,7 @@ def test_an_overflow_that_the_certified_samples_do_not_show_is_a_failure(tmp_pat
     made = export(overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=quiet)
     assert len(made.manifest.failures) == 1
     assert "onnx-fp16 fp16" in made.manifest.failures[0]
-    assert "infinite or not a number" in made.manifest.failures[0]
+    assert "are NaN where the reference is not" in made.manifest.failures[0]
 
 
 def test_an_onnx_file_becomes_an_fp16_engine(tmp_path, no_gpu):
@@ -299,7 +300,7 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
             self.model = built
 
         def infer(self, inputs):
-            return engine.onnx_runner(self.model)(inputs["input"])
+            return {name: output[0] for name, output in engine.onnx_runner(self.model)({"input": inputs["input"][None]}).items()}
 
         def run(self, count):
             return [float(len(self.model))] * count
@@ -323,14 +324,14 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         ({"target": "coreml"}, "target 'coreml' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"),
         ({"precision": "fp16"}, "target 'onnxruntime' ships precision 'fp32', not 'fp16'"),
         ({"example_input": None}, "give example_input"),
-        ({"samples": torch.zeros(4, 3, 9, 8)}, r"samples have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]"),
-        ({"samples": torch.zeros(0, 3, 8, 8)}, r"samples have shape \[0, 3, 8, 8\]"),
-        ({"samples": samples(2) * np.inf}, "samples contain values that are infinite"),
+        ({"samples": torch.zeros(4, 3, 9, 8)}, r"samples of input have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]"),
+        ({"samples": torch.zeros(0, 3, 8, 8)}, r"samples of input have shape \[0, 3, 8, 8\]"),
+        ({"samples": samples(2) * np.inf}, "samples of input contain values that are infinite"),
         ({"samples": samples(2), "labels": torch.zeros(3, dtype=torch.long)}, "one class index a sample, 2 in all"),
         ({"samples": samples(2), "labels": torch.zeros(2)}, "one class index a sample.*float32"),
         ({"labels": torch.zeros(2, dtype=torch.long)}, "labels need the samples"),
-        ({"samples": np.array(3.0)}, r"samples have shape \[\], the network takes \[samples, 3, 8, 8\]"),
-        ({"samples": np.array(["a", "b"])}, "samples are no numbers in one array"),
+        ({"samples": np.array(3.0)}, r"samples of input have shape \[\], the network takes \[samples, 3, 8, 8\]"),
+        ({"samples": np.array(["a", "b"])}, "samples of input are <U1, the network takes float32"),
         ({"samples": samples(2), "labels": torch.tensor([0, 4])}, "labels go from 0 to 4, the network's 4 classes from 0 to 3"),
         ({"samples": samples(2), "labels": torch.tensor([-1, 3])}, "labels go from -1 to 3"),
         ({"classes": ["cat", "dog"]}, "2 names of classes for 4 outputs: give 4"),
@@ -342,7 +343,10 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         ({"attachments": {"model.onnx": b""}}, "attachment 'model.onnx'"),
         ({"attachments": {"../x": b""}}, "attachment '../x'"),
         ({"model": b"nonsense"}, "not an ONNX model"),
-        ({"budget_ms": 0.0}, "budget_ms must be above 0, found 0.0"),
+        *(
+            ({"budget_ms": value}, f"budget_ms must be a finite number of milliseconds above 0, found {value}")
+            for value in (0.0, -1.0, np.inf, np.nan)
+        ),
         ({"engine_spec": EngineSpec()}, "target 'onnxruntime' builds no engine"),
         ({"timing_cache": "cache"}, "target 'onnxruntime' builds no engine"),
         ({"threads": 0}, "threads must be at least 1, found 0"),
@@ -353,6 +357,31 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, message):
     with pytest.raises(DeployError, match=message) as caught:
         export(**{"model": model, "example_input": example(), "target": "onnxruntime", "out": tmp_path / "out"} | arguments)
     assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def random_file(node, *weights):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xy"]
+    nodes = [node, helper.make_node("Add", ["x", "r"], ["y"])]
+    body = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(array, name) for name, array in weights])
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+
+
+TRAINS = [("ratio", np.float32(0.5)), ("mode", np.array(True))]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        random_file(helper.make_node("RandomNormalLike", ["x"], ["r"], "noise")),
+        random_file(helper.make_node("Bernoulli", ["x"], ["r"], "noise")),
+        random_file(helper.make_node("Dropout", ["x", "ratio", "mode"], ["r"], "noise"), *TRAINS),
+    ],
+    ids=["RandomNormalLike", "Bernoulli", "Dropout"],
+)
+def test_a_file_that_draws_random_numbers_is_refused_by_its_node(tmp_path, data):
+    with pytest.raises(DeployError, match=r"node '[^']+' \(\w+\) draws random numbers, so no output can be verified"):
+        export(data, target="onnxruntime", out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,21 +5,27 @@ import numpy as np
 import pytest
 
 from deploy.errors import DeployError
+from deploy.samples import Samples
 from deploy.validate import CannotRun, Rung, accuracy, climb, compare, compare_latency, judge_latency, share
 from latency import Measurement
 from latency.errors import MissingExtra
 
-SAMPLES = np.zeros((4, 1, 1, 1), np.float32)
+SAMPLES = Samples({"x": np.zeros((4, 1, 1), np.float32)}, batch=1, count=4)
 LABELS = np.array([0, 1, 0, 1])
 LOGITS = np.array([[2.0, 1.0], [0.0, 1.0], [4.0, 0.0], [3.0, 1.0]], np.float32)
 
 
 def rung(name, output, precision="fp32"):
-    return Rung(name, precision, lambda _: {"y": output})
+    return Rung(name, precision, lambda _: {"y": output[:, None]})
+
+
+def samples_for(output):
+    return Samples({"x": np.zeros((len(output), 1))}, batch=1, count=len(output))
 
 
 def agreement(output, reference):
-    return compare({"y": output}, {"y": reference}, 1e-5)[0]["y"]
+    """Of a vector a sample, a sample a call."""
+    return compare({"y": output[:, None]}, {"y": reference[:, None]}, 1e-5, samples_for(output))[0]["y"]
 
 
 def verdicts(steps):
@@ -55,7 +61,8 @@ def test_an_overflow_fails_and_is_no_reference_for_what_follows(value):
     broken[1, 0] = value
     steps, outputs = climb([rung("a", LOGITS), rung("b", broken), rung("c", LOGITS)], SAMPLES)
     assert verdicts(steps) == ["reference", "failed", "passed"]
-    assert steps[1].reason == "1 of 8 output values are infinite or not a number"
+    what = "NaN" if np.isnan(value) else "infinite"
+    assert steps[1].reason == f"1 of 8 values of 'y' are {what} where the reference is not"
     assert "b" not in outputs
 
 
@@ -77,13 +84,12 @@ def test_what_cannot_be_run_is_not_run_and_what_is_refused_fails():
 
 
 def test_without_a_reference_nothing_is_compared():
-    with pytest.raises(DeployError, match="first form of the network, a: 8 of 8 output values are infinite"):
+    with pytest.raises(DeployError, match="first form of the network, a: all 8 values of 'y' are NaN$"):
         climb([rung("a", LOGITS * np.nan), rung("b", LOGITS)], SAMPLES)
 
 
 def test_where_the_first_form_cannot_be_run_the_next_is_the_reference():
-    one = np.ones((2, 3), np.float32)
-    steps, outputs = climb([Rung("original", "fp32", "no kernel"), Rung("onnx", "fp32", lambda _: {"y": one})], one)
+    steps, outputs = climb([Rung("original", "fp32", "no kernel"), rung("onnx", LOGITS)], SAMPLES)
     assert [(step.name, step.verdict, step.reason) for step in steps] == [("original", "not run", "no kernel"), ("onnx", "reference", "")]
     assert list(outputs) == ["onnx"]
 
@@ -104,7 +110,8 @@ def test_outputs_of_zeros_agree_with_themselves_only():
 
 
 def test_feature_maps_have_no_top_class():
-    found = agreement(np.ones((2, 3, 4, 4)), np.ones((2, 3, 4, 4)))
+    maps = {"y": np.ones((2, 1, 3, 4, 4))}
+    found = compare(maps, maps, 1e-5, samples_for(maps["y"]))[0]["y"]
     assert (found.top1, found.kl) == (None, None)
 
 
@@ -112,9 +119,9 @@ def test_the_interval_of_a_share_is_that_of_wilson():
     """Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I: 81 of 263, and 0 of 20 turned round."""
     hits = np.zeros((263, 2))
     hits[:81, 0], hits[81:, 1] = 1, 1
-    found = accuracy({"y": hits}, np.zeros(263, int))
+    found = accuracy({"y": hits[:, None]}, samples_for(hits), np.zeros(263, int))
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
-    found = accuracy({"y": np.eye(20)}, np.arange(20))
+    found = accuracy({"y": np.eye(20)[:, None]}, samples_for(np.eye(20)), np.arange(20))
     assert (found.share, round(1 - found.low, 4), found.high) == (1.0, 0.1611, 1.0)
     assert share(found) == "100.00% (83.9% to 100.0%)"
 
@@ -135,25 +142,87 @@ def test_every_output_is_compared_and_the_worst_is_named():
     assert list(outputs["b"]) == ["p3", "p4"]
     broken = maps | {"p3": maps["p3"] * np.nan}
     steps, _ = climb([Rung("a", "fp32", lambda _: maps), Rung("b", "fp32", lambda _: broken)], SAMPLES)
-    assert steps[1].reason == "1024 of 1024 output values of p3 are infinite or not a number"
+    assert steps[1].reason == "all 1024 values of 'p3' are NaN"
 
 
 def test_each_output_has_the_scale_of_its_own():
     small = {"large": np.full((2, 4), 1e4), "small": np.full((2, 4), 1e-4)}
     off = small | {"small": small["small"] * 1.01}
-    assert not compare(off, small, 1e-5)[1]
-    assert compare(off, small, 1e-1)[1]
+    assert not compare(off, small, 1e-5, samples_for(small["large"]))[1]
+    assert compare(off, small, 1e-1, samples_for(small["large"]))[1]
+
+
+def one_call(value, batch=1):
+    return Samples({"x": np.zeros((1, batch, 1))}, batch, batch), {"y": np.asarray(value)[None]}
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (5, 2, 4), (1,)])
+def test_outputs_of_any_shape_are_compared_whole(shape):
+    whole = np.arange(1.0, 1.0 + np.prod(shape, dtype=int)).reshape(shape)
+    samples, reference = one_call(whole, batch=2)
+    off = whole.copy()
+    off[(-1,) * len(shape)] *= 1.5
+    assert compare({"y": whole[None]}, reference, 1e-5, samples)[1]
+    found, near = compare({"y": off[None]}, reference, 1e-5, samples)
+    assert (near, found["y"].relative, found["y"].top1) == (False, 0.5, None)
+
+
+def test_samples_that_fill_up_a_call_are_not_counted():
+    samples = Samples({"x": np.zeros((2, 3, 1))}, batch=3, count=4)
+    logits = np.tile([1.0, 0.0], (2, 3, 1))
+    other = logits.copy()
+    other[1, 1:] = [0.0, 1.0]  # what fills up
+    found = compare({"y": other}, {"y": logits}, 1e-5, samples)[0]["y"]
+    assert (found.top1.share, accuracy({"y": other}, samples, np.zeros(4, int)).share) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_in_both_is_said_and_the_rest_is_judged(value):
+    holed, off = LOGITS.copy(), LOGITS * np.float32(1.001)
+    holed[2, 0] = off[2, 0] = value
+    steps, _ = climb([rung("a", holed), rung("b", holed), rung("c", off)], SAMPLES)
+    assert verdicts(steps) == ["reference", "passed", "failed"]
+    assert (steps[1].first["y"].not_finite, steps[1].first["y"].max_abs) == (1, 0.0)
+    assert steps[1].note == "1 values of y are NaN or infinite, as in the reference"
+    assert steps[1].first["y"].top1.share == 1.0
+    assert steps[1].first["y"].top1 == accuracy({"y": np.eye(3)[:, None]}, samples_for(np.eye(3)), np.arange(3)), "of three samples"
+    again, _ = climb([rung("a", holed), rung("b", LOGITS)], SAMPLES)
+    kind = "NaN" if np.isnan(value) else "infinite"
+    assert again[1].reason == f"1 of 8 values of 'y' are not {kind} where the reference is"
+
+
+def test_a_half_precision_output_may_be_rounded_to_its_neighbour_and_no_further():
+    exact = np.array([[1.0, 0.25]], np.float32)
+    samples, reference = one_call(exact.astype(np.float16))
+    for neighbours, near in ((1, True), (2, False)):
+        off = (exact + np.float32(neighbours * 2**-10)).astype(np.float16)
+        found, judged = compare({"y": off[None]}, reference, 1e-5, samples)
+        assert judged is near is found["y"].within(1e-5)
+    assert not compare({"y": off[None].astype(np.float32)}, {"y": exact[None]}, 1e-3, samples)[1]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.bool_])
+def test_of_whole_numbers_the_share_that_differs_is_judged(dtype):
+    many = np.ones((1, 1000), dtype)
+    few = many.copy()
+    few[0, :5] = 0
+    samples, reference = one_call(many)
+    found, near = compare({"y": few[None]}, reference, 1e-2, samples)
+    assert (near, found["y"].relative, found["y"].max_abs) == (True, 0.005, 1.0)
+    assert not compare({"y": few[None]}, reference, 1e-5, samples)[1]
+    steps, _ = climb([Rung("a", "fp32", lambda _: reference), Rung("b", "fp32", lambda _: {"y": few[None]})], samples)
+    assert steps[1].reason == "0.50% of the values of the output differ, more than 1e-05"
 
 
 def test_other_outputs_cannot_be_compared():
-    steps, _ = climb([rung("a", LOGITS), Rung("b", "fp32", lambda _: {"z": LOGITS})], SAMPLES)
+    steps, _ = climb([rung("a", LOGITS), Rung("b", "fp32", lambda _: {"z": LOGITS[:, None]})], SAMPLES)
     assert (steps[1].verdict, steps[1].reason) == ("failed", "outputs z cannot be compared with outputs y")
 
 
 def test_comparing_says_nothing_and_loads_neither_torch_nor_tensorrt():
     code = (
-        "import sys, numpy as np\nfrom deploy.validate import compare\n"
-        "compare({'y': np.ones((2, 3))}, {'y': np.zeros((2, 3))}, 1e-5)\n"
+        "import sys, numpy as np\nfrom deploy.validate import compare\nfrom deploy.samples import Samples\n"
+        "compare({'y': np.ones((2, 3))}, {'y': np.zeros((2, 3))}, 1e-5, Samples({'x': np.ones((2, 1))}, batch=1, count=2))\n"
         "assert not {'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=True)
@@ -163,11 +232,11 @@ def test_comparing_says_nothing_and_loads_neither_torch_nor_tensorrt():
 def test_polygraphy_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "polygraphy", None)
     with pytest.raises(MissingExtra, match="this needs the package 'polygraphy': pip install 'lathe'"):
-        compare({"y": LOGITS}, {"y": LOGITS}, 1e-5)
+        agreement(LOGITS, LOGITS)
 
 
 def test_other_shapes_cannot_be_compared():
-    with pytest.raises(DeployError, match=r"\[4, 2\] cannot be compared with one of shape \[4, 1\]"):
+    with pytest.raises(DeployError, match=r"output 'y' of shape \[1, 2\] cannot be compared with one of shape \[1, 1\]"):
         agreement(LOGITS, LOGITS[:, :1])
 
 

@@ -1,0 +1,262 @@
+"""Any module as one of tensors alone: what it takes and gives beside them, and in other types, is around the graph, not in it."""
+
+import copy
+import inspect
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.module_tracker import ModuleTracker
+
+from deploy.errors import DeployError, LoweringError
+from deploy.graph import first_line
+from deploy.samples import DTYPES, Tensors, TensorSpec, calls_of
+from reparam.equivalence import arithmetic
+from reparam.structure import leaves, map_tensors
+
+_RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+"""What a network's own code raises for arguments that it does not take."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a module is called: its arguments, which of them are tensors, and what those are called."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    names: tuple[str, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors among the arguments, in the order of their names."""
+        return tuple(leaf for _, leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor))
+
+    def filled(self, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other tensors in the places of those."""
+        rest = iter(tensors)
+        return map_tensors((self.args, dict(self.kwargs)), lambda _: next(rest))
+
+
+def call_of(module: nn.Module, example: Any) -> Call:
+    """How a module is called with an example input.
+
+    Args:
+        module: to be called.
+        example: a tensor; a tuple of positional arguments; a mapping of keyword arguments; or, where forward does not take it so, its one
+            argument. Tensors may be anywhere in tuples, lists, mappings and dataclasses; anything else is a constant of the network.
+
+    Raises:
+        DeployError: forward does not take it, there is no tensor in it, or one is of a type that cannot be shipped; it is named.
+    """
+    signature = inspect.signature(module.forward)
+    ways: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = [((example,), {})]
+    if isinstance(example, Mapping):
+        ways.insert(0, ((), {str(key): value for key, value in example.items()}))
+    elif isinstance(example, tuple):
+        ways.insert(0, (tuple(example), {}))
+    bound = next((found for args, kwargs in ways if (found := _bound(signature, args, kwargs))), None)
+    if bound is None:
+        found = f"of {len(example)} parts" if isinstance(example, Mapping | tuple) else type(example).__name__
+        raise DeployError(f"example_input {found} does not fit {type(module).__name__}.forward{signature}")
+    named = [path for path, leaf in leaves(_by_parameter(bound)) if isinstance(leaf, Tensor)]
+    if not named:
+        raise DeployError(f"example_input of {type(module).__name__} has no tensor in it: a network without inputs cannot be shipped")
+    plain = example is bound.args[0] if bound.args else False
+    names = ("input",) if isinstance(example, Tensor) and plain else _distinct(".".join(path) for path in named)
+    call = Call(bound.args, bound.kwargs, names)
+    for name, tensor in zip(names, call.tensors, strict=True):
+        _require_type("input", name, tensor)
+    return call
+
+
+def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments | None:
+    try:
+        return signature.bind(*args, **kwargs)
+    except TypeError:
+        return None
+
+
+def _by_parameter(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Arguments by name, in the order of `args` and `kwargs`; those of `**kwargs` by their own."""
+    found: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            found |= value
+        else:
+            found[name] = value
+    return found
+
+
+def _distinct(names: Iterable[str], taken: Iterable[str] = ()) -> tuple[str, ...]:
+    made = list(taken)
+    first = len(made)
+    for name in names:
+        fresh = name
+        while fresh in made:
+            fresh += "_"
+        made.append(fresh)
+    return tuple(made[first:])
+
+
+def _require_type(kind: str, name: str, tensor: Tensor) -> None:
+    found = str(tensor.dtype).removeprefix("torch.")
+    if found not in DTYPES.values() or tensor.layout is not torch.strided:
+        found = found if tensor.layout is torch.strided else f"sparse ({tensor.layout})"
+        instead = ": give a float32 one, weights may be of any type" if found == "bfloat16" and kind == "input" else ""
+        raise DeployError(f"{kind} {name!r} is {found}, dense tensors of {', '.join(DTYPES.values())} can be shipped{instead}")
+
+
+class Adapter(nn.Module):
+    """A network that computes in one floating type, as a module from its input tensors to a tuple of its output tensors.
+
+    Args:
+        network: in evaluation mode, its weights of type `dtype`.
+        call: how it is called.
+        outputs: name and type of each output.
+        dtype: what floating inputs are converted to.
+        exact: whether everything is in `dtype`, also where the network's code names another type.
+    """
+
+    def __init__(self, network: nn.Module, call: Call, outputs: tuple[TensorSpec, ...], dtype: torch.dtype, *, exact: bool) -> None:
+        super().__init__()
+        self.network, self.call, self.outputs, self.dtype, self.exact = network, call, outputs, dtype, exact
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Its inputs, in order."""
+        return tuple(_value(name, tensor) for name, tensor in zip(self.call.names, self.call.tensors, strict=True))
+
+    @property
+    def examples(self) -> dict[str, np.ndarray]:
+        """The example input, by name."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(self.call.names, self.call.tensors, strict=True)}
+
+    def of(self, network: nn.Module, dtype: torch.dtype | None = None) -> "Adapter":
+        """The same around another form of the network, whose weights are of a type; in float64 everything is."""
+        dtype = dtype or self.dtype
+        return Adapter(network.eval(), self.call, self.outputs, dtype, exact=self.exact or dtype == torch.float64)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Its outputs, of the types that they ship in; floating ones stay exact in float64."""
+        args, kwargs = self.call.filled(tensor.to(self.dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+        with arithmetic(self.dtype) if self.exact else nullcontext():
+            found = [leaf for _, leaf in leaves(self.network(*args, **kwargs)) if isinstance(leaf, Tensor)]
+        if self.dtype == torch.float64:
+            return tuple(found)
+        return tuple(tensor.to(getattr(torch, value.dtype)) for tensor, value in zip(found, self.outputs, strict=True))
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Whole outputs of whole inputs, call by call."""
+        with torch.no_grad():
+            calls = [self(*(torch.tensor(call[name]) for name in self.call.names)) for call in calls_of(inputs)]
+        stacked = (np.stack([tensor.numpy() for tensor in output]) for output in zip(*calls, strict=True))
+        return {value.name: output for value, output in zip(self.outputs, stacked, strict=True)}
+
+
+def adapt(module: nn.Module, example: Any) -> Adapter:
+    """A float32 copy of a module, adapted: run once as it is, to see what it gives.
+
+    Inputs and outputs keep the types that they have outside: a network in half precision takes and gives half precision.
+
+    Raises:
+        DeployError: `example` does not fit the module, or what it gives cannot be shipped; named.
+        LoweringError: the module cannot be run on it.
+    """
+    call = call_of(module, example)
+    original, twin = (copy.deepcopy(module).cpu().eval() for _ in range(2))
+    twin = twin.float()
+    args, kwargs = map_tensors((call.args, call.kwargs), lambda tensor: tensor.detach().cpu())
+    call = Call(args, kwargs, call.names)
+    errors: list[Exception] = []
+    # In its own type, which decides the types of its outputs; else in float32; else in float32 where its code names another type, too.
+    for network, dtype, exact in ((original, None, False), (twin, torch.float32, False), (twin, torch.float32, True)):
+        try:
+            seen = _run(network, call, dtype, exact=exact)
+        except _RUN_ERRORS as error:
+            if isinstance(error, DeployError):
+                raise
+            errors.append(error)
+        else:
+            break
+    else:
+        raise LoweringError(f"{type(module).__name__} cannot be run on example_input: {first_line(errors[0])}")
+    adapter = Adapter(twin, call, _outputs(seen, call.names), torch.float32, exact=False)
+    if not _runs(adapter):
+        adapter = Adapter(twin, call, adapter.outputs, torch.float32, exact=True)
+    return adapter
+
+
+def _run(network: nn.Module, call: Call, dtype: torch.dtype | None, *, exact: bool) -> Any:
+    args, kwargs = call.filled(tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for tensor in call.tensors)
+    with torch.no_grad(), arithmetic(torch.float32) if exact else nullcontext():
+        return network(*args, **kwargs)
+
+
+def _runs(adapter: Adapter) -> bool:
+    try:
+        with torch.no_grad():
+            adapter(*adapter.call.tensors)
+    except _RUN_ERRORS:
+        return False
+    return True
+
+
+def _outputs(seen: Any, taken: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+    found = list(leaves(seen))
+    prefix = "" if isinstance(seen, Mapping) or hasattr(seen, "_fields") or hasattr(seen, "__dataclass_fields__") else "output"
+    alone = len(found) == 1 and prefix
+    names = [prefix if alone else prefix + ".".join(path) for path, _ in found]
+    if not names:
+        raise DeployError("the network gives no tensor: None alone cannot be shipped")
+    for name, leaf in zip(names, (leaf for _, leaf in found), strict=True):
+        if not isinstance(leaf, Tensor):
+            raise DeployError(f"output {name!r} is of type {type(leaf).__name__}: only tensors, in tuples, lists and dicts, can be shipped")
+        _require_type("output", name, leaf)
+    return tuple(_value(name, leaf) for name, (_, leaf) in zip(_distinct(names, taken), found, strict=True))
+
+
+def _value(name: str, tensor: Tensor) -> TensorSpec:
+    return TensorSpec(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+
+def require_deterministic(adapter: Adapter) -> None:
+    """Check that a network computes the same every time.
+
+    Raises:
+        DeployError: it draws random numbers, and two runs differ by it; names the operator and the module that calls it.
+    """
+    outputs, draws = [], list[tuple[str, str]]()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for seed in range(2):
+            torch.manual_seed(seed)
+            with ModuleTracker() as tracker, _Draws(tracker, draws):
+                outputs.append(adapter(*adapter.call.tensors))
+            if not draws:
+                return
+    if all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*outputs, strict=True)):
+        return
+    operator, module = draws[0]
+    where = f" in module {module!r}" if module else ""
+    raise DeployError(
+        f"the network draws random numbers: {operator}{where} gives something else in every run, so nothing can be verified; take it out, "
+        "or draw its numbers outside and make them an input"
+    )
+
+
+class _Draws(TorchDispatchMode):
+    """Appends which operators draw random numbers, with the innermost module."""
+
+    def __init__(self, tracker: ModuleTracker, found: list[tuple[str, str]]) -> None:
+        super().__init__()
+        self.tracker, self.found = tracker, found
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            inner = max((name for name in self.tracker.parents if "." in name), key=len, default="")
+            self.found.append((f"aten.{func.overloadpacket.__name__}".rstrip("_"), inner.partition("network.")[2]))
+        return func(*args, **(kwargs or {}))
