@@ -117,6 +117,44 @@ class Residual(nn.Module):
 
 
 @final
+class Reduction(nn.Module):
+    """shortcut(x) + body(x): what `ops` says of a `reduction`.
+
+    Args:
+        spec: the block.
+        normed: whether the convolutions of the body have a norm; otherwise they have a bias.
+    """
+
+    def __init__(self, spec: BlockSpec, *, normed: bool) -> None:
+        super().__init__()
+        c_in, c_out, kernel, act = spec.width("c_in"), spec.width("c_out"), int(spec.attr("kernel")), str(spec.attr("act"))
+        self.body = nn.Sequential(
+            _activation(act),
+            _conv(c_in, c_out, normed=normed, kernel=kernel, stride=2),
+            _activation(act),
+            _conv(c_out, c_out, normed=normed, kernel=kernel),
+        )
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(c_in, c_out, 1, bias=False))
+
+    def forward(self, x: Image) -> Image:
+        """Float [batch, c_in, h, w] -> [batch, c_out, h / 2, w / 2]."""
+        return self.shortcut(x) + self.body(x)
+
+
+@final
+class Sum(nn.Module):
+    """The sum of several images that come concatenated, so that the block has one input."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+    def forward(self, x: Image) -> Image:
+        """Float [batch, inputs * channels, h, w] -> [batch, channels, h, w]."""
+        return x.unflatten(1, (self.inputs, -1)).sum(1)
+
+
+@final
 class SqueezeExcite(nn.Module):
     """Scales every channel by a factor in (0, 1) that the means of all channels decide (Hu et al. 2018)."""
 
@@ -165,6 +203,18 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
             return nn.Sequential(_conv(c_in, hidden, normed=normed, act=str(spec.attr("act"))), pooled_linear(hidden, c_out))
         case "head":
             return pooled_linear(c_in, c_out)
+        case "preact":
+            act = _activation(str(spec.attr("act")))
+            return nn.Sequential(OrderedDict(act=act, body=_conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")))))
+        case "avg_pool":
+            kernel = int(spec.attr("kernel"))
+            return nn.AvgPool2d(kernel, 1, kernel // 2, count_include_pad=False)
+        case "add":
+            return Sum(int(spec.attr("inputs")))
+        case "reduction":
+            return Reduction(spec, normed=normed)
+        case "norm_head":
+            return nn.Sequential(nn.BatchNorm2d(c_in, eps=NORM_EPS), _activation(str(spec.attr("act"))), pooled_linear(c_in, c_out))
     raise AssertionError(f"no op {spec.op!r}")
 
 

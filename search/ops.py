@@ -14,6 +14,11 @@
 | `bottleneck` | 1x1 reduction, convolution with the stride, 1x1 expansion (ResNet-50) |
 | `tail` | 1x1 convolution, activation, global average pool, linear layer |
 | `head` | global average pool, linear layer |
+| `preact` | activation, convolution |
+| `avg_pool` | average pool of stride 1 that does not count its padding; it has one width, `c_in` |
+| `add` | sum of `inputs` images, which are concatenated in its input |
+| `reduction` | twice activation and convolution, of which the first has the stride, added to a 1x1 convolution of the pooled input |
+| `norm_head` | norm, activation, global average pool, linear layer |
 
 Every convolution but those of a squeeze-and-excite is trained with a norm, which is folded into it before it ships. The activation is
 behind every convolution but the last 1x1 of a `separable`, `irb` or `fused_irb`. A `basic` or a `bottleneck` adds its input to what its
@@ -75,6 +80,32 @@ def head(shape: Shape, classes: int) -> BlockSpec:
     return _spec("head", shape, {}, {"c_out": classes})
 
 
+def preact(shape: Shape, c_out: int, *, kernel: int, act: str = "relu") -> BlockSpec:
+    """A convolution of stride 1 behind an activation, as the cells of NAS-Bench-201 have."""
+    return _spec("preact", shape, {"act": act, "kernel": kernel}, {"c_out": c_out})
+
+
+def avg_pool(shape: Shape, *, kernel: int = 3) -> BlockSpec:
+    """An average pool of stride 1."""
+    return _spec("avg_pool", shape, {"kernel": kernel}, {})
+
+
+def add(shape: Shape, inputs: int) -> BlockSpec:
+    """The sum of several images of this shape."""
+    channels, height, width = shape
+    return _spec("add", (inputs * channels, height, width), {"inputs": inputs}, {"c_out": channels})
+
+
+def reduction(shape: Shape, c_out: int, *, act: str = "relu") -> BlockSpec:
+    """The residual block of stride 2 between the stages of NAS-Bench-201; its shortcut has neither norm nor bias."""
+    return _spec("reduction", shape, {"act": act, "kernel": 3, "stride": 2}, {"c_out": c_out})
+
+
+def norm_head(shape: Shape, classes: int, *, act: str = "relu") -> BlockSpec:
+    """A classifier whose norm stands behind a sum, so that it cannot be folded: it ships."""
+    return _spec("norm_head", shape, {"act": act}, {"c_out": classes})
+
+
 def _spec(op: str, shape: Shape, attrs: dict[str, int | str], widths: dict[str, int]) -> BlockSpec:
     c_in, height, width = shape
     return BlockSpec.of(op, attrs={**attrs, "h": height, "w": width}, widths={"c_in": c_in, **widths})
@@ -83,15 +114,15 @@ def _spec(op: str, shape: Shape, attrs: dict[str, int | str], widths: dict[str, 
 def output_shape(spec: BlockSpec) -> Shape:
     """Shape that a block makes of its input's; of a classifier (classes, 1, 1)."""
     attrs = dict(spec.attrs)
-    if spec.op in ("head", "tail"):
+    if spec.op in ("head", "tail", "norm_head"):
         return spec.width("c_out"), 1, 1
     size, widths = (int(attrs["h"]), int(attrs["w"])), dict(spec.widths)
     if spec.op in ("conv", "depthwise", "conv_transpose", "linear"):
         if spec.op != "linear":
             size = Geometry.of(attrs).output(size, transposed=spec.op == "conv_transpose")
         return widths.get("c_out", widths["c_in"]), *size
-    stride = 4 if spec.op == "stem" else int(attrs["stride"])
-    return spec.width("c_out"), -(-size[0] // stride), -(-size[1] // stride)
+    stride = 4 if spec.op == "stem" else int(attrs.get("stride", 1))
+    return widths.get("c_out", widths["c_in"]), -(-size[0] // stride), -(-size[1] // stride)
 
 
 class Geometry(NamedTuple):
@@ -186,10 +217,10 @@ class Counts(NamedTuple):
 
 def counts(spec: BlockSpec, *, deployed: bool = True) -> Counts:
     """Size of a block, in the form that ships or in the plain training form: one norm a convolution."""
-    params = macs = 0
+    params, macs = 2 * spec.width("c_in") if spec.op == "norm_head" else 0, 0
     for part in _convolutions(spec):
         weights = part.kernel * (part.kernel_w or part.kernel) * part.c_in * part.c_out // part.groups
-        params += weights + part.c_out * (1 if deployed or not part.normed else 2)
+        params += weights + part.biased * part.c_out * (1 if deployed or not part.normed else 2)
         macs += weights * part.pixels
     return Counts(params, macs)
 
@@ -215,6 +246,8 @@ class _Convolution(NamedTuple):
     groups: int = 1
     normed: bool = True
     kernel_w: int | None = None
+    biased: bool = True
+    """whether it has a bias or a norm"""
 
 
 def _convolutions(spec: BlockSpec) -> list[_Convolution]:
@@ -245,8 +278,15 @@ def _convolutions(spec: BlockSpec) -> list[_Convolution]:
                     _Convolution(hidden, c_out, after),
                 ]
             return [*body, *(() if attrs["shortcut"] == "identity" else [_Convolution(c_in, c_out, after)])]
-        case "head":
+        case "head" | "norm_head":
             return [_Convolution(c_in, c_out, 1, normed=False)]
+        case "preact":
+            return [_Convolution(c_in, c_out, after, int(attrs["kernel"]))]
+        case "avg_pool" | "add":
+            return []
+        case "reduction":
+            body = [_Convolution(c_in, c_out, after, int(attrs["kernel"])), _Convolution(c_out, c_out, after, int(attrs["kernel"]))]
+            return [*body, _Convolution(c_in, c_out, after, biased=False)]
         case "tail":
             hidden = spec.width("hidden")
             return [_Convolution(c_in, hidden, before), _Convolution(hidden, c_out, 1, normed=False)]

@@ -158,6 +158,8 @@ def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
     if ops.keeps_width(spec):
         assert widths["c_in"] == widths["c_out"], spec
         primes["c_out"] = primes["c_in"]
+    if spec.op == "add":
+        primes["c_in"] = int(spec.attr("inputs")) * primes["c_out"]
     groups = int(dict(spec.attrs).get("groups", 1))
     sizes = {groups * primes[name]: width for name, width in widths.items()}
     if groups > 1:

@@ -2,7 +2,8 @@
 
 from search.errors import SearchError
 from search.space import Space
-from search.spaces import gpunet, mobilenet, prunet, repvgg, resnet
+from search.spaces import cells, gpunet, mobilenet, prunet, repvgg, resnet
+from search.spaces.cells import Cells
 from search.spaces.chain import Chain, Layer
 from search.spaces.fixed import Fixed
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
@@ -12,6 +13,7 @@ from search.spaces.traced import Traced, of_module, traced
 
 __all__ = [
     "WIDTHS",
+    "Cells",
     "Chain",
     "Fixed",
     "HasSites",
@@ -48,6 +50,8 @@ def names() -> tuple[str, ...]:
         "gpunet-0",
         "gpunet-1",
         "gpunet-2",
+        "nasbench201",
+        "nasbench201-small",
         *repvgg.names(),
         *resnet.names(),
         *mobilenet.names(),
@@ -85,6 +89,10 @@ def get(name: str, *, classes: int | None = None, resolution: int | None = None)
             return gpunet.gpunet_0(**options)
         case "gpunet-1":
             return gpunet.gpunet_1(**options)
+        case "nasbench201":
+            return cells.nasbench201(**options)
+        case "nasbench201-small":
+            return cells.small(**options)
         case "gpunet-2":
             return gpunet.gpunet_2(**options)
         case _ if name in repvgg.names():

@@ -9,6 +9,7 @@ from latency.block import BlockSpec
 from latency.errors import LatencyError
 from search.errors import SearchError
 from search.space import Space
+from search.spaces.cells import Cells
 from search.spaces.chain import Chain
 from search.spaces.fixed import Fixed
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
@@ -31,6 +32,7 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
         SearchError: it is damaged, or of a kind that this version does not know.
     """
     kinds: dict[str, Callable[[Mapping[str, Any]], Space]] = {
+        "cells": lambda fields: msgspec.convert(fields, Cells),
         "chain": lambda fields: msgspec.convert(fields, Chain),
         "fixed": _fixed,
         "layered": _layered,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from latency import CoverageError, LatencyTable
-from search import Choice, SearchError, Space, spaces
+from search import Choice, SearchError, Space, ops, spaces
 from search.cost import LatencyModel, MacsModel, network_terms
 from search.spaces import Layered, of_module
 
@@ -45,7 +45,7 @@ def table_of(name: str) -> LatencyTable:
 
 WIDTHS = {"tiny": 300, "repvgg-mini": 200, "joined": 200, "resnet20/widths": 50}
 """Spaces of open widths, and how many random networks of each are compared."""
-ALL = [*WIDTHS, "prunet-cifar", "resnet20"]
+ALL = [*WIDTHS, "prunet-cifar", "nasbench201", "resnet20"]
 
 
 def scalars(widths, dtype=torch.float32):
@@ -89,6 +89,31 @@ def test_one_hot_shares_cost_what_table_and_space_say():
         for choice in choices:
             terms = [model.over(candidates, shares) for candidates, shares in one_hot(space, choice)]
             assert model.expected(terms).item() == pytest.approx(truth(choice), rel=1e-9)
+
+
+def cell_terms(model, space, choice):
+    """The edges of a cell as mixtures of all operations, its sums as mixtures of their numbers of inputs; all one-hot."""
+    sure, used = torch.ones(1, dtype=torch.float64), space.used(choice)
+    terms = [model.over([space.stem], sure)]
+    for stage, shape in enumerate(space.shapes()):
+        terms += [model.over([space.reduction(stage)], sure)] if stage else []
+        candidates = space.candidates(stage)
+        for target in [1, 2, 3] * space.cells:
+            edges = [used.get((source, target), "none") for source in range(target)]
+            shares = [torch.tensor([float(name == option) for name in candidates], dtype=torch.float64) for option in edges]
+            terms += [model.over(list(candidates.values()), share) for share in shares]
+            inputs = len(edges) - edges.count("none")
+            several = torch.tensor([float(inputs == 2), float(inputs == 3), float(inputs < 2)], dtype=torch.float64)
+            terms.append(model.over([ops.add(shape, 2), ops.add(shape, 3), None], several))
+    return [*terms, model.over([space.head], sure)]
+
+
+def test_one_hot_edges_cost_what_table_and_space_say():
+    space, draw = space_of("nasbench201"), random.Random(0)
+    choices = [space.largest(), space.smallest(), *(space.random(draw) for _ in range(100))]
+    for model, truth in models("nasbench201"):
+        for choice in choices:
+            assert model.expected(cell_terms(model, space, choice)).item() == pytest.approx(truth(choice), rel=1e-9)
 
 
 def test_hidden_widths_of_a_layer_cost_what_its_blocks_do():

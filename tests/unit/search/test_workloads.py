@@ -35,6 +35,11 @@ BLOCKS = {
     "irb": ops.inverted_residual((16, 12, 12), 16, hidden=96, kernel=5, act="swish"),
     "irb, strided, gated": ops.inverted_residual((24, 13, 12), 40, hidden=64, stride=2, se=True),
     "irb, gated, as wide as its input": ops.inverted_residual((32, 12, 12), 32, hidden=32, kernel=5, act="swish", se=True),
+    "preact": ops.preact((16, 12, 12), 24, kernel=3),
+    "avg_pool": ops.avg_pool((16, 12, 12)),
+    "add": ops.add((16, 12, 12), 3),
+    "reduction": ops.reduction((16, 13, 12), 40),
+    "norm_head": ops.norm_head((32, 4, 4), 10),
     "fused": ops.inverted_residual((16, 12, 12), 24, hidden=32, fused=True),
     "fused, residual, gated": ops.inverted_residual((24, 9, 9), 24, hidden=160, kernel=5, act="swish", se=True, fused=True),
 }
@@ -217,3 +222,17 @@ def test_networks_of_a_traced_space_are_its_module_pruned():
     weights = [tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1]
     assert weights == [(8, 3, 3, 3), (8, 8, 3, 3), (2, 128)]
     assert networks[1].onnx() == model.SerializeToString(deterministic=True)
+
+
+def test_networks_of_cells_are_their_modules_fused():
+    space = spaces.get("nasbench201-small")
+    works = [work for work in workloads(space, networks=1) if work.kind == "network"]
+    assert [work.blocks for work in works[:2]] == [
+        tuple(spec.key for spec in space.network(c)) for c in (space.largest(), space.smallest())
+    ]
+    for work in works:
+        model = onnx.load_from_string(work.onnx())
+        check(model)
+        assert sum(node.op_type == "Conv" for node in model.graph.node) == sum(
+            {"conv": 1, "preact": 1, "reduction": 3}.get(key.split("(")[0], 0) for key in work.blocks
+        )

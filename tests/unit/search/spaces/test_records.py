@@ -8,7 +8,7 @@ from search import SearchError, spaces
 from search.spaces import from_record
 
 
-@pytest.mark.parametrize("name", ["repvgg-mini", "prunet-cifar", "gpunet-0", "repvgg-b1-g4", "resnet20/widths"])
+@pytest.mark.parametrize("name", ["repvgg-mini", "prunet-cifar", "gpunet-0", "repvgg-b1-g4", "nasbench201-small", "resnet20/widths"])
 def test_a_space_comes_back_from_its_record(name):
     space = spaces.get(name)
     record = msgspec.json.decode(msgspec.json.encode(space.record()))
@@ -40,7 +40,7 @@ def test_a_record_without_its_layers_says_so():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "maze"}, r"^the record of a space has the kind 'maze': known are chain, fixed, layered, traced"),
+        ({"kind": "maze"}, r"^the record of a space has the kind 'maze': known are cells, chain, fixed, layered, traced"),
         ({"classes": "two"}, r"^the record of a space of the kind chain is damaged: Expected `int`, got `str` - at `\$.classes`"),
         ({"colour": "red"}, r"^the record of a space of the kind chain is damaged: field colour is not what it is written as$"),
     ],

@@ -1,0 +1,224 @@
+"""Cells: one small graph of operations, repeated throughout a network (NAS-Bench-201, Dong and Yang 2020)."""
+
+import itertools
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import msgspec
+
+from latency.block import BlockSpec
+from search import ops
+from search.errors import SearchError
+from search.ops import Counts, Shape
+from search.space import Choice, Space
+from search.spaces.checks import check_input
+
+if TYPE_CHECKING:
+    from torch import nn
+
+NODES = 4
+EDGES = tuple((source, target) for target in range(1, NODES) for source in range(target))
+"""Source and target node of each edge, in the order of the benchmark's architecture strings."""
+NONE, SKIP, CONV1, CONV3, POOL = OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+"""What an edge can be, by the benchmark's names: nothing, its input, a convolution behind an activation, or a pool."""
+STAGES = 3
+
+
+def edge(source: int, target: int) -> str:
+    """Name of an edge in a `Choice`."""
+    return f"{source}-{target}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Cells(Space):
+    """A stem, three stages of equal cells with a reduction before the second and the third, and a classifier.
+
+    A cell has four nodes, the first of which is its input, and an edge from each node to each later one. A node is the sum of its edges,
+    the last one is the output. A `Choice` has an option for each edge, by `edge`. What does not lie on a way from input to output of the
+    cell computes nothing that is used: it is neither built nor counted, but in `nominal`.
+    """
+
+    channels: int = 16
+    """of the first stage; the next ones have twice and four times as many"""
+    cells: int = 5
+    """of each stage"""
+
+    def size(self) -> int:
+        """Number of cells, those without a way from input to output included."""
+        return len(OPTIONS) ** len(EDGES)
+
+    def choices(self) -> Iterator[Choice]:
+        """Every network, in the order of the options, the last edge changing fastest."""
+        for options in itertools.product(OPTIONS, repeat=len(EDGES)):
+            yield self._choice(options)
+
+    def largest(self) -> Choice:
+        """A 3x3 convolution on every edge."""
+        return self._choice((CONV3,) * len(EDGES))
+
+    def smallest(self) -> Choice:
+        """The input of each cell is its output."""
+        return self._choice(SKIP if ends == (0, NODES - 1) else NONE for ends in EDGES)
+
+    def random(self, draw: random.Random) -> Choice:
+        """A network whose output depends on its input, each equally likely."""
+        while not self.connected(choice := self._choice(draw.choice(OPTIONS) for _ in EDGES)):
+            pass
+        return choice
+
+    def parse(self, text: str) -> Choice:
+        """The network of an architecture string of the benchmark, `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`.
+
+        Raises:
+            SearchError: it is not one.
+        """
+        nodes = [re.findall(r"([^|~]+)~(\d+)", node) for node in text.split("+")]
+        found = {(int(source), target): option for target, node in enumerate(nodes, 1) for option, source in node}
+        choice = Choice(options={edge(*ends): option for ends, option in found.items()})
+        if found.keys() != set(EDGES) or not set(found.values()) <= set(OPTIONS) or self.text(choice) != text:
+            wanted = self.text(self.largest())
+            raise SearchError(f"{text!r} is not an architecture of {self.name}: expected such as {wanted}, of {', '.join(OPTIONS)}")
+        return choice
+
+    def text(self, choice: Choice) -> str:
+        """The benchmark's architecture string; the inverse of `parse`."""
+        options = self._options(choice)
+        nodes = ("".join(f"|{options[source, target]}~{source}" for source in range(target)) + "|" for target in range(1, NODES))
+        return "+".join(nodes)
+
+    def connected(self, choice: Choice) -> bool:
+        """Whether the output depends on the input."""
+        return bool(self.used(choice))
+
+    def used(self, choice: Choice) -> dict[tuple[int, int], str]:
+        """Edges that lie on a way from input to output of the cell, with their options, in order.
+
+        Raises:
+            SearchError: the choice is not of this space.
+        """
+        found = {ends: option for ends, option in self._options(choice).items() if option != NONE}
+        forward, backward = {0}, {NODES - 1}
+        for source, target in found:  # sources come in order: a node's inputs are known when its outputs are looked at
+            forward |= {target} if source in forward else set()
+        for source, target in reversed(found):
+            backward |= {source} if target in backward else set()
+        return {ends: option for ends, option in found.items() if ends[0] in forward and ends[1] in backward}
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """Channels, height and width of each stage."""
+        _, height, width = self.input_shape
+        return tuple((self.channels << stage, -(-height // 2**stage), -(-width // 2**stage)) for stage in range(STAGES))
+
+    def candidates(self, stage: int) -> dict[str, BlockSpec | None]:
+        """Block of each option in a stage; None where nothing runs."""
+        shape = self.shapes()[stage]
+        convolutions = {option: ops.preact(shape, shape[0], kernel=kernel) for option, kernel in ((CONV1, 1), (CONV3, 3))}
+        return {NONE: None, SKIP: None, **convolutions, POOL: ops.avg_pool(shape)}
+
+    @property
+    def stem(self) -> BlockSpec:
+        """The convolution before the first cell."""
+        return ops.conv(self.input_shape, self.channels, act="none")
+
+    def reduction(self, stage: int) -> BlockSpec:
+        """What stands before a stage, but the first one."""
+        return ops.reduction(self.shapes()[stage - 1], self.shapes()[stage][0])
+
+    @property
+    def head(self) -> BlockSpec:
+        """The classifier."""
+        return ops.norm_head(self.shapes()[-1], self.classes)
+
+    def cell(self, stage: int, choice: Choice) -> list[BlockSpec]:
+        """Blocks of one cell of a stage: operations of a node, then their sum where they are several."""
+        candidates, used, found = self.candidates(stage), self.used(choice), []
+        for node in range(1, NODES):
+            inputs = [option for (_, target), option in used.items() if target == node]
+            found += [block for option in inputs if (block := candidates[option])]
+            found += [ops.add(self.shapes()[stage], len(inputs))] if len(inputs) > 1 else []
+        return found
+
+    def network(self, choice: Choice | None = None) -> list[BlockSpec]:
+        """Blocks that run, in order; the classifier alone where the output does not depend on the input."""
+        choice = self.largest() if choice is None else choice
+        if not self.connected(choice):
+            return [self.head]
+        body = [
+            block for stage in range(STAGES) for block in ([self.reduction(stage)] if stage else []) + self.cell(stage, choice) * self.cells
+        ]
+        return [self.stem, *body, self.head]
+
+    def blocks(self) -> list[BlockSpec]:
+        """Stem, of each stage its operations and its sums of two and three, reductions, classifier."""
+        found = [self.stem]
+        for stage, shape in enumerate(self.shapes()):
+            found += [self.reduction(stage)] if stage else []
+            found += [block for block in self.candidates(stage).values() if block]
+            found += [ops.add(shape, inputs) for inputs in range(2, NODES)]
+        return [*found, self.head]
+
+    def nominal(self, choice: Choice) -> Counts:
+        """Size in the training form as the benchmark counts it: of every edge, used or not."""
+        options = list(self._options(choice).values())
+        blocks = [self.stem, *(self.reduction(stage) for stage in range(1, STAGES)), self.head]
+        for stage in range(STAGES):
+            candidates = self.candidates(stage)
+            blocks += [block for option in options if (block := candidates[option])] * self.cells
+        return Counts(self.parameters(blocks, deployed=False), self.macs(blocks, deployed=False))
+
+    def module(self, choice: Choice | None = None) -> "nn.Module":
+        """The network with the edges that are used, one norm a convolution."""
+        from search.cells import CellNetwork
+
+        return CellNetwork(self, self.largest() if choice is None else choice)
+
+    @property
+    def serial(self) -> bool:
+        """No: nodes have several inputs."""
+        return False
+
+    def deployed(self, choice: Choice | None = None) -> "nn.Module":
+        """Fused."""
+        from reparam import fuse
+
+        return fuse(self.module(choice))
+
+    def record(self) -> dict[str, Any]:
+        """Its fields."""
+        return {"kind": "cells", **msgspec.json.decode(msgspec.json.encode(self))}
+
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+        """Size of one block; trained with one norm a convolution."""
+        return ops.counts(spec, deployed=deployed)
+
+    def _choice(self, options: "Iterator[str] | tuple[str, ...]") -> Choice:
+        return Choice(options={edge(*ends): option for ends, option in zip(EDGES, options, strict=True)})
+
+    def _options(self, choice: Choice) -> Mapping[tuple[int, int], str]:
+        """Option of each edge, in order."""
+        names = [edge(*ends) for ends in EDGES]
+        if choice.widths or choice.depths or sorted(choice.options) != sorted(names):
+            raise SearchError(f"{self.name}: a choice has an option for each of the edges {', '.join(names)}, found {choice}")
+        for name, option in choice.options.items():
+            if option not in OPTIONS:
+                raise SearchError(f"{self.name}: edge {name} has the options {', '.join(OPTIONS)}, found {option}")
+        return {ends: choice.options[edge(*ends)] for ends in EDGES}
+
+
+def nasbench201(*, classes: int = 10, resolution: int = 32) -> Cells:
+    """As in the benchmark: 16 channels, five cells a stage."""
+    return _cells("nasbench201", classes=classes, resolution=resolution, channels=16, cells=5)
+
+
+def small(*, classes: int = 10, resolution: int = 16) -> Cells:
+    """Small enough for a search in minutes on a CPU: 8 channels, one cell a stage."""
+    return _cells("nasbench201-small", classes=classes, resolution=resolution, channels=8, cells=1)
+
+
+def _cells(name: str, *, classes: int, resolution: int, channels: int, cells: int) -> Cells:
+    check_input(name, classes=classes, resolution=resolution, halvings=STAGES - 1)
+    return Cells(name=name, input_shape=(3, resolution, resolution), classes=classes, channels=channels, cells=cells)
