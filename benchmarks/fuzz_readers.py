@@ -43,13 +43,10 @@ from deploy.errors import DeployError
 from latency import LatencyTable, blocks_zip, check, decoding
 from latency.errors import LatencyError
 from lathe import cli
-from search import data, record, runtime
+from search import checkpoint, data, record
 from search.architecture import load_architecture
 from search.errors import SearchError
-from search.files import read_json
-from search.methods import pas
 from search.network import load_weights
-from search.train import make_optimizer
 
 HERE = Path(__file__).parent
 FORMATS = HERE.parent / "tests" / "formats"
@@ -278,7 +275,7 @@ def said(arguments: list[str]) -> None:
 def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
     """Every reader of the product."""
     network = load_architecture(seeds[record.ARCHITECTURE][0]).build()
-    optimizer = make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)
+    run = record.read_run(seeds[record.RUN][0].parent)
 
     def used_table(path: Path) -> object:
         found = LatencyTable.load(path)
@@ -287,19 +284,19 @@ def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
     def used_blocks(path: Path) -> object:
         return [work.lower() for work in blocks_zip.read(path).workloads[:3]]
 
-    def checkpoint(path: Path) -> object:
-        state = runtime.read_state(path, pas._State)
-        runtime.restore(path, network, optimizer)
-        return state
-
     return [
         Reader("latency table", seeds["table"], used_table, table),
         Reader("bundle of blocks", seeds["blocks"], used_blocks, block_bundle),
         Reader("architecture.json", seeds[record.ARCHITECTURE], lambda path: load_architecture(path).blocks(), json_text),
-        Reader("run.json", seeds[record.RUN], lambda path: read_json(path, record.Run), json_text),
-        Reader("result.json", seeds[record.RESULT], lambda path: read_json(path, record.Result), json_text),
-        Reader("history.jsonl", seeds[record.HISTORY], lambda path: pages.read(path.parent), json_lines),
-        Reader("checkpoint.safetensors", seeds["checkpoint"], checkpoint, tensors),
+        Reader("run.json", seeds[record.RUN], lambda path: record.read_run(path.parent), json_text),
+        Reader("result.json", seeds[record.RESULT], lambda path: record.read_result(path.parent, run), json_text),
+        Reader(
+            "history.jsonl",
+            seeds[record.HISTORY],
+            lambda path: (record.read_history(path.parent, run), pages.read(path.parent)),
+            json_lines,
+        ),
+        Reader("checkpoint.safetensors", seeds["checkpoint"], checkpoint.load, tensors),
         Reader("weights.safetensors", seeds["weights"], lambda path: load_weights(network, path, {}), tensors),
         Reader("manifest.json", seeds["manifest"], lambda path: bundle.check_files(bundle.load(path.parent)), manifest),
         Reader("samples.npy", seeds["npy"], decoding.read_npy, npy),

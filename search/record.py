@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from latency import Latency
 from latency.files import beside, sha256, write_whole
+from latency.values import Count, SampleUs, Share
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import read_json, read_json_lines, to_json, upgraded
@@ -30,21 +31,21 @@ class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An epoch is over, and saved. Also a line of `history.jsonl`."""
 
     phase: str
-    epoch: int
+    epoch: Count
     """of the phase, from 1"""
-    epochs: int
+    epochs: Count
     """of the phase"""
     loss: float
     """mean over the epoch, penalty included"""
-    train_accuracy: float
+    train_accuracy: Share
     """share of the training images that were right when they were shown"""
-    accuracy: float
+    accuracy: Share
     """share of the held-out images that are right now; of a network that changes from step to step, with the statistics of each batch"""
     choice: Choice
     """the network that the method has now"""
-    latency_us: float | None
+    latency_us: SampleUs | None
     """predicted for what would ship of it; None where no table was given"""
-    macs: int
+    macs: Count
     """of the deployed network of what would ship"""
     figures: dict[str, float] = {}
     """what the method has to say: `beta`, the weight of a penalty; `returned.GROUP`, channels that were gone after the epoch before and
@@ -72,10 +73,10 @@ class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One network with its figures; parameters and MACs as deployed."""
 
     choice: Choice
-    accuracy: float
+    accuracy: Share
     """share of the held-out images"""
-    parameters: int
-    macs: int
+    parameters: Count
+    macs: Count
     predicted: Latency | None
     """None where no table was given"""
 
@@ -85,9 +86,9 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     schema: Literal["result/2"] = RESULT_SCHEMA
     architecture_sha256: str
-    held_out_images: int
-    budget_us: float | None
-    budget_macs: float | None = None
+    held_out_images: Count
+    budget_us: SampleUs | None
+    budget_macs: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """in the place of microseconds, where no table was given"""
     unpruned: NetworkResult | None
     """None where the method has no such network"""
@@ -115,8 +116,8 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     settings: dict[str, Any]
     space: dict[str, Any]
     """as `Space.record` has it"""
-    budget_us: float | None
-    budget_macs: float | None = None
+    budget_us: SampleUs | None
+    budget_macs: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """in the place of microseconds, where no table was given"""
     table_sha256: str
     data: str

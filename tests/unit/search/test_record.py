@@ -1,5 +1,6 @@
 import hashlib
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -62,4 +63,14 @@ def test_a_damaged_run_is_named(tmp_path, run):
     open_run(tmp_path, run)
     (tmp_path / "run.json").write_text('{"schema": "run/9"}')
     with pytest.raises(SearchError, match=r"run.json is damaged: Invalid enum value 'run/9'"):
+        open_run(tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"budget_us": 0.0}, "Expected `float` > 0.0"), ({"budget_us": None, "budget_macs": -1.0}, "Expected `float` > 0.0")],
+)
+def test_a_budget_below_zero_is_refused(tmp_path, run, change, words):
+    (tmp_path / "run.json").write_bytes(msgspec.json.encode(msgspec.to_builtins(run) | change))
+    with pytest.raises(SearchError, match=f"run.json is damaged: {words}"):
         open_run(tmp_path, run)
