@@ -37,13 +37,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from deploy import bundle, cleaning, onnxfile
+from deploy import bundle, graph, onnxfile
 from deploy import report as pages
 from deploy.errors import DeployError
 from latency import LatencyTable, blocks_zip, check, decoding
 from latency.errors import LatencyError
 from lathe import cli
-from search import checkpoint, data, record
+from search import checkpoint, data, record, session
 from search.architecture import load_architecture
 from search.errors import SearchError
 from search.network import load_weights
@@ -296,12 +296,12 @@ def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
             lambda path: (record.read_history(path.parent, run), pages.read(path.parent)),
             json_lines,
         ),
-        Reader("checkpoint.safetensors", seeds["checkpoint"], checkpoint.load, tensors),
+        Reader("checkpoint.safetensors", seeds["checkpoint"], lambda path: checkpoint.load(path, session._Head), tensors),
         Reader("weights.safetensors", seeds["weights"], lambda path: load_weights(network, path, {}), tensors),
         Reader("manifest.json", seeds["manifest"], lambda path: bundle.check_files(bundle.load(path.parent)), manifest),
         Reader("samples.npy", seeds["npy"], decoding.read_npy, npy),
         Reader("folder of images", seeds["images"], lambda path: data.folder(path.parents[1], 8), binary),
-        Reader("ONNX file", seeds["onnx"], lambda path: cleaning.clean(onnxfile.read(path)), model),
+        Reader("ONNX file", seeds["onnx"], lambda path: graph.parse(onnxfile.read(path)), model),
     ]
 
 
