@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, subcommand
 
 from lathe.flags import Fraction, Milliseconds
-from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, UniformSettings
+from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, TableSettings, UniformSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +90,17 @@ class SearchSlimming(Search):
     settings: OmitArgPrefixes[FlagConversionOff[SlimmingSettings]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchTable(Search):
+    """Keep the most important channels that fit the budget: a mixed-integer program over the table, with nothing learned."""
+
+    settings: OmitArgPrefixes[FlagConversionOff[TableSettings]]
+
+
 Searches = (
     Annotated[SearchPas, subcommand("pas")]
     | Annotated[SearchUniform, subcommand("uniform")]
     | Annotated[SearchMagnitude, subcommand("magnitude")]
     | Annotated[SearchSlimming, subcommand("slimming")]
+    | Annotated[SearchTable, subcommand("table")]
 )

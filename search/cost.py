@@ -19,7 +19,7 @@ from latency.units import kilo
 from search import ops
 from search.budget import Price
 from search.space import Choice, Space
-from search.spaces import Prunable, Site, Widths, with_sites
+from search.spaces import Site, with_sites
 
 Scalar = Float[Tensor, ""]
 Shares = Float[Tensor, " candidates"]
@@ -267,49 +267,3 @@ def _mean_slope(axis: np.ndarray, values: np.ndarray, at: float, half_window: fl
     if high <= low:
         return 0.0
     return float((np.interp(high, axis, values) - np.interp(low, axis, values)) / (high - low))
-
-
-@runtime_checkable
-class Cost(Protocol):
-    """Cost of a network of a prunable space at a width for every group."""
-
-    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
-        """The expected cost."""
-        ...
-
-
-class ExpectedLatency:
-    """`LatencyModel` over all sites of a prunable space."""
-
-    def __init__(self, space: Prunable, table: LatencyTable) -> None:
-        self._model, self._sites = LatencyModel(space, table), space.sites()
-
-    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
-        """Microseconds."""
-        return self._model.expected(network_terms(self._model, self._sites, widths))
-
-
-class NetworkLatency:
-    """`LatencyModel.of` by widths."""
-
-    def __init__(self, space: Prunable, table: LatencyTable) -> None:
-        self._space, self._model = space, LatencyModel(space, table)
-
-    def __call__(self, widths: Widths) -> Latency:
-        """Latency of the network of these widths."""
-        return self._model.of(self._space.choice(widths))
-
-
-class ExpectedMacs:
-    """`MacsModel` over all sites of a prunable space."""
-
-    def __init__(self, space: Prunable) -> None:
-        self._space, self._model, self._sites = space, MacsModel(space), space.sites()
-
-    def count(self, widths: Widths) -> int:
-        """Multiply-accumulates at whole widths."""
-        return self._model.of(self._space.choice(widths))
-
-    def __call__(self, widths: Sequence[Scalar]) -> Scalar:
-        """Multiply-accumulates of one inference."""
-        return self._model.expected(network_terms(self._model, self._sites, widths))

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from search.budget import Pricing, round_freely
+from search.budget import Pricing, round_up
 from search.spaces import Widths
 
 
@@ -114,3 +114,20 @@ def _steps(widths: Widths, choices: Sequence[Widths], *, wider: bool) -> list[tu
 
 def _replaced(widths: Widths, index: int, width: int) -> Widths:
     return (*widths[:index], width, *widths[index + 1 :])
+
+
+def round_freely(kept: Sequence[int], choices: Sequence[Widths], price: Pricing) -> Widths:
+    """Table-aware rounding: of each layer the widest width at which the network costs no more than at the narrowest one that holds `kept`.
+
+    No more, that is neither by the estimate nor by the upper end of its interval. Layer by layer, until nothing is free any more.
+    """
+    widths = round_up(kept, choices)
+    while True:
+        now = price(widths)
+        for index, width in sorted(_steps(widths, choices, wider=True), key=lambda step: widths[step[0]] - step[1]):
+            found = price(_replaced(widths, index, width))
+            if found.cost <= now.cost and found.most <= now.most:
+                widths = _replaced(widths, index, width)
+                break
+        else:
+            return widths

@@ -2,7 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, Settings, SlimmingSettings, UniformSettings
+from search.methods.settings import (
+    MagnitudeSettings,
+    PasSettings,
+    PruningSettings,
+    Settings,
+    SlimmingSettings,
+    TableSettings,
+    UniformSettings,
+)
 
 if TYPE_CHECKING:
     from search.method import Method, Task
@@ -44,4 +52,8 @@ def method(settings: Settings, task: "Task") -> "Method[Any]":
             from search.methods.slimming import Slimming
 
             return Slimming(settings, task)
+        case TableSettings():
+            from search.methods.table import Table
+
+            return Table(settings, task)
     raise AssertionError(f"no method has {type(settings).__name__}")

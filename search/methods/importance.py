@@ -1,11 +1,11 @@
 """What a channel is worth by criteria that search nothing: the baselines that Pruning-as-Search is compared with."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from reparam import ChannelGroup
+from reparam import ChannelGroup, insert_masks
 from reparam.graph import trace
 from search.errors import SearchError
 from search.masks import Scores, fused_form
@@ -33,6 +33,43 @@ def uniform(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGro
     return [1 - norm.argsort(descending=True, stable=True).argsort() / len(norm) for norm in magnitude(model, example_input, groups)]
 
 
+class _Gate(nn.Module):
+    """A factor of 1 on every channel, whose gradient is what the loss would change by if the channel went, to first order."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply every channel by its factor."""
+        return x * self.factor.view(-1, *[1] * (x.ndim - 2))
+
+
+def taylor(
+    model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], batches: Iterable[tuple[Tensor, Tensor]]
+) -> list[Scores]:
+    """First-order Taylor: how much the loss of a batch would change if a channel went, on average over batches.
+
+    Molchanov et al. 2019, Eq. 8, on the activations behind each group; behind a norm and a ReLU that is the |gamma g + beta g'| of HALP
+    (Shen et al. 2022, Eq. 3). Scores of different groups are in one unit, that of the loss.
+
+    Args:
+        model: trained; it stays as it was, and is run in evaluation mode.
+        example_input: a batch of the shape that it is for.
+        groups: of the network.
+        batches: images as the network takes them, and labels.
+    """
+    gated = insert_masks(model, example_input, groups, lambda group: _Gate(group.channels)).eval()
+    factors = [module.factor for module in gated.modules() if isinstance(module, _Gate)]
+    totals, count = [torch.zeros_like(factor) for factor in factors], 0
+    for images, labels in batches:
+        loss = nn.functional.cross_entropy(gated(images), labels)
+        for total, gradient in zip(totals, torch.autograd.grad(loss, factors), strict=True):
+            total += gradient.abs()
+        count += 1
+    return [total / max(1, count) for total in totals]
+
+
 def scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Scores]:
     """The scales of a channel's norms, added up over the layers that make it (network slimming, Liu et al. 2017); with gradient.
 
@@ -56,6 +93,6 @@ def norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[list[nn.Batc
         modules += [model.get_submodule(str(user.target)) for user in users]
         scaling = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.affine and m.num_features == group.channels]
         if not scaling:
-            raise SearchError(f"policy 'slimming' ranks channels by the norm behind them: group {group.name} has none; exclude it")
+            raise SearchError(f"slimming ranks channels by the norm behind them: group {group.name} has none; exclude it")
         found.append(scaling)
     return found

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from reparam import insert_masks
 from reparam.blocks import Image
 from search import masks
-from search.budget import BudgetController, fit_widths, round_up
-from search.cost import Cost, ExpectedLatency
+from search.budget import BudgetController, round_up
+from search.cost import CostModel, MacsModel, Scalar, network_terms
 from search.masks import Keep, Scores, top
 from search.method import Epoch, Phase, Task
 from search.methods.pruning import Pruning
@@ -79,7 +79,8 @@ class Pas(Pruning[PasSettings]):
     def __init__(self, settings: PasSettings, task: Task) -> None:
         super().__init__(settings, task)
         table = task.table
-        self.cost: Cost = ExpectedLatency(self.space, table) if table and settings.cost == "latency" else self.macs
+        self.counted: CostModel = self.model if settings.cost == "latency" else MacsModel(self.space)
+        self.sites = self.space.sites()
         target = task.budget / (1 + table.predictor.half_width) if table else task.budget  # there the interval's upper end is the budget
         if table and settings.cost == "macs":  # they have no budget of their own: aim at the same share of the unpruned network
             target *= self.space.macs() / self.price(self.space.full_widths()).cost
@@ -116,14 +117,17 @@ class Pas(Pruning[PasSettings]):
     def penalty(self, network: nn.Module) -> Tensor:
         """The weighted regulariser (Eq. 4 and 5)."""
         widths = [indicator.width() for indicator in indicators(network)]
-        cost = self.cost(self._by_space(widths, lambda full: torch.tensor(float(full))))
+        cost = self._cost(self._by_space(widths, lambda full: torch.tensor(float(full))))
         # What counts is the network that would ship, with every width rounded up; its gradient is that of the widths as they are.
-        shipped = self.cost([torch.tensor(float(width)) for width in round_up(self.kept(network), self.choices)])
+        shipped = self._cost([torch.tensor(float(width)) for width in round_up(self.kept(network), self.choices)])
         cost = shipped + cost - cost.detach()
         beta, target = self.controller.weight, self.controller.target
         self.controller.update(cost.item())
         error = (cost - target) / 1e9 if self.settings.regulariser == "paper" else cost / target - 1
         return beta * error**2
+
+    def _cost(self, widths: Sequence[Scalar]) -> Scalar:
+        return self.counted.expected(network_terms(self.counted, self.sites, widths))
 
     def scores(self, network: nn.Module) -> list[Scores]:
         """The indicators."""
@@ -132,11 +136,6 @@ class Pas(Pruning[PasSettings]):
     def kept(self, network: nn.Module) -> Widths:
         """Channels whose indicator is above the threshold."""
         return tuple(self._by_space([int(indicator.kept().sum()) for indicator in indicators(network)], int))
-
-    def fitted(self, scores: Sequence[Tensor], kept: Widths) -> Widths:
-        """The widths that ship."""
-        ordered = [sorted(score.tolist(), reverse=True) for score in scores]
-        return fit_widths(kept, ordered, self.choices, self.price, self.task.budget)
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """The penalty's weight, and of each group the channels that were gone after the epoch before and are back now."""

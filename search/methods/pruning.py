@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from latency import Latency
 from reparam import ChannelGroup, fuse, squeeze
 from search import masks
-from search.budget import Price, fit_widths, free_channels, ranked_widths, require_reachable, round_up
-from search.cost import ExpectedMacs, NetworkLatency
+from search import widths as fitting
+from search.budget import Price, free_channels, ranked_widths, require_reachable, round_up
+from search.cost import CostModel, LatencyModel, MacsModel
 from search.masks import Scores
 from search.method import Epoch, Method, Phase, Task
 from search.methods.settings import PruningSettings
@@ -47,13 +47,13 @@ class Pruning(Method[P]):
     def __init__(self, settings: P, task: Task) -> None:
         super().__init__(settings, task)
         self.space = with_widths(task.space, self.name)
-        self.macs, self.latency = ExpectedMacs(self.space), task.table and NetworkLatency(self.space, task.table)
+        self.model: CostModel = LatencyModel(self.space, task.table) if task.table else MacsModel(self.space)
         with torch.random.fork_rng():
             network = self.space.module()
         self.groups = masks.prunable_groups(network, task.example, settings.excluded)
         self.choices = _shippable(self.space, settings, {group.name for group in self.groups})
         smallest = tuple(options[0] for options in self.choices)
-        require_reachable(self.space.name, self.price(smallest), task.budget, unit="us" if task.table else "macs")
+        require_reachable(self.space.name, self.price(smallest), task.budget, unit=self.model.unit)
         _require_squeezable(network, task.example, self.groups)
         self.widths = self.space.full_widths()
 
@@ -102,9 +102,13 @@ class Pruning(Method[P]):
         return ranked_widths([score.tolist() for score in scores], self.choices, self.price, self.task.budget)
 
     def fitted(self, scores: Sequence[Tensor], kept: Widths) -> Widths:
-        """The widths that ship, within the budget."""
-        ordered = [sorted(score.tolist(), reverse=True) for score in scores]
-        return fit_widths(kept, ordered, self.choices, self.price, self.task.budget, exchange=False)
+        """The widths that ship: of those within the budget the ones that are worth most."""
+        prices = fitting.TablePrices(self.task.table) if self.task.table else fitting.macs_price
+        return fitting.fit(self.space, self.choices, self.values(scores, kept), prices, self.task.budget).widths
+
+    def values(self, scores: Sequence[Tensor], kept: Widths) -> list[list[float]]:
+        """What each width of each group is worth: closeness to the proportions of what the method keeps."""
+        return fitting.proportional([max(1, count) for count in kept], self.choices, self.price, self.task.budget)
 
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
         """One of all weights, which holds those of channels that are gone."""
@@ -175,9 +179,7 @@ class Pruning(Method[P]):
 
     def price(self, widths: Widths) -> Price:
         """What a network of these widths costs, in the unit of the budget."""
-        found: Latency | None = self.latency and self.latency(widths)
-        macs = self.macs.count(widths)
-        return Price(macs, macs) if found is None else Price(found.us, found.high_us)
+        return self.model.price(self.space.choice(widths))
 
     def _by_space(self, values: Sequence[T], of_whole: Callable[[int], T]) -> list[T]:
         """A value for every group of the space, of those for the groups that are searched and one for those that are excluded."""

@@ -38,7 +38,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """
         value = getattr(self, name)
         if not low <= value <= high:
-            raise SearchError(f"--{name.replace('_', '-')} must be from {low:.10g} to {high:.10g}, found {value}")
+            raise SearchError(f"--{name.replace('_', '-')} must be from {low} to {high}, found {value}")
 
     def require_positive(self, name: str) -> None:
         """Check that a field is above 0 and finite.
@@ -141,6 +141,21 @@ class SlimmingSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknow
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("slimming")
+
+
+class TableSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table alone: the most important channels that fit the budget, by a mixed-integer program; pruned before the search's epochs."""
+
+    name = "table"
+
+    score: Literal["taylor", "magnitude", "slimming"] = "taylor"
+    """what a channel is worth: taylor (the change of the loss without it), magnitude (of its filters) or slimming (scales of its norms)"""
+    score_images: int = 2048
+    """training images that taylor looks at"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range("score_images", 1)
 
 
 def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -> P:

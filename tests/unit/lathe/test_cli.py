@@ -43,6 +43,7 @@ SETTINGS = {
     settings.UniformSettings: PRUNING,
     settings.MagnitudeSettings: PRUNING,
     settings.SlimmingSettings: f"{PRUNING} slimming",
+    settings.TableSettings: f"{PRUNING} score score_images",
 }
 
 

@@ -15,8 +15,9 @@ from search.data import Augmentation, Dataset, Split
 from search.method import Task
 from search.methods.magnitude import Magnitude
 from search.methods.pas import Pas
-from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, UniformSettings
+from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, TableSettings, UniformSettings
 from search.methods.slimming import Slimming
+from search.methods.table import Table
 from search.methods.uniform import Uniform
 from search.space import Choice, Space
 from search.spaces import Chain, Layer, Prunable, of_module
@@ -102,6 +103,7 @@ METHODS: dict[str, tuple[type, type]] = {
     "uniform": (UniformSettings, Uniform),
     "magnitude": (MagnitudeSettings, Magnitude),
     "slimming": (SlimmingSettings, Slimming),
+    "table": (TableSettings, Table),
 }
 EPOCHS = {"pretrain_epochs": 2, "search_epochs": 4, "finetune_epochs": 2, "batch": 16}
 FAST = {"beta": 1.0, "beta_rate": 0.2}

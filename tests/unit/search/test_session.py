@@ -1,6 +1,8 @@
 """The session, by real methods and by toy ones that use all that a method may use."""
 
+import hashlib
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -14,13 +16,18 @@ import torch
 from torch import nn
 
 import search
-from search import SearchError, load_architecture, session
+from reparam import ChannelMask, insert_masks
+from search import SearchError, load_architecture, masks, session
+from search.cost import LatencyModel, network_terms
 from search.method import Method, Phase, Task
-from search.methods.settings import Settings
+from search.methods.pas import DepthwiseBinaryConv, indicators
+from search.methods.settings import PasSettings, Settings
 from search.network import load_weights
 from search.record import Chosen, EpochDone, Finished, Result, Started, read_history, read_run
 from search.tensors import read_tensors
 from search.train import Part
+
+from .conftest import EPOCHS, FAST
 
 FILES = ["baseline.safetensors", "weights.safetensors", "architecture.json", "result.json", "history.jsonl"]
 
@@ -255,3 +262,78 @@ def test_a_search_can_start_from_the_network_of_another_run(search_into, tmp_pat
         list(search_into(tmp_path / "third", baseline=tmp_path / "nowhere"))
     with pytest.raises(SearchError, match="its baseline_sha256 is"):
         list(search_into(tmp_path / "second"))
+
+
+def plain_pas(settings, space, table, data, budget_us, chosen) -> dict[str, torch.Tensor]:
+    """Pruning-as-Search as one loop, with its widths given; returns the weights that it ends with."""
+
+    def generator(phase: str, epoch: int) -> torch.Generator:
+        digest = hashlib.sha256(f"{settings.seed}/{phase}/{epoch}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+    torch.manual_seed(settings.seed)
+    network, model, steps = space.module(), LatencyModel(space, table), len(data.train) // settings.batch
+    example, beta, target = torch.zeros(1, *space.input_shape), settings.beta, budget_us / (1 + table.predictor.half_width)
+    groups, choices = masks.prunable_groups(network, example), [space.width_choices(index) for index in range(len(space.groups))]
+    for phase, epochs in (
+        ("pretrain", settings.pretrain_epochs),
+        ("search", settings.search_epochs),
+        ("finetune", settings.finetune_epochs),
+    ):
+        if phase == "search":
+            network = insert_masks(network, example, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=8))
+        if phase == "finetune":
+            for (name, width), dbc in zip(chosen.widths.items(), indicators(network), strict=True):
+                keep = torch.zeros(len(dbc.v), dtype=torch.bool)
+                keep[dbc.v.detach().argsort(descending=True, stable=True)[:width]] = True
+                network.masks.add_module(name, nn.Identity() if keep.all() else ChannelMask(keep))
+        network.to(memory_format=torch.channels_last)
+        policy = [dbc.v for dbc in indicators(network)]
+        weights = [p for p in network.parameters() if not any(p is v for v in policy)]
+        decayed, rest = ([p for p in weights if (p.ndim > 1) == many] for many in (True, False))
+        parts = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest}, {"params": policy, "lr": settings.policy_lr}]
+        optimizer = torch.optim.SGD([part for part in parts if part["params"]], lr=settings.lr, momentum=settings.momentum)
+        if phase != "pretrain":
+            masks.hold_gone(optimizer, weights)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        network.train()
+        for epoch in range(epochs):
+            for step, (images, labels) in enumerate(data.training_batches(settings.batch, generator(phase, epoch))):
+                warm, done = steps if phase == "pretrain" else 0, epoch * steps + step
+                factor = (
+                    (done + 1) / (warm + 1)
+                    if done < warm
+                    else 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, epochs * steps - warm)))
+                )
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * (1.0 if phase == "search" else factor)
+                logits = network(images.contiguous(memory_format=torch.channels_last))
+                loss = nn.functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+                if phase == "search":
+                    widths = [dbc.width() for dbc in indicators(network)]
+                    whole = [float(min(w for w in options if w >= width)) for options, width in zip(choices, widths, strict=True)]
+                    now, shipped = (
+                        model.expected(network_terms(model, space.sites(), at)) for at in (widths, [torch.tensor(width) for width in whole])
+                    )
+                    cost = shipped + now - now.detach()
+                    loss = loss + beta * (cost / target - 1) ** 2
+                    beta *= math.exp(settings.beta_rate * max(-1.0, min(1.0, cost.item() / target - 1)))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                for v in policy:
+                    v.data.clamp_(0.0, 1.0)
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_is_the_plain_loop_to_the_byte(search_into, tmp_path, tiny, table, stripes, budget_us, seed):
+    """The session, its phases and its parts add nothing to what the paper trains."""
+    events = list(search_into(tmp_path / "run", seed=seed))
+    (chosen,) = (event.choice for event in events if isinstance(event, Chosen))
+    settings = PasSettings(**EPOCHS, **FAST, seed=seed)
+    with torch.random.fork_rng():
+        plain = plain_pas(settings, tiny, table, stripes, budget_us, chosen)
+    shipped = read_tensors(tmp_path / "run" / "weights.safetensors")[0]
+    assert shipped.keys() == plain.keys()
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in shipped.items())

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from reparam import RepVGGBlock
+from reparam import RepVGGBlock, insert_masks
 from search import SearchError
 from search.masks import prunable_groups
 from search.methods import importance
@@ -66,5 +66,32 @@ def test_norms_right_behind_a_convolution_are_found_and_a_group_without_any_is_r
     plain = nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
     groups = prunable_groups(plain, X)
     assert importance.norms(plain, groups[:1]) == [[plain[1]]]
-    with pytest.raises(SearchError, match=r"^policy 'slimming' ranks channels by the norm behind them: group 3 has none; exclude it$"):
+    with pytest.raises(SearchError, match=r"^slimming ranks channels by the norm behind them: group 3 has none; exclude it$"):
         importance.norms(plain, groups)
+
+
+def test_taylor_is_what_the_loss_changes_by_to_first_order(network):
+    """By finite differences: every channel in turn is made a little smaller."""
+    x, y = torch.rand(8, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1] * 4)
+    groups = prunable_groups(network, X)
+    found = importance.taylor(network, X, groups, [(x, y), (x[:4], y[:4])])
+
+    class Smaller(nn.Module):
+        def __init__(self, channel: int) -> None:
+            super().__init__()
+            self.channel = channel
+
+        def forward(self, x):
+            factor = torch.ones(6)
+            factor[self.channel] -= 1e-3
+            return x * factor[:, None, None]
+
+    network = network.double()
+    for group, scores in zip(groups, found, strict=True):
+        for channel in range(6):
+            changed = insert_masks(network, X.double(), [group], lambda _, channel=channel: Smaller(channel).double()).eval()
+            changes = [
+                abs(nn.functional.cross_entropy(changed(x.double()), y) - nn.functional.cross_entropy(network(x.double()), y)) / 1e-3
+                for x, y in ((x, y), (x[:4], y[:4]))
+            ]
+            assert scores[channel].item() == pytest.approx(sum(changes).item() / 2, rel=2e-2, abs=1e-5)

@@ -28,7 +28,7 @@ def test_the_masks_of_the_weights_are_the_widths(search_into, tmp_path):
         assert kept == finished.result.shipped.choice.widths[name]
 
 
-@pytest.mark.parametrize("name", ["uniform", "magnitude", "slimming"])
+@pytest.mark.parametrize("name", ["uniform", "magnitude", "slimming", "table"])
 def test_every_baseline_has_the_same_epochs_and_budget(search_into, tmp_path, tiny, budget_us, name):
     events = list(search_into(tmp_path / "run", name))
     epochs = [event for event in events if isinstance(event, EpochDone)]
@@ -87,7 +87,7 @@ def test_what_is_excluded_of_a_chain_keeps_its_width(search_into, tmp_path, budg
         search_into(tmp_path / "other", exclude="b,d")
 
 
-@pytest.mark.parametrize("name", ["pas", "uniform", "magnitude", "slimming"])
+@pytest.mark.parametrize("name", ["pas", "uniform", "magnitude", "slimming", "table"])
 def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shortcut_space, stripes, name):
     """From its own weights, with a group that stays whole."""
     table = make_table(shortcut_space)

@@ -13,7 +13,7 @@ from search.methods.settings import MagnitudeSettings, PasSettings, PruningSetti
         ({"lr": float("inf")}, "^--lr must be above 0 and finite, found inf$"),
         ({"policy_lr": float("nan")}, "^--policy-lr must be above 0 and finite, found nan$"),
         ({"momentum": float("nan")}, "^--momentum must be from 0 to 1, found nan$"),
-        ({"seed": 2**70}, "^--seed must be from 0 to 9223372037000000000|9223372036854775807, found"),
+        ({"seed": 2**70}, "^--seed must be from 0 to 9223372036854775807, found"),
         ({"regulariser": "paper"}, "needs --cost macs, found latency"),
     ],
 )
