@@ -50,7 +50,8 @@ def decode_json(data: bytes | str, kind: type[T], where: object) -> T:
         FileError: it is not JSON, or not of that type; names the field.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        # Decoded first: msgspec does not look at the bytes of fields that the type does not have.
+        return msgspec.json.decode(data if isinstance(data, str) else data.decode(), type=kind)
     except RecursionError as error:
         raise FileError(where, "is damaged: its brackets are nested too deeply") from error
     except MemoryError as error:

@@ -23,6 +23,7 @@ DEBUG = "LATHE_DEBUG"
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
 _LIMIT = 2000
+_LONG_WORD = 300  # characters: somebody's nonsense, which is not to push out what is said of it
 _REPEAT_S = 1.0
 
 
@@ -87,8 +88,9 @@ def words(error: Exception) -> str:
 
 
 def printable(text: object) -> str:
-    """Somebody's words as one line that every terminal can show: what is not UTF-8 and control characters are escaped."""
-    line = one_line(text, _LIMIT).encode("utf-8", "backslashreplace").decode()
+    """Somebody's words as one line that every terminal can show: what is not UTF-8 and control characters are escaped, and long words cut."""
+    words = (f"{word[:80]}...{word[-20:]}" if len(word) > _LONG_WORD else word for word in str(text).split())
+    line = one_line(" ".join(words), _LIMIT).encode("utf-8", "backslashreplace").decode()
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 

@@ -436,6 +436,6 @@ def report(command: "Report") -> "tuple[Path, list[Row]]":
     """Write the page of a run or a bundle; returns where it is, and its main table."""
     from deploy.report import render, require_page
 
-    page = command.out or command.source.resolve().with_name(command.source.resolve().name + ".html")
+    page = command.out or Path(f"{command.source.resolve()}.html")
     require_page(page, force=command.force)
     return page, render(command.source, page, command.table and load_table(command.table), force=command.force)

@@ -162,6 +162,7 @@ SOUND_BYTES: dict[str, tuple[str, ...]] = {
     TABLE: ("cut in half",),  # its last line is torn, as a killed profile leaves it: dropped with a warning
     BLOCKS: ("not UTF-8", "twice"),  # a zip is read from its end, and every file in it has its hash
     SAMPLES: ("zeros in the middle",),
+    f"{RUN}/weights.safetensors": ("zeros in the middle",),
     f"{RUN}/history.jsonl": ("empty", "twice"),  # lines, as many as there are epochs
 }
 """Damage that leaves a file as good as it was."""
@@ -403,7 +404,7 @@ def _outputs(artefacts: Path) -> Iterator[Case]:
         (APART, "--out", ".jsonl", TABLE),
         (MERGE, "--out", ".jsonl", ""),
         (SHOW, "--plot", ".svg", PICTURE),
-        (SHOW, "--plot", ".png", ""),
+        (SHOW, "--plot", ".png", PICTURE),
         (REPORT, "--out", ".html", PAGE),
         (REPORT_RUN, "--out", ".html", PAGE),
     )
@@ -415,7 +416,7 @@ def _outputs(artefacts: Path) -> Iterator[Case]:
             yield _case("outputs", f"{flag} over {other} {ending} {command.words[1]}", command, words, prepare, pattern=f"own{ending}")
     for command in (EXPORT, EXPORT_RUN, SEARCH):
         yield from _output_places(command, "--out", "", tree=True)
-    for suffix in (".pdf", "", ".PNG", ".jpg", ".png.txt", ".svg/"):
+    for suffix in (".pdf", "", ".PNG", ".jpg", ".png.txt"):
         yield _case("outputs", f"--plot x{suffix}", SHOW, _with(SHOW.words, "--plot", f"x{suffix}"), pattern="--plot")
 
 

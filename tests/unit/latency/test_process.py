@@ -25,6 +25,7 @@ def raising(error):
         (OSError(28, "No space left on device", "t.jsonl"), 2, "p: t.jsonl: No space left on device\n"),
         (OSError(28, "No space left on device"), 2, "p: No space left on device\n"),
         (LatencyError("not\udcff\x1b[31m"), 2, "p: not\\udcff\\x1b[31m\n"),
+        (LatencyError(f"{'n' * 5000} is unknown: choose one of a, b"), 2, f"p: {'n' * 80}...{'n' * 20} is unknown: choose one of a, b\n"),
         (LookupError("theirs"), 2, "p: theirs\n"),
         (KeyboardInterrupt(), 130, "p: interrupted; nothing was kept, give the same command again\n"),
         (Stopped(signal.SIGTERM), 143, "p: ended by SIGTERM; nothing was kept, give the same command again\n"),
