@@ -88,7 +88,7 @@ def words(error: Exception) -> str:
 
 
 def printable(text: object) -> str:
-    """Somebody's words as one line that every terminal can show: what is not UTF-8 and control characters are escaped, and long words cut."""
+    """Somebody's words as one line for any terminal: what is not UTF-8 and control characters are escaped, and long words cut."""
     words = (f"{word[:80]}...{word[-20:]}" if len(word) > _LONG_WORD else word for word in str(text).split())
     line = one_line(" ".join(words), _LIMIT).encode("utf-8", "backslashreplace").decode()
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)

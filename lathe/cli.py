@@ -249,7 +249,7 @@ class Export:
     """of an engine, tensorrt only: later versions of the runtime may load it"""
     hardware_compatible: bool = False
     """of an engine, tensorrt only: every GPU from Ampere on may load it, at some cost in speed"""
-    compute_capability: tuple[str, ...] = ()
+    compute_capability: tuple[str, ...] | None = None
     """of an engine, tensorrt-rtx only: the GPUs that it is for, such as 8.9 12.0 (default: 8.0 and what comes after it)"""
     json: bool = False
     """print JSON"""

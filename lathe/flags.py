@@ -38,18 +38,19 @@ BuildLevel = Annotated[int, Between(0, 5)]
 
 
 def require_ranges(command: object) -> None:
-    """Check every number of a command.
+    """Check every number of a command, and that a flag which takes several values has one.
 
     Raises:
-        LatencyError: one is out of its range; names the flag and the range.
+        LatencyError: a number is out of its range, or there is no value; names the flag.
     """
     hints = typing.get_type_hints(type(command), include_extras=True)
     for field in fields(command):  # pyright: ignore[reportArgumentType] -- a command is a dataclass
-        value = getattr(command, field.name)
+        value, flag = getattr(command, field.name), f"--{field.name.replace('_', '-')}"
+        if value == () and field.default is None:
+            raise LatencyError(f"{flag} needs a value")
         for limits in ranges(hints[field.name]):
             if value is not None and not limits.low <= value <= limits.high:
-                flag = field.name.replace("_", "-")
-                raise LatencyError(f"--{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(value)}")
+                raise LatencyError(f"{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(value)}")
 
 
 def ranges(hint: Any) -> Iterator[Between]:

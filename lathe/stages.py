@@ -400,7 +400,7 @@ def _engine_spec(command: "Export") -> "EngineSpec | None":
         optimization_level=default.optimization_level if command.optimization_level is None else command.optimization_level,
         version_compatible=command.version_compatible,
         hardware_compatible=command.hardware_compatible,
-        compute_capabilities=command.compute_capability,
+        compute_capabilities=command.compute_capability or (),
     )
     return None if spec == default else spec
 
