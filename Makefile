@@ -6,13 +6,17 @@ OUT ?= out
 # The stamp names everything that an install depends on: the pins, the extras and where the checkout lies.
 STAMP = $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } | sha256sum | cut -c1-16)
 
-.PHONY: demo test lint gpu env clean
+.PHONY: demo test bad-inputs lint gpu env clean
 
 env:
 	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
 
 test: env
 	$(PY) -m pytest -n 2 --dist loadgroup
+
+# Every bad input of the table in tests/bad_inputs; `make test` runs a sample of it.
+bad-inputs: env
+	PYTHONPATH=.:tests $(PY) -P -m bad_inputs
 
 lint: env
 	$(PY) -m ruff check .

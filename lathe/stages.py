@@ -306,7 +306,6 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     timing = protocols.get(command.protocol)
     outputs.require_directory(command.out)
     require_cores(command.threads or 1)
-    require("torch", "train")
     import deploy
     from deploy import bundle as shipped
     from deploy import engine, onnxfile, shapes
@@ -314,6 +313,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
 
     engine.runtime_of(engine.target_of(command.target))
     shipped.refuse_occupied(command.out)
+    require("torch", "train")
     if command.source.is_file():
         return deploy.export(
             onnxfile.read(command.source),

@@ -36,3 +36,8 @@ def test_every_number_has_a_range_and_keeps_to_it(command, name, hint):
     for value in (limits.low - 1, limits.high * 2 + 1, float("nan"), float("inf"), -float("inf"), 2**5000):
         with pytest.raises(LatencyError, match=rf"^--{name.replace('_', '-')} must be from .* to .*, found .{{1,40}}$"):
             require_ranges(command(**given | {name: value}))
+
+
+def test_a_flag_of_several_values_has_one():
+    with pytest.raises(LatencyError, match="--compute-capability needs a value"):
+        cli.parse(["export", "run", "--out", "b", "--compute-capability"])

@@ -29,3 +29,38 @@ def test_samples_are_numbers(tmp_path, content):
         stages._array(path)
     np.save(path, np.arange(3))
     assert stages._array(path).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("bundle repvgg-mini --out none/b.blocks.zip", "none is not a directory"),
+        ("bundle repvgg-mini --out precious", "precious exists and is not a block bundle"),
+        ("profile repvgg-mini --out precious", "precious exists and is not a latency table"),
+        ("profile repvgg-mini --out .", "is a directory"),
+        ("profile repvgg-mini --out t --threads 4096", "--threads 4096"),
+        ("profile repvgg-mini --out t --protocol slow", "'slow' is unknown"),
+        ("profile repvgg-mini --out t --backend tflite", "'tflite' is unknown"),
+        ("profile repvgg-mini --out t --save-timing-cache precious", "precious exists and would be lost: choose another name, or replace"),
+        ("search pas --space repvgg-mini --out precious", "precious exists and is not a directory"),
+        ("export run --out precious", "precious exists and is not a directory"),
+        ("export run --out b --target coreml", "'coreml' is unknown"),
+        ("export run --out b --threads 4096", "--threads 4096"),
+        ("export run --out b --protocol slow", "'slow' is unknown"),
+        ("table show t --plot precious.svg", "precious.svg exists and is not a picture"),
+        ("table show t --plot t.pdf", "--plot writes NAME.png or NAME.svg"),
+        ("report run --out precious", "precious exists and is not a report"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_torch_is_loaded_or_a_file_read(arguments, said, tmp_path, monkeypatch):
+    def early(*_):
+        raise AssertionError("too late")
+
+    for name in ("precious", "precious.svg"):
+        (tmp_path / name).write_text("precious")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "require", early)
+    monkeypatch.setattr(stages, "load_table", early)
+    with pytest.raises(ValueError, match=said):
+        cli.parse(arguments.split()).run()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"precious": "precious", "precious.svg": "precious"}
