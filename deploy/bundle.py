@@ -23,6 +23,7 @@ from latency import Device, Latency, Measurement, Protocol, Runtime, files
 from latency.decoding import MAX_JSON_BYTES, decode_tensors
 from latency.errors import FileError, one_line
 from latency.units import interval, microseconds
+from latency.values import Count
 
 MANIFEST = "manifest.json"
 # bundle/1: one input, `input_shape`, batch first and float32; `outputs` by name, the batch their first dimension.
@@ -59,8 +60,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size, quality and speed of one network, as deployed."""
 
-    params: int
-    macs: int
+    params: Count
+    macs: Count
     """multiply-accumulates of convolutions and linear layers for one sample"""
     accuracy: Share | None
     """on the bundle's samples with the precision that ships; None without labels"""

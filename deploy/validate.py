@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -74,7 +74,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: str
     precision: Arithmetic
     verdict: Verdict
-    limit: float
+    limit: Annotated[float, msgspec.Meta(gt=0, le=1)]
     """for both relative differences of every output"""
     previous: dict[str, Agreement] = {}
     """of each output, against the nearest step before that ran"""

@@ -211,6 +211,11 @@ def _is_sound(part: str, what: str, command: Command) -> bool:
 
 
 SOUND_LEAVES: tuple[tuple[tuple[str, ...], tuple[Command, ...], str], ...] = (
+    # What somebody recorded by names of their own, and what is shown but never computed with.
+    (("header",), READERS[TABLE], r"^settings has a field more"),
+    (("row",), READERS[TABLE], r"^clocks(\.\w+ is (-1|too|1e308)| has a field more)"),
+    (("manifest",), (VERIFY, REPORT), r"^(preprocessing|provenance|versions|build|files|outputs) has a field more"),
+    (("manifest",), (VERIFY, REPORT), r"^(input_shape|outputs|samples)\b.* is (-1|too)"),
     # A page shows some fields of a run's files, of any version of them, and a bundle keeps `run.json` beside what it is made from.
     (("run",), (REPORT_RUN,), r"^(schema|space|config|budget_macs|baseline|all has a field)"),
     (("run",), (EXPORT_RUN,), r"^(space|config)\b.*\."),
