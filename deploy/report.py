@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from latency.errors import require
 from latency.files import raised_as, write_whole
 from latency.outputs import GENERATOR, PAGE, require_file
 from latency.units import interval, microseconds
+from latency.values import Count, Share, TimeUs
 
 T = TypeVar("T")
 
@@ -31,11 +32,11 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows of a line of history.jsonl."""
 
     phase: str
-    epoch: int
+    epoch: Count
     loss: float
-    accuracy: float
-    latency_us: float | None
-    macs: int = 0
+    accuracy: Share
+    latency_us: TimeUs | None
+    macs: Count = 0
     choice: dict[str, dict[str, int | str]]
     figures: dict[str, float] = {}
 
@@ -48,18 +49,25 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
         return [int(self.figures.get(f"returned.{layer.name}", 0)) for layer in layers]
 
 
+class HistoryHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line of history.jsonl."""
+
+    schema: Literal["history/2"]
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows of a network in result.json."""
 
-    accuracy: float
-    parameters: int
-    macs: int
+    accuracy: Share
+    parameters: Count
+    macs: Count
     predicted: Latency | None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows of result.json."""
 
+    schema: Literal["result/2"]
     unpruned: Outcome
     shipped: Outcome
     free_channels: dict[str, int] = {}
@@ -81,6 +89,7 @@ class ChosenLayer(msgspec.Struct, frozen=True, kw_only=True):
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows of architecture.json."""
 
+    schema: Literal["architecture/1"]
     layers: tuple[ChosenLayer, ...]
     space: str = ""
     input_shape: tuple[int, ...] = ()
@@ -90,11 +99,12 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows of run.json."""
 
+    schema: Literal["run/2"]
     method: str
     data: str
     data_sha256: str
     table_sha256: str
-    budget_us: float | None
+    budget_us: TimeUs | None
     versions: dict[str, str]
 
 
@@ -284,7 +294,8 @@ def _history(path: Path) -> tuple[Epoch, ...]:
     if not os.path.lexists(path):
         return ()
     with raised_as(DeployError, "restore the file, or make the directory again"):
-        _, *lines = decoding.read_bytes(path, limit=decoding.MAX_JSON_BYTES).splitlines() or [b""]
+        header, *lines = decoding.read_bytes(path, limit=decoding.MAX_JSON_BYTES).splitlines() or [b""]
+        decoding.decode_json(header, HistoryHeader, f"{path}, line 1,")
         return tuple(decoding.decode_json(line, Epoch, f"{path}, line {number},") for number, line in enumerate(lines, 2))
 
 

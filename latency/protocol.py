@@ -45,7 +45,7 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_time_ms: TimeMs
     settle_runs: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
     settle_ms: TimeMs = 0.0
-    half_width: Annotated[float, Meta(gt=0, le=1)] = 0.01
+    half_width: Annotated[float, Meta(gt=0, le=1000)] = 0.01
     confidence: Annotated[float, Meta(gt=0, lt=1)] = 0.95
     cuda_graph: bool = True
     spin_wait: bool = True

@@ -105,7 +105,7 @@ DOCUMENTS: dict[str, tuple[tuple[str, Any], ...]] = {
     f"{RUN}/run.json": (("run", damage.document()),),
     f"{RUN}/result.json": (("result", damage.document()),),
     f"{RUN}/architecture.json": (("architecture", damage.document()),),
-    f"{RUN}/history.jsonl": (("epoch", damage.first_line()),),
+    f"{RUN}/history.jsonl": (("history", damage.line(0)), ("epoch", damage.line(1))),
 }
 """The JSON in a file, how it is read and how it is written, sealed again."""
 
@@ -163,7 +163,6 @@ SOUND_BYTES: dict[str, tuple[str, ...]] = {
     BLOCKS: ("not UTF-8", "twice"),  # a zip is read from its end, and every file in it has its hash
     SAMPLES: ("zeros in the middle",),
     f"{RUN}/weights.safetensors": ("zeros in the middle",),
-    f"{RUN}/history.jsonl": ("empty", "twice"),  # lines, as many as there are epochs
 }
 """Damage that leaves a file as good as it was."""
 SOUND_FOR = {("empty", RESUME)}
@@ -217,10 +216,12 @@ SOUND_LEAVES: tuple[tuple[tuple[str, ...], tuple[Command, ...], str], ...] = (
     (("manifest",), (VERIFY, REPORT), r"^(preprocessing|provenance|versions|build|files|outputs) has a field more"),
     (("manifest",), (VERIFY, REPORT), r"^(input_shape|outputs|samples)\b.* is (-1|too)"),
     # A page shows some fields of a run's files, of any version of them, and a bundle keeps `run.json` beside what it is made from.
-    (("run",), (REPORT_RUN,), r"^(schema|space|config|budget_macs|baseline|all has a field)"),
-    (("run",), (EXPORT_RUN,), r"^(space|config)\b.*\."),
-    (("result",), (REPORT_RUN,), r"^(?!(unpruned|shipped)(\.(accuracy|parameters|macs|predicted))? is|free_channels|budget_macs)"),
-    (("epoch",), (REPORT_RUN,), r"^(epochs|train_accuracy|beta|loss is (-1|1e308|too)|all has a field)"),
+    (("run",), (REPORT_RUN,), r"^(?!(schema|method|data|data_sha256|table_sha256|budget_us|versions|all) is)"),
+    (("run",), (EXPORT_RUN,), r"^(space|settings)\b"),
+    (("architecture",), (EXPORT_RUN,), r"^(options|seed|predicted|method)\b"),
+    (("result",), (REPORT_RUN, EXPORT_RUN), r"^(?!(schema|all|(unpruned|shipped)(\.(accuracy|parameters|macs))?) is)"),
+    (("history",), (REPORT_RUN,), r" has a field more"),
+    (("epoch",), (REPORT_RUN,), r"^(?!(phase|epoch|accuracy|macs|choice|all) is)"),
 )
 """Of documents and commands the changes that do no harm."""
 
@@ -308,7 +309,8 @@ def _choices(artefacts: Path) -> Iterator[Case]:
     for command, place, known in ((SPACE, 1, "repvgg-mini"), (BUNDLING, 1, "repvgg-mini"), (PAPER, 1, "pas"), (SEARCH, 1, "pas")):
         for value in ("bogus", "REPVGG-MINI", "repvgg-mini/bogus", "../repvgg-mini", "résumé", "a" * 5000, "a\nb", "\x1b[31mred"):
             words = (*command.words[:place], value, *command.words[place + 1 :])
-            yield _case("choices", f"word {place} {value[:20]!r}", command, words, pattern=f"unknown.*{known}")
+            pattern = "Unrecognized|pas" if command is SEARCH else f"unknown.*{known}"  # its methods are subcommands
+            yield _case("choices", f"word {place} {value[:20]!r}", command, words, pattern=pattern)
 
 
 def _usage(artefacts: Path) -> Iterator[Case]:

@@ -172,9 +172,14 @@ def document() -> tuple[Callable[[bytes], Any], Callable[[bytes, Any], bytes]]:
     return json.loads, lambda data, value: _compact(value)
 
 
-def first_line() -> tuple[Callable[[bytes], Any], Callable[[bytes, Any], bytes]]:
-    """The first of the lines of a file of JSON lines."""
-    return lambda data: json.loads(data.splitlines()[0]), lambda data, value: b"\n".join([_compact(value), *data.splitlines()[1:]]) + b"\n"
+def line(number: int) -> tuple[Callable[[bytes], Any], Callable[[bytes, Any], bytes]]:
+    """Line of a file of JSON lines, from 0, and its inverse."""
+
+    def put(data: bytes, value: Any) -> bytes:
+        lines = data.splitlines()
+        return b"\n".join([*lines[:number], _compact(value), *lines[number + 1 :]]) + b"\n"
+
+    return lambda data: json.loads(data.splitlines()[number]), put
 
 
 def _compact(value: Any) -> bytes:

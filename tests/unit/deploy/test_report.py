@@ -43,8 +43,8 @@ def run(tmp_path):
     layers = [{"name": "first", "width": 4, "of": 8, "op": "conv"}, {"name": "second", "width": 6, "of": 8}]
     run = {"method": "pas", "data": "digits <b>", "data_sha256": "cd" * 32, "table_sha256": "ab" * 32, "budget_us": 61.5}
     files = {
-        "run.json": run | {"schema": "run/1", "versions": {"torch": "9.8.7"}},
-        "result.json": {"schema": "result/1", "unpruned": network, "shipped": network | {"parameters": 1111}},
+        "run.json": run | {"schema": "run/2", "versions": {"torch": "9.8.7"}},
+        "result.json": {"schema": "result/2", "unpruned": network, "shipped": network | {"parameters": 1111}},
         "architecture.json": {"schema": "architecture/1", "layers": layers},
     }
     for name, content in files.items():
