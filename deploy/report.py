@@ -89,7 +89,6 @@ class ChosenLayer(msgspec.Struct, frozen=True, kw_only=True):
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows of architecture.json."""
 
-    schema: Literal["architecture/1"]
     layers: tuple[ChosenLayer, ...]
     space: str = ""
     input_shape: tuple[int, ...] = ()
