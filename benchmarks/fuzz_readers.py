@@ -287,7 +287,7 @@ def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
     return [
         Reader("latency table", seeds["table"], used_table, table),
         Reader("bundle of blocks", seeds["blocks"], used_blocks, block_bundle),
-        Reader("architecture.json", seeds[record.ARCHITECTURE], lambda path: load_architecture(path).blocks(), json_text),
+        Reader("architecture.json", seeds[record.ARCHITECTURE], lambda path: load_architecture(path).network(), json_text),
         Reader("run.json", seeds[record.RUN], lambda path: record.read_run(path.parent), json_text),
         Reader("result.json", seeds[record.RESULT], lambda path: record.read_result(path.parent, run), json_text),
         Reader(

@@ -89,10 +89,25 @@ class ChosenLayer(msgspec.Struct, frozen=True, kw_only=True):
 class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """What the page shows of architecture.json."""
 
-    layers: tuple[ChosenLayer, ...]
+    layers: tuple[ChosenLayer, ...] = ()
     space: str = ""
     input_shape: tuple[int, ...] = ()
     classes: int = 0
+
+
+class Architecture2(msgspec.Struct, frozen=True, kw_only=True):
+    """The same of its version 2."""
+
+    space: dict[str, Any]
+    choice: dict[str, dict[str, Any]]
+
+    def shown(self) -> Architecture:
+        """As the page shows it: of a space of widths its groups."""
+        layers = [(layer["name"], layer["width"]) for layer in self.space.get("layers", ()) if "width" in layer]
+        full, widths = dict(layers or self.space.get("members", ())), self.choice["widths"]
+        found = [ChosenLayer(name=name, width=widths[name], of=of, op="group") for name, of in full.items() if name in widths]
+        shape, classes = tuple(self.space["input_shape"]), self.space["classes"]
+        return Architecture(layers=tuple(found), space=self.space["name"], input_shape=shape, classes=classes)
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,7 +223,7 @@ def read(directory: Path, table: LatencyTable | None = None) -> Source:
         manifest=manifest,
         run=run,
         result=_json(directory / RESULT, Result),
-        architecture=_json(directory / ARCHITECTURE, Architecture),
+        architecture=_architecture(directory / ARCHITECTURE),
         history=_history(directory / HISTORY),
     )
 
@@ -287,6 +302,16 @@ def _json(path: Path, kind: type[T]) -> T | None:
         return None
     with raised_as(DeployError, "restore the file, or make the directory again"):
         return decoding.read_json(path, kind)
+
+
+def _architecture(path: Path) -> Architecture | None:
+    fields = _json(path, dict)
+    if fields is None:
+        return None
+    with raised_as(DeployError, "restore the file, or make the directory again"):
+        if fields.get("schema") == "architecture/2":
+            return decoding.read_json(path, Architecture2).shown()
+        return decoding.read_json(path, Architecture)
 
 
 def _history(path: Path) -> tuple[Epoch, ...]:

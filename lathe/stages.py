@@ -381,7 +381,7 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
         provenance={
             **provenance,
             "method": architecture.method,
-            "space": architecture.space,
+            "space": architecture.name,
             "seed": str(architecture.seed),
             "weights": files.sha256(run / record.WEIGHTS),
         },

@@ -1,22 +1,27 @@
 """One chosen network: `architecture.json`, and the way from it to a module. Needs torch only to build."""
 
 import hashlib
-import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from latency import BlockSpec, Device, Latency, Runtime
-from latency.values import OptionalSha256, Pixels, SampleUs, Seed, Width
-from search.errors import SearchError
+from latency.values import OptionalSha256, Pixels, SampleUs, Seed
+from search import spaces
 from search.files import read_json, to_json
-from search.spaces import Chain, Layer, Prunable, Widths
+from search.space import Choice, Space
 
 if TYPE_CHECKING:
     import torch
 
+
+# architecture/2: a choice of any space, with the space's record; `blocks` are those that ship, by their keys.
+# architecture/1: the layers of a chain, or the groups of a space of widths, each with its channels; the space by its name.
+SCHEMA = "architecture/2"
 
 MAX_WEIGHTS = 2**32
 """Most weights of a network that is built: 16 GiB."""
@@ -37,36 +42,16 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     std: tuple[Spread, Spread, Spread]
 
 
-class ChosenLayer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A layer at its chosen width."""
-
-    name: str
-    """of the layer, or of the group of channels"""
-    op: Literal["conv", "group"]
-    """a layer of a chain, or a group of channels of any network; the latter has no kernel, stride and activation of its own"""
-    kernel: Literal[3] | None
-    stride: Annotated[int, Meta(ge=1, le=64)] | None
-    act: Literal["relu"] | None
-    width: Width
-    """channels that stay"""
-    of: Width
-    """channels of the unpruned layer"""
-
-    def __post_init__(self) -> None:
-        if self.width > self.of:
-            raise ValueError(f"layer {self.name!r} keeps {self.width} channels, and has {self.of}")
-
-
 class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One network of a space: its layers, what it is fed with, and why it was chosen. Make it with `of`."""
+    """One network of a space: which, what it is fed with, and why it was chosen."""
 
-    schema: Literal["architecture/1"] = "architecture/1"
-    space: str
-    granularity: Width
-    input_shape: tuple[Width, Pixels, Pixels]
-    """channels, height, width"""
-    classes: Width
-    layers: tuple[ChosenLayer, ...]
+    schema: Literal["architecture/2"] = SCHEMA
+    space: dict[str, Any]
+    """record of the space that it was chosen from, as of `Space.record`"""
+    choice: Choice
+    """the network"""
+    blocks: tuple[str, ...]
+    """keys of the blocks that ship, in the order in which they run; none where the space's record does not list its layers"""
     labels: tuple[str, ...]
     """names of the classes"""
     preprocessing: Preprocessing
@@ -87,75 +72,66 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """every setting of the method"""
 
     def __post_init__(self) -> None:
-        if not self.layers or len({layer.name for layer in self.layers}) < len(self.layers):
-            raise ValueError("it has no layers, or two of one name")
-        if len(self.labels) != self.classes:
-            raise ValueError(f"it has {self.classes} classes, and {len(self.labels)} labels")
-        if (elements := math.prod(self.input_shape)) > MAX_ELEMENTS:
+        space = self.origin()
+        if len(self.labels) != space.classes:
+            raise ValueError(f"it has {space.classes} classes, and {len(self.labels)} labels")
+        if (elements := math.prod(space.input_shape)) > MAX_ELEMENTS:
             raise ValueError(f"an input has {elements:,} numbers, and at most {MAX_ELEMENTS:,} are built")
-        widths = [self.input_shape[0], *(layer.of for layer in self.layers if layer.op == "conv"), self.classes]
-        if (weights := sum(9 * c_in * c_out for c_in, c_out in itertools.pairwise(widths))) > MAX_WEIGHTS:
-            raise ValueError(f"its layers have up to {weights:,} weights, and at most {MAX_WEIGHTS:,} are built")
-
-    @staticmethod
-    def choose(space: Prunable, widths: Widths) -> tuple[ChosenLayer, ...]:
-        """The layers of a chain, or the groups of another space, at these widths."""
-        if isinstance(space, Chain):
-            return tuple(
-                ChosenLayer(
-                    name=layer.name, op=layer.op, kernel=layer.kernel, stride=layer.stride, act=layer.act, width=width, of=layer.width
-                )
-                for layer, width in zip(space.layers, widths, strict=True)
-            )
-        return tuple(
-            ChosenLayer(name=name, op="group", kernel=None, stride=None, act=None, width=width, of=full)
-            for (name, full), width in zip(space.groups, widths, strict=True)
-        )
+        if not self.blocks:
+            return
+        try:
+            blocks, weights = keys(space, self.choice), space.parameters()
+        except (ArithmeticError, AssertionError, LookupError) as error:
+            raise ValueError(f"a block of its space is not one: {error!r}") from error
+        if self.blocks != blocks:
+            raise ValueError("its blocks are not those of its choice")
+        if weights > MAX_WEIGHTS:
+            raise ValueError(f"its space has up to {weights:,} weights, and at most {MAX_WEIGHTS:,} are built")
 
     @property
-    def widths(self) -> Widths:
-        """Channels that stay in each layer."""
-        return tuple(layer.width for layer in self.layers)
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.origin().input_shape
+
+    @property
+    def name(self) -> str:
+        """Of the space."""
+        return str(self.space["name"])
 
     @property
     def sha256(self) -> str:
         """Hash of the file that this is written to."""
         return hashlib.sha256(to_json(self)).hexdigest()
 
-    def origin(self) -> Prunable:
+    def origin(self, module: "torch.nn.Module | None" = None) -> Space:
         """The space that it was chosen from.
 
-        Raises:
-            SearchError: that was made of a module of the user's own, which no file holds.
+        Args:
+            module: the network before pruning, where it is of the user's own; without it all works but what needs the module.
         """
-        if any(layer.op == "group" for layer in self.layers):
-            from search import spaces
+        return spaces.from_record(self.space, make=None if module is None else lambda: module)
 
-            known = self.space.endswith(spaces.WIDTHS) and self.space.removesuffix(spaces.WIDTHS) in spaces.names()
-            found = spaces.get(self.space, classes=self.classes, resolution=self.input_shape[1]) if known else None
-            if not isinstance(found, Prunable):
-                raise SearchError(f"architecture {self.space!r} is of a module of your own: give it, as in architecture.build(module)")
-            if found.groups != tuple((layer.name, layer.of) for layer in self.layers):
-                raise SearchError(f"the architecture's layers are not those of the space {self.space}: run `lathe search` again")
-            return found
-        layers = tuple(
-            Layer(name=layer.name, op="conv", width=layer.of, kernel=3, stride=layer.stride or 1, act="relu") for layer in self.layers
-        )
-        return Chain(name=self.space, input_shape=self.input_shape, classes=self.classes, layers=layers, granularity=self.granularity)
+    def network(self) -> list[BlockSpec]:
+        """Blocks of the deployed network, in order.
 
-    def blocks(self) -> list[BlockSpec]:
-        """Blocks of the deployed network, in order."""
-        origin = self.origin()
-        return origin.network(origin.choice(self.widths))
+        Raises:
+            SearchError: the file does not list them.
+        """
+        return self.origin().network(self.choice)
 
     def unpruned(self) -> "torch.nn.Module":
-        """The network before pruning, in its training form; `baseline.safetensors` fits."""
+        """The network before pruning, in its training form; `baseline.safetensors` fits.
+
+        Raises:
+            SearchError: it is a module of the user's own, which no file holds.
+        """
         return self.origin().module()
 
     def build(self, module: "torch.nn.Module | None" = None) -> "torch.nn.Module":
-        """The network in its training form at full width, with a `ChannelMask` behind every group that lost channels.
+        """The network in its training form; `weights.safetensors` fits.
 
-        `weights.safetensors` fits. Which channels stay is in the weights; without them the first ones do.
+        Of a space of widths it is at full width, with a `ChannelMask` behind every group that lost channels. Which channels stay is in the
+        weights; without them the first ones do.
 
         Args:
             module: the network before pruning, where it is of the user's own.
@@ -163,16 +139,57 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             SearchError: that is missing, or has other groups.
         """
-        from search import masks
+        return self.origin(module).module(self.choice)
 
-        widths = {layer.name: (layer.width, layer.of) for layer in self.layers}
-        return masks.narrowed(module or self.unpruned(), self.input_shape, widths)
+
+def keys(space: Space, choice: Choice) -> tuple[str, ...]:
+    """Keys of the blocks of a network."""
+    return tuple(block.key for block in space.network(choice))
+
+
+class _Layer1(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A layer of a chain, or a group of channels of any network, in architecture/1."""
+
+    name: str
+    op: Literal["conv", "group"]
+    kernel: Literal[3] | None
+    stride: int | None
+    act: Literal["relu"] | None
+    width: int
+    of: int
+
+
+def architecture_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of architecture/2 from those of architecture/1.
+
+    A space of the widths of a named network is made again, which needs torch. One of a module of the user's own comes without its layers:
+    /1 did not list them.
+
+    Raises:
+        SearchError: the layers are not those of the space.
+    """
+    layers = msgspec.convert(fields["layers"], tuple[_Layer1, ...])
+    kept = {name: value for name, value in fields.items() if name not in ("granularity", "input_shape", "classes", "layers", "space")}
+    facts = {name: fields[name] for name in ("granularity", "input_shape", "classes")} | {"name": fields["space"]}
+    members = [[layer.name, layer.of] for layer in layers]
+    if any(layer.op == "group" for layer in layers):
+        record = {"kind": "traced", **facts, "points": 6, "members": members, "places": []}
+        if spaces.is_named_widths(fields["space"]):
+            record = spaces.get(fields["space"], classes=fields["classes"], resolution=fields["input_shape"][1]).record()
+            if record["members"] != members:
+                raise ValueError(f"its layers are not those of the space {fields['space']}")
+    else:
+        convs = [{"name": a.name, "op": a.op, "width": a.of, "kernel": a.kernel, "stride": a.stride, "act": a.act} for a in layers]
+        record = {"kind": "chain", **facts, "layers": convs}
+    choice = Choice(widths={layer.name: layer.width for layer in layers})
+    found = () if record.get("places") == [] else keys(spaces.from_record(record), choice)
+    return {**kept, "schema": SCHEMA, "space": record, "choice": msgspec.to_builtins(choice), "blocks": found}
 
 
 def load_architecture(path: str | Path) -> Architecture:
-    """Read an `architecture.json`.
+    """Read an `architecture.json` of any version.
 
     Raises:
         SearchError: there is none, or it is damaged.
     """
-    return read_json(Path(path), Architecture)
+    return read_json(Path(path), Architecture, {"architecture/1": architecture_from_1})

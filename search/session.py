@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from latency.files import sha256, write_whole
 from reparam import count, fuse, squeeze
 from search import checkpoint, record
-from search.architecture import Architecture, load_architecture
+from search.architecture import Architecture, keys, load_architecture
 from search.errors import SearchError
 from search.files import to_json
 from search.method import Epoch, Method, Phase
@@ -28,7 +28,6 @@ from search.network import load_weights, save_weights
 from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, Result, Run, Started, open_run
 from search.runtime import Runtime
 from search.space import Choice
-from search.spaces import with_widths
 from search.train import evaluate, train_epoch
 
 EVALUATION_BATCH = 256
@@ -190,15 +189,12 @@ class _Session:
         """Write what came out; the result last, which says that the run is complete."""
         assert self.network is not None
         task, choice = self.task, self.method.choice()
-        space = with_widths(task.space, self.method.name)
         unpruned = self._unpruned()
         header = task.table and task.table.header
         architecture = Architecture(
-            space=task.space.name,
-            granularity=space.granularity,
-            input_shape=task.space.input_shape,
-            classes=task.space.classes,
-            layers=Architecture.choose(space, space.widths(choice)),
+            space=task.space.record(),
+            choice=choice,
+            blocks=keys(task.space, choice),
             labels=task.data.labels,
             preprocessing=task.data.preprocessing,
             data=task.data.name,

@@ -28,6 +28,7 @@ __all__ = [
     "Widths",
     "from_record",
     "get",
+    "is_named_widths",
     "names",
     "of_module",
     "with_sites",
@@ -36,6 +37,11 @@ __all__ = [
 
 WIDTHS = "/widths"
 """Behind the name of a single network: the space of its widths, such as resnet-18/widths."""
+
+
+def is_named_widths(name: str) -> bool:
+    """Whether a name is of the space of the widths of a single network that is known."""
+    return name.endswith(WIDTHS) and name.removesuffix(WIDTHS) in names()
 
 
 def names() -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from latency.block import BlockSpec
+from latency.values import Width
 from search import ops
 from search.ops import Counts
 from search.space import Choice
@@ -24,11 +25,11 @@ class Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """unique in the space; the name of the layer's module"""
     op: Literal["conv"] = "conv"
     """a RepVGG block: it ships as one convolution with bias and activation"""
-    width: int
+    width: Width
     """largest number of output channels"""
     kernel: Literal[3] = 3
     """side of the deployed kernel"""
-    stride: int = 1
+    stride: Annotated[int, Meta(ge=1, le=64)] = 1
     """stride in both directions"""
     act: Literal["relu"] = "relu"
     """activation after the convolution"""

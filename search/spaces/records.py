@@ -1,23 +1,37 @@
 """Spaces from what files say of them; the inverse of `Space.record`."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+from msgspec import Meta, Struct
 
 from latency.block import BlockSpec
 from latency.errors import LatencyError
+from latency.values import Pixels, Width
 from search.errors import SearchError
 from search.space import Space
 from search.spaces.cells import Cells
 from search.spaces.chain import Chain
 from search.spaces.fixed import Fixed
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
-from search.spaces.prunable import Site
+from search.spaces.prunable import Prunable, Site
 from search.spaces.traced import Traced
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+class _Facts(Struct, frozen=True, kw_only=True):
+    """Numbers that records have, in their limits."""
+
+    name: str
+    input_shape: tuple[Width, Pixels, Pixels]
+    classes: Width
+    granularity: Width = 1
+    points: Width = 2
+    channels: Width = 1
+    cells: Annotated[int, Meta(ge=1, le=1000)] = 1
 
 
 def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None" = None) -> Space:
@@ -42,9 +56,12 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
     if kind not in kinds:
         raise SearchError(f"the record of a space has the kind {kind!r}: known are {', '.join(kinds)}; install a newer version of lathe")
     try:
+        _facts(record)
         space = kinds[kind]({name: value for name, value in record.items() if name != "kind"})
     except (msgspec.ValidationError, LatencyError, KeyError, TypeError) as error:
         raise SearchError(f"the record of a space of the kind {kind} is damaged: {error}") from error
+    if isinstance(space, Prunable) and len(dict(space.groups)) < len(space.groups):
+        raise SearchError(f"the record of a space of the kind {kind} is damaged: two groups have one name")
     again = space.record()
     if wrong := sorted(name for name in record.keys() | again.keys() if record.get(name) != again.get(name)):
         raise SearchError(f"the record of a space of the kind {kind} is damaged: field {wrong[0]} is not what it is written as")
@@ -81,7 +98,7 @@ def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
         from search import spaces
 
         name, (_, height, _) = str(fields["name"]), fields["input_shape"]
-        if not name.endswith(spaces.WIDTHS) or name.removesuffix(spaces.WIDTHS) not in spaces.names():
+        if not spaces.is_named_widths(name):
             raise SearchError(f"architecture {name!r} is of a module of your own: give it, as in architecture.build(module)")
         return spaces.get(name.removesuffix(spaces.WIDTHS), classes=fields["classes"], resolution=height).module()
 
@@ -90,8 +107,5 @@ def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
 
 def _facts(fields: Mapping[str, Any]) -> dict[str, Any]:
     """What every space has."""
-    return {
-        "name": msgspec.convert(fields["name"], str),
-        "input_shape": msgspec.convert(fields["input_shape"], tuple[int, int, int]),
-        "classes": msgspec.convert(fields["classes"], int),
-    }
+    facts = msgspec.convert(fields, _Facts)
+    return {"name": facts.name, "input_shape": facts.input_shape, "classes": facts.classes}

@@ -281,3 +281,13 @@ def test_the_extra_is_named_where_it_is_missing(run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(MissingExtra, match=r"lathe\[report\]"):
         report.render(run, tmp_path / "page.html")
+
+
+def test_the_page_of_a_run_reads_both_versions_of_its_architecture(run):
+    before = report.render(run, run.with_name("one.html"))
+    members = [["first", 8], ["second", 8]]
+    space = {"kind": "traced", "name": "own", "input_shape": [3, 8, 8], "classes": 2, "members": members}
+    content = {"schema": "architecture/2", "space": space, "choice": {"widths": {"first": 4, "second": 6}, "options": {}, "depths": {}}}
+    (run / "architecture.json").write_text(json.dumps(content))
+    assert report.render(run, run.with_name("two.html")) == before
+    assert "own; input 3 × 8 × 8; 2 classes." in "".join(Page(run.with_name("two.html")).text)

@@ -142,7 +142,7 @@ def test_a_run_leaves_what_it_says(search_into, tmp_path, tiny, table, stripes, 
     assert predicted.high_us <= budget_us
     assert (architecture.table_sha256, architecture.method, architecture.options["beta"]) == (table.sha256, "pas", 1.0)
     assert result.architecture_sha256 == architecture.sha256
-    assert result.shipped.parameters == tiny.parameters(architecture.blocks())
+    assert result.shipped.parameters == tiny.parameters(architecture.network())
     assert list(read_history(out, read_run(out))) == epochs
 
     # The accuracies are those of the saved networks.
