@@ -38,12 +38,12 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from deploy import bundle, graph, onnxfile
-from deploy import report as pages
 from deploy.errors import DeployError
 from latency import LatencyTable, blocks_zip, check, decoding
 from latency.errors import LatencyError
 from lathe import cli
 from search import checkpoint, data, record, session
+from search import report as pages
 from search.architecture import load_architecture
 from search.errors import SearchError
 from search.network import load_weights
@@ -293,7 +293,7 @@ def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
         Reader(
             "history.jsonl",
             seeds[record.HISTORY],
-            lambda path: (record.read_history(path.parent, run), pages.read(path.parent)),
+            lambda path: (record.read_history(path.parent, run), pages.page_of(path.parent)),
             json_lines,
         ),
         Reader("checkpoint.safetensors", seeds["checkpoint"], lambda path: checkpoint.load(path, session._Head), tensors),

@@ -26,7 +26,7 @@ from lathe import stages
 
 if TYPE_CHECKING:
     from deploy.bundle import Bundle, Network
-    from deploy.report import Row
+    from deploy.page import Row
     from deploy.verify import Verification
     from latency import Workload
     from search.papers.row import Row as PaperRow

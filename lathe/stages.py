@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from deploy.bundle import Bundle as ShippedBundle
-    from deploy.report import Row
+    from deploy.page import Row
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
     from lathe.cli import Bundle, Export, Profile, Report, TableShow
@@ -432,9 +432,10 @@ def verify(directory: Path) -> "Verification":
     return deploy.verify(directory)
 
 
-def report(command: "Report") -> "tuple[Path, list[Row]]":
+def report(command: "Report") -> "tuple[Path, tuple[Row, ...]]":
     """Write the page of a run or a bundle; returns where it is, and its main table."""
-    from deploy.report import render, require_page
+    from deploy.page import require_page
+    from search.report import render
 
     page = command.out or Path(f"{command.source.resolve()}.html")
     require_page(page, force=command.force)

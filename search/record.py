@@ -1,5 +1,6 @@
 """What a search says while it runs and what it leaves behind: events, history, result, and the directory of a run."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -177,7 +178,7 @@ def read_result(out: Path, run: Run) -> Result:
     Raises:
         SearchError: there is none, or it is damaged.
     """
-    return read_json(out / RESULT, Result, {"result/1": lambda fields: result_from_1(fields, _group_names(run))})
+    return read_json(out / RESULT, Result, {"result/1": lambda fields: result_from_1(fields, group_names(run))})
 
 
 def write_history(out: Path, history: Iterable[EpochDone]) -> None:
@@ -193,16 +194,16 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
         SearchError: a line is damaged.
     """
     path = out / HISTORY
-    if not path.exists():
+    if not os.path.lexists(path):
         return ()
     lines = list(read_json_lines(path, dict))
     if lines and "schema" in lines[0]:
         if (schema := lines[0]["schema"]) != HISTORY_SCHEMA:
             raise SearchError(f"{path} has the schema {schema!r}, known is {HISTORY_SCHEMA}: read it by the version of lathe that wrote it")
         return tuple(upgraded(line, EpochDone, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
-    names = _group_names(run)
+    names = group_names(run)
     each = enumerate(({"schema": "history/1", **line} for line in lines), 1)
-    upgrades = {"history/1": lambda fields: epoch_from_1(fields, names)}
+    upgrades = {"history/1": lambda fields: epoch_from_1(fields, names, penalised=run.method == "pas")}
     return tuple(upgraded(line, EpochDone, upgrades, f"{path}, line {number},") for number, line in each)
 
 
@@ -235,11 +236,11 @@ def result_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]
     return {**fields, **networks, "schema": "result/2", "free_channels": free}
 
 
-def epoch_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+def epoch_from_1(fields: Mapping[str, Any], names: list[str], *, penalised: bool) -> dict[str, Any]:
     """A line of a history of the first version -> history/2."""
     returned = dict(zip(names, fields.get("returned", ()), strict=False))
-    figures = {f"returned.{name}": count for name, count in returned.items()}
-    if fields["phase"] == "search":
+    figures = {f"returned.{name}": count for name, count in returned.items() if count}
+    if penalised and fields["phase"] == "search":
         figures["beta"] = fields["beta"]
     kept = {name: value for name, value in fields.items() if name not in ("schema", "widths", "returned", "beta")}
     return {"macs": 0, **kept, "choice": _choice_from_1(fields["widths"], names), "figures": figures}
@@ -249,7 +250,7 @@ def _choice_from_1(widths: list[int], names: list[str]) -> dict[str, Any]:
     return {"widths": dict(zip(names, widths, strict=True))}
 
 
-def _group_names(run: Run) -> list[str]:
+def group_names(run: Run) -> list[str]:
     """Names of the groups of a space of widths, in order."""
     if run.space.get("kind") == "chain":
         return [layer["name"] for layer in run.space["layers"]]

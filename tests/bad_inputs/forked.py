@@ -31,7 +31,7 @@ WARM = (
     "latency.backends.replay",
     "deploy",
     "deploy.pipeline",
-    "deploy.report",
+    "search.report",
     "deploy.verify",
     "torch",
     "onnx",

@@ -1,3 +1,4 @@
+# ruff: noqa: F811 -- fixtures of another folder
 import html
 import html.parser
 import json
@@ -8,49 +9,42 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from matplotlib.figure import Figure
 
-from deploy import BundleError, DeployError, report
+from deploy import BundleError, DeployError, bundle
 from latency import LatencyError, LatencyTable
 from latency.errors import MissingExtra
+from search import SearchError, report, session
+from unit.deploy.conftest import bundle_copy, made  # noqa: F401
 from unit.deploy.test_verify import rewrite
 
+from .conftest import make_method, make_table
+
 TABLE = max((Path(__file__).parents[3] / "profiles").rglob("repvgg-mini.fp32.latency.jsonl"))
-LATENCY = {"us": 60.0, "low_us": 59.0, "high_us": 61.0, "source": "predicted"}
 
 
-def epoch(phase, number, widths):
-    return {
-        "phase": phase,
-        "epoch": number,
-        "epochs": 2,
-        "loss": 1.0,
-        "train_accuracy": 0.5,
-        "accuracy": 0.5 + number / 10,
-        "choice": {"widths": dict(zip(("first", "second"), widths, strict=True)), "options": {}, "depths": {}},
-        "latency_us": 40.0 + number,
-        "beta": 0.1,
-    }
-
-
-HISTORY = [epoch("pretrain", 1, [8, 8]), epoch("search", 1, [8, 6]), epoch("search", 2, [4, 6]), epoch("finetune", 1, [4, 6])]
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory, shortcut_space, stripes):
+    """A run over the widths of a network that torch.fx traced."""
+    directory = tmp_path_factory.mktemp("searched") / "run"
+    table = make_table(shortcut_space)
+    budget_us = 0.7 * table.predict(shortcut_space.network()).us
+    settings = {"pretrain_epochs": 1, "search_epochs": 2, "finetune_epochs": 1, "policy_lr": 20.0}
+    list(session.run(make_method("pas", shortcut_space, table, stripes, budget_us, **settings), directory))
+    return directory
 
 
 @pytest.fixture
-def run(tmp_path):
-    directory = tmp_path / "run"
-    directory.mkdir()
-    network = {"accuracy": 0.99, "parameters": 1234567, "macs": 7654321, "predicted": LATENCY}
-    layers = [{"name": "first", "width": 4, "of": 8, "op": "conv"}, {"name": "second", "width": 6, "of": 8}]
-    run = {"method": "pas", "data": "digits <b>", "data_sha256": "cd" * 32, "table_sha256": "ab" * 32, "budget_us": 61.5}
-    files = {
-        "run.json": run | {"schema": "run/2", "versions": {"torch": "9.8.7"}},
-        "result.json": {"schema": "result/2", "unpruned": network, "shipped": network | {"parameters": 1111}},
-        "architecture.json": {"schema": "architecture/1", "layers": layers},
-    }
-    for name, content in files.items():
-        (directory / name).write_text(json.dumps(content))
-    (directory / "history.jsonl").write_text('{"schema": "history/2"}\n' + "".join(json.dumps(line) + "\n" for line in HISTORY))
-    return directory
+def run(searched, tmp_path):
+    return Path(shutil.copytree(searched, tmp_path / "run", ignore=shutil.ignore_patterns("*.safetensors")))
+
+
+@pytest.fixture
+def shipped_run(bundle_copy, run):
+    """A bundle with the files of the run that it is of."""
+    for name in ("run.json", "history.jsonl", "architecture.json"):
+        shutil.copy(run / name, bundle_copy / name)
+    return bundle_copy
 
 
 class Page(html.parser.HTMLParser):
@@ -80,14 +74,14 @@ class Page(html.parser.HTMLParser):
 
 def headings(page):
     known = ("Unpruned and shipped", "Architecture", "Kept channels", "Latency", "Training", "Channels over time")
-    known += ("Predicted against measured", "Latency over width", "Validation", "Provenance")
+    known += ("Channels that came back", "Predicted against measured", "Latency over width", "Search", "Validation", "Provenance")
     return [heading for heading in known if heading in page.text]
 
 
 def test_the_page_of_a_bundle_has_every_number(made, tmp_path):
     rows = report.render(made.directory, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
-    assert headings(page) == ["Unpruned and shipped", "Architecture", "Kept channels", "Latency", "Validation", "Provenance"]
+    assert headings(page) == ["Unpruned and shipped", "Kept channels", "Latency", "Validation", "Provenance"]
     assert "Every verdict holds, and the budget is met." in page
     assert {row.name for row in rows} == {
         "accuracy", "parameters", "MACs", "predicted latency", "measured latency", "against unpruned", "budget", "output difference",
@@ -104,10 +98,44 @@ def test_the_page_of_a_bundle_has_every_number(made, tmp_path):
 def test_the_page_of_a_search_has_every_number(run, tmp_path):
     rows = report.render(run, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
-    assert headings(page) == ["Unpruned and shipped", "Architecture", "Kept channels", "Training", "Channels over time", "Provenance"]
-    assert [(row.unpruned, row.shipped) for row in rows if row.name == "parameters"] == [("1,234,567", "1,111")]
-    for words in ("The search is finished.", "99.00%", "60.0 µs (59.0 µs to 61.0 µs)", "61.5 µs", "9.8.7", "ab" * 32, "search", "finetune"):
+    result, facts = (json.loads((run / name).read_text()) for name in ("result.json", "run.json"))
+    drawn = ["Kept channels", "Training", "Channels over time"]
+    assert headings(page)[:5] == ["Unpruned and shipped", "Architecture", *drawn]
+    assert headings(page)[-1] == "Provenance"
+    sizes = tuple(f"{result[name]['parameters']:,}" for name in ("unpruned", "shipped"))
+    assert [(row.unpruned, row.shipped) for row in rows if row.name == "parameters"] == [sizes]
+    for words in (
+        "The search is finished.",
+        f"{result['shipped']['accuracy']:.2%}",
+        facts["table_sha256"],
+        facts["versions"]["torch"],
+        "wide.0",
+    ):
         assert words in page
+
+
+def test_the_page_of_a_shipped_run_has_the_search_too(shipped_run, tmp_path):
+    rows = report.render(shipped_run, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert "measured latency" in [row.name for row in rows]
+    assert headings(page)[:6] == ["Unpruned and shipped", "Architecture", "Kept channels", "Latency", "Training", "Channels over time"]
+    assert headings(page)[-3:] == ["Search", "Validation", "Provenance"]
+
+
+@pytest.mark.parametrize("name", ["uniform", "slimming", "table"])
+def test_every_kind_of_run_has_a_page(search_into, tmp_path, name):
+    for _ in search_into(tmp_path / "run", name, pretrain_epochs=1, search_epochs=1, finetune_epochs=1):
+        pass
+    assert len(report.render(tmp_path / "run", tmp_path / "page.html")) == 6
+    assert "Channels over time" in Page(tmp_path / "page.html")
+
+
+def test_a_run_without_a_table_counts_macs(shortcut_space, stripes, tmp_path):
+    method = make_method("uniform", shortcut_space, None, stripes, 0.6 * shortcut_space.macs(), pretrain_epochs=1, search_epochs=1)
+    list(session.run(method, tmp_path / "run"))
+    rows = report.render(tmp_path / "run", tmp_path / "page.html")
+    assert "MACs: no table was given" in rows[-1].shipped
+    assert "million MACs" in Page(tmp_path / "page.html")
 
 
 def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
@@ -127,7 +155,7 @@ def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def table():
+def measured():
     return LatencyTable.load(TABLE)
 
 
@@ -136,9 +164,9 @@ def with_table(run, table):
     (run / "run.json").write_text(json.dumps(content))
 
 
-def test_the_table_that_was_used_is_shown(run, table, tmp_path):
-    with_table(run, table)
-    report.render(run, tmp_path / "page.html", table)
+def test_the_table_that_was_used_is_shown(run, measured, tmp_path):
+    with_table(run, measured)
+    report.render(run, tmp_path / "page.html", measured)
     page = Page(tmp_path / "page.html")
     assert headings(page)[-3:] == ["Predicted against measured", "Latency over width", "Provenance"]
     assert "50 networks, measured whole and predicted from their blocks" in page
@@ -147,11 +175,11 @@ def test_the_table_that_was_used_is_shown(run, table, tmp_path):
         assert family in page
 
 
-def test_another_table_is_refused(run, table, tmp_path):
+def test_another_table_is_refused(run, measured, tmp_path):
     with pytest.raises(
-        DeployError, match=rf"is not the table of this search: its sha256 is {table.sha256[:16]}, the search used {'ab' * 8}:"
+        SearchError, match=rf"is not the table of this search: its sha256 is {measured.sha256[:16]}, the search used {'5' * 16}:"
     ):
-        report.render(run, tmp_path / "page.html", table)
+        report.render(run, tmp_path / "page.html", measured)
     assert not (tmp_path / "page.html").exists()
 
 
@@ -184,13 +212,13 @@ addEventListener("load", () => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("source", ["run", "bundle"])
-def test_the_page_opens_in_a_browser(source, scheme, request, table, tmp_path):
+def test_the_page_opens_in_a_browser(source, scheme, request, measured, tmp_path):
     """Looks at a copy of the page with a script that reports: the page itself has none."""
     browser = shutil.which("chromium") or pytest.skip("chromium is not installed: apt-get install chromium")
     directory = request.getfixturevalue("run" if source == "run" else "bundle_copy")
     if source == "run":
-        with_table(directory, table)
-    report.render(directory, tmp_path / "page.html", table)
+        with_table(directory, measured)
+    report.render(directory, tmp_path / "page.html", measured)
     text = (tmp_path / "page.html").read_text("utf-8")
     (tmp_path / "look.html").write_text(text.replace("<head>", "<head>" + LOOK), "utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
@@ -206,7 +234,10 @@ def test_the_page_opens_in_a_browser(source, scheme, request, table, tmp_path):
     assert (look["paper"] < 0.1) == (scheme == "dark")
     assert look["contrast"] >= 4.5  # WCAG 2, level AA
     assert not look["wide"]
-    expected = {"run": ["Kept channels", "Training", "Channels over time"], "bundle": ["Kept channels", "Latency"]}
+    expected = {
+        "run": ["Kept channels", "Training", "Channels over time", "Channels that came back"],
+        "bundle": ["Kept channels", "Latency"],
+    }
     assert [figure["name"] for figure in look["figures"]] == [*expected[source], "Predicted against measured", "Latency over width"]
     for figure in look["figures"]:
         assert min(figure["box"]) > 80, figure
@@ -215,8 +246,21 @@ def test_the_page_opens_in_a_browser(source, scheme, request, table, tmp_path):
 
 
 def test_what_files_say_is_text_and_no_markup(run, tmp_path):
+    content = json.loads((run / "run.json").read_text()) | {"data": "digits <b>"}
+    (run / "run.json").write_text(json.dumps(content))
     report.render(run, tmp_path / "page.html")
     assert "digits &lt;b&gt;" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_each_group_has_a_line_with_what_came_back():
+    figure = Figure()
+    report._returned(figure, [(0, 2), (4, 0), (0, 1)], ("stem", "head"))
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["stem", "head"]
+    assert [text.get_text() for text in axes.texts] == ["4", "3"]
+    heights = [[round(bar.get_height(), 3) for bar in bars] for bars in axes.containers]
+    assert heights == [[0, 0.9, 0], [0.45, 0, 0.225]]
+    assert [bars[0].get_y() for bars in axes.containers] == [1, 0]
 
 
 def test_the_same_directory_gives_the_same_page(run, tmp_path):
@@ -228,14 +272,14 @@ def test_the_same_directory_gives_the_same_page(run, tmp_path):
 def test_a_search_that_is_not_finished_has_a_page(run, tmp_path):
     for name in ("result.json", "architecture.json"):
         (run / name).unlink()
-    assert report.render(run, tmp_path / "page.html") == []
+    assert report.render(run, tmp_path / "page.html") == ()
     page = Page(tmp_path / "page.html")
     assert "The search is not finished: 4 epochs so far." in page
     assert headings(page) == ["Training", "Provenance"]
 
 
 def test_a_failure_is_the_headline(bundle_copy, tmp_path):
-    report_of = report.read(bundle_copy).manifest
+    report_of = bundle.load(bundle_copy).manifest
     steps = list(report_of.validation)
     steps[-1] = msgspec.structs.replace(steps[-1], verdict="failed", reason="outputs <differ>")
     rewrite(bundle_copy, validation=tuple(steps), budget_verdict="missed")
@@ -246,7 +290,7 @@ def test_a_failure_is_the_headline(bundle_copy, tmp_path):
 
 
 def test_what_was_not_run_is_said(bundle_copy, tmp_path):
-    facts = report.read(bundle_copy).manifest.shipped
+    facts = bundle.load(bundle_copy).manifest.shipped
     facts = msgspec.structs.replace(facts, measured=None, not_measured="no GPU here")
     rewrite(bundle_copy, shipped=facts, unpruned=None, device=None, budget_verdict="not run")
     rows = report.render(bundle_copy, tmp_path / "page.html")
@@ -261,7 +305,7 @@ def test_what_was_not_run_is_said(bundle_copy, tmp_path):
 )
 def test_a_damaged_file_is_named_and_no_page_is_written(run, tmp_path, name, content):
     (run / name).write_text(content)
-    with pytest.raises(DeployError, match=re.escape(name)) as caught:
+    with pytest.raises((DeployError, SearchError), match=re.escape(name)) as caught:
         report.render(run, tmp_path / "page.html")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "page.html").exists()
@@ -281,13 +325,3 @@ def test_the_extra_is_named_where_it_is_missing(run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
     with pytest.raises(MissingExtra, match=r"lathe\[report\]"):
         report.render(run, tmp_path / "page.html")
-
-
-def test_the_page_of_a_run_reads_both_versions_of_its_architecture(run):
-    before = report.render(run, run.with_name("one.html"))
-    members = [["first", 8], ["second", 8]]
-    space = {"kind": "traced", "name": "own", "input_shape": [3, 8, 8], "classes": 2, "members": members}
-    content = {"schema": "architecture/2", "space": space, "choice": {"widths": {"first": 4, "second": 6}, "options": {}, "depths": {}}}
-    (run / "architecture.json").write_text(json.dumps(content))
-    assert report.render(run, run.with_name("two.html")) == before
-    assert "own; input 3 × 8 × 8; 2 classes." in "".join(Page(run.with_name("two.html")).text)

@@ -1,0 +1,243 @@
+"""What a page says of a search: its rows and pictures, of the directory of a run, or of a bundle that a run was shipped as."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deploy import bundle, page
+from deploy import report as shipped
+from deploy.bundle import Layer
+from deploy.errors import BundleError
+from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Cell, Page, Picture, Row, Section
+from latency import LatencyTable, plot
+from latency.units import interval, microseconds
+from search import record
+from search.architecture import Architecture, load_architecture
+from search.errors import SearchError
+from search.record import EpochDone, NetworkResult, Result, Run
+from search.space import Choice
+
+
+def render(directory: str | Path, out: str | Path, table: LatencyTable | None = None, *, force: bool = False) -> tuple[Row, ...]:
+    """Write the page of a run or of a bundle; returns its main table.
+
+    Args:
+        directory: of a run, finished or not, or of a bundle.
+        out: the page; one that this function wrote before is replaced.
+        table: the latency table that the search used, to be shown too.
+        force: whether any file is replaced.
+
+    Raises:
+        SearchError: a file of the run is damaged, or the table is another one.
+        DeployError: the directory is neither, a file of the bundle is damaged, or the page cannot be written.
+        LatencyError: a file that is no report is in the page's place.
+        MissingExtra: jinja2 or matplotlib is not installed.
+    """
+    page.require_page(out, force=force)
+    made = page_of(Path(directory), table)
+    page.write(made, out, force=force)
+    return made.rows
+
+
+def page_of(directory: Path, table: LatencyTable | None = None) -> Page:
+    """The page of a run or of a bundle.
+
+    Raises:
+        SearchError: a file of the run is damaged, or the table is another one.
+        DeployError: the directory is neither, or a file of the bundle is damaged.
+    """
+    is_bundle, is_run = (os.path.lexists(directory / name) for name in (bundle.MANIFEST, record.RUN))
+    if not is_bundle and not is_run:
+        raise BundleError(f"{directory} is neither a bundle ({bundle.MANIFEST}) nor a search ({record.RUN}); give one of those directories")
+    search = _read(directory, table) if is_run else None
+    drawn = [Picture(found.title, found.caption, found.height_in, found.paint) for found in _table_pictures(table)]
+    if not is_bundle:
+        assert search is not None
+        return _page_of_run(directory, search, drawn, table)
+    if search is None:
+        return shipped.page(directory, more=drawn)
+    about = [_architecture(search)] if search.architecture else []
+    return shipped.page(directory, about=about, more=[*_pictures(search), *drawn, _origin(search, table)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """What the files of a run say, as far as they are there."""
+
+    run: Run
+    result: Result | None
+    architecture: Architecture | None
+    history: tuple[EpochDone, ...]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Groups of channels with their widths, in order; none where widths are not what was searched."""
+        if self.architecture is None:
+            return []
+        widths, full = self.architecture.choice.widths, self.architecture.origin().largest().widths
+        names = [name for name in record.group_names(self.run) if name in widths] or list(widths)
+        return [Layer(name=name, kept=widths[name], of=full[name]) for name in names]
+
+
+def _read(directory: Path, table: LatencyTable | None) -> _Search:
+    run = record.read_run(directory)
+    if table and table.sha256 != run.table_sha256:
+        raise SearchError(
+            f"{table.path} is not the table of this search: its sha256 is {table.sha256[:16]}, the search used "
+            f"{run.table_sha256[:16] or 'none'}: give that one, or none"
+        )
+    return _Search(
+        run=run,
+        result=record.read_result(directory, run) if os.path.lexists(directory / record.RESULT) else None,
+        architecture=load_architecture(directory / record.ARCHITECTURE) if os.path.lexists(directory / record.ARCHITECTURE) else None,
+        history=record.read_history(directory, run),
+    )
+
+
+def _page_of_run(directory: Path, search: _Search, drawn: Sequence[Picture], table: LatencyTable | None) -> Page:
+    finished, epochs = search.result is not None, len(search.history)
+    about = [_architecture(search)] if search.architecture else []
+    kept = [shipped.kept_channels(search.layers)] if search.layers else []
+    return Page(
+        title=directory.name,
+        kind="search",
+        subtitle=f"Search by {search.run.method} on {search.run.data}.",
+        headline="The search is finished." if finished else f"The search is not finished: {epochs} epochs so far.",
+        rows=tuple(_main_table(search.result)) if search.result else (),
+        note="Accuracy on held-out data; parameters and MACs as deployed; latency by the table, with its interval of 95 %.",
+        body=(*about, *kept, *_pictures(search), *drawn, _origin(search, table, versions=True)),
+    )
+
+
+def _main_table(result: Result) -> Iterator[Row]:
+    def row(name: str, show: Callable[[NetworkResult], str]) -> Row:
+        return Row(name, show(result.unpruned) if result.unpruned else "-", show(result.shipped))
+
+    yield row("accuracy", lambda network: f"{network.accuracy:.2%}")
+    yield row("parameters", lambda network: f"{network.parameters:,}")
+    yield row("MACs", lambda network: f"{network.macs:,}")
+    yield row("predicted latency", lambda network: interval(network.predicted) if network.predicted else "-")
+    yield Row("free channels", "-", str(sum(result.free_channels.values())))
+    if result.budget_us is not None:
+        yield Row("budget", "-", f"{microseconds(result.budget_us)} (by the prediction; export measures)")
+    elif result.budget_macs is not None:
+        yield Row("budget", "-", f"{result.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
+
+
+def _architecture(search: _Search) -> Section:
+    """What was chosen, part by part."""
+    found = search.architecture
+    assert found is not None
+    space, chosen = found.origin(), found.choice
+    largest = space.largest()
+    others = [(part, str(value), str(full[part])) for now, full in _others(chosen, largest) for part, value in now.items()]
+    return Section(
+        title="Architecture",
+        note=f"{space.name}; input {' × '.join(map(str, space.input_shape))}; {space.classes} classes.",
+        columns=("part", "chosen", "largest"),
+        lines=[(layer.name, str(layer.kept), str(layer.of)) for layer in search.layers] + others,
+    )
+
+
+def _others(chosen: Choice, largest: Choice) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """What was chosen besides widths, with the same of the largest network."""
+    yield chosen.options, largest.options
+    yield chosen.depths, largest.depths
+
+
+def _origin(search: _Search, table: LatencyTable | None, *, versions: bool = False) -> Section:
+    """What a search was given."""
+    run = search.run
+    without = "none" if not run.table_sha256 else f"{run.table_sha256}{'' if table else ' (its pictures: lathe report --table FILE)'}"
+    lines: list[tuple[str, str | Cell]] = [
+        ("method", run.method),
+        ("data", Cell(f"{run.data} {run.data_sha256}", "hash")),
+        ("latency table", Cell(without, "hash")),
+    ]
+    if table:
+        header = table.header
+        of = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space or 'no space'}"
+        lines.append(("table shown", f"{of}; {len(table.rows)} rows; protocol {header.protocol.name}"))
+    lines += run.versions.items() if versions else []
+    return Section(title="Provenance" if versions else "Search", lines=lines)
+
+
+def _pictures(search: _Search) -> Iterator[Picture]:
+    if search.history:
+        caption = "After every epoch: accuracy on held-out data, and the latency that the table predicts. Dotted lines part the phases."
+        yield Picture("Training", caption, 4.2, partial(_training, history=search.history, budget_us=search.run.budget_us))
+    searched = [epoch for epoch in search.history if epoch.phase == "search"]
+    layers = search.layers
+    if not searched or searched[0].choice.widths.keys() != {layer.name for layer in layers}:
+        return
+    caption = "Share of each layer's channels that was kept after every epoch of the search: full strength is all of them."
+    yield Picture("Channels over time", caption, 0.9 + 0.3 * len(layers), partial(_policy, searched=searched, layers=layers))
+    back = [[round(epoch.figures.get(f"returned.{layer.name}", 0)) for layer in layers] for epoch in searched]
+    if any(map(any, back)):
+        caption = "Channels of each layer that were gone after the epoch before and came back, with their number over the whole search."
+        names = [layer.name for layer in layers]
+        yield Picture("Channels that came back", caption, 0.9 + 0.3 * len(layers), partial(_returned, returned=back, names=names))
+
+
+def _table_pictures(table: LatencyTable | None) -> Iterator[Any]:
+    yield from plot.pictures(table, plot.Palette(INK, PAPER, FIRST, SECOND)) if table else ()
+
+
+def _training(figure: Any, history: Sequence[EpochDone], budget_us: float | None) -> None:
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    epochs = range(1, len(history) + 1)
+    top.plot(epochs, [100 * epoch.accuracy for epoch in history], color=FIRST)
+    top.set_ylabel("accuracy, %")
+    latencies = [epoch.latency_us for epoch in history if epoch.latency_us is not None]
+    bottom.plot(epochs, latencies or [epoch.macs / 1e6 for epoch in history], color=SECOND)
+    bottom.set_ylabel("predicted, µs" if latencies else "million MACs")
+    bottom.set_ylim(bottom=0)
+    bottom.set_xlabel("epoch")
+    if budget_us is not None:
+        bottom.axhline(budget_us, color=LIMIT, linestyle="--")
+        bottom.annotate("budget", (1, budget_us), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT)
+    for index, epoch in enumerate(history):
+        if index == 0 or epoch.phase != history[index - 1].phase:
+            top.annotate(epoch.phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points")
+            for axes in (top, bottom) if index else ():
+                axes.axvline(index + 0.5, color=INK, linestyle=":", linewidth=1)
+
+
+def _policy(figure: Any, searched: Sequence[EpochDone], layers: Sequence[Layer]) -> None:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.patches import Rectangle
+
+    axes = figure.add_subplot()
+    widths = [[epoch.choice.widths[layer.name] for layer in layers] for epoch in searched]
+    cells = [(x, y) for x in range(len(searched)) for y in range(len(layers))]
+    colours = [to_rgba(INK, 0.85 * min(1.0, widths[x][y] / layers[y].of)) for x, y in cells]
+    axes.add_collection(PatchCollection([Rectangle((x + 0.5, y - 0.5), 1, 1) for x, y in cells], facecolors=colours, linewidths=0))
+    for y, layer in enumerate(layers):
+        text = f"{widths[-1][y]} of {layer.of}"
+        axes.annotate(text, (len(searched) + 0.5, y), xytext=(6, 0), textcoords="offset points", va="center", annotation_clip=False)
+    axes.set_xlim(0.5, len(searched) + 0.5)
+    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch of the search")
+
+
+def _returned(figure: Any, returned: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """One line a group of channels: bars of how many of them came back in each epoch."""
+    most = max(1, *(count for epoch in returned for count in epoch))
+    axes = figure.add_subplot()
+    epochs = range(1, len(returned) + 1)
+    floors = [len(names) - 1 - place for place in range(len(names))]
+    for place, floor in enumerate(floors):
+        counts = [epoch[place] for epoch in returned]
+        axes.bar(epochs, [0.9 * count / most for count in counts], bottom=floor, width=0.8, color=FIRST)
+        axes.axhline(floor, color=FIRST, linewidth=0.3)
+        axes.annotate(str(sum(counts)), (len(returned) + 0.5, floor), xytext=(6, 0), textcoords="offset points", annotation_clip=False)
+    axes.set_yticks(floors, list(names))
+    axes.set_xlim(0.5, len(returned) + 0.5)
+    axes.set_ylim(-0.1, len(names))
+    axes.set_xlabel("epoch of the search")

@@ -1,0 +1,50 @@
+"""Runs of every version are read: kept directories of finished ones, without their weights."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from search import SearchError, record, report, spaces
+from search.record import open_run, read_history, read_result, read_run
+
+KEPT = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "first"),
+    [("run-1", "pas", ("block0", 16, 16)), ("run-1-traced", "slimming", ("0.conv", 16, 16)), ("run-2", "pas", ("a", 16, 32))],
+)
+def test_a_kept_run_is_read_and_has_a_page(name, method, first, tmp_path):
+    run = read_run(KEPT / name)
+    assert (run.schema, run.method) == ("run/2", method)
+    assert run.settings["seed"] == 0
+    result, history = read_result(KEPT / name, run), read_history(KEPT / name, run)
+    group, kept, full = first
+    assert (result.shipped.choice.widths[group], result.unpruned.choice.widths[group]) == (kept, full)
+    assert [done.phase for done in history] == ["pretrain", "search", "search", "finetune"]
+    assert history[-1].choice == result.shipped.choice
+    assert (history[1].figures.get("beta", 0) > 0) == (method == "pas")
+    assert len(report.render(KEPT / name, tmp_path / "page.html")) == 6
+
+
+@pytest.mark.parametrize("name", ["run-1", "run-1-traced", "run-2"])
+def test_the_space_of_a_kept_run_comes_back(name):
+    run = read_run(KEPT / name)
+    space = spaces.from_record(run.space)
+    assert space.largest() == read_result(KEPT / name, run).unpruned.choice
+
+
+def test_a_run_of_an_earlier_version_cannot_go_on(tmp_path):
+    shutil.copytree(KEPT / "run-1", tmp_path / "run")
+    with pytest.raises(
+        SearchError, match=r"holds a run of an earlier version \(run/1\), which can be exported and reported, not continued"
+    ):
+        open_run(tmp_path / "run", read_run(KEPT / "run-1"))
+
+
+def test_the_history_of_another_version_is_refused(tmp_path):
+    shutil.copytree(KEPT / "run-2", tmp_path / "run")
+    (tmp_path / "run" / record.HISTORY).write_text('{"schema": "history/9"}\n')
+    with pytest.raises(SearchError, match="has the schema 'history/9', known is history/2"):
+        read_history(tmp_path / "run", read_run(tmp_path / "run"))
