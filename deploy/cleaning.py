@@ -19,7 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from deploy import sessions
-from deploy.errors import DeployError, LoweringError
+from deploy.errors import DeployError, LoweringError, NeverEnds
 from deploy.graph import DOMAINS, ONNX_ERRORS, OPSET, check, decode, first_line, inline, require_inline
 from deploy.shapes import fix_shapes
 from deploy.validate import LIMITS
@@ -222,6 +222,8 @@ def _difference(model: ModelProto, raised: ModelProto) -> str:
         feed[value.name] = (numbers if dtype.kind == "f" else numbers > 0).astype(dtype)
     try:
         before = sessions.run(sessions.start(model.SerializeToString()), feed)
+    except NeverEnds:
+        raise
     except DeployError:
         return ""
     after = sessions.run(sessions.start(raised.SerializeToString()), feed)

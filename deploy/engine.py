@@ -190,8 +190,9 @@ def half_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         values = constant | dict(inputs)
-        for session in parts():
-            values |= sessions.run(session, {value.name: values[value.name] for value in session.get_inputs()})
+        with sessions.limit() as options:
+            for session in parts():
+                values |= sessions.run(session, {value.name: values[value.name] for value in session.get_inputs()}, options)
         return values
 
     return _by_call(infer, model)

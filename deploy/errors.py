@@ -1,8 +1,8 @@
-"""What goes wrong in `deploy` and can be mended by its user."""
+"""What goes wrong in `deploy` and can be fixed by its user."""
 
 
 class DeployError(ValueError):
-    """Something cannot be exported, loaded or reported as asked; one line says what, and what mends it."""
+    """Something cannot be exported, loaded or reported as asked; one line says what, and what fixes it."""
 
 
 class LoweringError(DeployError):
@@ -11,3 +11,7 @@ class LoweringError(DeployError):
 
 class BundleError(DeployError):
     """A directory is not a bundle, is damaged, or is in the way of one."""
+
+
+class NeverEnds(DeployError):
+    """One inference of a network takes longer than is waited for."""

@@ -1,15 +1,16 @@
 """ONNX Runtime on the CPU, with its many exceptions turned into two."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 
-from deploy.errors import DeployError
+from deploy.errors import DeployError, NeverEnds
 from deploy.validate import CannotRun
-from latency.backends.onnxruntime import runtime_errors
-from latency.errors import one_line
+from latency.backends.onnxruntime import limited, runtime_errors
+from latency.errors import RunFailed, one_line
 
 
 def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -32,15 +33,40 @@ def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
         raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
 
 
-def run(session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def limit() -> Iterator[onnxruntime.RunOptions]:
+    """Options for the runs that are one inference: together they may take `latency.backends.onnxruntime.MAX_RUN_S`.
+
+    Raises:
+        NeverEnds: they take longer.
+    """
+    try:
+        with limited(onnxruntime) as options:
+            yield options
+    except RunFailed as error:
+        raise NeverEnds(str(error)) from error
+
+
+def run(
+    session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray], options: onnxruntime.RunOptions | None = None
+) -> dict[str, np.ndarray]:
     """Outputs by name.
+
+    Args:
+        session: of a network, or of a part of one.
+        inputs: by name.
+        options: of `limit`, where the runs of several sessions are one inference; None for one of its own.
 
     Raises:
         DeployError: the network fails as it runs, or the inputs are not those that it takes.
+        NeverEnds: it takes too long.
     """
+    if options is None:
+        with limit() as options:
+            return run(session, inputs, options)
     names = [value.name for value in session.get_outputs()]
     try:
-        outputs = session.run(names, dict(inputs))
+        outputs = session.run(names, dict(inputs), options)
     except (*runtime_errors(), ValueError, TypeError, MemoryError) as error:
         raise DeployError(f"ONNX Runtime cannot run the network on these inputs: {one_line(error)}") from error
     return {name: np.asarray(value) for name, value in zip(names, outputs, strict=True)}

@@ -1,8 +1,10 @@
 """ONNX Runtime: on the CPU with a fixed number of threads, or with another of its execution providers."""
 
+import contextlib
 import math
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
@@ -18,6 +20,9 @@ from latency.units import us_from_ns
 
 MAX_TENSOR_BYTES = 8 * 2**30
 """Size of the largest input or output that a network is run with."""
+
+MAX_RUN_S = 60.0
+"""Longest inference that is waited for, in seconds: a network may hold a Loop that never ends."""
 
 _ON_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 
@@ -97,7 +102,7 @@ class CompiledSession:
 
     def __init__(self, ort: Any, session: Any, memory: str = "cpu") -> None:
         rng = np.random.default_rng(0)
-        self._ort, self._session, self._memory = ort, session, memory
+        self._ort, self._session, self._memory, self._ends = ort, session, memory, False
         self._binding = session.io_binding()
         for value in session.get_inputs():
             shape, dtype = _static(value), np.dtype(_DTYPES[value.type])
@@ -109,19 +114,28 @@ class CompiledSession:
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Run on these inputs from now on, by name, of the network's own shapes and types."""
+        self._ends = False
         for name, array in inputs.items():
             self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self._memory))
 
     def run(self, count: int) -> list[float]:
         """Run `count` inferences; the latency of each in microseconds.
 
+        Only the first inference on the bound inputs is watched by a timer: those that follow do the same work, and are not disturbed.
+
         Raises:
-            RunFailed: ONNX Runtime refuses.
+            RunFailed: ONNX Runtime refuses, or an inference takes longer than `MAX_RUN_S`.
         """
         run, binding, clock = self._session.run_with_iobinding, self._binding, time.perf_counter_ns
         samples_us: list[float] = []
         try:
-            for _ in range(count):
+            if not self._ends and count:
+                with limited(self._ort) as options:
+                    start = clock()
+                    run(binding, options)
+                    samples_us.append(us_from_ns(clock() - start))
+                self._ends = True
+            for _ in range(count - len(samples_us)):
                 start = clock()
                 run(binding)
                 samples_us.append(us_from_ns(clock() - start))
@@ -155,6 +169,30 @@ def _static(value: Any) -> tuple[int, ...]:
             f"{value.name!r} takes {human_bytes(size)}: inputs and outputs of at most {human_bytes(MAX_TENSOR_BYTES)} are run"
         )
     return tuple(value.shape)
+
+
+@contextlib.contextmanager
+def limited(ort: Any) -> Iterator[Any]:
+    """Options for runs that together take `MAX_RUN_S` at most: at the next operator after that, ONNX Runtime gives up.
+
+    Args:
+        ort: the module `onnxruntime`.
+
+    Raises:
+        RunFailed: it gave up.
+    """
+    options = ort.RunOptions()
+    timer = threading.Timer(MAX_RUN_S, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield options
+    except (*runtime_errors(), ValueError) as error:  # ValueError: whoever runs it may have found words for it already
+        if not options.terminate:
+            raise
+        raise RunFailed(f"one inference takes longer than {MAX_RUN_S:g} s: is there a Loop in the network that does not end?") from error
+    finally:
+        timer.cancel()
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:

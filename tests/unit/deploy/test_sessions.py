@@ -3,8 +3,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deploy import sessions
-from deploy.errors import DeployError
+from deploy import export, sessions
+from deploy.engine import half_runner
+from deploy.errors import DeployError, NeverEnds
+from unit.deploy.graphs import made, value
 
 
 def gather() -> bytes:
@@ -50,3 +52,37 @@ def test_a_model_that_is_refused_is_one_line():
         with pytest.raises(DeployError, match=r"^ONNX Runtime refuses the model: ") as caught:
             sessions.start(data)
         assert "\n" not in str(caught.value)
+
+
+def endless():
+    """A Loop of 2**62 iterations."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Mul", ["a", "a"], ["b"])],
+        "body",
+        [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("a", [1, 4, 8, 8])],
+        [value("on", [], TensorProto.BOOL), value("b", [1, 4, 8, 8])],
+    )
+    return made([helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)], {"trips": np.array(2**62)})
+
+
+WORDS = r"one inference takes longer than 0.2 s: is there a Loop in the network that does not end\?$"
+
+
+def test_a_network_that_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.2)
+    data = endless().SerializeToString()
+    x = np.ones((1, 4, 8, 8), np.float32)
+    with pytest.raises(NeverEnds, match=WORDS):
+        sessions.run(sessions.start(data), {"x": x})
+    with pytest.raises(NeverEnds, match=WORDS):
+        half_runner(data)({"x": x[None]})
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_export_of_a_network_that_never_ends_is_refused(tmp_path, monkeypatch, opset):
+    monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.2)
+    model = endless()
+    model.opset_import[0].version = opset
+    with pytest.raises(DeployError, match=WORDS):
+        export(model.SerializeToString(), target="onnxruntime", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

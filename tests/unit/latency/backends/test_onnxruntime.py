@@ -126,3 +126,39 @@ def test_blocks_are_profiled(backend, kit, tmp_path):
     assert [row.key for row in table.rows] == ["sentinel", "overhead", *(work.key for work in works)]
     assert all(row.measured and 0 < row.median_us < 1e5 and len(row.samples_us) >= 20 for row in table.rows)
     assert table.rows[1].median_us < table.rows[2].median_us
+
+
+def endless():
+    """A Loop of 2**62 iterations."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Mul", ["a", "a"], ["b"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, [1]),
+        ],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("b", TensorProto.FLOAT, [1])],
+    )
+    trips = numpy_helper.from_array(np.array(2**62), "trips")
+    return model([helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)], [1], [1], [trips])
+
+
+def test_a_network_that_never_ends_is_given_up(backend, monkeypatch):
+    monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.2)
+    with backend.compile(endless()) as compiled:
+        for _ in range(2):
+            with pytest.raises(
+                RunFailed, match=r"^one inference takes longer than 0.2 s: is there a Loop in the network that does not end\?$"
+            ):
+                compiled.run(3)
+
+
+def test_a_block_that_never_ends_is_a_row_and_the_next_is_measured(backend, kit, tmp_path, monkeypatch):
+    monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.2)
+    works = [Workload.block(kit.spec(8, 8), endless), Workload.block(kit.spec(8, 16), lambda: conv(8, 16, 32))]
+    list(profile(works, backend, tmp_path / "t.jsonl", protocol=protocol.get("fast"), lowering="1"))
+    *_, first, second = LatencyTable.load(tmp_path / "t.jsonl").rows
+    assert first.status == "run_failed"
+    assert first.error.startswith("one inference takes longer than 0.2 s")
+    assert second.measured
