@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+import onnx
 import safetensors.numpy
 
 from deploy import graph
@@ -20,10 +21,10 @@ from deploy.graph import Precision
 from deploy.samples import DTYPES, Samples, Tensors, TensorSpec, samples_of
 from deploy.validate import BudgetVerdict, Share, Step
 from latency import Device, Latency, Measurement, Protocol, Runtime, files
-from latency.decoding import MAX_JSON_BYTES, decode_tensors
-from latency.errors import FileError, one_line
+from latency.decoding import MAX_JSON_BYTES, convert, decode_json, decode_tensors
+from latency.errors import FileError
 from latency.units import interval, microseconds
-from latency.values import Count
+from latency.values import Count, SampleUs, Sha256
 
 MANIFEST = "manifest.json"
 # bundle/1: one input, `input_shape`, batch first and float32; `outputs` by name, the batch their first dimension.
@@ -41,7 +42,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One form of the network in the chain from its architecture to its engine."""
 
     name: str
-    sha256: str
+    sha256: Sha256
     """of the file, or of the tensors where the form is not in the bundle"""
     made_from: str
     """name of the form before; "" for the first"""
@@ -53,8 +54,8 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What is left of a layer's output channels."""
 
     name: str
-    kept: int
-    of: int
+    kept: Count
+    of: Count
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,13 +83,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     target: Target
     precision: Precision
     """of the shipped network's arithmetic; inputs and outputs have the types of `dtypes`"""
-    inputs: dict[str, tuple[int, ...]]
+    inputs: dict[str, tuple[Count, ...]]
     """shape of each input by its name, in order"""
-    outputs: dict[str, tuple[int, ...]]
+    outputs: dict[str, tuple[Count, ...]]
     """shape of each output by its name, in order"""
     dtypes: dict[str, str]
     """of every input and output, as numpy calls it"""
-    samples: int
+    samples: Count
     """how many the validation ran on"""
     samples_from: Literal["given", "random"]
     classes: tuple[str, ...]
@@ -97,7 +98,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """from an image file to the input, as the trainer recorded it"""
     shipped: Network
     unpruned: Network | None
-    budget_us: float | None
+    budget_us: SampleUs | None
     """latency that one batch may take"""
     budget_verdict: BudgetVerdict
     layers: tuple[Layer, ...]
@@ -118,7 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     provenance: dict[str, str]
     """hashes and facts of what the network was made from, as the caller knows them"""
     chain: tuple[Link, ...]
-    files: dict[str, str]
+    files: dict[str, Sha256]
     """sha256 of every other file of the bundle"""
     seal: str = ""
     """sha256 of manifest.json with zeros in this place"""
@@ -277,14 +278,11 @@ def load(directory: str | Path) -> Bundle:
         data = files.read_bytes(directory / MANIFEST, limit=MAX_JSON_BYTES)
     if not (seal := _SEAL.search(data)) or sha256(_blank(data)) != seal[1].decode():
         raise ChangedManifest(directory, "was changed")
-    try:
-        found = msgspec.json.decode(data)
-        if isinstance(found, dict) and found.get("schema") == "bundle/1":
+    with files.raised_as(BundleError, "export again, or read it by the version of Lathe that wrote it"):
+        found = decode_json(data, dict, directory / MANIFEST)
+        if found.get("schema") == "bundle/1":
             found = _from_1(directory, found)
-        return Bundle(directory, msgspec.convert(found, Manifest))
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        message = f"{directory}: {MANIFEST}: {one_line(error)}; it is damaged, or was written by another version of Lathe"
-        raise BundleError(message) from error
+        return Bundle(directory, convert(found, Manifest, directory / MANIFEST))
 
 
 class ChangedManifest(BundleError):
@@ -298,11 +296,13 @@ class ChangedManifest(BundleError):
 def _from_1(directory: Path, found: dict[str, Any]) -> dict[str, Any]:
     """The fields of bundle/2 from those of bundle/1, whose ONNX alone knows what its input is called."""
     try:
-        name = graph.parse((directory / ONNX).read_bytes()).graph.input[0].name
-    except (OSError, LoweringError):
-        name = "input"  # `check_files` says that the file is missing or was changed
+        parsed = graph.parse(files.read_bytes(directory / ONNX)).graph
+    except (FileError, LoweringError):
+        parsed = onnx.GraphProto()  # `check_files` says that the file is missing or was changed
+    name = parsed.input[0].name if parsed.input else "input"
+    outputs = found["outputs"] if isinstance(found.get("outputs"), dict) else {}
     inputs = {name: found.pop("input_shape", None)}
-    return {**found, "schema": SCHEMA, "inputs": inputs, "dtypes": dict.fromkeys((name, *found.get("outputs", ())), "float32")}
+    return {**found, "schema": SCHEMA, "inputs": inputs, "dtypes": dict.fromkeys((name, *outputs), "float32")}
 
 
 def reference(inputs: Tensors, outputs: Tensors) -> bytes:

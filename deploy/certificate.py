@@ -1,6 +1,13 @@
 """What is known of a network in half precision: ranges of its activations and weights, and the nodes that stay FP32."""
 
+from typing import Annotated
+
 import msgspec
+
+from latency.values import Count, Share
+
+Size = Annotated[float, msgspec.Meta(ge=0)]
+"""An absolute value."""
 
 LARGEST = 65504.0
 """Largest number of half precision."""
@@ -17,13 +24,13 @@ class TensorRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     node: str
     """that writes it; "" for an input"""
     op: str
-    max_abs: float
+    max_abs: Size
     """largest finite |x|, against 65504"""
-    subnormal: float
+    subnormal: Share
     """share of the values with 0 < |x| < 6.1e-5"""
-    vanishing: float
+    vanishing: Share
     """share of the values that are not zero and would be rounded to it"""
-    sum_abs: float = 0.0
+    sum_abs: Size = 0.0
     """of a reduction, the largest |sum| that it divides or takes the root of"""
 
 
@@ -31,14 +38,14 @@ class WeightRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What half precision does to a weight."""
 
     name: str
-    max_abs: float
-    min_abs: float
+    max_abs: Size
+    min_abs: Size
     """smallest |w| that is not zero; 0 where all are"""
-    subnormal: int
+    subnormal: Count
     """how many with 0 < |w| < 6.1e-5"""
-    vanishing: int
+    vanishing: Count
     """how many that are not zero would be rounded to it"""
-    overflowing: int
+    overflowing: Count
     """how many finite ones would be infinite"""
 
 
@@ -53,15 +60,15 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why a graph may be run in half precision."""
 
-    samples: int
+    samples: Count
     """that the ranges were seen on; 0 where none were, and only weights and operators were looked at"""
-    largest: float = LARGEST
-    headroom: float
-    nodes: int
+    largest: Size = LARGEST
+    headroom: Size
+    nodes: Count
     """of the FP16 graph, casts included"""
-    casts: int
+    casts: Count
     """between FP32 and FP16, those at inputs and outputs included"""
-    islands: int
+    islands: Count
     kept: tuple[Kept, ...]
     tensors: tuple[TensorRange, ...]
     weights: tuple[WeightRange, ...]

@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import functools
 import importlib.metadata
-import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,7 +31,8 @@ from deploy.validate import CannotRun, Labels, Rung, Share, Step, accuracy, clim
 from latency import Device, Latency, Measurement, Protocol, RunFailed
 from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
-from latency.units import us_from_ms
+from latency.units import ms_from_us, us_from_ms
+from latency.values import MAX_US
 from reparam import ChannelMask, Counts, count, fuse, squeeze
 from reparam.structure import map_tensors
 
@@ -107,8 +107,8 @@ def export(
     precision = precision or engine.TARGETS[target]
     if target == "onnxruntime" and precision != "fp32":
         raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
-    if budget_ms is not None and not 0 < budget_ms < math.inf:
-        raise DeployError(f"budget_ms must be a finite number of milliseconds above 0, found {budget_ms}")
+    if budget_ms is not None and not 0 < budget_ms <= ms_from_us(MAX_US):
+        raise DeployError(f"budget_ms must be above 0 and at most {ms_from_us(MAX_US):g} milliseconds, found {budget_ms}")
     if threads < 1:
         raise DeployError(f"threads must be at least 1, found {threads}")
     budget_us = None if budget_ms is None else us_from_ms(budget_ms)

@@ -13,6 +13,8 @@ from deploy.errors import DeployError
 from deploy.samples import Samples, Tensors
 from latency import Measurement
 from latency.errors import require
+from latency.values import Count
+from latency.values import Share as Fraction
 
 Arithmetic = Literal["fp64", "fp32", "fp16"]
 Verdict = Literal["reference", "passed", "failed", "not run"]
@@ -26,6 +28,8 @@ In float64 a rewrite is proved; float32 leaves room for another order of summati
 5e-4, and 1e-2 is what its users have settled on.
 """
 
+Distance = Annotated[float, msgspec.Meta(ge=0)]
+
 Labels = Int[np.ndarray, " samples"]
 Output = Shaped[np.ndarray, "calls *output"]
 
@@ -33,9 +37,9 @@ Output = Shaped[np.ndarray, "calls *output"]
 class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A share of samples, with its score interval of 95 % (Wilson 1927, "Probable inference, the law of succession")."""
 
-    share: float
-    low: float
-    high: float
+    share: Fraction
+    low: Fraction
+    high: Fraction
 
 
 def share(found: Share) -> str:
@@ -46,21 +50,21 @@ def share(found: Share) -> str:
 class Agreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far an output lies from another."""
 
-    max_abs: float
+    max_abs: Distance
     """largest absolute difference"""
-    scale: float
+    scale: Distance
     """largest absolute value of the reference"""
-    relative: float
+    relative: Distance
     """the difference over the scale; over 1 where the reference is zero; of whole numbers and booleans the share of values that differ"""
     cosine: float
     """smallest cosine between the outputs of any call"""
     top1: Share | None
     """of the samples whose largest output is the same one; None where the output is not one vector a sample"""
-    kl: float | None
+    kl: Distance | None
     """Kullback-Leibler divergence from the reference, in nats, mean over samples, outputs taken as logits; None as `top1`"""
-    not_finite: int = 0
+    not_finite: Count = 0
     """number of values that are NaN, or the same infinity, in both: equal, and left out of the numbers above"""
-    rounding: float = 0.0
+    rounding: Distance = 0.0
     """of an output that is itself float16 the distance of two neighbouring numbers: the limit of the step is larger by it"""
 
     def within(self, limit: float) -> bool:

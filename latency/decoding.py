@@ -60,6 +60,18 @@ def decode_json(data: bytes | str, kind: type[T], where: object) -> T:
         raise FileError(where, f"is damaged: {one_line(error)}") from error
 
 
+def convert(value: object, kind: type[T], where: object) -> T:
+    """What `decode_json` gave without a type, and an upgrade may have changed, as a value of a type.
+
+    Raises:
+        FileError: it is not of that type; names the field.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise FileError(where, f"is damaged: {one_line(error)}") from error
+
+
 def read_json(path: str | os.PathLike[str], kind: type[T], *, limit: int = MAX_JSON_BYTES) -> T:
     """A file of JSON as a value of a type.
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from latency import Latency
 from latency.files import beside, sha256, write_whole
-from latency.values import Count, SampleUs, Share
+from latency.values import Count, OptionalSha256, SampleUs, Sha256, Share
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import read_json, read_json_lines, to_json, upgraded
@@ -86,7 +86,7 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What came out, against where it started: `result.json`."""
 
     schema: Literal["result/2"] = RESULT_SCHEMA
-    architecture_sha256: str
+    architecture_sha256: Sha256
     held_out_images: Count
     budget_us: SampleUs | None
     budget_macs: Annotated[float, msgspec.Meta(gt=0)] | None = None
@@ -120,10 +120,10 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     budget_us: SampleUs | None
     budget_macs: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """in the place of microseconds, where no table was given"""
-    table_sha256: str
+    table_sha256: OptionalSha256
     data: str
-    data_sha256: str
-    baseline_sha256: str = ""
+    data_sha256: Sha256
+    baseline_sha256: OptionalSha256 = ""
     """of the trained unpruned network that it started from; "" where it trained one"""
     versions: dict[str, str]
     """of the packages that compute; the only field that may differ when a run goes on"""

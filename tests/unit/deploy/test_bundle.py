@@ -1,10 +1,13 @@
 import errno
 import hashlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -91,8 +94,45 @@ def test_another_version_of_the_manifest_names_the_field(bundle_copy):
     seal = load(bundle_copy).manifest.seal.encode()
     blank = path.read_bytes().replace(seal, b"0" * 64).replace(b'"bundle/2"', b'"bundle/9"')
     path.write_bytes(blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode()))
-    with pytest.raises(BundleError, match=r"Invalid enum value 'bundle/9' - at `\$.schema`"):
+    with pytest.raises(
+        BundleError, match=r"is damaged: Invalid enum value 'bundle/9' - at `\$.schema`: export again, or read it by the version"
+    ):
         load(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"samples": -1}, "samples"),
+        ({"budget_us": -5.0}, "budget_us"),
+        ({"budget_us": 1e300}, "budget_us"),
+        ({"inputs": {"x": [-1]}}, "inputs"),
+        ({"outputs": 5}, "outputs"),
+        ({"files": {"model.onnx": "a"}}, "files"),
+        ({"chain": [{"name": "onnx", "sha256": "", "made_from": ""}]}, "sha256"),
+        ({"layers": [{"name": "a", "kept": -1, "of": 2}]}, "kept"),
+        ({"validation": [{"name": "a", "precision": "fp32", "verdict": "passed", "limit": -1}]}, "limit"),
+        ({"schema": "bundle/1", "input_shape": [1], "outputs": 5}, "outputs"),
+        ({"schema": "bundle/1", "input_shape": [1], "outputs": None}, "outputs"),
+    ],
+)
+def test_values_that_cannot_be_are_named(bundle_copy, change, field):
+    path = bundle_copy / "manifest.json"
+    fields = json.loads(path.read_bytes()) | change
+    blank = json.dumps({name: value for name, value in fields.items() if name != "seal"} | {"seal": "0" * 64}, indent=2).encode() + b"\n"
+    path.write_bytes(blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode()))
+    with pytest.raises(BundleError, match=rf"manifest.json is damaged: .*`\$.*{field}") as caught:
+        load(bundle_copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_in_the_place_of_the_network_of_an_older_bundle_is_not_waited_for(tmp_path):
+    directory = tmp_path / "old"
+    shutil.copytree(Path(__file__).parents[2] / "formats" / "bundle-1", directory)
+    (directory / "model.onnx").unlink()
+    os.mkfifo(directory / "model.onnx")
+    assert list(load(directory).manifest.inputs) == ["input"]
 
 
 def test_an_older_bundle_is_replaced(made, bundle_copy):

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from search import SearchError
-from search.record import Run, open_run
+from search.record import Run, open_run, read_run
 
 
 @pytest.fixture
@@ -15,9 +15,9 @@ def run(tiny) -> Run:
         settings={"seed": 0, "lr": 0.1},
         space=tiny.record(),
         budget_us=100.0,
-        table_sha256="a",
+        table_sha256="a" * 64,
         data="digits",
-        data_sha256="b",
+        data_sha256="b" * 64,
         versions={"torch": "2.0"},
     )
 
@@ -40,7 +40,7 @@ def test_a_directory_with_nothing_but_a_torn_first_write_is_used(tmp_path, run):
     [
         ({"settings": {"seed": 1, "lr": 0.1}}, "its settings.seed is 0, asked for 1"),
         ({"settings": {"seed": 0}}, "its settings.lr is 0.1, asked for None"),
-        ({"table_sha256": "c"}, "its table_sha256 is 'a', asked for 'c'"),
+        ({"table_sha256": "c" * 64}, f"its table_sha256 is '{'a' * 64}', asked for '{'c' * 64}'"),
         ({"data": "folder:x"}, "its data is 'digits', asked for 'folder:x'"),
     ],
 )
@@ -74,3 +74,12 @@ def test_a_budget_below_zero_is_refused(tmp_path, run, change, words):
     (tmp_path / "run.json").write_bytes(msgspec.json.encode(msgspec.to_builtins(run) | change))
     with pytest.raises(SearchError, match=f"run.json is damaged: {words}"):
         open_run(tmp_path, run)
+
+
+@pytest.mark.parametrize("field", ["table_sha256", "data_sha256", "baseline_sha256"])
+def test_what_is_no_hash_is_named(tmp_path, run, field):
+    open_run(tmp_path / "run", run)
+    path = tmp_path / "run" / "run.json"
+    path.write_bytes(msgspec.json.encode(msgspec.to_builtins(run) | {field: "a"}))
+    with pytest.raises(SearchError, match=rf"matching regex .* at `\$.{field}`"):
+        read_run(tmp_path / "run")
