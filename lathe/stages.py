@@ -229,11 +229,13 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     """Search a space, or go on with a search."""
     outputs.require_directory(command.out)
     require("torch", "train")
+    from search import board, methods, session, spaces
     from search import data as datasets
-    from search import methods, session, spaces
     from search.method import Task
     from search.methods.settings import recipe
 
+    if command.tensorboard:
+        board.require_tensorboard()
     table = command.table and load_table(command.table)
     if table:
         _require_table(table, command)
@@ -246,7 +248,8 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     given = {name: getattr(command.settings, name) for name in command.given}
     settings = recipe(type(command.settings), len(data.train), command.recipe, **given)
     method = methods.method(settings, Task(space=space, data=data, table=table, budget=budget))
-    return session.run(method, command.out, baseline=command.baseline)
+    events = session.run(method, command.out, baseline=command.baseline)
+    return board.with_tensorboard(events, command.out) if command.tensorboard else events
 
 
 def _require_table(table: LatencyTable, command: "Search") -> None:

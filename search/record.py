@@ -17,6 +17,7 @@ from search.files import read_json, read_json_lines, to_json, upgraded
 from search.space import Choice
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"
+CSV = "history.csv"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
 # run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.

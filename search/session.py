@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from latency.files import sha256, write_whole
 from reparam import count, fuse, squeeze
-from search import checkpoint, record
+from search import board, checkpoint, record
 from search.architecture import Architecture, keys, load_architecture
 from search.errors import SearchError
 from search.files import to_json
@@ -181,6 +181,7 @@ class _Session:
     def _save(self, optimizers: Sequence[Optimizer]) -> None:
         assert self.network is not None
         record.write_history(self.out, self.history)
+        write_whole(self.out / record.CSV, board.csv_of(self.history))
         states = {f"optimizer{index}": optimizer.state_dict() for index, optimizer in enumerate(optimizers)}
         head = _Head(history=self.history, method=self.method.state())
         checkpoint.save(self.out / record.CHECKPOINT, head, {"network": self.network.state_dict(), **states})

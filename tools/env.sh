@@ -20,7 +20,7 @@ export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_D
 rm -f "$venv"/.installed-*
 echo "installing the pinned packages into $venv ..." >&2
 # A package whose files were damaged satisfies pip by its metadata alone; it is only reinstalled when it cannot be imported.
-extras='.[train,report,tensorrt-rtx,dev]'
+extras='.[train,report,tensorboard,tensorrt-rtx,dev]'
 "$venv/bin/python" -m pip install --quiet --editable "$extras"
 if ! "$venv/bin/python" -m pip check >/dev/null || ! "$venv/bin/python" -c 'import torch, onnxruntime, msgspec, lathe' 2>/dev/null; then
   "$venv/bin/python" -m pip install --quiet --force-reinstall --editable "$extras"

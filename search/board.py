@@ -1,0 +1,76 @@
+"""The history of a run for other tools: a CSV for spreadsheets, and events for TensorBoard."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from latency.errors import require
+from search.record import EpochDone, Event, Started
+
+TENSORBOARD = "tensorboard"
+"""Directory of the events, in that of the run."""
+
+
+def csv_of(history: Iterable[EpochDone]) -> bytes:
+    """A line an epoch; a column for every number and every part of the network that any epoch has."""
+    lines = [_line(done) for done in history]
+    columns = dict.fromkeys(name for line in lines for name in line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue().encode()
+
+
+def _line(done: EpochDone) -> dict[str, Any]:
+    parts = {"width": done.choice.widths, "option": done.choice.options, "depth": done.choice.depths}
+    chosen = {f"{kind}.{name}": value for kind, found in parts.items() for name, value in found.items()}
+    return {"phase": done.phase, "epoch": done.epoch, **_numbers(done), **chosen}
+
+
+def _numbers(done: EpochDone) -> Mapping[str, float]:
+    latency = {} if done.latency_us is None else {"latency_us": done.latency_us}
+    numbers = {"loss": done.loss, "train_accuracy": done.train_accuracy, "accuracy": done.accuracy, **latency, "macs": float(done.macs)}
+    return numbers | done.figures
+
+
+def require_tensorboard() -> None:
+    """Check that events can be written.
+
+    Raises:
+        MissingExtra: tensorboardX is not installed.
+    """
+    require("tensorboardX", "tensorboard")
+
+
+def with_tensorboard(events: Iterable[Event], out: Path) -> Iterator[Event]:
+    """The same events; every epoch is also written to `out`/tensorboard, where `tensorboard --logdir` finds it.
+
+    What is there is made anew when a run goes on, so that no epoch is shown twice.
+
+    Raises:
+        MissingExtra: tensorboardX is not installed.
+    """
+    writing: Any = require("tensorboardX", "tensorboard")
+    writer, step = None, 0
+    try:
+        for event in events:
+            if isinstance(event, Started):
+                for file in (out / TENSORBOARD).glob("events.out.tfevents.*"):
+                    file.unlink()
+                writer = writing.SummaryWriter(str(out / TENSORBOARD), write_to_disk=True)
+            done_now = event.history if isinstance(event, Started) else (event,) if isinstance(event, EpochDone) else ()
+            for done in done_now:
+                assert writer is not None, "a run says first that it starts"
+                step += 1
+                for name, value in _numbers(done).items():
+                    writer.add_scalar(f"{done.phase}/{name}", value, step)
+                for name, width in done.choice.widths.items():
+                    writer.add_scalar(f"widths/{name}", width, step)
+                writer.flush()
+            yield event
+    finally:
+        if writer is not None:
+            writer.close()
