@@ -36,6 +36,7 @@ from latency import LatencyTable, Measurement, backends, protocol
 from reparam import fuse, squeeze
 from search import methods, session, spaces
 from search.architecture import Preprocessing, load_architecture
+from search.budget import Budget
 from search.data import Augmentation, Dataset, Split
 from search.method import Task
 from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, UniformSettings, recipe
@@ -100,7 +101,7 @@ def search(way: str, seed: int, data: Dataset, table: LatencyTable, budget_us: f
     config = recipe(kind, len(data.train), **chosen, **settings, seed=seed)
     space = spaces.get("repvgg-mini", classes=len(data.labels))
     start = time.perf_counter()
-    method = methods.method(config, Task(space=space, data=data, table=table, budget=budget_us))
+    method = methods.method(config, Task(space=space, data=data, table=table, budget=Budget(us=budget_us)))
     for event in session.run(method, out, baseline=None if out == first else first):
         if isinstance(event, EpochDone):
             figures = f"accuracy {event.accuracy:.2%}, predicted {event.latency_us:.1f} us, widths {' '.join(map(str, event.choice.widths.values()))}"

@@ -24,7 +24,7 @@ from greedy import fit_values  # noqa: E402
 from latency import LatencyTable, profile, protocol  # noqa: E402
 from latency.backends.simulated import Settings, Simulated  # noqa: E402
 from search import spaces  # noqa: E402
-from search.budget import Price, round_up  # noqa: E402
+from search.budget import Budget, Price, round_up  # noqa: E402
 from search.spaces import Prunable  # noqa: E402
 from search.widths import TablePrices, fit, importance, network_price, proportional  # noqa: E402
 from search.workloads import workloads  # noqa: E402
@@ -79,8 +79,8 @@ def instances(space: Prunable, table: LatencyTable) -> list[Outcome]:
             scores = [[draw.expovariate(1) for _ in range(full)] for _, full in space.groups]
             values = importance(scores, choices)
         else:
-            values = proportional(learned, choices, price, budget)
-        best = fit(space, choices, values, prices, budget)
+            values = proportional(learned, choices, price, Budget(us=budget))
+        best = fit(space, choices, values, prices, Budget(us=budget))
         by_width = [dict(zip(options, value, strict=True)) for options, value in zip(choices, values, strict=True)]
         greedy = fit_values(round_up(learned, choices), by_width, choices, price, budget)
         greedy_value = sum(value[width] for value, width in zip(by_width, greedy, strict=True))

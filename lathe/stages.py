@@ -24,7 +24,7 @@ from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards
 from latency.shard import shard
-from latency.units import milliseconds, ms_from_us, us_from_ms
+from latency.units import ms_from_us, us_from_ms
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lathe.cli import Bundle, Export, Profile, Report, TableShow
     from lathe.searches import Search
     from search.architecture import Architecture
+    from search.budget import Budget
     from search.record import Event as SearchEvent
     from search.space import Space
 
@@ -244,7 +245,7 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
     methods.require_space(command.settings, space)
     if table:
         _require_coverage(table, space)
-    budget = _budget_us(command, space, table) if table else _budget_macs(command, space)
+    budget = _latency_budget(command, space, table) if table else _macs_budget(command, space)
     given = {name: getattr(command.settings, name) for name in command.given}
     settings = recipe(type(command.settings), len(data.train), command.recipe, **given)
     method = methods.method(settings, Task(space=space, data=data, table=table, budget=budget))
@@ -275,33 +276,30 @@ def _require_coverage(table: LatencyTable, space: "Space") -> None:
         raise CoverageError(f"{error}, with --classes {space.classes}") from error
 
 
-def _budget_us(command: "Search", space: "Space", table: LatencyTable) -> float:
+def _latency_budget(command: "Search", space: "Space", table: LatencyTable) -> "Budget":
     """The budget in microseconds; a fraction is one of the unpruned network, as measured where the table has it."""
+    from search.budget import Budget
+
     if (command.budget_ms is None) == (command.budget_fraction is None):
         raise LatencyError(
             "a search needs one budget: give --budget-ms 0.5 (milliseconds) or --budget-fraction 0.6 (of the unpruned network)"
         )
     if command.budget_ms is not None:
-        budget_us = us_from_ms(command.budget_ms)
-    else:
-        assert command.budget_fraction is not None
-        unpruned = space.network()
-        measured = table.measured_network(unpruned)
-        budget_us = command.budget_fraction * (measured or table.predict(unpruned)).us
-    if not 0 < budget_us < float("inf"):
-        raise LatencyError(f"a budget must be above 0, found {milliseconds(budget_us)}")
-    return budget_us
+        return Budget(us=us_from_ms(command.budget_ms))
+    assert command.budget_fraction is not None
+    unpruned = space.network()
+    return Budget(us=command.budget_fraction * (table.measured_network(unpruned) or table.predict(unpruned)).us)
 
 
-def _budget_macs(command: "Search", space: "Space") -> float:
+def _macs_budget(command: "Search", space: "Space") -> "Budget":
     """The budget in multiply-accumulates, where there is no table."""
+    from search.budget import Budget
+
     if command.budget_ms is not None or command.budget_fraction is None:
         raise LatencyError(
             "without --table nothing is known of latency, and MACs are the cost: give --budget-fraction 0.5 (of the network's MACs)"
         )
-    if not 0 < command.budget_fraction < float("inf"):
-        raise LatencyError(f"a budget must be above 0, found --budget-fraction {command.budget_fraction:g}")
-    return command.budget_fraction * space.macs()
+    return Budget(macs=command.budget_fraction * space.macs())
 
 
 def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle":

@@ -1,21 +1,73 @@
-"""Meeting a latency budget: the controller that steers the search to it, and the fit that makes sure of it."""
+"""Budgets, with their units, and the controller that steers a search to one."""
 
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
+from msgspec import Struct
+
 from latency.units import milliseconds, ms_from_us
 from search.errors import SearchError
 from search.spaces import Widths
 
+Unit = Literal["us", "macs"]
+"""Microseconds, or multiply-accumulates."""
+
 
 class Price(NamedTuple):
-    """What a network costs, in the unit of its budget: microseconds, or multiply-accumulates."""
+    """What a network costs, in the unit of its budget."""
 
     cost: float
     most: float
     """upper end of its interval: what the budget is held against"""
+
+
+class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a network may cost: `Budget(us=420.0)` or `Budget(macs=3e6)`.
+
+    Raises:
+        SearchError: it has no unit or two, or is not a positive number.
+    """
+
+    us: float | int | None = None
+    """microseconds"""
+    macs: float | int | None = None
+    """multiply-accumulates"""
+
+    def __post_init__(self) -> None:
+        if (self.us is None) == (self.macs is None):
+            raise SearchError(f"a budget has one unit, Budget(us=...) or Budget(macs=...), found us={self.us} and macs={self.macs}")
+        if not 0 < self.amount < math.inf:
+            raise SearchError(f"a budget must be a number above 0, found {self.amount:g} {self.unit}")
+
+    @classmethod
+    def of(cls, amount: float | int, unit: Unit) -> "Budget":
+        """A budget in one of the units."""
+        return cls(us=amount) if unit == "us" else cls(macs=amount)
+
+    @property
+    def unit(self) -> Unit:
+        """Which it is in."""
+        return "macs" if self.us is None else "us"
+
+    @property
+    def amount(self) -> float | int:
+        """The number."""
+        found = self.macs if self.us is None else self.us
+        assert found is not None
+        return found
+
+    def holds(self, price: Price) -> bool:
+        """Whether a price is within it, with its whole interval."""
+        return price.most <= self.amount
+
+    def words(self, amount: float | int) -> str:
+        """An amount in its unit, as people read it."""
+        return milliseconds(amount) if self.unit == "us" else f"{amount:,.0f} MACs"
+
+    def __str__(self) -> str:
+        return self.words(self.amount)
 
 
 Pricing = Callable[[Widths], Price]
@@ -32,42 +84,39 @@ class BudgetController:
     too cheap. The start may be off by orders of magnitude, and the sign never changes.
 
     Attributes:
-        target: the cost to meet, in the unit of the cost.
+        target: the cost to meet.
         weight: of the penalty, beta in Li et al. 2022, Eq. 4.
     """
 
-    def __init__(self, *, target: float, weight: float, rate: float) -> None:
+    def __init__(self, *, target: Budget, weight: float, rate: float) -> None:
         self.target, self.weight = target, weight
         self._rate, self._least, self._most = rate, weight / _RANGE, weight * _RANGE
 
     def update(self, cost: float) -> None:
-        """Take the cost of one step into account."""
-        error = max(-1.0, min(1.0, cost / self.target - 1))
+        """Take the cost of one step into account, in the unit of the target."""
+        error = max(-1.0, min(1.0, cost / self.target.amount - 1))
         self.weight = max(self._least, min(self._most, self.weight * math.exp(self._rate * error)))
 
 
-def require_reachable(name: str, smallest: Price, budget: float, *, unit: Literal["us", "macs"]) -> None:
+def require_reachable(name: str, smallest: Price, budget: Budget) -> None:
     """Refuse a budget that no network of a space can meet.
 
     Args:
         name: of the space.
         smallest: price of its narrowest network.
-        budget: microseconds or multiply-accumulates.
-        unit: which.
+        budget: in the same unit.
 
     Raises:
         SearchError: the narrowest network is above the budget; names its price.
     """
-    if smallest.most <= budget:
+    if budget.holds(smallest):
         return
-    if unit == "macs":
-        raise SearchError(
-            f"a budget of {budget:,.0f} MACs cannot be met: the smallest network of {name} has {smallest.most:,.0f};"
-            " ask for a larger --budget-fraction"
-        )
+    begin = f"a budget of {budget} cannot be met: the smallest network of {name}"
+    if budget.unit == "macs":
+        raise SearchError(f"{begin} has {budget.words(smallest.most)}; ask for a larger --budget-fraction")
     raise SearchError(
-        f"a budget of {milliseconds(budget)} cannot be met: the smallest network of {name} takes {milliseconds(smallest.cost)}"
-        f" by the table, at most {milliseconds(smallest.most)}; ask for --budget-ms {ms_from_us(math.ceil(smallest.most)):g} or more"
+        f"{begin} takes {budget.words(smallest.cost)} by the table, at most {budget.words(smallest.most)};"
+        f" ask for --budget-ms {ms_from_us(math.ceil(smallest.most)):g} or more"
     )
 
 
@@ -80,7 +129,7 @@ def free_channels(widths: Widths, choices: Sequence[Widths], price: Pricing) -> 
     )
 
 
-def ranked_widths(scores: Sequence[Sequence[float]], choices: Sequence[Widths], price: Pricing, budget: float) -> Widths:
+def ranked_widths(scores: Sequence[Sequence[float]], choices: Sequence[Widths], price: Pricing, budget: Budget) -> Widths:
     """Channels of every layer that score at least the lowest threshold, common to all layers, whose network is within the budget.
 
     Found by bisection; where the price is not monotone in the threshold, it may be over the budget.
@@ -96,23 +145,13 @@ def ranked_widths(scores: Sequence[Sequence[float]], choices: Sequence[Widths], 
         return tuple(sum(score >= threshold for score in layer) for layer in scores)
 
     thresholds = sorted({score for layer in scores for score in layer})
-    found = bisect_left(thresholds, True, key=lambda threshold: price(round_up(kept(threshold), choices)).most <= budget)
+    found = bisect_left(thresholds, True, key=lambda threshold: budget.holds(price(round_up(kept(threshold), choices))))
     return kept(thresholds[min(found, len(thresholds) - 1)])
 
 
 def round_up(kept: Sequence[int], choices: Sequence[Widths]) -> Widths:
     """The narrowest widths that can ship and hold these channels."""
     return tuple(next(width for width in options if width >= count) for count, options in zip(kept, choices, strict=True))
-
-
-def _steps(widths: Widths, choices: Sequence[Widths], *, wider: bool) -> list[tuple[int, int]]:
-    """Every layer with every width on one side of its own."""
-    return [
-        (index, option)
-        for index, options in enumerate(choices)
-        for option in options
-        if option != widths[index] and (option > widths[index]) == wider
-    ]
 
 
 def _replaced(widths: Widths, index: int, width: int) -> Widths:

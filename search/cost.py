@@ -6,7 +6,7 @@ perhaps absent. `expected` of the terms is the expected cost. Where shares are o
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from latency import BlockSpec, Latency, LatencyTable, Surface
 from latency.predict import Term, block_term, features
 from latency.units import kilo
 from search import ops
-from search.budget import Price
+from search.budget import Price, Unit
 from search.space import Choice, Space
 from search.spaces import Site, with_sites
 
@@ -35,7 +35,7 @@ NOTHING = Term(0.0, 0.0, 0.0)
 class CostModel(Protocol):
     """Cost of the networks of a space, in the unit of a budget."""
 
-    unit: Literal["us", "macs"]
+    unit: Unit
 
     def price(self, choice: Choice) -> Price:
         """What one network costs, with the upper end of its interval."""
@@ -82,7 +82,7 @@ class LatencyModel:
         CoverageError: it does not cover the largest or the smallest network; later, a block that is asked for.
     """
 
-    unit: Literal["us", "macs"] = "us"
+    unit: Unit = "us"
 
     def __init__(self, space: Space, table: LatencyTable) -> None:
         self._space, self._table = space, table
@@ -152,7 +152,7 @@ class MacsModel:
         space: whose networks are asked about.
     """
 
-    unit: Literal["us", "macs"] = "macs"
+    unit: Unit = "macs"
 
     def __init__(self, space: Space) -> None:
         self._space = space

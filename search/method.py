@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latency import Latency, LatencyTable
+from search.budget import Budget
 from search.data import Dataset
 from search.errors import SearchError
 from search.methods.settings import Settings
@@ -62,11 +63,14 @@ class Task:
     data: Dataset
     table: LatencyTable | None
     """covers the space; without one the cost of a network is its multiply-accumulates"""
-    budget: float
-    """microseconds that the network may take; multiply-accumulates where there is no table"""
+    budget: Budget
+    """what the network may cost: latency with a table, multiply-accumulates without one"""
 
     def __post_init__(self) -> None:
         classes, size = len(self.data.labels), self.data.preprocessing.size
+        if self.budget.unit != ("us" if self.table else "macs"):
+            known = "latency, so the budget is one of latency" if self.table else "multiply-accumulates alone without a table"
+            raise SearchError(f"a budget of {self.budget} cannot be held against what is known: {known}")
         if self.space.classes != classes:
             raise SearchError(
                 f"{self.data.name} has {classes} classes, the space {self.space.classes}: profile and search with --classes {classes}"
@@ -75,16 +79,6 @@ class Task:
             raise SearchError(
                 f"the images of {self.data.name} are {size}, the space takes {self.space.input_shape[1:]}: load them at its resolution"
             )
-
-    @property
-    def budget_us(self) -> float | None:
-        """The budget, where it is in microseconds."""
-        return self.budget if self.table else None
-
-    @property
-    def budget_macs(self) -> float | None:
-        """The budget, where it is in multiply-accumulates."""
-        return None if self.table else self.budget
 
     @property
     def example(self) -> Tensor:

@@ -20,7 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from latency import BlockSpec, LatencyTable
 from search import ops
-from search.budget import Price, Pricing
+from search.budget import Budget, Price, Pricing
 from search.errors import SearchError
 from search.spaces import Prunable, Site, Span, Widths
 
@@ -103,7 +103,7 @@ def importance(scores: Sequence[Sequence[float]], choices: Sequence[Widths]) -> 
     return [[group[width] for width in options] for group, options in zip(sums, choices, strict=True)]
 
 
-def proportional(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: float) -> list[list[float]]:
+def proportional(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: Budget) -> list[list[float]]:
     """Value of each width: closeness to the proportions of learned widths, stretched to the budget by a common factor s.
 
     s is the largest factor at which the nearest widths that can ship are within the budget. With r = width / (s * learned), a width is
@@ -126,7 +126,7 @@ def proportional(learned: Sequence[int | float], choices: Sequence[Widths], pric
     return [[value(width, stretch * count) for width in options] for count, options in zip(learned, choices, strict=True)]
 
 
-def _stretch(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: float) -> float:
+def _stretch(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: Budget) -> float:
     """The largest common factor whose nearest widths (in ratio) are within the budget; found by bisection."""
     halfway = [[math.sqrt(a * b) for a, b in itertools.pairwise(options)] for options in choices]
 
@@ -136,7 +136,7 @@ def _stretch(learned: Sequence[int | float], choices: Sequence[Widths], price: P
         )
 
     factors = sorted({middle / count for count, middles in zip(learned, halfway, strict=True) for middle in middles})
-    over = bisect_left(factors, True, key=lambda factor: price(nearest(factor * (1 + 1e-9))).most > budget)
+    over = bisect_left(factors, True, key=lambda factor: not budget.holds(price(nearest(factor * (1 + 1e-9)))))
     if over < len(factors):
         return factors[over]
     return max(options[-1] / count for count, options in zip(learned, choices, strict=True))
@@ -147,7 +147,7 @@ def fit(
     choices: Sequence[Widths],
     values: Sequence[Sequence[float]],
     prices: BlockPrices,
-    budget: float,
+    budget: Budget,
     *,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Fit:
@@ -168,12 +168,12 @@ def fit(
     program = _Program(space, choices, values, prices)
     deadline = started + time_limit_s
     best: _Solution | None = None
-    aim = budget
+    aim = budget.amount
     for _ in range(_ROUNDS):
         found = program.solve(aim / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
         if found is None:
             break
-        used = network_price(program.sites, prices, found.widths).most / budget
+        used = network_price(program.sites, prices, found.widths).most / budget.amount
         if used <= 1 and (best is None or found.value > best.value):
             best = found
         if time.perf_counter() > deadline or (used <= 1 and (used >= 1 - _UNUSED or not program.interpolates)):
@@ -181,7 +181,7 @@ def fit(
         # The program is off by what it interpolates, and by the solver's tolerance.
         aim = aim * (2 - used) - 2 * _TOLERANCE * program.scale if used > 1 else aim * (1.5 - used / 2)
     if best is None:
-        raise SearchError(f"no widths of {space.name} were found within the budget in {time_limit_s:g} s: ask for a larger budget")
+        raise SearchError(f"no widths of {space.name} within {budget} were found in {time_limit_s:g} s: ask for a larger budget")
     return Fit(
         widths=best.widths,
         price=network_price(program.sites, prices, best.widths),

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from reparam import insert_masks
 from reparam.blocks import Image
 from search import masks
-from search.budget import BudgetController, round_up
+from search.budget import Budget, BudgetController, round_up
 from search.cost import CostModel, MacsModel, Scalar, network_terms
 from search.masks import Keep, Scores, top
 from search.method import Epoch, Phase, Task
@@ -81,10 +81,11 @@ class Pas(Pruning[PasSettings]):
         table = task.table
         self.counted: CostModel = self.model if settings.cost == "latency" else MacsModel(self.space)
         self.sites = self.space.sites()
-        target = task.budget / (1 + table.predictor.half_width) if table else task.budget  # there the interval's upper end is the budget
+        # At the target the upper end of the interval is the budget.
+        amount = task.budget.amount / (1 + table.predictor.half_width) if table else task.budget.amount
         if table and settings.cost == "macs":  # they have no budget of their own: aim at the same share of the unpruned network
-            target *= self.space.macs() / self.price(self.space.full_widths()).cost
-        self.controller = BudgetController(target=target, weight=settings.beta, rate=settings.beta_rate)
+            amount *= self.space.macs() / self.price(self.space.full_widths()).cost
+        self.controller = BudgetController(target=Budget.of(amount, self.counted.unit), weight=settings.beta, rate=settings.beta_rate)
         self.before: list[Keep] = []
 
     def searched(self, trained: nn.Module) -> nn.Module:
@@ -121,7 +122,7 @@ class Pas(Pruning[PasSettings]):
         # What counts is the network that would ship, with every width rounded up; its gradient is that of the widths as they are.
         shipped = self._cost([torch.tensor(float(width)) for width in round_up(self.kept(network), self.choices)])
         cost = shipped + cost - cost.detach()
-        beta, target = self.controller.weight, self.controller.target
+        beta, target = self.controller.weight, self.controller.target.amount
         self.controller.update(cost.item())
         error = (cost - target) / 1e9 if self.settings.regulariser == "paper" else cost / target - 1
         return beta * error**2

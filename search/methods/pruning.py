@@ -53,7 +53,7 @@ class Pruning(Method[P]):
         self.groups = masks.prunable_groups(network, task.example, settings.excluded)
         self.choices = _shippable(self.space, settings, {group.name for group in self.groups})
         smallest = tuple(options[0] for options in self.choices)
-        require_reachable(self.space.name, self.price(smallest), task.budget, unit=self.model.unit)
+        require_reachable(self.space.name, self.price(smallest), task.budget)
         _require_squeezable(network, task.example, self.groups)
         self.widths = self.space.full_widths()
 

@@ -11,6 +11,7 @@ from torch import nn
 from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, TableHeader
 from search import ops, session
 from search.architecture import Preprocessing
+from search.budget import Budget
 from search.data import Augmentation, Dataset, Split
 from search.method import Task
 from search.methods.magnitude import Magnitude
@@ -114,7 +115,7 @@ def make_method(name: str, space, table, data, budget: float, **settings):
     """A method with few epochs."""
     kind, make = METHODS[name]
     found = kind(**(EPOCHS | (FAST if name == "pas" else {}) | settings))
-    return make(found, Task(space=space, table=table, data=data, budget=budget))
+    return make(found, Task(space=space, table=table, data=data, budget=Budget.of(budget, "us" if table else "macs")))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from torch import nn
 import search
 from reparam import ChannelMask, insert_masks
 from search import SearchError, load_architecture, masks, session
+from search.budget import Budget
 from search.cost import LatencyModel, network_terms
 from search.method import Method, Phase, Task
 from search.methods.pas import DepthwiseBinaryConv, indicators
@@ -111,7 +112,7 @@ def start(tiny, table, stripes, budget_us, search_into):
 
     def start(name: str, out: Path, **settings):
         if name == "toy":
-            return session.run(Toy(ToySettings(**settings), Task(space=tiny, table=table, data=stripes, budget=budget_us)), out)
+            return session.run(Toy(ToySettings(**settings), Task(space=tiny, table=table, data=stripes, budget=Budget(us=budget_us))), out)
         return search_into(out, name, **settings)
 
     return start

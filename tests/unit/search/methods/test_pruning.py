@@ -125,6 +125,6 @@ def test_without_a_table_macs_are_the_cost_and_the_record_says_so(tmp_path, shor
     assert (architecture.predicted, architecture.device, architecture.table_sha256) == (None, None, "")
     assert all(e.latency_us is None and e.macs > 0 for e in events if isinstance(e, EpochDone))
     with pytest.raises(
-        SearchError, match=r"^a budget of 10 MACs cannot be met: the smallest network of shortcut has [0-9,]+; ask for a larger"
+        SearchError, match=r"^a budget of 10 MACs cannot be met: the smallest network of shortcut has [0-9,]+ MACs; ask for a larger"
     ):
         make_method("pas", shortcut_space, None, stripes, 10.0)
