@@ -1,25 +1,28 @@
 """Images in memory: scikit-learn's handwritten digits, or a folder of images a class."""
 
 import hashlib
+import itertools
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 
 from latency.errors import FileError, one_line
 from latency.files import open_regular
 from search.architecture import Preprocessing
+from search.augment import Augmentation, Images, augment
 from search.errors import SearchError
+from search.transforms import parse
 
-Images = UInt8[Tensor, "images 3 height width"]
 Batch = Float[Tensor, "batch 3 height width"]
 Labels = Int[Tensor, " images"]
 
@@ -27,15 +30,6 @@ HELD_OUT = 0.2
 """Share of every class that is held out where a data set has no test part of its own."""
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KNOWN = "digits or folder:PATH"
-
-
-class Augmentation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What happens to a training image each time that it is shown."""
-
-    shift_px: int
-    """moved by up to so many pixels each way; the border is repeated"""
-    flip: bool
-    """mirrored left to right half of the time"""
 
 
 class Split(Struct, frozen=True, kw_only=True):
@@ -77,24 +71,84 @@ class Dataset(Struct, frozen=True, kw_only=True):
         )
         return (images / 255 - mean) / std
 
-    def training_batches(self, size: int, generator: torch.Generator) -> Iterator[tuple[Batch, Labels]]:
+    def training_batches(self, size: int, generator: torch.Generator, rows: Tensor | None = None) -> "TrainingBatches":
         """One epoch in random order, augmented; what does not fill a batch is left out this time.
 
         Args:
             size: images a batch; all images make one batch where there are fewer.
             generator: the only source of randomness.
+            rows: indices of the training images to show, such as one of `random_parts`; all by default.
         """
-        order = torch.randperm(len(self.train), generator=generator)
-        size = min(size, len(order))
-        for rows in order.split(size):
-            if len(rows) == size:
-                images = augment(self.train.images[rows], self.augmentation, generator)
-                yield self.normalise(images), self.train.labels[rows]
+        return TrainingBatches(self, size, generator, torch.arange(len(self.train)) if rows is None else rows)
+
+    def plain_batches(self, size: int, rows: Tensor) -> Iterator[tuple[Batch, Labels]]:
+        """Training images as they are, in the order of their indices `rows`."""
+        for part in rows.split(size):
+            yield self.normalise(self.train.images[part]), self.train.labels[part]
+
+    def augmented(self, changes: str) -> "Dataset":
+        """The same images, changed in training as `transforms.parse` reads it.
+
+        Raises:
+            SearchError: it cannot be read, or a transform does not fit the images.
+            MissingExtra: torchvision is needed, and not installed.
+        """
+        found = parse(changes)
+        if found is None:
+            return self
+        red, green, blue = (round(255 * mean) for mean in self.preprocessing.mean)
+        changed = replace(self, augmentation=Augmentation(transforms=found, fill=(red, green, blue)))
+        for transform in found:
+            if transform.name in ("crop", "cutout") and transform.amount >= min(self.preprocessing.size):
+                raise SearchError(
+                    f"--augment {transform.name}:{transform.amount:g} is no smaller than the images, {self.preprocessing.size}"
+                )
+        augment(self.train.images[:1], changed.augmentation, torch.Generator())  # what is missing is said before the training
+        return changed
 
     def held_out_batches(self, size: int) -> Iterator[tuple[Batch, Labels]]:
         """All held-out images, in an order that mixes the classes and never changes."""
         for images, labels in zip(self.held_out.images.split(size), self.held_out.labels.split(size), strict=True):
             yield self.normalise(images), labels
+
+
+@final
+class TrainingBatches:
+    """One epoch of some training images; see `Dataset.training_batches`."""
+
+    def __init__(self, data: Dataset, size: int, generator: torch.Generator, rows: Tensor) -> None:
+        self._data, self._size, self._generator, self._rows = data, min(size, len(rows)), generator, rows
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._size
+
+    def __iter__(self) -> Iterator[tuple[Batch, Labels]]:
+        data = self._data
+        order = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
+        for rows in order[: len(self) * self._size].split(self._size):
+            images = augment(data.train.images[rows], data.augmentation, self._generator)
+            yield data.normalise(images), data.train.labels[rows]
+
+
+def random_parts(count: int, shares: Sequence[float], generator: torch.Generator) -> list[Tensor]:
+    """Indices of disjoint random subsets of `count` images, such as 80 % and 20 %.
+
+    Args:
+        count: number of images.
+        shares: of each subset, above 0, at most 1 together; the boundaries between subsets are rounded.
+        generator: the only source of randomness: a new draw for every epoch, or one that is seeded alike for fixed subsets.
+
+    Raises:
+        SearchError: a subset would be empty.
+    """
+    assert all(share > 0 for share in shares), shares
+    assert sum(shares) < 1 + 1e-9, shares
+    order = torch.randperm(count, generator=generator)
+    ends = [0, *(round(count * end) for end in itertools.accumulate(shares))]
+    parts = [order[start:end] for start, end in itertools.pairwise(ends)]
+    if not all(map(len, parts)):
+        raise SearchError(f"{count} training images are too few to be divided into shares of {', '.join(map(str, shares))}")
+    return parts
 
 
 def load(name: str, resolution: int) -> Dataset:
@@ -151,19 +205,6 @@ def folder(path: Path, resolution: int) -> Dataset:
             raise SearchError(f"{path / label} has only one image: a class needs at least 2, one of them is held out")
     every = _decode(path, labels, resolution)
     return _dataset(name, labels, *_stratified(every.images, every.labels), augmentation)
-
-
-def augment(images: Images, augmentation: Augmentation, generator: torch.Generator) -> Images:
-    """Shift, and mirror half of, the images of a batch, each by its own draw."""
-    count, _, height, width = images.shape
-    reach = augmentation.shift_px
-    shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
-    rows = (torch.arange(height) + shifts[0]).clamp(0, height - 1)
-    columns = (torch.arange(width) + shifts[1]).clamp(0, width - 1)
-    if augmentation.flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    return images[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, augmentation: Augmentation) -> Dataset:

@@ -6,6 +6,13 @@ from typing import Literal
 Schedule = Literal["cosine", "exponential"]
 
 
+def cosine(step: int, steps: int, warmup: int) -> float:
+    """Factor on the learning rate: linearly up over `warmup` steps, then half a cosine down to 0 at `steps`."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
 def exponential(step: int, *, every: float, rate: float, warmup: int) -> float:
     """Factor on the learning rate: linearly up over `warmup` steps, then times `rate` each time that `every` steps are over.
 

@@ -1,8 +1,9 @@
 """One epoch of training, and evaluation; what is trained, and towards what, the methods say."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,17 @@ from search.errors import SearchError
 from search.runtime import Runtime
 
 Batches = Iterable[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of logits, labels and images; the mean over the images."""
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Batches of images and labels whose number is known."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +32,10 @@ class Part:
 
     optimizer: Optimizer
     """as `Runtime.setup` gave it; every group's full learning rate is its `peak_lr`"""
-    batches: Batches
-    """images and labels"""
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """of logits, labels and images; penalties included"""
+    batches: Stream
+    """images and labels; of all devices together"""
+    loss: Loss
+    """penalties included"""
     factor: Callable[[int], float]
     """step of the epoch -> factor on the learning rates"""
 
@@ -58,43 +70,54 @@ def make_optimizer(
     return SGD(groups, lr=lr, momentum=momentum)
 
 
-def cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor on the learning rate: linearly up over `warmup` steps, then half a cosine down to 0 at `steps`."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def turns(counts: Sequence[int]) -> Iterator[int]:
+    """In which order parts take their steps: evenly, so that all end together; equal parts take turns.
+
+    Args:
+        counts: number of steps of each.
+
+    Yields:
+        Index of the part whose turn it is.
+    """
+    steps = [((2 * step + 1) / (2 * count), part) for part, count in enumerate(counts) for step in range(count)]
+    return (part for _, part in sorted(steps))
 
 
-def train_epoch(network: nn.Module, parts: Sequence[Part], *, runtime: Runtime) -> Score:
-    """Show every batch once; the parts take turns, until one of them has no batch left.
+def train_epoch(network: nn.Module, parts: Sequence[Part], *, runtime: Runtime, stepped: Callable[[], None] = lambda: None) -> Score:
+    """Show every batch of every part once; see `turns` for their order.
 
     Args:
         network: as `Runtime.setup` gave it.
         parts: what is trained.
         runtime: where it runs.
+        stepped: called after every step.
 
     Returns:
         The loss and accuracy of all parts together.
 
     Raises:
-        SearchError: the loss is not finite any more.
+        SearchError: the loss is not finite any more, or a batch cannot be divided among the devices.
     """
     network.train()
     total, right, shown, steps = 0.0, 0, 0, 0
-    for step, turn in enumerate(zip(*(part.batches for part in parts), strict=False)):
-        for part, (images, labels) in zip(parts, turn, strict=True):
-            for group in part.optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * part.factor(step)
-            images, labels = runtime.send(images), runtime.send(labels)
-            logits = network(images)
-            loss = part.loss(logits, labels, images)
-            part.optimizer.zero_grad()
-            runtime.backward(loss)
-            part.optimizer.step()
-            total += loss.item()
-            right += int((logits.argmax(1) == labels).sum())
-            shown += len(labels)
-            steps += 1
+    left = [enumerate(part.batches) for part in parts]
+    for index in turns([len(part.batches) for part in parts]):
+        part, (step, (images, labels)) = parts[index], next(left[index])
+        for group in part.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * part.factor(step)
+        images, labels = (runtime.send(runtime.share(batch)) for batch in (images, labels))
+        logits = runtime.forward(network, images)
+        loss = part.loss(logits, labels, images)
+        part.optimizer.zero_grad()
+        runtime.backward(loss)
+        part.optimizer.step()
+        stepped()
+        total += loss.item()
+        right += int((logits.argmax(1) == labels).sum())
+        shown += len(labels)
+        steps += 1
+    runtime.agree(network)
+    total, right, shown, steps = runtime.total(total, right, shown, steps)
     if not math.isfinite(total):
         raise SearchError(f"training diverged (loss {total}): start again in a new directory with a lower learning rate")
     return Score(loss=total / max(1, steps), accuracy=right / max(1, shown))
@@ -119,7 +142,7 @@ def evaluate(network: nn.Module, batches: Batches, *, runtime: Runtime, batch_st
     total, right, shown = 0.0, 0, 0
     for images, labels in batches:
         images, labels = runtime.send(images), runtime.send(labels)
-        logits = network(images)
+        logits = runtime.forward(network, images)
         total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         right += int((logits.argmax(1) == labels).sum())
         shown += len(labels)

@@ -20,9 +20,10 @@ from search.cost import CostModel, LatencyModel, MacsModel
 from search.masks import Scores
 from search.method import Epoch, Method, Phase, Task
 from search.methods.settings import PruningSettings
+from search.schedule import cosine
 from search.space import Choice
 from search.spaces import Widths, with_widths
-from search.train import Part, cosine, make_optimizer
+from search.train import Part, make_optimizer
 
 T = TypeVar("T")
 P = TypeVar("P", bound=PruningSettings)

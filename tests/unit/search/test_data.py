@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
 
 from search import SearchError
-from search.data import Augmentation, augment, digits, folder, load
+from search.data import Augmentation, digits, folder, load, random_parts
 
 
 def write_images(directory: Path, count: int, colour: tuple[int, int, int], mode: str = "RGB", suffix: str = "png") -> None:
@@ -45,8 +46,6 @@ def test_normalised_training_images_have_mean_0_and_deviation_1():
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_the_generator(stripes):
     plain = Augmentation(shift_px=0, flip=False)
-    from msgspec.structs import replace
-
     data = replace(stripes, augmentation=plain)
     epochs = [torch.cat([x for x, _ in data.training_batches(16, torch.Generator().manual_seed(seed))]) for seed in (0, 0, 1)]
     assert torch.equal(epochs[0], epochs[1])
@@ -64,14 +63,34 @@ def test_all_held_out_images_are_shown(stripes):
     assert torch.equal(torch.cat([y for _, y in stripes.held_out_batches(10)]), stripes.held_out.labels)
 
 
-def test_augmentation_shifts_with_repeated_borders_and_mirrors():
-    image = torch.arange(5, dtype=torch.uint8).expand(3, 5, 5).contiguous()  # each column its number
-    images = image.expand(200, 3, 5, 5)
-    shown = augment(images, Augmentation(shift_px=1, flip=True), torch.Generator().manual_seed(0))
-    rows = {tuple(row) for row in shown[:, 0, 0].tolist()}
-    shifted = {(0, 0, 1, 2, 3), (0, 1, 2, 3, 4), (1, 2, 3, 4, 4)}
-    assert rows == shifted | {row[::-1] for row in shifted}
-    assert not torch.equal(shown[0], shown[1])  # each image has a draw of its own
+def test_random_parts_are_disjoint_and_of_the_generator():
+    for shares, sizes in (((0.8, 0.2), [51, 13]), ((0.5, 0.5), [32, 32]), ((0.1,), [6])):
+        draws = [random_parts(64, shares, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+        for parts in draws:
+            assert [len(part) for part in parts] == sizes
+            assert len(torch.cat(parts).unique()) == sum(sizes)
+        assert torch.equal(draws[0][0], draws[1][0])
+        assert not torch.equal(draws[0][0], draws[2][0])
+
+
+def test_a_part_without_images_is_refused():
+    with pytest.raises(SearchError, match=r"^3 training images are too few to be divided into shares of 0.9, 0.1$"):
+        random_parts(3, (0.9, 0.1), torch.Generator())
+
+
+def test_a_part_of_the_images_is_shown_alone(stripes):
+    generator = torch.Generator()
+    rows, _ = random_parts(64, (0.5, 0.5), generator)
+    batches = stripes.training_batches(10, generator, rows)
+    shown = [y for _, y in batches]
+    assert len(batches) == len(shown) == 3
+    assert all(len(y) == 10 for y in shown)
+    data = replace(stripes, augmentation=Augmentation())
+    images = torch.cat([x for x, _ in data.training_batches(32, generator, rows)])
+    assert torch.equal(images.flatten(1).sort(0).values, data.normalise(data.train.images[rows]).flatten(1).sort(0).values)
+    plain = list(stripes.plain_batches(20, rows))
+    assert torch.equal(torch.cat([y for _, y in plain]), stripes.train.labels[rows])
+    assert torch.equal(torch.cat([x for x, _ in plain]), stripes.normalise(stripes.train.images[rows]))
 
 
 def test_folder_with_train_and_test(tmp_path):

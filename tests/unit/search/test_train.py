@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -7,17 +6,9 @@ from msgspec.structs import replace
 from torch import nn
 
 from search import SearchError
+from search.data import random_parts
 from search.runtime import Runtime
-from search.train import Part, cosine, evaluate, make_optimizer, train_epoch
-
-
-def test_cosine_warms_up_and_ends_at_nothing():
-    factors = [cosine(step, 100, warmup=10) for step in range(101)]
-    assert factors[0] == pytest.approx(1 / 11)
-    assert max(factors) == factors[10] == 1
-    assert factors[55] == pytest.approx(0.5)
-    assert factors[100] == pytest.approx(0)
-    assert cosine(0, 100, warmup=0) == 1
+from search.train import Part, evaluate, make_optimizer, train_epoch, turns
 
 
 def part(optimizer, batches, *, factor=1.0, penalty=lambda: 0.0):
@@ -101,8 +92,16 @@ def test_divergence_is_an_error(trained, stripes):
         )
 
 
+@pytest.mark.parametrize(
+    ("counts", "order"),
+    [([3], "aaa"), ([2, 2], "abab"), ([4, 1], "aabaa"), ([1, 4], "bbabb"), ([4, 2], "abaaba"), ([0, 2], "bb"), ([2, 2, 1], "abcab")],
+)
+def test_parts_are_spread_evenly(counts, order):
+    assert "".join("abc"[part] for part in turns(counts)) == order
+
+
 def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
-    """Each on its own images, until one has no batch left; what one's loss says of the other's weights is forgotten."""
+    """Each on its own images, in an order that lets both end together; what one's loss says of the other's weights is forgotten."""
     runtime, network, wrapped, _ = trained
     halves = [[network.a], [network.b, network.c, network.head]]
     groups = [[p for module in half for p in module.parameters()] for half in halves]
@@ -111,17 +110,20 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
 
     def loss(name):
         def of(logits, labels, images):
-            seen.append(name)
+            seen.append((name, len(labels)))
             return nn.functional.cross_entropy(logits, labels)
 
         return of
 
+    generator = torch.Generator()
     parts = [
-        Part(optimizer=o, batches=itertools.islice(stripes.training_batches(16, torch.Generator()), n), loss=loss(n), factor=lambda _: 1.0)
-        for o, n in zip(optimizers, (3, 2), strict=True)
+        Part(optimizer=o, batches=stripes.training_batches(16, generator, rows), loss=loss(name), factor=lambda _: 1.0)
+        for o, rows, name in zip(optimizers, random_parts(64, (0.75, 0.25), generator), "ab", strict=True)
     ]
     before = {name: value.clone() for name, value in network.named_parameters()}
-    train_epoch(wrapped, parts, runtime=runtime)
-    assert seen == [3, 2, 3, 2]
+    stepped = []
+    train_epoch(wrapped, parts, runtime=runtime, stepped=lambda: stepped.append(len(seen)))
+    assert seen == [("a", 16), ("a", 16), ("b", 16), ("a", 16)]
+    assert stepped == [1, 2, 3, 4]
     moved = {name.split(".")[0] for name, value in network.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"b", "c", "head"}
