@@ -33,7 +33,7 @@ _ZIP_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError,
 """What zipfile raises for damaged files, by where the damage is."""
 
 _NPY = re.compile(rb"\x93NUMPY([\x01-\x03])\x00")
-_DESCR = re.compile(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[biufc][0-9]{1,2}|[?])['"]""")
+_DESCR = re.compile(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[biuf][0-9]{1,2}|[?])['"]""")
 _ORDER = re.compile(r"""['"]fortran_order['"]\s*:\s*(True|False)""")
 _SHAPE = re.compile(r"""['"]shape['"]\s*:\s*\(([0-9, ]*)\)""")
 
@@ -184,3 +184,13 @@ def decode_tensors(data: bytes, where: object) -> dict[str, np.ndarray]:
         raise FileError(where, f"is not a safetensors file ({one_line(error)})") from error
     except KeyError as error:
         raise FileError(where, f"has a tensor of type {error.args[0]}, which NumPy does not have") from error
+
+
+def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_UNZIPPED_BYTES) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file by name; see `decode_npy`.
+
+    Raises:
+        FileError: it cannot be read, unpacks to more than `limit` bytes, or is no such file.
+    """
+    archive = Unzipped(read_bytes(path, limit=limit), path, limit=limit)
+    return {name.removesuffix(".npy"): decode_npy(archive.read(name), f"{path}: {name}") for name in archive.names}

@@ -235,8 +235,9 @@ class Export:
     """how long and how exactly to measure: default or fast"""
     threads: Threads | None = None
     """threads of the CPU runtime (default: the table's, or 1)"""
-    samples: Path | None = None
-    """of MODEL.onnx: preprocessed inputs, SAMPLES.npy of shape [samples, ...]: what FP16 is certified and validated on"""
+    samples: UseAppendAction[tuple[str, ...]] = ()
+    """of MODEL.onnx: preprocessed inputs, which FP16 is certified and validated on: SAMPLES.npy of shape [samples, ...]; of several inputs
+    SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for each"""
     shape: UseAppendAction[tuple[str, ...]] = ()
     """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
     workspace_mib: Mebibytes | None = None
@@ -344,7 +345,7 @@ def parse(arguments: Sequence[str]) -> Command:
         UsageError: tyro refuses it; its box as one line.
         LatencyError: a word is empty or not UTF-8, a flag is given twice, or a number is out of its range.
     """
-    require_sound(arguments, repeatable=("--shape",))
+    require_sound(arguments, repeatable=("--shape", "--samples"))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

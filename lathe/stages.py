@@ -18,7 +18,7 @@ from latency.check import Finding
 from latency.coverage import Covered, profile_adaptively
 from latency.device import require_cores
 from latency.diff import Diff
-from latency.errors import CoverageError, DeviceUnavailable, FileError, FingerprintMismatch, LatencyError, require
+from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, require
 from latency.files import raised_as
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
@@ -320,7 +320,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
             onnxfile.read(command.source),
             target=command.target,
             shapes=shapes.parse_shapes(command.shape),
-            samples=_array(command.samples) if command.samples else None,
+            samples=_samples(command.samples),
             engine_spec=_engine_spec(command),
             timing_cache=command.timing_cache,
             out=command.out,
@@ -333,7 +333,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     if not command.source.is_dir():
         raise DeployError(f"{command.source} does not exist: give the directory of a finished search, or MODEL.onnx")
     if command.samples:
-        raise DeployError(f"--samples {command.samples}: a run is validated on its own data: leave it out")
+        raise DeployError(f"--samples {command.samples[0]}: a run is validated on its own data: leave it out")
     if command.shape:
         raise DeployError(f"--shape {command.shape[0]}: a run has the input shape of its architecture: leave it out")
     return _export_run(command, timing, on_step)
@@ -406,13 +406,24 @@ def _engine_spec(command: "Export") -> "EngineSpec | None":
     return None if spec == default else spec
 
 
-def _array(path: Path) -> "np.ndarray":
-    """Numbers from an .npy file."""
-    with raised_as(LatencyError, "give inputs as numpy.save writes them"):
-        found = decoding.read_npy(path)
-        if found.dtype.kind not in "fiu":
-            raise FileError(path, f"holds {found.dtype}, and numbers are expected")
-    return found
+def _samples(words: Sequence[str]) -> "np.ndarray | dict[str, np.ndarray] | None":
+    """Samples as the command line gives them: an `.npy`, an `.npz` with an array for each input, or NAME=FILE.npy for each; None for none.
+
+    Raises:
+        LatencyError: a file does not hold numbers, or the words do not go together.
+    """
+    if len(words) == 1 and (Path(words[0]).exists() or "=" not in words[0]):
+        with raised_as(LatencyError, "give inputs as numpy.save or numpy.savez writes them"):
+            return (decoding.read_npz if words[0].endswith(".npz") else decoding.read_npy)(words[0])
+    found: dict[str, np.ndarray] = {}
+    for name, equals, file in (word.partition("=") for word in words):
+        if not (name and equals and file):
+            raise LatencyError(f"--samples {name}: of several inputs give NAME={name}, or one .npz that has an array for each name")
+        if name in found:
+            raise LatencyError(f"--samples {name}={file}: samples of input {name!r} are given twice")
+        with raised_as(LatencyError, "give inputs as numpy.save writes them"):
+            found[name] = decoding.read_npy(file)
+    return found or None
 
 
 def _is_device_of(architecture: "Architecture", target: str, threads: int) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from latency.decoding import Unzipped, decode_json, decode_npy, decode_tensors, read_json, read_json_lines, read_npy
+from latency.decoding import Unzipped, decode_json, decode_npy, decode_tensors, read_json, read_json_lines, read_npy, read_npz
 from latency.errors import FileError
 
 
@@ -118,7 +118,7 @@ def test_each_byte_of_a_zip_that_changes_is_found_or_changes_nothing():
             pass
 
 
-@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2", "<i8", "|u1", "|b1", "<c8"])
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "<f2", "<i8", "|u1", "|b1", "<f8"])
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
 def test_an_npy_file_gives_its_array(tmp_path, dtype, order, version):
@@ -154,6 +154,13 @@ def test_an_npy_file_gives_its_array(tmp_path, dtype, order, version):
 def test_an_npy_file_that_is_not_one_or_claims_what_it_has_not_is_refused(data, words):
     with pytest.raises(FileError, match=f"^f .*{words}"):
         decode_npy(data, "f")
+
+
+def test_an_npz_file_is_limited_as_a_whole(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(1000), b=np.zeros(1000))
+    assert {name: array.shape for name, array in read_npz(tmp_path / "a.npz").items()} == {"a": (1000,), "b": (1000,)}
+    with pytest.raises(FileError, match=r"a.npz unpacks to 15.88 KiB, and at most 8.789 KiB are read"):
+        read_npz(tmp_path / "a.npz", limit=9000)
 
 
 def test_a_safetensors_file_gives_its_tensors():

@@ -18,17 +18,48 @@ def test_the_command_line_says_how_an_engine_is_built():
     assert spec("--compute-capability", "8.9", "12.0") == EngineSpec(compute_capabilities=("8.9", "12.0"))
 
 
-@pytest.mark.parametrize("content", [b"1, 2, 3", b"", None])
+@pytest.mark.parametrize("content", [b"1, 2, 3", b"", np.array(["a", "b"]), np.array([1j])])
 def test_samples_are_numbers(tmp_path, content):
     path = tmp_path / "samples.npy"
-    if content is None:
-        np.save(path, np.array(["a", "b"]))
-    else:
-        path.write_bytes(content)
-    with pytest.raises(LatencyError, match="is not an .npy file.*: give inputs as numpy.save writes them$"):
-        stages._array(path)
-    np.save(path, np.arange(3))
-    assert stages._array(path).tolist() == [0, 1, 2]
+    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
+    for word in (str(path), f"x={path}"):
+        with pytest.raises(LatencyError, match="is not an .npy file.*: give inputs as numpy.save.* writes them$"):
+            stages._samples([word])
+
+
+def test_samples_are_of_one_input_or_of_several(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.arange(3))
+    np.save("b=c.npy", np.array([True]))
+    np.savez("all.npz", **{"x": np.arange(2), "deep/y.1": np.eye(2)})
+    np.savez_compressed("packed.npz", x=np.arange(2))
+    assert stages._samples([]) is None
+    assert stages._samples(["a.npy"]).tolist() == [0, 1, 2]
+    assert stages._samples(["b=c.npy"]).tolist() == [True]
+    assert {name: array.tolist() for name, array in stages._samples(["all.npz"]).items()} == {"x": [0, 1], "deep/y.1": [[1, 0], [0, 1]]}
+    assert stages._samples(["packed.npz"])["x"].tolist() == [0, 1]
+    assert {name: array.tolist() for name, array in stages._samples(["x=a.npy", "y=b=c.npy"]).items()} == {"x": [0, 1, 2], "y": [True]}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.npy", "b.npy"], "--samples a.npy: of several inputs give NAME=a.npy, or one .npz that has an array for each name"),
+        (["x=a.npy", "x=a.npy"], "--samples x=a.npy: samples of input 'x' are given twice"),
+        (["x="], "--samples x: of several inputs give NAME=x"),
+        (["none.npz"], "none.npz does not exist"),
+        (["x=none.npy"], "none.npy does not exist"),
+        (["text.npz"], "text.npz is not a zip file"),
+        (["object.npz"], "object.npz: x.npy is not an .npy file of numbers"),
+    ],
+)
+def test_samples_that_do_not_go_together_are_refused(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.arange(3))
+    (tmp_path / "text.npz").write_text("text")
+    np.savez("object.npz", x=np.array([{}]))
+    with pytest.raises(LatencyError, match=f"^{message}"):
+        stages._samples(words)
 
 
 @pytest.mark.parametrize(
