@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -172,9 +173,21 @@ class Cells(Space):
 
     def module(self, choice: Choice | None = None) -> "nn.Module":
         """The network with the edges that are used, one norm a convolution."""
-        from search.cells import CellNetwork
+        from torch import nn
 
-        return CellNetwork(self, self.largest() if choice is None else choice)
+        from search.blocks import trained
+        from search.cells import Cell
+
+        used = self.used(self.largest() if choice is None else choice)
+        parts: OrderedDict[str, nn.Module] = OrderedDict(stem=trained(self.stem))
+        for stage in range(STAGES):
+            candidates = self.candidates(stage)
+            edges = {ends: candidates[option] for ends, option in used.items()}
+            if stage:
+                parts[f"reduction{stage}"] = trained(self.reduction(stage))
+            parts[f"stage{stage}"] = nn.Sequential(*(Cell(edges, nodes=NODES) for _ in range(self.cells)))
+        parts["head"] = trained(self.head)
+        return nn.Sequential(parts)
 
     @property
     def serial(self) -> bool:
