@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from search import SearchError, finished
+
+
+@torch.no_grad()
+def accuracy(network, data) -> float:
+    network.eval()
+    return (network(data.normalise(data.held_out.images)).argmax(1) == data.held_out.labels).float().mean().item()
+
+
+def test_a_finished_run_is_loaded_with_its_networks(search_into, tmp_path, stripes):
+    *_, last = search_into(tmp_path / "run", pretrain_epochs=1, search_epochs=1, finetune_epochs=1)
+    found = finished.load(tmp_path / "run")
+    assert (found.result, found.architecture) == (last.result, last.architecture)
+    assert found.run.method == "pas"
+    assert len(found.history) == 3
+    assert accuracy(found.network(), stripes) == pytest.approx(found.result.shipped.accuracy)
+    assert accuracy(found.unpruned(), stripes) == pytest.approx(found.result.unpruned.accuracy)
+
+
+def test_what_is_not_finished_is_refused(search_into, tmp_path):
+    with pytest.raises(SearchError, match="run.json does not exist: give the directory of a finished search"):
+        finished.load(tmp_path)
+    next(iter(search_into(tmp_path / "run")))
+    with pytest.raises(SearchError, match="result.json does not exist: give the directory of a finished search"):
+        finished.load(tmp_path / "run")
+
+
+def test_weights_of_another_run_are_refused(search_into, tmp_path):
+    for seed in (0, 1):
+        list(search_into(tmp_path / str(seed), "uniform", seed=seed, pretrain_epochs=1, search_epochs=1, finetune_epochs=1))
+    (tmp_path / "1" / "weights.safetensors").replace(tmp_path / "0" / "weights.safetensors")
+    with pytest.raises(SearchError, match="the file belongs to another network"):
+        finished.load(tmp_path / "0").network()
