@@ -1,3 +1,4 @@
+import io
 import json
 import re
 from dataclasses import replace
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from deploy.bundle import Network
 from latency import Latency, LatencyTable, Row
@@ -14,7 +16,10 @@ from latency.measure import summarize
 from latency.protocol import FAST
 from lathe import render
 from search import papers
+from search.architecture import load_architecture
 from search.papers.row import Row as PaperRow
+from search.record import Chosen, EpochDone, Finished, NetworkResult, Result, Started
+from search.space import Choice
 
 KEPT = Path(__file__).parents[2] / "formats" / "latency-table-2.latency.jsonl"
 
@@ -96,3 +101,41 @@ def test_the_exit_code_of_a_comparison_says_what_it_found(as_json, capsys):
     assert render.diff(diff(table_of(one), table_of(other, precision="fp16")), as_json=as_json) == 1
     said = capsys.readouterr().out
     assert ('"field": "precision"' if as_json else "precision differs: fp32 in the first, fp16 in the second") in said
+
+
+def test_progress_of_a_search_fits_into_80_columns(monkeypatch, capsys, tmp_path):
+    """Bar, epoch, accuracy, latency and the time that is left, in one line, whatever the space."""
+    said = io.StringIO()
+    monkeypatch.setattr(render, "LOG", Console(file=said, width=80, force_terminal=True, highlight=False))
+    many = Choice(widths={f"layer{index}": 128 for index in range(40)})
+    latency = Latency(us=12_345.6, low_us=12_000.0, high_us=12_800.0, source="predicted")
+    network = NetworkResult(choice=many, accuracy=0.9, parameters=1, macs=1, predicted=latency)
+
+    architecture = load_architecture(Path(__file__).parents[2] / "formats" / "run-2" / "architecture.json")
+
+    def epoch(number):
+        return EpochDone(
+            phase="finetune",
+            epoch=number,
+            epochs=300,
+            loss=1.0,
+            train_accuracy=0.5,
+            accuracy=0.98765,
+            choice=many,
+            latency_us=12_345.6,
+            macs=1,
+        )
+
+    def events():
+        yield Started(epochs={"finetune": 300}, history=(epoch(1),))
+        yield Chosen(choice=many, latency=latency)
+        yield epoch(2)
+        result = Result(architecture_sha256="a" * 64, held_out_images=1, budget_us=1e5, unpruned=network, shipped=network)
+        yield Finished(architecture=architecture, result=result)
+
+    assert render.search(events(), out=tmp_path, as_json=False) == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", said.getvalue()).replace("\r", "\n").splitlines()
+    assert max(map(len, lines)) <= 80
+    text = " ".join(lines)
+    for words in ("finetune 2/300", "1 epochs are done already", "98.77%, 12.346 ms", "layer39=128"):
+        assert words in text, words
