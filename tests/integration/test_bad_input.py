@@ -79,7 +79,7 @@ def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_p
         ({"--precision": "fp16"}, ["precision 'fp32'", "'fp16'"]),
         ({"--budget-fraction": None, "--budget-ms": "0.001"}, ["0.001 ms cannot be met", "the smallest network of repvgg-mini takes"]),
         ({"--budget-fraction": None}, ["--budget-ms", "--budget-fraction"]),
-        ({"--budget-fraction": "-0.5"}, ["above 0"]),
+        ({"--budget-fraction": "-0.5"}, ["--budget-fraction must be from 1e-06", "found -0.5"]),
         ({"--space": "resnet20/widths"}, ["is of the space repvgg-mini", "`lathe profile resnet20/widths", "--classes 10"]),
         ({"--search-epochs": "0"}, ["--search-epochs must be from 1"]),
     ],

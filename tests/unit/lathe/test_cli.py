@@ -63,6 +63,11 @@ def test_flags_of_searches_are_a_promise(kind):
         assert found.given == tuple(field for field in kind.__struct_fields__ if field == name or (more and field == "cost"))
 
 
+def test_an_unknown_method_is_one_line_with_the_known_ones():
+    with pytest.raises(cli.UsageError, match=r"^lathe search takes one of pas, .*, table first, found 'darts'; see `lathe search --help`$"):
+        cli.parse(["search", "darts", "--space", "s", "--out", "o"])
+
+
 def test_what_settings_refuse_is_one_line_with_the_flag():
     with pytest.raises(cli.UsageError, match=r"^--lr must be above 0 and finite, found -3.0$"):
         cli.parse(["search", "pas", "--space", "s", "--out", "o", "--lr", "-3"])
