@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from latency import Latency
-from latency.files import beside, sha256, write_whole
+from latency.files import beside, raised_as, sha256, write_whole
 from latency.values import Count, OptionalSha256, SampleUs, Sha256, Share
 from search.architecture import Architecture
 from search.errors import SearchError
@@ -21,7 +21,7 @@ CSV = "history.csv"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
 # run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.
-# result/2: a network is a choice by names, of any space. In result/1 it was a list of widths.
+# result/2: a network is a choice by names, of any space, and the weights have their hash. In result/1 it was a list of widths.
 # history/2: a line that names the schema comes first; an epoch has a choice, and the figures of its method. Of the first version,
 # which had no name, an epoch had a list of widths, and the weight of Pruning-as-Search's penalty.
 RUN_SCHEMA = "run/2"
@@ -88,6 +88,8 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     schema: Literal["result/2"] = RESULT_SCHEMA
     architecture_sha256: Sha256
+    weights_sha256: OptionalSha256
+    """of `weights.safetensors`; "" in a run of the first version"""
     held_out_images: Count
     budget_us: SampleUs | None
     budget_macs: Annotated[float, msgspec.Meta(gt=0)] | None = None
@@ -182,6 +184,22 @@ def read_result(out: Path, run: Run) -> Result:
     return read_json(out / RESULT, Result, {"result/1": lambda fields: result_from_1(fields, group_names(run))})
 
 
+def require_weights(out: Path, result: Result) -> None:
+    """Check that the weights of a run are those that its result is of.
+
+    Raises:
+        SearchError: they are missing, or were changed.
+    """
+    path = out / WEIGHTS
+    with raised_as(SearchError, "run `lathe search` again, into a new directory"):
+        found = sha256(path)
+    if result.weights_sha256 not in ("", found):
+        raise SearchError(
+            f"{path} has the sha256 {found[:16]}, {RESULT} names {result.weights_sha256[:16]}: the weights were changed after the search; "
+            "run `lathe search` again, into a new directory"
+        )
+
+
 def write_history(out: Path, history: Iterable[EpochDone]) -> None:
     """Write all epochs of a run."""
     lines = [{"schema": HISTORY_SCHEMA}, *history]
@@ -198,7 +216,9 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
     if not os.path.lexists(path):
         return ()
     lines = list(read_json_lines(path, dict))
-    if lines and "schema" in lines[0]:
+    if not lines:
+        raise SearchError(f"{path} is empty: run `lathe search` again, into a new directory")
+    if "schema" in lines[0]:
         if (schema := lines[0]["schema"]) != HISTORY_SCHEMA:
             raise SearchError(f"{path} has the schema {schema!r}, known is {HISTORY_SCHEMA}: read it by the version of lathe that wrote it")
         return tuple(upgraded(line, EpochDone, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
@@ -226,7 +246,7 @@ def run_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """result/1 -> result/2: widths and free channels by name."""
+    """result/1 -> result/2: widths and free channels by name; no hash of the weights."""
 
     def network(found: Mapping[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in found.items() if name != "widths"}
@@ -234,7 +254,7 @@ def result_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]
 
     free = dict(zip(names, fields.get("free_channels", ()), strict=False))
     networks = {name: network(fields[name]) for name in ("unpruned", "shipped")}
-    return {**fields, **networks, "schema": "result/2", "free_channels": free}
+    return {**fields, **networks, "schema": "result/2", "weights_sha256": "", "free_channels": free}
 
 
 def epoch_from_1(fields: Mapping[str, Any], names: list[str], *, penalised: bool) -> dict[str, Any]:

@@ -208,8 +208,11 @@ class _Session:
             seed=self.method.settings.seed,
             options=msgspec.to_builtins(self.method.settings),
         )
+        write_whole(self.out / record.ARCHITECTURE, to_json(architecture))
+        save_weights(self.network, self.out / record.WEIGHTS, {"architecture_sha256": architecture.sha256})
         result = Result(
             architecture_sha256=architecture.sha256,
+            weights_sha256=sha256(self.out / record.WEIGHTS),
             held_out_images=len(task.data.held_out),
             budget_us=task.budget.us,
             budget_macs=task.budget.macs,
@@ -217,8 +220,6 @@ class _Session:
             shipped=self._result(self.network, choice, self.history[-1].accuracy),
             free_channels=self.method.free_channels(),
         )
-        write_whole(self.out / record.ARCHITECTURE, to_json(architecture))
-        save_weights(self.network, self.out / record.WEIGHTS, {"architecture_sha256": architecture.sha256})
         write_whole(self.out / record.RESULT, to_json(result))
         return Finished(architecture=architecture, result=result)
 

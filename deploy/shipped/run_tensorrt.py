@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,9 @@ HERE = Path(__file__).parent
 def load() -> Callable[..., dict[str, np.ndarray]]:
     """A function from one array for each of the `inputs` of manifest.json, in their order, to the outputs by name.
 
-    It leaves with the reason, and the command that builds the engine again, where the file was changed or is for another GPU or TensorRT.
+    Raises:
+        ValueError: the engine was changed or is for another GPU or TensorRT; names the command that builds it again.
+        RuntimeError: CUDA or TensorRT fails.
     """
     manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
     target, engine_file = manifest["target"], HERE / "model.engine"
@@ -25,20 +28,20 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     again = f"build it again with `lathe export {HERE / 'model.onnx'} --target {target} --out NEW`"
     data = engine_file.read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest["files"]["model.engine"]:
-        sys.exit(f"{engine_file} was changed: {again}")
+        raise ValueError(f"{engine_file} was changed: {again}")
     wanted = manifest["runtime"]["version"]
     if trt.__version__ != wanted and not manifest["build"].get("version_compatible"):
-        sys.exit(f"{engine_file} is of {target} {wanted}, here is {trt.__version__}: {again}")
+        raise ValueError(f"{engine_file} is of {target} {wanted}, here is {trt.__version__}: {again}")
     major, minor = (_cuda(cuda.cudaDeviceGetAttribute(which, 0)) for which in _CAPABILITY)
     capabilities = manifest["compute_capabilities"]
     if capabilities and f"{major}.{minor}" not in capabilities:
-        sys.exit(f"{engine_file} is for compute capability {', '.join(capabilities)}, this GPU has {major}.{minor}: {again}")
+        raise ValueError(f"{engine_file} is for compute capability {', '.join(capabilities)}, this GPU has {major}.{minor}: {again}")
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if manifest["build"].get("version_compatible"):
         runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
-        sys.exit(f"{engine_file} does not load with {target} {trt.__version__}: {again}")
+        raise ValueError(f"{engine_file} does not load with {target} {trt.__version__}: {again}")
     context, stream = engine.create_execution_context(), _cuda(cuda.cudaStreamCreate())
     places = {}
     for name, shape in (manifest["inputs"] | manifest["outputs"]).items():
@@ -49,7 +52,7 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
         for name, array in by_name(manifest, arrays).items():
             _cuda(cuda.cudaMemcpy(places[name], array.ctypes.data, array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice))
         if not context.execute_async_v3(int(stream)):
-            sys.exit(f"{engine_file}: {target} refuses to run it")
+            raise RuntimeError(f"{engine_file}: {target} refuses to run it")
         _cuda(cuda.cudaStreamSynchronize(stream))
         outputs = {name: np.empty(shape, manifest["dtypes"][name]) for name, shape in manifest["outputs"].items()}
         for name, array in outputs.items():
@@ -67,17 +70,17 @@ _CAPABILITY = (
 
 
 def _cuda(result: tuple[Any, ...]) -> Any:
-    """What a call returns; leaves with the name of its error where it fails."""
+    """What a call returns; RuntimeError with the name of its error where it fails."""
     error, *values = result
     if int(error):
-        sys.exit(f"CUDA: {error}")
+        raise RuntimeError(f"CUDA: {error}")
     return values[0] if values else None
 
 
 def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     """The inputs by name, in their types; ValueError where one does not fit."""
     if len(arrays) != len(manifest["inputs"]):
-        raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}")
+        raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy ...")
     made = {}
     for (name, shape), array in zip(manifest["inputs"].items(), arrays, strict=True):
         dtype = np.dtype(manifest["dtypes"][name])
@@ -87,12 +90,22 @@ def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndar
     return made
 
 
+def array_of(path: str) -> np.ndarray:
+    """The array of an .npy file; ValueError where it is not one."""
+    with open(path, "rb") as file:  # noqa: PTH123
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except (ValueError, MemoryError, TokenError) as error:
+            raise ValueError(f"{path} is not an .npy file of numbers ({error})") from error
+
+
 def main() -> None:
-    """Run the network on the arrays of files, and say what comes out."""
+    """Run the network on the arrays of files, and say what comes out; exit code 2, with the reason in one line, where it cannot."""
     try:
-        outputs = load()(*(np.load(path, allow_pickle=False) for path in sys.argv[1:]))
-    except (OSError, ValueError) as error:
-        sys.exit(f"{error}\nusage: python run.py INPUT.npy ..., one for each input")
+        outputs = load()(*map(array_of, sys.argv[1:]))
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        sys.stderr.write(f"run.py: {' '.join(str(error).split())}\n")
+        sys.exit(2)
     for name, output in outputs.items():
         best = f" largest at {output.argmax(1)}" if output.ndim == 2 else ""
         print(f"{name} {output.dtype} {output.shape} from {output.min()} to {output.max()}{best}")

@@ -60,3 +60,10 @@ def test_the_history_of_another_version_is_refused(tmp_path):
     (tmp_path / "run" / record.HISTORY).write_text('{"schema": "history/9"}\n')
     with pytest.raises(SearchError, match="has the schema 'history/9', known is history/2"):
         read_history(tmp_path / "run", read_run(tmp_path / "run"))
+
+
+def test_an_empty_history_is_damaged(tmp_path):
+    shutil.copytree(KEPT / "run-2", tmp_path / "run")
+    (tmp_path / "run" / record.HISTORY).write_bytes(b"")
+    with pytest.raises(SearchError, match=r"history.jsonl is empty: run `lathe search` again"):
+        read_history(tmp_path / "run", read_run(tmp_path / "run"))

@@ -62,11 +62,30 @@ def test_it_computes_what_the_trained_network_does(bundle_copy, tmp_path):
     output = kept["outputs.output"][0]
     assert script.stdout.startswith("output float32 (1, 4) from "), script.stderr
     assert script.stdout.endswith(f" largest at [{output.argmax()}]\n")
-    without = alone("import runpy; sys.argv = ['run.py']; runpy.run_path('run.py', run_name='__main__')", bundle_copy)
-    assert (without.returncode, without.stderr) == (
-        1,
-        "0 arrays are given, the inputs are input\nusage: python run.py INPUT.npy ..., one for each input\n",
-    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "0 arrays are given, the inputs are input: python run.py INPUT.npy ..."),
+        (np.zeros((2, 3, 8, 8), np.float32), "input input is float32 [1, 3, 8, 8], given float32 [2, 3, 8, 8]"),
+        (np.zeros((1, 3, 8, 8), np.complex64), "input input is float32 [1, 3, 8, 8], given complex64 [1, 3, 8, 8]"),
+        (b"", "x.npy is not an .npy file of numbers"),
+        (b"\x93NUMPY\x01\0\x08\0{(\n     ", "x.npy is not an .npy file of numbers"),
+        (b"PK\3\4", "x.npy is not an .npy file of numbers"),
+        (np.array([{}]), "x.npy is not an .npy file of numbers"),
+    ],
+)
+def test_misuse_of_the_script_is_said_in_one_line(bundle_copy, content, message):
+    if isinstance(content, np.ndarray):
+        np.save(bundle_copy / "x.npy", content)
+    elif content is not None:
+        (bundle_copy / "x.npy").write_bytes(content)
+    words = [] if content is None else ["x.npy"]
+    done = alone(f"import runpy; sys.argv = {['run.py', *words]}; runpy.run_path('run.py', run_name='__main__')", bundle_copy)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"run.py: {message}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_changed_model_is_refused_with_the_command_that_mends_it(bundle_copy):
@@ -186,7 +205,7 @@ def test_an_engine_runs_over_a_fake_gpu(made, tmp_path, fakes):
 def test_an_engine_of_something_else_is_refused(made, tmp_path, fakes, options, changes, message):
     fakes(**options)
     directory = engine_bundle(made, tmp_path / "out", **changes)
-    with pytest.raises(SystemExit, match=message + "build it again with `lathe export .*/model.onnx --target tensorrt-rtx --out NEW`"):
+    with pytest.raises(ValueError, match=message + "build it again with `lathe export .*/model.onnx --target tensorrt-rtx --out NEW`"):
         runpy.run_path(str(directory / "run.py"))["load"]()
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from deploy import BundleError, DeployError, bundle
 from latency import LatencyError, LatencyTable
 from latency.errors import MissingExtra
-from search import SearchError, report, session
+from search import SearchError, finished, report, session
 from unit.deploy.conftest import bundle_copy, made  # noqa: F401
 from unit.deploy.test_verify import rewrite
 
@@ -152,6 +152,19 @@ def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
         assert not re.findall(r"#[0-9a-fA-F]{6}\b", drawn)
         ids = re.findall(r'\bid="([^"]+)"', text)
         assert len(ids) == len(set(ids))
+
+
+def test_a_run_whose_weights_were_changed_has_no_page(searched, tmp_path):
+    run = shutil.copytree(searched, tmp_path / "run")
+    weights = run / "weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-64] + bytes(64))
+    with pytest.raises(SearchError, match=r"weights.safetensors has the sha256 \w+, result.json names .* were changed after the search"):
+        report.render(run, tmp_path / "page.html")
+    with pytest.raises(SearchError, match="were changed after the search"):
+        finished.load(run).network()
+    weights.write_bytes(content)
+    assert len(report.render(run, tmp_path / "page.html")) == 6
 
 
 @pytest.fixture(scope="module")
