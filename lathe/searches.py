@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, subcommand
 
 from lathe.flags import Fraction, Milliseconds
+from search import processes
 from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, TableSettings, UniformSettings
 
 
@@ -43,6 +44,8 @@ class Search:
     """print JSON"""
     given: Suppress[tuple[str, ...]] = field(default=())
     """names of the settings that the command line has: the others are the recipe's"""
+    arguments: Suppress[tuple[str, ...]] = field(default=())
+    """the command line"""
 
     settings: PruningSettings
 
@@ -50,7 +53,16 @@ class Search:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        return render.search(stages.search(self), out=self.out, as_json=self.json)
+        if self.settings.devices > 1 and not processes.is_one():
+            return processes.run_lathe(self.arguments, self.settings.devices)
+        try:
+            if processes.is_heard():
+                return render.search(stages.search(self), out=self.out, as_json=self.json)
+            for _ in stages.search(replace(self, tensorboard=False)):
+                pass
+        except processes.PeerLost:
+            return processes.LOST  # what started this process says why
+        return 0
 
     def goes_on(self) -> bool:
         """Whether the same command would go on with the run."""
@@ -59,7 +71,8 @@ class Search:
     def with_given(self, arguments: Sequence[str]) -> Self:
         """The same command, with what these words of the command line set."""
         flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
-        return replace(self, given=tuple(name for name in self.settings.__struct_fields__ if name in flags))
+        given = tuple(name for name in self.settings.__struct_fields__ if name in flags)
+        return replace(self, given=given, arguments=tuple(arguments))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,18 +1,17 @@
 """Losses of a classifier: towards its labels, and towards what a trained network, the teacher, says of the same images."""
 
-from typing import Literal
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from search.methods.settings import Distillation, Settings
 
 Logits = Float[Tensor, "images classes"]
 Labels = Int[Tensor, " images"]
 Scalar = Float[Tensor, ""]
-
-Distillation = Literal["none", "tas", "hinton"]
-"""`tas`: lambda * CE + (1 - lambda) * match (Dong and Yang 2019, Eq. 9 and 10). `hinton`: the match is a Kullback-Leibler divergence
-times T^2, which keeps the size of its gradient whatever the temperature (Hinton et al. 2015, Section 2)."""
 
 
 def soft_cross_entropy(logits: Logits, teacher: Logits, temperature: float) -> Scalar:
@@ -49,7 +48,8 @@ def classification_loss(
         labels: the true classes.
         label_smoothing: share of the labels' target that is spread over all classes.
         teacher: logits of the teacher for the same images; None: the labels alone.
-        kind: of match.
+        kind: of match. `tas`: lambda * CE + (1 - lambda) * match (Dong and Yang 2019, Eq. 9 and 10). `hinton`: the match is a
+            divergence times T^2, which keeps the size of its gradient at any temperature (Hinton et al. 2015, Section 2).
         weight: lambda, of the labels; 1 - lambda is that of the match.
         temperature: of the match.
     """
@@ -58,3 +58,27 @@ def classification_loss(
         return hard
     match = soft_cross_entropy if kind == "tas" else soft_divergence
     return weight * hard + (1 - weight) * match(logits, teacher, temperature)
+
+
+def task_loss(settings: Settings, teacher: nn.Module | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """What a network is trained towards by the settings: a loss of logits, labels and images.
+
+    Args:
+        settings: of the method.
+        teacher: in evaluation mode, where the network is to match one.
+    """
+
+    def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            said = None if teacher is None else teacher(images)
+        return classification_loss(
+            logits,
+            labels,
+            label_smoothing=settings.label_smoothing,
+            teacher=said,
+            kind=settings.distill,
+            weight=settings.distill_weight,
+            temperature=settings.temperature,
+        )
+
+    return loss

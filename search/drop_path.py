@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.graph import operator_name, trace
+from search.errors import SearchError
 
 
 def residual_branches(network: nn.Module) -> list[str]:
@@ -50,9 +51,12 @@ def drop_path(network: nn.Module, rate: float, generator: torch.Generator, *, ra
         ranks: number of shares; all are drawn, so that a batch is treated alike however many processes share it.
 
     Raises:
+        SearchError: the network has no residual branches.
         ReparamError: torch.fx cannot trace the network.
     """
     branches = residual_branches(network) if rate else []
+    if rate and not branches:
+        raise SearchError(f"--drop-path {rate:g}: the network has no residual branches that can be left out")
     handles = [
         network.get_submodule(name).register_forward_hook(_Dropped(network, rate * index / len(branches), generator, rank, ranks))
         for index, name in enumerate(branches, 1)

@@ -5,7 +5,7 @@ A method knows its paper and nothing of files: `search.session` runs it, and own
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -34,8 +34,11 @@ class Phase(Struct, frozen=True, kw_only=True):
     """what it trains is the largest network of the space: another run can start from where it ends"""
     decides: bool = False
     """the choice is made when it begins, of what the phase before trained"""
+    distils: bool = False
+    """its loss matches a teacher, where the settings have one"""
     batch_statistics: bool = False
-    """the network changes from step to step: norms are evaluated with the statistics of each batch, see `train.evaluate`"""
+    """the network changes from step to step: norms are evaluated with the statistics of each batch, see `train.evaluate`; weights are
+    not averaged, and no branches dropped"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,8 @@ class Epoch:
     """for the order of the images and their augmentation"""
     noise: torch.Generator
     """for what the method itself draws; dropout and its like draw from torch's global state, which is seeded too"""
+    teacher: nn.Module | None = None
+    """what the phase distils from, in evaluation mode"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +110,7 @@ class Method(ABC, Generic[S]):
     """
 
     def __init__(self, settings: S, task: Task) -> None:
-        self.settings, self.task = settings, task
+        self.settings, self.task = settings, replace(task, data=task.data.augmented(settings.augment))
 
     @property
     def name(self) -> str:

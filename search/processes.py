@@ -5,9 +5,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import IO
 
 from latency.process import Stopped
@@ -28,6 +30,16 @@ class PeerLost(SearchError):
 def is_one() -> bool:
     """Whether this is one of the processes of a training, rather than what starts them."""
     return RANK in os.environ
+
+
+def is_heard() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return os.environ.get(RANK, "0") == "0"
+
+
+def run_lathe(arguments: Sequence[str], devices: int) -> int:
+    """Run this program's own command line in several processes; see `run`."""
+    return run([sys.executable, "-P", "-m", "lathe", *arguments], devices)  # -P: nothing is imported from the working directory
 
 
 def run(command: Sequence[str], devices: int) -> int:
@@ -69,9 +81,10 @@ def run(command: Sequence[str], devices: int) -> int:
 def _environment(rank: int, devices: int, port: int) -> dict[str, str]:
     threads = max(1, (os.cpu_count() or 1) // devices)
     return {
-        "OMP_NUM_THREADS": str(threads),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # DistributedDataParallel advises on speed
         **os.environ,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # DistributedDataParallel advises on speed
         RANK: str(rank),
         "NODE_RANK": "0",
         "WORLD_SIZE": str(devices),

@@ -128,6 +128,8 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_sha256: Sha256
     baseline_sha256: OptionalSha256 = ""
     """of the trained unpruned network that it started from; "" where it trained one"""
+    teacher_sha256: str = ""
+    """of the weights of another run's network that it distils from"""
     versions: dict[str, str]
     """of the packages that compute; the only field that may differ when a run goes on"""
 

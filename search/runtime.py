@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -13,10 +13,8 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from search.errors import SearchError
+from search.methods.settings import MemoryFormat, Precision
 from search.processes import PeerLost
-
-Precision = Literal["fp32", "bf16", "fp16"]
-MemoryFormat = Literal["channels_last", "contiguous"]
 
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -114,6 +112,15 @@ class Runtime:
         with self._peers():
             distributed.all_reduce(found)
         return found.tolist()
+
+    def wait(self) -> None:
+        """Go on when all processes are here.
+
+        Raises:
+            PeerLost: another process of the run has ended.
+        """
+        with self._peers():
+            self._fabric.barrier()
 
     def agree(self, network: nn.Module) -> None:
         """Give every process the running statistics of the first one.

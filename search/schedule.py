@@ -1,9 +1,23 @@
 """Learning rates over the steps of a phase, as factors on the full one."""
 
 import math
-from typing import Literal
 
-Schedule = Literal["cosine", "exponential"]
+from search.methods.settings import Settings
+
+
+def factor(settings: Settings, step: int, *, epoch_steps: int, epochs: int, warmup: int = 0) -> float:
+    """Factor on the learning rate at a step of a phase, by the schedule of the settings.
+
+    Args:
+        settings: of the method.
+        step: from the start of the phase.
+        epoch_steps: steps of an epoch.
+        epochs: of the phase.
+        warmup: steps at its start in which the rate rises.
+    """
+    if settings.schedule == "cosine":
+        return cosine(step, epochs * epoch_steps, warmup)
+    return exponential(step, every=settings.lr_decay_epochs * epoch_steps, rate=settings.lr_decay, warmup=warmup)
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:

@@ -19,11 +19,14 @@ from torch.optim import Optimizer
 
 from latency.files import sha256, write_whole
 from reparam import count, fuse, squeeze
-from search import board, checkpoint, record
+from search import board, checkpoint, finished, record
 from search.architecture import Architecture, keys, load_architecture
+from search.drop_path import drop_path
+from search.ema import WeightAverage
 from search.errors import SearchError
 from search.files import to_json
 from search.method import Epoch, Method, Phase
+from search.methods.settings import UNPRUNED
 from search.network import load_weights, save_weights
 from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, Result, Run, Started, open_run
 from search.runtime import Runtime
@@ -50,25 +53,26 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
     """
     task = method.task
     start = _Start(method, baseline)
-    run_sha256 = open_run(
-        out,
-        Run(
-            method=method.name,
-            settings=msgspec.to_builtins(method.settings),
-            space=task.space.record(),
-            budget_us=task.budget.us,
-            budget_macs=task.budget.macs,
-            table_sha256=task.table.sha256 if task.table else "",
-            data=task.data.name,
-            data_sha256=task.data.sha256(),
-            baseline_sha256=start.sha256,
-            versions={name: importlib.metadata.version(name) for name in ("torch", "lightning-fabric", "numpy")},
-        ),
+    runtime = Runtime(method.settings.devices, method.settings.train_precision, method.settings.memory_format)
+    described = Run(
+        method=method.name,
+        settings=msgspec.to_builtins(method.settings),
+        space=task.space.record(),
+        budget_us=task.budget.us,
+        budget_macs=task.budget.macs,
+        table_sha256=task.table.sha256 if task.table else "",
+        data=task.data.name,
+        data_sha256=task.data.sha256(),
+        baseline_sha256=start.sha256,
+        teacher_sha256=_teacher_sha256(method),
+        versions={name: importlib.metadata.version(name) for name in ("torch", "lightning-fabric", "numpy")},
     )
+    run_sha256 = open_run(out, described) if runtime.rank == 0 else ""
+    runtime.wait()
     if (out / record.RESULT).exists():
         yield Finished(architecture=load_architecture(out / record.ARCHITECTURE), result=record.read_result(out, record.read_run(out)))
     else:
-        yield from _Session(method, out, start, run_sha256).run()
+        yield from _Session(method, out, start, run_sha256, runtime).run()
 
 
 class _Start:
@@ -100,9 +104,9 @@ class _Head(Struct, frozen=True, kw_only=True):
 class _Session:
     """A run in progress."""
 
-    def __init__(self, method: Method[Any], out: Path, start: _Start, run_sha256: str) -> None:
+    def __init__(self, method: Method[Any], out: Path, start: _Start, run_sha256: str, runtime: Runtime) -> None:
         self.method, self.task, self.out, self.start, self.run_sha256 = method, method.task, out, start, run_sha256
-        self.runtime = Runtime()
+        self.runtime = runtime
         self.history: tuple[EpochDone, ...] = ()
         self.network: nn.Module | None = None
 
@@ -121,7 +125,8 @@ class _Session:
         for phase in self.start.phases[begin:]:
             yield from self._phase(phase, states)
             states = None
-        yield self._finish()
+        if self.runtime.rank == 0:
+            yield self._finish()
 
     def _phase(self, phase: Phase, states: dict[str, Any] | None) -> Iterator[Event]:
         """One phase, from its beginning or from the states of a checkpoint."""
@@ -134,6 +139,7 @@ class _Session:
         if states is None and phase.decides:
             choice = self.method.choice()
             yield Chosen(choice=choice, latency=self.task.latency(choice))
+        teacher = self._teacher() if phase.distils and self.method.settings.distill != "none" else None
         optimizers = self.method.optimizers(phase, network)
         wrapped, wrapped_optimizers = self.runtime.setup(network, optimizers)
         if states is not None:
@@ -141,23 +147,54 @@ class _Session:
                 network.load_state_dict(states["network"])
                 for index, optimizer in enumerate(optimizers):
                     checkpoint.restore_optimizer(optimizer, states[f"optimizer{index}"])
+        average = None if phase.batch_statistics or not self.method.settings.ema else WeightAverage(network, self.method.settings.ema)
+        if states is not None:
+            with checkpoint.fitting(self.out / record.CHECKPOINT):
+                self.runtime.load_state_dict(states["runtime"])
+                if average:
+                    average.load_state_dict(states["average"])
         for index in range(self.history[-1].epoch if states is not None else 0, phase.epochs):
-            self._epoch(phase, index, wrapped, wrapped_optimizers)
-            self._save(optimizers)
+            self._epoch(phase, index, wrapped, wrapped_optimizers, average, teacher)
+            if self.runtime.rank == 0:
+                self._save(optimizers, average)
             yield self.history[-1]
+        if average:
+            average.finish()
 
     def _keep_baseline(self, phase: Phase) -> None:
         """Save the trained unpruned network before the first phase that trains another one."""
-        if self.network is not None and self.method.phases[0].unpruned and not phase.unpruned and not (self.out / record.BASELINE).exists():
-            save_weights(self.network, self.out / record.BASELINE, {"run_sha256": self.run_sha256})
+        path, due = self.out / record.BASELINE, self.method.phases[0].unpruned and not phase.unpruned
+        if self.runtime.rank == 0 and self.network is not None and due and not path.exists():
+            save_weights(self.network, path, {"run_sha256": self.run_sha256})
+        self.runtime.wait()
 
-    def _epoch(self, phase: Phase, index: int, wrapped: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    def _teacher(self) -> nn.Module:
+        """The network that the phase distils from."""
+        teacher = self.method.settings.teacher
+        network = _loaded(self.method, self.out / record.BASELINE) if teacher == UNPRUNED else finished.load(teacher).network()
+        return self.runtime.frozen(network)
+
+    def _epoch(
+        self,
+        phase: Phase,
+        index: int,
+        wrapped: nn.Module,
+        optimizers: Sequence[Optimizer],
+        average: WeightAverage | None,
+        teacher: nn.Module | None,
+    ) -> None:
         name = f"{self.method.settings.seed}/{phase.name}/{index}"
-        epoch = Epoch(phase=phase, index=index, order=_generator(name), noise=_generator(f"{name}/noise"))
+        epoch = Epoch(phase=phase, index=index, order=_generator(name), noise=_generator(f"{name}/noise"), teacher=teacher)
         assert self.network is not None
-        with _seeded(_seed(f"{name}/dropout")):
-            score = train_epoch(wrapped, self.method.parts(epoch, self.network, optimizers), runtime=self.runtime)
+        rate = 0.0 if phase.batch_statistics else self.method.settings.drop_path
+        branches = drop_path(self.network, rate, _generator(f"{name}/branches"), rank=self.runtime.rank, ranks=self.runtime.ranks)
+        stepped = average.update if average else lambda: None
+        with _seeded(_seed(f"{name}/dropout")), branches:
+            parts = self.method.parts(epoch, self.network, optimizers)
+            score = train_epoch(wrapped, parts, runtime=self.runtime, stepped=stepped)
         figures = self.method.ended(epoch, self.network)
+        with average.in_place() if average else contextlib.nullcontext():
+            accuracy = self._accuracy(wrapped, batch_statistics=phase.batch_statistics)
         shippable = self.method.shippable()
         latency = self.task.latency(shippable)
         done = EpochDone(
@@ -166,7 +203,7 @@ class _Session:
             epochs=phase.epochs,
             loss=score.loss,
             train_accuracy=score.accuracy,
-            accuracy=self._accuracy(wrapped, batch_statistics=phase.batch_statistics),
+            accuracy=accuracy,
             choice=self.method.choice(),
             latency_us=latency and latency.us,
             macs=self.task.macs(shippable),
@@ -178,11 +215,14 @@ class _Session:
         batches = self.task.data.held_out_batches(EVALUATION_BATCH)
         return evaluate(network, batches, runtime=self.runtime, batch_statistics=batch_statistics).accuracy
 
-    def _save(self, optimizers: Sequence[Optimizer]) -> None:
+    def _save(self, optimizers: Sequence[Optimizer], average: WeightAverage | None) -> None:
         assert self.network is not None
         record.write_history(self.out, self.history)
         write_whole(self.out / record.CSV, board.csv_of(self.history))
         states = {f"optimizer{index}": optimizer.state_dict() for index, optimizer in enumerate(optimizers)}
+        if average:
+            states["average"] = average.state_dict()
+        states["runtime"] = self.runtime.state_dict()
         head = _Head(history=self.history, method=self.method.state())
         checkpoint.save(self.out / record.CHECKPOINT, head, {"network": self.network.state_dict(), **states})
 
@@ -248,6 +288,25 @@ def _loaded(method: Method[Any], path: Path) -> nn.Module:
         network = method.task.space.module()
     load_weights(network, path, {})
     return network
+
+
+def _teacher_sha256(method: Method[Any]) -> str:
+    """Hash of the weights of a teacher from another run; "" where there is none.
+
+    Raises:
+        SearchError: there is no unpruned network to match, or the teacher is of other images.
+    """
+    settings, data, space = method.settings, method.task.data, method.task.space
+    if settings.distill == "none":
+        return ""
+    if settings.teacher == UNPRUNED:
+        if not any(phase.unpruned for phase in method.phases):
+            raise SearchError(f"{method.name} trains no unpruned network to distil from: give --teacher the directory of a run")
+        return ""
+    teacher = finished.load(settings.teacher).architecture
+    if (teacher.labels, teacher.preprocessing) != (data.labels, data.preprocessing) or teacher.input_shape != space.input_shape:
+        raise SearchError(f"--teacher {settings.teacher} was trained on {teacher.data}, which has other classes or images than {data.name}")
+    return sha256(Path(settings.teacher) / record.WEIGHTS)
 
 
 def _seed(name: str) -> int:

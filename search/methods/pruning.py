@@ -5,7 +5,6 @@ A method says what a channel is worth (`scores`), when channels go (`pruned_in`)
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
-from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -13,14 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reparam import ChannelGroup, fuse, squeeze
-from search import masks
+from search import masks, schedule
 from search import widths as fitting
 from search.budget import Price, free_channels, ranked_widths, require_reachable, round_up
 from search.cost import CostModel, LatencyModel, MacsModel
+from search.distill import task_loss
 from search.masks import Scores
 from search.method import Epoch, Method, Phase, Task
 from search.methods.settings import PruningSettings
-from search.schedule import cosine
 from search.space import Choice
 from search.spaces import Widths, with_widths
 from search.train import Part, make_optimizer
@@ -65,13 +64,17 @@ class Pruning(Method[P]):
         return (
             Phase(name="pretrain", epochs=settings.pretrain_epochs, unpruned=True),
             Phase(name="search", epochs=settings.search_epochs, decides=decides == "search", batch_statistics=True),
-            Phase(name="finetune", epochs=settings.finetune_epochs, decides=decides == "finetune"),
+            Phase(name="finetune", epochs=settings.finetune_epochs, decides=decides == "finetune", distils=True),
         )
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """Unpruned, then as `searched` makes it, then with masks behind the groups that lost channels."""
+        """Unpruned, then as `searched` makes it, then with masks behind the groups that lost channels; with new weights at last."""
         if phase.decides and trained is not None:
-            return self._pruned(trained)
+            trained = self._pruned(trained)
+        if phase.name == "finetune" and self.settings.retrain == "scratch":
+            trained = None
+        elif phase.decides and trained is not None:
+            return trained
         if phase.unpruned:
             return trained or self.space.module()
         if phase.name == "search" and self.pruned_in == "finetune":
@@ -130,22 +133,22 @@ class Pruning(Method[P]):
         """All weights on all images; towards the labels, and in the search towards the method's penalty."""
         (optimizer,) = optimizers
         batches = self.task.data.training_batches(self.settings.batch, epoch.order)
-        steps = max(1, len(self.task.data.train) // self.settings.batch)
+        phase, steps = epoch.phase, len(batches)
+        warmup = steps if phase.unpruned or (phase.name == "finetune" and self.settings.retrain == "scratch") else 0
 
         def factor(step: int) -> float:
-            if epoch.phase.name == "search":
+            if phase.name == "search":
                 return 1.0
-            warmup = steps if epoch.phase.unpruned else 0
-            return cosine(epoch.index * steps + step, epoch.phase.epochs * steps, warmup=warmup)
+            step += epoch.index * steps
+            return schedule.factor(self.settings, step, epoch_steps=steps, epochs=phase.epochs, warmup=warmup)
 
-        penalty = partial(self.penalty, network) if epoch.phase.name == "search" else None
-        return [Part(optimizer=optimizer, batches=batches, loss=partial(self.loss, penalty), factor=factor)]
+        task = task_loss(self.settings, epoch.teacher)
 
-    def loss(self, penalty: Callable[[], Tensor | None] | None, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        """Cross-entropy, and a penalty."""
-        entropy = nn.functional.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
-        added = penalty and penalty()
-        return entropy if added is None else entropy + added
+        def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+            added = self.penalty(network) if phase.name == "search" else None
+            return task(logits, labels, images) if added is None else task(logits, labels, images) + added
+
+        return [Part(optimizer=optimizer, batches=batches, loss=loss, factor=factor)]
 
     def penalty(self, network: nn.Module) -> Tensor | None:
         """What a step of the search adds to the loss."""

@@ -5,18 +5,26 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from msgspec import Struct
 
+from search import transforms
 from search.errors import SearchError
 
 P = TypeVar("P", bound="PruningSettings")
 
 Recipe = Literal["auto", "paper"]
+Schedule = Literal["cosine", "exponential"]
+Distillation = Literal["none", "tas", "hinton"]
+Precision = Literal["fp32", "bf16", "fp16"]
+MemoryFormat = Literal["channels_last", "contiguous"]
+
+UNPRUNED = "unpruned"
+"""The teacher that every method with such a network has."""
 
 MANY_IMAGES = 10_000
 """Training images above which `recipe` chooses fewer, longer epochs."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every method has.
+    """What every method has: how networks are trained. Another default is a field of the same name in the method's own settings.
 
     Attributes:
         name: of the method, as the command line has it.
@@ -26,9 +34,60 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     seed: int = 0
     """seed of everything that is random"""
+    batch: int = 64
+    """images a step, of all devices together"""
+    lr: float = 0.05
+    """learning rate of the weights"""
+    momentum: float = 0.875
+    """of the weights' gradients"""
+    weight_decay: float = 5e-4
+    """of weights only: neither norms and biases nor what decides the search are decayed"""
+    label_smoothing: float = 0.1
+    """share of the target that is spread over all classes"""
+    schedule: Schedule = "cosine"
+    """learning rate of a phase: down to 0 by half a cosine, or exponential: times --lr-decay every --lr-decay-epochs"""
+    lr_decay: float = 0.97
+    """factor of the exponential schedule"""
+    lr_decay_epochs: float = 2.4
+    """epochs between two of its steps"""
+    augment: str = "auto"
+    """auto (what the data comes with), none, or of crop:PIXELS,resized-crop:SHARE,flip,randaugment:MAGNITUDE,cutout:PIXELS some"""
+    ema: float = 0.0
+    """decay of an average of the weights, such as 0.9999, which is evaluated and shipped in their place; 0: none"""
+    drop_path: float = 0.0
+    """probability with which the last residual branch is left out in training, earlier ones in proportion (stochastic depth)"""
+    distill: Distillation = "none"
+    """match a teacher when the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
+    teacher: str = UNPRUNED
+    """what it matches: unpruned (the network that the search starts from), or the directory of a finished run"""
+    distill_weight: float = 0.9
+    """of the labels; what is left to 1 is that of the match"""
+    temperature: float = 4.0
+    """T, which divides the logits of both"""
+    retrain: Literal["finetune", "scratch"] = "finetune"
+    """train the chosen network on from its weights, or from new ones"""
+    train_precision: Precision = "fp32"
+    """of forward and backward pass: fp32, or mixed with bf16 or (on a GPU) fp16"""
+    memory_format: MemoryFormat = "channels_last"
+    """of images and weights of convolutions"""
+    devices: int = 1
+    """GPUs, or processes on the CPU, that share every batch"""
 
     def __post_init__(self) -> None:
         self.require_range("seed", 0, 2**63 - 1)
+        for name in ("batch", "devices"):
+            self.require_range(name, 1)
+        for name in ("lr", "lr_decay", "lr_decay_epochs", "temperature"):
+            self.require_positive(name)
+        for name in ("momentum", "weight_decay", "label_smoothing", "lr_decay", "distill_weight"):
+            self.require_range(name, 0, 1)
+        for name in ("ema", "drop_path"):
+            self.require_range(name, 0, 1 - 1e-9)
+        transforms.parse(self.augment)
+        if self.batch % self.devices:
+            raise SearchError(f"--batch must be a multiple of --devices, {self.devices}, found {self.batch}")
+        if self.teacher != UNPRUNED and self.distill == "none":
+            raise SearchError(f"--teacher {self.teacher} needs --distill tas or hinton")
 
     def require_range(self, name: str, low: float | int, high: float | int = 10**9) -> None:
         """Check that a field is from `low` to `high`.
@@ -59,17 +118,7 @@ class PruningSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
     search_epochs: int = 10
     """epochs of the search, at the full learning rate"""
     finetune_epochs: int = 10
-    """epochs of the chosen widths, learning rate annealed by a cosine"""
-    batch: int = 64
-    """images a step"""
-    lr: float = 0.05
-    """learning rate of the weights"""
-    momentum: float = 0.875
-    """of the weights' gradients"""
-    weight_decay: float = 5e-4
-    """of weights only: neither norms and biases nor indicators are decayed"""
-    label_smoothing: float = 0.1
-    """share of the target that is spread over all classes"""
+    """epochs of the chosen widths, by --schedule"""
     min_channels: int = 8
     """channels that every layer keeps at least"""
     channel_multiple: int = 8
@@ -80,11 +129,8 @@ class PruningSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_range("pretrain_epochs", 0)
-        for name in ("search_epochs", "finetune_epochs", "batch", "min_channels", "channel_multiple"):
+        for name in ("search_epochs", "finetune_epochs", "min_channels", "channel_multiple"):
             self.require_range(name, 1)
-        self.require_positive("lr")
-        for name in ("momentum", "weight_decay", "label_smoothing"):
-            self.require_range(name, 0, 1)
 
     @property
     def excluded(self) -> list[str]:

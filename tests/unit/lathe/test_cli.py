@@ -37,7 +37,11 @@ sys.meta_path.insert(0, Absent())
 
 
 SEARCH = "space out table data budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
-PRUNING = "seed pretrain_epochs search_epochs finetune_epochs batch lr momentum weight_decay label_smoothing min_channels channel_multiple exclude"
+TRAINING = (
+    "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path distill teacher "
+    "distill_weight temperature retrain train_precision memory_format devices"
+)
+PRUNING = f"{TRAINING} pretrain_epochs search_epochs finetune_epochs min_channels channel_multiple exclude"
 SETTINGS = {
     settings.PasSettings: f"{PRUNING} policy_lr bounded beta beta_rate cost regulariser",
     settings.UniformSettings: PRUNING,
@@ -53,7 +57,7 @@ def test_flags_of_searches_are_a_promise(kind):
     arguments = ["search", kind.name, "--space", "s", "--out", "o"]
     command = cli.parse(arguments)
     assert list(kind.__struct_fields__) == SETTINGS[kind].split()
-    flags = [field.name for field in dataclasses.fields(command) if field.name not in ("given", "settings")]
+    flags = [field.name for field in dataclasses.fields(command) if field.name not in ("given", "arguments", "settings")]
     assert flags == SEARCH.split()
     for name in kind.__struct_fields__:
         value = {"exclude": "block0", "regulariser": "paper"}.get(name, getattr(command.settings, name))

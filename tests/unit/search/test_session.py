@@ -17,7 +17,7 @@ from torch import nn
 
 import search
 from reparam import ChannelMask, insert_masks
-from search import SearchError, load_architecture, masks, session
+from search import SearchError, checkpoint, load_architecture, masks, session
 from search.budget import Budget
 from search.cost import LatencyModel, network_terms
 from search.method import Method, Phase, Task
@@ -28,7 +28,7 @@ from search.record import Chosen, EpochDone, Finished, Result, Started, read_his
 from search.tensors import read_tensors
 from search.train import Part
 
-from .conftest import EPOCHS, FAST
+from .conftest import EPOCHS, FAST, make_method
 
 FILES = ["baseline.safetensors", "weights.safetensors", "architecture.json", "result.json", "history.jsonl"]
 
@@ -172,6 +172,84 @@ def test_an_interrupted_run_ends_like_one_that_was_not(start, tmp_path, name):
         assert list(itertools.islice(start(name, out, **quick), done)) == events[:done]
         assert list(start(name, out, **quick))[-1] == events[-1]
         assert contents(out) == contents(tmp_path / "whole")
+
+
+TRAINING = {
+    "ema": 0.9,
+    "distill": "hinton",
+    "retrain": "scratch",
+    "schedule": "exponential",
+    "lr_decay": 0.5,
+    "train_precision": "bf16",
+    "memory_format": "contiguous",
+}
+
+
+def test_an_interrupted_run_with_every_way_of_training_ends_alike(start, tmp_path):
+    """The average of the weights, the teacher and new weights among them."""
+    quick = {"pretrain_epochs": 1, "search_epochs": 1, "finetune_epochs": 2, **TRAINING}
+    events = list(start("magnitude", tmp_path / "whole", **quick))
+    for done in range(1, len(events)):
+        out = tmp_path / str(done)
+        assert list(itertools.islice(start("magnitude", out, **quick), done)) == events[:done]
+        assert list(start("magnitude", out, **quick))[-1] == events[-1]
+        assert contents(out) == contents(tmp_path / "whole")
+
+
+NEEDS = {"lr_decay": {"schedule": "exponential"}, "temperature": {"distill": "tas"}}
+CHANGES = TRAINING | {"augment": "none", "temperature": 2.0, "drop_path": 0.5}
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES.keys() - {"memory_format"}))
+def test_every_way_of_training_makes_a_difference(tmp_path, shortcut_space, stripes, name):
+    """Of a network with a residual branch."""
+    quick = {"pretrain_epochs": 1, "search_epochs": 1, "finetune_epochs": 2, "lr_decay_epochs": 0.5, "batch": 32, **NEEDS.get(name, {})}
+    budget = 0.7 * shortcut_space.macs()
+    for out, changed in (("usual", {}), ("changed", {name: CHANGES[name]})):
+        list(session.run(make_method("uniform", shortcut_space, None, stripes, budget, **quick, **changed), tmp_path / out))
+    usual, other = (read_tensors(tmp_path / out / "weights.safetensors")[0] for out in ("usual", "changed"))
+    assert any(not torch.equal(value, other[key]) for key, value in usual.items())
+
+
+def test_what_ships_and_is_evaluated_is_the_average(search_into, tmp_path, tiny, stripes):
+    """With a decay near 1 and few steps it is about the mean of all weights so far, which the last ones are not."""
+    *_, finished = search_into(tmp_path / "run", "uniform", ema=0.99)
+    network = finished.architecture.build()
+    load_weights(network, tmp_path / "run" / "weights.safetensors", {})
+    states = checkpoint.load(tmp_path / "run" / "checkpoint.safetensors", session._Head)[1]
+    for key, value in network.state_dict().items():
+        expected = states["average"][key] if value.is_floating_point() else states["network"][key]
+        assert torch.equal(value, expected)
+    assert not torch.equal(states["average"]["head.2.weight"], states["network"]["head.2.weight"])
+    network.eval()
+    right = (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels).double().mean().item()
+    assert right == finished.result.shipped.accuracy
+
+
+def test_another_run_can_be_the_teacher(search_into, tmp_path):
+    list(search_into(tmp_path / "teacher", "uniform"))
+    asked = {"distill": "tas", "teacher": str(tmp_path / "teacher"), "distill_weight": 0.5}
+    list(search_into(tmp_path / "pupil", "uniform", **asked))
+    recorded = read_run(tmp_path / "pupil").teacher_sha256
+    assert recorded == hashlib.sha256((tmp_path / "teacher" / "weights.safetensors").read_bytes()).hexdigest()
+    list(search_into(tmp_path / "own", "uniform", distill="tas", distill_weight=0.5))
+    assert (tmp_path / "own" / "weights.safetensors").read_bytes() != (tmp_path / "pupil" / "weights.safetensors").read_bytes()
+
+
+def test_a_teacher_that_cannot_teach_is_refused(search_into, tmp_path, tiny, table, stripes, budget_us):
+    list(search_into(tmp_path / "teacher", "uniform"))
+    other = msgspec.structs.replace(stripes, labels=("a", "b"), name="other")
+    method = make_method("uniform", tiny, table, other, budget_us, distill="tas", teacher=str(tmp_path / "teacher"))
+    with pytest.raises(SearchError, match="teacher was trained on stripes, which has other classes or images than other$"):
+        list(session.run(method, tmp_path / "run"))
+    with pytest.raises(SearchError, match="nowhere/run.json does not exist"):
+        list(search_into(tmp_path / "run", "uniform", distill="tas", teacher=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_branches_that_are_not_there_cannot_be_left_out(search_into, tmp_path):
+    with pytest.raises(SearchError, match="^--drop-path 0.2: the network has no residual branches"):
+        list(search_into(tmp_path / "run", "uniform", drop_path=0.2))
 
 
 def test_resuming_says_what_is_done(search_into, tmp_path):
