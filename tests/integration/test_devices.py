@@ -16,7 +16,7 @@ FILES = ("history.jsonl", "architecture.json", "weights.safetensors", "baseline.
 
 
 def command(out: Path) -> list[str]:
-    epochs = ("--pretrain-epochs", "2", "--search-epochs", "1", "--finetune-epochs", "1")
+    epochs = ("--pretrain-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1")
     return [
         *("search", "uniform", "--space", "repvgg-mini", "--data", "digits", "--budget-fraction", "0.6", *epochs),
         *("--batch", "256", "--devices", "2", "--ema", "0.9", "--json", "--out", str(out)),
