@@ -209,8 +209,8 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
 
     `auto`: the defaults for up to 10,000 training images, fewer but longer epochs' worth of search for more. `paper` (Li et al. 2022,
     Section 5.1): from a trained network, at a learning rate that is rewound to 0.4, 10 epochs of search; then 50 of cosine annealing with
-    frozen indicators; widths of any number of channels. One optimiser has all, so the indicators have that rate too, and no bounds.
-    Without a trained network to start from it trains one for 120 epochs, as the authors of RepVGG did.
+    frozen indicators; widths of any number of channels; ImageNet's standard augmentation. One optimizer has all, so the indicators have
+    that rate too, and no bounds. Without a trained network to start from it trains one for 120 epochs, as the authors of RepVGG did.
 
     Args:
         kind: of settings; what it has not of a recipe is left out.
@@ -224,6 +224,6 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
     many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
     paper = {"pretrain_epochs": 120, "search_epochs": 10, "finetune_epochs": 50, "batch": 1024, "lr": 0.4, "policy_lr": 0.4}
     paper |= {"momentum": 0.875, "weight_decay": 3.05e-5, "label_smoothing": 0.0, "bounded": False}
-    paper |= {"min_channels": 1, "channel_multiple": 1}
+    paper |= {"min_channels": 1, "channel_multiple": 1, "augment": "resized-crop,flip"}
     chosen = paper if name == "paper" else many if images > MANY_IMAGES else {}
     return kind(**({field: value for field, value in chosen.items() if field in kind.__struct_fields__} | given))

@@ -45,6 +45,7 @@ def test_the_recipe_of_the_paper():
     assert (found.search_epochs, found.finetune_epochs, found.batch, found.lr, found.policy_lr) == (10, 50, 1024, 0.4, 0.4)
     assert (found.momentum, found.weight_decay, found.seed) == (0.875, 3.05e-5, 2)
     assert (found.bounded, found.label_smoothing, found.channel_multiple, found.min_channels) == (False, 0.0, 1, 1)
+    assert found.augment == "resized-crop,flip"
     assert recipe(PasSettings, 1, "paper", bounded=True).bounded
 
 
