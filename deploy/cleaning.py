@@ -19,7 +19,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from deploy import sessions
-from deploy.errors import DeployError, LoweringError, NeverEnds
+from deploy.errors import DeployError, LoweringError
 from deploy.graph import DOMAINS, ONNX_ERRORS, OPSET, check, decode, first_line, inline, require_inline
 from deploy.shapes import fix_shapes
 from deploy.validate import LIMITS
@@ -205,9 +205,10 @@ def _in_opset(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
         return model, {}
     try:
         raised = check(onnx.version_converter.convert_version(model, OPSET))
-        reason = _difference(model, raised)
     except ONNX_ERRORS as error:
         raised, reason = model, one_line(first_line(error), 200)
+    else:
+        reason = _difference(model, raised)
     return (model, {"opset": f"{version}, as it came: onnx cannot raise it to {OPSET}: {reason}"}) if reason else (raised, {})
 
 
@@ -222,13 +223,14 @@ def _difference(model: ModelProto, raised: ModelProto) -> str:
         feed[value.name] = (numbers if dtype.kind == "f" else numbers > 0).astype(dtype)
     try:
         before = sessions.run(sessions.start(model.SerializeToString()), feed)
-    except NeverEnds:
-        raise
     except DeployError:
         return ""
-    after = sessions.run(sessions.start(raised.SerializeToString()), feed)
+    try:
+        after = sessions.run(sessions.start(raised.SerializeToString()), feed)
+    except DeployError as error:
+        return one_line(error, 200)
     for name, output in before.items():
-        scale = float(np.abs(output).max(initial=0)) or 1.0
+        scale = float(np.abs(output[np.isfinite(output)]).max(initial=0)) or 1.0
         same = output.shape == after[name].shape and np.allclose(output, after[name], rtol=0, atol=LIMITS["fp32"] * scale, equal_nan=True)
         if not same:
             return f"output {name!r} would change"

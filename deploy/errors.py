@@ -11,7 +11,3 @@ class LoweringError(DeployError):
 
 class BundleError(DeployError):
     """A directory is not a bundle, is damaged, or is in the way of one."""
-
-
-class NeverEnds(DeployError):
-    """One inference of a network takes longer than is waited for."""

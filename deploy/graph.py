@@ -1,5 +1,6 @@
 """ONNX graphs: decoded, and checked to be static, valid, whole and of standard operators."""
 
+import math
 from typing import Literal
 
 import onnx
@@ -10,7 +11,8 @@ from onnx import TensorProto, ValueInfoProto
 
 from deploy.errors import LoweringError
 from deploy.shapes import inputs, is_static, require_static_inputs, sizes
-from latency.files import raised_as
+from latency.backends.onnxruntime import MAX_TENSOR_BYTES
+from latency.files import human_bytes, raised_as
 from latency.onnxproto import MAX_BYTES, bodies, decode_onnx, describe, is_external, named, tensors
 
 Precision = Literal["fp32", "fp16"]
@@ -107,6 +109,7 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except ONNX_ERRORS as error:
         raise LoweringError(f"the ONNX graph is not valid: {first_line(error)}") from error
+    _require_moderate(inferred)
     if len(fed) < len(inferred.graph.input):
         kept = onnx.GraphProto(input=inputs(inferred))
         inferred.graph.ClearField("input")
@@ -117,6 +120,19 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
                 f"output {value.name!r} has the shape ({sizes(value)}), which depends on the data: only fixed shapes can be shipped"
             )
     return inferred
+
+
+def _require_moderate(model: onnx.ModelProto) -> None:
+    """Check that no value of a model is larger than what is run: a constant of eight bytes may be the shape of terabytes."""
+    for graph in bodies(model.graph):
+        for value in (*graph.value_info, *graph.output):
+            kind = value.type.tensor_type
+            bits = 64 if kind.elem_type in (TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT64) else 32
+            if is_static(value) and (size := math.prod(dim.dim_value for dim in kind.shape.dim) * bits // 8) > MAX_TENSOR_BYTES:
+                raise LoweringError(
+                    f"value {value.name!r} of shape ({sizes(value)}) takes {human_bytes(size)}: values of at most "
+                    f"{human_bytes(MAX_TENSOR_BYTES)} are computed"
+                )
 
 
 def _require_numbers(kind: str, value: ValueInfoProto) -> None:
@@ -143,7 +159,8 @@ def require_inline(model: onnx.ModelProto) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the innermost cause: exporter and checker wrap it in pages of advice."""
+    """The first line of the innermost cause, with what it announces: exporter and checker wrap it in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

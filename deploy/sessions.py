@@ -1,16 +1,16 @@
 """ONNX Runtime on the CPU, with its many exceptions turned into two."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnxruntime
 import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 
-from deploy.errors import DeployError, NeverEnds
+from deploy.errors import DeployError
 from deploy.validate import CannotRun
 from latency.backends.onnxruntime import limited, runtime_errors
-from latency.errors import RunFailed, one_line
+from latency.errors import one_line
 
 
 def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
@@ -33,18 +33,9 @@ def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
         raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
 
 
-@contextlib.contextmanager
-def limit() -> Iterator[onnxruntime.RunOptions]:
-    """Options for the runs that are one inference: together they may take `latency.backends.onnxruntime.MAX_RUN_S`.
-
-    Raises:
-        NeverEnds: they take longer.
-    """
-    try:
-        with limited(onnxruntime) as options:
-            yield options
-    except RunFailed as error:
-        raise NeverEnds(str(error)) from error
+def limit() -> contextlib.AbstractContextManager[onnxruntime.RunOptions]:
+    """Options for the runs that are one inference: together they may take `latency.backends.onnxruntime.MAX_RUN_S`."""
+    return limited(onnxruntime)
 
 
 def run(
@@ -59,7 +50,7 @@ def run(
 
     Raises:
         DeployError: the network fails as it runs, or the inputs are not those that it takes.
-        NeverEnds: it takes too long.
+        RunFailed: it takes too long.
     """
     if options is None:
         with limit() as options:

@@ -135,6 +135,7 @@ def climb(rungs: Sequence[Rung], samples: Samples, labels: Labels | None = None)
 
     Raises:
         DeployError: no form runs, or an output of the first that does has no finite value.
+        RunFailed: one does not end.
         MissingExtra: Polygraphy is not installed.
     """
     steps: list[Step] = []

@@ -9,6 +9,8 @@ from torch import nn
 
 from deploy import LoweringError, cleaning, sessions
 from deploy.cleaning import clean
+from deploy.graph import OPSET
+from unit.deploy.graphs import made
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 X = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
@@ -317,3 +319,11 @@ def test_files_of_the_old_exporter_of_torch(opset):
     found = onnx.load_from_string(clean(stream.getvalue()).onnx)
     assert found.opset_import[0].version == cleaning.OPSET
     assert not {"Shape", "Constant", "Identity"} & set(ops(found))
+
+
+@pytest.mark.filterwarnings("error")
+def test_outputs_that_are_not_numbers_do_not_keep_an_old_operator_set():
+    model = made([helper.make_node("Sqrt", ["x"], ["y"])], opset=17)
+    cleaned = clean(model.SerializeToString())
+    assert cleaned.facts == {}
+    assert onnx.load_from_string(cleaned.onnx).opset_import[0].version == OPSET

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -5,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from deploy import LoweringError
 from deploy import graph as graphs
+from unit.deploy.graphs import made
 
 
 def graph(inputs, shape):
@@ -148,3 +151,30 @@ def test_what_cannot_be_one_message_is_refused(monkeypatch):
     monkeypatch.setattr(graphs, "MAX_BYTES", 50)
     with pytest.raises(LoweringError, match="the model takes 0.0 GiB and an ONNX file with its weights inline holds less than 2"):
         graphs.require_inline(convolution())
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "value"),
+    [
+        (
+            [helper.make_node("ConstantOfShape", ["s"], ["c"])],
+            {"s": np.array([10**6, 10**6])},
+            "'c' of shape (1000000, 1000000) takes 3,725 GiB",
+        ),
+        (
+            [helper.make_node("Expand", ["x", "s"], ["c"])],
+            {"s": np.array([10**8, 4, 8, 8])},
+            "'c' of shape (100000000, 4, 8, 8) takes 95.37 GiB",
+        ),
+        ([helper.make_node("Tile", ["x", "s"], ["c"])], {"s": np.array([1, 10**12, 1, 1])}, "'c' of shape (1, 4000000000000, 8, 8) takes"),
+        (
+            [helper.make_node("Range", ["a", "s", "a"], ["c"])],
+            {"a": np.array(1), "s": np.array(10**12)},
+            "'c' of shape (999999999999) takes",
+        ),
+    ],
+)
+def test_values_that_take_terabytes_are_refused_by_name(nodes, weights, value):
+    nodes = [*nodes, helper.make_node("Shape", ["c"], ["n"]), helper.make_node("Identity", ["x"], ["y"])]
+    with pytest.raises(LoweringError, match=rf"^value {re.escape(value)}.*: values of at most 8 GiB are computed$"):
+        made(nodes, weights)

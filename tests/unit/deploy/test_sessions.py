@@ -1,11 +1,14 @@
+import re
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deploy import export, sessions
+from deploy import export, sessions, verify
 from deploy.engine import half_runner
-from deploy.errors import DeployError, NeverEnds
+from deploy.errors import DeployError
+from latency import RunFailed
 from unit.deploy.graphs import made, value
 
 
@@ -21,6 +24,7 @@ def gather() -> bytes:
 
 
 X = np.array([1, 2, 3], np.float32)
+X4 = {"x": np.ones((1, 4, 8, 8), np.float32)}
 
 
 def test_outputs_come_by_name():
@@ -71,11 +75,10 @@ WORDS = r"one inference takes longer than 0.2 s: is there a Loop in the network 
 def test_a_network_that_never_ends_is_given_up(monkeypatch):
     monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.2)
     data = endless().SerializeToString()
-    x = np.ones((1, 4, 8, 8), np.float32)
-    with pytest.raises(NeverEnds, match=WORDS):
-        sessions.run(sessions.start(data), {"x": x})
-    with pytest.raises(NeverEnds, match=WORDS):
-        half_runner(data)({"x": x[None]})
+    with pytest.raises(RunFailed, match=WORDS):
+        sessions.run(sessions.start(data), X4)
+    with pytest.raises(RunFailed, match=WORDS):
+        half_runner(data)({"x": X4["x"][None]})
 
 
 @pytest.mark.parametrize("opset", [18, 20])
@@ -83,6 +86,16 @@ def test_export_of_a_network_that_never_ends_is_refused(tmp_path, monkeypatch, o
     monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.2)
     model = endless()
     model.opset_import[0].version = opset
-    with pytest.raises(DeployError, match=WORDS):
+    with pytest.raises(RunFailed, match=f"^{WORDS}"):
         export(model.SerializeToString(), target="onnxruntime", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_verify_of_a_network_that_never_ends_fails(bundle_copy, monkeypatch):
+    monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.0)
+    monkeypatch.setattr(
+        "deploy.engine.onnx_runner", lambda *_: lambda inputs: sessions.run(sessions.start(endless().SerializeToString()), X4)
+    )
+    found = {check.name: check for check in verify(bundle_copy).checks}
+    assert found["outputs"].verdict == "failed"
+    assert re.search(WORDS.replace("0.2", "0"), found["outputs"].detail)
