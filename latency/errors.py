@@ -18,7 +18,7 @@ class FileError(LatencyError):
     """
 
     def __init__(self, where: object, problem: str) -> None:
-        super().__init__(f"{where} {problem}")
+        super().__init__(escaped(f"{where} {problem}"))
         self.problem = problem
 
 
@@ -77,6 +77,11 @@ def require(module: str, extra: str) -> ModuleType:
             raise
         name = f"lathe[{extra}]" if extra else "lathe"
         raise MissingExtra(f"this needs the package '{module}': pip install '{name}'") from error
+
+
+def escaped(text: str) -> str:
+    """A text, such as the name of a file, without line breaks and whatever else is not printable."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def one_line(text: object, limit: int = 400) -> str:

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from latency.errors import LatencyError, one_line
+from latency.errors import LatencyError, escaped, one_line
 
 BAD_INPUT = 2
 FAULT = 70
@@ -91,7 +91,7 @@ def printable(text: object) -> str:
     """Somebody's words as one line for any terminal: what is not UTF-8 and control characters are escaped, and long words cut."""
     words = (f"{word[:80]}...{word[-20:]}" if len(word) > _LONG_WORD else word for word in str(text).split())
     line = one_line(" ".join(words), _LIMIT).encode("utf-8", "backslashreplace").decode()
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+    return escaped(line)
 
 
 def _fault(error: Exception) -> str:

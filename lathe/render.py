@@ -339,9 +339,9 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
             step.verdict,
         )
     OUT.print(view)
-    for reason in dict.fromkeys(step.reason for step in manifest.validation if step.reason):
-        names = ", ".join(step.name for step in manifest.validation if step.reason == reason)
-        OUT.print(f"{names} not run: {escape(reason)}")
+    remarks = [(step.name, f"not run: {step.reason}" if step.verdict == "not run" else step.note) for step in manifest.validation]
+    for remark in dict.fromkeys(said for _, said in remarks if said):
+        OUT.print(escape(f"{', '.join(dict.fromkeys(name for name, said in remarks if said == remark))}: {remark}"))
     for failure in manifest.failures:
         OUT.print(f"[bold]does not hold:[/] {escape(failure)}")
     for note in ("no budget", "samples"):

@@ -1,5 +1,6 @@
 """Wiring: each function is one command's work, made of the packages' own. Nothing here prints."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -315,7 +316,9 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     engine.runtime_of(engine.target_of(command.target))
     shipped.refuse_occupied(command.out)
     require("torch", "train")
-    if command.source.is_file():
+    if not os.path.lexists(command.source):
+        raise DeployError(f"{command.source} does not exist: give the directory of a finished search, or MODEL.onnx")
+    if not command.source.is_dir():
         return deploy.export(
             onnxfile.read(command.source),
             target=command.target,
@@ -330,8 +333,6 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
             provenance={"onnx": command.source.name},
             on_step=on_step,
         )
-    if not command.source.is_dir():
-        raise DeployError(f"{command.source} does not exist: give the directory of a finished search, or MODEL.onnx")
     if command.samples:
         raise DeployError(f"--samples {command.samples[0]}: a run is validated on its own data: leave it out")
     if command.shape:

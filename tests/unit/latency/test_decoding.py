@@ -163,6 +163,13 @@ def test_an_npz_file_is_limited_as_a_whole(tmp_path):
         read_npz(tmp_path / "a.npz", limit=9000)
 
 
+def test_a_name_in_a_zip_does_not_break_the_line(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x\ny\x1b.npy", b"text")
+    with pytest.raises(FileError, match=r"a.npz: x\\ny\\x1b.npy is not an .npy file$"):
+        read_npz(tmp_path / "a.npz")
+
+
 def test_a_safetensors_file_gives_its_tensors():
     tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([], dtype=np.int64)}
     found = decode_tensors(save(tensors), "f")

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec import structs
 from rich.console import Console
 
-from deploy.bundle import Network
+from deploy import load
+from deploy.bundle import Bundle, Network
+from deploy.validate import Agreement
 from latency import Latency, LatencyTable, Row
 from latency.coverage import Covered, Proof
 from latency.diff import diff
@@ -139,3 +142,22 @@ def test_progress_of_a_search_fits_into_80_columns(monkeypatch, capsys, tmp_path
     text = " ".join(lines)
     for words in ("finetune 2/300", "1 epochs are done already", "98.77%, 12.346 ms", "layer39=128"):
         assert words in text, words
+
+
+def test_of_each_step_of_an_export_is_said_what_its_verdict_does_not_say(capsys):
+    found = load(Path(__file__).parents[2] / "formats" / "bundle-1")
+    first = found.manifest.validation[0]
+    near = Agreement(max_abs=0.0, scale=1.0, relative=0.0, cosine=1.0, top1=None, kl=None, not_finite=3)
+    far = structs.replace(near, relative=1.0, not_finite=0)
+    steps = (
+        structs.replace(first, name="original", verdict="not run", reason="the file as it came does not run"),
+        structs.replace(first, name="fused", precision="fp64", verdict="passed", first={"y": near}),
+        structs.replace(first, name="fused", precision="fp32", verdict="passed", first={"y": near}),
+        structs.replace(first, name="onnx", verdict="failed", first={"y": far}, reason="the output differs"),
+    )
+    manifest = structs.replace(found.manifest, validation=steps)
+    assert render.bundle(lambda _: Bundle(found.directory, manifest), as_json=False) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "original: not run: the file as it came does not run" in lines
+    assert "fused: 3 values of y are NaN or infinite, as in the reference" in lines
+    assert [line for line in lines if "the output differs" in line] == [f"does not hold: onnx {first.precision}: the output differs"]

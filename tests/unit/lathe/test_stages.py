@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from deploy.errors import DeployError
 from latency import LatencyError
 from latency.backends.tensorrt import EngineSpec
 from lathe import cli, stages
@@ -95,3 +96,16 @@ def test_what_can_be_refused_is_refused_before_torch_is_loaded_or_a_file_read(ar
     with pytest.raises(ValueError, match=said):
         cli.parse(arguments.split()).run()
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"precious": "precious", "precious.svg": "precious"}
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("none", "none does not exist: give the directory of a finished search, or MODEL.onnx"),
+        ("/dev/zero", "/dev/zero is a device, where a file is expected"),
+    ],
+)
+def test_what_is_exported_is_called_what_it_is(source, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DeployError, match=f"^{said}"):
+        stages.export(cli.parse(["export", source, "--out", "new"]), lambda _: None)
