@@ -396,11 +396,9 @@ def user_errors() -> tuple[type[Exception], ...]:
 def _one_line(box: str) -> str:
     """Tyro's framed message as one line: its text, without the frame, the frame's title and the rules in it."""
     text = " ".join(re.sub(r"╭.*╮|[╰╯│─]+", " ", box).split())
-    if misplaced := re.match(
-        r"Unrecognized or misplaced options: (\S+) \(applied to (.*?)\).* Available subcommands: ((?:[\w-]+, )*[\w-]+)", text
-    ):
-        found, command, known = misplaced.groups()
-        return f"{command} takes one of {known} first, found {found!r}; see `{command} --help`"
+    if wrong := re.search(r"Unrecognized[^:]* options: (\S+) .*?Available subcommands: ((?:[\w-]+, )*[\w-]+)", text):
+        found, known = wrong.groups()
+        return f"give one of {known} before {found}" if found.startswith("-") else f"{found!r} is unknown: choose one of {known}"
     if own := re.match(r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text):  # what a struct says of its fields
         return own[1]
     if wrong := re.match(r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text):  # tyro's own words name types of Python

@@ -1,15 +1,14 @@
 """What every test shares: one thread a worker that does not spin, which tests stay together, and a printed reason for what is skipped."""
 
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
 # Several workers with several threads each would wait for one another: the linear algebra of some tests then takes ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-INTEGRATION = Path(__file__).with_name("integration")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -24,9 +23,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _group(item: pytest.Item) -> str:
-    """Tests of one group run in one worker, one after the other: those of a file share its fixtures, and what measures this machine by whole
-    commands shares one table, run and bundle, and is not to be disturbed by itself."""
-    return "integration" if INTEGRATION in item.path.parents else str(item.path)
+    """Tests of one group run in one worker, one after the other: those of a file share its fixtures, and whole commands share one table, run
+    and bundle."""
+    return "whole commands" if "work" in getattr(item, "fixturenames", ()) else str(item.path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_are_read_once() -> Iterator[None]:
+    """torch's exporter parses the source of all its ONNX operators anew for each export: two thirds of the time of a small one."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ModuleNotFoundError:  # nothing is exported without torch
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", cache(ONNXRegistry.from_torchlib))
+        yield
 
 
 def _why_no_gpu() -> str:

@@ -1,5 +1,7 @@
-"""What bad input gets: one line that says what was found and what mends it, exit code 2, and nothing half-written."""
+"""What bad input gets: one line that says what was found and what fixes it, exit code 2, and nothing half-written."""
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,14 +12,18 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from integration.conftest import run_lathe
+from lathe import cli
 
 
-def refused(*arguments: object, cwd: Path | None = None) -> str:
-    done = run_lathe(*arguments, cwd=cwd)
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+def refused(*arguments: object, cwd: Path = Path()) -> str:
+    """The line by which `lathe ARGUMENTS` refuses; in this process, as one of its own would spend its time on imports."""
+    said, printed = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stop:
+        cli.main(list(map(str, arguments)))
+    assert stop.value.code == 2, (printed.getvalue(), said.getvalue())
+    assert printed.getvalue() == ""
+    lines = said.getvalue().strip().splitlines()
+    assert len(lines) == 1, said.getvalue()
     assert lines[0].startswith("lathe: ")
     return lines[0]
 
@@ -41,21 +47,21 @@ def refused(*arguments: object, cwd: Path | None = None) -> str:
             ["profile", "repvgg-mini", "--save-timing-cache", "c", "--out", "t.latency.jsonl"],
             ["--save-timing-cache c", "'onnxruntime' has none"],
         ),
-        (["profile", "repvgg-mini", "--threads", "9999", "--out", "t.latency.jsonl"], ["--threads 9999: this machine has"]),
-        (["profile", "repvgg-mini", "--drift-limit", "0", "--out", "t.latency.jsonl"], ["drift_limit 0.0: more than 0"]),
+        (["profile", "repvgg-mini", "--threads", "9999", "--out", "t.latency.jsonl"], ["--threads must be from 1 to 4096, found 9999"]),
+        (["profile", "repvgg-mini", "--drift-limit", "0", "--out", "t.latency.jsonl"], ["--drift-limit must be from 1e-06 to 1, found 0"]),
         (["profile", "none.blocks.zip", "--out", "t.latency.jsonl"], ["none.blocks.zip does not exist", "lathe bundle"]),
         (["profile", "none.blocks.zip", "--seed", "1", "--out", "t.latency.jsonl"], ["--seed 1", "lathe bundle"]),
         (["bundle", "resnet", "--out", "b.blocks.zip"], ["unknown space 'resnet'", "prunet-cifar"]),
-        (["bundle", "repvgg-mini", "--out", "nowhere/b.blocks.zip"], ["nowhere is no directory"]),
+        (["bundle", "repvgg-mini", "--out", "nowhere/b.blocks.zip"], ["nowhere is not a directory: make it"]),
         (["bundle", "repvgg-mini", "--precision", "int8", "--out", "b.blocks.zip"], ["int8", "fp16"]),
         (["space", "prunet", "--resolution", "31"], ["at least 32", "31"]),
-        (["table", "show", "none.latency.jsonl"], ["none.latency.jsonl", "No such file", "lathe profile"]),
+        (["table", "show", "none.latency.jsonl"], ["none.latency.jsonl does not exist", "lathe profile"]),
         (["paper", "vgg"], ["unknown paper 'vgg'", "repvgg, pas"]),
         (["verify", "none"], ["none"]),
         (["report", "none"], ["none"]),
         (["export", "none", "--out", "b"], ["none", "does not exist"]),
         (["export", __file__, "--out", "b"], [__file__, "is not an ONNX model"]),
-        (["fly"], ["fly", "profile"]),
+        (["fly"], ["'fly' is unknown: choose one of space, bundle, profile"]),
         (["space", "repvgg-mini", "--colour", "red"], ["--colour"]),
     ],
 )
@@ -79,7 +85,7 @@ def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_p
         ({"--precision": "fp16"}, ["precision 'fp32'", "'fp16'"]),
         ({"--budget-fraction": None, "--budget-ms": "0.001"}, ["0.001 ms cannot be met", "the smallest network of repvgg-mini takes"]),
         ({"--budget-fraction": None}, ["--budget-ms", "--budget-fraction"]),
-        ({"--budget-fraction": "-0.5"}, ["--budget-fraction must be from 1e-06", "found -0.5"]),
+        ({"--budget-fraction": "-0.5"}, ["--budget-fraction must be from 1e-06 to 1000, found -0.5"]),
         ({"--space": "resnet20/widths"}, ["is of the space repvgg-mini", "`lathe profile resnet20/widths", "--classes 10"]),
         ({"--search-epochs": "0"}, ["--search-epochs must be from 1"]),
     ],
@@ -95,8 +101,7 @@ def test_search_refuses(change, words, search_command, tmp_path):
 
 def test_unknown_method_lists_the_known(search_command, tmp_path):
     line = refused("search", "darts", *search_command[2:], "--out", tmp_path / "run")
-    assert "'darts'" in line
-    assert "pas" in line
+    assert line.startswith("lathe: 'darts' is unknown: choose one of pas, ")
 
 
 def test_a_table_without_the_classes_of_the_data_names_the_command(search_command, tmp_path):
@@ -114,12 +119,12 @@ def test_a_table_without_the_classes_of_the_data_names_the_command(search_comman
 
 
 def test_a_run_is_not_overwritten_by_another(search_command, run):
-    assert "config.seed" in refused(*search_command, "--seed", "7", "--out", run)
+    assert "holds another run: its settings.seed is 0, asked for 7" in refused(*search_command, "--seed", "7", "--out", run)
 
 
-def test_a_directory_that_is_no_run_is_left_alone(search_command, tmp_path):
+def test_a_directory_that_is_not_a_run_is_left_alone(search_command, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    assert "no run of a search" in refused(*search_command, "--out", tmp_path)
+    assert "is not a run of a search: choose another --out" in refused(*search_command, "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -130,7 +135,7 @@ def test_unknown_target_lists_the_known(run, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_export_leaves_what_is_no_bundle_alone(run, tmp_path):
+def test_export_leaves_what_is_not_a_bundle_alone(run, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     assert str(tmp_path) in refused("export", run, "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
@@ -169,11 +174,13 @@ def test_a_table_of_another_backend_is_not_continued(table, tmp_path):
     assert path.read_bytes() == before
 
 
-def test_a_torn_last_line_is_dropped_and_measured_again(table, tmp_path):
-    path = tmp_path / table.name
-    whole = table.read_bytes()
+def test_a_torn_last_line_is_dropped_and_measured_again(tmp_path):
+    path = tmp_path / "t.latency.jsonl"
+    command = ("profile", "repvgg-mini", "--backend", "simulated:seed=0", "--protocol", "fast", "--shard", "3/100", "--out", path, "--json")
+    assert run_lathe(*command).returncode == 0
+    whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    done = run_lathe("profile", "repvgg-mini", "--protocol", "fast", "--networks", "8", "--out", path, "--json")
+    done = run_lathe(*command)
     assert done.returncode == 0, done.stderr
     assert "torn" in done.stderr
     assert path.read_bytes().startswith(whole[:-20].rpartition(b"\n")[0])
@@ -193,8 +200,8 @@ def test_an_onnx_file_that_cannot_ship_is_refused_in_one_line(tmp_path):
     (tmp_path / "gone.bin").unlink()
     before = sorted(tmp_path.iterdir())
     for arguments, words in [
-        (["apart.onnx"], ["weights of 'w' are in 'gone.bin'", "copy it there"]),
-        (["sound.onnx", "--samples", "text.npy"], ["text.npy is no .npy file of numbers"]),
+        (["apart.onnx"], ["numbers of tensor 'w' are in 'gone.bin', which is missing", "copy it there"]),
+        (["sound.onnx", "--samples", "text.npy"], ["text.npy is not an .npy file"]),
         (["sound.onnx", "--samples", "small.npy"], ["[2, 3, 3, 3]", "[samples, 3, 4, 4]"]),
         (["sound.onnx", "--optimization-level", "5"], ["'onnxruntime' builds no engine"]),
     ]:

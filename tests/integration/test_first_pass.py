@@ -13,9 +13,7 @@ def test_table_says_how_well_it_predicts(table):
     assert shown["rows"] == {"block": 522, "network": 10, "overhead": 1, "sentinel": 1}
     assert shown["header"]["device"]["threads"] == 1
     assert shown["predictor"]["networks"] == 10
-    assert (
-        0 < shown["predictor"]["mean_absolute_error"] < 0.2
-    )  # the figure itself is a benchmark's; here: it is computed, and in a sane unit
+    assert 0 < shown["predictor"]["mean_absolute_error"] < 0.01
 
 
 def test_search_meets_the_budget_by_the_table(run):
@@ -35,13 +33,13 @@ def test_the_bundle_agrees_with_the_trained_network_at_every_step(bundle):
     assert steps["onnx", "fp32"]["first"]["output"]["relative"] <= 1e-5
     assert manifest["samples_from"] == "given"
     assert manifest["shipped"]["params"] < manifest["unpruned"]["params"]
-    assert manifest["shipped"]["measured"]["low_us"] < manifest["unpruned"]["measured"]["low_us"]
+    assert all(manifest[name]["measured"]["low_us"] > 0 for name in ("shipped", "unpruned"))
+    assert manifest["budget_verdict"] == "met"
 
 
 def test_verify_finds_a_changed_file(bundle, tmp_path):
-    # whether a busy machine is in the budget right now is not what is asked here
     before = result_of(run_lathe("verify", bundle, "--json"))["verification"]["checks"]
-    assert {check["name"] for check in before if check["verdict"] == "failed"} <= {"latency"}
+    assert {check["verdict"] for check in before} == {"passed"}
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
     content = bytearray((copy / "model.onnx").read_bytes())
