@@ -396,9 +396,8 @@ def user_errors() -> tuple[type[Exception], ...]:
 def _one_line(box: str) -> str:
     """Tyro's framed message as one line: its text, without the frame, the frame's title and the rules in it."""
     text = " ".join(re.sub(r"╭.*╮|[╰╯│─]+", " ", box).split())
-    if wrong := re.search(r"Unrecognized[^:]* options: (\S+) .*?Available subcommands: ((?:[\w-]+, )*[\w-]+)", text):
-        found, known = wrong.groups()
-        return f"give one of {known} before {found}" if found.startswith("-") else f"{found!r} is unknown: choose one of {known}"
+    if unknown := re.search(r"Unrecognized[^:]* options: (?!-)(\S+) .*?Available subcommands: ((?:[\w-]+, )*[\w-]+)", text):
+        return f"{unknown[1]!r} is unknown: choose one of {unknown[2]}"
     if own := re.match(r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text):  # what a struct says of its fields
         return own[1]
     if wrong := re.match(r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text):  # tyro's own words name types of Python

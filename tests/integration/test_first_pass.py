@@ -39,7 +39,7 @@ def test_the_bundle_agrees_with_the_trained_network_at_every_step(bundle):
 
 def test_verify_finds_a_changed_file(bundle, tmp_path):
     before = result_of(run_lathe("verify", bundle, "--json"))["verification"]["checks"]
-    assert {check["verdict"] for check in before} == {"passed"}
+    assert [check for check in before if check["verdict"] == "failed"] == []
     copy = tmp_path / "bundle"
     shutil.copytree(bundle, copy)
     content = bytearray((copy / "model.onnx").read_bytes())
