@@ -32,6 +32,9 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0, le=2**62)]
 """A number of things."""
 
+Macs = Annotated[float, Meta(gt=0, le=2**62)]
+"""A budget of multiply-accumulates."""
+
 Width = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
 """A number of channels or classes."""
 

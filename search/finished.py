@@ -30,7 +30,6 @@ class FinishedRun:
         """
         from search.network import load_weights
 
-        record.require_weights(self.directory, self.result)
         network = self.architecture.build()
         load_weights(network, self.directory / record.WEIGHTS, {"architecture_sha256": self.result.architecture_sha256})
         return network

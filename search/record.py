@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
 from latency import Latency
 from latency.files import beside, raised_as, sha256, write_whole
-from latency.values import Count, OptionalSha256, SampleUs, Sha256, Share
+from latency.values import Count, Macs, OptionalSha256, SampleUs, Sha256, Share
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import read_json, read_json_lines, to_json, upgraded
@@ -21,9 +21,11 @@ CSV = "history.csv"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
 # run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.
-# result/2: a network is a choice by names, of any space, and the weights have their hash. In result/1 it was a list of widths.
+# result/2: a network is a choice by names, of any space; the run and the weights have their hashes. In result/1 it was a list of widths.
 # history/2: a line that names the schema comes first; an epoch has a choice, and the figures of its method. Of the first version,
 # which had no name, an epoch had a list of widths, and the weight of Pruning-as-Search's penalty.
+_AGAIN = "run `lathe search` again, into a new directory"
+
 RUN_SCHEMA = "run/2"
 RESULT_SCHEMA = "result/2"
 HISTORY_SCHEMA = "history/2"
@@ -87,12 +89,13 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What came out, against where it started: `result.json`."""
 
     schema: Literal["result/2"] = RESULT_SCHEMA
+    run_sha256: OptionalSha256
+    """of `run.json`; "" in a run of the first version, as that of the weights"""
     architecture_sha256: Sha256
     weights_sha256: OptionalSha256
-    """of `weights.safetensors`; "" in a run of the first version"""
     held_out_images: Count
     budget_us: SampleUs | None
-    budget_macs: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    budget_macs: Macs | None = None
     """in the place of microseconds, where no table was given"""
     unpruned: NetworkResult | None
     """None where the method has no such network"""
@@ -121,7 +124,7 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     space: dict[str, Any]
     """as `Space.record` has it"""
     budget_us: SampleUs | None
-    budget_macs: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    budget_macs: Macs | None = None
     """in the place of microseconds, where no table was given"""
     table_sha256: OptionalSha256
     data: str
@@ -181,25 +184,21 @@ def read_result(out: Path, run: Run) -> Result:
     """What came out of a run, of any version.
 
     Raises:
-        SearchError: there is none, or it is damaged.
+        SearchError: there is none, it is damaged, or a file that it is of was changed.
     """
-    return read_json(out / RESULT, Result, {"result/1": lambda fields: result_from_1(fields, group_names(run))})
+    result = read_json(out / RESULT, Result, {"result/1": lambda fields: result_from_1(fields, group_names(run))})
+    _require_unchanged(out, result)
+    return result
 
 
-def require_weights(out: Path, result: Result) -> None:
-    """Check that the weights of a run are those that its result is of.
-
-    Raises:
-        SearchError: they are missing, or were changed.
-    """
-    path = out / WEIGHTS
-    with raised_as(SearchError, "run `lathe search` again, into a new directory"):
-        found = sha256(path)
-    if result.weights_sha256 not in ("", found):
-        raise SearchError(
-            f"{path} has the sha256 {found[:16]}, {RESULT} names {result.weights_sha256[:16]}: the weights were changed after the search; "
-            "run `lathe search` again, into a new directory"
-        )
+def _require_unchanged(out: Path, result: Result) -> None:
+    """Check that the files which a result names are as they were; one that is missing is for its reader to miss."""
+    named = {RUN: result.run_sha256, ARCHITECTURE: result.architecture_sha256, WEIGHTS: result.weights_sha256}
+    for path, wanted in ((out / name, wanted) for name, wanted in named.items() if wanted and os.path.lexists(out / name)):
+        with raised_as(SearchError, _AGAIN):
+            found = sha256(path)
+        if found != wanted:
+            raise SearchError(f"{path} was changed after the search: {RESULT} names the sha256 {wanted[:16]}, found {found[:16]}; {_AGAIN}")
 
 
 def write_history(out: Path, history: Iterable[EpochDone]) -> None:
@@ -219,7 +218,7 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
         return ()
     lines = list(read_json_lines(path, dict))
     if not lines:
-        raise SearchError(f"{path} is empty: run `lathe search` again, into a new directory")
+        raise SearchError(f"{path} is empty: {_AGAIN}")
     if "schema" in lines[0]:
         if (schema := lines[0]["schema"]) != HISTORY_SCHEMA:
             raise SearchError(f"{path} has the schema {schema!r}, known is {HISTORY_SCHEMA}: read it by the version of lathe that wrote it")
@@ -248,7 +247,7 @@ def run_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """result/1 -> result/2: widths and free channels by name; no hash of the weights."""
+    """result/1 -> result/2: widths and free channels by name; no hashes of the run and the weights."""
 
     def network(found: Mapping[str, Any]) -> dict[str, Any]:
         kept = {name: value for name, value in found.items() if name != "widths"}
@@ -256,7 +255,7 @@ def result_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]
 
     free = dict(zip(names, fields.get("free_channels", ()), strict=False))
     networks = {name: network(fields[name]) for name in ("unpruned", "shipped")}
-    return {**fields, **networks, "schema": "result/2", "weights_sha256": "", "free_channels": free}
+    return {**fields, **networks, "schema": "result/2", "run_sha256": "", "weights_sha256": "", "free_channels": free}
 
 
 def epoch_from_1(fields: Mapping[str, Any], names: list[str], *, penalised: bool) -> dict[str, Any]:

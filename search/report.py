@@ -89,12 +89,9 @@ def _read(directory: Path, table: LatencyTable | None) -> _Search:
             f"{table.path} is not the table of this search: its sha256 is {table.sha256[:16]}, the search used "
             f"{run.table_sha256[:16] or 'none'}: give that one, or none"
         )
-    result = record.read_result(directory, run) if os.path.lexists(directory / record.RESULT) else None
-    if result and os.path.lexists(directory / record.WEIGHTS):  # a page may be made of a run without its weights
-        record.require_weights(directory, result)
     return _Search(
         run=run,
-        result=result,
+        result=record.read_result(directory, run) if os.path.lexists(directory / record.RESULT) else None,
         architecture=load_architecture(directory / record.ARCHITECTURE) if os.path.lexists(directory / record.ARCHITECTURE) else None,
         history=record.read_history(directory, run),
     )

@@ -251,6 +251,7 @@ class _Session:
         write_whole(self.out / record.ARCHITECTURE, to_json(architecture))
         save_weights(self.network, self.out / record.WEIGHTS, {"architecture_sha256": architecture.sha256})
         result = Result(
+            run_sha256=self.run_sha256,
             architecture_sha256=architecture.sha256,
             weights_sha256=sha256(self.out / record.WEIGHTS),
             held_out_images=len(task.data.held_out),

@@ -1,4 +1,5 @@
 # ruff: noqa: F811 -- fixtures of another folder
+import hashlib
 import html
 import html.parser
 import json
@@ -154,16 +155,16 @@ def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
         assert len(ids) == len(set(ids))
 
 
-def test_a_run_whose_weights_were_changed_has_no_page(searched, tmp_path):
+@pytest.mark.parametrize("name", ["run.json", "architecture.json", "weights.safetensors"])
+def test_a_run_of_which_a_file_was_changed_is_refused(searched, tmp_path, name):
     run = shutil.copytree(searched, tmp_path / "run")
-    weights = run / "weights.safetensors"
-    content = weights.read_bytes()
-    weights.write_bytes(content[:-64] + bytes(64))
-    with pytest.raises(SearchError, match=r"weights.safetensors has the sha256 \w+, result.json names .* were changed after the search"):
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content[:-64] + bytes(64) if name == "weights.safetensors" else content.replace(b"shortcut", b"shortcuT"))
+    with pytest.raises(SearchError, match=rf"{name} was changed after the search: result.json names the sha256 \w{{16}}, found"):
         report.render(run, tmp_path / "page.html")
-    with pytest.raises(SearchError, match="were changed after the search"):
-        finished.load(run).network()
-    weights.write_bytes(content)
+    with pytest.raises(SearchError, match=f"{name} was changed after the search"):
+        finished.load(run)
+    (run / name).write_bytes(content)
     assert len(report.render(run, tmp_path / "page.html")) == 6
 
 
@@ -172,9 +173,16 @@ def measured():
     return LatencyTable.load(TABLE)
 
 
+def rewrite_run(run, **changes):
+    """Change `run.json`, and the hash that the result names it by."""
+    content = json.dumps(json.loads((run / "run.json").read_text()) | changes).encode()
+    (run / "run.json").write_bytes(content)
+    result = json.loads((run / "result.json").read_text()) | {"run_sha256": hashlib.sha256(content).hexdigest()}
+    (run / "result.json").write_text(json.dumps(result))
+
+
 def with_table(run, table):
-    content = json.loads((run / "run.json").read_text()) | {"table_sha256": table.sha256}
-    (run / "run.json").write_text(json.dumps(content))
+    rewrite_run(run, table_sha256=table.sha256)
 
 
 def test_the_table_that_was_used_is_shown(run, measured, tmp_path):
@@ -259,8 +267,7 @@ def test_the_page_opens_in_a_browser(source, scheme, request, measured, tmp_path
 
 
 def test_what_files_say_is_text_and_no_markup(run, tmp_path):
-    content = json.loads((run / "run.json").read_text()) | {"data": "digits <b>"}
-    (run / "run.json").write_text(json.dumps(content))
+    rewrite_run(run, data="digits <b>")
     report.render(run, tmp_path / "page.html")
     assert "digits &lt;b&gt;" in (tmp_path / "page.html").read_text("utf-8")
 

@@ -143,6 +143,7 @@ def test_a_run_leaves_what_it_says(search_into, tmp_path, tiny, table, stripes, 
     assert predicted.high_us <= budget_us
     assert (architecture.table_sha256, architecture.method, architecture.options["beta"]) == (table.sha256, "pas", 1.0)
     assert result.architecture_sha256 == architecture.sha256
+    assert result.run_sha256 == hashlib.sha256((out / "run.json").read_bytes()).hexdigest()
     assert result.weights_sha256 == hashlib.sha256((out / "weights.safetensors").read_bytes()).hexdigest()
     assert result.shipped.parameters == tiny.parameters(architecture.network())
     assert list(read_history(out, read_run(out))) == epochs
