@@ -20,6 +20,7 @@ from deploy.samples import Tensors, calls_of, inputs_of, outputs_of
 from latency import Device, Measurement, Protocol, Runtime
 from latency.backends.onnxruntime import OnnxRuntime
 from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
+from latency.backends.tensorrt import require_options as require_build_options
 from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, require
 from latency.measure import Timed, measure, summarize
 
@@ -79,16 +80,28 @@ def build(
         raise BuildFailed(f"{error}: change the network there, or ship it by --target onnxruntime") from error
 
 
-def timing_cache_of(target: Target, path: str | Path | None) -> TimingCache | None:
-    """The cache that builds for a target begin with: of a file, or empty; None where the builder measures nothing.
+def require_options(target: Target, spec: EngineSpec | None, timing_cache: str | Path | None) -> None:
+    """Check that the builds of a target have these options; None for those that are not given. No network is needed for that.
 
     Raises:
-        DeployError: there is no such file, or the target has no such cache.
+        DeployError: they do not, or there is no such timing cache.
+        LatencyError: the target's builder does not have an option of `spec`, or is missing.
     """
-    if path is not None and target != "tensorrt":
-        raise DeployError(f"timing cache {path}: the builder of {target} measures nothing: leave it out, or choose tensorrt")
-    if path is not None and not Path(path).is_file():
-        raise DeployError(f"timing cache {path} does not exist: give the {TIMING_CACHE} of an earlier bundle, or leave it out")
+    if target == "onnxruntime":
+        if (spec, timing_cache) != (None, None):
+            raise DeployError(
+                "target 'onnxruntime' builds no engine: leave out the options of its build, or choose tensorrt or tensorrt-rtx"
+            )
+        return
+    require_build_options(target, spec or EngineSpec())
+    if timing_cache is not None and target != "tensorrt":
+        raise DeployError(f"timing cache {timing_cache}: the builder of {target} measures nothing: leave it out, or choose tensorrt")
+    if timing_cache is not None and not Path(timing_cache).is_file():
+        raise DeployError(f"timing cache {timing_cache} does not exist: give the {TIMING_CACHE} of an earlier bundle, or leave it out")
+
+
+def timing_cache_of(target: Target, path: str | Path | None) -> TimingCache | None:
+    """The cache that builds for a target begin with: of a file, or empty; None where the builder measures nothing."""
     return TimingCache(path) if target == "tensorrt" else None
 
 

@@ -112,8 +112,7 @@ def export(
     if threads < 1:
         raise DeployError(f"threads must be at least 1, found {threads}")
     budget_us = None if budget_ms is None else us_from_ms(budget_ms)
-    if target == "onnxruntime" and (engine_spec, timing_cache) != (None, None):
-        raise DeployError("target 'onnxruntime' builds no engine: leave out the options of its build, or choose tensorrt or tensorrt-rtx")
+    engine.require_options(target, engine_spec, timing_cache)
     runtime = engine.runtime_of(target)
     cache = engine.timing_cache_of(target, timing_cache)
     spec = engine_spec or EngineSpec()

@@ -21,6 +21,9 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
         paths: the parts.
         out: a file that is not there yet.
 
+    Returns:
+        The table, with the warnings of its parts.
+
     Raises:
         TableError: a part cannot be read.
         FingerprintMismatch: a part was measured otherwise than the first, or is replayed or simulated where that is not; names the field.
@@ -52,4 +55,6 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     created = min(table.header.created for table in tables)
     with whole(out) as part, TableWriter(part, msgspec.structs.replace(first, created=created)) as writer:
         writer.append(*rows, *(good[key] for key, row in latest.items() if row.status != "ok" and key in good))
-    return LatencyTable.load(out)
+    merged = LatencyTable.load(out)
+    merged.warnings = tuple(warning for table in tables for warning in table.warnings)
+    return merged

@@ -155,7 +155,7 @@ class TableShow:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        table = stages.show_table(self)
+        table = stages.show_table(self, render.warn)
         render.table(table, self.table, as_json=self.json)
         return 0
 
@@ -197,7 +197,7 @@ class TableDiff:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        return render.diff(stages.diff_tables(self.first, self.second), as_json=self.json)
+        return render.diff(stages.diff_tables(self.first, self.second, render.warn), as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class TableMerge:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        render.table(stages.merge_tables(self.tables, self.out), self.out, as_json=self.json)
+        render.table(stages.merge_tables(self.tables, self.out, render.warn), self.out, as_json=self.json)
         return 0
 
 
@@ -297,7 +297,7 @@ class Report:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        page, rows = stages.report(self)
+        page, rows = stages.report(self, render.warn)
         render.report(page, rows, as_json=self.json)
         return 0
 

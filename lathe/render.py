@@ -102,14 +102,12 @@ def profile(events: Iterator[ProfileEvent | Covered], *, out: Path, as_json: boo
                 case Watched(drift=drift, again=again):
                     if drift:
                         warn(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
-    table(stages.load_table(out), out, as_json=as_json)
+    table(stages.load_table(out, warn), out, as_json=as_json)
     return 0
 
 
 def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
     """Print what a latency table holds and how well it predicts."""
-    for warning in found.warnings:
-        warn(warning)
     header, predictor = found.header, found.predictor
     counts = {status: sum(row.status == status for row in found.rows) for status in ("ok", "unstable", "build_failed", "run_failed")}
     kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}

@@ -57,8 +57,8 @@ class Search:
             return processes.run_lathe(self.arguments, self.settings.devices)
         try:
             if processes.is_heard():
-                return render.search(stages.search(self), out=self.out, as_json=self.json)
-            for _ in stages.search(replace(self, tensorboard=False)):
+                return render.search(stages.search(self, render.warn), out=self.out, as_json=self.json)
+            for _ in stages.search(replace(self, tensorboard=False), lambda _: None):
                 pass
         except processes.PeerLost:
             return processes.LOST  # what started this process says why

@@ -193,41 +193,47 @@ def _workloads(
     )
 
 
-def load_table(path: Path) -> LatencyTable:
-    """A table from disk."""
-    return LatencyTable.load(path)
+def load_table(path: Path, warn: Callable[[str], None]) -> LatencyTable:
+    """A table from disk; what a person should know about the file is told to `warn`."""
+    return _warned(LatencyTable.load(path), warn)
 
 
-def show_table(command: "TableShow") -> LatencyTable:
+def _warned(table: LatencyTable, warn: Callable[[str], None]) -> LatencyTable:
+    for warning in table.warnings:
+        warn(warning)
+    return table
+
+
+def show_table(command: "TableShow", warn: Callable[[str], None]) -> LatencyTable:
     """A table from disk, drawn into a file where that is asked for."""
     if command.plot is None:
-        return load_table(command.table)
+        return load_table(command.table, warn)
     from latency.plot import plot, require_picture
 
     require_picture(command.plot, force=command.force)
-    table = load_table(command.table)
+    table = load_table(command.table, warn)
     plot(table, command.plot, force=command.force)
     return table
 
 
 def check_table(path: Path, space_name: str | None) -> list[Finding]:
     """What is wrong or doubtful in a table, with what it lacks of its space where that is known."""
-    table = load_table(path)
+    table = LatencyTable.load(path)  # a torn line is among the findings
     name = space_name or table.header.space
     return check.check(table, [spec.key for spec in space_of(name).blocks()] if name else ())
 
 
-def diff_tables(first: Path, second: Path) -> Diff:
+def diff_tables(first: Path, second: Path, warn: Callable[[str], None]) -> Diff:
     """Two tables compared."""
-    return diff.diff(load_table(first), load_table(second))
+    return diff.diff(load_table(first, warn), load_table(second, warn))
 
 
-def merge_tables(paths: tuple[Path, ...], out: Path) -> LatencyTable:
+def merge_tables(paths: tuple[Path, ...], out: Path, warn: Callable[[str], None]) -> LatencyTable:
     """Tables of equal devices joined."""
-    return merge.merge(paths, out)
+    return _warned(merge.merge(paths, out), warn)
 
 
-def search(command: "Search") -> "Iterator[SearchEvent]":
+def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEvent]":
     """Search a space, or go on with a search."""
     outputs.require_directory(command.out)
     require("torch", "train")
@@ -238,7 +244,7 @@ def search(command: "Search") -> "Iterator[SearchEvent]":
 
     if command.tensorboard:
         board.require_tensorboard()
-    table = command.table and load_table(command.table)
+    table = command.table and load_table(command.table, warn)
     if table:
         _require_table(table, command)
     data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
@@ -313,8 +319,11 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     from deploy import engine, onnxfile, shapes
     from deploy.errors import DeployError
 
-    engine.runtime_of(engine.target_of(command.target))
+    target, spec = engine.target_of(command.target), _engine_spec(command)
+    engine.require_options(target, spec, command.timing_cache)
+    engine.runtime_of(target)
     shipped.refuse_occupied(command.out)
+    fixed = shapes.parse_shapes(command.shape)
     require("torch", "train")
     if not os.path.lexists(command.source):
         raise DeployError(f"{command.source} does not exist: give the directory of a finished search, or MODEL.onnx")
@@ -322,9 +331,9 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         return deploy.export(
             onnxfile.read(command.source),
             target=command.target,
-            shapes=shapes.parse_shapes(command.shape),
+            shapes=fixed,
             samples=_samples(command.samples),
-            engine_spec=_engine_spec(command),
+            engine_spec=spec,
             timing_cache=command.timing_cache,
             out=command.out,
             budget_ms=command.budget_ms,
@@ -337,10 +346,10 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         raise DeployError(f"--samples {command.samples[0]}: a run is validated on its own data: leave it out")
     if command.shape:
         raise DeployError(f"--shape {command.shape[0]}: a run has the input shape of its architecture: leave it out")
-    return _export_run(command, timing, on_step)
+    return _export_run(command, timing, spec, on_step)
 
 
-def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], None]) -> "ShippedBundle":
+def _export_run(command: "Export", timing: Protocol, spec: "EngineSpec | None", on_step: Callable[[str], None]) -> "ShippedBundle":
     import torch
 
     import deploy
@@ -374,7 +383,7 @@ def _export_run(command: "Export", timing: Protocol, on_step: Callable[[str], No
         budget_ms=budget_ms,
         protocol=timing,
         threads=threads,
-        engine_spec=_engine_spec(command),
+        engine_spec=spec,
         timing_cache=command.timing_cache,
         predicted=architecture.predicted if at_home else None,
         predicted_baseline=found.result.unpruned.predicted if at_home and found.result.unpruned else None,
@@ -445,11 +454,11 @@ def verify(directory: Path) -> "Verification":
     return deploy.verify(directory)
 
 
-def report(command: "Report") -> "tuple[Path, tuple[Row, ...]]":
+def report(command: "Report", warn: Callable[[str], None]) -> "tuple[Path, tuple[Row, ...]]":
     """Write the page of a run or a bundle; returns where it is, and its main table."""
     from deploy.page import require_page
     from search.report import render
 
     page = command.out or Path(f"{command.source.resolve()}.html")
     require_page(page, force=command.force)
-    return page, render(command.source, page, command.table and load_table(command.table), force=command.force)
+    return page, render(command.source, page, command.table and load_table(command.table, warn), force=command.force)

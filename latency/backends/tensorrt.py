@@ -342,31 +342,44 @@ def _load(flavour: Flavour) -> Any:
         raise DeviceUnavailable(f"{flavour} is installed but its libraries do not load: {one_line(error)}") from error
 
 
-def _config(trt: Any, builder: Any, flavour: Flavour, spec: EngineSpec) -> Any:
-    config = builder.create_builder_config()
+def require_options(flavour: Flavour, spec: EngineSpec) -> None:
+    """Check that a flavour builds engines of these options; no network is needed for that.
+
+    Raises:
+        LatencyError: it does not; names the option.
+        MissingExtra: it is not installed.
+    """
     if not 0 <= spec.optimization_level <= 5:
         raise LatencyError(f"optimization level {spec.optimization_level}: 0 to 5 are allowed")
+    if flavour == "tensorrt":
+        if spec.compute_capabilities:
+            raise LatencyError(
+                f"compute_capabilities {spec.compute_capabilities}: tensorrt builds for the GPU at hand; choose tensorrt-rtx"
+            )
+        return
+    for name in ("version_compatible", "hardware_compatible"):
+        if getattr(spec, name):
+            raise LatencyError(f"{name}: only TensorRT has such engines: leave it out, or choose tensorrt")
+    known = _capabilities(_load(flavour)) if spec.compute_capabilities else {}
+    if unknown := [name for name in spec.compute_capabilities if name not in known]:
+        raise LatencyError(f"compute capability {unknown[0]!r} is not one that TensorRT-RTX builds for: choose of {', '.join(known)}")
+
+
+def _config(trt: Any, builder: Any, flavour: Flavour, spec: EngineSpec) -> Any:
+    require_options(flavour, spec)
+    config = builder.create_builder_config()
     config.builder_optimization_level = spec.optimization_level
     if spec.workspace_mib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_mib << 20)
     if not spec.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     if flavour == "tensorrt":
-        if spec.compute_capabilities:
-            raise LatencyError(
-                f"compute_capabilities {spec.compute_capabilities}: tensorrt builds for the GPU at hand; choose tensorrt-rtx"
-            )
         if spec.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         if spec.hardware_compatible:
             config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         return config
-    for name in ("version_compatible", "hardware_compatible"):
-        if getattr(spec, name):
-            raise LatencyError(f"{name}: only TensorRT has such engines: leave it out, or choose tensorrt")
     known = _capabilities(trt)
-    if unknown := [name for name in spec.compute_capabilities if name not in known]:
-        raise LatencyError(f"compute capability {unknown[0]!r} is not one that TensorRT-RTX builds for: choose of {', '.join(known)}")
     config.num_compute_capabilities = len(spec.compute_capabilities)
     for i, name in enumerate(spec.compute_capabilities):
         config.set_compute_capability(known[name], i)

@@ -126,10 +126,11 @@ def test_a_timing_cache_is_of_tensorrt_and_must_be_there(tmp_path):
     assert engine.timing_cache_of("tensorrt", tmp_path / "cache").data == b"tactics"
     assert engine.timing_cache_of("tensorrt", None).data == b""
     assert engine.timing_cache_of("tensorrt-rtx", None) is None
+    engine.require_options("tensorrt", None, tmp_path / "cache")
     with pytest.raises(DeployError, match=r"timing cache .*/cache: the builder of tensorrt-rtx measures nothing"):
-        engine.timing_cache_of("tensorrt-rtx", tmp_path / "cache")
+        engine.require_options("tensorrt-rtx", None, tmp_path / "cache")
     with pytest.raises(DeployError, match=r"timing cache .*/none does not exist: give the model\.timing_cache of an earlier bundle"):
-        engine.timing_cache_of("tensorrt", tmp_path / "none")
+        engine.require_options("tensorrt", None, tmp_path / "none")
 
 
 def test_half_precision_rounds_and_overflows_between_operators_as_a_gpu_does():

@@ -30,6 +30,14 @@ def test_shards_become_one_table(kit, parts, tmp_path):
     assert not (tmp_path / "all.jsonl.part").exists()
 
 
+def test_a_torn_part_is_told(kit, parts, tmp_path):
+    whole, torn = parts([kit.row(kit.key("a"), [1.0, 2.0, 3.0])], [kit.row(kit.key(name), [1.0, 2.0, 3.0]) for name in "bc"])
+    torn.write_bytes(torn.read_bytes()[:-9])
+    merged = merge([whole, torn], tmp_path / "all.jsonl")
+    assert merged.warnings == (f"{torn}, line 3: the last line is torn and was dropped; profiling again measures it",)
+    assert [row.key for row in merged.rows] == [kit.key("a"), kit.key("b")]
+
+
 def test_a_good_row_supersedes_a_failed_one_whichever_comes_first(kit, parts, tmp_path):
     good, failed = kit.row(kit.key("a"), [1.0, 2.0, 3.0]), Row(kind="block", key=kit.key("a"), status="run_failed", error="out of memory")
     assert merge(parts([good], [failed]), tmp_path / "x.jsonl").rows == [good]

@@ -133,7 +133,8 @@ def test_progress_of_a_search_fits_into_80_columns(monkeypatch, capsys, tmp_path
         yield Started(epochs={"finetune": 300}, history=(epoch(1),))
         yield Chosen(choice=many, latency=latency)
         yield epoch(2)
-        result = Result(architecture_sha256="a" * 64, held_out_images=1, budget_us=1e5, unpruned=network, shipped=network)
+        hashes = dict.fromkeys(("run_sha256", "architecture_sha256", "weights_sha256"), "a" * 64)
+        result = Result(**hashes, held_out_images=1, budget_us=1e5, unpruned=network, shipped=network)
         yield Finished(architecture=architecture, result=result)
 
     assert render.search(events(), out=tmp_path, as_json=False) == 0

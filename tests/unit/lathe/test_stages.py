@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -79,6 +81,12 @@ def test_samples_that_do_not_go_together_are_refused(tmp_path, monkeypatch, word
         ("export run --out b --target coreml", "'coreml' is unknown"),
         ("export run --out b --threads 4096", "--threads 4096"),
         ("export run --out b --protocol slow", "'slow' is unknown"),
+        ("export run --out b --workspace-mib 5", "target 'onnxruntime' builds no engine"),
+        ("export run --out b --target tensorrt-rtx --hardware-compatible", "hardware_compatible: only TensorRT has such engines"),
+        ("export run --out b --target tensorrt-rtx --compute-capability 9.9", "compute capability '9.9' is not one"),
+        ("export run --out b --target tensorrt-rtx --timing-cache c", "the builder of tensorrt-rtx measures nothing"),
+        ("export run --out b --target tensorrt --compute-capability 8.9", "tensorrt builds for the GPU at hand"),
+        ("export run --out b --shape x", "shape .x.: give the name of an input"),
         ("table show t --plot precious.svg", "precious.svg exists and is not a picture"),
         ("table show t --plot t.pdf", "--plot writes NAME.png or NAME.svg"),
         ("report run --out precious", "precious exists and is not a report"),
@@ -109,3 +117,15 @@ def test_what_is_exported_is_called_what_it_is(source, said, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DeployError, match=f"^{said}"):
         stages.export(cli.parse(["export", source, "--out", "new"]), lambda _: None)
+
+
+def test_every_command_that_takes_a_torn_table_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = (Path(__file__).parents[2] / "formats" / "latency-table-2.latency.jsonl").read_bytes().splitlines(keepends=True)
+    Path("t.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:40])
+    Path("whole.jsonl").write_bytes(b"".join(lines))
+    torn = f"warning: t.jsonl, line {len(lines)}: the last line is torn and was dropped; profiling again measures it"
+    for words in ("show t.jsonl", "diff t.jsonl t.jsonl", "diff whole.jsonl t.jsonl", "merge t.jsonl --out all.jsonl"):
+        cli.parse(["table", *words.split()]).run()
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.count(torn) == words.count(" t.jsonl"), words
