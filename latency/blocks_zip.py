@@ -1,4 +1,4 @@
-"""Block bundles, `blocks/1`: what to measure of a space, for machines that have neither torch nor the space.
+"""Block bundles, `blocks/2`: what to measure of a space, for machines that have neither torch nor the space.
 
 A zip of `index.json` and one ONNX graph a workload, without the weights: they are drawn again by the rule of `latency.weights`, so that
 gigabytes of blocks are a file of a few megabytes and still the same bytes that the space itself would give.
@@ -44,15 +44,44 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """of that file"""
 
 
+# blocks/1: until 0.1. Every constant was stripped and drawn as a weight: a graph with other constants has to be written again.
+# blocks/2: constants that are not read as weights keep their numbers.
 class Index(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`index.json`."""
 
-    schema: Literal["blocks/1"] = "blocks/1"
+    schema: Literal["blocks/2"] = "blocks/2"
     lowering: str
     """version of the code that wrote the graphs"""
     space: str
     precision: Literal["fp32", "fp16"]
     entries: tuple[Entry, ...]
+
+
+class _Index1(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`index.json` of blocks/1."""
+
+    schema: Literal["blocks/1"]
+    lowering: str
+    space: str
+    precision: Literal["fp32", "fp16"]
+    entries: tuple[Entry, ...]
+
+
+class _Version(Struct, frozen=True, kw_only=True):
+    """The format of an index, whatever else is in it."""
+
+    schema: str = ""
+
+
+def _from_1(old: _Index1) -> Index:
+    """The fields are the same; graphs that lack constants are refused as they are filled."""
+    return Index(lowering=old.lowering, space=old.space, precision=old.precision, entries=old.entries)
+
+
+def _decode_index(text: bytes, where: str) -> Index:
+    if decode_json(text, _Version, where).schema == "blocks/1":
+        return _from_1(decode_json(text, _Index1, where))
+    return decode_json(text, Index, where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +151,7 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
     with raised_as(LatencyError, f"write it again with `lathe bundle SPACE --out {path}`"):
         packed = read_bytes(path, limit=MAX_BUNDLE_BYTES)
         archive = Unzipped(packed, path)
-        index = decode_json(archive.read(_INDEX), Index, f"{path}: {_INDEX}")
+        index = _decode_index(archive.read(_INDEX), f"{path}: {_INDEX}")
         for entry in index.entries:
             _require_key(entry, f"{path}: {_INDEX}")
         if len({entry.file for entry in index.entries}) < len(index.entries):

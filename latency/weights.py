@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from latency.errors import BuildFailed
 from latency.lowered import decode
 
 _PERIOD = 65_521
@@ -38,6 +39,9 @@ _READERS: dict[str, tuple[int, ...]] = {
 """Inputs, by place, of which only the shape matters to the time that an operator takes. Other constants are part of what a network
 computes, such as the scales of a `Resize`, and keep their numbers."""
 
+_NUMBERS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+"""Fields of a tensor that can hold its numbers."""
+
 _FORWARDED = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 """Operators whose first input is a weight where their output is one."""
 
@@ -52,6 +56,9 @@ def fill_weights(model: onnx.ModelProto) -> None:
     """Give every weight numbers: of variance 1 over its fan-in, the same ones on every machine.
 
     Of that magnitude, activations stay near 1: zeros or denormals would be timed differently.
+
+    Raises:
+        BuildFailed: a constant that is not a weight has no numbers; names it.
     """
     start = 0
     for tensor in _weights(model):
@@ -59,13 +66,16 @@ def fill_weights(model: onnx.ModelProto) -> None:
         numbers = np.roll(_numbers() * np.float32(scale), -start).astype(_TYPES[tensor.data_type])
         tensor.CopyFrom(numpy_helper.from_array(np.resize(numbers, tuple(tensor.dims)), tensor.name))
         start = (start + math.prod(tensor.dims)) % _PERIOD
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) and not any(getattr(tensor, field) for field in _NUMBERS):
+            raise BuildFailed(f"constant {tensor.name!r} is not a weight and has no numbers: write the bundle again with `lathe bundle`")
 
 
 def filled(graph: bytes) -> bytes:
     """The serialized model that a serialized graph without weights stands for.
 
     Raises:
-        BuildFailed: it is not an ONNX model, or claims more weights than one can have: see `latency.lowered.decode`.
+        BuildFailed: it is not an ONNX model, claims more weights than one can have (see `latency.lowered.decode`), or lacks a constant.
     """
     model = decode(graph, weights=False)
     fill_weights(model)

@@ -21,3 +21,10 @@ def test_version_1_is_read_and_verified():
     verdicts = {check.name: check.verdict for check in verify(found.directory).checks}
     assert verdicts.pop("outputs of onnx") == "passed"
     assert "failed" not in verdicts.values()
+
+
+def test_version_2_is_read_and_its_outputs_verified():
+    found = load(KEPT / "bundle-2")
+    assert (found.manifest.inputs, found.manifest.dtypes) == ({"input": (2, 3, 8, 8)}, {"input": "float32", "output": "float32"})
+    verdicts = {check.name: check.verdict for check in verify(found.directory).checks}
+    assert {verdicts[name] for name in ("manifest.json", "model.onnx", "chain of hashes", "outputs of onnx")} == {"passed"}

@@ -52,7 +52,7 @@ def test_it_gives_back_the_same_bytes_in_the_same_order(works, bundle):
     found = blocks_zip.read(bundle)
     assert [(work.kind, work.key, work.blocks) for work in found.workloads] == [(work.kind, work.key, work.blocks) for work in works]
     assert [work.onnx() for work in found.workloads] == [work.onnx() for work in works]
-    assert (found.index.schema, found.index.lowering, found.index.space, found.index.precision) == ("blocks/1", "1", "toy", "fp32")
+    assert (found.index.schema, found.index.lowering, found.index.space, found.index.precision) == ("blocks/2", "1", "toy", "fp32")
 
 
 def test_the_same_workloads_are_the_same_bytes_and_a_key_is_there_once(works, bundle, tmp_path):
@@ -112,7 +112,7 @@ def test_a_changed_file_is_named_with_its_key(bundle):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": "blocks/2"}, r"index.json is damaged: .*blocks/2.*schema"),
+        ({"schema": "blocks/3"}, r"index.json is damaged: .*blocks/3.*schema"),
         ({"precision": "int8"}, r"index.json is damaged: .*int8.*precision"),
         ({"colour": "red"}, r"index.json is damaged: .*colour"),
     ],

@@ -123,3 +123,12 @@ def test_a_weight_that_something_else_reads_too_keeps_its_numbers():
     body = helper.make_graph([helper.make_node("Identity", ["w"], ["in body"])], "body", [], [])
     branch = helper.make_node("If", ["input"], ["chosen"], then_branch=body, else_branch=body)
     assert initializers([*alone, branch], tensor("w", ones))["w"].tolist() == ones.tolist()
+
+
+def test_a_constant_without_numbers_is_refused_by_name():
+    """Earlier versions stripped it as a weight."""
+    scales = TensorProto(name="scales", data_type=TensorProto.FLOAT, dims=[4])
+    with pytest.raises(
+        BuildFailed, match=r"^constant 'scales' is not a weight and has no numbers: write the bundle again with `lathe bundle`$"
+    ):
+        initializers([helper.make_node("Resize", ["input", "", "scales"], ["output"])], scales)
