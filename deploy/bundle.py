@@ -19,10 +19,11 @@ from deploy.certificate import Certificate
 from deploy.errors import BundleError, LoweringError
 from deploy.graph import Precision
 from deploy.samples import DTYPES, Samples, Tensors, TensorSpec, samples_of
-from deploy.validate import BudgetVerdict, Share, Step
+from deploy.validate import BudgetVerdict, Share, Step, judge_latency
 from latency import Device, Latency, Measurement, Protocol, Runtime, files
 from latency.decoding import MAX_JSON_BYTES, convert, decode_json, decode_tensors
 from latency.errors import FileError
+from latency.measure import summarize
 from latency.units import interval, microseconds
 from latency.values import Count, SampleUs, Sha256
 
@@ -281,7 +282,7 @@ def load(directory: str | Path) -> Bundle:
     with files.raised_as(BundleError, "export again, or read it by the version of Lathe that wrote it"):
         found = decode_json(data, dict, directory / MANIFEST)
         if found.get("schema") == "bundle/1":
-            found = _from_1(directory, found)
+            return Bundle(directory, _judged_again(convert(_from_1(directory, found), Manifest, directory / MANIFEST)))
         return Bundle(directory, convert(found, Manifest, directory / MANIFEST))
 
 
@@ -303,6 +304,26 @@ def _from_1(directory: Path, found: dict[str, Any]) -> dict[str, Any]:
     outputs = found["outputs"] if isinstance(found.get("outputs"), dict) else {}
     inputs = {name: found.pop("input_shape", None)}
     return {**found, "schema": SCHEMA, "inputs": inputs, "dtypes": dict.fromkeys((name, *outputs), "float32")}
+
+
+def _judged_again(manifest: Manifest) -> Manifest:
+    """A manifest of bundle/1 with what is said of its samples today, where what it says follows from them; else as it is.
+
+    The version that wrote it did not look for two modes, nor at the ends of a series.
+    """
+
+    def network(found: Network | None) -> Network | None:
+        if found is None or found.measured is None or not found.measured.samples_us:
+            return found
+        now = summarize(found.measured.samples_us, manifest.protocol)
+        follows = now.median_us == found.measured.median_us
+        return msgspec.structs.replace(found, measured=now) if follows else found
+
+    verdict, before = manifest.budget_verdict, manifest.shipped.measured
+    shipped = network(manifest.shipped)
+    if before and shipped and shipped.measured and verdict == judge_latency(before.low_us, before.high_us, manifest.budget_us):
+        verdict = judge_latency(shipped.measured.low_us, shipped.measured.high_us, manifest.budget_us)
+    return msgspec.structs.replace(manifest, shipped=shipped, unpruned=network(manifest.unpruned), budget_verdict=verdict)
 
 
 def reference(inputs: Tensors, outputs: Tensors) -> bytes:

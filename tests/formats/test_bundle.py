@@ -1,5 +1,8 @@
 """Bundles that were written once and are kept: later versions must read and verify them."""
 
+import hashlib
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,3 +31,36 @@ def test_version_2_is_read_and_its_outputs_verified():
     assert (found.manifest.inputs, found.manifest.dtypes) == ({"input": (2, 3, 8, 8)}, {"input": "float32", "output": "float32"})
     verdicts = {check.name: check.verdict for check in verify(found.directory).checks}
     assert {verdicts[name] for name in ("manifest.json", "model.onnx", "chain of hashes", "outputs of onnx")} == {"passed"}
+
+
+def changed(directory, change):
+    """A copy of the kept bundle whose manifest says something else; its seal is right."""
+    shutil.copytree(KEPT / "bundle-1", directory)
+    fields = json.loads((directory / "manifest.json").read_bytes())
+    change(fields)
+    blank = json.dumps({**fields, "seal": "0" * 64}, indent=2).encode() + b"\n"
+    (directory / "manifest.json").write_bytes(blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode()))
+    return directory
+
+
+def two_modes(fields, **said):
+    """What version 1 said of samples that have two modes: that all is well."""
+    samples = [100.0, 140.0] * 20
+    of_samples = {"samples_us": samples, "median_us": 120.0, "low_us": 119.9, "high_us": 120.1, "status": "ok"}
+    fields["shipped"]["measured"] |= of_samples | said
+    fields["protocol"]["half_width"] = 0.01
+    fields["budget_us"] = 130.0
+
+
+def test_what_version_1_measured_is_judged_as_today(tmp_path):
+    directory = changed(tmp_path / "two", two_modes)
+    manifest = load(directory).manifest
+    assert (manifest.shipped.measured.status, manifest.budget_verdict) == ("unstable", "unsure")
+    assert "two modes" in manifest.shipped.measured.reason
+    assert {check.name: check.verdict for check in verify(directory).checks}["recorded verdicts"] == "passed"
+
+
+def test_what_did_not_follow_in_version_1_does_not_follow_now(tmp_path):
+    for number, said in enumerate(({"median_us": 90.0}, {"low_us": 119.0, "high_us": 131.0})):
+        directory = changed(tmp_path / str(number), lambda fields, said=said: two_modes(fields, **said))
+        assert {check.name: check.verdict for check in verify(directory).checks}["recorded verdicts"] == "failed"
