@@ -15,7 +15,7 @@ from pathlib import Path
 
 MEMORY_BYTES = 4 * 2**30
 CPU_S = 60
-WALL_S = 120.0
+WALL_S = 600.0
 FILE_BYTES = 2**30
 
 WARM = (

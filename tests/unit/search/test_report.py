@@ -246,7 +246,7 @@ def test_the_page_opens_in_a_browser(source, scheme, request, measured, tmp_path
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     page = (tmp_path / "look.html").as_uri()
     done = subprocess.run(
-        [browser, *options, *dark, "--window-size=1100,900", "--dump-dom", page], capture_output=True, text=True, timeout=60, check=True
+        [browser, *options, *dark, "--window-size=1100,900", "--dump-dom", page], capture_output=True, text=True, timeout=600, check=True
     )
     assert "CONSOLE" not in done.stderr, done.stderr
     body = re.search(r"<body[^>]*>", done.stdout)[0]

@@ -135,7 +135,7 @@ def in_two_processes(out: Path, mode: str = "") -> subprocess.CompletedProcess[s
     script.write_text(preamble + TRAINING + CHILD)
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom search import SearchError, processes\n"
     code += f"try: sys.exit(processes.run([sys.executable, {str(script)!r}], 2))\nexcept SearchError as error: sys.exit(str(error))"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_two_processes_train_what_one_does(tmp_path):

@@ -59,7 +59,7 @@ def test_a_builder_ends_with_its_standard_input():
     with Builders("tensorrt-rtx", EngineSpec(), workers=1) as builders:
         process = builders._start()
         process.stdin.close()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=600) == 0
         process.stdin = None
 
 
@@ -113,6 +113,6 @@ def test_a_module_in_the_working_directory_is_not_run(monkeypatch, tmp_path):
         process = builders._start()
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=600) == 0
         process.stdin = None
     assert not (tmp_path / "planted").exists()
