@@ -188,7 +188,7 @@ def refuse_occupied(out: Path) -> None:
     if not os.path.lexists(out):
         return
     if not out.is_dir() or out.is_symlink():
-        raise BundleError(f"{out} exists and is no directory; give another --out")
+        raise BundleError(f"{out} exists and is not a directory; give another --out")
     if not any(out.iterdir()):
         return
     if not (out / MANIFEST).is_file():

@@ -58,7 +58,7 @@ def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[s
     for pattern in exclude:
         hit = {group.name for group in groups if any(_names(pattern, producer) for producer in (group.name, *group.producers))}
         if not hit:
-            raise SearchError(f"exclude {pattern!r} is no group of the network: there are {', '.join(group.name for group in groups)}")
+            raise SearchError(f"exclude {pattern!r} is not a group of the network: there are {', '.join(group.name for group in groups)}")
         left = tuple(group for group in left if group.name not in hit)
     if not left:
         raise SearchError(f"exclude {', '.join(exclude)} leaves nothing to prune of {', '.join(group.name for group in groups)}")

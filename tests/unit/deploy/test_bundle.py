@@ -154,7 +154,7 @@ def test_something_else_is_never_overwritten(bundle_copy, tmp_path):
     with pytest.raises(BundleError, match="a bundle is in the way, and not as it was written"):
         refuse_occupied(bundle_copy)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(BundleError, match="is no directory"):
+    with pytest.raises(BundleError, match="is not a directory"):
         refuse_occupied(tmp_path / "file")
     with pytest.raises(BundleError, match="holds something else than a bundle"):
         refuse_occupied(tmp_path)

@@ -65,8 +65,8 @@ def test_what_is_excluded_stays_whole(shortcut, x, pattern):
 @pytest.mark.parametrize(
     ("exclude", "message"),
     [
-        (["head"], r"^exclude 'head' is no group of the network: there are stem.0, last.0$"),
-        (["last", "nothing.*"], r"^exclude 'nothing.\*' is no group"),
+        (["head"], r"^exclude 'head' is not a group of the network: there are stem.0, last.0$"),
+        (["last", "nothing.*"], r"^exclude 'nothing.\*' is not a group"),
         (["stem", "last"], r"^exclude stem, last leaves nothing to prune of stem.0, last.0$"),
     ],
 )

@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused_with_nothing_written(search_into, tmp_path
 def test_what_is_excluded_of_a_chain_keeps_its_width(search_into, tmp_path, budget_us):
     *_, finished = search_into(tmp_path / "run", exclude="a", budget=1.4 * budget_us)
     assert finished.result.shipped.choice.widths["a"] == 32
-    with pytest.raises(SearchError, match=r"^exclude 'd' is no group of the network: there are a, b, c$"):
+    with pytest.raises(SearchError, match=r"^exclude 'd' is not a group of the network: there are a, b, c$"):
         search_into(tmp_path / "other", exclude="b,d")
 
 
