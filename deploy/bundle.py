@@ -30,7 +30,7 @@ from latency.values import Count, SampleUs, Sha256
 MANIFEST = "manifest.json"
 # bundle/1: one input, `input_shape`, batch first and float32; `outputs` by name, the batch their first dimension.
 # bundle/2: `inputs` and `dtypes` by name, shapes as they are; `not_finite` and `rounding` of a comparison; the reference holds whole
-# inputs and outputs, call by call.
+# inputs and outputs, call by call; percentiles and `reason` of a measurement, `origin` of a prediction.
 SCHEMA = "bundle/2"
 ONNX, ONNX_FP16, ENGINE, REFERENCE = "model.onnx", "model.fp16.onnx", "model.engine", "reference.safetensors"
 TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# architecture/2: a choice of any space, with the space's record; `blocks` are those that ship, by their keys.
+# architecture/2: a choice of any space, with the space's record; `blocks` are those that ship, by their keys; `origin` of a prediction.
 # architecture/1: the layers of a chain, or the groups of a space of widths, each with its channels; the space by its name.
 SCHEMA = "architecture/2"
 

@@ -21,7 +21,8 @@ CSV = "history.csv"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
 # run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.
-# result/2: a network is a choice by names, of any space; the run and the weights have their hashes. In result/1 it was a list of widths.
+# result/2: a network is a choice by names, of any space; the run and the weights have their hashes. In result/1 it was a list of widths;
+# a prediction had no `origin`.
 # history/2: a line that names the schema comes first; an epoch has a choice, and the figures of its method. Of the first version,
 # which had no name, an epoch had a list of widths, and the weight of Pruning-as-Search's penalty.
 _AGAIN = "run `lathe search` again, into a new directory"
