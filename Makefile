@@ -16,7 +16,7 @@ test: env
 
 # Every bad input of the table in tests/bad_inputs; `make test` runs a sample of it.
 bad-inputs: env
-	PYTHONPATH=.:tests $(PY) -P -m bad_inputs
+	PYTHONPATH=.:tests $(PY) -P -m bad_inputs --report benchmarks/bad_inputs.md
 
 lint: env
 	$(PY) -m ruff check .

@@ -125,6 +125,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seal: str = ""
     """sha256 of manifest.json with zeros in this place"""
 
+    def __post_init__(self) -> None:
+        if wrong := self.dtypes.keys() ^ (self.inputs.keys() | self.outputs.keys()):
+            raise ValueError(f"field `dtypes` is not of its inputs and outputs: {min(wrong)!r}")
+
     @property
     def failures(self) -> list[str]:
         """Each verdict that does not hold, in words. What was not run, and a latency that is unsure, are no failures."""

@@ -38,6 +38,12 @@ Macs = Annotated[float, Meta(gt=0, le=2**62)]
 Width = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
 """A number of channels or classes."""
 
+Kept = Annotated[int, Meta(ge=0, le=MAX_WIDTH)]
+"""How many channels of a layer, or blocks of a stage, are kept."""
+
+Single = Annotated[float, Meta(ge=-3.5e38, le=3.5e38)]
+"""What was computed in single precision."""
+
 Pixels = Annotated[int, Meta(ge=1, le=MAX_RESOLUTION)]
 """Height or width of an input."""
 

@@ -338,6 +338,10 @@ Command = (
 )
 
 
+REPEATABLE = ("--shape", "--samples")
+"""Flags that may be given more than once."""
+
+
 def parse(arguments: Sequence[str]) -> Command:
     """Read the command line.
 
@@ -345,7 +349,7 @@ def parse(arguments: Sequence[str]) -> Command:
         UsageError: tyro refuses it; its box as one line.
         LatencyError: a word is empty or not UTF-8, a flag is given twice, or a number is out of its range.
     """
-    require_sound(arguments, repeatable=("--shape", "--samples"))
+    require_sound(arguments, repeatable=REPEATABLE)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -237,11 +237,13 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     """Search a space, or go on with a search."""
     outputs.require_directory(command.out)
     require("torch", "train")
-    from search import board, methods, session, spaces
+    from search import board, methods, record, session, spaces
     from search import data as datasets
     from search.method import Task
     from search.methods.settings import recipe
 
+    if (command.out / record.RUN).exists():
+        record.read_run(command.out)  # a damaged run is refused before data are loaded
     if command.tensorboard:
         board.require_tensorboard()
     table = command.table and load_table(command.table, warn)

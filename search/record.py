@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from latency import Latency
 from latency.files import beside, raised_as, sha256, write_whole
-from latency.values import Count, Macs, OptionalSha256, SampleUs, Sha256, Share
+from latency.values import Count, Kept, Macs, OptionalSha256, SampleUs, Sha256, Share, Single
 from search.architecture import Architecture
 from search.errors import SearchError
 from search.files import read_json, read_json_lines, to_json, upgraded
@@ -40,7 +40,7 @@ class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """of the phase, from 1"""
     epochs: Count
     """of the phase"""
-    loss: float
+    loss: Single
     """mean over the epoch, penalty included"""
     train_accuracy: Share
     """share of the training images that were right when they were shown"""
@@ -102,7 +102,7 @@ class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """None where the method has no such network"""
     shipped: NetworkResult
     """masked, after fine-tuning"""
-    free_channels: dict[str, int] = {}
+    free_channels: dict[str, Kept] = {}
     """of the shipped network, by group: channels that cost nothing by the table"""
 
 
@@ -223,6 +223,8 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
     if "schema" in lines[0]:
         if (schema := lines[0]["schema"]) != HISTORY_SCHEMA:
             raise SearchError(f"{path} has the schema {schema!r}, known is {HISTORY_SCHEMA}: read it by the version of lathe that wrote it")
+        if strange := lines[0].keys() - {"schema"}:
+            raise SearchError(f"{path}, line 1, has the field {min(strange)!r}, which {HISTORY_SCHEMA} does not: {_AGAIN}")
         return tuple(upgraded(line, EpochDone, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
     names = group_names(run)
     each = enumerate(({"schema": "history/1", **line} for line in lines), 1)

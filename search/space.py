@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from latency.block import BlockSpec
+from latency.values import Kept
 from search.ops import Counts, Shape
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One network of a space: everything that was open, decided. Equal choices have equal JSON, whatever order they were made in."""
 
-    widths: dict[str, int] = {}
+    widths: dict[str, Kept] = {}
     """channels, by the name of the group or layer whose width is open"""
     options: dict[str, str] = {}
     """which candidate runs, by the name of the layer or edge; `skip` where nothing does"""
-    depths: dict[str, int] = {}
+    depths: dict[str, Kept] = {}
     """number of blocks, by the name of the stage"""
 
     def __post_init__(self) -> None:

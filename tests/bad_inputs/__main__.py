@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from bad_inputs import artefacts, forked
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--only", default="", help="cases whose name matches this pattern")
     parser.add_argument("--artefacts", type=Path, help="directory with artefacts made before, or to make and keep them in")
+    parser.add_argument("--report", type=Path, help="Markdown to write: how many of each kind ended how, also of a run that is interrupted")
     parser.add_argument("--list", action="store_true", help="name the cases and run none")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bad_inputs.") as work:
@@ -40,10 +42,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.writelines(f"{case.name}\n" for case in cases)
             return 0
         forked.warm()
-        failed = [case.name for case in cases if not _answered(case, made, Path(work))]
-    counts = Counter(case.kind for case in cases)
-    sys.stdout.write(f"{len(cases)} bad inputs of {len(counts)} kinds, {len(failed)} not answered right\n")
+        answers = list[Answer]()
+        try:
+            answers.extend(_answer(case, made, Path(work)) for case in cases)
+        finally:
+            if given.report:
+                given.report.write_text(report(answers, len(cases), part=given.only or given.sample is not None))
+    failed, kinds = sum(bool(answer.problems) for answer in answers), {answer.case.kind for answer in answers}
+    sys.stdout.write(f"{len(answers)} bad inputs of {len(kinds)} kinds, {failed} not answered right\n")
     return 1 if failed else 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a bad input was answered, and what is wrong with that."""
+
+    case: Case
+    code: int | str
+    problems: tuple[str, ...]
+
+
+def report(answers: Sequence[Answer], count: int, *, part: bool) -> str:
+    """A summary in Markdown.
+
+    Args:
+        answers: of the cases that ran.
+        count: of the cases that were to run.
+        part: whether these are not the whole table.
+    """
+    wrong = [answer for answer in answers if answer.problems]
+    ran = "all ran" if len(answers) == count else f"{len(answers)} ran: the others are not known"
+    scope = "a part of the table" if part else "the whole table"
+    lines = [
+        "# Bad inputs",
+        "",
+        f"Written by `make bad-inputs`: {count} cases, {scope}; {ran}. {len(wrong)} are not answered right.",
+        "",
+        "| kind | cases | exit code 2, one line | a verdict of 1 | not right |",
+        "|---|---|---|---|---|",
+    ]
+    kinds = {kind: [answer for answer in answers if answer.case.kind == kind] for kind in sorted({a.case.kind for a in answers})}
+    for kind, found in {**kinds, "all": answers}.items():
+        right = Counter(answer.code for answer in found if not answer.problems)
+        lines.append(f"| {kind} | {len(found)} | {right[2]} | {right[1]} | {len(found) - right[2] - right[1]} |")
+    lines += ["", *(f"- {answer.case.name}: {'; '.join(answer.problems)}" for answer in wrong)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def sample(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
@@ -60,7 +103,7 @@ def sample(cases: Sequence[Case], count: int, seed: int) -> list[Case]:
     return chosen[:count]
 
 
-def _answered(case: Case, made: Path, work: Path) -> bool:
+def _answer(case: Case, made: Path, work: Path) -> Answer:
     here, out = work / "here", work / "out"
     for directory in (here, out):
         shutil.rmtree(directory, ignore_errors=True)
@@ -74,7 +117,7 @@ def _answered(case: Case, made: Path, work: Path) -> bool:
             f"WRONG {case.name}\n  {'; '.join(problems)}\n  {shown(case)[:300]}\n  {outcome.wall_s:.1f} s, stderr: {said.strip()}\n"
         )
         sys.stdout.flush()
-    return not problems
+    return Answer(case, outcome.code, tuple(problems))
 
 
 def wrong(case: Case, outcome: Outcome) -> list[str]:

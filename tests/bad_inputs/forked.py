@@ -3,6 +3,7 @@
 The parent computes nothing: a fork of a process whose thread pools were in use may wait for threads that it does not have.
 """
 
+import gc
 import importlib
 import os
 import resource
@@ -62,6 +63,7 @@ def warm() -> None:
     """Import all that the commands do."""
     for name in WARM:
         importlib.import_module(name)
+    gc.freeze()  # else a child that collects garbage copies every page of what was imported
 
 
 def run(program: str, argv: list[str | bytes], here: Path, out: Path) -> Outcome:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bad_inputs import artefacts
-from bad_inputs.__main__ import sample, wrong
+from bad_inputs.__main__ import Answer, report, sample, wrong
 from bad_inputs.cases import VERIFY, Case, all_cases
 from bad_inputs.forked import Outcome
 
@@ -68,3 +68,12 @@ def test_what_is_not_answered_right_is_found(change, said):
     problems = "; ".join(wrong(CASE, Outcome(**{**fields, **change})))
     assert said in problems
     assert bool(problems) == bool(change)
+
+
+def test_a_report_counts_what_ran_and_names_what_is_not_right():
+    answers = [Answer(CASE, 2, ()), Answer(CASE, 1, ()), Answer(CASE, 0, ("exit code 0, not 2",))]
+    text = report(answers, 5, part=False)
+    assert "5 cases, the whole table; 3 ran: the others are not known. 1 are not answered right." in text
+    assert "| kind | 3 | 1 | 1 | 1 |\n| all | 3 | 1 | 1 | 1 |\n" in text
+    assert text.endswith("\n- name: exit code 0, not 2\n")
+    assert "3 cases, a part of the table; all ran." in report(answers, 3, part=True)

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from search import SearchError
-from search.record import Run, open_run, read_run
+from search.record import Run, open_run, read_history, read_run
 
 
 @pytest.fixture
@@ -83,3 +83,12 @@ def test_what_is_no_hash_is_named(tmp_path, run, field):
     path.write_bytes(msgspec.json.encode(msgspec.to_builtins(run) | {field: "a"}))
     with pytest.raises(SearchError, match=rf"matching regex .* at `\$.{field}`"):
         read_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("widths", [{"a": -1}, {"a": 2**40}])
+def test_a_width_that_is_not_possible_is_refused(tmp_path, run, widths):
+    line = {"phase": "search", "epoch": 1, "epochs": 1, "loss": 1.0, "train_accuracy": 1.0, "accuracy": 1.0, "choice": {"widths": widths}}
+    content = [{"schema": "history/2"}, {**line, "latency_us": None, "macs": 1}]
+    (tmp_path / "history.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, content)))
+    with pytest.raises(SearchError, match=r"history.jsonl, line 2, is damaged .*choice.widths"):
+        read_history(tmp_path, run)
