@@ -141,14 +141,17 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> 
     return data
 
 
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Hash of a regular file, of any size, in hexadecimal.
+def sha256(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> str:
+    """Hash of a regular file in hexadecimal.
 
     Raises:
-        FileError: it cannot be opened; see `open_regular`.
+        FileError: it cannot be read, or is larger than `limit` bytes; see `open_regular`.
     """
-    with open_regular(path, limit=2**63) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open_regular(path, limit=limit) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ import msgspec
 from msgspec import Struct
 
 from latency import Latency
-from latency.files import beside, raised_as, sha256, write_whole
+from latency.decoding import MAX_JSON_BYTES
+from latency.files import MAX_FILE_BYTES, beside, raised_as, sha256, write_whole
 from latency.values import Count, Kept, Macs, OptionalSha256, SampleUs, Sha256, Share, Single
 from search.architecture import Architecture
 from search.errors import SearchError
@@ -194,10 +195,17 @@ def read_result(out: Path, run: Run) -> Result:
 
 def _require_unchanged(out: Path, result: Result) -> None:
     """Check that the files which a result names are as they were; one that is missing is for its reader to miss."""
-    named = {RUN: result.run_sha256, ARCHITECTURE: result.architecture_sha256, WEIGHTS: result.weights_sha256}
-    for path, wanted in ((out / name, wanted) for name, wanted in named.items() if wanted and os.path.lexists(out / name)):
+    named = {
+        RUN: (result.run_sha256, MAX_JSON_BYTES),
+        ARCHITECTURE: (result.architecture_sha256, MAX_JSON_BYTES),
+        WEIGHTS: (result.weights_sha256, MAX_FILE_BYTES),
+    }
+    for name, (wanted, limit) in named.items():
+        path = out / name
+        if not wanted or not os.path.lexists(path):
+            continue
         with raised_as(SearchError, _AGAIN):
-            found = sha256(path)
+            found = sha256(path, limit=limit)
         if found != wanted:
             raise SearchError(f"{path} was changed after the search: {RESULT} names the sha256 {wanted[:16]}, found {found[:16]}; {_AGAIN}")
 

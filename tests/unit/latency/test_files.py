@@ -142,3 +142,13 @@ def test_a_package_says_what_fixes_it_in_its_own_error(tmp_path):
 @pytest.mark.parametrize(("size", "text"), [(12, "12 bytes"), (1536, "1.5 KiB"), (2**20, "1 MiB"), (10**13, "9,313 GiB")])
 def test_sizes_for_people(size, text):
     assert human_bytes(size) == text
+
+
+def test_no_more_than_the_limit_is_hashed(tmp_path):
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**41)
+    with pytest.raises(FileError, match=r"huge has 2,048 GiB, and at most 16 GiB are read"):
+        sha256(tmp_path / "huge")
+    (tmp_path / "memory").symlink_to("/proc/self/mem")
+    with pytest.raises(FileError, match=r"memory cannot be read: "):
+        sha256(tmp_path / "memory")
