@@ -1,6 +1,8 @@
 """What every test shares: one thread a worker that does not spin, which tests stay together, and a printed reason for what is skipped."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from functools import cache
 
@@ -9,6 +11,14 @@ import pytest
 # Several workers with several threads each would wait for one another: the linear algebra of some tests then takes ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_configure() -> None:
+    """Take signals as a terminal's programs do: what started the tests may ignore some, as nohup does, and commands would inherit that."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)
