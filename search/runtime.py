@@ -1,5 +1,6 @@
 """Where training runs: devices, processes, number format. The only importer of Fabric."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -49,6 +50,7 @@ class Runtime:
         if devices > 1:
             with self._peers():
                 self._fabric.launch()
+            atexit.register(distributed.destroy_process_group)  # else its threads may outlive the interpreter, which aborts
         self._parent = os.getppid()
         self.rank, self.ranks = self._fabric.global_rank, self._fabric.world_size
         torch.backends.cudnn.benchmark = False  # times kernels to choose one: another run could choose, and round, differently
