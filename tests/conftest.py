@@ -13,6 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--choices", type=int, help="how many random networks of each space are priced, in place of fewer")
+
+
 def pytest_configure() -> None:
     """Take signals as a terminal's programs do: what started the tests may ignore some, as nohup does, and commands would inherit that."""
     if threading.current_thread() is threading.main_thread():

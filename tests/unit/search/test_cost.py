@@ -44,8 +44,19 @@ def table_of(name: str) -> LatencyTable:
 
 
 WIDTHS = {"tiny": 300, "repvgg-mini": 200, "joined": 200, "resnet20/widths": 50}
-"""Spaces of open widths, and how many random networks of each are compared."""
+"""Spaces of open widths, and how many random networks of each are compared; `pytest --choices 1000` compares as many of every space."""
 ALL = [*WIDTHS, "prunet-cifar", "nasbench201", "resnet20"]
+
+
+@pytest.fixture
+def choices(request):
+    """The largest, the smallest and some random networks of a space."""
+
+    def draw(space: Space, number: int) -> list[Choice]:
+        seeded = random.Random(0)
+        return [space.largest(), space.smallest(), *(space.random(seeded) for _ in range(request.config.getoption("choices") or number))]
+
+    return draw
 
 
 def scalars(widths, dtype=torch.float32):
@@ -72,21 +83,19 @@ def models(name: str):
 
 
 @pytest.mark.parametrize("name", WIDTHS)
-def test_whole_widths_cost_what_table_and_space_say(name):
-    space, draw = space_of(name), random.Random(0)
-    choices = [space.largest(), space.smallest(), *(space.random(draw) for _ in range(WIDTHS[name]))]
+def test_whole_widths_cost_what_table_and_space_say(name, choices):
+    space = space_of(name)
     for model, truth in models(name):
-        for choice in choices:
+        for choice in choices(space, WIDTHS[name]):
             widths = scalars(space.widths(choice), torch.float64)
             assert cost_of(model, space, widths).item() == pytest.approx(truth(choice), rel=1e-9)
             assert model.price(choice).cost == pytest.approx(truth(choice), rel=1e-12)
 
 
-def test_one_hot_shares_cost_what_table_and_space_say():
-    space, draw = space_of("prunet-cifar"), random.Random(0)
-    choices = [space.largest(), space.smallest(), *(space.random(draw) for _ in range(100))]
+def test_one_hot_shares_cost_what_table_and_space_say(choices):
+    space = space_of("prunet-cifar")
     for model, truth in models("prunet-cifar"):
-        for choice in choices:
+        for choice in choices(space, 100):
             terms = [model.over(candidates, shares) for candidates, shares in one_hot(space, choice)]
             assert model.expected(terms).item() == pytest.approx(truth(choice), rel=1e-9)
 
@@ -108,11 +117,10 @@ def cell_terms(model, space, choice):
     return [*terms, model.over([space.head], sure)]
 
 
-def test_one_hot_edges_cost_what_table_and_space_say():
-    space, draw = space_of("nasbench201"), random.Random(0)
-    choices = [space.largest(), space.smallest(), *(space.random(draw) for _ in range(100))]
+def test_one_hot_edges_cost_what_table_and_space_say(choices):
+    space = space_of("nasbench201")
     for model, truth in models("nasbench201"):
-        for choice in choices:
+        for choice in choices(space, 100):
             assert model.expected(cell_terms(model, space, choice)).item() == pytest.approx(truth(choice), rel=1e-9)
 
 
