@@ -67,8 +67,13 @@ def fill_weights(model: onnx.ModelProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(np.resize(numbers, tuple(tensor.dims)), tensor.name))
         start = (start + math.prod(tensor.dims)) % _PERIOD
     for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) and not any(getattr(tensor, field) for field in _NUMBERS):
+        if not is_filled(tensor):
             raise BuildFailed(f"constant {tensor.name!r} is not a weight and has no numbers: write the bundle again with `lathe bundle`")
+
+
+def is_filled(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor has its numbers, or needs none."""
+    return not math.prod(tensor.dims) or any(getattr(tensor, field) for field in _NUMBERS)
 
 
 def filled(graph: bytes) -> bytes:

@@ -22,7 +22,7 @@ from deploy import lowering
 from deploy.graph import Precision
 from deploy.lowering import to_onnx, to_program
 from latency import BlockSpec, Lowered, Workload
-from latency.weights import fill_weights, filled, strip_weights
+from latency.weights import fill_weights, filled, is_filled, strip_weights
 from search import blocks, ops
 from search.space import Choice, Space
 
@@ -87,7 +87,7 @@ def lower_network_with_program(space: Space, choice: Choice, precision: Precisio
 
 
 def resize(graph: onnx.GraphProto, sizes: Mapping[int, int]) -> None:
-    """Give a graph without weights other sizes: in shapes, in attributes such as groups, and in constants that hold a shape.
+    """Give a graph without weights other sizes: in shapes, in attributes such as groups, and in constants, whose numbers are repeated.
 
     Args:
         graph: static; changed in place.
@@ -105,8 +105,11 @@ def resize(graph: onnx.GraphProto, sizes: Mapping[int, int]) -> None:
             old = numpy_helper.to_array(tensor)
             new = np.array([sizes.get(size, size) for size in old.ravel().tolist()], old.dtype).reshape(old.shape)
             tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
-        else:
-            tensor.dims[:] = [sizes.get(size, size) for size in tensor.dims]
+            continue
+        dims = [sizes.get(size, size) for size in tensor.dims]
+        if dims != list(tensor.dims) and is_filled(tensor):  # a norm's statistics: equal for all channels of a new module
+            tensor.CopyFrom(numpy_helper.from_array(np.resize(numpy_helper.to_array(tensor), dims), tensor.name))
+        tensor.dims[:] = dims
 
 
 def join(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:

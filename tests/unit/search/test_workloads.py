@@ -12,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from deploy.graph import check
 from deploy.lowering import to_onnx
 from latency import BlockSpec, blocks_zip
+from latency.lowered import decode
 from search import ops, spaces
 from search.blocks import serial
 from search.workloads import lower, lower_with_program, workloads
@@ -80,7 +81,7 @@ def direct(chain: list[BlockSpec], precision: str) -> onnx.ModelProto:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_cut_block_equals_a_direct_export_node_for_node(name, precision):
-    cut, wanted = onnx.load_from_string(lower([BLOCKS[name]], precision)), direct([BLOCKS[name]], precision)
+    cut, wanted = decode(lower([BLOCKS[name]], precision)), direct([BLOCKS[name]], precision)
     assert structure(cut) == structure(wanted)
     assert [(node.name, *node.input, *node.output) for node in cut.graph.node] == [
         (node.name, *node.input, *node.output) for node in wanted.graph.node
