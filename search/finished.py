@@ -1,11 +1,13 @@
 """A finished run, loaded: what it was asked for, what came out, and its trained networks. Runs of every version are read."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from search import record
 from search.architecture import Architecture, load_architecture
+from search.errors import SearchError
 from search.record import EpochDone, Result, Run
 
 if TYPE_CHECKING:
@@ -57,10 +59,28 @@ def load(directory: str | Path) -> FinishedRun:
     """
     directory = Path(directory)
     run = record.read_run(directory)
-    return FinishedRun(
-        directory=directory,
-        run=run,
-        result=record.read_result(directory, run),
-        architecture=load_architecture(directory / record.ARCHITECTURE),
-        history=record.read_history(directory, run),
-    )
+    result = record.read_result(directory, run)
+    architecture = load_architecture(directory / record.ARCHITECTURE)
+    history = record.read_history(directory, run)
+    require_same_space(directory, architecture, result, history)
+    return FinishedRun(directory=directory, run=run, result=result, architecture=architecture, history=history)
+
+
+def require_same_space(directory: Path, architecture: Architecture, result: Result | None, history: Iterable[EpochDone]) -> None:
+    """Check that the networks which a run's files name are of its space.
+
+    Raises:
+        SearchError: one is not; names the file.
+    """
+    if not architecture.blocks:  # the space is of a module that no file holds
+        return
+    space, ends = architecture.origin(), [result.shipped, result.unpruned] if result else []
+    for name, choices in (
+        (record.RESULT, [end.choice for end in ends if end]),
+        (record.HISTORY, [epoch.choice for epoch in history]),
+    ):
+        for choice in dict.fromkeys(choices):
+            try:
+                space.network(choice)
+            except SearchError as error:
+                raise SearchError(f"{directory / name} was changed after the search: {error}") from error

@@ -17,6 +17,7 @@ from latency.units import interval, microseconds
 from search import record
 from search.architecture import Architecture, load_architecture
 from search.errors import SearchError
+from search.finished import require_same_space
 from search.record import EpochDone, NetworkResult, Result, Run
 from search.space import Choice
 
@@ -89,12 +90,12 @@ def _read(directory: Path, table: LatencyTable | None) -> _Search:
             f"{table.path} is not the table of this search: its sha256 is {table.sha256[:16]}, the search used "
             f"{run.table_sha256[:16] or 'none'}: give that one, or none"
         )
-    return _Search(
-        run=run,
-        result=record.read_result(directory, run) if os.path.lexists(directory / record.RESULT) else None,
-        architecture=load_architecture(directory / record.ARCHITECTURE) if os.path.lexists(directory / record.ARCHITECTURE) else None,
-        history=record.read_history(directory, run),
-    )
+    result = record.read_result(directory, run) if os.path.lexists(directory / record.RESULT) else None
+    architecture = load_architecture(directory / record.ARCHITECTURE) if os.path.lexists(directory / record.ARCHITECTURE) else None
+    history = record.read_history(directory, run)
+    if architecture:
+        require_same_space(directory, architecture, result, history)
+    return _Search(run=run, result=result, architecture=architecture, history=history)
 
 
 def _page_of_run(directory: Path, search: _Search, drawn: Sequence[Picture], table: LatencyTable | None) -> Page:

@@ -34,3 +34,15 @@ def test_weights_of_another_run_are_refused(search_into, tmp_path):
     (tmp_path / "1" / "weights.safetensors").replace(tmp_path / "0" / "weights.safetensors")
     with pytest.raises(SearchError, match=r"weights.safetensors was changed after the search: result.json names the sha256"):
         finished.load(tmp_path / "0").network()
+
+
+@pytest.mark.parametrize(("name", "of"), [("result.json", b'"shipped":'), ("history.jsonl", b'"choice":')])
+def test_a_network_of_another_space_is_refused(search_into, tmp_path, name, of):
+    list(search_into(tmp_path / "run", "uniform", pretrain_epochs=1, search_epochs=1, finetune_epochs=1))
+    file = tmp_path / "run" / name
+    head, found, rest = file.read_bytes().partition(of)
+    assert found
+    group = next(iter(finished.load(tmp_path / "run").result.shipped.choice.widths)).encode()
+    file.write_bytes(head + found + rest.replace(b'"%s"' % group, b'"strange"', 1))
+    with pytest.raises(SearchError, match=rf"{name} was changed after the search: .* a choice has a width for each"):
+        finished.load(tmp_path / "run")
