@@ -9,7 +9,15 @@ from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, subcommand
 
 from lathe.flags import Fraction, Milliseconds
 from search import processes
-from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, TableSettings, UniformSettings
+from search.methods.settings import (
+    MagnitudeSettings,
+    PasSettings,
+    Settings,
+    SlimmingSettings,
+    TableSettings,
+    UniformSettings,
+    VpDartsSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +55,7 @@ class Search:
     arguments: Suppress[tuple[str, ...]] = field(default=())
     """the command line"""
 
-    settings: PruningSettings
+    settings: Settings
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
@@ -110,10 +118,18 @@ class SearchTable(Search):
     settings: OmitArgPrefixes[FlagConversionOff[TableSettings]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchVpDarts(Search):
+    """VP-DARTS: find the operations of a cell by validating a supernet without each of them, then train the cell from scratch."""
+
+    settings: OmitArgPrefixes[FlagConversionOff[VpDartsSettings]]
+
+
 Searches = (
     Annotated[SearchPas, subcommand("pas")]
     | Annotated[SearchUniform, subcommand("uniform")]
     | Annotated[SearchMagnitude, subcommand("magnitude")]
     | Annotated[SearchSlimming, subcommand("slimming")]
     | Annotated[SearchTable, subcommand("table")]
+    | Annotated[SearchVpDarts, subcommand("vp-darts")]
 )

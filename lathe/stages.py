@@ -254,7 +254,10 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     methods.require_space(command.settings, space)
     if table:
         _require_coverage(table, space)
-    budget = _latency_budget(command, space, table) if table else _macs_budget(command, space)
+    if command.budget_ms is None and command.budget_fraction is None and not command.settings.needs_budget:
+        budget = _no_budget(space, table)
+    else:
+        budget = _latency_budget(command, space, table) if table else _macs_budget(command, space)
     given = {name: getattr(command.settings, name) for name in command.given}
     settings = recipe(type(command.settings), len(data.train), command.recipe, **given)
     method = methods.method(settings, Task(space=space, data=data, table=table, budget=budget))
@@ -298,6 +301,13 @@ def _latency_budget(command: "Search", space: "Space", table: LatencyTable) -> "
     assert command.budget_fraction is not None
     unpruned = space.network()
     return Budget(us=command.budget_fraction * (table.measured_network(unpruned) or table.predict(unpruned)).us)
+
+
+def _no_budget(space: "Space", table: LatencyTable | None) -> "Budget":
+    """One that every network of a space is within."""
+    from search.budget import Budget
+
+    return Budget(us=table.predict(space.network()).high_us) if table else Budget(macs=space.macs())
 
 
 def _macs_budget(command: "Search", space: "Space") -> "Budget":

@@ -1,5 +1,7 @@
 """One epoch of training, and evaluation; what is trained, and towards what, the methods say."""
 
+import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +32,9 @@ class Stream(Protocol):
 class Part:
     """One of the things that an epoch trains: some parameters, on images of their own, towards a loss of their own."""
 
-    optimizer: Optimizer
-    """as `Runtime.setup` gave it; every group's full learning rate is its `peak_lr`"""
+    optimizers: Sequence[Optimizer]
+    """that step together, as `Runtime.setup` gave them; every group's full learning rate is its `peak_lr`, which one that is
+    not `scheduled` keeps"""
     batches: Stream
     """images and labels; of all devices together"""
     loss: Loss
@@ -103,14 +106,16 @@ def train_epoch(network: nn.Module, parts: Sequence[Part], *, runtime: Runtime, 
     left = [enumerate(part.batches) for part in parts]
     for index in turns([len(part.batches) for part in parts]):
         part, (step, (images, labels)) = parts[index], next(left[index])
-        for group in part.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * part.factor(step)
+        for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in part.optimizers):
+            group["lr"] = group["peak_lr"] * (part.factor(step) if group.get("scheduled", True) else 1.0)
         images, labels = (runtime.send(runtime.share(batch)) for batch in (images, labels))
         logits = runtime.forward(network, images)
         loss = part.loss(logits, labels, images)
-        part.optimizer.zero_grad()
+        for optimizer in part.optimizers:
+            optimizer.zero_grad()
         runtime.backward(loss)
-        part.optimizer.step()
+        for optimizer in part.optimizers:
+            optimizer.step()
         stepped()
         total += loss.item()
         right += int((logits.argmax(1) == labels).sum())
@@ -135,17 +140,27 @@ def evaluate(network: nn.Module, batches: Batches, *, runtime: Runtime, batch_st
             channels come and go at every step, they belong to no network.
     """
     network.eval()
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and batch_statistics]
+    total, right, shown = 0.0, 0, 0
+    with by_batch_statistics(network) if batch_statistics else contextlib.nullcontext():
+        for images, labels in batches:
+            images, labels = runtime.send(images), runtime.send(labels)
+            logits = runtime.forward(network, images)
+            total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            right += int((logits.argmax(1) == labels).sum())
+            shown += len(labels)
+    return Score(loss=total / max(1, shown), accuracy=right / max(1, shown))
+
+
+@contextlib.contextmanager
+def by_batch_statistics(network: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode whose norms use the statistics of each batch, and keep their running ones."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()
         norm.track_running_stats = False
-    total, right, shown = 0.0, 0, 0
-    for images, labels in batches:
-        images, labels = runtime.send(images), runtime.send(labels)
-        logits = runtime.forward(network, images)
-        total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        right += int((logits.argmax(1) == labels).sum())
-        shown += len(labels)
-    for norm in norms:
-        norm.track_running_stats = True
-    return Score(loss=total / max(1, shown), accuracy=right / max(1, shown))
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+            norm.eval()

@@ -10,6 +10,7 @@ from search.methods.settings import (
     SlimmingSettings,
     TableSettings,
     UniformSettings,
+    VpDartsSettings,
 )
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ def require_space(settings: Settings, space: "Space") -> None:
         from search.spaces import with_widths
 
         with_widths(space, settings.name)
+    if isinstance(settings, VpDartsSettings):
+        from search.spaces import with_cells
+
+        with_cells(space, settings.name)
 
 
 def method(settings: Settings, task: "Task") -> "Method[Any]":
@@ -56,4 +61,8 @@ def method(settings: Settings, task: "Task") -> "Method[Any]":
             from search.methods.table import Table
 
             return Table(settings, task)
+        case VpDartsSettings():
+            from search.methods.vp_darts import VpDarts
+
+            return VpDarts(settings, task)
     raise AssertionError(f"no method has {type(settings).__name__}")

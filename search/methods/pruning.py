@@ -148,7 +148,7 @@ class Pruning(Method[P]):
             added = self.penalty(network) if phase.name == "search" else None
             return task(logits, labels, images) if added is None else task(logits, labels, images) + added
 
-        return [Part(optimizer=optimizer, batches=batches, loss=loss, factor=factor)]
+        return [Part(optimizers=[optimizer], batches=batches, loss=loss, factor=factor)]
 
     def penalty(self, network: nn.Module) -> Tensor | None:
         """What a step of the search adds to the loss."""

@@ -8,7 +8,7 @@ from msgspec import Struct
 from search import transforms
 from search.errors import SearchError
 
-P = TypeVar("P", bound="PruningSettings")
+P = TypeVar("P", bound="Settings")
 
 Recipe = Literal["auto", "paper"]
 Schedule = Literal["cosine", "exponential"]
@@ -31,6 +31,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     name: ClassVar[str]
+    needs_budget: ClassVar[bool] = True
+    """False: without a budget every network of the space is within it"""
 
     seed: int = 0
     """seed of everything that is random"""
@@ -204,6 +206,104 @@ class TableSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_f
         self.require_range("score_images", 1)
 
 
+class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """VP-DARTS: the operation of each edge whose removal hurts the validated supernet most stays; then its cell is trained from scratch."""
+
+    name = "vp-darts"
+    needs_budget = False
+    paper: ClassVar[dict[str, Any]] = {
+        "warmup_epochs": 20,
+        "prune_epochs": 30,
+        "train_epochs": 200,
+        "importance": "accuracy",
+        "validation_share": 0.5,
+        "subset": 0.5,
+        "final_subset": 0.5,
+        "prune_images": 1.0,
+        "skip_dropout": 0.2,
+        "prune_dropout": 0.2,
+        "batch": 64,
+        "lr": 0.025,
+    }
+    """As printed; batch and learning rate, which are not, as of NAS-Bench-201's own searches."""
+
+    batch: int = 100
+    """images a step, of all devices together"""
+    lr: float = 0.1
+    """learning rate of the weights"""
+    momentum: float = 0.9
+    """of the weights' gradients, Nesterov's"""
+    label_smoothing: float = 0.0
+    """share of the target that is spread over all classes"""
+    clip: float = 5.0
+    """largest norm of the weights' gradient in the supernet"""
+    warmup_epochs: int = 10
+    """epochs of the supernet's weights alone"""
+    prune_epochs: int = 8
+    """epochs of weights and alphas, before each of which every operation is validated"""
+    train_epochs: int = 20
+    """epochs of the found cell, from new weights, by --schedule"""
+    variant: Literal["adjustable", "fixed", "hard", "progressive", "darts", "random"] = "adjustable"
+    """pruning is soft with K = epoch (adjustable) or K = max_epoch (fixed), hard at once, or hard from 5 to 3 to 2 operations;
+    darts: softmax, nothing validated; random: cells drawn at random and trained one after the other for as many epochs"""
+    criterion: Literal["validation", "alpha"] = "validation"
+    """what an operation is worth: how much its removal hurts, or its alpha"""
+    importance: Literal["auto", "loss", "accuracy"] = "auto"
+    """how removal hurts: auto is loss below 5,000 validation images, and accuracy with loss as tie-break above; accuracy is the paper's"""
+    validation_share: float = 1 / 3
+    """of the training images, which validate and are not trained on"""
+    subset: float = 0.3
+    """share of the validation images that an epoch looks at, drawn anew"""
+    final_subset: float = 0.6
+    """the same for the last look, which decides"""
+    prune_images: float = 0.5
+    """share of the trained images that a pruning epoch shows, drawn anew"""
+    alpha: float = 0.2
+    """of every operation at the start"""
+    alpha_lr: float = 5e-3
+    """Adam's learning rate of the alphas"""
+    split: Literal["one-level", "alternating"] = "one-level"
+    """alphas are trained with the weights, or in turns on the validation images"""
+    alpha_0: Literal["current", "initial"] = "current"
+    """what Eq. 2 shrinks: the value at the start of the epoch, or the one of the first"""
+    first_k: Literal[0, 1] = 1
+    """K of the first pruning epoch under adjustable K"""
+    removal: Literal["edge", "cell"] = "edge"
+    """an operation is removed from all cells at once, or from one after the other, of which the mean counts"""
+    zeroize: Literal["candidate", "never"] = "candidate"
+    """whether none can be what stays"""
+    norms: Literal["batch", "running"] = "batch"
+    """statistics of the norms while operations are validated"""
+    negative_alphas: bool = True
+    """whether an alpha may fall below 0"""
+    skip_dropout: float = 0.2
+    """dropout behind skip in the warm-up"""
+    prune_dropout: float = 0.0
+    """the same while pruning"""
+    latency_weight: float = 0.1
+    """weight of the expected cost in the loss at the start, where the largest cell is over the budget (an extension: the paper has none)"""
+    latency_rate: float = 0.05
+    """how fast that weight adapts, as an exponent a step at a relative error of 1"""
+    random_epochs: int = 3
+    """variant random: epochs of each cell"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("warmup_epochs", "train_epochs"):
+            self.require_range(name, 0 if name == "warmup_epochs" else 1)
+        for name in ("prune_epochs", "random_epochs"):
+            self.require_range(name, 1)
+        for name in ("subset", "final_subset", "prune_images", "alpha", "alpha_lr", "clip", "latency_weight", "latency_rate"):
+            self.require_positive(name)
+        for name in ("subset", "final_subset", "prune_images"):
+            self.require_range(name, 0, 1)
+        for name in ("validation_share", "skip_dropout", "prune_dropout"):
+            self.require_range(name, 0, 1 - 1e-9)
+        self.require_positive("validation_share")
+        if self.criterion == "alpha" and self.variant == "random":
+            raise SearchError("--criterion alpha has no meaning for --variant random, which trains no alphas")
+
+
 def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -> P:
     """Settings that suit a data set, or those of the Pruning-as-Search paper.
 
@@ -221,6 +321,8 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
     Raises:
         SearchError: a setting that makes no sense.
     """
+    if issubclass(kind, VpDartsSettings):
+        return kind(**((kind.paper if name == "paper" else {}) | given))
     many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
     paper = {"pretrain_epochs": 120, "search_epochs": 10, "finetune_epochs": 50, "batch": 1024, "lr": 0.4, "policy_lr": 0.4}
     paper |= {"momentum": 0.875, "weight_decay": 3.05e-5, "label_smoothing": 0.0, "bounded": False}

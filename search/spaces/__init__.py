@@ -31,6 +31,7 @@ __all__ = [
     "is_named_widths",
     "names",
     "of_module",
+    "with_cells",
     "with_sites",
     "with_widths",
 ]
@@ -124,6 +125,21 @@ def with_widths(space: Space, method: str) -> Prunable:
         raise SearchError(
             f"{method} searches widths, and {space.name} has none that are open: choose repvgg-mini, or such as resnet-18/widths"
         )
+    return space
+
+
+def with_cells(space: Space, method: str) -> Cells:
+    """A space as one of cells.
+
+    Args:
+        space: any.
+        method: that asks, for the message.
+
+    Raises:
+        SearchError: it is not one.
+    """
+    if not isinstance(space, Cells):
+        raise SearchError(f"{method} searches operations of cells, and {space.name} has none: choose nasbench201-small or nasbench201")
     return space
 
 

@@ -108,7 +108,7 @@ def train(runtime):
         return nn.functional.cross_entropy(logits, labels) + 0.1 * network.first.weight.abs().mean()
     scores = []
     for epoch in range(3):
-        part = Part(optimizer=optimizer, batches=Batches(epoch), loss=loss, factor=lambda step: 1.0)
+        part = Part(optimizers=[optimizer], batches=Batches(epoch), loss=loss, factor=lambda step: 1.0)
         scores.append(train_epoch(wrapped, [part], runtime=runtime))
     return network, scores[-1]
 """

@@ -90,7 +90,8 @@ class Toy(Method[ToySettings]):
 
         data = self.task.data
         return [
-            Part(optimizer=o, batches=data.training_batches(16, epoch.order), loss=loss, factor=lambda step: 0.9**step) for o in optimizers
+            Part(optimizers=[o], batches=data.training_batches(16, epoch.order), loss=loss, factor=lambda step: 0.9**step)
+            for o in optimizers
         ]
 
     def ended(self, epoch, network):

@@ -15,7 +15,7 @@ def part(optimizer, batches, *, factor=1.0, penalty=lambda: 0.0):
     def loss(logits, labels, images):
         return nn.functional.cross_entropy(logits, labels) + penalty()
 
-    return Part(optimizer=optimizer, batches=batches, loss=loss, factor=lambda _: factor)
+    return Part(optimizers=[optimizer], batches=batches, loss=loss, factor=lambda _: factor)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
 
     generator = torch.Generator()
     parts = [
-        Part(optimizer=o, batches=stripes.training_batches(16, generator, rows), loss=loss(name), factor=lambda _: 1.0)
+        Part(optimizers=[o], batches=stripes.training_batches(16, generator, rows), loss=loss(name), factor=lambda _: 1.0)
         for o, rows, name in zip(optimizers, random_parts(64, (0.75, 0.25), generator), "ab", strict=True)
     ]
     before = {name: value.clone() for name, value in network.named_parameters()}

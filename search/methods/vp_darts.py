@@ -1,0 +1,419 @@
+"""VP-DARTS: validated pruning differentiable architecture search, over cells.
+
+A supernet runs every operation of every edge, weighted by raw alphas (Eq. 3). What an operation is worth is not its alpha but what the
+network loses on held-out images without it (Algorithm 1). So before each epoch every operation is removed alone and the rest is validated;
+all but the most important one of each edge are then pruned softly: their alphas shrink (Eq. 2) and may recover. After the last epoch each
+is removed once more, and of each edge the one whose removal hurts most stays.
+
+What the paper leaves open is settled by the options of `VpDartsSettings`. Latency is an extension of ours: where the largest cell is over
+the budget, the expected cost of the alphas' shares is part of the loss, of operations that validate alike the faster one stays, and the
+final cell is the one of the highest total importance within the budget.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
+
+from search import ops, schedule
+from search.budget import Budget, BudgetController, require_reachable
+from search.cost import CostModel, LatencyModel, MacsModel
+from search.data import random_parts
+from search.distill import task_loss
+from search.errors import SearchError
+from search.method import Epoch, Method, Phase, Task
+from search.methods.settings import VpDartsSettings
+from search.space import Choice
+from search.spaces import with_cells
+from search.spaces.cells import EDGES, NODES, NONE, OPTIONS, edge
+from search.supernet import CellSupernet
+from search.train import Part, by_batch_statistics
+
+VALIDATION_BATCH = 200
+FEW_IMAGES = 5_000
+"""Validation images below which accuracy is too coarse to rank operations by."""
+STAGED = (5, 3, 2)
+"""Operations of an edge in the three stages of progressive pruning."""
+
+Hurt = tuple[float, float]
+"""How much a removal hurts: what counts, then what breaks ties."""
+
+
+class VpDarts(Method[VpDartsSettings]):
+    """Warm-up of the weights; validated pruning; training of the cell that is left (Section 3).
+
+    Args:
+        settings: of the method.
+        task: over a space of cells.
+
+    Raises:
+        SearchError: the space is not one of cells, images are too few, or no cell that connects its ends is within the budget.
+        CoverageError: the table does not cover the space.
+    """
+
+    def __init__(self, settings: VpDartsSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self.space = with_cells(task.space, self.name)
+        self.model: CostModel = LatencyModel(self.space, task.table) if task.table else MacsModel(self.space)
+        require_reachable(self.space.name, self.model.price(self.space.smallest()), task.budget)
+        self.limited = not task.budget.holds(self.model.price(self.space.largest()))
+        amount = task.budget.amount / (1 + task.table.predictor.half_width) if task.table else task.budget.amount
+        self.controller = BudgetController(
+            target=Budget.of(amount, self.model.unit), weight=settings.latency_weight, rate=settings.latency_rate
+        )
+        self.costs = [self._cost_of(option) for option in OPTIONS]
+        share = settings.validation_share
+        fixed = torch.Generator().manual_seed(settings.seed)
+        self.trained_rows, self.validation_rows = random_parts(len(task.data.train), (1 - share, share), fixed)
+        _require_images(settings, len(self.validation_rows), len(self.trained_rows))
+        self.chosen = self.space.largest() if not self.limited else self.space.smallest()
+        self.importance: list[list[float]] = []
+        self.best: float | None = None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Warm-up, pruning, training of the found cell."""
+        settings = self.settings
+        return (
+            Phase(name="warmup", epochs=settings.warmup_epochs, batch_statistics=True),
+            Phase(name="prune", epochs=settings.prune_epochs, batch_statistics=True),
+            Phase(name="train", epochs=settings.train_epochs, decides=True, distils=True),
+        )
+
+    def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
+        """The supernet, then the network of the found cell."""
+        if phase.decides:
+            return self.space.module(self.chosen)
+        network = trained if isinstance(trained, CellSupernet) else self._supernet()
+        for cell in network.cells:
+            cell.skip.p = self.settings.skip_dropout if phase.name == "warmup" else self.settings.prune_dropout
+        return network
+
+    def _supernet(self) -> CellSupernet:
+        weigh: Callable[[Tensor], Tensor] = _softmax if self.settings.variant == "darts" else _as_it_is
+        start = {"darts": 0.0, "random": 1.0}.get(self.settings.variant, self.settings.alpha)
+        return CellSupernet(self.space, alpha=start, weigh=weigh)
+
+    def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
+        """Of the weights, and in the supernet of the alphas."""
+        settings, weights = self.settings, [value for name, value in network.named_parameters() if name != "alpha"]
+        decayed, plain = [value for value in weights if value.ndim > 1], [value for value in weights if value.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": settings.weight_decay, "peak_lr": settings.lr},
+            {"params": plain, "weight_decay": 0.0, "peak_lr": settings.lr},
+        ]
+        found = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+        if not isinstance(network, CellSupernet):
+            return [found]
+        found.register_step_pre_hook(partial(_clip, weights, settings.clip))
+        group = {"params": [network.alpha], "peak_lr": settings.alpha_lr, "scheduled": False}
+        alphas = Adam([group], lr=settings.alpha_lr)
+        if not settings.negative_alphas:
+            alphas.register_step_post_hook(partial(_bound, network.alpha))
+        return [found, alphas]
+
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+        """Weights on the trained images, and alphas with them or in turns on the validation images; before it, what the variant does."""
+        settings, data = self.settings, self.task.data
+        task = task_loss(settings, epoch.teacher)
+        if not isinstance(network, CellSupernet):
+            batches = data.training_batches(settings.batch, epoch.order)
+            return [Part(optimizers=optimizers, batches=batches, loss=task, factor=self._factor(epoch, len(batches)))]
+        rows = self.trained_rows
+        if epoch.phase.name == "prune" and settings.prune_images < 1:
+            (rows, *_) = random_parts(len(rows), (settings.prune_images, 1 - settings.prune_images), epoch.noise)
+            rows = self.trained_rows[rows]
+        if settings.variant == "random":
+            self._draw(epoch, network, optimizers[0])
+        elif epoch.phase.name == "prune" and settings.variant != "darts":
+            self._prune(epoch, network)
+        batches = data.training_batches(settings.batch, epoch.order, rows)
+        factor = self._factor(epoch, len(batches))
+
+        def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+            return task(logits, labels, images) + self._penalty(network) if trains_alphas else task(logits, labels, images)
+
+        trains_alphas = settings.variant == "darts" or (epoch.phase.name == "prune" and settings.variant != "random")
+        weights, alphas = optimizers
+        if not trains_alphas:
+            return [Part(optimizers=[weights], batches=batches, loss=task, factor=factor)]
+        if settings.split == "one-level" and settings.variant != "darts":
+            return [Part(optimizers=[weights, alphas], batches=batches, loss=loss, factor=factor)]
+        others = data.training_batches(settings.batch, epoch.order, self.validation_rows)
+        return [
+            Part(optimizers=[weights], batches=batches, loss=task, factor=factor),
+            Part(optimizers=[alphas], batches=others, loss=loss, factor=factor),
+        ]
+
+    def _factor(self, epoch: Epoch, steps: int) -> Callable[[int], float]:
+        """One schedule over warm-up and pruning, and one over the training of the found cell; or over each random cell."""
+        settings, done, epochs = self.settings, epoch.index, epoch.phase.epochs
+        if not epoch.phase.decides:
+            done, epochs = self._index(epoch), settings.warmup_epochs + settings.prune_epochs
+            if settings.variant == "random":
+                done, epochs = done % settings.random_epochs, settings.random_epochs
+        warmup = steps if epoch.phase.decides else 0
+        return lambda step: schedule.factor(settings, step + done * steps, epoch_steps=steps, epochs=epochs, warmup=warmup)
+
+    def _index(self, epoch: Epoch) -> int:
+        """Of an epoch, from the start of the warm-up."""
+        return epoch.index + (self.settings.warmup_epochs if epoch.phase.name == "prune" else 0)
+
+    # Soft pruning
+
+    @torch.no_grad()
+    def _prune(self, epoch: Epoch, network: CellSupernet) -> None:
+        """Validate every operation; shrink the alphas of all but the most important one of each edge (Eq. 2), or remove them for good."""
+        settings, last = self.settings, epoch.phase.epochs
+        if settings.variant in ("hard", "progressive"):
+            before, left = self._left(epoch.index - 1, last), self._left(epoch.index, last)
+            if left < before:
+                ranked = self._ranked(network, settings.subset, epoch.noise)
+                for index, order in enumerate(ranked):
+                    for option in order[left:]:
+                        network.kept[index, option] = False
+            return
+        k = last if settings.variant == "fixed" else epoch.index + settings.first_k
+        for index, order in enumerate(self._ranked(network, settings.subset, epoch.noise)):
+            for option in order[1:]:
+                start = network.alpha[index, option] if settings.alpha_0 == "current" else settings.alpha
+                network.alpha[index, option] = start * (1 - k / last)
+
+    def _left(self, index: int, epochs: int) -> int:
+        """Operations that hard pruning leaves on an edge in an epoch."""
+        if index < 0:
+            return STAGED[0]
+        return 1 if self.settings.variant == "hard" else STAGED[min(index * len(STAGED) // epochs, len(STAGED) - 1)]
+
+    # Algorithm 1
+
+    def _ranked(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[int]]:
+        """Options of each edge that are still there, the most important one first; remembers what each is worth."""
+        hurts = self._hurts(network, share, draw)
+        self.importance = [[hurt[0] for hurt in row] for row in hurts]
+        found = []
+        for index, row in enumerate(hurts):
+            there = [option for option in range(len(OPTIONS)) if network.kept[index, option]]
+            found.append(sorted(there, key=lambda option: (*row[option], self._tie(option)), reverse=True))
+        self.chosen = self._best()
+        return found
+
+    def _tie(self, option: int) -> tuple[float, int]:
+        """Of operations that validate alike the cheaper one is less important; under a budget that binds, more."""
+        sign = -1 if self.limited else 1
+        return sign * self.costs[option], sign * option
+
+    @torch.no_grad()
+    def _hurts(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[Hurt]]:
+        """How much each removal hurts, on a fresh random share of the validation images; by the alphas where they are the criterion."""
+        if self.settings.criterion == "alpha" or self.settings.variant == "darts":
+            return [[(value, 0.0) for value in row] for row in network.alpha.masked_fill(~network.kept, -torch.inf).tolist()]
+        (looked_at, *_) = random_parts(len(self.validation_rows), (share, 1 - share) if share < 1 else (1.0,), draw)
+        rows = self.validation_rows[looked_at]
+        base, found = self._validate(network, rows), []
+        for index in range(len(EDGES)):
+            found.append([self._removed(network, index, option, rows, base) for option in range(len(OPTIONS))])
+        return found
+
+    def _removed(self, network: CellSupernet, index: int, option: int, rows: Tensor, base: Hurt) -> Hurt:
+        """What the network says without one candidate; the same as with it where that gives nothing."""
+        if not network.kept[index, option]:
+            return -torch.inf, -torch.inf
+        if OPTIONS[option] == NONE:
+            return base if self.settings.zeroize == "candidate" else (-torch.inf, -torch.inf)
+        places = [None] if self.settings.removal == "edge" else network.cells
+        each = []
+        for cell in places:
+            with network.without(index, option, cell=cell):
+                each.append(self._validate(network, rows))
+        return sum(first for first, _ in each) / len(each), sum(second for _, second in each) / len(each)
+
+    def _validate(self, network: CellSupernet, rows: Tensor) -> Hurt:
+        """Error and loss, in the order in which they count: higher is worse."""
+        device, right, loss, seen = network.alpha.device, 0, 0.0, 0
+        batch = max(1, len(rows) // max(1, round(len(rows) / VALIDATION_BATCH)))
+        was = network.training
+        network.eval()
+        with by_batch_statistics(network) if self.settings.norms == "batch" else torch.no_grad():
+            for images, labels in self.task.data.plain_batches(batch, rows):
+                if len(labels) < batch:  # a batch of its own statistics
+                    continue
+                logits, labels = network(images.to(device)), labels.to(device)
+                right += int((logits.argmax(1) == labels).sum())
+                loss += F.cross_entropy(logits, labels, reduction="sum").item()
+                seen += len(labels)
+        network.train(was)
+        error, loss = 1 - right / seen, loss / seen
+        return (loss, error) if self.by_loss else (error, loss)
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether importance is by loss."""
+        kind = self.settings.importance
+        return kind == "loss" or (kind == "auto" and len(self.validation_rows) < FEW_IMAGES)
+
+    def _best(self) -> Choice:
+        """The cell of the highest total importance that connects its ends and is within the budget."""
+        worth = [[max(value, -1e9) for value in row] for row in self.importance]
+
+        def value(picks: tuple[int, ...]) -> tuple[float, list[tuple[float, int]]]:
+            return sum(worth[index][pick] for index, pick in enumerate(picks)), [self._tie(pick) for pick in picks]
+
+        ranked = sorted(itertools.product(range(len(OPTIONS)), repeat=len(EDGES)), key=value, reverse=True)
+        return next(choice for choice in map(_choice, ranked) if self._allowed(choice))
+
+    def _allowed(self, choice: Choice) -> bool:
+        return self.space.connected(choice) and (not self.limited or self.task.budget.holds(self.model.price(choice)))
+
+    # Baselines
+
+    def _draw(self, epoch: Epoch, network: CellSupernet, optimizer: Optimizer) -> None:
+        """Random search: another cell, with new weights, every few epochs."""
+        if self._index(epoch) % self.settings.random_epochs:
+            return
+        while True:
+            picks = torch.randint(len(OPTIONS), (len(EDGES),), generator=epoch.noise)
+            if self._allowed(_choice(picks.tolist())):
+                break
+        network.kept.zero_()
+        network.kept[torch.arange(len(EDGES)), picks] = True
+        fresh = self._supernet()
+        with torch.no_grad():
+            for name, value in fresh.body.state_dict().items():
+                network.body.state_dict()[name].copy_(value)
+        optimizer.state.clear()
+
+    def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
+        """Every alpha; after the last epoch of pruning the last look, which decides."""
+        if not isinstance(network, CellSupernet):
+            return {}
+        settings, last = self.settings, epoch.phase.name == "prune" and epoch.index + 1 == epoch.phase.epochs
+        if settings.variant == "random":
+            return self._ended_random(epoch, network, last=last)
+        if settings.variant == "darts" or last:
+            self._ranked(network, settings.final_subset, epoch.noise)
+        figures = {f"alpha.{edge(*ends)}.{name}": value for (ends, name), value in _named(network.alpha.tolist())}
+        figures |= {f"worth.{edge(*ends)}.{name}": value for (ends, name), value in _named(self.importance) if value > -torch.inf}
+        return figures | ({"latency_weight": self.controller.weight} if self.limited else {})
+
+    @torch.no_grad()
+    def _ended_random(self, epoch: Epoch, network: CellSupernet, *, last: bool) -> dict[str, float]:
+        if (self._index(epoch) + 1) % self.settings.random_epochs and not last:
+            return {}
+        worse, _ = self._validate(network, self.validation_rows)
+        if self.best is None or worse < self.best:
+            self.best, self.chosen = worse, _choice(network.kept.int().argmax(1).tolist())
+        return {"validation": worse}
+
+    # Latency
+
+    def _penalty(self, network: CellSupernet) -> Tensor:
+        """The weighted relative excess of the expected cost, squared; 0 where no cell is over the budget."""
+        if not self.limited:
+            return torch.zeros((), device=network.alpha.device)
+        cost = self.model.expected(list(self._terms(self._shares(network))))
+        error = cost / self.controller.target.amount - 1
+        self.controller.update(cost.item())
+        return self.controller.weight * error.clamp(min=0) ** 2
+
+    def _shares(self, network: CellSupernet) -> Tensor:
+        """Of each edge the shares of its options: alphas by size, or by softmax."""
+        if self.settings.variant == "darts":
+            return network.alpha.softmax(1)
+        sizes = network.alpha.masked_fill(~network.kept, 0.0).abs()
+        return sizes / sizes.sum(1, keepdim=True).clamp(min=1e-9)
+
+    def _terms(self, shares: Tensor) -> Iterator[Any]:
+        """The supernet as mixtures, its sums as mixtures of their numbers of inputs."""
+        sure, none = torch.ones(1, device=shares.device), OPTIONS.index(NONE)
+        yield self.model.over([self.space.stem], sure)
+        for stage, shape in enumerate(self.space.shapes()):
+            if stage:
+                yield self.model.over([self.space.reduction(stage)], sure)
+            candidates = list(self.space.candidates(stage).values())
+            for target in [*range(1, NODES)] * self.space.cells:
+                found = [shares[index] for index, (_, node) in enumerate(EDGES) if node == target]
+                for share in found:
+                    yield self.model.over(candidates, share)
+                counts = _counts([1 - share[none] for share in found])
+                several = [ops.add(shape, inputs) for inputs in range(2, len(counts))]
+                if several:
+                    yield self.model.over([*several, None], torch.stack([*counts[2:], counts[0] + counts[1]]))
+        yield self.model.over([self.space.head], sure)
+
+    def _cost_of(self, option: str) -> float:
+        """What an operation adds to a network, its sum left out."""
+        sure, total = torch.ones(1), 0.0
+        for stage in range(len(self.space.shapes())):
+            block = self.space.candidates(stage)[option]
+            total += float(self.model.over([block], sure).cost) if block else 0.0
+        return total
+
+    # What is decided
+
+    def choice(self) -> Choice:
+        """The cell that would be chosen now."""
+        return self.chosen
+
+    def state(self) -> dict[str, Any]:
+        """The choice, what each operation is worth, the weight of the latency."""
+        finite_rows = [[None if value == -torch.inf else value for value in row] for row in self.importance]
+        return {"options": dict(self.chosen.options), "worth": finite_rows, "weight": self.controller.weight, "best": self.best}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with them."""
+        self.chosen, self.controller.weight, self.best = Choice(options=dict(state["options"])), state["weight"], state["best"]
+        self.importance = [[-torch.inf if value is None else value for value in row] for row in state["worth"]]
+
+
+def _choice(picks: Sequence[int]) -> Choice:
+    return Choice(options={edge(*ends): OPTIONS[pick] for ends, pick in zip(EDGES, picks, strict=True)})
+
+
+def _named(rows: Sequence[Sequence[float]]) -> Iterator[tuple[tuple[tuple[int, int], str], float]]:
+    for ends, row in zip(EDGES, rows, strict=False):
+        for name, value in zip(OPTIONS, row, strict=True):
+            yield (ends, name), value
+
+
+def _counts(present: Sequence[Tensor]) -> list[Tensor]:
+    """Probability of 0, 1, ... of independent events."""
+    found = [torch.ones_like(present[0])]
+    for probability in present:
+        stay, come = [value * (1 - probability) for value in found], [value * probability for value in found]
+        found = [a + b for a, b in zip([*stay, torch.zeros_like(stay[0])], [torch.zeros_like(come[0]), *come], strict=True)]
+    return found
+
+
+def _as_it_is(alpha: Tensor) -> Tensor:
+    return alpha
+
+
+def _softmax(alpha: Tensor) -> Tensor:
+    return alpha.softmax(1)
+
+
+def _clip(weights: Sequence[nn.Parameter], norm: float, *_: Any) -> None:
+    nn.utils.clip_grad_norm_(weights, norm)
+
+
+def _bound(alpha: nn.Parameter, *_: Any) -> None:
+    alpha.data.clamp_(min=0)
+
+
+def _require_images(settings: VpDartsSettings, validation: int, trained: int) -> None:
+    """Check that there are images enough for every look."""
+    for share, flag in ((settings.subset, "--subset"), (settings.final_subset, "--final-subset")):
+        if round(validation * share) < 1:
+            raise SearchError(f"{flag} {share:g} of {validation} validation images is none: give a larger share")
+    if validation < settings.batch:
+        raise SearchError(
+            f"{validation} images validate, fewer than a batch of {settings.batch}: give a larger --validation-share or a smaller --batch"
+        )
+    if round(trained * settings.prune_images) < 1:
+        raise SearchError(f"--prune-images {settings.prune_images:g} of {trained} images is none: give a larger share")

@@ -1,0 +1,112 @@
+"""Supernets: every candidate of every place at once, weighted, each of which can be removed."""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from latency import BlockSpec
+from reparam.blocks import Image
+from search.blocks import trained
+from search.spaces.cells import EDGES, NODES, NONE, OPTIONS, SKIP, STAGES, Cells
+
+Alphas = Float[Tensor, "edges options"]
+
+
+@final
+class MixedCell(nn.Module):
+    """A cell each of whose edges is the weighted sum of all candidates.
+
+    Args:
+        candidates: block of each option; None for what runs nothing.
+        skip_dropout: share of the numbers behind a skip that is dropped in training.
+    """
+
+    def __init__(self, candidates: dict[str, BlockSpec | None], *, skip_dropout: float) -> None:
+        super().__init__()
+        self.skip = nn.Dropout(skip_dropout)
+        self.edges = nn.ModuleList(nn.ModuleDict({name: trained(block) for name, block in candidates.items() if block}) for _ in EDGES)
+        self.removed: tuple[int, int] | None = None
+        """an edge and an option that do not run, in this cell alone"""
+
+    def forward(self, x: Image, weights: Alphas, runs: tuple[tuple[int, ...], ...]) -> Image:
+        """Float [batch, channels, h, w], and the same back.
+
+        Args:
+            x: the image.
+            weights: of every candidate.
+            runs: of each edge the options that run.
+        """
+        nodes = [x]
+        for node in range(1, NODES):
+            value = None
+            for index, (source, target) in enumerate(EDGES):
+                if target == node:
+                    for option in runs[index]:
+                        if (index, option) != self.removed:
+                            made = weights[index, option] * self._candidate(index, option, nodes[source])
+                            value = made if value is None else value + made
+            nodes.append(torch.zeros_like(x) if value is None else value)
+        return nodes[-1]
+
+    def _candidate(self, edge: int, option: int, x: Image) -> Image:
+        name = OPTIONS[option]
+        return self.skip(x) if name == SKIP else self.edges[edge][name](x)  # pyright: ignore[reportIndexIssue]
+
+
+@final
+class CellSupernet(nn.Module):
+    """All cells of a space at once: an edge is the sum of `weigh(alpha)` times each candidate, with one alpha for all cells.
+
+    Args:
+        space: of cells.
+        alpha: of every candidate at the start.
+        weigh: from alphas [edges, options] to weights of the same shape; that of `none` has no effect of its own.
+        skip_dropout: see `MixedCell`.
+    """
+
+    kept: Tensor
+
+    def __init__(self, space: Cells, *, alpha: float, weigh: Callable[[Tensor], Tensor], skip_dropout: float = 0.0) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((len(EDGES), len(OPTIONS)), alpha))
+        self.weigh = weigh
+        self.register_buffer("kept", torch.ones(len(EDGES), len(OPTIONS), dtype=torch.bool))
+        parts: OrderedDict[str, nn.Module] = OrderedDict(stem=trained(space.stem))
+        for stage in range(STAGES):
+            if stage:
+                parts[f"reduction{stage}"] = trained(space.reduction(stage))
+            for number in range(space.cells):
+                parts[f"cell{stage}_{number}"] = MixedCell(space.candidates(stage), skip_dropout=skip_dropout)
+        parts["head"] = trained(space.head)
+        self.body = nn.Sequential(parts)
+
+    @property
+    def cells(self) -> list[MixedCell]:
+        """All cells, in order."""
+        return [module for module in self.body if isinstance(module, MixedCell)]
+
+    def forward(self, x: Image) -> Float[Tensor, "batch classes"]:
+        """Images [batch, 3, h, w] -> logits."""
+        weights = self.weigh(self.alpha.masked_fill(~self.kept, 0.0))
+        none = OPTIONS.index(NONE)
+        runs = tuple(tuple(option for option, kept in enumerate(row) if kept and option != none) for row in self.kept.tolist())
+        for module in self.body:
+            x = module(x, weights, runs) if isinstance(module, MixedCell) else module(x)
+        return x
+
+    @contextlib.contextmanager
+    def without(self, edge: int, option: int, *, cell: MixedCell | None = None) -> Iterator[None]:
+        """The network without one candidate, in all cells or in one: what it computes where that alpha is 0."""
+        cells = self.cells if cell is None else [cell]
+        for each in cells:
+            each.removed = (edge, option)
+        try:
+            yield
+        finally:
+            for each in cells:
+                each.removed = None
