@@ -43,7 +43,7 @@ class Search:
     this_device: bool = False
     """refuse a table that was measured on another machine than this one"""
     recipe: Literal["auto", "paper"] = "auto"
-    """settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as Pruning-as-Search was trained)"""
+    """settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as the method's paper trains)"""
     baseline: Path | None = None
     """directory of a run: start from its trained unpruned network instead of training one"""
     tensorboard: bool = False

@@ -42,12 +42,20 @@ TRAINING = (
     "distill_weight temperature retrain train_precision memory_format devices"
 )
 PRUNING = f"{TRAINING} pretrain_epochs search_epochs finetune_epochs min_channels channel_multiple exclude"
+VP_DARTS = (
+    "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path "
+    "distill teacher distill_weight temperature retrain train_precision memory_format devices clip warmup_epochs "
+    "prune_epochs train_epochs variant criterion importance validation_share subset final_subset prune_images alpha "
+    "alpha_lr split alpha_0 first_k removal zeroize norms negative_alphas skip_dropout prune_dropout latency_weight "
+    "latency_rate random_epochs"
+)
 SETTINGS = {
     settings.PasSettings: f"{PRUNING} policy_lr bounded beta beta_rate cost regulariser",
     settings.UniformSettings: PRUNING,
     settings.MagnitudeSettings: PRUNING,
     settings.SlimmingSettings: f"{PRUNING} slimming",
     settings.TableSettings: f"{PRUNING} score score_images",
+    settings.VpDartsSettings: VP_DARTS,
 }
 
 
