@@ -23,6 +23,8 @@ from latency.arguments import require_sound
 from latency.process import BAD_INPUT
 from lathe.flags import (
     BuildLevel,
+    CellChannels,
+    Cells,
     Classes,
     Count,
     Mebibytes,
@@ -38,7 +40,7 @@ from lathe.searches import Search, Searches
 
 @dataclass(frozen=True)
 class Space:
-    """Say how large a space is: networks, blocks, and parameters and MACs of its unpruned network."""
+    """Say how large a space is: networks, blocks, and parameters and MACs of its unpruned network; or what one cell of it is."""
 
     space: Positional[str]
     """name of a space, such as repvgg-mini"""
@@ -46,6 +48,14 @@ class Space:
     """number of classes (default: the space's own)"""
     resolution: Resolution | None = None
     """height and width of the input in pixels (default: the space's own)"""
+    channels: CellChannels | None = None
+    """of a space of cells: channels of the first stage (default: the space's own)"""
+    cells: Cells | None = None
+    """of a space of cells: cells of each stage (default: the space's own)"""
+    arch: str | None = None
+    """say what one cell is, by its architecture string, such as |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
+    table: Path | None = None
+    """latency table that predicts the network of --arch"""
     json: bool = False
     """print JSON"""
 
@@ -53,7 +63,10 @@ class Space:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        render.space(stages.describe_space(self.space, classes=self.classes, resolution=self.resolution), as_json=self.json)
+        if self.arch is not None:
+            render.cell(stages.describe_cell(self, self.arch), as_json=self.json)
+        else:
+            render.space(stages.describe_space(self), as_json=self.json)
         return 0
 
 
@@ -75,6 +88,10 @@ class Bundle:
     """number of classes (default: the space's own)"""
     resolution: Resolution | None = None
     """height and width of the input in pixels (default: the space's own)"""
+    channels: CellChannels | None = None
+    """of a space of cells: channels of the first stage (default: the space's own)"""
+    cells: Cells | None = None
+    """of a space of cells: cells of each stage (default: the space's own)"""
     force: bool = False
     """replace a file of --out that Lathe did not write"""
     json: bool = False
@@ -120,6 +137,10 @@ class Profile:
     """number of classes (default: the space's own)"""
     resolution: Resolution | None = None
     """height and width of the input in pixels (default: the space's own)"""
+    channels: CellChannels | None = None
+    """of a space of cells: channels of the first stage (default: the space's own)"""
+    cells: Cells | None = None
+    """of a space of cells: cells of each stage (default: the space's own)"""
     shard: str = "1/1"
     """measure one part of several, on equal devices: 1/4 to 4/4 on four"""
     force: bool = False
@@ -307,7 +328,7 @@ class Paper:
     """Print the numbers of a paper that can be recomputed, beside ours; exit code 1 where one that should be equal is not."""
 
     paper: Positional[str]
-    """repvgg or pas"""
+    """repvgg, pas or vp-darts"""
     json: bool = False
     """print JSON"""
 

@@ -26,6 +26,10 @@ Seed = Annotated[int, Between(0, 2**63 - 1)]
 Classes = Annotated[int, Between(2, 10**6)]
 Resolution = Annotated[int, Between(1, 2**14)]
 Channels = Annotated[int, Between(1, 2**20)]
+CellChannels = Annotated[int, Between(1, 4096)]
+"""Of the first stage of a space of cells."""
+Cells = Annotated[int, Between(1, 1000)]
+"""Of a stage."""
 Epochs = Annotated[int, Between(1, 10**6)]
 Threads = Annotated[int, Between(1, 2**12)]
 Milliseconds = Annotated[float, Between(1e-6, 1e7)]

@@ -64,6 +64,25 @@ def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
     OUT.print(_facts(facts.name, rows))
 
 
+def cell(facts: stages.CellFacts, *, as_json: bool) -> None:
+    """Print what one network of a space of cells is."""
+    if as_json:
+        print_json(msgspec.to_builtins(facts))
+        return
+    rows = [
+        ("cell", facts.arch),
+        ("output depends on input", "yes" if facts.depends_on_input else "no: it is a constant, and only the classifier runs"),
+        ("parameters, nominal", f"{facts.nominal_params:,} (every edge, used or not, as NAS-Bench-201 counts)"),
+        ("MACs, nominal", f"{facts.nominal_macs:,}"),
+        ("parameters, as trained", f"{facts.params:,}"),
+        ("MACs, as trained", f"{facts.macs:,}"),
+        ("parameters, deployed", f"{facts.deployed_params:,}"),
+        ("MACs, deployed", f"{facts.deployed_macs:,}"),
+        *([("predicted latency", interval(facts.latency))] if facts.latency else []),
+    ]
+    OUT.print(_facts(facts.name, rows))
+
+
 def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], stages.BundleFacts]", *, as_json: bool) -> None:
     """Show a block bundle being written, then what is in it."""
     with _progress("blocks") as (bar, task):
@@ -412,7 +431,7 @@ def _threads(count: int) -> str:
 
 
 def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    view = Table(show_header=False, title=escape(title), title_justify="left")
+    view = Table("", Column("", overflow="fold"), show_header=False, title=escape(title), title_justify="left")
     for name, value in rows:
         view.add_row(name, escape(value))
     return view

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from latency import LatencyTable, Workload, backends, check, decoding, diff, files, merge, outputs
+from latency import Latency, LatencyTable, Workload, backends, check, decoding, diff, files, merge, outputs
 from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.backends import Backend
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
     from lathe.cli import Bundle, Export, Profile, Report, TableShow
+    from lathe.cli import Space as SpaceCommand
     from lathe.searches import Search
     from search.architecture import Architecture
     from search.budget import Budget
@@ -58,6 +59,25 @@ class SpaceFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CellFacts:
+    """What `lathe space --arch` says of one network; MACs count a multiply-accumulate as one."""
+
+    name: str
+    arch: str
+    depends_on_input: bool
+    nominal_params: int
+    """as NAS-Bench-201 counts them: of every edge, used or not"""
+    nominal_macs: int
+    params: int
+    """of the edges that are used, as trained"""
+    macs: int
+    deployed_params: int
+    deployed_macs: int
+    latency: Latency | None
+    """as a table predicts it"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleFacts:
     """What `lathe bundle` says."""
 
@@ -70,17 +90,27 @@ class BundleFacts:
     sha256: str
 
 
-def space_of(name: str, *, classes: int | None = None, resolution: int | None = None) -> "Space":
-    """A space by name; needs the extra `train`."""
+def space_of(name: str, options: "SpaceCommand | Bundle | Profile | None" = None) -> "Space":
+    """A space by name, with the options of a command; needs the extra `train`."""
     require("torch", "train")
     from search import spaces
 
-    return spaces.get(name, classes=classes, resolution=resolution)
+    if options is None:
+        return spaces.get(name)
+    return spaces.get(
+        name, classes=options.classes, resolution=options.resolution, channels=options.channels, cells_per_stage=options.cells
+    )
 
 
-def describe_space(name: str, *, classes: int | None = None, resolution: int | None = None) -> SpaceFacts:
-    """Size of a space and of its unpruned network."""
-    space = space_of(name, classes=classes, resolution=resolution)
+def describe_space(command: "SpaceCommand") -> SpaceFacts:
+    """Size of a space and of its unpruned network.
+
+    Raises:
+        LatencyError: there is a table, but no one network to predict.
+    """
+    if command.table is not None:
+        raise LatencyError(f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out")
+    space = space_of(command.space, command)
     return SpaceFacts(
         name=space.name,
         size=space.size(),
@@ -89,6 +119,36 @@ def describe_space(name: str, *, classes: int | None = None, resolution: int | N
         macs=space.macs(deployed=False),
         deployed_params=space.parameters(),
         deployed_macs=space.macs(),
+    )
+
+
+def describe_cell(command: "SpaceCommand", text: str) -> CellFacts:
+    """What one network of a space of cells is, by its architecture string.
+
+    Raises:
+        SearchError: the space is not one of cells, or the string is not one of its architectures.
+        LatencyError: the table is damaged, or does not cover the network.
+    """
+    space = space_of(command.space, command)
+    from search.errors import SearchError
+    from search.spaces import Cells
+    from search.spaces.cells import names
+
+    if not isinstance(space, Cells):
+        raise SearchError(f"{space.name} has no architecture strings: leave --arch out, or choose {' or '.join(names())}")
+    choice = space.parse(text)
+    blocks, nominal = space.network(choice), space.nominal(choice)
+    return CellFacts(
+        name=space.name,
+        arch=space.text(choice),
+        depends_on_input=space.connected(choice),
+        nominal_params=nominal.params,
+        nominal_macs=nominal.macs,
+        params=space.parameters(blocks, deployed=False),
+        macs=space.macs(blocks, deployed=False),
+        deployed_params=space.parameters(blocks),
+        deployed_macs=space.macs(blocks),
+        latency=None if command.table is None else LatencyTable.load(command.table).predict(blocks),
     )
 
 
@@ -102,7 +162,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
         outputs.require_file(command.save_timing_cache, outputs.NEW, flag="--save-timing-cache", force=command.force)
     if command.space.endswith(".zip"):
         return _profile_bundle(command, timing)
-    space = space_of(command.space, classes=command.classes, resolution=command.resolution)
+    space = space_of(command.space, command)
     runner = _runner(command)
     from deploy.lowering import LOWERING_VERSION
 
@@ -113,7 +173,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
 def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEvent | Covered]:
     from latency import blocks_zip
 
-    for name in ("networks", "seed", "classes", "resolution"):
+    for name in ("networks", "seed", "classes", "resolution", "channels", "cells"):
         if (found := getattr(command, name)) is not None:
             raise LatencyError(f"--{name} {found} comes too late for a bundle: give it to `lathe bundle`")
     bundle = blocks_zip.read(command.space)
@@ -161,7 +221,7 @@ def _measure(
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
     """What a block bundle of a space holds, and what writes it."""
     outputs.require_file(command.out, outputs.BLOCKS, flag="--out", force=command.force)
-    space = space_of(command.space, classes=command.classes, resolution=command.resolution)
+    space = space_of(command.space, command)
     from deploy.lowering import LOWERING_VERSION
     from latency import blocks_zip
 

@@ -1,13 +1,13 @@
 """The papers whose published numbers can be recomputed, each as rows with ours beside theirs. Needs no torch."""
 
 from search.errors import SearchError
-from search.papers import pas, repvgg
+from search.papers import pas, repvgg, vp_darts
 from search.papers.row import Row
 
 
 def names() -> tuple[str, ...]:
     """Names that `rows` knows."""
-    return ("repvgg", "pas")
+    return ("repvgg", "pas", "vp-darts")
 
 
 def rows(name: str) -> list[Row]:
@@ -21,4 +21,6 @@ def rows(name: str) -> list[Row]:
             return repvgg.rows()
         case "pas":
             return pas.rows()
+        case "vp-darts":
+            return vp_darts.rows()
     raise SearchError(f"unknown paper {name!r}: known are {', '.join(names())}; try `lathe paper {names()[0]}`")

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-_UNITS = {"M": 10**6, "G": 10**9}
+_UNITS = {"M": 10**6, "G": 10**9, "%": 1}
+
+Accuracy = Literal["test accuracy, CIFAR-10", "test accuracy, CIFAR-100", "test accuracy, ImageNet16-120"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +16,12 @@ class Row:
     """where it is printed"""
     row: str
     """what it is of"""
-    quantity: Literal["deployed params", "trained params", "deployed MACs"]
+    quantity: Literal["deployed params", "trained params", "deployed MACs"] | Accuracy
     paper: str
     """as printed, in `unit`"""
-    unit: Literal["M", "G"]
-    """millions or thousands of millions"""
-    ours: int | None = None
+    unit: Literal["M", "G", "%"]
+    """millions, thousands of millions, or percent"""
+    ours: int | float | None = None
     """None where it cannot be recomputed"""
     note: str = ""
     """why it cannot be recomputed, or why it must differ; where there is neither, it should be equal"""

@@ -57,26 +57,39 @@ def names() -> tuple[str, ...]:
         "gpunet-0",
         "gpunet-1",
         "gpunet-2",
-        "nasbench201",
-        "nasbench201-small",
+        *cells.names(),
         *repvgg.names(),
         *resnet.names(),
         *mobilenet.names(),
     )
 
 
-def get(name: str, *, classes: int | None = None, resolution: int | None = None) -> Space:
+def get(
+    name: str,
+    *,
+    classes: int | None = None,
+    resolution: int | None = None,
+    channels: int | None = None,
+    cells_per_stage: int | None = None,
+) -> Space:
     """The space of that name.
 
     Args:
         name: one of `names()`; with `/widths` behind the name of a single network the space of its widths, which needs torch.
         classes: number of classes; the space's own by default.
         resolution: height and width of the input in pixels; the space's own by default.
+        channels: of a space of cells, those of the first stage; the space's own by default.
+        cells_per_stage: of a space of cells; the space's own by default.
 
     Raises:
         SearchError: an unknown name, or a number that the space cannot have.
     """
     options = {key: value for key, value in {"classes": classes, "resolution": resolution}.items() if value is not None}
+    if name in cells.names():
+        return cells.named(name, **options, channels=channels, cells=cells_per_stage)
+    for flag, value in {"--channels": channels, "--cells": cells_per_stage}.items():
+        if value is not None:
+            raise SearchError(f"{flag} {value} is of spaces of cells, {' or '.join(cells.names())}; found the space {name!r}: leave it out")
     if name.endswith(WIDTHS):
         return _widths(get(name.removesuffix(WIDTHS), classes=classes, resolution=resolution))
     match name:
@@ -96,10 +109,6 @@ def get(name: str, *, classes: int | None = None, resolution: int | None = None)
             return gpunet.gpunet_0(**options)
         case "gpunet-1":
             return gpunet.gpunet_1(**options)
-        case "nasbench201":
-            return cells.nasbench201(**options)
-        case "nasbench201-small":
-            return cells.small(**options)
         case "gpunet-2":
             return gpunet.gpunet_2(**options)
         case _ if name in repvgg.names():

@@ -1,5 +1,6 @@
 """Cells: one small graph of operations, repeated throughout a network (NAS-Bench-201, Dong and Yang 2020)."""
 
+import functools
 import itertools
 import random
 import re
@@ -26,6 +27,10 @@ EDGES = tuple((source, target) for target in range(1, NODES) for source in range
 NONE, SKIP, CONV1, CONV3, POOL = OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 """What an edge can be, by the benchmark's names: nothing, its input, a convolution behind an activation, or a pool."""
 STAGES = 3
+MAX_CHANNELS = 4096
+"""Most channels of the first stage."""
+MAX_CELLS = 1000
+"""Most cells of a stage."""
 
 
 def edge(source: int, target: int) -> str:
@@ -164,12 +169,9 @@ class Cells(Space):
 
     def nominal(self, choice: Choice) -> Counts:
         """Size in the training form as the benchmark counts it: of every edge, used or not."""
-        options = list(self._options(choice).values())
-        blocks = [self.stem, *(self.reduction(stage) for stage in range(1, STAGES)), self.head]
-        for stage in range(STAGES):
-            candidates = self.candidates(stage)
-            blocks += [block for option in options if (block := candidates[option])] * self.cells
-        return Counts(self.parameters(blocks, deployed=False), self.macs(blocks, deployed=False))
+        parts = _nominal(self)
+        each = [parts[""], *(parts[option] for option in self._options(choice).values())]
+        return Counts(sum(part.params for part in each), sum(part.macs for part in each))
 
     def module(self, choice: Choice | None = None) -> "nn.Module":
         """The network with the edges that are used, one norm a convolution."""
@@ -222,16 +224,47 @@ class Cells(Space):
         return {ends: choice.options[edge(*ends)] for ends in EDGES}
 
 
-def nasbench201(*, classes: int = 10, resolution: int = 32) -> Cells:
-    """As in the benchmark: 16 channels, five cells a stage."""
-    return _cells("nasbench201", classes=classes, resolution=resolution, channels=16, cells=5)
+@functools.cache
+def _nominal(space: Cells) -> dict[str, Counts]:
+    """Size in the training form of each option on one edge of every cell, and by "" of what is outside of the cells."""
+
+    def size(blocks: list[BlockSpec], times: int) -> Counts:
+        each = [space.counts(block, deployed=False) for block in blocks]
+        return Counts(times * sum(part.params for part in each), times * sum(part.macs for part in each))
+
+    stages = [space.candidates(stage) for stage in range(STAGES)]
+    found = {option: size([block for stage in stages if (block := stage[option])], space.cells) for option in OPTIONS}
+    return {**found, "": size([space.stem, *(space.reduction(stage) for stage in range(1, STAGES)), space.head], 1)}
 
 
-def small(*, classes: int = 10, resolution: int = 16) -> Cells:
-    """Small enough for a search in minutes on a CPU: 8 channels, one cell a stage."""
-    return _cells("nasbench201-small", classes=classes, resolution=resolution, channels=8, cells=1)
+_PRESETS = {"nasbench201": (32, 16, 5), "nasbench201-small": (16, 8, 1)}
+"""Resolution, channels and cells of a stage: the benchmark's, and small enough for a search in minutes on a CPU."""
 
 
-def _cells(name: str, *, classes: int, resolution: int, channels: int, cells: int) -> Cells:
-    check_input(name, classes=classes, resolution=resolution, halvings=STAGES - 1)
-    return Cells(name=name, input_shape=(3, resolution, resolution), classes=classes, channels=channels, cells=cells)
+def names() -> tuple[str, ...]:
+    """Names that `named` knows."""
+    return tuple(_PRESETS)
+
+
+def named(name: str, *, classes: int = 10, resolution: int | None = None, channels: int | None = None, cells: int | None = None) -> Cells:
+    """A space of cells by its name.
+
+    Args:
+        name: one of `names()`.
+        classes: number of classes.
+        resolution: height and width of the input in pixels; the preset's by default.
+        channels: of the first stage; the preset's by default.
+        cells: of each stage; the preset's by default.
+
+    Raises:
+        SearchError: numbers that no network of the space can have.
+    """
+    own_resolution, own_channels, own_cells = _PRESETS[name]
+    side = own_resolution if resolution is None else resolution
+    width = own_channels if channels is None else channels
+    repeated = own_cells if cells is None else cells
+    check_input(name, classes=classes, resolution=side, halvings=STAGES - 1)
+    for flag, number, most in (("--channels", width, MAX_CHANNELS), ("--cells", repeated, MAX_CELLS)):
+        if not 1 <= number <= most:
+            raise SearchError(f"{name}: {flag} must be from 1 to {most}, found {number}")
+    return Cells(name=name, input_shape=(3, side, side), classes=classes, channels=width, cells=repeated)

@@ -11,7 +11,7 @@ from latency.errors import LatencyError
 from latency.values import Pixels, Width
 from search.errors import SearchError
 from search.space import Space
-from search.spaces.cells import Cells
+from search.spaces.cells import MAX_CELLS, Cells
 from search.spaces.chain import Chain
 from search.spaces.fixed import Fixed
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
@@ -31,7 +31,7 @@ class _Facts(Struct, frozen=True, kw_only=True):
     granularity: Width = 1
     points: Width = 2
     channels: Width = 1
-    cells: Annotated[int, Meta(ge=1, le=1000)] = 1
+    cells: Annotated[int, Meta(ge=1, le=MAX_CELLS)] = 1
 
 
 def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None" = None) -> Space:

@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from integration.conftest import run_lathe
 from lathe import cli
 
+CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
+
 
 def refused(*arguments: object, cwd: Path = Path()) -> str:
     """The line by which `lathe ARGUMENTS` refuses; in this process, as one of its own would spend its time on imports."""
@@ -55,8 +57,17 @@ def refused(*arguments: object, cwd: Path = Path()) -> str:
         (["bundle", "repvgg-mini", "--out", "nowhere/b.blocks.zip"], ["nowhere is not a directory: make it"]),
         (["bundle", "repvgg-mini", "--precision", "int8", "--out", "b.blocks.zip"], ["int8", "fp16"]),
         (["space", "prunet", "--resolution", "31"], ["at least 32", "31"]),
+        (["space", "repvgg-mini", "--cells", "3"], ["--cells 3 is of spaces of cells", "nasbench201-small"]),
+        (["space", "repvgg-mini", "--arch", "|none~0|"], ["repvgg-mini has no architecture strings", "nasbench201"]),
+        (["space", "nasbench201", "--arch", "|none~0|"], ["'|none~0|' is not an architecture of nasbench201", "skip_connect"]),
+        (
+            ["space", "nasbench201", "--arch", "|conv~0|+|none~0|none~1|+|none~0|none~1|none~2|"],
+            ["is not an architecture of nasbench201", "none, skip_connect, nor_conv_1x1, nor_conv_3x3, avg_pool_3x3"],
+        ),
+        (["space", "nasbench201", "--table", "x"], ["--table x predicts one network", "--arch"]),
+        (["space", "nasbench201", "--arch", CELL, "--table", "x"], ["x does not exist"]),
         (["table", "show", "none.latency.jsonl"], ["none.latency.jsonl does not exist", "lathe profile"]),
-        (["paper", "vgg"], ["unknown paper 'vgg'", "repvgg, pas"]),
+        (["paper", "vgg"], ["unknown paper 'vgg'", "repvgg, pas, vp-darts"]),
         (["verify", "none"], ["none"]),
         (["report", "none"], ["none"]),
         (["export", "none", "--out", "b"], ["none", "does not exist"]),

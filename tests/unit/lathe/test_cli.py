@@ -9,9 +9,9 @@ from lathe import cli, searches
 from search.methods import settings
 
 FLAGS = {
-    cli.Space: "space classes resolution json",
-    cli.Bundle: "space out precision networks seed classes resolution force json",
-    cli.Profile: "space out backend protocol threads coverage coverage_error drift_limit timing_cache save_timing_cache networks seed classes resolution shard force json",
+    cli.Space: "space classes resolution channels cells arch table json",
+    cli.Bundle: "space out precision networks seed classes resolution channels cells force json",
+    cli.Profile: "space out backend protocol threads coverage coverage_error drift_limit timing_cache save_timing_cache networks seed classes resolution channels cells shard force json",
     cli.TableShow: "table plot force json",
     cli.TableCheck: "table space json",
     cli.TableDiff: "first second json",
