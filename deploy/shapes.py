@@ -91,10 +91,11 @@ def _fix(value: ValueInfoProto, shape: Sequence[int], symbols: dict[str, int]) -
         return
     if len(shape) != len(kind.shape.dim):
         raise LoweringError(f"shape of {name!r}: {_text(shape)} has {len(shape)} dimensions, the input has ({sizes(value)})")
+    declared = sizes(value)
     for dim, size in zip(kind.shape.dim, shape, strict=True):
         fixed = dim.dim_value if dim.dim_value > 0 else symbols.get(dim.dim_param, size)
         if fixed != size:
-            raise LoweringError(f"shape of {name!r}: {_text(shape)} does not fit ({sizes(value)}), only dynamic sizes can be chosen")
+            raise LoweringError(f"shape of {name!r}: {_text(shape)} does not fit ({declared}), of which only dynamic sizes can be chosen")
         if dim.dim_param:
             symbols[dim.dim_param] = size
         dim.dim_value = size

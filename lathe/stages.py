@@ -414,6 +414,8 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
             provenance={"onnx": command.source.name},
             on_step=on_step,
         )
+    if (command.source / shipped.MANIFEST).is_file():
+        raise DeployError(f"{command.source} is a shipped bundle: `lathe verify {command.source}` checks it; export what it is of")
     if command.samples:
         raise DeployError(f"--samples {command.samples[0]}: a run is validated on its own data: leave it out")
     if command.shape:

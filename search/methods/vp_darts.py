@@ -10,7 +10,6 @@ the budget, the expected cost of the alphas' shares is part of the loss, of oper
 final cell is the one of the highest total importance within the budget.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from search import ops, schedule
+from search import ops, options, schedule
 from search.budget import Budget, BudgetController, require_reachable
 from search.cost import CostModel, LatencyModel, MacsModel
 from search.data import random_parts
@@ -37,6 +36,8 @@ from search.train import Part, by_batch_statistics
 VALIDATION_BATCH = 200
 FEW_IMAGES = 5_000
 """Validation images below which accuracy is too coarse to rank operations by."""
+WORST, TIE = -1e6, 1e-9
+"""Score of an operation that is gone; what breaks a tie between two scores, less than what rounding moves."""
 STAGED = (5, 3, 2)
 """Operations of an edge in the three stages of progressive pruning."""
 
@@ -259,13 +260,12 @@ class VpDarts(Method[VpDartsSettings]):
 
     def _best(self) -> Choice:
         """The cell of the highest total importance that connects its ends and is within the budget."""
-        worth = [[max(value, -1e9) for value in row] for row in self.importance]
-
-        def value(picks: tuple[int, ...]) -> tuple[float, list[tuple[float, int]]]:
-            return sum(worth[index][pick] for index, pick in enumerate(picks)), [self._tie(pick) for pick in picks]
-
-        ranked = sorted(itertools.product(range(len(OPTIONS)), repeat=len(EDGES)), key=value, reverse=True)
-        return next(choice for choice in map(_choice, ranked) if self._allowed(choice))
+        order = sorted(range(len(OPTIONS)), key=self._tie)
+        scores = {
+            edge(*ends): {name: max(row[option], WORST) + TIE * order.index(option) for option, name in enumerate(OPTIONS)}
+            for ends, row in zip(EDGES, self.importance, strict=True)
+        }
+        return options.fit(self.space, scores, self.model.price, self.task.budget if self.limited else None).choice
 
     def _allowed(self, choice: Choice) -> bool:
         return self.space.connected(choice) and (not self.limited or self.task.budget.holds(self.model.price(choice)))

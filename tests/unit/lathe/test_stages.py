@@ -129,3 +129,11 @@ def test_every_command_that_takes_a_torn_table_says_so(tmp_path, monkeypatch, ca
         cli.parse(["table", *words.split()]).run()
         said = " ".join(capsys.readouterr().err.split())
         assert said.count(torn) == words.count(" t.jsonl"), words
+
+
+def test_a_bundle_is_not_exported_again(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    command = cli.parse(["export", str(tmp_path / "bundle"), "--out", str(tmp_path / "out")])
+    with pytest.raises(DeployError, match=r"bundle is a shipped bundle: `lathe verify .*bundle` checks it; export what it is of$"):
+        stages.export(command, lambda _: None)
