@@ -93,9 +93,12 @@ def _fix(value: ValueInfoProto, shape: Sequence[int], symbols: dict[str, int]) -
         raise LoweringError(f"shape of {name!r}: {_text(shape)} has {len(shape)} dimensions, the input has ({sizes(value)})")
     declared = sizes(value)
     for dim, size in zip(kind.shape.dim, shape, strict=True):
-        fixed = dim.dim_value if dim.dim_value > 0 else symbols.get(dim.dim_param, size)
-        if fixed != size:
+        if dim.dim_value > 0 and dim.dim_value != size:
             raise LoweringError(f"shape of {name!r}: {_text(shape)} does not fit ({declared}), of which only dynamic sizes can be chosen")
+        if (chosen := symbols.get(dim.dim_param, size)) != size:
+            raise LoweringError(
+                f"shape of {name!r}: {_text(shape)} does not fit ({declared}), {dim.dim_param!r} is already {chosen}: give it one size"
+            )
         if dim.dim_param:
             symbols[dim.dim_param] = size
         dim.dim_value = size
@@ -110,7 +113,12 @@ def require_static_inputs(values: Sequence[ValueInfoProto]) -> None:
     dynamic = [value for value in values if not is_static(value)]
     if dynamic:
         value = dynamic[0]
-        found = f"has a dynamic shape ({sizes(value)})" if value.type.tensor_type.HasField("shape") else "has no shape"
+        if not value.type.tensor_type.HasField("shape"):
+            found = "has no shape"
+        elif all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
+            found = f"has a size that is not above 0 in its shape ({sizes(value)})"
+        else:
+            found = f"has a dynamic shape ({sizes(value)})"
         flags = " ".join("--shape " + shlex.quote(f"{value.name}={_example(value)}") for value in dynamic)
         raise LoweringError(f"input {value.name!r} {found}: fix it, as by {flags}")
     for value in values:

@@ -94,6 +94,7 @@ def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
         for place, name in enumerate(node.input):
             readers.setdefault(name, []).append((node, place))
     elsewhere = {value.name for value in model.graph.output} | _read_in_bodies(model.graph)
+    constant = _constants(model.graph)
 
     def is_weight(name: str) -> bool:
         found = readers.get(name, [])
@@ -102,9 +103,21 @@ def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     def reads(node: onnx.NodeProto, place: int) -> bool:
         if place == 0 and node.op_type in _FORWARDED:
             return all(map(is_weight, node.output))
+        if constant.issuperset(node.output):  # it computes a constant, such as the `scales` that a `Gather` picks
+            return False
         return place in _READERS.get(node.op_type, ())
 
     return [tensor for tensor in model.graph.initializer if tensor.data_type in _TYPES and tensor.dims and is_weight(tensor.name)]
+
+
+def _constants(graph: onnx.GraphProto) -> set[str]:
+    """Names of the values of a graph that do not depend on what it is fed; "" stands for an input left out."""
+    found = {tensor.name for tensor in graph.initializer} | {""}
+    for node in graph.node:
+        bodies = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+        if not bodies and found.issuperset(node.input):
+            found.update(node.output)
+    return found
 
 
 def _read_in_bodies(graph: onnx.GraphProto) -> set[str]:

@@ -58,8 +58,8 @@ def test_an_input_without_a_shape_gets_one():
     [
         ({"z": (1, 3)}, "shape of 'z': the model has no such input, its inputs are a, b"),
         ({"a": (1, 3, 3)}, r"shape of 'a': 1x3x3 has 3 dimensions, the input has \(n, 3\)"),
-        ({"a": (1, 4)}, r"shape of 'a': 1x4 does not fit \(n, 3\), of which only dynamic sizes can be chosen"),
-        ({"a": (1, 3), "b": (2, 3)}, "shape of 'b': 2x3 does not fit"),
+        ({"a": (1, 4)}, r"shape of 'a': 1x4 does not fit \(n, 3\), of which only dynamic sizes can be chosen$"),
+        ({"a": (1, 3), "b": (2, 3)}, r"shape of 'b': 2x3 does not fit \(n, 3\), 'n' is already 1: give it one size$"),
         ({"a": (0, 3)}, r"every size must be a whole number above 0, found \(0, 3\)"),
         ({"a": (True, 3)}, "every size must be a whole number above 0"),
     ],
@@ -74,7 +74,7 @@ def test_a_shape_that_does_not_fit_is_refused(shapes, message):
     [
         ([value("x", ["N", 3, "H", "W"])], r"input 'x' has a dynamic shape \(N, 3, H, W\): fix it, as by --shape x=1x3x224x224$"),
         ([value("x", None)], "input 'x' has no shape: fix it, as by --shape x=1x3x224x224$"),
-        ([value("x", [0, 3])], r"input 'x' has a dynamic shape \(0, 3\): fix it, as by --shape x=1x3$"),
+        ([value("x", [0, 3])], r"input 'x' has a size that is not above 0 in its shape \(0, 3\): fix it, as by --shape x=1x3$"),
         ([value("a", [None]), value("b", [1]), value("my input", ["n", 5])], "--shape a=1 --shape 'my input=1x5'$"),
     ],
 )

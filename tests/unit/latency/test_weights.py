@@ -114,6 +114,18 @@ def test_a_weight_is_one_through_what_only_forwards_it():
     assert initializers([*through, helper.make_node("Div", ["input", "c"], ["output"])], tensor("w", ones))["w"].tolist() == ones.tolist()
 
 
+@pytest.mark.parametrize("op", ["Gather", "MatMul", "Gemm", "Einsum"])
+def test_a_constant_that_another_one_is_computed_from_keeps_its_numbers(op):
+    """Its reader is one of weights, but the outcome is read as the scales of a resize."""
+    numbers = np.array([[1.0, 1.0, 2.0, 2.0]] * 2, np.float32)
+    nodes = [
+        helper.make_node("Constant", [], ["other"], value_int=0),
+        helper.make_node(op, ["constant", "other"], ["scales"]),
+        helper.make_node("Resize", ["input", "", "scales"], ["output"]),
+    ]
+    assert initializers(nodes, tensor("constant", numbers))["constant"].tolist() == numbers.tolist()
+
+
 def test_a_weight_that_something_else_reads_too_keeps_its_numbers():
     ones = np.ones((4, 4), np.float32)
     both = [helper.make_node("MatMul", ["input", "w"], ["output"]), helper.make_node("Sqrt", ["w"], ["root"])]
