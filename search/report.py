@@ -170,6 +170,7 @@ def _pictures(search: _Search) -> Iterator[Picture]:
     if search.history:
         caption = "After every epoch: accuracy on held-out data, and the latency that the table predicts. Dotted lines part the phases."
         yield Picture("Training", caption, 4.2, partial(_training, history=search.history, budget_us=search.run.budget_us))
+    yield from _operations(search)
     searched = [epoch for epoch in search.history if epoch.phase == "search"]
     layers = search.layers
     if not searched or searched[0].choice.widths.keys() != {layer.name for layer in layers}:
@@ -181,6 +182,46 @@ def _pictures(search: _Search) -> Iterator[Picture]:
         caption = "Channels of each layer that were gone after the epoch before and came back, with their number over the whole search."
         names = [layer.name for layer in layers]
         yield Picture("Channels that came back", caption, 0.9 + 0.3 * len(layers), partial(_returned, returned=back, names=names))
+
+
+_FIGURES = {
+    "alpha": ("Alphas", "Weight of each operation of an edge in the supernet after every epoch."),
+    "worth": (
+        "Worth of the operations",
+        "How much the validated supernet loses without each operation of an edge (loss or error; higher is worth more). "
+        "The paper knows no latency: expected microseconds in the loss and a cell within the budget are an extension.",
+    ),
+}
+"""Figures that a method has of each operation, by the begin of their names."""
+
+
+def _operations(search: _Search) -> Iterator[Picture]:
+    """What a method that chooses operations says of each of them over time."""
+    for kind, (title, caption) in _FIGURES.items():
+        found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        for number, epoch in enumerate(search.history, 1):
+            for name, value in epoch.figures.items():
+                begin, _, rest = name.partition(".")
+                if begin == kind and rest:
+                    place, _, option = rest.partition(".")
+                    found.setdefault(place, {}).setdefault(option, []).append((number, value))
+        if found:
+            yield Picture(title, caption, 1.6 + 1.7 * -(-len(found) // 3), partial(_lines, found=found))
+
+
+def _lines(figure: Any, found: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
+    """One small plot a place, three beside one another, with one line an option."""
+    styles = dict(zip(sorted({option for lines in found.values() for option in lines}), ("-", "--", ":", "-.", (0, (1, 4))), strict=False))
+    every = figure.subplots(-(-len(found) // 3), 3, sharex=True, sharey=True, squeeze=False).flat
+    for axes, (place, lines) in zip(every, found.items(), strict=False):
+        for option, points in lines.items():
+            epochs, values = zip(*points, strict=True)
+            marker = "." if len(points) == 1 else ""
+            axes.plot(epochs, values, color=FIRST, linestyle=styles.get(option, "-"), marker=marker, linewidth=1.2, label=option)
+        axes.set_title(place, fontsize="medium")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
 
 
 def _table_pictures(table: LatencyTable | None) -> Iterator[Any]:
@@ -195,11 +236,11 @@ def _training(figure: Any, history: Sequence[EpochDone], budget_us: float | None
     latencies = [epoch.latency_us for epoch in history if epoch.latency_us is not None]
     bottom.plot(epochs, latencies or [epoch.macs / 1e6 for epoch in history], color=SECOND)
     bottom.set_ylabel("predicted, µs" if latencies else "million MACs")
-    bottom.set_ylim(bottom=0)
     bottom.set_xlabel("epoch")
     if budget_us is not None:
         bottom.axhline(budget_us, color=LIMIT, linestyle="--")
         bottom.annotate("budget", (1, budget_us), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT)
+    bottom.set_ylim(bottom=0)
     for index, epoch in enumerate(history):
         if index == 0 or epoch.phase != history[index - 1].phase:
             top.annotate(epoch.phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points")

@@ -3,8 +3,10 @@ import random
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from search import SearchError, session, spaces
+from deploy.page import Picture
+from search import SearchError, report, session, spaces
 from search.budget import Budget
 from search.method import Epoch, Task
 from search.methods.settings import VpDartsSettings, recipe
@@ -256,3 +258,15 @@ def test_importance_is_by_loss_where_validation_images_are_few(make, monkeypatch
     assert not make().by_loss
     assert make(importance="loss").by_loss
     assert spaces.with_cells(SPACE, "vp-darts") is SPACE
+
+
+def test_the_page_of_a_run_shows_alphas_and_worth_and_says_what_is_an_extension(make, tmp_path):
+    list(session.run(make(), tmp_path / "run"))
+    page = report.page_of(tmp_path / "run")
+    pictures = {part.title: part for part in page.body if isinstance(part, Picture)}
+    assert {"Training", "Alphas", "Worth of the operations"} <= pictures.keys()
+    assert "are an extension" in pictures["Worth of the operations"].caption
+    figure = Figure(layout="constrained")
+    pictures["Alphas"].paint(figure)
+    assert [axes.get_title() for axes in figure.axes] == [edge(*ends) for ends in EDGES]
+    assert all({line.get_label() for line in axes.get_lines()} == set(OPTIONS) for axes in figure.axes)
