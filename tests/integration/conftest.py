@@ -47,14 +47,16 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict:
     return json.loads(done.stdout)
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
 
 
 def readme_commands(program: str = "lathe") -> list[list[str]]:
-    """Every command of the README that begins so, as arguments."""
+    """Every command of the README that begins so, as arguments; the tables that come with Lathe by their whole path."""
     blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")]
-    return [shlex.split(line.removeprefix(program), comments=True) for line in lines]
+    commands = [shlex.split(line.removeprefix(program), comments=True) for line in lines]
+    return [[str(ROOT / word) if word.startswith("profiles/") else word for word in command] for command in commands]
 
 
 def readme(*words: str) -> list[str]:
@@ -85,19 +87,23 @@ class SlowCpu(Simulated):
         return SimulatedNetwork(self, 10.0 + sum(ops.counts(spec).macs / 500 for spec in blocks))
 
 
-@pytest.fixture(scope="session")
-def table(work: Path) -> Path:
-    path, space = work / readme("profile")[-1], spaces.get("repvgg-mini")
-    device = SlowCpu(workloads(space, networks=8))
-    for _ in profile(device.works, device, path, protocol=FAST, lowering=LOWERING_VERSION, space=space.name):
+def slow_table(path: Path, name: str) -> Path:
+    """The table of a space on the slow CPU."""
+    device = SlowCpu(workloads(spaces.get(name), networks=8))
+    for _ in profile(device.works, device, path, protocol=FAST, lowering=LOWERING_VERSION, space=name):
         pass
     return path
 
 
 @pytest.fixture(scope="session")
+def table(work: Path) -> Path:
+    return slow_table(work / readme("profile")[-1], "repvgg-mini")
+
+
+@pytest.fixture(scope="session")
 def search_command(table: Path) -> list[str]:
     """The README's search with few epochs and the table's whole path, and without where the run goes."""
-    command = readme("search")
+    command = readme("search", "pas")
     assert command[-2:] == ["--out", "run"]
     return [str(table) if word == table.name else word for word in command[:-2]] + list(QUICK)
 
@@ -111,6 +117,6 @@ def run(work: Path, search_command: list[str]) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(work: Path, run: Path) -> Path:
-    done = run_lathe(*readme("export"), "--protocol", "fast", cwd=work)
+    done = run_lathe(*readme("export", "run"), "--protocol", "fast", cwd=work)
     assert done.returncode == 0, done.stderr
     return work / "bundle"
