@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from latency.device import require_equal
-from latency.errors import FingerprintMismatch, LatencyError
+from latency.errors import LatencyError
 from latency.files import whole
 from latency.outputs import NEW, require_file
 from latency.table import LatencyTable, Row, TableWriter
@@ -35,14 +35,11 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     tables = [LatencyTable.load(path) for path in paths]
     first = tables[0].header
     for table in tables[1:]:
-        if table.header.origin != first.origin:
-            raise FingerprintMismatch(
-                f"table {table.path}",
-                "origin",
-                table.header.origin or "measured",
-                first.origin or "measured",
-                "merge tables that were measured with their like only, and replayed ones with replays of the same recording",
-            )
+        table.header.require_origin(
+            first.origin,
+            what=f"table {table.path}",
+            mend="merge tables that were measured with their like only, and replayed ones with replays of the same recording",
+        )
         require_equal(
             table.header.made_like(first),
             first,

@@ -26,7 +26,7 @@ from latency import predict
 from latency.block import BlockSpec
 from latency.decoding import decode_json
 from latency.device import Device, Runtime, first_difference, require_equal
-from latency.errors import CoverageError, FileError, LatencyError, TableError, one_line
+from latency.errors import CoverageError, FileError, FingerprintMismatch, LatencyError, TableError, one_line
 from latency.files import raised_as, read_bytes, require_regular
 from latency.interpolate import Interpolation
 from latency.measure import percentile
@@ -115,6 +115,15 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 field, was, now = difference
                 words.append(f"resampled by another protocol: {field} is {now!r}, it was recorded with {was!r}")
         return "; ".join(words)
+
+    def require_origin(self, wanted: str, *, what: str, mend: str) -> None:
+        """Check that the table is of an origin, "" for one that was measured; `what` begins and `mend` ends the error's message.
+
+        Raises:
+            FingerprintMismatch: it is of another.
+        """
+        if self.origin != wanted:
+            raise FingerprintMismatch(what, "origin", self.origin or "measured", wanted or "measured", mend)
 
     def made_like(self, other: "TableHeader") -> "TableHeader":
         """This one with what may differ between tables that are pooled as the other has it."""
@@ -529,7 +538,9 @@ class TableWriter:
                         f"profile to another file"
                     )
                 found = content.header.made_like(header)
-                require_equal(found, header, what=f"table {path}", mend="profile to another file, or as this one was profiled")
+                what, mend = f"table {path}", "profile to another file, or as this one was profiled"
+                found.require_origin(header.origin, what=what, mend=mend)
+                require_equal(found, header, what=what, mend=mend)
             os.ftruncate(self._file, content.size)
             self._size, self._check = content.size, content.check
             self.torn, self.history, self.rows = content.torn, content.rows, {row.key: row for row in content.rows}

@@ -41,7 +41,7 @@ class Search:
     precision: str | None = None
     """refuse a table of another precision: fp32 or fp16"""
     this_device: bool = False
-    """refuse a table that was measured on another machine than this one"""
+    """refuse a table that was not measured on this machine: on another one, or replayed or simulated"""
     recipe: Literal["auto", "paper"] = "auto"
     """settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as the method's paper trains)"""
     baseline: Path | None = None

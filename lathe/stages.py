@@ -333,6 +333,8 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
         raise FingerprintMismatch(
             f"table {command.table}", "runtime.name", header.runtime.name, command.backend, "give a table of that backend"
         )
+    if command.this_device:
+        header.require_origin("", what=f"table {command.table}", mend="give one that was measured on this device, or omit --this-device")
     device = backends.get(header.runtime.name, threads=max(header.device.threads, 1)).device if command.this_device else None
     table.require(device=device, precision=command.precision)
 

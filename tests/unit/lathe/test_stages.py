@@ -137,3 +137,14 @@ def test_a_bundle_is_not_exported_again(tmp_path):
     command = cli.parse(["export", str(tmp_path / "bundle"), "--out", str(tmp_path / "out")])
     with pytest.raises(DeployError, match=r"bundle is a shipped bundle: `lathe verify .*bundle` checks it; export what it is of$"):
         stages.export(command, lambda _: None)
+
+
+@pytest.mark.parametrize("through", ["simulated:seed=1", "replay:table"])
+def test_a_table_that_was_not_measured_is_of_no_device(tmp_path, monkeypatch, through):
+    monkeypatch.chdir(tmp_path)
+    for backend, out in (("simulated:seed=1", "table"), (through, "t")):
+        words = f"profile repvgg-mini --backend {backend} --protocol fast --shard 1/500 --networks 0 --out {out}"
+        list(stages.profile(cli.parse(words.split())))
+    command = cli.parse(["search", "pas", "--space", "repvgg-mini", "--table", "t", "--budget-ms", "1", "--this-device", "--out", "run"])
+    with pytest.raises(LatencyError, match=r"table t has origin 'simulated.*', wanted 'measured': give one .* or omit --this-device$"):
+        stages.search(command, lambda _: None)

@@ -87,6 +87,11 @@ def test_a_replayed_table_says_what_it_is_and_when_it_was_recorded(kit, recorded
         merge([recorded, tmp_path / "quick"], tmp_path / "both.jsonl")
     with pytest.raises(FingerprintMismatch, match=r"has origin 'measured', wanted 'replayed from "):
         merge([tmp_path / "quick", recorded], tmp_path / "both.jsonl")
+    simulated = backends.get("simulated:seed=1")
+    with pytest.raises(
+        FingerprintMismatch, match=r"has origin 'replayed from .*\d', wanted 'simulated: no such device exists': profile to"
+    ):
+        list(profile(works, simulated, tmp_path / "quick", protocol=kit.QUICK, lowering="1"))
     assert merge([tmp_path / "quick", tmp_path / "quick"], tmp_path / "twice.jsonl").header.origin == replayed
 
 
