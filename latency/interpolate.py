@@ -7,7 +7,8 @@ to whole groups, with or without a term for the unused share of the last group a
 
 Intervals are calibrated by the errors of models at blocks that they leave out (conformal prediction; Barber et al. 2021, jackknife). These
 say nothing of widths that differ in kind from every measured one, such as multiples of 64 where only odd multiples of 8 were measured:
-their interval is as wide as the worst error seen, and no narrower than `UNSEEN`.
+their interval is as wide as the worst error seen, and no narrower than `UNSEEN`. Nor do they say anything of steps as wide as the gap of
+evenly spaced knots: widths between those have an interval of at least `UNSEEN`, too.
 """
 
 import itertools
@@ -17,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 UNSEEN = 0.15
-"""Half-width of the interval, relative, that a width has at least where no measured width is divisible by the same power of two."""
+"""Half-width of the interval, relative, that a width has at least where no measured width is divisible by the same power of two, or all are
+a whole number of gaps apart from one another and it is not."""
 
 _GROUPS = (16, 32, 64, 128)
 _REACHES = (0.5, 1.5, 4.0)
@@ -111,7 +113,14 @@ class Interpolation:
         counts = (asked[:, None] == known[None]).sum(axis=1)
         kinds = [sum((column == kind).sum() > 1 for kind in np.unique(column)) for column in known.T]
         least = [max(self._worst, UNSEEN if number < 3 else 0.0) for number in kinds]
-        return np.where(counts < 2, least, 0.0).max(axis=1, initial=0.0)
+        unlike = np.where(counts < 2, least, 0.0).max(axis=1, initial=0.0)
+        return np.maximum(unlike, np.where(self._aliased(points), UNSEEN, 0.0))
+
+    def _aliased(self, points: np.ndarray) -> np.ndarray:
+        """Whether points lie between knots that are whole gaps apart on an axis: a step in each gap looks like a slope to all of them."""
+        knots, widths = self._knots.astype(int), points.astype(int)
+        gaps = np.gcd.reduce(knots - knots[0], axis=0)
+        return ((widths - knots[0]) % gaps != 0).any(axis=1)
 
     def _believable(self) -> list[_Model]:
         """The models that predict the knots best from one another, the best one first."""

@@ -116,3 +116,15 @@ def test_the_claimed_error_is_that_of_a_model_that_was_chosen_without_the_block(
         inside.append((errors <= half).mean())
     assert np.mean(claimed) == pytest.approx(np.mean(true), rel=0.25)
     assert np.mean(inside) > 0.9
+
+
+@pytest.mark.parametrize("step", [12, 24])  # the spacing of the knots, and what divides it
+def test_steps_that_evenly_spaced_knots_cannot_show_are_allowed_for(step):
+    widths = np.array([(first, second) for first in range(8, 193, 8) for second in range(8, 193, 8)])
+    us = 5 + np.ceil(widths[:, 0] / step) * step * widths[:, 1] / 900
+    known = (widths % 24 == 8).all(axis=1)
+    predicted, half = Interpolation(widths[known], us[known]).predict(widths)
+    between = (widths % 24 != 8).any(axis=1)
+    assert (half[between] >= UNSEEN).all()
+    assert (half[known] < 0.05).all()
+    assert (np.abs(predicted / us - 1) > half)[between].mean() < 0.1
