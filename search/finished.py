@@ -67,20 +67,23 @@ def load(directory: str | Path) -> FinishedRun:
 
 
 def require_same_space(directory: Path, architecture: Architecture, result: Result | None, history: Iterable[EpochDone]) -> None:
-    """Check that the networks which a run's files name are of its space.
+    """Check that the networks which a run's files name are of its space; those of an epoch by their names alone: they need not ship.
 
     Raises:
         SearchError: one is not; names the file.
     """
     if not architecture.blocks:  # the space is of a module that no file holds
         return
-    space, ends = architecture.origin(), [result.shipped, result.unpruned] if result else []
-    for name, choices in (
-        (record.RESULT, [end.choice for end in ends if end]),
-        (record.HISTORY, [epoch.choice for epoch in history]),
-    ):
-        for choice in dict.fromkeys(choices):
-            try:
-                space.network(choice)
-            except SearchError as error:
-                raise SearchError(f"{directory / name} was changed after the search: {error}") from error
+    space = architecture.origin()
+    for choice in dict.fromkeys(end.choice for end in (result and result.shipped, result and result.unpruned) if end):
+        try:
+            space.network(choice)
+        except SearchError as error:
+            raise SearchError(f"{directory / record.RESULT} was changed after the search: {error}") from error
+    largest = space.largest()
+    for choice in dict.fromkeys(epoch.choice for epoch in history):
+        places = ((choice.options, largest.options), (choice.depths, largest.depths), (choice.widths, largest.widths | largest.options))
+        if strange := sorted(name for found, known in places for name in found.keys() - known.keys()):
+            raise SearchError(
+                f"{directory / record.HISTORY} was changed after the search: {space.name} has nothing to choose at {strange[0]}"
+            )

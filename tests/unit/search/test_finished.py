@@ -44,5 +44,5 @@ def test_a_network_of_another_space_is_refused(search_into, tmp_path, name, of):
     assert found
     group = next(iter(finished.load(tmp_path / "run").result.shipped.choice.widths)).encode()
     file.write_bytes(head + found + rest.replace(b'"%s"' % group, b'"strange"', 1))
-    with pytest.raises(SearchError, match=rf"{name} was changed after the search: .* a choice has a width for each"):
+    with pytest.raises(SearchError, match=rf"{name} was changed after the search: .*(a choice has a width for each|to choose at strange)"):
         finished.load(tmp_path / "run")
