@@ -8,6 +8,7 @@ that takes seconds at most. `search.widths` is the same for widths, where networ
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -56,7 +57,7 @@ def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: 
     def value(choice: Choice) -> float:
         return math.fsum(scores[edge][option] for edge, option in choice.options.items())
 
-    ranked = sorted(filter(space.connected, space.choices()), key=value, reverse=True)
+    ranked = sorted(_connected(space), key=value, reverse=True)
     cheapest = Price(math.inf, math.inf)
     for total, group in itertools.groupby(ranked, key=value):
         priced = [(price(choice), choice) for choice in group]
@@ -67,6 +68,12 @@ def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: 
     assert budget is not None  # every space of cells has a connected one
     require_reachable(f"{space.name} whose output depends on its input", cheapest, budget)
     raise AssertionError("a price changed between two calls")
+
+
+@lru_cache(maxsize=4)
+def _connected(space: Cells) -> tuple[Choice, ...]:
+    """The cells of a space that connect their ends; a search asks after every epoch."""
+    return tuple(filter(space.connected, space.choices()))
 
 
 def _require_scores(space: Cells, scores: Scores) -> None:
