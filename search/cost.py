@@ -190,6 +190,11 @@ class MacsModel:
         return self._terms[block]
 
 
+def cost_model(space: Space, table: LatencyTable | None) -> CostModel:
+    """Latency by a table; multiply-accumulates without one."""
+    return LatencyModel(space, table) if table else MacsModel(space)
+
+
 def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scalar]) -> list[Term]:
     """Every site of a network at open widths, in order."""
     return [model.at_widths(site, widths) for site in sites]

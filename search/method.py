@@ -90,6 +90,11 @@ class Task:
         """An image of zeros."""
         return torch.zeros(1, *self.space.input_shape)
 
+    @property
+    def target(self) -> float | int:
+        """The cost, in the unit of the budget, at which the upper end of its interval is the budget."""
+        return self.budget.amount / (1 + self.table.predictor.half_width) if self.table else self.budget.amount
+
     def latency(self, choice: Choice) -> Latency | None:
         """What the table predicts for a network; None without one."""
         return self.table and self.table.predict(self.space.network(choice))

@@ -5,7 +5,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -64,13 +65,18 @@ def make_optimizer(
     policy = list(policy)
     chosen = {id(parameter) for parameter in policy}
     others = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
-    groups = [
-        {"params": [parameter for parameter in others if parameter.ndim > 1], "weight_decay": weight_decay, "peak_lr": lr},
-        {"params": [parameter for parameter in others if parameter.ndim <= 1], "weight_decay": 0.0, "peak_lr": lr},
-    ]
+    groups = weight_groups(others, lr=lr, weight_decay=weight_decay)
     if policy:
         groups.append({"params": policy, "weight_decay": 0.0, "peak_lr": policy_lr})
     return SGD(groups, lr=lr, momentum=momentum)
+
+
+def weight_groups(parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Groups of an optimizer: weights, which are decayed, then biases and norms, which are not."""
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay, "peak_lr": lr},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0, "peak_lr": lr},
+    ]
 
 
 def turns(counts: Sequence[int]) -> Iterator[int]:
@@ -140,14 +146,20 @@ def evaluate(network: nn.Module, batches: Batches, *, runtime: Runtime, batch_st
             channels come and go at every step, they belong to no network.
     """
     network.eval()
-    total, right, shown = 0.0, 0, 0
     with by_batch_statistics(network) if batch_statistics else contextlib.nullcontext():
-        for images, labels in batches:
-            images, labels = runtime.send(images), runtime.send(labels)
-            logits = runtime.forward(network, images)
-            total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            right += int((logits.argmax(1) == labels).sum())
-            shown += len(labels)
+        sent = ((runtime.send(images), runtime.send(labels)) for images, labels in batches)
+        return score(partial(runtime.forward, network), sent)
+
+
+@torch.no_grad()
+def score(forward: Callable[[Tensor], Tensor], batches: Batches) -> Score:
+    """Cross-entropy and accuracy of what `forward` says of images; those and the labels are on its device."""
+    total, right, shown = 0.0, 0, 0
+    for images, labels in batches:
+        logits = forward(images)
+        total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(1) == labels).sum())
+        shown += len(labels)
     return Score(loss=total / max(1, shown), accuracy=right / max(1, shown))
 
 

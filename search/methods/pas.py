@@ -81,8 +81,7 @@ class Pas(Pruning[PasSettings]):
         table = task.table
         self.counted: CostModel = self.model if settings.cost == "latency" else MacsModel(self.space)
         self.sites = self.space.sites()
-        # At the target the upper end of the interval is the budget.
-        amount = task.budget.amount / (1 + table.predictor.half_width) if table else task.budget.amount
+        amount = task.target
         if table and settings.cost == "macs":  # they have no budget of their own: aim at the same share of the unpruned network
             amount *= self.space.macs() / self.price(self.space.full_widths()).cost
         self.controller = BudgetController(target=Budget.of(amount, self.counted.unit), weight=settings.beta, rate=settings.beta_rate)

@@ -15,7 +15,7 @@ from reparam import ChannelGroup, fuse, squeeze
 from search import masks, schedule
 from search import widths as fitting
 from search.budget import Price, free_channels, ranked_widths, require_reachable, round_up
-from search.cost import CostModel, LatencyModel, MacsModel
+from search.cost import CostModel, cost_model
 from search.distill import task_loss
 from search.masks import Scores
 from search.method import Epoch, Method, Phase, Task
@@ -47,7 +47,7 @@ class Pruning(Method[P]):
     def __init__(self, settings: P, task: Task) -> None:
         super().__init__(settings, task)
         self.space = with_widths(task.space, self.name)
-        self.model: CostModel = LatencyModel(self.space, task.table) if task.table else MacsModel(self.space)
+        self.model: CostModel = cost_model(self.space, task.table)
         with torch.random.fork_rng():
             network = self.space.module()
         self.groups = masks.prunable_groups(network, task.example, settings.excluded)

@@ -289,9 +289,8 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("warmup_epochs", "train_epochs"):
-            self.require_range(name, 0 if name == "warmup_epochs" else 1)
-        for name in ("prune_epochs", "random_epochs"):
+        self.require_range("warmup_epochs", 0)
+        for name in ("train_epochs", "prune_epochs", "random_epochs"):
             self.require_range(name, 1)
         for name in ("subset", "final_subset", "prune_images", "alpha", "alpha_lr", "clip", "latency_weight", "latency_rate"):
             self.require_positive(name)

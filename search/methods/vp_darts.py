@@ -10,18 +10,18 @@ the budget, the expected cost of the alphas' shares is part of the loss, of oper
 final cell is the one of the highest total importance within the budget.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
 from search import ops, options, schedule
 from search.budget import Budget, BudgetController, require_reachable
-from search.cost import CostModel, LatencyModel, MacsModel
+from search.cost import CostModel, cost_model
 from search.data import random_parts
 from search.distill import task_loss
 from search.errors import SearchError
@@ -31,7 +31,7 @@ from search.space import Choice
 from search.spaces import with_cells
 from search.spaces.cells import EDGES, NODES, NONE, OPTIONS, edge
 from search.supernet import CellSupernet
-from search.train import Part, by_batch_statistics
+from search.train import Part, by_batch_statistics, score, weight_groups
 
 VALIDATION_BATCH = 200
 FEW_IMAGES = 5_000
@@ -60,13 +60,11 @@ class VpDarts(Method[VpDartsSettings]):
     def __init__(self, settings: VpDartsSettings, task: Task) -> None:
         super().__init__(settings, task)
         self.space = with_cells(task.space, self.name)
-        self.model: CostModel = LatencyModel(self.space, task.table) if task.table else MacsModel(self.space)
+        self.model: CostModel = cost_model(self.space, task.table)
         require_reachable(self.space.name, self.model.price(self.space.smallest()), task.budget)
         self.limited = not task.budget.holds(self.model.price(self.space.largest()))
-        amount = task.budget.amount / (1 + task.table.predictor.half_width) if task.table else task.budget.amount
-        self.controller = BudgetController(
-            target=Budget.of(amount, self.model.unit), weight=settings.latency_weight, rate=settings.latency_rate
-        )
+        target = Budget.of(task.target, self.model.unit)
+        self.controller = BudgetController(target=target, weight=settings.latency_weight, rate=settings.latency_rate)
         self.costs = [self._cost_of(option) for option in OPTIONS]
         share = settings.validation_share
         fixed = torch.Generator().manual_seed(settings.seed)
@@ -103,11 +101,7 @@ class VpDarts(Method[VpDartsSettings]):
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
         """Of the weights, and in the supernet of the alphas."""
         settings, weights = self.settings, [value for name, value in network.named_parameters() if name != "alpha"]
-        decayed, plain = [value for value in weights if value.ndim > 1], [value for value in weights if value.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": settings.weight_decay, "peak_lr": settings.lr},
-            {"params": plain, "weight_decay": 0.0, "peak_lr": settings.lr},
-        ]
+        groups = weight_groups(weights, lr=settings.lr, weight_decay=settings.weight_decay)
         found = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
         if not isinstance(network, CellSupernet):
             return [found]
@@ -137,7 +131,7 @@ class VpDarts(Method[VpDartsSettings]):
         factor = self._factor(epoch, len(batches))
 
         def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-            return task(logits, labels, images) + self._penalty(network) if trains_alphas else task(logits, labels, images)
+            return task(logits, labels, images) + self._penalty(network)
 
         trains_alphas = settings.variant == "darts" or (epoch.phase.name == "prune" and settings.variant != "random")
         weights, alphas = optimizers
@@ -236,21 +230,15 @@ class VpDarts(Method[VpDartsSettings]):
 
     def _validate(self, network: CellSupernet, rows: Tensor) -> Hurt:
         """Error and loss, in the order in which they count: higher is worse."""
-        device, right, loss, seen = network.alpha.device, 0, 0.0, 0
+        device = network.alpha.device
         batch = max(1, len(rows) // max(1, round(len(rows) / VALIDATION_BATCH)))
         was = network.training
         network.eval()
-        with by_batch_statistics(network) if self.settings.norms == "batch" else torch.no_grad():
-            for images, labels in self.task.data.plain_batches(batch, rows):
-                if len(labels) < batch:  # a batch of its own statistics
-                    continue
-                logits, labels = network(images.to(device)), labels.to(device)
-                right += int((logits.argmax(1) == labels).sum())
-                loss += F.cross_entropy(logits, labels, reduction="sum").item()
-                seen += len(labels)
+        batches = self.task.data.plain_batches(batch, rows[: len(rows) // batch * batch])  # a smaller one has statistics of its own
+        with by_batch_statistics(network) if self.settings.norms == "batch" else contextlib.nullcontext():
+            found = score(network, ((images.to(device), labels.to(device)) for images, labels in batches))
         network.train(was)
-        error, loss = 1 - right / seen, loss / seen
-        return (loss, error) if self.by_loss else (error, loss)
+        return (found.loss, 1 - found.accuracy) if self.by_loss else (1 - found.accuracy, found.loss)
 
     @property
     def by_loss(self) -> bool:
@@ -278,15 +266,15 @@ class VpDarts(Method[VpDartsSettings]):
             return
         while True:
             picks = torch.randint(len(OPTIONS), (len(EDGES),), generator=epoch.noise)
-            if self._allowed(_choice(picks.tolist())):
+            if self._allowed(self._choice(picks)):
                 break
         network.kept.zero_()
         network.kept[torch.arange(len(EDGES)), picks] = True
-        fresh = self._supernet()
-        with torch.no_grad():
-            for name, value in fresh.body.state_dict().items():
-                network.body.state_dict()[name].copy_(value)
+        network.body.load_state_dict(self._supernet().body.state_dict())
         optimizer.state.clear()
+
+    def _choice(self, picks: Tensor) -> Choice:
+        return self.space.of(OPTIONS[pick] for pick in picks.tolist())
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """Every alpha; after the last epoch of pruning the last look, which decides."""
@@ -307,7 +295,7 @@ class VpDarts(Method[VpDartsSettings]):
             return {}
         worse, _ = self._validate(network, self.validation_rows)
         if self.best is None or worse < self.best:
-            self.best, self.chosen = worse, _choice(network.kept.int().argmax(1).tolist())
+            self.best, self.chosen = worse, self._choice(network.kept.int().argmax(1))
         return {"validation": worse}
 
     # Latency
@@ -369,10 +357,6 @@ class VpDarts(Method[VpDartsSettings]):
         """Go on with them."""
         self.chosen, self.controller.weight, self.best = Choice(options=dict(state["options"])), state["weight"], state["best"]
         self.importance = [[-torch.inf if value is None else value for value in row] for row in state["worth"]]
-
-
-def _choice(picks: Sequence[int]) -> Choice:
-    return Choice(options={edge(*ends): OPTIONS[pick] for ends, pick in zip(EDGES, picks, strict=True)})
 
 
 def _named(rows: Sequence[Sequence[float]]) -> Iterator[tuple[tuple[tuple[int, int], str], float]]:

@@ -5,7 +5,7 @@ import itertools
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -60,19 +60,19 @@ class Cells(Space):
     def choices(self) -> Iterator[Choice]:
         """Every network, in the order of the options, the last edge changing fastest."""
         for options in itertools.product(OPTIONS, repeat=len(EDGES)):
-            yield self._choice(options)
+            yield self.of(options)
 
     def largest(self) -> Choice:
         """A 3x3 convolution on every edge."""
-        return self._choice((CONV3,) * len(EDGES))
+        return self.of((CONV3,) * len(EDGES))
 
     def smallest(self) -> Choice:
         """The input of each cell is its output."""
-        return self._choice(SKIP if ends == (0, NODES - 1) else NONE for ends in EDGES)
+        return self.of(SKIP if ends == (0, NODES - 1) else NONE for ends in EDGES)
 
     def random(self, draw: random.Random) -> Choice:
         """A network whose output depends on its input, each equally likely."""
-        while not self.connected(choice := self._choice(draw.choice(OPTIONS) for _ in EDGES)):
+        while not self.connected(choice := self.of(draw.choice(OPTIONS) for _ in EDGES)):
             pass
         return choice
 
@@ -210,7 +210,8 @@ class Cells(Space):
         """Size of one block; trained with one norm a convolution."""
         return ops.counts(spec, deployed=deployed)
 
-    def _choice(self, options: "Iterator[str] | tuple[str, ...]") -> Choice:
+    def of(self, options: Iterable[str]) -> Choice:
+        """The network with these options, one an edge, in the order of `EDGES`."""
         return Choice(options={edge(*ends): option for ends, option in zip(EDGES, options, strict=True)})
 
     def _options(self, choice: Choice) -> Mapping[tuple[int, int], str]:
