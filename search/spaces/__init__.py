@@ -49,11 +49,7 @@ def names() -> tuple[str, ...]:
     """Names that `get` knows."""
     return (
         "repvgg-mini",
-        "prunet",
-        "prunet-formula",
-        "prunet-table1",
-        "prunet-table5",
-        "prunet-cifar",
+        *prunet.names(),
         "gpunet-0",
         "gpunet-1",
         "gpunet-2",
@@ -95,22 +91,14 @@ def get(
     match name:
         case "repvgg-mini":
             return repvgg.mini(**options)
-        case "prunet":
-            return prunet.prunet(**options)
-        case "prunet-formula":
-            return prunet.formula(**options)
-        case "prunet-table1":
-            return prunet.table1(**options)
-        case "prunet-table5":
-            return prunet.table5(**options)
-        case "prunet-cifar":
-            return prunet.cifar(**options)
         case "gpunet-0":
             return gpunet.gpunet_0(**options)
         case "gpunet-1":
             return gpunet.gpunet_1(**options)
         case "gpunet-2":
             return gpunet.gpunet_2(**options)
+        case _ if name in prunet.names():
+            return prunet.named(name, **options)
         case _ if name in repvgg.names():
             return repvgg.named(name, **options)
         case _ if name in resnet.names():

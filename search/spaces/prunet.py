@@ -5,9 +5,11 @@ In stages 2 to 6 each layer chooses among four multi-blocks (kernel 3 or 5, with
 width that is a multiple of 32 up to 8 times its input; in stage 1 among the kernels 3 and 5. A layer whose input and output shape are
 equal can be skipped. The paper gives the number of layers of a stage in four ways that contradict each other: `prunet` is GPUNet-1 with
 one layer more in every stage, as its Section 4.1.1 says; the others are those of its formula for the size, its Table 1 and its Table 5.
+
+`prunet-imagewoof` is the space of Appendix B.1, Table 5: kernel and activation are searched, at expansion 8 without
+squeeze-and-excite. `prunet-cifar` and `prunet-mini` are smaller siblings of `prunet`, for small images.
 """
 
-import itertools
 from typing import NamedTuple
 
 from search import ops
@@ -15,7 +17,6 @@ from search.ops import Shape
 from search.spaces.checks import check_input
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
 
-GRANULARITY = 32
 MAX_EXPANSION = 8
 
 
@@ -25,89 +26,151 @@ class Stage(NamedTuple):
     op: str
     layers: int
     stride: int
-    act: str
     channels: int
+    relu: tuple[int, ...] = ()
+    """kernels to choose from with ReLU"""
+    swish: tuple[int, ...] = ()
+    """kernels to choose from with Swish"""
 
 
-def prunet(*, classes: int = 1000, resolution: int = 288) -> Layered:
-    """The default: one layer more in every stage than GPUNet-1 has."""
-    return _imagenet("prunet", (2, 3, 3, 2, 5, 5), classes, resolution)
+class Preset(NamedTuple):
+    """A named space."""
+
+    stages: tuple[Stage, ...]
+    classes: int = 1000
+    resolution: int = 288
+    stem_stride: int = 2
+    tail: int = 1280
+    """channels before the classifier"""
+    granularity: int | None = 32
+    """channels between two hidden widths; None: only the largest"""
+    se: tuple[bool, ...] = (False, True)
+    """whether an inverted residual may have squeeze-and-excite"""
 
 
-def formula(*, classes: int = 1000, resolution: int = 288) -> Layered:
-    """The counts of the formula for the size, 3^2*24*65*64*97^2*96*161*160*289^4*288*449^4 = 1.7e39 (Section 3.1)."""
-    return _imagenet("prunet-formula", (2, 2, 3, 2, 5, 5), classes, resolution)
+_BOTH = (3, 5)
+_ALL = (3, 5, 7)
 
 
-def table1(*, classes: int = 1000, resolution: int = 288) -> Layered:
-    """The counts of Table 1."""
-    return _imagenet("prunet-table1", (2, 3, 3, 2, 5, 6), classes, resolution)
-
-
-def table5(*, classes: int = 1000, resolution: int = 288) -> Layered:
-    """The counts of Table 5, with the choices of Table 1: it searches activations at a fixed expansion instead."""
-    return _imagenet("prunet-table5", (2, 2, 3, 2, 5, 6), classes, resolution)
-
-
-def cifar(*, classes: int = 10, resolution: int = 32) -> Layered:
-    """For images of 32x32: a small sibling with the same choices.
-
-    The stem and stage 2 have stride 1 instead of 2, as usual for such images, so the last stage sees 4x4 pixels; all stages are about a
-    quarter as wide and less deep, so that a supernet of it trains on one machine.
-    """
-    stages = (
-        Stage("conv", 2, 1, "relu", 16),
-        Stage("fused_irb", 2, 1, "swish", 24),
-        Stage("fused_irb", 2, 2, "swish", 32),
-        Stage("irb", 2, 2, "swish", 48),
-        Stage("irb", 3, 1, "relu", 72),
-        Stage("irb", 3, 2, "relu", 112),
-    )
-    return _build("prunet-cifar", stages, stem_stride=1, tail=320, classes=classes, resolution=resolution)
-
-
-def _imagenet(name: str, layers: tuple[int, ...], classes: int, resolution: int) -> Layered:
+def _table1(*layers: int) -> Preset:
+    """Table 1 with these numbers of layers."""
     rows = (
-        ("conv", 1, "relu", 24),
-        ("fused_irb", 2, "swish", 64),
-        ("fused_irb", 2, "swish", 96),
-        ("irb", 2, "swish", 160),
-        ("irb", 1, "relu", 288),
-        ("irb", 2, "relu", 448),
+        Stage("conv", 1, 1, 24, relu=_BOTH),
+        Stage("fused_irb", 1, 2, 64, swish=_BOTH),
+        Stage("fused_irb", 1, 2, 96, swish=_BOTH),
+        Stage("irb", 1, 2, 160, swish=_BOTH),
+        Stage("irb", 1, 1, 288, relu=_BOTH),
+        Stage("irb", 1, 2, 448, relu=_BOTH),
     )
-    stages = tuple(Stage(op, count, stride, act, channels) for (op, stride, act, channels), count in zip(rows, layers, strict=True))
-    return _build(name, stages, stem_stride=2, tail=1280, classes=classes, resolution=resolution)
+    return Preset(tuple(stage._replace(layers=count) for stage, count in zip(rows, layers, strict=True)))
 
 
-def _build(name: str, stages: tuple[Stage, ...], *, stem_stride: int, tail: int, classes: int, resolution: int) -> Layered:
-    halvings = sum(stride == 2 for stride in (stem_stride, *(stage.stride for stage in stages)))
+PRESETS = {
+    # One layer more in every stage than GPUNet-1 has, Section 4.1.1.
+    "prunet": _table1(2, 3, 3, 2, 5, 5),
+    # The formula for the size, 3^2*24*65*64*97^2*96*161*160*289^4*288*449^4 = 1.7e39, Section 3.1.
+    "prunet-formula": _table1(2, 2, 3, 2, 5, 5),
+    "prunet-table1": _table1(2, 3, 3, 2, 5, 6),
+    # The layers of Table 5 with the choices of Table 1.
+    "prunet-table5": _table1(2, 2, 3, 2, 5, 6),
+    "prunet-imagewoof": Preset(
+        (
+            Stage("conv", 2, 1, 24, relu=_ALL),
+            Stage("fused_irb", 2, 2, 64, relu=_BOTH, swish=_ALL),
+            Stage("fused_irb", 3, 2, 96, relu=_BOTH, swish=_ALL),
+            Stage("irb", 2, 2, 160, relu=_BOTH, swish=_ALL),
+            Stage("irb", 5, 1, 288, relu=_ALL, swish=_BOTH),
+            Stage("irb", 6, 2, 448, relu=_ALL, swish=_BOTH),
+        ),
+        classes=10,
+        resolution=224,
+        stem_stride=1,
+        granularity=None,
+        se=(False,),
+    ),
+    # The stem and stage 2 have stride 1 instead of 2, as usual for images of 32x32, so the last stage sees 4x4 pixels; all stages are about
+    # a quarter as wide and less deep, so that a supernet trains on one machine.
+    "prunet-cifar": Preset(
+        (
+            Stage("conv", 2, 1, 16, relu=_BOTH),
+            Stage("fused_irb", 2, 1, 24, swish=_BOTH),
+            Stage("fused_irb", 2, 2, 32, swish=_BOTH),
+            Stage("irb", 2, 2, 48, swish=_BOTH),
+            Stage("irb", 3, 1, 72, relu=_BOTH),
+            Stage("irb", 3, 2, 112, relu=_BOTH),
+        ),
+        classes=10,
+        resolution=32,
+        stem_stride=1,
+        tail=320,
+    ),
+    # One stage of each kind of block: a supernet trains within minutes on a CPU.
+    "prunet-mini": Preset(
+        (
+            Stage("conv", 1, 1, 16, relu=_BOTH),
+            Stage("fused_irb", 3, 2, 24, swish=_BOTH),
+            Stage("irb", 3, 2, 48, relu=_BOTH),
+        ),
+        classes=10,
+        resolution=16,
+        stem_stride=1,
+        tail=160,
+        granularity=8,
+    ),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of the spaces."""
+    return tuple(PRESETS)
+
+
+def named(name: str, *, classes: int | None = None, resolution: int | None = None) -> Layered:
+    """One of `names()`.
+
+    Args:
+        name: which.
+        classes: number of classes; the preset's by default.
+        resolution: height and width of the input in pixels; the preset's by default.
+
+    Raises:
+        SearchError: fewer than two classes, or an image that the strides leave no pixel of.
+    """
+    preset = PRESETS[name]
+    classes = preset.classes if classes is None else classes
+    resolution = preset.resolution if resolution is None else resolution
+    halvings = sum(stride == 2 for stride in (preset.stem_stride, *(stage.stride for stage in preset.stages)))
     check_input(name, classes=classes, resolution=resolution, halvings=halvings)
-    stem = ops.conv((3, resolution, resolution), stages[0].channels, stride=stem_stride, act="swish")
+    stem = ops.conv((3, resolution, resolution), preset.stages[0].channels, stride=preset.stem_stride, act="swish")
     layers = [StochasticLayer(name="stem", options=(MultiBlock(name="stem", spec=stem),))]
     shape = ops.output_shape(stem)
-    for number, stage in enumerate(stages, 1):
+    for number, stage in enumerate(preset.stages, 1):
         for index in range(stage.layers):
-            options = _options(stage, shape, stage.stride if index == 0 else 1)
+            options = _options(preset, stage, shape, stage.stride if index == 0 else 1)
             after = ops.output_shape(options[0].spec)
             layers.append(StochasticLayer(name=f"stage{number}_{index}", options=options, skippable=after == shape))
             shape = after
-    layers.append(StochasticLayer(name="tail", options=(MultiBlock(name="tail", spec=ops.tail(shape, classes, hidden=tail)),)))
+    tail = ops.tail(shape, classes, hidden=preset.tail)
+    layers.append(StochasticLayer(name="tail", options=(MultiBlock(name="tail", spec=tail),)))
     return Layered(name=name, input_shape=(3, resolution, resolution), classes=classes, layers=tuple(layers))
 
 
-def _options(stage: Stage, shape: Shape, stride: int) -> tuple[MultiBlock, ...]:
-    """What one layer chooses among."""
-    if stage.op == "conv":
-        return tuple(
-            MultiBlock(name=f"conv_k{kernel}", spec=ops.conv(shape, stage.channels, kernel=kernel, stride=stride, act=stage.act))
-            for kernel in (3, 5)
-        )
-    widest = MAX_EXPANSION * shape[0]
+def _options(preset: Preset, stage: Stage, shape: Shape, stride: int) -> tuple[MultiBlock, ...]:
+    """What one layer chooses among, small kernels first. The activation is part of a name where it is open."""
+    kinds = sorted((kernel, act) for act, kernels in (("relu", stage.relu), ("swish", stage.swish)) for kernel in kernels)
+    prefix = f"{stage.op}_{{act}}" if stage.relu and stage.swish else stage.op
     found = []
-    for kernel, se in itertools.product((3, 5), (False, True)):
-        spec = ops.inverted_residual(
-            shape, stage.channels, hidden=widest, kernel=kernel, stride=stride, act=stage.act, se=se, fused=stage.op == "fused_irb"
-        )
-        name = f"{stage.op}_k{kernel}{'_se' if se else ''}"
-        found.append(MultiBlock(name=name, spec=spec, hidden=tuple(range(GRANULARITY, widest + 1, GRANULARITY))))
+    for kernel, act in kinds:
+        name = f"{prefix.format(act=act)}_k{kernel}"
+        if stage.op == "conv":
+            spec = ops.conv(shape, stage.channels, kernel=kernel, stride=stride, act=act)
+            found.append(MultiBlock(name=name, spec=spec))
+            continue
+        widest = MAX_EXPANSION * shape[0]
+        hidden = () if preset.granularity is None else tuple(range(preset.granularity, widest + 1, preset.granularity))
+        for se in preset.se:
+            spec = ops.inverted_residual(
+                shape, stage.channels, hidden=widest, kernel=kernel, stride=stride, act=act, se=se, fused=stage.op == "fused_irb"
+            )
+            found.append(MultiBlock(name=f"{name}_se" if se else name, spec=spec, hidden=hidden))
     return tuple(found)

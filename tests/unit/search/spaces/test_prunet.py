@@ -5,6 +5,7 @@ import pytest
 
 from search import SearchError, spaces
 from search.ops import output_shape
+from search.spaces import prunet
 
 SIZES = {
     "prunet": 3**2 * 24 * 65**2 * 64 * 97**2 * 96 * 161 * 160 * 289**4 * 288 * 449**4,
@@ -35,7 +36,7 @@ def test_a_stochastic_layer_has_four_multi_blocks_and_every_hidden_width():
     assert not layer.skippable
 
 
-@pytest.mark.parametrize("name", [*SIZES, "prunet-cifar"])
+@pytest.mark.parametrize("name", prunet.names())
 def test_every_choice_of_a_layer_fits_between_its_neighbours(name):
     space = spaces.get(name)
     shape = space.input_shape
@@ -88,6 +89,43 @@ def test_cifar():
     assert len(space.blocks()) < 500
     assert space.parameters() < 2e6
     assert space.macs() < 320e6
+
+
+def test_mini_is_searched_at_a_granularity_of_8():
+    space = spaces.get("prunet-mini")
+    assert (space.input_shape, space.classes, space.granularity) == ((3, 16, 16), 10, 8)
+    assert {layer.name: (len(layer.options), len(layer.options[-1].hidden), layer.skippable) for layer in space.layers} == {
+        "stem": (1, 0, False),
+        "stage1_0": (2, 0, True),
+        "stage2_0": (4, 16, False),
+        "stage2_1": (4, 24, True),
+        "stage2_2": (4, 24, True),
+        "stage3_0": (4, 24, False),
+        "stage3_1": (4, 48, True),
+        "stage3_2": (4, 48, True),
+        "tail": (1, 0, False),
+    }
+    assert space.size() == 3 * 64 * 97**2 * 96 * 193**2
+    assert space.macs() < 25e6
+    assert spaces.get("prunet-mini", resolution=32).input_shape == (3, 32, 32)
+
+
+def test_imagewoof_searches_kernels_and_activations_of_table_5():
+    space = spaces.get("prunet-imagewoof")
+    assert (space.input_shape, space.classes, len(space.layers)) == ((3, 224, 224), 10, 1 + 2 + 2 + 3 + 2 + 5 + 6 + 1)
+    kinds = {
+        layer.name: [(option.spec.attr("act"), option.spec.attr("kernel")) for option in layer.options]
+        for layer in space.layers
+        if layer.name.endswith("_0")
+    }
+    conv, early = [("relu", 3), ("relu", 5), ("relu", 7)], [("relu", 3), ("swish", 3), ("relu", 5), ("swish", 5), ("swish", 7)]
+    late = [("relu", 3), ("swish", 3), ("relu", 5), ("swish", 5), ("relu", 7)]
+    assert kinds == {"stage1_0": conv, **{f"stage{number}_0": early if number < 5 else late for number in range(2, 7)}}
+    assert [option.name for option in space.layers[1].options] == ["conv_k3", "conv_k5", "conv_k7"]
+    assert [option.name for option in space.layers[3].options][:2] == ["fused_irb_relu_k3", "fused_irb_swish_k3"]
+    blocks = [spec for spec in space.blocks() if "irb" in spec.op]
+    assert all(spec.width("hidden") == 8 * spec.width("c_in") and not spec.attr("se") for spec in blocks)
+    assert space.size() == 4**2 * 5**5 * 6**13
 
 
 def test_classes_and_resolution_can_be_chosen():
