@@ -215,6 +215,9 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
             return Reduction(spec, normed=normed)
         case "norm_head":
             return nn.Sequential(nn.BatchNorm2d(c_in, eps=NORM_EPS), _activation(str(spec.attr("act"))), pooled_linear(c_in, c_out))
+        case "mlp_head":
+            hidden, act = spec.width("hidden"), _activation(str(spec.attr("act")))
+            return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, hidden, bias=False), act, nn.Linear(hidden, c_out))
     raise AssertionError(f"no op {spec.op!r}")
 
 

@@ -19,6 +19,7 @@
 | `add` | sum of `inputs` images, which are concatenated in its input |
 | `reduction` | twice activation and convolution, of which the first has the stride, added to a 1x1 convolution of the pooled input |
 | `norm_head` | norm, activation, global average pool, linear layer |
+| `mlp_head` | global average pool, linear layer without bias, activation, linear layer |
 
 Every convolution but those of a squeeze-and-excite is trained with a norm, which is folded into it before it ships. The activation is
 behind every convolution but the last 1x1 of a `separable`, `irb` or `fused_irb`. A `basic` or a `bottleneck` adds its input to what its
@@ -106,6 +107,11 @@ def norm_head(shape: Shape, classes: int, *, act: str = "relu") -> BlockSpec:
     return _spec("norm_head", shape, {"act": act}, {"c_out": classes})
 
 
+def mlp_head(shape: Shape, classes: int, *, hidden: int, act: str = "relu") -> BlockSpec:
+    """A classifier of two linear layers, as GPUNet's distilled networks have."""
+    return _spec("mlp_head", shape, {"act": act}, {"hidden": hidden, "c_out": classes})
+
+
 def _spec(op: str, shape: Shape, attrs: dict[str, int | str], widths: dict[str, int]) -> BlockSpec:
     c_in, height, width = shape
     return BlockSpec.of(op, attrs={**attrs, "h": height, "w": width}, widths={"c_in": c_in, **widths})
@@ -114,7 +120,7 @@ def _spec(op: str, shape: Shape, attrs: dict[str, int | str], widths: dict[str, 
 def output_shape(spec: BlockSpec) -> Shape:
     """Shape that a block makes of its input's; of a classifier (classes, 1, 1)."""
     attrs = dict(spec.attrs)
-    if spec.op in ("head", "tail", "norm_head"):
+    if spec.op in ("head", "tail", "norm_head", "mlp_head"):
         return spec.width("c_out"), 1, 1
     size, widths = (int(attrs["h"]), int(attrs["w"])), dict(spec.widths)
     if spec.op in ("conv", "depthwise", "conv_transpose", "linear"):
@@ -280,6 +286,9 @@ def _convolutions(spec: BlockSpec) -> list[_Convolution]:
             return [*body, *(() if attrs["shortcut"] == "identity" else [_Convolution(c_in, c_out, after)])]
         case "head" | "norm_head":
             return [_Convolution(c_in, c_out, 1, normed=False)]
+        case "mlp_head":
+            hidden = spec.width("hidden")
+            return [_Convolution(c_in, hidden, 1, biased=False), _Convolution(hidden, c_out, 1, normed=False)]
         case "preact":
             return [_Convolution(c_in, c_out, after, int(attrs["kernel"]))]
         case "avg_pool" | "add":

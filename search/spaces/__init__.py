@@ -1,5 +1,7 @@
 """The search spaces, and single networks, that are known by name."""
 
+import re
+
 from search.errors import SearchError
 from search.space import Space
 from search.spaces import cells, gpunet, mobilenet, prunet, repvgg, resnet
@@ -26,6 +28,7 @@ __all__ = [
     "StochasticLayer",
     "Traced",
     "Widths",
+    "canonical",
     "from_record",
     "get",
     "is_named_widths",
@@ -50,14 +53,26 @@ def names() -> tuple[str, ...]:
     return (
         "repvgg-mini",
         *prunet.names(),
-        "gpunet-0",
-        "gpunet-1",
-        "gpunet-2",
+        *gpunet.names(),
         *cells.names(),
         *repvgg.names(),
         *resnet.names(),
         *mobilenet.names(),
     )
+
+
+def canonical(name: str) -> str:
+    """The name that `names` has for a network's official one, such as repvgg-b1-g4 for RepVGG-B1g4 or repvgg_b1g4; others as they are.
+
+    Capitals count for nothing, and neither do the separators of the model zoos that the networks are from.
+    """
+    known = {_plain(one): one for one in names()}
+    network, slash, rest = name.partition("/")
+    return known.get(_plain(network), network) + slash + rest
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_]", "", name.lower())
 
 
 def get(
@@ -71,7 +86,8 @@ def get(
     """The space of that name.
 
     Args:
-        name: one of `names()`; with `/widths` behind the name of a single network the space of its widths, which needs torch.
+        name: one of `names()`, or an official name, see `canonical`; with `/widths` behind the name of a single network the space of its
+            widths, which needs torch.
         classes: number of classes; the space's own by default.
         resolution: height and width of the input in pixels; the space's own by default.
         channels: of a space of cells, those of the first stage; the space's own by default.
@@ -81,6 +97,7 @@ def get(
         SearchError: an unknown name, or a number that the space cannot have.
     """
     options = {key: value for key, value in {"classes": classes, "resolution": resolution}.items() if value is not None}
+    name = canonical(name)
     if name in cells.names():
         return cells.named(name, **options, channels=channels, cells=cells_per_stage)
     for flag, value in {"--channels": channels, "--cells": cells_per_stage}.items():
@@ -88,23 +105,11 @@ def get(
             raise SearchError(f"{flag} {value} is of spaces of cells, {' or '.join(cells.names())}; found the space {name!r}: leave it out")
     if name.endswith(WIDTHS):
         return _widths(get(name.removesuffix(WIDTHS), classes=classes, resolution=resolution))
-    match name:
-        case "repvgg-mini":
-            return repvgg.mini(**options)
-        case "gpunet-0":
-            return gpunet.gpunet_0(**options)
-        case "gpunet-1":
-            return gpunet.gpunet_1(**options)
-        case "gpunet-2":
-            return gpunet.gpunet_2(**options)
-        case _ if name in prunet.names():
-            return prunet.named(name, **options)
-        case _ if name in repvgg.names():
-            return repvgg.named(name, **options)
-        case _ if name in resnet.names():
-            return resnet.named(name, **options)
-        case _ if name in mobilenet.names():
-            return mobilenet.named(name, **options)
+    if name == "repvgg-mini":
+        return repvgg.mini(**options)
+    for family in (prunet, gpunet, repvgg, resnet, mobilenet):
+        if name in family.names():
+            return family.named(name, **options)
     raise SearchError(f"unknown space {name!r}: known are {', '.join(names())}; try `lathe space {names()[0]}`")
 
 

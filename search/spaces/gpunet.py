@@ -1,84 +1,186 @@
-"""GPUNet (Wang et al. 2022), the networks that PRUNET is compared with: facts of NVIDIA's published configurations."""
+"""GPUNet (Wang et al. 2022), the networks that PRUNET is compared with: facts of NVIDIA's published configurations.
+
+The names are those of NVIDIA's model hub. Its code calls `gpunet-p0` and `gpunet-p1` PRUNETs, though no network of the paper's space has
+their channels; these two, `gpunet-d1` and `gpunet-d2` were trained with distillation.
+"""
 
 from typing import NamedTuple
 
+from latency.block import BlockSpec
 from search import ops
+from search.ops import Shape
 from search.spaces.checks import check_input
 from search.spaces.fixed import Fixed
 
 
 class Stage(NamedTuple):
-    """Equal blocks one behind the other; the first one has the stride and changes the channels."""
+    """Blocks one behind the other; the first one has the stride and changes the channels."""
 
     op: str
-    layers: int
     channels: int
     stride: int
-    expansion: int
-    kernel: int
     act: str
+    layers: tuple[tuple[int, int | float], ...]
+    """kernel and expansion of each; a convolution has no expansion"""
     se: bool = False
 
 
-def gpunet_0(*, classes: int = 1000, resolution: int = 320) -> Fixed:
-    """GPUNet-0."""
-    stages = (
-        Stage("conv", 2, 32, 1, 1, 3, "relu"),
-        Stage("fused_irb", 2, 32, 2, 5, 3, "relu"),
-        Stage("fused_irb", 3, 64, 2, 5, 3, "relu"),
-        Stage("irb", 3, 256, 2, 5, 3, "swish"),
-        Stage("irb", 2, 704, 2, 5, 3, "relu", se=True),
-    )
-    return _build("gpunet-0", 32, stages, classes, resolution)
+class Network(NamedTuple):
+    """A named network."""
+
+    resolution: int
+    stem: int
+    """channels behind the first convolution"""
+    stem_act: str
+    stages: tuple[Stage, ...]
+    tail: tuple[int, ...] = (1280,)
+    """channels before the classifier: behind a convolution, and where there are two numbers behind a linear layer after the pool"""
 
 
-def gpunet_1(*, classes: int = 1000, resolution: int = 288) -> Fixed:
-    """GPUNet-1, the baseline of the PRUNET space and one of its networks."""
-    stages = (
-        Stage("conv", 1, 24, 1, 1, 3, "relu"),
-        Stage("fused_irb", 2, 64, 2, 4, 3, "swish"),
-        Stage("fused_irb", 2, 96, 2, 4, 3, "swish"),
-        Stage("irb", 1, 160, 2, 2, 3, "swish", se=True),
-        Stage("irb", 4, 288, 1, 5, 3, "relu"),
-        Stage("irb", 4, 448, 2, 4, 3, "relu", se=True),
-    )
-    return _build("gpunet-1", 24, stages, classes, resolution)
+NETWORKS = {
+    "gpunet-0": Network(
+        320,
+        32,
+        "swish",
+        (
+            Stage("conv", 32, 1, "relu", ((3, 1),) * 2),
+            Stage("fused_irb", 32, 2, "relu", ((3, 5),) * 2),
+            Stage("fused_irb", 64, 2, "relu", ((3, 5),) * 3),
+            Stage("irb", 256, 2, "swish", ((3, 5),) * 3),
+            Stage("irb", 704, 2, "relu", ((3, 5),) * 2, se=True),
+        ),
+    ),
+    # The baseline of the PRUNET space, and one of its networks.
+    "gpunet-1": Network(
+        288,
+        24,
+        "swish",
+        (
+            Stage("conv", 24, 1, "relu", ((3, 1),)),
+            Stage("fused_irb", 64, 2, "swish", ((3, 4),) * 2),
+            Stage("fused_irb", 96, 2, "swish", ((3, 4),) * 2),
+            Stage("irb", 160, 2, "swish", ((3, 2),), se=True),
+            Stage("irb", 288, 1, "relu", ((3, 5),) * 4),
+            Stage("irb", 448, 2, "relu", ((3, 4),) * 4, se=True),
+        ),
+    ),
+    "gpunet-2": Network(
+        384,
+        32,
+        "swish",
+        (
+            Stage("conv", 32, 1, "relu", ((3, 1),) * 3),
+            Stage("fused_irb", 32, 2, "swish", ((5, 6),), se=True),
+            Stage("fused_irb", 112, 2, "swish", ((3, 3),) * 3),
+            Stage("irb", 144, 2, "swish", ((3, 6),) * 6),
+            Stage("irb", 160, 1, "relu", ((5, 3),) * 4),
+            Stage("irb", 224, 2, "swish", ((3, 3),) * 8, se=True),
+            Stage("irb", 832, 1, "relu", ((5, 2),) * 7),
+        ),
+    ),
+    "gpunet-p0": Network(
+        224,
+        32,
+        "relu",
+        (
+            Stage("conv", 32, 1, "relu", ((3, 1),) * 2),
+            Stage("conv", 64, 2, "relu", ((3, 1),)),
+            Stage("irb", 96, 2, "relu", ((3, 8), (3, 7.67), (3, 7.67))),
+            Stage("irb", 256, 2, "relu", ((3, 7.67), (5, 4.25), (3, 4.75))),
+            Stage("irb", 704, 2, "relu", ((3, 8), (5, 3.82), (3, 3.36), (3, 2.55))),
+            Stage("irb", 704, 2, "relu", ((3, 5.73),)),
+        ),
+        tail=(1984,),
+    ),
+    "gpunet-p1": Network(
+        224,
+        32,
+        "relu",
+        (
+            Stage("conv", 32, 1, "relu", ((3, 1),) * 2),
+            Stage("conv", 64, 2, "relu", ((5, 1),)),
+            Stage("irb", 64, 1, "relu", ((3, 8),) * 2),
+            Stage("irb", 96, 2, "relu", ((5, 8),) * 2),
+            Stage("irb", 256, 2, "relu", ((5, 8), (5, 7.5), (3, 7.88))),
+            Stage("irb", 704, 2, "relu", ((5, 7.88), (5, 8), (3, 7.41), (5, 8))),
+            Stage("irb", 704, 2, "relu", ((5, 7.95),)),
+        ),
+        tail=(1984,),
+    ),
+    "gpunet-d1": Network(
+        456,
+        33,
+        "relu",
+        (
+            Stage("irb", 33, 1, "relu", ((3, 1),)),
+            Stage("irb", 44, 2, "relu", ((3, 3), (5, 4), (3, 3))),
+            Stage("irb", 67, 2, "relu", ((5, 4), (5, 4), (3, 6), (5, 3))),
+            Stage("irb", 134, 2, "relu", ((7, 6), (5, 6), (3, 3), (5, 4))),
+            Stage("irb", 190, 1, "relu", ((3, 6), (5, 6), (7, 6), (3, 4))),
+            Stage("irb", 268, 2, "relu", ((3, 6), (3, 6), (5, 6), (3, 3), (3, 3), (3, 3))),
+        ),
+        tail=(1152, 1984),
+    ),
+    "gpunet-d2": Network(
+        528,
+        48,
+        "relu",
+        (
+            Stage("conv", 48, 1, "relu", ((3, 1),) * 2),
+            Stage("irb", 48, 1, "relu", ((3, 1),)),
+            Stage("irb", 64, 2, "relu", ((3, 3), (5, 4), (3, 3))),
+            Stage("irb", 96, 2, "relu", ((5, 4), (5, 4), (3, 6), (5, 3))),
+            Stage("irb", 192, 2, "relu", ((7, 6), (5, 6), (3, 3), (5, 4), (5, 4))),
+            Stage("irb", 272, 1, "relu", ((3, 6), (5, 6), (7, 6), (5, 6), (3, 4))),
+            Stage("irb", 384, 2, "relu", ((3, 6), (3, 6), (5, 6), (3, 3), (3, 3), (3, 3), (3, 3))),
+        ),
+        tail=(1152, 1984),
+    ),
+}
 
 
-def gpunet_2(*, classes: int = 1000, resolution: int = 384) -> Fixed:
-    """GPUNet-2."""
-    stages = (
-        Stage("conv", 3, 32, 1, 1, 3, "relu"),
-        Stage("fused_irb", 1, 32, 2, 6, 5, "swish", se=True),
-        Stage("fused_irb", 3, 112, 2, 3, 3, "swish"),
-        Stage("irb", 6, 144, 2, 6, 3, "swish"),
-        Stage("irb", 4, 160, 1, 3, 5, "relu"),
-        Stage("irb", 8, 224, 2, 3, 3, "swish", se=True),
-        Stage("irb", 7, 832, 1, 2, 5, "relu"),
-    )
-    return _build("gpunet-2", 32, stages, classes, resolution)
+def names() -> tuple[str, ...]:
+    """Names of the networks."""
+    return tuple(NETWORKS)
 
 
-def _build(name: str, stem: int, stages: tuple[Stage, ...], classes: int, resolution: int) -> Fixed:
-    check_input(name, classes=classes, resolution=resolution, halvings=1 + sum(stage.stride == 2 for stage in stages))
-    network = [ops.conv((3, resolution, resolution), stem, stride=2, act="swish")]
-    for stage in stages:
-        for index in range(stage.layers):
+def named(name: str, *, classes: int = 1000, resolution: int | None = None) -> Fixed:
+    """One of `names()`.
+
+    Args:
+        name: which.
+        classes: number of classes.
+        resolution: height and width of the input in pixels; the published one by default.
+
+    Raises:
+        SearchError: fewer than two classes, or an image that the strides leave no pixel of.
+    """
+    facts = NETWORKS[name]
+    resolution = facts.resolution if resolution is None else resolution
+    check_input(name, classes=classes, resolution=resolution, halvings=1 + sum(stage.stride == 2 for stage in facts.stages))
+    network = [ops.conv((3, resolution, resolution), facts.stem, stride=2, act=facts.stem_act)]
+    for stage in facts.stages:
+        for index, (kernel, expansion) in enumerate(stage.layers):
             shape, stride = ops.output_shape(network[-1]), stage.stride if index == 0 else 1
-            if stage.op == "conv":
-                network.append(ops.conv(shape, stage.channels, kernel=stage.kernel, stride=stride, act=stage.act))
-            else:
-                network.append(
-                    ops.inverted_residual(
-                        shape,
-                        stage.channels,
-                        hidden=stage.expansion * shape[0],
-                        kernel=stage.kernel,
-                        stride=stride,
-                        act=stage.act,
-                        se=stage.se,
-                        fused=stage.op == "fused_irb",
-                    )
-                )
-    network.append(ops.tail(ops.output_shape(network[-1]), classes, hidden=1280))
+            network.append(_block(stage, shape, stride, kernel, expansion))
+    last = ops.output_shape(network[-1])
+    if len(facts.tail) == 1:
+        network.append(ops.tail(last, classes, hidden=facts.tail[0]))
+    else:
+        network.append(ops.conv(last, facts.tail[0], kernel=1))
+        network.append(ops.mlp_head(ops.output_shape(network[-1]), classes, hidden=facts.tail[1]))
     return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, sequence=tuple(network))
+
+
+def _block(stage: Stage, shape: Shape, stride: int, kernel: int, expansion: int | float) -> BlockSpec:
+    if stage.op == "conv":
+        return ops.conv(shape, stage.channels, kernel=kernel, stride=stride, act=stage.act)
+    hidden, fused = _hidden(shape[0], expansion), stage.op == "fused_irb"
+    return ops.inverted_residual(
+        shape, stage.channels, hidden=hidden, kernel=kernel, stride=stride, act=stage.act, se=stage.se, fused=fused
+    )
+
+
+def _hidden(c_in: int, expansion: int | float) -> int:
+    """The product, or where the expansion is published as a rounded fraction the multiple of 8 next to it."""
+    return expansion * c_in if isinstance(expansion, int) else 8 * round(expansion * c_in / 8)

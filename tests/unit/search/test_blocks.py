@@ -24,6 +24,7 @@ SPECS = {
     "avg_pool": ops.avg_pool((8, 9, 8)),
     "add": ops.add((8, 9, 8), 3),
     "reduction": ops.reduction((8, 9, 8), 16),
+    "mlp_head": ops.mlp_head((8, 5, 4), 10, hidden=12),
     "norm_head": ops.norm_head((8, 5, 4), 10),
     "fused, strided": ops.inverted_residual((16, 9, 8), 16, hidden=32, stride=2, fused=True),
 }

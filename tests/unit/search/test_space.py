@@ -11,7 +11,7 @@ import reparam
 import search
 from search import Choice, SearchError, spaces
 
-KINDS = ["repvgg-mini", "prunet-cifar", "prunet-mini", "prunet-imagewoof", "nasbench201-small", "resnet-18"]
+KINDS = ["repvgg-mini", "prunet-cifar", "prunet-mini", "nasbench201-small", "resnet-18"]
 
 
 def test_equal_choices_have_equal_json_whatever_their_order():

@@ -40,6 +40,7 @@ BLOCKS = {
     "avg_pool": ops.avg_pool((16, 12, 12)),
     "add": ops.add((16, 12, 12), 3),
     "reduction": ops.reduction((16, 13, 12), 40),
+    "mlp_head": ops.mlp_head((32, 4, 4), 10, hidden=24),
     "norm_head": ops.norm_head((32, 4, 4), 10),
     "fused": ops.inverted_residual((16, 12, 12), 24, hidden=32, fused=True),
     "fused, residual, gated": ops.inverted_residual((24, 9, 9), 24, hidden=160, kernel=5, act="swish", se=True, fused=True),

@@ -32,3 +32,27 @@ def test_classes_and_resolution_can_be_chosen():
 def test_bad_spaces_are_refused(name, options, message):
     with pytest.raises(SearchError, match=message):
         spaces.get(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("official", "name"),
+    [
+        ("RepVGG-B1g4", "repvgg-b1-g4"),
+        ("repvgg_b1g4", "repvgg-b1-g4"),
+        ("GPUNet-P0", "gpunet-p0"),
+        ("resnet50", "resnet-50"),
+        ("ResNet-20/widths", "resnet20/widths"),
+    ],
+)
+def test_official_names_are_understood(official, name):
+    assert spaces.canonical(official) == name
+    assert spaces.get(official).name == name
+
+
+def test_no_two_names_differ_by_capitals_and_separators_alone():
+    assert [spaces.canonical(name) for name in spaces.names()] == list(spaces.names())
+
+
+def test_an_unknown_name_stays_as_it_was_written():
+    with pytest.raises(SearchError, match=r"^unknown space 'Nothing-1': known are repvgg-mini, prunet, "):
+        spaces.get("Nothing-1")
