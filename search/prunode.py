@@ -6,13 +6,17 @@ large one is preferred, and both masks grow.
 Read literally (`paper=True`), the algorithm loses two kinds of optimum. Where the small mask reaches 0 the weight is kept; it goes on
 falling while the masks cannot, and by the time they should grow again it is too far below 0 to come back. And the masks move by the same
 step when they are a granule apart as when they are half the range apart. So by default the weight is reset at the corner too, and what
-it adds to the update is scaled by the distance between the masks.
+it adds to the update is scaled by the distance between the masks, and its Adam has `BETAS`.
 """
 
 import math
 from typing import Annotated
 
 from msgspec import Meta, Struct
+
+BETAS = (0.9, 0.9)
+"""Of Adam for the weight. Its gradient falls with the square of the distance between the masks; beside a mean square over 1,000 steps, as
+Adam has by default, it would soon be too small to move masks of many granules."""
 
 
 class Masks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

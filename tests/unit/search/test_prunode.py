@@ -1,9 +1,12 @@
+import math
+
 import msgspec
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.prunode import Masks, Rule
+from search.prunode import BETAS, Masks, Rule
 
 RULE = Rule(max_channels=192, granularity=32)
 
@@ -139,3 +142,23 @@ def test_a_width_that_is_not_a_multiple_of_the_granularity_is_a_mistake():
 
 def test_the_constants_are_the_papers():
     assert (RULE.c, RULE.max_distance, RULE.momentum) == (0.8, 0.6, 0.4)
+
+
+@pytest.mark.parametrize(("max_channels", "granularity"), [(192, 8), (3584, 32)])
+def test_optima_of_the_whole_range_are_found_within_a_granule(max_channels, granularity):
+    """Loss (h - o)^2 with Gumbel noise; benchmarks/prunode.py has more of them."""
+    rule, draw = Rule(max_channels=max_channels, granularity=granularity), torch.Generator().manual_seed(0)
+    optima = torch.tensor([granularity / max_channels, 0.05, 0.11, 0.25, 0.5, 0.77, 1.0])
+    masks, weight = [rule.start()] * len(optima), torch.zeros(len(optima), requires_grad=True)
+    optimizer = torch.optim.Adam([weight], lr=0.1, betas=BETAS)
+    for step in range(1000):
+        small, large = torch.tensor([(one.small, one.large) for one in masks]).T / max_channels
+        share = torch.sigmoid(weight + torch.rand(len(optima), generator=draw).clamp(1e-6, 1 - 1e-6).logit())
+        optimizer.zero_grad()
+        ((small + (large - small) * share - optima) ** 2).sum().backward()
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / 1000))
+        optimizer.step()
+        moved = [rule.step(one, value, (step + 1) / 1000) for one, value in zip(masks, weight.tolist(), strict=True)]
+        masks, weight.data = [one for one, _ in moved], torch.tensor([value for _, value in moved])
+    found = torch.tensor([one.large if value > 0 else one.small for one, value in zip(masks, weight.tolist(), strict=True)])
+    assert ((found - optima * max_channels).abs() <= 1.5 * granularity).all()
