@@ -12,6 +12,7 @@ from search import processes
 from search.methods.settings import (
     MagnitudeSettings,
     PasSettings,
+    PrunetSettings,
     Settings,
     SlimmingSettings,
     TableSettings,
@@ -125,6 +126,13 @@ class SearchVpDarts(Search):
     settings: OmitArgPrefixes[FlagConversionOff[VpDartsSettings]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchPrunet(Search):
+    """PRUNET: train a supernet of blocks that loses hidden widths, blocks and layers, then train what is left from scratch."""
+
+    settings: OmitArgPrefixes[FlagConversionOff[PrunetSettings]]
+
+
 Searches = (
     Annotated[SearchPas, subcommand("pas")]
     | Annotated[SearchUniform, subcommand("uniform")]
@@ -132,4 +140,5 @@ Searches = (
     | Annotated[SearchSlimming, subcommand("slimming")]
     | Annotated[SearchTable, subcommand("table")]
     | Annotated[SearchVpDarts, subcommand("vp-darts")]
+    | Annotated[SearchPrunet, subcommand("prunet")]
 )

@@ -81,6 +81,20 @@ class Dataset(Struct, frozen=True, kw_only=True):
         """
         return TrainingBatches(self, size, generator, torch.arange(len(self.train)) if rows is None else rows)
 
+    def of_classes(self, classes: Sequence[int]) -> "Dataset":
+        """The images of some classes alone, whose labels are then their places among these.
+
+        Args:
+            classes: indices of different classes, ascending.
+        """
+
+        def only(split: Split) -> Split:
+            places = torch.full((len(self.labels),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))[split.labels]
+            return Split(images=split.images[places >= 0], labels=places[places >= 0])
+
+        labels = tuple(self.labels[index] for index in classes)
+        return replace(self, labels=labels, train=only(self.train), held_out=only(self.held_out))
+
     def plain_batches(self, size: int, rows: Tensor) -> Iterator[tuple[Batch, Labels]]:
         """Training images as they are, in the order of their indices `rows`."""
         for part in rows.split(size):

@@ -32,6 +32,8 @@ class Phase(Struct, frozen=True, kw_only=True):
     epochs: int
     unpruned: bool = False
     """what it trains is the largest network of the space: another run can start from where it ends"""
+    shared: bool = False
+    """another run can start from where it ends; what is unpruned is shared, too"""
     decides: bool = False
     """the choice is made when it begins, of what the phase before trained"""
     distils: bool = False
@@ -150,6 +152,10 @@ class Method(ABC, Generic[S]):
             network: of the phase, with the weights that the epoch starts from.
             optimizers: of the phase, in order.
         """
+
+    def data(self, phase: Phase) -> Dataset:
+        """The images that a phase is trained and evaluated on."""
+        return self.task.data
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """An epoch is over; returns numbers of it that are worth keeping, by name."""

@@ -21,6 +21,7 @@ from latency.files import sha256, write_whole
 from reparam import count, fuse, squeeze
 from search import board, checkpoint, finished, record
 from search.architecture import Architecture, keys, load_architecture
+from search.data import Dataset
 from search.drop_path import drop_path
 from search.ema import WeightAverage
 from search.errors import SearchError
@@ -42,7 +43,7 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
     Args:
         method: what to run, with its settings and its task; new, whether or not the run is.
         out: the run's directory.
-        baseline: directory of another run of the space, whose trained unpruned network is the start instead of a new one.
+        baseline: directory of another run of the space, whose first phase is where this one starts, instead of running its own.
 
     Yields:
         What happens, as it happens; `Finished` last, with the architecture.
@@ -84,10 +85,10 @@ class _Start:
         self.sha256 = ""
         if self.path:
             if not self.path.exists():
-                raise SearchError(f"{self.path} does not exist: give the directory of a run whose unpruned network is trained")
+                raise SearchError(f"{self.path} does not exist: give the directory of a run whose first phase is over")
             self.trained(method)  # is it of this space
             self.sha256 = sha256(self.path)
-            self.phases = tuple(phase for phase in self.phases if not phase.unpruned)
+            self.phases = tuple(phase for phase in self.phases if not _is_shared(phase))
 
     def trained(self, method: Method[Any]) -> nn.Module | None:
         """What the first phase is to go on with; None where it makes its own."""
@@ -162,8 +163,8 @@ class _Session:
             average.finish()
 
     def _keep_baseline(self, phase: Phase) -> None:
-        """Save the trained unpruned network before the first phase that trains another one."""
-        path, due = self.out / record.BASELINE, self.method.phases[0].unpruned and not phase.unpruned
+        """Save what the first phase trained, where other runs can start from it, before the next one trains something else."""
+        path, due = self.out / record.BASELINE, _is_shared(self.method.phases[0]) and not _is_shared(phase)
         if self.runtime.rank == 0 and self.network is not None and due and not path.exists():
             save_weights(self.network, path, {"run_sha256": self.run_sha256})
         self.runtime.wait()
@@ -194,7 +195,7 @@ class _Session:
             score = train_epoch(wrapped, parts, runtime=self.runtime, stepped=stepped)
         figures = self.method.ended(epoch, self.network)
         with average.in_place() if average else contextlib.nullcontext():
-            accuracy = self._accuracy(wrapped, batch_statistics=phase.batch_statistics)
+            accuracy = self._accuracy(wrapped, self.method.data(phase), batch_statistics=phase.batch_statistics)
         shippable = self.method.shippable()
         latency = self.task.latency(shippable)
         done = EpochDone(
@@ -211,8 +212,8 @@ class _Session:
         )
         self.history = (*self.history, done)
 
-    def _accuracy(self, network: nn.Module, *, batch_statistics: bool = False) -> float:
-        batches = self.task.data.held_out_batches(EVALUATION_BATCH)
+    def _accuracy(self, network: nn.Module, data: Dataset, *, batch_statistics: bool = False) -> float:
+        batches = data.held_out_batches(EVALUATION_BATCH)
         return evaluate(network, batches, runtime=self.runtime, batch_statistics=batch_statistics).accuracy
 
     def _save(self, optimizers: Sequence[Optimizer], average: WeightAverage | None) -> None:
@@ -274,7 +275,7 @@ class _Session:
         if not accuracies:
             assert self.network is not None
             network.to(next(self.network.parameters()).device)
-        accuracy = accuracies[-1] if accuracies else self._accuracy(network)
+        accuracy = accuracies[-1] if accuracies else self._accuracy(network, self.task.data)
         return self._result(network, self.task.space.largest(), accuracy)
 
     def _result(self, network: nn.Module, choice: Choice, accuracy: float) -> NetworkResult:
@@ -284,11 +285,16 @@ class _Session:
 
 
 def _loaded(method: Method[Any], path: Path) -> nn.Module:
-    """The unpruned network with the weights of a file."""
+    """The network of the first phase with the weights of a file."""
     with _seeded(method.settings.seed):
-        network = method.task.space.module()
+        network = method.network(method.phases[0], None)
     load_weights(network, path, {})
     return network
+
+
+def _is_shared(phase: Phase) -> bool:
+    """Whether another run can start from where it ends."""
+    return phase.unpruned or phase.shared
 
 
 def _teacher_sha256(method: Method[Any]) -> str:

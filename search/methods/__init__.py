@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from search.methods.settings import (
     MagnitudeSettings,
     PasSettings,
+    PrunetSettings,
     PruningSettings,
     Settings,
     SlimmingSettings,
@@ -32,6 +33,10 @@ def require_space(settings: Settings, space: "Space") -> None:
         from search.spaces import with_cells
 
         with_cells(space, settings.name)
+    if isinstance(settings, PrunetSettings):
+        from search.spaces import with_layers
+
+        with_layers(space, settings.name)
 
 
 def method(settings: Settings, task: "Task") -> "Method[Any]":
@@ -65,4 +70,8 @@ def method(settings: Settings, task: "Task") -> "Method[Any]":
             from search.methods.vp_darts import VpDarts
 
             return VpDarts(settings, task)
+        case PrunetSettings():
+            from search.methods.prunet import Prunet
+
+            return Prunet(settings, task)
     raise AssertionError(f"no method has {type(settings).__name__}")

@@ -303,6 +303,110 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
             raise SearchError("--criterion alpha has no meaning for --variant random, which trains no alphas")
 
 
+class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """PRUNET: a supernet of blocks loses widths, blocks and layers while it is trained; what is left is then trained from scratch."""
+
+    name = "prunet"
+    needs_budget = False
+    paper: ClassVar[dict[str, Any]] = {
+        "warmup_epochs": 70,
+        "search_epochs": 130,
+        "train_epochs": 450,
+        "search_batch": 256,
+        "batch": 1536,
+        "lr": 0.06,
+        "optimizer": "rmsprop",
+        "momentum": 0.9,
+        "weight_decay": 1e-5,
+        "schedule": "exponential",
+        "lr_decay": 0.97,
+        "lr_decay_epochs": 2.4,
+        "ema": 0.9999,
+        "drop_path": 0.2,
+        "augment": "resized-crop,flip,randaugment:9",
+        "train_precision": "fp16",
+        "proxy_classes": 0.1,
+        "prunode": "paper",
+        "last_norm": "each",
+    }
+    """As printed; the other numbers of the paper are the defaults. alpha, lam and phi, of which it tries several, and tau, which it does
+    not say, are the defaults too; the optimizer of the training is that of GPUNet."""
+
+    label_smoothing: float = 0.1
+    """share of the target that is spread over all classes, when the found network is trained; the search has none"""
+    retrain: Literal["finetune", "scratch"] = "scratch"
+    """train the found network from new weights, or on from those of the supernet"""
+    optimizer: Literal["sgd", "rmsprop"] = "sgd"
+    """of the found network's training"""
+    warmup_epochs: int = 10
+    """epochs of the supernet's weights alone; --baseline starts from those of another run"""
+    search_epochs: int = 20
+    """epochs of weights and architecture weights, at the end of each of which blocks are removed"""
+    train_epochs: int = 20
+    """epochs of the found network, by --schedule"""
+    search_batch: int = 64
+    """images a step of the supernet, of all devices together"""
+    search_lr: float = 0.002
+    """RMSprop's learning rate of the supernet's weights, down to 0 by half a cosine over warm-up and search"""
+    search_weight_decay: float = 1e-5
+    """of the supernet's weights"""
+    theta_lr: float = 0.1
+    """Adam's learning rate of the blocks' architecture weights, down to 0 by half a cosine; 0.01 decides later and more surely"""
+    width_lr: float = 0.1
+    """the same of the Prunodes' weights; constant, but with --prunode paper"""
+    theta_images: float = 0.2
+    """share of the images of an epoch that train the architecture weights; the others train the weights"""
+    proxy_classes: float = 1.0
+    """share of the classes that the supernet is trained on, chosen at random; the paper has 0.1"""
+    alpha: float = 1.0
+    """weight of the latency in the loss, alpha * ln(latency in microseconds) ** beta; where a budget binds, the start of it"""
+    alpha_rate: float = 0.02
+    """where a budget binds: how fast alpha adapts, as an exponent a step at a relative error of 1"""
+    beta: float = 0.6
+    """exponent of the logarithm of the latency"""
+    tau: float = 1.0
+    """temperature of the Gumbel softmaxes"""
+    threshold: Literal["linear", "constant"] = "linear"
+    """blocks that are less probable are removed: from --t-initial to --t-final over the epochs, or --t-initial throughout"""
+    t_initial: float = 0.15
+    """first threshold; at most 1 over the number of blocks of a layer, or all would be below it"""
+    t_final: float = 0.55
+    """last threshold; from 0.5, so that one block is left of each layer"""
+    phi: float = 1.1
+    """factor on the output of a block that skips, until one of the last two blocks of its layer is removed"""
+    lam: float = 0.55
+    """lambda, factor on the output of its competitor; the paper has 0.4, 0.55 and 0.85: the lower, the more layers stay"""
+    prunode: Literal["scaled", "paper"] = "scaled"
+    """how masks move: by Algorithm 1 with its corner case repaired and its updates scaled by the distance of the masks, or as printed"""
+    last_norm: Literal["shared", "each"] = "shared"
+    """the two candidates of a Prunode are added before the last norm, or each is normalised by itself, which takes more time and memory"""
+    prune_widths: bool = True
+    """False: hidden widths stay at their largest"""
+    prune_blocks: bool = True
+    """False: no block is removed, and the most probable ones are taken at the end"""
+    prune_layers: bool = True
+    """False: no layer is skipped"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range("warmup_epochs", 0)
+        for name in ("search_epochs", "train_epochs", "search_batch"):
+            self.require_range(name, 1)
+        for name in ("search_lr", "theta_lr", "width_lr", "alpha", "alpha_rate", "beta", "tau", "phi", "lam", "proxy_classes", "t_initial"):
+            self.require_positive(name)
+        for name in ("search_weight_decay", "proxy_classes", "t_initial"):
+            self.require_range(name, 0, 1)
+        self.require_positive("theta_images")
+        self.require_range("theta_images", 0, 1 - 1e-9)
+        if self.threshold == "linear" and not 0.5 <= self.t_final < 1:
+            raise SearchError(
+                f"--t-final must be from 0.5, so that one block is left of each layer, and below 1, or every block would be removed; "
+                f"found {self.t_final}"
+            )
+        if self.search_batch % self.devices:
+            raise SearchError(f"--search-batch must be a multiple of --devices, {self.devices}, found {self.search_batch}")
+
+
 def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -> P:
     """Settings that suit a data set, or those of the Pruning-as-Search paper.
 
@@ -320,7 +424,7 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
     Raises:
         SearchError: a setting that makes no sense.
     """
-    if issubclass(kind, VpDartsSettings):
+    if issubclass(kind, VpDartsSettings | PrunetSettings):
         return kind(**((kind.paper if name == "paper" else {}) | given))
     many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
     paper = {"pretrain_epochs": 120, "search_epochs": 10, "finetune_epochs": 50, "batch": 1024, "lr": 0.4, "policy_lr": 0.4}

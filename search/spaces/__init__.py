@@ -35,6 +35,7 @@ __all__ = [
     "names",
     "of_module",
     "with_cells",
+    "with_layers",
     "with_sites",
     "with_widths",
 ]
@@ -142,6 +143,21 @@ def with_cells(space: Space, method: str) -> Cells:
     """
     if not isinstance(space, Cells):
         raise SearchError(f"{method} searches operations of cells, and {space.name} has none: choose nasbench201-small or nasbench201")
+    return space
+
+
+def with_layers(space: Space, method: str) -> Layered:
+    """A space as one of layers that each choose a block.
+
+    Args:
+        space: any.
+        method: that asks, for the message.
+
+    Raises:
+        SearchError: it is not one.
+    """
+    if not isinstance(space, Layered):
+        raise SearchError(f"{method} searches blocks of layers, and {space.name} has none to choose from: choose prunet-mini or prunet")
     return space
 
 

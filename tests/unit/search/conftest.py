@@ -21,7 +21,7 @@ from search.methods.slimming import Slimming
 from search.methods.table import Table
 from search.methods.uniform import Uniform
 from search.space import Choice, Space
-from search.spaces import Chain, Layer, Prunable, of_module
+from search.spaces import Chain, Layer, Layered, MultiBlock, Prunable, StochasticLayer, of_module
 
 
 def block_us(spec: BlockSpec) -> float:
@@ -67,6 +67,31 @@ def _row(kind: str, key: str, us: float, blocks: tuple[str, ...] = ()) -> Row:
 def make_tiny() -> Chain:
     layers = (Layer(name="a", width=32), Layer(name="b", width=32, stride=2), Layer(name="c", width=32))
     return Chain(name="tiny", input_shape=(3, 8, 8), classes=2, layers=layers)
+
+
+def make_layers() -> Layered:
+    """Layers of each kind: one without choice, of kernels alone, and of kernels, squeeze-and-excite and hidden widths; two can be skipped."""
+
+    def inverted(shape: ops.Shape, c_out: int, stride: int, *, fused: bool) -> tuple[MultiBlock, ...]:
+        return tuple(
+            MultiBlock(
+                name=f"{'fused_' if fused else ''}irb_k{kernel}{'_se' if se else ''}",
+                spec=ops.inverted_residual(shape, c_out, hidden=32, kernel=kernel, stride=stride, se=se, fused=fused),
+                hidden=(8, 16, 24, 32),
+            )
+            for kernel in (3, 5)
+            for se in (False, True)
+        )
+
+    kernels = tuple(MultiBlock(name=f"conv_k{kernel}", spec=ops.conv((4, 8, 8), 4, kernel=kernel)) for kernel in (3, 5))
+    layers = (
+        StochasticLayer(name="stem", options=(MultiBlock(name="stem", spec=ops.conv((3, 8, 8), 4, act="swish")),)),
+        StochasticLayer(name="a", options=kernels, skippable=True),
+        StochasticLayer(name="b", options=inverted((4, 8, 8), 6, 2, fused=False)),
+        StochasticLayer(name="c", options=inverted((6, 4, 4), 6, 1, fused=False)[:2], skippable=True),
+        StochasticLayer(name="tail", options=(MultiBlock(name="tail", spec=ops.tail((6, 4, 4), 2, hidden=16)),)),
+    )
+    return Layered(name="layers", input_shape=(3, 8, 8), classes=2, layers=layers)
 
 
 def make_stripes() -> Dataset:

@@ -205,3 +205,13 @@ def test_a_path_that_is_not_text_is_refused_at_once(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(SearchError, match="nowhere is not a folder"):
         load(f"folder:{tmp_path / 'nowhere'}", 8)
+
+
+def test_some_classes_alone_are_numbered_anew():
+    whole = digits(8)
+    some = whole.of_classes([2, 7])
+    assert some.labels == ("2", "7")
+    for part, every in ((some.train, whole.train), (some.held_out, whole.held_out)):
+        assert set(part.labels.tolist()) == {0, 1}
+        assert torch.equal(part.images[part.labels == 1], every.images[every.labels == 7])
+    assert (some.preprocessing, some.augmentation) == (whole.preprocessing, whole.augmentation)

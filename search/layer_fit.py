@@ -1,0 +1,108 @@
+"""The exact fit over layers: of the networks near a found one the best within a budget, as a multiple-choice knapsack.
+
+Every layer keeps its kind of block and may get another hidden width or kernel. The price of a network is the sum of its blocks' shares,
+so the program is small; `scipy.optimize.milp` (HiGHS) solves it. `search.widths` is the same for groups of channels, which several blocks
+can depend on, and values widths in the same way.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from latency import BlockSpec
+from search import widths as fitting
+from search.budget import Budget, Price
+from search.errors import SearchError
+from search.space import Choice
+from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
+from search.widths import BlockPrices
+
+OTHER_KERNEL = -0.25
+"""Value of another kernel than the found one: that of a width that is a fifth below its share."""
+SKIPPED = -10.0
+"""Value of skipping a layer that was found to stay: any other change comes first."""
+
+
+class _Item(NamedTuple):
+    """What a layer can be."""
+
+    layer: int
+    option: str
+    hidden: int
+    cost: float
+    value: float
+
+
+def fit(space: Layered, found: Choice, prices: BlockPrices, budget: Budget) -> Choice:
+    """The network nearest to a found one, stretched to a budget, whose price is within it, with its whole interval.
+
+    Hidden widths are valued by `widths.proportional`: they shrink or grow in the proportions in which they were found. Layers that the
+    found network skips stay skipped; others are skipped only where nothing else is within the budget.
+
+    Args:
+        space: of layers.
+        found: one of its networks.
+        prices: of blocks, such as `widths.TablePrices`.
+        budget: in the unit of the prices.
+
+    Raises:
+        SearchError: no such network is within the budget.
+    """
+    items = _items(space, found, prices, budget)
+    costs = np.array([item.cost for item in items])
+    once = np.array([[float(item.layer == index) for item in items] for index in sorted({item.layer for item in items})])
+    solved = milp(
+        -np.array([item.value for item in items]),
+        integrality=np.ones(len(items)),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(once, 1, 1), LinearConstraint(costs / budget.amount, ub=1 - 1e-6)],
+        options={"mip_rel_gap": fitting.GAP, "time_limit": fitting.TIME_LIMIT_S},
+    )
+    if solved.x is None:
+        raise SearchError(f"no network of {space.name} near the found one is within {budget}: ask for a larger budget")
+    picked = [item for item, share in zip(items, solved.x, strict=True) if share > 0.5]
+    names = {item.layer: item for item in picked}
+    options = {layer.name: names[index].option if index in names else SKIP for index, layer in enumerate(space.layers) if layer.open}
+    return Choice(options=options, widths={space.layers[item.layer].name: item.hidden for item in picked if item.hidden})
+
+
+def _items(space: Layered, found: Choice, prices: BlockPrices, budget: Budget) -> list[_Item]:
+    chosen = space.chosen(found)
+    kept = [(index, layer, _option(layer, found)) for index, layer in enumerate(space.layers) if layer.name in chosen]
+    open_ones = [(layer.name, option) for _, layer, option in kept if option.hidden]
+
+    def price(hidden: tuple[int, ...]) -> Price:
+        at = dict(zip((name for name, _ in open_ones), hidden, strict=True))
+        each = [
+            prices(index, option.spec.with_widths(hidden=at[layer.name]) if option.hidden else option.spec) for index, layer, option in kept
+        ]
+        return Price(sum(block.cost for block in each), sum(block.most for block in each))
+
+    learned, choices = [found.widths[name] for name, _ in open_ones], [option.hidden for _, option in open_ones]
+    valued = fitting.proportional(learned, choices, price, budget) if open_ones else []
+    values = {name: dict(zip(option.hidden, row, strict=True)) for (name, option), row in zip(open_ones, valued, strict=True)}
+    items = []
+    for index, layer, option in kept:
+        for other in _variants(layer, option):
+            for spec, hidden in zip(other.blocks(), other.hidden or (0,), strict=True):
+                value = values[layer.name].get(hidden, SKIPPED) if hidden else 0.0
+                items.append(_Item(index, other.name, hidden, prices(index, spec).most, value + OTHER_KERNEL * (other is not option)))
+        if layer.skippable:
+            items.append(_Item(index, SKIP, 0, 0.0, SKIPPED))
+    return items
+
+
+def _option(layer: StochasticLayer, choice: Choice) -> MultiBlock:
+    name = choice.options.get(layer.name, layer.options[0].name)
+    return next(option for option in layer.options if option.name == name)
+
+
+def _variants(layer: StochasticLayer, option: MultiBlock) -> list[MultiBlock]:
+    """The option, and those that differ from it in the kernel alone."""
+    return [other for other in layer.options if _but_kernel(other.spec) == _but_kernel(option.spec)]
+
+
+def _but_kernel(spec: BlockSpec) -> tuple[object, ...]:
+    attrs = {name: value for name, value in spec.attrs if name != "kernel"}
+    return spec.op, attrs, {name: width for name, width in spec.widths if name != "hidden"}

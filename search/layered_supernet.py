@@ -1,0 +1,363 @@
+"""Supernets of layered spaces: every multi-block of every layer at once, each of which can be removed (PRUNET, Section 3.2).
+
+A layer is the sum of its blocks, weighted by a Gumbel softmax. A block whose hidden width is open is a `Prunode`, which weights its two
+candidates by a Gumbel softmax of its own. What every share of a step was is kept, so that the latency of the same step can be weighted
+with the same numbers (Eq. 5).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from msgspec import Struct
+from torch import Tensor, nn
+
+from latency import BlockSpec
+from latency.predict import Term
+from reparam.blocks import Image
+from search.blocks import InvertedResidual, SqueezeExcite, trained
+from search.cost import Candidate, CostModel
+from search.prunode import Masks, Rule
+from search.relax import gumbel, gumbel_softmax
+from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
+
+Pair = Float[Tensor, "2"]
+"""Shares of the small and of the large candidate."""
+
+
+@final
+class Prunode(nn.Module):
+    """One inverted residual at two hidden widths at once, with one set of weights (Section 3.2.1).
+
+    The output is the sum of both candidates, weighted by the two-way softmax of 0 and `weight`. What is before the projection is the
+    same in both for the channels that they share, so it is computed once, for the large candidate; the projection is linear, so the sum
+    is taken before it. What differs is the last norm: here one normalises the weighted sum. With `literal` the projection runs for each
+    candidate, and each has the norm's statistics to itself, as two blocks have; that takes more time and memory.
+
+    Args:
+        block: an `irb` or a `fused_irb` of open hidden width.
+        paper: move the masks as printed, see `Rule`.
+        literal: run projection and last norm for each candidate.
+    """
+
+    def __init__(self, block: MultiBlock, *, paper: bool = False, literal: bool = False) -> None:
+        super().__init__()
+        self.spec, self.literal = block.spec, literal
+        built = trained(block.spec)
+        assert isinstance(built, InvertedResidual), block.spec
+        self.block = built
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.rule = Rule(max_channels=block.hidden[-1], granularity=block.hidden[0], paper=paper)
+        assert len(block.hidden) == block.hidden[-1] // block.hidden[0], block.hidden
+        self.masks = self.rule.start()
+
+    def pair(self, noise: Pair, tau: float) -> Pair:
+        """Shares of the two candidates; all of it the large one's where there is a single width."""
+        if self.masks.small == self.masks.large:
+            return torch.tensor([0.0, 1.0], device=self.weight.device)
+        return gumbel_softmax(torch.stack([torch.zeros_like(self.weight), self.weight]), noise, tau)
+
+    @torch.no_grad()
+    def step(self, progress: float) -> None:
+        """Algorithm 1, after a step of the architecture weights."""
+        self.masks, weight = self.rule.step(self.masks, float(self.weight), progress)
+        self.weight.fill_(weight)
+
+    @property
+    def width(self) -> int:
+        """Hidden width of the candidate that is preferred; the small one where neither is."""
+        return self.masks.large if self.weight > 0 else self.masks.small
+
+    def specs(self) -> tuple[BlockSpec, BlockSpec]:
+        """The two candidates."""
+        return self.spec.with_widths(hidden=self.masks.small), self.spec.with_widths(hidden=self.masks.large)
+
+    def forward(self, x: Image, pair: Pair) -> Image:
+        """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride].
+
+        Args:
+            x: the image.
+            pair: shares of the candidates.
+        """
+        hidden = x
+        for name, part in self.block.body.named_children():
+            if name in ("expand", "depthwise"):
+                hidden = self._sliced(part, hidden)
+        conv, norm = (self.block.body.get_submodule(f"project.{name}") for name in ("conv", "norm"))
+        assert isinstance(conv, nn.Conv2d)
+        weight, keeps = conv.weight[:, : self.masks.large], self._keeps(hidden)
+        if self.literal:
+            made = [share * norm(F.conv2d(*_masked(hidden, weight, keep))) for share, keep in zip(pair, keeps, strict=True)]
+            out = made[0] + made[1]
+        else:
+            out = norm(F.conv2d(*_masked(hidden, weight, pair[0] * keeps[0] + pair[1] * keeps[1])))
+        return x + out if self.block.residual else out
+
+    def _sliced(self, part: nn.Module, x: Image) -> Image:
+        """Convolution, norm and activation, of the first channels alone."""
+        conv, norm = part.get_submodule("conv"), part.get_submodule("norm")
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        width = self.masks.large
+        x = F.conv2d(x, conv.weight[:width], None, conv.stride, conv.padding, conv.dilation, width if conv.groups > 1 else 1)
+        return part.get_submodule("act")(_normed(norm, x))
+
+    def _keeps(self, hidden: Image) -> list[Float[Tensor, "... channels"]]:
+        """What each candidate multiplies a hidden channel by: 0 where it is masked, else 1 or what its squeeze-and-excite says."""
+        widths, every = (self.masks.small, self.masks.large), hidden.shape[1]
+        gate = getattr(self.block.body, "se", None)
+        if gate is None:
+            return [(torch.arange(every, device=hidden.device) < width).to(hidden.dtype) for width in widths]
+        assert isinstance(gate, SqueezeExcite)
+        assert gate.expand.bias is not None
+        pooled, found = hidden.mean((2, 3)), []
+        for width in widths:
+            reduced = gate.act(F.linear(pooled[:, :width], gate.reduce.weight[:, :width].flatten(1), gate.reduce.bias))
+            scales = gate.gate(F.linear(reduced, gate.expand.weight[:width].flatten(1), gate.expand.bias[:width]))
+            found.append(F.pad(scales, (0, every - width)))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """Of one layer in one step."""
+
+    blocks: Float[Tensor, " candidates"]
+    """of each candidate that is left, in order"""
+    pairs: tuple[Pair | None, ...]
+    """of each candidate that is a Prunode, its own"""
+
+
+class LayerState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is left of a layer."""
+
+    candidates: tuple[str, ...]
+    """options, in order; the block that skips last, where it is one"""
+    masks: dict[str, Masks]
+    """of each candidate that is a Prunode"""
+
+
+@final
+class MixedLayer(nn.Module):
+    """A layer whose output is the weighted sum of its candidates (Eq. 3).
+
+    Args:
+        layer: of the space.
+        phi: factor on the output of the block that skips, while it has a competitor (Section 3.2.3).
+        lam: factor on the output of that competitor.
+        paper: see `Prunode`.
+        literal: see `Prunode`.
+    """
+
+    def __init__(self, layer: StochasticLayer, *, phi: float, lam: float, paper: bool, literal: bool) -> None:
+        super().__init__()
+        self.skippable, self.phi, self.lam = layer.skippable, phi, lam
+        self.specs = {option.name: option.spec for option in layer.options}
+        self.blocks = nn.ModuleDict(
+            {
+                option.name: Prunode(option, paper=paper, literal=literal) if option.hidden else trained(option.spec)
+                for option in layer.options
+            }
+        )
+        self.theta = nn.Parameter(torch.full((len(layer.options) + layer.skippable,), 1 / len(layer.options)))
+        """Of each option, then of the block that skips."""
+        self._places = {name: index for index, name in enumerate([*self.specs, SKIP])}
+        self.skip = layer.skippable and len(layer.options) == 1  # it can have no penultimate block
+        """Whether the block that skips is a candidate."""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Options that are left, in order."""
+        return (*self.blocks, SKIP) if self.skip else tuple(self.blocks)
+
+    def prunode(self, name: str) -> Prunode | None:
+        """A candidate, if it is one."""
+        found = dict(self.blocks.named_children()).get(name)
+        return found if isinstance(found, Prunode) else None
+
+    def logits(self) -> Float[Tensor, " candidates"]:
+        """Architecture weights of what is left."""
+        return self.theta[[self._places[name] for name in self.candidates]]
+
+    @torch.no_grad()
+    def probabilities(self) -> dict[str, float]:
+        """Of each candidate that it is chosen: what the threshold is held against."""
+        return dict(zip(self.candidates, self.logits().softmax(0).tolist(), strict=True))
+
+    @property
+    def best(self) -> str:
+        """The most probable candidate; the first of those that are equally so."""
+        return max(self.candidates, key=self.probabilities().__getitem__)
+
+    def sample(self, tau: float, *, noisy: bool) -> Shares:
+        """Shares of all candidates."""
+        nodes = [self.prunode(name) for name in self.candidates]
+        shape = (len(nodes), 3)  # of each candidate its own, then of the pair in it
+        noise = (gumbel(shape) if noisy else torch.zeros(shape)).to(self.theta.device)
+        pairs = tuple(node.pair(noise[index, 1:], tau) if node else None for index, node in enumerate(nodes))
+        return Shares(blocks=gumbel_softmax(self.logits(), noise[:, 0], tau), pairs=pairs)
+
+    def forward(self, x: Image, shares: Shares) -> Image:
+        """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""
+        names = self.candidates
+        made = [self._candidate(name, x, pair) for name, pair in zip(names, shares.pairs, strict=True)]
+        if len(made) == 1:
+            return made[0]
+        if self.skip:
+            made = [value * (self.phi if name == SKIP else self.lam) for name, value in zip(names, made, strict=True)]
+        total = shares.blocks[0] * made[0]
+        for share, value in zip(shares.blocks[1:], made[1:], strict=True):
+            total = total + share * value
+        return total
+
+    def _candidate(self, name: str, x: Image, pair: Pair | None) -> Image:
+        if name == SKIP:
+            return x
+        block = self.blocks[name]
+        return block(x, pair) if pair is not None else block(x)
+
+    def term(self, model: CostModel, shares: Shares) -> Term:
+        """Expected cost of the layer (Eq. 5)."""
+        specs: list[Candidate] = []
+        parts: list[Tensor] = []
+        for name, share, pair in zip(self.candidates, shares.blocks, shares.pairs, strict=True):
+            node = self.prunode(name)
+            if node is None or pair is None:
+                specs.append(self.specs.get(name))
+                parts.append(share)
+            else:
+                specs += node.specs()
+                parts += [share * pair[0], share * pair[1]]
+        return model.over(specs, torch.stack(parts))
+
+    # Removal
+
+    def prune(self, threshold: float) -> list[nn.Module]:
+        """Remove candidates whose probability is below a threshold, the least probable one first; never the most probable one.
+
+        In a layer that can be skipped the penultimate block is not removed but replaced by one that skips; both that are left then start
+        again as equals (Section 3.2.3).
+
+        Returns:
+            The modules that were removed.
+        """
+        probabilities, best = self.probabilities(), self.best
+        below = sorted((name for name, value in probabilities.items() if value < threshold and name != best), key=probabilities.__getitem__)
+        removed = []
+        for name in below:
+            replaces = self.skippable and not self.skip and len(self.blocks) == 2
+            removed += self._remove(name)
+            if replaces:
+                self.skip = True
+                self.theta.data.fill_(1 / 2)
+                break
+        return removed
+
+    def _remove(self, name: str) -> list[nn.Module]:
+        if name == SKIP:
+            self.skip = False
+            return []
+        return [self.blocks.pop(name)]
+
+    def state(self) -> LayerState:
+        """What is left."""
+        nodes = {name: node for name in self.blocks if (node := self.prunode(name))}
+        return LayerState(candidates=self.candidates, masks={name: node.masks for name, node in nodes.items()})
+
+    def restore(self, state: LayerState) -> None:
+        """Leave what a state has."""
+        for name in [name for name in self.blocks if name not in state.candidates]:
+            self._remove(name)
+        self.skip = SKIP in state.candidates
+        for name, masks in state.masks.items():
+            node = self.prunode(name)
+            assert node is not None, name
+            node.masks = masks
+
+
+@final
+class LayeredSupernet(nn.Module):
+    """All blocks of all layers of a space.
+
+    In training every forward pass draws its shares anew, from torch's global random state; in evaluation there is no noise.
+
+    Args:
+        space: of layers.
+        tau: temperature of both Gumbel softmaxes.
+        phi: see `MixedLayer`.
+        lam: see `MixedLayer`.
+        paper: see `Prunode`.
+        literal: see `Prunode`.
+    """
+
+    def __init__(self, space: Layered, *, tau: float, phi: float, lam: float, paper: bool = False, literal: bool = False) -> None:
+        super().__init__()
+        self.tau = tau
+        self.layers = nn.ModuleDict(
+            {layer.name: MixedLayer(layer, phi=phi, lam=lam, paper=paper, literal=literal) for layer in space.layers}
+        )
+        self.shares: list[Shares] = []
+        """Of each layer in the last forward pass."""
+
+    def each(self) -> Iterator[tuple[str, MixedLayer]]:
+        """The layers, in order, with their names."""
+        for name, layer in self.layers.items():
+            assert isinstance(layer, MixedLayer)
+            yield name, layer
+
+    def prunodes(self) -> Iterator[Prunode]:
+        """All Prunodes that are left."""
+        return (module for module in self.modules() if isinstance(module, Prunode))
+
+    def thetas(self) -> list[nn.Parameter]:
+        """Architecture weights of the layers that have a choice."""
+        return [layer.theta for _, layer in self.each() if len(layer.theta) > 1]
+
+    def widths(self) -> list[nn.Parameter]:
+        """Architecture weights of the Prunodes."""
+        return [node.weight for node in self.prunodes()]
+
+    def weights(self) -> list[nn.Parameter]:
+        """Everything else that is trained."""
+        others = {id(parameter) for parameter in [*self.widths(), *(layer.theta for _, layer in self.each())]}
+        return [parameter for parameter in self.parameters() if id(parameter) not in others]
+
+    def forward(self, x: Image) -> Float[Tensor, "batch classes"]:
+        """Images [batch, 3, h, w] -> logits."""
+        self.shares = []
+        for _, layer in self.each():
+            self.shares.append(layer.sample(self.tau, noisy=self.training))
+            x = layer(x, self.shares[-1])
+        return x
+
+    def expected(self, model: CostModel, shares: Sequence[Shares]) -> Float[Tensor, ""]:
+        """Expected cost of the network, in the unit of the model, differentiable in the architecture weights (Eq. 5)."""
+        return model.expected([layer.term(model, share) for (_, layer), share in zip(self.each(), shares, strict=True)])
+
+    def state(self) -> dict[str, LayerState]:
+        """What is left of each layer."""
+        return {name: layer.state() for name, layer in self.each()}
+
+    def restore(self, state: dict[str, LayerState]) -> None:
+        """Leave what a state has."""
+        for name, layer in self.each():
+            layer.restore(state[name])
+
+
+def _masked(hidden: Image, weight: Tensor, keep: Tensor) -> tuple[Image, Tensor]:
+    """Image and weight of a 1x1 convolution of the image times `keep`, which for all images alike goes into the weight."""
+    return (hidden, weight * keep[:, None, None]) if keep.ndim == 1 else (hidden * keep[:, :, None, None], weight)
+
+
+def _normed(norm: nn.BatchNorm2d, x: Image) -> Image:
+    """What a norm makes of the first channels of its input alone."""
+    width = x.shape[1]
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    tracks = norm.track_running_stats or not norm.training
+    running = (norm.running_mean[:width], norm.running_var[:width]) if tracks else (None, None)
+    return F.batch_norm(x, *running, norm.weight[:width], norm.bias[:width], norm.training, norm.momentum, norm.eps)

@@ -1,0 +1,348 @@
+"""PRUNET: tiered pruning of a supernet of blocks, aware of latency.
+
+Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022; its sections are named below.
+After a warm-up of the weights, three prunings go on while weights and architecture weights are trained in turns: the two candidates of
+each Prunode close in on a hidden width (3.2.1), blocks whose probability is below a rising threshold are removed (3.2.2), and a layer that
+can be skipped has its penultimate block replaced by one that skips (3.2.3). What is left is a network, which is trained from scratch.
+
+What the paper leaves open is settled by the options of `PrunetSettings`. Two extensions are ours: where a budget binds, alpha is adapted
+until the expected cost meets it, and the network is made to fit by `search.layer_fit`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer, RMSprop
+
+from search import layer_fit, ops, schedule
+from search import widths as fitting
+from search.blocks import trained as trained_block
+from search.budget import Budget, BudgetController, require_reachable
+from search.cost import CostModel, cost_model
+from search.data import Dataset, random_parts
+from search.distill import task_loss
+from search.errors import SearchError
+from search.layered_supernet import LayeredSupernet, LayerState
+from search.method import Epoch, Method, Phase, Task
+from search.methods.settings import PrunetSettings
+from search.space import Choice
+from search.spaces import with_layers
+from search.spaces.layered import SKIP, Layered, StochasticLayer
+from search.train import Part, weight_groups
+
+RMSPROP_ALPHA, RMSPROP_EPS, RMSPROP_MOMENTUM = 0.9, 1e-3, 0.9
+"""As networks of this kind are trained (Tan and Le 2019). With torch's own eps of 1e-8, weights without a gradient, such as those of
+masked channels, would be decayed at the full rate."""
+WIDTH_BETAS = (0.9, 0.99)
+"""Of Adam for the Prunodes' weights: their gradient shrinks as the masks close in, and a memory of 1000 steps would stall them."""
+LEAST_COST = 2.0
+"""The logarithm is taken of no less: its power has no gradient at 1."""
+
+
+class Prunet(Method[PrunetSettings]):
+    """Warm-up of the weights; search; training of the found network (Section 3.2).
+
+    Args:
+        settings: of the method.
+        task: over a space of layers.
+
+    Raises:
+        SearchError: the space is not one of layers, or not one that can be searched by these settings; or no network is in the budget.
+        CoverageError: the table does not cover every block of the space.
+    """
+
+    def __init__(self, settings: PrunetSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self.space = with_layers(task.space, self.name)
+        self.searched = _restricted(self.space, settings)
+        _require_sound(self.searched, settings)
+        self.model: CostModel = cost_model(self.space, task.table)
+        if task.table:
+            for block in self.space.blocks():
+                task.table.lookup(block)
+        require_reachable(self.space.name, self.model.price(self.space.smallest()), task.budget)
+        self.limited = not task.budget.holds(self.model.price(self.space.largest()))
+        target = Budget.of(task.target, self.model.unit)
+        self.controller = BudgetController(target=target, weight=settings.alpha, rate=settings.alpha_rate)
+        self.classes = _proxy(settings, len(task.data.labels))
+        self.proxy = self.task.data if len(self.classes) == len(task.data.labels) else self.task.data.of_classes(self.classes)
+        self.chosen = self.space.largest()
+        self.layers: dict[str, LayerState] = {}
+        self._progress: Callable[[], float] = float
+        self._losses: list[float] = []
+        self._optimizers: list[Optimizer] = []
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Warm-up, search, training of the found network."""
+        settings = self.settings
+        return (
+            Phase(name="warmup", epochs=settings.warmup_epochs, shared=True, batch_statistics=True),
+            Phase(name="search", epochs=settings.search_epochs, batch_statistics=True),
+            Phase(name="train", epochs=settings.train_epochs, decides=True, distils=True),
+        )
+
+    def data(self, phase: Phase) -> Dataset:
+        """The supernet sees the proxy classes alone."""
+        return self.task.data if phase.decides else self.proxy
+
+    def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
+        """The supernet as far as it is pruned, then the found network."""
+        if phase.decides:
+            network = self.space.module(self.chosen)
+            if self.settings.retrain == "finetune" and isinstance(trained, LayeredSupernet):
+                _inherit(network, trained, self.chosen)
+            return network
+        network = trained if isinstance(trained, LayeredSupernet) else self._supernet()
+        if self.layers:
+            network.restore(self.layers)
+        for weight in (*network.thetas(), *network.widths()):
+            weight.requires_grad_(phase.name == "search")
+        return network
+
+    def _supernet(self) -> LayeredSupernet:
+        settings = self.settings
+        paper, literal = settings.prunode == "paper", settings.last_norm == "each"
+        network = LayeredSupernet(self.searched, tau=settings.tau, phi=settings.phi, lam=settings.lam, paper=paper, literal=literal)
+        if self.proxy is not self.task.data:  # its classifier has fewer classes; what it costs is that of all
+            (name, layer), (option,) = list(network.each())[-1], self.space.layers[-1].options
+            layer.blocks[option.name] = trained_block(option.spec.with_widths(c_out=len(self.classes)))
+            assert name == self.space.layers[-1].name
+        return network
+
+    def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
+        """Of the weights, and in the search of the architecture weights."""
+        settings = self.settings
+        if not isinstance(network, LayeredSupernet):
+            groups = weight_groups(list(network.parameters()), lr=settings.lr, weight_decay=settings.weight_decay)
+            if settings.optimizer == "rmsprop":
+                return [_rmsprop(groups, settings.lr, settings.momentum)]
+            return [SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)]
+        groups = weight_groups(network.weights(), lr=settings.search_lr, weight_decay=settings.search_weight_decay)
+        self._optimizers = [_rmsprop(groups, settings.search_lr, RMSPROP_MOMENTUM)]
+        if phase.name == "search":
+            self._optimizers.append(self._architecture_optimizer(network))
+        return self._optimizers
+
+    def _architecture_optimizer(self, network: LayeredSupernet) -> Optimizer:
+        settings, paper = self.settings, self.settings.prunode == "paper"
+        thetas = {"params": network.thetas(), "peak_lr": settings.theta_lr}
+        widths = {"params": network.widths(), "peak_lr": settings.width_lr, "scheduled": paper}
+        adam = Adam([thetas, widths if paper else widths | {"betas": WIDTH_BETAS}], lr=settings.theta_lr)
+        adam.register_step_post_hook(partial(self._moved, network))
+        return adam
+
+    def _moved(self, network: LayeredSupernet, *_: Any) -> None:
+        """Algorithm 1, after each step of the architecture weights."""
+        progress = self._progress()
+        for node in network.prunodes():
+            node.step(progress)
+
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+        """Weights on most images of the epoch, and in turns with them architecture weights on the others."""
+        settings, data = self.settings, self.data(epoch.phase)
+        if not isinstance(network, LayeredSupernet):
+            batches = data.training_batches(settings.batch, epoch.order)
+            steps, done = len(batches), epoch.index * len(batches)
+
+            def factor(step: int) -> float:
+                return schedule.factor(settings, step + done, epoch_steps=steps, epochs=epoch.phase.epochs, warmup=steps)
+
+            return [Part(optimizers=optimizers, batches=batches, loss=task_loss(settings, epoch.teacher), factor=factor)]
+        epochs, done = settings.warmup_epochs + settings.search_epochs, epoch.index
+        if epoch.phase.name == "warmup":
+            batches = data.training_batches(settings.search_batch, epoch.order)
+            return [Part(optimizers=optimizers, batches=batches, loss=_cross_entropy, factor=_cosine(len(batches), done, epochs))]
+        share = settings.theta_images
+        weight_rows, theta_rows = random_parts(len(data.train), (1 - share, share), epoch.noise)
+        batches = data.training_batches(settings.search_batch, epoch.order, weight_rows)
+        others = data.training_batches(settings.search_batch, epoch.order, theta_rows)
+        taken, self._losses = iter(range(epoch.index * len(others) + 1, 10**9)), []
+        self._progress = lambda: next(taken) / (len(others) * epoch.phase.epochs)
+
+        def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+            found = _cross_entropy(logits, labels, images) + self._penalty(network)
+            self._losses.append(found.item())
+            return found
+
+        weights, architecture = optimizers
+        rate = _cosine(len(batches), settings.warmup_epochs + done, epochs)
+        return [
+            Part(optimizers=[weights], batches=batches, loss=_cross_entropy, factor=rate),
+            Part(optimizers=[architecture], batches=others, loss=loss, factor=_cosine(len(others), done, settings.search_epochs)),
+        ]
+
+    def _penalty(self, network: LayeredSupernet) -> Tensor:
+        """The loss's second part, alpha * ln(LAT)^beta, of the latency that the shares of this very step expect (Eq. 2 and 5)."""
+        cost = network.expected(self.model, network.shares)
+        alpha = self.controller.weight
+        if self.limited:
+            self.controller.update(cost.item())
+        return alpha * cost.clamp(min=LEAST_COST).log() ** self.settings.beta
+
+    # Block pruning and layer skipping
+
+    def threshold(self, ended: int) -> float:
+        """Eq. 6, at the end of so many epochs of the search."""
+        settings = self.settings
+        if settings.threshold == "constant":
+            return settings.t_initial
+        return settings.t_initial + (settings.t_final - settings.t_initial) * ended / settings.search_epochs
+
+    def _prune(self, network: LayeredSupernet, threshold: float) -> None:
+        """Remove what is below the threshold, and all that optimizers hold of it."""
+        gone: set[nn.Parameter] = set()
+        for _, layer in network.each():
+            skipped = layer.skip
+            gone |= {parameter for module in layer.prune(threshold) for parameter in module.parameters()}
+            if layer.skip and not skipped:
+                for optimizer in self._optimizers:  # theta starts again, so what was learned of it does, too
+                    optimizer.state.pop(layer.theta, None)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["params"][:] = [parameter for parameter in group["params"] if parameter not in gone]
+            for parameter in gone:
+                optimizer.state.pop(parameter, None)
+
+    def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
+        """Remove blocks; record what is left, of the last epoch as it ships."""
+        if not isinstance(network, LayeredSupernet) or epoch.phase.name != "search":
+            return {}
+        figures = _figures(network) | {"threshold": self.threshold(epoch.index + 1), "alpha": self.controller.weight}
+        figures["search_loss"] = sum(self._losses) / max(1, len(self._losses))
+        with torch.no_grad():
+            shares = [layer.sample(self.settings.tau, noisy=False) for _, layer in network.each()]
+            figures["cost"] = float(network.expected(self.model, shares))
+        if self.settings.prune_blocks:
+            self._prune(network, figures["threshold"])
+        self.layers, self.chosen = network.state(), self._found(network)
+        if epoch.index + 1 == epoch.phase.epochs:
+            self.chosen = self._fitted(self.chosen)
+        return figures
+
+    def _found(self, network: LayeredSupernet) -> Choice:
+        """Of each layer the most probable block, of each Prunode the preferred candidate."""
+        options, widths = {}, {}
+        for layer, (_, mixed) in zip(self.space.layers, network.each(), strict=True):
+            best = mixed.best
+            if layer.open:
+                options[layer.name] = best
+            if node := mixed.prunode(best):
+                widths[layer.name] = node.width
+        return Choice(options=options, widths=widths)
+
+    def _fitted(self, choice: Choice) -> Choice:
+        """A network within the budget; the found one where no budget binds."""
+        if not self.limited and self.task.budget.holds(self.model.price(choice)):
+            return choice
+        prices = fitting.TablePrices(self.task.table) if self.task.table else fitting.macs_price
+        return layer_fit.fit(self.space, choice, prices, self.task.budget)
+
+    # What is decided
+
+    def choice(self) -> Choice:
+        """The network that would be chosen now."""
+        return self.chosen
+
+    def state(self) -> dict[str, Any]:
+        """The network, what is left of each layer with its masks, and alpha."""
+        return {"chosen": msgspec.to_builtins(self.chosen), "layers": msgspec.to_builtins(self.layers), "alpha": self.controller.weight}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with them."""
+        self.chosen, self.controller.weight = msgspec.convert(state["chosen"], Choice), state["alpha"]
+        self.layers = msgspec.convert(state["layers"], dict[str, LayerState])
+
+
+def _rmsprop(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
+    return RMSprop(groups, lr=lr, alpha=RMSPROP_ALPHA, eps=RMSPROP_EPS, momentum=momentum)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels)
+
+
+def _cosine(steps: int, done: int, epochs: int) -> Callable[[int], float]:
+    """Half a cosine over so many epochs of so many steps, from behind those that are done."""
+    return lambda step: schedule.cosine(step + done * steps, epochs * steps, 0)
+
+
+def _figures(network: LayeredSupernet) -> dict[str, float]:
+    """Before blocks are removed: probabilities, masks, and how much the supernet is."""
+    found: dict[str, float] = {}
+    for name, layer in network.each():
+        if len(layer.candidates) > 1:
+            found |= {f"p.{name}.{option}": value for option, value in layer.probabilities().items()}
+        for option in layer.candidates:
+            if node := layer.prunode(option):
+                found |= {f"small.{name}.{option}": node.masks.small, f"large.{name}.{option}": node.masks.large}
+    found["blocks"] = sum(len(layer.blocks) for _, layer in network.each())
+    found["parameters"] = sum(weight.numel() for weight in network.weights())
+    return {name: float(value) for name, value in found.items()}
+
+
+def _restricted(space: Layered, settings: PrunetSettings) -> Layered:
+    """The space without what is not pruned: widths at their largest, layers that cannot be skipped."""
+
+    def restricted(layer: StochasticLayer) -> StochasticLayer:
+        options = layer.options
+        if not settings.prune_widths:
+            options = tuple(dataclasses.replace(option, hidden=option.hidden[-1:]) for option in options)
+        return dataclasses.replace(layer, options=options, skippable=layer.skippable and settings.prune_layers)
+
+    return dataclasses.replace(space, layers=tuple(map(restricted, space.layers)))
+
+
+def _proxy(settings: PrunetSettings, classes: int) -> list[int]:
+    """Classes that the supernet is trained on; drawn alike whatever the seed, so that searches can share a warm-up."""
+    count = round(classes * settings.proxy_classes)
+    if count < 2:
+        raise SearchError(f"--proxy-classes {settings.proxy_classes:g} of {classes} classes leaves {count}, and at least 2 are needed")
+    return sorted(torch.randperm(classes, generator=torch.Generator().manual_seed(0))[:count].tolist())
+
+
+def _require_sound(space: Layered, settings: PrunetSettings) -> None:
+    """Check that the layers can be mixed, and that the first threshold leaves blocks.
+
+    Raises:
+        SearchError: names the layer.
+    """
+    for layer in space.layers:
+        shapes = {(option.spec.width("c_in"), ops.output_shape(option.spec)) for option in layer.options}
+        if len(shapes) > 1:
+            found = ", ".join(f"{c_in} to {'x'.join(map(str, out))}" for c_in, out in sorted(shapes))
+            raise SearchError(
+                f"{space.name}: the blocks of layer {layer.name} make different shapes ({found} channels, height and width): "
+                f"give it blocks of one shape, or make two layers of them"
+            )
+        for option in layer.options:
+            if option.hidden and option.hidden != tuple(range(option.hidden[0], option.hidden[-1] + 1, option.hidden[0])):
+                raise SearchError(
+                    f"{space.name}: the hidden widths of layer {layer.name}, {option.name}, must be all multiples of the first one, "
+                    f"{option.hidden[0]}, up to the last one, {option.hidden[-1]}"
+                )
+        if settings.prune_blocks and len(layer.options) > 1 and settings.t_initial > 1 / len(layer.options):
+            raise SearchError(
+                f"--t-initial {settings.t_initial:g} would remove every block of layer {layer.name} at once, which has "
+                f"{len(layer.options)}: give at most {1 / len(layer.options):g}"
+            )
+
+
+def _inherit(network: nn.Module, supernet: LayeredSupernet, choice: Choice) -> None:
+    """Give a found network what the supernet has learned of its blocks: of each tensor the first channels. Other blocks stay new."""
+    for name, layer in supernet.each():
+        option = choice.options.get(name, layer.candidates[0])
+        if option == SKIP or option not in layer.blocks:
+            continue
+        target, source = network.get_submodule(name), layer.blocks[option]
+        learned = (layer.prunode(option) or source).state_dict()
+        for key, value in target.state_dict().items():
+            known = learned.get(f"block.{key}", learned.get(key))
+            if known is not None and known.ndim == value.ndim and all(a >= b for a, b in zip(known.shape, value.shape, strict=True)):
+                value.copy_(known[tuple(slice(size) for size in value.shape)])
