@@ -413,7 +413,8 @@ def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
             view = Table(Column("", overflow="fold"), "", *columns, title=where, title_justify="left")
             for row in rows:
                 if row.table == where and row.difference is not None:
-                    ours, off = f"{row.ours:,}", f"{row.difference:+.4f}"
+                    large = row.ours is not None and row.ours >= 1e15
+                    ours, off = (f"{row.ours:.3e}", f"{row.difference:+.1e}") if large else (f"{row.ours:,}", f"{row.difference:+.4f}")
                     view.add_row(escape(row.row), row.quantity, f"{row.paper} {row.unit}", ours, off, row.verdict)
             OUT.print(view)
         for note in dict.fromkeys(row.note for row in rows if row.note):

@@ -1,13 +1,13 @@
 """The papers whose published numbers can be recomputed, each as rows with ours beside theirs. Needs no torch."""
 
 from search.errors import SearchError
-from search.papers import pas, repvgg, vp_darts
+from search.papers import gpunet, pas, prunet, repvgg, vp_darts
 from search.papers.row import Row
 
 
 def names() -> tuple[str, ...]:
     """Names that `rows` knows."""
-    return ("repvgg", "pas", "vp-darts")
+    return ("repvgg", "pas", "vp-darts", "prunet", "gpunet")
 
 
 def rows(name: str) -> list[Row]:
@@ -23,4 +23,8 @@ def rows(name: str) -> list[Row]:
             return pas.rows()
         case "vp-darts":
             return vp_darts.rows()
+        case "prunet":
+            return prunet.rows()
+        case "gpunet":
+            return gpunet.rows()
     raise SearchError(f"unknown paper {name!r}: known are {', '.join(names())}; try `lathe paper {names()[0]}`")

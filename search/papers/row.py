@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-_UNITS = {"M": 10**6, "G": 10**9, "%": 1}
+_UNITS = {"M": 10**6, "G": 10**9, "%": 1, "ms": 1, "": 1}
 
 Accuracy = Literal["test accuracy, CIFAR-10", "test accuracy, CIFAR-100", "test accuracy, ImageNet16-120"]
+Size = Literal["deployed params", "trained params", "deployed MACs", "networks", "inverted residuals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +17,11 @@ class Row:
     """where it is printed"""
     row: str
     """what it is of"""
-    quantity: Literal["deployed params", "trained params", "deployed MACs"] | Accuracy
+    quantity: Size | Accuracy | Literal["search loss", "latency"]
     paper: str
     """as printed, in `unit`"""
-    unit: Literal["M", "G", "%"]
-    """millions, thousands of millions, or percent"""
+    unit: Literal["M", "G", "%", "ms", ""]
+    """millions, thousands of millions, percent, milliseconds, or none"""
     ours: int | float | None = None
     """None where it cannot be recomputed"""
     note: str = ""
@@ -39,7 +40,8 @@ class Row:
         """
         if self.difference is None:
             return "NOT RECOMPUTED"
-        digits = len(self.paper.partition(".")[2])
-        if abs(self.difference) < 10.0**-digits:
+        mantissa, _, power = self.paper.partition("e")
+        last_digit = int(power or 0) - len(mantissa.partition(".")[2])
+        if abs(self.difference) < 10.0**last_digit:
             return "SAME"
         return "EXPLAINED" if self.note else "DIFFERS"

@@ -9,12 +9,12 @@ from search import ops
 from search.spaces.checks import check_input
 from search.spaces.fixed import Fixed
 
-_IMAGENET = {"resnet-18": (2, 2, 2, 2), "resnet-34": (3, 4, 6, 3), "resnet-50": (3, 4, 6, 3)}
+_IMAGENET = {"resnet-18": (2, 2, 2, 2), "resnet-34": (3, 4, 6, 3), "resnet-50": (3, 4, 6, 3), "resnet-101": (3, 4, 23, 3)}
 _CIFAR = {f"resnet{depth}": depth for depth in (20, 32, 56, 110, 164)}
 
 
 def names() -> tuple[str, ...]:
-    """Names of the networks: resnet-18 to resnet-50 for ImageNet, resnet20 to resnet164 for CIFAR."""
+    """Names of the networks: resnet-18 to resnet-101 for ImageNet, resnet20 to resnet164 for CIFAR."""
     return (*_IMAGENET, *_CIFAR)
 
 
@@ -29,7 +29,7 @@ def named(name: str, *, classes: int | None = None, resolution: int | None = Non
     check_input(name, classes=classes, resolution=resolution, halvings=5 if imagenet else 2)
     image = (3, resolution, resolution)
     if imagenet:
-        bottleneck, stages = name == "resnet-50", _IMAGENET[name]
+        bottleneck, stages = name in ("resnet-50", "resnet-101"), _IMAGENET[name]
         network = [ops.stem(image, 64)]
     else:
         bottleneck, depth = _CIFAR[name] == 164, _CIFAR[name] - 2

@@ -16,6 +16,9 @@ def row(paper, ours, note=""):
         ("12.78", 12_769_000_000, "DIFFERS"),
         ("3", 3_900_000_000, "SAME"),
         ("3.0", 3_100_000_001, "DIFFERS"),
+        ("4.", 4_900_000_000, "SAME"),
+        ("7.1e3", 7_190_000_000_000, "SAME"),
+        ("7.1e3", 7_200_000_000_001, "DIFFERS"),
     ],
 )
 def test_digits_may_be_rounded_or_cut_off(paper, ours, verdict):

@@ -13,6 +13,7 @@ from search.spaces import resnet
         ("resnet-18", 11_689_512, 1_814_073_344),
         ("resnet-34", 21_797_672, 3_663_761_408),
         ("resnet-50", 25_557_032, 4_089_184_256),
+        ("resnet-101", 44_549_160, 7_801_405_440),
     ],
 )
 def test_sizes_are_the_published_ones(name, params, macs):

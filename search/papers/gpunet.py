@@ -1,0 +1,47 @@
+"""GPUNet (Wang et al. 2022, arXiv:2205.00841): sizes of the networks of NVIDIA's model hub.
+
+GPUNet-0 to GPUNet-2 as Table 2 of the PRUNET paper has them; the distilled ones, which are GPUNet-D1 and GPUNet-D3 in the paper and
+GPUNet-D1 and GPUNet-D2 in the model hub, as Papers with Code records them; latencies of the model hub,
+https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/GPUNet.
+"""
+
+from search import spaces
+from search.papers.row import Row
+
+_COUNTER = "the FLOPs are by a counter that is not named; ours are the multiply-accumulates of convolutions and linear layers"
+_V100 = "TensorRT 8 on a V100, FP16, which is not here; `lathe export` measures a network on the device at hand"
+_D1 = "the parameters are equal; counter and resolution of the FLOPs are not named, ours are of the published 456x456 pixels"
+
+_SIZES = (
+    ("Table 2 of PRUNET", "gpunet-0", "11.9", "3.25", _COUNTER),
+    ("Table 2 of PRUNET", "gpunet-1", "12.7", "3.3", _COUNTER),
+    ("Table 2 of PRUNET", "gpunet-2", "25.8", "8.38", _COUNTER),
+    ("Papers with Code", "gpunet-d1", "10.6", "3.66", _D1),
+    ("Papers with Code", "gpunet-d2", "19", "15.6", _COUNTER),
+)
+"""Where it is printed, name, parameters in millions, FLOPs in thousands of millions, and a note on these."""
+
+_LATENCIES = {
+    "gpunet-0": "0.63",
+    "gpunet-1": "0.82",
+    "gpunet-2": "1.68",
+    "gpunet-p0": "0.63",
+    "gpunet-p1": "0.96",
+    "gpunet-d1": "1.24",
+    "gpunet-d2": "2.17",
+}
+"""Milliseconds."""
+
+
+def rows() -> list[Row]:
+    """Two a network whose size is printed, then the latencies."""
+    found = []
+    for table, name, params, macs, note in _SIZES:
+        space = spaces.get(name)
+        found += [
+            Row(table=table, row=name, quantity="trained params", paper=params, unit="M", ours=space.parameters(deployed=False)),
+            Row(table=table, row=name, quantity="deployed MACs", paper=macs, unit="G", ours=space.macs(), note=note),
+        ]
+    return found + [
+        Row(table="model hub", row=name, quantity="latency", paper=ms, unit="ms", note=_V100) for name, ms in _LATENCIES.items()
+    ]
