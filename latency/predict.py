@@ -1,7 +1,9 @@
 """From latencies of blocks to the latency of a network, with its error."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -9,56 +11,42 @@ import numpy as np
 from latency.block import BlockSpec
 
 FEWEST = 6
-"""Measured networks that it takes to fit a predictor: three parameters, and something left to judge them by."""
+"""Measured networks that it takes to fit a predictor: three coefficients, and something left to judge them by."""
 _FOLDS = 10
 _UNFITTED_HALF_WIDTH = 0.25  # plain sums are off by 9 % on average; nothing was measured that says it is less here
 
-Scalar = TypeVar("Scalar")  # a float or a tensor: the arithmetic is the same
 
-
-class Term(NamedTuple):
-    """Part of a network: a block, or several of which at most one runs. Floats, or tensors that carry gradients.
+class Sums(NamedTuple):
+    """What a prediction takes of a network's blocks.
 
     Attributes:
-        cost: of the part where it runs, times the probability that it does.
-        present: that probability; a layer that is skipped has no boundary.
-        kelements: thousands of elements in its input, times that probability.
+        us: sum of their latencies.
+        counts: how many there are of each kind, by `BlockSpec.op`.
+        kelements: thousands of elements in their inputs.
     """
 
-    cost: Any
-    present: Any
-    kelements: Any
+    us: float
+    counts: Mapping[str, int]
+    kelements: float
 
-
-def block_term(block: BlockSpec, us: float) -> Term:
-    """A block that runs, and takes so long."""
-    return Term(us, 1.0, block.input_kelements)
-
-
-def features(terms: Iterable[Term]) -> tuple[Any, Any, Any]:
-    """Arguments of `Predictor.apply` for a network of these parts, in order; where presence is uncertain, their expectation.
-
-    There is a boundary before each part that runs but the first one that does. Parts are present independently of one another.
-    """
-    cost = boundaries = kelements = earlier = 0.0
-    for term in terms:  # `earlier`: the probability that any part before it runs
-        cost = cost + term.cost
-        boundaries = boundaries + earlier * term.present
-        kelements = kelements + earlier * term.kelements
-        earlier = earlier + (1 - earlier) * term.present
-    return cost, boundaries, kelements
+    @classmethod
+    def of(cls, blocks: Sequence[BlockSpec], us: Sequence[float]) -> "Sums":
+        """Of blocks and their latencies."""
+        return cls(math.fsum(us), Counter(block.op for block in blocks), math.fsum(block.input_kelements for block in blocks))
 
 
 class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """latency = scale * sum of blocks - boundary_us * boundaries - boundary_us_per_kelement * elements that cross boundaries / 1000.
+    """latency = network_us + sum over blocks of (scale * latency - saved_us of its kind - saved_us_per_kelement * kelements of its input).
 
     A block measured by itself pays for a launch, and converts its input and its output to and from the runtime's own layout. Inside of a
-    network that happens once, so what each boundary between two blocks saves is taken off the sum.
+    network it does not, and what that saves depends on what kind of block it is: a convolution converts, a sum does not.
 
     Attributes:
-        scale: of the sum of blocks.
-        boundary_us: saved at each boundary.
-        boundary_us_per_kelement: saved at each boundary for 1000 elements that cross it.
+        scale: of every block's latency.
+        saved_us: of each kind of block, by `BlockSpec.op`; empty where too few networks were measured to tell kinds apart.
+        saved_us_else: of every other kind.
+        saved_us_per_kelement: of 1000 elements in a block's input.
+        network_us: what a network takes beside its blocks.
         mean_absolute_error: relative, of networks that the fit has not seen; NaN where no network was measured.
         bias: their mean signed relative error, predicted against measured; NaN likewise.
         kendall_tau: how well their order is predicted, from -1 to 1 (Kendall 1938, tau-a); NaN for fewer than two.
@@ -67,43 +55,79 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     scale: float
-    boundary_us: float
-    boundary_us_per_kelement: float
+    saved_us: dict[str, float]
+    saved_us_else: float
+    saved_us_per_kelement: float
+    network_us: float
     mean_absolute_error: float
     bias: float
     kendall_tau: float = float("nan")
     half_width: float
     networks: int
 
-    def apply(self, sum_block_us: Scalar, boundaries: Scalar | float, boundary_kelements: Scalar | float) -> Scalar:
-        """Latency of a network in microseconds, of its `features`; plain arithmetic, for floats, arrays and tensors alike.
+    def added_us(self, op: str, us: Any, kelements: Any) -> Any:
+        """What a block adds to the latency of a network; plain arithmetic, for floats, arrays and tensors alike.
 
         Args:
-            sum_block_us: sum of its blocks' latencies.
-            boundaries: number of blocks less one.
-            boundary_kelements: thousands of elements in the inputs of all blocks but the first.
+            op: kind of block.
+            us: its latency by itself.
+            kelements: thousands of elements in its input.
         """
-        return self.scale * sum_block_us - self.boundary_us * boundaries - self.boundary_us_per_kelement * boundary_kelements  # pyright: ignore
+        return self.scale * us - self.saved_us.get(op, self.saved_us_else) - self.saved_us_per_kelement * kelements
+
+    def network(self, sums: Sums) -> float:
+        """Latency of a network in microseconds."""
+        saved = math.fsum(count * self.saved_us.get(op, self.saved_us_else) for op, count in sums.counts.items())
+        return self.network_us + self.scale * sums.us - saved - self.saved_us_per_kelement * sums.kelements
 
 
-def fit(features: Sequence[tuple[float, float, float]], measured_us: Sequence[float], overhead_us: float) -> Predictor:
+def fit(networks: Sequence[Sums], measured_us: Sequence[float], overhead_us: float) -> Predictor:
     """Fit a predictor by relative least squares, and judge it by cross-validation.
 
+    Kinds of block are told apart where networks are twice as many as the coefficients, in every fold. Coefficients that the networks do not
+    tell apart, such as those of a stem and a head that every network has once, share what is known of their sum.
+
     Args:
-        features: of each network the arguments of `Predictor.apply`.
-        measured_us: latency of each network.
-        overhead_us: latency of an empty network: what a boundary saves where there are too few networks to fit.
+        networks: measured ones.
+        measured_us: latency of each.
+        overhead_us: latency of an empty network: what a block saves where there are too few networks to fit.
     """
-    x, y = np.asarray(features, dtype=float).reshape(-1, 3), np.asarray(measured_us, dtype=float)
-    n = len(y)
+    n, y = len(networks), np.asarray(measured_us, dtype=float)
+    kinds = tuple(sorted({kind for sums in networks for kind in sums.counts}))
+    kinds = kinds if 0.9 * n >= 2 * (len(kinds) + 3) else ()
+    x = np.asarray([_columns(sums, kinds) for sums in networks], dtype=float)
     if n < FEWEST:
-        guess = np.array([1.0, -overhead_us, 0.0])
-        return _predictor(guess, x @ guess, y, at_least=_UNFITTED_HALF_WIDTH)
+        guess = np.array([1.0, overhead_us, 0.0])
+        return _predictor(_coefficients(guess, kinds), x @ guess if n else y, y, at_least=_UNFITTED_HALF_WIDTH)
     fold = np.arange(n) % min(n, _FOLDS)
     unseen = np.empty(n)
     for test in (fold == k for k in range(fold.max() + 1)):
         unseen[test] = x[test] @ _solve(x[~test], y[~test])
-    return _predictor(_solve(x, y), unseen, y, at_least=0.0)
+    return _predictor(_coefficients(_solve(x, y), kinds), unseen, y, at_least=0.0)
+
+
+def _columns(sums: Sums, kinds: Sequence[str]) -> list[float]:
+    """What each coefficient is multiplied with; without kinds every block saves alike, but for the first."""
+    if not kinds:
+        return [sums.us, 1.0 - sum(sums.counts.values()), -sums.kelements]
+    return [sums.us, *(-float(sums.counts.get(kind, 0)) for kind in kinds), -sums.kelements, 1.0]
+
+
+def _coefficients(found: np.ndarray, kinds: Sequence[str]) -> dict[str, Any]:
+    """As fields of a `Predictor`, in the order of `_columns`."""
+    if not kinds:
+        scale, saved_us, per_kelement = map(float, found)
+        each, network_us = [], saved_us
+    else:
+        scale, *each, per_kelement, network_us = map(float, found)
+        saved_us = sum(each) / len(each)
+    return {
+        "scale": scale,
+        "saved_us": dict(zip(kinds, each, strict=True)),
+        "saved_us_else": saved_us,
+        "saved_us_per_kelement": per_kelement,
+        "network_us": network_us,
+    }
 
 
 def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -114,14 +138,11 @@ def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.linalg.lstsq(a / norm, np.ones(len(y)), rcond=1e-6)[0] / norm
 
 
-def _predictor(coefficients: np.ndarray, predicted_us: np.ndarray, measured_us: np.ndarray, at_least: float) -> Predictor:
-    scale, boundary_us, boundary_us_per_kelement = (float(value) for value in coefficients * [1, -1, -1])
+def _predictor(coefficients: Mapping[str, Any], predicted_us: np.ndarray, measured_us: np.ndarray, at_least: float) -> Predictor:
     errors = predicted_us / measured_us - 1
     sizes = np.abs(errors)
     return Predictor(
-        scale=scale,
-        boundary_us=boundary_us,
-        boundary_us_per_kelement=boundary_us_per_kelement,
+        **coefficients,
         mean_absolute_error=float(sizes.mean()) if len(errors) else float("nan"),
         bias=float(errors.mean()) if len(errors) else float("nan"),
         kendall_tau=kendall_tau(predicted_us, measured_us),

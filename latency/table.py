@@ -30,7 +30,7 @@ from latency.errors import CoverageError, FileError, FingerprintMismatch, Latenc
 from latency.files import raised_as, read_bytes, require_regular
 from latency.interpolate import Interpolation
 from latency.measure import percentile
-from latency.predict import Predictor, block_term, features
+from latency.predict import Predictor, Sums
 from latency.protocol import Protocol
 from latency.values import OptionalSha256, SampleUs, Sha256, TimeUs, Width, require_date
 
@@ -406,7 +406,7 @@ class LatencyTable:
 
     def combine(self, found: Sequence[Latency], blocks: Sequence[BlockSpec]) -> Latency:
         """Latency of a network, given its blocks in order and their latencies as `lookup` found them."""
-        return self._sum(found, *features(block_term(block, latency.us) for block, latency in zip(blocks, found, strict=True)))
+        return self._predicted(found, self.predictor.network(Sums.of(blocks, [latency.us for latency in found])))
 
     def share(self, block: BlockSpec, *, first: bool) -> Latency:
         """What one block adds to the latency of a network; those of all blocks add up to what `predict` says.
@@ -415,10 +415,10 @@ class LatencyTable:
             CoverageError: the block is not covered.
         """
         found = self.lookup(block)
-        return self._sum([found], found.us, float(not first), 0.0 if first else block.input_kelements)
+        us = self.predictor.added_us(block.op, found.us, block.input_kelements)
+        return self._predicted([found], us + first * self.predictor.network_us)
 
-    def _sum(self, found: Sequence[Latency], sum_block_us: float, boundaries: float, boundary_kelements: float) -> Latency:
-        us = self.predictor.apply(sum_block_us, boundaries, boundary_kelements)
+    def _predicted(self, found: Sequence[Latency], us: float) -> Latency:
         # The predictor's error was seen on measured blocks; what interpolation adds to it comes on top.
         interpolated = [block for block in found if block.source == "interpolated"]
         low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in interpolated)
@@ -446,7 +446,7 @@ class LatencyTable:
             if row.kind == "network" and row.status == "ok":
                 blocks = [BlockSpec.parse(key) for key in row.blocks]
                 try:
-                    found.append(features([block_term(block, self.lookup(block).us) for block in blocks]))
+                    found.append(Sums.of(blocks, [self.lookup(block).us for block in blocks]))
                 except CoverageError:
                     continue
                 measured_us.append(row.median_us)

@@ -42,9 +42,11 @@ def deployed(spec: BlockSpec, *, se_width: int | None = None) -> nn.Module:
     return _block(spec, normed=False, se_width=se_width or ops.se_width(spec.width("c_in")))
 
 
-def serial(network: Sequence[BlockSpec]) -> nn.Sequential:
-    """Blocks in the form that ships, one behind the other."""
-    return nn.Sequential(*map(deployed, network))
+def serial(network: Sequence[BlockSpec], *, se_width: int | None = None) -> nn.Module:
+    """Blocks in the form that ships, one behind the other; a sum, which has two inputs, stands alone. `se_width` as of `deployed`."""
+    if [spec.op for spec in network] == ["add"]:
+        return Sum()
+    return nn.Sequential(*(deployed(spec, se_width=se_width) for spec in network))
 
 
 def pooled_linear(c_in: int, classes: int) -> nn.Sequential:
@@ -143,15 +145,11 @@ class Reduction(nn.Module):
 
 @final
 class Sum(nn.Module):
-    """The sum of several images that come concatenated, so that the block has one input."""
+    """The sum of two images."""
 
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.inputs = inputs
-
-    def forward(self, x: Image) -> Image:
-        """Float [batch, inputs * channels, h, w] -> [batch, channels, h, w]."""
-        return x.unflatten(1, (self.inputs, -1)).sum(1)
+    def forward(self, a: Image, b: Image) -> Image:
+        """Two float [batch, channels, h, w], and the same back."""
+        return a + b
 
 
 @final
@@ -210,7 +208,7 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
             kernel = int(spec.attr("kernel"))
             return nn.AvgPool2d(kernel, 1, kernel // 2, count_include_pad=False)
         case "add":
-            return Sum(int(spec.attr("inputs")))
+            return Sum()
         case "reduction":
             return Reduction(spec, normed=normed)
         case "norm_head":

@@ -9,31 +9,39 @@ from torch import nn
 from latency import BlockSpec
 from reparam.blocks import Image
 from search import blocks
+from search.spaces.cells import NODES, POOL, Value, values_of
 
 
 @final
 class Cell(nn.Module):
     """A node is the sum of its edges; the first one is the input, the last one the output, which is 0 without edges.
 
+    All pools of one value are computed once.
+
     Args:
-        edges: block of each edge by its source and target node, with one norm a convolution; None hands its input on.
-        nodes: number of nodes.
+        edges: option of each edge that is used, by its source and target node, in order.
+        candidates: block of each option, with one norm a convolution; None hands its input on.
     """
 
-    def __init__(self, edges: Mapping[tuple[int, int], BlockSpec | None], *, nodes: int) -> None:
+    def __init__(self, edges: Mapping[tuple[int, int], str], candidates: Mapping[str, BlockSpec | None]) -> None:
         super().__init__()
-        self.ends, self.nodes = tuple(edges), nodes
-        for (source, target), block in edges.items():
+        self.edges, self.values = dict(edges), values_of(edges)
+        for (source, target), option in edges.items():
+            block = candidates[option]
             self.add_module(f"edge{source}{target}", blocks.trained(block) if block else nn.Identity())
 
     def forward(self, x: Image) -> Image:
         """Float [batch, channels, h, w], and the same back."""
         nodes: list[Image | None] = [x]
-        for node in range(1, self.nodes):
-            value = None
-            for source, target in self.ends:
+        pools: dict[Value, Image] = {}
+        for node in range(1, NODES):
+            total = None
+            for (source, target), option in self.edges.items():
                 if target == node:
-                    made = self.get_submodule(f"edge{source}{target}")(nodes[source])
-                    value = made if value is None else value + made
-            nodes.append(value)
+                    known = pools.get(self.values[source]) if option == POOL else None
+                    made = self.get_submodule(f"edge{source}{target}")(nodes[source]) if known is None else known
+                    if option == POOL:
+                        pools[self.values[source]] = made
+                    total = made if total is None else total + made
+            nodes.append(total)
         return torch.zeros_like(x) if nodes[-1] is None else nodes[-1]

@@ -1,11 +1,12 @@
 """What networks cost: of one network as a number, and in a search as a differentiable expectation. One model for all methods.
 
-A method describes what it trains as terms, in the order in which they run: a block at open widths, a mixture of candidate blocks, each
-perhaps absent. `expected` of the terms is the expected cost. Where shares are one-hot and widths whole, it is what `price` says.
+A method describes what it trains as terms: what a block at open widths adds to the cost, or a mixture of candidate blocks, each perhaps
+absent. `expected` of the terms is the expected cost. Where shares are one-hot and widths whole, it is what `price` says.
 """
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -14,21 +15,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from latency import BlockSpec, Latency, LatencyTable, Surface
-from latency.predict import Term, block_term, features
 from latency.units import kilo
 from search import ops
 from search.budget import Price, Unit
 from search.space import Choice, Space
-from search.spaces import Site, with_sites
+from search.spaces import Cells, Site, with_sites
+from search.spaces.cells import KINDS, STAGES
 
 Scalar = Float[Tensor, ""]
 Shares = Float[Tensor, " candidates"]
 
 Candidate = BlockSpec | None
 """A block, or None for nothing: a layer that is skipped, an edge without operation."""
-
-NOTHING = Term(0.0, 0.0, 0.0)
-"""What is not there."""
 
 
 @runtime_checkable
@@ -41,8 +39,8 @@ class CostModel(Protocol):
         """What one network costs, with the upper end of its interval."""
         ...
 
-    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Term:
-        """A block at open widths.
+    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Scalar:
+        """What a block at open widths adds to the cost.
 
         Args:
             site: where it runs.
@@ -51,17 +49,17 @@ class CostModel(Protocol):
         """
         ...
 
-    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Term:
-        """A mixture of blocks.
+    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Scalar:
+        """What a mixture of blocks adds to the cost.
 
         Args:
             candidates: in the order of the shares.
-            shares: probability of each.
-            present: probability that any of them runs, for what is not a candidate.
+            shares: probability of each; or how often it runs in the mean.
+            present: probability that any of them runs.
         """
         ...
 
-    def expected(self, terms: Sequence[Term]) -> Scalar:
+    def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Cost of the whole network, in the unit of the model."""
         ...
 
@@ -87,7 +85,7 @@ class LatencyModel:
     def __init__(self, space: Space, table: LatencyTable) -> None:
         self._space, self._table = space, table
         self._known: dict[BlockSpec, Latency] = {}
-        self._terms: dict[Candidate, Term] = {}
+        self._terms: dict[Candidate, float] = {}
         self._curves: dict[Site, _Curve] = {}
         for choice in (space.largest(), space.smallest()):
             self.of(choice)
@@ -107,7 +105,7 @@ class LatencyModel:
         latency = self.of(choice)
         return Price(latency.us, latency.high_us)
 
-    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Term:
+    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Scalar:
         """A block at open widths: see `CostModel`; arithmetic is in the dtype of the widths."""
         curve = self._curve(site)
         channels = _channels(site, widths)
@@ -115,19 +113,21 @@ class LatencyModel:
         us = self._lookup(site.at([round(float(width)) for width in widths])).us if curve.between(at) else None
         cost = curve.cost(channels, at, us)
         kelements = channels[0] * kilo(site.spec.input_elements / site.spec.width("c_in"))
-        return _absent(Term(cost, 1.0, kelements), present)
+        return present * self._table.predictor.added_us(site.spec.op, cost, kelements)
 
-    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Term:
+    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Scalar:
         """A mixture of blocks: see `CostModel`."""
-        return _absent(_mixed([self._term(block) for block in candidates], shares), present)
+        return present * _mixed([self._term(block) for block in candidates], shares)
 
-    def expected(self, terms: Sequence[Term]) -> Scalar:
+    def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Microseconds."""
-        return torch.as_tensor(self._table.predictor.apply(*features(terms)))
+        return torch.as_tensor(sum(terms, self._table.predictor.network_us))
 
-    def _term(self, block: Candidate) -> Term:
+    def _term(self, block: Candidate) -> float:
+        if block is None:
+            return 0.0
         if block not in self._terms:
-            self._terms[block] = block_term(block, self._lookup(block).us) if block else NOTHING
+            self._terms[block] = self._table.predictor.added_us(block.op, self._lookup(block).us, block.input_kelements)
         return self._terms[block]
 
     def _lookup(self, block: BlockSpec) -> Latency:
@@ -156,7 +156,7 @@ class MacsModel:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._terms: dict[Candidate, Term] = {}
+        self._terms: dict[Candidate, float] = {}
 
     def of(self, choice: Choice) -> int:
         """Multiply-accumulates of a network.
@@ -171,22 +171,22 @@ class MacsModel:
         macs = self.of(choice)
         return Price(macs, macs)
 
-    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Term:
+    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Scalar:
         """A block at open widths: see `CostModel`."""
         channels = _channels(site, widths)
-        return _absent(Term(_macs(site, channels), 1.0, 0.0), present)
+        return present * _macs(site, channels)
 
-    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Term:
+    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Scalar:
         """A mixture of blocks: see `CostModel`."""
-        return _absent(_mixed([self._term(block) for block in candidates], shares), present)
+        return present * _mixed([self._term(block) for block in candidates], shares)
 
-    def expected(self, terms: Sequence[Term]) -> Scalar:
+    def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Multiply-accumulates of one inference."""
-        return torch.as_tensor(features(terms)[0])
+        return torch.as_tensor(sum(terms, 0.0))
 
-    def _term(self, block: Candidate) -> Term:
+    def _term(self, block: Candidate) -> float:
         if block not in self._terms:
-            self._terms[block] = Term(float(ops.counts(block).macs), 1.0, 0.0) if block else NOTHING
+            self._terms[block] = float(ops.counts(block).macs) if block else 0.0
         return self._terms[block]
 
 
@@ -195,18 +195,47 @@ def cost_model(space: Space, table: LatencyTable | None) -> CostModel:
     return LatencyModel(space, table) if table else MacsModel(space)
 
 
-def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scalar]) -> list[Term]:
+def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scalar]) -> list[Scalar]:
     """Every site of a network at open widths, in order."""
     return [model.at_widths(site, widths) for site in sites]
 
 
-def _mixed(each: Sequence[Term], shares: Shares) -> Term:
-    cost, present, kelements = torch.tensor(each, dtype=shares.dtype, device=shares.device).T @ shares
-    return Term(cost, present, kelements)
+def cell_terms(model: CostModel, space: Cells, shares: Float[Tensor, "edges options"]) -> list[Scalar]:
+    """The network whose cell has each edge drawn independently by its shares, given that the cell connects its ends.
+
+    Its expected cost is exact, as all cells are enumerated: what runs in a cell is no sum over its edges (`Cells.runs`).
+
+    Args:
+        model: of the space.
+        space: of cells.
+        shares: of the options of each edge, in order; each edge's sum is 1. Gradients reach them.
+    """
+    sure, runs, terms = torch.ones(1).to(shares), space.cells * _expected_runs(space, shares), list[Scalar]()
+    for stage in range(STAGES):
+        terms.append(model.over([space.reduction(stage) if stage else space.stem], sure))
+        terms.append(model.over(list(space.kinds(stage).values()), runs))
+    return [*terms, model.over([space.head], sure)]
 
 
-def _absent(term: Term, present: Any) -> Term:
-    return term if isinstance(present, float) and present == 1 else Term(*(part * present for part in term))
+def _expected_runs(space: Cells, shares: Tensor) -> Tensor:
+    """How often each of `KINDS` runs in a cell."""
+    probability = torch.ones(1, device=shares.device, dtype=shares.dtype)
+    for row in shares:  # in the order of `choices`: the last edge changes fastest
+        probability = (probability[:, None] * row).flatten()
+    counts, connected = (table.to(shares) for table in _runs(space))
+    return (probability * connected) @ counts / (probability @ connected).clamp(min=1e-9)
+
+
+@lru_cache(maxsize=4)
+def _runs(space: Cells) -> tuple[Tensor, Tensor]:
+    """Of every cell, in the order of `choices`, how often each of `KINDS` runs, and whether it connects its ends."""
+    cells = [space.runs(choice) for choice in space.choices()]
+    connected = [space.connected(choice) for choice in space.choices()]
+    return torch.tensor([[cell.count(kind) for kind in KINDS] for cell in cells]), torch.tensor(connected)
+
+
+def _mixed(each: Sequence[float], shares: Shares) -> Scalar:
+    return torch.tensor(each, dtype=shares.dtype, device=shares.device) @ shares
 
 
 def _channels(site: Site, widths: Sequence[Scalar]) -> list[Tensor]:

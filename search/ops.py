@@ -16,7 +16,7 @@
 | `head` | global average pool, linear layer |
 | `preact` | activation, convolution |
 | `avg_pool` | average pool of stride 1 that does not count its padding; it has one width, `c_in` |
-| `add` | sum of `inputs` images, which are concatenated in its input |
+| `add` | sum of two images, its inputs; it has one width, `c_in` |
 | `reduction` | twice activation and convolution, of which the first has the stride, added to a 1x1 convolution of the pooled input |
 | `norm_head` | norm, activation, global average pool, linear layer |
 | `mlp_head` | global average pool, linear layer without bias, activation, linear layer |
@@ -91,10 +91,9 @@ def avg_pool(shape: Shape, *, kernel: int = 3) -> BlockSpec:
     return _spec("avg_pool", shape, {"kernel": kernel}, {})
 
 
-def add(shape: Shape, inputs: int) -> BlockSpec:
-    """The sum of several images of this shape."""
-    channels, height, width = shape
-    return _spec("add", (inputs * channels, height, width), {"inputs": inputs}, {"c_out": channels})
+def add(shape: Shape) -> BlockSpec:
+    """The sum of two images of this shape."""
+    return _spec("add", shape, {}, {})
 
 
 def reduction(shape: Shape, c_out: int, *, act: str = "relu") -> BlockSpec:

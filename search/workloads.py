@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
-from torch import nn
 
 from deploy import lowering
 from deploy.graph import Precision
@@ -71,8 +70,9 @@ def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32"
     return Lowered(onnx=lower(chain, precision), program=to_program(module, _example(chain[0]), precision=precision))
 
 
-def _example(spec: BlockSpec) -> torch.Tensor:
-    return torch.zeros(1, spec.width("c_in"), int(spec.attr("h")), int(spec.attr("w")))
+def _example(spec: BlockSpec) -> tuple[torch.Tensor, ...]:
+    image = torch.zeros(1, spec.width("c_in"), int(spec.attr("h")), int(spec.attr("w")))
+    return (image, image) if spec.op == "add" else (image,)
 
 
 def lower_network(space: Space, choice: Choice, precision: Precision = "fp32") -> bytes:
@@ -161,8 +161,6 @@ def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
     if ops.keeps_width(spec):
         assert widths["c_in"] == widths["c_out"], spec
         primes["c_out"] = primes["c_in"]
-    if spec.op == "add":
-        primes["c_in"] = int(spec.attr("inputs")) * primes["c_out"]
     groups = int(dict(spec.attrs).get("groups", 1))
     sizes = {groups * primes[name]: width for name, width in widths.items()}
     if groups > 1:
@@ -176,7 +174,7 @@ def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
 @cache
 def _export(template: BlockSpec, se_width: int, precision: Precision) -> bytes:
     """A block's graph without weights."""
-    module = nn.Sequential(blocks.deployed(template, se_width=se_width))
+    module = blocks.serial([template], se_width=se_width)
     model = onnx.load_from_string(to_onnx(module, _example(template), precision=precision))
     strip_weights(model)
     return model.SerializeToString(deterministic=True)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from search import ops, options, schedule
+from search import options, schedule
 from search.budget import Budget, BudgetController, require_reachable
-from search.cost import CostModel, cost_model
+from search.cost import CostModel, cell_terms, cost_model
 from search.data import random_parts
 from search.distill import task_loss
 from search.errors import SearchError
@@ -29,7 +29,7 @@ from search.method import Epoch, Method, Phase, Task
 from search.methods.settings import VpDartsSettings
 from search.space import Choice
 from search.spaces import with_cells
-from search.spaces.cells import EDGES, NODES, NONE, OPTIONS, edge
+from search.spaces.cells import EDGES, NONE, OPTIONS, edge
 from search.supernet import CellSupernet
 from search.train import Part, by_batch_statistics, score, weight_groups
 
@@ -304,7 +304,7 @@ class VpDarts(Method[VpDartsSettings]):
         """The weighted relative excess of the expected cost, squared; 0 where no cell is over the budget."""
         if not self.limited:
             return torch.zeros((), device=network.alpha.device)
-        cost = self.model.expected(list(self._terms(self._shares(network))))
+        cost = self.model.expected(cell_terms(self.model, self.space, self._shares(network)))
         error = cost / self.controller.target.amount - 1
         self.controller.update(cost.item())
         return self.controller.weight * error.clamp(min=0) ** 2
@@ -316,30 +316,12 @@ class VpDarts(Method[VpDartsSettings]):
         sizes = network.alpha.masked_fill(~network.kept, 0.0).abs()
         return sizes / sizes.sum(1, keepdim=True).clamp(min=1e-9)
 
-    def _terms(self, shares: Tensor) -> Iterator[Any]:
-        """The supernet as mixtures, its sums as mixtures of their numbers of inputs."""
-        sure, none = torch.ones(1, device=shares.device), OPTIONS.index(NONE)
-        yield self.model.over([self.space.stem], sure)
-        for stage, shape in enumerate(self.space.shapes()):
-            if stage:
-                yield self.model.over([self.space.reduction(stage)], sure)
-            candidates = list(self.space.candidates(stage).values())
-            for target in [*range(1, NODES)] * self.space.cells:
-                found = [shares[index] for index, (_, node) in enumerate(EDGES) if node == target]
-                for share in found:
-                    yield self.model.over(candidates, share)
-                counts = _counts([1 - share[none] for share in found])
-                several = [ops.add(shape, inputs) for inputs in range(2, len(counts))]
-                if several:
-                    yield self.model.over([*several, None], torch.stack([*counts[2:], counts[0] + counts[1]]))
-        yield self.model.over([self.space.head], sure)
-
     def _cost_of(self, option: str) -> float:
         """What an operation adds to a network, its sum left out."""
         sure, total = torch.ones(1), 0.0
         for stage in range(len(self.space.shapes())):
             block = self.space.candidates(stage)[option]
-            total += float(self.model.over([block], sure).cost) if block else 0.0
+            total += float(self.model.over([block], sure)) if block else 0.0
         return total
 
     # What is decided
@@ -363,15 +345,6 @@ def _named(rows: Sequence[Sequence[float]]) -> Iterator[tuple[tuple[tuple[int, i
     for ends, row in zip(EDGES, rows, strict=False):
         for name, value in zip(OPTIONS, row, strict=True):
             yield (ends, name), value
-
-
-def _counts(present: Sequence[Tensor]) -> list[Tensor]:
-    """Probability of 0, 1, ... of independent events."""
-    found = [torch.ones_like(present[0])]
-    for probability in present:
-        stay, come = [value * (1 - probability) for value in found], [value * probability for value in found]
-        found = [a + b for a, b in zip([*stay, torch.zeros_like(stay[0])], [torch.zeros_like(come[0]), *come], strict=True)]
-    return found
 
 
 def _as_it_is(alpha: Tensor) -> Tensor:

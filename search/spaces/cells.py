@@ -26,6 +26,10 @@ EDGES = tuple((source, target) for target in range(1, NODES) for source in range
 """Source and target node of each edge, in the order of the benchmark's architecture strings."""
 NONE, SKIP, CONV1, CONV3, POOL = OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 """What an edge can be, by the benchmark's names: nothing, its input, a convolution behind an activation, or a pool."""
+SUM = "add"
+"""Of two images."""
+KINDS = (CONV1, CONV3, POOL, SUM)
+"""What runs in a cell."""
 STAGES = 3
 MAX_CHANNELS = 4096
 """Most channels of the first stage."""
@@ -33,9 +37,30 @@ MAX_CELLS = 1000
 """Most cells of a stage."""
 
 
+Value = tuple[int, int]
+"""What a node is: a node, its own or an earlier one, and how often that is pooled."""
+
+
 def edge(source: int, target: int) -> str:
     """Name of an edge in a `Choice`."""
     return f"{source}-{target}"
+
+
+def values_of(used: Mapping[tuple[int, int], str]) -> list[Value]:
+    """The value of each node of a cell: two nodes that are equal whatever the weights have the same one.
+
+    Args:
+        used: operation of each edge that is used, in order.
+    """
+    values: list[Value] = [(0, 0)]
+    for node in range(1, NODES):
+        match [(source, option) for (source, target), option in used.items() if target == node]:
+            case [(source, option)] if option in (SKIP, POOL):
+                origin, pools = values[source]
+                values.append((origin, pools + (option == POOL)))
+            case _:
+                values.append((node, 0))
+    return values
 
 
 @final
@@ -139,14 +164,31 @@ class Cells(Space):
         """The classifier."""
         return ops.norm_head(self.shapes()[-1], self.classes)
 
-    def cell(self, stage: int, choice: Choice) -> list[BlockSpec]:
-        """Blocks of one cell of a stage: operations of a node, then their sum where they are several."""
-        candidates, used, found = self.candidates(stage), self.used(choice), []
+    def runs(self, choice: Choice) -> list[str]:
+        """What runs in a cell, of `KINDS`, in order.
+
+        A value is computed once: a node whose only input is a skip is the node before, and all pools of one value are one. A sum of two
+        is counted where a convolution takes it, too: a runtime that fuses both saves little.
+        """
+        used, pooled, found = self.used(choice), set[Value](), []
+        values = values_of(used)
         for node in range(1, NODES):
-            inputs = [option for (_, target), option in used.items() if target == node]
-            found += [block for option in inputs if (block := candidates[option])]
-            found += [ops.add(self.shapes()[stage], len(inputs))] if len(inputs) > 1 else []
+            inputs = [(values[source], option) for (source, target), option in used.items() if target == node]
+            convolutions = [option for _, option in inputs if option in (CONV1, CONV3)]
+            pools = {value for value, option in inputs if option == POOL} - pooled
+            pooled |= pools
+            found += [*convolutions, *(POOL for _ in pools), *[SUM] * (len(inputs) - 1)]
         return found
+
+    def kinds(self, stage: int) -> dict[str, BlockSpec]:
+        """Block of each of `KINDS` in a stage."""
+        blocks = {**self.candidates(stage), SUM: ops.add(self.shapes()[stage])}
+        return {kind: block for kind in KINDS if (block := blocks[kind])}
+
+    def cell(self, stage: int, choice: Choice) -> list[BlockSpec]:
+        """Blocks of one cell of a stage: `runs`."""
+        kinds = self.kinds(stage)
+        return [kinds[kind] for kind in self.runs(choice)]
 
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
         """Blocks that run, in order; the classifier alone where the output does not depend on the input."""
@@ -159,12 +201,11 @@ class Cells(Space):
         return [self.stem, *body, self.head]
 
     def blocks(self) -> list[BlockSpec]:
-        """Stem, of each stage its operations and its sums of two and three, reductions, classifier."""
+        """Stem, of each stage its operations and its sum, reductions, classifier."""
         found = [self.stem]
-        for stage, shape in enumerate(self.shapes()):
+        for stage in range(STAGES):
             found += [self.reduction(stage)] if stage else []
-            found += [block for block in self.candidates(stage).values() if block]
-            found += [ops.add(shape, inputs) for inputs in range(2, NODES)]
+            found += self.kinds(stage).values()
         return [*found, self.head]
 
     def nominal(self, choice: Choice) -> Counts:
@@ -183,11 +224,9 @@ class Cells(Space):
         used = self.used(self.largest() if choice is None else choice)
         parts: OrderedDict[str, nn.Module] = OrderedDict(stem=trained(self.stem))
         for stage in range(STAGES):
-            candidates = self.candidates(stage)
-            edges = {ends: candidates[option] for ends, option in used.items()}
             if stage:
                 parts[f"reduction{stage}"] = trained(self.reduction(stage))
-            parts[f"stage{stage}"] = nn.Sequential(*(Cell(edges, nodes=NODES) for _ in range(self.cells)))
+            parts[f"stage{stage}"] = nn.Sequential(*(Cell(used, self.candidates(stage)) for _ in range(self.cells)))
         parts["head"] = trained(self.head)
         return nn.Sequential(parts)
 

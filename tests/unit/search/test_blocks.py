@@ -22,7 +22,7 @@ SPECS = {
     "fused": ops.inverted_residual((16, 8, 8), 16, hidden=32, kernel=5, act="swish", se=True, fused=True),
     "preact": ops.preact((8, 9, 8), 12, kernel=3),
     "avg_pool": ops.avg_pool((8, 9, 8)),
-    "add": ops.add((8, 9, 8), 3),
+    "add": ops.add((8, 9, 8)),
     "reduction": ops.reduction((8, 9, 8), 16),
     "mlp_head": ops.mlp_head((8, 5, 4), 10, hidden=12),
     "norm_head": ops.norm_head((8, 5, 4), 10),
@@ -37,7 +37,8 @@ def spec(request):
 
 @pytest.fixture
 def x(spec):
-    return torch.randn(2, spec.width("c_in"), spec.attr("h"), spec.attr("w"), generator=torch.Generator().manual_seed(0))
+    draw, shape = torch.Generator().manual_seed(0), (2, spec.width("c_in"), spec.attr("h"), spec.attr("w"))
+    return tuple(torch.randn(shape, generator=draw) for _ in range(2 if spec.op == "add" else 1))
 
 
 def shaken(spec):
@@ -55,7 +56,7 @@ def shaken(spec):
 def test_shapes_and_counts_are_those_of_the_spec(spec, x):
     c, h, w = ops.output_shape(spec)
     for block, form in [(trained(spec).eval(), False), (deployed(spec).eval(), True)]:
-        assert block(x).flatten(1).shape == (2, c * h * w)
+        assert block(*x).flatten(1).shape == (2, c * h * w)
         counted = reparam.count(block, x)
         assert ops.counts(spec, deployed=form) == (counted.params, counted.macs)
 
@@ -64,7 +65,7 @@ def test_the_deployed_form_computes_the_same_with_the_fused_weights(spec, x):
     block, ships = shaken(spec).double(), deployed(spec).double().eval()
     if block.state_dict():
         ships.load_state_dict(reparam.fuse(block).state_dict())
-    torch.testing.assert_close(ships(x.double()), block(x.double()), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ships(*(each.double() for each in x)), block(*(each.double() for each in x)), rtol=1e-10, atol=1e-10)
 
 
 def test_an_inverted_residual_is_what_the_paper_says():

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from latency import CoverageError, LatencyTable
-from search import Choice, SearchError, Space, ops, spaces
-from search.cost import LatencyModel, MacsModel, network_terms
-from search.spaces import Layered, of_module
+from search import Choice, SearchError, Space, spaces
+from search.cost import LatencyModel, MacsModel, cell_terms, network_terms
+from search.spaces import Cells, Layered, of_module
+from search.spaces.cells import EDGES, OPTIONS
 
 from .conftest import make_table, make_tiny
 
@@ -100,28 +101,32 @@ def test_one_hot_shares_cost_what_table_and_space_say(choices):
             assert model.expected(terms).item() == pytest.approx(truth(choice), rel=1e-9)
 
 
-def cell_terms(model, space, choice):
-    """The edges of a cell as mixtures of all operations, its sums as mixtures of their numbers of inputs; all one-hot."""
-    sure, used = torch.ones(1, dtype=torch.float64), space.used(choice)
-    terms = [model.over([space.stem], sure)]
-    for stage, shape in enumerate(space.shapes()):
-        terms += [model.over([space.reduction(stage)], sure)] if stage else []
-        candidates = space.candidates(stage)
-        for target in [1, 2, 3] * space.cells:
-            edges = [used.get((source, target), "none") for source in range(target)]
-            shares = [torch.tensor([float(name == option) for name in candidates], dtype=torch.float64) for option in edges]
-            terms += [model.over(list(candidates.values()), share) for share in shares]
-            inputs = len(edges) - edges.count("none")
-            several = torch.tensor([float(inputs == 2), float(inputs == 3), float(inputs < 2)], dtype=torch.float64)
-            terms.append(model.over([ops.add(shape, 2), ops.add(shape, 3), None], several))
-    return [*terms, model.over([space.head], sure)]
-
-
 def test_one_hot_edges_cost_what_table_and_space_say(choices):
     space = space_of("nasbench201")
     for model, truth in models("nasbench201"):
         for choice in choices(space, 100):
-            assert model.expected(cell_terms(model, space, choice)).item() == pytest.approx(truth(choice), rel=1e-9)
+            used = space.used(choice)
+            shares = torch.tensor([[float(used.get(ends, "none") == name) for name in OPTIONS] for ends in EDGES], dtype=torch.float64)
+            assert model.expected(cell_terms(model, space, shares)).item() == pytest.approx(truth(choice), rel=1e-9)
+
+
+def test_expected_cost_of_edges_is_the_mean_over_cells_that_connect_their_ends():
+    space = Cells(name="cells", input_shape=(3, 8, 8), classes=2, channels=4, cells=2)
+    model, draw = MacsModel(space), torch.Generator().manual_seed(0)
+    shares = torch.rand(len(EDGES), len(OPTIONS), dtype=torch.float64, generator=draw)
+    shares[0, 2:] = shares[1, 1:] = shares[2, :3] = shares[4, :4] = 0  # fewer cells than all
+    shares = (shares / shares.sum(1, keepdim=True)).requires_grad_()
+    probable, mean = 0.0, 0.0
+    for picks in itertools.product(*(row.nonzero().flatten().tolist() for row in shares)):
+        choice = space.of(OPTIONS[pick] for pick in picks)
+        if space.connected(choice):
+            probability = shares[range(len(EDGES)), picks].prod().item()
+            probable, mean = probable + probability, mean + probability * model.of(choice)
+    expected = model.expected(cell_terms(model, space, shares))
+    assert expected.item() == pytest.approx(mean / probable, rel=1e-9)
+    assert 0 < probable < 1
+    gradient = torch.autograd.grad(expected, shares)[0]
+    assert (gradient[:, OPTIONS.index("nor_conv_3x3")] > gradient[:, OPTIONS.index("skip_connect")]).all()
 
 
 def test_hidden_widths_of_a_layer_cost_what_its_blocks_do():
@@ -132,9 +137,7 @@ def test_hidden_widths_of_a_layer_cost_what_its_blocks_do():
                 for hidden, block in zip(option.hidden, option.blocks(), strict=False):
                     open_one = model.at_widths(option.site, scalars([hidden], torch.float64))
                     whole = model.over([block], torch.ones(1, dtype=torch.float64))
-                    assert [float(torch.as_tensor(part).detach()) for part in open_one] == pytest.approx(
-                        [float(part) for part in whole], rel=1e-12
-                    )
+                    assert float(open_one.detach()) == pytest.approx(float(whole), rel=1e-12)
 
 
 def test_a_single_network_is_a_chain_of_certain_blocks():
@@ -214,7 +217,7 @@ def test_between_grid_points_it_is_bilinear(tiny, table):
 def test_below_the_grid_it_is_constant(tiny, table):
     model = LatencyModel(tiny, table)
     narrow, narrowest = (cost_of(model, tiny, scalars(widths)).item() for widths in ((8, 8, 8), (3, 8, 8)))
-    assert narrow - narrowest == pytest.approx(5 * 64 / 1000 * -table.predictor.boundary_us_per_kelement, abs=1e-4)
+    assert narrow - narrowest == pytest.approx(5 * 64 / 1000 * -table.predictor.saved_us_per_kelement, abs=1e-4)
 
 
 def test_the_gradient_is_not_flat_on_a_staircase(tiny, table):
@@ -235,7 +238,7 @@ def test_the_gradient_goes_through_output_and_input_widths(tiny, table):
         narrow = spec.with_widths(**{name: 16})
         return (table.lookup(spec).us - table.lookup(narrow).us) / 16
 
-    crossing = table.predictor.boundary_us_per_kelement * 16 / 1000  # 4x4 pixels a channel
+    crossing = table.predictor.saved_us_per_kelement * 16 / 1000  # 4x4 pixels a channel
     assert widths[1].grad.item() == pytest.approx(scale * (mean_slope(own, "c_out") + mean_slope(next_one, "c_in")) - crossing, rel=1e-4)
     assert widths[2].grad.item() == pytest.approx(scale * (mean_slope(next_one, "c_out") + mean_slope(head, "c_in")) - crossing, rel=1e-4)
 

@@ -38,7 +38,7 @@ BLOCKS = {
     "irb, gated, as wide as its input": ops.inverted_residual((32, 12, 12), 32, hidden=32, kernel=5, act="swish", se=True),
     "preact": ops.preact((16, 12, 12), 24, kernel=3),
     "avg_pool": ops.avg_pool((16, 12, 12)),
-    "add": ops.add((16, 12, 12), 3),
+    "add": ops.add((16, 12, 12)),
     "reduction": ops.reduction((16, 13, 12), 40),
     "mlp_head": ops.mlp_head((32, 4, 4), 10, hidden=24),
     "norm_head": ops.norm_head((32, 4, 4), 10),
@@ -49,7 +49,7 @@ BLOCKS = {
 
 def names(model: onnx.ModelProto) -> dict[str, str]:
     """The values of a graph, numbered in the order in which nodes make them; weights and constants by what they are."""
-    found = {"": "", "input": "input"}
+    found = {"": "", **{value.name: value.name for value in model.graph.input}}
     for tensor in model.graph.initializer:
         weight = tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
         found[tensor.name] = f"{list(tensor.dims)} {tensor.data_type}" if weight else str(numpy_helper.to_array(tensor).tolist())
@@ -75,7 +75,7 @@ def structure(model: onnx.ModelProto) -> tuple:
 
 def direct(chain: list[BlockSpec], precision: str) -> onnx.ModelProto:
     first = chain[0]
-    example = torch.zeros(1, first.width("c_in"), first.attr("h"), first.attr("w"))
+    example = (torch.zeros(1, first.width("c_in"), first.attr("h"), first.attr("w")),) * (2 if first.op == "add" else 1)
     return onnx.load_from_string(to_onnx(serial(chain), example, precision=precision))
 
 

@@ -105,8 +105,8 @@ def test_a_program_runs_channels_last_eagerly_or_as_a_graph(gpu, program):
     with TorchCuda().compile(Lowered(onnx=b"", program=program)) as compiled:
         assert isinstance(compiled, Compiled)
         assert isinstance(compiled, Launched)
-        assert compiled._input.is_contiguous(memory_format=torch.channels_last)
-        assert compiled._input.std() > 0.5
+        assert compiled._inputs[0].is_contiguous(memory_format=torch.channels_last)
+        assert compiled._inputs[0].std() > 0.5
         assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in compiled._module.parameters() if weight.dim() == 4)
         assert compiled.run(3) == pytest.approx([20.0] * 3)
         assert compiled.launch(cuda_graph=True, spin_wait=False) == ""

@@ -159,16 +159,6 @@ def test_a_cell_that_does_not_connect_its_ends_is_never_chosen(make, monkeypatch
     assert sorted(method.choice().options.values())[:2] == ["none", "none"]
 
 
-@pytest.mark.parametrize("priced", [True, False])
-def test_the_expected_cost_of_one_hot_shares_is_that_of_the_cell(make, priced):
-    method, draw = make(priced=priced), random.Random(0)
-    for choice in (SPACE.random(draw) for _ in range(20)):
-        used = SPACE.used(choice)  # what lies on no way from input to output is not built
-        shares = torch.tensor([[float(used.get(ends, "none") == name) for name in OPTIONS] for ends in EDGES], dtype=torch.float64)
-        found = method.model.expected(list(method._terms(shares)))
-        assert found.item() == pytest.approx(method.model.price(choice).cost, rel=1e-6)
-
-
 def test_the_cost_of_the_shares_is_in_the_loss_where_the_budget_binds(make, table):
     method = make(Budget(us=0.6 * table.predict(SPACE.network()).us))
     network = method.network(method.phases[1], None)

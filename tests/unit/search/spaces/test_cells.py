@@ -3,12 +3,14 @@ import gzip
 import random
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
 import reparam
+from deploy.lowering import to_onnx
 from search import Choice, SearchError, spaces
-from search.spaces.cells import CONV1, CONV3, EDGES, NONE, POOL, SKIP, edge
+from search.spaces.cells import CONV1, CONV3, EDGES, NONE, POOL, SKIP, SUM, edge
 
 SPACE, SMALL = spaces.get("nasbench201"), spaces.get("nasbench201-small")
 BENCHMARK = Path(__file__).parents[5] / "shared" / "data" / "nasbench201.csv.gz"
@@ -99,17 +101,39 @@ def test_a_network_has_its_cells_sums_and_reductions():
         "conv(act=none,h=16,kernel=3,stride=1,w=16)[c_in=3,c_out=8]",
         "preact(act=relu,h=16,kernel=3,w=16)[c_in=8,c_out=8]",
         "avg_pool(h=16,kernel=3,w=16)[c_in=8]",
-        "add(h=16,inputs=2,w=16)[c_in=16,c_out=8]",
+        "add(h=16,w=16)[c_in=8]",
         "reduction(act=relu,h=16,kernel=3,stride=2,w=16)[c_in=8,c_out=16]",
         "preact(act=relu,h=8,kernel=3,w=8)[c_in=16,c_out=16]",
         "avg_pool(h=8,kernel=3,w=8)[c_in=16]",
-        "add(h=8,inputs=2,w=8)[c_in=32,c_out=16]",
+        "add(h=8,w=8)[c_in=16]",
         "reduction(act=relu,h=8,kernel=3,stride=2,w=8)[c_in=16,c_out=32]",
         "preact(act=relu,h=4,kernel=3,w=4)[c_in=32,c_out=32]",
         "avg_pool(h=4,kernel=3,w=4)[c_in=32]",
-        "add(h=4,inputs=2,w=4)[c_in=64,c_out=32]",
+        "add(h=4,w=4)[c_in=32]",
         "norm_head(act=relu,h=4,w=4)[c_in=32,c_out=10]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [
+        ((NONE, NONE, NONE, SKIP, NONE, NONE), []),
+        ((SKIP, POOL, POOL, POOL, NONE, NONE), [POOL]),  # node 1 is node 0, so that every pool is the same; nothing reads node 2
+        ((SKIP, POOL, POOL, POOL, POOL, POOL), [POOL, SUM, POOL, SUM, SUM]),  # node 2 is a sum, whose pool is another
+        ((POOL, NONE, POOL, NONE, NONE, POOL), [POOL, POOL, POOL]),
+        ((POOL, POOL, NONE, NONE, POOL, POOL), [POOL, POOL, SUM]),  # nodes 1 and 2 are equal
+        ((CONV3, SKIP, CONV1, CONV3, CONV3, SKIP), [CONV3, CONV1, SUM, CONV3, CONV3, SUM, SUM]),
+        ((CONV3, SKIP, POOL, SKIP, SKIP, CONV1), [CONV3, POOL, SUM, CONV1, SUM, SUM]),
+    ],
+)
+def test_a_value_is_computed_once(options, runs):
+    assert SPACE.runs(cell(*options)) == runs
+
+
+def test_a_module_pools_a_value_once():
+    network = SMALL.module(cell(SKIP, POOL, NONE, POOL, POOL, CONV1)).eval()
+    model = onnx.load_from_string(to_onnx(network, torch.zeros(1, 3, 16, 16)))
+    assert [node.op_type for node in model.graph.node].count("AveragePool") == 3 + 2  # one a cell, and those of the reductions
 
 
 def test_random_networks_depend_on_their_input():
