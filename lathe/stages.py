@@ -448,6 +448,7 @@ def _export_run(command: "Export", timing: Protocol, spec: "EngineSpec | None", 
         assert architecture.runtime
         where = f"{architecture.device.name} with {architecture.runtime.name} {architecture.runtime.version}"
         provenance["no budget"] = f"the run's budget and prediction are of {where}, not of {command.target} here: give --budget-ms to judge"
+    told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
     return deploy.export(
         model,
         torch.zeros(1, *architecture.input_shape),
@@ -472,7 +473,7 @@ def _export_run(command: "Export", timing: Protocol, spec: "EngineSpec | None", 
             "seed": str(architecture.seed),
             "weights": files.sha256(run / record.WEIGHTS),
         },
-        attachments={name: files.read_bytes(run / name) for name in (record.ARCHITECTURE, record.RUN, record.HISTORY)},
+        attachments={name: files.read_bytes(run / name) for name in told},
         on_step=on_step,
     )
 

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from latency import Latency
 from latency.decoding import MAX_JSON_BYTES
@@ -18,7 +18,7 @@ from search.files import read_json, read_json_lines, to_json, upgraded
 from search.space import Choice
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"
-CSV = "history.csv"
+CSV, USAGE = "history.csv", "usage.jsonl"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
 # run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.
@@ -26,11 +26,13 @@ ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "b
 # a prediction had no `origin`.
 # history/2: a line that names the schema comes first; an epoch has a choice, and the figures of its method. Of the first version,
 # which had no name, an epoch had a list of widths, and the weight of Pruning-as-Search's penalty.
+# usage/1: what each epoch took; a line that names the schema comes first.
 _AGAIN = "run `lathe search` again, into a new directory"
 
 RUN_SCHEMA = "run/2"
 RESULT_SCHEMA = "result/2"
 HISTORY_SCHEMA = "history/2"
+USAGE_SCHEMA = "usage/1"
 
 
 class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +58,19 @@ class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     figures: dict[str, float] = {}
     """what the method has to say: `beta`, the weight of a penalty; `returned.GROUP`, channels that were gone after the epoch before and
     are back"""
+
+
+class Usage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an epoch of training took. Apart from the history, which is the same whenever and wherever a run is made."""
+
+    phase: str
+    epoch: Count
+    """of the phase, from 1"""
+    steps: Count
+    seconds: Annotated[float, Meta(ge=0)]
+    """of all steps, with the reading of their images"""
+    saved_bytes: Count
+    """what the forward pass of the largest step keeps for its gradients, on one device"""
 
 
 class Started(Struct, frozen=True, kw_only=True):
@@ -229,15 +244,42 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
     if not lines:
         raise SearchError(f"{path} is empty: {_AGAIN}")
     if "schema" in lines[0]:
-        if (schema := lines[0]["schema"]) != HISTORY_SCHEMA:
-            raise SearchError(f"{path} has the schema {schema!r}, known is {HISTORY_SCHEMA}: read it by the version of lathe that wrote it")
-        if strange := lines[0].keys() - {"schema"}:
-            raise SearchError(f"{path}, line 1, has the field {min(strange)!r}, which {HISTORY_SCHEMA} does not: {_AGAIN}")
+        _require_schema(path, lines[0], HISTORY_SCHEMA)
         return tuple(upgraded(line, EpochDone, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
     names = group_names(run)
     each = enumerate(({"schema": "history/1", **line} for line in lines), 1)
     upgrades = {"history/1": lambda fields: epoch_from_1(fields, names, penalised=run.method == "pas")}
     return tuple(upgraded(line, EpochDone, upgrades, f"{path}, line {number},") for number, line in each)
+
+
+def write_usage(out: Path, usage: Iterable[Usage]) -> None:
+    """Write what all epochs of a run took."""
+    lines = [{"schema": USAGE_SCHEMA}, *usage]
+    write_whole(out / USAGE, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+
+
+def read_usage(out: Path) -> tuple[Usage, ...]:
+    """What the epochs of a run took; none where it was not written, as by earlier versions.
+
+    Raises:
+        SearchError: a line is damaged.
+    """
+    path = out / USAGE
+    if not os.path.lexists(path):
+        return ()
+    lines = list(read_json_lines(path, dict))
+    if not lines or "schema" not in lines[0]:
+        raise SearchError(f"{path} does not begin with its schema: take it away, or {_AGAIN}")
+    _require_schema(path, lines[0], USAGE_SCHEMA)
+    return tuple(upgraded(line, Usage, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
+
+
+def _require_schema(path: Path, line: Mapping[str, Any], known: str) -> None:
+    """Check a first line, which names the schema alone."""
+    if (schema := line["schema"]) != known:
+        raise SearchError(f"{path} has the schema {schema!r}, known is {known}: read it by the version of lathe that wrote it")
+    if strange := line.keys() - {"schema"}:
+        raise SearchError(f"{path}, line 1, has the field {min(strange)!r}, which {known} does not: {_AGAIN}")
 
 
 # Upgrades. A run of the first version was of widths: which group each belongs to is in its space.

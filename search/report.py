@@ -14,12 +14,13 @@ from deploy.errors import BundleError
 from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Cell, Page, Picture, Row, Section
 from latency import LatencyTable, plot
 from latency.units import interval, microseconds
-from search import record
+from search import layered_pictures, record, spaces
 from search.architecture import Architecture, load_architecture
 from search.errors import SearchError
 from search.finished import require_same_space
-from search.record import EpochDone, NetworkResult, Result, Run
+from search.record import EpochDone, NetworkResult, Result, Run, Usage
 from search.space import Choice
+from search.spaces import Layered
 
 
 def render(directory: str | Path, out: str | Path, table: LatencyTable | None = None, *, force: bool = False) -> tuple[Row, ...]:
@@ -72,11 +73,12 @@ class _Search:
     result: Result | None
     architecture: Architecture | None
     history: tuple[EpochDone, ...]
+    usage: tuple[Usage, ...]
 
     @property
     def layers(self) -> list[Layer]:
-        """Groups of channels with their widths, in order; none where widths are not what was searched."""
-        if self.architecture is None:
+        """Groups of channels with their widths, in order; none where more than widths was searched."""
+        if self.architecture is None or isinstance(self.architecture.origin(), Layered):
             return []
         widths, full = self.architecture.choice.widths, self.architecture.origin().largest().widths
         names = [name for name in record.group_names(self.run) if name in widths] or list(widths)
@@ -95,7 +97,7 @@ def _read(directory: Path, table: LatencyTable | None) -> _Search:
     history = record.read_history(directory, run)
     if architecture:
         require_same_space(directory, architecture, result, history)
-    return _Search(run=run, result=result, architecture=architecture, history=history)
+    return _Search(run=run, result=result, architecture=architecture, history=history, usage=record.read_usage(directory))
 
 
 def _page_of_run(directory: Path, search: _Search, drawn: Sequence[Picture], table: LatencyTable | None) -> Page:
@@ -133,20 +135,23 @@ def _architecture(search: _Search) -> Section:
     found = search.architecture
     assert found is not None
     space, chosen = found.origin(), found.choice
-    largest = space.largest()
-    others = [(part, str(value), str(full[part])) for now, full in _others(chosen, largest) for part, value in now.items()]
+    now, most = _parts(chosen), _parts(space.largest())
+    order = dict.fromkeys([*(layer.name for layer in search.layers), *now])
     return Section(
         title="Architecture",
         note=f"{space.name}; input {' × '.join(map(str, space.input_shape))}; {space.classes} classes.",
         columns=("part", "chosen", "largest"),
-        lines=[(layer.name, str(layer.kept), str(layer.of)) for layer in search.layers] + others,
+        lines=[(part, now[part], most[part]) for part in order],
     )
 
 
-def _others(chosen: Choice, largest: Choice) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """What was chosen besides widths, with the same of the largest network."""
-    yield chosen.options, largest.options
-    yield chosen.depths, largest.depths
+def _parts(choice: Choice) -> dict[str, str]:
+    """What was chosen of each part: its option, its width, its depth."""
+    every = [(part, str(value)) for kind in (choice.options, choice.widths, choice.depths) for part, value in kind.items()]
+    found: dict[str, str] = {}
+    for part, value in every:
+        found[part] = f"{found[part]}, {value}" if part in found else value
+    return found
 
 
 def _origin(search: _Search, table: LatencyTable | None, *, versions: bool = False) -> Section:
@@ -167,10 +172,18 @@ def _origin(search: _Search, table: LatencyTable | None, *, versions: bool = Fal
 
 
 def _pictures(search: _Search) -> Iterator[Picture]:
+    space = spaces.from_record(search.run.space)
+    if search.history and isinstance(space, Layered):
+        yield layered_pictures.network(space, search.history[-1].choice)
     if search.history:
         caption = "After every epoch: accuracy on held-out data, and the latency that the table predicts. Dotted lines part the phases."
         yield Picture("Training", caption, 4.2, partial(_training, history=search.history, budget_us=search.run.budget_us))
+    if search.usage:
+        caption = "Of every epoch: mean time of a training step, and what its forward pass keeps in memory for the gradients."
+        yield Picture("Time and memory", caption, 4.2, partial(_usage, usage=search.usage))
     yield from _operations(search)
+    if isinstance(space, Layered):
+        yield from layered_pictures.over_time(space, search.history)
     searched = [epoch for epoch in search.history if epoch.phase == "search"]
     layers = search.layers
     if not searched or searched[0].choice.widths.keys() != {layer.name for layer in layers}:
@@ -241,9 +254,27 @@ def _training(figure: Any, history: Sequence[EpochDone], budget_us: float | None
         bottom.axhline(budget_us, color=LIMIT, linestyle="--")
         bottom.annotate("budget", (1, budget_us), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT)
     bottom.set_ylim(bottom=0)
-    for index, epoch in enumerate(history):
-        if index == 0 or epoch.phase != history[index - 1].phase:
-            top.annotate(epoch.phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points")
+    _part_phases(top, bottom, [epoch.phase for epoch in history])
+
+
+def _usage(figure: Any, usage: Sequence[Usage]) -> None:
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    epochs = range(1, len(usage) + 1)
+    top.plot(epochs, [1e3 * epoch.seconds / max(1, epoch.steps) for epoch in usage], color=FIRST)
+    top.set_ylabel("ms a step")
+    bottom.plot(epochs, [epoch.saved_bytes / 2**20 for epoch in usage], color=SECOND)
+    bottom.set_ylabel("MiB kept")
+    bottom.set_xlabel("epoch")
+    for axes in (top, bottom):
+        axes.set_ylim(bottom=0)
+    _part_phases(top, bottom, [epoch.phase for epoch in usage])
+
+
+def _part_phases(top: Any, bottom: Any, phases: Sequence[str]) -> None:
+    """Name the phases above the upper plot; dotted lines part them in both."""
+    for index, phase in enumerate(phases):
+        if index == 0 or phase != phases[index - 1]:
+            top.annotate(phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points")
             for axes in (top, bottom) if index else ():
                 axes.axvline(index + 0.5, color=INK, linestyle=":", linewidth=1)
 

@@ -29,7 +29,7 @@ from search.files import to_json
 from search.method import Epoch, Method, Phase
 from search.methods.settings import UNPRUNED
 from search.network import load_weights, save_weights
-from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, Result, Run, Started, open_run
+from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, Result, Run, Started, Usage, open_run
 from search.runtime import Runtime
 from search.space import Choice
 from search.train import evaluate, train_epoch
@@ -109,6 +109,7 @@ class _Session:
         self.method, self.task, self.out, self.start, self.run_sha256 = method, method.task, out, start, run_sha256
         self.runtime = runtime
         self.history: tuple[EpochDone, ...] = ()
+        self.usage: tuple[Usage, ...] = ()
         self.network: nn.Module | None = None
 
     def run(self) -> Iterator[Event]:
@@ -117,6 +118,8 @@ class _Session:
         if (self.out / record.CHECKPOINT).exists():
             head, states = checkpoint.load(self.out / record.CHECKPOINT, _Head)
             self.history = head.history
+            done = {(epoch.phase, epoch.epoch) for epoch in head.history}
+            self.usage = tuple(usage for usage in record.read_usage(self.out) if (usage.phase, usage.epoch) in done)
             with checkpoint.fitting(self.out / record.CHECKPOINT):
                 begin = names.index(self.history[-1].phase)
                 self.method.restore(head.method)
@@ -211,6 +214,8 @@ class _Session:
             figures=figures,
         )
         self.history = (*self.history, done)
+        took = Usage(phase=phase.name, epoch=index + 1, steps=score.steps, seconds=score.seconds, saved_bytes=score.saved_bytes)
+        self.usage = (*self.usage, took)
 
     def _accuracy(self, network: nn.Module, data: Dataset, *, batch_statistics: bool = False) -> float:
         batches = data.held_out_batches(EVALUATION_BATCH)
@@ -219,6 +224,7 @@ class _Session:
     def _save(self, optimizers: Sequence[Optimizer], average: WeightAverage | None) -> None:
         assert self.network is not None
         record.write_history(self.out, self.history)
+        record.write_usage(self.out, self.usage)
         write_whole(self.out / record.CSV, board.csv_of(self.history))
         states = {f"optimizer{index}": optimizer.state_dict() for index, optimizer in enumerate(optimizers)}
         if average:

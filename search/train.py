@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +53,12 @@ class Score:
     """mean of the loss, penalties included"""
     accuracy: float
     """share of the images that were classified right"""
+    steps: int = 0
+    """of training; the same, and none in evaluation, here and below"""
+    seconds: float = 0.0
+    """of all steps, with the reading of their images"""
+    saved_bytes: int = 0
+    """what the forward pass of the largest step keeps for its gradients, on this device"""
 
 
 def make_optimizer(
@@ -109,13 +116,16 @@ def train_epoch(network: nn.Module, parts: Sequence[Part], *, runtime: Runtime, 
     """
     network.train()
     total, right, shown, steps = 0.0, 0, 0, 0
+    start, saved, own = time.perf_counter(), 0, 0
     left = [enumerate(part.batches) for part in parts]
     for index in turns([len(part.batches) for part in parts]):
         part, (step, (images, labels)) = parts[index], next(left[index])
         for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in part.optimizers):
             group["lr"] = group["peak_lr"] * (part.factor(step) if group.get("scheduled", True) else 1.0)
         images, labels = (runtime.send(runtime.share(batch)) for batch in (images, labels))
-        logits = runtime.forward(network, images)
+        with _saved(network) if step == 0 else contextlib.nullcontext([]) as kept:
+            logits = runtime.forward(network, images)
+        saved = max(saved, sum(kept))
         loss = part.loss(logits, labels, images)
         for optimizer in part.optimizers:
             optimizer.zero_grad()
@@ -126,12 +136,31 @@ def train_epoch(network: nn.Module, parts: Sequence[Part], *, runtime: Runtime, 
         total += loss.item()
         right += int((logits.argmax(1) == labels).sum())
         shown += len(labels)
-        steps += 1
+        steps, own = steps + 1, own + 1
+    seconds = time.perf_counter() - start
     runtime.agree(network)
     total, right, shown, steps = runtime.total(total, right, shown, steps)
     if not math.isfinite(total):
         raise SearchError(f"training diverged (loss {total}): start again in a new directory with a lower learning rate")
-    return Score(loss=total / max(1, steps), accuracy=right / max(1, shown))
+    loss, accuracy = total / max(1, steps), right / max(1, shown)
+    return Score(loss=loss, accuracy=accuracy, steps=own, seconds=seconds, saved_bytes=saved)
+
+
+@contextlib.contextmanager
+def _saved(network: nn.Module) -> Iterator[list[int]]:
+    """Sizes in bytes of the tensors that a forward pass keeps for its gradients, each storage once and without the network's own."""
+    found: list[int] = []
+    seen = {value.untyped_storage().data_ptr() for value in (*network.parameters(), *network.buffers())}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            found.append(storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield found
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from search import SearchError, data, finished, record, report, spaces
-from search.record import open_run, read_history, read_result, read_run
+from search.record import Usage, open_run, read_history, read_result, read_run, read_usage
 
 KEPT = Path(__file__).parent
 
@@ -60,6 +60,13 @@ def test_the_history_of_another_version_is_refused(tmp_path):
     (tmp_path / "run" / record.HISTORY).write_text('{"schema": "history/9"}\n')
     with pytest.raises(SearchError, match="has the schema 'history/9', known is history/2"):
         read_history(tmp_path / "run", read_run(tmp_path / "run"))
+
+
+def test_kept_usage_is_read(tmp_path):
+    shutil.copy(KEPT / "usage-1.jsonl", tmp_path / record.USAGE)
+    first, _ = read_usage(tmp_path)
+    assert first == Usage(phase="warmup", epoch=1, steps=22, seconds=17.82291404100033, saved_bytes=229144672)
+    assert read_usage(KEPT / "run-2") == ()
 
 
 def test_an_empty_history_is_damaged(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from msgspec.structs import replace
 
 from search import SearchError
-from search.record import Run, open_run, read_history, read_run
+from search.record import USAGE, Run, Usage, open_run, read_history, read_run, read_usage, write_usage
 
 
 @pytest.fixture
@@ -92,3 +92,25 @@ def test_a_width_that_is_not_possible_is_refused(tmp_path, run, widths):
     (tmp_path / "history.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, content)))
     with pytest.raises(SearchError, match=r"history.jsonl, line 2, is damaged .*choice.widths"):
         read_history(tmp_path, run)
+
+
+def test_usage_comes_back_and_is_none_where_it_was_not_written(tmp_path):
+    usage = (Usage(phase="search", epoch=1, steps=3, seconds=0.5, saved_bytes=4096),)
+    assert read_usage(tmp_path) == ()
+    write_usage(tmp_path, usage)
+    assert read_usage(tmp_path) == usage
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"usage.jsonl does not begin with its schema: take it away, or run `lathe search` again"),
+        ('{"schema":"usage/9"}\n', "has the schema 'usage/9', known is usage/1"),
+        ('{"schema":"usage/1","colour":1}\n', "line 1, has the field 'colour'"),
+        ('{"schema":"usage/1"}\n{"phase":"search","epoch":1,"steps":3,"seconds":-1.0,"saved_bytes":1}\n', "line 2, is damaged"),
+    ],
+)
+def test_damaged_usage_is_refused(tmp_path, text, message):
+    (tmp_path / USAGE).write_text(text)
+    with pytest.raises(SearchError, match=message):
+        read_usage(tmp_path)

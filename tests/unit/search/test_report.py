@@ -16,10 +16,14 @@ from deploy import BundleError, DeployError, bundle
 from latency import LatencyError, LatencyTable
 from latency.errors import MissingExtra
 from search import SearchError, finished, report, session
+from search.budget import Budget
+from search.method import Task
+from search.methods.prunet import Prunet
+from search.methods.settings import PrunetSettings
 from unit.deploy.conftest import bundle_copy, made  # noqa: F401
 from unit.deploy.test_verify import rewrite
 
-from .conftest import make_method, make_table
+from .conftest import make_layers, make_method, make_table
 
 TABLE = max((Path(__file__).parents[3] / "profiles").rglob("repvgg-mini.fp32.latency.jsonl"))
 
@@ -129,6 +133,18 @@ def test_every_kind_of_run_has_a_page(search_into, tmp_path, name):
         pass
     assert len(report.render(tmp_path / "run", tmp_path / "page.html")) == 6
     assert "Channels over time" in Page(tmp_path / "page.html")
+
+
+def test_the_page_of_a_layered_search_draws_the_network(stripes, tmp_path):
+    space = make_layers()
+    settings = {"warmup_epochs": 1, "search_epochs": 2, "train_epochs": 1, "batch": 16, "search_batch": 8}
+    task = Task(space=space, table=None, data=stripes, budget=Budget(macs=space.macs()))
+    list(session.run(Prunet(PrunetSettings(**settings), task), tmp_path / "run"))
+    report.render(tmp_path / "run", tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    for heading in ("Network", "Training", "Time and memory", "Blocks over time", "Masks over time"):
+        assert heading in page.text
+    assert "Kept channels" not in page.text
 
 
 def test_a_run_without_a_table_counts_macs(shortcut_space, stripes, tmp_path):
@@ -256,7 +272,7 @@ def test_the_page_opens_in_a_browser(source, scheme, request, measured, tmp_path
     assert look["contrast"] >= 4.5  # WCAG 2, level AA
     assert not look["wide"]
     expected = {
-        "run": ["Kept channels", "Training", "Channels over time", "Channels that came back"],
+        "run": ["Kept channels", "Training", "Time and memory", "Channels over time", "Channels that came back"],
         "bundle": ["Kept channels", "Latency"],
     }
     assert [figure["name"] for figure in look["figures"]] == [*expected[source], "Predicted against measured", "Latency over width"]

@@ -24,7 +24,7 @@ from search.method import Method, Phase, Task
 from search.methods.pas import DepthwiseBinaryConv, indicators
 from search.methods.settings import PasSettings, Settings
 from search.network import load_weights
-from search.record import Chosen, EpochDone, Finished, Result, Started, read_history, read_run
+from search.record import Chosen, EpochDone, Finished, Result, Started, read_history, read_run, read_usage
 from search.tensors import read_tensors
 from search.train import Part
 
@@ -292,6 +292,9 @@ def test_a_killed_process_loses_at_most_its_epoch(search_into, tmp_path):
     assert len(next(search_into(killed)).history) >= 2  # a history may be one epoch ahead of its checkpoint
     list(search_into(killed))
     assert contents(killed) == contents(whole)
+    took, same = ([(usage.phase, usage.epoch, usage.steps, usage.saved_bytes) for usage in read_usage(out)] for out in (killed, whole))
+    assert took == same
+    assert all(steps > 0 and saved > 0 for _, _, steps, saved in took)
 
 
 def test_the_seed_decides(search_into, tmp_path):

@@ -127,3 +127,18 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
     assert stepped == [1, 2, 3, 4]
     moved = {name.split(".")[0] for name, value in network.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"b", "c", "head"}
+
+
+def test_a_score_says_what_training_took(trained, stripes):
+    """One convolution keeps its input, and what its activation made; the network's own weights are there anyway."""
+    runtime = Runtime()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    wrapped, (optimizer,) = runtime.setup(network, [make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)])
+    batches = stripes.training_batches(16, torch.Generator())
+    height, width = next(iter(batches))[0].shape[2:]
+    score = train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()))], runtime=runtime)
+    assert score.steps == len(batches)
+    assert score.seconds > 0
+    assert score.saved_bytes == 4 * 16 * (3 * height * width + 4 * height * width + 4)  # the pooled image is what the last layer keeps
+    evaluated = evaluate(wrapped, stripes.held_out_batches(16), runtime=runtime)
+    assert (evaluated.steps, evaluated.saved_bytes) == (0, 0)
