@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
-from search import layer_fit, ops, schedule
+from search import layer_fit, ops, prunode, schedule
 from search import widths as fitting
 from search.blocks import trained as trained_block
 from search.budget import Budget, BudgetController, require_reachable
@@ -39,8 +39,6 @@ from search.train import Part, weight_groups
 RMSPROP_ALPHA, RMSPROP_EPS, RMSPROP_MOMENTUM = 0.9, 1e-3, 0.9
 """As networks of this kind are trained (Tan and Le 2019). With torch's own eps of 1e-8, weights without a gradient, such as those of
 masked channels, would be decayed at the full rate."""
-WIDTH_BETAS = (0.9, 0.99)
-"""Of Adam for the Prunodes' weights: their gradient shrinks as the masks close in, and a memory of 1000 steps would stall them."""
 LEAST_COST = 2.0
 """The logarithm is taken of no less: its power has no gradient at 1."""
 
@@ -133,8 +131,8 @@ class Prunet(Method[PrunetSettings]):
     def _architecture_optimizer(self, network: LayeredSupernet) -> Optimizer:
         settings, paper = self.settings, self.settings.prunode == "paper"
         thetas = {"params": network.thetas(), "peak_lr": settings.theta_lr}
-        widths = {"params": network.widths(), "peak_lr": settings.width_lr, "scheduled": paper}
-        adam = Adam([thetas, widths if paper else widths | {"betas": WIDTH_BETAS}], lr=settings.theta_lr)
+        widths: dict[str, Any] = {"params": network.widths(), "peak_lr": settings.width_lr}
+        adam = Adam([thetas, widths if paper else widths | {"betas": prunode.BETAS}], lr=settings.theta_lr)
         adam.register_step_post_hook(partial(self._moved, network))
         return adam
 

@@ -353,7 +353,7 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     theta_lr: float = 0.1
     """Adam's learning rate of the blocks' architecture weights, down to 0 by half a cosine; 0.01 decides later and more surely"""
     width_lr: float = 0.1
-    """the same of the Prunodes' weights; constant, but with --prunode paper"""
+    """the same of the Prunodes' weights"""
     theta_images: float = 0.2
     """share of the images of an epoch that train the architecture weights; the others train the weights"""
     proxy_classes: float = 1.0
@@ -377,7 +377,8 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     lam: float = 0.55
     """lambda, factor on the output of its competitor; the paper has 0.4, 0.55 and 0.85: the lower, the more layers stay"""
     prunode: Literal["scaled", "paper"] = "scaled"
-    """how masks move: by Algorithm 1 with its corner case repaired and its updates scaled by the distance of the masks, or as printed"""
+    """how masks move: by Algorithm 1 with its corner case repaired, its updates scaled by the distance of the masks and an Adam that
+    forgets fast, or as printed"""
     last_norm: Literal["shared", "each"] = "shared"
     """the two candidates of a Prunode are added before the last norm, or each is normalised by itself, which takes more time and memory"""
     prune_widths: bool = True

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latency import CoverageError, LatencyTable
-from search import SearchError, ops, session
+from search import SearchError, ops, prunode, session
 from search.budget import Budget
 from search.method import Epoch, Task
 from search.methods.prunet import Prunet
@@ -175,13 +175,12 @@ def test_architecture_weights_that_start_again_have_no_momentum(make):
 
 
 @pytest.mark.parametrize("paper", [True, False])
-def test_rates_are_those_of_the_paper_or_let_prunodes_decide_to_the_end(make, paper):
+def test_rates_are_those_of_the_paper_and_the_weights_of_prunodes_forget_fast(make, paper):
     method = make(prunode="paper" if paper else "scaled")
     _, (weights, architecture) = begin(method)
     thetas, widths = architecture.param_groups
     assert (weights.param_groups[0]["peak_lr"], thetas["peak_lr"], widths["peak_lr"]) == (0.002, 1.0, 0.1)
-    assert widths.get("scheduled", True) is paper
-    assert widths["betas"] == ((0.9, 0.999) if paper else (0.9, 0.99))
+    assert widths["betas"] == ((0.9, 0.999) if paper else prunode.BETAS)
     assert thetas["betas"] == (0.9, 0.999)
 
 
