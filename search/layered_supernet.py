@@ -193,12 +193,13 @@ class MixedLayer(nn.Module):
         return max(self.candidates, key=self.probabilities().__getitem__)
 
     def sample(self, tau: float, *, noisy: bool) -> Shares:
-        """Shares of all candidates."""
+        """Shares of all candidates; of a single one a constant, for the output does not depend on theta then."""
         nodes = [self.prunode(name) for name in self.candidates]
         shape = (len(nodes), 3)  # of each candidate its own, then of the pair in it
         noise = (gumbel(shape) if noisy else torch.zeros(shape)).to(self.theta.device)
         pairs = tuple(node.pair(noise[index, 1:], tau) if node else None for index, node in enumerate(nodes))
-        return Shares(blocks=gumbel_softmax(self.logits(), noise[:, 0], tau), pairs=pairs)
+        blocks = gumbel_softmax(self.logits(), noise[:, 0], tau) if len(nodes) > 1 else torch.ones_like(noise[:, 0])
+        return Shares(blocks=blocks, pairs=pairs)
 
     def forward(self, x: Image, shares: Shares) -> Image:
         """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""

@@ -203,6 +203,12 @@ def test_a_layer_of_one_block_that_can_be_skipped_has_the_choice_from_the_start(
     assert layer(options=1, skippable=False).candidates == ("k1",)
 
 
+def test_the_share_of_a_single_candidate_is_a_constant():
+    shares = layer(options=1, skippable=False).sample(1.0, noisy=True)
+    assert shares.blocks.tolist() == [1.0]
+    assert not shares.blocks.requires_grad  # else processes would disagree on which parameters a step uses
+
+
 def test_a_layer_goes_on_from_its_state():
     mixed = LayeredSupernet(SPACE, tau=1.0, phi=1.0, lam=1.0).layers["c"]
     mixed.prunode("irb_k3_se").masks = Masks(s=0.1, l=0.2, small=8, large=16)
