@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from msgspec import Struct
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latency import BlockSpec
 from latency.predict import Term
@@ -150,11 +151,15 @@ class MixedLayer(nn.Module):
         lam: factor on the output of that competitor.
         paper: see `Prunode`.
         literal: see `Prunode`.
+        recompute: keep no activations inside of blocks for the backward pass, but compute them again: less memory, a third more time.
+            Norms then move their running statistics twice a step.
     """
 
-    def __init__(self, layer: StochasticLayer, *, phi: float, lam: float, paper: bool, literal: bool) -> None:
+    def __init__(
+        self, layer: StochasticLayer, *, phi: float, lam: float, paper: bool = False, literal: bool = False, recompute: bool = False
+    ) -> None:
         super().__init__()
-        self.skippable, self.phi, self.lam = layer.skippable, phi, lam
+        self.skippable, self.phi, self.lam, self.recompute = layer.skippable, phi, lam, recompute
         self.specs = {option.name: option.spec for option in layer.options}
         self.blocks = nn.ModuleDict(
             {
@@ -217,8 +222,10 @@ class MixedLayer(nn.Module):
     def _candidate(self, name: str, x: Image, pair: Pair | None) -> Image:
         if name == SKIP:
             return x
-        block = self.blocks[name]
-        return block(x, pair) if pair is not None else block(x)
+        inputs = (x,) if pair is None else (x, pair)
+        if self.recompute and self.training:
+            return checkpoint(self.blocks[name], *inputs, use_reentrant=False)
+        return self.blocks[name](*inputs)
 
     def term(self, model: CostModel, shares: Shares) -> Term:
         """Expected cost of the layer (Eq. 5)."""
@@ -292,13 +299,16 @@ class LayeredSupernet(nn.Module):
         lam: see `MixedLayer`.
         paper: see `Prunode`.
         literal: see `Prunode`.
+        recompute: see `MixedLayer`.
     """
 
-    def __init__(self, space: Layered, *, tau: float, phi: float, lam: float, paper: bool = False, literal: bool = False) -> None:
+    def __init__(
+        self, space: Layered, *, tau: float, phi: float, lam: float, paper: bool = False, literal: bool = False, recompute: bool = False
+    ) -> None:
         super().__init__()
         self.tau = tau
         self.layers = nn.ModuleDict(
-            {layer.name: MixedLayer(layer, phi=phi, lam=lam, paper=paper, literal=literal) for layer in space.layers}
+            {layer.name: MixedLayer(layer, phi=phi, lam=lam, paper=paper, literal=literal, recompute=recompute) for layer in space.layers}
         )
         self.shares: list[Shares] = []
         """Of each layer in the last forward pass."""

@@ -106,8 +106,15 @@ class Prunet(Method[PrunetSettings]):
 
     def _supernet(self) -> LayeredSupernet:
         settings = self.settings
-        paper, literal = settings.prunode == "paper", settings.last_norm == "each"
-        network = LayeredSupernet(self.searched, tau=settings.tau, phi=settings.phi, lam=settings.lam, paper=paper, literal=literal)
+        network = LayeredSupernet(
+            self.searched,
+            tau=settings.tau,
+            phi=settings.phi,
+            lam=settings.lam,
+            paper=settings.prunode == "paper",
+            literal=settings.last_norm == "each",
+            recompute=settings.recompute,
+        )
         if self.proxy is not self.task.data:  # its classifier has fewer classes; what it costs is that of all
             (name, layer), (option,) = list(network.each())[-1], self.space.layers[-1].options
             layer.blocks[option.name] = trained_block(option.spec.with_widths(c_out=len(self.classes)))

@@ -387,6 +387,8 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     """False: no block is removed, and the most probable ones are taken at the end"""
     prune_layers: bool = True
     """False: no layer is skipped"""
+    recompute: bool = False
+    """compute what is inside of the supernet's blocks again in the backward pass instead of keeping it: less memory, more time"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -53,7 +53,7 @@ PRUNET = (
     "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path "
     "distill teacher distill_weight temperature retrain train_precision memory_format devices optimizer warmup_epochs search_epochs "
     "train_epochs search_batch search_lr search_weight_decay theta_lr width_lr theta_images proxy_classes alpha alpha_rate beta tau "
-    "threshold t_initial t_final phi lam prunode last_norm prune_widths prune_blocks prune_layers"
+    "threshold t_initial t_final phi lam prunode last_norm prune_widths prune_blocks prune_layers recompute"
 )
 SETTINGS = {
     settings.PasSettings: f"{PRUNING} policy_lr bounded beta beta_rate cost regulariser",

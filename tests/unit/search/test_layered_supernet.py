@@ -136,7 +136,7 @@ def layer(*, skippable=True, options=3, **settings):
     )
     return MixedLayer(
         StochasticLayer(name="a", options=blocks, skippable=skippable),
-        **({"phi": 1.1, "lam": 0.5, "paper": False, "literal": False} | settings),
+        **({"phi": 1.1, "lam": 0.5} | settings),
     )
 
 
@@ -240,6 +240,23 @@ def test_a_supernet_computes_logits_and_trains_every_weight():
     assert all(weight.grad is not None for weight in (*network.weights(), *network.thetas()[:1], *network.widths()))
     count = len(network.weights()) + len(network.widths()) + len(list(network.each()))
     assert count == len(list(network.parameters()))
+
+
+def test_activations_that_are_computed_again_change_nothing():
+    x, found = torch.randn(4, 3, 8, 8), []
+    for recompute in (False, True):
+        network = supernet(recompute=recompute)
+        torch.manual_seed(1)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda value, saved=saved: saved.append(value.numel()) or value, lambda value: value):
+            logits = network(x)
+        logits.square().sum().backward()
+        gradients = [weight.grad for weight in (*network.weights(), *network.thetas(), *network.widths())]
+        found.append((sum(saved), logits, [gradient for gradient in gradients if gradient is not None]))
+    (most, logits, gradients), (least, again, others) = found
+    assert least < most / 4
+    torch.testing.assert_close(again, logits)
+    torch.testing.assert_close(others, gradients)
 
 
 def test_shares_are_drawn_anew_in_training_and_without_noise_in_evaluation():

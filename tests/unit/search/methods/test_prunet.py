@@ -226,7 +226,7 @@ def test_figures_show_probabilities_masks_threshold_and_size(make):
 ABLATIONS = [
     {},
     {"prunode": "paper", "last_norm": "each", "threshold": "constant", "optimizer": "rmsprop"},
-    {"prune_widths": False, "retrain": "finetune"},
+    {"prune_widths": False, "retrain": "finetune", "recompute": True},
     {"prune_blocks": False},
     {"prune_layers": False},
 ]
