@@ -1,10 +1,11 @@
-"""The whole `prunet` space on this machine's CPU: how fast its table is made, how well it predicts, how few of its rows would do.
+"""A whole PRUNET space on this machine's CPU: how fast its table is made, how well it predicts, how few of its rows would do.
 
     python benchmarks/prunet.py --table profiles/<device>/prunet.fp32.latency.jsonl
+    python benchmarks/prunet.py --space prunet-mini --table profiles/<device>/prunet-mini.fp32.latency.jsonl
 
-Measures the table where there is none (twenty minutes); a table that is there is taken, with `--wall-s` for how long it took. Then beside
+Measures the table where there is none (twenty minutes for `prunet`); a table that is there is taken, with `--wall-s` for how long it took. Then beside
 a scripted profile: every block exported by torch.onnx and timed in a process of its own. Needs a machine that is otherwise idle. Prints a
-table and writes it, with every number behind it, to benchmarks/prunet.<machine>.json. About ten minutes more.
+table and writes it, with every number behind it, to benchmarks/<space>.<machine>.json. About ten minutes more.
 """
 
 import argparse
@@ -34,7 +35,6 @@ from search import spaces
 from search.workloads import lower, workloads
 
 HERE = Path(__file__).parent
-SPACE = "prunet"
 SCRIPTED_BLOCKS = 24
 UNSEEN_NETWORKS = 30
 FITTED_NETWORKS = 48
@@ -65,16 +65,16 @@ print("median_us", statistics.median(samples) * 1e6)
 """
 
 
-def make_table(path: Path) -> float:
+def make_table(name: str, path: Path) -> float:
     """Measure the space; the wall time in seconds."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "lathe", "profile", SPACE, "--out", str(path)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "lathe", "profile", name, "--out", str(path)], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - start
 
 
-def beside_a_script(work: Path) -> dict:
+def beside_a_script(name: str, work: Path) -> dict:
     """The same blocks by a process a block and by one profile, in turns, so that both see the same machine."""
-    chosen = random.Random(0).sample(spaces.get(SPACE).blocks(), SCRIPTED_BLOCKS)
+    chosen = random.Random(0).sample(spaces.get(name).blocks(), SCRIPTED_BLOCKS)
     backend, found, scripted_s, ours_s = OnnxRuntime(threads=1), [], 0.0, 0.0
     for number, part in enumerate(chosen[i : i + 6] for i in range(0, len(chosen), 6)):
         medians = []
@@ -91,7 +91,7 @@ def beside_a_script(work: Path) -> dict:
         out = work / f"{number}.latency.jsonl"
         start = time.perf_counter()
         works = [Workload.block(spec, lambda spec=spec: lower((spec,))) for spec in part]
-        for _ in profile(works, backend, out, protocol=protocol.DEFAULT, lowering=LOWERING_VERSION, space=SPACE):
+        for _ in profile(works, backend, out, protocol=protocol.DEFAULT, lowering=LOWERING_VERSION, space=name):
             pass
         ours_s += time.perf_counter() - start
         rows = {row.key: row.median_us for row in LatencyTable.load(out).rows}
@@ -99,9 +99,9 @@ def beside_a_script(work: Path) -> dict:
     return {"blocks": found, "scripted_s": scripted_s, "ours_s": ours_s}
 
 
-def unseen(table: LatencyTable) -> list[dict]:
+def unseen(name: str, table: LatencyTable) -> list[dict]:
     """Predicted against measured latency of random networks that are not in the table."""
-    space, draw, backend, found = spaces.get(SPACE), random.Random(20_000), OnnxRuntime(threads=table.header.device.threads), []
+    space, draw, backend, found = spaces.get(name), random.Random(20_000), OnnxRuntime(threads=table.header.device.threads), []
     while len(found) < UNSEEN_NETWORKS:
         network = space.network(space.random(draw))
         if table.measured_network(network):
@@ -121,20 +121,20 @@ def unseen(table: LatencyTable) -> list[dict]:
     return found
 
 
-def adaptively(path: Path, work: Path) -> dict:
+def adaptively(name: str, path: Path, work: Path) -> dict:
     """What adaptive coverage would have measured of this table, and how far its interpolation is from the rows that it left out."""
     table, out = LatencyTable.load(path), work / "adaptive.latency.jsonl"
     backend = Replay(path)
-    wanted = workloads(spaces.get(SPACE), networks=FITTED_NETWORKS)
+    wanted = workloads(spaces.get(name), networks=FITTED_NETWORKS)
     replayed = [Workload(kind=work.kind, key=work.key, blocks=work.blocks, onnx=lower_nothing) for work in wanted]
 
     def go(some: Sequence[Workload]) -> Iterator[Event]:
-        return profile(some, backend, out, protocol=table.header.protocol, lowering=LOWERING_VERSION, space=SPACE)
+        return profile(some, backend, out, protocol=table.header.protocol, lowering=LOWERING_VERSION, space=name)
 
     rounds = [event for event in profile_adaptively(replayed, out, go) if isinstance(event, Covered)]
     sparse = LatencyTable.load(out)
     measured = {row.key for row in sparse.rows if row.kind == "block" and row.measured}
-    errors = {spec.key: sparse.lookup(spec).us / table.lookup(spec).us - 1 for spec in spaces.get(SPACE).blocks()}
+    errors = {spec.key: sparse.lookup(spec).us / table.lookup(spec).us - 1 for spec in spaces.get(name).blocks()}
     left_out = [abs(error) for key, error in errors.items() if key not in measured]
     return {
         "measured": len(measured),
@@ -154,22 +154,23 @@ def lower_nothing() -> bytes:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--space", default="prunet", help="prunet or one of its siblings")
     parser.add_argument("--table", type=Path, required=True, help="the table, measured first where it is not there")
     parser.add_argument("--wall-s", type=float, help="how long it took to measure a table that is there")
     arguments = parser.parse_args()
-    path, wall_s = arguments.table, arguments.wall_s
+    name, path, wall_s = arguments.space, arguments.table, arguments.wall_s
     if not path.exists():
-        wall_s = make_table(path)
+        wall_s = make_table(name, path)
     elif wall_s is None:
         parser.error(f"{path} exists: say with --wall-s how long it took, or remove it")
     table = LatencyTable.load(path)
     sampled_s = sum(sum(row.samples_us) for row in table.history) / 1e6
     with tempfile.TemporaryDirectory() as folder:
-        script = beside_a_script(Path(folder))
-        networks = unseen(table)
-        sparse = adaptively(path, Path(folder))
+        script = beside_a_script(name, Path(folder))
+        networks = unseen(name, table)
+        sparse = adaptively(name, path, Path(folder))
 
-    measured, predicted = (np.array([network[name] for network in networks]) for name in ("measured_us", "predicted_us"))
+    measured, predicted = (np.array([network[field] for network in networks]) for field in ("measured_us", "predicted_us"))
     errors = predicted / measured - 1
     tau = kendall_tau(predicted, measured)
     inside = statistics.mean(network["low_us"] <= network["measured_us"] <= network["high_us"] for network in networks)
@@ -218,8 +219,9 @@ def main() -> None:
             sparse["mean_error"] <= 0.02,
         ),
     ]
-    header = table.header
-    about = f"{header.device.name}, {header.device.threads} thread, {header.runtime.name} {header.runtime.version}, {SPACE} at 288x288, {header.precision}"
+    header, (_, height, width) = table.header, spaces.get(name).input_shape
+    device = f"{header.device.name}, {header.device.threads} thread, {header.runtime.name} {header.runtime.version}"
+    about = f"{device}, {name} at {height}x{width}, {header.precision}"
     lines = [about, "", *verdicts(rows)]
     lines += ["", "| block | the script's median, us | ours, us | ratio |", "|---|---|---|---|"]
     lines += [
@@ -227,9 +229,9 @@ def main() -> None:
     ]
     print("\n".join(lines))
     machine = slug(header.device.name)
-    (HERE / f"prunet.{machine}.md").write_text("\n".join(lines) + "\n")
+    (HERE / f"{name}.{machine}.md").write_text("\n".join(lines) + "\n")
     record = {"device": about, "wall_s": wall_s, "sampled_s": sampled_s, "scripted": script, "unseen": networks, "adaptive": sparse}
-    (HERE / f"prunet.{machine}.json").write_text(json.dumps(record, indent=2) + "\n")
+    (HERE / f"{name}.{machine}.json").write_text(json.dumps(record, indent=2) + "\n")
     sys.exit(not all(row[3] for row in rows))
 
 
