@@ -42,11 +42,9 @@ def deployed(spec: BlockSpec, *, se_width: int | None = None) -> nn.Module:
     return _block(spec, normed=False, se_width=se_width or ops.se_width(spec.width("c_in")))
 
 
-def serial(network: Sequence[BlockSpec], *, se_width: int | None = None) -> nn.Module:
-    """Blocks in the form that ships, one behind the other; a sum, which has two inputs, stands alone. `se_width` as of `deployed`."""
-    if [spec.op for spec in network] == ["add"]:
-        return Sum()
-    return nn.Sequential(*(deployed(spec, se_width=se_width) for spec in network))
+def serial(network: Sequence[BlockSpec]) -> nn.Sequential:
+    """Blocks in the form that ships, one behind the other."""
+    return nn.Sequential(*map(deployed, network))
 
 
 def pooled_linear(c_in: int, classes: int) -> nn.Sequential:

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from deploy import lowering
 from deploy.graph import Precision
@@ -66,8 +67,14 @@ def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32"
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = blocks.serial(chain)
+        module = _module(chain)
     return Lowered(onnx=lower(chain, precision), program=to_program(module, _example(chain[0]), precision=precision))
+
+
+def _module(chain: Sequence[BlockSpec], se_width: int | None = None) -> nn.Module:
+    """Blocks as they ship, one behind the other; a sum, which has two inputs, stands alone."""
+    each = [blocks.deployed(spec, se_width=se_width) for spec in chain]
+    return each[0] if chain[0].op == "add" else nn.Sequential(*each)
 
 
 def _example(spec: BlockSpec) -> tuple[torch.Tensor, ...]:
@@ -174,7 +181,7 @@ def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
 @cache
 def _export(template: BlockSpec, se_width: int, precision: Precision) -> bytes:
     """A block's graph without weights."""
-    module = blocks.serial([template], se_width=se_width)
+    module = _module([template], se_width)
     model = onnx.load_from_string(to_onnx(module, _example(template), precision=precision))
     strip_weights(model)
     return model.SerializeToString(deterministic=True)

@@ -14,7 +14,7 @@ from deploy.lowering import to_onnx
 from latency import BlockSpec, blocks_zip
 from latency.lowered import decode
 from search import ops, spaces
-from search.blocks import serial
+from search.blocks import deployed, serial
 from search.workloads import lower, lower_with_program, workloads
 
 MINI = spaces.get("repvgg-mini")
@@ -76,7 +76,7 @@ def structure(model: onnx.ModelProto) -> tuple:
 def direct(chain: list[BlockSpec], precision: str) -> onnx.ModelProto:
     first = chain[0]
     example = (torch.zeros(1, first.width("c_in"), first.attr("h"), first.attr("w")),) * (2 if first.op == "add" else 1)
-    return onnx.load_from_string(to_onnx(serial(chain), example, precision=precision))
+    return onnx.load_from_string(to_onnx(deployed(first) if first.op == "add" else serial(chain), example, precision=precision))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
