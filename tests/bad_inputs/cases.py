@@ -299,7 +299,7 @@ def _choices(artefacts: Path) -> Iterator[Case]:
         yield _case("choices", f"--shard {value}", PROFILE, _with(PROFILE.words, "--shard", value), pattern="shard")
         yield _case("choices", f"--shard {value}", APART, _with(APART.words, "--shard", value), pattern="shard")
     for command, place, known in ((SPACE, 1, "repvgg-mini"), (BUNDLING, 1, "repvgg-mini"), (PAPER, 1, "pas"), (SEARCH, 1, "pas")):
-        for value in ("bogus", "REPVGG-MINI", "repvgg-mini/bogus", "../repvgg-mini", "résumé", "a" * 5000, "a\nb", "\x1b[31mred"):
+        for value in ("bogus", "REPVGG-MIDI", "repvgg-mini/bogus", "../repvgg-mini", "résumé", "a" * 5000, "a\nb", "\x1b[31mred"):
             words = (*command.words[:place], value, *command.words[place + 1 :])
             pattern = "Unrecognized|pas" if command is SEARCH else f"unknown.*{known}"  # its methods are subcommands
             yield _case("choices", f"word {place} {value[:20]!r}", command, words, pattern=pattern)
