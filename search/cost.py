@@ -1,13 +1,14 @@
 """What networks cost: of one network as a number, and in a search as a differentiable expectation. One model for all methods.
 
-A method describes what it trains as terms: what a block at open widths adds to the cost, or a mixture of candidate blocks, each perhaps
-absent. `expected` of the terms is the expected cost. Where shares are one-hot and widths whole, it is what `price` says.
+A method describes what it trains as terms: what a block at open widths adds to the cost, or a mixture of candidate blocks. The term of a
+part that may be absent is multiplied with the probability that it runs. `expected` of the terms is the expected cost. Where shares are
+one-hot and widths whole, it is what `price` says.
 """
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,23 +40,21 @@ class CostModel(Protocol):
         """What one network costs, with the upper end of its interval."""
         ...
 
-    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Scalar:
+    def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Scalar:
         """What a block at open widths adds to the cost.
 
         Args:
             site: where it runs.
             widths: channels of every group that the site's spans name, by index; gradients reach them through input and output widths.
-            present: probability that it runs.
         """
         ...
 
-    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Scalar:
+    def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
         """What a mixture of blocks adds to the cost.
 
         Args:
             candidates: in the order of the shares.
             shares: probability of each; or how often it runs in the mean.
-            present: probability that any of them runs.
         """
         ...
 
@@ -105,7 +104,7 @@ class LatencyModel:
         latency = self.of(choice)
         return Price(latency.us, latency.high_us)
 
-    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Scalar:
+    def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Scalar:
         """A block at open widths: see `CostModel`; arithmetic is in the dtype of the widths."""
         curve = self._curve(site)
         channels = _channels(site, widths)
@@ -113,11 +112,11 @@ class LatencyModel:
         us = self._lookup(site.at([round(float(width)) for width in widths])).us if curve.between(at) else None
         cost = curve.cost(channels, at, us)
         kelements = channels[0] * kilo(site.spec.input_elements / site.spec.width("c_in"))
-        return present * self._table.predictor.added_us(site.spec.op, cost, kelements)
+        return self._table.predictor.added_us(site.spec.op, cost, kelements)
 
-    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Scalar:
+    def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
         """A mixture of blocks: see `CostModel`."""
-        return present * _mixed([self._term(block) for block in candidates], shares)
+        return _mixed([self._term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Microseconds."""
@@ -171,14 +170,14 @@ class MacsModel:
         macs = self.of(choice)
         return Price(macs, macs)
 
-    def at_widths(self, site: Site, widths: Sequence[Scalar], *, present: Any = 1.0) -> Scalar:
+    def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Scalar:
         """A block at open widths: see `CostModel`."""
         channels = _channels(site, widths)
-        return present * _macs(site, channels)
+        return _macs(site, channels)
 
-    def over(self, candidates: Sequence[Candidate], shares: Shares, *, present: Any = 1.0) -> Scalar:
+    def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
         """A mixture of blocks: see `CostModel`."""
-        return present * _mixed([self._term(block) for block in candidates], shares)
+        return _mixed([self._term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Multiply-accumulates of one inference."""

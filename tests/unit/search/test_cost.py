@@ -185,7 +185,7 @@ def test_a_skipped_layer_costs_nothing_its_boundary_included():
     model, blocks = LatencyModel(space, table), space.network(space.smallest())
     sure = torch.ones(1, dtype=torch.float64)
     terms = [model.over([block], sure) for block in blocks]
-    absent = model.over([space.layers[2].blocks()[0]], sure, present=torch.zeros((), dtype=torch.float64))
+    absent = 0.0 * model.over([space.layers[2].blocks()[0]], sure)
     for place in range(len(terms) + 1):
         assert model.expected([*terms[:place], absent, *terms[place:]]).item() == pytest.approx(table.predict(blocks).us, rel=1e-12)
 
@@ -200,7 +200,7 @@ def test_gradients_of_shares_and_presence_are_the_differences_of_the_expectation
 
         def expected(presence, *shares, model=model):
             terms = [model.over(layer, share) for layer, share in zip(layers, shares, strict=True)]
-            terms.insert(3, model.over(layers[4], shares[4], present=presence))
+            terms.insert(3, presence * model.over(layers[4], shares[4]))
             return model.expected(terms)
 
         scale = expected(present, *shares).item()
