@@ -33,6 +33,7 @@ from outcome import verdicts
 from torch import nn
 
 from latency import LatencyTable
+from latency.block import network_key
 from search import Choice, methods, ops, prunode, session, spaces
 from search.blocks import trained
 from search.budget import Budget
@@ -421,7 +422,8 @@ def _trained(choice: Choice, seed: int, task: Task, work: Path) -> float:
     method.chosen = choice
     phase = method.phases[-1]
     method.__class__ = type("Trained", (method.__class__,), {"phases": (phase,)})
-    *_, last = (event for event in session.run(method, work / "trained" / f"{abs(hash(choice))}-{seed}") if isinstance(event, EpochDone))
+    key = network_key(block.key for block in task.space.network(choice))
+    *_, last = (event for event in session.run(method, work / "trained" / f"{key}-{seed}") if isinstance(event, EpochDone))
     return last.accuracy
 
 
