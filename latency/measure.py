@@ -7,7 +7,7 @@ import typing
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,8 +19,10 @@ from latency.values import SampleUs, TimeUs
 
 _WINDOW_MS = 50.0  # the longest window: a disturbance that comes and goes inside one is not seen
 _PATIENCE = 3  # windows that are thrown away may take this many times the protocol's ceiling of time
-_SURE = 0.999  # confidence of the tests for a shift and for two modes: they are made at every look at the samples
+_SURE = 0.999  # confidence of the test for a shift and of the interval of a median between modes: both are tried at every look
 _Z = 3.29  # two-sided normal quantile of _SURE
+_CHANCE = 0.01  # that so empty a valley is seen where there is one mode, at most
+_LEAST_SHARE = 0.15  # of the samples, of a mode; outliers and regular spikes are fewer
 _STATED = 0.99  # confidence at which a percentile is stated
 
 
@@ -52,8 +54,8 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         high_us: upper end. Where the latency moved or has two modes, the interval spans the medians of both parts.
         p90_us: the 90th percentile; None where the samples are too few to state it (`percentile`).
         p99_us: the 99th percentile; likewise.
-        status: `unstable` where the interval is wider than the protocol allows, the latency did not become stationary, the median is
-            between two modes, or the device was disturbed throughout.
+        status: `unstable` where the interval is wider than the protocol allows, the latency did not become stationary, the samples have
+            two modes, or the device was disturbed throughout.
         reason: why it is unstable; "" where it is not.
         error: in what it was not measured as the protocol asks; "" where it was.
         clocks: what the monitor read between windows: the median of each value, and `discarded_windows`.
@@ -185,8 +187,14 @@ def _judge(windows: _Windows, protocol: Protocol) -> Measurement | None:
 
 
 def _spread(values: Sequence[float], most: int) -> Sequence[float]:
-    """At most so many of the values, evenly spaced, in their order."""
-    return values if len(values) <= most else [values[index * len(values) // most] for index in range(most)]
+    """At most so many of the values, in their order: one of each stretch, at a place that varies.
+
+    Values at even distances would have too many or none of the spikes that come regularly.
+    """
+    if len(values) <= most:
+        return values
+    places = np.arange(most) + np.random.RandomState(0).random_sample(most)
+    return [values[index] for index in (places * len(values) / most).astype(int)]
 
 
 def stationary_from(runs_us: Sequence[float], tolerance: float) -> tuple[int, bool]:
@@ -245,9 +253,8 @@ def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:
         reason = f"the latency moved while sampling, from {ends[0]:.2f} us to {ends[1]:.2f} us"
         low_us, high_us = min(low_us, *ends), max(high_us, *ends)
     elif modes := _two_modes(samples_us, 2 * protocol.half_width):
-        (lower_us, upper_us), share = modes
-        reason = f"the median is between two modes: {lower_us:.1f} us ({share:.0%} of the samples) and {upper_us:.1f} us"
-        low_us, high_us = min(low_us, lower_us), max(high_us, upper_us)
+        reason = f"the samples have two modes: {modes.lower:.1f} us ({modes.share:.0%} of the samples) and {modes.upper:.1f} us"
+        low_us, high_us = min(low_us, modes.lower), max(high_us, modes.upper)
     elif (reach := max(median_us - low_us, high_us - median_us)) > protocol.half_width * median_us:
         reason = f"the median is uncertain by {reach / median_us:.2%}, the protocol allows {protocol.half_width:.2%}"
     return Measurement(
@@ -262,19 +269,48 @@ def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:
     )
 
 
-def _two_modes(samples: Sequence[float], tolerance: float) -> tuple[tuple[float, float], float] | None:
-    """Where the median is between two modes, their medians and the lower one's share of the samples; else None.
+class _Modes(NamedTuple):
+    """Two modes that samples have: the medians of both, in the samples' unit, and the lower one's share of the samples."""
 
-    Between two modes lies a gap without samples. The median is between them where the 99.9 % interval of the median reaches over a gap that
-    is wider than the tolerance, relative to the median: which side of it the median is on is then a matter of chance.
+    lower: float
+    upper: float
+    share: float
+
+
+def _two_modes(samples: Sequence[float], tolerance: float) -> _Modes | None:
+    """The two modes of samples; None where they are of one, or where their modes are closer than the tolerance, relative to the median.
+
+    There are two where both sides of some split have at least `_LEAST_SHARE` of the samples, and the valley around it, the middle half of
+    what is between the medians of both sides, has none or few. A density with one mode has no valley: a normal, a uniform and an
+    exponential one have at least half of the smaller side's samples there, and a spike with a flat tail, the worst case, has a quarter. So
+    a valley is one where so few samples have a probability below `_CHANCE` if a quarter is expected; or where none are in it and the split
+    is within the 99.9 % interval of the median, as then it is a matter of chance on which side the median is. Skewed jitter has no valley,
+    and outliers have too small a share. It takes about a hundred samples to find a mode of 30 % beside the median.
     """
-    ordered = np.sort(np.asarray(samples))
-    rank = _lower_rank(len(ordered), _SURE) if len(ordered) > 1 else 0
-    gaps = np.diff(ordered[rank : len(ordered) - rank])
-    if not len(gaps) or gaps.max() <= tolerance * float(np.median(ordered)):
+    ordered, n = np.sort(np.asarray(samples)), len(samples)
+    least = math.ceil(_LEAST_SHARE * n)
+    splits = np.arange(max(1, least), n - max(1, least) + 1)
+    if not len(splits):
         return None
-    upper = rank + int(gaps.argmax()) + 1
-    return (float(np.median(ordered[:upper])), float(np.median(ordered[upper:]))), upper / len(ordered)
+    lower, upper = ordered[(splits - 1) // 2], ordered[(splits + n - 1) // 2]
+    first = np.searchsorted(ordered, lower + (upper - lower) / 4, side="right")
+    last = np.searchsorted(ordered, upper - (upper - lower) / 4, side="left")
+    sides, between = np.minimum(first, n - last), last - first
+    apart = (upper - lower > tolerance * float(np.median(ordered))) & (sides >= least) & (first <= splits) & (splits <= last)
+    best = int(np.where(apart, sides / 4 - between, -math.inf).argmax())
+    rank = _lower_rank(n, _SURE)
+    if not apart[best]:
+        return None
+    chance = _poisson_at_most(int(between[best]), float(sides[best]) / 4)
+    if chance >= _CHANCE and (between[best] or not rank <= splits[best] <= n - rank):
+        return None
+    return _Modes(float(lower[best]), float(upper[best]), int(splits[best]) / n)
+
+
+def _poisson_at_most(count: int, expected: float) -> float:
+    """How probable it is to see no more than `count` where a number is expected."""
+    terms = [k * math.log(expected) - math.lgamma(k + 1) for k in range(min(count, int(expected)) + 1)]
+    return math.fsum(math.exp(term - expected) for term in terms)
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:

@@ -308,21 +308,54 @@ def test_what_does_not_settle_is_unstable_says_so_and_is_bounded(protocol, slow)
 
 
 @BOTH
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.3])
 @pytest.mark.parametrize("factor", [1.05, 1.4, 5.0])
-def test_of_two_modes_the_larger_one_has_the_median(protocol, share, factor):
-    found = judged(lambda i, draw: np.where(draw.random(len(i)) < share, factor, 1.0), protocol)
+def test_outliers_are_not_a_mode(protocol, factor):
+    found = judged(lambda i, draw: np.where(draw.random(len(i)) < 0.05, factor, 1.0), protocol)
     assert found.status == "ok"
     assert found.median_us == pytest.approx(100, rel=0.005)
 
 
 @BOTH
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.7])
+@pytest.mark.parametrize(("factor", "noise"), [(1.05, 0.003), (1.4, 0.003), (1.4, 0.03), (5.0, 0.03)])
+def test_two_modes_are_unstable_wherever_the_median_is(protocol, share, factor, noise):
+    found = judged(lambda i, draw: np.where(draw.random(len(i)) < share, factor, 1.0), protocol, noise=noise)
+    assert found.status == "unstable"
+    assert found.reason.startswith("the samples have two modes: ")
+    assert (found.low_us, found.high_us) == pytest.approx((100, 100 * factor), rel=0.01)
+
+
+def test_two_modes_are_found_beneath_outliers():
+    found = judged(lambda i, draw: draw.choice([1.0, 1.4, 9.0], len(i), p=[0.67, 0.3, 0.03]), DEFAULT, noise=0.03)
+    assert found.reason.startswith("the samples have two modes: ")
+
+
+UNIMODAL = {
+    "normal": lambda draw, n: 1 + 0.05 * draw.standard_normal(n),
+    "uniform": lambda draw, n: 1 + draw.random(n),
+    "exponential": lambda draw, n: 1 + 0.2 * draw.exponential(size=n),
+    "lognormal": lambda draw, n: draw.lognormal(0, 0.5, n),
+    "half Cauchy": lambda draw, n: 1 + np.abs(0.01 * draw.standard_cauchy(n)),
+    "outliers": lambda draw, n: np.where(draw.random(n) < 0.05, 1.5 + draw.exponential(size=n), 1 + 0.01 * draw.standard_normal(n)),
+    "a spike with a flat tail": lambda draw, n: np.where(draw.random(n) < 0.3, 1 + draw.random(n), 1 + 0.001 * draw.standard_normal(n)),
+}
+
+
+@pytest.mark.parametrize("n", [50, 300, 1000])
+@pytest.mark.parametrize("name", UNIMODAL)
+def test_what_has_one_mode_is_not_said_to_have_two(name, n):
+    """No more than 1 % of false alarms; 300 seeds."""
+    reasons = [summarize((100 * UNIMODAL[name](np.random.default_rng(seed), n)).tolist(), DEFAULT).reason for seed in range(300)]
+    assert sum("two modes" in reason for reason in reasons) <= 3
+
+
+@BOTH
 @pytest.mark.parametrize("factor", [1.05, 1.4, 5.0])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_median_between_two_modes_is_unstable_and_names_both(protocol, factor, seed):
+def test_two_equal_modes_are_unstable_and_both_are_named(protocol, factor, seed):
     found = judged(lambda i, draw: np.where(draw.random(len(i)) < 0.5, factor, 1.0), protocol, seed=seed)
     assert found.status == "unstable"
-    if found.reason.startswith("the median is between two modes: "):
+    if found.reason.startswith("the samples have two modes: "):
         assert (found.low_us, found.high_us) == pytest.approx((100, 100 * factor), rel=0.01)
 
 
@@ -339,7 +372,6 @@ def test_two_modes_in_turns_are_unstable(protocol, length):
 def test_spikes_that_come_regularly_and_heavy_tails_leave_the_median(protocol):
     for slow in (
         lambda i, _: np.where(i % 10, 1.0, 5.0),
-        lambda i, _: np.where(i % 3, 1.0, 5.0),
         lambda i, draw: np.exp(0.003 * draw.standard_t(1.5, len(i))),
     ):
         found = judged(slow, protocol)
