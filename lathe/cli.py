@@ -64,7 +64,7 @@ class Space:
         from lathe import render, stages
 
         if self.arch is not None:
-            render.cell(stages.describe_cell(self, self.arch), as_json=self.json)
+            render.cell(stages.describe_cell(self, self.arch, render.warn), as_json=self.json)
         else:
             render.space(stages.describe_space(self), as_json=self.json)
         return 0

@@ -122,7 +122,7 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
     )
 
 
-def describe_cell(command: "SpaceCommand", text: str) -> CellFacts:
+def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None]) -> CellFacts:
     """What one network of a space of cells is, by its architecture string.
 
     Raises:
@@ -148,7 +148,7 @@ def describe_cell(command: "SpaceCommand", text: str) -> CellFacts:
         macs=space.macs(blocks, deployed=False),
         deployed_params=space.parameters(blocks),
         deployed_macs=space.macs(blocks),
-        latency=None if command.table is None else LatencyTable.load(command.table).predict(blocks),
+        latency=None if command.table is None else load_table(command.table, warn).predict(blocks),
     )
 
 
@@ -417,7 +417,8 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
             on_step=on_step,
         )
     if (command.source / shipped.MANIFEST).is_file():
-        raise DeployError(f"{command.source} is a shipped bundle: `lathe verify {command.source}` checks it; export what it is of")
+        source, model = command.source, command.source / shipped.ONNX
+        raise DeployError(f"{source} is a shipped bundle: `lathe verify {source}` checks it; to ship it anew export {model}")
     if command.samples:
         raise DeployError(f"--samples {command.samples[0]}: a run is validated on its own data: leave it out")
     if command.shape:

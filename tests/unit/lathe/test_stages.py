@@ -131,11 +131,22 @@ def test_every_command_that_takes_a_torn_table_says_so(tmp_path, monkeypatch, ca
         assert said.count(torn) == words.count(" t.jsonl"), words
 
 
+def test_a_cell_predicted_from_a_torn_table_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = (Path(__file__).parents[3] / "profiles" / "amd-epyc-zen4-1thread" / "nasbench201-small.fp32.latency.jsonl").read_bytes()
+    Path("t.jsonl").write_bytes(whole[:-20])
+    cell = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    cli.parse(["space", "nasbench201-small", "--arch", cell, "--table", "t.jsonl"]).run()
+    assert "warning: t.jsonl, line " in capsys.readouterr().err
+
+
 def test_a_bundle_is_not_exported_again(tmp_path):
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
     command = cli.parse(["export", str(tmp_path / "bundle"), "--out", str(tmp_path / "out")])
-    with pytest.raises(DeployError, match=r"bundle is a shipped bundle: `lathe verify .*bundle` checks it; export what it is of$"):
+    with pytest.raises(
+        DeployError, match=r"bundle is a shipped bundle: `lathe verify .*bundle` checks it; to ship it anew export .*bundle/model.onnx$"
+    ):
         stages.export(command, lambda _: None)
 
 
