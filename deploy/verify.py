@@ -18,7 +18,7 @@ from deploy.start import running
 from deploy.validate import Rung, Verdict, climb, judge_latency, share
 from latency import LatencyError, Measurement, Protocol, RunFailed
 from latency.device import first_difference
-from latency.measure import summarize
+from latency.measure import median_interval, summarize
 from latency.units import interval, microseconds, ms_from_us, s_from_ms
 
 MAX_TIMING_MS = 600_000
@@ -43,7 +43,7 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def failures(self) -> list[Check]:
-        """The checks that do not hold; what was not run, and a latency that is unsure, are none of them."""
+        """The checks that do not hold; what was not run, or is unsure, is none of them."""
         return [check for check in self.checks if check.verdict == "failed"]
 
 
@@ -159,21 +159,26 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
 
 def _recorded(manifest: Manifest) -> Iterator[Check]:
     """What the manifest concludes, from the numbers that it holds; what it cannot tell is said."""
-    wrong = []
+    wrong, doubtful = [], []
     for step in manifest.validation:
         near = all(found.within(step.limit) for found in (*step.previous.values(), *step.first.values()))
         if step.first and (step.verdict == "passed") != near:
             wrong.append(f"{step.name} {step.precision} is {step.verdict}")
     networks = {"shipped": manifest.shipped, "unpruned": manifest.unpruned}
     for name, network in networks.items():
-        if network and network.measured and not _follows(network.measured, manifest.protocol):
+        if network is None or network.measured is None:
+            continue
+        now = summarize(network.measured.samples_us, manifest.protocol)
+        if not _follows(network.measured, now, manifest.protocol):
             wrong.append(f"the latency of the {name} network is not that of its samples")
+        elif network.measured.status == "ok" and now.reason:
+            doubtful.append(f"the latency of the {name} network is recorded as ok, but {now.reason}; export again to measure it again")
     measured = manifest.shipped.measured
     budget = "not run" if measured is None else judge_latency(measured.low_us, measured.high_us, manifest.budget_us)
     if budget != manifest.budget_verdict:
         wrong.append(f"the budget is {manifest.budget_verdict}, by its numbers {budget}")
-    detail = "; ".join(wrong) or "every verdict and latency follows from its numbers"
-    yield Check(name="recorded verdicts", verdict="failed" if wrong else "passed", detail=detail)
+    detail = "; ".join(wrong or doubtful) or "every verdict and latency follows from its numbers"
+    yield Check(name="recorded verdicts", verdict="failed" if wrong else "unsure" if doubtful else "passed", detail=detail)
     forms = [link.name for link in manifest.chain if not link.file]
     if forms:
         detail = f"{', '.join(forms)}: their weights are not in the bundle; only what was made from them is"
@@ -183,10 +188,22 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
         yield Check(name="accuracy", verdict="not run", detail=detail)
 
 
-def _follows(measured: Measurement, protocol: Protocol) -> bool:
-    """Whether a measurement is what its samples say; one of an earlier version states no percentiles and no reason."""
-    now = summarize(measured.samples_us, protocol)
-    return measured in (now, msgspec.structs.replace(now, p90_us=None, p99_us=None, reason=""))
+def _follows(measured: Measurement, now: Measurement, protocol: Protocol) -> bool:
+    """Whether a measurement follows from its samples, of which this version says `now`.
+
+    Earlier versions state no percentiles and no reason, and judge by other rules whether the samples are stationary and of one mode. Where
+    they find them so, the interval is that of the median; where they do not, it spans at least that.
+    """
+    low_us, high_us = (round(end, 3) for end in median_interval(measured.samples_us, protocol.confidence))
+    if measured.status == "ok":
+        judged = not measured.reason and (measured.low_us, measured.high_us) == (low_us, high_us)
+    else:
+        least_us, most_us = min(measured.samples_us), max(measured.samples_us)
+        spans = least_us <= measured.low_us <= low_us and high_us <= measured.high_us <= most_us
+        judged = spans and bool(measured.reason or now.reason)
+    names = ("low_us", "high_us", "status", "reason")
+    same = msgspec.structs.replace(measured, **{name: getattr(now, name) for name in names})
+    return judged and same in (now, msgspec.structs.replace(now, p90_us=None, p99_us=None))
 
 
 def _latency(manifest: Manifest, at_work: Running | str) -> Check:

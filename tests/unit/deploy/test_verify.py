@@ -14,6 +14,7 @@ from deploy.verify import _follows
 from latency import Measurement
 from latency.errors import DeviceUnavailable
 from latency.measure import summarize
+from latency.protocol import FAST
 from unit.deploy.helpers import QUICK, example, network, samples
 
 
@@ -128,10 +129,19 @@ def test_what_the_manifest_concludes_must_follow_from_its_numbers(bundle_copy):
 def test_a_measurement_must_follow_from_its_samples_but_need_not_state_percentiles():
     found = summarize([10.0] * 100, QUICK)
     assert found.p90_us == 10.0
-    assert _follows(found, QUICK)
-    assert _follows(msgspec.structs.replace(found, p90_us=None), QUICK)
-    for change in ({"p90_us": 11.0}, {"median_us": 9.0}, {"status": "unstable"}):
-        assert not _follows(msgspec.structs.replace(found, **change), QUICK)
+    assert _follows(found, found, QUICK)
+    assert _follows(msgspec.structs.replace(found, p90_us=None, p99_us=None), found, QUICK)
+    for change in ({"p90_us": 11.0}, {"median_us": 9.0}, {"low_us": 9.0}, {"status": "unstable"}, {"reason": "the latency moved"}):
+        assert not _follows(msgspec.structs.replace(found, **change), found, QUICK)
+
+
+def test_an_unstable_measurement_spans_at_least_the_interval_of_the_median():
+    found = summarize([10.0, 14.0, 10.0] * 40, FAST)
+    assert found.status == "unstable"
+    other = msgspec.structs.replace(found, reason="the median is between two modes", high_us=13.0)
+    assert _follows(other, found, FAST)
+    for change in ({"low_us": 10.5}, {"high_us": 15.0}, {"low_us": 9.0}):
+        assert not _follows(msgspec.structs.replace(other, **change), found, FAST)
 
 
 def test_what_the_bundle_does_not_hold_is_not_run_with_the_reason(bundle_copy):
