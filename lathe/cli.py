@@ -23,15 +23,12 @@ from latency.arguments import require_sound
 from latency.process import BAD_INPUT
 from lathe.flags import (
     BuildLevel,
-    CellChannels,
-    Cells,
-    Classes,
     Count,
     Mebibytes,
     Milliseconds,
     Relative,
-    Resolution,
     Seed,
+    SizesWithClasses,
     Threads,
     require_ranges,
 )
@@ -39,19 +36,11 @@ from lathe.searches import Search, Searches
 
 
 @dataclass(frozen=True)
-class Space:
+class Space(SizesWithClasses):
     """Say how large a space is: networks, blocks, and parameters and MACs of its unpruned network; or what one cell of it is."""
 
     space: Positional[str]
     """name of a space, such as repvgg-mini"""
-    classes: Classes | None = None
-    """number of classes (default: the space's own)"""
-    resolution: Resolution | None = None
-    """height and width of the input in pixels (default: the space's own)"""
-    channels: CellChannels | None = None
-    """of a space of cells: channels of the first stage (default: the space's own)"""
-    cells: Cells | None = None
-    """of a space of cells: cells of each stage (default: the space's own)"""
     arch: str | None = None
     """say what one cell is, by its architecture string, such as |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
     table: Path | None = None
@@ -71,7 +60,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Bundle(SizesWithClasses):
     """Write every block of a space into one file, to be measured where there is no torch: `python -m latency profile FILE`."""
 
     space: Positional[str]
@@ -84,14 +73,6 @@ class Bundle:
     """random whole networks to put beside the blocks (default: 48)"""
     seed: Seed | None = None
     """seed of those networks (default: 0)"""
-    classes: Classes | None = None
-    """number of classes (default: the space's own)"""
-    resolution: Resolution | None = None
-    """height and width of the input in pixels (default: the space's own)"""
-    channels: CellChannels | None = None
-    """of a space of cells: channels of the first stage (default: the space's own)"""
-    cells: Cells | None = None
-    """of a space of cells: cells of each stage (default: the space's own)"""
     force: bool = False
     """replace a file of --out that Lathe did not write"""
     json: bool = False
@@ -106,7 +87,7 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Profile(SizesWithClasses):
     """Measure every block of a space on this machine into a latency table; the same command again resumes."""
 
     space: Positional[str]
@@ -133,14 +114,6 @@ class Profile:
     """random whole networks to measure beside the blocks: they tell how well sums of blocks predict (default: 48, or the bundle's)"""
     seed: Seed | None = None
     """seed of those networks (default: 0, or the bundle's)"""
-    classes: Classes | None = None
-    """number of classes (default: the space's own)"""
-    resolution: Resolution | None = None
-    """height and width of the input in pixels (default: the space's own)"""
-    channels: CellChannels | None = None
-    """of a space of cells: channels of the first stage (default: the space's own)"""
-    cells: Cells | None = None
-    """of a space of cells: cells of each stage (default: the space's own)"""
     shard: str = "1/1"
     """measure one part of several, on equal devices: 1/4 to 4/4 on four"""
     force: bool = False
@@ -182,7 +155,7 @@ class TableShow:
 
 
 @dataclass(frozen=True)
-class TableCheck:
+class TableCheck(SizesWithClasses):
     """Say what is wrong or doubtful in a latency table; exit code 1 where rows are missing or failed."""
 
     table: Positional[Path]
@@ -196,7 +169,7 @@ class TableCheck:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        return render.findings(stages.check_table(self.table, self.space), as_json=self.json)
+        return render.findings(stages.check_table(self), as_json=self.json)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the types of flags do not say: the range of every number."""
+"""What the types of flags do not say: the range of every number; and flags that several commands have."""
 
 import typing
 from collections.abc import Iterator
@@ -39,6 +39,30 @@ Relative = Annotated[float, Between(1e-6, 1.0)]
 """An error or a drift."""
 Mebibytes = Annotated[int, Between(1, 2**24)]
 BuildLevel = Annotated[int, Between(0, 5)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Sizes of a space that are not its own."""
+
+    resolution: Resolution | None = None
+    """height and width of the input in pixels (default: the space's own)"""
+    channels: CellChannels | None = None
+    """of a space of cells: channels of the first stage (default: the space's own)"""
+    cells: Cells | None = None
+    """of a space of cells: cells of each stage (default: the space's own)"""
+
+    def words(self) -> str:
+        """As on the command line, such as ` --channels 8 --cells 1`."""
+        return "".join(f" --{field.name} {value}" for field in fields(Sizes) if (value := getattr(self, field.name)) is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizesWithClasses(Sizes):
+    """The same where no data tell the number of classes."""
+
+    classes: Classes | None = None
+    """number of classes (default: the space's own)"""
 
 
 def require_ranges(command: object) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, subcommand
 
-from lathe.flags import Fraction, Milliseconds
+from lathe.flags import Fraction, Milliseconds, Sizes
 from search import processes
 from search.methods.settings import (
     MagnitudeSettings,
@@ -22,7 +22,7 @@ from search.methods.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
+class Search(Sizes):
     """What every search is given."""
 
     space: str

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from deploy.page import Row
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
-    from lathe.cli import Bundle, Export, Profile, Report, TableShow
+    from latency.block import BlockSpec
+    from lathe.cli import Bundle, Export, Profile, Report, TableCheck, TableShow
     from lathe.cli import Space as SpaceCommand
+    from lathe.flags import Sizes
     from lathe.searches import Search
     from search.architecture import Architecture
     from search.budget import Budget
@@ -90,16 +92,12 @@ class BundleFacts:
     sha256: str
 
 
-def space_of(name: str, options: "SpaceCommand | Bundle | Profile | None" = None) -> "Space":
-    """A space by name, with the options of a command; needs the extra `train`."""
+def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
+    """A space by name, with the sizes that a command gives; needs the extra `train`."""
     require("torch", "train")
     from search import spaces
 
-    if options is None:
-        return spaces.get(name)
-    return spaces.get(
-        name, classes=options.classes, resolution=options.resolution, channels=options.channels, cells_per_stage=options.cells
-    )
+    return spaces.get(name, classes=classes, resolution=sizes.resolution, channels=sizes.channels, cells_per_stage=sizes.cells)
 
 
 def describe_space(command: "SpaceCommand") -> SpaceFacts:
@@ -110,7 +108,7 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
     """
     if command.table is not None:
         raise LatencyError(f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out")
-    space = space_of(command.space, command)
+    space = space_of(command.space, command, command.classes)
     return SpaceFacts(
         name=space.name,
         size=space.size(),
@@ -129,7 +127,7 @@ def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None
         SearchError: the space is not one of cells, or the string is not one of its architectures.
         LatencyError: the table is damaged, or does not cover the network.
     """
-    space = space_of(command.space, command)
+    space = space_of(command.space, command, command.classes)
     from search.errors import SearchError
     from search.spaces import Cells
     from search.spaces.cells import names
@@ -148,7 +146,7 @@ def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None
         macs=space.macs(blocks, deployed=False),
         deployed_params=space.parameters(blocks),
         deployed_macs=space.macs(blocks),
-        latency=None if command.table is None else load_table(command.table, warn).predict(blocks),
+        latency=None if command.table is None else _predicted(load_table(command.table, warn), space, blocks, command),
     )
 
 
@@ -162,7 +160,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
         outputs.require_file(command.save_timing_cache, outputs.NEW, flag="--save-timing-cache", force=command.force)
     if command.space.endswith(".zip"):
         return _profile_bundle(command, timing)
-    space = space_of(command.space, command)
+    space = space_of(command.space, command, command.classes)
     runner = _runner(command)
     from deploy.lowering import LOWERING_VERSION
 
@@ -221,7 +219,7 @@ def _measure(
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
     """What a block bundle of a space holds, and what writes it."""
     outputs.require_file(command.out, outputs.BLOCKS, flag="--out", force=command.force)
-    space = space_of(command.space, command)
+    space = space_of(command.space, command, command.classes)
     from deploy.lowering import LOWERING_VERSION
     from latency import blocks_zip
 
@@ -276,11 +274,11 @@ def show_table(command: "TableShow", warn: Callable[[str], None]) -> LatencyTabl
     return table
 
 
-def check_table(path: Path, space_name: str | None) -> list[Finding]:
+def check_table(command: "TableCheck") -> list[Finding]:
     """What is wrong or doubtful in a table, with what it lacks of its space where that is known."""
-    table = LatencyTable.load(path)  # a torn line is among the findings
-    name = space_name or table.header.space
-    return check.check(table, [spec.key for spec in space_of(name).blocks()] if name else ())
+    table = LatencyTable.load(command.table)  # a torn line is among the findings
+    name = command.space or table.header.space
+    return check.check(table, [spec.key for spec in space_of(name, command, command.classes).blocks()] if name else ())
 
 
 def diff_tables(first: Path, second: Path, warn: Callable[[str], None]) -> Diff:
@@ -297,7 +295,7 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     """Search a space, or go on with a search."""
     outputs.require_directory(command.out)
     require("torch", "train")
-    from search import board, methods, record, session, spaces
+    from search import board, methods, record, session
     from search import data as datasets
     from search.method import Task
     from search.methods.settings import recipe
@@ -309,11 +307,11 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     table = command.table and load_table(command.table, warn)
     if table:
         _require_table(table, command)
-    data = datasets.load(command.data, spaces.get(command.space).input_shape[1])
-    space = spaces.get(command.space, classes=len(data.labels))
+    data = datasets.load(command.data, space_of(command.space, command).input_shape[1])
+    space = space_of(command.space, command, len(data.labels))
     methods.require_space(command.settings, space)
     if table:
-        _require_coverage(table, space)
+        _predicted(table, space, space.network(), command)
     if command.budget_ms is None and command.budget_fraction is None and not command.settings.needs_budget:
         budget = _no_budget(space, table)
     else:
@@ -339,15 +337,20 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
     table.require(device=device, precision=command.precision)
 
 
-def _require_coverage(table: LatencyTable, space: "Space") -> None:
-    """Refuse a table of another space, or without the data's classifier, with the whole command that measures it."""
+def _predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]", sizes: "Sizes") -> Latency:
+    """Latency of one network of a space.
+
+    Raises:
+        CoverageError: the table is of another space, or lacks a block; has the whole command that measures it.
+    """
     try:
-        table.predict(space.network())
+        return table.predict(blocks)
     except CoverageError as error:
+        flags = f"--classes {space.classes}{sizes.words()}"
         if table.header.space != space.name:
-            again = f"lathe profile {space.name} --backend {table.header.runtime.name} --classes {space.classes} --out NEW.latency.jsonl"
+            again = f"lathe profile {space.name} --backend {table.header.runtime.name} {flags} --out NEW.latency.jsonl"
             raise CoverageError(f"{table.path} is of the space {table.header.space or '-'}, not of {space.name}: `{again}`") from error
-        raise CoverageError(f"{error}, with --classes {space.classes}") from error
+        raise CoverageError(f"{error}, with {flags}") from error
 
 
 def _latency_budget(command: "Search", space: "Space", table: LatencyTable) -> "Budget":

@@ -6,7 +6,11 @@ import pytest
 from deploy.errors import DeployError
 from latency import LatencyError
 from latency.backends.tensorrt import EngineSpec
+from latency.errors import CoverageError
 from lathe import cli, stages
+from search import record, spaces
+
+OTHER_SIZES = "--resolution 16 --channels 4 --cells 2"
 
 
 def spec(*flags):
@@ -159,3 +163,47 @@ def test_a_table_that_was_not_measured_is_of_no_device(tmp_path, monkeypatch, th
     command = cli.parse(["search", "pas", "--space", "repvgg-mini", "--table", "t", "--budget-ms", "1", "--this-device", "--out", "run"])
     with pytest.raises(LatencyError, match=r"table t has origin 'simulated.*', wanted 'measured': give one .* or omit --this-device$"):
         stages.search(command, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def table_of_other_sizes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sizes") / "t"
+    words = f"profile nasbench201-small --backend simulated:seed=1 --protocol fast --networks 0 {OTHER_SIZES} --classes 10 --out {path}"
+    list(stages.profile(cli.parse(words.split())))
+    return path
+
+
+@pytest.fixture
+def other_sizes(table_of_other_sizes, tmp_path, monkeypatch):
+    """A directory with a table `t` of a space of other sizes than its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("t").write_bytes(table_of_other_sizes.read_bytes())
+
+
+@pytest.mark.usefixtures("other_sizes")
+def test_a_table_is_checked_against_the_sizes_that_it_is_of():
+    def problems(flags):
+        return {found.problem for found in stages.check_table(cli.parse(f"table check t {flags}".split()))}
+
+    assert "missing" in problems("")
+    assert "missing" not in problems(OTHER_SIZES)
+
+
+@pytest.mark.usefixtures("other_sizes")
+def test_a_search_is_of_the_sizes_that_it_is_given():
+    words = f"search vp-darts --space nasbench201-small --table t --budget-fraction 0.7 --out run {OTHER_SIZES}"
+    next(stages.search(cli.parse(words.split()), lambda _: None))
+    assert record.read_run(Path("run")).space == spaces.get("nasbench201-small", channels=4, cells_per_stage=2).record()
+
+
+@pytest.mark.usefixtures("other_sizes")
+def test_what_a_table_lacks_is_measured_by_the_command_that_is_named():
+    words = "search vp-darts --space nasbench201-small --table t --budget-fraction 0.7 --out run --channels 8 --cells 3"
+    with pytest.raises(CoverageError, match=r"measure it with `lathe profile .*`, with --classes 10 --channels 8 --cells 3$"):
+        stages.search(cli.parse(words.split()), lambda _: None)
+    words = "space nasbench201 --table t --cells 3 --arch"
+    arch = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
+    with pytest.raises(
+        CoverageError, match=r"t is of the space nasbench201-small, not of nasbench201: `lathe profile nasbench201 .*--cells 3"
+    ):
+        stages.describe_cell(cli.parse([*words.split(), arch]), arch, pytest.fail)
