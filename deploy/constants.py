@@ -22,11 +22,16 @@ TOLERANCE = 2.0**-9
 AMPLIFIED = 2.0**16
 """From this factor on, what half precision cannot hold of a value shows in the product."""
 
-_DIVISORS = {"DequantizeLinear": 1, "Div": 1, "Log": 0, "Mod": 1, "QuantizeLinear": 1, "Reciprocal": 0, "Sqrt": 0}
+_DIVISORS = {"DequantizeLinear": 1, "Div": 1, "Log": 0, "Mod": 1, "Pow": 0, "QuantizeLinear": 1, "Reciprocal": 0, "Sqrt": 0}
 """The input for which zero is far from any other number."""
+_SIGNS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sign"})
+"""For which zero is far from any other number, whichever input it is."""
 _GUARDS = frozenset({"Add", "Clip", "Max", "Sub", "Sum", "Where"})
 _SQUARES = frozenset({"Mul", "Pow", "ReduceL2", "ReduceSumSquare"})
-_POWERS = _SQUARES | {"Sqrt"}
+_POWERS = _SQUARES | {"Div", "Sqrt"}
+_POSITIVE = frozenset({"Exp", "Sigmoid", "Softmax", "Softplus"})
+_ROOT = 0.5
+"""A power below it makes much of what is tiny."""
 _NORMS = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"})
 
 
@@ -49,9 +54,9 @@ def keep_constants(flow: Flow, values: Mapping[str, Values], ranges: Mapping[str
         if factor >= AMPLIFIED and _in_range(node.proto, seen):
             keep([node, *flow.upstream(name)], f"{node.proto.name} multiplies {name} by up to {factor:.4g}")
         if path := _guarded(node, flow):
-            keep(path, f"{node.proto.name} divides by what a constant below half precision keeps from zero")
-        if path := _logarithm(node, flow, values):
-            keep(path, f"{node.proto.name} takes the logarithm of what half precision may round to zero")
+            keep(path, f"{node.proto.name} shows how far from zero a constant below half precision makes what it reads")
+        if path := _vanishing(node, flow, values):
+            keep(path, f"{node.proto.name} divides by, or takes the logarithm of, what half precision may round to zero")
         if path := _normalised(node, flow):
             keep(path, f"{node.proto.name} normalises what a constant below half precision scales")
 
@@ -86,9 +91,11 @@ def _lost_constant(node: Node, flow: Flow, ranges: Mapping[str, WeightRange]) ->
         and np.abs(_halved(power) - power).max(initial=0.0) > TOLERANCE
     ):
         return f"its exponent {proto.input[1]} is rounded"
-    divisor = flow.constants.get(proto.input[_DIVISORS[proto.op_type]]) if proto.op_type in _DIVISORS else None
-    if divisor is not None and divisor.dtype == np.float32 and (lost := _lost(divisor)).any():
-        return f"its constant {proto.input[_DIVISORS[proto.op_type]]} has entries as small as {np.abs(divisor[lost]).min():.4g}"
+    divisors = proto.input if proto.op_type in _SIGNS else proto.input[_DIVISORS[proto.op_type] :][:1] if proto.op_type in _DIVISORS else ()
+    for name in divisors:
+        divisor = flow.constants.get(name)
+        if divisor is not None and divisor.dtype == np.float32 and (lost := _lost(divisor)).any():
+            return f"its constant {name} has entries as small as {np.abs(divisor[lost]).min():.4g}"
     if proto.op_type == "ConstantOfShape" and (fill := _fill(proto)) and (fill > LARGEST or fill <= VANISHING):
         return f"its value of {fill:.4g} is beyond half precision"
     if proto.op_type == "MeanVarianceNormalization" or (proto.op_type in _NORMS and not _stashed(proto) and _epsilon(proto) <= VANISHING):
@@ -180,28 +187,41 @@ def _in_range(proto: NodeProto, seen: Mapping[str, TensorRange]) -> bool:
 
 
 def _guarded(node: Node, flow: Flow) -> list[Node]:
-    """A node that divides, and all between it and what half precision makes zero of.
+    """A node for which zero is far from any other number, and all between it and what half precision makes zero of.
 
-    That is a constant so small that half precision loses it, x / (|x| + 1e-12), or squares that no constant is added to.
+    That is what a constant so small that half precision loses it is added to or multiplied by, x / (|x| + 1e-12), or squares that no
+    constant is added to.
     """
     proto = node.proto
-    divisor = {"Div": 1, "Log": 0, "Reciprocal": 0}.get(proto.op_type)
-    if proto.op_type == "Pow" and proto.input[1] in flow.constants and (flow.constants[proto.input[1]] < 0).any():
+    if proto.op_type in _SIGNS:
+        return _joined(*_losing(proto.input, flow, guards_only=True), node, flow)
+    divisor = {"Div": 1, "Log": 0, "ReduceLogSum": 0, "Reciprocal": 0}.get(proto.op_type)
+    if proto.op_type == "Pow" and (flow.constants.get(proto.input[1], np.ones(1)) < _ROOT).any():
         divisor = 0
     if divisor is None:
         return []
-    near = _upstream(proto.input[divisor], flow, _POWERS)
-    guards = [one for one in near if one.proto.op_type in _GUARDS and (_bounds(one.proto, flow))]
-    begin = {one.proto.name: one for one in guards if any(_lost(array).any() for array in _bounds(one.proto, flow))}
-    squares = [name for one in begin.values() for name in one.proto.input]
+    begin, near = _losing([proto.input[divisor]], flow)
+    guards = [one for one in near if one.proto.op_type in _GUARDS and _bounds(one.proto, flow)]
+    squares = [name for one in begin.values() if one.proto.op_type in _GUARDS for name in one.proto.input]
     if not guards and any(one.proto.op_type in ("ReduceL2", "Sqrt") for one in near):
         squares.append(proto.input[divisor])
     begin.update((one.proto.name, one) for name in squares for one in _squares(name, flow))
-    return _joined(begin, [*near, node], flow)
+    if begin and proto.op_type == "Div":  # what is divided may be as small as what it is divided by
+        above, more = _losing([proto.input[0]], flow)
+        begin, near = begin | above, [*near, *more]
+    return _joined(begin, near, node, flow)
+
+
+def _losing(names: Iterable[str], flow: Flow, *, guards_only: bool = False) -> tuple[dict[str, Node], list[Node]]:
+    """The nodes that values are computed by, up to layers; before them those, by name, that read a constant which half precision loses."""
+    near = list({one.proto.name: one for name in names for one in _upstream(name, flow, _POWERS)}.values())
+    summing = [one for one in near if one.proto.op_type not in HEAVY and (one.proto.op_type in _GUARDS or not guards_only)]
+    lost = [one for one in summing if any(_lost(array).any() for array in _bounds(one.proto, flow))]
+    return {one.proto.name: one for one in lost}, near
 
 
 def _bounds(proto: NodeProto, flow: Flow) -> list[np.ndarray]:
-    """The constants of a node that keep a value from zero; before opset 11 those of Clip are attributes."""
+    """The constants that a node combines a value with; before opset 11 those of Clip are attributes."""
     given = [flow.constants[name] for name in proto.input if name in flow.constants and flow.constants[name].dtype == np.float32]
     return given + [np.array(bound) for key, bound in attributes(proto).items() if key in ("min", "max")]
 
@@ -217,11 +237,20 @@ def _squares(name: str, flow: Flow) -> Iterator[Node]:
         name = node.proto.input[0]
 
 
-def _logarithm(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
-    """A logarithm and what makes its argument, where that can be as near to zero as half precision cannot be."""
-    if node.proto.op_type != "Log" or values[node.proto.input[0]].low >= SMALLEST_NORMAL:
+def _vanishing(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
+    """A logarithm or division and what makes its argument, where that can be as near to zero as half precision cannot be.
+
+    A divisor that may be zero in FP32, too, is the network's own affair: what is looked at are exponentials and their kin.
+    """
+    proto = node.proto
+    argument = {"Div": 1, "Log": 0, "ReduceLogSum": 0, "Reciprocal": 0}.get(proto.op_type)
+    if argument is None or values[proto.input[argument]].low >= SMALLEST_NORMAL:
         return []
-    return [node, *(one for one in flow.upstream(node.proto.input[0]) if one.proto.op_type not in HEAVY)]
+    near = [one for one in _upstream(proto.input[argument], flow, {"Div", "Mul"}) if one.proto.op_type not in HEAVY]
+    divides = proto.op_type in ("Div", "Reciprocal")
+    if divides and (values[proto.input[argument]].low < 0 or not any(one.proto.op_type in _POSITIVE for one in near)):
+        return []
+    return [node, *near]
 
 
 def _normalised(node: Node, flow: Flow) -> list[Node]:
@@ -239,7 +268,7 @@ def _normalised(node: Node, flow: Flow) -> list[Node]:
                 largest = float(sizes.max())
                 if largest > TOLERANCE * math.sqrt(largest**2 + _epsilon(proto)):
                     path[one.proto.name] = one
-    return _joined(path, [*near, node], flow)
+    return _joined(path, near, node, flow)
 
 
 def _upstream(name: str, flow: Flow, through: Collection[str]) -> list[Node]:
@@ -253,11 +282,11 @@ def _upstream(name: str, flow: Flow, through: Collection[str]) -> list[Node]:
     return list(found.values())
 
 
-def _joined(begin: Mapping[str, Node], nodes: Iterable[Node], flow: Flow) -> list[Node]:
-    """The nodes that one begins with, and those of others that they lead to, in the graph's order."""
+def _joined(begin: Mapping[str, Node], near: Iterable[Node], end: Node, flow: Flow) -> list[Node]:
+    """The nodes that one begins with, and those near to the last one that they lead to, in the graph's order."""
     if not begin:
         return []
-    names = {node.proto.name for node in nodes}
+    names = {node.proto.name for node in (*near, end)}
     found, written = list[Node](), set[str]()
     for node in flow.nodes:
         if node.proto.name in begin or (node.proto.name in names and not written.isdisjoint(node.proto.input)):

@@ -1,6 +1,7 @@
 """Whole numbers in a graph: positions, indices and counts, which half precision holds up to 2048 only.
 
-Found from the graph: which floating-point values can only be whole, and how large they may be, whatever the samples are.
+Found from the graph: which floating-point values can only be whole, or fractions made of whole numbers, and how large they may be, whatever
+the samples are.
 """
 
 import math
@@ -26,19 +27,20 @@ _ROUNDS = frozenset({"Ceil", "Floor", "Round"})
 def keep_whole_numbers(flow: Flow, values: Mapping[str, Values]) -> None:
     """Keep in FP32 every node that writes or reads whole numbers that may be above 2048, that rounds to whole numbers, or turns by angles.
 
-    What reads whole numbers and writes others ends the chain: a fraction is rounded as any activation is.
+    Fractions made of whole numbers are alike: what is more than 2048 steps from zero is not told from its neighbours. The chain ends
+    where activations come in.
     """
     for node in flow.nodes:
         for name in (*node.proto.output, *node.proto.input):
-            if flow.is_float(name) and name not in flow.constants and values[name].whole and values[name].most > EXACT:
-                keep([node], f"{name} holds whole numbers {_up_to(values[name])}, half precision only up to {EXACT:.0f}")
+            if flow.is_float(name) and name not in flow.constants and values[name].most > EXACT * values[name].apart > 0:
+                keep([node], f"{name} holds {_described(values[name])}")
         if node.proto.op_type not in HEAVY | BOUNDS:
-            for name in node.reads & flow.constants.keys():
-                if _is_rounded(flow.constants[name]):
-                    keep([node], f"its constant {name} holds whole numbers above {EXACT:.0f}")
+            for name in sorted(node.reads & flow.constants.keys()):
+                if values[name].most > EXACT * values[name].apart > 0 and _is_rounded(flow.constants[name]):
+                    keep([node], f"its constant {name} holds {_described(values[name])}")
     for node in flow.nodes:
         name = node.proto.input[0] if node.proto.input else ""
-        if _rounds(node.proto, flow) and not values[name].whole and values[name].most > EXACT:
+        if _rounds(node.proto, flow) and not values[name].whole and (values[name].most > EXACT or values[name].step):
             keep([node, *_computing(name, flow, values)], f"{node.proto.name} rounds {name} to whole numbers {_up_to(values[name])}")
         if node.proto.op_type in _TURNS and flow.is_float(name) and (path := _angle(name, flow, values)) is not None:
             keep([node, *path], f"the angle {name} reaches {_up_to(values[name]).removeprefix('up to ')}")
@@ -48,10 +50,13 @@ def _up_to(values: Values) -> str:
     return f"up to {values.most:.4g}" if values.most < math.inf else "of any size"
 
 
+def _described(values: Values) -> str:
+    numbers = "whole numbers" if values.whole else f"numbers {values.apart:.4g} apart"
+    return f"{numbers} {_up_to(values)}, half precision only up to {EXACT * values.apart:.4g}"
+
+
 def _is_rounded(array: np.ndarray) -> bool:
     finite = array[np.isfinite(array)]
-    if not finite.size or np.abs(finite).max() <= EXACT or (finite != np.round(finite)).any():
-        return False
     with np.errstate(over="ignore"):
         return bool((finite.astype(np.float16) != finite).any())
 

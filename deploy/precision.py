@@ -12,10 +12,11 @@ import onnx
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deploy import casts, islands
+from deploy.activations import keep_activations
 from deploy.certificate import LARGEST, Certificate, Kept, TensorRange
 from deploy.constants import keep_constants
 from deploy.errors import LoweringError
-from deploy.flow import Flow, keep
+from deploy.flow import Flow
 from deploy.graph import Precision, check, parse, require_inline
 from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
@@ -138,8 +139,7 @@ def _convert(model: ModelProto, io: Precision, headroom: float, seen: Mapping[st
     values = possible(flow)
     keep_constants(flow, values, ranges, seen)
     keep_whole_numbers(flow, values)
-    for node in nodes:
-        keep([node], _activations_reason(node, seen, headroom))
+    keep_activations(flow, seen, headroom)
     if io == "fp16":
         for value in (*graph.input, *graph.output):
             if value.name in seen and seen[value.name].max_abs > LARGEST:
@@ -196,14 +196,3 @@ def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Itera
         node.inputs = [i for i, name in enumerate(proto.input) if kinds.get(name) == _FULL and proto.op_type not in _EITHER]
         node.outputs = [i for i, name in enumerate(proto.output) if kinds.get(name) == _FULL]
     return node
-
-
-def _activations_reason(node: Node, seen: Mapping[str, TensorRange], headroom: float) -> str:
-    limit = LARGEST / headroom
-    for name in [node.proto.output[i] for i in node.outputs] + [node.proto.input[i] for i in node.inputs]:
-        if name in seen and seen[name].max_abs > limit:
-            return f"{name} reaches {seen[name].max_abs:.4g}, more than {limit:.0f}"
-    for name in (node.proto.output[i] for i in node.outputs):
-        if name in seen and seen[name].sum_abs > limit:
-            return f"the sum of {name} reaches {seen[name].sum_abs:.4g}, more than {limit:.0f}"
-    return ""

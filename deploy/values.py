@@ -1,8 +1,8 @@
-"""What the values of a graph can be, from its operators and constants alone: whole numbers or any, and between which limits."""
+"""What the values of a graph can be, from its operators and constants alone: whole numbers, their multiples or any, within which limits."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import NodeProto, TensorProto, numpy_helper
@@ -23,13 +23,36 @@ INTEGERS: dict[int, tuple[float, float]] = {
 """Types of whole numbers, with their limits; those of 32 and 64 bits are taken to have none."""
 
 
+STEPS = (1.0, 0.5, 0.25, 0.125)
+"""Of constants: positions are whole numbers or parts of pixels."""
+
+
 @dataclass(frozen=True)
 class Values:
-    """What the elements of a tensor can be."""
+    """What the elements of a tensor can be.
+
+    Attributes:
+        whole: whether all are whole numbers.
+        low: smallest.
+        high: largest.
+        step: of fractions, how far apart they are at least, because they are whole numbers times this, or moved; 0 where they can be
+            anything.
+    """
 
     whole: bool
     low: float = -math.inf
     high: float = math.inf
+    step: float = 0.0
+
+    @property
+    def apart(self) -> float:
+        """How far apart whole numbers and fractions are at least; 0 where it is not known."""
+        return 1.0 if self.whole else self.step
+
+    @property
+    def single(self) -> bool:
+        """Whether all are the same number."""
+        return self.low == self.high
 
     @property
     def most(self) -> float:
@@ -44,6 +67,7 @@ _LIMITS = {
     **dict.fromkeys(("HardSigmoid", "Sigmoid", "Softmax"), _SHARE),
     **dict.fromkeys(("Cos", "Erf", "Sin", "Softsign", "Tanh"), _UNIT),
     "Exp": Values(whole=False, low=0.0),
+    "Hardmax": Values(whole=True, low=0.0, high=1.0),
     "Sign": Values(whole=True, low=-1.0, high=1.0),
 }
 
@@ -72,7 +96,9 @@ def of_array(array: np.ndarray) -> Values:
     finite = array[np.isfinite(array)]
     if not finite.size:
         return Values(True, 0.0, 0.0)
-    return Values(bool((finite == np.round(finite)).all()), float(finite.min()), float(finite.max()))
+    step = next((step for step in STEPS if (finite / step == np.round(finite / step)).all()), 0.0)
+    whole = step == 1
+    return Values(whole, float(finite.min()), float(finite.max()), 0.0 if whole else step)
 
 
 def _of_type(kind: int) -> Values:
@@ -82,7 +108,7 @@ def _of_type(kind: int) -> Values:
 def _within(values: Values, typed: Values) -> Values:
     """Values of a type; what is not a number, such as the sum of opposite infinities, is no limit."""
     low, high = (-math.inf if math.isnan(values.low) else values.low), (math.inf if math.isnan(values.high) else values.high)
-    return Values(values.whole or typed.whole, max(low, typed.low), min(high, typed.high))
+    return Values(values.whole or typed.whole, max(low, typed.low), min(high, typed.high), 0.0 if typed.whole else values.step)
 
 
 def _index(size: float) -> Values:
@@ -91,15 +117,19 @@ def _index(size: float) -> Values:
 
 def _times(one: Values, other: Values) -> Values:
     corners = [0.0 if 0 in (a, b) else a * b for a in (one.low, one.high) for b in (other.low, other.high)]
-    return Values(one.whole and other.whole, min(corners), max(corners))
+    whole = one.whole and other.whole
+    steps = [value.most if value.single else value.apart for value in (one, other)]
+    return Values(whole, min(corners), max(corners), 0.0 if whole else math.prod(steps))
 
 
 def _count(low: float, high: float) -> Values:
     return Values(whole=True, low=low, high=high)
 
 
-def _whole(values: Sequence[Values]) -> bool:
-    return all(one.whole for one in values)
+def _made_of(parts: Sequence[Values], low: float, high: float) -> Values:
+    """What parts together make, as elements or sums: as far apart as the part with the smallest steps; a constant only moves a sum."""
+    whole = all(one.whole for one in parts)
+    return Values(whole, low, high, 0.0 if whole else min((one.apart for one in parts if not one.single), default=0.0))
 
 
 def _joined(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -109,13 +139,30 @@ def _joined(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
         parts.append(read[2] if len(read) > 2 and proto.input[2] else _count(0.0, 0.0))
     elif proto.op_type == "OneHot":
         parts = [read[2]]
-    return Values(_whole(parts), min(one.low for one in parts), max(one.high for one in parts))
+    found = _made_of(parts, min(one.low for one in parts), max(one.high for one in parts))
+    match attributes(proto).get("reduction", b"none"):
+        case b"none":
+            return found
+        case b"add":
+            return _made_of([found, read[2]], *_ends(found, _times(read[2], _count(0.0, flow.size(proto.input[2])))))
+        case _:
+            return Values(found.whole)
+
+
+def _ends(one: Values, other: Values) -> tuple[float, float]:
+    """Limits of a sum."""
+    return one.low + other.low, one.high + other.high
 
 
 def _added(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     if proto.op_type == "Sub":
-        read = [read[0], Values(read[1].whole, -read[1].high, -read[1].low)]
-    return Values(_whole(read), sum((one.low for one in read), 0.0), sum((one.high for one in read), 0.0))
+        read = [read[0], _negated(proto, read[1:], flow)]
+    return _made_of(read, sum((one.low for one in read), 0.0), sum((one.high for one in read), 0.0))
+
+
+def _mean(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+    share = 1 / len(read)
+    return _times(_added(proto, read, flow), Values(False, share, share))
 
 
 def _multiplied(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -133,51 +180,74 @@ def _divided(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 def _remainder(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     most = min(read[0].most if read[0].low >= 0 <= read[1].low else math.inf, read[1].most)
-    return Values(_whole(read), 0.0 if read[1].low >= 0 else -most, most)
+    return _made_of(read, 0.0 if read[1].low >= 0 else -most, most)
 
 
 def _clipped(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     """Before opset 11 the bounds are attributes."""
     low, high = -math.inf, math.inf
-    whole, old = read[0].whole, attributes(proto)
+    old = attributes(proto)
     if len(read) > 1 and proto.input[1]:
-        low, whole = read[1].low, whole and read[1].whole
+        low = read[1].low
     if len(read) > 2 and proto.input[2]:
-        high, whole = read[2].high, whole and read[2].whole
+        high = read[2].high
     low, high = old.get("min", low), old.get("max", high)
-    return Values(whole, min(max(read[0].low, low), high), max(min(read[0].high, high), low))
+    bounds = [bound for name, bound in zip(proto.input[1:], read[1:], strict=True) if name]
+    return _made_of([read[0], *bounds], min(max(read[0].low, low), high), max(min(read[0].high, high), low))
 
 
 def _extreme(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     pick = max if proto.op_type == "Max" else min
-    return Values(_whole(read), pick(one.low for one in read), pick(one.high for one in read))
+    return _made_of(read, pick(one.low for one in read), pick(one.high for one in read))
 
 
 def _rectified(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    return Values(read[0].whole, max(0.0, read[0].low), max(0.0, read[0].high))
+    return replace(read[0], low=max(0.0, read[0].low), high=max(0.0, read[0].high))
+
+
+def _leaky(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+    """Of a rectifier with a slope for what is negative: positive numbers keep their steps."""
+    slope = read[1] if len(read) > 1 else Values(False, *[attributes(proto).get("alpha", 0.01)] * 2)
+    below = _times(replace(read[0], high=min(0.0, read[0].high)), slope)
+    return replace(read[0], whole=False, low=min(below.low, max(0.0, read[0].low)), high=max(below.high, read[0].high), step=read[0].apart)
 
 
 def _absolute(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    return Values(read[0].whole, 0.0, read[0].most)
+    return replace(read[0], low=0.0, high=read[0].most)
 
 
 def _negated(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    return Values(read[0].whole, -read[0].high, -read[0].low)
+    return replace(read[0], low=-read[0].high, high=-read[0].low)
 
 
 def _summed(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     one = read[0]
     if proto.op_type == "ReduceL1":
-        one = Values(one.whole, 0.0, one.most)
+        one = _absolute(proto, read, flow)
     elif proto.op_type == "ReduceSumSquare":
-        one = Values(one.whole, 0.0, one.most**2)
+        one = replace(_times(one, one), low=0.0)
+    count = _reduced(proto, flow)
+    return replace(one, low=one.low * count if one.low else 0.0, high=one.high * count if one.high else 0.0)
+
+
+def _reduced(proto: NodeProto, flow: Flow) -> float:
+    """Number of elements that a reduction makes one of."""
     before, after = flow.size(proto.input[0]), flow.size(proto.output[0])
-    count = before if math.inf in (before, after) else before / max(after, 1)
-    return _times(one, _count(count, count))
+    return before if math.inf in (before, after) else before / max(after, 1)
 
 
 def _averaged(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    return Values(False, min(read[0].low, 0.0), max(read[0].high, 0.0))  # padding counts as zeros
+    kernel = attributes(proto).get("kernel_shape")
+    count = math.prod(kernel) if kernel else _reduced(proto, flow)
+    return Values(False, min(read[0].low, 0.0), max(read[0].high, 0.0), read[0].apart / count)  # padding counts as zeros
+
+
+def _product(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+    try:
+        most = max(1.0, read[0].most) ** _reduced(proto, flow)
+    except OverflowError:
+        most = math.inf
+    return Values(read[0].whole, 0.0 if read[0].low >= 0 else -most, most)
 
 
 def _cumulated(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -187,7 +257,7 @@ def _cumulated(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _layer(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    """Of a layer: whole where its input, weights and bias all are."""
+    """Of a layer: whole where its input, weights and bias all are, and with steps where input and weights have them."""
     if proto.op_type == "MatMul":
         inner = flow.dim(proto.input[0], -1)
     elif proto.op_type == "Gemm":
@@ -195,10 +265,16 @@ def _layer(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
         if not all(float(given.get(name, 1)).is_integer() for name in ("alpha", "beta")):
             return _UNKNOWN
         inner = flow.dim(proto.input[0], 0 if given.get("transA") else 1) * abs(given.get("alpha", 1))
+    elif proto.op_type == "Einsum":
+        inner = math.prod(flow.size(name) for name in proto.input[1:])
+        for other in read[1:-1]:
+            read = [_times(read[0], other), read[-1]]
     else:
-        inner = flow.size(proto.input[1])
-    one = _times(_times(read[0], read[1]), _count(-inner, inner))
-    return _added(proto, [one, *(read[2:3] if len(read) > 2 and proto.input[2] else ())], flow)
+        inner = flow.size(proto.input[1]) / (flow.dim(proto.input[1], 0) if proto.op_type == "Conv" else 1)
+    one = _times(read[0], read[1])
+    one = replace(one, low=-inner * one.most if one.most else 0.0, high=inner * one.most if one.most else 0.0)
+    bias = read[2:3] if len(read) > 2 and proto.input[2] else []
+    return _made_of([one, *bias], one.low + sum(b.low for b in bias), one.high + sum(b.high for b in bias))
 
 
 def _powered(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -206,7 +282,13 @@ def _powered(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     if not read[1].whole or exponent != read[1].high or not 0 <= exponent <= 8:
         return _UNKNOWN
     most = read[0].most ** exponent
-    return Values(read[0].whole, 0.0 if exponent % 2 == 0 else -most, most)
+    return Values(read[0].whole, 0.0 if exponent % 2 == 0 else -most, most, 0.0 if read[0].whole else read[0].step ** exponent)
+
+
+def _root(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+    """Roots are nearest to each other where they are largest."""
+    most = math.sqrt(max(0.0, read[0].high))
+    return Values(False, 0.0, most, read[0].apart / (2 * most) if 0 < most < math.inf else 0.0)
 
 
 def _rounded(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -234,7 +316,13 @@ def _filled(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _ranged(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    return Values(_whole([read[0], read[2]]), min(read[0].low, read[1].low), max(read[0].high, read[1].high))
+    step = read[2].most if read[2].single else read[2].apart
+    return Values(read[0].whole and read[2].whole, min(read[0].low, read[1].low), max(read[0].high, read[1].high), step)
+
+
+def _dequantised(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+    moved = _added(proto, [read[0], _negated(proto, read[2:], flow)] if len(read) > 2 and proto.input[2] else read[:1], flow)
+    return _times(moved, read[1])
 
 
 def _extent(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -265,7 +353,8 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("Max", "Min"), _extreme),
     **dict.fromkeys(("ReduceL1", "ReduceSum", "ReduceSumSquare"), _summed),
     **dict.fromkeys(("AveragePool", "GlobalAveragePool", "ReduceMean"), _averaged),
-    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "MatMul"), _layer),
+    **dict.fromkeys(("LeakyRelu", "PRelu"), _leaky),
+    **dict.fromkeys(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"), _layer),
     **dict.fromkeys(("Ceil", "Floor", "Round"), _rounded),
     **dict.fromkeys(("ArgMax", "ArgMin", "NonZero", "Shape", "Size"), _extent),
     "Abs": _absolute,
@@ -274,13 +363,17 @@ _RULES: dict[str, Rule] = {
     "Clip": _clipped,
     "ConstantOfShape": _filled,
     "CumSum": _cumulated,
+    "DequantizeLinear": _dequantised,
     "Div": _divided,
+    "Mean": _mean,
     "Mod": _remainder,
     "Mul": _multiplied,
     "Neg": _negated,
     "Pow": _powered,
     "Range": _ranged,
+    "ReduceProd": _product,
     "Relu": _rectified,
     "Resize": _resized,
+    "Sqrt": _root,
     "Upsample": _resized,
 }

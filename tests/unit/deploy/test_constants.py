@@ -85,6 +85,55 @@ MATTERS = {
         10 * X,
         "bcd",
     ),
+    "a factor of a divisor": (
+        [
+            conv("x", "a"),
+            node("Exp", ["a"], "b"),
+            node("Mul", ["b", "k"], "c"),
+            node("Reciprocal", ["c"], "d"),
+            node("Mul", ["d", "k"], "y"),
+        ],
+        {"w": EYE, "k": TINY},
+        X,
+        "bcdy",
+    ),
+    "factors of both sides of a division": (
+        [
+            conv("x", "a"),
+            node("Mul", ["a", "k"], "b"),
+            node("Sigmoid", ["a"], "c"),
+            node("Mul", ["c", "k"], "d"),
+            node("Div", ["b", "d"], "e"),
+            conv("e", "y"),
+        ],
+        {"w": EYE, "k": TINY},
+        X,
+        "bcde",
+    ),
+    "what is compared": (
+        [conv("x", "a"), relu("a", "b"), node("Less", ["b", "k"], "c"), node("Where", ["c", "one", "b"], "d"), conv("d", "y")],
+        {"w": EYE, "k": TINY, "one": np.float32(1)},
+        X,
+        "c",
+    ),
+    "a sign": (
+        [conv("x", "a"), relu("a", "b"), node("Sub", ["b", "k"], "c"), node("Sign", ["c"], "d"), conv("d", "y")],
+        {"w": EYE, "k": np.float32(1e-8)},
+        X,
+        "cd",
+    ),
+    "the base of a power": (
+        [conv("x", "a"), node("Sigmoid", ["a"], "b"), node("Pow", ["k", "b"], "c"), conv("c", "y")],
+        {"w": EYE, "k": TINY.repeat(8, 1) * np.float32([0.01, 1, 1, 1]).reshape(4, 1, 1)},
+        X - 4,
+        "c",
+    ),
+    "a logarithm of a sum": (
+        [conv("x", "a"), node("Exp", ["a"], "b"), node("ReduceLogSum", ["b", "axes"], "c"), node("Add", ["c", "x"], "d"), conv("d", "y")],
+        {"w": EYE, "axes": AXES},
+        X - 20,
+        "bc",
+    ),
     "weights of a layer before a norm": (
         [conv("x", "a"), node("InstanceNormalization", ["a", "one", "zero"], "b", epsilon=1e-20), conv("b", "y", "eye")],
         {"w": EYE * np.float32([1, 1e-9, 1, 1]).reshape(4, 1, 1, 1), "eye": EYE, "one": ONES, "zero": ZEROS},
@@ -102,6 +151,7 @@ def test_a_lost_constant_that_matters_keeps_exactly_what_it_matters_to(kind, mon
     assert [one.node for one in certificate.kept if not one.reason.startswith("between")] == list(kept)
     assert difference(model, half, samples) < 5e-3
     monkeypatch.setattr(precision, "keep_constants", lambda *_: None)
+    monkeypatch.setattr(precision, "keep_activations", lambda *_: None)
     assert not difference(model, certified(model, samples)[0], samples) < 0.1
 
 
@@ -120,7 +170,6 @@ def test_a_lost_constant_that_matters_keeps_exactly_what_it_matters_to(kind, mon
             {"one": np.float32([1, 1e-10, 1, 1]), "zero": ZEROS, "var": np.float32([1, 1e-20, 1, 0])},
         ),
         ([node("LayerNormalization", ["x", "one"], "y", epsilon=1e-12)], {"one": np.ones(8, np.float32)}),
-        ([conv("x", "a"), node("InstanceNormalization", ["a", "one", "zero"], "y")], {"w": EYE * 1e-6, "one": ONES, "zero": ZEROS}),
         ([node("Exp", ["x"], "a"), node("Add", ["a", "k"], "b"), node("Log", ["b"], "y")], {"k": np.float32([1])}),
     ],
 )
@@ -138,6 +187,20 @@ def test_a_lost_constant_that_does_not_matter_keeps_nothing(nodes, weights):
 )
 def test_what_one_operator_loses_is_said(nodes, weights, reason):
     assert reason in [kept.reason for kept in certified(made(nodes, weights).SerializeToString(), X)[1].kept]
+
+
+def test_a_sum_of_exponentials_that_vanishes_is_not_divided_by():
+    nodes = [
+        conv("x", "a"),
+        node("Exp", ["a"], "b"),
+        node("ReduceSum", ["b", "axes"], "c"),
+        node("Div", ["b", "c"], "d"),
+        conv("d", "y"),
+    ]
+    model = made(nodes, {"w": EYE, "axes": AXES}).SerializeToString()
+    half, certificate = certified(model, X)
+    assert [one.node for one in certificate.kept] == ["b", "c", "d"]
+    assert difference(model, half, X / 8 - 18) < 0.02
 
 
 def test_a_mask_that_samples_do_not_reach_stays_with_the_softmax_that_reads_it():
