@@ -1,7 +1,8 @@
 """The exact fit over options: of the cells within a budget the one whose operations score highest.
 
-The score of a cell is the sum of one score an edge, and its price is that of the whole network, by any `CostModel`. All cells are
-enumerated from the highest score down, and the first one within the budget is the optimum: of the 15,625 cells of NAS-Bench-201
+The score of a cell is the sum of one score an edge, and its price is that of the whole network, by any `CostModel`. An operation that does
+not lie on a way from input to output costs nothing, so under a budget it scores as none does: it would be kept for its score alone. All
+cells are enumerated from the highest score down, and the first one within the budget is the optimum: of the 15,625 cells of NAS-Bench-201
 that takes seconds at most. `search.widths` is the same for widths, where networks are too many to enumerate.
 """
 
@@ -15,7 +16,7 @@ from msgspec import Struct
 from search.budget import Budget, Price, require_reachable
 from search.errors import SearchError
 from search.space import Choice
-from search.spaces.cells import OPTIONS, Cells
+from search.spaces.cells import NONE, OPTIONS, Cells, edge
 
 LIMIT = 10**6
 """Most networks of a space that is enumerated."""
@@ -31,14 +32,14 @@ class OptionFit(Struct, frozen=True, kw_only=True):
     price: Price
     """of the network; `most` is within the budget"""
     value: float
-    """sum of the scores of its options, unused edges included"""
+    """sum of the scores of its options; under a budget unused edges score as none"""
 
 
 def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: Budget | None) -> OptionFit:
     """The cell of the highest total score whose price, with its whole interval, is within a budget.
 
     A cell whose output does not depend on its input is never the result. Of cells that score the same the cheapest is taken; of those that
-    cost the same the first in the order of `choices`.
+    cost the same the first in the order of `choices`. Without a budget every edge has its best option, wherever that connects the ends.
 
     Args:
         space: whose cells are compared; it has at most `LIMIT`.
@@ -54,10 +55,13 @@ def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: 
         raise SearchError(f"{space.name} has {space.size():.3g} networks, and at most {LIMIT:,} are enumerated")
     _require_scores(space, scores)
 
-    def value(choice: Choice) -> float:
-        return math.fsum(scores[edge][option] for edge, option in choice.options.items())
+    connected = _connected(space)
 
-    ranked = sorted(_connected(space), key=value, reverse=True)
+    def value(choice: Choice) -> float:
+        used = connected[choice] if budget else choice.options
+        return math.fsum(scores[name][option if name in used else NONE] for name, option in choice.options.items())
+
+    ranked = sorted(connected, key=value, reverse=True)
     cheapest = Price(math.inf, math.inf)
     for total, group in itertools.groupby(ranked, key=value):
         priced = [(price(choice), choice) for choice in group]
@@ -71,14 +75,15 @@ def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: 
 
 
 @lru_cache(maxsize=4)
-def _connected(space: Cells) -> tuple[Choice, ...]:
-    """The cells of a space that connect their ends; a search asks after every epoch."""
-    return tuple(filter(space.connected, space.choices()))
+def _connected(space: Cells) -> dict[Choice, frozenset[str]]:
+    """The cells of a space that connect their ends, with the edges that are used; a search asks after every epoch."""
+    used = ((choice, space.used(choice)) for choice in space.choices())
+    return {choice: frozenset(edge(*ends) for ends in edges) for choice, edges in used if edges}
 
 
 def _require_scores(space: Cells, scores: Scores) -> None:
-    for edge in space.largest().options:
+    for name in space.largest().options:
         for option in OPTIONS:
-            score = scores.get(edge, {}).get(option)
+            score = scores.get(name, {}).get(option)
             if score is None or not math.isfinite(score):
-                raise SearchError(f"{space.name}: option {option} of edge {edge} needs a finite score, found {score}")
+                raise SearchError(f"{space.name}: option {option} of edge {name} needs a finite score, found {score}")

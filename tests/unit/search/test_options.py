@@ -7,7 +7,7 @@ import pytest
 from search import SearchError, options, spaces
 from search.budget import Budget, Price
 from search.cost import MacsModel
-from search.spaces.cells import CONV1, CONV3, NONE, OPTIONS, POOL, SKIP
+from search.spaces.cells import CONV1, CONV3, NONE, OPTIONS, POOL, SKIP, edge
 
 SPACE = spaces.get("nasbench201-small")
 EDGES = tuple(SPACE.largest().options)
@@ -32,7 +32,8 @@ def drawn(seed, *, digits=12):
 
 
 def value(choice, scores):
-    return math.fsum(scores[edge][option] for edge, option in choice.options.items())
+    used = {edge(*ends) for ends in SPACE.used(choice)}
+    return math.fsum(scores[name][option if name in used else NONE] for name, option in choice.options.items())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -46,6 +47,16 @@ def test_the_fit_is_the_best_of_all_cells(seed, us):
     assert found.price.most == min(price(choice).most for choice in tied)
     assert found.choice == next(choice for choice in tied if price(choice).most == found.price.most)
     assert found.price == price(found.choice)
+
+
+def test_an_operation_that_nothing_reaches_is_worth_nothing():
+    scores = {name: {option: float(option == CONV3) for option in OPTIONS} for name in EDGES}
+    scores["2-3"][CONV3] = 100.0  # of use only with a second operation before it
+    found = options.fit(SPACE, scores, price, Budget(us=60.0))
+    assert found.choice.options == dict.fromkeys(EDGES, NONE) | {"0-2": SKIP, "2-3": CONV3}
+    assert found.value == 100
+    free = options.fit(SPACE, scores | {"0-2": scores["0-2"] | {NONE: 2.0}, "1-2": scores["1-2"] | {NONE: 2.0}}, price, None)
+    assert free.choice.options == dict.fromkeys(EDGES, CONV3) | {"0-2": NONE, "1-2": NONE}  # each edge its best
 
 
 def test_a_cell_without_a_way_is_never_the_result():
