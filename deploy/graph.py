@@ -71,13 +71,22 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         inlined = onnx.inliner.inline_local_functions(model)
         if inlined.functions:  # of another operator set than the model's
-            inlined = onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(inlined), convert_version=True)
+            inlined = onnx.inliner.inline_local_functions(_typed(inlined), convert_version=True)
     except ONNX_ERRORS as error:
         raise LoweringError(f"onnx cannot inline the model's local functions: {first_line(error)}") from error
     if inlined.functions:
         left = inlined.functions[0]
         raise LoweringError(f"onnx cannot inline local function {left.name!r} of domain {left.domain!r}: export again without functions")
     return inlined
+
+
+def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model with a type for every value of its graph, weights among them: onnx's inliner looks for all in one place."""
+    typed = onnx.shape_inference.infer_shapes(model)
+    known = {value.name for value in (*typed.graph.input, *typed.graph.value_info)}
+    weights = [tensor for tensor in typed.graph.initializer if tensor.name not in known]
+    typed.graph.value_info.extend(onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in weights)
+    return typed
 
 
 def check(model: onnx.ModelProto) -> onnx.ModelProto:

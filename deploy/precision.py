@@ -92,7 +92,8 @@ def _prepare(model: ModelProto) -> ModelProto:
     for node in graph.node:
         if any(attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute):
             raise LoweringError(
-                f"{describe(node)} holds a graph of its own, which cannot be converted to FP16: export without control flow, or ship FP32"
+                f"{describe(node)} holds a graph of its own, which cannot be converted to FP16: export without control flow, or ship FP32 "
+                "by --target onnxruntime"
             )
         if node.op_type == "Constant" and (array := _constant(node)) is not None:
             graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
@@ -132,7 +133,9 @@ def _convert(model: ModelProto, io: Precision, headroom: float, seen: Mapping[st
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == _FULL}
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     if unknown := next((name for proto in graph.node for name in proto.output if name and name not in kinds), None):
-        raise LoweringError(f"the type of {unknown!r} cannot be inferred: its operator has no shape inference; ship FP32")
+        raise LoweringError(
+            f"the type of {unknown!r} cannot be inferred: its operator has no shape inference: ship FP32 by --target onnxruntime"
+        )
     nodes = [_node(proto, opset, kinds, weights) for proto in graph.node]
     ranges = {name: weight_range(name, array) for name, array in weights.items()}
     flow = Flow(graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})

@@ -9,7 +9,7 @@ import onnxruntime.capi.onnxruntime_pybind11_state as ort_errors
 
 from deploy.errors import DeployError
 from deploy.validate import CannotRun
-from latency.backends.onnxruntime import limited, runtime_errors
+from latency.backends.onnxruntime import limited, runtime_errors, session_options
 from latency.errors import one_line
 
 
@@ -20,13 +20,11 @@ def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
         CannotRun: there is no kernel for an operator.
         DeployError: the model is refused.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what matters arrives as an exception
     try:
         # Its fallback prints, and tries the same again.
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return onnxruntime.InferenceSession(
+            model, session_options(onnxruntime, threads), providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except ort_errors.NotImplemented as error:
         raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
     except (*runtime_errors(), ValueError) as error:  # ValueError: its words hold bytes of the file that are not UTF-8

@@ -391,11 +391,18 @@ def user_errors() -> tuple[type[Exception], ...]:
     return (UsageError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
 
 
+_RULE = re.compile(r"[\s│╰╯─-]*-{4,}[\s-]*|[\s│╰╯─]*")
+"""A line of a frame that has no words; where the console has no box characters it is made of dashes, below a title of its own line."""
+
+
 def _one_line(box: str) -> str:
     """Tyro's framed message as one line: its text, without the frame, the frame's title and the rules in it."""
-    text = " ".join(re.sub(r"╭.*╮|[╰╯│─]+", " ", box).split())
-    if unknown := re.search(r"Unrecognized[^:]* options: (?!-)(\S+) .*?Available subcommands: ((?:[\w-]+, )*[\w-]+)", text):
-        return f"{unknown[1]!r} is unknown: choose one of {unknown[2]}"
+    lines = [line.strip(" │") for line in box.splitlines() if line.strip() and not line.startswith("╭")]
+    if len(lines) > 1 and lines[1].startswith("----"):
+        lines = lines[1:]
+    text = " ".join(" ".join(line for line in lines if not _RULE.fullmatch(line)).split())
+    if unknown := re.search(r"Unrecognized[^:]* options: (.+?)(?= Arguments are| Perhaps you| Available sub| For full| Missing|$)", text):
+        return _unrecognized(unknown[1], text)
     if own := re.match(r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text):  # what a struct says of its fields
         return own[1]
     if wrong := re.match(r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text):  # tyro's own words name types of Python
@@ -404,3 +411,15 @@ def _one_line(box: str) -> str:
         found = next(filter(None, value.groups()), "") if value else why
         return f"{flag} must be {kind.removeprefix('{None}|')}, found {found!r}"
     return text
+
+
+def _unrecognized(words: str, text: str) -> str:
+    """What is said of words that a command does not have: the known subcommands, or a similar flag and where the flags are listed."""
+    first = re.split(r"[,\s]", words)[0]
+    known = re.search(r"Available subcommands: ((?:[\w-]+, )*[\w-]+)", text)
+    if known and not first.startswith("-"):
+        return f"{first!r} is unknown: choose one of {known[1]}"
+    command = re.search(r"applied to (lathe[\w\s-]*)\)|(?:see|run:?|in) (lathe[\w\s-]*) --help", text)
+    near = re.search(r"Perhaps you meant: (--\S+)", text)
+    meant = f"did you mean {near[1]}? " if near and near[1] != first else ""
+    return f"{first!r} is not understood: {meant}see `{next(filter(None, command.groups())) if command else 'lathe'} --help`"

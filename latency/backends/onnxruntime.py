@@ -77,11 +77,7 @@ class OnnxRuntime:
             DeviceUnavailable: the provider does not start.
         """
         ort = self._ort
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 4  # what matters arrives as an exception
+        options = session_options(ort, self._threads)
         if self._provider != "CPUExecutionProvider":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
@@ -193,6 +189,22 @@ def limited(ort: Any) -> Iterator[Any]:
         raise RunFailed(f"one inference takes longer than {MAX_RUN_S:g} s: is there a Loop in the network that does not end?") from error
     finally:
         timer.cancel()
+
+
+def session_options(ort: Any, threads: int) -> Any:
+    """Options of a session that says nothing on the console: what matters arrives as an exception.
+
+    Args:
+        ort: the module onnxruntime.
+        threads: that an operator may use.
+    """
+    ort.set_default_logger_severity(4)  # kernels warn there while a session is made
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 4
+    return options
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:

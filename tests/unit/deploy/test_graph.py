@@ -104,6 +104,16 @@ def test_functions_of_another_operator_set_are_converted():
     assert [(node.op_type, len(node.input)) for node in nodes] == [("Conv", 2), ("Unsqueeze", 2), ("Squeeze", 2), ("Identity", 1)]
 
 
+def test_functions_of_another_operator_set_take_weights():
+    model = convolution()
+    body = [helper.make_node("Unsqueeze", ["a"], ["b"], axes=[0]), helper.make_node("Squeeze", ["b"], ["c"], axes=[0])]
+    model.graph.node.extend([helper.make_node("There", ["w"], ["v"], domain="mine"), helper.make_node("Relu", ["v"], ["z"])])
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.functions.append(helper.make_function("mine", "There", ["a"], ["c"], body, [helper.make_opsetid("", 11)]))
+    nodes = [node.op_type for node in graphs.check(model).graph.node if node.op_type != "Constant"]
+    assert nodes == ["Conv", "Unsqueeze", "Squeeze", "Relu"]
+
+
 def typed(kind):
     found = onnx.ValueInfoProto(name="x")
     form = found.type

@@ -23,6 +23,17 @@ def gather() -> bytes:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
 
 
+def test_nothing_is_said_on_the_console(capfd):
+    nodes = [
+        helper.make_node(
+            "Resize", ["x", "", "s"], ["y"], mode="nearest", coordinate_transformation_mode="tf_half_pixel_for_nn"
+        )  # deprecated
+    ]
+    model = made(nodes, {"s": np.float32([1, 1, 2, 2])}, outputs=[value("y", [1, 4, 16, 16])], opset=18)
+    sessions.run(sessions.start(model.SerializeToString()), X4)
+    assert capfd.readouterr() == ("", "")
+
+
 X = np.array([1, 2, 3], np.float32)
 X4 = {"x": np.ones((1, 4, 8, 8), np.float32)}
 

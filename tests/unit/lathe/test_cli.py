@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import subprocess
 import sys
 
@@ -159,6 +160,37 @@ def test_an_unknown_subcommand_lists_the_known(arguments, said):
     with pytest.raises(cli.UsageError, match=said) as error:
         cli.parse(arguments)
     assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["export", "m", "--out", "o", "--targt", "x"], "'--targt' is not understood: did you mean --target? see `lathe export --help`"),
+        (["export", "m", "--out", "o", "--precision", "fp32"], "'--precision' is not understood: see `lathe export --help`"),
+        (["verify", "a", "b"], "'b' is not understood: see `lathe --help`"),
+        (["search", "pas", "--space", "s", "--budgetms", "1"], "'--budgetms' is not understood: see `lathe search pas --help`"),
+    ],
+)
+def test_what_a_command_does_not_have_is_named_alone(arguments, said):
+    with pytest.raises(cli.UsageError) as error:
+        cli.parse(arguments)
+    assert str(error.value) == said
+
+
+def test_usage_errors_are_alike_on_a_console_without_box_characters(monkeypatch):
+    for arguments in (
+        ["profile", "repvgg-mini"],
+        ["fly"],
+        ["space", "s", "--classes", "nan"],
+        ["export", "m", "--out", "o", "--targt", "x"],
+    ):
+        said = []
+        for encoding in ("utf-8", "ascii"):
+            monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+            with pytest.raises(cli.UsageError) as error:
+                cli.parse(arguments)
+            said.append(str(error.value))
+        assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(
