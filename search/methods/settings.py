@@ -219,6 +219,7 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
         "validation_share": 0.5,
         "subset": 0.5,
         "final_subset": 0.5,
+        "looks": "last",
         "prune_images": 1.0,
         "skip_dropout": 0.2,
         "prune_dropout": 0.2,
@@ -255,7 +256,9 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
     subset: float = 0.3
     """share of the validation images that an epoch looks at, drawn anew"""
     final_subset: float = 0.6
-    """the same for the last look, which decides"""
+    """the same for the last look"""
+    looks: Literal["all", "last"] = "all"
+    """by what the final cell is chosen: the mean of all looks at the removals, or the last one (the paper's)"""
     prune_images: float = 0.5
     """share of the trained images that a pruning epoch shows, drawn anew"""
     alpha: float = 0.2

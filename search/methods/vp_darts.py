@@ -3,7 +3,7 @@
 A supernet runs every operation of every edge, weighted by raw alphas (Eq. 3). What an operation is worth is not its alpha but what the
 network loses on held-out images without it (Algorithm 1). So before each epoch every operation is removed alone and the rest is validated;
 all but the most important one of each edge are then pruned softly: their alphas shrink (Eq. 2) and may recover. After the last epoch each
-is removed once more, and of each edge the one whose removal hurts most stays.
+is removed once more, and of each edge the one whose removal hurts most stays: in the mean of all looks, or as printed in the last one.
 
 What the paper leaves open is settled by the options of `VpDartsSettings`. Latency is an extension of ours: where the largest cell is over
 the budget, the expected cost of the alphas' shares is part of the loss, of operations that validate alike the faster one stays, and the
@@ -11,6 +11,7 @@ final cell is the one of the highest total importance within the budget.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -72,6 +73,7 @@ class VpDarts(Method[VpDartsSettings]):
         _require_images(settings, len(self.validation_rows), len(self.trained_rows))
         self.chosen = self.space.largest() if not self.limited else self.space.smallest()
         self.importance: list[list[float]] = []
+        self.seen = 0.0
         self.best: float | None = None
 
     @property
@@ -188,15 +190,27 @@ class VpDarts(Method[VpDartsSettings]):
     # Algorithm 1
 
     def _ranked(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[int]]:
-        """Options of each edge that are still there, the most important one first; remembers what each is worth."""
+        """Options of each edge that are still there, the most important one first in this look; remembers what each is worth."""
         hurts = self._hurts(network, share, draw)
-        self.importance = [[hurt[0] for hurt in row] for row in hurts]
+        self._remember([[hurt[0] for hurt in row] for row in hurts], share)
         found = []
         for index, row in enumerate(hurts):
             there = [option for option in range(len(OPTIONS)) if network.kept[index, option]]
             found.append(sorted(there, key=lambda option: (*row[option], self._tie(option)), reverse=True))
         self.chosen = self._best()
         return found
+
+    def _remember(self, look: list[list[float]], share: float) -> None:
+        """What each option is worth: the mean of all looks, by their share of the images, or the last one alone.
+
+        Looks differ in the images and in the state of the network, so their mean is surer than any of them; what all removals of a look
+        have in common is the same for every cell. Alphas are not looked at but trained: the last ones count.
+        """
+        if self.seen and self.settings.looks == "all" and self._validates:
+            part = share / (self.seen + share)
+            pairs = [zip(old, new, strict=True) for old, new in zip(self.importance, look, strict=True)]
+            look = [[new if math.isinf(new) else old + part * (new - old) for old, new in row] for row in pairs]
+        self.importance, self.seen = look, self.seen + share
 
     def _tie(self, option: int) -> tuple[float, int]:
         """Of operations that validate alike the cheaper one is less important; under a budget that binds, more."""
@@ -206,7 +220,7 @@ class VpDarts(Method[VpDartsSettings]):
     @torch.no_grad()
     def _hurts(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[Hurt]]:
         """How much each removal hurts, on a fresh random share of the validation images; by the alphas where they are the criterion."""
-        if self.settings.criterion == "alpha" or self.settings.variant == "darts":
+        if not self._validates:
             return [[(value, 0.0) for value in row] for row in network.alpha.masked_fill(~network.kept, -torch.inf).tolist()]
         (looked_at, *_) = random_parts(len(self.validation_rows), (share, 1 - share) if share < 1 else (1.0,), draw)
         rows = self.validation_rows[looked_at]
@@ -239,6 +253,11 @@ class VpDarts(Method[VpDartsSettings]):
             found = score(network, ((images.to(device), labels.to(device)) for images, labels in batches))
         network.train(was)
         return (found.loss, 1 - found.accuracy) if self.by_loss else (1 - found.accuracy, found.loss)
+
+    @property
+    def _validates(self) -> bool:
+        """Whether an operation is worth what its removal hurts, not its alpha."""
+        return self.settings.criterion == "validation" and self.settings.variant != "darts"
 
     @property
     def by_loss(self) -> bool:
@@ -333,12 +352,19 @@ class VpDarts(Method[VpDartsSettings]):
     def state(self) -> dict[str, Any]:
         """The choice, what each operation is worth, the weight of the latency."""
         finite_rows = [[None if value == -torch.inf else value for value in row] for row in self.importance]
-        return {"options": dict(self.chosen.options), "worth": finite_rows, "weight": self.controller.weight, "best": self.best}
+        return {
+            "options": dict(self.chosen.options),
+            "worth": finite_rows,
+            "seen": self.seen,
+            "weight": self.controller.weight,
+            "best": self.best,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on with them."""
         self.chosen, self.controller.weight, self.best = Choice(options=dict(state["options"])), state["weight"], state["best"]
         self.importance = [[-torch.inf if value is None else value for value in row] for row in state["worth"]]
+        self.seen = state["seen"]
 
 
 def _named(rows: Sequence[Sequence[float]]) -> Iterator[tuple[tuple[tuple[int, int], str], float]]:

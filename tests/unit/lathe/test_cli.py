@@ -47,7 +47,7 @@ PRUNING = f"{TRAINING} pretrain_epochs search_epochs finetune_epochs min_channel
 VP_DARTS = (
     "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path "
     "distill teacher distill_weight temperature retrain train_precision memory_format devices clip warmup_epochs "
-    "prune_epochs train_epochs variant criterion importance validation_share subset final_subset prune_images alpha "
+    "prune_epochs train_epochs variant criterion importance validation_share subset final_subset looks prune_images alpha "
     "alpha_lr split alpha_0 first_k removal zeroize norms negative_alphas skip_dropout prune_dropout latency_weight "
     "latency_rate random_epochs"
 )

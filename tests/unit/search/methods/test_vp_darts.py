@@ -70,6 +70,23 @@ def test_all_but_the_most_important_operation_shrink_by_equation_2(make, monkeyp
     torch.testing.assert_close(begin(method, index).alpha.detach(), wanted)
 
 
+def test_the_final_cell_is_by_the_mean_of_all_looks_or_by_the_last(make, monkeypatch):
+    looks = [([0.0, 1.0, 2.0, 9.0, 3.0], 0.5), ([5.0, 6.0, 7.0, 8.0, 8.5], 0.25)]
+    for settings, wanted, best in (
+        ({}, [5 / 3, 8 / 3, 11 / 3, 26 / 3, 29 / 6], CONV3),
+        ({"looks": "last"}, looks[-1][0], POOL),
+        ({"criterion": "alpha"}, looks[-1][0], POOL),
+    ):
+        method, ranked = make(**settings), []
+        network = method.network(method.phases[1], None)
+        for hurts, share in looks:
+            say(method, monkeypatch, hurts)
+            ranked.append(method._ranked(network, share, torch.Generator()))
+        assert method.importance == [pytest.approx(wanted)] * 6
+        assert set(method.choice().options.values()) == {OPTIONS[best]}
+        assert ranked[-1] == [[POOL, CONV3, CONV1, SKIP, NONE]] * 6  # what shrinks is by the look alone
+
+
 def test_the_first_k_and_the_value_that_shrinks_are_options(make, monkeypatch):
     method = make(first_k=0)
     say(method, monkeypatch, [1.0, 2.0, 3.0, 5.0, 4.0])
@@ -240,6 +257,7 @@ def test_a_space_without_cells_is_refused(stripes, tiny):
 def test_the_papers_recipe():
     found = recipe(VpDartsSettings, 50_000, "paper", seed=3)
     assert (found.warmup_epochs, found.prune_epochs, found.importance, found.subset, found.seed) == (20, 30, "accuracy", 0.5, 3)
+    assert found.looks == "last"
     assert recipe(VpDartsSettings, 50_000) == VpDartsSettings()
 
 
