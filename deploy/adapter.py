@@ -33,8 +33,8 @@ class Call:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors among the arguments, in the order of their names."""
-        return tuple(leaf for _, leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor))
+        """Copies of the tensors among the arguments, which a network may overwrite, in the order of their names."""
+        return tuple(leaf.clone() for _, leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor))
 
     def filled(self, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with other tensors in the places of those."""
@@ -51,7 +51,7 @@ def call_of(module: nn.Module, example: Any) -> Call:
             argument. Tensors may be anywhere in tuples, lists, mappings and dataclasses; anything else is a constant of the network.
 
     Raises:
-        DeployError: forward does not take it, there is no tensor in it, or one is of a type that cannot be shipped; it is named.
+        DeployError: forward does not take it, there is no tensor in it, or one is empty or of a type that cannot be shipped; it is named.
     """
     signature = inspect.signature(module.forward)
     ways: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = [((example,), {})]
@@ -71,6 +71,8 @@ def call_of(module: nn.Module, example: Any) -> Call:
     call = Call(bound.args, bound.kwargs, names)
     for name, tensor in zip(names, call.tensors, strict=True):
         _require_type("input", name, tensor)
+        if not tensor.numel():
+            raise DeployError(f"input {name!r} of shape {list(tensor.shape)} is empty: every size must be above 0")
     return call
 
 
@@ -151,9 +153,16 @@ class Adapter(nn.Module):
         return tuple(tensor.to(getattr(torch, value.dtype)) for tensor, value in zip(found, self.outputs, strict=True))
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Whole outputs of whole inputs, call by call."""
-        with torch.no_grad():
-            calls = [self(*(torch.tensor(call[name]) for name in self.call.names)) for call in calls_of(inputs)]
+        """Whole outputs of whole inputs, call by call.
+
+        Raises:
+            DeployError: the network fails on them; in its own words.
+        """
+        try:
+            with torch.no_grad():
+                calls = [self(*(torch.tensor(call[name]) for name in self.call.names)) for call in calls_of(inputs)]
+        except _RUN_ERRORS as error:
+            raise DeployError(f"{type(self.network).__name__} fails on the samples: {first_line(error)}") from error
         stacked = (np.stack([tensor.numpy() for tensor in output]) for output in zip(*calls, strict=True))
         return {value.name: output for value, output in zip(self.outputs, stacked, strict=True)}
 
@@ -164,10 +173,16 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
     Inputs and outputs keep the types that they have outside: a network in half precision takes and gives half precision.
 
     Raises:
-        DeployError: `example` does not fit the module, or what it gives cannot be shipped; named.
+        DeployError: `example` does not fit the module, a tensor of it has no numbers, or what it gives cannot be shipped; named.
         LoweringError: the module cannot be run on it.
     """
     call = call_of(module, example)
+    if absent := next(
+        (name for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor) and tensor.is_meta), None
+    ):
+        raise DeployError(
+            f"{absent!r} of {type(module).__name__} is on the device meta, where tensors have no numbers: load the weights first"
+        )
     original, twin = (copy.deepcopy(module).cpu().eval() for _ in range(2))
     twin = twin.float()
     args, kwargs = map_tensors((call.args, call.kwargs), lambda tensor: tensor.detach().cpu())
@@ -210,7 +225,7 @@ def _outputs(seen: Any, taken: tuple[str, ...]) -> tuple[TensorSpec, ...]:
     found = list(leaves(seen))
     prefix = "" if isinstance(seen, Mapping) or hasattr(seen, "_fields") or hasattr(seen, "__dataclass_fields__") else "output"
     alone = len(found) == 1 and prefix
-    names = [prefix if alone else prefix + ".".join(path) for path, _ in found]
+    names = [prefix if alone else prefix + ".".join(path) or "output" for path, _ in found]
     if not names:
         raise DeployError("the network gives no tensor: None alone cannot be shipped")
     for name, leaf in zip(names, (leaf for _, leaf in found), strict=True):
@@ -228,18 +243,19 @@ def require_deterministic(adapter: Adapter) -> None:
     """Check that a network computes the same every time.
 
     Raises:
-        DeployError: it draws random numbers, and two runs differ by it; names the operator and the module that calls it.
+        DeployError: two runs differ; names the operator that draws random numbers and the module that calls it, where one does.
     """
-    outputs, draws = [], list[tuple[str, str]]()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for seed in range(2):
-            torch.manual_seed(seed)
-            with ModuleTracker() as tracker, _Draws(tracker, draws):
-                outputs.append(adapter(*adapter.call.tensors))
-            if not draws:
-                return
+    outputs = [_drawn(adapter, seed) for seed in range(2)]
     if all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*outputs, strict=True)):
         return
+    draws = list[tuple[str, str]]()
+    with ModuleTracker() as tracker, _Draws(tracker, draws):
+        _drawn(adapter, 0)
+    if not draws:
+        raise DeployError(
+            f"{type(adapter.network).__name__} gives something else in every run, so nothing can be verified: it changes its own tensors, "
+            "or draws random numbers outside of torch or within torch.cond; make what changes an input"
+        )
     operator, module = draws[0]
     where = f" in module {module!r}" if module else ""
     raise DeployError(
@@ -248,15 +264,24 @@ def require_deterministic(adapter: Adapter) -> None:
     )
 
 
+def _drawn(adapter: Adapter, seed: int) -> tuple[Tensor, ...]:
+    """What a network gives for its example where random numbers begin with a seed."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        return adapter(*adapter.call.tensors)
+
+
 class _Draws(TorchDispatchMode):
     """Appends which operators draw random numbers, with the innermost module."""
+
+    supports_higher_order_operators = True  # such as torch.cond, whose branches are not looked into
 
     def __init__(self, tracker: ModuleTracker, found: list[tuple[str, str]]) -> None:
         super().__init__()
         self.tracker, self.found = tracker, found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             inner = max((name for name in self.tracker.parents if "." in name), key=len, default="")
             self.found.append((f"aten.{func.overloadpacket.__name__}".rstrip("_"), inner.partition("network.")[2]))
         return func(*args, **(kwargs or {}))

@@ -20,6 +20,7 @@ from deploy.adapter import Adapter, adapt
 from deploy.errors import LoweringError
 from deploy.graph import MAX_BYTES, OPSET, Precision, check, first_line
 from latency.lowered import Lowered
+from latency.onnxproto import bodies
 from reparam import Counts
 from reparam.structure import map_tensors
 
@@ -87,8 +88,10 @@ def onnx_of(
         _keep_small_terms(program.model.graph)
         program.optimize()
     model = program.model_proto
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        del part.metadata_props[:]  # stack traces with the paths of this machine
+    del model.metadata_props[:]
+    for graph in bodies(model.graph):
+        for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+            del part.metadata_props[:]  # stack traces with the paths of this machine
     _name_constants(model.graph)
     names = {tensor.name: tensor.name.removeprefix("network.") for tensor in model.graph.initializer}
     names |= dict(zip((value.name for value in (*model.graph.input, *model.graph.output)), (*taken, *given), strict=True))
@@ -309,13 +312,15 @@ def _name_constants(graph: onnx.GraphProto) -> None:
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Give values other names; a value that has one of them already makes way."""
+    """Give values other names, also where the bodies of nodes read them; a value that has one of them already makes way."""
     names = {old: new for old, new in names.items() if old != new}
-    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
-    taken = {name for node in graph.node for name in (*node.input, *node.output)} | {value.name for value in values}
+    parts = list(bodies(graph))
+    nodes = [node for part in parts for node in part.node]
+    values = [value for part in parts for value in (*part.input, *part.output, *part.value_info, *part.initializer)]
+    taken = {name for node in nodes for name in (*node.input, *node.output)} | {value.name for value in values}
     for name in set(names.values()) & (taken - names.keys()):
         names[name] = _unused(f"{name}_", taken | set(names.values()))
-    for node in graph.node:
+    for node in nodes:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
     for value in values:

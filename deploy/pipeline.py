@@ -324,7 +324,7 @@ def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
         return fused
     if adapter.call.kwargs:
         raise DeployError(f"a network with masked channels takes keyword arguments, {', '.join(adapter.call.kwargs)}: make them positional")
-    return squeeze(fused, adapter.call.args)
+    return squeeze(fused, adapter.call.filled(adapter.call.tensors)[0])
 
 
 def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> _Network:

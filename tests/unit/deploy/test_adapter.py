@@ -60,6 +60,7 @@ def test_inputs_have_the_names_of_what_they_are_given_as(module, example, names)
         (nn.Bilinear(4, 4, 1), {"input1": X}, r"example_input of 1 parts does not fit Bilinear\.forward\(input1: .*, input2: .*\)"),
         (Keywords(), "x", "example_input of Keywords has no tensor in it"),
         (nn.Identity(), X.bfloat16(), "input 'input' is bfloat16, dense tensors of .*: give a float32 one"),
+        (nn.Identity(), X[:0], r"input 'input' of shape \[0, 4\] is empty: every size must be above 0"),
         (nn.Identity(), X.to_sparse(), r"input 'input' is sparse"),
         (nn.Linear(5, 1), X, "Linear cannot be run on example_input: mat1 and mat2"),
         (Function(lambda layer, x: layer(x).to(torch.complex64)), X, "output 'output' is complex64"),
@@ -166,3 +167,40 @@ def test_what_draws_random_numbers_is_refused_by_its_operator(module, operator):
 def test_numbers_that_are_drawn_for_nothing_are_no_hindrance():
     require_deterministic(adapt(Function(lambda layer, x: (torch.randn(3), layer(x))[1]), X))
     require_deterministic(adapt(nn.Sequential(nn.Linear(4, 4), nn.Dropout()), X))
+
+
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.calls
+
+
+@pytest.mark.parametrize("module", [Counter(), Function(lambda _, x: x + np.random.default_rng().random())])
+def test_what_changes_from_run_to_run_is_refused(module):
+    with pytest.raises(DeployError, match=rf"^{type(module).__name__} gives something else in every run, so nothing can be verified: "):
+        require_deterministic(adapt(module, X))
+
+
+def test_a_network_that_overwrites_its_input_leaves_the_example_alone():
+    example = X.clone()
+    adapter = adapt(Function(lambda _, x: x.relu_().mul_(2)), example)
+    require_deterministic(adapter)
+    assert torch.equal(example, X)
+    assert np.array_equal(adapter.examples["input"], X.numpy())
+
+
+def test_samples_that_a_network_fails_on_are_refused_in_its_words():
+    adapter = adapt(nn.Embedding(10, 4), torch.tensor([[1, 9]]))
+    with pytest.raises(DeployError, match=r"^Embedding fails on the samples: index out of range in self$"):
+        adapter.run({"input": np.array([[[1, 10]]])})
+
+
+def test_weights_without_numbers_are_refused():
+    with pytest.raises(
+        DeployError, match=r"^'weight' of Linear is on the device meta, where tensors have no numbers: load the weights first$"
+    ):
+        adapt(nn.Linear(4, 4, device="meta"), X)

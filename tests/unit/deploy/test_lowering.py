@@ -214,3 +214,21 @@ def test_a_term_that_is_nothing_is_left_out():
             return torch.relu(x + 0.0) * 1.0
 
     assert [node.op_type for node in onnx.load_from_string(to_onnx(Idle(), torch.zeros(1, 4))).graph.node] == ["Relu"]
+
+
+def test_branches_of_torch_cond_read_inputs_by_their_names_and_hold_no_traces():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, lambda x: self.layer(x), lambda x: x - 1, (x,))
+
+    module, x = Branches().eval(), torch.ones(2, 4)
+    data = to_onnx(module, x)
+    assert b".py" not in data
+    run = onnx_runner(data)
+    for given in (x, -x):
+        wanted = module.layer(given) if given.sum() > 0 else given - 1
+        np.testing.assert_allclose(run({"input": given.numpy()[None]})["output"][0], wanted.detach().numpy(), rtol=1e-5)
