@@ -128,7 +128,7 @@ def ship(run: Path, data: Dataset, test: Split, *, unpruned: bool = False) -> tu
     network = architecture.unpruned() if unpruned else architecture.build()
     load_weights(network, run / ("baseline.safetensors" if unpruned else "weights.safetensors"), {})
     example = torch.zeros(1, *architecture.input_shape)
-    small = squeeze(fuse(network.eval()), example)
+    small = squeeze(fuse(network.eval(), example), example)
     result = json.loads((run / "result.json").read_text())["unpruned" if unpruned else "shipped"]
     facts = {"widths": list(result["choice"]["widths"].values())} | {name: result[name] for name in ("parameters", "macs", "predicted")}
     return {**facts, "accuracy": accuracy(small, data, test)}, to_onnx(small, example)

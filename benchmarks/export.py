@@ -92,7 +92,7 @@ def main() -> None:
         "trained multi-branch, norms in the graph": as_it_comes(model, optimize=False),
         "torch.onnx as it comes": as_it_comes(model),
         "timm-style fusing, torch.onnx": as_it_comes(merged_block_by_block(model)),
-        OURS: to_onnx(fuse(model), torch.zeros(1, 3, 224, 224)),
+        OURS: to_onnx(fuse(model, torch.zeros(1, 3, 224, 224)), torch.zeros(1, 3, 224, 224)),
     }
     x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

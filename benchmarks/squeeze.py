@@ -66,7 +66,7 @@ def exactness(network: Network, draws: int) -> dict[str, Any]:
             if hasattr(block, "mask"):  # a network whose groups are tied: masks in its blocks
                 block.mask = ChannelMask(draw_mask(draw, block.dense.conv.out_channels))
         masked = masked if groups else model
-        squeezed = squeeze(fuse(masked), x)
+        squeezed = squeeze(fuse(masked, x), x)
         for dtype in LIMITS:
             worst[dtype] = max(worst[dtype], compare(masked, squeezed, x, dtype).relative)
     return {"network": network.name, "draws": draws, "float64": worst[torch.float64], "float32": worst[torch.float32]}
@@ -108,7 +108,7 @@ TOOLS: dict[str, Callable[..., nn.Module]] = {"ours": by_us, "torch-pruning": by
 def side_by_side(network: Network, *, small: bool, timing: protocol.Protocol) -> Iterator[dict[str, Any]]:
     """Each tool on the same fused network and the same masks, about half of each group's channels."""
     x = network.input(small=small)
-    fused = fuse(network.make(small=small))
+    fused = fuse(network.make(small=small), x)
     groups = prunable(fused, x)
     draw = torch.Generator().manual_seed(0)
     keep = {group.name: torch.rand(group.channels, generator=draw).argsort() >= group.channels // 2 for group in groups}
@@ -164,7 +164,7 @@ def cost_of_resnet50(*, small: bool) -> dict[str, float]:
 def print_cost(*, small: bool) -> None:
     network = next(network for network in ZOO if network.name == "ResNet-50")
     x = network.input(small=small)
-    fused = fuse(network.make(small=small))
+    fused = fuse(network.make(small=small), x)
     masked = insert_masks(fused, x, prunable(fused, x), lambda group: ChannelMask(torch.arange(group.channels) % 2 == 0))
     del fused
     held_mib = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20

@@ -58,7 +58,7 @@ class Network:
 
     def onnx(self) -> bytes:
         """FP32, branches merged and norms folded."""
-        return to_onnx(fuse(self.module()), self.example())
+        return to_onnx(fuse(self.module(), self.example()), self.example())
 
     def samples(self, count: int) -> np.ndarray:
         """Normal numbers."""

@@ -261,7 +261,7 @@ def _from_module(
     model: nn.Module, adapter: Adapter, precision: Precision, threads: int, samples: Samples, architecture: bytes | None
 ) -> _Network:
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
-    fused = fuse(copy.deepcopy(model).cpu().double())
+    fused = fuse(copy.deepcopy(model).cpu().double(), adapter.call.args, **adapter.call.kwargs)
     exact = {"trained": copy.deepcopy(model).cpu().double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
     forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
     lowered = _lower(adapter.of(forms["squeezed"]), precision, threads, samples)
@@ -343,12 +343,12 @@ def _lower(adapter: Adapter, precision: Precision, threads: int, samples: Sample
 
 
 def _baseline(model: nn.Module, example_input: Any, inputs: Sequence[TensorSpec]) -> Adapter:
-    adapter = _adapter(fuse(_in_float32(model)), example_input)
+    adapter = _adapter(model, example_input)
     if adapter.inputs != inputs:
         raise DeployError(
             f"baseline takes {', '.join(map(str, adapter.inputs))}, the network {', '.join(map(str, inputs))}: they must be alike"
         )
-    return adapter
+    return adapter.of(fuse(_in_float32(model), adapter.call.args, **adapter.call.kwargs))
 
 
 def _halve(model: bytes, counts: Counts, precision: Precision, threads: int, samples: Samples) -> _Lowered:

@@ -14,7 +14,7 @@ from reparam.blocks import (
 from reparam.counting import Counts, count
 from reparam.equivalence import Difference, compare
 from reparam.errors import ReparamError
-from reparam.fuse import fuse
+from reparam.fuse import FuseReport, fuse, fuse_with_report
 from reparam.groups import ChannelGroup, channel_groups, insert_masks
 from reparam.squeeze import squeeze
 
@@ -27,6 +27,7 @@ __all__ = [
     "Counts",
     "Difference",
     "DiverseBranchBlock",
+    "FuseReport",
     "LightBlock",
     "MobileOneBlock",
     "PlainBlock",
@@ -36,6 +37,7 @@ __all__ = [
     "compare",
     "count",
     "fuse",
+    "fuse_with_report",
     "insert_masks",
     "squeeze",
 ]

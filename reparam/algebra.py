@@ -4,6 +4,7 @@ A rewrite is exact on every pixel, the borders too, or it is refused. Sources: A
 RepVGG (Ding et al. 2021) for the identity, the diverse branch block (Ding et al. 2021), transforms I to VI, for all else.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -17,8 +18,9 @@ Kernel = Float[Tensor, "c_out c_in_per_group *size"]
 """Of a convolution in one, two or three dimensions; without a size, of a linear layer."""
 Vector = Float[Tensor, " channels"]
 Bias = Float[Tensor, " c_out"]
-Kernel2d = Float[Tensor, "c_out c_in_per_group _ _"]
-Branch = tuple[Kernel2d, Bias]
+AnyKernel = Float[Tensor, "_ _ ..."]
+"""Kernels whose sizes differ from one another."""
+Branch = tuple[AnyKernel, Float[Tensor, " _"]]
 Border = Literal["none", "zeros", "bias"]
 """What surrounds the input of a convolution: nothing, zeros, or in each channel the bias of the convolution before."""
 
@@ -94,30 +96,48 @@ def fuse_bn_conv(
     return weight * scales.view(*scales.shape, *[1] * (weight.ndim - 2)), total if bias is None else bias + total
 
 
-def pad_kernel(weight: Kernel2d, size: tuple[int, int]) -> Kernel2d:
-    """Embed a kernel in the middle of a `size[0]` x `size[1]` one of zeros.
+def pad_kernel(weight: AnyKernel, size: Sequence[int]) -> AnyKernel:
+    """Embed a kernel in the middle of a larger one of zeros.
 
     The convolution stays the same if its padding grows by as much as the kernel on each side.
+
+    Args:
+        weight: kernel of a convolution.
+        size: of the larger one, in as many dimensions.
 
     Raises:
         ReparamError: the kernel is larger than `size`, or cannot be centred in it.
     """
-    extra = (size[0] - weight.shape[2], size[1] - weight.shape[3])
-    if min(extra) < 0 or any(side % 2 for side in extra):
+    extra = [wanted - side for wanted, side in zip(size, weight.shape[2:], strict=True)]
+    if any(side < 0 or side % 2 for side in extra):
         raise ReparamError(
-            f"a kernel of {weight.shape[2]} x {weight.shape[3]} has no centred place in {size[0]} x {size[1]}: "
+            f"a kernel of {' x '.join(map(str, weight.shape[2:]))} has no centred place in {' x '.join(map(str, size))}: "
             "the sizes must differ by an even number that is not negative"
         )
-    vertical, horizontal = extra[0] // 2, extra[1] // 2
-    return torch.nn.functional.pad(weight, (horizontal, horizontal, vertical, vertical))
+    return torch.nn.functional.pad(weight, [side // 2 for side in reversed(extra) for _ in range(2)])
 
 
-def dilate_kernel(weight: Kernel2d, dilation: tuple[int, int]) -> Kernel2d:
+def dilate_kernel(weight: AnyKernel, dilation: Sequence[int]) -> AnyKernel:
     """The kernel that does without dilation what `weight` does with it: zeros between its elements. Padding and stride stay."""
-    height, width = ((side - 1) * step + 1 for side, step in zip(weight.shape[2:], dilation, strict=True))
-    dilated = weight.new_zeros(*weight.shape[:2], height, width)
-    dilated[:, :, :: dilation[0], :: dilation[1]] = weight
+    sides = [(side - 1) * step + 1 for side, step in zip(weight.shape[2:], dilation, strict=True)]
+    dilated = weight.new_zeros(*weight.shape[:2], *sides)
+    dilated[:, :, *(slice(None, None, step) for step in dilation)] = weight
     return dilated
+
+
+def regroup_kernel(weight: AnyKernel, groups: int, fewer: int) -> AnyKernel:
+    """The kernel in fewer groups that does what `weight` does in more: zeros between channels of different groups.
+
+    Raises:
+        ReparamError: the fewer do not divide the more.
+    """
+    if groups % fewer:
+        raise ReparamError(f"a kernel of {groups} groups cannot be one of {fewer}: they must divide evenly")
+    ratio, per_group = groups // fewer, weight.shape[1]
+    regrouped = weight.new_zeros(weight.shape[0], ratio, *weight.shape[1:])
+    channels = torch.arange(weight.shape[0], device=weight.device)
+    regrouped[channels, channels // (weight.shape[0] // groups) % ratio] = weight
+    return regrouped.reshape(weight.shape[0], ratio * per_group, *weight.shape[2:])
 
 
 def identity_kernel(channels: int, groups: int = 1, size: int = 1, *, dtype: torch.dtype | None = None) -> Kernel:
@@ -172,46 +192,45 @@ def average_kernel(
 def merge_parallel(branches: Sequence[Branch]) -> Branch:
     """The one convolution that equals the sum of several over the same input.
 
-    Smaller kernels are centred in the largest height and width: each branch must have the padding `size // 2` of its own size (of its
-    dilated size, see `dilate_kernel`), and all the same stride and groups.
+    Smaller kernels are centred in the largest: each branch must have the padding `size // 2` of its own size (of its dilated size, see
+    `dilate_kernel`) plus one number for all, and all the same stride and groups.
 
     Raises:
         ReparamError: the sizes differ by an odd number.
     """
     assert branches, "nothing to merge"
-    size = (max(weight.shape[2] for weight, _ in branches), max(weight.shape[3] for weight, _ in branches))
+    size = [max(sides) for sides in zip(*(weight.shape[2:] for weight, _ in branches), strict=True)]
     weights, biases = zip(*branches, strict=True)
     return torch.stack([pad_kernel(weight, size) for weight in weights]).sum(0), torch.stack(biases).sum(0)
 
 
-def merge_serial(
-    first: tuple[Float[Tensor, "middle c_in_per_group _ _"], Float[Tensor, " middle"]],
-    second: tuple[Float[Tensor, "c_out middle_per_group _ _"], Bias],
-    *,
-    groups: int = 1,
-    border: Border = "none",
-) -> Branch:
-    """The one convolution that equals a 1x1 convolution of stride 1 followed by another; stride, dilation and padding are the second's.
+def merge_serial(first: Branch, second: Branch, *, groups: int = 1, border: Border = "none") -> Branch:
+    """The one convolution that equals two, one after the other, of which one is 1x1: without padding, and if it is the first, of stride 1.
+
+    Dilation and padding are those of the other one; the strides multiply.
 
     Args:
-        first: 1x1, without padding.
-        second: of any size.
+        first: kernel and bias.
+        second: kernel and bias, with as many dimensions.
         groups: of both.
         border: what pads the second one's input. "none" and "bias" (the first one's bias, as the diverse branch block does) are exact,
             the merged convolution then pads with zeros; "zeros" is, if the first has no bias.
 
     Raises:
-        ReparamError: the first kernel is larger than 1x1, or the second one pads with zeros what has a bias.
+        ReparamError: neither kernel is 1x1, or the second one pads with zeros what has a bias.
     """
     (point, point_bias), (weight, bias) = first, second
-    if point.shape[2:] != (1, 1):
-        raise ReparamError(f"the first of two serial convolutions must be 1 x 1 to be merged, found {point.shape[2]} x {point.shape[3]}")
+    if min(math.prod(kernel.shape[2:]) for kernel in (point, weight)) > 1:
+        sizes = " and ".join(" x ".join(map(str, kernel.shape[2:])) for kernel in (point, weight))
+        raise ReparamError(f"one of two serial convolutions must be 1 x 1 to be merged, found {sizes}")
     if border == "zeros" and point_bias.any():
         raise ReparamError(
             "a 1 x 1 convolution with bias followed by one that pads with zeros is no single convolution: the padding lacks the bias; pad "
             "with the bias, or not at all"
         )
-    grouped = weight.unflatten(0, (groups, -1))
-    merged = torch.einsum("gomhw,gmi->goihw", grouped, point.flatten(1).unflatten(0, (groups, -1)))
-    carried = torch.einsum("gomhw,gm->go", grouped, point_bias.unflatten(0, (groups, -1)))
-    return merged.flatten(0, 1), bias + carried.flatten()
+    inner, outer = (kernel.flatten(2) if kernel.ndim > 2 else kernel.unsqueeze(2) for kernel in (point, weight))
+    grouped = outer.unflatten(0, (groups, -1))
+    merged = torch.einsum("gomq,gmir->goiqr", grouped, inner.unflatten(0, (groups, -1))).flatten(0, 1)
+    carried = torch.einsum("gomq,gm->go", grouped, point_bias.unflatten(0, (groups, -1)))
+    size = weight.shape[2:] if math.prod(weight.shape[2:]) > 1 else point.shape[2:]
+    return merged.reshape(*merged.shape[:2], *size), bias + carried.flatten()

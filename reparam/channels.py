@@ -27,7 +27,7 @@ from torch.fx.node import map_aggregate, map_arg
 from reparam.atoms import Atoms, Flags, Ids
 from reparam.blocks import Block, ChannelMask, ConvBlock
 from reparam.errors import ReparamError
-from reparam.graph import describe, operator_name, propagate, trace
+from reparam.tracing import describe, operator_name, propagate, trace
 
 Numbers = NDArray[np.float64]
 

@@ -44,7 +44,14 @@ class Difference:
 
 
 @torch.no_grad()
-def compare(reference: nn.Module, other: nn.Module, x: Tensor | tuple[Any, ...], dtype: torch.dtype = torch.float64) -> Difference:
+def compare(
+    reference: nn.Module,
+    other: nn.Module,
+    x: Tensor | tuple[Any, ...],
+    dtype: torch.dtype = torch.float64,
+    *,
+    keywords: Mapping[str, Any] | None = None,
+) -> Difference:
     """Run both in evaluation mode on the same input, on copies that compute in `dtype`: neither argument is changed.
 
     Values that are NaN, or the same infinity, in both outputs count as equal; those of integers and booleans as numbers.
@@ -54,13 +61,17 @@ def compare(reference: nn.Module, other: nn.Module, x: Tensor | tuple[Any, ...],
         other: the module that should do the same.
         x: their input, or a tuple of their arguments: tensors, or anything that holds some.
         dtype: floating type that both compute in, whatever types their code names.
+        keywords: their keyword arguments.
 
     Raises:
         ReparamError: the outputs differ in number or shape, or hold something else than tensors.
     """
-    inputs = map_tensors(x if isinstance(x, tuple) else (x,), lambda value: value.to(dtype) if value.is_floating_point() else value)
+    inputs, named = map_tensors(
+        (x if isinstance(x, tuple) else (x,), dict(keywords or {})),
+        lambda value: value.to(dtype) if value.is_floating_point() else value,
+    )
     with arithmetic(dtype):
-        outputs = [list(_tensors(copy.deepcopy(module).to(dtype).eval()(*inputs))) for module in (reference, other)]
+        outputs = [list(_tensors(copy.deepcopy(module).to(dtype).eval()(*inputs, **named))) for module in (reference, other)]
     shapes = [[tuple(value.shape) for value in values] for values in outputs]
     if shapes[0] != shapes[1]:
         raise ReparamError(f"the outputs have shapes {shapes[1]}, the reference has {shapes[0]}")

@@ -1,118 +1,272 @@
-"""The graph of a network by torch.fx: traced, run once for its shapes, with errors of one line that name the node."""
+"""A network as one flat graph of core ATen operators: the one way in which a network of any origin is read."""
 
-import inspect
+import copy
 import operator
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
-from torch.fx.proxy import TraceError
+from torch.export import ExportedProgram
+from torch.export.exported_program import default_decompositions
+from torch.nn.parameter import UninitializedTensorMixin
 
-from reparam.blocks import Block, ChannelMask
+from reparam.equivalence import arithmetic
 from reparam.errors import ReparamError
+from reparam.structure import leaves, map_tensors
+
+aten: Any = torch.ops.aten
+
+RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
+"""What torch and a network's own code raise where they cannot go on."""
+
+_WHOLE = (aten.linear.default, aten.pad.default)
+"""Operators that stay whole: their decompositions hide which dimension holds channels, and which pixels are a border."""
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, ChannelMask | Block) or super().is_leaf_module(m, module_qualified_name)
+@dataclass
+class Call:
+    """One call of a module: the nodes that it and its children computed."""
+
+    key: str
+    path: str
+    """qualified name of the module; "" for the network itself"""
+    parent: "Call | None"
+    nodes: list[fx.Node] = field(default_factory=list)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
-def trace(model: nn.Module, inputs: int | None = None) -> fx.Graph:
-    """The graph of a network; modules of torch, masks and trained-form blocks are nodes of it.
+class Network:
+    """A network in evaluation mode, read by `read`.
+
+    Attributes:
+        model: the network that was read; its tensors are those of the graph.
+        graph: placeholders (parameters, buffers, constants, then inputs), operators, and one output node with a tuple of tensors.
+        names: qualified name of each parameter, buffer and constant, by placeholder.
+        inputs: the other placeholders, in the order of the tensors in the arguments.
+        calls: the calls of modules that computed each node, outermost first.
+        unary: calls that take one tensor, by position, and return one.
+        output: what the network returned, by its structure.
+    """
+
+    def __init__(self, model: nn.Module, program: ExportedProgram, unary: Mapping[str, list[bool]], output: Any) -> None:
+        self.model, self.graph, self.output = model, program.graph, output
+        signature = program.graph_signature
+        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+        placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
+        self.names = {placeholders[name]: target.removeprefix("network.") for name, target in named.items()}
+        stored = {**program.state_dict, **program.constants}
+        self._constants: dict[fx.Node, Tensor | None] = {placeholders[name]: stored[target] for name, target in named.items()}
+        self.inputs = [placeholders[name] for name in signature.user_inputs if isinstance(name, str)]
+        self.calls: dict[fx.Node, tuple[Call, ...]] = {}
+        by_key: dict[str, Call] = {}
+        for node in self.graph.nodes:
+            chain: list[Call] = []
+            for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
+                if path == "":
+                    continue
+                path = path.removeprefix("network").removeprefix(".")
+                call = by_key.setdefault(key, Call(key, path, chain[-1] if chain else None))
+                call.nodes.append(node)
+                chain.append(call)
+            self.calls[node] = tuple(chain)
+        self.unary = {call.key for call in by_key.values() if all(unary.get(call.path, [False]))}
+        self.by_path: dict[str, list[Call]] = {}
+        for call in by_key.values():
+            self.by_path.setdefault(call.path, []).append(call)
+
+    @property
+    def root(self) -> Call:
+        """The call of the network itself."""
+        return self.by_path[""][0]
+
+    @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """What the network returns: its tensors in order."""
+        return next(iter(reversed(self.graph.nodes))).args[0]  # pyright: ignore[reportReturnType]
+
+    def is_constant(self, value: Any) -> bool:
+        """Whether an argument of a node is the same for every input of the network."""
+        return not isinstance(value, fx.Node) or self._constant_node(value)
+
+    def _constant_node(self, node: fx.Node) -> bool:
+        if node not in self._constants:
+            known = node.all_input_nodes or _creates(node)
+            constant = node.op == "call_function" and known and all(map(self._constant_node, node.all_input_nodes))
+            self._constants[node] = self._computed(node) if constant else None
+        return self._constants[node] is not None
+
+    def _computed(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), self._constants.__getitem__)
+        with torch.no_grad(), arithmetic(torch.float64):
+            args, kwargs = map_tensors((args, kwargs), lambda x: x.double() if x.is_floating_point() else x)
+            assert callable(node.target)
+            return node.target(*args, **kwargs)
+
+    def constant(self, value: Any) -> Any:
+        """The value of a constant argument; floating tensors in float64."""
+        found = self._constants[value] if isinstance(value, fx.Node) else value
+        return found.detach().double() if isinstance(found, Tensor) and found.is_floating_point() else found
+
+
+def _creates(node: fx.Node) -> bool:
+    return node.target in (aten.full.default, aten.arange.start_step, aten.scalar_tensor.default)
+
+
+def shape(node: fx.Node) -> tuple[int, ...]:
+    """Of a node's tensor; () for anything else."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def operator_of(node: fx.Node) -> str:
+    """The operator of a node in a word: `convolution`, `relu`, `input`."""
+    if node.op != "call_function":
+        return {"placeholder": "input"}.get(node.op, node.op)
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
+        return operator_of(node.args[0])
+    target: Any = node.target
+    name = getattr(target, "overloadpacket", target).__name__.strip("_")
+    return "batch norm" if name.startswith("native_batch_norm") else name.replace("_", " ")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of the module calls somebody else."""
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
+def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Network:
+    """Read a network as it is called in evaluation mode.
 
     Args:
-        model: traced in the mode it is in.
-        inputs: how many of its arguments are tensors; by default those without a default. Later ones have their defaults.
+        model: stays as it was, and no hook of it is called.
+        args: its positional arguments: tensors, structures of them, constants.
+        kwargs: its keyword arguments, likewise.
 
     Raises:
-        ReparamError: torch.fx cannot trace it.
+        ReparamError: the network cannot be copied, run or exported, or it draws random numbers; in one line with what helps.
     """
-    parameters = [p for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    count = sum(p.default is p.empty for p in parameters) if inputs is None else inputs
-    fixed = {p.name: p.default for p in parameters[count:] if p.default is not p.empty}
+    flat = _Flat(twin_of(model), args, kwargs or {})
     try:
-        return _Tracer().trace(model, concrete_args=fixed or None)
-    except (TraceError, TypeError, AttributeError, RuntimeError, ValueError, NameError) as error:
+        with torch.no_grad(), arithmetic(flat.dtype):
+            output = map_tensors(flat.run(*flat.tensors), lambda _: torch.empty(0))
+    except RUN_ERRORS as error:
+        raise ReparamError(f"{type(model).__name__} cannot be run on example_input: {first_line(error)}") from error
+    unary: dict[str, list[bool]] = {}
+    handles = [
+        module.register_forward_hook(_Calls(unary.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
+    ]
+    table = default_decompositions()
+    for whole in _WHOLE:
+        table.pop(whole, None)
+    try:
+        with torch.no_grad(), arithmetic(flat.dtype), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of its own code
+            program = torch.export.export(flat, flat.tensors, strict=False).run_decompositions(table)
+    except RUN_ERRORS as error:
         raise ReparamError(
-            f"the network cannot be traced by torch.fx: {first_line(error)}; its control flow must not depend on values of tensors: "
-            "take that part out of the network, or hide it with torch.fx.wrap"
+            f"{type(model).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must not depend on values of "
+            "tensors: use torch.where or torch.cond, or take that part out of the network"
         ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    network = Network(model, program, unary, output)
+    _require_deterministic(network)
+    for node in list(network.graph.nodes):
+        if node.target is aten._assert_tensor_metadata.default:
+            network.graph.erase_node(node)
+            for call in network.calls.pop(node):
+                call.nodes.remove(node)
+    return network
 
 
-def propagate(model: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:
-    """Run a network once by its graph, in the mode it is in.
+class _Flat(nn.Module):
+    """A network from the tensors among its arguments to those of its output."""
 
-    Returns:
-        The value of every node, with tensors on the device "meta": their shapes and dtypes.
+    def __init__(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network, self.args, self.kwargs = network.eval(), args, dict(kwargs)
+        self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.get_default_dtype())
+        self.tensors = tuple(
+            x.detach().to(self.dtype) if x.is_floating_point() else x for _, x in leaves((args, self.kwargs)) if isinstance(x, Tensor)
+        )
+
+    def run(self, *tensors: Tensor) -> Any:
+        """What the network returns."""
+        rest = iter(tensors)
+        args, kwargs = map_tensors((self.args, self.kwargs), lambda _: next(rest))
+        return self.network(*args, **kwargs)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_only_tensors(self.run(*tensors)))
+
+
+def _only_tensors(output: Any) -> Iterator[Tensor]:
+    for path, value in leaves(output):
+        if not isinstance(value, Tensor):
+            of = f" at {'.'.join(path)}" if path else ""
+            raise ReparamError(f"outputs must be tensors in tuples, lists or dicts, found {type(value).__name__}{of}")
+        yield value
+
+
+class _Calls:
+    """Hook that notes of each call whether it is from one tensor to one tensor."""
+
+    def __init__(self, seen: list[bool]) -> None:
+        self.seen = seen
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.seen.append(len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor))
+
+
+def twin_of(model: nn.Module) -> nn.Module:
+    """A copy that shares all tensors and calls no hook.
 
     Raises:
-        ReparamError: a node cannot be run on these inputs, or a mask has not one entry a channel; it is named.
+        ReparamError: it is not a module that can be copied.
     """
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    interpreter = _Shapes(model, graph=graph)
-    interpreter.extra_traceback = False  # it would be appended to the error's one line
-    with torch.no_grad():
-        interpreter.run(*(x.to(dtype) if dtype and x.is_floating_point() else x for x in inputs))
-    return interpreter.values
+    if not isinstance(model, nn.Module):
+        raise ReparamError(f"expected a torch.nn.Module, found {type(model).__name__}")
+    if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+        raise ReparamError(f"{type(model).__name__} holds a scripted module: give the nn.Module that it was scripted from")
+    tensors = (*model.parameters(), *model.buffers())
+    if any(isinstance(tensor, UninitializedTensorMixin) for tensor in tensors):
+        raise ReparamError(f"{type(model).__name__} has lazy parameters without a shape: run it once on an input first")
+    try:
+        twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    except RUN_ERRORS as error:
+        raise ReparamError(
+            f"{type(model).__name__} cannot be copied: {first_line(error)}; keep in it what copy.deepcopy can copy"
+        ) from error
+    for part in twin.modules():
+        for hooks in _HOOKS:
+            getattr(part, hooks).clear()
+    return twin
 
 
-class _Shapes(fx.Interpreter):
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        super().__init__(model, graph=graph)
-        self.values: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            value = super().run_node(n)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if isinstance(error, ReparamError):
-                raise
-            raise ReparamError(f"node {n.name} cannot be run on example_input: {first_line(error)}") from error
-        self.values[n] = map_aggregate(value, lambda v: torch.empty_like(v, device="meta") if isinstance(v, Tensor) else v)
-        return value
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        module = self.fetch_attr(target)
-        if isinstance(module, ChannelMask) and (channels := args[0].shape[1]) != module.keep.numel():
-            raise ReparamError(f"mask {target} has {module.keep.numel()} entries for {channels} channels: it needs one for each")
-        return super().call_module(target, args, kwargs)
-
-
-def operator_name(node: fx.Node) -> str:
-    """What a function or method computes, however it is called: `add` for x + y, x += y, torch.add(x, y) and x.add_(y).
-
-    "" for a function that is not torch's, and for what is no function.
-    """
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_function":
-        spaces = (torch, nn.functional, operator)
-        if node.target is getattr:
-            return "getattr"
-        if not any(getattr(space, name, None) is node.target for space in spaces):
-            return ""
-    elif node.op != "call_method":
-        return ""
-    plain = name.strip("_")
-    return _SAME.get(plain, plain)
-
-
-_SAME = {
-    "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "imul": "mul", "rmul": "mul", "multiply": "mul",
-    "truediv": "div", "itruediv": "div", "divide": "div", "true_divide": "div", "concat": "cat", "concatenate": "cat",
-    "reshape": "view", "upsample": "interpolate", "clip": "clamp", "swapaxes": "transpose", "swapdims": "transpose",
-}  # fmt: skip
-
-
-def describe(model: nn.Module, node: fx.Node) -> str:
-    """The operator of a node in words: `Conv2d of 4 groups`, `softmax`."""
-    if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
-        groups = getattr(module, "groups", 1)
-        return type(module).__name__ + (f" of {groups} groups" if isinstance(groups, int) and groups > 1 else "")
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+def _require_deterministic(network: Network) -> None:
+    for node in network.graph.nodes:
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            continue
+        path = network.calls[node][-1].path or type(network.model).__name__
+        if "dropout" in operator_of(node):
+            raise ReparamError(
+                f"dropout in {path} stays on in evaluation mode: use nn.Dropout, or pass training=self.training to "
+                "torch.nn.functional.dropout"
+            )
+        raise ReparamError(f"{operator_of(node)} in {path} draws random numbers in evaluation mode: make them an input of the network")
 
 
 def first_line(error: BaseException) -> str:
     """Torch explains at length; the first line says what it is."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

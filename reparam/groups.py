@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from reparam.channels import Channels, Flow, Ids, Traced
 from reparam.errors import ReparamError
-from reparam.graph import trace
+from reparam.tracing import trace
 
 
 @dataclass(frozen=True, kw_only=True)

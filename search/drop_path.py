@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.graph import operator_name, trace
+from reparam.tracing import operator_name, trace
 from search.errors import SearchError
 
 

@@ -170,7 +170,7 @@ def fused_form(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, dict
         SearchError: fusing changes which channels go together.
         ReparamError: the network cannot be traced or fused.
     """
-    fused = fuse(model)
+    fused = fuse(model, example_input)
     trained, shipped = (channel_groups(network, example_input) for network in (model, fused))
     if [group.channels for group in trained] != [group.channels for group in shipped]:
         raise SearchError(

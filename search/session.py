@@ -285,7 +285,7 @@ class _Session:
         return self._result(network, self.task.space.largest(), accuracy)
 
     def _result(self, network: nn.Module, choice: Choice, accuracy: float) -> NetworkResult:
-        size = count(squeeze(fuse(network.cpu()), self.task.example), self.task.example)
+        size = count(squeeze(fuse(network.cpu(), self.task.example), self.task.example), self.task.example)
         latency = self.task.latency(choice)
         return NetworkResult(choice=choice, accuracy=accuracy, parameters=size.params, macs=size.macs, predicted=latency)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from reparam import ChannelGroup, insert_masks
-from reparam.graph import trace
+from reparam.tracing import trace
 from search.errors import SearchError
 from search.masks import Scores, fused_form
 

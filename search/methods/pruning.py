@@ -194,7 +194,7 @@ class Pruning(Method[P]):
 def _require_squeezable(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> None:
     """Say before the training, not after it, what cannot ship."""
     kept = {group.name: torch.arange(group.channels) < max(1, group.channels // 2) for group in groups}
-    squeeze(fuse(masks.mask(network, example, groups, kept)), example)
+    squeeze(fuse(masks.mask(network, example, groups, kept), example), example)
 
 
 def _shippable(space: Any, settings: PruningSettings, searched: Set[str]) -> list[Widths]:

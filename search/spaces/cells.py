@@ -237,9 +237,11 @@ class Cells(Space):
 
     def deployed(self, choice: Choice | None = None) -> "nn.Module":
         """Fused."""
+        import torch
+
         from reparam import fuse
 
-        return fuse(self.module(choice))
+        return fuse(self.module(choice), torch.zeros(1, *self.input_shape))
 
     def record(self) -> dict[str, Any]:
         """Its fields."""

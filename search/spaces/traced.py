@@ -77,7 +77,8 @@ class Traced(Prunable):
 
         from reparam import fuse, squeeze
 
-        return squeeze(fuse(self.module(choice)), torch.zeros(1, *self.input_shape))
+        example = torch.zeros(1, *self.input_shape)
+        return squeeze(fuse(self.module(choice), example), example)
 
     def record(self) -> dict[str, Any]:
         """Its fields but the module."""
@@ -226,7 +227,7 @@ def _activation(model: "nn.Module", node: "fx.Node") -> str:
     """What follows a layer, if nothing else reads it; `none` also where that is of a kind that is not measured."""
     from torch import nn
 
-    from reparam.graph import operator_name
+    from reparam.tracing import operator_name
 
     kinds = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "swish", nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
     functions = {"relu": "relu", "relu6": "relu6", "silu": "swish", "hardswish": "hardswish", "sigmoid": "sigmoid", "tanh": "tanh"}

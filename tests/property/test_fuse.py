@@ -37,9 +37,9 @@ def shaken(module, *, affine=True):
 
 def same(model, x):
     """Within 1e-10 in float64 and 1e-5 in float32; the fused form in float64."""
-    assert compare(model, fuse(model), x, torch.float32).within(1e-5)
+    assert compare(model, fuse(model, x), x, torch.float32).within(1e-5)
     exact = model.double()
-    fused = fuse(exact)
+    fused = fuse(exact, x)
     assert compare(exact, fused, x).within(1e-10)
     return fused
 
@@ -70,7 +70,8 @@ def test_a_block_is_deployed_as_the_same_function(drawn):
     block, x = drawn
     fused = same(block, x)
     assert not any(isinstance(module, (Block, *NORMS)) for module in fused.modules())
-    assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == (2 if isinstance(block, LightBlock) else 1)
+    convs = sum(isinstance(module, nn.Conv2d) for module in fused.modules())
+    assert convs == 1 or (convs == 2 and isinstance(block, LightBlock))  # one where there is no activation between the two
 
 
 CONVS = {1: (nn.Conv1d, nn.ConvTranspose1d), 2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTranspose3d)}

@@ -18,7 +18,7 @@ from unit.deploy.helpers import example, network, run_on, samples
 
 @pytest.fixture(scope="module")
 def shipped():
-    return squeeze(fuse(network()), example())
+    return squeeze(fuse(network(), example()), example())
 
 
 @pytest.fixture(scope="module")

@@ -104,7 +104,7 @@ ORDINARY = ("RepVGG-A0", "ResNet-50", "MobileNetV2", "EfficientNet-B0")
 
 @pytest.mark.parametrize("network", [one for one in ZOO if one.name in ORDINARY], ids=lambda one: one.name)
 def test_an_ordinary_network_is_fp16_throughout(network):
-    module = fuse(network.make(small=True))
+    module = fuse(network.make(small=True), network.input(small=True))
     example = network.input(small=True)
     _, certificate = certified(to_onnx(module, example), example.numpy())
     assert (certificate.kept, certificate.casts) == ((), 2)

@@ -157,7 +157,7 @@ def test_serial_convolutions_whose_border_lacks_the_bias_are_refused():
     point, dense = (normal(4, 4, 1, 1), normal(4)), (normal(4, 4, 3, 3), normal(4))
     with pytest.raises(ReparamError, match="the padding lacks the bias; pad with the bias, or not at all"):
         merge_serial(point, dense, border="zeros")
-    with pytest.raises(ReparamError, match="the first of two serial convolutions must be 1 x 1 to be merged, found 3 x 3"):
+    with pytest.raises(ReparamError, match="one of two serial convolutions must be 1 x 1 to be merged, found 3 x 3 and 3 x 3"):
         merge_serial(dense, dense)
 
 

@@ -2,10 +2,23 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from reparam import Block, ChannelMask, ConvBlock, DiverseBranchBlock, LightBlock, MobileOneBlock, RepVGGBlock, compare, fuse
+from reparam import (
+    Block,
+    ChannelMask,
+    ConvBlock,
+    DiverseBranchBlock,
+    LightBlock,
+    MobileOneBlock,
+    RepVGGBlock,
+    compare,
+    fuse,
+    fuse_with_report,
+)
 from reparam.errors import ReparamError
+from reparam.graph import aten, read
 from zoo import ZOO
 
 
@@ -19,7 +32,7 @@ def chain():
 
 def test_every_branch_and_norm_is_gone_and_the_output_is_the_same(randomized):
     model = randomized(chain()).double()
-    fused = fuse(model)
+    fused = fuse(model, torch.randn(1, 3, 8, 8))
     assert not any(isinstance(module, RepVGGBlock | nn.BatchNorm2d) for module in fused.modules())
     assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == 3
     assert not fused.training
@@ -28,9 +41,9 @@ def test_every_branch_and_norm_is_gone_and_the_output_is_the_same(randomized):
 
 def test_the_dtype_stays_and_rounding_happens_once(randomized):
     model = randomized(chain())
-    fused = fuse(model)
+    fused = fuse(model, torch.randn(1, 3, 8, 8))
     assert all(parameter.dtype == torch.float32 for parameter in fused.parameters())
-    exact = fuse(copy.deepcopy(model).double())
+    exact = fuse(copy.deepcopy(model).double(), torch.randn(1, 3, 8, 8))
     for single, double in zip(fused.parameters(), exact.parameters(), strict=True):
         assert torch.equal(single, double.float())
 
@@ -40,7 +53,7 @@ def test_the_argument_stays_as_it_was(randomized):
     calls = []
     model[0].register_forward_hook(lambda *_: calls.append(1))
     before = copy.deepcopy(model.state_dict())
-    fuse(model)
+    fuse(model, torch.randn(1, 3, 8, 8))
     assert all(module.training for module in model.modules())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     calls.clear()
@@ -53,17 +66,17 @@ def test_the_seed_of_torch_is_left_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fuse(model)
+    fuse(model, torch.zeros(1, 3, 8, 8))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_model_itself_may_be_a_block():
-    assert isinstance(fuse(RepVGGBlock(2, 2)), ConvBlock)
+    assert isinstance(fuse(RepVGGBlock(2, 2), torch.zeros(1, 2, 4, 4)), ConvBlock)
 
 
 def test_a_block_that_is_used_twice_stays_one_block(randomized):
     block = randomized(RepVGGBlock(4, 4))
-    fused = fuse(nn.Sequential(block, nn.ReLU(), block))
+    fused = fuse(nn.Sequential(block, nn.ReLU(), block), torch.zeros(1, 4, 5, 5))
     assert fused[0] is fused[2]
     assert isinstance(fused[0], ConvBlock)
 
@@ -90,7 +103,7 @@ class Net(nn.Module):
 
 def fused_has(model, left, x):
     """The fused form of a model with that many norms left, checked."""
-    fused = fuse(model.double())
+    fused = fuse(model.double(), x)
     assert norms(fused) == left
     assert compare(model, fused, x).within(1e-12)
     assert [name for name, _ in fused.named_modules()] == [name for name, _ in model.named_modules()]
@@ -145,7 +158,7 @@ def test_a_norm_in_front_of_a_linear_layer_goes_into_it(randomized):
 
 
 def test_a_norm_between_two_convolutions_goes_into_the_first(randomized):
-    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)))
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)))
     fused = fused_has(model, 0, torch.randn(2, 3, 6, 6))
     assert torch.equal(fused[2].weight, model[2].weight)
 
@@ -167,12 +180,12 @@ def test_pairs_are_found_in_the_graph_and_not_by_names(randomized):
 def test_whole_networks_keep_only_norms_behind_concatenations(network):
     left = 12 if network.name == "DenseNet-121" else 0  # an activation stands between them and what they could go into
     model = network.make(small=True).double()
-    fused = fuse(model)
+    fused = fuse(model, network.input(small=True))
     assert norms(fused) == left
     assert compare(model, fused, network.input(small=True, batch=2)).within(1e-12)
 
 
-def leave_alone(run, **parts):
+def case(run, **parts):
     return pytest.param(run, parts)
 
 
@@ -188,28 +201,68 @@ class Odd(nn.Conv2d):
 @pytest.mark.parametrize(
     ("run", "parts"),
     [
-        leave_alone(lambda s, x: (y := s.conv(x)) + s.norm(y), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
-        leave_alone(lambda s, x: s.norm(s.conv(s.conv(x))), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
-        leave_alone(lambda s, x: s.norm(s.conv(x)) * s.conv.weight.sum(), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
-        leave_alone(lambda s, x: s.norm(s.conv(x)) + s.norm.bias.sum(), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
-        leave_alone(lambda s, x: s.norm(s.conv(x)).relu() + s.norm(x), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
-        leave_alone(lambda s, x: s.norm(s.conv(x).relu()), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
-        leave_alone(lambda s, x: s.norm(s.conv(x)), conv=parametrized(), norm=nn.BatchNorm2d(4)),
-        leave_alone(lambda s, x: s.norm(s.conv(x)), conv=Odd(4, 4, 1), norm=nn.BatchNorm2d(4)),
-        leave_alone(
+        case(lambda s, x: (y := s.conv(x)) * torch.sigmoid(s.norm(y)), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(x).relu() + s.norm(x.relu()), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(s.conv(x).relu()), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        case(
             lambda s, x: s.norm(s.mask(s.conv(x))),
             conv=nn.Conv2d(4, 4, 1),
             mask=ChannelMask(torch.tensor([True, False, True, True])),
             norm=nn.BatchNorm2d(4),
         ),
-        leave_alone(lambda s, x: s.norm(s.linear(x)), linear=nn.Linear(6, 6), norm=nn.BatchNorm2d(4)),
-        leave_alone(lambda s, x: s.norm(s.linear(x[:, :, 0])), linear=nn.Linear(6, 5), norm=nn.BatchNorm1d(4)),
-        leave_alone(lambda s, x: s.norm(s.conv(x)), conv=nn.Conv2d(4, 4, 1), norm=nn.InstanceNorm2d(4)),
+        case(lambda s, x: s.norm(s.linear(x)), linear=nn.Linear(6, 6), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(s.linear(x[:, :, 0])), linear=nn.Linear(6, 4), norm=nn.BatchNorm1d(4)),
+        case(lambda s, x: s.norm(s.conv(x)), conv=nn.Conv2d(4, 4, 1), norm=nn.InstanceNorm2d(4)),
+        case(lambda s, x: s.norm(s.conv(x)), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4, track_running_stats=False)),
     ],
 )
 def test_what_would_not_be_the_same_is_left_alone(run, parts, randomized):
-    model = randomized(Net(run, **parts))
-    fused_has(model, norms(model), torch.randn(2, 4, 6, 6))
+    model = Net(run, **parts)
+    model = randomized(model) if parts["norm"].track_running_stats else model.eval()
+    x = torch.randn(2, 4, 4, 6)
+    fused, report = fuse_with_report(model.double(), x)
+    graph = read(fused, (x,)).graph
+    assert sum("batch_norm" in str(node.target) for node in graph.nodes) >= 1
+    assert compare(model, fused, x).within(1e-12)
+    assert len(report.left) == report.norms[1] == report.norms[0] > 0
+
+
+def test_each_norm_that_stays_has_its_reason(randomized):
+    def reason(model, *, shape=(4, 4, 6)):
+        (line,) = fuse_with_report(randomized(model), torch.zeros(2, *shape))[1].left
+        return line
+
+    assert "1: it reads relu and is read by output" in reason(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)))
+    assert "pads with zeros, which the first does not make of zeros" in reason(
+        nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
+    )
+    assert "one is over dimension 2, the other over 1" in reason(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), shape=(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("run", "parts"),
+    [
+        case(lambda s, x: (y := s.conv(x)) + s.norm(y), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(s.conv(s.conv(x))), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(s.conv(x)) * s.conv.weight.sum(), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(s.conv(x)) + s.norm.bias.sum(), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(s.conv(x)), conv=parametrized(), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(s.conv(x)), conv=Odd(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(s.conv(x)) if s.norm.eps else x, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
+        case(
+            lambda s, x: F.batch_norm(s.conv(x), s.norm.running_mean, s.norm.running_var), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)
+        ),
+        case(lambda s, x: s.conv(x) - 0.5 * s.norm(x) + x / 2, conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4)),
+        case(lambda s, x: s.norm(F.avg_pool2d(x, 3, 1, 1)) + s.conv(x), conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4)),
+    ],
+)
+def test_what_is_linear_becomes_one_layer_however_it_is_written(run, parts, randomized):
+    model, x = randomized(Net(run, **parts)).double(), torch.randn(2, 4, 6, 6)
+    fused, report = fuse_with_report(model, x)
+    assert compare(model, fused, x).within(1e-12)
+    assert report.norms == (1, 0)
+    layers = [node for node in read(fused, (x,)).graph.nodes if node.target is aten.convolution.default]
+    assert len(layers) == report.layers[1] == 1
 
 
 def test_shared_modules_are_folded_where_every_call_allows_it(randomized):
@@ -217,16 +270,19 @@ def test_shared_modules_are_folded_where_every_call_allows_it(randomized):
         return self.norm(self.conv(self.norm(self.conv(x)).relu()))
 
     def one_norm(self, x):
-        return self.norm(self.conv(x)) + self.norm(self.other(x))
+        return self.norm(self.conv(x)).relu() + self.norm(self.other(x))
 
     def two_norms(self, x):
-        return self.norm(self.conv(x)) + self.second(self.conv(x))
+        return self.norm(self.conv(x)).relu() + self.second(self.conv(x))
 
     make = {"conv": nn.Conv2d(4, 4, 3, padding=1), "norm": nn.BatchNorm2d(4)}
     x = torch.randn(2, 4, 6, 6)
     fused_has(randomized(Net(twice, **make)), 0, x)
     fused_has(randomized(Net(one_norm, **make, other=nn.Conv2d(4, 4, 1))), 0, x)
-    fused_has(randomized(Net(two_norms, **make, second=nn.BatchNorm2d(4))), 2, x)
+    model = randomized(Net(two_norms, **make, second=nn.BatchNorm2d(4))).double()
+    fused, report = fuse_with_report(model, x)  # the one layer becomes two, as it is called twice
+    assert (report.graphs, report.layers, report.norms) == (("",), (2, 2), (2, 0))
+    assert compare(model, fused, x).within(1e-12)
 
 
 def test_what_has_hooks_stays_and_no_hook_is_called(randomized):
@@ -236,7 +292,7 @@ def test_what_has_hooks_stays_and_no_hook_is_called(randomized):
     model[0][0].register_forward_hook(lambda *_: calls.append("block"))
     model[1].register_forward_pre_hook(lambda *_: calls.append("conv"))
     model[5].register_forward_hook(lambda *_: calls.append("norm"))
-    fused = fuse(model)
+    fused = fuse(model, torch.randn(1, 3, 8, 8))
     assert calls == []
     assert norms(fused) == 2
     fused(torch.randn(1, 3, 8, 8))
@@ -244,49 +300,31 @@ def test_what_has_hooks_stays_and_no_hook_is_called(randomized):
 
 
 def test_frozen_weights_stay_frozen():
-    model = nn.Sequential(nn.Conv2d(2, 2, 1).requires_grad_(False), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
-    assert [parameter.requires_grad for parameter in fuse(model).parameters()] == [False, False, True, True]
+    model = nn.Sequential(nn.Conv2d(2, 2, 3).requires_grad_(False), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    assert [parameter.requires_grad for parameter in fuse(model, torch.zeros(1, 2, 5, 5)).parameters()] == [False, False, True, True]
 
 
 def test_norms_without_statistics_stay():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
-    assert norms(fuse(model)) == 1
+    assert norms(fuse(model, torch.zeros(1, 4, 3, 3))) == 1
 
 
-def test_a_model_that_cannot_be_traced_is_folded_in_its_sequentials(randomized):
-    shared = nn.Conv2d(4, 4, 1)
-
-    class Skip(nn.Sequential):
-        def forward(self, x):
-            return x + super().forward(x)
+def test_parts_of_a_sequential_that_others_read_are_not_folded(randomized):
+    """In a network whose control flow torch.fx cannot trace."""
 
     def run(self, x):
-        x = self.body(x)
-        return self.norm(self.conv(x)) if x.sum() > 0 else x
+        x = F.pad(x, (0, 1)) if x.shape[-1] % 2 else x
+        taps = []
+        for layer in self.body:
+            x = layer(x)
+            taps.append(x)
+        return x, taps[0], self.body[0](x)
 
-    body = nn.Sequential(
-        nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
-        nn.Sequential(shared, nn.BatchNorm2d(4)),
-        nn.Sequential(shared, nn.BatchNorm2d(4)),
-        Skip(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),
-        RepVGGBlock(4, 4),
-    )
-    model = randomized(Net(run, body=body, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4))).double()
-    fused = fuse(model)
-    assert norms(fused) == 4
-    assert isinstance(fused.body[0][1], nn.Identity)
-    assert isinstance(fused.body[4], ConvBlock)
-    assert compare(model, fused, torch.randn(2, 4, 7, 7)).within(1e-12)
-
-
-@pytest.mark.parametrize("error", [KeyError, IndexError, AssertionError, ValueError, TypeError])
-def test_whatever_the_networks_own_code_makes_of_tracing_is_survived(error, randomized):
-    def run(self, x):
-        if not isinstance(x, torch.Tensor):
-            raise error("no tensor")
-        return self.body(x)
-
-    fused_has(randomized(Net(run, body=nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)))), 0, torch.randn(1, 4, 3, 3))
+    body = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    model, x = randomized(Net(run, body=body)).double(), torch.randn(2, 4, 7, 7)
+    fused, report = fuse_with_report(model, x)
+    assert report.norms == (1, 1)
+    assert compare(model, fused, x).within(1e-12)
 
 
 def test_inputs_and_defaults_are_those_of_the_network(randomized):
@@ -300,16 +338,16 @@ def test_inputs_and_defaults_are_those_of_the_network(randomized):
             return z if scale is None else z * scale
 
     model = randomized(Two()).double()
-    fused = fuse(model)
-    assert norms(fused) == 0
     x, y, scale = torch.randn(3, 2, 4, 5, 5)
+    fused = fuse(model, (x, y))
+    assert norms(fused) == 0
     assert compare(model, fused, (x, y)).within(1e-12)
     assert compare(model, fused, (x, y, scale)).within(1e-12)
 
 
 def test_a_new_kind_of_block_is_found_by_its_type(randomized):
     model = randomized(nn.Sequential(MobileOneBlock(3, 3, groups=3), DiverseBranchBlock(3, 4), LightBlock(4, 6))).double()
-    fused = fuse(model)
+    fused = fuse(model, torch.zeros(1, 3, 9, 9))
     assert not any(isinstance(module, (Block, *NORMS)) for module in fused.modules())
     assert compare(model, fused, torch.randn(2, 3, 9, 9)).within(1e-12)
 
@@ -329,7 +367,7 @@ def test_a_new_kind_of_block_is_found_by_its_type(randomized):
             return 1, 2, 2
 
     with pytest.raises(ReparamError, match="block 0 is not the same after merging"):
-        fuse(nn.Sequential(Twice()))
+        fuse(nn.Sequential(Twice()), torch.zeros(1, 1, 2, 2))
 
 
 @pytest.mark.parametrize("wrap", [lambda block: nn.Sequential(nn.ReLU(), nn.Sequential(block)), lambda block: block])
@@ -346,11 +384,11 @@ def test_a_block_that_does_not_fold_exactly_is_named(wrap, monkeypatch):
     model = wrap(block)
     name = r"1\.0" if isinstance(model, nn.Sequential) else r"\(the model itself\)"
     with pytest.raises(ReparamError, match=f"block {name} is not the same after merging"):
-        fuse(model)
+        fuse(model, torch.zeros(1, 4, 5, 5))
 
 
 def test_a_block_whose_norm_has_no_statistics_is_named():
     block = RepVGGBlock(4, 4)
     block.point.norm = nn.BatchNorm2d(4, track_running_stats=False)
     with pytest.raises(ReparamError, match="block 0: a batch norm without running statistics"):
-        fuse(nn.Sequential(block))
+        fuse(nn.Sequential(block), torch.zeros(1, 4, 5, 5))

@@ -76,7 +76,7 @@ def test_layers_that_are_concatenated_have_masks_of_their_own():
 def test_trained_form_blocks_are_layers():
     model = nn.Sequential(RepVGGBlock(3, 4), RepVGGBlock(4, 4), nn.Flatten(), nn.Linear(1024, 2))
     assert found(model) == {"0": (("0",), ("_0",), ("1",)), "1": (("1",), ("_1",), ("3",))}
-    assert found(fuse(model)) == {
+    assert found(fuse(model, X)) == {
         "0.conv": (("0.conv",), ("_0_act",), ("1.conv",)),
         "1.conv": (("1.conv",), ("_1_act",), ("3",)),
     }
@@ -88,7 +88,7 @@ def test_the_networks_of_pas_are_pruned_layer_by_layer(network, randomized):
     groups = [group for group in channel_groups(model, X) if not group.why]
     assert [(group.name, group.producers) for group in groups] == [(f"layer{index}", (f"layer{index}",)) for index in range(3)]
     masked = insert_masks(model, X, groups, half)
-    squeezed = squeeze(fuse(masked), X)
+    squeezed = squeeze(fuse(masked, X), X)
     assert compare(masked, squeezed, X).within(1e-10)
     assert [m.out_channels for m in squeezed.modules() if isinstance(m, nn.Conv2d) and m.groups == 1] == [4, 4, 6]
 

@@ -13,8 +13,8 @@ def test_a_network_ships_as_a_chain_of_convolutions(make, kind, convs, randomize
     assert [type(layer) for layer in network[:-1]] == [PlainBlock, kind, kind, kind]
     network[1].mask = ChannelMask(torch.arange(6) % 2 == 0)
     model = randomized(network).double()
-    fused = fuse(model)
     x = torch.randn(2, 3, 19, 18).double()
+    fused = fuse(model, x)
     assert fused(x).shape == (2, 5)
     assert compare(model, fused, x).within(1e-12)
     assert not any(isinstance(module, Block | nn.BatchNorm2d) for module in fused.modules())

@@ -40,7 +40,7 @@ def test_a_fused_network_is_squeezed(randomized):
     model = randomized(
         nn.Sequential(RepVGGBlock(3, 4, mask=mask("0110")), RepVGGBlock(4, 4, mask=mask("1110")), nn.Conv2d(4, 2, 1))
     ).double()
-    squeezed = squeeze(fuse(model), X)
+    squeezed = squeeze(fuse(model, X), X)
     assert widths(squeezed) == [(2, 3), (3, 2), (2, 3)]
     assert compare(model, squeezed, X).within(1e-10)
 

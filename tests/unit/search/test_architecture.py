@@ -60,7 +60,7 @@ def test_build_takes_the_saved_weights_and_masks(chosen, tmp_path):
 
 def test_built_networks_fuse_and_squeeze_to_the_chosen_widths(chosen):
     x = torch.rand(1, *chosen.input_shape)
-    shipped = reparam.squeeze(reparam.fuse(chosen.build()), x)
+    shipped = reparam.squeeze(reparam.fuse(chosen.build(), x), x)
     assert [m.out_channels for m in shipped.modules() if isinstance(m, torch.nn.Conv2d)] == [8, 32, 16]
     counts = reparam.count(shipped, x)
     assert (counts.params, counts.macs) == (chosen.origin().parameters(chosen.network()), chosen.origin().macs(chosen.network()))

@@ -64,7 +64,7 @@ def test_shapes_and_counts_are_those_of_the_spec(spec, x):
 def test_the_deployed_form_computes_the_same_with_the_fused_weights(spec, x):
     block, ships = shaken(spec).double(), deployed(spec).double().eval()
     if block.state_dict():
-        ships.load_state_dict(reparam.fuse(block).state_dict())
+        ships.load_state_dict(reparam.fuse(block, tuple(each.double() for each in x)).state_dict())
     torch.testing.assert_close(ships(*(each.double() for each in x)), block(*(each.double() for each in x)), rtol=1e-10, atol=1e-10)
 
 
@@ -125,6 +125,6 @@ def test_a_repvgg_block_ships_as_the_same_convolution(name):
     counted = reparam.count(block, torch.zeros(1, spec.width("c_in"), spec.attr("h"), spec.attr("w")))
     assert ops.repvgg_counts(spec) == (counted.params, counted.macs)
     ships = deployed(spec)
-    ships.load_state_dict(reparam.fuse(block).state_dict())
     x = torch.randn(2, spec.width("c_in"), spec.attr("h"), spec.attr("w"))
+    ships.load_state_dict(reparam.fuse(block, x).state_dict())
     assert reparam.compare(block, ships.eval(), x, torch.float32).within(1e-5)

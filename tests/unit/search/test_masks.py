@@ -92,7 +92,7 @@ def test_freezing_changes_no_output_and_leaves_the_masks_that_squeeze_looks_for(
     assert torch.equal(frozen(x), expected)
     assert [type(m) for m in network.masks.children()] == [ChannelMask, nn.Identity]
     assert network.state_dict().keys() == frozen.state_dict().keys()
-    squeezed = reparam.squeeze(reparam.fuse(network), x)
+    squeezed = reparam.squeeze(reparam.fuse(network, x), x)
     width = int(kept["stem.0"].sum())
     assert [m.out_channels for m in squeezed.modules() if isinstance(m, nn.Conv2d)] == [width, width, 24]
     assert torch.allclose(squeezed(x), expected, atol=1e-5)

@@ -45,7 +45,7 @@ def test_a_module_trains_ships_and_has_the_size_that_the_space_says(name):
     choice = space.largest() if name == "repvgg-mini" else space.random(random.Random(1))
     network, x = space.module(choice), torch.randn(2, *space.input_shape)
     network(x).sum().backward()
-    for deployed, module in ((False, network), (True, reparam.fuse(network)), (True, space.deployed(choice))):
+    for deployed, module in ((False, network), (True, reparam.fuse(network, x)), (True, space.deployed(choice))):
         counts = reparam.count(module, x[:1])
         blocks = space.network(choice)
         assert (counts.params, counts.macs) == (space.parameters(blocks, deployed=deployed), space.macs(blocks, deployed=deployed))

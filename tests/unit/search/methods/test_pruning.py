@@ -107,7 +107,7 @@ def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shor
     network = architecture.build(shortcut)
     load_weights(network, tmp_path / "weights.safetensors", {"architecture_sha256": architecture.sha256})
     x = torch.zeros(1, 3, 8, 8)
-    small = squeeze(fuse(network), x)
+    small = squeeze(fuse(network, x), x)
     convolutions = {name: m.out_channels for name, m in small.named_modules() if isinstance(m, nn.Conv2d)}
     widths = result.shipped.choice.widths
     assert convolutions == {"stem.0": widths["stem.0"], "body.0": widths["stem.0"], "wide.0": widths["wide.0"], "last.0": widths["last.0"]}

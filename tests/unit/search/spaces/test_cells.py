@@ -147,7 +147,7 @@ def test_a_module_trains_ships_and_has_the_size_that_the_space_says(seed):
     choice = SMALL.random(random.Random(seed)) if seed else SMALL.largest()
     network, x = SMALL.module(choice), torch.randn(2, 3, 16, 16)
     network(x).sum().backward()
-    fused, blocks = reparam.fuse(network.eval()), SMALL.network(choice)
+    fused, blocks = reparam.fuse(network.eval(), x), SMALL.network(choice)
     assert torch.allclose(fused(x), network(x), atol=1e-4)
     for deployed, module in ((False, network), (True, fused)):
         counts = reparam.count(module, x[:1])

@@ -18,6 +18,6 @@ def test_network_halves_odd_resolutions_upwards_as_convolutions_do():
 def test_counts_are_those_of_the_modules():
     space = spaces.get("repvgg-mini")
     network, x = space.module(), torch.zeros(1, *space.input_shape)
-    trained, deployed = reparam.count(network, x), reparam.count(reparam.fuse(network), x)
+    trained, deployed = reparam.count(network, x), reparam.count(reparam.fuse(network, x), x)
     assert (space.parameters(deployed=False), space.macs(deployed=False)) == (trained.params, trained.macs)
     assert (space.parameters(), space.macs()) == (deployed.params, deployed.macs)

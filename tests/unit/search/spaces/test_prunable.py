@@ -56,6 +56,6 @@ def test_a_module_has_masks_where_channels_are_lost_and_ships_at_those_widths():
     module = TINY.module(TINY.choice((8, 32, 16)))
     assert sorted(name for name, part in module.named_modules() if isinstance(part, reparam.ChannelMask)) == ["masks.a", "masks.c"]
     x = torch.randn(1, 3, 8, 8)
-    shipped = reparam.squeeze(reparam.fuse(module), x)
+    shipped = reparam.squeeze(reparam.fuse(module, x), x)
     assert [m.out_channels for m in shipped.modules() if isinstance(m, torch.nn.Conv2d)] == [8, 32, 16]
     assert not any(isinstance(part, reparam.ChannelMask) for part in TINY.module(TINY.largest()).modules())

@@ -36,7 +36,7 @@ def test_the_fused_network_is_the_deployed_form():
     torch.manual_seed(0)
     network, x = space.module().eval(), torch.randn(1, 3, 64, 64)
     ships = serial(space.network()).eval()
-    ships.load_state_dict(reparam.fuse(network).state_dict())
+    ships.load_state_dict(reparam.fuse(network, x).state_dict())
     assert reparam.compare(network, ships, x, torch.float32).within(1e-5)
 
 

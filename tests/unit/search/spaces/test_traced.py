@@ -82,7 +82,7 @@ def check_against_squeeze(space: Traced, seed: int) -> None:
     x, module = torch.zeros(1, *space.input_shape), space.module().eval()
     widths = tuple(random.Random(seed).randint(1, full) for _, full in space.groups)
     kept = {name: torch.arange(full) < width for (name, full), width in zip(space.groups, widths, strict=True)}
-    small = reparam.squeeze(reparam.fuse(masks.mask(module, x, masks.prunable_groups(module, x), kept)), x)
+    small = reparam.squeeze(reparam.fuse(masks.mask(module, x, masks.prunable_groups(module, x), kept), x), x)
     found = [(spec.width("c_in"), dict(spec.widths).get("c_out", spec.width("c_in"))) for spec in space.network(space.choice(widths))]
     assert found == ends(small, x)
     assert space.macs(space.network(space.choice(widths))) >= reparam.count(small, x).macs
@@ -92,10 +92,10 @@ def check_against_squeeze(space: Traced, seed: int) -> None:
 def test_sites_are_the_layers_that_squeezing_leaves(network):
     model, x = network.make(small=True), network.input(small=True)
     space = of_module(model, x, name="small")
-    assert ends(reparam.fuse(model), x) == [
+    assert ends(reparam.fuse(model, x), x) == [
         (s.spec.width("c_in"), dict(s.spec.widths).get("c_out", s.spec.width("c_in"))) for s in space.sites()
     ]
-    assert space.macs() == reparam.count(reparam.fuse(model), x).macs
+    assert space.macs() == reparam.count(reparam.fuse(model, x), x).macs
     check_against_squeeze(space, 1)
 
 

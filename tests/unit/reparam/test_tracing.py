@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from reparam.blocks import ChannelMask, RepVGGBlock
 from reparam.errors import ReparamError
-from reparam.graph import describe, operator_name, propagate, trace
+from reparam.tracing import describe, operator_name, propagate, trace
 
 
 class Net(nn.Module):

@@ -1,0 +1,227 @@
+"""A value of a network as one convolution of another value: sums and compositions of such forms, wherever they are exact.
+
+A linear layer is a convolution without sides, a norm, a scaling and an identity are depth-wise ones of size 1. Kernels are computed when
+they are asked for, in float64.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.algebra import (
+    Branch,
+    dilate_kernel,
+    fuse_bn_conv,
+    fuse_conv_bn,
+    fuse_transposed_conv_bn,
+    merge_parallel,
+    merge_serial,
+    regroup_kernel,
+)
+
+Sides = tuple[int, ...]
+
+_MODULES: dict[tuple[bool, int], Any] = {
+    (False, 0): nn.Linear,
+    (False, 1): nn.Conv1d,
+    (False, 2): nn.Conv2d,
+    (False, 3): nn.Conv3d,
+    (True, 1): nn.ConvTranspose1d,
+    (True, 2): nn.ConvTranspose2d,
+    (True, 3): nn.ConvTranspose3d,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """A value as a convolution of `source`, whose channels and the value's are both in dimension `dim`, its sides behind them."""
+
+    source: fx.Node
+    dim: int
+    c_in: int
+    c_out: int
+    groups: int = 1
+    size: Sides = ()
+    stride: Sides = ()
+    padding: Sides = ()
+    dilation: Sides = ()
+    transposed: bool = False
+    output_padding: Sides = ()
+    absorbed: frozenset[fx.Node]
+    """nodes that it computes at once, the value's own among them"""
+    branch: Callable[[], Branch]
+    """computes kernel and bias in float64"""
+    borders: frozenset[fx.Node] = frozenset()
+    """absorbed nodes that pad by what they read; they stay, as a scaling in front of them does as much behind them"""
+
+    @property
+    def is_scale(self) -> bool:
+        """Whether it multiplies each channel by a number and adds one."""
+        return self.groups == self.c_in == self.c_out and self._is_point and not self.transposed and set(self.stride) <= {1}
+
+    @property
+    def _is_point(self) -> bool:
+        return math.prod(self.size) == 1 and not any(self.padding)
+
+    @property
+    def weights(self) -> int:
+        """Number of elements of the kernel."""
+        return self.c_out * self.c_in // self.groups * math.prod(self.size)
+
+    def macs(self, shape: tuple[int, ...]) -> int:
+        """Multiply-accumulates for an output of a shape (of a transposed convolution: an input)."""
+        return math.prod(shape) // shape[self.dim] * self.weights
+
+    def same_geometry(self, other: "Form") -> bool:
+        """Whether both differ in their numbers alone."""
+        return all(getattr(self, name) == getattr(other, name) for name in _GEOMETRY)
+
+    def module(self, *, trained: bool) -> nn.Module:
+        """A layer that computes it, in float64."""
+        kind = _MODULES[self.transposed, len(self.size)]
+        if not self.size:
+            layer = kind(self.c_in, self.c_out, device="meta")
+        else:
+            more = {"output_padding": self.output_padding} if self.transposed else {}
+            options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups, **more}
+            layer = kind(self.c_in, self.c_out, self.size, **options, device="meta")
+        layer.weight, layer.bias = (nn.Parameter(tensor.detach().clone(), trained) for tensor in self.branch())
+        return layer.eval()
+
+
+_GEOMETRY = ("dim", "c_in", "c_out", "groups", "size", "stride", "padding", "dilation", "transposed", "output_padding")
+
+
+def affine(node: fx.Node, source: fx.Node, dim: int, scale: Tensor, shift: Tensor, rank: int) -> Form:
+    """`scale * source + shift`, each a number for every channel."""
+    sides = rank - 1 - dim
+    return Form(
+        source=source,
+        dim=dim,
+        c_in=len(scale),
+        c_out=len(scale),
+        groups=len(scale),
+        size=(1,) * sides,
+        stride=(1,) * sides,
+        padding=(0,) * sides,
+        dilation=(1,) * sides,
+        absorbed=frozenset({node}),
+        branch=lambda: (scale.reshape(-1, 1, *[1] * sides), shift),
+    )
+
+
+def identity(node: fx.Node, dim: int, shape: tuple[int, ...]) -> Form:
+    """A value as itself."""
+    ones = torch.ones(shape[dim], dtype=torch.float64)
+    return replace(affine(node, node, dim, ones, torch.zeros_like(ones), len(shape)), absorbed=frozenset())
+
+
+def serial(first: Form, second: Form) -> Form | str:
+    """`second`, whose source is the value of `first`, over the source of `first`; or why not, in words.
+
+    One of the two must be of size 1; the second one's border must be none, or the first must keep zeros.
+    """
+    if not first.absorbed and first.is_scale and first.source is second.source and first.dim == second.dim:
+        return second
+    if first.dim != second.dim:
+        return f"one is over dimension {first.dim}, the other over {second.dim}"
+    made = functools.partial(
+        replace, borders=first.borders, source=first.source, c_in=first.c_in, absorbed=first.absorbed | second.absorbed
+    )
+    if first.transposed or second.transposed:
+        if second.transposed or not second.is_scale:
+            return "a transposed convolution takes in only the norm behind it"
+        return made(first, c_out=second.c_out, absorbed=first.absorbed | second.absorbed, branch=_scaled_transposed(first, second))
+    groups = _common_groups(first, second)
+    if second._is_point:
+        stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
+        return made(first, c_out=second.c_out, stride=stride, groups=groups, branch=_composed(first, second, groups))
+    if not first._is_point or set(first.stride) > {1}:
+        return "neither is a 1x1 convolution of stride 1"
+    if any(second.padding) and bool(first.branch()[1].any()):
+        return "the second pads with zeros, which the first does not make of zeros"
+    return made(second, groups=groups, branch=_composed(first, second, groups))
+
+
+def _common_groups(first: Form, second: Form) -> int:
+    if first.is_scale:
+        return second.groups
+    return first.groups if second.is_scale else math.gcd(first.groups, second.groups)
+
+
+def _composed(first: Form, second: Form, groups: int) -> Callable[[], Branch]:
+    @functools.cache
+    def branch() -> Branch:
+        (inner, carried), (outer, bias) = first.branch(), second.branch()
+        if first.is_scale:
+            return fuse_bn_conv(outer, bias, inner.flatten(), carried, groups=second.groups)
+        if second.is_scale:
+            return fuse_conv_bn(inner, carried, outer.flatten(), bias)
+        kernels = regroup_kernel(inner, first.groups, groups), regroup_kernel(outer, second.groups, groups)
+        return merge_serial((kernels[0], carried), (kernels[1], bias), groups=groups)
+
+    return branch
+
+
+def _scaled_transposed(first: Form, second: Form) -> Callable[[], Branch]:
+    @functools.cache
+    def branch() -> Branch:
+        scale, shift = second.branch()
+        return fuse_transposed_conv_bn(*first.branch(), scale.flatten(), shift, groups=first.groups)
+
+    return branch
+
+
+def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
+    """The sum of two forms over one source; or why not, in words."""
+    if one.borders or other.borders:
+        return "they pad by what they read"
+    if one.transposed or other.transposed:
+        return "a transposed convolution is not summed with others"
+    if (one.c_in, one.c_out, one.stride) != (other.c_in, other.c_out, other.stride):
+        return f"their strides are {one.stride} and {other.stride}"
+    dilation = tuple(
+        a if a == b or k == 1 else (b if j == 1 else 1)
+        for a, b, j, k in zip(one.dilation, other.dilation, one.size, other.size, strict=True)
+    )
+    a, b = _dilated(one, dilation), _dilated(other, dilation)
+    margins = [tuple(2 * p - d * (k - 1) for p, d, k in zip(form.padding, dilation, form.size, strict=True)) for form in (a, b)]
+    if margins[0] != margins[1] or any((i - j) % 2 for i, j in zip(a.size, b.size, strict=True)):
+        return "they read different pixels at the border"
+    groups = math.gcd(a.groups, b.groups)
+    return replace(
+        a,
+        groups=groups,
+        size=tuple(map(max, a.size, b.size)),
+        padding=tuple(map(max, a.padding, b.padding)),
+        absorbed=a.absorbed | b.absorbed | {node},
+        branch=_summed(a, b, groups),
+    )
+
+
+def _dilated(form: Form, dilation: Sides) -> Form:
+    """With another dilation: in each dimension the same, any for a side of 1, or 1."""
+    steps = tuple(1 if k == 1 or old == new else old for k, old, new in zip(form.size, form.dilation, dilation, strict=True))
+    size = tuple(step * (k - 1) + 1 for step, k in zip(steps, form.size, strict=True))
+    if size == form.size:
+        return replace(form, dilation=dilation)
+
+    @functools.cache
+    def branch() -> Branch:
+        weight, bias = form.branch()
+        return dilate_kernel(weight, steps), bias
+
+    return replace(form, size=size, dilation=dilation, branch=branch)
+
+
+def _summed(one: Form, other: Form, groups: int) -> Callable[[], Branch]:
+    @functools.cache
+    def branch() -> Branch:
+        return merge_parallel([(regroup_kernel(form.branch()[0], form.groups, groups), form.branch()[1]) for form in (one, other)])
+
+    return branch
