@@ -106,11 +106,12 @@ class Branches:
             elif first.source is not x:
                 self.why.setdefault(node, form)
 
-    def _layer(self, node: fx.Node) -> Iterator[Form]:
-        x, weight, bias, *rest = (*node.args, None)[: max(3, len(node.args))]
+    def _layer(self, node: fx.Node) -> Iterable[Form]:
+        x, weight, bias, *more = (*node.args, None)[: max(3, len(node.args))]
         if not isinstance(x, fx.Node) or self.network.is_constant(x) or not all(map(self.network.is_constant, (weight, bias))):
             return ()
         kernel, shift = self.network.constant(weight), self.network.constant(bias)
+        rest: list[Any] = more
         stride, padding, dilation, transposed, output_padding, groups = rest[:6] if len(rest) >= 6 else ((), (), (), False, (), 1)
         sides = kernel.ndim - 2
         c_in, c_out = (kernel.shape[0], kernel.shape[1] * groups) if transposed else (kernel.shape[1] * groups, kernel.shape[0])
@@ -189,7 +190,7 @@ class Branches:
     def _sum(self, node: fx.Node) -> Iterable[Form]:
         x, y = node.args[:2]
         alpha = node.kwargs.get("alpha", 1)
-        sign = alpha if node.target is aten.add.Tensor else -alpha  # pyright: ignore[reportOperatorIssue]
+        sign = alpha if node.target is aten.add.Tensor else -alpha  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
         if self.network.is_constant(y):
             return self._affine(node, x, 1.0, self.network.constant(y), shift_factor=sign)
         if self.network.is_constant(x):
@@ -270,7 +271,8 @@ class Choice:
         costly: values that one layer could compute at a higher price, with a line about it.
     """
 
-    def __init__(self, branches: Branches, banned: Set[fx.Node] = frozenset()) -> None:
+    def __init__(self, branches: Branches, banned: Set[fx.Node] = frozenset(), *, norms_only: bool = False) -> None:
+        self._norms_only = norms_only
         self._branches, self._network = branches, branches.network
         self._banned: set[tuple[fx.Node, fx.Node]] = set()
         self.costly: dict[fx.Node, str] = {}
@@ -307,6 +309,8 @@ class Choice:
             saved = self._saved(node, form)
             layers = [layer for layer in saved if layer in self._branches.layers]
             if not layers or (len(_operators(form)) == 1 and self._plain(node)) or self._goes_behind(form):
+                continue
+            if self._norms_only and not (self._in_a_row(form) and len(form.absorbed & self._branches.layers.keys()) == 1):
                 continue
             macs, weights = self._cost(node, form), form.weights
             before = [self._cost(layer, self._branches.layers[layer]) for layer in layers]

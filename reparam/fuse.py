@@ -45,6 +45,11 @@ def fuse(model: nn.Module, example_input: Example, **keywords: Any) -> nn.Module
     return fuse_with_report(model, example_input, **keywords)[0]
 
 
+def fold_norms(model: nn.Module, example_input: Example, **keywords: Any) -> nn.Module:
+    """`fuse`, but every layer stays one of its own: what is compared with the trained network layer by layer."""
+    return _fused(model, example_input, keywords, norms_only=True)[0]
+
+
 def fuse_with_report(model: nn.Module, example_input: Example, **keywords: Any) -> tuple[nn.Module, FuseReport]:
     """A copy in evaluation mode with its linear branches merged, and what was merged.
 
@@ -65,6 +70,10 @@ def fuse_with_report(model: nn.Module, example_input: Example, **keywords: Any) 
         ReparamError: the network cannot be read, a block cannot be folded, or the result differs by more than 1e-10 of the output's scale
             in float64 on random inputs.
     """
+    return _fused(model, example_input, keywords)
+
+
+def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *, norms_only: bool = False) -> tuple[nn.Module, FuseReport]:
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     twin_of(model)  # says what cannot be copied
     root = nn.Sequential(copy.deepcopy(model)).eval()  # a parent for the model itself, which may be a block
@@ -74,7 +83,7 @@ def fuse_with_report(model: nn.Module, example_input: Example, **keywords: Any) 
     branches = Branches(network, _opaque(network), _seen(network, watched))
     skipped: set[fx.Node] = set()
     while True:
-        choice = Choice(branches, skipped)
+        choice = Choice(branches, skipped, norms_only=norms_only)
         try:
             rewritten = _proven(network, choice.merges, args, keywords)
         except SeenError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.exported_program import default_decompositions
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
 from reparam.equivalence import arithmetic
 from reparam.errors import ReparamError
@@ -24,6 +24,8 @@ RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, 
 
 _WHOLE = (aten.linear.default, aten.pad.default)
 """Operators that stay whole: their decompositions hide which dimension holds channels, and which pixels are a border."""
+
+_ROOT = "L__self__network"  # how torch.export names the call of the network itself
 
 _HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
@@ -78,6 +80,9 @@ class Network:
                 call = by_key.setdefault(key, Call(key, path, chain[-1] if chain else None))
                 call.nodes.append(node)
                 chain.append(call)
+            if not chain and node.op == "call_function":  # of the network's own code, where torch does not say so
+                chain.append(by_key.setdefault(_ROOT, Call(_ROOT, "", None)))
+                chain[0].nodes.append(node)
             self.calls[node] = tuple(chain)
         self.unary = {call.key for call in by_key.values() if all(unary.get(call.path, [False]))}
         self.by_path: dict[str, list[Call]] = {}

@@ -137,7 +137,7 @@ class _Rewriter:
     def _common(self, merge: Merge) -> Call:
         chains = [self.network.calls[node] for node in merge.form.absorbed]
         same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*chains, strict=False))
-        return list(same)[-1][0]
+        return next(iter(list(same)[::-1]), (self.network.root,))[0]
 
     def _is_idle(self, path: str) -> bool:
         """Whether all that a module computes, in all of its calls, is gone, and nobody else reads its tensors."""
@@ -156,7 +156,7 @@ class _Rewriter:
 
     def _fits_in_place(self, merge: Merge) -> bool:
         """Whether the layer that is there computes it with other weights, in all of its calls."""
-        weight, bias = merge.host.args[1:3] if len(merge.host.args) > 2 else (merge.host.args[1], None)
+        weight, bias = merge.host.args[1:3] if len(merge.host.args) > 2 else (merge.host.args[1], None)  # pyright: ignore[reportGeneralTypeIssues]
         path, _, name = self.network.names.get(weight, "").rpartition(".")  # pyright: ignore[reportArgumentType]
         call = self.network.calls[merge.host][-1]
         if name != "weight" or call.path != path or not isinstance(self.model.get_submodule(path), _LAYERS):
@@ -171,7 +171,7 @@ class _Rewriter:
         own = self.model.get_submodule(path)
         return (
             all(twin is not None and _equal(twin, merge) for twin in twins)
-            and merge.form.size == tuple(own.weight.shape[2:])
+            and merge.form.size == tuple(own.weight.shape[2:])  # pyright: ignore[reportIndexIssue]
             and (  # pyright: ignore
                 tuple(own.weight.shape) == tuple(merge.form.branch()[0].shape) and _same_call(own, merge)  # pyright: ignore
             )

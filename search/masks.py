@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reparam import ChannelGroup, ChannelMask, channel_groups, fuse, insert_masks
+from reparam import ChannelGroup, ChannelMask, channel_groups, fold_norms, insert_masks
 from search.errors import SearchError
 
 Scores = Float[Tensor, " channels"]
@@ -170,7 +170,7 @@ def fused_form(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, dict
         SearchError: fusing changes which channels go together.
         ReparamError: the network cannot be traced or fused.
     """
-    fused = fuse(model, example_input)
+    fused = fold_norms(model, example_input)
     trained, shipped = (channel_groups(network, example_input) for network in (model, fused))
     if [group.channels for group in trained] != [group.channels for group in shipped]:
         raise SearchError(

@@ -110,7 +110,11 @@ SMALL = {network.name: network for network in ZOO}
 def test_a_network_of_the_zoo_becomes_an_fp16_engine_with_no_gpu(name):
     pytest.importorskip("tensorrt_rtx")
     torch.manual_seed(0)
-    module = Encoder(width=16, heads=2, patch=8, classes=10) if name == "encoder" else fuse(SMALL[name].make(small=True), SMALL[name].input(small=True))
+    module = (
+        Encoder(width=16, heads=2, patch=8, classes=10)
+        if name == "encoder"
+        else fuse(SMALL[name].make(small=True), SMALL[name].input(small=True))
+    )
     x = torch.randn(2, 3, 32, 32)
     data = to_onnx(module, x[:1])
     half, certificate = certified(data, x.numpy())

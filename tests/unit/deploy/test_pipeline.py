@@ -215,7 +215,7 @@ def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed
 
 
 def overflowing():
-    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1))
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
     with torch.no_grad():
         model[0].weight.fill_(5e4)
         model[1].weight.copy_(torch.tensor([[1e-5, 2e-5], [-1e-5, 3e-5]])[:, :, None, None])
