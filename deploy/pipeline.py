@@ -8,7 +8,7 @@ import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
 from latency.units import ms_from_us, us_from_ms
 from latency.values import MAX_US
-from reparam import ChannelMask, Counts, count, fuse, squeeze
+from reparam import ChannelMask, Counts, count, fuse, fuse_with_report, squeeze
 from reparam.structure import map_tensors
 
 CERTIFIED_SAMPLES = 128
@@ -200,7 +200,7 @@ def export(
         certificate=network.certificate,
         lowering=lowering.LOWERING_VERSION,
         versions=_versions(),
-        provenance={**(provenance or {}), **(source.facts if isinstance(source, Cleaned) else {}), **_doubts(data, preprocessing or {})},
+        provenance={**(provenance or {}), **network.facts, **_doubts(data, preprocessing or {})},
         chain=tuple(chain),
         files={},
     )
@@ -230,6 +230,8 @@ class _Network(_Lowered):
     chain: tuple[Link, ...]
     layers: tuple[Layer, ...] = ()
     proofs: tuple[Step, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """for the manifest's provenance"""
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ def _from_module(
     model: nn.Module, adapter: Adapter, precision: Precision, threads: int, samples: Samples, architecture: bytes | None
 ) -> _Network:
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
-    fused = fuse(copy.deepcopy(model).cpu().double(), adapter.call.args, **adapter.call.kwargs)
+    fused, report = fuse_with_report(copy.deepcopy(model).cpu().double(), adapter.call.args, **adapter.call.kwargs)
     exact = {"trained": copy.deepcopy(model).cpu().double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
     forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
     lowered = _lower(adapter.of(forms["squeezed"]), precision, threads, samples)
@@ -280,6 +282,7 @@ def _from_module(
         threads,
         layers=_layers(forms["fused"], forms["squeezed"]),
         proofs=tuple(proofs),
+        facts={"fuse": report.summary},
     )
 
 
@@ -302,7 +305,7 @@ def _from_onnx(source: Cleaned, precision: Precision, threads: int, samples: Sam
         Link(name="original", sha256=sha256(source.original), made_from=""),
         Link(name="onnx", sha256=sha256(source.onnx), made_from="original", file=bundle.ONNX),
     ]
-    return _network(_halve(source.onnx, counts, precision, threads, samples), rungs, chain, threads)
+    return _network(_halve(source.onnx, counts, precision, threads, samples), rungs, chain, threads, facts=source.facts)
 
 
 def _original_runner(model: bytes, threads: int) -> Callable[[Tensors], Tensors]:

@@ -361,9 +361,9 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
         OUT.print(escape(f"{', '.join(dict.fromkeys(name for name, said in remarks if said == remark))}: {remark}"))
     for failure in manifest.failures:
         OUT.print(f"[bold]does not hold:[/] {escape(failure)}")
-    for note in ("no budget", "samples"):
+    for note, label in (("fuse", "fuse: "), ("no budget", ""), ("samples", "")):
         if note in manifest.provenance:
-            OUT.print(escape(manifest.provenance[note]))
+            OUT.print(escape(f"{label}{manifest.provenance[note]}"))
     if manifest.certificate:
         OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
     OUT.print(escape(f"latency: {_latency(manifest.shipped)}"))

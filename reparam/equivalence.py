@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,10 +72,19 @@ def compare(
     )
     with arithmetic(dtype):
         outputs = [list(_tensors(copy.deepcopy(module).to(dtype).eval()(*inputs, **named))) for module in (reference, other)]
-    shapes = [[tuple(value.shape) for value in values] for values in outputs]
+    return between(*outputs)
+
+
+def between(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
+    """The difference between the tensors of two outputs, taken as one.
+
+    Raises:
+        ReparamError: they differ in number or shape.
+    """
+    shapes = [[tuple(value.shape) for value in values] for values in (reference, other)]
     if shapes[0] != shapes[1]:
         raise ReparamError(f"the outputs have shapes {shapes[1]}, the reference has {shapes[0]}")
-    pairs = [_aligned(a, b) for a, b in zip(*outputs, strict=True)]
+    pairs = [_aligned(a, b) for a, b in zip(reference, other, strict=True)]
     return Difference(
         max_abs=max((float((a - b).abs().max()) for a, b, _ in pairs if a.numel()), default=0.0),
         scale=max((float(a.abs().max()) for a, _, _ in pairs if a.numel()), default=0.0),

@@ -141,7 +141,7 @@ def serial(first: Form, second: Form) -> Form | str:
     if second._is_point:
         stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
         return made(first, c_out=second.c_out, stride=stride, groups=groups, branch=_composed(first, second, groups))
-    if not first._is_point or set(first.stride) > {1}:
+    if not first._is_point or not set(first.stride) <= {1}:
         return "neither is a 1x1 convolution of stride 1"
     if any(second.padding) and bool(first.branch()[1].any()):
         return "the second pads with zeros, which the first does not make of zeros"

@@ -10,11 +10,11 @@ from torch import Tensor, fx, nn
 
 from reparam.blocks import Block, ChannelMask
 from reparam.branches import Branches, Choice, Merge, left
-from reparam.equivalence import FLOAT64_LIMIT, compare, require
+from reparam.equivalence import FLOAT64_LIMIT, arithmetic, between, compare, require
 from reparam.errors import ReparamError
 from reparam.graph import RUN_ERRORS, Network, first_line, has_hooks, operator_of, read, twin_of
 from reparam.rewrite import Rewritten, SeenError, rewrite
-from reparam.structure import map_tensors
+from reparam.structure import leaves, map_tensors
 
 Example = Tensor | tuple[Any, ...]
 
@@ -23,6 +23,8 @@ Example = Tensor | tuple[Any, ...]
 class FuseReport:
     """What was merged, and what was left with the reason, a line each."""
 
+    blocks: tuple[str, ...]
+    """names of the blocks that took their deployed form, ahead of everything that follows"""
     merged: tuple[str, ...]
     left: tuple[str, ...]
     graphs: tuple[str, ...]
@@ -36,21 +38,22 @@ class FuseReport:
     def summary(self) -> str:
         """In one line."""
         counts = f"layers {self.layers[0]} -> {self.layers[1]}, norms {self.norms[0]} -> {self.norms[1]}"
-        whole = "; the network runs by its graph" if "" in self.graphs else ""
-        return f"{counts}, {len(self.left)} left{whole}" if self.left else f"{counts}{whole}"
+        blocks = f"blocks deployed: {len(self.blocks)}; " if self.blocks else ""
+        left = f", {len(self.left)} left" if self.left else ""
+        return f"{blocks}{counts}{left}{'; the network runs by its graph' if '' in self.graphs else ''}"
 
 
-def fuse(model: nn.Module, example_input: Example, **keywords: Any) -> nn.Module:
+def fuse(model: nn.Module, example_input: Example, /, **keywords: Any) -> nn.Module:
     """`fuse_with_report` without its report."""
     return fuse_with_report(model, example_input, **keywords)[0]
 
 
-def fold_norms(model: nn.Module, example_input: Example, **keywords: Any) -> nn.Module:
+def fold_norms(model: nn.Module, example_input: Example, /, **keywords: Any) -> nn.Module:
     """`fuse`, but every layer stays one of its own: what is compared with the trained network layer by layer."""
     return _fused(model, example_input, keywords, norms_only=True)[0]
 
 
-def fuse_with_report(model: nn.Module, example_input: Example, **keywords: Any) -> tuple[nn.Module, FuseReport]:
+def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
     """A copy in evaluation mode with its linear branches merged, and what was merged.
 
     A `Block` takes its deployed form. Then, in the graph of the network, whatever is one convolution or one linear layer of an earlier
@@ -109,10 +112,31 @@ def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywor
             if whole:
                 raise ReparamError(f"the merged network cannot be run: {first_line(error)}") from error
             continue
-        if whole or difference.within(FLOAT64_LIMIT):
-            break
-    require(difference, FLOAT64_LIMIT, "the network is not the same after merging")  # pyright: ignore[reportPossiblyUnbound]
-    return rewritten  # pyright: ignore[reportPossiblyUnbound]
+        if difference.within(FLOAT64_LIMIT):
+            return rewritten
+    where = _first_difference(network, rewritten, (args, keywords))  # pyright: ignore[reportPossiblyUnbound]
+    require(difference, FLOAT64_LIMIT, f"the network is not the same after merging{where}")  # pyright: ignore[reportPossiblyUnbound]
+    raise AssertionError("unreachable: the difference is above the limit")
+
+
+def _first_difference(network: Network, rewritten: Rewritten, arguments: Any) -> str:
+    """The first value of the network's graph that its rewritten graph computes differently, in words; "" where there is none."""
+    assert rewritten.values, "the network itself is a graph"
+    merged, names = rewritten.values
+    tensors = [value for _, value in leaves(arguments) if isinstance(value, Tensor)]
+    before = fx.Interpreter(nn.Module(), garbage_collect_values=False, graph=network.graph)
+    after = fx.Interpreter(copy.deepcopy(merged).double(), garbage_collect_values=False)
+    given = iter(tensors)
+    with torch.no_grad(), arithmetic(torch.float64):
+        placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
+        before.run(*(network.constant(node) if network.is_constant(node) else next(given) for node in placeholders))
+        after.run(*tensors)
+    found = {node.name: value for node, value in after.env.items()}
+    for node, value in before.env.items():
+        other = found.get(names.get(node, ""))
+        if isinstance(value, Tensor) and isinstance(other, Tensor) and not between([value], [other]).within(FLOAT64_LIMIT):
+            return f", first at {node.name} ({operator_of(node)} of {network.where(node)})"
+    return ""
 
 
 def _opaque(network: Network) -> set[fx.Node]:
@@ -135,11 +159,8 @@ def _seen(network: Network, watched: set[Any]) -> set[fx.Node]:
 
 
 def _report(network: Network, branches: Branches, choice: Choice, deployed: list[str], graphs: tuple[str, ...]) -> FuseReport:
-    def where(node: fx.Node) -> str:
-        chain = network.calls[node]
-        return (chain[-1].path if chain else "") or node.name
-
-    merged = [f"block {name}: its deployed form" for name in deployed]
+    where = network.where
+    merged = []
     for merge in choice.merges:
         parts = sorted(merge.operators, key=[*network.graph.nodes].index)
         merged.append(f"{where(merge.host)}: one layer for {', '.join(f'{operator_of(node)} {where(node)}' for node in parts)}")
@@ -147,6 +168,7 @@ def _report(network: Network, branches: Branches, choice: Choice, deployed: list
     norms = [node for node in network.graph.nodes if "batch_norm" in str(node.target) and not network.is_constant(node)]
     layers = set(branches.layers)
     return FuseReport(
+        blocks=tuple(deployed),
         merged=tuple(merged),
         left=tuple(f"{where(node)}: {why}" for node, why in left(choice, branches)),
         graphs=graphs,

@@ -1,6 +1,7 @@
 """A network as one flat graph of core ATen operators: the one way in which a network of any origin is read."""
 
 import copy
+import functools
 import operator
 import warnings
 from collections.abc import Iterator, Mapping
@@ -65,18 +66,20 @@ class Network:
         signature = program.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
         placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
-        self.names = {placeholders[name]: target.removeprefix("network.") for name, target in named.items()}
+        self.names = _first_names(model, {placeholders[name]: target.removeprefix("network.") for name, target in named.items()})
         stored = {**program.state_dict, **program.constants}
         self._constants: dict[fx.Node, Tensor | None] = {placeholders[name]: stored[target] for name, target in named.items()}
         self.inputs = [placeholders[name] for name in signature.user_inputs if isinstance(name, str)]
         self.calls: dict[fx.Node, tuple[Call, ...]] = {}
         by_key: dict[str, Call] = {}
+        first = {id(module): path for path, module in model.named_modules()}
+        paths = {path: first[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
         for node in self.graph.nodes:
             chain: list[Call] = []
             for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
                 if path == "":
                     continue
-                path = path.removeprefix("network").removeprefix(".")
+                path = paths[path.removeprefix("network").removeprefix(".")]
                 call = by_key.setdefault(key, Call(key, path, chain[-1] if chain else None))
                 call.nodes.append(node)
                 chain.append(call)
@@ -99,6 +102,11 @@ class Network:
         """What the network returns: its tensors in order."""
         return next(iter(reversed(self.graph.nodes))).args[0]  # pyright: ignore[reportReturnType]
 
+    def where(self, node: fx.Node) -> str:
+        """Name of the module whose code computes a value; of the value itself where that is the network's own."""
+        chain = self.calls[node]
+        return (chain[-1].path if chain else "") or node.name
+
     def is_constant(self, value: Any) -> bool:
         """Whether an argument of a node is the same for every input of the network."""
         return not isinstance(value, fx.Node) or self._constant_node(value)
@@ -113,7 +121,7 @@ class Network:
     def _computed(self, node: fx.Node) -> Any:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._constants.__getitem__)
         with torch.no_grad(), arithmetic(torch.float64):
-            args, kwargs = map_tensors((args, kwargs), lambda x: x.double() if x.is_floating_point() else x)
+            args, kwargs = map_tensors((args, dict(kwargs)), lambda x: x.double() if x.is_floating_point() else x)
             assert callable(node.target)
             return node.target(*args, **kwargs)
 
@@ -121,6 +129,21 @@ class Network:
         """The value of a constant argument; floating tensors in float64."""
         found = self._constants[value] if isinstance(value, fx.Node) else value
         return found.detach().double() if isinstance(found, Tensor) and found.is_floating_point() else found
+
+
+def _first_names(model: nn.Module, names: dict[fx.Node, str]) -> dict[fx.Node, str]:
+    """The first of the names that a tensor has; whoever reads it by another one reads its first placeholder."""
+    stored = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    for name, tensor in stored:
+        first.setdefault(id(tensor), name)
+    aliases = {name: first[id(tensor)] for name, tensor in stored}
+    found = {node: aliases.get(name, name) for node, name in names.items()}
+    placeholders: dict[str, fx.Node] = {}
+    for node, name in found.items():
+        if placeholders.setdefault(name, node) is not node:
+            node.replace_all_uses_with(placeholders[name])
+    return found
 
 
 def _creates(node: fx.Node) -> bool:
@@ -170,13 +193,12 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     handles = [
         module.register_forward_hook(_Calls(unary.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
     ]
-    table = default_decompositions()
-    for whole in _WHOLE:
-        table.pop(whole, None)
     try:
-        with torch.no_grad(), arithmetic(flat.dtype), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of its own code
-            program = torch.export.export(flat, flat.tensors, strict=False).run_decompositions(table)
+            with arithmetic(flat.dtype):
+                program = torch.export.export(flat, flat.tensors, strict=False)
+            program = program.run_decompositions(_decompositions())
     except RUN_ERRORS as error:
         raise ReparamError(
             f"{type(model).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must not depend on values of "
@@ -193,6 +215,14 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
             for call in network.calls.pop(node):
                 call.nodes.remove(node)
     return network
+
+
+@functools.cache
+def _decompositions() -> Any:
+    table = default_decompositions()
+    for whole in _WHOLE:
+        table.pop(whole, None)
+    return table.materialize()
 
 
 class _Flat(nn.Module):

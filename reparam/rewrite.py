@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ class Rewritten:
     """names of the modules that are a graph now; "" is the network itself"""
     layers: tuple[tuple[nn.Module, torch.dtype], ...]
     """merged layers, in float64, and the type that their weights had"""
+    values: tuple[fx.GraphModule, Mapping[fx.Node, str]] | None = None
+    """where the network itself is a graph: that graph, and which of its nodes computes which value of the network that was read"""
 
     def rounded(self) -> nn.Module:
         """The module with every weight in the type that it had."""
@@ -86,9 +88,14 @@ class _Rewriter:
             self._update(merge)
         for path in sorted(self.idle):
             self._install(path, nn.Identity())
+        values = None
         for call in sorted(self.homes, key=lambda call: -len(call.path)):
-            self._install(call.path, _Region(self, call).module())
-        return Rewritten(self.model.eval(), tuple(call.path for call in self.homes), tuple(self.layers))
+            region = _Region(self, call)
+            self._install(call.path, region.module())
+            if self.whole:
+                inner = {node for merge in self.merges for node in merge.form.absorbed - {merge.node}}
+                values = region.merged, {node: made.name for node, made in region.made.items() if node not in inner}
+        return Rewritten(self.model.eval(), tuple(call.path for call in self.homes), tuple(self.layers), values)
 
     # --- what happens to which module ---
 
@@ -156,25 +163,20 @@ class _Rewriter:
 
     def _fits_in_place(self, merge: Merge) -> bool:
         """Whether the layer that is there computes it with other weights, in all of its calls."""
-        weight, bias = merge.host.args[1:3] if len(merge.host.args) > 2 else (merge.host.args[1], None)  # pyright: ignore[reportGeneralTypeIssues]
-        path, _, name = self.network.names.get(weight, "").rpartition(".")  # pyright: ignore[reportArgumentType]
+        weight, bias, *_ = (*merge.host.args[1:3], None)
         call = self.network.calls[merge.host][-1]
-        if name != "weight" or call.path != path or not isinstance(self.model.get_submodule(path), _LAYERS):
+        own: Any = self.model.get_submodule(call.path)
+        if not isinstance(own, _LAYERS) or any(node is not merge.host and node in self.gone for node in call.nodes):
             return False
-        if any(node is not merge.host and node in self.gone for node in call.nodes):
+        tensors = [node for node in (weight, bias) if isinstance(node, fx.Node)]
+        names = [f"{call.path}.{name}" for name in ("weight", "bias")][: len(tensors)]
+        if [self.network.names.get(node) for node in tensors] != names:
             return False
-        assert isinstance(weight, fx.Node)
-        users = [*weight.users, *(bias.users if isinstance(bias, fx.Node) else ())]
-        if isinstance(bias, fx.Node) and self.network.names.get(bias) != f"{path}.bias":
-            return False
-        twins = [self.hosts.get(user) for user in users]
-        own = self.model.get_submodule(path)
+        twins = [self.hosts.get(user) for node in tensors for user in node.users]
         return (
             all(twin is not None and _equal(twin, merge) for twin in twins)
-            and merge.form.size == tuple(own.weight.shape[2:])  # pyright: ignore[reportIndexIssue]
-            and (  # pyright: ignore
-                tuple(own.weight.shape) == tuple(merge.form.branch()[0].shape) and _same_call(own, merge)  # pyright: ignore
-            )
+            and tuple(own.weight.shape) == tuple(merge.form.branch()[0].shape)
+            and _same_call(own, merge)
         )
 
     def _update(self, merge: Merge) -> None:
@@ -245,7 +247,7 @@ class _Region:
         output = tuple(self._value(node) for node in results)
         plain = not whole or (len(sources) == 1 and isinstance(self.network.output, Tensor))
         self.graph.output(output[0] if plain else output)
-        made = fx.GraphModule(self.parts, self.graph, class_name="Merged")
+        made = self.merged = fx.GraphModule(self.parts, self.graph, class_name="Merged")
         made.graph.eliminate_dead_code()
         made.delete_all_unused_submodules()
         made.recompile()
@@ -358,14 +360,8 @@ def _any_batch(node: fx.Node) -> tuple[Any, ...]:
     """Arguments without the size of the batch where it stays what it is."""
     if node.target not in (aten.view.default, aten.expand.default) or not isinstance(node.args[0], fx.Node):
         return node.args
-    x, sizes = node.args[0], list(node.args[1])  # pyright: ignore[reportArgumentType]
-    if (
-        shape(x)
-        and sizes
-        and sizes[0] == shape(x)[0]
-        and -1 not in sizes
-        and (node.target is aten.view.default or len(sizes) == len(shape(x)))
-    ):
+    x, sizes = node.args[0], list(shape(node) if node.target is aten.view.default else node.args[1])  # pyright: ignore[reportArgumentType]
+    if shape(x) and sizes and sizes[0] == shape(x)[0] and (node.target is aten.view.default or len(sizes) == len(shape(x))):
         sizes[0] = -1
     return x, sizes
 

@@ -37,10 +37,10 @@ def shaken(module, *, affine=True):
 
 def same(model, x):
     """Within 1e-10 in float64 and 1e-5 in float32; the fused form in float64."""
-    assert compare(model, fuse(model, x), x, torch.float32).within(1e-5)
     exact = model.double()
     fused = fuse(exact, x)
     assert compare(exact, fused, x).within(1e-10)
+    assert compare(exact, fused, x, torch.float32).within(1e-5)
     return fused
 
 
@@ -64,7 +64,7 @@ def blocks(draw):
     return shaken(make(c_in, c_out, **options)), torch.randn(draw(st.integers(1, 3)), c_in, *sides)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(blocks())
 def test_a_block_is_deployed_as_the_same_function(drawn):
     block, x = drawn
@@ -106,7 +106,7 @@ def pairs(draw):
     return model.eval(), torch.randn(2, c_in, *[draw(st.integers(7, 9)) for _ in range(dims)]), exact
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(pairs())
 def test_a_norm_is_folded_where_and_only_where_that_is_exact(drawn):
     model, x, exact = drawn

@@ -36,13 +36,13 @@ def networks(draw):
     return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(channels * side**2, 5))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(networks(), st.integers(5, 12), st.integers(1, 3))
 def test_fused_and_squeezed_equals_masked(model, side, batch):
     x = torch.randn(batch, 3, side, side)
-    squeezed = squeeze(fuse(model, x), x)
-    assert compare(model, squeezed, x, torch.float32).within(1e-5)
     exact = model.double()
-    assert compare(exact, squeeze(fuse(exact, x), x), x).within(1e-10)
+    squeezed = squeeze(fuse(exact, x), x)
+    assert compare(exact, squeezed, x).within(1e-10)
+    assert compare(exact, squeezed, x, torch.float32).within(1e-5)
     kept = [int(block.mask.keep.sum()) for block in model if isinstance(block, RepVGGBlock)]
     assert [block.conv.out_channels for block in squeezed if hasattr(block, "conv")] == kept

@@ -156,9 +156,11 @@ def test_of_each_step_of_an_export_is_said_what_its_verdict_does_not_say(capsys)
         structs.replace(first, name="fused", precision="fp32", verdict="passed", first={"y": near}),
         structs.replace(first, name="onnx", verdict="failed", first={"y": far}, reason="the output differs"),
     )
-    manifest = structs.replace(found.manifest, validation=steps)
+    provenance = {"fuse": "layers 45 -> 23, norms 61 -> 0"}
+    manifest = structs.replace(found.manifest, validation=steps, provenance=provenance)
     assert render.bundle(lambda _: Bundle(found.directory, manifest), as_json=False) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "original: not run: the file as it came does not run" in lines
+    assert "fuse: layers 45 -> 23, norms 61 -> 0" in lines
     assert "fused: 3 values of y are NaN or infinite, as in the reference" in lines
     assert [line for line in lines if "the output differs" in line] == [f"does not hold: onnx {first.precision}: the output differs"]

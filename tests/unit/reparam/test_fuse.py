@@ -17,6 +17,7 @@ from reparam import (
     fuse,
     fuse_with_report,
 )
+from reparam.algebra import norm_affine
 from reparam.errors import ReparamError
 from reparam.graph import aten, read
 from zoo import ZOO
@@ -392,3 +393,41 @@ def test_a_block_whose_norm_has_no_statistics_is_named():
     block.point.norm = nn.BatchNorm2d(4, track_running_stats=False)
     with pytest.raises(ReparamError, match="block 0: a batch norm without running statistics"):
         fuse(nn.Sequential(block), torch.zeros(1, 4, 5, 5))
+
+
+def test_what_runs_by_a_wrong_layer_is_named_by_its_first_value(monkeypatch, randomized):
+    def wrong(*args, **options):
+        scale, shift = norm_affine(*args, **options)
+        return scale, shift + 1e-6
+
+    monkeypatch.setattr("reparam.branches.norm_affine", wrong)
+    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    line = r"the network is not the same after merging, first at getitem \(batch norm of 3\): the output differs by .* more than 1e-10"
+    with pytest.raises(ReparamError, match=line):
+        fuse(model, torch.zeros(1, 3, 9, 9))
+
+
+def test_the_report_counts_what_runs_and_names_blocks(randomized):
+    model = randomized(nn.Sequential(RepVGGBlock(3, 4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)))
+    _, report = fuse_with_report(model, torch.zeros(1, 3, 9, 9))
+    assert report.blocks == ("0",)
+    assert report.merged == ("1: one layer for convolution 1, batch norm 2",)
+    assert report.left == ("4: it reads relu and is read by output",)
+    assert report.summary == "blocks deployed: 1; layers 2 -> 2, norms 2 -> 1, 1 left"
+
+
+def test_keywords_of_the_network_may_have_any_name(randomized):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x, model, example_input):
+            return self.norm(self.conv(x)) * model + example_input
+
+    x = torch.randn(1, 3, 4, 4)
+    more = {"model": torch.ones(1), "example_input": torch.zeros(1)}
+    model = randomized(Named())
+    fused = fuse(model, x, **more)
+    assert norms(fused) == 0
+    assert compare(model, fused, x, torch.float32, keywords=more).within(1e-5)

@@ -165,7 +165,7 @@ def test_a_record_is_json_without_the_module():
         (nn.Linear(3, 2), (1, 3), {}, r"^example_input must be images .* found the shape \(1, 3\)$"),
         (Mixed(), (1, 3, 8, 8), {"granularity": 0}, r"^granularity must be at least 1 and points at least 2, found 0 and 6$"),
         (
-            nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.Flatten(2), nn.Conv1d(16, 2, 1)),
+            nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Flatten(2), nn.Conv1d(16, 2, 1)),
             (1, 3, 4, 4),
             {},
             r"^layer 3 is a Conv1d, of which no block can be measured: Conv2d, ConvTranspose2d and Linear can$",
