@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ Key = tuple[fx.Node, int]
 _CONVOLUTION, _LINEAR = aten.convolution.default, aten.linear.default
 _NORM = aten._native_batch_norm_legit_no_training.default
 _POOLS = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2}
+_VIEWS = frozenset({aten.view.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim})
+_MOVES = _VIEWS | {aten.permute.default, aten.pad.default}
 _SAME = frozenset({aten.clone.default, aten.alias.default, aten._to_copy.default})
 """What hands its input on; a view may do so for the example's batch alone."""
 
@@ -43,7 +46,7 @@ class Merge:
 
 def _operators(form: Form) -> list[fx.Node]:
     """The absorbed nodes that compute something, a norm once."""
-    return [node for node in form.absorbed - form.borders if node.target is not _NORM and node.target not in _SAME]
+    return [node for node in form.absorbed - form.moves if node.target is not _NORM and node.target not in _SAME]
 
 
 class Branches:
@@ -83,8 +86,8 @@ class Branches:
             return self._sum(node)
         if target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.neg.default):
             return self._scaled(node)
-        if target is aten.pad.default:
-            return self._border(node)
+        if target in _MOVES:
+            return self._moved(node)
         (x,) = node.all_input_nodes[:1] or (None,)
         if target in _SAME and x is not None and shape(x) == shape(node) and x.meta["val"].dtype == node.meta["val"].dtype:
             return self._affine(node, x, 1.0, 0.0)
@@ -179,13 +182,14 @@ class Branches:
         )
         return self._behind(node, x, own)
 
-    def _border(self, node: fx.Node) -> Iterator[Form]:
-        x, widths, mode = (*node.args, "constant")[:3]
+    def _moved(self, node: fx.Node) -> Iterator[Form]:
+        """What a value is, seen from behind a view of it or a border around it."""
+        x = node.args[0]
         assert isinstance(x, fx.Node)
-        assert isinstance(widths, list | tuple)
         for form in self._operand(x):
-            if mode != "constant" and form.is_scale and form.dim < len(shape(x)) - len(widths) // 2:
-                yield replace(form, absorbed=form.absorbed | {node}, borders=form.borders | {node})
+            dim = _dim_behind(node, shape(x), form)
+            if dim is not None:
+                yield replace(form, dim=dim, absorbed=form.absorbed | {node}, moves=form.moves | {node})
 
     def _sum(self, node: fx.Node) -> Iterable[Form]:
         x, y = node.args[:2]
@@ -234,6 +238,19 @@ class Branches:
             form = serial(first, affine(node, x, first.dim, numbers[0], numbers[1] * shift_factor, len(shape(x))))
             if isinstance(form, Form):
                 yield form
+
+
+def _dim_behind(node: fx.Node, before: tuple[int, ...], form: Form) -> int | None:
+    """Where the channels of a form are behind a node that moves values; None where a scaling does not do as much behind it."""
+    if node.target is aten.pad.default:
+        _, widths, mode = (*node.args, "constant")[:3]
+        assert isinstance(widths, list | tuple)
+        apart = mode != "constant" and form.dim < len(before) - len(widths) // 2
+        return form.dim if apart and form.is_scale else None
+    if node.target is aten.permute.default:
+        return [dim % len(before) for dim in node.args[1]].index(form.dim)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+    after, dim = shape(node), form.dim
+    return next((new for new in range(len(after)) if (math.prod(after[:new]), after[new]) == (math.prod(before[:dim]), before[dim])), None)
 
 
 def _sides(value: Any, sides: int) -> tuple[int, ...]:
@@ -309,6 +326,8 @@ class Choice:
             saved = self._saved(node, form)
             layers = [layer for layer in saved if layer in self._branches.layers]
             if not layers or (len(_operators(form)) == 1 and self._plain(node)) or self._goes_behind(form):
+                continue
+            if form.moves and not self._in_a_row(form):
                 continue
             if self._norms_only and not (self._in_a_row(form) and len(form.absorbed & self._branches.layers.keys()) == 1):
                 continue

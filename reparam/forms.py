@@ -39,7 +39,7 @@ _MODULES: dict[tuple[bool, int], Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A value as a convolution of `source`, whose channels and the value's are both in dimension `dim`, its sides behind them."""
+    """A value as a convolution of `source`, with its channels in dimension `dim` and its sides behind them, but for what `moves` do."""
 
     source: fx.Node
     dim: int
@@ -56,8 +56,9 @@ class Form:
     """nodes that it computes at once, the value's own among them"""
     branch: Callable[[], Branch]
     """computes kernel and bias in float64"""
-    borders: frozenset[fx.Node] = frozenset()
-    """absorbed nodes that pad by what they read; they stay, as a scaling in front of them does as much behind them"""
+    moves: frozenset[fx.Node] = frozenset()
+    """absorbed nodes that only move what they read, as views do and padding by reflection; they stay, as a scaling in front of them does as
+    much behind them"""
 
     @property
     def is_scale(self) -> bool:
@@ -131,37 +132,37 @@ def serial(first: Form, second: Form) -> Form | str:
     if first.dim != second.dim:
         return f"one is over dimension {first.dim}, the other over {second.dim}"
     made = functools.partial(
-        replace, borders=first.borders, source=first.source, c_in=first.c_in, absorbed=first.absorbed | second.absorbed
+        replace, moves=first.moves | second.moves, source=first.source, c_in=first.c_in, absorbed=first.absorbed | second.absorbed
     )
     if first.transposed or second.transposed:
         if second.transposed or not second.is_scale:
             return "a transposed convolution takes in only the norm behind it"
-        return made(first, c_out=second.c_out, absorbed=first.absorbed | second.absorbed, branch=_scaled_transposed(first, second))
-    groups = _common_groups(first, second)
+        return made(first, branch=_scaled_transposed(first, second))
+    if second.is_scale:
+        return made(first, branch=_composed(first, second, first.groups))
+    if any(second.padding) and (first.is_scale or first._is_point) and bool(first.branch()[1].any()):
+        return "the second pads with zeros, which the first does not make of zeros"
+    if first.is_scale:
+        return made(second, branch=_composed(first, second, second.groups))
+    if first.moves:
+        return "only a scaling can go to the other side of a view"
+    groups = math.gcd(first.groups, second.groups)
     if second._is_point:
         stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
         return made(first, c_out=second.c_out, stride=stride, groups=groups, branch=_composed(first, second, groups))
     if not first._is_point or not set(first.stride) <= {1}:
         return "neither is a 1x1 convolution of stride 1"
-    if any(second.padding) and bool(first.branch()[1].any()):
-        return "the second pads with zeros, which the first does not make of zeros"
     return made(second, groups=groups, branch=_composed(first, second, groups))
-
-
-def _common_groups(first: Form, second: Form) -> int:
-    if first.is_scale:
-        return second.groups
-    return first.groups if second.is_scale else math.gcd(first.groups, second.groups)
 
 
 def _composed(first: Form, second: Form, groups: int) -> Callable[[], Branch]:
     @functools.cache
     def branch() -> Branch:
         (inner, carried), (outer, bias) = first.branch(), second.branch()
-        if first.is_scale:
-            return fuse_bn_conv(outer, bias, inner.flatten(), carried, groups=second.groups)
         if second.is_scale:
             return fuse_conv_bn(inner, carried, outer.flatten(), bias)
+        if first.is_scale:
+            return fuse_bn_conv(outer, bias, inner.flatten(), carried, groups=groups)
         kernels = regroup_kernel(inner, first.groups, groups), regroup_kernel(outer, second.groups, groups)
         return merge_serial((kernels[0], carried), (kernels[1], bias), groups=groups)
 
@@ -179,7 +180,7 @@ def _scaled_transposed(first: Form, second: Form) -> Callable[[], Branch]:
 
 def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
     """The sum of two forms over one source; or why not, in words."""
-    if one.borders or other.borders:
+    if one.moves or other.moves:
         return "they pad by what they read"
     if one.transposed or other.transposed:
         return "a transposed convolution is not summed with others"

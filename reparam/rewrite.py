@@ -73,7 +73,7 @@ class _Rewriter:
         self.model: nn.Module = copy.deepcopy(network.model)
         self.rows = [merge for merge in merges if merge.chain]
         self.gone = {node for merge in merges for node in merge.form.absorbed} - {merge.host for merge in self.rows}
-        self.gone -= {merge.node for merge in merges if not merge.chain} | {node for merge in merges for node in merge.form.borders}
+        self.gone -= {merge.node for merge in merges if not merge.chain} | {node for merge in merges for node in merge.form.moves}
         self.hosts = {merge.host: merge for merge in self.rows}
         self.homes: dict[Call, list[Merge]] = {}
         self.in_place: list[Merge] = []
@@ -110,7 +110,7 @@ class _Rewriter:
             self.in_place.append(merge)
         else:
             self._home(self.network.calls[merge.host][-1], merge)
-        for node in merge.form.absorbed - merge.form.borders - {merge.host}:
+        for node in merge.form.absorbed - merge.form.moves - {merge.host}:
             call = self.network.calls[node][-1]
             if self._is_idle(call.path):
                 self.idle.add(call.path)

@@ -152,3 +152,27 @@ def test_norms_behind_linear_layers_are_over_the_dimension_of_their_channels():
     assert merged(flat) == [["linear", "batch norm"]]
     tokens = branches_of(lambda s, x: s.norm(s.linear(x)), x=torch.randn(3, 4, 4), **parts)
     assert merged(tokens) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "layer"),
+    [
+        (lambda s, x: s.norm1(s.linear(x.flatten(2).transpose(1, 2)).flatten(0, 1)), "linear"),
+        (lambda s, x: s.norm1(s.linear(x.flatten(2).transpose(1, 2)).transpose(1, 2)), "linear"),
+        (lambda s, x: s.norm1(s.conv(x).flatten(2)), "convolution"),
+        (lambda s, x: s.norm2(s.conv(x).permute(2, 1, 0, 3)), "convolution"),
+        (lambda s, x: s.conv1(s.norm2(x).mean((2, 3)).unsqueeze(-1)), None),  # the mean is not a view
+        (lambda s, x: s.norm2(s.conv(x).view(2, 4, 4, 9).transpose(1, 2)), None),  # channels are not the norm's
+        (lambda s, x: s.norm2(s.conv(x).view(4, 4, 2, 9)), None),
+    ],
+)
+def test_a_norm_goes_into_the_layer_in_front_of_a_view_that_keeps_channels(run, layer):
+    parts = {"conv1": nn.Conv1d(4, 4, 1), "norm1": nn.BatchNorm1d(4), "norm2": nn.BatchNorm2d(4), "linear": nn.Linear(4, 4)}
+    branches = branches_of(run, conv=conv(), **parts)
+    assert merged(branches) == ([[layer, "batch norm"]] if layer else [])
+
+
+def test_a_sum_in_front_of_a_view_is_merged_without_it():
+    branches = branches_of(lambda s, x: (s.conv(x) + x).flatten(2), conv=conv())
+    (merge,) = Choice(branches).merges
+    assert operator_of(merge.node) == "add"
