@@ -33,7 +33,7 @@ from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
 from latency.units import ms_from_us, us_from_ms
 from latency.values import MAX_US
-from reparam import ChannelMask, Counts, count, fuse, fuse_with_report, squeeze
+from reparam import ChannelMask, Counts, count, fuse, fuse_exactly, squeeze
 from reparam.structure import map_tensors
 
 CERTIFIED_SAMPLES = 128
@@ -132,7 +132,7 @@ def export(
         network = _from_onnx(source, precision, threads, data)
     else:
         assert adapter
-        network = _from_module(source, adapter, precision, threads, data, attachments.get("architecture.json"))
+        network = _from_module(adapter, precision, threads, data, attachments.get("architecture.json"))
     shipped = graph.parse(network.onnx)
     _require_fit(truth, classes, inputs, outputs_of(shipped))
     unpruned = None if baseline is None else _lower(_baseline(baseline, example_input, inputs), precision, threads, data)
@@ -259,12 +259,10 @@ def _adapter(model: nn.Module, example_input: Any) -> Adapter:
     return adapter
 
 
-def _from_module(
-    model: nn.Module, adapter: Adapter, precision: Precision, threads: int, samples: Samples, architecture: bytes | None
-) -> _Network:
+def _from_module(adapter: Adapter, precision: Precision, threads: int, samples: Samples, architecture: bytes | None) -> _Network:
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
-    fused, report = fuse_with_report(copy.deepcopy(model).cpu().double(), adapter.call.args, **adapter.call.kwargs)
-    exact = {"trained": copy.deepcopy(model).cpu().double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
+    fused, report = fuse_exactly(adapter.network, adapter.call.args, **adapter.call.kwargs)
+    exact = {"trained": copy.deepcopy(adapter.network).double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
     forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
     lowered = _lower(adapter.of(forms["squeezed"]), precision, threads, samples)
     proven = samples.first(PROOF_SAMPLES)

@@ -14,7 +14,7 @@ from reparam.blocks import (
 from reparam.counting import Counts, count
 from reparam.equivalence import Difference, compare
 from reparam.errors import ReparamError
-from reparam.fuse import FuseReport, fold_norms, fuse, fuse_with_report
+from reparam.fuse import FuseReport, fold_norms, fuse, fuse_exactly, fuse_with_report
 from reparam.groups import ChannelGroup, channel_groups, insert_masks
 from reparam.squeeze import squeeze
 
@@ -38,6 +38,7 @@ __all__ = [
     "count",
     "fold_norms",
     "fuse",
+    "fuse_exactly",
     "fuse_with_report",
     "insert_masks",
     "squeeze",

@@ -21,6 +21,8 @@ Key = tuple[fx.Node, int]
 _CONVOLUTION, _LINEAR = aten.convolution.default, aten.linear.default
 _NORM = aten._native_batch_norm_legit_no_training.default
 _POOLS = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2}
+_SUMS = frozenset({aten.add.Tensor, aten.sub.Tensor})
+_FACTORS = frozenset({aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.neg.default})
 _VIEWS = frozenset({aten.view.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim})
 _MOVES = _VIEWS | {aten.permute.default, aten.pad.default}
 _SAME = frozenset({aten.clone.default, aten.alias.default, aten._to_copy.default})
@@ -82,9 +84,9 @@ class Branches:
             return self._layer(node)
         if target in _POOLS:
             return self._pool(node)
-        if target in (aten.add.Tensor, aten.sub.Tensor):
+        if target in _SUMS:
             return self._sum(node)
-        if target in (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar, aten.neg.default):
+        if target in _FACTORS:
             return self._scaled(node)
         if target in _MOVES:
             return self._moved(node)
@@ -327,7 +329,7 @@ class Choice:
             layers = [layer for layer in saved if layer in self._branches.layers]
             if not layers or (len(_operators(form)) == 1 and self._plain(node)) or self._goes_behind(form):
                 continue
-            if form.moves and not self._in_a_row(form):
+            if (form.moves and not self._in_a_row(form)) or self._tears(form):
                 continue
             if self._norms_only and not (self._in_a_row(form) and len(form.absorbed & self._branches.layers.keys()) == 1):
                 continue
@@ -347,6 +349,19 @@ class Choice:
             not self._branches.layers.keys().isdisjoint(other.absorbed) for other in self._branches.forms[source].values()
         )
         return in_front and all(user in form.absorbed and user not in self._branches.layers for user in source.users)
+
+    def _tears(self, form: Form) -> bool:
+        """Whether it takes a scaling out of a module, as an activation, that has no layer in it and of which the rest would stay."""
+        for node in _operators(form):
+            if node.target not in _SUMS | _FACTORS or len(self._inputs(node)) > 1:
+                continue
+            live = {other for other in self._network.calls[node][-1].nodes if not self._network.is_constant(other)}
+            if live.isdisjoint(self._branches.layers) and not live <= form.absorbed:
+                return True
+        return False
+
+    def _inputs(self, node: fx.Node) -> list[fx.Node]:
+        return [x for x in node.all_input_nodes if not self._network.is_constant(x)]
 
     def _plain(self, layer: fx.Node) -> bool:
         """Whether the weights of a layer are stored as they are."""
@@ -368,7 +383,7 @@ class Choice:
         return {node: index for index, node in enumerate(self._network.graph.nodes)}
 
     def _in_a_row(self, form: Form) -> bool:
-        return all(len([x for x in node.all_input_nodes if not self._network.is_constant(x)]) == 1 for node in form.absorbed) and not any(
+        return all(len(self._inputs(node)) == 1 for node in form.absorbed) and not any(
             node.args[0] is node.args[1] for node in form.absorbed if len(node.args) > 1
         )
 

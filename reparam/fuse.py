@@ -50,7 +50,16 @@ def fuse(model: nn.Module, example_input: Example, /, **keywords: Any) -> nn.Mod
 
 def fold_norms(model: nn.Module, example_input: Example, /, **keywords: Any) -> nn.Module:
     """`fuse`, but every layer stays one of its own: what is compared with the trained network layer by layer."""
-    return _fused(model, example_input, keywords, norms_only=True)[0]
+    return _fused(model, example_input, keywords, norms_only=True)[0].rounded()
+
+
+def fuse_exactly(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
+    """`fuse_with_report`, but the weights are in float64, not yet rounded to the type that they had.
+
+    Graphs in it name the types of the network as it was given: `.to` that type runs, and so does float64 in `equivalence.arithmetic`.
+    """
+    rewritten, report = _fused(model, example_input, keywords)
+    return rewritten.module.double(), report
 
 
 def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
@@ -73,10 +82,11 @@ def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: An
         ReparamError: the network cannot be read, a block cannot be folded, or the result differs by more than 1e-10 of the output's scale
             in float64 on random inputs.
     """
-    return _fused(model, example_input, keywords)
+    rewritten, report = _fused(model, example_input, keywords)
+    return rewritten.rounded(), report
 
 
-def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *, norms_only: bool = False) -> tuple[nn.Module, FuseReport]:
+def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *, norms_only: bool = False) -> tuple[Rewritten, FuseReport]:
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     twin_of(model)  # says what cannot be copied
     root = nn.Sequential(copy.deepcopy(model)).eval()  # a parent for the model itself, which may be a block
@@ -92,7 +102,7 @@ def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *
         except SeenError as error:
             skipped.update(error.nodes)
         else:
-            return rewritten.rounded(), _report(network, branches, choice, deployed, rewritten.graphs)
+            return rewritten, _report(network, branches, choice, deployed, rewritten.graphs)
 
 
 def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywords: dict[str, Any]) -> Rewritten:

@@ -4,7 +4,8 @@ import copy
 import functools
 import operator
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,12 @@ aten: Any = torch.ops.aten
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """What torch and a network's own code raise where they cannot go on."""
 
-_WHOLE = (aten.linear.default, aten.pad.default)
-"""Operators that stay whole: their decompositions hide which dimension holds channels, and which pixels are a border."""
+_WHOLE = (
+    aten.linear.default, aten.pad.default, aten.hardswish.default, aten.hardsigmoid.default, aten.silu.default, aten.mish.default,
+    aten.selu.default, aten.celu.default, aten.softplus.default, aten.prelu.default,
+)  # fmt: skip
+"""Operators that stay whole: their decompositions hide which dimension holds channels, which pixels are a border, and that runtimes have a
+kernel for the activation."""
 
 _ROOT = "L__self__network"  # how torch.export names the call of the network itself
 
@@ -184,11 +189,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
         ReparamError: the network cannot be copied, run or exported, or it draws random numbers; in one line with what helps.
     """
     flat = _Flat(twin_of(model), args, kwargs or {})
-    try:
-        with torch.no_grad(), arithmetic(flat.dtype):
-            output = map_tensors(flat.run(*flat.tensors), lambda _: torch.empty(0))
-    except RUN_ERRORS as error:
-        raise ReparamError(f"{type(model).__name__} cannot be run on example_input: {first_line(error)}") from error
+    output, types = _tried(flat)
     unary: dict[str, list[bool]] = {}
     handles = [
         module.register_forward_hook(_Calls(unary.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
@@ -196,7 +197,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of its own code
-            with arithmetic(flat.dtype):
+            with types():
                 program = torch.export.export(flat, flat.tensors, strict=False)
             program = program.run_decompositions(_decompositions())
     except RUN_ERRORS as error:
@@ -215,6 +216,21 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
             for call in network.calls.pop(node):
                 call.nodes.remove(node)
     return network
+
+
+def _tried(flat: "_Flat") -> tuple[Any, Callable[[], AbstractContextManager[None]]]:
+    """What a network returns, empty, and what it must run in: its own types or, where they do not go together, the one of its weights.
+
+    A network converted by `model.double()` may name float32 in its code.
+    """
+    errors: list[Exception] = []
+    for types in (nullcontext, functools.partial(arithmetic, flat.dtype)):
+        try:
+            with torch.no_grad(), types():
+                return map_tensors(flat.run(*flat.tensors), lambda _: torch.empty(0)), types
+        except RUN_ERRORS as error:
+            errors.append(error)
+    raise ReparamError(f"{type(flat.network).__name__} cannot be run on example_input: {first_line(errors[0])}") from errors[0]
 
 
 @functools.cache

@@ -19,6 +19,10 @@ _LAYERS = (
 _FUNCTIONS: dict[Any, Any] = {
     aten.relu.default: torch.relu, aten.sigmoid.default: torch.sigmoid, aten.tanh.default: torch.tanh, aten.add.Tensor: torch.add,
     aten.sub.Tensor: torch.sub, aten.mul.Tensor: torch.mul, aten.div.Tensor: torch.div, aten.cat.default: torch.cat,
+    aten.clamp.default: torch.clamp, aten.hardtanh.default: nn.functional.hardtanh, aten.gelu.default: nn.functional.gelu,
+    aten.leaky_relu.default: nn.functional.leaky_relu, aten.hardswish.default: nn.functional.hardswish, aten.prelu.default: torch.prelu,
+    aten.hardsigmoid.default: nn.functional.hardsigmoid, aten.silu.default: nn.functional.silu, aten.mish.default: nn.functional.mish,
+    aten.selu.default: nn.functional.selu, aten.celu.default: nn.functional.celu, aten.softplus.default: nn.functional.softplus,
 }  # fmt: skip
 """What reads the same in a graph of torch's functions; others are called as operators."""
 

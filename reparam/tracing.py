@@ -2,6 +2,7 @@
 
 import inspect
 import operator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.fx.node import map_aggregate
 from torch.fx.proxy import TraceError
 
 from reparam.blocks import Block, ChannelMask
+from reparam.equivalence import arithmetic
 from reparam.errors import ReparamError
 from reparam.graph import first_line
 
@@ -53,7 +55,7 @@ def propagate(model: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...]) -> 
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     interpreter = _Shapes(model, graph=graph)
     interpreter.extra_traceback = False  # it would be appended to the error's one line
-    with torch.no_grad():
+    with torch.no_grad(), arithmetic(dtype) if dtype else nullcontext():
         interpreter.run(*(x.to(dtype) if dtype and x.is_floating_point() else x for x in inputs))
     return interpreter.values
 
