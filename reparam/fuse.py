@@ -1,7 +1,7 @@
 """Merge every linear branch of a network: `fuse(model, example_input)` computes the same with fewer operations."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,8 @@ def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     twin_of(model)  # says what cannot be copied
     root = nn.Sequential(copy.deepcopy(model)).eval()  # a parent for the model itself, which may be a block
-    deployed = list(_deploy_blocks(root))
-    network = read(root[0], args, keywords)
+    deployed = dict(_deploy_blocks(root))
+    network = read(_with_types(root, deployed)[0], args, keywords, exact=root[0])
     watched = {call for chain in network.calls.values() for call in chain if has_hooks(network.model.get_submodule(call.path))}
     branches = Branches(network, _opaque(network), _seen(network, watched))
     skipped: set[fx.Node] = set()
@@ -102,7 +102,7 @@ def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *
         except SeenError as error:
             skipped.update(error.nodes)
         else:
-            return rewritten, _report(network, branches, choice, deployed, rewritten.graphs)
+            return rewritten, _report(network, branches, choice, [_path(name) for name in deployed], rewritten.graphs)
 
 
 def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywords: dict[str, Any]) -> Rewritten:
@@ -190,14 +190,16 @@ def _report(network: Network, branches: Branches, choice: Choice, deployed: list
 # --- blocks ---
 
 
-def _deploy_blocks(root: nn.Module) -> Iterator[str]:
+def _deploy_blocks(root: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
+    """Give every block its deployed form, in float64; yields its name and the type that it had."""
     deployed: dict[nn.Module, nn.Module] = {}  # a block used in two places stays one block
     for path, parent in list(root.named_modules()):
         for name, child in parent._modules.items():
             if isinstance(child, Block):
                 if child not in deployed:
-                    deployed[child] = _deployed(child, _path(path, name))
-                    yield _path(path, name)
+                    full = f"{path}.{name}".lstrip(".")
+                    yield full, next(child.parameters()).dtype
+                    deployed[child] = _deployed(child, _path(full))
                 parent._modules[name] = deployed[child]
 
 
@@ -207,13 +209,25 @@ def _deployed(block: Block, path: str) -> nn.Module:
         merged = exact.deployed()
     except ReparamError as error:
         raise ReparamError(f"block {path}: {error}") from error
-    weight = next(block.parameters())
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *block.probe_shape(), dtype=torch.float64, generator=generator).to(weight.device)
+    x = torch.randn(2, *block.probe_shape(), dtype=torch.float64, generator=generator).to(next(block.parameters()).device)
     require(compare(exact, merged, x), FLOAT64_LIMIT, f"block {path} is not the same after merging")
-    return merged.to(weight.dtype)
+    return merged
 
 
-def _path(parent: str, name: str) -> str:
+def _with_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> Any:
+    """A twin in which the modules of some names have another type."""
+    twin = twin_of(model)
+    for path, dtype in types.items():
+        for part in twin.get_submodule(path).modules():
+            for stored in (part._parameters, part._buffers):
+                for name, tensor in stored.items():
+                    if tensor is not None and tensor.is_floating_point():  # a new one: the twin shares the old
+                        other = tensor.detach().to(dtype)
+                        stored[name] = nn.Parameter(other, requires_grad=False) if isinstance(tensor, nn.Parameter) else other
+    return twin
+
+
+def _path(name: str) -> str:
     """Name in the user's model: without the holder's own index."""
-    return ".".join(part for part in [*parent.split("."), name] if part).removeprefix("0").removeprefix(".") or "(the model itself)"
+    return name.removeprefix("0").removeprefix(".") or "(the model itself)"

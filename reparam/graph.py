@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -72,7 +73,8 @@ class Network:
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
         placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
         self.names = _first_names(model, {placeholders[name]: target.removeprefix("network.") for name, target in named.items()})
-        stored = {**program.state_dict, **program.constants}
+        stored = {f"network.{name}": tensor for name, tensor in _named_tensors(model)}
+        stored = {**program.state_dict, **program.constants, **stored}
         self._constants: dict[fx.Node, Tensor | None] = {placeholders[name]: stored[target] for name, target in named.items()}
         self.inputs = [placeholders[name] for name in signature.user_inputs if isinstance(name, str)]
         self.calls: dict[fx.Node, tuple[Call, ...]] = {}
@@ -138,7 +140,7 @@ class Network:
 
 def _first_names(model: nn.Module, names: dict[fx.Node, str]) -> dict[fx.Node, str]:
     """The first of the names that a tensor has; whoever reads it by another one reads its first placeholder."""
-    stored = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    stored = [*_named_tensors(model)]
     first: dict[int, str] = {}
     for name, tensor in stored:
         first.setdefault(id(tensor), name)
@@ -149,6 +151,10 @@ def _first_names(model: nn.Module, names: dict[fx.Node, str]) -> dict[fx.Node, s
         if placeholders.setdefault(name, node) is not node:
             node.replace_all_uses_with(placeholders[name])
     return found
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return itertools.chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
 
 
 def _creates(node: fx.Node) -> bool:
@@ -177,13 +183,14 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, hooks) for hooks in _HOOKS)
 
 
-def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Network:
+def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None) -> Network:
     """Read a network as it is called in evaluation mode.
 
     Args:
         model: stays as it was, and no hook of it is called.
         args: its positional arguments: tensors, structures of them, constants.
         kwargs: its keyword arguments, likewise.
+        exact: the same network with weights that those of `model` are rounded from: the one that was read, with the types of `model`.
 
     Raises:
         ReparamError: the network cannot be copied, run or exported, or it draws random numbers; in one line with what helps.
@@ -208,7 +215,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     finally:
         for handle in handles:
             handle.remove()
-    network = Network(model, program, unary, output)
+    network = Network(exact or model, program, unary, output)
     _require_deterministic(network)
     for node in list(network.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:

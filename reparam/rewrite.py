@@ -43,7 +43,7 @@ class Rewritten:
     graphs: tuple[str, ...]
     """names of the modules that are a graph now; "" is the network itself"""
     layers: tuple[tuple[nn.Module, torch.dtype], ...]
-    """merged layers, in float64, and the type that their weights had"""
+    """layers with weights in float64, and the type that the network has them in"""
     values: tuple[fx.GraphModule, Mapping[fx.Node, str]] | None = None
     """where the network itself is a graph: that graph, and which of its nodes computes which value of the network that was read"""
 
@@ -81,9 +81,16 @@ class _Rewriter:
         self.hosts = {merge.host: merge for merge in self.rows}
         self.homes: dict[Call, list[Merge]] = {}
         self.in_place: list[Merge] = []
-        self.layers: list[tuple[nn.Module, torch.dtype]] = []
+        self.layers = list(self._more_exact())
         self.idle: set[str] = set()
         """names of modules that have nothing left to do"""
+
+    def _more_exact(self) -> Iterator[tuple[nn.Module, torch.dtype]]:
+        for node, name in self.network.names.items():
+            owner = self.model.get_submodule(name.rpartition(".")[0]) if name else self.model
+            tensor = getattr(owner, name.rpartition(".")[2], None)
+            if isinstance(tensor, Tensor) and tensor.dtype != node.meta["val"].dtype:
+                yield owner, node.meta["val"].dtype
 
     def result(self) -> Rewritten:
         for merge in self.merges:
@@ -185,7 +192,7 @@ class _Rewriter:
 
     def _update(self, merge: Merge) -> None:
         layer: Any = self.model.get_submodule(self.network.calls[merge.host][-1].path)
-        self.layers.append((layer, layer.weight.dtype))
+        self.layers.append((layer, merge.host.meta["val"].dtype))
         trained = layer.weight.requires_grad
         layer.weight, layer.bias = (nn.Parameter(tensor.detach().clone(), trained) for tensor in merge.form.branch())
 

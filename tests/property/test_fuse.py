@@ -64,7 +64,7 @@ def blocks(draw):
     return shaken(make(c_in, c_out, **options)), torch.randn(draw(st.integers(1, 3)), c_in, *sides)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(blocks())
 def test_a_block_is_deployed_as_the_same_function(drawn):
     block, x = drawn
@@ -106,7 +106,7 @@ def pairs(draw):
     return model.eval(), torch.randn(2, c_in, *[draw(st.integers(7, 9)) for _ in range(dims)]), exact
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(pairs())
 def test_a_norm_is_folded_where_and_only_where_that_is_exact(drawn):
     model, x, exact = drawn

@@ -36,7 +36,7 @@ def networks(draw):
     return nn.Sequential(*modules, nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(channels * side**2, 5))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(networks(), st.integers(5, 12), st.integers(1, 3))
 def test_fused_and_squeezed_equals_masked(model, side, batch):
     x = torch.randn(batch, 3, side, side)

@@ -176,3 +176,21 @@ def test_a_sum_in_front_of_a_view_is_merged_without_it():
     branches = branches_of(lambda s, x: (s.conv(x) + x).flatten(2), conv=conv())
     (merge,) = Choice(branches).merges
     assert operator_of(merge.node) == "add"
+
+
+def test_a_scaling_stays_in_an_activation_and_leaves_a_module_of_its_own():
+    class Swish(nn.Module):
+        def forward(self, x):
+            return x * torch.clamp(x + 3, 0, 6) / 6
+
+    class Scale(nn.Module):
+        def forward(self, x):
+            return x / 6
+
+    def run(s, x):
+        return s.behind(s.middle(s.front(x).relu()))
+
+    parts = {"front": conv(), "behind": conv(padding=0)}
+    assert merged(branches_of(run, middle=Swish(), **parts)) == []
+    assert merged(branches_of(run, middle=Scale(), **parts)) == [["div", "convolution"]]
+    assert merged(branches_of(lambda s, x: s.behind(s.front(x).relu() / 6), **parts)) == [["div", "convolution"]]

@@ -15,6 +15,7 @@ from reparam import (
     RepVGGBlock,
     compare,
     fuse,
+    fuse_exactly,
     fuse_with_report,
 )
 from reparam.algebra import norm_affine
@@ -47,6 +48,24 @@ def test_the_dtype_stays_and_rounding_happens_once(randomized):
     exact = fuse(copy.deepcopy(model).double(), torch.randn(1, 3, 8, 8))
     for single, double in zip(fused.parameters(), exact.parameters(), strict=True):
         assert torch.equal(single, double.float())
+
+
+def test_exact_weights_are_in_float64_in_a_graph_of_the_types_that_the_code_names(randomized):
+    class Pixels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(self.conv(x.float() / 255))
+
+    model, x = randomized(Pixels()), torch.randint(0, 255, (1, 3, 4, 4), dtype=torch.uint8)
+    exact, report = fuse_exactly(model, x)
+    assert report.merged == ("conv: one layer for div div, convolution conv, batch norm norm",)
+    assert all(parameter.dtype == torch.float64 for parameter in exact.parameters())
+    assert compare(model, exact, x).within(1e-12)
+    rounded, expected = exact.float(), fuse(model, x)
+    assert torch.equal(rounded(x), expected(x))
 
 
 def test_the_argument_stays_as_it_was(randomized):

@@ -44,6 +44,25 @@ def test_operators_have_one_spelling_however_they_are_called():
     assert [shape(node) for node in network.outputs] == [(2, 2, 6, 6)]
 
 
+@pytest.mark.parametrize("act", [nn.Hardswish(), nn.Hardsigmoid(), nn.SiLU(), nn.Mish(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.PReLU(4)])
+def test_an_activation_is_one_operator(act):
+    assert operators(read(nn.Sequential(act), (X,))) == [type(act).__name__.lower()]
+
+
+def test_types_that_the_code_names_stay_and_a_converted_network_is_in_its_own():
+    def run(self, x):
+        return self.conv(x.float())
+
+    def types(model, x):
+        network = read(model, (x,))
+        return [node.meta["val"].dtype for node in network.graph.nodes if node.op == "call_function"]
+
+    assert types(Net(run, conv=nn.Conv2d(4, 4, 1)), X.byte()) == [torch.float32] * 2
+    assert set(types(Net(run, conv=nn.Conv2d(4, 4, 1)).double(), X.byte())) == {torch.float64}
+    half = Net(lambda self, x: self.conv(x).float().softmax(1), conv=nn.Conv2d(4, 4, 1)).half()
+    assert types(half, X) == [torch.float16, torch.float32, torch.float32]
+
+
 def test_each_node_knows_the_calls_that_compute_it():
     body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
     network = read(Net(lambda self, x: self.body(self.body(x)) + 1, body=body), (X,))
