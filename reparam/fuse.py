@@ -219,12 +219,11 @@ def _with_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> Any:
     """A twin in which the modules of some names have another type."""
     twin = twin_of(model)
     for path, dtype in types.items():
-        for part in twin.get_submodule(path).modules():
-            for stored in (part._parameters, part._buffers):
-                for name, tensor in stored.items():
-                    if tensor is not None and tensor.is_floating_point():  # a new one: the twin shares the old
-                        other = tensor.detach().to(dtype)
-                        stored[name] = nn.Parameter(other, requires_grad=False) if isinstance(tensor, nn.Parameter) else other
+        for part in twin.get_submodule(path).modules():  # new tensors: the twin shares the old ones
+            for name, weight in list(part.named_parameters(recurse=False)):
+                setattr(part, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+            for name, buffer in list(part.named_buffers(recurse=False)):
+                setattr(part, name, buffer.to(dtype) if buffer.is_floating_point() else buffer)
     return twin
 
 

@@ -25,12 +25,19 @@ aten: Any = torch.ops.aten
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """What torch and a network's own code raise where they cannot go on."""
 
-_WHOLE = (
-    aten.linear.default, aten.pad.default, aten.hardswish.default, aten.hardsigmoid.default, aten.silu.default, aten.mish.default,
-    aten.selu.default, aten.celu.default, aten.softplus.default, aten.prelu.default,
-)  # fmt: skip
-"""Operators that stay whole: their decompositions hide which dimension holds channels, which pixels are a border, and that runtimes have a
-kernel for the activation."""
+_WHOLE = {
+    "default": (
+        "linear", "matmul", "scaled_dot_product_attention", "pad", "layer_norm", "group_norm", "instance_norm", "prelu", "hardswish",
+        "hardsigmoid", "silu", "mish", "selu", "celu", "softplus", "glu", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+    ),
+    "vec": tuple(
+        f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")
+    ),
+    "int": ("softmax", "log_softmax"),
+}  # fmt: skip
+"""Operators of core ATen's decompositions that stay whole, by overload: their parts hide which dimension holds channels, which pixels are a
+border, and what runtimes have one kernel for."""
 
 _ROOT = "L__self__network"  # how torch.export names the call of the network itself
 
@@ -243,8 +250,9 @@ def _tried(flat: "_Flat") -> tuple[Any, Callable[[], AbstractContextManager[None
 @functools.cache
 def _decompositions() -> Any:
     table = default_decompositions()
-    for whole in _WHOLE:
-        table.pop(whole, None)
+    for overload, names in _WHOLE.items():
+        for name in names:
+            table.pop(getattr(getattr(aten, name), overload), None)
     return table.materialize()
 
 
@@ -314,7 +322,7 @@ def twin_of(model: nn.Module) -> nn.Module:
 
 def _require_deterministic(network: Network) -> None:
     for node in network.graph.nodes:
-        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()) or _drops_nothing(node):
             continue
         path = network.calls[node][-1].path or type(network.model).__name__
         if "dropout" in operator_of(node):
@@ -323,6 +331,11 @@ def _require_deterministic(network: Network) -> None:
                 "torch.nn.functional.dropout"
             )
         raise ReparamError(f"{operator_of(node)} in {path} draws random numbers in evaluation mode: make them an input of the network")
+
+
+def _drops_nothing(node: fx.Node) -> bool:
+    attention = node.target is aten.scaled_dot_product_attention.default
+    return attention and not (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p"))
 
 
 def first_line(error: BaseException) -> str:

@@ -16,15 +16,6 @@ from reparam.structure import leaves, map_tensors
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
 )  # fmt: skip
-_FUNCTIONS: dict[Any, Any] = {
-    aten.relu.default: torch.relu, aten.sigmoid.default: torch.sigmoid, aten.tanh.default: torch.tanh, aten.add.Tensor: torch.add,
-    aten.sub.Tensor: torch.sub, aten.mul.Tensor: torch.mul, aten.div.Tensor: torch.div, aten.cat.default: torch.cat,
-    aten.clamp.default: torch.clamp, aten.hardtanh.default: nn.functional.hardtanh, aten.gelu.default: nn.functional.gelu,
-    aten.leaky_relu.default: nn.functional.leaky_relu, aten.hardswish.default: nn.functional.hardswish, aten.prelu.default: torch.prelu,
-    aten.hardsigmoid.default: nn.functional.hardsigmoid, aten.silu.default: nn.functional.silu, aten.mish.default: nn.functional.mish,
-    aten.selu.default: nn.functional.selu, aten.celu.default: nn.functional.celu, aten.softplus.default: nn.functional.softplus,
-}  # fmt: skip
-"""What reads the same in a graph of torch's functions; others are called as operators."""
 
 
 class SeenError(Exception):
@@ -291,8 +282,7 @@ class _Region:
         if any(path.startswith(self.call.path) for path in hooked):
             raise SeenError([merge.node for merge in self.homed])
         args, kwargs = fx.map_arg((_any_batch(node), node.kwargs), self._value)
-        target: Any = node.target
-        self.made[node] = self.graph.call_function(_FUNCTIONS.get(target, target), args, kwargs)
+        self.made[node] = self.graph.call_function(node.target, args, kwargs)  # pyright: ignore[reportArgumentType]
 
     def _unit(self, node: fx.Node) -> tuple[Call, tuple[fx.Node, fx.Node]] | None:
         """The outermost call inside of this one that a node belongs to and that can be made as it is."""

@@ -83,12 +83,14 @@ class _Shapes(fx.Interpreter):
 
 
 def operator_name(node: fx.Node) -> str:
-    """What a function or method computes, however it is called: `add` for x + y, x += y, torch.add(x, y) and x.add_(y).
+    """What a function, method or operator computes, however it is called: `add` for x + y, x += y, torch.add(x, y) and x.add_(y).
 
     "" for a function that is not torch's, and for what is no function.
     """
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_function":
+    if isinstance(node.target, torch._ops.OpOverload):  # of a graph: its arguments are in the order of torch's functions
+        name = node.target.overloadpacket.__name__
+    elif node.op == "call_function":
         spaces = (torch, nn.functional, operator)
         if node.target is getattr:
             return "getattr"
@@ -104,6 +106,9 @@ _SAME = {
     "iadd": "add", "radd": "add", "isub": "sub", "subtract": "sub", "imul": "mul", "rmul": "mul", "multiply": "mul",
     "truediv": "div", "itruediv": "div", "divide": "div", "true_divide": "div", "concat": "cat", "concatenate": "cat",
     "reshape": "view", "upsample": "interpolate", "clip": "clamp", "swapaxes": "transpose", "swapdims": "transpose",
+    "to_copy": "to", "alias": "clone", "split_with_sizes": "split", **{f"upsample_{kind}": "interpolate" for kind in (
+        "nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d",
+    )},
 }  # fmt: skip
 
 

@@ -242,7 +242,7 @@ def test_what_would_not_be_the_same_is_left_alone(run, parts, randomized):
     x = torch.randn(2, 4, 4, 6)
     fused, report = fuse_with_report(model.double(), x)
     graph = read(fused, (x,)).graph
-    assert sum("batch_norm" in str(node.target) for node in graph.nodes) >= 1
+    assert any("_norm" in str(node.target) for node in graph.nodes)
     assert compare(model, fused, x).within(1e-12)
     assert len(report.left) == report.norms[1] == report.norms[0] > 0
 

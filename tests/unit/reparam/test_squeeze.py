@@ -3,9 +3,10 @@ import importlib
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from reparam import ChannelMask, ConvBlock, RepVGGBlock, compare, fuse, squeeze
+from reparam import ChannelMask, ConvBlock, RepVGGBlock, compare, fuse, fuse_with_report, squeeze
 from reparam.errors import ReparamError
 
 
@@ -42,6 +43,31 @@ def test_a_fused_network_is_squeezed(randomized):
     ).double()
     squeezed = squeeze(fuse(model, X), X)
     assert widths(squeezed) == [(2, 3), (3, 2), (2, 3)]
+    assert compare(model, squeezed, X).within(1e-10)
+
+
+def test_the_graph_that_fuse_makes_of_a_module_is_squeezed(randomized):
+    class Body(nn.Module):
+        """Its code sums branches, so that it becomes its graph, and calls functions."""
+
+        def __init__(self):
+            super().__init__()
+            self.dense, self.point, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+            self.mask, self.slope, self.last = mask("01101101"), nn.PReLU(8), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            x = F.hardswish(F.max_pool2d(self.mask(self.norm(self.dense(x) + self.point(x))), 3, 2, 1))
+            x = F.leaky_relu(F.silu(F.gelu(F.interpolate(x, scale_factor=2.0))).clamp(-1, 5), 0.1)
+            x = x * F.hardsigmoid(x.mean((2, 3), keepdim=True)) * F.adaptive_avg_pool2d(x, 1).sigmoid()
+            first, second = self.slope(F.pad(x, (1, 1, 1, 1))).chunk(2, 1)
+            x = F.interpolate(torch.cat([second, first], 1), size=(9, 9), mode="bilinear", align_corners=False)
+            return self.last(x).flatten(1)
+
+    model = randomized(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), Body(), nn.Linear(4 * 49, 5))).double()
+    fused, report = fuse_with_report(model, X)
+    assert report.graphs == ("2",)
+    squeezed = squeeze(fused, X)
+    assert widths(squeezed) == [(8, 3), (5, 8), (4, 5), (5, 196)]
     assert compare(model, squeezed, X).within(1e-10)
 
 

@@ -51,6 +51,8 @@ def test_every_node_has_its_value_without_its_memory():
         (lambda n, x, s: torch.nn.functional.max_pool2d(x, 2), "max_pool2d"),
         (lambda n, x, s: torch.concat([x, x], 1), "cat"),
         (lambda n, x, s: x.reshape(2, -1), "view"),
+        (lambda n, x, s: torch.ops.aten._to_copy.default(x, dtype=torch.float64), "to"),
+        (lambda n, x, s: torch.ops.aten.upsample_nearest2d.vec(x, None, [2.0, 2.0]), "interpolate"),
         (lambda n, x, s: wrapped(x), ""),
         (lambda n, x, s: n.conv(x), ""),
     ],
