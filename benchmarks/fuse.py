@@ -91,7 +91,8 @@ def merged(name: str) -> tuple[dict[str, nn.Module], torch.Tensor, dict[str, Any
     begun = time.process_time()
     ours, report = fuse_with_report(model, x)
     said = {"seconds": round(time.process_time() - begun, 1), "graphs": len(report.graphs), "left": list(report.left)}
-    return {TRAINED: model, TIMM: reparameterize_model(copy.deepcopy(model)).eval(), OURS: ours}, x, said
+    theirs = reparameterize_model(copy.deepcopy(model)).eval().double()  # some of its layers are made in float32
+    return {TRAINED: model, TIMM: theirs, OURS: ours}, x, said
 
 
 def counts(name: str) -> dict[str, Any]:

@@ -171,9 +171,8 @@ class Flow:
 
     def maps(self, node: fx.Node, x: Channels) -> Channels:
         """What a node that hands channels on one by one makes of others than those it has."""
-        out = self._probed(node, x, pixels=False)
-        assert out is not None
-        return out
+        module = self.model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return _slope(module, x) if isinstance(module, nn.PReLU) else self._probed(node, x, pixels=False)
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Tensor:
         """Run the operator of a node on other values, in float64."""
@@ -456,8 +455,7 @@ class Flow:
         if module.num_parameters > 1:
             self._end(node, module, x.ids, x.ids)
         self.alike.add(node)
-        slope = _numbers(module.weight, 1, 0.25)
-        return replace(x, const=np.where(x.const < 0, x.const * slope, x.const))
+        return _slope(module, x)
 
     def _softmax(self, node: fx.Node, x: Channels, dim: int | None) -> Channels | None:
         if dim is None or dim % len(self.shape(node)) == x.dim:
@@ -814,6 +812,11 @@ def _zero_padded(module: Any) -> bool:
 
 def _numbers(tensor: Tensor | None, count: int, default: float) -> Numbers:
     return np.full(count, default) if tensor is None else tensor.detach().cpu().double().numpy().ravel()
+
+
+def _slope(module: nn.PReLU, x: Channels) -> Channels:
+    slope = _numbers(module.weight, 1, 0.25)
+    return replace(x, const=np.where(x.const < 0, x.const * slope, x.const))
 
 
 def _flat(value: Any) -> list[Channels]:

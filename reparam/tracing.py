@@ -20,6 +20,16 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, ChannelMask | Block) or super().is_leaf_module(m, module_qualified_name)
 
+    def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
+        """A split is its parts, so that code may list, count and index them; torch.fx itself knows only those unpacked to names."""
+        made = super().create_proxy(*args, **kwargs)
+        counted = {"chunk": ("chunks", int), "split": ("split_size", list | tuple)}
+        name, kind = counted.get(operator_name(made.node), ("", object))
+        given = made.node.kwargs.get(name, made.node.args[1] if len(made.node.args) > 1 else None)
+        if not name or not isinstance(given, kind):
+            return made
+        return tuple(made[index] for index in range(given if isinstance(given, int) else len(given)))  # pyright: ignore[reportArgumentType]
+
 
 def trace(model: nn.Module, inputs: int | None = None) -> fx.Graph:
     """The graph of a network; modules of torch, masks and trained-form blocks are nodes of it.
@@ -35,12 +45,16 @@ def trace(model: nn.Module, inputs: int | None = None) -> fx.Graph:
     count = sum(p.default is p.empty for p in parameters) if inputs is None else inputs
     fixed = {p.name: p.default for p in parameters[count:] if p.default is not p.empty}
     try:
-        return _Tracer().trace(model, concrete_args=fixed or None)
+        graph = _Tracer().trace(model, concrete_args=fixed or None)
     except (TraceError, TypeError, AttributeError, RuntimeError, ValueError, NameError) as error:
         raise ReparamError(
             f"the network cannot be traced by torch.fx: {first_line(error)}; its control flow must not depend on values of tensors: "
             "take that part out of the network, or hide it with torch.fx.wrap"
         ) from error
+    for node in reversed(graph.nodes):
+        if node.target is operator.getitem and not node.users:  # a part that nobody reads
+            graph.erase_node(node)
+    return graph
 
 
 def propagate(model: nn.Module, graph: fx.Graph, inputs: tuple[Tensor, ...]) -> dict[fx.Node, Any]:

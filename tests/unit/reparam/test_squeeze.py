@@ -107,6 +107,7 @@ def test_a_norm_before_the_mask_is_cut_with_its_convolution(randomized):
     [
         lambda: [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU()],
         lambda: [nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.ReLU()],
+        lambda: [nn.Conv2d(2, 3, 1), nn.PReLU(3)],
         lambda: [nn.ConvTranspose2d(2, 3, 2)],
         lambda: [nn.Conv2d(2, 6, 1), nn.ConvTranspose2d(6, 3, 2, groups=3)],
     ],

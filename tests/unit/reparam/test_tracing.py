@@ -24,6 +24,22 @@ def test_blocks_and_masks_are_leaves():
     assert [node.target for node in trace(model).nodes if node.op == "call_module"] == ["0", "1.0", "1.1"]
 
 
+@pytest.mark.parametrize(
+    ("parts", "count"),
+    [
+        (lambda x: x.chunk(2, 1), 2),
+        (lambda x: torch.chunk(x, chunks=4, dim=1), 4),
+        (lambda x: x.split([1, 3], 1), 2),
+        (lambda x: torch.split(x, (1, 1, 2), dim=1), 3),
+        (lambda x: x.chunk(2, 1)[-1:], 1),
+        (lambda x: [x.split(2, 1)[0]], 1),
+    ],
+)
+def test_parts_of_a_split_may_be_listed(parts, count):
+    graph = trace(Net(lambda n, x, s: torch.cat(list(parts(x))[::-1], 1)))
+    assert [operator_name(node) for node in graph.nodes].count("getitem") == count
+
+
 def test_arguments_that_are_not_given_have_their_defaults():
     model = Net(lambda n, x, scale: n.conv(x) * scale)
     assert "add" not in {operator_name(node) for node in trace(model).nodes}
