@@ -24,6 +24,8 @@ class ChannelGroup:
     """qualified names of the layers (convolutions, transposed convolutions, linear layers, trained-form blocks) that make the channels"""
     sites: tuple[str, ...]
     """nodes of the graph behind which the mask stands; none for a group that cannot be pruned"""
+    dims: tuple[int, ...]
+    """which dimension of each of these nodes holds the channels"""
     consumers: tuple[str, ...]
     """qualified names of the layers that read the channels"""
     why: str = ""
@@ -90,6 +92,7 @@ class _Part:
             channels=len(self.ids),
             producers=producers,
             sites=() if self.why else tuple(node.name for node in self.sites),
+            dims=() if self.why else tuple(flow.values[node].dim for node in self.sites),
             consumers=tuple(name for name in dict.fromkeys(consumers) if name not in producers or name in self._twice(flow)),
             why=self.why,
         )
@@ -162,7 +165,8 @@ def insert_masks(
         model: the network that `channel_groups` found the groups in; it stays as it was.
         example_input: what they were found with.
         groups: those to mask.
-        make_mask: makes the module that multiplies the channels (dimension 1) of its input; called once for each group.
+        make_mask: makes the module that multiplies the channels (dimension 1) of its input; called once for each group. Where a network
+            has them in another dimension, as in [N, L, C], it is given the transposed value.
 
     Returns:
         An `fx.GraphModule` with all submodules and parameters under their names, in the mode of the model.
@@ -189,12 +193,22 @@ def insert_masks(
             raise ReparamError(f"group {group.name} cannot be masked: {group.why or strange}")
         name = group.name.replace(".", "_")
         masks.add_module(name, make_mask(group))
-        for site in group.sites:
-            with graph.inserting_after(nodes[site]):
-                node = graph.call_module(f"masks.{name}", (nodes[site],))
-            nodes[site].replace_all_uses_with(node, delete_user_cb=lambda user, new=node: user is not new)
+        for site, dim in zip(group.sites, group.dims, strict=True):
+            _insert(graph, f"masks.{name}", nodes[site], dim)
     masked.recompile()
     return masked.train(model.training)
+
+
+def _insert(graph: fx.Graph, mask: str, site: fx.Node, dim: int) -> None:
+    readers = tuple(site.users)
+    value = site
+    for target, args in ((None, (1, dim)), (mask, ()), (None, (1, dim))):
+        if target is None and dim == 1:
+            continue
+        with graph.inserting_after(value):
+            value = graph.call_module(target, (value,)) if target else graph.call_method("transpose", (value, *args))
+    for reader in readers:
+        reader.replace_input_with(site, value)
 
 
 def _require_same(training: fx.Graph, evaluation: fx.Graph) -> None:

@@ -164,6 +164,23 @@ def test_masks_are_shared_and_names_stay(randomized):
     assert compare(masked, squeezed, X).within(1e-12)
 
 
+@pytest.mark.parametrize(
+    ("x", "dims"),
+    [(torch.randn(2, 10, 8), (2,)), (torch.randn(2, 16, 8), (2,)), (torch.randn(2, 5, 6, 8), (3,)), (torch.randn(5, 8), (1,))],
+)
+def test_hidden_channels_of_tokens_and_pixels_are_masked_where_they_are(x, dims):
+    mlp = Net(lambda n, x: x + n.down(F.gelu(n.up(x))), up=nn.Linear(8, 16), down=nn.Linear(16, 8))
+    (group,) = [group for group in channel_groups(mlp, x) if not group.why]
+    assert (group.producers, group.dims) == (("up",), dims)
+    masked = insert_masks(mlp, x, [group], half)
+    expected = copy.deepcopy(mlp)
+    expected.up.weight.data[1::2] = expected.up.bias.data[1::2] = 0
+    assert compare(expected, masked, x).within(1e-12)
+    squeezed = squeeze(masked, x)
+    assert squeezed.up.out_features == squeezed.down.in_features == 8
+    assert compare(expected, squeezed, x).within(1e-12)
+
+
 def test_masks_of_ones_change_nothing():
     model = nn.Sequential(conv_norm(3, 8), SqueezeExcite(8, 2), nn.Conv2d(8, 2, 1))
     groups = [group for group in channel_groups(model, X) if not group.why]
