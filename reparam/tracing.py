@@ -22,13 +22,13 @@ class _Tracer(fx.Tracer):
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
         """A split is its parts, so that code may list, count and index them; torch.fx itself knows only those unpacked to names."""
-        made = super().create_proxy(*args, **kwargs)
+        made: Any = super().create_proxy(*args, **kwargs)
         counted = {"chunk": ("chunks", int), "split": ("split_size", list | tuple)}
         name, kind = counted.get(operator_name(made.node), ("", object))
         given = made.node.kwargs.get(name, made.node.args[1] if len(made.node.args) > 1 else None)
         if not name or not isinstance(given, kind):
             return made
-        return tuple(made[index] for index in range(given if isinstance(given, int) else len(given)))  # pyright: ignore[reportArgumentType]
+        return tuple(made[index] for index in range(given if isinstance(given, int) else len(given)))
 
 
 def trace(model: nn.Module, inputs: int | None = None) -> fx.Graph:
