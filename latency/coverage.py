@@ -21,7 +21,7 @@ import numpy as np
 
 from latency.block import BlockSpec
 from latency.errors import LatencyError, TableError
-from latency.interpolate import Interpolation
+from latency.interpolate import MEAN_TO_LIKELY, Interpolation
 from latency.profile import Event, Measured, Resumed, Workload
 from latency.table import FEWEST, LatencyTable, Row
 
@@ -29,7 +29,6 @@ _HELD_OUT = 20  # one block in so many
 _COARSE = 0.08  # share of a family in the first, coarse grid
 _ROUNDS = 8  # in about so many rounds are the others chosen
 _MOST = 3  # one block in so many is measured at most
-_MEAN_TO_LIKELY = math.sqrt(2 / math.pi) / 1.96  # mean absolute error over half the width of the 95 % interval, of a normal error
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,7 +164,7 @@ class _Plan:
             if not open_:
                 continue
             half = _unsure(family, measured, self._held, open_)
-            expected += float(half.sum()) * _MEAN_TO_LIKELY
+            expected += float(half.sum()) * MEAN_TO_LIKELY
             # Weighted draws without replacement (Efraimidis and Spirakis 2006): neighbours of the least sure are as unsure as it is, and to
             # measure all of them would tell little more.
             scored += [(math.log(max(draw.random(), 1e-300)) / max(share, 1e-6) ** 2, key) for share, key in zip(half, open_, strict=True)]
