@@ -184,7 +184,7 @@ def sha256(data: bytes) -> str:
 
 
 def refuse_occupied(out: Path) -> None:
-    """Make sure that a bundle may be written to `out`: it is absent, empty, or an older bundle and nothing else.
+    """Make sure that a bundle may be written to `out`: it is absent, empty, or an older bundle as it was written and nothing else.
 
     Raises:
         BundleError: something else is there.
@@ -198,12 +198,14 @@ def refuse_occupied(out: Path) -> None:
     if not (out / MANIFEST).is_file():
         raise BundleError(f"{out} exists and holds something else than a bundle; give another --out, or remove it")
     try:
-        manifest = load(out).manifest
+        there = load(out)
     except BundleError as error:
         raise BundleError(f"a bundle is in the way, and not as it was written: {error}; give another --out, or remove it") from error
-    strangers = sorted(set(_files(out)) - set(manifest.files) - {MANIFEST})
-    if strangers:
-        raise BundleError(f"{out} holds a bundle and also {strangers[0]}, which would be lost; give another --out, or move it away")
+    for name, problem in check_files(there).items():
+        if name not in there.manifest.files:
+            raise BundleError(f"{out} holds a bundle and also {name}, which would be lost; give another --out, or move it away")
+        if problem != _MISSING:
+            raise BundleError(f"{out} holds a bundle whose {name} {problem}, which would be lost; give another --out, or remove it")
 
 
 def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle:
@@ -385,7 +387,7 @@ def _misplaced(directory: Path, name: str) -> str:
     if not plain or name in ("", "..", MANIFEST):
         return "is not the name of a file of a bundle"
     if not os.path.lexists(directory / name):
-        return "is missing"
+        return _MISSING
     return "is a link" if (directory / name).is_symlink() else ""
 
 
@@ -404,4 +406,5 @@ def _blank(data: bytes) -> bytes:
 
 
 _MAX_NAME_BYTES = 255
+_MISSING = "is missing"
 _ZERO_END = b'"seal": "' + b"0" * 64 + b'"\n}\n'

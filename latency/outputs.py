@@ -41,11 +41,17 @@ def _has_index(head: bytes) -> bool:
         return False
 
 
+def _names(head: bytes, begin: bytes, maker: str) -> bool:
+    """Whether a file is of a format, by its first bytes, and says what made it."""
+    return head.startswith(begin) and maker.encode() in head
+
+
 TABLE = Artefact("a latency table", lambda head: head.startswith(b'{"schema":"latency-table/'))
 BLOCKS = Artefact("a block bundle", _has_index)
-PAGE = Artefact("a report", lambda head: f'<meta name="generator" content="{GENERATOR}">'.encode() in head)
+PAGE = Artefact("a report", lambda head: _names(head, b"<!doctype html>", f'<meta name="generator" content="{GENERATOR}">'))
 PICTURE = Artefact(
-    "a picture of a table", lambda head: f"Software\0{GENERATOR}".encode() in head or f"<dc:title>{GENERATOR}</dc:title>".encode() in head
+    "a picture of a table",
+    lambda head: _names(head, b"\x89PNG", f"Software\0{GENERATOR}") or _names(head, b"<?xml ", f"<dc:title>{GENERATOR}</dc:title>"),
 )
 NEW = Artefact("", lambda head: False)
 """What says nothing of what made it, or must not be there before."""

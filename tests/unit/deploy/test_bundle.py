@@ -146,6 +146,15 @@ def test_an_absent_or_empty_directory_is_free(tmp_path):
     refuse_occupied(tmp_path / "absent" / "below")
 
 
+def test_a_bundle_that_a_person_changed_is_not_replaced(made, bundle_copy):
+    (bundle_copy / "model.onnx").unlink()
+    refuse_occupied(bundle_copy)  # nothing can be lost
+    (bundle_copy / "README.md").write_text("my notes")
+    with pytest.raises(BundleError, match=r"holds a bundle whose README\.md was changed, which would be lost"):
+        write(bundle_copy, made.manifest, {"only": b"this"})
+    assert (bundle_copy / "README.md").read_text() == "my notes"
+
+
 def test_something_else_is_never_overwritten(bundle_copy, tmp_path):
     (bundle_copy / "notes.txt").write_text("mine")
     with pytest.raises(BundleError, match=r"holds a bundle and also notes\.txt, which would be lost"):

@@ -30,6 +30,12 @@ def test_only_what_was_written_here_is_replaced(kind, tmp_path):
     assert sorted(tmp_path.iterdir()) == [path]
 
 
+def test_a_text_about_a_report_is_not_one(tmp_path):
+    (tmp_path / "notes.html").write_bytes(b"my notes on " + OURS[PAGE])
+    with pytest.raises(LatencyError, match="is not a report of Lathe"):
+        require_file(tmp_path / "notes.html", PAGE, flag="--out", force=False)
+
+
 def test_a_block_bundle_is_known_by_its_index(tmp_path):
     path = tmp_path / "toy.blocks.zip"
     works = [Workload.block(BlockSpec.parse("conv(h=1,w=1)[c_in=1,c_out=1]"), overhead_onnx)]
