@@ -15,9 +15,9 @@ def main() -> None:
     try:
         cli.main()
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all is said: let the interpreter end
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all is said and done: the exit code is the command's
             if signal.getsignal(signum) == _leave:
-                signal.signal(signum, signal.SIG_DFL)
+                signal.signal(signum, signal.SIG_IGN)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

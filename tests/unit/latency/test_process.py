@@ -148,3 +148,21 @@ def test_a_signal_while_modules_are_loaded_is_one_line(signum):
     said = process.communicate()[1]
     assert said == f"lathe: ended by {signum.name}; nothing was begun\n"
     assert process.returncode == 128 + signum
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_when_all_is_said_leaves_the_exit_code_alone(signum):
+    code = (
+        "import atexit, sys, time\n"
+        "atexit.register(lambda: (print('ending', flush=True), sys.stdin.readline()))\n"
+        "from lathe.__main__ import main\n"
+        "sys.argv = ['lathe', 'nonsense']\n"
+        "main()"
+    )
+    process = child(code, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ending\n"
+    process.send_signal(signum)
+    time.sleep(0.05)
+    assert process.communicate("\n")[1].startswith("lathe: 'nonsense' is unknown")
+    assert process.returncode == 2
