@@ -119,7 +119,7 @@ def test_the_claimed_error_is_that_of_a_model_that_was_chosen_without_the_block(
 
 
 AXIS = np.arange(8, 257, 8.0)
-PLANE = np.array(list(itertools.product(AXIS[:20], AXIS[:20])))
+PLANE = np.array(list(itertools.product(AXIS[:16], AXIS[:16])))
 LINES = {
     "every second width": lambda draw: AXIS[::2],
     "every third width": lambda draw: AXIS[::3],
@@ -133,12 +133,12 @@ LINES = {
 
 
 def every_third_but_some(draw):
-    grid = np.isin(PLANE, AXIS[:20:3]).all(axis=1)
-    return grid & (draw.random_sample(len(PLANE)) < 0.85) | np.isin(PLANE, [8, 152]).all(axis=1)
+    grid = np.isin(PLANE, AXIS[:16:3]).all(axis=1)
+    return grid & (draw.random_sample(len(PLANE)) < 0.85) | np.isin(PLANE, [8, 128]).all(axis=1)
 
 
 def at_random(draw):
-    return (draw.random_sample(len(PLANE)) < 0.15) | np.isin(PLANE, [8, 160]).all(axis=1)
+    return (draw.random_sample(len(PLANE)) < 0.15) | np.isin(PLANE, [8, 128]).all(axis=1)
 
 
 def smooth(draw, axes):
@@ -159,12 +159,12 @@ def stairs(draw, axes):
 
 
 def cliff(draw, axes):
-    of, at, factor = smooth(draw, axes), draw.uniform(24, 150 if axes > 1 else 240), draw.uniform(1.2, 2)
+    of, at, factor = smooth(draw, axes), draw.uniform(24, 120 if axes > 1 else 240), draw.uniform(1.2, 2)
     return lambda widths: of(widths) * np.where(widths[:, 0] > at, factor, 1)
 
 
 def hole(draw, axes):
-    of, at, factor = smooth(draw, axes), draw.uniform(24, 120 if axes > 1 else 220), draw.choice([0.6, 0.75, 0.9])
+    of, at, factor = smooth(draw, axes), draw.uniform(24, 90 if axes > 1 else 220), draw.choice([0.6, 0.75, 0.9])
     return lambda widths: of(widths) * np.where((widths[:, 0] > at) & (widths[:, 0] <= at + 32), factor, 1)
 
 
@@ -190,7 +190,7 @@ def judged(surface, seed, design, noise):
 @pytest.mark.parametrize("surface", [smooth, stairs, cliff, hole])
 def test_intervals_hold_wherever_the_knots_are(surface, design):
     """On average over surfaces, half of them with 3 % of noise; a hole that no knot is in cannot be known of."""
-    seeds = range(8 if design in LINES else 4)
+    seeds = range(6 if design in LINES else 4)
     found = np.array([judged(surface, seed, design, noise=0.03 * (seed % 2)) for seed in seeds])
     inside, half, true, claimed = found.mean(axis=0)
     assert inside >= (0.9 if surface is hole else 0.93)
@@ -200,7 +200,7 @@ def test_intervals_hold_wherever_the_knots_are(surface, design):
 
 @pytest.mark.parametrize("design", ["a third at random", "three quarters at random", "scattered"])
 def test_smooth_surfaces_have_narrow_intervals_where_knots_would_show_steps(design):
-    half, true, claimed = np.median([judged(smooth, seed, design, noise=0.0)[1:] for seed in range(7)], axis=0)
+    half, true, claimed = np.median([judged(smooth, seed, design, noise=0.0)[1:] for seed in range(5)], axis=0)
     assert max(half, true, claimed) < 0.01
 
 
