@@ -6,8 +6,8 @@
 Of each network: convolutions and linear layers, and batch norms, as trained and in both merged forms, counted in torch.export's own graph;
 how far each merged form is from the network, in float64 and in float32; and the latency of both, lowered alike, in turns in one run on
 ONNX Runtime with one thread. Norms' statistics are drawn, so that none of them is an identity. Each network runs in a process of its own;
-what is done is kept in benchmarks/fuse.json, and a second run goes on. `--max-load 1.5` measures latencies only while the machine is that
-idle. Prints a table and writes it to benchmarks/fuse.md. Two hours.
+what is done is kept in benchmarks/fuse.json, and a second run goes on. Latencies are measured while the load is at most `--max-load`, or, as
+root, at real-time priority on the core `--core`, whatever else runs. Prints a table and writes it to benchmarks/fuse.md. Two hours.
 """
 
 import argparse
@@ -95,8 +95,8 @@ def merged(name: str) -> tuple[dict[str, nn.Module], torch.Tensor, dict[str, Any
     return {TRAINED: model, TIMM: theirs, OURS: ours}, x, said
 
 
-def counts(name: str) -> dict[str, Any]:
-    """Operators and differences of every form."""
+def row(name: str, pace: str, core: int | None, *, timed: bool) -> dict[str, Any]:
+    """All about a network: counts and differences of every form, and latencies where asked."""
     forms, x, said = merged(name)
     found: dict[str, Any] = {"size": list(x.shape[1:]), "fuse": said}
     for form, module in forms.items():
@@ -104,22 +104,24 @@ def counts(name: str) -> dict[str, Any]:
         if form != TRAINED:
             found[form]["float64"] = compare(forms[TRAINED], module, x).relative
             found[form]["float32"] = compare(forms[TRAINED], module, x, torch.float32).relative
-    return found
+    return {"counts": found, **({"latency": latencies(forms, x, pace, core)} if timed else {})}
 
 
-def latencies(name: str, pace: str) -> dict[str, Any]:
+def latencies(forms: dict[str, nn.Module], x: torch.Tensor, pace: str, core: int | None) -> dict[str, Any]:
     """Both merged forms in turns, and ours against timm's."""
-    forms, x, _ = merged(name)
     models = {form: to_onnx(forms[form].float(), x) for form in (TIMM, OURS)}
-    del forms
+    forms.clear()
     backend = backends.get("onnxruntime", threads=1)
     with ExitStack() as stack:
         running = {form: stack.enter_context(backend.compile(content)) for form, content in models.items()}
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
         measured = measure_in_turns(running, protocol.get(pace))
     word = compare_latency(measured[OURS], measured[TIMM])
     about = f"{backend.device.name}, {backend.device.threads} thread, {backend.runtime.name} {backend.runtime.version}, FP32, batch 1"
     return {
-        "about": about,
+        "about": about if core is None else f"{about}, at real-time priority",
         "load": round(os.getloadavg()[0], 1),
         "verdict": word.word,
         "ratio": [word.ratio, word.low, word.high],
@@ -147,26 +149,23 @@ def wait(max_load: float) -> None:
         time.sleep(15)
 
 
-def sweep(networks: list[str], pace: str, max_load: float, record: Path, *, timed: bool) -> dict[str, Any]:
-    """What is not known of each network yet: counts of all of them first, then latencies."""
+def sweep(networks: list[str], options: list[str], max_load: float, record: Path, *, timed: bool) -> dict[str, Any]:
+    """What is not known of each network yet."""
     rows: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    for part in ("counts", "latency") if timed else ("counts",):
-        for name in networks:
-            row = rows.setdefault(name, {})
-            if part in row and "error" not in row[part]:
-                continue
-            if part == "latency":
-                wait(max_load)
-            row[part] = apart([f"--{part}", name, "--protocol", pace])
-            record.write_text(json.dumps(rows, indent=1) + "\n")
-            print(name, row[part].get("error") or row[part].get("verdict") or row[part][OURS], file=sys.stderr, flush=True)
+    for name in networks:
+        if rows.get(name, {}).keys() >= ({"counts", "latency"} if timed else {"counts"}):
+            continue
+        wait(max_load)
+        rows[name] = apart(["--one", name, *options])
+        record.write_text(json.dumps(rows, indent=1) + "\n")
+        print(name, rows[name].get("error") or rows[name].get("latency", rows[name]["counts"][OURS]), file=sys.stderr, flush=True)
     return rows
 
 
 def table(rows: dict[str, Any]) -> list[str]:
     """A line a network, and what was asked."""
-    known = {name: row for name, row in rows.items() if "error" not in row["counts"]}
-    timed = {name: row["latency"] for name, row in known.items() if "error" not in row.get("latency", {"error": ""})}
+    known = {name: row for name, row in rows.items() if "counts" in row}
+    timed = {name: row["latency"] for name, row in known.items() if "latency" in row}
     lines = [*dict.fromkeys(row["about"] for row in timed.values()), ""]
     lines += ["Convolutions and linear layers / batch norms; differences against the scale of the output; latencies in us.", ""]
     lines += [
@@ -175,7 +174,7 @@ def table(rows: dict[str, Any]) -> list[str]:
     ]
     for name, row in rows.items():
         if name not in known:
-            lines.append(f"| {name} | {row['counts']['error']} | | | | | | | |")
+            lines.append(f"| {name} | {row['error']} | | | | | | | |")
             continue
         cells = [f"{row['counts'][form]['layers']}/{row['counts'][form]['norms']}" for form in (TRAINED, TIMM, OURS)]
         cells += [f"{row['counts'][OURS][kind]:.1e}" for kind in LIMITS]
@@ -226,15 +225,17 @@ def main() -> None:
     parser.add_argument("--max-load", type=float, default=float("inf"))
     parser.add_argument("--no-latency", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "fuse.md")
-    parser.add_argument("--counts", help=argparse.SUPPRESS)
-    parser.add_argument("--latency", help=argparse.SUPPRESS)
+    parser.add_argument("--core", type=int, help="that latencies are measured on, at real-time priority; needs root")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    if flags.counts or flags.latency:
-        print(json.dumps(counts(flags.counts) if flags.counts else latencies(flags.latency, flags.protocol)))
+    if flags.one:
+        print(json.dumps(row(flags.one, flags.protocol, flags.core, timed=not flags.no_latency)))
         return
-    rows = sweep(flags.networks, flags.protocol, flags.max_load, flags.out.with_suffix(".json"), timed=not flags.no_latency)
+    options = ["--protocol", flags.protocol, *(["--no-latency"] if flags.no_latency else [])]
+    options += [] if flags.core is None else ["--core", str(flags.core)]
+    rows = sweep(flags.networks, options, flags.max_load, flags.out.with_suffix(".json"), timed=not flags.no_latency)
     lines = table(rows)
     print("\n".join(lines))
     flags.out.write_text("\n".join(lines) + "\n")
