@@ -298,7 +298,7 @@ def budgets(
     model = LatencyModel(space, table)
     prices: dict[str, Price] = {space.text(choice): model.price(choice) for choice in space.choices()}
     all3 = space.text(space.largest())
-    lines, rows = ["## Within a budget", ""], []
+    lines, rows, shares = ["## Within a budget", ""], [], []
     lines += ["Budgets are shares of the predicted latency of all 3x3. Cells are within one by the upper end of their prediction.", ""]
     for way, fraction in BUDGETS.items():
         if way not in done:
@@ -322,11 +322,12 @@ def budgets(
             row = (f"`{cell(arch)}`", f"{accuracies[arch]['CIFAR-10']:.2f}", str(place), f"{prices[arch].cost:.1f}", *words)
             lines.append(f"| {' | '.join(row)} |")
         lines.append("")
-        share = statistics.mean(places) / len(inside)
-        rows.append((f"{way}: mean rank within it", f"best {share:.1%}", "best 10 %", share <= 0.1))
+        shares.append(statistics.mean(places) / len(inside))
+        rows.append((f"{way}: mean rank within it", f"best {shares[-1]:.1%}", "best 10 %", shares[-1] <= 0.1))
         if all(arch in measured for arch in found):
             holds = [measured[arch][2] <= limit and measured[arch][0] <= fraction * measured[all3][0] for arch in found]
             rows.append((f"{way}: within it when measured", f"{sum(holds)} of {len(holds)}", "each", all(holds)))
+    rows.append(("mean rank over both budgets", f"best {statistics.mean(shares):.1%}", "best 10 %", statistics.mean(shares) <= 0.1))
     return lines, rows
 
 
