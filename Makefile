@@ -12,7 +12,7 @@ env:
 	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
 
 test: env
-	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -n 2 --dist loadfile
 
 # Every bad input of the table in tests/bad_inputs; `make test` runs a sample of it.
 bad-inputs: env

@@ -1,4 +1,4 @@
-"""What every test shares: one thread a worker that does not spin, which tests stay together, and a printed reason for what is skipped."""
+"""What every test shares: one thread a worker that does not spin, and a printed reason for what is skipped."""
 
 import os
 import signal
@@ -25,21 +25,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu and (reason := _why_no_gpu()):
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def _group(item: pytest.Item) -> str:
-    """Tests of one group run in one worker, one after the other: those of a file share its fixtures, and whole commands share one table, run
-    and bundle."""
-    return "whole commands" if "work" in getattr(item, "fixturenames", ()) else str(item.path)
 
 
 @pytest.fixture(scope="session", autouse=True)

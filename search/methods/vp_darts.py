@@ -11,6 +11,7 @@ final cell is the one of the highest total importance within the budget.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -62,6 +63,7 @@ class VpDarts(Method[VpDartsSettings]):
         super().__init__(settings, task)
         self.space = with_cells(task.space, self.name)
         self.model: CostModel = cost_model(self.space, task.table)
+        self.price = functools.cache(self.model.price)  # the fit asks for many of the same cells after every epoch
         require_reachable(self.space.name, self.model.price(self.space.smallest()), task.budget)
         self.limited = not task.budget.holds(self.model.price(self.space.largest()))
         target = Budget.of(task.target, self.model.unit)
@@ -272,10 +274,10 @@ class VpDarts(Method[VpDartsSettings]):
             edge(*ends): {name: max(row[option], WORST) + TIE * order.index(option) for option, name in enumerate(OPTIONS)}
             for ends, row in zip(EDGES, self.importance, strict=True)
         }
-        return options.fit(self.space, scores, self.model.price, self.task.budget if self.limited else None).choice
+        return options.fit(self.space, scores, self.price, self.task.budget if self.limited else None).choice
 
     def _allowed(self, choice: Choice) -> bool:
-        return self.space.connected(choice) and (not self.limited or self.task.budget.holds(self.model.price(choice)))
+        return self.space.connected(choice) and (not self.limited or self.task.budget.holds(self.price(choice)))
 
     # Baselines
 

@@ -14,16 +14,22 @@ EDGES = tuple(SPACE.largest().options)
 US = {NONE: 0.0, SKIP: 0.0, CONV1: 11.0, CONV3: 30.0, POOL: 17.0}
 
 
+@cache
+def used(choice):
+    return frozenset(edge(*ends) for ends in SPACE.used(choice))
+
+
+@cache
 def price(choice):
     """Blocks are not all there is to a network: what runs together costs a little more, and the interval is wider for some."""
-    used = SPACE.used(choice)
-    cost = 10 + sum(US[option] for option in used.values()) + 0.3 * len(used) ** 2
-    return Price(cost, cost * (1.02 + 0.01 * len(set(used.values()))))
+    count, cost = len(used(choice)), sum(US[choice.options[name]] for name in used(choice))
+    cost = 10 + cost + 0.3 * count**2
+    return Price(cost, cost * (1.02 + 0.01 * len({choice.options[name] for name in used(choice)})))
 
 
 @cache
 def priced():
-    return [(choice, price(choice).most) for choice in SPACE.choices() if SPACE.connected(choice)]
+    return [(choice, price(choice).most) for choice in SPACE.choices() if used(choice)]
 
 
 def drawn(seed, *, digits=12):
@@ -32,8 +38,7 @@ def drawn(seed, *, digits=12):
 
 
 def value(choice, scores):
-    used = {edge(*ends) for ends in SPACE.used(choice)}
-    return math.fsum(scores[name][option if name in used else NONE] for name, option in choice.options.items())
+    return math.fsum(scores[name][option if name in used(choice) else NONE] for name, option in choice.options.items())
 
 
 @pytest.mark.parametrize("seed", range(3))

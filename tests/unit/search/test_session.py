@@ -1,5 +1,6 @@
 """The session, by real methods and by toy ones that use all that a method may use."""
 
+import functools
 import hashlib
 import itertools
 import math
@@ -202,14 +203,25 @@ NEEDS = {"lr_decay": {"schedule": "exponential"}, "temperature": {"distill": "ta
 CHANGES = TRAINING | {"augment": "none", "temperature": 2.0, "drop_path": 0.5}
 
 
+@pytest.fixture(scope="module")
+def trained_weights(tmp_path_factory, shortcut_space, stripes):
+    """Weights of a network with a residual branch after a short run with some settings; each made once."""
+
+    @functools.cache
+    def weights(changed):
+        quick = {"pretrain_epochs": 1, "search_epochs": 1, "finetune_epochs": 2, "lr_decay_epochs": 0.5, "batch": 32}
+        method = make_method("uniform", shortcut_space, None, stripes, 0.7 * shortcut_space.macs(), **quick, **dict(changed))
+        out = tmp_path_factory.mktemp("run")
+        list(session.run(method, out))
+        return read_tensors(out / "weights.safetensors")[0]
+
+    return lambda **changed: weights(tuple(sorted(changed.items())))
+
+
 @pytest.mark.parametrize("name", sorted(CHANGES.keys() - {"memory_format"}))
-def test_every_way_of_training_makes_a_difference(tmp_path, shortcut_space, stripes, name):
-    """Of a network with a residual branch."""
-    quick = {"pretrain_epochs": 1, "search_epochs": 1, "finetune_epochs": 2, "lr_decay_epochs": 0.5, "batch": 32, **NEEDS.get(name, {})}
-    budget = 0.7 * shortcut_space.macs()
-    for out, changed in (("usual", {}), ("changed", {name: CHANGES[name]})):
-        list(session.run(make_method("uniform", shortcut_space, None, stripes, budget, **quick, **changed), tmp_path / out))
-    usual, other = (read_tensors(tmp_path / out / "weights.safetensors")[0] for out in ("usual", "changed"))
+def test_every_way_of_training_makes_a_difference(trained_weights, name):
+    needed = NEEDS.get(name, {})
+    usual, other = trained_weights(**needed), trained_weights(**needed, **{name: CHANGES[name]})
     assert any(not torch.equal(value, other[key]) for key, value in usual.items())
 
 
