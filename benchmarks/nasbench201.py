@@ -216,7 +216,7 @@ def taus(runs: list[dict], kind: str, wanted: list[list[float]]) -> float | None
     return statistics.mean(found) if found else None
 
 
-def report(setting: Setting, runs: dict[str, dict], accuracies: dict[str, dict[str, float]], table: LatencyTable | None) -> str:
+def report(setting: Setting, runs: dict[str, dict], accuracies: dict[str, dict[str, float]], prices: dict[str, Price]) -> str:
     """What was found so far."""
     space, wanted = cells_of(setting), marginals(accuracies)
     done = {way: [runs[key] for seed in SEEDS if (key := f"{way}/{seed}") in runs] for way in WAYS}
@@ -245,8 +245,8 @@ def report(setting: Setting, runs: dict[str, dict], accuracies: dict[str, dict[s
     all3 = accuracies[space.text(space.largest())]
     lines += ["", "All 3x3 has " + " / ".join(f"{all3[name]:.2f}" for name in SETS) + f"; the best cell on CIFAR-10 {ranks[0]:.2f}.", ""]
     rows = asked(done, accuracies, wanted)
-    if table and any(way in done for way in BUDGETS):
-        words, more = budgets(space, table, done, runs.get("measured_us", {}), accuracies)
+    if prices and any(way in done for way in BUDGETS):
+        words, more = budgets(prices, space.text(space.largest()), done, runs.get("measured_us", {}), accuracies)
         lines, rows = [*lines, *words], [*rows, *more]
     lines += ["## What was asked", "", *verdicts(rows), "", "## Cells", ""]
     lines += ["| way | seed | cell | CIFAR-10 | rank |", "|---|---|---|---|---|"]
@@ -291,17 +291,20 @@ def asked(done: dict[str, list[dict]], accuracies: dict[str, dict[str, float]], 
     return rows
 
 
+def priced(space: Cells, table: LatencyTable) -> dict[str, Price]:
+    """What a table predicts for every cell, by its architecture string."""
+    model = LatencyModel(space, table)
+    return {space.text(choice): model.price(choice) for choice in space.choices()}
+
+
 def budgets(
-    space: Cells,
-    table: LatencyTable,
+    prices: dict[str, Price],
+    all3: str,
     done: dict[str, list[dict]],
     measured: dict[str, list[float]],
     accuracies: dict[str, dict[str, float]],
 ) -> tuple[list[str], list[tuple]]:
     """The cells found within each budget among all cells within it, and what was asked."""
-    model = LatencyModel(space, table)
-    prices: dict[str, Price] = {space.text(choice): model.price(choice) for choice in space.choices()}
-    all3 = space.text(space.largest())
     lines, rows, shares = ["## Within a budget", ""], [], []
     lines += ["Budgets are shares of the predicted latency of all 3x3. Cells are within one by the upper end of their prediction.", ""]
     for way, fraction in BUDGETS.items():
@@ -335,24 +338,23 @@ def budgets(
     return lines, rows
 
 
-def plot(space: Cells, table: LatencyTable, runs: dict[str, dict], accuracies: dict[str, dict[str, float]], out: Path) -> None:
+def plot(prices: dict[str, Price], all3: str, runs: dict[str, dict], accuracies: dict[str, dict[str, float]], out: Path) -> None:
     """Accuracy over predicted latency: all cells that are of use, and those that were found."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    model = LatencyModel(space, table)
-    prices = {space.text(choice): model.price(choice).cost for choice in space.choices()}
+    us = {arch: price.cost for arch, price in prices.items()}
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    archs = [arch for arch in prices if accuracies[arch]["CIFAR-10"] > 86]
+    archs = [arch for arch in us if accuracies[arch]["CIFAR-10"] > 86]
     values = [accuracies[arch]["CIFAR-10"] for arch in archs]
-    axes.scatter([prices[arch] for arch in archs], values, s=2, color="0.8", label="all cells")
+    axes.scatter([us[arch] for arch in archs], values, s=2, color="0.8", label="all cells")
     for (way, label), marker in zip({FIRST: "no budget", **{way: way for way in BUDGETS}, "DARTS": "DARTS"}.items(), "osDx", strict=True):
         found = [run["arch"] for key, run in runs.items() if key.partition("/")[0] == way]
-        axes.plot([prices[arch] for arch in found], [accuracies[arch]["CIFAR-10"] for arch in found], marker, label=label)
+        axes.plot([us[arch] for arch in found], [accuracies[arch]["CIFAR-10"] for arch in found], marker, label=label)
     for fraction in BUDGETS.values():
-        axes.axvline(fraction * prices[space.text(space.largest())], color="black", linestyle="--", linewidth=1)
+        axes.axvline(fraction * us[all3], color="black", linestyle="--", linewidth=1)
     axes.set(xlabel="predicted latency, µs", ylabel="test accuracy on CIFAR-10 after 200 epochs, %", ylim=(86, 95))
     axes.legend()
     figure.savefig(out, dpi=120)
@@ -389,9 +391,10 @@ def main() -> None:
         store.write_text(json.dumps(runs, indent=1))
     if set(arguments.seeds) <= set(SEEDS):
         (HERE / f"{setting.stem}.json").write_text(json.dumps(runs, indent=1) + "\n")
-        (HERE / f"{setting.stem}.md").write_text(report(setting, runs, accuracies, table))
+        prices = priced(space, table) if table else {}
+        (HERE / f"{setting.stem}.md").write_text(report(setting, runs, accuracies, prices))
         if table:
-            plot(space, table, runs, accuracies, HERE / f"{setting.stem}.png")
+            plot(prices, space.text(space.largest()), runs, accuracies, HERE / f"{setting.stem}.png")
 
 
 def run_all(setting: Setting, arguments: argparse.Namespace, table: LatencyTable | None) -> None:
