@@ -119,7 +119,7 @@ class Pas(Pruning[PasSettings]):
         widths = [indicator.width() for indicator in indicators(network)]
         cost = self._cost(self._by_space(widths, lambda full: torch.tensor(float(full))))
         # What counts is the network that would ship, with every width rounded up; its gradient is that of the widths as they are.
-        shipped = self._cost([torch.tensor(float(width)) for width in round_up(self.kept(network), self.choices)])
+        shipped = self._cost([torch.tensor(float(width)) for width in round_up(self._existing(network), self.choices)])
         cost = shipped + cost - cost.detach()
         beta, target = self.controller.weight, self.controller.target.amount
         self.controller.update(cost.item())
@@ -133,8 +133,11 @@ class Pas(Pruning[PasSettings]):
         """The indicators."""
         return [indicator.v.detach() for indicator in indicators(network)]
 
-    def kept(self, network: nn.Module) -> Widths:
+    def kept(self, network: nn.Module, scores: Sequence[Tensor]) -> Widths:
         """Channels whose indicator is above the threshold."""
+        return self._existing(network)
+
+    def _existing(self, network: nn.Module) -> Widths:
         return tuple(self._by_space([int(indicator.kept().sum()) for indicator in indicators(network)], int))
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:

@@ -87,8 +87,8 @@ class Pruning(Method[P]):
         return trained
 
     def _pruned(self, trained: nn.Module) -> nn.Module:
-        scores = self._by_space(self.scores(trained), torch.ones)
-        self.widths = self.fitted(scores, self.kept(trained))
+        scores = self._scored(trained)
+        self.widths = self.fitted(scores, self.kept(trained, scores))
         each = zip(self.space.groups, scores, self.widths, strict=True)
         return self.masked(trained, {name: masks.top(score, width) for (name, _), score, width in each})
 
@@ -100,9 +100,17 @@ class Pruning(Method[P]):
     def scores(self, network: nn.Module) -> list[Scores]:
         """What every channel of each prunable group is worth."""
 
-    def kept(self, network: nn.Module) -> Widths:
-        """Channels of every group of the space that score at least the lowest threshold whose network is within the budget."""
-        scores = self._by_space(self.scores(network), torch.ones)
+    def _scored(self, network: nn.Module) -> list[Tensor]:
+        """The scores for every group of the space."""
+        return self._by_space(self.scores(network), torch.ones)
+
+    def kept(self, network: nn.Module, scores: Sequence[Tensor]) -> Widths:
+        """Channels of every group of the space that score at least the lowest threshold whose network is within the budget.
+
+        Args:
+            network: that is pruned.
+            scores: of it, for every group of the space.
+        """
         return ranked_widths([score.tolist() for score in scores], self.choices, self.price, self.task.budget)
 
     def fitted(self, scores: Sequence[Tensor], kept: Widths) -> Widths:
@@ -157,7 +165,7 @@ class Pruning(Method[P]):
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """While channels are still there: which ones would stay now."""
         if epoch.phase.name == "search" and self.pruned_in == "finetune":
-            self.widths = self.kept(network)
+            self.widths = self.kept(network, self._scored(network))
         return {}
 
     def choice(self) -> Choice:

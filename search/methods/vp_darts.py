@@ -11,10 +11,9 @@ final cell is the one of the highest total importance within the budget.
 """
 
 import contextlib
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -63,9 +62,9 @@ class VpDarts(Method[VpDartsSettings]):
         super().__init__(settings, task)
         self.space = with_cells(task.space, self.name)
         self.model: CostModel = cost_model(self.space, task.table)
-        self.price = functools.cache(self.model.price)  # the fit asks for many of the same cells after every epoch
-        require_reachable(self.space.name, self.model.price(self.space.smallest()), task.budget)
-        self.limited = not task.budget.holds(self.model.price(self.space.largest()))
+        self.price = cache(self.model.price)  # the fit asks for many of the same cells after every epoch
+        require_reachable(self.space.name, self.price(self.space.smallest()), task.budget)
+        self.limited = not task.budget.holds(self.price(self.space.largest()))
         target = Budget.of(task.target, self.model.unit)
         self.controller = BudgetController(target=target, weight=settings.latency_weight, rate=settings.latency_rate)
         self.costs = [self._cost_of(option) for option in OPTIONS]
