@@ -24,6 +24,8 @@ AMPLIFIED = 2.0**16
 
 _DIVISORS = {"DequantizeLinear": 1, "Div": 1, "Log": 0, "Mod": 1, "Pow": 0, "QuantizeLinear": 1, "Reciprocal": 0, "Sqrt": 0}
 """The input for which zero is far from any other number."""
+_INVERTED = {"Div": 1, "Log": 0, "ReduceLogSum": 0, "Reciprocal": 0}
+"""The input that a division, or a logarithm, makes large where it is near to zero."""
 _SIGNS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sign"})
 """For which zero is far from any other number, whichever input it is."""
 _GUARDS = frozenset({"Add", "Clip", "Max", "Sub", "Sum", "Where"})
@@ -195,7 +197,7 @@ def _guarded(node: Node, flow: Flow) -> list[Node]:
     proto = node.proto
     if proto.op_type in _SIGNS:
         return _joined(*_losing(proto.input, flow, guards_only=True), node, flow)
-    divisor = {"Div": 1, "Log": 0, "ReduceLogSum": 0, "Reciprocal": 0}.get(proto.op_type)
+    divisor = _INVERTED.get(proto.op_type)
     if proto.op_type == "Pow" and (flow.constants.get(proto.input[1], np.ones(1)) < _ROOT).any():
         divisor = 0
     if divisor is None:
@@ -243,7 +245,7 @@ def _vanishing(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Nod
     A divisor that may be zero in FP32, too, is the network's own affair: what is looked at are exponentials and their kin.
     """
     proto = node.proto
-    argument = {"Div": 1, "Log": 0, "ReduceLogSum": 0, "Reciprocal": 0}.get(proto.op_type)
+    argument = _INVERTED.get(proto.op_type)
     if argument is None or values[proto.input[argument]].low >= SMALLEST_NORMAL:
         return []
     near = [one for one in _upstream(proto.input[argument], flow, {"Div", "Mul"}) if one.proto.op_type not in HEAVY]

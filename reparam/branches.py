@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from reparam.algebra import average_kernel, norm_affine
 from reparam.errors import ReparamError
 from reparam.forms import Form, affine, identity, parallel, serial
-from reparam.graph import Network, aten, operator_of, shape
+from reparam.graph import Network, aten, is_norm, operator_of, shape
 
 Key = tuple[fx.Node, int]
 
@@ -353,15 +353,12 @@ class Choice:
     def _tears(self, form: Form) -> bool:
         """Whether it takes a scaling out of a module, as an activation, that has no layer in it and of which the rest would stay."""
         for node in _operators(form):
-            if node.target not in _SUMS | _FACTORS or len(self._inputs(node)) > 1:
+            if node.target not in _SUMS | _FACTORS or len(self._network.reads(node)) > 1:
                 continue
             live = {other for other in self._network.calls[node][-1].nodes if not self._network.is_constant(other)}
             if live.isdisjoint(self._branches.layers) and not live <= form.absorbed:
                 return True
         return False
-
-    def _inputs(self, node: fx.Node) -> list[fx.Node]:
-        return [x for x in node.all_input_nodes if not self._network.is_constant(x)]
 
     def _plain(self, layer: fx.Node) -> bool:
         """Whether the weights of a layer are stored as they are."""
@@ -383,7 +380,7 @@ class Choice:
         return {node: index for index, node in enumerate(self._network.graph.nodes)}
 
     def _in_a_row(self, form: Form) -> bool:
-        return all(len(self._inputs(node)) == 1 for node in form.absorbed) and not any(
+        return all(len(self._network.reads(node)) == 1 for node in form.absorbed) and not any(
             node.args[0] is node.args[1] for node in form.absorbed if len(node.args) > 1
         )
 
@@ -392,10 +389,9 @@ def left(choice: Choice, branches: Branches) -> Iterator[tuple[fx.Node, str]]:
     """Norms, and sums of layers, that stay, each with the reason."""
     gone = set(itertools.chain.from_iterable(merge.form.absorbed for merge in choice.merges))
     for node in branches.network.graph.nodes:
-        norm = "batch_norm" in str(node.target)
         if node in gone or branches.network.is_constant(node):
             continue
-        if norm:
+        if is_norm(node):
             yield node, _why_norm(node, branches)
         elif node in choice.costly:
             yield node, choice.costly[node]

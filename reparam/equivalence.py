@@ -71,7 +71,7 @@ def compare(
         lambda value: value.to(dtype) if value.is_floating_point() else value,
     )
     with arithmetic(dtype):
-        outputs = [list(_tensors(copy.deepcopy(module).to(dtype).eval()(*inputs, **named))) for module in (reference, other)]
+        outputs = [list(tensors_of(copy.deepcopy(module).to(dtype).eval()(*inputs, **named))) for module in (reference, other)]
     return between(*outputs)
 
 
@@ -145,7 +145,12 @@ def _aligned(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
     return a.where(finite, 0.0), b.where(finite, 0.0), count
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """The tensors of what a network returns, in order.
+
+    Raises:
+        ReparamError: there is something else in it.
+    """
     for path, value in leaves(output):
         if not isinstance(value, Tensor):
             of = f" at {'.'.join(path)}" if path else ""

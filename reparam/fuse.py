@@ -12,7 +12,7 @@ from reparam.blocks import Block, ChannelMask
 from reparam.branches import Branches, Choice, Merge, left
 from reparam.equivalence import FLOAT64_LIMIT, arithmetic, between, compare, require
 from reparam.errors import ReparamError
-from reparam.graph import RUN_ERRORS, Network, first_line, has_hooks, operator_of, read, twin_of
+from reparam.graph import RUN_ERRORS, Network, first_line, has_hooks, is_norm, operator_of, read, twin_of
 from reparam.rewrite import Rewritten, SeenError, rewrite
 from reparam.structure import leaves, map_tensors
 
@@ -175,7 +175,7 @@ def _report(network: Network, branches: Branches, choice: Choice, deployed: list
         parts = sorted(merge.operators, key=[*network.graph.nodes].index)
         merged.append(f"{where(merge.host)}: one layer for {', '.join(f'{operator_of(node)} {where(node)}' for node in parts)}")
     gone = {node for merge in choice.merges for node in merge.form.absorbed}
-    norms = [node for node in network.graph.nodes if "batch_norm" in str(node.target) and not network.is_constant(node)]
+    norms = [node for node in network.graph.nodes if is_norm(node) and not network.is_constant(node)]
     layers = set(branches.layers)
     return FuseReport(
         blocks=tuple(deployed),

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.exported_program import default_decompositions
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
-from reparam.equivalence import arithmetic
+from reparam.equivalence import arithmetic, tensors_of
 from reparam.errors import ReparamError
 from reparam.structure import leaves, map_tensors
 
@@ -125,6 +125,10 @@ class Network:
         """Whether an argument of a node is the same for every input of the network."""
         return not isinstance(value, fx.Node) or self._constant_node(value)
 
+    def reads(self, node: fx.Node) -> list[fx.Node]:
+        """What a node reads that depends on the network's input."""
+        return [x for x in node.all_input_nodes if not self._constant_node(x)]
+
     def _constant_node(self, node: fx.Node) -> bool:
         if node not in self._constants:
             known = node.all_input_nodes or _creates(node)
@@ -183,6 +187,11 @@ def operator_of(node: fx.Node) -> str:
     target: Any = node.target
     name = getattr(target, "overloadpacket", target).__name__.strip("_")
     return "batch norm" if name.startswith("native_batch_norm") else name.replace("_", " ")
+
+
+def is_norm(node: fx.Node) -> bool:
+    """Whether a node is a batch norm, with running statistics or without."""
+    return "batch_norm" in str(node.target)
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -274,15 +283,7 @@ class _Flat(nn.Module):
         return self.network(*args, **kwargs)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_only_tensors(self.run(*tensors)))
-
-
-def _only_tensors(output: Any) -> Iterator[Tensor]:
-    for path, value in leaves(output):
-        if not isinstance(value, Tensor):
-            of = f" at {'.'.join(path)}" if path else ""
-            raise ReparamError(f"outputs must be tensors in tuples, lists or dicts, found {type(value).__name__}{of}")
-        yield value
+        return tuple(tensors_of(self.run(*tensors)))
 
 
 class _Calls:

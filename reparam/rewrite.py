@@ -139,7 +139,7 @@ class _Rewriter:
             return None
         inside = set(call.nodes)
         live = [node for node in call.nodes if not self.network.is_constant(node)]
-        read = {x for node in live for x in node.all_input_nodes if x not in inside and not self.network.is_constant(x)}
+        read = {x for node in live for x in self.network.reads(node) if x not in inside}
         made = [node for node in live if any(user not in inside for user in node.users)]
         return (read.pop(), made[0]) if len(read) == len(made) == 1 else None
 
@@ -270,7 +270,7 @@ class _Region:
         elif node in self.rows:
             self.made[node] = self._layer(self.rows[node], node.all_input_nodes[0])
         elif node in self.touched and node in self.rewriter.gone and self._in_row(node):
-            self.made[node] = self._value(next(x for x in node.all_input_nodes if not self.network.is_constant(x)))
+            self.made[node] = self._value(self.network.reads(node)[0])
         elif not (node in self.touched and node in self.rewriter.gone):
             self._copy(node)
 
@@ -305,9 +305,7 @@ class _Region:
         return self.made[node]
 
     def _tensor(self, path: str) -> str:
-        owner, _, name = path.rpartition(".")
-        module = self.model.get_submodule(owner)
-        tensor: Any = getattr(module, name)
+        tensor = _tensor_of(self.model, path)
         local = self._relative(path).replace(".", "_")
         while hasattr(self.parts, local):
             local += "_"

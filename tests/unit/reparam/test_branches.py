@@ -5,20 +5,7 @@ from torch import nn
 
 from reparam.branches import Branches, Choice, left
 from reparam.graph import operator_of, read
-
-
-class Net(nn.Module):
-    """Parts by name, and what to do with them: `run(self, x)`."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.run(self, x)
-
+from unit.reparam.helpers import Net
 
 X = torch.randn(2, 4, 6, 6)
 

@@ -5,19 +5,7 @@ from torch import nn
 
 from reparam.errors import ReparamError
 from reparam.graph import aten, has_hooks, operator_of, read, shape, twin_of
-
-
-class Net(nn.Module):
-    """Parts by name, and what to do with them: `run(self, *args, **kwargs)`."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *args, **kwargs):
-        return self.run(self, *args, **kwargs)
+from unit.reparam.helpers import Net
 
 
 def operators(network):

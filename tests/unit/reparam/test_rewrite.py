@@ -6,20 +6,7 @@ from reparam.branches import Branches, Choice
 from reparam.equivalence import compare
 from reparam.graph import read
 from reparam.rewrite import SeenError, rewrite
-
-
-class Net(nn.Module):
-    """Parts by name, and what to do with them: `run(self, *args, **kwargs)`."""
-
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, *args, **kwargs):
-        return self.run(self, *args, **kwargs)
-
+from unit.reparam.helpers import Net
 
 X = torch.randn(2, 4, 6, 6)
 
