@@ -5,8 +5,9 @@ part that may be absent is multiplied with the probability that it runs. `expect
 one-hot and widths whole, it is what `price` says.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -25,6 +26,8 @@ from search.spaces.cells import KINDS, STAGES
 
 Scalar = Float[Tensor, ""]
 Shares = Float[Tensor, " candidates"]
+
+_TABULATED = 33 * 33  # widths of a block's groups in all combinations; for more, the expected cost is that of the expected widths
 
 Candidate = BlockSpec | None
 """A block, or None for nothing: a layer that is skipped, an edge without operation."""
@@ -47,6 +50,10 @@ class CostModel(Protocol):
             site: where it runs.
             widths: channels of every group that the site's spans name, by index; gradients reach them through input and output widths.
         """
+        ...
+
+    def term(self, block: Candidate) -> float:
+        """What one block adds to the cost."""
         ...
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
@@ -116,13 +123,14 @@ class LatencyModel:
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
         """A mixture of blocks: see `CostModel`."""
-        return _mixed([self._term(block) for block in candidates], shares)
+        return _mixed([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Microseconds."""
         return torch.as_tensor(sum(terms, self._table.predictor.network_us))
 
-    def _term(self, block: Candidate) -> float:
+    def term(self, block: Candidate) -> float:
+        """Microseconds that a block adds: see `CostModel`."""
         if block is None:
             return 0.0
         if block not in self._terms:
@@ -177,13 +185,14 @@ class MacsModel:
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
         """A mixture of blocks: see `CostModel`."""
-        return _mixed([self._term(block) for block in candidates], shares)
+        return _mixed([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Multiply-accumulates of one inference."""
         return torch.as_tensor(sum(terms, 0.0))
 
-    def _term(self, block: Candidate) -> float:
+    def term(self, block: Candidate) -> float:
+        """Multiply-accumulates of a block: see `CostModel`."""
         if block not in self._terms:
             self._terms[block] = float(ops.counts(block).macs) if block else 0.0
         return self._terms[block]
@@ -197,6 +206,66 @@ def cost_model(space: Space, table: LatencyTable | None) -> CostModel:
 def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scalar]) -> list[Scalar]:
     """Every site of a network at open widths, in order."""
     return [model.at_widths(site, widths) for site in sites]
+
+
+class DrawnWidths:
+    """The network whose groups each draw a width, independently: its expected cost, differentiable in their distributions.
+
+    A block that depends on the widths of two groups is bilinear in their distributions: its cost at each pair of widths is tabulated, and
+    the expectation is exact. So it is for a block of more groups, such as one that reads a concatenation, up to a number of combinations;
+    beyond that it is the cost at the expected widths.
+
+    Args:
+        model: of the space.
+        sites: the blocks, in order.
+        choices: for each group the widths that it draws from.
+        parts: what each site belongs to, of what may be absent; None: it always runs.
+    """
+
+    def __init__(
+        self, model: CostModel, sites: Sequence[Site], choices: Sequence[Sequence[int]], parts: Sequence[Hashable] | None = None
+    ) -> None:
+        self._model, self._choices = model, [torch.tensor(options, dtype=torch.float64) for options in choices]
+        self._grids: dict[tuple[tuple[int, ...], Hashable], Tensor] = {}
+        self._open: list[tuple[Site, Hashable]] = []
+        for site, part in zip(sites, parts or [None] * len(sites), strict=True):
+            groups = tuple(sorted({group for span in site.spans for group, _ in span.terms}))
+            if math.prod(len(choices[group]) for group in groups) > _TABULATED:
+                self._open.append((site, part))
+                continue
+            grid = self._grid(site, groups, choices)
+            self._grids[groups, part] = self._grids[groups, part] + grid if (groups, part) in self._grids else grid
+
+    def _grid(self, site: Site, groups: Sequence[int], choices: Sequence[Sequence[int]]) -> Tensor:
+        at, costs = [0] * len(choices), []
+        for widths in itertools.product(*(choices[group] for group in groups)):
+            for group, width in zip(groups, widths, strict=True):
+                at[group] = width
+            costs.append(self._model.term(site.at(at)))
+        return torch.tensor(costs, dtype=torch.float64).reshape([len(choices[group]) for group in groups])
+
+    def expected(self, shares: Sequence[Shares], present: Mapping[Hashable, Scalar] | None = None) -> Scalar:
+        """Expected cost of the network, in the unit of the model.
+
+        Args:
+            shares: for each group the probability of each of its widths.
+            present: of each part that may be absent the probability that it runs.
+        """
+        exact = [share.double().cpu() for share in shares]
+        terms = []
+        for (groups, part), grid in self._grids.items():
+            value = grid
+            for group in reversed(groups):  # the last axis is that of the last group
+                value = value @ exact[group]
+            terms.append(_times(value, part, present))
+        if self._open:
+            means = [share @ options for share, options in zip(exact, self._choices, strict=True)]
+            terms += [_times(self._model.at_widths(site, means), part, present) for site, part in self._open]
+        return self._model.expected(terms)
+
+
+def _times(cost: Scalar, part: Hashable, present: Mapping[Hashable, Scalar] | None) -> Scalar:
+    return cost if part is None or present is None else cost * present[part].double().cpu()
 
 
 def cell_terms(model: CostModel, space: Cells, shares: Float[Tensor, "edges options"]) -> list[Scalar]:

@@ -20,8 +20,8 @@ from torch.optim import Optimizer
 from reparam import insert_masks
 from reparam.blocks import Image
 from search import masks
-from search.budget import Budget, BudgetController, round_up
-from search.cost import CostModel, MacsModel, Scalar, network_terms
+from search.budget import BudgetController, round_up
+from search.cost import Scalar, network_terms
 from search.masks import Keep, Scores, top
 from search.method import Epoch, Phase, Task
 from search.methods.pruning import Pruning
@@ -78,13 +78,9 @@ class Pas(Pruning[PasSettings]):
 
     def __init__(self, settings: PasSettings, task: Task) -> None:
         super().__init__(settings, task)
-        table = task.table
-        self.counted: CostModel = self.model if settings.cost == "latency" else MacsModel(self.space)
+        self.costs, target = self.counted(settings.cost)
         self.sites = self.space.sites()
-        amount = task.target
-        if table and settings.cost == "macs":  # they have no budget of their own: aim at the same share of the unpruned network
-            amount *= self.space.macs() / self.price(self.space.full_widths()).cost
-        self.controller = BudgetController(target=Budget.of(amount, self.counted.unit), weight=settings.beta, rate=settings.beta_rate)
+        self.controller = BudgetController(target=target, weight=settings.beta, rate=settings.beta_rate)
         self.before: list[Keep] = []
 
     def searched(self, trained: nn.Module) -> nn.Module:
@@ -127,7 +123,7 @@ class Pas(Pruning[PasSettings]):
         return beta * error**2
 
     def _cost(self, widths: Sequence[Scalar]) -> Scalar:
-        return self.counted.expected(network_terms(self.counted, self.sites, widths))
+        return self.costs.expected(network_terms(self.costs, self.sites, widths))
 
     def scores(self, network: nn.Module) -> list[Scores]:
         """The indicators."""

@@ -1,6 +1,7 @@
-"""What methods of widths have in common: the unpruned network is trained, its widths are searched, what is left is fine-tuned.
+"""What methods of widths have in common: the unpruned network is trained, its widths are searched, what is left is trained on.
 
-A method says what a channel is worth (`scores`), when channels go (`pruned_in`), and what its search adds to the loss (`penalty`).
+A `Narrowing` method says what network is searched. A `Pruning` one says what a channel is worth (`scores`), when channels go
+(`pruned_in`), and what its search adds to the loss (`penalty`).
 """
 
 from abc import abstractmethod
@@ -14,8 +15,8 @@ from torch.optim import Optimizer
 from reparam import ChannelGroup, fuse, squeeze
 from search import masks, schedule
 from search import widths as fitting
-from search.budget import Price, free_channels, ranked_widths, require_reachable, round_up
-from search.cost import CostModel, cost_model
+from search.budget import Budget, Price, free_channels, ranked_widths, require_reachable, round_up
+from search.cost import CostModel, MacsModel, cost_model
 from search.distill import task_loss
 from search.masks import Scores
 from search.method import Epoch, Method, Phase, Task
@@ -28,8 +29,8 @@ T = TypeVar("T")
 P = TypeVar("P", bound=PruningSettings)
 
 
-class Pruning(Method[P]):
-    """A method that removes channels of one network.
+class Narrowing(Method[P]):
+    """A method that ends with a narrower network of a space of widths.
 
     Args:
         settings: of the method.
@@ -41,7 +42,7 @@ class Pruning(Method[P]):
         ReparamError: the network cannot be traced, fused or squeezed; the node is named.
     """
 
-    pruned_in: ClassVar[Literal["search", "finetune"]]
+    pruned_in: ClassVar[Literal["search", "finetune"]] = "finetune"
     """the phase that begins with the channels' going"""
 
     def __init__(self, settings: P, task: Task) -> None:
@@ -51,9 +52,8 @@ class Pruning(Method[P]):
         with torch.random.fork_rng():
             network = self.space.module()
         self.groups = masks.prunable_groups(network, task.example, settings.excluded)
-        self.choices = _shippable(self.space, settings, {group.name for group in self.groups})
-        smallest = tuple(options[0] for options in self.choices)
-        require_reachable(self.space.name, self.price(smallest), task.budget)
+        self.choices = self.width_choices()
+        require_reachable(self.space.name, self.model.price(self.smallest()), task.budget)
         _require_squeezable(network, task.example, self.groups)
         self.widths = self.space.full_widths()
 
@@ -66,6 +66,99 @@ class Pruning(Method[P]):
             Phase(name="search", epochs=settings.search_epochs, decides=decides == "search", batch_statistics=True),
             Phase(name="finetune", epochs=settings.finetune_epochs, decides=decides == "finetune", distils=True),
         )
+
+    def width_choices(self) -> list[Widths]:
+        """Of every group of the space the widths that can ship, ascending; the full one always can."""
+        return _shippable(self.space, self.settings, {group.name for group in self.groups})
+
+    def smallest(self) -> Choice:
+        """The smallest network that the method can find."""
+        return self.space.choice([options[0] for options in self.choices])
+
+    def counted(self, cost: Literal["latency", "macs"]) -> tuple[CostModel, Budget]:
+        """The model of a cost, and the target in its unit.
+
+        Multiply-accumulates have no target of their own where a table is given: it is the same share of the unpruned network.
+        """
+        amount = self.task.target
+        if cost == "latency" or not self.task.table:
+            return self.model, Budget.of(amount, self.model.unit)
+        model = MacsModel(self.space)
+        return model, Budget.of(amount * self.space.macs() / self.price(self.space.full_widths()).cost, model.unit)
+
+    def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
+        """One of all weights, which holds those of channels that are gone."""
+        return [self.optimizer(network)]
+
+    def optimizer(self, network: nn.Module, policy: Sequence[nn.Parameter] = (), policy_lr: float = 0.0) -> Optimizer:
+        """Stochastic gradient descent on all weights, and on a policy by a learning rate of its own."""
+        settings = self.settings
+        found = make_optimizer(
+            network, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, policy=policy, policy_lr=policy_lr
+        )
+        if hasattr(network, "masks"):
+            chosen = {id(parameter) for parameter in policy}
+            masks.hold_gone(found, [weight for weight in network.parameters() if id(weight) not in chosen])
+        return found
+
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+        """All weights on all images; towards the labels, and in the search towards the method's penalty."""
+        (optimizer,) = optimizers
+        batches = self.task.data.training_batches(self.settings.batch, epoch.order)
+        phase, steps = epoch.phase, len(batches)
+        warmup = steps if phase.unpruned or (phase.name == "finetune" and self.settings.retrain == "scratch") else 0
+
+        def factor(step: int) -> float:
+            if phase.name == "search":
+                return 1.0
+            step += epoch.index * steps
+            return schedule.factor(self.settings, step, epoch_steps=steps, epochs=phase.epochs, warmup=warmup)
+
+        task = task_loss(self.settings, epoch.teacher)
+
+        def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+            added = self.penalty(network) if phase.name == "search" else None
+            return task(logits, labels, images) if added is None else task(logits, labels, images) + added
+
+        return [Part(optimizers=[optimizer], batches=batches, loss=loss, factor=factor)]
+
+    def penalty(self, network: nn.Module) -> Tensor | None:
+        """What a step of the search adds to the loss."""
+        return None
+
+    def choice(self) -> Choice:
+        """The widths that the method has now."""
+        return self.space.choice(self.widths)
+
+    def shippable(self) -> Choice:
+        """Those rounded up to ones that can ship."""
+        return self.space.choice(round_up(self.widths, self.choices))
+
+    def free_channels(self) -> dict[str, int]:
+        """Channels that cost nothing, all other groups as they are."""
+        free = free_channels(self.widths, self.choices, self.price)
+        return {name: count for (name, _), count in zip(self.space.groups, free, strict=True)}
+
+    def state(self) -> dict[str, Any]:
+        """The widths."""
+        return {"widths": list(self.widths)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with these widths."""
+        self.widths = tuple(state["widths"])
+
+    def price(self, widths: Widths) -> Price:
+        """What a network of these widths costs, in the unit of the budget."""
+        return self.model.price(self.space.choice(widths))
+
+    def _by_space(self, values: Sequence[T], of_whole: Callable[[int], T]) -> list[T]:
+        """A value for every group of the space, of those for the groups that are searched and one for those that are excluded."""
+        named = dict(zip((group.name for group in self.groups), values, strict=True))
+        return [named[name] if name in named else of_whole(full) for name, full in self.space.groups]
+
+
+class Pruning(Narrowing[P]):
+    """A method that removes channels of a trained network by what each is worth."""
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
         """Unpruned, then as `searched` makes it, then with masks behind the groups that lost channels; with new weights at last."""
@@ -122,81 +215,11 @@ class Pruning(Method[P]):
         """What each width of each group is worth: closeness to the proportions of what the method keeps."""
         return fitting.proportional([max(1, count) for count in kept], self.choices, self.price, self.task.budget)
 
-    def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
-        """One of all weights, which holds those of channels that are gone."""
-        return [self.optimizer(network)]
-
-    def optimizer(self, network: nn.Module, policy: Sequence[nn.Parameter] = (), policy_lr: float = 0.0) -> Optimizer:
-        """Stochastic gradient descent on all weights, and on a policy by a learning rate of its own."""
-        settings = self.settings
-        found = make_optimizer(
-            network, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, policy=policy, policy_lr=policy_lr
-        )
-        if hasattr(network, "masks"):
-            chosen = {id(parameter) for parameter in policy}
-            masks.hold_gone(found, [weight for weight in network.parameters() if id(weight) not in chosen])
-        return found
-
-    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """All weights on all images; towards the labels, and in the search towards the method's penalty."""
-        (optimizer,) = optimizers
-        batches = self.task.data.training_batches(self.settings.batch, epoch.order)
-        phase, steps = epoch.phase, len(batches)
-        warmup = steps if phase.unpruned or (phase.name == "finetune" and self.settings.retrain == "scratch") else 0
-
-        def factor(step: int) -> float:
-            if phase.name == "search":
-                return 1.0
-            step += epoch.index * steps
-            return schedule.factor(self.settings, step, epoch_steps=steps, epochs=phase.epochs, warmup=warmup)
-
-        task = task_loss(self.settings, epoch.teacher)
-
-        def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-            added = self.penalty(network) if phase.name == "search" else None
-            return task(logits, labels, images) if added is None else task(logits, labels, images) + added
-
-        return [Part(optimizers=[optimizer], batches=batches, loss=loss, factor=factor)]
-
-    def penalty(self, network: nn.Module) -> Tensor | None:
-        """What a step of the search adds to the loss."""
-        return None
-
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """While channels are still there: which ones would stay now."""
         if epoch.phase.name == "search" and self.pruned_in == "finetune":
             self.widths = self.kept(network, self._scored(network))
         return {}
-
-    def choice(self) -> Choice:
-        """The widths that the method has now."""
-        return self.space.choice(self.widths)
-
-    def shippable(self) -> Choice:
-        """Those rounded up to ones that can ship."""
-        return self.space.choice(round_up(self.widths, self.choices))
-
-    def free_channels(self) -> dict[str, int]:
-        """Channels that cost nothing, all other groups as they are."""
-        free = free_channels(self.widths, self.choices, self.price)
-        return {name: count for (name, _), count in zip(self.space.groups, free, strict=True)}
-
-    def state(self) -> dict[str, Any]:
-        """The widths."""
-        return {"widths": list(self.widths)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with these widths."""
-        self.widths = tuple(state["widths"])
-
-    def price(self, widths: Widths) -> Price:
-        """What a network of these widths costs, in the unit of the budget."""
-        return self.model.price(self.space.choice(widths))
-
-    def _by_space(self, values: Sequence[T], of_whole: Callable[[int], T]) -> list[T]:
-        """A value for every group of the space, of those for the groups that are searched and one for those that are excluded."""
-        named = dict(zip((group.name for group in self.groups), values, strict=True))
-        return [named[name] if name in named else of_whole(full) for name, full in self.space.groups]
 
 
 def _require_squeezable(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> None:

@@ -9,7 +9,7 @@ from search.spaces.cells import Cells
 from search.spaces.chain import Chain, Layer
 from search.spaces.fixed import Fixed
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
-from search.spaces.prunable import HasSites, Prunable, Site, Span, Widths
+from search.spaces.prunable import HasSites, Prunable, Site, Span, Stage, Widths
 from search.spaces.records import from_record
 from search.spaces.traced import Traced, of_module, traced
 
@@ -25,6 +25,7 @@ __all__ = [
     "Prunable",
     "Site",
     "Span",
+    "Stage",
     "StochasticLayer",
     "Traced",
     "Widths",
@@ -177,4 +178,4 @@ def _widths(space: Space) -> Space:
         raise SearchError(f"{space.name}{WIDTHS}: only a single network has a space of its widths, such as resnet-18{WIDTHS}")
     import torch
 
-    return traced(space.module, torch.zeros(1, *space.input_shape), name=space.name + WIDTHS)
+    return traced(space.module, torch.zeros(1, *space.input_shape), name=space.name + WIDTHS, stages=space.stages())

@@ -77,6 +77,18 @@ class Fixed(Space):
         """Size of one block; trained as `trained_as` says."""
         return ops.repvgg_counts(spec) if self.trained_as == "repvgg" and not deployed else ops.counts(spec, deployed=deployed)
 
+    def stages(self) -> dict[str, list[str]]:
+        """Blocks that can be left out, with the block before each run of them, by their names in `module`: see `prunable.Stage`."""
+        found: list[list[str]] = []
+        for index, spec in enumerate(self.sequence):
+            before = self.sequence[index - 1]
+            if index and ops.keeps_width(spec) and before.op == spec.op and ops.output_shape(before) == ops.output_shape(spec):
+                found[-1].append(str(index))
+            else:
+                found.append([str(index)])
+        deep = [blocks for blocks in found if len(blocks) > 1]
+        return {f"stage{number}": blocks for number, blocks in enumerate(deep, 1)}
+
     def _check(self, choice: Choice | None) -> None:
         if choice is not None and choice != Choice():
             raise SearchError(f"{self.name} is a single network: nothing of it can be chosen, found {choice}")

@@ -2,9 +2,10 @@
 
 import itertools
 import math
+import operator
 import random
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -51,6 +52,25 @@ class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return msgspec.structs.replace(self.spec, widths=channels)
 
 
+class StageBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A block of a stage."""
+
+    module: str
+    """its name in the network"""
+    sites: tuple[int, ...]
+    """indices of the sites that run in it"""
+
+
+class Stage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Blocks one behind the other, of which the first ones run: as many as the depth says.
+
+    Every block but the first makes the shape that it reads, and adds what it reads, so it can be left out.
+    """
+
+    name: str
+    blocks: tuple[StageBlock, ...]
+
+
 @runtime_checkable
 class HasSites(Protocol):
     """A space with blocks of open widths."""
@@ -69,7 +89,8 @@ class HasSites(Protocol):
 class Prunable(Space):
     """Networks of one structure with open widths: channels that must go together form a group, and each group has a width.
 
-    The groups are ordered; a `Widths` has a width for each, a `Choice` too, by name.
+    The groups are ordered; a `Widths` has a width for each. A `Choice` has one, by name, for each group that the network has: those of
+    blocks that its depths leave out are not there. It has the depth of every stage; where it has none, all blocks run.
     """
 
     granularity: int = 8
@@ -87,6 +108,11 @@ class Prunable(Space):
     @abstractmethod
     def unpruned(self) -> "nn.Module":
         """The network at full width in its training form; new weights are drawn from torch's global random state."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Where the depth is open."""
+        return ()
 
     def width_choices(self, index: int) -> Widths:
         """Widths that a group can ship with, ascending; the full width is always one of them."""
@@ -116,41 +142,91 @@ class Prunable(Space):
     def _choices(self, span: Span) -> Widths:
         return self.width_choices(span.terms[0][0]) if span.terms else (0,)
 
-    def choice(self, widths: Sequence[int]) -> Choice:
-        """The network of these widths of the groups."""
-        return Choice(widths={name: width for (name, _), width in zip(self.groups, widths, strict=True)})
+    def full_depths(self) -> dict[str, int]:
+        """Depths of the unpruned network."""
+        return {stage.name: len(stage.blocks) for stage in self.stages}
+
+    def skipped(self, depths: Mapping[str, int]) -> list[StageBlock]:
+        """Blocks that do not run at these depths; all of a stage run that is not named."""
+        return [block for stage in self.stages for block in stage.blocks[depths.get(stage.name, len(stage.blocks)) :]]
+
+    def at_depths(self, depths: Mapping[str, int]) -> "Prunable":
+        """The space of the widths of its networks of these depths; a group that none of them has makes no difference there."""
+        assert not self.skipped(depths), f"{self.name} has no open depths"
+        return self
+
+    def inside(self, blocks: Sequence[StageBlock]) -> set[int]:
+        """Groups that no site outside of these blocks reads or makes."""
+        away = {site for block in blocks for site in block.sites}
+        used: dict[bool, set[int]] = {True: set(), False: set()}
+        for index, site in enumerate(self.sites() if away else ()):
+            used[index in away] |= {group for span in site.spans for group, _ in span.terms}
+        return used[True] - used[False]
+
+    def choice(self, widths: Sequence[int], depths: Mapping[str, int] | None = None) -> Choice:
+        """The network of these widths of the groups and these depths of the stages, the full ones by default."""
+        depths = self.full_depths() | dict(depths or {})
+        gone = self.inside(self.skipped(depths))
+        named = zip(self.groups, widths, strict=True)
+        return Choice(widths={name: width for index, ((name, _), width) in enumerate(named) if index not in gone}, depths=depths)
 
     def widths(self, choice: Choice) -> Widths:
-        """The inverse of `choice`.
+        """The inverse of `choice`; of a group that the network has not, the full width.
 
         Raises:
             SearchError: the choice is not of this space.
         """
-        groups = dict(self.groups)
-        if choice.options or choice.depths or choice.widths.keys() != groups.keys():
+        full = self.full_depths()
+        for name, depth in choice.depths.items():
+            if not 1 <= depth <= full.get(name, 0):
+                known = ", ".join(f"{stage} of 1 to {most}" for stage, most in full.items()) or "none"
+                raise SearchError(f"{self.name} has the depths {known}: found {name}={depth}")
+        gone = self.inside(self.skipped(choice.depths))
+        groups = {name: width for index, (name, width) in enumerate(self.groups) if index not in gone}
+        if choice.options or choice.widths.keys() != groups.keys():
             raise SearchError(f"{self.name} has the groups {', '.join(groups)}: a choice has a width for each, found {_words(choice)}")
         for name, width in choice.widths.items():
             if not 1 <= width <= groups[name]:
                 raise SearchError(f"{self.name}: group {name} has 1 to {groups[name]} channels, found {width}")
-        return tuple(choice.widths[name] for name in groups)
+        return tuple(choice.widths.get(name, width) for name, width in self.groups)
 
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
         """Blocks of one network in order."""
         widths = self.full_widths() if choice is None else self.widths(choice)
-        return [site.at(widths) for site in self.sites()]
+        away = {site for block in self.skipped(choice.depths if choice else {}) for site in block.sites}
+        return [site.at(widths) for index, site in enumerate(self.sites()) if index not in away]
 
     def module(self, choice: Choice | None = None) -> "nn.Module":
-        """The unpruned network; with a `ChannelMask` behind every group that loses channels, of which the first ones stay."""
+        """The unpruned network; with a `ChannelMask` behind every group that loses channels, of which the first ones stay.
+
+        Blocks that its depths leave out are identities.
+        """
+        from torch import nn
+
         from search import masks
 
+        network = self.unpruned()
         if choice is None:
-            return self.unpruned()
-        widths = {name: (width, full) for (name, full), width in zip(self.groups, self.widths(choice), strict=True)}
-        return masks.narrowed(self.unpruned(), self.input_shape, widths)
+            return network
+        widths = zip(self.groups, self.widths(choice), strict=True)
+        named = dict(network.named_modules())
+        for block in self.skipped(choice.depths):
+            if block.module not in named:
+                raise SearchError(f"the network has no block {block.module}: give the module that was searched")
+            network.set_submodule(block.module, nn.Identity())
+        kept = {name: (width, full) for (name, full), width in widths if name in choice.widths}
+        return masks.narrowed(network, self.input_shape, kept)
 
     def size(self) -> int:
         """Number of networks."""
-        return math.prod(len(self.width_choices(index)) for index in range(len(self.groups)))
+        counts = [len(self.width_choices(index)) for index in range(len(self.groups))]
+        total, inner = 1, set[int]()
+        for stage in self.stages:
+            each = [self.inside([block]) for block in stage.blocks[1:]]
+            deeper = itertools.accumulate((math.prod(counts[group] for group in groups) for groups in each), operator.mul, initial=1)
+            total *= sum(deeper)
+            inner |= set().union(*each)
+        return total * math.prod(count for group, count in enumerate(counts) if group not in inner)
 
     def blocks(self) -> list[BlockSpec]:
         """Each site at each combination of its widths."""
@@ -162,16 +238,17 @@ class Prunable(Space):
         return list(dict.fromkeys(specs))
 
     def largest(self) -> Choice:
-        """The network at full width."""
+        """The network at full width and depth."""
         return self.choice(self.full_widths())
 
     def smallest(self) -> Choice:
-        """The network at its narrowest."""
-        return self.choice(self.smallest_widths())
+        """The network at its narrowest, with one block a stage."""
+        return self.choice(self.smallest_widths(), dict.fromkeys(self.full_depths(), 1))
 
     def random(self, draw: random.Random) -> Choice:
-        """A network of random widths, each equally likely."""
-        return self.choice([draw.choice(self.width_choices(index)) for index in range(len(self.groups))])
+        """A network of random widths and depths, each equally likely."""
+        widths = [draw.choice(self.width_choices(index)) for index in range(len(self.groups))]
+        return self.choice(widths, {name: draw.randint(1, depth) for name, depth in self.full_depths().items()})
 
 
 def _words(choice: Choice) -> str:

@@ -15,7 +15,7 @@ from search.spaces.cells import MAX_CELLS, Cells
 from search.spaces.chain import Chain
 from search.spaces.fixed import Fixed
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
-from search.spaces.prunable import Prunable, Site
+from search.spaces.prunable import Prunable, Site, Stage
 from search.spaces.traced import Traced
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
         "chain": lambda fields: msgspec.convert(fields, Chain),
         "fixed": _fixed,
         "layered": _layered,
+        "staged": lambda fields: _traced(fields, make, msgspec.convert(fields["stages"], tuple[Stage, ...])),
         "traced": lambda fields: _traced(fields, make),
     }
     kind = record.get("kind")
@@ -60,12 +61,24 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
         space = kinds[kind]({name: value for name, value in record.items() if name != "kind"})
     except (msgspec.ValidationError, LatencyError, KeyError, TypeError) as error:
         raise SearchError(f"the record of a space of the kind {kind} is damaged: {error}") from error
-    if isinstance(space, Prunable) and len(dict(space.groups)) < len(space.groups):
-        raise SearchError(f"the record of a space of the kind {kind} is damaged: two groups have one name")
+    if isinstance(space, Prunable) and (wrong := _strange(space)):
+        raise SearchError(f"the record of a space of the kind {kind} is damaged: {wrong}")
     again = space.record()
     if wrong := sorted(name for name in record.keys() | again.keys() if record.get(name) != again.get(name)):
         raise SearchError(f"the record of a space of the kind {kind} is damaged: field {wrong[0]} is not what it is written as")
     return space
+
+
+def _strange(space: Prunable) -> str:
+    """What groups and stages cannot be; "" where there is nothing of that."""
+    if len(dict(space.groups)) < len(space.groups):
+        return "two groups have one name"
+    sites = len(space.sites()) if space.stages else 0
+    for stage in space.stages:
+        for block in stage.blocks:
+            if sites and (beyond := [site for site in block.sites if not 0 <= site < sites]):
+                return f"stage {stage.name} has the site {beyond[0]}, of {sites}"
+    return "two stages have one name" if len({stage.name for stage in space.stages}) < len(space.stages) else ""
 
 
 def _fixed(fields: Mapping[str, Any]) -> Fixed:
@@ -83,12 +96,13 @@ def _layered(fields: Mapping[str, Any]) -> Layered:
     return Layered(**_facts(fields), layers=layers)
 
 
-def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -> Traced:
+def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None", stages: tuple[Stage, ...] = ()) -> Traced:
     members = msgspec.convert(fields["members"], tuple[tuple[str, int], ...])
     places = msgspec.convert(fields["places"], tuple[Site, ...])
     granularity, points = msgspec.convert((fields["granularity"], fields["points"]), tuple[int, int])
     maker = make or _maker(fields)
-    return Traced(**_facts(fields), granularity=granularity, points=points, members=members, places=places, make=maker)
+    widths = {"granularity": granularity, "points": points, "members": members, "places": places}
+    return Traced(**_facts(fields), **widths, named_stages=stages, make=maker)
 
 
 def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":

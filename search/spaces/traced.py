@@ -1,9 +1,10 @@
 """A space of any network: its layers at the widths that its groups of channels can have."""
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast, final
 
@@ -14,7 +15,7 @@ from search import ops
 from search.errors import SearchError
 from search.ops import Counts, Geometry
 from search.space import Choice
-from search.spaces.prunable import Prunable, Site, Span, Widths
+from search.spaces.prunable import Prunable, Site, Span, Stage, StageBlock, Widths
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,7 @@ class Traced(Prunable):
     places: tuple[Site, ...]
     points: int = 6
     """widths that a layer is measured at on each of its axes, at most"""
+    named_stages: tuple[Stage, ...] = ()
     make: "Callable[[], nn.Module]" = field(compare=False, repr=False)
     """makes the network in its training form"""
 
@@ -47,6 +49,17 @@ class Traced(Prunable):
     def groups(self) -> tuple[tuple[str, int], ...]:
         """The groups of channels that can be pruned."""
         return self.members
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Those that were named."""
+        return self.named_stages
+
+    def at_depths(self, depths: Mapping[str, int]) -> "Traced":
+        """The space of the widths of its networks of these depths."""
+        away = {site for block in self.skipped(depths) for site in block.sites}
+        places = tuple(place for index, place in enumerate(self.places) if index not in away)
+        return dataclasses.replace(self, places=places, named_stages=())
 
     def sites(self) -> list[Site]:
         """The layers in the order in which they run."""
@@ -83,7 +96,8 @@ class Traced(Prunable):
     def record(self) -> dict[str, Any]:
         """Its fields but the module."""
         facts = {name: getattr(self, name) for name in ("name", "input_shape", "classes", "granularity", "points", "members", "places")}
-        return msgspec.json.decode(msgspec.json.encode({"kind": "traced", **facts}))
+        kind = {"kind": "staged", "stages": self.stages} if self.stages else {"kind": "traced"}
+        return msgspec.json.decode(msgspec.json.encode({**kind, **facts}))
 
     def width_choices(self, index: int) -> Widths:
         """Multiples of the granularity, or of a multiple of it where they would be too many, and the full width."""
@@ -144,8 +158,29 @@ def of_module(model: "nn.Module", example_input: "torch.Tensor", *, name: str, g
     return traced(lambda: copy.deepcopy(held), example_input, name=name, granularity=granularity, points=points)
 
 
-def traced(make: "Callable[[], nn.Module]", example_input: "torch.Tensor", *, name: str, granularity: int = 8, points: int = 6) -> Traced:
-    """As `of_module`, of a network that is made anew each time."""
+def traced(
+    make: "Callable[[], nn.Module]",
+    example_input: "torch.Tensor",
+    *,
+    name: str,
+    granularity: int = 8,
+    points: int = 6,
+    stages: Mapping[str, Sequence[str]] | None = None,
+) -> Traced:
+    """As `of_module`, of a network that is made anew each time.
+
+    Args:
+        make: makes the network.
+        example_input: see `of_module`, as the next three.
+        name: of the space.
+        granularity: channels between two widths that can ship.
+        points: widths that a layer is measured at on each of its axes, at most.
+        stages: for each stage the names of its blocks in the network, in order, see `Stage`; their depths are open.
+
+    Raises:
+        SearchError: as `of_module`; or a stage cannot lose one of its blocks, which is named.
+        ReparamError: as `of_module`.
+    """
     from reparam.channels import Flow
     from reparam.channels import Traced as Graph
     from search import masks
@@ -169,7 +204,7 @@ def traced(make: "Callable[[], nn.Module]", example_input: "torch.Tensor", *, na
         terms = tuple((group, _times(count, groups[group].channels)) for group, count in sorted(counts.items()))
         return Span(fixed=len(roots) - counts.total(), terms=terms)
 
-    places = []
+    places, layers = [], list[str]()
     for node in flow.traced.graph.nodes:
         layer = fused.get_submodule(str(node.target)) if node.op == "call_module" else None
         if getattr(getattr(layer, "weight", None), "ndim", 0) < 2:  # norms have vectors
@@ -179,9 +214,11 @@ def traced(make: "Callable[[], nn.Module]", example_input: "torch.Tensor", *, na
         ends = flow.ends[id(layer)]
         spans = (span(ends.into), span(ends.out))[: len(spec.widths)]
         places.append(Site(spec=spec, spans=spans))
+        layers.append(str(node.target))
     output = next(node for node in flow.traced.graph.nodes if node.op == "output")
     shape = flow.shape(output.all_input_nodes[0])
-    return Traced(
+    _require_blocks(model, example, stages or {})
+    space = Traced(
         name=name,
         input_shape=(int(example.shape[1]), int(example.shape[2]), int(example.shape[3])),
         classes=shape[1] if len(shape) > 1 else 1,
@@ -189,8 +226,67 @@ def traced(make: "Callable[[], nn.Module]", example_input: "torch.Tensor", *, na
         members=tuple((group.name, group.channels) for group in groups),
         places=tuple(places),
         points=points,
+        named_stages=tuple(
+            Stage(name=stage, blocks=tuple(StageBlock(module=block, sites=_within(block, layers)) for block in blocks))
+            for stage, blocks in (stages or {}).items()
+        ),
         make=make,
     )
+    _require_channels(space)
+    return space
+
+
+def _require_blocks(model: "nn.Module", example: "torch.Tensor", stages: Mapping[str, Sequence[str]]) -> None:
+    """Check that each block of a stage but the first can be left out: it is there, and makes the shape that it reads.
+
+    Raises:
+        SearchError: names stage and block.
+    """
+    import torch
+
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    named, hooks = dict(model.named_modules()), []
+    for stage, blocks in stages.items():
+        if len(blocks) < 2:
+            raise SearchError(f"stage {stage} has one block, {', '.join(blocks)}, and needs one more that it can lose")
+        for block in blocks:
+            if block not in named:
+                raise SearchError(f"stage {stage} has no block {block} in the network")
+
+            def note(_: Any, inputs: Any, output: Any, block: str = block) -> None:
+                shapes[block] = tuple(inputs[0].shape), tuple(output.shape)
+
+            hooks.append(named[block].register_forward_hook(note))
+    if not hooks:
+        return
+    with torch.no_grad():
+        model.eval()(example)
+    for hook in hooks:
+        hook.remove()
+    for stage, blocks in stages.items():
+        for block in blocks[1:]:
+            before, after = shapes.get(block, ((), ()))
+            if before != after:
+                raise SearchError(f"stage {stage} cannot lose block {block}: it reads {before} and makes {after}")
+
+
+def _require_channels(space: Traced) -> None:
+    """Check that whatever channels the network reads without a block are made outside of it.
+
+    Raises:
+        SearchError: names stage and block.
+    """
+    for stage in space.stages:
+        for block in stage.blocks[1:]:
+            spans = [site.spans for index, site in enumerate(space.places) if index not in block.sites]
+            read = {group for into, *_ in spans for group, _ in into.terms}
+            made = {group for _, *out in spans for span in out for group, _ in span.terms}
+            if not read <= made:
+                raise SearchError(f"stage {stage.name} cannot lose block {block.module}: the network has other channels without it")
+
+
+def _within(module: str, layers: Sequence[str]) -> tuple[int, ...]:
+    return tuple(index for index, layer in enumerate(layers) if layer == module or layer.startswith(f"{module}."))
 
 
 def _times(count: int, channels: int) -> int | float:

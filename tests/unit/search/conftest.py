@@ -11,6 +11,7 @@ from torch import nn
 from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, TableHeader
 from search import ops, session
 from search.architecture import Preprocessing
+from search.blocks import trained
 from search.budget import Budget
 from search.data import Augmentation, Dataset, Split
 from search.method import Task
@@ -21,7 +22,7 @@ from search.methods.slimming import Slimming
 from search.methods.table import Table
 from search.methods.uniform import Uniform
 from search.space import Choice, Space
-from search.spaces import Chain, Layer, Layered, MultiBlock, Prunable, StochasticLayer, of_module
+from search.spaces import Chain, Layer, Layered, MultiBlock, Prunable, StochasticLayer, Traced, of_module, traced
 
 
 def block_us(spec: BlockSpec) -> float:
@@ -156,6 +157,22 @@ def search_into(tiny, table, stripes, budget_us):
         return session.run(make_method(name, space, table, stripes, budget, **settings), out, baseline=baseline)
 
     return start
+
+
+def make_staged() -> Traced:
+    """The widths of a stem, three residual blocks, of which the last two can be left out, and a classifier."""
+
+    def network() -> nn.Module:
+        blocks = [trained(ops.residual((16, 8, 8), 16, hidden=16)) for _ in range(3)]
+        classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+        return nn.Sequential(trained(ops.conv((3, 8, 8), 16)), *blocks, classifier)
+
+    return traced(network, torch.zeros(1, 3, 8, 8), name="staged", granularity=4, stages={"stage1": ["1", "2", "3"]})
+
+
+@pytest.fixture(scope="session")
+def staged() -> Traced:
+    return make_staged()
 
 
 class Shortcut(nn.Module):

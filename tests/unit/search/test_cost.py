@@ -1,4 +1,5 @@
 import itertools
+import math
 import random
 from functools import cache
 
@@ -8,11 +9,11 @@ from torch import nn
 
 from latency import CoverageError, LatencyTable
 from search import Choice, SearchError, Space, spaces
-from search.cost import LatencyModel, MacsModel, cell_terms, network_terms
+from search.cost import DrawnWidths, LatencyModel, MacsModel, cell_terms, network_terms
 from search.spaces import Cells, Layered, of_module
 from search.spaces.cells import EDGES, OPTIONS
 
-from .conftest import make_table, make_tiny
+from .conftest import make_staged, make_table, make_tiny
 
 
 class Joined(nn.Module):
@@ -33,6 +34,8 @@ def space_of(name: str) -> Space:
     match name:
         case "tiny":
             return make_tiny()
+        case "staged":
+            return make_staged()
         case "joined":
             return of_module(Joined(), torch.zeros(1, 3, 8, 8), name="joined")
     return spaces.get(name)
@@ -89,7 +92,7 @@ def test_whole_widths_cost_what_table_and_space_say(name, choices):
     for model, truth in models(name):
         for choice in choices(space, WIDTHS[name]):
             widths = scalars(space.widths(choice), torch.float64)
-            assert cost_of(model, space, widths).item() == pytest.approx(truth(choice), rel=1e-9)
+            assert cost_of(model, space.at_depths(choice.depths), widths).item() == pytest.approx(truth(choice), rel=1e-9)
             assert model.price(choice).cost == pytest.approx(truth(choice), rel=1e-12)
 
 
@@ -283,3 +286,38 @@ def test_a_space_without_open_widths_says_so():
     model = LatencyModel(space_of("resnet20"), table_of("resnet20"))
     with pytest.raises(SearchError, match=r"^resnet20 has no blocks of open widths: ask for the cost of whole blocks$"):
         model.at_widths(space_of("tiny").sites()[0], scalars([8, 8, 8]))
+
+
+@pytest.mark.parametrize("name", ["tiny", "joined", "staged"])
+def test_expected_cost_of_drawn_widths_and_depths_is_the_mean_over_all_networks(name):
+    """Also where a block reads a concatenation, of which each group draws for itself."""
+    space, draw = space_of(name), torch.Generator().manual_seed(0)
+    choices = [space.width_choices(index)[-3:] for index in range(len(space.groups))]
+    shares = [torch.rand(len(options), generator=draw, dtype=torch.float64) for options in choices]
+    shares = [(share / share.sum()).requires_grad_() for share in shares]
+    deep = max(space.full_depths().values(), default=1)
+    depths = torch.rand(deep, generator=draw, dtype=torch.float64)
+    depths = (depths / depths.sum()).requires_grad_()
+    parts = [next((n for s in space.stages for n, b in enumerate(s.blocks) if n and i in b.sites), None) for i in range(len(space.sites()))]
+    present = {number: depths[number:].sum() for number in range(1, deep)}
+    for model, truth in models(name):
+        drawn = DrawnWidths(model, space.sites(), choices, parts)
+        mean = 0.0
+        for picks in itertools.product(*(range(len(options)) for options in choices)):
+            for depth in range(1, deep + 1):
+                probability = math.prod(share[pick].item() for share, pick in zip(shares, picks, strict=True)) * depths[depth - 1].item()
+                widths = [options[pick] for options, pick in zip(choices, picks, strict=True)]
+                mean += probability * truth(space.choice(widths, dict.fromkeys(space.full_depths(), depth)))
+        expected = drawn.expected(shares, present)
+        assert expected.item() == pytest.approx(mean, rel=1e-9)
+        gradients = torch.autograd.grad(expected, shares)
+        assert all((gradient.diff() >= -0.01).all() and gradient.any() for gradient in gradients)  # the table has three decimals
+
+
+def test_a_block_of_very_many_combinations_costs_what_it_does_at_the_expected_widths(monkeypatch):
+    space = space_of("joined")
+    exact = DrawnWidths(MacsModel(space), space.sites(), [(8, 32), (8, 32), (8, 48)])
+    monkeypatch.setattr("search.cost._TABULATED", 4)
+    open_one = DrawnWidths(MacsModel(space), space.sites(), [(8, 32), (8, 32), (8, 48)])
+    shares = [torch.tensor([0.25, 0.75])] * 3
+    assert open_one.expected(shares).item() == pytest.approx(exact.expected(shares).item(), rel=1e-6)  # as MACs are linear in each width

@@ -42,7 +42,7 @@ def test_widths_are_those_of_the_choice_in_the_order_of_the_groups():
     [
         (Choice(widths={"a": 8, "b": 8}), r"^tiny has the groups a, b, c: a choice has a width for each, found a=8, b=8$"),
         (Choice(), r"found none$"),
-        (Choice(widths={"a": 8, "b": 8, "c": 8}, depths={"s": 1}), r"found a=8, b=8, c=8, s=1$"),
+        (Choice(widths={"a": 8, "b": 8, "c": 8}, depths={"s": 1}), r"^tiny has the depths none: found s=1$"),
         (Choice(widths={"a": 8, "b": 40, "c": 8}), r"^tiny: group b has 1 to 32 channels, found 40$"),
         (Choice(widths={"a": 8, "b": 0, "c": 8}), r"^tiny: group b has 1 to 32 channels, found 0$"),
     ],

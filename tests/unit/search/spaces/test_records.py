@@ -40,7 +40,7 @@ def test_a_record_without_its_layers_says_so():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "maze"}, r"^the record of a space has the kind 'maze': known are cells, chain, fixed, layered, traced"),
+        ({"kind": "maze"}, r"^the record of a space has the kind 'maze': known are cells, chain, fixed, layered, staged, traced"),
         ({"classes": "two"}, r"^the record of a space of the kind chain is damaged: Expected `int`, got `str` - at `\$.classes`"),
         ({"colour": "red"}, r"^the record of a space of the kind chain is damaged: field colour is not what it is written as$"),
     ],
@@ -58,3 +58,17 @@ def test_damaged_keys_and_missing_fields_are_refused():
         from_record({**record, "sequence": ["conv"]})
     with pytest.raises(SearchError, match=r"kind fixed is damaged: 'sequence'"):
         from_record({name: value for name, value in record.items() if name != "sequence"})
+
+
+def test_stages_come_back_from_their_record(staged):
+    record = msgspec.json.decode(msgspec.json.encode(staged.record()))
+    again = from_record(record)
+    assert (again.stages, again.network(again.smallest())) == (staged.stages, staged.network(staged.smallest()))
+    assert (
+        "stages"
+        not in spaces.of_module(
+            torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 4, 1)), torch.zeros(1, 3, 4, 4), name="own"
+        ).record()
+    )
+    with pytest.raises(SearchError, match=r"kind staged is damaged: stage stage1 has the site 99, of 8$"):
+        from_record({**record, "stages": [{"name": "stage1", "blocks": [{"module": "1", "sites": [1]}, {"module": "2", "sites": [99]}]}]})

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 from functools import cache
 
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 import reparam
-from search import SearchError, masks, spaces
+from search import Choice, SearchError, masks, spaces
 from search.spaces import Site, Span, of_module
 from search.spaces.traced import Traced
 from zoo import ZOO
@@ -180,3 +181,51 @@ def test_what_has_no_such_space_is_refused(model, shape, options, message):
 def test_only_a_single_network_has_widths():
     with pytest.raises(SearchError, match=r"^prunet/widths: only a single network has a space of its widths, such as resnet-18/widths$"):
         spaces.get("prunet/widths")
+
+
+def test_depths_leave_blocks_out_with_the_groups_that_they_alone_have(staged):
+    hidden = [f"{block}.body.first.conv" for block in (1, 2, 3)]
+    assert [name for name, _ in staged.groups] == ["0.conv", *hidden]
+    assert staged.full_depths() == {"stage1": 3}
+    choice = staged.choice((8, 4, 12, 16), {"stage1": 2})
+    assert choice == Choice(widths={"0.conv": 8, hidden[0]: 4, hidden[1]: 12}, depths={"stage1": 2})
+    assert staged.widths(choice) == (8, 4, 12, 16)
+    x = torch.zeros(1, 3, 8, 8)
+    small = reparam.squeeze(reparam.fuse(staged.module(choice), x), x)
+    assert [m.out_channels for m in small.modules() if isinstance(m, nn.Conv2d)] == [8, 4, 8, 12, 8]
+    assert reparam.count(small, x).macs == staged.macs(staged.network(choice))
+    assert reparam.count(small, x).params == staged.parameters(staged.network(choice))
+    assert staged.at_depths(choice.depths).network(None) == staged.network(staged.choice((16,) * 4, choice.depths))
+
+
+def test_the_size_counts_each_network_once(staged):
+    coarse, draw = dataclasses.replace(staged, granularity=8), random.Random(0)
+    assert len({coarse.random(draw) for _ in range(1_000)}) == coarse.size() == 2 * 2 * (1 + 2 + 2 * 2)
+    assert staged.smallest().depths == {"stage1": 1}
+    assert staged.largest() == staged.choice((16,) * 4)
+
+
+def test_a_choice_without_depths_has_all_blocks(staged):
+    assert staged.network(Choice(widths=staged.largest().widths)) == staged.network()
+    for depths, message in (({"stage1": 4}, "found stage1=4"), ({"stage2": 1}, "found stage2=1"), ({"stage1": 0}, "found stage1=0")):
+        with pytest.raises(SearchError, match=rf"^staged has the depths stage1 of 1 to 3: {message}$"):
+            staged.network(Choice(widths=staged.largest().widths, depths=depths))
+    with pytest.raises(SearchError, match=r"a choice has a width for each"):
+        staged.network(Choice(widths=staged.largest().widths, depths={"stage1": 1}))
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"s": ["0"]}, r"^stage s has one block, 0, and needs one more that it can lose$"),
+        ({"s": ["0", "1"]}, r"^stage s cannot lose block 1: it reads \(1, 8, 4, 4\) and makes \(1, 16, 4, 4\)$"),
+        ({"s": ["0", "5"]}, r"^stage s has no block 5 in the network$"),
+        ({"s": ["0", "2"]}, r"^stage s cannot lose block 2: the network has other channels without it$"),
+    ],
+)
+def test_a_stage_that_cannot_lose_a_block_is_refused(stages, message):
+    def network() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1), nn.Flatten(), nn.Linear(256, 2))
+
+    with pytest.raises(SearchError, match=message):
+        spaces.traced(network, torch.zeros(1, 3, 4, 4), name="bad", stages=stages)

@@ -1,0 +1,311 @@
+"""A network at several sizes at once: of sampled widths behind its layers, and of all depths behind its stages (TAS, Eq. 2 to 5).
+
+Every size of a layer is a prefix of its channels, so one convolution at full width makes all of them, and a norm works channel by channel:
+the fragment of a size is a slice of the normalised image. Interpolation and weighted sum are linear in the channels. So a layer is followed
+by one matrix of channels x channels, whose cost does not depend on the number of sampled sizes. Channels beyond the largest sampled size
+are 0, as in the authors' code; the next layer reads the same from them as if its weights were sliced.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from search.errors import SearchError
+from search.relax import gumbel, gumbel_softmax, gumbel_subset
+
+M = TypeVar("M", bound=nn.Module)
+
+Noise = Callable[[Sequence[int]], Tensor]
+"""Gumbel noise of a shape."""
+
+
+def interpolation(channels: int, out: int) -> Float[Tensor, "out channels"]:
+    """Channel-wise interpolation as a matrix: row i is the mean over channels floor(i * C / out) to ceil((i + 1) * C / out) - 1 (Eq. 4)."""
+    rows = torch.arange(out)
+    start, end = rows * channels // out, -(-(rows + 1) * channels // out)
+    columns = torch.arange(channels)
+    inside = (columns >= start[:, None]) & (columns < end[:, None])
+    return inside / inside.sum(1, keepdim=True)
+
+
+def aggregation(
+    full: int, sizes: Sequence[int], weights: Float[Tensor, " sizes"], *, interpolate: bool = True
+) -> Float[Tensor, "full full"]:
+    """Eq. 4 as a matrix over the channels of the full layer: the weighted sum of its prefixes, each interpolated to the largest of them.
+
+    Args:
+        full: channels of the layer.
+        sizes: the prefixes.
+        weights: of each.
+        interpolate: False: a narrower prefix is filled up with zeros instead.
+    """
+    most = max(sizes)
+    total = torch.zeros(most, most, device=weights.device, dtype=weights.dtype)
+    for size, weight in zip(sizes, weights, strict=True):
+        aligned = interpolation(size, most) if interpolate else torch.eye(most, size)
+        total = total + weight * F.pad(aligned.to(total), (0, most - size))
+    return F.pad(total, (0, full - most, 0, full - most))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How sizes are drawn."""
+
+    count: int = 2
+    """number of widths at once, |I|"""
+    interpolate: bool = True
+    """align fragments of different widths by channel-wise interpolation; otherwise by zeros"""
+    sample: bool = True
+    """draw with Gumbel noise; otherwise all sizes are mixed by their probabilities (Eq. 2)"""
+
+
+@final
+class Sizes(nn.Module):
+    """A learnable distribution over the sizes of one part, widths of a group or depths of a stage (Eq. 2).
+
+    Args:
+        options: the sizes, ascending.
+    """
+
+    def __init__(self, options: Sequence[int]) -> None:
+        super().__init__()
+        self.options = tuple(options)
+        self.logits = nn.Parameter(torch.zeros(len(options)))
+
+    def shares(self) -> Float[Tensor, " options"]:
+        """Probability of each size, with gradient."""
+        return self.logits.softmax(0)
+
+    @property
+    def best(self) -> int:
+        """The most probable size; the larger one where equal."""
+        ranked = self.logits.detach().tolist()
+        return max(zip(ranked, self.options, strict=True))[1]
+
+    def relaxed(self, noise: Noise, tau: float) -> Float[Tensor, " options"]:
+        """Weight of each size by their noisy probabilities (Eq. 3)."""
+        return gumbel_softmax(self.logits, noise(self.logits.shape).to(self.logits), tau)
+
+    def drawn(self, noise: Noise, tau: float, count: int) -> tuple[tuple[int, ...], Tensor]:
+        """Some sizes and their weights, see `relax.gumbel_subset`."""
+        first, second = (noise(self.logits.shape).to(self.logits) for _ in range(2))
+        indices, weights = gumbel_subset(self.logits, first, second, tau, min(count, len(self.options)))
+        return tuple(self.options[index] for index in indices.tolist()), weights
+
+
+@final
+class SampledLayer(nn.Module):
+    """A layer, or its norm, followed by the aggregation over the widths that its group has drawn."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.matrix: Tensor | None = None
+        """of the channels, see `aggregation`; None: all channels as they are"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [batch, channels, ...], and the same shape as the layer makes back."""
+        made = self.layer(x)
+        if self.matrix is None:
+            return made
+        matrix = self.matrix.to(made.dtype)
+        if made.ndim == 4:
+            return F.conv2d(made, matrix[:, :, None, None])
+        return torch.einsum("oc,nc...->no...", matrix, made)
+
+
+@final
+class StageBlock(nn.Module):
+    """A block of a stage, whose output is kept; the last one makes the mixture over all depths of it (Eq. 5)."""
+
+    def __init__(self, block: nn.Module, seen: list[Tensor], *, first: bool, last: bool) -> None:
+        super().__init__()
+        self.block, self._seen, self._first, self._last = block, seen, first, last
+        self.mixed: tuple[tuple[int, ...], Tensor] | None = None
+        """of the last block: some depths, and the weight of each; None: the full depth alone"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the block makes; behind the last one, of the same shape."""
+        if self._first:
+            self._seen.clear()
+        made = self.block(x)
+        self._seen.append(made)
+        if not self._last:
+            return made
+        outputs = list(self._seen)
+        self._seen.clear()
+        if self.mixed is None:
+            return made
+        depths, weights = self.mixed
+        return torch.stack([weight * outputs[depth - 1] for depth, weight in zip(depths, weights.to(made.dtype), strict=True)]).sum(0)
+
+
+class WidthPart(NamedTuple):
+    """A group of channels that draws its width."""
+
+    name: str
+    full: int
+    layers: tuple[str, ...]
+    """that make its channels, by their names in the network"""
+    options: tuple[int, ...]
+
+
+class DepthPart(NamedTuple):
+    """A stage that draws its depth."""
+
+    name: str
+    blocks: tuple[str, ...]
+    """in order, by their names in the network; the first one always runs"""
+    options: tuple[int, ...]
+
+
+@final
+class SizedNetwork(nn.Module):
+    """A network whose groups draw widths, and whose stages draw depths, at every forward pass in training mode.
+
+    In evaluation mode it is the network of the most probable sizes.
+
+    Args:
+        network: at full width; its layers become part of this one, see `released`.
+        widths: what is drawn behind its layers.
+        depths: what is drawn behind its stages.
+        example: a batch of the shape that it is for.
+        sampling: how.
+        initial: a network whose weights are to be kept beside it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        widths: Sequence[WidthPart],
+        depths: Sequence[DepthPart],
+        example: Tensor,
+        sampling: Sampling,
+        *,
+        initial: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.initial = initial
+        self.parts, self.stages, self.sampling = tuple(widths), tuple(depths), sampling
+        self._widths = [Sizes(part.options) for part in widths]
+        self._depths = [Sizes(stage.options) for stage in depths]
+        self.widths, self.depths = nn.ModuleList(self._widths), nn.ModuleList(self._depths)
+        self.noise: Noise = gumbel
+        self.temperature: Callable[[int], float] = lambda _: 1.0
+        self.taken = 0
+        """number of forward passes in training mode, from which the temperature follows"""
+        ends = ends_of(network, {layer: part.full for part in widths for layer in part.layers}, example)
+        self._layers = [[_wrapped(network, ends[layer], SampledLayer) for layer in part.layers] for part in self.parts]
+        self._lasts = [self._staged(network, stage) for stage in self.stages]
+        self.network = network
+
+    @staticmethod
+    def _staged(network: nn.Module, stage: DepthPart) -> StageBlock:
+        seen: list[Tensor] = []
+        blocks = stage.blocks
+        made = [
+            _wrapped(network, name, lambda block, name=name: StageBlock(block, seen, first=name == blocks[0], last=name == blocks[-1]))
+            for name in blocks
+        ]
+        return made[-1]
+
+    def width_sizes(self) -> list[tuple[WidthPart, Sizes]]:
+        """Each group with its distribution."""
+        return list(zip(self.parts, self._widths, strict=True))
+
+    def depth_sizes(self) -> list[tuple[DepthPart, Sizes]]:
+        """Each stage with its distribution."""
+        return list(zip(self.stages, self._depths, strict=True))
+
+    def sizes(self) -> list[Sizes]:
+        """All distributions: of widths, then of depths."""
+        return [*self._widths, *self._depths]
+
+    def logits(self) -> list[nn.Parameter]:
+        """The architecture parameters: alpha of each group, then beta of each stage."""
+        return [sizes.logits for sizes in self.sizes()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images -> logits."""
+        if self.training:
+            self._draw(self.temperature(self.taken))
+            self.taken += 1
+        else:
+            self._settle()
+        return self.network(x)
+
+    def _draw(self, tau: float) -> None:
+        sampling = self.sampling
+        for part, sizes, layers in zip(self.parts, self._widths, self._layers, strict=True):
+            drawn = sizes.drawn(self.noise, tau, sampling.count) if sampling.sample else (sizes.options, sizes.shares())
+            matrix = aggregation(part.full, *drawn, interpolate=sampling.interpolate)
+            for layer in layers:
+                layer.matrix = matrix
+        for sizes, last in zip(self._depths, self._lasts, strict=True):
+            last.mixed = sizes.options, sizes.relaxed(self.noise, tau) if sampling.sample else sizes.shares()
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        for part, sizes, layers in zip(self.parts, self._widths, self._layers, strict=True):
+            matrix = aggregation(part.full, [sizes.best], torch.ones(1).to(sizes.logits)) if sizes.best < part.full else None
+            for layer in layers:
+                layer.matrix = matrix
+        for stage, sizes, last in zip(self.stages, self._depths, self._lasts, strict=True):
+            last.mixed = ((sizes.best,), torch.ones(1).to(sizes.logits)) if sizes.best < len(stage.blocks) else None
+
+    def released(self) -> nn.Module:
+        """The network as it was given, with the weights that it has now; this one is of no use any more."""
+        for name, module in list(self.network.named_modules()):
+            if isinstance(module, SampledLayer):
+                self.network.set_submodule(name, module.layer)
+        for name, module in list(self.network.named_modules()):
+            if isinstance(module, StageBlock):
+                self.network.set_submodule(name, module.block)
+        return self.network
+
+
+def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> dict[str, str]:
+    """Of each layer the norm that reads what it makes, or itself where no norm does, by their names.
+
+    Args:
+        network: that has them.
+        layers: name of each, and the channels that are drawn from.
+        example: a batch of the shape that the network is for.
+
+    Raises:
+        SearchError: a layer makes another number of channels, or has them in another dimension than the second.
+    """
+    made: dict[int, tuple[str, Tensor]] = {}  # tensors are held, so that no two have one id
+    found = {name: name for name in layers}
+    named: Mapping[nn.Module, str] = {module: name for name, module in network.named_modules()}
+
+    def produced(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
+        name = named[module]
+        if output.shape[1] != layers[name]:
+            raise SearchError(f"layer {name} makes {output.shape[1]} channels, and {layers[name]} are to be drawn from: --exclude it")
+        made[id(output)] = name, output
+
+    def normed(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if id(inputs[0]) in made:
+            found[made[id(inputs[0])][0]] = named[module]
+
+    hooks = [network.get_submodule(name).register_forward_hook(produced) for name in found]
+    hooks += [norm.register_forward_pre_hook(normed) for norm in network.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    training = network.training
+    with torch.no_grad():
+        network.eval()(example)
+    network.train(training)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def _wrapped(network: nn.Module, name: str, wrap: Callable[[nn.Module], M]) -> M:
+    wrapper = wrap(network.get_submodule(name))
+    network.set_submodule(name, wrapper)
+    return wrapper
