@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.exported_program import default_decompositions
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
+from reparam.decompose import decomposed
 from reparam.equivalence import arithmetic, tensors_of
 from reparam.errors import ReparamError
 from reparam.structure import leaves, map_tensors
@@ -24,20 +24,6 @@ aten: Any = torch.ops.aten
 
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """What torch and a network's own code raise where they cannot go on."""
-
-_WHOLE = {
-    "default": (
-        "linear", "matmul", "scaled_dot_product_attention", "pad", "layer_norm", "group_norm", "instance_norm", "prelu", "hardswish",
-        "hardsigmoid", "silu", "mish", "selu", "celu", "softplus", "glu", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
-    ),
-    "vec": tuple(
-        f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")
-    ),
-    "int": ("softmax", "log_softmax"),
-}  # fmt: skip
-"""Operators of core ATen's decompositions that stay whole, by overload: their parts hide which dimension holds channels, which pixels are a
-border, and what runtimes have one kernel for."""
 
 _ROOT = "L__self__network"  # how torch.export names the call of the network itself
 
@@ -74,8 +60,8 @@ class Network:
         output: what the network returned, by its structure.
     """
 
-    def __init__(self, model: nn.Module, program: ExportedProgram, unary: Mapping[str, list[bool]], output: Any) -> None:
-        self.model, self.graph, self.output = model, program.graph, output
+    def __init__(self, model: nn.Module, program: ExportedProgram, graph: fx.Graph, unary: Mapping[str, list[bool]], output: Any) -> None:
+        self.model, self.graph, self.output = model, graph, output
         signature = program.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
         placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
@@ -132,7 +118,7 @@ class Network:
     def _constant_node(self, node: fx.Node) -> bool:
         if node not in self._constants:
             known = node.all_input_nodes or _creates(node)
-            constant = node.op == "call_function" and known and all(map(self._constant_node, node.all_input_nodes))
+            constant = node.op == "call_function" and known and not _writes(node) and all(map(self._constant_node, node.all_input_nodes))
             self._constants[node] = self._computed(node) if constant else None
         return self._constants[node] is not None
 
@@ -170,6 +156,11 @@ def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _creates(node: fx.Node) -> bool:
     return node.target in (aten.full.default, aten.arange.start_step, aten.scalar_tensor.default)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a node writes into what it is given, as a buffer that counts calls is written at the end."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
@@ -222,7 +213,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
             warnings.simplefilter("ignore")  # what torch says of its own code
             with types():
                 program = torch.export.export(flat, flat.tensors, strict=False)
-            program = program.run_decompositions(_decompositions())
+            graph = decomposed(program)
     except RUN_ERRORS as error:
         raise ReparamError(
             f"{type(model).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must not depend on values of "
@@ -231,7 +222,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     finally:
         for handle in handles:
             handle.remove()
-    network = Network(exact or model, program, unary, output)
+    network = Network(exact or model, program, graph, unary, output)
     _require_deterministic(network)
     for node in list(network.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
@@ -254,15 +245,6 @@ def _tried(flat: "_Flat") -> tuple[Any, Callable[[], AbstractContextManager[None
         except RUN_ERRORS as error:
             errors.append(error)
     raise ReparamError(f"{type(flat.network).__name__} cannot be run on example_input: {first_line(errors[0])}") from errors[0]
-
-
-@functools.cache
-def _decompositions() -> Any:
-    table = default_decompositions()
-    for overload, names in _WHOLE.items():
-        for name in names:
-            table.pop(getattr(getattr(aten, name), overload), None)
-    return table.materialize()
 
 
 class _Flat(nn.Module):
