@@ -16,6 +16,7 @@ from search.methods.settings import (
     Settings,
     SlimmingSettings,
     TableSettings,
+    TasSettings,
     UniformSettings,
     VpDartsSettings,
 )
@@ -120,6 +121,13 @@ class SearchTable(Search):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchTas(Search):
+    """TAS: learn distributions over widths and depths with a network of sampled sizes, then train the found one with a teacher."""
+
+    settings: OmitArgPrefixes[FlagConversionOff[TasSettings]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchVpDarts(Search):
     """VP-DARTS: find the operations of a cell by validating a supernet without each of them, then train the cell from scratch."""
 
@@ -139,6 +147,7 @@ Searches = (
     | Annotated[SearchMagnitude, subcommand("magnitude")]
     | Annotated[SearchSlimming, subcommand("slimming")]
     | Annotated[SearchTable, subcommand("table")]
+    | Annotated[SearchTas, subcommand("tas")]
     | Annotated[SearchVpDarts, subcommand("vp-darts")]
     | Annotated[SearchPrunet, subcommand("prunet")]
 )

@@ -244,7 +244,7 @@ class DrawnWidths:
             costs.append(self._model.term(site.at(at)))
         return torch.tensor(costs, dtype=torch.float64).reshape([len(choices[group]) for group in groups])
 
-    def expected(self, shares: Sequence[Shares], present: Mapping[Hashable, Scalar] | None = None) -> Scalar:
+    def expected(self, shares: Sequence[Float[Tensor, " _"]], present: Mapping[Hashable, Scalar] | None = None) -> Scalar:
         """Expected cost of the network, in the unit of the model.
 
         Args:

@@ -10,6 +10,7 @@ from search.methods.settings import (
     Settings,
     SlimmingSettings,
     TableSettings,
+    TasSettings,
     UniformSettings,
     VpDartsSettings,
 )
@@ -66,6 +67,10 @@ def method(settings: Settings, task: "Task") -> "Method[Any]":
             from search.methods.table import Table
 
             return Table(settings, task)
+        case TasSettings():
+            from search.methods.tas import Tas
+
+            return Tas(settings, task)
         case VpDartsSettings():
             from search.methods.vp_darts import VpDarts
 

@@ -413,8 +413,113 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
             raise SearchError(f"--search-batch must be a multiple of --devices, {self.devices}, found {self.search_batch}")
 
 
+class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """TAS: distributions over widths and depths are learned with a network of sampled sizes; the found one learns from the unpruned one."""
+
+    name = "tas"
+    paper: ClassVar[dict[str, Any]] = {
+        "pretrain_epochs": 300,
+        "search_epochs": 600,
+        "finetune_epochs": 300,
+        "batch": 256,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "label_smoothing": 0.0,
+        "schedule": "cosine",
+        "augment": "crop:4,flip",
+        "retrain": "scratch",
+        "distill": "tas",
+        "distill_weight": 0.9,
+        "temperature": 4.0,
+        "channel_multiple": 1,
+        "start": "scratch",
+        "searched": "auto",
+        "depth_options": "all",
+        "samples": 2,
+        "weights": "sample",
+        "interpolate": True,
+        "architecture_lr": 1e-3,
+        "architecture_weight_decay": 1e-3,
+        "tau_schedule": "linear",
+        "tau": 10.0,
+        "tau_final": 0.1,
+        "validation_share": 0.5,
+        "cost": "macs",
+        "penalty": "paper",
+        "cost_weight": 2.0,
+        "tolerance": 0.05,
+        "entropy": 0.0,
+        "derive": "argmax",
+    }
+    """As printed, for CIFAR. For ImageNet it has 120 epochs of each, a weight decay of 1e-4 and a distill weight of 0.5."""
+
+    lr: float = 0.1
+    """learning rate of the weights"""
+    momentum: float = 0.9
+    """of the weights' gradients"""
+    label_smoothing: float = 0.0
+    """share of the target that is spread over all classes"""
+    distill: Distillation = "tas"
+    """match a teacher when the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
+    retrain: Literal["scratch", "init", "finetune"] = "scratch"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """train the chosen network from new weights, from the first channels of the unpruned network (init), or from those of the search"""
+    min_channels: int = 1
+    """channels that every layer keeps at least"""
+    start: Literal["unpruned", "scratch"] = "unpruned"
+    """the search starts from the weights of the unpruned network, or from new ones"""
+    searched: Literal["auto", "both", "widths", "depths"] = "auto"
+    """what is searched; auto: both where the space has stages that can lose blocks, such as resnet20/widths, and widths elsewhere"""
+    depth_options: Literal["all", "odd"] = "all"
+    """depths of a stage: 1, 2, 3, ... blocks, or 1, 3, 5, ... and all"""
+    samples: int = 2
+    """widths of a layer that a step samples, |I|"""
+    weights: Literal["sample", "mixture"] = "sample"
+    """of the sizes in a step: sampled with Gumbel noise, or all of them mixed by their probabilities"""
+    interpolate: bool = True
+    """align sampled widths by channel-wise interpolation; otherwise by zeros"""
+    architecture_lr: float = 0.01
+    """Adam's learning rate of the distributions, constant; the paper has 0.001, which needs many epochs"""
+    architecture_weight_decay: float = 0.0
+    """of the distributions' logits"""
+    tau_schedule: Literal["linear", "cosine"] = "linear"
+    """how the temperature falls"""
+    tau: float = 10.0
+    """temperature at the start; the authors' code has 5, with a cosine"""
+    tau_final: float = 0.1
+    """temperature at the end"""
+    validation_share: float = 0.5
+    """of the training images, which train the distributions and not the weights"""
+    cost: Literal["latency", "macs"] = "latency"
+    """what the penalty counts: microseconds of the table, or multiply-accumulates; the budget is the same either way"""
+    penalty: Literal["controlled", "banded", "paper"] = "controlled"
+    """controlled: the squared log of the expected cost over an aim, which the cost of the most probable network moves until it meets the
+    target; banded: the log of expected cost over target, by sign, outside of the tolerance; paper: the same gradient, with the log of
+    the expected cost alone (Eq. 8)"""
+    cost_weight: float = 2.0
+    """lambda_cost, weight of the penalty; 0: sizes are not constrained"""
+    aim_rate: float = 0.05
+    """how fast the aim moves, as an exponent a step at a relative error of 1"""
+    tolerance: float = 0.05
+    """t, distance to the target at which the paper's penalty rests, and within which the found network should be"""
+    entropy: float = 1.0
+    """weight of the distributions' mean entropy at the end of the search, to which it grows with the square of the progress"""
+    derive: Literal["fit", "argmax"] = "fit"
+    """the found network: the most probable one within the budget, by a mixed-integer program, or the most probable size of each part"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_range("samples", 1)
+        for name in ("architecture_lr", "tau", "tau_final", "aim_rate", "validation_share", "tolerance"):
+            self.require_positive(name)
+        for name in ("validation_share", "tolerance"):
+            self.require_range(name, 0, 1 - 1e-9)
+        for name in ("architecture_weight_decay", "cost_weight", "entropy"):
+            self.require_range(name, 0)
+
+
 def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -> P:
-    """Settings that suit a data set, or those of the Pruning-as-Search paper.
+    """Settings that suit a data set, or those of the method's paper; of a baseline, those of the Pruning-as-Search paper.
 
     `auto`: the defaults for up to 10,000 training images, fewer but longer epochs' worth of search for more. `paper` (Li et al. 2022,
     Section 5.1): from a trained network, at a learning rate that is rewound to 0.4, 10 epochs of search; then 50 of cosine annealing with
@@ -430,7 +535,9 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
     Raises:
         SearchError: a setting that makes no sense.
     """
-    if issubclass(kind, VpDartsSettings | PrunetSettings):
+    if issubclass(kind, TasSettings) and name == "auto":
+        given = {"architecture_lr": _architecture_lr(kind(**given), images)} | given
+    if issubclass(kind, VpDartsSettings | PrunetSettings | TasSettings):
         return kind(**((kind.paper if name == "paper" else {}) | given))
     many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
     paper = {"pretrain_epochs": 120, "search_epochs": 10, "finetune_epochs": 50, "batch": 1024, "lr": 0.4, "policy_lr": 0.4}
@@ -438,3 +545,9 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
     paper |= {"min_channels": 1, "channel_multiple": 1, "augment": "resized-crop,flip"}
     chosen = paper if name == "paper" else many if images > MANY_IMAGES else {}
     return kind(**({field: value for field, value in chosen.items() if field in kind.__struct_fields__} | given))
+
+
+def _architecture_lr(settings: TasSettings, images: int) -> float:
+    """Of short searches, a rate by which a logit can move by 8 in all of the steps."""
+    steps = settings.search_epochs * max(1, round(images * settings.validation_share) // settings.batch)
+    return max(settings.architecture_lr, 8 / steps)

@@ -110,6 +110,24 @@ def test_search_refuses(change, words, search_command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"--budget-fraction": "0.001"}, ["cannot be met: the smallest network of repvgg-mini takes"]),
+        ({"--channel-multiple": "512"}, ["layer block0 has one option", "--channel-multiple 512", "--exclude block0"]),
+        ({"--searched": "both"}, ["--searched both: no stage of repvgg-mini can lose a block", "--searched widths"]),
+        ({"--samples": "9"}, ["--samples 9 is above the number of options of layer block0"]),
+        ({"--tolerance": "0"}, ["--tolerance must be above 0"]),
+    ],
+)
+def test_a_search_of_sizes_refuses(change, words, search_command, tmp_path):
+    flags = dict(zip(search_command[2::2], search_command[3::2], strict=True)) | change
+    known = [part for flag, value in flags.items() if flag not in ("--beta", "--policy-lr") for part in (flag, value)]
+    line = refused("search", "tas", *known, "--out", "run", cwd=tmp_path)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "run").exists()
+
+
 def test_unknown_method_lists_the_known(search_command, tmp_path):
     line = refused("search", "darts", *search_command[2:], "--out", tmp_path / "run")
     assert line.startswith("lathe: 'darts' is unknown: choose one of pas, ")

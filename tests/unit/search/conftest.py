@@ -25,18 +25,18 @@ from search.space import Choice, Space
 from search.spaces import Chain, Layer, Layered, MultiBlock, Prunable, StochasticLayer, Traced, of_module, traced
 
 
-def block_us(spec: BlockSpec) -> float:
+def block_us(spec: BlockSpec, tread: int = 16) -> float:
     """Latency of a block on the made-up device."""
-    treads = math.prod(16 * math.ceil(width / 16) for _, width in spec.widths)
+    treads = math.prod(tread * math.ceil(width / tread) for _, width in spec.widths)
     return 2 + ops.counts(spec).macs / math.prod(width for _, width in spec.widths) * treads / 3_000
 
 
-def network_us(blocks: list[BlockSpec]) -> float:
+def network_us(blocks: list[BlockSpec], tread: int = 16) -> float:
     """Latency of a network there: each boundary saves 1 us."""
-    return sum(block_us(spec) for spec in blocks) - (len(blocks) - 1)
+    return sum(block_us(spec, tread) for spec in blocks) - (len(blocks) - 1)
 
 
-def make_table(space: Space, networks: Sequence[Choice] | None = None) -> LatencyTable:
+def make_table(space: Space, networks: Sequence[Choice] | None = None, *, tread: int = 16) -> LatencyTable:
     """A table of every block of a space, and of some networks; of eight spread over its widths by default."""
     header = TableHeader(
         device=Device(kind="cpu", name="made-up", cores=1, threads=1, isa=(), memory_mib=1024, driver="", compute_capability="", os="none"),
@@ -48,9 +48,9 @@ def make_table(space: Space, networks: Sequence[Choice] | None = None) -> Latenc
         created="2000-01-01",
     )
     networks = networks or [space.choice([options[k % len(options)] for options in _choices(space)]) for k in range(8)]
-    rows = [_row("block", spec.key, block_us(spec)) for spec in space.blocks()]
+    rows = [_row("block", spec.key, block_us(spec, tread)) for spec in space.blocks()]
     rows += [
-        _row("network", f"network-{index}", network_us(blocks), tuple(spec.key for spec in blocks))
+        _row("network", f"network-{index}", network_us(blocks, tread), tuple(spec.key for spec in blocks))
         for index, blocks in enumerate(map(space.network, networks))
     ]
     return LatencyTable(header, rows, sha256="5" * 64)

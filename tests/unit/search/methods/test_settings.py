@@ -1,7 +1,7 @@
 import pytest
 
 from search import SearchError
-from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, UniformSettings, recipe
+from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, TasSettings, UniformSettings, recipe
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,23 @@ def test_a_baseline_is_trained_as_the_method_is(kind):
     for images, name in ((1, "auto"), (10_001, "auto"), (1, "paper")):
         mine, of_pas = recipe(kind, images, name), recipe(PasSettings, images, name)
         assert all(getattr(mine, field) == getattr(of_pas, field) for field in PruningSettings.__struct_fields__)
+
+
+def test_the_recipe_of_the_tas_paper_has_every_number_as_printed():
+    """Sections 3.1, 4.1 and Algorithm 1, for CIFAR."""
+    found = recipe(TasSettings, 50_000, "paper", seed=4)
+    assert (found.pretrain_epochs, found.search_epochs, found.finetune_epochs, found.batch, found.seed) == (300, 600, 300, 256, 4)
+    assert (found.lr, found.momentum, found.weight_decay, found.schedule, found.label_smoothing) == (0.1, 0.9, 5e-4, "cosine", 0.0)
+    assert (found.architecture_lr, found.architecture_weight_decay) == (1e-3, 1e-3)
+    assert (found.tau, found.tau_final, found.tau_schedule) == (10.0, 0.1, "linear")
+    assert (found.samples, found.weights, found.interpolate, found.validation_share) == (2, "sample", True, 0.5)
+    assert (found.penalty, found.cost, found.cost_weight, found.tolerance, found.entropy) == ("paper", "macs", 2.0, 0.05, 0.0)
+    assert (found.retrain, found.distill, found.distill_weight, found.temperature) == ("scratch", "tas", 0.9, 4.0)
+    assert (found.derive, found.depth_options, found.channel_multiple, found.start) == ("argmax", "all", 1, "scratch")
+    assert found.augment == "crop:4,flip"
+
+
+def test_a_short_tas_search_moves_its_logits_faster():
+    assert recipe(TasSettings, 1_000).architecture_lr == 8 / (10 * (500 // 64))
+    assert recipe(TasSettings, 50_000, search_epochs=100).architecture_lr == 0.01
+    assert recipe(TasSettings, 1_000, architecture_lr=0.5).architecture_lr == 0.5

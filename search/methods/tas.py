@@ -1,0 +1,342 @@
+"""Transformable Architecture Search (Dong and Yang 2019): widths of layers and depths of stages by learned distributions.
+
+Each layer draws a few widths at every step, whose outputs are interpolated to the widest of them and added up with weights that carry the
+distribution's gradient; a stage mixes the outputs of all of its depths. Weights are trained on one half of the images and distributions
+on the other, in turns. The found network is then trained, by default from new weights with the unpruned network as its teacher.
+
+What the paper leaves open, or what its cost term does not reach, is settled like this. Layers that are added up draw one width. Eq. 8 looks
+at the most probable network, F, and moves the expected cost, E; between the two lies up to a fifth of the target while distributions are
+flat. So by default the expected cost follows an aim, which moves until F meets the target, and the entropy of the distributions is driven
+down (`penalty="banded"`, `"paper"`: Eq. 8; its value with log E and with log(E / R) differs, its gradient does not). The most probable
+network may miss the budget by a channel: the found one has the most probable sizes within it, exactly (`derive="argmax"`: the paper's).
+"""
+
+import copy
+import itertools
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from search import schedule
+from search import widths as fitting
+from search.budget import BudgetController, Price
+from search.cost import DrawnWidths, Scalar
+from search.data import random_parts
+from search.errors import SearchError
+from search.method import Epoch, Phase, Task
+from search.methods.pruning import Narrowing
+from search.methods.settings import TasSettings
+from search.sized_network import DepthPart, Sampling, SizedNetwork, WidthPart
+from search.space import Choice
+from search.spaces import Widths
+from search.train import Part
+
+RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Widths that a layer draws from, as shares of its own (Section 4.1)."""
+BETAS = (0.5, 0.999)
+"""Of Adam on the distributions, as in the authors' code."""
+
+
+class Tas(Narrowing[TasSettings]):
+    """Pretraining; search of sizes; training of the found network (Algorithm 1)."""
+
+    def __init__(self, settings: TasSettings, task: Task) -> None:
+        super().__init__(settings, task)
+        self.depths = self.space.full_depths()
+        self.costs, target = self.counted(settings.cost)
+        self.controller = BudgetController(target=target, weight=1.0, rate=settings.aim_rate)
+        parts: list[Hashable] = [None] * len(self.space.sites())
+        for stage in self.space.stages:
+            for number, block in enumerate(stage.blocks[1:], 2):
+                for site in block.sites:
+                    parts[site] = stage.name, number
+        self.drawn = DrawnWidths(self.costs, self.space.sites(), self.choices, parts)
+        self._sides: list[int] = []
+        self._prices: dict[Choice, float] = {}
+
+    # The space of sizes
+
+    @property
+    def _searches_widths(self) -> bool:
+        return self.settings.searched != "depths"
+
+    @property
+    def _searches_depths(self) -> bool:
+        return self.settings.searched in ("both", "depths") or (self.settings.searched == "auto" and bool(self.space.stages))
+
+    def width_choices(self) -> list[Widths]:
+        """Multiples of `channel_multiple` nearest to the shares of each group's width.
+
+        Raises:
+            SearchError: there is nothing to choose, or not enough for a step to sample; names the layer.
+        """
+        allowed = super().width_choices()
+        if self._searches_widths:
+            allowed = [tuple(sorted({min(o, key=lambda width: abs(width - share * o[-1])) for share in RATIOS})) for o in allowed]
+        else:
+            allowed = [options[-1:] for options in allowed]
+        self._require_options(allowed)
+        return allowed
+
+    def depth_choices(self) -> dict[str, Widths]:
+        """Of every stage the depths that it draws from, ascending; the full one is always one of them."""
+        if not self._searches_depths:
+            return {name: (depth,) for name, depth in self.space.full_depths().items()}
+        step = 2 if self.settings.depth_options == "odd" else 1
+        return {name: tuple(sorted({*range(1, depth, step), depth})) for name, depth in self.space.full_depths().items()}
+
+    def smallest(self) -> Choice:
+        """The least width of every group and the least depth of every stage."""
+        depths = {name: options[0] for name, options in self.depth_choices().items()}
+        return self.space.choice([options[0] for options in self.choices], depths)
+
+    def _require_options(self, choices: Sequence[Widths]) -> None:
+        settings, searched = self.settings, {group.name for group in self.groups}
+        if self._searches_depths and not self.space.stages:
+            raise SearchError(
+                f"--searched {settings.searched}: no stage of {self.space.name} can lose a block; give --searched widths, "
+                "or a space such as resnet20/widths"
+            )
+        named = [(name, options) for (name, _), options in zip(self.space.groups, choices, strict=True) if name in searched]
+        for name, options in named if self._searches_widths else ():
+            if len(options) == 1:
+                raise SearchError(
+                    f"layer {name} has one option, {options[0]} channels, at --channel-multiple {settings.channel_multiple} and "
+                    f"--min-channels {settings.min_channels}: give lower ones, or --exclude {name}"
+                )
+            if settings.weights == "sample" and settings.samples > len(options):
+                known = ", ".join(map(str, options))
+                raise SearchError(f"--samples {settings.samples} is above the number of options of layer {name}, {len(options)} ({known})")
+
+    # Phases
+
+    def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
+        """Unpruned, then of sampled sizes, then the found one."""
+        if phase.unpruned:
+            return trained or self.space.module()
+        if phase.name == "search":
+            return self._sized(trained)
+        if trained is None:
+            return self.space.module(self.choice())
+        assert isinstance(trained, SizedNetwork)
+        self._decide(self.derived(trained))
+        found, source = self.space.module(self.choice()), trained.initial
+        if self.settings.retrain != "scratch":
+            learned = (trained.released() if source is None else source).state_dict()
+            found.load_state_dict({name: learned.get(name, value) for name, value in found.state_dict().items()})
+        return found
+
+    def _sized(self, trained: nn.Module | None) -> SizedNetwork:
+        settings = self.settings
+        network = trained if trained is not None and settings.start == "unpruned" else self.space.module()
+        options = {name: widths for (name, _), widths in zip(self.space.groups, self.choices, strict=True)}
+        widths = [WidthPart(g.name, g.channels, g.producers, options[g.name]) for g in self.groups] if self._searches_widths else []
+        modules = {stage.name: tuple(block.module for block in stage.blocks) for stage in self.space.stages}
+        depths = [DepthPart(name, modules[name], found) for name, found in self.depth_choices().items() if len(found) > 1]
+        sampling = Sampling(settings.samples, interpolate=settings.interpolate, sample=settings.weights == "sample")
+        initial = None
+        if settings.retrain == "init":
+            initial = copy.deepcopy(trained or self.space.module()).requires_grad_(False)
+        return SizedNetwork(network, widths, depths, self.task.example, sampling, initial=initial)
+
+    def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
+        """Of the weights, and in the search of the distributions."""
+        if not isinstance(network, SizedNetwork):
+            return super().optimizers(phase, network)
+        settings = self.settings
+        group = {"params": network.logits(), "peak_lr": settings.architecture_lr, "scheduled": False}
+        decay = settings.architecture_weight_decay
+        return [self.optimizer(network.network), Adam([group], lr=settings.architecture_lr, betas=BETAS, weight_decay=decay)]
+
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+        """Weights on their images, and in turns with them distributions on the others; both are the same in every epoch."""
+        if not isinstance(network, SizedNetwork):
+            return super().parts(epoch, network, optimizers)
+        settings, data, share = self.settings, self.task.data, self.settings.validation_share
+        rows, others = random_parts(len(data.train), (1 - share, share), torch.Generator().manual_seed(settings.seed))
+        batches, validation = (data.training_batches(settings.batch, epoch.order, part) for part in (rows, others))
+        steps, architecture_steps = len(batches), len(validation)
+        each = steps + architecture_steps
+        network.taken = epoch.index * each
+        network.temperature = lambda taken: self.tau(taken / (epoch.phase.epochs * each))
+        turn = itertools.count(epoch.index * architecture_steps)
+        self._sides = []
+
+        def loss(logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+            progress = next(turn) / (epoch.phase.epochs * architecture_steps)
+            return F.cross_entropy(logits, labels) + self.penalty_of(network, progress)
+
+        def factor(step: int) -> float:
+            return schedule.factor(settings, step + epoch.index * steps, epoch_steps=steps, epochs=epoch.phase.epochs)
+
+        weights, architecture = optimizers
+        return [
+            Part(optimizers=[weights], batches=batches, loss=self._weight_loss, factor=factor),
+            Part(optimizers=[architecture], batches=validation, loss=loss, factor=lambda _: 1.0),
+        ]
+
+    def _weight_loss(self, logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+
+    def tau(self, progress: float) -> float:
+        """Temperature after a share of the search."""
+        settings = self.settings
+        passed = progress if settings.tau_schedule == "linear" else 1 - schedule.cosine(round(progress * 10**6), 10**6, 0)
+        return settings.tau + (settings.tau_final - settings.tau) * passed
+
+    # Cost
+
+    def shares(self, network: SizedNetwork) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Probabilities of the widths of every group of the space, and of the depths of every stage, with gradient."""
+        found = {part.name: sizes.shares() for part, sizes in network.width_sizes()}
+        widths = [found.get(name, torch.ones(1)) for name, _ in self.space.groups]
+        return widths, {stage.name: sizes.shares() for stage, sizes in network.depth_sizes()}
+
+    def expected(self, network: SizedNetwork) -> Scalar:
+        """E: the mean cost of the networks that the distributions draw, in the unit of the penalty's cost."""
+        widths, depths = self.shares(network)
+        options, present = self.depth_choices(), dict[Hashable, Scalar]()
+        for stage in self.space.stages:
+            shares = depths.get(stage.name, torch.ones(1))
+            for number in range(2, len(stage.blocks) + 1):
+                present[stage.name, number] = shares[[depth >= number for depth in options[stage.name]]].sum()
+        return self.drawn.expected(widths, present)
+
+    def most_probable(self, network: SizedNetwork) -> Choice:
+        """A: the most probable width of each group and depth of each stage."""
+        best = {part.name: sizes.best for part, sizes in network.width_sizes()}
+        depths = {stage.name: sizes.best for stage, sizes in network.depth_sizes()}
+        return self.space.choice([best.get(name, full) for name, full in self.space.groups], depths)
+
+    def cost_of(self, choice: Choice) -> float:
+        """F: what one network costs, in the unit of the penalty's cost."""
+        if choice not in self._prices:
+            self._prices[choice] = float(self.costs.price(choice).cost)
+        return self._prices[choice]
+
+    def penalty_of(self, network: SizedNetwork, progress: float) -> Scalar:
+        """The weighted cost term of Eq. 7, and the entropy's."""
+        settings, target = self.settings, self.controller.target.amount
+        expected, found = self.expected(network), self.cost_of(self.most_probable(network))
+        self._sides.append(int(math.copysign(abs(found - target) > 0, found - target)))
+        entropies = [-(sizes.shares() * sizes.logits.log_softmax(0)).sum() for sizes in network.sizes()]
+        entropy = settings.entropy * progress**2 * torch.stack(entropies).mean()
+        if not settings.cost_weight:
+            return entropy
+        if settings.penalty == "controlled":
+            self.controller.update(found)
+            cost = (expected * self.controller.weight / target).log() ** 2
+        else:
+            unit = 1.0 if settings.penalty == "paper" else target
+            cost = banded(expected / unit, found / target, settings.tolerance)
+        return settings.cost_weight * cost + entropy
+
+    # The found network
+
+    def derived(self, network: SizedNetwork) -> Choice:
+        """Of the networks within the budget the most probable one; where that leaves much of the budget, stretched to it."""
+        if self.settings.derive == "argmax":
+            return self.most_probable(network)
+        shares, depth_shares = self.shares(network)
+        depths = self._depths_within(depth_shares)
+        values = [share.detach().log().clamp(min=-1e6).tolist() for share in shares]
+        space, price, budget = self.space.at_depths(depths), partial(self._price, depths=depths), self.task.budget
+        prices = fitting.TablePrices(self.task.table) if self.task.table else fitting.macs_price
+        found = fitting.fit(space, self.choices, values, prices, budget).widths
+        if price(found).cost < self._least:
+            found = fitting.fit(space, self.choices, fitting.proportional(found, self.choices, price, budget), prices, budget).widths
+        return self.space.choice(found, depths)
+
+    @property
+    def _least(self) -> float:
+        """The cost at which a network leaves no more of the budget than the tolerance."""
+        return self.task.target * (1 - self.settings.tolerance)
+
+    def _depths_within(self, shares: Mapping[str, Tensor]) -> dict[str, int]:
+        """The most probable depths whose widths can meet the budget; where none can, those that leave the least of it."""
+        narrowest, widest = ([options[end] for options in self.choices] for end in (0, -1))
+        every = self._depths_by_probability(shares)
+        possible = [depths for depths in every if self.task.budget.holds(self._price(narrowest, depths))]
+        near = (depths for depths in possible if self._price(widest, depths).cost >= self._least)
+        return next(near, None) or max(possible, key=lambda depths: self._price(widest, depths).cost)
+
+    def _depths_by_probability(self, shares: Mapping[str, Tensor]) -> list[dict[str, int]]:
+        options = self.depth_choices()
+        logs = {name: shares[name].detach().log().tolist() if name in shares else [0.0] for name in options}
+        every = itertools.product(*(zip(logs[name], found, strict=True) for name, found in options.items()))
+        ranked = sorted(every, key=lambda each: -sum(log for log, _ in each))
+        return [dict(zip(options, (depth for _, depth in each), strict=True)) for each in ranked]
+
+    def _price(self, widths: Sequence[int], depths: Mapping[str, int]) -> Price:
+        return self.model.price(self.space.choice(widths, depths))
+
+    # What is decided
+
+    def _decide(self, choice: Choice) -> None:
+        self.widths, self.depths = self.space.widths(choice), choice.depths
+
+    def price(self, widths: Widths) -> Price:
+        """What a network of these widths costs at the depths that the method has now, in the unit of the budget."""
+        return self._price(widths, self.depths)
+
+    def choice(self) -> Choice:
+        """The network that the method has now."""
+        return self.space.choice(self.widths, self.depths)
+
+    def shippable(self) -> Choice:
+        """The same: every size that is drawn can ship."""
+        return self.choice()
+
+    def free_channels(self) -> dict[str, int]:
+        """Channels that cost nothing, of the groups that are there."""
+        return {name: count for name, count in super().free_channels().items() if name in self.choice().widths}
+
+    def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
+        """Distributions, expected and most probable cost, and how often the latter crossed the target."""
+        if not isinstance(network, SizedNetwork):
+            return {}
+        self._decide(self.most_probable(network))
+        with torch.no_grad():
+            figures = {"expected": float(self.expected(network)), "most_probable": self.cost_of(self.choice())}
+        figures |= {"aim": self.controller.target.amount / self.controller.weight, "crossings": float(crossings(self._sides))}
+        gaps = []
+        for part, sizes in (*network.width_sizes(), *network.depth_sizes()):
+            shares = sizes.shares().tolist()
+            figures |= {f"p.{part.name}.{option}": share for option, share in zip(sizes.options, shares, strict=True)}
+            first, second = sorted(shares)[:-3:-1]
+            gaps.append(first - second)
+        return figures | {"gap": sum(gaps) / len(gaps)}
+
+    def state(self) -> dict[str, Any]:
+        """Widths, depths and the aim."""
+        return super().state() | {"depths": self.depths, "aim": self.controller.weight}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on with them."""
+        super().restore(state)
+        self.depths, self.controller.weight = dict(state["depths"]), state["aim"]
+
+
+def banded(expected: Scalar, found: float, tolerance: float) -> Scalar:
+    """The cost term of Eq. 8: the log of the expected cost above the band, minus it below, and 0 within it.
+
+    Args:
+        expected: E, in any unit: its gradient is the same.
+        found: F / R, the most probable network's cost as a share of the target.
+        tolerance: t, half the width of the band.
+    """
+    if found > 1 + tolerance:
+        return expected.log()
+    return -expected.log() if found < 1 - tolerance else 0.0 * expected
+
+
+def crossings(sides: Sequence[int]) -> int:
+    """How often a sequence of 1 and -1 changes its side; 0 is on neither."""
+    only = [side for side in sides if side]
+    return sum(one != other for one, other in itertools.pairwise(only))

@@ -1,0 +1,318 @@
+import itertools
+
+import pytest
+import torch
+
+from search import SearchError, session
+from search.budget import Budget
+from search.method import Task
+from search.methods.settings import TasSettings
+from search.methods.tas import Tas, banded, crossings
+from search.record import Chosen, EpochDone
+from search.relax import gumbel
+from search.sized_network import SizedNetwork
+from search.tensors import read_tensors
+
+from ..conftest import make_table
+
+FEW = {"pretrain_epochs": 1, "search_epochs": 10, "finetune_epochs": 1, "batch": 8, "channel_multiple": 4, "architecture_lr": 0.2}
+
+
+def make_tas(space, data, share: float = 0.6, *, table=None, **settings) -> Tas:
+    """A method with few epochs, and a budget that is a share of the unpruned network's cost."""
+    amount = share * (table.predict(space.network()).us if table else space.macs())
+    return Tas(
+        TasSettings(**(FEW | settings)), Task(space=space, data=data, table=table, budget=Budget.of(amount, "us" if table else "macs"))
+    )
+
+
+def sized(method: Tas) -> SizedNetwork:
+    """The network that its search begins with."""
+    torch.manual_seed(0)
+    network = method.network(method.phases[1], None)
+    assert isinstance(network, SizedNetwork)
+    return network
+
+
+@pytest.fixture(scope="module")
+def staged_table(staged):
+    return make_table(staged, tread=2)
+
+
+@pytest.fixture(scope="module")
+def searched(staged, staged_table, stripes, tmp_path_factory):
+    """A whole run, under a latency budget, with its directory."""
+    out = tmp_path_factory.mktemp("tas") / "run"
+    return out, list(session.run(make_tas(staged, stripes, table=staged_table), out))
+
+
+def epochs(events, phase: str = "search") -> list[EpochDone]:
+    return [event for event in events if isinstance(event, EpochDone) and event.phase == phase]
+
+
+def test_a_search_finds_widths_and_depths_within_the_budget(searched, staged, staged_table):
+    _, events = searched
+    task_us = 0.6 * staged_table.predict(staged.network()).us
+    (chosen,) = (event for event in events if isinstance(event, Chosen))
+    assert chosen.choice == events[-1].architecture.choice
+    assert chosen.choice.depths.keys() == {"stage1"}
+    assert chosen.latency.high_us <= task_us
+    assert chosen.latency.us > 0.8 * task_us  # four options a layer are coarse
+    last = epochs(events)[-1].figures
+    assert last["gap"] > 0.5 > epochs(events)[0].figures["gap"]
+    assert abs(last["expected"] / last["most_probable"] - 1) < 0.25
+    assert sum(value for name, value in last.items() if name.startswith("p.0.conv.")) == pytest.approx(1)
+    assert [phase for phase, _ in itertools.groupby(e.phase for e in events if isinstance(e, EpochDone))] == [
+        "pretrain",
+        "search",
+        "finetune",
+    ]
+
+
+def test_the_run_can_be_loaded_and_has_the_sizes_of_its_choice(searched, staged):
+    out, events = searched
+    result, architecture = events[-1].result, events[-1].architecture
+    assert result.shipped.macs == staged.macs(architecture.network())
+    assert result.free_channels.keys() == architecture.choice.widths.keys()
+    weights = read_tensors(out / "weights.safetensors")[0]
+    removed = {f"{block}." for block in (2, 3)[architecture.choice.depths["stage1"] - 1 :]}
+    assert not any(name.startswith(tuple(removed)) for name in weights)
+
+
+def test_an_interrupted_search_goes_on_to_the_same_bytes(searched, staged, staged_table, stripes, tmp_path):
+    out, _ = searched
+    again = tmp_path / "again"
+    for done in session.run(make_tas(staged, stripes, table=staged_table), again):
+        if isinstance(done, EpochDone) and (done.phase, done.epoch) == ("search", 7):
+            break
+    list(session.run(make_tas(staged, stripes, table=staged_table), again))
+    for name in ("history.jsonl", "weights.safetensors", "architecture.json"):
+        assert (again / name).read_bytes() == (out / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["shortcut_space", "tiny"])
+def test_any_space_of_widths_is_searched_without_a_table_too(name, request, stripes, tmp_path):
+    """Depth-wise convolutions, sums and RepVGG blocks."""
+    space = request.getfixturevalue(name)
+    method = make_tas(space, stripes, pretrain_epochs=0, channel_multiple=8, search_epochs=6)
+    *_, finished = session.run(method, tmp_path / "run")
+    assert 0.75 * method.task.budget.amount < finished.result.shipped.macs <= method.task.budget.amount
+    assert not finished.result.shipped.choice.depths
+
+
+# Sizes
+
+
+def test_widths_are_the_multiples_next_to_the_shares_of_the_paper(staged, stripes):
+    assert make_tas(staged, stripes).choices == [(4, 8, 12, 16)] * 4
+    fine = make_tas(staged, stripes, exclude="1.body.first").choices
+    assert fine[1] == (16,)
+    assert make_tas(staged, stripes, searched="depths").choices == [(16,)] * 4
+
+
+def test_depths_are_all_or_every_other(staged, stripes):
+    assert make_tas(staged, stripes).depth_choices() == {"stage1": (1, 2, 3)}
+    assert make_tas(staged, stripes, depth_options="odd").depth_choices() == {"stage1": (1, 3)}
+    assert make_tas(staged, stripes, searched="widths").depth_choices() == {"stage1": (3,)}
+
+
+@pytest.mark.parametrize("searched", ["widths", "depths"])
+def test_one_of_both_can_be_searched_alone(staged, stripes, tmp_path, searched):
+    method = make_tas(staged, stripes, share=0.75, searched=searched, search_epochs=2)
+    *_, finished = session.run(method, tmp_path / "run")
+    choice = finished.architecture.choice
+    assert (choice.depths == {"stage1": 3}) == (searched == "widths")
+    assert (set(choice.widths.values()) == {16}) == (searched == "depths")
+
+
+# Cost
+
+
+@pytest.mark.parametrize("cost", ["latency", "macs"])
+def test_the_expected_cost_is_the_mean_over_drawn_networks_and_the_most_probable_one_its_own(staged, staged_table, stripes, cost):
+    method = make_tas(staged, stripes, table=staged_table, cost=cost)
+    network, draw = sized(method), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for logits in network.logits():
+            logits.copy_(torch.randn(logits.shape, generator=draw))
+    drawn = []
+    for _ in range(3_000):
+        widths = [sizes.options[int((sizes.logits + gumbel(sizes.logits.shape, draw)).argmax())] for sizes in network.sizes()]
+        drawn.append(method.cost_of(staged.choice(widths[:4], {"stage1": widths[4]})))
+    assert float(method.expected(network).detach()) == pytest.approx(sum(drawn) / len(drawn), rel=0.02)
+    most = method.most_probable(network)
+    model = staged_table.predict(staged.network(most)).us if cost == "latency" else staged.macs(staged.network(most))
+    assert method.cost_of(most) == pytest.approx(model)
+
+
+def test_the_banded_cost_is_equation_8_with_one_gradient_in_any_unit():
+    for found, sign in ((1.06, 1.0), (1.04, 0.0), (0.96, 0.0), (0.94, -1.0)):
+        gradients = []
+        for unit in (1.0, 250.0):
+            cost = torch.tensor(300.0, requires_grad=True)
+            value = banded(cost / unit, found, 0.05)
+            value.backward()
+            gradients.append(cost.grad.item())
+            assert value.item() == pytest.approx(sign * torch.tensor(300.0 / unit).log().item())
+        assert gradients == pytest.approx([sign / 300] * 2)
+
+
+def test_the_paper_penalty_and_the_banded_one_have_the_same_gradient(staged, stripes):
+    each = []
+    for penalty in ("paper", "banded"):
+        method = make_tas(staged, stripes, penalty=penalty, entropy=0.0)
+        network = sized(method)
+        method.penalty_of(network, 0.5).backward()
+        each.append([logits.grad for logits in network.logits()])
+    torch.testing.assert_close(each[0], each[1])
+    assert all(gradient.any() for gradient in each[0])
+
+
+def test_the_aim_moves_until_the_most_probable_network_meets_the_target(staged, stripes):
+    method = make_tas(staged, stripes)
+    network = sized(method)
+    assert method.most_probable(network) == staged.largest()  # equal probabilities: the larger size
+    for _ in range(3):
+        method.penalty_of(network, 0.0)
+    assert method.controller.weight > 1
+    with torch.no_grad():
+        for sizes in network.sizes():
+            sizes.logits[0] = 1.0
+    before = method.controller.weight
+    method.penalty_of(network, 0.0)
+    assert method.controller.weight < before
+
+
+def test_entropy_is_driven_down_late_and_without_a_constraint_nothing_else(staged, stripes):
+    method = make_tas(staged, stripes, cost_weight=0.0)
+    network = sized(method)
+    assert method.penalty_of(network, 0.0).item() == 0
+    sizes = [4, 4, 4, 4, 3]
+    uniform = sum(torch.tensor(float(count)).log().item() for count in sizes) / 5
+    assert method.penalty_of(network, 0.5).item() == pytest.approx(0.25 * uniform)
+    assert method.penalty_of(network, 1.0).item() == pytest.approx(uniform)
+    assert method.controller.weight == 1
+
+
+def test_a_single_sample_teaches_widths_nothing(staged, stripes, tmp_path):
+    """|I| = 1, without any cost: the logits stay exactly where they were."""
+    method = make_tas(staged, stripes, searched="widths", samples=1, cost_weight=0.0, entropy=0.0, search_epochs=1)
+    (done,) = epochs(itertools.islice(session.run(method, tmp_path / "run"), 3))
+    assert {value for name, value in done.figures.items() if name.startswith("p.")} == {0.25}
+
+
+def test_the_temperature_falls_as_the_paper_or_the_authors_code_has_it(staged, stripes):
+    linear, cosine = make_tas(staged, stripes), make_tas(staged, stripes, tau=5.0, tau_schedule="cosine")
+    assert [linear.tau(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([10, 5.05, 0.1])
+    assert [cosine.tau(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([5, 4.2824, 2.55, 0.1], abs=1e-4)
+
+
+def test_crossings_count_changes_of_side():
+    assert crossings([1, 1, -1, 0, -1, 1]) == 2
+    assert crossings([]) == crossings([0, 1, 0, 1]) == 0
+
+
+# Procedure
+
+
+def test_weights_and_distributions_are_trained_on_disjoint_halves_in_turns(staged, stripes):
+    method = make_tas(staged, stripes)
+    phase, network = method.phases[1], sized(method)
+    optimizers = method.optimizers(phase, network)
+    from search.method import Epoch
+
+    def rows(index: int) -> list[set[int]]:
+        generators = (torch.Generator().manual_seed(index) for _ in range(2))
+        parts = method.parts(Epoch(phase=phase, index=index, order=next(generators), noise=next(generators)), network, optimizers)
+        return [set(part.batches._rows.tolist()) for part in parts]
+
+    first, later = rows(0), rows(3)
+    assert not first[0] & first[1]
+    assert len(first[0]) == len(first[1]) == 32
+    assert first == later
+    held = [{id(p) for group in optimizer.param_groups for p in group["params"]} for optimizer in optimizers]
+    assert held[1] == {id(logits) for logits in network.logits()}
+    assert held[0] == {id(weight) for weight in network.network.parameters()}
+
+
+@pytest.mark.parametrize("retrain", ["scratch", "init", "finetune"])
+def test_the_found_network_starts_from_new_weights_from_the_unpruned_ones_or_from_those_of_the_search(staged, stripes, retrain):
+    method = make_tas(staged, stripes, retrain=retrain)
+    torch.manual_seed(1)
+    unpruned = staged.module()
+    before = {name: value.clone() for name, value in unpruned.state_dict().items()}
+    network = method.network(method.phases[1], unpruned)
+    with torch.no_grad():
+        for weight in network.network.parameters():
+            weight.add_(1.0)
+    after = {name: value + 1.0 for name, value in before.items()}
+    found = method.network(method.phases[2], network).state_dict()
+    stem = found["0.conv.weight"]
+    assert torch.equal(stem, before["0.conv.weight"]) == (retrain == "init")
+    assert torch.equal(stem, after["0.conv.weight"]) == (retrain == "finetune")
+
+
+@pytest.mark.parametrize("start", ["unpruned", "scratch"])
+def test_the_search_starts_from_the_unpruned_network_or_from_new_weights(staged, stripes, start):
+    method = make_tas(staged, stripes, start=start)
+    torch.manual_seed(1)
+    unpruned = staged.module()
+    weight = unpruned.state_dict()["0.conv.weight"].clone()
+    network = method.network(method.phases[1], unpruned)
+    assert torch.equal(network.network.get_submodule("0.conv").weight, weight) == (start == "unpruned")
+
+
+def test_the_found_network_is_the_most_probable_one_within_the_budget(staged, stripes):
+    """Against all networks; where that leaves too much of the budget, another one that does not."""
+    method = make_tas(staged, stripes, tolerance=0.1)
+    network, draw = sized(method), torch.Generator().manual_seed(5)
+    for _ in range(5):
+        with torch.no_grad():
+            for logits in network.logits():
+                logits.copy_(2 * torch.randn(logits.shape, generator=draw))
+        found = method.derived(network)
+        cost = staged.macs(staged.network(found))
+        assert cost <= method.task.budget.amount
+        logs = [sizes.shares().log().tolist() for sizes in network.widths]
+        best = None
+        for widths in itertools.product((4, 8, 12, 16), repeat=4):
+            choice = staged.choice(widths, found.depths)
+            if staged.macs(staged.network(choice)) <= method.task.budget.amount and choice.widths.keys() == found.widths.keys():
+                value = sum(log[(4, 8, 12, 16).index(width)] for log, width in zip(logs, widths, strict=True))
+                best = max(best or (value, choice), (value, choice), key=lambda each: each[0])
+        if staged.macs(staged.network(best[1])) >= 0.9 * method.task.target:
+            assert found == best[1]
+        else:
+            assert cost > staged.macs(staged.network(best[1]))
+
+
+def test_the_paper_derives_the_most_probable_sizes_whatever_they_cost(staged, stripes):
+    method = make_tas(staged, stripes, derive="argmax")
+    assert method.derived(sized(method)) == staged.largest()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("space", "share", "settings", "message"),
+    [
+        ("staged", 0.01, {}, r"cannot be met: the smallest network of staged has [0-9,]+ MACs; ask for a larger --budget-fraction$"),
+        (
+            "staged",
+            0.6,
+            {"channel_multiple": 16},
+            r"^layer 0.conv has one option, 16 channels, at --channel-multiple 16 and --min-channels 1: give lower ones, or --exclude 0.conv$",
+        ),
+        ("tiny", 0.9, {"searched": "depths"}, r"^--searched depths: no stage of tiny can lose a block; give --searched widths, or a space"),
+        ("tiny", 0.9, {"searched": "both"}, r"^--searched both: no stage of tiny can lose a block"),
+        ("staged", 0.6, {"samples": 5}, r"^--samples 5 is above the number of options of layer 0.conv, 4 \(4, 8, 12, 16\)$"),
+        ("staged", 0.6, {"tolerance": 0.0}, r"^--tolerance must be above 0 and finite, found 0.0$"),
+        ("staged", 0.6, {"samples": 0}, r"^--samples must be from 1 to"),
+        ("staged", 0.6, {"validation_share": 1.0}, r"^--validation-share must be from 0 to"),
+        ("staged", 0.6, {"cost_weight": -1.0}, r"^--cost-weight must be from 0 to"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(request, stripes, space, share, settings, message):
+    with pytest.raises(SearchError, match=message):
+        make_tas(request.getfixturevalue(space), stripes, share, **settings)
