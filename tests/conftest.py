@@ -1,12 +1,15 @@
 """What every test shares: one thread a worker that does not spin, and a printed reason for what is skipped."""
 
+import ast
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 # Several workers with several threads each would wait for one another: the linear algebra of some tests then takes ten times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,7 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Take signals as a terminal's programs do: what started the tests may ignore some, as nohup does, and commands would inherit that."""
+    """Check shapes at run time, and take signals as a terminal's programs do.
+
+    What started the tests may ignore some signals, as nohup does, and commands would inherit that.
+    """
+    install_import_hook(_modules_with_shapes(), "beartype.beartype")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -43,6 +50,25 @@ def operators_are_read_once() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
         yield
+
+
+def _modules_with_shapes() -> list[str]:
+    """Modules that annotate shapes: by jaxtyping or by names that such modules define. Each call of a checked function costs 20 us."""
+    root = Path(__file__).parents[1]
+    imported, defined = {}, {"jaxtyping"}
+    for path in (path for package in ("latency", "reparam", "deploy", "search") for path in sorted((root / package).rglob("*.py"))):
+        module = ast.parse(path.read_text())
+        nodes = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom)]
+        name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+        imported[name] = {word for node in nodes for word in (node.module or "", *(alias.name for alias in node.names))}
+        if "jaxtyping" in imported[name]:
+            assigned = [
+                node.targets[0]
+                for node in module.body
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Subscript | ast.BinOp)
+            ]
+            defined |= {target.id for target in assigned if isinstance(target, ast.Name)}
+    return [name for name, words in imported.items() if words & defined]
 
 
 def _why_no_gpu() -> str:

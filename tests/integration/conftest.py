@@ -5,15 +5,21 @@ is met, is the same on an idle machine and on a busy one.
 """
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from filelock import FileLock
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from deploy.lowering import LOWERING_VERSION
 from latency import BlockSpec, Lowered, Workload, profile
@@ -96,8 +102,30 @@ def slow_table(path: Path, name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def table(work: Path) -> Path:
-    return slow_table(work / readme("profile")[-1], "repvgg-mini")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of all workers of this run of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def once(path: Path, make: Callable[[Path], object]) -> Path:
+    """What the first worker that asks for it makes; the others wait for it."""
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            made = path.with_name(f"making-{path.name}")
+            make(made)
+            made.rename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def table(shared: Path, work: Path) -> Path:
+    name = readme("profile")[-1]
+    path = once(shared / name, lambda path: slow_table(path, "repvgg-mini"))
+    shutil.copy(path, work / name)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -109,14 +137,34 @@ def search_command(table: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def run(work: Path, search_command: list[str]) -> Path:
-    done = run_lathe(*search_command, "--out", "run", cwd=work)
-    assert done.returncode == 0, done.stderr
-    return work / "run"
+def run(shared: Path, work: Path, search_command: list[str]) -> Path:
+    def search(out: Path) -> None:
+        done = run_lathe(*search_command, "--out", out)
+        assert done.returncode == 0, done.stderr
+
+    return Path(shutil.copytree(once(shared / "run", search), work / "run"))
 
 
 @pytest.fixture(scope="session")
-def bundle(work: Path, run: Path) -> Path:
-    done = run_lathe(*readme("export", "run"), "--protocol", "fast", cwd=work)
-    assert done.returncode == 0, done.stderr
-    return work / "bundle"
+def bundle(shared: Path, work: Path, run: Path) -> Path:
+    def export(out: Path) -> None:
+        command = readme("export", "run")
+        assert command[-2:] == ["--out", "bundle"]
+        done = run_lathe(*command[:-1], out, "--protocol", "fast", cwd=run.parent)
+        assert done.returncode == 0, done.stderr
+
+    return Path(shutil.copytree(once(shared / "bundle", export), work / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def few_digits(shared: Path) -> str:
+    """Twelve images of each digit, as `--data` takes them: enough for every step of a search."""
+
+    def write(path: Path) -> None:
+        digits = load_digits()
+        for label in range(10):
+            (path / str(label)).mkdir(parents=True)
+            for index, image in enumerate(digits.images[digits.target == label][:12]):
+                Image.fromarray(np.kron(image * 15.9, np.ones((4, 4))).astype(np.uint8)).save(path / str(label) / f"{index}.png")
+
+    return f"folder:{once(shared / 'digits', write)}"

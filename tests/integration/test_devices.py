@@ -15,11 +15,11 @@ from integration.conftest import run_lathe
 FILES = ("history.jsonl", "architecture.json", "weights.safetensors", "baseline.safetensors")
 
 
-def command(out: Path) -> list[str]:
+def command(data: str, out: Path) -> list[str]:
     epochs = ("--pretrain-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1")
     return [
-        *("search", "uniform", "--space", "repvgg-mini", "--data", "digits", "--budget-fraction", "0.6", *epochs),
-        *("--batch", "256", "--devices", "2", "--ema", "0.9", "--json", "--out", str(out)),
+        *("search", "uniform", "--space", "repvgg-mini", "--data", data, "--budget-fraction", "0.6", *epochs),
+        *("--batch", "16", "--devices", "2", "--ema", "0.9", "--json", "--out", str(out)),
     ]
 
 
@@ -33,13 +33,15 @@ def children(pid: int) -> dict[str, int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of a run by /proc")
-def test_a_killed_process_ends_the_run_in_one_line_and_the_same_command_goes_on(tmp_path):
+def test_a_killed_process_ends_the_run_in_one_line_and_the_same_command_goes_on(tmp_path, few_digits):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run_lathe(*command(whole))
+    done = run_lathe(*command(few_digits, whole))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == str(whole)  # one process alone prints
 
-    started = subprocess.Popen([sys.executable, "-P", "-m", "lathe", *command(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    started = subprocess.Popen(
+        [sys.executable, "-P", "-m", "lathe", *command(few_digits, killed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     end = time.monotonic() + 600
     while not ((killed / "history.jsonl").exists() and (killed / "history.jsonl").read_bytes().count(b"\n") >= 2):
         assert started.poll() is None, started.stderr
@@ -53,7 +55,7 @@ def test_a_killed_process_ends_the_run_in_one_line_and_the_same_command_goes_on(
     assert "Traceback" not in said.decode()
     assert not (killed / "result.json").exists()
 
-    again = run_lathe(*command(killed))
+    again = run_lathe(*command(few_digits, killed))
     assert again.returncode == 0, again.stderr
     for name in FILES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
