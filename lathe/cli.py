@@ -301,7 +301,7 @@ class Paper:
     """Print the numbers of a paper that can be recomputed, beside ours; exit code 1 where one that should be equal is not."""
 
     paper: Positional[str]
-    """repvgg, pas, vp-darts, prunet or gpunet"""
+    """repvgg, pas, tas, vp-darts, prunet or gpunet"""
     json: bool = False
     """print JSON"""
 

@@ -1,13 +1,13 @@
 """The papers whose published numbers can be recomputed, each as rows with ours beside theirs. Needs no torch."""
 
 from search.errors import SearchError
-from search.papers import gpunet, pas, prunet, repvgg, vp_darts
+from search.papers import gpunet, pas, prunet, repvgg, tas, vp_darts
 from search.papers.row import Row
 
 
 def names() -> tuple[str, ...]:
     """Names that `rows` knows."""
-    return ("repvgg", "pas", "vp-darts", "prunet", "gpunet")
+    return ("repvgg", "pas", "tas", "vp-darts", "prunet", "gpunet")
 
 
 def rows(name: str) -> list[Row]:
@@ -21,6 +21,8 @@ def rows(name: str) -> list[Row]:
             return repvgg.rows()
         case "pas":
             return pas.rows()
+        case "tas":
+            return tas.rows()
         case "vp-darts":
             return vp_darts.rows()
         case "prunet":

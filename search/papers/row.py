@@ -6,7 +6,7 @@ from typing import Literal
 _UNITS = {"M": 10**6, "G": 10**9, "%": 1, "ms": 1, "": 1}
 
 Accuracy = Literal["test accuracy, CIFAR-10", "test accuracy, CIFAR-100", "test accuracy, ImageNet16-120"]
-Size = Literal["deployed params", "trained params", "deployed MACs", "networks", "inverted residuals"]
+Size = Literal["deployed params", "trained params", "deployed MACs", "MACs pruned", "networks", "inverted residuals"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,7 +67,7 @@ def refused(*arguments: object, cwd: Path = Path()) -> str:
         (["space", "nasbench201", "--table", "x"], ["--table x predicts one network", "--arch"]),
         (["space", "nasbench201", "--arch", CELL, "--table", "x"], ["x does not exist"]),
         (["table", "show", "none.latency.jsonl"], ["none.latency.jsonl does not exist", "lathe profile"]),
-        (["paper", "vgg"], ["unknown paper 'vgg'", "repvgg, pas, vp-darts, prunet, gpunet"]),
+        (["paper", "vgg"], ["unknown paper 'vgg'", "repvgg, pas, tas, vp-darts, prunet, gpunet"]),
         (["verify", "none"], ["none"]),
         (["report", "none"], ["none"]),
         (["export", "none", "--out", "b"], ["none", "does not exist"]),

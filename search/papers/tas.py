@@ -1,0 +1,250 @@
+"""TAS (Dong and Yang 2019): FLOPs of its Tables 1, 3 and 4, the shapes that its authors published, and the size of its largest space.
+
+The paper counts multiply-accumulates. For each method Tables 3 and 4 have the FLOPs and the share of the unpruned network's that is gone:
+ours is the share of those FLOPs in our network. The searched shapes are in the authors' repository (configs/NeurIPS-2019), with an
+`estimated_FLOP` each. Where a shape leaves blocks out, that number counts the next stage as if it read the last block which is listed in
+place of the last one that runs. Accuracies and hours are of their own training.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+from search import ops, spaces
+from search.papers.row import Row
+
+_UNPUBLISHED = "the shape of this network is not published"
+
+
+class Shape(NamedTuple):
+    """A searched network."""
+
+    network: str
+    """that it was searched from, by its name here"""
+    classes: int
+    flops: str
+    """`estimated_FLOP`, in millions"""
+    channels: str
+    """of every convolution in order, without the shortcuts, each block's whether it runs or not"""
+    depths: tuple[int, ...]
+    """blocks of each stage that run"""
+
+
+SHAPES = {
+    "CIFAR-10": (
+        Shape("resnet20", 10, "22.444472", "16 6 4 4 4 4 4 32 32 12 19 32 28 64 64 64 64 64 44", (3, 3, 3)),
+        Shape(
+            "resnet32",
+            10,
+            "34.945344",
+            "16 6 4 12 4 4 16 9 9 6 14 32 32 9 19 28 9 32 19 32 9 64 64 64 64 64 64 64 32 38 32",
+            (5, 5, 5),
+        ),
+        Shape(
+            "resnet56",
+            10,
+            "57.93305",
+            "16 16 16 14 11 9 16 12 16 6 16 4 8 4 14 6 4 4 4 32 32 32 32 32 32 22 28 32 32 19 9 19 16 9 25 16 9 64 64 64 64 "
+            "64 64 64 64 64 51 19 19 32 19 19 32 19 25",
+            (5, 5, 5),
+        ),
+        Shape(
+            "resnet164",
+            10,
+            "173.023672",
+            "16 8 16 64 6 16 64 14 16 64 8 16 64 4 16 64 6 16 64 6 16 64 11 11 64 4 14 64 4 4 57 4 16 64 9 12 57 4 16 64 4 "
+            "8 57 6 6 51 6 4 44 6 4 57 6 6 19 32 32 128 32 32 128 32 32 128 9 32 128 32 32 128 25 28 115 12 32 128 32 32 "
+            "128 32 32 128 32 32 102 28 32 128 16 32 128 28 19 128 32 9 51 16 12 102 12 22 115 9 12 51 12 16 38 64 64 256 "
+            "64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 57 204 64 25 179 "
+            "19 25 204 44 19 153 38 25 76 19 32 128 19 51 76 57 32 76",
+            (13, 15, 13),
+        ),
+    ),
+    "CIFAR-100": (
+        Shape("resnet20", 100, "22.433792", "16 4 4 4 4 6 4 32 32 9 19 32 28 64 64 64 64 64 64", (3, 3, 3)),
+        Shape(
+            "resnet32", 100, "42.493184", "16 4 4 4 14 6 4 8 4 4 4 32 32 9 28 28 28 28 28 32 32 64 64 64 64 64 64 64 64 64 64", (5, 5, 5)
+        ),
+        Shape(
+            "resnet56",
+            100,
+            "59.472556",
+            "16 16 9 14 16 14 16 8 16 8 14 4 4 4 8 4 6 4 4 32 32 32 28 32 32 32 22 32 32 32 9 25 19 25 12 9 9 64 64 64 64 "
+            "64 64 64 64 64 51 19 19 19 19 25 38 19 19",
+            (5, 5, 7),
+        ),
+    ),
+    "ImageNet": (
+        Shape(
+            "resnet-50",
+            1000,
+            "2291.316289",
+            "45 45 30 102 33 60 154 68 70 180 38 38 307 38 38 410 64 128 358 38 51 256 76 76 512 76 76 512 179 256 614 100 "
+            "102 307 179 230 614 204 102 307 153 153 1228 512 512 1434 512 512 1844",
+            (3, 4, 5, 3),
+        ),
+    ),
+}
+"""By data set."""
+
+_TABLE1 = (("Pre-defined", "41.1"), ("Random Search", "42.9"), ("TAS", "42.5"))
+"""MACs in millions."""
+
+_TABLE3 = (
+    ("resnet20", "LCCL", ("2.61", "36.0"), ("2.73", "33.1")),
+    ("resnet20", "SFP", ("2.43", "42.2"), ("2.43", "42.2")),
+    ("resnet20", "FPGM", ("2.43", "42.2"), ("2.43", "42.2")),
+    ("resnet20", "TAS (D)", ("2.19", "46.2"), ("2.19", "46.2")),
+    ("resnet20", "TAS (W)", ("1.99", "51.3"), ("1.92", "52.9")),
+    ("resnet20", "TAS", ("2.24", "45.0"), ("2.24", "45.0")),
+    ("resnet32", "LCCL", ("4.76", "31.2"), ("4.32", "37.5")),
+    ("resnet32", "SFP", ("4.03", "41.5"), ("4.03", "41.5")),
+    ("resnet32", "FPGM", ("4.03", "41.5"), ("4.03", "41.5")),
+    ("resnet32", "TAS (D)", ("4.08", "41.0"), ("4.08", "41.0")),
+    ("resnet32", "TAS (W)", ("3.78", "45.4"), ("3.80", "45.0")),
+    ("resnet32", "TAS", ("3.50", "49.4"), ("4.25", "38.5")),
+    ("resnet56", "PFEC", ("9.09", "27.6"), None),
+    ("resnet56", "LCCL", ("7.81", "37.9"), ("7.63", "39.3")),
+    ("resnet56", "AMC", ("6.29", "50.0"), None),
+    ("resnet56", "SFP", ("5.94", "52.6"), ("5.94", "52.6")),
+    ("resnet56", "FPGM", ("5.94", "52.6"), ("5.94", "52.6")),
+    ("resnet56", "TAS", ("5.95", "52.7"), ("6.12", "51.3")),
+    ("resnet110", "LCCL", ("16.6", "34.2"), ("17.3", "31.3")),
+    ("resnet110", "PFEC", ("15.5", "38.6"), None),
+    ("resnet110", "SFP", ("12.1", "52.3"), ("12.1", "52.3")),
+    ("resnet110", "FPGM", ("12.1", "52.3"), ("12.1", "52.3")),
+    ("resnet110", "TAS", ("11.9", "53.0"), ("12.0", "52.6")),
+    ("resnet164", "LCCL", ("17.9", "27.40"), ("19.5", "21.3")),
+    ("resnet164", "TAS", ("17.8", "28.10"), ("17.1", "30.9")),
+)
+"""Network, method, and on CIFAR-10 and CIFAR-100 the MACs in tens of millions and the percentage that is gone."""
+
+_TABLE4 = (
+    ("resnet-18", "LCCL", "1.19", "34.6"),
+    ("resnet-18", "SFP", "1.06", "41.8"),
+    ("resnet-18", "FPGM", "1.06", "41.8"),
+    ("resnet-18", "TAS", "1.21", "33.3"),
+    ("resnet-50", "SFP", "2.38", "41.8"),
+    ("resnet-50", "CP", "2.04", "50.0"),
+    ("resnet-50", "Taylor", "2.25", "44.9"),
+    ("resnet-50", "AutoSlim", "3.00", "26.6"),
+    ("resnet-50", "FPGM", "2.36", "42.2"),
+    ("resnet-50", "TAS", "2.31", "43.5"),
+)
+"""Network, method, thousands of millions of MACs, and the percentage that is gone."""
+
+
+def rows() -> list[Row]:
+    """Those of Table 1, of Tables 3 and 4, of the published shapes, and the size of the space of ResNet-164."""
+    return [*_table1(), *_tables(), *_shapes(), _size()]
+
+
+def macs(shape: Shape, *, listed: bool = False) -> int:
+    """Multiply-accumulates of a searched network; where input and output of a block differ, its shortcut is a 1x1 convolution.
+
+    Args:
+        shape: the network.
+        listed: what follows a stage reads as many channels as its last block would make, whether that runs or not; as the authors count.
+    """
+    whole = spaces.get(shape.network, classes=shape.classes)
+    stem, *blocks, _ = whole.network()
+    widths = [int(width) for width in shape.channels.split()]
+    first = stem.with_widths(c_out=widths[0])
+    total, image, each = ops.counts(first).macs, ops.output_shape(first), 3 if blocks[0].op == "bottleneck" else 2
+    stage = number = 0
+    for index, block in enumerate(blocks):
+        made = widths[1 + index * each : 1 + (index + 1) * each]
+        stride = int(block.attr("stride"))
+        if index and block.widths != blocks[index - 1].widths and ops.output_shape(block) != ops.output_shape(blocks[index - 1]):
+            stage, number = stage + 1, 0
+        number += 1
+        if number > shape.depths[stage]:
+            image = (made[-1], *image[1:]) if listed else image
+            continue
+        before = image
+        for place, width in enumerate(made):
+            middle = each == 2 or place == 1
+            conv = ops.conv(image, width, kernel=3 if middle else 1, stride=stride if place == each - 2 else 1)
+            total, image = total + ops.counts(conv).macs, ops.output_shape(conv)
+        if before != image:
+            total += ops.counts(ops.conv(before, image[0], kernel=1, stride=stride)).macs
+    return total + ops.counts(ops.head(image, shape.classes)).macs
+
+
+def _shape(data: str, network: str) -> Shape | None:
+    return next((shape for shape in SHAPES[data] if shape.network == network), None)
+
+
+def _table1() -> list[Row]:
+    searched = _shape("CIFAR-100", "resnet32")
+    assert searched
+    return [
+        _flops("Table 1", f"resnet32, CIFAR-100: {method}", paper, "M", macs(searched) if method == "TAS" else None)
+        for method, paper in _TABLE1
+    ]
+
+
+def _flops(table: str, row: str, paper: str, unit: Literal["M", "G"], ours: int | None, note: str = "", *, differs: str = "") -> Row:
+    """A row of multiply-accumulates; `differs` is its note where the two numbers differ."""
+    note = note or ("" if ours else _UNPUBLISHED)
+    found = Row(table=table, row=row, quantity="deployed MACs", paper=paper, unit=unit, ours=ours, note=note)
+    return dataclasses.replace(found, note=differs) if found.verdict == "DIFFERS" else found
+
+
+_DIGITS = "the difference is within the last printed digit of the FLOPs"
+_OTHER = "the ratio is of the unpruned network of that method's own paper, which differs in its shortcuts"
+_LISTED = "counted as the authors do; as its blocks run this network has {macs:.6g} M"
+_IMAGENET = "ours is as its blocks run, as in Table 4; how the authors' count treats the stage that loses a block is not known"
+_BOTH = "the published shape, as its blocks run, is not the one that the table has"
+
+
+def _tables() -> list[Row]:
+    """Tables 3 and 4: the share that is gone, and the FLOPs of published shapes."""
+    found = []
+    for network, method, *each in _TABLE3:
+        for data, classes, printed in zip(("CIFAR-10", "CIFAR-100"), (10, 100), each, strict=True):
+            if printed:
+                name = f"{network}, {data}: {method}"
+                found.append(
+                    _pruned("Table 3", name, printed[1], 10 * float(printed[0]), spaces.get(network, classes=classes).macs() / 1e6)
+                )
+                shape = _shape(data, network)
+                if method == "TAS":
+                    paper = f"{10 * float(printed[0]):.{max(0, len(printed[0].partition('.')[2]) - 1)}f}"
+                    found.append(_flops("Table 3", name, paper, "M", macs(shape) if shape else None, differs=_BOTH))
+    for network, method, flops, ratio in _TABLE4:
+        name, whole = f"{network}, ImageNet: {method}", spaces.get(network).macs() / 1e9
+        found.append(_pruned("Table 4", name, ratio, float(flops), whole))
+        shape = _shape("ImageNet", network)
+        if method == "TAS":
+            found.append(_flops("Table 4", name, flops, "G", macs(shape) if shape else None))
+    return found
+
+
+def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> Row:
+    """The share of the unpruned network's FLOPs that is gone, by the printed FLOPs and our network."""
+    ours = 100 * (1 - flops / whole)
+    half = 0.5 * 10 ** -len(f"{flops}".partition(".")[2]) if flops < 10 else 0.05 if flops < 100 else 0.5
+    near = abs(ours - float(ratio)) <= 0.1 + 100 * half / whole
+    return Row(table=table, row=row, quantity="MACs pruned", paper=ratio, unit="%", ours=round(ours, 3), note=_DIGITS if near else _OTHER)
+
+
+def _shapes() -> list[Row]:
+    """`estimated_FLOP` of each published shape."""
+    found = []
+    for data, shapes in SHAPES.items():
+        for shape in shapes:
+            whole, running, counted = data != "ImageNet", macs(shape), macs(shape, listed=True)
+            note = _LISTED.format(macs=running / 1e6) if running != counted else ""
+            ours = counted if whole else running
+            name = f"{shape.network}, {data}: published shape"
+            found.append(_flops("estimated_FLOP", name, shape.flops, "M", ours, note if whole else _IMAGENET))
+    return found
+
+
+def _size() -> Row:
+    """Eight widths of each convolution of ResNet-164, without the shortcuts, and the depth of each of three stages of eighteen blocks."""
+    _, *blocks, _ = spaces.get("resnet164").network()
+    size = 8 ** (1 + 3 * len(blocks)) * (len(blocks) // 3) ** 3
+    note = "printed as 8163x183: 8^163 * 18^3"
+    row = "resnet164: widths and depths"
+    return Row(table="Section 4.3", row=row, quantity="networks", paper=f"{8**163 * 18**3:.4e}", unit="", ours=size, note=note)
