@@ -81,6 +81,10 @@ class Sizes(nn.Module):
         """Probability of each size, with gradient."""
         return self.logits.softmax(0)
 
+    def entropy(self) -> Float[Tensor, ""]:
+        """In nats, with gradient."""
+        return -(self.shares() * self.logits.log_softmax(0)).sum()
+
     @property
     def best(self) -> int:
         """The most probable size; the larger one where equal."""

@@ -149,6 +149,7 @@ def fit(
     prices: BlockPrices,
     budget: Budget,
     *,
+    least: float = 0.0,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Fit:
     """The widths of the highest total value whose price, with its whole interval, is within a budget.
@@ -159,6 +160,7 @@ def fit(
         values: for each group what each of these is worth.
         prices: of blocks.
         budget: in the unit of the prices.
+        least: the upper end of the price's interval is not below it.
         time_limit_s: solving time, at most.
 
     Raises:
@@ -170,7 +172,7 @@ def fit(
     best: _Solution | None = None
     aim = budget.amount
     for _ in range(_ROUNDS):
-        found = program.solve(aim / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
+        found = program.solve(aim / program.scale, least=least / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
         if found is None:
             break
         used = network_price(program.sites, prices, found.widths).most / budget.amount
@@ -239,12 +241,13 @@ class _Program:
         """Columns of the program."""
         return len(self._costs)
 
-    def solve(self, budget: float, *, time_limit_s: float) -> _Solution | None:
-        """The best widths, for a budget in units of `scale`; None where there are none, or none were found in time."""
+    def solve(self, budget: float, *, least: float = 0.0, time_limit_s: float) -> _Solution | None:
+        """The best widths, for a budget and a least cost in units of `scale`; None where there are none, or none were found in time."""
         objective = np.zeros(self.variables)
         for columns, values, kept in zip(self._x, self._values, self._kept, strict=True):
             objective[columns] = [-values[k] for k in kept]
-        within = LinearConstraint(np.array(self._costs), ub=budget - self.fixed / self.scale)
+        low, high = ((end - self.fixed / self.scale) for end in (least, budget))
+        within = LinearConstraint(np.array(self._costs), low if least else -math.inf, high)
         found = milp(
             objective,
             integrality=np.array(self._integral, dtype=int),

@@ -11,6 +11,7 @@ down (`penalty="banded"`, `"paper"`: Eq. 8; its value with log E and with log(E 
 network may miss the budget by a channel: the found one has the most probable sizes within it, exactly (`derive="argmax"`: the paper's).
 """
 
+import contextlib
 import copy
 import itertools
 import math
@@ -41,6 +42,10 @@ RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Widths that a layer draws from, as shares of its own (Section 4.1)."""
 BETAS = (0.5, 0.999)
 """Of Adam on the distributions, as in the authors' code."""
+
+
+DECIDED = 0.8
+"""Share of the search behind which the controlled cost rests: the distributions are only driven to what they prefer."""
 
 
 class Tas(Narrowing[TasSettings]):
@@ -225,33 +230,44 @@ class Tas(Narrowing[TasSettings]):
         settings, target = self.settings, self.controller.target.amount
         expected, found = self.expected(network), self.cost_of(self.most_probable(network))
         self._sides.append(int(math.copysign(abs(found - target) > 0, found - target)))
-        entropies = [-(sizes.shares() * sizes.logits.log_softmax(0)).sum() for sizes in network.sizes()]
-        entropy = settings.entropy * progress**2 * torch.stack(entropies).mean()
-        if not settings.cost_weight:
-            return entropy
-        if settings.penalty == "controlled":
+        rests = abs(found / target - 1) <= settings.tolerance or progress > DECIDED
+        if settings.penalty != "controlled":
+            cost = banded(expected / (1.0 if settings.penalty == "paper" else target), found / target, settings.tolerance)
+        elif rests or not settings.cost_weight:
+            cost = 0.0 * expected
+        else:
             self.controller.update(found)
             cost = (expected * self.controller.weight / target).log() ** 2
-        else:
-            unit = 1.0 if settings.penalty == "paper" else target
-            cost = banded(expected / unit, found / target, settings.tolerance)
-        return settings.cost_weight * cost + entropy
+        return settings.cost_weight * cost + settings.entropy * self._entropy(network, progress, rests=rests)
+
+    def _entropy(self, network: SizedNetwork, progress: float, *, rests: bool) -> Scalar:
+        """What drives the distributions to one size each: depths first, whose steps in cost are coarse, then, at the target, widths."""
+        widths, depths = ([sizes.entropy() for _, sizes in found] for found in (network.width_sizes(), network.depth_sizes()))
+        total = torch.zeros(())
+        if depths:
+            total = total + min(1.0, (2 * progress) ** 2) * torch.stack(depths).mean()
+        if widths and (rests or not self.settings.cost_weight):
+            total = total + progress**2 * torch.stack(widths).mean()
+        return total
 
     # The found network
 
     def derived(self, network: SizedNetwork) -> Choice:
-        """Of the networks within the budget the most probable one; where that leaves much of the budget, stretched to it."""
+        """Of the networks within the budget that leave no more of it than the tolerance the most probable one."""
         if self.settings.derive == "argmax":
             return self.most_probable(network)
         shares, depth_shares = self.shares(network)
         depths = self._depths_within(depth_shares)
         values = [share.detach().log().clamp(min=-1e6).tolist() for share in shares]
-        space, price, budget = self.space.at_depths(depths), partial(self._price, depths=depths), self.task.budget
-        prices = fitting.TablePrices(self.task.table) if self.task.table else fitting.macs_price
-        found = fitting.fit(space, self.choices, values, prices, budget).widths
-        if price(found).cost < self._least:
-            found = fitting.fit(space, self.choices, fitting.proportional(found, self.choices, price, budget), prices, budget).widths
-        return self.space.choice(found, depths)
+        space, prices = self.space.at_depths(depths), fitting.TablePrices(self.task.table) if self.task.table else fitting.macs_price
+        fit = partial(fitting.fit, space, self.choices, values, prices, self.task.budget)
+        found = fit()
+        for slack in (1.0, 0.5, 0.25):  # the program sees the upper ends of the blocks' intervals
+            if self._price(found.widths, depths).cost >= self._least:
+                break
+            with contextlib.suppress(SearchError):  # the options are too coarse
+                found = fit(least=self.task.budget.amount * (1 - slack * self.settings.tolerance))
+        return self.space.choice(found.widths, depths)
 
     @property
     def _least(self) -> float:

@@ -171,6 +171,18 @@ def test_macs_add_up_to_those_of_the_space(tiny):
     assert network_price(tiny.sites(), macs_price, tiny.full_widths()).cost == tiny.macs()
 
 
+def test_a_least_price_keeps_cheaper_widths_out(tiny):
+    """Where the most valuable widths are the narrowest; between the two no widths may be left."""
+    choices = [tiny.width_choices(index) for index in range(3)]
+    values = [[-float(width) for width in options] for options in choices]
+    budget = Budget(macs=0.6 * tiny.macs())
+    assert widths.fit(tiny, choices, values, widths.macs_price, budget).widths == (8, 8, 8)
+    found = widths.fit(tiny, choices, values, widths.macs_price, budget, least=0.5 * tiny.macs())
+    assert 0.5 * tiny.macs() <= found.price.most <= budget.amount
+    with pytest.raises(SearchError, match="no widths of tiny within"):
+        widths.fit(tiny, choices, values, widths.macs_price, budget, least=0.599999 * tiny.macs())
+
+
 def test_a_budget_below_every_network_is_refused(tiny, table):
     choices = choices_of(tiny)
     values = [[0.0] * len(options) for options in choices]

@@ -183,15 +183,34 @@ def test_the_aim_moves_until_the_most_probable_network_meets_the_target(staged, 
     assert method.controller.weight < before
 
 
-def test_entropy_is_driven_down_late_and_without_a_constraint_nothing_else(staged, stripes):
+def test_entropies_of_depths_are_driven_down_first_and_without_a_constraint_nothing_else(staged, stripes):
     method = make_tas(staged, stripes, cost_weight=0.0)
     network = sized(method)
+    widths, depths = torch.tensor(4.0).log().item(), torch.tensor(3.0).log().item()
     assert method.penalty_of(network, 0.0).item() == 0
-    sizes = [4, 4, 4, 4, 3]
-    uniform = sum(torch.tensor(float(count)).log().item() for count in sizes) / 5
-    assert method.penalty_of(network, 0.5).item() == pytest.approx(0.25 * uniform)
-    assert method.penalty_of(network, 1.0).item() == pytest.approx(uniform)
+    assert method.penalty_of(network, 0.25).item() == pytest.approx(0.25 * depths + 0.0625 * widths)
+    assert method.penalty_of(network, 0.5).item() == pytest.approx(depths + 0.25 * widths)
+    assert method.penalty_of(network, 1.0).item() == pytest.approx(depths + widths)
     assert method.controller.weight == 1
+
+
+def test_the_controlled_cost_rests_at_the_target_and_at_last(staged, stripes):
+    """There only the entropies act; elsewhere those of widths do not."""
+    method = make_tas(staged, stripes, tolerance=0.3)
+    network = sized(method)
+    depths = min(1.0, (2 * 0.4) ** 2) * torch.tensor(3.0).log().item()
+    expected = float(method.expected(network).detach()) / method.task.target
+    away = method.penalty_of(network, 0.4).item()  # F is 1 / 0.6 of the target
+    assert away == pytest.approx(2.0 * torch.tensor(expected * method.controller.weight).log().item() ** 2 + depths)
+    weight = method.controller.weight
+    both = torch.tensor(3.0).log().item() + 0.81 * torch.tensor(4.0).log().item()
+    assert method.penalty_of(network, 0.9).item() == pytest.approx(both)
+    with torch.no_grad():
+        for sizes in network.widths:
+            sizes.logits[2] = 0.1  # 12 channels everywhere: 0.93 of the target
+    assert abs(method.cost_of(method.most_probable(network)) / method.task.target - 1) < 0.3
+    assert method.penalty_of(network, 0.4).item() == pytest.approx(depths + 0.16 * torch.tensor(4.0).log().item(), rel=0.01)
+    assert method.controller.weight == weight
 
 
 def test_a_single_sample_teaches_widths_nothing(staged, stripes, tmp_path):

@@ -1,0 +1,550 @@
+"""What TAS finds, part by part: on CIFAR-10 (JPEG, a subset), networks of the shape of ResNet-20, with latency tables of this CPU.
+
+    python benchmarks/tas.py --archive cifar10-jpeg.tar.zst --work /tmp/tas [--parts tables steps figure3 quarter nine full measured]
+
+| part | what |
+|---|---|
+| tables | measures a latency table of each of the three spaces; on an otherwise idle core |
+| steps | time and memory of a step that samples 1, 2, 3, 5 or 8 sizes, beside the plain network's (the paper's Table 2) |
+| figure3 | with and without interpolation, sampled or mixed, without a constraint: sizes and the gap between the two most probable (Figure 3) |
+| quarter, full | searches at a quarter and at full width for 25, 50 and 70 % of the latency: distance to the target, changes of side |
+| nine | predefined, random and searched sizes at 60 % of the MACs and of the latency, each plain, initialised and distilled (Table 1) |
+| measured | the networks of `quarter`, `full` and `nine` on this CPU |
+
+Each part keeps its numbers in WORK and is not run again; searches go on where they were interrupted. What is there is written to
+benchmarks/tas.md, .json and .png. `--seeds` are those of all searches and trainings.
+"""
+
+import argparse
+import json
+import math
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cifar import T_95, accuracy, cifar
+from nasbench201 import half
+from outcome import slug, verdicts
+from prunet_search import saved_mib
+from torch import nn
+
+from deploy.engine import measure_in_turns
+from deploy.lowering import LOWERING_VERSION
+from latency import LatencyTable, backends, protocol
+from latency.profile import profile
+from search import ops, session
+from search.architecture import load_architecture
+from search.budget import Budget
+from search.data import Dataset, Split, random_parts
+from search.method import Phase, Task
+from search.methods.settings import TasSettings, recipe
+from search.methods.tas import Tas
+from search.network import load_weights
+from search.record import EpochDone, read_history, read_run, read_usage
+from search.sized_network import Sampling
+from search.space import Choice
+from search.spaces import Fixed, Traced, traced
+from search.workloads import lower_network, workloads
+
+HERE = Path(__file__).parent
+SPACES = {"quarter": (4, 32, 1), "full": (16, 32, 4), "small": (16, 16, 4)}
+"""Channels of the first stage, height and width of the images, channels between two widths."""
+IMAGES, NETWORKS = 6_000, 40
+TARGETS = (0.25, 0.5, 0.7)
+EPOCHS = {"quarter": (4, 8), "full": (4, 5), "small": (6, 8)}
+"""Of the unpruned network and of a search."""
+TRAIN_EPOCHS, CANDIDATES, CANDIDATE_EPOCHS = 6, 8, 2
+COUNTS = (1, 2, 3, 5, 8)
+WAYS = {"sampled, interpolated": {}, "sampled, zeros": {"interpolate": False}}
+WAYS |= {f"mixture, {name.split()[1]}": chosen | {"weights": "mixture"} for name, chosen in list(WAYS.items())}
+TRANSFER = {"plain": {"distill": "none"}, "w/ Init": {"distill": "none", "retrain": "init"}, "w/ KD": {"distill": "tas"}}
+
+
+@cache
+def space_of(name: str) -> Traced:
+    """The widths and depths of a network of the shape of ResNet-20."""
+    first, size, granularity = SPACES[name]
+    sequence = [ops.conv((3, size, size), first)]
+    for stage in range(3):
+        for block in range(3):
+            width, stride = first << stage, 2 if stage and not block else 1
+            sequence.append(ops.residual(ops.output_shape(sequence[-1]), width, hidden=width, stride=stride))
+    sequence.append(ops.head(ops.output_shape(sequence[-1]), 10))
+    network = Fixed(name=f"resnet20-{name}", input_shape=(3, size, size), classes=10, sequence=tuple(sequence))
+    example = torch.zeros(1, 3, size, size)
+    return traced(network.module, example, name=network.name, granularity=granularity, points=16, stages=network.stages())
+
+
+# Tables
+
+
+def measure_table(name: str, out: Path) -> None:
+    """Every block of a space, and some networks to judge sums by."""
+    works = workloads(space_of(name), networks=NETWORKS)
+    for _ in profile(works, backends.get("onnxruntime", threads=1), out, protocol=protocol.FAST, lowering=LOWERING_VERSION, space=name):
+        pass
+
+
+# Searches
+
+
+def task_of(name: str, data: Dataset, budget: Budget, table: LatencyTable | None) -> Task:
+    return Task(space=space_of(name), data=data, table=table, budget=budget)
+
+
+def settings_of(name: str, seed: int, data: Dataset, **given: Any) -> TasSettings:
+    """As `auto` has them, with the epochs of this benchmark."""
+    pretrain, search = EPOCHS[name]
+    given = {"pretrain_epochs": pretrain, "search_epochs": search, "finetune_epochs": 1} | given
+    return recipe(TasSettings, len(data.train), "auto", seed=seed, channel_multiple=SPACES[name][2], **given)
+
+
+def searched(method: Tas, out: Path, baseline: Path) -> tuple[Choice, list[EpochDone]]:
+    """What a run finds, and its epochs; where it was run already, nothing is run again."""
+    for event in session.run(method, out, baseline=None if out == baseline else baseline):
+        if isinstance(event, EpochDone) and event.figures:
+            figures = ", ".join(f"{key} {event.figures[key]:.4g}" for key in ("expected", "most_probable", "aim", "gap", "crossings"))
+            print(f"{out.name}: {event.epoch}/{event.epochs}, {event.accuracy:.1%}, {figures}", file=sys.stderr, flush=True)
+    history = [epoch for epoch in read_history(out, read_run(out)) if epoch.phase == "search"]
+    return load_architecture(out / "architecture.json").choice, history
+
+
+def unpruned(name: str, seed: int, data: Dataset, work: Path) -> Path:
+    """The directory of a run that trained the unpruned network of a space and seed, from which all others start."""
+    out = work / f"{name}-unpruned-{seed}"
+    method = Tas(settings_of(name, seed, data, search_epochs=1), task_of(name, data, Budget(macs=space_of(name).macs()), None))
+    for event in session.run(method, out):
+        if isinstance(event, EpochDone) and event.phase == "search":
+            break  # its baseline is written
+    return out
+
+
+def budget_of(name: str, table: LatencyTable, fraction: float) -> Budget:
+    """A share of the unpruned network's latency, as measured where the table has it."""
+    whole = table.measured_network(space_of(name).network()) or table.predict(space_of(name).network())
+    return Budget(us=whole.us * fraction)
+
+
+def one_search(name: str, fraction: float, seed: int, data: Dataset, table: LatencyTable, work: Path) -> dict:
+    """A search for a share of the latency: what was found, and how it went."""
+    baseline, out = unpruned(name, seed, data, work), work / f"{name}-{fraction:g}-{seed}"
+    method = Tas(settings_of(name, seed, data), task_of(name, data, budget_of(name, table, fraction), table))
+    choice, history = searched(method, out, baseline)
+    target, figures = method.task.target, [epoch.figures for epoch in history]
+    spent = [usage.seconds for usage in read_usage(out) if usage.phase == "search"]
+    return {
+        "choice": {"widths": choice.widths, "depths": choice.depths},
+        "budget_us": method.task.budget.amount,
+        "predicted": method.model.price(choice).cost / target,
+        "interval": method.model.price(choice).most / method.task.budget.amount,
+        **{name: [row[name] / target for row in figures] for name in ("expected", "most_probable")},
+        **{name: [row[name] for row in figures] for name in ("crossings", "gap")},
+        "seconds": sum(spent),
+    }
+
+
+# Table 2 and Figure 3
+
+
+def steps(data: Dataset) -> dict:
+    """A step of both passes at quarter width, for each number of sampled sizes and without any; CPU milliseconds, the least of ten."""
+    images, labels = next(iter(data.training_batches(64, torch.Generator().manual_seed(0))))
+    images = images.contiguous(memory_format=torch.channels_last)
+    found = {}
+    for name in ("quarter", "full"):
+        space = space_of(name)
+        networks: dict[str, nn.Module] = {"plain": space.module()}
+        for count in COUNTS if name == "full" else (2,):
+            method = Tas(settings_of(name, 0, data, samples=min(count, 4)), task_of(name, data, Budget(macs=space.macs()), None))
+            network = method.network(method.phases[1], None)
+            network.sampling = Sampling(count)
+            networks[str(count)] = network
+        for network in networks.values():
+            network.to(memory_format=torch.channels_last)
+        least = dict.fromkeys(networks, math.inf)
+        for _ in range(10):
+            for key, network in networks.items():
+                begun = time.process_time()
+                network.zero_grad()
+                F.cross_entropy(network(images), labels).backward()
+                least[key] = min(least[key], 1e3 * (time.process_time() - begun))
+        still = [sizes.logits.grad for sizes in networks["1"].widths] if "1" in networks else []
+        found[name] = {key: {"ms": least[key], "mib": saved_mib(network, images)} for key, network in networks.items()}
+        if still:
+            found["largest_gradient_of_one"] = max(float(gradient.abs().max()) for gradient in still)
+    return found
+
+
+def figure3(data: Dataset, work: Path, seed: int) -> dict:
+    """Searches without a constraint, of widths and depths, in four ways."""
+    found, space = {}, space_of("small")
+    baseline = unpruned("small", seed, data, work)
+    for way, chosen in WAYS.items():
+        given = {"cost_weight": 0.0, "entropy": 0.0, "derive": "argmax"} | chosen
+        method = Tas(settings_of("small", seed, data, **given), task_of("small", data, Budget(macs=space.macs()), None))
+        choice, history = searched(method, work / f"figure3-{slug(way)}-{seed}", baseline)
+        found[way] = {
+            "width": statistics.mean(width / dict(space.groups)[name] for name, width in choice.widths.items()),
+            "depth": statistics.mean(choice.depths.values()) / 3,
+            "macs": space.macs(space.network(choice)) / space.macs(),
+            "cost": [epoch.figures["most_probable"] / space.macs() for epoch in history],
+            "gap": [epoch.figures["gap"] for epoch in history],
+        }
+    return found
+
+
+# Table 1
+
+
+class Given(Tas):
+    """The unpruned network, then one of given sizes, trained as a search trains the one that it found."""
+
+    given: Choice
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Without the search."""
+        first, _, last = super().phases
+        return first, last
+
+    def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
+        """The first channels of the unpruned network's weights, or new ones."""
+        if phase.unpruned or trained is None:
+            self._decide(self.given)
+            return super().network(phase, trained)
+        self._decide(self.given)
+        found, learned = self.space.module(self.given), trained.state_dict()
+        if self.settings.retrain == "init":
+            found.load_state_dict({name: learned.get(name, value) for name, value in found.state_dict().items()})
+        return found
+
+
+def predefined(budget: Budget, model: Any) -> Choice:
+    """All layers at the same share of their width, the largest within the budget."""
+    space, best = space_of("small"), None
+    for share in range(20, 101):
+        choice = space.choice([max(4, 4 * round(width * share / 400)) for _, width in space.groups])
+        if budget.holds(model.price(choice)):
+            best = choice
+    assert best
+    return best
+
+
+def drawn(budget: Budget, model: Any, seed: int, data: Dataset) -> Choice:
+    """The best of some networks at random near the budget, each trained for a few epochs on one half of the images, by the other half."""
+    space, draw, found = space_of("small"), random.Random(seed), []
+    rows, others = random_parts(len(data.train), (0.5, 0.5), torch.Generator().manual_seed(seed))
+    while len(found) < CANDIDATES:
+        choice = space.random(draw)
+        price = model.price(choice)
+        if budget.holds(price) and price.most > 0.95 * budget.amount:
+            torch.manual_seed(seed)
+            found.append((_glance(space.module(choice), data, rows, others, seed), choice))
+    return max(found, key=lambda each: each[0])[1]
+
+
+def _glance(network: nn.Module, data: Dataset, rows: torch.Tensor, others: torch.Tensor, seed: int) -> float:
+    optimizer, order = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4), torch.Generator().manual_seed(seed)
+    network.to(memory_format=torch.channels_last)
+    step, total = 0, CANDIDATE_EPOCHS * len(data.training_batches(64, order, rows))
+    for _ in range(CANDIDATE_EPOCHS):
+        for images, labels in data.training_batches(64, order, rows):
+            optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / total))
+            optimizer.zero_grad()
+            F.cross_entropy(network(images.contiguous(memory_format=torch.channels_last)), labels).backward()
+            optimizer.step()
+            step += 1
+    return accuracy(network, data, Split(images=data.train.images[others], labels=data.train.labels[others]))
+
+
+def nine(data: Dataset, test: Split, table: LatencyTable, work: Path, seed: int, keep: Callable[[str, Callable[[], Any]], Any]) -> dict:
+    """Of one seed: three ways to choose sizes at two budgets, and three ways to transfer, equally trained."""
+    baseline, found = unpruned("small", seed, data, work), {}
+    for cost, budget in {"macs": Budget(macs=0.6 * space_of("small").macs()), "latency": budget_of("small", table, 0.6)}.items():
+        task = task_of("small", data, budget, table if cost == "latency" else None)
+        method = Tas(settings_of("small", seed, data), task)
+
+        def chosen(way: str, method: Tas = method, budget: Budget = budget, cost: str = cost) -> dict:
+            if way == "TAS":
+                choice, _ = searched(method, work / f"nine-{cost}-{seed}", baseline)
+            elif way == "random":
+                choice = drawn(budget, method.model, seed, data)
+            else:
+                choice = predefined(budget, method.model)
+            return {"widths": choice.widths, "depths": choice.depths}
+
+        for way in ("predefined", "random", "TAS"):
+            choice = Choice(**keep(f"nine-{cost}-{way}-{seed}", partial(chosen, way)))
+            macs = space_of("small").macs(space_of("small").network(choice)) / space_of("small").macs()
+            row = {"choice": {"widths": choice.widths, "depths": choice.depths}, "macs": macs}
+            for transfer, given in TRANSFER.items():
+                name = f"nine-{cost}-{way}-{slug(transfer)}-{seed}"
+                row[transfer] = keep(name, partial(trained, choice, task, given, baseline, work / "trained" / name, data, test, seed))
+            found[f"{cost}, {way}"] = row
+    return found
+
+
+def trained(choice: Choice, task: Task, given: dict, baseline: Path, out: Path, data: Dataset, test: Split, seed: int) -> float:
+    """Accuracy on all test images of one network after its training."""
+    settings = settings_of("small", seed, data, finetune_epochs=TRAIN_EPOCHS, **({"retrain": "scratch"} | given))
+    method = Given(settings, task)
+    method.given = choice
+    for _ in session.run(method, out, baseline=baseline):
+        pass
+    network = space_of("small").module(choice)
+    load_weights(network, out / "weights.safetensors", {})
+    return accuracy(network, data, test)
+
+
+# Measured
+
+
+def measured(found: dict) -> dict:
+    """Latency of every network that was found within a budget of latency, and of the unpruned ones, in turns."""
+    networks: dict[str, tuple[str, Choice]] = {}
+    for name in SPACES:
+        networks[f"{name} unpruned"] = name, space_of(name).largest()
+    for part in ("quarter", "full"):
+        for key, row in found.get(part, {}).items():
+            networks[f"{part} {key}"] = part, Choice(**row["choice"])
+    for seed, rows in found.get("nine", {}).items():
+        networks |= {f"nine {key} {seed}": ("small", Choice(**row["choice"])) for key, row in rows.items()}
+    backend, medians = backends.get("onnxruntime", threads=1), {}
+    for name in SPACES:
+        with ExitStack() as stack:
+            timed = {
+                key: stack.enter_context(backend.compile(lower_network(space_of(name), choice)))
+                for key, (space, choice) in networks.items()
+                if space == name
+            }
+            medians |= {key: row.median_us for key, row in measure_in_turns(timed, protocol.FAST).items()}
+    return medians
+
+
+# The report
+
+
+def _mean(values: Sequence[float], form: str = ".2%") -> str:
+    """Mean and half of its 95 % interval."""
+    if len(values) < 2:
+        return f"{values[0]:{form}}" if values else "-"
+    half_width = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.mean(values):{form}} +- {half_width:{form}}"
+
+
+def late(each: Sequence[float]) -> float:
+    """The sum of the last fifth of the epochs, rounded up."""
+    return sum(each[-math.ceil(len(each) / 5) :])
+
+
+def _step_lines(found: dict) -> Iterator[str]:
+    yield "\n## Time and memory of a step\n"
+    yield "Both passes at batch 64, one thread, CPU milliseconds; MiB that the forward pass keeps for the gradients. 32x32.\n"
+    yield "| network | sampled sizes | time | beside plain | memory | beside plain |"
+    yield "|---|---|---|---|---|---|"
+    for name in ("quarter", "full"):
+        plain = found[name]["plain"]
+        for key, row in found[name].items():
+            ratios = (row["ms"] / plain["ms"], row["mib"] / plain["mib"])
+            yield f"| {name} | {key} | {row['ms']:.0f} ms | {ratios[0]:.2f} | {row['mib']:.1f} MiB | {ratios[1]:.2f} |"
+    yield (
+        "\nOne convolution at full width makes every size, and the sizes are added up by one matrix over the channels, so neither time nor "
+        "memory grows with their number; the paper's do, linearly. The largest gradient of a logit with one sampled size is "
+        f"{found['largest_gradient_of_one']:g}."
+    )
+
+
+def _figure_lines(rows: Mapping[str, dict]) -> Iterator[str]:
+    yield "\n## Without a constraint: interpolation and sampling\n"
+    yield "The most probable sizes at the end as shares of the largest, and the gap between the two most probable sizes; means over seeds.\n"
+    yield "| way | seeds | width | depth | MACs | gap |"
+    yield "|---|---|---|---|---|---|"
+    for way in WAYS:
+        each = [row[way] for row in rows.values()]
+        means = " | ".join(f"{statistics.mean(row[name] for row in each):.2f}" for name in ("width", "depth", "macs"))
+        yield f"| {way} | {len(each)} | {means} | {statistics.mean(row['gap'][-1] for row in each):.3f} |"
+
+
+def _search_lines(name: str, rows: Mapping[str, dict], times: Mapping[str, float]) -> Iterator[str]:
+    yield f"\n## Searches for a latency, {name} width\n"
+    yield (
+        "The target is where the upper end of the prediction's interval meets the budget, a share of the unpruned network's measured latency. "
+        "E: expected cost, F: cost of the most probable network, both at the end, found: predicted cost, all over the target.\n"
+    )
+    yield "| budget, seed | E | F | found | measured / budget | changes of side in the last fifth | gap | search |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for key, row in rows.items():
+        us = times.get(f"{name} {key}")
+        yield (
+            f"| {key} | {row['expected'][-1]:.3f} | {row['most_probable'][-1]:.3f} | {row['predicted']:.3f} "
+            f"| {us / row['budget_us'] if us else math.nan:.3f} | {late(row['crossings']):.0f} | {row['gap'][-1]:.2f} "
+            f"| {row['seconds']:.0f} s |"
+        )
+
+
+def _nine_lines(rows: Mapping[str, dict], times: Mapping[str, float]) -> Iterator[str]:
+    yield "\n## Sizes and transfer\n"
+    yield (
+        f"ResNet-20 at 16x16, {TRAIN_EPOCHS} epochs of {IMAGES:,} images each, accuracy on 10,000 test images, seeds {', '.join(rows)}: "
+        "mean and 95 % interval (Student's t).\n"
+    )
+    yield f"| cost | sizes | MACs | latency | {' | '.join(TRANSFER)} |"
+    yield "|---|---|---|---|---|---|---|"
+    for key in next(iter(rows.values())):
+        each = [row[key] for row in rows.values()]
+        us = [times[f"nine {key} {seed}"] / times["small unpruned"] for seed in rows if f"nine {key} {seed}" in times]
+        cells = " | ".join(_mean([row[name] for row in each]) for name in TRANSFER)
+        yield f"| {key.replace(', ', ' | ')} | {_mean([row['macs'] for row in each], '.1%')} | {_mean(us, '.1%')} | {cells} |"
+
+
+def _verdicts(found: dict) -> list[str]:
+    rows, times = [], found.get("measured", {})
+    if "steps" in found:
+        for name in ("quarter", "full"):
+            plain, two = found["steps"][name]["plain"], found["steps"][name]["2"]
+            for what, key, limit in (("time", "ms", 2.2), ("memory", "mib", 1.9)):
+                ratio = two[key] / plain[key]
+                rows.append((f"{what} of a step with two sizes, {name}", f"{ratio:.2f}", f"<= {limit}", ratio <= limit))
+        gradient = found["steps"]["largest_gradient_of_one"]
+        rows.append(("gradient of the logits with one size", f"{gradient:g}", "exactly 0", gradient == 0))
+    for name in ("quarter", "full"):
+        if each := found.get(name):
+            last = {key: late(row["crossings"]) for key, row in each.items()}
+            near = [abs(row["predicted"] - 1) <= 0.05 for row in each.values()]
+            rows.append((f"found within 5 % of the target, {name}", f"{sum(near)} of {len(near)}", "each", all(near)))
+            rows.append((f"changes of side in the last fifth, {name}", f"{max(last.values()):.0f}", "<= 3", max(last.values()) <= 3))
+            seconds = max(row["seconds"] for row in each.values())
+            rows.append((f"longest search, {name}", f"{seconds:.0f} s", "<= 600 s", seconds <= 600))
+            if under := [times[f"{name} {key}"] <= row["budget_us"] for key, row in each.items() if f"{name} {key}" in times]:
+                rows.append((f"within the budget when measured, {name}", f"{sum(under)} of {len(under)}", "each", all(under)))
+    if each := found.get("nine"):
+        for cost in ("macs", "latency"):
+            mean = {
+                way: statistics.mean(row[f"{cost}, {way}"]["w/ KD"] for row in each.values()) for way in ("TAS", "predefined", "random")
+            }
+            for way in ("predefined", "random"):
+                ahead = mean["TAS"] - mean[way]
+                rows.append((f"TAS w/ KD ahead of {way} w/ KD, {cost}", f"{100 * ahead:+.2f} points", "> 0", ahead > 0))
+    return verdicts(rows)
+
+
+def report(found: dict, about: str) -> str:
+    """As Markdown, of what is there."""
+    times = found.get("measured", {})
+    lines = ["# What TAS finds\n", f"{about}\n", *_verdicts(found), "\n![searches over their steps](tas.png)"]
+    if "steps" in found:
+        lines += _step_lines(found["steps"])
+    if found.get("figure3"):
+        lines += _figure_lines(found["figure3"])
+    for name in ("quarter", "full"):
+        if found.get(name):
+            lines += _search_lines(name, found[name], times)
+    if found.get("nine"):
+        lines += _nine_lines(found["nine"], times)
+    return "\n".join(lines) + "\n"
+
+
+def plot(found: dict, path: Path) -> None:
+    """Expected and most probable cost over the epochs of every search, and the gap of the four ways."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
+    for place, name in zip(axes, ("quarter", "full"), strict=False):
+        for key, row in found.get(name, {}).items():
+            colour = f"C{TARGETS.index(float(key.split(',')[0]))}"
+            epochs = range(1, len(row["expected"]) + 1)
+            place.plot(epochs, row["most_probable"], color=colour, label=key.split(",")[0] if key.endswith(" 10") else None)
+            place.plot(epochs, row["expected"], color=colour, linestyle=":")
+        place.axhspan(0.95, 1.05, color="0.9")
+        place.set(title=f"{name} width: F (line) and E (dotted)", xlabel="epoch", ylabel="cost / target")
+        place.legend(title="budget")
+    for place, key in zip(axes[2:], ("cost", "gap"), strict=True):
+        for index, way in enumerate(WAYS):
+            for number, rows in enumerate(found.get("figure3", {}).values()):
+                label = way if number == 0 else None
+                place.plot(range(1, len(rows[way][key]) + 1), rows[way][key], color=f"C{index}", label=label)
+        place.set(title="without a constraint", xlabel="epoch", ylabel={"cost": "F / full network", "gap": "gap"}[key])
+        place.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--parts", nargs="*", default=["tables", "steps", "figure3", "quarter", "nine", "full", "measured"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+
+    def keep(name: str, make: Callable[[], Any]) -> Any:
+        path = options.work / f"{name}.json"
+        if not path.exists():
+            begun = time.perf_counter()
+            path.write_text(json.dumps(make()))
+            print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
+        return json.loads(path.read_text())
+
+    tables = {name: options.work / f"{name}.latency.jsonl" for name in SPACES}
+    for name, path in tables.items() if "tables" in options.parts else ():
+        keep(f"table-{name}", partial(measure_table, name, path))
+    data, test = cifar(options.archive, IMAGES)
+    halved, found = (half(data), _smaller(test)), {}
+    for part in options.parts:
+        if part == "steps":
+            keep(part, partial(steps, data))
+        for seed in options.seeds if part in ("figure3", "nine", "quarter", "full") else ():
+            if part == "figure3":
+                keep(f"figure3-{seed}", partial(figure3, halved[0], options.work, seed))
+            elif part == "nine":
+                table = LatencyTable.load(tables["small"])
+                keep(f"nine-{seed}", partial(nine, *halved, table, options.work, seed, keep))
+            else:
+                table = LatencyTable.load(tables[part])
+                for fraction in TARGETS:
+                    keep(f"{part}-{fraction:g}-{seed}-found", partial(one_search, part, fraction, seed, data, table, options.work))
+        found = kept(options.work, options.seeds)
+        if part == "measured":
+            found["measured"] = keep(part, partial(measured, found))
+    device = backends.get("onnxruntime", threads=1)
+    about = (
+        f"{device.device.name}, one thread, {device.runtime.name} {device.runtime.version}; {IMAGES:,} training images of CIFAR-10 (JPEG); "
+        f"epochs of the unpruned network and of a search: {', '.join(f'{name} {a} and {b}' for name, (a, b) in EPOCHS.items())}."
+    )
+    (HERE / "tas.md").write_text(report(found, about))
+    (HERE / "tas.json").write_text(json.dumps(found, indent=1) + "\n")
+    plot(found, HERE / "tas.png")
+    print(report(found, about))
+
+
+def kept(work: Path, seeds: Sequence[int]) -> dict:
+    """All that is there."""
+
+    def read(name: str) -> Any:
+        path = work / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    found: dict = {name: read(name) for name in ("steps", "measured")}
+    found |= {name: {str(seed): read(f"{name}-{seed}") for seed in seeds} for name in ("figure3", "nine")}
+    for part in ("quarter", "full"):
+        found[part] = {f"{fraction:g}, {seed}": read(f"{part}-{fraction:g}-{seed}-found") for fraction in TARGETS for seed in seeds}
+    for name in ("figure3", "nine", "quarter", "full"):
+        found[name] = {key: row for key, row in found[name].items() if row}
+    return {name: rows for name, rows in found.items() if rows}
+
+
+def _smaller(split: Split) -> Split:
+    return Split(images=F.avg_pool2d(split.images.float(), 2).round().to(torch.uint8), labels=split.labels)
+
+
+if __name__ == "__main__":
+    main()
