@@ -1,6 +1,6 @@
 """What TAS finds, part by part: on CIFAR-10 (JPEG, a subset), networks of the shape of ResNet-20, with latency tables of this CPU.
 
-    python benchmarks/tas.py --archive cifar10-jpeg.tar.zst --work /tmp/tas [--parts tables steps figure3 quarter nine full measured]
+    python benchmarks/tas.py --archive cifar10-jpeg.tar.zst --work /tmp/tas [--parts tables steps figure3 quarter macs full latency measured]
 
 | part | what |
 |---|---|
@@ -8,8 +8,8 @@
 | steps | time and memory of a step that samples 1, 2, 3, 5 or 8 sizes, beside the plain network's (the paper's Table 2) |
 | figure3 | with and without interpolation, sampled or mixed, without a constraint: sizes and the gap between the two most probable (Figure 3) |
 | quarter, full | searches at a quarter and at full width for 25, 50 and 70 % of the latency: distance to the target, changes of side |
-| nine | predefined, random and searched sizes at 60 % of the MACs and of the latency, each plain, initialised and distilled (Table 1) |
-| measured | the networks of `quarter`, `full` and `nine` on this CPU |
+| macs, latency | predefined, random and searched sizes at 60 % of the cost, each plain, initialised and distilled (Table 1) |
+| measured | all networks that were found, on this CPU |
 
 Each part keeps its numbers in WORK and is not run again; searches go on where they were interrupted. What is there is written to
 benchmarks/tas.md, .json and .png. `--seeds` are those of all searches and trainings.
@@ -265,30 +265,32 @@ def _glance(network: nn.Module, data: Dataset, rows: torch.Tensor, others: torch
     return accuracy(network, data, Split(images=data.train.images[others], labels=data.train.labels[others]))
 
 
-def nine(data: Dataset, test: Split, table: LatencyTable, work: Path, seed: int, keep: Callable[[str, Callable[[], Any]], Any]) -> dict:
-    """Of one seed: three ways to choose sizes at two budgets, and three ways to transfer, equally trained."""
-    baseline, found = unpruned("small", seed, data, work), {}
-    for cost, budget in {"macs": Budget(macs=0.6 * space_of("small").macs()), "latency": budget_of("small", table, 0.6)}.items():
-        task = task_of("small", data, budget, table if cost == "latency" else None)
-        method = Tas(settings_of("small", seed, data), task)
+def nine(
+    cost: str, data: Dataset, test: Split, table: LatencyTable, work: Path, seed: int, keep: Callable[[str, Callable[[], Any]], Any]
+) -> dict:
+    """Of one seed: three ways to choose sizes at 60 % of a cost, and three ways to transfer, equally trained."""
+    space, baseline, found = space_of("small"), unpruned("small", seed, data, work), {}
+    budget = Budget(macs=0.6 * space.macs()) if cost == "macs" else budget_of("small", table, 0.6)
+    task = task_of("small", data, budget, table if cost == "latency" else None)
+    method = Tas(settings_of("small", seed, data), task)
 
-        def chosen(way: str, method: Tas = method, budget: Budget = budget, cost: str = cost) -> dict:
-            if way == "TAS":
-                choice, _ = searched(method, work / f"nine-{cost}-{seed}", baseline)
-            elif way == "random":
-                choice = drawn(budget, method.model, seed, data)
-            else:
-                choice = predefined(budget, method.model)
-            return {"widths": choice.widths, "depths": choice.depths}
+    def chosen(way: str) -> dict:
+        if way == "TAS":
+            choice, _ = searched(method, work / f"nine-{cost}-{seed}", baseline)
+        elif way == "random":
+            choice = drawn(budget, method.model, seed, data)
+        else:
+            choice = predefined(budget, method.model)
+        return {"widths": choice.widths, "depths": choice.depths}
 
-        for way in ("predefined", "random", "TAS"):
-            choice = Choice(**keep(f"nine-{cost}-{way}-{seed}", partial(chosen, way)))
-            macs = space_of("small").macs(space_of("small").network(choice)) / space_of("small").macs()
-            row = {"choice": {"widths": choice.widths, "depths": choice.depths}, "macs": macs}
-            for transfer, given in TRANSFER.items():
-                name = f"nine-{cost}-{way}-{slug(transfer)}-{seed}"
-                row[transfer] = keep(name, partial(trained, choice, task, given, baseline, work / "trained" / name, data, test, seed))
-            found[f"{cost}, {way}"] = row
+    for way in ("predefined", "random", "TAS"):
+        choice = Choice(**keep(f"nine-{cost}-{way}-{seed}", partial(chosen, way)))
+        row: dict[str, Any] = {"choice": {"widths": choice.widths, "depths": choice.depths}}
+        row["macs"] = space.macs(space.network(choice)) / space.macs()
+        for transfer, given in TRANSFER.items():
+            name = f"nine-{cost}-{way}-{slug(transfer)}-{seed}"
+            row[transfer] = keep(name, partial(trained, choice, task, given, baseline, work / "trained" / name, data, test, seed))
+        found[way] = row
     return found
 
 
@@ -315,8 +317,9 @@ def measured(found: dict) -> dict:
     for part in ("quarter", "full"):
         for key, row in found.get(part, {}).items():
             networks[f"{part} {key}"] = part, Choice(**row["choice"])
-    for seed, rows in found.get("nine", {}).items():
-        networks |= {f"nine {key} {seed}": ("small", Choice(**row["choice"])) for key, row in rows.items()}
+    for cost in ("macs", "latency"):
+        for seed, rows in found.get(cost, {}).items():
+            networks |= {f"{cost} {way} {seed}": ("small", Choice(**row["choice"])) for way, row in rows.items()}
     backend, medians = backends.get("onnxruntime", threads=1), {}
     for name in SPACES:
         with ExitStack() as stack:
@@ -390,19 +393,22 @@ def _search_lines(name: str, rows: Mapping[str, dict], times: Mapping[str, float
         )
 
 
-def _nine_lines(rows: Mapping[str, dict], times: Mapping[str, float]) -> Iterator[str]:
+def _nine_lines(found: dict) -> Iterator[str]:
+    times = found.get("measured", {})
     yield "\n## Sizes and transfer\n"
     yield (
-        f"ResNet-20 at 16x16, {TRAIN_EPOCHS} epochs of {IMAGES:,} images each, accuracy on 10,000 test images, seeds {', '.join(rows)}: "
-        "mean and 95 % interval (Student's t).\n"
+        f"ResNet-20 at 16x16 with 60 % of its MACs, or of its latency; {TRAIN_EPOCHS} epochs of {IMAGES:,} images each, accuracy on 10,000 "
+        "test images: mean and 95 % interval (Student's t). MACs and measured latency are shares of the unpruned network's.\n"
     )
-    yield f"| cost | sizes | MACs | latency | {' | '.join(TRANSFER)} |"
-    yield "|---|---|---|---|---|---|---|"
-    for key in next(iter(rows.values())):
-        each = [row[key] for row in rows.values()]
-        us = [times[f"nine {key} {seed}"] / times["small unpruned"] for seed in rows if f"nine {key} {seed}" in times]
-        cells = " | ".join(_mean([row[name] for row in each]) for name in TRANSFER)
-        yield f"| {key.replace(', ', ' | ')} | {_mean([row['macs'] for row in each], '.1%')} | {_mean(us, '.1%')} | {cells} |"
+    yield f"| cost | sizes | seeds | MACs | latency | {' | '.join(TRANSFER)} |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for cost in ("macs", "latency"):
+        rows = found.get(cost, {})
+        for way in ("predefined", "random", "TAS") if rows else ():
+            each = [row[way] for row in rows.values()]
+            us = [times[key] / times["small unpruned"] for seed in rows if (key := f"{cost} {way} {seed}") in times]
+            cells = " | ".join(_mean([row[name] for row in each]) for name in TRANSFER)
+            yield f"| {cost} | {way} | {', '.join(rows)} | {_mean([row['macs'] for row in each], '.1%')} | {_mean(us, '.1%')} | {cells} |"
 
 
 def _verdicts(found: dict) -> list[str]:
@@ -425,11 +431,9 @@ def _verdicts(found: dict) -> list[str]:
             rows.append((f"longest search, {name}", f"{seconds:.0f} s", "<= 600 s", seconds <= 600))
             if under := [times[f"{name} {key}"] <= row["budget_us"] for key, row in each.items() if f"{name} {key}" in times]:
                 rows.append((f"within the budget when measured, {name}", f"{sum(under)} of {len(under)}", "each", all(under)))
-    if each := found.get("nine"):
-        for cost in ("macs", "latency"):
-            mean = {
-                way: statistics.mean(row[f"{cost}, {way}"]["w/ KD"] for row in each.values()) for way in ("TAS", "predefined", "random")
-            }
+    for cost in ("macs", "latency"):
+        if each := found.get(cost):
+            mean = {way: statistics.mean(row[way]["w/ KD"] for row in each.values()) for way in ("TAS", "predefined", "random")}
             for way in ("predefined", "random"):
                 ahead = mean["TAS"] - mean[way]
                 rows.append((f"TAS w/ KD ahead of {way} w/ KD, {cost}", f"{100 * ahead:+.2f} points", "> 0", ahead > 0))
@@ -447,8 +451,8 @@ def report(found: dict, about: str) -> str:
     for name in ("quarter", "full"):
         if found.get(name):
             lines += _search_lines(name, found[name], times)
-    if found.get("nine"):
-        lines += _nine_lines(found["nine"], times)
+    if found.get("macs") or found.get("latency"):
+        lines += _nine_lines(found)
     return "\n".join(lines) + "\n"
 
 
@@ -480,7 +484,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--archive", type=Path, required=True)
-    parser.add_argument("--parts", nargs="*", default=["tables", "steps", "figure3", "quarter", "nine", "full", "measured"])
+    parser.add_argument("--parts", nargs="*", default=["tables", "steps", "figure3", "quarter", "macs", "full", "latency", "measured"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -502,12 +506,12 @@ def main() -> None:
     for part in options.parts:
         if part == "steps":
             keep(part, partial(steps, data))
-        for seed in options.seeds if part in ("figure3", "nine", "quarter", "full") else ():
+        for seed in options.seeds if part in ("figure3", "quarter", "full", "macs", "latency") else ():
             if part == "figure3":
                 keep(f"figure3-{seed}", partial(figure3, halved[0], options.work, seed))
-            elif part == "nine":
+            elif part in ("macs", "latency"):
                 table = LatencyTable.load(tables["small"])
-                keep(f"nine-{seed}", partial(nine, *halved, table, options.work, seed, keep))
+                keep(f"{part}-{seed}", partial(nine, part, *halved, table, options.work, seed, keep))
             else:
                 table = LatencyTable.load(tables[part])
                 for fraction in TARGETS:
@@ -534,10 +538,10 @@ def kept(work: Path, seeds: Sequence[int]) -> dict:
         return json.loads(path.read_text()) if path.exists() else None
 
     found: dict = {name: read(name) for name in ("steps", "measured")}
-    found |= {name: {str(seed): read(f"{name}-{seed}") for seed in seeds} for name in ("figure3", "nine")}
+    found |= {name: {str(seed): read(f"{name}-{seed}") for seed in seeds} for name in ("figure3", "macs", "latency")}
     for part in ("quarter", "full"):
         found[part] = {f"{fraction:g}, {seed}": read(f"{part}-{fraction:g}-{seed}-found") for fraction in TARGETS for seed in seeds}
-    for name in ("figure3", "nine", "quarter", "full"):
+    for name in ("figure3", "macs", "latency", "quarter", "full"):
         found[name] = {key: row for key, row in found[name].items() if row}
     return {name: rows for name, rows in found.items() if rows}
 

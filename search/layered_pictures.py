@@ -44,14 +44,14 @@ def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]
         )
         threshold = [(epoch.epoch, epoch.figures["threshold"]) for epoch in searched if "threshold" in epoch.figures]
         paint = partial(_blocks, space=space, chances=chances, threshold=threshold)
-        yield Picture("Blocks over time", caption, _height(len(chances)), paint)
+        yield Picture("Blocks over time", caption, height(len(chances)), paint)
     small, large = _figures(searched, "small"), _figures(searched, "large")
     if small:
         caption = (
             "Hidden channels of both candidates of the chosen block, or of the last one of a skipped layer. The dot is what ships: "
             "where a budget binds, it was made to fit."
         )
-        yield Picture("Masks over time", caption, _height(len(small)), partial(_masks, small=small, large=large, choice=history[-1].choice))
+        yield Picture("Masks over time", caption, height(len(small)), partial(_masks, small=small, large=large, choice=history[-1].choice))
 
 
 def _figures(searched: Sequence[EpochDone], kind: str) -> dict[str, dict[str, Points]]:
@@ -66,11 +66,12 @@ def _figures(searched: Sequence[EpochDone], kind: str) -> dict[str, dict[str, Po
     return found
 
 
-def _height(plots: int) -> float:
+def height(plots: int) -> float:
+    """Of a picture of so many small plots, in inches."""
     return 1.6 + 1.7 * -(-plots // 3)
 
 
-def _small_plots(figure: Any, names: Sequence[str], **options: Any) -> Iterator[tuple[str, Any]]:
+def small_plots(figure: Any, names: Sequence[str], **options: Any) -> Iterator[tuple[str, Any]]:
     """A small plot for each name, three beside one another."""
     every = figure.subplots(-(-len(names) // 3), 3, sharex=True, squeeze=False, **options).flat
     for axes in every[len(names) :]:
@@ -133,7 +134,7 @@ def _blocks(figure: Any, space: Layered, chances: Mapping[str, Mapping[str, Poin
     every.sort(key=lambda kind: (kind == SKIP, kind))
     looks = {kind: ((FIRST, SECOND)[place // len(_STYLES)], _STYLES[place % len(_STYLES)]) for place, kind in enumerate(every)}
     looks[SKIP] = (SECOND, "-")
-    for layer, axes in _small_plots(figure, list(chances), sharey=True):
+    for layer, axes in small_plots(figure, list(chances), sharey=True):
         for option, points in chances[layer].items():
             kind = kinds[layer].get(option, SKIP)
             colour, style = looks[kind]
@@ -153,7 +154,7 @@ def _kind(option: str, op: str) -> str:
 
 
 def _masks(figure: Any, small: Mapping[str, Mapping[str, Points]], large: Mapping[str, Mapping[str, Points]], choice: Choice) -> None:
-    for layer, axes in _small_plots(figure, list(small)):
+    for layer, axes in small_plots(figure, list(small)):
         chosen = choice.options.get(layer, "")
         option = chosen if chosen in small[layer] else max(small[layer], key=lambda name: small[layer][name][-1][0])
         epochs, least = zip(*small[layer][option], strict=True)

@@ -14,7 +14,7 @@ from deploy.errors import BundleError
 from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Cell, Page, Picture, Row, Section
 from latency import LatencyTable, plot
 from latency.units import interval, microseconds
-from search import layered_pictures, record, spaces
+from search import layered_pictures, record, size_pictures, spaces
 from search.architecture import Architecture, load_architecture
 from search.errors import SearchError
 from search.finished import require_same_space
@@ -184,9 +184,11 @@ def _pictures(search: _Search) -> Iterator[Picture]:
     yield from _operations(search)
     if isinstance(space, Layered):
         yield from layered_pictures.over_time(space, search.history)
+    else:
+        yield from size_pictures.over_time(search.history)
     searched = [epoch for epoch in search.history if epoch.phase == "search"]
     layers = search.layers
-    if not searched or searched[0].choice.widths.keys() != {layer.name for layer in layers}:
+    if not searched or any(epoch.choice.widths.keys() != {layer.name for layer in layers} for epoch in searched):
         return
     caption = "Share of each layer's channels that was kept after every epoch of the search: full strength is all of them."
     yield Picture("Channels over time", caption, 0.9 + 0.3 * len(layers), partial(_policy, searched=searched, layers=layers))

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from deploy.page import Picture
 from search import SearchError, session
 from search.budget import Budget
 from search.method import Task
@@ -10,6 +11,7 @@ from search.methods.settings import TasSettings
 from search.methods.tas import Tas, banded, crossings
 from search.record import Chosen, EpochDone
 from search.relax import gumbel
+from search.report import page_of
 from search.sized_network import SizedNetwork
 from search.tensors import read_tensors
 
@@ -88,6 +90,17 @@ def test_an_interrupted_search_goes_on_to_the_same_bytes(searched, staged, stage
     list(session.run(make_tas(staged, stripes, table=staged_table), again))
     for name in ("history.jsonl", "weights.safetensors", "architecture.json"):
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_the_report_of_a_run_draws_its_distributions(searched):
+    out, events = searched
+    page = page_of(out)
+    titles = [picture.title for picture in page.body if isinstance(picture, Picture)]
+    assert titles[1:6] == ["Training", "Time and memory", "Cost and decision", "Sizes over time", "Distributions over time"]
+    (architecture,) = (section for section in page.body if getattr(section, "title", "") == "Architecture")
+    choice = events[-1].architecture.choice
+    assert ("stage1", str(choice.depths["stage1"]), "3") in architecture.lines
+    assert ("0.conv", str(choice.widths["0.conv"]), "16") in architecture.lines
 
 
 @pytest.mark.parametrize("name", ["shortcut_space", "tiny"])
