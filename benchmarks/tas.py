@@ -16,6 +16,7 @@ benchmarks/tas.md, .json and .png. `--seeds` are those of all searches and train
 """
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -162,11 +163,11 @@ def steps(data: Dataset) -> dict:
     for name in ("quarter", "full"):
         space = space_of(name)
         networks: dict[str, nn.Module] = {"plain": space.module()}
-        for count in COUNTS if name == "full" else (2,):
-            method = Tas(settings_of(name, 0, data, samples=min(count, 4)), task_of(name, data, Budget(macs=space.macs()), None))
+        for norms, count in itertools.product(("shared", "each"), COUNTS if name == "full" else (2,)):
+            method = Tas(settings_of(name, 0, data, norms=norms), task_of(name, data, Budget(macs=space.macs()), None))
             network = method.network(method.phases[1], None)
-            network.sampling = Sampling(count)
-            networks[str(count)] = network
+            network.sampling = Sampling(count, each_norm=norms == "each")
+            networks[f"{count}{', a norm each' if norms == 'each' else ''}"] = network
         for network in networks.values():
             network.to(memory_format=torch.channels_last)
         least = dict.fromkeys(networks, math.inf)
@@ -359,9 +360,9 @@ def _step_lines(found: dict) -> Iterator[str]:
             ratios = (row["ms"] / plain["ms"], row["mib"] / plain["mib"])
             yield f"| {name} | {key} | {row['ms']:.0f} ms | {ratios[0]:.2f} | {row['mib']:.1f} MiB | {ratios[1]:.2f} |"
     yield (
-        "\nOne convolution at full width makes every size, and the sizes are added up by one matrix over the channels, so neither time nor "
-        "memory grows with their number; the paper's do, linearly. The largest gradient of a logit with one sampled size is "
-        f"{found['largest_gradient_of_one']:g}."
+        "\nOne convolution at full width makes every size. With shared norms the sizes are added up by one matrix over the channels, so "
+        "neither time nor memory grows with their number; with a norm each, as in the paper, both do, linearly. A layer of fewer options "
+        f"than sampled sizes samples all. The largest gradient of a logit with one sampled size is {found['largest_gradient_of_one']:g}."
     )
 
 

@@ -1,13 +1,16 @@
 """A network at several sizes at once: of sampled widths behind its layers, and of all depths behind its stages (TAS, Eq. 2 to 5).
 
 Every size of a layer is a prefix of its channels, so one convolution at full width makes all of them, and a norm works channel by channel:
-the fragment of a size is a slice of the normalised image. Interpolation and weighted sum are linear in the channels. So a layer is followed
-by one matrix of channels x channels, whose cost does not depend on the number of sampled sizes. Channels beyond the largest sampled size
-are 0, as in the authors' code; the next layer reads the same from them as if its weights were sliced.
+the fragment of a size is a slice of the normalised image (in `SampledNorms` each size has a norm of its own). Interpolation and weighted
+sum are linear in the channels. So a layer is followed by one matrix of channels x channels, whose cost does not depend on the number of
+sampled sizes. Channels beyond the largest sampled size are 0, as in the authors' code; the next layer reads the same from them as if its
+weights were sliced, which is what the paper says.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar, final
 
 import torch
@@ -62,6 +65,8 @@ class Sampling:
     """align fragments of different widths by channel-wise interpolation; otherwise by zeros"""
     sample: bool = True
     """draw with Gumbel noise; otherwise all sizes are mixed by their probabilities (Eq. 2)"""
+    each_norm: bool = False
+    """every width has a norm of its own; otherwise all are slices of one"""
 
 
 @final
@@ -95,11 +100,15 @@ class Sizes(nn.Module):
         """Weight of each size by their noisy probabilities (Eq. 3)."""
         return gumbel_softmax(self.logits, noise(self.logits.shape).to(self.logits), tau)
 
-    def drawn(self, noise: Noise, tau: float, count: int) -> tuple[tuple[int, ...], Tensor]:
+    def drawn(self, noise: Noise, tau: float, count: int) -> "Drawn":
         """Some sizes and their weights, see `relax.gumbel_subset`."""
         first, second = (noise(self.logits.shape).to(self.logits) for _ in range(2))
         indices, weights = gumbel_subset(self.logits, first, second, tau, min(count, len(self.options)))
         return tuple(self.options[index] for index in indices.tolist()), weights
+
+
+Drawn = tuple[tuple[int, ...], Tensor]
+"""Sizes, and the weight of each."""
 
 
 @final
@@ -109,18 +118,58 @@ class SampledLayer(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.matrix: Tensor | None = None
-        """of the channels, see `aggregation`; None: all channels as they are"""
+        self._matrix: Tensor | None = None
+
+    def take(self, drawn: Drawn | None, matrix: Tensor | None) -> None:
+        """What the next passes sample: the aggregation as a matrix of the channels; None: all channels as they are."""
+        self._matrix = matrix
 
     def forward(self, x: Tensor) -> Tensor:
         """Float [batch, channels, ...], and the same shape as the layer makes back."""
         made = self.layer(x)
-        if self.matrix is None:
-            return made
-        matrix = self.matrix.to(made.dtype)
-        if made.ndim == 4:
-            return F.conv2d(made, matrix[:, :, None, None])
-        return torch.einsum("oc,nc...->no...", matrix, made)
+        return made if self._matrix is None else _mapped(made, self._matrix)
+
+    def original(self) -> nn.Module:
+        """The layer."""
+        return self.layer
+
+
+@final
+class SampledNorms(nn.Module):
+    """The norms of one layer, one for each width, whose outputs are interpolated and added up: Eq. 4 to the letter.
+
+    Time and memory grow with the number of sampled widths.
+    """
+
+    def __init__(self, norm: nn.Module, sizes: Sequence[int], *, interpolate: bool) -> None:
+        super().__init__()
+        self._norm, self._sizes, self._interpolate = (norm,), tuple(sizes), interpolate
+        self.norms = nn.ModuleList(_prefix(norm, size) for size in sizes)
+        self._drawn: Drawn | None = None
+
+    def take(self, drawn: Drawn | None, matrix: Tensor | None) -> None:
+        """What the next passes sample: widths and their weights; None: the full width."""
+        self._drawn = drawn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Float [batch, channels, ...], and the same shape back."""
+        sizes, weights = self._drawn or ((self._sizes[-1],), torch.ones(1).to(x))
+        most, total = max(sizes), torch.zeros((), device=x.device)
+        for size, weight in zip(sizes, weights.to(x.dtype), strict=True):
+            made = self.norms[self._sizes.index(size)](x[:, :size])
+            if size < most:
+                made = _mapped(made, interpolation(size, most).to(x)) if self._interpolate else _filled(made, most)
+            total = total + weight * made
+        return _filled(total, x.shape[1])
+
+    def original(self) -> nn.Module:
+        """The norm that was given, with the weights that the norm of the drawn width, or of the full one, has for its channels."""
+        norm, size = self._norm[0], self._drawn[0][-1] if self._drawn else self._sizes[-1]
+        learned = self.norms[self._sizes.index(size)].state_dict()
+        with torch.no_grad():
+            for name, value in norm.state_dict().items():
+                (value[:size] if value.ndim else value).copy_(learned[name])
+        return norm
 
 
 @final
@@ -204,9 +253,14 @@ class SizedNetwork(nn.Module):
         self.taken = 0
         """number of forward passes in training mode, from which the temperature follows"""
         ends = ends_of(network, {layer: part.full for part in widths for layer in part.layers}, example)
-        self._layers = [[_wrapped(network, ends[layer], SampledLayer) for layer in part.layers] for part in self.parts]
+        self._layers = [[_wrapped(network, ends[layer], partial(self._sampled, part)) for layer in part.layers] for part in self.parts]
         self._lasts = [self._staged(network, stage) for stage in self.stages]
         self.network = network
+
+    def _sampled(self, part: WidthPart, layer: nn.Module) -> SampledLayer | SampledNorms:
+        if self.sampling.each_norm and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            return SampledNorms(layer, part.options, interpolate=self.sampling.interpolate)
+        return SampledLayer(layer)
 
     @staticmethod
     def _staged(network: nn.Module, stage: DepthPart) -> StageBlock:
@@ -249,24 +303,25 @@ class SizedNetwork(nn.Module):
             drawn = sizes.drawn(self.noise, tau, sampling.count) if sampling.sample else (sizes.options, sizes.shares())
             matrix = aggregation(part.full, *drawn, interpolate=sampling.interpolate)
             for layer in layers:
-                layer.matrix = matrix
+                layer.take(drawn, matrix)
         for sizes, last in zip(self._depths, self._lasts, strict=True):
             last.mixed = sizes.options, sizes.relaxed(self.noise, tau) if sampling.sample else sizes.shares()
 
     @torch.no_grad()
     def _settle(self) -> None:
         for part, sizes, layers in zip(self.parts, self._widths, self._layers, strict=True):
-            matrix = aggregation(part.full, [sizes.best], torch.ones(1).to(sizes.logits)) if sizes.best < part.full else None
+            drawn = (sizes.best,), torch.ones(1).to(sizes.logits)
             for layer in layers:
-                layer.matrix = matrix
+                layer.take(drawn, aggregation(part.full, *drawn) if sizes.best < part.full else None)
         for stage, sizes, last in zip(self.stages, self._depths, self._lasts, strict=True):
             last.mixed = ((sizes.best,), torch.ones(1).to(sizes.logits)) if sizes.best < len(stage.blocks) else None
 
     def released(self) -> nn.Module:
-        """The network as it was given, with the weights that it has now; this one is of no use any more."""
+        """The network as it was given, with the weights that it has now, those of the most probable widths' norms; its end as this one."""
+        self._settle()
         for name, module in list(self.network.named_modules()):
-            if isinstance(module, SampledLayer):
-                self.network.set_submodule(name, module.layer)
+            if isinstance(module, SampledLayer | SampledNorms):
+                self.network.set_submodule(name, module.original())
         for name, module in list(self.network.named_modules()):
             if isinstance(module, StageBlock):
                 self.network.set_submodule(name, module.block)
@@ -306,6 +361,28 @@ def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> d
     network.train(training)
     for hook in hooks:
         hook.remove()
+    return found
+
+
+def _mapped(x: Tensor, matrix: Tensor) -> Tensor:
+    """Channels times a matrix."""
+    matrix = matrix.to(x.dtype)
+    return F.conv2d(x, matrix[:, :, None, None]) if x.ndim == 4 else torch.einsum("oc,nc...->no...", matrix, x)
+
+
+def _filled(x: Tensor, channels: int) -> Tensor:
+    """With zeros for the channels that it has not."""
+    return F.pad(x, (0, 0) * (x.ndim - 2) + (0, channels - x.shape[1]))
+
+
+def _prefix(norm: nn.Module, size: int) -> nn.Module:
+    """A norm of the first channels."""
+    found = copy.deepcopy(norm)
+    found.num_features = size  # pyright: ignore[reportArgumentType]
+    for name, value in found.named_parameters():
+        setattr(found, name, nn.Parameter(value.detach()[:size].clone()))
+    for name, value in found.named_buffers():
+        setattr(found, name, value[:size].clone() if value.ndim else value)
     return found
 
 

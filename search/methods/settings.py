@@ -439,6 +439,7 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
         "samples": 2,
         "weights": "sample",
         "interpolate": True,
+        "norms": "each",
         "architecture_lr": 1e-3,
         "architecture_weight_decay": 1e-3,
         "tau_schedule": "linear",
@@ -478,6 +479,8 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     """of the sizes in a step: sampled with Gumbel noise, or all of them mixed by their probabilities"""
     interpolate: bool = True
     """align sampled widths by channel-wise interpolation; otherwise by zeros"""
+    norms: Literal["shared", "each"] = "shared"
+    """of sampled widths: slices of one norm, at the cost of one width, or a norm for each width, as the paper has it"""
     architecture_lr: float = 0.01
     """Adam's learning rate of the distributions, constant; the paper has 0.001, which needs many epochs"""
     architecture_weight_decay: float = 0.0

@@ -144,7 +144,12 @@ class Tas(Narrowing[TasSettings]):
         widths = [WidthPart(g.name, g.channels, g.producers, options[g.name]) for g in self.groups] if self._searches_widths else []
         modules = {stage.name: tuple(block.module for block in stage.blocks) for stage in self.space.stages}
         depths = [DepthPart(name, modules[name], found) for name, found in self.depth_choices().items() if len(found) > 1]
-        sampling = Sampling(settings.samples, interpolate=settings.interpolate, sample=settings.weights == "sample")
+        sampling = Sampling(
+            settings.samples,
+            interpolate=settings.interpolate,
+            sample=settings.weights == "sample",
+            each_norm=settings.norms == "each",
+        )
         initial = None
         if settings.retrain == "init":
             initial = copy.deepcopy(trained or self.space.module()).requires_grad_(False)

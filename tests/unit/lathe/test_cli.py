@@ -64,7 +64,7 @@ SETTINGS = {
     settings.SlimmingSettings: f"{PRUNING} slimming",
     settings.TableSettings: f"{PRUNING} score score_images",
     settings.TasSettings: (
-        f"{PRUNING} start searched depth_options samples weights interpolate architecture_lr architecture_weight_decay tau_schedule tau "
+        f"{PRUNING} start searched depth_options samples weights interpolate norms architecture_lr architecture_weight_decay tau_schedule tau "
         "tau_final validation_share cost penalty cost_weight aim_rate tolerance entropy derive"
     ),
     settings.VpDartsSettings: VP_DARTS,

@@ -87,6 +87,40 @@ def test_a_layer_reads_the_same_from_zeros_as_if_its_inputs_were_sliced(staged):
     torch.testing.assert_close(made, F.linear(x.mean((2, 3)), linear.weight[:, :8], linear.bias), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("interpolate", [True, False])
+def test_a_norm_for_each_width_begins_as_a_slice_of_one_and_then_learns_for_itself(staged, interpolate):
+    outputs = []
+    for each_norm in (False, True):
+        network = sized(staged, interpolate=interpolate, each_norm=each_norm).train()
+        network.noise = lambda shape: torch.arange(float(shape[0])).flip(0) / 3  # the two narrowest
+        outputs.append(network(X))
+    torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
+    F.cross_entropy(outputs[1], torch.tensor([0, 1, 0, 1])).backward()
+    norms = network.network.get_submodule("0.norm").norms
+    assert [norm.weight.grad is not None for norm in norms] == [True, True, False, False]
+
+
+def test_what_is_released_has_the_norm_of_the_most_probable_width(staged):
+    network = sized(staged, each_norm=True)
+    norms = network.network.get_submodule("0.norm").norms
+    with torch.no_grad():
+        network.widths[0].logits[1] = 1.0
+        for norm, value in zip(norms, (1.0, 2.0, 3.0, 4.0), strict=True):
+            norm.weight.fill_(value)
+            norm.running_mean.fill_(value)
+    names = list(staged.module().state_dict())
+    made, released = network.eval()(X), network.released()
+    assert list(released.state_dict()) == names
+    norm = released.get_submodule("0.norm")
+    assert norm.weight.tolist() == [2.0] * 8 + [1.0] * 8
+    assert norm.running_mean.tolist() == [2.0] * 8 + [0.0] * 8
+    hidden = staged.widths(staged.largest())[1:]
+    found = staged.module(staged.choice([8, *hidden])).eval()
+    learned = released.state_dict()
+    found.load_state_dict({name: learned.get(name, value) for name, value in found.state_dict().items()})
+    torch.testing.assert_close(made, found(X))
+
+
 def test_a_stage_mixes_the_outputs_of_all_depths(staged):
     network = sized(staged, count=1)
     noise = torch.tensor([0.5, -1.0, 2.0])

@@ -63,7 +63,7 @@ def test_the_recipe_of_the_tas_paper_has_every_number_as_printed():
     assert (found.lr, found.momentum, found.weight_decay, found.schedule, found.label_smoothing) == (0.1, 0.9, 5e-4, "cosine", 0.0)
     assert (found.architecture_lr, found.architecture_weight_decay) == (1e-3, 1e-3)
     assert (found.tau, found.tau_final, found.tau_schedule) == (10.0, 0.1, "linear")
-    assert (found.samples, found.weights, found.interpolate, found.validation_share) == (2, "sample", True, 0.5)
+    assert (found.samples, found.weights, found.interpolate, found.norms, found.validation_share) == (2, "sample", True, "each", 0.5)
     assert (found.penalty, found.cost, found.cost_weight, found.tolerance, found.entropy) == ("paper", "macs", 2.0, 0.05, 0.0)
     assert (found.retrain, found.distill, found.distill_weight, found.temperature) == ("scratch", "tas", 0.9, 4.0)
     assert (found.derive, found.depth_options, found.channel_multiple, found.start) == ("argmax", "all", 1, "scratch")

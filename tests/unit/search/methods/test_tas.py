@@ -131,7 +131,7 @@ def test_depths_are_all_or_every_other(staged, stripes):
 
 @pytest.mark.parametrize("searched", ["widths", "depths"])
 def test_one_of_both_can_be_searched_alone(staged, stripes, tmp_path, searched):
-    method = make_tas(staged, stripes, share=0.75, searched=searched, search_epochs=2)
+    method = make_tas(staged, stripes, share=0.75, searched=searched, norms="each", retrain="finetune", search_epochs=2)
     *_, finished = session.run(method, tmp_path / "run")
     choice = finished.architecture.choice
     assert (choice.depths == {"stage1": 3}) == (searched == "widths")
