@@ -14,7 +14,7 @@ from reparam.algebra import Branch, average_kernel, fuse_conv_bn, identity_kerne
 from reparam.errors import ReparamError
 
 Image = Any
-"""Float [batch, channels, height, width]. Not checked: torch.fx traces with a stand-in that is no tensor."""
+"""Float [batch, channels, height, width]. Not checked: a network may be traced with stand-ins for tensors."""
 
 
 @final
@@ -28,7 +28,13 @@ class ChannelMask(nn.Module):
         self.register_buffer("keep", keep.clone())
 
     def forward(self, x: Image) -> Image:
-        """Multiply every channel by 0 or 1; images and vectors alike."""
+        """Multiply every channel by 0 or 1; images and vectors alike.
+
+        Raises:
+            ReparamError: there are more or fewer channels than entries.
+        """
+        if x.shape[1] != self.keep.numel():
+            raise ReparamError(f"a mask has {self.keep.numel()} entries for {x.shape[1]} channels: it needs one for each")
         return x * self.keep.view(-1, *[1] * (x.ndim - 2))
 
     def extra_repr(self) -> str:

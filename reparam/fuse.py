@@ -13,7 +13,9 @@ from reparam.branches import Branches, Choice, Merge, left
 from reparam.equivalence import FLOAT64_LIMIT, arithmetic, between, compare, require
 from reparam.errors import ReparamError
 from reparam.graph import RUN_ERRORS, Network, first_line, has_hooks, is_norm, operator_of, read, twin_of
-from reparam.rewrite import Rewritten, SeenError, rewrite
+from reparam.masking import lift, place
+from reparam.regions import SeenError
+from reparam.rewrite import Rewritten, rewrite
 from reparam.structure import leaves, map_tensors
 
 Example = Tensor | tuple[Any, ...]
@@ -199,7 +201,10 @@ def _deploy_blocks(root: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
                 if child not in deployed:
                     full = f"{path}.{name}".lstrip(".")
                     yield full, next(child.parameters()).dtype
+                    masks = lift(child)
                     deployed[child] = _deployed(child, _path(full))
+                    for masked in masks:
+                        place(deployed[child], masked)
                 parent._modules[name] = deployed[child]
 
 

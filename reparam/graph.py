@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[repor
 from reparam.decompose import decomposed
 from reparam.equivalence import arithmetic, tensors_of
 from reparam.errors import ReparamError
+from reparam.masking import Masked, lift, place
 from reparam.structure import leaves, map_tensors
 
 aten: Any = torch.ops.aten
@@ -57,10 +58,13 @@ class Network:
         inputs: the other placeholders, in the order of the tensors in the arguments.
         calls: the calls of modules that computed each node, outermost first.
         unary: calls that take one tensor, by position, and return one.
+        single: calls that return one tensor.
         output: what the network returned, by its structure.
     """
 
-    def __init__(self, model: nn.Module, program: ExportedProgram, graph: fx.Graph, unary: Mapping[str, list[bool]], output: Any) -> None:
+    def __init__(
+        self, model: nn.Module, program: ExportedProgram, graph: fx.Graph, seen: Mapping[str, list[tuple[bool, bool]]], output: Any
+    ) -> None:
         self.model, self.graph, self.output = model, graph, output
         signature = program.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
@@ -87,7 +91,8 @@ class Network:
                 chain.append(by_key.setdefault(_ROOT, Call(_ROOT, "", None)))
                 chain[0].nodes.append(node)
             self.calls[node] = tuple(chain)
-        self.unary = {call.key for call in by_key.values() if all(unary.get(call.path, [False]))}
+        self.single = {call.key for call in by_key.values() if all(single for _, single in seen.get(call.path) or [(False, False)])}
+        self.unary = {call.key for call in by_key.values() if call.key in self.single and all(one for one, _ in seen[call.path])}
         self.by_path: dict[str, list[Call]] = {}
         for call in by_key.values():
             self.by_path.setdefault(call.path, []).append(call)
@@ -163,6 +168,16 @@ def _writes(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+def args_of(node: fx.Node) -> tuple[Any, ...]:
+    """What an operator is called with, by position."""
+    return node.args
+
+
+def with_defaults(given: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments with the defaults of those that are not given at the end."""
+    return (*given, *defaults[len(given) :])
+
+
 def shape(node: fx.Node) -> tuple[int, ...]:
     """Of a node's tensor; () for anything else."""
     value = node.meta.get("val")
@@ -186,8 +201,8 @@ def is_norm(node: fx.Node) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module calls somebody else."""
-    return any(getattr(module, hooks) for hooks in _HOOKS)
+    """Whether a call of the module calls somebody else, apart from masks."""
+    return any(not isinstance(hook, Masked) for hooks in _HOOKS for hook in getattr(module, hooks).values())
 
 
 def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None) -> Network:
@@ -204,9 +219,9 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     """
     flat = _Flat(twin_of(model), args, kwargs or {})
     output, types = _tried(flat)
-    unary: dict[str, list[bool]] = {}
+    seen: dict[str, list[tuple[bool, bool]]] = {}
     handles = [
-        module.register_forward_hook(_Calls(unary.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
+        module.register_forward_hook(_Calls(seen.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
     ]
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -222,7 +237,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     finally:
         for handle in handles:
             handle.remove()
-    network = Network(exact or model, program, graph, unary, output)
+    network = Network(exact or model, program, graph, seen, output)
     _require_deterministic(network)
     for node in list(network.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
@@ -269,17 +284,17 @@ class _Flat(nn.Module):
 
 
 class _Calls:
-    """Hook that notes of each call whether it is from one tensor to one tensor."""
+    """Hook that notes of each call whether it takes one tensor, and whether it returns one."""
 
-    def __init__(self, seen: list[bool]) -> None:
+    def __init__(self, seen: list[tuple[bool, bool]]) -> None:
         self.seen = seen
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.seen.append(len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(output, Tensor))
+        self.seen.append((len(args) == 1 and not kwargs and isinstance(args[0], Tensor), isinstance(output, Tensor)))
 
 
 def twin_of(model: nn.Module) -> nn.Module:
-    """A copy that shares all tensors and calls no hook.
+    """A copy that shares all tensors and calls no hook but masks.
 
     Raises:
         ReparamError: it is not a module that can be copied.
@@ -298,8 +313,11 @@ def twin_of(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied: {first_line(error)}; keep in it what copy.deepcopy can copy"
         ) from error
     for part in twin.modules():
+        masks = lift(part)
         for hooks in _HOOKS:
             getattr(part, hooks).clear()
+        for masked in masks:
+            place(part, masked)
     return twin
 
 

@@ -3,13 +3,20 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
 
-from reparam.channels import Channels, Flow, Ids, Traced
+from reparam.atoms import Ids
+from reparam.blocks import Block
+from reparam.equivalence import compare
 from reparam.errors import ReparamError
-from reparam.tracing import trace
+from reparam.flow import Channels, Flow
+from reparam.graph import Call, Network, is_norm, read, shape
+from reparam.masking import Masked, Masks, Site, place
+from reparam.regions import returned
+from reparam.rules.layers import channel_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,206 +24,345 @@ class ChannelGroup:
     """Layers whose output channels are pruned together: added to or multiplied with one another, or tied by a depth-wise convolution."""
 
     name: str
-    """qualified name of its first producer"""
+    """qualified name of its first producer; with the channels that it is about where others of that layer are in another group"""
     channels: int
-    """entries of its one mask"""
+    """entries of its one mask; an entry may be of several channels of a layer, as of a head of attention"""
     producers: tuple[str, ...]
     """qualified names of the layers (convolutions, transposed convolutions, linear layers, trained-form blocks) that make the channels"""
-    sites: tuple[str, ...]
-    """nodes of the graph behind which the mask stands; none for a group that cannot be pruned"""
-    dims: tuple[int, ...]
-    """which dimension of each of these nodes holds the channels"""
+    entries: tuple[tuple[int, ...], ...]
+    """of each producer, for each of its channels the entry of the mask; -1 for one of another group"""
+    norms: tuple[str, ...]
+    """qualified names of the batch norms right behind the producers"""
+    sites: tuple[Site, ...]
+    """where the mask stands; nowhere for a group that cannot be pruned"""
     consumers: tuple[str, ...]
     """qualified names of the layers that read the channels"""
     why: str = ""
     """why it cannot be pruned, in one line; empty where it can"""
 
 
-def channel_groups(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> tuple[ChannelGroup, ...]:
+def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> tuple[ChannelGroup, ...]:
     """The groups of a network without masks, in its trained or its fused form, in the order of their first producers.
 
     A mask stands as late as it covers the same channels: behind norm and activation, behind the sum of a residual connection and what
     follows it, up to where more than one node reads the value or one reads it otherwise than channel by channel. There a masked channel is
     exactly 0 for all who read it, and the mask has a gradient, which it would not have before a ReLU. Where a norm makes another number of
-    the 0, the mask stands again.
+    the 0, the mask stands again. It stands behind the module that returns the value, or in front of those that read it.
 
     A group can be pruned if `squeeze` can remove any of its channels, whatever the weights are: a norm over concatenated groups is fine
     before a convolution without a zero-padded border, and not before one with.
 
+    Args:
+        model: a network that torch.export can read; a `Block` counts as its deployed form.
+        example_input: an input of the shape that the network is for, or a tuple of its positional arguments.
+
     Raises:
-        ReparamError: torch.fx cannot trace the network, or a node cannot be run on `example_input`.
+        ReparamError: the network cannot be read.
     """
-    traced = Traced(copy.deepcopy(model).eval(), example_input)
-    flow = Flow(traced, generic=True)
-    parts = _parts(flow)
+    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    blocks = {name for name, module in model.named_modules() if isinstance(module, Block)}
+    network = read(_deployed(model) if blocks else model, args)
+    flow = Flow(network, generic=True)
+    names = _Names(flow, blocks)
+    parts = _parts(flow, names)
     while True:
-        masked = Flow(traced, generic=True, behind=_Masks(flow, [part for part in parts if not part.why]))
+        masks = _Masks(flow, [part for part in parts if not part.why], _Exposed(network, blocks))
+        masked = Flow(network, generic=True, behind=masks)
         masked.finish()
-        failed = False
-        for part in parts:
-            if not part.why and part.give_up(masked):
-                failed = True
+        failed = [part for part in parts if not part.why and part.give_up(masked)]
         if not failed:
             break
         for part in parts:
             part.sites.clear()
-    return tuple(part.group(flow) for part in parts)
+    return tuple(part.group(flow, names) for part in parts)
+
+
+def _deployed(model: nn.Module) -> nn.Module:
+    """A copy with every block in its deployed form."""
+    root = nn.Sequential(copy.deepcopy(model)).eval()
+    for parent in list(root.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, Block):
+                parent._modules[name] = child.deployed()
+    return root[0]
+
+
+class _Names:
+    """The layers of a network by the names that they have for its user, to whom a trained-form block is one layer."""
+
+    def __init__(self, flow: Flow, blocks: set[str]) -> None:
+        self.flow, self.blocks = flow, blocks
+        self.made = {path: self._roots(path) for path in blocks if path in flow.network.by_path}
+
+    def _roots(self, path: str) -> Ids:
+        nodes = [
+            node for call in self.flow.network.by_path[path] for node in call.nodes if isinstance(self.flow.values.get(node), Channels)
+        ]
+        x = self.flow.of(nodes[-1]) if nodes else None
+        return np.empty(0, np.int64) if x is None else self.flow.atoms.roots(x.ids.ravel())
+
+    def block(self, node: fx.Node) -> str | None:
+        """The block that a node is in."""
+        return next((call.path for call in self.flow.network.calls[node] if call.path in self.blocks), None)
+
+    def name(self, node: fx.Node) -> str:
+        """Of the layer that a node is."""
+        block = self.block(node)
+        return self.flow.layer_name(node) if block is None else block
+
+    def makers(self) -> list[tuple[fx.Node, Ids]]:
+        """Layers and what they make; of a block those that make what it returns."""
+        inner = [(node, ids, self.block(node)) for node, ids in self.flow.makers]
+        return [(node, ids) for node, ids, block in inner if block is None or np.isin(self.flow.atoms.roots(ids), self.made[block]).all()]
 
 
 @dataclass
 class _Part:
     """A group in the making."""
 
-    ids: Ids
+    name: str
     roots: Ids
+    """one for each entry of its mask"""
     makers: list[fx.Node]
     why: str = ""
-    sites: list[fx.Node] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+
+    def entries(self, roots: Ids) -> Ids:
+        """Of each channel the entry of the mask, or -1."""
+        order = np.argsort(self.roots)
+        at = np.searchsorted(self.roots, roots, sorter=order).clip(max=len(order) - 1)
+        return np.where(self.roots[order[at]] == roots, order[at], -1)
 
     def give_up(self, masked: Flow) -> bool:
         """Whether masking all of it leaves some of it where it is; says why."""
+        roots = masked.atoms.roots(self.roots)
         for refusal in masked.refusals:
-            if np.isin(masked.atoms.roots(refusal.ids), masked.atoms.roots(self.ids)).any():
+            if np.isin(masked.atoms.roots(refusal.ids), roots).any():
                 self.why = refusal.message.partition("; ")[0]
                 return True
-        if masked.atoms.kept(self.ids).any():
-            self.why = "some of its readers see it before a mask could stand"
+        if masked.atoms.kept(self.roots).any():
+            self.why = self.why or "some of its readers see it before a mask could stand"
             return True
         return False
 
-    def group(self, flow: Flow) -> ChannelGroup:
-        consumers = (str(node.target) for node, ids in flow.readers if np.isin(flow.atoms.roots(ids), self.roots).any())
-        producers = tuple(dict.fromkeys(str(node.target) for node in self.makers))
+    def group(self, flow: Flow, names: _Names) -> ChannelGroup:
+        readers = [node for node, ids in flow.readers if np.isin(flow.atoms.roots(ids), self.roots).any()]
+        made = {id(node): flow.atoms.roots(ids) for node, ids in flow.makers}
+        producers = {names.name(node): tuple(self.entries(made[id(node)]).tolist()) for node in self.makers}
+        behind = [user for node in self.makers for user in node.users if is_norm(user) and names.block(user) is None]
+        mixing = {names.name(node) for node in readers if node not in flow.alike}  # a depth-wise convolution only hands them on
+        consumers = dict.fromkeys(map(names.name, readers))
         return ChannelGroup(
-            name=producers[0],
-            channels=len(self.ids),
-            producers=producers,
-            sites=() if self.why else tuple(node.name for node in self.sites),
-            dims=() if self.why else tuple(flow.values[node].dim for node in self.sites),
-            consumers=tuple(name for name in dict.fromkeys(consumers) if name not in producers or name in self._twice(flow)),
+            name=self.name,
+            channels=len(self.roots),
+            producers=tuple(producers),
+            entries=tuple(producers.values()),
+            norms=tuple(dict.fromkeys(map(flow.network.where, behind))),
+            sites=() if self.why else tuple(dict.fromkeys(self.sites)),
+            consumers=tuple(name for name in consumers if name not in producers or name in mixing),
             why=self.why,
         )
 
-    def _twice(self, flow: Flow) -> set[str]:
-        """Layers of the group that mix its own channels, as one that is used in turns; a depth-wise convolution only hands them on."""
-        return {str(node.target) for node, _ in flow.readers if node not in flow.alike}
 
-
-def _parts(flow: Flow) -> list[_Part]:
-    parts: list[_Part] = []
-    owner: dict[int, _Part] = {}
-    for node, ids in flow.makers:
-        roots = flow.atoms.roots(ids)
-        owners = {id(owner[root]): owner[root] for root in roots.tolist() if root in owner}
-        same = next(iter(owners.values()), None)
-        if len(owners) == 1 and same is not None and np.array_equal(same.roots, roots):
-            same.makers.append(node)
-            continue
-        part = _Part(ids, roots, [node])
-        for other in owners.values():
-            part.why = part.why or f"some of its channels are tied to {other.makers[0].target}, others are not"
-            other.why = other.why or f"some of its channels are tied to {node.target}, others are not"
-        for root in roots.tolist():
-            owner.setdefault(root, part)
-        parts.append(part)
-    for ids, why in (*flow.pinned, *flow.tied):
-        for part in {id(owner[root]): owner[root] for root in flow.atoms.roots(ids).tolist() if root in owner}.values():
-            part.why = part.why or why
-    for part in parts:
-        if not part.why and len(np.unique(part.roots)) < len(part.roots):
+def _parts(flow: Flow, names: _Names) -> list[_Part]:
+    """Channels that the same layers make, of which all can go or none."""
+    makers = names.makers()
+    made = [flow.atoms.roots(ids) for _, ids in makers]
+    by: dict[int, list[int]] = {}
+    for index, roots in enumerate(made):
+        for root in dict.fromkeys(roots.tolist()):
+            by.setdefault(root, []).append(index)
+    why: dict[int, str] = {}
+    for ids, reason in flow.pinned:
+        for root in set(flow.atoms.roots(ids).tolist()) & by.keys():
+            why.setdefault(root, reason)
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for root, layers in by.items():
+        found.setdefault((*layers, why.get(root, "")), []).append(root)
+    parts = []
+    for roots in found.values():
+        own = by[roots[0]]
+        first = next((index for index in own if np.isin(made[index], roots).all()), own[0])
+        at = np.isin(made[first], roots).nonzero()[0]
+        name = names.name(makers[first][0])
+        name = name if len(at) == len(made[first]) else f"{name}[{at[0]}:{at[-1] + 1}]"
+        part = _Part(name, np.array(roots), [makers[index][0] for index in own], why.get(roots[0], ""))
+        if not part.why and len(roots) == 1 < len(at):
             part.why = "its channels are tied to one another"
+        parts.append(part)
     return parts
+
+
+class _Exposed:
+    """Which values the modules of a network return, or take as their one argument."""
+
+    def __init__(self, network: Network, blocks: set[str]) -> None:
+        self.network = network
+        self.returned: dict[fx.Node, list[Call]] = {}
+        self.taken: dict[fx.Node, list[Call]] = {}
+        self.ends: dict[Call, tuple[fx.Node | None, fx.Node | None]] = {}
+        for call in (call for calls in network.by_path.values() for call in calls):
+            if not any(call.path.startswith(f"{block}.") for block in blocks):
+                self.ends[call] = (self._taken(call), returned(network, call))
+                for index, ends in ((self.taken, self.ends[call][0]), (self.returned, self.ends[call][1])):
+                    if ends is not None:
+                        index.setdefault(ends, []).append(call)
+
+    def _taken(self, call: Call) -> fx.Node | None:
+        inside = set(call.nodes)
+        read = {x for node in call.nodes for x in self.network.reads(node) if x not in inside}
+        return read.pop() if len(read) == 1 and call.key in self.network.unary else None
+
+    def at(self, node: fx.Node, alike: Callable[[fx.Node], bool]) -> list[tuple[str, bool]]:
+        """Modules to mask a value at, and whether in front of them; none where its reader or its maker is in the middle of code.
+
+        Args:
+            node: the value.
+            alike: whether another value may be masked in the same way.
+        """
+        for call in reversed(self.returned.get(node, [])):
+            if self._all(call.path, 1, alike):
+                return [(call.path, False)]
+        fronts: list[tuple[str, bool]] = []
+        for user in node.users:
+            calls = [call for call in self.taken.get(node, []) if user in call.nodes and self._all(call.path, 0, alike)]
+            if not calls:
+                return []
+            fronts.append((calls[-1].path, True))
+        return list(dict.fromkeys(fronts))
+
+    def _all(self, path: str, end: int, alike: Callable[[fx.Node], bool]) -> bool:
+        ends = [self.ends[call][end] for call in self.network.by_path[path]]
+        return all(node is not None and alike(node) for node in ends)
 
 
 class _Masks:
     """Masks every group, as late as that covers it, and notes where."""
 
-    def __init__(self, flow: Flow, parts: Sequence[_Part]) -> None:
-        self._flow = flow
-        self._parts = {part.roots.tobytes(): part for part in parts}
+    def __init__(self, flow: Flow, parts: Sequence[_Part], exposed: _Exposed) -> None:
+        self._flow, self._exposed = flow, exposed
+        self._owner = {root: part for part in parts for root in part.roots.tolist()}
+        self._made = {frozenset(flow.atoms.roots(ids).tolist()) for _, ids in flow.makers}
+        self._single = {int(flow.atoms.roots(ids)[0]): len(shape(node)) - channel_dim(node) for node, ids in flow.makers if len(ids) == 1}
+        self._held: dict[fx.Node, list[tuple[_Part, int, tuple[int, ...]]]] = {}
+        self._places: dict[tuple[fx.Node, int], list[tuple[str, bool]]] = {}
 
     def __call__(self, node: fx.Node, value: Channels) -> Channels:
-        part = self._part(node)
-        if part is None or value.dead_zero() or self._later(node, part):
-            return value
-        part.sites.append(node)
-        return Channels(value.ids, np.zeros_like(value.live), np.zeros_like(value.const), value.dim)
+        live, const = value.live, value.const
+        for part, dim, entries in self.held(node):
+            own = np.array(entries) >= 0
+            own = own.reshape([-1 if axis == dim else 1 for axis in range(live.ndim)])
+            if not (own & (live | (const != 0))).any() or self._later(node, part):
+                continue
+            for module, front in self._at(node, part):
+                part.sites.append(Site(module, front, dim, entries))
+                live, const = live & ~own, np.where(own, 0.0, const)
+        return Channels(value.ids, live, const)
 
-    def _part(self, node: fx.Node) -> _Part | None:
-        value = self._flow.values[node]
-        return self._parts.get(self._flow.atoms.roots(value.ids).tobytes()) if isinstance(value, Channels) else None
+    def held(self, node: fx.Node) -> list[tuple[_Part, int, tuple[int, ...]]]:
+        """The groups of a value that is made of nothing else, or of what a layer makes; where they are in it."""
+        if node not in self._held:
+            self._held[node] = self._holds(node)
+        return self._held[node]
+
+    def _holds(self, node: fx.Node) -> list[tuple[_Part, int, tuple[int, ...]]]:
+        value = self._flow.values.get(node)
+        if not isinstance(value, Channels):
+            return []
+        roots = self._flow.atoms.roots(value.ids)
+        dims = [dim for dim in value.dims if (roots != roots.take([0], dim)).any()] or self._dims_of_one(node, roots)
+        if len(dims) != 1:
+            return []
+        row = np.moveaxis(roots, dims[0], 0).reshape(roots.shape[dims[0]], -1)[:, 0]
+        members = set(row.tolist())
+        parts = {id(part): part for root in members if (part := self._owner.get(root)) is not None}
+        whole = frozenset(members) in self._made
+        alone = len(parts) == 1 and all(root in self._owner for root in members)
+        if not (whole or alone):
+            return []
+        return [(part, dims[0], tuple(part.entries(row).tolist())) for part in parts.values()]
+
+    def _dims_of_one(self, node: fx.Node, roots: Ids) -> list[int]:
+        """The dimension of a layer's one channel, or of channels that are all tied."""
+        dim = len(shape(node)) - self._single.get(int(roots.ravel()[0]), 0)
+        return [dim] if dim < len(shape(node)) and shape(node)[dim] == 1 else []
+
+    def _of(self, node: fx.Node, part: _Part) -> tuple[int, tuple[int, ...]] | None:
+        return next(((dim, entries) for other, dim, entries in self.held(node) if other is part), None)
+
+    def _at(self, node: fx.Node, part: _Part) -> list[tuple[str, bool]]:
+        key = (node, id(part))
+        if key not in self._places:
+            held = self._of(node, part)
+            self._places[key] = self._exposed.at(node, lambda other: self._of(other, part) == held)
+        return self._places[key]
 
     def _later(self, node: fx.Node, part: _Part) -> bool:
-        if len(node.users) != 1:
+        """Whether the mask can stand behind what follows."""
+        user = _only_reader(node)
+        if user is None or user not in self._flow.alike or self._of(user, part) != self._of(node, part):
             return False
-        (user,) = node.users
-        return user in self._flow.alike and self._part(user) is part
+        return bool(self._at(user, part)) or self._later(user, part)
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """The one value that is computed of another one, if there is one only."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    return _only_reader(user) if is_norm(user) else user
 
 
 def insert_masks(
     model: nn.Module,
-    example_input: Tensor | tuple[Tensor, ...],
+    example_input: Tensor | tuple[Any, ...],
     groups: Sequence[ChannelGroup],
     make_mask: Callable[[ChannelGroup], nn.Module],
 ) -> nn.Module:
     """A copy of the network with one mask for each group, at all of its sites, as the submodule `masks.<name with _ for .>`.
+
+    It is the network itself, in its mode, with all submodules and parameters under their names: modules at which a mask stands have a hook.
 
     Args:
         model: the network that `channel_groups` found the groups in; it stays as it was.
         example_input: what they were found with.
         groups: those to mask.
         make_mask: makes the module that multiplies the channels (dimension 1) of its input; called once for each group. Where a network
-            has them in another dimension, as in [N, L, C], it is given the transposed value.
-
-    Returns:
-        An `fx.GraphModule` with all submodules and parameters under their names, in the mode of the model.
+            has them in another dimension, as in [N, L, C], it is given the transposed value; where an entry is of several channels, as of a
+            head of attention, they are dimension 2.
 
     Raises:
-        ReparamError: torch.fx cannot trace the network, it computes other things in training mode than in evaluation mode outside of its
-            modules, or a group cannot be pruned or is not of this network.
+        ReparamError: a group cannot be pruned or is not of this network, or a module changes its input in place.
     """
-    root = copy.deepcopy(model)
-    inputs = len(example_input) if isinstance(example_input, tuple) else 1
-    graph = trace(root.train(), inputs)
-    _require_same(graph, trace(root.eval(), inputs))
-    masked = fx.GraphModule(root, graph)
-    for name, child in root.named_children():
-        masked.add_module(name, child)
-    nodes = {node.name: node for node in graph.nodes}
-    masks = nn.Module()
-    masked.add_module("masks", masks)
+    masked = copy.deepcopy(model)
+    modules = dict(masked.named_modules())
+    masks = Masks()
     for group in groups:
-        strange = "" if set(group.sites) <= nodes.keys() else "the network has no such nodes; find its groups anew"
+        strange = "" if all(site.module in modules for site in group.sites) else "the network has no such modules; find its groups anew"
         if hasattr(model, "masks"):
             strange = "the network has a submodule 'masks' already"
         if group.why or strange:
             raise ReparamError(f"group {group.name} cannot be masked: {group.why or strange}")
         name = group.name.replace(".", "_")
         masks.add_module(name, make_mask(group))
-        for site, dim in zip(group.sites, group.dims, strict=True):
-            _insert(graph, f"masks.{name}", nodes[site], dim)
-    masked.recompile()
-    return masked.train(model.training)
+        for site in group.sites:
+            place(modules[site.module], Masked(masks, name, site, group.channels))
+    masked.add_module("masks", masks)
+    if any(site.front for group in groups for site in group.sites):
+        _require_inputs_kept(model, masked, example_input)
+    return masked
 
 
-def _insert(graph: fx.Graph, mask: str, site: fx.Node, dim: int) -> None:
-    readers = tuple(site.users)
-    value = site
-    for target, args in ((None, (1, dim)), (mask, ()), (None, (1, dim))):
-        if target is None and dim == 1:
-            continue
-        with graph.inserting_after(value):
-            value = graph.call_module(target, (value,)) if target else graph.call_method("transpose", (value, *args))
-    for reader in readers:
-        reader.replace_input_with(site, value)
+class _Ones(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        """A copy."""
+        return x.clone()
 
 
-def _require_same(training: fx.Graph, evaluation: fx.Graph) -> None:
-    for one, other in zip(training.nodes, evaluation.nodes, strict=False):
-        if one.format_node() != other.format_node():
-            raise ReparamError(
-                f"node {one.name}: the network computes other things in training mode than in evaluation mode outside of its modules, "
-                "which a graph cannot: use nn.Dropout for dropout(training=self.training)"
-            )
-    if len(training.nodes) != len(evaluation.nodes):
-        raise ReparamError("the network computes other things in training mode than in evaluation mode, which a graph cannot")
+def _require_inputs_kept(model: nn.Module, masked: nn.Module, example_input: Tensor | tuple[Any, ...]) -> None:
+    """A module with a mask in front changes a copy where it would have changed its input."""
+    probe = copy.deepcopy(masked)
+    for name in list(probe.get_submodule("masks")._modules):
+        probe.get_submodule("masks").add_module(name, _Ones())
+    if compare(model, probe, example_input).max_abs:
+        raise ReparamError("a module of the network changes its input in place, behind a mask: let it return the result instead")

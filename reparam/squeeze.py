@@ -1,51 +1,51 @@
-"""Remove masked channels through all that they touch: `squeeze(model, example_input)`. The rules are in `reparam.channels`."""
+"""Remove masked channels through all that they touch: `squeeze(model, example_input)`. What each operator does to them is in `rules`."""
 
 import copy
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx, nn
 
 from reparam.blocks import ChannelMask
-from reparam.channels import Channels, Conv, Ends, Flags, Flow, Traced, TransposedConv, folded_bias, require_none
-from reparam.equivalence import FLOAT64_LIMIT, compare, require
+from reparam.cutting import cut, mask_calls
+from reparam.equivalence import FLOAT64_LIMIT, Difference, compare, require
 from reparam.errors import ReparamError
-from reparam.graph import first_line
+from reparam.flow import Flow, require_none
+from reparam.graph import RUN_ERRORS, Call, Network, first_line, read
+from reparam.masking import lift, place
+from reparam.regions import Region, home, install
+from reparam.rules.sizes import changed_arguments
+
+Changed = Mapping[fx.Node, tuple[Any, ...]]
+"""Other arguments for the operators of nodes."""
 
 
-def squeeze(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.Module:
+def squeeze(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> nn.Module:
     """Return a copy in evaluation mode without the channels that a `ChannelMask` sets to zero.
 
     A masked channel stays where it must: in an output of the network, where another reader has it unmasked, in a group of a convolution
     that would otherwise have fewer channels than the other groups, under a norm over several channels. Its mask then goes into the weights
-    that make the channel if nothing else reads them, else it stays too; any other becomes an `nn.Identity`. Where the network's own code
-    has a number of channels in it, as in a split, the copy is an `fx.GraphModule` with the new number.
+    that make the channel if nothing else reads them, else it stays too; any other becomes an `nn.Identity`. A module whose own code has a
+    number of channels in it, as a split may, is replaced by its graph with the new number.
 
     The result is compared with the masked model on `example_input` in float64 before it is returned; the argument stays as it was.
 
     Args:
-        model: network with `ChannelMask`s, traceable by torch.fx. An operator without a rule is fine where no masked channel gets to it.
-            Where no channel is masked there is nothing to trace, and the network may be made of anything.
+        model: network with `ChannelMask`s that torch.export can read. An operator without a rule is fine where no masked channel gets to
+            it. Where no channel is masked there is nothing to read, and the network may be made of anything.
         example_input: a batch of the shape that the network is for, or a tuple of its inputs.
 
     Raises:
-        ReparamError: the network cannot be traced, a masked channel gets to an operator without a rule or to one where its removal is not
+        ReparamError: the network cannot be read, a masked channel gets to an operator without a rule or to one where its removal is not
             exact, a mask has the wrong length, a layer is pruned to nothing, or the result is not the same; the message names the node, its
             operator and the layer that makes the channels.
     """
     squeezed = copy.deepcopy(model).eval()
     _drop_masks_of_nothing(squeezed)
     if any(isinstance(module, ChannelMask) for module in squeezed.modules()):
-        squeezed = _squeezed(squeezed, example_input)
-        _drop_masks_of_nothing(squeezed)
-    try:
-        difference = compare(model, squeezed, example_input)
-    except RuntimeError as error:
-        raise ReparamError(
-            f"the squeezed network cannot be run: {first_line(error)}; does its code have a number of channels in it?"
-        ) from error
-    require(difference, FLOAT64_LIMIT, "the squeezed network is not the same")
+        squeezed = _squeezed(model, squeezed, example_input)
+    else:
+        require(compare(model, squeezed, example_input), FLOAT64_LIMIT, "the squeezed network is not the same")
     _round_biases(squeezed)
     return squeezed
 
@@ -55,172 +55,113 @@ def _drop_masks_of_nothing(model: nn.Module) -> None:
         for name, child in parent._modules.items():
             if isinstance(child, ChannelMask) and bool(child.keep.all()):
                 parent._modules[name] = nn.Identity().eval()
+    holders: dict[int, nn.Module] = {}
+    for module in list(model.modules()):
+        found = lift(module)
+        holders.update({id(masked.masks): masked.masks for masked in found})
+        for masked in found:
+            if not isinstance(masked.mask, nn.Identity):
+                place(module, masked)
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in holders and child is not None and all(isinstance(mask, nn.Identity) for mask in child.children()):
+                del parent._modules[name]
 
 
-def _squeezed(model: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -> nn.Module:
-    """Cut the weights of `model`, which is ours, in place."""
-    traced = Traced(model, example_input)
-    flow = Flow(traced)
+def _squeezed(model: nn.Module, copied: nn.Module, example_input: Tensor | tuple[Any, ...]) -> nn.Module:
+    """Cut the weights of a copy in place; it runs by its own code, else with graphs where that has numbers of channels in it."""
+    network = read(copied, example_input if isinstance(example_input, tuple) else (example_input,))
+    flow = Flow(network)
     require_none(flow.refusals)
     _require_channels(flow)
     flow.finish()
     require_none(flow.refusals)
-    zeroed = _masks_into_weights(flow)
-    for key, ends in flow.ends.items():
-        into, out = flow.atoms.kept(ends.into), flow.atoms.kept(ends.out)
-        if isinstance(key, tuple):
-            _, name, dim = key
-            _keep(ends.module, name, {dim: out})
-            continue
-        _fold(ends, into)
-        _cut(ends.module, into, out)
-    for mask in zeroed:
-        mask.keep = torch.ones_like(mask.keep)
-    changed = [edit() for edit in flow.edits]
-    return fx.GraphModule(model, traced.graph).eval() if any(changed) else model
+    operators = [node for node in network.graph.nodes if node.op == "call_function"]
+    changed = {node: args for node in operators if (args := changed_arguments(flow, node)) is not None}
+    masks: dict[Call, set[str]] = {}
+    for call in mask_calls(network):
+        masks.setdefault(call.outer, set()).add(call.path)
+    cut(flow, copied)
+    _drop_masks_of_nothing(copied)
+    left = {path for path, module in copied.named_modules() if isinstance(module, ChannelMask)}
+    gone = [call for call, paths in masks.items() if left.isdisjoint(paths)]
+    found: list[Difference | Exception] = []
+    for made in _forms(network, copied, changed, gone):
+        found.append(_difference(model, made, example_input))
+        if isinstance(found[-1], Difference) and found[-1].within(FLOAT64_LIMIT):
+            return made
+    if isinstance(found[-1], Difference):
+        require(found[-1], FLOAT64_LIMIT, "the squeezed network is not the same")
+        raise AssertionError("unreachable: the difference is above the limit")
+    why = f"the squeezed network cannot be run: {first_line(found[-1])}; does its code have a number of channels in it?"
+    raise ReparamError(why) from found[-1]
+
+
+def _difference(model: nn.Module, made: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Difference | Exception:
+    try:
+        return compare(model, made, example_input)
+    except RUN_ERRORS as error:
+        return error
+
+
+def _forms(network: Network, copied: nn.Module, changed: Changed, gone: Sequence[Call]) -> Iterator[nn.Module]:
+    """The network with its own code; with graphs of the modules in which a number of channels changed; as one graph."""
+    yield copied
+    of_masks = {node for call in gone for node in call.nodes}
+    changed = {node: args for node, args in changed.items() if node not in of_masks}
+    if not changed:
+        return
+    homes: dict[Call, set[fx.Node]] = {}
+    for node in changed:
+        if not network.is_constant(node):
+            homes.setdefault(home(network, copied, network.calls[node][-1], {node}), set()).add(node)
+    if homes.keys() - {network.root}:
+        made = copy.deepcopy(copied)
+        for call in sorted(homes, key=lambda call: -len(call.path)):
+            made = install(made, call.path, _Cut(network, made, call, homes[call], changed, gone).module())
+        yield made.eval()
+    yield _Cut(network, copied, network.root, changed.keys(), changed, gone).module()
+
+
+class _Cut(Region):
+    """The graph of a call with other numbers of channels, and without the masks that are gone."""
+
+    def __init__(
+        self, network: Network, model: nn.Module, call: Call, touched: Set[fx.Node], changed: Changed, gone: Sequence[Call]
+    ) -> None:
+        super().__init__(network, model, call, touched)
+        self.changed = changed
+        self.gone = {node: one for one in gone for node in one.nodes}
+
+    def emit(self, node: fx.Node) -> None:
+        """Masks that are gone hand on what they read."""
+        call, unit = self.gone.get(node), self.unit(node)
+        if call is None or (unit is not None and not unit[0].path.startswith(call.path)):
+            super().emit(node)
+        elif any(user not in call.nodes for user in node.users):
+            (source,) = {x for one in call.nodes for x in self.network.reads(one) if x not in call.nodes}
+            self.made[node] = self.value(source)
+
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """With the new numbers."""
+        return self.changed.get(node, node.args), node.kwargs
 
 
 def _require_channels(flow: Flow) -> None:
-    for node in flow.traced.graph.nodes:
-        mask = flow.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(mask, ChannelMask) and not mask.keep.any():
-            group = flow.group(flow.values[node].ids)
-            raise ReparamError(f"node {node.name} (ChannelMask): all {mask.keep.numel()} channels of {group} are masked; keep at least one")
+    for call in mask_calls(flow.network):
+        if not call.mask.keep.any():
+            x = flow.of(call.source)
+            group = "(input)" if x is None else flow.group(x.ids)
+            raise ReparamError(f"mask {call.path}: all {call.mask.keep.numel()} channels of {group} are masked; keep at least one")
     # Masks that know nothing of one another, or the parts of a split, may leave a layer without any channel that matters: it keeps one.
     for _, ids in (*flow.makers, *flow.readers):
         if not flow.atoms.kept(ids).any():
             flow.atoms.read(ids[:1])
 
 
-def _masks_into_weights(flow: Flow) -> list[ChannelMask]:
-    """Set to zero what makes a masked channel that stays, where only the mask reads it; return the masks that are then needless."""
-    sites: dict[ChannelMask, list[fx.Node]] = {}
-    calls: dict[int, int] = {}
-    for node in flow.traced.graph.nodes:
-        if node.op == "call_module":
-            module = flow.model.get_submodule(str(node.target))
-            calls[id(module)] = calls.get(id(module), 0) + 1
-            if isinstance(module, ChannelMask):
-                sites.setdefault(module, []).append(node)
-    done = []
-    for mask, nodes in sites.items():
-        makers = [_maker(flow, node) for node in nodes]
-        if all(maker is not None and calls[id(maker)] == 1 for maker in makers):
-            for maker in makers:
-                _zero(maker, mask.keep)
-            done.append(mask)
-    return done
-
-
-def _maker(flow: Flow, node: fx.Node) -> nn.Module | None:
-    """The layer whose channels, and nothing but theirs, get to a mask through operators that keep zero."""
-    while True:
-        node = node.all_input_nodes[0]
-        if len(node.users) != 1:
-            return None
-        module = flow.model.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, Conv | TransposedConv | nn.Linear) or (_is_norm(module) and getattr(module, "weight", None) is not None):
-            return module
-        x = flow.values.get(node.all_input_nodes[0]) if len(node.all_input_nodes) == 1 else None
-        if node not in flow.alike or _is_norm(module) or not isinstance(x, Channels):
-            return None
-        zeros = Channels(x.ids, np.zeros_like(x.live), np.zeros_like(x.const), x.dim)
-        if not flow.maps(node, zeros).dead_zero():
-            return None
-
-
-def _is_norm(module: nn.Module | None) -> bool:
-    return isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm)
-
-
-def _zero(maker: Any, keep: Tensor) -> None:
-    with torch.no_grad():
-        if isinstance(maker, TransposedConv):
-            axis = maker.weight.unflatten(0, (maker.groups, -1)).transpose(1, 2)
-            axis.mul_(keep.view(maker.groups, -1, *[1] * (axis.ndim - 2)))
-        else:
-            maker.weight.mul_(keep.view(-1, *[1] * (maker.weight.ndim - 1)))
-        if maker.bias is not None:
-            maker.bias.mul_(keep)
-
-
-def _fold(ends: Ends, into: Flags) -> None:
-    """Take into the bias what the channels that go would have added."""
-    module: Any = ends.module
-    found = [np.where(into, 0.0, x.const) for _, x, _ in ends.folds]
-    if not any(numbers.any() for numbers in found):
-        return
-    if any(not np.array_equal(numbers, found[0]) for numbers in found):
-        nodes = ", ".join(node.name for node, _, _ in ends.folds)
-        raise ReparamError(
-            f"nodes {nodes} ({type(module).__name__}): the layer is used several times, with different numbers in its masked channels: run "
-            "fuse(model) first, or put the masks behind norm and activation"
-        )
-    bias = torch.from_numpy(folded_bias(module, found[0], ~into)).to(module.weight.device)
-    module.bias = nn.Parameter(bias, module.weight.requires_grad if module.bias is None else module.bias.requires_grad)
-
-
 def _round_biases(model: nn.Module) -> None:
     """Biases with numbers folded into them are float64 until they have been compared."""
     for module in model.modules():
-        if isinstance(module, Conv | TransposedConv | nn.Linear) and module.bias is not None and module.bias.dtype != module.weight.dtype:
-            module.bias = nn.Parameter(module.bias.detach().to(module.weight.dtype), module.bias.requires_grad)
-
-
-def _keep(module: nn.Module, name: str, flags: dict[int, Flags]) -> None:
-    """Keep those entries of a parameter or buffer, along each dimension."""
-    tensor: Any = getattr(module, name, None)
-    if tensor is None:
-        return
-    data = tensor.detach()
-    for dim, keep in flags.items():
-        data = data.index_select(dim, torch.from_numpy(keep.nonzero()[0]).to(data.device))
-    setattr(module, name, nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data)
-
-
-def _cut(module: nn.Module, into: Flags, out: Flags) -> None:
-    match module:
-        case ChannelMask():
-            _keep(module, "keep", {0: out})
-        case nn.Linear():
-            _keep(module, "weight", {0: out, 1: into})
-            _keep(module, "bias", {0: out})
-            module.in_features, module.out_features = int(into.sum()), int(out.sum())
-        case nn.PReLU():
-            _keep(module, "weight", {0: out})
-            module.num_parameters = int(out.sum())
-        case nn.GroupNorm():
-            module.num_groups = module.num_groups * int(out.sum()) // len(out)  # groups go whole
-            _cut_numbers(module, out)
-            module.num_channels = int(out.sum())
-        case nn.modules.batchnorm._NormBase():
-            _cut_numbers(module, out)
-            module.num_features = int(out.sum())
-        case _ if isinstance(module, Conv | TransposedConv):
-            _cut_conv(module, into, out)
-        case _:
-            raise AssertionError(f"no way to cut {type(module).__name__}")
-
-
-def _cut_numbers(module: nn.Module, out: Flags) -> None:
-    for name in ("weight", "bias", "running_mean", "running_var"):
-        _keep(module, name, {0: out})
-
-
-def _cut_conv(module: Any, into: Flags, out: Flags) -> None:
-    """Cut every group by itself; groups without channels go."""
-    rows, columns = (into, out) if isinstance(module, TransposedConv) else (out, into)
-    groups = [
-        weight[torch.from_numpy(row)][:, torch.from_numpy(column)]
-        for weight, row, column in zip(
-            module.weight.detach().cpu().chunk(module.groups),
-            rows.reshape(module.groups, -1),
-            columns.reshape(module.groups, -1),
-            strict=True,
-        )
-        if row.any()
-    ]
-    module.weight = nn.Parameter(torch.cat(groups).to(module.weight.device), module.weight.requires_grad)
-    _keep(module, "bias", {0: out})
-    module.groups = len(groups)
-    module.in_channels, module.out_channels = int(into.sum()), int(out.sum())
+        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+        if weight is not None and bias is not None and bias.dtype != weight.dtype:
+            module.bias = nn.Parameter(bias.detach().to(weight.dtype), bias.requires_grad)

@@ -7,44 +7,53 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from reparam.tracing import operator_name, trace
+from reparam.blocks import Block
+from reparam.graph import aten, read
+from reparam.regions import returned
 from search.errors import SearchError
 
 
-def residual_branches(network: nn.Module) -> list[str]:
+def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
     """Names of the modules that end the residual branches of a network, in the order in which they run.
 
     A branch is the longer one of the two paths to an addition, counted in convolutions and linear layers; the other one is the shortcut.
-    Branches that do not end in a module of their own, or that run twice, are not among them.
+    Branches that do not end in a module of their own, or that run twice, are not among them, nor are those inside of trained-form blocks.
+
+    Args:
+        network: in any mode.
+        example_input: a batch of the shape that it is for.
 
     Raises:
-        ReparamError: torch.fx cannot trace the network; the node is named.
+        ReparamError: the network cannot be read.
     """
-    modules = dict(network.named_modules())
+    found = read(network, (example_input,))
+    blocks = {name for name, module in network.named_modules() if isinstance(module, Block)}
+    ends = {returned(found, call): call.path for calls in found.by_path.values() for call in calls[:1] if len(calls) == 1}
     depth: dict[fx.Node, int] = {}
-    ends: list[str] = []
-    for node in trace(network).nodes:
-        inputs = node.all_input_nodes
-        weighs = node.op == "call_module" and isinstance(modules.get(str(node.target)), nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+    names: list[str] = []
+    for node in found.graph.nodes:
+        inputs = found.reads(node)
+        weighs = node.target in (aten.convolution.default, aten.linear.default)
         depth[node] = max((depth[before] for before in inputs), default=0) + weighs
-        if operator_name(node) == "add" and len(inputs) == 2:
+        if node.target is aten.add.Tensor and len(inputs) == 2 and blocks.isdisjoint(call.path for call in found.calls[node]):
             short, long = sorted(inputs, key=depth.__getitem__)
-            while str(long.target).startswith("masks."):  # a mask of `insert_masks` may stand at several places, and scales as well
-                (long,) = long.all_input_nodes
-            if depth[short] < depth[long] and long.op == "call_module" and len(long.users) == 1:
-                ends.append(str(long.target))
-    return [name for name in ends if ends.count(name) == 1]
+            if depth[short] < depth[long] and len(long.users) == 1 and long in ends:
+                names.append(ends[long])
+    return names
 
 
 @contextlib.contextmanager
-def drop_path(network: nn.Module, rate: float, generator: torch.Generator, *, rank: int = 0, ranks: int = 1) -> Iterator[None]:
+def drop_path(
+    network: nn.Module, example_input: Tensor, rate: float, generator: torch.Generator, *, rank: int = 0, ranks: int = 1
+) -> Iterator[None]:
     """Drop residual branches of a network for a while, and scale those that stay by 1 / (1 - p): the mean is as without.
 
-    Branch k of n is dropped with p = rate * k / n (Huang et al. 2016, Eq. 4). The network is not changed: it is traced, saved and
+    Branch k of n is dropped with p = rate * k / n (Huang et al. 2016, Eq. 4). The network is not changed: it is read, saved and
     evaluated afterwards as ever.
 
     Args:
         network: in training mode while it is used.
+        example_input: a batch of the shape that it is for.
         rate: probability of the last branch, at least 0 and below 1; 0 draws nothing.
         generator: the only source of randomness, on the CPU.
         rank: which of the equal shares of a batch this process has.
@@ -52,9 +61,9 @@ def drop_path(network: nn.Module, rate: float, generator: torch.Generator, *, ra
 
     Raises:
         SearchError: the network has no residual branches.
-        ReparamError: torch.fx cannot trace the network.
+        ReparamError: the network cannot be read.
     """
-    branches = residual_branches(network) if rate else []
+    branches = residual_branches(network, example_input) if rate else []
     if rate and not branches:
         raise SearchError(f"--drop-path {rate:g}: the network has no residual branches that can be left out")
     handles = [

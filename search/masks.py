@@ -41,13 +41,13 @@ def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[s
     """The groups of a network that can be pruned, and may be.
 
     Args:
-        model: the network, traceable by torch.fx.
+        model: the network, that torch.export can read.
         example_input: a batch of the shape that it is for.
         exclude: names of groups, of layers or of modules that contain them, or patterns such as `layer4.*`: what these make stays whole.
 
     Raises:
         SearchError: nothing can be pruned, or `exclude` names what is not there.
-        ReparamError: the network cannot be traced or run; the node is named.
+        ReparamError: the network cannot be read or run; the node is named.
     """
     found = channel_groups(model, example_input)
     groups = tuple(group for group in found if not group.why)
@@ -168,7 +168,7 @@ def fused_form(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, dict
 
     Raises:
         SearchError: fusing changes which channels go together.
-        ReparamError: the network cannot be traced or fused.
+        ReparamError: the network cannot be read or fused.
     """
     fused = fold_norms(model, example_input)
     trained, shipped = (channel_groups(network, example_input) for network in (model, fused))

@@ -191,7 +191,8 @@ class _Session:
         epoch = Epoch(phase=phase, index=index, order=_generator(name), noise=_generator(f"{name}/noise"), teacher=teacher)
         assert self.network is not None
         rate = 0.0 if phase.batch_statistics else self.method.settings.drop_path
-        branches = drop_path(self.network, rate, _generator(f"{name}/branches"), rank=self.runtime.rank, ranks=self.runtime.ranks)
+        noise = _generator(f"{name}/branches")
+        branches = drop_path(self.network, self.task.example, rate, noise, rank=self.runtime.rank, ranks=self.runtime.ranks)
         stepped = average.update if average else lambda: None
         with _seeded(_seed(f"{name}/dropout")), branches:
             parts = self.method.parts(epoch, self.network, optimizers)

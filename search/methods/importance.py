@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from reparam import ChannelGroup, insert_masks
-from reparam.tracing import trace
 from search.errors import SearchError
 from search.masks import Scores, fused_form
 
@@ -19,11 +18,14 @@ def magnitude(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelG
     fused, twins = fused_form(model, example_input)
     scores = []
     for group in groups:
-        norm = torch.zeros(group.channels)
-        for producer in twins[group.name].producers:
+        norm, twin = torch.zeros(group.channels), twins[group.name]
+        for producer, entries in zip(twin.producers, twin.entries, strict=True):
             layer = fused.get_submodule(producer)
             weight = layer.get_parameter("weight").detach()
-            norm += (weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight).abs().flatten(1).sum(dim=1)
+            if isinstance(layer, nn.ConvTranspose2d):
+                weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+            own = torch.tensor(entries)
+            norm.index_add_(0, own[own >= 0], weight.abs().flatten(1).sum(dim=1)[own >= 0])
         scores.append(norm / norm.mean())
     return scores
 
@@ -85,12 +87,10 @@ def norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[list[nn.Batc
     Raises:
         SearchError: a group has none.
     """
-    behind = {str(node.target): list(node.users) for node in trace(model).nodes if node.op == "call_module"}
     found = []
     for group in groups:
         modules = [part for name in group.producers for part in model.get_submodule(name).modules()]
-        users = [user for name in group.producers for user in behind[name] if user.op == "call_module"]
-        modules += [model.get_submodule(str(user.target)) for user in users]
+        modules += [model.get_submodule(name) for name in group.norms]
         scaling = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.affine and m.num_features == group.channels]
         if not scaling:
             raise SearchError(f"slimming ranks channels by the norm behind them: group {group.name} has none; exclude it")

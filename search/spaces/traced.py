@@ -142,7 +142,7 @@ def of_module(model: "nn.Module", example_input: "torch.Tensor", *, name: str, g
     """The space of a network's widths, to be profiled and searched.
 
     Args:
-        model: a classifier, traceable by torch.fx. A search starts from its weights (`pretrain_epochs=0`) or trains it further.
+        model: a classifier, that torch.export can read. A search starts from its weights (`pretrain_epochs=0`) or trains it further.
         example_input: one image of the shape that it is for [1, channels, height, width].
         name: of the space.
         granularity: channels between two widths that can ship.
@@ -181,8 +181,8 @@ def traced(
         SearchError: as `of_module`; or a stage cannot lose one of its blocks, which is named.
         ReparamError: as `of_module`.
     """
-    from reparam.channels import Flow
-    from reparam.channels import Traced as Graph
+    from reparam.flow import Flow
+    from reparam.graph import read, shape
     from search import masks
 
     if example_input.ndim != 4:
@@ -192,11 +192,12 @@ def traced(
     example, model = example_input[:1], make()
     groups = masks.prunable_groups(model, example)
     fused, twins = masks.fused_form(model, example)
-    flow = Flow(Graph(fused, example), generic=True)
+    flow = Flow(read(fused, (example,)), generic=True)
+    made = {flow.layer_name(node): flow.atoms.roots(ids).tolist() for node, ids in flow.makers}
     owner: dict[int, int] = {}
-    for index, group in enumerate(groups):
-        made = flow.ends[id(fused.get_submodule(twins[group.name].producers[0]))].out
-        owner |= dict.fromkeys(flow.atoms.roots(made).tolist(), index)
+    for index, twin in enumerate(twins[group.name] for group in groups):
+        channels = zip(made[twin.producers[0]], twin.entries[0], strict=True)
+        owner |= dict.fromkeys((root for root, entry in channels if entry >= 0), index)
 
     def span(ids: Any) -> Span:
         roots = flow.atoms.roots(ids).tolist()
@@ -205,23 +206,18 @@ def traced(
         return Span(fixed=len(roots) - counts.total(), terms=terms)
 
     places, layers = [], list[str]()
-    for node in flow.traced.graph.nodes:
-        layer = fused.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if getattr(getattr(layer, "weight", None), "ndim", 0) < 2:  # norms have vectors
-            continue
-        before = flow.shape(node.all_input_nodes[0])
-        spec = _spec(node, layer, before, _activation(fused, node))
-        ends = flow.ends[id(layer)]
-        spans = (span(ends.into), span(ends.out))[: len(spec.widths)]
-        places.append(Site(spec=spec, spans=spans))
-        layers.append(str(node.target))
-    output = next(node for node in flow.traced.graph.nodes if node.op == "output")
-    shape = flow.shape(output.all_input_nodes[0])
+    for (node, into), (_, out) in zip(flow.readers, flow.makers, strict=True):
+        layer = flow.layer_name(node)
+        (source,) = flow.network.reads(node)
+        spec = _spec(layer, fused.get_submodule(layer), shape(source), _activation(node))
+        places.append(Site(spec=spec, spans=(span(into), span(out))[: len(spec.widths)]))
+        layers.append(layer)
+    (output,) = map(shape, flow.network.outputs[:1])
     _require_blocks(model, example, stages or {})
     space = Traced(
         name=name,
         input_shape=(int(example.shape[1]), int(example.shape[2]), int(example.shape[3])),
-        classes=shape[1] if len(shape) > 1 else 1,
+        classes=output[1] if len(output) > 1 else 1,
         granularity=granularity,
         members=tuple((group.name, group.channels) for group in groups),
         places=tuple(places),
@@ -293,7 +289,7 @@ def _times(count: int, channels: int) -> int | float:
     return count // channels if count % channels == 0 else count / channels
 
 
-def _spec(node: "fx.Node", layer: Any, before: tuple[int, ...], act: str) -> BlockSpec:
+def _spec(name: str, layer: Any, before: tuple[int, ...], act: str) -> BlockSpec:
     from torch import nn
 
     match layer:
@@ -316,22 +312,19 @@ def _spec(node: "fx.Node", layer: Any, before: tuple[int, ...], act: str) -> Blo
                 return ops.layer("conv", shape, layer.out_channels, geometry, act=act, groups=layer.groups)
     groups = getattr(layer, "groups", 1)
     kind = type(layer).__name__ + (f" of {groups} groups" if groups > 1 else "")
-    raise SearchError(f"layer {node.target} is a {kind}, of which no block can be measured: Conv2d, ConvTranspose2d and Linear can")
+    raise SearchError(f"layer {name} is a {kind}, of which no block can be measured: Conv2d, ConvTranspose2d and Linear can")
 
 
-def _activation(model: "nn.Module", node: "fx.Node") -> str:
+def _activation(node: "fx.Node") -> str:
     """What follows a layer, if nothing else reads it; `none` also where that is of a kind that is not measured."""
-    from torch import nn
+    from reparam.graph import operator_of
 
-    from reparam.tracing import operator_name
-
-    kinds = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "swish", nn.Hardswish: "hardswish", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
-    functions = {"relu": "relu", "relu6": "relu6", "silu": "swish", "hardswish": "hardswish", "sigmoid": "sigmoid", "tanh": "tanh"}
+    names = {"relu": "relu", "silu": "swish", "hardswish": "hardswish", "sigmoid": "sigmoid", "tanh": "tanh"}
     while len(node.users) == 1:
         (node,) = node.users
-        if node.op != "call_module":
-            return functions.get(operator_name(node), "none")
-        module = model.get_submodule(str(node.target))
-        if not isinstance(module, nn.Identity | nn.Dropout):
-            return kinds.get(type(module), "none")
+        operator = operator_of(node)
+        if operator == "hardtanh" and node.args[1:] in ((0, 6), (0.0, 6.0)):
+            return "relu6"
+        if operator not in ("clone", "alias"):
+            return names.get(operator, "none")
     return "none"

@@ -37,6 +37,10 @@ def exact(masked, x):
     return squeezed
 
 
+def _width(layer):
+    return layer.c_out if isinstance(layer, RepVGGBlock) else layer.weight.shape[0]
+
+
 @NETWORKS
 @SETTINGS
 @given(data=st.data())
@@ -49,9 +53,14 @@ def test_masked_groups_leave_the_widths_that_their_masks_keep(network, data):
         for name in group.producers:
             layer = squeezed.get_submodule(name)
             layer = getattr(layer, "conv", layer)  # of a block
-            width = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-            more = width - int(keep[group.name].sum())
-            assert 0 <= more <= (2 if network.name == "Split" else 0)  # a part of a split that is masked whole keeps one channel
+            width, before = layer.weight.shape[0], _width(model.get_submodule(name))
+            if isinstance(layer, nn.ConvTranspose2d):
+                width, before = layer.out_channels, model.get_submodule(name).out_channels
+            if before == group.channels:
+                more = width - int(keep[group.name].sum())
+                assert 0 <= more <= (2 if network.name == "Split" else 0)  # a part of a split that is masked whole keeps one channel
+            else:  # entries of several channels
+                assert (width == before) == bool(keep[group.name].all())
     assert not any(isinstance(module, ChannelMask) for module in squeezed.modules())
 
 

@@ -5,7 +5,8 @@ from torch import fx, nn
 from reparam.branches import Branches, Choice
 from reparam.equivalence import compare
 from reparam.graph import read
-from reparam.rewrite import SeenError, rewrite
+from reparam.regions import SeenError
+from reparam.rewrite import rewrite
 from unit.reparam.helpers import Net
 
 X = torch.randn(2, 4, 6, 6)

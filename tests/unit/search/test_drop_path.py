@@ -38,23 +38,23 @@ def outputs(network: nn.Module, names: list[str]) -> list[torch.Tensor]:
 
 
 def test_branches_are_the_longer_paths_to_an_addition(network):
-    assert residual_branches(network) == ["1.body.4", "2.body.4"]
-    assert residual_branches(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())) == []
+    assert residual_branches(network, IMAGES) == ["1.body.4", "2.body.4"]
+    assert residual_branches(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), IMAGES) == []
 
 
 def test_a_masked_network_has_the_same_branches(network):
     example = torch.zeros(1, 3, 2, 2)
     groups = [group for group in channel_groups(network, example) if not group.why]
     masked = insert_masks(network, example, groups, lambda group: ChannelMask(torch.arange(group.channels) < group.channels - 1))
-    assert residual_branches(masked) == residual_branches(network)
+    assert residual_branches(masked, IMAGES) == residual_branches(network, IMAGES)
 
 
 def test_branches_are_dropped_for_each_image_with_the_probability_of_their_depth(network):
-    branches = residual_branches(network)
+    branches = residual_branches(network, IMAGES)
     plain = outputs(network, branches)
     dropped = [0, 0]
     generator = torch.Generator().manual_seed(2)
-    with drop_path(network, 0.5, generator):
+    with drop_path(network, IMAGES, 0.5, generator):
         for _ in range(20):
             first, second = outputs(network, branches)
             for k, (found, p) in enumerate(((first, 0.25), (second, 0.5))):
@@ -72,7 +72,7 @@ def test_the_generator_alone_decides(network):
     def run(seed: int) -> torch.Tensor:
         torch.manual_seed(seed + 100)
         before = torch.get_rng_state()
-        with drop_path(network, 0.5, torch.Generator().manual_seed(seed % 2)):
+        with drop_path(network, IMAGES, 0.5, torch.Generator().manual_seed(seed % 2)):
             found = network(IMAGES)
         assert torch.equal(torch.get_rng_state(), before)
         return found
@@ -87,7 +87,7 @@ def test_shares_of_a_batch_are_treated_as_the_batch_is(network):
             module.eval()  # its statistics are of a share
 
     def run(images: torch.Tensor, **share: int) -> torch.Tensor:
-        with drop_path(network, 0.5, torch.Generator().manual_seed(0), **share):
+        with drop_path(network, IMAGES, 0.5, torch.Generator().manual_seed(0), **share):
             return network(images)
 
     whole = run(IMAGES)
@@ -98,8 +98,8 @@ def test_shares_of_a_batch_are_treated_as_the_batch_is(network):
 def test_evaluation_and_rate_0_draw_nothing(network):
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
-    with drop_path(network, 0.0, generator):
+    with drop_path(network, IMAGES, 0.0, generator):
         network(IMAGES)
-    with drop_path(network.eval(), 0.5, generator):
+    with drop_path(network.eval(), IMAGES, 0.5, generator):
         network(IMAGES)
     assert torch.equal(generator.get_state(), state)

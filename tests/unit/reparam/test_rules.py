@@ -351,12 +351,12 @@ def test_a_linear_layer_takes_numbers_too():
 @pytest.mark.parametrize(
     ("after", "name"),
     [
-        (lambda n, x: n.p(n.norm(x)), r"node p \(Conv2d\): has a border that is not uniform"),
-        (lambda n, x: n.p(F.relu(x) + 1), r"node p \(Conv2d\): has a border that is not uniform"),
-        (lambda n, x: n.p(torch.sigmoid(x)), r"node p \(Conv2d\): has a border that is not uniform"),
-        (lambda n, x: n.t(torch.sigmoid(x)), r"node t \(ConvTranspose2d\): has a border that is not uniform"),
-        (lambda n, x: n.dw(torch.sigmoid(x)), r"node dw \(Conv2d of 8 groups\): has a border that is not uniform"),
-        (lambda n, x: F.avg_pool2d(torch.sigmoid(x), 3, padding=1), r"node avg_pool2d \(avg_pool2d\): makes different numbers"),
+        (lambda n, x: n.p(n.norm(x)), r"node convolution_1 \(convolution in p\): has a border that is not uniform"),
+        (lambda n, x: n.p(F.relu(x) + 1), r"node convolution_1 \(convolution in p\): has a border that is not uniform"),
+        (lambda n, x: n.p(torch.sigmoid(x)), r"node convolution_1 \(convolution in p\): has a border that is not uniform"),
+        (lambda n, x: n.t(torch.sigmoid(x)), r"node convolution_1 \(convolution in t\): has a border that is not uniform"),
+        (lambda n, x: n.dw(torch.sigmoid(x)), r"node convolution_1 \(convolution of 8 groups in dw\): has a border that is not uniform"),
+        (lambda n, x: F.avg_pool2d(torch.sigmoid(x), 3, padding=1), r"node avg_pool2d \(avg pool2d\): makes different numbers"),
         (lambda n, x: F.pad(torch.sigmoid(x), (1, 1)), r"node pad \(pad\): makes different numbers"),
         (lambda n, x: torch.cat([x, torch.sigmoid(x)], 2), r"node cat \(cat\): joins different numbers"),
     ],
@@ -387,7 +387,10 @@ def test_a_shared_layer_takes_the_same_number_twice_and_no_other():
         return Net(forward, a=conv(3, 8), m=mask(KEEP), s=conv(8, 2))
 
     assert squeezed_widths(net(0)) == [(4, 3), (2, 4)]
-    with pytest.raises(ReparamError, match=r"nodes s, s_1 \(Conv2d\): the layer is used several times, with different numbers"):
+    with pytest.raises(
+        ReparamError,
+        match=r"nodes convolution_1, convolution_2 \(convolution in s\): the layer is used several times, with different numbers",
+    ):
         squeeze(net(1), X)
 
 

@@ -1,0 +1,252 @@
+"""Cut the tensors of a network to the channels that stay, and the numbers of channels that its modules hold."""
+
+import itertools
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from reparam.blocks import Block, ChannelMask
+from reparam.errors import ReparamError
+from reparam.flow import Flags, Flow, Ids, Layer, entries_along, folded_bias
+from reparam.graph import Call, Network, args_of, is_norm, operator_of, with_defaults
+from reparam.masking import Masked, Masks, lift, place, placed
+from reparam.regions import tensor_of
+
+
+@dataclass(frozen=True)
+class MaskCall:
+    """A call of a mask."""
+
+    path: str
+    """name of the mask"""
+    mask: ChannelMask
+    outer: Call
+    """of the mask, or of what holds it where it stands at a module"""
+    source: fx.Node
+    """what is masked"""
+    keep: Tensor
+    """for each channel of the source whether it stays"""
+
+
+def mask_calls(network: Network) -> Iterator[MaskCall]:
+    """Every call of every mask."""
+    for path, calls in network.by_path.items():
+        mask = network.model.get_submodule(path)
+        if not isinstance(mask, ChannelMask):
+            continue
+        for call in calls:
+            outer, keep = call, mask.keep
+            if call.parent is not None and isinstance(network.model.get_submodule(call.parent.path), Masks):
+                outer = call.parent
+                assert outer.parent is not None
+                masked = next(one for one in placed(network.model.get_submodule(outer.parent.path)) if one.mask is mask)
+                entries = torch.tensor(masked.site.entries, device=keep.device)
+                keep = keep[entries] | (entries < 0)
+            inside = set(outer.nodes)
+            (source,) = {x for node in outer.nodes for x in network.reads(node) if x not in inside}
+            yield MaskCall(path, mask, outer, source, keep)
+
+
+def cut(flow: Flow, model: nn.Module) -> None:
+    """Cut the weights of a network in place, and let them take up what channels that go have added.
+
+    Args:
+        flow: over the network, every rule applied.
+        model: with the modules and tensors of the network by their names.
+
+    Raises:
+        ReparamError: a layer cannot take up a number, or is part of a block in its trained form.
+    """
+    _Cutter(flow, model).cut()
+
+
+class _Cutter:
+    def __init__(self, flow: Flow, model: nn.Module) -> None:
+        self.flow, self.network, self.model = flow, flow.network, model
+        self.owners: dict[int, list[tuple[nn.Module, str]]] = {}
+        for module in model.modules():
+            tensors = itertools.chain(module._parameters.items(), module._buffers.items())
+            for name, tensor in tensors:
+                self.owners.setdefault(id(tensor), []).append((module, name))
+        self.blocks = {path: block for path, block in model.named_modules() if isinstance(block, Block)}
+
+    def cut(self) -> None:
+        zeroed = _masks_into_weights(self.flow)
+        biases = [(layer, self._bias(layer)) for layer in self.flow.layers.values()]
+        sizes = list(self._sizes())
+        self._cut_sites()
+        for name, ids in self.flow.cuts.items():
+            self._keep(name, ids)
+        for layer, bias in biases:
+            self._cut_weight(layer, bias)
+        for module, name, value in sizes:
+            setattr(module, name, value)
+        for mask in zeroed:
+            mask.keep = torch.ones_like(mask.keep)
+
+    # --- tensors ---
+
+    def _set(self, name: str, tensor: Tensor) -> None:
+        """Put a tensor in the place of another one, by all the names that this has."""
+        for path, block in self.blocks.items():
+            if path == "" or name.startswith(f"{path}."):
+                kind = type(block).__name__
+                raise ReparamError(f"block {path or '(the network)'} is a {kind} with masked channels: run fuse(model) first")
+        owner, _, local = name.rpartition(".")
+        old = tensor_of(self.model, name)
+        for module, own in self.owners.get(id(old), []) or [(self.model.get_submodule(owner), local)]:
+            setattr(module, own, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
+
+    def _keep(self, name: str, ids: Ids) -> None:
+        tensor = tensor_of(self.model, name)
+        flags, data = self.flow.atoms.kept(ids.reshape(tensor.shape)), tensor.detach()
+        for dim in range(flags.ndim):
+            keep = entries_along(flags, dim)
+            if not keep.all():
+                data = data.index_select(dim, torch.from_numpy(keep.nonzero()[0]).to(data.device))
+        if data.shape != tensor.shape:
+            self._set(name, data)
+
+    def _cut_weight(self, layer: Layer, bias: Tensor | None) -> None:
+        name = self.network.names.get(layer.weight)
+        into, out = self.flow.atoms.kept(layer.into), self.flow.atoms.kept(layer.out)
+        if into.all() and out.all():
+            return
+        if name is None:
+            raise ReparamError(f"{self.flow.describe(layer.node)}: its weight is computed from others: run fuse(model) first")
+        weight = tensor_of(self.model, name)
+        rows, columns = (into, out) if layer.transposed else (out, into)
+        groups = [
+            part[torch.from_numpy(row)][:, torch.from_numpy(column)]
+            for part, row, column in zip(
+                weight.detach().cpu().chunk(layer.groups), rows.reshape(layer.groups, -1), columns.reshape(layer.groups, -1), strict=True
+            )
+            if row.any()
+        ]
+        self._set(name, torch.cat(groups).to(weight.device))
+        if bias is not None:
+            self._set_bias(layer, bias[torch.from_numpy(out).to(bias.device)])
+
+    def _set_bias(self, layer: Layer, bias: Tensor) -> None:
+        weight: Any = self.network.names[layer.weight]
+        name = self.network.names.get(layer.bias) or f"{weight.rpartition('.')[0]}.bias".removeprefix(".")
+        owner = self.model.get_submodule(name.rpartition(".")[0])
+        if layer.bias is None and getattr(owner, "bias", 0) is not None:
+            raise ReparamError(
+                f"{self.flow.describe(layer.node)} has no bias to take up the number of a masked channel: run fuse(model) first"
+            )
+        trained = tensor_of(self.model, weight if layer.bias is None else name).requires_grad
+        setattr(owner, name.rpartition(".")[2], nn.Parameter(bias, trained))
+
+    def _bias(self, layer: Layer) -> Tensor | None:
+        """What the bias becomes, of all channels, in float64; None where nothing is added to it."""
+        into = self.flow.atoms.kept(layer.into)
+        found = [np.where(into, 0.0, x.const) for _, x, _ in layer.folds]
+        if not any(numbers.any() for numbers in found):
+            return None
+        if any(not np.array_equal(numbers, found[0]) for numbers in found):
+            nodes = ", ".join(node.name for node, _, _ in layer.folds)
+            raise ReparamError(
+                f"nodes {nodes} ({operator_of(layer.node)} in {self.flow.layer_name(layer.node)}): the layer is used several times, with "
+                "different numbers in its masked channels: run fuse(model) first, or put the masks behind norm and activation"
+            )
+        weight = self.network.constant(layer.weight)
+        bias = self.network.constant(layer.bias)
+        return torch.from_numpy(folded_bias(weight, bias, layer, found[0], ~into)).to(weight.device)
+
+    # --- what modules hold ---
+
+    def _sizes(self) -> Iterator[tuple[nn.Module, str, Any]]:
+        """Modules, the names of numbers that they hold, and what these become."""
+        seen: set[int] = set()
+        for node, before, after in self.flow.sized:
+            module: Any = self.model.get_submodule(self.network.calls[node][-1].path)
+            into, out = self.flow.atoms.kept(before), self.flow.atoms.kept(after)
+            if id(module) in seen or (into.all() and out.all()):
+                continue
+            seen.add(id(module))
+            layer = self.flow.layers.get(node.args[1])  # pyright: ignore[reportArgumentType]
+            numbers: dict[str, Any] = {
+                "in_channels": into.sum(),
+                "out_channels": out.sum(),
+                "in_features": into.sum(),
+                "out_features": out.sum(),
+            }
+            if layer is None:
+                numbers = {"num_features": out.sum(), "num_channels": out.sum(), "num_parameters": out.sum()}
+                numbers["num_groups"] = getattr(module, "num_groups", 0) * out.sum() // len(out)  # groups go whole
+            elif layer.groups > 1:
+                numbers["groups"] = self.flow.groups(layer)
+            for name, value in numbers.items():
+                if isinstance(getattr(module, name, None), int):
+                    yield module, name, int(value)
+
+    def _cut_sites(self) -> None:
+        """Masks that stay stand at what is left of their channels."""
+        kept: dict[int, Flags] = {}
+        for call in mask_calls(self.network):
+            ids = self.flow.cuts.get(f"{call.path}.keep".removeprefix("."))
+            if ids is not None:
+                kept[id(call.mask)] = self.flow.atoms.kept(ids.ravel())
+        for module in list(self.model.modules()):
+            for masked in lift(module):
+                keep, site = kept.get(id(masked.mask)), masked.site
+                if keep is not None:
+                    number = np.cumsum(keep) - 1
+                    left = tuple(int(number[entry]) if entry >= 0 else -1 for entry in site.entries if entry < 0 or keep[entry])
+                    site = replace(site, entries=left)
+                place(module, Masked(masked.masks, masked.name, site, masked.count if keep is None else int(keep.sum())))
+
+
+# --- masks of channels that stay ---
+
+
+def _masks_into_weights(flow: Flow) -> list[ChannelMask]:
+    """Set to zero what makes a masked channel that stays, where only the mask reads it; return the masks that are then needless."""
+    makers: dict[ChannelMask, list[tuple[fx.Node | None, Tensor]]] = {}
+    for call in mask_calls(flow.network):
+        alone = all(user in call.outer.nodes for user in call.source.users)
+        makers.setdefault(call.mask, []).append((_maker(flow, call.source) if alone else None, call.keep))
+    done = []
+    for mask, found in makers.items():
+        if all(maker is not None for maker, _ in found):
+            for maker, keep in found:
+                _zero(flow, maker, keep)
+            done.append(mask)
+    return done
+
+
+def _maker(flow: Flow, node: fx.Node) -> fx.Node | None:
+    """The layer whose channels, and nothing but theirs, get to a value through operators that keep zero."""
+    while node.op == "call_function" and flow.of(node) is not None:
+        if node.target is operator.getitem and is_norm(node.all_input_nodes[0]):
+            (node,) = node.all_input_nodes
+        weights = [arg for arg in node.args[1:3] if isinstance(arg, fx.Node)]
+        if weights and (weights[0] in flow.layers or "norm" in operator_of(node)):
+            alone = all(arg in flow.network.names and len(arg.users) == 1 for arg in weights)
+            return node if alone and weights[0] is args_of(node)[1] else None
+        reads = flow.network.reads(node)
+        if node not in flow.alike or "norm" in operator_of(node) or len(reads) != 1 or not flow.keeps_zero(node):
+            return None
+        if len(reads[0].users) != 1:
+            return None
+        (node,) = reads
+    return None
+
+
+def _zero(flow: Flow, maker: Any, keep: Tensor) -> None:
+    weight, bias = with_defaults(maker.args, (None, None, None))[1:3]
+    layer, tensor = flow.layers.get(weight), tensor_of(flow.network.model, flow.network.names[weight])
+    with torch.no_grad():
+        if layer is not None and layer.transposed:
+            axis = tensor.unflatten(0, (layer.groups, -1)).transpose(1, 2)
+            axis.mul_(keep.view(layer.groups, -1, *[1] * (axis.ndim - 2)))
+        else:
+            tensor.mul_(keep.view(-1, *[1] * (tensor.ndim - 1)))
+        if bias is not None:
+            tensor_of(flow.network.model, flow.network.names[bias]).mul_(keep)

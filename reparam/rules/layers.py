@@ -1,0 +1,150 @@
+"""What mixes channels: convolutions, linear layers, products of matrices."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from reparam.atoms import Ids
+from reparam.flow import BORDER, GENERIC, Channels, Flow, Layer, folded_bias
+from reparam.graph import args_of, aten, shape, with_defaults
+
+
+def channel_dim(node: fx.Node) -> int:
+    """The dimension of a layer's channels: in front of the pixels of a convolution, the last one of a linear layer."""
+    rank = len(shape(node))
+    return rank - 1 if node.target is aten.linear.default else rank - len(shape(args_of(node)[1])) + 1
+
+
+def convolution(flow: Flow, node: fx.Node) -> Channels | None:
+    """Channels are the dimension in front of the pixels."""
+    source, weight, bias, _, padding, _, transposed, _, groups = args_of(node)
+    if not flow.network.is_constant(weight):
+        return flow.opaque(node, " with computed weights")
+    kernel = shape(weight)
+    width = kernel[1] * groups if transposed else kernel[0]
+    exact = not transposed and not any(padding)
+    return _layer(flow, node, source, (weight, bias), channel_dim(node), width, exact, groups, bool(transposed))
+
+
+def linear(flow: Flow, node: fx.Node) -> Channels | None:
+    """Channels are the last dimension."""
+    source, weight, bias = with_defaults(args_of(node), (None, None, None))
+    if not flow.network.is_constant(weight):
+        return flow.opaque(node, " with computed weights")
+    width = shape(weight)[0]
+    return _layer(flow, node, source, (weight, bias), channel_dim(node), width, True, 1, False)
+
+
+def _layer(
+    flow: Flow, node: fx.Node, source: Any, weights: tuple[Any, Any], dim: int, width: int, exact: bool, groups: Any, transposed: bool
+) -> Channels:
+    x = flow.along(source, dim, node)
+    weight, bias = weights
+    known = flow.layers.get(weight)
+    if known is None:
+        known = flow.layers[weight] = Layer(node, weight, bias, x.ids, flow.atoms.new(width), groups, transposed)
+        flow.cut(bias, known.out)
+    else:  # a layer used twice has one weight: its channels go in both places or in none
+        flow.unite(known.into, x.ids)
+    known.folds.append((node, x, exact))
+    flow.sized.append((node, x.ids, known.out))
+    flow.readers.append((node, x.ids))
+    flow.makers.append((node, known.out))
+    out = _mixed(flow, node, known, x, exact=exact)
+    return out.map(lambda array: array.reshape([-1 if axis == dim else 1 for axis in range(len(shape(node)))]))
+
+
+def _mixed(flow: Flow, node: fx.Node, layer: Layer, x: Channels, *, exact: bool) -> Channels:
+    """What a layer makes, in one dimension."""
+    groups, ids = layer.groups, layer.out
+    out = Channels(ids, np.ones(len(ids), bool), np.zeros(len(ids)))
+    if groups == 1:
+        flow.atoms.read(x.ids[x.live])
+        return out
+    into, live, made = x.ids.reshape(groups, -1), x.live.reshape(groups, -1), ids.reshape(groups, -1)
+    if into.shape[1] == made.shape[1] == 1:
+        flow.atoms.unite(x.ids, ids)
+        flow.alike.add(node)
+    elif flow.generic:
+        _tie_groups(flow, into, made)
+        flow.atoms.read(x.ids[x.live])
+    else:
+        flow.atoms.balance(into, made, live)
+    dead = np.repeat(~live.any(1), made.shape[1])
+    if not dead.any():
+        return out
+    if not exact and x.const.any():
+        flow.refuse(node, x.ids[x.const != 0], BORDER)
+        return out
+    flow.filled.append(ids[dead])
+    return replace(out, live=~dead, const=np.where(dead, _bias_alone(flow, layer, x), 0.0))
+
+
+def _tie_groups(flow: Flow, into: Ids, made: Ids) -> None:
+    """So that groups stay of one size: whole groups go where they have one channel, else one channel of each."""
+    if 1 in (into.shape[1], made.shape[1]):
+        flow.unite(into, into[:, :1])
+        flow.unite(made, into[:, :1])
+    else:
+        flow.unite(into, into[:1])
+        flow.unite(made, made[:1])
+
+
+def _bias_alone(flow: Flow, layer: Layer, x: Channels) -> Any:
+    """What is left of a group without live inputs."""
+    if flow.generic:
+        return GENERIC if layer.bias is not None or x.const.any() else 0.0
+    weight, bias = flow.network.constant(layer.weight), flow.network.constant(layer.bias)
+    return folded_bias(weight, bias, layer, x.const, np.ones(len(x.ids), bool))
+
+
+def matmul(flow: Flow, node: fx.Node) -> Channels | None:
+    """The dimension that is summed goes whole, for each matrix of a batch; channels among the matrices are handed on."""
+    first, second = args_of(node)[:2]
+    if flow.network.is_constant(second) and len(shape(second)) == 2:
+        return flow.opaque(node, " with a matrix of weights")
+    return _product(flow, node, first, second, shared=(-1, -2), kept=(-2, -1))
+
+
+def attention(flow: Flow, node: fx.Node) -> Channels | None:
+    """Heads are handed on whole."""
+    query, key, value, mask = (*args_of(node), None)[:4]
+    if flow.of(mask) is not None or node.kwargs.get("enable_gqa"):
+        return flow.opaque(node, " with a mask or shared heads")
+    scores = _product(flow, node, query, key, shared=(-1, -1), kept=(-2, -2))
+    found = flow.of(value)
+    if scores is None or found is None:
+        return flow.opaque(node, " of values without heads")
+    return _handed_on(flow, node, scores, found)
+
+
+def _product(flow: Flow, node: fx.Node, first: Any, second: Any, shared: tuple[int, int], kept: tuple[int, int]) -> Channels | None:
+    one, other = flow.of(first), flow.of(second)
+    if one is None or other is None or one.ids.ndim != other.ids.ndim:
+        return flow.opaque(node, " of values whose channels are different dimensions")
+    heads = []
+    for x, along in ((one, shared[0]), (other, shared[1])):
+        flow.unite(x.ids, x.ids.take([0], along))
+        alive = (x.live | (x.const != 0)).any(along, keepdims=True)
+        heads.append(Channels(x.ids.take([0], along), alive, np.zeros(alive.shape)))
+    left, right = heads
+    if left.ids.shape[kept[0]] == 1:
+        return _handed_on(flow, node, left, right)
+    if right.ids.shape[kept[1]] == 1:
+        return _handed_on(flow, node, right, left)
+    return flow.opaque(node, " of values whose channels are different dimensions")
+
+
+def _handed_on(flow: Flow, node: fx.Node, heads: Channels, x: Channels) -> Channels | None:
+    """A value times something that is the same for all entries of a head: 0 where either is, else alive."""
+    ids: Ids = x.ids
+    if heads.ids.ndim != ids.ndim or any(a not in (1, b) for a, b in zip(heads.ids.shape, ids.shape, strict=True)):
+        return flow.opaque(node, " of values whose channels are different dimensions")
+    if heads.dims == () and ids.size > 1:
+        flow.pin(heads, f"{flow.describe(node)} uses it for all channels")
+    else:
+        flow.unite(ids, heads.ids)
+    alive = (x.live | (x.const != 0)) & (heads.live | (heads.const != 0))
+    return Channels(ids, alive, np.zeros(alive.shape))

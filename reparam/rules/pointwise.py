@@ -1,0 +1,158 @@
+"""Entry by entry: activations, sums, products, comparisons, conversions."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from reparam.atoms import Flags
+from reparam.flow import Channels, Flow, Numbers
+from reparam.graph import args_of, aten, shape
+
+Operands = Mapping[fx.Node, Channels]
+
+_PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar)
+_QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
+
+
+def pointwise(flow: Flow, node: fx.Node) -> Channels | None:
+    """The operands' channels are tied one by one."""
+    constant = flow.network.is_constant(node)
+    if not constant and not flow.known(node):
+        return None
+    operands = {n: _ranked(x, len(shape(node))) for n in node.all_input_nodes if (x := flow.of(n)) is not None}
+    dims = sorted({dim for n, x in operands.items() for dim in x.dims if constant or not flow.network.is_constant(n)})
+    if not operands:
+        return None
+    tied: dict[fx.Node, Channels] = {}
+    for n in node.all_input_nodes:
+        sizes = (1,) * (len(shape(node)) - len(shape(n))) + shape(n)
+        found = _operand(flow, node, n, operands.get(n), sizes, dims)
+        if found is None:
+            flow.opaque(node, " of values whose channels are different dimensions")
+            return None
+        tied[n] = found
+    flow.alike.add(node)
+    return _joined(flow, node, tied)
+
+
+def _ranked(x: Channels, rank: int) -> Channels:
+    return x.map(lambda array: array.reshape((1,) * (rank - array.ndim) + array.shape))
+
+
+def _operand(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: tuple[int, ...], dims: list[int]) -> Channels | None:
+    """What an operand has to say of the dimensions that hold channels; None where it has channels in others."""
+    constant = flow.network.is_constant(n)
+    shared = all(sizes[dim] == 1 for dim in dims)
+    if x is None or (constant and shared and dims):
+        if not shared:
+            for other in flow.known(node):
+                flow.pin(other, f"{flow.value_name(n)} has a number for each of them")
+        return _number(x if constant else None, flow.network.constant(n) if constant else None, len(sizes))
+    masks = constant and flow.network.constant(n).dtype == torch.bool
+    if constant and not masks and any(sizes[dim] == 1 for dim in dims):  # it cannot follow channels in one of several dimensions
+        for other in flow.known(node):
+            _tie(flow, other, [dim for dim in dims if sizes[dim] != 1], len(sizes))
+        return _number(None, None, len(sizes))
+    if constant:
+        return _folded(flow, x, dims)
+    if set(x.dims) == set(dims):
+        return x
+    if not x.dims and shared:
+        flow.pin(x, f"{flow.describe(node)} uses it for all channels")
+        return replace(x, ids=np.empty([0] + [1] * (len(sizes) - 1), np.int64))
+    return x if x.dims and all(sizes[dim] == 1 for dim in dims if dim not in x.dims) else None
+
+
+def _number(x: Channels | None, value: Tensor | None, rank: int) -> Channels:
+    """An operand without channels: one number for all, or nobody knows which."""
+    none, ones = np.empty([0] + [1] * (rank - 1), np.int64), [1] * rank
+    numbers = x.const.ravel() if x is not None else value.double().cpu().numpy().ravel() if value is not None else np.empty(0)
+    known = bool(numbers.size) and bool((numbers == numbers[0]).all())
+    return Channels(none, np.full(ones, not known), np.full(ones, float(numbers[0]) if known else 0.0))
+
+
+def _tie(flow: Flow, x: Channels, dims: list[int], rank: int) -> None:
+    ids = _ranked(x, rank).ids
+    for dim in dims:
+        flow.unite(ids, ids.take([0], dim))
+
+
+def _folded(flow: Flow, x: Channels, dims: list[int]) -> Channels:
+    """A table has one number for each channel, or is alive."""
+    others = [dim for dim in x.dims if dim not in dims]
+    if not others:
+        return x
+    first = x
+    for dim in others:
+        first = first.map(lambda array, dim=dim: array.take([0], dim))
+    flow.unite(x.ids, first.ids)
+    varied = (x.const != first.const).any(tuple(others), keepdims=True)
+    return Channels(first.ids, varied, np.where(varied, 0.0, first.const))
+
+
+def _joined(flow: Flow, node: fx.Node, operands: Operands) -> Channels:
+    with_ids = [x.ids for x in operands.values() if x.ids.size]
+    ids = max(with_ids, key=lambda array: array.size)
+    for other in with_ids:
+        flow.unite(ids, other)
+    live = reduce(np.logical_or, (x.live for x in operands.values()))
+    live, const = (np.broadcast_to(array, ids.shape) for array in (live, _result(flow, node, operands)))
+    zero = _annihilated(node, operands)
+    live, const = np.logical_and(live, ~zero), np.where(zero, 0.0, const)
+    return Channels(ids, live, np.where(live, 0.0, const))
+
+
+def _result(flow: Flow, node: fx.Node, operands: Operands) -> Numbers:
+    """The operator on the numbers of dead channels."""
+    if not any(x.ids.size and not x.live.all() for x in operands.values()):
+        return np.zeros([1] * len(shape(node)))
+    made = flow.run(node, {n: torch.from_numpy(np.array(x.const)) for n, x in operands.items()})
+    return made.double().numpy()
+
+
+def _annihilated(node: fx.Node, operands: Operands) -> Flags:
+    """Where a factor of 0 makes everything 0."""
+    zeros = {n: ~x.live & (x.const == 0) for n, x in operands.items()}
+    found = np.zeros([1] * len(shape(node)), bool)
+    if node.target in _PRODUCTS:
+        for zero in zeros.values():
+            found = found | zero
+    elif node.target in _QUOTIENTS and isinstance(args_of(node)[0], fx.Node):
+        first, second = args_of(node)[:2]
+        found = np.logical_and(zeros[first], operands[second].live if isinstance(second, fx.Node) else ~found)
+    return found
+
+
+def prelu(flow: Flow, node: fx.Node) -> Channels | None:
+    """A slope for all channels, or one each in dimension 1."""
+    n, slope = args_of(node)[:2]
+    x, slopes = flow.of(n), flow.network.constant(slope)
+    if not isinstance(n, fx.Node) or x is None:
+        return None
+    if set(x.dims) - {1}:
+        return flow.opaque(node, " where channels are not dimension 1")
+    if slopes.numel() > 1:
+        flow.cut(slope, x.ids.ravel())
+        flow.sized.append((node, x.ids.ravel(), x.ids.ravel()))
+    flow.alike.add(node)
+    factor = np.full(slopes.shape, 0.25) if flow.generic else slopes.cpu().numpy()
+    return replace(x, const=np.where(x.const < 0, x.const * factor.reshape(1, -1, *[1] * (x.ids.ndim - 2)), x.const))
+
+
+def glu(flow: Flow, node: fx.Node) -> Channels | None:
+    """One half times a sigmoid of the other."""
+    source, dim = (*args_of(node), -1)[:2]
+    x = flow.of(source)
+    if not isinstance(source, fx.Node) or not isinstance(dim, int) or x is None:
+        return None
+    dim %= len(shape(source))
+    if dim not in x.dims:
+        return flow.opaque(node, " over another dimension than channels")
+    one, other = (Channels(*parts) for parts in zip(*(np.split(array, 2, dim) for array in (x.ids, x.live, x.const)), strict=True))
+    flow.unite(one.ids, other.ids)
+    zero, both = ~one.live & (one.const == 0), ~one.live & ~other.live
+    return Channels(one.ids, ~(zero | both), np.where(both, one.const / (1 + np.exp(-other.const)), 0.0))
