@@ -57,8 +57,9 @@ def _decision(figure: Any, searched: Sequence[EpochDone]) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(searched) + 1)
     unit = 1 if searched[0].latency_us is not None else 1e6
-    for name, colour, label in (("expected", SECOND, "expected"), ("most_probable", FIRST, "most probable")):
-        top.plot(epochs, [epoch.figures[name] / unit for epoch in searched], color=colour, label=label)
+    for name, colour, style in (("expected", SECOND, ":"), ("most_probable", FIRST, "-")):
+        costs = [epoch.figures[name] / unit for epoch in searched]
+        top.plot(epochs, costs, color=colour, linestyle=style, label=name.replace("_", " "))
     top.set_ylabel("cost, µs" if unit == 1 else "million MACs")
     top.set_ylim(bottom=0)
     top.legend(frameon=False)

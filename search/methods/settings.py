@@ -482,7 +482,7 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     norms: Literal["shared", "each"] = "shared"
     """of sampled widths: slices of one norm, at the cost of one width, or a norm for each width, as the paper has it"""
     architecture_lr: float = 0.01
-    """Adam's learning rate of the distributions, constant; the paper has 0.001, which needs many epochs"""
+    """Adam's learning rate of the distributions, constant; the recipe auto raises it in short searches, the paper has 0.001"""
     architecture_weight_decay: float = 0.0
     """of the distributions' logits"""
     tau_schedule: Literal["linear", "cosine"] = "linear"
@@ -504,9 +504,10 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     aim_rate: float = 0.05
     """how fast the aim moves, as an exponent a step at a relative error of 1"""
     tolerance: float = 0.05
-    """t, distance to the target at which the paper's penalty rests, and within which the found network should be"""
+    """t, relative distance to the target within which the penalty rests, and the found network is where its options allow it"""
     entropy: float = 1.0
-    """weight of the distributions' mean entropy at the end of the search, to which it grows with the square of the progress"""
+    """weight of the distributions' mean entropy at the end, to which it grows with the square of the progress: of depths by half of the
+    search, of widths by its end, and only while the cost is at the target"""
     derive: Literal["fit", "argmax"] = "fit"
     """the found network: the most probable one within the budget, by a mixed-integer program, or the most probable size of each part"""
 

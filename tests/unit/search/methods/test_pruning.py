@@ -116,6 +116,13 @@ def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shor
         architecture.build()
 
 
+def test_stages_that_can_lose_blocks_stay_whole(tmp_path, staged, stripes):
+    method = make_method("uniform", staged, None, stripes, 0.6 * staged.macs(), channel_multiple=4, min_channels=4)
+    *_, finished = session.run(method, tmp_path / "run")
+    assert finished.result.shipped.choice.depths == {"stage1": 3}
+    assert finished.result.shipped.macs == staged.macs(finished.architecture.network()) <= 0.6 * staged.macs()
+
+
 def test_without_a_table_macs_are_the_cost_and_the_record_says_so(tmp_path, shortcut_space, stripes):
     budget = 0.6 * shortcut_space.macs()
     events = list(session.run(make_method("pas", shortcut_space, None, stripes, budget, pretrain_epochs=1), tmp_path / "run"))

@@ -7,7 +7,7 @@ from deploy.page import Picture
 from search import SearchError, session
 from search.budget import Budget
 from search.method import Task
-from search.methods.settings import TasSettings
+from search.methods.settings import TasSettings, recipe
 from search.methods.tas import Tas, banded, crossings
 from search.record import Chosen, EpochDone
 from search.relax import gumbel
@@ -316,6 +316,18 @@ def test_the_found_network_is_the_most_probable_one_within_the_budget(staged, st
             assert found == best[1]
         else:
             assert cost > staged.macs(staged.network(best[1]))
+
+
+def test_a_search_as_printed_runs_from_end_to_end(staged, stripes, tmp_path):
+    """Widths of any number of channels, a norm for each, and whatever is most probable at the end."""
+    few = {"pretrain_epochs": 1, "search_epochs": 2, "finetune_epochs": 1, "batch": 16, "augment": "none"}
+    settings = recipe(TasSettings, len(stripes.train), "paper", **few)
+    method = Tas(settings, Task(space=staged, data=stripes, table=None, budget=Budget(macs=0.6 * staged.macs())))
+    assert method.choices[0] == (5, 6, 8, 10, 11, 13, 14, 16)
+    *events, finished = session.run(method, tmp_path / "run")
+    last = epochs(events)[-1]
+    assert last.choice == finished.architecture.choice == finished.result.shipped.choice
+    assert last.figures["aim"] == method.task.target
 
 
 def test_the_paper_derives_the_most_probable_sizes_whatever_they_cost(staged, stripes):
