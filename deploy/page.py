@@ -48,9 +48,11 @@ class Cell:
 
     text: str
     look: str
-    """class of the style sheet: hash, passed, failed, notrun or reason"""
+    """class of the style sheet: hash, passed, failed, notrun, reason or plain"""
     span: int = 1
     """columns that it takes"""
+    link: str = ""
+    """where the text leads, relative to the page"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from lathe.flags import (
     require_ranges,
 )
 from lathe.searches import Search, Searches
+from lathe.sweeps import Sweep, Sweeps
 
 
 @dataclass(frozen=True)
@@ -274,10 +275,10 @@ class Verify:
 
 @dataclass(frozen=True)
 class Report:
-    """Make one self-contained HTML page of a run or a bundle, and print its main table."""
+    """Make one self-contained HTML page of a run, a bundle or a sweep, and print its main table."""
 
     source: Positional[Path]
-    """directory of a run or of a bundle"""
+    """directory of a run, of a bundle or of a sweep"""
     out: Path | None = None
     """the page to write (default: SOURCE.html, beside the directory)"""
     table: Path | None = None
@@ -325,6 +326,7 @@ Command = (
     | Annotated[Profile, subcommand("profile")]
     | Annotated[Table, subcommand("table", description="Show, check, compare or join latency tables.")]
     | Annotated[Searches, subcommand("search", description="Search a network under a latency budget.")]
+    | Annotated[Sweeps, subcommand("sweep", description="Search at several budgets, seeds and settings; name the run to export.")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Report, subcommand("report")]
@@ -332,7 +334,7 @@ Command = (
 )
 
 
-REPEATABLE = ("--shape", "--samples")
+REPEATABLE = ("--shape", "--samples", "--set")
 """Flags that may be given more than once."""
 
 
@@ -378,7 +380,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return command.run()
 
     sys.exit(
-        process.run("lathe", work, user_errors=user_errors, goes_on=lambda: isinstance(command, Profile | Search) and command.goes_on())
+        process.run(
+            "lathe", work, user_errors=user_errors, goes_on=lambda: isinstance(command, Profile | Search | Sweep) and command.goes_on()
+        )
     )
 
 

@@ -31,6 +31,8 @@ CellChannels = Annotated[int, Between(1, 4096)]
 Cells = Annotated[int, Between(1, 1000)]
 """Of a stage."""
 Epochs = Annotated[int, Between(1, 10**6)]
+Seeds = Annotated[int, Between(1, 10**4)]
+Jobs = Annotated[int, Between(1, 1024)]
 Threads = Annotated[int, Between(1, 2**12)]
 Milliseconds = Annotated[float, Between(1e-6, 1e7)]
 Fraction = Annotated[float, Between(1e-6, 1e3)]
@@ -77,8 +79,9 @@ def require_ranges(command: object) -> None:
         if value == () and field.default is None:
             raise LatencyError(f"{flag} needs a value")
         for limits in ranges(hints[field.name]):
-            if value is not None and not limits.low <= value <= limits.high:
-                raise LatencyError(f"{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(value)}")
+            for number in () if value is None else value if isinstance(value, tuple) else (value,):
+                if not limits.low <= number <= limits.high:
+                    raise LatencyError(f"{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(number)}")
 
 
 def ranges(hint: Any) -> Iterator[Between]:

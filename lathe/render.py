@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from search.papers.row import Row as PaperRow
     from search.record import Event as SearchEvent
     from search.space import Choice
+    from search.sweep import Outcome
 
 T = TypeVar("T")
 
@@ -307,6 +308,52 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
     return 0
 
 
+def sweep(rows: "Iterator[Outcome]", *, out: Path, as_json: bool) -> int:
+    """Show a sweep as it goes, then its table; returns the exit code: 1 where a search failed."""
+    from search.sweep import outcomes, read
+
+    rows, last = _begun(rows), dict[str, str]()
+    with _progress("sweep") as (bar, task):
+        bar.update(task, total=len(read(out).members))
+        for row in rows:
+            shown = f"{row.accuracy:.2%}" if row.accuracy is not None else row.status
+            took = f", measured {microseconds(row.measured_us)}" if row.measured_us is not None else ""
+            why = f": {row.why}" if row.why else ""
+            if last.get(row.name) != (line := f"{row.name}: {shown}{took}{why}"):
+                bar.console.print(escape(line))
+            last[row.name] = line
+            bar.update(task, completed=len(last))
+    found = outcomes(out)
+    code = int(any(row.status != "finished" for row in found))
+    if as_json:
+        print_json({"sweep": str(out), "runs": found})
+        return code
+    names = list(dict.fromkeys(name for row in found for name in row.settings))
+    view = Table("budget", *names, "seed", "accuracy", "latency", "predicted", "")
+    for row in found:
+        accuracy = "-" if row.accuracy is None else f"{row.accuracy:.2%}"
+        predicted, measured = (microseconds(us) if us else "-" for us in (row.predicted and row.predicted.us, row.measured_us))
+        said = "on the front" if row.front else "" if row.status == "finished" else row.status
+        view.add_row(row.budget, *(row.settings.get(name, "") for name in names), str(row.seed), accuracy, measured, predicted, said)
+    OUT.print(view)
+    OUT.print(f"the page: lathe report {escape(str(out))}; the run for a budget: lathe sweep best {escape(str(out))} --budget-ms MS")
+    return code
+
+
+def best(row: "Outcome", directory: Path, *, as_json: bool) -> None:
+    """Name the run of a sweep to export."""
+    from search.sweep import RUNS
+
+    run = directory / RUNS / row.name
+    if as_json:
+        print_json({"run": str(run), "outcome": row})
+        return
+    latency = row.measured_us or (row.predicted.us if row.predicted else 0.0)
+    how = "measured" if row.measured_us is not None else "predicted"
+    OUT.print(f"{escape(str(run))}: {row.accuracy:.2%}, {how} {microseconds(latency)}")
+    OUT.print(f"ship it: lathe export {escape(str(run))} --out bundle")
+
+
 def _choice(choice: "Choice") -> str:
     """A network in a line: what its space calls its parts, and what was chosen of each."""
     parts = [f"{name}={value}" for part in (choice.widths, choice.options, choice.depths) for name, value in part.items()]
@@ -395,10 +442,11 @@ def report(page: Path, rows: "Sequence[Row]", *, as_json: bool) -> None:
     if as_json:
         print_json({"report": str(page), "table": [dataclasses.asdict(row) for row in rows]})
         return
-    view = _pair("")
-    for row in rows:
-        view.add_row(row.name, escape(row.unpruned), escape(row.shipped))
-    OUT.print(view)
+    if rows:
+        view = _pair("")
+        for row in rows:
+            view.add_row(row.name, escape(row.unpruned), escape(row.shipped))
+        OUT.print(view)
     OUT.print(f"report: {escape(str(page))}")
 
 

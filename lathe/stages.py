@@ -39,10 +39,12 @@ if TYPE_CHECKING:
     from lathe.cli import Space as SpaceCommand
     from lathe.flags import Sizes
     from lathe.searches import Search
+    from lathe.sweeps import Sweep, SweepBest
     from search.architecture import Architecture
     from search.budget import Budget
     from search.record import Event as SearchEvent
     from search.space import Space
+    from search.sweep import Outcome
 
 DEFAULT_NETWORKS = 48
 
@@ -321,6 +323,43 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     method = methods.method(settings, Task(space=space, data=data, table=table, budget=budget))
     events = session.run(method, command.out, baseline=command.baseline)
     return board.with_tensorboard(events, command.out) if command.tensorboard else events
+
+
+def sweep(command: "Sweep") -> "Iterator[Outcome]":
+    """Search at several budgets, seeds and settings, or go on with that; then measure each network; yields each row as it is known."""
+    from deploy import engine
+    from lathe import cli
+    from search import sweep as sweeps
+
+    outputs.require_directory(command.out)
+    values: dict[str, list[str]] = {}
+    for word in command.set:
+        name, given, listed = word.partition("=")
+        if not given or not name or not all(found := listed.split(",")):
+            raise LatencyError(f"--set {word!r} is not NAME=VALUE[,VALUE]: give it as --set beta=0.1,0.3")
+        name = name.replace("-", "_")
+        if name in values:
+            raise LatencyError(f"--set {name} is given twice: give all its values at once, separated by commas")
+        values[name] = found
+    budgets = [(f"{ms:g} ms", ("--budget-ms", str(ms))) for ms in command.budget_ms or ()]
+    budgets += [(f"{share:g}x", ("--budget-fraction", str(share))) for share in command.budget_fraction or ()]
+    plan = sweeps.plan(command.method, tuple(command.common()), budgets or [("no budget", ())], command.seeds, values)
+    for member in plan.members:
+        cli.parse(["search", *member.words, "--out", str(command.out / sweeps.RUNS / member.name)])
+    measured_with = load_table(command.table, lambda _: None).header.runtime.name.partition(":")[0] if command.table else "onnxruntime"
+    target = engine.target_of(command.target or measured_with)
+    sweeps.begin(plan, command.out)
+    yield from sweeps.run(plan, command.out, command.jobs)
+    if not command.no_measure:
+        yield from sweeps.measure(plan, command.out, target)
+    sweeps.write_results(command.out, sweeps.outcomes(command.out))
+
+
+def sweep_best(command: "SweepBest") -> "Outcome":
+    """The run of a sweep that is to be exported for a budget."""
+    from search import sweep as sweeps
+
+    return sweeps.best(command.sweep, us_from_ms(command.budget_ms))
 
 
 def _require_table(table: LatencyTable, command: "Search") -> None:

@@ -57,7 +57,7 @@ def run(command: Sequence[str], devices: int) -> int:
     """
     with contextlib.ExitStack() as stack:
         said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, devices)]
-        processes: list[subprocess.Popen[bytes]] = stack.enter_context(_ended_together())
+        processes: list[subprocess.Popen[bytes]] = stack.enter_context(ended_together())
         port = _free_port()
         for rank in range(devices):
             stdin, stdout, stderr = (None, None, None) if rank == 0 else (subprocess.DEVNULL, subprocess.DEVNULL, said[rank - 1])
@@ -112,7 +112,7 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 
 
 @contextlib.contextmanager
-def _ended_together() -> Iterator[list[subprocess.Popen[bytes]]]:
+def ended_together() -> Iterator[list[subprocess.Popen[bytes]]]:
     """Processes that do not outlive this block, however it ends."""
     processes: list[subprocess.Popen[bytes]] = []
     try:

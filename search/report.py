@@ -1,4 +1,4 @@
-"""What a page says of a search: its rows and pictures, of the directory of a run, or of a bundle that a run was shipped as."""
+"""What a page says of a search: its rows and pictures, of the directory of a run, of a bundle that it was shipped as, or of a sweep."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from deploy.errors import BundleError
 from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Cell, Page, Picture, Row, Section
 from latency import LatencyTable, plot
 from latency.units import interval, microseconds
-from search import layered_pictures, record, size_pictures, spaces
+from search import layered_pictures, record, size_pictures, spaces, sweep, sweep_page
 from search.architecture import Architecture, load_architecture
 from search.errors import SearchError
 from search.finished import require_same_space
@@ -24,10 +24,10 @@ from search.spaces import Layered
 
 
 def render(directory: str | Path, out: str | Path, table: LatencyTable | None = None, *, force: bool = False) -> tuple[Row, ...]:
-    """Write the page of a run or of a bundle; returns its main table.
+    """Write the page of a run, of a bundle, or of a sweep with those of its finished runs; returns its main table.
 
     Args:
-        directory: of a run, finished or not, or of a bundle.
+        directory: of a run, finished or not, of a bundle, or of a sweep.
         out: the page; one that this function wrote before is replaced.
         table: the latency table that the search used, to be shown too.
         force: whether any file is replaced.
@@ -38,8 +38,18 @@ def render(directory: str | Path, out: str | Path, table: LatencyTable | None = 
         LatencyError: a file that is no report is in the page's place.
         MissingExtra: jinja2 or matplotlib is not installed.
     """
+    directory = Path(directory)
     page.require_page(out, force=force)
-    made = page_of(Path(directory), table)
+    if os.path.lexists(directory / sweep.SWEEP):
+        made = sweep_page.page_of(directory, Path(out))
+        rows = sweep.outcomes(directory)
+        for row in rows:
+            if row.status == "finished":
+                run = directory / sweep.RUNS / row.name
+                page.write(page_of(run, table), f"{run}.html", force=force)
+        sweep.write_results(directory, rows)
+    else:
+        made = page_of(directory, table)
     page.write(made, out, force=force)
     return made.rows
 
@@ -53,7 +63,8 @@ def page_of(directory: Path, table: LatencyTable | None = None) -> Page:
     """
     is_bundle, is_run = (os.path.lexists(directory / name) for name in (bundle.MANIFEST, record.RUN))
     if not is_bundle and not is_run:
-        raise BundleError(f"{directory} is neither a bundle ({bundle.MANIFEST}) nor a search ({record.RUN}); give one of those directories")
+        names = f"a bundle ({bundle.MANIFEST}), a search ({record.RUN}) nor a sweep ({sweep.SWEEP})"
+        raise BundleError(f"{directory} is neither {names}: give the directory of one")
     search = _read(directory, table) if is_run else None
     drawn = [Picture(found.title, found.caption, found.height_in, found.paint) for found in _table_pictures(table)]
     if not is_bundle:

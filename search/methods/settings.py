@@ -91,6 +91,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.teacher != UNPRUNED and self.distill == "none":
             raise SearchError(f"--teacher {self.teacher} needs --distill tas or hinton")
 
+    @classmethod
+    def after_first_phase(cls) -> frozenset[str]:
+        """Names of settings that the first phase does not depend on: runs that differ in these alone can share it."""
+        return frozenset()
+
     def require_range(self, name: str, low: float | int, high: float | int = 10**9) -> None:
         """Check that a field is from `low` to `high`.
 
@@ -133,6 +138,11 @@ class PruningSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
         self.require_range("pretrain_epochs", 0)
         for name in ("search_epochs", "finetune_epochs", "min_channels", "channel_multiple"):
             self.require_range(name, 1)
+
+    @classmethod
+    def after_first_phase(cls) -> frozenset[str]:
+        """All that the unpruned network's training does not have."""
+        return frozenset(cls.__struct_fields__) - frozenset(Settings.__struct_fields__) - {"pretrain_epochs"}
 
     @property
     def excluded(self) -> list[str]:
@@ -392,6 +402,12 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     """False: no layer is skipped"""
     recompute: bool = False
     """compute what is inside of the supernet's blocks again in the backward pass instead of keeping it: less memory, more time"""
+
+    @classmethod
+    def after_first_phase(cls) -> frozenset[str]:
+        """Those of what decides and of the found network's training; the warm-up is one for all alpha and lambda (Appendix A.2)."""
+        theta = {"theta_lr", "width_lr", "theta_images", "threshold", "t_initial", "t_final"}
+        return frozenset({"alpha", "alpha_rate", "beta", "phi", "lam", "train_epochs", "optimizer", "retrain"} | theta)
 
     def __post_init__(self) -> None:
         super().__post_init__()

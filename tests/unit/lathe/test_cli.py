@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from latency import LatencyError
-from lathe import cli, searches
+from lathe import cli, searches, sweeps
 from search.methods import settings
 
 FLAGS = {
@@ -20,6 +20,8 @@ FLAGS = {
     cli.TableMerge: "tables out json",
     cli.Export: "source out target budget_ms protocol threads samples shape workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
+    sweeps.Sweep: "resolution channels cells space out table data budget_ms budget_fraction seeds set recipe jobs no_measure target json",
+    sweeps.SweepBest: "sweep budget_ms json",
     cli.Verify: "bundle json",
     cli.Report: "source out table force json",
     cli.Paper: "paper json",
@@ -93,6 +95,16 @@ def test_what_settings_refuse_is_one_line_with_the_flag():
         cli.parse(["search", "pas", "--space", "s", "--out", "o", "--lr", "-3"])
 
 
+def test_every_method_can_be_swept():
+    for kind in SETTINGS:
+        command = cli.parse(
+            ["sweep", kind.name, "--space", "s", "--out", "o", "--budget-ms", "0.5", "0.7", "--set", "seed=1", "--set", "lr=1"]
+        )
+        assert (command.method, command.budget_ms, command.set) == (kind, (0.5, 0.7), ("seed=1", "lr=1"))
+    with pytest.raises(LatencyError, match="--budget-ms must be from 1e-06 to 1e"):
+        cli.parse(["sweep", "pas", "--space", "s", "--out", "o", "--budget-ms", "0.5", "0"])
+
+
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)
 def test_flags_are_a_promise(command):
     """A flag that goes away breaks scripts; one that comes must be meant: change this list with the changelog."""
@@ -100,7 +112,24 @@ def test_flags_are_a_promise(command):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "space", "bundle", "profile", "table", "table show", "search", "search pas", "export", "verify", "report", "paper"]
+    "name",
+    [
+        "",
+        "space",
+        "bundle",
+        "profile",
+        "table",
+        "table show",
+        "search",
+        "search pas",
+        "sweep",
+        "sweep pas",
+        "sweep best",
+        "export",
+        "verify",
+        "report",
+        "paper",
+    ],
 )
 def test_help_needs_no_extra(name):
     """Help is printed though nothing that an extra brings can be imported."""
@@ -239,10 +268,13 @@ def test_only_what_is_begun_goes_on(begun, monkeypatch, capsys, tmp_path):
     (tmp_path / "run").mkdir()
     if begun:
         (tmp_path / "run" / "run.json").write_text("{}")
+        (tmp_path / "run" / "sweep.json").write_text("{}")
         (tmp_path / "t").write_text('{"schema":"latency-table/1"}')
     monkeypatch.setattr(searches.Search, "run", stop)
     monkeypatch.setattr(cli.Profile, "run", stop)
-    for arguments in (["search", "pas", "--space", "s", "--out", f"{tmp_path}/run"], ["profile", "s", "--out", f"{tmp_path}/t"]):
+    monkeypatch.setattr(sweeps.Sweep, "run", stop)
+    of_space = ["pas", "--space", "s", "--out", f"{tmp_path}/run"]
+    for arguments in (["search", *of_space], ["sweep", *of_space], ["profile", "s", "--out", f"{tmp_path}/t"]):
         with pytest.raises(SystemExit):
             cli.main(arguments)
         assert ("the same command goes on from here" in capsys.readouterr().err) == begun

@@ -207,3 +207,22 @@ def test_what_a_table_lacks_is_measured_by_the_command_that_is_named():
         CoverageError, match=r"t is of the space nasbench201-small, not of nasbench201: `lathe profile nasbench201 .*--cells 3"
     ):
         stages.describe_cell(cli.parse([*words.split(), arch]), arch, pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--set beta", "--set 'beta' is not NAME=VALUE"),
+        ("--set beta=", "--set 'beta=' is not NAME=VALUE"),
+        ("--set lr=1 --set lr=2", "--set lr is given twice"),
+        ("--set lr=-1,1", "--lr must be above 0 and finite, found -1.0"),
+        ("--set gamma=1", "--set gamma: pas has no such setting"),
+        ("--target cuda", "target 'cuda' is unknown"),
+    ],
+)
+def test_a_sweep_is_refused_before_anything_is_searched(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = cli.parse(f"sweep pas --space repvgg-mini --budget-fraction 0.5 --out sweep {flags}".split())
+    with pytest.raises(ValueError, match=message):
+        next(stages.sweep(command))
+    assert not Path("sweep").exists()

@@ -1,0 +1,368 @@
+"""Many searches by one method: budgets, seeds and values of settings, a run each, in one directory.
+
+Each run is a process of its own, `lathe search`: what fails there fails alone, and what was stopped goes on. The first run of each seed
+trains the first phase, the unpruned network or the warm-up of a supernet; the others start from it. Networks are measured when all
+searches are over, one at a time, so that none is measured beside a training.
+"""
+
+import csv
+import io
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from deploy import bundle
+from latency import Latency
+from latency.errors import one_line
+from latency.files import write_whole
+from latency.process import BAD_INPUT
+from latency.values import SampleUs, Share
+from search import record
+from search.errors import SearchError
+from search.files import read_json, to_json
+from search.methods.settings import Settings
+from search.processes import ended_together
+
+SWEEP, RUNS, BUNDLES, LOGS = "sweep.json", "runs", "bundles", "logs"
+JSON, CSV = "results.json", "results.csv"
+# sweep/1: the runs, each with the words of its search.
+SCHEMA = "sweep/1"
+_POLL_S = 0.1
+
+
+class Member(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run of a sweep."""
+
+    name: str
+    """of its directory"""
+    seed: int
+    budget: str
+    """such as `0.5 ms` or `60 %`"""
+    settings: dict[str, str]
+    """those of which the sweep has several values"""
+    words: tuple[str, ...]
+    """of `lathe search`, without where the run goes and where it starts"""
+    leader: str
+    """the member whose first phase it starts from; itself where it trains its own"""
+
+
+class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that determines a sweep: `sweep.json`."""
+
+    schema: Literal["sweep/1"] = SCHEMA
+    method: str
+    members: tuple[Member, ...]
+
+
+class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one run ended: a row of the results."""
+
+    name: str
+    seed: int
+    budget: str
+    settings: dict[str, str]
+    status: Literal["finished", "failed", "unfinished"]
+    why: str = ""
+    """of a run that failed, and of a network that could not be measured"""
+    accuracy: Share | None = None
+    """on the held-out images"""
+    accuracy_error: Share | None = None
+    """two standard errors, of as many images as there are"""
+    predicted: Latency | None = None
+    measured_us: SampleUs | None = None
+    low_us: SampleUs | None = None
+    """lower end of the interval of the measured latency"""
+    high_us: SampleUs | None = None
+    macs: int | None = None
+    search_loss: float | None = None
+    """of the last epoch of a search that says so, PRUNET's"""
+    preferred: bool = True
+    """False: of runs that differ in lambda alone another one has a lower search loss (PRUNET, Appendix A.2)"""
+    front: bool = False
+    """no other preferred run is as fast and more accurate"""
+
+    @property
+    def latency_us(self) -> float | None:
+        """The measured latency; the predicted one where there is none."""
+        return self.measured_us or (self.predicted and self.predicted.us)
+
+    @property
+    def at_most_us(self) -> float | None:
+        """Upper end of that latency's interval."""
+        return self.high_us or (self.predicted and self.predicted.high_us)
+
+
+def plan(
+    settings: type[Settings],
+    common: Sequence[str],
+    budgets: Sequence[tuple[str, Sequence[str]]],
+    seeds: int,
+    values: Mapping[str, Sequence[str]],
+) -> Sweep:
+    """Every combination of budget, values and seed.
+
+    Args:
+        settings: of the method.
+        common: words of `lathe search` that all runs have.
+        budgets: what each is called, and its words.
+        seeds: number of seeds, from 0.
+        values: of settings, those to try; a single one is that of all runs.
+
+    Raises:
+        SearchError: the method has no such setting, or a value is there twice.
+    """
+    for name, found in values.items():
+        if name not in settings.__struct_fields__ or name == "seed":
+            known = ", ".join(field for field in settings.__struct_fields__ if field != "seed")
+            raise SearchError(
+                f"--set {name}: {settings.name} has no such setting; it has {known}{'; for seeds give --seeds' * (name == 'seed')}"
+            )
+        if len(set(found)) < len(found):
+            raise SearchError(f"--set {name} has a value twice: {', '.join(found)}")
+    if len({called for called, _ in budgets}) < len(budgets):
+        raise SearchError(f"a budget is given twice: {', '.join(called for called, _ in budgets)}")
+    varied = [name for name, found in values.items() if len(found) > 1]
+    apart = [name for name in varied if name not in settings.after_first_phase()]
+    members: list[Member] = []
+    leaders: dict[Any, str] = {}
+    for seed, (called, budget), each in itertools.product(range(seeds), budgets, itertools.product(*values.values())):
+        chosen = dict(zip(values, each, strict=True))
+        told = {name: chosen[name] for name in varied}
+        name = "_".join([called.replace(" ", ""), *(f"{key}={value}" for key, value in told.items()), f"seed={seed}"]).replace("/", "-")
+        given = itertools.chain.from_iterable((f"--{key.replace('_', '-')}", value) for key, value in chosen.items())
+        leader = leaders.setdefault((seed, *(chosen[name] for name in apart)), name)
+        words = (settings.name, *common, *budget, "--seed", str(seed), *given)
+        members.append(Member(name=name, seed=seed, budget=called, settings=told, words=words, leader=leader))
+    return Sweep(method=settings.name, members=tuple(members))
+
+
+def begin(sweep: Sweep, out: Path) -> None:
+    """Begin a sweep in a directory, or go on with it.
+
+    Raises:
+        SearchError: the directory holds another sweep, or something else.
+    """
+    if (out / SWEEP).exists():
+        if read(out) != sweep:
+            raise SearchError(f"{out} holds another sweep; give the same command as before, or choose another --out")
+        return
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise SearchError(f"{out} exists and is not a sweep: choose another --out")
+    for part in (RUNS, BUNDLES, LOGS):
+        (out / part).mkdir(parents=True, exist_ok=True)
+    write_whole(out / SWEEP, to_json(sweep))
+
+
+def read(directory: Path) -> Sweep:
+    """The sweep of a directory.
+
+    Raises:
+        SearchError: there is none, or it is damaged.
+    """
+    return read_json(directory / SWEEP, Sweep)
+
+
+def run(sweep: Sweep, out: Path, jobs: int) -> Iterator[Outcome]:
+    """Run every search that is not over, in turn; yields each as it ends.
+
+    Args:
+        sweep: in `out`, see `begin`.
+        out: its directory.
+        jobs: number of searches at once, which share the processor's cores.
+
+    Raises:
+        SearchError: the first search refuses what it is given, as all of them would.
+    """
+    waiting = [member for member in sweep.members if not _finished(out, member)]
+    yield from (_outcome(out, member) for member in sweep.members if member not in waiting)
+    alone = len(waiting) == len(sweep.members)  # the first one tells whether all is well
+    failed: dict[str, str] = {}
+    with ended_together() as processes:
+        active: list[tuple[Member, subprocess.Popen[bytes]]] = []
+        while waiting or active:
+            for member in waiting[:]:
+                leads = member.leader == member.name
+                if len(active) >= (1 if alone else jobs) or not (leads or _ready(out, member, failed)):
+                    continue
+                waiting.remove(member)
+                active.append((member, _start(out, member, jobs)))
+                processes.append(active[-1][1])
+            for member, process in [pair for pair in active if pair[1].poll() is not None]:
+                active.remove((member, process))
+                if process.returncode:
+                    failed[member.name] = _last_line(out, member, process.returncode)
+                    if alone and process.returncode == BAD_INPUT:
+                        raise SearchError(failed[member.name])
+                alone = False
+                yield _outcome(out, member, failed.get(member.name, ""))
+            time.sleep(_POLL_S)
+
+
+def _ready(out: Path, member: Member, failed: Mapping[str, str]) -> bool:
+    """Whether what a member starts from is there, or never will be."""
+    directory = out / RUNS / member.leader
+    return member.leader in failed or (directory / record.BASELINE).exists() or (directory / record.RESULT).exists()
+
+
+def _start(out: Path, member: Member, jobs: int) -> subprocess.Popen[bytes]:
+    words = [*member.words, "--out", str(out / RUNS / member.name)]
+    if member.leader != member.name and (out / RUNS / member.leader / record.BASELINE).exists():
+        words += ["--baseline", str(out / RUNS / member.leader)]
+    return _lathe(["search", *words], _log(out, member), threads=max(1, (os.cpu_count() or 1) // jobs))
+
+
+def _lathe(words: Sequence[str], log: Path, *, threads: int | None = None) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+    }
+    if threads:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    with log.open("wb") as said:
+        command = [sys.executable, "-P", "-m", "lathe", *words]
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+
+
+def _log(out: Path, member: Member) -> Path:
+    return out / LOGS / f"{member.name}.log"
+
+
+def _last_line(out: Path, member: Member, code: int) -> str:
+    lines = _log(out, member).read_text(errors="replace").strip().splitlines()
+    said = [line.removeprefix("lathe: ") for line in lines if line.startswith("lathe: ")] or lines
+    return one_line(said[-1]) if said else f"ended with exit code {code}"
+
+
+def measure(sweep: Sweep, out: Path, target: str) -> Iterator[Outcome]:
+    """Export the network of every finished search, measured on this machine, one at a time; yields each.
+
+    Args:
+        sweep: that has been run.
+        out: its directory.
+        target: of `lathe export`.
+    """
+    for member in sweep.members:
+        if not _finished(out, member):
+            continue
+        why = ""
+        if not _exported(out, member):
+            words = ["export", str(out / RUNS / member.name), "--target", target, "--out", str(out / BUNDLES / member.name)]
+            with ended_together() as processes:
+                processes.append(_lathe(words, _log(out, member)))
+                code = processes[0].wait()
+            if code not in (0, 1):  # 1: a verdict fails, and its numbers are there
+                why = _last_line(out, member, code)
+        yield _outcome(out, member, why)
+
+
+def _finished(out: Path, member: Member) -> bool:
+    return (out / RUNS / member.name / record.RESULT).exists()
+
+
+def _exported(out: Path, member: Member) -> bool:
+    return (out / BUNDLES / member.name / bundle.MANIFEST).exists()
+
+
+def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
+    about = {"name": member.name, "seed": member.seed, "budget": member.budget, "settings": member.settings}
+    directory = out / RUNS / member.name
+    if not _finished(out, member):
+        return Outcome(**about, status="failed" if why else "unfinished", why=why)
+    described = record.read_run(directory)
+    result = record.read_result(directory, described)
+    shipped = result.shipped
+    losses = [epoch.figures["search_loss"] for epoch in record.read_history(directory, described) if "search_loss" in epoch.figures]
+    found = Outcome(
+        **about,
+        status="finished",
+        why=why,
+        accuracy=shipped.accuracy,
+        accuracy_error=min(1.0, 2 * (shipped.accuracy * (1 - shipped.accuracy) / result.held_out_images) ** 0.5),
+        predicted=shipped.predicted,
+        macs=shipped.macs,
+        search_loss=losses[-1] if losses else None,
+    )
+    if not _exported(out, member):
+        return found
+    network = bundle.load(out / BUNDLES / member.name).manifest.shipped
+    if network.measured is None:
+        return msgspec.structs.replace(found, why=network.not_measured)
+    measured = network.measured
+    return msgspec.structs.replace(found, measured_us=measured.median_us, low_us=measured.low_us, high_us=measured.high_us)
+
+
+def outcomes(directory: Path) -> list[Outcome]:
+    """How every run of a sweep ended, which are preferred, and which are on the Pareto front.
+
+    Raises:
+        SearchError: it is no sweep, or a file of a run is damaged.
+        DeployError: a bundle is damaged.
+    """
+    return _judged([_outcome(directory, member) for member in read(directory).members])
+
+
+def _judged(found: Sequence[Outcome]) -> list[Outcome]:
+    least: dict[Any, float] = {}
+    for row in found:
+        if row.search_loss is not None:
+            least[_but_lambda(row)] = min(row.search_loss, least.get(_but_lambda(row), row.search_loss))
+    rows = [msgspec.structs.replace(row, preferred=row.search_loss == least.get(_but_lambda(row), row.search_loss)) for row in found]
+    return [msgspec.structs.replace(row, front=_on_front(row, rows)) for row in rows]
+
+
+def _but_lambda(row: Outcome) -> Any:
+    return row.seed, row.budget, tuple(item for item in row.settings.items() if item[0] != "lam")
+
+
+def _on_front(row: Outcome, rows: Sequence[Outcome]) -> bool:
+    """Whether no run with as low a latency has a higher accuracy. Measured latencies are not compared with predicted ones."""
+    if row.latency_us is None or row.accuracy is None or not row.preferred:
+        return False
+    for other in rows:
+        alike = other.preferred and (other.measured_us is None) == (row.measured_us is None)
+        if alike and other.accuracy is not None and other.latency_us is not None:
+            better = (other.accuracy, -other.latency_us) != (row.accuracy, -row.latency_us)
+            if better and other.accuracy >= row.accuracy and other.latency_us <= row.latency_us:
+                return False
+    return True
+
+
+def best(directory: Path, budget_us: float) -> Outcome:
+    """The most accurate preferred run whose latency is within a budget by the upper end of its interval.
+
+    Raises:
+        SearchError: there is none; names the fastest.
+    """
+    known = [row for row in outcomes(directory) if row.preferred and row.accuracy is not None and row.at_most_us is not None]
+    within = [row for row in known if row.at_most_us is not None and row.at_most_us <= budget_us]
+    if within:
+        return max(within, key=lambda row: (row.accuracy or 0.0, -(row.at_most_us or 0.0)))
+    if not known:
+        raise SearchError(f"no run of {directory} has a latency: give the sweep a --table")
+    fastest = min(known, key=lambda row: row.at_most_us or 0.0)
+    raise SearchError(
+        f"no run of {directory} is within {budget_us / 1000:g} ms: the fastest, {fastest.name}, takes up to "
+        f"{(fastest.at_most_us or 0.0) / 1000:.3g} ms; sweep lower budgets"
+    )
+
+
+def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
+    """The table of runs as JSON and as CSV."""
+    write_whole(directory / JSON, msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
+    names = list(dict.fromkeys(name for row in rows for name in row.settings))
+    plain = [field for field in Outcome.__struct_fields__ if field not in ("settings", "predicted")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*plain, "predicted_us", *names])
+    for row in rows:
+        values = ["" if (value := getattr(row, field)) is None else value for field in plain]
+        writer.writerow([*values, row.predicted.us if row.predicted else "", *(row.settings.get(name, "") for name in names)])
+    write_whole(directory / CSV, text.getvalue().encode())

@@ -1,0 +1,107 @@
+"""What a page says of a sweep: the Pareto front of its runs, and a line for each."""
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from deploy.page import FIRST, INK, SECOND, Cell, Page, Picture, Section
+from latency.units import interval, microseconds
+from search import sweep
+from search.sweep import Outcome
+
+_LABELLED = 12
+"""Runs on the front whose names a picture has room for."""
+
+
+def page_of(directory: Path, out: Path) -> Page:
+    """The page of a sweep.
+
+    Args:
+        directory: of the sweep.
+        out: the page, from which it links to those of its runs.
+
+    Raises:
+        SearchError: it is no sweep, or a file of a run is damaged.
+        DeployError: a bundle is damaged.
+    """
+    rows, method = sweep.outcomes(directory), sweep.read(directory).method
+    finished = [row for row in rows if row.accuracy is not None]
+    front = sorted((row for row in rows if row.front), key=lambda row: row.latency_us or 0.0)
+    measured = sum(row.measured_us is not None for row in finished)
+    drawn = [row for row in finished if row.latency_us is not None]
+    pictures = [_picture(drawn, front)] if drawn else []
+    return Page(
+        title=directory.name,
+        kind="sweep",
+        subtitle=f"Sweep of {len(rows)} searches by {method}.",
+        headline=f"{len(finished)} of {len(rows)} searches finished; networks measured: {measured}; on the Pareto front: {len(front)}.",
+        rows=(),
+        note="",
+        body=(*pictures, _runs(rows, directory, out)),
+    )
+
+
+def _runs(rows: Sequence[Outcome], directory: Path, out: Path) -> Section:
+    names = list(dict.fromkeys(name for row in rows for name in row.settings))
+    losses = any(row.search_loss is not None for row in rows)
+    columns = ("run", "budget", *names, "seed", "accuracy", "latency", "predicted", *(("search loss",) if losses else ()), "")
+    return Section(
+        title="Runs",
+        note="Accuracy on the held-out images, within two standard errors; latency as measured, with its interval.",
+        columns=columns,
+        lines=[_line(row, names, losses, directory, out) for row in sorted(rows, key=lambda row: (not row.front, row.latency_us or 0.0))],
+        after="Of runs that differ in lambda alone, only the one with the lowest search loss can be on the front." if losses else "",
+        dense=True,
+    )
+
+
+def _line(row: Outcome, names: Sequence[str], losses: bool, directory: Path, out: Path) -> list[str | Cell]:
+    page = directory / sweep.RUNS / f"{row.name}.html"
+    link = quote(os.path.relpath(page, out.parent)) if row.status == "finished" else ""
+    return [
+        Cell(row.name, "plain", link=link),
+        row.budget,
+        *(row.settings.get(name, "") for name in names),
+        str(row.seed),
+        "-" if row.accuracy is None else f"{row.accuracy:.2%} ± {row.accuracy_error or 0.0:.2%}",
+        _measured(row),
+        interval(row.predicted) if row.predicted else "-",
+        *(("-" if row.search_loss is None else f"{row.search_loss:.3f}",) if losses else ()),
+        Cell(row.why or row.status, "failed") if row.status == "failed" else "on the front" if row.front else row.why or "",
+    ]
+
+
+def _measured(row: Outcome) -> str:
+    if row.measured_us is None or row.low_us is None or row.high_us is None:
+        return "-"
+    return f"{microseconds(row.measured_us)} [{microseconds(row.low_us)}, {microseconds(row.high_us)}]"
+
+
+def _picture(rows: Sequence[Outcome], front: Sequence[Outcome]) -> Picture:
+    measured = all(row.measured_us is not None for row in rows)
+    what = "measured latency" if measured else "latency, measured where bars cross the mark and predicted elsewhere"
+    return Picture(
+        "Pareto front",
+        f"Accuracy over {what}; bars: two standard errors of the accuracy, interval of the latency. The line joins the front.",
+        3.6,
+        partial(_paint, rows=rows, front=front),
+    )
+
+
+def _paint(figure: Any, rows: Sequence[Outcome], front: Sequence[Outcome]) -> None:
+    axes = figure.subplots()
+    for row in rows:
+        us, accuracy, error = row.latency_us, 100 * (row.accuracy or 0.0), 100 * (row.accuracy_error or 0.0)
+        assert us is not None
+        ends = [[us - (row.low_us or us)], [(row.high_us or us) - us]]
+        style: dict[str, Any] = {"color": FIRST, "marker": "o"} if row.front else {"color": SECOND, "marker": "x", "alpha": 0.7}
+        axes.errorbar(us, accuracy, xerr=ends, yerr=error, capsize=2, linewidth=1, **style)
+    line = [(row.latency_us, 100 * (row.accuracy or 0.0)) for row in front]
+    axes.plot([us for us, _ in line], [accuracy for _, accuracy in line], color=FIRST, linewidth=1)
+    for row in front[:_LABELLED]:
+        axes.annotate(row.name, (row.latency_us, 100 * (row.accuracy or 0.0)), xytext=(4, 4), textcoords="offset points", size=7, color=INK)
+    axes.set_xlabel("latency, us")
+    axes.set_ylabel("accuracy, %")
