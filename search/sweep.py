@@ -9,6 +9,7 @@ import csv
 import io
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -167,6 +168,8 @@ def read(directory: Path) -> Sweep:
     Raises:
         SearchError: there is none, or it is damaged.
     """
+    if not os.path.lexists(directory / SWEEP):
+        raise SearchError(f"{directory} is not a sweep: it has no {SWEEP}; give the --out of `lathe sweep`")
     return read_json(directory / SWEEP, Sweep)
 
 
@@ -200,10 +203,17 @@ def run(sweep: Sweep, out: Path, jobs: int) -> Iterator[Outcome]:
                 if process.returncode:
                     failed[member.name] = _last_line(out, member, process.returncode)
                     if alone and process.returncode == BAD_INPUT:
+                        _forget(out)
                         raise SearchError(failed[member.name])
                 alone = False
                 yield _outcome(out, member, failed.get(member.name, ""))
             time.sleep(_POLL_S)
+
+
+def _forget(out: Path) -> None:
+    """Remove a sweep of which no search has begun, so that the corrected command can take its place."""
+    if not any((out / RUNS).iterdir()):
+        shutil.rmtree(out)
 
 
 def _ready(out: Path, member: Member, failed: Mapping[str, str]) -> bool:

@@ -157,6 +157,9 @@ def test_what_the_first_search_refuses_is_the_sweeps_own_error(searches, tmp_pat
     fail(found.members[0].name, code=2)
     with pytest.raises(SearchError, match="ended with exit code 2"):
         run(found, tmp_path, 2)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(SearchError, match=r"s is not a sweep: it has no sweep.json; give the --out of `lathe sweep`"):
+        sweep.read(tmp_path / "s")
 
 
 def outcome(name, accuracy, us, *, measured=True, loss=None, **settings):
