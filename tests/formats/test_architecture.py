@@ -45,3 +45,11 @@ def test_the_present_version():
     found, space = load_architecture(HERE / "architecture-2.json"), spaces.get("prunet-cifar")
     assert (found.schema, found.origin()) == ("architecture/2", space)
     assert found.network() == space.network(found.choice)
+
+
+def test_a_network_with_fewer_blocks_than_its_space_has():
+    found = load_architecture(HERE / "architecture-2-staged.json")
+    space = found.origin()
+    assert (space.record()["kind"], space.full_depths()) == ("staged", {"stage1": 3})
+    assert found.choice.depths["stage1"] < 3
+    assert len(found.network()) == len(space.network()) - 2 * (3 - found.choice.depths["stage1"])

@@ -33,10 +33,3 @@ def test_a_network_without_some_of_its_blocks_ships(sizes):
     space = architecture.origin()
     assert architecture.choice.depths.keys() == {"stage1", "stage2", "stage3"}
     assert 0.35 * space.macs() <= space.macs(architecture.network()) <= 0.4 * space.macs()
-
-
-def test_its_page_draws_the_distributions(sizes):
-    assert run_lathe("report", "sizes", "--out", "sizes.html", cwd=sizes).returncode == 0
-    page = (sizes / "sizes.html").read_text()
-    assert "Distributions over time" in page
-    assert "stage1" in page
