@@ -42,8 +42,6 @@ RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Widths that a layer draws from, as shares of its own (Section 4.1)."""
 BETAS = (0.5, 0.999)
 """Of Adam on the distributions, as in the authors' code."""
-
-
 DECIDED = 0.8
 """Share of the search behind which the controlled cost rests: the distributions are only driven to what they prefer."""
 
@@ -282,10 +280,13 @@ class Tas(Narrowing[TasSettings]):
     def _depths_within(self, shares: Mapping[str, Tensor]) -> dict[str, int]:
         """The most probable depths whose widths can meet the budget; where none can, those that leave the least of it."""
         narrowest, widest = ([options[end] for options in self.choices] for end in (0, -1))
-        every = self._depths_by_probability(shares)
-        possible = [depths for depths in every if self.task.budget.holds(self._price(narrowest, depths))]
-        near = (depths for depths in possible if self._price(widest, depths).cost >= self._least)
-        return next(near, None) or max(possible, key=lambda depths: self._price(widest, depths).cost)
+        nearest: tuple[float, dict[str, int]] = 0.0, {}
+        for depths in self._depths_by_probability(shares):
+            if self.task.budget.holds(self._price(narrowest, depths)):
+                nearest = max(nearest, (self._price(widest, depths).cost, depths), key=lambda each: each[0])
+                if nearest[0] >= self._least:
+                    break
+        return nearest[1]
 
     def _depths_by_probability(self, shares: Mapping[str, Tensor]) -> list[dict[str, int]]:
         options = self.depth_choices()
