@@ -92,7 +92,7 @@ class Profile(SizesWithClasses):
     """Measure every block of a space on this machine into a latency table; the same command again resumes."""
 
     space: Positional[str]
-    """name of a space, such as repvgg-mini, or a bundle of its blocks: NAME.blocks.zip"""
+    """name of a space, such as repvgg-mini; a network of one's own, FILE.py:FUNCTION; or a bundle of blocks: NAME.blocks.zip"""
     out: Path
     """the table to write or to go on with: NAME.latency.jsonl"""
     backend: str = "onnxruntime"
@@ -216,10 +216,10 @@ class TableMerge:
 
 @dataclass(frozen=True)
 class Export:
-    """Turn a search run, or any ONNX file, into a directory that ships: fused, squeezed, checked and timed."""
+    """Turn a search run, an ONNX file or a network of one's own into a directory that ships: fused, squeezed, checked and timed."""
 
     source: Positional[Path]
-    """directory of a run, or MODEL.onnx"""
+    """directory of a run, MODEL.onnx, or FILE.py:FUNCTION, a function that makes a network"""
     out: Path
     """the bundle to write"""
     target: str = "onnxruntime"
@@ -231,10 +231,14 @@ class Export:
     threads: Threads | None = None
     """threads of the CPU runtime (default: the table's, or 1)"""
     samples: UseAppendAction[tuple[str, ...]] = ()
-    """of MODEL.onnx: preprocessed inputs, which FP16 is certified and validated on: SAMPLES.npy of shape [samples, ...]; of several inputs
-    SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for each"""
+    """of MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs, which FP16 is certified and validated on: SAMPLES.npy of shape
+    [samples, ...]; of several inputs SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for each"""
     shape: UseAppendAction[tuple[str, ...]] = ()
     """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
+    weights: Path | None = None
+    """of FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function makes them)"""
+    input: str | None = None
+    """of FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
     workspace_mib: Mebibytes | None = None
     """of an engine: scratch memory in MiB at most (default: the builder's own)"""
     optimization_level: BuildLevel | None = None

@@ -53,6 +53,17 @@ class Sizes:
     """of a space of cells: channels of the first stage (default: the space's own)"""
     cells: Cells | None = None
     """of a space of cells: cells of each stage (default: the space's own)"""
+    input: str | None = None
+    """of a network of one's own, FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int] | None:
+        """Of `input`.
+
+        Raises:
+            LatencyError: it is no such shape.
+        """
+        return image_shape(self.input)
 
     def words(self) -> str:
         """As on the command line, such as ` --channels 8 --cells 1`."""
@@ -65,6 +76,21 @@ class SizesWithClasses(Sizes):
 
     classes: Classes | None = None
     """number of classes (default: the space's own)"""
+
+
+def image_shape(text: str | None) -> tuple[int, int, int] | None:
+    """Channels, height and width, of a text such as 3x224x224.
+
+    Raises:
+        LatencyError: it is no such shape.
+    """
+    if text is None:
+        return None
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and 0 < int(size) < 2**14 for size in sizes):
+        raise LatencyError(f"--input {text!r} is not CHANNELSxHEIGHTxWIDTH: give it as 3x224x224")
+    channels, height, width = map(int, sizes)
+    return channels, height, width
 
 
 def require_ranges(command: object) -> None:

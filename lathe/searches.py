@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, subcommand
+from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, arg, subcommand
 
 from lathe.flags import Fraction, Milliseconds, Sizes
 from search import processes
@@ -26,8 +26,8 @@ from search.methods.settings import (
 class Search(Sizes):
     """What every search is given."""
 
-    space: str
-    """name of a space, such as repvgg-mini"""
+    space: Annotated[str, arg(aliases=["--module"])]
+    """name of a space, such as repvgg-mini; or a network of one's own, FILE.py:FUNCTION, with --input"""
     out: Path
     """directory of the run; the same command again resumes"""
     table: Path | None = None

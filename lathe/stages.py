@@ -26,6 +26,7 @@ from latency.protocol import Protocol
 from latency.sentinel import Safeguards
 from latency.shard import shard
 from latency.units import ms_from_us, us_from_ms
+from lathe.flags import image_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,8 @@ def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
     require("torch", "train")
     from search import spaces
 
-    return spaces.get(name, classes=classes, resolution=sizes.resolution, channels=sizes.channels, cells_per_stage=sizes.cells)
+    given = {"resolution": sizes.resolution, "channels": sizes.channels, "cells_per_stage": sizes.cells}
+    return spaces.get(name, classes=classes, **given, input_shape=sizes.input_shape)
 
 
 def describe_space(command: "SpaceCommand") -> SpaceFacts:
@@ -309,7 +311,10 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     table = command.table and load_table(command.table, warn)
     if table:
         _require_table(table, command)
-    data = datasets.load(command.data, space_of(command.space, command).input_shape[1])
+    channels, height, width = space_of(command.space, command).input_shape
+    if channels != 3 or height != width:
+        raise LatencyError(f"a search shows square images of three channels, and the network is for {channels}x{height}x{width}")
+    data = datasets.load(command.data, height)
     space = space_of(command.space, command, len(data.labels))
     methods.require_space(command.settings, space)
     if table:
@@ -441,8 +446,14 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     shipped.refuse_occupied(command.out)
     fixed = shapes.parse_shapes(command.shape)
     require("torch", "train")
+    from search.spaces import own
+
+    if own.is_own(str(command.source)):
+        return _export_own(command, timing, spec, on_step)
+    if given := next((flag for flag in ("weights", "input") if getattr(command, flag) is not None), None):
+        raise DeployError(f"--{given} is of a network of one's own, FILE.py:FUNCTION: leave it out for {command.source}")
     if not os.path.lexists(command.source):
-        raise DeployError(f"{command.source} does not exist: give the directory of a finished search, or MODEL.onnx")
+        raise DeployError(f"{command.source} does not exist: give the directory of a finished search, MODEL.onnx or FILE.py:FUNCTION")
     if not command.source.is_dir():
         return deploy.export(
             onnxfile.read(command.source),
@@ -466,6 +477,38 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     if command.shape:
         raise DeployError(f"--shape {command.shape[0]}: a run has the input shape of its architecture: leave it out")
     return _export_run(command, timing, spec, on_step)
+
+
+def _export_own(command: "Export", timing: Protocol, spec: "EngineSpec | None", on_step: Callable[[str], None]) -> "ShippedBundle":
+    import torch
+
+    import deploy
+    from deploy.errors import DeployError
+    from search.network import load_weights
+    from search.spaces import own
+
+    if command.shape:
+        raise DeployError(f"--shape {command.shape[0]}: is of MODEL.onnx; give --input 3x224x224")
+    if (shape := image_shape(command.input)) is None:
+        raise DeployError(f"{command.source} does not say what it is for: give the shape of an image, such as --input 3x224x224")
+    network, provenance = own.maker(str(command.source))(), {"module": str(command.source)}
+    if command.weights is not None:
+        load_weights(network, command.weights, {}, mend="write it as safetensors.torch.save_file(model.state_dict(), PATH)")
+        provenance["weights_sha256"] = files.sha256(command.weights)
+    return deploy.export(
+        network,
+        torch.zeros(1, *shape),
+        target=command.target,
+        samples=_samples(command.samples),
+        engine_spec=spec,
+        timing_cache=command.timing_cache,
+        out=command.out,
+        budget_ms=command.budget_ms,
+        protocol=timing,
+        threads=1 if command.threads is None else command.threads,
+        provenance=provenance,
+        on_step=on_step,
+    )
 
 
 def _export_run(command: "Export", timing: Protocol, spec: "EngineSpec | None", on_step: Callable[[str], None]) -> "ShippedBundle":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Union
 
-from tyro.conf import Positional, UseAppendAction, subcommand
+from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from lathe.flags import Fraction, Jobs, Milliseconds, Seeds, Sizes
 from search.methods import settings as methods
@@ -19,8 +19,8 @@ class Sweep(Sizes):
 
     method: ClassVar[type[Settings]]
 
-    space: str
-    """name of a space, such as repvgg-mini"""
+    space: Annotated[str, arg(aliases=["--module"])]
+    """name of a space, such as repvgg-mini; or a network of one's own, FILE.py:FUNCTION, with --input"""
     out: Path
     """directory of the sweep; the same command again resumes"""
     table: Path | None = None

@@ -18,17 +18,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_whole(path, save(portable, metadata=dict(metadata)))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+AGAIN = "run `lathe search` again, into a new directory"
+
+
+def read_tensors(path: Path, *, mend: str = AGAIN) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file.
+
+    Args:
+        path: the file.
+        mend: what helps where it cannot be read.
 
     Raises:
         SearchError: no such file, or a damaged one.
     """
-    again = "run `lathe search` again, into a new directory"
-    with raised_as(SearchError, again), open_regular(path):
+    with raised_as(SearchError, mend), open_regular(path):
         pass  # the library opens whatever is there, and would wait for a pipe
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  safe_open is no mapping
     except (SafetensorError, OSError, UnicodeError, MemoryError, RuntimeError) as error:
-        raise SearchError(f"{path} is not a safetensors file ({one_line(error)}): {again}") from error
+        raise SearchError(f"{path} is not a safetensors file ({one_line(error)}): {mend}") from error

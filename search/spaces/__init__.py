@@ -4,7 +4,7 @@ import re
 
 from search.errors import SearchError
 from search.space import Space
-from search.spaces import cells, gpunet, mobilenet, prunet, repvgg, resnet
+from search.spaces import cells, gpunet, mobilenet, own, prunet, repvgg, resnet
 from search.spaces.cells import Cells
 from search.spaces.chain import Chain, Layer
 from search.spaces.fixed import Fixed
@@ -84,6 +84,7 @@ def get(
     resolution: int | None = None,
     channels: int | None = None,
     cells_per_stage: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
 ) -> Space:
     """The space of that name.
 
@@ -94,10 +95,16 @@ def get(
         resolution: height and width of the input in pixels; the space's own by default.
         channels: of a space of cells, those of the first stage; the space's own by default.
         cells_per_stage: of a space of cells; the space's own by default.
+        input_shape: of a network of one's own, see `own.space`.
 
     Raises:
         SearchError: an unknown name, or a number that the space cannot have.
+        ReparamError: a network of one's own cannot be read.
     """
+    if own.is_own(name):
+        return _own(name, input_shape, classes=classes, resolution=resolution, channels=channels, cells_per_stage=cells_per_stage)
+    if input_shape is not None:
+        raise SearchError(f"--input is of a network of one's own, FILE.py:FUNCTION; found the space {name!r}: give --resolution")
     options = {key: value for key, value in {"classes": classes, "resolution": resolution}.items() if value is not None}
     name = canonical(name)
     if name in cells.names():
@@ -113,6 +120,15 @@ def get(
         if name in family.names():
             return family.named(name, **options)
     raise SearchError(f"unknown space {name!r}: known are {', '.join(names())}; try `lathe space {names()[0]}`")
+
+
+def _own(name: str, input_shape: tuple[int, int, int] | None, *, classes: int | None, **sizes: int | None) -> Space:
+    if given := [flag.split("_")[0] for flag, value in sizes.items() if value is not None]:
+        raise SearchError(f"--{given[0]}: {name} makes its network in one size: leave it out")
+    found = own.space(name, input_shape)
+    if classes not in (None, found.classes):
+        raise SearchError(f"{name} makes a network of {found.classes} classes, and there are {classes}: change its last layer")
+    return found
 
 
 def with_widths(space: Space, method: str) -> Prunable:

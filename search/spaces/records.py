@@ -11,6 +11,7 @@ from latency.errors import LatencyError
 from latency.values import Pixels, Width
 from search.errors import SearchError
 from search.space import Space
+from search.spaces import own
 from search.spaces.cells import MAX_CELLS, Cells
 from search.spaces.chain import Chain
 from search.spaces.fixed import Fixed
@@ -106,12 +107,14 @@ def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None", s
 
 
 def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
-    """Makes the network of a space of widths by its name."""
+    """Makes the network of a space of widths by its name; of one's own by the function that made it."""
 
     def module() -> "nn.Module":
         from search import spaces
 
         name, (_, height, _) = str(fields["name"]), fields["input_shape"]
+        if own.is_own(name):
+            return own.maker(name)()
         if not spaces.is_named_widths(name):
             raise SearchError(f"architecture {name!r} is of a module of your own: give it, as in architecture.build(module)")
         return spaces.get(name.removesuffix(spaces.WIDTHS), classes=fields["classes"], resolution=height).module()

@@ -10,17 +10,17 @@ from lathe import cli, searches, sweeps
 from search.methods import settings
 
 FLAGS = {
-    cli.Space: "resolution channels cells classes space arch table json",
-    cli.Bundle: "resolution channels cells classes space out precision networks seed force json",
-    cli.Profile: "resolution channels cells classes space out backend protocol threads coverage coverage_error drift_limit timing_cache save_timing_cache "
+    cli.Space: "resolution channels cells input classes space arch table json",
+    cli.Bundle: "resolution channels cells input classes space out precision networks seed force json",
+    cli.Profile: "resolution channels cells input classes space out backend protocol threads coverage coverage_error drift_limit timing_cache save_timing_cache "
     "networks seed shard force json",
     cli.TableShow: "table plot force json",
-    cli.TableCheck: "resolution channels cells classes table space json",
+    cli.TableCheck: "resolution channels cells input classes table space json",
     cli.TableDiff: "first second json",
     cli.TableMerge: "tables out json",
-    cli.Export: "source out target budget_ms protocol threads samples shape workspace_mib optimization_level timing_cache version_compatible "
+    cli.Export: "source out target budget_ms protocol threads samples shape weights input workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
-    sweeps.Sweep: "resolution channels cells space out table data budget_ms budget_fraction seeds set recipe jobs no_measure target json",
+    sweeps.Sweep: "resolution channels cells input space out table data budget_ms budget_fraction seeds set recipe jobs no_measure target json",
     sweeps.SweepBest: "sweep budget_ms json",
     cli.Verify: "bundle json",
     cli.Report: "source out table force json",
@@ -40,7 +40,7 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-SEARCH = "resolution channels cells space out table data budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
+SEARCH = "resolution channels cells input space out table data budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
 TRAINING = (
     "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path distill teacher "
     "distill_weight temperature retrain train_precision memory_format devices"

@@ -113,7 +113,7 @@ def test_what_can_be_refused_is_refused_before_torch_is_loaded_or_a_file_read(ar
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("none", "none does not exist: give the directory of a finished search, or MODEL.onnx"),
+        ("none", "none does not exist: give the directory of a finished search, MODEL.onnx or FILE.py:FUNCTION"),
         ("/dev/zero", "/dev/zero is a device, where a file is expected"),
     ],
 )
@@ -226,3 +226,64 @@ def test_a_sweep_is_refused_before_anything_is_searched(flags, message, tmp_path
     with pytest.raises(ValueError, match=message):
         next(stages.sweep(command))
     assert not Path("sweep").exists()
+
+
+NET = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+"""
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NET)
+
+
+@pytest.mark.usefixtures("net")
+def test_a_network_of_ones_own_goes_from_search_to_bundle():
+    epochs = "--pretrain-epochs 1 --search-epochs 1 --finetune-epochs 1 --batch 512"
+    words = f"search uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 {epochs} --out run"
+    *_, done = stages.search(cli.parse(words.split()), lambda _: None)
+    assert done.result.shipped.choice.widths == {"0": 8}
+    made = stages.export(cli.parse(["export", "run", "--protocol", "fast", "--out", "bundle"]), lambda _: None)
+    assert made.manifest.failures == []
+
+
+@pytest.mark.usefixtures("net")
+def test_a_network_of_ones_own_ships_with_its_weights():
+    import safetensors.torch
+    from torch import nn
+
+    weights = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).state_dict()
+    safetensors.torch.save_file(weights, "w.safetensors")
+    words = "export net.py:make --input 3x8x8 --weights w.safetensors --protocol fast --out bundle"
+    made = stages.export(cli.parse(words.split()), lambda _: None)
+    assert made.manifest.failures == []
+    assert made.manifest.provenance["module"] == "net.py:make"
+    assert len(made.manifest.provenance["weights_sha256"]) == 64
+
+
+@pytest.mark.usefixtures("net")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("export net.py:make", "does not say what it is for: give the shape of an image"),
+        ("export net.py:make --input 3x8", "--input '3x8' is not CHANNELSxHEIGHTxWIDTH"),
+        ("export net.py:make --input 3x8x8 --shape x=1x3x8x8", "is of MODEL.onnx; give --input"),
+        (
+            "export net.py:make --input 3x8x8 --weights net.py",
+            "net.py is not a safetensors file .*: write it as safetensors.torch.save_file",
+        ),
+        ("export net.onnx --input 3x8x8", "--input is of a network of one's own"),
+        ("search pas --module net.py:make --input 3x8x9 --budget-fraction 0.5", "square images of three channels, .* for 3x8x9"),
+        ("search pas --module net.py:make --input 3x8x0 --budget-fraction 0.5", "--input '3x8x0' is not"),
+    ],
+)
+def test_what_does_not_fit_a_network_of_ones_own_is_said(words, message):
+    command = cli.parse([*words.split(), "--out", "out"])
+    with pytest.raises(ValueError, match=message):
+        list(stages.search(command, lambda _: None)) if words.startswith("search") else stages.export(command, lambda _: None)
+    assert not Path("out").exists()

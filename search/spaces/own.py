@@ -1,0 +1,114 @@
+"""Networks of one's own: `FILE.py:FUNCTION`, a function without arguments that makes a network, and the space of its widths."""
+
+import contextlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latency.errors import one_line
+from search.errors import SearchError
+from search.spaces.traced import Traced, traced
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NAME = re.compile(r"(?P<file>.*\.py):(?P<function>[^:/\\]*)")
+
+CODE_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
+    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
+)
+"""What somebody's code raises where it is wrong."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is of a function in a file."""
+    return _NAME.fullmatch(name) is not None
+
+
+def maker(name: str) -> "Callable[[], nn.Module]":
+    """What makes a network: the function that a name is of. The file is run when it is called for the first time.
+
+    Args:
+        name: `FILE.py:FUNCTION`. What lies beside the file can be imported by it.
+    """
+    made: list[Callable[[], Any]] = []
+
+    def make() -> "nn.Module":
+        from torch import nn
+
+        with _beside(name):
+            if not made:
+                made.append(_function(name))
+            network = made[0]()
+        if not isinstance(network, nn.Module):
+            raise SearchError(f"{name} returns {type(network).__name__}, wanted a torch.nn.Module")
+        return network
+
+    return make
+
+
+def space(name: str, input_shape: tuple[int, int, int] | None) -> Traced:
+    """The space of the widths of a network of one's own.
+
+    Args:
+        name: `FILE.py:FUNCTION`, see `maker`.
+        input_shape: channels, height and width of an image.
+
+    Raises:
+        SearchError: no such file or function, it fails, or nothing of the network can be pruned.
+        ReparamError: the network cannot be read or run.
+    """
+    import torch
+
+    if input_shape is None:
+        raise SearchError(f"{name} does not say what it is for: give the shape of an image, such as --input 3x224x224")
+    match = _match(name)
+    path = Path(match["file"])
+    if not path.is_file():
+        raise SearchError(f"{path} does not exist: give FILE.py:FUNCTION, a function without arguments that makes the network")
+    name = f"{path.resolve()}:{match['function']}"
+    return traced(maker(name), torch.zeros(1, *input_shape), name=name)
+
+
+def _match(name: str) -> re.Match[str]:
+    match = _NAME.fullmatch(name)
+    assert match, name
+    return match
+
+
+@contextlib.contextmanager
+def _beside(name: str) -> Iterator[None]:
+    """Let code import what lies beside its file, and say in one line what it raises."""
+    directory = str(Path(_match(name)["file"]).resolve().parent)
+    sys.path.insert(0, directory)
+    try:
+        yield
+    except SearchError:
+        raise
+    except CODE_ERRORS as error:
+        raise SearchError(f"{name} cannot be run: {type(error).__name__}: {one_line(error)}") from error
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(directory)
+
+
+def _function(name: str) -> Callable[[], Any]:
+    match = _match(name)
+    path = Path(match["file"])
+    if not path.is_file():
+        raise SearchError(f"{path}, which makes the network, does not exist: put it where it was")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    function = getattr(module, match["function"], None)
+    if not callable(function):
+        known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise SearchError(f"{path} has no function {match['function']!r}: it has {known or 'none'}")
+    return function
