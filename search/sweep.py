@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from deploy import bundle
 from latency import Latency
@@ -42,7 +42,7 @@ _POLL_S = 0.1
 class Member(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run of a sweep."""
 
-    name: str
+    name: Annotated[str, Meta(pattern=r"^(?!\.)[^/\\]+$")]
     """of its directory"""
     seed: int
     budget: str
@@ -137,7 +137,11 @@ def plan(
     for seed, (called, budget), each in itertools.product(range(seeds), budgets, itertools.product(*values.values())):
         chosen = dict(zip(values, each, strict=True))
         told = {name: chosen[name] for name in varied}
-        name = "_".join([called.replace(" ", ""), *(f"{key}={value}" for key, value in told.items()), f"seed={seed}"]).replace("/", "-")
+        name = (
+            "_".join([called.replace(" ", ""), *(f"{key}={value}" for key, value in told.items()), f"seed={seed}"])
+            .replace("/", "-")
+            .replace("\\", "-")
+        )
         given = itertools.chain.from_iterable((f"--{key.replace('_', '-')}", value) for key, value in chosen.items())
         leader = leaders.setdefault((seed, *(chosen[name] for name in apart)), name)
         words = (settings.name, *common, *budget, "--seed", str(seed), *given)

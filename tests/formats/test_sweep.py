@@ -19,7 +19,12 @@ def test_a_kept_sweep_is_read():
     assert [row.status for row in sweep.outcomes(KEPT / "sweep-1")] == ["unfinished"] * 2
 
 
-def test_an_unknown_field_is_damage(tmp_path):
-    (tmp_path / "sweep.json").write_text((KEPT / "sweep-1" / "sweep.json").read_text().replace('"method"', '"more": 1, "method"'))
+@pytest.mark.parametrize(
+    ("old", "new"), [('"method"', '"more": 1, "method"'), ('"name": "0.5x', '"name": "../0.5x'), ('"name": "0.5x', '"name": "..')]
+)
+def test_an_unknown_field_or_a_name_that_leads_elsewhere_is_damage(old, new, tmp_path):
+    text = (KEPT / "sweep-1" / "sweep.json").read_text()
+    assert old in text
+    (tmp_path / "sweep.json").write_text(text.replace(old, new))
     with pytest.raises(SearchError, match="sweep.json"):
         sweep.read(tmp_path)
