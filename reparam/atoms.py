@@ -81,7 +81,6 @@ def _fill(alive: Flags, groups: Ids) -> None:
     if not groups.size:
         return
     most = max(1, int(alive[groups].sum(1).max()))
-    for row in groups:
-        missing = most - int(alive[row].sum())
-        if missing:
-            alive[row[~alive[row]][:missing]] = True
+    dead = ~alive[groups]
+    missing = most - (~dead).sum(1, keepdims=True)
+    alive[groups[dead & (dead.cumsum(1) <= missing)]] = True

@@ -157,10 +157,11 @@ class Flow:
     def along(self, node: fx.Node, dim: int, reader: fx.Node) -> Channels:
         """What a node has along one dimension, in one dimension: where nothing can go there, channels that stay."""
         x, width = self.of(node), shape(node)[dim]
-        if x is not None and x.ids.shape[dim] == width and (width > 1 or not x.dims):
+        constant = self.network.is_constant(node)
+        if x is not None and not constant and x.ids.shape[dim] == width and (width > 1 or not x.dims):
             return self._one_dimension(x, dim, reader)
         why = f"they are tied to {self.value_name(node)}, which has no channels to remove"
-        if x is not None:
+        if x is not None and not constant:
             where = f" over dimension {dim}, where channels are dimension {' and '.join(map(str, x.dims))}"
             self.opaque(reader, where)
             why = f"{self.describe(reader)} takes them{where}"
@@ -192,7 +193,7 @@ class Flow:
         return self._tables.get(node)
 
     def _entries(self, node: fx.Node, numbers: Tensor) -> Channels:
-        name = self.network.names.get(node)
+        name = self.network.stored(node)
         moved = self._rule_of(node)(self, node) if node.op == "call_function" else None
         const = numbers.detach().cpu().double().numpy()
         if isinstance(moved, Channels):
@@ -250,7 +251,7 @@ class Flow:
         """A constant argument, if there is one, has an entry for each of these channels."""
         if not isinstance(value, fx.Node):
             return
-        name = self.network.names.get(value)
+        name = self.network.stored(value)
         if name is None:
             table = self.of(value)
             if table is not None:
@@ -276,7 +277,9 @@ class Flow:
         """These channels cannot go: an error if they are masked, else they stay."""
         if not ids.size:
             return
-        filled = np.isin(self.atoms.roots(ids), self.atoms.roots(np.concatenate([np.empty(0, np.int64), *self.filled])))
+        none, roots = np.empty(0, np.int64), self.atoms.roots(ids)
+        filled = np.isin(roots, self.atoms.roots(np.concatenate([none, *self.filled])))
+        filled |= ~np.isin(roots, self.atoms.roots(np.concatenate([none, *(made for _, made in self.makers)])))  # a border, a constant
         self.atoms.read(ids[filled])
         if filled.all():
             return

@@ -71,6 +71,7 @@ class Network:
         placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
         self.names = _first_names(model, {placeholders[name]: target.removeprefix("network.") for name, target in named.items()})
         stored = {f"network.{name}": tensor for name, tensor in _named_tensors(model)}
+        self._stored = {name.removeprefix("network.") for name in stored}
         stored = {**program.state_dict, **program.constants, **stored}
         self._constants: dict[fx.Node, Tensor | None] = {placeholders[name]: stored[target] for name, target in named.items()}
         self.inputs = [placeholders[name] for name in signature.user_inputs if isinstance(name, str)]
@@ -115,6 +116,11 @@ class Network:
     def is_constant(self, value: Any) -> bool:
         """Whether an argument of a node is the same for every input of the network."""
         return not isinstance(value, fx.Node) or self._constant_node(value)
+
+    def stored(self, node: fx.Node) -> str | None:
+        """Name of the parameter or buffer that a node is; None for constants in code and all else."""
+        name = self.names.get(node)
+        return name if name in self._stored else None
 
     def reads(self, node: fx.Node) -> list[fx.Node]:
         """What a node reads that depends on the network's input."""

@@ -1,8 +1,8 @@
 """Masks behind, or in front of, the modules of a network that stays what it is."""
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,30 +29,41 @@ class Site:
 
 @dataclass(frozen=True)
 class _Run:
-    """Channels side by side that have entries of a mask in order, `each` channels an entry."""
+    """Channels side by side that have entries of a mask in order."""
 
-    start: int
-    stop: int
     first: int
     """entry of the first channel; -1 where none is masked"""
+    last: int
+    """entry behind that of the last one"""
     each: int
+    """channels of an entry, one beside the other"""
+    times: int = 1
+    """how often the entries are there, one row behind the other"""
 
     @property
-    def last(self) -> int:
-        """The entry behind that of the last channel."""
-        return self.first + (self.stop - self.start) // self.each
+    def width(self) -> int:
+        """Number of channels."""
+        return (self.last - self.first) * self.each * self.times
 
 
-def _runs(entries: tuple[int, ...]) -> Iterator[_Run]:
-    start = 0
-    while start < len(entries):
-        first = entries[start]
-        each = len(next(iter([*group] for _, group in itertools.groupby(entries[start:]))))
-        stop = start + each
-        while first >= 0 and entries[stop : stop + each] == (entries[stop - 1] + 1,) * each:
-            stop += each
-        yield _Run(start, stop, first, each if first >= 0 else 1)
-        start = stop
+def _runs(entries: Sequence[int]) -> list[_Run]:
+    runs: list[_Run] = []
+    for first, group in itertools.groupby(entries):
+        each = len([*group])
+        before = runs[-1] if runs else None
+        if before is not None and 0 <= before.last == first and before.each == each:
+            runs[-1] = replace(before, last=first + 1)
+        elif first < 0:
+            runs.append(_Run(-1, 0, each))
+        else:
+            runs.append(_Run(first, first + 1, each))
+    rows: list[_Run] = []
+    for run in runs:
+        if rows and run.first >= 0 and replace(rows[-1], times=1) == run:
+            rows[-1] = replace(run, times=rows[-1].times + 1)
+        else:
+            rows.append(run)
+    return rows
 
 
 class Masked:
@@ -81,21 +92,23 @@ class Masked:
 
     @cached_property
     def _runs(self) -> list[_Run]:
-        return list(_runs(self.site.entries))
+        return _runs(self.site.entries)
 
     def apply(self, x: Tensor, mask: nn.Module) -> Tensor:
         """The value with its channels masked."""
         dim = self.site.dim
         y = x if dim == 1 else x.transpose(1, dim)
-        parts = [y] if len(self._runs) == 1 else y.split([run.stop - run.start for run in self._runs], 1)
+        parts = [y] if len(self._runs) == 1 else y.split([run.width for run in self._runs], 1)
         made = [part if run.first < 0 else self._part(part, run, mask) for part, run in zip(parts, self._runs, strict=True)]
         y = made[0] if len(made) == 1 else torch.cat(made, 1)
         return y if dim == 1 else y.transpose(1, dim)
 
     def _part(self, x: Tensor, run: _Run, mask: nn.Module) -> Tensor:
-        whole = (run.first, run.last) == (0, self.count)
+        if run.times > 1:  # rows become a dimension of their own
+            rows = x.unflatten(1, (run.times, -1)).transpose(1, 2)
+            return self._part(rows, replace(run, times=1), mask).transpose(1, 2).flatten(1, 2)
         x = x if run.each == 1 else x.unflatten(1, (-1, run.each))
-        if whole:
+        if (run.first, run.last) == (0, self.count):
             x = mask(x)
         else:
             around = [0, 0] * (x.ndim - 2) + [run.first, self.count - run.last]

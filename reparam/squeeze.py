@@ -113,7 +113,8 @@ def _forms(network: Network, copied: nn.Module, changed: Changed, gone: Sequence
         return
     homes: dict[Call, set[fx.Node]] = {}
     for node in changed:
-        if not network.is_constant(node):
+        code = type(network.model.get_submodule(network.calls[node][-1].path)).__module__
+        if not network.is_constant(node) and not code.startswith("torch.nn."):  # these are cut themselves, or read shapes
             homes.setdefault(home(network, copied, network.calls[node][-1], {node}), set()).add(node)
     if homes.keys() - {network.root}:
         made = copy.deepcopy(copied)

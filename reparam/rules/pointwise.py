@@ -94,8 +94,10 @@ def _folded(flow: Flow, x: Channels, dims: list[int]) -> Channels:
     return Channels(first.ids, varied, np.where(varied, 0.0, first.const))
 
 
-def _joined(flow: Flow, node: fx.Node, operands: Operands) -> Channels:
+def _joined(flow: Flow, node: fx.Node, operands: Operands) -> Channels | None:
     with_ids = [x.ids for x in operands.values() if x.ids.size]
+    if not with_ids:
+        return None
     ids = max(with_ids, key=lambda array: array.size)
     for other in with_ids:
         flow.unite(ids, other)

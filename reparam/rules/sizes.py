@@ -91,12 +91,18 @@ def _pad(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
 
 def _convolution(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
     layer = flow.layers.get(args_of(node)[1])
-    return args_of(node) if layer is None or layer.groups == 1 else _replaced(node, at8=flow.groups(layer))
+    held = layer is None or layer.groups == 1 or _held(flow, node, "groups")
+    return args_of(node) if layer is None or held else _replaced(node, at8=flow.groups(layer))
 
 
 def _group_norm(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
-    groups: Any = args_of(node)[1]
-    return _replaced(node, at1=groups * flow.size(node, 1) // shape(node)[1])
+    groups = args_of(node)[1]
+    return args_of(node) if _held(flow, node, "num_groups") else _replaced(node, at1=groups * flow.size(node, 1) // shape(node)[1])
+
+
+def _held(flow: Flow, node: fx.Node, name: str) -> bool:
+    """Whether a module holds a number, and is cut itself."""
+    return isinstance(getattr(flow.network.model.get_submodule(flow.network.calls[node][-1].path), name, None), int)
 
 
 _LAYERS = (aten.convolution.default,)
