@@ -11,7 +11,8 @@ class Atoms:
     """Union-find over channels, and which of them stay."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self.count = 0
+        """atoms made so far"""
         self._edges: list[tuple[Ids, Ids]] = []
         self._read: list[Ids] = []
         self._blocks: list[tuple[Ids, Ids, Flags]] = []
@@ -20,9 +21,9 @@ class Atoms:
 
     def new(self, count: int) -> Ids:
         """Channels that are tied to none so far."""
-        self._count += count
+        self.count += count
         self._roots = self._alive = None
-        return np.arange(self._count - count, self._count)
+        return np.arange(self.count - count, self.count)
 
     def unite(self, a: Ids, b: Ids) -> None:
         """Tie channels pairwise: both stay or neither."""
@@ -42,8 +43,8 @@ class Atoms:
 
     def roots(self, ids: Ids) -> Ids:
         """One number for all atoms that are united."""
-        if self._roots is None or len(self._roots) < self._count:
-            label = np.arange(self._count)
+        if self._roots is None or len(self._roots) < self.count:
+            label = np.arange(self.count)
             if self._edges:
                 a, b = (np.concatenate(side) for side in zip(*self._edges, strict=True))
                 while (differ := label[a] != label[b]).any():
@@ -61,7 +62,7 @@ class Atoms:
         return self._alive[self.roots(ids)]
 
     def _closure(self) -> Flags:
-        alive = np.zeros(self._count, bool)
+        alive = np.zeros(self.count, bool)
         for ids in self._read:
             alive[self.roots(ids)] = True
         blocks = [(self.roots(into), self.roots(out), live) for into, out, live in self._blocks]

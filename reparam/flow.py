@@ -133,6 +133,7 @@ class Flow:
                     value = behind(node, value)
                 self.values[node] = value
         self._done = True  # who asks later finds what the rules have asked for
+        self._keep_constants()
         self._box()
 
     def _is_part(self, node: fx.Node) -> bool:
@@ -308,6 +309,14 @@ class Flow:
         for node, x, exact in layer.folds:
             if not exact:
                 yield node, x.ids[~self.atoms.kept(x.ids) & (x.const != 0)]
+
+    def _keep_constants(self) -> None:
+        """Entries of constants that go with no channel of any value stay."""
+        tables = [x.ids.ravel() for x in self._tables.values() if x is not None]
+        if tables:
+            ids = np.unique(np.concatenate(tables))
+            others = np.setdiff1d(np.arange(self.atoms.count), ids)
+            self.atoms.read(ids[~np.isin(self.atoms.roots(ids), self.atoms.roots(others))])
 
     def _box(self) -> None:
         """Where channels are in several dimensions, entries of all but one go together: of the one with most."""

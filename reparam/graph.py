@@ -34,6 +34,10 @@ _HOOKS = (
 )  # fmt: skip
 
 
+Shapes = tuple[tuple[int, ...] | None, tuple[int, ...] | None]
+"""What a call of a module takes and returns, each where it is one tensor."""
+
+
 @dataclass
 class Call:
     """One call of a module: the nodes that it and its children computed."""
@@ -57,14 +61,12 @@ class Network:
         names: qualified name of each parameter, buffer and constant, by placeholder.
         inputs: the other placeholders, in the order of the tensors in the arguments.
         calls: the calls of modules that computed each node, outermost first.
-        unary: calls that take one tensor, by position, and return one.
-        single: calls that return one tensor.
+        shapes: of each call, by its key, the shape of the one tensor that it takes, by position, and of the one that it returns; None where
+            it takes or returns something else.
         output: what the network returned, by its structure.
     """
 
-    def __init__(
-        self, model: nn.Module, program: ExportedProgram, graph: fx.Graph, seen: Mapping[str, list[tuple[bool, bool]]], output: Any
-    ) -> None:
+    def __init__(self, model: nn.Module, program: ExportedProgram, graph: fx.Graph, seen: Mapping[str, list[Shapes]], output: Any) -> None:
         self.model, self.graph, self.output = model, graph, output
         signature = program.graph_signature
         named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
@@ -92,11 +94,14 @@ class Network:
                 chain.append(by_key.setdefault(_ROOT, Call(_ROOT, "", None)))
                 chain[0].nodes.append(node)
             self.calls[node] = tuple(chain)
-        self.single = {call.key for call in by_key.values() if all(single for _, single in seen.get(call.path) or [(False, False)])}
-        self.unary = {call.key for call in by_key.values() if call.key in self.single and all(one for one, _ in seen[call.path])}
         self.by_path: dict[str, list[Call]] = {}
         for call in by_key.values():
             self.by_path.setdefault(call.path, []).append(call)
+        self.shapes = {
+            call.key: shapes
+            for path, calls in self.by_path.items()
+            for call, shapes in zip(calls, seen.get(path, [])[-len(calls) :], strict=False)
+        }
 
     @property
     def root(self) -> Call:
@@ -225,7 +230,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     """
     flat = _Flat(twin_of(model), args, kwargs or {})
     output, types = _tried(flat)
-    seen: dict[str, list[tuple[bool, bool]]] = {}
+    seen: dict[str, list[Shapes]] = {}
     handles = [
         module.register_forward_hook(_Calls(seen.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
     ]
@@ -290,13 +295,18 @@ class _Flat(nn.Module):
 
 
 class _Calls:
-    """Hook that notes of each call whether it takes one tensor, and whether it returns one."""
+    """Hook that notes the shapes of the one tensor that a call takes, and of the one that it returns."""
 
-    def __init__(self, seen: list[tuple[bool, bool]]) -> None:
+    def __init__(self, seen: list[Shapes]) -> None:
         self.seen = seen
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.seen.append((len(args) == 1 and not kwargs and isinstance(args[0], Tensor), isinstance(output, Tensor)))
+        taken = args[0] if len(args) == 1 and not kwargs else None
+        self.seen.append((_shape(taken), _shape(output)))
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def twin_of(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from reparam.errors import ReparamError
 from reparam.flow import Channels, Flow
 from reparam.graph import Call, Network, is_norm, read, shape
 from reparam.masking import Masked, Masks, Site, place
-from reparam.regions import returned
+from reparam.regions import returned, taken
 from reparam.rules.layers import channel_dim
 
 
@@ -203,15 +203,10 @@ class _Exposed:
         self.ends: dict[Call, tuple[fx.Node | None, fx.Node | None]] = {}
         for call in (call for calls in network.by_path.values() for call in calls):
             if not any(call.path.startswith(f"{block}.") for block in blocks):
-                self.ends[call] = (self._taken(call), returned(network, call))
+                self.ends[call] = (taken(network, call), returned(network, call))
                 for index, ends in ((self.taken, self.ends[call][0]), (self.returned, self.ends[call][1])):
                     if ends is not None:
                         index.setdefault(ends, []).append(call)
-
-    def _taken(self, call: Call) -> fx.Node | None:
-        inside = set(call.nodes)
-        read = {x for node in call.nodes for x in self.network.reads(node) if x not in inside}
-        return read.pop() if len(read) == 1 and call.key in self.network.unary else None
 
     def at(self, node: fx.Node, alike: Callable[[fx.Node], bool]) -> list[tuple[str, bool]]:
         """Modules to mask a value at, and whether in front of them; none where its reader or its maker is in the middle of code.

@@ -21,21 +21,27 @@ class SeenError(Exception):
 
 def ends_of(network: Network, call: Call) -> tuple[fx.Node, fx.Node] | None:
     """The one value that a call reads and the one that it makes; None where there are more, or it takes other arguments."""
-    if call.key not in network.unary:
-        return None
     inside = set(call.nodes)
     live = [node for node in call.nodes if not network.is_constant(node)]
-    read = {x for node in live for x in network.reads(node) if x not in inside}
     made = [node for node in live if any(user not in inside for user in node.users)]
-    return (read.pop(), made[0]) if len(read) == len(made) == 1 else None
+    source = taken(network, call)
+    fits = len(made) == 1 and shape(made[0]) == network.shapes.get(call.key, (None, None))[1]
+    return (source, made[0]) if source is not None and fits else None
+
+
+def taken(network: Network, call: Call) -> fx.Node | None:
+    """The one value that a call takes; None where it takes other arguments, or torch counts a view of the value as part of the call."""
+    inside = set(call.nodes)
+    read = {x for node in call.nodes for x in network.reads(node) if x not in inside}
+    return next((x for x in read if len(read) == 1 and shape(x) == network.shapes.get(call.key, (None, None))[0]), None)
 
 
 def returned(network: Network, call: Call) -> fx.Node | None:
     """The one value that a call returns, read by nobody inside of it; None where there is no such value."""
     inside = set(call.nodes)
     made = [node for node in call.nodes if not network.is_constant(node) and any(user not in inside for user in node.users)]
-    alone = len(made) == 1 and call.key in network.single and not any(user in inside for user in made[0].users)
-    return made[0] if alone else None
+    alone = len(made) == 1 and not any(user in inside for user in made[0].users)
+    return made[0] if alone and shape(made[0]) == network.shapes.get(call.key, (None, None))[1] else None
 
 
 def replaceable(network: Network, model: nn.Module, call: Call) -> bool:
