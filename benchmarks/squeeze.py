@@ -94,7 +94,7 @@ def by_torch_pruning(fused: nn.Module, x: Tensor, groups: list[ChannelGroup], ke
     model = copy.deepcopy(fused)
     graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
     for group in groups:
-        gone = (~keep[group.name]).nonzero().flatten().tolist()
+        gone = [index for index, entry in enumerate(group.entries[0]) if entry >= 0 and not keep[group.name][entry]]
         layer = model.get_submodule(group.producers[0])
         prune = torch_pruning.prune_linear_out_channels if isinstance(layer, nn.Linear) else torch_pruning.prune_conv_out_channels
         if gone:

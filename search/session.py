@@ -50,7 +50,7 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
 
     Raises:
         SearchError: the directory holds something else, the baseline cannot be used, or the training diverges.
-        ReparamError: the network cannot be traced, fused or squeezed; the node is named.
+        ReparamError: the network cannot be read, fused or squeezed; the node is named.
     """
     task = method.task
     start = _Start(method, baseline)

@@ -112,7 +112,9 @@ def _result(flow: Flow, node: fx.Node, operands: Operands) -> Numbers:
     """The operator on the numbers of dead channels."""
     if not any(x.ids.size and not x.live.all() for x in operands.values()):
         return np.zeros([1] * len(shape(node)))
-    made = flow.run(node, {n: torch.from_numpy(np.array(x.const)) for n, x in operands.items()})
+    given = {n: torch.from_numpy(np.array(x.const)) for n, x in operands.items()}
+    types = {n: n.meta["val"].dtype for n in operands}
+    made = flow.run(node, {n: value if types[n].is_floating_point else value.to(types[n]) for n, value in given.items()})
     return made.double().numpy()
 
 

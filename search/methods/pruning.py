@@ -39,7 +39,7 @@ class Narrowing(Method[P]):
     Raises:
         SearchError: nothing can be pruned, settings and space do not fit each other, or no widths are within the budget.
         CoverageError: the table does not cover the space.
-        ReparamError: the network cannot be traced, fused or squeezed; the node is named.
+        ReparamError: the network cannot be read, fused or squeezed; the node is named.
     """
 
     pruned_in: ClassVar[Literal["search", "finetune"]] = "finetune"

@@ -150,7 +150,7 @@ def of_module(model: "nn.Module", example_input: "torch.Tensor", *, name: str, g
 
     Raises:
         SearchError: the input is no image, nothing can be pruned, or a layer is of a kind that is not measured; it is named.
-        ReparamError: the network cannot be traced, run or fused; the node is named.
+        ReparamError: the network cannot be read or fused; the node is named.
     """
     import copy
 
