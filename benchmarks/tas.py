@@ -239,13 +239,14 @@ def predefined(budget: Budget, model: Any) -> Choice:
     return best
 
 
-def drawn(budget: Budget, model: Any, seed: int, data: Dataset) -> Choice:
+def drawn(method: Tas, seed: int, data: Dataset) -> Choice:
     """The best of some networks at random near the budget, each trained for a few epochs on one half of the images, by the other half."""
-    space, draw, found = space_of("small"), random.Random(seed), []
+    space, budget, draw, found = method.space, method.task.budget, random.Random(seed), []
     rows, others = random_parts(len(data.train), (0.5, 0.5), torch.Generator().manual_seed(seed))
     while len(found) < CANDIDATES:
-        choice = space.random(draw)
-        price = model.price(choice)
+        depths = {name: draw.choice(options) for name, options in method.depth_choices().items()}
+        choice = space.choice([draw.choice(options) for options in method.choices], depths)
+        price = method.model.price(choice)
         if budget.holds(price) and price.most > 0.95 * budget.amount:
             torch.manual_seed(seed)
             found.append((_glance(space.module(choice), data, rows, others, seed), choice))
@@ -279,7 +280,7 @@ def nine(
         if way == "TAS":
             choice, _ = searched(method, work / f"nine-{cost}-{seed}", baseline)
         elif way == "random":
-            choice = drawn(budget, method.model, seed, data)
+            choice = drawn(method, seed, data)
         else:
             choice = predefined(budget, method.model)
         return {"widths": choice.widths, "depths": choice.depths}
@@ -381,15 +382,17 @@ def _search_lines(name: str, rows: Mapping[str, dict], times: Mapping[str, float
     yield f"\n## Searches for a latency, {name} width\n"
     yield (
         "The target is where the upper end of the prediction's interval meets the budget, a share of the unpruned network's measured latency. "
-        "E: expected cost, F: cost of the most probable network, both at the end, found: predicted cost, all over the target.\n"
+        "E: expected cost, F: cost of the most probable network, both at the end, found: predicted cost, all over the "
+        "target. The last fifth is rounded up to whole epochs.\n"
     )
-    yield "| budget, seed | E | F | found | measured / budget | changes of side in the last fifth | gap | search |"
+    yield "| budget, seed | E | F | found | measured / budget | changes of side, last fifth | gap | search |"
     yield "|---|---|---|---|---|---|---|---|"
     for key, row in rows.items():
         us = times.get(f"{name} {key}")
+        beside = f"{us / row['budget_us']:.3f}" if us else "-"
         yield (
             f"| {key} | {row['expected'][-1]:.3f} | {row['most_probable'][-1]:.3f} | {row['predicted']:.3f} "
-            f"| {us / row['budget_us'] if us else math.nan:.3f} | {late(row['crossings']):.0f} | {row['gap'][-1]:.2f} "
+            f"| {beside} | {late(row['crossings']):.0f} | {row['gap'][-1]:.2f} "
             f"| {row['seconds']:.0f} s |"
         )
 
@@ -458,27 +461,37 @@ def report(found: dict, about: str) -> str:
 
 
 def plot(found: dict, path: Path) -> None:
-    """Expected and most probable cost over the epochs of every search, and the gap of the four ways."""
+    """Expected and most probable cost over the epochs of every search, and cost and gap of the four ways, of what is there."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
-    for place, name in zip(axes, ("quarter", "full"), strict=False):
-        for key, row in found.get(name, {}).items():
-            colour = f"C{TARGETS.index(float(key.split(',')[0]))}"
-            epochs = range(1, len(row["expected"]) + 1)
-            place.plot(epochs, row["most_probable"], color=colour, label=key.split(",")[0] if key.endswith(" 10") else None)
-            place.plot(epochs, row["expected"], color=colour, linestyle=":")
-        place.axhspan(0.95, 1.05, color="0.9")
-        place.set(title=f"{name} width: F (line) and E (dotted)", xlabel="epoch", ylabel="cost / target")
-        place.legend(title="budget")
-    for place, key in zip(axes[2:], ("cost", "gap"), strict=True):
-        for index, way in enumerate(WAYS):
-            for number, rows in enumerate(found.get("figure3", {}).values()):
-                label = way if number == 0 else None
-                place.plot(range(1, len(rows[way][key]) + 1), rows[way][key], color=f"C{index}", label=label)
-        place.set(title="without a constraint", xlabel="epoch", ylabel={"cost": "F / full network", "gap": "gap"}[key])
-        place.legend()
-    figure.savefig(path, dpi=110)
+    panels: list[Callable[[Any], None]] = [partial(_plot_searches, name, found[name]) for name in ("quarter", "full") if found.get(name)]
+    panels += [partial(_plot_ways, key, found["figure3"]) for key in ("cost", "gap") if found.get("figure3")]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="constrained", squeeze=False)
+    for paint, place in zip(panels, axes.flat, strict=True):
+        paint(place)
+    figure.savefig(path, dpi=100)
+
+
+def _plot_searches(name: str, rows: Mapping[str, dict], place: Any) -> None:
+    for key, row in rows.items():
+        budget, seed = key.split(", ")
+        colour, epochs = f"C{TARGETS.index(float(budget))}", range(1, len(row["expected"]) + 1)
+        place.plot(epochs, row["most_probable"], color=colour, label=budget if seed == next(iter(rows)).split(", ")[1] else None)
+        place.plot(epochs, row["expected"], color=colour, linestyle=":")
+    place.axhspan(0.95, 1.05, color="0.9", zorder=0)
+    place.set(title=f"{name} width: F (line) and E (dotted)", xlabel="epoch", ylabel="cost / target")
+    place.legend(title="budget")
+
+
+def _plot_ways(key: str, rows: Mapping[str, dict], place: Any) -> None:
+    for index, way in enumerate(WAYS):
+        for number, row in enumerate(rows.values()):
+            place.plot(range(1, len(row[way][key]) + 1), row[way][key], color=f"C{index}", label=way if number == 0 else None)
+    label = {"cost": "F / unpruned network, MACs", "gap": "gap of the two most probable sizes"}[key]
+    place.set(title="without a constraint", xlabel="epoch", ylabel=label)
+    place.legend()
 
 
 def main() -> None:
