@@ -435,6 +435,10 @@ def _verdicts(found: dict) -> list[str]:
             rows.append((f"longest search, {name}", f"{seconds:.0f} s", "<= 600 s", seconds <= 600))
             if under := [times[f"{name} {key}"] <= row["budget_us"] for key, row in each.items() if f"{name} {key}" in times]:
                 rows.append((f"within the budget when measured, {name}", f"{sum(under)} of {len(under)}", "each", all(under)))
+    if each := found.get("figure3"):
+        for what in ("width", "depth"):
+            share = statistics.mean(row[next(iter(WAYS))][what] for row in each.values())
+            rows.append((f"{what} without a constraint, sampled and interpolated", f"{share:.2f}", "1.00", share > 0.995))
     for cost in ("macs", "latency"):
         if each := found.get(cost):
             mean = {way: statistics.mean(row[way]["w/ KD"] for row in each.values()) for way in ("TAS", "predefined", "random")}
