@@ -11,8 +11,9 @@ STAMP = $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } 
 env:
 	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
 
+# In the order of their names the long files, tests/integration, begin first.
 test: env
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Every bad input of the table in tests/bad_inputs; `make test` runs a sample of it.
 bad-inputs: env
