@@ -29,11 +29,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from outcome import verdicts
+from outcome import make_once, verdicts
 from torch import nn
 
 from latency import LatencyTable
@@ -603,13 +604,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
 
-    def keep(name: str, make: Callable[[], object]) -> object:
-        path = options.work / f"{name}.json"
-        if not path.exists():
-            begun = time.perf_counter()
-            path.write_text(json.dumps(make()))
-            print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-        return json.loads(path.read_text())
+    keep = partial(make_once, options.work)
 
     def all_planted() -> list[dict]:
         return [planted(rate, policy, margin) for rate in (0.1, 0.01) for policy in ("linear", "constant") for margin in (0.1, 0.3)]

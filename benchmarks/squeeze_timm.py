@@ -11,7 +11,6 @@ Prints a table and writes it to benchmarks/squeeze_timm.md. Half an hour.
 """
 
 import argparse
-import copy
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 from fuse import NETWORKS, create
+from squeeze import by_torch_pruning
 from torch import Tensor, fx, nn
 
 from reparam import ChannelGroup, ChannelMask, channel_groups, compare, fuse, insert_masks, squeeze
@@ -31,21 +31,6 @@ LIMIT = 1e-10
 
 def parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
-
-
-def by_torch_pruning(model: nn.Module, x: Tensor, groups: list[ChannelGroup], keep: dict[str, Tensor]) -> nn.Module:
-    """A copy without the channels that the masks take away."""
-    import torch_pruning  # pyright: ignore[reportMissingImports]
-
-    pruned = copy.deepcopy(model)
-    graph = torch_pruning.DependencyGraph().build_dependency(pruned, example_inputs=x)
-    for group in groups:
-        gone = [index for index, entry in enumerate(group.entries[0]) if entry >= 0 and not keep[group.name][entry]]
-        layer = pruned.get_submodule(group.producers[0])
-        prune = torch_pruning.prune_linear_out_channels if isinstance(layer, nn.Linear) else torch_pruning.prune_conv_out_channels
-        if gone:
-            graph.get_pruning_group(layer, prune, idxs=gone).prune()
-    return pruned.eval()
 
 
 def peer(model: nn.Module, masked: nn.Module, x: Tensor, groups: list[ChannelGroup], keep: dict[str, Tensor]) -> dict[str, Any]:

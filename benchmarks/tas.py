@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from cifar import T_95, accuracy, cifar
 from nasbench201 import half
-from outcome import slug, verdicts
+from outcome import make_once, slug, verdicts
 from prunet_search import saved_mib
 from torch import nn
 
@@ -508,13 +508,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
 
-    def keep(name: str, make: Callable[[], Any]) -> Any:
-        path = options.work / f"{name}.json"
-        if not path.exists():
-            begun = time.perf_counter()
-            path.write_text(json.dumps(make()))
-            print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-        return json.loads(path.read_text())
+    keep = partial(make_once, options.work)
 
     tables = {name: options.work / f"{name}.latency.jsonl" for name in SPACES}
     for name, path in tables.items() if "tables" in options.parts else ():

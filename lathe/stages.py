@@ -448,26 +448,29 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     require("torch", "train")
     from search.spaces import own
 
+    ship = partial(
+        deploy.export,
+        target=command.target,
+        engine_spec=spec,
+        timing_cache=command.timing_cache,
+        out=command.out,
+        protocol=timing,
+        on_step=on_step,
+    )
     if own.is_own(str(command.source)):
-        return _export_own(command, timing, spec, on_step)
+        return _export_own(command, ship)
     if given := next((flag for flag in ("weights", "input") if getattr(command, flag) is not None), None):
         raise DeployError(f"--{given} is of a network of one's own, FILE.py:FUNCTION: leave it out for {command.source}")
     if not os.path.lexists(command.source):
         raise DeployError(f"{command.source} does not exist: give the directory of a finished search, MODEL.onnx or FILE.py:FUNCTION")
     if not command.source.is_dir():
-        return deploy.export(
+        return ship(
             onnxfile.read(command.source),
-            target=command.target,
             shapes=fixed,
             samples=_samples(command.samples),
-            engine_spec=spec,
-            timing_cache=command.timing_cache,
-            out=command.out,
             budget_ms=command.budget_ms,
-            protocol=timing,
             threads=1 if command.threads is None else command.threads,
             provenance={"onnx": command.source.name},
-            on_step=on_step,
         )
     if (command.source / shipped.MANIFEST).is_file():
         source, model = command.source, command.source / shipped.ONNX
@@ -476,45 +479,35 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         raise DeployError(f"--samples {command.samples[0]}: a run is validated on its own data: leave it out")
     if command.shape:
         raise DeployError(f"--shape {command.shape[0]}: a run has the input shape of its architecture: leave it out")
-    return _export_run(command, timing, spec, on_step)
+    return _export_run(command, ship)
 
 
-def _export_own(command: "Export", timing: Protocol, spec: "EngineSpec | None", on_step: Callable[[str], None]) -> "ShippedBundle":
-    import torch
-
-    import deploy
+def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "ShippedBundle":
     from deploy.errors import DeployError
     from search.network import load_weights
     from search.spaces import own
 
     if command.shape:
         raise DeployError(f"--shape {command.shape[0]}: is of MODEL.onnx; give --input 3x224x224")
-    if (shape := image_shape(command.input)) is None:
-        raise DeployError(f"{command.source} does not say what it is for: give the shape of an image, such as --input 3x224x224")
-    network, provenance = own.maker(str(command.source))(), {"module": str(command.source)}
+    name = str(command.source)
+    example = own.example_input(name, image_shape(command.input))
+    network, provenance = own.maker(name)(), {"module": name}
     if command.weights is not None:
         load_weights(network, command.weights, {}, mend="write it as safetensors.torch.save_file(model.state_dict(), PATH)")
         provenance["weights_sha256"] = files.sha256(command.weights)
-    return deploy.export(
+    return ship(
         network,
-        torch.zeros(1, *shape),
-        target=command.target,
+        example,
         samples=_samples(command.samples),
-        engine_spec=spec,
-        timing_cache=command.timing_cache,
-        out=command.out,
         budget_ms=command.budget_ms,
-        protocol=timing,
         threads=1 if command.threads is None else command.threads,
         provenance=provenance,
-        on_step=on_step,
     )
 
 
-def _export_run(command: "Export", timing: Protocol, spec: "EngineSpec | None", on_step: Callable[[str], None]) -> "ShippedBundle":
+def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "ShippedBundle":
     import torch
 
-    import deploy
     from search import data as datasets
     from search import finished, record
 
@@ -535,19 +528,14 @@ def _export_run(command: "Export", timing: Protocol, spec: "EngineSpec | None", 
         where = f"{architecture.device.name} with {architecture.runtime.name} {architecture.runtime.version}"
         provenance["no budget"] = f"the run's budget and prediction are of {where}, not of {command.target} here: give --budget-ms to judge"
     told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
-    return deploy.export(
+    return ship(
         model,
         torch.zeros(1, *architecture.input_shape),
-        target=command.target,
-        out=command.out,
         samples=data.normalise(held_out.images),
         labels=held_out.labels,
         baseline=unpruned,
         budget_ms=budget_ms,
-        protocol=timing,
         threads=threads,
-        engine_spec=spec,
-        timing_cache=command.timing_cache,
         predicted=architecture.predicted if at_home else None,
         predicted_baseline=found.result.unpruned.predicted if at_home and found.result.unpruned else None,
         classes=architecture.labels,
@@ -560,7 +548,6 @@ def _export_run(command: "Export", timing: Protocol, spec: "EngineSpec | None", 
             "weights": files.sha256(run / record.WEIGHTS),
         },
         attachments={name: files.read_bytes(run / name) for name in told},
-        on_step=on_step,
     )
 
 

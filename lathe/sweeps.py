@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Union
+from typing import Annotated, ClassVar, Literal, Union, get_args, get_type_hints
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
 from lathe.flags import Fraction, Jobs, Milliseconds, Seeds, Sizes
-from search.methods import settings as methods
+from lathe.searches import Searches
 from search.methods.settings import Settings
 
 
@@ -83,16 +83,8 @@ class SweepBest:
         return 0
 
 
-_METHODS: tuple[type[Settings], ...] = (
-    methods.PasSettings,
-    methods.UniformSettings,
-    methods.MagnitudeSettings,
-    methods.SlimmingSettings,
-    methods.TableSettings,
-    methods.TasSettings,
-    methods.VpDartsSettings,
-    methods.PrunetSettings,
-)
+_METHODS: tuple[type[Settings], ...] = tuple(get_type_hints(get_args(kind)[0])["settings"] for kind in get_args(Searches))
+"""Those that `lathe search` has."""
 
 
 def _of(method: type[Settings]) -> type[Sweep]:

@@ -52,10 +52,6 @@ class Channels:
         """The same change of shape for all three."""
         return Channels(change(self.ids), change(self.live), change(self.const))
 
-    def dead_zero(self) -> bool:
-        """Whether all of the value is 0."""
-        return not self.live.any() and not self.const.any()
-
 
 Value = Channels | tuple[Channels | None, ...] | None
 """What is known of a node: None where nothing of it could go."""

@@ -39,7 +39,24 @@ def is_heard() -> bool:
 
 def run_lathe(arguments: Sequence[str], devices: int) -> int:
     """Run this program's own command line in several processes; see `run`."""
-    return run([sys.executable, "-P", "-m", "lathe", *arguments], devices)  # -P: nothing is imported from the working directory
+    return run(command_of(arguments), devices)
+
+
+def command_of(arguments: Sequence[str]) -> list[str]:
+    """This program's command line as that of a process of its own; see `environment`."""
+    return [sys.executable, "-P", "-m", "lathe", *arguments]  # -P: nothing is imported from the working directory
+
+
+def environment(threads: int | None = None, **more: str) -> dict[str, str]:
+    """Of such a process: it finds the packages of this one.
+
+    Args:
+        threads: of its linear algebra, where the environment says nothing; None leaves that to the process.
+        more: further variables.
+    """
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    omp = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+    return {**omp, **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path)), **more}
 
 
 def run(command: Sequence[str], devices: int) -> int:
@@ -79,18 +96,9 @@ def run(command: Sequence[str], devices: int) -> int:
 
 
 def _environment(rank: int, devices: int, port: int) -> dict[str, str]:
-    threads = max(1, (os.cpu_count() or 1) // devices)
-    return {
-        **os.environ,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # DistributedDataParallel advises on speed
-        RANK: str(rank),
-        "NODE_RANK": "0",
-        "WORLD_SIZE": str(devices),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
+    group = {RANK: str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(devices), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # DistributedDataParallel advises on speed
+    return environment(max(1, (os.cpu_count() or 1) // devices), **quiet, **group)
 
 
 def _free_port() -> int:

@@ -41,8 +41,8 @@ def render(directory: str | Path, out: str | Path, table: LatencyTable | None = 
     directory = Path(directory)
     page.require_page(out, force=force)
     if os.path.lexists(directory / sweep.SWEEP):
-        made = sweep_page.page_of(directory, Path(out))
         rows = sweep.outcomes(directory)
+        made = sweep_page.page_of(directory, rows, Path(out))
         for row in rows:
             if row.status == "finished":
                 run = directory / sweep.RUNS / row.name

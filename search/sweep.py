@@ -11,7 +11,6 @@ import itertools
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from search import record
 from search.errors import SearchError
 from search.files import read_json, to_json
 from search.methods.settings import Settings
-from search.processes import ended_together
+from search.processes import command_of, ended_together, environment
 
 SWEEP, RUNS, BUNDLES, LOGS = "sweep.json", "runs", "bundles", "logs"
 JSON, CSV = "results.json", "results.csv"
@@ -234,15 +233,10 @@ def _start(out: Path, member: Member, jobs: int) -> subprocess.Popen[bytes]:
 
 
 def _lathe(words: Sequence[str], log: Path, *, threads: int | None = None) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
-    }
-    if threads:
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
     with log.open("wb") as said:
-        command = [sys.executable, "-P", "-m", "lathe", *words]
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command_of(words), env=environment(threads), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+        )
 
 
 def _log(out: Path, member: Member) -> Path:

@@ -16,18 +16,17 @@ _LABELLED = 12
 """Runs on the front whose names a picture has room for."""
 
 
-def page_of(directory: Path, out: Path) -> Page:
+def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
     """The page of a sweep.
 
     Args:
         directory: of the sweep.
+        rows: its outcomes.
         out: the page, from which it links to those of its runs.
 
     Raises:
-        SearchError: it is no sweep, or a file of a run is damaged.
-        DeployError: a bundle is damaged.
+        SearchError: it is no sweep.
     """
-    rows, method = sweep.outcomes(directory), sweep.read(directory).method
     finished = [row for row in rows if row.accuracy is not None]
     front = sorted((row for row in rows if row.front), key=lambda row: row.latency_us or 0.0)
     measured = sum(row.measured_us is not None for row in finished)
@@ -36,7 +35,7 @@ def page_of(directory: Path, out: Path) -> Page:
     return Page(
         title=directory.name,
         kind="sweep",
-        subtitle=f"Sweep of {len(rows)} searches by {method}.",
+        subtitle=f"Sweep of {len(rows)} searches by {sweep.read(directory).method}.",
         headline=f"{len(finished)} of {len(rows)} searches finished; networks measured: {measured}; on the Pareto front: {len(front)}.",
         rows=(),
         note="",

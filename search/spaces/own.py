@@ -13,15 +13,9 @@ from search.errors import SearchError
 from search.spaces.traced import Traced, traced
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 _NAME = re.compile(r"(?P<file>.*\.py):(?P<function>[^:/\\]*)")
-
-CODE_ERRORS = (
-    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError),
-    *(OSError, RuntimeError, SyntaxError, TypeError, ValueError),
-)
-"""What somebody's code raises where it is wrong."""
 
 
 def is_own(name: str) -> bool:
@@ -62,16 +56,26 @@ def space(name: str, input_shape: tuple[int, int, int] | None) -> Traced:
         SearchError: no such file or function, it fails, or nothing of the network can be pruned.
         ReparamError: the network cannot be read or run.
     """
-    import torch
-
-    if input_shape is None:
-        raise SearchError(f"{name} does not say what it is for: give the shape of an image, such as --input 3x224x224")
+    example = example_input(name, input_shape)
     match = _match(name)
     path = Path(match["file"])
     if not path.is_file():
         raise SearchError(f"{path} does not exist: give FILE.py:FUNCTION, a function without arguments that makes the network")
     name = f"{path.resolve()}:{match['function']}"
-    return traced(maker(name), torch.zeros(1, *input_shape), name=name)
+    return traced(maker(name), example, name=name)
+
+
+def example_input(name: str, input_shape: tuple[int, int, int] | None) -> "Tensor":
+    """An image of the shape that a network of one's own is for [1, channels, height, width].
+
+    Raises:
+        SearchError: no shape is given.
+    """
+    import torch
+
+    if input_shape is None:
+        raise SearchError(f"{name} does not say what it is for: give the shape of an image, such as --input 3x224x224")
+    return torch.zeros(1, *input_shape)
 
 
 def _match(name: str) -> re.Match[str]:
@@ -83,13 +87,15 @@ def _match(name: str) -> re.Match[str]:
 @contextlib.contextmanager
 def _beside(name: str) -> Iterator[None]:
     """Let code import what lies beside its file, and say in one line what it raises."""
+    from reparam.graph import RUN_ERRORS
+
     directory = str(Path(_match(name)["file"]).resolve().parent)
     sys.path.insert(0, directory)
     try:
         yield
     except SearchError:
         raise
-    except CODE_ERRORS as error:
+    except (*RUN_ERRORS, ImportError, NameError, OSError, SyntaxError) as error:
         raise SearchError(f"{name} cannot be run: {type(error).__name__}: {one_line(error)}") from error
     finally:
         with contextlib.suppress(ValueError):

@@ -9,20 +9,10 @@ from torch import nn
 from reparam import ChannelMask, RepVGGBlock, channel_groups, compare, fuse, insert_masks, squeeze
 from reparam.errors import ReparamError
 from reparam.networks import light_network, plain_network
+from unit.reparam.helpers import Net
 from zoo import InvertedResidual, Residual, SqueezeExcite, UNet, conv_norm
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-class Net(nn.Module):
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.body = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.body(self, x)
 
 
 def found(model, x=X):

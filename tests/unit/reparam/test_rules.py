@@ -9,24 +9,12 @@ from torch import nn
 
 from reparam import ChannelMask, compare, squeeze
 from reparam.errors import ReparamError
+from unit.reparam.helpers import Net
 
 
 def mask(text):
     """'101' keeps the first and the last of three channels."""
     return ChannelMask(torch.tensor([bit == "1" for bit in text]))
-
-
-class Net(nn.Module):
-    """A forward function over layers of any names."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.body = forward
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.body(self, x)
 
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
