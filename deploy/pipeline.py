@@ -28,7 +28,7 @@ from deploy.graph import Precision
 from deploy.precision import certified
 from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, samples_of
 from deploy.validate import CannotRun, Labels, Rung, Share, Step, accuracy, climb, judge_latency
-from latency import Device, Latency, Measurement, Protocol, RunFailed
+from latency import Device, Latency, Measurement, Protocol, RunFailed, distribution
 from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
 from latency.units import ms_from_us, us_from_ms
@@ -471,5 +471,6 @@ def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("lathe", "torch", "onnx", "onnxscript", "onnxruntime")
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    packages = ("torch", "onnx", "onnxscript", "onnxruntime")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), "lathe": distribution.version(), **versions}

@@ -16,7 +16,7 @@ from deploy.errors import BundleError, DeployError
 from deploy.samples import Samples, Tensors
 from deploy.start import running
 from deploy.validate import Rung, Verdict, climb, judge_latency, share
-from latency import LatencyError, Measurement, Protocol, RunFailed
+from latency import LatencyError, Measurement, Protocol, RunFailed, distribution
 from latency.device import first_difference
 from latency.measure import median_interval, summarize
 from latency.units import interval, microseconds, ms_from_us, s_from_ms
@@ -79,7 +79,7 @@ def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     """Whether what people run and read first is what this version of Lathe writes, not only what was hashed."""
     manifest = found.manifest
     names = [name for name in handout.NAMES if name in manifest.files and name not in problems]
-    there, here = manifest.versions.get("lathe", "that is not recorded"), importlib.metadata.version("lathe")
+    there, here = manifest.versions.get("lathe", "that is not recorded"), distribution.version()
     if there != here:
         yield Check(name="handout", verdict="not run", detail=f"written by Lathe {there}, this is {here}: compared by hash only")
         return
@@ -140,7 +140,7 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     if broken := [name for name in (bundle.ONNX, bundle.ONNX_FP16) if name in problems]:
         yield Check(name="certificate", verdict="not run", detail=f"{broken[0]} {problems[broken[0]]}")
         return
-    here = {name: importlib.metadata.version(name) for name in ("lathe", "onnx")}
+    here = {"lathe": distribution.version(), "onnx": importlib.metadata.version("onnx")}
     other = [name for name, version in here.items() if found.manifest.versions.get(name) != version]
     try:
         same = precision.again(found.read(bundle.ONNX), found.manifest.certificate) == found.read(bundle.ONNX_FP16)

@@ -3,6 +3,8 @@
 import importlib
 from types import ModuleType
 
+from latency.distribution import install_command
+
 
 class LatencyError(ValueError):
     """Base of every error that `latency` shows to a user."""
@@ -75,8 +77,7 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise
-        name = f"lathe[{extra}]" if extra else "lathe"
-        raise MissingExtra(f"this needs the package '{module}': pip install '{name}'") from error
+        raise MissingExtra(f"this needs the package '{module}': {install_command(extra)}") from error
 
 
 def escaped(text: str) -> str:

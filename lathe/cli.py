@@ -40,8 +40,10 @@ from lathe.sweeps import Sweep, Sweeps
 class Space(SizesWithClasses):
     """Say how large a space is: networks, blocks, and parameters and MACs of its unpruned network; or what one cell of it is."""
 
-    space: Positional[str]
+    space: Positional[str | None] = None
     """name of a space, such as repvgg-mini"""
+    list: bool = False
+    """print the name of every space"""
     arch: str | None = None
     """say what one cell is, by its architecture string, such as |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
     table: Path | None = None
@@ -53,7 +55,9 @@ class Space(SizesWithClasses):
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        if self.arch is not None:
+        if self.list:
+            render.names(stages.list_spaces(self), as_json=self.json)
+        elif self.arch is not None:
             render.cell(stages.describe_cell(self, self.arch, render.warn), as_json=self.json)
         else:
             render.space(stages.describe_space(self), as_json=self.json)
@@ -356,7 +360,8 @@ def parse(arguments: Sequence[str]) -> Command:
             command = tyro.cli(
                 Command,  # pyright: ignore[reportArgumentType]
                 prog="lathe",
-                description="Measure a device, search a network that fits its latency budget, ship an engine that has been checked.",
+                description="Measure a device, search a network that fits its latency budget, ship an engine that has been checked. "
+                "`lathe --version` prints the version.",
                 args=list(arguments),
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
@@ -380,7 +385,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def work() -> int:
         nonlocal command
-        command = parse(sys.argv[1:] if arguments is None else arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        if list(words) == ["--version"]:
+            from lathe import render
+
+            return render.version()
+        command = parse(words)
         return command.run()
 
     sys.exit(

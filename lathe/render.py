@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from latency import LatencyTable
+from latency import LatencyTable, distribution
 from latency import Row as TableRow
 from latency.check import Finding
 from latency.coverage import Covered
@@ -63,6 +63,20 @@ def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
         ("MACs, deployed", f"{facts.deployed_macs:,}"),
     ]
     OUT.print(_facts(facts.name, rows))
+
+
+def version() -> int:
+    """Print the version of the distribution."""
+    OUT.print(f"lathe {distribution.version()}")
+    return 0
+
+
+def names(spaces: Sequence[str], *, as_json: bool) -> None:
+    """Print names, one a line."""
+    if as_json:
+        print_json(spaces)
+    else:
+        OUT.print("\n".join(spaces))
 
 
 def cell(facts: stages.CellFacts, *, as_json: bool) -> None:

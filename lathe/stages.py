@@ -104,6 +104,32 @@ def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
     return spaces.get(name, classes=classes, **given, input_shape=sizes.input_shape)
 
 
+def list_spaces(command: "SpaceCommand") -> tuple[str, ...]:
+    """The name of every space.
+
+    Raises:
+        LatencyError: one space is named, too.
+    """
+    if command.space is not None:
+        raise LatencyError(f"--list names every space: leave out {command.space!r}, or --list")
+    require("torch", "train")
+    from search import spaces
+
+    return spaces.names()
+
+
+def named_space(command: "SpaceCommand") -> "Space":
+    """The space that a command is about.
+
+    Raises:
+        LatencyError: none is named.
+        SearchError: it is unknown.
+    """
+    if command.space is None:
+        raise LatencyError("name a space, such as `lathe space repvgg-mini`, or list all by `lathe space --list`")
+    return space_of(command.space, command, command.classes)
+
+
 def describe_space(command: "SpaceCommand") -> SpaceFacts:
     """Size of a space and of its unpruned network.
 
@@ -112,7 +138,7 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
     """
     if command.table is not None:
         raise LatencyError(f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out")
-    space = space_of(command.space, command, command.classes)
+    space = named_space(command)
     return SpaceFacts(
         name=space.name,
         size=space.size(),
@@ -131,7 +157,7 @@ def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None
         SearchError: the space is not one of cells, or the string is not one of its architectures.
         LatencyError: the table is damaged, or does not cover the network.
     """
-    space = space_of(command.space, command, command.classes)
+    space = named_space(command)
     from search.errors import SearchError
     from search.spaces import Cells
     from search.spaces.cells import names

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 from msgspec import Struct
 from torch import Tensor
 
+from latency.distribution import install_command
 from latency.errors import MissingExtra, one_line, require
 from search.transforms import Transform
 
@@ -75,7 +76,7 @@ def _torchvision() -> ModuleType:
         return importlib.import_module("torchvision.transforms.v2")
     except (ImportError, RuntimeError, OSError) as error:  # its C++ library is of another torch
         raise MissingExtra(
-            f"torchvision does not fit torch {torch.__version__} ({one_line(error, 120)}): pip install --upgrade 'lathe[augment]'"
+            f"torchvision does not fit torch {torch.__version__} ({one_line(error, 120)}): {install_command('augment', upgrade=True)}"
         ) from error
 
 

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from deploy.errors import DeployError
 from deploy.samples import Samples
 from deploy.validate import CannotRun, Rung, accuracy, climb, compare, compare_latency, judge_latency, share
 from latency import Measurement
+from latency.distribution import install_command
 from latency.errors import MissingExtra
 
 SAMPLES = Samples({"x": np.zeros((4, 1, 1), np.float32)}, batch=1, count=4)
@@ -231,7 +233,7 @@ def test_comparing_says_nothing_and_loads_neither_torch_nor_tensorrt():
 
 def test_polygraphy_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "polygraphy", None)
-    with pytest.raises(MissingExtra, match="this needs the package 'polygraphy': pip install 'lathe'"):
+    with pytest.raises(MissingExtra, match=re.escape(f"this needs the package 'polygraphy': {install_command()}")):
         agreement(LOGITS, LOGITS)
 
 

@@ -1,4 +1,3 @@
-import importlib.metadata
 import json
 import os
 
@@ -11,7 +10,7 @@ import safetensors.numpy
 from deploy import BundleError, bundle, engine, export, load, verify
 from deploy.bundle import sha256
 from deploy.verify import _follows
-from latency import Measurement
+from latency import Measurement, distribution
 from latency.errors import DeviceUnavailable
 from latency.measure import summarize
 from latency.protocol import FAST
@@ -207,7 +206,7 @@ def test_what_is_no_bundle_is_an_error(tmp_path):
 def test_a_script_that_this_version_does_not_write_fails_though_its_hash_is_right(bundle_copy, file):
     rewrite(bundle_copy, {file: (bundle_copy / file).read_bytes() + b"\nimport os\n"})
     found = verify(bundle_copy)
-    version = importlib.metadata.version("lathe")
+    version = distribution.version()
     assert [(check.name, check.detail) for check in found.failures] == [("handout", f"{file}: not what Lathe {version} writes")]
 
 

@@ -25,6 +25,14 @@ def test_the_command_line_says_how_an_engine_is_built():
     assert spec("--compute-capability", "8.9", "12.0") == EngineSpec(compute_capabilities=("8.9", "12.0"))
 
 
+def test_spaces_are_listed_or_one_is_named():
+    assert set(stages.list_spaces(cli.parse(["space", "--list"]))) == set(spaces.names())
+    with pytest.raises(LatencyError, match="^--list names every space: leave out 'repvgg-mini', or --list$"):
+        stages.list_spaces(cli.parse(["space", "repvgg-mini", "--list"]))
+    with pytest.raises(LatencyError, match="^name a space, such as `lathe space repvgg-mini`"):
+        stages.describe_space(cli.parse(["space"]))
+
+
 @pytest.mark.parametrize("content", [b"1, 2, 3", b"", np.array(["a", "b"]), np.array([1j])])
 def test_samples_are_numbers(tmp_path, content):
     path = tmp_path / "samples.npy"

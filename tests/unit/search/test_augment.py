@@ -1,5 +1,6 @@
 """Augmentation; torchvision itself where it is installed, its wiring by a stand-in everywhere."""
 
+import re
 import sys
 import types
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from latency import MissingExtra
+from latency.distribution import install_command
 from search import SearchError
 from search.augment import Augmentation, augment
 from search.transforms import Transform, parse
@@ -33,7 +35,7 @@ def v2(monkeypatch):
     """Torchvision's transforms, or a skip with the reason. Its C++ operators, which no transform needs, may be of another torch."""
     if "torchvision" not in sys.modules:
         monkeypatch.setitem(sys.modules, "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
-    return pytest.importorskip("torchvision.transforms.v2", reason="torchvision is not installed: pip install 'lathe[augment]'")
+    return pytest.importorskip("torchvision.transforms.v2", reason=f"torchvision is not installed: {install_command('augment')}")
 
 
 @pytest.mark.parametrize("text", [*EVERY.split(","), EVERY])
@@ -132,12 +134,12 @@ def test_no_augmentation_shows_the_images_as_they_are():
 
 def test_a_missing_torchvision_is_said_with_its_command(stripes, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(MissingExtra, match=r"^this needs the package 'torchvision': pip install 'lathe\[augment\]'$"):
+    with pytest.raises(MissingExtra, match=re.escape(f"this needs the package 'torchvision': {install_command('augment')}")):
         stripes.augmented("flip")
 
 
 def test_a_torchvision_of_another_torch_is_said(stripes, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.transforms.v2", None)
-    with pytest.raises(MissingExtra, match=r"^torchvision does not fit torch .*: pip install --upgrade 'lathe\[augment\]'$"):
+    with pytest.raises(MissingExtra, match=rf"^torchvision does not fit torch .*: {re.escape(install_command('augment', upgrade=True))}$"):
         stripes.augmented("flip")

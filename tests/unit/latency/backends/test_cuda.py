@@ -1,4 +1,5 @@
 import enum
+import re
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 
 from latency import DeviceUnavailable, MissingExtra, RunFailed
 from latency.backends.cuda import Cuda, CudaPython, PyCuda, connect
+from latency.distribution import install_command
 
 
 def module(**fields):
@@ -86,7 +88,7 @@ def test_no_gpu_is_said_in_one_line_with_a_way_out(runtime, answer, words):
 
 def test_missing_bindings_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)  # makes the import fail
-    with pytest.raises(MissingExtra, match=r"'cuda\.bindings\.runtime': pip install 'lathe\[tensorrt-rtx\]'"):
+    with pytest.raises(MissingExtra, match=re.escape(f"'cuda.bindings.runtime': {install_command('tensorrt-rtx')}")):
         connect("tensorrt-rtx")
 
 

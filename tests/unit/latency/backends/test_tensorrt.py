@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from latency import BuildFailed, DeviceUnavailable, LatencyError, MissingExtra, RunFailed, Runtime, protocol
 from latency.backends import BuildsApart, Compiled, tensorrt
 from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
+from latency.distribution import install_command
 from latency.measure import Launched, measure
 
 QUICK = protocol.Protocol(name="p", warmup_ms=0.0, min_samples=9, max_samples=9, min_time_ms=0.0, max_time_ms=9.0)
@@ -129,7 +130,7 @@ def test_what_is_not_a_static_model_is_refused(rtx, onnx_bytes, words):
 
 def test_a_flavour_that_is_not_installed_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingExtra, match=r"'tensorrt': pip install 'lathe\[tensorrt\]'"):
+    with pytest.raises(MissingExtra, match=re.escape(f"'tensorrt': {install_command('tensorrt')}")):
         build_engine(conv(), "tensorrt")
 
 
