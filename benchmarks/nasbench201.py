@@ -86,13 +86,13 @@ def cells_of(setting: Setting) -> Cells:
     return with_cells(spaces.get(setting.space), "VP-DARTS")
 
 
+def smaller(split: Split) -> Split:
+    """The images at half the height and width: the mean of each 2x2."""
+    return Split(images=torch.nn.functional.avg_pool2d(split.images.float(), 2).round().to(torch.uint8), labels=split.labels)
+
+
 def half(data: Dataset) -> Dataset:
-    """The images at 16x16: the mean of each 2x2."""
-
-    def smaller(split: Split) -> Split:
-        images = torch.nn.functional.avg_pool2d(split.images.float(), 2).round().to(torch.uint8)
-        return Split(images=images, labels=split.labels)
-
+    """The images at 16x16."""
     preprocessing = type(data.preprocessing)(size=(16, 16), mean=data.preprocessing.mean, std=data.preprocessing.std)
     augmentation = type(data.augmentation)(shift_px=2, flip=True)
     return Dataset(

@@ -166,8 +166,8 @@ class MixedLayer(nn.Module):
                 for option in layer.options
             }
         )
-        self.theta = nn.Parameter(torch.full((len(layer.options) + layer.skippable,), 1 / len(layer.options)))
-        """Of each option, then of the block that skips."""
+        self.theta = nn.Parameter(torch.full((len(layer.options) + 1,), 1 / len(layer.options)))
+        """Of each option, then of the block that skips, whether or not there is one: searches of both kinds can share a warm-up."""
         self._places = {name: index for index, name in enumerate([*self.specs, SKIP])}
         self.skip = layer.skippable and len(layer.options) == 1  # it can have no penultimate block
         """Whether the block that skips is a candidate."""
@@ -324,7 +324,7 @@ class LayeredSupernet(nn.Module):
 
     def thetas(self) -> list[nn.Parameter]:
         """Architecture weights of the layers that have a choice."""
-        return [layer.theta for _, layer in self.each() if len(layer.theta) > 1]
+        return [layer.theta for _, layer in self.each() if len(layer.specs) + layer.skippable > 1]
 
     def widths(self) -> list[nn.Parameter]:
         """Architecture weights of the Prunodes."""

@@ -22,6 +22,9 @@ UNPRUNED = "unpruned"
 MANY_IMAGES = 10_000
 """Training images above which `recipe` chooses fewer, longer epochs."""
 
+THETA_TRAVEL = 26.0
+"""Rate of PRUNET's theta times steps that train it, in long searches: at the paper's 0.1, noise decides when there are many more steps."""
+
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every method has: how networks are trained. Another default is a field of the same name in the method's own settings.
@@ -364,7 +367,8 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     search_weight_decay: float = 1e-5
     """of the supernet's weights"""
     theta_lr: float = 0.1
-    """Adam's learning rate of the blocks' architecture weights, down to 0 by half a cosine; 0.01 decides later and more surely"""
+    """Adam's learning rate of the blocks' architecture weights, down to 0 by half a cosine; the recipe auto lowers it in long searches, to
+    no less than 0.01, which decides later and more surely"""
     width_lr: float = 0.1
     """the same of the Prunodes' weights"""
     theta_images: float = 0.2
@@ -557,6 +561,8 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
     """
     if issubclass(kind, TasSettings) and name == "auto":
         given = {"architecture_lr": _architecture_lr(kind(**given), images)} | given
+    if issubclass(kind, PrunetSettings) and name == "auto":
+        given = {"theta_lr": _theta_lr(kind(**given), images)} | given
     if issubclass(kind, VpDartsSettings | PrunetSettings | TasSettings):
         return kind(**((kind.paper if name == "paper" else {}) | given))
     many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
@@ -571,3 +577,9 @@ def _architecture_lr(settings: TasSettings, images: int) -> float:
     """Of short searches, a rate by which a logit can move by 8 in all of the steps."""
     steps = settings.search_epochs * max(1, round(images * settings.validation_share) // settings.batch)
     return max(settings.architecture_lr, 8 / steps)
+
+
+def _theta_lr(settings: PrunetSettings, images: int) -> float:
+    """Adam moves a weight by about its rate a step: a rate by which the weights of blocks move as far in long searches as in short ones."""
+    steps = settings.search_epochs * max(1, round(images * settings.proxy_classes * settings.theta_images) // settings.search_batch)
+    return min(settings.theta_lr, max(0.01, THETA_TRAVEL / steps))

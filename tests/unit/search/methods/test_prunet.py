@@ -400,4 +400,12 @@ def test_the_papers_recipe():
     assert (found.search_batch, found.batch, found.search_lr, found.theta_lr, found.search_weight_decay) == (256, 1536, 0.002, 0.1, 1e-5)
     assert (found.t_initial, found.t_final, found.theta_images, found.beta) == (0.15, 0.55, 0.2, 0.6)
     assert (found.prunode, found.last_norm, found.proxy_classes, found.ema, found.drop_path) == ("paper", "each", 0.1, 0.9999, 0.2)
-    assert recipe(PrunetSettings, 50_000) == PrunetSettings()
+
+
+def test_theta_moves_as_far_in_a_long_search_as_in_a_short_one():
+    assert recipe(PrunetSettings, 6_000).theta_lr == 26 / (20 * (1_200 // 64))
+    assert recipe(PrunetSettings, 6_000, search_epochs=2) == PrunetSettings(search_epochs=2)
+    assert recipe(PrunetSettings, 50_000) == PrunetSettings(theta_lr=0.01)
+    assert recipe(PrunetSettings, 50_000, proxy_classes=0.5).theta_lr == 26 / (20 * (5_000 // 64))
+    assert recipe(PrunetSettings, 50_000, theta_lr=0.3).theta_lr == 0.3
+    assert recipe(PrunetSettings, 50_000, "paper").theta_lr == 0.1
