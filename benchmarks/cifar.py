@@ -36,9 +36,10 @@ from latency import LatencyTable, Measurement, backends, protocol
 from reparam import fuse, squeeze
 from search import methods, session, spaces
 from search.architecture import Preprocessing, load_architecture
+from search.augment import Augmentation
 from search.budget import Budget
-from search.data import Augmentation, Dataset, Split
-from search.method import Task
+from search.classification import Classification, Split
+from search.method import Problem
 from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, UniformSettings, recipe
 from search.network import load_weights
 from search.record import EpochDone, Finished
@@ -59,7 +60,7 @@ WATCHED = 1_000
 """Test images that are looked at after every epoch; in the end all are."""
 
 
-def cifar(archive: Path, images: int) -> tuple[Dataset, Split]:
+def cifar(archive: Path, images: int) -> tuple[Classification, Split]:
     """A subset of the training images, equal in classes, with some test images to watch; and all test images."""
     shown: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     from PIL import Image
@@ -83,7 +84,7 @@ def cifar(archive: Path, images: int) -> tuple[Dataset, Split]:
     train, test = split("train"), split("test")
     order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:WATCHED]
     channels = (train.images / 255).transpose(0, 1).flatten(1)
-    data = Dataset(
+    data = Classification(
         name=f"{archive.name}, {len(train)} images",
         labels=labels,
         train=train,
@@ -94,17 +95,17 @@ def cifar(archive: Path, images: int) -> tuple[Dataset, Split]:
     return data, test
 
 
-def search(way: str, seed: int, data: Dataset, table: LatencyTable, budget_us: float, settings: dict, runs: Path) -> Path:
+def search(way: str, seed: int, data: Classification, table: LatencyTable, budget_us: float, settings: dict, runs: Path) -> Path:
     """One way's run for one seed; the seed's first way trains the unpruned network that the others start from."""
     out, first = directory(way, seed, runs), directory(FIRST, seed, runs)
     kind, chosen = WAYS[way]
     config = recipe(kind, len(data.train), **chosen, **settings, seed=seed)
     space = spaces.get("repvgg-mini", classes=len(data.labels))
     start = time.perf_counter()
-    method = methods.method(config, Task(space=space, data=data, table=table, budget=Budget(us=budget_us)))
+    method = methods.method(config, Problem(space=space, task=data, table=table, budget=Budget(us=budget_us)))
     for event in session.run(method, out, baseline=None if out == first else first):
         if isinstance(event, EpochDone):
-            figures = f"accuracy {event.accuracy:.2%}, predicted {event.latency_us:.1f} us, widths {' '.join(map(str, event.choice.widths.values()))}"
+            figures = f"accuracy {event.score:.2%}, predicted {event.latency_us:.1f} us, widths {' '.join(map(str, event.choice.widths.values()))}"
             print(f"{out.name}: {event.phase} {event.epoch}/{event.epochs}, {figures}", file=sys.stderr, flush=True)
         elif isinstance(event, Finished):
             print(f"{out.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
@@ -116,13 +117,13 @@ def directory(way: str, seed: int, runs: Path) -> Path:
 
 
 @torch.no_grad()
-def accuracy(network: torch.nn.Module, data: Dataset, test: Split) -> float:
+def accuracy(network: torch.nn.Module, data: Classification, test: Split) -> float:
     network.eval()
     batches = zip(test.images.split(500), test.labels.split(500), strict=True)
     return sum(int((network(data.normalise(images)).argmax(1) == labels).sum()) for images, labels in batches) / len(test)
 
 
-def ship(run: Path, data: Dataset, test: Split, *, unpruned: bool = False) -> tuple[dict, bytes]:
+def ship(run: Path, data: Classification, test: Split, *, unpruned: bool = False) -> tuple[dict, bytes]:
     """What a run ends with, or began with: figures, and the ONNX of the fused and squeezed network."""
     architecture = load_architecture(run / "architecture.json")
     network = architecture.unpruned() if unpruned else architecture.build()

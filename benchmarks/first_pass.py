@@ -95,7 +95,7 @@ def ship(table: Path, seed: int, work: Path) -> dict:
         "seed": seed,
         "search_s": seconds,
         "widths": result["result"]["shipped"]["widths"],
-        "accuracy": {name: network["accuracy"]["share"] for name, network in (("unpruned", unpruned), ("shipped", shipped))},
+        "accuracy": {name: network["score"]["value"] for name, network in (("unpruned", unpruned), ("shipped", shipped))},
         "params": {"unpruned": unpruned["params"], "shipped": shipped["params"]},
         "macs": {"unpruned": unpruned["macs"], "shipped": shipped["macs"]},
         "predicted_us": shipped["predicted"]["us"],

@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "unit")]
 from search import session  # noqa: E402
 from search.budget import Budget  # noqa: E402
 from unit.search import conftest  # noqa: E402
-from unit.search.test_session import FILES, Task, Toy, ToySettings  # noqa: E402
+from unit.search.test_session import FILES, Problem, Toy, ToySettings  # noqa: E402
 
 FEW = {"pretrain_epochs": 2, "search_epochs": 3, "finetune_epochs": 2}
 
@@ -34,7 +34,7 @@ def start(name: str, out: Path) -> None:
     table = conftest.make_table(space)
     budget = 0.6 * table.predict(space.network()).us
     if name == "toy":
-        method = Toy(ToySettings(epochs=3), Task(space=space, table=table, data=data, budget=Budget(us=budget)))
+        method = Toy(ToySettings(epochs=3), Problem(space=space, table=table, task=data, budget=Budget(us=budget)))
     else:
         method = conftest.make_method(name, space, table, data, budget, **FEW)
     for _ in session.run(method, out):

@@ -30,9 +30,9 @@ from deploy.engine import measure_in_turns
 from latency import LatencyTable, backends, protocol
 from search import methods, session, spaces
 from search.budget import Budget
+from search.classification import Classification, Split
 from search.cost import LatencyModel, Price
-from search.data import Dataset, Split
-from search.method import Task
+from search.method import Problem
 from search.methods.settings import VpDartsSettings, recipe
 from search.record import EpochDone, Started, read_usage
 from search.spaces import Cells, with_cells
@@ -91,11 +91,11 @@ def smaller(split: Split) -> Split:
     return Split(images=torch.nn.functional.avg_pool2d(split.images.float(), 2).round().to(torch.uint8), labels=split.labels)
 
 
-def half(data: Dataset) -> Dataset:
+def half(data: Classification) -> Classification:
     """The images at 16x16."""
     preprocessing = type(data.preprocessing)(size=(16, 16), mean=data.preprocessing.mean, std=data.preprocessing.std)
     augmentation = type(data.augmentation)(shift_px=2, flip=True)
-    return Dataset(
+    return Classification(
         name=f"{data.name}, 16x16",
         labels=data.labels,
         train=smaller(data.train),
@@ -105,13 +105,13 @@ def half(data: Dataset) -> Dataset:
     )
 
 
-def loaded(archive: Path, setting: Setting) -> Dataset:
+def loaded(archive: Path, setting: Setting) -> Classification:
     """The images of a setting at the size of its space."""
     data, _ = cifar(archive, setting.images)
     return half(data) if cells_of(setting).input_shape[1] == 16 else data
 
 
-def task_of(setting: Setting, data: Dataset, table: LatencyTable | None, fraction: float | None) -> Task:
+def problem_of(setting: Setting, data: Classification, table: LatencyTable | None, fraction: float | None) -> Problem:
     """The space under a share of the cost of "all 3x3", or under a budget that binds nothing."""
     space = cells_of(setting)
     if table:
@@ -119,23 +119,23 @@ def task_of(setting: Setting, data: Dataset, table: LatencyTable | None, fractio
         budget = Budget(us=whole.us * fraction if fraction else whole.high_us)
     else:
         budget = Budget(macs=space.macs() * (fraction or 1))
-    return Task(space=space, data=data, table=table, budget=budget)
+    return Problem(space=space, task=data, table=table, budget=budget)
 
 
-def search(way: str, seed: int, setting: Setting, data: Dataset, table: LatencyTable | None, out: Path) -> dict:
+def search(way: str, seed: int, setting: Setting, data: Classification, table: LatencyTable | None, out: Path) -> dict:
     """The cell that one way finds with one seed; its training from scratch is left out."""
     chosen = {**WAYS[way], **setting.given}
-    task = task_of(setting, data, table, chosen.pop("budget", None))
+    problem = problem_of(setting, data, table, chosen.pop("budget", None))
     settings = recipe(VpDartsSettings, len(data.train), setting.recipe, **chosen, seed=seed, train_epochs=1)
     begun, epochs = _cpu_s(), []
-    for event in session.run(methods.method(settings, task), out):
+    for event in session.run(methods.method(settings, problem), out):
         if isinstance(event, Started):
             epochs += [epoch for epoch in event.history if epoch.phase != "train"]
         elif isinstance(event, EpochDone) and event.phase != "train":
             epochs.append(event)
             spent = _cpu_s() - begun
             print(
-                f"{way}, seed {seed}: {event.phase} {event.epoch}/{event.epochs}, {task.space.text(event.choice)}, {spent:.0f} s",
+                f"{way}, seed {seed}: {event.phase} {event.epoch}/{event.epochs}, {problem.space.text(event.choice)}, {spent:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -147,14 +147,14 @@ def search(way: str, seed: int, setting: Setting, data: Dataset, table: LatencyT
         for kind in ("worth", "alpha")
         if any(name.startswith(kind) for name in figures)
     }
-    return {"arch": task.space.text(epochs[-1].choice), "cpu_s": _cpu_s() - begun, **rows}
+    return {"arch": problem.space.text(epochs[-1].choice), "cpu_s": _cpu_s() - begun, **rows}
 
 
-def steps(setting: Setting, data: Dataset, out: Path) -> list[str]:
+def steps(setting: Setting, data: Classification, out: Path) -> list[str]:
     """Seconds and memory of a search step, in the warm-up and while pruning, by few of them."""
     chosen = {**setting.given, "warmup_epochs": 1, "prune_epochs": 1, "train_epochs": 1}
     settings = recipe(VpDartsSettings, len(data.train), setting.recipe, **chosen, seed=SEEDS[0])
-    for event in session.run(methods.method(settings, task_of(setting, data, None, None)), out):
+    for event in session.run(methods.method(settings, problem_of(setting, data, None, None)), out):
         if isinstance(event, EpochDone) and event.phase == "train":
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

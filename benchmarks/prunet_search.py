@@ -48,11 +48,13 @@ from deploy.engine import measure_in_turns
 from latency import LatencyTable, backends, protocol
 from search import Choice, methods, ops, prunode, session, spaces
 from search.architecture import Preprocessing, load_architecture
+from search.augment import Augmentation
 from search.blocks import trained
 from search.budget import Budget
-from search.data import Augmentation, Dataset, Split, digits
+from search.classification import Classification, Split
+from search.data import digits
 from search.layered_supernet import LayeredSupernet, MixedLayer, Prunode
-from search.method import Method, Phase, Task
+from search.method import Method, Phase, Problem
 from search.methods.prunet import Prunet
 from search.methods.settings import PrunetSettings, recipe
 from search.network import load_weights
@@ -157,7 +159,7 @@ def _penalty(alpha: float, width: int) -> float:
     return alpha * math.log(_microseconds(width)) ** 0.6
 
 
-def _train(network: nn.Module, data: Dataset, seed: int, step: Callable[[int, torch.Tensor, torch.Tensor], None]) -> None:
+def _train(network: nn.Module, data: Classification, seed: int, step: Callable[[int, torch.Tensor, torch.Tensor], None]) -> None:
     generator, index = torch.Generator().manual_seed(seed), 0
     while index < BRUTE_STEPS:
         for images, labels in data.training_batches(64, generator):
@@ -166,7 +168,7 @@ def _train(network: nn.Module, data: Dataset, seed: int, step: Callable[[int, to
 
 
 @torch.no_grad()
-def _loss(network: nn.Module, data: Dataset, *pair: torch.Tensor) -> float:
+def _loss(network: nn.Module, data: Classification, *pair: torch.Tensor) -> float:
     network.eval()
     each = [(F.cross_entropy(network(images, *pair), labels).item(), len(labels)) for images, labels in data.held_out_batches(1000)]
     network.train()
@@ -367,7 +369,7 @@ def _epoch() -> dict:
         images = torch.randint(256, (count, *space.input_shape), dtype=torch.uint8, generator=draw)
         return Split(images=images, labels=torch.randint(CLASSES, (count,), generator=draw))
 
-    data = Dataset(
+    data = Classification(
         name="noise",
         labels=tuple(map(str, range(CLASSES))),
         train=split(EPOCH_IMAGES),
@@ -376,10 +378,10 @@ def _epoch() -> dict:
         augmentation=Augmentation(shift_px=0, flip=True),
     )
     settings = PrunetSettings(warmup_epochs=0, search_epochs=2, search_batch=8, recompute=True)
-    task = Task(space=space, data=data, table=None, budget=Budget(macs=space.macs()))
+    problem = Problem(space=space, task=data, table=None, budget=Budget(macs=space.macs()))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as out:
-        next(event for event in session.run(methods.method(settings, task), Path(out) / "run") if isinstance(event, EpochDone))
+        next(event for event in session.run(methods.method(settings, problem), Path(out) / "run") if isinstance(event, EpochDone))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"peak_gib": peak / 2**20, "before_gib": before / 2**20, "cpu_s": _cpu_s(), "images": EPOCH_IMAGES, "size": space.input_shape[1]}
 
@@ -387,16 +389,16 @@ def _epoch() -> dict:
 # Whole searches
 
 
-def settings_of(data: Dataset, **given: Any) -> PrunetSettings:
+def settings_of(data: Classification, **given: Any) -> PrunetSettings:
     """As `auto` has them, with the training of this benchmark."""
     return recipe(PrunetSettings, len(data.train), **{"train_epochs": TRAIN_EPOCHS} | given)
 
 
-def task_of(data: Dataset, table: LatencyTable, fraction: float | None = None) -> Task:
+def problem_of(data: Classification, table: LatencyTable, fraction: float | None = None) -> Problem:
     """Networks of prunet-mini within a share of the largest one's latency, or all of them."""
     space = spaces.get("prunet-mini")
     largest = table.predict(space.network())
-    return Task(space=space, data=data, table=table, budget=Budget(us=fraction * largest.us if fraction else largest.high_us))
+    return Problem(space=space, task=data, table=table, budget=Budget(us=fraction * largest.us if fraction else largest.high_us))
 
 
 def run(method: Method, out: Path, *, baseline: Path | None = None, until: str = "") -> list[dict]:
@@ -411,7 +413,7 @@ def run(method: Method, out: Path, *, baseline: Path | None = None, until: str =
             name = f"{event.phase}/{event.epoch}"
             spent[name] = _cpu_s() - begun
             clock.write_text(json.dumps(spent))
-            print(f"{out.name}: {name} of {event.epochs}, {event.accuracy:.2%}, {spent[name]:.0f} s", file=sys.stderr, flush=True)
+            print(f"{out.name}: {name} of {event.epochs}, {event.score:.2%}, {spent[name]:.0f} s", file=sys.stderr, flush=True)
             begun = _cpu_s()
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     return [row | {"cpu_s": spent.get(f"{row['phase']}/{row['epoch']}", math.nan)} for row in lines if row.get("phase", until) != until]
@@ -422,21 +424,21 @@ def _cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def search(data: Dataset, table: LatencyTable, work: Path) -> dict:
+def search(data: Classification, table: LatencyTable, work: Path) -> dict:
     """Linear against constant threshold against none, from one warm-up: block-steps, CPU-seconds, and what was found."""
-    task, found = task_of(data, table), {}
+    problem, found = problem_of(data, table), {}
     first = work / "search" / next(iter(SEARCHES))
     for name, chosen in SEARCHES.items():
         out = work / "search" / name
-        rows = run(methods.method(settings_of(data, **chosen), task), out, baseline=None if out == first else first)
+        rows = run(methods.method(settings_of(data, **chosen), problem), out, baseline=None if out == first else first)
         phase = [row for row in rows if row["phase"] == "search"]
-        fixed = sum(not layer.open for layer in task.space.layers)
-        full = sum(len(layer.options) for layer in task.space.layers) - fixed
+        fixed = sum(not layer.open for layer in problem.space.layers)
+        full = sum(len(layer.options) for layer in problem.space.layers) - fixed
         found[name] = {
             "block_steps": sum(row["figures"]["blocks"] - fixed for row in phase) / (full * len(phase)),
             "search_cpu_s": sum(row["cpu_s"] for row in phase),
             "warmup_cpu_s": sum(row["cpu_s"] for row in rows if row["phase"] == "warmup"),
-            "accuracy": rows[-1]["accuracy"],
+            "accuracy": rows[-1]["score"],
             "latency_us": rows[-1]["latency_us"],
             "search_loss": phase[-1]["figures"]["search_loss"],
             "layers": _layers(rows[-1]["choice"]),
@@ -452,19 +454,19 @@ def _layers(choice: dict) -> int:
 # Three budgets, and layer skipping
 
 
-def warmed(data: Dataset, table: LatencyTable, work: Path) -> Path:
+def warmed(data: Classification, table: LatencyTable, work: Path) -> Path:
     """Directory of the run whose warm-up all of these searches start from."""
     out = work / "warmup"
     if not (out / "baseline.safetensors").exists():
-        run(methods.method(settings_of(data, **SHORT), task_of(data, table)), out, until="search")
+        run(methods.method(settings_of(data, **SHORT), problem_of(data, table)), out, until="search")
     return out
 
 
-def skips(data: Dataset, table: LatencyTable, work: Path) -> list[dict]:
+def skips(data: Classification, table: LatencyTable, work: Path) -> list[dict]:
     """Searches without a budget that differ in phi and lambda alone."""
     rows = []
     for phi, lam in FACTORS:
-        method = methods.method(settings_of(data, **SHORT, phi=phi, lam=lam), task_of(data, table))
+        method = methods.method(settings_of(data, **SHORT, phi=phi, lam=lam), problem_of(data, table))
         last = run(method, work / "skips" / f"{phi}-{lam}", baseline=warmed(data, table, work), until="train")[-1]
         row = {"phi": phi, "lam": lam, "layers": _layers(last["choice"]), "latency_us": last["latency_us"]}
         rows.append(row | {"search_loss": last["figures"]["search_loss"]})
@@ -485,20 +487,20 @@ def of_way(rows: dict[str, dict], way: str, fraction: float) -> dict[str, dict]:
     return {name: row for name, row in rows.items() if name.startswith(f"{way}-{fraction}-")}
 
 
-def one_network(way: str, fraction: float, seed: int, data: Dataset, test: Split, table: LatencyTable, work: Path) -> dict:
+def one_network(way: str, fraction: float, seed: int, data: Classification, test: Split, table: LatencyTable, work: Path) -> dict:
     """A network within a budget, and its accuracy on all test images after the training that all of them have."""
-    task, out = task_of(data, table, fraction), work / way / f"{fraction}-{seed}"
+    problem, out = problem_of(data, table, fraction), work / way / f"{fraction}-{seed}"
     if way in ("uniform", "random"):
-        method = Given(settings_of(data, **SHORT, seed=seed), task)
-        method.chosen = _uniform(task) if way == "uniform" else _random(task)[seed]
+        method = Given(settings_of(data, **SHORT, seed=seed), problem)
+        method.chosen = _uniform(problem) if way == "uniform" else _random(problem)[seed]
         run(method, out)
     else:
-        method = methods.method(settings_of(data, **SHORT, **ABLATIONS.get(way, {}), seed=seed), task)
+        method = methods.method(settings_of(data, **SHORT, **ABLATIONS.get(way, {}), seed=seed), problem)
         run(method, out, baseline=warmed(data, table, work))
     choice = load_architecture(out / "architecture.json").choice
-    network = task.space.module(choice)
+    network = problem.space.module(choice)
     load_weights(network, out / "weights.safetensors", {})
-    us = table.predict(task.space.network(choice)).us
+    us = table.predict(problem.space.network(choice)).us
     return {"accuracy": accuracy(network, data, test), "predicted_us": us, "choice": msgspec.to_builtins(choice)}
 
 
@@ -511,30 +513,30 @@ class Given(Prunet):
         return super().phases[-1:]
 
 
-def _random(task: Task) -> list[Choice]:
+def _random(problem: Problem) -> list[Choice]:
     """Random networks within the budget, and above nine tenths of it."""
     draw, found = random.Random(0), []
     while len(found) < RANDOM:
-        choice = task.space.random(draw)
-        price = task.table.predict(task.space.network(choice))
-        if price.high_us <= task.budget.us and price.us >= 0.9 * task.target:
+        choice = problem.space.random(draw)
+        price = problem.table.predict(problem.space.network(choice))
+        if price.high_us <= problem.budget.us and price.us >= 0.9 * problem.target:
             found.append(choice)
     return found
 
 
-def _uniform(task: Task) -> Choice:
+def _uniform(problem: Problem) -> Choice:
     """3x3 blocks without squeeze-and-excite, all at the same expansion, the highest within the budget; nothing is skipped."""
-    options = {layer.name: layer.options[0].name for layer in task.space.layers if layer.open}
+    options = {layer.name: layer.options[0].name for layer in problem.space.layers if layer.open}
 
     def scaled(share: float) -> Choice:
         widths = {}
-        for layer in task.space.layers:
+        for layer in problem.space.layers:
             if hidden := layer.options[0].hidden:
                 widths[layer.name] = hidden[max(0, round(share * len(hidden)) - 1)]
         return Choice(options=options, widths=widths)
 
     within = [scaled(index / 48) for index in range(1, 49)]
-    within = [choice for choice in within if task.table.predict(task.space.network(choice)).high_us <= task.budget.us]
+    within = [choice for choice in within if problem.table.predict(problem.space.network(choice)).high_us <= problem.budget.us]
     return within[-1] if within else scaled(0)
 
 

@@ -44,8 +44,9 @@ from latency.profile import profile
 from search import ops, session
 from search.architecture import load_architecture
 from search.budget import Budget
-from search.data import Dataset, Split, random_parts
-from search.method import Phase, Task
+from search.classification import Classification, Split
+from search.data import random_parts
+from search.method import Phase, Problem
 from search.methods.settings import TasSettings, recipe
 from search.methods.tas import Tas
 from search.network import load_weights
@@ -97,11 +98,11 @@ def measure_table(name: str, out: Path) -> None:
 # Searches
 
 
-def task_of(name: str, data: Dataset, budget: Budget, table: LatencyTable | None) -> Task:
-    return Task(space=space_of(name), data=data, table=table, budget=budget)
+def problem_of(name: str, data: Classification, budget: Budget, table: LatencyTable | None) -> Problem:
+    return Problem(space=space_of(name), task=data, table=table, budget=budget)
 
 
-def settings_of(name: str, seed: int, data: Dataset, **given: Any) -> TasSettings:
+def settings_of(name: str, seed: int, data: Classification, **given: Any) -> TasSettings:
     """As `auto` has them, with the epochs of this benchmark."""
     pretrain, search = EPOCHS[name]
     given = {"pretrain_epochs": pretrain, "search_epochs": search, "finetune_epochs": 1} | given
@@ -113,15 +114,15 @@ def searched(method: Tas, out: Path, baseline: Path) -> tuple[Choice, list[Epoch
     for event in session.run(method, out, baseline=None if out == baseline else baseline):
         if isinstance(event, EpochDone) and event.figures:
             figures = ", ".join(f"{key} {event.figures[key]:.4g}" for key in ("expected", "most_probable", "aim", "gap", "crossings"))
-            print(f"{out.name}: {event.epoch}/{event.epochs}, {event.accuracy:.1%}, {figures}", file=sys.stderr, flush=True)
+            print(f"{out.name}: {event.epoch}/{event.epochs}, {event.score:.1%}, {figures}", file=sys.stderr, flush=True)
     history = [epoch for epoch in read_history(out, read_run(out)) if epoch.phase == "search"]
     return load_architecture(out / "architecture.json").choice, history
 
 
-def unpruned(name: str, seed: int, data: Dataset, work: Path) -> Path:
+def unpruned(name: str, seed: int, data: Classification, work: Path) -> Path:
     """The directory of a run that trained the unpruned network of a space and seed, from which all others start."""
     out = work / f"{name}-unpruned-{seed}"
-    method = Tas(settings_of(name, seed, data, search_epochs=1), task_of(name, data, Budget(macs=space_of(name).macs()), None))
+    method = Tas(settings_of(name, seed, data, search_epochs=1), problem_of(name, data, Budget(macs=space_of(name).macs()), None))
     for event in session.run(method, out):
         if isinstance(event, EpochDone) and event.phase == "search":
             break  # its baseline is written
@@ -134,18 +135,18 @@ def budget_of(name: str, table: LatencyTable, fraction: float) -> Budget:
     return Budget(us=whole.us * fraction)
 
 
-def one_search(name: str, fraction: float, seed: int, data: Dataset, table: LatencyTable, work: Path) -> dict:
+def one_search(name: str, fraction: float, seed: int, data: Classification, table: LatencyTable, work: Path) -> dict:
     """A search for a share of the latency: what was found, and how it went."""
     baseline, out = unpruned(name, seed, data, work), work / f"{name}-{fraction:g}-{seed}"
-    method = Tas(settings_of(name, seed, data), task_of(name, data, budget_of(name, table, fraction), table))
+    method = Tas(settings_of(name, seed, data), problem_of(name, data, budget_of(name, table, fraction), table))
     choice, history = searched(method, out, baseline)
-    target, figures = method.task.target, [epoch.figures for epoch in history]
+    target, figures = method.problem.target, [epoch.figures for epoch in history]
     spent = [usage.seconds for usage in read_usage(out) if usage.phase == "search"]
     return {
         "choice": {"widths": choice.widths, "depths": choice.depths},
-        "budget_us": method.task.budget.amount,
+        "budget_us": method.problem.budget.amount,
         "predicted": method.model.price(choice).cost / target,
-        "interval": method.model.price(choice).most / method.task.budget.amount,
+        "interval": method.model.price(choice).most / method.problem.budget.amount,
         **{name: [row[name] / target for row in figures] for name in ("expected", "most_probable")},
         **{name: [row[name] for row in figures] for name in ("crossings", "gap")},
         "seconds": sum(spent),
@@ -155,7 +156,7 @@ def one_search(name: str, fraction: float, seed: int, data: Dataset, table: Late
 # Table 2 and Figure 3
 
 
-def steps(data: Dataset) -> dict:
+def steps(data: Classification) -> dict:
     """A step of both passes at quarter width, for each number of sampled sizes and without any; CPU milliseconds, the least of ten."""
     images, labels = next(iter(data.training_batches(64, torch.Generator().manual_seed(0))))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -164,7 +165,7 @@ def steps(data: Dataset) -> dict:
         space = space_of(name)
         networks: dict[str, nn.Module] = {"plain": space.module()}
         for norms, count in itertools.product(("shared", "each"), COUNTS if name == "full" else (2,)):
-            method = Tas(settings_of(name, 0, data, norms=norms), task_of(name, data, Budget(macs=space.macs()), None))
+            method = Tas(settings_of(name, 0, data, norms=norms), problem_of(name, data, Budget(macs=space.macs()), None))
             network = method.network(method.phases[1], None)
             network.sampling = Sampling(count, each_norm=norms == "each")
             networks[f"{count}{', a norm each' if norms == 'each' else ''}"] = network
@@ -184,13 +185,13 @@ def steps(data: Dataset) -> dict:
     return found
 
 
-def figure3(data: Dataset, work: Path, seed: int) -> dict:
+def figure3(data: Classification, work: Path, seed: int) -> dict:
     """Searches without a constraint, of widths and depths, in four ways."""
     found, space = {}, space_of("small")
     baseline = unpruned("small", seed, data, work)
     for way, chosen in WAYS.items():
         given = {"cost_weight": 0.0, "entropy": 0.0, "derive": "argmax"} | chosen
-        method = Tas(settings_of("small", seed, data, **given), task_of("small", data, Budget(macs=space.macs()), None))
+        method = Tas(settings_of("small", seed, data, **given), problem_of("small", data, Budget(macs=space.macs()), None))
         choice, history = searched(method, work / f"figure3-{slug(way)}-{seed}", baseline)
         found[way] = {
             "width": statistics.mean(width / dict(space.groups)[name] for name, width in choice.widths.items()),
@@ -239,9 +240,9 @@ def predefined(budget: Budget, model: Any) -> Choice:
     return best
 
 
-def drawn(method: Tas, seed: int, data: Dataset) -> Choice:
+def drawn(method: Tas, seed: int, data: Classification) -> Choice:
     """The best of some networks at random near the budget, each trained for a few epochs on one half of the images, by the other half."""
-    space, budget, draw, found = method.space, method.task.budget, random.Random(seed), []
+    space, budget, draw, found = method.space, method.problem.budget, random.Random(seed), []
     rows, others = random_parts(len(data.train), (0.5, 0.5), torch.Generator().manual_seed(seed))
     while len(found) < CANDIDATES:
         depths = {name: draw.choice(options) for name, options in method.depth_choices().items()}
@@ -253,7 +254,7 @@ def drawn(method: Tas, seed: int, data: Dataset) -> Choice:
     return max(found, key=lambda each: each[0])[1]
 
 
-def _glance(network: nn.Module, data: Dataset, rows: torch.Tensor, others: torch.Tensor, seed: int) -> float:
+def _glance(network: nn.Module, data: Classification, rows: torch.Tensor, others: torch.Tensor, seed: int) -> float:
     optimizer, order = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4), torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)
     step, total = 0, CANDIDATE_EPOCHS * len(data.training_batches(64, order, rows))
@@ -268,13 +269,13 @@ def _glance(network: nn.Module, data: Dataset, rows: torch.Tensor, others: torch
 
 
 def nine(
-    cost: str, data: Dataset, test: Split, table: LatencyTable, work: Path, seed: int, keep: Callable[[str, Callable[[], Any]], Any]
+    cost: str, data: Classification, test: Split, table: LatencyTable, work: Path, seed: int, keep: Callable[[str, Callable[[], Any]], Any]
 ) -> dict:
     """Of one seed: three ways to choose sizes at 60 % of a cost, and three ways to transfer, equally trained."""
     space, baseline, found = space_of("small"), unpruned("small", seed, data, work), {}
     budget = Budget(macs=0.6 * space.macs()) if cost == "macs" else budget_of("small", table, 0.6)
-    task = task_of("small", data, budget, table if cost == "latency" else None)
-    method = Tas(settings_of("small", seed, data), task)
+    problem = problem_of("small", data, budget, table if cost == "latency" else None)
+    method = Tas(settings_of("small", seed, data), problem)
 
     def chosen(way: str) -> dict:
         if way == "TAS":
@@ -291,15 +292,17 @@ def nine(
         row["macs"] = space.macs(space.network(choice)) / space.macs()
         for transfer, given in TRANSFER.items():
             name = f"nine-{cost}-{way}-{slug(transfer)}-{seed}"
-            row[transfer] = keep(name, partial(trained, choice, task, given, baseline, work / "trained" / name, data, test, seed))
+            row[transfer] = keep(name, partial(trained, choice, problem, given, baseline, work / "trained" / name, data, test, seed))
         found[way] = row
     return found
 
 
-def trained(choice: Choice, task: Task, given: dict, baseline: Path, out: Path, data: Dataset, test: Split, seed: int) -> float:
+def trained(
+    choice: Choice, problem: Problem, given: dict, baseline: Path, out: Path, data: Classification, test: Split, seed: int
+) -> float:
     """Accuracy on all test images of one network after its training."""
     settings = settings_of("small", seed, data, finetune_epochs=TRAIN_EPOCHS, **({"retrain": "scratch"} | given))
-    method = Given(settings, task)
+    method = Given(settings, problem)
     method.given = choice
     for _ in session.run(method, out, baseline=baseline):
         pass

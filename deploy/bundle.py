@@ -18,8 +18,9 @@ from deploy import graph
 from deploy.certificate import Certificate
 from deploy.errors import BundleError, LoweringError
 from deploy.graph import Precision
+from deploy.metric import ACCURACY, Figure, Metric
 from deploy.samples import DTYPES, Samples, Tensors, TensorSpec, samples_of
-from deploy.validate import BudgetVerdict, Share, Step, judge_latency
+from deploy.validate import BudgetVerdict, Step, judge_latency
 from latency import Device, Latency, Measurement, Protocol, Runtime, files
 from latency.decoding import MAX_JSON_BYTES, convert, decode_json, decode_tensors
 from latency.errors import FileError
@@ -31,7 +32,8 @@ MANIFEST = "manifest.json"
 # bundle/1: one input, `input_shape`, batch first and float32; `outputs` by name, the batch their first dimension.
 # bundle/2: `inputs` and `dtypes` by name, shapes as they are; `not_finite` and `rounding` of a comparison; the reference holds whole
 # inputs and outputs, call by call; percentiles and `reason` of a measurement, `origin` of a prediction.
-SCHEMA = "bundle/2"
+# bundle/3: `metric`, of which networks and steps have a `score`; of bundle/2 they had an `accuracy`.
+SCHEMA = "bundle/3"
 ONNX, ONNX_FP16, ENGINE, REFERENCE = "model.onnx", "model.fp16.onnx", "model.engine", "reference.safetensors"
 TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
@@ -65,8 +67,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     params: Count
     macs: Count
     """multiply-accumulates of convolutions and linear layers for one sample"""
-    accuracy: Share | None
-    """on the bundle's samples with the precision that ships; None without labels"""
+    score: Figure | None
+    """the metric on the bundle's samples with the precision that ships; None where there is none"""
     predicted: Latency | None
     """by a latency table, for one batch"""
     measured: Measurement | None
@@ -78,7 +80,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that is known about a bundle; manifest.json."""
 
-    schema: Literal["bundle/2"] = SCHEMA
+    schema: Literal["bundle/3"] = SCHEMA
     created: str
     """ISO 8601, UTC"""
     target: Target
@@ -93,6 +95,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     samples: Count
     """how many the validation ran on"""
     samples_from: Literal["given", "random"]
+    metric: Metric | None
+    """what the scores are; None where nothing is known of how good the outputs are"""
     classes: tuple[str, ...]
     """names of the outputs"""
     preprocessing: dict[str, Any]
@@ -287,9 +291,13 @@ def load(directory: str | Path) -> Bundle:
         raise ChangedManifest(directory, "was changed")
     with files.raised_as(BundleError, "export again, or read it by the version of Lathe that wrote it"):
         found = decode_json(data, dict, directory / MANIFEST)
-        if found.get("schema") == "bundle/1":
-            return Bundle(directory, _judged_again(convert(_from_1(directory, found), Manifest, directory / MANIFEST)))
-        return Bundle(directory, convert(found, Manifest, directory / MANIFEST))
+        first = found.get("schema") == "bundle/1"
+        if first:
+            found = _from_1(directory, found)
+        if found.get("schema") == "bundle/2":
+            found = _from_2(found)
+        manifest = convert(found, Manifest, directory / MANIFEST)
+        return Bundle(directory, _judged_again(manifest) if first else manifest)
 
 
 class ChangedManifest(BundleError):
@@ -309,7 +317,25 @@ def _from_1(directory: Path, found: dict[str, Any]) -> dict[str, Any]:
     name = parsed.input[0].name if parsed.input else "input"
     outputs = found["outputs"] if isinstance(found.get("outputs"), dict) else {}
     inputs = {name: found.pop("input_shape", None)}
-    return {**found, "schema": SCHEMA, "inputs": inputs, "dtypes": dict.fromkeys((name, *outputs), "float32")}
+    return {**found, "schema": "bundle/2", "inputs": inputs, "dtypes": dict.fromkeys((name, *outputs), "float32")}
+
+
+def _from_2(found: dict[str, Any]) -> dict[str, Any]:
+    """The fields of bundle/3 from those of bundle/2, whose metric was the accuracy."""
+
+    def scored(fields: Any) -> Any:
+        if not isinstance(fields, dict) or "accuracy" not in fields:
+            return fields
+        kept = {name: value for name, value in fields.items() if name != "accuracy"}
+        share = fields["accuracy"]
+        figure = {"value" if name == "share" else name: value for name, value in share.items()} if isinstance(share, dict) else share
+        return {**kept, "score": figure}
+
+    networks = {name: scored(found[name]) for name in ("shipped", "unpruned") if name in found}
+    steps = found.get("validation")
+    validation = {"validation": [scored(step) for step in steps]} if isinstance(steps, list) else {}
+    known = any(isinstance(network, dict) and network.get("score") for network in networks.values())
+    return {**found, **networks, **validation, "schema": SCHEMA, "metric": msgspec.to_builtins(ACCURACY) if known else None}
 
 
 def _judged_again(manifest: Manifest) -> Manifest:

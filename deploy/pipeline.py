@@ -25,9 +25,10 @@ from deploy.certificate import Certificate
 from deploy.cleaning import Cleaned
 from deploy.errors import DeployError
 from deploy.graph import Precision
+from deploy.metric import Figure, Quality
 from deploy.precision import certified
 from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, samples_of
-from deploy.validate import CannotRun, Labels, Rung, Share, Step, accuracy, climb, judge_latency
+from deploy.validate import CannotRun, Labels, Rung, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed, distribution
 from latency.backends.tensorrt import EngineSpec
 from latency.protocol import DEFAULT
@@ -53,6 +54,7 @@ def export(
     shapes: Mapping[str, Sequence[int]] | None = None,
     samples: Any = None,
     labels: Any = None,
+    quality: Quality | None = None,
     baseline: nn.Module | None = None,
     budget_ms: float | None = None,
     precision: Precision | None = None,
@@ -80,6 +82,7 @@ def export(
         samples: real inputs, preprocessed: samples joined along the first dimension, or whole inputs, [calls, *shape]; by name where there
             are several. Seeded random ones where there are none, with the example's values where they are not floating.
         labels: class index of each sample.
+        quality: how good outputs for the samples are, of a network that does not classify; in the place of labels.
         baseline: the unpruned network, timed in turns with the shipped one.
         budget_ms: latency that one batch may take.
         precision: None for the target's own: fp32 on ONNX Runtime, fp16 on TensorRT.
@@ -126,6 +129,8 @@ def export(
         adapter = _adapter(source, example_input)
         inputs = adapter.inputs
     data, truth = _samples(samples, labels, inputs, adapter)
+    if truth is not None:
+        quality = accuracy(truth)
 
     on_step("fuse, squeeze and lower")
     if isinstance(source, Cleaned):
@@ -152,7 +157,7 @@ def export(
         if built:
             at_work = running["shipped"]
             rungs.append(Rung("engine", precision, at_work if isinstance(at_work, str) else at_work.outputs))
-        steps, outputs = climb(rungs, data, truth)
+        steps, outputs = climb(rungs, data, quality)
         on_step("measure")
         timing = _time(running, protocol)
 
@@ -171,7 +176,7 @@ def export(
         chain.append(Link(name="engine", sha256=sha256(built), made_from=chain[-1].name, file=bundle.ENGINE))
     if cache and cache.data:
         files[bundle.TIMING_CACHE] = cache.data
-    facts = timing.of("shipped", network.counts, _last_accuracy(steps), predicted)
+    facts = timing.of("shipped", network.counts, _last_score(steps), predicted)
     measured = facts.measured
     manifest = Manifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -182,10 +187,11 @@ def export(
         dtypes={value.name: value.dtype for value in (*inputs, *outputs_of(shipped))},
         samples=data.count,
         samples_from="random" if samples is None else "given",
+        metric=quality and quality.metric,
         classes=tuple(classes),
         preprocessing=dict(preprocessing or {}),
         shipped=facts,
-        unpruned=timing.of("unpruned", unpruned.counts, _onnx_accuracy(unpruned, data, truth, threads), predicted_baseline)
+        unpruned=timing.of("unpruned", unpruned.counts, _onnx_score(unpruned, data, quality, threads), predicted_baseline)
         if unpruned
         else None,
         budget_us=budget_us,
@@ -240,11 +246,11 @@ class _Timing:
     measured: Mapping[str, Measurement]
     reason: str = ""
 
-    def of(self, name: str, counts: Counts, accuracy: Share | None, predicted: Latency | None) -> Network:
+    def of(self, name: str, counts: Counts, score: Figure | None, predicted: Latency | None) -> Network:
         return Network(
             params=counts.params,
             macs=counts.macs,
-            accuracy=accuracy,
+            score=score,
             predicted=predicted,
             measured=self.measured.get(name),
             not_measured=self.reason,
@@ -388,16 +394,16 @@ def _layers(fused: nn.Module, squeezed: nn.Module) -> tuple[Layer, ...]:
     )
 
 
-def _last_accuracy(steps: Sequence[Step]) -> Share | None:
-    return next((step.accuracy for step in reversed(steps) if step.accuracy is not None), None)
+def _last_score(steps: Sequence[Step]) -> Figure | None:
+    return next((step.score for step in reversed(steps) if step.score is not None), None)
 
 
-def _onnx_accuracy(network: _Lowered, samples: Samples, labels: Labels | None, threads: int) -> Share | None:
-    if labels is None:
+def _onnx_score(network: _Lowered, samples: Samples, quality: Quality | None, threads: int) -> Figure | None:
+    if quality is None:
         return None
     run = engine.half_runner(network.onnx_fp16, threads) if network.onnx_fp16 else engine.onnx_runner(network.onnx, threads)
     try:
-        return accuracy(run(samples.inputs), samples, labels)
+        return quality.of(run(samples.inputs), samples)
     except CannotRun:
         return None
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy import bundle
 from deploy.bundle import Layer, Manifest, Network
+from deploy.metric import ACCURACY, Metric
 from deploy.page import FIRST, INK, LIMIT, Cell, Page, Picture, Row, Section
 from deploy.validate import Step, compare_latency, share
 from latency import Measurement
@@ -33,7 +34,7 @@ def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequ
         subtitle=f"Shipped for {manifest.target} in {manifest.precision}, made {manifest.created}.",
         headline=headline(manifest),
         rows=tuple(main_table(manifest)),
-        note=f"Accuracy on {manifest.samples:,} {samples}; latency of one call, with {inputs}; intervals of 95 %.",
+        note=f"Measured on {manifest.samples:,} {samples}; latency of one call, with {inputs}; intervals of 95 %.",
         body=(*about, *pictures(manifest), *more, validation(manifest), provenance(manifest), chain(manifest)),
     )
 
@@ -44,8 +45,9 @@ def main_table(manifest: Manifest) -> list[Row]:
     def row(name: str, show: Callable[[Network], str]) -> Row:
         return Row(name, "-" if manifest.unpruned is None else show(manifest.unpruned), show(manifest.shipped))
 
+    metric = manifest.metric or ACCURACY
     rows = [
-        row("accuracy", lambda network: share(network.accuracy) if network.accuracy else "-"),
+        row(metric.name, lambda network: metric.figure(network.score) if network.score else "-"),
         row("parameters", lambda network: f"{network.params:,}"),
         row("MACs", lambda network: f"{network.macs:,}"),
         row("predicted latency", lambda network: "-" if network.predicted is None else interval(network.predicted)),
@@ -101,34 +103,35 @@ def kept_channels(layers: Sequence[Layer]) -> Picture:
 
 def validation(manifest: Manifest) -> Section:
     """Every form of the network against the form before and against the first."""
+    metric = manifest.metric or ACCURACY
     return Section(
         title="Validation",
         note=(
             "Each form of the network against the form before and against the first. Differences are the largest of any output value; "
             "relative ones are shares of the largest value of the reference, and the limit holds for both of them. Cosine: the smallest of "
-            "any sample. Same top-1 and accuracy: with Wilson's interval of 95 %. KL: mean divergence of the logits from the first form's, "
+            "any sample. Same top-1: with Wilson's interval of 95 %. KL: mean divergence of the logits from the first form's, "
             "in nats."
         ),
         columns=(
             *("form", "arithmetic", "verdict", "relative to previous", "to first", "limit", "absolute"),
-            *("cosine", "same top-1", "KL", "accuracy"),
+            *("cosine", "same top-1", "KL", metric.name),
         ),
-        lines=[line for step in manifest.validation for line in _step(step)],
+        lines=[line for step in manifest.validation for line in _step(step, metric)],
         after=f"FP16: {manifest.certificate.summary}." if manifest.certificate else "",
         dense=True,
     )
 
 
-def _step(step: Step) -> Iterator[list[str | Cell]]:
+def _step(step: Step, metric: Metric) -> Iterator[list[str | Cell]]:
     verdict = Cell(step.verdict, step.verdict.replace(" ", ""))
-    accuracy = share(step.accuracy) if step.accuracy else "-"
+    score = metric.figure(step.score) if step.score else "-"
     for output, first in step.first.items():
         name = f"{step.name}: {output}" if len(step.first) > 1 else step.name
         differences = [_short(step.previous[output].relative), _short(first.relative), _short(step.limit), _short(first.max_abs)]
         top1, kl = share(first.top1) if first.top1 else "-", "-" if first.kl is None else _short(first.kl)
-        yield [name, step.precision, verdict, *differences, f"{first.cosine:.6f}", top1, kl, accuracy]
+        yield [name, step.precision, verdict, *differences, f"{first.cosine:.6f}", top1, kl, score]
     if not step.first:
-        yield [step.name, step.precision, verdict, "-", "-", _short(step.limit), "-", "-", "-", "-", accuracy]
+        yield [step.name, step.precision, verdict, "-", "-", _short(step.limit), "-", "-", "-", "-", score]
     if step.reason:
         yield [Cell(f"{step.name}, {step.verdict}: {step.reason}", "reason", span=11)]
 

@@ -91,6 +91,10 @@ class Samples:
         """How often the network is run."""
         return len(next(iter(self.inputs.values())))
 
+    def joined(self, outputs: Shaped[np.ndarray, "calls batch ..."]) -> Shaped[np.ndarray, "samples ..."]:
+        """What the network gives for each sample, of what it gives call by call, each with the batch as its first dimension."""
+        return outputs.reshape(-1, *outputs.shape[2:])[: self.count]
+
     def call(self, number: int) -> dict[str, np.ndarray]:
         """The inputs of one call."""
         return {name: values[number, ...] for name, values in self.inputs.items()}

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from deploy.errors import DeployError
+from deploy.metric import ACCURACY, Figure, Quality
 from deploy.samples import Samples, Tensors
 from latency import Measurement
 from latency.errors import require
@@ -84,8 +85,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """of each output, against the nearest step before that ran"""
     first: dict[str, Agreement] = {}
     """of each output, against the reference"""
-    accuracy: Share | None = None
-    """of the samples whose largest output is their label"""
+    score: Figure | None = None
+    """the metric, where there is one"""
     reason: str = ""
     """of a step that failed or was not run"""
 
@@ -127,7 +128,7 @@ class CannotRun(DeployError):
     """This machine cannot run a form of the network: it is `not run`, and nothing is said about its outputs."""
 
 
-def climb(rungs: Sequence[Rung], samples: Samples, labels: Labels | None = None) -> tuple[list[Step], dict[str, Tensors]]:
+def climb(rungs: Sequence[Rung], samples: Samples, quality: Quality | None = None) -> tuple[list[Step], dict[str, Tensors]]:
     """Run every form of a network on the same samples and compare each with the one before and with the first.
 
     Returns:
@@ -144,7 +145,7 @@ def climb(rungs: Sequence[Rung], samples: Samples, labels: Labels | None = None)
         step = Step(name=rung.name, precision=rung.precision, verdict="not run", limit=LIMITS[rung.precision])
         try:
             found = _run(rung, samples)
-            step = _judge(step, found, list(outputs.values()), samples, labels)
+            step = _judge(step, found, list(outputs.values()), samples, quality)
             outputs[rung.name] = found
         except CannotRun as error:
             step = msgspec.structs.replace(step, reason=str(error))
@@ -167,8 +168,8 @@ def _run(rung: Rung, samples: Samples) -> Tensors:
     return outputs
 
 
-def _judge(step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Samples, labels: Labels | None) -> Step:
-    step = msgspec.structs.replace(step, accuracy=accuracy(outputs, samples, labels))
+def _judge(step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Samples, quality: Quality | None) -> Step:
+    step = msgspec.structs.replace(step, score=quality and quality.of(outputs, samples))
     if not earlier:
         return msgspec.structs.replace(step, verdict="reference")
     compared = (compare(outputs, reference, step.limit, samples) for reference in (earlier[-1], earlier[0]))
@@ -278,7 +279,7 @@ def _logits(output: Output, samples: Samples) -> Shaped[np.ndarray, "samples cla
     """One vector a sample; None where the output is something else."""
     if output.ndim != 3 or output.shape[1] != samples.batch or output.shape[2] < 2 or output.dtype.kind != "f":
         return None
-    return output.reshape(-1, output.shape[2])[: samples.count]
+    return samples.joined(output)
 
 
 def _finite(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -311,12 +312,17 @@ def _share(hits: Shaped[np.ndarray, " samples"]) -> Share:
     return Share(share=p, low=max(0.0, min(low, p)), high=min(1.0, max(high, p)))
 
 
-def accuracy(outputs: Tensors, samples: Samples, labels: Labels | None) -> Share | None:
-    """Share of the samples whose largest output is their label; None without labels, or where there is not one output of one vector."""
-    if labels is None or len(outputs) != 1:
-        return None
-    logits = _logits(next(iter(outputs.values())), samples)
-    return None if logits is None else _share(logits.argmax(1) == labels)
+def accuracy(labels: Labels) -> Quality:
+    """Share of the samples whose largest output is their label; none where there is not one output of one vector."""
+
+    def of(outputs: Tensors, samples: Samples) -> Figure | None:
+        logits = _logits(next(iter(outputs.values())), samples) if len(outputs) == 1 else None
+        if logits is None:
+            return None
+        found = _share(logits.argmax(1) == labels)
+        return Figure(value=found.share, low=found.low, high=found.high)
+
+    return Quality(ACCURACY, of)
 
 
 def judge_latency(low_us: float, high_us: float, budget_us: float | None) -> BudgetVerdict:

@@ -15,7 +15,7 @@ from deploy.engine import Running
 from deploy.errors import BundleError, DeployError
 from deploy.samples import Samples, Tensors
 from deploy.start import running
-from deploy.validate import Rung, Verdict, climb, judge_latency, share
+from deploy.validate import Rung, Verdict, climb, judge_latency
 from latency import LatencyError, Measurement, Protocol, RunFailed, distribution
 from latency.device import first_difference
 from latency.measure import median_interval, summarize
@@ -183,9 +183,10 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
     if forms:
         detail = f"{', '.join(forms)}: their weights are not in the bundle; only what was made from them is"
         yield Check(name="earlier forms", verdict="not run", detail=detail)
-    if manifest.shipped.accuracy:
-        detail = f"{share(manifest.shipped.accuracy)} of {manifest.samples} samples when exported; they are not in the bundle"
-        yield Check(name="accuracy", verdict="not run", detail=detail)
+    if manifest.metric and manifest.shipped.score:
+        scored = manifest.metric.figure(manifest.shipped.score)
+        detail = f"{scored} of {manifest.samples} samples when exported; they are not in the bundle"
+        yield Check(name=manifest.metric.name, verdict="not run", detail=detail)
 
 
 def _follows(measured: Measurement, now: Measurement, protocol: Protocol) -> bool:

@@ -283,9 +283,11 @@ def _progress(unit: str) -> Iterator[tuple[Progress, TaskID]]:
 
 def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
     """Show a search as it goes, then what came out; returns the exit code."""
+    from deploy.metric import ACCURACY
     from search.record import Chosen, EpochDone, Finished, Result, Started
 
     finished: Result | None = None
+    metric = ACCURACY
     events = _begun(events)
     times, figures = (TimeElapsedColumn(), TimeRemainingColumn()), TextColumn("{task.fields[now]}")
     columns = (TextColumn("{task.description}"), BarColumn(16), *times, figures)
@@ -293,13 +295,13 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
         task = bar.add_task("search", total=None, now="")
         for event in events:
             match event:
-                case Started(epochs=epochs, history=history):
+                case Started(epochs=epochs, history=history, metric=metric):
                     if history:
                         LOG.print(f"{len(history)} epochs are done already; going on")
                     bar.update(task, total=sum(epochs.values()), completed=len(history))
                 case EpochDone() as done:
                     price = f"{done.macs / 1e6:,.2f} M MACs" if done.latency_us is None else microseconds(done.latency_us)
-                    now = f"{done.accuracy:.2%}, {price}"
+                    now = f"{metric.words(done.score)}, {price}"
                     bar.update(task, advance=1, description=f"{done.phase} {done.epoch}/{done.epochs}", now=now)
                 case Chosen(choice=choice, latency=latency):
                     price = f", predicted {interval(latency)}" if latency else ""
@@ -311,7 +313,7 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
         print_json({"run": str(out), "result": finished})
         return 0
     view = _pair(str(out))
-    for name, show_of in _RESULT:
+    for name, show_of in ((finished.metric.name, lambda network: finished.metric.words(network.score)), *_RESULT):
         view.add_row(name, show_of(finished.unpruned) if finished.unpruned else "-", show_of(finished.shipped))
     view.add_row("free channels", "", str(sum(finished.free_channels.values())))
     if finished.budget_us is None:
@@ -325,12 +327,13 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
 def sweep(rows: "Iterator[Outcome]", *, out: Path, as_json: bool) -> int:
     """Show a sweep as it goes, then its table; returns the exit code: 1 where a search failed."""
     from search.sweep import outcomes, read
+    from search.sweep_page import metric_of
 
     rows, last = _begun(rows), dict[str, str]()
     with _progress("sweep") as (bar, task):
         bar.update(task, total=len(read(out).members))
         for row in rows:
-            shown = f"{row.accuracy:.2%}" if row.accuracy is not None else row.status
+            shown = _scored(row) if row.score is not None else row.status
             took = f", measured {microseconds(row.measured_us)}" if row.measured_us is not None else ""
             why = f": {row.why}" if row.why else ""
             if last.get(row.name) != (line := f"{row.name}: {shown}{took}{why}"):
@@ -343,12 +346,11 @@ def sweep(rows: "Iterator[Outcome]", *, out: Path, as_json: bool) -> int:
         print_json({"sweep": str(out), "runs": found})
         return code
     names = list(dict.fromkeys(name for row in found for name in row.settings))
-    view = Table("budget", *names, "seed", "accuracy", "latency", "predicted", "")
+    view = Table("budget", *names, "seed", metric_of(found).name, "latency", "predicted", "")
     for row in found:
-        accuracy = "-" if row.accuracy is None else f"{row.accuracy:.2%}"
         predicted, measured = (microseconds(us) if us else "-" for us in (row.predicted and row.predicted.us, row.measured_us))
         said = "on the front" if row.front else "" if row.status == "finished" else row.status
-        view.add_row(row.budget, *(row.settings.get(name, "") for name in names), str(row.seed), accuracy, measured, predicted, said)
+        view.add_row(row.budget, *(row.settings.get(name, "") for name in names), str(row.seed), _scored(row), measured, predicted, said)
     OUT.print(view)
     OUT.print(f"the page: lathe report {escape(str(out))}; the run for a budget: lathe sweep best {escape(str(out))} --budget-ms MS")
     return code
@@ -364,8 +366,12 @@ def best(row: "Outcome", directory: Path, *, as_json: bool) -> None:
         return
     latency = row.measured_us or (row.predicted.us if row.predicted else 0.0)
     how = "measured" if row.measured_us is not None else "predicted"
-    OUT.print(f"{escape(str(run))}: {row.accuracy:.2%}, {how} {microseconds(latency)}")
+    OUT.print(f"{escape(str(run))}: {_scored(row)}, {how} {microseconds(latency)}")
     OUT.print(f"ship it: lathe export {escape(str(run))} --out bundle")
+
+
+def _scored(row: "Outcome") -> str:
+    return "-" if row.metric is None or row.score is None else row.metric.words(row.score)
 
 
 def _choice(choice: "Choice") -> str:
@@ -375,7 +381,6 @@ def _choice(choice: "Choice") -> str:
 
 
 _RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    ("accuracy", lambda network: f"{network.accuracy:.2%}"),
     ("parameters", lambda network: f"{network.parameters:,}"),
     ("MACs", lambda network: f"{network.macs:,}"),
     ("predicted latency", lambda network: interval(network.predicted) if network.predicted else "-"),
@@ -388,19 +393,21 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
     with Progress(*columns, console=LOG, transient=True, disable=not LOG.is_terminal) as bar:
         task = bar.add_task("export")
         made = make(lambda step: bar.update(task, description=step))
+    from deploy.metric import ACCURACY
     from deploy.validate import share
 
     manifest = made.manifest
     if as_json:
         print_json({"bundle": str(made.directory), "manifest": manifest, "failures": manifest.failures})
         return 1 if manifest.failures else 0
+    metric = manifest.metric or ACCURACY
     view = Table(
         "step",
         "precision",
         "against first",
         "limit",
         "top-1 agreement",
-        "accuracy",
+        metric.name,
         "verdict",
         title=escape(str(made.directory)),
         title_justify="left",
@@ -413,7 +420,7 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
             f"{worst.relative:.1e}" if worst else "-",
             f"{step.limit:.0e}",
             share(worst.top1) if worst and worst.top1 else "-",
-            share(step.accuracy) if step.accuracy else "-",
+            metric.figure(step.score) if step.score else "-",
             step.verdict,
         )
     OUT.print(view)

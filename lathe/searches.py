@@ -34,6 +34,8 @@ class Search(Sizes):
     """latency table of the device that the network is for; without one MACs are the cost, and the budget is a fraction of them"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
+    task: str | None = None
+    """in the place of --data a task of one's own, FILE.py:FUNCTION: a function that makes a search.Task, with samples, loss and metric"""
     budget_ms: Milliseconds | None = None
     """latency that the network may take, in milliseconds"""
     budget_fraction: Fraction | None = None

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from search.record import Event as SearchEvent
     from search.space import Space
     from search.sweep import Outcome
+    from search.task import Task
 
 DEFAULT_NETWORKS = 48
 
@@ -326,8 +327,7 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     outputs.require_directory(command.out)
     require("torch", "train")
     from search import board, methods, record, session
-    from search import data as datasets
-    from search.method import Task
+    from search.method import Problem
     from search.methods.settings import recipe
 
     if (command.out / record.RUN).exists():
@@ -337,11 +337,10 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     table = command.table and load_table(command.table, warn)
     if table:
         _require_table(table, command)
-    channels, height, width = space_of(command.space, command).input_shape
-    if channels != 3 or height != width:
-        raise LatencyError(f"a search shows square images of three channels, and the network is for {channels}x{height}x{width}")
-    data = datasets.load(command.data, height)
-    space = space_of(command.space, command, len(data.labels))
+    space = space_of(command.space, command)
+    task = _task(command, space.input_shape)
+    if task.labels:
+        space = space_of(command.space, command, len(task.labels))
     methods.require_space(command.settings, space)
     if table:
         _predicted(table, space, space.network(), command)
@@ -350,10 +349,25 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     else:
         budget = _latency_budget(command, space, table) if table else _macs_budget(command, space)
     given = {name: getattr(command.settings, name) for name in command.given}
-    settings = recipe(type(command.settings), len(data.train), command.recipe, **given)
-    method = methods.method(settings, Task(space=space, data=data, table=table, budget=budget))
+    settings = recipe(type(command.settings), len(task.train), command.recipe, **given)
+    method = methods.method(settings, Problem(space=space, task=task, table=table, budget=budget))
     events = session.run(method, command.out, baseline=command.baseline)
     return board.with_tensorboard(events, command.out) if command.tensorboard else events
+
+
+def _task(command: "Search", input_shape: tuple[int, int, int]) -> "Task":
+    """What a search trains its networks for."""
+    from search import data, own_task
+
+    if command.task is not None:
+        if command.data != "digits":
+            raise LatencyError(f"--task {command.task} brings its own samples: leave out --data {command.data}")
+        return own_task.load(command.task)
+    channels, height, width = input_shape
+    if channels != 3 or height != width:
+        shape = f"{channels}x{height}x{width}"
+        raise LatencyError(f"--data {command.data} shows square images of three channels, and the network is for {shape}: give a --task")
+    return data.load(command.data, height)
 
 
 def sweep(command: "Sweep") -> "Iterator[Outcome]":
@@ -534,14 +548,17 @@ def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
 def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "ShippedBundle":
     import torch
 
-    from search import data as datasets
-    from search import finished, record
+    from search import data, finished, own_task, record
+    from search.spaces import own
 
     run = command.source
     found = finished.load(run)
     architecture, model, unpruned = found.architecture, found.network(), found.unpruned()
-    data = datasets.load(architecture.data, architecture.input_shape[1])
-    held_out = data.held_out
+    if own.is_own(architecture.data):
+        task = own_task.load(architecture.data, found.run.data_sha256)
+    else:
+        task = data.load(architecture.data, architecture.input_shape[1])
+    inputs, targets = task.held_out_batch(torch.arange(len(task.held_out)))
     threads = max(architecture.device.threads if architecture.device else 1, 1) if command.threads is None else command.threads
     budget_ms, provenance = command.budget_ms, {}
     if at_home := _is_device_of(architecture, command.target, threads):
@@ -557,15 +574,16 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     return ship(
         model,
         torch.zeros(1, *architecture.input_shape),
-        samples=data.normalise(held_out.images),
-        labels=held_out.labels,
+        samples=inputs,
+        labels=targets if task.labels else None,
+        quality=None if task.labels else task.quality(model, inputs, targets),
         baseline=unpruned,
         budget_ms=budget_ms,
         threads=threads,
         predicted=architecture.predicted if at_home else None,
         predicted_baseline=found.result.unpruned.predicted if at_home and found.result.unpruned else None,
         classes=architecture.labels,
-        preprocessing=msgspec.to_builtins(architecture.preprocessing),
+        preprocessing=msgspec.to_builtins(architecture.preprocessing or {}),
         provenance={
             **provenance,
             "method": architecture.method,

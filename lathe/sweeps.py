@@ -27,6 +27,8 @@ class Sweep(Sizes):
     """latency table of the device that the networks are for; without one MACs are the cost, and budgets are fractions of them"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
+    task: str | None = None
+    """in the place of --data a task of one's own, FILE.py:FUNCTION, see `lathe search METHOD --help`"""
     budget_ms: tuple[Milliseconds, ...] | None = None
     """latencies that the networks may take, in milliseconds, such as 0.5 0.7 1.0"""
     budget_fraction: tuple[Fraction, ...] | None = None
@@ -59,7 +61,7 @@ class Sweep(Sizes):
     def common(self) -> Iterator[str]:
         """What all runs are given on the command line of `lathe search METHOD`."""
         yield from ("--space", self.space, "--data", self.data, "--recipe", self.recipe)
-        for field in ("table", *(field.name for field in dataclasses.fields(Sizes))):
+        for field in ("table", "task", *(field.name for field in dataclasses.fields(Sizes))):
             if (value := getattr(self, field)) is not None:
                 yield from (f"--{field}", str(value))
 

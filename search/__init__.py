@@ -1,10 +1,19 @@
-"""Which network: search spaces as data, and searches over them under a latency budget. Importing it needs no torch."""
+"""Which network: search spaces as data, and searches over them under a latency budget.
+
+Importing it needs no torch; what trains does, and is imported when it is asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from search import spaces
 from search.architecture import Architecture, load_architecture
 from search.errors import SearchError
 from search.space import Choice, Space
 from search.spaces import Chain, Fixed, Layer, Layered, Prunable
+
+if TYPE_CHECKING:
+    from search.own_loop import masked
+    from search.task import Metric, Task
 
 __all__ = [
     "Architecture",
@@ -13,9 +22,20 @@ __all__ = [
     "Fixed",
     "Layer",
     "Layered",
+    "Metric",
     "Prunable",
     "SearchError",
     "Space",
+    "Task",
     "load_architecture",
+    "masked",
     "spaces",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from search import own_loop, task
+
+    return getattr(own_loop if name == "masked" else task, name)

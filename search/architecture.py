@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# architecture/3: preprocessing and labels are of image classification alone.
 # architecture/2: a choice of any space, with the space's record; `blocks` are those that ship, by their keys; `origin` of a prediction.
 # architecture/1: the layers of a chain, or the groups of a space of widths, each with its channels; the space by its name.
-SCHEMA = "architecture/2"
+SCHEMA = "architecture/3"
 
 MAX_WEIGHTS = 2**32
 """Most weights of a network that is built: 16 GiB."""
@@ -45,7 +46,7 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One network of a space: which, what it is fed with, and why it was chosen."""
 
-    schema: Literal["architecture/2"] = SCHEMA
+    schema: Literal["architecture/3"] = SCHEMA
     space: dict[str, Any]
     """record of the space that it was chosen from, as of `Space.record`"""
     choice: Choice
@@ -53,10 +54,11 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     blocks: tuple[str, ...]
     """keys of the blocks that ship, in the order in which they run; none where the space's record does not list its layers"""
     labels: tuple[str, ...]
-    """names of the classes"""
-    preprocessing: Preprocessing
+    """names of the classes; none of a network that does not classify"""
+    preprocessing: Preprocessing | None
+    """None where an input is not made of an image file"""
     data: str
-    """what it was trained on, as `search.data.load` takes it"""
+    """what it was trained on: data that `search.data.load` takes, or a task of one's own, FILE.py:FUNCTION"""
     predicted: Latency | None
     """None where no table was given, as are the next three"""
     budget_us: SampleUs | None
@@ -73,7 +75,7 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         space = self.origin()
-        if len(self.labels) != space.classes:
+        if self.labels and len(self.labels) != space.classes:
             raise ValueError(f"it has {space.classes} classes, and {len(self.labels)} labels")
         if (elements := math.prod(space.input_shape)) > MAX_ELEMENTS:
             raise ValueError(f"an input has {elements:,} numbers, and at most {MAX_ELEMENTS:,} are built")
@@ -183,7 +185,12 @@ def architecture_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
         record = {"kind": "chain", **facts, "layers": convs}
     choice = Choice(widths={layer.name: layer.width for layer in layers})
     found = () if record.get("places") == [] else keys(spaces.from_record(record), choice)
-    return {**kept, "schema": SCHEMA, "space": record, "choice": msgspec.to_builtins(choice), "blocks": found}
+    return {**kept, "schema": "architecture/2", "space": record, "choice": msgspec.to_builtins(choice), "blocks": found}
+
+
+def architecture_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """architecture/2 -> architecture/3: all were classifiers, whose fields are the same."""
+    return {**fields, "schema": SCHEMA}
 
 
 def load_architecture(path: str | Path) -> Architecture:
@@ -192,4 +199,4 @@ def load_architecture(path: str | Path) -> Architecture:
     Raises:
         SearchError: there is none, or it is damaged.
     """
-    return read_json(Path(path), Architecture, {"architecture/1": architecture_from_1})
+    return read_json(Path(path), Architecture, {"architecture/1": architecture_from_1, "architecture/2": architecture_from_2})

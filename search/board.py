@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from deploy.metric import ACCURACY, Metric
 from latency.errors import require
 from search.record import EpochDone, Event, Started
 
@@ -13,9 +14,9 @@ TENSORBOARD = "tensorboard"
 """Directory of the events, in that of the run."""
 
 
-def csv_of(history: Iterable[EpochDone]) -> bytes:
-    """A line an epoch; a column for every number and every part of the network that any epoch has."""
-    lines = [_line(done) for done in history]
+def csv_of(history: Iterable[EpochDone], metric: Metric) -> bytes:
+    """A line an epoch; a column for every number and every part of the network that any epoch has; scores by the name of the metric."""
+    lines = [_line(done, metric) for done in history]
     columns = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -24,16 +25,16 @@ def csv_of(history: Iterable[EpochDone]) -> bytes:
     return text.getvalue().encode()
 
 
-def _line(done: EpochDone) -> dict[str, Any]:
+def _line(done: EpochDone, metric: Metric) -> dict[str, Any]:
     parts = {"width": done.choice.widths, "option": done.choice.options, "depth": done.choice.depths}
     chosen = {f"{kind}.{name}": value for kind, found in parts.items() for name, value in found.items()}
-    return {"phase": done.phase, "epoch": done.epoch, **_numbers(done), **chosen}
+    return {"phase": done.phase, "epoch": done.epoch, **_numbers(done, metric), **chosen}
 
 
-def _numbers(done: EpochDone) -> Mapping[str, float]:
+def _numbers(done: EpochDone, metric: Metric) -> Mapping[str, float]:
     latency = {} if done.latency_us is None else {"latency_us": done.latency_us}
-    numbers = {"loss": done.loss, "train_accuracy": done.train_accuracy, "accuracy": done.accuracy, **latency, "macs": float(done.macs)}
-    return numbers | done.figures
+    scores = {f"train_{metric.name}": done.train_score, metric.name: done.score}
+    return {"loss": done.loss, **scores, **latency, "macs": float(done.macs), **done.figures}
 
 
 def require_tensorboard() -> None:
@@ -54,18 +55,19 @@ def with_tensorboard(events: Iterable[Event], out: Path) -> Iterator[Event]:
         MissingExtra: tensorboardX is not installed.
     """
     writing: Any = require("tensorboardX", "tensorboard")
-    writer, step = None, 0
+    writer, metric, step = None, ACCURACY, 0
     try:
         for event in events:
             if isinstance(event, Started):
                 for file in (out / TENSORBOARD).glob("events.out.tfevents.*"):
                     file.unlink()
+                metric = event.metric
                 writer = writing.SummaryWriter(str(out / TENSORBOARD), write_to_disk=True)
             done_now = event.history if isinstance(event, Started) else (event,) if isinstance(event, EpochDone) else ()
             for done in done_now:
                 assert writer is not None, "a run says first that it starts"
                 step += 1
-                for name, value in _numbers(done).items():
+                for name, value in _numbers(done, metric).items():
                     writer.add_scalar(f"{done.phase}/{name}", value, step)
                 for name, width in done.choice.widths.items():
                     writer.add_scalar(f"widths/{name}", width, step)

@@ -1,30 +1,23 @@
-"""Images in memory: scikit-learn's handwritten digits, or a folder of images a class."""
+"""Images of classes in memory: scikit-learn's handwritten digits, or a folder of images a class."""
 
-import hashlib
 import itertools
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from msgspec import Struct
-from msgspec.structs import replace
 from torch import Tensor
 
 from latency.errors import FileError, one_line
 from latency.files import open_regular
 from search.architecture import Preprocessing
-from search.augment import Augmentation, Images, augment
+from search.augment import Augmentation
+from search.classification import Classification, Split
 from search.errors import SearchError
-from search.transforms import parse
-
-Batch = Float[Tensor, "batch 3 height width"]
-Labels = Int[Tensor, " images"]
 
 HELD_OUT = 0.2
 """Share of every class that is held out where a data set has no test part of its own."""
@@ -32,123 +25,11 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KNOWN = "digits or folder:PATH"
 
 
-class Split(Struct, frozen=True, kw_only=True):
-    """Images and their classes."""
-
-    images: Tensor
-    """UInt8 [images, 3, height, width]"""
-    labels: Tensor
-    """Int64 [images]"""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-class Dataset(Struct, frozen=True, kw_only=True):
-    """Training images, held-out images, and how to show them to a network."""
-
-    name: str
-    """as `load` was asked for it"""
-    labels: tuple[str, ...]
-    """names of the classes"""
-    train: Split
-    held_out: Split
-    preprocessing: Preprocessing
-    augmentation: Augmentation
-
-    def sha256(self) -> str:
-        """Hash of every pixel and label of both parts."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.held_out):
-            digest.update(memoryview(split.images.numpy()))  # pyright: ignore[reportArgumentType]
-            digest.update(memoryview(split.labels.numpy()))  # pyright: ignore[reportArgumentType]
-        return digest.hexdigest()
-
-    def normalise(self, images: Images) -> Batch:
-        """What the network is fed with."""
-        mean, std = (
-            torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        return (images / 255 - mean) / std
-
-    def training_batches(self, size: int, generator: torch.Generator, rows: Tensor | None = None) -> "TrainingBatches":
-        """One epoch in random order, augmented; what does not fill a batch is left out this time.
-
-        Args:
-            size: images a batch; all images make one batch where there are fewer.
-            generator: the only source of randomness.
-            rows: indices of the training images to show, such as one of `random_parts`; all by default.
-        """
-        return TrainingBatches(self, size, generator, torch.arange(len(self.train)) if rows is None else rows)
-
-    def of_classes(self, classes: Sequence[int]) -> "Dataset":
-        """The images of some classes alone, whose labels are then their places among these.
-
-        Args:
-            classes: indices of different classes, ascending.
-        """
-
-        def only(split: Split) -> Split:
-            places = torch.full((len(self.labels),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))[split.labels]
-            return Split(images=split.images[places >= 0], labels=places[places >= 0])
-
-        labels = tuple(self.labels[index] for index in classes)
-        return replace(self, labels=labels, train=only(self.train), held_out=only(self.held_out))
-
-    def plain_batches(self, size: int, rows: Tensor) -> Iterator[tuple[Batch, Labels]]:
-        """Training images as they are, in the order of their indices `rows`."""
-        for part in rows.split(size):
-            yield self.normalise(self.train.images[part]), self.train.labels[part]
-
-    def augmented(self, changes: str) -> "Dataset":
-        """The same images, changed in training as `transforms.parse` reads it.
-
-        Raises:
-            SearchError: it cannot be read, or a transform does not fit the images.
-            MissingExtra: torchvision is needed, and not installed.
-        """
-        found = parse(changes)
-        if found is None:
-            return self
-        red, green, blue = (round(255 * mean) for mean in self.preprocessing.mean)
-        changed = replace(self, augmentation=Augmentation(transforms=found, fill=(red, green, blue)))
-        for transform in found:
-            if transform.name in ("crop", "cutout") and transform.amount >= min(self.preprocessing.size):
-                raise SearchError(
-                    f"--augment {transform.name}:{transform.amount:g} is no smaller than the images, {self.preprocessing.size}"
-                )
-        augment(self.train.images[:1], changed.augmentation, torch.Generator())  # what is missing is said before the training
-        return changed
-
-    def held_out_batches(self, size: int) -> Iterator[tuple[Batch, Labels]]:
-        """All held-out images, in an order that mixes the classes and never changes."""
-        for images, labels in zip(self.held_out.images.split(size), self.held_out.labels.split(size), strict=True):
-            yield self.normalise(images), labels
-
-
-@final
-class TrainingBatches:
-    """One epoch of some training images; see `Dataset.training_batches`."""
-
-    def __init__(self, data: Dataset, size: int, generator: torch.Generator, rows: Tensor) -> None:
-        self._data, self._size, self._generator, self._rows = data, min(size, len(rows)), generator, rows
-
-    def __len__(self) -> int:
-        return len(self._rows) // self._size
-
-    def __iter__(self) -> Iterator[tuple[Batch, Labels]]:
-        data = self._data
-        order = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
-        for rows in order[: len(self) * self._size].split(self._size):
-            images = augment(data.train.images[rows], data.augmentation, self._generator)
-            yield data.normalise(images), data.train.labels[rows]
-
-
 def random_parts(count: int, shares: Sequence[float], generator: torch.Generator) -> list[Tensor]:
-    """Indices of disjoint random subsets of `count` images, such as 80 % and 20 %.
+    """Indices of disjoint random subsets of `count` samples, such as 80 % and 20 %.
 
     Args:
-        count: number of images.
+        count: number of samples.
         shares: of each subset, above 0, at most 1 together; the boundaries between subsets are rounded.
         generator: the only source of randomness: a new draw for every epoch, or one that is seeded alike for fixed subsets.
 
@@ -161,11 +42,11 @@ def random_parts(count: int, shares: Sequence[float], generator: torch.Generator
     ends = [0, *(round(count * end) for end in itertools.accumulate(shares))]
     parts = [order[start:end] for start, end in itertools.pairwise(ends)]
     if not all(map(len, parts)):
-        raise SearchError(f"{count} training images are too few to be divided into shares of {', '.join(map(str, shares))}")
+        raise SearchError(f"{count} training samples are too few to be divided into shares of {', '.join(map(str, shares))}")
     return parts
 
 
-def load(name: str, resolution: int) -> Dataset:
+def load(name: str, resolution: int) -> Classification:
     """Load `digits` or `folder:PATH` at resolution x resolution pixels.
 
     Raises:
@@ -180,7 +61,7 @@ def load(name: str, resolution: int) -> Dataset:
     raise SearchError(f"unknown data {name!r}: known are {KNOWN}")
 
 
-def digits(resolution: int = 32) -> Dataset:
+def digits(resolution: int = 32) -> Classification:
     """1797 handwritten digits of 8x8 pixels (scikit-learn's copy of the UCI test set), enlarged; a fifth of each class is held out."""
     from sklearn.datasets import load_digits
 
@@ -192,7 +73,7 @@ def digits(resolution: int = 32) -> Dataset:
     return _dataset("digits", tuple("0123456789"), train, held_out, Augmentation(shift_px=resolution // 12, flip=False))
 
 
-def folder(path: Path, resolution: int) -> Dataset:
+def folder(path: Path, resolution: int) -> Classification:
     """Images in PATH/train/CLASS and PATH/test/CLASS, or in PATH/CLASS, of which a fifth of each class is then held out.
 
     Every image is decoded once and kept as 8-bit RGB.
@@ -221,7 +102,7 @@ def folder(path: Path, resolution: int) -> Dataset:
     return _dataset(name, labels, *_stratified(every.images, every.labels), augmentation)
 
 
-def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, augmentation: Augmentation) -> Dataset:
+def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, augmentation: Augmentation) -> Classification:
     # Classes mixed, always in the same way: a batch, or the first few images, then stand for all.
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
     held_out = Split(images=held_out.images[order], labels=held_out.labels[order])
@@ -232,7 +113,7 @@ def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, 
         mean=_triple([round(float(channel.mean()), 6) for channel in channels]),
         std=_triple([max(round(float(channel.std()), 6), 1e-3) for channel in channels]),
     )
-    return Dataset(name=name, labels=labels, train=train, held_out=held_out, preprocessing=preprocessing, augmentation=augmentation)
+    return Classification(name=name, labels=labels, train=train, held_out=held_out, preprocessing=preprocessing, augmentation=augmentation)
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:

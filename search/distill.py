@@ -1,13 +1,10 @@
 """Losses of a classifier: towards its labels, and towards what a trained network, the teacher, says of the same images."""
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from search.methods.settings import Distillation, Settings
+from search.methods.settings import Distillation
 
 Logits = Float[Tensor, "images classes"]
 Labels = Int[Tensor, " images"]
@@ -58,27 +55,3 @@ def classification_loss(
         return hard
     match = soft_cross_entropy if kind == "tas" else soft_divergence
     return weight * hard + (1 - weight) * match(logits, teacher, temperature)
-
-
-def task_loss(settings: Settings, teacher: nn.Module | None) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """What a network is trained towards by the settings: a loss of logits, labels and images.
-
-    Args:
-        settings: of the method.
-        teacher: in evaluation mode, where the network is to match one.
-    """
-
-    def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            said = None if teacher is None else teacher(images)
-        return classification_loss(
-            logits,
-            labels,
-            label_smoothing=settings.label_smoothing,
-            teacher=said,
-            kind=settings.distill,
-            weight=settings.distill_weight,
-            temperature=settings.temperature,
-        )
-
-    return loss

@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 
 from latency import Latency, LatencyTable
 from search.budget import Budget
-from search.data import Dataset
 from search.errors import SearchError
 from search.methods.settings import Settings
 from search.space import Choice, Space
+from search.task import Task
 from search.train import Part
 
 S = TypeVar("S", bound=Settings)
@@ -51,7 +51,7 @@ class Epoch:
     index: int
     """in its phase, from 0"""
     order: torch.Generator
-    """for the order of the images and their augmentation"""
+    """for the order of the samples and their augmentation"""
     noise: torch.Generator
     """for what the method itself draws; dropout and its like draw from torch's global state, which is seeded too"""
     teacher: nn.Module | None = None
@@ -59,33 +59,26 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What a method is given: a space, images, a budget, and what networks cost.
+class Problem:
+    """What a method is given: a space, a task, a budget, and what networks cost.
 
     Raises:
-        SearchError: the images do not fit the space.
+        SearchError: the task or the budget does not fit the space.
     """
 
     space: Space
-    data: Dataset
+    task: Task
+    """what its networks are trained for"""
     table: LatencyTable | None
     """covers the space; without one the cost of a network is its multiply-accumulates"""
     budget: Budget
     """what the network may cost: latency with a table, multiply-accumulates without one"""
 
     def __post_init__(self) -> None:
-        classes, size = len(self.data.labels), self.data.preprocessing.size
         if self.budget.unit != ("us" if self.table else "macs"):
             known = "latency, so the budget is one of latency" if self.table else "multiply-accumulates alone without a table"
             raise SearchError(f"a budget of {self.budget} cannot be held against what is known: {known}")
-        if self.space.classes != classes:
-            raise SearchError(
-                f"{self.data.name} has {classes} classes, the space {self.space.classes}: profile and search with --classes {classes}"
-            )
-        if self.space.input_shape[1:] != size:
-            raise SearchError(
-                f"the images of {self.data.name} are {size}, the space takes {self.space.input_shape[1:]}: load them at its resolution"
-            )
+        self.task.require_fit(self.space)
 
     @property
     def example(self) -> Tensor:
@@ -113,11 +106,11 @@ class Method(ABC, Generic[S]):
 
     Attributes:
         settings: every number of it.
-        task: what it works on.
+        problem: what it works on.
     """
 
-    def __init__(self, settings: S, task: Task) -> None:
-        self.settings, self.task = settings, replace(task, data=task.data.augmented(settings.augment))
+    def __init__(self, settings: S, problem: Problem) -> None:
+        self.settings, self.problem = settings, replace(problem, task=problem.task.prepared(settings))
 
     @property
     def name(self) -> str:
@@ -145,7 +138,7 @@ class Method(ABC, Generic[S]):
 
     @abstractmethod
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """What an epoch trains, on which images and towards what.
+        """What an epoch trains, on which samples and towards what.
 
         Args:
             epoch: which.
@@ -153,9 +146,9 @@ class Method(ABC, Generic[S]):
             optimizers: of the phase, in order.
         """
 
-    def data(self, phase: Phase) -> Dataset:
-        """The images that a phase is trained and evaluated on."""
-        return self.task.data
+    def task(self, phase: Phase) -> Task:
+        """What a phase is trained for, and evaluated on."""
+        return self.problem.task
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """An epoch is over; returns numbers of it that are worth keeping, by name."""

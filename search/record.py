@@ -1,5 +1,6 @@
 """What a search says while it runs and what it leaves behind: events, history, result, and the directory of a run."""
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,19 +9,21 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from deploy.metric import Metric
 from latency import Latency
 from latency.decoding import MAX_JSON_BYTES
 from latency.files import MAX_FILE_BYTES, beside, raised_as, sha256, write_whole
-from latency.values import Count, Kept, Macs, OptionalSha256, SampleUs, Sha256, Share, Single
+from latency.values import Count, Kept, Macs, OptionalSha256, SampleUs, Sha256, Single
 from search.architecture import Architecture
 from search.errors import SearchError
-from search.files import read_json, read_json_lines, to_json, upgraded
+from search.files import Upgrade, read_json, read_json_lines, to_json, upgraded
 from search.space import Choice
 
 RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "checkpoint.safetensors"
 CSV, USAGE = "history.csv", "usage.jsonl"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
+# run/3: the metric of the task; result/3 and history/3: scores and their standard errors, where /2 had accuracies.
 # run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.
 # result/2: a network is a choice by names, of any space; the run and the weights have their hashes. In result/1 it was a list of widths;
 # a prediction had no `origin`.
@@ -29,10 +32,13 @@ ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "b
 # usage/1: what each epoch took; a line that names the schema comes first.
 _AGAIN = "run `lathe search` again, into a new directory"
 
-RUN_SCHEMA = "run/2"
-RESULT_SCHEMA = "result/2"
-HISTORY_SCHEMA = "history/2"
+RUN_SCHEMA = "run/3"
+RESULT_SCHEMA = "result/3"
+HISTORY_SCHEMA = "history/3"
 USAGE_SCHEMA = "usage/1"
+
+Spread = Annotated[float, Meta(ge=0, le=3.5e38)]
+"""A standard error."""
 
 
 class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,10 +51,12 @@ class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """of the phase"""
     loss: Single
     """mean over the epoch, penalty included"""
-    train_accuracy: Share
-    """share of the training images that were right when they were shown"""
-    accuracy: Share
-    """share of the held-out images that are right now; of a network that changes from step to step, with the statistics of each batch"""
+    train_score: Single
+    """the task's metric on the training samples when they were shown"""
+    score: Single
+    """the same on the held-out samples now; of a network that changes from step to step, with the statistics of each batch"""
+    score_error: Spread | None
+    """standard error of that; None of an earlier version"""
     choice: Choice
     """the network that the method has now"""
     latency_us: SampleUs | None
@@ -68,7 +76,7 @@ class Usage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """of the phase, from 1"""
     steps: Count
     seconds: Annotated[float, Meta(ge=0)]
-    """of all steps, with the reading of their images"""
+    """of all steps, with the reading of their samples"""
     saved_bytes: Count
     """what the forward pass of the largest step keeps for its gradients, on one device"""
 
@@ -80,6 +88,8 @@ class Started(Struct, frozen=True, kw_only=True):
     """of every phase, in order"""
     history: tuple[EpochDone, ...]
     """of the epochs that are done already"""
+    metric: Metric
+    """what the scores are"""
 
 
 class Chosen(Struct, frozen=True, kw_only=True):
@@ -94,8 +104,10 @@ class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One network with its figures; parameters and MACs as deployed."""
 
     choice: Choice
-    accuracy: Share
-    """share of the held-out images"""
+    score: Single
+    """the metric on the held-out samples"""
+    score_error: Spread
+    """its standard error"""
     parameters: Count
     macs: Count
     predicted: Latency | None
@@ -105,12 +117,14 @@ class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What came out, against where it started: `result.json`."""
 
-    schema: Literal["result/2"] = RESULT_SCHEMA
+    schema: Literal["result/3"] = RESULT_SCHEMA
     run_sha256: OptionalSha256
     """of `run.json`; "" in a run of the first version, as that of the weights"""
     architecture_sha256: Sha256
     weights_sha256: OptionalSha256
-    held_out_images: Count
+    metric: Metric
+    """what the scores are"""
+    held_out_samples: Count
     budget_us: SampleUs | None
     budget_macs: Macs | None = None
     """in the place of microseconds, where no table was given"""
@@ -135,7 +149,7 @@ Event = Started | EpochDone | Chosen | Finished
 class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that determines a run: `run.json`."""
 
-    schema: Literal["run/2"] = RUN_SCHEMA
+    schema: Literal["run/3"] = RUN_SCHEMA
     method: str
     settings: dict[str, Any]
     space: dict[str, Any]
@@ -145,7 +159,11 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """in the place of microseconds, where no table was given"""
     table_sha256: OptionalSha256
     data: str
-    data_sha256: Sha256
+    """what it is trained on: data that `lathe` knows by name, or a task of one's own, FILE.py:FUNCTION"""
+    data_sha256: OptionalSha256
+    """of every sample; of a task of one's own, of the file that makes it"""
+    metric: Metric
+    """what its networks are judged by"""
     baseline_sha256: OptionalSha256 = ""
     """of the trained unpruned network that it started from; "" where it trained one"""
     teacher_sha256: str = ""
@@ -162,7 +180,7 @@ def open_run(out: Path, run: Run) -> str:
     """
     file = out / RUN
     if file.exists():
-        if (schema := read_json(file, dict).get("schema")) == "run/1":
+        if (schema := read_json(file, dict).get("schema")) in ("run/1", "run/2"):
             raise SearchError(
                 f"{out} holds a run of an earlier version ({schema}), which can be exported and reported, not continued: "
                 "choose another --out"
@@ -194,7 +212,7 @@ def read_run(out: Path) -> Run:
     Raises:
         SearchError: there is none, or it is damaged.
     """
-    return read_json(out / RUN, Run, {"run/1": run_from_1})
+    return read_json(out / RUN, Run, {"run/1": run_from_1, "run/2": run_from_2})
 
 
 def read_result(out: Path, run: Run) -> Result:
@@ -203,7 +221,8 @@ def read_result(out: Path, run: Run) -> Result:
     Raises:
         SearchError: there is none, it is damaged, or a file that it is of was changed.
     """
-    result = read_json(out / RESULT, Result, {"result/1": lambda fields: result_from_1(fields, group_names(run))})
+    upgrades = {"result/1": lambda fields: result_from_1(fields, group_names(run)), "result/2": result_from_2}
+    result = read_json(out / RESULT, Result, upgrades)
     _require_unchanged(out, result)
     return result
 
@@ -243,13 +262,16 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
     lines = list(read_json_lines(path, dict))
     if not lines:
         raise SearchError(f"{path} is empty: {_AGAIN}")
+    schema, begin = "history/1", 0
     if "schema" in lines[0]:
-        _require_schema(path, lines[0], HISTORY_SCHEMA)
-        return tuple(upgraded(line, EpochDone, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
-    names = group_names(run)
-    each = enumerate(({"schema": "history/1", **line} for line in lines), 1)
-    upgrades = {"history/1": lambda fields: epoch_from_1(fields, names, penalised=run.method == "pas")}
-    return tuple(upgraded(line, EpochDone, upgrades, f"{path}, line {number},") for number, line in each)
+        schema, begin = _require_schema(path, lines[0], HISTORY_SCHEMA, "history/2"), 1
+    if schema != HISTORY_SCHEMA:
+        lines[begin:] = [{"schema": schema, **line} for line in lines[begin:]]
+    upgrades: dict[str, Upgrade] = {
+        "history/1": lambda fields: epoch_from_1(fields, group_names(run), penalised=run.method == "pas"),
+        "history/2": epoch_from_2,
+    }
+    return tuple(upgraded(line, EpochDone, upgrades, f"{path}, line {number},") for number, line in enumerate(lines[begin:], begin + 1))
 
 
 def write_usage(out: Path, usage: Iterable[Usage]) -> None:
@@ -274,12 +296,14 @@ def read_usage(out: Path) -> tuple[Usage, ...]:
     return tuple(upgraded(line, Usage, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
 
 
-def _require_schema(path: Path, line: Mapping[str, Any], known: str) -> None:
-    """Check a first line, which names the schema alone."""
-    if (schema := line["schema"]) != known:
-        raise SearchError(f"{path} has the schema {schema!r}, known is {known}: read it by the version of lathe that wrote it")
+def _require_schema(path: Path, line: Mapping[str, Any], *known: str) -> str:
+    """The schema of a first line, which names that alone."""
+    schema = line["schema"]
+    if schema not in known:
+        raise SearchError(f"{path} has the schema {schema!r}, known is {' or '.join(known)}: read it by the version of lathe that wrote it")
     if strange := line.keys() - {"schema"}:
-        raise SearchError(f"{path}, line 1, has the field {min(strange)!r}, which {known} does not: {_AGAIN}")
+        raise SearchError(f"{path}, line 1, has the field {min(strange)!r}, which {schema} does not: {_AGAIN}")
+    return schema
 
 
 # Upgrades. A run of the first version was of widths: which group each belongs to is in its space.
@@ -318,7 +342,36 @@ def epoch_from_1(fields: Mapping[str, Any], names: list[str], *, penalised: bool
     if penalised and fields["phase"] == "search":
         figures["beta"] = fields["beta"]
     kept = {name: value for name, value in fields.items() if name not in ("schema", "widths", "returned", "beta")}
-    return {"macs": 0, **kept, "choice": _choice_from_1(fields["widths"], names), "figures": figures}
+    return {"macs": 0, **kept, "schema": "history/2", "choice": _choice_from_1(fields["widths"], names), "figures": figures}
+
+
+_ACCURACY = {"name": "accuracy", "unit": "%"}
+"""What every run was judged by before the third version."""
+
+
+def run_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """run/2 -> run/3: the metric is the accuracy."""
+    return {**fields, "schema": "run/3", "metric": _ACCURACY}
+
+
+def result_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """result/2 -> result/3: accuracies become scores, with the standard error of a share of the held-out images."""
+    images = fields["held_out_images"]
+
+    def network(found: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in found.items() if name != "accuracy"}
+        share = found["accuracy"]
+        return {**kept, "score": share, "score_error": math.sqrt(share * (1 - share) / images)}
+
+    kept = {name: value for name, value in fields.items() if name != "held_out_images"}
+    networks = {name: fields[name] and network(fields[name]) for name in ("unpruned", "shipped")}
+    return {**kept, **networks, "schema": "result/3", "metric": _ACCURACY, "held_out_samples": images}
+
+
+def epoch_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of history/2 -> history/3: accuracies become scores, whose standard errors were not kept."""
+    kept = {name: value for name, value in fields.items() if name not in ("schema", "train_accuracy", "accuracy")}
+    return {**kept, "train_score": fields["train_accuracy"], "score": fields["accuracy"], "score_error": None}
 
 
 def _choice_from_1(widths: list[int], names: list[str]) -> dict[str, Any]:

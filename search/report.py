@@ -11,6 +11,7 @@ from deploy import bundle, page
 from deploy import report as shipped
 from deploy.bundle import Layer
 from deploy.errors import BundleError
+from deploy.metric import Metric
 from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Cell, Page, Picture, Row, Section
 from latency import LatencyTable, plot
 from latency.units import interval, microseconds
@@ -121,7 +122,7 @@ def _page_of_run(directory: Path, search: _Search, drawn: Sequence[Picture], tab
         subtitle=f"Search by {search.run.method} on {search.run.data}.",
         headline="The search is finished." if finished else f"The search is not finished: {epochs} epochs so far.",
         rows=tuple(_main_table(search.result)) if search.result else (),
-        note="Accuracy on held-out data; parameters and MACs as deployed; latency by the table, with its interval of 95 %.",
+        note="Metric on held-out data; parameters and MACs as deployed; latency by the table, with its interval of 95 %.",
         body=(*about, *kept, *_pictures(search), *drawn, _origin(search, table, versions=True)),
     )
 
@@ -130,7 +131,7 @@ def _main_table(result: Result) -> Iterator[Row]:
     def row(name: str, show: Callable[[NetworkResult], str]) -> Row:
         return Row(name, show(result.unpruned) if result.unpruned else "-", show(result.shipped))
 
-    yield row("accuracy", lambda network: f"{network.accuracy:.2%}")
+    yield row(result.metric.name, lambda network: result.metric.words(network.score))
     yield row("parameters", lambda network: f"{network.parameters:,}")
     yield row("MACs", lambda network: f"{network.macs:,}")
     yield row("predicted latency", lambda network: interval(network.predicted) if network.predicted else "-")
@@ -150,7 +151,7 @@ def _architecture(search: _Search) -> Section:
     order = dict.fromkeys([*(layer.name for layer in search.layers), *now])
     return Section(
         title="Architecture",
-        note=f"{space.name}; input {' × '.join(map(str, space.input_shape))}; {space.classes} classes.",
+        note=f"{space.name}; input {' × '.join(map(str, space.input_shape))}; {space.classes} {'classes' if found.labels else 'outputs'}.",
         columns=("part", "chosen", "largest"),
         lines=[(part, now[part], most[part]) for part in order],
     )
@@ -187,8 +188,9 @@ def _pictures(search: _Search) -> Iterator[Picture]:
     if search.history and isinstance(space, Layered):
         yield layered_pictures.network(space, search.history[-1].choice)
     if search.history:
-        caption = "After every epoch: accuracy on held-out data, and the latency that the table predicts. Dotted lines part the phases."
-        yield Picture("Training", caption, 4.2, partial(_training, history=search.history, budget_us=search.run.budget_us))
+        metric = search.run.metric
+        caption = f"After every epoch: {metric.name} on held-out data, and latency by the table. Dotted lines part the phases."
+        yield Picture("Training", caption, 4.2, partial(_training, history=search.history, metric=metric, budget_us=search.run.budget_us))
     if search.usage:
         caption = "Of every epoch: mean time of a training step, and what its forward pass keeps in memory for the gradients."
         yield Picture("Time and memory", caption, 4.2, partial(_usage, usage=search.usage))
@@ -254,11 +256,11 @@ def _table_pictures(table: LatencyTable | None) -> Iterator[Any]:
     yield from plot.pictures(table, plot.Palette(INK, PAPER, FIRST, SECOND)) if table else ()
 
 
-def _training(figure: Any, history: Sequence[EpochDone], budget_us: float | None) -> None:
+def _training(figure: Any, history: Sequence[EpochDone], metric: Metric, budget_us: float | None) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(history) + 1)
-    top.plot(epochs, [100 * epoch.accuracy for epoch in history], color=FIRST)
-    top.set_ylabel("accuracy, %")
+    top.plot(epochs, [metric.on_axis(epoch.score) for epoch in history], color=FIRST)
+    top.set_ylabel(metric.axis)
     latencies = [epoch.latency_us for epoch in history if epoch.latency_us is not None]
     bottom.plot(epochs, latencies or [epoch.macs / 1e6 for epoch in history], color=SECOND)
     bottom.set_ylabel("predicted, µs" if latencies else "million MACs")

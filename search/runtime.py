@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from search.errors import SearchError
 from search.methods.settings import MemoryFormat, Precision
@@ -67,29 +68,37 @@ class Runtime:
         """A network on the device, in evaluation mode, whose weights are not trained."""
         return self._fabric.to_device(network.to(memory_format=self._memory_format)).eval().requires_grad_(False)  # type: ignore[call-overload]
 
-    def send(self, x: Tensor) -> Tensor:
-        """A tensor on the device; images get the memory format."""
-        x = x.to(self._fabric.device)
-        return x.contiguous(memory_format=self._memory_format) if x.ndim == 4 else x
+    def send(self, batch: Any) -> Any:
+        """A tensor, or a tree of tensors, on the device; images get the memory format."""
 
-    def share(self, batch: Tensor) -> Tensor:
-        """What this process has to do of a batch.
+        def sent(x: Tensor) -> Tensor:
+            x = x.to(self._fabric.device)
+            return x.contiguous(memory_format=self._memory_format) if x.ndim == 4 else x
+
+        return tree_map(sent, batch)
+
+    def share(self, batch: Any) -> Any:
+        """What this process has to do of a batch: a tensor, or a tree of tensors, that have the samples along their first dimension.
 
         Raises:
             SearchError: the batch cannot be divided equally among the processes.
         """
-        if len(batch) % self.ranks:
-            raise SearchError(f"a batch of {len(batch)} images cannot be divided among {self.ranks} devices: give another --batch")
-        return batch.chunk(self.ranks)[self.rank]
 
-    def forward(self, network: nn.Module, images: Tensor) -> Tensor:
-        """What a network says of images of this process.
+        def part(x: Tensor) -> Tensor:
+            if len(x) % self.ranks:
+                raise SearchError(f"a batch of {len(x)} samples cannot be divided among {self.ranks} devices: give another --batch")
+            return x.chunk(self.ranks)[self.rank]
+
+        return tree_map(part, batch)
+
+    def forward(self, network: nn.Module, inputs: Tensor) -> Any:
+        """What a network makes of inputs of this process.
 
         Raises:
             PeerLost: another process of the run has ended.
         """
         with self._peers():
-            return network(images)
+            return network(inputs)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss to those of the parameters, averaged over all processes.

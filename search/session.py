@@ -21,7 +21,6 @@ from latency.files import sha256, write_whole
 from reparam import count, fuse, squeeze
 from search import board, checkpoint, finished, record
 from search.architecture import Architecture, keys, load_architecture
-from search.data import Dataset
 from search.drop_path import drop_path
 from search.ema import WeightAverage
 from search.errors import SearchError
@@ -32,7 +31,8 @@ from search.network import load_weights, save_weights
 from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, Result, Run, Started, Usage, open_run
 from search.runtime import Runtime
 from search.space import Choice
-from search.train import evaluate, train_epoch
+from search.task import Task
+from search.train import Evaluation, evaluate, train_epoch
 
 EVALUATION_BATCH = 256
 
@@ -41,7 +41,7 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
     """Run a method, or go on with it; write what it does and what comes out to a directory.
 
     Args:
-        method: what to run, with its settings and its task; new, whether or not the run is.
+        method: what to run, with its settings and its problem; new, whether or not the run is.
         out: the run's directory.
         baseline: directory of another run of the space, whose first phase is where this one starts, instead of running its own.
 
@@ -52,18 +52,19 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
         SearchError: the directory holds something else, the baseline cannot be used, or the training diverges.
         ReparamError: the network cannot be read, fused or squeezed; the node is named.
     """
-    task = method.task
+    problem = method.problem
     start = _Start(method, baseline)
     runtime = Runtime(method.settings.devices, method.settings.train_precision, method.settings.memory_format)
     described = Run(
         method=method.name,
         settings=msgspec.to_builtins(method.settings),
-        space=task.space.record(),
-        budget_us=task.budget.us,
-        budget_macs=task.budget.macs,
-        table_sha256=task.table.sha256 if task.table else "",
-        data=task.data.name,
-        data_sha256=task.data.sha256(),
+        space=problem.space.record(),
+        budget_us=problem.budget.us,
+        budget_macs=problem.budget.macs,
+        table_sha256=problem.table.sha256 if problem.table else "",
+        data=problem.task.name,
+        data_sha256=problem.task.sha256(),
+        metric=problem.task.metric,
         baseline_sha256=start.sha256,
         teacher_sha256=_teacher_sha256(method),
         versions={name: importlib.metadata.version(name) for name in ("torch", "lightning-fabric", "numpy")},
@@ -106,7 +107,7 @@ class _Session:
     """A run in progress."""
 
     def __init__(self, method: Method[Any], out: Path, start: _Start, run_sha256: str, runtime: Runtime) -> None:
-        self.method, self.task, self.out, self.start, self.run_sha256 = method, method.task, out, start, run_sha256
+        self.method, self.problem, self.out, self.start, self.run_sha256 = method, method.problem, out, start, run_sha256
         self.runtime = runtime
         self.history: tuple[EpochDone, ...] = ()
         self.usage: tuple[Usage, ...] = ()
@@ -125,7 +126,8 @@ class _Session:
                 self.method.restore(head.method)
         else:
             self.network = self.start.trained(self.method)
-        yield Started(epochs={phase.name: phase.epochs for phase in self.start.phases}, history=self.history)
+        epochs = {phase.name: phase.epochs for phase in self.start.phases}
+        yield Started(epochs=epochs, history=self.history, metric=self.problem.task.metric)
         for phase in self.start.phases[begin:]:
             yield from self._phase(phase, states)
             states = None
@@ -142,7 +144,7 @@ class _Session:
             self.network = network = self.method.network(phase, self.network)
         if states is None and phase.decides:
             choice = self.method.choice()
-            yield Chosen(choice=choice, latency=self.task.latency(choice))
+            yield Chosen(choice=choice, latency=self.problem.latency(choice))
         teacher = self._teacher() if phase.distils and self.method.settings.distill != "none" else None
         optimizers = self.method.optimizers(phase, network)
         wrapped, wrapped_optimizers = self.runtime.setup(network, optimizers)
@@ -192,41 +194,42 @@ class _Session:
         assert self.network is not None
         rate = 0.0 if phase.batch_statistics else self.method.settings.drop_path
         noise = _generator(f"{name}/branches")
-        branches = drop_path(self.network, self.task.example, rate, noise, rank=self.runtime.rank, ranks=self.runtime.ranks)
+        branches = drop_path(self.network, self.problem.example, rate, noise, rank=self.runtime.rank, ranks=self.runtime.ranks)
         stepped = average.update if average else lambda: None
         with _seeded(_seed(f"{name}/dropout")), branches:
             parts = self.method.parts(epoch, self.network, optimizers)
-            score = train_epoch(wrapped, parts, runtime=self.runtime, stepped=stepped)
+            trained = train_epoch(wrapped, parts, task=self.method.task(phase), runtime=self.runtime, stepped=stepped)
         figures = self.method.ended(epoch, self.network)
         with average.in_place() if average else contextlib.nullcontext():
-            accuracy = self._accuracy(wrapped, self.method.data(phase), batch_statistics=phase.batch_statistics)
+            evaluated = self._evaluated(wrapped, self.method.task(phase), batch_statistics=phase.batch_statistics)
         shippable = self.method.shippable()
-        latency = self.task.latency(shippable)
+        latency = self.problem.latency(shippable)
         done = EpochDone(
             phase=phase.name,
             epoch=index + 1,
             epochs=phase.epochs,
-            loss=score.loss,
-            train_accuracy=score.accuracy,
-            accuracy=accuracy,
+            loss=trained.loss,
+            train_score=trained.score,
+            score=evaluated.score,
+            score_error=evaluated.error,
             choice=self.method.choice(),
             latency_us=latency and latency.us,
-            macs=self.task.macs(shippable),
+            macs=self.problem.macs(shippable),
             figures=figures,
         )
         self.history = (*self.history, done)
-        took = Usage(phase=phase.name, epoch=index + 1, steps=score.steps, seconds=score.seconds, saved_bytes=score.saved_bytes)
+        took = Usage(phase=phase.name, epoch=index + 1, steps=trained.steps, seconds=trained.seconds, saved_bytes=trained.saved_bytes)
         self.usage = (*self.usage, took)
 
-    def _accuracy(self, network: nn.Module, data: Dataset, *, batch_statistics: bool = False) -> float:
-        batches = data.held_out_batches(EVALUATION_BATCH)
-        return evaluate(network, batches, runtime=self.runtime, batch_statistics=batch_statistics).accuracy
+    def _evaluated(self, network: nn.Module, task: Task, *, batch_statistics: bool = False) -> Evaluation:
+        batches = task.held_out_batches(EVALUATION_BATCH)
+        return evaluate(network, batches, task=task, runtime=self.runtime, batch_statistics=batch_statistics)
 
     def _save(self, optimizers: Sequence[Optimizer], average: WeightAverage | None) -> None:
         assert self.network is not None
         record.write_history(self.out, self.history)
         record.write_usage(self.out, self.usage)
-        write_whole(self.out / record.CSV, board.csv_of(self.history))
+        write_whole(self.out / record.CSV, board.csv_of(self.history, self.problem.task.metric))
         states = {f"optimizer{index}": optimizer.state_dict() for index, optimizer in enumerate(optimizers)}
         if average:
             states["average"] = average.state_dict()
@@ -237,21 +240,21 @@ class _Session:
     def _finish(self) -> Finished:
         """Write what came out; the result last, which says that the run is complete."""
         assert self.network is not None
-        task, choice = self.task, self.method.choice()
+        problem, choice = self.problem, self.method.choice()
         unpruned = self._unpruned()
-        header = task.table and task.table.header
+        header = problem.table and problem.table.header
         architecture = Architecture(
-            space=task.space.record(),
+            space=problem.space.record(),
             choice=choice,
-            blocks=keys(task.space, choice),
-            labels=task.data.labels,
-            preprocessing=task.data.preprocessing,
-            data=task.data.name,
-            predicted=task.latency(choice),
-            budget_us=task.budget.us,
+            blocks=keys(problem.space, choice),
+            labels=problem.task.labels,
+            preprocessing=problem.task.preprocessing,
+            data=problem.task.name,
+            predicted=problem.latency(choice),
+            budget_us=problem.budget.us,
             device=header and header.device,
             runtime=header and header.runtime,
-            table_sha256=task.table.sha256 if task.table else "",
+            table_sha256=problem.table.sha256 if problem.table else "",
             method=self.method.name,
             seed=self.method.settings.seed,
             options=msgspec.to_builtins(self.method.settings),
@@ -262,11 +265,12 @@ class _Session:
             run_sha256=self.run_sha256,
             architecture_sha256=architecture.sha256,
             weights_sha256=sha256(self.out / record.WEIGHTS),
-            held_out_images=len(task.data.held_out),
-            budget_us=task.budget.us,
-            budget_macs=task.budget.macs,
+            metric=problem.task.metric,
+            held_out_samples=len(problem.task.held_out),
+            budget_us=problem.budget.us,
+            budget_macs=problem.budget.macs,
             unpruned=unpruned,
-            shipped=self._result(self.network, choice, self.history[-1].accuracy),
+            shipped=self._result(self.network, choice, _scored(self.history[-1])),
             free_channels=self.method.free_channels(),
         )
         write_whole(self.out / record.RESULT, to_json(result))
@@ -278,17 +282,26 @@ class _Session:
         if not first.unpruned:
             return None
         network = _loaded(self.method, self.out / record.BASELINE)
-        accuracies = [done.accuracy for done in self.history if done.phase == first.name]
-        if not accuracies:
+        scores = [_scored(done) for done in self.history if done.phase == first.name]
+        if not scores:
             assert self.network is not None
             network.to(next(self.network.parameters()).device)
-        accuracy = accuracies[-1] if accuracies else self._accuracy(network, self.task.data)
-        return self._result(network, self.task.space.largest(), accuracy)
+            found = self._evaluated(network, self.problem.task)
+            scores = [(found.score, found.error)]
+        return self._result(network, self.problem.space.largest(), scores[-1])
 
-    def _result(self, network: nn.Module, choice: Choice, accuracy: float) -> NetworkResult:
-        size = count(squeeze(fuse(network.cpu(), self.task.example), self.task.example), self.task.example)
-        latency = self.task.latency(choice)
-        return NetworkResult(choice=choice, accuracy=accuracy, parameters=size.params, macs=size.macs, predicted=latency)
+    def _result(self, network: nn.Module, choice: Choice, scored: tuple[float, float]) -> NetworkResult:
+        size = count(squeeze(fuse(network.cpu(), self.problem.example), self.problem.example), self.problem.example)
+        latency = self.problem.latency(choice)
+        score, error = scored
+        parameters, macs = size.params, size.macs
+        return NetworkResult(choice=choice, score=score, score_error=error, parameters=parameters, macs=macs, predicted=latency)
+
+
+def _scored(done: EpochDone) -> tuple[float, float]:
+    """Score and standard error of an epoch."""
+    assert done.score_error is not None, "of this version"
+    return done.score, done.score_error
 
 
 def _loaded(method: Method[Any], path: Path) -> nn.Module:
@@ -310,7 +323,7 @@ def _teacher_sha256(method: Method[Any]) -> str:
     Raises:
         SearchError: there is no unpruned network to match, or the teacher is of other images.
     """
-    settings, data, space = method.settings, method.task.data, method.task.space
+    settings, task, space = method.settings, method.problem.task, method.problem.space
     if settings.distill == "none":
         return ""
     if settings.teacher == UNPRUNED:
@@ -318,8 +331,8 @@ def _teacher_sha256(method: Method[Any]) -> str:
             raise SearchError(f"{method.name} trains no unpruned network to distil from: give --teacher the directory of a run")
         return ""
     teacher = finished.load(settings.teacher).architecture
-    if (teacher.labels, teacher.preprocessing) != (data.labels, data.preprocessing) or teacher.input_shape != space.input_shape:
-        raise SearchError(f"--teacher {settings.teacher} was trained on {teacher.data}, which has other classes or images than {data.name}")
+    if (teacher.labels, teacher.preprocessing) != (task.labels, task.preprocessing) or teacher.input_shape != space.input_shape:
+        raise SearchError(f"--teacher {settings.teacher} was trained on {teacher.data}, which has other classes or images than {task.name}")
     return sha256(Path(settings.teacher) / record.WEIGHTS)
 
 

@@ -20,16 +20,18 @@ import msgspec
 from msgspec import Meta, Struct
 
 from deploy import bundle
+from deploy.metric import Metric
 from latency import Latency
 from latency.errors import one_line
 from latency.files import write_whole
 from latency.process import BAD_INPUT
-from latency.values import SampleUs, Share
+from latency.values import SampleUs, Single
 from search import record
 from search.errors import SearchError
 from search.files import read_json, to_json
 from search.methods.settings import Settings
 from search.processes import command_of, ended_together, environment
+from search.record import Spread
 
 SWEEP, RUNS, BUNDLES, LOGS = "sweep.json", "runs", "bundles", "logs"
 JSON, CSV = "results.json", "results.csv"
@@ -72,10 +74,12 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     status: Literal["finished", "failed", "unfinished"]
     why: str = ""
     """of a run that failed, and of a network that could not be measured"""
-    accuracy: Share | None = None
-    """on the held-out images"""
-    accuracy_error: Share | None = None
-    """two standard errors, of as many images as there are"""
+    metric: Metric | None = None
+    """what the score is"""
+    score: Single | None = None
+    """on the held-out samples"""
+    score_error: Spread | None = None
+    """its standard error"""
     predicted: Latency | None = None
     measured_us: SampleUs | None = None
     low_us: SampleUs | None = None
@@ -87,7 +91,12 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     preferred: bool = True
     """False: of runs that differ in lambda alone another one has a lower search loss (PRUNET, Appendix A.2)"""
     front: bool = False
-    """no other preferred run is as fast and more accurate"""
+    """no other preferred run is as fast and scores better"""
+
+    @property
+    def gain(self) -> float | None:
+        """A number that is higher where the score is better."""
+        return None if self.metric is None or self.score is None else self.metric.gain(self.score)
 
     @property
     def latency_us(self) -> float | None:
@@ -292,8 +301,9 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
         **about,
         status="finished",
         why=why,
-        accuracy=shipped.accuracy,
-        accuracy_error=min(1.0, 2 * (shipped.accuracy * (1 - shipped.accuracy) / result.held_out_images) ** 0.5),
+        metric=result.metric,
+        score=shipped.score,
+        score_error=shipped.score_error,
         predicted=shipped.predicted,
         macs=shipped.macs,
         search_loss=losses[-1] if losses else None,
@@ -331,28 +341,28 @@ def _but_lambda(row: Outcome) -> Any:
 
 
 def _on_front(row: Outcome, rows: Sequence[Outcome]) -> bool:
-    """Whether no run with as low a latency has a higher accuracy. Measured latencies are not compared with predicted ones."""
-    if row.latency_us is None or row.accuracy is None or not row.preferred:
+    """Whether no run with as low a latency has a better score. Measured latencies are not compared with predicted ones."""
+    if row.latency_us is None or row.gain is None or not row.preferred:
         return False
     for other in rows:
         alike = other.preferred and (other.measured_us is None) == (row.measured_us is None)
-        if alike and other.accuracy is not None and other.latency_us is not None:
-            better = (other.accuracy, -other.latency_us) != (row.accuracy, -row.latency_us)
-            if better and other.accuracy >= row.accuracy and other.latency_us <= row.latency_us:
+        if alike and other.gain is not None and other.latency_us is not None:
+            better = (other.gain, -other.latency_us) != (row.gain, -row.latency_us)
+            if better and other.gain >= row.gain and other.latency_us <= row.latency_us:
                 return False
     return True
 
 
 def best(directory: Path, budget_us: float) -> Outcome:
-    """The most accurate preferred run whose latency is within a budget by the upper end of its interval.
+    """The best preferred run whose latency is within a budget by the upper end of its interval.
 
     Raises:
         SearchError: there is none; names the fastest.
     """
-    known = [row for row in outcomes(directory) if row.preferred and row.accuracy is not None and row.at_most_us is not None]
+    known = [row for row in outcomes(directory) if row.preferred and row.gain is not None and row.at_most_us is not None]
     within = [row for row in known if row.at_most_us is not None and row.at_most_us <= budget_us]
     if within:
-        return max(within, key=lambda row: (row.accuracy or 0.0, -(row.at_most_us or 0.0)))
+        return max(within, key=lambda row: (row.gain or 0.0, -(row.at_most_us or 0.0)))
     if not known:
         raise SearchError(f"no run of {directory} has a latency: give the sweep a --table")
     fastest = min(known, key=lambda row: row.at_most_us or 0.0)
@@ -371,6 +381,6 @@ def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*plain, "predicted_us", *names])
     for row in rows:
-        values = ["" if (value := getattr(row, field)) is None else value for field in plain]
+        values = ["" if (value := getattr(row, field)) is None else value.name if isinstance(value, Metric) else value for field in plain]
         writer.writerow([*values, row.predicted.us if row.predicted else "", *(row.settings.get(name, "") for name in names)])
     write_whole(directory / CSV, text.getvalue().encode())

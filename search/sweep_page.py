@@ -1,12 +1,13 @@
 """What a page says of a sweep: the Pareto front of its runs, and a line for each."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from deploy.metric import ACCURACY, Metric
 from deploy.page import FIRST, INK, SECOND, Cell, Page, Picture, Section
 from latency.units import interval, microseconds
 from search import sweep
@@ -27,7 +28,7 @@ def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
     Raises:
         SearchError: it is no sweep.
     """
-    finished = [row for row in rows if row.accuracy is not None]
+    finished = [row for row in rows if row.score is not None]
     front = sorted((row for row in rows if row.front), key=lambda row: row.latency_us or 0.0)
     measured = sum(row.measured_us is not None for row in finished)
     drawn = [row for row in finished if row.latency_us is not None]
@@ -46,10 +47,11 @@ def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
 def _runs(rows: Sequence[Outcome], directory: Path, out: Path) -> Section:
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     losses = any(row.search_loss is not None for row in rows)
-    columns = ("run", "budget", *names, "seed", "accuracy", "latency", "predicted", *(("search loss",) if losses else ()), "")
+    metric = metric_of(rows)
+    columns = ("run", "budget", *names, "seed", metric.name, "latency", "predicted", *(("search loss",) if losses else ()), "")
     return Section(
         title="Runs",
-        note="Accuracy on the held-out images, within two standard errors; latency as measured, with its interval.",
+        note=f"{metric.name} on the held-out samples, within two standard errors; latency as measured, with its interval.",
         columns=columns,
         lines=[_line(row, names, losses, directory, out) for row in sorted(rows, key=lambda row: (not row.front, row.latency_us or 0.0))],
         after="Of runs that differ in lambda alone, only the one with the lowest search loss can be on the front." if losses else "",
@@ -65,12 +67,23 @@ def _line(row: Outcome, names: Sequence[str], losses: bool, directory: Path, out
         row.budget,
         *(row.settings.get(name, "") for name in names),
         str(row.seed),
-        "-" if row.accuracy is None else f"{row.accuracy:.2%} ± {row.accuracy_error or 0.0:.2%}",
+        _scored(row),
         _measured(row),
         interval(row.predicted) if row.predicted else "-",
         *(("-" if row.search_loss is None else f"{row.search_loss:.3f}",) if losses else ()),
         Cell(row.why or row.status, "failed") if row.status == "failed" else "on the front" if row.front else row.why or "",
     ]
+
+
+def metric_of(rows: Iterable[Outcome]) -> Metric:
+    """What the runs of a sweep are judged by."""
+    return next((row.metric for row in rows if row.metric), ACCURACY)
+
+
+def _scored(row: Outcome) -> str:
+    if row.metric is None or row.score is None:
+        return "-"
+    return row.metric.words(row.score) + (f" ± {row.metric.words(2 * row.score_error)}" if row.score_error is not None else "")
 
 
 def _measured(row: Outcome) -> str:
@@ -81,26 +94,27 @@ def _measured(row: Outcome) -> str:
 
 def _picture(rows: Sequence[Outcome], front: Sequence[Outcome]) -> Picture:
     measured = all(row.measured_us is not None for row in rows)
+    metric = metric_of(rows).name
     what = "measured latency" if measured else "latency, measured where bars cross the mark and predicted elsewhere"
     return Picture(
         "Pareto front",
-        f"Accuracy over {what}; bars: two standard errors of the accuracy, interval of the latency. The line joins the front.",
+        f"{metric} over {what}; bars: two standard errors of the {metric}, interval of the latency. The line joins the front.",
         3.6,
         partial(_paint, rows=rows, front=front),
     )
 
 
 def _paint(figure: Any, rows: Sequence[Outcome], front: Sequence[Outcome]) -> None:
-    axes = figure.subplots()
+    axes, metric = figure.subplots(), metric_of(rows)
     for row in rows:
-        us, accuracy, error = row.latency_us, 100 * (row.accuracy or 0.0), 100 * (row.accuracy_error or 0.0)
+        us, score, error = row.latency_us, metric.on_axis(row.score or 0.0), metric.on_axis(2 * (row.score_error or 0.0))
         assert us is not None
         ends = [[us - (row.low_us or us)], [(row.high_us or us) - us]]
         style: dict[str, Any] = {"color": FIRST, "marker": "o"} if row.front else {"color": SECOND, "marker": "x", "alpha": 0.7}
-        axes.errorbar(us, accuracy, xerr=ends, yerr=error, capsize=2, linewidth=1, **style)
-    line = [(row.latency_us, 100 * (row.accuracy or 0.0)) for row in front]
-    axes.plot([us for us, _ in line], [accuracy for _, accuracy in line], color=FIRST, linewidth=1)
-    for row in front[:_LABELLED]:
-        axes.annotate(row.name, (row.latency_us, 100 * (row.accuracy or 0.0)), xytext=(4, 4), textcoords="offset points", size=7, color=INK)
+        axes.errorbar(us, score, xerr=ends, yerr=error, capsize=2, linewidth=1, **style)
+    line = [(row.latency_us, metric.on_axis(row.score or 0.0)) for row in front]
+    axes.plot([us for us, _ in line], [score for _, score in line], color=FIRST, linewidth=1)
+    for row, point in list(zip(front, line, strict=True))[:_LABELLED]:
+        axes.annotate(row.name, point, xytext=(4, 4), textcoords="offset points", size=7, color=INK)
     axes.set_xlabel("latency, us")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(metric.axis)

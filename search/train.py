@@ -15,30 +15,27 @@ from torch.optim import SGD, Optimizer
 
 from search.errors import SearchError
 from search.runtime import Runtime
-
-Batches = Iterable[tuple[Tensor, Tensor]]
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of logits, labels and images; the mean over the images."""
+from search.task import Batch, Loss, Task
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """Batches of images and labels whose number is known."""
+    """Batches whose number is known."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One of the things that an epoch trains: some parameters, on images of their own, towards a loss of their own."""
+    """One of the things that an epoch trains: some parameters, on samples of their own, towards a loss of their own."""
 
     optimizers: Sequence[Optimizer]
     """that step together, as `Runtime.setup` gave them; every group's full learning rate is its `peak_lr`, which one that is
     not `scheduled` keeps"""
     batches: Stream
-    """images and labels; of all devices together"""
+    """of all devices together"""
     loss: Loss
     """penalties included"""
     factor: Callable[[int], float]
@@ -46,17 +43,19 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """How well a network did on the images that it was shown."""
+class Evaluation:
+    """How well a network did on the samples that it was shown."""
 
     loss: float
     """mean of the loss, penalties included"""
-    accuracy: float
-    """share of the images that were classified right"""
+    score: float
+    """the task's metric"""
+    error: float = 0.0
+    """its standard error; of training, where the network changes with every step, 0"""
     steps: int = 0
     """of training; the same, and none in evaluation, here and below"""
     seconds: float = 0.0
-    """of all steps, with the reading of their images"""
+    """of all steps, with the reading of their samples"""
     saved_bytes: int = 0
     """what the forward pass of the largest step keeps for its gradients, on this device"""
 
@@ -99,34 +98,37 @@ def turns(counts: Sequence[int]) -> Iterator[int]:
     return (part for _, part in sorted(steps))
 
 
-def train_epoch(network: nn.Module, parts: Sequence[Part], *, runtime: Runtime, stepped: Callable[[], None] = lambda: None) -> Score:
+def train_epoch(
+    network: nn.Module, parts: Sequence[Part], *, task: Task, runtime: Runtime, stepped: Callable[[], None] = lambda: None
+) -> Evaluation:
     """Show every batch of every part once; see `turns` for their order.
 
     Args:
         network: as `Runtime.setup` gave it.
         parts: what is trained.
+        task: whose metric is taken.
         runtime: where it runs.
         stepped: called after every step.
 
     Returns:
-        The loss and accuracy of all parts together.
+        The loss and the metric of all parts together.
 
     Raises:
-        SearchError: the loss is not finite any more, or a batch cannot be divided among the devices.
+        SearchError: the loss or the metric is not finite, or a batch cannot be divided among the devices.
     """
     network.train()
-    total, right, shown, steps = 0.0, 0, 0, 0
+    total, figures, shown, steps = 0.0, torch.zeros(1), 0, 0
     start, saved, own = time.perf_counter(), 0, 0
     left = [enumerate(part.batches) for part in parts]
     for index in turns([len(part.batches) for part in parts]):
-        part, (step, (images, labels)) = parts[index], next(left[index])
+        part, (step, batch) = parts[index], next(left[index])
         for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in part.optimizers):
             group["lr"] = group["peak_lr"] * (part.factor(step) if group.get("scheduled", True) else 1.0)
-        images, labels = (runtime.send(runtime.share(batch)) for batch in (images, labels))
+        inputs, targets = (runtime.send(runtime.share(part)) for part in batch)
         with _saved(network) if step == 0 else contextlib.nullcontext([]) as kept:
-            logits = runtime.forward(network, images)
+            outputs = runtime.forward(network, inputs)
         saved = max(saved, sum(kept))
-        loss = part.loss(logits, labels, images)
+        loss = part.loss(outputs, targets, inputs)
         for optimizer in part.optimizers:
             optimizer.zero_grad()
         runtime.backward(loss)
@@ -134,16 +136,16 @@ def train_epoch(network: nn.Module, parts: Sequence[Part], *, runtime: Runtime, 
             optimizer.step()
         stepped()
         total += loss.item()
-        right += int((logits.argmax(1) == labels).sum())
-        shown += len(labels)
+        figures = figures + task.statistics(outputs, targets).detach().sum(0, dtype=torch.float64).cpu()
+        shown += len(inputs)
         steps, own = steps + 1, own + 1
     seconds = time.perf_counter() - start
     runtime.agree(network)
-    total, right, shown, steps = runtime.total(total, right, shown, steps)
+    total, shown, steps, *figures = runtime.total(total, shown, steps, *figures.tolist())
     if not math.isfinite(total):
         raise SearchError(f"training diverged (loss {total}): start again in a new directory with a lower learning rate")
-    loss, accuracy = total / max(1, steps), right / max(1, shown)
-    return Score(loss=loss, accuracy=accuracy, steps=own, seconds=seconds, saved_bytes=saved)
+    score = task.value(torch.tensor(figures, dtype=torch.float64) / max(1, shown)).item()
+    return Evaluation(loss=total / max(1, steps), score=task.require_finite(score), steps=own, seconds=seconds, saved_bytes=saved)
 
 
 @contextlib.contextmanager
@@ -164,32 +166,33 @@ def _saved(network: nn.Module) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: Batches, *, runtime: Runtime, batch_statistics: bool = False) -> Score:
-    """Loss and accuracy in evaluation mode.
+def evaluate(network: nn.Module, batches: Iterable[Batch], *, task: Task, runtime: Runtime, batch_statistics: bool = False) -> Evaluation:
+    """Loss and metric in evaluation mode.
 
     Args:
         network: as `Runtime.setup` gave it.
-        batches: images and labels.
+        batches: of samples.
+        task: that they are of.
         runtime: where it runs.
         batch_statistics: let norms use the statistics of each batch. Running ones are averages over the last few dozen steps: where
             channels come and go at every step, they belong to no network.
     """
     network.eval()
     with by_batch_statistics(network) if batch_statistics else contextlib.nullcontext():
-        sent = ((runtime.send(images), runtime.send(labels)) for images, labels in batches)
-        return score(partial(runtime.forward, network), sent)
+        sent = ((runtime.send(inputs), runtime.send(targets)) for inputs, targets in batches)
+        return evaluation(partial(runtime.forward, network), sent, task)
 
 
 @torch.no_grad()
-def score(forward: Callable[[Tensor], Tensor], batches: Batches) -> Score:
-    """Cross-entropy and accuracy of what `forward` says of images; those and the labels are on its device."""
-    total, right, shown = 0.0, 0, 0
-    for images, labels in batches:
-        logits = forward(images)
-        total += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        right += int((logits.argmax(1) == labels).sum())
-        shown += len(labels)
-    return Score(loss=total / max(1, shown), accuracy=right / max(1, shown))
+def evaluation(forward: Callable[[Tensor], Any], batches: Iterable[Batch], task: Task) -> Evaluation:
+    """Loss and metric of what `forward` makes of the inputs of some batches, which are on its device."""
+    total, rows = 0.0, list[Tensor]()
+    for inputs, targets in batches:
+        outputs = forward(inputs)
+        total += task.loss(outputs, targets).item() * len(inputs)
+        rows.append(task.statistics(outputs, targets).cpu())
+    score, error = task.judged(torch.cat(rows))
+    return Evaluation(loss=total / sum(map(len, rows)), score=score, error=error)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from search.methods.settings import (
 )
 
 if TYPE_CHECKING:
-    from search.method import Method, Task
+    from search.method import Method, Problem
     from search.space import Space
 
 
@@ -40,43 +40,43 @@ def require_space(settings: Settings, space: "Space") -> None:
         with_layers(space, settings.name)
 
 
-def method(settings: Settings, task: "Task") -> "Method[Any]":
+def method(settings: Settings, problem: "Problem") -> "Method[Any]":
     """The method that settings are of.
 
     Raises:
-        SearchError: settings and task do not fit each other.
+        SearchError: settings and problem do not fit each other.
     """
     match settings:
         case PasSettings():
             from search.methods.pas import Pas
 
-            return Pas(settings, task)
+            return Pas(settings, problem)
         case UniformSettings():
             from search.methods.uniform import Uniform
 
-            return Uniform(settings, task)
+            return Uniform(settings, problem)
         case MagnitudeSettings():
             from search.methods.magnitude import Magnitude
 
-            return Magnitude(settings, task)
+            return Magnitude(settings, problem)
         case SlimmingSettings():
             from search.methods.slimming import Slimming
 
-            return Slimming(settings, task)
+            return Slimming(settings, problem)
         case TableSettings():
             from search.methods.table import Table
 
-            return Table(settings, task)
+            return Table(settings, problem)
         case TasSettings():
             from search.methods.tas import Tas
 
-            return Tas(settings, task)
+            return Tas(settings, problem)
         case VpDartsSettings():
             from search.methods.vp_darts import VpDarts
 
-            return VpDarts(settings, task)
+            return VpDarts(settings, problem)
         case PrunetSettings():
             from search.methods.prunet import Prunet
 
-            return Prunet(settings, task)
+            return Prunet(settings, problem)
     raise AssertionError(f"no method has {type(settings).__name__}")

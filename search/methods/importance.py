@@ -1,6 +1,7 @@
 """What a channel is worth by criteria that search nothing: the baselines that Pruning-as-Search is compared with."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,11 @@ class _Gate(nn.Module):
 
 
 def taylor(
-    model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], batches: Iterable[tuple[Tensor, Tensor]]
+    model: nn.Module,
+    example_input: Tensor,
+    groups: Sequence[ChannelGroup],
+    loss: Callable[[Any, Any], Tensor],
+    batches: Iterable[tuple[Tensor, Any]],
 ) -> list[Scores]:
     """First-order Taylor: how much the loss of a batch would change if a channel went, on average over batches.
 
@@ -59,14 +64,15 @@ def taylor(
         model: trained; it stays as it was, and is run in evaluation mode.
         example_input: a batch of the shape that it is for.
         groups: of the network.
-        batches: images as the network takes them, and labels.
+        loss: of outputs and targets.
+        batches: inputs and targets.
     """
     gated = insert_masks(model, example_input, groups, lambda group: _Gate(group.channels)).eval()
     factors = [module.factor for module in gated.modules() if isinstance(module, _Gate)]
     totals, count = [torch.zeros_like(factor) for factor in factors], 0
-    for images, labels in batches:
-        loss = nn.functional.cross_entropy(gated(images), labels)
-        for total, gradient in zip(totals, torch.autograd.grad(loss, factors), strict=True):
+    for inputs, targets in batches:
+        gradients = torch.autograd.grad(loss(gated(inputs), targets), factors)
+        for total, gradient in zip(totals, gradients, strict=True):
             total += gradient.abs()
         count += 1
     return [total / max(1, count) for total in totals]

@@ -15,4 +15,4 @@ class Magnitude(Pruning[MagnitudeSettings]):
 
     def scores(self, network: nn.Module) -> list[Scores]:
         """The L1 norm of each channel's filters."""
-        return importance.magnitude(network, self.task.example, self.groups)
+        return importance.magnitude(network, self.problem.example, self.groups)

@@ -8,7 +8,7 @@ squared error in GMACs); the gradient of the cost goes through output and input 
 within 0 and 1 (`bounded=False`: they do not); every layer keeps at least `min_channels`, the top-scoring ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from search import masks
 from search.budget import BudgetController, round_up
 from search.cost import Scalar, network_terms
 from search.masks import Keep, Scores, top
-from search.method import Epoch, Phase, Task
+from search.method import Epoch, Phase, Problem
 from search.methods.pruning import Pruning
 from search.methods.settings import PasSettings
 from search.spaces import Widths
@@ -76,8 +76,8 @@ class Pas(Pruning[PasSettings]):
 
     pruned_in = "finetune"
 
-    def __init__(self, settings: PasSettings, task: Task) -> None:
-        super().__init__(settings, task)
+    def __init__(self, settings: PasSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
         self.costs, target = self.counted(settings.cost)
         self.sites = self.space.sites()
         self.controller = BudgetController(target=target, weight=settings.beta, rate=settings.beta_rate)
@@ -90,7 +90,9 @@ class Pas(Pruning[PasSettings]):
         slope at 0, so there the indicator of a channel that is gone would get no gradient, and the channel could never come back.
         """
         least = self.settings.min_channels
-        return insert_masks(trained, self.task.example, self.groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=least))
+        return insert_masks(
+            trained, self.problem.example, self.groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=least)
+        )
 
     def masked(self, trained: nn.Module, kept: Mapping[str, Keep]) -> nn.Module:
         """The indicators frozen."""
@@ -102,7 +104,7 @@ class Pas(Pruning[PasSettings]):
         policy = [indicator.v for indicator in indicators(network)]
         optimizer = self.optimizer(network, policy, self.settings.policy_lr)
         if self.settings.bounded:
-            optimizer.register_step_post_hook(partial(_bound, policy))
+            optimizer.register_step_post_hook(partial(_bounded, policy))
         return [optimizer]
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
@@ -115,7 +117,7 @@ class Pas(Pruning[PasSettings]):
         widths = [indicator.width() for indicator in indicators(network)]
         cost = self._cost(self._by_space(widths, lambda full: torch.tensor(float(full))))
         # What counts is the network that would ship, with every width rounded up; its gradient is that of the widths as they are.
-        shipped = self._cost([torch.tensor(float(width)) for width in round_up(self._existing(network), self.choices)])
+        shipped = self._cost([torch.tensor(float(width)) for width in round_up(self.existing(network), self.choices)])
         cost = shipped + cost - cost.detach()
         beta, target = self.controller.weight, self.controller.target.amount
         self.controller.update(cost.item())
@@ -131,9 +133,10 @@ class Pas(Pruning[PasSettings]):
 
     def kept(self, network: nn.Module, scores: Sequence[Tensor]) -> Widths:
         """Channels whose indicator is above the threshold."""
-        return self._existing(network)
+        return self.existing(network)
 
-    def _existing(self, network: nn.Module) -> Widths:
+    def existing(self, network: nn.Module) -> Widths:
+        """Number of channels that exist of each group of the space."""
         return tuple(self._by_space([int(indicator.kept().sum()) for indicator in indicators(network)], int))
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
@@ -156,6 +159,11 @@ class Pas(Pruning[PasSettings]):
         self.controller.weight = state["beta"]
 
 
-def _bound(policy: Sequence[nn.Parameter], *_: Any) -> None:
+def _bounded(policy: Sequence[nn.Parameter], *_: Any) -> None:
+    bound(policy)
+
+
+def bound(policy: Iterable[nn.Parameter]) -> None:
+    """Keep indicators within 0 and 1."""
     for v in policy:
         v.data.clamp_(0.0, 1.0)

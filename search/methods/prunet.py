@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
@@ -24,16 +23,17 @@ from search import layer_fit, ops, prunode, schedule
 from search import widths as fitting
 from search.blocks import trained as trained_block
 from search.budget import Budget, BudgetController, require_reachable
+from search.classification import Classification
 from search.cost import CostModel, cost_model
-from search.data import Dataset, random_parts
-from search.distill import task_loss
+from search.data import random_parts
 from search.errors import SearchError
 from search.layered_supernet import LayeredSupernet, LayerState
-from search.method import Epoch, Method, Phase, Task
+from search.method import Epoch, Method, Phase, Problem
 from search.methods.settings import PrunetSettings
 from search.space import Choice
 from search.spaces import with_layers
 from search.spaces.layered import SKIP, Layered, StochasticLayer
+from search.task import Task
 from search.train import Part, weight_groups
 
 RMSPROP_ALPHA, RMSPROP_EPS, RMSPROP_MOMENTUM = 0.9, 1e-3, 0.9
@@ -48,28 +48,27 @@ class Prunet(Method[PrunetSettings]):
 
     Args:
         settings: of the method.
-        task: over a space of layers.
+        problem: over a space of layers.
 
     Raises:
         SearchError: the space is not one of layers, or not one that can be searched by these settings; or no network is in the budget.
         CoverageError: the table does not cover every block of the space.
     """
 
-    def __init__(self, settings: PrunetSettings, task: Task) -> None:
-        super().__init__(settings, task)
-        self.space = with_layers(task.space, self.name)
+    def __init__(self, settings: PrunetSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        self.space = with_layers(problem.space, self.name)
         self.searched = _restricted(self.space, settings)
         _require_sound(self.searched, settings)
-        self.model: CostModel = cost_model(self.space, task.table)
-        if task.table:
+        self.model: CostModel = cost_model(self.space, problem.table)
+        if problem.table:
             for block in self.space.blocks():
-                task.table.lookup(block)
-        require_reachable(self.space.name, self.model.price(self.space.smallest()), task.budget)
-        self.limited = not task.budget.holds(self.model.price(self.space.largest()))
-        target = Budget.of(task.target, self.model.unit)
+                problem.table.lookup(block)
+        require_reachable(self.space.name, self.model.price(self.space.smallest()), problem.budget)
+        self.limited = not problem.budget.holds(self.model.price(self.space.largest()))
+        target = Budget.of(problem.target, self.model.unit)
         self.controller = BudgetController(target=target, weight=settings.alpha, rate=settings.alpha_rate)
-        self.classes = _proxy(settings, len(task.data.labels))
-        self.proxy = self.task.data if len(self.classes) == len(task.data.labels) else self.task.data.of_classes(self.classes)
+        self.proxy = _proxy(settings, self.problem.task)
         self.chosen = self.space.largest()
         self.layers: dict[str, LayerState] = {}
         self._progress: Callable[[], float] = float
@@ -86,9 +85,9 @@ class Prunet(Method[PrunetSettings]):
             Phase(name="train", epochs=settings.train_epochs, decides=True, distils=True),
         )
 
-    def data(self, phase: Phase) -> Dataset:
+    def task(self, phase: Phase) -> Task:
         """The supernet sees the proxy classes alone."""
-        return self.task.data if phase.decides else self.proxy
+        return self.problem.task if phase.decides else self.proxy
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
         """The supernet as far as it is pruned, then the found network."""
@@ -115,9 +114,9 @@ class Prunet(Method[PrunetSettings]):
             literal=settings.last_norm == "each",
             recompute=settings.recompute,
         )
-        if self.proxy is not self.task.data:  # its classifier has fewer classes; what it costs is that of all
+        if self.proxy is not self.problem.task:  # its classifier has fewer classes; what it costs is that of all
             (name, layer), (option,) = list(network.each())[-1], self.space.layers[-1].options
-            layer.blocks[option.name] = trained_block(option.spec.with_widths(c_out=len(self.classes)))
+            layer.blocks[option.name] = trained_block(option.spec.with_widths(c_out=len(self.proxy.labels)))
             assert name == self.space.layers[-1].name
         return network
 
@@ -151,35 +150,39 @@ class Prunet(Method[PrunetSettings]):
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
         """Weights on most images of the epoch, and in turns with them architecture weights on the others."""
-        settings, data = self.settings, self.data(epoch.phase)
+        settings, task = self.settings, self.task(epoch.phase)
         if not isinstance(network, LayeredSupernet):
-            batches = data.training_batches(settings.batch, epoch.order)
+            batches = task.training_batches(settings.batch, epoch.order)
             steps, done = len(batches), epoch.index * len(batches)
 
             def factor(step: int) -> float:
                 return schedule.factor(settings, step + done, epoch_steps=steps, epochs=epoch.phase.epochs, warmup=steps)
 
-            return [Part(optimizers=optimizers, batches=batches, loss=task_loss(settings, epoch.teacher), factor=factor)]
+            return [Part(optimizers=optimizers, batches=batches, loss=task.training_loss(settings, epoch.teacher), factor=factor)]
+
+        def towards(outputs: Any, targets: Any, _: Tensor) -> Tensor:
+            return task.loss(outputs, targets)
+
         epochs, done = settings.warmup_epochs + settings.search_epochs, epoch.index
         if epoch.phase.name == "warmup":
-            batches = data.training_batches(settings.search_batch, epoch.order)
-            return [Part(optimizers=optimizers, batches=batches, loss=_cross_entropy, factor=_cosine(len(batches), done, epochs))]
+            batches = task.training_batches(settings.search_batch, epoch.order)
+            return [Part(optimizers=optimizers, batches=batches, loss=towards, factor=_cosine(len(batches), done, epochs))]
         share = settings.theta_images
-        weight_rows, theta_rows = random_parts(len(data.train), (1 - share, share), epoch.noise)
-        batches = data.training_batches(settings.search_batch, epoch.order, weight_rows)
-        others = data.training_batches(settings.search_batch, epoch.order, theta_rows)
+        weight_rows, theta_rows = random_parts(len(task.train), (1 - share, share), epoch.noise)
+        batches = task.training_batches(settings.search_batch, epoch.order, weight_rows)
+        others = task.training_batches(settings.search_batch, epoch.order, theta_rows)
         taken, self._losses = iter(range(epoch.index * len(others) + 1, 10**9)), []
         self._progress = lambda: next(taken) / (len(others) * epoch.phase.epochs)
 
-        def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-            found = _cross_entropy(logits, labels, images) + self._penalty(network)
+        def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
+            found = task.loss(outputs, targets) + self._penalty(network)
             self._losses.append(found.item())
             return found
 
         weights, architecture = optimizers
         rate = _cosine(len(batches), settings.warmup_epochs + done, epochs)
         return [
-            Part(optimizers=[weights], batches=batches, loss=_cross_entropy, factor=rate),
+            Part(optimizers=[weights], batches=batches, loss=towards, factor=rate),
             Part(optimizers=[architecture], batches=others, loss=loss, factor=_cosine(len(others), done, settings.search_epochs)),
         ]
 
@@ -244,10 +247,10 @@ class Prunet(Method[PrunetSettings]):
 
     def _fitted(self, choice: Choice) -> Choice:
         """A network within the budget; the found one where no budget binds."""
-        if not self.limited and self.task.budget.holds(self.model.price(choice)):
+        if not self.limited and self.problem.budget.holds(self.model.price(choice)):
             return choice
-        prices = fitting.TablePrices(self.task.table) if self.task.table else fitting.macs_price
-        return layer_fit.fit(self.space, choice, prices, self.task.budget)
+        prices = fitting.TablePrices(self.problem.table) if self.problem.table else fitting.macs_price
+        return layer_fit.fit(self.space, choice, prices, self.problem.budget)
 
     # What is decided
 
@@ -267,10 +270,6 @@ class Prunet(Method[PrunetSettings]):
 
 def _rmsprop(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimizer:
     return RMSprop(groups, lr=lr, alpha=RMSPROP_ALPHA, eps=RMSPROP_EPS, momentum=momentum)
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels)
 
 
 def _cosine(steps: int, done: int, epochs: int) -> Callable[[int], float]:
@@ -304,12 +303,19 @@ def _restricted(space: Layered, settings: PrunetSettings) -> Layered:
     return dataclasses.replace(space, layers=tuple(map(restricted, space.layers)))
 
 
-def _proxy(settings: PrunetSettings, classes: int) -> list[int]:
-    """Classes that the supernet is trained on; drawn alike whatever the seed, so that searches can share a warm-up."""
-    count = round(classes * settings.proxy_classes)
+def _proxy(settings: PrunetSettings, task: Task) -> Task:
+    """What the supernet is trained on: some classes, drawn alike whatever the seed, so that searches can share a warm-up."""
+    share = settings.proxy_classes
+    if share == 1:
+        return task
+    if not isinstance(task, Classification):
+        raise SearchError(f"--proxy-classes {share:g} is for images of classes, which {task.name} has none of: leave it out")
+    classes = len(task.labels)
+    count = round(classes * share)
     if count < 2:
-        raise SearchError(f"--proxy-classes {settings.proxy_classes:g} of {classes} classes leaves {count}, and at least 2 are needed")
-    return sorted(torch.randperm(classes, generator=torch.Generator().manual_seed(0))[:count].tolist())
+        raise SearchError(f"--proxy-classes {share:g} of {classes} classes leaves {count}, and at least 2 are needed")
+    drawn = torch.randperm(classes, generator=torch.Generator().manual_seed(0))[:count].tolist()
+    return task if count == classes else task.of_classes(sorted(drawn))
 
 
 def _require_sound(space: Layered, settings: PrunetSettings) -> None:

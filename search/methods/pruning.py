@@ -17,9 +17,8 @@ from search import masks, schedule
 from search import widths as fitting
 from search.budget import Budget, Price, free_channels, ranked_widths, require_reachable, round_up
 from search.cost import CostModel, MacsModel, cost_model
-from search.distill import task_loss
 from search.masks import Scores
-from search.method import Epoch, Method, Phase, Task
+from search.method import Epoch, Method, Phase, Problem
 from search.methods.settings import PruningSettings
 from search.space import Choice
 from search.spaces import Widths, with_widths
@@ -34,7 +33,7 @@ class Narrowing(Method[P]):
 
     Args:
         settings: of the method.
-        task: over a space of widths.
+        problem: over a space of widths.
 
     Raises:
         SearchError: nothing can be pruned, settings and space do not fit each other, or no widths are within the budget.
@@ -45,16 +44,16 @@ class Narrowing(Method[P]):
     pruned_in: ClassVar[Literal["search", "finetune"]] = "finetune"
     """the phase that begins with the channels' going"""
 
-    def __init__(self, settings: P, task: Task) -> None:
-        super().__init__(settings, task)
-        self.space = with_widths(task.space, self.name)
-        self.model: CostModel = cost_model(self.space, task.table)
+    def __init__(self, settings: P, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        self.space = with_widths(problem.space, self.name)
+        self.model: CostModel = cost_model(self.space, problem.table)
         with torch.random.fork_rng():
             network = self.space.module()
-        self.groups = masks.prunable_groups(network, task.example, settings.excluded)
+        self.groups = masks.prunable_groups(network, problem.example, settings.excluded)
         self.choices = self.width_choices()
-        require_reachable(self.space.name, self.model.price(self.smallest()), task.budget)
-        _require_squeezable(network, task.example, self.groups)
+        require_reachable(self.space.name, self.model.price(self.smallest()), problem.budget)
+        _require_squeezable(network, problem.example, self.groups)
         self.widths = self.space.full_widths()
 
     @property
@@ -80,8 +79,8 @@ class Narrowing(Method[P]):
 
         Multiply-accumulates have no target of their own where a table is given: it is the same share of the unpruned network.
         """
-        amount = self.task.target
-        if cost == "latency" or not self.task.table:
+        amount = self.problem.target
+        if cost == "latency" or not self.problem.table:
             return self.model, Budget.of(amount, self.model.unit)
         model = MacsModel(self.space)
         return model, Budget.of(amount * self.space.macs() / self.price(self.space.full_widths()).cost, model.unit)
@@ -102,9 +101,9 @@ class Narrowing(Method[P]):
         return found
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """All weights on all images; towards the labels, and in the search towards the method's penalty."""
+        """All weights on all samples, towards the task's loss, and in the search towards the method's penalty."""
         (optimizer,) = optimizers
-        batches = self.task.data.training_batches(self.settings.batch, epoch.order)
+        batches = self.problem.task.training_batches(self.settings.batch, epoch.order)
         phase, steps = epoch.phase, len(batches)
         warmup = steps if phase.unpruned or (phase.name == "finetune" and self.settings.retrain == "scratch") else 0
 
@@ -114,11 +113,11 @@ class Narrowing(Method[P]):
             step += epoch.index * steps
             return schedule.factor(self.settings, step, epoch_steps=steps, epochs=phase.epochs, warmup=warmup)
 
-        task = task_loss(self.settings, epoch.teacher)
+        towards = self.problem.task.training_loss(self.settings, epoch.teacher)
 
-        def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        def loss(outputs: Any, targets: Any, inputs: Tensor) -> Tensor:
             added = self.penalty(network) if phase.name == "search" else None
-            return task(logits, labels, images) if added is None else task(logits, labels, images) + added
+            return towards(outputs, targets, inputs) if added is None else towards(outputs, targets, inputs) + added
 
         return [Part(optimizers=[optimizer], batches=batches, loss=loss, factor=factor)]
 
@@ -163,7 +162,7 @@ class Pruning(Narrowing[P]):
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
         """Unpruned, then as `searched` makes it, then with masks behind the groups that lost channels; with new weights at last."""
         if phase.decides and trained is not None:
-            trained = self._pruned(trained)
+            trained = self.masked(trained, self.decided(trained))
         if phase.name == "finetune" and self.settings.retrain == "scratch":
             trained = None
         elif phase.decides and trained is not None:
@@ -173,21 +172,22 @@ class Pruning(Narrowing[P]):
         if phase.name == "search" and self.pruned_in == "finetune":
             return self.searched(trained or self.space.module())
         kept = masks.first(self.space.groups, self.widths)  # which channels they are is in the checkpoint
-        return trained or masks.mask(self.space.module(), self.task.example, self.groups, kept)
+        return trained or masks.mask(self.space.module(), self.problem.example, self.groups, kept)
 
     def searched(self, trained: nn.Module) -> nn.Module:
         """The network that is searched, where its channels go later."""
         return trained
 
-    def _pruned(self, trained: nn.Module) -> nn.Module:
-        scores = self._scored(trained)
-        self.widths = self.fitted(scores, self.kept(trained, scores))
+    def decided(self, network: nn.Module) -> dict[str, masks.Keep]:
+        """Decide on the widths that ship; returns the channels that stay of each group of the space."""
+        scores = self._scored(network)
+        self.widths = self.fitted(scores, self.kept(network, scores))
         each = zip(self.space.groups, scores, self.widths, strict=True)
-        return self.masked(trained, {name: masks.top(score, width) for (name, _), score, width in each})
+        return {name: masks.top(score, width) for (name, _), score, width in each}
 
     def masked(self, trained: nn.Module, kept: Mapping[str, masks.Keep]) -> nn.Module:
         """A trained network with masks behind the groups that lose channels."""
-        return masks.mask(trained, self.task.example, self.groups, kept)
+        return masks.mask(trained, self.problem.example, self.groups, kept)
 
     @abstractmethod
     def scores(self, network: nn.Module) -> list[Scores]:
@@ -204,16 +204,16 @@ class Pruning(Narrowing[P]):
             network: that is pruned.
             scores: of it, for every group of the space.
         """
-        return ranked_widths([score.tolist() for score in scores], self.choices, self.price, self.task.budget)
+        return ranked_widths([score.tolist() for score in scores], self.choices, self.price, self.problem.budget)
 
     def fitted(self, scores: Sequence[Tensor], kept: Widths) -> Widths:
         """The widths that ship: of those within the budget the ones that are worth most."""
-        prices = fitting.TablePrices(self.task.table) if self.task.table else fitting.macs_price
-        return fitting.fit(self.space, self.choices, self.values(scores, kept), prices, self.task.budget).widths
+        prices = fitting.TablePrices(self.problem.table) if self.problem.table else fitting.macs_price
+        return fitting.fit(self.space, self.choices, self.values(scores, kept), prices, self.problem.budget).widths
 
     def values(self, scores: Sequence[Tensor], kept: Widths) -> list[list[float]]:
         """What each width of each group is worth: closeness to the proportions of what the method keeps."""
-        return fitting.proportional([max(1, count) for count in kept], self.choices, self.price, self.task.budget)
+        return fitting.proportional([max(1, count) for count in kept], self.choices, self.price, self.problem.budget)
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """While channels are still there: which ones would stay now."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from search.masks import Scores
-from search.method import Task
+from search.method import Problem
 from search.methods import importance
 from search.methods.pruning import Pruning
 from search.methods.settings import SlimmingSettings
@@ -15,8 +15,8 @@ class Slimming(Pruning[SlimmingSettings]):
 
     pruned_in = "finetune"
 
-    def __init__(self, settings: SlimmingSettings, task: Task) -> None:
-        super().__init__(settings, task)
+    def __init__(self, settings: SlimmingSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
         importance.norms(self.space.module(), self.groups)  # refused now rather than after the pretraining
 
     def scores(self, network: nn.Module) -> list[Scores]:

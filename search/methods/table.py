@@ -4,6 +4,7 @@ Of all widths within the budget those are chosen whose channels have the highest
 solved to the optimum by `search.widths`. Nothing of it is learned, so it is what a learned method has to beat.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ class Table(Pruning[TableSettings]):
 
     def scores(self, network: nn.Module) -> list[Scores]:
         """The importance of each channel (HALP, Eq. 3, where it is by Taylor)."""
-        settings, example = self.settings, self.task.example
+        settings, example = self.settings, self.problem.example
         match settings.score:
             case "magnitude":
                 return importance.magnitude(network, example, self.groups)
@@ -32,9 +33,9 @@ class Table(Pruning[TableSettings]):
                 return [scale.detach() for scale in importance.scales(network, self.groups)]
             case "taylor":
                 order = torch.Generator().manual_seed(settings.seed)
-                batches = self.task.data.training_batches(settings.batch, order)
+                batches = self.problem.task.training_batches(settings.batch, order)
                 first = max(1, settings.score_images // settings.batch)
-                return importance.taylor(network, example, self.groups, (batch for _, batch in zip(range(first), batches, strict=False)))
+                return importance.taylor(network, example, self.groups, self.problem.task.loss, itertools.islice(batches, first))
 
     def values(self, scores: Sequence[Tensor], kept: Widths) -> list[list[float]]:
         """What each width of each group is worth: the sum of its highest importances (HALP, Eq. 5)."""

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
@@ -30,7 +29,7 @@ from search.budget import BudgetController, Price
 from search.cost import DrawnWidths, Scalar
 from search.data import random_parts
 from search.errors import SearchError
-from search.method import Epoch, Phase, Task
+from search.method import Epoch, Phase, Problem
 from search.methods.pruning import Narrowing
 from search.methods.settings import TasSettings
 from search.sized_network import DepthPart, Sampling, SizedNetwork, WidthPart
@@ -49,8 +48,8 @@ DECIDED = 0.8
 class Tas(Narrowing[TasSettings]):
     """Pretraining; search of sizes; training of the found network (Algorithm 1)."""
 
-    def __init__(self, settings: TasSettings, task: Task) -> None:
-        super().__init__(settings, task)
+    def __init__(self, settings: TasSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
         self.depths = self.space.full_depths()
         self.costs, target = self.counted(settings.cost)
         self.controller = BudgetController(target=target, weight=1.0, rate=settings.aim_rate)
@@ -151,7 +150,7 @@ class Tas(Narrowing[TasSettings]):
         initial = None
         if settings.retrain == "init":
             initial = copy.deepcopy(trained or self.space.module()).requires_grad_(False)
-        return SizedNetwork(network, widths, depths, self.task.example, sampling, initial=initial)
+        return SizedNetwork(network, widths, depths, self.problem.example, sampling, initial=initial)
 
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
         """Of the weights, and in the search of the distributions."""
@@ -166,9 +165,9 @@ class Tas(Narrowing[TasSettings]):
         """Weights on their images, and in turns with them distributions on the others; both are the same in every epoch."""
         if not isinstance(network, SizedNetwork):
             return super().parts(epoch, network, optimizers)
-        settings, data, share = self.settings, self.task.data, self.settings.validation_share
-        rows, others = random_parts(len(data.train), (1 - share, share), torch.Generator().manual_seed(settings.seed))
-        batches, validation = (data.training_batches(settings.batch, epoch.order, part) for part in (rows, others))
+        settings, task, share = self.settings, self.problem.task, self.settings.validation_share
+        rows, others = random_parts(len(task.train), (1 - share, share), torch.Generator().manual_seed(settings.seed))
+        batches, validation = (task.training_batches(settings.batch, epoch.order, part) for part in (rows, others))
         steps, architecture_steps = len(batches), len(validation)
         each = steps + architecture_steps
         network.taken = epoch.index * each
@@ -176,21 +175,18 @@ class Tas(Narrowing[TasSettings]):
         turn = itertools.count(epoch.index * architecture_steps)
         self._sides = []
 
-        def loss(logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+        def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
             progress = next(turn) / (epoch.phase.epochs * architecture_steps)
-            return F.cross_entropy(logits, labels) + self.penalty_of(network, progress)
+            return task.loss(outputs, targets) + self.penalty_of(network, progress)
 
         def factor(step: int) -> float:
             return schedule.factor(settings, step + epoch.index * steps, epoch_steps=steps, epochs=epoch.phase.epochs)
 
         weights, architecture = optimizers
         return [
-            Part(optimizers=[weights], batches=batches, loss=self._weight_loss, factor=factor),
+            Part(optimizers=[weights], batches=batches, loss=task.training_loss(settings, None), factor=factor),
             Part(optimizers=[architecture], batches=validation, loss=loss, factor=lambda _: 1.0),
         ]
-
-    def _weight_loss(self, logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
 
     def tau(self, progress: float) -> float:
         """Temperature after a share of the search."""
@@ -262,27 +258,27 @@ class Tas(Narrowing[TasSettings]):
         shares, depth_shares = self.shares(network)
         depths = self._depths_within(depth_shares)
         values = [share.detach().log().clamp(min=-1e6).tolist() for share in shares]
-        space, prices = self.space.at_depths(depths), fitting.TablePrices(self.task.table) if self.task.table else fitting.macs_price
-        fit = partial(fitting.fit, space, self.choices, values, prices, self.task.budget)
+        space, prices = self.space.at_depths(depths), fitting.TablePrices(self.problem.table) if self.problem.table else fitting.macs_price
+        fit = partial(fitting.fit, space, self.choices, values, prices, self.problem.budget)
         found = fit()
         for slack in (1.0, 0.5, 0.25):  # the program sees the upper ends of the blocks' intervals
             if self._price(found.widths, depths).cost >= self._least:
                 break
             with contextlib.suppress(SearchError):  # the options are too coarse
-                found = fit(least=self.task.budget.amount * (1 - slack * self.settings.tolerance))
+                found = fit(least=self.problem.budget.amount * (1 - slack * self.settings.tolerance))
         return self.space.choice(found.widths, depths)
 
     @property
     def _least(self) -> float:
         """The cost at which a network leaves no more of the budget than the tolerance."""
-        return self.task.target * (1 - self.settings.tolerance)
+        return self.problem.target * (1 - self.settings.tolerance)
 
     def _depths_within(self, shares: Mapping[str, Tensor]) -> dict[str, int]:
         """The most probable depths whose widths can meet the budget; where none can, those that leave the least of it."""
         narrowest, widest = ([options[end] for options in self.choices] for end in (0, -1))
         nearest: tuple[float, dict[str, int]] = 0.0, {}
         for depths in self._depths_by_probability(shares):
-            if self.task.budget.holds(self._price(narrowest, depths)):
+            if self.problem.budget.holds(self._price(narrowest, depths)):
                 nearest = max(nearest, (self._price(widest, depths).cost, depths), key=lambda each: each[0])
                 if nearest[0] >= self._least:
                     break

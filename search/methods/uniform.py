@@ -15,4 +15,4 @@ class Uniform(Pruning[UniformSettings]):
 
     def scores(self, network: nn.Module) -> list[Scores]:
         """Each channel's rank in its group."""
-        return importance.uniform(network, self.task.example, self.groups)
+        return importance.uniform(network, self.problem.example, self.groups)

@@ -24,15 +24,14 @@ from search import options, schedule
 from search.budget import Budget, BudgetController, require_reachable
 from search.cost import CostModel, cell_terms, cost_model
 from search.data import random_parts
-from search.distill import task_loss
 from search.errors import SearchError
-from search.method import Epoch, Method, Phase, Task
+from search.method import Epoch, Method, Phase, Problem
 from search.methods.settings import VpDartsSettings
 from search.space import Choice
 from search.spaces import with_cells
 from search.spaces.cells import EDGES, NONE, OPTIONS, edge
 from search.supernet import CellSupernet
-from search.train import Part, by_batch_statistics, score, weight_groups
+from search.train import Part, by_batch_statistics, evaluation, weight_groups
 
 VALIDATION_BATCH = 200
 FEW_IMAGES = 5_000
@@ -51,26 +50,26 @@ class VpDarts(Method[VpDartsSettings]):
 
     Args:
         settings: of the method.
-        task: over a space of cells.
+        problem: over a space of cells.
 
     Raises:
         SearchError: the space is not one of cells, images are too few, or no cell that connects its ends is within the budget.
         CoverageError: the table does not cover the space.
     """
 
-    def __init__(self, settings: VpDartsSettings, task: Task) -> None:
-        super().__init__(settings, task)
-        self.space = with_cells(task.space, self.name)
-        self.model: CostModel = cost_model(self.space, task.table)
+    def __init__(self, settings: VpDartsSettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
+        self.space = with_cells(problem.space, self.name)
+        self.model: CostModel = cost_model(self.space, problem.table)
         self.price = cache(self.model.price)  # the fit asks for many of the same cells after every epoch
-        require_reachable(self.space.name, self.price(self.space.smallest()), task.budget)
-        self.limited = not task.budget.holds(self.price(self.space.largest()))
-        target = Budget.of(task.target, self.model.unit)
+        require_reachable(self.space.name, self.price(self.space.smallest()), problem.budget)
+        self.limited = not problem.budget.holds(self.price(self.space.largest()))
+        target = Budget.of(problem.target, self.model.unit)
         self.controller = BudgetController(target=target, weight=settings.latency_weight, rate=settings.latency_rate)
         self.costs = [self._cost_of(option) for option in OPTIONS]
         share = settings.validation_share
         fixed = torch.Generator().manual_seed(settings.seed)
-        self.trained_rows, self.validation_rows = random_parts(len(task.data.train), (1 - share, share), fixed)
+        self.trained_rows, self.validation_rows = random_parts(len(problem.task.train), (1 - share, share), fixed)
         _require_images(settings, len(self.validation_rows), len(self.trained_rows))
         self.chosen = self.space.largest() if not self.limited else self.space.smallest()
         self.importance: list[list[float]] = []
@@ -117,11 +116,11 @@ class VpDarts(Method[VpDartsSettings]):
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
         """Weights on the trained images, and alphas with them or in turns on the validation images; before it, what the variant does."""
-        settings, data = self.settings, self.task.data
-        task = task_loss(settings, epoch.teacher)
+        settings, task = self.settings, self.problem.task
+        towards = task.training_loss(settings, epoch.teacher)
         if not isinstance(network, CellSupernet):
-            batches = data.training_batches(settings.batch, epoch.order)
-            return [Part(optimizers=optimizers, batches=batches, loss=task, factor=self._factor(epoch, len(batches)))]
+            batches = task.training_batches(settings.batch, epoch.order)
+            return [Part(optimizers=optimizers, batches=batches, loss=towards, factor=self._factor(epoch, len(batches)))]
         rows = self.trained_rows
         if epoch.phase.name == "prune" and settings.prune_images < 1:
             (rows, *_) = random_parts(len(rows), (settings.prune_images, 1 - settings.prune_images), epoch.noise)
@@ -130,21 +129,21 @@ class VpDarts(Method[VpDartsSettings]):
             self._draw(epoch, network, optimizers[0])
         elif epoch.phase.name == "prune" and settings.variant != "darts":
             self._prune(epoch, network)
-        batches = data.training_batches(settings.batch, epoch.order, rows)
+        batches = task.training_batches(settings.batch, epoch.order, rows)
         factor = self._factor(epoch, len(batches))
 
-        def loss(logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
-            return task(logits, labels, images) + self._penalty(network)
+        def loss(outputs: Any, targets: Any, inputs: Tensor) -> Tensor:
+            return towards(outputs, targets, inputs) + self._penalty(network)
 
         trains_alphas = settings.variant == "darts" or (epoch.phase.name == "prune" and settings.variant != "random")
         weights, alphas = optimizers
         if not trains_alphas:
-            return [Part(optimizers=[weights], batches=batches, loss=task, factor=factor)]
+            return [Part(optimizers=[weights], batches=batches, loss=towards, factor=factor)]
         if settings.split == "one-level" and settings.variant != "darts":
             return [Part(optimizers=[weights, alphas], batches=batches, loss=loss, factor=factor)]
-        others = data.training_batches(settings.batch, epoch.order, self.validation_rows)
+        others = task.training_batches(settings.batch, epoch.order, self.validation_rows)
         return [
-            Part(optimizers=[weights], batches=batches, loss=task, factor=factor),
+            Part(optimizers=[weights], batches=batches, loss=towards, factor=factor),
             Part(optimizers=[alphas], batches=others, loss=loss, factor=factor),
         ]
 
@@ -244,16 +243,18 @@ class VpDarts(Method[VpDartsSettings]):
         return sum(first for first, _ in each) / len(each), sum(second for _, second in each) / len(each)
 
     def _validate(self, network: CellSupernet, rows: Tensor) -> Hurt:
-        """Error and loss, in the order in which they count: higher is worse."""
+        """Metric and loss, in the order in which they count: higher is worse."""
+        task = self.problem.task
         device = network.alpha.device
         batch = max(1, len(rows) // max(1, round(len(rows) / VALIDATION_BATCH)))
         was = network.training
         network.eval()
-        batches = self.task.data.plain_batches(batch, rows[: len(rows) // batch * batch])  # a smaller one has statistics of its own
+        batches = task.plain_batches(batch, rows[: len(rows) // batch * batch])  # a smaller one has statistics of its own
         with by_batch_statistics(network) if self.settings.norms == "batch" else contextlib.nullcontext():
-            found = score(network, ((images.to(device), labels.to(device)) for images, labels in batches))
+            found = evaluation(network, ((inputs.to(device), targets.to(device)) for inputs, targets in batches), task)
         network.train(was)
-        return (found.loss, 1 - found.accuracy) if self.by_loss else (1 - found.accuracy, found.loss)
+        worse = -task.metric.gain(found.score)
+        return (found.loss, worse) if self.by_loss else (worse, found.loss)
 
     @property
     def _validates(self) -> bool:
@@ -273,10 +274,10 @@ class VpDarts(Method[VpDartsSettings]):
             edge(*ends): {name: max(row[option], WORST) + TIE * order.index(option) for option, name in enumerate(OPTIONS)}
             for ends, row in zip(EDGES, self.importance, strict=True)
         }
-        return options.fit(self.space, scores, self.price, self.task.budget if self.limited else None).choice
+        return options.fit(self.space, scores, self.price, self.problem.budget if self.limited else None).choice
 
     def _allowed(self, choice: Choice) -> bool:
-        return self.space.connected(choice) and (not self.limited or self.task.budget.holds(self.price(choice)))
+        return self.space.connected(choice) and (not self.limited or self.problem.budget.holds(self.price(choice)))
 
     # Baselines
 

@@ -1,4 +1,4 @@
-"""Networks of one's own: `FILE.py:FUNCTION`, a function without arguments that makes a network, and the space of its widths."""
+"""What is one's own: `FILE.py:FUNCTION`, a function without arguments that makes a network or a task; the space of a network's widths."""
 
 import contextlib
 import importlib.util
@@ -45,6 +45,40 @@ def maker(name: str) -> "Callable[[], nn.Module]":
     return make
 
 
+def call(name: str) -> Any:
+    """What the function makes that a name is of.
+
+    Args:
+        name: `FILE.py:FUNCTION`, see `maker`.
+
+    Raises:
+        SearchError: no such file or function, or it fails.
+    """
+    with _beside(name):
+        return _function(name)()
+
+
+def resolved(name: str) -> str:
+    """The same name, whatever the working directory.
+
+    Raises:
+        SearchError: no such file.
+    """
+    return f"{file_of(name).resolve()}:{_match(name)['function']}"
+
+
+def file_of(name: str) -> Path:
+    """The file that a name is of.
+
+    Raises:
+        SearchError: there is none.
+    """
+    path = Path(_match(name)["file"])
+    if not path.is_file():
+        raise SearchError(f"{path} does not exist: give FILE.py:FUNCTION, a function without arguments")
+    return path
+
+
 def space(name: str, input_shape: tuple[int, int, int] | None) -> Traced:
     """The space of the widths of a network of one's own.
 
@@ -57,11 +91,7 @@ def space(name: str, input_shape: tuple[int, int, int] | None) -> Traced:
         ReparamError: the network cannot be read or run.
     """
     example = example_input(name, input_shape)
-    match = _match(name)
-    path = Path(match["file"])
-    if not path.is_file():
-        raise SearchError(f"{path} does not exist: give FILE.py:FUNCTION, a function without arguments that makes the network")
-    name = f"{path.resolve()}:{match['function']}"
+    name = resolved(name)
     return traced(maker(name), example, name=name)
 
 
@@ -103,10 +133,7 @@ def _beside(name: str) -> Iterator[None]:
 
 
 def _function(name: str) -> Callable[[], Any]:
-    match = _match(name)
-    path = Path(match["file"])
-    if not path.is_file():
-        raise SearchError(f"{path}, which makes the network, does not exist: put it where it was")
+    match, path = _match(name), file_of(name)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from deploy import load, verify
 from deploy.bundle import read_reference
@@ -17,7 +18,7 @@ def test_version_1_is_read_and_verified():
     found = load(KEPT / "bundle-1")
     manifest = found.manifest
     assert (manifest.inputs, manifest.outputs) == ({"input": (2, 3, 8, 8)}, {"output": (2, 4)})
-    assert (manifest.dtypes, manifest.schema) == ({"input": "float32", "output": "float32"}, "bundle/2")
+    assert (manifest.dtypes, manifest.schema) == ({"input": "float32", "output": "float32"}, "bundle/3")
     samples, outputs = read_reference(found)
     assert (samples.count, samples.batch, samples.inputs["input"].shape, outputs["output"].shape) == (7, 2, (4, 2, 3, 8, 8), (4, 2, 4))
     np.testing.assert_array_equal(outputs["output"][3, 0], outputs["output"][3, 1])  # the last call was filled up
@@ -31,6 +32,14 @@ def test_version_2_is_read_and_its_outputs_verified():
     assert (found.manifest.inputs, found.manifest.dtypes) == ({"input": (2, 3, 8, 8)}, {"input": "float32", "output": "float32"})
     verdicts = {check.name: check.verdict for check in verify(found.directory).checks}
     assert {verdicts[name] for name in ("manifest.json", "model.onnx", "chain of hashes", "outputs of onnx")} == {"passed"}
+
+
+def test_version_3_is_read_and_verified():
+    found = load(KEPT / "bundle-3")
+    assert (found.manifest.metric.name, found.manifest.shipped.score.value) == ("mIoU", pytest.approx(0.495151, abs=1e-6))
+    verdicts = {check.name: check.verdict for check in verify(found.directory).checks}
+    assert {verdicts[name] for name in ("manifest.json", "model.onnx", "chain of hashes", "outputs of onnx")} == {"passed"}
+    assert verdicts["mIoU"] == "not run"
 
 
 def changed(directory, change, kept="bundle-1"):

@@ -14,11 +14,16 @@ KEPT = Path(__file__).parent
 
 @pytest.mark.parametrize(
     ("name", "method", "first"),
-    [("run-1", "pas", ("a", 8, 16)), ("run-1-traced", "slimming", ("0.conv", 16, 16)), ("run-2", "pas", ("a", 16, 32))],
+    [
+        ("run-1", "pas", ("a", 8, 16)),
+        ("run-1-traced", "slimming", ("0.conv", 16, 16)),
+        ("run-2", "pas", ("a", 16, 32)),
+        ("run-3", "pas", ("0", 16, 16)),
+    ],
 )
 def test_a_kept_run_is_read_and_has_a_page(name, method, first, tmp_path):
     run = read_run(KEPT / name)
-    assert (run.schema, run.method) == ("run/2", method)
+    assert (run.schema, run.method) == ("run/3", method)
     assert run.settings["seed"] == 0
     result, history = read_result(KEPT / name, run), read_history(KEPT / name, run)
     group, kept, full = first
@@ -29,11 +34,21 @@ def test_a_kept_run_is_read_and_has_a_page(name, method, first, tmp_path):
     assert len(report.render(KEPT / name, tmp_path / "page.html")) == 6
 
 
-@pytest.mark.parametrize("name", ["run-1", "run-1-traced", "run-2"])
+@pytest.mark.parametrize("name", ["run-1", "run-1-traced", "run-2", "run-3"])
 def test_the_space_of_a_kept_run_comes_back(name):
     run = read_run(KEPT / name)
     space = spaces.from_record(run.space)
     assert space.largest() == read_result(KEPT / name, run).unpruned.choice
+
+
+@pytest.mark.parametrize(("name", "metric", "error"), [("run-2", "accuracy", None), ("run-3", "mIoU", True)])
+def test_accuracies_of_the_second_version_are_scores(name, metric, error):
+    run = read_run(KEPT / name)
+    result, history = read_result(KEPT / name, run), read_history(KEPT / name, run)
+    share = result.shipped.score
+    assert (run.metric.name, result.metric, history[-1].score) == (metric, run.metric, share)
+    assert all((done.score_error is not None) == (error is not None) for done in history)
+    assert error or result.shipped.score_error == pytest.approx((share * (1 - share) / result.held_out_samples) ** 0.5)
 
 
 def test_a_kept_run_can_be_exported():
@@ -43,7 +58,7 @@ def test_a_kept_run_can_be_exported():
     for network, result in ((found.network(), found.result.shipped), (found.unpruned(), found.result.unpruned)):
         with torch.no_grad():
             right = (network.eval()(images).argmax(1) == digits.held_out.labels).float().mean().item()
-        assert right == pytest.approx(result.accuracy, abs=0.01)
+        assert right == pytest.approx(result.score, abs=0.01)
     assert found.result.shipped.choice != found.result.unpruned.choice
 
 
@@ -58,7 +73,7 @@ def test_a_run_of_an_earlier_version_cannot_go_on(tmp_path):
 def test_the_history_of_another_version_is_refused(tmp_path):
     shutil.copytree(KEPT / "run-2", tmp_path / "run")
     (tmp_path / "run" / record.HISTORY).write_text('{"schema": "history/9"}\n')
-    with pytest.raises(SearchError, match="has the schema 'history/9', known is history/2"):
+    with pytest.raises(SearchError, match="has the schema 'history/9', known is history/3 or history/2"):
         read_history(tmp_path / "run", read_run(tmp_path / "run"))
 
 

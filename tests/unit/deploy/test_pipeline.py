@@ -36,7 +36,7 @@ def test_every_form_of_the_network_is_compared(made):
     assert [step.verdict for step in steps.values()] == ["reference", "passed", "passed", "reference", "passed", "passed", "passed"]
     assert steps["squeezed", "fp64"].worst.relative <= 1e-10
     assert steps["onnx", "fp32"].worst.relative <= 1e-5
-    assert steps["onnx", "fp32"].accuracy == steps["trained", "fp32"].accuracy
+    assert steps["onnx", "fp32"].score == steps["trained", "fp32"].score
 
 
 def test_the_shipped_and_the_unpruned_network_stand_side_by_side(made):
@@ -48,7 +48,7 @@ def test_the_shipped_and_the_unpruned_network_stand_side_by_side(made):
     for network_facts, predicted_us in ((shipped, 50.0), (unpruned, 80.0)):
         assert network_facts.measured.low_us <= network_facts.measured.median_us <= network_facts.measured.high_us
         assert network_facts.predicted.us == predicted_us
-        assert 0 <= network_facts.accuracy.low <= network_facts.accuracy.share <= network_facts.accuracy.high <= 1
+        assert 0 <= network_facts.score.low <= network_facts.score.value <= network_facts.score.high <= 1
     assert made.manifest.budget_verdict == "met"
     assert made.manifest.failures == []
 
@@ -97,7 +97,7 @@ def test_the_arguments_stay_as_they_were(tmp_path):
 def test_without_samples_random_ones_are_used_and_said_so(tmp_path):
     made = export(network(), example(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK)
     manifest = made.manifest
-    assert (manifest.samples_from, manifest.shipped.accuracy, manifest.unpruned) == ("random", None, None)
+    assert (manifest.samples_from, manifest.shipped.score, manifest.unpruned) == ("random", None, None)
     assert manifest.budget_verdict == "no budget"
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from deploy.errors import DeployError
+from deploy.metric import ACCURACY
 from deploy.samples import Samples
-from deploy.validate import CannotRun, Rung, accuracy, climb, compare, compare_latency, judge_latency, share
+from deploy.validate import CannotRun, Rung, accuracy, climb, compare, compare_latency, judge_latency
 from latency import Measurement
 from latency.distribution import install_command
 from latency.errors import MissingExtra
@@ -35,12 +36,12 @@ def verdicts(steps):
 
 
 def test_what_agrees_passes_with_its_numbers():
-    steps, outputs = climb([rung("trained", LOGITS), rung("fused", LOGITS + np.float32(4e-6))], SAMPLES, LABELS)
+    steps, outputs = climb([rung("trained", LOGITS), rung("fused", LOGITS + np.float32(4e-6))], SAMPLES, accuracy(LABELS))
     assert verdicts(steps) == ["reference", "passed"]
     first = steps[1].first["y"]
     assert first.max_abs == pytest.approx(4e-6, rel=0.1)
     assert first.relative == pytest.approx(1e-6, rel=0.1)
-    assert (first.scale, first.top1.share, steps[1].accuracy.share, steps[1].limit) == (4.0, 1.0, 0.75, 1e-5)
+    assert (first.scale, first.top1.share, steps[1].score.value, steps[1].limit) == (4.0, 1.0, 0.75, 1e-5)
     assert list(outputs) == ["trained", "fused"]
 
 
@@ -121,11 +122,11 @@ def test_the_interval_of_a_share_is_that_of_wilson():
     """Newcombe (1998), "Two-sided confidence intervals for the single proportion", table I: 81 of 263, and 0 of 20 turned round."""
     hits = np.zeros((263, 2))
     hits[:81, 0], hits[81:, 1] = 1, 1
-    found = accuracy({"y": hits[:, None]}, samples_for(hits), np.zeros(263, int))
+    found = accuracy(np.zeros(263, int)).of({"y": hits[:, None]}, samples_for(hits))
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
-    found = accuracy({"y": np.eye(20)[:, None]}, samples_for(np.eye(20)), np.arange(20))
-    assert (found.share, round(1 - found.low, 4), found.high) == (1.0, 0.1611, 1.0)
-    assert share(found) == "100.00% (83.9% to 100.0%)"
+    found = accuracy(np.arange(20)).of({"y": np.eye(20)[:, None]}, samples_for(np.eye(20)))
+    assert (found.value, round(1 - found.low, 4), found.high) == (1.0, 0.1611, 1.0)
+    assert ACCURACY.figure(found) == "100.00% (83.89% to 100.00%)"
 
 
 def test_the_divergence_of_logits_is_that_of_their_distributions():
@@ -175,7 +176,7 @@ def test_samples_that_fill_up_a_call_are_not_counted():
     other = logits.copy()
     other[1, 1:] = [0.0, 1.0]  # what fills up
     found = compare({"y": other}, {"y": logits}, 1e-5, samples)[0]["y"]
-    assert (found.top1.share, accuracy({"y": other}, samples, np.zeros(4, int)).share) == (1.0, 1.0)
+    assert (found.top1.share, accuracy(np.zeros(4, int)).of({"y": other}, samples).value) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -187,7 +188,9 @@ def test_what_is_not_finite_in_both_is_said_and_the_rest_is_judged(value):
     assert (steps[1].first["y"].not_finite, steps[1].first["y"].max_abs) == (1, 0.0)
     assert steps[1].note == "1 values of y are NaN or infinite, as in the reference"
     assert steps[1].first["y"].top1.share == 1.0
-    assert steps[1].first["y"].top1 == accuracy({"y": np.eye(3)[:, None]}, samples_for(np.eye(3)), np.arange(3)), "of three samples"
+    assert steps[1].first["y"].top1.share == accuracy(np.arange(3)).of({"y": np.eye(3)[:, None]}, samples_for(np.eye(3))).value, (
+        "of three samples"
+    )
     again, _ = climb([rung("a", holed), rung("b", LOGITS)], SAMPLES)
     kind = "NaN" if np.isnan(value) else "infinite"
     assert again[1].reason == f"1 of 8 values of 'y' are not {kind} where the reference is"

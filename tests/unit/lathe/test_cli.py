@@ -21,7 +21,7 @@ FLAGS = {
     cli.TableMerge: "tables out json",
     cli.Export: "source out target budget_ms protocol threads samples shape weights input workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
-    sweeps.Sweep: "resolution channels cells input space out table data budget_ms budget_fraction seeds set recipe jobs no_measure target json",
+    sweeps.Sweep: "resolution channels cells input space out table data task budget_ms budget_fraction seeds set recipe jobs no_measure target json",
     sweeps.SweepBest: "sweep budget_ms json",
     cli.Verify: "bundle json",
     cli.Report: "source out table force json",
@@ -41,7 +41,7 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-SEARCH = "resolution channels cells input space out table data budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
+SEARCH = "resolution channels cells input space out table data task budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
 TRAINING = (
     "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path distill teacher "
     "distill_weight temperature retrain train_precision memory_format devices"

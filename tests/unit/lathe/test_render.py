@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deploy import load
 from deploy.bundle import Bundle, Network
+from deploy.metric import ACCURACY
 from deploy.validate import Agreement
 from latency import Latency, LatencyTable, Row
 from latency.coverage import Covered, Proof
@@ -90,7 +91,7 @@ def test_a_table_of_no_measurement_says_so_and_percentiles_are_shown_where_they_
 
 def test_the_latency_of_a_bundle_is_measured_or_says_why_not_and_a_prediction_says_what_it_is_from():
     predicted = Latency(us=50.0, low_us=40.0, high_us=60.0, source="predicted", origin="simulated: no such device exists")
-    network = Network(params=1, macs=1, accuracy=None, predicted=predicted, measured=None, not_measured="no GPU")
+    network = Network(params=1, macs=1, score=None, predicted=predicted, measured=None, not_measured="no GPU")
     guess = "predicted 50.0 µs (40.0 µs to 60.0 µs), simulated: no such device exists"
     assert render._latency(network) == f"not measured (no GPU); {guess}"
     measured = summarize([10.0] * 100, FAST)
@@ -112,7 +113,7 @@ def test_progress_of_a_search_fits_into_80_columns(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(render, "LOG", Console(file=said, width=80, force_terminal=True, highlight=False))
     many = Choice(widths={f"layer{index}": 128 for index in range(40)})
     latency = Latency(us=12_345.6, low_us=12_000.0, high_us=12_800.0, source="predicted")
-    network = NetworkResult(choice=many, accuracy=0.9, parameters=1, macs=1, predicted=latency)
+    network = NetworkResult(choice=many, score=0.9, score_error=0.0, parameters=1, macs=1, predicted=latency)
 
     architecture = load_architecture(Path(__file__).parents[2] / "formats" / "run-2" / "architecture.json")
 
@@ -122,19 +123,20 @@ def test_progress_of_a_search_fits_into_80_columns(monkeypatch, capsys, tmp_path
             epoch=number,
             epochs=300,
             loss=1.0,
-            train_accuracy=0.5,
-            accuracy=0.98765,
+            train_score=0.5,
+            score=0.98765,
+            score_error=0.0,
             choice=many,
             latency_us=12_345.6,
             macs=1,
         )
 
     def events():
-        yield Started(epochs={"finetune": 300}, history=(epoch(1),))
+        yield Started(epochs={"finetune": 300}, history=(epoch(1),), metric=ACCURACY)
         yield Chosen(choice=many, latency=latency)
         yield epoch(2)
         hashes = dict.fromkeys(("run_sha256", "architecture_sha256", "weights_sha256"), "a" * 64)
-        result = Result(**hashes, held_out_images=1, budget_us=1e5, unpruned=network, shipped=network)
+        result = Result(**hashes, metric=ACCURACY, held_out_samples=1, budget_us=1e5, unpruned=network, shipped=network)
         yield Finished(architecture=architecture, result=result)
 
     assert render.search(events(), out=tmp_path, as_json=False) == 0

@@ -11,10 +11,11 @@ from torch import nn
 from latency import BlockSpec, Device, LatencyTable, Protocol, Row, Runtime, TableHeader
 from search import ops, session
 from search.architecture import Preprocessing
+from search.augment import Augmentation
 from search.blocks import trained
 from search.budget import Budget
-from search.data import Augmentation, Dataset, Split
-from search.method import Task
+from search.classification import Classification, Split
+from search.method import Problem
 from search.methods.magnitude import Magnitude
 from search.methods.pas import Pas
 from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, TableSettings, UniformSettings
@@ -95,7 +96,7 @@ def make_layers() -> Layered:
     return Layered(name="layers", input_shape=(3, 8, 8), classes=2, layers=layers)
 
 
-def make_stripes() -> Dataset:
+def make_stripes() -> Classification:
     """Images with horizontal against images with vertical stripes, in noise."""
     generator = torch.Generator().manual_seed(0)
 
@@ -106,7 +107,7 @@ def make_stripes() -> Dataset:
         noisy = images[:, None] + 60 * torch.rand(count, 3, 8, 8, generator=generator)
         return Split(images=noisy.to(torch.uint8), labels=labels)
 
-    return Dataset(
+    return Classification(
         name="stripes",
         labels=("horizontal", "vertical"),
         train=split(64),
@@ -141,7 +142,7 @@ def make_method(name: str, space, table, data, budget: float, **settings):
     """A method with few epochs."""
     kind, make = METHODS[name]
     found = kind(**(EPOCHS | (FAST if name == "pas" else {}) | settings))
-    return make(found, Task(space=space, table=table, data=data, budget=Budget.of(budget, "us" if table else "macs")))
+    return make(found, Problem(space=space, table=table, task=data, budget=Budget.of(budget, "us" if table else "macs")))
 
 
 @pytest.fixture(scope="session")

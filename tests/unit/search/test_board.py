@@ -48,7 +48,7 @@ def test_tensorboard_has_every_epoch_once_also_of_a_run_that_goes_on(search_into
     events = list(board.with_tensorboard(search_into(out, **QUICK), out))
     epochs = [*events[0].history, *(event for event in events if isinstance(event, EpochDone))]
     found = scalars(out / "tensorboard")
-    assert found["finetune/accuracy"] == {4: pytest.approx(epochs[3].accuracy)}
+    assert found["finetune/accuracy"] == {4: pytest.approx(epochs[3].score)}
     assert found["search/beta"].keys() == {2, 3}
     assert [found["widths/a"][step] for step in range(1, 5)] == [done.choice.widths["a"] for done in epochs]
 

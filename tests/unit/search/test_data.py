@@ -1,14 +1,15 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from msgspec.structs import replace
 from PIL import Image
 
 from search import SearchError
-from search.data import Augmentation, digits, folder, load, random_parts
+from search.augment import Augmentation
+from search.data import digits, folder, load, random_parts
 
 
 def write_images(directory: Path, count: int, colour: tuple[int, int, int], mode: str = "RGB", suffix: str = "png") -> None:
@@ -74,7 +75,7 @@ def test_random_parts_are_disjoint_and_of_the_generator():
 
 
 def test_a_part_without_images_is_refused():
-    with pytest.raises(SearchError, match=r"^3 training images are too few to be divided into shares of 0.9, 0.1$"):
+    with pytest.raises(SearchError, match=r"^3 training samples are too few to be divided into shares of 0.9, 0.1$"):
         random_parts(3, (0.9, 0.1), torch.Generator())
 
 

@@ -16,8 +16,8 @@ def test_a_finished_run_is_loaded_with_its_networks(search_into, tmp_path, strip
     assert (found.result, found.architecture) == (last.result, last.architecture)
     assert found.run.method == "pas"
     assert len(found.history) == 3
-    assert accuracy(found.network(), stripes) == pytest.approx(found.result.shipped.accuracy)
-    assert accuracy(found.unpruned(), stripes) == pytest.approx(found.result.unpruned.accuracy)
+    assert accuracy(found.network(), stripes) == pytest.approx(found.result.shipped.score)
+    assert accuracy(found.unpruned(), stripes) == pytest.approx(found.result.unpruned.score)
 
 
 def test_what_is_not_finished_is_refused(search_into, tmp_path):

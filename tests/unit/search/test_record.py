@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from deploy.metric import ACCURACY
 from search import SearchError
 from search.record import USAGE, Run, Usage, open_run, read_history, read_run, read_usage, write_usage
 
@@ -18,6 +19,7 @@ def run(tiny) -> Run:
         table_sha256="a" * 64,
         data="digits",
         data_sha256="b" * 64,
+        metric=ACCURACY,
         versions={"torch": "2.0"},
     )
 

@@ -17,7 +17,7 @@ from latency import LatencyError, LatencyTable
 from latency.errors import MissingExtra
 from search import SearchError, finished, report, session
 from search.budget import Budget
-from search.method import Task
+from search.method import Problem
 from search.methods.prunet import Prunet
 from search.methods.settings import PrunetSettings
 from unit.deploy.conftest import bundle_copy, made  # noqa: F401
@@ -111,7 +111,7 @@ def test_the_page_of_a_search_has_every_number(run, tmp_path):
     assert [(row.unpruned, row.shipped) for row in rows if row.name == "parameters"] == [sizes]
     for words in (
         "The search is finished.",
-        f"{result['shipped']['accuracy']:.2%}",
+        f"{result['shipped']['score']:.2%}",
         facts["table_sha256"],
         facts["versions"]["torch"],
         "wide.0",
@@ -138,8 +138,8 @@ def test_every_kind_of_run_has_a_page(search_into, tmp_path, name):
 def test_the_page_of_a_layered_search_draws_the_network(stripes, tmp_path):
     space = make_layers()
     settings = {"warmup_epochs": 1, "search_epochs": 2, "train_epochs": 1, "batch": 16, "search_batch": 8}
-    task = Task(space=space, table=None, data=stripes, budget=Budget(macs=space.macs()))
-    list(session.run(Prunet(PrunetSettings(**settings), task), tmp_path / "run"))
+    problem = Problem(space=space, table=None, task=stripes, budget=Budget(macs=space.macs()))
+    list(session.run(Prunet(PrunetSettings(**settings), problem), tmp_path / "run"))
     report.render(tmp_path / "run", tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     for heading in ("Network", "Training", "Time and memory", "Blocks over time", "Masks over time"):
@@ -337,7 +337,7 @@ def test_what_was_not_run_is_said(bundle_copy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("result.json", "{"), ("history.jsonl", '{"schema": "history/2"}\n{"phase": "search"}\n'), ("run.json", "[]")]
+    ("name", "content"), [("result.json", "{"), ("history.jsonl", '{"schema": "history/3"}\n{"phase": "search"}\n'), ("run.json", "[]")]
 )
 def test_a_damaged_file_is_named_and_no_page_is_written(run, tmp_path, name, content):
     (run / name).write_text(content)

@@ -74,7 +74,16 @@ TRAINING = """
 import torch
 from torch import nn
 from search.runtime import Runtime
+from deploy.metric import Metric
+from search.task import Task
 from search.train import Part, make_optimizer, train_epoch
+
+class Classes(Task):
+    metric = Metric(name="accuracy")
+    def loss(self, logits, labels):
+        return nn.functional.cross_entropy(logits, labels)
+    def statistics(self, logits, labels):
+        return (logits.argmax(1) == labels)[:, None].float()
 
 class Network(nn.Module):
     def __init__(self):
@@ -105,11 +114,11 @@ def train(runtime):
     network = Network()
     wrapped, (optimizer,) = runtime.setup(network, [make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=1e-3)])
     def loss(logits, labels, images):
-        return nn.functional.cross_entropy(logits, labels) + 0.1 * network.first.weight.abs().mean()
+        return Classes().loss(logits, labels) + 0.1 * network.first.weight.abs().mean()
     scores = []
     for epoch in range(3):
         part = Part(optimizers=[optimizer], batches=Batches(epoch), loss=loss, factor=lambda step: 1.0)
-        scores.append(train_epoch(wrapped, [part], runtime=runtime))
+        scores.append(train_epoch(wrapped, [part], task=Classes(), runtime=runtime))
     return network, scores[-1]
 """
 
@@ -125,7 +134,7 @@ try:
 except PeerLost as lost:
     sys.exit(f"said: {lost}")
 save_file({name: value.contiguous() for name, value in network.state_dict().items()}, f"{OUT}/{runtime.rank}.safetensors")
-print(runtime.rank, runtime.ranks, score.loss, score.accuracy)
+print(runtime.rank, runtime.ranks, score.loss, score.score)
 """
 
 
@@ -152,7 +161,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     rank, ranks, loss, accuracy = ended.stdout.split()
     assert (rank, ranks) == ("0", "2")
     assert float(loss) == pytest.approx(score.loss, rel=1e-5)
-    assert float(accuracy) == score.accuracy
+    assert float(accuracy) == score.score
 
 
 def test_a_process_that_is_killed_ends_the_others_in_one_line(tmp_path):

@@ -1,5 +1,6 @@
 """The session, by real methods and by toy ones that use all that a method may use."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -17,11 +18,12 @@ import torch
 from torch import nn
 
 import search
+from deploy.metric import ACCURACY
 from reparam import ChannelMask, insert_masks
 from search import SearchError, checkpoint, load_architecture, masks, session
 from search.budget import Budget
 from search.cost import LatencyModel, network_terms
-from search.method import Method, Phase, Task
+from search.method import Method, Phase, Problem
 from search.methods.pas import DepthwiseBinaryConv, indicators
 from search.methods.settings import PasSettings, Settings
 from search.network import load_weights
@@ -56,8 +58,8 @@ class Noisy(nn.Module):
 class Toy(Method[ToySettings]):
     """Two parts with Adam and RMSprop on halves of the data, dropout, noise, a state, and phases of networks of their own."""
 
-    def __init__(self, settings: ToySettings, task: Task) -> None:
-        super().__init__(settings, task)
+    def __init__(self, settings: ToySettings, problem: Problem) -> None:
+        super().__init__(settings, problem)
         self.drawn = 0.0
 
     @property
@@ -71,10 +73,10 @@ class Toy(Method[ToySettings]):
 
     def network(self, phase, trained):
         if phase.name == "mixed":
-            return Noisy(trained or self.task.space.module())
+            return Noisy(trained or self.problem.space.module())
         if phase.name == "last" and trained is not None:
             return trained.network
-        return trained or self.task.space.module()
+        return trained or self.problem.space.module()
 
     def optimizers(self, phase, network):
         groups = [[p for p in network.parameters() if (p.ndim > 1) == weights] for weights in (True, False)]
@@ -89,7 +91,7 @@ class Toy(Method[ToySettings]):
         def loss(logits, labels, images):
             return nn.functional.cross_entropy(logits, labels)
 
-        data = self.task.data
+        data = self.problem.task
         return [
             Part(optimizers=[o], batches=data.training_batches(16, epoch.order), loss=loss, factor=lambda step: 0.9**step)
             for o in optimizers
@@ -99,7 +101,7 @@ class Toy(Method[ToySettings]):
         return {"drawn": self.drawn}
 
     def choice(self):
-        return self.task.space.largest()
+        return self.problem.space.largest()
 
     def state(self):
         return {"drawn": self.drawn}
@@ -114,7 +116,9 @@ def start(tiny, table, stripes, budget_us, search_into):
 
     def start(name: str, out: Path, **settings):
         if name == "toy":
-            return session.run(Toy(ToySettings(**settings), Task(space=tiny, table=table, data=stripes, budget=Budget(us=budget_us))), out)
+            return session.run(
+                Toy(ToySettings(**settings), Problem(space=tiny, table=table, task=stripes, budget=Budget(us=budget_us))), out
+            )
         return search_into(out, name, **settings)
 
     return start
@@ -152,16 +156,16 @@ def test_a_run_leaves_what_it_says(search_into, tmp_path, tiny, table, stripes, 
 
     # The accuracies are those of the saved networks.
     for network, file, metadata, accuracy in [
-        (architecture.build(), "weights.safetensors", {"architecture_sha256": architecture.sha256}, result.shipped.accuracy),
-        (architecture.unpruned(), "baseline.safetensors", {}, result.unpruned.accuracy),
+        (architecture.build(), "weights.safetensors", {"architecture_sha256": architecture.sha256}, result.shipped.score),
+        (architecture.unpruned(), "baseline.safetensors", {}, result.unpruned.score),
     ]:
         load_weights(network, out / file, metadata)
         network.eval()
         with torch.no_grad():
             right = (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels).float().mean().item()
         assert right == pytest.approx(accuracy)
-    assert result.unpruned.accuracy > 0.9
-    assert result.shipped.accuracy > 0.9
+    assert result.unpruned.score > 0.9
+    assert result.shipped.score > 0.9
 
 
 @pytest.mark.parametrize("name", ["pas", "magnitude", "slimming", "toy"])
@@ -237,7 +241,7 @@ def test_what_ships_and_is_evaluated_is_the_average(search_into, tmp_path, tiny,
     assert not torch.equal(states["average"]["head.2.weight"], states["network"]["head.2.weight"])
     network.eval()
     right = (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels).double().mean().item()
-    assert right == finished.result.shipped.accuracy
+    assert right == finished.result.shipped.score
 
 
 def test_another_run_can_be_the_teacher(search_into, tmp_path):
@@ -252,7 +256,7 @@ def test_another_run_can_be_the_teacher(search_into, tmp_path):
 
 def test_a_teacher_that_cannot_teach_is_refused(search_into, tmp_path, tiny, table, stripes, budget_us):
     list(search_into(tmp_path / "teacher", "uniform"))
-    other = msgspec.structs.replace(stripes, labels=("a", "b"), name="other")
+    other = dataclasses.replace(stripes, labels=("a", "b"), name="other")
     method = make_method("uniform", tiny, table, other, budget_us, distill="tas", teacher=str(tmp_path / "teacher"))
     with pytest.raises(SearchError, match="teacher was trained on stripes, which has other classes or images than other$"):
         list(session.run(method, tmp_path / "run"))
@@ -268,8 +272,8 @@ def test_branches_that_are_not_there_cannot_be_left_out(search_into, tmp_path):
 
 def test_resuming_says_what_is_done(search_into, tmp_path):
     started, *first = itertools.islice(search_into(tmp_path / "run"), 4)
-    assert started == Started(epochs={"pretrain": 2, "search": 4, "finetune": 2}, history=())
-    assert next(search_into(tmp_path / "run")) == Started(epochs=started.epochs, history=tuple(first))
+    assert started == Started(epochs={"pretrain": 2, "search": 4, "finetune": 2}, history=(), metric=ACCURACY)
+    assert next(search_into(tmp_path / "run")) == Started(epochs=started.epochs, history=tuple(first), metric=ACCURACY)
 
 
 def test_a_finished_run_is_not_run_again(search_into, tmp_path):

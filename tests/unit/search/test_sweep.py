@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from deploy.metric import ACCURACY
 from latency import Latency
 from search import SearchError, report, sweep
 from search.methods.settings import PasSettings, PrunetSettings, VpDartsSettings
@@ -168,7 +169,9 @@ def outcome(name, accuracy, us, *, measured=True, loss=None, **settings):
         if measured
         else {"predicted": Latency(us=us, low_us=us - 2, high_us=us + 2, source="measured")}
     )
-    return Outcome(name=name, seed=0, budget="b", settings=settings, status="finished", accuracy=accuracy, search_loss=loss, **taken)
+    return Outcome(
+        name=name, seed=0, budget="b", settings=settings, status="finished", metric=ACCURACY, score=accuracy, search_loss=loss, **taken
+    )
 
 
 def judged(monkeypatch, rows):
@@ -217,9 +220,9 @@ def test_a_row_has_what_was_found_and_what_was_measured(kept):
     first, second = sweep.outcomes(kept)
     result = json.loads((FORMATS / "run-2" / "result.json").read_text())
     measured = json.loads((FORMATS / "bundle-2" / "manifest.json").read_text())["shipped"]["measured"]
-    assert (first.status, first.accuracy, first.macs) == ("finished", result["shipped"]["accuracy"], result["shipped"]["macs"])
+    assert (first.status, first.score, first.macs) == ("finished", result["shipped"]["accuracy"], result["shipped"]["macs"])
     assert (first.measured_us, first.low_us, first.high_us) == tuple(measured[name] for name in ("median_us", "low_us", "high_us"))
-    assert (second.status, second.accuracy, second.front) == ("unfinished", None, False)
+    assert (second.status, second.score, second.front) == ("unfinished", None, False)
 
 
 def test_the_page_links_to_those_of_its_runs_and_the_table_is_written_beside(kept):

@@ -1,8 +1,9 @@
+import dataclasses
 import math
 
+import msgspec
 import pytest
 import torch
-from msgspec.structs import replace
 from torch import nn
 
 from search import SearchError
@@ -29,12 +30,14 @@ def trained(tiny):
 
 def test_a_network_learns(trained, stripes):
     runtime, _, wrapped, optimizer = trained
-    before = evaluate(wrapped, stripes.held_out_batches(16), runtime=runtime)
+    before = evaluate(wrapped, stripes.held_out_batches(16), task=stripes, runtime=runtime)
     generator = torch.Generator().manual_seed(0)
-    scores = [train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, generator))], runtime=runtime) for _ in range(5)]
-    after = evaluate(wrapped, stripes.held_out_batches(16), runtime=runtime)
+    scores = [
+        train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, generator))], task=stripes, runtime=runtime) for _ in range(5)
+    ]
+    after = evaluate(wrapped, stripes.held_out_batches(16), task=stripes, runtime=runtime)
     assert scores[-1].loss < scores[0].loss / 2
-    assert before.accuracy < 0.8 < 0.95 < after.accuracy
+    assert before.score < 0.8 < 0.95 < after.score
     assert after.loss < before.loss
 
 
@@ -44,6 +47,7 @@ def test_the_penalty_is_in_the_loss_and_trained_against(trained, stripes):
     score = train_epoch(
         wrapped,
         [part(optimizer, stripes.training_batches(16, torch.Generator()), penalty=lambda: 100 * (bias.sum() - 3) ** 2 / 200)],
+        task=stripes,
         runtime=runtime,
     )
     assert score.loss > 1
@@ -53,7 +57,7 @@ def test_the_penalty_is_in_the_loss_and_trained_against(trained, stripes):
 def test_the_factor_scales_every_step(trained, stripes):
     runtime, network, wrapped, optimizer = trained
     before = {name: value.clone() for name, value in network.named_parameters()}
-    train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()), factor=0.0)], runtime=runtime)
+    train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()), factor=0.0)], task=stripes, runtime=runtime)
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
 
 
@@ -62,24 +66,24 @@ def test_accuracy_is_the_share_of_right_images(trained, stripes):
     wrapped.eval()
     with torch.no_grad():
         right = wrapped(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels
-    score = evaluate(wrapped, stripes.held_out_batches(7), runtime=runtime)
-    assert score.accuracy == right.float().mean().item()
-    flipped = replace(stripes, held_out=replace(stripes.held_out, labels=1 - stripes.held_out.labels))
-    assert evaluate(wrapped, flipped.held_out_batches(7), runtime=runtime).accuracy == pytest.approx(1 - score.accuracy)
+    score = evaluate(wrapped, stripes.held_out_batches(7), task=stripes, runtime=runtime)
+    assert score.score == right.float().mean().item()
+    flipped = dataclasses.replace(stripes, held_out=msgspec.structs.replace(stripes.held_out, labels=1 - stripes.held_out.labels))
+    assert evaluate(wrapped, flipped.held_out_batches(7), task=stripes, runtime=runtime).score == pytest.approx(1 - score.score)
 
 
 def test_batch_statistics_stand_in_for_running_ones_that_are_off(trained, stripes):
     runtime, network, wrapped, optimizer = trained
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, generator))], runtime=runtime)
+        train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, generator))], task=stripes, runtime=runtime)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.running_mean.fill_(100.0)
-    assert evaluate(wrapped, stripes.held_out_batches(32), runtime=runtime).accuracy < 0.8
-    assert evaluate(wrapped, stripes.held_out_batches(32), runtime=runtime, batch_statistics=True).accuracy > 0.95
+    assert evaluate(wrapped, stripes.held_out_batches(32), task=stripes, runtime=runtime).score < 0.8
+    assert evaluate(wrapped, stripes.held_out_batches(32), task=stripes, runtime=runtime, batch_statistics=True).score > 0.95
     assert all((norm.running_mean == 100).all() and norm.track_running_stats for norm in norms)
-    assert evaluate(wrapped, stripes.held_out_batches(32), runtime=runtime).accuracy < 0.8
+    assert evaluate(wrapped, stripes.held_out_batches(32), task=stripes, runtime=runtime).score < 0.8
 
 
 def test_divergence_is_an_error(trained, stripes):
@@ -88,6 +92,7 @@ def test_divergence_is_an_error(trained, stripes):
         train_epoch(
             wrapped,
             [part(optimizer, stripes.training_batches(16, torch.Generator()), penalty=lambda: torch.tensor(math.nan))],
+            task=stripes,
             runtime=runtime,
         )
 
@@ -122,7 +127,7 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
     ]
     before = {name: value.clone() for name, value in network.named_parameters()}
     stepped = []
-    train_epoch(wrapped, parts, runtime=runtime, stepped=lambda: stepped.append(len(seen)))
+    train_epoch(wrapped, parts, task=stripes, runtime=runtime, stepped=lambda: stepped.append(len(seen)))
     assert seen == [("a", 16), ("a", 16), ("b", 16), ("a", 16)]
     assert stepped == [1, 2, 3, 4]
     moved = {name.split(".")[0] for name, value in network.named_parameters() if not torch.equal(value, before[name])}
@@ -136,9 +141,9 @@ def test_a_score_says_what_training_took(trained, stripes):
     wrapped, (optimizer,) = runtime.setup(network, [make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)])
     batches = stripes.training_batches(16, torch.Generator())
     height, width = next(iter(batches))[0].shape[2:]
-    score = train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()))], runtime=runtime)
+    score = train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()))], task=stripes, runtime=runtime)
     assert score.steps == len(batches)
     assert score.seconds > 0
     assert score.saved_bytes == 4 * 16 * (3 * height * width + 4 * height * width + 4)  # the pooled image is what the last layer keeps
-    evaluated = evaluate(wrapped, stripes.held_out_batches(16), runtime=runtime)
+    evaluated = evaluate(wrapped, stripes.held_out_batches(16), task=stripes, runtime=runtime)
     assert (evaluated.steps, evaluated.saved_bytes) == (0, 0)

@@ -74,7 +74,7 @@ def test_taylor_is_what_the_loss_changes_by_to_first_order(network):
     """By finite differences: every channel in turn is made a little smaller."""
     x, y = torch.rand(8, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1] * 4)
     groups = prunable_groups(network, X)
-    found = importance.taylor(network, X, groups, [(x, y), (x[:4], y[:4])])
+    found = importance.taylor(network, X, groups, nn.functional.cross_entropy, [(x, y), (x[:4], y[:4])])
 
     class Smaller(nn.Module):
         def __init__(self, channel: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from latency import CoverageError, LatencyTable
 from search import SearchError, ops, prunode, session
 from search.budget import Budget
-from search.method import Epoch, Task
+from search.method import Epoch, Problem
 from search.methods.prunet import Prunet
 from search.methods.settings import PrunetSettings, recipe
 from search.record import EpochDone, Finished
@@ -34,10 +34,10 @@ def table():
 def make(stripes, table):
     def method(budget=None, *, priced=True, space=SPACE, **settings) -> Prunet:
         if not priced:
-            task = Task(space=space, data=stripes, table=None, budget=budget or Budget(macs=space.macs()))
+            problem = Problem(space=space, task=stripes, table=None, budget=budget or Budget(macs=space.macs()))
         else:
-            task = Task(space=space, data=stripes, table=table, budget=budget or Budget(us=table.predict(space.network()).high_us))
-        return Prunet(PrunetSettings(**(FEW | settings)), task)
+            problem = Problem(space=space, task=stripes, table=table, budget=budget or Budget(us=table.predict(space.network()).high_us))
+        return Prunet(PrunetSettings(**(FEW | settings)), problem)
 
     return method
 
@@ -274,17 +274,17 @@ def test_proxy_classes_train_the_supernet_and_all_classes_the_network(make, stri
     data = in_four_classes(stripes)
     space = dataclasses.replace(SPACE, classes=4, layers=(*SPACE.layers[:-1], _tail(4)))
     method = Prunet(
-        PrunetSettings(**(FEW | {"proxy_classes": 0.5})), Task(space=space, data=data, table=None, budget=Budget(macs=space.macs()))
+        PrunetSettings(**(FEW | {"proxy_classes": 0.5})), Problem(space=space, task=data, table=None, budget=Budget(macs=space.macs()))
     )
     network, _ = begin(method)
     assert network(torch.randn(2, 3, 8, 8)).shape == (2, 2)
-    assert len(method.data(method.phases[0]).labels) == 2
-    assert len(method.data(method.phases[2]).labels) == 4
-    assert method.proxy.labels == tuple(data.labels[index] for index in method.classes)
+    assert len(method.task(method.phases[0]).labels) == 2
+    assert len(method.task(method.phases[2]).labels) == 4
+    assert set(method.proxy.labels) < set(data.labels)
     *_, last = session.run(method, tmp_path / "run")
     assert last.architecture.labels == data.labels
     with pytest.raises(SearchError, match=r"--proxy-classes 0.1 of 4 classes leaves 0, and at least 2 are needed"):
-        Prunet(PrunetSettings(proxy_classes=0.1), method.task)
+        Prunet(PrunetSettings(proxy_classes=0.1), method.problem)
 
 
 def in_four_classes(stripes):
@@ -293,7 +293,7 @@ def in_four_classes(stripes):
     def more(split):
         return msgspec.structs.replace(split, labels=torch.arange(len(split)) % 4)
 
-    return msgspec.structs.replace(stripes, labels=tuple("abcd"), train=more(stripes.train), held_out=more(stripes.held_out))
+    return dataclasses.replace(stripes, labels=tuple("abcd"), train=more(stripes.train), held_out=more(stripes.held_out))
 
 
 def _tail(classes):
@@ -356,7 +356,7 @@ def test_a_table_that_lacks_a_width_is_refused(make, stripes, table):
     assert len(rows) < len(table.rows)
     fewer = LatencyTable(table.header, rows, sha256="6" * 64)
     with pytest.raises(CoverageError, match="hidden=32") as refused:
-        Prunet(PrunetSettings(), Task(space=SPACE, data=stripes, table=fewer, budget=Budget(us=1e6)))
+        Prunet(PrunetSettings(), Problem(space=SPACE, task=stripes, table=fewer, budget=Budget(us=1e6)))
     assert "\n" not in str(refused.value)
 
 
@@ -389,7 +389,7 @@ def test_hidden_widths_with_gaps_are_refused(make):
 
 def test_a_space_without_layers_is_refused(stripes, tiny):
     with pytest.raises(SearchError, match="prunet searches blocks of layers, and tiny has none to choose from: choose prunet-mini"):
-        Prunet(PrunetSettings(), Task(space=tiny, data=stripes, table=None, budget=Budget(macs=1e9)))
+        Prunet(PrunetSettings(), Problem(space=tiny, task=stripes, table=None, budget=Budget(macs=1e9)))
     assert with_layers(SPACE, "prunet") is SPACE
     assert isinstance(SPACE, Layered)
 

@@ -6,7 +6,7 @@ import torch
 from deploy.page import Picture
 from search import SearchError, session
 from search.budget import Budget
-from search.method import Task
+from search.method import Problem
 from search.methods import pruning
 from search.methods.settings import TasSettings, recipe
 from search.methods.tas import Tas, banded, crossings
@@ -25,7 +25,7 @@ def make_tas(space, data, share: float = 0.6, *, table=None, **settings) -> Tas:
     """A method with few epochs, and a budget that is a share of the unpruned network's cost."""
     amount = share * (table.predict(space.network()).us if table else space.macs())
     return Tas(
-        TasSettings(**(FEW | settings)), Task(space=space, data=data, table=table, budget=Budget.of(amount, "us" if table else "macs"))
+        TasSettings(**(FEW | settings)), Problem(space=space, task=data, table=table, budget=Budget.of(amount, "us" if table else "macs"))
     )
 
 
@@ -116,7 +116,7 @@ def test_any_space_of_widths_is_searched_without_a_table_too(name, request, stri
     space = request.getfixturevalue(name)
     method = make_tas(space, stripes, pretrain_epochs=0, channel_multiple=8, search_epochs=6)
     *_, finished = session.run(method, tmp_path / "run")
-    assert 0.75 * method.task.budget.amount < finished.result.shipped.macs <= method.task.budget.amount
+    assert 0.75 * method.problem.budget.amount < finished.result.shipped.macs <= method.problem.budget.amount
     assert not finished.result.shipped.choice.depths
 
 
@@ -219,7 +219,7 @@ def test_the_controlled_cost_rests_at_the_target_and_at_last(staged, stripes):
     method = make_tas(staged, stripes, tolerance=0.3)
     network = sized(method)
     depths = min(1.0, (2 * 0.4) ** 2) * torch.tensor(3.0).log().item()
-    expected = float(method.expected(network).detach()) / method.task.target
+    expected = float(method.expected(network).detach()) / method.problem.target
     away = method.penalty_of(network, 0.4).item()  # F is 1 / 0.6 of the target
     assert away == pytest.approx(2.0 * torch.tensor(expected * method.controller.weight).log().item() ** 2 + depths)
     weight = method.controller.weight
@@ -228,7 +228,7 @@ def test_the_controlled_cost_rests_at_the_target_and_at_last(staged, stripes):
     with torch.no_grad():
         for sizes in network.widths:
             sizes.logits[2] = 0.1  # 12 channels everywhere: 0.93 of the target
-    assert abs(method.cost_of(method.most_probable(network)) / method.task.target - 1) < 0.3
+    assert abs(method.cost_of(method.most_probable(network)) / method.problem.target - 1) < 0.3
     assert method.penalty_of(network, 0.4).item() == pytest.approx(depths + 0.16 * torch.tensor(4.0).log().item(), rel=0.01)
     assert method.controller.weight == weight
 
@@ -311,15 +311,15 @@ def test_the_found_network_is_the_most_probable_one_within_the_budget(staged, st
                 logits.copy_(2 * torch.randn(logits.shape, generator=draw))
         found = method.derived(network)
         cost = staged.macs(staged.network(found))
-        assert cost <= method.task.budget.amount
+        assert cost <= method.problem.budget.amount
         logs = [sizes.shares().log().tolist() for sizes in network.widths]
         best = None
         for widths in itertools.product((4, 8, 12, 16), repeat=4):
             choice = staged.choice(widths, found.depths)
-            if staged.macs(staged.network(choice)) <= method.task.budget.amount and choice.widths.keys() == found.widths.keys():
+            if staged.macs(staged.network(choice)) <= method.problem.budget.amount and choice.widths.keys() == found.widths.keys():
                 value = sum(log[(4, 8, 12, 16).index(width)] for log, width in zip(logs, widths, strict=True))
                 best = max(best or (value, choice), (value, choice), key=lambda each: each[0])
-        if staged.macs(staged.network(best[1])) >= 0.9 * method.task.target:
+        if staged.macs(staged.network(best[1])) >= 0.9 * method.problem.target:
             assert found == best[1]
         else:
             assert cost > staged.macs(staged.network(best[1]))
@@ -329,12 +329,12 @@ def test_a_search_as_printed_runs_from_end_to_end(staged, stripes, tmp_path):
     """Widths of any number of channels, a norm for each, and whatever is most probable at the end."""
     few = {"pretrain_epochs": 1, "search_epochs": 2, "finetune_epochs": 1, "batch": 16, "augment": "none"}
     settings = recipe(TasSettings, len(stripes.train), "paper", **few)
-    method = Tas(settings, Task(space=staged, data=stripes, table=None, budget=Budget(macs=0.6 * staged.macs())))
+    method = Tas(settings, Problem(space=staged, task=stripes, table=None, budget=Budget(macs=0.6 * staged.macs())))
     assert method.choices[0] == (5, 6, 8, 10, 11, 13, 14, 16)
     *events, finished = session.run(method, tmp_path / "run")
     last = epochs(events)[-1]
     assert last.choice == finished.architecture.choice == finished.result.shipped.choice
-    assert last.figures["aim"] == method.task.target
+    assert last.figures["aim"] == method.problem.target
 
 
 def test_the_paper_derives_the_most_probable_sizes_whatever_they_cost(staged, stripes):

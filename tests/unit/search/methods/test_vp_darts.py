@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from deploy.page import Picture
 from search import Choice, SearchError, report, session, spaces
 from search.budget import Budget
-from search.method import Epoch, Task
+from search.method import Epoch, Problem
 from search.methods.settings import VpDartsSettings, recipe
 from search.methods.vp_darts import VpDarts
 from search.record import Finished
@@ -32,10 +32,10 @@ def table():
 def make(stripes, table):
     def method(budget=None, *, priced=True, **settings) -> VpDarts:
         if not priced:
-            task = Task(space=SPACE, data=stripes, table=None, budget=budget or Budget(macs=SPACE.macs()))
+            problem = Problem(space=SPACE, task=stripes, table=None, budget=budget or Budget(macs=SPACE.macs()))
         else:
-            task = Task(space=SPACE, data=stripes, table=table, budget=budget or Budget(us=table.predict(SPACE.network()).high_us))
-        return VpDarts(VpDartsSettings(**(FEW | settings)), task)
+            problem = Problem(space=SPACE, task=stripes, table=table, budget=budget or Budget(us=table.predict(SPACE.network()).high_us))
+        return VpDarts(VpDartsSettings(**(FEW | settings)), problem)
 
     return method
 
@@ -251,7 +251,7 @@ def test_a_budget_below_the_cheapest_connected_cell_is_refused(make):
 
 def test_a_space_without_cells_is_refused(stripes, tiny):
     with pytest.raises(SearchError, match="vp-darts searches operations of cells, and tiny has none: choose nasbench201-small"):
-        VpDarts(VpDartsSettings(), Task(space=tiny, data=stripes, table=None, budget=Budget(macs=1e9)))
+        VpDarts(VpDartsSettings(), Problem(space=tiny, task=stripes, table=None, budget=Budget(macs=1e9)))
 
 
 def test_the_papers_recipe():

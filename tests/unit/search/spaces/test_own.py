@@ -119,5 +119,5 @@ def test_a_file_that_is_gone_is_named(file, tmp_path):
         spaces.get(f"{tmp_path / 'none.py'}:make", input_shape=SHAPE)
     space = spaces.from_record(spaces.get(f"{file}:make", input_shape=SHAPE).record())
     file.unlink()
-    with pytest.raises(SearchError, match=r"net.py, which makes the network, does not exist: put it where it was"):
+    with pytest.raises(SearchError, match=r"net.py does not exist: give FILE.py:FUNCTION"):
         space.module()
