@@ -14,7 +14,7 @@ has a channel left, in or out, keeps as many as the largest one, so some masked 
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,13 +168,16 @@ class Flow:
 
     def _one_dimension(self, x: Channels, dim: int, reader: fx.Node) -> Channels:
         rows = x.map(lambda array: np.moveaxis(array, dim, 0).reshape(array.shape[dim], -1))
-        if rows.ids.shape[1] == 1:
-            return rows.map(lambda array: array[:, 0])
-        self.unite(rows.ids, rows.ids[:, :1])
-        mixed = ~rows.live.any(1) & (rows.const != rows.const[:, :1]).any(1)
-        self.refuse(reader, rows.ids[mixed].ravel(), JOINS)
-        alive = rows.live.any(1) | mixed
-        return Channels(rows.ids[:, 0], alive, np.where(alive, 0.0, rows.const[:, 0]))
+        return (rows if rows.ids.shape[1] == 1 else self.joined(reader, rows, 1)).map(lambda array: array[:, 0])
+
+    def joined(self, node: fx.Node, x: Channels, dim: int) -> Channels:
+        """Entries along a dimension as one entry: they are tied."""
+        first = x.map(lambda array: array.take([0], dim))
+        self.unite(x.ids, first.ids)
+        live = x.live.any(dim, keepdims=True)
+        mixed = ~live & (x.const != first.const).any(dim, keepdims=True)
+        self.refuse(node, first.ids[mixed], JOINS)
+        return Channels(first.ids, live | mixed, np.where(live | mixed, 0.0, first.const))
 
     def fresh(self, width: int) -> Channels:
         """New channels, alive, in one dimension."""
@@ -184,7 +187,7 @@ class Flow:
         """A constant with one atom for each entry that no layer makes: a parameter is cut along, anything else stays."""
         if node not in self._tables and not self._done:
             self._tables[node] = None
-            numbers = self.network.constant(node)
+            numbers = self._constant(node)
             if isinstance(numbers, Tensor) and numbers.ndim:
                 self._tables[node] = self._entries(node, numbers)
         return self._tables.get(node)
@@ -192,7 +195,7 @@ class Flow:
     def _entries(self, node: fx.Node, numbers: Tensor) -> Channels:
         name = self.network.stored(node)
         moved = self._rule_of(node)(self, node) if node.op == "call_function" else None
-        const = numbers.detach().cpu().double().numpy()
+        const = numbers.double().numpy()
         if isinstance(moved, Channels):
             ids = moved.ids
             const = const[tuple(slice(None if own == full else 1) for own, full in zip(ids.shape, const.shape, strict=True))]
@@ -202,8 +205,6 @@ class Flow:
                 self.pin(Channels(ids, np.zeros(ids.shape, bool), const), f"{self.value_name(node)} has a number for each of them")
             else:
                 self.cut(node, ids)
-        if self.generic and self._trained(node):
-            const = np.full_like(const, GENERIC)
         return Channels(ids, np.zeros(ids.shape, bool), const)
 
     def _trained(self, node: fx.Node) -> bool:
@@ -211,11 +212,6 @@ class Flow:
         if node in self.network.names:
             return node.meta["val"].is_floating_point()
         return any(map(self._trained, node.all_input_nodes))
-
-    def numbers(self, value: Any, count: int, default: float) -> Numbers:
-        """A constant argument with an entry for each channel."""
-        found = self.network.constant(value)
-        return np.full(count, default) if found is None else found.detach().cpu().double().numpy().ravel()
 
     def value_name(self, node: fx.Node) -> str:
         """A value in words."""
@@ -232,10 +228,21 @@ class Flow:
 
     def run(self, node: fx.Node, operands: dict[fx.Node, Tensor]) -> Any:
         """Run the operator of a node on other values, in float64."""
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: operands[n] if n in operands else self.network.constant(n))
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: operands[n] if n in operands else self._constant(n))
         assert callable(node.target)
         with torch.no_grad():
             return node.target(*args, **kwargs)
+
+    def dead(self, node: fx.Node, x: Channels, full: Collection[int] = ()) -> Tensor:
+        """The value of a node where only its dead channels are not 0; along some dimensions in full size."""
+        sizes = [size if dim in full else own for dim, (own, size) in enumerate(zip(x.const.shape, shape(node), strict=True))]
+        return torch.from_numpy(np.array(x.const)).expand(sizes)
+
+    def _constant(self, node: fx.Node) -> Any:
+        found = self.network.constant(node)
+        if not isinstance(found, Tensor):
+            return found
+        return torch.full_like(found, GENERIC, device="cpu") if self.generic and self._trained(node) else found.cpu()
 
     # --- what belongs together ---
 

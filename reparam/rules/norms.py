@@ -6,67 +6,34 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from reparam.flow import GENERIC, Channels, Flow, Numbers
+from reparam.flow import Channels, Flow, Value
 from reparam.graph import args_of, shape
 
 
-def batch_norm(flow: Flow, node: fx.Node) -> tuple[Channels | None, None, None]:
-    """A scale and a shift for each channel."""
-    _, scale, shift, mean, variance, _, eps = args_of(node)
-    found = _channels(flow, node, (scale, shift, mean, variance))
-    if found is None:
-        return None, None, None
-    x, const = found
-    count = len(const)
-    if flow.generic:
-        normed = np.full(count, GENERIC)
-    else:
-        gain = flow.numbers(scale, count, 1.0) / np.sqrt(flow.numbers(variance, count, 1.0) + eps)
-        normed = (const - flow.numbers(mean, count, 0.0)) * gain + flow.numbers(shift, count, 0.0)
-    return _shifted(x, normed), None, None
-
-
-def batch_norm_of_the_batch(flow: Flow, node: fx.Node) -> tuple[Channels | None, None, None]:
-    """Of the batch a constant is its own mean."""
-    found = _channels(flow, node, args_of(node)[1:3])
-    return (None if found is None else _shifted(found[0], _shift(flow, args_of(node)[2], len(found[1])))), None, None
-
-
-def instance_norm(flow: Flow, node: fx.Node) -> Channels | None:
-    """Statistics of each channel of each image, or those of training."""
-    _, scale, shift, mean, variance, of_the_image, _, eps, *_ = args_of(node)
-    found = _channels(flow, node, (scale, shift, mean, variance))
-    if found is None:
-        return None
-    x, const = found
-    count = len(const)
-    if of_the_image:
-        return _shifted(x, _shift(flow, shift, count))
-    if flow.generic:
-        return _shifted(x, np.full(count, GENERIC))
-    gain = flow.numbers(scale, count, 1.0) / np.sqrt(flow.numbers(variance, count, 1.0) + eps)
-    return _shifted(x, (const - flow.numbers(mean, count, 0.0)) * gain + flow.numbers(shift, count, 0.0))
+def by_channel(flow: Flow, node: fx.Node) -> Value:
+    """Each channel by itself, with scales, shifts, statistics or slopes of its own: batch and instance norms, PReLU."""
+    source, *numbers = args_of(node)
+    channels = shape(source)[1:2]
+    x = _first_dimension(flow, node, source, [n for n in numbers if isinstance(n, fx.Node) and shape(n) == channels])
+    if x is not None:
+        made = flow.run(node, {source: flow.dead(source, x)})
+        made = made[0] if isinstance(made, tuple) else made
+        x = replace(x, const=np.where(x.live, 0.0, made.numpy()))
+    return (x, None, None) if isinstance(node.meta["val"], list | tuple) else x
 
 
 def group_norm(flow: Flow, node: fx.Node) -> Channels | None:
     """Channels with common statistics go together."""
-    _, groups, scale, shift, eps = (*args_of(node), None, None, 1e-5)[:5]
-    found = _channels(flow, node, (scale, shift))
-    if found is None:
+    source, groups, *numbers = args_of(node)
+    x = _first_dimension(flow, node, source, numbers[:2])
+    if x is None:
         return None
-    x, const = found
-    rows = x.map(lambda array: array.reshape(groups, -1))
-    if rows.ids.shape[1] > 1:
-        flow.unite(rows.ids, rows.ids[:, :1])
-    dead = np.repeat(~rows.live.any(1), rows.ids.shape[1])
     if groups == 1:
         return _all_tied(flow, node, x)
-    normed = (rows.const - rows.const.mean(1, keepdims=True)) / np.sqrt(rows.const.var(1, keepdims=True) + eps)
-    numbers = normed.ravel() * flow.numbers(scale, len(const), 1.0) + flow.numbers(shift, len(const), 0.0)
-    if flow.generic:
-        numbers = np.full(len(const), GENERIC if shift is not None else 0.0)
-    shaped = dead.reshape(x.ids.shape)
-    return Channels(x.ids, ~shaped, np.where(shaped, numbers.reshape(x.ids.shape), 0.0))
+    rows = x.map(lambda array: array.reshape(groups, -1))
+    flow.unite(rows.ids, rows.ids[:, :1])
+    live = np.repeat(rows.live.any(1), rows.ids.shape[1]).reshape(x.ids.shape)
+    return Channels(x.ids, live, np.where(live, 0.0, flow.run(node, {source: flow.dead(source, x)}).numpy()))
 
 
 def layer_norm(flow: Flow, node: fx.Node) -> Channels | None:
@@ -80,27 +47,17 @@ def layer_norm(flow: Flow, node: fx.Node) -> Channels | None:
     return _all_tied(flow, node, x)
 
 
-def _channels(flow: Flow, node: fx.Node, numbers: Any) -> tuple[Channels, Numbers] | None:
-    """What a norm over dimension 1 reads, whose parameters go with its channels; and the numbers of dead ones."""
-    x: Any = flow.of(args_of(node)[0])
+def _first_dimension(flow: Flow, node: fx.Node, source: Any, numbers: list[Any]) -> Channels | None:
+    """Channels in dimension 1, with which the entries of parameters go."""
+    x = flow.of(source)
     if x is None or set(x.dims) - {1}:
-        if x is not None:
-            flow.opaque(node, " where channels are not dimension 1")
-        return None
+        return None if x is None else flow.opaque(node, " where channels are not dimension 1")
     ids = x.ids.ravel()
     for value in numbers:
         flow.cut(value, ids)
     flow.sized.append((node, ids, ids))
     flow.alike.add(node)
-    return x, x.const.ravel()
-
-
-def _shift(flow: Flow, shift: Any, count: int) -> Numbers:
-    return np.full(count, GENERIC if shift is not None else 0.0) if flow.generic else flow.numbers(shift, count, 0.0)
-
-
-def _shifted(x: Channels, numbers: Numbers) -> Channels:
-    return replace(x, const=np.where(x.live, 0.0, numbers.reshape(x.ids.shape)))
+    return x
 
 
 def _all_tied(flow: Flow, node: fx.Node, x: Channels) -> Channels:

@@ -131,22 +131,6 @@ def _annihilated(node: fx.Node, operands: Operands) -> Flags:
     return found
 
 
-def prelu(flow: Flow, node: fx.Node) -> Channels | None:
-    """A slope for all channels, or one each in dimension 1."""
-    n, slope = args_of(node)[:2]
-    x, slopes = flow.of(n), flow.network.constant(slope)
-    if not isinstance(n, fx.Node) or x is None:
-        return None
-    if set(x.dims) - {1}:
-        return flow.opaque(node, " where channels are not dimension 1")
-    if slopes.numel() > 1:
-        flow.cut(slope, x.ids.ravel())
-        flow.sized.append((node, x.ids.ravel(), x.ids.ravel()))
-    flow.alike.add(node)
-    factor = np.full(slopes.shape, 0.25) if flow.generic else slopes.cpu().numpy()
-    return replace(x, const=np.where(x.const < 0, x.const * factor.reshape(1, -1, *[1] * (x.ids.ndim - 2)), x.const))
-
-
 def glu(flow: Flow, node: fx.Node) -> Channels | None:
     """One half times a sigmoid of the other."""
     source, dim = (*args_of(node), -1)[:2]

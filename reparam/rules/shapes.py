@@ -1,16 +1,18 @@
 """What moves channels: views, transpositions, concatenations, parts, borders, shuffles."""
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch import fx
+import torch
+from torch import Tensor, fx
 
-from reparam.flow import JOINS, Channels, Flow, Value
-from reparam.graph import args_of, shape, with_defaults
+from reparam.atoms import Ids
+from reparam.flow import Channels, Flow, Value
+from reparam.graph import args_of, aten, shape, with_defaults
 from reparam.rules.pixels import probed
+
+_VIEWS = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})
 
 
 def part(flow: Flow, node: fx.Node) -> Channels | None:
@@ -24,71 +26,42 @@ def part(flow: Flow, node: fx.Node) -> Channels | None:
     return value[index]
 
 
-def view(flow: Flow, node: fx.Node) -> Channels | None:
-    """Dimensions that are split or merged; channels that fill several dimensions go as a box."""
-    source: Any = args_of(node)[0]
+def moved(flow: Flow, node: fx.Node) -> Value:
+    """Views, transpositions, copies, parts: the operator moves the places of the entries; channels in several dimensions go as a box."""
+    source, *rest = args_of(node)
     x = flow.of(source)
     if x is None:
         return None
-    old, new = shape(source), shape(node)
-    wide, inner, mixed = list(x.ids.shape), [], False
-    for before, after in _blocks(old, new):
-        varied = any(x.ids.shape[dim] > 1 for dim in before)
-        for dim in before:
-            wide[dim] = old[dim] if varied else 1
-        inner += [new[dim] if varied else 1 for dim in after]
-        mixed = mixed or (varied and len(after) > 1)
-    out = x.map(lambda array: np.broadcast_to(array, wide).reshape(inner))
-    if mixed:
-        for dim in out.dims:
-            first = out.map(lambda array, dim=dim: array.take([0], dim))
-            if all(bool((a == b).all()) for a, b in ((out.ids, first.ids), (out.live, first.live), (out.const, first.const))):
-                out = first
-        if len(out.dims) > 1:
-            flow.boxes.append((node, out.ids))
+    if any(n is not source and not flow.network.is_constant(n) for n in node.all_input_nodes):
+        return flow.opaque(node, " at computed places")
+    places = torch.arange(x.ids.size).view(x.ids.shape).expand(shape(source))
+    made = places.reshape(rest[0]) if node.target in _VIEWS else flow.run(node, {source: places})
+    if not isinstance(made, Tensor):
+        return tuple(_taken(x, part) for part in made)
+    out = _taken(x, made)
+    if node.target in _VIEWS and len(out.dims) > 1 and _widths(out) != _widths(x):
+        flow.boxes.append((node, out.ids))
     return out
 
 
-def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
-    """Smallest runs of dimensions that hold the same entries before and after."""
-    i = j = 0
-    while i < len(old) or j < len(new):
-        start = i, j
-        i, j = min(i + 1, len(old)), min(j + 1, len(new))
-        while math.prod(old[start[0] : i]) != math.prod(new[start[1] : j]):
-            if math.prod(old[start[0] : i]) < math.prod(new[start[1] : j]):
-                i += 1
-            else:
-                j += 1
-        yield range(start[0], i), range(start[1], j)
+def _taken(x: Channels, places: Tensor) -> Channels:
+    """The entries at some places, of size 1 along dimensions in which they are the same."""
+    for dim, size in enumerate(places.shape):
+        first = places.narrow(dim, 0, 1) if size > 1 else places
+        if places.stride(dim) == 0 or bool((places == first).all()):
+            places = first
+    at: Ids = places.numpy()
+    return x.map(lambda array: array.ravel()[at])
 
 
-def permute(flow: Flow, node: fx.Node) -> Channels | None:
-    """Dimensions in another order."""
-    x, order = flow.of(args_of(node)[0]), args_of(node)[1]
-    return None if x is None else x.map(lambda array: array.transpose(order))
-
-
-def expand(flow: Flow, node: fx.Node) -> Channels | None:
-    """Dimensions of size 1 are repeated; new ones in front."""
-    x, rank = flow.of(args_of(node)[0]), len(shape(node))
-    return None if x is None else x.map(lambda array: array.reshape((1,) * (rank - array.ndim) + array.shape))
-
-
-def repeat(flow: Flow, node: fx.Node) -> Channels | None:
-    """Copies, one behind the other."""
-    x, times = flow.of(args_of(node)[0]), args_of(node)[1]
-    if x is None or not isinstance(times, list | tuple):
-        return None
-    x = x.map(lambda array: array.reshape((1,) * (len(times) - array.ndim) + array.shape))
-    own = [int(times[dim]) if size > 1 else 1 for dim, size in enumerate(x.ids.shape)]
-    return x.map(lambda array: np.tile(array, own))
+def _widths(x: Channels) -> list[int]:
+    return [x.ids.shape[dim] for dim in x.dims]
 
 
 def cat(flow: Flow, node: fx.Node) -> Channels | None:
     """Side by side; along another dimension than channels they are tied."""
     listed: Any = args_of(node)[0]
-    dim = (int(args_of(node)[1]) if len(args_of(node)) > 1 else 0) % len(shape(node))
+    dim = with_defaults(args_of(node), (None, 0))[1] % len(shape(node))
     found = [flow.of(n) for n in listed]
     known = [x for n, x in zip(listed, found, strict=True) if x is not None and not flow.network.is_constant(n)]
     if not known:
@@ -101,7 +74,8 @@ def cat(flow: Flow, node: fx.Node) -> Channels | None:
     parts = [_side(flow, node, n, x, dim if along else None, wide) for n, x in zip(listed, found, strict=True)]
     if along:
         return Channels(*(np.concatenate([getattr(x, name) for x in parts], dim) for name in ("ids", "live", "const")))
-    return _united(flow, node, parts)
+    stacked = Channels(*(np.stack([getattr(x, name) for x in parts]) for name in ("ids", "live", "const")))
+    return flow.joined(node, stacked, 0).map(lambda array: array[0])
 
 
 def _side(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, dim: int | None, wide: list[int]) -> Channels:
@@ -122,77 +96,6 @@ def _side(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, dim: int | 
     return fresh
 
 
-def _united(flow: Flow, node: fx.Node, parts: list[Channels]) -> Channels:
-    first = parts[0]
-    for other in parts[1:]:
-        flow.unite(first.ids, other.ids)
-    live = np.logical_or.reduce([x.live for x in parts])
-    mixed = ~live & np.logical_or.reduce([x.const != first.const for x in parts])
-    flow.refuse(node, first.ids[mixed], JOINS)
-    live = live | mixed
-    return Channels(first.ids, live, np.where(live, 0.0, first.const))
-
-
-def slice_(flow: Flow, node: fx.Node) -> Channels | None:
-    """Entries between two places."""
-    x, (dim, start, stop, step) = flow.of(args_of(node)[0]), with_defaults(args_of(node)[1:], (0, None, None, 1))
-    if x is None:
-        return None
-    dim %= x.ids.ndim
-    return x if x.ids.shape[dim] == 1 else x.map(lambda array: array[(slice(None),) * dim + (slice(start, stop, step),)])
-
-
-def select(flow: Flow, node: fx.Node) -> Channels | None:
-    """One entry."""
-    x, dim, index = flow.of(args_of(node)[0]), args_of(node)[1], args_of(node)[2]
-    if x is None or not isinstance(dim, int) or not isinstance(index, int):
-        return None
-    dim %= x.ids.ndim
-    return x.map(lambda array: array.take(index if array.shape[dim] > 1 else 0, dim))
-
-
-def split(flow: Flow, node: fx.Node) -> Value:
-    """Parts, one behind the other."""
-    x, sizes, dim = flow.of(args_of(node)[0]), args_of(node)[1], int(args_of(node)[2]) if len(args_of(node)) > 2 else 0
-    if x is None or not isinstance(sizes, list | tuple):
-        return None
-    dim %= x.ids.ndim
-    if x.ids.shape[dim] == 1:
-        return tuple(x for _ in sizes)
-    ends = np.cumsum([0, *sizes]).tolist()
-    return tuple(x.map(lambda array, a=a, b=b: array[(slice(None),) * dim + (slice(a, b),)]) for a, b in itertools.pairwise(ends))
-
-
-def index_select(flow: Flow, node: fx.Node) -> Channels | None:
-    """Entries at known places."""
-    _, dim, index = args_of(node)
-    return _picked(flow, node, {int(dim): index})
-
-
-def index(flow: Flow, node: fx.Node) -> Channels | None:
-    """Entries at known places."""
-    listed: Any = args_of(node)[1]
-    return _picked(flow, node, {dim: chosen for dim, chosen in enumerate(listed) if chosen is not None})
-
-
-def _picked(flow: Flow, node: fx.Node, chosen: dict[int, Any]) -> Channels | None:
-    x = flow.of(args_of(node)[0])
-    if x is None:
-        return None
-    ((dim, places), *more) = chosen.items()
-    dim %= x.ids.ndim
-    places = flow.network.constant(places) if flow.network.is_constant(places) else None
-    if more or places is None or places.ndim != 1 or places.dtype.is_floating_point:
-        return flow.opaque(node, " at several places" if more else " at computed places")
-    return x if x.ids.shape[dim] == 1 else x.map(lambda array: array.take(places.cpu().numpy(), dim))
-
-
-def flip(flow: Flow, node: fx.Node) -> Channels | None:
-    """Backwards."""
-    x, dims = flow.of(args_of(node)[0]), args_of(node)[1]
-    return None if x is None else x.map(lambda array: np.flip(array, dims))
-
-
 def pad(flow: Flow, node: fx.Node) -> Channels | None:
     """Pixels around an image; around channels only a number, in new ones."""
     source, widths, mode, number = with_defaults(args_of(node), (None, (), "constant", None))
@@ -209,54 +112,37 @@ def pad(flow: Flow, node: fx.Node) -> Channels | None:
     ((dim, (low, high)), *more) = around.items()
     if mode != "constant" or more or min(low, high) < 0 or any(any(sides[other]) for other in sides if other != dim):
         return flow.opaque(node, " of channels")
-    new = [(*x.ids.shape[:dim], count, *x.ids.shape[dim + 1 :]) for count in (low, high)]
-    before, after = (flow.atoms.new(math.prod(sizes)).reshape(sizes) for sizes in new)
-    return Channels(
-        np.concatenate([before, x.ids, after], dim),
-        np.concatenate([np.zeros(new[0], bool), x.live, np.zeros(new[1], bool)], dim),
-        np.concatenate([np.full(new[0], number), x.const, np.full(new[1], number)], dim),
-    )
 
+    def beside(count: int) -> Channels:
+        sizes = [count if axis == dim else size for axis, size in enumerate(x.ids.shape)]
+        ids = flow.atoms.new(math.prod(sizes)).reshape(sizes)
+        return Channels(ids, np.zeros(sizes, bool), np.full(sizes, number))
 
-def _rows(flow: Flow, node: fx.Node) -> Channels | None:
-    """What a shuffle of an image reads, in one dimension."""
-    x = flow.of(args_of(node)[0])
-    if x is not None and set(x.dims) - {x.ids.ndim - 3}:
-        return flow.opaque(node, " where channels are not dimension 1")
-    return None if x is None else x.map(np.ravel)
-
-
-def _shaped(x: Channels, node: fx.Node) -> Channels:
-    return x.map(lambda array: array.reshape([-1 if dim == len(shape(node)) - 3 else 1 for dim in range(len(shape(node)))]))
+    parts = (beside(low), x, beside(high))
+    return Channels(*(np.concatenate([getattr(part, name) for part in parts], dim) for name in ("ids", "live", "const")))
 
 
 def pixel_shuffle(flow: Flow, node: fx.Node) -> Channels | None:
-    """One channel of several."""
-    x = _rows(flow, node)
+    """One channel of several, which are tied."""
+    source, side = args_of(node)
+    x = flow.of(source)
     if x is None:
         return None
-    rows = x.map(lambda array: array.reshape(-1, int(args_of(node)[1]) ** 2))
-    flow.unite(rows.ids, rows.ids[:, :1])
-    mixed = ~rows.live.any(1) & (rows.const != rows.const[:, :1]).any(1)
-    flow.refuse(node, rows.ids[mixed].ravel(), JOINS)
-    alive = rows.live.any(1) | mixed
-    return _shaped(Channels(rows.ids[:, 0], alive, np.where(alive, 0.0, rows.const[:, 0])), node)
-
-
-def pixel_unshuffle(flow: Flow, node: fx.Node) -> Channels | None:
-    """Several channels of one."""
-    x = _rows(flow, node)
-    return None if x is None else _shaped(x.map(lambda array: array.repeat(int(args_of(node)[1]) ** 2)), node)
+    rank = len(shape(node))
+    if set(x.dims) - {rank - 3}:
+        return flow.opaque(node, " where channels are not dimension 1")
+    rows = flow.joined(node, x.map(lambda array: array.reshape(-1, side**2)), 1)
+    return rows.map(lambda array: array.reshape([-1 if dim == rank - 3 else 1 for dim in range(rank)]))
 
 
 def channel_shuffle(flow: Flow, node: fx.Node) -> Channels | None:
-    """The channels of several groups in turns."""
-    x = flow.of(args_of(node)[0])
+    """The channels of several groups in turns: one of each group is tied to the same one of the others."""
+    source, groups = args_of(node)
+    x = flow.of(source)
     if x is None:
         return None
     if set(x.dims) - {1}:
         return flow.opaque(node, " where channels are not dimension 1")
-    order = np.arange(x.ids.size).reshape(int(args_of(node)[1]), -1).T
-    ids = x.ids.ravel()[order]
-    flow.unite(ids, ids[:, :1])
-    return x.map(lambda array: array.ravel()[order.ravel()].reshape(array.shape))
+    rows = x.ids.reshape(groups, -1)
+    flow.unite(rows, rows[:1])
+    return x.map(lambda array: array.reshape(groups, -1).T.reshape(array.shape))

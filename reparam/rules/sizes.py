@@ -13,91 +13,76 @@ from reparam.graph import args_of, aten, shape, with_defaults
 
 def changed_arguments(flow: Flow, node: fx.Node) -> tuple[Any, ...] | None:
     """What the operator of a node is called with then; None where that is as before."""
-    args = args_of(node)
-    change = _CHANGES.get(node.target)
-    if change is None or (node.target not in _LAYERS and not _knows(flow, node)):
+    place, change = _CHANGES.get(node.target, (0, None))
+    layer = node.target is aten.convolution.default
+    if change is None or not (layer or any(flow.of(n) is not None for n in (node, args_of(node)[0]))):
         return None
-    changed = change(flow, node)
-    return None if changed == args else changed
-
-
-def _knows(flow: Flow, node: fx.Node) -> bool:
-    return flow.of(node) is not None or flow.of(args_of(node)[0]) is not None
-
-
-def _replaced(node: fx.Node, **new: Any) -> tuple[Any, ...]:
-    """The arguments of a node with others at the places `at0`, `at1`..."""
     args = list(args_of(node))
-    for place, value in new.items():
-        args[int(place.removeprefix("at"))] = value
-    return tuple(args)
+    new = change(flow, node)
+    if new is None or new == args[place : place + len(new)]:
+        return None
+    return (*args[:place], *new, *args[place + len(new) :])
 
 
-def _kept(flow: Flow, node: fx.Node, dim: int) -> Flags | None:
-    """Which entries of what it reads stay, where channels are in that dimension."""
-    source: Any = args_of(node)[0]
+def _kept(flow: Flow, node: fx.Node, dim: int, *, of: fx.Node | None = None) -> Flags | None:
+    """Which entries of what a node reads stay, where channels are in that dimension."""
+    source = args_of(node)[0] if of is None else of
     x = flow.of(source)
     dim %= len(shape(source))
     return None if x is None or x.ids.shape[dim] == 1 else flow.kept(x, dim)
 
 
-def _view(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
+def _view(flow: Flow, node: fx.Node) -> list[Any] | None:
     before = list(shape(node))
     after = [flow.size(node, dim) for dim in range(len(before))]
-    return args_of(node) if after == before else _replaced(node, at1=after)
+    return None if after == before else [after]
 
 
-def _expand(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
-    sizes: Any = args_of(node)[1]
-    after = [flow.size(node, dim) if size != -1 and flow.size(node, dim) != shape(node)[dim] else size for dim, size in enumerate(sizes)]
-    return args_of(node) if after == list(sizes) else _replaced(node, at1=after)
+def _expand(flow: Flow, node: fx.Node) -> list[Any]:
+    sizes, after = args_of(node)[1], [flow.size(node, dim) for dim in range(len(shape(node)))]
+    return [[size if left == full else left for size, left, full in zip(sizes, after, shape(node), strict=True)]]
 
 
-def _split(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
-    sizes: Any = args_of(node)[1]
-    kept = _kept(flow, node, int(args_of(node)[2]) if len(args_of(node)) > 2 else 0)
-    if kept is None:
-        return args_of(node)
-    ends = np.cumsum([0, *sizes])
-    left = [int(kept[a:b].sum()) for a, b in itertools.pairwise(ends)]
-    return args_of(node) if left == list(sizes) else _replaced(node, at1=left)
+def _split(flow: Flow, node: fx.Node) -> list[Any] | None:
+    _, sizes, dim = with_defaults(args_of(node), (None, (), 0))
+    kept = _kept(flow, node, dim)
+    return None if kept is None else [[int(kept[a:b].sum()) for a, b in itertools.pairwise(np.cumsum([0, *sizes]))]]
 
 
-def _slice(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
+def _slice(flow: Flow, node: fx.Node) -> list[Any] | None:
     _, dim, start, stop, step = with_defaults(args_of(node), (None, 0, None, None, 1))
-    kept = _kept(flow, node, int(dim))
+    kept = _kept(flow, node, dim)
     if kept is None or kept.all() or step != 1:
-        return args_of(node)
+        return None
     low, high, _ = slice(start, stop).indices(len(kept))
-    return (args_of(node)[0], dim, int(kept[:low].sum()), int(kept[:high].sum()))
+    return [dim, int(kept[:low].sum()), int(kept[:high].sum())]
 
 
-def _select(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
+def _select(flow: Flow, node: fx.Node) -> list[Any] | None:
     _, dim, index = args_of(node)
-    kept = _kept(flow, node, int(dim))
-    return args_of(node) if kept is None else _replaced(node, at2=int(kept[: int(index) % len(kept)].sum()))
+    kept = _kept(flow, node, dim)
+    return None if kept is None else [int(kept[: index % len(kept)].sum())]
 
 
-def _pad(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
-    widths: Any = list(args_of(node)[1])
-    x, before = flow.of(node), flow.of(args_of(node)[0])
+def _pad(flow: Flow, node: fx.Node) -> list[Any]:
+    widths = list(args_of(node)[1])
     for place in range(0, len(widths), 2):
-        dim = len(shape(node)) - 1 - place // 2
-        if x is not None and before is not None and x.ids.shape[dim] > 1 and any(widths[place : place + 2]):
-            kept, low, high = flow.kept(x, dim), *widths[place : place + 2]
+        kept = _kept(flow, node, -1 - place // 2, of=node)
+        low, high = widths[place : place + 2]
+        if kept is not None and (low or high):
             widths[place : place + 2] = [int(kept[:low].sum()), int(kept[len(kept) - high :].sum())]
-    return args_of(node) if widths == args_of(node)[1] else _replaced(node, at1=widths)
+    return [widths]
 
 
-def _convolution(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
+def _convolution(flow: Flow, node: fx.Node) -> list[Any] | None:
     layer = flow.layers.get(args_of(node)[1])
     held = layer is None or layer.groups == 1 or _held(flow, node, "groups")
-    return args_of(node) if layer is None or held else _replaced(node, at8=flow.groups(layer))
+    return None if layer is None or held else [flow.groups(layer)]
 
 
-def _group_norm(flow: Flow, node: fx.Node) -> tuple[Any, ...]:
+def _group_norm(flow: Flow, node: fx.Node) -> list[Any] | None:
     groups = args_of(node)[1]
-    return args_of(node) if _held(flow, node, "num_groups") else _replaced(node, at1=groups * flow.size(node, 1) // shape(node)[1])
+    return None if _held(flow, node, "num_groups") else [groups * flow.size(node, 1) // shape(node)[1]]
 
 
 def _held(flow: Flow, node: fx.Node, name: str) -> bool:
@@ -105,17 +90,17 @@ def _held(flow: Flow, node: fx.Node, name: str) -> bool:
     return isinstance(getattr(flow.network.model.get_submodule(flow.network.calls[node][-1].path), name, None), int)
 
 
-_LAYERS = (aten.convolution.default,)
-_CHANGES = {
-    aten.view.default: _view,
-    aten.reshape.default: _view,
-    aten._unsafe_view.default: _view,
-    aten.expand.default: _expand,
-    aten.split_with_sizes.default: _split,
-    aten.slice.Tensor: _slice,
-    aten.select.int: _select,
-    aten.pad.default: _pad,
-    aten.constant_pad_nd.default: _pad,
-    aten.convolution.default: _convolution,
-    aten.group_norm.default: _group_norm,
+_CHANGES: dict[Any, tuple[int, Any]] = {
+    aten.view.default: (1, _view),
+    aten.reshape.default: (1, _view),
+    aten._unsafe_view.default: (1, _view),
+    aten.expand.default: (1, _expand),
+    aten.split_with_sizes.default: (1, _split),
+    aten.slice.Tensor: (1, _slice),
+    aten.select.int: (2, _select),
+    aten.pad.default: (1, _pad),
+    aten.constant_pad_nd.default: (1, _pad),
+    aten.convolution.default: (8, _convolution),
+    aten.group_norm.default: (1, _group_norm),
 }
+"""Of each operator that takes such numbers, where the first is among its arguments, and what they become."""
