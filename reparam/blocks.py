@@ -311,8 +311,8 @@ class DiverseBranchBlock(BranchedBlock):
         size = (self.kernel, self.kernel)
         average = average_kernel(self.c_out, size, self.groups, dtype=self.dense.conv.weight.dtype).to(self.dense.conv.weight.device)
         pooled = fold_norm(average, None, self.average_norm)
-        serial = merge_serial(self.squeeze.folded(), self.expand.folded(), groups=self.groups, border="bias")
-        averaged = merge_serial(self.before_average.folded(), pooled, groups=self.groups, border="bias")
+        serial = merge_serial(self.squeeze.folded(), self.expand.folded(), groups=self.groups)
+        averaged = merge_serial(self.before_average.folded(), pooled, groups=self.groups)
         return merge_parallel([self.dense.folded(), self.point.folded(), serial, averaged])
 
     def _pad(self, layer: "_ConvNorm", x: Image) -> Image:

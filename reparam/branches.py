@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, fx
 
 from reparam.algebra import average_kernel, norm_affine
-from reparam.errors import ReparamError
 from reparam.forms import Form, affine, identity, parallel, serial
 from reparam.graph import Network, aten, is_norm, operator_of, shape
 
@@ -155,20 +154,10 @@ class Branches:
         x, size, stride, padding, ceil, count, divisor = (*node.args, *(None,) * 6)[:7]
         if not isinstance(x, fx.Node) or divisor or len(shape(x)) != sides + 2:
             return ()
-        size, channels = _sides(size, sides), shape(x)[1]
-        padding = _sides(padding or 0, sides)
-        try:
-            kernel = average_kernel(
-                channels,
-                (*size, 1)[:2],  # pyright: ignore[reportArgumentType]
-                channels,
-                padded=any(padding),
-                count_include_pad=count is not False,
-                ceil_mode=bool(ceil),
-                dtype=torch.float64,
-            )
-        except ReparamError:
-            return ()
+        size, channels, padding = _sides(size, sides), shape(x)[1], _sides(padding or 0, sides)
+        if ceil or (any(padding) and count is False):
+            return ()  # fewer pixels count at the border: no convolution
+        kernel = average_kernel(channels, size, channels, dtype=torch.float64)
         own = Form(
             source=x,
             dim=1,
@@ -180,7 +169,7 @@ class Branches:
             padding=padding,
             dilation=(1,) * sides,
             absorbed=frozenset({node}),
-            branch=lambda: (kernel.reshape(channels, 1, *size), torch.zeros(channels, dtype=torch.float64)),
+            branch=lambda: (kernel, torch.zeros(channels, dtype=torch.float64)),
         )
         return self._behind(node, x, own)
 

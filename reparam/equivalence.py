@@ -71,8 +71,16 @@ def compare(
         lambda value: value.to(dtype) if value.is_floating_point() else value,
     )
     with arithmetic(dtype):
-        outputs = [list(tensors_of(copy.deepcopy(module).to(dtype).eval()(*inputs, **named))) for module in (reference, other)]
+        outputs = [list(tensors_of(_converted(module, dtype)(*inputs, **named))) for module in (reference, other)]
     return between(*outputs)
+
+
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in evaluation mode with all that is floating in one type, in one step."""
+    tensors = (*module.parameters(), *module.buffers())
+    made: dict[int, Any] = {id(tensor): tensor.detach().to(dtype, copy=True) for tensor in tensors if tensor.is_floating_point()}
+    made |= {id(weight): nn.Parameter(made[id(weight)], requires_grad=False) for weight in module.parameters() if id(weight) in made}
+    return copy.deepcopy(module, made).eval()
 
 
 def between(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:

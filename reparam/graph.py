@@ -229,18 +229,20 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
         ReparamError: the network cannot be copied, run or exported, or it draws random numbers; in one line with what helps.
     """
     flat = _Flat(twin_of(model), args, kwargs or {})
-    output, types = _tried(flat)
     seen: dict[str, list[Shapes]] = {}
     handles = [
         module.register_forward_hook(_Calls(seen.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
     ]
+    outputs: list[Any] = []
+    handles.append(flat.network.register_forward_hook(lambda _module, _args, output: outputs.append(output)))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of its own code
-            with types():
+            with _types(flat)():
                 program = torch.export.export(flat, flat.tensors, strict=False)
             graph = decomposed(program)
     except RUN_ERRORS as error:
+        _types(flat, tried=True)
         raise ReparamError(
             f"{type(model).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must not depend on values of "
             "tensors: use torch.where or torch.cond, or take that part out of the network"
@@ -248,7 +250,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     finally:
         for handle in handles:
             handle.remove()
-    network = Network(exact or model, program, graph, seen, output)
+    network = Network(exact or model, program, graph, seen, map_tensors(outputs[-1], lambda _: torch.empty(0)))
     _require_deterministic(network)
     for node in list(network.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
@@ -258,18 +260,22 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     return network
 
 
-def _tried(flat: "_Flat") -> tuple[Any, Callable[[], AbstractContextManager[None]]]:
-    """What a network returns, empty, and what it must run in: its own types or, where they do not go together, the one of its weights.
+def _types(flat: "_Flat", *, tried: bool = False) -> Callable[[], AbstractContextManager[None]]:
+    """What a network must run in: its own types or, where they do not go together, the one of its weights.
 
-    A network converted by `model.double()` may name float32 in its code.
+    A network converted by `model.double()` may name float32 in its code. One of the default type is run only if asked: that takes time.
     """
     errors: list[Exception] = []
     for types in (nullcontext, functools.partial(arithmetic, flat.dtype)):
+        if flat.dtype is torch.get_default_dtype() and not tried:
+            return types
         try:
             with torch.no_grad(), types():
-                return map_tensors(flat.run(*flat.tensors), lambda _: torch.empty(0)), types
+                flat.run(*flat.tensors)
         except RUN_ERRORS as error:
             errors.append(error)
+        else:
+            return types
     raise ReparamError(f"{type(flat.network).__name__} cannot be run on example_input: {first_line(errors[0])}") from errors[0]
 
 

@@ -70,16 +70,6 @@ def test_a_norm_in_front_is_exact_where_its_own_value_pads():
     close(F.conv2d(x, *fuse_bn_conv(weight, None, scale, shift), padding=1), F.conv2d(padded, weight))
 
 
-def test_a_norm_in_front_of_zero_padding_is_refused_unless_it_keeps_zero():
-    weight, scale = normal(3, 4, 3, 3), normal(4)
-    with pytest.raises(ReparamError, match="a norm in front of a convolution that pads with zeros has no exact place in it") as error:
-        fuse_bn_conv(weight, None, scale, torch.tensor([0.0, 0.0, 1e-9, 0.0]).double(), border="zeros")
-    assert "\n" not in str(error.value)
-    x = normal(1, 4, 5, 5)
-    folded, bias = fuse_bn_conv(weight, None, scale, torch.zeros(4).double(), border="zeros")
-    close(F.conv2d(x, folded, bias, padding=1), F.conv2d(x * scale.view(-1, 1, 1), weight, padding=1))
-
-
 @pytest.mark.parametrize(("shape", "size"), [((1, 1), (3, 3)), ((3, 1), (5, 3)), ((1, 3), (3, 3)), ((3, 3), (3, 3))])
 def test_a_padded_kernel_computes_the_same_with_larger_padding(shape, size):
     x, weight = normal(1, 2, 8, 8), normal(3, 2, *shape)
@@ -100,31 +90,18 @@ def test_a_dilated_kernel_needs_no_dilation(dilation):
     close(F.conv2d(x, dilate_kernel(weight, dilation), **options), F.conv2d(x, weight, dilation=dilation, **options))
 
 
-@pytest.mark.parametrize(("groups", "size"), [(1, 1), (1, 3), (3, 3), (6, 5)])
-def test_the_identity_kernel_returns_its_input(groups, size):
+@pytest.mark.parametrize("groups", [1, 3, 6])
+def test_the_identity_kernel_returns_its_input(groups):
     x = torch.randn(2, 6, 5, 5)
-    assert torch.equal(F.conv2d(x, identity_kernel(6, groups, size), padding=size // 2, groups=groups), x)
-
-
-@pytest.mark.parametrize(("channels", "groups", "size"), [(4, 3, 3), (4, 1, 2)])
-def test_an_impossible_identity_is_refused(channels, groups, size):
-    with pytest.raises(ReparamError, match="no identity kernel"):
-        identity_kernel(channels, groups, size)
+    assert torch.equal(F.conv2d(x, identity_kernel(6, groups), groups=groups), x)
 
 
 @pytest.mark.parametrize(("size", "padding"), [((2, 2), 0), ((3, 3), 1), ((3, 5), (1, 2))])
 @pytest.mark.parametrize("groups", [1, 4])
 def test_the_average_kernel_pools(size, padding, groups):
     x = normal(2, 4, 9, 9)
-    kernel = average_kernel(4, size, groups, padded=padding != 0, dtype=torch.float64)
+    kernel = average_kernel(4, size, groups, dtype=torch.float64)
     close(F.conv2d(x, kernel, stride=2, padding=padding, groups=groups), F.avg_pool2d(x, size, 2, padding))
-
-
-@pytest.mark.parametrize("options", [{"padded": True, "count_include_pad": False}, {"ceil_mode": True}])
-def test_a_pooling_that_divides_by_fewer_pixels_is_refused(options):
-    with pytest.raises(ReparamError, match="divides by fewer pixels at the border"):
-        average_kernel(4, (3, 3), **options)
-    average_kernel(4, (3, 3), count_include_pad=False)  # without padding there is nothing to leave out
 
 
 def test_merged_branches_compute_their_sum():
@@ -150,15 +127,7 @@ def test_serial_convolutions_merge_exactly(groups, border):
         value = point[1].view(-1, 1, 1)
         hidden = F.pad(hidden - value, (2, 2, 1, 1)) + value
     expected = F.conv2d(hidden, *dense, stride=2, padding=padding if border == "zeros" else 0, groups=groups)
-    close(F.conv2d(x, *merge_serial(point, dense, groups=groups, border=border), stride=2, padding=padding, groups=groups), expected)
-
-
-def test_serial_convolutions_whose_border_lacks_the_bias_are_refused():
-    point, dense = (normal(4, 4, 1, 1), normal(4)), (normal(4, 4, 3, 3), normal(4))
-    with pytest.raises(ReparamError, match="the padding lacks the bias; pad with the bias, or not at all"):
-        merge_serial(point, dense, border="zeros")
-    with pytest.raises(ReparamError, match="one of two serial convolutions must be 1 x 1 to be merged, found 3 x 3 and 3 x 3"):
-        merge_serial(dense, dense)
+    close(F.conv2d(x, *merge_serial(point, dense, groups=groups), stride=2, padding=padding, groups=groups), expected)
 
 
 def test_nothing_is_rounded_to_single_precision():
