@@ -6,8 +6,10 @@
 Of each network: convolutions and linear layers, and batch norms, as trained and in both merged forms, counted in torch.export's own graph;
 how far each merged form is from the network, in float64 and in float32; and the latency of both, lowered alike, in turns in one run on
 ONNX Runtime with one thread. Norms' statistics are drawn, so that none of them is an identity. Each network runs in a process of its own;
-what is done is kept in benchmarks/fuse.json, and a second run goes on. Latencies are measured while the load is at most `--max-load`, or, as
-root, at real-time priority on the core `--core`, whatever else runs. Prints a table and writes it to benchmarks/fuse.md. Two hours.
+what is done is kept in benchmarks/fuse.json, and a second run goes on. What is timed is lowered into `--models` first, so that
+`--no-latency` can go before on a busy machine. Latencies are measured while the load is at most `--max-load`, or, as root, at real-time
+priority on the core `--core`, whatever else runs; `--unsure` measures once more what was UNSURE. Prints a table and writes it to
+benchmarks/fuse.md. Two hours.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import types
 import warnings
@@ -95,8 +98,8 @@ def merged(name: str) -> tuple[dict[str, nn.Module], torch.Tensor, dict[str, Any
     return {TRAINED: model, TIMM: theirs, OURS: ours}, x, said
 
 
-def row(name: str, pace: str, core: int | None, *, timed: bool) -> dict[str, Any]:
-    """All about a network: counts and differences of every form, and latencies where asked."""
+def row(name: str, models: Path) -> dict[str, Any]:
+    """Counts and differences of every form of a network; what is timed is lowered."""
     forms, x, said = merged(name)
     found: dict[str, Any] = {"size": list(x.shape[1:]), "fuse": said}
     for form, module in forms.items():
@@ -104,16 +107,18 @@ def row(name: str, pace: str, core: int | None, *, timed: bool) -> dict[str, Any
         if form != TRAINED:
             found[form]["float64"] = compare(forms[TRAINED], module, x).relative
             found[form]["float32"] = compare(forms[TRAINED], module, x, torch.float32).relative
-    return {"counts": found, **({"latency": latencies(forms, x, pace, core)} if timed else {})}
+    models.mkdir(parents=True, exist_ok=True)
+    for form in (TIMM, OURS):
+        (models / f"{name}.{form}.onnx").write_bytes(to_onnx(forms.pop(form).float(), x))
+    return found
 
 
-def latencies(forms: dict[str, nn.Module], x: torch.Tensor, pace: str, core: int | None) -> dict[str, Any]:
+def latencies(name: str, models: Path, pace: str, core: int | None) -> dict[str, Any]:
     """Both merged forms in turns, and ours against timm's."""
-    models = {form: to_onnx(forms[form].float(), x) for form in (TIMM, OURS)}
-    forms.clear()
+    contents = {form: (models / f"{name}.{form}.onnx").read_bytes() for form in (TIMM, OURS)}
     backend = backends.get("onnxruntime", threads=1)
     with ExitStack() as stack:
-        running = {form: stack.enter_context(backend.compile(content)) for form, content in models.items()}
+        running = {form: stack.enter_context(backend.compile(content)) for form, content in contents.items()}
         if core is not None:
             os.sched_setaffinity(0, {core})
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
@@ -136,11 +141,13 @@ def _interval(row: Measurement) -> list[float]:
 # --- all of them ---
 
 
-def apart(arguments: Iterable[str]) -> dict[str, Any]:
+def apart(what: str, arguments: Iterable[str]) -> dict[str, Any]:
     """A part of this script in its own process; what it raises is a row, too."""
     done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
-    return json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": (done.stderr.strip().splitlines() or ["died"])[-1]}
+    if done.returncode or not lines:
+        return {"error": (done.stderr.strip().splitlines() or ["died"])[-1]}
+    return {what: json.loads(lines[-1])}
 
 
 def wait(max_load: float) -> None:
@@ -149,16 +156,24 @@ def wait(max_load: float) -> None:
         time.sleep(15)
 
 
-def sweep(networks: list[str], options: list[str], max_load: float, record: Path, *, timed: bool) -> dict[str, Any]:
+def sweep(flags: argparse.Namespace) -> dict[str, Any]:
     """What is not known of each network yet."""
+    record = flags.out.with_suffix(".json")
     rows: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    for name in networks:
-        if rows.get(name, {}).keys() >= ({"counts", "latency"} if timed else {"counts"}):
-            continue
-        wait(max_load)
-        rows[name] = apart(["--one", name, *options])
+    options = ["--models", str(flags.models), "--protocol", flags.protocol, *([] if flags.core is None else ["--core", str(flags.core)])]
+    for name in flags.networks:
+        known = rows.setdefault(name, {})
+        known.pop("error", None)
+        if flags.unsure and known.get("latency", {}).get("verdict") == "UNSURE":
+            del known["latency"]
+        lowered = all((flags.models / f"{name}.{form}.onnx").exists() for form in (TIMM, OURS))
+        if "counts" not in known or not (flags.no_latency or "latency" in known or lowered):
+            known |= apart("counts", ["--one", name, *options])
+        if "counts" in known and "latency" not in known and not flags.no_latency:
+            wait(flags.max_load)
+            known |= apart("latency", ["--time", name, *options])
         record.write_text(json.dumps(rows, indent=1) + "\n")
-        print(name, rows[name].get("error") or rows[name].get("latency", rows[name]["counts"][OURS]), file=sys.stderr, flush=True)
+        print(name, known.get("error") or known.get("latency", known.get("counts", {}).get(OURS)), file=sys.stderr, flush=True)
     return rows
 
 
@@ -174,7 +189,7 @@ def table(rows: dict[str, Any]) -> list[str]:
     ]
     for name, row in rows.items():
         if name not in known:
-            lines.append(f"| {name} | {row['error']} | | | | | | | |")
+            lines.append(f"| {name} | {row.get('error', 'not read')} | | | | | | | |")
             continue
         cells = [f"{row['counts'][form]['layers']}/{row['counts'][form]['norms']}" for form in (TRAINED, TIMM, OURS)]
         cells += [f"{row['counts'][OURS][kind]:.1e}" for kind in LIMITS]
@@ -224,18 +239,22 @@ def main() -> None:
     parser.add_argument("--protocol", default="default")
     parser.add_argument("--max-load", type=float, default=float("inf"))
     parser.add_argument("--no-latency", action="store_true")
+    parser.add_argument("--unsure", action="store_true", help="measure again what was UNSURE")
+    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "lathe-fuse")
     parser.add_argument("--out", type=Path, default=HERE / "fuse.md")
     parser.add_argument("--core", type=int, help="that latencies are measured on, at real-time priority; needs root")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--time", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if flags.one:
-        print(json.dumps(row(flags.one, flags.protocol, flags.core, timed=not flags.no_latency)))
+        print(json.dumps(row(flags.one, flags.models)))
         return
-    options = ["--protocol", flags.protocol, *(["--no-latency"] if flags.no_latency else [])]
-    options += [] if flags.core is None else ["--core", str(flags.core)]
-    rows = sweep(flags.networks, options, flags.max_load, flags.out.with_suffix(".json"), timed=not flags.no_latency)
+    if flags.time:
+        print(json.dumps(latencies(flags.time, flags.models, flags.protocol, flags.core)))
+        return
+    rows = sweep(flags)
     lines = table(rows)
     print("\n".join(lines))
     flags.out.write_text("\n".join(lines) + "\n")

@@ -1,9 +1,11 @@
 """Trainable blocks, each with the form that it is deployed in, and the mask that says which channels are gone."""
 
 import copy
+import operator
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, final
 
 import torch
@@ -143,13 +145,25 @@ class BranchedBlock(Block, ABC):
     def _add_branches(self) -> None:
         """Make the modules of the branches; the block's sizes are known by now."""
 
-    @abstractmethod
+    def _branches(self) -> list[nn.Module]:
+        """Convolutions with norm, and an identity with or without one, all over the block's input."""
+        children = [child for name, child in self.named_children() if name not in ("mask", "act")]
+        return [part for child in children for part in (child if isinstance(child, nn.ModuleList) else [child])]
+
     def total(self, x: Image) -> Image:
         """The sum of the branches: float [batch, c_in, height, width] -> [batch, c_out, height / stride, width / stride]."""
+        return reduce(operator.add, (branch(x) for branch in self._branches()))
 
-    @abstractmethod
     def merged(self) -> Branch:
         """Kernel and bias of the one convolution that computes `total` in evaluation mode."""
+        return merge_parallel([self._folded(branch) for branch in self._branches()])
+
+    def _folded(self, branch: Any) -> Branch:
+        if isinstance(branch, _ConvNorm):
+            return fold_norm(branch.conv.weight, branch.conv.bias, branch.norm)
+        like: Any = next(self.parameters())
+        kernel = identity_kernel(self.c_out, self.groups, dtype=like.dtype).to(like.device)
+        return (kernel, like.new_zeros(self.c_out)) if isinstance(branch, nn.Identity) else fold_norm(kernel, None, branch)
 
     def forward(self, x: Image) -> Image:
         """act(mask(total(x)))."""
@@ -177,19 +191,9 @@ class BranchedBlock(Block, ABC):
         conv = nn.Conv2d(self.c_in, c_out, (height, width), stride or self.stride, padding, groups=self.groups, bias=False)
         return _ConvNorm(conv, nn.BatchNorm2d(c_out))
 
-    def _identity_norm(self) -> nn.BatchNorm2d | None:
-        """The norm of an identity branch, where shapes allow one."""
-        return nn.BatchNorm2d(self.c_out) if self.c_in == self.c_out and self.stride == 1 else None
-
-    def _identity(self, like: nn.BatchNorm2d | nn.Conv2d) -> Tensor:
-        assert isinstance(like.weight, Tensor)
-        return identity_kernel(self.c_out, self.groups, dtype=like.weight.dtype).to(like.weight.device)
-
-    def _merge(self, *branches: "_ConvNorm", identity: nn.BatchNorm2d | None = None) -> Branch:
-        folded = [branch.folded() for branch in branches]
-        if identity is not None:
-            folded.append(fold_norm(self._identity(identity), None, identity))
-        return merge_parallel(folded)
+    def _identity(self, make: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module | None:
+        """An identity branch, where shapes allow one."""
+        return make(self.c_out) if self.c_in == self.c_out and self.stride == 1 else None
 
 
 @final
@@ -202,16 +206,7 @@ class RepVGGBlock(BranchedBlock):
     def _add_branches(self) -> None:
         self.dense = self._conv(self.kernel)
         self.point = self._conv(1)
-        self.identity = self._identity_norm()
-
-    def total(self, x: Image) -> Image:
-        """dense(x) + point(x) + identity(x)."""
-        total = self.dense(x) + self.point(x)
-        return total if self.identity is None else total + self.identity(x)
-
-    def merged(self) -> Branch:
-        """A kernel of the dense branch's size."""
-        return self._merge(self.dense, self.point, identity=self.identity)
+        self.identity = self._identity()
 
 
 @final
@@ -220,15 +215,11 @@ class MobileOneBlock(BranchedBlock):
 
     With as many groups as channels and kernel 3 it is the depth-wise half of MobileOne's layer, with kernel 1 the point-wise half.
 
+    The 1x1 branch exists for a kernel of more than 1 only, the identity branch for c_in == c_out and stride 1 only.
+
     Args:
-        c_in: input channels.
-        c_out: output channels.
+        c_in: of the block, as all that follows; see `BranchedBlock`.
         branches: how many convolutions of size `kernel`, at least 1.
-        kernel: odd side of the kernel; the 1x1 branch exists for more than 1 only.
-        stride: stride in both directions; the identity branch exists for c_in == c_out and stride 1 only.
-        groups: groups of every convolution.
-        act: makes the activation.
-        mask: what stands between the sum and the activation; nothing by default.
 
     Raises:
         ReparamError: no branch, an even kernel, or channels that do not divide into the groups.
@@ -253,18 +244,7 @@ class MobileOneBlock(BranchedBlock):
 
     def _add_branches(self) -> None:
         self.scale = self._conv(1) if self.kernel > 1 else None
-        self.identity = self._identity_norm()
-
-    def total(self, x: Image) -> Image:
-        """The sum of `branches`, scale(x) and identity(x)."""
-        total = sum(branch(x) for branch in (*self.branches, self.scale, self.identity) if branch is not None)
-        assert not isinstance(total, int)
-        return total
-
-    def merged(self) -> Branch:
-        """A kernel of the branches' size."""
-        convs = [branch for branch in (*self.branches, self.scale) if isinstance(branch, _ConvNorm)]
-        return self._merge(*convs, identity=self.identity)
+        self.identity = self._identity()
 
 
 @final
@@ -275,14 +255,6 @@ class ACBlock(BranchedBlock):
         self.square = self._conv(self.kernel)
         self.flat = self._conv((1, self.kernel))
         self.upright = self._conv((self.kernel, 1))
-
-    def total(self, x: Image) -> Image:
-        """square(x) + flat(x) + upright(x)."""
-        return self.square(x) + self.flat(x) + self.upright(x)
-
-    def merged(self) -> Branch:
-        """A square kernel."""
-        return self._merge(self.square, self.flat, self.upright)
 
 
 @final
@@ -311,9 +283,10 @@ class DiverseBranchBlock(BranchedBlock):
         size = (self.kernel, self.kernel)
         average = average_kernel(self.c_out, size, self.groups, dtype=self.dense.conv.weight.dtype).to(self.dense.conv.weight.device)
         pooled = fold_norm(average, None, self.average_norm)
-        serial = merge_serial(self.squeeze.folded(), self.expand.folded(), groups=self.groups)
-        averaged = merge_serial(self.before_average.folded(), pooled, groups=self.groups)
-        return merge_parallel([self.dense.folded(), self.point.folded(), serial, averaged])
+        convs = (self.dense, self.point, self.squeeze, self.expand, self.before_average)
+        dense, point, squeezed, expanded, before = map(self._folded, convs)
+        serial, averaged = merge_serial(squeezed, expanded, groups=self.groups), merge_serial(before, pooled, groups=self.groups)
+        return merge_parallel([dense, point, serial, averaged])
 
     def _pad(self, layer: "_ConvNorm", x: Image) -> Image:
         value = affine_of(layer.norm)[1].view(-1, 1, 1)
@@ -330,18 +303,7 @@ class PlainBlock(BranchedBlock):
 
     def _add_branches(self) -> None:
         self.dense = self._conv(self.kernel)
-        self.skips = self.c_in == self.c_out and self.stride == 1
-
-    def total(self, x: Image) -> Image:
-        """dense(x) + x, or dense(x) alone."""
-        return self.dense(x) + x if self.skips else self.dense(x)
-
-    def merged(self) -> Branch:
-        """The kernel with one added where the identity passes."""
-        weight, bias = self.dense.folded()
-        if not self.skips:
-            return weight, bias
-        return merge_parallel([(weight, bias), (self._identity(self.dense.conv), torch.zeros_like(bias))])
+        self.identity = self._identity(lambda _: nn.Identity())
 
 
 @final
@@ -390,9 +352,6 @@ class _ConvNorm(nn.Module):
 
     def forward(self, x: Image) -> Image:
         return self.norm(self.conv(x))
-
-    def folded(self) -> Branch:
-        return fold_norm(self.conv.weight, self.conv.bias, self.norm)
 
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm

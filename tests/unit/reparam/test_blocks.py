@@ -80,8 +80,8 @@ def test_the_plain_block_adds_one_to_its_kernel(randomized):
     weight, same = block.merged()
     assert torch.equal(same, bias)
     torch.testing.assert_close(weight[:, :, 1, 1], without[:, :, 1, 1] + torch.eye(3).double())
-    assert not PlainBlock(3, 4).skips
-    assert not PlainBlock(3, 3, stride=2).skips
+    assert PlainBlock(3, 4).identity is None
+    assert PlainBlock(3, 3, stride=2).identity is None
 
 
 def test_a_diverse_branch_trains_through_every_branch():
