@@ -15,7 +15,7 @@ from reparam.errors import ReparamError
 from reparam.flow import Channels, Flow
 from reparam.graph import Call, Network, is_norm, read, shape
 from reparam.masking import Masked, Masks, Site, place
-from reparam.regions import returned, taken
+from reparam.regions import Region, SeenError, home, install, returned, taken
 from reparam.rules.layers import channel_dim
 
 
@@ -47,7 +47,8 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) ->
     A mask stands as late as it covers the same channels: behind norm and activation, behind the sum of a residual connection and what
     follows it, up to where more than one node reads the value or one reads it otherwise than channel by channel. There a masked channel is
     exactly 0 for all who read it, and the mask has a gradient, which it would not have before a ReLU. Where a norm makes another number of
-    the 0, the mask stands again. It stands behind the module that returns the value, or in front of those that read it.
+    the 0, the mask stands again. It stands behind the module that returns the value, or in front of those that read it; where the value is
+    between two operators in a module's own code, only there, that module runs by its graph: its `Site.graph` says so.
 
     A group can be pruned if `squeeze` can remove any of its channels, whatever the weights are: a norm over concatenated groups is fine
     before a convolution without a zero-padded border, and not before one with.
@@ -64,12 +65,12 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) ->
     network = read(_deployed(model) if blocks else model, args)
     flow = Flow(network, generic=True)
     names = _Names(flow, blocks)
-    parts = _parts(flow, names)
+    parts, exposed = _parts(flow, names), _Exposed(network, blocks)
     while True:
-        masks = _Masks(flow, [part for part in parts if not part.why], _Exposed(network, blocks))
+        masks = _Masks(flow, [part for part in parts if not part.why], exposed)
         masked = Flow(network, generic=True, behind=masks)
         masked.finish()
-        failed = [part for part in parts if not part.why and part.give_up(masked)]
+        failed = [part for part in parts if not part.why and part.give_up(masked, graphs=not blocks)]
         if not failed:
             break
         for part in parts:
@@ -126,6 +127,8 @@ class _Part:
     makers: list[fx.Node]
     why: str = ""
     sites: list[Site] = field(default_factory=list)
+    in_graphs: bool = False
+    """whether its mask may stand where that takes the graph of a module"""
 
     def entries(self, roots: Ids) -> Ids:
         """Of each channel the entry of the mask, or -1."""
@@ -133,17 +136,19 @@ class _Part:
         at = np.searchsorted(self.roots, roots, sorter=order).clip(max=len(order) - 1)
         return np.where(self.roots[order[at]] == roots, order[at], -1)
 
-    def give_up(self, masked: Flow) -> bool:
-        """Whether masking all of it leaves some of it where it is; says why."""
+    def give_up(self, masked: Flow, *, graphs: bool) -> bool:
+        """Whether masking all of it leaves some of it where it is; says why, or lets its mask stand in graphs if that may help."""
         roots = masked.atoms.roots(self.roots)
         for refusal in masked.refusals:
             if np.isin(masked.atoms.roots(refusal.ids), roots).any():
                 self.why = refusal.message.partition("; ")[0]
                 return True
-        if masked.atoms.kept(self.roots).any():
-            self.why = self.why or "some of its readers see it before a mask could stand"
-            return True
-        return False
+        if not masked.atoms.kept(self.roots).any():
+            return False
+        if self.in_graphs or not graphs:
+            self.why = "some of its readers see it before a mask could stand"
+        self.in_graphs = True
+        return True
 
     def group(self, flow: Flow, names: _Names) -> ChannelGroup:
         readers = [node for node, ids in flow.readers if np.isin(flow.atoms.roots(ids), self.roots).any()]
@@ -186,6 +191,8 @@ def _parts(flow: Flow, names: _Names) -> list[_Part]:
         at = np.isin(made[first], roots).nonzero()[0]
         name = names.name(makers[first][0])
         name = name if len(at) == len(made[first]) else f"{name}[{at[0]}:{at[-1] + 1}]"
+        if any(part.name == name for part in parts):  # of several layers in the code of one module
+            name = f"{name}:{makers[first][0].name}"
         part = _Part(name, np.array(roots), [makers[index][0] for index in own], why.get(roots[0], ""))
         if not part.why and len(roots) == 1 < len(at):
             part.why = "its channels are tied to one another"
@@ -226,6 +233,18 @@ class _Exposed:
             fronts.append((calls[-1].path, True))
         return list(dict.fromkeys(fronts))
 
+    def in_graph(self, node: fx.Node) -> list[tuple[str, str]]:
+        """Name of a value in the graph of the module whose code computes it, and of the module; none where that has to keep its code."""
+        try:
+            call = home(self.network, self.network.model, self.network.calls[node][-1], [node])
+        except SeenError:
+            return []
+        region = _Exposing(self.network, self.network.model, call, {node})
+        norms = any(is_norm(other) and region.unit(other) is None for other in call.nodes)  # they would be those of evaluation mode
+        if norms or (call is self.network.root and not region.plain):
+            return []
+        return [(f"{call.path}.{node.name}".lstrip("."), call.path)]
+
     def _all(self, path: str, end: int, alike: Callable[[fx.Node], bool]) -> bool:
         ends = [self.ends[call][end] for call in self.network.by_path[path]]
         return all(node is not None and alike(node) for node in ends)
@@ -249,8 +268,11 @@ class _Masks:
             own = own.reshape([-1 if axis == dim else 1 for axis in range(live.ndim)])
             if not (own & (live | (const != 0))).any() or self._later(node, part):
                 continue
-            for module, front in self._at(node, part):
-                part.sites.append(Site(module, front, dim, entries))
+            sites = [Site(module, front, dim, entries) for module, front in self._at(node, part)]
+            if not sites and part.in_graphs and self._next(node, part) is None:
+                sites = [Site(value, False, dim, entries, module) for value, module in self._exposed.in_graph(node)]
+            part.sites += sites
+            if sites:
                 live, const = live & ~own, np.where(own, 0.0, const)
         return Channels(value.ids, live, const)
 
@@ -294,10 +316,40 @@ class _Masks:
 
     def _later(self, node: fx.Node, part: _Part) -> bool:
         """Whether the mask can stand behind what follows."""
+        user = self._next(node, part)
+        return user is not None and (bool(self._at(user, part)) or self._later(user, part))
+
+    def _next(self, node: fx.Node, part: _Part) -> fx.Node | None:
+        """What follows, if it can be masked in the same way."""
         user = _only_reader(node)
-        if user is None or user not in self._flow.alike or self._of(user, part) != self._of(node, part):
-            return False
-        return bool(self._at(user, part)) or self._later(user, part)
+        alike = user in self._flow.alike and self._of(user, part) == self._of(node, part)  # pyright: ignore[reportArgumentType]
+        return user if alike else None
+
+
+class _Exposing(Region):
+    """The graph of a call with an `nn.Identity` behind the values that are touched, by their names, for masks to stand at."""
+
+    def copy(self, node: fx.Node) -> None:
+        """Put an operator into the graph."""
+        super().copy(node)
+        if node in self.touched:
+            name = self.place(f"{self.call.path}.{node.name}".lstrip("."), nn.Identity())
+            self.made[node] = self.graph.call_module(name, (self.made[node],))
+
+
+def _with_graphs(model: nn.Module, example_input: Tensor | tuple[Any, ...], sites: Sequence[Site]) -> nn.Module:
+    """The network with graphs in the place of the modules that sites name."""
+    if all(site.graph is None for site in sites):
+        return model
+    modes = {path: module.training for path, module in model.named_modules()}
+    network = read(model, example_input if isinstance(example_input, tuple) else (example_input,))
+    for path in sorted({site.graph for site in sites if site.graph is not None}, key=len, reverse=True):
+        (call,) = network.by_path[path][:1]
+        names = {site.module.removeprefix(f"{path}.") for site in sites if site.graph == path}
+        model = install(model, path, _Exposing(network, model, call, {node for node in call.nodes if node.name in names}).module())
+    for path, module in model.named_modules():
+        module.training = modes.get(path, modes[""])
+    return model
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
@@ -316,7 +368,8 @@ def insert_masks(
 ) -> nn.Module:
     """A copy of the network with one mask for each group, at all of its sites, as the submodule `masks.<name with _ for .>`.
 
-    It is the network itself, in its mode, with all submodules and parameters under their names: modules at which a mask stands have a hook.
+    It is the network itself, in its mode, with all submodules and parameters under their names: modules at which a mask stands have a hook,
+    and those with a site in their code are a graph, of what they compute in evaluation mode and of the modules that they call.
 
     Args:
         model: the network that `channel_groups` found the groups in; it stays as it was.
@@ -329,7 +382,7 @@ def insert_masks(
     Raises:
         ReparamError: a group cannot be pruned or is not of this network, or a module changes its input in place.
     """
-    masked = copy.deepcopy(model)
+    masked = _with_graphs(copy.deepcopy(model), example_input, [site for group in groups for site in group.sites])
     modules = dict(masked.named_modules())
     masks = Masks()
     for group in groups:

@@ -22,8 +22,12 @@ class Site:
     """which dimension of the value holds the channels"""
     entries: tuple[int, ...]
     """of each channel the entry of the mask; -1 for one that is not masked"""
+    graph: str | None = None
+    """name of the module that runs by its graph for it, as its own code has the value between two operators; None where code stays"""
 
     def __str__(self) -> str:
+        if self.graph is not None:
+            return f"{self.module}, in the graph of {self.graph or 'the network'}"
         return f"in front of {self.module}" if self.front else self.module
 
 

@@ -107,9 +107,14 @@ class Region:
         self.made: dict[fx.Node, fx.Node] = {}
         self.named: dict[int, str] = {}
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is from one tensor to one tensor."""
+        return self.call is not self.network.root or (len(self.network.inputs) == 1 and isinstance(self.network.output, Tensor))
+
     def module(self) -> nn.Module:
         """Runs the graph; named parts have the names that they had."""
-        whole = self.call is self.network.root
+        whole, plain = self.call is self.network.root, self.plain
         ends = ends_of(self.network, self.call)
         sources = self.network.inputs if whole or ends is None else [ends[0]]
         for index, source in enumerate(sources):
@@ -119,7 +124,6 @@ class Region:
                 self.emit(node)
         results = self.network.outputs if whole or ends is None else (ends[1],)
         output = tuple(self.value(node) for node in results)
-        plain = not whole or (len(sources) == 1 and isinstance(self.network.output, Tensor))
         self.graph.output(output[0] if plain else output)
         made = self.merged = fx.GraphModule(self.parts, self.graph, class_name="Merged")
         made.graph.eliminate_dead_code()

@@ -40,6 +40,8 @@ def first(groups: Sequence[tuple[str, int]], widths: Sequence[int]) -> dict[str,
 def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[str] = ()) -> tuple[ChannelGroup, ...]:
     """The groups of a network that can be pruned, and may be.
 
+    Those with masks for which a module would run by its graph are left out: it would train without what its code does in training alone.
+
     Args:
         model: the network, that torch.export can read.
         example_input: a batch of the shape that it is for.
@@ -50,7 +52,7 @@ def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[s
         ReparamError: the network cannot be read or run; the node is named.
     """
     found = channel_groups(model, example_input)
-    groups = tuple(group for group in found if not group.why)
+    groups = tuple(group for group in found if not group.why and all(site.graph is None for site in group.sites))
     if not groups:
         raise SearchError(f"no channels of the network can be pruned: {'; '.join(f'{group.name}: {group.why}' for group in found)}")
     left = groups

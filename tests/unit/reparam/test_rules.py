@@ -73,6 +73,8 @@ def masked_then(forward, readers=None, bits=KEEP, **layers):
         lambda n, x: x * F.softmax(x.mean((2, 3), keepdim=True) * 0, dim=2),
         lambda n, x: torch.cat([x, x], 3),
         lambda n, x: x.split(4, dim=3)[1],
+        lambda n, x: F.normalize(x.flatten(2), dim=-1).unsqueeze(-1),
+        lambda n, x: x[:, :, torch.tensor([1, 0]), torch.tensor([0, 2])].unsqueeze(-1),
     ],
 )
 def test_what_keeps_channels_apart_loses_them(forward):
