@@ -6,10 +6,9 @@
 Of each network: convolutions and linear layers, and batch norms, as trained and in both merged forms, counted in torch.export's own graph;
 how far each merged form is from the network, in float64 and in float32; and the latency of both, lowered alike, in turns in one run on
 ONNX Runtime with one thread. Norms' statistics are drawn, so that none of them is an identity. Each network runs in a process of its own;
-what is done is kept in benchmarks/fuse.json, and a second run goes on. What is timed is lowered into `--models` first, so that
-`--no-latency` can go before on a busy machine. Latencies are measured while the load is at most `--max-load`, or, as root, at real-time
-priority on the core `--core`, whatever else runs; `--unsure` measures once more what was UNSURE. Prints a table and writes it to
-benchmarks/fuse.md. Two hours.
+what is done is kept in benchmarks/fuse.json, and a second run goes on. Latencies are measured, of models lowered into `--models`, while the
+load is at most `--max-load`, or, as root, at real-time priority on the core `--core`, whatever else runs; `--unsure` measures once more
+what was UNSURE. Prints a table and writes it to benchmarks/fuse.md. Two hours.
 """
 
 import argparse
@@ -85,8 +84,8 @@ def operators(model: nn.Module, x: torch.Tensor) -> dict[str, int]:
     return {"layers": sum(t.startswith(layers) for t in targets), "norms": sum("batch_norm" in t for t in targets)}
 
 
-def merged(name: str) -> tuple[dict[str, nn.Module], torch.Tensor, dict[str, Any]]:
-    """The forms of a network in float64, an input, and what `fuse` says."""
+def row(name: str, models: Path | None) -> dict[str, Any]:
+    """Counts and differences of every form of a network; what is timed is lowered, where asked."""
     model, x = create(name)
     from timm.utils.model import reparameterize_model  # pyright: ignore[reportMissingImports]
 
@@ -95,21 +94,14 @@ def merged(name: str) -> tuple[dict[str, nn.Module], torch.Tensor, dict[str, Any
     ours, report = fuse_with_report(model, x)
     said = {"seconds": round(time.process_time() - begun, 1), "graphs": len(report.graphs), "left": list(report.left)}
     theirs = reparameterize_model(copy.deepcopy(model)).eval().double()  # some of its layers are made in float32
-    return {TRAINED: model, TIMM: theirs, OURS: ours}, x, said
-
-
-def row(name: str, models: Path) -> dict[str, Any]:
-    """Counts and differences of every form of a network; what is timed is lowered."""
-    forms, x, said = merged(name)
-    found: dict[str, Any] = {"size": list(x.shape[1:]), "fuse": said}
-    for form, module in forms.items():
+    found: dict[str, Any] = {"size": list(x.shape[1:]), "fuse": said, TRAINED: operators(model, x.double())}
+    for form, module in {TIMM: theirs, OURS: ours}.items():
         found[form] = operators(module, x.double())
-        if form != TRAINED:
-            found[form]["float64"] = compare(forms[TRAINED], module, x).relative
-            found[form]["float32"] = compare(forms[TRAINED], module, x, torch.float32).relative
-    models.mkdir(parents=True, exist_ok=True)
-    for form in (TIMM, OURS):
-        (models / f"{name}.{form}.onnx").write_bytes(to_onnx(forms.pop(form).float(), x))
+        for kind in LIMITS if form == OURS else ():
+            found[form][kind] = compare(model, module, x, getattr(torch, kind)).relative
+        if models is not None:
+            models.mkdir(parents=True, exist_ok=True)
+            (models / f"{name}.{form}.onnx").write_bytes(to_onnx(module.float(), x))
     return found
 
 
@@ -168,7 +160,7 @@ def sweep(flags: argparse.Namespace) -> dict[str, Any]:
             del known["latency"]
         lowered = all((flags.models / f"{name}.{form}.onnx").exists() for form in (TIMM, OURS))
         if "counts" not in known or not (flags.no_latency or "latency" in known or lowered):
-            known |= apart("counts", ["--one", name, *options])
+            known |= apart("counts", ["--one", name, *options, *(["--no-latency"] if flags.no_latency else [])])
         if "counts" in known and "latency" not in known and not flags.no_latency:
             wait(flags.max_load)
             known |= apart("latency", ["--time", name, *options])
@@ -249,7 +241,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if flags.one:
-        print(json.dumps(row(flags.one, flags.models)))
+        print(json.dumps(row(flags.one, None if flags.no_latency else flags.models)))
         return
     if flags.time:
         print(json.dumps(latencies(flags.time, flags.models, flags.protocol, flags.core)))

@@ -12,10 +12,10 @@ from reparam.atoms import Ids
 from reparam.blocks import Block
 from reparam.equivalence import FLOAT64_LIMIT, compare
 from reparam.errors import ReparamError
+from reparam.exposure import Exposed, with_graphs
 from reparam.flow import Channels, Flow
-from reparam.graph import Call, Network, is_norm, read, shape
+from reparam.graph import is_norm, read, shape
 from reparam.masking import Masked, Masks, Site, place
-from reparam.regions import Region, SeenError, home, install, returned, taken
 from reparam.rules.layers import channel_dim
 
 
@@ -65,7 +65,7 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) ->
     network = read(_deployed(model) if blocks else model, args)
     flow = Flow(network, generic=True)
     names = _Names(flow, blocks)
-    parts, exposed = _parts(flow, names), _Exposed(network, blocks)
+    parts, exposed = _parts(flow, names), Exposed(network, blocks)
     while True:
         masks = _Masks(flow, [part for part in parts if not part.why], exposed)
         masked = Flow(network, generic=True, behind=masks)
@@ -200,60 +200,10 @@ def _parts(flow: Flow, names: _Names) -> list[_Part]:
     return parts
 
 
-class _Exposed:
-    """Which values the modules of a network return, or take as their one argument."""
-
-    def __init__(self, network: Network, blocks: set[str]) -> None:
-        self.network = network
-        self.returned: dict[fx.Node, list[Call]] = {}
-        self.taken: dict[fx.Node, list[Call]] = {}
-        self.ends: dict[Call, tuple[fx.Node | None, fx.Node | None]] = {}
-        for call in (call for calls in network.by_path.values() for call in calls):
-            if not any(call.path.startswith(f"{block}.") for block in blocks):
-                self.ends[call] = (taken(network, call), returned(network, call))
-                for index, ends in ((self.taken, self.ends[call][0]), (self.returned, self.ends[call][1])):
-                    if ends is not None:
-                        index.setdefault(ends, []).append(call)
-
-    def at(self, node: fx.Node, alike: Callable[[fx.Node], bool]) -> list[tuple[str, bool]]:
-        """Modules to mask a value at, and whether in front of them; none where its reader or its maker is in the middle of code.
-
-        Args:
-            node: the value.
-            alike: whether another value may be masked in the same way.
-        """
-        for call in reversed(self.returned.get(node, [])):
-            if self._all(call.path, 1, alike):
-                return [(call.path, False)]
-        fronts: list[tuple[str, bool]] = []
-        for user in node.users:
-            calls = [call for call in self.taken.get(node, []) if user in call.nodes and self._all(call.path, 0, alike)]
-            if not calls:
-                return []
-            fronts.append((calls[-1].path, True))
-        return list(dict.fromkeys(fronts))
-
-    def in_graph(self, node: fx.Node) -> list[tuple[str, str]]:
-        """Name of a value in the graph of the module whose code computes it, and of the module; none where that has to keep its code."""
-        try:
-            call = home(self.network, self.network.model, self.network.calls[node][-1], [node])
-        except SeenError:
-            return []
-        region = _Exposing(self.network, self.network.model, call, {node})
-        norms = any(is_norm(other) and region.unit(other) is None for other in call.nodes)  # they would be those of evaluation mode
-        if norms or (call is self.network.root and not region.plain):
-            return []
-        return [(f"{call.path}.{node.name}".lstrip("."), call.path)]
-
-    def _all(self, path: str, end: int, alike: Callable[[fx.Node], bool]) -> bool:
-        ends = [self.ends[call][end] for call in self.network.by_path[path]]
-        return all(node is not None and alike(node) for node in ends)
-
-
 class _Masks:
     """Masks every group, as late as that covers it, and notes where."""
 
-    def __init__(self, flow: Flow, parts: Sequence[_Part], exposed: _Exposed) -> None:
+    def __init__(self, flow: Flow, parts: Sequence[_Part], exposed: Exposed) -> None:
         self._flow, self._exposed = flow, exposed
         self._owner = {root: part for part in parts for root in part.roots.tolist()}
         self._made = {frozenset(flow.atoms.roots(ids).tolist()) for _, ids in flow.makers}
@@ -326,32 +276,6 @@ class _Masks:
         return user if alike else None
 
 
-class _Exposing(Region):
-    """The graph of a call with an `nn.Identity` behind the values that are touched, by their names, for masks to stand at."""
-
-    def copy(self, node: fx.Node) -> None:
-        """Put an operator into the graph."""
-        super().copy(node)
-        if node in self.touched:
-            name = self.place(f"{self.call.path}.{node.name}".lstrip("."), nn.Identity())
-            self.made[node] = self.graph.call_module(name, (self.made[node],))
-
-
-def _with_graphs(model: nn.Module, example_input: Tensor | tuple[Any, ...], sites: Sequence[Site]) -> nn.Module:
-    """The network with graphs in the place of the modules that sites name."""
-    if all(site.graph is None for site in sites):
-        return model
-    modes = {path: module.training for path, module in model.named_modules()}
-    network = read(model, example_input if isinstance(example_input, tuple) else (example_input,))
-    for path in sorted({site.graph for site in sites if site.graph is not None}, key=len, reverse=True):
-        (call,) = network.by_path[path][:1]
-        names = {site.module.removeprefix(f"{path}.") for site in sites if site.graph == path}
-        model = install(model, path, _Exposing(network, model, call, {node for node in call.nodes if node.name in names}).module())
-    for path, module in model.named_modules():
-        module.training = modes.get(path, modes[""])
-    return model
-
-
 def _only_reader(node: fx.Node) -> fx.Node | None:
     """The one value that is computed of another one, if there is one only."""
     if len(node.users) != 1:
@@ -382,7 +306,7 @@ def insert_masks(
     Raises:
         ReparamError: a group cannot be pruned or is not of this network, or a module changes its input in place.
     """
-    masked = _with_graphs(copy.deepcopy(model), example_input, [site for group in groups for site in group.sites])
+    masked = with_graphs(copy.deepcopy(model), example_input, [site for group in groups for site in group.sites])
     modules = dict(masked.named_modules())
     masks = Masks()
     for group in groups:

@@ -20,13 +20,9 @@ class SeenError(Exception):
 
 
 def ends_of(network: Network, call: Call) -> tuple[fx.Node, fx.Node] | None:
-    """The one value that a call reads and the one that it makes; None where there are more, or it takes other arguments."""
-    inside = set(call.nodes)
-    live = [node for node in call.nodes if not network.is_constant(node)]
-    made = [node for node in live if any(user not in inside for user in node.users)]
-    source = taken(network, call)
-    fits = len(made) == 1 and shape(made[0]) == network.shapes.get(call.key, (None, None))[1]
-    return (source, made[0]) if source is not None and fits else None
+    """The one value that a call takes and the one that it returns; None where there are more, or it takes other arguments."""
+    source, result = taken(network, call), returned(network, call)
+    return None if source is None or result is None else (source, result)
 
 
 def taken(network: Network, call: Call) -> fx.Node | None:
@@ -37,11 +33,10 @@ def taken(network: Network, call: Call) -> fx.Node | None:
 
 
 def returned(network: Network, call: Call) -> fx.Node | None:
-    """The one value that a call returns, read by nobody inside of it; None where there is no such value."""
+    """The one value that a call returns; None where there is no such value."""
     inside = set(call.nodes)
-    made = [node for node in call.nodes if not network.is_constant(node) and any(user not in inside for user in node.users)]
-    alone = len(made) == 1 and not any(user in inside for user in made[0].users)
-    return made[0] if alone and shape(made[0]) == network.shapes.get(call.key, (None, None))[1] else None
+    made = [node for node in call.nodes if not network.is_constant(node) and not inside.issuperset(node.users)]
+    return made[0] if len(made) == 1 and shape(made[0]) == network.shapes.get(call.key, (None, None))[1] else None
 
 
 def replaceable(network: Network, model: nn.Module, call: Call) -> bool:

@@ -313,30 +313,6 @@ def test_branches_that_a_softmax_weighs_go_together():
     assert made == {"a": 4, "b": 4, "fc": 8, "o": 2}
 
 
-def test_a_value_between_two_operators_is_masked_in_the_graph_of_its_module():
-    class Functional(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.w, self.v = (nn.Parameter(torch.randn(*size, 1, 1)) for size in ((8, 4), (4, 8)))
-            self.norm = nn.BatchNorm2d(4)
-
-        def forward(self, x):
-            return F.conv2d(F.relu(F.conv2d(self.norm(x), self.w)), self.v)
-
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), Functional(), nn.Conv2d(4, 2, 1)).train()
-    groups = {group.name: group for group in channel_groups(model, X)}
-    assert list(groups) == ["0", "1", "1:convolution_2", "2"]
-    (site,) = groups["1"].sites
-    assert str(site) == "1.relu, in the graph of 1"
-    masked = insert_masks(model, X, [groups["1"]], half)
-    assert type(masked[0]) is nn.Conv2d
-    assert masked[1].norm.training
-    assert isinstance(masked[1].relu, nn.Identity)
-    squeezed = squeeze(masked, X)
-    assert [tuple(squeezed.get_parameter(name).shape[:2]) for name in ("1.w", "1.v")] == [(4, 4), (4, 4)]
-    assert not model[1].norm.running_mean.any()
-
-
 def test_heads_of_attention_go_whole():
     class Attention(nn.Module):
         def __init__(self, functional):
