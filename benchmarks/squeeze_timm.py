@@ -245,7 +245,7 @@ def _reasons(why: list[str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--seconds", type=float, default=20.0, help="CPU time for masks, of each network")
     parser.add_argument("--one", help=argparse.SUPPRESS)
