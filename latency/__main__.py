@@ -6,9 +6,11 @@ Exit codes: 0 done; 2 bad input, said in one line; others in `latency.process`. 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import NoReturn
 
-from latency import backends, blocks_zip, outputs, process, protocol
+from latency import anchored, backends, blocks_zip, outputs, process, protocol
+from latency.anchored import Anchored
 from latency.arguments import require_sound
 from latency.device import require_cores
 from latency.errors import LatencyError
@@ -35,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--protocol", default="default", help="how exactly to measure: default, fast, trtexec-10 or trtexec-11")
     command.add_argument("--threads", type=int, default=1, help="threads of the CPU runtime; part of the table's fingerprint")
     command.add_argument("--shard", default="1/1", help="measure one part of several: 1/4 to 4/4 on four equal devices")
+    command.add_argument("--like", nargs="+", default=(), help="tables of other devices: measure a few blocks, transfer the others")
+    command.add_argument("--anchors", type=int, help=f"of --like: how many blocks to measure (default: {anchored.DEFAULT_ANCHORS})")
     given: argparse.Namespace | None = None
 
     def work() -> int:
@@ -51,15 +55,25 @@ def _profile(given: argparse.Namespace) -> None:
     timing = protocol.get(given.protocol)
     backends.require_known(given.backend)
     require_cores(given.threads)
+    anchored.require_flags(given.like, given.anchors, given.shard)
     outputs.require_file(given.out, outputs.TABLE, flag="--out", parents=True)
     bundle = blocks_zip.read(given.bundle)
     workloads = shard(bundle.workloads, given.shard)
     backend = backends.get(given.backend, threads=given.threads, precision=bundle.index.precision)
     index = bundle.index
-    events = profile(
-        workloads, backend, given.out, protocol=timing, lowering=index.lowering, space=index.space, bundle_sha256=bundle.sha256
+    old = anchored.old_tables(given.like, lowering=index.lowering)
+    measure = partial(
+        profile,
+        backend=backend,
+        out=given.out,
+        protocol=timing,
+        lowering=index.lowering,
+        space=index.space,
+        bundle_sha256=bundle.sha256,
+        like=anchored.named(old),
     )
-    for event in events:
+    count = given.anchors or anchored.DEFAULT_ANCHORS
+    for event in anchored.profile_like(workloads, old, given.out, measure, anchors=count) if old else measure(workloads):
         match event:
             case Dropped(line=line):
                 _say(f"{given.out}, line {line}: the last line is torn and was dropped; its block is measured again")
@@ -70,6 +84,8 @@ def _profile(given: argparse.Namespace) -> None:
                 _say(f"{done}/{total} {row.key} {f'{row.median_us:.1f} us' if row.measured else row.error} {row.status}{why}")
             case Retrying(rows=rows):
                 _say(f"{rows} rows are unstable and are measured once more")
+            case Anchored(measured=measured, transferred=transferred, proof=proof):
+                _say(f"{measured} blocks measured, {transferred} transferred, {proof.words}")
             case Watched(drift=drift, again=again) if drift:
                 _say(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from latency import coverage
+from latency import anchored, coverage
 from latency.block import BlockSpec
 from latency.errors import LatencyError
 from latency.sentinel import doubtful
@@ -22,6 +22,7 @@ Problem = Literal[
     "no sentinel",
     "torn",
     "interpolated",
+    "transferred",
     "not measured",
     "unproved",
 ]
@@ -58,7 +59,7 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
         found.append(Finding(problem="not measured", words=table.header.origin))
     if table.unproved:
         found.append(Finding(problem="unproved", words=table.unproved))
-    found += [Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}") for row in rows.values() if not row.measured]
+    found += [Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}") for row in rows.values() if not row.known]
     absent = [key for key in dict.fromkeys(expected) if key not in rows]
     between = [key for key in absent if _is_covered(table, key)]
     found += [Finding(problem="missing", key=key, words="not in the table") for key in absent if key not in set(between)]
@@ -70,13 +71,10 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
         if row.measured and row.error:
             found.append(Finding(problem="not as asked", key=row.key, words=row.error))
     if between:
-        proof = coverage.prove(table)
-        judged = (
-            f"{proof.mean_error:.2%} off on average at {proof.held_out} held-out ones"
-            if proof.held_out
-            else "with none held out to judge it"
-        )
-        found.append(Finding(problem="interpolated", words=f"{len(between)} blocks are interpolated between measured ones, {judged}"))
+        words = f"{len(between)} blocks are interpolated between measured ones, {coverage.prove(table).words}"
+        found.append(Finding(problem="interpolated", words=words))
+    if table.transferred:
+        found.append(Finding(problem="transferred", words=f"{table.transferred}, {anchored.prove(table).words}"))
     return [*found, *_drift(table.history), *_falls(rows.values(), tolerance)]
 
 

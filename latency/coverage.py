@@ -15,6 +15,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from latency.block import BlockSpec
 from latency.errors import LatencyError, TableError
 from latency.interpolate import MEAN_TO_LIKELY, Interpolation
+from latency.lowered import OVERHEAD
 from latency.profile import Event, Measured, Resumed, Workload
 from latency.table import FEWEST, LatencyTable, Row
 
@@ -45,6 +47,23 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     mean_error: float
     largest_error: float
     inside: float
+
+    @property
+    def words(self) -> str:
+        """In short: how far off predictions are, and how often within their intervals."""
+        if not self.held_out:
+            return "with none held out to judge it"
+        off = f"{self.mean_error:.2%} off on average at {self.held_out} held-out ones (largest {self.largest_error:.1%})"
+        return f"{off}, {self.inside:.0%} of them in their intervals"
+
+
+class Judged(NamedTuple):
+    """A held-out row, and what was predicted for it, in microseconds."""
+
+    row: Row
+    us: float
+    low_us: float
+    high_us: float
 
 
 @dataclass(frozen=True)
@@ -92,31 +111,59 @@ def profile_adaptively(
     others = [work for work in workloads if work.kind != "block"]
     plan = _Plan([BlockSpec.parse(key) for key in blocks], error)
     total = plan.most + len({work.key for work in others}) + 1
-    if known := {key for key, row in _rows(out).items() if row.status == "ok"} & {"overhead", *(work.key for work in workloads)}:
-        yield Resumed(len(known), total)
+    rounds = Rounds(out, measure, total)
+    yield from rounds.resumed(workloads)
     asked: list[str] = []
-    tried: set[str] = set()
-
-    def go(more: Iterable[Workload]) -> Iterator[Event]:
-        rows = _rows(out)
-        # What failed in this call is not tried again before the next; what is `ok` is named for the sentinel's sake, and not measured.
-        before = [blocks[key] for key in asked if key not in tried or (key in rows and rows[key].status == "ok")]
-        for event in measure([*before, *more]):
-            if isinstance(event, Measured):
-                yield replace(event, total=max(total, event.done))
-            elif not isinstance(event, Resumed):
-                yield event
-        tried.update(asked)
-
     round_ = plan.first()
     while round_:
         asked += round_
-        if any(key not in tried and (key not in known) for key in round_) or not tried:
-            yield from go(())
-        rows = _rows(out)
+        if rounds.news(round_):
+            yield from rounds.measure([blocks[key] for key in asked])
+        rows = rows_of(out)
         covered, round_ = plan.next({key: rows[key] for key in asked if key in rows})
         yield covered
-    yield from go(others)
+    yield from rounds.measure([*(blocks[key] for key in asked), *others])
+
+
+class Rounds:
+    """Measures into one table in several rounds, as if they were one."""
+
+    def __init__(self, out: str | os.PathLike[str], measure: Callable[[Sequence[Workload]], Iterator[Event]], total: int) -> None:
+        """Prepare.
+
+        Args:
+            out: the table.
+            measure: profiles workloads into that table.
+            total: how many all rounds together measure.
+        """
+        self._out, self._measure, self._total = out, measure, total
+        self._known = {key for key, row in rows_of(out).items() if row.status == "ok"}
+        self._tried: set[str] = set()
+
+    def resumed(self, workloads: Iterable[Workload]) -> Iterator[Resumed]:
+        """Say how many of all workloads were measured by an earlier call, if any were."""
+        if known := self._known & {OVERHEAD, *(work.key for work in workloads)}:
+            yield Resumed(len(known), self._total)
+
+    def news(self, keys: Iterable[str]) -> bool:
+        """Whether some are neither measured nor tried, or this is the first round."""
+        return not self._tried or any(key not in self._tried and key not in self._known for key in keys)
+
+    def measure(self, works: Sequence[Workload]) -> Iterator[Event]:
+        """Measure what is not measured.
+
+        Args:
+            works: those of the rounds before, too, for the sentinel's sake: what is `ok` is not measured again. What failed in this call
+                is not tried again before the next.
+        """
+        rows = rows_of(self._out)
+        again = {key for key in self._tried if key not in rows or rows[key].status != "ok"}
+        for event in self._measure([work for work in works if work.key not in again]):
+            if isinstance(event, Measured):
+                yield replace(event, total=max(self._total, event.done))
+            elif not isinstance(event, Resumed):
+                yield event
+        self._tried.update(work.key for work in works)
 
 
 def prove(table: LatencyTable) -> Proof:
@@ -125,7 +172,7 @@ def prove(table: LatencyTable) -> Proof:
     rows = {row.key: row for row in table.rows}
     held = held_out(specs.values())
     proofs = [_judge(family, {key: rows[key] for key in family}, held) for family in _families(specs.values()).values()]
-    return _proof([pair for pairs in proofs for pair in pairs])
+    return proof_of([pair for pairs in proofs for pair in pairs])
 
 
 def held_out(specs: Collection[BlockSpec]) -> set[str]:
@@ -156,7 +203,7 @@ class _Plan:
         """How good it is now, and what to measure next; nothing when it is good enough, or a third is measured."""
         self._round += 1
         draw = random.Random(self._round)
-        expected, scored, pairs = 0.0, list[tuple[float, str]](), list[tuple[Row, float, float]]()
+        expected, scored, pairs = 0.0, list[tuple[float, str]](), list[Judged]()
         for family in self._families.values():
             open_ = [key for key in family if key not in self._asked]
             measured = {key: rows[key] for key in family if key in rows and rows[key].measured}
@@ -170,7 +217,7 @@ class _Plan:
             scored += [(math.log(max(draw.random(), 1e-300)) / max(share, 1e-6) ** 2, key) for share, key in zip(half, open_, strict=True)]
         open_count = len(scored)
         expected = expected / open_count if open_count else 0.0
-        proof = _proof(pairs)
+        proof = proof_of(pairs)
         enough = expected <= self._error and (not proof.held_out or proof.mean_error <= self._error)
         count = max(1, math.ceil((self.most - len(self._asked)) / max(1, _ROUNDS - self._round)))
         chosen = [] if enough else [key for _, key in sorted(scored, reverse=True)[:count]]
@@ -235,14 +282,15 @@ def _fit(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str])
     return Interpolation(_points(family[key] for key in knots), np.array([measured[key].median_us for key in knots]))
 
 
-def _judge(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> list[tuple[Row, float, float]]:
-    """Of each held-out row the predicted latency, and half of its interval, relative."""
+def _judge(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> list[Judged]:
+    """The held-out rows, predicted from the others."""
     judges = [key for key in measured if key in held]
     fit = _fit(family, measured, held) if judges else None
     if fit is None:
         return []
     us, half = fit.predict(_points(family[key] for key in judges))
-    return [(measured[key], float(value), float(width)) for key, value, width in zip(judges, us, half, strict=True)]
+    predicted = np.stack([us, us * (1 - half), us * (1 + half)], axis=1).tolist()
+    return [Judged(measured[key], *values) for key, values in zip(judges, predicted, strict=True)]
 
 
 def _unsure(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str], open_: Sequence[str]) -> np.ndarray:
@@ -250,15 +298,16 @@ def _unsure(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[st
     return np.ones(len(open_)) if fit is None else fit.predict(_points(family[key] for key in open_))[1]
 
 
-def _proof(pairs: Sequence[tuple[Row, float, float]]) -> Proof:
-    errors = np.array([abs(us / row.median_us - 1) for row, us, _ in pairs])
-    inside = np.array([row.low_us <= us * (1 + half) and row.high_us >= us * (1 - half) for row, us, half in pairs])
-    if not len(pairs):
+def proof_of(judged: Sequence[Judged]) -> Proof:
+    """How well rows were predicted."""
+    if not judged:
         return Proof(held_out=0, mean_error=math.nan, largest_error=math.nan, inside=math.nan)
-    return Proof(held_out=len(pairs), mean_error=float(errors.mean()), largest_error=float(errors.max()), inside=float(inside.mean()))
+    errors = np.array([abs(found.us / found.row.median_us - 1) for found in judged])
+    inside = np.mean([found.row.low_us <= found.high_us and found.row.high_us >= found.low_us for found in judged])
+    return Proof(held_out=len(judged), mean_error=float(errors.mean()), largest_error=float(errors.max()), inside=float(inside))
 
 
-def _rows(path: str | os.PathLike[str]) -> dict[str, Row]:
+def rows_of(path: str | os.PathLike[str]) -> dict[str, Row]:
     """The latest row of each key of a table; none where there is no table yet."""
     if not Path(path).exists():
         return {}

@@ -225,7 +225,7 @@ def _elect(models: list[_Model], knots: np.ndarray, us: np.ndarray) -> _Council:
     predicted = np.maximum(us * (1 - np.array([model.left_out for model in models])[chosen]), us.min() / 2)
     beside = _beside(knots[:, 0], us, predicted) if knots.shape[1] == 1 else (math.nan, math.nan)
     unseen, surprise = errors[chosen], surprises[chosen][judged]
-    return _Council(best, float(unseen[judged].mean()), float(unseen.max()), max(_LIKELY, _likely(surprise)), *beside)
+    return _Council(best, float(unseen[judged].mean()), float(unseen.max()), max(_LIKELY, likely(surprise)), *beside)
 
 
 def _beside(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
@@ -238,10 +238,10 @@ def _beside(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> tuple[
     us, there = us[order], predicted[order][1:-1]
     span = np.maximum(np.maximum(us[:-2], us[2:]) - there, there - np.minimum(us[:-2], us[2:]))
     error = np.abs(us[1:-1] - there)
-    return min(2 * _likely(error / np.maximum(span, 1e-12)), 1.0), _likely(np.maximum(error - span, 0.0) / there)
+    return min(2 * likely(error / np.maximum(span, 1e-12)), 1.0), likely(np.maximum(error - span, 0.0) / there)
 
 
-def _likely(errors: np.ndarray) -> float:
+def likely(errors: np.ndarray) -> float:
     """What a further error is below with a probability of 95 %; more than the largest where they are too few to tell."""
     errors, enough = np.sort(errors), _COVERAGE / (1 - _COVERAGE)
     rank = min(math.ceil((len(errors) + 1) * _COVERAGE), len(errors))

@@ -15,7 +15,8 @@ from latency.table import LatencyTable, Row, TableWriter
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> LatencyTable:
     """Write one table with the rows of several, history and sentinels included, one part behind the other; the file appears whole.
 
-    Of a key that several parts measured, a row that is `ok` supersedes one that is not, and else the later part's the earlier's.
+    Of a key that several parts have, a row that is `ok` supersedes one that is not, a measured one one that is transferred, and else the
+    later part's the earlier's.
 
     Args:
         paths: the parts.
@@ -47,11 +48,19 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
             mend=f"merge tables of one fingerprint, as {tables[0].path} has it",
         )
     rows = [row for table in tables for row in table.history]
-    good: dict[str, Row] = {row.key: row for table in tables for row in table.rows if row.status == "ok"}
+    best: dict[str, Row] = {}
+    for row in (row for table in tables for row in table.rows):
+        if row.key not in best or _rank(row) >= _rank(best[row.key]):
+            best[row.key] = row
     latest = {row.key: row for row in rows}
     created = min(table.header.created for table in tables)
     with whole(out) as part, TableWriter(part, msgspec.structs.replace(first, created=created)) as writer:
-        writer.append(*rows, *(good[key] for key, row in latest.items() if row.status != "ok" and key in good))
+        writer.append(*rows, *(best[key] for key, row in latest.items() if row is not best[key]))
     merged = LatencyTable.load(out)
     merged.warnings = tuple(warning for table in tables for warning in table.warnings)
     return merged
+
+
+def _rank(row: Row) -> int:
+    """Which row of a key counts, the higher one."""
+    return {"ok": 2, "transferred": 0}.get(row.status, 1)

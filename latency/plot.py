@@ -1,7 +1,7 @@
 """A latency table as pictures: latency over width a family, heat maps, and predicted against measured networks. Needs matplotlib.
 
-Shapes tell what colours do: a full dot was measured, a hollow one interpolated, a diamond held out to judge the interpolation, a cross is
-unstable. What is painted takes its colours from a palette, so that a page can paint for light and dark at once.
+Shapes tell what colours do: a full dot was measured, a hollow one interpolated, a square transferred from another device, a diamond held
+out to judge these, a cross is unstable. Colours are taken from a palette, so that a page can paint for light and dark at once.
 """
 
 import itertools
@@ -102,7 +102,7 @@ def pictures(table: LatencyTable, palette: Palette) -> list[Picture]:
     """What there is to see in a table: how well it predicts, blocks over their widths, and blocks of one width."""
     families: dict[str, Family] = {}
     for row in table.rows:
-        if row.kind == "block" and row.measured:
+        if row.kind == "block" and row.known:
             spec = BlockSpec.parse(row.key)
             families.setdefault(spec.family, {})[spec] = row
     wide = {name: rows for name, rows in families.items() if len(rows) > 1}
@@ -119,13 +119,13 @@ def pictures(table: LatencyTable, palette: Palette) -> list[Picture]:
         lines = math.ceil(len(wide) / columns)
         caption = (
             "A panel a family of blocks, in microseconds. Full dot: measured, with its interval; hollow dot and hatched band: interpolated "
-            "with its interval; diamond: measured, but held out to judge the interpolation; cross: unstable. Over two widths the strength "
-            "of a cell is its latency."
+            "with its interval; square: transferred from another device; diamond: measured, but held out to judge these; cross: unstable. "
+            "Over two widths the strength of a cell is its latency."
         )
         height = lines * (2.3 if columns == 4 else 3.4)
         drawn.append(Picture("Latency over width", caption, height, lambda figure: _families(figure, table, wide, columns, palette)))
     if single:
-        caption = "Families in which one block was measured, with its interval."
+        caption = "Families of one block, with its interval; square: transferred from another device."
         height = 0.7 + 0.28 * len(single)
         drawn.append(Picture("Blocks of one width", caption, height, lambda figure: _singles(figure, single, palette)))
     return drawn
@@ -160,12 +160,15 @@ def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str,
     line = {spec.width(name): row for spec, row in rows.items() if spec.with_widths(**{name: widest.width(name)}) == widest}
     found = {width: latency for width in _grid(sorted(line)) if (latency := _lookup(table, widest.with_widths(**{name: width})))}
     size = 2.0 if len(found) > 40 else 3.5
-    between = [width for width, latency in found.items() if latency.source == "interpolated"]
-    held = held if between else set()
-    if between:
+    predicted = {source: [width for width, latency in found.items() if latency.source == source] for source in _HOLLOW}
+    held = held if any(predicted.values()) else set()
+    if any(predicted.values()):
         lows, highs = zip(*((latency.low_us, latency.high_us) for latency in found.values()), strict=True)
         ax.fill_between(list(found), lows, highs, facecolor="none", edgecolor=palette.second, alpha=0.5, hatch="////", linewidth=0)
-        ax.plot(between, [found[width].us for width in between], "o", mfc=palette.paper, mec=palette.second, mew=0.7, ms=size)
+        for source, widths in predicted.items():
+            marker = _HOLLOW[source]
+            ax.plot(widths, [found[width].us for width in widths], marker, mfc=palette.paper, mec=palette.second, mew=0.7, ms=size)
+    line = {width: row for width, row in line.items() if row.measured}
     _intervals(ax, list(line), [row.low_us for row in line.values()], [row.high_us for row in line.values()], palette)
     for marker, colour, shown in (
         ("o", palette.first, [width for width, row in line.items() if row.status == "ok" and row.key not in held]),
@@ -173,6 +176,10 @@ def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str,
         ("x", palette.ink, [width for width, row in line.items() if row.status != "ok"]),
     ):
         ax.plot(shown, [line[width].median_us for width in shown], marker, color=colour, ms=size + (marker != "o"))
+
+
+_HOLLOW = {"interpolated": "o", "transferred": "s"}
+"""How latencies are marked that were not measured, by their source."""
 
 
 def _intervals(ax: Any, x: Sequence[int] | Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette) -> None:
@@ -194,14 +201,14 @@ def _heat_map(
 
     (down, across), (vertical, horizontal) = axes, (_grid(widths) for widths in axes.values())
     any_spec = next(iter(rows))
-    values, marks = np.full((len(vertical), len(horizontal)), np.nan), {"o": list[tuple[int, int]](), "D": [], "x": []}
+    values, marks = np.full((len(vertical), len(horizontal)), np.nan), {"o": list[tuple[int, int]](), "s": [], "D": [], "x": []}
     for (i, height), (j, width) in itertools.product(enumerate(vertical), enumerate(horizontal)):
         spec = any_spec.with_widths(**{down: height, across: width})
         if not (found := _lookup(table, spec)):
             continue
         values[i, j] = found.us
-        if found.source == "interpolated":
-            marks["o"].append((j, i))
+        if found.source in _HOLLOW:
+            marks[_HOLLOW[found.source]].append((j, i))
         elif rows[spec].status != "ok":
             marks["x"].append((j, i))
         elif spec.key in held:
@@ -210,8 +217,8 @@ def _heat_map(
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, vmin=0)
     bar = figure.colorbar(mesh, ax=ax, pad=0.02)
     bar.ax.tick_params(labelsize=7)
-    if not marks["o"]:
-        marks["D"].clear()  # nothing is interpolated, so nothing was held out to judge it
+    if not marks["o"] and not marks["s"]:
+        marks["D"].clear()  # nothing is predicted, so nothing was held out to judge it
     for marker, places in marks.items():
         x, y = ([place[axis] + 0.5 for place in places] for axis in (0, 1))
         ax.plot(x, y, marker, mfc=palette.paper, mec=palette.second, mew=0.8, ms=3)
@@ -229,7 +236,8 @@ def _singles(figure: Any, families: dict[str, Family], palette: Palette) -> None
     rows = [row for family in families.values() for row in family.values()]
     for place, row in enumerate(rows):
         ax.plot([row.low_us, row.high_us], [place, place], color=palette.ink, linewidth=1, alpha=0.7)
-        ax.plot(row.median_us, place, "o" if row.status == "ok" else "x", color=palette.first, ms=4)
+        marker = {"ok": "o", "transferred": _HOLLOW["transferred"]}.get(row.status, "x")
+        ax.plot(row.median_us, place, marker, color=palette.first, mfc=None if row.measured else palette.paper, ms=4)
     ax.set_yticks(range(len(rows)), [row.key for row in rows], fontsize=7)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(left=0)

@@ -49,6 +49,8 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         network_us: what a network takes beside its blocks.
         mean_absolute_error: relative, of networks that the fit has not seen; NaN where no network was measured.
         bias: their mean signed relative error, predicted against measured; NaN likewise.
+        within_5: share of them that are predicted to 5 %; NaN likewise.
+        within_10: to 10 %.
         kendall_tau: how well their order is predicted, from -1 to 1 (Kendall 1938, tau-a); NaN for fewer than two.
         half_width: 95 % of predictions are within so much of the truth, relative.
         networks: how many measured networks the above comes from.
@@ -61,6 +63,8 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     network_us: float
     mean_absolute_error: float
     bias: float
+    within_5: float = float("nan")
+    within_10: float = float("nan")
     kendall_tau: float = float("nan")
     half_width: float
     networks: int
@@ -145,6 +149,8 @@ def _predictor(coefficients: Mapping[str, Any], predicted_us: np.ndarray, measur
         **coefficients,
         mean_absolute_error=float(sizes.mean()) if len(errors) else float("nan"),
         bias=float(errors.mean()) if len(errors) else float("nan"),
+        within_5=float((sizes <= 0.05).mean()) if len(errors) else float("nan"),
+        within_10=float((sizes <= 0.10).mean()) if len(errors) else float("nan"),
         kendall_tau=kendall_tau(predicted_us, measured_us),
         # The sample quantile that never interpolates downwards: with fewer than 20 networks it is the largest error.
         half_width=max([at_least, *([float(np.quantile(sizes, 0.95, method="higher"))] if len(errors) else [])]),

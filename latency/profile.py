@@ -21,7 +21,7 @@ from latency.lowered import OVERHEAD, Lowered, overhead_onnx, require_static
 from latency.measure import measure
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards, doubtful, drift, reference
-from latency.table import Row, TableHeader, TableWriter
+from latency.table import OldTable, Row, TableHeader, TableWriter
 
 _BATCH = 1
 
@@ -117,6 +117,7 @@ def profile(
     space: str = "",
     safeguards: Safeguards | None = None,
     bundle_sha256: str = "",
+    like: tuple[OldTable, ...] = (),
 ) -> Iterator[Event]:
     """Measure workloads and the backend's overhead, and append each to a table as soon as it is measured.
 
@@ -132,6 +133,7 @@ def profile(
         space: name of the search space that the blocks are of.
         safeguards: None for the defaults.
         bundle_sha256: of the block bundle that the workloads are from; "" where they are from none.
+        like: tables of other devices that blocks are to be transferred from; kept in the header.
 
     Yields:
         What happens, as it happens.
@@ -153,6 +155,7 @@ def profile(
         created=recording.created if recording else datetime.date.today().isoformat(),
         recording=recording,
         bundle_sha256=bundle_sha256,
+        like=like,
     )
     wanted: dict[str, Workload] = {}
     for work in (Workload(kind="overhead", key=OVERHEAD, onnx=overhead_onnx), *workloads):

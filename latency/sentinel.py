@@ -75,6 +75,8 @@ def doubtful(history: Sequence[Row]) -> tuple[set[str], list[str]]:
     """
     doubtful, stretch, good = set[str](), list[str](), True
     for row in history:
+        if row.status == "transferred":
+            continue
         if row.kind != "sentinel":
             stretch.append(row.key)
             continue

@@ -1,6 +1,6 @@
 """Latency tables: one file a device, runtime, protocol and precision; a line a measurement, appended as measured.
 
-Format `latency-table/2`: lines of JSON. The first is a `TableHeader`, each other one a `Row`; the latest row of a key counts. The last
+Format `latency-table/3`: lines of JSON. The first is a `TableHeader`, each other one a `Row`; the latest row of a key counts. The last
 field of every line, `check`, is a hash of the line before's `check` and of this line: a line that was edited, deleted or moved is found.
 A last line without its newline was being written when the writer died: it is dropped.
 """
@@ -36,9 +36,16 @@ from latency.values import OptionalSha256, SampleUs, Sha256, TimeUs, Width, requ
 
 # latency-table/1: until 0.1. Protocols have no `settle_runs`, rows no percentiles and no reason; replays are not told from the original.
 # latency-table/2: `Row.p90_us`, `p99_us` and `reason`, `TableHeader.recording`.
-_SCHEMA = "latency-table/2"
-_MAGIC = f'{{"schema":"{_SCHEMA}",'.encode()
-_MAGIC_1 = b'{"schema":"latency-table/1",'
+# latency-table/3: rows that are `transferred`, `TableHeader.like`.
+_SCHEMA = "latency-table/3"
+
+
+def _magic(schema: str) -> bytes:
+    """What a table of a schema begins with."""
+    return f'{{"schema":"{schema}",'.encode()
+
+
+_OLD = ("latency-table/1", "latency-table/2")
 MAX_TABLE_BYTES = 4 * 2**30
 """Size of the largest table that is read: a row of a thousand samples takes 8 KiB."""
 
@@ -69,6 +76,32 @@ class Recording(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         require_date("created", self.created)
 
 
+class OldTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The table of another device that blocks were transferred from.
+
+    Attributes:
+        sha256: of its file.
+        device: where it was measured.
+        runtime: what ran there.
+        precision: of its networks.
+        origin: as of `TableHeader.origin`.
+    """
+
+    sha256: Sha256
+    device: Device
+    runtime: Runtime
+    precision: Literal["fp32", "fp16"]
+    origin: str = ""
+
+    @property
+    def words(self) -> str:
+        """In short: which table that is."""
+        threads = self.device.threads
+        how = f"{self.runtime.name}, {self.precision}" + f", {threads} thread{'s' * (threads > 1)}" * (self.device.kind == "cpu")
+        said = f"{self.device.name} ({how}; sha256 {self.sha256[:16]})"
+        return f"{said}, which is not measured: {self.origin}" if self.origin else said
+
+
 class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all rows of a table have in common. Two tables may be pooled only where all but `created` and `bundle_sha256` is equal.
 
@@ -85,9 +118,10 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         created: day of the first row, ISO 8601; of a replayed table the day of the recording.
         recording: what the table was replayed from; None for a table that was measured.
         bundle_sha256: of the block bundle that was measured; "" where the blocks came from the space itself.
+        like: tables of other devices, by which blocks are known that were not measured on this one.
     """
 
-    schema: Literal["latency-table/2"] = _SCHEMA
+    schema: Literal["latency-table/3"] = _SCHEMA
     device: Device
     runtime: Runtime
     protocol: Protocol
@@ -99,6 +133,7 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     created: str
     recording: Recording | None = None
     bundle_sha256: OptionalSha256 = ""
+    like: tuple[OldTable, ...] = ()
 
     def __post_init__(self) -> None:
         require_date("created", self.created)
@@ -136,9 +171,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     Attributes:
         kind: `overhead` is an empty network, `sentinel` a block measured again and again to see drift, `network` a whole network.
         key: what was measured; of a block its `BlockSpec.key`, of a sentinel `sentinel`.
-        status: `ok`; `unstable`: measured, but not as surely as the protocol asks; or what failed.
-        samples_us: all samples; none where something failed.
-        median_us: their median; 0 where something failed.
+        status: `ok`; `unstable`: measured, but not as surely as the protocol asks; `transferred`: predicted from tables of other devices
+            (`TableHeader.like`) and some measured blocks; or what failed.
+        samples_us: all samples; none where nothing was measured.
+        median_us: their median, or the prediction; 0 where something failed.
         low_us: lower end of its interval.
         high_us: upper end.
         p90_us: the samples' 90th percentile; None where they are too few to state it (`latency.measure.percentile`).
@@ -151,7 +187,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     kind: Literal["block", "overhead", "sentinel", "network"]
     key: str
-    status: Literal["ok", "unstable", "build_failed", "run_failed"]
+    status: Literal["ok", "unstable", "transferred", "build_failed", "run_failed"]
     samples_us: tuple[SampleUs, ...] = ()
     median_us: TimeUs = 0.0
     low_us: TimeUs = 0.0
@@ -165,8 +201,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     @property
     def measured(self) -> bool:
-        """Whether there is a latency: `ok`, or `unstable` with an interval that says how much."""
+        """Whether it was measured: `ok`, or `unstable` with an interval that says how much."""
         return self.status in ("ok", "unstable")
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a latency, measured or transferred."""
+        return self.measured or self.status == "transferred"
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -178,13 +219,13 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         high_us: upper end.
         source: how it comes from its table.
         origin: what to know of that table: why it is not a measurement of its device (`TableHeader.origin`), and of a prediction which
-            whole networks failed that should have judged it (`LatencyTable.unproved`).
+            whole networks failed that should have judged it (`LatencyTable.unproved`), and whether blocks were transferred.
     """
 
     us: TimeUs
     low_us: TimeUs
     high_us: TimeUs
-    source: Literal["measured", "interpolated", "predicted"]
+    source: Literal["measured", "interpolated", "transferred", "predicted"]
     origin: str = ""
 
     @property
@@ -328,14 +369,14 @@ class LatencyTable:
         require_equal(self.header, header, what=f"table {self.path}", mend=f"measure another with `{self._command('TABLE')}`")
 
     def lookup(self, spec: BlockSpec) -> Latency:
-        """Latency of a block: measured, or interpolated between blocks of its family.
+        """Latency of a block: measured, transferred, or interpolated between blocks of its family.
 
         Raises:
             CoverageError: it can be neither.
         """
         row = self._by_key.get(spec.key)
-        if row is not None and row.measured:
-            return self._measured(row)
+        if row is not None and row.known:
+            return self._latency(row)
         mend = f"measure it with `{self._command(self.path or 'TABLE')}`"
         if row is not None:
             raise CoverageError(f"block {spec.key} is {row.status} in {self.path or 'the table'} ({row.error}): {mend}")
@@ -382,19 +423,23 @@ class LatencyTable:
         if family not in self._interpolations:
             self._interpolations[family] = Interpolation(knots, np.array([row.median_us for _, row in rows]))
         found = zip(*self._interpolations[family].predict(np.array(points)), strict=True)
-        return [
-            Latency(us=float(us), low_us=float(us * max(0.0, 1 - half)), high_us=float(us * (1 + half)), source="interpolated")
-            for us, half in found
-        ]
+        # Interpolation takes its knots as measured; between transferred ones it is no surer than they are.
+        below, above = (
+            max((abs(getattr(row, end) / row.median_us - 1) for _, row in rows if not row.measured), default=0.0)
+            for end in ("low_us", "high_us")
+        )
+        ends = ((float(us), float(us * max(0.0, 1 - half - below)), float(us * (1 + half + above))) for us, half in found)
+        return [Latency(us=us, low_us=low_us, high_us=high_us, source="interpolated") for us, low_us, high_us in ends]
 
     def measured_network(self, blocks: Sequence[BlockSpec]) -> Latency | None:
         """Latency of a whole network as it was measured, given its blocks in order; None where it was not."""
         keys = tuple(block.key for block in blocks)
         row = next((row for row in self._by_key.values() if row.kind == "network" and row.blocks == keys and row.measured), None)
-        return row and self._measured(row)
+        return row and self._latency(row)
 
-    def _measured(self, row: Row) -> Latency:
-        return Latency(us=row.median_us, low_us=row.low_us, high_us=row.high_us, source="measured", origin=self.origin)
+    def _latency(self, row: Row) -> Latency:
+        source: Literal["measured", "transferred"] = "measured" if row.measured else "transferred"
+        return Latency(us=row.median_us, low_us=row.low_us, high_us=row.high_us, source=source, origin=self.origin)
 
     def predict(self, blocks: Sequence[BlockSpec]) -> Latency:
         """Latency of a network, given its blocks in order.
@@ -419,11 +464,12 @@ class LatencyTable:
         return self._predicted([found], us + first * self.predictor.network_us)
 
     def _predicted(self, found: Sequence[Latency], us: float) -> Latency:
-        # The predictor's error was seen on measured blocks; what interpolation adds to it comes on top.
-        interpolated = [block for block in found if block.source == "interpolated"]
-        low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in interpolated)
-        high_us = us * (1 + self.predictor.half_width) + self.predictor.scale * sum(block.high_us - block.us for block in interpolated)
-        origin = "; ".join(filter(None, (self.origin, self.unproved)))
+        # The predictor's error was seen on measured blocks; what interpolation and transfer add to it comes on top.
+        unsure = [block for block in found if block.source != "measured"]
+        low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in unsure)
+        high_us = us * (1 + self.predictor.half_width) + self.predictor.scale * sum(block.high_us - block.us for block in unsure)
+        transferred = any(block.source == "transferred" for block in unsure)
+        origin = "; ".join(filter(None, (self.origin, self.unproved, self.transferred if transferred else "")))
         return Latency(us=us, low_us=low_us, high_us=high_us, source="predicted", origin=origin)
 
     @cached_property
@@ -437,6 +483,14 @@ class LatencyTable:
         if self.predictor.networks < predict.FEWEST:
             words += f", so the error of predictions is assumed: {self.predictor.half_width:.0%}"
         return words
+
+    @cached_property
+    def transferred(self) -> str:
+        """How many blocks are known from tables of other devices, and which; "" for none."""
+        blocks = [row for row in self._by_key.values() if row.kind == "block"]
+        count = sum(row.status == "transferred" for row in blocks)
+        old = " and ".join(old.words for old in self.header.like)
+        return f"{count} of {len(blocks)} blocks are transferred from {old}" if count else ""
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -494,7 +548,7 @@ class LatencyTable:
     def _families(self) -> dict[str, list[tuple[BlockSpec, Row]]]:
         families: dict[str, list[tuple[BlockSpec, Row]]] = {}
         for row in self._by_key.values():
-            if row.kind == "block" and row.measured:
+            if row.kind == "block" and row.known:
                 spec = BlockSpec.parse(row.key)
                 families.setdefault(spec.family, []).append((spec, row))
         return families
@@ -534,7 +588,7 @@ class TableWriter:
             if content.header is not None:
                 if content.old:
                     raise TableError(
-                        f"{path} is of the earlier format latency-table/1: it can be read, but rows of {_SCHEMA} cannot be appended: "
+                        f"{path} is of the earlier format {content.old}: it can be read, but rows of {_SCHEMA} cannot be appended: "
                         f"profile to another file"
                     )
                 found = content.header.made_like(header)
@@ -603,16 +657,17 @@ class _Content(NamedTuple):
     size: int  # bytes up to the end of the last whole line
     check: str  # of the last whole line
     torn: int  # number of the torn line, 0 for none
-    old: bool = False  # whether it was upgraded
+    old: str = ""  # the schema that it was upgraded from
 
 
 def _read(data: bytes, path: str | os.PathLike[str]) -> _Content:
     size = data.rfind(b"\n") + 1
     lines, torn = data[:size].split(b"\n")[:-1], data[size:]
-    start = data[: len(_MAGIC)]
-    old = start == _MAGIC_1
-    if not old and not _MAGIC.startswith(start):
-        begin, found = _MAGIC.decode(), start.decode(errors="backslashreplace")
+    magic = _magic(_SCHEMA)
+    start = data[: len(magic)]
+    old = next((schema for schema in _OLD if start == _magic(schema)), "")
+    if not old and not magic.startswith(start):
+        begin, found = magic.decode(), start.decode(errors="backslashreplace")
         raise TableError(f"{path}, line 1, field schema: a latency table begins with {begin!r}, this file with {found!r}")
     if not lines:
         return _Content(None, [], 0, "", 1 if torn else 0)
@@ -623,7 +678,7 @@ def _read(data: bytes, path: str | os.PathLike[str]) -> _Content:
     try:
         for number, line in enumerate(lines[1:], 2):
             row, check = _unseal(line, Row, check, f"{path}, line {number}")
-            row = _row_from_1(row) if old else row
+            row = _row_from_1(row) if old == _OLD[0] else row
             if wrong := _inconsistent(row) or _misnamed(row, known):
                 raise TableError(f"{path}, line {number}, field {wrong[0]}: {wrong[1]}")
             rows.append(row)
@@ -638,9 +693,9 @@ def _row_from_1(row: Row) -> Row:
     return msgspec.structs.replace(row, p90_us=percentile(row.samples_us, 0.90), p99_us=percentile(row.samples_us, 0.99))
 
 
-def _header_from_1(body: bytes) -> bytes:
-    """A header of `latency-table/1` as one of `latency-table/2`: what is new has its default, which is what was done then."""
-    return body.replace(_MAGIC_1, _MAGIC, 1)
+def _header_from(old: str, body: bytes) -> bytes:
+    """A header of an earlier schema as one of this: what is new has its default, which is what was done then."""
+    return body.replace(_magic(old), _magic(_SCHEMA), 1)
 
 
 def _seal(value: TableHeader | Row, previous: str) -> tuple[bytes, str]:
@@ -650,12 +705,12 @@ def _seal(value: TableHeader | Row, previous: str) -> tuple[bytes, str]:
     return body[:-1] + f',"check":"{check}"}}\n'.encode(), check
 
 
-def _unseal(line: bytes, kind: type[_Line], previous: str, where: str, *, old: bool = False) -> tuple[_Line, str]:
+def _unseal(line: bytes, kind: type[_Line], previous: str, where: str, *, old: str = "") -> tuple[_Line, str]:
     """A line's content and its check; the inverse of `_seal`."""
     match = _CHECK.search(line)
     body = line[: match.start()] + b"}" if match else line
     try:
-        value = decode_json(_header_from_1(body) if old else body, kind, where)
+        value = decode_json(_header_from(old, body) if old else body, kind, where)
     except FileError as error:
         problem = error.problem.removeprefix("is damaged: ")
         raise TableError(f"{where}, field {_field(problem, body)}: {problem}") from error
@@ -677,6 +732,9 @@ def _inconsistent(row: Row) -> tuple[str, str] | None:
     """The field that contradicts the row's samples, and how; None where all follow from them."""
     if row.measured != bool(row.samples_us):
         return "status", f"it is {row.status}, with {len(row.samples_us)} samples"
+    if row.status == "transferred":
+        ordered = 0 < row.low_us <= row.median_us <= row.high_us
+        return None if ordered else ("median_us", f"it is {row.median_us}, and must be in its interval, {row.low_us} to {row.high_us}")
     if not row.samples_us:
         field = next((name for name in ("median_us", "low_us", "high_us") if getattr(row, name)), None)
         return (field, "it must be 0 where nothing was measured") if field else None
@@ -709,6 +767,8 @@ def _misnamed(row: Row, known: set[str]) -> tuple[str, str] | None:
             except LatencyError as error:
                 return "key" if row.kind == "block" else "blocks", str(error)
             known.add(key)
+    if row.status == "transferred" and row.kind != "block":
+        return "status", f"it is transferred, and must be measured for a row of the kind {row.kind}"
     if row.kind in ("overhead", "sentinel") and row.key != row.kind:
         return "key", f"it is {row.key!r}, and must be {row.kind!r} for a row of this kind"
     if row.kind == "network" and not _NETWORK_KEY.fullmatch(row.key):

@@ -22,6 +22,7 @@ from latency import outputs, process
 from latency.arguments import require_sound
 from latency.process import BAD_INPUT
 from lathe.flags import (
+    Anchors,
     BuildLevel,
     Count,
     Mebibytes,
@@ -109,6 +110,10 @@ class Profile(SizesWithClasses):
     """full: every block; adaptive: a third at most (more where a small space needs it), where interpolating the others is least sure"""
     coverage_error: Relative = 0.02
     """adaptive: stop when the mean relative error of interpolation, also at held-out blocks, is no more"""
+    like: tuple[Path, ...] | None = None
+    """tables of other devices, OLD.latency.jsonl: measure a few blocks, the anchors, and transfer the others from these"""
+    anchors: Anchors | None = None
+    """of --like: how many blocks to measure; one in five is held out to judge the transfer (default: 60)"""
     drift_limit: Relative = 0.03
     """rows around which the device changed by more, relative, are measured again"""
     timing_cache: Path | None = None

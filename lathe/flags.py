@@ -22,6 +22,7 @@ class Between:
 
 
 Count = Annotated[int, Between(0, 10**6)]
+Anchors = Annotated[int, Between(1, 10**6)]
 Seed = Annotated[int, Between(0, 2**63 - 1)]
 Classes = Annotated[int, Between(2, 10**6)]
 Resolution = Annotated[int, Between(1, 2**14)]

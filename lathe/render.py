@@ -14,8 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from latency import LatencyTable, distribution
+from latency import LatencyTable, anchored, distribution
 from latency import Row as TableRow
+from latency.anchored import Anchored
 from latency.check import Finding
 from latency.coverage import Covered
 from latency.diff import Diff
@@ -45,6 +46,8 @@ class _Console(Console):
         raise BrokenPipeError
 
 
+STATUSES = ("ok", "unstable", "transferred", "build_failed", "run_failed")
+"""Of a row, as of `latency.Row`."""
 OUT = _Console(soft_wrap=True, highlight=False)
 LOG = _Console(stderr=True, highlight=False)
 
@@ -114,7 +117,7 @@ def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workloa
     OUT.print(_facts(facts.bundle, rows))
 
 
-def profile(events: Iterator[ProfileEvent | Covered], *, out: Path, as_json: bool) -> int:
+def profile(events: Iterator[ProfileEvent | Covered | Anchored], *, out: Path, as_json: bool) -> int:
     """Show profiling as it goes, then what the table says; returns the exit code."""
     events = _begun(events)
     with _progress("blocks") as (bar, task):
@@ -133,6 +136,8 @@ def profile(events: Iterator[ProfileEvent | Covered], *, out: Path, as_json: boo
                     bar.update(task, description=f"retrying {rows} unstable")
                 case Covered() as covered:
                     LOG.print(_covered(covered))
+                case Anchored(measured=measured, transferred=transferred, proof=proof):
+                    LOG.print(f"{measured} blocks measured, {transferred} transferred, {proof.words}")
                 case Watched(drift=drift, again=again):
                     if drift:
                         warn(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
@@ -143,7 +148,7 @@ def profile(events: Iterator[ProfileEvent | Covered], *, out: Path, as_json: boo
 def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
     """Print what a latency table holds and how well it predicts."""
     header, predictor = found.header, found.predictor
-    counts = {status: sum(row.status == status for row in found.rows) for status in ("ok", "unstable", "build_failed", "run_failed")}
+    counts = {status: sum(row.status == status for row in found.rows) for status in STATUSES}
     kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}
     if as_json:
         measured = [
@@ -151,7 +156,8 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
             for row in found.rows
         ]
         facts = {"path": str(path), "sha256": found.sha256, "origin": header.origin, "header": header, "rows": kinds, "status": counts}
-        print_json({**facts, "predictor": predictor, "measured": measured})
+        judged = {"proof": anchored.prove(found)} if header.like else {}
+        print_json({**facts, **judged, "predictor": predictor, "measured": measured})
         return
     device = header.device
     rows = [
@@ -161,6 +167,7 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
         *([("unproved", found.unproved)] if found.unproved else []),
         ("protocol", header.protocol.name),
         ("space", header.space or "-"),
+        *([("transferred", f"{found.transferred}, {anchored.prove(found).words}")] if found.transferred else []),
         ("rows", ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)),
         ("status", ", ".join(f"{count} {status}" for status, count in counts.items() if count)),
         ("p90", _tail(found.rows, "p90_us")),
@@ -172,6 +179,7 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
             (
                 "whole networks",
                 f"predicted to {predictor.mean_absolute_error:.2%} on average, 95 % within {predictor.half_width:.2%}, "
+                f"{predictor.within_5:.0%} within 5 % and {predictor.within_10:.0%} within 10 %, "
                 f"bias {predictor.bias:+.2%}, Kendall tau {predictor.kendall_tau:.3f} (cross-validated over {predictor.networks})",
             )
         )
@@ -202,13 +210,15 @@ def _blocks(found: LatencyTable) -> Table:
     for column in view.columns[1:]:
         column.justify = "right"
     for family, rows in families.items():
-        measured = [row for row in rows if row.measured]
-        if not measured:
+        known = [row for row in rows if row.known]
+        if not known:
             view.add_row(escape(family), f"0 of {len(rows)}", "-", "-", "-")
             continue
-        medians = [row.median_us for row in measured]
-        widest = max((row.high_us - row.low_us) / 2 / row.median_us for row in measured)
-        some = str(len(rows)) if len(measured) == len(rows) else f"{len(measured)} of {len(rows)}"
+        medians = [row.median_us for row in known]
+        widest = max((row.high_us - row.low_us) / 2 / row.median_us for row in known)
+        some = str(len(rows)) if len(known) == len(rows) else f"{len(known)} of {len(rows)}"
+        if transferred := sum(not row.measured for row in known):
+            some += f", {transferred} transferred"
         view.add_row(escape(family), some, microseconds(min(medians)), microseconds(max(medians)), f"{widest:.1%}")
     return view
 

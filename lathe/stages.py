@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from latency import Latency, LatencyTable, Workload, backends, check, decoding, diff, files, merge, outputs
+from latency import Latency, LatencyTable, Workload, anchored, backends, check, decoding, diff, files, merge, outputs
 from latency import profile as measure_all
 from latency import protocol as protocols
+from latency.anchored import Anchored
 from latency.backends import Backend
 from latency.backends.tensorrt import TensorRT
 from latency.check import Finding
@@ -181,11 +182,14 @@ def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None
     )
 
 
-def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
+def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored]:
     """Measure a space or a block bundle into a table, or go on measuring it."""
     timing = protocols.get(command.protocol)
     backends.require_known(command.backend)
     require_cores(command.threads)
+    anchored.require_flags(command.like or (), command.anchors, command.shard)
+    if command.like and command.coverage != "full":
+        raise LatencyError(f"--coverage {command.coverage} interpolates, and --like transfers what is not measured: leave one of them out")
     outputs.require_file(command.out, outputs.TABLE, flag="--out", parents=True)
     if command.save_timing_cache is not None:
         outputs.require_file(command.save_timing_cache, outputs.NEW, flag="--save-timing-cache", force=command.force)
@@ -199,7 +203,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered]:
     return _measure(command, works, runner, timing, LOWERING_VERSION, space.name)
 
 
-def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEvent | Covered]:
+def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEvent | Covered | Anchored]:
     from latency import blocks_zip
 
     for name in ("networks", "seed", "classes", "resolution", "channels", "cells"):
@@ -225,10 +229,11 @@ def _measure(
     lowering: str,
     space: str,
     bundle_sha256: str = "",
-) -> Iterator[ProfileEvent | Covered]:
+) -> Iterator[ProfileEvent | Covered | Anchored]:
     known = runner.timing_cache if isinstance(runner, TensorRT) and runner.name == "tensorrt" else None
     if command.save_timing_cache is not None and known is None:
         raise LatencyError(f"--save-timing-cache {command.save_timing_cache}: backend {runner.name!r} has none: leave it out")
+    old = anchored.old_tables(command.like or (), lowering=lowering)
     measure = partial(
         measure_all,
         backend=runner,
@@ -238,8 +243,11 @@ def _measure(
         space=space,
         safeguards=Safeguards(drift_limit=command.drift_limit),
         bundle_sha256=bundle_sha256,
+        like=anchored.named(old),
     )
-    if command.coverage == "full":
+    if old:
+        yield from anchored.profile_like(works, old, command.out, measure, anchors=command.anchors or anchored.DEFAULT_ANCHORS)
+    elif command.coverage == "full":
         yield from measure(works)
     else:
         yield from profile_adaptively(works, command.out, measure, error=command.coverage_error)

@@ -8,6 +8,7 @@ from latency import BlockSpec, CoverageError, LatencyTable, TableError, TableWri
 
 KEPT = Path(__file__).with_name("latency-table-1.latency.jsonl")
 KEPT_2 = Path(__file__).with_name("latency-table-2.latency.jsonl")
+KEPT_3 = Path(__file__).with_name("latency-table-3.latency.jsonl")
 
 
 def conv(c_in, c_out):
@@ -17,7 +18,7 @@ def conv(c_in, c_out):
 def test_version_1_is_read():
     table = LatencyTable.load(KEPT)
     header = table.header
-    assert (header.schema, header.precision, header.batch, header.lowering, header.space) == ("latency-table/2", "fp32", 1, "1", "example")
+    assert (header.schema, header.precision, header.batch, header.lowering, header.space) == ("latency-table/3", "fp32", 1, "1", "example")
     assert (header.device.name, header.device.isa, header.runtime.version) == ("Example CPU 3000", ("avx2", "fma"), "1.31.1")
     assert (header.protocol.name, header.protocol.half_width, header.created) == ("fast", 0.01, "2026-01-31")
     assert (header.protocol.cuda_graph, header.protocol.spin_wait, header.settings) == (True, True, {"example_setting": "1"})
@@ -54,7 +55,7 @@ def test_version_1_gets_the_defaults_of_what_is_new_and_is_not_continued():
 def test_version_2_is_read():
     table = LatencyTable.load(KEPT_2)
     header, rows = table.header, {row.key: row for row in table.rows}
-    assert (header.schema, header.protocol.settle_runs, header.protocol.settle_ms) == ("latency-table/2", 2500, 500.0)
+    assert (header.schema, header.protocol.settle_runs, header.protocol.settle_ms) == ("latency-table/3", 2500, 500.0)
     assert header.recording is not None
     assert (header.recording.sha256, header.recording.created) == ("0123456789abcdef" * 4, "2026-01-31")
     assert header.recording.protocol.settle_runs == 0
@@ -64,3 +65,25 @@ def test_version_2_is_read():
     assert modes.reason == "the median is between two modes: 15.0 us (50% of the samples) and 21.0 us"
     assert rows["sentinel"].clocks == {"cpu_mhz": 3000.0, "discarded_windows": 1.0}
     assert table.lookup(conv(8, 8)).us == 11.5
+    assert header.like == ()
+    with pytest.raises(TableError, match=r"is of the earlier format latency-table/2: .* rows of latency-table/3 cannot be appended"):
+        TableWriter(KEPT_2, header)
+
+
+def test_version_3_is_read():
+    table = LatencyTable.load(KEPT_3)
+    (old,) = table.header.like
+    assert (old.sha256, old.device.name, old.device.threads, old.runtime.name) == (
+        "0123456789abcdef" * 4,
+        "Example CPU 2000",
+        2,
+        "onnxruntime",
+    )
+    assert (old.precision, old.origin) == ("fp32", "simulated: no such device exists")
+    assert [row.status for row in table.history] == ["ok"] * 4 + ["transferred"] * 2 + ["ok"]
+    assert {row.key: row.status for row in table.rows}[conv(16, 8).key] == "ok"
+    found = table.lookup(conv(24, 8))
+    assert (found.source, found.us, found.low_us, found.high_us) == ("transferred", 20.25, 18.0, 22.5)
+    assert table.transferred.startswith(
+        "1 of 5 blocks are transferred from Example CPU 2000 (onnxruntime, fp32, 2 threads; sha256 0123456789abcdef)"
+    )

@@ -63,6 +63,8 @@ def test_shards_measure_everything_once_and_each_its_overhead(bundle, tmp_path):
         ({"--protocol": "slow"}, "'slow'"),
         ({"--threads": "two"}, "invalid int value: 'two'"),
         ({"--colour": "red"}, "--colour"),
+        ({"--anchors": "9"}, "--anchors 9 is of --like"),
+        ({"--like": "none.latency.jsonl"}, "none.latency.jsonl does not exist"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(bundle, tmp_path, change, words, capsys):
@@ -82,6 +84,19 @@ def test_a_bundle_of_another_precision_than_the_backends_is_refused(tmp_path, ca
     assert main(["profile", str(path), "--backend", "onnxruntime", "--out", str(out)]) == 2
     assert "'fp32', not 'fp16'" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_bundle_is_transferred_from_an_old_table(tmp_path, capsys):
+    path, old, out = (tmp_path / name for name in ("toy.blocks.zip", "old.latency.jsonl", "new.latency.jsonl"))
+    specs = [BlockSpec.parse(f"conv(h=1,w=1)[c_in=1,c_out={width}]") for width in range(1, 13)]
+    blocks_zip.write(path, [Workload.block(spec, overhead_onnx) for spec in specs], lowering="7", space="toy", precision="fp32")
+    given = ["profile", str(path), "--backend", "onnxruntime", "--protocol", "fast"]
+    assert main([*given, "--out", str(old)]) == 0
+    assert main([*given, "--out", str(out), "--like", str(old), "--anchors", "6"]) == 0
+    assert "latency: 6 blocks measured, 6 transferred, " in capsys.readouterr().err
+    table = LatencyTable.load(out)
+    assert table.header.like[0].sha256 == hashlib.sha256(old.read_bytes()).hexdigest()
+    assert [row.status for row in table.rows].count("transferred") == 6
 
 
 def test_no_command_is_bad_input_too(capsys):

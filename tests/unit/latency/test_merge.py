@@ -44,6 +44,13 @@ def test_a_good_row_supersedes_a_failed_one_whichever_comes_first(kit, parts, tm
     assert merge([tmp_path / "1.jsonl", tmp_path / "0.jsonl"], tmp_path / "y.jsonl").rows == [good]
 
 
+def test_a_measured_row_supersedes_a_transferred_one_whichever_comes_first(kit, parts, tmp_path):
+    measured = kit.row(kit.key("a"), [1.0, 2.0, 3.0], status="unstable")
+    transferred = Row(kind="block", key=measured.key, status="transferred", median_us=2.0, low_us=1.0, high_us=3.0)
+    assert merge(parts([measured], [transferred]), tmp_path / "x.jsonl").rows == [measured]
+    assert merge([tmp_path / "1.jsonl", tmp_path / "0.jsonl"], tmp_path / "y.jsonl").rows == [measured]
+
+
 def test_of_two_good_rows_the_later_parts_counts(kit, parts, tmp_path):
     one, two = kit.row(kit.key("a"), [1.0, 2.0, 3.0]), kit.row(kit.key("a"), [4.0, 5.0, 6.0])
     assert merge(parts([one], [two]), tmp_path / "x.jsonl").rows == [two]

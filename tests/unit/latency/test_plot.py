@@ -64,6 +64,14 @@ def test_what_was_measured_interpolated_and_held_out_has_shapes_of_its_own(table
     assert grid.collections[0].get_array().shape == (4, 4)
 
 
+def test_a_transferred_block_is_a_square(table):
+    rows = [row for row in table.rows if row.kind == "block"]
+    rows = [msgspec.structs.replace(row, status="transferred", samples_us=()) if row.key.endswith("=64,c_out=4]") else row for row in rows]
+    line = painted(pictures(LatencyTable(table.header, rows), PRINT)[0])["irb(h=8, w=8)[c_in=4, c_out=4]"]
+    assert marks(line, "s", PRINT.paper) == {(64.0, 66.0)}
+    assert 64.0 not in {x for x, _ in marks(line, "o", PRINT.first)}
+
+
 def test_an_unstable_block_is_crossed_and_a_family_of_one_has_a_line(table):
     rows = [msgspec.structs.replace(row, status="unstable") if "hidden=64" in row.key else row for row in table.rows]
     drawn = pictures(LatencyTable(table.header, [*rows, row("head(h=1,w=1)[c_in=4]", 3.0)]), PRINT)

@@ -26,7 +26,7 @@ def test_exact_law_is_found():
     assert predictor.saved_us == pytest.approx({"add": 4, "conv": 1.5}, rel=1e-6)
     assert predictor.half_width < 1e-6
     assert predictor.mean_absolute_error < 1e-6
-    assert predictor.networks == 24
+    assert (predictor.networks, predictor.within_5, predictor.within_10) == (24, 1.0, 1.0)
     assert predictor.network(found[0]) == pytest.approx(measured[0])
     each = predictor.added_us("conv", found[0].us, found[0].kelements) + 6 * predictor.added_us("conv", 0.0, 0.0)
     assert predictor.network_us + each + found[0].counts["add"] * predictor.added_us("add", 0.0, 0.0) == pytest.approx(measured[0])
@@ -43,6 +43,8 @@ def test_error_is_of_networks_that_the_fit_has_not_seen():
     errors = np.array([seen.network(sums) / y - 1 for sums, y in zip(others, unseen, strict=True)])
     assert seen.mean_absolute_error == pytest.approx(np.abs(errors).mean(), rel=0.4)
     assert np.mean(np.abs(errors) <= seen.half_width) > 0.9
+    assert np.mean(np.abs(errors) <= 0.05) == pytest.approx(seen.within_5, abs=0.1)
+    assert seen.within_5 <= seen.within_10
 
 
 @settings(max_examples=30)
@@ -60,6 +62,7 @@ def test_no_network_means_plain_sums_less_launches_and_a_wide_interval():
     assert (predictor.scale, predictor.saved_us, predictor.saved_us_else, predictor.saved_us_per_kelement) == (1.0, {}, 2.5, 0.0)
     assert (predictor.half_width, predictor.networks) == (0.25, 0)
     assert math.isnan(predictor.mean_absolute_error)
+    assert math.isnan(predictor.within_5)
     assert predictor.network(Sums(100.0, {"conv": 3, "head": 1}, 50.0)) == pytest.approx(92.5)
 
 

@@ -65,7 +65,7 @@ def test_what_is_written_is_read(path, kit, rows):
 def test_the_format_is_lines_of_json_with_schema_first_and_check_last(path, rows):
     lines = path.read_text().splitlines()
     assert len(lines) == 1 + len(rows)
-    assert lines[0].startswith('{"schema":"latency-table/2","device":{"kind":"cpu"')
+    assert lines[0].startswith('{"schema":"latency-table/3","device":{"kind":"cpu"')
     assert all(re.search(r',"check":"[0-9a-f]{12}"\}$', line) for line in lines)
     assert msgspec.json.decode(lines[2])["samples_us"] == [8.5, 9.0, 9.25]
 
@@ -328,7 +328,7 @@ def edit(path, line, old, new):
         (3, '"check":', '"chick":', "line 3, field chick"),
         (1, '"threads":1', '"threads":2', "line 1, field check"),
         (1, '"threads":1', '"threads":"1"', "line 1, field device.threads: Expected `int`, got `str`"),
-        (1, "latency-table/2", "latency-table/3", "line 1, field schema: a latency table begins with"),
+        (1, "latency-table/3", "latency-table/4", "line 1, field schema: a latency table begins with"),
         (1, '"cores":4,', "", "line 1, field device.cores: Object missing required field `cores`"),
     ],
 )
@@ -340,6 +340,24 @@ def test_an_edit_is_named_by_line_and_field(path, kit, line, old, new, words):
     with pytest.raises(TableError, match=re.escape(words)):
         TableWriter(path, kit.header())
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"low_us": 3.0}, "field median_us: it is 2.0, and must be in its interval, 3.0 to 4.0"),
+        ({"low_us": 0.0}, "field median_us: it is 2.0, and must be in its interval, 0.0 to 4.0"),
+        ({"kind": "overhead", "key": "overhead"}, "field status: it is transferred, and must be measured for a row of the kind overhead"),
+    ],
+)
+def test_a_transferred_row_has_an_interval_and_is_of_a_block(tmp_path, kit, monkeypatch, fields, words):
+    sound = {"kind": "block", "key": kit.key("a"), "status": "transferred", "median_us": 2.0, "low_us": 1.0, "high_us": 4.0}
+    monkeypatch.setattr("latency.table._inconsistent", lambda row: None)
+    with TableWriter(tmp_path / "t.jsonl", kit.header()) as writer:
+        writer.append(Row(**sound), Row(**{**sound, **fields}))
+    monkeypatch.undo()
+    with pytest.raises(TableError, match=re.escape(f"line 3, {words}")):
+        LatencyTable.load(tmp_path / "t.jsonl")
 
 
 def test_a_deleted_moved_or_repeated_line_is_found(path):

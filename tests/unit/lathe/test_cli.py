@@ -13,7 +13,7 @@ from search.methods import settings
 FLAGS = {
     cli.Space: "resolution channels cells input classes space list arch table json",
     cli.Bundle: "resolution channels cells input classes space out precision networks seed force json",
-    cli.Profile: "resolution channels cells input classes space out backend protocol threads coverage coverage_error drift_limit timing_cache save_timing_cache "
+    cli.Profile: "resolution channels cells input classes space out backend protocol threads coverage coverage_error like anchors drift_limit timing_cache save_timing_cache "
     "networks seed shard force json",
     cli.TableShow: "table plot force json",
     cli.TableCheck: "resolution channels cells input classes table space json",

@@ -52,6 +52,22 @@ def test_what_cannot_be_recomputed_is_listed_with_the_reason(capsys):
     assert "11,815,485,440" in said
 
 
+KEPT_3 = KEPT.with_name("latency-table-3.latency.jsonl")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_table_says_what_is_transferred_in_it_and_how_well(as_json, capsys, monkeypatch):
+    monkeypatch.setattr(render, "OUT", Console(width=400))
+    render.table(LatencyTable.load(KEPT_3), KEPT_3, as_json=as_json)
+    said = capsys.readouterr().out
+    if as_json:
+        assert json.loads(said)["status"] == {"ok": 5, "unstable": 0, "transferred": 1, "build_failed": 0, "run_failed": 0}
+        assert json.loads(said)["header"]["like"][0]["device"]["name"] == "Example CPU 2000"
+    else:
+        assert "1 of 5 blocks are transferred from Example CPU 2000" in said
+        assert "5, 1 transferred" in said
+
+
 def test_the_end_of_adaptive_coverage_says_whether_it_is_as_good_as_asked():
     proof = Proof(held_out=5, mean_error=0.06, largest_error=0.2, inside=1.0)
     covered = Covered(measured=76, blocks=132, expected_error=0.087, proof=proof, done=True, enough=True)

@@ -88,6 +88,8 @@ def test_samples_that_do_not_go_together_are_refused(tmp_path, monkeypatch, word
         ("profile repvgg-mini --out t --protocol slow", "'slow' is unknown"),
         ("profile repvgg-mini --out t --backend tflite", "'tflite' is unknown"),
         ("profile repvgg-mini --out t --save-timing-cache precious", "precious exists and would be lost: choose another name, or replace"),
+        ("profile repvgg-mini --out t --anchors 60", "--anchors 60 is of --like"),
+        ("profile repvgg-mini --out t --like o --coverage adaptive", "--coverage adaptive interpolates, and --like transfers"),
         ("search pas --space repvgg-mini --out precious", "precious exists and is not a directory"),
         ("export run --out precious", "precious exists and is not a directory"),
         ("export run --out b --target coreml", "'coreml' is unknown"),
