@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Self, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
@@ -92,7 +92,7 @@ class Task(ABC):
         """
         return lambda outputs, targets, _: self.loss(outputs, targets)
 
-    def prepared(self, settings: Settings) -> Self:
+    def prepared(self, settings: Settings) -> "Task":
         """The same task as the settings of a method change it.
 
         Raises:
