@@ -49,12 +49,7 @@ class ConvBlock(nn.Module):
     """Convolution with bias, mask, activation: what a fused block runs as.
 
     Args:
-        c_in: input channels.
-        c_out: output channels.
-        kernel: odd side of the kernel; the padding is kernel // 2.
-        stride: stride in both directions.
-        groups: groups of the convolution.
-        act: makes the activation.
+        c_in: of the convolution, as all that follows; see `BranchedBlock`. It pads by kernel // 2.
         mask: what stands between convolution and activation; nothing by default.
     """
 

@@ -4,15 +4,15 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from reparam.algebra import average_kernel, norm_affine
-from reparam.forms import Form, affine, identity, parallel, serial
+from reparam.algebra import Branch, average_kernel, norm_affine
+from reparam.forms import Form, affine, depthwise, identity, once, parallel, serial
 from reparam.graph import Network, aten, is_norm, operator_of, shape
 
 Key = tuple[fx.Node, int]
@@ -158,19 +158,8 @@ class Branches:
         if ceil or (any(padding) and count is False):
             return ()  # fewer pixels count at the border: no convolution
         kernel = average_kernel(channels, size, channels, dtype=torch.float64)
-        own = Form(
-            source=x,
-            dim=1,
-            c_in=channels,
-            c_out=channels,
-            groups=channels,
-            size=size,
-            stride=_sides(stride or size, sides),
-            padding=padding,
-            dilation=(1,) * sides,
-            absorbed=frozenset({node}),
-            branch=lambda: (kernel, torch.zeros(channels, dtype=torch.float64)),
-        )
+        zeros = torch.zeros(channels, dtype=torch.float64)
+        own = depthwise(node, x, 1, (kernel, zeros), stride=_sides(stride or size, sides), padding=padding)
         return self._behind(node, x, own)
 
     def _moved(self, node: fx.Node) -> Iterator[Form]:
@@ -201,7 +190,7 @@ class Branches:
             if other is None:
                 continue
             if sign != 1:
-                other = replace(other, branch=_negated(other.branch, sign))
+                other = replace(other, branch=once(_times, other, sign))
             form = parallel(one, other, node)
             if isinstance(form, Form):
                 yield form
@@ -249,13 +238,9 @@ def _sides(value: Any, sides: int) -> tuple[int, ...]:
     return values * sides if len(values) == 1 else values
 
 
-def _negated(branch: Callable[[], Any], factor: int | float) -> Callable[[], Any]:
-    @functools.cache
-    def scaled() -> Any:
-        weight, bias = branch()
-        return weight * factor, bias * factor
-
-    return scaled
+def _times(form: Form, factor: int | float) -> Branch:
+    weight, bias = form.branch()
+    return weight * factor, bias * factor
 
 
 def _by_channel(value: Any, of: tuple[int, ...], dim: int) -> Tensor | None:

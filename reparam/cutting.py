@@ -171,20 +171,16 @@ class _Cutter:
                 continue
             seen.add(id(module))
             layer = self.flow.layers.get(node.args[1])  # pyright: ignore[reportArgumentType]
-            numbers: dict[str, Any] = {
-                "in_channels": into.sum(),
-                "out_channels": out.sum(),
-                "in_features": into.sum(),
-                "out_features": out.sum(),
-            }
             if layer is None:
-                numbers = {"num_features": out.sum(), "num_channels": out.sum(), "num_parameters": out.sum()}
-                numbers["num_groups"] = getattr(module, "num_groups", 0) * out.sum() // len(out)  # groups go whole
-            elif layer.groups > 1:
-                numbers["groups"] = self.flow.groups(layer)
-            for name, value in numbers.items():
+                numbers = dict.fromkeys(("num_features", "num_channels", "num_parameters"), out)
+                groups = {"num_groups": getattr(module, "num_groups", 0) * int(out.sum()) // len(out)}  # groups go whole
+            else:
+                numbers = {"in_channels": into, "in_features": into, "out_channels": out, "out_features": out}
+                groups = {"groups": self.flow.groups(layer)} if layer.groups > 1 else {}
+            held = {name: int(kept.sum()) for name, kept in numbers.items() if getattr(module, name, None) == len(kept)}
+            for name, value in (held | groups).items():
                 if isinstance(getattr(module, name, None), int):
-                    yield module, name, int(value)
+                    yield module, name, value
 
     def _cut_sites(self) -> None:
         """Masks that stay stand at what is left of their channels."""

@@ -98,22 +98,28 @@ class Form:
 _GEOMETRY = ("dim", "c_in", "c_out", "groups", "size", "stride", "padding", "dilation", "transposed", "output_padding")
 
 
-def affine(node: fx.Node, source: fx.Node, dim: int, scale: Tensor, shift: Tensor, rank: int) -> Form:
-    """`scale * source + shift`, each a number for every channel."""
-    sides = rank - 1 - dim
+def depthwise(node: fx.Node, source: fx.Node, dim: int, branch: Branch, *, stride: Sides = (), padding: Sides = ()) -> Form:
+    """A convolution of each channel by itself, of stride 1 and without padding by default."""
+    channels, _, *size = branch[0].shape
+    ones = (1,) * len(size)
     return Form(
         source=source,
         dim=dim,
-        c_in=len(scale),
-        c_out=len(scale),
-        groups=len(scale),
-        size=(1,) * sides,
-        stride=(1,) * sides,
-        padding=(0,) * sides,
-        dilation=(1,) * sides,
+        c_in=channels,
+        c_out=channels,
+        groups=channels,
+        size=tuple(size),
+        stride=stride or ones,
+        padding=padding or (0,) * len(size),
+        dilation=ones,
         absorbed=frozenset({node}),
-        branch=lambda: (scale.reshape(-1, 1, *[1] * sides), shift),
+        branch=lambda: branch,
     )
+
+
+def affine(node: fx.Node, source: fx.Node, dim: int, scale: Tensor, shift: Tensor, rank: int) -> Form:
+    """`scale * source + shift`, each a number for every channel."""
+    return depthwise(node, source, dim, (scale.reshape(-1, 1, *[1] * (rank - 1 - dim)), shift))
 
 
 def identity(node: fx.Node, dim: int, shape: tuple[int, ...]) -> Form:
@@ -137,45 +143,42 @@ def serial(first: Form, second: Form) -> Form | str:
     if first.transposed or second.transposed:
         if second.transposed or not second.is_scale:
             return "a transposed convolution takes in only the norm behind it"
-        return made(first, branch=_scaled_transposed(first, second))
+        return made(first, branch=once(_scaled_transposed, first, second))
     if second.is_scale:
-        return made(first, branch=_composed(first, second, first.groups))
+        return made(first, branch=once(_composed, first, second, first.groups))
     if any(second.padding) and (first.is_scale or first._is_point) and bool(first.branch()[1].any()):
         return "the second pads with zeros, which the first does not make of zeros"
     if first.is_scale:
-        return made(second, branch=_composed(first, second, second.groups))
+        return made(second, branch=once(_composed, first, second, second.groups))
     if first.moves:
         return "only a scaling can go to the other side of a view"
     groups = math.gcd(first.groups, second.groups)
     if second._is_point:
         stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
-        return made(first, c_out=second.c_out, stride=stride, groups=groups, branch=_composed(first, second, groups))
+        return made(first, c_out=second.c_out, stride=stride, groups=groups, branch=once(_composed, first, second, groups))
     if not first._is_point or not set(first.stride) <= {1}:
         return "neither is a 1x1 convolution of stride 1"
-    return made(second, groups=groups, branch=_composed(first, second, groups))
+    return made(second, groups=groups, branch=once(_composed, first, second, groups))
 
 
-def _composed(first: Form, second: Form, groups: int) -> Callable[[], Branch]:
-    @functools.cache
-    def branch() -> Branch:
-        (inner, carried), (outer, bias) = first.branch(), second.branch()
-        if second.is_scale:
-            return fuse_conv_bn(inner, carried, outer.flatten(), bias)
-        if first.is_scale:
-            return fuse_bn_conv(outer, bias, inner.flatten(), carried, groups=groups)
-        kernels = regroup_kernel(inner, first.groups, groups), regroup_kernel(outer, second.groups, groups)
-        return merge_serial((kernels[0], carried), (kernels[1], bias), groups=groups)
-
-    return branch
+def once(compute: Callable[..., Branch], *args: Any) -> Callable[[], Branch]:
+    """Computes a branch when it is asked for, once."""
+    return functools.cache(functools.partial(compute, *args))
 
 
-def _scaled_transposed(first: Form, second: Form) -> Callable[[], Branch]:
-    @functools.cache
-    def branch() -> Branch:
-        scale, shift = second.branch()
-        return fuse_transposed_conv_bn(*first.branch(), scale.flatten(), shift, groups=first.groups)
+def _composed(first: Form, second: Form, groups: int) -> Branch:
+    (inner, carried), (outer, bias) = first.branch(), second.branch()
+    if second.is_scale:
+        return fuse_conv_bn(inner, carried, outer.flatten(), bias)
+    if first.is_scale:
+        return fuse_bn_conv(outer, bias, inner.flatten(), carried, groups=groups)
+    kernels = regroup_kernel(inner, first.groups, groups), regroup_kernel(outer, second.groups, groups)
+    return merge_serial((kernels[0], carried), (kernels[1], bias), groups=groups)
 
-    return branch
+
+def _scaled_transposed(first: Form, second: Form) -> Branch:
+    scale, shift = second.branch()
+    return fuse_transposed_conv_bn(*first.branch(), scale.flatten(), shift, groups=first.groups)
 
 
 def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
@@ -201,7 +204,7 @@ def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
         size=tuple(map(max, a.size, b.size)),
         padding=tuple(map(max, a.padding, b.padding)),
         absorbed=a.absorbed | b.absorbed | {node},
-        branch=_summed(a, b, groups),
+        branch=once(_summed, a, b, groups),
     )
 
 
@@ -211,18 +214,13 @@ def _dilated(form: Form, dilation: Sides) -> Form:
     size = tuple(step * (k - 1) + 1 for step, k in zip(steps, form.size, strict=True))
     if size == form.size:
         return replace(form, dilation=dilation)
-
-    @functools.cache
-    def branch() -> Branch:
-        weight, bias = form.branch()
-        return dilate_kernel(weight, steps), bias
-
-    return replace(form, size=size, dilation=dilation, branch=branch)
+    return replace(form, size=size, dilation=dilation, branch=once(_spread, form, steps))
 
 
-def _summed(one: Form, other: Form, groups: int) -> Callable[[], Branch]:
-    @functools.cache
-    def branch() -> Branch:
-        return merge_parallel([(regroup_kernel(form.branch()[0], form.groups, groups), form.branch()[1]) for form in (one, other)])
+def _spread(form: Form, steps: Sides) -> Branch:
+    weight, bias = form.branch()
+    return dilate_kernel(weight, steps), bias
 
-    return branch
+
+def _summed(one: Form, other: Form, groups: int) -> Branch:
+    return merge_parallel([(regroup_kernel(form.branch()[0], form.groups, groups), form.branch()[1]) for form in (one, other)])

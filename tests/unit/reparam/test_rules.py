@@ -103,6 +103,11 @@ def test_layers_that_keep_zero(layer):
     assert squeezed_widths(masked_then(lambda n, x: n.layer(x), layer=layer))[::2][0] == (4, 3)
 
 
+def test_a_slope_for_all_channels_stays_one():
+    squeezed = squeeze(masked_then(lambda n, x: n.one(n.each(x)), one=nn.PReLU(), each=nn.PReLU(8)), X)
+    assert [module.num_parameters for module in squeezed.modules() if isinstance(module, nn.PReLU)] == [1, 4]
+
+
 @pytest.mark.parametrize(
     "add",
     [
