@@ -65,7 +65,7 @@ class Transfer:
             groups: of each block the group that it is of, such as its family.
             keep: indices of blocks that are not to be chosen.
         """
-        size = self._old.mean(axis=1)
+        size = self._old.sum(axis=1)
         shuffled = np.random.RandomState(0).permutation(len(size))
         shuffled = shuffled[~np.isin(shuffled, list(keep))]
         ends = [shuffled[size[shuffled].argmin()], shuffled[size[shuffled].argmax()]]
@@ -84,7 +84,7 @@ class Transfer:
             is_open[at] = False
             uncovered &= labels != labels[at]
             left = left - np.outer(left[:, at], left[at]) / (left[at, at] + noise)
-        yield from (int(i) for i in shuffled if i not in set(blocks))
+        yield from np.setdiff1d(shuffled, blocks).tolist()
 
     def fit(self, anchors: Sequence[int], us: Sequence[float]) -> Transferred:
         """Predict every block, the anchors themselves too.

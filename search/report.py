@@ -179,6 +179,7 @@ def _origin(search: _Search, table: LatencyTable | None, *, versions: bool = Fal
         header = table.header
         of = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space or 'no space'}"
         lines.append(("table shown", f"{of}; {len(table.rows)} rows; protocol {header.protocol.name}"))
+        lines += [("transferred", table.transferred)] if table.transferred else []
     lines += run.versions.items() if versions else []
     return Section(title="Provenance" if versions else "Search", lines=lines)
 
