@@ -52,6 +52,8 @@ class Replay:
             raise BuildFailed(f"table {self._path} has no row {key!r} to replay")
         if row.status == "build_failed":
             raise BuildFailed(row.error)
+        if row.status == "transferred":
+            raise BuildFailed(f"table {self._path} has no samples of {key!r} to replay: it is transferred from another device")
         return Replayed(row, self.clock)
 
 

@@ -65,6 +65,13 @@ def test_what_failed_fails_again(kit, recorded):
         backend.compile(b"onnx")
 
 
+def test_what_was_transferred_has_nothing_to_replay(kit, tmp_path):
+    with TableWriter(tmp_path / "t.latency.jsonl", kit.header()) as writer:
+        writer.append(Row(kind="block", key=kit.key("a"), status="transferred", median_us=2.0, low_us=1.0, high_us=3.0))
+    with pytest.raises(BuildFailed, match="has no samples of .* to replay: it is transferred"):
+        backends.get(f"replay:{tmp_path / 't.latency.jsonl'}").compile(Lowered(onnx=b"", key=kit.key("a")))
+
+
 def test_another_precision_is_refused(recorded):
     with pytest.raises(LatencyError, match="is of precision 'fp16', not 'fp32'"):
         backends.get(f"replay:{recorded}", precision="fp32")
