@@ -42,6 +42,7 @@ import torch.nn.functional as F
 from cifar import T_95, accuracy, cifar
 from nasbench201 import half, smaller
 from outcome import make_once, verdicts
+from scipy.signal import savgol_filter
 from torch import nn
 
 from deploy.engine import measure_in_turns
@@ -70,6 +71,8 @@ AUTO_RATE = recipe(PrunetSettings, 5 * 64 * EPOCH_STEPS, search_epochs=EPOCHS).t
 """Of so many steps: a fifth of the images train theta, 64 a step."""
 PLANTED_RATES = sorted({0.1, 0.01, AUTO_RATE}, reverse=True)
 ALPHAS, BRUTE_SEEDS, BRUTE_STEPS = (0.05, 0.2, 0.5, 1.0, 2.0), (0, 1, 2), 600
+SMOOTHED = 17 / 35
+"""What the smoothing of the curve leaves of the variance of a point."""
 IMAGES = 6_000
 CLASSES, EPOCH_IMAGES = 100, 40
 SEARCHES: dict[str, dict] = {
@@ -80,7 +83,7 @@ SEARCHES: dict[str, dict] = {
 BUDGETS = (0.3, 0.45, 0.6)
 """Of the latency of the largest network."""
 SEARCH_SEEDS, RANDOM, TRAIN_EPOCHS = (10, 11, 12), 7, 10
-SHORT_IMAGES, SHORT = 3_000, {"warmup_epochs": 5, "search_epochs": 10, "search_batch": 32, "batch": 32}
+SHORT_IMAGES, SHORT = 2_000, {"warmup_epochs": 4, "search_epochs": 8, "train_epochs": 8, "search_batch": 32, "batch": 32}
 """Of `budgets` and `skips`."""
 ABLATIONS = {"widths kept": {"prune_widths": False}, "blocks kept": {"prune_blocks": False}, "layers kept": {"prune_layers": False}}
 """The same search without one of its three prunings."""
@@ -217,15 +220,18 @@ def trained_prunode(alpha: float, seed: int, *, paper: bool) -> int:
 
 
 def brute(keep: Callable[[str, Callable[[], object]], object]) -> dict:
-    """Loss of the chosen width beside the best one's, by the curve over all widths: the mean over seeds of blocks trained alone."""
+    """Loss of the chosen width beside the best one's, by the curve over all widths: the mean over seeds of blocks trained alone.
+
+    The curve is smoothed by parabolas over five widths (Savitzky and Golay 1964). A mean of five would lift its steep end: it would have
+    8 channels as good as their neighbours.
+    """
     widths = range(8, 193, 8)
-    curve = {width: [keep(f"brute-{width}-{seed}", lambda w=width, s=seed: alone(w, s)) for seed in BRUTE_SEEDS] for width in widths}
-    means = {width: statistics.mean(values) for width, values in curve.items()}
-    smooth = {width: statistics.mean(means[near] for near in range(width - 16, width + 17, 8) if near in means) for width in widths}
+    curve = [[keep(f"brute-{width}-{seed}", lambda w=width, s=seed: alone(w, s)) for seed in BRUTE_SEEDS] for width in widths]
+    smooth = dict(zip(widths, savgol_filter([statistics.mean(losses) for losses in curve], 5, 2), strict=True))
     rows = []
     for paper in (False, True):
         for alpha in ALPHAS:
-            total = {width: smooth[width] + _penalty(alpha, width) for width in widths}
+            total = {width: loss + _penalty(alpha, width) for width, loss in smooth.items()}
             best = min(total, key=total.__getitem__)
             for seed in BRUTE_SEEDS:
                 name = f"prunode-{alpha}-{seed}-{paper}"
@@ -233,8 +239,8 @@ def brute(keep: Callable[[str, Callable[[], object]], object]) -> dict:
                 rows.append(
                     {"paper": paper, "alpha": alpha, "seed": seed, "width": width, "best": best, "lost": total[width] - total[best]}
                 )
-    noise = statistics.mean(statistics.stdev(values) for values in curve.values())
-    return {"rows": rows, "noise": noise}
+    noise = statistics.mean(map(statistics.stdev, curve))
+    return {"rows": rows, "noise": noise, "error": noise * math.sqrt(2 * SMOOTHED / len(BRUTE_SEEDS))}
 
 
 # Memory and time
@@ -475,11 +481,9 @@ def skips(data: Classification, table: LatencyTable, work: Path) -> list[dict]:
 
 def planned() -> list[tuple[str, float, int]]:
     """Way, budget and seed of every network that is trained; what matters most comes first."""
-
-    def each(*ways: str, seeds: Sequence[int] = SEARCH_SEEDS) -> list[tuple[str, float, int]]:
-        return [(way, fraction, seed) for seed in seeds for way in ways for fraction in BUDGETS]
-
-    return each("found", "uniform") + each("random", seeds=range(RANDOM)) + each(*ABLATIONS)
+    first = [(way, fraction, seed) for seed in SEARCH_SEEDS for way in ("found", "uniform") for fraction in BUDGETS]
+    drawn = [("random", fraction, index) for index in range(RANDOM) for fraction in BUDGETS]
+    return first + drawn + [(way, fraction, seed) for seed in SEARCH_SEEDS for way in ABLATIONS for fraction in BUDGETS]
 
 
 def of_way(rows: dict[str, dict], way: str, fraction: float) -> dict[str, dict]:
@@ -500,8 +504,8 @@ def one_network(way: str, fraction: float, seed: int, data: Classification, test
     choice = load_architecture(out / "architecture.json").choice
     network = problem.space.module(choice)
     load_weights(network, out / "weights.safetensors", {})
-    us = table.predict(problem.space.network(choice)).us
-    return {"accuracy": accuracy(network, data, test), "predicted_us": us, "choice": msgspec.to_builtins(choice)}
+    us = {"budget_us": problem.budget.us, "predicted_us": table.predict(problem.space.network(choice)).us}
+    return {"accuracy": accuracy(network, data, test), **us, "choice": msgspec.to_builtins(choice)}
 
 
 class Given(Prunet):
@@ -525,19 +529,19 @@ def _random(problem: Problem) -> list[Choice]:
 
 
 def _uniform(problem: Problem) -> Choice:
-    """3x3 blocks without squeeze-and-excite, all at the same expansion, the highest within the budget; nothing is skipped."""
-    options = {layer.name: layer.options[0].name for layer in problem.space.layers if layer.open}
+    """Of the cheapest kind of block with which the budget binds: all layers, all at the same expansion, the highest within the budget."""
+    layers = [layer for layer in problem.space.layers if layer.open]
 
-    def scaled(share: float) -> Choice:
-        widths = {}
-        for layer in problem.space.layers:
-            if hidden := layer.options[0].hidden:
-                widths[layer.name] = hidden[max(0, round(share * len(hidden)) - 1)]
-        return Choice(options=options, widths=widths)
+    def scaled(kind: int, share: float) -> Choice:
+        options = {layer.name: layer.options[min(kind, len(layer.options) - 1)] for layer in layers}
+        widths = {name: o.hidden[max(0, round(share * len(o.hidden)) - 1)] for name, o in options.items() if o.hidden}
+        return Choice(options={name: option.name for name, option in options.items()}, widths=widths)
 
-    within = [scaled(index / 48) for index in range(1, 49)]
-    within = [choice for choice in within if problem.table.predict(problem.space.network(choice)).high_us <= problem.budget.us]
-    return within[-1] if within else scaled(0)
+    def holds(choice: Choice) -> bool:
+        return problem.table.predict(problem.space.network(choice)).high_us <= problem.budget.us
+
+    kind = next(kind for kind in range(BLOCKS) if not holds(scaled(kind, 1.0)))
+    return [choice for index in range(1, 49) if holds(choice := scaled(kind, index / 48))][-1]
 
 
 def measured(rows: dict[str, dict]) -> dict[str, float]:
@@ -563,7 +567,10 @@ def _planted_lines(rows: list[dict]) -> Iterator[str]:
 
 def _brute_lines(found: dict) -> Iterator[str]:
     yield "\n## A trained Prunode against brute force over 24 widths\n"
-    yield f"Digits, 8x8; a block trained alone has a standard deviation of {found['noise']:.3f} over seeds, so the curve is smoothed over five widths.\n"
+    yield (
+        f"Digits, 8x8; a block trained alone has a standard deviation of {found['noise']:.3f} over seeds, so the curve over widths is smoothed by "
+        f"parabolas; a difference between two of its widths has a standard error of {found['error']:.3f}.\n"
+    )
     yield "| rule | alpha | best width | found, seeds 0 to 2 | loss above the best |"
     yield "|---|---|---|---|---|"
     for paper in (False, True):
@@ -645,9 +652,9 @@ def _budget_lines(rows: dict[str, dict], times: dict[str, float]) -> Iterator[st
     yield "\n## Three budgets\n"
     yield (
         f"Shares of the largest network's latency. {SHORT_IMAGES:,} images of CIFAR-10 at 16x16; {SHORT['warmup_epochs']} epochs of a shared "
-        f"warm-up, {SHORT['search_epochs']} of search; every network is trained for {TRAIN_EPOCHS}. Accuracy on 10,000 test images, mean and 95 % interval "
+        f"warm-up, {SHORT['search_epochs']} of search; every network is trained for {SHORT['train_epochs']}. Accuracy on 10,000 test images, mean and 95 % interval "
         "(Student's t); latency measured in turns. Random networks are drawn between nine tenths of the budget and all of it; uniform ones "
-        "are 3x3 blocks without squeeze-and-excite, of one expansion, none skipped.\n"
+        "have one kind of block, the cheapest with which the budget binds, at one expansion, and skip no layer.\n"
     )
     yield "| budget | networks | number | accuracy | measured | predicted | layers |"
     yield "|---|---|---|---|---|---|---|"
@@ -662,7 +669,8 @@ def _budget_lines(rows: dict[str, dict], times: dict[str, float]) -> Iterator[st
                 ]
                 cells += [f"{statistics.mean(row['predicted_us'] for row in each.values()):.1f} us"]
                 cells += [f"{statistics.mean(_layers(row['choice']) for row in each.values()):.1f}"]
-                yield f"| {fraction:.0%} | {way} | {len(each)} | {' | '.join(cells)} |"
+                budget_us = next(iter(each.values()))["budget_us"]
+                yield f"| {fraction:.0%}, {budget_us:.0f} us | {way} | {len(each)} | {' | '.join(cells)} |"
 
 
 def plot(rows: dict[str, dict], times: dict[str, float], path: Path) -> None:
