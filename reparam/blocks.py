@@ -48,9 +48,7 @@ class ChannelMask(nn.Module):
 class ConvBlock(nn.Module):
     """Convolution with bias, mask, activation: what a fused block runs as.
 
-    Args:
-        c_in: of the convolution, as all that follows; see `BranchedBlock`. It pads by kernel // 2.
-        mask: what stands between convolution and activation; nothing by default.
+    Its arguments are those of `BranchedBlock`; it pads by kernel // 2.
     """
 
     def __init__(
@@ -213,26 +211,17 @@ class MobileOneBlock(BranchedBlock):
     The 1x1 branch exists for a kernel of more than 1 only, the identity branch for c_in == c_out and stride 1 only.
 
     Args:
-        c_in: of the block, as all that follows; see `BranchedBlock`.
-        branches: how many convolutions of size `kernel`, at least 1.
+        c_in: input channels.
+        c_out: output channels.
+        branches: number of convolutions of size `kernel`, at least 1.
+        options: as of `BranchedBlock`.
 
     Raises:
         ReparamError: no branch, an even kernel, or channels that do not divide into the groups.
     """
 
-    def __init__(
-        self,
-        c_in: int,
-        c_out: int,
-        *,
-        branches: int = 4,
-        kernel: int = 3,
-        stride: int = 1,
-        groups: int = 1,
-        act: Callable[[], nn.Module] = nn.ReLU,
-        mask: nn.Module | None = None,
-    ) -> None:
-        super().__init__(c_in, c_out, kernel=kernel, stride=stride, groups=groups, act=act, mask=mask)
+    def __init__(self, c_in: int, c_out: int, *, branches: int = 4, **options: Any) -> None:
+        super().__init__(c_in, c_out, **options)
         if branches < 1:
             raise ReparamError(f"a MobileOne block needs at least 1 branch, found {branches}")
         self.branches = nn.ModuleList(self._conv(self.kernel) for _ in range(branches))
