@@ -526,8 +526,9 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     tolerance: float = 0.05
     """t, relative distance to the target within which the penalty rests, and the found network is where its options allow it"""
     entropy: float = 1.0
-    """weight of the distributions' mean entropy at the end, to which it grows with the square of the progress: of depths by half of the
-    search, of widths by its end, and only while the cost is at the target"""
+    """weight of the distributions' mean entropy, to which it grows with the square of the progress: of depths by half of the search, of
+    widths by its end, and only while the cost is at the target; in the last epochs of a controlled search, of minus the log of the
+    probability of the network that would be found"""
     derive: Literal["fit", "argmax"] = "fit"
     """the found network: the most probable one within the budget, by a mixed-integer program, or the most probable size of each part"""
 

@@ -9,6 +9,8 @@ at the most probable network, F, and moves the expected cost, E; between the two
 flat. So by default the expected cost follows an aim, which moves until F meets the target, and the entropy of the distributions is driven
 down (`penalty="banded"`, `"paper"`: Eq. 8; its value with log E and with log(E / R) differs, its gradient does not). The most probable
 network may miss the budget by a channel: the found one has the most probable sizes within it, exactly (`derive="argmax"`: the paper's).
+One block more or less can be more than the tolerance, and F then changes sides for ever, so the last epochs no longer look at the cost:
+they drive the distributions to the network that would be found as they begin.
 """
 
 import contextlib
@@ -41,8 +43,8 @@ RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Widths that a layer draws from, as shares of its own (Section 4.1)."""
 BETAS = (0.5, 0.999)
 """Of Adam on the distributions, as in the authors' code."""
-DECIDED = 0.8
-"""Share of the search behind which the controlled cost rests: the distributions are only driven to what they prefer."""
+DECIDED = 0.6
+"""Share of a controlled search after which the distributions are driven to the network that they would be resolved to."""
 
 
 class Tas(Narrowing[TasSettings]):
@@ -60,6 +62,7 @@ class Tas(Narrowing[TasSettings]):
                     parts[site] = stage.name, number
         self.drawn = DrawnWidths(self.costs, self.space.sites(), self.choices, parts)
         self._sides: list[int] = []
+        self._decided: Choice | None = None
         self._prices: dict[Choice, float] = {}
 
     # The space of sizes
@@ -174,6 +177,8 @@ class Tas(Narrowing[TasSettings]):
         network.temperature = lambda taken: self.tau(taken / (epoch.phase.epochs * each))
         turn = itertools.count(epoch.index * architecture_steps)
         self._sides = []
+        late = settings.penalty == "controlled" and settings.cost_weight > 0 and epoch.index >= DECIDED * epoch.phase.epochs
+        self._decided = self.derived(network) if late else None
 
         def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
             progress = next(turn) / (epoch.phase.epochs * architecture_steps)
@@ -225,11 +230,14 @@ class Tas(Narrowing[TasSettings]):
         return self._prices[choice]
 
     def penalty_of(self, network: SizedNetwork, progress: float) -> Scalar:
-        """The weighted cost term of Eq. 7, and the entropy's."""
+        """The weighted cost term of Eq. 7, and the entropy's; once a network is decided on, how improbable that one is."""
         settings, target = self.settings, self.controller.target.amount
-        expected, found = self.expected(network), self.cost_of(self.most_probable(network))
+        found = self.cost_of(self.most_probable(network))
         self._sides.append(int(math.copysign(abs(found - target) > 0, found - target)))
-        rests = abs(found / target - 1) <= settings.tolerance or progress > DECIDED
+        if self._decided:
+            return -settings.entropy * self._log_probability(network, self._decided)
+        expected = self.expected(network)
+        rests = abs(found / target - 1) <= settings.tolerance
         if settings.penalty != "controlled":
             cost = banded(expected / (1.0 if settings.penalty == "paper" else target), found / target, settings.tolerance)
         elif rests or not settings.cost_weight:
@@ -248,6 +256,12 @@ class Tas(Narrowing[TasSettings]):
         if widths and (rests or not self.settings.cost_weight):
             total = total + progress**2 * torch.stack(widths).mean()
         return total
+
+    def _log_probability(self, network: SizedNetwork, choice: Choice) -> Scalar:
+        """With which the distributions draw a network; groups of channels that it has not may be of any width."""
+        widths = [(sizes, choice.widths[part.name]) for part, sizes in network.width_sizes() if part.name in choice.widths]
+        depths = [(sizes, choice.depths[stage.name]) for stage, sizes in network.depth_sizes()]
+        return torch.stack([sizes.logits.log_softmax(0)[sizes.options.index(size)] for sizes, size in (*widths, *depths)]).sum()
 
     # The found network
 
