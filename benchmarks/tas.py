@@ -1,12 +1,13 @@
 """What TAS finds, part by part: on CIFAR-10 (JPEG, a subset), networks of the shape of ResNet-20, with latency tables of this CPU.
 
-    python benchmarks/tas.py --archive cifar10-jpeg.tar.zst --work /tmp/tas [--parts tables steps figure3 quarter macs full latency measured]
+    python benchmarks/tas.py --archive cifar10-jpeg.tar.zst --work /tmp/tas [--parts tables steps figure3 depths quarter macs full latency measured]
 
 | part | what |
 |---|---|
 | tables | measures a latency table of each of the three spaces, in three passes; on an otherwise idle core |
 | steps | time and memory of a step that samples 1, 2, 3, 5 or 8 sizes, beside the plain network's (the paper's Table 2) |
 | figure3 | with and without interpolation, sampled or mixed, without a constraint: sizes and the gap between the two most probable (Figure 3) |
+| depths | the same, sampled and interpolated: what the trained network loses at each of its depths |
 | quarter, full | searches at a quarter and at full width for 25, 50 and 70 % of the latency: distance to the target, changes of side |
 | macs, latency | predefined, random and searched sizes at 60 % of the cost, each plain, initialised and distilled (Table 1) |
 | measured | all networks that were found, on this CPU |
@@ -16,6 +17,7 @@ benchmarks/tas.md, .json and .png. `--seeds` are those of all searches and train
 """
 
 import argparse
+import copy
 import itertools
 import json
 import math
@@ -50,14 +52,15 @@ from search.architecture import load_architecture
 from search.budget import Budget
 from search.classification import Classification, Split
 from search.data import random_parts
-from search.method import Phase, Problem
+from search.method import Epoch, Phase, Problem
 from search.methods.settings import TasSettings, recipe
 from search.methods.tas import Tas
 from search.network import load_weights
 from search.record import EpochDone, read_history, read_run, read_usage
-from search.sized_network import Sampling
+from search.sized_network import Sampling, SizedNetwork
 from search.space import Choice
 from search.spaces import Fixed, Traced, traced
+from search.train import by_batch_statistics
 from search.workloads import lower_network, workloads
 
 HERE = Path(__file__).parent
@@ -222,6 +225,53 @@ def figure3(data: Classification, work: Path, seed: int) -> dict:
     return found
 
 
+class Watched(Tas):
+    """Keeps what the trained network of all sizes loses at each of its depths, at full width; on images of the distributions."""
+
+    losses: Mapping[str, float]
+
+    def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
+        """As ever; the network goes on as it was."""
+        if isinstance(network, SizedNetwork) and epoch.index + 1 == epoch.phase.epochs:
+            data, generators = self.task.data, (torch.Generator().manual_seed(seed) for seed in (self.settings.seed, 1))
+            _, others = random_parts(len(data.train), (0.5, 0.5), next(generators))
+            batches = list(itertools.islice(data.training_batches(500, next(generators), others), 4))
+            chosen = copy.deepcopy(network)
+            self.losses = {", ".join(map(str, depths)): _loss(chosen, depths, batches) for depths in itertools.product((1, 2, 3), repeat=3)}
+        return super().ended(epoch, network)
+
+
+@torch.no_grad()
+def _loss(network: SizedNetwork, depths: Sequence[int], batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Cross-entropy of the network of these depths and of full width, with norms by the statistics of each batch."""
+    for sizes, size in zip(network.sizes(), [*(part.full for part in network.parts), *depths], strict=True):
+        sizes.logits.zero_()
+        sizes.logits[sizes.options.index(size)] = 1.0
+    network.eval()
+    with by_batch_statistics(network):
+        return statistics.mean(F.cross_entropy(network(images), labels).item() for images, labels in batches)
+
+
+def depths(data: Dataset, work: Path, seed: int) -> dict:
+    """A search without a constraint: probability of each depth at its end, loss at each, and loss of networks trained at one alone."""
+    baseline, space = unpruned("small", seed, data, work), space_of("small")
+    given = {"cost_weight": 0.0, "entropy": 0.0, "derive": "argmax"}
+    method = Watched(settings_of("small", seed, data, **given), task_of("small", data, Budget(macs=space.macs()), None))
+    _, history = searched(method, work / f"depths-{seed}", baseline)
+    last, names = history[-1].figures, list(space.full_depths())
+    shares = {name: [last[f"p.{name}.{depth}"] for depth in (1, 2, 3)] for name in names}
+    rows, others = random_parts(len(data.train), (0.5, 0.5), torch.Generator().manual_seed(seed))
+    alone = {}
+    for depth in (1, 2, 3):
+        torch.manual_seed(seed)
+        network = space.module(space.choice(space.full_widths(), dict.fromkeys(names, depth)))
+        _train(network, data, rows, seed, EPOCHS["small"][1])
+        with torch.no_grad():
+            batches = data.training_batches(500, torch.Generator().manual_seed(1), others)
+            alone[str(depth)] = statistics.mean(F.cross_entropy(network(images), labels).item() for images, labels in batches)
+    return {"shares": shares, "losses": dict(method.losses), "alone": alone}
+
+
 # Table 1
 
 
@@ -274,17 +324,21 @@ def drawn(method: Tas, seed: int, data: Classification) -> Choice:
 
 
 def _glance(network: nn.Module, data: Classification, rows: torch.Tensor, others: torch.Tensor, seed: int) -> float:
+    _train(network, data, rows, seed, CANDIDATE_EPOCHS)
+    return accuracy(network, data, Split(images=data.train.images[others], labels=data.train.labels[others]))
+
+
+def _train(network: nn.Module, data: Classification, rows: torch.Tensor, seed: int, epochs: int) -> None:
     optimizer, order = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4), torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)
-    step, total = 0, CANDIDATE_EPOCHS * len(data.training_batches(64, order, rows))
-    for _ in range(CANDIDATE_EPOCHS):
+    step, total = 0, epochs * len(data.training_batches(64, order, rows))
+    for _ in range(epochs):
         for images, labels in data.training_batches(64, order, rows):
             optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / total))
             optimizer.zero_grad()
             F.cross_entropy(network(images.contiguous(memory_format=torch.channels_last)), labels).backward()
             optimizer.step()
             step += 1
-    return accuracy(network, data, Split(images=data.train.images[others], labels=data.train.labels[others]))
 
 
 def nine(
@@ -400,6 +454,28 @@ def _figure_lines(rows: Mapping[str, dict]) -> Iterator[str]:
         yield f"| {way} | {len(each)} | {means} | {statistics.mean(row['gap'][-1] for row in each):.3f} |"
 
 
+def _depth_lines(rows: Mapping[str, dict]) -> Iterator[str]:
+    yield "\n## Without a constraint: depths\n"
+    yield (
+        "At the end of a search without a constraint (sampled, interpolated): probability of each depth of a stage, and cross-entropy of its "
+        "trained network with that depth, at full width, the mean over the depths of the other stages.\n"
+    )
+    yield "| seed | stage | probability of 1, 2, 3 blocks | loss with 1 | 2 | 3 |"
+    yield "|---|---|---|---|---|---|"
+    for seed, row in rows.items():
+        for index, (stage, shares) in enumerate(row["shares"].items()):
+            each = [[loss for depths, loss in row["losses"].items() if depths.split(", ")[index] == str(depth)] for depth in (1, 2, 3)]
+            losses = " | ".join(f"{statistics.mean(found):.3f}" for found in each)
+            yield f"| {seed} | {stage} | {', '.join(f'{share:.2f}' for share in shares)} | {losses} |"
+    for seed, row in rows.items():
+        best, whole = min(row["losses"], key=lambda depths: row["losses"][depths]), row["losses"]["3, 3, 3"]
+        alone = ", ".join(f"{loss:.3f}" for loss in row["alone"].values())
+        yield (
+            f"\nSeed {seed}: the lowest loss is that of the depths {best}, {row['losses'][best]:.3f}; with all blocks it is {whole:.3f}. Networks of "
+            f"1, 2 and 3 blocks in every stage, trained alone for as many epochs on the same half of the images: {alone}."
+        )
+
+
 def _search_lines(name: str, rows: Mapping[str, dict], times: Mapping[str, float]) -> Iterator[str]:
     yield f"\n## Searches for a latency, {name} width\n"
     yield (
@@ -478,6 +554,8 @@ def report(found: dict, about: str) -> str:
         lines += _step_lines(found["steps"])
     if found.get("figure3"):
         lines += _figure_lines(found["figure3"])
+    if found.get("depths"):
+        lines += _depth_lines(found["depths"])
     for name in ("quarter", "full"):
         if found.get(name):
             lines += _search_lines(name, found[name], times)
@@ -524,7 +602,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--archive", type=Path, required=True)
-    parser.add_argument("--parts", nargs="*", default=["tables", "steps", "figure3", "quarter", "macs", "full", "latency", "measured"])
+    parser.add_argument(
+        "--parts", nargs="*", default=["tables", "steps", "figure3", "depths", "quarter", "macs", "full", "latency", "measured"]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -540,9 +620,11 @@ def main() -> None:
     for part in options.parts:
         if part == "steps":
             keep(part, partial(steps, data))
-        for seed in options.seeds if part in ("figure3", "quarter", "full", "macs", "latency") else ():
+        for seed in options.seeds if part in ("figure3", "depths", "quarter", "full", "macs", "latency") else ():
             if part == "figure3":
                 keep(f"figure3-{seed}", partial(figure3, halved[0], options.work, seed))
+            elif part == "depths":
+                keep(f"depths-{seed}", partial(depths, halved[0], options.work, seed))
             elif part in ("macs", "latency"):
                 table = LatencyTable.load(tables["small"])
                 keep(f"{part}-{seed}", partial(nine, part, *halved, table, options.work, seed, keep))
@@ -572,10 +654,10 @@ def kept(work: Path, seeds: Sequence[int]) -> dict:
         return json.loads(path.read_text()) if path.exists() else None
 
     found: dict = {name: read(name) for name in ("steps", "measured")}
-    found |= {name: {str(seed): read(f"{name}-{seed}") for seed in seeds} for name in ("figure3", "macs", "latency")}
+    found |= {name: {str(seed): read(f"{name}-{seed}") for seed in seeds} for name in ("figure3", "depths", "macs", "latency")}
     for part in ("quarter", "full"):
         found[part] = {f"{fraction:g}, {seed}": read(f"{part}-{fraction:g}-{seed}-found") for fraction in TARGETS for seed in seeds}
-    for name in ("figure3", "macs", "latency", "quarter", "full"):
+    for name in ("figure3", "depths", "macs", "latency", "quarter", "full"):
         found[name] = {key: row for key, row in found[name].items() if row}
     return {name: rows for name, rows in found.items() if rows}
 

@@ -83,13 +83,14 @@ def mask(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]
     return insert_masks(model, example_input, groups, lambda group: _mask(kept[group.name]))
 
 
-def narrowed(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, tuple[int, int]]) -> nn.Module:
+def narrowed(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, tuple[int, int]], *, tied: bool = False) -> nn.Module:
     """A copy of a network with a `ChannelMask` behind some groups, of which the first channels stay.
 
     Args:
         model: the network; it stays as it was.
         input_shape: channels, height and width of its images.
         widths: of each group by name, how many channels stay, and of how many.
+        tied: groups that are not there are of one width with one that is, whose layers they are added to.
 
     Raises:
         SearchError: the network has no such group.
@@ -97,7 +98,7 @@ def narrowed(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, 
     example = torch.zeros(1, *input_shape)
     groups = {group.name: group for group in prunable_groups(model, example)}
     for name, (width, full) in widths.items():
-        if width < full and (name not in groups or groups[name].channels != full):
+        if width < full and (not tied if name not in groups else groups[name].channels != full):
             raise SearchError(f"the network has no group {name} of {full} channels: give the module that was searched")
     kept = {name: torch.arange(full) < width for name, (width, full) in widths.items()}
     return mask(model, example, [group for group in groups.values() if group.name in kept], kept)

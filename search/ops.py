@@ -59,6 +59,12 @@ def residual(shape: Shape, c_out: int, *, hidden: int, stride: int = 1, act: str
     return _spec("bottleneck" if bottleneck else "basic", shape, attrs, {"hidden": hidden, "c_out": c_out})
 
 
+def joined(spec: BlockSpec) -> BlockSpec:
+    """A residual block whose shortcut is a 1x1 convolution, whatever its widths; other blocks as they are."""
+    attrs = dict(spec.attrs)
+    return BlockSpec.of(spec.op, attrs={**attrs, "shortcut": "conv"}, widths=dict(spec.widths)) if "shortcut" in attrs else spec
+
+
 def inverted_residual(
     shape: Shape, c_out: int, *, hidden: int, kernel: int = 3, stride: int = 1, act: str = "relu", se: bool = False, fused: bool = False
 ) -> BlockSpec:

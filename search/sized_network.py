@@ -52,7 +52,7 @@ def aggregation(
     for size, weight in zip(sizes, weights, strict=True):
         aligned = interpolation(size, most) if interpolate else torch.eye(most, size)
         total = total + weight * F.pad(aligned.to(total), (0, most - size))
-    return F.pad(total, (0, full - most, 0, full - most))
+    return _enlarged(total, full)
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,8 @@ class StageBlock(nn.Module):
         self.block, self._seen, self._first, self._last = block, seen, first, last
         self.mixed: tuple[tuple[int, ...], Tensor] | None = None
         """of the last block: some depths, and the weight of each; None: the full depth alone"""
+        self.aligned: Mapping[int, Tensor] = {}
+        """of the last block: for each depth whose output is narrower than another's, what interpolates its channels to that width"""
 
     def forward(self, x: Tensor) -> Tensor:
         """What the block makes; behind the last one, of the same shape."""
@@ -195,7 +197,8 @@ class StageBlock(nn.Module):
         if self.mixed is None:
             return made
         depths, weights = self.mixed
-        return torch.stack([weight * outputs[depth - 1] for depth, weight in zip(depths, weights.to(made.dtype), strict=True)]).sum(0)
+        each = [_mapped(outputs[depth - 1], self.aligned[depth]) if depth in self.aligned else outputs[depth - 1] for depth in depths]
+        return torch.stack([weight * output for output, weight in zip(each, weights.to(made.dtype), strict=True)]).sum(0)
 
 
 class WidthPart(NamedTuple):
@@ -215,6 +218,8 @@ class DepthPart(NamedTuple):
     blocks: tuple[str, ...]
     """in order, by their names in the network; the first one always runs"""
     options: tuple[int, ...]
+    groups: tuple[str, ...] = ()
+    """that the blocks make, where each has a width of its own; none where all make one group"""
 
 
 @final
@@ -298,14 +303,27 @@ class SizedNetwork(nn.Module):
         return self.network(x)
 
     def _draw(self, tau: float) -> None:
-        sampling = self.sampling
+        sampling, widest = self.sampling, dict[str, int]()
         for part, sizes, layers in zip(self.parts, self._widths, self._layers, strict=True):
             drawn = sizes.drawn(self.noise, tau, sampling.count) if sampling.sample else (sizes.options, sizes.shares())
             matrix = aggregation(part.full, *drawn, interpolate=sampling.interpolate)
+            widest[part.name] = max(drawn[0])
             for layer in layers:
                 layer.take(drawn, matrix)
-        for sizes, last in zip(self._depths, self._lasts, strict=True):
+        for stage, sizes, last in zip(self.stages, self._depths, self._lasts, strict=True):
             last.mixed = sizes.options, sizes.relaxed(self.noise, tau) if sampling.sample else sizes.shares()
+            last.aligned = self._aligned(stage, widest) if sampling.interpolate else {}
+
+    def _aligned(self, stage: DepthPart, widest: Mapping[str, int]) -> dict[int, Tensor]:
+        """Of the depths of a stage whose last block has drawn less than another's, the interpolation of its channels (Eq. 5)."""
+        full = {part.name: part.full for part in self.parts}
+        made = {depth: group for depth, group in enumerate(stage.groups, 1) if depth in stage.options and group in widest}
+        most = max((widest[group] for group in made.values()), default=0)
+        return {
+            depth: _enlarged(interpolation(widest[group], most), full[group]).to(self.logits()[0].device)
+            for depth, group in made.items()
+            if widest[group] < most
+        }
 
     @torch.no_grad()
     def _settle(self) -> None:
@@ -368,6 +386,12 @@ def _mapped(x: Tensor, matrix: Tensor) -> Tensor:
     """Channels times a matrix."""
     matrix = matrix.to(x.dtype)
     return F.conv2d(x, matrix[:, :, None, None]) if x.ndim == 4 else torch.einsum("oc,nc...->no...", matrix, x)
+
+
+def _enlarged(matrix: Tensor, channels: int) -> Tensor:
+    """A matrix over the first of more channels; of the others it makes 0."""
+    out, within = matrix.shape
+    return F.pad(matrix, (0, channels - within, 0, channels - out))
 
 
 def _filled(x: Tensor, channels: int) -> Tensor:

@@ -88,7 +88,7 @@ class Fit(Struct, frozen=True, kw_only=True):
 
 def network_price(sites: Sequence[Site], prices: BlockPrices, widths: Widths) -> Price:
     """Price of the network of these widths of the groups."""
-    each = [prices(index, site.at(widths)) for index, site in enumerate(sites)]
+    each = [prices(index, block) for index, site in enumerate(sites) if (block := site.at(widths))]
     return Price(math.fsum(price.cost for price in each), math.fsum(price.most for price in each))
 
 
@@ -326,7 +326,7 @@ def _grids(
     for index, site in enumerate(sites):
         axes = _axes(space, site, choices)
         specs = _specs(site, axes, len(choices))
-        most = [prices(index, spec).most for spec in specs]
+        most = [prices(index, spec).most if site.of(spec) else 0.0 for spec in specs]
         if not axes:
             fixed += most[0]
             continue

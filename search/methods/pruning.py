@@ -17,11 +17,12 @@ from search import masks, schedule
 from search import widths as fitting
 from search.budget import Budget, Price, free_channels, ranked_widths, require_reachable, round_up
 from search.cost import CostModel, MacsModel, cost_model
+from search.errors import SearchError
 from search.masks import Scores
 from search.method import Epoch, Method, Phase, Problem
 from search.methods.settings import PruningSettings
 from search.space import Choice
-from search.spaces import Widths, with_widths
+from search.spaces import FREE_WIDTHS, WIDTHS, Widths, with_widths
 from search.train import Part, make_optimizer
 
 T = TypeVar("T")
@@ -43,13 +44,19 @@ class Narrowing(Method[P]):
 
     pruned_in: ClassVar[Literal["search", "finetune"]] = "finetune"
     """the phase that begins with the channels' going"""
+    frees: ClassVar[bool] = False
+    """layers that are added up may have widths of their own"""
 
     def __init__(self, settings: P, problem: Problem) -> None:
         super().__init__(settings, problem)
         self.space = with_widths(problem.space, self.name)
+        if self.space.free and not self.frees:
+            other = self.space.name.replace(FREE_WIDTHS, WIDTHS)
+            raise SearchError(f"{self.name} prunes layers that are added up together, unlike {self.space.name}: choose {other}")
         self.model: CostModel = cost_model(self.space, problem.table)
         with torch.random.fork_rng():
             network = self.space.module()
+            self.space.join(network, None)
         self.groups = masks.prunable_groups(network, problem.example, settings.excluded)
         self.choices = self.width_choices()
         require_reachable(self.space.name, self.model.price(self.smallest()), problem.budget)

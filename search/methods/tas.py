@@ -4,13 +4,14 @@ Each layer draws a few widths at every step, whose outputs are interpolated to t
 distribution's gradient; a stage mixes the outputs of all of its depths. Weights are trained on one half of the images and distributions
 on the other, in turns. The found network is then trained, by default from new weights with the unpruned network as its teacher.
 
-What the paper leaves open, or what its cost term does not reach, is settled like this. Layers that are added up draw one width. Eq. 8 looks
-at the most probable network, F, and moves the expected cost, E; between the two lies up to a fifth of the target while distributions are
-flat. So by default the expected cost follows an aim, which moves until F meets the target, and the entropy of the distributions is driven
-down (`penalty="banded"`, `"paper"`: Eq. 8; its value with log E and with log(E / R) differs, its gradient does not). The most probable
+What the paper leaves open, or what its cost term does not reach, is settled like this. Layers that are added up draw one width; in a space
+such as resnet20/free-widths each draws its own: the search adds up the channels that two widths share, as the authors' code does, and the
+found network has a 1x1 convolution on the shortcut. Eq. 8 looks at the most probable network, F, and moves the expected cost, E; between
+the two lies up to a fifth of the target while distributions are flat. So by default the expected cost follows an aim, which moves until F
+meets the target, and the entropy of the distributions is driven down (`penalty="banded"`, `"paper"`: Eq. 8; its value with log E and with
+log(E / R) differs, its gradient does not). One block more or less can be more than the tolerance, and F then changes sides for ever: so the
+last epochs no longer look at the cost and drive the distributions to the network that would be found as they begin. The most probable
 network may miss the budget by a channel: the found one has the most probable sizes within it, exactly (`derive="argmax"`: the paper's).
-One block more or less can be more than the tolerance, and F then changes sides for ever, so the last epochs no longer look at the cost:
-they drive the distributions to the network that would be found as they begin.
 """
 
 import contextlib
@@ -50,17 +51,15 @@ DECIDED = 0.6
 class Tas(Narrowing[TasSettings]):
     """Pretraining; search of sizes; training of the found network (Algorithm 1)."""
 
+    frees = True
+
     def __init__(self, settings: TasSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
         self.depths = self.space.full_depths()
         self.costs, target = self.counted(settings.cost)
         self.controller = BudgetController(target=target, weight=1.0, rate=settings.aim_rate)
-        parts: list[Hashable] = [None] * len(self.space.sites())
-        for stage in self.space.stages:
-            for number, block in enumerate(stage.blocks[1:], 2):
-                for site in block.sites:
-                    parts[site] = stage.name, number
-        self.drawn = DrawnWidths(self.costs, self.space.sites(), self.choices, parts)
+        sites, self._conditions = zip(*self.space.conditional_sites(), strict=True)
+        self.drawn = DrawnWidths(self.costs, sites, self.choices, self._conditions)
         self._sides: list[int] = []
         self._decided: Choice | None = None
         self._prices: dict[Choice, float] = {}
@@ -141,9 +140,16 @@ class Tas(Narrowing[TasSettings]):
         settings = self.settings
         network = trained if trained is not None and settings.start == "unpruned" else self.space.module()
         options = {name: widths for (name, _), widths in zip(self.space.groups, self.choices, strict=True)}
-        widths = [WidthPart(g.name, g.channels, g.producers, options[g.name]) for g in self.groups] if self._searches_widths else []
+        there = dict(network.named_modules())
+        widths = [
+            WidthPart(group.name, group.channels, tuple(layer for layer in group.producers if layer in there), options[group.name])
+            for group in (self.groups if self._searches_widths else ())
+        ]
         modules = {stage.name: tuple(block.module for block in stage.blocks) for stage in self.space.stages}
-        depths = [DepthPart(name, modules[name], found) for name, found in self.depth_choices().items() if len(found) > 1]
+        made = {stage.name: self.space.made_by(stage) for stage in self.space.stages} if self.space.free else {}
+        depths = [
+            DepthPart(name, modules[name], found, made.get(name, ())) for name, found in self.depth_choices().items() if len(found) > 1
+        ]
         sampling = Sampling(
             settings.samples,
             interpolate=settings.interpolate,
@@ -211,10 +217,9 @@ class Tas(Narrowing[TasSettings]):
         """E: the mean cost of the networks that the distributions draw, in the unit of the penalty's cost."""
         widths, depths = self.shares(network)
         options, present = self.depth_choices(), dict[Hashable, Scalar]()
-        for stage in self.space.stages:
-            shares = depths.get(stage.name, torch.ones(1))
-            for number in range(2, len(stage.blocks) + 1):
-                present[stage.name, number] = shares[[depth >= number for depth in options[stage.name]]].sum()
+        for condition in filter(None, set(self._conditions)):
+            stage, there = condition
+            present[condition] = depths.get(stage, torch.ones(1))[[depth in there for depth in options[stage]]].sum()
         return self.drawn.expected(widths, present)
 
     def most_probable(self, network: SizedNetwork) -> Choice:

@@ -8,12 +8,14 @@ from search.spaces import cells, gpunet, mobilenet, own, prunet, repvgg, resnet
 from search.spaces.cells import Cells
 from search.spaces.chain import Chain, Layer
 from search.spaces.fixed import Fixed
+from search.spaces.free import FREE_WIDTHS, free_widths
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
 from search.spaces.prunable import HasSites, Prunable, Site, Span, Stage, Widths
 from search.spaces.records import from_record
 from search.spaces.traced import Traced, of_module, traced
 
 __all__ = [
+    "FREE_WIDTHS",
     "WIDTHS",
     "Cells",
     "Chain",
@@ -30,6 +32,7 @@ __all__ = [
     "Traced",
     "Widths",
     "canonical",
+    "free_widths",
     "from_record",
     "get",
     "is_named_widths",
@@ -47,7 +50,8 @@ WIDTHS = "/widths"
 
 def is_named_widths(name: str) -> bool:
     """Whether a name is of the space of the widths of a single network that is known."""
-    return name.endswith(WIDTHS) and name.removesuffix(WIDTHS) in names()
+    network, _, kind = name.partition("/")
+    return f"/{kind}" in (WIDTHS, FREE_WIDTHS) and network in names()
 
 
 def names() -> tuple[str, ...]:
@@ -90,7 +94,7 @@ def get(
 
     Args:
         name: one of `names()`, or an official name, see `canonical`; with `/widths` behind the name of a single network the space of its
-            widths, which needs torch.
+            widths, which needs torch; with `/free-widths` that of its widths where those of layers that are added up may differ.
         classes: number of classes; the space's own by default.
         resolution: height and width of the input in pixels; the space's own by default.
         channels: of a space of cells, those of the first stage; the space's own by default.
@@ -112,6 +116,8 @@ def get(
     for flag, value in {"--channels": channels, "--cells": cells_per_stage}.items():
         if value is not None:
             raise SearchError(f"{flag} {value} is of spaces of cells, {' or '.join(cells.names())}; found the space {name!r}: leave it out")
+    if name.endswith(FREE_WIDTHS):
+        return free_widths(_single(get(name.removesuffix(FREE_WIDTHS), classes=classes, resolution=resolution), FREE_WIDTHS))
     if name.endswith(WIDTHS):
         return _widths(get(name.removesuffix(WIDTHS), classes=classes, resolution=resolution))
     if name == "repvgg-mini":
@@ -190,8 +196,13 @@ def with_sites(space: Space) -> HasSites:
 
 
 def _widths(space: Space) -> Space:
-    if not isinstance(space, Fixed):
-        raise SearchError(f"{space.name}{WIDTHS}: only a single network has a space of its widths, such as resnet-18{WIDTHS}")
+    fixed = _single(space, WIDTHS)
     import torch
 
-    return traced(space.module, torch.zeros(1, *space.input_shape), name=space.name + WIDTHS, stages=space.stages())
+    return traced(fixed.module, torch.zeros(1, *space.input_shape), name=space.name + WIDTHS, stages=fixed.stages())
+
+
+def _single(space: Space, kind: str) -> Fixed:
+    if not isinstance(space, Fixed):
+        raise SearchError(f"{space.name}{kind}: only a single network has a space of its widths, such as resnet-18{kind}")
+    return space

@@ -38,18 +38,24 @@ class Span(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.fixed + sum(times * widths[group] for group, times in self.terms)
 
 
-class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A place in a network where a block runs, with where its widths come from."""
 
     spec: BlockSpec
     """the block at full width"""
     spans: tuple[Span, ...]
     """of each of its widths, in the order of the spec"""
+    joins: bool = False
+    """it is a convolution on a shortcut, which is there only where its input and output width differ"""
 
-    def at(self, widths: Sequence[int]) -> BlockSpec:
-        """The block at these widths of the groups."""
+    def at(self, widths: Sequence[int]) -> BlockSpec | None:
+        """The block at these widths of the groups; None where there is none."""
         channels = tuple((name, round(span.at(widths))) for (name, _), span in zip(self.spec.widths, self.spans, strict=True))
-        return msgspec.structs.replace(self.spec, widths=channels)
+        return self.of(msgspec.structs.replace(self.spec, widths=channels))
+
+    def of(self, spec: BlockSpec) -> BlockSpec | None:
+        """The block at its widths; None where there is none."""
+        return None if self.joins and len({width for _, width in spec.widths}) == 1 else spec
 
 
 class StageBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +75,10 @@ class Stage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     name: str
     blocks: tuple[StageBlock, ...]
+
+
+Condition = tuple[str, Widths]
+"""A stage, and those of its depths at which something runs."""
 
 
 @runtime_checkable
@@ -150,6 +160,20 @@ class Prunable(Space):
         """Blocks that do not run at these depths; all of a stage run that is not named."""
         return [block for stage in self.stages for block in stage.blocks[depths.get(stage.name, len(stage.blocks)) :]]
 
+    def sites_at(self, depths: Mapping[str, int]) -> list[Site]:
+        """The sites of its networks of these depths, in order."""
+        away = {site for block in self.skipped(depths) for site in block.sites}
+        return [site for index, site in enumerate(self.sites()) if index not in away]
+
+    def conditional_sites(self) -> list[tuple[Site, Condition | None]]:
+        """Every site of any of its networks, and at which depths it is there; None: at all."""
+        found: list[Condition | None] = [None] * len(self.sites())
+        for stage in self.stages:
+            for number, block in enumerate(stage.blocks[1:], 2):
+                for site in block.sites:
+                    found[site] = stage.name, tuple(range(number, len(stage.blocks) + 1))
+        return list(zip(self.sites(), found, strict=True))
+
     def at_depths(self, depths: Mapping[str, int]) -> "Prunable":
         """The space of the widths of its networks of these depths; a group that none of them has makes no difference there."""
         assert not self.skipped(depths), f"{self.name} has no open depths"
@@ -193,8 +217,8 @@ class Prunable(Space):
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
         """Blocks of one network in order."""
         widths = self.full_widths() if choice is None else self.widths(choice)
-        away = {site for block in self.skipped(choice.depths if choice else {}) for site in block.sites}
-        return [site.at(widths) for index, site in enumerate(self.sites()) if index not in away]
+        found = (site.at(widths) for site in self.sites_at(choice.depths if choice else {}))
+        return [block for block in found if block]
 
     def module(self, choice: Choice | None = None) -> "nn.Module":
         """The unpruned network; with a `ChannelMask` behind every group that loses channels, of which the first ones stay.
@@ -214,8 +238,26 @@ class Prunable(Space):
             if block.module not in named:
                 raise SearchError(f"the network has no block {block.module}: give the module that was searched")
             network.set_submodule(block.module, nn.Identity())
+        self.join(network, choice)
         kept = {name: (width, full) for (name, full), width in widths if name in choice.widths}
-        return masks.narrowed(network, self.input_shape, kept)
+        return masks.narrowed(network, self.input_shape, kept, tied=self.free)
+
+    @property
+    def free(self) -> bool:
+        """Whether layers that are added up have widths of their own: then a network may have layers that the unpruned one has not."""
+        return False
+
+    def made_by(self, stage: Stage) -> tuple[str, ...]:
+        """Of each block of a stage the group that it makes."""
+        return tuple(self.groups[self.outputs(block)[-1]][0] for block in stage.blocks)
+
+    def outputs(self, block: StageBlock) -> list[int]:
+        """The groups that the layers of a block make, in order."""
+        sites = self.sites()
+        return [group for site in block.sites for group, _ in sites[site].spans[-1].terms]
+
+    def join(self, network: "nn.Module", choice: Choice | None) -> None:
+        """Put in the layers of a choice that the unpruned network has not, in place; without a choice those of all choices."""
 
     def size(self) -> int:
         """Number of networks."""

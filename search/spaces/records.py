@@ -50,8 +50,9 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
         "cells": lambda fields: msgspec.convert(fields, Cells),
         "chain": lambda fields: msgspec.convert(fields, Chain),
         "fixed": _fixed,
+        "free": lambda fields: _traced(fields, make),
         "layered": _layered,
-        "staged": lambda fields: _traced(fields, make, msgspec.convert(fields["stages"], tuple[Stage, ...])),
+        "staged": lambda fields: _traced(fields, make),
         "traced": lambda fields: _traced(fields, make),
     }
     kind = record.get("kind")
@@ -74,6 +75,8 @@ def _strange(space: Prunable) -> str:
     """What groups and stages cannot be; "" where there is nothing of that."""
     if len(dict(space.groups)) < len(space.groups):
         return "two groups have one name"
+    if isinstance(space, Traced) and len(space.shortcuts) != (joins := sum(site.joins for site in space.places)):
+        return f"it has {len(space.shortcuts)} shortcuts, and {joins} sites that join"
     sites = len(space.sites()) if space.stages else 0
     for stage in space.stages:
         for block in stage.blocks:
@@ -97,13 +100,14 @@ def _layered(fields: Mapping[str, Any]) -> Layered:
     return Layered(**_facts(fields), layers=layers)
 
 
-def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None", stages: tuple[Stage, ...] = ()) -> Traced:
+def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -> Traced:
+    stages, shortcuts = msgspec.convert((fields.get("stages", ()), fields.get("shortcuts", ())), tuple[tuple[Stage, ...], tuple[str, ...]])
     members = msgspec.convert(fields["members"], tuple[tuple[str, int], ...])
     places = msgspec.convert(fields["places"], tuple[Site, ...])
     granularity, points = msgspec.convert((fields["granularity"], fields["points"]), tuple[int, int])
     maker = make or _maker(fields)
     widths = {"granularity": granularity, "points": points, "members": members, "places": places}
-    return Traced(**_facts(fields), **widths, named_stages=stages, make=maker)
+    return Traced(**_facts(fields), **widths, named_stages=stages, shortcuts=shortcuts, make=maker)
 
 
 def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
@@ -117,7 +121,7 @@ def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
             return own.maker(name)()
         if not spaces.is_named_widths(name):
             raise SearchError(f"architecture {name!r} is of a module of your own: give it, as in architecture.build(module)")
-        return spaces.get(name.removesuffix(spaces.WIDTHS), classes=fields["classes"], resolution=height).module()
+        return spaces.get(name.partition("/")[0], classes=fields["classes"], resolution=height).module()
 
     return module
 

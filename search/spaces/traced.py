@@ -15,7 +15,7 @@ from search import ops
 from search.errors import SearchError
 from search.ops import Counts, Geometry
 from search.space import Choice
-from search.spaces.prunable import Prunable, Site, Span, Stage, StageBlock, Widths
+from search.spaces.prunable import Condition, Prunable, Site, Span, Stage, StageBlock, Widths
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,9 @@ class Traced(Prunable):
     points: int = 6
     """widths that a layer is measured at on each of its axes, at most"""
     named_stages: tuple[Stage, ...] = ()
+    shortcuts: tuple[str, ...] = ()
+    """modules that hand on what they read, or are a 1x1 convolution with a norm where a network has another width behind the sum than in
+    front of it: those of the sites that join, in their order"""
     make: "Callable[[], nn.Module]" = field(compare=False, repr=False)
     """makes the network in its training form"""
 
@@ -57,9 +60,52 @@ class Traced(Prunable):
 
     def at_depths(self, depths: Mapping[str, int]) -> "Traced":
         """The space of the widths of its networks of these depths."""
-        away = {site for block in self.skipped(depths) for site in block.sites}
-        places = tuple(place for index, place in enumerate(self.places) if index not in away)
-        return dataclasses.replace(self, places=places, named_stages=())
+        return dataclasses.replace(self, places=tuple(self.sites_at(depths)), named_stages=())
+
+    @property
+    def free(self) -> bool:
+        """Whether the widths on both sides of a shortcut may differ."""
+        return bool(self.shortcuts)
+
+    def inside(self, blocks: Sequence[StageBlock]) -> set[int]:
+        """Groups that no site outside of these blocks reads or makes; where widths are free, those that the blocks make."""
+        return {group for block in blocks for group in self.outputs(block)} if self.free else super().inside(blocks)
+
+    def sites_at(self, depths: Mapping[str, int]) -> list[Site]:
+        """The sites of its networks of these depths; where widths are free, what follows a stage reads what its last block makes."""
+        found = super().sites_at(depths)
+        for stage in self.stages if self.free else ():
+            found = [_reading(site, *self._ends(stage, depths.get(stage.name, len(stage.blocks)))) for site in found]
+        return found
+
+    def conditional_sites(self) -> list[tuple[Site, Condition | None]]:
+        """Every site of any of its networks; where widths are free, what follows a stage once for each of its depths."""
+        found = super().conditional_sites()
+        for stage in self.stages if self.free else ():
+            ends = [self._ends(stage, depth) for depth in range(1, len(stage.blocks) + 1)]
+            readers = {site for site, _ in found if ends[-1][0] in dict(site.spans[0].terms)}
+            found = [
+                (_reading(site, *end), (stage.name, (depth,))) if site in readers else (site, condition)
+                for site, condition in found
+                for depth, end in enumerate(ends if site in readers else ends[-1:], 1)
+            ]
+        return found
+
+    def _ends(self, stage: Stage, depth: int) -> tuple[int, int]:
+        """The groups that a stage makes at its full depth and at another one."""
+        return self.outputs(stage.blocks[-1])[-1], self.outputs(stage.blocks[depth - 1])[-1]
+
+    def join(self, network: "nn.Module", choice: Choice | None) -> None:
+        """Put in the shortcuts of a choice that are convolutions, in place; without a choice all that can be."""
+        from search import blocks
+
+        widths = None if choice is None else self.widths(choice)
+        away = {site for block in self.skipped(choice.depths if choice else {}) for site in block.sites}
+        joins = [index for index, site in enumerate(self.places) if site.joins]
+        for name, index in zip(self.shortcuts, joins, strict=True):
+            site = self.places[index]
+            if index not in away and (widths is None or site.at(widths)):
+                network.set_submodule(name, blocks.trained(site.spec))
 
     def sites(self) -> list[Site]:
         """The layers in the order in which they run."""
@@ -96,7 +142,9 @@ class Traced(Prunable):
     def record(self) -> dict[str, Any]:
         """Its fields but the module."""
         facts = {name: getattr(self, name) for name in ("name", "input_shape", "classes", "granularity", "points", "members", "places")}
-        kind = {"kind": "staged", "stages": self.stages} if self.stages else {"kind": "traced"}
+        kind: dict[str, Any] = {"kind": "staged", "stages": self.stages} if self.stages else {"kind": "traced"}
+        if self.free:
+            kind = {"kind": "free", "stages": self.stages, "shortcuts": self.shortcuts}
         return msgspec.json.decode(msgspec.json.encode({**kind, **facts}))
 
     def width_choices(self, index: int) -> Widths:
@@ -166,6 +214,7 @@ def traced(
     granularity: int = 8,
     points: int = 6,
     stages: Mapping[str, Sequence[str]] | None = None,
+    shortcuts: Sequence[str] = (),
 ) -> Traced:
     """As `of_module`, of a network that is made anew each time.
 
@@ -176,6 +225,8 @@ def traced(
         granularity: channels between two widths that can ship.
         points: widths that a layer is measured at on each of its axes, at most.
         stages: for each stage the names of its blocks in the network, in order, see `Stage`; their depths are open.
+        shortcuts: names of 1x1 convolutions with a norm, in order, in whose place networks of equal widths hand on what they read; the
+            space's `make` is then to be one of the network of identities.
 
     Raises:
         SearchError: as `of_module`; or a stage cannot lose one of its blocks, which is named.
@@ -210,7 +261,8 @@ def traced(
         layer = flow.layer_name(node)
         (source,) = flow.network.reads(node)
         spec = _spec(layer, fused.get_submodule(layer), shape(source), _activation(node))
-        places.append(Site(spec=spec, spans=(span(into), span(out))[: len(spec.widths)]))
+        joins = any(layer.startswith(f"{shortcut}.") for shortcut in shortcuts)
+        places.append(Site(spec=spec, spans=(span(into), span(out))[: len(spec.widths)], joins=joins))
         layers.append(layer)
     (output,) = map(shape, flow.network.outputs[:1])
     _require_blocks(model, example, stages or {})
@@ -226,9 +278,11 @@ def traced(
             Stage(name=stage, blocks=tuple(StageBlock(module=block, sites=_within(block, layers)) for block in blocks))
             for stage, blocks in (stages or {}).items()
         ),
+        shortcuts=tuple(shortcuts),
         make=make,
     )
-    _require_channels(space)
+    if not space.free:
+        _require_channels(space)
     return space
 
 
@@ -279,6 +333,13 @@ def _require_channels(space: Traced) -> None:
             made = {group for _, *out in spans for span in out for group, _ in span.terms}
             if not read <= made:
                 raise SearchError(f"stage {stage.name} cannot lose block {block.module}: the network has other channels without it")
+
+
+def _reading(site: Site, old: int, new: int) -> Site:
+    """A site that reads another group in the place of one."""
+    into, *out = site.spans
+    terms = tuple((new if group == old else group, times) for group, times in into.terms)
+    return msgspec.structs.replace(site, spans=(msgspec.structs.replace(into, terms=terms), *out))
 
 
 def _within(module: str, layers: Sequence[str]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from search.methods.slimming import Slimming
 from search.methods.table import Table
 from search.methods.uniform import Uniform
 from search.space import Choice, Space
-from search.spaces import Chain, Layer, Layered, MultiBlock, Prunable, StochasticLayer, Traced, of_module, traced
+from search.spaces import Chain, Fixed, Layer, Layered, MultiBlock, Prunable, StochasticLayer, Traced, free_widths, of_module, traced
 
 
 def block_us(spec: BlockSpec, tread: int = 16) -> float:
@@ -174,6 +174,21 @@ def make_staged() -> Traced:
 @pytest.fixture(scope="session")
 def staged() -> Traced:
     return make_staged()
+
+
+def residual_network() -> Fixed:
+    """Three residual blocks of one shape, two of another, and a classifier."""
+    sequence = [ops.conv((3, 8, 8), 16)]
+    for stride in (1, 1, 1, 2, 1):
+        sequence.append(ops.residual(ops.output_shape(sequence[-1]), 16, hidden=16, stride=stride))
+    sequence.append(ops.head(ops.output_shape(sequence[-1]), 2))
+    return Fixed(name="residual", input_shape=(3, 8, 8), classes=2, sequence=tuple(sequence))
+
+
+@pytest.fixture(scope="session")
+def free() -> Traced:
+    """Its widths, each layer's free, and its depths."""
+    return free_widths(residual_network(), granularity=4)
 
 
 class Shortcut(nn.Module):

@@ -201,3 +201,21 @@ def test_noise_is_of_torchs_global_state(staged):
         outputs.append(network(X))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
+
+
+def test_depths_whose_blocks_draw_widths_of_their_own_are_interpolated_to_the_widest(free):
+    """Eq. 5: each output to as many channels as the widest of them has."""
+    torch.manual_seed(0)
+    named = {"1.shortcut.conv": ("1.body.second.conv", (4, 16)), "2.shortcut.conv": ("2.body.second.conv", (8, 16))}
+    widths = [WidthPart(name, 16, (layer,), options) for name, (layer, options) in named.items()]
+    stage = DepthPart("stage1", ("1", "2", "3"), (1, 2), ("1.shortcut.conv", "2.shortcut.conv", ""))
+    network = SizedNetwork(free.module(), widths, [stage], X, Sampling(count=1)).train()
+    with torch.no_grad():
+        for sizes in network.widths:
+            sizes.logits[0] = 1e3  # 4 and 8 channels
+    network(X)
+    last = network.network.get_submodule("3")
+    assert last.mixed[0] == (1, 2)
+    assert last.aligned.keys() == {1}
+    torch.testing.assert_close(last.aligned[1][:8, :4], interpolation(4, 8))
+    assert last.aligned[1].sum() == 8

@@ -120,6 +120,33 @@ def test_any_space_of_widths_is_searched_without_a_table_too(name, request, stri
     assert not finished.result.shipped.choice.depths
 
 
+def test_layers_that_are_added_up_get_widths_of_their_own(free, stripes, tmp_path):
+    """Under a latency budget; what ships has the convolutions that the sums need."""
+    table = make_table(free, tread=2)
+    method = make_tas(free, stripes, table=table, search_epochs=5)
+    *_, finished = session.run(method, tmp_path / "run")
+    choice, budget_us = finished.architecture.choice, method.task.budget.amount
+    assert 0.8 * budget_us < table.predict(free.network(choice)).us <= table.predict(free.network(choice)).high_us <= budget_us
+    assert finished.architecture.origin(free.make()).network(choice) == free.network(choice)
+    joined = {f"{block}.shortcut.conv.weight" for block in (1, 2, 3, 5)} & read_tensors(tmp_path / "run" / "weights.safetensors")[0].keys()
+    runs = [block for block in free.network(choice) if block.op == "conv" and (block.attr("kernel"), block.attr("stride")) == (1, 1)]
+    assert len(joined) == len(runs)
+    assert joined  # not all widths are equal
+    assert page_of(tmp_path / "run").body
+
+
+def test_the_expected_cost_of_free_widths_and_depths_is_the_mean_over_drawn_networks(free, stripes):
+    """What follows a stage reads the width that its last block has drawn, and shortcuts cost where their widths differ."""
+    method = make_tas(free, stripes)
+    network, draw = sized(method), torch.Generator().manual_seed(0)
+    drawn = []
+    for _ in range(1_000):
+        sizes = {part.name: part.options[int(torch.randint(4, (), generator=draw))] for part, _ in network.width_sizes()}
+        depths = {stage.name: int(torch.randint(1, len(stage.blocks) + 1, (), generator=draw)) for stage, _ in network.depth_sizes()}
+        drawn.append(method.cost_of(free.choice([sizes[name] for name, _ in free.groups], depths)))
+    assert float(method.expected(network).detach()) == pytest.approx(sum(drawn) / len(drawn), rel=0.03)
+
+
 # Sizes
 
 
@@ -380,6 +407,7 @@ def test_the_paper_derives_the_most_probable_sizes_whatever_they_cost(staged, st
         ),
         ("tiny", 0.9, {"searched": "depths"}, r"^--searched depths: no stage of tiny can lose a block; give --searched widths, or a space"),
         ("tiny", 0.9, {"searched": "both"}, r"^--searched both: no stage of tiny can lose a block"),
+        ("free", 0.01, {}, r"cannot be met: the smallest network of residual/free-widths has [0-9,]+ MACs"),
         ("staged", 0.6, {"samples": 5}, r"^--samples 5 is above the number of options of layer 0.conv, 4 \(4, 8, 12, 16\)$"),
         ("staged", 0.6, {"tolerance": 0.0}, r"^--tolerance must be above 0 and finite, found 0.0$"),
         ("staged", 0.6, {"samples": 0}, r"^--samples must be from 1 to"),
