@@ -25,7 +25,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -228,21 +228,24 @@ def figure3(data: Classification, work: Path, seed: int) -> dict:
 class Watched(Tas):
     """Keeps what the trained network of all sizes loses at each of its depths, at full width; on images of the distributions."""
 
-    losses: Mapping[str, float]
+    losses: Mapping[tuple[int, ...], float]
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """As ever; the network goes on as it was."""
         if isinstance(network, SizedNetwork) and epoch.index + 1 == epoch.phase.epochs:
-            data, generators = self.task.data, (torch.Generator().manual_seed(seed) for seed in (self.settings.seed, 1))
-            _, others = random_parts(len(data.train), (0.5, 0.5), next(generators))
-            batches = list(itertools.islice(data.training_batches(500, next(generators), others), 4))
-            chosen = copy.deepcopy(network)
-            self.losses = {", ".join(map(str, depths)): _loss(chosen, depths, batches) for depths in itertools.product((1, 2, 3), repeat=3)}
+            batches, chosen = list(itertools.islice(_others(self.task.data, self.settings.seed), 4)), copy.deepcopy(network)
+            self.losses = {depths: _loss(chosen, depths, batches) for depths in itertools.product((1, 2, 3), repeat=3)}
         return super().ended(epoch, network)
 
 
+def _others(data: Dataset, seed: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """The images that the distributions of a search are trained on."""
+    _, others = random_parts(len(data.train), (0.5, 0.5), torch.Generator().manual_seed(seed))
+    return data.training_batches(500, torch.Generator().manual_seed(1), others)
+
+
 @torch.no_grad()
-def _loss(network: SizedNetwork, depths: Sequence[int], batches: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> float:
+def _loss(network: SizedNetwork, depths: Sequence[int], batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> float:
     """Cross-entropy of the network of these depths and of full width, with norms by the statistics of each batch."""
     for sizes, size in zip(network.sizes(), [*(part.full for part in network.parts), *depths], strict=True):
         sizes.logits.zero_()
@@ -258,18 +261,27 @@ def depths(data: Dataset, work: Path, seed: int) -> dict:
     given = {"cost_weight": 0.0, "entropy": 0.0, "derive": "argmax"}
     method = Watched(settings_of("small", seed, data, **given), task_of("small", data, Budget(macs=space.macs()), None))
     _, history = searched(method, work / f"depths-{seed}", baseline)
-    last, names = history[-1].figures, list(space.full_depths())
-    shares = {name: [last[f"p.{name}.{depth}"] for depth in (1, 2, 3)] for name in names}
-    rows, others = random_parts(len(data.train), (0.5, 0.5), torch.Generator().manual_seed(seed))
+    names, losses = list(space.full_depths()), method.losses
+    rows, _ = random_parts(len(data.train), (0.5, 0.5), torch.Generator().manual_seed(seed))
     alone = {}
     for depth in (1, 2, 3):
         torch.manual_seed(seed)
         network = space.module(space.choice(space.full_widths(), dict.fromkeys(names, depth)))
         _train(network, data, rows, seed, EPOCHS["small"][1])
         with torch.no_grad():
-            batches = data.training_batches(500, torch.Generator().manual_seed(1), others)
-            alone[str(depth)] = statistics.mean(F.cross_entropy(network(images), labels).item() for images, labels in batches)
-    return {"shares": shares, "losses": dict(method.losses), "alone": alone}
+            alone[str(depth)] = statistics.mean(F.cross_entropy(network(x), labels).item() for x, labels in _others(data, seed))
+    return {
+        "seed": seed,
+        "shares": {name: [history[-1].figures[f"p.{name}.{depth}"] for depth in (1, 2, 3)] for name in names},
+        "losses": {
+            name: [statistics.mean(loss for at, loss in losses.items() if at[stage] == depth) for depth in (1, 2, 3)]
+            for stage, name in enumerate(names)
+        },
+        "best": min(losses, key=lambda at: losses[at]),
+        "whole": losses[3, 3, 3],
+        "least": losses[1, 1, 1],
+        "alone": alone,
+    }
 
 
 # Table 1
@@ -454,26 +466,22 @@ def _figure_lines(rows: Mapping[str, dict]) -> Iterator[str]:
         yield f"| {way} | {len(each)} | {means} | {statistics.mean(row['gap'][-1] for row in each):.3f} |"
 
 
-def _depth_lines(rows: Mapping[str, dict]) -> Iterator[str]:
+def _depth_lines(found: dict) -> Iterator[str]:
     yield "\n## Without a constraint: depths\n"
     yield (
-        "At the end of a search without a constraint (sampled, interpolated): probability of each depth of a stage, and cross-entropy of its "
-        "trained network with that depth, at full width, the mean over the depths of the other stages.\n"
+        "At the end of a search without a constraint (sampled, interpolated): probability of each depth of a stage, and cross-entropy of the "
+        "trained network of all sizes with that depth, at full width on images of the distributions, the mean over the depths of the other "
+        f"stages. Seed {found['seed']}.\n"
     )
-    yield "| seed | stage | probability of 1, 2, 3 blocks | loss with 1 | 2 | 3 |"
-    yield "|---|---|---|---|---|---|"
-    for seed, row in rows.items():
-        for index, (stage, shares) in enumerate(row["shares"].items()):
-            each = [[loss for depths, loss in row["losses"].items() if depths.split(", ")[index] == str(depth)] for depth in (1, 2, 3)]
-            losses = " | ".join(f"{statistics.mean(found):.3f}" for found in each)
-            yield f"| {seed} | {stage} | {', '.join(f'{share:.2f}' for share in shares)} | {losses} |"
-    for seed, row in rows.items():
-        best, whole = min(row["losses"], key=lambda depths: row["losses"][depths]), row["losses"]["3, 3, 3"]
-        alone = ", ".join(f"{loss:.3f}" for loss in row["alone"].values())
-        yield (
-            f"\nSeed {seed}: the lowest loss is that of the depths {best}, {row['losses'][best]:.3f}; with all blocks it is {whole:.3f}. Networks of "
-            f"1, 2 and 3 blocks in every stage, trained alone for as many epochs on the same half of the images: {alone}."
-        )
+    yield "| stage | probability of 1 block | 2 | 3 | loss with 1 block | 2 | 3 |"
+    yield "|---|---|---|---|---|---|---|"
+    for stage, shares in found["shares"].items():
+        yield f"| {stage} | {' | '.join(f'{share:.2f}' for share in shares)} | {' | '.join(f'{loss:.3f}' for loss in found['losses'][stage])} |"
+    yield (
+        f"\nThe lowest loss of all is with {found['best'][0]}, {found['best'][1]} and {found['best'][2]} blocks; with all blocks it is "
+        f"{found['whole']:.3f}, with one in every stage {found['least']:.3f}. Networks of 1, 2 and 3 blocks in every stage, trained alone for as "
+        f"many epochs on the half of the images that the search's weights see: {', '.join(f'{loss:.3f}' for loss in found['alone'].values())}."
+    )
 
 
 def _search_lines(name: str, rows: Mapping[str, dict], times: Mapping[str, float]) -> Iterator[str]:
@@ -620,11 +628,11 @@ def main() -> None:
     for part in options.parts:
         if part == "steps":
             keep(part, partial(steps, data))
-        for seed in options.seeds if part in ("figure3", "depths", "quarter", "full", "macs", "latency") else ():
+        if part == "depths":
+            keep(part, partial(depths, halved[0], options.work, 0))
+        for seed in options.seeds if part in ("figure3", "quarter", "full", "macs", "latency") else ():
             if part == "figure3":
                 keep(f"figure3-{seed}", partial(figure3, halved[0], options.work, seed))
-            elif part == "depths":
-                keep(f"depths-{seed}", partial(depths, halved[0], options.work, seed))
             elif part in ("macs", "latency"):
                 table = LatencyTable.load(tables["small"])
                 keep(f"{part}-{seed}", partial(nine, part, *halved, table, options.work, seed, keep))
@@ -653,11 +661,11 @@ def kept(work: Path, seeds: Sequence[int]) -> dict:
         path = work / f"{name}.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    found: dict = {name: read(name) for name in ("steps", "measured")}
-    found |= {name: {str(seed): read(f"{name}-{seed}") for seed in seeds} for name in ("figure3", "depths", "macs", "latency")}
+    found: dict = {name: read(name) for name in ("steps", "depths", "measured")}
+    found |= {name: {str(seed): read(f"{name}-{seed}") for seed in seeds} for name in ("figure3", "macs", "latency")}
     for part in ("quarter", "full"):
         found[part] = {f"{fraction:g}, {seed}": read(f"{part}-{fraction:g}-{seed}-found") for fraction in TARGETS for seed in seeds}
-    for name in ("figure3", "depths", "macs", "latency", "quarter", "full"):
+    for name in ("figure3", "macs", "latency", "quarter", "full"):
         found[name] = {key: row for key, row in found[name].items() if row}
     return {name: rows for name, rows in found.items() if rows}
 
