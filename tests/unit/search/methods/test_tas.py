@@ -125,7 +125,7 @@ def test_layers_that_are_added_up_get_widths_of_their_own(free, stripes, tmp_pat
     table = make_table(free, tread=2)
     method = make_tas(free, stripes, table=table, search_epochs=5)
     *_, finished = session.run(method, tmp_path / "run")
-    choice, budget_us = finished.architecture.choice, method.task.budget.amount
+    choice, budget_us = finished.architecture.choice, method.problem.budget.amount
     assert 0.8 * budget_us < table.predict(free.network(choice)).us <= table.predict(free.network(choice)).high_us <= budget_us
     assert finished.architecture.origin(free.make()).network(choice) == free.network(choice)
     joined = {f"{block}.shortcut.conv.weight" for block in (1, 2, 3, 5)} & read_tensors(tmp_path / "run" / "weights.safetensors")[0].keys()
@@ -274,7 +274,7 @@ def test_at_last_distributions_are_driven_to_the_network_within_the_budget_that_
     assert method.controller.weight > 1
     parts_of(method, network, 5)
     wanted, weight = method.derived(network), method.controller.weight
-    assert method.cost_of(method.most_probable(network)) > method.task.target >= method.cost_of(wanted)
+    assert method.cost_of(method.most_probable(network)) > method.problem.target >= method.cost_of(wanted)
     even = torch.tensor(4.0).log() * len(wanted.widths) + torch.tensor(3.0).log()
     assert method.penalty_of(network, 0.7).item() == pytest.approx(even.item())
     optimizer = torch.optim.Adam(network.logits(), lr=0.2)

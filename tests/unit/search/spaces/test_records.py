@@ -40,7 +40,7 @@ def test_a_record_without_its_layers_says_so():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "maze"}, r"^the record of a space has the kind 'maze': known are cells, chain, fixed, layered, staged, traced"),
+        ({"kind": "maze"}, r"^the record of a space has the kind 'maze': known are cells, chain, fixed, free, layered, staged, traced"),
         ({"classes": "two"}, r"^the record of a space of the kind chain is damaged: Expected `int`, got `str` - at `\$.classes`"),
         ({"colour": "red"}, r"^the record of a space of the kind chain is damaged: field colour is not what it is written as$"),
     ],
