@@ -653,7 +653,7 @@ def _budget_lines(rows: dict[str, dict], times: dict[str, float]) -> Iterator[st
     yield (
         f"Shares of the largest network's latency. {SHORT_IMAGES:,} images of CIFAR-10 at 16x16; {SHORT['warmup_epochs']} epochs of a shared "
         f"warm-up, {SHORT['search_epochs']} of search; every network is trained for {SHORT['train_epochs']}. Accuracy on 10,000 test images, mean and 95 % interval "
-        "(Student's t); latency measured in turns. Random networks are drawn between nine tenths of the budget and all of it; uniform ones "
+        f"(Student's t){'; latency measured in turns' if times else ''}. Random networks are drawn between nine tenths of the budget and all of it; uniform ones "
         "have one kind of block, the cheapest with which the budget binds, at one expansion, and skip no layer.\n"
     )
     yield "| budget | networks | number | accuracy | measured | predicted | layers |"
