@@ -195,7 +195,7 @@ def cell(found: dict[str, Any]) -> str:
 def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [
         f"torch {torch.__version__}, timm 1.0.31, torch-pruning 1.6.1; fused networks, in float64, one thread, half of each group masked; "
-        "then further masks. The last column: channels that we can remove, of those that torch-pruning can.",
+        "then further masks. The last column: channels that we can remove, of those that torch-pruning can. - is of a run that did not ask.",
         "",
         "| network | channels, free | parameters | ours: left (difference) | more masks (worst) | graphs | read, squeeze, CPU-s | "
         "torch-pruning: left (difference) | ours of theirs |",
