@@ -558,6 +558,13 @@ def report(found: dict, about: str) -> str:
     """As Markdown, of what is there."""
     times = found.get("measured", {})
     lines = ["# What TAS finds\n", f"{about}\n", *_verdicts(found), "\n![searches over their steps](tas.png)"]
+    if missing := ["latency"] * ("latency" not in found) + [
+        f"{name} width at {target:g} of the latency"
+        for name in ("quarter", "full")
+        for target in TARGETS
+        if not any(key.startswith(f"{target:g},") for key in found.get(name, ()))
+    ]:
+        lines.append(f"\nNot run: {'; '.join(missing)}.")
     if "steps" in found:
         lines += _step_lines(found["steps"])
     if found.get("figure3"):
