@@ -12,7 +12,7 @@ from search.space import Choice, Space
 from search.spaces import Chain, Fixed, Layer, Layered, Prunable
 
 if TYPE_CHECKING:
-    from search.own_loop import masked
+    from search.own_loop import masked, pruned
     from search.task import Metric, Task
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Task",
     "load_architecture",
     "masked",
+    "pruned",
     "spaces",
 ]
 
@@ -38,4 +39,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from search import own_loop, task
 
-    return getattr(own_loop if name == "masked" else task, name)
+    return getattr(own_loop if name in ("masked", "pruned") else task, name)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from reparam import ChannelGroup, ChannelMask, channel_groups, fold_norms, insert_masks
 from search.errors import SearchError
@@ -117,7 +118,7 @@ def freeze(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str
         masks.add_module(name, _mask(kept[group.name]))
 
 
-def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> None:
+def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> tuple[RemovableHandle, ...]:
     """Keep the weights of channels that are gone, and their momentum, as they are until the channels come back.
 
     A mask cuts the gradient of all that makes a channel and of all that reads it to exactly 0, but weight decay and momentum would still
@@ -127,6 +128,9 @@ def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> None:
     Args:
         optimizer: of the weights; every slot that has the shape of its weight is kept too.
         weights: those concerned, without the indicators.
+
+    Returns:
+        Handles of the optimizer's hooks, which end it.
     """
     weights = list(weights)
     before: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
@@ -142,8 +146,7 @@ def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> None:
             for name, value in _values(optimizer, weight).items():
                 value.data.copy_(torch.where(gone, values.get(name, torch.zeros_like(value)), value.detach()))
 
-    optimizer.register_step_pre_hook(remember)
-    optimizer.register_step_post_hook(put_back)
+    return optimizer.register_step_pre_hook(remember), optimizer.register_step_post_hook(put_back)
 
 
 def _values(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:

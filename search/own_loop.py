@@ -1,11 +1,12 @@
-"""Pruning-as-Search in a training loop of one's own: `with masked(network, example, budget, table) as state: ...`.
+"""Pruning in a training loop of one's own: `with masked(network, example, budget, table) as state: ...` while it trains, `pruned` at once.
 
 The loop keeps its optimizer, its data and its loss; what it adds is the penalty to the loss, and a step behind that of its optimizer. All
 that decides is that of `search.methods.pas`.
 """
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -13,15 +14,16 @@ from torch.optim import SGD, Optimizer
 
 from deploy.metric import Metric
 from latency import Latency, LatencyTable
-from reparam import squeeze
+from reparam import ChannelGroup, squeeze
 from reparam.masking import lift, place, placed
-from search import masks
+from search import masks, methods
 from search.budget import Budget
 from search.errors import SearchError
 from search.masks import Keep
 from search.method import Problem
 from search.methods.pas import Pas, bound, indicators
-from search.methods.settings import PasSettings
+from search.methods.pruning import Pruning
+from search.methods.settings import MagnitudeSettings, PasSettings, UniformSettings
 from search.space import Choice, Space
 from search.spaces import of_module
 from search.task import Statistics, Task
@@ -67,13 +69,14 @@ def masked(
         ReparamError: the network cannot be read; the node is named.
     """
     state = MaskedSearch(network, example, budget, table, settings or PasSettings())
-    if optimizer is not None:
-        masks.hold_gone(optimizer, list(network.parameters()))
+    held = masks.hold_gone(optimizer, network.parameters()) if optimizer else ()
     try:
         yield state
         state.decide()
     finally:
         state.close()
+        for handle in held:
+            handle.remove()
 
 
 @final
@@ -86,10 +89,10 @@ class MaskedSearch:
     """
 
     def __init__(self, network: nn.Module, example: Tensor, budget: Budget, table: LatencyTable | None, settings: PasSettings) -> None:
-        self.space: Space = of_module(network, example, name="network")
+        whole, self._example = copy.deepcopy(network).cpu(), example[:1].cpu()
+        self.space: Space = of_module(whole, self._example, name="network")
         self._method = Pas(settings, Problem(space=self.space, task=_OwnLoop(), table=table, budget=budget))
-        self._network, self._example = network, example[:1]
-        searched = self._method.searched(network)
+        self._network, searched = network, self._method.searched(whole)
         for name, module in searched.named_modules():
             for hook in placed(module):
                 place(network.get_submodule(name), hook)
@@ -139,11 +142,45 @@ class MaskedSearch:
         """
         if self._kept is None:
             raise SearchError("the search is not over: ask for the squeezed network behind the `with` block")
-        device = next(self._network.parameters()).device
-        whole = masks.mask(self._network, self._example.to(device), self._method.groups, self._kept)
-        return squeeze(whole.cpu(), self._example.cpu()).to(device).train(self._network.training)
+        return _squeezed(self._network, self._example, self._method.groups, self._kept)
 
 
+def pruned(
+    network: nn.Module,
+    example: Tensor,
+    budget: Budget,
+    table: LatencyTable | None = None,
+    *,
+    settings: UniformSettings | MagnitudeSettings | None = None,
+) -> nn.Module:
+    """A smaller network at once, without a search: what a learned one has to beat.
+
+    Args:
+        network: trained; it stays as it was.
+        example: see `masked`, as the next two.
+        budget: what the network may take.
+        table: of the network's layers.
+        settings: of the method: the same share of every group's channels, which is the default, or those of the largest filters.
+
+    Raises:
+        SearchError: nothing can be pruned, or no network is within the budget.
+        CoverageError: the table is of other layers.
+        ReparamError: the network cannot be read or squeezed; the node is named.
+    """
+    whole, example = copy.deepcopy(network).cpu().eval(), example[:1].cpu()
+    problem = Problem(space=of_module(whole, example, name="network"), task=_OwnLoop(), table=table, budget=budget)
+    method: Pruning[Any] = methods.method(settings or UniformSettings(), problem)  # pyright: ignore[reportAssignmentType]
+    return _squeezed(network, example, method.groups, method.decided(whole))
+
+
+def _squeezed(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> nn.Module:
+    """A network without the channels that do not stay, on its device and in its mode."""
+    device = next(network.parameters()).device
+    whole = masks.mask(copy.deepcopy(network).cpu(), example, groups, {name: keep.cpu() for name, keep in kept.items()})
+    return squeeze(whole, example).to(device).train(network.training)
+
+
+@final
 class _OwnLoop(Task):
     """What the loop trains for, which it alone knows."""
 

@@ -51,7 +51,7 @@ def make_table(space: Space, networks: Sequence[Choice] | None = None, *, tread:
     networks = networks or [space.choice([options[k % len(options)] for options in _choices(space)]) for k in range(8)]
     rows = [_row("block", spec.key, block_us(spec, tread)) for spec in space.blocks()]
     rows += [
-        _row("network", f"network-{index}", network_us(blocks, tread), tuple(spec.key for spec in blocks))
+        _row("network", f"network-{index:016x}", network_us(blocks, tread), tuple(spec.key for spec in blocks))
         for index, blocks in enumerate(map(space.network, networks))
     ]
     return LatencyTable(header, rows, sha256="5" * 64)

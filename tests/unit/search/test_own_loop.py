@@ -67,3 +67,11 @@ def test_the_squeezed_network_is_refused_before_the_search_is_over_and_masks_go_
             state.squeezed()
         raise KeyError
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_network_is_pruned_at_once_by_the_same_share_of_every_group(shortcut, shortcut_space):
+    example, budget = torch.zeros(1, 3, 8, 8), Budget(macs=0.5 * shortcut_space.macs())
+    small = search.pruned(shortcut, example, budget)
+    widths = [module.out_channels for module in small.modules() if isinstance(module, nn.Conv2d)]
+    assert widths == [24] * 4
+    assert count(small, example).macs <= budget.amount < count(shortcut, example).macs

@@ -1,0 +1,200 @@
+"""A detector, pruned in a training loop of its own, which keeps its optimizer, data and loss: `search.masked` adds a penalty."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import steps
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import deploy
+import search
+from deploy.metric import Figure, Metric, Quality
+from deploy.samples import Samples, Tensors
+from latency import LatencyTable
+from latency.protocol import FAST
+from search.budget import Budget
+from search.own_loop import MaskedSearch
+
+SIDE, CELL = 64, 8
+"""Pixels along a side of an image, and of a cell that says whether the centre of a box is in it."""
+GRID = SIDE // CELL
+
+Box = tuple[float, float, float, float]
+"""Its centre, width and height in pixels."""
+Boxes = list[list[Box]]
+"""Of each image those in it."""
+
+
+def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    """A convolution with its norm and activation."""
+    return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+
+
+class Detector(nn.Module):
+    """A body, a feature pyramid of two levels, and a head without anchors: of each cell a score, and where its box is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 16, 2), conv(16, 32, 2))
+        self.c3, self.c4 = nn.Sequential(conv(32, 64, 2), conv(64, 64)), nn.Sequential(conv(64, 128, 2), conv(128, 128))
+        self.lateral3, self.lateral4 = nn.Conv2d(64, 64, 1), nn.Conv2d(128, 64, 1)
+        self.head = nn.Sequential(conv(64, 64), nn.Conv2d(64, 5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images -> [images, 5, GRID, GRID]: logit of a box, its centre in the cell, and the logarithm of its size in cells."""
+        c3 = self.c3(self.stem(x))
+        p4 = self.lateral4(self.c4(c3))
+        return self.head(self.lateral3(c3) + F.interpolate(p4, scale_factor=2.0, mode="nearest"))
+
+
+def make() -> nn.Module:
+    """The network before pruning."""
+    return Detector()
+
+
+def drawn(count: int, seed: int) -> tuple[Tensor, Boxes]:
+    """Images of one to three bright boxes in noise, and the boxes."""
+    draw = np.random.default_rng(seed)
+    images, boxes = 0.3 * draw.standard_normal((count, 3, SIDE, SIDE)), list[list[Box]]()
+    for image in images:
+        found = []
+        for _ in range(draw.integers(1, 4)):
+            w, h = draw.integers(6, 24, 2)
+            x, y = draw.integers(0, SIDE - w), draw.integers(0, SIDE - h)
+            image[:, y : y + h, x : x + w] += draw.uniform(0.4, 1.0, (3, 1, 1))
+            found.append((x + w / 2, y + h / 2, float(w), float(h)))
+        boxes.append(found)
+    return torch.from_numpy(images.astype(np.float32)), boxes
+
+
+def targets_of(boxes: Boxes) -> Tensor:
+    """What the network should say of each cell [images, 5, GRID, GRID]."""
+    wanted = torch.zeros(len(boxes), 5, GRID, GRID)
+    for target, found in zip(wanted, boxes, strict=True):
+        for x, y, w, h in found:
+            target[:, int(y / CELL), int(x / CELL)] = torch.tensor([1, x / CELL % 1, y / CELL % 1, np.log(w / CELL), np.log(h / CELL)])
+    return wanted
+
+
+def loss_of(outputs: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of the scores, and the distance of boxes where there is one."""
+    there = wanted[:, :1]
+    return F.binary_cross_entropy_with_logits(outputs[:, :1], there, pos_weight=torch.tensor(4.0)) + (
+        there * (outputs[:, 1:] - wanted[:, 1:]).abs()
+    ).sum() / there.sum().clamp(min=1)
+
+
+def detections(output: Tensor) -> list[tuple[float, Box]]:
+    """Boxes of one image with their scores: those of cells that score higher than the cells around them."""
+    scores = torch.where(output[0] == F.max_pool2d(output[:1], 3, 1, 1)[0], output[0].sigmoid(), 0.0)
+    found = []
+    for place in scores.flatten().argsort(descending=True)[:8].tolist():
+        row, column = divmod(place, GRID)
+        score, (dx, dy), (w, h) = float(scores[row, column]), output[1:3, row, column].tolist(), output[3:, row, column].exp().tolist()
+        found.append((score, (CELL * (column + dx), CELL * (row + dy), CELL * w, CELL * h)))
+    return found
+
+
+def iou(one: Box, other: Box) -> float:
+    """Intersection over union."""
+    (x, y, w, h), (other_x, other_y, other_w, other_h) = one, other
+    across = min(x + w / 2, other_x + other_w / 2) - max(x - w / 2, other_x - other_w / 2)
+    down = min(y + h / 2, other_y + other_h / 2) - max(y - h / 2, other_y - other_h / 2)
+    inside = max(0.0, across) * max(0.0, down)
+    return inside / (w * h + other_w * other_h - inside)
+
+
+def average_precision(outputs: Tensor, boxes: Boxes) -> float:
+    """Area under precision over recall of all images together; a box is found where its IoU is at least 0.5."""
+    ranked, total = [], sum(map(len, boxes))
+    for output, wanted in zip(outputs, boxes, strict=True):
+        left = list(wanted)
+        for score, box in detections(output):
+            best = max(left, key=partial(iou, box), default=None)
+            hit = best is not None and iou(box, best) >= 0.5
+            if hit:
+                left.remove(best)
+            ranked.append((score, hit))
+    hits = np.cumsum([hit for _, hit in sorted(ranked, reverse=True)])
+    precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
+    return float(np.sum(precision * np.diff(hits, prepend=0)) / total)
+
+
+def quality_of(boxes: Boxes) -> Quality:
+    """Average precision, and its interval by a bootstrap over the images."""
+
+    def of(outputs: Tensors, samples: Samples) -> Figure:
+        (found,) = (torch.from_numpy(samples.joined(output)) for output in outputs.values())
+        draw = np.random.default_rng(0)
+        each = [draw.integers(0, len(boxes), len(boxes)) for _ in range(100)]
+        again = [average_precision(found[rows], [boxes[row] for row in rows]) for rows in each]
+        low, high = np.quantile(again, (0.025, 0.975)).tolist()
+        return Figure(value=average_precision(found, boxes), low=low, high=high)
+
+    return Quality(Metric(name="AP50", unit="%"), of)
+
+
+def train(network: nn.Module, images: Tensor, boxes: Boxes, epochs: int, *, decay: bool, state: MaskedSearch | None = None) -> None:
+    """The loop: Adam, and the penalty where a search is in progress.
+
+    Args:
+        network: changed in place.
+        images: of the training.
+        boxes: in them.
+        epochs: number of times that all are shown.
+        decay: whether the learning rate falls to 0, by half a cosine.
+        state: of the search.
+    """
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, weight_decay=1e-4)
+    wanted, each = targets_of(boxes), max(1, len(images) // 32)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * each)
+    network.train()
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images)).split(32)[:each]:
+            loss = loss_of(network(images[rows]), wanted[rows])
+            if state:
+                loss = loss + state.penalty()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if state:
+                state.step()
+            if decay:
+                schedule.step()
+
+
+def main() -> None:
+    """Find a network of 60 % of the latency, and compare it with uniform widths, trained as long."""
+    given = steps.options(epochs=(8, 6, 8))
+    torch.manual_seed(given.seed)
+    pretrain, searched, finetune = (1, 1, 1) if given.small else given.epochs
+    (images, boxes), (held_out, truth) = drawn(32 if given.small else 1000, 0), drawn(8 if given.small else 250, 1)
+    table = LatencyTable.load(steps.profile(given, f"{__file__}:make", f"3x{SIDE}x{SIDE}"))
+    network, example = make(), torch.zeros(1, 3, SIDE, SIDE)
+    train(network, images, boxes, pretrain, decay=True)
+    unpruned = copy.deepcopy(network)
+
+    budget = Budget(us=given.budget * table.predict(search.spaces.of_module(network, example, name="detector").network()).us)
+    with search.masked(network, example, budget, table) as state:
+        train(network, images, boxes, searched, decay=False, state=state)
+    uniform = search.pruned(unpruned, example, budget, table)
+    train(uniform, images, boxes, searched, decay=False)  # as long as the search
+    found = {"pas": state.squeezed(), "uniform": uniform}
+    for small in found.values():
+        train(small, images, boxes, finetune, decay=True)
+
+    ship = partial(deploy.export, target="onnxruntime", samples=held_out, quality=quality_of(truth), budget_ms=budget.amount / 1000)
+    shipped = {}
+    for name, small in list(found.items())[: 1 if given.small else None]:
+        print(f"$ export {name}", flush=True)
+        shipped[name] = ship(small, example, baseline=unpruned, out=given.out / f"{name}-bundle", protocol=FAST).manifest
+        steps.lathe("verify", given.out / f"{name}-bundle")
+    networks = {"unpruned": shipped["pas"].unpruned, **{name: manifest.shipped for name, manifest in shipped.items()}}
+    steps.show(given, shipped["pas"].metric, networks)
+
+
+if __name__ == "__main__":
+    main()
