@@ -18,9 +18,7 @@ def options(**defaults: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory of all that is made")
     parser.add_argument("--table", type=Path, help="a table of the network's layers, instead of measuring them")
-    parser.add_argument(
-        "--small", action="store_true", help="an epoch of a few samples, and one network shipped: seconds instead of minutes"
-    )
+    parser.add_argument("--small", action="store_true", help="an epoch of a few samples, and one network shipped: seconds, not minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=defaults.pop("budget", 0.6), help="share of the unpruned network's latency")
     return parser.parse_args(namespace=argparse.Namespace(**defaults))
