@@ -16,6 +16,7 @@ from search.architecture import Preprocessing
 from search.augment import Augmentation, Images, augment
 from search.distill import classification_loss
 from search.errors import SearchError
+from search.image_files import ImageFiles
 from search.methods.settings import Settings
 from search.space import Space
 from search.task import Batch, Loss, Rows, Statistics, Task
@@ -29,13 +30,18 @@ Scalar = Float[Tensor, ""]
 class Split(Struct, frozen=True, kw_only=True):
     """Images and their classes."""
 
-    images: Tensor
+    images: Tensor | ImageFiles
     """UInt8 [images, 3, height, width]"""
     labels: Tensor
     """Int64 [images]"""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, rows: Tensor) -> "Split":
+        """Some of them, by their indices or by a mask."""
+        images = self.images.part(rows) if isinstance(self.images, ImageFiles) else self.images[rows]
+        return Split(images=images, labels=self.labels[rows])
 
 
 @final
@@ -55,10 +61,11 @@ class Classification(Task):
     augmentation: Augmentation
 
     def sha256(self) -> str:
-        """Hash of every pixel and label of both parts."""
+        """Hash of every pixel and label of both parts; of images that are not kept in memory, of names and sizes of their files."""
         digest = hashlib.sha256()
         for split in (self.train, self.held_out):
-            digest.update(memoryview(split.images.numpy()))  # pyright: ignore[reportArgumentType]
+            images = split.images
+            digest.update(images.sha256() if isinstance(images, ImageFiles) else memoryview(images.numpy()))  # pyright: ignore[reportArgumentType]
             digest.update(memoryview(split.labels.numpy()))  # pyright: ignore[reportArgumentType]
         return digest.hexdigest()
 
@@ -75,6 +82,11 @@ class Classification(Task):
         if generator is not None:
             images = augment(images, self.augmentation, generator)
         return self.normalise(images), self.train.labels[rows]
+
+    def expect(self, rows: Rows) -> None:
+        """Let workers decode images that are not kept in memory."""
+        if isinstance(self.train.images, ImageFiles):
+            self.train.images.expect(rows)
 
     def held_out_batch(self, rows: Rows) -> Batch:
         """Held-out images as a network is shown them, and their labels."""
@@ -151,7 +163,8 @@ class Classification(Task):
 
         def only(split: Split) -> Split:
             places = torch.full((len(self.labels),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))[split.labels]
-            return Split(images=split.images[places >= 0], labels=places[places >= 0])
+            found = split.part(places >= 0)
+            return Split(images=found.images, labels=places[places >= 0])
 
         labels = tuple(self.labels[index] for index in classes)
         return replace(self, labels=labels, train=only(self.train), held_out=only(self.held_out))

@@ -1,9 +1,6 @@
-"""Images of classes in memory: scikit-learn's handwritten digits, or a folder of images a class."""
+"""Images of classes: scikit-learn's handwritten digits, or a folder of images a class."""
 
 import itertools
-import struct
-import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latency.errors import FileError, one_line
-from latency.files import open_regular
 from search.architecture import Preprocessing
 from search.augment import Augmentation
 from search.classification import Classification, Split
 from search.errors import SearchError
+from search.image_files import ImageFiles, decode
 
 HELD_OUT = 0.2
 """Share of every class that is held out where a data set has no test part of its own."""
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KNOWN = "digits or folder:PATH"
+IN_MEMORY_BYTES = 2**32
+"""Pixels of a folder that are kept in memory, at most."""
+FEW = 10_000
+"""Images that mean and deviation are taken of, where they are not kept."""
 
 
 def random_parts(count: int, shares: Sequence[float], generator: torch.Generator) -> list[Tensor]:
@@ -69,14 +69,14 @@ def digits(resolution: int = 32) -> Classification:
     grey = torch.from_numpy(bunch.images).to(torch.float32)[:, None] * (255 / 16)
     enlarged = torch.nn.functional.interpolate(grey, size=(resolution, resolution), mode="bilinear", align_corners=False)
     images = enlarged.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    train, held_out = _stratified(images, torch.from_numpy(bunch.target).to(torch.int64))
+    train, held_out = _stratified(Split(images=images, labels=torch.from_numpy(bunch.target).to(torch.int64)))
     return _dataset("digits", tuple("0123456789"), train, held_out, Augmentation(shift_px=resolution // 12, flip=False))
 
 
 def folder(path: Path, resolution: int) -> Classification:
     """Images in PATH/train/CLASS and PATH/test/CLASS, or in PATH/CLASS, of which a fifth of each class is then held out.
 
-    Every image is decoded once and kept as 8-bit RGB.
+    Images are decoded once and kept as 8-bit RGB; more than `IN_MEMORY_BYTES` of them stay on disk, and are decoded when they are shown.
 
     Raises:
         SearchError: no such folder, no images, fewer than two classes, parts with different classes, or a file that is no image.
@@ -93,23 +93,25 @@ def folder(path: Path, resolution: int) -> Classification:
             raise SearchError(
                 f"{path}/train and {path}/test must have the same classes; only one has {sorted(set(labels) ^ set(others))[0]!r}"
             )
-        return _dataset(name, labels, _decode(path / "train", labels, resolution), _decode(path / "test", labels, resolution), augmentation)
+        return _dataset(name, labels, _read(path / "train", labels, resolution), _read(path / "test", labels, resolution), augmentation)
     labels = _classes(path)
     for label in labels:
         if len(_image_files(path / label)) < 2:
             raise SearchError(f"{path / label} has only one image: a class needs at least 2, one of them is held out")
-    every = _decode(path, labels, resolution)
-    return _dataset(name, labels, *_stratified(every.images, every.labels), augmentation)
+    return _dataset(name, labels, *_stratified(_read(path, labels, resolution)), augmentation)
 
 
 def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, augmentation: Augmentation) -> Classification:
     # Classes mixed, always in the same way: a batch, or the first few images, then stand for all.
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
-    held_out = Split(images=held_out.images[order], labels=held_out.labels[order])
+    held_out = held_out.part(order)
+    images = train.images
+    if isinstance(images, ImageFiles):  # some stand for all
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:FEW]]
     # Channel by channel: all of a large set as floats would be four times its size.
-    channels = [train.images[:, index].to(torch.float32) / 255 for index in range(3)]
+    channels = [images[:, index].to(torch.float32) / 255 for index in range(3)]
     preprocessing = Preprocessing(
-        size=(train.images.shape[2], train.images.shape[3]),
+        size=(images.shape[2], images.shape[3]),
         mean=_triple([round(float(channel.mean()), 6) for channel in channels]),
         std=_triple([max(round(float(channel.std()), 6), 1e-3) for channel in channels]),
     )
@@ -121,15 +123,15 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _stratified(images: Tensor, labels: Tensor) -> tuple[Split, Split]:
+def _stratified(every: Split) -> tuple[Split, Split]:
     # The seed is fixed: runs with different seeds are compared on the same held-out images.
     generator = torch.Generator().manual_seed(0)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
-        rows = (labels == label).nonzero()[:, 0]
+    held_out = torch.zeros(len(every), dtype=torch.bool)
+    for label in every.labels.unique():
+        rows = (every.labels == label).nonzero()[:, 0]
         count = max(1, round(HELD_OUT * len(rows)))
         held_out[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
-    return Split(images=images[~held_out], labels=labels[~held_out]), Split(images=images[held_out], labels=labels[held_out])
+    return every.part(~held_out), every.part(held_out)
 
 
 def _classes(path: Path) -> tuple[str, ...]:
@@ -155,34 +157,13 @@ def _image_files(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
 
 
-_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX")
-"""What PIL turns to RGB as a viewer would: 16 bits would be cut off at 255, and CMYK needs a profile."""
-
-_OF_DECODERS = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, MemoryError, TypeError, struct.error, zlib.error)
-"""What PIL's decoders raise for damaged files."""
-
-
-def _decode(path: Path, labels: Sequence[str], resolution: int) -> Split:
-    from PIL import Image
-
+def _read(path: Path, labels: Sequence[str], resolution: int) -> Split:
+    """The images of a folder: in memory, unless they are too many."""
     files = [(file, index) for index, label in enumerate(labels) for file in _image_files(path / label)]
+    targets = torch.tensor([index for _, index in files], dtype=torch.int64)
+    if 3 * resolution**2 * len(files) > IN_MEMORY_BYTES:
+        return Split(images=ImageFiles([file for file, _ in files], resolution), labels=targets)
     images = np.empty((len(files), resolution, resolution, 3), dtype=np.uint8)
     for row, (file, _) in enumerate(files):
-        try:
-            with open_regular(file) as opened, warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
-                with Image.open(opened) as image:
-                    if image.mode not in _MODES:
-                        raise FileError(file, f"is of mode {image.mode}, which is not 8-bit RGB or grey")
-                    rgb = image.convert("RGB")
-        except FileError as error:
-            raise SearchError(f"{error}: fix or remove it") from error
-        except _OF_DECODERS as error:
-            raise SearchError(f"{file} cannot be read as an image ({one_line(error, 100)}): fix or remove it") from error
-        except Image.DecompressionBombError as error:
-            raise SearchError(f"{file} has too many pixels: {one_line(error, 200)}") from error
-        images[row] = np.asarray(rgb.resize((resolution, resolution), Image.Resampling.BILINEAR))
-    return Split(
-        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
-        labels=torch.tensor([index for _, index in files], dtype=torch.int64),
-    )
+        images[row] = decode(file, resolution)
+    return Split(images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels=targets)

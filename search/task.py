@@ -1,5 +1,6 @@
 """What a network is trained for: samples, a loss, and the metric that it is judged by. `search.classification` is one such task."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -78,6 +79,9 @@ class Task(ABC):
     def training_batch(self, rows: Rows, generator: torch.Generator | None) -> Batch:
         """Training samples by their indices; augmented where there is a generator, which is then the only source of randomness."""
         return default_collate([self.train[row] for row in rows.tolist()])
+
+    def expect(self, rows: Rows) -> None:  # noqa: B027 -- most tasks have nothing to prepare
+        """Begin to prepare the training samples of the next batch, while the network is trained on the one before."""
 
     def held_out_batch(self, rows: Rows) -> Batch:
         """Held-out samples by their indices."""
@@ -212,5 +216,9 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
-        for rows in order[: len(self) * self._size].split(self._size):
+        batches = order[: len(self) * self._size].split(self._size)
+        self._task.expect(batches[0])
+        for rows, coming in itertools.zip_longest(batches, batches[1:]):
+            if coming is not None:
+                self._task.expect(coming)
             yield self._task.training_batch(rows, self._generator)

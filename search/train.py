@@ -136,7 +136,8 @@ def train_epoch(
             optimizer.step()
         stepped()
         total += loss.item()
-        figures = figures + task.statistics(outputs, targets).detach().sum(0, dtype=torch.float64).cpu()
+        with torch.no_grad():
+            figures = figures + task.statistics(outputs, targets).sum(0, dtype=torch.float64).cpu()
         shown += len(inputs)
         steps, own = steps + 1, own + 1
     seconds = time.perf_counter() - start

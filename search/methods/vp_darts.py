@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.utils._pytree import tree_map
 
 from search import options, schedule
 from search.budget import Budget, BudgetController, require_reachable
@@ -251,7 +252,7 @@ class VpDarts(Method[VpDartsSettings]):
         network.eval()
         batches = task.plain_batches(batch, rows[: len(rows) // batch * batch])  # a smaller one has statistics of its own
         with by_batch_statistics(network) if self.settings.norms == "batch" else contextlib.nullcontext():
-            found = evaluation(network, ((inputs.to(device), targets.to(device)) for inputs, targets in batches), task)
+            found = evaluation(network, (tree_map(lambda x: x.to(device), batch) for batch in batches), task)
         network.train(was)
         worse = -task.metric.gain(found.score)
         return (found.loss, worse) if self.by_loss else (worse, found.loss)
