@@ -30,11 +30,10 @@ def write_images(folder: Path, count: int | None) -> None:
 
 def main() -> None:
     """Find a network of 60 % of the latency."""
-    given = steps.options(epochs={"pretrain": 10, "search": 8, "finetune": 10}, settings=())
+    given = steps.options()
     images, network = given.out / "images", f"{__file__}:make"
     write_images(images, 100 if given.small else None)
-    table = steps.profile(given, network, "3x16x16")
-    steps.search(given, network, "3x16x16", table, "--data", f"folder:{images}")
+    steps.search(given, network, "3x16x16", "--data", f"folder:{images}", epochs=(10, 8, 10))
 
 
 if __name__ == "__main__":

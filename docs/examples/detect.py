@@ -107,20 +107,24 @@ def iou(one: Box, other: Box) -> float:
     return inside / (w * h + other_w * other_h - inside)
 
 
-def average_precision(outputs: Tensor, boxes: Boxes) -> float:
-    """Area under precision over recall of all images together; a box is found where its IoU is at least 0.5."""
-    ranked, total = [], sum(map(len, boxes))
-    for output, wanted in zip(outputs, boxes, strict=True):
-        left = list(wanted)
-        for score, box in detections(output):
-            best = max(left, key=partial(iou, box), default=None)
-            hit = best is not None and iou(box, best) >= 0.5
-            if hit:
-                left.remove(best)
-            ranked.append((score, hit))
-    hits = np.cumsum([hit for _, hit in sorted(ranked, reverse=True)])
+def matched(output: Tensor, wanted: list[Box]) -> list[tuple[float, bool]]:
+    """Of each detection of one image its score, and whether it is one of the boxes: an IoU of at least 0.5, each box once."""
+    left, found = list(wanted), []
+    for score, box in detections(output):
+        best = max(left, key=partial(iou, box), default=None)
+        hit = best is not None and iou(box, best) >= 0.5
+        if hit:
+            left.remove(best)
+        found.append((score, hit))
+    return found
+
+
+def average_precision(images: list[tuple[int, list[tuple[float, bool]]]]) -> float:
+    """Area under precision over recall, of the number of boxes in each image and what was matched there."""
+    ranked = sorted((pair for _, found in images for pair in found), reverse=True)
+    hits = np.cumsum([hit for _, hit in ranked])
     precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
-    return float(np.sum(precision * np.diff(hits, prepend=0)) / total)
+    return float(np.sum(precision * np.diff(hits, prepend=0)) / sum(count for count, _ in images))
 
 
 def quality_of(boxes: Boxes) -> Quality:
@@ -128,11 +132,11 @@ def quality_of(boxes: Boxes) -> Quality:
 
     def of(outputs: Tensors, samples: Samples) -> Figure:
         (found,) = (torch.from_numpy(samples.joined(output)) for output in outputs.values())
+        images = [(len(wanted), matched(output, wanted)) for output, wanted in zip(found, boxes, strict=True)]
         draw = np.random.default_rng(0)
-        each = [draw.integers(0, len(boxes), len(boxes)) for _ in range(100)]
-        again = [average_precision(found[rows], [boxes[row] for row in rows]) for rows in each]
+        again = [average_precision([images[row] for row in draw.integers(0, len(images), len(images))]) for _ in range(200)]
         low, high = np.quantile(again, (0.025, 0.975)).tolist()
-        return Figure(value=average_precision(found, boxes), low=low, high=high)
+        return Figure(value=average_precision(images), low=low, high=high)
 
     return Quality(Metric(name="AP50", unit="%"), of)
 
@@ -168,9 +172,9 @@ def train(network: nn.Module, images: Tensor, boxes: Boxes, epochs: int, *, deca
 
 def main() -> None:
     """Find a network of 60 % of the latency, and compare it with uniform widths, trained as long."""
-    given = steps.options(epochs=(8, 6, 8))
+    given = steps.options()
     torch.manual_seed(given.seed)
-    pretrain, searched, finetune = (1, 1, 1) if given.small else given.epochs
+    pretrain, searched, finetune = (1, 1, 1) if given.small else (8, 6, 8)
     (images, boxes), (held_out, truth) = drawn(32 if given.small else 1000, 0), drawn(8 if given.small else 250, 1)
     table = LatencyTable.load(steps.profile(given, f"{__file__}:make", f"3x{SIDE}x{SIDE}"))
     network, example = make(), torch.zeros(1, 3, SIDE, SIDE)

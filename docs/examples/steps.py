@@ -9,19 +9,15 @@ from deploy.bundle import Network, load
 from lathe import cli
 
 
-def options(**defaults: Any) -> argparse.Namespace:
-    """The command line of an example.
-
-    Args:
-        defaults: settings of the search at full size.
-    """
+def options() -> argparse.Namespace:
+    """The command line of an example."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory of all that is made")
     parser.add_argument("--table", type=Path, help="a table of the network's layers, instead of measuring them")
     parser.add_argument("--small", action="store_true", help="an epoch of a few samples, and one network shipped: seconds, not minutes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=float, default=defaults.pop("budget", 0.6), help="share of the unpruned network's latency")
-    return parser.parse_args(namespace=argparse.Namespace(**defaults))
+    parser.add_argument("--budget", type=float, default=0.6, help="share of the unpruned network's latency")
+    return parser.parse_args()
 
 
 def lathe(*words: object) -> None:
@@ -41,15 +37,24 @@ def profile(given: argparse.Namespace, network: str, shape: str) -> Path:
     return table
 
 
-def search(given: argparse.Namespace, network: str, shape: str, table: Path, *task: str) -> None:
-    """Pruning-as-Search, then the same share of every layer's channels from the same unpruned network; both shipped and checked."""
-    epochs = dict.fromkeys(given.epochs, 1) if given.small else given.epochs
-    settings = [word for name, count in epochs.items() for word in (f"--{name}-epochs", count)]
+def search(given: argparse.Namespace, network: str, shape: str, *task: str, epochs: tuple[int, int, int]) -> None:
+    """Pruning-as-Search, then the same share of every layer's channels from the same unpruned network; both shipped and checked.
+
+    Args:
+        given: of the command line.
+        network: `FILE.py:FUNCTION`.
+        shape: of its input.
+        task: what it is trained for, as flags of `lathe search`.
+        epochs: of the unpruned network, of the search, and of what it finds.
+    """
+    table = profile(given, network, shape)
+    pretrain, searched, finetune = (1, 1, 1) if given.small else epochs
+    settings = ["--pretrain-epochs", pretrain, "--search-epochs", searched, "--finetune-epochs", finetune]
     common = ["--module", network, "--input", shape, "--table", table, *task, "--budget-fraction", given.budget, "--seed", given.seed]
     found = {}
     for method, more in {"pas": (), "uniform": ("--baseline", given.out / "pas")}.items():
         run, bundle = given.out / method, given.out / f"{method}-bundle"
-        lathe("search", method, *common, *settings, *given.settings, *more, "--out", run)
+        lathe("search", method, *common, *settings, *more, "--out", run)
         if given.small and found:
             break
         lathe("export", run, "--protocol", "fast", "--out", bundle)

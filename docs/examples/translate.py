@@ -74,10 +74,9 @@ def make_small_task() -> search.Task:
 
 def main() -> None:
     """Find a network of 60 % of the latency."""
-    given = steps.options(epochs={"pretrain": 8, "search": 6, "finetune": 8}, settings=())
+    given = steps.options()
     network, task = f"{__file__}:make", f"{__file__}:{'make_small_task' if given.small else 'make_task'}"
-    table = steps.profile(given, network, f"3x{SIDE}x{SIDE}")
-    steps.search(given, network, f"3x{SIDE}x{SIDE}", table, "--task", task)
+    steps.search(given, network, f"3x{SIDE}x{SIDE}", "--task", task, epochs=(8, 6, 8))
 
 
 if __name__ == "__main__":
