@@ -9,9 +9,9 @@ from deploy.bundle import Network, load
 from lathe import cli
 
 
-def options() -> argparse.Namespace:
-    """The command line of an example."""
-    parser = argparse.ArgumentParser()
+def options(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """The command line of an example, with what it has of its own."""
+    parser = parser or argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory of all that is made")
     parser.add_argument("--table", type=Path, help="a table of the network's layers, instead of measuring them")
     parser.add_argument("--small", action="store_true", help="an epoch of a few samples, and one network shipped: seconds, not minutes")

@@ -6,29 +6,36 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from latency import TableWriter
 from search.spaces import own
 from unit.search.conftest import make_table
 
-EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+EXAMPLES, FORMATS = Path(__file__).parents[2] / "docs" / "examples", Path(__file__).parents[1] / "formats"
+
+
+def shipped(name, words, out, monkeypatch, capsys):
+    """What an example ships in a directory, by name."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--small", "--out", str(out), *words])
+    importlib.import_module(name).main()
+    assert "exit code 1" not in capsys.readouterr().out
+    return json.loads((out / "result.json").read_text())
 
 
 @pytest.mark.parametrize(("name", "side"), [("classify", 16), ("segment", 32), ("translate", 32), ("detect", 64)])
 def test_an_example_ships_what_it_finds(name, side, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(EXAMPLES))
     file, table = EXAMPLES / f"{name}.py", tmp_path / "layers.latency.jsonl"
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     made = make_table(own.space(f"{file}:make", (3, side, side)))
     with TableWriter(table, made.header) as writer:
         for row in made.rows:
             writer.append(row)
-    monkeypatch.setattr(sys, "argv", [str(file), "--small", "--table", str(table), "--out", str(tmp_path)])
-    torch.manual_seed(0)
-    example = importlib.import_module(name)
-    example.main()
-    said = capsys.readouterr().out
-    assert "exit code 1" not in said
-    found = json.loads((tmp_path / "result.json").read_text())
+    found = shipped(name, ["--table", str(table)], tmp_path, monkeypatch, capsys)
     assert list(found) == ["unpruned", "pas"]
     assert all(network["us"] > 0 for network in found.values())
+
+
+def test_a_searched_backbone_is_the_pyramid_under_a_head(tmp_path, monkeypatch, capsys):
+    found = shipped("pyramid", ["--found", str(FORMATS / "architecture-2.json")], tmp_path, monkeypatch, capsys)
+    assert 0 <= found["pyramid"]["AP50"] <= 1
