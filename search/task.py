@@ -3,7 +3,7 @@
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -78,14 +78,14 @@ class Task(ABC):
 
     def training_batch(self, rows: Rows, generator: torch.Generator | None) -> Batch:
         """Training samples by their indices; augmented where there is a generator, which is then the only source of randomness."""
-        return default_collate([self.train[row] for row in rows.tolist()])
+        return _collated([self.train[row] for row in rows.tolist()])
 
     def expect(self, rows: Rows) -> None:  # noqa: B027 -- most tasks have nothing to prepare
         """Begin to prepare the training samples of the next batch, while the network is trained on the one before."""
 
     def held_out_batch(self, rows: Rows) -> Batch:
         """Held-out samples by their indices."""
-        return default_collate([self.held_out[row] for row in rows.tolist()])
+        return _collated([self.held_out[row] for row in rows.tolist()])
 
     def training_loss(self, settings: Settings, teacher: nn.Module | None) -> Loss:
         """What the settings of a method train a network towards.
@@ -202,6 +202,11 @@ class Task(ABC):
         if not math.isfinite(value):
             raise SearchError(f"the {self.metric.name} of {self.name} is {value}: let `value` return a number for whatever a network gives")
         return value
+
+
+def _collated(samples: Sequence[tuple[Any, Any]]) -> Batch:
+    inputs, targets = default_collate(samples)
+    return inputs, targets
 
 
 @final

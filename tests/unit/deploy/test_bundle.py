@@ -26,7 +26,7 @@ def test_what_was_written_is_read_again(made, tmp_path):
 
 def test_the_manifest_begins_with_its_schema_and_ends_with_its_seal(made):
     text = (made.directory / "manifest.json").read_bytes()
-    assert text.startswith(b'{\n  "schema": "bundle/2",')
+    assert text.startswith(b'{\n  "schema": "bundle/3",')
     zeroed = text.replace(made.manifest.seal.encode(), b"0" * 64)
     assert hashlib.sha256(zeroed).hexdigest() == made.manifest.seal
 
@@ -92,7 +92,7 @@ def test_a_directory_without_a_manifest_is_no_bundle(tmp_path):
 def test_another_version_of_the_manifest_names_the_field(bundle_copy):
     path = bundle_copy / "manifest.json"
     seal = load(bundle_copy).manifest.seal.encode()
-    blank = path.read_bytes().replace(seal, b"0" * 64).replace(b'"bundle/2"', b'"bundle/9"')
+    blank = path.read_bytes().replace(seal, b"0" * 64).replace(b'"bundle/3"', b'"bundle/9"')
     path.write_bytes(blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode()))
     with pytest.raises(
         BundleError, match=r"is damaged: Invalid enum value 'bundle/9' - at `\$.schema`: export again, or read it by the version"

@@ -55,5 +55,5 @@ def test_tensorboard_has_every_epoch_once_also_of_a_run_that_goes_on(search_into
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(MissingExtra, match=r"lathe\[tensorboard\]"):
+    with pytest.raises(MissingExtra, match=r"\[tensorboard\]'$"):
         board.require_tensorboard()

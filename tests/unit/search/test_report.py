@@ -359,5 +359,5 @@ def test_a_place_that_cannot_be_written_is_an_error(run, tmp_path):
 
 def test_the_extra_is_named_where_it_is_missing(run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(MissingExtra, match=r"lathe\[report\]"):
+    with pytest.raises(MissingExtra, match=r"\[report\]'$"):
         report.render(run, tmp_path / "page.html")
