@@ -3,7 +3,7 @@
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, final
 
 import torch
@@ -204,7 +204,7 @@ class Task(ABC):
         return value
 
 
-def _collated(samples: Sequence[tuple[Any, Any]]) -> Batch:
+def _collated(samples: list[tuple[Any, Any]]) -> Batch:
     inputs, targets = default_collate(samples)
     return inputs, targets
 

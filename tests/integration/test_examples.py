@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from latency import TableWriter
+from search import finished
 from search.spaces import own
 from unit.search.conftest import make_table
 
@@ -34,6 +35,10 @@ def test_an_example_ships_what_it_finds(name, side, tmp_path, monkeypatch, capsy
     found = shipped(name, ["--table", str(table)], tmp_path, monkeypatch, capsys)
     assert list(found) == ["unpruned", "pas"]
     assert all(network["us"] > 0 for network in found.values())
+    if name != "detect":  # which has a loop of its own
+        result = finished.load(tmp_path / "pas").result
+        for network, trained in (("unpruned", result.unpruned), ("pas", result.shipped)):
+            assert found[network][result.metric.name] == pytest.approx(trained.score, rel=1e-3)
 
 
 def test_a_searched_backbone_is_the_pyramid_under_a_head(tmp_path, monkeypatch, capsys):
