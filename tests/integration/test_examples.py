@@ -32,7 +32,7 @@ def test_an_example_ships_what_it_finds(name, side, tmp_path, monkeypatch, capsy
     with TableWriter(table, made.header) as writer:
         for row in made.rows:
             writer.append(row)
-    found = shipped(name, ["--table", str(table)], tmp_path, monkeypatch, capsys)
+    found = shipped(name, ["--table", str(table), "--budget", "0.8"], tmp_path, monkeypatch, capsys)
     assert list(found) == ["unpruned", "pas"]
     assert all(network["us"] > 0 for network in found.values())
     if name != "detect":  # which has a loop of its own
