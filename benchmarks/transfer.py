@@ -7,7 +7,8 @@ devices (HELP, HW-NAS-Bench), and single convolutions on a V100 with TensorRT. E
 among the old ones. A fifth of the anchors is drawn at random, the others are chosen, as `lathe profile --like` does; each seed draws 1000
 networks anew. Beside it, on anchors drawn at random: a linear map of one old device, the same of the old device that correlates best at the
 anchors (One Proxy Device, Lu et al. 2021), a ridge regression from scratch on the features, of the latency or its logarithm, whichever is
-better; and what HELP (Lee et al. 2021) publishes, with its devices. Writes transfer.md, .json and .png; nothing is timed or measured.
+better; and what HELP (Lee et al. 2021) publishes, with its devices. Writes transfer.md, .json and .png; what transfer.json has
+is not computed again. Three minutes on one core; nothing is timed or measured.
 """
 
 import argparse
@@ -186,10 +187,11 @@ def peers(old: np.ndarray, new: np.ndarray, features: np.ndarray, count: int, dr
     return [score(linear(drawn), new, anchors), score(linear(best), new, anchors), ridges.max(axis=0).tolist()]
 
 
-def compare(data: Data) -> list[dict[str, Any]]:
-    """Every new device, number of anchors and way: the mean over seeds."""
-    found = []
+def compare(data: Data, known: set[tuple[str, str]]) -> Iterator[list[dict[str, Any]]]:
+    """Of every new device that is not known: of each number of anchors and way the mean over seeds."""
     for new, old in data.tasks:
+        if (data.name, data.devices[new]) in known:
+            continue
         scores: dict[tuple[int, str], list[list[float]]] = collections.defaultdict(list)
         for seed in SEEDS:
             draw = np.random.RandomState(1000 * seed + new)
@@ -204,11 +206,12 @@ def compare(data: Data) -> list[dict[str, Any]]:
             for count in counts:
                 for name, values in zip(PEERS, peers(us[:, old], us[:, new], features, count, draw), strict=True):
                     scores[count, name].append(values)
+        found = []
         for (count, name), values in scores.items():
-            means = dict(zip(SCORES, np.mean(values, axis=0).round(4).tolist(), strict=True))
-            found.append({"space": data.name, "device": data.devices[new], "anchors": count, "way": name, **means})
+            reached = dict(zip(SCORES, np.mean(values, axis=0).round(4).tolist(), strict=True))
+            found.append({"space": data.name, "device": data.devices[new], "anchors": count, "way": name, **reached})
         print(data.name, data.devices[new], flush=True)
-    return found
+        yield found
 
 
 def with_help(data: Data) -> list[dict[str, Any]]:
@@ -291,15 +294,16 @@ def draw(found: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--own", type=Path, nargs=2, metavar=("OLD", "NEW"), help="two of our tables of the same blocks")
-    parser.add_argument("--report", action="store_true", help="write the report of what transfer.json holds, and of --own")
     given = parser.parse_args()
     path = HERE / "transfer.json"
-    found = json.loads(path.read_text()) if given.report else {"compared": [], "help": []}
-    spaces = [] if given.report else [nasbench201(), fbnet(), ofa(), *tensorrt()]
-    for data in [*spaces, *([own(*given.own)] if given.own else [])]:
-        found["compared"] = [row for row in found["compared"] if row["space"] != data.name or not given.report] + compare(data)
-        found["help"] += with_help(data) if data.name in HELP else []
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {"help": [], "compared": []}
+    for data in (nasbench201(), fbnet(), ofa(), *tensorrt(), *([own(*given.own)] if given.own else [])):
+        if data.name in HELP and data.name not in {row["space"] for row in found["help"]}:
+            found["help"] += with_help(data)
+            path.write_text(json.dumps(found, indent=1) + "\n")
+        for more in compare(data, {(row["space"], row["device"]) for row in found["compared"]}):
+            found["compared"] += more
+            path.write_text(json.dumps(found, indent=1) + "\n")
     text = report(found)
     print(text)
     (HERE / "transfer.md").write_text(text)
