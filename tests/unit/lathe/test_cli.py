@@ -106,6 +106,13 @@ def test_every_method_can_be_swept():
         cli.parse(["sweep", "pas", "--space", "s", "--out", "o", "--budget-ms", "0.5", "0"])
 
 
+def test_every_run_of_a_sweep_is_given_its_task():
+    command = cli.parse("sweep pas --module net.py:make --task net.py:make_task --input 3x8x8 --budget-ms 1 --out o".split())
+    words = list(command.common())
+    assert words == ["--space", "net.py:make", "--data", "digits", "--recipe", "auto", "--task", "net.py:make_task", "--input", "3x8x8"]
+    assert cli.parse(["search", "pas", *words, "--out", "o"]).task == "net.py:make_task"
+
+
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)
 def test_flags_are_a_promise(command):
     """A flag that goes away breaks scripts; one that comes must be meant: change this list with the changelog."""
