@@ -184,20 +184,20 @@ def main() -> None:
     budget = Budget(us=given.budget * table.predict(search.spaces.of_module(network, example, name="detector").network()).us)
     with search.masked(network, example, budget, table) as state:
         train(network, images, boxes, searched, decay=False, state=state)
-    uniform = search.pruned(unpruned, example, budget, table)
-    train(uniform, images, boxes, searched, decay=False)  # as long as the search
-    found = {"pas": state.squeezed(), "uniform": uniform}
+    found = {"pas": state.squeezed()}
+    if not given.small:
+        found["uniform"] = search.pruned(unpruned, example, budget, table)
+        train(found["uniform"], images, boxes, searched, decay=False)  # as long as the search
     for small in found.values():
         train(small, images, boxes, finetune, decay=True)
 
     ship = partial(deploy.export, target="onnxruntime", samples=held_out, quality=quality_of(truth), budget_ms=budget.amount / 1000)
     shipped = {}
-    for name, small in list(found.items())[: 1 if given.small else None]:
+    for name, small in found.items():
         print(f"$ export {name}", flush=True)
         shipped[name] = ship(small, example, baseline=unpruned, out=given.out / f"{name}-bundle", protocol=FAST).manifest
         steps.lathe("verify", given.out / f"{name}-bundle")
-    networks = {"unpruned": shipped["pas"].unpruned, **{name: manifest.shipped for name, manifest in shipped.items()}}
-    steps.show(given, shipped["pas"].metric, networks)
+    steps.show(given, shipped)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main() -> None:
     quality = detect.quality_of(truth)
     made = deploy.export(network.eval(), example, target="onnxruntime", out=bundle, samples=held_out, quality=quality, protocol=FAST)
     steps.lathe("verify", bundle)
-    steps.show(given, quality.metric, {"pyramid": made.manifest.shipped})
+    steps.show(given, {"pyramid": made.manifest})
 
 
 if __name__ == "__main__":

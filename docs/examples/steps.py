@@ -3,9 +3,9 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from deploy.bundle import Network, load
+from deploy.bundle import Manifest, load
+from deploy.validate import compare_latency
 from lathe import cli
 
 
@@ -14,7 +14,7 @@ def options(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace
     parser = parser or argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory of all that is made")
     parser.add_argument("--table", type=Path, help="a table of the network's layers, instead of measuring them")
-    parser.add_argument("--small", action="store_true", help="an epoch of a few samples, and one network shipped: seconds, not minutes")
+    parser.add_argument("--small", action="store_true", help="an epoch of a few samples, and one search: seconds, not minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=0.6, help="share of the unpruned network's latency")
     return parser.parse_args()
@@ -52,29 +52,32 @@ def search(given: argparse.Namespace, network: str, shape: str, *task: str, epoc
     settings = ["--pretrain-epochs", pretrain, "--search-epochs", searched, "--finetune-epochs", finetune]
     common = ["--module", network, "--input", shape, "--table", table, *task, "--budget-fraction", given.budget, "--seed", given.seed]
     found = {}
-    for method, more in {"pas": (), "uniform": ("--baseline", given.out / "pas")}.items():
+    methods = {"pas": ()} if given.small else {"pas": (), "uniform": ("--baseline", given.out / "pas")}
+    for method, more in methods.items():
         run, bundle = given.out / method, given.out / f"{method}-bundle"
         lathe("search", method, *common, *settings, *more, "--out", run)
-        if given.small and found:
-            break
         lathe("export", run, "--protocol", "fast", "--out", bundle)
         lathe("verify", bundle)
         found[method] = load(bundle).manifest
-    unpruned = found["pas"].unpruned
-    assert unpruned
-    show(given, found["pas"].metric, {"unpruned": unpruned, **{name: manifest.shipped for name, manifest in found.items()}})
+    show(given, found)
 
 
-def show(given: argparse.Namespace, metric: Any, networks: dict[str, Network]) -> None:
-    """The metric and the latency of some networks, as a table and in `OUT/result.json`."""
+def show(given: argparse.Namespace, shipped: dict[str, Manifest]) -> None:
+    """The metric and the latency of networks, beside the unpruned one that was measured in turns with each; also in `OUT/result.json`."""
+    first = next(iter(shipped.values()))
+    assert first.metric
+    rows = {
+        **({"unpruned": (first.unpruned, None)} if first.unpruned else {}),
+        **{name: (of.shipped, of.unpruned) for name, of in shipped.items()},
+    }
     kept: dict[str, dict[str, float]] = {}
-    lines = [f"| network | {metric.axis} | latency, us |", "|---|---|---|"]
-    for name, network in networks.items():
+    print(f"| network | {first.metric.axis} | latency, us | of the unpruned, in turns |\n|---|---|---|---|")
+    for name, (network, unpruned) in rows.items():
         score, measured = network.score, network.measured
         assert score
         assert measured
-        us = f"{measured.median_us:.1f} ({measured.low_us:.1f} to {measured.high_us:.1f})"
-        lines.append(f"| {name} | {metric.figure(score)} | {us} |")
-        kept[name] = {metric.name: score.value, "us": measured.median_us}
+        against = compare_latency(measured, unpruned.measured) if unpruned and unpruned.measured else None
+        ratio = f"{against.ratio:.2f} ({against.low:.2f} to {against.high:.2f})" if against else ""
+        print(f"| {name} | {first.metric.figure(score)} | {measured.median_us:.1f} | {ratio} |")
+        kept[name] = {first.metric.name: score.value, "us": measured.median_us}
     (given.out / "result.json").write_text(json.dumps(kept, indent=2) + "\n")
-    print("\n".join(lines))

@@ -107,7 +107,9 @@ def test_every_method_can_be_swept():
 
 
 def test_every_run_of_a_sweep_is_given_its_task():
-    command = cli.parse("sweep pas --module net.py:make --task net.py:make_task --input 3x8x8 --budget-ms 1 --out o".split())
+    command = cli.parse(
+        ["sweep", "pas", "--module", "net.py:make", "--task", "net.py:make_task", "--input", "3x8x8", "--budget-ms", "1", "--out", "o"]
+    )
     words = list(command.common())
     assert words == ["--space", "net.py:make", "--data", "digits", "--recipe", "auto", "--task", "net.py:make_task", "--input", "3x8x8"]
     assert cli.parse(["search", "pas", *words, "--out", "o"]).task == "net.py:make_task"
