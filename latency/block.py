@@ -83,6 +83,24 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return f"{self.op}({_join(self.attrs)})"
 
     @property
+    def title(self) -> str:
+        """The family for people, such as `conv 3x3/2 relu @32x32`: kernel, stride, activation, what else there is, and resolution."""
+        rest = dict(self.attrs)
+        at = f"@{rest.pop('h')}x{rest.pop('w')}"
+        kernel = rest.pop("kernel", None)
+        shape = f"{kernel}x{rest.pop('kernel_w', kernel)}" if kernel else ""
+        stride = rest.pop("stride", 1)
+        act = rest.pop("act", "none")
+        flags = {name: rest.pop(name) for name in ("residual", "se") if name in rest}
+        words = [self.op, shape + (f"/{stride}" if stride != 1 else ""), "" if act == "none" else str(act)]
+        return " ".join(filter(None, [*words, *(name for name, on in flags.items() if on), *(f"{k}={v}" for k, v in rest.items()), at]))
+
+    @property
+    def channels(self) -> str:
+        """The widths for people, such as `16 → 96 → 24`."""
+        return " → ".join(str(width) for _, width in self.widths)
+
+    @property
     def input_elements(self) -> int:
         """Number of scalars in the block's input."""
         return self.width("c_in") * int(self.attr("h")) * int(self.attr("w"))

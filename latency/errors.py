@@ -43,7 +43,15 @@ class FingerprintMismatch(LatencyError):
 
 
 class CoverageError(LatencyError):
-    """A table says nothing about a block, and what it says of others does not reach there."""
+    """A table says nothing about a block, and what it says of others does not reach there.
+
+    Attributes:
+        reason: what is not covered and why, without the command that measures it.
+    """
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__(f"{reason}: {fix}" if fix else reason)
+        self.reason = reason
 
 
 class MissingExtra(LatencyError):

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -159,6 +160,24 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """
         if self.origin != wanted:
             raise FingerprintMismatch(what, "origin", self.origin or "measured", wanted or "measured", mend)
+
+    def command(self, source: str, out: str) -> str:
+        """The command that measures a space or a block bundle as this table was measured.
+
+        Args:
+            source: what to measure, with its own flags.
+            out: table to write or to go on with.
+        """
+        backend, protocol = self.runtime.name, self.protocol.name
+        if self.settings and backend == "simulated":
+            backend += ":" + ",".join(f"{name}={value}" for name, value in self.settings.items())
+        threads = f" --threads {self.device.threads}" if self.device.threads > 1 else ""
+        timing = f" --protocol {protocol}" if protocol != "default" else ""
+        return f"lathe profile {source} --backend {shlex.quote(backend)}{threads}{timing} --out {shlex.quote(out)}"
+
+    def measuring(self, out: str) -> str:
+        """The command that measures more of the table's own space."""
+        return self.command(shlex.quote(self.space) if self.space else "SPACE", out)
 
     def made_like(self, other: "TableHeader") -> "TableHeader":
         """This one with what may differ between tables that are pooled as the other has it."""
@@ -323,10 +342,14 @@ class LatencyTable:
         history: every row of the file, superseded ones too.
         sha256: of the file's bytes.
         warnings: what a person should know about the file, such as a torn last line that was dropped.
+        path: of the file; "" for none.
+        old: the earlier schema that the file is of, which is read but not continued; "" where it is of the present one.
     """
 
-    def __init__(self, header: TableHeader, rows: Sequence[Row], *, sha256: str = "", warnings: Sequence[str] = (), path: str = "") -> None:
-        self.header, self.sha256, self.warnings, self.path = header, sha256, tuple(warnings), path
+    def __init__(
+        self, header: TableHeader, rows: Sequence[Row], *, sha256: str = "", warnings: Sequence[str] = (), path: str = "", old: str = ""
+    ) -> None:
+        self.header, self.sha256, self.warnings, self.path, self.old = header, sha256, tuple(warnings), path, old
         self.history, self._by_key = tuple(rows), {row.key: row for row in rows}
         self._surfaces: dict[str, Surface] = {}
         self._interpolations: dict[str, Interpolation] = {}
@@ -346,7 +369,8 @@ class LatencyTable:
             raise TableError(f"{path}: nothing was measured yet: measure with `lathe profile SPACE --out {path}`")
         torn = f"{path}, line {content.torn}: the last line is torn and was dropped; profiling again measures it"
         warnings = [torn] if content.torn else []
-        return cls(content.header, content.rows, sha256=hashlib.sha256(data).hexdigest(), warnings=warnings, path=str(path))
+        sha256 = hashlib.sha256(data).hexdigest()
+        return cls(content.header, content.rows, sha256=sha256, warnings=warnings, path=str(path), old=content.old)
 
     @cached_property
     def origin(self) -> str:
@@ -366,7 +390,7 @@ class LatencyTable:
         """
         wanted = {"device": device, "runtime": runtime, "precision": precision}
         header = msgspec.structs.replace(self.header, **{field: value for field, value in wanted.items() if value is not None})
-        require_equal(self.header, header, what=f"table {self.path}", mend=f"measure another with `{self._command('TABLE')}`")
+        require_equal(self.header, header, what=f"table {self.path}", mend=f"measure another with `{header.measuring('TABLE')}`")
 
     def lookup(self, spec: BlockSpec) -> Latency:
         """Latency of a block: measured, transferred, or interpolated between blocks of its family.
@@ -377,15 +401,17 @@ class LatencyTable:
         row = self._by_key.get(spec.key)
         if row is not None and row.known:
             return self._latency(row)
-        mend = f"measure it with `{self._command(self.path or 'TABLE')}`"
         if row is not None:
-            raise CoverageError(f"block {spec.key} is {row.status} in {self.path or 'the table'} ({row.error}): {mend}")
+            raise self._lacks(f"block {spec.key} is {row.status} in {self.path or 'the table'} ({row.error})")
         if spec.key not in self._between:
             try:
                 self._between[spec.key] = self._between_rows(spec.family, [tuple(width for _, width in spec.widths)])[0]
             except CoverageError as error:
-                raise CoverageError(f"block {spec.key} is not in {self.path or 'the table'} ({error}): {mend}") from error
+                raise self._lacks(f"block {spec.key} is not in {self.path or 'the table'} ({error})") from error
         return self._between[spec.key]
+
+    def _lacks(self, reason: str) -> CoverageError:
+        return CoverageError(reason, f"measure it with `{self.header.measuring(self.path or 'TABLE')}`")
 
     def _between_rows(self, family: str, points: Sequence[tuple[int, ...]]) -> list[Latency]:
         """Interpolate in a family, whether its grid is complete or not.
@@ -535,7 +561,7 @@ class LatencyTable:
             try:
                 found = self._between_rows(family, missing)
             except CoverageError as error:
-                raise CoverageError(f"{lacks} ({error}): measure them with `{self._command(self.path or 'TABLE')}`") from error
+                raise self._lacks(f"{lacks} ({error})") from error
             points |= {point: (latency.us, latency.low_us, latency.high_us) for point, latency in zip(missing, found, strict=True)}
         nodes = np.array([points[point] for point in itertools.product(*grid)])
         values = nodes.T.reshape(3, *map(len, grid))
@@ -552,9 +578,6 @@ class LatencyTable:
                 spec = BlockSpec.parse(row.key)
                 families.setdefault(spec.family, []).append((spec, row))
         return families
-
-    def _command(self, out: str) -> str:
-        return f"lathe profile {self.header.space or 'SPACE'} --backend {self.header.runtime.name} --out {out}"
 
 
 class TableWriter:

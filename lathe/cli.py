@@ -224,6 +224,30 @@ class TableMerge:
 
 
 @dataclass(frozen=True)
+class Predict(SizesWithClasses):
+    """Predict the latency of a network by latency tables, block by block; exit code 1 where a table does not cover it."""
+
+    source: Positional[str]
+    """FILE.py:FUNCTION, a function that makes a network; MODEL.onnx; directory of a run; or the name of a space: its unpruned network"""
+    table: tuple[Path, ...]
+    """*.latency.jsonl files: the network is predicted by each"""
+    shape: UseAppendAction[tuple[str, ...]] = ()
+    """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
+    missing: Path | None = None
+    """write what the table does not cover into this bundle, NAME.blocks.zip, to be measured by `lathe profile`"""
+    force: bool = False
+    """replace a file of --missing that Lathe did not write"""
+    json: bool = False
+    """print JSON"""
+
+    def run(self) -> int:
+        """Run the command; returns the exit code."""
+        from lathe import predicting, render, table_views
+
+        return table_views.prediction(predicting.predict(self, render.warn), as_json=self.json)
+
+
+@dataclass(frozen=True)
 class Export:
     """Turn a search run, an ONNX file or a network of one's own into a directory that ships: fused, squeezed, checked and timed."""
 
@@ -340,6 +364,7 @@ Command = (
     | Annotated[Table, subcommand("table", description="Show, check, compare or join latency tables.")]
     | Annotated[Searches, subcommand("search", description="Search a network under a latency budget.")]
     | Annotated[Sweeps, subcommand("sweep", description="Search at several budgets, seeds and settings; name the run to export.")]
+    | Annotated[Predict, subcommand("predict")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Report, subcommand("report")]

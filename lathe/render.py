@@ -65,7 +65,7 @@ def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
         ("parameters, deployed", f"{facts.deployed_params:,}"),
         ("MACs, deployed", f"{facts.deployed_macs:,}"),
     ]
-    OUT.print(_facts(facts.name, rows))
+    OUT.print(fact_table(facts.name, rows))
 
 
 def version() -> int:
@@ -98,7 +98,7 @@ def cell(facts: stages.CellFacts, *, as_json: bool) -> None:
         ("MACs, deployed", f"{facts.deployed_macs:,}"),
         *([("predicted latency", interval(facts.latency))] if facts.latency else []),
     ]
-    OUT.print(_facts(facts.name, rows))
+    OUT.print(fact_table(facts.name, rows))
 
 
 def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], stages.BundleFacts]", *, as_json: bool) -> None:
@@ -114,7 +114,7 @@ def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workloa
         ("size", f"{facts.bytes / 2**20:.1f} MiB"),
         ("sha256", facts.sha256[:16]),
     ]
-    OUT.print(_facts(facts.bundle, rows))
+    OUT.print(fact_table(facts.bundle, rows))
 
 
 def profile(events: Iterator[ProfileEvent | Covered | Anchored], *, out: Path, as_json: bool) -> int:
@@ -183,7 +183,7 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
                 f"bias {predictor.bias:+.2%}, Kendall tau {predictor.kendall_tau:.3f} (cross-validated over {predictor.networks})",
             )
         )
-    OUT.print(_facts(str(path), rows))
+    OUT.print(fact_table(str(path), rows))
     OUT.print(_blocks(found))
 
 
@@ -510,7 +510,8 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count != 1)}"
 
 
-def _facts(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+def fact_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Names with their values, below a title."""
     view = Table("", Column("", overflow="fold"), show_header=False, title=escape(title), title_justify="left")
     for name, value in rows:
         view.add_row(name, escape(value))

@@ -1,6 +1,7 @@
 """Wiring: each function is one command's work, made of the packages' own. Nothing here prints."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -438,11 +439,18 @@ def _predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]
     try:
         return table.predict(blocks)
     except CoverageError as error:
-        flags = f"--classes {space.classes}{sizes.words()}"
-        if table.header.space != space.name:
-            again = f"lathe profile {space.name} --backend {table.header.runtime.name} {flags} --out NEW.latency.jsonl"
-            raise CoverageError(f"{table.path} is of the space {table.header.space or '-'}, not of {space.name}: `{again}`") from error
-        raise CoverageError(f"{error}, with {flags}") from error
+        own, header = table.header.space == space.name, table.header
+        reason = error.reason if own else f"{table.path} is of the space {header.space or '-'}, not of {space.name}"
+        again = header.command(space_words(space, sizes), table.path if own else "NEW.latency.jsonl")
+        raise CoverageError(reason, f"measure it with `{again}`") from error
+
+
+def space_words(space: "Space", sizes: "Sizes") -> str:
+    """A space as the command line names it, with its sizes; a network of one's own has a number of classes of its own."""
+    from search.spaces import own
+
+    classes = "" if own.is_own(space.name) else f" --classes {space.classes}"
+    return f"{shlex.quote(space.name)}{classes}{sizes.words()}"
 
 
 def _latency_budget(command: "Search", space: "Space", table: LatencyTable) -> "Budget":

@@ -72,3 +72,17 @@ def test_resolution_and_input_width_are_needed():
 def test_what_is_no_key_is_refused(key):
     with pytest.raises(LatencyError, match="block"):
         BlockSpec.parse(key)
+
+
+@pytest.mark.parametrize(
+    ("key", "title", "channels"),
+    [
+        ("conv(act=relu,h=32,kernel=3,stride=2,w=16)[c_in=3,c_out=16]", "conv 3x3/2 relu @32x16", "3 → 16"),
+        ("irb(act=swish,h=8,kernel=5,residual=1,se=0,stride=1,w=8)[c_in=8,hidden=48,c_out=8]", "irb 5x5 swish residual @8x8", "8 → 48 → 8"),
+        ("conv(act=none,groups=4,h=8,kernel=1,kernel_w=3,pad=0,stride=1,w=8)[c_in=8,c_out=8]", "conv 1x3 groups=4 pad=0 @8x8", "8 → 8"),
+        ("head(h=4,w=4)[c_in=128,c_out=10]", "head @4x4", "128 → 10"),
+    ],
+)
+def test_a_block_is_told_in_few_words(key, title, channels):
+    spec = BlockSpec.parse(key)
+    assert (spec.title, spec.channels) == (title, channels)

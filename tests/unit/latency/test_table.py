@@ -376,7 +376,8 @@ def test_require_names_the_field(path, kit):
     table.require()
     table.require(device=kit.CPU, runtime=Runtime(name="fake", version="1.0"), precision="fp32")
     with pytest.raises(
-        FingerprintMismatch, match=r"has device\.threads 1, wanted 4: measure another with `lathe profile toy --backend fake --out TABLE`"
+        FingerprintMismatch,
+        match=r"has device\.threads 1, wanted 4: measure another with `lathe profile toy --backend fake --threads 4 --protocol quick --out TABLE`",
     ):
         table.require(device=msgspec.structs.replace(kit.CPU, threads=4))
     with pytest.raises(FingerprintMismatch, match=r"has runtime\.name 'fake', wanted 'tensorrt-rtx'"):
@@ -403,7 +404,8 @@ def test_between_measured_blocks(path, kit):
 @pytest.mark.parametrize(("c_in", "c_out"), [(7, 8), (32, 8), (8, 17), (25, 25)])
 def test_nothing_is_extrapolated(path, kit, c_in, c_out):
     with pytest.raises(
-        CoverageError, match=r"is not in .*is outside of the measured.*`lathe profile toy --backend fake --out .*t\.latency\.jsonl`"
+        CoverageError,
+        match=r"is not in .*is outside of the measured.*`lathe profile toy --backend fake --protocol quick --out .*t\.latency\.jsonl`",
     ):
         LatencyTable.load(path).lookup(kit.spec(c_in, c_out))
 
@@ -452,7 +454,7 @@ def test_surface_holds_the_grid(path, kit):
 
 def test_a_family_with_too_few_blocks_says_what_measures_more(kit):
     table = LatencyTable(kit.header(space="mini"), [kit.row(kit.spec(a, b).key, [float(a * b)]) for a, b in ((8, 8), (16, 16))])
-    with pytest.raises(CoverageError, match=r"too few .*: measure them with `lathe profile mini --backend .* --out TABLE`$"):
+    with pytest.raises(CoverageError, match=r"too few .*: measure it with `lathe profile mini --backend .* --out TABLE`$"):
         table.surface(kit.spec(8, 8).family, axes={"c_in": [8, 16], "c_out": [8, 16]})
 
 

@@ -19,6 +19,7 @@ FLAGS = {
     cli.TableCheck: "resolution channels cells input classes table space json",
     cli.TableDiff: "first second json",
     cli.TableMerge: "tables out json",
+    cli.Predict: "resolution channels cells input classes source table shape missing force json",
     cli.Export: "source out target budget_ms protocol threads samples shape weights input workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
     sweeps.Sweep: "resolution channels cells input space out table data task budget_ms budget_fraction seeds set recipe jobs no_measure target json",

@@ -209,12 +209,16 @@ def test_a_search_is_of_the_sizes_that_it_is_given():
 @pytest.mark.usefixtures("other_sizes")
 def test_what_a_table_lacks_is_measured_by_the_command_that_is_named():
     words = "search vp-darts --space nasbench201-small --table t --budget-fraction 0.7 --out run --channels 8 --cells 3"
-    with pytest.raises(CoverageError, match=r"measure it with `lathe profile .*`, with --classes 10 --channels 8 --cells 3$"):
+    with pytest.raises(
+        CoverageError,
+        match=r"measure it with `lathe profile nasbench201-small --classes 10 --channels 8 --cells 3 .* --protocol fast --out t`$",
+    ):
         stages.search(cli.parse(words.split()), lambda _: None)
     words = "space nasbench201 --table t --cells 3 --arch"
     arch = "|none~0|+|none~0|none~1|+|nor_conv_3x3~0|none~1|none~2|"
     with pytest.raises(
-        CoverageError, match=r"t is of the space nasbench201-small, not of nasbench201: `lathe profile nasbench201 .*--cells 3"
+        CoverageError,
+        match=r"t is of the space nasbench201-small, not of nasbench201: measure it with `lathe profile nasbench201 .*--cells 3",
     ):
         stages.describe_cell(cli.parse([*words.split(), arch]), arch, pytest.fail)
 

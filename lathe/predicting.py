@@ -1,0 +1,181 @@
+"""Wiring of `lathe predict`: any network as blocks, its latency by each table, and the command that measures what a table lacks."""
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latency import BlockSpec, LatencyTable, Workload, outputs
+from latency.errors import LatencyError, require
+from latency.estimate import Estimate, estimate
+from lathe import stages
+
+if TYPE_CHECKING:
+    from lathe.cli import Predict
+
+_BETWEEN = "what is between its layers, such as sums and pooling"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network as blocks."""
+
+    name: str
+    blocks: Sequence[BlockSpec]
+    space: str
+    """name of the space that it is of, as headers of tables have it"""
+    layers: Sequence[str] = ()
+    """name of each block in the network; none where they have no names"""
+    others: str = ""
+    """what no block is about, in words"""
+    profile: str = ""
+    """of a space: it and its flags, as `lathe profile` takes them"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What `lathe predict` says.
+
+    Attributes:
+        network: name of the network.
+        others: what no block is about, in words; "" where blocks are all.
+        estimates: by each table.
+        remarks: of each estimate what to know of it.
+        commands: of each estimate the command that measures what its table lacks; "" where it lacks nothing.
+        missing: the bundle that was written, with what the table lacks.
+    """
+
+    network: str
+    others: str
+    estimates: tuple[Estimate, ...]
+    remarks: tuple[tuple[str, ...], ...]
+    commands: tuple[str, ...]
+    missing: Path | None = None
+
+
+def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
+    """Predict a network by each table.
+
+    Raises:
+        LatencyError: a table cannot be read; or --missing is given and there are several tables, or nothing is missing.
+        SearchError, DeployError, ReparamError: the network cannot be read.
+    """
+    if command.missing is not None:
+        outputs.require_file(command.missing, outputs.BLOCKS, flag="--missing", force=command.force)
+        if len(command.table) > 1:
+            raise LatencyError(f"--missing {command.missing} is what one table lacks: give one --table")
+    tables = [stages.load_table(path, warn) for path in command.table]
+    require("torch", "train")
+    network = network_of(command)
+    estimates = tuple(estimate(table, network.blocks, network.layers) for table in tables)
+    if command.missing is not None:
+        _write_missing(command.missing, network, tables[0], estimates[0], force=command.force)
+    return Prediction(
+        network=network.name,
+        others=network.others,
+        estimates=estimates,
+        remarks=tuple(_remarks(network, found) for found in estimates),
+        commands=tuple(_command(command, network, *pair) if pair[1].uncovered else "" for pair in zip(tables, estimates, strict=True)),
+        missing=command.missing,
+    )
+
+
+def network_of(command: "Predict") -> Network:
+    """The network that a command names.
+
+    Raises:
+        LatencyError: flags are of another kind of source.
+        SearchError, DeployError, ReparamError: it cannot be read.
+    """
+    source, path = command.source, Path(command.source)
+    if path.suffix == ".onnx" or path.is_dir():
+        if given := command.words() + (f" --classes {command.classes}" if command.classes is not None else ""):
+            raise LatencyError(f"{given.strip()} is of a space or of FILE.py:FUNCTION: leave it out for {source}")
+        return _onnx(command) if path.suffix == ".onnx" else _run(command)
+    if command.shape:
+        raise LatencyError(f"--shape {command.shape[0]} is of MODEL.onnx: leave it out for {source}")
+    space = stages.space_of(source, command, command.classes)
+    others = "" if space.serial else _BETWEEN
+    words = stages.space_words(space, command)
+    return Network(name=source, blocks=space.network(), space=space.name, others=others, profile=words)
+
+
+def _run(command: "Predict") -> Network:
+    from deploy import bundle
+    from search import finished
+
+    if command.shape:
+        raise LatencyError(f"--shape {command.shape[0]} is of MODEL.onnx: a run has the input shape of its architecture: leave it out")
+    directory = Path(command.source)
+    if (directory / bundle.MANIFEST).is_file():
+        raise LatencyError(f"{directory} is a shipped bundle: predict {directory / bundle.ONNX}")
+    architecture = finished.load(directory).architecture
+    space = architecture.origin()
+    others = "" if space.serial else _BETWEEN
+    return Network(name=command.source, blocks=architecture.network(), space=space.name, others=others)
+
+
+def _onnx(command: "Predict") -> Network:
+    from deploy import onnxfile, shapes
+    from search import onnx_layers
+
+    found = onnx_layers.read(onnxfile.read(command.source), shapes.parse_shapes(command.shape))
+    others = ", ".join(f"{count} {name}" for name, count in found.others.items())
+    return Network(name=command.source, blocks=found.blocks, layers=found.names, space=Path(command.source).name, others=others)
+
+
+def _remarks(network: Network, found: Estimate) -> tuple[str, ...]:
+    remarks = [*(found.latency.remarks if found.latency else ())]
+    if found.latency and network.space != found.space:
+        remarks.append(f"the interval is of networks of {found.space or 'another space'}, which this is not")
+    return tuple(remarks)
+
+
+def _goes_on(table: LatencyTable) -> bool:
+    """Whether blocks of any space can be appended to a table: it is of the present formats, and every row is measured here."""
+    from deploy.lowering import LOWERING_VERSION
+
+    header = table.header
+    return not table.old and not header.like and header.recording is None and header.lowering == LOWERING_VERSION
+
+
+def _command(command: "Predict", network: Network, table: LatencyTable, found: Estimate) -> str:
+    """What measures the blocks that a table lacks: as a bundle into the same table where that can go on, else into a new one."""
+    stem = re.sub(r"\W+", "-", Path(network.name).name).strip("-")
+    new = f"{stem}.latency.jsonl"
+    if not _goes_on(table) and network.profile:
+        return table.header.command(network.profile, new)
+    missing = str(command.missing or f"{stem}.blocks.zip")
+    measure = table.header.command(shlex.quote(missing), found.table if _goes_on(table) else new)
+    if command.missing is not None:
+        return measure
+    shapes = "".join(f" --shape {shlex.quote(shape)}" for shape in command.shape)
+    classes = f" --classes {command.classes}" if command.classes is not None else ""
+    again = f"lathe predict {shlex.quote(command.source)}{classes}{command.words()}{shapes} --table {shlex.quote(found.table)}"
+    return f"{again} --missing {shlex.quote(missing)} && {measure}"
+
+
+def _write_missing(path: Path, network: Network, table: LatencyTable, found: Estimate, *, force: bool) -> None:
+    """Write the blocks that a table lacks; all of the network where they are to be measured into a new table.
+
+    Raises:
+        LatencyError: it lacks nothing.
+    """
+    from latency import blocks_zip
+    from search.workloads import lower
+
+    if not found.uncovered:
+        raise LatencyError(f"--missing {path}: {found.table} covers every block of {network.name}: leave it out")
+    goes_on, precision = _goes_on(table), table.header.precision
+    works = [
+        Workload.block(block, partial(lower, (block,), precision))
+        for block in dict.fromkeys(network.blocks)
+        if not goes_on or block.key in found.uncovered
+    ]
+    from deploy.lowering import LOWERING_VERSION
+
+    space = table.header.space if goes_on else network.space
+    blocks_zip.write(path, works, lowering=LOWERING_VERSION, space=space, precision=precision, force=force)
