@@ -80,7 +80,7 @@ SEARCHES: dict[str, dict] = {
     "constant threshold": {"threshold": "constant", "t_initial": 0.133},
     "nothing removed": {"prune_blocks": False},
 }
-BUDGETS = (0.3, 0.45, 0.6)
+BUDGETS = (0.1, 0.2, 0.4)
 """Of the latency of the largest network."""
 SEARCH_SEEDS, RANDOM, TRAIN_EPOCHS = (10, 11, 12), 7, 10
 SHORT_IMAGES, SHORT = 2_000, {"warmup_epochs": 4, "search_epochs": 8, "train_epochs": 8, "search_batch": 32, "batch": 32}

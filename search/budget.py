@@ -92,9 +92,9 @@ class BudgetController:
         self.target, self.weight = target, weight
         self._rate, self._least, self._most = rate, weight / _RANGE, weight * _RANGE
 
-    def update(self, cost: float) -> None:
-        """Take the cost of one step into account, in the unit of the target."""
-        error = max(-1.0, min(1.0, cost / self.target.amount - 1))
+    def update(self, cost: float, aim: float | None = None) -> None:
+        """Take the cost of one step into account, beside the target or what it should be by now, all in one unit."""
+        error = max(-1.0, min(1.0, cost / (aim or self.target.amount) - 1))
         self.weight = max(self._least, min(self._most, self.weight * math.exp(self._rate * error)))
 
 

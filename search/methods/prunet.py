@@ -6,7 +6,7 @@ each Prunode close in on a hidden width (3.2.1), blocks whose probability is bel
 can be skipped has its penultimate block replaced by one that skips (3.2.3). What is left is a network, which is trained from scratch.
 
 What the paper leaves open is settled by the options of `PrunetSettings`. Two extensions are ours: where a budget binds, alpha is adapted
-until the expected cost meets it, and the network is made to fit by `search.layer_fit`.
+so that the expected cost approaches it over the search, and the network is made to fit by `search.layer_fit`.
 """
 
 import dataclasses
@@ -173,9 +173,14 @@ class Prunet(Method[PrunetSettings]):
         others = task.training_batches(settings.search_batch, epoch.order, theta_rows)
         taken, self._losses = iter(range(epoch.index * len(others) + 1, 10**9)), []
         self._progress = lambda: next(taken) / (len(others) * epoch.phase.epochs)
+        now, left = self._expected_cost(network), epoch.phase.epochs - epoch.index
+
+        def aim() -> float:
+            """By equal factors an epoch from the present cost to the budget: blocks that are removed too early do not come back."""
+            return now * (self.problem.target / now) ** (len(self._losses) / len(others) / left)
 
         def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
-            found = task.loss(outputs, targets) + self._penalty(network)
+            found = task.loss(outputs, targets) + self._penalty(network, aim())
             self._losses.append(found.item())
             return found
 
@@ -186,12 +191,18 @@ class Prunet(Method[PrunetSettings]):
             Part(optimizers=[architecture], batches=others, loss=loss, factor=_cosine(len(others), done, settings.search_epochs)),
         ]
 
-    def _penalty(self, network: LayeredSupernet) -> Tensor:
+    def _expected_cost(self, network: LayeredSupernet) -> float:
+        """Expected cost of the supernet as it is, without Gumbel noise."""
+        with torch.no_grad():
+            shares = [layer.sample(self.settings.tau, noisy=False) for _, layer in network.each()]
+            return float(network.expected(self.model, shares))
+
+    def _penalty(self, network: LayeredSupernet, aim: float) -> Tensor:
         """The loss's second part, alpha * ln(LAT)^beta, of the latency that the shares of this very step expect (Eq. 2 and 5)."""
         cost = network.expected(self.model, network.shares)
         alpha = self.controller.weight
         if self.limited:
-            self.controller.update(cost.item())
+            self.controller.update(cost.item(), aim)
         return alpha * cost.clamp(min=LEAST_COST).log() ** self.settings.beta
 
     # Block pruning and layer skipping
@@ -224,9 +235,7 @@ class Prunet(Method[PrunetSettings]):
             return {}
         figures = _figures(network) | {"threshold": self.threshold(epoch.index + 1), "alpha": self.controller.weight}
         figures["search_loss"] = sum(self._losses) / max(1, len(self._losses))
-        with torch.no_grad():
-            shares = [layer.sample(self.settings.tau, noisy=False) for _, layer in network.each()]
-            figures["cost"] = float(network.expected(self.model, shares))
+        figures["cost"] = self._expected_cost(network)
         if self.settings.prune_blocks:
             self._prune(network, figures["threshold"])
         self.layers, self.chosen = network.state(), self._found(network)

@@ -22,8 +22,9 @@ UNPRUNED = "unpruned"
 MANY_IMAGES = 10_000
 """Training images above which `recipe` chooses fewer, longer epochs."""
 
-THETA_TRAVEL = 26.0
-"""Rate of PRUNET's theta times steps that train it, in long searches: at the paper's 0.1, noise decides when there are many more steps."""
+PRUNET_TRAVEL = 26.0
+"""Rate of PRUNET's theta times steps that train it, in long searches: at the paper's 0.1, noise decides when there are many more steps.
+As far, at least, the logarithm of alpha can move, in short searches."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -378,7 +379,8 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     alpha: float = 1.0
     """weight of the latency in the loss, alpha * ln(latency in microseconds) ** beta; where a budget binds, the start of it"""
     alpha_rate: float = 0.02
-    """where a budget binds: how fast alpha adapts, as an exponent a step at a relative error of 1"""
+    """where a budget binds: how fast alpha adapts, as an exponent a step at a relative error of 1; the recipe auto raises it in short
+    searches"""
     beta: float = 0.6
     """exponent of the logarithm of the latency"""
     tau: float = 1.0
@@ -563,7 +565,7 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
     if issubclass(kind, TasSettings) and name == "auto":
         given = {"architecture_lr": _architecture_lr(kind(**given), images)} | given
     if issubclass(kind, PrunetSettings) and name == "auto":
-        given = {"theta_lr": _theta_lr(kind(**given), images)} | given
+        given = _prunet_rates(kind(**given), images) | given
     if issubclass(kind, VpDartsSettings | PrunetSettings | TasSettings):
         return kind(**((kind.paper if name == "paper" else {}) | given))
     many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
@@ -580,7 +582,11 @@ def _architecture_lr(settings: TasSettings, images: int) -> float:
     return max(settings.architecture_lr, 8 / steps)
 
 
-def _theta_lr(settings: PrunetSettings, images: int) -> float:
-    """Adam moves a weight by about its rate a step: a rate by which the weights of blocks move as far in long searches as in short ones."""
+def _prunet_rates(settings: PrunetSettings, images: int) -> dict[str, float]:
+    """Rates by which theta moves as far in long searches as in short ones, and alpha as far in short ones.
+
+    Adam moves a weight by about its rate a step.
+    """
     steps = settings.search_epochs * max(1, round(images * settings.proxy_classes * settings.theta_images) // settings.search_batch)
-    return min(settings.theta_lr, max(0.01, THETA_TRAVEL / steps))
+    rate = PRUNET_TRAVEL / steps
+    return {"theta_lr": min(settings.theta_lr, max(0.01, rate)), "alpha_rate": max(settings.alpha_rate, rate)}

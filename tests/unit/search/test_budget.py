@@ -1,3 +1,5 @@
+import math
+
 import msgspec
 import pytest
 
@@ -45,6 +47,12 @@ def test_weight_grows_above_the_target_and_falls_below():
     controller.update(50.0)
     assert above == pytest.approx(1.0513, rel=1e-3)
     assert controller.weight == pytest.approx(1)
+
+
+def test_a_cost_is_held_against_what_it_should_be_by_now():
+    controller = BudgetController(target=Budget(us=100.0), weight=1.0, rate=0.1)
+    controller.update(150.0, 300.0)
+    assert controller.weight == pytest.approx(math.exp(-0.05))
 
 
 def test_a_cost_that_answers_to_the_weight_is_brought_to_the_target():

@@ -78,14 +78,14 @@ def test_the_loss_is_cross_entropy_and_alpha_times_the_power_of_the_logarithm(ma
     wanted = torch.nn.functional.cross_entropy(logits, labels).item() + 2 * math.log(us) ** 0.6
     assert part.loss(logits, labels, logits).item() == pytest.approx(wanted)
     method.model.expected = lambda _: torch.tensor(480.0)
-    assert method._penalty(network).item() == pytest.approx(5.962, abs=1e-3)
+    assert method._penalty(network, 480.0).item() == pytest.approx(5.962, abs=1e-3)
 
 
 def test_latency_pulls_to_smaller_masks_and_faster_blocks(make):
     method = make()
     network, _ = begin(method)
     network(torch.randn(8, 3, 8, 8))
-    method._penalty(network).backward()
+    method._penalty(network, 480.0).backward()
     assert all(weight.grad > 0 for weight in network.widths())
     layer = network.layers["a"]
     assert layer.theta.grad[0] < 0 < layer.theta.grad[1]  # 3x3 against 5x5
@@ -195,6 +195,22 @@ def test_a_budget_that_binds_adapts_alpha_and_is_met(make, table):
     assert method.controller.weight != 1.0
     assert table.predict(SPACE.network(method.choice())).high_us <= budget.us
     assert make().controller.weight == 1.0
+
+
+def test_the_cost_is_led_to_the_budget_by_equal_factors_an_epoch(make, table, monkeypatch):
+    budget = Budget(us=0.5 * table.predict(SPACE.network()).us)
+    method = make(budget, theta_images=0.5)
+    network, optimizers = begin(method)
+    for index in range(3):
+        aims = []
+        monkeypatch.setattr(method.controller, "update", lambda _, aim, aims=aims: aims.append(aim))
+        now = method._expected_cost(network)
+        for part in method.parts(epoch_of(method, index), network, optimizers):
+            train(network, part)
+        steps, left = len(aims), 3 - index
+        assert steps > 1
+        assert aims == pytest.approx([now * (budget.us / now) ** (step / steps / left) for step in range(steps)], rel=1e-5)
+        method.ended(epoch_of(method, index), network)
 
 
 def test_without_a_budget_alpha_stays_and_the_network_is_the_one_that_was_found(make):
@@ -402,10 +418,12 @@ def test_the_papers_recipe():
     assert (found.prunode, found.last_norm, found.proxy_classes, found.ema, found.drop_path) == ("paper", "each", 0.1, 0.9999, 0.2)
 
 
-def test_theta_moves_as_far_in_a_long_search_as_in_a_short_one():
-    assert recipe(PrunetSettings, 6_000).theta_lr == 26 / (20 * (1_200 // 64))
-    assert recipe(PrunetSettings, 6_000, search_epochs=2) == PrunetSettings(search_epochs=2)
+def test_theta_moves_as_far_in_a_long_search_as_in_a_short_one_and_alpha_at_least_as_far():
+    steps = 20 * (1_200 // 64)
+    assert recipe(PrunetSettings, 6_000) == PrunetSettings(theta_lr=26 / steps, alpha_rate=26 / steps)
+    assert recipe(PrunetSettings, 6_000, search_epochs=2) == PrunetSettings(search_epochs=2, alpha_rate=10 * 26 / steps)
     assert recipe(PrunetSettings, 50_000) == PrunetSettings(theta_lr=0.01)
     assert recipe(PrunetSettings, 50_000, proxy_classes=0.5).theta_lr == 26 / (20 * (5_000 // 64))
-    assert recipe(PrunetSettings, 50_000, theta_lr=0.3).theta_lr == 0.3
+    given = {"theta_lr": 0.3, "alpha_rate": 0.5}
+    assert recipe(PrunetSettings, 50_000, **given) == PrunetSettings(**given)
     assert recipe(PrunetSettings, 50_000, "paper").theta_lr == 0.1
