@@ -64,7 +64,7 @@ def simulated(space: Prunable, settings: Settings, work: Path) -> LatencyTable:
 
 def instances(space: Prunable, table: LatencyTable) -> list[Outcome]:
     """Random widths and scores, fitted by the program and by the loop."""
-    draw, sites, prices = random.Random(SEED), space.sites(), TablePrices(table)
+    draw, sites, prices = random.Random(SEED), space.sites(), [TablePrices(table)]
     choices = [space.width_choices(index) for index in range(len(space.groups))]
 
     def price(widths: tuple[int, ...]) -> Price:

@@ -372,7 +372,7 @@ Command = (
 )
 
 
-REPEATABLE = ("--shape", "--samples", "--set")
+REPEATABLE = ("--shape", "--samples", "--set", "--also")
 """Flags that may be given more than once."""
 
 

@@ -105,10 +105,19 @@ def require_ranges(command: object) -> None:
         value, flag = getattr(command, field.name), f"--{field.name.replace('_', '-')}"
         if value == () and field.default is None:
             raise LatencyError(f"{flag} needs a value")
-        for limits in ranges(hints[field.name]):
-            for number in () if value is None else value if isinstance(value, tuple) else (value,):
-                if not limits.low <= number <= limits.high:
-                    raise LatencyError(f"{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(number)}")
+        for number in () if value is None else value if isinstance(value, tuple) else (value,):
+            require_range(flag, number, hints[field.name])
+
+
+def require_range(flag: str, number: float, hint: Any) -> None:
+    """Check a number against the type of its flag.
+
+    Raises:
+        LatencyError: it is out of its range; names the flag.
+    """
+    for limits in ranges(hint):
+        if not limits.low <= number <= limits.high:
+            raise LatencyError(f"{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(number)}")
 
 
 def ranges(hint: Any) -> Iterator[Between]:

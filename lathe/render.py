@@ -294,9 +294,9 @@ def _progress(unit: str) -> Iterator[tuple[Progress, TaskID]]:
 def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
     """Show a search as it goes, then what came out; returns the exit code."""
     from deploy.metric import ACCURACY
-    from search.record import Chosen, EpochDone, Finished, Result, Started
+    from search.record import Chosen, EpochDone, Finished, Started
 
-    finished: Result | None = None
+    end: Finished | None = None
     metric = ACCURACY
     events = _begun(events)
     times, figures = (TimeElapsedColumn(), TimeRemainingColumn()), TextColumn("{task.fields[now]}")
@@ -316,11 +316,12 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
                 case Chosen(choice=choice, latency=latency):
                     price = f", predicted {interval(latency)}" if latency else ""
                     LOG.print(f"chosen: {_choice(choice)}{price}")
-                case Finished(result=result):
-                    finished = result
-    assert finished is not None, "the last event of a search says how it ended"
+                case Finished():
+                    end = event
+    assert end is not None, "the last event of a search says how it ended"
+    finished, others = end.result, end.architecture.also
     if as_json:
-        print_json({"run": str(out), "result": finished})
+        print_json({"run": str(out), "result": finished} | ({"also": others} if others else {}))
         return 0
     view = _pair(str(out))
     for name, show_of in ((finished.metric.name, lambda network: finished.metric.words(network.score)), *_RESULT):
@@ -330,6 +331,10 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
         view.add_row("budget", "", f"{finished.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
     else:
         view.add_row("budget", "", f"{microseconds(finished.budget_us)} (by the prediction; export measures)")
+    for device in others:
+        unpruned = interval(device.largest) if finished.unpruned else "-"
+        view.add_row(escape(f"predicted on {device.name}"), unpruned, interval(device.predicted))
+        view.add_row(escape(f"budget on {device.name}"), "", microseconds(device.budget_us))
     OUT.print(view)
     return 0
 
@@ -442,6 +447,9 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
     for note, label in (("fuse", "fuse: "), ("no budget", ""), ("samples", "")):
         if note in manifest.provenance:
             OUT.print(escape(f"{label}{manifest.provenance[note]}"))
+    for name, value in manifest.provenance.items():
+        if name.startswith("not run on "):
+            OUT.print(escape(f"{name}: {value}"))
     if manifest.certificate:
         OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
     OUT.print(escape(f"latency: {_latency(manifest.shipped)}"))

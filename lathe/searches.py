@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, arg, subcommand
+from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, UseAppendAction, arg, subcommand
 
 from lathe.flags import Fraction, Milliseconds, Sizes
 from search import processes
@@ -32,6 +32,8 @@ class Search(Sizes):
     """directory of the run; the same command again resumes"""
     table: Path | None = None
     """latency table of the device that the network is for; without one MACs are the cost, and the budget is a fraction of them"""
+    also: UseAppendAction[tuple[str, ...]] = ()
+    """a further device whose budget is to be met too, as TABLE:MILLISECONDS, such as other.latency.jsonl:1.2; once for each device"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
     task: str | None = None

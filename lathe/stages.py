@@ -27,8 +27,8 @@ from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards
 from latency.shard import shard
-from latency.units import ms_from_us, us_from_ms
-from lathe.flags import image_shape
+from latency.units import interval, microseconds, ms_from_us, us_from_ms
+from lathe.flags import Milliseconds, image_shape, require_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from lathe.flags import Sizes
     from lathe.searches import Search
     from lathe.sweeps import Sweep, SweepBest
-    from search.architecture import Architecture
+    from search.architecture import OtherDevice
     from search.budget import Budget
+    from search.finished import FinishedRun
     from search.record import Event as SearchEvent
     from search.space import Space
     from search.sweep import Outcome
@@ -336,6 +337,7 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     outputs.require_directory(command.out)
     require("torch", "train")
     from search import board, methods, record, session
+    from search.budget import Budget, Limit
     from search.method import Problem
     from search.methods.settings import recipe
 
@@ -346,22 +348,47 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     table = command.table and load_table(command.table, warn)
     if table:
         _require_table(table, command)
+    others = _other_tables(command, table, warn)
     space = space_of(command.space, command)
     task = _task(command, space.input_shape)
     if task.labels:
         space = space_of(command.space, command, len(task.labels))
     methods.require_space(command.settings, space)
-    if table:
-        _predicted(table, space, space.network(), command)
+    for each in (table, *(other for other, _ in others)):
+        if each:
+            _predicted(each, space, space.network(), command)
     if command.budget_ms is None and command.budget_fraction is None and not command.settings.needs_budget:
         budget = _no_budget(space, table)
     else:
         budget = _latency_budget(command, space, table) if table else _macs_budget(command, space)
     given = {name: getattr(command.settings, name) for name in command.given}
     settings = recipe(type(command.settings), len(task.train), command.recipe, **given)
-    method = methods.method(settings, Problem(space=space, task=task, table=table, budget=budget))
+    also = tuple(Limit(other, Budget(us=us)) for other, us in others)
+    method = methods.method(settings, Problem(space=space, task=task, table=table, budget=budget, also=also))
     events = session.run(method, command.out, baseline=command.baseline)
     return board.with_tensorboard(events, command.out) if command.tensorboard else events
+
+
+def _other_tables(command: "Search", table: LatencyTable | None, warn: Callable[[str], None]) -> list[tuple[LatencyTable, float]]:
+    """The tables of further devices, each with its budget in microseconds."""
+    known, others = {table.sha256 if table else ""}, []
+    for word in command.also:
+        path, _, number = word.rpartition(":")
+        try:
+            ms = float(number)
+        except ValueError:
+            path, ms = "", 0.0
+        if not path:
+            raise LatencyError(f"--also {word!r} is not TABLE:MILLISECONDS: give it as --also other.latency.jsonl:1.2")
+        if table is None:
+            raise LatencyError(f"--also {word} is of a further device: give --table, the first one's, and its budget too")
+        require_range(f"--also {path}", ms, Milliseconds)
+        other = load_table(Path(path), warn)
+        if other.sha256 in known:
+            raise LatencyError(f"--also {word}: that table is given twice: give each device once")
+        known.add(other.sha256)
+        others.append((other, us_from_ms(ms)))
+    return others
 
 
 def _task(command: "Search", input_shape: tuple[int, int, int]) -> "Task":
@@ -575,16 +602,20 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     else:
         task = data.load(architecture.data, architecture.input_shape[1])
     inputs, targets = task.held_out_batch(torch.arange(len(task.held_out)))
-    threads = max(architecture.device.threads if architecture.device else 1, 1) if command.threads is None else command.threads
-    budget_ms, provenance = command.budget_ms, {}
-    if at_home := _is_device_of(architecture, command.target, threads):
-        budget_ms = ms_from_us(architecture.budget_us) if budget_ms is None and architecture.budget_us else budget_ms
-    elif budget_ms is None and not (architecture.device and architecture.runtime):
+    devices = _devices(found)
+    home = next((device for device in devices if _is_here(device, command.target, _threads(device, command))), None)
+    threads = _threads(home or (devices[0] if devices else None), command)
+    budget_ms = ms_from_us(home.budget_us) if home and command.budget_ms is None else command.budget_ms
+    provenance = {
+        f"not run on {device.name}": f"predicted {interval(device.predicted)} by the table {device.table_sha256[:16]}, "
+        f"the budget is {microseconds(device.budget_us)}"
+        for device in (devices if len(devices) > 1 else ())
+        if device is not home
+    }
+    if budget_ms is None and not devices:
         provenance["no budget"] = "the search had no latency table, and counted MACs: give --budget-ms to judge"
     elif budget_ms is None:
-        assert architecture.device
-        assert architecture.runtime
-        where = f"{architecture.device.name} with {architecture.runtime.name} {architecture.runtime.version}"
+        where = " and ".join(device.name for device in devices)
         provenance["no budget"] = f"the run's budget and prediction are of {where}, not of {command.target} here: give --budget-ms to judge"
     told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
     return ship(
@@ -596,8 +627,8 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
         baseline=unpruned,
         budget_ms=budget_ms,
         threads=threads,
-        predicted=architecture.predicted if at_home else None,
-        predicted_baseline=found.result.unpruned.predicted if at_home and found.result.unpruned else None,
+        predicted=home and home.predicted,
+        predicted_baseline=home and found.result.unpruned and home.largest,
         classes=architecture.labels,
         preprocessing=msgspec.to_builtins(architecture.preprocessing or {}),
         provenance={
@@ -646,15 +677,34 @@ def _samples(words: Sequence[str]) -> "np.ndarray | dict[str, np.ndarray] | None
     return found or None
 
 
-def _is_device_of(architecture: "Architecture", target: str, threads: int) -> bool:
-    """Whether what a target runs on here is what an architecture's budget and prediction are of."""
-    if architecture.runtime is None or architecture.runtime.name != target:
+def _devices(found: "FinishedRun") -> "list[OtherDevice]":
+    """Every device that a run has a budget and a prediction for, that of its --table first."""
+    from search.architecture import OtherDevice
+
+    architecture, unpruned = found.architecture, found.result.unpruned
+    device, runtime, budget_us, predicted = architecture.device, architecture.runtime, architecture.budget_us, architecture.predicted
+    if device is None or runtime is None or budget_us is None or predicted is None:
+        return []
+    largest = (unpruned and unpruned.predicted) or predicted
+    table = architecture.table_sha256
+    first = OtherDevice(device=device, runtime=runtime, table_sha256=table, budget_us=budget_us, predicted=predicted, largest=largest)
+    return [first, *architecture.also]
+
+
+def _threads(device: "OtherDevice | None", command: "Export") -> int:
+    """Of the CPU runtime: those that are asked for, or else those of a device's table."""
+    return command.threads or max(1, device.device.threads if device else 1)
+
+
+def _is_here(known: "OtherDevice", target: str, threads: int) -> bool:
+    """Whether what a target runs on here is a device of a run."""
+    if known.runtime.name != target:
         return False
     try:
         here = backends.get(target, threads=threads)
     except DeviceUnavailable:
         return True  # nothing is measured here, so nothing is compared with it
-    return (here.device, here.runtime) == (architecture.device, architecture.runtime)
+    return (here.device, here.runtime) == (known.device, known.runtime)
 
 
 def verify(directory: Path) -> "Verification":

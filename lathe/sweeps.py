@@ -25,6 +25,8 @@ class Sweep(Sizes):
     """directory of the sweep; the same command again resumes"""
     table: Path | None = None
     """latency table of the device that the networks are for; without one MACs are the cost, and budgets are fractions of them"""
+    also: UseAppendAction[tuple[str, ...]] = ()
+    """a further device whose budget all networks are to meet too, as TABLE:MILLISECONDS, such as other.latency.jsonl:1.2"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
     task: str | None = None
@@ -64,6 +66,8 @@ class Sweep(Sizes):
         for field in ("table", "task", *(field.name for field in dataclasses.fields(Sizes))):
             if (value := getattr(self, field)) is not None:
                 yield from (f"--{field}", str(value))
+        for device in self.also:
+            yield from ("--also", device)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from latency import BlockSpec, Device, Latency, Runtime
-from latency.values import OptionalSha256, Pixels, SampleUs, Seed
+from latency.values import OptionalSha256, Pixels, SampleUs, Seed, Sha256
 from search import spaces
 from search.files import read_json, to_json
 from search.space import Choice, Space
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     import torch
 
 
+# architecture/4: `also`, further devices.
 # architecture/3: preprocessing and labels are of image classification alone.
 # architecture/2: a choice of any space, with the space's record; `blocks` are those that ship, by their keys; `origin` of a prediction.
 # architecture/1: the layers of a chain, or the groups of a space of widths, each with its channels; the space by its name.
-SCHEMA = "architecture/3"
+SCHEMA = "architecture/4"
 
 MAX_WEIGHTS = 2**32
 """Most weights of a network that is built: 16 GiB."""
@@ -43,10 +44,30 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     std: tuple[Spread, Spread, Spread]
 
 
+class OtherDevice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A further device whose budget a search had to meet, and what the network takes there."""
+
+    device: Device
+    runtime: Runtime
+    table_sha256: Sha256
+    """of its latency table"""
+    budget_us: SampleUs
+    predicted: Latency
+    """by that table"""
+    largest: Latency
+    """the same for the largest network of the space"""
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        threads = f", {self.device.threads} {'thread' if self.device.threads == 1 else 'threads'}" if self.device.kind == "cpu" else ""
+        return f"{self.device.name}{threads}, with {self.runtime.name} {self.runtime.version}"
+
+
 class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One network of a space: which, what it is fed with, and why it was chosen."""
 
-    schema: Literal["architecture/3"] = SCHEMA
+    schema: Literal["architecture/4"] = SCHEMA
     space: dict[str, Any]
     """record of the space that it was chosen from, as of `Space.record`"""
     choice: Choice
@@ -68,6 +89,8 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """of that device"""
     table_sha256: OptionalSha256
     """of the latency table that `predicted` is from; "" where none was given"""
+    also: tuple[OtherDevice, ...] = ()
+    """further devices"""
     method: str
     seed: Seed
     options: dict[str, str | int | float | bool]
@@ -190,6 +213,11 @@ def architecture_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def architecture_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
     """architecture/2 -> architecture/3: all were classifiers, whose fields are the same."""
+    return {**fields, "schema": "architecture/3"}
+
+
+def architecture_from_3(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """architecture/3 -> architecture/4: there was one device."""
     return {**fields, "schema": SCHEMA}
 
 
@@ -199,4 +227,9 @@ def load_architecture(path: str | Path) -> Architecture:
     Raises:
         SearchError: there is none, or it is damaged.
     """
-    return read_json(Path(path), Architecture, {"architecture/1": architecture_from_1, "architecture/2": architecture_from_2})
+    upgrades = {
+        "architecture/1": architecture_from_1,
+        "architecture/2": architecture_from_2,
+        "architecture/3": architecture_from_3,
+    }
+    return read_json(Path(path), Architecture, upgrades)

@@ -2,11 +2,12 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
+from latency import LatencyTable
 from latency.units import milliseconds, ms_from_us
 from search.errors import SearchError
 from search.spaces import Widths
@@ -70,6 +71,39 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         return self.words(self.amount)
 
 
+class Limit(NamedTuple):
+    """What networks may take on one device."""
+
+    table: LatencyTable
+    """of the device"""
+    budget: Budget
+    """in microseconds"""
+
+    @property
+    def target(self) -> float:
+        """The latency at which the upper end of its interval is the budget."""
+        return self.budget.amount / (1 + self.table.predictor.half_width)
+
+
+_ROUNDING = 1 + 1e-12
+
+
+def factors(limits: Sequence[Limit]) -> list[Price]:
+    """What a price on each device is multiplied by, so that the target and the budget of every device become those of the first.
+
+    Upper ends on the other devices are rounded up, so that rounding never puts a network over a budget.
+    """
+    first, *others = limits
+    each = [Price(first.target / other.target, _ROUNDING * first.budget.amount / other.budget.amount) for other in others]
+    return [Price(1.0, 1.0), *each]
+
+
+def worst(prices: Iterable[Price]) -> Price:
+    """The price on the device where a network is furthest over its budget, or nearest to it; all in one unit, see `factors`."""
+    costs, upper_ends = zip(*prices, strict=True)
+    return Price(max(costs), max(upper_ends))
+
+
 Pricing = Callable[[Widths], Price]
 """Price of the network of these widths."""
 
@@ -98,13 +132,14 @@ class BudgetController:
         self.weight = max(self._least, min(self._most, self.weight * math.exp(self._rate * error)))
 
 
-def require_reachable(name: str, smallest: Price, budget: Budget) -> None:
+def require_reachable(name: str, smallest: Price, budget: Budget, *, also: str = "") -> None:
     """Refuse a budget that no network of a space can meet.
 
     Args:
         name: of the space.
         smallest: price of its narrowest network.
         budget: in the same unit.
+        also: path of the table of a further device, where the budget is of that.
 
     Raises:
         SearchError: the narrowest network is above the budget; names its price.
@@ -114,9 +149,10 @@ def require_reachable(name: str, smallest: Price, budget: Budget) -> None:
     begin = f"a budget of {budget} cannot be met: the smallest network of {name}"
     if budget.unit == "macs":
         raise SearchError(f"{begin} has {budget.words(smallest.most)}; ask for a larger --budget-fraction")
+    flag = f"--also {also}:" if also else "--budget-ms "
     raise SearchError(
-        f"{begin} takes {budget.words(smallest.cost)} by the table, at most {budget.words(smallest.most)};"
-        f" ask for --budget-ms {ms_from_us(math.ceil(smallest.most)):g} or more"
+        f"{begin} takes {budget.words(smallest.cost)} by {also or 'the table'}, at most {budget.words(smallest.most)};"
+        f" ask for {flag}{ms_from_us(math.ceil(smallest.most)):g} or more"
     )
 
 

@@ -19,12 +19,14 @@ from torch import Tensor
 from latency import BlockSpec, Latency, LatencyTable, Surface
 from latency.units import kilo
 from search import ops
-from search.budget import Price, Unit
+from search.budget import Limit, Price, Unit, factors, worst
 from search.space import Choice, Space
 from search.spaces import Cells, Site, with_sites
 from search.spaces.cells import KINDS, STAGES
 
 Scalar = Float[Tensor, ""]
+Term = Float[Tensor, "*devices"]
+"""What a part of a network adds to its cost: a number, or one for each of several devices."""
 Shares = Float[Tensor, " candidates"]
 
 _TABULATED = 33 * 33  # widths of a block's groups in all combinations; for more, the expected cost is that of the expected widths
@@ -43,7 +45,7 @@ class CostModel(Protocol):
         """What one network costs, with the upper end of its interval."""
         ...
 
-    def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Scalar:
+    def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Term:
         """What a block at open widths adds to the cost.
 
         Args:
@@ -52,11 +54,11 @@ class CostModel(Protocol):
         """
         ...
 
-    def term(self, block: Candidate) -> float:
-        """What one block adds to the cost."""
+    def term(self, block: Candidate) -> float | tuple[float, ...]:
+        """What one block adds to the cost; on each device where there are several."""
         ...
 
-    def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
+    def over(self, candidates: Sequence[Candidate], shares: Shares) -> Term:
         """What a mixture of blocks adds to the cost.
 
         Args:
@@ -65,7 +67,7 @@ class CostModel(Protocol):
         """
         ...
 
-    def expected(self, terms: Sequence[Scalar]) -> Scalar:
+    def expected(self, terms: Sequence[Term]) -> Scalar:
         """Cost of the whole network, in the unit of the model."""
         ...
 
@@ -153,6 +155,49 @@ class LatencyModel:
         return self._curves[site]
 
 
+class DevicesModel:
+    """Latency on several devices, each within a budget of its own: what counts is the device furthest over its budget.
+
+    Costs are in microseconds of the first device: those of another one are scaled so that its target is that of the first, see
+    `search.budget.factors`. Terms have an entry for each device.
+
+    Args:
+        space: whose networks are asked about.
+        limits: of the devices.
+
+    Raises:
+        CoverageError: a table does not cover the space, see `LatencyModel`.
+    """
+
+    unit: Unit = "us"
+
+    def __init__(self, space: Space, limits: Sequence[Limit]) -> None:
+        self._models = [LatencyModel(space, limit.table) for limit in limits]
+        self._factors = factors(limits)
+
+    def price(self, choice: Choice) -> Price:
+        """Microseconds of the first device; `most` is within its budget where the network is within every budget."""
+        prices = [model.price(choice) for model in self._models]
+        return worst(Price(*map(math.prod, zip(price, factor, strict=True))) for price, factor in zip(prices, self._factors, strict=True))
+
+    def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Float[Tensor, " devices"]:
+        """A block at open widths: see `CostModel`."""
+        return torch.stack([model.at_widths(site, widths) for model in self._models])
+
+    def over(self, candidates: Sequence[Candidate], shares: Shares) -> Float[Tensor, " devices"]:
+        """A mixture of blocks: see `CostModel`."""
+        return _mixed([self.term(block) for block in candidates], shares)
+
+    def expected(self, terms: Sequence[Float[Tensor, " devices"]]) -> Scalar:
+        """Microseconds of the first device; the gradient is that on the device furthest over its budget."""
+        each = [model.expected([term[index] for term in terms]) for index, model in enumerate(self._models)]
+        return torch.stack([cost * factor.cost for cost, factor in zip(each, self._factors, strict=True)]).max()
+
+    def term(self, block: Candidate) -> tuple[float, ...]:
+        """Microseconds that a block adds on each device: see `CostModel`."""
+        return tuple(model.term(block) for model in self._models)
+
+
 class MacsModel:
     """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5): all of its layers, with gradients through input widths too.
 
@@ -199,12 +244,14 @@ class MacsModel:
         return self._terms[block]
 
 
-def cost_model(space: Space, table: LatencyTable | None) -> CostModel:
-    """Latency by a table; multiply-accumulates without one."""
-    return LatencyModel(space, table) if table else MacsModel(space)
+def cost_model(space: Space, limits: Sequence[Limit]) -> CostModel:
+    """Latency by the tables of one or several devices; multiply-accumulates without any."""
+    if not limits:
+        return MacsModel(space)
+    return LatencyModel(space, limits[0].table) if len(limits) == 1 else DevicesModel(space, limits)
 
 
-def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scalar]) -> list[Scalar]:
+def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scalar]) -> list[Term]:
     """Every site of a network at open widths, in order."""
     return [model.at_widths(site, widths) for site in sites]
 
@@ -238,12 +285,14 @@ class DrawnWidths:
             self._grids[groups, part] = self._grids[groups, part] + grid if (groups, part) in self._grids else grid
 
     def _grid(self, site: Site, groups: Sequence[int], choices: Sequence[Sequence[int]]) -> Tensor:
+        """What a site costs at all widths of its groups; the first axis is that of the devices, where there are several."""
         at, costs = [0] * len(choices), []
         for widths in itertools.product(*(choices[group] for group in groups)):
             for group, width in zip(groups, widths, strict=True):
                 at[group] = width
             costs.append(self._model.term(site.at(at)))
-        return torch.tensor(costs, dtype=torch.float64).reshape([len(choices[group]) for group in groups])
+        found = torch.tensor(costs, dtype=torch.float64).movedim(0, -1)
+        return found.reshape(*found.shape[:-1], *(len(choices[group]) for group in groups))
 
     def expected(self, shares: Sequence[Float[Tensor, " _"]], present: Mapping[Hashable, Scalar] | None = None) -> Scalar:
         """Expected cost of the network, in the unit of the model.
@@ -265,11 +314,11 @@ class DrawnWidths:
         return self._model.expected(terms)
 
 
-def _times(cost: Scalar, part: Hashable, present: Mapping[Hashable, Scalar] | None) -> Scalar:
+def _times(cost: Term, part: Hashable, present: Mapping[Hashable, Scalar] | None) -> Term:
     return cost if part is None or present is None else cost * present[part].double().cpu()
 
 
-def cell_terms(model: CostModel, space: Cells, shares: Float[Tensor, "edges options"]) -> list[Scalar]:
+def cell_terms(model: CostModel, space: Cells, shares: Float[Tensor, "edges options"]) -> list[Term]:
     """The network whose cell has each edge drawn independently by its shares, given that the cell connects its ends.
 
     Its expected cost is exact, as all cells are enumerated: what runs in a cell is no sum over its edges (`Cells.runs`).
@@ -279,7 +328,7 @@ def cell_terms(model: CostModel, space: Cells, shares: Float[Tensor, "edges opti
         space: of cells.
         shares: of the options of each edge, in order; each edge's sum is 1. Gradients reach them.
     """
-    sure, runs, terms = torch.ones(1).to(shares), space.cells * _expected_runs(space, shares), list[Scalar]()
+    sure, runs, terms = torch.ones(1).to(shares), space.cells * _expected_runs(space, shares), list[Term]()
     for stage in range(STAGES):
         terms.append(model.over([space.reduction(stage) if stage else space.stem], sure))
         terms.append(model.over(list(space.kinds(stage).values()), runs))
@@ -303,8 +352,8 @@ def _runs(space: Cells) -> tuple[Tensor, Tensor]:
     return torch.tensor([[cell.count(kind) for kind in KINDS] for cell in cells]), torch.tensor(connected)
 
 
-def _mixed(each: Sequence[float], shares: Shares) -> Scalar:
-    return torch.tensor(each, dtype=shares.dtype, device=shares.device) @ shares
+def _mixed(each: Sequence[float | tuple[float, ...]], shares: Shares) -> Term:
+    return torch.tensor(each, dtype=shares.dtype, device=shares.device).movedim(0, -1) @ shares
 
 
 def _channels(site: Site, widths: Sequence[Scalar]) -> list[Tensor]:

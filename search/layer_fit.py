@@ -5,6 +5,7 @@ so the program is small; `scipy.optimize.milp` (HiGHS) solves it. `search.widths
 can depend on, and values widths in the same way.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from latency import BlockSpec
 from search import widths as fitting
-from search.budget import Budget, Price
+from search.budget import Budget, Price, worst
 from search.errors import SearchError
 from search.space import Choice
 from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
@@ -30,12 +31,13 @@ class _Item(NamedTuple):
     layer: int
     option: str
     hidden: int
-    cost: float
+    costs: tuple[float, ...]
+    """on each device"""
     value: float
 
 
-def fit(space: Layered, found: Choice, prices: BlockPrices, budget: Budget) -> Choice:
-    """The network nearest to a found one, stretched to a budget, whose price is within it, with its whole interval.
+def fit(space: Layered, found: Choice, prices: Sequence[BlockPrices], budget: Budget) -> Choice:
+    """The network nearest to a found one, stretched to a budget, whose price is within it on every device, with its whole interval.
 
     Hidden widths are valued by `widths.proportional`: they shrink or grow in the proportions in which they were found. Layers that the
     found network skips stay skipped; others are skipped only where nothing else is within the budget.
@@ -43,14 +45,14 @@ def fit(space: Layered, found: Choice, prices: BlockPrices, budget: Budget) -> C
     Args:
         space: of layers.
         found: one of its networks.
-        prices: of blocks, such as `widths.TablePrices`.
+        prices: of blocks, on each device: see `widths.block_prices`.
         budget: in the unit of the prices.
 
     Raises:
         SearchError: no such network is within the budget.
     """
     items = _items(space, found, prices, budget)
-    costs = np.array([item.cost for item in items])
+    costs = np.array([item.costs for item in items]).T
     once = np.array([[float(item.layer == index) for item in items] for index in sorted({item.layer for item in items})])
     solved = milp(
         -np.array([item.value for item in items]),
@@ -60,24 +62,27 @@ def fit(space: Layered, found: Choice, prices: BlockPrices, budget: Budget) -> C
         options={"mip_rel_gap": fitting.GAP, "time_limit": fitting.TIME_LIMIT_S},
     )
     if solved.x is None:
-        raise SearchError(f"no network of {space.name} near the found one is within {budget}: ask for a larger budget")
+        raise SearchError(
+            f"no network of {space.name} near the found one is within {fitting.within(budget, prices)}: ask for a larger budget"
+        )
     picked = [item for item, share in zip(items, solved.x, strict=True) if share > 0.5]
     names = {item.layer: item for item in picked}
     options = {layer.name: names[index].option if index in names else SKIP for index, layer in enumerate(space.layers) if layer.open}
     return Choice(options=options, widths={space.layers[item.layer].name: item.hidden for item in picked if item.hidden})
 
 
-def _items(space: Layered, found: Choice, prices: BlockPrices, budget: Budget) -> list[_Item]:
+def _items(space: Layered, found: Choice, prices: Sequence[BlockPrices], budget: Budget) -> list[_Item]:
     chosen = space.chosen(found)
     kept = [(index, layer, _option(layer, found)) for index, layer in enumerate(space.layers) if layer.name in chosen]
     open_ones = [(layer.name, option) for _, layer, option in kept if option.hidden]
 
     def price(hidden: tuple[int, ...]) -> Price:
         at = dict(zip((name for name, _ in open_ones), hidden, strict=True))
-        each = [
-            prices(index, option.spec.with_widths(hidden=at[layer.name]) if option.hidden else option.spec) for index, layer, option in kept
+        blocks = [
+            (index, option.spec.with_widths(hidden=at[layer.name]) if option.hidden else option.spec) for index, layer, option in kept
         ]
-        return Price(sum(block.cost for block in each), sum(block.most for block in each))
+        each = [[of(index, block) for index, block in blocks] for of in prices]
+        return worst(Price(sum(block.cost for block in device), sum(block.most for block in device)) for device in each)
 
     learned, choices = [found.widths[name] for name, _ in open_ones], [option.hidden for _, option in open_ones]
     valued = fitting.proportional(learned, choices, price, budget) if open_ones else []
@@ -87,9 +92,10 @@ def _items(space: Layered, found: Choice, prices: BlockPrices, budget: Budget) -
         for other in _variants(layer, option):
             for spec, hidden in zip(other.blocks(), other.hidden or (0,), strict=True):
                 value = values[layer.name].get(hidden, SKIPPED) if hidden else 0.0
-                items.append(_Item(index, other.name, hidden, prices(index, spec).most, value + OTHER_KERNEL * (other is not option)))
+                costs = tuple(of(index, spec).most for of in prices)
+                items.append(_Item(index, other.name, hidden, costs, value + OTHER_KERNEL * (other is not option)))
         if layer.skippable:
-            items.append(_Item(index, SKIP, 0, 0.0, SKIPPED))
+            items.append(_Item(index, SKIP, 0, (0.0,) * len(prices), SKIPPED))
     return items
 
 

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from latency import BlockSpec
 from reparam.blocks import Image
 from search.blocks import InvertedResidual, SqueezeExcite, trained
-from search.cost import Candidate, CostModel, Scalar
+from search.cost import Candidate, CostModel, Term
 from search.prunode import Masks, Rule
 from search.relax import gumbel, gumbel_softmax
 from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
@@ -226,7 +226,7 @@ class MixedLayer(nn.Module):
             return checkpoint(self.blocks[name], *inputs, use_reentrant=False)
         return self.blocks[name](*inputs)
 
-    def term(self, model: CostModel, shares: Shares) -> Scalar:
+    def term(self, model: CostModel, shares: Shares) -> Term:
         """Expected cost of the layer (Eq. 5)."""
         specs: list[Candidate] = []
         parts: list[Tensor] = []

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from latency import Latency, LatencyTable
-from search.budget import Budget
+from search import widths
+from search.budget import Budget, Limit, Price, require_reachable
+from search.cost import CostModel, cost_model
 from search.errors import SearchError
 from search.methods.settings import Settings
 from search.space import Choice, Space
@@ -73,11 +75,15 @@ class Problem:
     """covers the space; without one the cost of a network is its multiply-accumulates"""
     budget: Budget
     """what the network may cost: latency with a table, multiply-accumulates without one"""
+    also: tuple[Limit, ...] = ()
+    """further devices, whose budgets are to be met as well"""
 
     def __post_init__(self) -> None:
         if self.budget.unit != ("us" if self.table else "macs"):
             known = "latency, so the budget is one of latency" if self.table else "multiply-accumulates alone without a table"
             raise SearchError(f"a budget of {self.budget} cannot be held against what is known: {known}")
+        if self.also and not self.table:
+            raise SearchError("budgets on further devices need a table of the first one")
         self.task.require_fit(self.space)
 
     @property
@@ -86,13 +92,48 @@ class Problem:
         return torch.zeros(1, *self.space.input_shape)
 
     @property
+    def limits(self) -> tuple[Limit, ...]:
+        """Every device with its budget; none where multiply-accumulates are the cost."""
+        return (Limit(self.table, self.budget), *self.also) if self.table else ()
+
+    @property
     def target(self) -> float | int:
         """The cost, in the unit of the budget, at which the upper end of its interval is the budget."""
-        return self.budget.amount / (1 + self.table.predictor.half_width) if self.table else self.budget.amount
+        return self.limits[0].target if self.limits else self.budget.amount
+
+    def model(self) -> CostModel:
+        """What networks cost; of several devices, on the one furthest over its budget."""
+        return cost_model(self.space, self.limits)
+
+    def block_prices(self) -> list[widths.BlockPrices]:
+        """What blocks cost on each device, for the exact fit."""
+        return widths.block_prices(self.limits)
+
+    def require_reachable(self, smallest: Choice) -> None:
+        """Refuse budgets that no network can meet.
+
+        Args:
+            smallest: the smallest network that a method can find.
+
+        Raises:
+            SearchError: it is over a budget; names its price.
+            CoverageError: a table does not cover it.
+        """
+        if not self.limits:
+            macs = self.macs(smallest)
+            require_reachable(self.space.name, Price(macs, macs), self.budget)
+        for index, (limit, latency) in enumerate(zip(self.limits, self.latencies(smallest), strict=True)):
+            also = limit.table.path if index else ""
+            require_reachable(self.space.name, Price(latency.us, latency.high_us), limit.budget, also=also)
 
     def latency(self, choice: Choice) -> Latency | None:
         """What the table predicts for a network; None without one."""
-        return self.table and self.table.predict(self.space.network(choice))
+        return next(iter(self.latencies(choice)), None)
+
+    def latencies(self, choice: Choice) -> tuple[Latency, ...]:
+        """The same on each device."""
+        blocks = self.space.network(choice)
+        return tuple(limit.table.predict(blocks) for limit in self.limits)
 
     def macs(self, choice: Choice) -> int:
         """Multiply-accumulates of a network as it ships."""

@@ -23,6 +23,7 @@ RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "
 CSV, USAGE = "history.csv", "usage.jsonl"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
+# run/4: `also`, budgets on further devices.
 # run/3: the metric of the task; result/3 and history/3: scores and their standard errors, where /2 had accuracies.
 # run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.
 # result/2: a network is a choice by names, of any space; the run and the weights have their hashes. In result/1 it was a list of widths;
@@ -32,7 +33,7 @@ ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "b
 # usage/1: what each epoch took; a line that names the schema comes first.
 _AGAIN = "run `lathe search` again, into a new directory"
 
-RUN_SCHEMA = "run/3"
+RUN_SCHEMA = "run/4"
 RESULT_SCHEMA = "result/3"
 HISTORY_SCHEMA = "history/3"
 USAGE_SCHEMA = "usage/1"
@@ -146,10 +147,18 @@ class Finished(Struct, frozen=True, kw_only=True):
 Event = Started | EpochDone | Chosen | Finished
 
 
+class OtherBudget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A budget on a further device."""
+
+    table_sha256: Sha256
+    """of the device's latency table"""
+    budget_us: SampleUs
+
+
 class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that determines a run: `run.json`."""
 
-    schema: Literal["run/3"] = RUN_SCHEMA
+    schema: Literal["run/4"] = RUN_SCHEMA
     method: str
     settings: dict[str, Any]
     space: dict[str, Any]
@@ -158,6 +167,7 @@ class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     budget_macs: Macs | None = None
     """in the place of microseconds, where no table was given"""
     table_sha256: OptionalSha256
+    also: tuple[OtherBudget, ...] = ()
     data: str
     """what it is trained on: data that `lathe` knows by name, or a task of one's own, FILE.py:FUNCTION"""
     data_sha256: OptionalSha256
@@ -180,7 +190,7 @@ def open_run(out: Path, run: Run) -> str:
     """
     file = out / RUN
     if file.exists():
-        if (schema := read_json(file, dict).get("schema")) in ("run/1", "run/2"):
+        if (schema := read_json(file, dict).get("schema")) in ("run/1", "run/2", "run/3"):
             raise SearchError(
                 f"{out} holds a run of an earlier version ({schema}), which can be exported and reported, not continued: "
                 "choose another --out"
@@ -212,7 +222,7 @@ def read_run(out: Path) -> Run:
     Raises:
         SearchError: there is none, or it is damaged.
     """
-    return read_json(out / RUN, Run, {"run/1": run_from_1, "run/2": run_from_2})
+    return read_json(out / RUN, Run, {"run/1": run_from_1, "run/2": run_from_2, "run/3": run_from_3})
 
 
 def read_result(out: Path, run: Run) -> Result:
@@ -352,6 +362,11 @@ _ACCURACY = {"name": "accuracy", "unit": "%"}
 def run_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
     """run/2 -> run/3: the metric is the accuracy."""
     return {**fields, "schema": "run/3", "metric": _ACCURACY}
+
+
+def run_from_3(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """run/3 -> run/4: there was one device."""
+    return {**fields, "schema": RUN_SCHEMA}
 
 
 def result_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:

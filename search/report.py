@@ -99,7 +99,7 @@ class _Search:
 
 def _read(directory: Path, table: LatencyTable | None) -> _Search:
     run = record.read_run(directory)
-    if table and table.sha256 != run.table_sha256:
+    if table and table.sha256 not in (run.table_sha256, *(other.table_sha256 for other in run.also)):
         raise SearchError(
             f"{table.path} is not the table of this search: its sha256 is {table.sha256[:16]}, the search used "
             f"{run.table_sha256[:16] or 'none'}: give that one, or none"
@@ -121,13 +121,13 @@ def _page_of_run(directory: Path, search: _Search, drawn: Sequence[Picture], tab
         kind="search",
         subtitle=f"Search by {search.run.method} on {search.run.data}.",
         headline="The search is finished." if finished else f"The search is not finished: {epochs} epochs so far.",
-        rows=tuple(_main_table(search.result)) if search.result else (),
+        rows=tuple(_main_table(search.result, search.architecture)) if search.result else (),
         note="Metric on held-out data; parameters and MACs as deployed; latency by the table, with its interval of 95 %.",
         body=(*about, *kept, *_pictures(search), *drawn, _origin(search, table, versions=True)),
     )
 
 
-def _main_table(result: Result) -> Iterator[Row]:
+def _main_table(result: Result, architecture: Architecture | None) -> Iterator[Row]:
     def row(name: str, show: Callable[[NetworkResult], str]) -> Row:
         return Row(name, show(result.unpruned) if result.unpruned else "-", show(result.shipped))
 
@@ -140,6 +140,9 @@ def _main_table(result: Result) -> Iterator[Row]:
         yield Row("budget", "-", f"{microseconds(result.budget_us)} (by the prediction; export measures)")
     elif result.budget_macs is not None:
         yield Row("budget", "-", f"{result.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
+    for device in architecture.also if architecture else ():
+        unpruned = interval(device.largest) if result.unpruned else "-"
+        yield Row(f"on {device.name}", unpruned, f"{interval(device.predicted)}; the budget is {microseconds(device.budget_us)}")
 
 
 def _architecture(search: _Search) -> Section:
@@ -175,6 +178,8 @@ def _origin(search: _Search, table: LatencyTable | None, *, versions: bool = Fal
         ("data", Cell(f"{run.data} {run.data_sha256}", "hash")),
         ("latency table", Cell(without, "hash")),
     ]
+    for other in run.also:
+        lines.append(("also within", Cell(f"{microseconds(other.budget_us)} by the table {other.table_sha256}", "hash")))
     if table:
         header = table.header
         of = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space or 'no space'}"

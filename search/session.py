@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from latency.files import sha256, write_whole
 from reparam import count, fuse, squeeze
 from search import board, checkpoint, finished, record
-from search.architecture import Architecture, keys, load_architecture
+from search.architecture import Architecture, OtherDevice, keys, load_architecture
 from search.drop_path import drop_path
 from search.ema import WeightAverage
 from search.errors import SearchError
@@ -28,7 +28,7 @@ from search.files import to_json
 from search.method import Epoch, Method, Phase
 from search.methods.settings import UNPRUNED
 from search.network import load_weights, save_weights
-from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, Result, Run, Started, Usage, open_run
+from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, OtherBudget, Result, Run, Started, Usage, open_run
 from search.runtime import Runtime
 from search.space import Choice
 from search.task import Task
@@ -62,6 +62,7 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
         budget_us=problem.budget.us,
         budget_macs=problem.budget.macs,
         table_sha256=problem.table.sha256 if problem.table else "",
+        also=tuple(OtherBudget(table_sha256=other.table.sha256, budget_us=other.budget.amount) for other in problem.also),
         data=problem.task.name,
         data_sha256=problem.task.sha256(),
         metric=problem.task.metric,
@@ -255,6 +256,7 @@ class _Session:
             device=header and header.device,
             runtime=header and header.runtime,
             table_sha256=problem.table.sha256 if problem.table else "",
+            also=self._also(choice),
             method=self.method.name,
             seed=self.method.settings.seed,
             options=msgspec.to_builtins(self.method.settings),
@@ -275,6 +277,22 @@ class _Session:
         )
         write_whole(self.out / record.RESULT, to_json(result))
         return Finished(architecture=architecture, result=result)
+
+    def _also(self, choice: Choice) -> tuple[OtherDevice, ...]:
+        """What the network takes on further devices."""
+        problem = self.problem
+        each = list(zip(problem.limits, problem.latencies(choice), problem.latencies(problem.space.largest()), strict=True))
+        return tuple(
+            OtherDevice(
+                device=table.header.device,
+                runtime=table.header.runtime,
+                table_sha256=table.sha256,
+                budget_us=budget.amount,
+                predicted=predicted,
+                largest=largest,
+            )
+            for (table, budget), predicted, largest in each[1:]
+        )
 
     def _unpruned(self) -> NetworkResult | None:
         """The network that the search started from; None where the method trains none."""

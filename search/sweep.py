@@ -27,6 +27,7 @@ from latency.files import write_whole
 from latency.process import BAD_INPUT
 from latency.values import SampleUs, Single
 from search import record
+from search.architecture import OtherDevice, load_architecture
 from search.errors import SearchError
 from search.files import read_json, to_json
 from search.methods.settings import Settings
@@ -81,6 +82,8 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     score_error: Spread | None = None
     """its standard error"""
     predicted: Latency | None = None
+    also: tuple[OtherDevice, ...] = ()
+    """what it takes on further devices"""
     measured_us: SampleUs | None = None
     low_us: SampleUs | None = None
     """lower end of the interval of the measured latency"""
@@ -305,6 +308,7 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
         score=shipped.score,
         score_error=shipped.score_error,
         predicted=shipped.predicted,
+        also=load_architecture(directory / record.ARCHITECTURE).also if described.also else (),
         macs=shipped.macs,
         search_loss=losses[-1] if losses else None,
     )
@@ -372,15 +376,22 @@ def best(directory: Path, budget_us: float) -> Outcome:
     )
 
 
+def predictions_elsewhere(row: Outcome, devices: int) -> list[Latency | None]:
+    """Of a run on each of the further devices of its sweep; None where it is not finished."""
+    return [device.predicted for device in row.also] or [None] * devices
+
+
 def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
     """The table of runs as JSON and as CSV."""
     write_whole(directory / JSON, msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
-    plain = [field for field in Outcome.__struct_fields__ if field not in ("settings", "predicted")]
+    plain = [field for field in Outcome.__struct_fields__ if field not in ("settings", "predicted", "also")]
+    devices = next((row.also for row in rows if row.also), ())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*plain, "predicted_us", *names])
+    writer.writerow([*plain, "predicted_us", *(f"predicted_us on {device.name}" for device in devices), *names])
     for row in rows:
         values = ["" if (value := getattr(row, field)) is None else value.name if isinstance(value, Metric) else value for field in plain]
-        writer.writerow([*values, row.predicted.us if row.predicted else "", *(row.settings.get(name, "") for name in names)])
+        predicted = [found.us if found else "" for found in (row.predicted, *predictions_elsewhere(row, len(devices)))]
+        writer.writerow([*values, *predicted, *(row.settings.get(name, "") for name in names)])
     write_whole(directory / CSV, text.getvalue().encode())

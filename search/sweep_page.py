@@ -47,19 +47,23 @@ def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
 def _runs(rows: Sequence[Outcome], directory: Path, out: Path) -> Section:
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     losses = any(row.search_loss is not None for row in rows)
-    metric = metric_of(rows)
-    columns = ("run", "budget", *names, "seed", metric.name, "latency", "predicted", *(("search loss",) if losses else ()), "")
+    metric, devices = metric_of(rows), next((row.also for row in rows if row.also), ())
+    elsewhere = [f"predicted on {device.name}, budget {microseconds(device.budget_us)}" for device in devices]
+    columns = ("run", "budget", *names, "seed", metric.name, "latency", "predicted", *elsewhere, *(("search loss",) if losses else ()), "")
     return Section(
         title="Runs",
         note=f"{metric.name} on the held-out samples, within two standard errors; latency as measured, with its interval.",
         columns=columns,
-        lines=[_line(row, names, losses, directory, out) for row in sorted(rows, key=lambda row: (not row.front, row.latency_us or 0.0))],
+        lines=[
+            _line(row, names, len(devices), losses, directory, out)
+            for row in sorted(rows, key=lambda row: (not row.front, row.latency_us or 0.0))
+        ],
         after="Of runs that differ in lambda alone, only the one with the lowest search loss can be on the front." if losses else "",
         dense=True,
     )
 
 
-def _line(row: Outcome, names: Sequence[str], losses: bool, directory: Path, out: Path) -> list[str | Cell]:
+def _line(row: Outcome, names: Sequence[str], devices: int, losses: bool, directory: Path, out: Path) -> list[str | Cell]:
     page = directory / sweep.RUNS / f"{row.name}.html"
     link = quote(os.path.relpath(page, out.parent)) if row.status == "finished" else ""
     return [
@@ -69,7 +73,7 @@ def _line(row: Outcome, names: Sequence[str], losses: bool, directory: Path, out
         str(row.seed),
         _scored(row),
         _measured(row),
-        interval(row.predicted) if row.predicted else "-",
+        *(interval(found) if found else "-" for found in (row.predicted, *sweep.predictions_elsewhere(row, devices))),
         *(("-" if row.search_loss is None else f"{row.search_loss:.3f}",) if losses else ()),
         Cell(row.why or row.status, "failed") if row.status == "failed" else "on the front" if row.front else row.why or "",
     ]

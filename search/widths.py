@@ -20,7 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from latency import BlockSpec, LatencyTable
 from search import ops
-from search.budget import Budget, Price, Pricing
+from search.budget import Budget, Limit, Price, Pricing, factors, worst
 from search.errors import SearchError
 from search.spaces import Prunable, Site, Span, Widths
 
@@ -29,6 +29,7 @@ TIME_LIMIT_S = 120.0
 GAP = 1e-4
 """Relative distance to the bound at which a solution counts as optimal."""
 
+_AS_IT_IS = Price(1.0, 1.0)
 _TABULATED = 33 * 33  # cost of a block at each combination of its groups' widths; for more it is interpolated between widths of its spans
 _KNOTS = 9  # of such a span
 _ROUNDS = 12  # solutions with a corrected budget, where spans are interpolated
@@ -46,10 +47,11 @@ class TablePrices:
 
     Args:
         table: covers every block that is asked for.
+        factor: of all prices.
     """
 
-    def __init__(self, table: LatencyTable) -> None:
-        self._table = table
+    def __init__(self, table: LatencyTable, factor: Price = _AS_IT_IS) -> None:
+        self._table, self._factor = table, factor
         self._known: dict[tuple[bool, str], Price] = {}
 
     def __call__(self, index: int, spec: BlockSpec) -> Price:
@@ -61,7 +63,7 @@ class TablePrices:
         key = (index > 0, spec.key)
         if key not in self._known:
             share = self._table.share(spec, first=index == 0)
-            self._known[key] = Price(share.us, share.high_us)
+            self._known[key] = Price(share.us * self._factor.cost, share.high_us * self._factor.most)
         return self._known[key]
 
 
@@ -71,12 +73,19 @@ def macs_price(_index: int, spec: BlockSpec) -> Price:
     return Price(macs, macs)
 
 
+def block_prices(limits: Sequence[Limit]) -> list[BlockPrices]:
+    """Prices of blocks on each of several devices, scaled to the budget of the first; multiply-accumulates without any."""
+    if not limits:
+        return [macs_price]
+    return [TablePrices(limit.table, factor) for limit, factor in zip(limits, factors(limits), strict=True)]
+
+
 class Fit(Struct, frozen=True, kw_only=True):
     """Widths within a budget, and how good they are."""
 
     widths: Widths
     price: Price
-    """of the network; `most` is within the budget"""
+    """of the network, as `network_price` has it; `most` is within the budget"""
     value: float
     """that was maximised"""
     gap: float
@@ -86,10 +95,16 @@ class Fit(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-def network_price(sites: Sequence[Site], prices: BlockPrices, widths: Widths) -> Price:
-    """Price of the network of these widths of the groups."""
-    each = [prices(index, block) for index, site in enumerate(sites) if (block := site.at(widths))]
-    return Price(math.fsum(price.cost for price in each), math.fsum(price.most for price in each))
+def network_price(sites: Sequence[Site], prices: Sequence[BlockPrices], widths: Widths) -> Price:
+    """Price of the network of these widths of the groups, on the device where it is the worst."""
+    return worst(_network_prices(sites, prices, widths))
+
+
+def _network_prices(sites: Sequence[Site], prices: Sequence[BlockPrices], widths: Widths) -> list[Price]:
+    """The same on each device."""
+    blocks = [(index, block) for index, site in enumerate(sites) if (block := site.at(widths))]
+    each = [[of(index, block) for index, block in blocks] for of in prices]
+    return [Price(math.fsum(price.cost for price in found), math.fsum(price.most for price in found)) for found in each]
 
 
 def importance(scores: Sequence[Sequence[float]], choices: Sequence[Widths]) -> list[list[float]]:
@@ -146,21 +161,21 @@ def fit(
     space: Prunable,
     choices: Sequence[Widths],
     values: Sequence[Sequence[float]],
-    prices: BlockPrices,
+    prices: Sequence[BlockPrices],
     budget: Budget,
     *,
     least: float = 0.0,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Fit:
-    """The widths of the highest total value whose price, with its whole interval, is within a budget.
+    """The widths of the highest total value whose price, with its whole interval, is within a budget on every device.
 
     Args:
         space: whose groups get widths.
         choices: for each group the widths that can ship, ascending.
         values: for each group what each of these is worth.
-        prices: of blocks.
+        prices: of blocks, on each device; scaled to one budget, see `block_prices`.
         budget: in the unit of the prices.
-        least: the upper end of the price's interval is not below it.
+        least: on some device the upper end of the price's interval is not below it.
         time_limit_s: solving time, at most.
 
     Raises:
@@ -170,20 +185,24 @@ def fit(
     program = _Program(space, choices, values, prices)
     deadline = started + time_limit_s
     best: _Solution | None = None
-    aim = budget.amount
+    aims = np.full(len(prices), float(budget.amount))
     for _ in range(_ROUNDS):
-        found = program.solve(aim / program.scale, least=least / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
+        found = program.solve(aims / program.scale, least=least / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
         if found is None:
             break
-        used = network_price(program.sites, prices, found.widths).most / budget.amount
+        each = np.array([price.most for price in _network_prices(program.sites, prices, found.widths)]) / budget.amount
+        used = each.max()
         if used <= 1 and (best is None or found.value > best.value):
             best = found
         if time.perf_counter() > deadline or (used <= 1 and (used >= 1 - _UNUSED or not program.interpolates)):
             break
         # The program is off by what it interpolates, and by the solver's tolerance.
-        aim = aim * (2 - used) - 2 * _TOLERANCE * program.scale if used > 1 else aim * (1.5 - used / 2)
+        lower = aims * (2 - each) - 2 * _TOLERANCE * program.scale
+        aims = np.where(each > 1, lower, aims) if used > 1 else aims * (1.5 - used / 2)
     if best is None:
-        raise SearchError(f"no widths of {space.name} within {budget} were found in {time_limit_s:g} s: ask for a larger budget")
+        raise SearchError(
+            f"no widths of {space.name} within {within(budget, prices)} were found in {time_limit_s:g} s: ask for a larger budget"
+        )
     return Fit(
         widths=best.widths,
         price=network_price(program.sites, prices, best.widths),
@@ -192,6 +211,11 @@ def fit(
         variables=program.variables,
         seconds=time.perf_counter() - started,
     )
+
+
+def within(budget: Budget, prices: Sequence[BlockPrices]) -> str:
+    """What a network has to meet, in words."""
+    return f"{budget}{' and the budgets of the other devices' * (len(prices) > 1)}"
 
 
 class _Solution(NamedTuple):
@@ -214,7 +238,9 @@ class _Program:
     combination of axes that a block's price depends on the product of their columns.
     """
 
-    def __init__(self, space: Prunable, choices: Sequence[Widths], values: Sequence[Sequence[float]], prices: BlockPrices) -> None:
+    def __init__(
+        self, space: Prunable, choices: Sequence[Widths], values: Sequence[Sequence[float]], prices: Sequence[BlockPrices]
+    ) -> None:
         self.sites = space.sites()
         self._values = values
         grids, self.fixed = _grids(space, self.sites, choices, prices)
@@ -222,8 +248,8 @@ class _Program:
         kept = _undominated(choices, values, grids)
         self._kept = kept
         self._choices = [tuple(options[k] for k in chosen) for options, chosen in zip(choices, kept, strict=True)]
-        self.scale = max(1e-12, math.fsum(float(np.abs(grid).max()) for grid in grids.values()) + abs(self.fixed))
-        self._costs: list[float] = []
+        self.scale = max(1e-12, math.fsum(float(np.abs(grid).max()) for grid in grids.values()) + float(np.abs(self.fixed).max()))
+        self._costs: list[np.ndarray] = []  # of each column, on each device
         self._integral: list[bool] = []
         self._rows: list[tuple[dict[int, float], float, float]] = []
         self._x = [self._columns(len(options), integral=True) for options in self._choices]
@@ -241,13 +267,25 @@ class _Program:
         """Columns of the program."""
         return len(self._costs)
 
-    def solve(self, budget: float, *, least: float = 0.0, time_limit_s: float) -> _Solution | None:
-        """The best widths, for a budget and a least cost in units of `scale`; None where there are none, or none were found in time."""
+    def solve(self, budgets: np.ndarray, *, least: float = 0.0, time_limit_s: float) -> _Solution | None:
+        """The best widths; None where there are none, or none were found in time.
+
+        Args:
+            budgets: on each device, in units of `scale`.
+            least: cost that is reached on some device.
+            time_limit_s: for each program; there is one for each device that may reach the least cost.
+        """
+        none = np.full(len(budgets), -math.inf)
+        floors = [np.where(np.arange(len(none)) == device, least, none) for device in range(len(none))] if least else [none]
+        solutions = [found for floor in floors if (found := self._solved(floor, budgets, time_limit_s))]
+        return max(solutions, key=lambda found: found.value, default=None)
+
+    def _solved(self, floor: np.ndarray, budgets: np.ndarray, time_limit_s: float) -> _Solution | None:
         objective = np.zeros(self.variables)
         for columns, values, kept in zip(self._x, self._values, self._kept, strict=True):
             objective[columns] = [-values[k] for k in kept]
-        low, high = ((end - self.fixed / self.scale) for end in (least, budget))
-        within = LinearConstraint(np.array(self._costs), low if least else -math.inf, high)
+        low, high = ((ends - self.fixed / self.scale) for ends in (floor, budgets))
+        within = LinearConstraint(np.array(self._costs).T, low, high)  # pyright: ignore[reportArgumentType] (arrays are documented)
         found = milp(
             objective,
             integrality=np.array(self._integral, dtype=int),
@@ -264,7 +302,7 @@ class _Program:
 
     def _columns(self, count: int, *, integral: bool) -> list[int]:
         start = self.variables
-        self._costs += [0.0] * count
+        self._costs += [np.zeros_like(self.fixed)] * count
         self._integral += [integral] * count
         return list(range(start, start + count))
 
@@ -282,7 +320,7 @@ class _Program:
         """A grid without the dominated widths."""
         for index, axis in enumerate(axes):
             if isinstance(axis.owner, int):
-                grid = np.take(grid, self._kept[axis.owner], axis=index)
+                grid = np.take(grid, self._kept[axis.owner], axis=index + 1)
         return grid
 
     def _interpolated(self, span: Span, knots: Widths) -> list[int]:
@@ -305,11 +343,11 @@ class _Program:
         """Add what blocks cost over these axes; columns of their products where there are several."""
         scaled = grid / self.scale
         if len(axes) == 1:
-            for column, cost in zip(axes[0], scaled.tolist(), strict=True):
-                self._costs[column] += cost
+            for column, cost in zip(axes[0], scaled.T, strict=True):
+                self._costs[column] = self._costs[column] + cost
             return
-        products = np.array(self._columns(scaled.size, integral=False)).reshape(scaled.shape)
-        for column, cost in zip(products.ravel().tolist(), scaled.ravel().tolist(), strict=True):
+        products = np.array(self._columns(scaled[0].size, integral=False)).reshape(scaled.shape[1:])
+        for column, cost in zip(products.ravel().tolist(), scaled.reshape(len(scaled), -1).T, strict=True):
             self._costs[column] = cost
         for index, columns in enumerate(axes):
             for place, column in enumerate(columns):
@@ -318,19 +356,22 @@ class _Program:
 
 
 def _grids(
-    space: Prunable, sites: Sequence[Site], choices: Sequence[Widths], prices: BlockPrices
-) -> tuple[dict[tuple[_Axis, ...], np.ndarray], float]:
-    """Upper ends of the blocks' prices over the axes that they depend on, blocks of equal axes summed; and the sum of those without any."""
+    space: Prunable, sites: Sequence[Site], choices: Sequence[Widths], prices: Sequence[BlockPrices]
+) -> tuple[dict[tuple[_Axis, ...], np.ndarray], np.ndarray]:
+    """Upper ends of the blocks' prices over the axes that they depend on, blocks of equal axes summed; and the sum of those without any.
+
+    The first axis of each array is that of the devices.
+    """
     grids: dict[tuple[_Axis, ...], np.ndarray] = {}
-    fixed = 0.0
+    fixed = np.zeros(len(prices))
     for index, site in enumerate(sites):
         axes = _axes(space, site, choices)
         specs = _specs(site, axes, len(choices))
-        most = [prices(index, spec).most if site.of(spec) else 0.0 for spec in specs]
+        most = np.array([[of(index, spec).most if site.of(spec) else 0.0 for spec in specs] for of in prices])
         if not axes:
-            fixed += most[0]
+            fixed += most[:, 0]
             continue
-        grid = np.array(most).reshape([len(axis.points) for axis in axes])
+        grid = most.reshape([len(prices), *(len(axis.points) for axis in axes)])
         grids[axes] = grids[axes] + grid if axes in grids else grid
     return grids, fixed
 
@@ -375,7 +416,7 @@ def _undominated(
     """Of each group the widths worth considering: on a stair of the table a wider one costs no more, wherever the group is used."""
     found = []
     for group, options in enumerate(choices):
-        used = [np.moveaxis(grid, place, 0) for axes, grid in grids.items() for place, axis in enumerate(axes) if axis.owner == group]
+        used = [np.moveaxis(grid, place + 1, 0) for axes, grid in grids.items() for place, axis in enumerate(axes) if axis.owner == group]
         spans = any(isinstance(axis.owner, Span) and group in dict(axis.owner.terms) for axes in grids for axis in axes)
         costs = np.concatenate([grid.reshape(len(options), -1) for grid in used], axis=1) if used else np.zeros((len(options), 1))
 

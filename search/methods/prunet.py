@@ -10,6 +10,7 @@ so that the expected cost approaches it over the search, and the network is made
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,11 +21,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from search import layer_fit, ops, prunode, schedule
-from search import widths as fitting
 from search.blocks import trained as trained_block
-from search.budget import Budget, BudgetController, require_reachable
+from search.budget import Budget, BudgetController
 from search.classification import Classification
-from search.cost import CostModel, cost_model
 from search.data import random_parts
 from search.errors import SearchError
 from search.layered_supernet import LayeredSupernet, LayerState
@@ -60,11 +59,10 @@ class Prunet(Method[PrunetSettings]):
         self.space = with_layers(problem.space, self.name)
         self.searched = _restricted(self.space, settings)
         _require_sound(self.searched, settings)
-        self.model: CostModel = cost_model(self.space, problem.table)
-        if problem.table:
-            for block in self.space.blocks():
-                problem.table.lookup(block)
-        require_reachable(self.space.name, self.model.price(self.space.smallest()), problem.budget)
+        self.model = problem.model()
+        for limit, block in itertools.product(problem.limits, self.space.blocks()):
+            limit.table.lookup(block)
+        problem.require_reachable(self.space.smallest())
         self.limited = not problem.budget.holds(self.model.price(self.space.largest()))
         target = Budget.of(problem.target, self.model.unit)
         self.controller = BudgetController(target=target, weight=settings.alpha, rate=settings.alpha_rate)
@@ -258,8 +256,7 @@ class Prunet(Method[PrunetSettings]):
         """A network within the budget; the found one where no budget binds."""
         if not self.limited and self.problem.budget.holds(self.model.price(choice)):
             return choice
-        prices = fitting.TablePrices(self.problem.table) if self.problem.table else fitting.macs_price
-        return layer_fit.fit(self.space, choice, prices, self.problem.budget)
+        return layer_fit.fit(self.space, choice, self.problem.block_prices(), self.problem.budget)
 
     # What is decided
 

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from reparam import ChannelGroup, fuse, squeeze
 from search import masks, schedule
 from search import widths as fitting
-from search.budget import Budget, Price, free_channels, ranked_widths, require_reachable, round_up
-from search.cost import CostModel, MacsModel, cost_model
+from search.budget import Budget, Price, free_channels, ranked_widths, round_up
+from search.cost import CostModel, MacsModel
 from search.errors import SearchError
 from search.masks import Scores
 from search.method import Epoch, Method, Phase, Problem
@@ -53,13 +53,13 @@ class Narrowing(Method[P]):
         if self.space.free and not self.frees:
             other = self.space.name.replace(FREE_WIDTHS, WIDTHS)
             raise SearchError(f"{self.name} prunes layers that are added up together, unlike {self.space.name}: choose {other}")
-        self.model: CostModel = cost_model(self.space, problem.table)
+        self.model = problem.model()
         with torch.random.fork_rng():
             network = self.space.module()
             self.space.join(network, None)
         self.groups = masks.prunable_groups(network, problem.example, settings.excluded)
         self.choices = self.width_choices()
-        require_reachable(self.space.name, self.model.price(self.smallest()), problem.budget)
+        problem.require_reachable(self.smallest())
         _require_squeezable(network, problem.example, self.groups)
         self.widths = self.space.full_widths()
 
@@ -215,8 +215,8 @@ class Pruning(Narrowing[P]):
 
     def fitted(self, scores: Sequence[Tensor], kept: Widths) -> Widths:
         """The widths that ship: of those within the budget the ones that are worth most."""
-        prices = fitting.TablePrices(self.problem.table) if self.problem.table else fitting.macs_price
-        return fitting.fit(self.space, self.choices, self.values(scores, kept), prices, self.problem.budget).widths
+        prices, budget = self.problem.block_prices(), self.problem.budget
+        return fitting.fit(self.space, self.choices, self.values(scores, kept), prices, budget).widths
 
     def values(self, scores: Sequence[Tensor], kept: Widths) -> list[list[float]]:
         """What each width of each group is worth: closeness to the proportions of what the method keeps."""

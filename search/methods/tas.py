@@ -277,7 +277,7 @@ class Tas(Narrowing[TasSettings]):
         shares, depth_shares = self.shares(network)
         depths = self._depths_within(depth_shares)
         values = [share.detach().log().clamp(min=-1e6).tolist() for share in shares]
-        space, prices = self.space.at_depths(depths), fitting.TablePrices(self.problem.table) if self.problem.table else fitting.macs_price
+        space, prices = self.space.at_depths(depths), self.problem.block_prices()
         fit = partial(fitting.fit, space, self.choices, values, prices, self.problem.budget)
         found = fit()
         for slack in (1.0, 0.5, 0.25):  # the program sees the upper ends of the blocks' intervals

@@ -22,8 +22,8 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.utils._pytree import tree_map
 
 from search import options, schedule
-from search.budget import Budget, BudgetController, require_reachable
-from search.cost import CostModel, cell_terms, cost_model
+from search.budget import Budget, BudgetController
+from search.cost import cell_terms
 from search.data import random_parts
 from search.errors import SearchError
 from search.method import Epoch, Method, Phase, Problem
@@ -61,9 +61,9 @@ class VpDarts(Method[VpDartsSettings]):
     def __init__(self, settings: VpDartsSettings, problem: Problem) -> None:
         super().__init__(settings, problem)
         self.space = with_cells(problem.space, self.name)
-        self.model: CostModel = cost_model(self.space, problem.table)
+        self.model = problem.model()
         self.price = cache(self.model.price)  # the fit asks for many of the same cells after every epoch
-        require_reachable(self.space.name, self.price(self.space.smallest()), problem.budget)
+        problem.require_reachable(self.space.smallest())
         self.limited = not problem.budget.holds(self.price(self.space.largest()))
         target = Budget.of(problem.target, self.model.unit)
         self.controller = BudgetController(target=target, weight=settings.latency_weight, rate=settings.latency_rate)
@@ -339,12 +339,10 @@ class VpDarts(Method[VpDartsSettings]):
         return sizes / sizes.sum(1, keepdim=True).clamp(min=1e-9)
 
     def _cost_of(self, option: str) -> float:
-        """What an operation adds to a network, its sum left out."""
-        sure, total = torch.ones(1), 0.0
-        for stage in range(len(self.space.shapes())):
-            block = self.space.candidates(stage)[option]
-            total += float(self.model.over([block], sure)) if block else 0.0
-        return total
+        """What a network costs that has nothing but an operation in every stage, its sum left out."""
+        sure = torch.ones(1, dtype=torch.float64)
+        blocks = [self.space.candidates(stage)[option] for stage in range(len(self.space.shapes()))]
+        return float(self.model.expected([self.model.over([block], sure) for block in blocks]))
 
     # What is decided
 

@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 
 def test_the_layers_of_a_chain():
     found, space = load_architecture(HERE / "architecture-1-chain.json"), spaces.get("repvgg-mini")
-    assert found.schema == "architecture/3"
+    assert found.schema == "architecture/4"
     assert found.origin() == space
     assert space.widths(found.choice) == (16, 32, 8, 40, 64, 104, 80)
     assert found.network() == space.network(found.choice)
@@ -43,7 +43,7 @@ def test_layers_of_another_space_are_refused(tmp_path):
 
 def test_the_present_version():
     found, space = load_architecture(HERE / "architecture-2.json"), spaces.get("prunet-cifar")
-    assert (found.schema, found.origin()) == ("architecture/3", space)
+    assert (found.schema, found.origin()) == ("architecture/4", space)
     assert found.network() == space.network(found.choice)
 
 

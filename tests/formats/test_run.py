@@ -19,11 +19,12 @@ KEPT = Path(__file__).parent
         ("run-1-traced", "slimming", ("0.conv", 16, 16)),
         ("run-2", "pas", ("a", 16, 32)),
         ("run-3", "pas", ("0", 16, 16)),
+        ("run-4", "pas", ("block0", 8, 16)),
     ],
 )
 def test_a_kept_run_is_read_and_has_a_page(name, method, first, tmp_path):
     run = read_run(KEPT / name)
-    assert (run.schema, run.method) == ("run/3", method)
+    assert (run.schema, run.method) == ("run/4", method)
     assert run.settings["seed"] == 0
     result, history = read_result(KEPT / name, run), read_history(KEPT / name, run)
     group, kept, full = first
@@ -31,14 +32,21 @@ def test_a_kept_run_is_read_and_has_a_page(name, method, first, tmp_path):
     assert [done.phase for done in history] == ["pretrain", "search", "search", "finetune"]
     assert history[-1].choice == result.shipped.choice
     assert (history[1].figures.get("beta", 0) > 0) == (method == "pas")
-    assert len(report.render(KEPT / name, tmp_path / "page.html")) == 6
+    assert len(report.render(KEPT / name, tmp_path / "page.html")) == 6 + len(run.also)
 
 
-@pytest.mark.parametrize("name", ["run-1", "run-1-traced", "run-2", "run-3"])
+@pytest.mark.parametrize("name", ["run-1", "run-1-traced", "run-2", "run-3", "run-4"])
 def test_the_space_of_a_kept_run_comes_back(name):
     run = read_run(KEPT / name)
     space = spaces.from_record(run.space)
     assert space.largest() == read_result(KEPT / name, run).unpruned.choice
+
+
+def test_a_run_for_two_devices_says_what_both_take():
+    (budget,), (device,) = read_run(KEPT / "run-4").also, finished.load(KEPT / "run-4").architecture.also
+    assert (budget.budget_us, budget.table_sha256) == (device.budget_us, device.table_sha256) == (90.0, device.table_sha256)
+    assert device.name == "second, 1 thread, with made-up 1"
+    assert device.predicted.high_us < 90.0 < device.largest.low_us
 
 
 @pytest.mark.parametrize(("name", "metric", "error"), [("run-2", "accuracy", None), ("run-3", "mIoU", True)])

@@ -22,7 +22,7 @@ FLAGS = {
     cli.Predict: "resolution channels cells input classes source table shape missing force json",
     cli.Export: "source out target budget_ms protocol threads samples shape weights input workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
-    sweeps.Sweep: "resolution channels cells input space out table data task budget_ms budget_fraction seeds set recipe jobs no_measure target json",
+    sweeps.Sweep: "resolution channels cells input space out table also data task budget_ms budget_fraction seeds set recipe jobs no_measure target json",
     sweeps.SweepBest: "sweep budget_ms json",
     cli.Verify: "bundle json",
     cli.Report: "source out table force json",
@@ -42,7 +42,7 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-SEARCH = "resolution channels cells input space out table data task budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
+SEARCH = "resolution channels cells input space out table also data task budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
 TRAINING = (
     "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path distill teacher "
     "distill_weight temperature retrain train_precision memory_format devices"
@@ -107,13 +107,13 @@ def test_every_method_can_be_swept():
         cli.parse(["sweep", "pas", "--space", "s", "--out", "o", "--budget-ms", "0.5", "0"])
 
 
-def test_every_run_of_a_sweep_is_given_its_task():
-    command = cli.parse(
-        ["sweep", "pas", "--module", "net.py:make", "--task", "net.py:make_task", "--input", "3x8x8", "--budget-ms", "1", "--out", "o"]
-    )
+def test_every_run_of_a_sweep_is_given_its_task_and_devices():
+    given = "--task net.py:make_task --input 3x8x8 --also b.jsonl:1.2 --also c.jsonl:0.5"
+    command = cli.parse(f"sweep pas --module net.py:make --budget-ms 1 --out o {given}".split())
     words = list(command.common())
-    assert words == ["--space", "net.py:make", "--data", "digits", "--recipe", "auto", "--task", "net.py:make_task", "--input", "3x8x8"]
-    assert cli.parse(["search", "pas", *words, "--out", "o"]).task == "net.py:make_task"
+    assert words == f"--space net.py:make --data digits --recipe auto {given}".split()
+    search = cli.parse(["search", "pas", *words, "--out", "o"])
+    assert (search.task, search.also) == ("net.py:make_task", ("b.jsonl:1.2", "c.jsonl:0.5"))
 
 
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)

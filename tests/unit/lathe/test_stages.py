@@ -1,14 +1,15 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from deploy.errors import DeployError
-from latency import LatencyError
+from latency import LatencyError, files
 from latency.backends.tensorrt import EngineSpec
 from latency.errors import CoverageError
 from lathe import cli, stages
-from search import record, spaces
+from search import Task, finished, record, spaces
 
 OTHER_SIZES = "--resolution 16 --channels 4 --cells 2"
 
@@ -221,6 +222,48 @@ def test_what_a_table_lacks_is_measured_by_the_command_that_is_named():
         match=r"t is of the space nasbench201-small, not of nasbench201: measure it with `lathe profile nasbench201 .*--cells 3",
     ):
         stages.describe_cell(cli.parse([*words.split(), arch]), arch, pytest.fail)
+
+
+TABLE = max((Path(__file__).parents[3] / "profiles").rglob("repvgg-mini.fp32.latency.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (f"--table {TABLE} --also b.jsonl", r"--also 'b\.jsonl' is not TABLE:MILLISECONDS: give it as --also other\.latency\.jsonl:1\.2"),
+        (f"--table {TABLE} --also b.jsonl:fast", r"--also 'b\.jsonl:fast' is not TABLE:MILLISECONDS"),
+        (f"--table {TABLE} --also b.jsonl:nan", r"--also b\.jsonl must be from 1e-06 to 1e\+07, found nan"),
+        (f"--table {TABLE} --also {TABLE}:1", "that table is given twice: give each device once"),
+        ("--also b.jsonl:1", r"--also b\.jsonl:1 is of a further device: give --table, the first one's, and its budget too"),
+    ],
+)
+def test_further_devices_are_tables_with_budgets(words, message, tmp_path):
+    command = cli.parse(f"search pas --space repvgg-mini --budget-ms 1 --out {tmp_path / 'run'} {words}".split())
+    with pytest.raises(LatencyError, match=message):
+        stages.search(command, lambda _: None)
+
+
+@pytest.mark.parametrize(("home", "there"), [("first", "second"), ("second", "first"), (None, "first")])
+def test_the_device_at_hand_is_judged_and_the_others_are_not_run(home, there, monkeypatch):
+    """Of a kept run for two devices."""
+    run = Path(__file__).parents[2] / "formats" / "run-4"
+    first, second = stages._devices(finished.load(run))
+    devices = {"first": first, "second": second}
+    here = devices[home].device if home else None
+    monkeypatch.setattr(stages.backends, "get", lambda *_, **__: SimpleNamespace(device=here, runtime=first.runtime))
+    monkeypatch.setattr(finished.FinishedRun, "network", lambda _: None)
+    monkeypatch.setattr(finished.FinishedRun, "unpruned", lambda _: None)
+    monkeypatch.setattr(Task, "quality", lambda *_: None)
+    monkeypatch.setattr(files, "sha256", lambda _: "")
+    shipped = {}
+    stages._export_run(cli.parse(["export", str(run), "--target", "made-up", "--out", "b"]), lambda *_, **given: shipped.update(given))
+    assert shipped["predicted"] == (devices[home].predicted if home else None)
+    assert shipped["budget_ms"] == (devices[home].budget_us / 1000 if home else None)
+    told = shipped["provenance"][f"not run on {devices[there].name}"]
+    assert told.startswith("predicted ")
+    assert told.endswith(f", the budget is {devices[there].budget_us:.1f} µs")
+    assert sum(name.startswith("not run") for name in shipped["provenance"]) == (1 if home else 2)
+    assert ("no budget" in shipped["provenance"]) == (home is None)
 
 
 @pytest.mark.parametrize(

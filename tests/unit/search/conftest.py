@@ -1,5 +1,6 @@
 """A search small enough for tests: two classes of 8x8 images, three layers, and a made-up device whose latency is a staircase of 16 channels."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +38,15 @@ def network_us(blocks: list[BlockSpec], tread: int = 16) -> float:
     return sum(block_us(spec, tread) for spec in blocks) - (len(blocks) - 1)
 
 
-def make_table(space: Space, networks: Sequence[Choice] | None = None, *, tread: int = 16) -> LatencyTable:
-    """A table of every block of a space, and of some networks; of eight spread over its widths by default."""
+def make_table(
+    space: Space, networks: Sequence[Choice] | None = None, *, tread: int = 16, name: str = "made-up", spread: float = 0.0
+) -> LatencyTable:
+    """A table of every block of a space, and of some networks; of eight spread over its widths by default.
+
+    Networks take up to `spread` more or less than their blocks say, relative, so that predictions have an interval.
+    """
     header = TableHeader(
-        device=Device(kind="cpu", name="made-up", cores=1, threads=1, isa=(), memory_mib=1024, driver="", compute_capability="", os="none"),
+        device=Device(kind="cpu", name=name, cores=1, threads=1, isa=(), memory_mib=1024, driver="", compute_capability="", os="none"),
         runtime=Runtime(name="made-up", version="1"),
         protocol=Protocol(name="fast", warmup_ms=0, min_samples=1, max_samples=1, min_time_ms=0, max_time_ms=0),
         precision="fp32",
@@ -51,10 +57,12 @@ def make_table(space: Space, networks: Sequence[Choice] | None = None, *, tread:
     networks = networks or [space.choice([options[k % len(options)] for options in _choices(space)]) for k in range(8)]
     rows = [_row("block", spec.key, block_us(spec, tread)) for spec in space.blocks()]
     rows += [
-        _row("network", f"network-{index:016x}", network_us(blocks, tread), tuple(spec.key for spec in blocks))
+        _row("network", f"network-{index:016x}", network_us(blocks, tread) * (1 + spread * math.sin(index)), tuple(s.key for s in blocks))
         for index, blocks in enumerate(map(space.network, networks))
     ]
-    return LatencyTable(header, rows, sha256="5" * 64)
+    return LatencyTable(
+        header, rows, sha256="5" * 64 if name == "made-up" else hashlib.sha256(name.encode()).hexdigest(), path=f"{name}.jsonl"
+    )
 
 
 def _choices(space: Prunable) -> list[tuple[int, ...]]:

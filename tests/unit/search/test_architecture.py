@@ -37,7 +37,7 @@ def test_it_comes_back_from_disk_with_its_hash(chosen, tmp_path):
     path.write_bytes(to_json(chosen))
     assert load_architecture(path) == chosen
     assert load_architecture(str(path)).sha256 == chosen.sha256
-    assert path.read_bytes().startswith(b'{\n  "schema": "architecture/3"')
+    assert path.read_bytes().startswith(b'{\n  "schema": "architecture/4"')
 
 
 def test_origin_and_blocks_are_those_of_the_space(chosen, tiny):

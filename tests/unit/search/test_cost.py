@@ -9,7 +9,8 @@ from torch import nn
 
 from latency import CoverageError, LatencyTable
 from search import Choice, SearchError, Space, spaces
-from search.cost import DrawnWidths, LatencyModel, MacsModel, cell_terms, network_terms
+from search.budget import Budget, Limit
+from search.cost import DevicesModel, DrawnWidths, LatencyModel, MacsModel, cell_terms, network_terms
 from search.spaces import Cells, Layered, of_module
 from search.spaces.cells import EDGES, OPTIONS
 
@@ -321,3 +322,59 @@ def test_a_block_of_very_many_combinations_costs_what_it_does_at_the_expected_wi
     open_one = DrawnWidths(MacsModel(space), space.sites(), [(8, 32), (8, 32), (8, 48)])
     shares = [torch.tensor([0.25, 0.75])] * 3
     assert open_one.expected(shares).item() == pytest.approx(exact.expected(shares).item(), rel=1e-6)  # as MACs are linear in each width
+
+
+def devices_of(name: str, *shares: float) -> list[Limit]:
+    """Devices of different stairs, the budget of each a share of what one network takes there."""
+    space, draw = space_of(name), random.Random(7)
+    networks = [space.random(draw) for _ in range(8)]
+    tables = [make_table(space, networks, tread=tread, name=str(tread), spread=0.004 * tread) for tread in (16, 8, 4)]
+    return [
+        Limit(table, Budget(us=share * table.predict(space.network(networks[0])).high_us))
+        for table, share in zip(tables, shares, strict=False)
+    ]
+
+
+def furthest(limits, network) -> tuple[int, float]:
+    """Which device a network is furthest over the target of, and what it takes there, in microseconds of the first."""
+    each = [limit.table.predict(network).us / limit.target * limits[0].target for limit in limits]
+    return each.index(max(each)), max(each)
+
+
+@pytest.mark.parametrize("name", ["tiny", "prunet-cifar"])
+def test_on_several_devices_what_counts_is_the_one_furthest_over_its_budget(name, choices):
+    space, limits = space_of(name), devices_of(name, 1.001, 1.001, 1.001)
+    model, seen = DevicesModel(space, limits), set()
+    for choice in choices(space, 30):
+        network = space.network(choice)
+        device, cost = furthest(limits, network)
+        seen.add(device)
+        price = model.price(choice)
+        assert price.cost == pytest.approx(cost, rel=1e-12)
+        most = max(limit.table.predict(network).high_us / limit.budget.amount for limit in limits)
+        assert price.most == pytest.approx(most * limits[0].budget.amount, rel=1e-11)
+        terms = [model.over([block], torch.ones(1, dtype=torch.float64)) for block in network]
+        assert model.expected(terms).item() == pytest.approx(cost, rel=1e-9)
+        assert (price.most <= limits[0].budget.amount) == all(
+            limit.table.predict(network).high_us <= limit.budget.amount for limit in limits
+        )
+    assert len(seen) > 1
+
+
+@pytest.mark.parametrize("strict", range(3))
+def test_widths_are_pulled_by_the_device_furthest_over_its_budget(tiny, strict):
+    limits = devices_of("tiny", *(0.1 if device == strict else 1.0 for device in range(3)))
+    widths, alone = (scalars((16, 32, 32), torch.float64) for _ in range(2))
+    cost_of(DevicesModel(tiny, limits), tiny, widths).backward()
+    cost_of(LatencyModel(tiny, limits[strict].table), tiny, alone).backward()
+    scale = limits[0].target / limits[strict].target
+    assert [width.grad.item() for width in widths] == pytest.approx([scale * width.grad.item() for width in alone])
+
+
+def test_drawn_widths_on_several_devices_cost_the_highest_of_their_means(tiny):
+    limits = devices_of("tiny", 1.0, 0.9, 1.0)
+    choices = [(8, 16, 32)] * 3
+    shares = [torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)] * 3
+    expected = DrawnWidths(DevicesModel(tiny, limits), tiny.sites(), choices).expected(shares).item()
+    each = [DrawnWidths(LatencyModel(tiny, limit.table), tiny.sites(), choices).expected(shares).item() / limit.target for limit in limits]
+    assert expected == pytest.approx(max(each) * limits[0].target, rel=1e-9)

@@ -21,7 +21,7 @@ def table():
 
 
 def fitted(table, choice, us):
-    found = layer_fit.fit(SPACE, choice, TablePrices(table), Budget(us=us))
+    found = layer_fit.fit(SPACE, choice, [TablePrices(table)], Budget(us=us))
     assert LatencyModel(SPACE, table).price(found).most <= us
     return found
 
@@ -61,9 +61,9 @@ def test_the_fit_is_the_best_of_all_networks(table, share):
     """Of every combination of hidden widths and kernels, by the values that the program maximises."""
     choice, model = SPACE.largest(), LatencyModel(SPACE, table)
     us = share * model.price(choice).most
-    items = layer_fit._items(SPACE, choice, TablePrices(table), Budget(us=us))
+    items = layer_fit._items(SPACE, choice, [TablePrices(table)], Budget(us=us))
     layers = [list(group) for _, group in itertools.groupby(items, key=lambda item: item.layer)]
-    best = max(sum(item.value for item in each) for each in itertools.product(*layers) if sum(item.cost for item in each) <= us)
+    best = max(sum(item.value for item in each) for each in itertools.product(*layers) if sum(item.costs[0] for item in each) <= us)
     found = fitted(table, choice, us)
     picked = [
         next(item for item in layer if (item.option, item.hidden) == (found.options.get(name, name), found.widths.get(name, 0)))

@@ -21,7 +21,7 @@ import search
 from deploy.metric import ACCURACY
 from reparam import ChannelMask, insert_masks
 from search import SearchError, checkpoint, load_architecture, masks, session
-from search.budget import Budget
+from search.budget import Budget, Limit
 from search.cost import LatencyModel, network_terms
 from search.method import Method, Phase, Problem
 from search.methods.pas import DepthwiseBinaryConv, indicators
@@ -31,7 +31,7 @@ from search.record import Chosen, EpochDone, Finished, Result, Started, read_his
 from search.tensors import read_tensors
 from search.train import Part
 
-from .conftest import EPOCHS, FAST, make_method
+from .conftest import EPOCHS, FAST, make_method, make_table
 
 FILES = ["baseline.safetensors", "weights.safetensors", "architecture.json", "result.json", "history.jsonl"]
 
@@ -166,6 +166,22 @@ def test_a_run_leaves_what_it_says(search_into, tmp_path, tiny, table, stripes, 
         assert right == pytest.approx(accuracy)
     assert result.unpruned.score > 0.9
     assert result.shipped.score > 0.9
+
+
+def test_a_run_for_several_devices_goes_on_with_the_same_ones_alone(tiny, table, stripes, budget_us, tmp_path):
+    other = make_table(tiny, tread=8, name="other")
+
+    def start(share: float):
+        also = Limit(other, Budget(us=share * other.predict(tiny.network()).us))
+        problem = Problem(space=tiny, table=table, task=stripes, budget=Budget(us=budget_us), also=(also,))
+        return session.run(Toy(ToySettings(epochs=1), problem), tmp_path / "run")
+
+    *_, finished = start(0.5)
+    (device,) = finished.architecture.also
+    assert (device.predicted, device.largest) == (other.predict(tiny.network()),) * 2
+    assert (device.device.name, device.table_sha256, device.budget_us) == ("other", other.sha256, 0.5 * device.largest.us)
+    with pytest.raises(SearchError, match="holds another run: its also is "):
+        next(start(0.6))
 
 
 @pytest.mark.parametrize("name", ["pas", "magnitude", "slimming", "toy"])

@@ -69,7 +69,7 @@ def brute_force(space, choices, values, prices, budget):
 def test_the_fit_is_the_best_of_all_networks_within_the_budget(seed, tread, slopes, share):
     space, prices, draw = chain(32, 24, 40, 32), Stairs(tread, slopes), random.Random(seed)
     choices = choices_of(space)
-    low, high = (network_price(space.sites(), prices, ends).most for ends in (space.smallest_widths(), space.full_widths()))
+    low, high = (network_price(space.sites(), [prices], ends).most for ends in (space.smallest_widths(), space.full_widths()))
     budget = low + share * (high - low)
     scores = [[draw.expovariate(1) for _ in range(width)] for _, width in space.groups]
     for values in (
@@ -77,15 +77,15 @@ def test_the_fit_is_the_best_of_all_networks_within_the_budget(seed, tread, slop
         proportional(
             [draw.randint(1, width) for _, width in space.groups],
             choices,
-            lambda w: network_price(space.sites(), prices, w),
+            lambda w: network_price(space.sites(), [prices], w),
             Budget(us=budget),
         ),
         [[draw.uniform(-1, 1) for _ in options] for options in choices],
     ):
-        found = fit(space, choices, values, prices, Budget(us=budget))
+        found = fit(space, choices, values, [prices], Budget(us=budget))
         assert found.price.most <= budget
-        assert found.price == network_price(space.sites(), prices, found.widths)
-        best = brute_force(space, choices, values, prices, budget)
+        assert found.price == network_price(space.sites(), [prices], found.widths)
+        best = brute_force(space, choices, values, [prices], budget)
         assert found.value == pytest.approx(best, abs=1e-9 + 2e-4 * abs(best))
 
 
@@ -98,29 +98,48 @@ def test_a_concatenation_of_three_groups_is_fitted_by_interpolation_within_the_b
     used = []
     for _ in range(6):
         values = importance([[draw.expovariate(1) for _ in range(width)] for _, width in space.groups], choices)
-        low, high = (network_price(space.sites(), prices, ends).most for ends in (space.smallest_widths(), space.full_widths()))
+        low, high = (network_price(space.sites(), [prices], ends).most for ends in (space.smallest_widths(), space.full_widths()))
         budget = low + draw.uniform(0.1, 0.9) * (high - low)
-        found = fit(space, choices, values, prices, Budget(us=budget))
-        best = brute_force(space, choices, values, prices, budget)
+        found = fit(space, choices, values, [prices], Budget(us=budget))
+        best = brute_force(space, choices, values, [prices], budget)
         assert found.price.most <= budget
         assert found.value >= 0.9 * best
         used.append(found.value / best)
     assert sum(used) / len(used) > 0.97
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_fit_is_the_best_of_all_networks_within_the_budgets_of_several_devices(seed, monkeypatch):
+    """Also where a block is interpolated; each device binds somewhere."""
+    draw, spans = random.Random(seed), [(group(fixed=3), group(0)), (group(0), group(1)), (group(0, 1, fixed=3), group(fixed=16))]
+    if seed == 3:
+        monkeypatch.setattr(widths, "_TABULATED", 10)
+    space, devices = make_space((40, 32), spans), [Stairs(16, (3.0, 1.0, 1.0)), Stairs(8, (0.5, 0.5, 1.0))]
+    choices = choices_of(space)
+    budget = sum(network_price(space.sites(), devices, ends).most for ends in (space.smallest_widths(), space.full_widths())) / 2
+    values = importance([[draw.expovariate(1) for _ in range(width)] for _, width in space.groups], choices)
+    found = fit(space, choices, values, devices, Budget(us=budget))
+    assert found.price == network_price(space.sites(), devices, found.widths)
+    assert found.price.most <= budget
+    best = brute_force(space, choices, values, devices, budget)
+    assert found.value == pytest.approx(best, rel=0.1 if seed == 3 else 2e-4)
+    least = 0.9 * found.price.most
+    assert fit(space, choices, [[-v for v in value] for value in values], devices, Budget(us=budget), least=least).price.most >= least
+
+
 def test_channels_that_cost_nothing_are_taken():
     """17 to 32 channels cost the same here."""
     space = chain(32, 32)
     choices = choices_of(space)
-    price = network_price(space.sites(), Stairs(), (32, 16)).most
-    found = fit(space, choices, importance([[1.0] * 32, [0.1] * 32], choices), Stairs(), Budget(us=price))
+    price = network_price(space.sites(), [Stairs()], (32, 16)).most
+    found = fit(space, choices, importance([[1.0] * 32, [0.1] * 32], choices), [Stairs()], Budget(us=price))
     assert found.widths == (32, 16)
 
 
 def test_dominated_widths_of_a_stair_are_no_variables():
     space = chain(64)
     choices = choices_of(space)
-    found = fit(space, choices, importance([[1.0] * 64], choices), Stairs(32), Budget(us=1e6))
+    found = fit(space, choices, importance([[1.0] * 64], choices), [Stairs(32)], Budget(us=1e6))
     assert found.variables == 2
 
 
@@ -134,10 +153,10 @@ def test_learned_proportions_are_stretched_to_the_budget():
     choices = choices_of(space)
 
     def price(network):
-        return network_price(space.sites(), prices, network)
+        return network_price(space.sites(), [prices], network)
 
     budget = price((128, 64, 192)).most
-    found = fit(space, choices, proportional((32, 16, 48), choices, price, Budget(us=budget)), prices, Budget(us=budget))
+    found = fit(space, choices, proportional((32, 16, 48), choices, price, Budget(us=budget)), [prices], Budget(us=budget))
     assert found.widths == (128, 64, 192)
 
 
@@ -146,7 +165,7 @@ def test_what_is_left_of_the_budget_goes_where_the_ratio_is_least():
     choices = choices_of(space)
 
     def price(network):
-        return network_price(space.sites(), prices, network)
+        return network_price(space.sites(), [prices], network)
 
     budget = price((24, 24)).most
     values = proportional((20, 26), choices, price, Budget(us=budget))
@@ -155,20 +174,20 @@ def test_what_is_left_of_the_budget_goes_where_the_ratio_is_least():
     assert below[0] > below[1], "the same width is a larger deficit of the group that learned more"
     assert all(value < 0.05 for value in above)
     assert above[0] > above[1]
-    assert fit(space, choices, values, prices, Budget(us=budget)).price.most <= budget
+    assert fit(space, choices, values, [prices], Budget(us=budget)).price.most <= budget
 
 
 def test_a_price_of_blocks_adds_up_to_the_prediction(tiny, table):
     prices, draw = TablePrices(table), random.Random(0)
     for _ in range(20):
         choice = tiny.random(draw)
-        predicted, price = table.predict(tiny.network(choice)), network_price(tiny.sites(), prices, tiny.widths(choice))
+        predicted, price = table.predict(tiny.network(choice)), network_price(tiny.sites(), [prices], tiny.widths(choice))
         assert price.cost == pytest.approx(predicted.us, rel=1e-12)
         assert price.most == pytest.approx(predicted.high_us, rel=1e-12)
 
 
 def test_macs_add_up_to_those_of_the_space(tiny):
-    assert network_price(tiny.sites(), macs_price, tiny.full_widths()).cost == tiny.macs()
+    assert network_price(tiny.sites(), [macs_price], tiny.full_widths()).cost == tiny.macs()
 
 
 def test_a_least_price_keeps_cheaper_widths_out(tiny):
@@ -176,15 +195,15 @@ def test_a_least_price_keeps_cheaper_widths_out(tiny):
     choices = [tiny.width_choices(index) for index in range(3)]
     values = [[-float(width) for width in options] for options in choices]
     budget = Budget(macs=0.6 * tiny.macs())
-    assert widths.fit(tiny, choices, values, widths.macs_price, budget).widths == (8, 8, 8)
-    found = widths.fit(tiny, choices, values, widths.macs_price, budget, least=0.5 * tiny.macs())
+    assert widths.fit(tiny, choices, values, [widths.macs_price], budget).widths == (8, 8, 8)
+    found = widths.fit(tiny, choices, values, [widths.macs_price], budget, least=0.5 * tiny.macs())
     assert 0.5 * tiny.macs() <= found.price.most <= budget.amount
     with pytest.raises(SearchError, match="no widths of tiny within"):
-        widths.fit(tiny, choices, values, widths.macs_price, budget, least=0.599999 * tiny.macs())
+        widths.fit(tiny, choices, values, [widths.macs_price], budget, least=0.599999 * tiny.macs())
 
 
 def test_a_budget_below_every_network_is_refused(tiny, table):
     choices = choices_of(tiny)
     values = [[0.0] * len(options) for options in choices]
     with pytest.raises(SearchError, match=r"^no widths of tiny within .* ms were found in 120 s: ask for a larger budget$"):
-        fit(tiny, choices, values, TablePrices(table), Budget(us=1.0))
+        fit(tiny, choices, values, [TablePrices(table)], Budget(us=1.0))
