@@ -9,11 +9,14 @@ from latency.device import require_equal
 from latency.errors import LatencyError
 from latency.files import whole
 from latency.outputs import NEW, require_file
+from latency.sentinel import unfinished
 from latency.table import LatencyTable, Row, TableWriter
 
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> LatencyTable:
     """Write one table with the rows of several, history and sentinels included, one part behind the other; the file appears whole.
+
+    Each part has to end with a good sentinel: the rows behind it may be those of a device that drifted. So does the table.
 
     Of a key that several parts have, a row that is `ok` supersedes one that is not, a measured one one that is transferred, and else the
     later part's the earlier's.
@@ -28,7 +31,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     Raises:
         TableError: a part cannot be read.
         FingerprintMismatch: a part was measured otherwise than the first, or is replayed or simulated where that is not; names the field.
-        LatencyError: there is no part, or the file is there.
+        LatencyError: there is no part, the file is there, or a part does not end with a good sentinel: names it and the command.
     """
     if not paths:
         raise LatencyError("nothing to merge: name the tables")
@@ -47,15 +50,22 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
             what=f"table {table.path}",
             mend=f"merge tables of one fingerprint, as {tables[0].path} has it",
         )
+    for table in tables:
+        if why := unfinished(table.history):
+            command = table.header.measuring(table.path)
+            raise LatencyError(f"{table.path} is not finished: {why}; go on with it: `{command}`, with its other flags, such as --shard")
     rows = [row for table in tables for row in table.history]
     best: dict[str, Row] = {}
     for row in (row for table in tables for row in table.rows):
         if row.key not in best or _rank(row) >= _rank(best[row.key]):
             best[row.key] = row
     latest = {row.key: row for row in rows}
+    rows += [best[key] for key, row in latest.items() if row is not best[key]]
+    if sentinels := [index for index, row in enumerate(rows) if row.kind == "sentinel"]:
+        rows.append(rows.pop(sentinels[-1]))
     created = min(table.header.created for table in tables)
     with whole(out) as part, TableWriter(part, msgspec.structs.replace(first, created=created)) as writer:
-        writer.append(*rows, *(best[key] for key, row in latest.items() if row is not best[key]))
+        writer.append(*rows)
     merged = LatencyTable.load(out)
     merged.warnings = tuple(warning for table in tables for warning in table.warnings)
     return merged

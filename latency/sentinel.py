@@ -62,6 +62,26 @@ def reference(history: Iterable[Row], block: str) -> Row | None:
     return found
 
 
+def unfinished(history: Iterable[Row]) -> str:
+    """Why nobody knows whether the last rows of a table can be believed; "" where it ends with a good sentinel, or never had one.
+
+    Args:
+        history: all rows of a table in their order; transferred ones do not count.
+    """
+    rows = [row for row in history if row.status != "transferred"]
+    last = next((index for index in reversed(range(len(rows))) if rows[index].kind == "sentinel"), None)
+    if last is None:
+        return ""
+    if behind := len(rows) - 1 - last:
+        return f"{behind} {'row was' if behind == 1 else 'rows were'} measured after the last sentinel"
+    return "" if _is_good(rows[last]) else f"the last sentinel is not good: {rows[last].error or rows[last].status}"
+
+
+def _is_good(row: Row) -> bool:
+    """Whether a sentinel says that the device is as it was."""
+    return row.status == "ok" and not row.error
+
+
 def doubtful(history: Sequence[Row]) -> tuple[set[str], list[str]]:
     """Which rows of a table were measured while the device drifted.
 
@@ -80,7 +100,6 @@ def doubtful(history: Sequence[Row]) -> tuple[set[str], list[str]]:
         if row.kind != "sentinel":
             stretch.append(row.key)
             continue
-        ends_well = row.status == "ok" and not row.error
-        (doubtful.difference_update if good and ends_well else doubtful.update)(stretch)
+        (doubtful.difference_update if good and _is_good(row) else doubtful.update)(stretch)
         stretch, good = [], row.status == "ok"
     return (doubtful - set(stretch)) if good else (doubtful | set(stretch)), stretch

@@ -30,6 +30,36 @@ def test_shards_become_one_table(kit, parts, tmp_path):
     assert not (tmp_path / "all.jsonl.part").exists()
 
 
+def test_a_part_that_does_not_end_with_a_good_sentinel_is_refused(kit, parts, tmp_path):
+    a, b = (kit.row(kit.key(name), [1.0, 2.0, 3.0]) for name in "ab")
+    sentinel = kit.row("sentinel", [1.0, 1.0, 1.0], kind="sentinel", blocks=(a.key,))
+    drifted = msgspec.structs.replace(sentinel, error="the device stays at +9.0%: the new reference")
+    transferred = Row(kind="block", key=kit.key("c"), status="transferred", median_us=2.0, low_us=1.0, high_us=3.0)
+    whole = [sentinel, a, sentinel, transferred]
+    for rows, why in (
+        ([sentinel, b], "1 row was measured after the last sentinel"),
+        ([sentinel, a, b], "2 rows were measured after the last sentinel"),
+        ([sentinel, b, drifted], r"the last sentinel is not good: the device stays at \+9\.0%: the new reference"),
+    ):
+        paths = parts(whole, rows, space="toy")
+        command = rf"`lathe profile toy --backend fake --protocol quick --out {paths[1]}`, with its other flags, such as --shard"
+        with pytest.raises(LatencyError, match=rf"1\.jsonl is not finished: {why}; go on with it: {command}"):
+            merge(paths, tmp_path / "all.jsonl")
+        for path in paths:
+            path.unlink()
+    assert not (tmp_path / "all.jsonl").exists()
+
+
+def test_what_is_merged_can_be_merged_again(kit, parts, tmp_path):
+    """The row that counts stands before the last sentinel where a later part has a worse one of its key."""
+    good, failed = kit.row(kit.key("a"), [1.0, 2.0, 3.0]), Row(kind="block", key=kit.key("a"), status="run_failed", error="out of memory")
+    sentinel = kit.row("sentinel", [1.0, 1.0, 1.0], kind="sentinel", blocks=(good.key,))
+    first, second = parts([sentinel, good, sentinel], [sentinel, failed, sentinel])
+    merged = merge([first, second], tmp_path / "x.jsonl")
+    assert list(merged.history) == [sentinel, good, sentinel, sentinel, failed, good, sentinel]
+    assert merge([tmp_path / "x.jsonl", first], tmp_path / "y.jsonl").rows == merged.rows
+
+
 def test_a_torn_part_is_told(kit, parts, tmp_path):
     whole, torn = parts([kit.row(kit.key("a"), [1.0, 2.0, 3.0])], [kit.row(kit.key(name), [1.0, 2.0, 3.0]) for name in "bc"])
     torn.write_bytes(torn.read_bytes()[:-9])

@@ -237,3 +237,13 @@ def test_the_page_links_to_those_of_its_runs_and_the_table_is_written_beside(kep
     table = list(csv.DictReader((kept / sweep.CSV).read_text().splitlines()))
     assert [row["status"] for row in table] == ["finished", "unfinished"]
     assert float(table[0]["measured_us"]) == rows[0].measured_us
+
+
+def test_what_the_networks_take_on_further_devices_is_a_column_each(kept):
+    shutil.rmtree(kept / sweep.RUNS / "0.5ms_seed=0")
+    shutil.copytree(FORMATS / "run-4", kept / sweep.RUNS / "0.5ms_seed=0")
+    report.render(kept, kept.with_suffix(".html"))
+    assert "predicted on second, 1 thread, with made-up 1, budget 90.0 µs" in kept.with_suffix(".html").read_text()
+    (device,) = sweep.outcomes(kept)[0].also
+    table = list(csv.DictReader((kept / sweep.CSV).read_text().splitlines()))
+    assert [row[f"predicted_us on {device.name}"] for row in table] == [str(device.predicted.us), ""]
