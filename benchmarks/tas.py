@@ -36,7 +36,7 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from cifar import T_95, accuracy, cifar
-from nasbench201 import half
+from nasbench201 import half, smaller
 from outcome import make_once, slug, verdicts
 from prunet_search import saved_mib
 from torch import nn
@@ -634,7 +634,7 @@ def main() -> None:
     for name, path in tables.items() if "tables" in options.parts else ():
         keep(f"table-{name}", partial(measure_table, name, path))
     data, test = cifar(options.archive, IMAGES)
-    halved, found = (half(data), _smaller(test)), {}
+    halved, found = (half(data), smaller(test)), {}
     for part in options.parts:
         if part == "steps":
             keep(part, partial(steps, data))
@@ -678,10 +678,6 @@ def kept(work: Path, seeds: Sequence[int]) -> dict:
     for name in ("figure3", "macs", "latency", "quarter", "full"):
         found[name] = {key: row for key, row in found[name].items() if row}
     return {name: rows for name, rows in found.items() if rows}
-
-
-def _smaller(split: Split) -> Split:
-    return Split(images=F.avg_pool2d(split.images.float(), 2).round().to(torch.uint8), labels=split.labels)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from deploy import precision as half_precision
 from deploy.adapter import Adapter, adapt
 from deploy.errors import LoweringError
 from deploy.graph import MAX_BYTES, OPSET, Precision, check, first_line
+from deploy.torch_exporter import without_repetition
 from latency.lowered import Lowered
 from latency.onnxproto import bodies
 from reparam import Counts
@@ -71,7 +72,7 @@ def onnx_of(
         raise LoweringError("io 'fp16' needs precision 'fp16': an FP32 network has FP32 inputs and outputs")
     taken = _names("input", inputs, [value.name for value in adapter.inputs])
     given = _names("output", outputs, [value.name for value in adapter.outputs])
-    with _quiet():
+    with _quiet(), without_repetition():
         try:
             program = torch.onnx.export(
                 adapter,

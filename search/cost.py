@@ -118,7 +118,7 @@ class LatencyModel:
         curve = self._curve(site)
         channels = _channels(site, widths)
         at = [float(width.detach()) for width in channels]
-        block = site.at([round(float(width)) for width in widths]) if curve.between(at) else None
+        block = site.at([round(float(width.detach())) for width in widths]) if curve.between(at) else None
         us = self._lookup(block).us if block else None
         cost = curve.cost(channels, at, us)
         kelements = channels[0] * kilo(site.spec.input_elements / site.spec.width("c_in"))

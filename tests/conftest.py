@@ -4,8 +4,6 @@ import ast
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,19 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if gpu and (reason := _why_no_gpu()):
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def operators_are_read_once() -> Iterator[None]:
-    """torch's exporter parses the source of all its ONNX operators anew for each export: two thirds of the time of a small one."""
-    try:
-        from torch.onnx._internal.exporter._registration import ONNXRegistry
-    except ModuleNotFoundError:  # nothing is exported without torch
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
-        yield
 
 
 def _modules_with_shapes() -> list[str]:
