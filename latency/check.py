@@ -42,6 +42,34 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     words: str
 
 
+_FIXES: dict[Problem, str] = {
+    "failed": "{again} tries them again",
+    "missing": "{again} measures them",
+    "torn": "{again} measures the lost row again",
+    "not measured": "before you rely on it, measure the device itself: {new}",
+    "unproved": "{again} tries the whole networks again",
+    "unstable": "close other programs, on a GPU lock its clocks; {again} measures them again",
+    "drift": "{again} measures them again",
+    "no sentinel": "measure a new table: {new}",
+    "not as asked": "nothing, if a network that ships runs in the same way",
+    "non-monotone": "measure a second table and compare both by `lathe table diff`: where they agree, the runtime's kernels are like that",
+    "interpolated": "{again} measures them, without --coverage",
+    "transferred": "{new} measures all of them, without --like",
+}
+"""What to do, in the order of findings."""
+
+
+def fix(problem: Problem, again: str, new: str) -> str:
+    """What to do about a problem.
+
+    Args:
+        problem: of a finding.
+        again: command that goes on with the table.
+        new: command that measures a new one.
+    """
+    return _FIXES[problem].format(again=f"`{again}`", new=f"`{new}`")
+
+
 def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float = 0.03) -> list[Finding]:
     """Look a table through.
 
@@ -51,7 +79,7 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
         tolerance: a wider block may be faster by so much, relative: when it is compiled again, a block may differ as much from itself.
 
     Returns:
-        What is wrong, and after that what is doubtful.
+        What is wrong, and after that what is doubtful; by kind of problem, of each by family and width.
     """
     rows = {row.key: row for row in table.rows if row.kind != "sentinel"}
     found = [Finding(problem="torn", words=warning) for warning in table.warnings]
@@ -75,7 +103,16 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
         found.append(Finding(problem="interpolated", words=words))
     if table.transferred:
         found.append(Finding(problem="transferred", words=f"{table.transferred}, {anchored.prove(table).words}"))
-    return [*found, *_drift(table.history), *_falls(rows.values(), tolerance)]
+    found += [*_drift(table.history), *_falls(rows.values(), tolerance)]
+    return sorted(found, key=lambda finding: (list(_FIXES).index(finding.problem), _place(finding.key)))
+
+
+def _place(key: str) -> tuple[str, tuple[int, ...], str]:
+    try:
+        spec = BlockSpec.parse(key)
+    except LatencyError:
+        return "", (), key
+    return spec.family, tuple(width for _, width in spec.widths), key
 
 
 def _is_covered(table: LatencyTable, key: str) -> bool:

@@ -2,13 +2,14 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from latency.errors import LatencyError
+from latency.listing import family_of, titled
 from latency.table import LatencyTable, Row
 
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
@@ -21,7 +22,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """How the second table compares with the first.
 
     Attributes:
-        key: of the row; "" for all rows together.
+        key: of the row; "" for a family, and for all rows together.
+        family: of the row (`latency.listing.family_of`); "" for all rows together.
         verdict: `FASTER` or `SLOWER`: the second is, by more than the tolerance. `SAME`: it is within it. `UNSURE`: the interval says
             none of these.
         ratio: latency in the second table to that in the first.
@@ -30,6 +32,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     key: str = ""
+    family: str = ""
     verdict: Verdict
     ratio: float
     low: float
@@ -49,17 +52,28 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     Attributes:
         differences: in what they were made differently: device, runtime, protocol, precision, threads and so on.
+        tolerance: a change of a row, or of a family's mean, by less than this is none, relative.
+        overall_tolerance: likewise of the mean of all rows.
         overall: the geometric mean of the rows' ratios.
+        families: that mean of each family (`latency.listing.family_of`), in the first table's order.
         rows: of each key that both tables measured, in the first one's order.
         only_a: keys that only the first measured.
         only_b: keys that only the second measured.
     """
 
     differences: tuple[Difference, ...]
+    tolerance: float
+    overall_tolerance: float
     overall: Change
+    families: tuple[Change, ...]
     rows: tuple[Change, ...]
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Name of each family for people."""
+        return {change.family: titled(change.key)[0] if "[" in change.key else change.family for change in self.rows}
 
     @property
     def same(self) -> bool:
@@ -77,7 +91,8 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_t
     Args:
         a: the first.
         b: the second.
-        tolerance: a change of a row by less than this is none, relative: compiled again, a block may differ as much from itself.
+        tolerance: a change of a row, or of a family's mean, by less than this is none, relative: compiled again, a block may differ as much
+            from itself.
         overall_tolerance: a change of the mean by less than this is none.
         seed: of the resampling.
 
@@ -91,17 +106,34 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_t
     rng = np.random.default_rng(seed)
     logs = np.array([_log_ratios(rows_a[key], rows_b[key], rng) for key in keys])
     middles = [math.log(rows_b[key].median_us / rows_a[key].median_us) for key in keys]
-    chosen = rng.integers(len(keys), size=(_RESAMPLES, len(keys)))
-    overall = logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
+    overall = _means(logs, rng)
+    members: dict[str, list[int]] = {}
+    for index, key in enumerate(keys):
+        members.setdefault(family_of(rows_a[key]), []).append(index)
     origins = [table.origin or "measured" for table in (a, b)]
     origin = (Difference(field="origin", first=origins[0], second=origins[1]),) if origins[0] != origins[1] else ()
     return Diff(
         differences=tuple(_differences(a.header, b.header)) + origin,
-        overall=_change("", statistics.fmean(middles), overall, overall_tolerance),
-        rows=tuple(_change(key, middle, line, tolerance) for key, middle, line in zip(keys, middles, logs, strict=True)),
+        tolerance=tolerance,
+        overall_tolerance=overall_tolerance,
+        overall=_change(overall, statistics.fmean(middles), overall_tolerance),
+        families=tuple(
+            _change(_means(logs[indices], rng), statistics.fmean(middles[index] for index in indices), tolerance, family=family)
+            for family, indices in members.items()
+        ),
+        rows=tuple(
+            _change(line, middle, tolerance, key=key, family=family_of(rows_a[key]))
+            for key, middle, line in zip(keys, middles, logs, strict=True)
+        ),
         only_a=tuple(key for key in rows_a if key not in rows_b),
         only_b=tuple(key for key in rows_b if key not in rows_a),
     )
+
+
+def _means(logs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of resampled rows: of each resample of their samples, another choice of rows."""
+    chosen = rng.integers(len(logs), size=(_RESAMPLES, len(logs)))
+    return logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
 
 
 def _differences(a: msgspec.Struct, b: msgspec.Struct, prefix: str = "") -> Iterator[Difference]:
@@ -134,7 +166,7 @@ def _log_medians(row: Row, rng: np.random.Generator) -> np.ndarray:
     return np.log(ordered[np.minimum((rng.beta(half, half, _RESAMPLES) * n).astype(int), n - 1)])
 
 
-def _change(key: str, middle: float, logs: Sequence[float] | np.ndarray, tolerance: float) -> Change:
+def _change(logs: np.ndarray, middle: float, tolerance: float, *, key: str = "", family: str = "") -> Change:
     low, high = (float(value) for value in np.exp(np.quantile(logs, [0.025, 0.975])))
     verdict: Verdict = "UNSURE"
     if high < 1 - tolerance:
@@ -143,4 +175,4 @@ def _change(key: str, middle: float, logs: Sequence[float] | np.ndarray, toleran
         verdict = "SLOWER"
     elif low >= 1 - tolerance and high <= 1 + tolerance:
         verdict = "SAME"
-    return Change(key=key, verdict=verdict, ratio=math.exp(middle), low=low, high=high)
+    return Change(key=key, family=family, verdict=verdict, ratio=math.exp(middle), low=low, high=high)

@@ -16,6 +16,7 @@ import numpy as np
 
 from latency.block import BlockSpec
 from latency.coverage import held_out
+from latency.diff import Diff
 from latency.errors import CoverageError, LatencyError, require
 from latency.files import whole
 from latency.outputs import GENERATOR, PICTURE, require_file
@@ -79,23 +80,71 @@ def plot(table: LatencyTable, out: Path, *, force: bool = False) -> None:
     """
     require_picture(out, force=force)
     require("matplotlib", "report")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     drawn = pictures(table, PRINT)
     if not drawn:
         raise LatencyError(f"{table.path}: there is nothing to draw: measure with `lathe profile SPACE --out {table.path}`")
+    _save(_titled(table), drawn, out)
+
+
+def plot_diffs(tables: Sequence[LatencyTable], diffs: Sequence[Diff], out: Path, *, force: bool = False) -> None:
+    """Draw how tables compare with the first into a file.
+
+    Args:
+        tables: the first, and those that are compared with it.
+        diffs: of each of these.
+        out: see `plot`, as its next.
+        force: whether any file is replaced.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        LatencyError: another kind of file, or one that cannot be written.
+    """
+    require_picture(out, force=force)
+    require("matplotlib", "report")
+    drawn = []
+    for table, found in zip(tables[1:], diffs, strict=True):
+        caption = "Latency over that in the first table: small dots are rows, large ones the mean of a family with its interval of 95 %."
+        height = 1.0 + 0.3 * (len(found.families) + 1)
+        drawn.append(Picture(_titled(table), caption, height, lambda figure, found=found: _ratios(figure, found, PRINT)))
+    _save(f"compared with {_titled(tables[0])}", drawn, out)
+
+
+def _titled(table: LatencyTable) -> str:
+    header = table.header
+    title = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space}"
+    return "\n".join(filter(None, (title, header.origin)))
+
+
+def _save(title: str, drawn: Sequence[Picture], out: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     heights = [picture.height_in + 0.6 for picture in drawn]
     figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.5), dpi=130, layout="constrained", facecolor=PRINT.paper)
     FigureCanvasAgg(figure)
-    header = table.header
-    title = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space}"
-    figure.suptitle("\n".join(filter(None, (title, header.origin))), fontsize=12)
+    figure.suptitle(title, fontsize=12)
     for part, picture in zip(figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0], drawn, strict=True):
         part.suptitle(picture.title, fontsize=11)
         picture.paint(part)
     with whole(out) as partial:
         figure.savefig(partial, format=out.suffix[1:], metadata=_METADATA[out.suffix])
+
+
+def _ratios(figure: Any, found: Diff, palette: Palette) -> None:
+    """Ratios of rows, a line a family, and the mean of each."""
+    ax = figure.add_subplot()
+    lines = [*found.families, found.overall]
+    ax.axvspan(1 - found.tolerance, 1 + found.tolerance, color=palette.ink, alpha=0.1, linewidth=0)
+    ax.axvline(1, color=palette.ink, linewidth=0.8)
+    for place, change in enumerate(lines):
+        ratios = [row.ratio for row in found.rows if row.family == change.family]
+        ax.plot(ratios, [place] * len(ratios), "o", color=palette.second, ms=2.5, alpha=0.5)
+        ax.plot([change.low, change.high], [place, place], color=palette.first, linewidth=1.5)
+        ax.plot(change.ratio, place, "o", color=palette.first, ms=5)
+    ax.set_yticks(range(len(lines)), [found.titles.get(change.family, "all") for change in lines], fontsize=7)
+    ax.set_ylim(len(lines) - 0.5, -0.5)
+    ax.grid(alpha=0.2, axis="x")
+    ax.set_xlabel("latency over the first table's")
 
 
 def pictures(table: LatencyTable, palette: Palette) -> list[Picture]:

@@ -133,9 +133,11 @@ class Profile(SizesWithClasses):
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, stages, table_views
 
-        return render.profile(stages.profile(self), out=self.out, as_json=self.json)
+        render.profile(stages.profile(self), out=self.out)
+        table_views.table(stages.load_table(self.out, render.warn), self.out, as_json=self.json)
+        return 0
 
     def goes_on(self) -> bool:
         """Whether the same command would go on with what is measured."""
@@ -144,10 +146,18 @@ class Profile(SizesWithClasses):
 
 @dataclass(frozen=True)
 class TableShow:
-    """Show a latency table: where it was measured, how its rows are, and how well it predicts whole networks."""
+    """Show a latency table: where it was measured, how its rows are, and how well it predicts whole networks; or its rows."""
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
+    rows: bool = False
+    """show every row instead, by family, in widths and microseconds"""
+    family: str | None = None
+    """of the rows show those of families that have this in their name, such as "conv 3x3" or "whole networks"; implies --rows"""
+    csv: bool = False
+    """print the rows as one sheet of CSV; implies --rows"""
+    markdown: bool = False
+    """print the rows as Markdown; implies --rows"""
     plot: Path | None = None
     """draw it, too: OUT.png or OUT.svg"""
     force: bool = False
@@ -157,16 +167,19 @@ class TableShow:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, stages, table_views
 
-        table = stages.show_table(self, render.warn)
-        render.table(table, self.table, as_json=self.json)
+        if self.rows or self.family is not None or self.csv or self.markdown:
+            families = stages.list_rows(self, render.warn)
+            table_views.rows(families, "csv" if self.csv else "markdown" if self.markdown else "text")
+        else:
+            table_views.table(stages.show_table(self, render.warn), self.table, as_json=self.json)
         return 0
 
 
 @dataclass(frozen=True)
 class TableCheck(SizesWithClasses):
-    """Say what is wrong or doubtful in a latency table; exit code 1 where rows are missing or failed."""
+    """Say what is wrong or doubtful in a latency table, and what to do; exit code 1 where rows are missing or failed."""
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
@@ -177,31 +190,33 @@ class TableCheck(SizesWithClasses):
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, stages, table_views
 
-        return render.findings(stages.check_table(self), as_json=self.json)
+        return table_views.findings(stages.check_table(self, render.warn), as_json=self.json)
 
 
 @dataclass(frozen=True)
 class TableDiff:
-    """Compare two latency tables block by block: SAME, FASTER, SLOWER or UNSURE, with intervals.
+    """Compare latency tables with the first, family by family and block by block: SAME, FASTER, SLOWER or UNSURE, with intervals.
 
-    Says in what the tables were made differently, such as protocol, threads or precision. Exit code 0 where both have the same blocks and
+    Says in what the tables were made differently, such as protocol, threads or precision. Exit code 0 where all have the same blocks and
     all are SAME, 1 where a block or the mean is not, or only one table has it, 2 for bad input.
     """
 
-    first: Positional[Path]
-    """a *.latency.jsonl file"""
-    second: Positional[Path]
-    """what is compared with it"""
+    tables: Positional[tuple[Path, ...]]
+    """*.latency.jsonl files, two or more: each is compared with the first"""
+    plot: Path | None = None
+    """draw it, too: OUT.png or OUT.svg"""
+    force: bool = False
+    """replace a file of --plot that Lathe did not write"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, stages, table_views
 
-        return render.diff(stages.diff_tables(self.first, self.second, render.warn), as_json=self.json)
+        return table_views.diff(stages.diff_tables(self, render.warn), as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -217,9 +232,9 @@ class TableMerge:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, stages, table_views
 
-        render.table(stages.merge_tables(self.tables, self.out, render.warn), self.out, as_json=self.json)
+        table_views.table(stages.merge_tables(self.tables, self.out, render.warn), self.out, as_json=self.json)
         return 0
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
+from tyro.conf import Positional
+
 from latency.errors import LatencyError
 
 
@@ -103,8 +105,9 @@ def require_ranges(command: object) -> None:
     hints = typing.get_type_hints(type(command), include_extras=True)
     for field in fields(command):  # pyright: ignore[reportArgumentType] -- a command is a dataclass
         value, flag = getattr(command, field.name), f"--{field.name.replace('_', '-')}"
-        if value == () and field.default is None:
-            raise LatencyError(f"{flag} needs a value")
+        if value == () and field.default != ():
+            positional = Positional[Any].__metadata__[0] in getattr(hints[field.name], "__metadata__", ())
+            raise LatencyError(f"name the {field.name}" if positional else f"{flag} needs a value")
         for number in () if value is None else value if isinstance(value, tuple) else (value,):
             require_range(flag, number, hints[field.name])
 

@@ -3,10 +3,9 @@
 import contextlib
 import dataclasses
 import itertools
-import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from rich.console import Console
@@ -14,12 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from latency import LatencyTable, anchored, distribution
-from latency import Row as TableRow
+from latency import distribution
 from latency.anchored import Anchored
-from latency.check import Finding
 from latency.coverage import Covered
-from latency.diff import Diff
 from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
 from latency.profile import Event as ProfileEvent
 from latency.units import interval, microseconds
@@ -46,8 +42,6 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-STATUSES = ("ok", "unstable", "transferred", "build_failed", "run_failed")
-"""Of a row, as of `latency.Row`."""
 OUT = _Console(soft_wrap=True, highlight=False)
 LOG = _Console(stderr=True, highlight=False)
 
@@ -117,8 +111,8 @@ def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workloa
     OUT.print(fact_table(facts.bundle, rows))
 
 
-def profile(events: Iterator[ProfileEvent | Covered | Anchored], *, out: Path, as_json: bool) -> int:
-    """Show profiling as it goes, then what the table says; returns the exit code."""
+def profile(events: Iterator[ProfileEvent | Covered | Anchored], *, out: Path) -> None:
+    """Show profiling as it goes."""
     events = _begun(events)
     with _progress("blocks") as (bar, task):
         for event in events:
@@ -141,50 +135,6 @@ def profile(events: Iterator[ProfileEvent | Covered | Anchored], *, out: Path, a
                 case Watched(drift=drift, again=again):
                     if drift:
                         warn(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
-    table(stages.load_table(out, warn), out, as_json=as_json)
-    return 0
-
-
-def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
-    """Print what a latency table holds and how well it predicts."""
-    header, predictor = found.header, found.predictor
-    counts = {status: sum(row.status == status for row in found.rows) for status in STATUSES}
-    kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}
-    if as_json:
-        measured = [
-            {name: getattr(row, name) for name in ("kind", "key", "status", "reason", "median_us", "low_us", "high_us", "p90_us", "p99_us")}
-            for row in found.rows
-        ]
-        facts = {"path": str(path), "sha256": found.sha256, "origin": header.origin, "header": header, "rows": kinds, "status": counts}
-        judged = {"proof": anchored.prove(found)} if header.like else {}
-        print_json({**facts, **judged, "predictor": predictor, "measured": measured})
-        return
-    device = header.device
-    rows = [
-        ("device", f"{device.name}, {_threads(device.threads)}" if device.kind == "cpu" else f"{device.name}, driver {device.driver}"),
-        ("runtime", f"{header.runtime.name} {header.runtime.version}, {header.precision}, batch {header.batch}"),
-        *([("not measured", header.origin)] if header.origin else []),
-        *([("unproved", found.unproved)] if found.unproved else []),
-        ("protocol", header.protocol.name),
-        ("space", header.space or "-"),
-        *([("transferred", f"{found.transferred}, {anchored.prove(found).words}")] if found.transferred else []),
-        ("rows", ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)),
-        ("status", ", ".join(f"{count} {status}" for status, count in counts.items() if count)),
-        ("p90", _tail(found.rows, "p90_us")),
-        ("p99", _tail(found.rows, "p99_us")),
-        ("sha256", found.sha256[:16]),
-    ]
-    if predictor.networks:
-        rows.append(
-            (
-                "whole networks",
-                f"predicted to {predictor.mean_absolute_error:.2%} on average, 95 % within {predictor.half_width:.2%}, "
-                f"{predictor.within_5:.0%} within 5 % and {predictor.within_10:.0%} within 10 %, "
-                f"bias {predictor.bias:+.2%}, Kendall tau {predictor.kendall_tau:.3f} (cross-validated over {predictor.networks})",
-            )
-        )
-    OUT.print(fact_table(str(path), rows))
-    OUT.print(_blocks(found))
 
 
 def _covered(now: Covered) -> str:
@@ -198,74 +148,6 @@ def _covered(now: Covered) -> str:
     if not now.done:
         return words
     return f"{words}: done" if now.enough else f"{words}: more than was asked for, but no more are measured; --coverage full measures all"
-
-
-def _blocks(found: LatencyTable) -> Table:
-    """A line a family: how many blocks, from which to which latency."""
-    families: dict[str, list[Any]] = {}
-    for row in found.rows:
-        if row.kind == "block":
-            families.setdefault(row.key.partition("[")[0], []).append(row)
-    view = Table(Column("family", overflow="fold"), "blocks", "fastest", "slowest", "interval ±", title="blocks", title_justify="left")
-    for column in view.columns[1:]:
-        column.justify = "right"
-    for family, rows in families.items():
-        known = [row for row in rows if row.known]
-        if not known:
-            view.add_row(escape(family), f"0 of {len(rows)}", "-", "-", "-")
-            continue
-        medians = [row.median_us for row in known]
-        widest = max((row.high_us - row.low_us) / 2 / row.median_us for row in known)
-        some = str(len(rows)) if len(known) == len(rows) else f"{len(known)} of {len(rows)}"
-        if transferred := sum(not row.measured for row in known):
-            some += f", {transferred} transferred"
-        view.add_row(escape(family), some, microseconds(min(medians)), microseconds(max(medians)), f"{widest:.1%}")
-    return view
-
-
-def _tail(rows: Sequence[TableRow], name: Literal["p90_us", "p99_us"]) -> str:
-    """How far a percentile is above the median in the rows that state it."""
-    above = [percentile / row.median_us - 1 for row in rows if (percentile := getattr(row, name)) is not None]
-    if not above:
-        return "not stated: no row has enough samples"
-    return f"{statistics.median(above):+.1%} from the median in the middle row, {max(above):+.1%} at most ({len(above)} rows)"
-
-
-def findings(found: list[Finding], *, as_json: bool) -> int:
-    """Print what is wrong or doubtful in a table; returns the exit code."""
-    holes = sum(finding.problem in ("failed", "missing") for finding in found)
-    if as_json:
-        print_json({"findings": found, "holes": holes})
-        return 1 if holes else 0
-    for finding in found:
-        OUT.print(f"[bold]{finding.problem}[/]: {escape(f'{finding.key}: ' * bool(finding.key) + finding.words)}")
-    OUT.print(f"{holes} holes, {len(found) - holes} doubts")
-    return 1 if holes else 0
-
-
-def diff(found: Diff, *, as_json: bool) -> int:
-    """Print how a table compares with another; returns the exit code."""
-    if as_json:
-        print_json(found)
-        return int(not found.same)
-    for difference in found.differences:
-        OUT.print(escape(f"{difference.field} differs: {_value(difference.first)} in the first, {_value(difference.second)} in the second"))
-    view = Table(Column("block", overflow="fold"), "verdict", "ratio", "interval")
-    for change in sorted(found.rows, key=lambda change: change.ratio):
-        if change.verdict != "SAME":
-            view.add_row(escape(change.key), change.verdict, f"{change.ratio:.3f}", f"{change.low:.3f} to {change.high:.3f}")
-    if view.row_count:
-        OUT.print(view)
-    same = sum(change.verdict == "SAME" for change in found.rows)
-    overall = found.overall
-    OUT.print(f"{same} of {len(found.rows)} are SAME; only in the first: {len(found.only_a)}, only in the second: {len(found.only_b)}")
-    OUT.print(f"overall: {overall.verdict}, {overall.ratio:.3f} of the first's latency ({overall.low:.3f} to {overall.high:.3f})")
-    return int(not found.same)
-
-
-def _value(value: Any) -> str:
-    """A header's field in one line."""
-    return str(value) if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
 
 
 def warn(text: str) -> None:
@@ -512,10 +394,6 @@ def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
 
 def _pair(title: str) -> Table:
     return Table("", "unpruned", "shipped", title=escape(title), title_justify="left")
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count != 1)}"
 
 
 def fact_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from latency import Latency, LatencyTable, Workload, anchored, backends, check, decoding, diff, files, merge, outputs
+from latency import Latency, LatencyTable, Workload, anchored, backends, check, decoding, diff, files, listing, merge, outputs
 from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.anchored import Anchored
@@ -21,8 +21,9 @@ from latency.check import Finding
 from latency.coverage import Covered, profile_adaptively
 from latency.device import require_cores
 from latency.diff import Diff
-from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, require
+from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, MissingExtra, require
 from latency.files import raised_as
+from latency.listing import Family
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
     from latency.block import BlockSpec
-    from lathe.cli import Bundle, Export, Profile, Report, TableCheck, TableShow
+    from lathe.cli import Bundle, Export, Profile, Report, TableCheck, TableDiff, TableShow
     from lathe.cli import Space as SpaceCommand
     from lathe.flags import Sizes
     from lathe.searches import Search
@@ -99,10 +100,32 @@ class BundleFacts:
     sha256: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What `lathe table check` says."""
+
+    findings: Sequence[Finding]
+    again: str
+    """command that goes on with the table"""
+    new: str
+    """command that measures a new one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What `lathe table diff` says."""
+
+    tables: Sequence[LatencyTable]
+    diffs: Sequence[Diff]
+    """of every table but the first with the first"""
+
+
 def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
-    """A space by name, with the sizes that a command gives; needs the extra `train`."""
-    require("torch", "train")
+    """A space by name, with the sizes that a command gives; a network that is traced needs the extra `train`."""
     from search import spaces
+
+    if spaces.is_traced(name):
+        require("torch", "train")
 
     given = {"resolution": sizes.resolution, "channels": sizes.channels, "cells_per_stage": sizes.cells}
     return spaces.get(name, classes=classes, **given, input_shape=sizes.input_shape)
@@ -116,7 +139,6 @@ def list_spaces(command: "SpaceCommand") -> tuple[str, ...]:
     """
     if command.space is not None:
         raise LatencyError(f"--list names every space: leave out {command.space!r}, or --list")
-    require("torch", "train")
     from search import spaces
 
     return spaces.names()
@@ -197,6 +219,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored]:
         outputs.require_file(command.save_timing_cache, outputs.NEW, flag="--save-timing-cache", force=command.force)
     if command.space.endswith(".zip"):
         return _profile_bundle(command, timing)
+    require("torch", "train")
     space = space_of(command.space, command, command.classes)
     runner = _runner(command)
     from deploy.lowering import LOWERING_VERSION
@@ -260,6 +283,7 @@ def _measure(
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
     """What a block bundle of a space holds, and what writes it."""
     outputs.require_file(command.out, outputs.BLOCKS, flag="--out", force=command.force)
+    require("torch", "train")
     space = space_of(command.space, command, command.classes)
     from deploy.lowering import LOWERING_VERSION
     from latency import blocks_zip
@@ -315,16 +339,67 @@ def show_table(command: "TableShow", warn: Callable[[str], None]) -> LatencyTabl
     return table
 
 
-def check_table(command: "TableCheck") -> list[Finding]:
+def list_rows(command: "TableShow", warn: Callable[[str], None]) -> list[Family]:
+    """Rows of a table by family.
+
+    Raises:
+        LatencyError: no family is of the name that is given, or flags do not go together.
+    """
+    given = [f"--{name}" for name in ("csv", "markdown", "json", "plot") if getattr(command, name)]
+    if len(given) > 1 or given[:1] in (["--json"], ["--plot"]):
+        raise LatencyError(f"{' and '.join(given)} with rows: give one of --csv and --markdown; without --rows, --json has every row, too")
+    return listing.families(load_table(command.table, warn), command.family or "")
+
+
+def check_table(command: "TableCheck", warn: Callable[[str], None]) -> Checked:
     """What is wrong or doubtful in a table, with what it lacks of its space where that is known."""
     table = LatencyTable.load(command.table)  # a torn line is among the findings
-    name = command.space or table.header.space
-    return check.check(table, [spec.key for spec in space_of(name, command, command.classes).blocks()] if name else ())
+    name, header = command.space or table.header.space, table.header
+    classes = f" --classes {command.classes}" if command.classes is not None else ""
+    source = f"{shlex.quote(name or 'SPACE')}{classes}{command.words()}"
+    new = header.command(source, "NEW.latency.jsonl")
+    return Checked(
+        findings=check.check(table, _expected(command, name, warn)),
+        again=new if table.old else header.command(source, table.path),
+        new=new,
+    )
 
 
-def diff_tables(first: Path, second: Path, warn: Callable[[str], None]) -> Diff:
-    """Two tables compared."""
-    return diff.diff(load_table(first, warn), load_table(second, warn))
+def _expected(command: "TableCheck", name: str, warn: Callable[[str], None]) -> list[str]:
+    """Keys of the blocks that a table should cover; none, with a warning, where the space that it names cannot be read here."""
+    from search.errors import SearchError
+
+    if not name:
+        return []
+    try:
+        return [spec.key for spec in space_of(name, command, command.classes).blocks()]
+    except (MissingExtra, SearchError) as error:
+        if command.space is not None:
+            raise
+        warn(f"what {command.table} lacks of its space {name} is not known: {error}")
+        return []
+
+
+def diff_tables(command: "TableDiff", warn: Callable[[str], None]) -> Compared:
+    """Tables compared with the first, drawn into a file where that is asked for.
+
+    Raises:
+        LatencyError: there is one table, or two have no block in common.
+    """
+    reference, *paths = command.tables
+    if not paths:
+        raise LatencyError(f"{reference} is one table: give two or more, of which each is compared with the first")
+    if command.plot is not None:
+        from latency.plot import require_picture
+
+        require_picture(command.plot, force=command.force)
+    first, *others = tables = [load_table(path, warn) for path in (reference, *paths)]
+    compared = Compared(tables=tables, diffs=[diff.diff(first, other) for other in others])
+    if command.plot is not None:
+        from latency.plot import plot_diffs
+
+        plot_diffs(tables, compared.diffs, command.plot, force=command.force)
+    return compared
 
 
 def merge_tables(paths: tuple[Path, ...], out: Path, warn: Callable[[str], None]) -> LatencyTable:

@@ -1,19 +1,234 @@
 """What is printed of latency tables, and of predictions by them."""
 
+import csv
+import itertools
+import statistics
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from rich.markup import escape
 from rich.table import Column, Table
 
+from latency import LatencyTable, Row, anchored, listing
 from latency.block import BlockSpec
+from latency.check import Finding, fix
+from latency.diff import Change, Diff
 from latency.units import interval, microseconds
 from lathe.render import OUT, fact_table, print_json
 
 if TYPE_CHECKING:
     from latency.estimate import Estimate, Part
+    from latency.listing import Family
     from lathe.predicting import Prediction
+    from lathe.stages import Checked, Compared
+
+STATUSES = ("ok", "unstable", "transferred", "build_failed", "run_failed")
+"""Of a row, as of `latency.Row`."""
+
+
+def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
+    """Print what a latency table holds and how well it predicts."""
+    header, predictor = found.header, found.predictor
+    counts = {status: sum(row.status == status for row in found.rows) for status in STATUSES}
+    kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}
+    if as_json:
+        measured = [
+            {name: getattr(row, name) for name in ("kind", "key", "status", "reason", "median_us", "low_us", "high_us", "p90_us", "p99_us")}
+            for row in found.rows
+        ]
+        facts = {"path": str(path), "sha256": found.sha256, "origin": header.origin, "header": header, "rows": kinds, "status": counts}
+        judged = {"proof": anchored.prove(found)} if header.like else {}
+        print_json({**facts, **judged, "predictor": predictor, "measured": measured})
+        return
+    device = header.device
+    rows = [
+        ("device", f"{device.name}, {_threads(device.threads)}" if device.kind == "cpu" else f"{device.name}, driver {device.driver}"),
+        ("runtime", f"{header.runtime.name} {header.runtime.version}, {header.precision}, batch {header.batch}"),
+        *([("not measured", header.origin)] if header.origin else []),
+        *([("unproved", found.unproved)] if found.unproved else []),
+        ("protocol", header.protocol.name),
+        ("space", header.space or "-"),
+        *([("transferred", f"{found.transferred}, {anchored.prove(found).words}")] if found.transferred else []),
+        ("rows", ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)),
+        ("status", ", ".join(f"{count} {status}" for status, count in counts.items() if count)),
+        ("p90", _tail(found.rows, "p90_us")),
+        ("p99", _tail(found.rows, "p99_us")),
+        ("sha256", found.sha256[:16]),
+    ]
+    if predictor.networks:
+        rows.append(
+            (
+                "whole networks",
+                f"predicted to {predictor.mean_absolute_error:.2%} on average, 95 % within {predictor.half_width:.2%}, "
+                f"{predictor.within_5:.0%} within 5 % and {predictor.within_10:.0%} within 10 %, "
+                f"bias {predictor.bias:+.2%}, Kendall tau {predictor.kendall_tau:.3f} (cross-validated over {predictor.networks})",
+            )
+        )
+    OUT.print(fact_table(str(path), rows))
+    OUT.print(_blocks(found))
+
+
+def _blocks(found: LatencyTable) -> Table:
+    """A line a family: how many blocks, from which to which latency."""
+    families: dict[str, list[Row]] = {}
+    for row in found.rows:
+        if row.kind == "block":
+            families.setdefault(listing.family_of(row), []).append(row)
+    view = Table(Column("family", overflow="fold"), "blocks", "fastest", "slowest", "interval ±", title="blocks", title_justify="left")
+    for column in view.columns[1:]:
+        column.justify = "right"
+    for family, rows in families.items():
+        known = [row for row in rows if row.known]
+        if not known:
+            view.add_row(escape(family), f"0 of {len(rows)}", "-", "-", "-")
+            continue
+        medians = [row.median_us for row in known]
+        widest = max((row.high_us - row.low_us) / 2 / row.median_us for row in known)
+        some = str(len(rows)) if len(known) == len(rows) else f"{len(known)} of {len(rows)}"
+        if transferred := sum(not row.measured for row in known):
+            some += f", {transferred} transferred"
+        view.add_row(escape(family), some, microseconds(min(medians)), microseconds(max(medians)), f"{widest:.1%}")
+    return view
+
+
+def _tail(rows: Sequence[Row], name: Literal["p90_us", "p99_us"]) -> str:
+    """How far a percentile is above the median in the rows that state it."""
+    above = [percentile / row.median_us - 1 for row in rows if (percentile := getattr(row, name)) is not None]
+    if not above:
+        return "not stated: no row has enough samples"
+    return f"{statistics.median(above):+.1%} from the median in the middle row, {max(above):+.1%} at most ({len(above)} rows)"
+
+
+def rows(families: "Sequence[Family]", form: Literal["text", "csv", "markdown"]) -> None:
+    """Print the rows of a table by family, in widths and microseconds."""
+    if form == "csv":
+        csv.writer(sys.stdout, lineterminator="\n").writerows(listing.flat(families))
+        return
+    for family in families:
+        head, *lines = _listed(family)
+        if form == "markdown":
+            rule = [*["---:"] * (len(head) - 1), "---"]
+            OUT.print(
+                "\n".join(["", f"### {family.title}", "", *(f"| {' | '.join(line)} |" for line in (head, rule, *lines))]), markup=False
+            )
+            continue
+        view = Table(*(Column(name, justify="right") for name in head[:-1]), head[-1], title=escape(family.title), title_justify="left")
+        for line in lines:
+            view.add_row(*map(escape, line))
+        OUT.print(view)
+
+
+def _listed(family: "Family") -> list[list[str]]:
+    """A head, then a line a row; rows that are not blocks are named by their numbers."""
+    blocks = family.rows[0][1].kind == "block"
+    found = [[*(family.widths if blocks else ["number", "blocks"]), "µs", "interval ±", "status"]]
+    for number, (widths, row) in enumerate(family.rows, 1):
+        place = widths if blocks else (number, len(row.blocks))
+        times = [f"{row.median_us:.2f}", f"{(row.high_us - row.low_us) / 2 / row.median_us:.1%}"] if row.known else ["-", "-"]
+        found.append([*map(str, place), *times, "" if row.status == "ok" else row.status])
+    return found
+
+
+def findings(checked: "Checked", *, as_json: bool) -> int:
+    """Print what is wrong or doubtful in a table, and what to do; returns the exit code."""
+    found = checked.findings
+    fixes = {finding.problem: fix(finding.problem, checked.again, checked.new) for finding in found}
+    holes = sum(finding.problem in ("failed", "missing") for finding in found)
+    if as_json:
+        print_json({"findings": found, "holes": holes, "fixes": fixes})
+        return 1 if holes else 0
+    for problem, group in itertools.groupby(found, key=lambda finding: finding.problem):
+        members = list(group)
+        OUT.print(f"[bold]{problem}[/] ({len(members)})")
+        for line in _finding_lines(members):
+            OUT.print(f"  {escape(line)}")
+        OUT.print(f"  to do: {escape(fixes[problem])}")
+    OUT.print(f"{_counted(holes, 'hole')}, {_counted(len(found) - holes, 'doubt')}")
+    return 1 if holes else 0
+
+
+def _finding_lines(found: Sequence[Finding]) -> list[str]:
+    """A line for what is said alike of blocks of one family."""
+    lines = []
+    for (title, words), group in itertools.groupby(found, key=lambda finding: (listing.titled(finding.key)[0], finding.words)):
+        channels = ", ".join(filter(None, (listing.titled(finding.key)[1] for finding in group)))
+        lines.append(": ".join(filter(None, (f"{title} [{channels}]" if channels else title, words))))
+    return lines
+
+
+def diff(compared: "Compared", *, as_json: bool) -> int:
+    """Print how tables compare with the first; returns the exit code: 1 where something is not the same."""
+    code = int(not all(found.same for found in compared.diffs))
+    if as_json:
+        print_json({"tables": [table.path for table in compared.tables], "diffs": compared.diffs})
+        return code
+    letters = [letter.strip(" :") for letter in _letters(len(compared.tables))]
+    OUT.print(_compared(compared, letters))
+    names = listing.names(compared.tables[0])
+    for letter, found in zip(letters[1:], compared.diffs, strict=True):
+        _print_diff(found, letter, names)
+    tolerances = compared.diffs[0]
+    OUT.print(f"SAME is within {tolerances.tolerance:.0%} for a row or a family, and within {tolerances.overall_tolerance:.0%} for all")
+    return code
+
+
+def _compared(compared: "Compared", letters: Sequence[str]) -> Table:
+    """What each table is, and each field of the headers that differs."""
+    headers = [table.header for table in compared.tables]
+    view = Table("", *(Column(letter, overflow="fold") for letter in letters))
+    for name, values in (
+        ("table", [table.path for table in compared.tables]),
+        ("device", [header.device.name for header in headers]),
+        ("runtime", [f"{header.runtime.name} {header.runtime.version}" for header in headers]),
+        ("precision", [header.precision for header in headers]),
+        ("protocol", [header.protocol.name for header in headers]),
+        ("space", [header.space or "-" for header in headers]),
+        ("measured on", [header.created for header in headers]),
+    ):
+        view.add_row(name, *map(escape, values), end_section=name == "measured on")
+    differing: dict[str, list[Any]] = {}
+    for place, found in enumerate(compared.diffs, 1):
+        for difference in found.differences:
+            values = differing.setdefault(difference.field, [difference.first] * len(headers))
+            values[place] = difference.second
+    for field, values in differing.items():
+        view.add_row(f"{escape(field)} differs", *(escape(_value(value)) for value in values))
+    return view
+
+
+def _print_diff(found: Diff, letter: str, names: dict[str, str]) -> None:
+    """How one table compares with the first: by family, then each row that is not the same."""
+    same = {change.key for change in found.rows if change.verdict == "SAME"}
+    view = Table(Column("family", overflow="fold"), "verdict", "ratio", "interval", title=f"{letter} against A", title_justify="left")
+    for change in found.families:
+        view.add_row(escape(found.titles[change.family]), *_change(change))
+    OUT.print(view)
+    rest = [change for change in found.rows if change.key not in same]
+    if rest:
+        view = Table(Column("row", overflow="fold"), "channels", "verdict", "ratio", "interval", title="not the same", title_justify="left")
+        for change in sorted(rest, key=lambda change: change.ratio):
+            title, channels = listing.titled(change.key)
+            view.add_row(escape(names.get(change.key, title)), channels, *_change(change))
+        OUT.print(view)
+    OUT.print(f"{len(same)} of {len(found.rows)} rows are SAME; only in A: {len(found.only_a)}, only in {letter}: {len(found.only_b)}")
+    overall = found.overall
+    OUT.print(f"overall: {overall.verdict}, {overall.ratio:.3f} of A's latency ({overall.low:.3f} to {overall.high:.3f})")
+
+
+def _change(change: Change) -> tuple[str, str, str]:
+    return change.verdict, f"{change.ratio:.3f}", f"{change.low:.3f} to {change.high:.3f}"
+
+
+def _value(value: Any) -> str:
+    """A header's field in one line."""
+    return str(value) if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def prediction(found: "Prediction", *, as_json: bool) -> int:

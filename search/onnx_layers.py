@@ -126,7 +126,7 @@ def _convolution(node: NodeProto, before: tuple[int, ...], weight: tuple[int, ..
     groups, transposed = attrs.get("group", 1), node.op_type == "ConvTranspose"
     if len(before) != 4 or (transposed and groups > 1):
         return None
-    kernel, stride = tuple(weight[2:]), tuple(attrs.get("strides", (1, 1)))
+    kernel, stride = (weight[2], weight[3]), tuple(attrs.get("strides", (1, 1)))
     dilation, out_pad = attrs.get("dilations", [1, 1]), attrs.get("output_padding", [0, 0])
     pads = attrs.get("pads", [0, 0, 0, 0])
     geometry = Geometry(kernel, stride, (pads[0], pads[1]), dilation[0], out_pad[0])

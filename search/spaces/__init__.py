@@ -36,6 +36,7 @@ __all__ = [
     "from_record",
     "get",
     "is_named_widths",
+    "is_traced",
     "names",
     "of_module",
     "with_cells",
@@ -52,6 +53,11 @@ def is_named_widths(name: str) -> bool:
     """Whether a name is of the space of the widths of a single network that is known."""
     network, _, kind = name.partition("/")
     return f"/{kind}" in (WIDTHS, FREE_WIDTHS) and network in names()
+
+
+def is_traced(name: str) -> bool:
+    """Whether a space is read of a module, which needs torch."""
+    return own.is_own(name) or name.endswith((WIDTHS, FREE_WIDTHS))
 
 
 def names() -> tuple[str, ...]:

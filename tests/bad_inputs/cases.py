@@ -82,12 +82,13 @@ VERIFY = Command(cli.Verify, ("verify", BUNDLE), (BUNDLE,))
 REPORT = Command(cli.Report, ("report", BUNDLE, "--out", "new.html"), (BUNDLE,))
 REPORT_RUN = Command(cli.Report, ("report", RUN, "--out", "new.html"), (RUN,))
 PAPER = Command(cli.Paper, ("paper", "pas"))
-ONE_EACH = (SPACE, BUNDLING, PROFILE, APART, SHOW, CHECK, DIFF, MERGE, SEARCH, EXPORT, VERIFY, REPORT, PAPER)
+PREDICT = Command(cli.Predict, ("predict", ONNX, "--table", TABLE), (ONNX, TABLE))
+ONE_EACH = (SPACE, BUNDLING, PROFILE, APART, SHOW, CHECK, DIFF, MERGE, SEARCH, EXPORT, PREDICT, VERIFY, REPORT, PAPER)
 
 READERS: dict[str, tuple[Command, ...]] = {
     TABLE: (SHOW, CHECK, DIFF, MERGE, RESUME, REPLAY, FROM_TABLE),
     BLOCKS: (PROFILE, APART),
-    ONNX: (EXPORT,),
+    ONNX: (EXPORT, PREDICT),
     SAMPLES: (EXPORT,),
     f"{BUNDLE}/manifest.json": (VERIFY, REPORT),
     f"{RUN}/run.json": (GO_ON, REPORT_RUN, EXPORT_RUN),

@@ -35,7 +35,9 @@ def test_the_table_is_large_and_has_every_command_and_a_sample_has_every_kind(ma
     cases = all_cases(made)
     assert len(cases) >= 1000
     commands = {case.command.name for case in cases}
-    assert commands >= {f"lathe {name}" for name in ["space", "bundle", "profile", "search", "export", "verify", "report", "paper"]}
+    assert commands >= {
+        f"lathe {name}" for name in ["space", "bundle", "profile", "search", "export", "predict", "verify", "report", "paper"]
+    }
     assert commands >= {f"lathe table {name}" for name in ("show", "check", "diff", "merge")} | {"latency profile"}
     kinds = Counter(case.kind for case in cases)
     chosen = sample(cases, 200, seed=0)

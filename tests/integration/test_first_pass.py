@@ -101,7 +101,7 @@ def test_the_same_export_again_replaces_the_bundle(run, bundle):
 
 def test_a_table_is_checked_compared_and_joined(table, tmp_path):
     assert result_of(run_lathe("table", "check", table, "--json"))["holes"] == 0
-    compared = result_of(run_lathe("table", "diff", table, table, "--json"))
+    (compared,) = result_of(run_lathe("table", "diff", table, table, "--json"))["diffs"]
     assert compared["overall"]["verdict"] == "SAME"
     assert {row["verdict"] for row in compared["rows"]} == {"SAME"}
     assert compared["differences"] == []

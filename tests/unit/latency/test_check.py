@@ -1,8 +1,10 @@
+from typing import get_args
+
 import msgspec
 import pytest
 
 from latency import LatencyTable, Row
-from latency.check import check
+from latency.check import Problem, check, fix
 
 
 @pytest.fixture
@@ -28,9 +30,9 @@ def test_holes(kit, look):
     missing = kit.spec(24, 8).key
     found = look([failed], [failed.key, missing, missing], warnings=["a torn line"])
     assert [(finding.problem, finding.key, finding.words) for finding in found] == [
-        ("torn", "", "a torn line"),
         ("failed", failed.key, "build_failed: no kernel"),
         ("missing", missing, "not in the table"),
+        ("torn", "", "a torn line"),
     ]
 
 
@@ -64,8 +66,8 @@ def test_drift(kit):
     table = LatencyTable(kit.header(), [good, row, bad, moved, block(kit, 8, 16, 11.0)])
     assert [(finding.problem, finding.key, finding.words) for finding in check(table)] == [
         ("drift", "", moved.error),
-        ("drift", row.key, "it was measured while the device drifted: profiling again measures it"),
         ("drift", "", "no sentinel was measured after the last 1 rows: profiling again does it"),
+        ("drift", row.key, "it was measured while the device drifted: profiling again measures it"),
     ]
 
 
@@ -83,3 +85,15 @@ def test_blocks_that_interpolation_covers_are_a_doubt_and_no_hole(kit):
     assert [finding.key for finding in found if finding.problem == "missing"] == [kit.spec(72, 8).key]
     (words,) = (finding.words for finding in found if finding.problem == "interpolated")
     assert "blocks are interpolated between measured ones" in words
+
+
+def test_findings_are_sorted_by_problem_family_and_width_and_each_kind_has_something_to_do(kit):
+    rows = [kit.row(kit.spec(8, 8).key, [1.0])]
+    absent = [kit.spec(16, 8).key, kit.spec(8, 16).key, "other(h=1,w=1)[c_in=100]", "other(h=1,w=1)[c_in=9]"]
+    found = check(LatencyTable(kit.header(), rows), absent)
+    missing = [finding.key for finding in found if finding.problem == "missing"]
+    assert missing == [absent[1], absent[0], absent[3], absent[2]]
+    assert [finding.problem for finding in found] == ["missing"] * 4 + ["no sentinel"]
+    for problem in get_args(Problem):
+        assert "{" not in fix(problem, "again", "new")
+    assert fix("failed", "AGAIN", "NEW") == "`AGAIN` tries them again"

@@ -106,3 +106,19 @@ def test_rows_that_change_in_different_ways_leave_the_whole_unsure(table):
 def test_nothing_in_common(table):
     with pytest.raises(LatencyError, match="measured no block in common"):
         diff(table(keys="a"), table(keys="b"))
+
+
+def test_families_are_compared_by_the_mean_of_their_rows(kit):
+    def made(*factors):
+        keys = [kit.spec(8, width).key for width in (8, 16)]
+        rows = [kit.row(key, [10.0 * factor + step / 1000 for step in range(30)]) for key, factor in zip(keys, factors, strict=False)]
+        network = kit.row("network-1", [20.0 * factors[-1]] * 30, kind="network", blocks=tuple(keys))
+        return LatencyTable(kit.header(), [*rows, network], path="a table")
+
+    found = diff(made(1.0, 1.0, 1.0), made(1.0, 1.21, 0.5))
+    family, networks = found.families
+    assert (family.family, family.key, family.verdict, round(family.ratio, 2)) == (kit.spec(8, 8).family, "", "UNSURE", 1.1)
+    assert (networks.family, networks.verdict, networks.ratio) == ("whole networks", "FASTER", 0.5)
+    assert [row.family for row in found.rows] == [family.family] * 2 + ["whole networks"]
+    assert found.titles == {family.family: kit.spec(8, 8).title, "whole networks": "whole networks"}
+    assert (found.tolerance, found.overall_tolerance) == (0.03, 0.01)

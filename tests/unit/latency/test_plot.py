@@ -3,7 +3,8 @@ import pytest
 
 from latency import BlockSpec, Device, LatencyError, LatencyTable, Protocol, Row, Runtime, TableHeader
 from latency.coverage import held_out
-from latency.plot import PRINT, WIDTH_IN, pictures, plot
+from latency.diff import diff
+from latency.plot import PRINT, WIDTH_IN, pictures, plot, plot_diffs
 
 Figure = pytest.importorskip("matplotlib.figure", reason="the extra report is not installed").Figure
 
@@ -105,3 +106,13 @@ def test_what_cannot_be_drawn_is_refused(table, tmp_path):
     with pytest.raises(LatencyError, match="there is nothing to draw"):
         plot(LatencyTable(table.header, []), tmp_path / "t.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_comparisons_are_drawn_one_below_the_other(table, tmp_path):
+    slower = LatencyTable(table.header, [msgspec.structs.replace(row, median_us=2 * row.median_us) for row in table.rows])
+    out = tmp_path / "diff.svg"
+    plot_diffs([table, table, slower], [diff(table, table), diff(table, slower)], out)
+    said = out.read_text()
+    assert all(f"<!-- {words} -->" in said for words in ("conv @8x8", "irb @8x8", "whole networks", "all"))
+    plot_diffs([table, table], [diff(table, table)], out)  # one that was drawn before is replaced
+    assert out.stat().st_size < len(said)

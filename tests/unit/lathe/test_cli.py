@@ -2,6 +2,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +16,9 @@ FLAGS = {
     cli.Bundle: "resolution channels cells input classes space out precision networks seed force json",
     cli.Profile: "resolution channels cells input classes space out backend protocol threads coverage coverage_error like anchors drift_limit timing_cache save_timing_cache "
     "networks seed shard force json",
-    cli.TableShow: "table plot force json",
+    cli.TableShow: "table rows family csv markdown plot force json",
     cli.TableCheck: "resolution channels cells input classes table space json",
-    cli.TableDiff: "first second json",
+    cli.TableDiff: "tables plot force json",
     cli.TableMerge: "tables out json",
     cli.Predict: "resolution channels cells input classes source table shape missing force json",
     cli.Export: "source out target budget_ms protocol threads samples shape weights input workspace_mib optimization_level timing_cache version_compatible "
@@ -131,6 +132,7 @@ def test_flags_are_a_promise(command):
         "profile",
         "table",
         "table show",
+        "predict",
         "search",
         "search pas",
         "sweep",
@@ -150,6 +152,15 @@ def test_help_needs_no_extra(name):
     assert f"usage: lathe {name}".strip() in done.stdout
 
 
+def test_reading_and_checking_tables_needs_no_extra():
+    table = Path(__file__).parents[3] / "profiles" / "amd-epyc-zen4-1thread" / "nasbench201.fp32.latency.jsonl"
+    said = ("table show T", "table show T --family 8x8 --csv", "table check T", "table diff T T", "space repvgg-mini", "space --list")
+    commands = [[str(table) if word == "T" else word for word in words.split()] for words in said]
+    code = f"{WITHOUT_EXTRAS}\nfrom lathe import cli\nfor words in {commands!r}:\n    assert cli.parse(words).run() == 0, words"
+    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_version_is_that_of_the_distribution(capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["--version"])
@@ -160,7 +171,7 @@ def test_version_is_that_of_the_distribution(capsys):
 @pytest.mark.parametrize(
     ("arguments", "module", "extra"),
     [
-        (["space", "repvgg-mini"], "torch", "train"),
+        (["space", "resnet-18/widths"], "torch", "train"),
         (["search", "pas", "--space", "s", "--table", "t", "--out", "o"], "torch", "train"),
         (["report", "somewhere"], "jinja2", "report"),
         (["profile", "repvgg-mini", "--backend", "tensorrt-rtx", "--out", "t"], "tensorrt_rtx", "tensorrt-rtx"),

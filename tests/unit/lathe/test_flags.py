@@ -41,3 +41,7 @@ def test_every_number_has_a_range_and_keeps_to_it(command, name, hint):
 def test_a_flag_of_several_values_has_one():
     with pytest.raises(LatencyError, match="--compute-capability needs a value"):
         cli.parse(["export", "run", "--out", "b", "--compute-capability"])
+    with pytest.raises(LatencyError, match="^--table needs a value$"):
+        cli.parse(["predict", "repvgg-mini", "--table"])
+    with pytest.raises(LatencyError, match="^name the tables$"):
+        cli.parse(["table", "diff"])

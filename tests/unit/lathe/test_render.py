@@ -13,9 +13,8 @@ from deploy import load
 from deploy.bundle import Bundle, Network
 from deploy.metric import ACCURACY
 from deploy.validate import Agreement
-from latency import Latency, LatencyTable, Row
+from latency import Latency
 from latency.coverage import Covered, Proof
-from latency.diff import diff
 from latency.measure import summarize
 from latency.protocol import FAST
 from lathe import render
@@ -52,22 +51,6 @@ def test_what_cannot_be_recomputed_is_listed_with_the_reason(capsys):
     assert "11,815,485,440" in said
 
 
-KEPT_3 = KEPT.with_name("latency-table-3.latency.jsonl")
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-def test_a_table_says_what_is_transferred_in_it_and_how_well(as_json, capsys, monkeypatch):
-    monkeypatch.setattr(render, "OUT", Console(width=400))
-    render.table(LatencyTable.load(KEPT_3), KEPT_3, as_json=as_json)
-    said = capsys.readouterr().out
-    if as_json:
-        assert json.loads(said)["status"] == {"ok": 5, "unstable": 0, "transferred": 1, "build_failed": 0, "run_failed": 0}
-        assert json.loads(said)["header"]["like"][0]["device"]["name"] == "Example CPU 2000"
-    else:
-        assert "1 of 5 blocks are transferred from Example CPU 2000" in said
-        assert "5, 1 transferred" in said
-
-
 def test_the_end_of_adaptive_coverage_says_whether_it_is_as_good_as_asked():
     proof = Proof(held_out=5, mean_error=0.06, largest_error=0.2, inside=1.0)
     covered = Covered(measured=76, blocks=132, expected_error=0.087, proof=proof, done=True, enough=True)
@@ -77,34 +60,6 @@ def test_the_end_of_adaptive_coverage_says_whether_it_is_as_good_as_asked():
     assert render._covered(replace(covered, done=False, enough=False)) == said
 
 
-def table_of(*rows, **fields):
-    header = LatencyTable.load(KEPT).header
-    return LatencyTable(msgspec.structs.replace(header, **fields), rows, path="t.latency.jsonl")
-
-
-def timed(key, samples_us):
-    return Row(kind="block", key=key, **msgspec.structs.asdict(summarize(samples_us, FAST)))
-
-
-def test_a_table_of_no_measurement_says_so_and_percentiles_are_shown_where_they_are_stated(capsys):
-    many = timed("f[c=1]", [10.0] * 600 + [12.0] * 50 + [20.0] * 50)
-    replayed = table_of(many, timed("f[c=2]", [10.0] * 20))
-    as_measured = table_of(many, recording=None)
-    render.table(replayed, Path("t"), as_json=False)
-    said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-    assert "not measured replayed from a recording of 2026-01-31, sha256 0123456789abcdef" in said
-    assert "p90 +20.0% from the median in the middle row, +20.0% at most (1 rows)" in said
-    assert "p99 +100.0% from the median" in said
-    render.table(as_measured, Path("t"), as_json=False)
-    assert "replayed" not in capsys.readouterr().out
-    render.table(replayed, Path("t"), as_json=True)
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["origin"].startswith("replayed from a recording")
-    assert [(row["p90_us"], row["p99_us"]) for row in shown["measured"]] == [(12.0, 20.0), (None, None)]
-    render.table(table_of(timed("f[c=2]", [10.0] * 20)), Path("t"), as_json=False)
-    assert "not stated: no row has enough samples" in capsys.readouterr().out
-
-
 def test_the_latency_of_a_bundle_is_measured_or_says_why_not_and_a_prediction_says_what_it_is_from():
     predicted = Latency(us=50.0, low_us=40.0, high_us=60.0, source="predicted", origin="simulated: no such device exists")
     network = Network(params=1, macs=1, score=None, predicted=predicted, measured=None, not_measured="no GPU")
@@ -112,15 +67,6 @@ def test_the_latency_of_a_bundle_is_measured_or_says_why_not_and_a_prediction_sa
     assert render._latency(network) == f"not measured (no GPU); {guess}"
     measured = summarize([10.0] * 100, FAST)
     assert render._latency(msgspec.structs.replace(network, measured=measured)) == f"10.0 µs (10.0 µs to 10.0 µs), p90 10.0 µs; {guess}"
-
-
-@pytest.mark.parametrize("as_json", [False, True])
-def test_the_exit_code_of_a_comparison_says_what_it_found(as_json, capsys):
-    one, other = timed("f[c=1]", [10.0] * 30), timed("f[c=1]", [13.0] * 30)
-    assert render.diff(diff(table_of(one), table_of(one)), as_json=as_json) == 0
-    assert render.diff(diff(table_of(one), table_of(other, precision="fp16")), as_json=as_json) == 1
-    said = capsys.readouterr().out
-    assert ('"field": "precision"' if as_json else "precision differs: fp32 in the first, fp16 in the second") in said
 
 
 def test_progress_of_a_search_fits_into_80_columns(monkeypatch, capsys, tmp_path):

@@ -1,15 +1,17 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
 from deploy.errors import DeployError
-from latency import LatencyError, files
+from latency import LatencyError, LatencyTable, TableWriter, files
 from latency.backends.tensorrt import EngineSpec
 from latency.errors import CoverageError
 from lathe import cli, stages
 from search import Task, finished, record, spaces
+from search.errors import SearchError
 
 OTHER_SIZES = "--resolution 16 --channels 4 --cells 2"
 
@@ -194,10 +196,41 @@ def other_sizes(table_of_other_sizes, tmp_path, monkeypatch):
 @pytest.mark.usefixtures("other_sizes")
 def test_a_table_is_checked_against_the_sizes_that_it_is_of():
     def problems(flags):
-        return {found.problem for found in stages.check_table(cli.parse(f"table check t {flags}".split()))}
+        return {found.problem for found in stages.check_table(cli.parse(f"table check t {flags}".split()), pytest.fail).findings}
 
     assert "missing" in problems("")
     assert "missing" not in problems(OTHER_SIZES)
+
+
+def test_a_table_of_a_space_that_cannot_be_read_here_is_checked_without_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    kept = LatencyTable.load(Path(__file__).parents[2] / "formats" / "latency-table-3.latency.jsonl")
+    with TableWriter("t", msgspec.structs.replace(kept.header, space="gone.py:make", like=())) as table:
+        table.append(*(row for row in kept.rows if row.measured))
+    said = []
+    checked = stages.check_table(cli.parse(["table", "check", "t"]), said.append)
+    assert said == [
+        "what t lacks of its space gone.py:make is not known: gone.py:make does not say what it is for: give the shape of an image, such as --input 3x224x224"
+    ]
+    assert "missing" not in {found.problem for found in checked.findings}
+    assert checked.again.startswith("lathe profile gone.py:make --backend")
+    with pytest.raises(SearchError, match="unknown space 'fly'"):
+        stages.check_table(cli.parse(["table", "check", "t", "--space", "fly"]), pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("table diff a", "a is one table: give two or more"),
+        ("table diff a b --plot p.pdf", "--plot writes NAME.png or NAME.svg"),
+        ("table show a --csv --markdown", "--csv and --markdown with rows"),
+        ("table show a --rows --json", "--json with rows"),
+        ("table show a --family x --plot p.svg", "--plot with rows"),
+    ],
+)
+def test_flags_of_tables_that_do_not_go_together_are_refused(words, message):
+    with pytest.raises(LatencyError, match=f"^{message}"):
+        cli.parse(words.split()).run()
 
 
 @pytest.mark.usefixtures("other_sizes")

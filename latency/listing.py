@@ -1,0 +1,99 @@
+"""Rows of a table for people: by family, in widths, with names for whole networks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from latency.block import BlockSpec
+from latency.errors import LatencyError
+from latency.table import LatencyTable, Row
+
+NETWORKS, OVERHEAD = "whole networks", "empty network"
+"""Families of rows that are not blocks."""
+
+COLUMNS = ("kind", "family", "median_us", "low_us", "high_us", "p90_us", "p99_us", "status", "key")
+"""Of `flat`, beside the widths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Rows of one family.
+
+    Attributes:
+        name: of the family, as of `family_of`.
+        title: the same for people.
+        widths: names of the widths that its blocks have.
+        rows: with the values of these widths, ascending; of networks in the order of the table.
+    """
+
+    name: str
+    title: str
+    widths: tuple[str, ...] = ()
+    rows: tuple[tuple[tuple[int, ...], Row], ...]
+
+
+def family_of(row: Row) -> str:
+    """Family of a row: of a block that of `BlockSpec.family`."""
+    return {"network": NETWORKS, "overhead": OVERHEAD}.get(row.kind, row.key.partition("[")[0])
+
+
+def titled(key: str) -> tuple[str, str]:
+    """Family and channels of a block for people; the key of another row as it is."""
+    try:
+        spec = BlockSpec.parse(key)
+    except LatencyError:
+        return key, ""
+    return spec.title, spec.channels
+
+
+def names(table: LatencyTable) -> dict[str, str]:
+    """Name of every row that is not a block, by key: networks are counted in the order of the table."""
+    networks = [row for row in table.rows if row.kind == "network"]
+    counted = {row.key: f"network {number} ({len(row.blocks)} blocks)" for number, row in enumerate(networks, 1)}
+    return {**{row.key: OVERHEAD for row in table.rows if row.kind == "overhead"}, **counted}
+
+
+def families(table: LatencyTable, wanted: str = "") -> list[Family]:
+    """Rows of a table by family, sentinels left out.
+
+    Args:
+        table: the table.
+        wanted: part of a family's name or title, whatever its case; "" for all.
+
+    Raises:
+        LatencyError: no family is of that name.
+    """
+    rows: dict[str, list[Row]] = {}
+    for row in table.rows:
+        if row.kind != "sentinel":
+            rows.setdefault(family_of(row), []).append(row)
+    found = [_family(name, members) for name, members in rows.items()]
+    chosen = [family for family in found if wanted.lower() in f"{family.name}\n{family.title}".lower()]
+    if not chosen:
+        known = ", ".join(repr(family.title) for family in found)
+        raise LatencyError(f"--family {wanted!r} is in no name of a family of {table.path}: choose of {known}")
+    return chosen
+
+
+def _family(name: str, rows: Sequence[Row]) -> Family:
+    if rows[0].kind != "block":
+        return Family(name=name, title=name, rows=tuple(((), row) for row in rows))
+    specs = [BlockSpec.parse(row.key) for row in rows]
+    points = [tuple(width for _, width in spec.widths) for spec in specs]
+    return Family(
+        name=name,
+        title=specs[0].title,
+        widths=tuple(width for width, _ in specs[0].widths),
+        rows=tuple(sorted(zip(points, rows, strict=True), key=lambda pair: pair[0])),
+    )
+
+
+def flat(found: Sequence[Family]) -> Iterator[list[str | int | float]]:
+    """Lines of one sheet: a head, then every row; widths that a family lacks, and what was not measured, are empty."""
+    widths = list(dict.fromkeys(width for family in found for width in family.widths))
+    yield [*COLUMNS[:2], *widths, *COLUMNS[2:]]
+    for family in found:
+        for point, row in family.rows:
+            values = dict(zip(family.widths, point, strict=True))
+            times = [row.median_us, row.low_us, row.high_us] if row.known else ["", "", ""]
+            tails = ["" if tail is None else tail for tail in (row.p90_us, row.p99_us)]
+            yield [row.kind, family.name, *(values.get(width, "") for width in widths), *times, *tails, row.status, row.key]
