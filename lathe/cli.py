@@ -20,6 +20,7 @@ from tyro.conf import Positional, UseAppendAction, subcommand
 
 from latency import outputs, process
 from latency.arguments import require_sound
+from latency.errors import LatencyError
 from latency.process import BAD_INPUT
 from lathe.flags import (
     Anchors,
@@ -351,18 +352,29 @@ class Report:
 
 @dataclass(frozen=True)
 class Paper:
-    """Print the numbers of a paper that can be recomputed, beside ours; exit code 1 where one that should be equal is not."""
+    """Print the numbers of a paper that can be recomputed, beside ours; exit code 1 where one that should be equal is not.
+
+    `lathe paper latencies` prints latencies of well-known networks as papers have them, with protocol, device and source, beside those of
+    your tables: where all are off by one factor, look at the clocks of the device.
+    """
 
     paper: Positional[str]
-    """repvgg, pas, tas, vp-darts, prunet or gpunet"""
+    """repvgg, pas, tas, vp-darts, prunet or gpunet; or latencies"""
+    table: tuple[Path, ...] = ()
+    """of latencies: *.latency.jsonl files that have such networks, as `lathe profile gpunet-1 --out TABLE` measures them"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render
+        from lathe import render, stages
         from search import papers
 
+        if self.paper == "latencies":
+            render.latencies(*stages.published_latencies(self, render.warn), as_json=self.json)
+            return 0
+        if self.table:
+            raise LatencyError(f"--table {self.table[0]} is of `lathe paper latencies`: leave it out for {self.paper}")
         return render.paper(papers.rows(self.paper), as_json=self.json)
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from deploy.bundle import Bundle, Network
     from deploy.page import Row
     from deploy.verify import Verification
-    from latency import Workload
+    from latency import Latency, LatencyTable, Workload
+    from search.papers.latencies import Beside, Published
     from search.papers.row import Row as PaperRow
     from search.record import Event as SearchEvent
     from search.space import Choice
@@ -390,6 +391,46 @@ def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
             OUT.print(f"{', '.join(dict.fromkeys(escape(row.row) for row in rows if row.note == note))}: {escape(note)}")
         OUT.print(f"{verdicts.count('SAME')} of {len(rows)} are SAME, {verdicts.count('NOT RECOMPUTED')} are NOT RECOMPUTED")
     return int("DIFFERS" in verdicts)
+
+
+def latencies(rows: "Sequence[Beside]", tables: "Sequence[LatencyTable]", *, as_json: bool) -> None:
+    """Print published latencies beside those of tables."""
+    if as_json:
+        print_json([{**dataclasses.asdict(row.published), "ours": _ours_json(row, tables)} for row in rows])
+        return
+    for source in dict.fromkeys(row.published.source for row in rows):
+        members = [row for row in rows if row.published.source == source]
+        letters = [chr(ord("A") + index) for index in range(len(tables))]
+        columns = (Column(name, justify="right") for name in ("published", *letters))
+        view = Table(Column("", overflow="fold"), *columns, title=source, title_justify="left")
+        for row in members:
+            published = row.published
+            view.add_row(published.network, f"{published.value} {published.unit}", *(_beside(published, ours) for ours in row.ours))
+        OUT.print(view)
+        about = members[0].published
+        OUT.print(f"{about.unit}: {about.protocol}; device: {about.device}")
+    for letter, table in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", tables, strict=False):
+        header = table.header
+        what = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, protocol {header.protocol.name}"
+        OUT.print(escape(f"{letter}: {table.path}: {what}"))
+    if not any(ours for row in rows for ours in row.ours):
+        command = "lathe profile gpunet-1 --backend tensorrt --out gpunet-1.latency.jsonl"
+        OUT.print(f"no table has one of them: measure one by such as `{command}`, and give --table gpunet-1.latency.jsonl")
+
+
+def _beside(published: "Published", ours: "Latency | None") -> str:
+    if ours is None:
+        return "-"
+    ratio = published.ratio(ours)
+    times = "" if ratio is None else f", {ratio:.2f}x"
+    return f"{microseconds(ours.us)}{'' if ours.source == 'measured' else ' predicted'}{times}"
+
+
+def _ours_json(row: "Beside", tables: "Sequence[LatencyTable]") -> list[dict[str, Any]]:
+    return [
+        {"table": table.path, "latency": ours, "ratio": ours and row.published.ratio(ours)}
+        for table, ours in zip(tables, row.ours, strict=True)
+    ]
 
 
 def _pair(title: str) -> Table:

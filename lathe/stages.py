@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
     from latency.block import BlockSpec
-    from lathe.cli import Bundle, Export, Profile, Report, TableCheck, TableDiff, TableShow
+    from lathe.cli import Bundle, Export, Paper, Profile, Report, TableCheck, TableDiff, TableShow
     from lathe.cli import Space as SpaceCommand
     from lathe.flags import Sizes
     from lathe.searches import Search
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from search.architecture import OtherDevice
     from search.budget import Budget
     from search.finished import FinishedRun
+    from search.papers.latencies import Beside
     from search.record import Event as SearchEvent
     from search.space import Space
     from search.sweep import Outcome
@@ -787,6 +788,14 @@ def verify(directory: Path) -> "Verification":
     import deploy
 
     return deploy.verify(directory)
+
+
+def published_latencies(command: "Paper", warn: Callable[[str], None]) -> "tuple[list[Beside], list[LatencyTable]]":
+    """Latencies as papers print them beside those of tables, and the tables."""
+    from search.papers import latencies
+
+    tables = [load_table(path, warn) for path in command.table]
+    return latencies.beside(tables), tables
 
 
 def report(command: "Report", warn: Callable[[str], None]) -> "tuple[Path, tuple[Row, ...]]":

@@ -27,7 +27,7 @@ FLAGS = {
     sweeps.SweepBest: "sweep budget_ms json",
     cli.Verify: "bundle json",
     cli.Report: "source out table force json",
-    cli.Paper: "paper json",
+    cli.Paper: "paper table json",
 }
 
 

@@ -13,13 +13,14 @@ from deploy import load
 from deploy.bundle import Bundle, Network
 from deploy.metric import ACCURACY
 from deploy.validate import Agreement
-from latency import Latency
+from latency import Latency, LatencyTable
 from latency.coverage import Covered, Proof
 from latency.measure import summarize
 from latency.protocol import FAST
 from lathe import render
 from search import papers
 from search.architecture import load_architecture
+from search.papers import latencies
 from search.papers.row import Row as PaperRow
 from search.record import Chosen, EpochDone, Finished, NetworkResult, Result, Started
 from search.space import Choice
@@ -42,6 +43,23 @@ def test_a_published_number_that_is_not_met_fails(ours, code, as_json, capsys):
     else:
         assert f"{ours:,}" in said
         assert f"{1 - code} of 1 are SAME" in said
+
+
+def test_published_latencies_stand_beside_measured_ones(capsys):
+    table = LatencyTable.load(KEPT)
+    published, throughput = (next(row for row in latencies.published() if row.unit == unit) for unit in ("ms", "FPS"))
+    ours = Latency(us=528.0, low_us=500.0, high_us=600.0, source="predicted")
+    rows = [latencies.Beside(published=published, ours=(ours,)), latencies.Beside(published=throughput, ours=(None,))]
+    render.latencies(rows, [table], as_json=False)
+    said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    assert "PRUNET-0 0.48 ms 528.0 µs predicted, 1.10x" in said
+    assert "TensorRT 8.0.1.6, FP16, batch 1; device: NVIDIA V100" in said
+    assert f"A: {table.path}: " in said
+    render.latencies(rows, [table], as_json=True)
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["ours"][0]["ratio"], second["ours"][0]) == (pytest.approx(1.1), {"table": table.path, "latency": None, "ratio": None})
+    render.latencies(rows[1:], [table], as_json=False)
+    assert "no table has one of them" in capsys.readouterr().out
 
 
 def test_what_cannot_be_recomputed_is_listed_with_the_reason(capsys):

@@ -16,6 +16,7 @@ def test_rows_without_a_number_of_ours_say_why():
 
 def test_an_unknown_paper_is_refused():
     with pytest.raises(
-        SearchError, match="unknown paper 'vgg': known are repvgg, pas, tas, vp-darts, prunet, gpunet; try `lathe paper repvgg`"
+        SearchError,
+        match="unknown paper 'vgg': known are repvgg, pas, tas, vp-darts, prunet, gpunet and latencies; try `lathe paper repvgg`",
     ):
         papers.rows("vgg")
