@@ -22,6 +22,7 @@ from latency import outputs, process
 from latency.arguments import require_sound
 from latency.errors import LatencyError
 from latency.process import BAD_INPUT
+from lathe import fleet
 from lathe.flags import (
     Anchors,
     BuildLevel,
@@ -30,6 +31,7 @@ from lathe.flags import (
     Milliseconds,
     Relative,
     Seed,
+    Shards,
     SizesWithClasses,
     Threads,
     require_ranges,
@@ -127,6 +129,14 @@ class Profile(SizesWithClasses):
     """seed of those networks (default: 0, or the bundle's)"""
     shard: str = "1/1"
     """measure one part of several, on equal devices: 1/4 to 4/4 on four"""
+    engine: Literal["local", "ray"] = "local"
+    """where to measure: on this machine, or on the nodes of an existing Ray cluster, which share the directory of --out"""
+    address: str | None = None
+    """of the Ray cluster, such as 10.0.0.1:6379 (default: the one that this machine is a node of)"""
+    shards: Shards | None = None
+    """on a Ray cluster: how many parts to measure, each a task; --out is what they are merged into"""
+    resources: tuple[str, ...] = ()
+    """on a Ray cluster: what a node needs for a part, such as gpu_type:h100, as `ray start --resources` names it; or GPU=2, CPU=8"""
     force: bool = False
     """replace a file of --save-timing-cache that Lathe did not write"""
     json: bool = False
@@ -142,7 +152,7 @@ class Profile(SizesWithClasses):
 
     def goes_on(self) -> bool:
         """Whether the same command would go on with what is measured."""
-        return outputs.begun(self.out)
+        return outputs.begun(self.out) or fleet.folder(self.out).is_dir()
 
 
 @dataclass(frozen=True)

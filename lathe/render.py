@@ -20,6 +20,7 @@ from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
 from latency.profile import Event as ProfileEvent
 from latency.units import interval, microseconds
 from lathe import stages
+from lathe.fleet import Sharded
 
 if TYPE_CHECKING:
     from deploy.bundle import Bundle, Network
@@ -112,7 +113,7 @@ def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workloa
     OUT.print(fact_table(facts.bundle, rows))
 
 
-def profile(events: Iterator[ProfileEvent | Covered | Anchored], *, out: Path) -> None:
+def profile(events: Iterator[ProfileEvent | Covered | Anchored | Sharded], *, out: Path) -> None:
     """Show profiling as it goes."""
     events = _begun(events)
     with _progress("blocks") as (bar, task):
@@ -129,6 +130,8 @@ def profile(events: Iterator[ProfileEvent | Covered | Anchored], *, out: Path) -
                         warn(f"{row.key}: {row.status}: {row.error}")
                 case Retrying(rows=rows):
                     bar.update(task, description=f"retrying {rows} unstable")
+                case Sharded(shard=shard, done=done, total=total):
+                    bar.update(task, completed=done, total=total, description=f"shard {shard}")
                 case Covered() as covered:
                     LOG.print(_covered(covered))
                 case Anchored(measured=measured, transferred=transferred, proof=proof):

@@ -29,7 +29,9 @@ from latency.protocol import Protocol
 from latency.sentinel import Safeguards
 from latency.shard import shard
 from latency.units import interval, microseconds, ms_from_us, us_from_ms
+from lathe import fleet
 from lathe.flags import Milliseconds, image_shape, require_range
+from lathe.fleet import Sharded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -207,17 +209,21 @@ def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None
     )
 
 
-def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored]:
+def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored | Sharded]:
     """Measure a space or a block bundle into a table, or go on measuring it."""
     timing = protocols.get(command.protocol)
     backends.require_known(command.backend)
-    require_cores(command.threads)
+    if command.engine == "local":
+        require_cores(command.threads)
     anchored.require_flags(command.like or (), command.anchors, command.shard)
+    fleet.require_flags(command)
     if command.like and command.coverage != "full":
         raise LatencyError(f"--coverage {command.coverage} interpolates, and --like transfers what is not measured: leave one of them out")
     outputs.require_file(command.out, outputs.TABLE, flag="--out", parents=True)
     if command.save_timing_cache is not None:
         outputs.require_file(command.save_timing_cache, outputs.NEW, flag="--save-timing-cache", force=command.force)
+    if command.engine == "ray":
+        return fleet.profile(command)
     if command.space.endswith(".zip"):
         return _profile_bundle(command, timing)
     require("torch", "train")
@@ -487,6 +493,7 @@ def sweep(command: "Sweep") -> "Iterator[Outcome]":
     from deploy import engine
     from lathe import cli
     from search import sweep as sweeps
+    from search.cluster import Cluster
 
     outputs.require_directory(command.out)
     values: dict[str, list[str]] = {}
@@ -505,8 +512,14 @@ def sweep(command: "Sweep") -> "Iterator[Outcome]":
         cli.parse(["search", *member.words, "--out", str(command.out / sweeps.RUNS / member.name)])
     measured_with = load_table(command.table, lambda _: None).header.runtime.name.partition(":")[0] if command.table else "onnxruntime"
     target = engine.target_of(command.target or measured_with)
-    sweeps.begin(plan, command.out)
-    yield from sweeps.run(plan, command.out, command.jobs)
+    fleet.require_engine(command)
+    if command.engine == "ray":
+        with Cluster(command.address) as cluster:
+            sweeps.begin(plan, command.out)
+            yield from sweeps.run_on(cluster, plan, command.out, gpus=command.gpus_per_run)
+    else:
+        sweeps.begin(plan, command.out)
+        yield from sweeps.run(plan, command.out, command.jobs)
     if not command.no_measure:
         yield from sweeps.measure(plan, command.out, target)
     sweeps.write_results(command.out, sweeps.outcomes(command.out))

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Union, get_args, get_type_hints
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from lathe.flags import Fraction, Jobs, Milliseconds, Seeds, Sizes
+from lathe.flags import Fraction, Gpus, Jobs, Milliseconds, Seeds, Sizes
 from lathe.searches import Searches
 from search.methods.settings import Settings
 
@@ -43,6 +43,12 @@ class Sweep(Sizes):
     """settings that are not given: auto (by the data) or paper (as the method's paper trains)"""
     jobs: Jobs = 1
     """searches at once; they share the processor's cores"""
+    engine: Literal["local", "ray"] = "local"
+    """where the searches run: on this machine, or on an existing Ray cluster, whose nodes share the working directory, OUT and the data"""
+    address: str | None = None
+    """of the Ray cluster, such as 10.0.0.1:6379 (default: the one that this machine is a node of)"""
+    gpus_per_run: Gpus = 0.0
+    """GPUs of each search on the Ray cluster; 0.5 lets two searches share one"""
     no_measure: bool = False
     """only search; otherwise every found network is exported to OUT/bundles and measured on this machine when all searches are over"""
     target: str | None = None

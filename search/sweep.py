@@ -22,12 +22,12 @@ from msgspec import Meta, Struct
 from deploy import bundle
 from deploy.metric import Metric
 from latency import Latency
-from latency.errors import one_line
 from latency.files import write_whole
 from latency.process import BAD_INPUT
 from latency.values import SampleUs, Single
 from search import record
 from search.architecture import OtherDevice, load_architecture
+from search.cluster import Cluster, last_words, run_lathe
 from search.errors import SearchError
 from search.files import read_json, to_json
 from search.methods.settings import Settings
@@ -225,6 +225,43 @@ def run(sweep: Sweep, out: Path, jobs: int) -> Iterator[Outcome]:
             time.sleep(_POLL_S)
 
 
+def run_on(cluster: Cluster, sweep: Sweep, out: Path, *, gpus: float = 0) -> Iterator[Outcome]:
+    """The same as tasks of a Ray cluster, one a run: Ray places them, and a run whose node is lost goes on elsewhere.
+
+    A run that starts from another one's first phase starts when that run is over.
+
+    Args:
+        cluster: whose nodes have `out`, and what the searches read, at the same paths.
+        sweep: in `out`, see `begin`.
+        out: its directory.
+        gpus: GPUs of each run.
+
+    Raises:
+        SearchError: no node has as many GPUs, or every search refuses what it is given.
+    """
+    needs = {"CPU": 1.0, **({"GPU": gpus} if gpus else {})}
+    cluster.require(needs)
+    waiting = [member for member in sweep.members if not _finished(out, member)]
+    yield from (_outcome(out, member) for member in sweep.members if member not in waiting)
+    tasks: dict[str, Any] = {}
+    for member in sorted(waiting, key=lambda member: member.leader != member.name):
+        arguments = (out.resolve(), Path.cwd(), member)
+        tasks[member.name] = cluster.submit(member.name, _search, *arguments, needs=needs, after=tasks.get(member.leader))
+    members, refused = {member.name: member for member in waiting}, []
+    for name, code, why in cluster.ended(tasks):
+        why = why or (_last_line(out, members[name], code) if code else "")
+        refused += [why] if code == BAD_INPUT else []
+        if len(refused) == len(sweep.members):
+            _forget(out)
+            raise SearchError(refused[0])
+        yield _outcome(out, members[name], why)
+
+
+def _search(out: Path, directory: Path, member: Member) -> int:
+    """A task on a node of a cluster: one run of a sweep."""
+    return run_lathe(_words(out, member), _log(out, member), directory)
+
+
 def _forget(out: Path) -> None:
     """Remove a sweep of which no search has begun, so that the corrected command can take its place."""
     if not any((out / RUNS).iterdir()):
@@ -238,10 +275,15 @@ def _ready(out: Path, member: Member, failed: Mapping[str, str]) -> bool:
 
 
 def _start(out: Path, member: Member, jobs: int) -> subprocess.Popen[bytes]:
-    words = [*member.words, "--out", str(out / RUNS / member.name)]
+    return _lathe(_words(out, member), _log(out, member), threads=max(1, (os.cpu_count() or 1) // jobs))
+
+
+def _words(out: Path, member: Member) -> list[str]:
+    """The command line of a run, which starts from what its leader has trained by now."""
+    words = ["search", *member.words, "--out", str(out / RUNS / member.name)]
     if member.leader != member.name and (out / RUNS / member.leader / record.BASELINE).exists():
         words += ["--baseline", str(out / RUNS / member.leader)]
-    return _lathe(["search", *words], _log(out, member), threads=max(1, (os.cpu_count() or 1) // jobs))
+    return words
 
 
 def _lathe(words: Sequence[str], log: Path, *, threads: int | None = None) -> subprocess.Popen[bytes]:
@@ -256,9 +298,7 @@ def _log(out: Path, member: Member) -> Path:
 
 
 def _last_line(out: Path, member: Member, code: int) -> str:
-    lines = _log(out, member).read_text(errors="replace").strip().splitlines()
-    said = [line.removeprefix("lathe: ") for line in lines if line.startswith("lathe: ")] or lines
-    return one_line(said[-1]) if said else f"ended with exit code {code}"
+    return last_words(_log(out, member), code)
 
 
 def measure(sweep: Sweep, out: Path, target: str) -> Iterator[Outcome]:

@@ -15,7 +15,7 @@ FLAGS = {
     cli.Space: "resolution channels cells input classes space list arch table json",
     cli.Bundle: "resolution channels cells input classes space out precision networks seed force json",
     cli.Profile: "resolution channels cells input classes space out backend protocol threads coverage coverage_error like anchors drift_limit timing_cache save_timing_cache "
-    "networks seed shard force json",
+    "networks seed shard engine address shards resources force json",
     cli.TableShow: "table rows family csv markdown plot force json",
     cli.TableCheck: "resolution channels cells input classes table space json",
     cli.TableDiff: "tables plot force json",
@@ -23,7 +23,7 @@ FLAGS = {
     cli.Predict: "resolution channels cells input classes source table shape missing force json",
     cli.Export: "source out target budget_ms protocol threads samples shape weights input workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
-    sweeps.Sweep: "resolution channels cells input space out table also data task budget_ms budget_fraction seeds set recipe jobs no_measure target json",
+    sweeps.Sweep: "resolution channels cells input space out table also data task budget_ms budget_fraction seeds set recipe jobs engine address gpus_per_run no_measure target json",
     sweeps.SweepBest: "sweep budget_ms json",
     cli.Verify: "bundle json",
     cli.Report: "source out table force json",

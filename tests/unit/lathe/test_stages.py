@@ -308,6 +308,9 @@ def test_the_device_at_hand_is_judged_and_the_others_are_not_run(home, there, mo
         ("--set lr=-1,1", "--lr must be above 0 and finite, found -1.0"),
         ("--set gamma=1", "--set gamma: pas has no such setting"),
         ("--target cuda", "target 'cuda' is unknown"),
+        ("--engine ray --jobs 2", "--jobs 2 is of --engine local"),
+        ("--address here:1", "--address here:1 is of a Ray cluster: give --engine ray too"),
+        ("--gpus-per-run 1", "--gpus-per-run 1.0 is of a Ray cluster"),
     ],
 )
 def test_a_sweep_is_refused_before_anything_is_searched(flags, message, tmp_path, monkeypatch):

@@ -163,6 +163,47 @@ def test_what_the_first_search_refuses_is_the_sweeps_own_error(searches, tmp_pat
         sweep.read(tmp_path / "s")
 
 
+class Nodes:
+    """A cluster whose tasks end in the order in which they were submitted, each with the code that its name has."""
+
+    def __init__(self, **codes) -> None:
+        self.codes, self.after = codes, {}
+
+    def require(self, needs):
+        self.needs = needs
+
+    def submit(self, name, task, out, directory, member, *, needs, after):
+        self.after[name] = after
+        (out / sweep.LOGS / f"{name}.log").write_text("working\nlathe: no room\n")
+        return name
+
+    def ended(self, tasks):
+        return [(name, self.codes.get(member_seed(name), 0), "") for name in tasks]
+
+
+def member_seed(name):
+    return f"seed{name[-1]}"
+
+
+def test_on_a_cluster_a_run_is_a_task_behind_its_leader(searches, tmp_path):
+    found, nodes = sweep.plan(PasSettings, (), BUDGETS, 2, {}), Nodes(seed1=1)
+    sweep.begin(found, tmp_path / "s")
+    rows = [(row.name, row.status, row.why) for row in sweep.run_on(nodes, found, tmp_path / "s", gpus=0.5)]
+    assert sorted(rows) == sorted(
+        (member.name, "failed", "no room") if member.seed else (member.name, "finished", "") for member in found.members
+    )
+    assert nodes.after == {member.name: None if member.leader == member.name else member.leader for member in found.members}
+    assert nodes.needs == {"CPU": 1, "GPU": 0.5}
+
+
+def test_what_every_search_on_a_cluster_refuses_is_the_sweeps_own_error(searches, tmp_path):
+    found = sweep.plan(PasSettings, (), BUDGETS, 1, {})
+    sweep.begin(found, tmp_path / "s")
+    with pytest.raises(SearchError, match="^no room$"):
+        list(sweep.run_on(Nodes(seed0=2), found, tmp_path / "s"))
+    assert not (tmp_path / "s").exists()
+
+
 def outcome(name, accuracy, us, *, measured=True, loss=None, **settings):
     taken = (
         {"measured_us": us, "low_us": us - 1, "high_us": us + 1}

@@ -1,0 +1,124 @@
+"""Commands of this program as tasks of an existing Ray cluster. Ray places them, and starts one again whose node is lost."""
+
+import contextlib
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latency.errors import one_line, require
+from search.errors import SearchError
+from search.processes import command_of, environment
+
+Task = Callable[..., int]
+"""A function of a module that every node has; returns an exit code."""
+
+
+class Cluster:
+    """A connection to an existing cluster, as a context manager; what still runs when it ends is stopped.
+
+    Every node has this program, installed alike, and the directories that the tasks read and write, at the same paths.
+
+    Args:
+        address: of the cluster, as `ray.init` takes it; None for the one that this machine is a node of.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        SearchError: there is no such cluster.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        self._ray: Any = require("ray", "ray")
+        try:
+            self._ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            where = f"at {address}" if address else "that this machine is a node of"
+            raise SearchError(f"there is no Ray cluster {where} ({one_line(error, 160)}): start one with `ray start --head`") from error
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ray.shutdown()
+
+    def require(self, needs: Mapping[str, float]) -> None:
+        """Refuse what no node has, as Ray would wait for such a node without an end.
+
+        Args:
+            needs: resources of a task by Ray's names for them, such as GPU.
+
+        Raises:
+            SearchError: no node has as much of them; names those that there are.
+        """
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
+            return
+        known = sorted({name for node in nodes for name in node if not name.startswith(("node:", "memory", "object_store"))})
+        wanted = ", ".join(f"{name}={amount:g}" for name, amount in needs.items())
+        raise SearchError(f"no node of the Ray cluster has {wanted}; its nodes have {', '.join(known)}: ask for these")
+
+    def submit(self, name: str, task: Task, *arguments: Any, needs: Mapping[str, float], after: Any = None) -> Any:
+        """Hand a task to Ray, which spreads them over the nodes; returns what `ended` and `after` take.
+
+        Args:
+            name: of the task, as Ray shows it.
+            task: to run.
+            arguments: of it.
+            needs: resources that it takes of its node, as of `require`.
+            after: a task that has to end first.
+        """
+        further = {resource: amount for resource, amount in needs.items() if resource not in ("CPU", "GPU")}
+        options = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "resources": further, "scheduling_strategy": "SPREAD"}
+        return self._ray.remote(_run).options(name=name, **options).remote(after, task, arguments)
+
+    def ended(self, tasks: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
+        """Each task as it ends: its name, its exit code and, where Ray gave it up, why."""
+        names = {task: name for name, task in tasks.items()}
+        while names:
+            (done, *_), _ = self._ray.wait(list(names), num_returns=1)
+            code, why = 1, ""
+            try:
+                code = self._ray.get(done)
+            except self._ray.exceptions.RayError as error:
+                why = one_line(error)
+            yield names.pop(done), code, why
+
+
+def _run(_after: int | None, task: Task, arguments: Sequence[Any]) -> int:
+    return task(*arguments)
+
+
+def run_lathe(words: Sequence[str], log: Path, directory: Path) -> int:
+    """Run this program in a process of its own that does not outlive this one: Ray starts it again elsewhere if this one is killed.
+
+    Args:
+        words: its command line.
+        log: file for what it says.
+        directory: that the paths on the command line are relative to.
+    """
+    die_with_parent = None
+    if sys.platform == "linux":
+        libc, set_parent_death_signal = ctypes.CDLL(None), 1
+        die_with_parent = lambda: libc.prctl(set_parent_death_signal, signal.SIGKILL)  # noqa: E731
+    with log.open("ab") as said, contextlib.ExitStack() as stack:
+        process = subprocess.Popen(
+            command_of(words),
+            cwd=directory,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            preexec_fn=die_with_parent,
+        )
+        stack.callback(process.kill)
+        return process.wait()
+
+
+def last_words(log: Path, code: int) -> str:
+    """Why a command of this program ended: the last line that it said of itself, or its exit code."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    said = [line.removeprefix("lathe: ") for line in lines if line.startswith("lathe: ")] or lines
+    return one_line(said[-1]) if said else f"ended with exit code {code}"
