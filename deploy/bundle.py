@@ -38,6 +38,9 @@ ONNX, ONNX_FP16, ENGINE, REFERENCE = "model.onnx", "model.fp16.onnx", "model.eng
 TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
 
+RANDOM = "drawn at random, as none were given"
+"""What is said of samples that prove less than real ones."""
+
 Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 

@@ -21,7 +21,7 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from deploy import sessions
 from deploy.errors import DeployError, LoweringError
 from deploy.graph import DOMAINS, ONNX_ERRORS, OPSET, check, decode, first_line, inline, require_inline
-from deploy.shapes import fix_shapes
+from deploy.shapes import fix_shapes, inputs, require_static_inputs
 from deploy.validate import LIMITS
 from latency.errors import one_line
 from latency.onnxproto import bodies
@@ -87,6 +87,21 @@ def clean(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Cle
     model = _named(_folded(model))
     require_inline(model)
     return Cleaned(original=data, onnx=check(model).SerializeToString(deterministic=True), facts=facts)
+
+
+def input_shape(data: bytes, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    """Shape of a serialised model's only input, with its dynamic sizes fixed.
+
+    Raises:
+        LoweringError: it is not an ONNX model, has several inputs, or sizes stay dynamic.
+    """
+    model = decode(data)
+    fix_shapes(model, shapes)
+    values = inputs(model)
+    if len(values) != 1:
+        raise LoweringError(f"the model has {len(values)} inputs, {', '.join(value.name for value in values)}: give samples of each")
+    require_static_inputs(values)
+    return tuple(dim.dim_value for dim in values[0].type.tensor_type.shape.dim)
 
 
 def _constants_are_initializers(graph: GraphProto) -> None:

@@ -99,6 +99,8 @@ def _verdicts(manifest: Manifest) -> str:
     outputs = "Does not hold: " + "; ".join(manifest.failures) if manifest.failures else "Every output that was compared agrees"
     if notes := dict.fromkeys(step.note for step in manifest.validation if step.note):
         outputs += f" ({'; '.join(notes)})"
+    if manifest.samples_from == "random":
+        outputs += f"; the {manifest.samples} samples were {bundle.RANDOM}"
     measured = manifest.shipped.measured
     latency = f"not measured ({manifest.shipped.not_measured})" if measured is None else interval(measured)
     budget = "" if manifest.budget_us is None else f", budget {microseconds(manifest.budget_us)}: {manifest.budget_verdict}"

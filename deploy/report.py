@@ -26,7 +26,7 @@ def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequ
         DeployError: it is not a bundle, or a file of it is damaged.
     """
     manifest = bundle.load(directory).manifest
-    samples = "samples" if manifest.samples_from == "given" else "random inputs"
+    samples = "samples" if manifest.samples_from == "given" else f"samples, {bundle.RANDOM}"
     inputs = ", ".join(f"{name} of {' × '.join(map(str, shape))}" for name, shape in manifest.inputs.items())
     return Page(
         title=directory.name,

@@ -291,7 +291,18 @@ class Export:
     """threads of the CPU runtime (default: the table's, or 1)"""
     samples: UseAppendAction[tuple[str, ...]] = ()
     """of MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs, which FP16 is certified and validated on: SAMPLES.npy of shape
-    [samples, ...]; of several inputs SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for each"""
+    [samples, ...]; of several inputs SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for each; or a folder of images,
+    or of folders of them, with --mean and --std (default: drawn at random, which proves little)"""
+    mean: tuple[float, float, float] | None = None
+    """of a folder of images: what is taken from red, green and blue, which are from 0 to 1, such as 0.485 0.456 0.406"""
+    std: tuple[float, float, float] | None = None
+    """of a folder of images: what they are then divided by, such as 0.229 0.224 0.225"""
+    labels: str | None = None
+    """of samples: LABELS.npy, a class index a sample, or with --metric its target; or `folders`: the index of each image's folder"""
+    metric: str | None = None
+    """of samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that gives a number a sample; reports their mean"""
+    precision: Literal["fp32", "fp16"] | None = None
+    """of the arithmetic that ships (default: fp32 with onnxruntime, fp16 with TensorRT)"""
     shape: UseAppendAction[tuple[str, ...]] = ()
     """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
     weights: Path | None = None

@@ -294,6 +294,7 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
     with Progress(*columns, console=LOG, transient=True, disable=not LOG.is_terminal) as bar:
         task = bar.add_task("export")
         made = make(lambda step: bar.update(task, description=step))
+    from deploy.bundle import RANDOM
     from deploy.metric import ACCURACY
     from deploy.validate import share
 
@@ -338,6 +339,8 @@ def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) 
             OUT.print(escape(f"{name}: {value}"))
     if manifest.certificate:
         OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
+    if manifest.samples_from == "random":
+        OUT.print(f"samples: {RANDOM}: give --samples to validate on what the network is for")
     OUT.print(escape(f"latency: {_latency(manifest.shipped)}"))
     verdict = manifest.budget_verdict
     budget = verdict if verdict == "no budget" else f"budget {verdict}"

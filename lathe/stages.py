@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from latency import Latency, LatencyTable, Workload, anchored, backends, check, decoding, diff, files, listing, merge, outputs
+from latency import Latency, LatencyTable, Workload, anchored, backends, check, diff, files, listing, merge, outputs
 from latency import profile as measure_all
 from latency import protocol as protocols
 from latency.anchored import Anchored
@@ -22,20 +22,17 @@ from latency.coverage import Covered, profile_adaptively
 from latency.device import require_cores
 from latency.diff import Diff
 from latency.errors import CoverageError, DeviceUnavailable, FingerprintMismatch, LatencyError, MissingExtra, require
-from latency.files import raised_as
 from latency.listing import Family
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards
 from latency.shard import shard
 from latency.units import interval, microseconds, ms_from_us, us_from_ms
-from lathe import fleet
+from lathe import evidence, fleet
 from lathe.flags import Milliseconds, image_shape, require_range
 from lathe.fleet import Sharded
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from deploy.bundle import Bundle as ShippedBundle
     from deploy.page import Row
     from deploy.verify import Verification
@@ -609,7 +606,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     require_cores(command.threads or 1)
     import deploy
     from deploy import bundle as shipped
-    from deploy import engine, onnxfile, shapes
+    from deploy import cleaning, engine, onnxfile, shapes
     from deploy.errors import DeployError
 
     target, spec = engine.target_of(command.target), _engine_spec(command)
@@ -625,6 +622,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         target=command.target,
         engine_spec=spec,
         timing_cache=command.timing_cache,
+        precision=command.precision,
         out=command.out,
         protocol=timing,
         on_step=on_step,
@@ -636,19 +634,22 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     if not os.path.lexists(command.source):
         raise DeployError(f"{command.source} does not exist: give the directory of a finished search, MODEL.onnx or FILE.py:FUNCTION")
     if not command.source.is_dir():
+        model = onnxfile.read(command.source)
+        found = evidence.of(command, partial(cleaning.input_shape, model, fixed))
         return ship(
-            onnxfile.read(command.source),
+            model,
             shapes=fixed,
-            samples=_samples(command.samples),
             budget_ms=command.budget_ms,
             threads=1 if command.threads is None else command.threads,
-            provenance={"onnx": command.source.name},
+            provenance={"onnx": command.source.name, **found.facts},
+            **found.arguments,
         )
     if (command.source / shipped.MANIFEST).is_file():
         source, model = command.source, command.source / shipped.ONNX
         raise DeployError(f"{source} is a shipped bundle: `lathe verify {source}` checks it; to ship it anew export {model}")
-    if command.samples:
-        raise DeployError(f"--samples {command.samples[0]}: a run is validated on its own data: leave it out")
+    for flag in ("samples", "labels", "metric"):
+        if (value := getattr(command, flag)) not in (None, ()):
+            raise DeployError(f"--{flag} {value[0] if flag == 'samples' else value}: a run is validated on its own data: leave it out")
     if command.shape:
         raise DeployError(f"--shape {command.shape[0]}: a run has the input shape of its architecture: leave it out")
     return _export_run(command, ship)
@@ -667,13 +668,14 @@ def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     if command.weights is not None:
         load_weights(network, command.weights, {}, mend="write it as safetensors.torch.save_file(model.state_dict(), PATH)")
         provenance["weights_sha256"] = files.sha256(command.weights)
+    found = evidence.of(command, lambda: example.shape)
     return ship(
         network,
         example,
-        samples=_samples(command.samples),
         budget_ms=command.budget_ms,
         threads=1 if command.threads is None else command.threads,
-        provenance=provenance,
+        provenance={**provenance, **found.facts},
+        **found.arguments,
     )
 
 
@@ -744,26 +746,6 @@ def _engine_spec(command: "Export") -> "EngineSpec | None":
         compute_capabilities=command.compute_capability or (),
     )
     return None if spec == default else spec
-
-
-def _samples(words: Sequence[str]) -> "np.ndarray | dict[str, np.ndarray] | None":
-    """Samples as the command line gives them: an `.npy`, an `.npz` with an array for each input, or NAME=FILE.npy for each; None for none.
-
-    Raises:
-        LatencyError: a file does not hold numbers, or the words do not go together.
-    """
-    if len(words) == 1 and (Path(words[0]).exists() or "=" not in words[0]):
-        with raised_as(LatencyError, "give inputs as numpy.save or numpy.savez writes them"):
-            return (decoding.read_npz if words[0].endswith(".npz") else decoding.read_npy)(words[0])
-    found: dict[str, np.ndarray] = {}
-    for name, equals, file in (word.partition("=") for word in words):
-        if not (name and equals and file):
-            raise LatencyError(f"--samples {name}: of several inputs give NAME={name}, or one .npz that has an array for each name")
-        if name in found:
-            raise LatencyError(f"--samples {name}={file}: samples of input {name!r} are given twice")
-        with raised_as(LatencyError, "give inputs as numpy.save writes them"):
-            found[name] = decoding.read_npy(file)
-    return found or None
 
 
 def _devices(found: "FinishedRun") -> "list[OtherDevice]":

@@ -36,8 +36,8 @@ _OF_DECODERS = (OSError, SyntaxError, ValueError, EOFError, LookupError, Arithme
 """What PIL's decoders raise for damaged files."""
 
 
-def decode(file: Path, resolution: int) -> Pixels:
-    """An image as 8-bit RGB, resized bilinearly to resolution x resolution.
+def decode(file: Path, height: int, width: int | None = None) -> Pixels:
+    """An image as 8-bit RGB, resized bilinearly to height x width; to a square where no width is given.
 
     Raises:
         SearchError: it is not an image, or one of more than 8 bits or for print.
@@ -57,7 +57,7 @@ def decode(file: Path, resolution: int) -> Pixels:
         raise SearchError(f"{file} cannot be read as an image ({one_line(error, 100)}): fix or remove it") from error
     except Image.DecompressionBombError as error:
         raise SearchError(f"{file} has too many pixels: {one_line(error, 200)}") from error
-    return np.asarray(rgb.resize((resolution, resolution), Image.Resampling.BILINEAR))
+    return np.asarray(rgb.resize((width or height, height), Image.Resampling.BILINEAR))
 
 
 @final

@@ -1,6 +1,7 @@
 """Runs the network of this directory with numpy and ONNX Runtime alone: `python run.py INPUT.npy ...`, or `load()` from your own code."""
 
 import hashlib
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -8,7 +9,6 @@ from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
-import onnxruntime
 
 HERE = Path(__file__).parent
 
@@ -18,7 +18,9 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
 
     Raises:
         ValueError: the model was changed.
+        ImportError: ONNX Runtime is not installed.
     """
+    onnxruntime = importlib.import_module("onnxruntime")
     manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
     model = (HERE / "model.onnx").read_bytes()
     if hashlib.sha256(model).hexdigest() != manifest["files"]["model.onnx"]:
@@ -62,6 +64,9 @@ def main() -> None:
         outputs = load()(*map(array_of, sys.argv[1:]))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"run.py: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except ImportError as error:
+        sys.stderr.write(f"run.py: {error}: README.md says what to install\n")
         sys.exit(2)
     for name, output in outputs.items():
         best = f" largest at {output.argmax(1)}" if output.ndim == 2 else ""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-cuda: Any = importlib.import_module("cuda.bindings.runtime")
 HERE = Path(__file__).parent
 
 
@@ -20,8 +19,10 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
 
     Raises:
         ValueError: the engine was changed or is for another GPU or TensorRT; names the command that builds it again.
-        RuntimeError: CUDA or TensorRT fails.
+        RuntimeError: CUDA or TensorRT fails, as where there is no driver.
+        ImportError: cuda-python or TensorRT is not installed.
     """
+    cuda = importlib.import_module("cuda.bindings.runtime")
     manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
     target, engine_file = manifest["target"], HERE / "model.engine"
     trt = importlib.import_module(target.replace("-", "_"))
@@ -32,7 +33,8 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     wanted = manifest["runtime"]["version"]
     if trt.__version__ != wanted and not manifest["build"].get("version_compatible"):
         raise ValueError(f"{engine_file} is of {target} {wanted}, here is {trt.__version__}: {again}")
-    major, minor = (_cuda(cuda.cudaDeviceGetAttribute(which, 0)) for which in _CAPABILITY)
+    parts = (cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor)
+    major, minor = (_cuda(cuda.cudaDeviceGetAttribute(part, 0)) for part in parts)
     capabilities = manifest["compute_capabilities"]
     if capabilities and f"{major}.{minor}" not in capabilities:
         raise ValueError(f"{engine_file} is for compute capability {', '.join(capabilities)}, this GPU has {major}.{minor}: {again}")
@@ -63,17 +65,12 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     return run
 
 
-_CAPABILITY = (
-    cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor,
-    cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor,
-)
-
-
 def _cuda(result: tuple[Any, ...]) -> Any:
     """What a call returns; RuntimeError with the name of its error where it fails."""
     error, *values = result
     if int(error):
-        raise RuntimeError(f"CUDA: {error}")
+        driver = any(word in str(error) for word in ("NoDevice", "InsufficientDriver", "StubLibrary"))
+        raise RuntimeError(f"CUDA: {error}{': it needs an NVIDIA GPU and its driver' if driver else ''}")
     return values[0] if values else None
 
 
@@ -105,6 +102,9 @@ def main() -> None:
         outputs = load()(*map(array_of, sys.argv[1:]))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         sys.stderr.write(f"run.py: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    except ImportError as error:
+        sys.stderr.write(f"run.py: {error}: README.md says what to install\n")
         sys.exit(2)
     for name, output in outputs.items():
         best = f" largest at {output.argmax(1)}" if output.ndim == 2 else ""

@@ -58,6 +58,21 @@ def call(name: str) -> Any:
         return _function(name)()
 
 
+def function(name: str) -> Callable[..., Any]:
+    """The function that a name is of; see `maker`.
+
+    Raises:
+        SearchError: no such file or function, or the file cannot be run.
+    """
+    with _beside(name):
+        return _function(name)
+
+
+def function_name(name: str) -> str:
+    """The function's own name."""
+    return _match(name)["function"]
+
+
 def resolved(name: str) -> str:
     """The same name, whatever the working directory.
 

@@ -88,6 +88,20 @@ def test_misuse_of_the_script_is_said_in_one_line(bundle_copy, content, message)
     assert done.stderr.count("\n") == 1
 
 
+def test_a_runtime_that_is_not_installed_is_said_in_one_line(bundle_copy):
+    without = WITHOUT.replace('"torch", ', '"torch", "onnxruntime", ')
+    code = f"{without}\nimport runpy; sys.argv = ['run.py', 'x.npy']; runpy.run_path('run.py', run_name='__main__')"
+    np.save(bundle_copy / "x.npy", np.zeros(1))
+    done = alone(code, bundle_copy)
+    assert (done.returncode, done.stderr) == (2, "run.py: No module named 'onnxruntime': README.md says what to install\n")
+
+
+def test_random_samples_are_said_to_be_so(made):
+    drawn = msgspec.structs.replace(made.manifest, samples_from="random")
+    assert b"samples were drawn at random, as none were given. Latency" in files(drawn, set())["README.md"]
+    assert b"drawn at random" not in files(made.manifest, set())["README.md"]
+
+
 def test_a_changed_model_is_refused_with_the_command_that_mends_it(bundle_copy):
     with (bundle_copy / "model.onnx").open("ab") as file:
         file.write(b"\0")
@@ -185,6 +199,14 @@ def fakes(monkeypatch):
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt(cuda, **options))
 
     return install
+
+
+def test_a_missing_driver_is_named(made, tmp_path, fakes):
+    cuda = FakeCuda()
+    cuda.cudaDeviceGetAttribute = lambda *_: (type("Error", (int,), {"__str__": lambda self: "cudaErrorNoDevice"})(100),)
+    fakes(cuda)
+    with pytest.raises(RuntimeError, match="^CUDA: cudaErrorNoDevice: it needs an NVIDIA GPU and its driver$"):
+        runpy.run_path(str(engine_bundle(made, tmp_path / "out") / "run.py"))["load"]()
 
 
 def test_an_engine_runs_over_a_fake_gpu(made, tmp_path, fakes):

@@ -144,5 +144,8 @@ def test_of_each_step_of_an_export_is_said_what_its_verdict_does_not_say(capsys)
     lines = capsys.readouterr().out.splitlines()
     assert "original: not run: the file as it came does not run" in lines
     assert "fuse: layers 45 -> 23, norms 61 -> 0" in lines
+    assert not any("drawn at random" in line for line in lines)
     assert "fused: 3 values of y are NaN or infinite, as in the reference" in lines
+    render.bundle(lambda _: Bundle(found.directory, structs.replace(manifest, samples_from="random")), as_json=False)
+    assert "samples: drawn at random, as none were given: give --samples to validate on what the network is for" in capsys.readouterr().out
     assert [line for line in lines if "the output differs" in line] == [f"does not hold: onnx {first.precision}: the output differs"]

@@ -3,7 +3,10 @@ from types import SimpleNamespace
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
+from PIL import Image
 
 from deploy.errors import DeployError
 from latency import LatencyError, LatencyTable, TableWriter, files
@@ -34,50 +37,6 @@ def test_spaces_are_listed_or_one_is_named():
         stages.list_spaces(cli.parse(["space", "repvgg-mini", "--list"]))
     with pytest.raises(LatencyError, match="^name a space, such as `lathe space repvgg-mini`"):
         stages.describe_space(cli.parse(["space"]))
-
-
-@pytest.mark.parametrize("content", [b"1, 2, 3", b"", np.array(["a", "b"]), np.array([1j])])
-def test_samples_are_numbers(tmp_path, content):
-    path = tmp_path / "samples.npy"
-    path.write_bytes(content) if isinstance(content, bytes) else np.save(path, content)
-    for word in (str(path), f"x={path}"):
-        with pytest.raises(LatencyError, match="is not an .npy file.*: give inputs as numpy.save.* writes them$"):
-            stages._samples([word])
-
-
-def test_samples_are_of_one_input_or_of_several(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    np.save("a.npy", np.arange(3))
-    np.save("b=c.npy", np.array([True]))
-    np.savez("all.npz", **{"x": np.arange(2), "deep/y.1": np.eye(2)})
-    np.savez_compressed("packed.npz", x=np.arange(2))
-    assert stages._samples([]) is None
-    assert stages._samples(["a.npy"]).tolist() == [0, 1, 2]
-    assert stages._samples(["b=c.npy"]).tolist() == [True]
-    assert {name: array.tolist() for name, array in stages._samples(["all.npz"]).items()} == {"x": [0, 1], "deep/y.1": [[1, 0], [0, 1]]}
-    assert stages._samples(["packed.npz"])["x"].tolist() == [0, 1]
-    assert {name: array.tolist() for name, array in stages._samples(["x=a.npy", "y=b=c.npy"]).items()} == {"x": [0, 1, 2], "y": [True]}
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["a.npy", "b.npy"], "--samples a.npy: of several inputs give NAME=a.npy, or one .npz that has an array for each name"),
-        (["x=a.npy", "x=a.npy"], "--samples x=a.npy: samples of input 'x' are given twice"),
-        (["x="], "--samples x: of several inputs give NAME=x"),
-        (["none.npz"], "none.npz does not exist"),
-        (["x=none.npy"], "none.npy does not exist"),
-        (["text.npz"], "text.npz is not a zip file"),
-        (["object.npz"], "object.npz: x.npy is not an .npy file of numbers"),
-    ],
-)
-def test_samples_that_do_not_go_together_are_refused(tmp_path, monkeypatch, words, message):
-    monkeypatch.chdir(tmp_path)
-    np.save("a.npy", np.arange(3))
-    (tmp_path / "text.npz").write_text("text")
-    np.savez("object.npz", x=np.array([{}]))
-    with pytest.raises(LatencyError, match=f"^{message}"):
-        stages._samples(words)
 
 
 @pytest.mark.parametrize(
@@ -380,3 +339,22 @@ def test_what_does_not_fit_a_network_of_ones_own_is_said(words, message):
     with pytest.raises(ValueError, match=message):
         list(stages.search(command, lambda _: None)) if words.startswith("search") else stages.export(command, lambda _: None)
     assert not Path("out").exists()
+
+
+def test_an_onnx_file_is_exported_with_the_evidence_and_the_precision_of_the_command_line(tmp_path, monkeypatch):
+    import deploy
+
+    monkeypatch.chdir(tmp_path)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 4, 4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph), "m.onnx")
+    Path("photos").mkdir()
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save("photos/0.png")
+    seen = {}
+    monkeypatch.setattr(deploy, "export", lambda model, **arguments: seen.update(arguments))
+    words = "export m.onnx --shape x=1x3x4x4 --samples photos --mean 0 0 0 --std 1 1 1 --target tensorrt-rtx --precision fp32 --out b"
+    stages.export(cli.parse(words.split()), lambda _: None)
+    assert (seen["precision"], seen["samples"].shape, seen["preprocessing"]["size"]) == ("fp32", (1, 3, 4, 4), [4, 4])
+    assert seen["provenance"] == {"onnx": "m.onnx", "images": "1 of 1 images of photos"}
+    with pytest.raises(DeployError, match="has a dynamic shape"):
+        stages.export(cli.parse([word for word in words.split() if word not in ("--shape", "x=1x3x4x4")]), lambda _: None)
