@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -281,8 +282,10 @@ class Export:
     """directory of a run, MODEL.onnx, or FILE.py:FUNCTION, a function that makes a network"""
     out: Path
     """the bundle to write"""
-    target: str = "onnxruntime"
-    """onnxruntime, tensorrt or tensorrt-rtx"""
+    target: tuple[str, ...] = ("onnxruntime",)
+    """onnxruntime, tensorrt or tensorrt-rtx; of several, --out gets a directory with a bundle for each, by its name"""
+    layout: Literal["bundle", "triton"] = "bundle"
+    """triton: beside the bundle OUT write OUT.triton, too, a model repository for NVIDIA's Triton Inference Server"""
     budget_ms: Milliseconds | None = None
     """latency that the network may take, in milliseconds (default: the run's)"""
     protocol: str = "default"
@@ -328,7 +331,7 @@ class Export:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        return render.bundle(lambda on_step: stages.export(self, on_step), as_json=self.json)
+        return render.bundles([partial(stages.export, command) for command in stages.by_target(self)], as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -336,7 +339,7 @@ class Verify:
     """Check a bundle again: every hash, every output and speed that this machine can check."""
 
     bundle: Positional[Path]
-    """directory of a bundle"""
+    """directory of a bundle, or of a bundle for each of several targets"""
     json: bool = False
     """print JSON"""
 
@@ -344,7 +347,7 @@ class Verify:
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        return render.verification(stages.verify(self.bundle), as_json=self.json)
+        return render.verifications(stages.verify(self.bundle), as_json=self.json)
 
 
 @dataclass(frozen=True)

@@ -288,20 +288,30 @@ _RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (
 )
 
 
-def bundle(make: "Callable[[Callable[[str], None]], Bundle]", *, as_json: bool) -> int:
-    """Show an export as it goes, then its verdicts; returns the exit code."""
+def bundles(makes: "Sequence[Callable[[Callable[[str], None]], Bundle]]", *, as_json: bool) -> int:
+    """Show exports as they go, each followed by its verdicts; returns the exit code. As JSON it is one document, of several a list."""
+    if not as_json:
+        return max(bundle(_made(make)) for make in makes)
+    found = [_made(make) for make in makes]
+    facts = [{"bundle": str(made.directory), "manifest": made.manifest, "failures": made.manifest.failures} for made in found]
+    print_json(facts if len(facts) > 1 else facts[0])
+    return int(any(made.manifest.failures for made in found))
+
+
+def _made(make: "Callable[[Callable[[str], None]], Bundle]") -> "Bundle":
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=LOG, transient=True, disable=not LOG.is_terminal) as bar:
         task = bar.add_task("export")
-        made = make(lambda step: bar.update(task, description=step))
+        return make(lambda step: bar.update(task, description=step))
+
+
+def bundle(made: "Bundle") -> int:
+    """Print the verdicts of an export; returns the exit code."""
     from deploy.bundle import RANDOM
     from deploy.metric import ACCURACY
     from deploy.validate import share
 
     manifest = made.manifest
-    if as_json:
-        print_json({"bundle": str(made.directory), "manifest": manifest, "failures": manifest.failures})
-        return 1 if manifest.failures else 0
     metric = manifest.metric or ACCURACY
     view = Table(
         "step",
@@ -353,16 +363,18 @@ def _latency(network: "Network") -> str:
     return f"{measured}; predicted {interval(network.predicted)}" if network.predicted else measured
 
 
-def verification(found: "Verification", *, as_json: bool) -> int:
-    """Print what a bundle's checks found; returns the exit code."""
+def verifications(found: "Sequence[Verification]", *, as_json: bool) -> int:
+    """Print what the checks of bundles found; returns the exit code. As JSON it is one document, of several a list."""
     if as_json:
-        print_json({"verification": found, "failures": len(found.failures)})
-        return 1 if found.failures else 0
-    view = Table("check", "verdict", "detail", title=escape(found.directory), title_justify="left")
-    for check in found.checks:
-        view.add_row(escape(check.name), check.verdict, escape(check.detail))
-    OUT.print(view)
-    return 1 if found.failures else 0
+        facts = [{"verification": one, "failures": len(one.failures)} for one in found]
+        print_json(facts if len(facts) > 1 else facts[0])
+        return int(any(one.failures for one in found))
+    for one in found:
+        view = Table("check", "verdict", "detail", title=escape(one.directory), title_justify="left")
+        for check in one.checks:
+            view.add_row(escape(check.name), check.verdict, escape(check.detail))
+        OUT.print(view)
+    return int(any(one.failures for one in found))
 
 
 def report(page: Path, rows: "Sequence[Row]", *, as_json: bool) -> None:

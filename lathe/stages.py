@@ -1,5 +1,6 @@
 """Wiring: each function is one command's work, made of the packages' own. Nothing here prints."""
 
+import dataclasses
 import os
 import shlex
 from collections import Counter
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -599,27 +600,67 @@ def _macs_budget(command: "Search", space: "Space") -> "Budget":
     return Budget(macs=command.budget_fraction * space.macs())
 
 
+_OPTIONS = {
+    "workspace_mib": ("tensorrt", "tensorrt-rtx"),
+    "optimization_level": ("tensorrt", "tensorrt-rtx"),
+    "timing_cache": ("tensorrt",),
+    "version_compatible": ("tensorrt",),
+    "hardware_compatible": ("tensorrt",),
+    "compute_capability": ("tensorrt-rtx",),
+}
+"""Flags of an engine's build, with the targets that have them."""
+
+
+def by_target(command: "Export") -> "list[Export]":
+    """One command for each target; of several each writes to its name in --out, with the options of builds that it has.
+
+    Raises:
+        DeployError: a target is unknown or given twice, or --out has something else.
+    """
+    if len(command.target) == 1:
+        return [command]
+    from deploy import engine
+    from deploy.errors import DeployError
+
+    targets = [engine.target_of(name) for name in command.target]
+    if len(set(targets)) < len(targets):
+        raise DeployError(f"--target {' '.join(targets)} names one twice: give each once")
+    outputs.require_directory(command.out)
+    others = sorted(path.name for path in command.out.iterdir() if path.name not in engine.TARGETS) if command.out.is_dir() else []
+    if others:
+        raise DeployError(f"{command.out} holds {others[0]}, which is not a bundle of a target; give another --out")
+    unfit = [{name for name, fit in _OPTIONS.items() if target not in fit and any(one in fit for one in targets)} for target in targets]
+    given = {field.name: field.default for field in dataclasses.fields(command)}
+    return [
+        dataclasses.replace(command, target=(target,), out=command.out / target, **{name: given[name] for name in names})
+        for target, names in zip(targets, unfit, strict=True)
+    ]
+
+
 def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle":
     """Ship a run, or an ONNX file."""
     timing = protocols.get(command.protocol)
     outputs.require_directory(command.out)
     require_cores(command.threads or 1)
-    import deploy
     from deploy import bundle as shipped
-    from deploy import cleaning, engine, onnxfile, shapes
+    from deploy import cleaning, engine, onnxfile, shapes, triton
     from deploy.errors import DeployError
 
-    target, spec = engine.target_of(command.target), _engine_spec(command)
+    (named,) = command.target
+    target, spec = engine.target_of(named), _engine_spec(command)
     engine.require_options(target, spec, command.timing_cache)
     engine.runtime_of(target)
     shipped.refuse_occupied(command.out)
+    if command.layout == "triton":
+        triton.require(target, _repository(command))
     fixed = shapes.parse_shapes(command.shape)
     require("torch", "train")
     from search.spaces import own
 
     ship = partial(
-        deploy.export,
-        target=command.target,
+        _shipped,
+        command,
+        target=target,
         engine_spec=spec,
         timing_cache=command.timing_cache,
         precision=command.precision,
@@ -653,6 +694,21 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     if command.shape:
         raise DeployError(f"--shape {command.shape[0]}: a run has the input shape of its architecture: leave it out")
     return _export_run(command, ship)
+
+
+def _repository(command: "Export") -> Path:
+    return command.out.with_name(f"{command.out.name}.triton")
+
+
+def _shipped(command: "Export", *arguments: Any, **options: Any) -> "ShippedBundle":
+    """A bundle, with the model repository beside it that the command asks for."""
+    import deploy
+    from deploy import triton
+
+    made = deploy.export(*arguments, **options)
+    if command.layout == "triton":
+        triton.write(made, _repository(command))
+    return made
 
 
 def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "ShippedBundle":
@@ -694,7 +750,7 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
         task = data.load(architecture.data, architecture.input_shape[1])
     inputs, targets = task.held_out_batch(torch.arange(len(task.held_out)))
     devices = _devices(found)
-    home = next((device for device in devices if _is_here(device, command.target, _threads(device, command))), None)
+    home = next((device for device in devices if _is_here(device, command.target[0], _threads(device, command))), None)
     threads = _threads(home or (devices[0] if devices else None), command)
     budget_ms = ms_from_us(home.budget_us) if home and command.budget_ms is None else command.budget_ms
     provenance = {
@@ -707,7 +763,9 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
         provenance["no budget"] = "the search had no latency table, and counted MACs: give --budget-ms to judge"
     elif budget_ms is None:
         where = " and ".join(device.name for device in devices)
-        provenance["no budget"] = f"the run's budget and prediction are of {where}, not of {command.target} here: give --budget-ms to judge"
+        provenance["no budget"] = (
+            f"the run's budget and prediction are of {where}, not of {command.target[0]} here: give --budget-ms to judge"
+        )
     told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
     return ship(
         model,
@@ -778,11 +836,14 @@ def _is_here(known: "OtherDevice", target: str, threads: int) -> bool:
     return (here.device, here.runtime) == (known.device, known.runtime)
 
 
-def verify(directory: Path) -> "Verification":
-    """Check a bundle again."""
+def verify(directory: Path) -> "list[Verification]":
+    """Check a bundle again, or those of several targets in a directory."""
     import deploy
+    from deploy import engine
+    from deploy.bundle import MANIFEST
 
-    return deploy.verify(directory)
+    each = [directory / target for target in engine.TARGETS if (directory / target / MANIFEST).is_file()]
+    return [deploy.verify(one) for one in (each if each and not (directory / MANIFEST).exists() else [directory])]
 
 
 def published_latencies(command: "Paper", warn: Callable[[str], None]) -> "tuple[list[Beside], list[LatencyTable]]":

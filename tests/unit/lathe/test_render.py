@@ -13,6 +13,7 @@ from deploy import load
 from deploy.bundle import Bundle, Network
 from deploy.metric import ACCURACY
 from deploy.validate import Agreement
+from deploy.verify import Check, Verification
 from latency import Latency, LatencyTable
 from latency.coverage import Covered, Proof
 from latency.measure import summarize
@@ -43,6 +44,17 @@ def test_a_published_number_that_is_not_met_fails(ours, code, as_json, capsys):
     else:
         assert f"{ours:,}" in said
         assert f"{1 - code} of 1 are SAME" in said
+
+
+def test_several_bundles_and_their_checks_are_one_document(capsys):
+    found = load(Path(__file__).parents[2] / "formats" / "bundle-1")
+    assert render.bundles([lambda _: found, lambda _: found], as_json=True) == bool(found.manifest.failures)
+    assert [one["bundle"] for one in json.loads(capsys.readouterr().out)] == [str(found.directory)] * 2
+    failed = Verification(directory="b", checks=(Check(name="run.py", verdict="failed", detail="was changed"),))
+    assert render.verifications([Verification(directory="a", checks=()), failed], as_json=True) == 1
+    assert [one["failures"] for one in json.loads(capsys.readouterr().out)] == [0, 1]
+    assert render.verifications([failed], as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["verification"]["directory"] == "b"
 
 
 def test_published_latencies_stand_beside_measured_ones(capsys):
@@ -140,12 +152,12 @@ def test_of_each_step_of_an_export_is_said_what_its_verdict_does_not_say(capsys)
     )
     provenance = {"fuse": "layers 45 -> 23, norms 61 -> 0"}
     manifest = structs.replace(found.manifest, validation=steps, provenance=provenance)
-    assert render.bundle(lambda _: Bundle(found.directory, manifest), as_json=False) == 1
+    assert render.bundles([lambda _: Bundle(found.directory, manifest)], as_json=False) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "original: not run: the file as it came does not run" in lines
     assert "fuse: layers 45 -> 23, norms 61 -> 0" in lines
     assert not any("drawn at random" in line for line in lines)
     assert "fused: 3 values of y are NaN or infinite, as in the reference" in lines
-    render.bundle(lambda _: Bundle(found.directory, structs.replace(manifest, samples_from="random")), as_json=False)
+    render.bundle(Bundle(found.directory, structs.replace(manifest, samples_from="random")))
     assert "samples: drawn at random, as none were given: give --samples to validate on what the network is for" in capsys.readouterr().out
     assert [line for line in lines if "the output differs" in line] == [f"does not hold: onnx {first.precision}: the output differs"]

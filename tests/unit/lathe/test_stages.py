@@ -358,3 +358,45 @@ def test_an_onnx_file_is_exported_with_the_evidence_and_the_precision_of_the_com
     assert seen["provenance"] == {"onnx": "m.onnx", "images": "1 of 1 images of photos"}
     with pytest.raises(DeployError, match="has a dynamic shape"):
         stages.export(cli.parse([word for word in words.split() if word not in ("--shape", "x=1x3x4x4")]), lambda _: None)
+
+
+def test_several_targets_get_a_bundle_each_with_the_options_that_their_builds_have(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "export m.onnx --target onnxruntime tensorrt-rtx --optimization-level 1 --compute-capability 8.9 --out b"
+    first, second = stages.by_target(cli.parse(words.split()))
+    assert (first.target, first.out, first.optimization_level, first.compute_capability) == (
+        ("onnxruntime",),
+        Path("b/onnxruntime"),
+        None,
+        None,
+    )
+    assert (second.target, second.out, second.optimization_level) == (("tensorrt-rtx",), Path("b/tensorrt-rtx"), 1)
+    one = cli.parse(["export", "m.onnx", "--out", "b"])
+    assert stages.by_target(one) == [one]
+    Path("b").mkdir()
+    Path("b/notes").touch()
+    for arguments, message in (
+        (words, "b holds notes, which is not a bundle of a target"),
+        ("export m.onnx --target onnxruntime onnxruntime --out c", "--target onnxruntime onnxruntime names one twice"),
+        ("export m.onnx --target onnxruntime coreml --out c", "'coreml' is unknown"),
+    ):
+        with pytest.raises((DeployError, LatencyError), match=message):
+            stages.by_target(cli.parse(arguments.split()))
+
+
+def test_the_bundles_of_several_targets_are_verified_together(tmp_path, monkeypatch):
+    import deploy
+
+    for name in ("onnxruntime", "tensorrt-rtx"):
+        (tmp_path / "both" / name).mkdir(parents=True)
+        (tmp_path / "both" / name / "manifest.json").touch()
+    monkeypatch.setattr(deploy, "verify", lambda directory: directory.name)
+    assert stages.verify(tmp_path / "both") == ["onnxruntime", "tensorrt-rtx"]
+    assert stages.verify(tmp_path / "both" / "onnxruntime") == ["onnxruntime"]
+
+
+def test_a_model_repository_that_cannot_be_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "export m.onnx --layout triton --target tensorrt-rtx --out b"
+    with pytest.raises(DeployError, match="Triton has no backend for tensorrt-rtx"):
+        stages.export(cli.parse(words.split()), lambda _: None)
