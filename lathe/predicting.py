@@ -130,7 +130,7 @@ def _onnx(command: "Predict") -> Network:
 def _remarks(network: Network, found: Estimate) -> tuple[str, ...]:
     remarks = [*(found.latency.remarks if found.latency else ())]
     if found.latency and network.space != found.space:
-        remarks.append(f"the interval is of networks of {found.space or 'another space'}, which this is not")
+        remarks.append(f"the interval is how far networks of {found.space or 'another space'} are off, and this one may be off by more")
     return tuple(remarks)
 
 

@@ -5,16 +5,17 @@ from pathlib import Path
 import msgspec
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
-from deploy.lowering import LOWERING_VERSION
+from deploy.lowering import LOWERING_VERSION, to_onnx
 from latency import BlockSpec, LatencyError, LatencyTable, Row, TableHeader, TableWriter, backends
 from latency.blocks_zip import read as read_bundle
 from latency.measure import summarize
 from latency.protocol import FAST
 from latency.weights import fill_weights
 from lathe import cli, predicting, stages
-from search import load_architecture, spaces, workloads
+from search import load_architecture, onnx_layers, spaces, workloads
 from search.errors import SearchError
 
 NETWORK = """
@@ -114,7 +115,7 @@ def test_what_a_table_lacks_is_measured_by_the_command_that_is_printed(capsys):
     assert cli.parse(OWN.split()).run() == 1
     printed = capsys.readouterr().out
     assert "of the 2 blocks that are covered" in printed
-    assert "the interval is of networks of other, which this is not" in printed
+    assert "the interval is how far networks of other are off" in " ".join(printed.split())
     predict, measure = (shlex.split(part) for part in printed.splitlines()[-1].split(" && "))
     assert predict[1:] == ["predict", "net.py:make", *OWN.split()[2:], "--missing", "net-py-make.blocks.zip"]
     assert cli.parse(predict[1:]).run() == 0
@@ -139,6 +140,11 @@ def test_a_table_that_cannot_go_on_is_told_from_one_that_can(own_space, monkeypa
     model("m.onnx")
     predicted("predict m.onnx --shape x=1x3x8x8 --table t --missing m.blocks.zip")
     assert read_bundle("m.blocks.zip").index.space == "m.onnx"
+
+
+def test_an_onnx_file_of_a_network_has_the_blocks_of_its_space(own_space):
+    found = onnx_layers.read(to_onnx(own_space.deployed(), torch.zeros(1, 3, 8, 8)))
+    assert list(found.blocks) == own_space.network()
 
 
 def test_a_run_is_predicted_as_what_it_found():
