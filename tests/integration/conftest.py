@@ -4,6 +4,7 @@ The latencies that a search is given are simulated, as those of a device far slo
 is met, is the same on an idle machine and on a busy one.
 """
 
+import io
 import json
 import os
 import re
@@ -12,8 +13,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -27,6 +30,7 @@ from latency.backends.onnxruntime import OnnxRuntime
 from latency.backends.simulated import Simulated, SimulatedNetwork
 from latency.lowered import OVERHEAD, overhead_onnx
 from latency.protocol import FAST
+from lathe import cli
 from search import ops, spaces
 from search.workloads import workloads
 
@@ -37,14 +41,22 @@ Lathe = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_lathe(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """`lathe ARGUMENTS` in a process of its own."""
-    return run_module("lathe", *arguments, cwd=cwd, env=env)
+    """`lathe ARGUMENTS`, in this process: one of its own would spend most of its time on imports."""
+    words, printed, said = [str(word) for word in arguments], io.StringIO(), io.StringIO()
+    with ExitStack() as stack:
+        stack.enter_context(chdir(cwd or Path()))
+        stack.enter_context(patch.dict(os.environ, env or {}, clear=env is not None))
+        stack.enter_context(redirect_stdout(printed))
+        stack.enter_context(redirect_stderr(said))
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+    return subprocess.CompletedProcess(words, stop.value.code or 0, printed.getvalue(), said.getvalue())
 
 
-def run_module(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """`python -m ARGUMENTS`, where a warning is an error."""
+def run_module(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m ARGUMENTS` in a process of its own, where a warning is an error."""
     command = [sys.executable, "-P", "-W", "error", "-m", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict:

@@ -1,4 +1,5 @@
 import collections
+import functools
 import io
 import itertools
 
@@ -11,6 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 from deploy.graph import check
 from deploy.lowering import to_onnx
+from deploy.precision import convert
 from latency import BlockSpec, blocks_zip
 from latency.lowered import decode
 from search import ops, spaces
@@ -74,9 +76,15 @@ def structure(model: onnx.ModelProto) -> tuple:
 
 
 def direct(chain: list[BlockSpec], precision: str) -> onnx.ModelProto:
+    model = onnx.load_from_string(exported(tuple(chain)))
+    return convert(model, io="fp32")[0] if precision == "fp16" else model
+
+
+@functools.cache
+def exported(chain: tuple[BlockSpec, ...]) -> bytes:
     first = chain[0]
     example = (torch.zeros(1, first.width("c_in"), first.attr("h"), first.attr("w")),) * (2 if first.op == "add" else 1)
-    return onnx.load_from_string(to_onnx(deployed(first) if first.op == "add" else serial(chain), example, precision=precision))
+    return to_onnx(deployed(first) if first.op == "add" else serial(list(chain)), example)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
