@@ -13,10 +13,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -40,16 +39,11 @@ QUICK = ("--pretrain-epochs", "2", "--search-epochs", "2", "--finetune-epochs", 
 Lathe = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run_lathe(*arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_lathe(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`lathe ARGUMENTS`, in this process: one of its own would spend most of its time on imports."""
     words, printed, said = [str(word) for word in arguments], io.StringIO(), io.StringIO()
-    with ExitStack() as stack:
-        stack.enter_context(chdir(cwd or Path()))
-        stack.enter_context(patch.dict(os.environ, env or {}, clear=env is not None))
-        stack.enter_context(redirect_stdout(printed))
-        stack.enter_context(redirect_stderr(said))
-        with pytest.raises(SystemExit) as stop:
-            cli.main(words)
+    with chdir(cwd or Path()), redirect_stdout(printed), redirect_stderr(said), pytest.raises(SystemExit) as stop:
+        cli.main(words)
     return subprocess.CompletedProcess(words, stop.value.code or 0, printed.getvalue(), said.getvalue())
 
 

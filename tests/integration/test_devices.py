@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import run_lathe
+from integration.conftest import run_module
 
 FILES = ("history.jsonl", "architecture.json", "weights.safetensors", "baseline.safetensors")
 
@@ -35,7 +35,7 @@ def children(pid: int) -> dict[str, int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes of a run by /proc")
 def test_a_killed_process_ends_the_run_in_one_line_and_the_same_command_goes_on(tmp_path, few_digits):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = run_lathe(*command(few_digits, whole))
+    done = run_module("lathe", *command(few_digits, whole))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["run"] == str(whole)  # one process alone prints
 
@@ -55,7 +55,7 @@ def test_a_killed_process_ends_the_run_in_one_line_and_the_same_command_goes_on(
     assert "Traceback" not in said.decode()
     assert not (killed / "result.json").exists()
 
-    again = run_lathe(*command(few_digits, killed))
+    again = run_module("lathe", *command(few_digits, killed))
     assert again.returncode == 0, again.stderr
     for name in FILES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
