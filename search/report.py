@@ -64,6 +64,8 @@ def page_of(directory: Path, table: LatencyTable | None = None) -> Page:
     """
     is_bundle, is_run = (os.path.lexists(directory / name) for name in (bundle.MANIFEST, record.RUN))
     if not is_bundle and not is_run:
+        if parts := sorted(directory.glob(f"*/{bundle.MANIFEST}")):
+            raise BundleError(f"{directory} holds bundles: give one of them, such as {parts[0].parent}")
         names = f"a bundle ({bundle.MANIFEST}), a search ({record.RUN}) nor a sweep ({sweep.SWEEP})"
         raise BundleError(f"{directory} is neither {names}: give the directory of one")
     search = _read(directory, table) if is_run else None

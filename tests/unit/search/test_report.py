@@ -350,6 +350,10 @@ def test_a_damaged_file_is_named_and_no_page_is_written(run, tmp_path, name, con
 def test_another_directory_has_no_page(tmp_path):
     with pytest.raises(BundleError, match="is neither a bundle"):
         report.render(tmp_path, tmp_path / "page.html")
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "manifest.json").touch()
+    with pytest.raises(BundleError, match="holds bundles: give one of them, such as .*/onnxruntime$"):
+        report.render(tmp_path, tmp_path / "page.html")
 
 
 def test_a_place_that_cannot_be_written_is_an_error(run, tmp_path):
