@@ -513,8 +513,10 @@ def sweep(command: "Sweep") -> "Iterator[Outcome]":
     fleet.require_engine(command)
     if command.engine == "ray":
         with Cluster(command.address) as cluster:
+            needs = {"CPU": 1.0} | ({"GPU": command.gpus_per_run} if command.gpus_per_run else {})
+            cluster.require(needs)
             sweeps.begin(plan, command.out)
-            yield from sweeps.run_on(cluster, plan, command.out, gpus=command.gpus_per_run)
+            yield from sweeps.run_on(cluster, plan, command.out, needs)
     else:
         sweeps.begin(plan, command.out)
         yield from sweeps.run(plan, command.out, command.jobs)

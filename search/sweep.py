@@ -225,7 +225,7 @@ def run(sweep: Sweep, out: Path, jobs: int) -> Iterator[Outcome]:
             time.sleep(_POLL_S)
 
 
-def run_on(cluster: Cluster, sweep: Sweep, out: Path, *, gpus: float = 0) -> Iterator[Outcome]:
+def run_on(cluster: Cluster, sweep: Sweep, out: Path, needs: Mapping[str, float]) -> Iterator[Outcome]:
     """The same as tasks of a Ray cluster, one a run: Ray places them, and a run whose node is lost goes on elsewhere.
 
     A run that starts from another one's first phase starts when that run is over.
@@ -234,13 +234,11 @@ def run_on(cluster: Cluster, sweep: Sweep, out: Path, *, gpus: float = 0) -> Ite
         cluster: whose nodes have `out`, and what the searches read, at the same paths.
         sweep: in `out`, see `begin`.
         out: its directory.
-        gpus: GPUs of each run.
+        needs: resources that each run takes of its node, see `Cluster.require`.
 
     Raises:
-        SearchError: no node has as many GPUs, or every search refuses what it is given.
+        SearchError: every search refuses what it is given.
     """
-    needs = {"CPU": 1.0, **({"GPU": gpus} if gpus else {})}
-    cluster.require(needs)
     waiting = [member for member in sweep.members if not _finished(out, member)]
     yield from (_outcome(out, member) for member in sweep.members if member not in waiting)
     tasks: dict[str, Any] = {}

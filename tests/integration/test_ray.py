@@ -1,6 +1,5 @@
 """A table and a sweep on a local Ray cluster of two nodes, of which one is killed: it loses nothing but the epoch that it was in."""
 
-import threading
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 from latency import LatencyTable, check
 from lathe import cli, stages
 from search import SearchError, spaces
+from search.cluster import Cluster
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="the extra ray is not installed")
 
@@ -21,15 +21,17 @@ def make():
 EPOCHS = ("--set", "pretrain_epochs=1", "--set", "search_epochs=12", "--set", "finetune_epochs=1")
 
 
+ROOM = {"num_cpus": 1, "resources": {"gpu_type:h100": 1}}
+
+
 @pytest.fixture(scope="module")
 def nodes():
-    """A head and a second node, each with room for one task; the head soon notices that the other is gone."""
+    """A head that takes no tasks, and a node that does; the head soon notices when that one is gone."""
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 200, "health_check_failure_threshold": 3}
-    room = {"num_cpus": 1, "resources": {"gpu_type:h100": 1}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**room, "_system_config": health})
-        second = cluster.add_node(**room)
+        cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": health})
+        second = cluster.add_node(**ROOM)
         patch.setenv("RAY_ADDRESS", cluster.address)
         yield cluster, second
         cluster.shutdown()
@@ -59,23 +61,31 @@ def history(run: Path) -> bytes:
     return (run / "history.jsonl").read_bytes() if (run / "history.jsonl").exists() else b""
 
 
-def test_a_node_that_is_killed_loses_no_more_than_its_epoch(nodes):
-    cluster, second = nodes
-    runs = [Path(f"sweep/runs/0.6x_seed={seed}") for seed in range(2)]
-    before: dict[Path, bytes] = {}
+@pytest.mark.usefixtures("nodes")
+def test_a_sweep_that_no_node_has_room_for_is_not_begun():
+    words = "sweep uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 --engine ray --gpus-per-run 1 --out sweep"
+    with pytest.raises(SearchError, match=r"no node of the Ray cluster has CPU=1, GPU=1; its nodes have CPU, gpu_type:h100"):
+        list(stages.sweep(cli.parse(words.split())))
+    assert not Path("sweep").exists()
 
-    def kill() -> None:
-        while not all(history(run).count(b"\n") > 3 for run in runs):
+
+def test_a_node_that_is_killed_loses_no_more_than_its_epoch(nodes, monkeypatch):
+    cluster, second = nodes
+    run, log = Path("sweep/runs/0.6x_seed=0"), Path("sweep/logs/0.6x_seed=0.log")
+    before, ended = [], Cluster.ended
+
+    def after_a_kill(self, tasks):
+        while history(run).count(b"\n") < 4:
             time.sleep(0.05)
         cluster.remove_node(second, allow_graceful=False)
-        before.update({run: history(run) for run in runs})
+        before.append(history(run))
+        cluster.add_node(**ROOM)
+        yield from ended(self, tasks)
 
-    words = "sweep uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 --seeds 2 --no-measure --engine ray --out sweep"
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    rows = list(stages.sweep(cli.parse([*words.split(), *EPOCHS])))
-    assert sorted((row.name, row.status) for row in rows) == [(run.name, "finished") for run in runs]
-    killer.join()
-    (killed,) = (run for run in runs if "epochs are done already; going on" in Path(f"sweep/logs/{run.name}.log").read_text())
-    assert b"finetune" not in before[killed]
-    assert history(killed).startswith(before[killed])
+    monkeypatch.setattr(Cluster, "ended", after_a_kill)
+    words = "sweep uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 --no-measure --engine ray --out sweep"
+    (row,) = stages.sweep(cli.parse([*words.split(), *EPOCHS]))
+    assert (row.name, row.status) == (run.name, "finished")
+    assert b"finetune" not in before[0]
+    assert history(run).startswith(before[0])
+    assert "epochs are done already; going on" in log.read_text()

@@ -169,38 +169,31 @@ class Nodes:
     def __init__(self, **codes) -> None:
         self.codes, self.after = codes, {}
 
-    def require(self, needs):
-        self.needs = needs
-
     def submit(self, name, task, out, directory, member, *, needs, after):
-        self.after[name] = after
+        self.after[name], self.needs = after, needs
         (out / sweep.LOGS / f"{name}.log").write_text("working\nlathe: no room\n")
         return name
 
     def ended(self, tasks):
-        return [(name, self.codes.get(member_seed(name), 0), "") for name in tasks]
-
-
-def member_seed(name):
-    return f"seed{name[-1]}"
+        return [(name, self.codes.get(f"seed{name[-1]}", 0), "") for name in tasks]
 
 
 def test_on_a_cluster_a_run_is_a_task_behind_its_leader(searches, tmp_path):
     found, nodes = sweep.plan(PasSettings, (), BUDGETS, 2, {}), Nodes(seed1=1)
     sweep.begin(found, tmp_path / "s")
-    rows = [(row.name, row.status, row.why) for row in sweep.run_on(nodes, found, tmp_path / "s", gpus=0.5)]
+    rows = [(row.name, row.status, row.why) for row in sweep.run_on(nodes, found, tmp_path / "s", {"GPU": 0.5})]
     assert sorted(rows) == sorted(
         (member.name, "failed", "no room") if member.seed else (member.name, "finished", "") for member in found.members
     )
     assert nodes.after == {member.name: None if member.leader == member.name else member.leader for member in found.members}
-    assert nodes.needs == {"CPU": 1, "GPU": 0.5}
+    assert nodes.needs == {"GPU": 0.5}
 
 
 def test_what_every_search_on_a_cluster_refuses_is_the_sweeps_own_error(searches, tmp_path):
     found = sweep.plan(PasSettings, (), BUDGETS, 1, {})
     sweep.begin(found, tmp_path / "s")
     with pytest.raises(SearchError, match="^no room$"):
-        list(sweep.run_on(Nodes(seed0=2), found, tmp_path / "s"))
+        list(sweep.run_on(Nodes(seed0=2), found, tmp_path / "s", {}))
     assert not (tmp_path / "s").exists()
 
 
