@@ -11,9 +11,10 @@ STAMP = $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } 
 env:
 	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
 
-# In the order of their names the long files, tests/integration, begin first.
+# In the order of their names the long files, tests/integration, begin first. Bytecode is kept whatever the environment says: each of the
+# processes that tests start would compile the same modules again.
 test: env
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Every bad input of the table in tests/bad_inputs; `make test` runs a sample of it.
 bad-inputs: env

@@ -9,7 +9,7 @@ from torch import nn
 from reparam import ChannelMask, RepVGGBlock, channel_groups, compare, count, fuse, insert_masks, squeeze
 from zoo import ZOO
 
-EXAMPLES = 2  # of each property and network; benchmarks/squeeze.py draws a hundred
+EXAMPLES = 1  # of each property and network; benchmarks/squeeze.py draws a hundred
 NETWORKS = pytest.mark.parametrize("network", ZOO, ids=lambda network: network.name)
 # Smaller masks of the same network tell no more: no shrinking.
 SETTINGS = settings(max_examples=EXAMPLES, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
