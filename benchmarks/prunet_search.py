@@ -680,9 +680,11 @@ def plot(rows: dict[str, dict], times: dict[str, float], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for way, marker in zip(WAYS, "osx^vD", strict=True):
         names = [name for name in rows if name.startswith(f"{way}-") and name in times]
+        if not names:
+            continue
         axes.plot([times[name] for name in names], [100 * rows[name]["accuracy"] for name in names], marker, label=way, alpha=0.8)
     axes.set(xlabel="measured latency, us (ONNX Runtime, one thread, batch 1)", ylabel="accuracy on 10,000 test images, %")
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=len(WAYS))
     figure.savefig(path, dpi=100)
 
 
