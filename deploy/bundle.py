@@ -1,5 +1,6 @@
 """The directory that ships: its manifest, how it is written whole, and how a change in it is found."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -230,15 +231,27 @@ def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle
     refuse_occupied(out)
     manifest = msgspec.structs.replace(manifest, files={name: sha256(data) for name, data in sorted(content.items())})
     sealed = _seal(manifest)
-    fresh, old = (out.parent / f".{out.name}.{os.getpid()}.{kind}" for kind in ("new", "old"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
+    with whole_directory(out) as fresh:
         for name, data in {**content, MANIFEST: sealed}.items():
             with (fresh / name).open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+    return load(out)
+
+
+@contextlib.contextmanager
+def whole_directory(out: Path) -> Iterator[Path]:
+    """A new directory to write into, which then takes the place of `out`, or leaves all as it was.
+
+    Raises:
+        BundleError: the disk refuses.
+    """
+    fresh, old = (out.parent / f".{out.name}.{os.getpid()}.{kind}" for kind in ("new", "old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fresh.mkdir()
+        yield fresh
         if out.exists():
             out.rename(old)
         fresh.rename(out)
@@ -249,7 +262,6 @@ def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle
         if old.exists() and not out.exists():
             old.rename(out)
         shutil.rmtree(old, ignore_errors=True)
-    return load(out)
 
 
 def _sweep(out: Path) -> None:

@@ -9,6 +9,8 @@ from msgspec import Meta, Struct
 from deploy.samples import Samples, Tensors
 from latency.values import Single
 
+_Z = 1.959964  # standard errors of a 95 % interval
+
 
 class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A value of the metric on some samples, with its interval of 95 %."""
@@ -16,6 +18,11 @@ class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     value: Single
     low: Single
     high: Single
+
+    @classmethod
+    def about(cls, value: float, error: float) -> "Figure":
+        """A value with a standard error."""
+        return cls(value=value, low=value - _Z * error, high=value + _Z * error)
 
 
 class Metric(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,7 +5,6 @@ Formats: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,18 +49,10 @@ def write(made: Bundle, out: Path) -> Path:
     manifest, name = made.manifest, made.directory.name
     require(manifest.target, out)
     model = made.read(bundle.ONNX if manifest.target == "onnxruntime" else bundle.ENGINE)
-    fresh = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
+    with bundle.whole_directory(out) as fresh:
         (fresh / name / "1").mkdir(parents=True)
         (fresh / name / CONFIG).write_text(config(manifest, name))
         (fresh / name / "1" / _KINDS[manifest.target][2]).write_bytes(model)
-        if out.exists():
-            shutil.rmtree(out)
-        fresh.rename(out)
-    except OSError as error:
-        raise BundleError(f"{out} cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return out
 
 

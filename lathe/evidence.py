@@ -21,8 +21,6 @@ MOST_IMAGES = 512
 FOLDERS = "folders"
 """In the place of a file of labels: each image's label is the index of its folder, in the order of their names."""
 
-_Z = 1.959964  # standard errors of a 95 % interval
-
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
@@ -158,8 +156,7 @@ def _mean(numbers: np.ndarray) -> "Figure | None":
 
     if not np.isfinite(numbers).all():
         return None
-    mean, reach = float(numbers.mean()), _Z * float(numbers.std(ddof=min(1, len(numbers) - 1))) / len(numbers) ** 0.5
-    return Figure(value=mean, low=mean - reach, high=mean + reach)
+    return Figure.about(float(numbers.mean()), float(numbers.std(ddof=min(1, len(numbers) - 1))) / len(numbers) ** 0.5)
 
 
 def samples(words: Sequence[str]) -> np.ndarray | dict[str, np.ndarray] | None:

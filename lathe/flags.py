@@ -82,6 +82,10 @@ class SizesWithClasses(Sizes):
     classes: Classes | None = None
     """number of classes (default: the space's own)"""
 
+    def words_with_classes(self) -> str:
+        """As on the command line, such as ` --classes 10 --cells 1`."""
+        return (f" --classes {self.classes}" if self.classes is not None else "") + self.words()
+
 
 def image_shape(text: str | None) -> tuple[int, int, int] | None:
     """Channels, height and width, of a text such as 3x224x224.

@@ -92,7 +92,7 @@ def network_of(command: "Predict") -> Network:
     """
     source, path = command.source, Path(command.source)
     if path.suffix == ".onnx" or path.is_dir():
-        if given := command.words() + (f" --classes {command.classes}" if command.classes is not None else ""):
+        if given := command.words_with_classes():
             raise LatencyError(f"{given.strip()} is of a space or of FILE.py:FUNCTION: leave it out for {source}")
         return _onnx(command) if path.suffix == ".onnx" else _run(command)
     if command.shape:
@@ -153,8 +153,7 @@ def _command(command: "Predict", network: Network, table: LatencyTable, found: E
     if command.missing is not None:
         return measure
     shapes = "".join(f" --shape {shlex.quote(shape)}" for shape in command.shape)
-    classes = f" --classes {command.classes}" if command.classes is not None else ""
-    again = f"lathe predict {shlex.quote(command.source)}{classes}{command.words()}{shapes} --table {shlex.quote(found.table)}"
+    again = f"lathe predict {shlex.quote(command.source)}{command.words_with_classes()}{shapes} --table {shlex.quote(found.table)}"
     return f"{again} --missing {shlex.quote(missing)} && {measure}"
 
 

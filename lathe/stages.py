@@ -360,8 +360,7 @@ def check_table(command: "TableCheck", warn: Callable[[str], None]) -> Checked:
     """What is wrong or doubtful in a table, with what it lacks of its space where that is known."""
     table = LatencyTable.load(command.table)  # a torn line is among the findings
     name, header = command.space or table.header.space, table.header
-    classes = f" --classes {command.classes}" if command.classes is not None else ""
-    source = f"{shlex.quote(name or 'SPACE')}{classes}{command.words()}"
+    source = f"{shlex.quote(name or 'SPACE')}{command.words_with_classes()}"
     new = header.command(source, "NEW.latency.jsonl")
     return Checked(
         findings=check.check(table, _expected(command, name, warn)),

@@ -128,7 +128,7 @@ class Problem:
 
     def latency(self, choice: Choice) -> Latency | None:
         """What the table predicts for a network; None without one."""
-        return next(iter(self.latencies(choice)), None)
+        return self.table and self.table.predict(self.space.network(choice))
 
     def latencies(self, choice: Choice) -> tuple[Latency, ...]:
         """The same on each device."""

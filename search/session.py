@@ -280,18 +280,18 @@ class _Session:
 
     def _also(self, choice: Choice) -> tuple[OtherDevice, ...]:
         """What the network takes on further devices."""
-        problem = self.problem
-        each = list(zip(problem.limits, problem.latencies(choice), problem.latencies(problem.space.largest()), strict=True))
+        space = self.problem.space
+        blocks, unpruned = space.network(choice), space.network(space.largest())
         return tuple(
             OtherDevice(
                 device=table.header.device,
                 runtime=table.header.runtime,
                 table_sha256=table.sha256,
                 budget_us=budget.amount,
-                predicted=predicted,
-                largest=largest,
+                predicted=table.predict(blocks),
+                largest=table.predict(unpruned),
             )
-            for (table, budget), predicted, largest in each[1:]
+            for table, budget in self.problem.also
         )
 
     def _unpruned(self) -> NetworkResult | None:

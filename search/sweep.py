@@ -414,6 +414,11 @@ def best(directory: Path, budget_us: float) -> Outcome:
     )
 
 
+def further_devices(rows: Sequence[Outcome]) -> tuple[OtherDevice, ...]:
+    """Those of a sweep, as its first finished run has them; none before that."""
+    return next((row.also for row in rows if row.also), ())
+
+
 def predictions_elsewhere(row: Outcome, devices: int) -> list[Latency | None]:
     """Of a run on each of the further devices of its sweep; None where it is not finished."""
     return [device.predicted for device in row.also] or [None] * devices
@@ -424,7 +429,7 @@ def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
     write_whole(directory / JSON, msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     plain = [field for field in Outcome.__struct_fields__ if field not in ("settings", "predicted", "also")]
-    devices = next((row.also for row in rows if row.also), ())
+    devices = further_devices(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*plain, "predicted_us", *(f"predicted_us on {device.name}" for device in devices), *names])

@@ -47,7 +47,7 @@ def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
 def _runs(rows: Sequence[Outcome], directory: Path, out: Path) -> Section:
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     losses = any(row.search_loss is not None for row in rows)
-    metric, devices = metric_of(rows), next((row.also for row in rows if row.also), ())
+    metric, devices = metric_of(rows), sweep.further_devices(rows)
     elsewhere = [f"predicted on {device.name}, budget {microseconds(device.budget_us)}" for device in devices]
     columns = ("run", "budget", *names, "seed", metric.name, "latency", "predicted", *elsewhere, *(("search loss",) if losses else ()), "")
     return Section(

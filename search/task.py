@@ -28,8 +28,6 @@ Loss = Callable[[Any, Any, Tensor], Tensor]
 Rows = Int[Tensor, " samples"]
 Statistics = Float[Tensor, "samples figures"]
 
-_Z = 1.959964  # standard errors of a 95 % interval
-
 
 class Task(ABC):
     """What a network is trained for.
@@ -152,7 +150,7 @@ class Task(ABC):
         def of(outputs: Tensors, samples: Samples) -> Figure:
             each = [torch.from_numpy(samples.joined(output)) for output in outputs.values()]
             value, error = self.judged(self.statistics(tree_unflatten(each, structure), targets))
-            return Figure(value=value, low=value - _Z * error, high=value + _Z * error)
+            return Figure.about(value, error)
 
         return Quality(self.metric, of)
 

@@ -1,7 +1,5 @@
 """What bad input gets: one line that says what was found and what fixes it, exit code 2, and nothing half-written."""
 
-import contextlib
-import io
 import json
 import shutil
 from pathlib import Path
@@ -12,20 +10,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from integration.conftest import run_lathe
-from lathe import cli
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
 
 
 def refused(*arguments: object, cwd: Path = Path()) -> str:
-    """The line by which `lathe ARGUMENTS` refuses; in this process, as one of its own would spend its time on imports."""
-    said, printed = io.StringIO(), io.StringIO()
-    with contextlib.chdir(cwd), contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as stop:
-        cli.main(list(map(str, arguments)))
-    assert stop.value.code == 2, (printed.getvalue(), said.getvalue())
-    assert printed.getvalue() == ""
-    lines = said.getvalue().strip().splitlines()
-    assert len(lines) == 1, said.getvalue()
+    """The line by which `lathe ARGUMENTS` refuses."""
+    done = run_lathe(*arguments, cwd=cwd)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    assert done.stdout == ""
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
     assert lines[0].startswith("lathe: ")
     return lines[0]
 
