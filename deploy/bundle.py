@@ -18,6 +18,7 @@ import safetensors.numpy
 from deploy import graph
 from deploy.certificate import Certificate
 from deploy.errors import BundleError, LoweringError
+from deploy.explanation import Explanation
 from deploy.graph import Precision
 from deploy.metric import ACCURACY, Figure, Metric
 from deploy.samples import DTYPES, Samples, Tensors, TensorSpec, samples_of
@@ -122,6 +123,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """of the GPUs that the engine is for; empty for every GPU that its runtime takes"""
     certificate: Certificate | None = None
     """why the network may run in half precision; None where it ships in FP32"""
+    explanation: Explanation | None = None
+    """where half precision breaks the network; None where it was not asked for"""
     lowering: str
     versions: dict[str, str]
     """of the packages that made the bundle"""

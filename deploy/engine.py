@@ -193,22 +193,54 @@ def half_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:
 
     Given the whole graph on a CPU, ONNX Runtime computes it in float32 throughout, and an overflow goes unseen.
     """
-    whole = onnx.load_from_string(model)
-    outputs = {value.name for value in whole.graph.output}
-    constant = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer if tensor.name in outputs}
-
-    @functools.cache
-    def parts() -> list[onnxruntime.InferenceSession]:
-        return [sessions.start(part.SerializeToString(), threads) for part in _operators(whole)]
+    steps = Steps(model, threads)
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        values = constant | dict(inputs)
-        with sessions.limit() as options:
-            for session in parts():
-                values |= sessions.run(session, {value.name: values[value.name] for value in session.get_inputs()}, options)
-        return values
+        values = steps.constants | dict(inputs)
+        return values | {name: value for name, value in steps.values(inputs) if name in steps.outputs}
 
     return _by_call(infer, model)
+
+
+class Steps:
+    """A network run operator by operator.
+
+    Args:
+        model: serialised ONNX, checked.
+        threads: of ONNX Runtime.
+    """
+
+    def __init__(self, model: bytes, threads: int = 1) -> None:
+        self._model, self._threads = onnx.load_from_string(model), threads
+        graph = self._model.graph
+        self.outputs = {value.name for value in graph.output}
+        self.names = [name for node in graph.node for name in node.output if name]
+        """of all values, in the order in which they are computed"""
+        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in self.outputs}
+        self._last = {name: number for number, node in enumerate(graph.node) for name in node.input}
+
+    @functools.cached_property
+    def _parts(self) -> list[onnxruntime.InferenceSession]:
+        return [sessions.start(part.SerializeToString(), self._threads) for part in _operators(self._model)]
+
+    def values(self, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """Every value by name as it is computed; each is let go behind the last operator that reads it.
+
+        Raises:
+            CannotRun: there is no kernel for an operator.
+            DeployError: an operator is refused or fails.
+            RunFailed: it takes too long.
+        """
+        kept = dict(inputs)
+        with sessions.limit() as options:
+            for number, session in enumerate(self._parts):
+                read = [value.name for value in session.get_inputs()]
+                made = sessions.run(session, {name: kept[name] for name in read}, options)
+                yield from made.items()
+                kept |= {name: value for name, value in made.items() if name in self._last}
+                for name in read:
+                    if self._last[name] == number:
+                        del kept[name]
 
 
 def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:

@@ -24,6 +24,9 @@ from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
 from deploy.certificate import Certificate
 from deploy.cleaning import Cleaned
 from deploy.errors import DeployError
+from deploy.explain import explain
+from deploy.explanation import Explanation
+from deploy.form import BUILD, FORM, Build, Form
 from deploy.graph import Precision
 from deploy.metric import Figure, Quality
 from deploy.precision import certified
@@ -40,7 +43,7 @@ from reparam.structure import map_tensors
 CERTIFIED_SAMPLES = 128
 """Samples that activation ranges are seen on, at most."""
 PROOF_SAMPLES = 32
-"""Samples that the rewrites are proved on in float64, at most."""
+"""Samples that the rewrites are proved on in float64, and FP16 is explained on, at most."""
 REFERENCE_SAMPLES = 8
 """Samples that are kept in the bundle with the outputs of the trained network, for `verify`; at least one call."""
 
@@ -51,17 +54,15 @@ def export(
     *,
     target: str,
     out: str | Path,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    form: Form = FORM,
+    build: Build = BUILD,
     samples: Any = None,
     labels: Any = None,
     quality: Quality | None = None,
     baseline: nn.Module | None = None,
     budget_ms: float | None = None,
-    precision: Precision | None = None,
     protocol: Protocol = DEFAULT,
     threads: int = 1,
-    engine_spec: EngineSpec | None = None,
-    timing_cache: str | Path | None = None,
     predicted: Latency | None = None,
     predicted_baseline: Latency | None = None,
     classes: Sequence[str] = (),
@@ -78,18 +79,16 @@ def export(
             which may hold tensors in tuples, lists, mappings and dataclasses; an ONNX model says its inputs itself.
         target: what it ships on: onnxruntime, tensorrt or tensorrt-rtx.
         out: the directory: absent, empty, or an older bundle, which is replaced.
-        shapes: of an ONNX model's inputs whose shapes are dynamic, by name.
+        form: precision, shapes and what else is chosen about the form that ships.
+        build: how the engine is built.
         samples: real inputs, preprocessed: samples joined along the first dimension, or whole inputs, [calls, *shape]; by name where there
             are several. Seeded random ones where there are none, with the example's values where they are not floating.
         labels: class index of each sample.
         quality: how good outputs for the samples are, of a network that does not classify; in the place of labels.
         baseline: the unpruned network, timed in turns with the shipped one.
         budget_ms: latency that one batch may take.
-        precision: None for the target's own: fp32 on ONNX Runtime, fp16 on TensorRT.
         protocol: how to time.
         threads: of ONNX Runtime.
-        engine_spec: how to build an engine; None for the defaults.
-        timing_cache: file that the builder of TensorRT begins with, such as that of an earlier bundle; what it is then is in the bundle.
         predicted: what a latency table says of the network.
         predicted_baseline: the same of the unpruned one.
         classes: names of the outputs.
@@ -107,7 +106,7 @@ def export(
     out = Path(out)
     bundle.refuse_occupied(out)
     target = engine.target_of(target)
-    precision = precision or engine.TARGETS[target]
+    precision = form.precision or engine.TARGETS[target]
     if target == "onnxruntime" and precision != "fp32":
         raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
     if budget_ms is not None and not 0 < budget_ms <= ms_from_us(MAX_US):
@@ -115,12 +114,12 @@ def export(
     if threads < 1:
         raise DeployError(f"threads must be at least 1, found {threads}")
     budget_us = None if budget_ms is None else us_from_ms(budget_ms)
-    engine.require_options(target, engine_spec, timing_cache)
+    engine.require_options(target, build.spec, build.timing_cache)
     runtime = engine.runtime_of(target)
-    cache = engine.timing_cache_of(target, timing_cache)
-    spec = engine_spec or EngineSpec()
+    cache = engine.timing_cache_of(target, build.timing_cache)
+    spec = build.spec or EngineSpec()
     attachments = _attachments(attachments or {})
-    source = _source(model, shapes)
+    source = _source(model, form.shapes)
     if isinstance(source, Cleaned):
         parsed = graph.parse(source.onnx)
         lowering.require_deterministic(parsed)
@@ -141,11 +140,14 @@ def export(
     shipped = graph.parse(network.onnx)
     _require_fit(truth, classes, inputs, outputs_of(shipped))
     unpruned = None if baseline is None else _lower(_baseline(baseline, example_input, inputs), precision, threads, data)
+    if form.explain:
+        on_step("explain FP16")
+    explanation = _explanation(network, data, threads) if form.explain else None
 
     on_step(f"build for {target}")
-    build = functools.partial(engine.build, target=target, spec=spec, timing_cache=cache)
-    built = build(network.shipped, on_progress=lambda now: on_step(f"build for {target}: {now}"))
-    built_unpruned = build(unpruned.shipped, on_progress=lambda now: on_step(f"build the unpruned network: {now}")) if unpruned else b""
+    make = functools.partial(engine.build, target=target, spec=spec, timing_cache=cache)
+    built = make(network.shipped, on_progress=lambda now: on_step(f"build for {target}: {now}"))
+    built_unpruned = make(unpruned.shipped, on_progress=lambda now: on_step(f"build the unpruned network: {now}")) if unpruned else b""
 
     with ExitStack() as stack:
         start = functools.partial(engine.running, target, threads=threads, spec=spec, timed_on=data.call(0))
@@ -204,6 +206,7 @@ def export(
         build=msgspec.to_builtins(spec) if built else {},
         compute_capabilities=_capabilities(target, spec, timing.device) if built else (),
         certificate=network.certificate,
+        explanation=explanation,
         lowering=lowering.LOWERING_VERSION,
         versions=_versions(),
         provenance={**(provenance or {}), **network.facts, **_doubts(data, preprocessing or {})},
@@ -290,7 +293,7 @@ def _from_module(adapter: Adapter, precision: Precision, threads: int, samples: 
     )
 
 
-def _source(model: nn.Module | bytes, shapes: Mapping[str, Sequence[int]] | None) -> nn.Module | Cleaned:
+def _source(model: nn.Module | bytes, shapes: Mapping[str, Sequence[int]]) -> nn.Module | Cleaned:
     """What is exported: a module as it is, an ONNX model clean."""
     if isinstance(model, bytes):
         return cleaning.clean(model, shapes)
@@ -363,6 +366,11 @@ def _halve(model: bytes, counts: Counts, precision: Precision, threads: int, sam
         return _Lowered(onnx=model, onnx_fp16=b"", counts=counts)
     half, certificate = certified(model, samples.first(CERTIFIED_SAMPLES), threads=threads)
     return _Lowered(onnx=model, onnx_fp16=half, counts=counts, certificate=certificate)
+
+
+def _explanation(network: _Lowered, samples: Samples, threads: int) -> Explanation:
+    half = network.onnx_fp16 or certified(network.onnx, samples.first(CERTIFIED_SAMPLES), threads=threads)[0]
+    return explain(network.onnx, half, samples.first(PROOF_SAMPLES), threads)
 
 
 def _time(running: Mapping[str, engine.Running | str], protocol: Protocol) -> _Timing:

@@ -73,6 +73,15 @@ def convert(model: ModelProto, *, io: Precision = "fp32", headroom: float = HEAD
     return _convert(_prepare(model), io, headroom, {})
 
 
+def everywhere(model: bytes) -> bytes:
+    """An FP32 model with every node in FP16 that has an FP16 form, whatever that does to its values: to see where it breaks.
+
+    Raises:
+        LoweringError: the model cannot be converted.
+    """
+    return _convert(_prepare(parse(model)), "fp32", HEADROOM, {}, keep=False)[0].SerializeToString(deterministic=True)
+
+
 def again(model: bytes, certificate: Certificate) -> bytes:
     """The FP16 model that `certified` made of an FP32 one, by the ranges in its certificate instead of samples.
 
@@ -124,7 +133,10 @@ def _constant(node: NodeProto) -> np.ndarray | None:
             return None
 
 
-def _convert(model: ModelProto, io: Precision, headroom: float, seen: Mapping[str, TensorRange]) -> tuple[ModelProto, Certificate]:
+def _convert(
+    model: ModelProto, io: Precision, headroom: float, seen: Mapping[str, TensorRange], *, keep: bool = True
+) -> tuple[ModelProto, Certificate]:
+    """Convert a prepared model; `keep` what is sensitive in FP32."""
     if headroom < 1:
         raise LoweringError(f"headroom {headroom}: at least 1 is needed")
     graph = model.graph
@@ -138,11 +150,12 @@ def _convert(model: ModelProto, io: Precision, headroom: float, seen: Mapping[st
         )
     nodes = [_node(proto, opset, kinds, weights) for proto in graph.node]
     ranges = {name: weight_range(name, array) for name, array in weights.items()}
-    flow = Flow(graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
-    values = possible(flow)
-    keep_constants(flow, values, ranges, seen)
-    keep_whole_numbers(flow, values)
-    keep_activations(flow, seen, headroom)
+    if keep:
+        flow = Flow(graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
+        values = possible(flow)
+        keep_constants(flow, values, ranges, seen)
+        keep_whole_numbers(flow, values)
+        keep_activations(flow, seen, headroom)
     if io == "fp16":
         for value in (*graph.input, *graph.output):
             if value.name in seen and seen[value.name].max_abs > LARGEST:

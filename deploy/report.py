@@ -117,9 +117,17 @@ def validation(manifest: Manifest) -> Section:
             *("cosine", "same top-1", "KL", metric.name),
         ),
         lines=[line for step in manifest.validation for line in _step(step, metric)],
-        after=f"FP16: {manifest.certificate.summary}." if manifest.certificate else "",
+        after=" ".join(f"{line}." for line in _precision(manifest)),
         dense=True,
     )
+
+
+def _precision(manifest: Manifest) -> Iterator[str]:
+    """What is known of half precision, in sentences."""
+    if manifest.certificate:
+        yield f"FP16: {manifest.certificate.summary}"
+    if manifest.explanation:
+        yield from manifest.explanation.lines
 
 
 def _step(step: Step, metric: Metric) -> Iterator[list[str | Cell]]:

@@ -306,6 +306,8 @@ class Export:
     """of samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that gives a number a sample; reports their mean"""
     precision: Literal["fp32", "fp16"] | None = None
     """of the arithmetic that ships (default: fp32 with onnxruntime, fp16 with TensorRT)"""
+    explain: bool = False
+    """say which layer FP16 breaks: the first tensor that differs from FP32 by more than the limit, on the samples; needs no GPU"""
     shape: UseAppendAction[tuple[str, ...]] = ()
     """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
     weights: Path | None = None

@@ -646,6 +646,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     from deploy import bundle as shipped
     from deploy import cleaning, engine, onnxfile, shapes, triton
     from deploy.errors import DeployError
+    from deploy.form import Build, Form
 
     (named,) = command.target
     target, spec = engine.target_of(named), _engine_spec(command)
@@ -662,9 +663,8 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         _shipped,
         command,
         target=target,
-        engine_spec=spec,
-        timing_cache=command.timing_cache,
-        precision=command.precision,
+        form=Form(precision=command.precision, shapes=fixed, explain=command.explain),
+        build=Build(spec=spec, timing_cache=command.timing_cache),
         out=command.out,
         protocol=timing,
         on_step=on_step,
@@ -680,7 +680,6 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         found = evidence.of(command, partial(cleaning.input_shape, model, fixed))
         return ship(
             model,
-            shapes=fixed,
             budget_ms=command.budget_ms,
             threads=1 if command.threads is None else command.threads,
             provenance={"onnx": command.source.name, **found.facts},

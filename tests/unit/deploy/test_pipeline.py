@@ -13,6 +13,7 @@ from torch import nn
 
 from deploy import DeployError, Manifest, engine, export, pipeline, start, to_onnx, verify
 from deploy.cleaning import Cleaned, clean
+from deploy.form import Build, Form
 from latency import BuildFailed, Device, Runtime
 from latency.backends.tensorrt import EngineSpec
 from latency.errors import DeviceUnavailable
@@ -158,10 +159,10 @@ def test_dynamic_shapes_are_fixed_by_the_caller(tmp_path):
     data = model.SerializeToString()
     with pytest.raises(DeployError, match=r"input 'input' has a dynamic shape \(batch, 3, 8, 8\): fix it, as by --shape input=1x3x8x8"):
         export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK)
-    made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, shapes={"input": (1, 3, 8, 8)})
+    made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, form=Form(shapes={"input": (1, 3, 8, 8)}))
     assert made.manifest.outputs == {"output": (1, 2, 8, 8)}
     with pytest.raises(DeployError, match="shapes are of an ONNX model: a module has the shape of example_input"):
-        export(network(), example(), target="onnxruntime", out=tmp_path / "out", shapes={"input": (1, 3, 8, 8)})
+        export(network(), example(), target="onnxruntime", out=tmp_path / "out", form=Form(shapes={"input": (1, 3, 8, 8)}))
 
 
 def test_several_outputs_are_compared_kept_and_verified(tmp_path):
@@ -324,7 +325,7 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ({"target": "coreml"}, "target 'coreml' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"),
-        ({"precision": "fp16"}, "target 'onnxruntime' ships precision 'fp32', not 'fp16'"),
+        ({"form": Form(precision="fp16")}, "target 'onnxruntime' ships precision 'fp32', not 'fp16'"),
         ({"example_input": None}, "give example_input"),
         ({"samples": torch.zeros(4, 3, 9, 8)}, r"samples of input have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]"),
         ({"samples": torch.zeros(0, 3, 8, 8)}, r"samples of input have shape \[0, 3, 8, 8\]"),
@@ -349,8 +350,8 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
             ({"budget_ms": value}, rf"budget_ms must be above 0 and at most 1e\+09 milliseconds, found {re.escape(str(value))}")
             for value in (0.0, -1.0, 1e10, np.inf, np.nan)
         ),
-        ({"engine_spec": EngineSpec()}, "target 'onnxruntime' builds no engine"),
-        ({"timing_cache": "cache"}, "target 'onnxruntime' builds no engine"),
+        ({"build": Build(spec=EngineSpec())}, "target 'onnxruntime' builds no engine"),
+        ({"build": Build(timing_cache="cache")}, "target 'onnxruntime' builds no engine"),
         ({"threads": 0}, "threads must be at least 1, found 0"),
     ],
 )

@@ -354,7 +354,7 @@ def test_an_onnx_file_is_exported_with_the_evidence_and_the_precision_of_the_com
     monkeypatch.setattr(deploy, "export", lambda model, **arguments: seen.update(arguments))
     words = "export m.onnx --shape x=1x3x4x4 --samples photos --mean 0 0 0 --std 1 1 1 --target tensorrt-rtx --precision fp32 --out b"
     stages.export(cli.parse(words.split()), lambda _: None)
-    assert (seen["precision"], seen["samples"].shape, seen["preprocessing"]["size"]) == ("fp32", (1, 3, 4, 4), [4, 4])
+    assert (seen["form"].precision, seen["samples"].shape, seen["preprocessing"]["size"]) == ("fp32", (1, 3, 4, 4), [4, 4])
     assert seen["provenance"] == {"onnx": "m.onnx", "images": "1 of 1 images of photos"}
     with pytest.raises(DeployError, match="has a dynamic shape"):
         stages.export(cli.parse([word for word in words.split() if word not in ("--shape", "x=1x3x4x4")]), lambda _: None)

@@ -1,0 +1,86 @@
+"""Which layer breaks FP16: every value of the half-precision graph against the float32 one, in the order in which they are computed."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from deploy import engine, precision
+from deploy.explanation import LIMIT, Explanation, Finding, Suspect
+from deploy.samples import Samples
+
+
+def explain(model: bytes, half: bytes, samples: Samples, threads: int = 1) -> Explanation:
+    """Find the first tensor that half precision breaks.
+
+    Args:
+        model: the FP32 network, serialised ONNX.
+        half: the same in FP16 with FP32 islands, by `precision.certified`.
+        samples: to run both on.
+        threads: of ONNX Runtime.
+
+    Raises:
+        DeployError: one of the networks does not run, or there is no FP16 form of it.
+    """
+    blind = precision.everywhere(model)
+    found = [_find(model, form, samples, threads) for form in (blind, half)]
+    return Explanation(samples=samples.count, everywhere=found[0], certified=found[1])
+
+
+@dataclass
+class _Seen:
+    """Of one tensor, over all calls."""
+
+    difference: float = 0.0
+    scale: float = 0.0
+    broken: bool = False
+
+    def add(self, found: np.ndarray, wanted: np.ndarray) -> None:
+        finite = np.isfinite(wanted)
+        self.broken |= not np.isfinite(found[finite]).all()
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(found[finite].astype(np.float64) - wanted[finite])
+        self.difference = max(self.difference, float(apart.max(initial=0)))
+        self.scale = max(self.scale, float(np.abs(wanted[finite]).max(initial=0)))
+
+    @property
+    def error(self) -> float | None:
+        return None if self.broken else self.difference / (self.scale or 1.0)
+
+
+def _find(model: bytes, half: bytes, samples: Samples, threads: int) -> Finding:
+    exact, rounded = engine.Steps(model, threads), engine.Steps(half, threads)
+    common = set(exact.names) & set(rounded.names)
+    seen: dict[str, _Seen] = {}
+    for number in range(samples.calls):
+        call = samples.call(number)
+        wanted_values, found_values = ((pair for pair in steps.values(call) if pair[0] in common) for steps in (exact, rounded))
+        for (name, wanted), (same, found) in zip(wanted_values, found_values, strict=True):
+            assert name == same, f"{name} and {same} are not in the same order"
+            if wanted.dtype.kind == "f":
+                seen.setdefault(name, _Seen()).add(found, wanted)
+    places = _places(onnx.load_from_string(model).graph)
+    suspects = [Suspect(tensor=name, op=places[name][0], layer=places[name][1], error=tensor.error) for name, tensor in seen.items()]
+    beyond = [suspect for suspect in suspects if _size(suspect) > LIMIT]
+    worst = max(suspects, key=_size, default=None)
+    return Finding(first=beyond[0] if beyond else None, worst=worst, beyond=len(beyond), tensors=len(suspects))
+
+
+def _size(suspect: Suspect) -> float:
+    return math.inf if suspect.error is None else suspect.error
+
+
+def _places(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
+    """Operator and layer that compute each tensor.
+
+    Exporters of modules name weights after the module, `layer1.0.conv.weight`; others name nodes by path, `/layer1/layer1.0/conv/Conv`.
+    """
+    layers = {tensor.name: tensor.name.rpartition(".")[0] for tensor in graph.initializer}
+    places: dict[str, tuple[str, str]] = {}
+    for node in graph.node:
+        own = node.name if "/" in node.name else ""
+        before = (places[name][1] for name in node.input if name in places)
+        layer = own or next(filter(None, (*(layers.get(name, "") for name in node.input), *before)), "")
+        places |= dict.fromkeys(node.output, (node.op_type, layer))
+    return places

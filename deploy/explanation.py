@@ -1,0 +1,61 @@
+"""What is known of where half precision breaks a network."""
+
+from typing import Annotated
+
+import msgspec
+
+from deploy.validate import LIMITS
+from latency.values import Count
+
+LIMIT = LIMITS["fp16"]
+"""Largest difference of a tensor, relative to its largest value, as for the outputs."""
+
+
+class Suspect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tensor of the FP16 graph, and how far it is off."""
+
+    tensor: str
+    op: str
+    layer: str
+    """module or node that computes it, or the one before it that has weights; "" where there is none"""
+    error: Annotated[float, msgspec.Meta(ge=0)] | None
+    """largest difference from FP32, relative to the largest value of the tensor; None where a value overflows or becomes NaN"""
+
+    def __str__(self) -> str:
+        where = f"{self.tensor} ({self.op}{f', layer {self.layer}' if self.layer else ''})"
+        return f"{where}: {'overflows or becomes NaN' if self.error is None else f'off by {self.error:.1e} of its scale'}"
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one FP16 graph does to its tensors."""
+
+    first: Suspect | None
+    """the first tensor in topological order beyond the limit; None where all are within it"""
+    worst: Suspect | None
+    """the tensor that is farthest off; None where there is no floating-point tensor to compare"""
+    beyond: Count
+    """number of tensors beyond the limit"""
+    tensors: Count
+    """number of tensors compared"""
+
+    def __str__(self) -> str:
+        if self.first:
+            return f"{self.first}, limit {LIMIT:.0e}; {self.beyond} of {self.tensors} tensors are beyond it"
+        if self.worst:
+            return f"all {self.tensors} tensors are within {LIMIT:.0e}; the largest difference is at {self.worst}"
+        return "there are no floating-point tensors to compare"
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where half precision breaks a network, and whether the FP32 islands prevent it."""
+
+    samples: Count
+    everywhere: Finding
+    """of the graph with every node in FP16 that has an FP16 form"""
+    certified: Finding
+    """of the graph whose sensitive nodes stay FP32: what ships as FP16"""
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """The explanation for people."""
+        return f"FP16 everywhere: {self.everywhere}", f"FP16 with FP32 islands: {self.certified}"
