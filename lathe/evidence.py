@@ -127,7 +127,7 @@ def quality(name: str, targets: np.ndarray) -> "Quality":
     """
     from deploy.errors import DeployError
     from deploy.metric import Metric, Quality
-    from reparam.graph import RUN_ERRORS
+    from reparam.exported import RUN_ERRORS
     from search.spaces import own
 
     if not own.is_own(name):

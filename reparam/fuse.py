@@ -12,7 +12,8 @@ from reparam.blocks import Block, ChannelMask
 from reparam.branches import Branches, Choice, Merge, left
 from reparam.equivalence import FLOAT64_LIMIT, arithmetic, between, compare, require
 from reparam.errors import ReparamError
-from reparam.graph import RUN_ERRORS, Network, first_line, has_hooks, is_norm, operator_of, read, twin_of
+from reparam.exported import RUN_ERRORS, first_line
+from reparam.graph import Network, has_hooks, is_norm, operator_of, read, twin_of
 from reparam.masking import lift, place
 from reparam.regions import SeenError
 from reparam.rewrite import Rewritten, rewrite

@@ -1,41 +1,25 @@
 """A network as one flat graph of core ATen operators: the one way in which a network of any origin is read."""
 
 import copy
-import functools
 import itertools
 import operator
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
 
-from reparam.decompose import decomposed
-from reparam.equivalence import arithmetic, tensors_of
+from reparam.equivalence import arithmetic
 from reparam.errors import ReparamError
+from reparam.exported import HOOKS, RUN_ERRORS, Exported, exported, first_line
 from reparam.masking import Masked, lift, place
-from reparam.structure import leaves, map_tensors
+from reparam.structure import map_tensors
 
 aten: Any = torch.ops.aten
 
-RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
-"""What torch and a network's own code raise where they cannot go on."""
-
 _ROOT = "L__self__network"  # how torch.export names the call of the network itself
-
-_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
-
-
-Shapes = tuple[tuple[int, ...] | None, tuple[int, ...] | None]
-"""What a call of a module takes and returns, each where it is one tensor."""
 
 
 @dataclass
@@ -66,17 +50,16 @@ class Network:
         output: what the network returned, by its structure.
     """
 
-    def __init__(self, model: nn.Module, program: ExportedProgram, graph: fx.Graph, seen: Mapping[str, list[Shapes]], output: Any) -> None:
-        self.model, self.graph, self.output = model, graph, output
-        signature = program.graph_signature
-        named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    def __init__(self, model: nn.Module, made: Exported) -> None:
+        self.model, self.graph, self.output = model, made.graph, made.output
         placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
-        self.names = _first_names(model, {placeholders[name]: target.removeprefix("network.") for name, target in named.items()})
-        stored = {f"network.{name}": tensor for name, tensor in _named_tensors(model)}
-        self._stored = {name.removeprefix("network.") for name in stored}
-        stored = {**program.state_dict, **program.constants, **stored}
-        self._constants: dict[fx.Node, Tensor | None] = {placeholders[name]: stored[target] for name, target in named.items()}
-        self.inputs = [placeholders[name] for name in signature.user_inputs if isinstance(name, str)]
+        self.names = _first_names(model, {placeholders[name]: target for name, target in made.targets.items()})
+        stored = dict(_named_tensors(model))
+        self._stored = stored.keys()
+        self._constants: dict[fx.Node, Tensor | None] = {
+            placeholders[name]: (stored if target in stored else made.constants)[target] for name, target in made.targets.items()
+        }
+        self.inputs = [placeholders[name] for name in made.inputs]
         self.calls: dict[fx.Node, tuple[Call, ...]] = {}
         by_key: dict[str, Call] = {}
         first = {id(module): path for path, module in model.named_modules()}
@@ -100,7 +83,7 @@ class Network:
         self.shapes = {
             call.key: shapes
             for path, calls in self.by_path.items()
-            for call, shapes in zip(calls, seen.get(path, [])[-len(calls) :], strict=False)
+            for call, shapes in zip(calls, made.shapes.get(path, [])[-len(calls) :], strict=False)
         }
 
     @property
@@ -213,7 +196,7 @@ def is_norm(node: fx.Node) -> bool:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether a call of the module calls somebody else, apart from masks."""
-    return any(not isinstance(hook, Masked) for hooks in _HOOKS for hook in getattr(module, hooks).values())
+    return any(not isinstance(hook, Masked) for hooks in HOOKS for hook in getattr(module, hooks).values())
 
 
 def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None) -> Network:
@@ -228,29 +211,7 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
     Raises:
         ReparamError: the network cannot be copied, run or exported, or it draws random numbers; in one line with what helps.
     """
-    flat = _Flat(twin_of(model), args, kwargs or {})
-    seen: dict[str, list[Shapes]] = {}
-    handles = [
-        module.register_forward_hook(_Calls(seen.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
-    ]
-    outputs: list[Any] = []
-    handles.append(flat.network.register_forward_hook(lambda _module, _args, output: outputs.append(output)))
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of its own code
-            with _types(flat)():
-                program = torch.export.export(flat, flat.tensors, strict=False)
-            graph = decomposed(program)
-    except RUN_ERRORS as error:
-        _types(flat, tried=True)
-        raise ReparamError(
-            f"{type(model).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must not depend on values of "
-            "tensors: use torch.where or torch.cond, or take that part out of the network"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    network = Network(exact or model, program, graph, seen, map_tensors(outputs[-1], lambda _: torch.empty(0)))
+    network = Network(exact or model, exported(twin_of(model), args, kwargs or {}))
     _require_deterministic(network)
     for node in list(network.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
@@ -258,61 +219,6 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
             for call in network.calls.pop(node):
                 call.nodes.remove(node)
     return network
-
-
-def _types(flat: "_Flat", *, tried: bool = False) -> Callable[[], AbstractContextManager[None]]:
-    """What a network must run in: its own types or, where they do not go together, the one of its weights.
-
-    A network converted by `model.double()` may name float32 in its code. One of the default type is run only if asked: that takes time.
-    """
-    errors: list[Exception] = []
-    for types in (nullcontext, functools.partial(arithmetic, flat.dtype)):
-        if flat.dtype is torch.get_default_dtype() and not tried:
-            return types
-        try:
-            with torch.no_grad(), types():
-                flat.run(*flat.tensors)
-        except RUN_ERRORS as error:
-            errors.append(error)
-        else:
-            return types
-    raise ReparamError(f"{type(flat.network).__name__} cannot be run on example_input: {first_line(errors[0])}") from errors[0]
-
-
-class _Flat(nn.Module):
-    """A network from the tensors among its arguments to those of its output."""
-
-    def __init__(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.network, self.args, self.kwargs = network.eval(), args, dict(kwargs)
-        self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.get_default_dtype())
-        self.tensors = tuple(
-            x.detach().to(self.dtype) if x.is_floating_point() else x for _, x in leaves((args, self.kwargs)) if isinstance(x, Tensor)
-        )
-
-    def run(self, *tensors: Tensor) -> Any:
-        """What the network returns."""
-        rest = iter(tensors)
-        args, kwargs = map_tensors((self.args, self.kwargs), lambda _: next(rest))
-        return self.network(*args, **kwargs)
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensors_of(self.run(*tensors)))
-
-
-class _Calls:
-    """Hook that notes the shapes of the one tensor that a call takes, and of the one that it returns."""
-
-    def __init__(self, seen: list[Shapes]) -> None:
-        self.seen = seen
-
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        taken = args[0] if len(args) == 1 and not kwargs else None
-        self.seen.append((_shape(taken), _shape(output)))
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def twin_of(model: nn.Module) -> nn.Module:
@@ -336,7 +242,7 @@ def twin_of(model: nn.Module) -> nn.Module:
         ) from error
     for part in twin.modules():
         masks = lift(part)
-        for hooks in _HOOKS:
+        for hooks in HOOKS:
             getattr(part, hooks).clear()
         for masked in masks:
             place(part, masked)
@@ -359,8 +265,3 @@ def _require_deterministic(network: Network) -> None:
 def _drops_nothing(node: fx.Node) -> bool:
     attention = node.target is aten.scaled_dot_product_attention.default
     return attention and not (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p"))
-
-
-def first_line(error: BaseException) -> str:
-    """Torch explains at length; the first line says what it is."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -10,8 +10,9 @@ from reparam.blocks import ChannelMask
 from reparam.cutting import cut, mask_calls
 from reparam.equivalence import FLOAT64_LIMIT, Difference, compare, require
 from reparam.errors import ReparamError
+from reparam.exported import RUN_ERRORS, first_line
 from reparam.flow import Flow, require_none
-from reparam.graph import RUN_ERRORS, Call, Network, first_line, read
+from reparam.graph import Call, Network, read
 from reparam.masking import lift, place
 from reparam.regions import Region, home, install
 from reparam.rules.sizes import changed_arguments

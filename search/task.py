@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from deploy.metric import Figure, Metric, Quality
 from deploy.samples import Samples, Tensors
 from latency.errors import one_line
-from reparam.graph import RUN_ERRORS
+from reparam.exported import RUN_ERRORS
 from search.architecture import Preprocessing
 from search.errors import SearchError
 from search.methods.settings import Settings

@@ -132,7 +132,7 @@ def _match(name: str) -> re.Match[str]:
 @contextlib.contextmanager
 def _beside(name: str) -> Iterator[None]:
     """Let code import what lies beside its file, and say in one line what it raises."""
-    from reparam.graph import RUN_ERRORS
+    from reparam.exported import RUN_ERRORS
 
     directory = str(Path(_match(name)["file"]).resolve().parent)
     sys.path.insert(0, directory)
