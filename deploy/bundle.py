@@ -22,6 +22,7 @@ from deploy.explanation import Explanation
 from deploy.graph import Precision
 from deploy.metric import ACCURACY, Figure, Metric
 from deploy.samples import DTYPES, Samples, Tensors, TensorSpec, samples_of
+from deploy.shapes import Span, at
 from deploy.validate import BudgetVerdict, Step, judge_latency
 from latency import Device, Latency, Measurement, Protocol, Runtime, files
 from latency.decoding import MAX_JSON_BYTES, convert, decode_json, decode_tensors
@@ -97,6 +98,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """shape of each output by its name, in order"""
     dtypes: dict[str, str]
     """of every input and output, as numpy calls it"""
+    spans: dict[str, Span] = {}
+    """of the inputs that may have several shapes, of which `inputs` has the usual one"""
+    output_spans: dict[str, Span] = {}
+    """of the outputs whose shapes follow from those"""
     samples: Count
     """how many the validation ran on"""
     samples_from: Literal["given", "random"]
@@ -376,29 +381,38 @@ def _judged_again(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, shipped=shipped, unpruned=network(manifest.unpruned), budget_verdict=verdict)
 
 
-def reference(inputs: Tensors, outputs: Tensors) -> bytes:
-    """What `reference.safetensors` holds: whole inputs and the trained network's outputs of them, call by call."""
-    kinds = {"inputs": inputs, "outputs": outputs}
+def reference(kept: Mapping[str, tuple[Tensors, Tensors]]) -> bytes:
+    """What `reference.safetensors` holds: whole inputs and the trained network's outputs of them, call by call.
+
+    Args:
+        kept: by the end of the spans where they are, `min` or `max`; "" for the usual shapes.
+    """
     return safetensors.numpy.save(
-        {f"{kind}.{name}": np.ascontiguousarray(values) for kind, tensors in kinds.items() for name, values in tensors.items()}
+        {
+            f"{end}{end and '.'}{kind}.{name}": np.ascontiguousarray(values)
+            for end, pair in kept.items()
+            for kind, tensors in zip(("inputs", "outputs"), pair, strict=True)
+            for name, values in tensors.items()
+        }
     )
 
 
-def read_reference(bundle: Bundle) -> tuple[Samples, Tensors]:
-    """The samples that a bundle keeps, and the trained network's outputs of them.
+def read_reference(bundle: Bundle, end: str = "") -> tuple[Samples, Tensors]:
+    """The samples that a bundle keeps for the usual shapes of its inputs or those at an end, and the trained network's outputs of them.
 
     Raises:
         BundleError: the file is missing or changed, or holds something else.
     """
     kept, manifest = decode_tensors(bundle.read(REFERENCE), REFERENCE), bundle.manifest
+    before, shapes = f"{end}{end and '.'}", {**manifest.inputs, **(at(manifest.spans, end) if end else {})}
     old = "samples" in kept  # of bundle/1: joined along the first dimension, the last call filled up with its first sample
-    names = ["samples"] if old else [f"inputs.{name}" for name in manifest.inputs]
-    if absent := {*names, *(f"outputs.{name}" for name in manifest.outputs)} - kept.keys():
+    names = ["samples"] if old else [f"{before}inputs.{name}" for name in manifest.inputs]
+    if absent := {*names, *(f"{before}outputs.{name}" for name in manifest.outputs)} - kept.keys():
         raise BundleError(f"{REFERENCE} has no tensor {min(absent)!r}")
-    inputs = [TensorSpec(name, manifest.dtypes.get(name, ""), shape) for name, shape in manifest.inputs.items()]
+    inputs = [TensorSpec(name, manifest.dtypes.get(name, ""), shape) for name, shape in shapes.items()]
     if strange := [spec.name for spec in inputs if spec.dtype not in DTYPES.values()]:
         raise BundleError(f"{MANIFEST} gives input {strange[0]!r} no type of {', '.join(DTYPES.values())}")
-    outputs = {name: kept[f"outputs.{name}"] for name in manifest.outputs}
+    outputs = {name: kept[f"{before}outputs.{name}"] for name in manifest.outputs}
     if old:
         specs = [TensorSpec(name, "float32", shape) for name, shape in manifest.outputs.items()]
         outputs = dict(samples_of(outputs, specs).inputs)

@@ -20,8 +20,8 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from deploy import sessions
 from deploy.errors import DeployError, LoweringError
-from deploy.graph import DOMAINS, ONNX_ERRORS, OPSET, check, decode, first_line, inline, require_inline
-from deploy.shapes import fix_shapes, inputs, require_static_inputs
+from deploy.graph import DOMAINS, ONNX_ERRORS, OPSET, check, decode, first_line, freeze, inline, require_inline
+from deploy.shapes import Shapes, Span, at, fix_spans, inputs, require_static_inputs
 from deploy.validate import LIMITS
 from latency.errors import one_line
 from latency.onnxproto import bodies
@@ -55,15 +55,22 @@ class Cleaned:
     Attributes:
         original: serialised, as it came but for the shapes of its inputs.
         onnx: serialised and clean.
+        spans: of the inputs that may have several shapes; the models are dynamic then.
         facts: what was left as it came, with the reason.
     """
 
     original: bytes
     onnx: bytes
+    spans: Mapping[str, Span] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def usual(self) -> bytes:
+        """The clean model with the usual shapes of its inputs."""
+        return freeze(self.onnx, at(self.spans, "opt"))
 
-def clean(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Cleaned:
+
+def clean(data: bytes, shapes: Shapes | None = None) -> Cleaned:
     """Clean a serialised model.
 
     Args:
@@ -74,8 +81,8 @@ def clean(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Cle
         LoweringError: it is not an ONNX model, or not one that can be shipped; the shapes do not fit.
     """
     model = decode(data)
+    spans = fix_spans(model, shapes or {})
     if shapes:
-        fix_shapes(model, shapes)
         data = model.SerializeToString(deterministic=True)
     model = inline(model)
     model.ClearField("training_info")
@@ -83,23 +90,28 @@ def clean(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Cle
     model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
     _constants_are_initializers(model.graph)
     _nodes_write_outputs(model.graph)
-    model, facts = _in_opset(check(model))
-    model = _named(_folded(model))
+    model, facts = _in_opset(check(model, dynamic=bool(spans)), spans)
+    model = _named(_folded(model, dynamic=bool(spans)))
     require_inline(model)
-    return Cleaned(original=data, onnx=check(model).SerializeToString(deterministic=True), facts=facts)
+    cleaned = Cleaned(original=data, onnx=check(model, dynamic=bool(spans)).SerializeToString(deterministic=True), spans=spans, facts=facts)
+    for end in ("min", "opt", "max"):
+        freeze(cleaned.onnx, at(spans, end))
+    return cleaned
 
 
-def input_shape(data: bytes, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-    """Shape of a serialised model's only input, with its dynamic sizes fixed.
+def input_shape(data: bytes, shapes: Shapes) -> tuple[int, ...]:
+    """The usual shape of a serialised model's only input.
 
     Raises:
         LoweringError: it is not an ONNX model, has several inputs, or sizes stay dynamic.
     """
     model = decode(data)
-    fix_shapes(model, shapes)
+    spans = fix_spans(model, shapes)
     values = inputs(model)
     if len(values) != 1:
         raise LoweringError(f"the model has {len(values)} inputs, {', '.join(value.name for value in values)}: give samples of each")
+    if values[0].name in spans:
+        return spans[values[0].name].opt
     require_static_inputs(values)
     return tuple(dim.dim_value for dim in values[0].type.tensor_type.shape.dim)
 
@@ -213,27 +225,27 @@ def _standard_domain(model: ModelProto) -> None:
                 node.ClearField("domain")
 
 
-def _in_opset(model: ModelProto) -> tuple[ModelProto, dict[str, str]]:
+def _in_opset(model: ModelProto, spans: Mapping[str, Span]) -> tuple[ModelProto, dict[str, str]]:
     """The model in operator set `OPSET`, or as it is where it is newer or onnx cannot convert it, and in that case why."""
     version = model.opset_import[0].version
     if version >= OPSET:
         return model, {}
     try:
-        raised = check(onnx.version_converter.convert_version(model, OPSET))
+        raised = check(onnx.version_converter.convert_version(model, OPSET), dynamic=bool(spans))
     except ONNX_ERRORS as error:
         raised, reason = model, one_line(first_line(error), 200)
     else:
-        reason = _difference(model, raised)
+        reason = _difference(model, raised, at(spans, "opt"))
     return (model, {"opset": f"{version}, as it came: onnx cannot raise it to {OPSET}: {reason}"}) if reason else (raised, {})
 
 
-def _difference(model: ModelProto, raised: ModelProto) -> str:
+def _difference(model: ModelProto, raised: ModelProto, shapes: Mapping[str, Sequence[int]]) -> str:
     """What a converted model computes otherwise on one random input; "" where it does not, or the model does not run before."""
     draw = np.random.default_rng(0)
     feed = {}
     for value in model.graph.input:
         kind = value.type.tensor_type
-        numbers = draw.standard_normal([dim.dim_value for dim in kind.shape.dim])
+        numbers = draw.standard_normal(shapes.get(value.name) or [dim.dim_value for dim in kind.shape.dim])
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         feed[value.name] = (numbers if dtype.kind == "f" else numbers > 0).astype(dtype)
     try:
@@ -252,7 +264,7 @@ def _difference(model: ModelProto, raised: ModelProto) -> str:
     return ""
 
 
-def _folded(model: ModelProto) -> ModelProto:
+def _folded(model: ModelProto, *, dynamic: bool = False) -> ModelProto:
     """The model with what follows from constants computed and what nothing reads removed; all values have types and shapes."""
     if not _readable(model):
         return model
@@ -275,7 +287,7 @@ def _folded(model: ModelProto) -> ModelProto:
         made.CopyFrom(model)
         made.graph.CopyFrom(graph)
         require_inline(made)
-        model = check(made)
+        model = check(made, dynamic=dynamic)
         if len(model.graph.node) == before:
             break
     return model

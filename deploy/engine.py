@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from deploy.bundle import TIMING_CACHE, Target
 from deploy.errors import DeployError
 from deploy.graph import Precision
 from deploy.samples import Tensors, calls_of, inputs_of, outputs_of
+from deploy.shapes import Span, at
 from latency import Device, Measurement, Protocol, Runtime
 from latency.backends.onnxruntime import OnnxRuntime
 from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
@@ -51,6 +52,7 @@ def build(
     spec: EngineSpec,
     timing_cache: TimingCache | None = None,
     on_progress: Callable[[str], None] | None = None,
+    spans: Mapping[str, Span] | None = None,
 ) -> bytes:
     """Build the engine of a target; empty for onnxruntime, which runs the ONNX itself.
 
@@ -60,6 +62,7 @@ def build(
         spec: how it is built.
         timing_cache: used, and filled, by the builder of TensorRT.
         on_progress: called with what the builder is at.
+        spans: of the inputs that may have several shapes.
 
     Raises:
         DeployError: an input or output is of a type that the target does not have; it is named.
@@ -67,7 +70,8 @@ def build(
     """
     if target == "onnxruntime":
         return b""
-    parsed = graph.parse(model)
+    spans = spans or {}
+    parsed = graph.parse(graph.freeze(model, at(spans, "opt")))
     for kind, values in (("input", inputs_of(parsed)), ("output", outputs_of(parsed))):
         if stranger := next((value for value in values if value.dtype not in _TENSORRT), None):
             raise DeployError(
@@ -75,7 +79,9 @@ def build(
                 "--target onnxruntime"
             )
     try:
-        return build_engine(model, target, spec, timing_cache, on_progress)
+        return build_engine(
+            model, target, spec, timing_cache, on_progress, {name: (span.min, span.opt, span.max) for name, span in spans.items()}
+        )
     except BuildFailed as error:
         raise BuildFailed(f"{error}: change the network there, or ship it by --target onnxruntime") from error
 
@@ -135,6 +141,7 @@ def running(
     threads: int = 1,
     spec: EngineSpec | None = None,
     timed_on: Mapping[str, np.ndarray] | None = None,
+    usual: Mapping[str, Sequence[int]] | None = None,
     refuse: Callable[[Device, Runtime], str] = lambda *_: "",
 ) -> Iterator[Running | str]:
     """Start a network on its target; what it holds there is released at the end.
@@ -146,6 +153,7 @@ def running(
         threads: of ONNX Runtime.
         spec: that the engine was built by; None for the defaults.
         timed_on: inputs by name that it is timed on; None for random ones, which may not be valid where they are indices.
+        usual: of the inputs that may have several shapes those that it is timed with.
         refuse: says why the engine may not be loaded on a device and runtime; "" where it may.
 
     Yields:
@@ -154,7 +162,7 @@ def running(
     try:
         if target == "onnxruntime":
             backend = OnnxRuntime(threads)
-            compiled, outputs = backend.compile(model), onnx_runner(model, threads)
+            compiled, outputs = backend.compile(graph.freeze(model, usual or {})), onnx_runner(model, threads)
             if timed_on is not None:
                 compiled.bind(timed_on)
         else:

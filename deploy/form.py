@@ -1,10 +1,10 @@
 """What a caller may choose about the form in which a network ships, and about the build of its engine."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.graph import Precision
+from deploy.shapes import Shapes
 from latency.backends.tensorrt import EngineSpec
 
 
@@ -14,12 +14,12 @@ class Form:
 
     Attributes:
         precision: of its arithmetic; None for the target's own: fp32 on ONNX Runtime, fp16 on TensorRT.
-        shapes: of an ONNX model's inputs whose shapes are dynamic, by name.
+        shapes: of an ONNX model's dynamic inputs, by name: one shape, which is fixed, or a `Span`, within which it stays dynamic.
         explain: find the first tensor that FP16 breaks, whether FP16 ships or not.
     """
 
     precision: Precision | None = None
-    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
     explain: bool = False
 
 

@@ -1,6 +1,7 @@
 """ONNX graphs: decoded, and checked to be static, valid, whole and of standard operators."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import onnx
@@ -10,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto
 
 from deploy.errors import LoweringError
-from deploy.shapes import inputs, is_static, require_static_inputs, sizes
+from deploy.shapes import fix_shapes, inputs, is_static, require_static_inputs, sizes
 from latency.backends.onnxruntime import MAX_TENSOR_BYTES
 from latency.files import human_bytes, raised_as
 from latency.onnxproto import MAX_BYTES, bodies, decode_onnx, describe, is_external, named, tensors
@@ -60,6 +61,37 @@ def parse(data: bytes) -> onnx.ModelProto:
     return check(decode(data))
 
 
+def freeze(data: bytes, shapes: Mapping[str, Sequence[int]]) -> bytes:
+    """A model whose inputs have one of the shapes that they may have; the bytes as they are where all have one only.
+
+    Raises:
+        LoweringError: there is no such model: its sizes do not go together.
+    """
+    if not shapes:
+        return data
+    model = decode(data)
+    fix_shapes(model, shapes)
+    return check(model).SerializeToString(deterministic=True)
+
+
+def thaw(data: bytes, like: bytes) -> bytes:
+    """A model with fixed shapes that was made from another one by `freeze`, with that one's dynamic inputs."""
+    model, dynamic = decode(data), decode(like)
+    if not is_dynamic(dynamic):
+        return data
+    shapes = {value.name: value.type.tensor_type.shape for value in (*dynamic.graph.input, *dynamic.graph.output)}
+    for value in model.graph.value_info:
+        value.type.tensor_type.ClearField("shape")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.CopyFrom(shapes[value.name])
+    return check(model, dynamic=True).SerializeToString(deterministic=True)
+
+
+def is_dynamic(model: onnx.ModelProto) -> bool:
+    """Whether an input may have several shapes."""
+    return not all(map(is_static, inputs(model)))
+
+
 def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with each call of a local function replaced by the function's nodes.
 
@@ -89,10 +121,10 @@ def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
     return typed
 
 
-def check(model: onnx.ModelProto) -> onnx.ModelProto:
+def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
     """Return the model with the types and shapes of all its values, if it is valid, static and of standard operators.
 
-    Local functions are inlined, and initializers are no longer among its inputs.
+    Local functions are inlined, and initializers are no longer among its inputs. A `dynamic` model has the shapes that can be inferred.
 
     Raises:
         LoweringError: it is not; says why.
@@ -108,7 +140,8 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
     for kind, values in (("input", fed), ("output", model.graph.output)):
         for value in values:
             _require_numbers(kind, value)
-    require_static_inputs(fed)
+    if not dynamic:
+        require_static_inputs(fed)
     if not model.graph.output:
         raise LoweringError("the ONNX graph has no output")
     try:
@@ -124,7 +157,7 @@ def check(model: onnx.ModelProto) -> onnx.ModelProto:
         inferred.graph.ClearField("input")
         inferred.graph.input.extend(kept.input)
     for value in inferred.graph.output:
-        if not is_static(value):
+        if not dynamic and not is_static(value):
             raise LoweringError(
                 f"output {value.name!r} has the shape ({sizes(value)}), which depends on the data: only fixed shapes can be shipped"
             )

@@ -80,8 +80,11 @@ def files(manifest: Manifest, names: set[str]) -> dict[str, bytes]:
         needs=_NEEDS[manifest.target],
         arguments=" ".join(f"{_file(name)}.npy" for name in manifest.inputs),
         values="\n".join(
-            f"| {kind} | `{name}` | {manifest.dtypes[name]} | {list(shape)} |"
-            for kind, shapes in (("input", manifest.inputs), ("output", manifest.outputs))
+            f"| {kind} | `{name}` | {manifest.dtypes[name]} | [{spans.get(name) or ', '.join(map(str, shape))}] |"
+            for kind, shapes, spans in (
+                ("input", manifest.inputs, manifest.spans),
+                ("output", manifest.outputs, manifest.output_spans),
+            )
             for name, shape in shapes.items()
         ),
         preprocessing=_preprocessing(manifest),

@@ -30,7 +30,8 @@ from deploy.form import BUILD, FORM, Build, Form
 from deploy.graph import Precision
 from deploy.metric import Figure, Quality
 from deploy.precision import certified
-from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, samples_of
+from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, resized, samples_of
+from deploy.shapes import ENDS, Shapes, Span, at
 from deploy.validate import CannotRun, Labels, Rung, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed, distribution
 from latency.backends.tensorrt import EngineSpec
@@ -121,7 +122,7 @@ def export(
     attachments = _attachments(attachments or {})
     source = _source(model, form.shapes)
     if isinstance(source, Cleaned):
-        parsed = graph.parse(source.onnx)
+        parsed = graph.parse(source.usual)
         lowering.require_deterministic(parsed)
         adapter, inputs = None, inputs_of(parsed)
     else:
@@ -137,7 +138,7 @@ def export(
     else:
         assert adapter
         network = _from_module(adapter, precision, threads, data, attachments.get("architecture.json"))
-    shipped = graph.parse(network.onnx)
+    shipped = graph.parse(network.usual(network.onnx))
     _require_fit(truth, classes, inputs, outputs_of(shipped))
     unpruned = None if baseline is None else _lower(_baseline(baseline, example_input, inputs), precision, threads, data)
     if form.explain:
@@ -146,12 +147,12 @@ def export(
 
     on_step(f"build for {target}")
     make = functools.partial(engine.build, target=target, spec=spec, timing_cache=cache)
-    built = make(network.shipped, on_progress=lambda now: on_step(f"build for {target}: {now}"))
+    built = make(network.shipped, spans=network.spans, on_progress=lambda now: on_step(f"build for {target}: {now}"))
     built_unpruned = make(unpruned.shipped, on_progress=lambda now: on_step(f"build the unpruned network: {now}")) if unpruned else b""
 
     with ExitStack() as stack:
         start = functools.partial(engine.running, target, threads=threads, spec=spec, timed_on=data.call(0))
-        running = {"shipped": stack.enter_context(start(network.shipped, built))}
+        running = {"shipped": stack.enter_context(start(network.shipped, built, usual=at(network.spans, "opt")))}
         if unpruned:
             running["unpruned"] = stack.enter_context(start(unpruned.shipped, built_unpruned))
         on_step("validate")
@@ -160,14 +161,19 @@ def export(
             at_work = running["shipped"]
             rungs.append(Rung("engine", precision, at_work if isinstance(at_work, str) else at_work.outputs))
         steps, outputs = climb(rungs, data, quality)
+        references = {"": _reference(data.first(REFERENCE_SAMPLES), outputs)}
+        for end in ENDS if network.spans else ():
+            shapes = at(network.spans, end)
+            there = resized(data.first(PROOF_SAMPLES), [dataclasses.replace(one, shape=shapes.get(one.name, one.shape)) for one in inputs])
+            more, outputs = climb([rung.at(end) for rung in rungs], there)
+            steps += more
+            references[end] = _reference(there.first(1), outputs)
         on_step("measure")
         timing = _time(running, protocol)
 
-    kept = data.first(REFERENCE_SAMPLES)
-    reference = {name: output[: kept.calls] for name, output in next(iter(outputs.values())).items()}
     files = {
         bundle.ONNX: network.onnx,
-        bundle.REFERENCE: bundle.reference(kept.inputs, reference),
+        bundle.REFERENCE: bundle.reference(references),
         **attachments,
     }
     chain = list(network.chain)
@@ -185,7 +191,9 @@ def export(
         target=target,
         precision=precision,
         inputs={value.name: value.shape for value in inputs},
-        outputs={name: output.shape[1:] for name, output in reference.items()},
+        outputs={value.name: value.shape for value in outputs_of(shipped)},
+        spans=dict(network.spans),
+        output_spans=_output_spans(network),
         dtypes={value.name: value.dtype for value in (*inputs, *outputs_of(shipped))},
         samples=data.count,
         samples_from="random" if samples is None else "given",
@@ -235,12 +243,18 @@ class _Lowered:
 class _Network(_Lowered):
     """A network as ONNX, and how it became that."""
 
+    spans: Mapping[str, Span] = field(default_factory=dict)
+    """of the inputs that may have several shapes"""
     rungs: tuple[Rung, ...]
     chain: tuple[Link, ...]
     layers: tuple[Layer, ...] = ()
     proofs: tuple[Step, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     """for the manifest's provenance"""
+
+    def usual(self, model: bytes) -> bytes:
+        """A form of it with the usual shapes of its inputs."""
+        return graph.freeze(model, at(self.spans, "opt"))
 
 
 @dataclass(frozen=True)
@@ -268,6 +282,14 @@ def _adapter(model: nn.Module, example_input: Any) -> Adapter:
     return adapter
 
 
+def _output_spans(network: _Network) -> dict[str, Span]:
+    if not network.spans:
+        return {}
+    ends = [outputs_of(graph.parse(graph.freeze(network.onnx, at(network.spans, end)))) for end in ("min", "opt", "max")]
+    spans = {low.name: Span(low.shape, usual.shape, high.shape) for low, usual, high in zip(*ends, strict=True)}
+    return {name: span for name, span in spans.items() if not span.fixed}
+
+
 def _from_module(adapter: Adapter, precision: Precision, threads: int, samples: Samples, architecture: bytes | None) -> _Network:
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
     fused, report = fuse_exactly(adapter.network, adapter.call.args, **adapter.call.kwargs)
@@ -293,7 +315,7 @@ def _from_module(adapter: Adapter, precision: Precision, threads: int, samples: 
     )
 
 
-def _source(model: nn.Module | bytes, shapes: Mapping[str, Sequence[int]]) -> nn.Module | Cleaned:
+def _source(model: nn.Module | bytes, shapes: Shapes) -> nn.Module | Cleaned:
     """What is exported: a module as it is, an ONNX model clean."""
     if isinstance(model, bytes):
         return cleaning.clean(model, shapes)
@@ -303,7 +325,10 @@ def _source(model: nn.Module | bytes, shapes: Mapping[str, Sequence[int]]) -> nn
 
 
 def _from_onnx(source: Cleaned, precision: Precision, threads: int, samples: Samples) -> _Network:
-    counts = lowering.count(graph.parse(source.onnx))
+    counts = lowering.count(graph.parse(source.usual))
+    lowered = _halve(source.usual, counts, precision, threads, samples)
+    half = lowered.onnx_fp16 and graph.thaw(lowered.onnx_fp16, source.onnx)
+    lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_fp16=half)
     rungs = [
         Rung("original", "fp32", _original_runner(source.original, threads)),
         Rung("onnx", "fp32", engine.onnx_runner(source.onnx, threads)),
@@ -312,7 +337,7 @@ def _from_onnx(source: Cleaned, precision: Precision, threads: int, samples: Sam
         Link(name="original", sha256=sha256(source.original), made_from=""),
         Link(name="onnx", sha256=sha256(source.onnx), made_from="original", file=bundle.ONNX),
     ]
-    return _network(_halve(source.onnx, counts, precision, threads, samples), rungs, chain, threads, facts=source.facts)
+    return _network(lowered, rungs, chain, threads, spans=source.spans, facts=source.facts)
 
 
 def _original_runner(model: bytes, threads: int) -> Callable[[Tensors], Tensors]:
@@ -368,9 +393,15 @@ def _halve(model: bytes, counts: Counts, precision: Precision, threads: int, sam
     return _Lowered(onnx=model, onnx_fp16=half, counts=counts, certificate=certificate)
 
 
-def _explanation(network: _Lowered, samples: Samples, threads: int) -> Explanation:
-    half = network.onnx_fp16 or certified(network.onnx, samples.first(CERTIFIED_SAMPLES), threads=threads)[0]
-    return explain(network.onnx, half, samples.first(PROOF_SAMPLES), threads)
+def _explanation(network: _Network, samples: Samples, threads: int) -> Explanation:
+    whole = network.usual(network.onnx)
+    half = network.usual(network.onnx_fp16) if network.onnx_fp16 else certified(whole, samples.first(CERTIFIED_SAMPLES), threads=threads)[0]
+    return explain(whole, half, samples.first(PROOF_SAMPLES), threads)
+
+
+def _reference(samples: Samples, outputs: Mapping[str, Tensors]) -> tuple[Tensors, Tensors]:
+    """Inputs, and what the first form that ran gives for them."""
+    return samples.inputs, {name: output[: samples.calls] for name, output in next(iter(outputs.values())).items()}
 
 
 def _time(running: Mapping[str, engine.Running | str], protocol: Protocol) -> _Timing:

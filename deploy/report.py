@@ -27,7 +27,10 @@ def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequ
     """
     manifest = bundle.load(directory).manifest
     samples = "samples" if manifest.samples_from == "given" else f"samples, {bundle.RANDOM}"
-    inputs = ", ".join(f"{name} of {' × '.join(map(str, shape))}" for name, shape in manifest.inputs.items())
+    inputs = ", ".join(
+        f"{name} of {' × '.join(map(str, shape))}" + (f" (it takes {manifest.spans[name]})" if name in manifest.spans else "")
+        for name, shape in manifest.inputs.items()
+    )
     return Page(
         title=directory.name,
         kind="shipped network",

@@ -152,6 +152,21 @@ def random_samples(inputs: Sequence[TensorSpec], examples: Mapping[str, np.ndarr
     return Samples(made, batch, calls * batch)
 
 
+def resized(samples: Samples, inputs: Sequence[TensorSpec]) -> Samples:
+    """Samples for inputs of other sizes: the same ones where the batch alone differs, and that in every input; random ones elsewhere.
+
+    Args:
+        samples: of the same inputs with their usual sizes.
+        inputs: with the sizes that are wanted.
+    """
+    batches = {value.shape[:1] for value in inputs}
+    alike = all(value.shape and samples.inputs[value.name].shape[1:] == (samples.batch, *value.shape[1:]) for value in inputs)
+    if not alike or len(batches) > 1:
+        return random_samples(inputs)
+    joined = {name: samples.joined(values) for name, values in samples.inputs.items()}
+    return samples_of(joined, inputs)
+
+
 def _drawn(rng: np.random.Generator, calls: int, value: TensorSpec, example: np.ndarray | None) -> np.ndarray:
     shape, dtype = (calls, *value.shape), np.dtype(value.dtype)
     if dtype.kind == "f":

@@ -5,16 +5,52 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 from onnx import ModelProto, ValueInfoProto
 
 from deploy.errors import LoweringError
 from latency.onnxproto import bodies
+from latency.values import Count
 
 MAX_ELEMENTS = 2**27
 """Values of one input: an image of 6500 × 6500 pixels is less."""
 
 _TYPICAL: dict[int, tuple[int, ...]] = {2: (1, 128), 3: (1, 128, 128), 4: (1, 3, 224, 224), 5: (1, 3, 16, 112, 112)}
 """Sizes that an example shows where a dimension is dynamic, by the number of dimensions."""
+
+
+class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The shapes that an input may have."""
+
+    min: tuple[Count, ...]
+    opt: tuple[Count, ...]
+    """what an engine is tuned for and latencies are measured at"""
+    max: tuple[Count, ...]
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is only one."""
+        return self.min == self.opt == self.max
+
+    @property
+    def sizes(self) -> tuple[int | tuple[int, int], ...]:
+        """Each size, or the smallest and the largest that it may be."""
+        return tuple(low if low == high else (low, high) for low, high in zip(self.min, self.max, strict=True))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{size[0]} to {size[1]}" if isinstance(size, tuple) else str(size) for size in self.sizes)
+
+
+ENDS = ("min", "max")
+"""The ends of a span: what is validated at its `opt` is validated there, too."""
+
+Shapes = Mapping[str, Sequence[int] | Span]
+"""By an input's name its one shape, or all that it may have."""
+
+
+def at(spans: Mapping[str, Span], end: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of inputs at `min`, `opt` or `max`, by name."""
+    return {name: getattr(span, end) for name, span in spans.items()}
 
 
 def inputs(model: ModelProto) -> list[ValueInfoProto]:
@@ -50,6 +86,64 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def parse_spans(texts: Iterable[str]) -> dict[str, Span]:
+    """Spans by the input's name: of one shape as `parse_shapes` reads it, or of three, `input=1x3x8x8:8x3x8x8:32x3x8x8`.
+
+    Raises:
+        LoweringError: one has another form, its sizes fall, or two are of one input.
+    """
+    spans: dict[str, Span] = {}
+    for text in texts:
+        name, equals, sizes = text.rpartition("=")
+        parts = sizes.split(":")
+        if len(parts) not in (1, 3):
+            raise LoweringError(
+                f"shape {text!r}: give one shape, or the smallest, the usual and the largest: input=1x3x8x8:8x3x8x8:32x3x8x8"
+            )
+        low, usual, high = (parse_shape(f"{name}{equals}{part}")[1] for part in (parts if len(parts) == 3 else parts * 3))
+        if not len(low) == len(usual) == len(high) or any(a > b or b > c for a, b, c in zip(low, usual, high, strict=True)):
+            raise LoweringError(f"shape {text!r}: the smallest, the usual and the largest shape must not fall in any size")
+        if name in spans:
+            raise LoweringError(f"shape of {name!r}: it is given twice")
+        spans[name] = Span(low, usual, high)
+    return spans
+
+
+def fix_spans(model: ModelProto, shapes: Shapes) -> dict[str, Span]:
+    """Give dynamic inputs the shapes that they may have: sizes that are the same in all of them are fixed, the others stay dynamic.
+
+    Returns:
+        The inputs that are still dynamic, those that have a symbol of another one among them.
+
+    Raises:
+        LoweringError: as `fix_shapes`, of any of the shapes; or an input stays without one.
+    """
+    if not shapes:
+        return {}
+    spans = {name: shape if isinstance(shape, Span) else Span(*[tuple(shape)] * 3) for name, shape in shapes.items()}
+    fixed = []
+    for end in ("min", "opt", "max"):
+        one = ModelProto()
+        one.CopyFrom(model)
+        fix_shapes(one, at(spans, end))
+        fixed.append(inputs(one))
+        require_static_inputs(fixed[-1])
+    dynamic: dict[str, Span] = {}
+    for value, *each in zip(inputs(model), *fixed, strict=True):
+        kind = value.type.tensor_type
+        symbols = [dim.dim_param for dim in kind.shape.dim] or [""] * len(each[1].type.tensor_type.shape.dim)
+        span = Span(*(tuple(dim.dim_value for dim in one.type.tensor_type.shape.dim) for one in each))
+        kind.shape.CopyFrom(each[1].type.tensor_type.shape)
+        if span.fixed:
+            continue
+        dynamic[value.name] = span
+        for number, (low, high) in enumerate(zip(span.min, span.max, strict=True)):
+            if low != high:
+                kind.shape.dim[number].dim_param = symbols[number] or f"{value.name}_{number}"
+    _forget(model)
+    return dynamic
+
+
 def fix_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
     """Give dynamic inputs a fixed shape; a symbol such as `batch` gets its size in the other inputs, too.
 
@@ -70,6 +164,11 @@ def fix_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in symbols:
                 dim.dim_value = symbols[dim.dim_param]
+    _forget(model)
+
+
+def _forget(model: ModelProto) -> None:
+    """Take away shapes that follow from those of the inputs."""
     for graph in bodies(model.graph):
         graph.ClearField("value_info")
     for value in model.graph.output:

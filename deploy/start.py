@@ -13,6 +13,7 @@ from deploy import bundle, engine
 from deploy.bundle import Bundle
 from deploy.engine import Running
 from deploy.errors import BundleError
+from deploy.shapes import at
 from latency.backends.tensorrt import EngineSpec
 
 
@@ -51,6 +52,6 @@ def running(found: Bundle, timed_on: Mapping[str, np.ndarray] | None = None) -> 
         spec = msgspec.convert(manifest.build, EngineSpec) if built else None
     except msgspec.ValidationError as error:
         raise BundleError(f"{found.directory}: the engine's build options are not those of this version of Lathe: {error}") from error
-    start = functools.partial(engine.running, manifest.target, model, built, threads=threads, spec=spec)
+    start = functools.partial(engine.running, manifest.target, model, built, threads=threads, spec=spec, usual=at(manifest.spans, "opt"))
     with start(timed_on=timed_on, refuse=found.misfit) as at_work:
         yield at_work

@@ -11,6 +11,7 @@ from pathlib import Path
 from deploy import bundle
 from deploy.bundle import Bundle, Manifest
 from deploy.errors import BundleError
+from deploy.shapes import Span
 
 CONFIG = "config.pbtxt"
 _MADE = "# Written by Lathe"
@@ -67,13 +68,19 @@ def config(manifest: Manifest, name: str) -> str:
             f"name: {json.dumps(name)}",
             f"{key}: {json.dumps(kind)}",
             "max_batch_size: 0",
-            _values("input", manifest.inputs, manifest.dtypes),
-            _values("output", manifest.outputs, manifest.dtypes),
+            _values("input", _shapes(manifest.inputs, manifest.spans), manifest.dtypes),
+            _values("output", _shapes(manifest.outputs, manifest.output_spans), manifest.dtypes),
             f"instance_group [ {{ count: 1 kind: {'KIND_CPU' if kind == 'onnxruntime' else 'KIND_GPU'} }} ]"
             + (parameters if kind == "onnxruntime" else ""),
             "",
         ]
     )
+
+
+def _shapes(shapes: Mapping[str, tuple[int, ...]], spans: Mapping[str, Span]) -> dict[str, tuple[int, ...]]:
+    """Shapes with -1 for each size that may differ."""
+    free = {name: tuple(-1 if isinstance(size, tuple) else size for size in span.sizes) for name, span in spans.items()}
+    return {**shapes, **free}
 
 
 def _values(kind: str, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> str:

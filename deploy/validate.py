@@ -123,6 +123,10 @@ class Rung:
     precision: Arithmetic
     run: Callable[[Tensors], Tensors] | str
 
+    def at(self, end: str) -> "Rung":
+        """The same at an end of the shapes that its inputs may have."""
+        return Rung(f"{self.name} at {end}", self.precision, self.run)
+
 
 class CannotRun(DeployError):
     """This machine cannot run a form of the network: it is `not run`, and nothing is said about its outputs."""

@@ -9,11 +9,12 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from deploy import bundle, engine, handout, precision
+from deploy import bundle, engine, graph, handout, precision
 from deploy.bundle import Bundle, ChangedManifest, Manifest
 from deploy.engine import Running
 from deploy.errors import BundleError, DeployError
 from deploy.samples import Samples, Tensors
+from deploy.shapes import ENDS, at
 from deploy.start import running
 from deploy.validate import Rung, Verdict, climb, judge_latency
 from latency import LatencyError, Measurement, Protocol, RunFailed, distribution
@@ -61,9 +62,12 @@ def verify(directory: str | Path) -> Verification:
     problems = bundle.check_files(found)
     checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
     checks += [*_written(found, problems), *_half(found, problems), *_recorded(found.manifest)]
-    kept, why = _reference(found, problems)
-    with _start(found, kept and kept[0].call(0)) as at_work:
-        checks += why if kept is None else _outputs(found, problems, at_work, *kept)
+    ends = ("", *ENDS) if found.manifest.spans else ("",)
+    references = {end: _reference(found, problems, end) for end in ends}
+    usual, _ = references[""]
+    with _start(found, usual and usual[0].call(0)) as at_work:
+        for end, (kept, why) in references.items():
+            checks += why if kept is None else _outputs(found, problems, at_work, end, *kept)
         checks.append(_latency(found.manifest, at_work))
     return Verification(directory=str(directory), checks=tuple(checks))
 
@@ -101,17 +105,19 @@ def _start(found: Bundle, timed_on: Mapping[str, np.ndarray] | None) -> Iterator
         yield at_work
 
 
-def _reference(found: Bundle, problems: Mapping[str, str]) -> tuple[tuple[Samples, Tensors] | None, list[Check]]:
+def _reference(found: Bundle, problems: Mapping[str, str], end: str) -> tuple[tuple[Samples, Tensors] | None, list[Check]]:
     """The samples that are kept with their outputs, or why there are none."""
     if bundle.REFERENCE in problems:
         return None, [Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")]
     try:
-        return bundle.read_reference(found), []
+        return bundle.read_reference(found, end), []
     except (DeployError, LatencyError) as error:
         return None, [Check(name="outputs", verdict="failed", detail=str(error))]
 
 
-def _outputs(found: Bundle, problems: Mapping[str, str], at_work: Running | str, samples: Samples, reference: Tensors) -> Iterator[Check]:
+def _outputs(
+    found: Bundle, problems: Mapping[str, str], at_work: Running | str, end: str, samples: Samples, reference: Tensors
+) -> Iterator[Check]:
     def run(file: str, runner: Callable[[bytes], Callable[[Tensors], Tensors]]) -> Callable[[Tensors], Tensors] | str:
         return f"{file} {problems[file]}" if file in problems else runner(found.read(file))
 
@@ -123,7 +129,7 @@ def _outputs(found: Bundle, problems: Mapping[str, str], at_work: Running | str,
     if bundle.ENGINE in found.manifest.files:
         rungs.append(Rung("engine", found.manifest.precision, at_work if isinstance(at_work, str) else at_work.outputs))
     try:
-        steps = climb(rungs, samples)[0][1:]
+        steps = climb([rung.at(end) if end else rung for rung in rungs], samples)[0][1:]
     except (DeployError, LatencyError) as error:
         yield Check(name="outputs", verdict="failed", detail=str(error))
         return
@@ -143,7 +149,9 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     here = {"lathe": distribution.version(), "onnx": importlib.metadata.version("onnx")}
     other = [name for name, version in here.items() if found.manifest.versions.get(name) != version]
     try:
-        same = precision.again(found.read(bundle.ONNX), found.manifest.certificate) == found.read(bundle.ONNX_FP16)
+        whole = found.read(bundle.ONNX)
+        half = precision.again(graph.freeze(whole, at(found.manifest.spans, "opt")), found.manifest.certificate)
+        same = graph.thaw(half, whole) == found.read(bundle.ONNX_FP16)
     except DeployError as error:
         yield Check(name="certificate", verdict="failed", detail=str(error))
         return

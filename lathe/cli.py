@@ -309,7 +309,8 @@ class Export:
     explain: bool = False
     """say which layer FP16 breaks: the first tensor that differs from FP32 by more than the limit, on the samples; needs no GPU"""
     shape: UseAppendAction[tuple[str, ...]] = ()
-    """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
+    """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; or the smallest, the usual and the largest
+    one, between which it stays dynamic, such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each input"""
     weights: Path | None = None
     """of FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function makes them)"""
     input: str | None = None

@@ -655,7 +655,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     shipped.refuse_occupied(command.out)
     if command.layout == "triton":
         triton.require(target, _repository(command))
-    fixed = shapes.parse_shapes(command.shape)
+    fixed = shapes.parse_spans(command.shape)
     require("torch", "train")
     from search.spaces import own
 

@@ -42,9 +42,12 @@ def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndar
         raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy ...")
     made = {}
     for (name, shape), array in zip(manifest["inputs"].items(), arrays, strict=True):
-        dtype = np.dtype(manifest["dtypes"][name])
-        if list(np.shape(array)) != shape or not np.can_cast(np.asarray(array).dtype, dtype, "same_kind"):
-            raise ValueError(f"input {name} is {dtype} {shape}, given {np.asarray(array).dtype} {list(np.shape(array))}")
+        dtype, found = np.dtype(manifest["dtypes"][name]), list(np.shape(array))
+        span = manifest["spans"].get(name) or {"min": shape, "max": shape}
+        fits = len(found) == len(shape) and all(a <= size <= b for a, size, b in zip(span["min"], found, span["max"], strict=True))
+        if not fits or not np.can_cast(np.asarray(array).dtype, dtype, "same_kind"):
+            wanted = shape if span["min"] == span["max"] else f"{span['min']} to {span['max']}"
+            raise ValueError(f"input {name} is {dtype} {wanted}, given {np.asarray(array).dtype} {found}")
         made[name] = np.asarray(array, dtype, order="C")
     return made
 

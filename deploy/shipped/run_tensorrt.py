@@ -45,18 +45,22 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     if engine is None:
         raise ValueError(f"{engine_file} does not load with {target} {trt.__version__}: {again}")
     context, stream = engine.create_execution_context(), _cuda(cuda.cudaStreamCreate())
-    places = {}
+    places, spans = {}, manifest["spans"] | manifest["output_spans"]
     for name, shape in (manifest["inputs"] | manifest["outputs"]).items():
-        places[name] = _cuda(cuda.cudaMalloc(np.empty(shape, manifest["dtypes"][name]).nbytes))
+        largest = spans[name]["max"] if name in spans else shape
+        places[name] = _cuda(cuda.cudaMalloc(np.empty(largest, manifest["dtypes"][name]).nbytes))
         context.set_tensor_address(name, int(places[name]))
 
     def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
         for name, array in by_name(manifest, arrays).items():
             _cuda(cuda.cudaMemcpy(places[name], array.ctypes.data, array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice))
+            if name in spans:
+                context.set_input_shape(name, array.shape)
         if not context.execute_async_v3(int(stream)):
             raise RuntimeError(f"{engine_file}: {target} refuses to run it")
         _cuda(cuda.cudaStreamSynchronize(stream))
-        outputs = {name: np.empty(shape, manifest["dtypes"][name]) for name, shape in manifest["outputs"].items()}
+        shapes = {name: tuple(context.get_tensor_shape(name)) if name in spans else shape for name, shape in manifest["outputs"].items()}
+        outputs = {name: np.empty(shape, manifest["dtypes"][name]) for name, shape in shapes.items()}
         for name, array in outputs.items():
             _cuda(cuda.cudaMemcpy(array.ctypes.data, places[name], array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost))
         return outputs
@@ -80,9 +84,12 @@ def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndar
         raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy ...")
     made = {}
     for (name, shape), array in zip(manifest["inputs"].items(), arrays, strict=True):
-        dtype = np.dtype(manifest["dtypes"][name])
-        if list(np.shape(array)) != shape or not np.can_cast(np.asarray(array).dtype, dtype, "same_kind"):
-            raise ValueError(f"input {name} is {dtype} {shape}, given {np.asarray(array).dtype} {list(np.shape(array))}")
+        dtype, found = np.dtype(manifest["dtypes"][name]), list(np.shape(array))
+        span = manifest["spans"].get(name) or {"min": shape, "max": shape}
+        fits = len(found) == len(shape) and all(a <= size <= b for a, size, b in zip(span["min"], found, span["max"], strict=True))
+        if not fits or not np.can_cast(np.asarray(array).dtype, dtype, "same_kind"):
+            wanted = shape if span["min"] == span["max"] else f"{span['min']} to {span['max']}"
+            raise ValueError(f"input {name} is {dtype} {wanted}, given {np.asarray(array).dtype} {found}")
         made[name] = np.asarray(array, dtype, order="C")
     return made
 

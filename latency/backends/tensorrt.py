@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from latency.lowered import Lowered
 from latency.monitor import Nvml
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
+Shape = tuple[int, ...]
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,15 +73,17 @@ def build_engine(
     spec: EngineSpec | None = None,
     timing_cache: TimingCache | None = None,
     on_progress: Callable[[str], None] | None = None,
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]] | None = None,
 ) -> bytes:
     """Build a serialized engine.
 
     Args:
-        onnx: a serialized model of static shape; its types are the engine's.
+        onnx: a serialized model; its types are the engine's.
         flavour: TensorRT, which needs a GPU, or TensorRT-RTX, which does not.
         spec: None for the defaults.
         timing_cache: used, and filled, by the builder. TensorRT only: the builder of TensorRT-RTX measures nothing.
         on_progress: called with what the builder is at, such as "Building engine 3/8". An interrupt is then heard at the next step.
+        shapes: of each dynamic input the smallest, the usual and the largest shape: the engine's one optimization profile.
 
     Raises:
         MissingExtra: the flavour's package is not installed.
@@ -100,9 +104,14 @@ def build_engine(
         words = "; ".join(_words(parser.get_error(i)) for i in range(parser.num_errors)) or logger.errors()
         raise BuildFailed(one_line(f"{flavour} cannot parse {words}"))
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
-        if min(tensor.shape, default=1) < 0:
+        if min(tensor.shape, default=1) < 0 and tensor.name not in (shapes or {}):
             raise BuildFailed(f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number")
     config = _config(trt, builder, flavour, spec)
+    if shapes:
+        profile = builder.create_optimization_profile()
+        for name, (low, usual, high) in shapes.items():
+            profile.set_shape(name, low, usual, high)
+        config.add_optimization_profile(profile)
     if timing_cache is not None and flavour == "tensorrt":
         cache = config.create_timing_cache(timing_cache.data)
         if cache is None or not config.set_timing_cache(cache, False):
@@ -224,19 +233,23 @@ class CompiledEngine:
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise RunFailed(one_line(self._logger.errors()))
-        rng = np.random.default_rng(0)
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self._spans = {name: self._span(name) for name in inputs}
         self._tensors: dict[str, _Tensor] = {}
         with ExitStack() as stack:
             self._stream = stack.enter_context(cuda.stream())
-            for name in (self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)):
-                is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-                dtype = trt.nptype(self._engine.get_tensor_dtype(name))
-                array = rng.standard_normal(tuple(self._engine.get_tensor_shape(name))).astype(dtype)
-                address = stack.enter_context(cuda.memory(array.nbytes))
-                if is_input:
-                    cuda.upload(address, array)
+            self._reshape({name: high for name, (_, _, high) in self._spans.items()})
+            for name in names:
+                dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
+                address = stack.enter_context(cuda.memory(math.prod(self._shape(name)) * dtype.itemsize))
                 self._context.set_tensor_address(name, int(address))
-                self._tensors[name] = _Tensor(is_input, address, array)
+                self._tensors[name] = _Tensor(name in inputs, address, dtype)
+            rng = np.random.default_rng(0)
+            self._timed = {
+                name: rng.standard_normal(usual).astype(self._tensors[name].dtype) for name, (_, usual, _) in self._spans.items()
+            }
+            self._upload(self._timed)
             self._launching = stack.enter_context(ExitStack())  # what a way to launch holds
             self._resources = stack.pop_all()
         self.launch(cuda_graph=False, spin_wait=True)
@@ -289,25 +302,54 @@ class CompiledEngine:
         return samples_us
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name for inputs by name, of the engine's own shapes and types.
+        """Outputs by name for inputs by name, of the engine's own types and of shapes that it takes.
+
+        Inputs of the usual shapes are those that later runs are timed on.
 
         Raises:
             LatencyError: an input is missing, unknown, or of another shape.
             RunFailed: the runtime refuses.
         """
-        wanted = {name: tensor.array.shape for name, tensor in self._tensors.items() if tensor.is_input}
         given = {name: value.shape for name, value in inputs.items()}
-        if given != wanted:
+        if given.keys() != self._spans.keys() or not all(_within(shape, self._spans[name]) for name, shape in given.items()):
+            wanted = {name: usual if low == high else f"{low} to {high}" for name, (low, usual, high) in self._spans.items()}
             raise LatencyError(f"the engine takes inputs of shape {wanted}, given {given}")
-        for name, value in inputs.items():
-            tensor = self._tensors[name]
-            self._cuda.upload(tensor.address, np.ascontiguousarray(value, tensor.array.dtype))
+        arrays = {name: np.ascontiguousarray(value, self._tensors[name].dtype) for name, value in inputs.items()}
+        self._upload(arrays)
         self._enqueue()
         self._cuda.synchronize(self._stream)
-        outputs = {name: np.empty_like(tensor.array) for name, tensor in self._tensors.items() if not tensor.is_input}
+        outputs = {name: np.empty(self._shape(name), tensor.dtype) for name, tensor in self._tensors.items() if not tensor.is_input}
         for name, value in outputs.items():
             self._cuda.download(value, self._tensors[name].address)
+        if given == {name: usual for name, (_, usual, _) in self._spans.items()}:
+            self._timed = arrays
+        else:
+            self._upload(self._timed)
         return outputs
+
+    def _span(self, name: str) -> tuple[Shape, Shape, Shape]:
+        """The smallest, the usual and the largest shape of an input; the same where it has one only."""
+        shape = tuple(self._engine.get_tensor_shape(name))
+        if min(shape, default=1) >= 0:
+            return shape, shape, shape
+        low, usual, high = map(tuple, self._engine.get_tensor_profile_shape(name, 0))
+        return low, usual, high
+
+    def _shape(self, name: str) -> Shape:
+        """The shape of an input or output as the context stands: those of dynamic outputs follow from the inputs."""
+        shape = tuple(self._engine.get_tensor_shape(name))
+        return shape if min(shape, default=1) >= 0 else tuple(self._context.get_tensor_shape(name))
+
+    def _reshape(self, shapes: Mapping[str, Shape]) -> None:
+        for name, shape in shapes.items():
+            low, _, high = self._spans[name]
+            if low != high and not self._context.set_input_shape(name, shape):
+                raise RunFailed(one_line(self._logger.errors()))
+
+    def _upload(self, inputs: Mapping[str, np.ndarray]) -> None:
+        self._reshape({name: value.shape for name, value in inputs.items()})
+        for name, value in inputs.items():
+            self._cuda.upload(self._tensors[name].address, value)
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._cuda.address(self._stream)):
@@ -331,8 +373,13 @@ _APART = ("compute_capabilities", "hardware_compatible")
 
 class _Tensor(NamedTuple):
     is_input: bool
-    address: int  # on the device
-    array: np.ndarray  # on the host, of the same shape and type
+    address: int  # on the device, of the size of its largest shape
+    dtype: np.dtype
+
+
+def _within(shape: Shape, span: tuple[Shape, Shape, Shape]) -> bool:
+    low, _, high = span
+    return len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
 
 
 def _load(flavour: Flavour) -> Any:

@@ -1,6 +1,8 @@
 import contextlib
 import hashlib
 import re
+import runpy
+import warnings
 
 import msgspec
 import numpy as np
@@ -11,9 +13,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from deploy import DeployError, Manifest, engine, export, pipeline, start, to_onnx, verify
+from deploy import DeployError, Manifest, engine, export, pipeline, start, to_onnx, triton, verify
 from deploy.cleaning import Cleaned, clean
 from deploy.form import Build, Form
+from deploy.shapes import Span
 from latency import BuildFailed, Device, Runtime
 from latency.backends.tensorrt import EngineSpec
 from latency.errors import DeviceUnavailable
@@ -163,6 +166,76 @@ def test_dynamic_shapes_are_fixed_by_the_caller(tmp_path):
     assert made.manifest.outputs == {"output": (1, 2, 8, 8)}
     with pytest.raises(DeployError, match="shapes are of an ONNX model: a module has the shape of example_input"):
         export(network(), example(), target="onnxruntime", out=tmp_path / "out", form=Form(shapes={"input": (1, 3, 8, 8)}))
+
+
+class Tokens(nn.Module):
+    """Its graph computes with the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Conv2d(3, 4, 4, stride=4), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.head(self.embed(x).reshape(x.shape[0], -1)).view(x.shape[0], 5)
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory):
+    """An ONNX file whose batch is dynamic, and how it is to ship."""
+    file = tmp_path_factory.mktemp("dynamic") / "m.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Tokens().eval(),
+            (torch.zeros(2, 3, 8, 8),),
+            file,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["input"],
+            output_names=["output"],
+            external_data=False,
+            verbose=False,
+        )
+    span = Span((1, 3, 8, 8), (4, 3, 8, 8), (9, 3, 8, 8))
+    return {"model": file.read_bytes(), "form": Form(shapes={"input": span}), "samples": samples(), "protocol": QUICK}
+
+
+def test_a_dynamic_batch_ships_and_is_checked_at_its_smallest_usual_and_largest(tmp_path, dynamic):
+    made = export(**dynamic, target="onnxruntime", out=tmp_path / "out", labels=torch.arange(12) % 5)
+    manifest = made.manifest
+    assert (manifest.inputs, manifest.outputs) == ({"input": (4, 3, 8, 8)}, {"output": (4, 5)})
+    assert ({**manifest.spans}, manifest.output_spans) == (dynamic["form"].shapes, {"output": Span((1, 5), (4, 5), (9, 5))})
+    forms = [
+        (f"{name}{end}", verdict) for end in ("", " at min", " at max") for name, verdict in (("original", "reference"), ("onnx", "passed"))
+    ]
+    assert [(step.name, step.verdict) for step in manifest.validation] == forms
+    assert (manifest.shipped.score.value > 0, manifest.shipped.measured.median_us > 0) == (True, True)
+    checks = {check.name: check.verdict for check in verify(made.directory).checks}
+    assert [checks[f"outputs of onnx{end}"] for end in ("", " at min", " at max")] == ["passed"] * 3
+    run = runpy.run_path(str(made.directory / "run.py"))["load"]()
+    kept = safetensors.numpy.load((made.directory / "reference.safetensors").read_bytes())
+    for end, batch in (("", 4), ("min.", 1), ("max.", 9)):
+        inputs, wanted = kept[f"{end}inputs.input"][0], kept[f"{end}outputs.output"][0]
+        assert inputs.shape == (batch, 3, 8, 8)
+        np.testing.assert_allclose(run(inputs)["output"], wanted, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"^input input is float32 \[1, 3, 8, 8\] to \[9, 3, 8, 8\], given float32 \[10, 3, 8, 8\]$"):
+        run(np.zeros((10, 3, 8, 8), np.float32))
+    assert (
+        "| input | `input` | float32 | [1 to 9, 3, 8, 8] |\n| output | `output` | float32 | [1 to 9, 5] |"
+        in (made.directory / "README.md").read_text()
+    )
+    assert "dims: [ -1, 3, 8, 8 ]" in triton.config(manifest, "m")
+
+
+def test_an_engine_of_a_dynamic_batch_is_built_from_a_half_precision_graph_that_takes_each(tmp_path, dynamic, no_gpu):
+    made = export(**dynamic, target="tensorrt-rtx", out=tmp_path / "out")
+    steps = {step.name: step.verdict for step in made.manifest.validation}
+    for end in ("", " at min", " at max"):
+        assert (steps[f"onnx-fp16{end}"], steps[f"engine{end}"]) == ("passed", "not run")
+    checks = {check.name: check.verdict for check in verify(made.directory).checks}
+    assert {checks[name] for name in ("certificate", "outputs of onnx-fp16", "outputs of onnx-fp16 at max")} == {"passed"}
+    body = onnx.load(made.directory / "model.fp16.onnx").graph
+    assert body.input[0].type.tensor_type.shape.dim[0].dim_param
 
 
 def test_several_outputs_are_compared_kept_and_verified(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploy import LoweringError
-from deploy.shapes import fix_shapes, inputs, parse_shape, parse_shapes, require_static_inputs
+from deploy.shapes import Span, fix_shapes, fix_spans, inputs, parse_shape, parse_shapes, parse_spans, require_static_inputs, sizes
 
 
 def value(name, shape):
@@ -104,3 +104,28 @@ def test_initializers_are_no_inputs():
     found = model(value("x", [1, 3]), value("w", [1, 3]))
     found.graph.initializer.append(helper.make_tensor("w", TensorProto.FLOAT, [1, 3], [1.0, 2.0, 3.0]))
     assert [each.name for each in inputs(found)] == ["x"]
+
+
+def test_three_shapes_are_a_span_and_a_size_that_differs_stays_dynamic_everywhere():
+    spans = parse_spans(["a=1x3x8:4x3x8:16x3x9"])
+    assert spans == {"a": Span((1, 3, 8), (4, 3, 8), (16, 3, 9))}
+    assert (str(spans["a"]), spans["a"].fixed, parse_spans(["a=1x3"])["a"].fixed) == ("1 to 16, 3, 8 to 9", False, True)
+    found = model(value("a", ["n", "c", None]), value("b", ["n", "c"]), value("c", [5]))
+    assert fix_spans(found, spans) == {**spans, "b": Span((1, 3), (4, 3), (16, 3))}
+    assert [sizes(each) for each in inputs(found)] == ["n, 3, a_2", "n, 3", "5"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a=1x3:2x3"], "shape 'a=1x3:2x3': give one shape, or the smallest, the usual and the largest: input=1x3x8x8:8x3x8x8:32x3x8x8$"),
+        (["a=2x3:1x3:4x3"], "the smallest, the usual and the largest shape must not fall in any size$"),
+        (["a=1x3:1:1x3"], "must not fall"),
+        (["a=1x3", "a=1x3:1x3:1x3"], "shape of 'a': it is given twice$"),
+        (["a=1x3:2x4:3x5"], r"shape of 'a': 2x4 does not fit \(n, 3\)"),
+        (["a=1:x:2"], "shape 'a=x': give the name of an input"),
+    ],
+)
+def test_shapes_that_are_no_span_are_refused(words, message):
+    with pytest.raises(LoweringError, match=message):
+        fix_spans(model(value("a", ["n", 3])), parse_spans(words))

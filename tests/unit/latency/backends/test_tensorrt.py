@@ -163,7 +163,7 @@ class Gpu:
         self.inference_us, self.fail, self.parse_fail = 50.0, False, False
         self.now_us, self.events, self.live, self.next_handle = 0.0, {}, {}, 1
         self.enqueued = self.waited = self.most_ahead = 0
-        self.memory, self.addresses = {}, {}
+        self.memory, self.addresses, self.batches, self.spans = {}, {}, [], ()  # spans: smallest, usual and largest batch
         self.capturing, self.capturable, self.launched, self.blocking = False, True, 0, []
 
     def make_event(self, flags):
@@ -227,9 +227,9 @@ class Gpu:
         device, host = (destination, source) if kind == "up" else (source, destination)
         view = np.ctypeslib.as_array((ctypes.c_float * (size // 4)).from_address(host))
         if kind == "up":
-            self.memory[device][:] = view
+            self.memory[device][: len(view)] = view
         else:
-            view[:] = self.memory[device]
+            view[:] = self.memory[device][: len(view)]
         return (Error.cudaSuccess,)
 
     def cudart(self):
@@ -324,7 +324,12 @@ class Gpu:
             num_io_tensors = 2
 
             def create_execution_context(self):
-                return SimpleNamespace(set_tensor_address=gpu.addresses.__setitem__, execute_async_v3=gpu.execute)
+                return SimpleNamespace(
+                    set_tensor_address=gpu.addresses.__setitem__,
+                    execute_async_v3=gpu.execute,
+                    set_input_shape=lambda name, shape: gpu.batches.append(shape[0]) or True,
+                    get_tensor_shape=lambda name: (gpu.batches[-1], 4),
+                )
 
             def get_tensor_name(self, i):
                 return "xy"[i]
@@ -333,7 +338,10 @@ class Gpu:
                 return {"x": "in", "y": "out"}[name]
 
             def get_tensor_shape(self, name):
-                return (1, 4)
+                return (-1 if gpu.spans else 1, 4)
+
+            def get_tensor_profile_shape(self, name, profile):
+                return [(batch, 4) for batch in gpu.spans]
 
             def get_tensor_dtype(self, name):
                 return "float"
@@ -487,6 +495,19 @@ def test_outputs_for_inputs(gpu):
         assert outputs["y"].tolist() == [[0.0, 2.0, 0.0, 4.0]]
         with pytest.raises(LatencyError, match=r"takes inputs of shape \{'x': \(1, 4\)\}, given \{'z': \(2,\)\}"):
             compiled.infer({"z": np.zeros(2)})
+
+
+def test_an_engine_of_several_shapes_takes_each_and_is_timed_on_the_usual_one(gpu):
+    gpu.spans = (1, 2, 3)
+    with TensorRT("tensorrt").compile(b"") as compiled:
+        for batch in (3, 1):
+            assert compiled.infer({"x": np.full((batch, 4), batch)})["y"].tolist() == [[batch] * 4] * batch
+            assert gpu.batches[-1] == 2
+        compiled.infer({"x": np.full((2, 4), 7.0)})
+        compiled.infer({"x": np.full((3, 4), 8.0)})
+        assert (gpu.batches[-1], gpu.memory[gpu.addresses["x"]][:8].tolist()) == (2, [7.0] * 8)
+        with pytest.raises(LatencyError, match=r"takes inputs of shape \{'x': '\(1, 4\) to \(3, 4\)'\}, given \{'x': \(4, 4\)\}"):
+            compiled.infer({"x": np.zeros((4, 4))})
 
 
 def test_a_refused_inference_and_a_refused_engine(gpu):
