@@ -28,7 +28,7 @@ from latency import Device, Latency, Measurement, Protocol, Runtime, files
 from latency.decoding import MAX_JSON_BYTES, convert, decode_json, decode_tensors
 from latency.errors import FileError
 from latency.measure import summarize
-from latency.units import interval, microseconds
+from latency.units import Unit, interval, unit_for
 from latency.values import Count, SampleUs, Sha256
 
 MANIFEST = "manifest.json"
@@ -148,9 +148,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def failures(self) -> list[str]:
         """Each verdict that does not hold, in words. What was not run, and a latency that is unsure, are no failures."""
+        return self.failures_in(unit_for([self.budget_us or 0.0]))
+
+    def failures_in(self, unit: Unit) -> list[str]:
+        """The same, with latencies in a unit."""
         lines = [f"{step.name} {step.precision}: {step.reason}" for step in self.validation if step.verdict == "failed"]
         if self.budget_verdict == "missed" and self.shipped.measured and self.budget_us:
-            lines.append(f"latency: {interval(self.shipped.measured)}, the budget is {microseconds(self.budget_us)}")
+            lines.append(f"latency: {interval(self.shipped.measured, unit)}, the budget is {unit.words(self.budget_us)}")
         return lines
 
 

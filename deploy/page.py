@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,28 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+_LOOKS = {"passed": "good", "met": "good", "failed": "bad", "missed": "bad", "unsure": "unsure", "not run": "notrun"}
+
+
+def look_of(verdict: str) -> str:
+    """The class of the style sheet for a verdict, with its icon and colour; "" for what is no verdict."""
+    return _LOOKS.get(verdict, "")
+
+
 @dataclass(frozen=True)
 class Row:
-    """A line of the main table."""
+    """A line of the main table; "" where nothing is known."""
 
     name: str
     unpruned: str
     shipped: str
+    verdict: str = ""
+    """that `shipped` ends with, such as met; "" for none"""
+
+    @property
+    def look(self) -> str:
+        """Its class of the style sheet."""
+        return look_of(self.verdict)
 
 
 @dataclass(frozen=True)
@@ -47,10 +62,10 @@ class Cell:
     """A cell of a table that looks other than plain text."""
 
     text: str
-    look: str
-    """class of the style sheet: hash, passed, failed, notrun, reason or plain"""
-    span: int = 1
-    """columns that it takes"""
+    look: str = ""
+    """class of the style sheet: hash, reason or that of a verdict"""
+    whole: bool = False
+    """whether it takes the whole line"""
     link: str = ""
     """where the text leads, relative to the page"""
 
@@ -69,6 +84,35 @@ class Section:
     """a note below the table"""
     dense: bool = False
     """whether it is set in small type"""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a gauge."""
+
+    name: str
+    value: float
+    words: str
+    look: str
+    """classes of the style sheet: `limit`, or `bar`, with `chosen` and the class of a verdict"""
+    low: float = 0.0
+    high: float = 0.0
+    """ends of its interval, where it has one"""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Bars beneath one another, in the head of a page."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    limit: float | None = None
+    """a mark across all bars"""
+
+    def share(self, value: float) -> str:
+        """A length on the page."""
+        most = max(end for bar in self.bars for end in (bar.value, bar.high))
+        return f"{value / most:.2%}"
 
 
 @dataclass(frozen=True)
@@ -91,10 +135,18 @@ class Page:
     """of what it is about, for the browser's title"""
     subtitle: str
     headline: str
-    rows: tuple[Row, ...]
-    note: str
+    look: str = ""
+    """of the headline: the class of a verdict"""
+    gauge: Gauge | None = None
+    rows: tuple[Row, ...] = ()
+    note: str = ""
     """of the main table"""
     body: tuple[Section | Picture, ...]
+
+    @property
+    def compares(self) -> bool:
+        """Whether anything is known of an unpruned network."""
+        return any(row.unpruned for row in self.rows)
 
 
 def require_page(out: str | Path, *, force: bool = False) -> None:
@@ -126,11 +178,33 @@ def write(page: Page, out: str | Path, *, force: bool = False) -> None:
     jinja2 = require("jinja2", "report")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(resources.files("deploy").joinpath("page.html.j2").read_text("utf-8"))
-    body = [(item, _svg(item) if isinstance(item, Picture) else None) for item in page.body]
+    body = [(item, _svg(item)) if isinstance(item, Picture) else (_without_empty_columns(item), None) for item in page.body]
+    first = ("Unpruned and shipped" if page.compares else "Shipped",) if page.rows else ()
+    contents = (*first, *(item.title for item in page.body if item.title))
     try:
-        write_whole(out, template.render(page=page, body=body, generator=GENERATOR).encode())
+        text = template.render(page=page, body=body, contents=contents, slug=_slug, generator=GENERATOR)
+        write_whole(out, text.encode())
     except OSError as error:
         raise DeployError(f"{out} cannot be written: {error.strerror}") from error
+
+
+def _slug(title: str) -> str:
+    """A title as the name of a place on the page."""
+    return re.sub(r"\W+", "-", title.lower())
+
+
+def _without_empty_columns(section: Section) -> Section:
+    """A table without the columns in which no line has anything."""
+    if not section.columns:
+        return section
+
+    def is_whole(line: Sequence[str | Cell]) -> bool:
+        return isinstance(line[0], Cell) and line[0].whole
+
+    full = [line for line in section.lines if not is_whole(line)]
+    kept = [place for place in range(len(section.columns)) if any(line[place] for line in full)]
+    lines = [line if is_whole(line) else [line[place] for place in kept] for line in section.lines]
+    return replace(section, columns=tuple(section.columns[place] for place in kept), lines=lines)
 
 
 def _svg(picture: Picture) -> Any:
@@ -148,5 +222,5 @@ def _svg(picture: Picture) -> Any:
     svg = svg[svg.index("<svg") :]
     for colour, css in _CSS.items():
         svg = svg.replace(colour, css)
-    name = picture.title.lower().replace(" ", "-")  # ids are unique in a picture; make them so in the page
-    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg))
+    # ids are unique in a picture; make them so in the page
+    return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{_slug(picture.title)}-", svg))

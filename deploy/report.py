@@ -1,5 +1,6 @@
 """What a page says of a bundle: its verdicts, numbers and pictures, by its manifest alone."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 from deploy import bundle
 from deploy.bundle import Layer, Manifest, Network
 from deploy.metric import ACCURACY, Metric
-from deploy.page import FIRST, INK, LIMIT, Cell, Page, Picture, Row, Section
+from deploy.page import FIRST, INK, LIMIT, Bar, Cell, Gauge, Page, Picture, Row, Section, look_of
 from deploy.validate import Step, compare_latency, share
 from latency import Measurement
-from latency.units import interval, microseconds
+from latency.units import HasInterval, Unit, interval, unit_for
+
+_HASH = re.compile(r"[0-9a-f]{16,}")
 
 
 def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequence[Section | Picture] = ()) -> Page:
@@ -26,67 +29,115 @@ def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequ
         DeployError: it is not a bundle, or a file of it is damaged.
     """
     manifest = bundle.load(directory).manifest
+    unit = unit_of(manifest)
     samples = "samples" if manifest.samples_from == "given" else f"samples, {bundle.RANDOM}"
     inputs = ", ".join(
         f"{name} of {' × '.join(map(str, shape))}" + (f" (it takes {manifest.spans[name]})" if name in manifest.spans else "")
         for name, shape in manifest.inputs.items()
     )
+    verdict, sentence = headline(manifest, unit)
     return Page(
         title=directory.name,
         kind="shipped network",
-        subtitle=f"Shipped for {manifest.target} in {manifest.precision}, made {manifest.created}.",
-        headline=headline(manifest),
-        rows=tuple(main_table(manifest)),
+        subtitle=f"Shipped for {manifest.target} in {manifest.precision}, made {manifest.created[:16].replace('T', ' ')} UTC.",
+        headline=sentence,
+        look=look_of(verdict),
+        gauge=_gauge(manifest, unit),
+        rows=tuple(main_table(manifest, unit)),
         note=f"Measured on {manifest.samples:,} {samples}; latency of one call, with {inputs}; intervals of 95 %.",
-        body=(*about, *pictures(manifest), *more, validation(manifest), provenance(manifest), chain(manifest)),
+        body=(*about, *pictures(manifest, unit), *more, validation(manifest), provenance(manifest), chain(manifest)),
     )
 
 
-def main_table(manifest: Manifest) -> list[Row]:
-    """The unpruned and the shipped network side by side; a dash where nothing is known."""
+def unit_of(manifest: Manifest) -> Unit:
+    """The unit of all latencies of its networks on a page."""
+    known = [(network.measured, network.predicted) for network in (manifest.shipped, manifest.unpruned) if network]
+    budget = [] if manifest.budget_us is None else [manifest.budget_us]
+    return unit_for([*budget, *(latency.us for pair in known for latency in pair if latency)])
 
-    def row(name: str, show: Callable[[Network], str]) -> Row:
-        return Row(name, "-" if manifest.unpruned is None else show(manifest.unpruned), show(manifest.shipped))
+
+def main_table(manifest: Manifest, unit: Unit) -> Iterator[Row]:
+    """The unpruned and the shipped network side by side, as far as anything is known of them."""
+
+    def row(name: str, show: Callable[[Network], str], verdict: str = "") -> Iterator[Row]:
+        unpruned, shipped = manifest.unpruned and show(manifest.unpruned), show(manifest.shipped)
+        if unpruned or shipped:
+            yield Row(name, unpruned or "", shipped, verdict)
 
     metric = manifest.metric or ACCURACY
-    rows = [
-        row(metric.name, lambda network: metric.figure(network.score) if network.score else "-"),
-        row("parameters", lambda network: f"{network.params:,}"),
-        row("MACs", lambda network: f"{network.macs:,}"),
-        row("predicted latency", lambda network: "-" if network.predicted is None else interval(network.predicted)),
-        row("measured latency", lambda network: "not run" if network.measured is None else interval(network.measured)),
-    ]
+    yield from row(metric.name, lambda network: metric.figure(network.score) if network.score else "")
+    yield from row("parameters", lambda network: f"{network.params:,}")
+    yield from row("MACs", lambda network: f"{network.macs:,}")
+    yield from row("predicted latency", lambda network: interval(network.predicted, unit) if network.predicted else "")
+    measured = "" if manifest.shipped.measured else "not run"
+    yield from row("measured latency", lambda network: interval(network.measured, unit) if network.measured else "not run", measured)
     if manifest.unpruned and manifest.unpruned.measured and manifest.shipped.measured:
         ratio = compare_latency(manifest.shipped.measured, manifest.unpruned.measured)
-        rows.append(Row("against unpruned", "-", f"{ratio.word}: {ratio.ratio:.3f} of its latency ({ratio.low:.3f} to {ratio.high:.3f})"))
-    budget = "" if manifest.budget_us is None else f"{microseconds(manifest.budget_us)}: "
-    rows.append(Row("budget", "-", f"{budget}{manifest.budget_verdict}"))
+        yield Row("against unpruned", "", f"{ratio.word}: {ratio.ratio:.3f} of its latency ({ratio.low:.3f} to {ratio.high:.3f})")
+    budget = "" if manifest.budget_us is None else f"{unit.words(manifest.budget_us)}: "
+    yield Row("budget", "", f"{budget}{manifest.budget_verdict}", manifest.budget_verdict)
     last = next((step for step in reversed(manifest.validation) if step.worst), None)
     if last and last.worst:
         text = f"{last.worst.relative:.1e} of its scale ({last.name}, limit {last.limit:.0e}): {last.verdict}"
-        rows.append(Row("output difference", "-", text))
-    return rows
+        yield Row("output difference", "", text, last.verdict)
 
 
-def headline(manifest: Manifest) -> str:
-    """The page's verdict in a sentence."""
-    failures = manifest.failures
-    if failures:
-        return "Does not hold: " + "; ".join(failures) + "."
+def headline(manifest: Manifest, unit: Unit) -> tuple[str, str]:
+    """The page's verdict, by itself and in a sentence."""
+    if failures := manifest.failures_in(unit):
+        return "failed", "Does not hold: " + "; ".join(failures) + "."
     not_run = [step.name for step in manifest.validation if step.verdict == "not run"]
     ending = f" Not run: {', '.join(not_run)}." if not_run else ""
     match manifest.budget_verdict:
         case "met":
-            return "Every verdict holds, and the budget is met." + ending
+            verdict, sentence = "met", "Every verdict holds, and the budget is met."
         case "unsure":
-            return "Every output agrees; whether the budget is met is unsure: it lies inside of the latency's interval." + ending
+            verdict = "unsure"
+            sentence = "Every output agrees; whether the budget is met is unsure: it lies inside of the latency's interval."
         case "no budget":
-            return "Every output agrees; there is no budget." + ending
+            verdict, sentence = "passed", "Every output agrees; there is no budget."
         case _:
-            return f"Every output that was compared agrees; the latency was not measured: {manifest.shipped.not_measured}." + ending
+            verdict = "not run"
+            sentence = f"Every output that was compared agrees; the latency was not measured: {manifest.shipped.not_measured}."
+    return "not run" if not_run else verdict, sentence + ending
 
 
-def pictures(manifest: Manifest) -> Iterator[Picture]:
+def _gauge(manifest: Manifest, unit: Unit) -> Gauge | None:
+    """The latencies of both networks beside the budget: measured ones where the shipped network was measured."""
+    how = "measured" if manifest.shipped.measured else "predicted"
+    unpruned: HasInterval | None = getattr(manifest.unpruned, how, None)
+    verdict = manifest.budget_verdict if how == "measured" else ""
+    return gauge(f"Latency, {how}", unpruned, getattr(manifest.shipped, how), manifest.budget_us, unit, verdict)
+
+
+def gauge(
+    title: str, unpruned: HasInterval | None, shipped: HasInterval | None, budget_us: float | None, unit: Unit, verdict: str = ""
+) -> Gauge | None:
+    """Latencies as bars, with the budget as a mark across them.
+
+    Args:
+        title: what is shown.
+        unpruned: None where it is not known.
+        shipped: None where it is not known.
+        budget_us: None where there is none.
+        unit: of the page.
+        verdict: on the budget.
+
+    Returns:
+        None where nothing is known.
+    """
+    if shipped is None:
+        return None
+
+    def bar(name: str, latency: HasInterval, look: str) -> Bar:
+        return Bar(name, latency.us, unit.words(latency.us), look, low=latency.low_us, high=latency.high_us)
+
+    first = [] if unpruned is None else [bar("unpruned", unpruned, "bar")]
+    between = [] if budget_us is None else [Bar("budget", budget_us, unit.words(budget_us), "limit")]
+    return Gauge(title, (*first, *between, bar("shipped", shipped, f"bar chosen {look_of(verdict)}".strip())), limit=budget_us)
+
+
+def pictures(manifest: Manifest, unit: Unit) -> Iterator[Picture]:
     """The widths that a bundle has, and its latencies as measured."""
     if manifest.layers:
         yield kept_channels(manifest.layers)
@@ -94,7 +145,7 @@ def pictures(manifest: Manifest) -> Iterator[Picture]:
     measured = [(name, network.measured) for name, network in pair if network and network.measured]
     if measured:
         caption = "Samples, taken in turns in one run. Line: median; band: its interval; the last bin holds all that is slower."
-        paint = partial(_latencies, networks=measured, budget_us=manifest.budget_us)
+        paint = partial(_latencies, networks=measured, budget_us=manifest.budget_us, unit=unit)
         yield Picture("Latency", caption, 1 + 1.8 * len(measured), paint)
 
 
@@ -134,17 +185,17 @@ def _precision(manifest: Manifest) -> Iterator[str]:
 
 
 def _step(step: Step, metric: Metric) -> Iterator[list[str | Cell]]:
-    verdict = Cell(step.verdict, step.verdict.replace(" ", ""))
-    score = metric.figure(step.score) if step.score else "-"
+    verdict = Cell(step.verdict, look_of(step.verdict))
+    score = metric.figure(step.score) if step.score else ""
     for output, first in step.first.items():
         name = f"{step.name}: {output}" if len(step.first) > 1 else step.name
         differences = [_short(step.previous[output].relative), _short(first.relative), _short(step.limit), _short(first.max_abs)]
-        top1, kl = share(first.top1) if first.top1 else "-", "-" if first.kl is None else _short(first.kl)
+        top1, kl = share(first.top1) if first.top1 else "", "" if first.kl is None else _short(first.kl)
         yield [name, step.precision, verdict, *differences, f"{first.cosine:.6f}", top1, kl, score]
     if not step.first:
-        yield [step.name, step.precision, verdict, "-", "-", _short(step.limit), "-", "-", "-", "-", score]
+        yield [step.name, step.precision, verdict, "", "", _short(step.limit) if step.verdict != "reference" else "", *[""] * 4, score]
     if step.reason:
-        yield [Cell(f"{step.name}, {step.verdict}: {step.reason}", "reason", span=11)]
+        yield [Cell(f"{step.name}, {step.verdict}: {step.reason}", "reason", whole=True)]
 
 
 def _short(value: float) -> str:
@@ -155,7 +206,7 @@ def provenance(manifest: Manifest) -> Section:
     """Where a bundle was made, of what, and how."""
     device = manifest.device
     if device is None:
-        where = f"not run: {manifest.shipped.not_measured}"
+        where = Cell(f"not run: {manifest.shipped.not_measured}", look_of("not run"))
     elif device.kind == "cpu":
         where = f"{device.name}, {device.os}, {device.threads} of {device.cores} threads"
     else:
@@ -167,8 +218,8 @@ def provenance(manifest: Manifest) -> Section:
             ("runtime", f"{manifest.runtime.name} {manifest.runtime.version}"),
             ("protocol", manifest.protocol.name),
             *((f"build: {name}", str(value)) for name, value in manifest.build.items()),
-            *((name, str(value)) for name, value in manifest.versions.items()),
-            *((name, Cell(str(value), "hash")) for name, value in manifest.provenance.items()),
+            *((f"version: {name}", value) for name, value in manifest.versions.items()),
+            *((name, Cell(value, "hash") if _HASH.fullmatch(value) else value) for name, value in manifest.provenance.items()),
         ],
     )
 
@@ -178,7 +229,7 @@ def chain(manifest: Manifest) -> Section:
     return Section(
         note="From the architecture to what runs: every form names what it was made from.",
         columns=("form", "made from", "file", "sha256"),
-        lines=[(link.name, link.made_from or "-", link.file or "-", Cell(link.sha256, "hash")) for link in manifest.chain],
+        lines=[(link.name, link.made_from, link.file, Cell(link.sha256, "hash")) for link in manifest.chain],
     )
 
 
@@ -195,19 +246,20 @@ def _widths(figure: Any, layers: Sequence[Layer]) -> None:
     axes.set_xlabel("channels")
 
 
-def _latencies(figure: Any, networks: Sequence[tuple[str, Measurement]], budget_us: float | None) -> None:
+def _latencies(figure: Any, networks: Sequence[tuple[str, Measurement]], budget_us: float | None, unit: Unit) -> None:
     column = figure.subplots(len(networks), 1, squeeze=False)[:, 0]
     for axes, (name, measured) in zip(column, networks, strict=True):
         ordered = sorted(measured.samples_us)
         low, upper = ordered[0], ordered[3 * len(ordered) // 4]
         high = max(min(ordered[-1 - len(ordered) // 50], upper + 4 * (upper - low)), low * 1.001, measured.high_us)
         shares = [1 / len(ordered)] * len(ordered)
-        axes.hist([min(sample, high) for sample in ordered], 40, range=(low, high), weights=shares, color=FIRST)
-        axes.axvline(measured.median_us, color=INK, linewidth=1)
-        axes.axvspan(measured.low_us, measured.high_us, color=INK, alpha=0.2, linewidth=0)
+        axes.hist([unit.of(min(sample, high)) for sample in ordered], 40, range=(unit.of(low), unit.of(high)), weights=shares, color=FIRST)
+        axes.axvline(unit.of(measured.median_us), color=INK, linewidth=1)
+        axes.axvspan(unit.of(measured.low_us), unit.of(measured.high_us), color=INK, alpha=0.2, linewidth=0)
         if name == "shipped" and budget_us is not None and low < budget_us < 1.5 * high:
-            axes.axvline(budget_us, color=LIMIT, linestyle="--")
-            axes.annotate("budget ", (budget_us, 1), xycoords=("data", "axes fraction"), va="top", ha="right", color=LIMIT)
-        axes.set_title(f"{name}: {interval(measured)}", loc="left", fontsize=10)
+            budget = unit.of(budget_us)
+            axes.axvline(budget, color=LIMIT, linestyle="--")
+            axes.annotate("budget ", (budget, 1), xycoords=("data", "axes fraction"), va="top", ha="right", color=LIMIT)
+        axes.set_title(f"{name}: {unit.interval(measured)}", loc="left", fontsize=10)
         axes.set_ylabel("share of samples")
-    column[-1].set_xlabel("latency of one batch, µs")
+    column[-1].set_xlabel(f"latency of one batch, {unit.name}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from latency.monitor import Monitor, Reading
 from latency.protocol import Protocol
-from latency.units import microseconds
+from latency.units import Unit
 from latency.values import SampleUs, TimeUs
 
 _WINDOW_MS = 50.0  # the longest window: a disturbance that comes and goes inside one is not seen
@@ -77,10 +77,9 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The latency: the median."""
         return self.median_us
 
-    @property
-    def remarks(self) -> list[str]:
+    def remarks(self, unit: Unit) -> list[str]:
         """What a person should know of it: the percentiles that were stated, and why it is unstable."""
-        tails = [f"{name} {microseconds(value)}" for name, value in (("p90", self.p90_us), ("p99", self.p99_us)) if value is not None]
+        tails = [f"{name} {unit.words(value)}" for name, value in (("p90", self.p90_us), ("p99", self.p99_us)) if value is not None]
         return [*tails, ": ".join(filter(None, (self.status, self.reason)))] if self.status != "ok" else tails
 
 

@@ -21,10 +21,12 @@ from latency.errors import CoverageError, LatencyError, require
 from latency.files import whole
 from latency.outputs import GENERATOR, PICTURE, require_file
 from latency.table import Latency, LatencyTable, Row
-from latency.units import ms_from_us
+from latency.units import Unit, unit_for
 
 WIDTH_IN = 10.0
 """Of every picture, in inches."""
+_SMALL = 8
+"""Points of the smallest text."""
 
 Family = dict[BlockSpec, Row]
 
@@ -80,7 +82,7 @@ def plot(table: LatencyTable, out: Path, *, force: bool = False) -> None:
     """
     require_picture(out, force=force)
     require("matplotlib", "report")
-    drawn = pictures(table, PRINT)
+    drawn = pictures(table, PRINT, unit_for([row.median_us for row in table.rows if row.kind == "network" and row.measured]))
     if not drawn:
         raise LatencyError(f"{table.path}: there is nothing to draw: measure with `lathe profile SPACE --out {table.path}`")
     _save(_titled(table), drawn, out)
@@ -141,14 +143,20 @@ def _ratios(figure: Any, found: Diff, palette: Palette) -> None:
         ax.plot(ratios, [place] * len(ratios), "o", color=palette.second, ms=2.5, alpha=0.5)
         ax.plot([change.low, change.high], [place, place], color=palette.first, linewidth=1.5)
         ax.plot(change.ratio, place, "o", color=palette.first, ms=5)
-    ax.set_yticks(range(len(lines)), [found.titles.get(change.family, "all") for change in lines], fontsize=7)
+    ax.set_yticks(range(len(lines)), [found.titles.get(change.family, "all") for change in lines], fontsize=_SMALL)
     ax.set_ylim(len(lines) - 0.5, -0.5)
     ax.grid(alpha=0.2, axis="x")
     ax.set_xlabel("latency over the first table's")
 
 
-def pictures(table: LatencyTable, palette: Palette) -> list[Picture]:
-    """What there is to see in a table: how well it predicts, blocks over their widths, and blocks of one width."""
+def pictures(table: LatencyTable, palette: Palette, unit: Unit) -> list[Picture]:
+    """What there is to see in a table: how well it predicts, blocks over their widths, and blocks of one width.
+
+    Args:
+        table: what to draw.
+        palette: its colours.
+        unit: of the latencies of networks; those of blocks are in microseconds.
+    """
     families: dict[str, Family] = {}
     for row in table.rows:
         if row.kind == "block" and row.known:
@@ -162,14 +170,14 @@ def pictures(table: LatencyTable, palette: Palette) -> list[Picture]:
         error = table.predictor.mean_absolute_error
         off = "too few to judge the error by" if math.isnan(error) else f"{error:.2%} off on average (cross-validated)"
         caption = f"{len(networks)} networks, measured whole and predicted from their blocks, with intervals of 95 %: {off}."
-        drawn.append(Picture("Predicted against measured", caption, 4.2, lambda figure: _networks(figure, networks, palette)))
+        drawn.append(Picture("Predicted against measured", caption, 4.2, lambda figure: _networks(figure, networks, palette, unit)))
     if wide:
         columns = min(4, len(wide)) if len(wide) > 4 else min(2, len(wide))
         lines = math.ceil(len(wide) / columns)
         caption = (
             "A panel a family of blocks, in microseconds. Full dot: measured, with its interval; hollow dot and hatched band: interpolated "
             "with its interval; square: transferred from another device; diamond: measured, but held out to judge these; cross: unstable. "
-            "Over two widths the strength of a cell is its latency."
+            "Over two widths the colour of a cell is its latency."
         )
         height = lines * (2.3 if columns == 4 else 3.4)
         drawn.append(Picture("Latency over width", caption, height, lambda figure: _families(figure, table, wide, columns, palette)))
@@ -189,14 +197,15 @@ def _families(figure: Any, table: LatencyTable, families: dict[str, Family], col
         wide = {name: widths for name, widths in values.items() if len(widths) > 1}
         fixed = ",".join(f"{name}={widths[0]}" for name, widths in values.items() if name not in wide)
         title = f"{family}[{fixed}]" if fixed else family
-        ax.set_title("\n".join(textwrap.wrap(title.replace(",", ", "), 38 if columns == 4 else 80)), fontsize=7 if columns == 4 else 8)
-        ax.tick_params(labelsize=7)
+        ax.set_title("\n".join(textwrap.wrap(title.replace(",", ", "), 34 if columns == 4 else 80)), fontsize=_SMALL)
+        ax.tick_params(labelsize=_SMALL)
         if len(wide) == 2:
-            _heat_map(figure, ax, table, rows, held, wide, palette)
+            _over_two_widths(figure, ax, table, rows, held, wide, palette)
             continue
         for name in wide:
             _line(ax, table, rows, held, name, palette)
-        ax.set_xlabel(" or ".join(wide), fontsize=7, labelpad=1)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.set_xlabel(" or ".join(wide), fontsize=_SMALL, labelpad=1)
         ax.set_ylim(0, 1.08 * ax.dataLim.y1)
         ax.grid(alpha=0.2)
     for ax in axes[len(families) :]:
@@ -243,11 +252,9 @@ def _grid(widths: list[int]) -> list[int]:
     return sorted({*widths, *range(widths[0], widths[-1], step)})
 
 
-def _heat_map(
+def _over_two_widths(
     figure: Any, ax: Any, table: LatencyTable, rows: Family, held: set[str], axes: dict[str, list[int]], palette: Palette
 ) -> None:
-    from matplotlib.colors import LinearSegmentedColormap, to_rgba
-
     (down, across), (vertical, horizontal) = axes, (_grid(widths) for widths in axes.values())
     any_spec = next(iter(rows))
     values, marks = np.full((len(vertical), len(horizontal)), np.nan), {"o": list[tuple[int, int]](), "s": [], "D": [], "x": []}
@@ -262,22 +269,46 @@ def _heat_map(
             marks["x"].append((j, i))
         elif spec.key in held:
             marks["D"].append((j, i))
-    colours = LinearSegmentedColormap.from_list("ink", [to_rgba(palette.ink, 0.04), to_rgba(palette.ink, 0.92)], N=24)
-    mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=colours, vmin=0)
-    bar = figure.colorbar(mesh, ax=ax, pad=0.02)
-    bar.ax.tick_params(labelsize=7)
+    legend(figure, heat_map(ax, values), ax, "µs")
     if not marks["o"] and not marks["s"]:
         marks["D"].clear()  # nothing is predicted, so nothing was held out to judge it
     for marker, places in marks.items():
-        x, y = ([place[axis] + 0.5 for place in places] for axis in (0, 1))
+        x, y = ([place[axis] + first for place in places] for axis, first in ((0, 1), (1, 0)))
         ax.plot(x, y, marker, mfc=palette.paper, mec=palette.second, mew=0.8, ms=3)
-    for ticks, labels, limits, name in (
-        (ax.set_xticks, horizontal, ax.set_xlabel, across),
-        (ax.set_yticks, vertical, ax.set_ylabel, down),
+    for ticks, first, labels, limits, name in (
+        (ax.set_xticks, 1, horizontal, ax.set_xlabel, across),
+        (ax.set_yticks, 0, vertical, ax.set_ylabel, down),
     ):
-        every = math.ceil(len(labels) / 8)
-        ticks([place + 0.5 for place in range(0, len(labels), every)], [str(width) for width in labels[::every]])
-        limits(name, fontsize=7, labelpad=1)
+        every = math.ceil(len(labels) / 6)
+        ticks(range(first, first + len(labels), every), [str(width) for width in labels[::every]])
+        limits(name, fontsize=_SMALL, labelpad=1)
+
+
+def heat_map(ax: Any, values: Any, *, most: float | None = None) -> Any:
+    """Draw cells in a perceptually uniform colour map, which people who cannot tell red from green read too.
+
+    Args:
+        ax: where; cell [y, x] is about the point (x + 1, y), so that epochs count from 1.
+        values: [rows, columns], not negative; NaN is left out.
+        most: the value at the upper end of the colours; None for the largest there is.
+
+    Returns:
+        What `legend` takes.
+    """
+    import matplotlib
+
+    values = np.ma.masked_invalid(np.asarray(values, float))
+    rows, columns = values.shape
+    colours = matplotlib.colormaps["viridis"].resampled(24)  # few enough that the legend, too, stays vectors
+    return ax.pcolormesh(np.arange(columns + 1) + 0.5, np.arange(rows + 1) - 0.5, values, cmap=colours, vmin=0, vmax=most)
+
+
+def legend(figure: Any, mesh: Any, axes: Any, label: str) -> None:
+    """Say what the colours of a heat map are, beside the axes that have it."""
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02)
+    bar.set_label(label, fontsize=_SMALL)
+    bar.ax.tick_params(labelsize=_SMALL)
+    bar.outline.set_visible(False)
 
 
 def _singles(figure: Any, families: dict[str, Family], palette: Palette) -> None:
@@ -287,24 +318,24 @@ def _singles(figure: Any, families: dict[str, Family], palette: Palette) -> None
         ax.plot([row.low_us, row.high_us], [place, place], color=palette.ink, linewidth=1, alpha=0.7)
         marker = {"ok": "o", "transferred": _HOLLOW["transferred"]}.get(row.status, "x")
         ax.plot(row.median_us, place, marker, color=palette.first, mfc=None if row.measured else palette.paper, ms=4)
-    ax.set_yticks(range(len(rows)), [row.key for row in rows], fontsize=7)
+    ax.set_yticks(range(len(rows)), [row.key for row in rows], fontsize=_SMALL)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xlim(left=0)
     ax.grid(alpha=0.2, axis="x")
     ax.set_xlabel("latency, µs")
 
 
-def _networks(figure: Any, networks: Sequence[tuple[Row, Latency]], palette: Palette) -> None:
+def _networks(figure: Any, networks: Sequence[tuple[Row, Latency]], palette: Palette, unit: Unit) -> None:
     ax = figure.add_subplot()
-    measured = ms_from_us(np.array([row.median_us for row, _ in networks]))
-    us, low, high = (ms_from_us(np.array([getattr(found, end) for _, found in networks])) for end in ("us", "low_us", "high_us"))
+    measured = unit.of(np.array([row.median_us for row, _ in networks]))
+    us, low, high = (unit.of(np.array([getattr(found, end) for _, found in networks])) for end in ("us", "low_us", "high_us"))
     ends = [min(measured.min(), low.min()), max(measured.max(), high.max())]
     ax.plot(ends, ends, color=palette.ink, linewidth=1, linestyle="--")
-    ax.annotate(" equal", (ends[1], ends[1]), ha="right", va="bottom", fontsize=8)
+    ax.annotate(" equal", (ends[1], ends[1]), ha="right", va="bottom", fontsize=_SMALL)
     _intervals(ax, list(measured), list(low), list(high), palette)
     ax.plot(measured, us, "o", color=palette.first, ms=3.5)
-    ax.set_xlabel("measured, ms")
-    ax.set_ylabel("predicted, ms")
+    ax.set_xlabel(f"measured, {unit.name}")
+    ax.set_ylabel(f"predicted, {unit.name}")
     ax.grid(alpha=0.2)
 
 

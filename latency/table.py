@@ -33,6 +33,7 @@ from latency.interpolate import Interpolation
 from latency.measure import percentile
 from latency.predict import Predictor, Sums
 from latency.protocol import Protocol
+from latency.units import Unit
 from latency.values import OptionalSha256, SampleUs, Sha256, TimeUs, Width, require_date
 
 # latency-table/1: until 0.1. Protocols have no `settle_runs`, rows no percentiles and no reason; replays are not told from the original.
@@ -247,8 +248,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     source: Literal["measured", "interpolated", "transferred", "predicted"]
     origin: str = ""
 
-    @property
-    def remarks(self) -> list[str]:
+    def remarks(self, unit: Unit) -> list[str]:
         """What a person should know of it: where its table comes from."""
         return [self.origin] if self.origin else []
 

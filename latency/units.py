@@ -1,10 +1,46 @@
 """Units: the one place of factors of 1000. Latencies are kept and computed in microseconds; people read and write milliseconds."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 _KILO = 1000
 
 Number = TypeVar("Number")  # a float, an array or a tensor: the arithmetic is the same
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What latencies are shown in, so that those beside one another share it."""
+
+    name: str
+    size_us: int
+    digits: int
+    """behind the point"""
+
+    def of(self, us: Number) -> Number:
+        """Microseconds in this unit."""
+        return us / self.size_us  # pyright: ignore
+
+    def number(self, us: float | int) -> str:
+        """A latency without the unit's name."""
+        return f"{self.of(us):,.{self.digits}f}"
+
+    def words(self, us: float | int) -> str:
+        """A latency as people read it."""
+        return f"{self.number(us)} {self.name}"
+
+    def interval(self, latency: "HasInterval") -> str:
+        """A latency with its interval."""
+        return f"{self.words(latency.us)} ({self.number(latency.low_us)} to {self.number(latency.high_us)})"
+
+
+MICROSECONDS, MILLISECONDS = Unit("µs", 1, 1), Unit("ms", _KILO, 3)
+
+
+def unit_for(us: Iterable[float | int]) -> Unit:
+    """The unit for several latencies: milliseconds where all reach 1 ms, so that none loses its digits."""
+    return MILLISECONDS if min(us, default=0) >= _KILO else MICROSECONDS
 
 
 @runtime_checkable
@@ -26,8 +62,7 @@ class HasInterval(Protocol):
         """Upper end of its interval."""
         ...
 
-    @property
-    def remarks(self) -> list[str]:
+    def remarks(self, unit: Unit) -> list[str]:
         """What a person should know of it."""
         ...
 
@@ -64,7 +99,7 @@ def kilo(count: Number) -> Number:
 
 def microseconds(us: float | int) -> str:
     """A latency in microseconds, or in milliseconds from 1 ms on."""
-    return f"{ms_from_us(us):.3f} ms" if us >= _KILO else f"{us:.1f} µs"
+    return unit_for([us]).words(us)
 
 
 def milliseconds(us: float | int) -> str:
@@ -72,7 +107,12 @@ def milliseconds(us: float | int) -> str:
     return f"{ms_from_us(us):.4g} ms"
 
 
-def interval(latency: HasInterval) -> str:
-    """A latency with its interval, and what is to be said of it."""
-    found = f"{microseconds(latency.us)} ({microseconds(latency.low_us)} to {microseconds(latency.high_us)})"
-    return ", ".join([found, *latency.remarks])
+def interval(latency: HasInterval, unit: Unit | None = None) -> str:
+    """A latency with its interval, and what is to be said of it.
+
+    Args:
+        latency: what to show.
+        unit: to show it in; None for its own.
+    """
+    unit = unit or unit_for([latency.us])
+    return ", ".join([unit.interval(latency), *latency.remarks(unit)])

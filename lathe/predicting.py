@@ -128,7 +128,7 @@ def _onnx(command: "Predict") -> Network:
 
 
 def _remarks(network: Network, found: Estimate) -> tuple[str, ...]:
-    remarks = [*(found.latency.remarks if found.latency else ())]
+    remarks = [found.latency.origin] if found.latency and found.latency.origin else []
     if found.latency and network.space != found.space:
         remarks.append(f"the interval is how far networks of {found.space or 'another space'} are off, and this one may be off by more")
     return tuple(remarks)

@@ -12,9 +12,9 @@ from deploy import report as shipped
 from deploy.bundle import Layer
 from deploy.errors import BundleError
 from deploy.metric import Metric
-from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Cell, Page, Picture, Row, Section
+from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Bar, Cell, Gauge, Page, Picture, Row, Section
 from latency import LatencyTable, plot
-from latency.units import interval, microseconds
+from latency.units import Unit, interval, unit_for
 from search import layered_pictures, record, size_pictures, spaces, sweep, sweep_page
 from search.architecture import Architecture, load_architecture
 from search.errors import SearchError
@@ -69,14 +69,15 @@ def page_of(directory: Path, table: LatencyTable | None = None) -> Page:
         names = f"a bundle ({bundle.MANIFEST}), a search ({record.RUN}) nor a sweep ({sweep.SWEEP})"
         raise BundleError(f"{directory} is neither {names}: give the directory of one")
     search = _read(directory, table) if is_run else None
-    drawn = [Picture(found.title, found.caption, found.height_in, found.paint) for found in _table_pictures(table)]
     if not is_bundle:
         assert search is not None
-        return _page_of_run(directory, search, drawn, table)
+        return _page_of_run(directory, search, table)
+    unit = shipped.unit_of(bundle.load(directory).manifest)
     if search is None:
-        return shipped.page(directory, more=drawn)
+        return shipped.page(directory, more=_table_pictures(table, unit))
     about = [_architecture(search)] if search.architecture else []
-    return shipped.page(directory, about=about, more=[*_pictures(search), *drawn, _origin(search, table)])
+    more = [*_pictures(search, unit), *_table_pictures(table, unit), _origin(search, table, unit)]
+    return shipped.page(directory, about=about, more=more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,37 +115,59 @@ def _read(directory: Path, table: LatencyTable | None) -> _Search:
     return _Search(run=run, result=result, architecture=architecture, history=history, usage=record.read_usage(directory))
 
 
-def _page_of_run(directory: Path, search: _Search, drawn: Sequence[Picture], table: LatencyTable | None) -> Page:
-    finished, epochs = search.result is not None, len(search.history)
+def _page_of_run(directory: Path, search: _Search, table: LatencyTable | None) -> Page:
+    result, epochs, unit = search.result, len(search.history), _unit(search)
     about = [_architecture(search)] if search.architecture else []
     kept = [shipped.kept_channels(search.layers)] if search.layers else []
     return Page(
         title=directory.name,
         kind="search",
         subtitle=f"Search by {search.run.method} on {search.run.data}.",
-        headline="The search is finished." if finished else f"The search is not finished: {epochs} epochs so far.",
-        rows=tuple(_main_table(search.result, search.architecture)) if search.result else (),
+        headline="The search is finished." if result else f"The search is not finished: {epochs} epochs so far.",
+        look=page.look_of("passed" if result else "not run"),
+        gauge=_gauge(result, unit) if result else None,
+        rows=tuple(_main_table(result, search.architecture, unit)) if result else (),
         note="Metric on held-out data; parameters and MACs as deployed; latency by the table, with its interval of 95 %.",
-        body=(*about, *kept, *_pictures(search), *drawn, _origin(search, table, versions=True)),
+        body=(*about, *kept, *_pictures(search, unit), *_table_pictures(table, unit), _origin(search, table, unit, versions=True)),
     )
 
 
-def _main_table(result: Result, architecture: Architecture | None) -> Iterator[Row]:
+def _unit(search: _Search) -> Unit:
+    """The unit of all latencies of networks on the page of a run."""
+    result, run = search.result, search.run
+    networks = [network for network in (result.shipped, result.unpruned) if network] if result else []
+    known = [epoch.latency_us for epoch in search.history] + [network.predicted and network.predicted.us for network in networks]
+    budgets = [run.budget_us, *(other.budget_us for other in run.also)]
+    return unit_for([us for us in (*known, *budgets) if us])
+
+
+def _gauge(result: Result, unit: Unit) -> Gauge | None:
+    """Latencies by the table; MACs where there is none."""
+    unpruned, budget = result.unpruned, result.budget_macs
+    if result.shipped.predicted or budget is None:
+        return shipped.gauge("Latency, predicted", unpruned and unpruned.predicted, result.shipped.predicted, result.budget_us, unit)
+    first = [Bar("unpruned", unpruned.macs, f"{unpruned.macs:,}", "bar")] if unpruned else []
+    last = Bar("shipped", result.shipped.macs, f"{result.shipped.macs:,}", "bar chosen")
+    return Gauge("Multiply-accumulates", (*first, Bar("budget", budget, f"{budget:,.0f}", "limit"), last), limit=budget)
+
+
+def _main_table(result: Result, architecture: Architecture | None, unit: Unit) -> Iterator[Row]:
     def row(name: str, show: Callable[[NetworkResult], str]) -> Row:
-        return Row(name, show(result.unpruned) if result.unpruned else "-", show(result.shipped))
+        return Row(name, show(result.unpruned) if result.unpruned else "", show(result.shipped))
 
     yield row(result.metric.name, lambda network: result.metric.words(network.score))
     yield row("parameters", lambda network: f"{network.parameters:,}")
     yield row("MACs", lambda network: f"{network.macs:,}")
-    yield row("predicted latency", lambda network: interval(network.predicted) if network.predicted else "-")
-    yield Row("free channels", "-", str(sum(result.free_channels.values())))
+    if result.shipped.predicted:
+        yield row("predicted latency", lambda network: interval(network.predicted, unit) if network.predicted else "")
+    yield Row("free channels", "", str(sum(result.free_channels.values())))
     if result.budget_us is not None:
-        yield Row("budget", "-", f"{microseconds(result.budget_us)} (by the prediction; export measures)")
+        yield Row("budget", "", f"{unit.words(result.budget_us)} (by the prediction; export measures)")
     elif result.budget_macs is not None:
-        yield Row("budget", "-", f"{result.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
+        yield Row("budget", "", f"{result.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
     for device in architecture.also if architecture else ():
-        unpruned = interval(device.largest) if result.unpruned else "-"
-        yield Row(f"on {device.name}", unpruned, f"{interval(device.predicted)}; the budget is {microseconds(device.budget_us)}")
+        unpruned = interval(device.largest, unit) if result.unpruned else ""
+        yield Row(f"on {device.name}", unpruned, f"{interval(device.predicted, unit)}; the budget is {unit.words(device.budget_us)}")
 
 
 def _architecture(search: _Search) -> Section:
@@ -171,17 +194,17 @@ def _parts(choice: Choice) -> dict[str, str]:
     return found
 
 
-def _origin(search: _Search, table: LatencyTable | None, *, versions: bool = False) -> Section:
+def _origin(search: _Search, table: LatencyTable | None, unit: Unit, *, versions: bool = False) -> Section:
     """What a search was given."""
     run = search.run
     without = "none" if not run.table_sha256 else f"{run.table_sha256}{'' if table else ' (its pictures: lathe report --table FILE)'}"
     lines: list[tuple[str, str | Cell]] = [
         ("method", run.method),
         ("data", Cell(f"{run.data} {run.data_sha256}", "hash")),
-        ("latency table", Cell(without, "hash")),
+        ("latency table", Cell(without, "hash") if run.table_sha256 else without),
     ]
     for other in run.also:
-        lines.append(("also within", Cell(f"{microseconds(other.budget_us)} by the table {other.table_sha256}", "hash")))
+        lines.append(("also within", Cell(f"{unit.words(other.budget_us)} by the table {other.table_sha256}", "hash")))
     if table:
         header = table.header
         of = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space or 'no space'}"
@@ -191,14 +214,15 @@ def _origin(search: _Search, table: LatencyTable | None, *, versions: bool = Fal
     return Section(title="Provenance" if versions else "Search", lines=lines)
 
 
-def _pictures(search: _Search) -> Iterator[Picture]:
+def _pictures(search: _Search, unit: Unit) -> Iterator[Picture]:
     space = spaces.from_record(search.run.space)
     if search.history and isinstance(space, Layered):
         yield layered_pictures.network(space, search.history[-1].choice)
     if search.history:
         metric = search.run.metric
         caption = f"After every epoch: {metric.name} on held-out data, and latency by the table. Dotted lines part the phases."
-        yield Picture("Training", caption, 4.2, partial(_training, history=search.history, metric=metric, budget_us=search.run.budget_us))
+        paint = partial(_training, history=search.history, metric=metric, budget_us=search.run.budget_us, unit=unit)
+        yield Picture("Training", caption, 4.2, paint)
     if search.usage:
         caption = "Of every epoch: mean time of a training step, and what its forward pass keeps in memory for the gradients."
         yield Picture("Time and memory", caption, 4.2, partial(_usage, usage=search.usage))
@@ -206,12 +230,12 @@ def _pictures(search: _Search) -> Iterator[Picture]:
     if isinstance(space, Layered):
         yield from layered_pictures.over_time(space, search.history)
     else:
-        yield from size_pictures.over_time(search.history)
+        yield from size_pictures.over_time(search.history, unit)
     searched = [epoch for epoch in search.history if epoch.phase == "search"]
     layers = search.layers
     if not searched or any(epoch.choice.widths.keys() != {layer.name for layer in layers} for epoch in searched):
         return
-    caption = "Share of each layer's channels that was kept after every epoch of the search: full strength is all of them."
+    caption = "Share of each layer's channels that was kept after every epoch of the search, and how many of them the last one kept."
     yield Picture("Channels over time", caption, 0.9 + 0.3 * len(layers), partial(_policy, searched=searched, layers=layers))
     back = [[round(epoch.figures.get(f"returned.{layer.name}", 0)) for layer in layers] for epoch in searched]
     if any(map(any, back)):
@@ -260,22 +284,23 @@ def _lines(figure: Any, found: Mapping[str, Mapping[str, Sequence[tuple[int, flo
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
 
 
-def _table_pictures(table: LatencyTable | None) -> Iterator[Any]:
-    yield from plot.pictures(table, plot.Palette(INK, PAPER, FIRST, SECOND)) if table else ()
+def _table_pictures(table: LatencyTable | None, unit: Unit) -> list[Picture]:
+    found = plot.pictures(table, plot.Palette(INK, PAPER, FIRST, SECOND), unit) if table else ()
+    return [Picture(picture.title, picture.caption, picture.height_in, picture.paint) for picture in found]
 
 
-def _training(figure: Any, history: Sequence[EpochDone], metric: Metric, budget_us: float | None) -> None:
+def _training(figure: Any, history: Sequence[EpochDone], metric: Metric, budget_us: float | None, unit: Unit) -> None:
     top, bottom = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(history) + 1)
     top.plot(epochs, [metric.on_axis(epoch.score) for epoch in history], color=FIRST)
     top.set_ylabel(metric.axis)
-    latencies = [epoch.latency_us for epoch in history if epoch.latency_us is not None]
+    latencies = [unit.of(epoch.latency_us) for epoch in history if epoch.latency_us is not None]
     bottom.plot(epochs, latencies or [epoch.macs / 1e6 for epoch in history], color=SECOND)
-    bottom.set_ylabel("predicted, µs" if latencies else "million MACs")
+    bottom.set_ylabel(f"predicted, {unit.name}" if latencies else "million MACs")
     bottom.set_xlabel("epoch")
     if budget_us is not None:
-        bottom.axhline(budget_us, color=LIMIT, linestyle="--")
-        bottom.annotate("budget", (1, budget_us), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT)
+        bottom.axhline(unit.of(budget_us), color=LIMIT, linestyle="--")
+        bottom.annotate("budget", (1, unit.of(budget_us)), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT)
     bottom.set_ylim(bottom=0)
     _part_phases(top, bottom, [epoch.phase for epoch in history])
 
@@ -295,6 +320,7 @@ def _usage(figure: Any, usage: Sequence[Usage]) -> None:
 
 def _part_phases(top: Any, bottom: Any, phases: Sequence[str]) -> None:
     """Name the phases above the upper plot; dotted lines part them in both."""
+    bottom.xaxis.get_major_locator().set_params(integer=True)
     for index, phase in enumerate(phases):
         if index == 0 or phase != phases[index - 1]:
             top.annotate(phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points")
@@ -303,20 +329,14 @@ def _part_phases(top: Any, bottom: Any, phases: Sequence[str]) -> None:
 
 
 def _policy(figure: Any, searched: Sequence[EpochDone], layers: Sequence[Layer]) -> None:
-    from matplotlib.collections import PatchCollection
-    from matplotlib.colors import to_rgba
-    from matplotlib.patches import Rectangle
-
     axes = figure.add_subplot()
-    widths = [[epoch.choice.widths[layer.name] for layer in layers] for epoch in searched]
-    cells = [(x, y) for x in range(len(searched)) for y in range(len(layers))]
-    colours = [to_rgba(INK, 0.85 * min(1.0, widths[x][y] / layers[y].of)) for x, y in cells]
-    axes.add_collection(PatchCollection([Rectangle((x + 0.5, y - 0.5), 1, 1) for x, y in cells], facecolors=colours, linewidths=0))
+    widths = [[epoch.choice.widths[layer.name] for epoch in searched] for layer in layers]
+    shares = [[min(1.0, width / layer.of) for width in row] for layer, row in zip(layers, widths, strict=True)]
+    plot.legend(figure, plot.heat_map(axes, shares, most=1), axes, "share of channels kept")
     for y, layer in enumerate(layers):
-        text = f"{widths[-1][y]} of {layer.of}"
+        text = f"{widths[y][-1]} of {layer.of}"
         axes.annotate(text, (len(searched) + 0.5, y), xytext=(6, 0), textcoords="offset points", va="center", annotation_clip=False)
-    axes.set_xlim(0.5, len(searched) + 0.5)
-    axes.set_ylim(len(layers) - 0.5, -0.5)
+    axes.invert_yaxis()
     axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch of the search")

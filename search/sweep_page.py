@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import quote
 
 from deploy.metric import ACCURACY, Metric
-from deploy.page import FIRST, INK, SECOND, Cell, Page, Picture, Section
-from latency.units import interval, microseconds
+from deploy.page import FIRST, INK, SECOND, Cell, Page, Picture, Section, look_of
+from latency.units import Unit, interval, unit_for
 from search import sweep
 from search.sweep import Outcome
 
@@ -29,33 +29,34 @@ def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
         SearchError: it is no sweep.
     """
     finished = [row for row in rows if row.score is not None]
+    unit = unit_for([row.latency_us for row in finished if row.latency_us])
     front = sorted((row for row in rows if row.front), key=lambda row: row.latency_us or 0.0)
     measured = sum(row.measured_us is not None for row in finished)
     drawn = [row for row in finished if row.latency_us is not None]
-    pictures = [_picture(drawn, front)] if drawn else []
+    pictures = [_picture(drawn, front, unit)] if drawn else []
     return Page(
         title=directory.name,
         kind="sweep",
         subtitle=f"Sweep of {len(rows)} searches by {sweep.read(directory).method}.",
         headline=f"{len(finished)} of {len(rows)} searches finished; networks measured: {measured}; on the Pareto front: {len(front)}.",
-        rows=(),
-        note="",
-        body=(*pictures, _runs(rows, directory, out)),
+        look=look_of("passed" if len(finished) == len(rows) else "failed" if any(row.status == "failed" for row in rows) else "not run"),
+        body=(*pictures, _runs(rows, directory, out, unit)),
     )
 
 
-def _runs(rows: Sequence[Outcome], directory: Path, out: Path) -> Section:
+def _runs(rows: Sequence[Outcome], directory: Path, out: Path, unit: Unit) -> Section:
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     losses = any(row.search_loss is not None for row in rows)
     metric, devices = metric_of(rows), sweep.further_devices(rows)
-    elsewhere = [f"predicted on {device.name}, budget {microseconds(device.budget_us)}" for device in devices]
-    columns = ("run", "budget", *names, "seed", metric.name, "latency", "predicted", *elsewhere, *(("search loss",) if losses else ()), "")
+    elsewhere = [f"predicted on {device.name}, budget {unit.words(device.budget_us)}" for device in devices]
+    last = ("search loss", "status") if losses else ("status",)
+    columns = ("run", "budget", *names, "seed", metric.name, "latency", "predicted", *elsewhere, *last)
     return Section(
         title="Runs",
         note=f"{metric.name} on the held-out samples, within two standard errors; latency as measured, with its interval.",
         columns=columns,
         lines=[
-            _line(row, names, len(devices), losses, directory, out)
+            _line(row, names, len(devices), losses, directory, out, unit)
             for row in sorted(rows, key=lambda row: (not row.front, row.latency_us or 0.0))
         ],
         after="Of runs that differ in lambda alone, only the one with the lowest search loss can be on the front." if losses else "",
@@ -63,19 +64,19 @@ def _runs(rows: Sequence[Outcome], directory: Path, out: Path) -> Section:
     )
 
 
-def _line(row: Outcome, names: Sequence[str], devices: int, losses: bool, directory: Path, out: Path) -> list[str | Cell]:
+def _line(row: Outcome, names: Sequence[str], devices: int, losses: bool, directory: Path, out: Path, unit: Unit) -> list[str | Cell]:
     page = directory / sweep.RUNS / f"{row.name}.html"
     link = quote(os.path.relpath(page, out.parent)) if row.status == "finished" else ""
     return [
-        Cell(row.name, "plain", link=link),
+        Cell(row.name, link=link),
         row.budget,
         *(row.settings.get(name, "") for name in names),
         str(row.seed),
         _scored(row),
-        _measured(row),
-        *(interval(found) if found else "-" for found in (row.predicted, *sweep.predictions_elsewhere(row, devices))),
-        *(("-" if row.search_loss is None else f"{row.search_loss:.3f}",) if losses else ()),
-        Cell(row.why or row.status, "failed") if row.status == "failed" else "on the front" if row.front else row.why or "",
+        _measured(row, unit),
+        *(interval(found, unit) if found else "" for found in (row.predicted, *sweep.predictions_elsewhere(row, devices))),
+        *(("" if row.search_loss is None else f"{row.search_loss:.3f}",) if losses else ()),
+        Cell(row.why or row.status, look_of("failed")) if row.status == "failed" else "on the front" if row.front else row.why or "",
     ]
 
 
@@ -86,17 +87,17 @@ def metric_of(rows: Iterable[Outcome]) -> Metric:
 
 def _scored(row: Outcome) -> str:
     if row.metric is None or row.score is None:
-        return "-"
+        return ""
     return row.metric.words(row.score) + (f" ± {row.metric.words(2 * row.score_error)}" if row.score_error is not None else "")
 
 
-def _measured(row: Outcome) -> str:
+def _measured(row: Outcome, unit: Unit) -> str:
     if row.measured_us is None or row.low_us is None or row.high_us is None:
-        return "-"
-    return f"{microseconds(row.measured_us)} [{microseconds(row.low_us)}, {microseconds(row.high_us)}]"
+        return ""
+    return f"{unit.words(row.measured_us)} ({unit.number(row.low_us)} to {unit.number(row.high_us)})"
 
 
-def _picture(rows: Sequence[Outcome], front: Sequence[Outcome]) -> Picture:
+def _picture(rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> Picture:
     measured = all(row.measured_us is not None for row in rows)
     metric = metric_of(rows).name
     what = "measured latency" if measured else "latency, measured where bars cross the mark and predicted elsewhere"
@@ -104,21 +105,21 @@ def _picture(rows: Sequence[Outcome], front: Sequence[Outcome]) -> Picture:
         "Pareto front",
         f"{metric} over {what}; bars: two standard errors of the {metric}, interval of the latency. The line joins the front.",
         3.6,
-        partial(_paint, rows=rows, front=front),
+        partial(_paint, rows=rows, front=front, unit=unit),
     )
 
 
-def _paint(figure: Any, rows: Sequence[Outcome], front: Sequence[Outcome]) -> None:
+def _paint(figure: Any, rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> None:
     axes, metric = figure.subplots(), metric_of(rows)
     for row in rows:
         us, score, error = row.latency_us, metric.on_axis(row.score or 0.0), metric.on_axis(2 * (row.score_error or 0.0))
         assert us is not None
-        ends = [[us - (row.low_us or us)], [(row.high_us or us) - us]]
+        ends = [[unit.of(us - (row.low_us or us))], [unit.of((row.high_us or us) - us)]]
         style: dict[str, Any] = {"color": FIRST, "marker": "o"} if row.front else {"color": SECOND, "marker": "x", "alpha": 0.7}
-        axes.errorbar(us, score, xerr=ends, yerr=error, capsize=2, linewidth=1, **style)
-    line = [(row.latency_us, metric.on_axis(row.score or 0.0)) for row in front]
+        axes.errorbar(unit.of(us), score, xerr=ends, yerr=error, capsize=2, linewidth=1, **style)
+    line = [(unit.of(row.latency_us or 0.0), metric.on_axis(row.score or 0.0)) for row in front]
     axes.plot([us for us, _ in line], [score for _, score in line], color=FIRST, linewidth=1)
     for row, point in list(zip(front, line, strict=True))[:_LABELLED]:
         axes.annotate(row.name, point, xytext=(4, 4), textcoords="offset points", size=7, color=INK)
-    axes.set_xlabel("latency, us")
+    axes.set_xlabel(f"latency, {unit.name}")
     axes.set_ylabel(metric.axis)

@@ -117,7 +117,7 @@ def test_the_readme_says_what_it_is(made):
         "Every output that was compared agrees",
         "| input | `input` | float32 | [1, 3, 8, 8] |\n| output | `output` | float32 | [1, 4] |",
         "`python run.py INPUT.npy`",
-        "budget 10000.000 ms: met",
+        "budget 10,000.000 ms: met",
         '`{"mean": [0.5, 0.5, 0.5]}`',
     ):
         assert words in text

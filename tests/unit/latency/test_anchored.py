@@ -66,9 +66,9 @@ def test_a_transferred_block_is_looked_up_with_its_interval_and_a_prediction_say
     found = table.lookup(spec := BlockSpec.parse(row.key))
     assert (found.source, found.us, found.low_us, found.high_us) == ("transferred", row.median_us, row.low_us, row.high_us)
     whole = table.predict([spec])
-    assert "200 of 240 blocks are transferred from Test CPU (fake, fp32, 1 thread; sha256 0000000000000000)" in whole.remarks[0]
+    assert "200 of 240 blocks are transferred from Test CPU (fake, fp32, 1 thread; sha256 0000000000000000)" in whole.origin
     assert whole.high_us - whole.us > found.high_us - found.us
-    assert not table.predict([BlockSpec.parse(next(row.key for row in table.rows if row.kind == "block" and row.measured))]).remarks
+    assert not table.predict([BlockSpec.parse(next(row.key for row in table.rows if row.kind == "block" and row.measured))]).origin
     (said,) = (
         finding for finding in check(table, [work.key for work in works if work.kind == "block"]) if finding.problem == "transferred"
     )

@@ -5,6 +5,7 @@ from latency import BlockSpec, Device, LatencyError, LatencyTable, Protocol, Row
 from latency.coverage import held_out
 from latency.diff import diff
 from latency.plot import PRINT, WIDTH_IN, pictures, plot, plot_diffs
+from latency.units import MICROSECONDS, MILLISECONDS
 
 Figure = pytest.importorskip("matplotlib.figure", reason="the extra report is not installed").Figure
 
@@ -49,7 +50,7 @@ def marks(ax, marker, face):
 
 
 def test_what_was_measured_interpolated_and_held_out_has_shapes_of_its_own(table):
-    networks, families = pictures(table, PRINT)
+    networks, families = pictures(table, PRINT, MICROSECONDS)
     assert networks.caption.startswith("1 networks, measured whole")
     assert families.title == "Latency over width"
     panels = painted(families)
@@ -61,21 +62,28 @@ def test_what_was_measured_interpolated_and_held_out_has_shapes_of_its_own(table
     assert {x for x, _ in marks(line, "D", PRINT.first)} == held
     assert marks(line, "x", PRINT.ink) == set()
     grid = panels["conv(h=8, w=8)"]
-    assert marks(grid, "o", PRINT.paper) == {(2.5, 1.5)} | {(j + 0.5, 2.5) for j in range(4)}
+    assert marks(grid, "o", PRINT.paper) == {(3.0, 1.0)} | {(j + 1.0, 2.0) for j in range(4)}
     assert grid.collections[0].get_array().shape == (4, 4)
+    assert panels[""].get_ylabel() == "µs"  # of its colours
+
+
+def test_networks_are_drawn_in_the_unit_of_the_page(table):
+    (axes,) = painted(pictures(table, PRINT, MILLISECONDS)[0]).values()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("measured, ms", "predicted, ms")
+    assert {x for x, _ in marks(axes, "o", PRINT.first)} == {0.6}
 
 
 def test_a_transferred_block_is_a_square(table):
     rows = [row for row in table.rows if row.kind == "block"]
     rows = [msgspec.structs.replace(row, status="transferred", samples_us=()) if row.key.endswith("=64,c_out=4]") else row for row in rows]
-    line = painted(pictures(LatencyTable(table.header, rows), PRINT)[0])["irb(h=8, w=8)[c_in=4, c_out=4]"]
+    line = painted(pictures(LatencyTable(table.header, rows), PRINT, MICROSECONDS)[0])["irb(h=8, w=8)[c_in=4, c_out=4]"]
     assert marks(line, "s", PRINT.paper) == {(64.0, 66.0)}
     assert 64.0 not in {x for x, _ in marks(line, "o", PRINT.first)}
 
 
 def test_an_unstable_block_is_crossed_and_a_family_of_one_has_a_line(table):
     rows = [msgspec.structs.replace(row, status="unstable") if "hidden=64" in row.key else row for row in table.rows]
-    drawn = pictures(LatencyTable(table.header, [*rows, row("head(h=1,w=1)[c_in=4]", 3.0)]), PRINT)
+    drawn = pictures(LatencyTable(table.header, [*rows, row("head(h=1,w=1)[c_in=4]", 3.0)]), PRINT, MICROSECONDS)
     assert [picture.title for picture in drawn] == ["Predicted against measured", "Latency over width", "Blocks of one width"]
     assert marks(painted(drawn[1])["irb(h=8, w=8)[c_in=4, c_out=4]"], "x", PRINT.ink) == {(64.0, 66.0)}
     (ax,) = painted(drawn[2]).values()
@@ -86,7 +94,7 @@ def test_in_a_full_family_nothing_is_held_out(table):
     """What is held out judges the interpolation; where there is none, the mark would mean nothing."""
     rows = [row(f"irb(h=8,w=8)[c_in=4,hidden={a},c_out=4]", 2.0 + a) for a in range(32, 3584, 32)]
     assert held_out([BlockSpec.parse(row.key) for row in rows])
-    (ax,) = painted(pictures(LatencyTable(table.header, rows), PRINT)[0]).values()
+    (ax,) = painted(pictures(LatencyTable(table.header, rows), PRINT, MICROSECONDS)[0]).values()
     assert len(marks(ax, "o", PRINT.first)) == len(rows)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import latency
 from latency import Latency, Measurement
-from latency.units import interval, kilo, microseconds, milliseconds, ms_from_us, ns_from_us, s_from_ms, us_from_ms, us_from_ns
+from latency.units import interval, kilo, microseconds, milliseconds, ms_from_us, ns_from_us, s_from_ms, unit_for, us_from_ms, us_from_ns
 
 
 def test_factors():
@@ -38,16 +38,24 @@ def test_milliseconds_begin_at_one():
     assert (microseconds(999.94), microseconds(1000.0)) == ("999.9 µs", "1.000 ms")
 
 
+def test_latencies_beside_one_another_share_a_unit():
+    """The smallest decides, so that none loses its digits."""
+    assert unit_for([950.0, 12345.6]).words(12345.6) == "12,345.6 µs"
+    assert unit_for([1950.0, 12345.6]).words(12345.6) == "12.346 ms"
+    assert unit_for([]).name == "µs"
+    assert interval(Latency(us=1100.0, low_us=990.0, high_us=1200.0, source="predicted")) == "1.100 ms (0.990 to 1.200)"
+
+
 def test_predictions_and_measurements_read_alike():
     predicted = Latency(us=110.0, low_us=103.1, high_us=1169.0, source="predicted")
     measured = Measurement(samples_us=(110.0,), median_us=110.0, low_us=103.1, high_us=1169.0, status="ok")
-    assert interval(predicted) == interval(measured) == "110.0 µs (103.1 µs to 1.169 ms)"
+    assert interval(predicted) == interval(measured) == "110.0 µs (103.1 to 1,169.0)"
 
 
 def test_what_should_be_known_of_a_latency_stands_behind_it():
     replayed = Latency(us=110.0, low_us=103.1, high_us=120.0, source="predicted", origin="replayed from a recording")
-    assert interval(replayed) == "110.0 µs (103.1 µs to 120.0 µs), replayed from a recording"
+    assert interval(replayed) == "110.0 µs (103.1 to 120.0), replayed from a recording"
     shaky = Measurement(
         samples_us=(110.0,), median_us=110.0, low_us=103.1, high_us=120.0, p90_us=130.0, p99_us=1500.0, status="unstable", reason="why"
     )
-    assert interval(shaky) == "110.0 µs (103.1 µs to 120.0 µs), p90 130.0 µs, p99 1.500 ms, unstable: why"
+    assert interval(shaky) == "110.0 µs (103.1 to 120.0), p90 130.0 µs, p99 1,500.0 µs, unstable: why"

@@ -93,10 +93,10 @@ def test_the_end_of_adaptive_coverage_says_whether_it_is_as_good_as_asked():
 def test_the_latency_of_a_bundle_is_measured_or_says_why_not_and_a_prediction_says_what_it_is_from():
     predicted = Latency(us=50.0, low_us=40.0, high_us=60.0, source="predicted", origin="simulated: no such device exists")
     network = Network(params=1, macs=1, score=None, predicted=predicted, measured=None, not_measured="no GPU")
-    guess = "predicted 50.0 µs (40.0 µs to 60.0 µs), simulated: no such device exists"
+    guess = "predicted 50.0 µs (40.0 to 60.0), simulated: no such device exists"
     assert render._latency(network) == f"not measured (no GPU); {guess}"
     measured = summarize([10.0] * 100, FAST)
-    assert render._latency(msgspec.structs.replace(network, measured=measured)) == f"10.0 µs (10.0 µs to 10.0 µs), p90 10.0 µs; {guess}"
+    assert render._latency(msgspec.structs.replace(network, measured=measured)) == f"10.0 µs (10.0 to 10.0), p90 10.0 µs; {guess}"
 
 
 def test_progress_of_a_search_fits_into_80_columns(monkeypatch, capsys, tmp_path):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import matplotlib
 import msgspec
 import pytest
 from matplotlib.figure import Figure
@@ -94,10 +95,25 @@ def test_the_page_of_a_bundle_has_every_number(made, tmp_path):
     for row in rows:
         assert row.unpruned in page
         assert row.shipped in page
-    for words in ("50.0 µs (49.0 µs to 51.0 µs)", "10000.000 ms: met", "4 of 8", "6 of 8", *made.manifest.provenance.values()):
+    for words in ("50.0 µs (49.0 to 51.0)", "10,000,000.0 µs: met", "4 of 8", "6 of 8", *made.manifest.provenance.values()):
         assert words in page
     for link in made.manifest.chain:
         assert link.sha256 in page
+    looks = [attributes.get("class") for _, attributes in page.tags]
+    assert ("headline good" in looks, looks.count("bar"), looks.count("limit"), looks.count("bar chosen good")) == (True, 1, 1, 1)
+    places = {attributes["id"] for tag, attributes in page.tags if tag == "h2"}
+    assert {attributes["href"] for tag, attributes in page.tags if tag == "a"} == {f"#{place}" for place in places}
+
+
+def test_the_page_of_an_onnx_file_has_no_place_for_what_it_cannot_have(bundle_copy, tmp_path):
+    facts = msgspec.structs.replace(bundle.load(bundle_copy).manifest.shipped, score=None, predicted=None)
+    rewrite(bundle_copy, shipped=facts, unpruned=None, layers=(), metric=None)
+    rows = report.render(bundle_copy, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    assert [row.name for row in rows] == ["parameters", "MACs", "measured latency", "budget", "output difference"]
+    assert headings(page) == ["Latency", "Validation", "Provenance"]
+    assert "-" not in [text.strip() for text in page.text]
+    assert "unpruned" not in page.text
 
 
 def test_the_page_of_a_search_has_every_number(run, tmp_path):
@@ -166,7 +182,8 @@ def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
         drawn = " ".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
         assert "currentColor" in drawn
         assert "var(--first)" in drawn
-        assert not re.findall(r"#[0-9a-fA-F]{6}\b", drawn)
+        heat_map = {matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["viridis"].resampled(24)(range(24))}
+        assert set(re.findall(r"#[0-9a-fA-F]{6}\b", drawn)) <= heat_map
         ids = re.findall(r'\bid="([^"]+)"', text)
         assert len(ids) == len(set(ids))
 
@@ -330,8 +347,9 @@ def test_what_was_not_run_is_said(bundle_copy, tmp_path):
     facts = msgspec.structs.replace(facts, measured=None, not_measured="no GPU here")
     rewrite(bundle_copy, shipped=facts, unpruned=None, device=None, budget_verdict="not run")
     rows = report.render(bundle_copy, tmp_path / "page.html")
-    assert ("measured latency", "-", "not run") in [(row.name, row.unpruned, row.shipped) for row in rows]
+    assert ("measured latency", "", "not run") in [(row.name, row.unpruned, row.shipped) for row in rows]
     page = Page(tmp_path / "page.html")
+    assert ("td", {"class": "notrun"}) in page.tags  # unlike a verdict that holds
     assert "the latency was not measured: no GPU here." in page
     assert "Latency" not in headings(page)
 

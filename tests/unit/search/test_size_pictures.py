@@ -2,6 +2,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from deploy.page import LIMIT
+from latency.units import MICROSECONDS
 from search import Choice, size_pictures
 from search.record import EpochDone
 
@@ -38,28 +39,28 @@ HISTORY = (epoch(1, 0.5), epoch(2, 0.9), epoch(1, 0.0, phase="finetune"))
 
 
 def test_the_cost_and_the_gap_are_drawn():
-    decision, *_ = size_pictures.over_time(HISTORY)
+    decision, *_ = size_pictures.over_time(HISTORY, MICROSECONDS)
     top, bottom = drawn(decision).axes
     assert {line.get_label(): list(line.get_ydata()) for line in top.get_lines()} == {"expected": [15, 27], "most probable": [20, 20]}
     assert list(bottom.get_lines()[0].get_ydata()) == [0, 0.8]
     assert top.get_ylabel() == "cost, µs"
     without_table = [epoch(1, 0.5, latency_us=None)]
-    assert drawn(next(iter(size_pictures.over_time(without_table)))).axes[0].get_ylabel() == "million MACs"
+    assert drawn(next(iter(size_pictures.over_time(without_table, MICROSECONDS)))).axes[0].get_ylabel() == "million MACs"
 
 
 def test_expected_sizes_are_shares_of_the_largest_and_what_was_found_stands_behind_them():
-    _, sizes, _ = size_pictures.over_time(HISTORY)
-    (axes,) = drawn(sizes).axes
+    _, sizes, _ = size_pictures.over_time(HISTORY, MICROSECONDS)
+    axes, legend = drawn(sizes).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.conv", "1.body.first.conv", "stage1"]
     assert [text.get_text() for text in axes.texts] == ["16 of 16", "left out", "1 of 2"]
-    strengths = axes.collections[0].get_facecolors()[:, 3] / 0.85
-    assert strengths == pytest.approx([12 / 16, 15.2 / 16, 6 / 8, 6 / 8, 1.5 / 2, 1.1 / 2])
+    assert axes.collections[0].get_array().data.ravel() == pytest.approx([12 / 16, 15.2 / 16, 6 / 8, 6 / 8, 1.5 / 2, 1.1 / 2])
+    assert legend.get_ylabel() == "share of the largest"
 
 
-def test_distributions_are_darker_where_more_probable_and_have_a_dot_where_decided():
-    *_, shares = size_pictures.over_time(HISTORY)
+def test_distributions_are_drawn_over_time_with_a_dot_where_decided():
+    *_, shares = size_pictures.over_time(HISTORY, MICROSECONDS)
     conv, gone, stage = drawn(shares).axes[:3]
-    assert conv.collections[0].get_facecolors()[:, 3] / 0.85 == pytest.approx([0.5, 0.1, 0.5, 0.9])
+    assert conv.collections[0].get_array().data.ravel() == pytest.approx([0.5, 0.1, 0.5, 0.9])
     dots = [
         [(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.get_lines() if line.get_color() == LIMIT]
         for axes in (conv, gone, stage)
@@ -69,4 +70,4 @@ def test_distributions_are_darker_where_more_probable_and_have_a_dot_where_decid
 
 
 def test_methods_without_distributions_have_no_such_picture():
-    assert not list(size_pictures.over_time([HISTORY[-1]]))
+    assert not list(size_pictures.over_time([HISTORY[-1]], MICROSECONDS))
