@@ -385,7 +385,7 @@ def _judged_again(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, shipped=shipped, unpruned=network(manifest.unpruned), budget_verdict=verdict)
 
 
-def reference(kept: Mapping[str, tuple[Tensors, Tensors]]) -> bytes:
+def reference(kept: Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]) -> bytes:
     """What `reference.safetensors` holds: whole inputs and the trained network's outputs of them, call by call.
 
     Args:

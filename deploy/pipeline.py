@@ -399,8 +399,8 @@ def _explanation(network: _Network, samples: Samples, threads: int) -> Explanati
     return explain(whole, half, samples.first(PROOF_SAMPLES), threads)
 
 
-def _reference(samples: Samples, outputs: Mapping[str, Tensors]) -> tuple[Tensors, Tensors]:
-    """Inputs, and what the first form that ran gives for them."""
+def _reference(samples: Samples, outputs: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[Tensors, Tensors]:
+    """Inputs, and what the first form that ran gives for them; it ran on more."""
     return samples.inputs, {name: output[: samples.calls] for name, output in next(iter(outputs.values())).items()}
 
 

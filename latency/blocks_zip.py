@@ -23,7 +23,7 @@ from latency.errors import FileError, LatencyError
 from latency.files import raised_as, read_bytes, write_whole
 from latency.outputs import BLOCKS, require_file
 from latency.profile import Workload
-from latency.values import Sha256
+from latency.values import Sha256, Width
 from latency.weights import filled, strip_weights
 
 _INDEX = "index.json"
@@ -54,6 +54,8 @@ class Index(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """version of the code that wrote the graphs"""
     space: str
     precision: Literal["fp32", "fp16"]
+    batch: Width = 1
+    """images an inference"""
     entries: tuple[Entry, ...]
 
 
@@ -120,7 +122,10 @@ def write(
     require_file(path, BLOCKS, flag="--out", force=force)
     files: dict[str, bytes] = {}
     entries: dict[str, Entry] = {}
+    batch = 1
     for work in workloads:
+        assert work.batch == batch or not entries, "a bundle is of one batch"
+        batch = work.batch
         assert work.kind in ("block", "network"), work.kind
         if work.key in entries:
             continue
@@ -130,7 +135,7 @@ def write(
         name = f"{len(files):05d}.onnx"
         files[name] = graph
         entries[work.key] = Entry(kind=work.kind, key=work.key, blocks=work.blocks, file=name, sha256=_sha256(graph))
-    index = Index(lowering=lowering, space=space, precision=precision, entries=tuple(entries.values()))
+    index = Index(lowering=lowering, space=space, precision=precision, batch=batch, entries=tuple(entries.values()))
     text = msgspec.json.format(msgspec.json.encode(index), indent=1)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -161,7 +166,7 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
             graph = archive.read(entry.file)
             if _sha256(graph) != entry.sha256:
                 raise FileError(f"{path}: {entry.file}", f"was changed, it is not the graph of {entry.key} any more")
-            workloads.append(Workload(kind=entry.kind, key=entry.key, blocks=entry.blocks, onnx=partial(filled, graph)))
+            workloads.append(Workload(kind=entry.kind, key=entry.key, blocks=entry.blocks, onnx=partial(filled, graph), batch=index.batch))
     return BlocksZip(index=index, workloads=workloads, sha256=_sha256(packed))
 
 

@@ -76,10 +76,10 @@ def require_static(onnx: bytes, *, batch: int | None = None) -> None:
             raise BuildFailed(f"{where}: the first dimension, the batch, must be {batch}: export with batch {batch}")
 
 
-def overhead_onnx() -> bytes:
+def overhead_onnx(batch: int = 1) -> bytes:
     """A network that does next to nothing: what is left is what every inference pays."""
     from onnx import TensorProto, helper
 
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 1, 1]) for name in ("input", "output")]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 1, 1, 1]) for name in ("input", "output")]
     graph = helper.make_graph([helper.make_node("Relu", ["input"], ["output"])], OVERHEAD, values[:1], values[1:])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()

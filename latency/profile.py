@@ -23,8 +23,6 @@ from latency.protocol import Protocol
 from latency.sentinel import Safeguards, doubtful, drift, reference
 from latency.table import OldTable, Row, TableHeader, TableWriter
 
-_BATCH = 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -35,32 +33,34 @@ class Workload:
         key: as of a table's row.
         blocks: of a network the keys of its blocks, in order.
         onnx: lowers it, to serialized ONNX or to that and more; called only when it is measured.
+        batch: images an inference.
     """
 
     kind: Literal["block", "overhead", "network"]
     key: str
     blocks: tuple[str, ...] = ()
     onnx: Callable[[], bytes | Lowered]
+    batch: int = 1
 
     @classmethod
-    def block(cls, spec: BlockSpec, onnx: Callable[[], bytes | Lowered]) -> "Workload":
+    def block(cls, spec: BlockSpec, onnx: Callable[[], bytes | Lowered], batch: int = 1) -> "Workload":
         """One block."""
-        return cls(kind="block", key=spec.key, onnx=onnx)
+        return cls(kind="block", key=spec.key, onnx=onnx, batch=batch)
 
     @classmethod
-    def network(cls, blocks: Sequence[BlockSpec], onnx: Callable[[], bytes | Lowered]) -> "Workload":
+    def network(cls, blocks: Sequence[BlockSpec], onnx: Callable[[], bytes | Lowered], batch: int = 1) -> "Workload":
         """A whole network, given its blocks in order."""
         keys = tuple(spec.key for spec in blocks)
-        return cls(kind="network", key=network_key(keys), blocks=keys, onnx=onnx)
+        return cls(kind="network", key=network_key(keys), blocks=keys, onnx=onnx, batch=batch)
 
     def lower(self) -> Lowered:
         """Its lowered forms, with its key.
 
         Raises:
-            BuildFailed: the ONNX is not static or not of batch 1.
+            BuildFailed: the ONNX is not static or not of its batch.
         """
         lowered = replace(Lowered.of(self.onnx()), key=self.key)
-        require_static(lowered.onnx, batch=_BATCH)
+        require_static(lowered.onnx, batch=self.batch)
         return lowered
 
 
@@ -125,7 +125,7 @@ def profile(
     A row that is measured again is appended and supersedes the one before.
 
     Args:
-        workloads: what to measure; of several with one key the first counts.
+        workloads: what to measure, all of one batch; of several with one key the first counts.
         backend: where.
         out: the table's file, made where there is none.
         protocol: how.
@@ -142,13 +142,15 @@ def profile(
         TableError: the file is no sound table, another process writes it, or the disk is full.
         FingerprintMismatch: the file was measured otherwise.
     """
+    batch = workloads[0].batch if workloads else 1
+    assert all(work.batch == batch for work in workloads), "a table is of one batch"
     recording = backend.recording if isinstance(backend, Replays) else None
     header = TableHeader(
         device=backend.device,
         runtime=backend.runtime,
         protocol=protocol,
         precision=backend.precision,
-        batch=_BATCH,
+        batch=batch,
         lowering=lowering,
         settings=dict(backend.settings),
         space=space,
@@ -158,7 +160,7 @@ def profile(
         like=like,
     )
     wanted: dict[str, Workload] = {}
-    for work in (Workload(kind="overhead", key=OVERHEAD, onnx=overhead_onnx), *workloads):
+    for work in (Workload(kind="overhead", key=OVERHEAD, onnx=partial(overhead_onnx, batch), batch=batch), *workloads):
         wanted.setdefault(work.key, work)
     with ExitStack() as stack:
         writer = stack.enter_context(TableWriter(out, header))

@@ -174,7 +174,8 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             backend += ":" + ",".join(f"{name}={value}" for name, value in self.settings.items())
         threads = f" --threads {self.device.threads}" if self.device.threads > 1 else ""
         timing = f" --protocol {protocol}" if protocol != "default" else ""
-        return f"lathe profile {source} --backend {shlex.quote(backend)}{threads}{timing} --out {shlex.quote(out)}"
+        batch = f" --batch {self.batch}" if self.batch > 1 and not source.endswith(".blocks.zip") else ""
+        return f"lathe profile {source} --backend {shlex.quote(backend)}{threads}{timing}{batch} --out {shlex.quote(out)}"
 
     def measuring(self, out: str) -> str:
         """The command that measures more of the table's own space."""
@@ -382,13 +383,15 @@ class LatencyTable:
         """The latest row of each key."""
         return list(self._by_key.values())
 
-    def require(self, *, device: Device | None = None, runtime: Runtime | None = None, precision: str | None = None) -> None:
-        """Check that the table is of this device, runtime and precision; None is not checked.
+    def require(
+        self, *, device: Device | None = None, runtime: Runtime | None = None, precision: str | None = None, batch: int | None = None
+    ) -> None:
+        """Check that the table is of this device, runtime, precision and batch; None is not checked.
 
         Raises:
             FingerprintMismatch: it is not; names the field.
         """
-        wanted = {"device": device, "runtime": runtime, "precision": precision}
+        wanted = {"device": device, "runtime": runtime, "precision": precision, "batch": batch}
         header = msgspec.structs.replace(self.header, **{field: value for field, value in wanted.items() if value is not None})
         require_equal(self.header, header, what=f"table {self.path}", mend=f"measure another with `{header.measuring('TABLE')}`")
 

@@ -26,6 +26,7 @@ from latency.process import BAD_INPUT
 from lathe import fleet
 from lathe.flags import (
     Anchors,
+    Batch,
     BuildLevel,
     Count,
     Mebibytes,
@@ -79,6 +80,8 @@ class Bundle(SizesWithClasses):
     """the bundle to write: NAME.blocks.zip"""
     precision: Literal["fp32", "fp16"] = "fp32"
     """of weights and arithmetic: fp32 for a CPU, fp16 for a GPU"""
+    batch: Batch = 1
+    """images an inference"""
     networks: Count | None = None
     """random whole networks to put beside the blocks (default: 48)"""
     seed: Seed | None = None
@@ -110,6 +113,8 @@ class Profile(SizesWithClasses):
     """how long and how exactly to measure: default, fast, trtexec-10 or trtexec-11"""
     threads: Threads = 1
     """threads of the CPU runtime; part of the table's fingerprint"""
+    batch: Batch | None = None
+    """images an inference; part of the table's fingerprint (default: 1, or the bundle's)"""
     coverage: Literal["full", "adaptive"] = "full"
     """full: every block; adaptive: a third at most (more where a small space needs it), where interpolating the others is least sure"""
     coverage_error: Relative = 0.02
@@ -258,6 +263,8 @@ class Predict(SizesWithClasses):
     """FILE.py:FUNCTION, a function that makes a network; MODEL.onnx; directory of a run; or the name of a space: its unpruned network"""
     table: tuple[Path, ...]
     """*.latency.jsonl files: the network is predicted by each"""
+    batch: Batch | None = None
+    """of a space, a run or FILE.py:FUNCTION: images an inference, as the tables have them (default: 1, or the run's)"""
     shape: UseAppendAction[tuple[str, ...]] = ()
     """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
     missing: Path | None = None
@@ -311,6 +318,8 @@ class Export:
     shape: UseAppendAction[tuple[str, ...]] = ()
     """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; or the smallest, the usual and the largest
     one, between which it stays dynamic, such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each input"""
+    batch: Batch | None = None
+    """of a run or FILE.py:FUNCTION: images an inference (default: 1, or that of the run's tables)"""
     weights: Path | None = None
     """of FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function makes them)"""
     input: str | None = None

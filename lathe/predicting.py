@@ -33,6 +33,8 @@ class Network:
     """what no block is about, in words"""
     profile: str = ""
     """of a space: it and its flags, as `lathe profile` takes them"""
+    batch: int = 1
+    """images an inference"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,8 @@ def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
     tables = [stages.load_table(path, warn) for path in command.table]
     require("torch", "train")
     network = network_of(command)
+    for table in tables:
+        table.require(batch=network.batch)
     estimates = tuple(estimate(table, network.blocks, network.layers) for table in tables)
     if command.missing is not None:
         _write_missing(command.missing, network, tables[0], estimates[0], force=command.force)
@@ -100,7 +104,8 @@ def network_of(command: "Predict") -> Network:
     space = stages.space_of(source, command, command.classes)
     others = "" if space.serial else _BETWEEN
     words = stages.space_words(space, command)
-    return Network(name=source, blocks=space.network(), space=space.name, others=others, profile=words)
+    batch = command.batch or 1
+    return Network(name=source, blocks=space.network(), space=space.name, others=others, profile=words, batch=batch)
 
 
 def _run(command: "Predict") -> Network:
@@ -115,16 +120,20 @@ def _run(command: "Predict") -> Network:
     architecture = finished.load(directory).architecture
     space = architecture.origin()
     others = "" if space.serial else _BETWEEN
-    return Network(name=command.source, blocks=architecture.network(), space=space.name, others=others)
+    batch = command.batch or architecture.batch
+    return Network(name=command.source, blocks=architecture.network(), space=space.name, others=others, batch=batch)
 
 
 def _onnx(command: "Predict") -> Network:
     from deploy import onnxfile, shapes
     from search import onnx_layers
 
+    if command.batch is not None:
+        raise LatencyError(f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic")
     found = onnx_layers.read(onnxfile.read(command.source), shapes.parse_shapes(command.shape))
     others = ", ".join(f"{count} {name}" for name, count in found.others.items())
-    return Network(name=command.source, blocks=found.blocks, layers=found.names, space=Path(command.source).name, others=others)
+    space = Path(command.source).name
+    return Network(name=command.source, blocks=found.blocks, layers=found.names, space=space, others=others, batch=found.batch)
 
 
 def _remarks(network: Network, found: Estimate) -> tuple[str, ...]:
@@ -153,7 +162,8 @@ def _command(command: "Predict", network: Network, table: LatencyTable, found: E
     if command.missing is not None:
         return measure
     shapes = "".join(f" --shape {shlex.quote(shape)}" for shape in command.shape)
-    again = f"lathe predict {shlex.quote(command.source)}{command.words_with_classes()}{shapes} --table {shlex.quote(found.table)}"
+    batch = "" if command.batch is None else f" --batch {command.batch}"
+    again = f"lathe predict {shlex.quote(command.source)}{command.words_with_classes()}{batch}{shapes} --table {shlex.quote(found.table)}"
     return f"{again} --missing {shlex.quote(missing)} && {measure}"
 
 
@@ -170,7 +180,7 @@ def _write_missing(path: Path, network: Network, table: LatencyTable, found: Est
         raise LatencyError(f"--missing {path}: {found.table} covers every block of {network.name}: leave it out")
     goes_on, precision = _goes_on(table), table.header.precision
     works = [
-        Workload.block(block, partial(lower, (block,), precision))
+        Workload.block(block, partial(lower, (block,), precision, network.batch), network.batch)
         for block in dict.fromkeys(network.blocks)
         if not goes_on or block.key in found.uncovered
     ]

@@ -229,14 +229,16 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored | 
     runner = _runner(command)
     from deploy.lowering import LOWERING_VERSION
 
-    works = shard(_workloads(space, command.networks, command.seed, runner.precision, program=runner.name == "torch-cuda"), command.shard)
+    program = runner.name == "torch-cuda"
+    works = _workloads(space, command.networks, command.seed, runner.precision, program=program, batch=command.batch or 1)
+    works = shard(works, command.shard)
     return _measure(command, works, runner, timing, LOWERING_VERSION, space.name)
 
 
 def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEvent | Covered | Anchored]:
     from latency import blocks_zip
 
-    for name in ("networks", "seed", "classes", "resolution", "channels", "cells"):
+    for name in ("batch", "networks", "seed", "classes", "resolution", "channels", "cells"):
         if (found := getattr(command, name)) is not None:
             raise LatencyError(f"--{name} {found} comes too late for a bundle: give it to `lathe bundle`")
     bundle = blocks_zip.read(command.space)
@@ -308,17 +310,22 @@ def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workl
             sha256=files.sha256(command.out),
         )
 
-    return _workloads(space, command.networks, command.seed, command.precision), write
+    return _workloads(space, command.networks, command.seed, command.precision, batch=command.batch), write
 
 
 def _workloads(
-    space: "Space", networks: int | None, seed: int | None, precision: Literal["fp32", "fp16"], *, program: bool = False
+    space: "Space",
+    networks: int | None,
+    seed: int | None,
+    precision: Literal["fp32", "fp16"],
+    *,
+    program: bool = False,
+    batch: int = 1,
 ) -> list[Workload]:
     from search.workloads import workloads
 
-    return workloads(
-        space, networks=DEFAULT_NETWORKS if networks is None else networks, seed=seed or 0, precision=precision, program=program
-    )
+    count = DEFAULT_NETWORKS if networks is None else networks
+    return workloads(space, networks=count, seed=seed or 0, precision=precision, program=program, batch=batch)
 
 
 def load_table(path: Path, warn: Callable[[str], None]) -> LatencyTable:
@@ -463,6 +470,7 @@ def _other_tables(command: "Search", table: LatencyTable | None, warn: Callable[
             raise LatencyError(f"--also {word} is of a further device: give --table, the first one's, and its budget too")
         require_range(f"--also {path}", ms, Milliseconds)
         other = load_table(Path(path), warn)
+        other.require(batch=table.header.batch)
         if other.sha256 in known:
             raise LatencyError(f"--also {word}: that table is given twice: give each device once")
         known.add(other.sha256)
@@ -676,6 +684,8 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     if not os.path.lexists(command.source):
         raise DeployError(f"{command.source} does not exist: give the directory of a finished search, MODEL.onnx or FILE.py:FUNCTION")
     if not command.source.is_dir():
+        if command.batch is not None:
+            raise DeployError(f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic")
         model = onnxfile.read(command.source)
         found = evidence.of(command, partial(cleaning.input_shape, model, fixed))
         return ship(
@@ -720,6 +730,7 @@ def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
         raise DeployError(f"--shape {command.shape[0]}: is of MODEL.onnx; give --input 3x224x224")
     name = str(command.source)
     example = own.example_input(name, image_shape(command.input))
+    example = example.expand(command.batch or 1, *example.shape[1:]).clone()
     network, provenance = own.maker(name)(), {"module": name}
     if command.weights is not None:
         load_weights(network, command.weights, {}, mend="write it as safetensors.torch.save_file(model.state_dict(), PATH)")
@@ -738,12 +749,18 @@ def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
 def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "ShippedBundle":
     import torch
 
+    from deploy.errors import DeployError
     from search import data, finished, own_task, record
     from search.spaces import own
 
     run = command.source
     found = finished.load(run)
     architecture, model, unpruned = found.architecture, found.network(), found.unpruned()
+    if architecture.predicted and command.batch not in (None, architecture.batch):
+        raise DeployError(
+            f"--batch {command.batch}: the run's budget and prediction are of batch {architecture.batch}, that of its table: leave it out, "
+            f"or search with a table of `lathe profile SPACE --batch {command.batch}`"
+        )
     if own.is_own(architecture.data):
         task = own_task.load(architecture.data, found.run.data_sha256)
     else:
@@ -769,7 +786,7 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
     return ship(
         model,
-        torch.zeros(1, *architecture.input_shape),
+        torch.zeros(command.batch or architecture.batch, *architecture.input_shape),
         samples=inputs,
         labels=targets if task.labels else None,
         quality=None if task.labels else task.quality(model, inputs, targets),

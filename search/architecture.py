@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from latency import BlockSpec, Device, Latency, Runtime
-from latency.values import OptionalSha256, Pixels, SampleUs, Seed, Sha256
+from latency.values import OptionalSha256, Pixels, SampleUs, Seed, Sha256, Width
 from search import spaces
 from search.files import read_json, to_json
 from search.space import Choice, Space
@@ -89,6 +89,8 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """of that device"""
     table_sha256: OptionalSha256
     """of the latency table that `predicted` is from; "" where none was given"""
+    batch: Width = 1
+    """images an inference, of that table and of those of further devices"""
     also: tuple[OtherDevice, ...] = ()
     """further devices"""
     method: str

@@ -27,11 +27,13 @@ class OnnxLayers:
     Attributes:
         names: of the layers' nodes, in order.
         blocks: the layers.
+        batch: images an inference: the first size of every layer's input.
         others: operators that no block is about, with their number; bias, norm and activation behind a layer belong to it.
     """
 
     names: tuple[str, ...]
     blocks: tuple[BlockSpec, ...]
+    batch: int
     others: Mapping[str, int]
 
 
@@ -44,7 +46,7 @@ def read(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Onnx
 
     Raises:
         LoweringError: it is not an ONNX model, a shape does not fit, or an input has a dynamic shape.
-        SearchError: it has no layer, or a layer of another batch size than 1.
+        SearchError: it has no layer, or its layers have different batch sizes.
     """
     model = onnx.load_from_string(clean(data, shapes).onnx)
     require_static_inputs(inputs(model))
@@ -58,7 +60,7 @@ def read(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Onnx
     if not blocks:
         raise SearchError("the model has no convolution or linear layer of known shape, which tables are about: predict its source")
     others = Counter(node.op_type for node in graph.nodes if node.name not in inside and node.op_type not in _VIEWS)
-    return OnnxLayers(names=tuple(names), blocks=tuple(blocks), others=dict(others.most_common()))
+    return OnnxLayers(names=tuple(names), blocks=tuple(blocks), batch=graph.batch or 1, others=dict(others.most_common()))
 
 
 class _Graph:
@@ -70,6 +72,7 @@ class _Graph:
             self._shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         self._readers: dict[str, list[NodeProto]] = {value.name: [] for value in graph.output}
         self._outputs = frozenset(self._readers)
+        self.batch = 0  # of the layers; not known yet
         for node in self.nodes:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
@@ -81,10 +84,9 @@ class _Graph:
         before, weight, after = (self._shapes.get(name, ()) for name in (node.input[0], node.input[1], node.output[0]))
         if not (before and weight and after and all((*before, *weight, *after))):
             return None
-        if before[0] != 1:
-            raise SearchError(
-                f"layer {node.name} has a batch of {before[0]}, and tables are of batch 1: give an input of batch 1 by --shape"
-            )
+        self.batch = self.batch or before[0]
+        if before[0] != self.batch:
+            raise SearchError(f"layer {node.name} has a batch of {before[0]}, others have {self.batch}: tables are of one batch")
         _, act = self.behind(node)
         if node.op_type in ("Conv", "ConvTranspose"):
             return _convolution(node, before, weight, after, act)

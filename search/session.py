@@ -256,6 +256,7 @@ class _Session:
             device=header and header.device,
             runtime=header and header.runtime,
             table_sha256=problem.table.sha256 if problem.table else "",
+            batch=header.batch if header else 1,
             also=self._also(choice),
             method=self.method.name,
             seed=self.method.settings.seed,

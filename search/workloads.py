@@ -30,7 +30,9 @@ _LARGEST_CONSTANT = 31
 """No axis, ONNX type or other constant in a graph is above it; channel counts of templates are."""
 
 
-def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32", program: bool = False) -> list[Workload]:
+def workloads(
+    space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32", program: bool = False, batch: int = 1
+) -> list[Workload]:
     """Every distinct block of a space; then its largest, its smallest, and random networks, each once. Lowered when their `onnx` is called.
 
     Args:
@@ -39,28 +41,32 @@ def workloads(space: Space, *, networks: int = 16, seed: int = 0, precision: Pre
         seed: of their draw.
         precision: of weights and arithmetic.
         program: whether to lower to the program that torch runs, too.
+        batch: images an inference.
     """
     lowered, whole = (lower_with_program, lower_network_with_program) if program else (lower, lower_network)
-    each = [Workload.block(spec, partial(lowered, (spec,), precision)) for spec in space.blocks()]
+    each = [Workload.block(spec, partial(lowered, (spec,), precision, batch), batch) for spec in space.blocks()]
     draw = random.Random(seed)
     choices = dict.fromkeys([space.largest(), space.smallest(), *(space.random(draw) for _ in range(networks))])
     if not space.serial:
-        return [*each, *(Workload.network(space.network(choice), partial(whole, space, choice, precision)) for choice in choices)]
+        return [
+            *each,
+            *(Workload.network(space.network(choice), partial(whole, space, choice, precision, batch), batch) for choice in choices),
+        ]
     chains = [space.network(choice) for choice in choices]
     return [
         *each,
-        *(Workload.network(chain, partial(lowered, chain, precision)) for chain in dict.fromkeys(map(tuple, chains))),
+        *(Workload.network(chain, partial(lowered, chain, precision, batch), batch) for chain in dict.fromkeys(map(tuple, chains))),
     ]
 
 
-def lower(chain: Sequence[BlockSpec], precision: Precision = "fp32") -> bytes:
+def lower(chain: Sequence[BlockSpec], precision: Precision = "fp32", batch: int = 1) -> bytes:
     """ONNX of deployed blocks, one behind the other; the weights are random by the rule of `latency.weights`."""
-    model = join([_cut(spec, precision) for spec in chain])
+    model = join([_cut(spec, precision, batch) for spec in chain])
     fill_weights(model)
     return model.SerializeToString(deterministic=True)
 
 
-def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32") -> Lowered:
+def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32", batch: int = 1) -> Lowered:
     """As `lower`, with the program of the same network that torch itself runs.
 
     A program cannot be cut from a template: torch exports each at its own widths, with weights of its own initialisation.
@@ -68,7 +74,8 @@ def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = _module(chain)
-    return Lowered(onnx=lower(chain, precision), program=to_program(module, _example(chain[0]), precision=precision))
+    program = to_program(module, _example(chain[0], batch), precision=precision)
+    return Lowered(onnx=lower(chain, precision, batch), program=program)
 
 
 def _module(chain: Sequence[BlockSpec], se_width: int | None = None) -> nn.Module:
@@ -77,19 +84,19 @@ def _module(chain: Sequence[BlockSpec], se_width: int | None = None) -> nn.Modul
     return each[0] if chain[0].op == "add" else nn.Sequential(*each)
 
 
-def _example(spec: BlockSpec) -> tuple[torch.Tensor, ...]:
-    image = torch.zeros(1, spec.width("c_in"), int(spec.attr("h")), int(spec.attr("w")))
+def _example(spec: BlockSpec, batch: int) -> tuple[torch.Tensor, ...]:
+    image = torch.zeros(batch, spec.width("c_in"), int(spec.attr("h")), int(spec.attr("w")))
     return (image, image) if spec.op == "add" else (image,)
 
 
-def lower_network(space: Space, choice: Choice, precision: Precision = "fp32") -> bytes:
+def lower_network(space: Space, choice: Choice, precision: Precision = "fp32", batch: int = 1) -> bytes:
     """ONNX of a network as the space itself deploys it; the weights are random by the rule of `latency.weights`."""
-    return filled(to_onnx(space.deployed(choice), torch.zeros(1, *space.input_shape), precision=precision))
+    return filled(to_onnx(space.deployed(choice), torch.zeros(batch, *space.input_shape), precision=precision))
 
 
-def lower_network_with_program(space: Space, choice: Choice, precision: Precision = "fp32") -> Lowered:
+def lower_network_with_program(space: Space, choice: Choice, precision: Precision = "fp32", batch: int = 1) -> Lowered:
     """As `lower_network`, with the program of the same network that torch itself runs."""
-    lowered = lowering.lower(space.deployed(choice), torch.zeros(1, *space.input_shape), precision=precision, program=True)
+    lowered = lowering.lower(space.deployed(choice), torch.zeros(batch, *space.input_shape), precision=precision, program=True)
     return replace(lowered, onnx=filled(lowered.onnx))
 
 
@@ -161,10 +168,10 @@ def _rename(new: onnx.NodeProto, old: onnx.NodeProto, names: Mapping[str, str], 
     new.output[:] = [names.get(name, f"{number}.{name}") for name in old.output]
 
 
-def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
+def _cut(spec: BlockSpec, precision: Precision, batch: int) -> onnx.ModelProto:
     """A block's graph at its widths, without weights."""
     widths = {**dict(spec.widths), "se_width": ops.se_width(spec.width("c_in"))}
-    primes = dict(zip(widths, _primes(spec), strict=True))
+    primes = dict(zip(widths, _primes(spec, batch), strict=True))
     if ops.keeps_width(spec):
         assert widths["c_in"] == widths["c_out"], spec
         primes["c_out"] = primes["c_in"]
@@ -173,22 +180,22 @@ def _cut(spec: BlockSpec, precision: Precision) -> onnx.ModelProto:
     if groups > 1:
         sizes[primes["c_in"]] = widths["c_in"] // groups
     template = spec.with_widths(**{name: groups * primes[name] for name, _ in spec.widths})
-    model = onnx.load_from_string(_export(template, primes["se_width"], precision))
+    model = onnx.load_from_string(_export(template, primes["se_width"], precision, batch))
     resize(model.graph, sizes)
     return model
 
 
 @cache
-def _export(template: BlockSpec, se_width: int, precision: Precision) -> bytes:
+def _export(template: BlockSpec, se_width: int, precision: Precision, batch: int) -> bytes:
     """A block's graph without weights."""
     module = _module([template], se_width)
-    model = onnx.load_from_string(to_onnx(module, _example(template), precision=precision))
+    model = onnx.load_from_string(to_onnx(module, _example(template, batch), precision=precision))
     strip_weights(model)
     return model.SerializeToString(deterministic=True)
 
 
-def _primes(spec: BlockSpec) -> list[int]:
-    """A prime for every channel count of a block, none of them a size of an image or a kernel."""
-    start = 1 + max(_LARGEST_CONSTANT, *(value for _, value in spec.attrs if isinstance(value, int)))
+def _primes(spec: BlockSpec, batch: int) -> list[int]:
+    """A prime for every channel count of a block, none of them a size of an image, a kernel or a batch."""
+    start = 1 + max(_LARGEST_CONSTANT, batch, *(value for _, value in spec.attrs if isinstance(value, int)))
     primes = (number for number in itertools.count(start) if all(number % factor for factor in range(2, math.isqrt(number) + 1)))
     return list(itertools.islice(primes, len(spec.widths) + 1))

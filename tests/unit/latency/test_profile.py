@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,6 +53,20 @@ def run(kit, backend, workloads, tmp_path):
 
 def keys_on_disk(path):
     return [msgspec.json.decode(line)["key"] for line in path.read_bytes().splitlines()[1:]]
+
+
+def test_a_table_has_the_batch_of_its_workloads_and_goes_on_with_no_other(run, kit, tmp_path):
+    def of(batch):
+        return [Workload.block(kit.spec(8, 8), partial(overhead_onnx, batch), batch)]
+
+    run(workloads=of(8))
+    table = LatencyTable.load(tmp_path / "t.jsonl")
+    assert (table.header.batch, [row.status for row in table.rows]) == (8, ["ok", "ok"])
+    with pytest.raises(FingerprintMismatch, match="batch"):
+        run(workloads=of(4))
+    with pytest.raises(FingerprintMismatch, match=r"t\.jsonl has batch 8, wanted 1: measure another with `lathe profile SPACE "):
+        table.require(batch=1)
+    assert " --batch 8 --out T" in table.header.measuring("T")
 
 
 def test_each_workload_becomes_a_row_and_the_overhead_too(run, workloads, tmp_path):

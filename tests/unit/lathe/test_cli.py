@@ -13,15 +13,15 @@ from search.methods import settings
 
 FLAGS = {
     cli.Space: "resolution channels cells input classes space list arch table json",
-    cli.Bundle: "resolution channels cells input classes space out precision networks seed force json",
-    cli.Profile: "resolution channels cells input classes space out backend protocol threads coverage coverage_error like anchors drift_limit timing_cache save_timing_cache "
+    cli.Bundle: "resolution channels cells input classes space out precision batch networks seed force json",
+    cli.Profile: "resolution channels cells input classes space out backend protocol threads batch coverage coverage_error like anchors drift_limit timing_cache save_timing_cache "
     "networks seed shard engine address shards resources force json",
     cli.TableShow: "table rows family csv markdown plot force json",
     cli.TableCheck: "resolution channels cells input classes table space json",
     cli.TableDiff: "tables plot force json",
     cli.TableMerge: "tables out json",
-    cli.Predict: "resolution channels cells input classes source table shape missing force json",
-    cli.Export: "source out target layout budget_ms protocol threads samples mean std labels metric precision explain shape weights input workspace_mib optimization_level timing_cache version_compatible "
+    cli.Predict: "resolution channels cells input classes source table batch shape missing force json",
+    cli.Export: "source out target layout budget_ms protocol threads samples mean std labels metric precision explain shape batch weights input workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
     sweeps.Sweep: "resolution channels cells input space out table also data task budget_ms budget_fraction seeds set recipe jobs engine address gpus_per_run no_measure target json",
     sweeps.SweepBest: "sweep budget_ms json",

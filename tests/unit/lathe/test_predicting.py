@@ -171,7 +171,12 @@ def test_an_onnx_file_is_read_as_layers_and_what_no_row_is_about_is_named(capsys
     [
         ("predict m.onnx --table t", "fix it, as by --shape x=1x3x224x8"),
         ("predict m.onnx --input 3x8x8 --table t", "--input 3x8x8 is of a space or of FILE.py:FUNCTION: leave it out for m.onnx"),
-        ("predict b.onnx --shape x=2x3x8x8 --table t", "layer stem has a batch of 2, and tables are of batch 1"),
+        (
+            "predict b.onnx --shape x=2x3x8x8 --table t",
+            "table t has batch 1, wanted 2: measure another with `lathe profile other .* --batch 2 ",
+        ),
+        ("predict b.onnx --shape x=2x3x8x8 --batch 2 --table t", "--batch 2: the batch of MODEL.onnx is in its shapes"),
+        ("predict repvgg-mini --batch 4 --table t", "table t has batch 1, wanted 4"),
         ("predict net.py:make --table t", "give the shape of an image, such as --input"),
         ("predict net.py:make --shape x=1 --table t", "--shape x=1 is of MODEL.onnx: leave it out"),
         ("predict bundle --table t", "bundle is a shipped bundle: predict bundle/model.onnx"),

@@ -256,6 +256,8 @@ def test_the_device_at_hand_is_judged_and_the_others_are_not_run(home, there, mo
     assert told.endswith(f", the budget is {devices[there].budget_us:.1f} µs")
     assert sum(name.startswith("not run") for name in shipped["provenance"]) == (1 if home else 2)
     assert ("no budget" in shipped["provenance"]) == (home is None)
+    with pytest.raises(DeployError, match="--batch 4: the run's budget and prediction are of batch 1, that of its table: leave it out, or"):
+        stages._export_run(cli.parse(["export", str(run), "--batch", "4", "--out", "b"]), pytest.fail)
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,18 @@ def test_a_bundle_holds_the_very_bytes(tiny, tmp_path, precision):
     ]
 
 
+def test_blocks_and_networks_of_a_larger_batch_are_lowered_and_bundled_with_it(tiny, tmp_path):
+    works = workloads(tiny, networks=0, batch=37)  # a prime, as are the widths of templates
+    for work in (works[0], works[-1]):
+        model = onnx.load_from_string(work.lower().onnx)
+        weights = {tensor.name for tensor in model.graph.initializer}
+        values = (value for value in (*model.graph.input, *model.graph.value_info, *model.graph.output) if value.name not in weights)
+        assert {value.type.tensor_type.shape.dim[0].dim_value for value in values} == {37}
+    blocks_zip.write(tmp_path / "tiny.blocks.zip", works, lowering="1", space=tiny.name, precision="fp32")
+    found = blocks_zip.read(tmp_path / "tiny.blocks.zip")
+    assert (found.index.batch, {work.batch for work in found.workloads}) == (37, {37})
+
+
 def test_a_named_network_is_one_network_workload():
     kinds = collections.Counter(work.kind for work in workloads(spaces.get("gpunet-1"), networks=5))
     assert kinds == {"block": 12, "network": 1}
