@@ -92,6 +92,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     target: Target
     precision: Precision
     """of the shipped network's arithmetic; inputs and outputs have the types of `dtypes`"""
+    io: Precision = "fp32"
+    """of the floating-point inputs and outputs"""
     inputs: dict[str, tuple[Count, ...]]
     """shape of each input by its name, in order"""
     outputs: dict[str, tuple[Count, ...]]

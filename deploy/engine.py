@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from deploy import graph, sessions
 from deploy.bundle import TIMING_CACHE, Target
@@ -225,6 +225,7 @@ class Steps:
         self.names = [name for node in graph.node for name in node.output if name]
         """of all values, in the order in which they are computed"""
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in self.outputs}
+        self._typed = _typed(graph)
         self._last = {name: number for number, node in enumerate(graph.node) for name in node.input}
 
     @functools.cached_property
@@ -239,7 +240,7 @@ class Steps:
             DeployError: an operator is refused or fails.
             RunFailed: it takes too long.
         """
-        kept = dict(inputs)
+        kept = self._typed(inputs)
         with sessions.limit() as options:
             for number, session in enumerate(self._parts):
                 read = [value.name for value in session.get_inputs()]
@@ -300,12 +301,26 @@ def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[
     raise AssertionError("the last round returns")
 
 
+def _typed(body: onnx.GraphProto) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Floating-point inputs in the types that a graph takes: its forms differ in them."""
+    kinds = {value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in body.input}
+
+    def typed(call: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            name: value.astype(kinds[name], copy=False) if value.dtype.kind == "f" and name in kinds else value
+            for name, value in call.items()
+        }
+
+    return typed
+
+
 def _by_call(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Tensors], Tensors]:
     """Feed each sample to a network as it takes it, and stack its outputs."""
-    names = [value.name for value in onnx.load_from_string(model).graph.output]
+    body = onnx.load_from_string(model).graph
+    names, typed = [value.name for value in body.output], _typed(body)
 
     def run(inputs: Tensors) -> Tensors:
-        found = [infer(call) for call in calls_of(inputs)]
+        found = [infer(typed(call)) for call in calls_of(inputs)]
         return {name: np.stack([outputs[name] for outputs in found]) for name in names}
 
     return run

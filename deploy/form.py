@@ -14,11 +14,13 @@ class Form:
 
     Attributes:
         precision: of its arithmetic; None for the target's own: fp32 on ONNX Runtime, fp16 on TensorRT.
+        io: of its floating-point inputs and outputs; fp16 needs half precision in between.
         shapes: of an ONNX model's dynamic inputs, by name: one shape, which is fixed, or a `Span`, within which it stays dynamic.
         explain: find the first tensor that FP16 breaks, whether FP16 ships or not.
     """
 
     precision: Precision | None = None
+    io: Precision = "fp32"
     shapes: Shapes = field(default_factory=dict)
     explain: bool = False
 

@@ -20,14 +20,13 @@ from torch import nn
 
 from deploy import bundle, cleaning, engine, graph, handout, lowering
 from deploy.adapter import Adapter, adapt, require_deterministic
-from deploy.bundle import Bundle, Layer, Link, Manifest, Network, sha256
+from deploy.bundle import Bundle, Layer, Link, Manifest, Network, Target, sha256
 from deploy.certificate import Certificate
 from deploy.cleaning import Cleaned
 from deploy.errors import DeployError
 from deploy.explain import explain
 from deploy.explanation import Explanation
 from deploy.form import BUILD, FORM, Build, Form
-from deploy.graph import Precision
 from deploy.metric import Figure, Quality
 from deploy.precision import certified
 from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, resized, samples_of
@@ -107,9 +106,7 @@ def export(
     out = Path(out)
     bundle.refuse_occupied(out)
     target = engine.target_of(target)
-    precision = form.precision or engine.TARGETS[target]
-    if target == "onnxruntime" and precision != "fp32":
-        raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
+    form = _complete(form, target)
     if budget_ms is not None and not 0 < budget_ms <= ms_from_us(MAX_US):
         raise DeployError(f"budget_ms must be above 0 and at most {ms_from_us(MAX_US):g} milliseconds, found {budget_ms}")
     if threads < 1:
@@ -129,18 +126,20 @@ def export(
         adapter = _adapter(source, example_input)
         inputs = adapter.inputs
     data, truth = _samples(samples, labels, inputs, adapter)
+    if form.io == "fp16":
+        data = data.rounded(np.float16)
     if truth is not None:
         quality = accuracy(truth)
 
     on_step("fuse, squeeze and lower")
     if isinstance(source, Cleaned):
-        network = _from_onnx(source, precision, threads, data)
+        network = _from_onnx(source, form, threads, data)
     else:
         assert adapter
-        network = _from_module(adapter, precision, threads, data, attachments.get("architecture.json"))
-    shipped = graph.parse(network.usual(network.onnx))
+        network = _from_module(adapter, form, threads, data, attachments.get("architecture.json"))
+    shipped = graph.parse(network.usual(network.shipped))
     _require_fit(truth, classes, inputs, outputs_of(shipped))
-    unpruned = None if baseline is None else _lower(_baseline(baseline, example_input, inputs), precision, threads, data)
+    unpruned = None if baseline is None else _lower(_baseline(baseline, example_input, inputs), form, threads, data)
     if form.explain:
         on_step("explain FP16")
     explanation = _explanation(network, data, threads) if form.explain else None
@@ -159,7 +158,7 @@ def export(
         rungs = list(network.rungs)
         if built:
             at_work = running["shipped"]
-            rungs.append(Rung("engine", precision, at_work if isinstance(at_work, str) else at_work.outputs))
+            rungs.append(Rung("engine", form.precision, at_work if isinstance(at_work, str) else at_work.outputs))
         steps, outputs = climb(rungs, data, quality)
         references = {"": _reference(data.first(REFERENCE_SAMPLES), outputs)}
         for end in ENDS if network.spans else ():
@@ -189,12 +188,13 @@ def export(
     manifest = Manifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         target=target,
-        precision=precision,
+        precision=form.precision,
+        io=form.io,
         inputs={value.name: value.shape for value in inputs},
         outputs={value.name: value.shape for value in outputs_of(shipped)},
         spans=dict(network.spans),
         output_spans=_output_spans(network),
-        dtypes={value.name: value.dtype for value in (*inputs, *outputs_of(shipped))},
+        dtypes={value.name: value.dtype for value in (*inputs_of(shipped), *outputs_of(shipped))},
         samples=data.count,
         samples_from="random" if samples is None else "given",
         metric=quality and quality.metric,
@@ -274,6 +274,20 @@ class _Timing:
         )
 
 
+def _complete(form: Form, target: Target) -> Form:
+    """A form with the precision that ships.
+
+    Raises:
+        DeployError: the target does not have it.
+    """
+    precision = form.precision or engine.TARGETS[target]
+    if target == "onnxruntime" and precision != "fp32":
+        raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
+    if form.io != "fp32" and precision == "fp32":
+        raise DeployError(f"io {form.io!r} needs half precision in between, {target!r} ships 'fp32' here: leave io out, or choose fp16")
+    return dataclasses.replace(form, precision=precision)
+
+
 def _adapter(model: nn.Module, example_input: Any) -> Adapter:
     if example_input is None:
         raise DeployError("a module does not say the shape of its input: give example_input")
@@ -290,12 +304,12 @@ def _output_spans(network: _Network) -> dict[str, Span]:
     return {name: span for name, span in spans.items() if not span.fixed}
 
 
-def _from_module(adapter: Adapter, precision: Precision, threads: int, samples: Samples, architecture: bytes | None) -> _Network:
+def _from_module(adapter: Adapter, form: Form, threads: int, samples: Samples, architecture: bytes | None) -> _Network:
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
     fused, report = fuse_exactly(adapter.network, adapter.call.args, **adapter.call.kwargs)
     exact = {"trained": copy.deepcopy(adapter.network).double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
     forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
-    lowered = _lower(adapter.of(forms["squeezed"]), precision, threads, samples)
+    lowered = _lower(adapter.of(forms["squeezed"]), form, threads, samples)
     proven = samples.first(PROOF_SAMPLES)
     proofs, _ = climb([Rung(name, "fp64", adapter.of(form, torch.float64).run) for name, form in exact.items()], proven)
     rungs = [Rung(name, "fp32", adapter.of(form).run) for name, form in forms.items()]
@@ -324,9 +338,9 @@ def _source(model: nn.Module | bytes, shapes: Shapes) -> nn.Module | Cleaned:
     return model
 
 
-def _from_onnx(source: Cleaned, precision: Precision, threads: int, samples: Samples) -> _Network:
+def _from_onnx(source: Cleaned, form: Form, threads: int, samples: Samples) -> _Network:
     counts = lowering.count(graph.parse(source.usual))
-    lowered = _halve(source.usual, counts, precision, threads, samples)
+    lowered = _halve(source.usual, counts, form, threads, samples)
     half = lowered.onnx_fp16 and graph.thaw(lowered.onnx_fp16, source.onnx)
     lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_fp16=half)
     rungs = [
@@ -371,10 +385,10 @@ def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: i
     return _Network(**fields, rungs=tuple(rungs), chain=tuple(chain), **more)
 
 
-def _lower(adapter: Adapter, precision: Precision, threads: int, samples: Samples) -> _Lowered:
+def _lower(adapter: Adapter, form: Form, threads: int, samples: Samples) -> _Lowered:
     model = lowering.onnx_of(adapter)
     lowering.require_deterministic(graph.parse(model))
-    return _halve(model, count(adapter, adapter.call.tensors), precision, threads, samples)
+    return _halve(model, count(adapter, adapter.call.tensors), form, threads, samples)
 
 
 def _baseline(model: nn.Module, example_input: Any, inputs: Sequence[TensorSpec]) -> Adapter:
@@ -386,10 +400,10 @@ def _baseline(model: nn.Module, example_input: Any, inputs: Sequence[TensorSpec]
     return adapter.of(fuse(_in_float32(model), adapter.call.args, **adapter.call.kwargs))
 
 
-def _halve(model: bytes, counts: Counts, precision: Precision, threads: int, samples: Samples) -> _Lowered:
-    if precision == "fp32":
+def _halve(model: bytes, counts: Counts, form: Form, threads: int, samples: Samples) -> _Lowered:
+    if form.precision == "fp32":
         return _Lowered(onnx=model, onnx_fp16=b"", counts=counts)
-    half, certificate = certified(model, samples.first(CERTIFIED_SAMPLES), threads=threads)
+    half, certificate = certified(model, samples.first(CERTIFIED_SAMPLES), io=form.io, threads=threads)
     return _Lowered(onnx=model, onnx_fp16=half, counts=counts, certificate=certificate)
 
 

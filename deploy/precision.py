@@ -82,14 +82,14 @@ def everywhere(model: bytes) -> bytes:
     return _convert(_prepare(parse(model)), "fp32", HEADROOM, {}, keep=False)[0].SerializeToString(deterministic=True)
 
 
-def again(model: bytes, certificate: Certificate) -> bytes:
+def again(model: bytes, certificate: Certificate, io: Precision = "fp32") -> bytes:
     """The FP16 model that `certified` made of an FP32 one, by the ranges in its certificate instead of samples.
 
     Raises:
         LoweringError: the model cannot be converted.
     """
     seen = {found.name: found for found in certificate.tensors}
-    return _convert(_prepare(parse(model)), "fp32", certificate.headroom, seen)[0].SerializeToString(deterministic=True)
+    return _convert(_prepare(parse(model)), io, certificate.headroom, seen)[0].SerializeToString(deterministic=True)
 
 
 def _prepare(model: ModelProto) -> ModelProto:

@@ -95,6 +95,20 @@ class Samples:
         """What the network gives for each sample, of what it gives call by call, each with the batch as its first dimension."""
         return outputs.reshape(-1, *outputs.shape[2:])[: self.count]
 
+    def rounded(self, dtype: type[np.floating]) -> "Samples":
+        """The same samples with floating-point values that a narrower type has; they keep their own type.
+
+        Raises:
+            DeployError: a value is beyond the narrower type.
+        """
+        inputs = {}
+        for name, values in self.inputs.items():
+            with np.errstate(over="ignore"):
+                inputs[name] = values.astype(dtype).astype(values.dtype) if values.dtype.kind == "f" else values
+            if values.dtype.kind == "f" and not np.isfinite(inputs[name]).all():
+                raise DeployError(f"samples of {name} reach {np.abs(values).max():.4g}, more than {np.dtype(dtype)} has: give io fp32")
+        return Samples(inputs, self.batch, self.count)
+
     def call(self, number: int) -> dict[str, np.ndarray]:
         """The inputs of one call."""
         return {name: values[number, ...] for name, values in self.inputs.items()}

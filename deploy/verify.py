@@ -150,7 +150,7 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     other = [name for name, version in here.items() if found.manifest.versions.get(name) != version]
     try:
         whole = found.read(bundle.ONNX)
-        half = precision.again(graph.freeze(whole, at(found.manifest.spans, "opt")), found.manifest.certificate)
+        half = precision.again(graph.freeze(whole, at(found.manifest.spans, "opt")), found.manifest.certificate, found.manifest.io)
         same = graph.thaw(half, whole) == found.read(bundle.ONNX_FP16)
     except DeployError as error:
         yield Check(name="certificate", verdict="failed", detail=str(error))

@@ -313,6 +313,8 @@ class Export:
     """of samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that gives a number a sample; reports their mean"""
     precision: Literal["fp32", "fp16"] | None = None
     """of the arithmetic that ships (default: fp32 with onnxruntime, fp16 with TensorRT)"""
+    io: Literal["fp32", "fp16"] = "fp32"
+    """of the floating-point inputs and outputs; fp16 needs --precision fp16"""
     explain: bool = False
     """say which layer FP16 breaks: the first tensor that differs from FP32 by more than the limit, on the samples; needs no GPU"""
     shape: UseAppendAction[tuple[str, ...]] = ()

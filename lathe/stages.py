@@ -671,7 +671,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         _shipped,
         command,
         target=target,
-        form=Form(precision=command.precision, shapes=fixed, explain=command.explain),
+        form=Form(precision=command.precision, io=command.io, shapes=fixed, explain=command.explain),
         build=Build(spec=spec, timing_cache=command.timing_cache),
         out=command.out,
         protocol=timing,

@@ -79,7 +79,7 @@ def _cuda(result: tuple[Any, ...]) -> Any:
 
 
 def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
-    """The inputs by name, in their types; ValueError where one does not fit."""
+    """The inputs by name; nothing is converted: ValueError where one does not fit."""
     if len(arrays) != len(manifest["inputs"]):
         raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy ...")
     made = {}
@@ -87,7 +87,7 @@ def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndar
         dtype, found = np.dtype(manifest["dtypes"][name]), list(np.shape(array))
         span = manifest["spans"].get(name) or {"min": shape, "max": shape}
         fits = len(found) == len(shape) and all(a <= size <= b for a, size, b in zip(span["min"], found, span["max"], strict=True))
-        if not fits or not np.can_cast(np.asarray(array).dtype, dtype, "same_kind"):
+        if not fits or np.asarray(array).dtype != dtype:
             wanted = shape if span["min"] == span["max"] else f"{span['min']} to {span['max']}"
             raise ValueError(f"input {name} is {dtype} {wanted}, given {np.asarray(array).dtype} {found}")
         made[name] = np.asarray(array, dtype, order="C")

@@ -213,7 +213,7 @@ def test_an_engine_runs_over_a_fake_gpu(made, tmp_path, fakes):
     fakes()
     run = runpy.run_path(str(engine_bundle(made, tmp_path / "out") / "run.py"))["load"]()
     for value in (1.0, 5.0):
-        np.testing.assert_array_equal(run(np.full((1, 3), value))["output"], np.full((1, 3), 2 * value, np.float32))
+        np.testing.assert_array_equal(run(np.full((1, 3), value, np.float32))["output"], np.full((1, 3), 2 * value, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,6 @@ def test_an_engine_of_something_else_is_refused(made, tmp_path, fakes, options, 
 def test_what_loads_elsewhere_by_its_build_is_let_through(made, tmp_path, fakes):
     fakes(FakeCuda((9, 0)), version="1.5")
     directory = engine_bundle(made, tmp_path / "out", build={"version_compatible": True}, compute_capabilities=())
-    assert runpy.run_path(str(directory / "run.py"))["load"]()(np.ones((1, 3)))["output"].tolist() == [[2.0, 2.0, 2.0]]
+    assert runpy.run_path(str(directory / "run.py"))["load"]()(np.ones((1, 3), np.float32))["output"].tolist() == [[2.0, 2.0, 2.0]]
     assert json.loads((directory / "manifest.json").read_text())["compute_capabilities"] == []
     assert load(directory).manifest.target == "tensorrt-rtx"

@@ -1,5 +1,6 @@
 import contextlib
 import hashlib
+import json
 import re
 import runpy
 import warnings
@@ -289,6 +290,23 @@ def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed
     assert manifest.failures == []
 
 
+def test_half_precision_inputs_and_outputs_ship_as_such_and_nothing_is_converted_silently(tmp_path, no_gpu):
+    given = {"target": "tensorrt-rtx", "form": Form(io="fp16"), "samples": samples()}
+    made = export(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), example(), out=tmp_path / "out", **given)
+    manifest = made.manifest
+    assert (manifest.io, manifest.dtypes, manifest.certificate.casts) == ("fp16", {"input": "float16", "output": "float16"}, 0)
+    assert [(step.name, step.verdict) for step in manifest.validation[-2:]] == [("onnx-fp16", "passed"), ("engine", "not run")]
+    checks = {check.name: check.verdict for check in verify(made.directory).checks}
+    assert {checks[name] for name in ("certificate", "outputs of onnx", "outputs of onnx-fp16")} == {"passed"}
+    by_name = runpy.run_path(str(made.directory / "run.py"))["by_name"]
+    fields = json.loads((made.directory / "manifest.json").read_bytes())
+    assert by_name(fields, (np.zeros(SHAPE, np.float16),))["input"].dtype == np.float16
+    with pytest.raises(ValueError, match=r"^input input is float16 \[1, 3, 8, 8\], given float32 \[1, 3, 8, 8\]$"):
+        by_name(fields, (np.zeros(SHAPE, np.float32),))
+    with pytest.raises(DeployError, match=r"^samples of input reach 1e\+05, more than float16 has: give io fp32$"):
+        export(nn.Conv2d(3, 2, 1), example(), out=tmp_path / "no", **{**given, "samples": torch.full((2, 3, 8, 8), 1e5)})
+
+
 def overflowing():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
     with torch.no_grad():
@@ -398,6 +416,7 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ({"target": "coreml"}, "target 'coreml' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"),
+        ({"form": Form(io="fp16")}, "io 'fp16' needs half precision in between, 'onnxruntime' ships 'fp32' here: leave io out"),
         ({"form": Form(precision="fp16")}, "target 'onnxruntime' ships precision 'fp32', not 'fp16'"),
         ({"example_input": None}, "give example_input"),
         ({"samples": torch.zeros(4, 3, 9, 8)}, r"samples of input have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]"),
