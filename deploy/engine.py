@@ -269,12 +269,14 @@ def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
         yield onnx.helper.make_model(part, opset_imports=list(model.opset_import), ir_version=model.ir_version)
 
 
-def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[str, Measurement]:
+def measure_in_turns(
+    networks: Mapping[str, Timed], protocol: Protocol, on_step: Callable[[str], None] = lambda _: None
+) -> dict[str, Measurement]:
     """Measure several networks in one run, a few samples of each in turn, so that all see the same machine.
 
     Every round measures each network by a fifth of the protocol, alternately in this order and the reverse; in the first round each is
     watched until it is stationary, as the protocol says. There are at least 5 rounds, and more, up to 20, until every network's samples
-    together settle.
+    together settle. `on_step` is called with the number of each round that is done, such as "measure 2/5".
 
     Raises:
         RunFailed: a runtime refuses.
@@ -294,6 +296,7 @@ def measure_in_turns(networks: Mapping[str, Timed], protocol: Protocol) -> dict[
         for name in order:
             samples_us[name] += measure(networks[name], first if done == 1 else part).samples_us
         order.reverse()
+        on_step(f"measure {done}/{MIN_ROUNDS if done <= MIN_ROUNDS else MAX_ROUNDS}")
         if done >= MIN_ROUNDS:
             measurements = {name: summarize(samples, protocol) for name, samples in samples_us.items()}
             if done == MAX_ROUNDS or all(measurement.status == "ok" for measurement in measurements.values()):

@@ -168,7 +168,7 @@ def export(
             steps += more
             references[end] = _reference(there.first(1), outputs)
         on_step("measure")
-        timing = _time(running, protocol)
+        timing = _time(running, protocol, on_step)
 
     files = {
         bundle.ONNX: network.onnx,
@@ -418,14 +418,14 @@ def _reference(samples: Samples, outputs: Mapping[str, Mapping[str, np.ndarray]]
     return samples.inputs, {name: output[: samples.calls] for name, output in next(iter(outputs.values())).items()}
 
 
-def _time(running: Mapping[str, engine.Running | str], protocol: Protocol) -> _Timing:
+def _time(running: Mapping[str, engine.Running | str], protocol: Protocol, on_step: Callable[[str], None]) -> _Timing:
     for at_work in running.values():
         if isinstance(at_work, str):
             return _Timing(None, {}, at_work)
     ready = {name: at_work for name, at_work in running.items() if not isinstance(at_work, str)}
     device = ready["shipped"].device
     try:
-        return _Timing(device, engine.measure_in_turns({name: at_work.timed for name, at_work in ready.items()}, protocol))
+        return _Timing(device, engine.measure_in_turns({name: at_work.timed for name, at_work in ready.items()}, protocol, on_step))
     except RunFailed as error:
         return _Timing(device, {}, str(error))
 

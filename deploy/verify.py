@@ -48,8 +48,12 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return [check for check in self.checks if check.verdict == "failed"]
 
 
-def verify(directory: str | Path) -> Verification:
+def verify(directory: str | Path, *, on_step: Callable[[str], None] = lambda _: None) -> Verification:
     """Hash every file again, run the network on the stored samples, and time it where the device is the one of the manifest.
+
+    Args:
+        directory: the bundle.
+        on_step: called with the name of each step as it begins, and with how far the measurement is.
 
     Raises:
         BundleError: the directory is not a bundle, or its manifest cannot be read.
@@ -60,15 +64,18 @@ def verify(directory: str | Path) -> Verification:
         # Nothing that it says can be relied on, so nothing else is compared with it.
         return Verification(directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail=error.how),))
     problems = bundle.check_files(found)
+    on_step("files")
     checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
     checks += [*_written(found, problems), *_half(found, problems), *_recorded(found.manifest)]
     ends = ("", *ENDS) if found.manifest.spans else ("",)
     references = {end: _reference(found, problems, end) for end in ends}
     usual, _ = references[""]
     with _start(found, usual and usual[0].call(0)) as at_work:
+        on_step("outputs")
         for end, (kept, why) in references.items():
             checks += why if kept is None else _outputs(found, problems, at_work, end, *kept)
-        checks.append(_latency(found.manifest, at_work))
+        on_step("measure")
+        checks.append(_latency(found.manifest, at_work, on_step))
     return Verification(directory=str(directory), checks=tuple(checks))
 
 
@@ -215,7 +222,7 @@ def _follows(measured: Measurement, now: Measurement, protocol: Protocol) -> boo
     return judged and same in (now, msgspec.structs.replace(now, p90_us=None, p99_us=None))
 
 
-def _latency(manifest: Manifest, at_work: Running | str) -> Check:
+def _latency(manifest: Manifest, at_work: Running | str, on_step: Callable[[str], None]) -> Check:
     if isinstance(at_work, str):
         return Check(name="latency", verdict="not run", detail=at_work)
     recorded = manifest.shipped.measured
@@ -233,7 +240,7 @@ def _latency(manifest: Manifest, at_work: Running | str) -> Check:
         )
         return Check(name="latency", verdict="not run", detail=detail)
     try:
-        now = engine.measure_in_turns({"shipped": at_work.timed}, manifest.protocol)["shipped"]
+        now = engine.measure_in_turns({"shipped": at_work.timed}, manifest.protocol, on_step)["shipped"]
     except RunFailed as error:
         return Check(name="latency", verdict="failed", detail=str(error))
     verdict = judge_latency(now.low_us, now.high_us, manifest.budget_us)

@@ -11,7 +11,6 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
 from latency import distribution
 from latency.anchored import Anchored
@@ -19,8 +18,9 @@ from latency.coverage import Covered
 from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
 from latency.profile import Event as ProfileEvent
 from latency.units import interval, microseconds
-from lathe import stages
+from lathe import stages, tabular
 from lathe.fleet import Sharded
+from lathe.tabular import Grid, Heading, coloured
 
 if TYPE_CHECKING:
     from deploy.bundle import Bundle, Network
@@ -61,7 +61,7 @@ def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
         ("parameters, deployed", f"{facts.deployed_params:,}"),
         ("MACs, deployed", f"{facts.deployed_macs:,}"),
     ]
-    OUT.print(fact_table(facts.name, rows))
+    OUT.print(tabular.facts(facts.name, rows))
 
 
 def version() -> int:
@@ -94,7 +94,7 @@ def cell(facts: stages.CellFacts, *, as_json: bool) -> None:
         ("MACs, deployed", f"{facts.deployed_macs:,}"),
         *([("predicted latency", interval(facts.latency))] if facts.latency else []),
     ]
-    OUT.print(fact_table(facts.name, rows))
+    OUT.print(tabular.facts(facts.name, rows))
 
 
 def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], stages.BundleFacts]", *, as_json: bool) -> None:
@@ -110,7 +110,7 @@ def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workloa
         ("size", f"{facts.bytes / 2**20:.1f} MiB"),
         ("sha256", facts.sha256[:16]),
     ]
-    OUT.print(fact_table(facts.bundle, rows))
+    OUT.print(tabular.facts(facts.bundle, rows))
 
 
 def profile(events: Iterator[ProfileEvent | Covered | Anchored | Sharded], *, out: Path) -> None:
@@ -209,18 +209,18 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
     if as_json:
         print_json({"run": str(out), "result": finished} | ({"also": others} if others else {}))
         return 0
-    view = _pair(str(out))
+    view = Grid("", "unpruned", "shipped", title=str(out))
     for name, show_of in ((finished.metric.name, lambda network: finished.metric.words(network.score)), *_RESULT):
-        view.add_row(name, show_of(finished.unpruned) if finished.unpruned else "-", show_of(finished.shipped))
-    view.add_row("free channels", "", str(sum(finished.free_channels.values())))
+        view.add(name, show_of(finished.unpruned) if finished.unpruned else "-", show_of(finished.shipped))
+    view.add("free channels", "", str(sum(finished.free_channels.values())))
     if finished.budget_us is None:
-        view.add_row("budget", "", f"{finished.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
+        view.add("budget", "", f"{finished.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
     else:
-        view.add_row("budget", "", f"{microseconds(finished.budget_us)} (by the prediction; export measures)")
+        view.add("budget", "", f"{microseconds(finished.budget_us)} (by the prediction; export measures)")
     for device in others:
         unpruned = interval(device.largest) if finished.unpruned else "-"
-        view.add_row(escape(f"predicted on {device.name}"), unpruned, interval(device.predicted))
-        view.add_row(escape(f"budget on {device.name}"), "", microseconds(device.budget_us))
+        view.add(f"predicted on {device.name}", unpruned, interval(device.predicted))
+        view.add(f"budget on {device.name}", "", microseconds(device.budget_us))
     OUT.print(view)
     return 0
 
@@ -247,11 +247,11 @@ def sweep(rows: "Iterator[Outcome]", *, out: Path, as_json: bool) -> int:
         print_json({"sweep": str(out), "runs": found})
         return code
     names = list(dict.fromkeys(name for row in found for name in row.settings))
-    view = Table("budget", *names, "seed", metric_of(found).name, "latency", "predicted", "")
+    view = Grid("budget", *names, "seed", metric_of(found).name, "latency", "predicted", "")
     for row in found:
         predicted, measured = (microseconds(us) if us else "-" for us in (row.predicted and row.predicted.us, row.measured_us))
         said = "on the front" if row.front else "" if row.status == "finished" else row.status
-        view.add_row(row.budget, *(row.settings.get(name, "") for name in names), str(row.seed), _scored(row), measured, predicted, said)
+        view.add(row.budget, *(row.settings.get(name, "") for name in names), str(row.seed), _scored(row), measured, predicted, said)
     OUT.print(view)
     OUT.print(f"the page: lathe report {escape(str(out))}; the run for a budget: lathe sweep best {escape(str(out))} --budget-ms MS")
     return code
@@ -298,11 +298,26 @@ def bundles(makes: "Sequence[Callable[[Callable[[str], None]], Bundle]]", *, as_
     return int(any(made.manifest.failures for made in found))
 
 
-def _made(make: "Callable[[Callable[[str], None]], Bundle]") -> "Bundle":
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+def _made(make: "Callable[[Callable[[str], None]], T]") -> "T":
+    """What is made in steps, with the time that the present one still takes where it says how far it is, as "measure 2/5"."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=LOG, transient=True, disable=not LOG.is_terminal) as bar:
-        task = bar.add_task("export")
-        return make(lambda step: bar.update(task, description=step))
+        task = bar.add_task("begin", total=None)
+
+        def show(step: str) -> None:
+            name, done, total = _place(step)
+            if bar.tasks[0].description != name:
+                bar.reset(task, total=None, description=name)
+            bar.update(task, completed=done, total=total)
+
+        return make(show)
+
+
+def _place(step: str) -> tuple[str, int, int | None]:
+    """What a step is called, how far it is, and where it ends if it says so."""
+    name, _, place = step.rpartition(" ")
+    done, _, total = place.partition("/")
+    return (name, int(done), int(total)) if done.isdecimal() and total.isdecimal() else (step, 0, None)
 
 
 def bundle(made: "Bundle") -> int:
@@ -313,20 +328,11 @@ def bundle(made: "Bundle") -> int:
 
     manifest = made.manifest
     metric = manifest.metric or ACCURACY
-    view = Table(
-        "step",
-        "precision",
-        "against first",
-        "limit",
-        "top-1 agreement",
-        metric.name,
-        "verdict",
-        title=escape(str(made.directory)),
-        title_justify="left",
-    )
+    headings = ("step", "precision", "against first", "limit", "same top-1", metric.name, "verdict")
+    view = Grid(*headings, title=str(made.directory))
     for step in manifest.validation:
         worst = step.worst
-        view.add_row(
+        view.add(
             step.name,
             step.precision,
             f"{worst.relative:.1e}" if worst else "-",
@@ -340,7 +346,7 @@ def bundle(made: "Bundle") -> int:
     for remark in dict.fromkeys(said for _, said in remarks if said):
         OUT.print(escape(f"{', '.join(dict.fromkeys(name for name, said in remarks if said == remark))}: {remark}"))
     for failure in manifest.failures:
-        OUT.print(f"[bold]does not hold:[/] {escape(failure)}")
+        OUT.print(f"{coloured('does not hold:', 'failed')} {escape(failure)}")
     for note, label in (("fuse", "fuse: "), ("no budget", ""), ("samples", "")):
         if note in manifest.provenance:
             OUT.print(escape(f"{label}{manifest.provenance[note]}"))
@@ -355,7 +361,7 @@ def bundle(made: "Bundle") -> int:
         OUT.print(f"samples: {RANDOM}: give --samples to validate on what the network is for")
     OUT.print(escape(f"latency: {_latency(manifest.shipped)}"))
     verdict = manifest.budget_verdict
-    budget = verdict if verdict == "no budget" else f"budget {verdict}"
+    budget = verdict if verdict == "no budget" else coloured(f"budget {verdict}", verdict)
     OUT.print(f"{budget}; written to {escape(str(made.directory))}; see `lathe report {escape(str(made.directory))}`")
     return 1 if manifest.failures else 0
 
@@ -365,16 +371,17 @@ def _latency(network: "Network") -> str:
     return f"{measured}; predicted {interval(network.predicted)}" if network.predicted else measured
 
 
-def verifications(found: "Sequence[Verification]", *, as_json: bool) -> int:
-    """Print what the checks of bundles found; returns the exit code. As JSON it is one document, of several a list."""
+def verifications(checks: "Sequence[Callable[[Callable[[str], None]], Verification]]", *, as_json: bool) -> int:
+    """Show checks of bundles as they go, then what they found; returns the exit code. As JSON it is one document, of several a list."""
+    found = [_made(check) for check in checks]
     if as_json:
         facts = [{"verification": one, "failures": len(one.failures)} for one in found]
         print_json(facts if len(facts) > 1 else facts[0])
         return int(any(one.failures for one in found))
     for one in found:
-        view = Table("check", "verdict", "detail", title=escape(one.directory), title_justify="left")
+        view = Grid("check", "verdict", "detail", title=one.directory)
         for check in one.checks:
-            view.add_row(escape(check.name), check.verdict, escape(check.detail))
+            view.add(check.name, check.verdict, check.detail)
         OUT.print(view)
     return int(any(one.failures for one in found))
 
@@ -385,9 +392,10 @@ def report(page: Path, rows: "Sequence[Row]", *, as_json: bool) -> None:
         print_json({"report": str(page), "table": [dataclasses.asdict(row) for row in rows]})
         return
     if rows:
-        view = _pair("")
+        compares = any(row.unpruned for row in rows)
+        view = Grid("", "unpruned", "shipped") if compares else Grid("", "shipped", show_header=False)
         for row in rows:
-            view.add_row(row.name, escape(row.unpruned), escape(row.shipped))
+            view.add(row.name, *((row.unpruned,) if compares else ()), row.shipped, verdict=row.verdict)
         OUT.print(view)
     OUT.print(f"report: {escape(str(page))}")
 
@@ -399,13 +407,12 @@ def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
         print_json([{**dataclasses.asdict(row), "difference": row.difference, "verdict": row.verdict} for row in rows])
     else:
         for where in dict.fromkeys(row.table for row in rows if row.ours is not None):
-            columns = (Column(name, no_wrap=True) for name in ("paper", "ours", "off by", "verdict"))
-            view = Table(Column("", overflow="fold"), "", *columns, title=where, title_justify="left")
+            view = Grid("", "", "paper", "ours", "off by", "verdict", title=where)
             for row in rows:
                 if row.table == where and row.difference is not None:
                     large = row.ours is not None and row.ours >= 1e15
                     ours, off = (f"{row.ours:.3e}", f"{row.difference:+.1e}") if large else (f"{row.ours:,}", f"{row.difference:+.4f}")
-                    view.add_row(escape(row.row), row.quantity, f"{row.paper} {row.unit}", ours, off, row.verdict)
+                    view.add(row.row, row.quantity, f"{row.paper} {row.unit}", ours, off, row.verdict)
             OUT.print(view)
         for note in dict.fromkeys(row.note for row in rows if row.note):
             OUT.print(f"{', '.join(dict.fromkeys(escape(row.row) for row in rows if row.note == note))}: {escape(note)}")
@@ -421,11 +428,10 @@ def latencies(rows: "Sequence[Beside]", tables: "Sequence[LatencyTable]", *, as_
     for source in dict.fromkeys(row.published.source for row in rows):
         members = [row for row in rows if row.published.source == source]
         letters = [chr(ord("A") + index) for index in range(len(tables))]
-        columns = (Column(name, justify="right") for name in ("published", *letters))
-        view = Table(Column("", overflow="fold"), *columns, title=source, title_justify="left")
+        view = Grid("", *(Heading(name, right=True) for name in ("published", *letters)), title=source)
         for row in members:
             published = row.published
-            view.add_row(published.network, f"{published.value} {published.unit}", *(_beside(published, ours) for ours in row.ours))
+            view.add(published.network, f"{published.value} {published.unit}", *(_beside(published, ours) for ours in row.ours))
         OUT.print(view)
         about = members[0].published
         OUT.print(f"{about.unit}: {about.protocol}; device: {about.device}")
@@ -451,15 +457,3 @@ def _ours_json(row: "Beside", tables: "Sequence[LatencyTable]") -> list[dict[str
         {"table": table.path, "latency": ours, "ratio": ours and row.published.ratio(ours)}
         for table, ours in zip(tables, row.ours, strict=True)
     ]
-
-
-def _pair(title: str) -> Table:
-    return Table("", "unpruned", "shipped", title=escape(title), title_justify="left")
-
-
-def fact_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
-    """Names with their values, below a title."""
-    view = Table("", Column("", overflow="fold"), show_header=False, title=escape(title), title_justify="left")
-    for name, value in rows:
-        view.add_row(name, escape(value))
-    return view

@@ -853,14 +853,17 @@ def _is_here(known: "OtherDevice", target: str, threads: int) -> bool:
     return (here.device, here.runtime) == (known.device, known.runtime)
 
 
-def verify(directory: Path) -> "list[Verification]":
-    """Check a bundle again, or those of several targets in a directory."""
+def verify(directory: Path) -> "list[Callable[[Callable[[str], None]], Verification]]":
+    """What checks a bundle again, or those of several targets in a directory, each called with what is told of its steps."""
     import deploy
     from deploy import engine
     from deploy.bundle import MANIFEST
 
     each = [directory / target for target in engine.TARGETS if (directory / target / MANIFEST).is_file()]
-    return [deploy.verify(one) for one in (each if each and not (directory / MANIFEST).exists() else [directory])]
+    return [
+        lambda on_step, one=one: deploy.verify(one, on_step=on_step)
+        for one in (each if each and not (directory / MANIFEST).exists() else [directory])
+    ]
 
 
 def published_latencies(command: "Paper", warn: Callable[[str], None]) -> "tuple[list[Beside], list[LatencyTable]]":

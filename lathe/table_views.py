@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from rich.markup import escape
-from rich.table import Column, Table
 
 from latency import LatencyTable, Row, anchored, listing
 from latency.block import BlockSpec
 from latency.check import Finding, fix
 from latency.diff import Change, Diff
 from latency.units import interval, microseconds
-from lathe.render import OUT, fact_table, print_json
+from lathe import tabular
+from lathe.render import OUT, print_json
+from lathe.tabular import Grid, Heading, coloured
 
 if TYPE_CHECKING:
     from latency.estimate import Estimate, Part
@@ -67,30 +68,29 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
                 f"bias {predictor.bias:+.2%}, Kendall tau {predictor.kendall_tau:.3f} (cross-validated over {predictor.networks})",
             )
         )
-    OUT.print(fact_table(str(path), rows))
+    OUT.print(tabular.facts(str(path), rows))
     OUT.print(_blocks(found))
 
 
-def _blocks(found: LatencyTable) -> Table:
+def _blocks(found: LatencyTable) -> Grid:
     """A line a family: how many blocks, from which to which latency."""
     families: dict[str, list[Row]] = {}
     for row in found.rows:
         if row.kind == "block":
             families.setdefault(listing.family_of(row), []).append(row)
-    view = Table(Column("family", overflow="fold"), "blocks", "fastest", "slowest", "interval ±", title="blocks", title_justify="left")
-    for column in view.columns[1:]:
-        column.justify = "right"
+    numbers = (Heading(name, right=True) for name in ("blocks", "fastest", "slowest", "interval ±"))
+    view = Grid("family", *numbers, title="blocks")
     for family, rows in families.items():
         known = [row for row in rows if row.known]
         if not known:
-            view.add_row(escape(family), f"0 of {len(rows)}", "-", "-", "-")
+            view.add(family, f"0 of {len(rows)}", "-", "-", "-")
             continue
         medians = [row.median_us for row in known]
         widest = max((row.high_us - row.low_us) / 2 / row.median_us for row in known)
         some = str(len(rows)) if len(known) == len(rows) else f"{len(known)} of {len(rows)}"
         if transferred := sum(not row.measured for row in known):
             some += f", {transferred} transferred"
-        view.add_row(escape(family), some, microseconds(min(medians)), microseconds(max(medians)), f"{widest:.1%}")
+        view.add(family, some, microseconds(min(medians)), microseconds(max(medians)), f"{widest:.1%}")
     return view
 
 
@@ -115,9 +115,9 @@ def rows(families: "Sequence[Family]", form: Literal["text", "csv", "markdown"])
                 "\n".join(["", f"### {family.title}", "", *(f"| {' | '.join(line)} |" for line in (head, rule, *lines))]), markup=False
             )
             continue
-        view = Table(*(Column(name, justify="right") for name in head[:-1]), head[-1], title=escape(family.title), title_justify="left")
+        view = Grid(*(Heading(name, right=True) for name in head[:-1]), head[-1], title=family.title)
         for line in lines:
-            view.add_row(*map(escape, line))
+            view.add(*line)
         OUT.print(view)
 
 
@@ -175,10 +175,10 @@ def diff(compared: "Compared", *, as_json: bool) -> int:
     return code
 
 
-def _compared(compared: "Compared", letters: Sequence[str]) -> Table:
+def _compared(compared: "Compared", letters: Sequence[str]) -> Grid:
     """What each table is, and each field of the headers that differs."""
     headers = [table.header for table in compared.tables]
-    view = Table("", *(Column(letter, overflow="fold") for letter in letters))
+    view = Grid("", *letters)
     for name, values in (
         ("table", [table.path for table in compared.tables]),
         ("device", [header.device.name for header in headers]),
@@ -188,34 +188,35 @@ def _compared(compared: "Compared", letters: Sequence[str]) -> Table:
         ("space", [header.space or "-" for header in headers]),
         ("measured on", [header.created for header in headers]),
     ):
-        view.add_row(name, *map(escape, values), end_section=name == "measured on")
+        view.add(name, *values)
     differing: dict[str, list[Any]] = {}
     for place, found in enumerate(compared.diffs, 1):
         for difference in found.differences:
             values = differing.setdefault(difference.field, [difference.first] * len(headers))
             values[place] = difference.second
     for field, values in differing.items():
-        view.add_row(f"{escape(field)} differs", *(escape(_value(value)) for value in values))
+        view.add(f"{field} differs", *map(_value, values))
     return view
 
 
 def _print_diff(found: Diff, letter: str, names: dict[str, str]) -> None:
     """How one table compares with the first: by family, then each row that is not the same."""
     same = {change.key for change in found.rows if change.verdict == "SAME"}
-    view = Table(Column("family", overflow="fold"), "verdict", "ratio", "interval", title=f"{letter} against A", title_justify="left")
+    view = Grid("family", "verdict", "ratio", "interval", title=f"{letter} against A")
     for change in found.families:
-        view.add_row(escape(found.titles[change.family]), *_change(change))
+        view.add(found.titles[change.family], *_change(change))
     OUT.print(view)
     rest = [change for change in found.rows if change.key not in same]
     if rest:
-        view = Table(Column("row", overflow="fold"), "channels", "verdict", "ratio", "interval", title="not the same", title_justify="left")
+        view = Grid("row", "channels", "verdict", "ratio", "interval", title="not the same")
         for change in sorted(rest, key=lambda change: change.ratio):
             title, channels = listing.titled(change.key)
-            view.add_row(escape(names.get(change.key, title)), channels, *_change(change))
+            view.add(names.get(change.key, title), channels, *_change(change))
         OUT.print(view)
     OUT.print(f"{len(same)} of {len(found.rows)} rows are SAME; only in A: {len(found.only_a)}, only in {letter}: {len(found.only_b)}")
     overall = found.overall
-    OUT.print(f"overall: {overall.verdict}, {overall.ratio:.3f} of A's latency ({overall.low:.3f} to {overall.high:.3f})")
+    verdict = coloured(overall.verdict, overall.verdict)
+    OUT.print(f"overall: {verdict}, {overall.ratio:.3f} of A's latency ({overall.low:.3f} to {overall.high:.3f})")
 
 
 def _change(change: Change) -> tuple[str, str, str]:
@@ -238,7 +239,7 @@ def prediction(found: "Prediction", *, as_json: bool) -> int:
         print_json(_prediction_json(found))
         return code
     for letter, estimate, remarks in zip(_letters(len(found.estimates)), found.estimates, found.remarks, strict=True):
-        OUT.print(fact_table(letter + estimate.table, _estimate_rows(estimate, remarks)))
+        OUT.print(tabular.facts(letter + estimate.table, _estimate_rows(estimate, remarks)))
     OUT.print(_parts(found.estimates[0]) if len(found.estimates) == 1 else _parts_by_table(found.estimates))
     if found.others:
         OUT.print(escape(f"no row is about {found.others}: their share is unknown"))
@@ -281,39 +282,36 @@ def _estimate_rows(estimate: "Estimate", remarks: Sequence[str]) -> list[tuple[s
     ]
 
 
-def _parts(estimate: "Estimate") -> Table:
+def _parts(estimate: "Estimate") -> Grid:
     """A block a line: what it takes by itself, what it adds to the network, and how that is known."""
     named = any(part.layer for part in estimate.parts)
-    titles = ("channels", "alone", "adds", "share", "")
-    view = Table(Column("layer" if named else "", overflow="fold"), Column("block", overflow="fold"), *titles)
-    for column in view.columns[3:6]:
-        column.justify = "right"
+    numbers = (Heading(name, right=True) for name in ("alone", "adds", "share"))
+    view = Grid("layer" if named else "", "block", "channels", *numbers, "")
     total = estimate.latency.us if estimate.latency else 0.0
     for number, part in enumerate(estimate.parts, 1):
         spec = BlockSpec.parse(part.key)
-        head = (escape(part.layer) if named else str(number), escape(spec.title), spec.channels)
+        head = (part.layer if named else str(number), spec.title, spec.channels)
         if part.alone is None or part.adds is None:
-            view.add_row(*head, "-", "-", "-", "not covered")
+            view.add(*head, "-", "-", "-", "not covered")
             continue
         source = "" if part.alone.source == "measured" else part.alone.source
-        view.add_row(*head, microseconds(part.alone.us), microseconds(part.adds.us), f"{part.adds.us / total:.1%}", source)
+        view.add(*head, microseconds(part.alone.us), microseconds(part.adds.us), f"{part.adds.us / total:.1%}", source)
     if estimate.latency:
-        view.add_row("", "beside its blocks", "", "", microseconds(estimate.network_us), f"{estimate.network_us / total:.1%}", "")
+        view.add("", "beside its blocks", "", "", microseconds(estimate.network_us), f"{estimate.network_us / total:.1%}", "")
     return view
 
 
-def _parts_by_table(estimates: "Sequence[Estimate]") -> Table:
+def _parts_by_table(estimates: "Sequence[Estimate]") -> Grid:
     """A block a line: what it adds to the network by each table."""
     first = estimates[0]
     named = any(part.layer for part in first.parts)
-    view = Table(Column("layer" if named else "", overflow="fold"), Column("block", overflow="fold"), "channels")
-    for letter in _letters(len(estimates)):
-        view.add_column(letter.strip(" :"), justify="right")
+    letters = (Heading(letter.strip(" :"), right=True) for letter in _letters(len(estimates)))
+    view = Grid("layer" if named else "", "block", "channels", *letters)
     for number, parts in enumerate(zip(*(estimate.parts for estimate in estimates), strict=True), 1):
         spec = BlockSpec.parse(parts[0].key)
-        head = (escape(parts[0].layer) if named else str(number), escape(spec.title), spec.channels)
-        view.add_row(*head, *map(_added, parts))
-    view.add_row("", "beside its blocks", "", *(microseconds(estimate.network_us) for estimate in estimates))
+        head = (parts[0].layer if named else str(number), spec.title, spec.channels)
+        view.add(*head, *map(_added, parts))
+    view.add("", "beside its blocks", "", *(microseconds(estimate.network_us) for estimate in estimates))
     return view
 
 

@@ -42,9 +42,10 @@ class Recorder:
 
 
 def test_networks_are_measured_in_turns():
-    log = []
+    log, steps = [], []
     networks = {"a": Recorder("a", lambda _: 10.0, log), "b": Recorder("b", lambda _: 20.0, log)}
-    found = measure_in_turns(networks, QUICK)
+    found = measure_in_turns(networks, QUICK, steps.append)
+    assert steps == [f"measure {done}/5" for done in range(1, 6)]
     assert {name: (m.median_us, m.status) for name, m in found.items()} == {"a": (10.0, "ok"), "b": (20.0, "ok")}
     turns = [name for index, name in enumerate(log) if index == 0 or log[index - 1] != name]
     assert turns == ["a", "b", "a", "b", "a", "b"]  # a b, b a, a b, b a, a b: two in a row are two rounds

@@ -168,7 +168,7 @@ def test_another_device_is_not_timed(bundle_copy, field, value, monkeypatch):
 @pytest.mark.parametrize(("low_us", "high_us", "verdict"), [(80.0, 90.0, "passed"), (101.0, 110.0, "failed"), (95.0, 105.0, "unsure")])
 def test_the_latency_now_is_judged_by_the_budget(bundle_copy, monkeypatch, low_us, high_us, verdict):
     now = Measurement(samples_us=(low_us,), median_us=low_us, low_us=low_us, high_us=high_us, status="ok")
-    monkeypatch.setattr(engine, "measure_in_turns", lambda networks, protocol: dict.fromkeys(networks, now))
+    monkeypatch.setattr(engine, "measure_in_turns", lambda networks, *_: dict.fromkeys(networks, now))
     rewrite(bundle_copy, budget_us=100.0)
     assert verdicts(bundle_copy)["latency"] == verdict
     rewrite(bundle_copy, budget_us=None)

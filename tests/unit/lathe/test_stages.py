@@ -392,9 +392,9 @@ def test_the_bundles_of_several_targets_are_verified_together(tmp_path, monkeypa
     for name in ("onnxruntime", "tensorrt-rtx"):
         (tmp_path / "both" / name).mkdir(parents=True)
         (tmp_path / "both" / name / "manifest.json").touch()
-    monkeypatch.setattr(deploy, "verify", lambda directory: directory.name)
-    assert stages.verify(tmp_path / "both") == ["onnxruntime", "tensorrt-rtx"]
-    assert stages.verify(tmp_path / "both" / "onnxruntime") == ["onnxruntime"]
+    monkeypatch.setattr(deploy, "verify", lambda directory, on_step: directory.name)
+    assert [check(print) for check in stages.verify(tmp_path / "both")] == ["onnxruntime", "tensorrt-rtx"]
+    assert [check(print) for check in stages.verify(tmp_path / "both" / "onnxruntime")] == ["onnxruntime"]
 
 
 def test_a_model_repository_that_cannot_be_is_refused_before_anything_is_built(tmp_path, monkeypatch):
