@@ -46,7 +46,7 @@ from deploy.lowering import LOWERING_VERSION
 from latency import LatencyTable, backends, protocol
 from latency.profile import profile
 from latency.sentinel import OFF
-from latency.table import TableWriter
+from latency.tablefile import TableWriter
 from search import ops, session
 from search.architecture import load_architecture
 from search.budget import Budget

@@ -17,8 +17,11 @@ from latency.measure import Measurement
 from latency.predict import Predictor
 from latency.profile import Workload, profile
 from latency.protocol import Protocol
+from latency.rows import Latency, Recording, Row, TableHeader
 from latency.sentinel import Safeguards
-from latency.table import Latency, LatencyTable, Recording, Row, Surface, TableHeader, TableWriter
+from latency.surface import Surface
+from latency.table import LatencyTable
+from latency.tablefile import TableWriter
 
 __all__ = [
     "BlockSpec",

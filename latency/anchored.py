@@ -16,8 +16,10 @@ from latency.block import BlockSpec
 from latency.coverage import Judged, Proof, Rounds, held_out, proof_of
 from latency.errors import CoverageError, FingerprintMismatch, LatencyError
 from latency.profile import Event, Workload
-from latency.table import LatencyTable, OldTable, Row, TableWriter
-from latency.transfer import FEWEST, Transfer, describe
+from latency.rows import OldTable, Row
+from latency.table import LatencyTable
+from latency.tablefile import TableWriter
+from latency.transfer import MIN_ANCHORS, Transfer, describe
 
 DEFAULT_ANCHORS = 60
 _HELD_OUT = 5  # one anchor in so many
@@ -142,11 +144,11 @@ def _plan(specs: Sequence[BlockSpec], tables: Sequence[LatencyTable], anchors: i
         raise LatencyError(f"--anchors {anchors} is more than the {len(specs)} blocks: leave --like out, and all are measured")
     hashed = sorted(held_out(specs), key=lambda key: hashlib.sha256(key.encode()).digest())
     judges = hashed[: anchors // _HELD_OUT]
-    if anchors - len(judges) < (least := max(FEWEST, len(families))):
+    if anchors - len(judges) < (least := max(MIN_ANCHORS, len(families))):
         most = least + len(hashed[: least // (_HELD_OUT - 1)])
         raise LatencyError(
-            f"--anchors {anchors} is too few: each of the {len(families)} families of blocks needs one, the fit {FEWEST}, and some are "
-            f"held out: give {most} or more"
+            f"--anchors {anchors} is too few: each of the {len(families)} families of blocks needs one, the fit {MIN_ANCHORS}, and some "
+            f"are held out: give {most} or more"
         )
     old_us = np.array([[_latency_us(table, spec) for table in tables] for spec in specs])
     transfer = Transfer(old_us, describe(specs))
@@ -169,7 +171,7 @@ def _write(out: str | os.PathLike[str], keys: Sequence[str], asked: Sequence[str
     table = LatencyTable.load(out)
     rows, known = {row.key: row for row in table.rows}, {row.key for row in table.rows if row.measured} & set(asked)
     places = [place for place, key in enumerate(keys) if key in known]
-    if len(places) < FEWEST:
+    if len(places) < MIN_ANCHORS:
         failed = next((row for key in asked if (row := rows.get(key)) is not None and not row.measured), None)
         why = f": block {failed.key} is {failed.status} ({failed.error})" if failed else ""
         raise LatencyError(f"{len(places)} anchors could be measured, which is too few to transfer the other blocks{why}")

@@ -9,8 +9,9 @@ import msgspec
 from latency import anchored, coverage
 from latency.block import BlockSpec
 from latency.errors import LatencyError
+from latency.rows import Row
 from latency.sentinel import doubtful
-from latency.table import LatencyTable, Row
+from latency.table import LatencyTable
 
 Problem = Literal[
     "failed",

@@ -25,7 +25,8 @@ from latency.errors import LatencyError, TableError
 from latency.interpolate import MEAN_TO_LIKELY, Interpolation
 from latency.lowered import OVERHEAD
 from latency.profile import Event, Measured, Resumed, Workload
-from latency.table import FEWEST, LatencyTable, Row
+from latency.rows import Row
+from latency.table import MIN_INNER_BLOCKS, LatencyTable
 
 _HELD_OUT = 20  # one block in so many
 _COARSE = 0.08  # share of a family in the first, coarse grid
@@ -268,7 +269,7 @@ def _corners(family: dict[str, BlockSpec]) -> set[str]:
 def _fewest(family: dict[str, BlockSpec]) -> int:
     """So many measured blocks it takes to interpolate between those of a family."""
     axes = zip(*([width for _, width in spec.widths] for spec in family.values()), strict=True)
-    return 2 ** sum(len(set(axis)) > 1 for axis in axes) + FEWEST
+    return 2 ** sum(len(set(axis)) > 1 for axis in axes) + MIN_INNER_BLOCKS
 
 
 def _points(specs: Iterable[BlockSpec]) -> np.ndarray:

@@ -10,7 +10,8 @@ import numpy as np
 
 from latency.errors import LatencyError
 from latency.listing import family_of, titled
-from latency.table import LatencyTable, Row
+from latency.rows import Row
+from latency.table import LatencyTable
 
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 

@@ -7,7 +7,8 @@ import msgspec
 from latency.block import BlockSpec
 from latency.device import Device, Runtime
 from latency.errors import CoverageError
-from latency.table import Latency, LatencyTable
+from latency.rows import Latency
+from latency.table import LatencyTable
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

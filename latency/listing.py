@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from latency.block import BlockSpec
 from latency.errors import LatencyError
-from latency.table import LatencyTable, Row
+from latency.rows import Row
+from latency.table import LatencyTable
 
 NETWORKS, OVERHEAD = "whole networks", "empty network"
 """Families of rows that are not blocks."""

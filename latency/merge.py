@@ -9,8 +9,10 @@ from latency.device import require_equal
 from latency.errors import LatencyError
 from latency.files import whole
 from latency.outputs import NEW, require_file
+from latency.rows import Row
 from latency.sentinel import unfinished
-from latency.table import LatencyTable, Row, TableWriter
+from latency.table import LatencyTable
+from latency.tablefile import TableWriter
 
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> LatencyTable:

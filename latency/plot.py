@@ -20,7 +20,8 @@ from latency.diff import Diff
 from latency.errors import CoverageError, LatencyError, require
 from latency.files import whole
 from latency.outputs import GENERATOR, PICTURE, require_file
-from latency.table import Latency, LatencyTable, Row
+from latency.rows import Latency, Row
+from latency.table import LatencyTable
 from latency.units import Unit, unit_for
 
 WIDTH_IN = 10.0

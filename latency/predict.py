@@ -10,7 +10,7 @@ import numpy as np
 
 from latency.block import BlockSpec
 
-FEWEST = 6
+MIN_NETWORKS = 6
 """Measured networks that it takes to fit a predictor: three coefficients, and something left to judge them by."""
 _FOLDS = 10
 _UNFITTED_HALF_WIDTH = 0.25  # plain sums are off by 9 % on average; nothing was measured that says it is less here
@@ -100,7 +100,7 @@ def fit(networks: Sequence[Sums], measured_us: Sequence[float], overhead_us: flo
     kinds = tuple(sorted({kind for sums in networks for kind in sums.counts}))
     kinds = kinds if 0.9 * n >= 2 * (len(kinds) + 3) else ()
     x = np.asarray([_columns(sums, kinds) for sums in networks], dtype=float)
-    if n < FEWEST:
+    if n < MIN_NETWORKS:
         guess = np.array([1.0, overhead_us, 0.0])
         return _predictor(_coefficients(guess, kinds), x @ guess if n else y, y, at_least=_UNFITTED_HALF_WIDTH)
     fold = np.arange(n) % min(n, _FOLDS)

@@ -20,8 +20,9 @@ from latency.errors import BuildFailed, RunFailed
 from latency.lowered import OVERHEAD, Lowered, overhead_onnx, require_static
 from latency.measure import measure
 from latency.protocol import Protocol
+from latency.rows import OldTable, Row, TableHeader
 from latency.sentinel import Safeguards, doubtful, drift, reference
-from latency.table import OldTable, Row, TableHeader, TableWriter
+from latency.tablefile import TableWriter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from latency.errors import LatencyError
-from latency.table import Row
+from latency.rows import Row
 
 
 class Safeguards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

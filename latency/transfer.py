@@ -16,7 +16,7 @@ import numpy as np
 from latency.block import BlockSpec
 from latency.interpolate import likely
 
-FEWEST = 5
+MIN_ANCHORS = 5
 """Anchors that it takes to fit: fewer say nothing of how far off a prediction is."""
 
 _LEVEL = 4.0  # variance of the mean latency, like the others relative to the linear share of the old latencies

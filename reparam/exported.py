@@ -105,10 +105,10 @@ class _Fingerprint(pickle.Pickler):
         """A module with its hooks in order: torch numbers all hooks of a process."""
         if not isinstance(value, nn.Module):
             return NotImplemented
-        reduced = list(value.__reduce_ex__(self.protocol))
-        if isinstance(reduced[2], dict):
-            reduced[2] = {name: [*part.values()] if name in HOOKS else part for name, part in reduced[2].items()}
-        return tuple(reduced)
+        made = value.__reduce_ex__(self.protocol)
+        if isinstance(made, str) or not isinstance(made[2], dict):
+            return made
+        return (*made[:2], {name: [*part.values()] if name in HOOKS else part for name, part in made[2].items()}, *made[3:])
 
 
 def _fingerprint(flat: "_Flat") -> tuple[str, list[Any]] | None:
@@ -150,10 +150,11 @@ def _export(flat: "_Flat") -> Exported:
             handle.remove()
     signature = program.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    constants = {name: program.constants[name] for name in signature.inputs_to_lifted_tensor_constants.values()}
     return Exported(
         graph,
         targets={name: target.removeprefix(_PREFIX) for name, target in named.items()},
-        constants={name.removeprefix(_PREFIX): program.constants[name] for name in signature.inputs_to_lifted_tensor_constants.values()},
+        constants={name.removeprefix(_PREFIX): value for name, value in constants.items() if isinstance(value, Tensor)},
         inputs=tuple(name for name in signature.user_inputs if isinstance(name, str)),
         shapes=shapes,
         output=map_tensors(outputs[-1], lambda _: torch.empty(0)),

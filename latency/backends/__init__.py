@@ -13,7 +13,7 @@ from latency.errors import LatencyError
 from latency.lowered import Lowered
 from latency.measure import Timed
 from latency.monitor import Monitor
-from latency.table import Recording
+from latency.rows import Recording
 
 KNOWN = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-cuda", "replay", "simulated")
 

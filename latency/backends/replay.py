@@ -8,7 +8,8 @@ from typing import Literal
 from latency.backends.simulated import VirtualClock
 from latency.errors import BuildFailed, LatencyError, RunFailed
 from latency.lowered import Lowered
-from latency.table import LatencyTable, Recording, Row
+from latency.rows import Recording, Row
+from latency.table import LatencyTable
 
 
 class Replay:

@@ -4,11 +4,12 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 import pytest
 
-from latency import BlockSpec, BuildFailed, Device, Lowered, Protocol, Row, RunFailed, Runtime, TableHeader, Workload
+from latency import BlockSpec, BuildFailed, Device, Lowered, Protocol, Row, RunFailed, Runtime, TableHeader, TableWriter, Workload
 from latency.lowered import overhead_onnx
 from latency.measure import percentile
 
@@ -61,6 +62,13 @@ def key(name: str) -> str:
     return spec(8, 8, op=name).key
 
 
+def write(path: Path, header: TableHeader, rows: Sequence[Row]) -> Path:
+    with TableWriter(path, header) as writer:
+        for row in rows:
+            writer.append(row)
+    return path
+
+
 def block(c_in: int, c_out: int) -> Workload:
     return Workload.block(spec(c_in, c_out), overhead_onnx)
 
@@ -96,3 +104,18 @@ class Kit:
 @pytest.fixture
 def kit() -> type[Kit]:
     return Kit
+
+
+@pytest.fixture
+def rows(kit):
+    """An overhead, and blocks over a complete grid of two widths."""
+    return [
+        kit.row("overhead", [2.0, 2.1, 2.2], kind="overhead"),
+        *(kit.row(kit.spec(a, b).key, [a * b / 8 + 0.5, a * b / 8 + 1, a * b / 8 + 1.25]) for a in (8, 16, 24) for b in (8, 16)),
+    ]
+
+
+@pytest.fixture
+def path(tmp_path, kit, rows):
+    """A table of these rows."""
+    return write(tmp_path / "t.latency.jsonl", kit.header(), rows)
