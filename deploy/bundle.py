@@ -94,6 +94,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """of the shipped network's arithmetic; inputs and outputs have the types of `dtypes`"""
     io: Precision = "fp32"
     """of the floating-point inputs and outputs"""
+    int8_nodes: Count = 0
+    """number of nodes whose operands are dequantised: INT8 by the file that was exported, with `precision` around them"""
     inputs: dict[str, tuple[Count, ...]]
     """shape of each input by its name, in order"""
     outputs: dict[str, tuple[Count, ...]]
@@ -146,6 +148,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if wrong := self.dtypes.keys() ^ (self.inputs.keys() | self.outputs.keys()):
             raise ValueError(f"field `dtypes` is not of its inputs and outputs: {min(wrong)!r}")
+
+    @property
+    def arithmetic(self) -> str:
+        """What the shipped network computes in, for people."""
+        nodes = f"{self.int8_nodes} node{'s' * (self.int8_nodes != 1)}"
+        return f"{self.precision}, and INT8 in {nodes}" if self.int8_nodes else self.precision
 
     @property
     def failures(self) -> list[str]:

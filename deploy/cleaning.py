@@ -70,12 +70,13 @@ class Cleaned:
         return freeze(self.onnx, at(self.spans, "opt"))
 
 
-def clean(data: bytes, shapes: Shapes | None = None) -> Cleaned:
+def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = False) -> Cleaned:
     """Clean a serialised model.
 
     Args:
         data: the model, whole by itself.
         shapes: of inputs whose shapes are dynamic, by name.
+        float_biases: make the INT32 biases of a quantised network float: ONNX Runtime wants the former, TensorRT the latter.
 
     Raises:
         LoweringError: it is not an ONNX model, or not one that can be shipped; the shapes do not fit.
@@ -89,6 +90,8 @@ def clean(data: bytes, shapes: Shapes | None = None) -> Cleaned:
     _standard_domain(model)
     model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
     _constants_are_initializers(model.graph)
+    if float_biases:
+        _float_biases(model.graph)
     _nodes_write_outputs(model.graph)
     model, facts = _in_opset(check(model, dynamic=bool(spans)), spans)
     model = _named(_folded(model, dynamic=bool(spans)))
@@ -175,6 +178,23 @@ def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
     else:
         dense.reshape(-1)[indices] = values
     return numpy_helper.from_array(dense, name)
+
+
+def _float_biases(graph: GraphProto) -> None:
+    """Compute what dequantises an INT32 constant of one dimension; all else that quantises stays, onnx-graphsurgeon does not fold it."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    kept = []
+    for node in graph.node:
+        given = [constants.get(name) for name in node.input if name]
+        bias = given[0] if given else None
+        whole = bias is not None and bias.data_type == TensorProto.INT32 and len(bias.dims) == 1 and None not in given
+        if node.op_type == "DequantizeLinear" and whole:
+            values, scale, *zero = (numpy_helper.to_array(tensor) for tensor in given if tensor)
+            floats = (values - (zero[0] if zero else 0)).astype(np.float32) * scale
+            graph.initializer.append(numpy_helper.from_array(floats, node.output[0]))
+        else:
+            kept.append(node)
+    _set_nodes(graph, kept)
 
 
 def _nodes_write_outputs(graph: GraphProto) -> None:
@@ -264,7 +284,7 @@ def _difference(model: ModelProto, raised: ModelProto, shapes: Mapping[str, Sequ
     return ""
 
 
-def _folded(model: ModelProto, *, dynamic: bool = False) -> ModelProto:
+def _folded(model: ModelProto, *, dynamic: bool) -> ModelProto:
     """The model with what follows from constants computed and what nothing reads removed; all values have types and shapes."""
     if not _readable(model):
         return model

@@ -180,20 +180,31 @@ def running(
         yield Running(device=backend.device, runtime=backend.runtime, timed=compiled, outputs=outputs)
 
 
-def onnx_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:
-    """What ONNX Runtime computes on the CPU, as a function of whole inputs.
+def onnx_runner(model: bytes, threads: int = 1, *, plain: bool = False) -> Callable[[Tensors], Tensors]:
+    """What ONNX Runtime computes on the CPU, as a function of whole inputs; `plain` as in `sessions.start`.
 
     It raises CannotRun where there is no kernel for an operator, and DeployError where the model is refused.
     """
 
     @functools.cache
     def session() -> onnxruntime.InferenceSession:
-        return sessions.start(model, threads)
+        return sessions.start(model, threads, plain=plain)
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         return sessions.run(session(), inputs)
 
     return _by_call(infer, model)
+
+
+def int8_runner(model: bytes, target: Target, threads: int = 1) -> Callable[[Tensors], Tensors]:
+    """As `onnx_runner`, for a quantised model on its way to a target: as the target will run it, or as its operators say.
+
+    ONNX Runtime makes INT8 kernels of quantised operators, and those of some CPUs saturate; no other target does.
+    """
+    return onnx_runner(model, threads, plain=target != "onnxruntime")
+
+
+SATURATES = "INT8 kernels of ONNX Runtime saturate on CPUs without VNNI: quantise with reduce_range, or ship for another target"
 
 
 def half_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:

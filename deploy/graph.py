@@ -31,6 +31,8 @@ ONNX_ERRORS = (
 )
 """What onnx's own tools raise for a model; ValueError where their words hold names that are not UTF-8."""
 
+QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
+
 DOMAINS = ("", "ai.onnx")
 """Names of the standard domain."""
 
@@ -90,6 +92,18 @@ def thaw(data: bytes, like: bytes) -> bytes:
 def is_dynamic(model: onnx.ModelProto) -> bool:
     """Whether an input may have several shapes."""
     return not all(map(is_static, inputs(model)))
+
+
+def quantized(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """The INT8 part of a graph: names of the values that its quantisers write, and of those of nodes whose operands are all dequantised.
+
+    An operand is one of the first two inputs: a bias is none. Builders compute such a node in INT8 as long as nothing, not even a cast,
+    stands between it and its quantisers.
+    """
+    quantizers = {name for node in graph.node if node.op_type in QUANTIZERS for name in node.output}
+    dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    inner = {name for node in graph.node if node.input and dequantized.issuperset(node.input[:2]) for name in node.output}
+    return quantizers, inner - quantizers
 
 
 def inline(model: onnx.ModelProto) -> onnx.ModelProto:

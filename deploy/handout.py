@@ -75,7 +75,7 @@ def files(manifest: Manifest, names: set[str]) -> dict[str, bytes]:
     known = [(name, _FILES.get(name, "kept with it")) for name in sorted({*names, bundle.SCRIPT})]
     text = _README.format(
         target=manifest.target,
-        network=f"{manifest.shipped.params:,} parameters, {manifest.shipped.macs:,} multiply-accumulates, {manifest.precision}",
+        network=f"{manifest.shipped.params:,} parameters, {manifest.shipped.macs:,} multiply-accumulates, {manifest.arithmetic}",
         verdicts=_verdicts(manifest),
         needs=_NEEDS[manifest.target],
         arguments=" ".join(f"{_file(name)}.npy" for name in manifest.inputs),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deploy import precision as half_precision
 from deploy.adapter import Adapter, adapt
 from deploy.errors import LoweringError
-from deploy.graph import MAX_BYTES, OPSET, Precision, check, first_line
+from deploy.graph import MAX_BYTES, OPSET, QUANTIZERS, Precision, check, first_line
 from deploy.torch_exporter import without_repetition
 from latency.lowered import Lowered
 from latency.onnxproto import bodies
@@ -209,14 +209,25 @@ class Features(nn.Module):
 def count(model: onnx.ModelProto) -> Counts:
     """Parameters and MACs of a model as `check` returned it, for an ONNX file that has no module beside it.
 
-    Every floating-point initializer with a dimension counts as parameters. Where there is no first input, the batch is 1.
+    Every floating-point initializer with a dimension counts as parameters, and every quantised one, but for scales. Where there is no first
+    input, the batch is 1.
     """
     graph = model.graph
-    weights = {value.name: tuple(value.dims) for value in graph.initializer if value.data_type in _FLOATS and value.dims}
+    quantizers = [node for node in graph.node if node.op_type in QUANTIZERS]
+    scales, integers = {name for node in quantizers for name in node.input[1:]}, {node.input[0] for node in quantizers}
+    weights = {
+        value.name: tuple(value.dims)
+        for value in graph.initializer
+        if value.dims and value.name not in scales and (value.data_type in _FLOATS or value.name in integers)
+    }
+    params = sum(math.prod(shape) for shape in weights.values())
+    for node in quantizers:
+        if node.input[0] in weights:
+            weights[node.output[0]] = weights[node.input[0]]
     values = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.output)}
     macs = sum(math.prod(values.get(node.output[0], ())) * _products(node, weights) for node in graph.node if len(node.input) > 1)
     batch = next((dim.dim_value for value in graph.input[:1] for dim in value.type.tensor_type.shape.dim[:1]), 1)
-    return Counts(params=sum(math.prod(shape) for shape in weights.values()), macs=macs // batch)
+    return Counts(params=params, macs=macs // batch)
 
 
 def _products(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> int:

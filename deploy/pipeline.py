@@ -117,7 +117,7 @@ def export(
     cache = engine.timing_cache_of(target, build.timing_cache)
     spec = build.spec or EngineSpec()
     attachments = _attachments(attachments or {})
-    source = _source(model, form.shapes)
+    source = _source(model, form.shapes, target)
     if isinstance(source, Cleaned):
         parsed = graph.parse(source.usual)
         lowering.require_deterministic(parsed)
@@ -133,11 +133,12 @@ def export(
 
     on_step("fuse, squeeze and lower")
     if isinstance(source, Cleaned):
-        network = _from_onnx(source, form, threads, data)
+        network = _from_onnx(source, form, target, threads, data)
     else:
         assert adapter
         network = _from_module(adapter, form, threads, data, attachments.get("architecture.json"))
     shipped = graph.parse(network.usual(network.shipped))
+    int8_nodes = len(graph.quantized(shipped.graph)[1])
     _require_fit(truth, classes, inputs, outputs_of(shipped))
     unpruned = None if baseline is None else _lower(_baseline(baseline, example_input, inputs), form, threads, data)
     if form.explain:
@@ -158,7 +159,7 @@ def export(
         rungs = list(network.rungs)
         if built:
             at_work = running["shipped"]
-            rungs.append(Rung("engine", form.precision, at_work if isinstance(at_work, str) else at_work.outputs))
+            rungs.append(Rung("engine", "int8" if int8_nodes else form.precision, at_work if isinstance(at_work, str) else at_work.outputs))
         steps, outputs = climb(rungs, data, quality)
         references = {"": _reference(data.first(REFERENCE_SAMPLES), outputs)}
         for end in ENDS if network.spans else ():
@@ -190,6 +191,7 @@ def export(
         target=target,
         precision=form.precision,
         io=form.io,
+        int8_nodes=int8_nodes,
         inputs={value.name: value.shape for value in inputs},
         outputs={value.name: value.shape for value in outputs_of(shipped)},
         spans=dict(network.spans),
@@ -329,23 +331,26 @@ def _from_module(adapter: Adapter, form: Form, threads: int, samples: Samples, a
     )
 
 
-def _source(model: nn.Module | bytes, shapes: Shapes) -> nn.Module | Cleaned:
+def _source(model: nn.Module | bytes, shapes: Shapes, target: Target) -> nn.Module | Cleaned:
     """What is exported: a module as it is, an ONNX model clean."""
     if isinstance(model, bytes):
-        return cleaning.clean(model, shapes)
+        return cleaning.clean(model, shapes, float_biases=target != "onnxruntime")
     if shapes:
         raise DeployError("shapes are of an ONNX model: a module has the shape of example_input")
     return model
 
 
-def _from_onnx(source: Cleaned, form: Form, threads: int, samples: Samples) -> _Network:
+def _from_onnx(source: Cleaned, form: Form, target: Target, threads: int, samples: Samples) -> _Network:
     counts = lowering.count(graph.parse(source.usual))
     lowered = _halve(source.usual, counts, form, threads, samples)
     half = lowered.onnx_fp16 and graph.thaw(lowered.onnx_fp16, source.onnx)
     lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_fp16=half)
+    arithmetic = "int8" if any(graph.quantized(graph.decode(source.onnx).graph)) else "fp32"
+    int8 = arithmetic == "int8"
+    run = engine.int8_runner(source.onnx, target, threads) if int8 else engine.onnx_runner(source.onnx, threads)
     rungs = [
-        Rung("original", "fp32", _original_runner(source.original, threads)),
-        Rung("onnx", "fp32", engine.onnx_runner(source.onnx, threads)),
+        Rung("original", arithmetic, _original_runner(source.original, threads, plain=int8)),
+        Rung("onnx", arithmetic, run, engine.SATURATES if int8 else ""),
     ]
     chain = [
         Link(name="original", sha256=sha256(source.original), made_from=""),
@@ -354,9 +359,9 @@ def _from_onnx(source: Cleaned, form: Form, threads: int, samples: Samples) -> _
     return _network(lowered, rungs, chain, threads, spans=source.spans, facts=source.facts)
 
 
-def _original_runner(model: bytes, threads: int) -> Callable[[Tensors], Tensors]:
+def _original_runner(model: bytes, threads: int, *, plain: bool) -> Callable[[Tensors], Tensors]:
     """A file as it came, in ONNX Runtime, which may refuse it: what it would compute is not known then."""
-    run = engine.onnx_runner(model, threads)
+    run = engine.onnx_runner(model, threads, plain=plain)
 
     def original(inputs: Tensors) -> Tensors:
         try:
@@ -379,7 +384,8 @@ def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
 def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> _Network:
     """A lowered network with the last of its forms: half precision."""
     if lowered.onnx_fp16:
-        rungs.append(Rung("onnx-fp16", "fp16", engine.half_runner(lowered.onnx_fp16, threads)))
+        arithmetic = "int8" if rungs[-1].precision == "int8" else "fp16"
+        rungs.append(Rung("onnx-fp16", arithmetic, engine.half_runner(lowered.onnx_fp16, threads)))
         chain.append(Link(name="onnx-fp16", sha256=sha256(lowered.onnx_fp16), made_from="onnx", file=bundle.ONNX_FP16))
     fields = {field.name: getattr(lowered, field.name) for field in dataclasses.fields(lowered)}
     return _Network(**fields, rungs=tuple(rungs), chain=tuple(chain), **more)

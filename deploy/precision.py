@@ -17,7 +17,7 @@ from deploy.certificate import LARGEST, Certificate, Kept, TensorRange
 from deploy.constants import keep_constants
 from deploy.errors import LoweringError
 from deploy.flow import Flow
-from deploy.graph import Precision, check, parse, require_inline
+from deploy.graph import Precision, check, parse, quantized, require_inline
 from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
 from deploy.ranges import tensor_ranges, weight_range
@@ -150,6 +150,10 @@ def _convert(
         )
     nodes = [_node(proto, opset, kinds, weights) for proto in graph.node]
     ranges = {name: weight_range(name, array) for name, array in weights.items()}
+    inside = set.union(*quantized(graph))
+    for node in nodes:
+        if inside & set(node.proto.output):
+            node.reason = node.reason or "it is quantised: a cast beside it would take it out of INT8"
     if keep:
         flow = Flow(graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
         values = possible(flow)

@@ -39,7 +39,7 @@ def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequ
     return Page(
         title=directory.name,
         kind="shipped network",
-        subtitle=f"Shipped for {manifest.target} in {manifest.precision}, made {manifest.created[:16].replace('T', ' ')} UTC.",
+        subtitle=f"Shipped for {manifest.target} in {manifest.arithmetic}, made {manifest.created[:16].replace('T', ' ')} UTC.",
         headline=sentence,
         look=look_of(verdict),
         gauge=_gauge(manifest, unit),

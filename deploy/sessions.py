@@ -13,18 +13,24 @@ from latency.backends.onnxruntime import limited, runtime_errors, session_option
 from latency.errors import one_line
 
 
-def start(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+def start(model: bytes, threads: int = 1, *, plain: bool = False) -> onnxruntime.InferenceSession:
     """Make a session.
+
+    Args:
+        model: serialised ONNX.
+        threads: of an operator.
+        plain: run the operators as they are, none fused or replaced.
 
     Raises:
         CannotRun: there is no kernel for an operator.
         DeployError: the model is refused.
     """
+    options = session_options(onnxruntime, threads)
+    if plain:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         # Its fallback prints, and tries the same again.
-        return onnxruntime.InferenceSession(
-            model, session_options(onnxruntime, threads), providers=["CPUExecutionProvider"], enable_fallback=0
-        )
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except ort_errors.NotImplemented as error:
         raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
     except (*runtime_errors(), ValueError) as error:  # ValueError: its words hold bytes of the file that are not UTF-8

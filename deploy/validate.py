@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import msgspec
@@ -17,16 +17,17 @@ from latency.errors import require
 from latency.values import Count
 from latency.values import Share as Fraction
 
-Arithmetic = Literal["fp64", "fp32", "fp16"]
+Arithmetic = Literal["fp64", "fp32", "fp16", "int8"]
 Verdict = Literal["reference", "passed", "failed", "not run"]
 BudgetVerdict = Literal["met", "missed", "unsure", "no budget", "not run"]
 
-LIMITS: dict[str, float] = {"fp64": 1e-10, "fp32": 1e-5, "fp16": 1e-2}
+LIMITS: dict[str, float] = {"fp64": 1e-10, "fp32": 1e-5, "fp16": 1e-2, "int8": 5e-2}
 """Largest difference, relative to the largest value of the reference output, that still counts as the same network; of an output of whole
 numbers or booleans, the largest share of values that may differ.
 
 In float64 a rewrite is proved; float32 leaves room for another order of summation; half precision rounds each of many layers by up to
-5e-4, and 1e-2 is what its users have settled on.
+5e-4, and 1e-2 is what its users have settled on. In INT8 a value between two steps goes to either of them, 8e-3 of
+the scale apart, in every layer.
 """
 
 Distance = Annotated[float, msgspec.Meta(ge=0)]
@@ -122,10 +123,12 @@ class Rung:
     name: str
     precision: Arithmetic
     run: Callable[[Tensors], Tensors] | str
+    hint: str = ""
+    """what may help where it is off"""
 
     def at(self, end: str) -> "Rung":
         """The same at an end of the shapes that its inputs may have."""
-        return Rung(f"{self.name} at {end}", self.precision, self.run)
+        return replace(self, name=f"{self.name} at {end}")
 
 
 class CannotRun(DeployError):
@@ -149,7 +152,7 @@ def climb(rungs: Sequence[Rung], samples: Samples, quality: Quality | None = Non
         step = Step(name=rung.name, precision=rung.precision, verdict="not run", limit=LIMITS[rung.precision])
         try:
             found = _run(rung, samples)
-            step = _judge(step, found, list(outputs.values()), samples, quality)
+            step = _judge(step, found, list(outputs.values()), samples, quality, rung.hint)
             outputs[rung.name] = found
         except CannotRun as error:
             step = msgspec.structs.replace(step, reason=str(error))
@@ -172,7 +175,7 @@ def _run(rung: Rung, samples: Samples) -> Tensors:
     return outputs
 
 
-def _judge(step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Samples, quality: Quality | None) -> Step:
+def _judge(step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Samples, quality: Quality | None, hint: str) -> Step:
     step = msgspec.structs.replace(step, score=quality and quality.of(outputs, samples))
     if not earlier:
         return msgspec.structs.replace(step, verdict="reference")
@@ -185,7 +188,7 @@ def _judge(step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Sa
         verdict="passed" if near and near_too else "failed",
         previous=previous,
         first=first,
-        reason="" if near and near_too else _off(name, worst, step.limit, outputs),
+        reason="" if near and near_too else "; ".join(filter(None, (_off(name, worst, step.limit, outputs), hint))),
     )
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -128,13 +129,15 @@ def _outputs(
     def run(file: str, runner: Callable[[bytes], Callable[[Tensors], Tensors]]) -> Callable[[Tensors], Tensors] | str:
         return f"{file} {problems[file]}" if file in problems else runner(found.read(file))
 
-    rungs = [Rung("reference", "fp32", lambda _: reference)]
+    whole, half, built = ("int8",) * 3 if found.manifest.int8_nodes else ("fp32", "fp16", found.manifest.precision)
+    rungs = [Rung("reference", whole, lambda _: reference)]
     if bundle.ONNX in found.manifest.files:
-        rungs.append(Rung("onnx", "fp32", run(bundle.ONNX, engine.onnx_runner)))
+        runner = partial(engine.int8_runner, target=found.manifest.target) if whole == "int8" else engine.onnx_runner
+        rungs.append(Rung("onnx", whole, run(bundle.ONNX, runner), engine.SATURATES if whole == "int8" else ""))
     if bundle.ONNX_FP16 in found.manifest.files:
-        rungs.append(Rung("onnx-fp16", "fp16", run(bundle.ONNX_FP16, engine.half_runner)))
+        rungs.append(Rung("onnx-fp16", half, run(bundle.ONNX_FP16, engine.half_runner)))
     if bundle.ENGINE in found.manifest.files:
-        rungs.append(Rung("engine", found.manifest.precision, at_work if isinstance(at_work, str) else at_work.outputs))
+        rungs.append(Rung("engine", built, at_work if isinstance(at_work, str) else at_work.outputs))
     try:
         steps = climb([rung.at(end) if end else rung for rung in rungs], samples)[0][1:]
     except (DeployError, LatencyError) as error:

@@ -143,7 +143,7 @@ def test_an_onnx_file_ships_clean_and_is_compared_with_what_came(tmp_path):
 
 def test_cleaning_that_changes_the_outputs_is_found(tmp_path, monkeypatch):
     data, other = (to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1)), example()) for _ in range(2))
-    monkeypatch.setattr(pipeline.cleaning, "clean", lambda *_: Cleaned(original=data, onnx=other))
+    monkeypatch.setattr(pipeline.cleaning, "clean", lambda *_, **__: Cleaned(original=data, onnx=other))
     made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples())
     assert [failure[:9] for failure in made.manifest.failures] == ["onnx fp32"]
 
