@@ -13,7 +13,7 @@ def main(bundle: str, svg: str) -> None:
     """Run `lathe report` of a bundle on a console that keeps what it shows."""
     render.OUT = Console(width=80, record=True, force_terminal=True, color_system="truecolor", highlight=False, file=io.StringIO())
     try:
-        cli.main(["report", bundle])
+        cli.main(["report", bundle, "--out", f"{bundle}.html"])
     except SystemExit as end:
         if end.code:
             raise
