@@ -59,6 +59,27 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """where it is in the bundle; "" where only its hash is kept"""
 
 
+class Builds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Several builds of one engine, of which one ships."""
+
+    count: Count
+    different: Count
+    """number of engines that are not the same bytes"""
+    medians_us: tuple[SampleUs, ...] = ()
+    """median latency of each of these, timed in turns; the least ships"""
+    reason: str = ""
+    """why they were not timed, in which case the first one ships"""
+
+    def __str__(self) -> str:
+        if self.different == 1:
+            return f"{self.count} builds are the same engine"
+        different = f"{self.count} builds are {self.different} different engines"
+        if not self.medians_us:
+            return f"{different}; the first one ships, as they were not timed: {self.reason}"
+        low, high, unit = min(self.medians_us), max(self.medians_us), unit_for(self.medians_us)
+        return f"{different}, from {unit.number(low)} to {unit.words(high)} ({high / low - 1:.1%} apart); the fastest ships"
+
+
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is left of a layer's output channels."""
 
@@ -128,6 +149,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     protocol: Protocol
     build: dict[str, Any]
     """options of the engine's build"""
+    builds: Builds | None = None
+    """where the engine was built several times"""
     compute_capabilities: tuple[str, ...]
     """of the GPUs that the engine is for; empty for every GPU that its runtime takes"""
     certificate: Certificate | None = None

@@ -86,15 +86,17 @@ def build(
         raise BuildFailed(f"{error}: change the network there, or ship it by --target onnxruntime") from error
 
 
-def require_options(target: Target, spec: EngineSpec | None, timing_cache: str | Path | None) -> None:
+def require_options(target: Target, spec: EngineSpec | None, timing_cache: str | Path | None, builds: int = 1) -> None:
     """Check that the builds of a target have these options; None for those that are not given. No network is needed for that.
 
     Raises:
         DeployError: they do not, or there is no such timing cache.
         LatencyError: the target's builder does not have an option of `spec`, or is missing.
     """
+    if builds < 1:
+        raise DeployError(f"builds must be at least 1, found {builds}")
     if target == "onnxruntime":
-        if (spec, timing_cache) != (None, None):
+        if (spec, timing_cache, builds) != (None, None, 1):
             raise DeployError(
                 "target 'onnxruntime' builds no engine: leave out the options of its build, or choose tensorrt or tensorrt-rtx"
             )

@@ -31,10 +31,12 @@ class Build:
 
     Attributes:
         spec: None for the defaults.
+        count: how often; the fastest engine ships.
         timing_cache: file that the builder of TensorRT begins with, such as that of an earlier bundle; what it is then is in the bundle.
     """
 
     spec: EngineSpec | None = None
+    count: int = 1
     timing_cache: str | Path | None = None
 
 

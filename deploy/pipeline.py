@@ -20,6 +20,7 @@ from torch import nn
 
 from deploy import bundle, cleaning, engine, graph, handout, lowering
 from deploy.adapter import Adapter, adapt, require_deterministic
+from deploy.builds import Candidate, choose
 from deploy.bundle import Bundle, Layer, Link, Manifest, Network, Target, sha256
 from deploy.certificate import Certificate
 from deploy.cleaning import Cleaned
@@ -27,6 +28,7 @@ from deploy.errors import DeployError
 from deploy.explain import explain
 from deploy.explanation import Explanation
 from deploy.form import BUILD, FORM, Build, Form
+from deploy.graph import Precision
 from deploy.metric import Figure, Quality
 from deploy.precision import certified
 from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, resized, samples_of
@@ -106,15 +108,14 @@ def export(
     out = Path(out)
     bundle.refuse_occupied(out)
     target = engine.target_of(target)
-    form = _complete(form, target)
+    precision, form = _complete(form, target)
     if budget_ms is not None and not 0 < budget_ms <= ms_from_us(MAX_US):
         raise DeployError(f"budget_ms must be above 0 and at most {ms_from_us(MAX_US):g} milliseconds, found {budget_ms}")
     if threads < 1:
         raise DeployError(f"threads must be at least 1, found {threads}")
     budget_us = None if budget_ms is None else us_from_ms(budget_ms)
-    engine.require_options(target, build.spec, build.timing_cache)
+    engine.require_options(target, build.spec, build.timing_cache, build.count)
     runtime = engine.runtime_of(target)
-    cache = engine.timing_cache_of(target, build.timing_cache)
     spec = build.spec or EngineSpec()
     attachments = _attachments(attachments or {})
     source = _source(model, form.shapes, target)
@@ -146,20 +147,28 @@ def export(
     explanation = _explanation(network, data, threads) if form.explain else None
 
     on_step(f"build for {target}")
-    make = functools.partial(engine.build, target=target, spec=spec, timing_cache=cache)
-    built = make(network.shipped, spans=network.spans, on_progress=lambda now: on_step(f"build for {target}: {now}"))
-    built_unpruned = make(unpruned.shipped, on_progress=lambda now: on_step(f"build the unpruned network: {now}")) if unpruned else b""
+    start = functools.partial(engine.running, target, threads=threads, spec=spec, timed_on=data.call(0))
+    begin = functools.partial(start, network.shipped, usual=at(network.spans, "opt"))
+    candidates = []
+    for number in range(1, build.count + 1):
+        words = f"build for {target}" if build.count == 1 else f"build {number} of {build.count} for {target}"
+        cache = engine.timing_cache_of(target, build.timing_cache)
+        say = functools.partial(_say, on_step, words)
+        candidates.append(Candidate(engine.build(network.shipped, target, spec, cache, say, network.spans), cache))
+    chosen, several = choose(candidates, begin, protocol)
+    built, cache = chosen.engine, chosen.cache
+    say = functools.partial(_say, on_step, "build the unpruned network")
+    built_unpruned = engine.build(unpruned.shipped, target, spec, cache, say) if unpruned else b""
 
     with ExitStack() as stack:
-        start = functools.partial(engine.running, target, threads=threads, spec=spec, timed_on=data.call(0))
-        running = {"shipped": stack.enter_context(start(network.shipped, built, usual=at(network.spans, "opt")))}
+        running = {"shipped": stack.enter_context(begin(built))}
         if unpruned:
             running["unpruned"] = stack.enter_context(start(unpruned.shipped, built_unpruned))
         on_step("validate")
         rungs = list(network.rungs)
         if built:
             at_work = running["shipped"]
-            rungs.append(Rung("engine", "int8" if int8_nodes else form.precision, at_work if isinstance(at_work, str) else at_work.outputs))
+            rungs.append(Rung("engine", "int8" if int8_nodes else precision, at_work if isinstance(at_work, str) else at_work.outputs))
         steps, outputs = climb(rungs, data, quality)
         references = {"": _reference(data.first(REFERENCE_SAMPLES), outputs)}
         for end in ENDS if network.spans else ():
@@ -189,7 +198,7 @@ def export(
     manifest = Manifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         target=target,
-        precision=form.precision,
+        precision=precision,
         io=form.io,
         int8_nodes=int8_nodes,
         inputs={value.name: value.shape for value in inputs},
@@ -214,6 +223,7 @@ def export(
         runtime=runtime,
         protocol=protocol,
         build=msgspec.to_builtins(spec) if built else {},
+        builds=several if build.count > 1 else None,
         compute_capabilities=_capabilities(target, spec, timing.device) if built else (),
         certificate=network.certificate,
         explanation=explanation,
@@ -276,8 +286,8 @@ class _Timing:
         )
 
 
-def _complete(form: Form, target: Target) -> Form:
-    """A form with the precision that ships.
+def _complete(form: Form, target: Target) -> tuple[Precision, Form]:
+    """The precision that ships, and a form with it.
 
     Raises:
         DeployError: the target does not have it.
@@ -287,7 +297,7 @@ def _complete(form: Form, target: Target) -> Form:
         raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
     if form.io != "fp32" and precision == "fp32":
         raise DeployError(f"io {form.io!r} needs half precision in between, {target!r} ships 'fp32' here: leave io out, or choose fp16")
-    return dataclasses.replace(form, precision=precision)
+    return precision, dataclasses.replace(form, precision=precision)
 
 
 def _adapter(model: nn.Module, example_input: Any) -> Adapter:
@@ -310,15 +320,15 @@ def _from_module(adapter: Adapter, form: Form, threads: int, samples: Samples, a
     # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
     fused, report = fuse_exactly(adapter.network, adapter.call.args, **adapter.call.kwargs)
     exact = {"trained": copy.deepcopy(adapter.network).double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
-    forms = {name: copy.deepcopy(form).float() for name, form in exact.items()}
+    forms = {name: copy.deepcopy(network).float() for name, network in exact.items()}
     lowered = _lower(adapter.of(forms["squeezed"]), form, threads, samples)
     proven = samples.first(PROOF_SAMPLES)
-    proofs, _ = climb([Rung(name, "fp64", adapter.of(form, torch.float64).run) for name, form in exact.items()], proven)
-    rungs = [Rung(name, "fp32", adapter.of(form).run) for name, form in forms.items()]
+    proofs, _ = climb([Rung(name, "fp64", adapter.of(network, torch.float64).run) for name, network in exact.items()], proven)
+    rungs = [Rung(name, "fp32", adapter.of(network).run) for name, network in forms.items()]
     rungs.append(Rung("onnx", "fp32", engine.onnx_runner(lowered.onnx, threads)))
     chain = [] if architecture is None else [Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json")]
-    for name, form in forms.items():
-        chain.append(Link(name=name, sha256=_hash(form), made_from=chain[-1].name if chain else ""))
+    for name, network in forms.items():
+        chain.append(Link(name=name, sha256=_hash(network), made_from=chain[-1].name if chain else ""))
     chain.append(Link(name="onnx", sha256=sha256(lowered.onnx), made_from="squeezed", file=bundle.ONNX))
     return _network(
         lowered,
@@ -417,6 +427,10 @@ def _explanation(network: _Network, samples: Samples, threads: int) -> Explanati
     whole = network.usual(network.onnx)
     half = network.usual(network.onnx_fp16) if network.onnx_fp16 else certified(whole, samples.first(CERTIFIED_SAMPLES), threads=threads)[0]
     return explain(whole, half, samples.first(PROOF_SAMPLES), threads)
+
+
+def _say(on_step: Callable[[str], None], what: str, now: str) -> None:
+    on_step(f"{what}: {now}")
 
 
 def _reference(samples: Samples, outputs: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[Tensors, Tensors]:

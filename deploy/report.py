@@ -217,6 +217,7 @@ def provenance(manifest: Manifest) -> Section:
             ("device", where),
             ("runtime", f"{manifest.runtime.name} {manifest.runtime.version}"),
             ("protocol", manifest.protocol.name),
+            *([("builds", str(manifest.builds))] if manifest.builds else []),
             *((f"build: {name}", str(value)) for name, value in manifest.build.items()),
             *((f"version: {name}", value) for name, value in manifest.versions.items()),
             *((name, Cell(value, "hash") if _HASH.fullmatch(value) else value) for name, value in manifest.provenance.items()),

@@ -28,6 +28,7 @@ from lathe.flags import (
     Anchors,
     Batch,
     BuildLevel,
+    Builds,
     Count,
     Mebibytes,
     Milliseconds,
@@ -326,6 +327,8 @@ class Export:
     """of FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function makes them)"""
     input: str | None = None
     """of FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
+    builds: Builds = 1
+    """of an engine: how often to build it; engines that differ are timed in turns, and the fastest ships"""
     workspace_mib: Mebibytes | None = None
     """of an engine: scratch memory in MiB at most (default: the builder's own)"""
     optimization_level: BuildLevel | None = None

@@ -46,6 +46,7 @@ Fraction = Annotated[float, Between(1e-6, 1e3)]
 Relative = Annotated[float, Between(1e-6, 1.0)]
 """An error or a drift."""
 Mebibytes = Annotated[int, Between(1, 2**24)]
+Builds = Annotated[int, Between(1, 100)]
 BuildLevel = Annotated[int, Between(0, 5)]
 
 

@@ -357,6 +357,8 @@ def bundle(made: "Bundle") -> int:
         OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
     for line in manifest.explanation.lines if manifest.explanation else ():
         OUT.print(escape(line))
+    if manifest.builds:
+        OUT.print(escape(str(manifest.builds)))
     if manifest.samples_from == "random":
         OUT.print(f"samples: {RANDOM}: give --samples to validate on what the network is for")
     OUT.print(escape(f"latency: {_latency(manifest.shipped)}"))

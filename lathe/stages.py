@@ -610,6 +610,7 @@ def _macs_budget(command: "Search", space: "Space") -> "Budget":
 
 
 _OPTIONS = {
+    "builds": ("tensorrt", "tensorrt-rtx"),
     "workspace_mib": ("tensorrt", "tensorrt-rtx"),
     "optimization_level": ("tensorrt", "tensorrt-rtx"),
     "timing_cache": ("tensorrt",),
@@ -658,7 +659,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
 
     (named,) = command.target
     target, spec = engine.target_of(named), _engine_spec(command)
-    engine.require_options(target, spec, command.timing_cache)
+    engine.require_options(target, spec, command.timing_cache, command.builds)
     engine.runtime_of(target)
     shipped.refuse_occupied(command.out)
     if command.layout == "triton":
@@ -672,7 +673,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         command,
         target=target,
         form=Form(precision=command.precision, io=command.io, shapes=fixed, explain=command.explain),
-        build=Build(spec=spec, timing_cache=command.timing_cache),
+        build=Build(spec=spec, count=command.builds, timing_cache=command.timing_cache),
         out=command.out,
         protocol=timing,
         on_step=on_step,

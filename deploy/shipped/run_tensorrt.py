@@ -41,6 +41,11 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if manifest["build"].get("version_compatible"):
         runtime.engine_host_code_allowed = True
+    if hasattr(runtime, "get_engine_validity"):
+        validity, found = runtime.get_engine_validity(data)
+        if validity == trt.EngineValidity.INVALID:
+            causes = [name for name, flag in trt.EngineInvalidityDiagnostics.__members__.items() if int(found) & int(flag)]
+            raise ValueError(f"{engine_file} is not valid here ({', '.join(causes) or 'no cause given'}): {again}")
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise ValueError(f"{engine_file} does not load with {target} {trt.__version__}: {again}")

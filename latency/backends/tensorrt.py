@@ -224,6 +224,8 @@ class CompiledEngine:
         self._runtime = trt.Runtime(self._logger)
         if brings_runtime:
             self._runtime.engine_host_code_allowed = True
+        if reason := _invalid(trt, self._runtime, engine):
+            raise RunFailed(f"{trt.__name__} {trt.__version__} does not take the engine: {reason}: build it again from its ONNX")
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise RunFailed(
@@ -366,6 +368,17 @@ class CompiledEngine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._resources.close()
         del self._context, self._engine, self._runtime
+
+
+def _invalid(trt: Any, runtime: Any, engine: bytes) -> str:
+    """What a runtime finds in the header of an engine that it cannot run here; "" where it may, or has no such check."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return ""
+    validity, found = runtime.get_engine_validity(engine)
+    if validity != trt.EngineValidity.INVALID:
+        return ""
+    known = trt.EngineInvalidityDiagnostics.__members__
+    return ", ".join(name.lower().replace("_", " ") for name, flag in known.items() if int(found) & int(flag)) or "it is invalid"
 
 
 _APART = ("compute_capabilities", "hardware_compatible")

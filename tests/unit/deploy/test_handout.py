@@ -165,7 +165,7 @@ class FakeCuda(types.SimpleNamespace):
         return (0,)
 
 
-def fake_tensorrt(cuda, version="1.4", loads=True):
+def fake_tensorrt(cuda, version="1.4", loads=True, invalid=None):
     names = ["input", "output"]
 
     class Context:
@@ -185,9 +185,13 @@ def fake_tensorrt(cuda, version="1.4", loads=True):
         create_execution_context=Context,
     )
     logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
-    runtime = lambda logger: types.SimpleNamespace(deserialize_cuda_engine=lambda data: engine if loads and data == b"engine" else None)  # noqa: E731
+    deserialize = lambda data: engine if loads and data == b"engine" else None  # noqa: E731
+    checks = {} if invalid is None else {"get_engine_validity": lambda data: (2, invalid)}
+    runtime = lambda logger: types.SimpleNamespace(deserialize_cuda_engine=deserialize, **checks)  # noqa: E731
     modes = types.SimpleNamespace(INPUT=0)
-    return types.SimpleNamespace(__version__=version, Logger=logger, Runtime=runtime, nptype=lambda _: np.float32, TensorIOMode=modes)
+    parts = {"nptype": lambda _: np.float32, "TensorIOMode": modes, "EngineValidity": types.SimpleNamespace(INVALID=2)}
+    parts["EngineInvalidityDiagnostics"] = types.SimpleNamespace(__members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2})
+    return types.SimpleNamespace(__version__=version, Logger=logger, Runtime=runtime, **parts)
 
 
 @pytest.fixture
@@ -221,6 +225,7 @@ def test_an_engine_runs_over_a_fake_gpu(made, tmp_path, fakes):
     [
         ({"version": "1.5"}, {}, r"model\.engine is of tensorrt-rtx 1\.4, here is 1\.5: "),
         ({"cuda": FakeCuda((9, 0))}, {}, r"model\.engine is for compute capability 8\.9, this GPU has 9\.0: "),
+        ({"invalid": 2}, {}, r"model\.engine is not valid here \(UNSUPPORTED_CC\): "),
         ({"loads": False}, {}, r"model\.engine does not load with tensorrt-rtx 1\.4: "),
     ],
 )

@@ -291,9 +291,10 @@ def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed
 
 
 def test_half_precision_inputs_and_outputs_ship_as_such_and_nothing_is_converted_silently(tmp_path, no_gpu):
-    given = {"target": "tensorrt-rtx", "form": Form(io="fp16"), "samples": samples()}
+    given = {"target": "tensorrt-rtx", "form": Form(io="fp16"), "build": Build(count=2), "samples": samples()}
     made = export(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), example(), out=tmp_path / "out", **given)
     manifest = made.manifest
+    assert str(manifest.builds) == "2 builds are the same engine"
     assert (manifest.io, manifest.dtypes, manifest.certificate.casts) == ("fp16", {"input": "float16", "output": "float16"}, 0)
     assert [(step.name, step.verdict) for step in manifest.validation[-2:]] == [("onnx-fp16", "passed"), ("engine", "not run")]
     checks = {check.name: check.verdict for check in verify(made.directory).checks}
@@ -442,6 +443,8 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
             ({"budget_ms": value}, rf"budget_ms must be above 0 and at most 1e\+09 milliseconds, found {re.escape(str(value))}")
             for value in (0.0, -1.0, 1e10, np.inf, np.nan)
         ),
+        ({"build": Build(count=2)}, "target 'onnxruntime' builds no engine"),
+        ({"build": Build(count=0)}, "builds must be at least 1, found 0"),
         ({"build": Build(spec=EngineSpec())}, "target 'onnxruntime' builds no engine"),
         ({"build": Build(timing_cache="cache")}, "target 'onnxruntime' builds no engine"),
         ({"threads": 0}, "threads must be at least 1, found 0"),

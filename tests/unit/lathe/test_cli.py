@@ -21,7 +21,7 @@ FLAGS = {
     cli.TableDiff: "tables plot force json",
     cli.TableMerge: "tables out json",
     cli.Predict: "resolution channels cells input classes source table batch shape missing force json",
-    cli.Export: "source out target layout budget_ms protocol threads samples mean std labels metric precision io explain shape batch weights input workspace_mib optimization_level timing_cache version_compatible "
+    cli.Export: "source out target layout budget_ms protocol threads samples mean std labels metric precision io explain shape batch weights input builds workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
     sweeps.Sweep: "resolution channels cells input space out table also data task budget_ms budget_fraction seeds set recipe jobs engine address gpus_per_run no_measure target json",
     sweeps.SweepBest: "sweep budget_ms json",

@@ -160,6 +160,7 @@ class Gpu:
     """A GPU in virtual time: the host enqueues in no time, the stream works off what is enqueued, an inference takes `inference_us`."""
 
     def __init__(self):
+        self.validity = None  # what a runtime that looks into the header finds there
         self.inference_us, self.fail, self.parse_fail = 50.0, False, False
         self.now_us, self.events, self.live, self.next_handle = 0.0, {}, {}, 1
         self.enqueued = self.waited = self.most_ahead = 0
@@ -353,7 +354,8 @@ class Gpu:
                     return None
                 return Engine()
 
-            return SimpleNamespace(deserialize_cuda_engine=deserialize)
+            checks = {} if gpu.validity is None else {"get_engine_validity": lambda engine: gpu.validity}
+            return SimpleNamespace(deserialize_cuda_engine=deserialize, **checks)
 
         return module(
             __version__="10.99",
@@ -366,6 +368,8 @@ class Gpu:
             BuilderFlag=SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="version"),
             ComputeCapability=SimpleNamespace(__members__={"NONE": 0, "CURRENT": 1, "SM89": 89}),
             Runtime=load,
+            EngineValidity=SimpleNamespace(INVALID=2),
+            EngineInvalidityDiagnostics=SimpleNamespace(__members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4}),
             TensorIOMode=SimpleNamespace(INPUT="in"),
             nptype=lambda dtype: np.float32,
         )
@@ -522,6 +526,16 @@ def test_a_refused_inference_and_a_refused_engine(gpu):
     ):
         backend.load(b"old")
     assert gpu.live == {}
+
+
+@pytest.mark.parametrize(("found", "words"), [(6, "unsupported cc, old cuda driver"), (0, "it is invalid")])
+def test_an_engine_that_the_runtime_finds_invalid_is_not_loaded(gpu, found, words):
+    gpu.validity = (2, found)
+    with pytest.raises(RunFailed, match=rf"^fake 10\.99 does not take the engine: {words}: build it again from its ONNX$"):
+        TensorRT("tensorrt").load(b"engine")
+    gpu.validity = (1, 0)  # it runs, perhaps slower than another would
+    with TensorRT("tensorrt").load(b"engine") as compiled:
+        assert compiled.run(1) == pytest.approx([50.0])
 
 
 def test_a_refused_build_is_in_the_builders_words(gpu):

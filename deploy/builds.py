@@ -1,0 +1,50 @@
+"""Several builds of one engine: a builder that times kernels need not choose the same ones twice, so the fastest engine is kept."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+
+from deploy import engine
+from deploy.bundle import Builds
+from deploy.engine import Running
+from latency import Protocol
+from latency.backends.tensorrt import TimingCache
+from latency.errors import RunFailed
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One build: its engine, and what the builder measured for it; no engine where the target has none."""
+
+    engine: bytes
+    cache: TimingCache | None
+
+
+def choose(
+    candidates: Sequence[Candidate], start: Callable[[bytes], AbstractContextManager[Running | str]], protocol: Protocol
+) -> tuple[Candidate, Builds]:
+    """The fastest of several builds, timed in turns; the first where all are the same bytes or they cannot be timed.
+
+    Args:
+        candidates: in the order in which they were built.
+        start: an engine at work, or why it is not.
+        protocol: how to time.
+    """
+    first: dict[bytes, Candidate] = {}
+    for one in candidates:
+        first.setdefault(one.engine, one)
+    different = list(first.values())
+    builds = Builds(count=len(candidates), different=len(different))
+    if len(different) == 1:
+        return candidates[0], builds
+    with ExitStack() as stack:
+        running = [stack.enter_context(start(one.engine)) for one in different]
+        timed = {str(number): at_work.timed for number, at_work in enumerate(running) if not isinstance(at_work, str)}
+        if reason := next((at_work for at_work in running if isinstance(at_work, str)), ""):
+            return candidates[0], Builds(count=builds.count, different=builds.different, reason=reason)
+        try:
+            medians_us = [measured.median_us for measured in engine.measure_in_turns(timed, protocol).values()]
+        except RunFailed as error:
+            return candidates[0], Builds(count=builds.count, different=builds.different, reason=str(error))
+    fastest = medians_us.index(min(medians_us))
+    return different[fastest], Builds(count=builds.count, different=builds.different, medians_us=tuple(medians_us))
