@@ -1,4 +1,4 @@
-"""The few calls into CUDA that timing on a GPU needs, over pycuda or, where that is absent, cuda-python.
+"""The few calls into CUDA that timing on a GPU needs, over pycuda or, if that is absent or broken, cuda-python.
 
 Both use the GPU's primary context, as torch and TensorRT do. What is made here is a context manager and is released at its end.
 """
@@ -8,6 +8,7 @@ import ctypes
 import functools
 import platform
 import typing
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -92,9 +93,19 @@ def connect(extra: str) -> Cuda:
         driver = require("pycuda.driver", extra)
     except MissingExtra:
         return CudaPython(extra)
-    except ImportError as error:  # pycuda links to the driver's library
-        raise DeviceUnavailable(f"no NVIDIA driver found: {one_line(error)}: {_WAY_OUT}") from error
+    except ImportError as error:  # built for another Python or CUDA, or no driver to link to
+        return _instead_of_pycuda(error, extra)
     return PyCuda(driver, extra)
+
+
+def _instead_of_pycuda(error: ImportError, extra: str) -> "CudaPython":
+    broken = f"pycuda cannot be loaded ({one_line(error)})"
+    try:
+        found = CudaPython(extra)
+    except MissingExtra as missing:
+        raise DeviceUnavailable(f"{broken}, and there is no cuda-python to take its place: {missing}") from error
+    warnings.warn(f"{broken}: cuda-python is used; reinstall pycuda, or remove it", RuntimeWarning, stacklevel=3)
+    return found
 
 
 def gpu(extra: str, *, name: str, memory_bytes: int, capability: tuple[int, int]) -> Device:

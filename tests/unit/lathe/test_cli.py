@@ -2,6 +2,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -287,6 +288,20 @@ def test_exit_codes(raised, code, monkeypatch, capsys):
         cli.main(["space", "repvgg-mini"])
     assert stop.value.code == code
     assert len(capsys.readouterr().err.splitlines()) == (0 if code == 141 else 1)
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_warning_is_one_line_without_its_place_in_the_code(monkeypatch, capsys):
+    def run(self):
+        warnings.warn("pycuda cannot be loaded:\nremove it", RuntimeWarning, stacklevel=1)
+        return 0
+
+    shows = warnings.showwarning
+    monkeypatch.setattr(cli.Space, "run", run)
+    with pytest.raises(SystemExit):
+        cli.main(["space", "repvgg-mini"])
+    assert capsys.readouterr().err == "warning: pycuda cannot be loaded: remove it\n"
+    assert warnings.showwarning is shows
 
 
 @pytest.mark.parametrize("begun", [False, True])

@@ -216,3 +216,28 @@ def test_pycuda_without_a_driver(pycuda, monkeypatch):
     pycuda.driver.init = init
     with pytest.raises(DeviceUnavailable, match="^CUDA does not start: cuInit failed: no device: look at"):
         connect("tensorrt")
+
+
+@pytest.fixture
+def broken_pycuda(monkeypatch):
+    class Finder:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "pycuda.driver":
+                raise ImportError("libcurand.so.10: cannot open shared object file")
+
+    monkeypatch.setitem(sys.modules, "pycuda", module(__path__=[]))
+    monkeypatch.delitem(sys.modules, "pycuda.driver", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+
+
+def test_a_broken_pycuda_gives_way_to_cuda_python_with_a_warning(runtime, broken_pycuda):
+    words = r"^pycuda cannot be loaded \(libcurand\.so\.10: cannot open shared object file\): cuda-python is used"
+    with pytest.warns(RuntimeWarning, match=words):
+        assert isinstance(connect("tensorrt"), CudaPython)
+
+
+def test_a_broken_pycuda_with_nothing_in_its_place_is_said_in_one_line(broken_pycuda, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(DeviceUnavailable, match=r"^pycuda cannot be loaded \(libcurand.*, and there is no cuda-python .*: pip install"):
+        connect("tensorrt")

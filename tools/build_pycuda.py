@@ -1,0 +1,87 @@
+"""Build pycuda from its sdist on a machine with neither CUDA nor a driver, so that its names and signatures can be checked.
+
+    python tools/build_pycuda.py DIR
+    LD_LIBRARY_PATH=DIR/lib PYTHONPATH=DIR/site python -m pytest tests/unit/latency/backends/test_pycuda.py
+
+Headers are those of NVIDIA's wheels on PyPI. `DIR/lib/libcuda.so.1` is a stub: each function of the driver that pycuda links to answers
+that there is no device. Needs a C++ compiler and binutils; takes some minutes.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+HEADERS = ("nvidia-cuda-runtime-cu12", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-profiler-api-cu12")
+NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    """Standard output of a command that must succeed."""
+    done = subprocess.run([*map(str, command)], cwd=cwd, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def download(into: Path, *flags: str) -> list[Path]:
+    """Files that `pip download` fetches."""
+    into.mkdir(parents=True, exist_ok=True)
+    run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", into, *flags)
+    return sorted(into.iterdir())
+
+
+def unpack_headers(work: Path, include: Path) -> None:
+    """Headers of all wheels in one folder, as an installed CUDA has them."""
+    for wheel in download(work / "wheels", *HEADERS):
+        with zipfile.ZipFile(wheel) as files:
+            for name in files.namelist():
+                _, marker, path = name.partition("/include/")
+                if marker and not name.endswith("/"):
+                    target = include / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(files.read(name))
+
+
+def write_stub(library: Path, functions: list[str]) -> None:
+    """A shared library whose functions answer that there is no device."""
+    source = library.with_suffix(".c")
+    source.write_text("".join(f"int {name}() {{ return {NO_DEVICE}; }}\n" for name in functions))
+    run("cc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", library, source)
+
+
+def main() -> None:
+    """Build into the given directory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=Path)
+    root = parser.parse_args().directory.resolve()
+    work, lib, site = root / "work", root / "lib", root / "site"
+    lib.mkdir(parents=True, exist_ok=True)
+    unpack_headers(work, root / "include")
+    write_stub(lib / "libcuda.so", [])  # links, and leaves every function undefined
+    (sdist,) = download(work / "sdist", "--no-binary", "pycuda", "pycuda")
+    with tarfile.open(sdist) as files:
+        files.extractall(work, filter="data")
+    source = work / sdist.name.removesuffix(".tar.gz")
+    run(
+        sys.executable,
+        "configure.py",
+        f"--cuda-inc-dir={root / 'include'}",
+        f"--cudadrv-lib-dir={lib}",
+        "--no-cuda-enable-curand",
+        cwd=source,
+    )
+    os.environ.setdefault("NPY_NUM_BUILD_JOBS", "2")
+    run(sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", site, source)
+    (extension,) = (site / "pycuda").glob("_driver*.so")
+    undefined = {line.split()[-1] for line in run("nm", "-D", "--undefined-only", extension).splitlines()}
+    (lib / "libcuda.so").unlink()
+    write_stub(lib / "libcuda.so.1", sorted(name for name in undefined if name.startswith("cu")))
+    print(f"LD_LIBRARY_PATH={lib} PYTHONPATH={site} python -m pytest tests/unit/latency/backends/test_pycuda.py")
+
+
+if __name__ == "__main__":
+    main()
