@@ -3,12 +3,13 @@
     python tools/build_pycuda.py DIR
     LD_LIBRARY_PATH=DIR/lib PYTHONPATH=DIR/site python -m pytest tests/unit/latency/backends/test_pycuda.py
 
-Headers are those of NVIDIA's wheels on PyPI. `DIR/lib/libcuda.so.1` is a stub: each function of the driver that pycuda links to answers
-that there is no device. Needs a C++ compiler and binutils; takes some minutes.
+Headers are those of NVIDIA's wheels on PyPI. `DIR/lib/libcuda.so.1` is a stub: each function of the driver answers that there is no device.
+Needs a C++ compiler; takes some minutes.
 """
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 HEADERS = ("nvidia-cuda-runtime-cu12", "nvidia-cuda-nvcc-cu12", "nvidia-cuda-profiler-api-cu12")
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+WORDS = ("cuGetErrorName", "cuGetErrorString")
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
@@ -46,11 +48,14 @@ def unpack_headers(work: Path, include: Path) -> None:
                     target.write_bytes(files.read(name))
 
 
-def write_stub(library: Path, functions: list[str]) -> None:
-    """A shared library whose functions answer that there is no device."""
+def write_stub(include: Path, library: Path) -> None:
+    """The driver's library: every function that its headers name answers that there is no device."""
+    declared = "".join((include / name).read_text() for name in ("cuda.h", "cudaProfiler.h"))
+    functions = sorted({*re.findall(r"\bcu[A-Z]\w*", declared)} - {*WORDS})
     source = library.with_suffix(".c")
-    source.write_text("".join(f"int {name}() {{ return {NO_DEVICE}; }}\n" for name in functions))
-    run("cc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", "-o", library, source)
+    words = "".join(f'int {name}(int code, const char **text) {{ *text = "no device"; return 0; }}\n' for name in WORDS)
+    source.write_text(words + "".join(f"int {name}() {{ return {NO_DEVICE}; }}\n" for name in functions))
+    run("cc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{library.name}", "-o", library, source)
 
 
 def main() -> None:
@@ -61,7 +66,9 @@ def main() -> None:
     work, lib, site = root / "work", root / "lib", root / "site"
     lib.mkdir(parents=True, exist_ok=True)
     unpack_headers(work, root / "include")
-    write_stub(lib / "libcuda.so", [])  # links, and leaves every function undefined
+    write_stub(root / "include", lib / "libcuda.so.1")
+    (lib / "libcuda.so").unlink(missing_ok=True)
+    (lib / "libcuda.so").symlink_to("libcuda.so.1")
     (sdist,) = download(work / "sdist", "--no-binary", "pycuda", "pycuda")
     with tarfile.open(sdist) as files:
         files.extractall(work, filter="data")
@@ -76,10 +83,6 @@ def main() -> None:
     )
     os.environ.setdefault("NPY_NUM_BUILD_JOBS", "2")
     run(sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", site, source)
-    (extension,) = (site / "pycuda").glob("_driver*.so")
-    undefined = {line.split()[-1] for line in run("nm", "-D", "--undefined-only", extension).splitlines()}
-    (lib / "libcuda.so").unlink()
-    write_stub(lib / "libcuda.so.1", sorted(name for name in undefined if name.startswith("cu")))
     print(f"LD_LIBRARY_PATH={lib} PYTHONPATH={site} python -m pytest tests/unit/latency/backends/test_pycuda.py")
 
 
