@@ -1,4 +1,4 @@
-"""The same function with fewer operations: merge the branches of a network, remove its masked channels."""
+"""Rewrite a network into an equivalent one with fewer operations: merge its branches, remove its masked channels."""
 
 from reparam.blocks import (
     ACBlock,

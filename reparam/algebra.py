@@ -1,7 +1,7 @@
-"""Pure tensor functions that rewrite convolutions. Exact up to rounding in the dtype of their arguments: give float64 for a proof.
+"""Pure tensor functions that rewrite convolutions, exact up to rounding in the dtype of their arguments; pass float64 for a proof.
 
-A linear layer is a convolution without a size. Sources: ACNet (Ding et al. 2019) for kernels that differ in shape, RepVGG (Ding et al.
-2021) for the identity, the diverse branch block (Ding et al. 2021), transforms I to VI, for all else.
+A linear layer is a convolution with no spatial dimensions. Sources: ACNet (Ding et al. 2019) for kernels of different shapes, RepVGG (Ding
+et al. 2021) for the identity, and the diverse branch block (Ding et al. 2021), transforms I to VI, for everything else.
 """
 
 import math
@@ -14,25 +14,25 @@ from torch import Tensor
 from reparam.errors import ReparamError
 
 Kernel = Float[Tensor, "c_out c_in_per_group *size"]
-"""Of a convolution in one, two or three dimensions; without a size, of a linear layer."""
+"""Kernel of a convolution in one, two or three dimensions, or of a linear layer, which has no `size`."""
 Vector = Float[Tensor, " channels"]
 Bias = Float[Tensor, " c_out"]
 AnyKernel = Float[Tensor, "_ _ ..."]
-"""Kernels whose sizes differ from one another."""
+"""A kernel whose size need not match that of others in the same call."""
 Branch = tuple[AnyKernel, Float[Tensor, " _"]]
 
 
 def norm_affine(
     mean: Vector, variance: Vector, *, eps: float, gamma: Vector | None = None, beta: Vector | None = None
 ) -> tuple[Vector, Vector]:
-    """A batch norm in evaluation mode as `scale * x + shift`, channel by channel.
+    """Return `scale` and `shift` of a batch norm in evaluation mode, written as `scale * x + shift` per channel.
 
     Args:
         mean: running mean.
         variance: running variance.
         eps: the norm's epsilon.
-        gamma: the norm's scale, None for one.
-        beta: the norm's shift, None for zero.
+        gamma: the norm's scale; None means 1.
+        beta: the norm's shift; None means 0.
     """
     scale = torch.rsqrt(variance + eps)
     if gamma is not None:
@@ -42,23 +42,24 @@ def norm_affine(
 
 
 def fuse_conv_bn(weight: Kernel, bias: Bias | None, scale: Bias, shift: Bias) -> tuple[Kernel, Bias]:
-    """Fold the norm behind a convolution into it, `scale * conv(x) + shift`: exact whatever its padding, stride, dilation and groups."""
+    """Fold the norm after a convolution into it, `scale * conv(x) + shift`; exact for any padding, stride, dilation and groups."""
     return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift
 
 
 def fuse_transposed_conv_bn(
     weight: Float[Tensor, "c_in c_out_per_group *size"], bias: Bias | None, scale: Bias, shift: Bias, *, groups: int = 1
 ) -> tuple[Float[Tensor, "c_in c_out_per_group *size"], Bias]:
-    """`fuse_conv_bn` for a transposed convolution, whose kernel has the input channels first."""
+    """Do the same as `fuse_conv_bn` for a transposed convolution, whose kernel has the input channels first."""
     grouped = weight.unflatten(0, (groups, -1))  # groups, c_in per group, c_out per group, size
     scales = scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
     return (grouped * scales).flatten(0, 1), shift if bias is None else bias * scale + shift
 
 
 def fuse_bn_conv(weight: Kernel, bias: Bias | None, scale: Vector, shift: Vector, *, groups: int = 1) -> tuple[Kernel, Bias]:
-    """Fold the norm in front of a convolution into it: `conv(scale * x + shift)`.
+    """Fold the norm before a convolution into it: `conv(scale * x + shift)`.
 
-    Exact where the convolution does not pad, repeats its input, or pads with `shift`; with zeros only if `shift` is zero.
+    Exact if the convolution does not pad, replicates its input at the border or pads with `shift`; exact with zero padding only if `shift`
+    is zero.
     """
     channels = torch.arange(weight.shape[0], device=weight.device)
     group = channels // (weight.shape[0] // groups)
@@ -68,22 +69,22 @@ def fuse_bn_conv(weight: Kernel, bias: Bias | None, scale: Vector, shift: Vector
 
 
 def pad_kernel(weight: AnyKernel, size: Sequence[int]) -> AnyKernel:
-    """Embed a kernel in the middle of a larger one of zeros: the same if the padding grows by as much as the kernel on each side.
+    """Zero-pad a kernel to a larger size, centred; equivalent if the convolution's padding grows by the same amount on each side.
 
     Raises:
-        ReparamError: the kernel is larger than `size`, or cannot be centred in it.
+        ReparamError: the kernel is larger than `size` or cannot be centred in it.
     """
-    extra = [wanted - side for wanted, side in zip(size, weight.shape[2:], strict=True)]
+    extra = [target - side for target, side in zip(size, weight.shape[2:], strict=True)]
     if any(side < 0 or side % 2 for side in extra):
         raise ReparamError(
-            f"a kernel of {' x '.join(map(str, weight.shape[2:]))} has no centred place in {' x '.join(map(str, size))}: "
-            "the sizes must differ by an even number that is not negative"
+            f"cannot centre a kernel of {' x '.join(map(str, weight.shape[2:]))} in {' x '.join(map(str, size))}: "
+            "the sizes must differ by an even, non-negative number"
         )
     return torch.nn.functional.pad(weight, [side // 2 for side in reversed(extra) for _ in range(2)])
 
 
 def dilate_kernel(weight: AnyKernel, dilation: Sequence[int]) -> AnyKernel:
-    """The kernel that does without dilation what `weight` does with it: zeros between its elements. Padding and stride stay."""
+    """Insert zeros between the elements of a kernel so that it needs no dilation. Padding and stride stay the same."""
     sides = [(side - 1) * step + 1 for side, step in zip(weight.shape[2:], dilation, strict=True)]
     dilated = weight.new_zeros(*weight.shape[:2], *sides)
     dilated[:, :, *(slice(None, None, step) for step in dilation)] = weight
@@ -91,7 +92,7 @@ def dilate_kernel(weight: AnyKernel, dilation: Sequence[int]) -> AnyKernel:
 
 
 def regroup_kernel(weight: AnyKernel, groups: int, fewer: int) -> AnyKernel:
-    """The kernel in fewer groups, a divisor of `groups`, that does what `weight` does in more: zeros between different groups."""
+    """Rewrite a kernel of `groups` groups for `fewer` groups, a divisor of `groups`, with zeros between the old groups."""
     ratio, per_group = groups // fewer, weight.shape[1]
     regrouped = weight.new_zeros(weight.shape[0], ratio, *weight.shape[1:])
     channels = torch.arange(weight.shape[0], device=weight.device)
@@ -100,7 +101,7 @@ def regroup_kernel(weight: AnyKernel, groups: int, fewer: int) -> AnyKernel:
 
 
 def identity_kernel(channels: int, groups: int = 1, *, dtype: torch.dtype | None = None) -> Kernel:
-    """Kernel of the 1x1 convolution that returns its input; depth-wise for as many groups as channels."""
+    """Return the kernel of a 1x1 convolution that passes its input through; depth-wise if `groups` equals `channels`."""
     kernel = torch.zeros(channels, channels // groups, 1, 1, dtype=dtype)
     index = torch.arange(channels)
     kernel[index, index % (channels // groups)] = 1
@@ -108,16 +109,16 @@ def identity_kernel(channels: int, groups: int = 1, *, dtype: torch.dtype | None
 
 
 def average_kernel(channels: int, size: Sequence[int], groups: int = 1, *, dtype: torch.dtype | None = None) -> Kernel:
-    """Kernel of the convolution that averages as a pooling of that size does that counts its padding, with its stride and padding."""
+    """Return the kernel of a convolution equal to average pooling that counts its padding; it takes the pooling's stride and padding."""
     kernel = identity_kernel(channels, groups, dtype=dtype) / math.prod(size)
     return kernel.view(*kernel.shape[:2], *[1] * len(size)).repeat(1, 1, *size)
 
 
 def merge_parallel(branches: Sequence[Branch]) -> Branch:
-    """The one convolution that equals the sum of several over the same input.
+    """Merge parallel convolutions over the same input into one that equals their sum.
 
-    Smaller kernels are centred in the largest: each branch must have the padding `size // 2` of its own size (of its dilated size, see
-    `dilate_kernel`) plus one number for all, and all the same stride and groups.
+    Smaller kernels are centred in the largest. Each branch must pad by `size // 2` of its own size (of its dilated size, see
+    `dilate_kernel`) plus a constant common to all branches, and all must have the same stride and groups.
 
     Raises:
         ReparamError: the sizes differ by an odd number.
@@ -128,15 +129,15 @@ def merge_parallel(branches: Sequence[Branch]) -> Branch:
 
 
 def merge_serial(first: Branch, second: Branch, *, groups: int = 1) -> Branch:
-    """The one convolution that equals two, one after the other, of which one is 1x1: without padding, and if it is the first, of stride 1.
+    """Merge two consecutive convolutions into one. One of them is 1x1 and unpadded, and has stride 1 if it comes first.
 
-    Dilation and padding are those of the other one; the strides multiply. Exact where the second one does not pad, or pads with the
-    first one's bias, as the diverse branch block does; the merged convolution then pads with zeros.
+    The result takes dilation and padding from the other one; strides multiply. Exact if the second does not pad, or pads with the first
+    one's bias, as the diverse branch block does; the merged convolution then pads with zeros.
 
     Args:
         first: kernel and bias.
-        second: kernel and bias, with as many dimensions.
-        groups: of both.
+        second: kernel and bias, of the same number of dimensions.
+        groups: number of groups of both.
     """
     (point, point_bias), (weight, bias) = first, second
     inner, outer = (kernel.flatten(2) if kernel.ndim > 2 else kernel.unsqueeze(2) for kernel in (point, weight))

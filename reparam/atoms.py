@@ -1,4 +1,4 @@
-"""Channels of a network as atoms: which are tied to one another, and which stay."""
+"""Channels of a network as atoms: track which are tied together and which must be kept."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,11 +8,11 @@ Flags = NDArray[np.bool_]
 
 
 class Atoms:
-    """Union-find over channels, and which of them stay."""
+    """Union-find over channels, with the set of channels to keep."""
 
     def __init__(self) -> None:
         self.count = 0
-        """atoms made so far"""
+        """number of atoms created so far"""
         self._edges: list[tuple[Ids, Ids]] = []
         self._read: list[Ids] = []
         self._blocks: list[tuple[Ids, Ids, Flags]] = []
@@ -20,29 +20,35 @@ class Atoms:
         self._alive: Flags | None = None
 
     def new(self, count: int) -> Ids:
-        """Channels that are tied to none so far."""
+        """Create channels that are not tied to any other yet."""
         self.count += count
         self._roots = self._alive = None
         return np.arange(self.count - count, self.count)
 
     def unite(self, a: Ids, b: Ids) -> None:
-        """Tie channels pairwise: both stay or neither."""
-        assert len(a) == len(b), "the operands of an operator have as many channels as one another"
+        """Tie channels pairwise: either both are kept or neither is."""
+        assert len(a) == len(b), "the operands of an operator must have the same number of channels"
         self._edges.append((a, b))
         self._roots = self._alive = None
 
     def read(self, ids: Ids) -> None:
-        """Somebody needs these."""
+        """Mark channels as read; they must be kept."""
         self._read.append(ids)
         self._alive = None
 
     def balance(self, into: Ids, out: Ids, live: Flags) -> None:
-        """A convolution in groups: into [groups, inputs], out [groups, outputs], live [groups, inputs]."""
+        """Register a grouped convolution, whose groups must stay equal in size.
+
+        Args:
+            into: input atoms, [groups, inputs per group].
+            out: output atoms, [groups, outputs per group].
+            live: whether each input is live, [groups, inputs per group].
+        """
         self._blocks.append((into, out, live))
         self._alive = None
 
     def roots(self, ids: Ids) -> Ids:
-        """One number for all atoms that are united."""
+        """Return the representative of each atom's set."""
         if self._roots is None or len(self._roots) < self.count:
             label = np.arange(self.count)
             if self._edges:
@@ -56,12 +62,13 @@ class Atoms:
         return self._roots[ids]
 
     def kept(self, ids: Ids) -> Flags:
-        """Which channels stay; ask when every rule has been applied."""
+        """Return which channels are kept; call only after every rule has been applied."""
         if self._alive is None:
             self._alive = self._closure()
         return self._alive[self.roots(ids)]
 
     def _closure(self) -> Flags:
+        """Propagate from the read channels through grouped convolutions until nothing changes."""
         alive = np.zeros(self.count, bool)
         for ids in self._read:
             alive[self.roots(ids)] = True
@@ -78,7 +85,7 @@ class Atoms:
 
 
 def _fill(alive: Flags, groups: Ids) -> None:
-    """Bring back the first dead channels of each group until all have as many as the largest."""
+    """Revive the first dead channels of each group until every group has as many as the largest."""
     if not groups.size:
         return
     most = max(1, int(alive[groups].sum(1).max()))

@@ -1,4 +1,4 @@
-"""Trainable blocks, each with the form that it is deployed in, and the mask that says which channels are gone."""
+"""Trainable blocks with their deployed forms, and the mask that marks pruned channels."""
 
 import copy
 import operator
@@ -16,12 +16,12 @@ from reparam.algebra import Branch, average_kernel, fuse_conv_bn, identity_kerne
 from reparam.errors import ReparamError
 
 Image = Any
-"""Float [batch, channels, height, width]. Not checked: a network may be traced with stand-ins for tensors."""
+"""Float [batch, channels, height, width]. Unchecked, because a network may be traced with proxies instead of tensors."""
 
 
 @final
 class ChannelMask(nn.Module):
-    """Sets channels to zero: what `squeeze` looks for. `keep` is a buffer, so it is saved with the weights and never trained."""
+    """Zero out channels, for `squeeze` to remove. `keep` is a buffer: it is saved with the weights and never trained."""
 
     keep: Bool[Tensor, " channels"]
 
@@ -30,25 +30,25 @@ class ChannelMask(nn.Module):
         self.register_buffer("keep", keep.clone())
 
     def forward(self, x: Image) -> Image:
-        """Multiply every channel by 0 or 1; images and vectors alike.
+        """Multiply each channel of an image or a vector by 0 or 1.
 
         Raises:
-            ReparamError: there are more or fewer channels than entries.
+            ReparamError: the number of channels differs from the number of entries.
         """
         if x.shape[1] != self.keep.numel():
-            raise ReparamError(f"a mask has {self.keep.numel()} entries for {x.shape[1]} channels: it needs one for each")
+            raise ReparamError(f"a mask has {self.keep.numel()} entries for {x.shape[1]} channels: it needs one entry per channel")
         return x * self.keep.view(-1, *[1] * (x.ndim - 2))
 
     def extra_repr(self) -> str:
-        """How many of how many channels stay."""
+        """Return the number of kept channels out of all."""
         return f"{int(self.keep.sum())} of {self.keep.numel()}"
 
 
 @final
 class ConvBlock(nn.Module):
-    """Convolution with bias, mask, activation: what a fused block runs as.
+    """The deployed form of a block: convolution with bias, mask, activation.
 
-    Its arguments are those of `BranchedBlock`; it pads by kernel // 2.
+    Takes the arguments of `BranchedBlock`; pads by kernel // 2.
     """
 
     def __init__(
@@ -68,48 +68,48 @@ class ConvBlock(nn.Module):
         self.act = act()
 
     def forward(self, x: Image) -> Image:
-        """act(mask(conv(x)))."""
+        """Return act(mask(conv(x)))."""
         return self.act(self.mask(self.conv(x)))
 
 
 class Block(nn.Module, ABC):
-    """A block in its training form. What `fuse` looks for: a new kind of block needs no change there.
+    """A block in its training form. `fuse` replaces every subclass by its deployed form.
 
-    `mask` stands between what is merged and the activation, and may be replaced: as the depth-wise binary convolution of PaS does
-    (Li et al. 2022, Eq. 6) it takes a channel out of all branches at once.
+    `mask` sits between the merged branches and the activation and may be replaced. Like the depth-wise binary convolution of PaS (Li et al.
+    2022, Eq. 6), it removes a channel from all branches at once.
     """
 
     mask: nn.Module
 
     @abstractmethod
     def deployed(self) -> nn.Module:
-        """What computes the same in evaluation mode with one convolution for each sum of branches; with copies of mask and activation.
+        """Return an equivalent module for evaluation mode: one convolution per sum of branches, with copies of mask and activation.
 
-        Folded in the dtype of the block: `fuse` folds in float64 and rounds once.
+        Folds in the dtype of the block; `fuse` folds in float64 and rounds once.
 
         Raises:
-            ReparamError: a norm of the block keeps no running statistics.
+            ReparamError: a norm of the block has no running statistics.
         """
 
     @abstractmethod
     def probe_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the smallest input on which borders, inner pixels and strides all take part."""
+        """Return channels, height and width of the smallest input that exercises borders, inner pixels and strides."""
 
 
 class BranchedBlock(Block, ABC):
-    """A block that is deployed as one `ConvBlock`: act(mask(the sum of branches over one input)).
+    """A block that computes act(mask(sum of branches)) and is deployed as one `ConvBlock`.
 
     Args:
         c_in: input channels.
         c_out: output channels.
-        kernel: odd side of the largest kernel; every branch pads so that pixels stay in place.
+        kernel: side of the largest kernel, odd; every branch pads so that its output stays aligned.
         stride: stride in both directions.
-        groups: groups of every convolution; as many as channels for a depth-wise block.
-        act: makes the activation.
-        mask: what stands between the sum and the activation; nothing by default.
+        groups: groups of every convolution; equal to the number of channels for a depth-wise block.
+        act: creates the activation.
+        mask: applied between the sum and the activation; identity by default.
 
     Raises:
-        ReparamError: an even kernel, or channels that do not divide into the groups.
+        ReparamError: the kernel is even, or the channels are not divisible by `groups`.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class BranchedBlock(Block, ABC):
         super().__init__()
         if kernel % 2 == 0 or c_in % groups or c_out % groups:
             raise ReparamError(
-                f"no block of kernel {kernel} from {c_in} to {c_out} channels in {groups} groups: the kernel must be odd, the groups of "
-                "equal size"
+                f"invalid block: kernel {kernel}, {c_in} to {c_out} channels, {groups} groups; the kernel must be odd and the channels "
+                "divisible by the number of groups"
             )
         self.c_in, self.c_out, self.kernel, self.stride, self.groups = c_in, c_out, kernel, stride, groups
         self._add_branches()
@@ -136,19 +136,19 @@ class BranchedBlock(Block, ABC):
 
     @abstractmethod
     def _add_branches(self) -> None:
-        """Make the modules of the branches; the block's sizes are known by now."""
+        """Create the modules of the branches; the block's sizes are already set."""
 
     def _branches(self) -> list[nn.Module]:
-        """Convolutions with norm, and an identity with or without one, all over the block's input."""
+        """Return all branches over the block's input: convolutions with a norm, and identities with or without one."""
         children = [child for name, child in self.named_children() if name not in ("mask", "act")]
         return [part for child in children for part in (child if isinstance(child, nn.ModuleList) else [child])]
 
     def total(self, x: Image) -> Image:
-        """The sum of the branches: float [batch, c_in, height, width] -> [batch, c_out, height / stride, width / stride]."""
+        """Return the sum of the branches: float [batch, c_in, height, width] -> [batch, c_out, height / stride, width / stride]."""
         return reduce(operator.add, (branch(x) for branch in self._branches()))
 
     def merged(self) -> Branch:
-        """Kernel and bias of the one convolution that computes `total` in evaluation mode."""
+        """Return kernel and bias of the convolution that equals `total` in evaluation mode."""
         return merge_parallel([self._folded(branch) for branch in self._branches()])
 
     def _folded(self, branch: Any) -> Branch:
@@ -159,11 +159,11 @@ class BranchedBlock(Block, ABC):
         return (kernel, like.new_zeros(self.c_out)) if isinstance(branch, nn.Identity) else fold_norm(kernel, None, branch)
 
     def forward(self, x: Image) -> Image:
-        """act(mask(total(x)))."""
+        """Return act(mask(total(x)))."""
         return self.act(self.mask(self.total(x)))
 
     def deployed(self) -> ConvBlock:
-        """As one convolution."""
+        """Return the block as one convolution."""
         weight, bias = self.merged()
         with torch.device("meta"):  # initial weights would cost time and draw from torch's seed
             block = ConvBlock(self.c_in, self.c_out, kernel=self.kernel, stride=self.stride, groups=self.groups)
@@ -172,7 +172,7 @@ class BranchedBlock(Block, ABC):
         return block.eval()
 
     def probe_shape(self) -> tuple[int, int, int]:
-        """Square."""
+        """Return the shape of a square image."""
         side = self.kernel + 2 * self.stride
         return self.c_in, side, side
 
@@ -184,16 +184,16 @@ class BranchedBlock(Block, ABC):
         conv = nn.Conv2d(self.c_in, c_out, (height, width), stride or self.stride, padding, groups=self.groups, bias=False)
         return _ConvNorm(conv, nn.BatchNorm2d(c_out))
 
-    def _identity(self, make: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module | None:
-        """An identity branch, where shapes allow one."""
-        return make(self.c_out) if self.c_in == self.c_out and self.stride == 1 else None
+    def _identity(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module | None:
+        """Return an identity branch, or None if shapes do not allow one."""
+        return norm(self.c_out) if self.c_in == self.c_out and self.stride == 1 else None
 
 
 @final
 class RepVGGBlock(BranchedBlock):
-    """The training form of RepVGG (Ding et al. 2021): a kxk, a 1x1 and, where shapes allow, an identity branch, each with its norm.
+    """The training form of RepVGG (Ding et al. 2021): a kxk, a 1x1 and an identity branch, each with its norm.
 
-    The identity branch exists for c_in == c_out and stride 1 only.
+    The identity branch exists only if c_in == c_out and the stride is 1.
     """
 
     def _add_branches(self) -> None:
@@ -204,20 +204,20 @@ class RepVGGBlock(BranchedBlock):
 
 @final
 class MobileOneBlock(BranchedBlock):
-    """The training form of MobileOne (Vasu et al. 2023): equal branches, a 1x1 one that scales, an identity, each with its norm.
+    """The training form of MobileOne (Vasu et al. 2023): several equal branches, a 1x1 scale branch and an identity, each with its norm.
 
-    With as many groups as channels and kernel 3 it is the depth-wise half of MobileOne's layer, with kernel 1 the point-wise half.
+    Depth-wise with kernel 3 it is the first half of MobileOne's layer; with kernel 1 it is the point-wise half.
 
-    The 1x1 branch exists for a kernel of more than 1 only, the identity branch for c_in == c_out and stride 1 only.
+    The 1x1 branch exists only if the kernel is larger than 1, the identity branch only if c_in == c_out and the stride is 1.
 
     Args:
         c_in: input channels.
         c_out: output channels.
         branches: number of convolutions of size `kernel`, at least 1.
-        options: as of `BranchedBlock`.
+        options: those of `BranchedBlock`.
 
     Raises:
-        ReparamError: no branch, an even kernel, or channels that do not divide into the groups.
+        ReparamError: there is no branch, the kernel is even, or the channels are not divisible by `groups`.
     """
 
     def __init__(self, c_in: int, c_out: int, *, branches: int = 4, **options: Any) -> None:
@@ -233,7 +233,7 @@ class MobileOneBlock(BranchedBlock):
 
 @final
 class ACBlock(BranchedBlock):
-    """The asymmetric convolution block of ACNet (Ding et al. 2019): a square, a flat and an upright kernel, each with its norm."""
+    """The asymmetric convolution block of ACNet (Ding et al. 2019): square, horizontal and vertical kernels, each with its norm."""
 
     def _add_branches(self) -> None:
         self.square = self._conv(self.kernel)
@@ -245,7 +245,7 @@ class ACBlock(BranchedBlock):
 class DiverseBranchBlock(BranchedBlock):
     """The diverse branch block (Ding et al. 2021): a kxk, a 1x1, a 1x1-kxk and a 1x1-average branch, each convolution with its norm.
 
-    Between the two layers of a serial branch the image is padded with what the norm makes of zero, so that the borders merge exactly.
+    Between the two layers of a serial branch the image is padded with the norm's output for zero, so that borders merge exactly.
     """
 
     def _add_branches(self) -> None:
@@ -258,19 +258,18 @@ class DiverseBranchBlock(BranchedBlock):
         self.average_norm = nn.BatchNorm2d(self.c_out)
 
     def total(self, x: Image) -> Image:
-        """dense(x) + point(x) + expand(pad(squeeze(x))) + average_norm(average(pad(before_average(x))))."""
+        """Return dense(x) + point(x) + expand(pad(squeeze(x))) + average_norm(average(pad(before_average(x))))."""
         serial = self.expand(self._pad(self.squeeze, x))
         return self.dense(x) + self.point(x) + serial + self.average_norm(self.average(self._pad(self.before_average, x)))
 
     def merged(self) -> Branch:
-        """A kernel of the dense branch's size."""
-        size = (self.kernel, self.kernel)
-        average = average_kernel(self.c_out, size, self.groups, dtype=self.dense.conv.weight.dtype).to(self.dense.conv.weight.device)
+        """Return a kernel of the dense branch's size."""
+        like = self.dense.conv.weight
+        average = average_kernel(self.c_out, (self.kernel, self.kernel), self.groups, dtype=like.dtype).to(like.device)
+        serial = merge_serial(self._folded(self.squeeze), self._folded(self.expand), groups=self.groups)
         pooled = fold_norm(average, None, self.average_norm)
-        convs = (self.dense, self.point, self.squeeze, self.expand, self.before_average)
-        dense, point, squeezed, expanded, before = map(self._folded, convs)
-        serial, averaged = merge_serial(squeezed, expanded, groups=self.groups), merge_serial(before, pooled, groups=self.groups)
-        return merge_parallel([dense, point, serial, averaged])
+        averaged = merge_serial(self._folded(self.before_average), pooled, groups=self.groups)
+        return merge_parallel([self._folded(self.dense), self._folded(self.point), serial, averaged])
 
     def _pad(self, layer: "_ConvNorm", x: Image) -> Image:
         value = affine_of(layer.norm)[1].view(-1, 1, 1)
@@ -279,10 +278,10 @@ class DiverseBranchBlock(BranchedBlock):
 
 @final
 class PlainBlock(BranchedBlock):
-    """A convolution with norm that an identity skips, where shapes allow: the block of PaS (Li et al. 2022, Eq. 6).
+    """The block of PaS (Li et al. 2022, Eq. 6): a convolution with norm plus, if shapes allow, an identity shortcut.
 
-    As the identity skips this one convolution only, it merges into the kernel, w + I, and every layer can have a width of its own. With
-    kernel 1, or with as many groups as channels, it is one half of a `LightBlock`.
+    The shortcut spans this one convolution, so it merges into the kernel, w + I, and every layer can have its own width. Depth-wise or with
+    kernel 1 it is one half of a `LightBlock`.
     """
 
     def _add_branches(self) -> None:
@@ -298,9 +297,9 @@ class LightBlock(Block):
         c_in: input channels.
         c_out: output channels.
         stride: of the depth-wise convolution.
-        act: makes the activation behind each of the two.
-        mask: what stands in front of the last activation; nothing by default. The depth-wise half passes channels through, bias and all,
-            so its own mask (`block.depthwise.mask`) must be that of the block before.
+        act: creates the activation after each of the two.
+        mask: applied before the last activation; identity by default. The depth-wise half passes channels through and adds a bias, so its
+            own mask (`block.depthwise.mask`) must equal that of the preceding block.
     """
 
     def __init__(
@@ -313,17 +312,17 @@ class LightBlock(Block):
         self.act = act()
 
     def forward(self, x: Image) -> Image:
-        """act(mask(pointwise(depthwise(x))))."""
+        """Return act(mask(pointwise(depthwise(x))))."""
         return self.act(self.mask(self.pointwise(self.depthwise(x))))
 
     def deployed(self) -> nn.Sequential:
-        """As two convolutions."""
+        """Return the block as two convolutions."""
         pointwise = self.pointwise.deployed()
         pointwise.mask, pointwise.act = copy.deepcopy(self.mask), copy.deepcopy(self.act)
         return nn.Sequential(OrderedDict(depthwise=self.depthwise.deployed(), pointwise=pointwise)).eval()
 
     def probe_shape(self) -> tuple[int, int, int]:
-        """That of the depth-wise half."""
+        """Return the probe shape of the depth-wise half."""
         return self.depthwise.probe_shape()
 
 
@@ -342,10 +341,10 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
-    """`norm_affine` with the numbers of a module.
+    """Call `norm_affine` with the parameters of a module.
 
     Raises:
-        ReparamError: the norm keeps no running statistics, so it has no fixed scale to fold.
+        ReparamError: the norm has no running statistics, so it has no fixed scale to fold.
     """
     if norm.running_mean is None or norm.running_var is None:
         raise ReparamError("a batch norm without running statistics depends on its batch and cannot be folded into a convolution")
@@ -353,5 +352,5 @@ def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
 
 
 def fold_norm(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    """`fuse_conv_bn` with the numbers of a module; raises as `affine_of` does."""
+    """Call `fuse_conv_bn` with the parameters of a module; raises like `affine_of`."""
     return fuse_conv_bn(weight, bias, *affine_of(norm))

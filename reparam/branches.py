@@ -1,4 +1,4 @@
-"""Which values of a network are one convolution of another value, and which of them are worth it: `find`."""
+"""Find the values of a network that are one convolution of another value, and choose which of them to merge."""
 
 import functools
 import itertools
@@ -25,28 +25,28 @@ _FACTORS = frozenset({aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.di
 _VIEWS = frozenset({aten.view.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim})
 _MOVES = _VIEWS | {aten.permute.default, aten.pad.default}
 _SAME = frozenset({aten.clone.default, aten.alias.default, aten._to_copy.default})
-"""What hands its input on; a view may do so for the example's batch alone."""
+"""Operators that return their input unchanged. A view is not among them: it may do so only for the example's batch size."""
 
 
 @dataclass(frozen=True)
 class Merge:
-    """A value that one layer computes at once."""
+    """A value to be computed by a single layer."""
 
     node: fx.Node
     form: Form
     host: fx.Node
-    """the layer among the absorbed nodes that it takes the place of"""
+    """the absorbed layer that the merged layer replaces"""
     chain: bool
-    """whether the absorbed nodes read one another in a row"""
+    """whether the absorbed nodes form a chain, each reading only the one before it"""
 
     @property
     def operators(self) -> list[fx.Node]:
-        """The absorbed nodes that compute something."""
+        """The absorbed nodes that change values."""
         return _operators(self.form)
 
 
 def _operators(form: Form) -> list[fx.Node]:
-    """The absorbed nodes that compute something, a norm once."""
+    """Return the absorbed nodes that change values; a norm counts once."""
     return [node for node in form.absorbed - form.moves if node.target is not _NORM and node.target not in _SAME]
 
 
@@ -54,18 +54,18 @@ class Branches:
     """The forms of every value of a network.
 
     Args:
-        network: as it was read.
-        opaque: nodes that nothing is merged with.
-        kept: nodes whose values somebody sees.
+        network: the network as read.
+        opaque: nodes that are never merged.
+        kept: nodes whose values must stay, because a hook sees them.
     """
 
     def __init__(self, network: Network, opaque: Set[fx.Node], kept: Set[fx.Node]) -> None:
         self.network, self.opaque, self.kept = network, opaque, kept
         self.forms: dict[fx.Node, dict[Key, Form]] = {}
         self.layers: dict[fx.Node, Form] = {}
-        """convolutions and linear layers with constant weights, each as a form of what it reads"""
+        """convolutions and linear layers with constant weights, each as a form of its input"""
         self.why: dict[fx.Node, str] = {}
-        """why a node is not one with what it reads"""
+        """why a node cannot be merged with its input"""
         for node in network.graph.nodes:
             self.forms[node] = {}
             if node.op == "call_function" and node not in opaque and not network.is_constant(node):
@@ -95,28 +95,29 @@ class Branches:
         return ()
 
     def _operand(self, x: fx.Node) -> Iterator[Form]:
-        """A value as itself, then as all that it is known to be."""
+        """Yield a value as the identity of itself, then in all its known forms."""
         rank = len(shape(x))
         for dim in sorted({1, rank - 1}) if rank > 1 else ():
             yield identity(x, dim, shape(x))
         if x not in self.kept:
             yield from self.forms[x].values()
 
-    def _behind(self, node: fx.Node, x: fx.Node, own: Form) -> Iterator[Form]:
-        for first in self._operand(x):
-            form = serial(first, own)
+    def _composed(self, node: fx.Node, x: fx.Node, own: Form) -> Iterator[Form]:
+        """Yield the compositions of a node's own form with each form of its input."""
+        for inner in self._operand(x):
+            form = serial(inner, own)
             if isinstance(form, Form):
                 yield form
-            elif first.source is not x:
+            elif inner.source is not x:
                 self.why.setdefault(node, form)
 
     def _layer(self, node: fx.Node) -> Iterable[Form]:
-        x, weight, bias, *more = (*node.args, None)[: max(3, len(node.args))]
+        x, weight, bias, *options = (*node.args, None)[: max(3, len(node.args))]
         if not isinstance(x, fx.Node) or self.network.is_constant(x) or not all(map(self.network.is_constant, (weight, bias))):
             return ()
         kernel, shift = self.network.constant(weight), self.network.constant(bias)
-        rest: list[Any] = more
-        stride, padding, dilation, transposed, output_padding, groups = rest[:6] if len(rest) >= 6 else ((), (), (), False, (), 1)
+        geometry: Any = options[:6] if node.target is _CONVOLUTION else ((), (), (), False, (), 1)
+        stride, padding, dilation, transposed, output_padding, groups = geometry
         sides = kernel.ndim - 2
         c_in, c_out = (kernel.shape[0], kernel.shape[1] * groups) if transposed else (kernel.shape[1] * groups, kernel.shape[0])
         zeros = torch.zeros(c_out, dtype=kernel.dtype, device=kernel.device)
@@ -136,7 +137,7 @@ class Branches:
             branch=lambda: (kernel, zeros if shift is None else shift),
         )
         self.layers[node] = own
-        return self._behind(node, x, own)
+        return self._composed(node, x, own)
 
     def _norm(self, node: fx.Node, norm: fx.Node) -> Iterable[Form]:
         x, gamma, beta, mean, variance, _, eps = norm.args
@@ -147,7 +148,7 @@ class Branches:
         assert isinstance(eps, float)
         scale, shift = norm_affine(mean, variance, eps=eps, gamma=gamma, beta=beta)
         own = affine(norm, x, 1, scale, shift, len(shape(x)))
-        return [replace(form, absorbed=form.absorbed | {node}) for form in self._behind(node, x, own)]
+        return [replace(form, absorbed=form.absorbed | {node}) for form in self._composed(node, x, own)]
 
     def _pool(self, node: fx.Node) -> Iterable[Form]:
         sides = _POOLS[node.target]
@@ -156,18 +157,18 @@ class Branches:
             return ()
         size, channels, padding = _sides(size, sides), shape(x)[1], _sides(padding or 0, sides)
         if ceil or (any(padding) and count is False):
-            return ()  # fewer pixels count at the border: no convolution
+            return ()  # averages over fewer pixels at the border, so it is not a convolution
         kernel = average_kernel(channels, size, channels, dtype=torch.float64)
         zeros = torch.zeros(channels, dtype=torch.float64)
         own = depthwise(node, x, 1, (kernel, zeros), stride=_sides(stride or size, sides), padding=padding)
-        return self._behind(node, x, own)
+        return self._composed(node, x, own)
 
     def _moved(self, node: fx.Node) -> Iterator[Form]:
-        """What a value is, seen from behind a view of it or a border around it."""
+        """Yield the forms of a view or a padding, taken from the forms of its input."""
         x = node.args[0]
         assert isinstance(x, fx.Node)
         for form in self._operand(x):
-            dim = _dim_behind(node, shape(x), form)
+            dim = _moved_dim(node, shape(x), form)
             if dim is not None:
                 yield replace(form, dim=dim, absorbed=form.absorbed | {node}, moves=form.moves | {node})
 
@@ -184,14 +185,14 @@ class Branches:
         return self._branches(node, x, y, sign) if shape(x) == shape(y) == shape(node) else ()
 
     def _branches(self, node: fx.Node, x: fx.Node, y: fx.Node, sign: Any) -> Iterator[Form]:
-        others = {(form.source, form.dim): form for form in self._operand(y)}
-        for one in self._operand(x):
-            other = others.get((one.source, one.dim))
-            if other is None:
+        forms_of_y = {(form.source, form.dim): form for form in self._operand(y)}
+        for left in self._operand(x):
+            right = forms_of_y.get((left.source, left.dim))
+            if right is None:
                 continue
             if sign != 1:
-                other = replace(other, branch=once(_times, other, sign))
-            form = parallel(one, other, node)
+                right = replace(right, branch=once(_times, right, sign))
+            form = parallel(left, right, node)
             if isinstance(form, Form):
                 yield form
             else:
@@ -208,25 +209,25 @@ class Branches:
         return self._affine(node, y, self.network.constant(x), 0.0) if self.network.is_constant(x) and not divides else ()
 
     def _affine(self, node: fx.Node, x: Any, scale: Any, shift: Any, *, shift_factor: Any = 1) -> Iterator[Form]:
-        """`scale * x + shift_factor * shift`, where both are numbers or have one for every channel."""
+        """Yield the forms of `scale * x + shift_factor * shift`, if scale and shift are scalars or constant within each channel."""
         if not isinstance(x, fx.Node) or shape(x) != shape(node) or not x.meta["val"].is_floating_point():
             return
-        for first in list(self._operand(x)):
-            numbers = [_by_channel(value, shape(x), first.dim) for value in (scale, shift)]
-            if numbers[0] is None or numbers[1] is None:
+        for inner in list(self._operand(x)):
+            scales, shifts = _by_channel(scale, shape(x), inner.dim), _by_channel(shift, shape(x), inner.dim)
+            if scales is None or shifts is None:
                 continue
-            form = serial(first, affine(node, x, first.dim, numbers[0], numbers[1] * shift_factor, len(shape(x))))
+            form = serial(inner, affine(node, x, inner.dim, scales, shifts * shift_factor, len(shape(x))))
             if isinstance(form, Form):
                 yield form
 
 
-def _dim_behind(node: fx.Node, before: tuple[int, ...], form: Form) -> int | None:
-    """Where the channels of a form are behind a node that moves values; None where a scaling does not do as much behind it."""
+def _moved_dim(node: fx.Node, before: tuple[int, ...], form: Form) -> int | None:
+    """Return the channel dimension of a form after a view or a padding; None if it does not commute with a scaling."""
     if node.target is aten.pad.default:
         _, widths, mode = (*node.args, "constant")[:3]
         assert isinstance(widths, list | tuple)
-        apart = mode != "constant" and form.dim < len(before) - len(widths) // 2
-        return form.dim if apart and form.is_scale else None
+        commutes = mode != "constant" and form.dim < len(before) - len(widths) // 2
+        return form.dim if commutes and form.is_scale else None
     if node.target is aten.permute.default:
         return [dim % len(before) for dim in node.args[1]].index(form.dim)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
     after, dim = shape(node), form.dim
@@ -243,25 +244,25 @@ def _times(form: Form, factor: int | float) -> Branch:
     return weight * factor, bias * factor
 
 
-def _by_channel(value: Any, of: tuple[int, ...], dim: int) -> Tensor | None:
-    """A number for each channel, of a number or a tensor that broadcasts; None where it is not the same all over a channel."""
+def _by_channel(value: Any, target: tuple[int, ...], dim: int) -> Tensor | None:
+    """Return a scalar or a broadcastable tensor as one value per channel; None if it varies within a channel."""
     if not isinstance(value, Tensor):
-        return torch.full((of[dim],), float(value), dtype=torch.float64)
-    sizes = (1,) * (len(of) - value.ndim) + tuple(value.shape)
-    if len(sizes) > len(of) or any(size != 1 for index, size in enumerate(sizes) if index != dim):
+        return torch.full((target[dim],), float(value), dtype=torch.float64)
+    sizes = (1,) * (len(target) - value.ndim) + tuple(value.shape)
+    if len(sizes) > len(target) or any(size != 1 for index, size in enumerate(sizes) if index != dim):
         return None
-    return value.reshape(-1).double().expand(of[dim])
+    return value.reshape(-1).double().expand(target[dim])
 
 
 # --- choice ---
 
 
 class Choice:
-    """Which forms are worth it: one layer in the place of several operators, with no more multiply-accumulates and no more weights.
+    """Chooses the forms to merge: those whose one layer needs no more multiply-accumulates and no more weights than what it replaces.
 
     Attributes:
-        merges: what is merged, in the order of the graph.
-        costly: values that one layer could compute at a higher price, with a line about it.
+        merges: the chosen merges, in graph order.
+        costly: values that one layer could compute, but at a higher cost, with an explanation.
     """
 
     def __init__(self, branches: Branches, banned: Set[fx.Node] = frozenset(), *, norms_only: bool = False) -> None:
@@ -272,13 +273,13 @@ class Choice:
         self._skipped = banned
         while True:
             self.merges = list(self._choose())[::-1]
-            wrong = next((merge for merge in reversed(self.merges) if not self._alone(merge.node, merge.form)), None)
-            if wrong is None:
+            conflict = next((merge for merge in reversed(self.merges) if not self._absorbable(merge.node, merge.form)), None)
+            if conflict is None:
                 return
-            self._banned.add((wrong.node, wrong.form.source))
+            self._banned.add((conflict.node, conflict.form.source))
 
-    def _alone(self, node: fx.Node, form: Form) -> bool:
-        """Whether nobody needs what it absorbs, as far as is known."""
+    def _absorbable(self, node: fx.Node, form: Form) -> bool:
+        """Return whether no other node visited so far needs an absorbed value."""
         return self._needed.isdisjoint(form.absorbed - {node})
 
     def _choose(self) -> Iterator[Merge]:
@@ -297,35 +298,34 @@ class Choice:
     def _best(self, node: fx.Node) -> Merge | None:
         forms = sorted(self._branches.forms[node].values(), key=lambda form: (-len(_operators(form)), len(form.absorbed)))
         for form in forms:
-            if (node, form.source) in self._banned or not self._alone(node, form):
+            if (node, form.source) in self._banned or not self._absorbable(node, form):
                 continue
-            saved = self._saved(node, form)
-            layers = [layer for layer in saved if layer in self._branches.layers]
-            if not layers or (len(_operators(form)) == 1 and self._plain(node)) or self._goes_behind(form):
+            layers = [layer for layer in self._saved(node, form) if layer in self._branches.layers]
+            if not layers or (len(_operators(form)) == 1 and self._has_stored_weights(node)) or self._belongs_to_source(form):
                 continue
-            if (form.moves and not self._in_a_row(form)) or self._tears(form):
+            if (form.moves and not self._is_chain(form)) or self._splits_module(form):
                 continue
-            if self._norms_only and not (self._in_a_row(form) and len(form.absorbed & self._branches.layers.keys()) == 1):
+            if self._norms_only and not (self._is_chain(form) and len(form.absorbed & self._branches.layers.keys()) == 1):
                 continue
             macs, weights = self._cost(node, form), form.weights
             before = [self._cost(layer, self._branches.layers[layer]) for layer in layers]
             if macs <= sum(before) and weights <= sum(self._branches.layers[layer].weights for layer in layers):
                 host = max(layers, key=lambda layer: self._branches.layers[layer].weights)
-                return Merge(node, form, host, self._in_a_row(form))
+                return Merge(node, form, host, self._is_chain(form))
             if len(layers) > 1:
                 self.costly[node] = f"one layer would take {macs:,} multiply-accumulates, the {len(layers)} take {sum(before):,}"
         return None
 
-    def _goes_behind(self, form: Form) -> bool:
-        """Whether the layer in front, which nobody else reads, takes in what stands between, as is usual."""
+    def _belongs_to_source(self, form: Form) -> bool:
+        """Return whether the preceding layer, which has no other reader, absorbs the operators in between instead."""
         source = form.source
-        in_front = source in self._branches.layers or any(
+        follows_layer = source in self._branches.layers or any(
             not self._branches.layers.keys().isdisjoint(other.absorbed) for other in self._branches.forms[source].values()
         )
-        return in_front and all(user in form.absorbed and user not in self._branches.layers for user in source.users)
+        return follows_layer and all(user in form.absorbed and user not in self._branches.layers for user in source.users)
 
-    def _tears(self, form: Form) -> bool:
-        """Whether it takes a scaling out of a module, as an activation, that has no layer in it and of which the rest would stay."""
+    def _splits_module(self, form: Form) -> bool:
+        """Return whether the form takes a scaling out of a module without layers, such as an activation, and leaves the rest."""
         for node in _operators(form):
             if node.target not in _SUMS | _FACTORS or len(self._network.reads(node)) > 1:
                 continue
@@ -334,15 +334,15 @@ class Choice:
                 return True
         return False
 
-    def _plain(self, layer: fx.Node) -> bool:
-        """Whether the weights of a layer are stored as they are."""
+    def _has_stored_weights(self, layer: fx.Node) -> bool:
+        """Return whether a layer uses its stored weights directly, not values computed from them."""
         return all(not isinstance(arg, fx.Node) or arg.op == "placeholder" for arg in layer.args[1:3])
 
     def _cost(self, node: fx.Node, form: Form) -> int:
         return form.macs(shape(form.source if form.transposed else node))
 
     def _saved(self, node: fx.Node, form: Form) -> list[fx.Node]:
-        """Absorbed nodes that nobody else reads, last first."""
+        """Return the absorbed nodes that have no other reader, last first."""
         saved = [node]
         for other in sorted(form.absorbed - {node}, key=self._order.__getitem__, reverse=True):
             if all(user in saved for user in other.users):
@@ -353,14 +353,15 @@ class Choice:
     def _order(self) -> dict[fx.Node, int]:
         return {node: index for index, node in enumerate(self._network.graph.nodes)}
 
-    def _in_a_row(self, form: Form) -> bool:
+    def _is_chain(self, form: Form) -> bool:
+        """Return whether each absorbed node reads exactly one value that depends on the input, and reads it once."""
         return all(len(self._network.reads(node)) == 1 for node in form.absorbed) and not any(
             node.args[0] is node.args[1] for node in form.absorbed if len(node.args) > 1
         )
 
 
 def left(choice: Choice, branches: Branches) -> Iterator[tuple[fx.Node, str]]:
-    """Norms, and sums of layers, that stay, each with the reason."""
+    """Yield the norms and sums of layers that are not merged, each with the reason."""
     gone = set(itertools.chain.from_iterable(merge.form.absorbed for merge in choice.merges))
     for node in branches.network.graph.nodes:
         if node in gone or branches.network.is_constant(node):
@@ -373,14 +374,14 @@ def left(choice: Choice, branches: Branches) -> Iterator[tuple[fx.Node, str]]:
 
 def _why_norm(node: fx.Node, branches: Branches) -> str:
     if node in branches.opaque:
-        return "it is part of what stays as it is"
+        return "it is part of a mask, which stays"
     if node.target is not _NORM:
-        return "it keeps no running statistics, so it depends on its batch"
+        return "it has no running statistics, so it depends on its batch"
     (value,) = [user for user in node.users if user.args[1] == 0] or [node]
     before, readers = node.args[0], list(value.users)
     assert isinstance(before, fx.Node)
-    around = f"it reads {operator_of(before)} and is read by {', '.join(dict.fromkeys(map(operator_of, readers))) or 'nobody'}"
+    neighbours = f"it reads {operator_of(before)} and is read by {', '.join(dict.fromkeys(map(operator_of, readers))) or 'nothing'}"
     if (before in branches.layers or branches.forms[before]) and len(before.users) > 1:
-        return f"{around}; what it reads is also read by another"
+        return f"{neighbours}; its input has another reader"
     reasons = [branches.why[other] for other in (value, *readers) if other in branches.why]
-    return f"{around}; {reasons[0]}" if reasons else around
+    return f"{neighbours}; {reasons[0]}" if reasons else neighbours

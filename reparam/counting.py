@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of a network, by one definition for every report."""
+"""Count parameters and multiply-accumulates of a network; every report uses this definition."""
 
 import copy
 import math
@@ -16,16 +16,20 @@ class Counts:
     """Size of a network."""
 
     params: int
-    """parameters, with the scale and shift of norms, without running statistics"""
+    """parameters, including scale and shift of norms, excluding running statistics"""
     macs: int
-    """multiply-accumulates of convolutions and linear layers, for one sample"""
+    """multiply-accumulates of convolutions and linear layers, per sample"""
 
 
 @torch.no_grad()
 def count(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Counts:
-    """Count a network by running a copy of it once; `example_input` is a batch of any size, or a tuple of arguments, a batch the first.
+    """Count a network by running a copy of it once.
 
-    A masked network is counted whole: it computes the channels that it then sets to zero.
+    Masked channels count: the network computes them before it zeroes them.
+
+    Args:
+        model: the network.
+        example_input: a batch of any size, or a tuple of arguments whose first is a batch.
     """
     macs = 0
 
@@ -33,7 +37,7 @@ def count(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Counts:
         nonlocal macs
         weight = module.weight
         assert isinstance(weight, Tensor)
-        macs += output.numel() * math.prod(weight.shape[1:])  # every output element is a product over one filter
+        macs += output.numel() * math.prod(weight.shape[1:])  # each output element is a dot product with one filter
 
     twin = copy.deepcopy(model).eval()
     for module in twin.modules():

@@ -1,4 +1,4 @@
-"""Cut the tensors of a network to the channels that stay, and the numbers of channels that its modules hold."""
+"""Cut the tensors of a network to its kept channels, and update the channel counts stored in its modules."""
 
 import itertools
 import operator
@@ -23,18 +23,18 @@ class MaskCall:
     """A call of a mask."""
 
     path: str
-    """name of the mask"""
+    """qualified name of the mask"""
     mask: ChannelMask
     outer: Call
-    """of the mask, or of what holds it where it stands at a module"""
+    """the call of the mask, or of the `Masks` that holds it"""
     source: fx.Node
-    """what is masked"""
+    """the masked value"""
     keep: Tensor
-    """for each channel of the source whether it stays"""
+    """whether the mask keeps each channel of the source"""
 
 
 def mask_calls(network: Network) -> Iterator[MaskCall]:
-    """Every call of every mask."""
+    """Yield every call of every mask."""
     for path, calls in network.by_path.items():
         mask = network.model.get_submodule(path)
         if not isinstance(mask, ChannelMask):
@@ -53,14 +53,14 @@ def mask_calls(network: Network) -> Iterator[MaskCall]:
 
 
 def cut(flow: Flow, model: nn.Module) -> None:
-    """Cut the weights of a network in place, and let them take up what channels that go have added.
+    """Cut the weights of a network in place and fold the constants of removed channels into biases.
 
     Args:
-        flow: over the network, every rule applied.
-        model: with the modules and tensors of the network by their names.
+        flow: the network's channels, with every rule applied.
+        model: has the network's modules and tensors under the same names.
 
     Raises:
-        ReparamError: a layer cannot take up a number, or is part of a block in its trained form.
+        ReparamError: a layer cannot absorb a constant, or belongs to a block in its training form.
     """
     _Cutter(flow, model).cut()
 
@@ -92,17 +92,18 @@ class _Cutter:
     # --- tensors ---
 
     def _set(self, name: str, tensor: Tensor) -> None:
-        """Put a tensor in the place of another one, by all the names that this has."""
+        """Replace a tensor under all of its names."""
         for path, block in self.blocks.items():
             if path == "" or name.startswith(f"{path}."):
                 kind = type(block).__name__
                 raise ReparamError(f"block {path or '(the network)'} is a {kind} with masked channels: run fuse(model) first")
         owner, _, local = name.rpartition(".")
         old = tensor_of(self.model, name)
-        for module, own in self.owners.get(id(old), []) or [(self.model.get_submodule(owner), local)]:
-            setattr(module, own, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
+        for module, attribute in self.owners.get(id(old), []) or [(self.model.get_submodule(owner), local)]:
+            setattr(module, attribute, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
 
     def _keep(self, name: str, ids: Ids) -> None:
+        """Cut a tensor to the kept entries along each dimension."""
         tensor = tensor_of(self.model, name)
         flags, data = self.flow.atoms.kept(ids.reshape(tensor.shape)), tensor.detach()
         for dim in range(flags.ndim):
@@ -138,31 +139,31 @@ class _Cutter:
         owner = self.model.get_submodule(name.rpartition(".")[0])
         if layer.bias is None and getattr(owner, "bias", 0) is not None:
             raise ReparamError(
-                f"{self.flow.describe(layer.node)} has no bias to take up the number of a masked channel: run fuse(model) first"
+                f"{self.flow.describe(layer.node)} has no bias to absorb the constant of a masked channel: run fuse(model) first"
             )
         trained = tensor_of(self.model, weight if layer.bias is None else name).requires_grad
         setattr(owner, name.rpartition(".")[2], nn.Parameter(bias, trained))
 
     def _bias(self, layer: Layer) -> Tensor | None:
-        """What the bias becomes, of all channels, in float64; None where nothing is added to it."""
+        """Return the new bias of all channels in float64, or None if nothing is added to it."""
         into = self.flow.atoms.kept(layer.into)
-        found = [np.where(into, 0.0, x.const) for _, x, _ in layer.folds]
-        if not any(numbers.any() for numbers in found):
+        constants = [np.where(into, 0.0, x.const) for _, x, _ in layer.folds]
+        if not any(const.any() for const in constants):
             return None
-        if any(not np.array_equal(numbers, found[0]) for numbers in found):
+        if any(not np.array_equal(const, constants[0]) for const in constants):
             nodes = ", ".join(node.name for node, _, _ in layer.folds)
             raise ReparamError(
                 f"nodes {nodes} ({operator_of(layer.node)} in {self.flow.layer_name(layer.node)}): the layer is used several times, with "
-                "different numbers in its masked channels: run fuse(model) first, or put the masks behind norm and activation"
+                "different constants in its masked channels: run fuse(model) first, or put the masks after norm and activation"
             )
         weight = self.network.constant(layer.weight)
         bias = self.network.constant(layer.bias)
-        return torch.from_numpy(folded_bias(weight, bias, layer, found[0], ~into)).to(weight.device)
+        return torch.from_numpy(folded_bias(weight, bias, layer, constants[0], ~into)).to(weight.device)
 
-    # --- what modules hold ---
+    # --- channel counts in modules ---
 
     def _sizes(self) -> Iterator[tuple[nn.Module, str, Any]]:
-        """Modules, the names of numbers that they hold, and what these become."""
+        """Yield modules with the attributes that hold channel counts and their new values."""
         seen: set[int] = set()
         for node, before, after in self.flow.sized:
             module: Any = self.model.get_submodule(self.network.calls[node][-1].path)
@@ -172,18 +173,18 @@ class _Cutter:
             seen.add(id(module))
             layer = self.flow.layers.get(node.args[1])  # pyright: ignore[reportArgumentType]
             if layer is None:
-                numbers = dict.fromkeys(("num_features", "num_channels", "num_parameters"), out)
-                groups = {"num_groups": getattr(module, "num_groups", 0) * int(out.sum()) // len(out)}  # groups go whole
+                counts = dict.fromkeys(("num_features", "num_channels", "num_parameters"), out)
+                groups = {"num_groups": getattr(module, "num_groups", 0) * int(out.sum()) // len(out)}  # only whole groups are removed
             else:
-                numbers = {"in_channels": into, "in_features": into, "out_channels": out, "out_features": out}
+                counts = {"in_channels": into, "in_features": into, "out_channels": out, "out_features": out}
                 groups = {"groups": self.flow.groups(layer)} if layer.groups > 1 else {}
-            held = {name: int(kept.sum()) for name, kept in numbers.items() if getattr(module, name, None) == len(kept)}
+            held = {name: int(kept.sum()) for name, kept in counts.items() if getattr(module, name, None) == len(kept)}
             for name, value in (held | groups).items():
                 if isinstance(getattr(module, name, None), int):
                     yield module, name, value
 
     def _cut_sites(self) -> None:
-        """Masks that stay stand at what is left of their channels."""
+        """Restrict the sites of remaining masks to the kept channels."""
         kept: dict[int, Flags] = {}
         for call in mask_calls(self.network):
             ids = self.flow.cuts.get(f"{call.path}.keep".removeprefix("."))
@@ -193,32 +194,32 @@ class _Cutter:
             for masked in lift(module):
                 keep, site = kept.get(id(masked.mask)), masked.site
                 if keep is not None:
-                    number = np.cumsum(keep) - 1
-                    left = tuple(int(number[entry]) if entry >= 0 else -1 for entry in site.entries if entry < 0 or keep[entry])
-                    site = replace(site, entries=left)
+                    new_index = np.cumsum(keep) - 1
+                    entries = tuple(int(new_index[entry]) if entry >= 0 else -1 for entry in site.entries if entry < 0 or keep[entry])
+                    site = replace(site, entries=entries)
                 place(module, Masked(masked.masks, masked.name, site, masked.count if keep is None else int(keep.sum())))
 
 
-# --- masks of channels that stay ---
+# --- masks of kept channels ---
 
 
 def _masks_into_weights(flow: Flow) -> list[ChannelMask]:
-    """Set to zero what makes a masked channel that stays, where only the mask reads it; return the masks that are then needless."""
+    """Zero the weights that produce masked channels if only the mask reads the channels; return the masks that become redundant."""
     makers: dict[ChannelMask, list[tuple[fx.Node | None, Tensor]]] = {}
     for call in mask_calls(flow.network):
         alone = all(user in call.outer.nodes for user in call.source.users)
         makers.setdefault(call.mask, []).append((_maker(flow, call.source) if alone else None, call.keep))
-    done = []
-    for mask, found in makers.items():
-        if all(maker is not None for maker, _ in found):
-            for maker, keep in found:
+    redundant = []
+    for mask, calls in makers.items():
+        if all(maker is not None for maker, _ in calls):
+            for maker, keep in calls:
                 _zero(flow, maker, keep)
-            done.append(mask)
-    return done
+            redundant.append(mask)
+    return redundant
 
 
 def _maker(flow: Flow, node: fx.Node) -> fx.Node | None:
-    """The layer whose channels, and nothing but theirs, get to a value through operators that keep zero."""
+    """Return the only layer whose channels reach a value, through operators that map zero to zero; None if there is none."""
     while node.op == "call_function" and flow.of(node) is not None:
         if node.target is operator.getitem and is_norm(node.all_input_nodes[0]):
             (node,) = node.all_input_nodes

@@ -1,4 +1,4 @@
-"""An exported program in core ATen, without mutations and views: `decomposed`."""
+"""Decompose an exported program into core ATen without mutations and views."""
 
 import functools
 from contextlib import nullcontext
@@ -26,17 +26,17 @@ _WHOLE = {
     ),
     "int": ("softmax", "log_softmax"),
 }  # fmt: skip
-"""Operators of core ATen's decompositions that stay whole, by overload: their parts hide which dimension holds channels, which pixels are a
-border, and what runtimes have one kernel for."""
+"""Operators to leave undecomposed, by overload. Their decompositions hide which dimension holds channels, which pixels are padding, and
+which operators runtimes have a single kernel for."""
 
 _LIBRARY = Library("lathe_whole", "DEF")
 
 
 def decomposed(program: ExportedProgram) -> fx.Graph:
-    """The graph of a program in core ATen, but for `_WHOLE`; its placeholders have the names that they have in the program.
+    """Return the graph of a program in core ATen, except for `_WHOLE`; placeholders keep their names.
 
-    `ExportedProgram.run_decompositions` gives the same, but patches every composite operator of torch for each call, which takes 0.1 to
-    0.2 s whatever the size of the network.
+    `ExportedProgram.run_decompositions` gives the same result but patches every composite operator of torch on each call, which takes 0.1
+    to 0.2 s for a network of any size.
     """
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     values = [node.meta["val"] for node in placeholders]
@@ -64,11 +64,11 @@ def _alike(x: fx.Node, y: fx.Node) -> bool:
 
 
 class _Interpreter(fx.Interpreter):
-    """Runs a program with other operators in the place of those that stay whole; batch norm and dropout are those of core ATen."""
+    """Runs a program with stand-ins for the operators of `_WHOLE`, and with core ATen's batch norm and dropout."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one node."""
-        if target is aten.batch_norm.default and not kwargs:  # torch takes it apart by the device that it is for
+        if target is aten.batch_norm.default and not kwargs:  # torch decomposes it differently per device
             x, weight, bias, mean, var, training, momentum, eps, _ = args
             if not training:
                 return aten._native_batch_norm_legit_no_training.default(x, weight, bias, mean, var, momentum, eps)[0]
@@ -85,7 +85,7 @@ class _Interpreter(fx.Interpreter):
 
 
 def _functional(target: Any) -> Any:
-    """The operator that computes what one of ATen writes into its first argument; None for any other."""
+    """Return the out-of-place variant of an in-place ATen operator; None for any other target."""
     name, _, overload = str(target).removeprefix("aten.").partition(".")
     return getattr(getattr(aten, name.removesuffix("_"), None), overload, None) if name.endswith("_") else None
 
@@ -97,7 +97,7 @@ def _decompositions() -> Any:
 
 @functools.cache
 def _kept() -> dict[Any, Any]:
-    """Of each operator that stays whole one of the same schema that torch cannot take apart."""
+    """Map each operator of `_WHOLE` to a stand-in of the same schema that torch cannot decompose."""
     kept: dict[Any, Any] = {}
     for overload, names in _WHOLE.items():
         for name in names:

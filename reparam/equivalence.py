@@ -1,4 +1,4 @@
-"""How far two modules differ."""
+"""Compare the outputs of two modules."""
 
 import copy
 import math
@@ -15,23 +15,23 @@ from reparam.errors import ReparamError
 from reparam.structure import leaves, map_tensors
 
 FLOAT64_LIMIT = 1e-10
-"""Largest relative difference in float64 that counts as the same function: rounding of deep networks stays orders below."""
+"""Largest relative difference in float64 that counts as equal; rounding in deep networks stays orders of magnitude below."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Largest difference between two outputs, against the size of the reference output."""
+    """Largest difference between two outputs, and the scale of the reference output."""
 
     max_abs: float
     """largest absolute difference of any element"""
     scale: float
     """largest absolute value of the reference output"""
     not_finite: int = 0
-    """number of values that are NaN or infinite in one output and not alike in the other, or of outputs without a finite value"""
+    """number of NaN or infinite values that the other output does not match, or of all values if no output value is finite"""
 
     @property
     def relative(self) -> float:
-        """`max_abs / scale`; where the reference is zero everywhere, 0 for no difference and infinity for any, and for a NaN in one."""
+        """`max_abs / scale`; infinite if `not_finite`. If the reference is zero everywhere, 0 for no difference and infinite otherwise."""
         if self.not_finite:
             return math.inf
         if self.scale == 0:
@@ -39,7 +39,7 @@ class Difference:
         return self.max_abs / self.scale
 
     def within(self, limit: float) -> bool:
-        """Whether the relative difference is at most `limit`; never where a value is NaN or infinite in one output alone."""
+        """Return whether the relative difference is at most `limit`; never if a NaN or infinite value has no match."""
         return not self.not_finite and self.relative <= limit
 
 
@@ -52,19 +52,20 @@ def compare(
     *,
     keywords: Mapping[str, Any] | None = None,
 ) -> Difference:
-    """Run both in evaluation mode on the same input, on copies that compute in `dtype`: neither argument is changed.
+    """Compare the outputs of two modules on the same input, in evaluation mode.
 
-    Values that are NaN, or the same infinity, in both outputs count as equal; those of integers and booleans as numbers.
+    Both run as copies that compute in `dtype`; the arguments stay unchanged. Two NaNs count as equal, as do two infinities of one sign.
+    Integers and booleans are compared as numbers.
 
     Args:
         reference: the module whose output sets the scale.
-        other: the module that should do the same.
-        x: their input, or a tuple of their arguments: tensors, or anything that holds some.
-        dtype: floating type that both compute in, whatever types their code names.
+        other: the module to compare with it.
+        x: their input, or a tuple of their arguments: tensors or structures of tensors.
+        dtype: floating type that both compute in, even if their code names another.
         keywords: their keyword arguments.
 
     Raises:
-        ReparamError: the outputs differ in number or shape, or hold something else than tensors.
+        ReparamError: the outputs differ in number or shape, or contain values other than tensors.
     """
     inputs, named = map_tensors(
         (x if isinstance(x, tuple) else (x,), dict(keywords or {})),
@@ -76,18 +77,18 @@ def compare(
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in evaluation mode with all that is floating in one type, in one step."""
+    """Return a copy in evaluation mode with all floating-point tensors in one type; each tensor is copied only once."""
     tensors = (*module.parameters(), *module.buffers())
-    made: dict[int, Any] = {id(tensor): tensor.detach().to(dtype, copy=True) for tensor in tensors if tensor.is_floating_point()}
-    made |= {id(weight): nn.Parameter(made[id(weight)], requires_grad=False) for weight in module.parameters() if id(weight) in made}
-    return copy.deepcopy(module, made).eval()
+    memo: dict[int, Any] = {id(tensor): tensor.detach().to(dtype, copy=True) for tensor in tensors if tensor.is_floating_point()}
+    memo |= {id(weight): nn.Parameter(memo[id(weight)], requires_grad=False) for weight in module.parameters() if id(weight) in memo}
+    return copy.deepcopy(module, memo).eval()
 
 
 def between(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
-    """The difference between the tensors of two outputs, taken as one.
+    """Return the largest difference over all tensors of two outputs.
 
     Raises:
-        ReparamError: they differ in number or shape.
+        ReparamError: the outputs differ in number or shape.
     """
     shapes = [[tuple(value.shape) for value in values] for values in (reference, other)]
     if shapes[0] != shapes[1]:
@@ -104,7 +105,7 @@ def require(difference: Difference, limit: float, what: str) -> None:
     """Raise unless the difference is within the limit.
 
     Raises:
-        ReparamError: naming `what` and both numbers.
+        ReparamError: the difference is above the limit; the message names `what` and both numbers.
     """
     if difference.not_finite:
         raise ReparamError(f"{what}: {difference.not_finite} output values are NaN or infinite in one of the two, or in all places")
@@ -114,7 +115,7 @@ def require(difference: Difference, limit: float, what: str) -> None:
 
 @contextmanager
 def arithmetic(dtype: torch.dtype) -> Iterator[None]:
-    """Everything in a floating type, also where a network's code names another, as `x.float()` does."""
+    """Compute in one floating type, even if a network's code names another, as `x.float()` does."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -144,23 +145,26 @@ _CONVERSIONS = frozenset({Tensor.half, Tensor.bfloat16, Tensor.float, Tensor.dou
 
 
 def _aligned(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Both in float64 with zeros where they are not finite and alike, and how many values are not finite otherwise."""
+    """Return both tensors in float64 with non-finite values set to zero, and the number of values to report as not finite.
+
+    Those are the non-finite values without a match, or all values if every one matches but none is finite.
+    """
     a, b = reference.double(), other.double()
-    alike = (a.isnan() & b.isnan()) | (a.isinf() & (a == b))
-    odd = ~alike & ~(a.isfinite() & b.isfinite())
-    count = int(odd.sum()) or (a.numel() if a.numel() and bool(alike.all()) else 0)
-    finite = ~(alike | odd)
+    matching = (a.isnan() & b.isnan()) | (a.isinf() & (a == b))
+    mismatched = ~matching & ~(a.isfinite() & b.isfinite())
+    count = int(mismatched.sum()) or (a.numel() if a.numel() and bool(matching.all()) else 0)
+    finite = ~(matching | mismatched)
     return a.where(finite, 0.0), b.where(finite, 0.0), count
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
-    """The tensors of what a network returns, in order.
+    """Yield the tensors of a network's output, in order.
 
     Raises:
-        ReparamError: there is something else in it.
+        ReparamError: the output contains another kind of value.
     """
     for path, value in leaves(output):
         if not isinstance(value, Tensor):
-            of = f" at {'.'.join(path)}" if path else ""
-            raise ReparamError(f"outputs must be tensors in tuples, lists or dicts, found {type(value).__name__}{of}")
+            where = f" at {'.'.join(path)}" if path else ""
+            raise ReparamError(f"outputs must be tensors in tuples, lists or dicts, found {type(value).__name__}{where}")
         yield value

@@ -1,4 +1,4 @@
-"""What goes wrong in `reparam` and can be mended by its user."""
+"""User-fixable errors raised by `reparam`."""
 
 
 class ReparamError(ValueError):

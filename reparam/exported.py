@@ -1,4 +1,4 @@
-"""What torch.export makes of a network, in core ATen; of networks that differ in the values of their weights alone it is made once."""
+"""Export networks with torch.export to core ATen; networks that differ only in weight values share one cached export."""
 
 import copy
 import functools
@@ -22,7 +22,7 @@ from reparam.errors import ReparamError
 from reparam.structure import leaves, map_tensors
 
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
-"""What torch and a network's own code raise where they cannot go on."""
+"""Errors that torch and a network's own code raise."""
 
 HOOKS = (
     "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
@@ -30,12 +30,12 @@ HOOKS = (
 )  # fmt: skip
 
 KEPT = 16
-"""Networks whose graph is kept: those of one search and export, with their fused and squeezed forms."""
+"""Number of cached graphs: enough for the networks of one search and export, with their fused and squeezed forms."""
 
-_PREFIX = "network."  # of names in `_Flat`
+_PREFIX = "network."  # prefix of names in `_Flat`
 
 Shapes = tuple[tuple[int, ...] | None, tuple[int, ...] | None]
-"""What a call of a module takes and returns, each where it is one tensor."""
+"""Input and output shape of a module call; None if the input or output is not a single tensor."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class Exported:
 
     Attributes:
         graph: placeholders, operators, and one output node with a tuple of tensors.
-        targets: by placeholder, qualified name of the parameter or buffer that it is, or the key of a constant.
+        targets: qualified name of the parameter or buffer, or key of the constant, of each placeholder.
         constants: values that are neither parameters nor buffers.
         inputs: names of the other placeholders, in the order of the tensors in the arguments.
-        shapes: of each module, by its qualified name, the shapes of its calls.
-        output: what the network returns, by its structure.
+        shapes: shapes of the calls of each module, by its qualified name.
+        output: structure of the network's output.
     """
 
     graph: fx.Graph
@@ -60,31 +60,31 @@ class Exported:
 
 
 def exported(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exported:
-    """Export a network as it is called in evaluation mode; the graph is the caller's own.
+    """Export a network in evaluation mode; the caller may modify the graph.
 
     Raises:
-        ReparamError: it cannot be run or exported, in one line with what helps.
+        ReparamError: the network cannot be run or exported.
     """
     flat = _Flat(network, args, kwargs)
-    written = _fingerprint(flat)
-    if written is None:
+    fingerprint = _fingerprint(flat)
+    if fingerprint is None:
         return _export(flat)
-    key, code = written
-    if key not in _made:
-        _made[key] = _export(flat), code
-        if len(_made) > KEPT:
-            _made.popitem(last=False)
-    _made.move_to_end(key)
-    made, _ = _made[key]
-    return replace(made, graph=copy.deepcopy(made.graph))
+    key, code = fingerprint
+    if key not in _cache:
+        _cache[key] = _export(flat), code
+        if len(_cache) > KEPT:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    cached, _ = _cache[key]
+    return replace(cached, graph=copy.deepcopy(cached.graph))
 
 
-_made: OrderedDict[str, tuple[Exported, list[Any]]] = OrderedDict()
-"""By fingerprint, each with the code that it names by address, which must not be freed."""
+_cache: OrderedDict[str, tuple[Exported, list[Any]]] = OrderedDict()
+"""Exports by fingerprint, each with the code whose address is part of the fingerprint, so that it is not freed."""
 
 
 class _Fingerprint(pickle.Pickler):
-    """Writes modules with the type and layout of their weights for their values, and code by identity."""
+    """Pickles modules with the type and layout of their weights instead of values, and code by identity."""
 
     protocol = pickle.HIGHEST_PROTOCOL
 
@@ -93,7 +93,7 @@ class _Fingerprint(pickle.Pickler):
         self.weights, self.code = weights, []
 
     def persistent_id(self, value: Any) -> Any:
-        """What stands for a value; None where it is written as it is."""
+        """Return a stand-in for code and weights; None for values to pickle as usual."""
         if isinstance(value, type | FunctionType | BuiltinFunctionType):
             self.code.append(value)
             return "code", id(value)
@@ -102,22 +102,23 @@ class _Fingerprint(pickle.Pickler):
         return None
 
     def reducer_override(self, value: Any) -> Any:
-        """A module with its hooks in order: torch numbers all hooks of a process."""
+        """Replace the hook ids of a module by their order, because torch numbers hooks per process."""
         if not isinstance(value, nn.Module):
             return NotImplemented
-        made = value.__reduce_ex__(self.protocol)
-        if isinstance(made, str) or not isinstance(made[2], dict):
-            return made
-        return (*made[:2], {name: [*part.values()] if name in HOOKS else part for name, part in made[2].items()}, *made[3:])
+        reduced = value.__reduce_ex__(self.protocol)
+        if isinstance(reduced, str) or not isinstance(reduced[2], dict):
+            return reduced
+        state = {name: [*part.values()] if name in HOOKS else part for name, part in reduced[2].items()}
+        return (*reduced[:2], state, *reduced[3:])
 
 
 def _fingerprint(flat: "_Flat") -> tuple[str, list[Any]] | None:
-    """What a network's graph depends on, and the code in it; None where something in the network cannot be written.
+    """Return a hash of everything that a network's graph depends on, and the code in it; None if the network cannot be pickled.
 
-    Code is that of the same classes and functions; what they read elsewhere, such as variables of their file, is taken to stay.
+    Classes and functions are compared by identity; whatever else they read, such as globals of their module, is assumed not to change.
     """
-    given = [x for _, x in leaves((flat.args, flat.kwargs)) if isinstance(x, Tensor)]
-    tensors = (*flat.network.parameters(), *flat.network.buffers(), *given, *flat.tensors)
+    arguments = [x for _, x in leaves((flat.args, flat.kwargs)) if isinstance(x, Tensor)]
+    tensors = (*flat.network.parameters(), *flat.network.buffers(), *arguments, *flat.tensors)
     pickler = _Fingerprint(file := io.BytesIO(), {id(tensor): index for index, tensor in enumerate(tensors)})
     try:
         pickler.dump((flat, str(torch.get_default_dtype())))
@@ -135,7 +136,7 @@ def _export(flat: "_Flat") -> Exported:
     handles.append(flat.network.register_forward_hook(lambda _module, _args, output: outputs.append(output)))
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of its own code
+            warnings.simplefilter("ignore")  # warnings about torch's own code
             with _types(flat)():
                 program = torch.export.export(flat, flat.tensors, strict=False)
             graph = decomposed(program)
@@ -143,7 +144,7 @@ def _export(flat: "_Flat") -> Exported:
         _types(flat, tried=True)
         raise ReparamError(
             f"{type(flat.network).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must not depend on "
-            "values of tensors: use torch.where or torch.cond, or take that part out of the network"
+            "tensor values: use torch.where or torch.cond, or move that part out of the network"
         ) from error
     finally:
         for handle in handles:
@@ -162,9 +163,9 @@ def _export(flat: "_Flat") -> Exported:
 
 
 def _types(flat: "_Flat", *, tried: bool = False) -> Callable[[], AbstractContextManager[None]]:
-    """What a network must run in: its own types or, where they do not go together, the one of its weights.
+    """Return the context to run a network in: its own types or, if they do not match, the type of its weights.
 
-    A network converted by `model.double()` may name float32 in its code. One of the default type is run only if asked: that takes time.
+    A network converted by `model.double()` may name float32 in its code. To save time, one of the default type is run only if `tried`.
     """
     errors: list[Exception] = []
     for types in (nullcontext, functools.partial(arithmetic, flat.dtype)):
@@ -181,7 +182,7 @@ def _types(flat: "_Flat", *, tried: bool = False) -> Callable[[], AbstractContex
 
 
 class _Flat(nn.Module):
-    """A network from the tensors among its arguments to those of its output."""
+    """A network as a function from the tensors in its arguments to the tensors in its output."""
 
     def __init__(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
@@ -192,7 +193,7 @@ class _Flat(nn.Module):
         )
 
     def run(self, *tensors: Tensor) -> Any:
-        """What the network returns."""
+        """Return the network's output."""
         rest = iter(tensors)
         args, kwargs = map_tensors((self.args, self.kwargs), lambda _: next(rest))
         return self.network(*args, **kwargs)
@@ -202,14 +203,14 @@ class _Flat(nn.Module):
 
 
 class _Calls:
-    """Hook that notes the shapes of the one tensor that a call takes, and of the one that it returns."""
+    """Hook that records the input and output shape of each call, if each is a single tensor."""
 
-    def __init__(self, seen: list[Shapes]) -> None:
-        self.seen = seen
+    def __init__(self, shapes: list[Shapes]) -> None:
+        self.shapes = shapes
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        taken = args[0] if len(args) == 1 and not kwargs else None
-        self.seen.append((_shape(taken), _shape(output)))
+        only_input = args[0] if len(args) == 1 and not kwargs else None
+        self.shapes.append((_shape(only_input), _shape(output)))
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
@@ -217,5 +218,5 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Torch explains at length; the first line says what it is."""
+    """Return the first line of an error's message, or its type: torch's messages are long, and the first line names the error."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

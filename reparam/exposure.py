@@ -1,4 +1,4 @@
-"""Where a value of a network can be reached from outside: at the modules that take or return it, else in the graph of the one between."""
+"""Find where a value of a network can be masked: at a module that takes or returns it, else in the graph of the module that computes it."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -8,11 +8,11 @@ from torch import Tensor, fx, nn
 
 from reparam.graph import Call, Network, is_norm, read
 from reparam.masking import Site
-from reparam.regions import Region, SeenError, home, install, returned, taken
+from reparam.regions import HookedModuleError, Region, home, install, returned, taken
 
 
 class Exposed:
-    """Which values the modules of a network return, or take as their one argument."""
+    """Index of the values that the modules of a network return or take as their only argument."""
 
     def __init__(self, network: Network, blocks: set[str]) -> None:
         self.network = network
@@ -22,14 +22,16 @@ class Exposed:
         for call in itertools.chain.from_iterable(network.by_path.values()):
             if not any(call.path.startswith(f"{block}.") for block in blocks):
                 front, end = taken(network, call), returned(network, call)
-                end = None if end is None or not set(call.nodes).isdisjoint(end.users) else end  # who reads it inside sees no mask
+                if end is not None and not set(call.nodes).isdisjoint(end.users):  # readers inside the module would bypass the mask
+                    end = None
                 self.ends[call] = front, end
-                for index, value in ((self.taken, front), (self.returned, end)):
-                    if value is not None:
-                        index.setdefault(value, []).append(call)
+                if front is not None:
+                    self.taken.setdefault(front, []).append(call)
+                if end is not None:
+                    self.returned.setdefault(end, []).append(call)
 
     def at(self, node: fx.Node, alike: Callable[[fx.Node], bool]) -> list[tuple[str, bool]]:
-        """Modules to mask a value at, and whether in front of them; none where its reader or its maker is in the middle of code.
+        """Return the modules to mask a value at, and whether at their inputs; none if the value is only reachable inside a module's code.
 
         Args:
             node: the value.
@@ -47,13 +49,13 @@ class Exposed:
         return list(dict.fromkeys(fronts))
 
     def in_graph(self, node: fx.Node) -> list[tuple[str, str]]:
-        """Name of a value in the graph of the module whose code computes it, and of the module; none where that has to keep its code."""
+        """Return the names of a value in its module's graph and of that module; none if the module must keep its code."""
         try:
             call = home(self.network, self.network.model, self.network.calls[node][-1], [node])
-        except SeenError:
+        except HookedModuleError:
             return []
         region = _Exposing(self.network, self.network.model, call, {node})
-        norms = any(is_norm(other) and region.unit(other) is None for other in call.nodes)  # they would be those of evaluation mode
+        norms = any(is_norm(other) and region.unit(other) is None for other in call.nodes)  # the graph would fix them to evaluation mode
         if norms or (call is self.network.root and not region.plain):
             return []
         return [(f"{call.path}.{node.name}".lstrip("."), call.path)]
@@ -64,18 +66,18 @@ class Exposed:
 
 
 class _Exposing(Region):
-    """The graph of a call with an `nn.Identity` behind the values that are touched, by their names, for masks to stand at."""
+    """The graph of a call with a named `nn.Identity` after each touched value, for masks to attach to."""
 
     def copy(self, node: fx.Node) -> None:
-        """Put an operator into the graph."""
+        """Add an operator to the graph."""
         super().copy(node)
         if node in self.touched:
             name = self.place(f"{self.call.path}.{node.name}".lstrip("."), nn.Identity())
-            self.made[node] = self.graph.call_module(name, (self.made[node],))
+            self.emitted[node] = self.graph.call_module(name, (self.emitted[node],))
 
 
 def with_graphs(model: nn.Module, example_input: Tensor | tuple[Any, ...], sites: Sequence[Site]) -> nn.Module:
-    """The network with graphs in the place of the modules that sites name."""
+    """Replace the modules that sites name in `Site.graph` by their graphs."""
     if all(site.graph is None for site in sites):
         return model
     modes = {path: module.training for path, module in model.named_modules()}

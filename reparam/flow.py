@@ -1,16 +1,18 @@
-"""Which channels of a network depend on one another: a walk over its graph by the rules of `reparam.rules`.
+"""Find out which channels of a network depend on each other: a walk over its graph by the rules of `reparam.rules`.
 
-Every channel of every value is an atom: `Channels` holds for each entry of a value which atom it belongs to, and whether it is dead: the
-same number, `const`, for every input. A factor of 0, as of a mask, makes a channel dead; a norm or an activation behind it may make another
-number of the 0.
+Every channel of every value is an atom. `Channels` holds the atom of each entry of a value, and whether the entry is dead: equal to one
+constant, `const`, for every input. A factor of 0, such as a mask's, makes a channel dead; a norm or an activation after it may turn the 0
+into another constant.
 
-- What passes channels on hands on their atoms; an addition unites those of its operands.
-- What mixes channels (a convolution, a linear layer) reads the live ones and makes new ones. A dead one that is not 0 goes into its bias.
-- What has no rule, the inputs and the outputs pin their channels: all of them stay. A dead channel that gets to such an operator, or one
-  whose number no bias can hold, as in front of a border of zeros, is a `Refusal`.
+- Operators that pass channels through pass on their atoms; an addition unites the atoms of its operands.
+- Operators that mix channels (convolutions, linear layers) read the live ones and produce new ones. A nonzero dead channel is folded into
+  the bias.
+- Operators without a rule, inputs and outputs pin their channels: all of them are kept. A dead channel is a `Refusal` if it reaches such an
+  operator, or if no bias can absorb its constant, as before a zero-padded border.
 
-Where all rules have been applied, an atom that nobody reads alive is gone everywhere. Convolutions in groups are kept dense: a group that
-has a channel left, in or out, keeps as many as the largest one, so some masked channels stay; groups without any go.
+Once all rules have been applied, an atom that is nowhere read alive is removed everywhere. Grouped convolutions stay dense: each group with
+at least one remaining input or output channel keeps as many channels as the largest group, so some masked channels stay; empty groups are
+removed.
 """
 
 import operator
@@ -29,15 +31,15 @@ from reparam.graph import Network, operator_of, shape
 
 Numbers = NDArray[np.float64]
 
-BORDER = "has a border that is not uniform: the masked channels that it reads are not 0 but a number"
-JOINS = "joins different numbers in one masked channel"
+BORDER = "has a non-uniform border: its masked input channels hold a constant other than 0"
+JOINS = "joins different constants in one masked channel"
 GENERIC = 0.7390851332151607
-"""Stands for a number that training will decide."""
+"""Stands for any value that training will determine."""
 
 
 @dataclass(frozen=True)
 class Channels:
-    """The atom, liveness and number of each entry of a value; of size 1 along dimensions in which they are the same."""
+    """Atom, liveness and constant of each entry of a value; of size 1 along dimensions without distinct channels."""
 
     ids: Ids
     live: Flags
@@ -45,21 +47,21 @@ class Channels:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The dimensions along which there are several channels."""
+        """The dimensions with several channels."""
         return tuple(dim for dim, size in enumerate(self.ids.shape) if size > 1)
 
     def map(self, change: Callable[[Any], Any]) -> "Channels":
-        """The same change of shape for all three."""
+        """Apply the same change of shape to all three arrays."""
         return Channels(change(self.ids), change(self.live), change(self.const))
 
 
 Value = Channels | tuple[Channels | None, ...] | None
-"""What is known of a node: None where nothing of it could go."""
+"""Channels of a node, one item per result if it has several; None if nothing can be removed."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Something that is not exact if the channels go."""
+    """Channels whose removal is not exact, and why."""
 
     ids: Ids
     message: str
@@ -67,7 +69,7 @@ class Refusal:
 
 @dataclass
 class Layer:
-    """A weight that mixes channels, with all of its calls."""
+    """A weight that mixes channels, with all of its uses."""
 
     node: fx.Node
     weight: fx.Node
@@ -77,16 +79,16 @@ class Layer:
     groups: int
     transposed: bool
     folds: list[tuple[fx.Node, Channels, bool]] = field(default_factory=list)
-    """for each call: what it reads, in one dimension, and whether a number other than 0 would be exact in the bias"""
+    """for each use: the node, its input channels in one dimension, and whether folding nonzero constants into the bias is exact"""
 
 
 class Flow:
     """One walk over a network by the rules.
 
     Args:
-        network: as it was read.
-        generic: take what weights decide, as the shift of a norm, for some number other than 0, as it is once the network is trained.
-        behind: is shown the channels of every node, and returns what they are behind it.
+        network: the network as read.
+        generic: treat values that depend on weights, such as the shift of a norm, as arbitrary and nonzero, as after training.
+        behind: maps the channels of each node to those that its readers see.
     """
 
     def __init__(
@@ -102,17 +104,17 @@ class Flow:
         self.cuts: dict[str, Ids] = {}
         """atoms of the entries of parameters and buffers, by name; weights that mix channels are in `layers`"""
         self.sized: list[tuple[fx.Node, Ids, Ids]] = []
-        """nodes whose modules hold numbers of channels: with their inputs and outputs"""
+        """nodes whose modules store channel counts, with their input and output atoms"""
         self.makers: list[tuple[fx.Node, Ids]] = []
         self.readers: list[tuple[fx.Node, Ids]] = []
         self.refusals: list[Refusal] = []
         self.filled: list[Ids] = []
-        """not masked, but nothing but a bias since all that makes them is"""
+        """atoms that are not masked but constant, because everything they are computed from is masked"""
         self.pinned: list[tuple[Ids, str]] = []
         self.alike: set[fx.Node] = set()
-        """nodes that hand on the channels of their operands one by one, and sizes too"""
+        """nodes that pass each channel of their operands through and keep sizes"""
         self.boxes: list[tuple[fx.Node, Ids]] = []
-        """values with channels in several dimensions: what stays must be a box"""
+        """values with channels in several dimensions, whose kept entries must form a box"""
         self._rule_of = rule_of
         self._tables: dict[fx.Node, Channels | None] = {}
         self._done = False
@@ -128,31 +130,31 @@ class Flow:
                 if isinstance(value, Channels):
                     value = behind(node, value)
                 self.values[node] = value
-        self._done = True  # who asks later finds what the rules have asked for
+        self._done = True  # later queries create no new atoms
         self._keep_constants()
         self._box()
 
     def _is_part(self, node: fx.Node) -> bool:
         return node.target is operator.getitem and isinstance(self.values.get(node.args[0]), tuple)  # pyright: ignore[reportArgumentType]
 
-    # --- what is known ---
+    # --- channels of values ---
 
     def of(self, value: Any) -> Channels | None:
-        """The channels of an argument; None for what has none that could go."""
+        """Return the channels of an argument; None if it has none that can be removed."""
         if not isinstance(value, fx.Node):
             return None
         if self.network.is_constant(value):
             return self._table(value)
-        found = self.values.get(value)
-        return found if isinstance(found, Channels) else None
+        channels = self.values.get(value)
+        return channels if isinstance(channels, Channels) else None
 
     def known(self, node: fx.Node) -> list[Channels]:
-        """The channels of what a node reads, apart from constants."""
+        """Return the channels of a node's inputs, except constants."""
         values = (self.values.get(n) for n in self.network.reads(node))
         return [x for value in values for x in (value if isinstance(value, tuple) else (value,)) if x is not None]
 
     def along(self, node: fx.Node, dim: int, reader: fx.Node) -> Channels:
-        """What a node has along one dimension, in one dimension: where nothing can go there, channels that stay."""
+        """Return the channels of a node along one dimension as a one-dimensional value; pinned ones if none can be removed there."""
         x, width = self.of(node), shape(node)[dim]
         constant = self.network.is_constant(node)
         if x is not None and not constant and x.ids.shape[dim] == width and (width > 1 or not x.dims):
@@ -171,7 +173,7 @@ class Flow:
         return (rows if rows.ids.shape[1] == 1 else self.joined(reader, rows, 1)).map(lambda array: array[:, 0])
 
     def joined(self, node: fx.Node, x: Channels, dim: int) -> Channels:
-        """Entries along a dimension as one entry: they are tied."""
+        """Tie the entries along a dimension and return them as a single entry."""
         first = x.map(lambda array: array.take([0], dim))
         self.unite(x.ids, first.ids)
         live = x.live.any(dim, keepdims=True)
@@ -180,11 +182,11 @@ class Flow:
         return Channels(first.ids, live | mixed, np.where(live | mixed, 0.0, first.const))
 
     def fresh(self, width: int) -> Channels:
-        """New channels, alive, in one dimension."""
+        """Create live channels in one dimension."""
         return Channels(self.atoms.new(width), np.ones(width, bool), np.zeros(width))
 
     def _table(self, node: fx.Node) -> Channels | None:
-        """A constant with one atom for each entry that no layer makes: a parameter is cut along, anything else stays."""
+        """Return the channels of a constant, one atom per entry that no layer produces: a parameter is cut, any other constant pinned."""
         if node not in self._tables and not self._done:
             self._tables[node] = None
             numbers = self._constant(node)
@@ -208,17 +210,17 @@ class Flow:
         return Channels(ids, np.zeros(ids.shape, bool), const)
 
     def _trained(self, node: fx.Node) -> bool:
-        """Whether a constant depends on weights."""
+        """Return whether a constant depends on weights."""
         if node in self.network.names:
             return node.meta["val"].is_floating_point()
         return any(map(self._trained, node.all_input_nodes))
 
     def value_name(self, node: fx.Node) -> str:
-        """A value in words."""
+        """Describe a value."""
         return "an input of the network" if node.op == "placeholder" else f"node {node.name}"
 
     def describe(self, node: fx.Node, *, named: bool = True) -> str:
-        """A node in words: its name, its operator if asked, and the module whose code calls it."""
+        """Describe a node: its name, its operator if `named`, and the module whose code calls it."""
         groups = node.args[8] if operator_of(node) == "convolution" else 1
         of = f" of {groups} groups" if groups != 1 else ""
         chain = self.network.calls[node]
@@ -227,32 +229,32 @@ class Flow:
         return f"node {node.name} ({operator_of(node)}{of}{inside})" if named else f"node {node.name}{inside}"
 
     def run(self, node: fx.Node, operands: dict[fx.Node, Tensor]) -> Any:
-        """Run the operator of a node on other values, in float64."""
+        """Run the operator of a node on other operands, in float64."""
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: operands[n] if n in operands else self._constant(n))
         assert callable(node.target)
         with torch.no_grad():
             return node.target(*args, **kwargs)
 
     def dead(self, node: fx.Node, x: Channels, full: Collection[int] = ()) -> Tensor:
-        """The value of a node where only its dead channels are not 0; along some dimensions in full size."""
+        """Return the constants of a node's dead channels and 0 for live ones, expanded to full size along the dimensions `full`."""
         sizes = [size if dim in full else own for dim, (own, size) in enumerate(zip(x.const.shape, shape(node), strict=True))]
         return torch.from_numpy(np.array(x.const)).expand(sizes)
 
     def _constant(self, node: fx.Node) -> Any:
-        found = self.network.constant(node)
-        if not isinstance(found, Tensor):
-            return found
-        return torch.full_like(found, GENERIC, device="cpu") if self.generic and self._trained(node) else found.cpu()
+        constant = self.network.constant(node)
+        if not isinstance(constant, Tensor):
+            return constant
+        return torch.full_like(constant, GENERIC, device="cpu") if self.generic and self._trained(node) else constant.cpu()
 
-    # --- what belongs together ---
+    # --- for the rules: tie, pin and refuse channels ---
 
     def unite(self, a: Ids, b: Ids) -> None:
-        """Tie channels, broadcast over one another."""
+        """Tie channels after broadcasting them to a common shape."""
         if a is not b:
             self.atoms.unite(*(side.ravel() for side in np.broadcast_arrays(a, b)))
 
     def cut(self, value: Any, ids: Ids) -> None:
-        """A constant argument, if there is one, has an entry for each of these channels."""
+        """Cut a constant argument, if there is one, together with these channels, one entry each."""
         if not isinstance(value, fx.Node):
             return
         name = self.network.stored(value)
@@ -265,20 +267,20 @@ class Flow:
         self.unite(known.ravel(), ids.ravel())
 
     def pin(self, value: Channels | None, why: str) -> None:
-        """All of these channels stay."""
+        """Keep all of these channels."""
         if value is not None:
             self.atoms.read(value.ids.ravel())
             self.pinned.append((value.ids.ravel(), why))
 
     def opaque(self, node: fx.Node, detail: str = "") -> None:
-        """No rule: exact as long as everything stays."""
+        """Handle an operator without a rule: keep all of its input channels, and refuse masked ones."""
         why = f"squeeze has no rule for {operator_of(node)}{detail}"
         for x in self.known(node):
             self.refuse(node, x.ids[~x.live], why, named=False)
             self.pin(x, f"{self.describe(node, named=False)}: {why}")
 
     def refuse(self, node: fx.Node, ids: Ids, why: str, *, named: bool = True) -> None:
-        """These channels cannot go: an error if they are masked, else they stay."""
+        """Record that these channels cannot be removed: an error if they are masked, else they are kept."""
         if not ids.size:
             return
         none, roots = np.empty(0, np.int64), self.atoms.roots(ids)
@@ -293,28 +295,28 @@ class Flow:
         self.refusals.append(
             Refusal(
                 ids,
-                f"{self.describe(node, named=named)}: {why}; {count} masked channels of {group} get there: run fuse(model) first, put the "
-                f"mask behind norm and activation, or leave {group} unmasked",
+                f"{self.describe(node, named=named)}: {why}; {count} masked channels of {group} reach it: run fuse(model) first, put the "
+                f"mask after norm and activation, or leave {group} unmasked",
             )
         )
 
     def finish(self) -> None:
-        """Find the numbers that a bias would have to take up and cannot, once every rule has been applied."""
+        """Refuse nonzero constants that no bias can absorb; call after every rule has been applied."""
         while left := [(node, ids) for layer in self.layers.values() for node, ids in self._unfolded(layer) if len(ids)]:
             known = len(self.refusals)
-            for node, ids in left:  # what then stays may let go of what stood in for it: look again
+            for node, ids in left:  # keeping these may free channels that filled their groups, so repeat
                 self.refuse(node, ids, BORDER)
             if len(self.refusals) > known:
                 return
 
     def _unfolded(self, layer: Layer) -> Iterator[tuple[fx.Node, Ids]]:
-        """Channels that go from where they leave a number that no bias can take up."""
+        """Yield removed channels whose nonzero constant the layer's bias cannot absorb."""
         for node, x, exact in layer.folds:
             if not exact:
                 yield node, x.ids[~self.atoms.kept(x.ids) & (x.const != 0)]
 
     def _keep_constants(self) -> None:
-        """Entries of constants that go with no channel of any value stay."""
+        """Keep entries of constants that are not tied to a channel of any value."""
         tables = [x.ids.ravel() for x in self._tables.values() if x is not None]
         if tables:
             ids = np.unique(np.concatenate(tables))
@@ -322,7 +324,7 @@ class Flow:
             self.atoms.read(ids[~np.isin(self.atoms.roots(ids), self.atoms.roots(others))])
 
     def _box(self) -> None:
-        """Where channels are in several dimensions, entries of all but one go together: of the one with most."""
+        """In values with channels in several dimensions, tie the entries of all dimensions but the largest."""
         for _, ids in self.boxes:
             roots = self.atoms.roots(ids)
             free = [dim for dim in range(ids.ndim) if (roots != roots.take([0], dim)).any()]
@@ -331,15 +333,15 @@ class Flow:
                 rows = np.moveaxis(ids, stays, 0).reshape(ids.shape[stays], -1)
                 self.unite(rows, rows[:, :1])
 
-    # --- what others ask ---
+    # --- queries ---
 
     def group(self, ids: Ids) -> str:
-        """The first layer that makes one of these channels."""
+        """Return the name of the first layer that produces one of these channels."""
         roots = self.atoms.roots(ids.ravel())
         return next((self.layer_name(node) for node, made in self.makers if np.isin(self.atoms.roots(made), roots).any()), "(input)")
 
     def layer_name(self, node: fx.Node) -> str:
-        """Name of the module whose layer a node is: of the one that holds its weight, where another one's code uses it."""
+        """Return the name of a layer's module: of the submodule that holds its weight, if the code of a parent uses it."""
         path = self.network.where(node)
         weight: Any = node.args[1]
         owner = self.network.names.get(weight, "").rpartition(".")[0]
@@ -347,32 +349,32 @@ class Flow:
         return owner if inner else path
 
     def kept(self, x: Channels, dim: int) -> Flags:
-        """Which entries of a value along a dimension stay."""
+        """Return which entries of a value along a dimension are kept."""
         return entries_along(self.atoms.kept(x.ids), dim)
 
     def size(self, node: fx.Node, dim: int) -> int:
-        """Of a node along a dimension, when the channels are gone."""
+        """Return the size of a node along a dimension after channels are removed."""
         x, full = self.of(node), shape(node)[dim]
         return full if x is None or x.ids.shape[dim] == 1 else int(self.kept(x, dim).sum())
 
     def groups(self, layer: Layer) -> int:
-        """Of a convolution, when those without channels are gone."""
+        """Return the number of groups of a convolution after empty ones are removed."""
         return max(1, int(self.atoms.kept(layer.out).reshape(layer.groups, -1).any(1).sum()))
 
     def keeps_zero(self, node: fx.Node) -> bool:
-        """Whether a node that hands channels on one by one makes 0 of 0."""
+        """Return whether a node of `alike` maps 0 to 0."""
         (source,) = self.network.reads(node)
         return not bool(self.run(node, {source: torch.zeros(shape(source), dtype=torch.float64)}).any())
 
 
 def entries_along(flags: Flags, dim: int) -> Flags:
-    """Which entries along a dimension have a flag anywhere."""
+    """Return which entries along a dimension have any flag set."""
     rows = np.moveaxis(flags, dim, 0).reshape(flags.shape[dim], -1)
     return np.asarray(rows.any(1))
 
 
 def folded_bias(weight: Tensor, bias: Tensor | None, layer: Layer, const: Numbers, which: Flags) -> Numbers:
-    """The bias of a layer that has `const` in the input channels `which`, and 0 in the others."""
+    """Return a layer's bias plus its output for inputs that are `const` in the channels `which` and 0 in the others."""
     kernel = weight.detach().cpu().double().numpy()
     kernel = kernel.reshape(*kernel.shape[:2], -1).sum(2)
     numbers = np.where(which, const, 0.0).reshape(layer.groups, -1)
@@ -385,7 +387,7 @@ def require_none(refusals: Iterable[Refusal]) -> None:
     """Raise the first refusal.
 
     Raises:
-        ReparamError: there is one.
+        ReparamError: there is a refusal.
     """
     for refusal in refusals:
         raise ReparamError(refusal.message)

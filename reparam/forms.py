@@ -1,7 +1,7 @@
-"""A value of a network as one convolution of another value: sums and compositions of such forms, wherever they are exact.
+"""Values of a network as convolutions of other values, with their sums and compositions where those are exact.
 
-A linear layer is a convolution without sides, a norm, a scaling and an identity are depth-wise ones of size 1. Kernels are computed when
-they are asked for, in float64.
+A linear layer is a convolution with no spatial dimensions. A norm, a scaling and an identity are depth-wise convolutions of size 1. Kernels
+are computed lazily, in float64.
 """
 
 import functools
@@ -39,7 +39,7 @@ _MODULES: dict[tuple[bool, int], Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A value as a convolution of `source`, with its channels in dimension `dim` and its sides behind them, but for what `moves` do."""
+    """A value as a convolution of `source` over the dimensions after channel dimension `dim`, apart from the effect of `moves`."""
 
     source: fx.Node
     dim: int
@@ -53,16 +53,15 @@ class Form:
     transposed: bool = False
     output_padding: Sides = ()
     absorbed: frozenset[fx.Node]
-    """nodes that it computes at once, the value's own among them"""
+    """nodes that the convolution replaces, including the value's own"""
     branch: Callable[[], Branch]
     """computes kernel and bias in float64"""
     moves: frozenset[fx.Node] = frozenset()
-    """absorbed nodes that only move what they read, as views do and padding by reflection; they stay, as a scaling in front of them does as
-    much behind them"""
+    """absorbed nodes that only move values, such as views and reflection padding; they commute with a scaling and stay in the network"""
 
     @property
     def is_scale(self) -> bool:
-        """Whether it multiplies each channel by a number and adds one."""
+        """Whether it multiplies each channel by a constant and adds a constant."""
         return self.groups == self.c_in == self.c_out and self._is_point and not self.transposed and set(self.stride) <= {1}
 
     @property
@@ -75,21 +74,22 @@ class Form:
         return self.c_out * self.c_in // self.groups * math.prod(self.size)
 
     def macs(self, shape: tuple[int, ...]) -> int:
-        """Multiply-accumulates for an output of a shape (of a transposed convolution: an input)."""
+        """Return the multiply-accumulates for an output shape (for a transposed convolution, an input shape)."""
         return math.prod(shape) // shape[self.dim] * self.weights
 
     def same_geometry(self, other: "Form") -> bool:
-        """Whether both differ in their numbers alone."""
+        """Return whether both forms differ only in kernel and bias."""
         return all(getattr(self, name) == getattr(other, name) for name in _GEOMETRY)
 
     def module(self, *, trained: bool) -> nn.Module:
-        """A layer that computes it, in float64."""
+        """Return a float64 layer that computes the form."""
         kind = _MODULES[self.transposed, len(self.size)]
         if not self.size:
             layer = kind(self.c_in, self.c_out, device="meta")
         else:
-            more = {"output_padding": self.output_padding} if self.transposed else {}
-            options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups, **more}
+            options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+            if self.transposed:
+                options["output_padding"] = self.output_padding
             layer = kind(self.c_in, self.c_out, self.size, **options, device="meta")
         layer.weight, layer.bias = (nn.Parameter(tensor.detach().clone(), trained) for tensor in self.branch())
         return layer.eval()
@@ -99,7 +99,7 @@ _GEOMETRY = ("dim", "c_in", "c_out", "groups", "size", "stride", "padding", "dil
 
 
 def depthwise(node: fx.Node, source: fx.Node, dim: int, branch: Branch, *, stride: Sides = (), padding: Sides = ()) -> Form:
-    """A convolution of each channel by itself, of stride 1 and without padding by default."""
+    """Return a depth-wise convolution; stride 1 and no padding by default."""
     channels, _, *size = branch[0].shape
     ones = (1,) * len(size)
     return Form(
@@ -118,51 +118,51 @@ def depthwise(node: fx.Node, source: fx.Node, dim: int, branch: Branch, *, strid
 
 
 def affine(node: fx.Node, source: fx.Node, dim: int, scale: Tensor, shift: Tensor, rank: int) -> Form:
-    """`scale * source + shift`, each a number for every channel."""
+    """Return the form of `scale * source + shift`, with one scale and one shift per channel."""
     return depthwise(node, source, dim, (scale.reshape(-1, 1, *[1] * (rank - 1 - dim)), shift))
 
 
 def identity(node: fx.Node, dim: int, shape: tuple[int, ...]) -> Form:
-    """A value as itself."""
+    """Return the form of a value as itself."""
     ones = torch.ones(shape[dim], dtype=torch.float64)
     return replace(affine(node, node, dim, ones, torch.zeros_like(ones), len(shape)), absorbed=frozenset())
 
 
 def serial(first: Form, second: Form) -> Form | str:
-    """`second`, whose source is the value of `first`, over the source of `first`; or why not, in words.
+    """Compose two forms, where `second` reads the value of `first`; return the reason if that is not exact.
 
-    One of the two must be of size 1; the second one's border must be none, or the first must keep zeros.
+    One of the two must be of size 1, and the second must not pad unless the first maps zero to zero.
     """
     if not first.absorbed and first.is_scale and first.source is second.source and first.dim == second.dim:
         return second
     if first.dim != second.dim:
         return f"one is over dimension {first.dim}, the other over {second.dim}"
-    made = functools.partial(
+    compose = functools.partial(
         replace, moves=first.moves | second.moves, source=first.source, c_in=first.c_in, absorbed=first.absorbed | second.absorbed
     )
     if first.transposed or second.transposed:
         if second.transposed or not second.is_scale:
-            return "a transposed convolution takes in only the norm behind it"
-        return made(first, branch=once(_scaled_transposed, first, second))
+            return "a transposed convolution can absorb only a following norm"
+        return compose(first, branch=once(_scaled_transposed, first, second))
     if second.is_scale:
-        return made(first, branch=once(_composed, first, second, first.groups))
+        return compose(first, branch=once(_composed, first, second, first.groups))
     if any(second.padding) and (first.is_scale or first._is_point) and bool(first.branch()[1].any()):
-        return "the second pads with zeros, which the first does not make of zeros"
+        return "the second pads with zeros, and the first does not map zero to zero"
     if first.is_scale:
-        return made(second, branch=once(_composed, first, second, second.groups))
+        return compose(second, branch=once(_composed, first, second, second.groups))
     if first.moves:
-        return "only a scaling can go to the other side of a view"
+        return "only a scaling commutes with a view"
     groups = math.gcd(first.groups, second.groups)
     if second._is_point:
         stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
-        return made(first, c_out=second.c_out, stride=stride, groups=groups, branch=once(_composed, first, second, groups))
+        return compose(first, c_out=second.c_out, stride=stride, groups=groups, branch=once(_composed, first, second, groups))
     if not first._is_point or not set(first.stride) <= {1}:
         return "neither is a 1x1 convolution of stride 1"
-    return made(second, groups=groups, branch=once(_composed, first, second, groups))
+    return compose(second, groups=groups, branch=once(_composed, first, second, groups))
 
 
 def once(compute: Callable[..., Branch], *args: Any) -> Callable[[], Branch]:
-    """Computes a branch when it is asked for, once."""
+    """Return a function that computes a branch lazily and only once."""
     return functools.cache(functools.partial(compute, *args))
 
 
@@ -172,8 +172,8 @@ def _composed(first: Form, second: Form, groups: int) -> Branch:
         return fuse_conv_bn(inner, carried, outer.flatten(), bias)
     if first.is_scale:
         return fuse_bn_conv(outer, bias, inner.flatten(), carried, groups=groups)
-    kernels = regroup_kernel(inner, first.groups, groups), regroup_kernel(outer, second.groups, groups)
-    return merge_serial((kernels[0], carried), (kernels[1], bias), groups=groups)
+    inner, outer = regroup_kernel(inner, first.groups, groups), regroup_kernel(outer, second.groups, groups)
+    return merge_serial((inner, carried), (outer, bias), groups=groups)
 
 
 def _scaled_transposed(first: Form, second: Form) -> Branch:
@@ -182,11 +182,11 @@ def _scaled_transposed(first: Form, second: Form) -> Branch:
 
 
 def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
-    """The sum of two forms over one source; or why not, in words."""
+    """Add two forms over the same source; return the reason if that is not exact."""
     if one.moves or other.moves:
-        return "they pad by what they read"
+        return "one of them is behind a view or a padding"
     if one.transposed or other.transposed:
-        return "a transposed convolution is not summed with others"
+        return "a transposed convolution cannot be summed with others"
     if (one.c_in, one.c_out, one.stride) != (other.c_in, other.c_out, other.stride):
         return f"their strides are {one.stride} and {other.stride}"
     dilation = tuple(
@@ -209,7 +209,7 @@ def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
 
 
 def _dilated(form: Form, dilation: Sides) -> Form:
-    """With another dilation: in each dimension the same, any for a side of 1, or 1."""
+    """Rewrite a form for another dilation, which in each dimension is the same, arbitrary if the kernel has size 1 there, or 1."""
     steps = tuple(1 if k == 1 or old == new else old for k, old, new in zip(form.size, form.dilation, dilation, strict=True))
     size = tuple(step * (k - 1) + 1 for step, k in zip(steps, form.size, strict=True))
     if size == form.size:
@@ -223,4 +223,8 @@ def _spread(form: Form, steps: Sides) -> Branch:
 
 
 def _summed(one: Form, other: Form, groups: int) -> Branch:
-    return merge_parallel([(regroup_kernel(form.branch()[0], form.groups, groups), form.branch()[1]) for form in (one, other)])
+    branches = []
+    for form in (one, other):
+        weight, bias = form.branch()
+        branches.append((regroup_kernel(weight, form.groups, groups), bias))
+    return merge_parallel(branches)

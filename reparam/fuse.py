@@ -1,4 +1,4 @@
-"""Merge every linear branch of a network: `fuse(model, example_input)` computes the same with fewer operations."""
+"""Merge the linear branches of a network: `fuse(model, example_input)` returns an equivalent network with fewer operations."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,7 @@ from reparam.errors import ReparamError
 from reparam.exported import RUN_ERRORS, first_line
 from reparam.graph import Network, has_hooks, is_norm, operator_of, read, twin_of
 from reparam.masking import lift, place
-from reparam.regions import SeenError
+from reparam.regions import HookedModuleError
 from reparam.rewrite import Rewritten, rewrite
 from reparam.structure import leaves, map_tensors
 
@@ -24,22 +24,24 @@ Example = Tensor | tuple[Any, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class FuseReport:
-    """What was merged, and what was left with the reason, a line each."""
+    """What was merged and what was left."""
 
     blocks: tuple[str, ...]
-    """names of the blocks that took their deployed form, ahead of everything that follows"""
+    """names of the blocks that were replaced by their deployed forms, before anything else"""
     merged: tuple[str, ...]
+    """one line per merge"""
     left: tuple[str, ...]
+    """one line per operator that was not merged, with the reason"""
     graphs: tuple[str, ...]
-    """names of the modules that run by their graph now, as their code computed what is gone; "" is the network itself"""
+    """names of the modules that were replaced by their graphs, because their code computed merged operators; "" is the network itself"""
     layers: tuple[int, int]
-    """convolutions and linear layers that run, before and after"""
+    """number of convolutions and linear layers, before and after"""
     norms: tuple[int, int]
-    """batch norms that run, before and after"""
+    """number of batch norms, before and after"""
 
     @property
     def summary(self) -> str:
-        """In one line."""
+        """The report in one line."""
         counts = f"layers {self.layers[0]} -> {self.layers[1]}, norms {self.norms[0]} -> {self.norms[1]}"
         blocks = f"blocks deployed: {len(self.blocks)}; " if self.blocks else ""
         left = f", {len(self.left)} left" if self.left else ""
@@ -47,38 +49,39 @@ class FuseReport:
 
 
 def fuse(model: nn.Module, example_input: Example, /, **keywords: Any) -> nn.Module:
-    """`fuse_with_report` without its report."""
+    """Do the same as `fuse_with_report`, without the report."""
     return fuse_with_report(model, example_input, **keywords)[0]
 
 
 def fold_norms(model: nn.Module, example_input: Example, /, **keywords: Any) -> nn.Module:
-    """`fuse`, but every layer stays one of its own: what is compared with the trained network layer by layer."""
+    """Fold only norms, so that every layer stays separate and can be compared with the trained network's."""
     return _fused(model, example_input, keywords, norms_only=True)[0].rounded()
 
 
 def fuse_exactly(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
-    """`fuse_with_report`, but the weights are in float64, not yet rounded to the type that they had.
+    """Do the same as `fuse_with_report`, but leave the weights in float64 instead of rounding them to their original type.
 
-    Graphs in it name the types of the network as it was given: `.to` that type runs, and so does float64 in `equivalence.arithmetic`.
+    Graphs in the result name the types of the original network. To run it, convert it to that type with `.to`, or run it in float64 within
+    `equivalence.arithmetic`.
     """
     rewritten, report = _fused(model, example_input, keywords)
     return rewritten.module.double(), report
 
 
 def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
-    """A copy in evaluation mode with its linear branches merged, and what was merged.
+    """Return a copy in evaluation mode with its linear branches merged, and a report.
 
-    A `Block` takes its deployed form. Then, in the graph of the network, whatever is one convolution or one linear layer of an earlier
-    value becomes that layer: norms before and behind, scalings, identities, average pooling, sums of branches, 1x1 convolutions in a row
-    with others; wherever that is exact on every pixel and takes no more multiply-accumulates and weights. Nothing is merged across a
-    `ChannelMask` or a module with hooks.
+    Each `Block` is replaced by its deployed form. Then every value in the network's graph that equals one convolution or one linear layer
+    of an earlier value becomes that layer. This merges norms before and after layers, scalings, identities, average pooling, sums of
+    branches, and 1x1 convolutions next to others, if the result is exact on every pixel and needs no more multiply-accumulates or weights.
+    Nothing is merged across a `ChannelMask` or a module with hooks.
 
-    The network's own module stays, with other weights and `nn.Identity` in the place of norms; a module whose code computes what is gone,
-    as the sum of branches, is replaced by its graph.
+    The network's own modules stay, with new weights and an `nn.Identity` in place of each norm. A module whose own code computes a merged
+    operator, such as the sum of branches, is replaced by its graph.
 
     Args:
-        model: a network that torch.export can read; it stays as it was.
-        example_input: an input of the shape that the network is for, or a tuple of its positional arguments.
+        model: a network that torch.export can read; it stays unchanged.
+        example_input: an input of the network's shape, or a tuple of its positional arguments.
         keywords: its keyword arguments.
 
     Raises:
@@ -91,7 +94,7 @@ def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: An
 
 def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *, norms_only: bool = False) -> tuple[Rewritten, FuseReport]:
     args = example_input if isinstance(example_input, tuple) else (example_input,)
-    twin_of(model)  # says what cannot be copied
+    twin_of(model)  # raises if the model cannot be copied
     root = nn.Sequential(copy.deepcopy(model)).eval()  # a parent for the model itself, which may be a block
     deployed = dict(_deploy_blocks(root))
     network = read(_with_types(root, deployed)[0], args, keywords, exact=root[0])
@@ -102,15 +105,15 @@ def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *
         choice = Choice(branches, skipped, norms_only=norms_only)
         try:
             rewritten = _proven(network, choice.merges, args, keywords)
-        except SeenError as error:
+        except HookedModuleError as error:
             skipped.update(error.nodes)
         else:
             return rewritten, _report(network, branches, choice, [_path(name) for name in deployed], rewritten.graphs)
 
 
 def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywords: dict[str, Any]) -> Rewritten:
-    """The rewritten network, compared with what was read; by its graph where its code needs what is gone."""
-    generator = torch.Generator().manual_seed(0)  # its own: torch's seed is left alone
+    """Rewrite the network and compare it with the original; use its graph if its code needs a merged operator."""
+    generator = torch.Generator().manual_seed(0)  # leaves torch's global seed alone
 
     def drawn(x: Tensor) -> Tensor:
         return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) if x.is_floating_point() else x
@@ -133,27 +136,27 @@ def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywor
 
 
 def _first_difference(network: Network, rewritten: Rewritten, arguments: Any) -> str:
-    """The first value of the network's graph that its rewritten graph computes differently, in words; "" where there is none."""
+    """Describe the first value that differs between the network's graph and the rewritten graph; "" if there is none."""
     assert rewritten.values, "the network itself is a graph"
     merged, names = rewritten.values
     tensors = [value for _, value in leaves(arguments) if isinstance(value, Tensor)]
     before = fx.Interpreter(nn.Module(), garbage_collect_values=False, graph=network.graph)
     after = fx.Interpreter(copy.deepcopy(merged).double(), garbage_collect_values=False)
-    given = iter(tensors)
+    inputs = iter(tensors)
     with torch.no_grad(), arithmetic(torch.float64):
         placeholders = [node for node in network.graph.nodes if node.op == "placeholder"]
-        before.run(*(network.constant(node) if network.is_constant(node) else next(given) for node in placeholders))
+        before.run(*(network.constant(node) if network.is_constant(node) else next(inputs) for node in placeholders))
         after.run(*tensors)
-    found = {node.name: value for node, value in after.env.items()}
+    rewritten_values = {node.name: value for node, value in after.env.items()}
     for node, value in before.env.items():
-        other = found.get(names.get(node, ""))
+        other = rewritten_values.get(names.get(node, ""))
         if isinstance(value, Tensor) and isinstance(other, Tensor) and not between([value], [other]).within(FLOAT64_LIMIT):
             return f", first at {node.name} ({operator_of(node)} of {network.where(node)})"
     return ""
 
 
 def _opaque(network: Network) -> set[fx.Node]:
-    """Nodes of masks, which `squeeze` looks for."""
+    """Return the nodes of masks; they stay for `squeeze`."""
     return {
         node
         for node, chain in network.calls.items()
@@ -162,7 +165,7 @@ def _opaque(network: Network) -> set[fx.Node]:
 
 
 def _seen(network: Network, watched: set[Any]) -> set[fx.Node]:
-    """Values that go into or come out of modules with hooks."""
+    """Return the inputs and outputs of modules with hooks."""
     seen = set()
     for call in watched:
         inside = set(call.nodes)
@@ -194,8 +197,8 @@ def _report(network: Network, branches: Branches, choice: Choice, deployed: list
 
 
 def _deploy_blocks(root: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
-    """Give every block its deployed form, in float64; yields its name and the type that it had."""
-    deployed: dict[nn.Module, nn.Module] = {}  # a block used in two places stays one block
+    """Replace every block by its deployed form in float64; yield its name and original type."""
+    deployed: dict[nn.Module, nn.Module] = {}  # a block used in two places stays shared
     for path, parent in list(root.named_modules()):
         for name, child in parent._modules.items():
             if isinstance(child, Block):
@@ -222,7 +225,7 @@ def _deployed(block: Block, path: str) -> nn.Module:
 
 
 def _with_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> Any:
-    """A twin in which the modules of some names have another type."""
+    """Return a twin with the modules of the given names converted to the given types."""
     twin = twin_of(model)
     for path, dtype in types.items():
         for part in twin.get_submodule(path).modules():  # new tensors: the twin shares the old ones
@@ -234,5 +237,5 @@ def _with_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> Any:
 
 
 def _path(name: str) -> str:
-    """Name in the user's model: without the holder's own index."""
+    """Return the name in the user's model, without the index in the holder."""
     return name.removeprefix("0").removeprefix(".") or "(the model itself)"

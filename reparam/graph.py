@@ -1,4 +1,4 @@
-"""A network as one flat graph of core ATen operators: the one way in which a network of any origin is read."""
+"""Read any network as one flat graph of core ATen operators."""
 
 import copy
 import itertools
@@ -24,7 +24,7 @@ _ROOT = "L__self__network"  # how torch.export names the call of the network its
 
 @dataclass
 class Call:
-    """One call of a module: the nodes that it and its children computed."""
+    """One call of a module, with the nodes that it and its children compute."""
 
     key: str
     path: str
@@ -40,26 +40,25 @@ class Network:
     """A network in evaluation mode, read by `read`.
 
     Attributes:
-        model: the network that was read; its tensors are those of the graph.
+        model: the network; the graph refers to its tensors.
         graph: placeholders (parameters, buffers, constants, then inputs), operators, and one output node with a tuple of tensors.
         names: qualified name of each parameter, buffer and constant, by placeholder.
         inputs: the other placeholders, in the order of the tensors in the arguments.
-        calls: the calls of modules that computed each node, outermost first.
-        shapes: of each call, by its key, the shape of the one tensor that it takes, by position, and of the one that it returns; None where
-            it takes or returns something else.
-        output: what the network returned, by its structure.
+        calls: the module calls that contain each node, outermost first.
+        shapes: input and output shape of each call, by its key; None if the call takes or returns anything but a single tensor.
+        output: structure of the network's output.
     """
 
-    def __init__(self, model: nn.Module, made: Exported) -> None:
-        self.model, self.graph, self.output = model, made.graph, made.output
+    def __init__(self, model: nn.Module, program: Exported) -> None:
+        self.model, self.graph, self.output = model, program.graph, program.output
         placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
-        self.names = _first_names(model, {placeholders[name]: target for name, target in made.targets.items()})
+        self.names = _first_names(model, {placeholders[name]: target for name, target in program.targets.items()})
         stored = dict(_named_tensors(model))
         self._stored = stored.keys()
         self._constants: dict[fx.Node, Tensor | None] = {
-            placeholders[name]: (stored if target in stored else made.constants)[target] for name, target in made.targets.items()
+            placeholders[name]: (stored if target in stored else program.constants)[target] for name, target in program.targets.items()
         }
-        self.inputs = [placeholders[name] for name in made.inputs]
+        self.inputs = [placeholders[name] for name in program.inputs]
         self.calls: dict[fx.Node, tuple[Call, ...]] = {}
         by_key: dict[str, Call] = {}
         first = {id(module): path for path, module in model.named_modules()}
@@ -73,7 +72,7 @@ class Network:
                 call = by_key.setdefault(key, Call(key, path, chain[-1] if chain else None))
                 call.nodes.append(node)
                 chain.append(call)
-            if not chain and node.op == "call_function":  # of the network's own code, where torch does not say so
+            if not chain and node.op == "call_function":  # the network's own code, which torch does not record
                 chain.append(by_key.setdefault(_ROOT, Call(_ROOT, "", None)))
                 chain[0].nodes.append(node)
             self.calls[node] = tuple(chain)
@@ -83,7 +82,7 @@ class Network:
         self.shapes = {
             call.key: shapes
             for path, calls in self.by_path.items()
-            for call, shapes in zip(calls, made.shapes.get(path, [])[-len(calls) :], strict=False)
+            for call, shapes in zip(calls, program.shapes.get(path, [])[-len(calls) :], strict=False)
         }
 
     @property
@@ -93,25 +92,25 @@ class Network:
 
     @property
     def outputs(self) -> tuple[fx.Node, ...]:
-        """What the network returns: its tensors in order."""
+        """The tensors that the network returns, in order."""
         return next(iter(reversed(self.graph.nodes))).args[0]  # pyright: ignore[reportReturnType]
 
     def where(self, node: fx.Node) -> str:
-        """Name of the module whose code computes a value; of the value itself where that is the network's own."""
+        """Return the name of the module whose code computes a value, or of the value itself if that is the network's own code."""
         chain = self.calls[node]
         return (chain[-1].path if chain else "") or node.name
 
     def is_constant(self, value: Any) -> bool:
-        """Whether an argument of a node is the same for every input of the network."""
+        """Return whether an argument of a node is the same for every input of the network."""
         return not isinstance(value, fx.Node) or self._constant_node(value)
 
     def stored(self, node: fx.Node) -> str | None:
-        """Name of the parameter or buffer that a node is; None for constants in code and all else."""
+        """Return the name of the parameter or buffer that a node is; None for constants in code and other nodes."""
         name = self.names.get(node)
         return name if name in self._stored else None
 
     def reads(self, node: fx.Node) -> list[fx.Node]:
-        """What a node reads that depends on the network's input."""
+        """Return the inputs of a node that depend on the network's input."""
         return [x for x in node.all_input_nodes if not self._constant_node(x)]
 
     def _constant_node(self, node: fx.Node) -> bool:
@@ -129,24 +128,24 @@ class Network:
             return node.target(*args, **kwargs)
 
     def constant(self, value: Any) -> Any:
-        """The value of a constant argument; floating tensors in float64."""
-        found = self._constants[value] if isinstance(value, fx.Node) else value
-        return found.detach().double() if isinstance(found, Tensor) and found.is_floating_point() else found
+        """Return the value of a constant argument; floating-point tensors in float64."""
+        constant = self._constants[value] if isinstance(value, fx.Node) else value
+        return constant.detach().double() if isinstance(constant, Tensor) and constant.is_floating_point() else constant
 
 
 def _first_names(model: nn.Module, names: dict[fx.Node, str]) -> dict[fx.Node, str]:
-    """The first of the names that a tensor has; whoever reads it by another one reads its first placeholder."""
+    """Return the first name of each tensor, and redirect readers of its other placeholders to the first."""
     stored = [*_named_tensors(model)]
     first: dict[int, str] = {}
     for name, tensor in stored:
         first.setdefault(id(tensor), name)
     aliases = {name: first[id(tensor)] for name, tensor in stored}
-    found = {node: aliases.get(name, name) for node, name in names.items()}
+    first_names = {node: aliases.get(name, name) for node, name in names.items()}
     placeholders: dict[str, fx.Node] = {}
-    for node, name in found.items():
+    for node, name in first_names.items():
         if placeholders.setdefault(name, node) is not node:
             node.replace_all_uses_with(placeholders[name])
-    return found
+    return first_names
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -158,28 +157,28 @@ def _creates(node: fx.Node) -> bool:
 
 
 def _writes(node: fx.Node) -> bool:
-    """Whether a node writes into what it is given, as a buffer that counts calls is written at the end."""
+    """Return whether a node mutates an argument, such as a buffer that counts calls."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def args_of(node: fx.Node) -> tuple[Any, ...]:
-    """What an operator is called with, by position."""
+    """Return the positional arguments of a node, untyped."""
     return node.args
 
 
 def with_defaults(given: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments with the defaults of those that are not given at the end."""
+    """Append the defaults of missing trailing arguments."""
     return (*given, *defaults[len(given) :])
 
 
 def shape(node: fx.Node) -> tuple[int, ...]:
-    """Of a node's tensor; () for anything else."""
+    """Return the shape of a node's tensor; () for any other value."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def operator_of(node: fx.Node) -> str:
-    """The operator of a node in a word: `convolution`, `relu`, `input`."""
+    """Return the name of a node's operator: `convolution`, `relu`, `input`."""
     if node.op != "call_function":
         return {"placeholder": "input"}.get(node.op, node.op)
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
@@ -190,26 +189,26 @@ def operator_of(node: fx.Node) -> str:
 
 
 def is_norm(node: fx.Node) -> bool:
-    """Whether a node is a batch norm, with running statistics or without."""
+    """Return whether a node is a batch norm, with or without running statistics."""
     return "batch_norm" in str(node.target)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of the module calls somebody else, apart from masks."""
+    """Return whether a module has hooks other than masks."""
     return any(not isinstance(hook, Masked) for hooks in HOOKS for hook in getattr(module, hooks).values())
 
 
 def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None) -> Network:
-    """Read a network as it is called in evaluation mode.
+    """Read a network in evaluation mode.
 
     Args:
-        model: stays as it was, and no hook of it is called.
+        model: stays unchanged; its hooks are not called.
         args: its positional arguments: tensors, structures of them, constants.
         kwargs: its keyword arguments, likewise.
-        exact: the same network with weights that those of `model` are rounded from: the one that was read, with the types of `model`.
+        exact: the same network with unrounded weights. The result then refers to its weights, with the types of `model`.
 
     Raises:
-        ReparamError: the network cannot be copied, run or exported, or it draws random numbers; in one line with what helps.
+        ReparamError: the network cannot be copied, run or exported, or it draws random numbers.
     """
     network = Network(exact or model, exported(twin_of(model), args, kwargs or {}))
     _require_deterministic(network)
@@ -222,10 +221,10 @@ def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | No
 
 
 def twin_of(model: nn.Module) -> nn.Module:
-    """A copy that shares all tensors and calls no hook but masks.
+    """Return a copy that shares all tensors and has no hooks except masks.
 
     Raises:
-        ReparamError: it is not a module that can be copied.
+        ReparamError: the model is not a module or cannot be copied.
     """
     if not isinstance(model, nn.Module):
         raise ReparamError(f"expected a torch.nn.Module, found {type(model).__name__}")
@@ -238,7 +237,7 @@ def twin_of(model: nn.Module) -> nn.Module:
         twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     except RUN_ERRORS as error:
         raise ReparamError(
-            f"{type(model).__name__} cannot be copied: {first_line(error)}; keep in it what copy.deepcopy can copy"
+            f"{type(model).__name__} cannot be copied: {first_line(error)}; keep only what copy.deepcopy can copy in it"
         ) from error
     for part in twin.modules():
         masks = lift(part)

@@ -1,4 +1,4 @@
-"""Which layers lose their channels together, and where to mask them: `channel_groups`, `insert_masks`."""
+"""Find the layers whose channels must be pruned together, and mask them: `channel_groups`, `insert_masks`."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -21,41 +21,41 @@ from reparam.rules.layers import channel_dim
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup:
-    """Layers whose output channels are pruned together: added to or multiplied with one another, or tied by a depth-wise convolution."""
+    """Layers whose output channels are pruned together, because they are added, multiplied or tied by a depth-wise convolution."""
 
     name: str
-    """qualified name of its first producer; with the channels that it is about where others of that layer are in another group"""
+    """qualified name of the first producer; with a channel range if other channels of that layer belong to another group"""
     channels: int
-    """entries of its one mask; an entry may be of several channels of a layer, as of a head of attention"""
+    """number of entries of the group's mask; an entry may cover several channels of a layer, such as an attention head"""
     producers: tuple[str, ...]
-    """qualified names of the layers (convolutions, transposed convolutions, linear layers, trained-form blocks) that make the channels"""
+    """qualified names of the producing layers (convolutions, transposed convolutions, linear layers, training-form blocks)"""
     entries: tuple[tuple[int, ...], ...]
-    """of each producer, for each of its channels the entry of the mask; -1 for one of another group"""
+    """index into the mask for each channel of each producer; -1 for a channel of another group"""
     norms: tuple[str, ...]
-    """qualified names of the batch norms right behind the producers"""
+    """qualified names of the batch norms directly after the producers"""
     sites: tuple[Site, ...]
-    """where the mask stands; nowhere for a group that cannot be pruned"""
+    """where the mask applies; empty for a group that cannot be pruned"""
     consumers: tuple[str, ...]
     """qualified names of the layers that read the channels"""
     why: str = ""
-    """why it cannot be pruned, in one line; empty where it can"""
+    """why the group cannot be pruned, in one line; empty if it can"""
 
 
 def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> tuple[ChannelGroup, ...]:
-    """The groups of a network without masks, in its trained or its fused form, in the order of their first producers.
+    """Return the groups of a network without masks, in training or fused form, in the order of their first producers.
 
-    A mask stands as late as it covers the same channels: behind norm and activation, behind the sum of a residual connection and what
-    follows it, up to where more than one node reads the value or one reads it otherwise than channel by channel. There a masked channel is
-    exactly 0 for all who read it, and the mask has a gradient, which it would not have before a ReLU. Where a norm makes another number of
-    the 0, the mask stands again. It stands behind the module that returns the value, or in front of those that read it; where the value is
-    between two operators in a module's own code, only there, that module runs by its graph: its `Site.graph` says so.
+    A mask applies as late as it still covers the same channels: after norm and activation, after a residual sum and its activation, up to
+    the value that several nodes read or one reads other than channel by channel. There a masked channel is exactly 0 for every reader, and
+    the mask gets a gradient, which it would not before a ReLU. If a later norm turns the 0 into another constant, the mask applies again.
+    It is attached to the output of the module that returns the value, or to the inputs of those that read it. If the value exists only
+    between two operators of a module's own code, that module is replaced by its graph, named in `Site.graph`.
 
-    A group can be pruned if `squeeze` can remove any of its channels, whatever the weights are: a norm over concatenated groups is fine
-    before a convolution without a zero-padded border, and not before one with.
+    A group can be pruned if `squeeze` can remove any of its channels for any weights. For example, a norm over concatenated groups is fine
+    before a convolution without zero padding, but not before one with it.
 
     Args:
         model: a network that torch.export can read; a `Block` counts as its deployed form.
-        example_input: an input of the shape that the network is for, or a tuple of its positional arguments.
+        example_input: an input of the network's shape, or a tuple of its positional arguments.
 
     Raises:
         ReparamError: the network cannot be read.
@@ -79,7 +79,7 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) ->
 
 
 def _deployed(model: nn.Module) -> nn.Module:
-    """A copy with every block in its deployed form."""
+    """Return a copy with every block replaced by its deployed form."""
     root = nn.Sequential(copy.deepcopy(model)).eval()
     for parent in list(root.modules()):
         for name, child in parent._modules.items():
@@ -89,11 +89,11 @@ def _deployed(model: nn.Module) -> nn.Module:
 
 
 class _Names:
-    """The layers of a network by the names that they have for its user, to whom a trained-form block is one layer."""
+    """Names of a network's layers for the user; a training-form block counts as one layer."""
 
     def __init__(self, flow: Flow, blocks: set[str]) -> None:
         self.flow, self.blocks = flow, blocks
-        self.made = {path: self._roots(path) for path in blocks if path in flow.network.by_path}
+        self.block_roots = {path: self._roots(path) for path in blocks if path in flow.network.by_path}
 
     def _roots(self, path: str) -> Ids:
         nodes = [
@@ -103,41 +103,45 @@ class _Names:
         return np.empty(0, np.int64) if x is None else self.flow.atoms.roots(x.ids.ravel())
 
     def block(self, node: fx.Node) -> str | None:
-        """The block that a node is in."""
+        """Return the name of the block that contains a node, if any."""
         return next((call.path for call in self.flow.network.calls[node] if call.path in self.blocks), None)
 
     def name(self, node: fx.Node) -> str:
-        """Of the layer that a node is."""
+        """Return the name of a node's layer or block."""
         block = self.block(node)
         return self.flow.layer_name(node) if block is None else block
 
     def makers(self) -> list[tuple[fx.Node, Ids]]:
-        """Layers and what they make; of a block those that make what it returns."""
-        inner = [(node, ids, self.block(node)) for node, ids in self.flow.makers]
-        return [(node, ids) for node, ids, block in inner if block is None or np.isin(self.flow.atoms.roots(ids), self.made[block]).all()]
+        """Return the layers with their output atoms; within a block, only layers that produce the block's output."""
+        makers = []
+        for node, ids in self.flow.makers:
+            block = self.block(node)
+            if block is None or np.isin(self.flow.atoms.roots(ids), self.block_roots[block]).all():
+                makers.append((node, ids))
+        return makers
 
 
 @dataclass
 class _Part:
-    """A group in the making."""
+    """A group under construction."""
 
     name: str
     roots: Ids
-    """one for each entry of its mask"""
+    """one atom per entry of its mask"""
     makers: list[fx.Node]
     why: str = ""
     sites: list[Site] = field(default_factory=list)
     in_graphs: bool = False
-    """whether its mask may stand where that takes the graph of a module"""
+    """whether its mask may apply inside modules, which then are replaced by their graphs"""
 
     def entries(self, roots: Ids) -> Ids:
-        """Of each channel the entry of the mask, or -1."""
+        """Return the mask entry of each channel, or -1."""
         order = np.argsort(self.roots)
         at = np.searchsorted(self.roots, roots, sorter=order).clip(max=len(order) - 1)
         return np.where(self.roots[order[at]] == roots, order[at], -1)
 
     def give_up(self, masked: Flow, *, graphs: bool) -> bool:
-        """Whether masking all of it leaves some of it where it is; says why, or lets its mask stand in graphs if that may help."""
+        """Return whether some channels would stay even if all were masked; set `why`, or allow graphs if they may help."""
         roots = masked.atoms.roots(self.roots)
         for refusal in masked.refusals:
             if np.isin(masked.atoms.roots(refusal.ids), roots).any():
@@ -146,23 +150,24 @@ class _Part:
         if not masked.atoms.kept(self.roots).any():
             return False
         if self.in_graphs or not graphs:
-            self.why = "some of its readers see it before a mask could stand"
+            self.why = "some of its readers use it where no mask can be placed"
         self.in_graphs = True
         return True
 
     def group(self, flow: Flow, names: _Names) -> ChannelGroup:
+        """Return the finished group."""
         readers = [node for node, ids in flow.readers if np.isin(flow.atoms.roots(ids), self.roots).any()]
-        made = {id(node): flow.atoms.roots(ids) for node, ids in flow.makers}
-        producers = {names.name(node): tuple(self.entries(made[id(node)]).tolist()) for node in self.makers}
-        behind = [user for node in self.makers for user in node.users if is_norm(user) and names.block(user) is None]
-        mixing = {names.name(node) for node in readers if node not in flow.alike}  # a depth-wise convolution only hands them on
+        outputs = {id(node): flow.atoms.roots(ids) for node, ids in flow.makers}
+        producers = {names.name(node): tuple(self.entries(outputs[id(node)]).tolist()) for node in self.makers}
+        norms = [user for node in self.makers for user in node.users if is_norm(user) and names.block(user) is None]
+        mixing = {names.name(node) for node in readers if node not in flow.alike}  # a depth-wise convolution passes channels through
         consumers = dict.fromkeys(map(names.name, readers))
         return ChannelGroup(
             name=self.name,
             channels=len(self.roots),
             producers=tuple(producers),
             entries=tuple(producers.values()),
-            norms=tuple(dict.fromkeys(map(flow.network.where, behind))),
+            norms=tuple(dict.fromkeys(map(flow.network.where, norms))),
             sites=() if self.why else tuple(dict.fromkeys(self.sites)),
             consumers=tuple(name for name in consumers if name not in producers or name in mixing),
             why=self.why,
@@ -170,28 +175,28 @@ class _Part:
 
 
 def _parts(flow: Flow, names: _Names) -> list[_Part]:
-    """Channels that the same layers make, of which all can go or none."""
+    """Group the channels that the same layers produce and that can be removed or not for the same reason."""
     makers = names.makers()
-    made = [flow.atoms.roots(ids) for _, ids in makers]
-    by: dict[int, list[int]] = {}
-    for index, roots in enumerate(made):
+    outputs = [flow.atoms.roots(ids) for _, ids in makers]
+    makers_of: dict[int, list[int]] = {}
+    for index, roots in enumerate(outputs):
         for root in dict.fromkeys(roots.tolist()):
-            by.setdefault(root, []).append(index)
+            makers_of.setdefault(root, []).append(index)
     why: dict[int, str] = {}
     for ids, reason in flow.pinned:
-        for root in set(flow.atoms.roots(ids).tolist()) & by.keys():
+        for root in set(flow.atoms.roots(ids).tolist()) & makers_of.keys():
             why.setdefault(root, reason)
-    found: dict[tuple[Any, ...], list[int]] = {}
-    for root, layers in by.items():
-        found.setdefault((*layers, why.get(root, "")), []).append(root)
+    roots_of: dict[tuple[Any, ...], list[int]] = {}
+    for root, layers in makers_of.items():
+        roots_of.setdefault((*layers, why.get(root, "")), []).append(root)
     parts = []
-    for roots in found.values():
-        own = by[roots[0]]
-        first = next((index for index in own if np.isin(made[index], roots).all()), own[0])
-        at = np.isin(made[first], roots).nonzero()[0]
+    for roots in roots_of.values():
+        own = makers_of[roots[0]]
+        first = next((index for index in own if np.isin(outputs[index], roots).all()), own[0])
+        at = np.isin(outputs[first], roots).nonzero()[0]
         name = names.name(makers[first][0])
-        name = name if len(at) == len(made[first]) else f"{name}[{at[0]}:{at[-1] + 1}]"
-        if any(part.name == name for part in parts):  # of several layers in the code of one module
+        name = name if len(at) == len(outputs[first]) else f"{name}[{at[0]}:{at[-1] + 1}]"
+        if any(part.name == name for part in parts):  # several layers in the code of one module
             name = f"{name}:{makers[first][0].name}"
         part = _Part(name, np.array(roots), [makers[index][0] for index in own], why.get(roots[0], ""))
         if not part.why and len(roots) == 1 < len(at):
@@ -201,12 +206,12 @@ def _parts(flow: Flow, names: _Names) -> list[_Part]:
 
 
 class _Masks:
-    """Masks every group, as late as that covers it, and notes where."""
+    """Masks every group as late as possible and records the sites."""
 
     def __init__(self, flow: Flow, parts: Sequence[_Part], exposed: Exposed) -> None:
         self._flow, self._exposed = flow, exposed
         self._owner = {root: part for part in parts for root in part.roots.tolist()}
-        self._made = {frozenset(flow.atoms.roots(ids).tolist()) for _, ids in flow.makers}
+        self._layer_outputs = {frozenset(flow.atoms.roots(ids).tolist()) for _, ids in flow.makers}
         self._single = {int(flow.atoms.roots(ids)[0]): len(shape(node)) - channel_dim(node) for node, ids in flow.makers if len(ids) == 1}
         self._held: dict[fx.Node, list[tuple[_Part, int, tuple[int, ...]]]] = {}
         self._places: dict[tuple[fx.Node, int], list[tuple[str, bool]]] = {}
@@ -227,7 +232,7 @@ class _Masks:
         return Channels(value.ids, live, const)
 
     def held(self, node: fx.Node) -> list[tuple[_Part, int, tuple[int, ...]]]:
-        """The groups of a value that is made of nothing else, or of what a layer makes; where they are in it."""
+        """Return the groups in a value with their dimension and entries, if it holds only one group or a whole layer's output."""
         if node not in self._held:
             self._held[node] = self._holds(node)
         return self._held[node]
@@ -243,14 +248,14 @@ class _Masks:
         row = np.moveaxis(roots, dims[0], 0).reshape(roots.shape[dims[0]], -1)[:, 0]
         members = set(row.tolist())
         parts = {id(part): part for root in members if (part := self._owner.get(root)) is not None}
-        whole = frozenset(members) in self._made
-        alone = len(parts) == 1 and all(root in self._owner for root in members)
-        if not (whole or alone):
+        is_layer_output = frozenset(members) in self._layer_outputs
+        is_one_group = len(parts) == 1 and all(root in self._owner for root in members)
+        if not (is_layer_output or is_one_group):
             return []
         return [(part, dims[0], tuple(part.entries(row).tolist())) for part in parts.values()]
 
     def _dims_of_one(self, node: fx.Node, roots: Ids) -> list[int]:
-        """The dimension of a layer's one channel, or of channels that are all tied."""
+        """Return the dimension of a layer's only channel, or of channels that are all tied."""
         dim = len(shape(node)) - self._single.get(int(roots.ravel()[0]), 0)
         return [dim] if dim < len(shape(node)) and shape(node)[dim] == 1 else []
 
@@ -265,19 +270,19 @@ class _Masks:
         return self._places[key]
 
     def _later(self, node: fx.Node, part: _Part) -> bool:
-        """Whether the mask can stand behind what follows."""
+        """Return whether the mask can apply after a later node."""
         user = self._next(node, part)
         return user is not None and (bool(self._at(user, part)) or self._later(user, part))
 
     def _next(self, node: fx.Node, part: _Part) -> fx.Node | None:
-        """What follows, if it can be masked in the same way."""
+        """Return the next node if it can be masked in the same way."""
         user = _only_reader(node)
         alike = user in self._flow.alike and self._of(user, part) == self._of(node, part)  # pyright: ignore[reportArgumentType]
         return user if alike else None
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
-    """The one value that is computed of another one, if there is one only."""
+    """Return the only value computed from a value; None if there are several."""
     if len(node.users) != 1:
         return None
     (user,) = node.users
@@ -290,31 +295,33 @@ def insert_masks(
     groups: Sequence[ChannelGroup],
     make_mask: Callable[[ChannelGroup], nn.Module],
 ) -> nn.Module:
-    """A copy of the network with one mask for each group, at all of its sites, as the submodule `masks.<name with _ for .>`.
+    """Return a copy of the network with one mask per group, at all of its sites, as the submodule `masks.<name with _ for .>`.
 
-    It is the network itself, in its mode, with all submodules and parameters under their names: modules at which a mask stands have a hook,
-    and those with a site in their code are a graph, of what they compute in evaluation mode and of the modules that they call.
+    The copy keeps its mode, and its submodules and parameters keep their names. A masked module gets a hook. A module with a site in its
+    own code is replaced by its graph in evaluation mode, which calls its submodules.
 
     Args:
-        model: the network that `channel_groups` found the groups in; it stays as it was.
-        example_input: what they were found with.
-        groups: those to mask.
-        make_mask: makes the module that multiplies the channels (dimension 1) of its input; called once for each group. Where a network
-            has them in another dimension, as in [N, L, C], it is given the transposed value; where an entry is of several channels, as of a
-            head of attention, they are dimension 2.
+        model: the network that was passed to `channel_groups`; it stays unchanged.
+        example_input: the input that was passed to `channel_groups`.
+        groups: the groups to mask.
+        make_mask: creates the module that multiplies the channels (dimension 1) of its input; called once per group. If the network has
+            channels in another dimension, as in [N, L, C], the module gets the transposed value; if an entry covers several channels, such
+            as an attention head, they are in dimension 2.
 
     Raises:
-        ReparamError: a group cannot be pruned or is not of this network, or a module changes its input in place.
+        ReparamError: a group cannot be pruned or is not from this network, or a module changes its input in place.
     """
     masked = with_graphs(copy.deepcopy(model), example_input, [site for group in groups for site in group.sites])
     modules = dict(masked.named_modules())
     masks = Masks()
     for group in groups:
-        strange = "" if all(site.module in modules for site in group.sites) else "the network has no such modules; find its groups anew"
-        if hasattr(model, "masks"):
-            strange = "the network has a submodule 'masks' already"
-        if group.why or strange:
-            raise ReparamError(f"group {group.name} cannot be masked: {group.why or strange}")
+        why = group.why
+        if not why and hasattr(model, "masks"):
+            why = "the network already has a submodule 'masks'"
+        if not why and not all(site.module in modules for site in group.sites):
+            why = "the network has no such modules; call channel_groups again"
+        if why:
+            raise ReparamError(f"group {group.name} cannot be masked: {why}")
         name = group.name.replace(".", "_")
         masks.add_module(name, make_mask(group))
         for site in group.sites:
@@ -327,14 +334,14 @@ def insert_masks(
 
 class _Ones(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        """A copy."""
+        """Return a copy."""
         return x.clone()
 
 
 def _require_inputs_kept(model: nn.Module, masked: nn.Module, example_input: Tensor | tuple[Any, ...]) -> None:
-    """A module with a mask in front changes a copy where it would have changed its input."""
+    """Require that no module with a masked input changes it in place, since it would change a copy instead."""
     probe = copy.deepcopy(masked)
     for name in list(probe.get_submodule("masks")._modules):
         probe.get_submodule("masks").add_module(name, _Ones())
     if not compare(model, probe, example_input).within(FLOAT64_LIMIT):
-        raise ReparamError("a module of the network changes its input in place, behind a mask: let it return the result instead")
+        raise ReparamError("a module of the network changes its masked input in place: return the result instead")

@@ -1,4 +1,4 @@
-"""Masks behind, or in front of, the modules of a network that stays what it is."""
+"""Attach masks to the inputs or outputs of a network's modules by hooks, without changing its code."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Site:
-    """Where a mask stands."""
+    """Where a mask applies."""
 
     module: str
     """qualified name of the module whose output, or input, is masked; "" is the network itself"""
     front: bool
-    """whether it is the module's input"""
+    """whether the module's input is masked instead of its output"""
     dim: int
-    """which dimension of the value holds the channels"""
+    """dimension of the value that holds the channels"""
     entries: tuple[int, ...]
-    """of each channel the entry of the mask; -1 for one that is not masked"""
+    """index into the mask for each channel; -1 for an unmasked channel"""
     graph: str | None = None
-    """name of the module that runs by its graph for it, as its own code has the value between two operators; None where code stays"""
+    """name of the module that is replaced by its graph, because the value is between two operators of its code; None if the code stays"""
 
     def __str__(self) -> str:
         if self.graph is not None:
@@ -33,16 +33,16 @@ class Site:
 
 @dataclass(frozen=True)
 class _Run:
-    """Channels side by side that have entries of a mask in order."""
+    """Adjacent channels whose mask entries are consecutive."""
 
     first: int
-    """entry of the first channel; -1 where none is masked"""
+    """entry of the first channel; -1 if the channels are not masked"""
     last: int
-    """entry behind that of the last one"""
+    """one past the entry of the last channel"""
     each: int
-    """channels of an entry, one beside the other"""
+    """number of adjacent channels per entry"""
     times: int = 1
-    """how often the entries are there, one row behind the other"""
+    """number of times that the entries repeat"""
 
     @property
     def width(self) -> int:
@@ -51,6 +51,7 @@ class _Run:
 
 
 def _runs(entries: Sequence[int]) -> list[_Run]:
+    """Group the entries of a site into runs."""
     runs: list[_Run] = []
     for first, group in itertools.groupby(entries):
         each = len([*group])
@@ -71,25 +72,25 @@ def _runs(entries: Sequence[int]) -> list[_Run]:
 
 
 class Masked:
-    """Hook of a module that masks what it takes or returns.
+    """Module hook that masks the module's input or output.
 
     Args:
         masks: holds the mask.
-        name: of the mask there; another one may take its place.
-        site: where it stands.
-        count: entries of the mask.
+        name: name of the mask in `masks`, where it may be replaced.
+        site: where the mask applies.
+        count: number of entries of the mask.
     """
 
     def __init__(self, masks: "Masks", name: str, site: Site, count: int) -> None:
         self.masks, self.name, self.site, self.count = masks, name, site, count
 
     def __call__(self, _module: nn.Module, args: Any, output: Any = None) -> Any:
-        """Behind the module, or in front of it."""
+        """Mask the output, or the first argument."""
         return (self.masks(args[0], self), *args[1:]) if self.site.front else self.masks(output, self)
 
     @property
     def mask(self) -> nn.Module:
-        """The mask that stands there now."""
+        """The current mask."""
         mask = self.masks._modules[self.name]
         assert mask is not None
         return mask
@@ -99,41 +100,41 @@ class Masked:
         return _runs(self.site.entries)
 
     def apply(self, x: Tensor, mask: nn.Module) -> Tensor:
-        """The value with its channels masked."""
+        """Return the value with its channels masked."""
         dim = self.site.dim
         y = x if dim == 1 else x.transpose(1, dim)
         parts = [y] if len(self._runs) == 1 else y.split([run.width for run in self._runs], 1)
-        made = [part if run.first < 0 else self._part(part, run, mask) for part, run in zip(parts, self._runs, strict=True)]
-        y = made[0] if len(made) == 1 else torch.cat(made, 1)
+        masked = [part if run.first < 0 else self._part(part, run, mask) for part, run in zip(parts, self._runs, strict=True)]
+        y = masked[0] if len(masked) == 1 else torch.cat(masked, 1)
         return y if dim == 1 else y.transpose(1, dim)
 
     def _part(self, x: Tensor, run: _Run, mask: nn.Module) -> Tensor:
-        if run.times > 1:  # rows become a dimension of their own
+        if run.times > 1:  # move the repeats into their own dimension
             rows = x.unflatten(1, (run.times, -1)).transpose(1, 2)
             return self._part(rows, replace(run, times=1), mask).transpose(1, 2).flatten(1, 2)
         x = x if run.each == 1 else x.unflatten(1, (-1, run.each))
         if (run.first, run.last) == (0, self.count):
             x = mask(x)
         else:
-            around = [0, 0] * (x.ndim - 2) + [run.first, self.count - run.last]
-            x = mask(nn.functional.pad(x, around))[:, run.first : run.last]
+            padding = [0, 0] * (x.ndim - 2) + [run.first, self.count - run.last]
+            x = mask(nn.functional.pad(x, padding))[:, run.first : run.last]
         return x if run.each == 1 else x.flatten(1, 2)
 
 
 class Masks(nn.Module):
-    """Holds the masks of a network by name; hands on what it is called with, as a network may call all of its children in a row."""
+    """Holds the masks of a network by name. Acts as an identity by itself, since a network may call all of its children in sequence."""
 
     def forward(self, x: Any, masked: Masked | None = None) -> Any:
-        """What a mask makes of a value; nothing without one."""
+        """Apply a mask to a value; return the value unchanged if `masked` is None."""
         if masked is None:
             return x
-        mask = self._modules[masked.name]  # as an attribute torch.export would name it wrongly where modules are shared
+        mask = self._modules[masked.name]  # torch.export misnames an attribute if modules are shared
         assert mask is not None
         return masked.apply(x, mask)
 
 
 def place(module: nn.Module, masked: Masked) -> None:
-    """Let a mask stand at a module."""
+    """Attach a mask to a module."""
     if masked.site.front:
         module.register_forward_pre_hook(masked)
     else:
@@ -141,15 +142,15 @@ def place(module: nn.Module, masked: Masked) -> None:
 
 
 def placed(module: nn.Module) -> list[Masked]:
-    """The masks that stand at a module."""
+    """Return the masks attached to a module."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     return [hook for hook in hooks if isinstance(hook, Masked)]
 
 
 def lift(module: nn.Module) -> list[Masked]:
-    """Take the masks from a module."""
-    found = placed(module)
+    """Detach the masks from a module and return them."""
+    masks = placed(module)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(hook, Masked)]:
             del hooks[key]
-    return found
+    return masks

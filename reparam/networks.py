@@ -1,7 +1,7 @@
-"""The two families of networks of PaS (Li et al. 2022, Section 5.1, Figure 2 d and e), at any widths: those of the paper are not published.
+"""The two network families of PaS (Li et al. 2022, Section 5.1, Figure 2 d and e), at any widths; the paper does not publish its widths.
 
-As an identity skips one convolution only, every layer has a width of its own, and ships without a shortcut. Every layer is a block with a
-`mask` to prune it by.
+An identity spans only one convolution, so every layer has its own width and ships without a shortcut. Every layer is a block with a `mask`
+for pruning.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,7 @@ from reparam.errors import ReparamError
 
 
 def plain_network(widths: Sequence[int], strides: Sequence[int], *, classes: int, c_in: int = 3) -> nn.Sequential:
-    """3x3 convolutions, then global average pooling and a linear layer.
+    """Build a network of 3x3 convolutions, global average pooling and a linear layer.
 
     Args:
         widths: output channels of each layer.
@@ -23,19 +23,21 @@ def plain_network(widths: Sequence[int], strides: Sequence[int], *, classes: int
         c_in: channels of the image.
 
     Raises:
-        ReparamError: no layer, or not one stride for each width.
+        ReparamError: there is no layer, or the numbers of widths and strides differ.
     """
     return _network(PlainBlock, widths, strides, classes, c_in)
 
 
 def light_network(widths: Sequence[int], strides: Sequence[int], *, classes: int, c_in: int = 3) -> nn.Sequential:
-    """The same with a `LightBlock` for every layer but the first: an image has too few channels to be convolved one by one."""
+    """Build a `plain_network` with a `LightBlock` for every layer but the first: an image has too few channels for a depth-wise layer."""
     return _network(LightBlock, widths, strides, classes, c_in)
 
 
 def _network(block: type[PlainBlock | LightBlock], widths: Sequence[int], strides: Sequence[int], classes: int, c_in: int) -> nn.Sequential:
     if not widths or len(widths) != len(strides):
-        raise ReparamError(f"a network needs one stride for each width, and at least one layer: found {len(widths)} and {len(strides)}")
+        raise ReparamError(
+            f"a network needs at least one layer and one stride per width: found {len(widths)} widths, {len(strides)} strides"
+        )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (before, width, stride) in enumerate(zip([c_in, *widths], widths, strides, strict=False)):
         layer: Block = (block if index else PlainBlock)(before, width, stride=stride)

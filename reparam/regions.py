@@ -1,4 +1,4 @@
-"""A call of a module as the graph of what it computes, in the module's place."""
+"""Replace a module by the graph of one of its calls."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -11,8 +11,8 @@ from reparam.masking import placed
 from reparam.structure import leaves, map_tensors
 
 
-class SeenError(Exception):
-    """A module whose calls somebody watches by a hook would go."""
+class HookedModuleError(Exception):
+    """A module with hooks would be removed."""
 
     def __init__(self, nodes: Iterable[fx.Node]) -> None:
         super().__init__()
@@ -20,27 +20,27 @@ class SeenError(Exception):
 
 
 def ends_of(network: Network, call: Call) -> tuple[fx.Node, fx.Node] | None:
-    """The one value that a call takes and the one that it returns; None where there are more, or it takes other arguments."""
+    """Return the only value that a call takes and the only one that it returns; None if there are several or other arguments."""
     source, result = taken(network, call), returned(network, call)
     return None if source is None or result is None else (source, result)
 
 
 def taken(network: Network, call: Call) -> fx.Node | None:
-    """The one value that a call takes; None where it takes other arguments, or torch counts a view of the value as part of the call."""
+    """Return the only value that a call takes; None if it takes other arguments, or torch attributes a view of the value to the call."""
     inside = set(call.nodes)
     read = {x for node in call.nodes for x in network.reads(node) if x not in inside}
     return next((x for x in read if len(read) == 1 and shape(x) == network.shapes.get(call.key, (None, None))[0]), None)
 
 
 def returned(network: Network, call: Call) -> fx.Node | None:
-    """The one value that a call returns; None where there is no such value."""
+    """Return the only value that a call returns; None if there is no such value."""
     inside = set(call.nodes)
-    made = [node for node in call.nodes if not network.is_constant(node) and not inside.issuperset(node.users)]
-    return made[0] if len(made) == 1 and shape(made[0]) == network.shapes.get(call.key, (None, None))[1] else None
+    results = [node for node in call.nodes if not network.is_constant(node) and not inside.issuperset(node.users)]
+    return results[0] if len(results) == 1 and shape(results[0]) == network.shapes.get(call.key, (None, None))[1] else None
 
 
 def replaceable(network: Network, model: nn.Module, call: Call) -> bool:
-    """Whether a graph can stand for the module of a call."""
+    """Return whether a graph can replace the module of a call."""
     if has_hooks(model.get_submodule(call.path)):
         return False
     alone = len(network.by_path[call.path]) == 1 and only_readers(network, model, call.path, set(call.nodes))
@@ -48,7 +48,7 @@ def replaceable(network: Network, model: nn.Module, call: Call) -> bool:
 
 
 def only_readers(network: Network, model: nn.Module, path: str, nodes: Set[fx.Node]) -> bool:
-    """Whether nobody else reads the tensors of a module."""
+    """Return whether only `nodes` read the tensors of a module."""
     module = model.get_submodule(path)
     names = {f"{path}.{name}" for name, _ in itertools.chain(module.named_parameters(), module.named_buffers())}
     stored = [node for node, name in network.names.items() if name in names]
@@ -56,26 +56,26 @@ def only_readers(network: Network, model: nn.Module, path: str, nodes: Set[fx.No
 
 
 def home(network: Network, model: nn.Module, call: Call, nodes: Iterable[fx.Node]) -> Call:
-    """The innermost call around one that a graph can stand for.
+    """Return the innermost enclosing call, or `call` itself, that a graph can replace.
 
     Args:
-        network: as it was read.
-        model: with the modules of the network by their names.
-        call: where to begin.
-        nodes: what there is to replace, to be named where somebody watches.
+        network: the network as read.
+        model: has the network's modules under the same names.
+        call: where to start.
+        nodes: the nodes to replace, for the error.
 
     Raises:
-        SeenError: there is none below a module with hooks.
+        HookedModuleError: a module with hooks is in the way.
     """
     while not replaceable(network, model, call):
         if has_hooks(model.get_submodule(call.path)) or call.parent is None:
-            raise SeenError(nodes)
+            raise HookedModuleError(nodes)
         call = call.parent
     return call
 
 
 def install(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Put a module in the place of another one, wherever that is; returns the network, which may be the module itself."""
+    """Replace a module wherever it is used; return the network, which is the new module itself if `path` is empty."""
     if not path:
         return module
     old = model.get_submodule(path)
@@ -87,88 +87,88 @@ def install(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
 
 
 class Region:
-    """The graph of what one call of a module computes, of the modules that stay in it and the operators between them.
+    """The graph of one call of a module: calls of its submodules and the operators between them.
 
     Args:
-        network: as it was read.
-        model: with the modules and tensors that the graph shall have, by the names of the network.
-        call: of the module.
-        touched: nodes that are not what they were: modules that they belong to become part of the graph.
+        network: the network as read.
+        model: has the modules and tensors to use in the graph, under the network's names.
+        call: the call of the module.
+        touched: nodes that change; the submodules that they belong to are inlined into the graph.
     """
 
     def __init__(self, network: Network, model: nn.Module, call: Call, touched: Set[fx.Node]) -> None:
         self.network, self.model, self.call, self.touched = network, model, call, touched
         self.graph, self.parts = fx.Graph(), nn.Module()
-        self.made: dict[fx.Node, fx.Node] = {}
+        self.emitted: dict[fx.Node, fx.Node] = {}
         self.named: dict[int, str] = {}
 
     @property
     def plain(self) -> bool:
-        """Whether it is from one tensor to one tensor."""
+        """Whether the graph maps one tensor to one tensor."""
         return self.call is not self.network.root or (len(self.network.inputs) == 1 and isinstance(self.network.output, Tensor))
 
     def module(self) -> nn.Module:
-        """Runs the graph; named parts have the names that they had."""
-        whole, plain = self.call is self.network.root, self.plain
+        """Build a module that runs the graph; its submodules keep their names."""
+        is_root, plain = self.call is self.network.root, self.plain
         ends = ends_of(self.network, self.call)
-        sources = self.network.inputs if whole or ends is None else [ends[0]]
+        sources = self.network.inputs if is_root or ends is None else [ends[0]]
         for index, source in enumerate(sources):
-            self.made[source] = self.graph.placeholder("x" if len(sources) == 1 else f"x{index}")
-        for node in self.network.graph.nodes if whole else self.call.nodes:
-            if node.op == "call_function" and node not in self.made:
+            self.emitted[source] = self.graph.placeholder("x" if len(sources) == 1 else f"x{index}")
+        for node in self.network.graph.nodes if is_root else self.call.nodes:
+            if node.op == "call_function" and node not in self.emitted:
                 self.emit(node)
-        results = self.network.outputs if whole or ends is None else (ends[1],)
+        results = self.network.outputs if is_root or ends is None else (ends[1],)
         output = tuple(self.value(node) for node in results)
         self.graph.output(output[0] if plain else output)
-        made = self.merged = fx.GraphModule(self.parts, self.graph, class_name="Merged")
-        made.graph.eliminate_dead_code()
-        made.delete_all_unused_submodules()
-        made.recompile()
-        self._keep_masks(made)
-        steps = [node for node in made.graph.nodes if node.op != "placeholder"]
+        self.merged = fx.GraphModule(self.parts, self.graph, class_name="Merged")
+        self.merged.graph.eliminate_dead_code()
+        self.merged.delete_all_unused_submodules()
+        self.merged.recompile()
+        self._keep_masks()
+        steps = [node for node in self.merged.graph.nodes if node.op != "placeholder"]
         if plain and [node.op for node in steps] == ["call_module", "output"]:
-            return made.get_submodule(str(steps[0].target))
-        return made.eval() if plain else _Structured(made, self.network.output).eval()
+            return self.merged.get_submodule(str(steps[0].target))
+        return self.merged.eval() if plain else _Structured(self.merged, self.network.output).eval()
 
-    def _keep_masks(self, made: nn.Module) -> None:
-        """Masks that stand at modules of the graph stay parts of it."""
-        held = {id(masked.masks) for module in made.modules() for masked in placed(module)}
+    def _keep_masks(self) -> None:
+        """Add the masks attached to modules of the graph as submodules."""
+        held = {id(masked.masks) for module in self.merged.modules() for masked in placed(module)}
         for path, module in self.model.named_modules():
             inside = not self.call.path or path.startswith(f"{self.call.path}.")
             if id(module) in held and inside:
-                holder, local = _holder(made, self._relative(path))
+                holder, local = _holder(self.merged, self._relative(path))
                 holder.add_module(local, module)
 
     def emit(self, node: fx.Node) -> None:
-        """Put what computes a value into the graph."""
+        """Add the computation of a value to the graph."""
         if not self.emit_unit(node):
             self.copy(node)
 
     def emit_unit(self, node: fx.Node) -> bool:
-        """Call the module that a node belongs to, if it can be called as it is; whether that is so."""
+        """Call the module that a node belongs to, if it can be called unchanged; return whether it can."""
         unit = self.unit(node)
         if unit is not None:
             (source, result) = unit[1]
-            if node is result or source not in self.made:
+            if node is result or source not in self.emitted:
                 name = self.place(unit[0].path, self.model.get_submodule(unit[0].path))
-                self.made[result] = self.graph.call_module(name, (self.value(source),))
+                self.emitted[result] = self.graph.call_module(name, (self.value(source),))
         return unit is not None
 
     def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-        """What the operator of a node is called with."""
+        """Return the arguments of a node's operator."""
         return node.args, node.kwargs
 
     def copy(self, node: fx.Node) -> None:
-        """Put the operator of a node into the graph."""
+        """Add the operator of a node to the graph."""
         hooked = [c.path for c in self.network.calls[node] if c.path != self.call.path and has_hooks(self.model.get_submodule(c.path))]
         if any(path.startswith(self.call.path) for path in hooked):
-            raise SeenError(self.touched)
+            raise HookedModuleError(self.touched)
         args, kwargs = self.arguments(node)
         args, kwargs = fx.map_arg((_any_batch(node, args), kwargs), self.value)
-        self.made[node] = self.graph.call_function(node.target, args, kwargs)  # pyright: ignore[reportArgumentType]
+        self.emitted[node] = self.graph.call_function(node.target, args, kwargs)  # pyright: ignore[reportArgumentType]
 
     def unit(self, node: fx.Node) -> tuple[Call, tuple[fx.Node, fx.Node]] | None:
-        """The outermost call inside of this one that a node belongs to and that can be made as it is."""
+        """Return the outermost call within this one that contains a node and needs no change, with its input and output."""
         chain = self.network.calls[node]
         inner = chain[chain.index(self.call) + 1 :] if self.call in chain else chain
         for call in inner:
@@ -178,14 +178,14 @@ class Region:
         return None
 
     def value(self, node: fx.Node) -> fx.Node:
-        """What stands for a value here; constants from outside are taken in."""
-        if node not in self.made:
+        """Return the graph's node for a value; constants from outside are added to the graph."""
+        if node not in self.emitted:
             if node in self.network.names:
-                self.made[node] = self.graph.get_attr(self._tensor(self.network.names[node]))
+                self.emitted[node] = self.graph.get_attr(self._tensor(self.network.names[node]))
             else:
                 assert self.network.is_constant(node), f"{node.name} is computed outside of {self.call.path}"
                 self.copy(node)
-        return self.made[node]
+        return self.emitted[node]
 
     def _tensor(self, path: str) -> str:
         tensor = tensor_of(self.model, path)
@@ -199,17 +199,16 @@ class Region:
         return local
 
     def place(self, path: str, module: nn.Module) -> str:
-        """Take a module in; the name that it has here."""
+        """Add a module to the graph and return its name there."""
         if id(module) in self.named:
             return self.named[id(module)]
-        taken = {name for name, _ in self.parts.named_modules()}
-        fresh = next(
-            name for name in itertools.chain([path], (f"{path}_{i}" for i in itertools.count(1))) if self._relative(name) not in taken
-        )
-        holder, local = _holder(self.parts, self._relative(fresh))
+        used = {name for name, _ in self.parts.named_modules()}
+        candidates = itertools.chain([path], (f"{path}_{i}" for i in itertools.count(1)))
+        name = next(name for name in map(self._relative, candidates) if name not in used)
+        holder, local = _holder(self.parts, name)
         holder.add_module(local, module)
-        self.named[id(module)] = self._relative(fresh)
-        return self.named[id(module)]
+        self.named[id(module)] = name
+        return name
 
     def _relative(self, path: str) -> str:
         prefix = f"{self.call.path}."
@@ -217,7 +216,7 @@ class Region:
 
 
 def _holder(parts: nn.Module, path: str) -> tuple[nn.Module, str]:
-    """The module that a name is of, made where it is missing, and the last part of the name."""
+    """Return the parent module of a path, created if missing, and the last part of the path."""
     *parents, local = path.split(".")
     for parent in parents:
         if parent not in parts._modules:
@@ -227,13 +226,13 @@ def _holder(parts: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def tensor_of(model: nn.Module, path: str) -> Any:
-    """A parameter, buffer or other tensor of a network by its name."""
+    """Return a parameter, buffer or other tensor of a network by its qualified name."""
     owner, _, name = path.rpartition(".")
     return getattr(model.get_submodule(owner), name)
 
 
 def _any_batch(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Arguments without the size of the batch where it stays what it is."""
+    """Replace the batch size in a view or expand by -1 if the operator keeps it."""
     if node.target not in (aten.view.default, aten.expand.default) or not isinstance(node.args[0], fx.Node):
         return args
     x, sizes = node.args[0], list(args[1])
@@ -245,7 +244,7 @@ def _any_batch(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Structured(nn.Module):
-    """A graph from tensors to tensors, called as the network that it was made of, and with outputs of the same structure."""
+    """Wraps a graph from tensors to tensors with the call signature and output structure of the original network."""
 
     def __init__(self, network: nn.Module, output: Any) -> None:
         super().__init__()
@@ -253,7 +252,7 @@ class _Structured(nn.Module):
         self._output = output
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Tensors among the arguments, in order; all else is a constant of the graph."""
+        """Call the graph with the tensors in the arguments, in order; all other arguments are constants of the graph."""
         tensors = [value for _, value in leaves((args, kwargs)) if isinstance(value, Tensor)]
-        found: Iterator[Tensor] = iter(self.network(*tensors))
-        return map_tensors(self._output, lambda _: next(found))
+        outputs: Iterator[Tensor] = iter(self.network(*tensors))
+        return map_tensors(self._output, lambda _: next(outputs))

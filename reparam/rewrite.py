@@ -1,4 +1,4 @@
-"""Put what is merged back into the person's own module: new weights where its code stays right, its graph where it does not."""
+"""Apply merges to the user's module: set new weights if its code still fits, else replace it by its graph."""
 
 import copy
 import itertools
@@ -21,36 +21,36 @@ _LAYERS = (
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What came out."""
+    """A rewritten network."""
 
     module: nn.Module
     graphs: tuple[str, ...]
-    """names of the modules that are a graph now; "" is the network itself"""
+    """names of the modules that were replaced by their graphs; "" is the network itself"""
     layers: tuple[tuple[nn.Module, torch.dtype], ...]
-    """layers with weights in float64, and the type that the network has them in"""
+    """layers with float64 weights, and their original types"""
     values: tuple[fx.GraphModule, Mapping[fx.Node, str]] | None = None
-    """where the network itself is a graph: that graph, and which of its nodes computes which value of the network that was read"""
+    """if the network itself is a graph: that graph, and the name of its node for each value of the original network"""
 
     def rounded(self) -> nn.Module:
-        """The module with every weight in the type that it had."""
+        """Convert every weight to its original type and return the module."""
         for layer, dtype in self.layers:
             layer.to(dtype)
         return self.module
 
 
 def rewrite(network: Network, merges: Sequence[Merge], *, whole: bool = False) -> Rewritten:
-    """A copy of the network with its merges, the merged layers in float64.
+    """Return a copy of the network with the merges applied and the merged layers in float64.
 
-    A row of operators becomes its layer with other weights, and the rest of the row an `nn.Identity` each. Where the code of a module
-    computes what is gone, as the sum of branches, the module becomes a graph of the modules that stay and the merged layer.
+    In a chain of operators, the layer gets new weights and every other module becomes an `nn.Identity`. A module whose own code computes a
+    merged operator, such as the sum of branches, becomes a graph of its remaining modules and the merged layer.
 
     Args:
-        network: as it was read.
-        merges: of it.
-        whole: make a graph of the network itself.
+        network: the network as read.
+        merges: the merges to apply.
+        whole: replace the whole network by a graph.
 
     Raises:
-        SeenError: a module with hooks would go.
+        HookedModuleError: a module with hooks would be removed.
     """
     return _Rewriter(network, merges, whole=whole).result()
 
@@ -68,11 +68,12 @@ class _Rewriter:
         self.layers = list(self._more_exact())
         modules = dict(self.model.named_modules())
         self.masked = {n for n, chain in network.calls.items() if any(isinstance(modules[call.path], Masks) for call in chain)}
-        """what masks compute that stand at other modules"""
+        """nodes computed by masks attached to modules"""
         self.idle: set[str] = set()
-        """names of modules that have nothing left to do"""
+        """names of modules that become identities"""
 
     def _more_exact(self) -> Iterator[tuple[nn.Module, torch.dtype]]:
+        """Yield modules whose weights are more precise than the network that was read, with the type to round to."""
         for node, name in self.network.names.items():
             owner = self.model.get_submodule(name.rpartition(".")[0]) if name else self.model
             tensor = getattr(owner, name.rpartition(".")[2], None)
@@ -95,10 +96,10 @@ class _Rewriter:
             self.model = install(self.model, call.path, region.module())
             if self.whole:
                 inner = {node for merge in self.merges for node in merge.form.absorbed - {merge.node}}
-                values = region.merged, {node: made.name for node, made in region.made.items() if node not in inner}
+                values = region.merged, {node: new.name for node, new in region.emitted.items() if node not in inner}
         return Rewritten(self.model.eval(), tuple(call.path for call in self.homes), tuple(self.layers), values)
 
-    # --- what happens to which module ---
+    # --- choose how each module changes ---
 
     def _plan(self, merge: Merge) -> None:
         if self.whole:
@@ -119,23 +120,25 @@ class _Rewriter:
                 self._home(call, merge)
 
     def _home(self, call: Call, merge: Merge) -> None:
+        """Plan to replace the call's module, or the nearest parent that can be replaced, by a graph."""
         merges = self.homes.setdefault(home(self.network, self.model, call, {merge.node}), [])
         if merge not in merges:
             merges.append(merge)
 
     def _common(self, merge: Merge) -> Call:
+        """Return the innermost call that contains every absorbed node."""
         chains = [self.network.calls[node] for node in merge.form.absorbed]
         same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*chains, strict=False))
         return next(iter(list(same)[::-1]), (self.network.root,))[0]
 
     def _is_idle(self, path: str) -> bool:
-        """Whether all that a module computes, in all of its calls, is gone, and nobody else reads its tensors."""
+        """Return whether everything a module computes is merged away in all of its calls, and nothing else reads its tensors."""
         nodes = {node for call in self.network.by_path[path] for node in call.nodes} - self.masked
         computed = [node for node in nodes if not self.network.is_constant(node)]
         return bool(path) and all(node in self.gone for node in computed) and only_readers(self.network, self.model, path, nodes)
 
     def _fits_in_place(self, merge: Merge) -> bool:
-        """Whether the layer that is there computes it with other weights, in all of its calls."""
+        """Return whether the existing layer can compute the merge with new weights, in all of its calls."""
         weight, bias, *_ = (*merge.host.args[1:3], None)
         call = self.network.calls[merge.host][-1]
         own: Any = self.model.get_submodule(call.path)
@@ -168,7 +171,7 @@ def _equal(one: Merge, other: Merge) -> bool:
 
 
 def _same_call(layer: Any, merge: Merge) -> bool:
-    """Whether the layer is called as the merged one is: its own code says how."""
+    """Return whether the layer has the merged layer's stride, padding, dilation and groups."""
     if isinstance(layer, nn.Linear):
         return True
     _, _, _, stride, padding, dilation, *_, groups = merge.host.args
@@ -178,7 +181,7 @@ def _same_call(layer: Any, merge: Merge) -> bool:
 
 
 class _Merged(Region):
-    """The graph of a call in which merged layers stand for what they merge."""
+    """The graph of a call with merged layers in place of the operators that they merge."""
 
     def __init__(self, rewriter: _Rewriter, call: Call) -> None:
         self.rewriter = rewriter
@@ -191,16 +194,16 @@ class _Merged(Region):
         super().__init__(network, rewriter.model, call, {node for merge in homed for node in merge.form.absorbed} - as_they_are)
 
     def emit(self, node: fx.Node) -> None:
-        """Merged layers, and nothing for what is gone."""
+        """Add merged layers to the graph and skip merged operators."""
         if self.emit_unit(node):
             return
         gone = node in self.touched and node in self.rewriter.gone
         if node in self.sums:
-            self.made[node] = self._layer(self.sums[node], self.sums[node].form.source)
+            self.emitted[node] = self._layer(self.sums[node], self.sums[node].form.source)
         elif node in self.rows:
-            self.made[node] = self._layer(self.rows[node], node.all_input_nodes[0])
+            self.emitted[node] = self._layer(self.rows[node], node.all_input_nodes[0])
         elif gone and any(node in merge.form.absorbed for merge in self.rewriter.rows):
-            self.made[node] = self.value(self.network.reads(node)[0])
+            self.emitted[node] = self.value(self.network.reads(node)[0])
         elif not gone:
             self.copy(node)
 

@@ -1,4 +1,4 @@
-"""Tensors in tuples, lists, mappings and dataclasses, as networks take and give them."""
+"""Traverse the tensors in tuples, lists, mappings and dataclasses that networks take and return."""
 
 import copy
 import dataclasses
@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 Path = tuple[str, ...]
-"""Keys, positions and field names that lead to a value, outermost first."""
+"""Keys, indices and field names that lead to a value, outermost first."""
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Everything in a structure that is neither a container nor None, with its path, in order."""
+    """Yield every value in a structure that is neither a container nor None, with its path, in order."""
     parts = _parts(value)
     if parts is None:
         if value is not None:
@@ -23,7 +23,7 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A copy of a structure with every tensor replaced, in the order of `leaves`; anything else stays as it is."""
+    """Copy a structure and replace every tensor, in the order of `leaves`; other values stay the same."""
     if isinstance(value, Tensor):
         return change(value)
     parts = _parts(value)
@@ -31,10 +31,10 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
         return value
     changed = {name: map_tensors(part, change) for name, part in parts}
     if isinstance(value, Mapping):
-        made: Any = copy.copy(value)
+        mapping: Any = copy.copy(value)
         for key in value:
-            made[key] = changed[str(key)]
-        return made
+            mapping[key] = changed[str(key)]
+        return mapping
     if dataclasses.is_dataclass(value):
         return dataclasses.replace(value, **changed)  # pyright: ignore[reportArgumentType]
     kind: Any = type(value)
@@ -42,7 +42,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]] | None:
-    """What a container holds, by name; None for what is not a container."""
+    """Return the items of a container by name, or None if the value is not a container."""
     if isinstance(value, Mapping):
         return [(str(key), value[key]) for key in value]
     if isinstance(value, tuple | list):

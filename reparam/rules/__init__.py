@@ -1,4 +1,4 @@
-"""What each core ATen operator does to channels: one function an operator, and one table of them."""
+"""Rules for what each core ATen operator does to channels, and the table of them."""
 
 import operator
 from collections.abc import Callable, Mapping
@@ -42,20 +42,21 @@ _RULES: Mapping[Rule, str] = {
     shapes.pixel_shuffle: "pixel_shuffle",
     shapes.channel_shuffle: "channel_shuffle",
 }
-"""Rules and their operators of ATen, each with its overload where that is not the default one."""
+"""Rules with the ATen operators that they apply to, each with its overload if it is not the default one."""
 
 
 @cache
 def _table() -> Mapping[Any, Rule]:
-    found: dict[Any, Rule] = {operator.getitem: shapes.part}
+    table: dict[Any, Rule] = {operator.getitem: shapes.part}
     for rule, names in _RULES.items():
-        for name, _, overload in (full.partition(".") for full in names.split()):
-            found[getattr(getattr(aten, name), overload or "default")] = rule
-    return found
+        for full in names.split():
+            name, _, overload = full.partition(".")
+            table[getattr(getattr(aten, name), overload or "default")] = rule
+    return table
 
 
 def rule_of(node: fx.Node) -> Rule:
-    """What the operator of a node does to channels."""
+    """Return the rule of a node's operator."""
     rule = _table().get(node.target)
     if rule is None:
         rule = pointwise.pointwise if torch.Tag.pointwise in getattr(node.target, "tags", ()) else Flow.opaque

@@ -1,4 +1,4 @@
-"""What mixes channels: convolutions, linear layers, products of matrices."""
+"""Operators that mix channels: convolutions, linear layers, matrix products."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,13 +12,13 @@ from reparam.graph import args_of, aten, shape, with_defaults
 
 
 def channel_dim(node: fx.Node) -> int:
-    """The dimension of a layer's channels: in front of the pixels of a convolution, the last one of a linear layer."""
+    """Return the channel dimension of a layer: before the spatial dimensions of a convolution, the last one of a linear layer."""
     rank = len(shape(node))
     return rank - 1 if node.target is aten.linear.default else rank - len(shape(args_of(node)[1])) + 1
 
 
 def convolution(flow: Flow, node: fx.Node) -> Channels | None:
-    """Channels are the dimension in front of the pixels."""
+    """Mix the channels in the dimension before the spatial ones."""
     source, weight, bias, _, padding, _, transposed, _, groups = args_of(node)
     if not flow.network.is_constant(weight):
         return flow.opaque(node, " with computed weights")
@@ -29,7 +29,7 @@ def convolution(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def linear(flow: Flow, node: fx.Node) -> Channels | None:
-    """Channels are the last dimension."""
+    """Mix the channels in the last dimension."""
     source, weight, bias = with_defaults(args_of(node), (None, None, None))
     if not flow.network.is_constant(weight):
         return flow.opaque(node, " with computed weights")
@@ -42,37 +42,38 @@ def _layer(
 ) -> Channels:
     x = flow.along(source, dim, node)
     weight, bias = weights
-    known = flow.layers.get(weight)
-    if known is None:
-        known = flow.layers[weight] = Layer(node, weight, bias, x.ids, flow.atoms.new(width), groups, transposed)
-        flow.cut(bias, known.out)
-    else:  # a layer used twice has one weight: its channels go in both places or in none
-        flow.unite(known.into, x.ids)
-    known.folds.append((node, x, exact))
-    flow.sized.append((node, x.ids, known.out))
+    layer = flow.layers.get(weight)
+    if layer is None:
+        layer = flow.layers[weight] = Layer(node, weight, bias, x.ids, flow.atoms.new(width), groups, transposed)
+        flow.cut(bias, layer.out)
+    else:  # a layer used twice has one weight, so its channels are removed in both places or neither
+        flow.unite(layer.into, x.ids)
+    layer.folds.append((node, x, exact))
+    flow.sized.append((node, x.ids, layer.out))
     flow.readers.append((node, x.ids))
-    flow.makers.append((node, known.out))
-    out = _mixed(flow, node, known, x, exact=exact)
+    flow.makers.append((node, layer.out))
+    out = _mixed(flow, node, layer, x, exact=exact)
     return out.map(lambda array: array.reshape([-1 if axis == dim else 1 for axis in range(len(shape(node)))]))
 
 
 def _mixed(flow: Flow, node: fx.Node, layer: Layer, x: Channels, *, exact: bool) -> Channels:
-    """What a layer makes, in one dimension."""
+    """Return the output channels of a layer in one dimension."""
     groups, ids = layer.groups, layer.out
     out = Channels(ids, np.ones(len(ids), bool), np.zeros(len(ids)))
     if groups == 1:
         flow.atoms.read(x.ids[x.live])
         return out
-    into, live, made = x.ids.reshape(groups, -1), x.live.reshape(groups, -1), ids.reshape(groups, -1)
-    if into.shape[1] == made.shape[1] == 1:
+    into, live = x.ids.reshape(groups, -1), x.live.reshape(groups, -1)
+    by_group = ids.reshape(groups, -1)
+    if into.shape[1] == by_group.shape[1] == 1:
         flow.atoms.unite(x.ids, ids)
         flow.alike.add(node)
     elif flow.generic:
-        _tie_groups(flow, into, made)
+        _tie_groups(flow, into, by_group)
         flow.atoms.read(x.ids[x.live])
     else:
-        flow.atoms.balance(into, made, live)
-    dead = np.repeat(~live.any(1), made.shape[1])
+        flow.atoms.balance(into, by_group, live)
+    dead = np.repeat(~live.any(1), by_group.shape[1])
     if not dead.any():
         return out
     if not exact and x.const.any():
@@ -82,18 +83,18 @@ def _mixed(flow: Flow, node: fx.Node, layer: Layer, x: Channels, *, exact: bool)
     return replace(out, live=~dead, const=np.where(dead, _bias_alone(flow, layer, x), 0.0))
 
 
-def _tie_groups(flow: Flow, into: Ids, made: Ids) -> None:
-    """So that groups stay of one size: whole groups go where they have one channel, else one channel of each."""
-    if 1 in (into.shape[1], made.shape[1]):
+def _tie_groups(flow: Flow, into: Ids, out: Ids) -> None:
+    """Tie channels so that groups stay equal in size: by group if one side has one channel per group, else across groups."""
+    if 1 in (into.shape[1], out.shape[1]):
         flow.unite(into, into[:, :1])
-        flow.unite(made, into[:, :1])
+        flow.unite(out, into[:, :1])
     else:
         flow.unite(into, into[:1])
-        flow.unite(made, made[:1])
+        flow.unite(out, out[:1])
 
 
 def _bias_alone(flow: Flow, layer: Layer, x: Channels) -> Any:
-    """What is left of a group without live inputs."""
+    """Return the constant output of groups without live inputs."""
     if flow.generic:
         return GENERIC if layer.bias is not None or x.const.any() else 0.0
     weight, bias = flow.network.constant(layer.weight), flow.network.constant(layer.bias)
@@ -101,7 +102,7 @@ def _bias_alone(flow: Flow, layer: Layer, x: Channels) -> Any:
 
 
 def matmul(flow: Flow, node: fx.Node) -> Channels | None:
-    """The dimension that is summed goes whole, for each matrix of a batch; channels among the matrices are handed on."""
+    """Tie the channels of the summed dimension, and pass on channels of the batch dimensions."""
     first, second = args_of(node)[:2]
     if flow.network.is_constant(second) and len(shape(second)) == 2:
         return flow.opaque(node, " with a matrix of weights")
@@ -109,15 +110,15 @@ def matmul(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def attention(flow: Flow, node: fx.Node) -> Channels | None:
-    """Heads are handed on whole."""
+    """Pass on whole heads."""
     query, key, value, mask = (*args_of(node), None)[:4]
     if flow.of(mask) is not None or node.kwargs.get("enable_gqa"):
         return flow.opaque(node, " with a mask or shared heads")
     scores = _product(flow, node, query, key, shared=(-1, -1), kept=(-2, -2))
-    found = flow.of(value)
-    if scores is None or found is None:
+    values = flow.of(value)
+    if scores is None or values is None:
         return flow.opaque(node, " of values without heads")
-    return _handed_on(flow, node, scores, found)
+    return _by_head(flow, node, scores, values)
 
 
 def _product(flow: Flow, node: fx.Node, first: Any, second: Any, shared: tuple[int, int], kept: tuple[int, int]) -> Channels | None:
@@ -131,14 +132,14 @@ def _product(flow: Flow, node: fx.Node, first: Any, second: Any, shared: tuple[i
         heads.append(Channels(x.ids.take([0], along), alive, np.zeros(alive.shape)))
     left, right = heads
     if left.ids.shape[kept[0]] == 1:
-        return _handed_on(flow, node, left, right)
+        return _by_head(flow, node, left, right)
     if right.ids.shape[kept[1]] == 1:
-        return _handed_on(flow, node, right, left)
+        return _by_head(flow, node, right, left)
     return flow.opaque(node, " of values whose channels are different dimensions")
 
 
-def _handed_on(flow: Flow, node: fx.Node, heads: Channels, x: Channels) -> Channels | None:
-    """A value times something that is the same for all entries of a head: 0 where either is, else alive."""
+def _by_head(flow: Flow, node: fx.Node, heads: Channels, x: Channels) -> Channels | None:
+    """Multiply a value by a factor that is common to all entries of a head: 0 if either is 0, else live."""
     ids: Ids = x.ids
     if heads.ids.ndim != ids.ndim or any(a not in (1, b) for a, b in zip(heads.ids.shape, ids.shape, strict=True)):
         return flow.opaque(node, " of values whose channels are different dimensions")

@@ -1,4 +1,4 @@
-"""Norms: with the statistics of training, of the batch, of groups of channels, of all."""
+"""Norms over the batch, single channels, groups of channels or all channels."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,19 +11,19 @@ from reparam.graph import args_of, shape
 
 
 def by_channel(flow: Flow, node: fx.Node) -> Value:
-    """Each channel by itself, with scales, shifts, statistics or slopes of its own: batch and instance norms, PReLU."""
+    """Handle each channel by itself, with its own scale, shift, statistics or slope: batch and instance norms, PReLU."""
     source, *numbers = args_of(node)
     channels = shape(source)[1:2]
     x = _first_dimension(flow, node, source, [n for n in numbers if isinstance(n, fx.Node) and shape(n) == channels])
     if x is not None:
-        made = flow.run(node, {source: flow.dead(source, x)})
-        made = made[0] if isinstance(made, tuple) else made
-        x = replace(x, const=np.where(x.live, 0.0, made.numpy()))
+        output = flow.run(node, {source: flow.dead(source, x)})
+        output = output[0] if isinstance(output, tuple) else output
+        x = replace(x, const=np.where(x.live, 0.0, output.numpy()))
     return (x, None, None) if isinstance(node.meta["val"], list | tuple) else x
 
 
 def group_norm(flow: Flow, node: fx.Node) -> Channels | None:
-    """Channels with common statistics go together."""
+    """Tie channels that share statistics."""
     source, groups, *numbers = args_of(node)
     x = _first_dimension(flow, node, source, numbers[:2])
     if x is None:
@@ -37,7 +37,7 @@ def group_norm(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def layer_norm(flow: Flow, node: fx.Node) -> Channels | None:
-    """All that is normalised goes together: all of it stays."""
+    """Keep all channels, since they share statistics."""
     source, normalized, *_ = args_of(node)
     x = flow.of(source)
     if x is None:
@@ -48,7 +48,7 @@ def layer_norm(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def _first_dimension(flow: Flow, node: fx.Node, source: Any, numbers: list[Any]) -> Channels | None:
-    """Channels in dimension 1, with which the entries of parameters go."""
+    """Return the channels in dimension 1, and cut the entries of parameters with them."""
     x = flow.of(source)
     if x is None or set(x.dims) - {1}:
         return None if x is None else flow.opaque(node, " where channels are not dimension 1")

@@ -1,4 +1,4 @@
-"""Entry by entry: activations, sums, products, comparisons, conversions."""
+"""Elementwise operators: activations, sums, products, comparisons, conversions."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ _QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
 
 
 def pointwise(flow: Flow, node: fx.Node) -> Channels | None:
-    """The operands' channels are tied one by one."""
+    """Tie the channels of the operands elementwise."""
     constant = flow.network.is_constant(node)
     if not constant and not flow.known(node):
         return None
@@ -30,11 +30,11 @@ def pointwise(flow: Flow, node: fx.Node) -> Channels | None:
     tied: dict[fx.Node, Channels] = {}
     for n in node.all_input_nodes:
         sizes = (1,) * (len(shape(node)) - len(shape(n))) + shape(n)
-        found = _operand(flow, node, n, operands.get(n), sizes, dims)
-        if found is None:
+        operand = _operand(flow, node, n, operands.get(n), sizes, dims)
+        if operand is None:
             flow.opaque(node, " of values whose channels are different dimensions")
             return None
-        tied[n] = found
+        tied[n] = operand
     flow.alike.add(node)
     return _joined(flow, node, tied)
 
@@ -44,7 +44,7 @@ def _ranked(x: Channels, rank: int) -> Channels:
 
 
 def _operand(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: tuple[int, ...], dims: list[int]) -> Channels | None:
-    """What an operand has to say of the dimensions that hold channels; None where it has channels in others."""
+    """Return an operand's channels in the given dimensions; None if it has channels in others."""
     constant = flow.network.is_constant(n)
     shared = all(sizes[dim] == 1 for dim in dims)
     if x is None or (constant and shared and dims):
@@ -53,7 +53,7 @@ def _operand(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: t
                 flow.pin(other, f"{flow.value_name(n)} has a number for each of them")
         return _number(x if constant else None, flow.network.constant(n) if constant else None, len(sizes))
     masks = constant and flow.network.constant(n).dtype == torch.bool
-    if constant and not masks and any(sizes[dim] == 1 for dim in dims):  # it cannot follow channels in one of several dimensions
+    if constant and not masks and any(sizes[dim] == 1 for dim in dims):  # cannot be cut along only one of several dimensions
         for other in flow.known(node):
             _tie(flow, other, [dim for dim in dims if sizes[dim] != 1], len(sizes))
         return _number(None, None, len(sizes))
@@ -68,9 +68,13 @@ def _operand(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: t
 
 
 def _number(x: Channels | None, value: Tensor | None, rank: int) -> Channels:
-    """An operand without channels: one number for all, or nobody knows which."""
+    """Return an operand without channels: dead if all its entries are one known constant, else live."""
     none, ones = np.empty([0] + [1] * (rank - 1), np.int64), [1] * rank
-    numbers = x.const.ravel() if x is not None else value.double().cpu().numpy().ravel() if value is not None else np.empty(0)
+    numbers = np.empty(0)
+    if x is not None:
+        numbers = x.const.ravel()
+    elif value is not None:
+        numbers = value.double().cpu().numpy().ravel()
     known = bool(numbers.size) and bool((numbers == numbers[0]).all())
     return Channels(none, np.full(ones, not known), np.full(ones, float(numbers[0]) if known else 0.0))
 
@@ -82,7 +86,7 @@ def _tie(flow: Flow, x: Channels, dims: list[int], rank: int) -> None:
 
 
 def _folded(flow: Flow, x: Channels, dims: list[int]) -> Channels:
-    """A table has one number for each channel, or is alive."""
+    """Reduce a constant to one entry per channel; live where it varies within a channel."""
     others = [dim for dim in x.dims if dim not in dims]
     if not others:
         return x
@@ -109,30 +113,30 @@ def _joined(flow: Flow, node: fx.Node, operands: Operands) -> Channels | None:
 
 
 def _result(flow: Flow, node: fx.Node, operands: Operands) -> Numbers:
-    """The operator on the numbers of dead channels."""
+    """Run the operator on the constants of dead channels."""
     if not any(x.ids.size and not x.live.all() for x in operands.values()):
         return np.zeros([1] * len(shape(node)))
-    given = {n: torch.from_numpy(np.array(x.const)) for n, x in operands.items()}
-    types = {n: n.meta["val"].dtype for n in operands}
-    made = flow.run(node, {n: value if types[n].is_floating_point else value.to(types[n]) for n, value in given.items()})
-    return made.double().numpy()
+    constants: dict[fx.Node, Tensor] = {}
+    for n, x in operands.items():
+        value, dtype = torch.from_numpy(np.array(x.const)), n.meta["val"].dtype
+        constants[n] = value if dtype.is_floating_point else value.to(dtype)
+    return flow.run(node, constants).double().numpy()
 
 
 def _annihilated(node: fx.Node, operands: Operands) -> Flags:
-    """Where a factor of 0 makes everything 0."""
+    """Return where a factor of 0 makes the result 0."""
     zeros = {n: ~x.live & (x.const == 0) for n, x in operands.items()}
-    found = np.zeros([1] * len(shape(node)), bool)
+    nowhere = np.zeros([1] * len(shape(node)), bool)
     if node.target in _PRODUCTS:
-        for zero in zeros.values():
-            found = found | zero
-    elif node.target in _QUOTIENTS and isinstance(args_of(node)[0], fx.Node):
-        first, second = args_of(node)[:2]
-        found = np.logical_and(zeros[first], operands[second].live if isinstance(second, fx.Node) else ~found)
-    return found
+        return reduce(np.logical_or, zeros.values(), nowhere)
+    if node.target in _QUOTIENTS and isinstance(args_of(node)[0], fx.Node):
+        dividend, divisor = args_of(node)[:2]
+        return np.logical_and(zeros[dividend], operands[divisor].live if isinstance(divisor, fx.Node) else ~nowhere)
+    return nowhere
 
 
 def glu(flow: Flow, node: fx.Node) -> Channels | None:
-    """One half times a sigmoid of the other."""
+    """Multiply one half of the channels by the sigmoid of the other."""
     source, dim = (*args_of(node), -1)[:2]
     x = flow.of(source)
     if not isinstance(source, fx.Node) or not isinstance(dim, int) or x is None:
@@ -140,7 +144,8 @@ def glu(flow: Flow, node: fx.Node) -> Channels | None:
     dim %= len(shape(source))
     if dim not in x.dims:
         return flow.opaque(node, " over another dimension than channels")
-    one, other = (Channels(*parts) for parts in zip(*(np.split(array, 2, dim) for array in (x.ids, x.live, x.const)), strict=True))
-    flow.unite(one.ids, other.ids)
-    zero, both = ~one.live & (one.const == 0), ~one.live & ~other.live
-    return Channels(one.ids, ~(zero | both), np.where(both, one.const / (1 + np.exp(-other.const)), 0.0))
+    value = x.map(lambda array: np.split(array, 2, dim)[0])
+    gate = x.map(lambda array: np.split(array, 2, dim)[1])
+    flow.unite(value.ids, gate.ids)
+    zero, both = ~value.live & (value.const == 0), ~value.live & ~gate.live
+    return Channels(value.ids, ~(zero | both), np.where(both, value.const / (1 + np.exp(-gate.const)), 0.0))

@@ -1,4 +1,4 @@
-"""What moves channels: views, transpositions, concatenations, parts, borders, shuffles."""
+"""Operators that move channels: views, transpositions, concatenations, splits, padding, shuffles."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ _VIEWS = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.d
 
 
 def part(flow: Flow, node: fx.Node) -> Channels | None:
-    """One of several results."""
+    """Return one of several results."""
     source, index = args_of(node)
     value = flow.values.get(source)
     if not isinstance(value, tuple) or not isinstance(index, int):
@@ -27,7 +27,7 @@ def part(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def moved(flow: Flow, node: fx.Node) -> Value:
-    """Views, transpositions, copies, parts: the operator moves the places of the entries; channels in several dimensions go as a box."""
+    """Run a view, transposition, copy or split on the indices of the entries; channels in several dimensions are kept as a box."""
     source, *rest = args_of(node)
     x = flow.of(source)
     if x is None:
@@ -35,17 +35,17 @@ def moved(flow: Flow, node: fx.Node) -> Value:
     if any(n is not source and not flow.network.is_constant(n) for n in node.all_input_nodes):
         return flow.opaque(node, " at computed places")
     places = torch.arange(x.ids.size).view(x.ids.shape).expand(shape(source))
-    made = places.reshape(rest[0]) if node.target in _VIEWS else flow.run(node, {source: places})
-    if not isinstance(made, Tensor):
-        return tuple(_taken(x, part) for part in made)
-    out = _taken(x, made)
+    output = places.reshape(rest[0]) if node.target in _VIEWS else flow.run(node, {source: places})
+    if not isinstance(output, Tensor):
+        return tuple(_taken(x, part) for part in output)
+    out = _taken(x, output)
     if node.target in _VIEWS and len(out.dims) > 1 and _widths(out) != _widths(x):
         flow.boxes.append((node, out.ids))
     return out
 
 
 def _taken(x: Channels, places: Tensor) -> Channels:
-    """The entries at some places, of size 1 along dimensions in which they are the same."""
+    """Return the entries at some places, reduced to size 1 along dimensions in which they are the same."""
     for dim, size in enumerate(places.shape):
         first = places.narrow(dim, 0, 1) if size > 1 else places
         if places.stride(dim) == 0 or bool((places == first).all()):
@@ -59,11 +59,11 @@ def _widths(x: Channels) -> list[int]:
 
 
 def cat(flow: Flow, node: fx.Node) -> Channels | None:
-    """Side by side; along another dimension than channels they are tied."""
+    """Concatenate channels; tie them if the concatenation is along another dimension."""
     listed: Any = args_of(node)[0]
     dim = with_defaults(args_of(node), (None, 0))[1] % len(shape(node))
-    found = [flow.of(n) for n in listed]
-    known = [x for n, x in zip(listed, found, strict=True) if x is not None and not flow.network.is_constant(n)]
+    operands = [flow.of(n) for n in listed]
+    known = [x for n, x in zip(listed, operands, strict=True) if x is not None and not flow.network.is_constant(n)]
     if not known:
         return None
     dims = {other for x in known for other in x.dims} - {dim}
@@ -71,7 +71,7 @@ def cat(flow: Flow, node: fx.Node) -> Channels | None:
     if any(x.ids.shape[other] not in (1, wide[other]) or (x.ids.shape[other] == 1 and x.dims) for x in known for other in dims):
         return flow.opaque(node, " of values whose channels are different dimensions")
     along = any(dim in x.dims for x in known) or not dims
-    parts = [_side(flow, node, n, x, dim if along else None, wide) for n, x in zip(listed, found, strict=True)]
+    parts = [_side(flow, node, n, x, dim if along else None, wide) for n, x in zip(listed, operands, strict=True)]
     if along:
         return Channels(*(np.concatenate([getattr(x, name) for x in parts], dim) for name in ("ids", "live", "const")))
     stacked = Channels(*(np.stack([getattr(x, name) for x in parts]) for name in ("ids", "live", "const")))
@@ -79,7 +79,7 @@ def cat(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def _side(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, dim: int | None, wide: list[int]) -> Channels:
-    """An operand with an entry for each of its channels."""
+    """Return an operand of a concatenation, expanded to one entry per channel."""
     sizes = [shape(n)[axis] if axis == dim else size for axis, size in enumerate(wide)]
     if x is not None and flow.network.is_constant(n):
         for axis in [axis for axis in x.dims if sizes[axis] == 1]:
@@ -91,15 +91,15 @@ def _side(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, dim: int | 
         return x.map(lambda array: np.broadcast_to(array, sizes))
     fresh = flow.fresh(math.prod(sizes)).map(lambda array: array.reshape(sizes))
     why = f"they are tied to {flow.value_name(n)}, which has no channels to remove"
-    flow.pin(x, f"{flow.describe(node)} has them beside others")
+    flow.pin(x, f"{flow.describe(node)} concatenates them with other values")
     flow.pin(fresh, why)
     return fresh
 
 
 def pad(flow: Flow, node: fx.Node) -> Channels | None:
-    """Pixels around an image; around channels only a number, in new ones."""
+    """Pad an image, or pad channels with a constant, which adds dead channels."""
     source, widths, mode, number = with_defaults(args_of(node), (None, (), "constant", None))
-    if not isinstance(mode, str):  # of constant_pad_nd
+    if not isinstance(mode, str):  # constant_pad_nd
         mode, number = "constant", mode
     x = flow.of(source)
     if x is None:
@@ -113,17 +113,17 @@ def pad(flow: Flow, node: fx.Node) -> Channels | None:
     if mode != "constant" or more or min(low, high) < 0 or any(any(sides[other]) for other in sides if other != dim):
         return flow.opaque(node, " of channels")
 
-    def beside(count: int) -> Channels:
+    def padding(count: int) -> Channels:
         sizes = [count if axis == dim else size for axis, size in enumerate(x.ids.shape)]
         ids = flow.atoms.new(math.prod(sizes)).reshape(sizes)
         return Channels(ids, np.zeros(sizes, bool), np.full(sizes, number))
 
-    parts = (beside(low), x, beside(high))
+    parts = (padding(low), x, padding(high))
     return Channels(*(np.concatenate([getattr(part, name) for part in parts], dim) for name in ("ids", "live", "const")))
 
 
 def pixel_shuffle(flow: Flow, node: fx.Node) -> Channels | None:
-    """One channel of several, which are tied."""
+    """Tie the channels that form one output channel."""
     source, side = args_of(node)
     x = flow.of(source)
     if x is None:
@@ -136,7 +136,7 @@ def pixel_shuffle(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def channel_shuffle(flow: Flow, node: fx.Node) -> Channels | None:
-    """The channels of several groups in turns: one of each group is tied to the same one of the others."""
+    """Interleave the channels of several groups; tie those at the same position of each group."""
     source, groups = args_of(node)
     x = flow.of(source)
     if x is None:

@@ -1,4 +1,4 @@
-"""Numbers of channels among the arguments of operators, when channels are gone."""
+"""Update channel counts in the arguments of operators after channels are removed."""
 
 import itertools
 from typing import Any
@@ -12,7 +12,7 @@ from reparam.graph import args_of, aten, shape, with_defaults
 
 
 def changed_arguments(flow: Flow, node: fx.Node) -> tuple[Any, ...] | None:
-    """What the operator of a node is called with then; None where that is as before."""
+    """Return the new arguments of a node's operator; None if they do not change."""
     place, change = _CHANGES.get(node.target, (0, None))
     layer = node.target is aten.convolution.default
     if change is None or not (layer or any(flow.of(n) is not None for n in (node, args_of(node)[0]))):
@@ -25,7 +25,7 @@ def changed_arguments(flow: Flow, node: fx.Node) -> tuple[Any, ...] | None:
 
 
 def _kept(flow: Flow, node: fx.Node, dim: int, *, of: fx.Node | None = None) -> Flags | None:
-    """Which entries of what a node reads stay, where channels are in that dimension."""
+    """Return which entries of a node's input are kept along a dimension; None if it holds no channels."""
     source = args_of(node)[0] if of is None else of
     x = flow.of(source)
     dim %= len(shape(source))
@@ -86,7 +86,7 @@ def _group_norm(flow: Flow, node: fx.Node) -> list[Any] | None:
 
 
 def _held(flow: Flow, node: fx.Node, name: str) -> bool:
-    """Whether a module holds a number, and is cut itself."""
+    """Return whether a module stores a count, so that the module itself is cut."""
     return isinstance(getattr(flow.network.model.get_submodule(flow.network.calls[node][-1].path), name, None), int)
 
 
@@ -103,4 +103,4 @@ _CHANGES: dict[Any, tuple[int, Any]] = {
     aten.convolution.default: (8, _convolution),
     aten.group_norm.default: (1, _group_norm),
 }
-"""Of each operator that takes such numbers, where the first is among its arguments, and what they become."""
+"""For each operator with channel counts among its arguments: the position of the first, and a function that returns the new ones."""

@@ -79,7 +79,7 @@ def test_a_padded_kernel_computes_the_same_with_larger_padding(shape, size):
 
 @pytest.mark.parametrize("size", [(2, 3), (3, 1)])
 def test_a_kernel_without_a_centred_place_is_refused(size):
-    with pytest.raises(ReparamError, match=f"3 x 3 has no centred place in {size[0]} x {size[1]}"):
+    with pytest.raises(ReparamError, match=f"cannot centre a kernel of 3 x 3 in {size[0]} x {size[1]}"):
         pad_kernel(torch.randn(1, 1, 3, 3), size)
 
 

@@ -108,7 +108,7 @@ def test_a_light_block_is_two_convolutions_each_skipped_by_itself(c_out, stride,
 @pytest.mark.parametrize("make", BRANCHED)
 @pytest.mark.parametrize(("c_in", "c_out", "options"), [(4, 4, {"kernel": 2}), (4, 6, {"groups": 4}), (6, 4, {"groups": 4})])
 def test_impossible_blocks_are_refused(make, c_in, c_out, options):
-    with pytest.raises(ReparamError, match="the kernel must be odd, the groups of equal size") as error:
+    with pytest.raises(ReparamError, match="the kernel must be odd and the channels divisible by the number of groups") as error:
         make(c_in, c_out, **options)
     assert "\n" not in str(error.value)
 

@@ -122,8 +122,8 @@ def test_a_norm_goes_into_the_layer_in_front_of_it_rather_than_behind():
     ("run", "reason"),
     [
         (lambda s, x: s.norm(x.relu()), "it reads relu and is read by output"),
-        (lambda s, x: F.batch_norm(s.conv(x), None, None, training=True), "it keeps no running statistics, so it depends on its batch"),
-        (lambda s, x: ((y := s.conv(x)), s.norm(y))[1] * y.relu(), "what it reads is also read by another"),
+        (lambda s, x: F.batch_norm(s.conv(x), None, None, training=True), "it has no running statistics, so it depends on its batch"),
+        (lambda s, x: ((y := s.conv(x)), s.norm(y))[1] * y.relu(), "its input has another reader"),
         (lambda s, x: s.conv(s.norm(x)), "it reads input and is read by convolution; the second pads with zeros"),
     ],
 )

@@ -15,7 +15,7 @@ def exports(monkeypatch):
     """What torch.export is called on."""
     called = []
     export = exported._export
-    monkeypatch.setattr(exported, "_made", type(exported._made)())
+    monkeypatch.setattr(exported, "_cache", type(exported._cache)())
     monkeypatch.setattr(exported, "_export", lambda flat: called.append(flat.network) or export(flat))
     return called
 
@@ -131,7 +131,7 @@ def test_a_network_that_cannot_be_written_is_exported_each_time(exports):
         model.locked = Locked()
         assert operators(read(model, (X,)))[0] == "convolution"
     assert len(exports) == 2
-    assert not exported._made
+    assert not exported._cache
 
 
 def test_the_oldest_graphs_are_dropped(exports, monkeypatch):

@@ -42,4 +42,4 @@ def test_code_with_a_norm_of_its_own_stays():
     module = Functional(None)
     module.norm = norm
     (group, *_) = channel_groups(nn.Sequential(nn.Identity(), nn.Conv2d(3, 4, 1), module), X)[1:]
-    assert (group.sites, group.why) == ((), "some of its readers see it before a mask could stand")
+    assert (group.sites, group.why) == ((), "some of its readers use it where no mask can be placed")

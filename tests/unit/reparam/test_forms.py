@@ -108,12 +108,12 @@ def test_a_transposed_convolution_takes_in_the_scaling_behind_it():
     form = serial(form_of(layer), after)
     assert isinstance(form, Form)
     assert difference(form, run(after, layer(X)), X) < 1e-14
-    assert serial(scaling(4), form_of(layer, source="y", node="z")) == "a transposed convolution takes in only the norm behind it"
+    assert serial(scaling(4), form_of(layer, source="y", node="z")) == "a transposed convolution can absorb only a following norm"
 
 
 def test_zero_padding_behind_a_shift_is_refused_and_behind_none_is_exact():
     layer = conv(4, 6, 3, padding=1)
-    assert "pads with zeros, which the first does not make of zeros" in str(serial(scaling(4), form_of(layer, source="y", node="z")))
+    assert "pads with zeros, and the first does not map zero to zero" in str(serial(scaling(4), form_of(layer, source="y", node="z")))
     before = scaling(4, shift=False)
     form = serial(before, form_of(layer, source="y", node="z"))
     assert isinstance(form, Form)
@@ -158,7 +158,7 @@ def test_the_sum_of_two_branches_is_one_convolution(one, other):
         (conv(4, 4, 3, padding=1), conv(4, 4, 1, stride=2), "their strides are (1, 1) and (2, 2)"),
         (conv(4, 4, 3), conv(4, 4, 1), "they read different pixels at the border"),
         (conv(4, 4, 3, padding=1), conv(4, 4, (2, 3), padding=1), "they read different pixels at the border"),
-        (conv(4, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 3, padding=1), "a transposed convolution is not summed with others"),
+        (conv(4, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 3, padding=1), "a transposed convolution cannot be summed with others"),
     ],
 )
 def test_branches_that_do_not_line_up_are_refused_in_words(one, other, why):

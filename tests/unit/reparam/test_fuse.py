@@ -253,7 +253,7 @@ def test_each_norm_that_stays_has_its_reason(randomized):
         return line
 
     assert "1: it reads relu and is read by output" in reason(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)))
-    assert "pads with zeros, which the first does not make of zeros" in reason(
+    assert "pads with zeros, and the first does not map zero to zero" in reason(
         nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
     )
     assert "one is over dimension 2, the other over 1" in reason(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), shape=(4, 4))

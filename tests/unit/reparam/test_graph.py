@@ -149,7 +149,7 @@ def uncopied():
         (lambda: Net(lambda self, x: x if x.sum() > 0 else -x), "Net cannot be read by torch.export: .*; its control flow must not depend"),
         (lambda: nn.Conv2d(3, 4, 1), "Conv2d cannot be run on example_input: Given groups=1"),
         (lambda: nn.LazyConv2d(4, 1), "has lazy parameters without a shape: run it once on an input first"),
-        (uncopied, "Locked cannot be copied: no copy; keep in it what copy.deepcopy can copy"),
+        (uncopied, "Locked cannot be copied: no copy; keep only what copy.deepcopy can copy in it"),
         (lambda: Net(lambda self, x: (x, "label")), "outputs must be tensors in tuples, lists or dicts, found str at 1"),
     ],
 )

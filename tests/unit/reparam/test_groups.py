@@ -109,7 +109,7 @@ def test_a_norm_over_a_concatenation_needs_a_reader_without_padding(padding):
 
     model = Net(forward, a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1), norm=nn.BatchNorm2d(4), o=nn.Conv2d(4, 2, 3, padding=padding))
     refusal = (
-        "node convolution_2 (convolution in o): has a border that is not uniform: the masked channels that it reads are not 0 but a number"
+        "node convolution_2 (convolution in o): has a non-uniform border: its masked input channels hold a constant other than 0"
         if padding
         else ""
     )
@@ -195,9 +195,9 @@ def test_what_cannot_be_masked_is_named():
     inner, output = channel_groups(model, X)
     with pytest.raises(ReparamError, match="group 2 cannot be masked: it is an output of the network"):
         insert_masks(model, X, [output], half)
-    with pytest.raises(ReparamError, match="group 0 cannot be masked: the network has no such modules; find its groups anew"):
+    with pytest.raises(ReparamError, match="group 0 cannot be masked: the network has no such modules; call channel_groups again"):
         insert_masks(nn.Sequential(nn.Conv2d(3, 4, 1)), X, [inner], half)
-    with pytest.raises(ReparamError, match="group 0 cannot be masked: the network has a submodule 'masks' already"):
+    with pytest.raises(ReparamError, match="group 0 cannot be masked: the network already has a submodule 'masks'"):
         insert_masks(insert_masks(model, X, [inner], half), X, [inner], half)
 
 
@@ -222,7 +222,7 @@ def test_a_module_that_changes_its_input_in_place_is_refused():
     model = Net(forward, a=nn.Conv2d(3, 4, 1), act=nn.ReLU(inplace=True), o=nn.Conv2d(4, 2, 1))
     groups = channel_groups(model, X)
     groups = [replace(groups[0], sites=(replace(groups[0].sites[0], module="act", front=True),))]
-    with pytest.raises(ReparamError, match="changes its input in place, behind a mask: let it return the result instead"):
+    with pytest.raises(ReparamError, match="changes its masked input in place: return the result instead"):
         insert_masks(model, X, groups, half)
 
 

@@ -24,5 +24,5 @@ def test_a_network_ships_as_a_chain_of_convolutions(make, kind, convs, randomize
 
 @pytest.mark.parametrize(("widths", "strides"), [([8, 8], [1]), ([], [])])
 def test_widths_without_strides_are_refused(widths, strides):
-    with pytest.raises(ReparamError, match=f"one stride for each width, and at least one layer: found {len(widths)} and {len(strides)}"):
+    with pytest.raises(ReparamError, match=f"one stride per width: found {len(widths)} widths, {len(strides)} strides"):
         plain_network(widths, strides, classes=2)

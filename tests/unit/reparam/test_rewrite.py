@@ -5,7 +5,7 @@ from torch import fx, nn
 from reparam.branches import Branches, Choice
 from reparam.equivalence import compare
 from reparam.graph import read
-from reparam.regions import SeenError
+from reparam.regions import HookedModuleError
 from reparam.rewrite import rewrite
 from unit.reparam.helpers import Net
 
@@ -126,7 +126,7 @@ def test_a_module_that_is_watched_is_not_taken_away():
     model[0].register_forward_hook(lambda *_: None)
     network = read(model, (X,))
     merges = Choice(Branches(network, frozenset(), frozenset())).merges
-    with pytest.raises(SeenError) as error:
+    with pytest.raises(HookedModuleError) as error:
         rewrite(network, merges)
     assert error.value.nodes == [merges[0].node]
 

@@ -346,21 +346,21 @@ def test_a_linear_layer_takes_numbers_too():
 @pytest.mark.parametrize(
     ("after", "name"),
     [
-        (lambda n, x: n.p(n.norm(x)), r"node convolution_1 \(convolution in p\): has a border that is not uniform"),
-        (lambda n, x: n.p(F.relu(x) + 1), r"node convolution_1 \(convolution in p\): has a border that is not uniform"),
-        (lambda n, x: n.p(torch.sigmoid(x)), r"node convolution_1 \(convolution in p\): has a border that is not uniform"),
-        (lambda n, x: n.t(torch.sigmoid(x)), r"node convolution_1 \(convolution in t\): has a border that is not uniform"),
-        (lambda n, x: n.dw(torch.sigmoid(x)), r"node convolution_1 \(convolution of 8 groups in dw\): has a border that is not uniform"),
-        (lambda n, x: F.avg_pool2d(torch.sigmoid(x), 3, padding=1), r"node avg_pool2d \(avg pool2d\): makes different numbers"),
-        (lambda n, x: F.pad(torch.sigmoid(x), (1, 1)), r"node pad \(pad\): makes different numbers"),
-        (lambda n, x: torch.cat([x, torch.sigmoid(x)], 2), r"node cat \(cat\): joins different numbers"),
+        (lambda n, x: n.p(n.norm(x)), r"node convolution_1 \(convolution in p\): has a non-uniform border"),
+        (lambda n, x: n.p(F.relu(x) + 1), r"node convolution_1 \(convolution in p\): has a non-uniform border"),
+        (lambda n, x: n.p(torch.sigmoid(x)), r"node convolution_1 \(convolution in p\): has a non-uniform border"),
+        (lambda n, x: n.t(torch.sigmoid(x)), r"node convolution_1 \(convolution in t\): has a non-uniform border"),
+        (lambda n, x: n.dw(torch.sigmoid(x)), r"node convolution_1 \(convolution of 8 groups in dw\): has a non-uniform border"),
+        (lambda n, x: F.avg_pool2d(torch.sigmoid(x), 3, padding=1), r"node avg_pool2d \(avg pool2d\): turns the nonzero constant"),
+        (lambda n, x: F.pad(torch.sigmoid(x), (1, 1)), r"node pad \(pad\): turns the nonzero constant"),
+        (lambda n, x: torch.cat([x, torch.sigmoid(x)], 2), r"node cat \(cat\): joins different constants"),
     ],
 )
 def test_a_number_that_no_bias_can_hold_is_refused(after, name):
     model = masked_then(after, norm=nn.BatchNorm2d(8), p=conv(8, 8, 3, padding=1), t=nn.ConvTranspose2d(8, 8, 2, 2), dw=conv(8, 8, 3, groups=8, padding=1))  # fmt: skip
     nn.init.ones_(model.norm.bias)
     with pytest.raises(
-        ReparamError, match=name + r".*4 masked channels of a get there: run fuse\(model\) first, put the mask behind"
+        ReparamError, match=name + r".*4 masked channels of a reach it: run fuse\(model\) first, put the mask after"
     ) as caught:
         squeeze(model, X)
     assert "\n" not in str(caught.value)
@@ -384,7 +384,7 @@ def test_a_shared_layer_takes_the_same_number_twice_and_no_other():
     assert squeezed_widths(net(0)) == [(4, 3), (2, 4)]
     with pytest.raises(
         ReparamError,
-        match=r"nodes convolution_1, convolution_2 \(convolution in s\): the layer is used several times, with different numbers",
+        match=r"nodes convolution_1, convolution_2 \(convolution in s\): the layer is used several times, with different constants",
     ):
         squeeze(net(1), X)
 

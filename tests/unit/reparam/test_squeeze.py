@@ -225,11 +225,11 @@ def through(*parts):
     [
         (
             Unruled(lambda x: x.softmax(1)),
-            "node softmax: squeeze has no rule for softmax over channels; 2 masked channels of conv get there",
+            "node softmax: squeeze has no rule for softmax over channels; 2 masked channels of conv reach it",
         ),
         (Unruled(lambda x: x.softmax(1)), "or leave conv unmasked"),
         (Unruled(lambda x: x.cumsum(1)), "node cumsum: squeeze has no rule for cumsum; 2 masked channels of conv"),
-        (Unruled(lambda x: x[x > 0]), "node index: squeeze has no rule for index at computed places; 2 masked channels of conv get there"),
+        (Unruled(lambda x: x[x > 0]), "node index: squeeze has no rule for index at computed places; 2 masked channels of conv reach it"),
         (Unruled(lambda x: x.mean(1)), "node mean: squeeze has no rule for mean over channels"),
         (
             Unruled(lambda x: x[..., :4, :] + x[..., :4, :].transpose(1, 2)),
@@ -242,10 +242,10 @@ def through(*parts):
             r"^block 0 is a RepVGGBlock with masked channels: run fuse\(model\) first$",
         ),
         (nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)), "^mask 1: all 2 channels of 0 are masked; keep at least one$"),
-        (nn.Sequential(nn.Conv2d(3, 2, 1), mask("101")), "a mask has 3 entries for 2 channels: it needs one for each"),
+        (nn.Sequential(nn.Conv2d(3, 2, 1), mask("101")), "a mask has 3 entries for 2 channels: it needs one entry per channel"),
         (nn.Sequential(nn.Conv2d(3, 2, 1), mask("0")), "a mask has 1 entries for 2 channels"),
         (nn.Sequential(nn.Conv2d(4, 2, 1), mask("10")), "^Sequential cannot be run on example_input: Given groups=1, weight of size"),
-        (Unruled(lambda x: x if x.sum() > 0 else -x), "cannot be read by torch.export: .* must not depend on values of tensors"),
+        (Unruled(lambda x: x if x.sum() > 0 else -x), "cannot be read by torch.export: .* must not depend on tensor values"),
     ],
 )
 def test_what_cannot_be_squeezed_names_node_and_operator(model, message):
