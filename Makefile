@@ -6,7 +6,7 @@ OUT ?= out
 # The stamp names everything that an install depends on: the pins, the extras and where the checkout lies.
 STAMP = $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } | sha256sum | cut -c1-16)
 
-.PHONY: demo test bad-inputs lint gpu env clean
+.PHONY: demo test bad-inputs lint docs gpu env clean
 
 env:
 	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
@@ -25,6 +25,12 @@ lint: env
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/lint-imports
 	$(PY) -m basedpyright --level error
+
+# The pages of docs/ with the reference of the packages, in out/docs; broken links fail.
+docs: env
+	$(PY) -c 'import mkdocstrings' 2>/dev/null || $(PY) -m pip install --quiet -c constraints.txt -e '.[docs]'
+	PYTHONPATH=. $(PY) tools/imports_svg.py
+	$(PY) -m mkdocs build --strict --site-dir $(OUT)/docs
 
 # Measure, search, ship and report, on this machine's CPU. A second run resumes what is there; `make clean` starts afresh.
 demo: env

@@ -1,4 +1,4 @@
-"""One small pass through every stage, shared by the tests of this folder: the README's own commands, each run once.
+"""One small pass through every stage, shared by the tests of this folder: the commands of README and docs, each run once.
 
 The latencies that a search is given are simulated, as those of a device far slower than this machine: what is searched, and whether a budget
 is met, is the same on an idle machine and on a busy one.
@@ -30,7 +30,7 @@ from latency.backends.simulated import Simulated, SimulatedNetwork
 from latency.lowered import OVERHEAD, overhead_onnx
 from latency.protocol import FAST
 from lathe import cli
-from search import ops, spaces
+from search import Space, ops, spaces
 from search.workloads import workloads
 
 QUICK = ("--pretrain-epochs", "2", "--search-epochs", "2", "--finetune-epochs", "2")
@@ -60,20 +60,24 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict:
 
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+"""The README and the pages of docs/, by their path."""
+GUIDES = ("docs/prune.md", "docs/profile.md", "docs/ship.md")
+"""Pages whose commands belong together, on files of their own; a test runs each as a whole."""
 
 
-def readme_commands(program: str = "lathe") -> list[list[str]]:
-    """Every command of the README that begins so, as arguments; the tables that come with Lathe by their whole path."""
-    blocks = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+def commands_of(page: str, program: str = "lathe") -> list[list[str]]:
+    """Every command of a page that begins so, as arguments; the tables that come with Lathe by their whole path."""
+    blocks = re.findall(r"```console\n(.*?)```", PAGES[page], re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")]
     commands = [shlex.split(line.removeprefix(program), comments=True) for line in lines]
     return [[str(ROOT / word) if word.startswith("profiles/") else word for word in command] for command in commands]
 
 
-def readme(*words: str) -> list[str]:
-    """The README's command that begins with these words."""
-    (found,) = (command for command in readme_commands() if command[: len(words)] == list(words))
+def documented(*words: str, program: str = "lathe") -> list[str]:
+    """The command of README and stages that begins with these words."""
+    pages = [page for page in PAGES if page not in GUIDES]
+    (found,) = (command for page in pages for command in commands_of(page, program) if command[: len(words)] == list(words))
     return found
 
 
@@ -99,10 +103,11 @@ class SlowCpu(Simulated):
         return SimulatedNetwork(self, 10.0 + sum(ops.counts(spec).macs / 500 for spec in blocks))
 
 
-def slow_table(path: Path, name: str) -> Path:
+def slow_table(path: Path, space: str | Space) -> Path:
     """The table of a space on the slow CPU."""
-    device = SlowCpu(workloads(spaces.get(name), networks=8))
-    for _ in profile(device.works, device, path, protocol=FAST, lowering=LOWERING_VERSION, space=name):
+    space = spaces.get(space) if isinstance(space, str) else space
+    device = SlowCpu(workloads(space, networks=8))
+    for _ in profile(device.works, device, path, protocol=FAST, lowering=LOWERING_VERSION, space=space.name):
         pass
     return path
 
@@ -128,7 +133,7 @@ def once(path: Path, make: Callable[[Path], object]) -> Path:
 
 @pytest.fixture(scope="session")
 def table(shared: Path, work: Path) -> Path:
-    name = readme("profile")[-1]
+    name = documented("profile")[-1]
     path = once(shared / name, lambda path: slow_table(path, "repvgg-mini"))
     shutil.copy(path, work / name)
     return path
@@ -137,7 +142,7 @@ def table(shared: Path, work: Path) -> Path:
 @pytest.fixture(scope="session")
 def search_command(table: Path) -> list[str]:
     """The README's search with few epochs and the table's whole path, and without where the run goes."""
-    command = readme("search", "pas")
+    command = documented("search", "pas")
     assert command[-2:] == ["--out", "run"]
     return [str(table) if word == table.name else word for word in command[:-2]] + list(QUICK)
 
@@ -154,7 +159,7 @@ def run(shared: Path, work: Path, search_command: list[str]) -> Path:
 @pytest.fixture(scope="session")
 def bundle(shared: Path, work: Path, run: Path) -> Path:
     def export(out: Path) -> None:
-        command = readme("export", "run")
+        command = documented("export", "run")
         assert command[-2:] == ["--out", "bundle"]
         done = run_lathe(*command[:-1], out, "--protocol", "fast", cwd=run.parent)
         assert done.returncode == 0, done.stderr

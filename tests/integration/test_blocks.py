@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import readme, result_of, run_lathe
+from integration.conftest import documented, result_of, run_lathe
 from search import load_architecture
 
 QUICK = ("--warmup-epochs", "1", "--search-epochs", "2", "--train-epochs", "1", "--search-batch", "256")
@@ -16,7 +16,7 @@ QUICK = ("--warmup-epochs", "1", "--search-epochs", "2", "--train-epochs", "1", 
 def blocks(tmp_path_factory: pytest.TempPathFactory, few_digits: str) -> Path:
     """Where the README's search ran, without its table, which is of another machine than this."""
     work = tmp_path_factory.mktemp("blocks")
-    command = [few_digits if word == "digits" else word for word in readme("search", "prunet")]
+    command = [few_digits if word == "digits" else word for word in documented("search", "prunet")]
     del command[(place := command.index("--table")) : place + 2]
     done = run_lathe(*command, *QUICK, cwd=work)
     assert done.returncode == 0, done.stderr
@@ -24,7 +24,7 @@ def blocks(tmp_path_factory: pytest.TempPathFactory, few_digits: str) -> Path:
 
 
 def test_a_found_network_ships_through_onnxruntime_and_verifies(blocks):
-    done = run_lathe(*readme("export", "blocks"), "--protocol", "fast", "--json", cwd=blocks)
+    done = run_lathe(*documented("export", "blocks"), "--protocol", "fast", "--json", cwd=blocks)
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)["manifest"]
     assert {step["name"]: step["verdict"] for step in manifest["validation"]}["onnx"] == "passed"
@@ -58,7 +58,7 @@ def test_a_finished_search_of_blocks_has_a_page(blocks):
     ],
 )
 def test_what_cannot_be_searched_is_refused_in_one_line(change, words, tmp_path):
-    command = readme("search", "prunet")
+    command = documented("search", "prunet")
     if change[0] in command:
         place = command.index(change[0])
         del command[place : place + 2]

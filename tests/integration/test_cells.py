@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import readme, result_of, run_lathe, slow_table
+from integration.conftest import documented, result_of, run_lathe, slow_table
 from search import load_architecture, spaces
 
 QUICK = ("--warmup-epochs", "1", "--prune-epochs", "1", "--train-epochs", "1")
@@ -16,7 +16,7 @@ QUICK = ("--warmup-epochs", "1", "--prune-epochs", "1", "--train-epochs", "1")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the README's search ran, on a device far slower than this one."""
     work = tmp_path_factory.mktemp("cells")
-    command = readme("search", "vp-darts")
+    command = documented("search", "vp-darts")
     command[command.index("--table") + 1] = str(slow_table(work / "cells.latency.jsonl", command[command.index("--space") + 1]))
     done = run_lathe(*command, *QUICK, cwd=work)
     assert done.returncode == 0, done.stderr
@@ -24,7 +24,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_cell_is_described_by_its_string():
-    command = readme("space", "nasbench201")
+    command = documented("space", "nasbench201")
     facts = result_of(run_lathe(*command, "--json"))
     space = spaces.get("nasbench201")
     nominal = space.nominal(space.parse(facts["arch"]))
@@ -40,7 +40,7 @@ def test_a_cell_that_is_a_constant_is_said_to_be_one():
 
 
 def test_a_found_cell_ships_through_onnxruntime_and_verifies(cells):
-    done = run_lathe(*readme("export", "cell"), "--protocol", "fast", "--json", cwd=cells)
+    done = run_lathe(*documented("export", "cell"), "--protocol", "fast", "--json", cwd=cells)
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)["manifest"]
     assert {step["name"]: step["verdict"] for step in manifest["validation"]}["onnx"] == "passed"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.conftest import readme, run_lathe
+from integration.conftest import documented, run_lathe
 from search import load_architecture
 
 QUICK = ("--pretrain-epochs", "1", "--search-epochs", "2", "--finetune-epochs", "1", "--batch", "256")
@@ -16,7 +16,7 @@ QUICK = ("--pretrain-epochs", "1", "--search-epochs", "2", "--finetune-epochs", 
 def sizes(tmp_path_factory: pytest.TempPathFactory, few_digits: str) -> Path:
     """Where the README's search ran, on a residual network of small images and without a table."""
     work = tmp_path_factory.mktemp("sizes")
-    command = [few_digits if word == "digits" else word for word in readme("search", "tas")]
+    command = [few_digits if word == "digits" else word for word in documented("search", "tas")]
     del command[(place := command.index("--table")) : place + 2]
     changed = {"repvgg-mini": "resnet20/widths", "0.6": "0.4"}
     done = run_lathe(*(changed.get(word, word) for word in command), "--resolution", "8", *QUICK, cwd=work)

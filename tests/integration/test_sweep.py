@@ -2,11 +2,11 @@
 
 import json
 
-from integration.conftest import readme, result_of, run_lathe
+from integration.conftest import documented, result_of, run_lathe
 
 
 def test_the_readmes_sweep_ends_in_a_front_and_goes_on(table, few_digits, tmp_path):
-    words = [str(table) if word == table.name else word for word in readme("sweep", "pas")]
+    words = [str(table) if word == table.name else word for word in documented("sweep", "pas")]
     words[words.index("--seeds") + 1] = "1"
     words[words.index("--set") + 1] = "beta=0.3"
     epochs = [word for phase in ("pretrain", "search", "finetune") for word in ("--set", f"{phase}-epochs=1")]
@@ -24,6 +24,6 @@ def test_the_readmes_sweep_ends_in_a_front_and_goes_on(table, few_digits, tmp_pa
 
     best = run_lathe("sweep", "best", "sweep", "--budget-ms", rows[0]["predicted"]["high_us"] / 1000 + 0.001, "--json", cwd=tmp_path)
     assert result_of(best)["run"] == f"sweep/runs/{rows[0]['name']}"
-    done = run_lathe(*readme("report", "sweep"), cwd=tmp_path)
+    done = run_lathe(*documented("report", "sweep"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert rows[1]["name"] in (tmp_path / "sweep.html").read_text()
