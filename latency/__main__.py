@@ -5,7 +5,9 @@ Exit codes: 0 done; 2 bad input, said in one line; others in `latency.process`. 
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import partial
 from typing import NoReturn
 
@@ -73,6 +75,7 @@ def _profile(given: argparse.Namespace) -> None:
         like=anchored.named(old),
     )
     count = given.anchors or anchored.DEFAULT_ANCHORS
+    begin, here = time.perf_counter(), 0
     for event in anchored.profile_like(workloads, old, given.out, measure, anchors=count) if old else measure(workloads):
         match event:
             case Dropped(line=line):
@@ -81,7 +84,10 @@ def _profile(given: argparse.Namespace) -> None:
                 _say(f"{done} of {total} are measured already; going on")
             case Measured(row=row, done=done, total=total):
                 why = f": {row.reason}" if row.reason else ""
-                _say(f"{done}/{total} {row.key} {f'{row.median_us:.1f} us' if row.measured else row.error} {row.status}{why}")
+                here += 1
+                left = timedelta(seconds=round((time.perf_counter() - begin) / here * (total - done)))
+                found = f"{row.median_us:.1f} us" if row.measured else row.error
+                _say(f"{done}/{total} {row.key} {found} {row.status}{why}, {left} left")
             case Retrying(rows=rows):
                 _say(f"{rows} rows are unstable and are measured once more")
             case Anchored(measured=measured, transferred=transferred, proof=proof):
