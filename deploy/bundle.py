@@ -37,7 +37,9 @@ MANIFEST = "manifest.json"
 # inputs and outputs, call by call; percentiles and `reason` of a measurement, `origin` of a prediction.
 # bundle/3: `metric`, of which networks and steps have a `score`; of bundle/2 they had an `accuracy`.
 SCHEMA = "bundle/3"
-ONNX, ONNX_FP16, ENGINE, REFERENCE = "model.onnx", "model.fp16.onnx", "model.engine", "reference.safetensors"
+ONNX, ENGINE, REFERENCE = "model.onnx", "model.engine", "reference.safetensors"
+HALF = {"fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
+"""Names of the network in a narrow precision."""
 TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
 
@@ -171,6 +173,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         if wrong := self.dtypes.keys() ^ (self.inputs.keys() | self.outputs.keys()):
             raise ValueError(f"field `dtypes` is not of its inputs and outputs: {min(wrong)!r}")
+
+    @property
+    def half(self) -> str:
+        """Name of the file of the network in its narrow precision; "" where there is none."""
+        name = HALF.get(self.precision, "")
+        return name if name in self.files else ""
 
     @property
     def arithmetic(self) -> str:

@@ -8,14 +8,17 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from deploy.certificate import LARGEST
 from deploy.islands import Node
+from deploy.narrow import FP16, NARROW, Narrow
 
 BOUNDS = frozenset({"Clip", "Max", "Min"})
 """Their constants may be cut to the range of half precision: what is compared with them is within it."""
 
-_HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+_FULL = TensorProto.FLOAT
 
 
-def write(model: ModelProto, nodes: list[Node], kinds: Mapping[str, int], weights: Mapping[str, np.ndarray], io: int) -> ModelProto:
+def write(
+    model: ModelProto, nodes: list[Node], kinds: Mapping[str, int], weights: Mapping[str, np.ndarray], io: int, narrow: Narrow = FP16
+) -> ModelProto:
     """The graph of `model` with every node in its precision and its floating-point inputs and outputs of type `io`."""
     old = model.graph
     made = ModelProto()
@@ -30,11 +33,11 @@ def write(model: ModelProto, nodes: list[Node], kinds: Mapping[str, int], weight
     renamed: dict[str, str] = {}
     for node in nodes:
         for name in (node.proto.output[i] for i in node.outputs):
-            types[name] = _FULL if node.full else _HALF
+            types[name] = _FULL if node.full else narrow.kind
             if name in {value.name for value in graph.output} and types[name] != io:
-                renamed[name] = _fresh(f"{name}.{'fp16' if types[name] == _HALF else 'fp32'}", types)
+                renamed[name] = _fresh(f"{name}.{'fp32' if types[name] == _FULL else narrow.name}", types)
                 types[renamed[name]] = types[name]
-    writer = _Writer(graph, types, weights, renamed, io)
+    writer = _Writer(graph, types, weights, renamed, io, narrow)
     for node in nodes:
         writer.add(node)
     for tensor in old.initializer:
@@ -53,10 +56,11 @@ class _Writer:
     weights: Mapping[str, np.ndarray]
     renamed: Mapping[str, str]
     io: int
+    narrow: Narrow
     made: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def add(self, node: Node) -> None:
-        kind = _FULL if node.full else _HALF
+        kind = _FULL if node.full else self.narrow.kind
         new = NodeProto()
         new.CopyFrom(node.proto)
         for i, name in enumerate(new.input):
@@ -79,7 +83,7 @@ class _Writer:
         if self.types[name] == kind:
             return name
         if (name, kind) not in self.made:
-            cast = _fresh(f"{name}.{'fp16' if kind == _HALF else 'fp32'}", self.types)
+            cast = _fresh(f"{name}.{'fp32' if kind == _FULL else self.narrow.name}", self.types)
             self.types[cast] = kind
             self._cast(name, cast, kind)
         return self.made[name, kind]
@@ -92,11 +96,12 @@ class _Writer:
         """A weight in one precision; both where nodes of both read it."""
         if (name, kind) not in self.made:
             array = self.weights[name]
-            if kind == _HALF:
+            if kind != _FULL:
                 with np.errstate(over="ignore", under="ignore"):
-                    array = (np.clip(array, -LARGEST, LARGEST) if bound else array).astype(np.float16)
+                    bound = bound and self.narrow is FP16
+                    array = (np.clip(array, -LARGEST, LARGEST) if bound else array).astype(self.narrow.dtype)
             taken = any(other == name for other, _ in self.made)
-            self.made[name, kind] = _fresh(f"{name}.{'fp16' if kind == _HALF else 'fp32'}", self.types) if taken else name
+            self.made[name, kind] = _fresh(f"{name}.{'fp32' if kind == _FULL else self.narrow.name}", self.types) if taken else name
             self.graph.initializer.append(numpy_helper.from_array(array, self.made[name, kind]))
         return self.made[name, kind]
 
@@ -135,8 +140,8 @@ def _drop_idle_casts(graph: GraphProto, types: Mapping[str, int]) -> None:
 
 
 def count(model: ModelProto) -> int:
-    """Number of casts between FP32 and FP16."""
+    """Number of casts between FP32 and a narrow type."""
     graph = model.graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
-    both = {_HALF, _FULL}
-    return sum(node.op_type == "Cast" and {kinds.get(node.input[0]), kinds.get(node.output[0])} == both for node in graph.node)
+    pairs = [{_FULL, narrow.kind} for narrow in NARROW.values()]
+    return sum(node.op_type == "Cast" and {kinds.get(node.input[0]), kinds.get(node.output[0])} in pairs for node in graph.node)

@@ -1,6 +1,6 @@
 """What is known of a network in half precision: ranges of its activations and weights, and the nodes that stay FP32."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -58,14 +58,16 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Why a graph may be run in half precision."""
+    """Why a graph may be run in half precision, or in bfloat16."""
+
+    precision: Literal["fp16", "bf16"] = "fp16"
 
     samples: Count
     """that the ranges were seen on; 0 where none were, and only weights and operators were looked at"""
     largest: Size = LARGEST
     headroom: Size
     nodes: Count
-    """of the FP16 graph, casts included"""
+    """of the graph in its narrow precision, casts included"""
     casts: Count
     """between FP32 and FP16, those at inputs and outputs included"""
     islands: Count
@@ -76,7 +78,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def summary(self) -> str:
         """The certificate in a line."""
-        kept = "every node is FP16"
+        kept = f"every node is {self.precision.upper()}"
         if self.kept:
             nodes, islands = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in ((len(self.kept), "node"), (self.islands, "island")))
             kept = f"{nodes} in {islands} {'stays' if len(self.kept) == 1 else 'stay'} FP32"

@@ -10,12 +10,13 @@ import msgspec
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from deploy import graph, sessions
 from deploy.bundle import TIMING_CACHE, Target
 from deploy.errors import DeployError
 from deploy.graph import Precision
+from deploy.narrow import BF16
 from deploy.samples import Tensors, calls_of, inputs_of, outputs_of
 from deploy.shapes import Span, at
 from latency import Device, Measurement, Protocol, Runtime
@@ -210,7 +211,7 @@ SATURATES = "INT8 kernels of ONNX Runtime saturate on CPUs without VNNI: quantis
 
 
 def half_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:
-    """As `onnx_runner`, for a half-precision model: operator by operator, each rounding what it hands on.
+    """As `onnx_runner`, for a model in half precision or bfloat16: operator by operator, each rounding what it hands on.
 
     Given the whole graph on a CPU, ONNX Runtime computes it in float32 throughout, and an overflow goes unseen.
     """
@@ -233,6 +234,7 @@ class Steps:
 
     def __init__(self, model: bytes, threads: int = 1) -> None:
         self._model, self._threads = onnx.load_from_string(model), threads
+        self._rounded = _widen(self._model)
         graph = self._model.graph
         self.outputs = {value.name for value in graph.output}
         self.names = [name for node in graph.node for name in node.output if name]
@@ -258,11 +260,28 @@ class Steps:
             for number, session in enumerate(self._parts):
                 read = [value.name for value in session.get_inputs()]
                 made = sessions.run(session, {name: kept[name] for name in read}, options)
+                for name in self._rounded & made.keys():
+                    made[name] = made[name].astype(BF16.dtype).astype(np.float32)
                 yield from made.items()
                 kept |= {name: value for name, value in made.items() if name in self._last}
                 for name in read:
                     if self._last[name] == number:
                         del kept[name]
+
+
+def _widen(model: onnx.ModelProto) -> set[str]:
+    """Make what is bfloat16 in a model float32, which ONNX Runtime has kernels for on the CPU; names the values that are to be rounded."""
+    body = model.graph
+    values = [value for value in (*body.value_info, *body.output) if value.type.tensor_type.elem_type == BF16.kind]
+    for value in values:
+        value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for tensor in body.initializer:
+        if tensor.data_type == BF16.kind:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+    for attribute in (attribute for node in body.node if node.op_type == "Cast" for attribute in node.attribute):
+        if attribute.name == "to" and attribute.i == BF16.kind:
+            attribute.i = TensorProto.FLOAT
+    return {value.name for value in values}
 
 
 def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:

@@ -16,7 +16,7 @@ from latency.backends.onnxruntime import MAX_TENSOR_BYTES
 from latency.files import human_bytes, raised_as
 from latency.onnxproto import MAX_BYTES, bodies, decode_onnx, describe, is_external, named, tensors
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 OPSET = 20
 """ONNX operator set of every graph that ships, where it can be; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
@@ -32,6 +32,8 @@ ONNX_ERRORS = (
 """What onnx's own tools raise for a model; ValueError where their words hold names that are not UTF-8."""
 
 QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
+
+_INT8 = (TensorProto.INT8, TensorProto.UINT8)
 
 DOMAINS = ("", "ai.onnx")
 """Names of the standard domain."""
@@ -100,8 +102,10 @@ def quantized(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
     An operand is one of the first two inputs: a bias is none. Builders compute such a node in INT8 as long as nothing, not even a cast,
     stands between it and its quantisers.
     """
-    quantizers = {name for node in graph.node if node.op_type in QUANTIZERS for name in node.output}
-    dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    eight = {name for name, kind in kinds.items() if kind in _INT8} | {each.name for each in graph.initializer if each.data_type in _INT8}
+    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in eight}
+    quantizers = dequantized | {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear" and node.output[0] in eight}
     inner = {name for node in graph.node if node.input and dequantized.issuperset(node.input[:2]) for name in node.output}
     return quantizers, inner - quantizers
 

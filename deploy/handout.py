@@ -55,7 +55,8 @@ from weights to engine, and every number with its limit, are in `manifest.json`.
 
 _FILES = {
     bundle.ONNX: "the network, in float32 between its inputs and outputs",
-    bundle.ONNX_FP16: "the network, half precision, that the engine was built from",
+    bundle.HALF["fp16"]: "the network, half precision, that the engine was built from",
+    bundle.HALF["bf16"]: "the network, bfloat16, that the engine was built from",
     bundle.ENGINE: "the engine: for one version of its runtime and the GPUs in manifest.json",
     bundle.TIMING_CACHE: "what the builder measured, to build the same engine again",
     bundle.REFERENCE: "a few inputs with the trained network's outputs",

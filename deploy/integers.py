@@ -13,36 +13,35 @@ from onnx import NodeProto, TensorProto
 from deploy.casts import BOUNDS
 from deploy.flow import Flow, attributes, keep
 from deploy.islands import HEAVY, Node
+from deploy.narrow import FP16, Narrow
 from deploy.values import INTEGERS, Values
 
-EXACT = 2048.0
-"""Every whole number up to it has a half-precision form; above it, every other one at most."""
-ANGLE = 16.0
-"""An angle above it is off by more than 0.004 in half precision."""
+ANGLE = 2**-7
+"""An angle above so much of the largest exact whole number is off by more than 0.004."""
 
 _TURNS = frozenset({"Cos", "Sin", "Tan"})
 _ROUNDS = frozenset({"Ceil", "Floor", "Round"})
 
 
-def keep_whole_numbers(flow: Flow, values: Mapping[str, Values]) -> None:
-    """Keep in FP32 every node that writes or reads whole numbers that may be above 2048, that rounds to whole numbers, or turns by angles.
+def keep_whole_numbers(flow: Flow, values: Mapping[str, Values], narrow: Narrow = FP16) -> None:
+    """Keep in FP32 every node that writes or reads whole numbers which the narrow type may not have, rounds to some, or turns by angles.
 
-    Fractions made of whole numbers are alike: what is more than 2048 steps from zero is not told from its neighbours. The chain ends
-    where activations come in.
+    FP16 has all up to 2048. Fractions made of whole numbers are alike: what is more than 2048 steps from zero is not told from its
+    neighbours. The chain ends where activations come in.
     """
     for node in flow.nodes:
         for name in (*node.proto.output, *node.proto.input):
-            if flow.is_float(name) and name not in flow.constants and values[name].most > EXACT * values[name].apart > 0:
-                keep([node], f"{name} holds {_described(values[name])}")
+            if flow.is_float(name) and name not in flow.constants and values[name].most > narrow.exact * values[name].apart > 0:
+                keep([node], f"{name} holds {_described(values[name], narrow)}")
         if node.proto.op_type not in HEAVY | BOUNDS:
             for name in sorted(node.reads & flow.constants.keys()):
-                if values[name].most > EXACT * values[name].apart > 0 and _is_rounded(flow.constants[name]):
-                    keep([node], f"its constant {name} holds {_described(values[name])}")
+                if values[name].most > narrow.exact * values[name].apart > 0 and _is_rounded(flow.constants[name], narrow):
+                    keep([node], f"its constant {name} holds {_described(values[name], narrow)}")
     for node in flow.nodes:
         name = node.proto.input[0] if node.proto.input else ""
-        if _rounds(node.proto, flow) and not values[name].whole and (values[name].most > EXACT or values[name].step):
+        if _rounds(node.proto, flow) and not values[name].whole and (values[name].most > narrow.exact or values[name].step):
             keep([node, *_computing(name, flow, values)], f"{node.proto.name} rounds {name} to whole numbers {_up_to(values[name])}")
-        if node.proto.op_type in _TURNS and flow.is_float(name) and (path := _angle(name, flow, values)) is not None:
+        if node.proto.op_type in _TURNS and flow.is_float(name) and (path := _angle(name, flow, values, ANGLE * narrow.exact)) is not None:
             keep([node, *path], f"the angle {name} reaches {_up_to(values[name]).removeprefix('up to ')}")
 
 
@@ -50,15 +49,18 @@ def _up_to(values: Values) -> str:
     return f"up to {values.most:.4g}" if values.most < math.inf else "of any size"
 
 
-def _described(values: Values) -> str:
+def _described(values: Values, narrow: Narrow) -> str:
     numbers = "whole numbers" if values.whole else f"numbers {values.apart:.4g} apart"
-    return f"{numbers} {_up_to(values)}, half precision only up to {EXACT * values.apart:.4g}"
+    return f"{numbers} {_up_to(values)}, {_NAMES[narrow.name]} only up to {narrow.exact * values.apart:.4g}"
 
 
-def _is_rounded(array: np.ndarray) -> bool:
+_NAMES = {"fp16": "half precision", "bf16": "bfloat16"}
+
+
+def _is_rounded(array: np.ndarray, narrow: Narrow) -> bool:
     finite = array[np.isfinite(array)]
     with np.errstate(over="ignore"):
-        return bool((finite.astype(np.float16) != finite).any())
+        return bool((finite.astype(narrow.dtype).astype(finite.dtype) != finite).any())
 
 
 def _rounds(proto: NodeProto, flow: Flow) -> bool:
@@ -80,17 +82,17 @@ def _computing(name: str, flow: Flow, values: Mapping[str, Values]) -> list[Node
     return list(found.values())
 
 
-def _angle(name: str, flow: Flow, values: Mapping[str, Values]) -> list[Node] | None:
+def _angle(name: str, flow: Flow, values: Mapping[str, Values], large: float) -> list[Node] | None:
     """The nodes that make an angle of an input or of positions; None where it comes from a layer, or is small."""
     inputs = {value.name for value in flow.graph.input}
     path, done, begins = list[Node](), set[str](), False
-    pending = [name] if values[name].most > ANGLE else []
+    pending = [name] if values[name].most > large else []
     while pending:
         read = pending.pop()
         if read in done or values[read].most <= 1 or _is_layer(flow.writers.get(read), flow):
             continue
         done.add(read)
-        positions = (values[read].whole or read in flow.constants) and values[read].most > ANGLE and flow.size(read) > 1
+        positions = (values[read].whole or read in flow.constants) and values[read].most > large and flow.size(read) > 1
         begins = begins or read in inputs or positions
         if (node := flow.writers.get(read)) and not positions:
             path.append(node)

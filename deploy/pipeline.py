@@ -30,6 +30,7 @@ from deploy.explanation import Explanation
 from deploy.form import BUILD, FORM, Build, Form
 from deploy.graph import Precision
 from deploy.metric import Figure, Quality
+from deploy.narrow import NARROW
 from deploy.precision import certified
 from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, resized, samples_of
 from deploy.shapes import ENDS, Shapes, Span, at
@@ -186,8 +187,8 @@ def export(
         **attachments,
     }
     chain = list(network.chain)
-    if network.onnx_fp16:
-        files[bundle.ONNX_FP16] = network.onnx_fp16
+    if network.onnx_half:
+        files[bundle.HALF[precision]] = network.onnx_half
     if built:
         files[bundle.ENGINE] = built
         chain.append(Link(name="engine", sha256=sha256(built), made_from=chain[-1].name, file=bundle.ENGINE))
@@ -242,13 +243,13 @@ class _Lowered:
     """A network as ONNX."""
 
     onnx: bytes
-    onnx_fp16: bytes  # empty where float32 ships
+    onnx_half: bytes  # empty where float32 ships
     counts: Counts
     certificate: Certificate | None = None
 
     @property
     def shipped(self) -> bytes:
-        return self.onnx_fp16 or self.onnx
+        return self.onnx_half or self.onnx
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,8 +296,10 @@ def _complete(form: Form, target: Target) -> tuple[Precision, Form]:
     precision = form.precision or engine.TARGETS[target]
     if target == "onnxruntime" and precision != "fp32":
         raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
-    if form.io != "fp32" and precision == "fp32":
-        raise DeployError(f"io {form.io!r} needs half precision in between, {target!r} ships 'fp32' here: leave io out, or choose fp16")
+    if form.io not in ("fp32", precision) or form.io == "bf16":
+        raise DeployError(
+            f"io {form.io!r} needs half precision in between, {target!r} ships {precision!r} here: leave it out, or choose fp16"
+        )
     return precision, dataclasses.replace(form, precision=precision)
 
 
@@ -353,8 +356,8 @@ def _source(model: nn.Module | bytes, shapes: Shapes, target: Target) -> nn.Modu
 def _from_onnx(source: Cleaned, form: Form, target: Target, threads: int, samples: Samples) -> _Network:
     counts = lowering.count(graph.parse(source.usual))
     lowered = _halve(source.usual, counts, form, threads, samples)
-    half = lowered.onnx_fp16 and graph.thaw(lowered.onnx_fp16, source.onnx)
-    lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_fp16=half)
+    half = lowered.onnx_half and graph.thaw(lowered.onnx_half, source.onnx)
+    lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_half=half)
     arithmetic = "int8" if any(graph.quantized(graph.decode(source.onnx).graph)) else "fp32"
     int8 = arithmetic == "int8"
     run = engine.int8_runner(source.onnx, target, threads) if int8 else engine.onnx_runner(source.onnx, threads)
@@ -392,11 +395,13 @@ def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
 
 
 def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> _Network:
-    """A lowered network with the last of its forms: half precision."""
-    if lowered.onnx_fp16:
-        arithmetic = "int8" if rungs[-1].precision == "int8" else "fp16"
-        rungs.append(Rung("onnx-fp16", arithmetic, engine.half_runner(lowered.onnx_fp16, threads)))
-        chain.append(Link(name="onnx-fp16", sha256=sha256(lowered.onnx_fp16), made_from="onnx", file=bundle.ONNX_FP16))
+    """A lowered network with the last of its forms: in a narrow precision."""
+    if lowered.onnx_half:
+        assert lowered.certificate
+        narrow = lowered.certificate.precision
+        arithmetic = "int8" if rungs[-1].precision == "int8" else narrow
+        rungs.append(Rung(f"onnx-{narrow}", arithmetic, engine.half_runner(lowered.onnx_half, threads)))
+        chain.append(Link(name=f"onnx-{narrow}", sha256=sha256(lowered.onnx_half), made_from="onnx", file=bundle.HALF[narrow]))
     fields = {field.name: getattr(lowered, field.name) for field in dataclasses.fields(lowered)}
     return _Network(**fields, rungs=tuple(rungs), chain=tuple(chain), **more)
 
@@ -417,15 +422,19 @@ def _baseline(model: nn.Module, example_input: Any, inputs: Sequence[TensorSpec]
 
 
 def _halve(model: bytes, counts: Counts, form: Form, threads: int, samples: Samples) -> _Lowered:
+    assert form.precision
     if form.precision == "fp32":
-        return _Lowered(onnx=model, onnx_fp16=b"", counts=counts)
-    half, certificate = certified(model, samples.first(CERTIFIED_SAMPLES), io=form.io, threads=threads)
-    return _Lowered(onnx=model, onnx_fp16=half, counts=counts, certificate=certificate)
+        return _Lowered(onnx=model, onnx_half=b"", counts=counts)
+    half, certificate = certified(model, samples.first(CERTIFIED_SAMPLES), narrow=NARROW[form.precision], io=form.io, threads=threads)
+    return _Lowered(onnx=model, onnx_half=half, counts=counts, certificate=certificate)
 
 
 def _explanation(network: _Network, samples: Samples, threads: int) -> Explanation:
     whole = network.usual(network.onnx)
-    half = network.usual(network.onnx_fp16) if network.onnx_fp16 else certified(whole, samples.first(CERTIFIED_SAMPLES), threads=threads)[0]
+    if network.certificate and network.certificate.precision == "fp16":
+        half = network.usual(network.onnx_half)
+    else:
+        half, _ = certified(whole, samples.first(CERTIFIED_SAMPLES), threads=threads)
     return explain(whole, half, samples.first(PROOF_SAMPLES), threads)
 
 
@@ -474,7 +483,7 @@ def _last_score(steps: Sequence[Step]) -> Figure | None:
 def _onnx_score(network: _Lowered, samples: Samples, quality: Quality | None, threads: int) -> Figure | None:
     if quality is None:
         return None
-    run = engine.half_runner(network.onnx_fp16, threads) if network.onnx_fp16 else engine.onnx_runner(network.onnx, threads)
+    run = engine.half_runner(network.onnx_half, threads) if network.onnx_half else engine.onnx_runner(network.onnx, threads)
     try:
         return quality.of(run(samples.inputs), samples)
     except CannotRun:
@@ -542,7 +551,7 @@ _PIXELS = 16.0
 
 
 def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:
-    taken = {bundle.MANIFEST, bundle.ONNX, bundle.ONNX_FP16, bundle.ENGINE, bundle.REFERENCE, bundle.TIMING_CACHE, *handout.NAMES}
+    taken = {bundle.MANIFEST, bundle.ONNX, *bundle.HALF.values(), bundle.ENGINE, bundle.REFERENCE, bundle.TIMING_CACHE, *handout.NAMES}
     for name in attachments:
         if name in taken or Path(name).name != name or name.startswith("."):
             raise DeployError(f"attachment {name!r}: a plain file name, none of {', '.join(sorted(taken))}")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from deploy import casts, islands
@@ -17,9 +18,10 @@ from deploy.certificate import LARGEST, Certificate, Kept, TensorRange
 from deploy.constants import keep_constants
 from deploy.errors import LoweringError
 from deploy.flow import Flow
-from deploy.graph import Precision, check, parse, quantized, require_inline
+from deploy.graph import ONNX_ERRORS, Precision, check, parse, quantized, require_inline
 from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
+from deploy.narrow import FP16, NARROW, Narrow
 from deploy.ranges import tensor_ranges, weight_range
 from deploy.samples import Samples, inputs_of, samples_of
 from deploy.values import possible
@@ -28,8 +30,8 @@ from latency.onnxproto import describe
 HEADROOM = 2.0
 """Samples are not all inputs: what comes nearer to `LARGEST` than by this factor stays FP32."""
 
-_HALF, _FULL = TensorProto.FLOAT16, TensorProto.FLOAT
-_KINDS: dict[Precision, int] = {"fp16": _HALF, "fp32": _FULL}
+_FULL = TensorProto.FLOAT
+_KINDS: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "fp32": _FULL}
 
 _EITHER = frozenset({"Cast", "Shape", "Size"})
 """What takes an input of either type without a word."""
@@ -41,15 +43,17 @@ def certified(
     model: bytes,
     samples: np.ndarray | Mapping[str, np.ndarray] | Samples,
     *,
+    narrow: Narrow = FP16,
     io: Precision = "fp32",
     headroom: float = HEADROOM,
     threads: int = 1,
 ) -> tuple[bytes, Certificate]:
-    """Turn an FP32 model into an FP16 one that does not overflow on samples.
+    """Turn an FP32 model into an FP16 one that does not overflow on samples, or into one in bfloat16.
 
     Args:
         model: serialised ONNX, of any origin.
         samples: inputs, [samples, *shape[1:]] or whole ones, [calls, *shape]; by the input's name where there are several.
+        narrow: what to compute in.
         io: type of the floating-point inputs and outputs.
         headroom: how far below 65504 an activation must stay, at least 1.
         threads: of ONNX Runtime.
@@ -61,16 +65,16 @@ def certified(
         LoweringError: the model cannot be converted.
         DeployError: ONNX Runtime cannot run it, or the samples do not fit.
     """
-    prepared = _prepare(parse(model))
+    prepared = _prepare(parse(model), narrow)
     given = samples_of(samples, inputs_of(prepared))
     seen = tensor_ranges(prepared, given.inputs, threads)
-    half, certificate = _convert(prepared, io, headroom, seen)
+    half, certificate = _convert(prepared, io, headroom, seen, narrow)
     return half.SerializeToString(deterministic=True), msgspec.structs.replace(certificate, samples=given.count)
 
 
 def convert(model: ModelProto, *, io: Precision = "fp32", headroom: float = HEADROOM) -> tuple[ModelProto, Certificate]:
     """As `certified`, by the weights and operators of a checked model alone: no activation is looked at."""
-    return _convert(_prepare(model), io, headroom, {})
+    return _convert(_prepare(model, FP16), io, headroom, {}, FP16)
 
 
 def everywhere(model: bytes) -> bytes:
@@ -79,21 +83,29 @@ def everywhere(model: bytes) -> bytes:
     Raises:
         LoweringError: the model cannot be converted.
     """
-    return _convert(_prepare(parse(model)), "fp32", HEADROOM, {}, keep=False)[0].SerializeToString(deterministic=True)
+    return _convert(_prepare(parse(model), FP16), "fp32", HEADROOM, {}, FP16, keep=False)[0].SerializeToString(deterministic=True)
 
 
 def again(model: bytes, certificate: Certificate, io: Precision = "fp32") -> bytes:
-    """The FP16 model that `certified` made of an FP32 one, by the ranges in its certificate instead of samples.
+    """The narrow model that `certified` made of an FP32 one, by the ranges in its certificate instead of samples.
 
     Raises:
         LoweringError: the model cannot be converted.
     """
     seen = {found.name: found for found in certificate.tensors}
-    return _convert(_prepare(parse(model)), io, certificate.headroom, seen)[0].SerializeToString(deterministic=True)
+    narrow = NARROW[certificate.precision]
+    return _convert(_prepare(parse(model), narrow), io, certificate.headroom, seen, narrow)[0].SerializeToString(deterministic=True)
 
 
-def _prepare(model: ModelProto) -> ModelProto:
-    """A copy whose constants are all initializers and whose nodes have names of their own."""
+def _prepare(model: ModelProto, narrow: Narrow) -> ModelProto:
+    """A copy whose constants are all initializers and whose nodes have names of their own, in an operator set that has the narrow type."""
+    if model.opset_import[0].version < narrow.opset:
+        try:
+            model = check(onnx.version_converter.convert_version(model, narrow.opset))
+        except ONNX_ERRORS as error:
+            raise LoweringError(
+                f"onnx cannot raise the model to operator set {narrow.opset}, which {narrow.name} needs: ship fp16"
+            ) from error
     made = ModelProto()
     made.CopyFrom(model)
     graph = made.graph
@@ -134,7 +146,7 @@ def _constant(node: NodeProto) -> np.ndarray | None:
 
 
 def _convert(
-    model: ModelProto, io: Precision, headroom: float, seen: Mapping[str, TensorRange], *, keep: bool = True
+    model: ModelProto, io: Precision, headroom: float, seen: Mapping[str, TensorRange], narrow: Narrow, *, keep: bool = True
 ) -> tuple[ModelProto, Certificate]:
     """Convert a prepared model; `keep` what is sensitive in FP32."""
     if headroom < 1:
@@ -148,7 +160,7 @@ def _convert(
         raise LoweringError(
             f"the type of {unknown!r} cannot be inferred: its operator has no shape inference: ship FP32 by --target onnxruntime"
         )
-    nodes = [_node(proto, opset, kinds, weights) for proto in graph.node]
+    nodes = [_node(proto, opset, kinds, weights, narrow) for proto in graph.node]
     ranges = {name: weight_range(name, array) for name, array in weights.items()}
     inside = set.union(*quantized(graph))
     for node in nodes:
@@ -157,9 +169,10 @@ def _convert(
     if keep:
         flow = Flow(graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
         values = possible(flow)
-        keep_constants(flow, values, ranges, seen)
-        keep_whole_numbers(flow, values)
-        keep_activations(flow, seen, headroom)
+        if narrow is FP16:  # BF16 has the range of FP32
+            keep_constants(flow, values, ranges, seen)
+            keep_activations(flow, seen, headroom)
+        keep_whole_numbers(flow, values, narrow)
     if io == "fp16":
         for value in (*graph.input, *graph.output):
             if value.name in seen and seen[value.name].max_abs > LARGEST:
@@ -168,10 +181,11 @@ def _convert(
                 )
     if any(node.reason for node in nodes):
         islands.grow(graph, nodes, set(weights), _KINDS[io])
-    made = casts.write(model, nodes, kinds, weights, _KINDS[io])
+    made = casts.write(model, nodes, kinds, weights, _KINDS[io], narrow)
     require_inline(made)
     made = check(made)
     return made, Certificate(
+        precision=narrow.name,
         samples=0,
         headroom=headroom,
         nodes=len(made.graph.node),
@@ -187,9 +201,9 @@ def _convert(
     )
 
 
-def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Iterable[str]) -> Node:
+def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Iterable[str], narrow: Narrow) -> Node:
     """What the operator's schema allows."""
-    node = Node(proto)
+    node, wanted = Node(proto), f"tensor({narrow.dtype.name})"
     schema = onnx.defs.get_schema(proto.op_type, opset)
     allowed = {constraint.type_param_str: set(constraint.allowed_type_strs) for constraint in schema.type_constraints}
 
@@ -200,18 +214,18 @@ def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Itera
     for i, name in enumerate(proto.input):
         if kinds.get(name) != _FULL or proto.op_type in _EITHER or (proto.op_type, i) in _ALWAYS_FLOAT:
             continue
-        if "tensor(float16)" in allowed.get(form(schema.inputs, i), ()):
+        if wanted in allowed.get(form(schema.inputs, i), ()):
             node.inputs.append(i)
             bound.add(form(schema.inputs, i))
         elif name not in weights:  # a constant of one type, such as a threshold, stays as it is
-            node.reason = f"{proto.op_type} has no FP16 form"
+            node.reason = f"{proto.op_type} has no {narrow.name.upper()} form"
     for i, name in enumerate(proto.output):
         if kinds.get(name) != _FULL:
             continue
         if form(schema.outputs, i) in bound or proto.op_type in ("Cast", "ConstantOfShape"):
             node.outputs.append(i)
         else:
-            node.reason = node.reason or f"{proto.op_type} has no FP16 form"
+            node.reason = node.reason or f"{proto.op_type} has no {narrow.name.upper()} form"
     if node.reason:
         node.inputs = [i for i, name in enumerate(proto.input) if kinds.get(name) == _FULL and proto.op_type not in _EITHER]
         node.outputs = [i for i, name in enumerate(proto.output) if kinds.get(name) == _FULL]

@@ -179,7 +179,7 @@ def validation(manifest: Manifest) -> Section:
 def _precision(manifest: Manifest) -> Iterator[str]:
     """What is known of half precision, in sentences."""
     if manifest.certificate:
-        yield f"FP16: {manifest.certificate.summary}"
+        yield f"{manifest.certificate.precision.upper()}: {manifest.certificate.summary}"
     if manifest.explanation:
         yield from manifest.explanation.lines
 

@@ -45,7 +45,7 @@ def running(found: Bundle, timed_on: Mapping[str, np.ndarray] | None = None) -> 
         BundleError: a file that it needs is missing or changed.
     """
     files, manifest = found.manifest.files, found.manifest
-    model = found.read(bundle.ONNX_FP16 if bundle.ONNX_FP16 in files else bundle.ONNX)
+    model = found.read(manifest.half or bundle.ONNX)
     built = found.read(bundle.ENGINE) if bundle.ENGINE in files else b""
     threads = max(min(manifest.device.threads if manifest.device else 1, os.cpu_count() or 1), 1)
     try:

@@ -17,17 +17,17 @@ from latency.errors import require
 from latency.values import Count
 from latency.values import Share as Fraction
 
-Arithmetic = Literal["fp64", "fp32", "fp16", "int8"]
+Arithmetic = Literal["fp64", "fp32", "fp16", "bf16", "int8"]
 Verdict = Literal["reference", "passed", "failed", "not run"]
 BudgetVerdict = Literal["met", "missed", "unsure", "no budget", "not run"]
 
-LIMITS: dict[str, float] = {"fp64": 1e-10, "fp32": 1e-5, "fp16": 1e-2, "int8": 5e-2}
+LIMITS: dict[str, float] = {"fp64": 1e-10, "fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 5e-2}
 """Largest difference, relative to the largest value of the reference output, that still counts as the same network; of an output of whole
 numbers or booleans, the largest share of values that may differ.
 
-In float64 a rewrite is proved; float32 leaves room for another order of summation; half precision rounds each of many layers by up to
-5e-4, and 1e-2 is what its users have settled on. In INT8 a value between two steps goes to either of them, 8e-3 of
-the scale apart, in every layer.
+In float64 a rewrite is proved; float32 leaves room for another order of summation; half precision rounds each of many layers by up to 5e-4,
+and 1e-2 is what its users have settled on. bfloat16 rounds by 8 times as much. In INT8 a value between two steps goes to either of them,
+8e-3 of the scale apart, in every layer.
 """
 
 Distance = Annotated[float, msgspec.Meta(ge=0)]

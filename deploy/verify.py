@@ -129,13 +129,13 @@ def _outputs(
     def run(file: str, runner: Callable[[bytes], Callable[[Tensors], Tensors]]) -> Callable[[Tensors], Tensors] | str:
         return f"{file} {problems[file]}" if file in problems else runner(found.read(file))
 
-    whole, half, built = ("int8",) * 3 if found.manifest.int8_nodes else ("fp32", "fp16", found.manifest.precision)
+    whole, half, built = ("int8",) * 3 if found.manifest.int8_nodes else ("fp32", found.manifest.precision, found.manifest.precision)
     rungs = [Rung("reference", whole, lambda _: reference)]
     if bundle.ONNX in found.manifest.files:
         runner = partial(engine.int8_runner, target=found.manifest.target) if whole == "int8" else engine.onnx_runner
         rungs.append(Rung("onnx", whole, run(bundle.ONNX, runner), engine.SATURATES if whole == "int8" else ""))
-    if bundle.ONNX_FP16 in found.manifest.files:
-        rungs.append(Rung("onnx-fp16", half, run(bundle.ONNX_FP16, engine.half_runner)))
+    if file := found.manifest.half:
+        rungs.append(Rung(f"onnx-{found.manifest.precision}", half, run(file, engine.half_runner)))
     if bundle.ENGINE in found.manifest.files:
         rungs.append(Rung("engine", built, at_work if isinstance(at_work, str) else at_work.outputs))
     try:
@@ -153,7 +153,8 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     """Whether the half-precision network is what its certificate makes of the float32 one."""
     if found.manifest.certificate is None:
         return
-    if broken := [name for name in (bundle.ONNX, bundle.ONNX_FP16) if name in problems]:
+    file = found.manifest.half
+    if broken := [name for name in (bundle.ONNX, file) if name in problems]:
         yield Check(name="certificate", verdict="not run", detail=f"{broken[0]} {problems[broken[0]]}")
         return
     here = {"lathe": distribution.version(), "onnx": importlib.metadata.version("onnx")}
@@ -161,18 +162,18 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     try:
         whole = found.read(bundle.ONNX)
         half = precision.again(graph.freeze(whole, at(found.manifest.spans, "opt")), found.manifest.certificate, found.manifest.io)
-        same = graph.thaw(half, whole) == found.read(bundle.ONNX_FP16)
+        same = graph.thaw(half, whole) == found.read(file)
     except DeployError as error:
         yield Check(name="certificate", verdict="failed", detail=str(error))
         return
     if same:
-        yield Check(name="certificate", verdict="passed", detail=f"{bundle.ONNX} in half precision by it is {bundle.ONNX_FP16}")
+        yield Check(name="certificate", verdict="passed", detail=f"{bundle.ONNX} in {found.manifest.precision} by it is {file}")
     elif other:
         there = found.manifest.versions.get(other[0], "that is not recorded")
-        detail = f"{bundle.ONNX_FP16} was written with {other[0]} {there}, here is {here[other[0]]}"
+        detail = f"{file} was written with {other[0]} {there}, here is {here[other[0]]}"
         yield Check(name="certificate", verdict="not run", detail=detail)
     else:
-        yield Check(name="certificate", verdict="failed", detail=f"{bundle.ONNX} in half precision by it is not {bundle.ONNX_FP16}")
+        yield Check(name="certificate", verdict="failed", detail=f"{bundle.ONNX} in {found.manifest.precision} by it is not {file}")
 
 
 def _recorded(manifest: Manifest) -> Iterator[Check]:

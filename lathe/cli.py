@@ -313,8 +313,8 @@ class Export:
     """of samples: LABELS.npy, a class index a sample, or with --metric its target; or `folders`: the index of each image's folder"""
     metric: str | None = None
     """of samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that gives a number a sample; reports their mean"""
-    precision: Literal["fp32", "fp16"] | None = None
-    """of the arithmetic that ships (default: fp32 with onnxruntime, fp16 with TensorRT)"""
+    precision: Literal["fp32", "fp16", "bf16"] | None = None
+    """of the arithmetic that ships; fp16 and bf16 with TensorRT (default: fp32 with onnxruntime, fp16 with TensorRT)"""
     io: Literal["fp32", "fp16"] = "fp32"
     """of the floating-point inputs and outputs; fp16 needs --precision fp16"""
     explain: bool = False

@@ -354,7 +354,7 @@ def bundle(made: "Bundle") -> int:
         if name.startswith("not run on "):
             OUT.print(escape(f"{name}: {value}"))
     if manifest.certificate:
-        OUT.print(escape(f"FP16: {manifest.certificate.summary}"))
+        OUT.print(escape(f"{manifest.certificate.precision.upper()}: {manifest.certificate.summary}"))
     for line in manifest.explanation.lines if manifest.explanation else ():
         OUT.print(escape(line))
     if manifest.builds:

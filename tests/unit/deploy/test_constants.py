@@ -47,12 +47,6 @@ MATTERS = {
         X * np.float32([1, 1e-4, 1, 1]).reshape(4, 1, 1),
         "b",
     ),
-    "a scale of a quantisation": (
-        [*quantise("x", "a"), node("Div", ["a", "k"], "y")],
-        {"scale": np.float32([1, 1e-8, 1, 1]) / 32, "zero": np.zeros(4, np.int8), "k": TINY},
-        X * TINY,
-        ("a.q", "a", "y"),
-    ),
     "a guard by Clip": (
         [node("ReduceL2", ["x", "axes"], "a"), node("Clip", ["a", "k"], "b"), node("Div", ["x", "b"], "c"), node("Add", ["c", "one"], "y")],
         {"axes": AXES, "k": np.float32(1e-12), "one": np.float32(1)},

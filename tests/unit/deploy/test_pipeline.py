@@ -308,6 +308,17 @@ def test_half_precision_inputs_and_outputs_ship_as_such_and_nothing_is_converted
         export(nn.Conv2d(3, 2, 1), example(), out=tmp_path / "no", **{**given, "samples": torch.full((2, 3, 8, 8), 1e5)})
 
 
+def test_bfloat16_ships_as_such(tmp_path, no_gpu):
+    made = export(overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", form=Form(precision="bf16"), samples=samples())
+    manifest = made.manifest
+    assert (manifest.precision, manifest.half, manifest.certificate.kept) == ("bf16", "model.bf16.onnx", ())
+    steps = {step.name: (step.precision, step.verdict, step.limit) for step in manifest.validation}
+    assert (steps["onnx-bf16"], steps["engine"]) == (("bf16", "passed", 8e-2), ("bf16", "not run", 8e-2))
+    checks = {check.name: check.verdict for check in verify(made.directory).checks}
+    assert {checks[name] for name in ("certificate", "outputs of onnx-bf16", "model.bf16.onnx")} == {"passed"}
+    assert "model.bf16.onnx" in (made.directory / "README.md").read_text()
+
+
 def overflowing():
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
     with torch.no_grad():
@@ -417,7 +428,8 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ({"target": "coreml"}, "target 'coreml' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"),
-        ({"form": Form(io="fp16")}, "io 'fp16' needs half precision in between, 'onnxruntime' ships 'fp32' here: leave io out"),
+        ({"form": Form(precision="bf16")}, "target 'onnxruntime' ships precision 'fp32', not 'bf16': leave it out, or choose tensorrt-rtx"),
+        ({"form": Form(io="fp16")}, "io 'fp16' needs half precision in between, 'onnxruntime' ships 'fp32' here: leave it out"),
         ({"form": Form(precision="fp16")}, "target 'onnxruntime' ships precision 'fp32', not 'fp16'"),
         ({"example_input": None}, "give example_input"),
         ({"samples": torch.zeros(4, 3, 9, 8)}, r"samples of input have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]"),

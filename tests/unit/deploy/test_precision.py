@@ -9,7 +9,8 @@ from torch import nn
 from deploy import DeployError, LoweringError, graph, to_onnx
 from deploy.certificate import LARGEST, Certificate
 from deploy.engine import half_runner, onnx_runner
-from deploy.precision import certified, convert
+from deploy.narrow import BF16
+from deploy.precision import again, certified, convert
 from reparam import fuse
 from unit.deploy.graphs import EYE, conv, kinds, made, ops, relative, value
 from unit.deploy.helpers import run_on
@@ -81,6 +82,31 @@ def test_headroom_decides_how_near_is_too_near(overflowing):
     assert len(certified(tame, X, headroom=1e6)[1].kept) == 7
     with pytest.raises(LoweringError, match=r"headroom 0\.5: at least 1 is needed"):
         certified(tame, X, headroom=0.5)
+
+
+# bfloat16
+
+
+def test_bfloat16_has_the_range_of_fp32_and_nothing_overflows(overflowing):
+    wanted = run_on(onnx_runner(overflowing), X, batch=2)["output"]
+    narrow, certificate = certified(overflowing, X, narrow=BF16)
+    assert (certificate.precision, certificate.kept, certificate.casts) == ("bf16", (), 2)
+    assert certificate.summary.startswith("every node is BF16, 2 casts; ")
+    model = onnx.load_from_string(narrow)
+    assert {t.data_type for t in model.graph.initializer} == {TensorProto.BFLOAT16}
+    assert model.opset_import[0].version == 22
+    off = relative(run_on(half_runner(narrow), X, batch=2)["output"], wanted)
+    assert 1e-3 < off < 3e-2
+    assert again(overflowing, certificate) == narrow
+
+
+def test_whole_numbers_that_bfloat16_does_not_have_stay_fp32():
+    position = np.arange(300, 308, dtype=np.float32).reshape(1, 1, 1, 8)
+    model = made([conv("x", "a"), helper.make_node("Add", ["a", "p"], ["y"], "y")], {"w": EYE, "p": position}).SerializeToString()
+    samples = np.ones((1, 4, 8, 8), np.float32)
+    assert certified(model, samples)[1].kept == ()
+    (kept,) = certified(model, samples, narrow=BF16)[1].kept
+    assert (kept.node, kept.reason) == ("y", "its constant p holds whole numbers up to 307, bfloat16 only up to 256")
 
 
 # casts
