@@ -20,6 +20,7 @@ from deploy.certificate import Certificate
 from deploy.errors import BundleError, LoweringError
 from deploy.explanation import Explanation
 from deploy.graph import Precision
+from deploy.inspection import Inspection
 from deploy.metric import ACCURACY, Figure, Metric
 from deploy.samples import DTYPES, Samples, Tensors, TensorSpec, samples_of
 from deploy.shapes import Span, at
@@ -159,6 +160,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """why the network may run in half precision; None where it ships in FP32"""
     explanation: Explanation | None = None
     """where half precision breaks the network; None where it was not asked for"""
+    inspection: Inspection | None = None
+    """the layers of the engine of a network in a narrow precision, as its inspector tells them"""
     lowering: str
     versions: dict[str, str]
     """of the packages that made the bundle"""

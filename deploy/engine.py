@@ -80,9 +80,8 @@ def build(
                 "--target onnxruntime"
             )
     try:
-        return build_engine(
-            model, target, spec, timing_cache, on_progress, {name: (span.min, span.opt, span.max) for name, span in spans.items()}
-        )
+        shapes = {name: (span.min, span.opt, span.max) for name, span in spans.items()}
+        return build_engine(model, target, spec, timing_cache, on_progress, shapes, detailed=True)
     except BuildFailed as error:
         raise BuildFailed(f"{error}: change the network there, or ship it by --target onnxruntime") from error
 
@@ -133,6 +132,8 @@ class Running:
     timed: Timed
     outputs: Callable[[Tensors], Tensors]
     """from whole inputs by name, [calls, *shape] of each, to whole outputs by name"""
+    information: Callable[[], str] | None = None
+    """JSON of an engine's layers, as its inspector writes it; None for what has no engine"""
 
 
 @contextlib.contextmanager
@@ -164,7 +165,7 @@ def running(
     """
     try:
         if target == "onnxruntime":
-            backend = OnnxRuntime(threads)
+            backend, information = OnnxRuntime(threads), None
             compiled, outputs = backend.compile(graph.freeze(model, usual or {})), onnx_runner(model, threads)
             if timed_on is not None:
                 compiled.bind(timed_on)
@@ -173,6 +174,7 @@ def running(
             if reason := refuse(backend.device, backend.runtime):
                 raise RunFailed(reason)
             compiled = backend.load(engine)
+            information = compiled.information
             outputs = _by_call(compiled.infer, model)
             if timed_on is not None:
                 compiled.infer(timed_on)  # what is timed reads the inputs that were uploaded last
@@ -180,7 +182,7 @@ def running(
         yield str(error)
         return
     with compiled:
-        yield Running(device=backend.device, runtime=backend.runtime, timed=compiled, outputs=outputs)
+        yield Running(device=backend.device, runtime=backend.runtime, timed=compiled, outputs=outputs, information=information)
 
 
 def onnx_runner(model: bytes, threads: int = 1, *, plain: bool = False) -> Callable[[Tensors], Tensors]:

@@ -29,6 +29,7 @@ from deploy.explain import explain
 from deploy.explanation import Explanation
 from deploy.form import BUILD, FORM, Build, Form
 from deploy.graph import Precision
+from deploy.inspection import Inspection, inspect
 from deploy.metric import Figure, Quality
 from deploy.narrow import NARROW
 from deploy.precision import certified
@@ -178,6 +179,7 @@ def export(
             more, outputs = climb([rung.at(end) for rung in rungs], there)
             steps += more
             references[end] = _reference(there.first(1), outputs)
+        inspection = _inspection(running["shipped"], network.certificate) if built else None
         on_step("measure")
         timing = _time(running, protocol, on_step)
 
@@ -228,6 +230,7 @@ def export(
         compute_capabilities=_capabilities(target, spec, timing.device) if built else (),
         certificate=network.certificate,
         explanation=explanation,
+        inspection=inspection,
         lowering=lowering.LOWERING_VERSION,
         versions=_versions(),
         provenance={**(provenance or {}), **network.facts, **_doubts(data, preprocessing or {})},
@@ -436,6 +439,15 @@ def _explanation(network: _Network, samples: Samples, threads: int) -> Explanati
     else:
         half, _ = certified(whole, samples.first(CERTIFIED_SAMPLES), threads=threads)
     return explain(whole, half, samples.first(PROOF_SAMPLES), threads)
+
+
+def _inspection(at_work: engine.Running | str, certificate: Certificate | None) -> Inspection | None:
+    """What runs in FP32 in the engine of a narrow network; only a loaded engine tells."""
+    if certificate is None:
+        return None
+    if isinstance(at_work, str) or at_work.information is None:
+        return Inspection(layers=0, full=(), reason=str(at_work))
+    return inspect(at_work.information(), certificate)
 
 
 def _say(on_step: Callable[[str], None], what: str, now: str) -> None:

@@ -180,6 +180,8 @@ def _precision(manifest: Manifest) -> Iterator[str]:
     """What is known of half precision, in sentences."""
     if manifest.certificate:
         yield f"{manifest.certificate.precision.upper()}: {manifest.certificate.summary}"
+    if manifest.inspection:
+        yield str(manifest.inspection)
     if manifest.explanation:
         yield from manifest.explanation.lines
 

@@ -355,6 +355,8 @@ def bundle(made: "Bundle") -> int:
             OUT.print(escape(f"{name}: {value}"))
     if manifest.certificate:
         OUT.print(escape(f"{manifest.certificate.precision.upper()}: {manifest.certificate.summary}"))
+    if manifest.inspection and not manifest.inspection.reason:
+        OUT.print(escape(str(manifest.inspection)))
     for line in manifest.explanation.lines if manifest.explanation else ():
         OUT.print(escape(line))
     if manifest.builds:

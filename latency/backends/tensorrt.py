@@ -74,6 +74,7 @@ def build_engine(
     timing_cache: TimingCache | None = None,
     on_progress: Callable[[str], None] | None = None,
     shapes: Mapping[str, tuple[Shape, Shape, Shape]] | None = None,
+    detailed: bool = False,
 ) -> bytes:
     """Build a serialized engine.
 
@@ -84,6 +85,7 @@ def build_engine(
         timing_cache: used, and filled, by the builder. TensorRT only: the builder of TensorRT-RTX measures nothing.
         on_progress: called with what the builder is at, such as "Building engine 3/8". An interrupt is then heard at the next step.
         shapes: of each dynamic input the smallest, the usual and the largest shape: the engine's one optimization profile.
+        detailed: keep in the engine what its inspector says of each layer, the types of its tensors among it.
 
     Raises:
         MissingExtra: the flavour's package is not installed.
@@ -107,6 +109,8 @@ def build_engine(
         if min(tensor.shape, default=1) < 0 and tensor.name not in (shapes or {}):
             raise BuildFailed(f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number")
     config = _config(trt, builder, flavour, spec)
+    if detailed:
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if shapes:
         profile = builder.create_optimization_profile()
         for name, (low, usual, high) in shapes.items():
@@ -219,7 +223,7 @@ class CompiledEngine:
     """
 
     def __init__(self, trt: Any, cuda: Cuda, engine: bytes, *, brings_runtime: bool = False) -> None:
-        self._cuda = cuda
+        self._cuda, self._trt = cuda, trt
         self._logger = _logger(trt)
         self._runtime = trt.Runtime(self._logger)
         if brings_runtime:
@@ -328,6 +332,10 @@ class CompiledEngine:
         else:
             self._upload(self._timed)
         return outputs
+
+    def information(self) -> str:
+        """JSON of the engine's layers by its inspector; the types of their tensors are there if the engine was built `detailed`."""
+        return self._engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON)
 
     def _span(self, name: str) -> tuple[Shape, Shape, Shape]:
         """The smallest, the usual and the largest shape of an input; the same where it has one only."""

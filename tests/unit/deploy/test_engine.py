@@ -170,6 +170,9 @@ class FakeTensorRT:
 
 
 class Compiled(contextlib.nullcontext):
+    def information(self):
+        return "layers"
+
     def infer(self, inputs):
         x = inputs["input"]
         assert x.shape == (2, 3, 8, 8)
@@ -184,7 +187,7 @@ def test_an_engine_at_work_gives_outputs_and_latencies(model, monkeypatch):
     x = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
     with running("tensorrt-rtx", model, b"engine") as at_work:
         np.testing.assert_allclose(run_on(at_work.outputs, x, batch=2)["output"][:, 0], 2 * x.sum((1, 2, 3)), rtol=1e-5)
-        assert (at_work.device, at_work.timed.run(2)) == (GPU, [7.0, 7.0])
+        assert (at_work.device, at_work.timed.run(2), at_work.information()) == (GPU, [7.0, 7.0], "layers")
 
 
 def test_why_there_is_nothing_at_work_is_data(model, monkeypatch):

@@ -347,6 +347,9 @@ class Gpu:
             def get_tensor_dtype(self, name):
                 return "float"
 
+            def create_engine_inspector(self):
+                return SimpleNamespace(get_engine_information=lambda format: f"{format} of all layers")
+
         def load(logger):
             def deserialize(engine):
                 if engine != b"engine":
@@ -368,6 +371,8 @@ class Gpu:
             BuilderFlag=SimpleNamespace(TF32="tf32", VERSION_COMPATIBLE="version"),
             ComputeCapability=SimpleNamespace(__members__={"NONE": 0, "CURRENT": 1, "SM89": 89}),
             Runtime=load,
+            LayerInformationFormat=SimpleNamespace(JSON="JSON"),
+            ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
             EngineValidity=SimpleNamespace(INVALID=2),
             EngineInvalidityDiagnostics=SimpleNamespace(__members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4}),
             TensorIOMode=SimpleNamespace(INPUT="in"),
@@ -491,6 +496,15 @@ def test_everything_is_released_when_setting_up_fails(gpu, monkeypatch):
 def test_inputs_are_not_zeros(gpu):
     with TensorRT("tensorrt").compile(b""):
         assert np.abs(gpu.memory[gpu.addresses["x"]]).min() > 0
+
+
+def test_an_engine_tells_of_its_layers_what_it_was_built_to_keep(gpu):
+    build_engine(b"", "tensorrt")
+    assert "profiling_verbosity" not in dict(gpu.seen.levels)
+    build_engine(b"", "tensorrt", detailed=True)
+    assert dict(gpu.seen.levels)["profiling_verbosity"] == "detailed"
+    with TensorRT("tensorrt").load(b"engine") as compiled:
+        assert compiled.information() == "JSON of all layers"
 
 
 def test_outputs_for_inputs(gpu):
