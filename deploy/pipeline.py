@@ -6,7 +6,7 @@ import datetime
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,12 +151,7 @@ def export(
     on_step(f"build for {target}")
     start = functools.partial(engine.running, target, threads=threads, spec=spec, timed_on=data.call(0))
     begin = functools.partial(start, network.shipped, usual=at(network.spans, "opt"))
-    candidates = []
-    for number in range(1, build.count + 1):
-        words = f"build for {target}" if build.count == 1 else f"build {number} of {build.count} for {target}"
-        cache = engine.timing_cache_of(target, build.timing_cache)
-        say = functools.partial(_say, on_step, words)
-        candidates.append(Candidate(engine.build(network.shipped, target, spec, cache, say, network.spans), cache))
+    candidates = [_built(network, target, build, number, on_step) for number in range(1, build.count + 1)]
     chosen, several = choose(candidates, begin, protocol)
     built, cache = chosen.engine, chosen.cache
     say = functools.partial(_say, on_step, "build the unpruned network")
@@ -173,10 +168,8 @@ def export(
             rungs.append(Rung("engine", "int8" if int8_nodes else precision, at_work if isinstance(at_work, str) else at_work.outputs))
         steps, outputs = climb(rungs, data, quality)
         references = {"": _reference(data.first(REFERENCE_SAMPLES), outputs)}
-        for end in ENDS if network.spans else ():
-            shapes = at(network.spans, end)
-            there = resized(data.first(PROOF_SAMPLES), [dataclasses.replace(one, shape=shapes.get(one.name, one.shape)) for one in inputs])
-            more, outputs = climb([rung.at(end) for rung in rungs], there)
+        for end, there in _ends(data.first(PROOF_SAMPLES), inputs, network.spans):
+            more, outputs = climb([rung.at(end) for rung in rungs], there.rounded(np.float16) if form.io == "fp16" else there)
             steps += more
             references[end] = _reference(there.first(1), outputs)
         inspection = _inspection(running["shipped"], network.certificate) if built else None
@@ -439,6 +432,20 @@ def _explanation(network: _Network, samples: Samples, threads: int) -> Explanati
     else:
         half, _ = certified(whole, samples.first(CERTIFIED_SAMPLES), threads=threads)
     return explain(whole, half, samples.first(PROOF_SAMPLES), threads)
+
+
+def _built(network: _Network, target: Target, build: Build, number: int, on_step: Callable[[str], None]) -> Candidate:
+    """One of several builds; each begins with the same timing cache."""
+    words = f"build for {target}" if build.count == 1 else f"build {number} of {build.count} for {target}"
+    cache, say = engine.timing_cache_of(target, build.timing_cache), functools.partial(_say, on_step, words)
+    return Candidate(engine.build(network.shipped, target, build.spec or EngineSpec(), cache, say, network.spans), cache)
+
+
+def _ends(samples: Samples, inputs: Sequence[TensorSpec], spans: Mapping[str, Span]) -> Iterator[tuple[str, Samples]]:
+    """Samples for the smallest and the largest shapes of dynamic inputs, by the name of that end."""
+    for end in ENDS if spans else ():
+        shapes = at(spans, end)
+        yield end, resized(samples, [dataclasses.replace(one, shape=shapes.get(one.name, one.shape)) for one in inputs])
 
 
 def _inspection(at_work: engine.Running | str, certificate: Certificate | None) -> Inspection | None:
