@@ -31,7 +31,7 @@ class Runtime:
     Args:
         devices: number of processes; each is started with its number in LOCAL_RANK, see `search.processes`.
         precision: of forward and backward pass; weights, optimizers and losses stay in FP32.
-        memory_format: of images and weights of convolutions.
+        memory_format: of images and weights of convolutions; contiguous where the CPU cannot train a network otherwise.
 
     Raises:
         SearchError: the machine cannot do that.
@@ -59,6 +59,8 @@ class Runtime:
 
     def setup(self, network: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[nn.Module, list[Optimizer]]:
         """Move a network to the device; returns what to call in the place of both. The parameters stay the objects that they are."""
+        if self._fabric.device.type == "cpu" and _needs_contiguous(network):
+            self._memory_format = torch.contiguous_format
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         with self._peers():
             wrapped, *wrapped_optimizers = self._fabric.setup(network, *optimizers)
@@ -161,3 +163,15 @@ class Runtime:
             if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
                 raise
             raise PeerLost("another process of the run has ended: the same command goes on") from error
+
+
+def _needs_contiguous(network: nn.Module) -> bool:
+    """Whether training in channels_last corrupts memory on this CPU.
+
+    Without AVX-512 oneDNN of torch 2.11 to 2.13 writes beyond its buffers in the weight gradient of strided 1x1 convolutions of fewer than 8
+    channels, such as the first pointwise branch of RepVGG.
+    """
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return False
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    return any(conv.kernel_size == (1, 1) and max(conv.stride) > 1 and conv.in_channels < 8 for conv in convolutions)

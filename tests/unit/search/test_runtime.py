@@ -34,6 +34,38 @@ def test_images_and_weights_can_be_contiguous():
     assert runtime.send(torch.zeros(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)).is_contiguous()
 
 
+def stem(channels=3, kernel=1, stride=2):
+    return nn.Sequential(nn.Conv2d(channels, 16, kernel, stride))
+
+
+@pytest.mark.parametrize(
+    ("network", "capability", "contiguous"),
+    [
+        (stem(), "AVX2", True),
+        (stem(), "AVX512", False),
+        (stem(channels=8), "AVX2", False),
+        (stem(kernel=3), "AVX2", False),
+        (stem(stride=1), "AVX2", False),
+    ],
+)
+def test_networks_that_corrupt_memory_in_channels_last_are_contiguous(network, capability, contiguous, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    runtime = Runtime()
+    runtime.setup(network, [torch.optim.SGD(network.parameters())])
+    assert runtime.send(torch.randn(2, 3, 8, 8)).is_contiguous() == contiguous
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs")
+def test_a_strided_pointwise_layer_on_images_is_trained():
+    """Memory that is corrupted ends the process."""
+    runtime, network = Runtime(), stem()
+    optimizer = torch.optim.SGD(network.parameters())
+    wrapped, _ = runtime.setup(network, [optimizer])
+    for _ in range(20):
+        runtime.backward(runtime.forward(wrapped, runtime.send(torch.randn(64, 3, 16, 16))).sum())
+    assert network[0].weight.grad.isfinite().all()
+
+
 def test_bf16_computes_in_it_and_keeps_weights_and_losses():
     runtime = Runtime(precision="bf16")
     seen = []
