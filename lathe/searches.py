@@ -67,10 +67,10 @@ class Search(Sizes):
         """Run the command; returns the exit code."""
         from lathe import render, stages
 
-        if self.settings.devices > 1 and not processes.is_one():
+        if self.settings.devices > 1 and not processes.is_worker():
             return processes.run_lathe(self.arguments, self.settings.devices)
         try:
-            if processes.is_heard():
+            if processes.is_main():
                 return render.search(stages.search(self, render.warn), out=self.out, as_json=self.json)
             for _ in stages.search(replace(self, tensorboard=False), lambda _: None):
                 pass

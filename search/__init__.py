@@ -1,6 +1,6 @@
-"""Which network: search spaces as data, and searches over them under a latency budget.
+"""Search spaces as data, and searches over them under a latency budget.
 
-Importing it needs no torch; what trains does, and is imported when it is asked for.
+Importing this package needs no torch; the parts that train are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What happens to a training image each time that it is shown: shifts and flips by torch alone, other changes by torchvision."""
+"""Augmentation of training images: shifts and flips in plain torch, other transforms by torchvision."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -18,24 +18,24 @@ Images = UInt8[Tensor, "images 3 height width"]
 
 
 class Augmentation(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a data set comes with, or, where `transforms` has some, these alone."""
+    """How to augment images. If `transforms` is not empty, it replaces `shift_px` and `flip`."""
 
     shift_px: int = 0
-    """moved by up to so many pixels each way; the border is repeated"""
+    """largest shift in each direction; border pixels are repeated"""
     flip: bool = False
-    """mirrored left to right half of the time"""
+    """whether to mirror horizontally with probability 0.5"""
     transforms: tuple[Transform, ...] = ()
-    """of torchvision, in this order"""
+    """torchvision transforms, in this order"""
     fill: tuple[int, int, int] = (0, 0, 0)
-    """colour of what transforms move in or cut out, of 255"""
+    """RGB colour, 0 to 255, of areas that transforms move in or cut out"""
 
 
 def augment(images: Images, augmentation: Augmentation, generator: torch.Generator) -> Images:
-    """Change the images of a batch, each by its own draw.
+    """Augment the images of a batch, each with its own random draw.
 
     Args:
         images: UInt8 [images, 3, height, width].
-        augmentation: how.
+        augmentation: the augmentation to apply.
         generator: the only source of randomness.
 
     Raises:
@@ -44,8 +44,8 @@ def augment(images: Images, augmentation: Augmentation, generator: torch.Generat
     if augmentation.transforms:
         return _transformed(images, _compose(augmentation, images.shape[2:]), generator)
     count, _, height, width = images.shape
-    reach = augmentation.shift_px
-    shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=generator)
+    shift = augmentation.shift_px
+    shifts = torch.randint(-shift, shift + 1, (2, count, 1), generator=generator)
     rows = (torch.arange(height) + shifts[0]).clamp(0, height - 1)
     columns = (torch.arange(width) + shifts[1]).clamp(0, width - 1)
     if augmentation.flip:
@@ -55,7 +55,7 @@ def augment(images: Images, augmentation: Augmentation, generator: torch.Generat
 
 
 def _transformed(images: Images, change: Callable[[Tensor], Tensor], generator: torch.Generator) -> Images:
-    """Torchvision draws from torch's global state: for each image it is seeded by a draw, and afterwards as it was."""
+    """Apply torchvision transforms, which use torch's global random state: seed it for each image and restore it afterwards."""
     seeds = torch.randint(2**63 - 1, (len(images),), generator=generator).tolist()
     changed: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
@@ -66,7 +66,7 @@ def _transformed(images: Images, change: Callable[[Tensor], Tensor], generator: 
 
 
 def _compose(augmentation: Augmentation, size: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    steps = [_made(transform, tuple(size), augmentation.fill, _torchvision()) for transform in augmentation.transforms]
+    steps = [_torchvision_transform(transform, tuple(size), augmentation.fill, _torchvision()) for transform in augmentation.transforms]
     return steps[0] if len(steps) == 1 else _torchvision().Compose(steps)
 
 
@@ -74,14 +74,14 @@ def _torchvision() -> ModuleType:
     require("torchvision", "augment")
     try:
         return importlib.import_module("torchvision.transforms.v2")
-    except (ImportError, RuntimeError, OSError) as error:  # its C++ library is of another torch
+    except (ImportError, RuntimeError, OSError) as error:  # its C++ library was built for another torch
         raise MissingExtra(
             f"torchvision does not fit torch {torch.__version__} ({one_line(error, 120)}): {install_command('augment', upgrade=True)}"
         ) from error
 
 
-def _made(transform: Transform, size: tuple[int, ...], fill: tuple[int, int, int], v2: Any) -> Callable[[Tensor], Tensor]:
-    """A transform as torchvision has it, for images of height and width `size`."""
+def _torchvision_transform(transform: Transform, size: tuple[int, ...], fill: tuple[int, int, int], v2: Any) -> Callable[[Tensor], Tensor]:
+    """Return the torchvision transform for images of height and width `size`."""
     amount = transform.amount
     match transform.name:
         case "flip":

@@ -1,6 +1,6 @@
-"""The kinds of block as modules: in the form that is trained, and in the form that ships, where every norm is folded into its convolution.
+"""Block kinds as modules, in training form and in deployed form, where every norm is folded into its convolution.
 
-Both forms of a block have the same structure and names, so that `reparam.fuse` of the one has the weights of the other.
+Both forms of a block have the same structure and names, so `reparam.fuse` of the training form has the weights of the deployed one.
 """
 
 from collections import OrderedDict
@@ -15,16 +15,16 @@ from reparam.blocks import Image, RepVGGBlock
 from search import ops
 
 NORM_EPS = 1e-3
-"""Of every norm, as in GPUNet."""
+"""Epsilon of every norm, as in GPUNet."""
 
 
 def trained(spec: BlockSpec) -> nn.Module:
-    """A block in its training form, one norm behind every convolution; weights are drawn from torch's global random state."""
+    """Return a block in training form, with a norm after every convolution; weights are drawn from torch's global random state."""
     return _block(spec, normed=True, se_width=ops.se_width(spec.width("c_in")))
 
 
 def trained_as_repvgg(spec: BlockSpec) -> nn.Module:
-    """The same, but a `conv` as a RepVGG block; it has the norms of its paper, those of torch."""
+    """Do the same as `trained`, but return a `conv` as a RepVGG block, whose norms have torch's default epsilon as in its paper."""
     if spec.op != "conv":
         return trained(spec)
     kernel, stride, groups = (int(dict(spec.attrs).get(name, 1)) for name in ("kernel", "stride", "groups"))
@@ -33,33 +33,33 @@ def trained_as_repvgg(spec: BlockSpec) -> nn.Module:
 
 
 def deployed(spec: BlockSpec, *, se_width: int | None = None) -> nn.Module:
-    """A block in the form that ships.
+    """Return a block in deployed form.
 
     Args:
         spec: the block.
-        se_width: channels inside of a squeeze-and-excite, where they shall be others than `ops.se_width` says.
+        se_width: channels inside a squeeze-and-excite; None means `ops.se_width`.
     """
     return _block(spec, normed=False, se_width=se_width or ops.se_width(spec.width("c_in")))
 
 
 def serial(network: Sequence[BlockSpec]) -> nn.Sequential:
-    """Blocks in the form that ships, one behind the other."""
+    """Return blocks in deployed form as one sequence."""
     return nn.Sequential(*map(deployed, network))
 
 
 def pooled_linear(c_in: int, classes: int) -> nn.Sequential:
-    """Global average pooling and a linear layer."""
+    """Return global average pooling and a linear layer."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, classes))
 
 
 @final
 class InvertedResidual(nn.Module):
-    """x + body(x), or the body alone: what `ops` says of an `irb`, a `fused_irb` or a `separable`.
+    """x + body(x), or body(x): an `irb`, `fused_irb` or `separable` of `search.ops`.
 
     Args:
         spec: the block.
-        normed: whether every convolution has a norm; otherwise it has a bias.
-        se_width: channels inside of the squeeze-and-excite, if there is one.
+        normed: whether every convolution has a norm instead of a bias.
+        se_width: channels inside the squeeze-and-excite, if there is one.
     """
 
     def __init__(self, spec: BlockSpec, *, normed: bool, se_width: int) -> None:
@@ -81,17 +81,17 @@ class InvertedResidual(nn.Module):
         self.residual = bool(spec.attr("residual"))
 
     def forward(self, x: Image) -> Image:
-        """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""
+        """Map float [batch, c_in, h, w] to [batch, c_out, h / stride, w / stride]."""
         return x + self.body(x) if self.residual else self.body(x)
 
 
 @final
 class Residual(nn.Module):
-    """act(shortcut(x) + body(x)): what `ops` says of a `basic` or a `bottleneck` (He et al. 2016).
+    """act(shortcut(x) + body(x)): a `basic` or `bottleneck` of `search.ops` (He et al. 2016).
 
     Args:
         spec: the block.
-        normed: whether every convolution has a norm; otherwise it has a bias.
+        normed: whether every convolution has a norm instead of a bias.
     """
 
     def __init__(self, spec: BlockSpec, *, normed: bool) -> None:
@@ -107,22 +107,22 @@ class Residual(nn.Module):
             parts["middle"] = _conv(hidden, hidden, normed=normed, kernel=kernel, stride=stride, act=act)
             parts["expand"] = _conv(hidden, c_out, normed=normed)
         self.body = nn.Sequential(parts)
-        same = spec.attr("shortcut") == "identity"
-        self.shortcut = nn.Identity() if same else _conv(c_in, c_out, normed=normed, stride=stride)
+        is_identity = spec.attr("shortcut") == "identity"
+        self.shortcut = nn.Identity() if is_identity else _conv(c_in, c_out, normed=normed, stride=stride)
         self.act = _activation(act)
 
     def forward(self, x: Image) -> Image:
-        """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""
+        """Map float [batch, c_in, h, w] to [batch, c_out, h / stride, w / stride]."""
         return self.act(self.shortcut(x) + self.body(x))
 
 
 @final
 class Reduction(nn.Module):
-    """shortcut(x) + body(x): what `ops` says of a `reduction`.
+    """shortcut(x) + body(x): a `reduction` of `search.ops`.
 
     Args:
         spec: the block.
-        normed: whether the convolutions of the body have a norm; otherwise they have a bias.
+        normed: whether the convolutions of the body have a norm instead of a bias.
     """
 
     def __init__(self, spec: BlockSpec, *, normed: bool) -> None:
@@ -137,7 +137,7 @@ class Reduction(nn.Module):
         self.shortcut = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(c_in, c_out, 1, bias=False))
 
     def forward(self, x: Image) -> Image:
-        """Float [batch, c_in, h, w] -> [batch, c_out, h / 2, w / 2]."""
+        """Map float [batch, c_in, h, w] to [batch, c_out, h / 2, w / 2]."""
         return self.shortcut(x) + self.body(x)
 
 
@@ -146,13 +146,13 @@ class Sum(nn.Module):
     """The sum of two images."""
 
     def forward(self, a: Image, b: Image) -> Image:
-        """Two float [batch, channels, h, w], and the same back."""
+        """Add two float [batch, channels, h, w]."""
         return a + b
 
 
 @final
 class SqueezeExcite(nn.Module):
-    """Scales every channel by a factor in (0, 1) that the means of all channels decide (Hu et al. 2018)."""
+    """Scales every channel by a factor in (0, 1) that depends on the means of all channels (Hu et al. 2018)."""
 
     def __init__(self, channels: int, reduced: int, *, act: str) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class SqueezeExcite(nn.Module):
         self.gate = nn.Sigmoid()
 
     def forward(self, x: Image) -> Image:
-        """Float [batch, channels, h, w], and the same back."""
+        """Map float [batch, channels, h, w] to the same shape."""
         return x * self.gate(self.expand(self.act(self.reduce(self.pool(x)))))
 
 
@@ -184,8 +184,8 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
             return _followed(transposed, normed=normed, act=str(spec.attr("act")))
         case "linear":
             positions = int(spec.attr("h")) * int(spec.attr("w"))
-            reach: list[nn.Module] = [nn.Flatten()] if positions == 1 else [_Last()]
-            return nn.Sequential(*reach, nn.Linear(c_in, c_out), _activation(str(spec.attr("act"))))
+            layout = nn.Flatten() if positions == 1 else _FeaturesLast()
+            return nn.Sequential(layout, nn.Linear(c_in, c_out), _activation(str(spec.attr("act"))))
         case "stem":
             conv = _conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")), stride=2, act=str(spec.attr("act")))
             conv.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
@@ -235,8 +235,8 @@ def _followed(conv: nn.Conv2d | nn.ConvTranspose2d, *, normed: bool, act: str | 
 
 
 @final
-class _Last(nn.Module):
-    """[batch, features, positions, 1] -> [batch, positions, features]."""
+class _FeaturesLast(nn.Module):
+    """Maps [batch, features, positions, 1] to [batch, positions, features]."""
 
     def forward(self, x: Image) -> Image:
         return x.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Budgets, with their units, and the controller that steers a search to one."""
+"""Budgets with their units, and the controller that steers a search towards one."""
 
 import math
 from bisect import bisect_left
@@ -17,18 +17,18 @@ Unit = Literal["us", "macs"]
 
 
 class Price(NamedTuple):
-    """What a network costs, in the unit of its budget."""
+    """Cost of a network, in the unit of its budget."""
 
     cost: float
     most: float
-    """upper end of its interval: what the budget is held against"""
+    """upper end of its interval, which is compared with the budget"""
 
 
 class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a network may cost: `Budget(us=420.0)` or `Budget(macs=3e6)`.
+    """The most that a network may cost: `Budget(us=420.0)` or `Budget(macs=3e6)`.
 
     Raises:
-        SearchError: it has no unit or two, or is not a positive number.
+        SearchError: both units or none are given, or the amount is not positive and finite.
     """
 
     us: float | int | None = None
@@ -44,27 +44,27 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
     @classmethod
     def of(cls, amount: float | int, unit: Unit) -> "Budget":
-        """A budget in one of the units."""
+        """Return a budget in the given unit."""
         return cls(us=amount) if unit == "us" else cls(macs=amount)
 
     @property
     def unit(self) -> Unit:
-        """Which it is in."""
+        """The unit of the budget."""
         return "macs" if self.us is None else "us"
 
     @property
     def amount(self) -> float | int:
-        """The number."""
-        found = self.macs if self.us is None else self.us
-        assert found is not None
-        return found
+        """The amount in its unit."""
+        amount = self.macs if self.us is None else self.us
+        assert amount is not None
+        return amount
 
     def holds(self, price: Price) -> bool:
-        """Whether a price is within it, with its whole interval."""
+        """Return whether a price is within the budget, including its whole interval."""
         return price.most <= self.amount
 
     def words(self, amount: float | int) -> str:
-        """An amount in its unit, as people read it."""
+        """Format an amount with its unit."""
         return milliseconds(amount) if self.unit == "us" else f"{amount:,.0f} MACs"
 
     def __str__(self) -> str:
@@ -72,16 +72,16 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class Limit(NamedTuple):
-    """What networks may take on one device."""
+    """Latency budget on one device."""
 
     table: LatencyTable
-    """of the device"""
+    """the device's table"""
     budget: Budget
     """in microseconds"""
 
     @property
     def target(self) -> float:
-        """The latency at which the upper end of its interval is the budget."""
+        """The latency whose interval ends at the budget."""
         return self.budget.amount / (1 + self.table.predictor.half_width)
 
 
@@ -89,37 +89,37 @@ _ROUNDING = 1 + 1e-12
 
 
 def factors(limits: Sequence[Limit]) -> list[Price]:
-    """What a price on each device is multiplied by, so that the target and the budget of every device become those of the first.
+    """Return the factors that scale prices on each device so that its target and budget become those of the first device.
 
-    Upper ends on the other devices are rounded up, so that rounding never puts a network over a budget.
+    Upper ends on the other devices are rounded up, so that rounding never lets a network over a budget pass.
     """
     first, *others = limits
-    each = [Price(first.target / other.target, _ROUNDING * first.budget.amount / other.budget.amount) for other in others]
-    return [Price(1.0, 1.0), *each]
+    scaled = [Price(first.target / other.target, _ROUNDING * first.budget.amount / other.budget.amount) for other in others]
+    return [Price(1.0, 1.0), *scaled]
 
 
 def worst(prices: Iterable[Price]) -> Price:
-    """The price on the device where a network is furthest over its budget, or nearest to it; all in one unit, see `factors`."""
+    """Return the worst price over all devices, relative to their budgets; prices must be scaled to one budget, see `factors`."""
     costs, upper_ends = zip(*prices, strict=True)
     return Price(max(costs), max(upper_ends))
 
 
 Pricing = Callable[[Widths], Price]
-"""Price of the network of these widths."""
+"""Returns the price of the network with the given widths."""
 
 _RANGE = 1e6
-"""The weight of the penalty stays within this factor of where it started."""
+"""The weight of the penalty stays within this factor of its start."""
 
 
 class BudgetController:
-    """Adapts the weight of a penalty until the cost meets its target: dual ascent on the relative error.
+    """Adapts the weight of a penalty until the cost meets its target, by dual ascent on the relative error.
 
-    At each step the weight is multiplied by exp(rate * relative error): it grows while the network is too expensive and falls while it is
-    too cheap. The start may be off by orders of magnitude, and the sign never changes.
+    Each step multiplies the weight by exp(rate * relative error): it grows while the network is too expensive and shrinks while it is too
+    cheap. The start may be off by orders of magnitude, and the sign never changes.
 
     Attributes:
         target: the cost to meet.
-        weight: of the penalty, beta in Li et al. 2022, Eq. 4.
+        weight: weight of the penalty, beta in Li et al. 2022, Eq. 4.
     """
 
     def __init__(self, *, target: Budget, weight: float, rate: float) -> None:
@@ -127,22 +127,22 @@ class BudgetController:
         self._rate, self._least, self._most = rate, weight / _RANGE, weight * _RANGE
 
     def update(self, cost: float, aim: float | None = None) -> None:
-        """Take the cost of one step into account, beside the target or what it should be by now, all in one unit."""
+        """Update the weight with the cost of one step, compared with `aim` or, by default, the target, all in one unit."""
         error = max(-1.0, min(1.0, cost / (aim or self.target.amount) - 1))
         self.weight = max(self._least, min(self._most, self.weight * math.exp(self._rate * error)))
 
 
 def require_reachable(name: str, smallest: Price, budget: Budget, *, also: str = "") -> None:
-    """Refuse a budget that no network of a space can meet.
+    """Require a budget that the smallest network of a space can meet.
 
     Args:
-        name: of the space.
-        smallest: price of its narrowest network.
+        name: name of the space.
+        smallest: price of its smallest network.
         budget: in the same unit.
-        also: path of the table of a further device, where the budget is of that.
+        also: path of the table, if the budget is for a further device.
 
     Raises:
-        SearchError: the narrowest network is above the budget; names its price.
+        SearchError: the smallest network exceeds the budget; the message names its price.
     """
     if budget.holds(smallest):
         return
@@ -157,7 +157,7 @@ def require_reachable(name: str, smallest: Price, budget: Budget, *, also: str =
 
 
 def free_channels(widths: Widths, choices: Sequence[Widths], price: Pricing) -> Widths:
-    """For each layer how many of its channels are free: as many as it could lose, all other layers as they are, and save nothing."""
+    """Return the number of free channels of each layer: those that can be removed, from this layer alone, without lowering the cost."""
     now = price(widths)
     return tuple(
         width - min(w for w in options if w == width or (w < width and price(_replaced(widths, index, w)).cost >= now.cost))
@@ -166,27 +166,27 @@ def free_channels(widths: Widths, choices: Sequence[Widths], price: Pricing) -> 
 
 
 def ranked_widths(scores: Sequence[Sequence[float]], choices: Sequence[Widths], price: Pricing, budget: Budget) -> Widths:
-    """Channels of every layer that score at least the lowest threshold, common to all layers, whose network is within the budget.
+    """Return the width of each layer under the lowest common score threshold whose network is within the budget.
 
-    Found by bisection; where the price is not monotone in the threshold, it may be over the budget.
+    Uses bisection; if the price is not monotone in the threshold, the result may exceed the budget.
 
     Args:
-        scores: for every layer the scores of all its channels, in any order.
-        choices: for every layer the widths that can ship, ascending.
-        price: of a network of such widths.
-        budget: what the upper end of the interval may reach.
+        scores: scores of all channels of each layer, in any order.
+        choices: widths that can ship for each layer, ascending.
+        price: returns the price of a network with such widths.
+        budget: largest upper end of the price's interval.
     """
 
     def kept(threshold: float) -> Widths:
         return tuple(sum(score >= threshold for score in layer) for layer in scores)
 
     thresholds = sorted({score for layer in scores for score in layer})
-    found = bisect_left(thresholds, True, key=lambda threshold: budget.holds(price(round_up(kept(threshold), choices))))
-    return kept(thresholds[min(found, len(thresholds) - 1)])
+    lowest = bisect_left(thresholds, True, key=lambda threshold: budget.holds(price(round_up(kept(threshold), choices))))
+    return kept(thresholds[min(lowest, len(thresholds) - 1)])
 
 
 def round_up(kept: Sequence[int], choices: Sequence[Widths]) -> Widths:
-    """The narrowest widths that can ship and hold these channels."""
+    """Round channel counts up to the next widths that can ship."""
     return tuple(next(width for width in options if width >= count) for count, options in zip(kept, choices, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""A cell as a module: a small graph of operations; see `search.spaces.cells`."""
+"""Cells as modules: small graphs of operations; see `search.spaces.cells`."""
 
 from collections.abc import Mapping
 from typing import final
@@ -14,13 +14,13 @@ from search.spaces.cells import NODES, POOL, Value, values_of
 
 @final
 class Cell(nn.Module):
-    """A node is the sum of its edges; the first one is the input, the last one the output, which is 0 without edges.
+    """A cell whose nodes are sums of their edges; the first is the input, the last the output, which is 0 without edges.
 
-    All pools of one value are computed once.
+    Pools of the same value are computed once.
 
     Args:
-        edges: option of each edge that is used, by its source and target node, in order.
-        candidates: block of each option, with one norm a convolution; None hands its input on.
+        edges: option of each used edge, by source and target node, in order.
+        candidates: block of each option, with one norm per convolution; None passes its input through.
     """
 
     def __init__(self, edges: Mapping[tuple[int, int], str], candidates: Mapping[str, BlockSpec | None]) -> None:
@@ -31,17 +31,17 @@ class Cell(nn.Module):
             self.add_module(f"edge{source}{target}", blocks.trained(block) if block else nn.Identity())
 
     def forward(self, x: Image) -> Image:
-        """Float [batch, channels, h, w], and the same back."""
+        """Map float [batch, channels, h, w] to the same shape."""
         nodes: list[Image | None] = [x]
         pools: dict[Value, Image] = {}
         for node in range(1, NODES):
             total = None
             for (source, target), option in self.edges.items():
                 if target == node:
-                    known = pools.get(self.values[source]) if option == POOL else None
-                    made = self.get_submodule(f"edge{source}{target}")(nodes[source]) if known is None else known
+                    cached = pools.get(self.values[source]) if option == POOL else None
+                    output = self.get_submodule(f"edge{source}{target}")(nodes[source]) if cached is None else cached
                     if option == POOL:
-                        pools[self.values[source]] = made
-                    total = made if total is None else total + made
+                        pools[self.values[source]] = output
+                    total = output if total is None else total + output
             nodes.append(total)
         return torch.zeros_like(x) if nodes[-1] is None else nodes[-1]

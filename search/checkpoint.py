@@ -1,8 +1,8 @@
-"""All that a training needs to go on, in one file: numbers as JSON in the metadata, tensors beside them.
+"""Training checkpoints in a single safetensors file: tensors, with all other state as JSON in the metadata.
 
-One file, so that a kill cannot leave the numbers of one epoch with the tensors of another. State dicts of any object are kept as they
-are, of networks, of averages of weights and of optimizers: with their scalar slots as scalars, and with what a parameter group says.
-No state of a random generator is in it, since every epoch draws from generators that are seeded by its number.
+With a single file, a kill cannot mix the numbers of one epoch with the tensors of another. State dicts of networks, weight averages and
+optimizers are stored completely, including scalar slots and parameter groups. Random generator states are not stored, because every epoch
+uses generators seeded by its number.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ SCHEMA = "checkpoint/2"
 # is not upgraded: scalar slots and parameter groups are not in it.
 
 _STATE = "state"
-_AGAIN = "run `lathe search` again, into a new directory"
+_RERUN = "run `lathe search` again, into a new directory"
 
 
 class Checkpoint(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The numbers of a checkpoint; the tensors that `states` names stand beside them."""
+    """The JSON part of a checkpoint."""
 
     schema: str
     head: Any
-    """of the one who saves: JSON"""
+    """the caller's data, as JSON"""
     states: dict[str, Any]
-    """of each object by name, its state dict with places for its tensors"""
+    """state dict of each object by name, with references to tensors in the file"""
 
 
 def save(path: Path, head: Struct, states: Mapping[str, Mapping[Any, Any]]) -> None:
@@ -48,8 +48,8 @@ def save(path: Path, head: Struct, states: Mapping[str, Mapping[Any, Any]]) -> N
 
     Args:
         path: the file.
-        head: numbers of whoever saves.
-        states: state dicts by name, nested as they like: of tensors, numbers, text, None, lists, tuples and dicts of them.
+        head: the caller's data.
+        states: state dicts by name: any nesting of dicts, lists and tuples of tensors, numbers, text and None.
     """
     tensors: dict[str, Tensor] = {}
     numbers = Checkpoint(
@@ -59,43 +59,43 @@ def save(path: Path, head: Struct, states: Mapping[str, Mapping[Any, Any]]) -> N
 
 
 def load(path: Path, kind: type[H]) -> tuple[H, dict[str, Any]]:
-    """Head and state dicts of a checkpoint.
+    """Return head and state dicts of a checkpoint.
 
     Raises:
-        SearchError: it is damaged, or of a version that cannot go on.
+        SearchError: the file is damaged, or of a version that cannot be resumed.
     """
     tensors, metadata = read_tensors(path)
-    with raised_as(SearchError, _AGAIN):
-        found = decode_json(metadata.get(_STATE, ""), dict, path)
-    if found.get("schema") != SCHEMA:
-        raise SearchError(f"{path} is of an earlier version, which left out what is needed to go on: {_AGAIN}")
+    with raised_as(SearchError, _RERUN):
+        fields = decode_json(metadata.get(_STATE, ""), dict, path)
+    if fields.get("schema") != SCHEMA:
+        raise SearchError(f"{path} is of an earlier version, which left out what is needed to go on: {_RERUN}")
     with fitting(path):
-        numbers = msgspec.convert(found, Checkpoint)
+        numbers = msgspec.convert(fields, Checkpoint)
         return msgspec.convert(numbers.head, kind), {name: _joined(state, tensors) for name, state in numbers.states.items()}
 
 
 @contextlib.contextmanager
 def fitting(path: Path) -> Iterator[None]:
-    """What goes wrong in the block is a fault of a checkpoint: it is damaged, or of another training.
+    """Report errors raised in the block as a checkpoint that is damaged or belongs to another training.
 
     Raises:
-        SearchError: in the place of what the block raised.
+        SearchError: instead of the original error.
     """
     try:
         yield
     except (msgspec.ValidationError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise SearchError(f"{path} does not fit this search ({one_line(error, limit=200)}): {_AGAIN}") from error
+        raise SearchError(f"{path} does not fit this search ({one_line(error, limit=200)}): {_RERUN}") from error
 
 
 def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Fill an optimizer with a state dict; slots of a parameter's shape get its memory layout, since another is summed in another order."""
+    """Load a state dict into an optimizer; slots of a parameter's shape get its memory layout, since the layout affects summation order."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def laid_out(index: int, slot: Any) -> Any:
         parameter = parameters[index]
         return torch.empty_like(parameter, dtype=slot.dtype).copy_(slot) if _is_tensor_of(slot, parameter) else slot
 
-    slots = {index: {name: laid_out(index, slot) for name, slot in found.items()} for index, found in state["state"].items()}
+    slots = {index: {name: laid_out(index, slot) for name, slot in own.items()} for index, own in state["state"].items()}
     optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
 
 
@@ -104,7 +104,7 @@ def _is_tensor_of(slot: Any, parameter: Tensor) -> bool:
 
 
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """A nested value as JSON; its tensors go to `tensors`, by where they were found."""
+    """Return a nested value as JSON, and move its tensors to `tensors`, named by their paths."""
     match value:
         case Tensor():
             tensors[name] = value
@@ -120,7 +120,7 @@ def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `_split`."""
+    """Invert `_split`."""
     if not isinstance(value, dict):
         return value
     ((kind, inner),) = value.items()
@@ -128,11 +128,11 @@ def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         case "tensor":
             return tensors[inner]
         case "dict":
-            return {key: _joined(found, tensors) for key, found in inner}
+            return {key: _joined(item, tensors) for key, item in inner}
         case "list":
-            return [_joined(found, tensors) for found in inner]
+            return [_joined(item, tensors) for item in inner]
         case "tuple":
-            return tuple(_joined(found, tensors) for found in inner)
+            return tuple(_joined(item, tensors) for item in inner)
         case "float":
             return float(inner)
-    raise ValueError(f"nothing is kept as a {kind}")
+    raise ValueError(f"unknown kind {kind!r}")

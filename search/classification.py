@@ -1,4 +1,4 @@
-"""Image classification as a task: images of classes, and the losses towards their labels and towards a teacher."""
+"""Image classification as a task: labelled images, and losses against labels and a teacher."""
 
 import hashlib
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ Scalar = Float[Tensor, ""]
 
 
 class Split(Struct, frozen=True, kw_only=True):
-    """Images and their classes."""
+    """Images and their labels."""
 
     images: Tensor | ImageFiles
     """UInt8 [images, 3, height, width]"""
@@ -39,7 +39,7 @@ class Split(Struct, frozen=True, kw_only=True):
         return len(self.labels)
 
     def part(self, rows: Tensor) -> "Split":
-        """Some of them, by their indices or by a mask."""
+        """Select images by indices or by a mask."""
         images = self.images.part(rows) if isinstance(self.images, ImageFiles) else self.images[rows]
         return Split(images=images, labels=self.labels[rows])
 
@@ -47,21 +47,21 @@ class Split(Struct, frozen=True, kw_only=True):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Classification(Task):
-    """Training images, held-out images, and how to show them to a network."""
+    """Training images, held-out images, and their preprocessing and augmentation."""
 
     metric: ClassVar[Metric] = ACCURACY  # pyright: ignore[reportIncompatibleVariableOverride]
     name: str
-    """as `data.load` was asked for it"""
+    """the name passed to `data.load`"""
     labels: tuple[str, ...]
     """names of the classes"""
     train: Split
     held_out: Split
-    """in an order that mixes the classes"""
+    """with the classes shuffled"""
     preprocessing: Preprocessing  # pyright: ignore[reportIncompatibleVariableOverride]
     augmentation: Augmentation
 
     def sha256(self) -> str:
-        """Hash of every pixel and label of both parts; of images that are not kept in memory, of names and sizes of their files."""
+        """Return a hash of all pixels and labels of both splits; for images on disk, of file names and sizes."""
         digest = hashlib.sha256()
         for split in (self.train, self.held_out):
             images = split.images
@@ -70,47 +70,47 @@ class Classification(Task):
         return digest.hexdigest()
 
     def normalise(self, images: Images) -> Float[Tensor, "batch 3 height width"]:
-        """What the network is fed with."""
+        """Scale images to [0, 1] and normalise them by mean and standard deviation."""
         mean, std = (
             torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (images / 255 - mean) / std
 
     def training_batch(self, rows: Rows, generator: torch.Generator | None) -> Batch:
-        """Training images as a network is shown them, and their labels."""
+        """Return preprocessed training images, augmented if there is a generator, and their labels."""
         images = self.train.images[rows]
         if generator is not None:
             images = augment(images, self.augmentation, generator)
         return self.normalise(images), self.train.labels[rows]
 
     def expect(self, rows: Rows) -> None:
-        """Let workers decode images that are not kept in memory."""
+        """Start decoding images on disk in worker processes."""
         if isinstance(self.train.images, ImageFiles):
             self.train.images.expect(rows)
 
     def held_out_batch(self, rows: Rows) -> Batch:
-        """Held-out images as a network is shown them, and their labels."""
+        """Return preprocessed held-out images and their labels."""
         return self.normalise(self.held_out.images[rows]), self.held_out.labels[rows]
 
     def loss(self, outputs: Logits, targets: Labels) -> Scalar:
-        """Cross-entropy."""
+        """Return the cross-entropy."""
         return F.cross_entropy(outputs, targets)
 
     def statistics(self, outputs: Logits, targets: Labels) -> Statistics:
-        """Whether the largest output is the label: 0 or 1."""
+        """Return 1 if the largest output is the label, else 0."""
         return (outputs.argmax(1) == targets)[:, None].float()
 
     def training_loss(self, settings: Settings, teacher: nn.Module | None) -> Loss:
-        """Cross-entropy with smoothed labels, and the match with a teacher where there is one."""
+        """Return the cross-entropy with smoothed labels, combined with the distillation loss if there is a teacher."""
 
         def loss(outputs: Logits, targets: Labels, inputs: Tensor) -> Scalar:
             with torch.no_grad():
-                said = None if teacher is None else teacher(inputs)
+                teacher_logits = None if teacher is None else teacher(inputs)
             return classification_loss(
                 outputs,
                 targets,
                 label_smoothing=settings.label_smoothing,
-                teacher=said,
+                teacher=teacher_logits,
                 kind=settings.distill,
                 weight=settings.distill_weight,
                 temperature=settings.temperature,
@@ -119,34 +119,34 @@ class Classification(Task):
         return loss
 
     def prepared(self, settings: Settings) -> "Classification":
-        """With the augmentation of the settings."""
+        """Return the task with the augmentation of the settings."""
         return self.augmented(settings.augment)
 
     def augmented(self, changes: str) -> "Classification":
-        """The same images, changed in training as `transforms.parse` reads it.
+        """Return the task with other training transforms, in the syntax of `transforms.parse`.
 
         Raises:
-            SearchError: it cannot be read, or a transform does not fit the images.
-            MissingExtra: torchvision is needed, and not installed.
+            SearchError: `changes` cannot be parsed, or a transform does not fit the images.
+            MissingExtra: torchvision is needed but not installed.
         """
-        found = parse(changes)
-        if found is None:
+        transforms = parse(changes)
+        if transforms is None:
             return self
         red, green, blue = (round(255 * mean) for mean in self.preprocessing.mean)
-        changed = replace(self, augmentation=Augmentation(transforms=found, fill=(red, green, blue)))
-        for transform in found:
+        augmented = replace(self, augmentation=Augmentation(transforms=transforms, fill=(red, green, blue)))
+        for transform in transforms:
             if transform.name in ("crop", "cutout") and transform.amount >= min(self.preprocessing.size):
                 raise SearchError(
                     f"--augment {transform.name}:{transform.amount:g} is no smaller than the images, {self.preprocessing.size}"
                 )
-        augment(self.train.images[:1], changed.augmentation, torch.Generator())  # what is missing is said before the training
-        return changed
+        augment(self.train.images[:1], augmented.augmentation, torch.Generator())  # raises now if torchvision is missing
+        return augmented
 
     def require_fit(self, space: Space) -> None:
-        """Check classes and size.
+        """Require a space with the same classes and image size.
 
         Raises:
-            SearchError: the space has others.
+            SearchError: the space has other classes or another image size.
         """
         classes, size = len(self.labels), self.preprocessing.size
         if space.classes != classes:
@@ -155,16 +155,16 @@ class Classification(Task):
             raise SearchError(f"the images of {self.name} are {size}, the space takes {space.input_shape[1:]}: load them at its resolution")
 
     def of_classes(self, classes: Sequence[int]) -> "Classification":
-        """The images of some classes alone, whose labels are then their places among these.
+        """Return the task restricted to some classes, relabelled by their position in `classes`.
 
         Args:
-            classes: indices of different classes, ascending.
+            classes: distinct class indices, ascending.
         """
 
         def only(split: Split) -> Split:
-            places = torch.full((len(self.labels),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))[split.labels]
-            found = split.part(places >= 0)
-            return Split(images=found.images, labels=places[places >= 0])
+            new_labels = torch.full((len(self.labels),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))[split.labels]
+            kept = new_labels >= 0
+            return Split(images=split.part(kept).images, labels=new_labels[kept])
 
         labels = tuple(self.labels[index] for index in classes)
         return replace(self, labels=labels, train=only(self.train), held_out=only(self.held_out))

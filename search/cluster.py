@@ -1,4 +1,4 @@
-"""Commands of this program as tasks of an existing Ray cluster. Ray places them, and starts one again whose node is lost."""
+"""Run `lathe` commands as tasks of an existing Ray cluster, which places them and restarts those whose node is lost."""
 
 import contextlib
 import ctypes
@@ -14,16 +14,16 @@ from search.errors import SearchError
 from search.processes import command_of, environment
 
 Task = Callable[..., int]
-"""A function of a module that every node has; returns an exit code."""
+"""A function importable on every node; returns an exit code."""
 
 
 class Cluster:
-    """A connection to an existing cluster, as a context manager; what still runs when it ends is stopped.
+    """A connection to an existing cluster, as a context manager; tasks still running at its end are stopped.
 
-    Every node has this program, installed alike, and the directories that the tasks read and write, at the same paths.
+    Every node must have the same installation of `lathe`, and the directories that the tasks use at the same paths.
 
     Args:
-        address: of the cluster, as `ray.init` takes it; None for the one that this machine is a node of.
+        address: address for `ray.init`; None means the cluster that this machine belongs to.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -45,13 +45,13 @@ class Cluster:
         self._ray.shutdown()
 
     def require(self, needs: Mapping[str, float]) -> None:
-        """Refuse what no node has, as Ray would wait for such a node without an end.
+        """Require a node with the resources of a task, since Ray would wait for one forever.
 
         Args:
-            needs: resources of a task by Ray's names for them, such as GPU.
+            needs: resources of a task by Ray's names, such as GPU.
 
         Raises:
-            SearchError: no node has as much of them; names those that there are.
+            SearchError: no node has enough; the message lists the available resources.
         """
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
@@ -61,21 +61,21 @@ class Cluster:
         raise SearchError(f"no node of the Ray cluster has {wanted}; its nodes have {', '.join(known)}: ask for these")
 
     def submit(self, name: str, task: Task, *arguments: Any, needs: Mapping[str, float], after: Any = None) -> Any:
-        """Hand a task to Ray, which spreads them over the nodes; returns what `ended` and `after` take.
+        """Submit a task to Ray, which spreads tasks over the nodes; return a handle for `ended` and `after`.
 
         Args:
-            name: of the task, as Ray shows it.
-            task: to run.
-            arguments: of it.
-            needs: resources that it takes of its node, as of `require`.
-            after: a task that has to end first.
+            name: name shown by Ray.
+            task: the function to run.
+            arguments: its arguments.
+            needs: resources of the task, see `require`.
+            after: handle of a task that must end first.
         """
         further = {resource: amount for resource, amount in needs.items() if resource not in ("CPU", "GPU")}
         options = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "resources": further, "scheduling_strategy": "SPREAD"}
         return self._ray.remote(_run).options(name=name, **options).remote(after, task, arguments)
 
     def ended(self, tasks: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:
-        """Each task as it ends: its name, its exit code and, where Ray gave it up, why."""
+        """Yield name, exit code and Ray's error, if any, of each task as it ends."""
         names = {task: name for name, task in tasks.items()}
         while names:
             (done, *_), _ = self._ray.wait(list(names), num_returns=1)
@@ -92,24 +92,24 @@ def _run(_after: int | None, task: Task, arguments: Sequence[Any]) -> int:
 
 
 def run_lathe(words: Sequence[str], log: Path, directory: Path) -> int:
-    """Run this program in a process of its own that does not outlive this one: Ray starts it again elsewhere if this one is killed.
+    """Run `lathe` in a subprocess that dies with this process: if this one is killed, Ray restarts the task elsewhere.
 
     Args:
-        words: its command line.
-        log: file for what it says.
-        directory: that the paths on the command line are relative to.
+        words: its command-line arguments.
+        log: file that its output is appended to.
+        directory: its working directory.
     """
     die_with_parent = None
     if sys.platform == "linux":
         libc, set_parent_death_signal = ctypes.CDLL(None), 1
         die_with_parent = lambda: libc.prctl(set_parent_death_signal, signal.SIGKILL)  # noqa: E731
-    with log.open("ab") as said, contextlib.ExitStack() as stack:
+    with log.open("ab") as output, contextlib.ExitStack() as stack:
         process = subprocess.Popen(
             command_of(words),
             cwd=directory,
             env=environment(),
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=die_with_parent,
         )
@@ -118,7 +118,7 @@ def run_lathe(words: Sequence[str], log: Path, directory: Path) -> int:
 
 
 def last_words(log: Path, code: int) -> str:
-    """Why a command of this program ended: the last line that it said of itself, or its exit code."""
+    """Return why a `lathe` command ended: its last message, or its exit code."""
     lines = log.read_text(errors="replace").strip().splitlines()
-    said = [line.removeprefix("lathe: ") for line in lines if line.startswith("lathe: ")] or lines
-    return one_line(said[-1]) if said else f"ended with exit code {code}"
+    messages = [line.removeprefix("lathe: ") for line in lines if line.startswith("lathe: ")] or lines
+    return one_line(messages[-1]) if messages else f"ended with exit code {code}"

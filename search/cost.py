@@ -1,8 +1,8 @@
-"""What networks cost: of one network as a number, and in a search as a differentiable expectation. One model for all methods.
+"""Cost models of networks for all methods: the price of one network, and a differentiable expectation during a search.
 
-A method describes what it trains as terms: what a block at open widths adds to the cost, or a mixture of candidate blocks. The term of a
-part that may be absent is multiplied with the probability that it runs. `expected` of the terms is the expected cost. Where shares are
-one-hot and widths whole, it is what `price` says.
+A method describes its network as terms, each the cost added by a block at open widths or by a mixture of candidate blocks. The term of an
+optional part is multiplied by the probability that it runs. `expected` of the terms is the expected cost, which equals `price` if shares
+are one-hot and widths are integers.
 """
 
 import itertools
@@ -26,13 +26,13 @@ from search.spaces.cells import KINDS, STAGES
 
 Scalar = Float[Tensor, ""]
 Term = Float[Tensor, "*devices"]
-"""What a part of a network adds to its cost: a number, or one for each of several devices."""
+"""Cost added by a part of a network: a scalar, or one entry per device."""
 Shares = Float[Tensor, " candidates"]
 
-_TABULATED = 33 * 33  # widths of a block's groups in all combinations; for more, the expected cost is that of the expected widths
+_TABULATED = 33 * 33  # most combinations of a block's group widths to tabulate; beyond, the expected cost is that of the expected widths
 
 Candidate = BlockSpec | None
-"""A block, or None for nothing: a layer that is skipped, an edge without operation."""
+"""A block, or None for a skipped layer or an edge without an operation."""
 
 
 @runtime_checkable
@@ -42,50 +42,50 @@ class CostModel(Protocol):
     unit: Unit
 
     def price(self, choice: Choice) -> Price:
-        """What one network costs, with the upper end of its interval."""
+        """Return the cost of one network, with the upper end of its interval."""
         ...
 
     def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Term:
-        """What a block at open widths adds to the cost.
+        """Return the cost added by a block at open widths.
 
         Args:
-            site: where it runs.
-            widths: channels of every group that the site's spans name, by index; gradients reach them through input and output widths.
+            site: the block's place in the network.
+            widths: channels of every group, by index; gradients flow through both input and output widths.
         """
         ...
 
     def term(self, block: Candidate) -> float | tuple[float, ...]:
-        """What one block adds to the cost; on each device where there are several."""
+        """Return the cost added by one block, per device if there are several."""
         ...
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Term:
-        """What a mixture of blocks adds to the cost.
+        """Return the cost added by a mixture of blocks.
 
         Args:
             candidates: in the order of the shares.
-            shares: probability of each; or how often it runs in the mean.
+            shares: probability of each, or the mean number of times that it runs.
         """
         ...
 
     def expected(self, terms: Sequence[Term]) -> Scalar:
-        """Cost of the whole network, in the unit of the model."""
+        """Return the cost of the whole network, in the unit of the model."""
         ...
 
 
 class LatencyModel:
-    """Latency in microseconds by a table: its predictor over the sum of the blocks, each multilinear between its neighbours on the grid.
+    """Latency in microseconds by a table: its predictor over the sum of the blocks, each interpolated multilinearly on the grid.
 
-    Latency over width is a staircase on real devices, flat nearly everywhere. So the gradient is not the slope of the stair that a width
-    stands on but the mean slope over a window: `max(2 * granularity, full width / 4)` channels below it and as many above, cut off at the
-    ends of the grid. At the full width, where only the lower half is left, that still spans a stair of two grid steps. A width below the
-    narrowest that can ship costs what that one costs.
+    On real devices latency over width is a staircase, flat nearly everywhere. The gradient is therefore not the local slope but the mean
+    slope over a window of `max(2 * granularity, full width / 4)` channels on each side, clipped to the grid. At the full width, where only
+    the lower half remains, the window still spans a step of two grid points. A width below the narrowest that can ship costs as much as
+    that one.
 
     Args:
-        space: whose networks are asked about.
-        table: covers its blocks.
+        space: the search space.
+        table: covers the space's blocks.
 
     Raises:
-        CoverageError: it does not cover the largest or the smallest network; later, a block that is asked for.
+        CoverageError: the table does not cover the largest or the smallest network, or later a requested block.
     """
 
     unit: Unit = "us"
@@ -99,22 +99,22 @@ class LatencyModel:
             self.of(choice)
 
     def of(self, choice: Choice) -> Latency:
-        """What `table.predict` says of a network; each block is looked up once.
+        """Return the prediction of `table.predict` for a network; each block is looked up only once.
 
         Raises:
-            SearchError: the choice is not of the space.
+            SearchError: the choice does not belong to the space.
             CoverageError: a block is not covered.
         """
         blocks = self._space.network(choice)
         return self._table.combine([self._lookup(block) for block in blocks], blocks)
 
     def price(self, choice: Choice) -> Price:
-        """Microseconds."""
+        """Return the price in microseconds."""
         latency = self.of(choice)
         return Price(latency.us, latency.high_us)
 
     def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Scalar:
-        """A block at open widths: see `CostModel`; arithmetic is in the dtype of the widths."""
+        """Return the term of a block at open widths, computed in the dtype of the widths; see `CostModel`."""
         curve = self._curve(site)
         channels = _channels(site, widths)
         at = [float(width.detach()) for width in channels]
@@ -125,15 +125,15 @@ class LatencyModel:
         return self._table.predictor.added_us(site.spec.op, cost, kelements)
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
-        """A mixture of blocks: see `CostModel`."""
+        """Return the term of a mixture of blocks; see `CostModel`."""
         return _mixed([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Scalar]) -> Scalar:
-        """Microseconds."""
+        """Return the cost of the network in microseconds."""
         return torch.as_tensor(sum(terms, self._table.predictor.network_us))
 
     def term(self, block: Candidate) -> float:
-        """Microseconds that a block adds: see `CostModel`."""
+        """Return the microseconds added by a block; see `CostModel`."""
         if block is None:
             return 0.0
         if block not in self._terms:
@@ -156,14 +156,14 @@ class LatencyModel:
 
 
 class DevicesModel:
-    """Latency on several devices, each within a budget of its own: what counts is the device furthest over its budget.
+    """Latency on several devices, each with its own budget; the device furthest over its budget counts.
 
-    Costs are in microseconds of the first device: those of another one are scaled so that its target is that of the first, see
-    `search.budget.factors`. Terms have an entry for each device.
+    Costs are in microseconds of the first device. Those of other devices are scaled so that their targets equal the first one's, see
+    `search.budget.factors`. Terms have one entry per device.
 
     Args:
-        space: whose networks are asked about.
-        limits: of the devices.
+        space: the search space.
+        limits: tables and budgets of the devices.
 
     Raises:
         CoverageError: a table does not cover the space, see `LatencyModel`.
@@ -176,33 +176,33 @@ class DevicesModel:
         self._factors = factors(limits)
 
     def price(self, choice: Choice) -> Price:
-        """Microseconds of the first device; `most` is within its budget where the network is within every budget."""
+        """Return the price in microseconds of the first device; `most` is within its budget if the network is within every budget."""
         prices = [model.price(choice) for model in self._models]
-        return worst(Price(*map(math.prod, zip(price, factor, strict=True))) for price, factor in zip(prices, self._factors, strict=True))
+        return worst(Price(price.cost * factor.cost, price.most * factor.most) for price, factor in zip(prices, self._factors, strict=True))
 
     def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Float[Tensor, " devices"]:
-        """A block at open widths: see `CostModel`."""
+        """Return the term of a block at open widths; see `CostModel`."""
         return torch.stack([model.at_widths(site, widths) for model in self._models])
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Float[Tensor, " devices"]:
-        """A mixture of blocks: see `CostModel`."""
+        """Return the term of a mixture of blocks; see `CostModel`."""
         return _mixed([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Float[Tensor, " devices"]]) -> Scalar:
-        """Microseconds of the first device; the gradient is that on the device furthest over its budget."""
-        each = [model.expected([term[index] for term in terms]) for index, model in enumerate(self._models)]
-        return torch.stack([cost * factor.cost for cost, factor in zip(each, self._factors, strict=True)]).max()
+        """Return the cost in microseconds of the first device; the gradient is that of the device furthest over its budget."""
+        costs = [model.expected([term[index] for term in terms]) for index, model in enumerate(self._models)]
+        return torch.stack([cost * factor.cost for cost, factor in zip(costs, self._factors, strict=True)]).max()
 
     def term(self, block: Candidate) -> tuple[float, ...]:
-        """Microseconds that a block adds on each device: see `CostModel`."""
+        """Return the microseconds added by a block on each device; see `CostModel`."""
         return tuple(model.term(block) for model in self._models)
 
 
 class MacsModel:
-    """Multiply-accumulates of the deployed network (Li et al. 2022, Eq. 5): all of its layers, with gradients through input widths too.
+    """Multiply-accumulates of all layers of the deployed network (Li et al. 2022, Eq. 5), with gradients through input widths, too.
 
     Args:
-        space: whose networks are asked about.
+        space: the search space.
     """
 
     unit: Unit = "macs"
@@ -212,62 +212,61 @@ class MacsModel:
         self._terms: dict[Candidate, float] = {}
 
     def of(self, choice: Choice) -> int:
-        """Multiply-accumulates of a network.
+        """Return the multiply-accumulates of a network.
 
         Raises:
-            SearchError: the choice is not of the space.
+            SearchError: the choice does not belong to the space.
         """
         return self._space.macs(self._space.network(choice))
 
     def price(self, choice: Choice) -> Price:
-        """Multiply-accumulates, which are exact."""
+        """Return the multiply-accumulates as an exact price."""
         macs = self.of(choice)
         return Price(macs, macs)
 
     def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Scalar:
-        """A block at open widths: see `CostModel`."""
-        channels = _channels(site, widths)
-        return _macs(site, channels)
+        """Return the term of a block at open widths; see `CostModel`."""
+        return _macs(site, _channels(site, widths))
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
-        """A mixture of blocks: see `CostModel`."""
+        """Return the term of a mixture of blocks; see `CostModel`."""
         return _mixed([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Scalar]) -> Scalar:
-        """Multiply-accumulates of one inference."""
+        """Return the multiply-accumulates of one inference."""
         return torch.as_tensor(sum(terms, 0.0))
 
     def term(self, block: Candidate) -> float:
-        """Multiply-accumulates of a block: see `CostModel`."""
+        """Return the multiply-accumulates of a block; see `CostModel`."""
         if block not in self._terms:
             self._terms[block] = float(ops.counts(block).macs) if block else 0.0
         return self._terms[block]
 
 
 def cost_model(space: Space, limits: Sequence[Limit]) -> CostModel:
-    """Latency by the tables of one or several devices; multiply-accumulates without any."""
+    """Return a latency model for the tables of one or several devices, or a model of multiply-accumulates if there are none."""
     if not limits:
         return MacsModel(space)
     return LatencyModel(space, limits[0].table) if len(limits) == 1 else DevicesModel(space, limits)
 
 
 def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scalar]) -> list[Term]:
-    """Every site of a network at open widths, in order."""
+    """Return the terms of all sites of a network at open widths, in order."""
     return [model.at_widths(site, widths) for site in sites]
 
 
 class DrawnWidths:
-    """The network whose groups each draw a width, independently: its expected cost, differentiable in their distributions.
+    """Expected cost of a network whose groups draw their widths independently, differentiable in their distributions.
 
-    A block that depends on the widths of two groups is bilinear in their distributions: its cost at each pair of widths is tabulated, and
-    the expectation is exact. So it is for a block of more groups, such as one that reads a concatenation, up to a number of combinations;
-    beyond that it is the cost at the expected widths.
+    The cost of a block that depends on two groups is bilinear in their distributions: it is tabulated at each pair of widths, and the
+    expectation is exact. The same holds for blocks of more groups, such as one that reads a concatenation, up to a limit on combinations;
+    beyond it, the cost at the expected widths is used.
 
     Args:
-        model: of the space.
+        model: cost model of the space.
         sites: the blocks, in order.
-        choices: for each group the widths that it draws from.
-        parts: what each site belongs to, of what may be absent; None: it always runs.
+        choices: widths that each group draws from.
+        parts: the optional part that each site belongs to; None for sites that always run.
     """
 
     def __init__(
@@ -285,27 +284,27 @@ class DrawnWidths:
             self._grids[groups, part] = self._grids[groups, part] + grid if (groups, part) in self._grids else grid
 
     def _grid(self, site: Site, groups: Sequence[int], choices: Sequence[Sequence[int]]) -> Tensor:
-        """What a site costs at all widths of its groups; the first axis is that of the devices, where there are several."""
+        """Return the cost of a site at all widths of its groups; the first axis is devices, if there are several."""
         at, costs = [0] * len(choices), []
         for widths in itertools.product(*(choices[group] for group in groups)):
             for group, width in zip(groups, widths, strict=True):
                 at[group] = width
             costs.append(self._model.term(site.at(at)))
-        found = torch.tensor(costs, dtype=torch.float64).movedim(0, -1)
-        return found.reshape(*found.shape[:-1], *(len(choices[group]) for group in groups))
+        grid = torch.tensor(costs, dtype=torch.float64).movedim(0, -1)
+        return grid.reshape(*grid.shape[:-1], *(len(choices[group]) for group in groups))
 
     def expected(self, shares: Sequence[Float[Tensor, " _"]], present: Mapping[Hashable, Scalar] | None = None) -> Scalar:
-        """Expected cost of the network, in the unit of the model.
+        """Return the expected cost of the network, in the unit of the model.
 
         Args:
-            shares: for each group the probability of each of its widths.
-            present: of each part that may be absent the probability that it runs.
+            shares: probability of each width of each group.
+            present: probability that each optional part runs.
         """
         exact = [share.double().cpu() for share in shares]
         terms = []
         for (groups, part), grid in self._grids.items():
             value = grid
-            for group in reversed(groups):  # the last axis is that of the last group
+            for group in reversed(groups):  # the last axis belongs to the last group
                 value = value @ exact[group]
             terms.append(_times(value, part, present))
         if self._open:
@@ -319,14 +318,14 @@ def _times(cost: Term, part: Hashable, present: Mapping[Hashable, Scalar] | None
 
 
 def cell_terms(model: CostModel, space: Cells, shares: Float[Tensor, "edges options"]) -> list[Term]:
-    """The network whose cell has each edge drawn independently by its shares, given that the cell connects its ends.
+    """Return the terms of a network whose cell draws each edge independently, given that the cell connects its ends.
 
-    Its expected cost is exact, as all cells are enumerated: what runs in a cell is no sum over its edges (`Cells.runs`).
+    The expected cost is exact because all cells are enumerated: what runs in a cell is not a sum over its edges (`Cells.runs`).
 
     Args:
-        model: of the space.
-        space: of cells.
-        shares: of the options of each edge, in order; each edge's sum is 1. Gradients reach them.
+        model: cost model of the space.
+        space: the space of cells.
+        shares: probability of each option of each edge, in order; differentiable, and summing to 1 over each edge.
     """
     sure, runs, terms = torch.ones(1).to(shares), space.cells * _expected_runs(space, shares), list[Term]()
     for stage in range(STAGES):
@@ -336,7 +335,7 @@ def cell_terms(model: CostModel, space: Cells, shares: Float[Tensor, "edges opti
 
 
 def _expected_runs(space: Cells, shares: Tensor) -> Tensor:
-    """How often each of `KINDS` runs in a cell."""
+    """Return the expected number of runs of each of `KINDS` in a cell."""
     probability = torch.ones(1, device=shares.device, dtype=shares.dtype)
     for row in shares:  # in the order of `choices`: the last edge changes fastest
         probability = (probability[:, None] * row).flatten()
@@ -346,7 +345,7 @@ def _expected_runs(space: Cells, shares: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _runs(space: Cells) -> tuple[Tensor, Tensor]:
-    """Of every cell, in the order of `choices`, how often each of `KINDS` runs, and whether it connects its ends."""
+    """Return, for every cell in the order of `choices`, the number of runs of each of `KINDS` and whether it connects its ends."""
     cells = [space.runs(choice) for choice in space.choices()]
     connected = [space.connected(choice) for choice in space.choices()]
     return torch.tensor([[cell.count(kind) for kind in KINDS] for cell in cells]), torch.tensor(connected)
@@ -362,10 +361,10 @@ def _channels(site: Site, widths: Sequence[Scalar]) -> list[Tensor]:
 
 
 def _macs(site: Site, channels: Sequence[Tensor]) -> Tensor:
-    """Those of a single layer are a product of its widths; those of a larger block are linear in the one width that is open."""
+    """Return the MACs of a block: for a single layer a product of its widths, for a larger block linear in its only open width."""
     if site.spec.op in ops.SINGLE:
-        each = ops.counts(site.spec).macs / math.prod(width for _, width in site.spec.widths)
-        return each * math.prod(channels)  # pyright: ignore
+        per_product = ops.counts(site.spec).macs / math.prod(width for _, width in site.spec.widths)
+        return per_product * math.prod(channels)  # pyright: ignore
     ((index, name),) = [(index, name) for index, (name, _) in enumerate(site.spec.widths) if site.spans[index].terms]
     one, two = (ops.counts(site.spec.with_widths(**{name: width})).macs for width in (1, 2))
     return one + (two - one) * (channels[index] - 1)
@@ -376,23 +375,23 @@ class _Curve(NamedTuple):
 
     surface: Surface
     half_windows: tuple[float, ...]
-    """of each width, in channels"""
+    """half window of each width, in channels"""
     sums: tuple[bool, ...]
-    """of each width whether it is the sum of several groups', so that its axis has only some of its values"""
+    """whether each width is a sum over several groups, so that its axis holds only some of its values"""
 
     def between(self, at: Sequence[float]) -> bool:
-        """Whether these are widths of a network that can ship, and not on the grid."""
-        found = False
-        for axis, width, several in zip(self.surface.axes.values(), at, self.sums, strict=True):
+        """Return whether a network that can ship may have these widths, and at least one of them is off the grid."""
+        off_grid = False
+        for axis, width, is_sum in zip(self.surface.axes.values(), at, self.sums, strict=True):
             if width in axis:
                 continue
-            if not several or not width.is_integer() or not axis[0] < width < axis[-1]:
+            if not is_sum or not width.is_integer() or not axis[0] < width < axis[-1]:
                 return False
-            found = True
-        return found
+            off_grid = True
+        return off_grid
 
     def cost(self, channels: Sequence[Tensor], at: Sequence[float], us: float | None) -> Tensor:
-        """Microseconds at these widths, by the grid where `us` does not say, with the mean slopes as gradients."""
+        """Return `us`, or by default the grid's microseconds at these widths, with the mean slopes as gradients."""
         axes, total = list(self.surface.axes.values()), torch.zeros((), dtype=channels[0].dtype)
         for index, (axis, width, half_window) in enumerate(zip(axes, channels, self.half_windows, strict=True)):
             profile = np.moveaxis(self.surface.values_us, index, -1)
@@ -401,13 +400,13 @@ class _Curve(NamedTuple):
                     profile = _slice(profile, axes[other], place)
             if index == 0:
                 total = total + (float(np.interp(at[0], axis, profile)) if us is None else us)
-            # Adds exactly 0 to the value, and the slope to the gradient.
+            # Adds exactly 0 to the value and the slope to the gradient.
             total = total + _mean_slope(axis, profile, at[index], half_window) * (width - width.detach())
         return total
 
 
 def _slice(values: np.ndarray, axis: np.ndarray, at: float) -> np.ndarray:
-    """Values over the other axes at a place on the first, linear between grid points and constant outside."""
+    """Interpolate along the first axis: linear between grid points, constant outside."""
     above = int(np.clip(np.searchsorted(axis, at), 1, len(axis) - 1)) if len(axis) > 1 else 0
     below = max(above - 1, 0)
     share = float(np.interp(at, axis[[below, above]], [0.0, 1.0])) if above else 0.0
@@ -415,6 +414,7 @@ def _slice(values: np.ndarray, axis: np.ndarray, at: float) -> np.ndarray:
 
 
 def _mean_slope(axis: np.ndarray, values: np.ndarray, at: float, half_window: float) -> float:
+    """Return the mean slope over a window around `at`, clipped to the axis."""
     low, high = np.clip([at - half_window, at + half_window], axis[0], axis[-1])
     if high <= low:
         return 0.0

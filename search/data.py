@@ -1,4 +1,4 @@
-"""Images of classes: scikit-learn's handwritten digits, or a folder of images a class."""
+"""Image classification data: scikit-learn's handwritten digits, or one folder of images per class."""
 
 import itertools
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ from search.errors import SearchError
 from search.image_files import ImageFiles, decode
 
 HELD_OUT = 0.2
-"""Share of every class that is held out where a data set has no test part of its own."""
+"""Share of every class that is held out if a data set has no test split."""
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 KNOWN = "digits or folder:PATH"
 IN_MEMORY_BYTES = 2**32
-"""Pixels of a folder that are kept in memory, at most."""
+"""Largest size of a folder's pixels that is kept in memory."""
 FEW = 10_000
-"""Images that mean and deviation are taken of, where they are not kept."""
+"""Number of images that mean and standard deviation are computed from if they stay on disk."""
 
 
 def random_parts(count: int, shares: Sequence[float], generator: torch.Generator) -> list[Tensor]:
-    """Indices of disjoint random subsets of `count` samples, such as 80 % and 20 %.
+    """Return the indices of disjoint random subsets of `count` samples, such as 80 % and 20 %.
 
     Args:
         count: number of samples.
-        shares: of each subset, above 0, at most 1 together; the boundaries between subsets are rounded.
-        generator: the only source of randomness: a new draw for every epoch, or one that is seeded alike for fixed subsets.
+        shares: share of each subset, above 0, at most 1 in total; the boundaries between subsets are rounded.
+        generator: the only source of randomness; seed it the same way for the same subsets.
 
     Raises:
         SearchError: a subset would be empty.
@@ -50,7 +50,7 @@ def load(name: str, resolution: int) -> Classification:
     """Load `digits` or `folder:PATH` at resolution x resolution pixels.
 
     Raises:
-        SearchError: an unknown name, or a folder that cannot be used; see `folder`.
+        SearchError: the name is unknown, or the folder cannot be used; see `folder`.
     """
     _require_text(name)
     if name == "digits":
@@ -62,7 +62,7 @@ def load(name: str, resolution: int) -> Classification:
 
 
 def digits(resolution: int = 32) -> Classification:
-    """1797 handwritten digits of 8x8 pixels (scikit-learn's copy of the UCI test set), enlarged; a fifth of each class is held out."""
+    """Load 1797 handwritten digits of 8x8 pixels (scikit-learn's copy of the UCI test set), enlarged; a fifth of each class is held out."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -74,12 +74,13 @@ def digits(resolution: int = 32) -> Classification:
 
 
 def folder(path: Path, resolution: int) -> Classification:
-    """Images in PATH/train/CLASS and PATH/test/CLASS, or in PATH/CLASS, of which a fifth of each class is then held out.
+    """Load images from PATH/train/CLASS and PATH/test/CLASS, or from PATH/CLASS with a fifth of each class held out.
 
-    Images are decoded once and kept as 8-bit RGB; more than `IN_MEMORY_BYTES` of them stay on disk, and are decoded when they are shown.
+    Images are decoded once and kept as 8-bit RGB. If they exceed `IN_MEMORY_BYTES`, they stay on disk and are decoded on each use.
 
     Raises:
-        SearchError: no such folder, no images, fewer than two classes, parts with different classes, or a file that is no image.
+        SearchError: there is no such folder, there are no images or fewer than two classes, the splits have different classes, or a file is
+            not an image.
     """
     if not path.is_dir():
         raise SearchError(
@@ -102,13 +103,13 @@ def folder(path: Path, resolution: int) -> Classification:
 
 
 def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, augmentation: Augmentation) -> Classification:
-    # Classes mixed, always in the same way: a batch, or the first few images, then stand for all.
+    # Shuffle with a fixed seed, so that a batch, or the first few images, represent all classes.
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
     held_out = held_out.part(order)
     images = train.images
-    if isinstance(images, ImageFiles):  # some stand for all
+    if isinstance(images, ImageFiles):  # estimate from a sample
         images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:FEW]]
-    # Channel by channel: all of a large set as floats would be four times its size.
+    # One channel at a time, since a large set takes four times its size as floats.
     channels = [images[:, index].to(torch.float32) / 255 for index in range(3)]
     preprocessing = Preprocessing(
         size=(images.shape[2], images.shape[3]),
@@ -124,7 +125,7 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _stratified(every: Split) -> tuple[Split, Split]:
-    # The seed is fixed: runs with different seeds are compared on the same held-out images.
+    # A fixed seed, so that runs with different seeds are compared on the same held-out images.
     generator = torch.Generator().manual_seed(0)
     held_out = torch.zeros(len(every), dtype=torch.bool)
     for label in every.labels.unique():
@@ -146,7 +147,7 @@ def _classes(path: Path) -> tuple[str, ...]:
 
 
 def _require_text(name: str) -> None:
-    """Refuse a name that no file of a run could hold, before there is a run."""
+    """Require a name that a run can record, before the run starts."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -158,7 +159,7 @@ def _image_files(path: Path) -> list[Path]:
 
 
 def _read(path: Path, labels: Sequence[str], resolution: int) -> Split:
-    """The images of a folder: in memory, unless they are too many."""
+    """Read the images of a folder into memory, or only list them if there are too many."""
     files = [(file, index) for index, label in enumerate(labels) for file in _image_files(path / label)]
     targets = torch.tensor([index for _, index in files], dtype=torch.int64)
     if 3 * resolution**2 * len(files) > IN_MEMORY_BYTES:

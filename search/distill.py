@@ -1,4 +1,4 @@
-"""Losses of a classifier: towards its labels, and towards what a trained network, the teacher, says of the same images."""
+"""Losses of a classifier against its labels and against the outputs of a trained network, the teacher."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -12,18 +12,18 @@ Scalar = Float[Tensor, ""]
 
 
 def soft_cross_entropy(logits: Logits, teacher: Logits, temperature: float) -> Scalar:
-    """Cross-entropy with the teacher's softened probabilities as the target, mean over the images (TAS, Eq. 9).
+    """Return the cross-entropy with the teacher's softened probabilities, mean over the images (TAS, Eq. 9).
 
     Args:
-        logits: of the network that is trained.
-        teacher: logits of the teacher for the same images.
+        logits: outputs of the trained network.
+        teacher: outputs of the teacher for the same images.
         temperature: T, which divides both.
     """
     return F.cross_entropy(logits / temperature, (teacher / temperature).softmax(1))
 
 
 def soft_divergence(logits: Logits, teacher: Logits, temperature: float) -> Scalar:
-    """Kullback-Leibler divergence from the teacher's softened probabilities times T^2, mean over the images; arguments as above."""
+    """Return T^2 times the KL divergence from the teacher's softened probabilities, mean over the images; arguments as above."""
     target = (teacher / temperature).log_softmax(1)
     return F.kl_div((logits / temperature).log_softmax(1), target, reduction="batchmean", log_target=True) * temperature**2
 
@@ -38,17 +38,17 @@ def classification_loss(
     weight: float = 0.9,
     temperature: float = 4.0,
 ) -> Scalar:
-    """Cross-entropy with the labels, and the match with a teacher where there is one.
+    """Return the cross-entropy with the labels, combined with a distillation loss if there is a teacher.
 
     Args:
-        logits: of the network that is trained.
+        logits: outputs of the trained network.
         labels: the true classes.
-        label_smoothing: share of the labels' target that is spread over all classes.
-        teacher: logits of the teacher for the same images; None: the labels alone.
-        kind: of match. `tas`: lambda * CE + (1 - lambda) * match (Dong and Yang 2019, Eq. 9 and 10). `hinton`: the match is a
-            divergence times T^2, which keeps the size of its gradient at any temperature (Hinton et al. 2015, Section 2).
-        weight: lambda, of the labels; 1 - lambda is that of the match.
-        temperature: of the match.
+        label_smoothing: share of the target probability that is spread over all classes.
+        teacher: outputs of the teacher for the same images; None uses only the labels.
+        kind: kind of distillation loss. `tas`: lambda * CE + (1 - lambda) * match (Dong and Yang 2019, Eq. 9 and 10). `hinton`: the match
+            is a divergence times T^2, which keeps the scale of its gradient at any temperature (Hinton et al. 2015, Section 2).
+        weight: lambda, the weight of the labels; the match has 1 - lambda.
+        temperature: temperature of the match.
     """
     hard = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if kind == "none" or teacher is None:

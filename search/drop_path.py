@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al. 2016): in training, residual branches are left out at random, for each image by a draw of its own."""
+"""Stochastic depth (Huang et al. 2016): drop residual branches at random in training, independently for each image."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from search.errors import SearchError
 
 
 def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
-    """Names of the modules that end the residual branches of a network, in the order in which they run.
+    """Return the names of the modules that end the residual branches of a network, in execution order.
 
-    A branch is the longer one of the two paths to an addition, counted in convolutions and linear layers; the other one is the shortcut.
-    Branches that do not end in a module of their own, or that run twice, are not among them, nor are those inside of trained-form blocks.
+    Of the two paths to an addition, the branch is the one with more convolutions and linear layers; the other one is the shortcut. Branches
+    that do not end in a module, run twice or lie inside training-form blocks are left out.
 
     Args:
-        network: in any mode.
-        example_input: a batch of the shape that it is for.
+        network: the network, in any mode.
+        example_input: a batch of the network's input shape.
 
     Raises:
         ReparamError: the network cannot be read.
     """
-    found = read(network, (example_input,))
+    graph = read(network, (example_input,))
     blocks = {name for name, module in network.named_modules() if isinstance(module, Block)}
-    ends = {returned(found, call): call.path for calls in found.by_path.values() for call in calls[:1] if len(calls) == 1}
+    ends = {returned(graph, call): call.path for calls in graph.by_path.values() for call in calls[:1] if len(calls) == 1}
     depth: dict[fx.Node, int] = {}
     names: list[str] = []
-    for node in found.graph.nodes:
-        inputs = found.reads(node)
-        weighs = node.target in (aten.convolution.default, aten.linear.default)
-        depth[node] = max((depth[before] for before in inputs), default=0) + weighs
-        if node.target is aten.add.Tensor and len(inputs) == 2 and blocks.isdisjoint(call.path for call in found.calls[node]):
+    for node in graph.graph.nodes:
+        inputs = graph.reads(node)
+        is_layer = node.target in (aten.convolution.default, aten.linear.default)
+        depth[node] = max((depth[before] for before in inputs), default=0) + is_layer
+        if node.target is aten.add.Tensor and len(inputs) == 2 and blocks.isdisjoint(call.path for call in graph.calls[node]):
             short, long = sorted(inputs, key=depth.__getitem__)
             if depth[short] < depth[long] and len(long.users) == 1 and long in ends:
                 names.append(ends[long])
@@ -46,18 +46,17 @@ def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
 def drop_path(
     network: nn.Module, example_input: Tensor, rate: float, generator: torch.Generator, *, rank: int = 0, ranks: int = 1
 ) -> Iterator[None]:
-    """Drop residual branches of a network for a while, and scale those that stay by 1 / (1 - p): the mean is as without.
+    """Drop residual branches of a network within the context, and scale the kept ones by 1 / (1 - p), which preserves the mean.
 
-    Branch k of n is dropped with p = rate * k / n (Huang et al. 2016, Eq. 4). The network is not changed: it is read, saved and
-    evaluated afterwards as ever.
+    Branch k of n is dropped with p = rate * k / n (Huang et al. 2016, Eq. 4). The network itself stays unchanged.
 
     Args:
-        network: in training mode while it is used.
-        example_input: a batch of the shape that it is for.
+        network: the network; branches are dropped only in training mode.
+        example_input: a batch of the network's input shape.
         rate: probability of the last branch, at least 0 and below 1; 0 draws nothing.
         generator: the only source of randomness, on the CPU.
-        rank: which of the equal shares of a batch this process has.
-        ranks: number of shares; all are drawn, so that a batch is treated alike however many processes share it.
+        rank: index of this process's equal share of a batch.
+        ranks: number of shares; all are drawn, so that the result does not depend on the number of processes.
 
     Raises:
         SearchError: the network has no residual branches.
@@ -65,7 +64,7 @@ def drop_path(
     """
     branches = residual_branches(network, example_input) if rate else []
     if rate and not branches:
-        raise SearchError(f"--drop-path {rate:g}: the network has no residual branches that can be left out")
+        raise SearchError(f"--drop-path {rate:g}: the network has no residual branches that can be dropped")
     handles = [
         network.get_submodule(name).register_forward_hook(_Dropped(network, rate * index / len(branches), generator, rank, ranks))
         for index, name in enumerate(branches, 1)

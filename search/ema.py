@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights of a network: what is evaluated and shipped in the place of the last step's weights."""
+"""Exponential moving average of a network's weights, evaluated and shipped instead of the last step's weights."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 @final
 class WeightAverage:
-    """average = d * average + (1 - d) * weights after every step, of parameters and of running statistics.
+    """average = d * average + (1 - d) * weights after every step, for parameters and running statistics.
 
-    d is the decay, but at most (1 + n) / (10 + n) at the n-th update: without that a decay of 0.9999 would still hold mostly the first
-    weights after ten thousand steps. Other buffers, as counters and masks, are those of the last step.
+    d is the decay, but at most (1 + n) / (10 + n) at the n-th update; otherwise, with a decay of 0.9999, the initial weights would still
+    dominate after ten thousand steps. Other buffers, such as counters and masks, keep the values of the last step.
 
     Args:
-        network: whose weights the average starts from.
+        network: the network to average; the average starts from its current weights.
         decay: d, at least 0 and below 1.
     """
 
@@ -30,7 +30,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of a step."""
+        """Update the average with the weights after a step."""
         self._updates += 1
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         for name, value in self._floats():
@@ -38,7 +38,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network has the averaged weights for a while; then it has its own again."""
+        """Give the network the averaged weights within the context, then restore its own."""
         self._swap()
         try:
             yield
@@ -54,19 +54,19 @@ class WeightAverage:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Give the network the averaged weights for good."""
+        """Give the network the averaged weights permanently."""
         for name, value in self._floats():
             value.copy_(self._average[name])
 
     def state_dict(self) -> dict[str, Tensor | int]:
-        """All that is needed to go on."""
+        """Return the state needed to resume."""
         return {**self._average, "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Tensor | int]) -> None:
-        """Go on from a `state_dict`.
+        """Resume from a `state_dict`.
 
         Raises:
-            KeyError: it is of another network.
+            KeyError: the state is from another network.
         """
         self._updates = int(state["updates"])
         for name, average in self._average.items():

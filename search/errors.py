@@ -1,5 +1,5 @@
-"""What goes wrong in `search` and can be mended by its user."""
+"""User-fixable errors raised by `search`."""
 
 
 class SearchError(ValueError):
-    """A search cannot start or go on as asked; the message says what was found, what is allowed and what mends it."""
+    """A search cannot start or continue as requested; the message says what was found, what is allowed and how to fix it."""

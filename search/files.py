@@ -1,4 +1,4 @@
-"""JSON of msgspec structs, to and from files."""
+"""Write msgspec structs to JSON files, and read them in any version."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,13 +14,13 @@ from search.errors import SearchError
 T = TypeVar("T")
 
 Upgrade = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""Makes the fields of a later schema of those of an earlier one."""
+"""Converts the fields of a schema to those of the next one."""
 
-_AGAIN = "give the directory of a finished search, or run `lathe search` again, into a new directory"
+_RERUN = "give the directory of a finished search, or run `lathe search` again, into a new directory"
 
 
 def to_json(value: msgspec.Struct) -> bytes:
-    """Indented JSON; the same value always gives the same bytes."""
+    """Return indented JSON; equal values give equal bytes."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
@@ -29,13 +29,13 @@ def read_json(path: Path, kind: type[T], upgrades: Mapping[str, Upgrade] = Mappi
 
     Args:
         path: the file.
-        kind: what it holds, in its present version.
-        upgrades: by earlier schema.
+        kind: type of its content, in the current version.
+        upgrades: upgrades by earlier schema.
 
     Raises:
-        SearchError: no such file, or a content that is not a `kind`; names the file and the field.
+        SearchError: there is no such file, or its content is not a `kind`; the message names the file and the field.
     """
-    with raised_as(SearchError, _AGAIN):
+    with raised_as(SearchError, _RERUN):
         if not upgrades:
             return decoding.read_json(path, kind)
         fields = decoding.read_json(path, dict)
@@ -43,24 +43,24 @@ def read_json(path: Path, kind: type[T], upgrades: Mapping[str, Upgrade] = Mappi
 
 
 def upgraded(fields: Mapping[str, Any], kind: type[T], upgrades: Mapping[str, Upgrade], where: object) -> T:
-    """Fields of any version as a value of the present one.
+    """Convert fields of any version to a value of the current one.
 
     Raises:
-        SearchError: they are not of a version that is known, or damaged; `where` begins the message.
+        SearchError: the version is unknown, or the fields are damaged; the message starts with `where`.
     """
     try:
         while (schema := str(fields.get("schema"))) in upgrades:
             fields = upgrades[schema](fields)
         return msgspec.convert(fields, kind)
     except (msgspec.ValidationError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise SearchError(f"{where} is damaged ({error!r}): {_AGAIN}") from error
+        raise SearchError(f"{where} is damaged ({error!r}): {_RERUN}") from error
 
 
 def read_json_lines(path: Path, kind: type[T]) -> Iterator[T]:
-    """The lines of a file, each a value of its own.
+    """Yield one value per line of a file.
 
     Raises:
-        SearchError: a line is not a `kind`; names it.
+        SearchError: a line is not a `kind`; the message names it.
     """
-    with raised_as(SearchError, _AGAIN):
+    with raised_as(SearchError, _RERUN):
         yield from decoding.read_json_lines(path, kind)

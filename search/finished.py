@@ -1,4 +1,4 @@
-"""A finished run, loaded: what it was asked for, what came out, and its trained networks. Runs of every version are read."""
+"""Load a finished run of any version: its settings, its result and its trained networks."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """The directory of a run that is complete."""
+    """The content of a finished run's directory."""
 
     directory: Path
     run: Run
@@ -25,10 +25,10 @@ class FinishedRun:
     history: tuple[EpochDone, ...]
 
     def network(self) -> "nn.Module":
-        """What ships, trained, with a mask behind every group that lost channels.
+        """Return the trained network that ships, with a mask after every group that lost channels.
 
         Raises:
-            SearchError: the weights are missing, damaged, or of another network.
+            SearchError: the weights are missing, damaged, or from another network.
         """
         from search.network import load_weights
 
@@ -37,10 +37,10 @@ class FinishedRun:
         return network
 
     def unpruned(self) -> "nn.Module | None":
-        """What the search started from, trained; None where the method trains no such network.
+        """Return the trained network that the search started from, or None if the method trains no such network.
 
         Raises:
-            SearchError: as `network`.
+            SearchError: see `network`.
         """
         from search.network import load_weights
 
@@ -55,7 +55,7 @@ def load(directory: str | Path) -> FinishedRun:
     """Read the directory of a finished run.
 
     Raises:
-        SearchError: it is not the directory of a run, the run is not finished, or a file is damaged; names the file.
+        SearchError: the directory is not a run, the run is not finished, or a file is damaged; the message names the file.
     """
     directory = Path(directory)
     run = record.read_run(directory)
@@ -67,15 +67,16 @@ def load(directory: str | Path) -> FinishedRun:
 
 
 def require_same_space(directory: Path, architecture: Architecture, result: Result | None, history: Iterable[EpochDone]) -> None:
-    """Check that the networks which a run's files name are of its space; those of an epoch by their names alone: they need not ship.
+    """Require that the networks in a run's files belong to its space; for those of epochs check only the names, as they need not ship.
 
     Raises:
-        SearchError: one is not; names the file.
+        SearchError: a network does not belong to the space; the message names the file.
     """
-    if not architecture.blocks:  # the space is of a module that no file holds
+    if not architecture.blocks:  # the space was made from a module that no file holds
         return
     space = architecture.origin()
-    for choice in dict.fromkeys(end.choice for end in (result and result.shipped, result and result.unpruned) if end):
+    networks = (result.shipped, result.unpruned) if result else ()
+    for choice in dict.fromkeys(network.choice for network in networks if network):
         try:
             space.network(choice)
         except SearchError as error:
@@ -83,7 +84,7 @@ def require_same_space(directory: Path, architecture: Architecture, result: Resu
     largest = space.largest()
     for choice in dict.fromkeys(epoch.choice for epoch in history):
         places = ((choice.options, largest.options), (choice.depths, largest.depths), (choice.widths, largest.widths | largest.options))
-        if strange := sorted(name for found, known in places for name in found.keys() - known.keys()):
+        if unknown := sorted(name for chosen, known in places for name in chosen.keys() - known.keys()):
             raise SearchError(
-                f"{directory / record.HISTORY} was changed after the search: {space.name} has nothing to choose at {strange[0]}"
+                f"{directory / record.HISTORY} was changed after the search: {space.name} has nothing to choose at {unknown[0]}"
             )

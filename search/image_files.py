@@ -1,4 +1,4 @@
-"""Image files, decoded one by one, or by worker processes whenever they are asked for. Workers need no torch."""
+"""Decode image files, directly or on demand in worker processes. Workers need no torch."""
 
 import functools
 import hashlib
@@ -27,33 +27,44 @@ if TYPE_CHECKING:
 Pixels = UInt8[np.ndarray, "height width 3"]
 
 WORKERS = 8
-"""Processes that decode, at most; no more than the machine has cores."""
+"""Largest number of decoding processes; never more than the machine has cores."""
 
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX")
-"""What PIL turns to RGB as a viewer would: 16 bits would be cut off at 255, and CMYK needs a profile."""
+"""Modes that PIL converts to RGB the way a viewer would; it clips 16 bits at 255, and CMYK needs a profile."""
 
-_OF_DECODERS = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, MemoryError, TypeError, struct.error, zlib.error)
-"""What PIL's decoders raise for damaged files."""
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+"""Errors that PIL's decoders raise for damaged files."""
 
 
 def decode(file: Path, height: int, width: int | None = None) -> Pixels:
-    """An image as 8-bit RGB, resized bilinearly to height x width; to a square where no width is given.
+    """Decode an image to 8-bit RGB and resize it bilinearly to height x width, or to a square by default.
 
     Raises:
-        SearchError: it is not an image, or one of more than 8 bits or for print.
+        SearchError: the file is not an image, or has more than 8 bits per channel or a mode other than RGB or grey.
     """
     from PIL import Image
 
     try:
         with open_regular(file) as opened, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels raise an error
             with Image.open(opened) as image:
                 if image.mode not in _MODES:
                     raise FileError(file, f"is of mode {image.mode}, which is not 8-bit RGB or grey")
                 rgb = image.convert("RGB")
     except FileError as error:
         raise SearchError(f"{error}: fix or remove it") from error
-    except _OF_DECODERS as error:
+    except _DECODE_ERRORS as error:
         raise SearchError(f"{file} cannot be read as an image ({one_line(error, 100)}): fix or remove it") from error
     except Image.DecompressionBombError as error:
         raise SearchError(f"{file} has too many pixels: {one_line(error, 200)}") from error
@@ -62,11 +73,11 @@ def decode(file: Path, height: int, width: int | None = None) -> Pixels:
 
 @final
 class ImageFiles:
-    """Images that stay on disk, in the place of a tensor UInt8 [images, 3, height, width]: `images[rows]` decodes those.
+    """Images on disk that act as a tensor UInt8 [images, 3, height, width]: `images[rows]` decodes the selected ones.
 
     Args:
-        files: one an image.
-        resolution: height and width that they are resized to.
+        files: one file per image.
+        resolution: height and width to resize to.
     """
 
     def __init__(self, files: Sequence[Path], resolution: int) -> None:
@@ -77,13 +88,13 @@ class ImageFiles:
         return len(self.files)
 
     def part(self, rows: "Tensor") -> "ImageFiles":
-        """Some of them, by their indices or by a mask."""
+        """Select images by indices or by a mask."""
         import torch
 
         return ImageFiles([self.files[row] for row in torch.arange(len(self))[rows].tolist()], self.resolution)
 
     def expect(self, rows: "Tensor") -> None:
-        """Begin to decode images that will be asked for soon."""
+        """Start decoding images that will be used soon."""
         for row in rows.tolist():
             if row not in self._expected:
                 self._expected[row] = _pool().submit(decode, self.files[row], self.resolution)
@@ -91,13 +102,13 @@ class ImageFiles:
     def __getitem__(self, rows: "Tensor | slice") -> "Tensor":
         import torch
 
-        wanted = torch.arange(len(self))[rows]
-        self.expect(wanted)
-        made = {row: self._expected.pop(row).result() for row in dict.fromkeys(wanted.tolist())}
-        return torch.from_numpy(np.stack([made[row] for row in wanted.tolist()])).permute(0, 3, 1, 2).contiguous()
+        selected = torch.arange(len(self))[rows]
+        self.expect(selected)
+        decoded = {row: self._expected.pop(row).result() for row in dict.fromkeys(selected.tolist())}
+        return torch.from_numpy(np.stack([decoded[row] for row in selected.tolist()])).permute(0, 3, 1, 2).contiguous()
 
     def sha256(self) -> bytes:
-        """Hash of the name and the size of every file: they are too large to be read before every run."""
+        """Return a hash of the name and size of every file; the files are too large to read before every run."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size} {self.resolution}\n".encode())
@@ -106,12 +117,12 @@ class ImageFiles:
 
 @functools.cache
 def _pool() -> ProcessPoolExecutor:
-    """The workers; they are started anew rather than forked, as this process has threads."""
+    """Return the worker pool; workers are spawned, not forked, because this process has threads."""
     return ProcessPoolExecutor(min(WORKERS, os.cpu_count() or 1), multiprocessing.get_context("spawn"), initializer=_work)
 
 
 def _work() -> None:
-    """A worker leaves Ctrl-C to the process that started it, and ends with that, however it ends."""
+    """Set up a worker: leave Ctrl-C to the parent process, and end with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

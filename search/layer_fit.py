@@ -1,8 +1,8 @@
-"""The exact fit over layers: of the networks near a found one the best within a budget, as a multiple-choice knapsack.
+"""Exact fit over layers: find the best network within a budget near a given one, as a multiple-choice knapsack.
 
 Every layer keeps its kind of block and may get another hidden width or kernel. The price of a network is the sum of its blocks' shares,
-so the program is small; `scipy.optimize.milp` (HiGHS) solves it. `search.widths` is the same for groups of channels, which several blocks
-can depend on, and values widths in the same way.
+so the program is small; `scipy.optimize.milp` (HiGHS) solves it. `search.widths` does the same for channel groups, which several blocks
+may depend on, and values widths in the same way.
 """
 
 from collections.abc import Sequence
@@ -20,38 +20,38 @@ from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
 from search.widths import BlockPrices
 
 OTHER_KERNEL = -0.25
-"""Value of another kernel than the found one: that of a width that is a fifth below its share."""
+"""Value of changing the kernel: equal to that of a width a fifth below its share."""
 SKIPPED = -10.0
-"""Value of skipping a layer that was found to stay: any other change comes first."""
+"""Value of skipping a layer that the given network keeps; any other change is preferred."""
 
 
 class _Item(NamedTuple):
-    """What a layer can be."""
+    """One option for a layer."""
 
     layer: int
     option: str
     hidden: int
     costs: tuple[float, ...]
-    """on each device"""
+    """cost on each device"""
     value: float
 
 
-def fit(space: Layered, found: Choice, prices: Sequence[BlockPrices], budget: Budget) -> Choice:
-    """The network nearest to a found one, stretched to a budget, whose price is within it on every device, with its whole interval.
+def fit(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Budget) -> Choice:
+    """Return the network nearest to `start`, stretched to a budget, whose whole price interval is within it on every device.
 
-    Hidden widths are valued by `widths.proportional`: they shrink or grow in the proportions in which they were found. Layers that the
-    found network skips stay skipped; others are skipped only where nothing else is within the budget.
+    Hidden widths are valued by `widths.proportional`: they shrink or grow in the proportions of `start`. Layers that `start` skips stay
+    skipped; others are skipped only if nothing else is within the budget.
 
     Args:
-        space: of layers.
-        found: one of its networks.
-        prices: of blocks, on each device: see `widths.block_prices`.
+        space: the space of layers.
+        start: one of its networks.
+        prices: prices of blocks on each device, see `widths.block_prices`.
         budget: in the unit of the prices.
 
     Raises:
         SearchError: no such network is within the budget.
     """
-    items = _items(space, found, prices, budget)
+    items = _items(space, start, prices, budget)
     costs = np.array([item.costs for item in items]).T
     once = np.array([[float(item.layer == index) for item in items] for index in sorted({item.layer for item in items})])
     solved = milp(
@@ -71,9 +71,10 @@ def fit(space: Layered, found: Choice, prices: Sequence[BlockPrices], budget: Bu
     return Choice(options=options, widths={space.layers[item.layer].name: item.hidden for item in picked if item.hidden})
 
 
-def _items(space: Layered, found: Choice, prices: Sequence[BlockPrices], budget: Budget) -> list[_Item]:
-    chosen = space.chosen(found)
-    kept = [(index, layer, _option(layer, found)) for index, layer in enumerate(space.layers) if layer.name in chosen]
+def _items(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Budget) -> list[_Item]:
+    """Return all options of the layers that `start` keeps."""
+    chosen = space.chosen(start)
+    kept = [(index, layer, _option(layer, start)) for index, layer in enumerate(space.layers) if layer.name in chosen]
     open_ones = [(layer.name, option) for _, layer, option in kept if option.hidden]
 
     def price(hidden: tuple[int, ...]) -> Price:
@@ -81,10 +82,10 @@ def _items(space: Layered, found: Choice, prices: Sequence[BlockPrices], budget:
         blocks = [
             (index, option.spec.with_widths(hidden=at[layer.name]) if option.hidden else option.spec) for index, layer, option in kept
         ]
-        each = [[of(index, block) for index, block in blocks] for of in prices]
-        return worst(Price(sum(block.cost for block in device), sum(block.most for block in device)) for device in each)
+        shares = [[price_of(index, block) for index, block in blocks] for price_of in prices]
+        return worst(Price(sum(block.cost for block in device), sum(block.most for block in device)) for device in shares)
 
-    learned, choices = [found.widths[name] for name, _ in open_ones], [option.hidden for _, option in open_ones]
+    learned, choices = [start.widths[name] for name, _ in open_ones], [option.hidden for _, option in open_ones]
     valued = fitting.proportional(learned, choices, price, budget) if open_ones else []
     values = {name: dict(zip(option.hidden, row, strict=True)) for (name, option), row in zip(open_ones, valued, strict=True)}
     items = []
@@ -92,7 +93,7 @@ def _items(space: Layered, found: Choice, prices: Sequence[BlockPrices], budget:
         for other in _variants(layer, option):
             for spec, hidden in zip(other.blocks(), other.hidden or (0,), strict=True):
                 value = values[layer.name].get(hidden, SKIPPED) if hidden else 0.0
-                costs = tuple(of(index, spec).most for of in prices)
+                costs = tuple(price_of(index, spec).most for price_of in prices)
                 items.append(_Item(index, other.name, hidden, costs, value + OTHER_KERNEL * (other is not option)))
         if layer.skippable:
             items.append(_Item(index, SKIP, 0, (0.0,) * len(prices), SKIPPED))
@@ -105,10 +106,10 @@ def _option(layer: StochasticLayer, choice: Choice) -> MultiBlock:
 
 
 def _variants(layer: StochasticLayer, option: MultiBlock) -> list[MultiBlock]:
-    """The option, and those that differ from it in the kernel alone."""
-    return [other for other in layer.options if _but_kernel(other.spec) == _but_kernel(option.spec)]
+    """Return the option and those that differ from it only in the kernel."""
+    return [other for other in layer.options if _without_kernel(other.spec) == _without_kernel(option.spec)]
 
 
-def _but_kernel(spec: BlockSpec) -> tuple[object, ...]:
+def _without_kernel(spec: BlockSpec) -> tuple[object, ...]:
     attrs = {name: value for name, value in spec.attrs if name != "kernel"}
     return spec.op, attrs, {name: width for name, width in spec.widths if name != "hidden"}

@@ -1,6 +1,6 @@
-"""Which channels of a network exist: one mask for each group of channels.
+"""Masks over the channels of a network, one per channel group.
 
-A group is what must go together (`reparam.channel_groups`): the layers that a residual connection adds up share one mask.
+A group holds channels that must be removed together (`reparam.channel_groups`): layers added by a residual connection share one mask.
 """
 
 import fnmatch
@@ -17,81 +17,81 @@ from reparam import ChannelGroup, ChannelMask, channel_groups, fold_norms, inser
 from search.errors import SearchError
 
 Scores = Float[Tensor, " channels"]
-"""A score for every channel of a group; the highest ones stay."""
+"""Scores of a group's channels; those with the highest scores are kept."""
 Keep = Bool[Tensor, " channels"]
 
 
-def top(scores: Scores, count: int) -> Keep:
-    """The `count` channels with the highest scores; the lower index first where equal."""
+def top_channels(scores: Scores, count: int) -> Keep:
+    """Keep the `count` channels with the highest scores; of equal ones those with lower indices."""
     keep = torch.zeros_like(scores, dtype=torch.bool)
     keep[scores.detach().argsort(descending=True, stable=True)[:count]] = True
     return keep
 
 
-def first(groups: Sequence[tuple[str, int]], widths: Sequence[int]) -> dict[str, Keep]:
-    """Of each group, by name, the first channels: for networks of which the widths count alone, or whose weights bring their masks.
+def first_channels(groups: Sequence[tuple[str, int]], widths: Sequence[int]) -> dict[str, Keep]:
+    """Keep the first channels of each group, if only widths matter or the masks will be loaded with the weights.
 
     Args:
-        groups: name and full width of each.
-        widths: channels that stay of each.
+        groups: name and full width of each group.
+        widths: number of kept channels of each group.
     """
     return {name: torch.arange(full) < width for (name, full), width in zip(groups, widths, strict=True)}
 
 
 def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[str] = ()) -> tuple[ChannelGroup, ...]:
-    """The groups of a network that can be pruned, and may be.
+    """Return the prunable groups of a network, except excluded ones.
 
-    Those with masks for which a module would run by its graph are left out: it would train without what its code does in training alone.
+    Groups whose masks would replace a module by its graph are left out, because the graph lacks behaviour specific to training.
 
     Args:
-        model: the network, that torch.export can read.
-        example_input: a batch of the shape that it is for.
-        exclude: names of groups, of layers or of modules that contain them, or patterns such as `layer4.*`: what these make stays whole.
+        model: a network that torch.export can read.
+        example_input: a batch of the network's input shape.
+        exclude: groups to leave unpruned: names of groups, layers or modules that contain them, or patterns such as `layer4.*`.
 
     Raises:
-        SearchError: nothing can be pruned, or `exclude` names what is not there.
-        ReparamError: the network cannot be read or run; the node is named.
+        SearchError: nothing can be pruned, or `exclude` matches nothing.
+        ReparamError: the network cannot be read or run; the message names the node.
     """
-    found = channel_groups(model, example_input)
-    groups = tuple(group for group in found if not group.why and all(site.graph is None for site in group.sites))
+    all_groups = channel_groups(model, example_input)
+    groups = tuple(group for group in all_groups if not group.why and all(site.graph is None for site in group.sites))
     if not groups:
-        raise SearchError(f"no channels of the network can be pruned: {'; '.join(f'{group.name}: {group.why}' for group in found)}")
-    left = groups
+        raise SearchError(f"no channels of the network can be pruned: {'; '.join(f'{group.name}: {group.why}' for group in all_groups)}")
+    remaining = groups
     exclude = (exclude,) if isinstance(exclude, str) else exclude  # a string is a sequence of strings, too
     for pattern in exclude:
-        hit = {group.name for group in groups if any(_names(pattern, producer) for producer in (group.name, *group.producers))}
-        if not hit:
+        excluded = {group.name for group in groups if any(_matches(pattern, producer) for producer in (group.name, *group.producers))}
+        if not excluded:
             raise SearchError(f"exclude {pattern!r} is not a group of the network: there are {', '.join(group.name for group in groups)}")
-        left = tuple(group for group in left if group.name not in hit)
-    if not left:
+        remaining = tuple(group for group in remaining if group.name not in excluded)
+    if not remaining:
         raise SearchError(f"exclude {', '.join(exclude)} leaves nothing to prune of {', '.join(group.name for group in groups)}")
-    return left
+    return remaining
 
 
-def _names(pattern: str, module: str) -> bool:
+def _matches(pattern: str, module: str) -> bool:
     return fnmatch.fnmatchcase(module, pattern) or module.startswith(f"{pattern}.")
 
 
 def mask(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> nn.Module:
-    """A copy of a network with a `ChannelMask` behind each group that loses channels.
+    """Return a copy of a network with a `ChannelMask` for each group that loses channels.
 
     Args:
-        model: the network; it stays as it was.
-        example_input: a batch of the shape that it is for.
-        groups: of the network.
-        kept: of each of these groups, by name, the channels that stay.
+        model: the network; it stays unchanged.
+        example_input: a batch of the network's input shape.
+        groups: groups of the network.
+        kept: kept channels of each of these groups, by name.
     """
     return insert_masks(model, example_input, groups, lambda group: _mask(kept[group.name]))
 
 
 def narrowed(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, tuple[int, int]], *, tied: bool = False) -> nn.Module:
-    """A copy of a network with a `ChannelMask` behind some groups, of which the first channels stay.
+    """Return a copy of a network with a `ChannelMask` for some groups that keeps their first channels.
 
     Args:
-        model: the network; it stays as it was.
+        model: the network; it stays unchanged.
         input_shape: channels, height and width of its images.
-        widths: of each group by name, how many channels stay, and of how many.
-        tied: groups that are not there are of one width with one that is, whose layers they are added to.
+        widths: kept and full width of each group, by name.
+        tied: whether missing groups are allowed, as being part of another group whose layers they are added to.
 
     Raises:
         SearchError: the network has no such group.
@@ -106,12 +106,12 @@ def narrowed(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, 
 
 
 def freeze(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> None:
-    """Put masks in the place of what `insert_masks` put into a network; changes the network in place.
+    """Replace the mask modules of a network by fixed masks, in place.
 
     Args:
-        network: with a module behind each group.
-        groups: that these were made for.
-        kept: of each group, by name, the channels that stay.
+        network: a network made by `insert_masks`.
+        groups: the groups that it was made for.
+        kept: kept channels of each group, by name.
     """
     masks = network.get_submodule("masks")
     for (name, _), group in zip(list(masks.named_children()), groups, strict=True):
@@ -119,18 +119,18 @@ def freeze(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str
 
 
 def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> tuple[RemovableHandle, ...]:
-    """Keep the weights of channels that are gone, and their momentum, as they are until the channels come back.
+    """Freeze the weights and momentum of masked channels until the channels return.
 
-    A mask cuts the gradient of all that makes a channel and of all that reads it to exactly 0, but weight decay and momentum would still
-    move them. So after every step each slice of a weight, along its outputs or its inputs, that got no gradient is put back. (That of a
-    channel whose activation is 0 all over a batch is, too.)
+    A mask makes the gradient of every weight that produces or reads a channel exactly 0, but weight decay and momentum would still change
+    these weights. Therefore, after every step, each slice of a weight along its outputs or inputs that got no gradient is restored. This
+    includes channels whose activation is 0 over a whole batch.
 
     Args:
-        optimizer: of the weights; every slot that has the shape of its weight is kept too.
-        weights: those concerned, without the indicators.
+        optimizer: optimizer of the weights; slots with the shape of their weight are restored, too.
+        weights: the weights to freeze, without the indicators.
 
     Returns:
-        Handles of the optimizer's hooks, which end it.
+        Handles of the optimizer's hooks; remove them to stop freezing.
     """
     weights = list(weights)
     before: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
@@ -150,18 +150,18 @@ def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> tuple[Re
 
 
 def _values(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:
-    """A weight and the slots of its optimizer that have its shape."""
+    """Return a weight and its optimizer slots of the same shape."""
     slots = optimizer.state.get(weight, {})
     return {"": weight} | {name: slot for name, slot in slots.items() if isinstance(slot, Tensor) and slot.shape == weight.shape}
 
 
 def _without_gradient(gradient: Tensor) -> Tensor:
-    """Which entries belong to an output or an input whose gradient is 0 in all entries."""
-    still = gradient == 0
-    gone = torch.zeros_like(still)
-    for axis in range(min(2, still.ndim)):
-        others = [other for other in range(still.ndim) if other != axis]
-        gone |= still.all(dim=others, keepdim=True) if others else still
+    """Return which entries belong to an output or input whose gradient is 0 everywhere."""
+    zero = gradient == 0
+    gone = torch.zeros_like(zero)
+    for axis in range(min(2, zero.ndim)):
+        others = [other for other in range(zero.ndim) if other != axis]
+        gone |= zero.all(dim=others, keepdim=True) if others else zero
     return gone
 
 
@@ -170,10 +170,10 @@ def _mask(keep: Keep) -> nn.Module:
 
 
 def fused_form(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, dict[str, ChannelGroup]]:
-    """A network as it ships, unpruned, and its groups there by their names in the network as it is trained.
+    """Return the fused network, unpruned, and its groups by their names in the training form.
 
     Raises:
-        SearchError: fusing changes which channels go together.
+        SearchError: fusing changes the channel groups.
         ReparamError: the network cannot be read or fused.
     """
     fused = fold_norms(model, example_input)

@@ -1,6 +1,6 @@
-"""What a method of search is: phases, the network that each trains, what a step does, and the choice that it ends with.
+"""Interface of search methods: their phases, the network that each phase trains, the steps of an epoch, and the resulting choice.
 
-A method knows its paper and nothing of files: `search.session` runs it, and owns its directory, its seeds, its checkpoint and its resume.
+A method implements its paper and knows nothing about files: `search.session` runs it, and handles directory, seeds, checkpoints and resume.
 """
 
 from abc import ABC, abstractmethod
@@ -27,42 +27,42 @@ S = TypeVar("S", bound=Settings)
 
 
 class Phase(Struct, frozen=True, kw_only=True):
-    """A number of epochs in which one network is trained."""
+    """A number of epochs that train one network."""
 
     name: str
-    """unique in the method"""
+    """unique within the method"""
     epochs: int
     unpruned: bool = False
-    """what it trains is the largest network of the space: another run can start from where it ends"""
+    """trains the largest network of the space; another run can start from its end"""
     shared: bool = False
-    """another run can start from where it ends; what is unpruned is shared, too"""
+    """another run can start from its end; implied by `unpruned`"""
     decides: bool = False
-    """the choice is made when it begins, of what the phase before trained"""
+    """the choice is made at its start, from the network of the previous phase"""
     distils: bool = False
-    """its loss matches a teacher, where the settings have one"""
+    """its loss includes a teacher, if the settings have one"""
     batch_statistics: bool = False
-    """the network changes from step to step: norms are evaluated with the statistics of each batch, see `train.evaluate`; weights are
-    not averaged, and no branches dropped"""
+    """the network changes between steps: norms are evaluated with batch statistics, see `train.evaluate`, weights are not averaged and no
+    branches are dropped"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """One epoch, with all the randomness that it may use."""
+    """One epoch, with its random generators."""
 
     phase: Phase
     index: int
-    """in its phase, from 0"""
+    """index in its phase, from 0"""
     order: torch.Generator
-    """for the order of the samples and their augmentation"""
+    """for the order of samples and their augmentation"""
     noise: torch.Generator
-    """for what the method itself draws; dropout and its like draw from torch's global state, which is seeded too"""
+    """for the method's own draws; dropout and the like use torch's global state, which is seeded, too"""
     teacher: nn.Module | None = None
-    """what the phase distils from, in evaluation mode"""
+    """network to distil from, in evaluation mode"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a method is given: a space, a task, a budget, and what networks cost.
+    """The input of a method: space, task, budget and latency tables.
 
     Raises:
         SearchError: the task or the budget does not fit the space.
@@ -70,13 +70,13 @@ class Problem:
 
     space: Space
     task: Task
-    """what its networks are trained for"""
+    """task to train networks for"""
     table: LatencyTable | None
-    """covers the space; without one the cost of a network is its multiply-accumulates"""
+    """covers the space; if None, cost is counted in multiply-accumulates"""
     budget: Budget
-    """what the network may cost: latency with a table, multiply-accumulates without one"""
+    """latency with a table, multiply-accumulates without one"""
     also: tuple[Limit, ...] = ()
-    """further devices, whose budgets are to be met as well"""
+    """further devices, whose budgets must be met as well"""
 
     def __post_init__(self) -> None:
         if self.budget.unit != ("us" if self.table else "macs"):
@@ -88,36 +88,36 @@ class Problem:
 
     @property
     def example(self) -> Tensor:
-        """An image of zeros."""
+        """A batch of one image of zeros."""
         return torch.zeros(1, *self.space.input_shape)
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        """Every device with its budget; none where multiply-accumulates are the cost."""
+        """All devices with their budgets; empty if the cost is multiply-accumulates."""
         return (Limit(self.table, self.budget), *self.also) if self.table else ()
 
     @property
     def target(self) -> float | int:
-        """The cost, in the unit of the budget, at which the upper end of its interval is the budget."""
+        """The cost, in the unit of the budget, whose interval ends at the budget."""
         return self.limits[0].target if self.limits else self.budget.amount
 
     def model(self) -> CostModel:
-        """What networks cost; of several devices, on the one furthest over its budget."""
+        """Return the cost model; with several devices, the one furthest over its budget counts."""
         return cost_model(self.space, self.limits)
 
     def block_prices(self) -> list[widths.BlockPrices]:
-        """What blocks cost on each device, for the exact fit."""
+        """Return the prices of blocks on each device, for the exact fit."""
         return widths.block_prices(self.limits)
 
     def require_reachable(self, smallest: Choice) -> None:
-        """Refuse budgets that no network can meet.
+        """Require budgets that the smallest network can meet.
 
         Args:
-            smallest: the smallest network that a method can find.
+            smallest: the smallest network that the method can return.
 
         Raises:
-            SearchError: it is over a budget; names its price.
-            CoverageError: a table does not cover it.
+            SearchError: the network exceeds a budget; the message names its price.
+            CoverageError: a table does not cover the network.
         """
         if not self.limits:
             macs = self.macs(smallest)
@@ -127,27 +127,27 @@ class Problem:
             require_reachable(self.space.name, Price(latency.us, latency.high_us), limit.budget, also=also)
 
     def latency(self, choice: Choice) -> Latency | None:
-        """What the table predicts for a network; None without one."""
+        """Return the predicted latency of a network; None without a table."""
         return self.table and self.table.predict(self.space.network(choice))
 
     def latencies(self, choice: Choice) -> tuple[Latency, ...]:
-        """The same on each device."""
+        """Return the predicted latency of a network on each device."""
         blocks = self.space.network(choice)
         return tuple(limit.table.predict(blocks) for limit in self.limits)
 
     def macs(self, choice: Choice) -> int:
-        """Multiply-accumulates of a network as it ships."""
+        """Return the multiply-accumulates of a network in deployed form."""
         return self.space.macs(self.space.network(choice))
 
 
 class Method(ABC, Generic[S]):
-    """One search in progress. All that it decides is in `state`; all that it trains, in its networks and optimizers.
+    """One search in progress. Its decisions are in `state`, everything it trains in its networks and optimizers.
 
-    For each phase `network` is called, then `optimizers`; for every epoch `parts` before it and `ended` behind it.
+    Each phase calls `network`, then `optimizers`; each epoch calls `parts` before and `ended` after training.
 
     Attributes:
-        settings: every number of it.
-        problem: what it works on.
+        settings: the method's settings.
+        problem: the search problem.
     """
 
     def __init__(self, settings: S, problem: Problem) -> None:
@@ -155,62 +155,62 @@ class Method(ABC, Generic[S]):
 
     @property
     def name(self) -> str:
-        """As the command line has it."""
+        """Name of the method on the command line."""
         return self.settings.name
 
     @property
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """What is trained, in order."""
+        """The phases, in order."""
 
     @abstractmethod
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """The network of a phase, on the CPU.
+        """Return the network of a phase, on the CPU.
 
         Args:
-            phase: that begins, or goes on.
-            trained: what the phase before trained, the method's own from now on. None where the first phase begins, and where a phase
-                goes on: then `state` has been restored, and a checkpoint will fill the weights.
+            phase: the phase that starts or resumes.
+            trained: the network of the previous phase, which the method may modify. None at the start of the first phase, and when a phase
+                resumes: then `state` has been restored, and the weights will be loaded from a checkpoint.
         """
 
     @abstractmethod
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
-        """New optimizers of a phase."""
+        """Create the optimizers of a phase."""
 
     @abstractmethod
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """What an epoch trains, on which samples and towards what.
+        """Return the parts of an epoch: what to train, on which samples and with which loss.
 
         Args:
-            epoch: which.
-            network: of the phase, with the weights that the epoch starts from.
-            optimizers: of the phase, in order.
+            epoch: the epoch.
+            network: the phase's network, with the weights at the start of the epoch.
+            optimizers: the phase's optimizers, in order.
         """
 
     def task(self, phase: Phase) -> Task:
-        """What a phase is trained for, and evaluated on."""
+        """Return the task that a phase is trained for and evaluated on."""
         return self.problem.task
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
-        """An epoch is over; returns numbers of it that are worth keeping, by name."""
+        """Handle the end of an epoch; return figures to record, by name."""
         return {}
 
     @abstractmethod
     def choice(self) -> Choice:
-        """The network that the method has now."""
+        """Return the current network."""
 
     def shippable(self) -> Choice:
-        """The network that would ship if the search ended now."""
+        """Return the network that would ship if the search ended now."""
         return self.choice()
 
     def free_channels(self) -> dict[str, int]:
-        """Channels of the choice that cost nothing, by group."""
+        """Return the number of channels of the choice that add no cost, by group."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What was decided, as JSON."""
+        """Return the method's decisions, as JSON."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         assert not state, f"{self.name} has no state"

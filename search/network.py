@@ -1,4 +1,4 @@
-"""The weights of a trainable network on disk."""
+"""Save and load the weights of a network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,31 +7,31 @@ from torch import nn
 
 from latency.errors import one_line
 from search.errors import SearchError
-from search.tensors import AGAIN, read_tensors, write_tensors
+from search.tensors import RERUN, read_tensors, write_tensors
 
 
 def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write parameters and buffers; `metadata` says what they were made from."""
+    """Write parameters and buffers; `metadata` records what they belong to."""
     write_tensors(path, network.state_dict(), metadata)
 
 
-def load_weights(network: nn.Module, path: Path, metadata: Mapping[str, str], *, mend: str = AGAIN) -> None:
-    """Fill a network with the weights of a file.
+def load_weights(network: nn.Module, path: Path, metadata: Mapping[str, str], *, mend: str = RERUN) -> None:
+    """Load the weights of a file into a network.
 
     Args:
-        network: that they are of.
+        network: the network.
         path: the file.
-        metadata: what the file must say of itself.
-        mend: what helps where it cannot be read.
+        metadata: metadata that the file must have.
+        mend: ends the message of an error: how to fix it.
 
     Raises:
-        SearchError: no such file, other metadata than `metadata`, weights of another network, or one that is not a finite number.
+        SearchError: there is no such file, its metadata differs, the weights are from another network, or one of them is not finite.
     """
-    tensors, found = read_tensors(path, mend=mend)
+    tensors, recorded = read_tensors(path, mend=mend)
     for key, wanted in metadata.items():
-        if found.get(key) != wanted:
+        if recorded.get(key) != wanted:
             raise SearchError(
-                f"{path} has {key} {found.get(key)}, wanted {wanted}: the file belongs to another network; run `lathe search` again"
+                f"{path} has {key} {recorded.get(key)}, wanted {wanted}: the file belongs to another network; run `lathe search` again"
             )
     if broken := next((name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None):
         raise SearchError(f"{path}: {broken} has a value that is not a finite number: {mend}")

@@ -1,4 +1,4 @@
-"""Layers of an ONNX graph as blocks of a latency table: convolutions and linear layers, as `spaces.traced` has those of a module."""
+"""Read the convolutions and linear layers of an ONNX graph as blocks of a latency table, as `spaces.traced` does for modules."""
 
 import math
 from collections import Counter
@@ -17,18 +17,18 @@ from search.ops import Geometry
 
 _ACTIVATIONS = {"Relu": "relu", "HardSwish": "hardswish", "Sigmoid": "sigmoid", "Tanh": "tanh", "Swish": "swish"}
 _VIEWS = frozenset({"Cast", "Constant", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-"""Operators that compute nothing."""
+"""Operators without computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxLayers:
-    """What was read of a graph.
+    """Layers of a graph.
 
     Attributes:
-        names: of the layers' nodes, in order.
+        names: names of the layers' nodes, in order.
         blocks: the layers.
-        batch: images an inference: the first size of every layer's input.
-        others: operators that no block is about, with their number; bias, norm and activation behind a layer belong to it.
+        batch: images per inference: the first size of every layer's input.
+        others: number of operators not covered by a block, by type; bias, norm and activation after a layer belong to it.
     """
 
     names: tuple[str, ...]
@@ -42,11 +42,11 @@ def read(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Onnx
 
     Args:
         data: the model.
-        shapes: of inputs whose shapes are dynamic, by name.
+        shapes: shapes of inputs with dynamic shapes, by name.
 
     Raises:
-        LoweringError: it is not an ONNX model, a shape does not fit, or an input has a dynamic shape.
-        SearchError: it has no layer, or its layers have different batch sizes.
+        LoweringError: the data is not an ONNX model, a shape does not fit, or an input has a dynamic shape.
+        SearchError: the model has no layer, or its layers have different batch sizes.
     """
     model = onnx.load_from_string(clean(data, shapes).onnx)
     require_static_inputs(inputs(model))
@@ -56,7 +56,7 @@ def read(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Onnx
         if (spec := graph.block(node)) is not None:
             names.append(node.name)
             blocks.append(spec)
-            inside.update(part.name for part in (node, *graph.behind(node)[0]))
+            inside.update(part.name for part in (node, *graph.epilogue(node)[0]))
     if not blocks:
         raise SearchError("the model has no convolution or linear layer of known shape, which tables are about: predict its source")
     others = Counter(node.op_type for node in graph.nodes if node.name not in inside and node.op_type not in _VIEWS)
@@ -72,13 +72,13 @@ class _Graph:
             self._shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         self._readers: dict[str, list[NodeProto]] = {value.name: [] for value in graph.output}
         self._outputs = frozenset(self._readers)
-        self.batch = 0  # of the layers; not known yet
+        self.batch = 0  # unknown until the first layer
         for node in self.nodes:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node)
 
     def block(self, node: NodeProto) -> BlockSpec | None:
-        """A layer's block; None for other nodes, and for layers that no block is like."""
+        """Return a layer's block; None for other nodes, and for layers that no block describes."""
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             return None
         before, weight, after = (self._shapes.get(name, ()) for name in (node.input[0], node.input[1], node.output[0]))
@@ -87,36 +87,36 @@ class _Graph:
         self.batch = self.batch or before[0]
         if before[0] != self.batch:
             raise SearchError(f"layer {node.name} has a batch of {before[0]}, others have {self.batch}: tables are of one batch")
-        _, act = self.behind(node)
+        _, act = self.epilogue(node)
         if node.op_type in ("Conv", "ConvTranspose"):
             return _convolution(node, before, weight, after, act)
-        if node.input[1] not in self._constants:  # of two activations, as in attention
+        if node.input[1] not in self._constants:  # a product of two activations, as in attention
             return None
         return ops.layer("linear", (before[-1], math.prod(before[1:-1]), 1), after[-1], act=act)
 
-    def behind(self, node: NodeProto) -> tuple[list[NodeProto], str]:
-        """Bias, norm and activation of a layer, which a runtime makes one operation with it; and the name of that activation, or none."""
-        found: list[NodeProto] = []
+    def epilogue(self, node: NodeProto) -> tuple[list[NodeProto], str]:
+        """Return the bias, norm and activation after a layer, which runtimes fuse into it, and the name of the activation or `none`."""
+        fused: list[NodeProto] = []
         convolution, value = node.op_type in ("Conv", "ConvTranspose"), node.output[0]
         while value not in self._outputs:
             readers = {reader.op_type: reader for reader in self._readers.get(value, [])}
             if set(readers) == {"Sigmoid", "Mul"} and self._readers.get(readers["Sigmoid"].output[0]) == [readers["Mul"]]:
-                return [*found, readers["Sigmoid"], readers["Mul"]], "swish"
+                return [*fused, readers["Sigmoid"], readers["Mul"]], "swish"
             if len(self._readers.get(value, [])) != 1:
                 break
             (reader,) = readers.values()
             if act := self._activation(reader):
-                return [*found, reader], act
+                return [*fused, reader], act
             norm = reader.op_type == "BatchNormalization" and convolution
             bias = reader.op_type == "Add" and any(name in self._constants for name in reader.input)
             if not norm and not bias:
                 break
-            found.append(reader)
+            fused.append(reader)
             value = reader.output[0]
-        return found, "none"
+        return fused, "none"
 
     def _activation(self, node: NodeProto) -> str:
-        """Name of an activation; "" of other nodes."""
+        """Return the name of an activation; "" for other nodes."""
         if node.op_type == "Clip":
             limits = [numpy_helper.to_array(self._constants[name]).item() for name in node.input[1:] if name in self._constants]
             return "relu6" if limits == [0, 6] else ""

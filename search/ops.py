@@ -1,4 +1,4 @@
-"""The kinds of block that networks are made of: how each is specified, and what it computes. Needs no torch.
+"""Block kinds: how each is specified, and what it computes. Needs no torch.
 
 | op | as deployed |
 |---|---|
@@ -9,21 +9,21 @@
 | `stem` | convolution, activation, 3x3 max-pool of stride 2 |
 | `separable` | depthwise convolution, activation, 1x1 convolution |
 | `irb` | inverted residual: 1x1 expansion, depthwise convolution, optional squeeze-and-excite, 1x1 projection |
-| `fused_irb` | the same with one dense convolution in the place of expansion and depthwise convolution |
-| `basic` | two convolutions of one size, of which the first has the stride (ResNet-18) |
+| `fused_irb` | the same with one dense convolution instead of expansion and depthwise convolution |
+| `basic` | two convolutions of the same size; the first has the stride (ResNet-18) |
 | `bottleneck` | 1x1 reduction, convolution with the stride, 1x1 expansion (ResNet-50) |
 | `tail` | 1x1 convolution, activation, global average pool, linear layer |
 | `head` | global average pool, linear layer |
 | `preact` | activation, convolution |
 | `avg_pool` | average pool of stride 1 that does not count its padding; it has one width, `c_in` |
-| `add` | sum of two images, its inputs; it has one width, `c_in` |
-| `reduction` | twice activation and convolution, of which the first has the stride, added to a 1x1 convolution of the pooled input |
+| `add` | sum of two input images; it has one width, `c_in` |
+| `reduction` | activation and convolution, twice, the first with the stride; added to a 1x1 convolution of the pooled input |
 | `norm_head` | norm, activation, global average pool, linear layer |
 | `mlp_head` | global average pool, linear layer without bias, activation, linear layer |
 
-Every convolution but those of a squeeze-and-excite is trained with a norm, which is folded into it before it ships. The activation is
-behind every convolution but the last 1x1 of a `separable`, `irb` or `fused_irb`. A `basic` or a `bottleneck` adds its input to what its
-last convolution makes, as it is or through a 1x1 convolution, and the activation is behind the sum.
+Every convolution except those of a squeeze-and-excite is trained with a norm, which is folded into it for deployment. An activation follows
+every convolution except the last 1x1 of a `separable`, `irb` or `fused_irb`. A `basic` or `bottleneck` adds its input, directly or through
+a 1x1 convolution, to the output of its last convolution, and applies the activation to the sum.
 """
 
 from collections.abc import Mapping
@@ -36,31 +36,31 @@ Shape = tuple[int, int, int]
 
 
 def conv(shape: Shape, c_out: int, *, kernel: int = 3, stride: int = 1, act: str = "relu", groups: int = 1) -> BlockSpec:
-    """A convolution; `shape` is that of its input, here and below. Groups are an attribute where there are several."""
+    """Return a convolution; `shape` is its input's, here and below. `groups` becomes an attribute only if there are several."""
     grouped = {"groups": groups} if groups > 1 else {}
     return _spec("conv", shape, {"act": act, "kernel": kernel, "stride": stride, **grouped}, {"c_out": c_out})
 
 
 def stem(shape: Shape, c_out: int, *, kernel: int = 7, act: str = "relu") -> BlockSpec:
-    """The prologue of residual networks: it halves the image twice."""
+    """Return the stem of residual networks, which halves the image twice."""
     return _spec("stem", shape, {"act": act, "kernel": kernel}, {"c_out": c_out})
 
 
 def separable(shape: Shape, c_out: int, *, kernel: int = 3, stride: int = 1, act: str = "relu") -> BlockSpec:
-    """An inverted residual without expansion, as the first one of mobile networks is. Where shapes are equal its input is added."""
+    """Return an inverted residual without expansion, as mobile networks start with. It adds its input if shapes match."""
     residual = stride == 1 and shape[0] == c_out
     return _spec("separable", shape, {"act": act, "kernel": kernel, "residual": int(residual), "stride": stride}, {"c_out": c_out})
 
 
 def residual(shape: Shape, c_out: int, *, hidden: int, stride: int = 1, act: str = "relu", bottleneck: bool = False) -> BlockSpec:
-    """A `basic` or a `bottleneck` of 3x3 convolutions. Where shapes differ, the shortcut is a 1x1 convolution."""
-    same = stride == 1 and shape[0] == c_out
-    attrs: dict[str, int | str] = {"act": act, "kernel": 3, "shortcut": "identity" if same else "conv", "stride": stride}
+    """Return a `basic` or `bottleneck` of 3x3 convolutions. The shortcut is a 1x1 convolution unless shapes match."""
+    is_identity = stride == 1 and shape[0] == c_out
+    attrs: dict[str, int | str] = {"act": act, "kernel": 3, "shortcut": "identity" if is_identity else "conv", "stride": stride}
     return _spec("bottleneck" if bottleneck else "basic", shape, attrs, {"hidden": hidden, "c_out": c_out})
 
 
 def joined(spec: BlockSpec) -> BlockSpec:
-    """A residual block whose shortcut is a 1x1 convolution, whatever its widths; other blocks as they are."""
+    """Return a residual block with a 1x1 convolution as its shortcut for any widths; other blocks unchanged."""
     attrs = dict(spec.attrs)
     return BlockSpec.of(spec.op, attrs={**attrs, "shortcut": "conv"}, widths=dict(spec.widths)) if "shortcut" in attrs else spec
 
@@ -68,9 +68,9 @@ def joined(spec: BlockSpec) -> BlockSpec:
 def inverted_residual(
     shape: Shape, c_out: int, *, hidden: int, kernel: int = 3, stride: int = 1, act: str = "relu", se: bool = False, fused: bool = False
 ) -> BlockSpec:
-    """An `irb` or a `fused_irb`. Its input is added to its output where their shapes are equal.
+    """Return an `irb` or `fused_irb`. It adds its input to its output if their shapes match.
 
-    That it is, is an attribute: a block with the sum and one without are of two families, whatever their widths.
+    The sum is an attribute, so blocks with and without it belong to different families.
     """
     residual = stride == 1 and shape[0] == c_out
     attrs: dict[str, int | str] = {"act": act, "kernel": kernel, "residual": int(residual), "se": int(se), "stride": stride}
@@ -78,42 +78,42 @@ def inverted_residual(
 
 
 def tail(shape: Shape, classes: int, *, hidden: int, act: str = "relu") -> BlockSpec:
-    """The epilogue of mobile networks: `hidden` channels, pooled, classified."""
+    """Return the tail of mobile networks: 1x1 convolution to `hidden` channels, pooling, classifier."""
     return _spec("tail", shape, {"act": act}, {"hidden": hidden, "c_out": classes})
 
 
 def head(shape: Shape, classes: int) -> BlockSpec:
-    """A classifier without a layer of its own before the pool."""
+    """Return a classifier without a layer before the pool."""
     return _spec("head", shape, {}, {"c_out": classes})
 
 
 def preact(shape: Shape, c_out: int, *, kernel: int, act: str = "relu") -> BlockSpec:
-    """A convolution of stride 1 behind an activation, as the cells of NAS-Bench-201 have."""
+    """Return an activation followed by a convolution of stride 1, as in the cells of NAS-Bench-201."""
     return _spec("preact", shape, {"act": act, "kernel": kernel}, {"c_out": c_out})
 
 
 def avg_pool(shape: Shape, *, kernel: int = 3) -> BlockSpec:
-    """An average pool of stride 1."""
+    """Return an average pool of stride 1."""
     return _spec("avg_pool", shape, {"kernel": kernel}, {})
 
 
 def add(shape: Shape) -> BlockSpec:
-    """The sum of two images of this shape."""
+    """Return the sum of two images of this shape."""
     return _spec("add", shape, {}, {})
 
 
 def reduction(shape: Shape, c_out: int, *, act: str = "relu") -> BlockSpec:
-    """The residual block of stride 2 between the stages of NAS-Bench-201; its shortcut has neither norm nor bias."""
+    """Return the residual block of stride 2 between the stages of NAS-Bench-201; its shortcut has neither norm nor bias."""
     return _spec("reduction", shape, {"act": act, "kernel": 3, "stride": 2}, {"c_out": c_out})
 
 
 def norm_head(shape: Shape, classes: int, *, act: str = "relu") -> BlockSpec:
-    """A classifier whose norm stands behind a sum, so that it cannot be folded: it ships."""
+    """Return a classifier with a norm after a sum; it cannot be folded, so it ships."""
     return _spec("norm_head", shape, {"act": act}, {"c_out": classes})
 
 
 def mlp_head(shape: Shape, classes: int, *, hidden: int, act: str = "relu") -> BlockSpec:
-    """A classifier of two linear layers, as GPUNet's distilled networks have."""
+    """Return a classifier of two linear layers, as in GPUNet's distilled networks."""
     return _spec("mlp_head", shape, {"act": act}, {"hidden": hidden, "c_out": classes})
 
 
@@ -123,7 +123,7 @@ def _spec(op: str, shape: Shape, attrs: dict[str, int | str], widths: dict[str, 
 
 
 def output_shape(spec: BlockSpec) -> Shape:
-    """Shape that a block makes of its input's; of a classifier (classes, 1, 1)."""
+    """Return the output shape of a block; (classes, 1, 1) for a classifier."""
     attrs = dict(spec.attrs)
     if spec.op in ("head", "tail", "norm_head", "mlp_head"):
         return spec.width("c_out"), 1, 1
@@ -137,21 +137,21 @@ def output_shape(spec: BlockSpec) -> Shape:
 
 
 class Geometry(NamedTuple):
-    """Kernel, stride and padding of a convolution, (height, width) each."""
+    """Kernel, stride and padding of a convolution, each as (height, width)."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
     pad: tuple[int, int] = (0, 0)
     dilation: int = 1
     out_pad: int = 0
-    """of a transposed one: rows and columns that the output has more"""
+    """additional output rows and columns of a transposed convolution"""
 
     def attrs(self) -> dict[str, int]:
-        """As attributes of a block: kernel and stride, and what is not as it is in most convolutions, square and padded by kernel // 2."""
-        found = {"kernel": self.kernel[0], "stride": self.stride[0], "kernel_w": self.kernel[1], "stride_w": self.stride[1]}
-        found |= {"pad": self.pad[0], "pad_w": self.pad[1], "dilation": self.dilation, "out_pad": self.out_pad}
+        """Return block attributes: kernel and stride, and any deviation from a square kernel and stride with padding kernel // 2."""
+        attrs = {"kernel": self.kernel[0], "stride": self.stride[0], "kernel_w": self.kernel[1], "stride_w": self.stride[1]}
+        attrs |= {"pad": self.pad[0], "pad_w": self.pad[1], "dilation": self.dilation, "out_pad": self.out_pad}
         usual = Geometry.of({"kernel": self.kernel[0], "stride": self.stride[0]})
-        same = {
+        defaults = {
             "kernel_w": self.kernel[0],
             "stride_w": self.stride[0],
             "pad": usual.pad[0],
@@ -159,11 +159,11 @@ class Geometry(NamedTuple):
             "dilation": 1,
             "out_pad": 0,
         }
-        return {name: value for name, value in found.items() if same.get(name) != value}
+        return {name: value for name, value in attrs.items() if defaults.get(name) != value}
 
     @classmethod
     def of(cls, attrs: Mapping[str, int | str]) -> "Geometry":
-        """The inverse of `attrs`."""
+        """Invert `attrs`."""
         kernel, stride = int(attrs.get("kernel", 1)), int(attrs.get("stride", 1))
         pad = int(attrs.get("pad", kernel // 2))
         return cls(
@@ -175,59 +175,59 @@ class Geometry(NamedTuple):
         )
 
     def output(self, size: tuple[int, int], *, transposed: bool = False) -> tuple[int, int]:
-        """Height and width that it makes of an input's."""
-        reach = [self.dilation * (kernel - 1) for kernel in self.kernel]
-        sides = zip(size, self.stride, self.pad, reach, strict=True)
+        """Return output height and width for an input's height and width."""
+        extents = [self.dilation * (kernel - 1) for kernel in self.kernel]
+        sides = zip(size, self.stride, self.pad, extents, strict=True)
         if transposed:
-            height, width = ((side - 1) * stride - 2 * pad + far + self.out_pad + 1 for side, stride, pad, far in sides)
+            height, width = ((side - 1) * stride - 2 * pad + extent + self.out_pad + 1 for side, stride, pad, extent in sides)
         else:
-            height, width = ((side + 2 * pad - far - 1) // stride + 1 for side, stride, pad, far in sides)
+            height, width = ((side + 2 * pad - extent - 1) // stride + 1 for side, stride, pad, extent in sides)
         return height, width
 
 
 def layer(op: str, shape: Shape, c_out: int | None, geometry: Geometry | None = None, *, act: str = "none", groups: int = 1) -> BlockSpec:
-    """A single layer of any network: a `conv`, `depthwise`, `conv_transpose` or `linear`.
+    """Return a single layer of any network: a `conv`, `depthwise`, `conv_transpose` or `linear`.
 
     Args:
-        op: which.
-        shape: of its input; of a linear layer (features, positions, 1).
-        c_out: output channels; None where there are as many as input channels, whatever their number, as in a depth-wise convolution.
-        geometry: of a convolution.
-        act: activation behind it, or none.
-        groups: of a convolution that is not depth-wise.
+        op: the kind of layer.
+        shape: shape of its input; (features, positions, 1) for a linear layer.
+        c_out: output channels; None if always equal to the input channels, as in a depth-wise convolution.
+        geometry: geometry of a convolution.
+        act: activation after it, or `none`.
+        groups: groups of a convolution that is not depth-wise.
     """
     attrs: dict[str, int | str] = {"act": act, **(geometry.attrs() if geometry else {}), **({"groups": groups} if groups > 1 else {})}
     return _spec(op, shape, attrs, {} if c_out is None else {"c_out": c_out})
 
 
 def keeps_width(spec: BlockSpec) -> bool:
-    """Whether the block adds its input as it is, so that it has as many output channels as input channels."""
+    """Return whether the block adds its input directly, so that input and output channels are equal."""
     return bool(dict(spec.attrs).get("residual")) or dict(spec.attrs).get("shortcut") == "identity"
 
 
 def se_width(c_in: int) -> int:
-    """Channels between the two convolutions of a squeeze-and-excite: a quarter of the block's input, whatever its expansion.
+    """Return the channels inside a squeeze-and-excite: a quarter of the block's input for any expansion.
 
-    NVIDIA's GPUNet reduces the hidden width by 0.25 over the expansion, which is this; so it stays while the hidden width is pruned.
+    NVIDIA's GPUNet scales the hidden width by 0.25 / expansion, which is the same. So it stays fixed while the hidden width is pruned.
     """
     return max(1, round(0.25 * c_in))
 
 
 SINGLE = ("conv", "depthwise", "conv_transpose", "linear", "head")
-"""Kinds of block of one layer with weights: its counts are a product of its widths."""
+"""Block kinds with a single layer, whose counts are a product of its widths."""
 
 
 class Counts(NamedTuple):
     """Size of a block or a network."""
 
     params: int
-    """weights and biases, with the scale and shift of norms, without running statistics"""
+    """weights and biases, including scale and shift of norms, excluding running statistics"""
     macs: int
-    """multiply-accumulates of convolutions and linear layers in one inference"""
+    """multiply-accumulates of convolutions and linear layers per inference"""
 
 
 def counts(spec: BlockSpec, *, deployed: bool = True) -> Counts:
-    """Size of a block, in the form that ships or in the plain training form: one norm a convolution."""
+    """Return the size of a block, in deployed form or in the plain training form with one norm per convolution."""
     params, macs = 2 * spec.width("c_in") if spec.op == "norm_head" else 0, 0
     for part in _convolutions(spec):
         weights = part.kernel * (part.kernel_w or part.kernel) * part.c_in * part.c_out // part.groups
@@ -237,18 +237,18 @@ def counts(spec: BlockSpec, *, deployed: bool = True) -> Counts:
 
 
 def repvgg_counts(spec: BlockSpec) -> Counts:
-    """Size of a block where a `conv` is trained as a RepVGG block: with a 1x1 branch and, where shapes allow, the norm of an identity."""
-    found = counts(spec, deployed=False)
+    """Return the size of a block in training form, a `conv` with RepVGG's 1x1 branch and, if shapes allow, an identity's norm."""
+    plain = counts(spec, deployed=False)
     if spec.op != "conv":
-        return found
+        return plain
     c_in, c_out = spec.width("c_in"), spec.width("c_out")
     point = counts(BlockSpec.of("conv", attrs={**dict(spec.attrs), "kernel": 1}, widths=dict(spec.widths)), deployed=False)
     identity_norm = 2 * c_out if c_in == c_out and spec.attr("stride") == 1 else 0
-    return Counts(found.params + point.params + identity_norm, found.macs + point.macs)
+    return Counts(plain.params + point.params + identity_norm, plain.macs + point.macs)
 
 
 class _Convolution(NamedTuple):
-    """A convolution with bias or norm; a linear layer is one at a single pixel."""
+    """A convolution with bias or norm; a linear layer is a convolution at a single pixel."""
 
     c_in: int
     c_out: int

@@ -1,9 +1,9 @@
-"""The exact fit over options: of the cells within a budget the one whose operations score highest.
+"""Exact fit over options: find the highest-scoring cell within a budget.
 
-The score of a cell is the sum of one score an edge, and its price is that of the whole network, by any `CostModel`. An operation that does
-not lie on a way from input to output costs nothing, so under a budget it scores as none does: it would be kept for its score alone. All
-cells are enumerated from the highest score down, and the first one within the budget is the optimum: of the 15,625 cells of NAS-Bench-201
-that takes seconds at most. `search.widths` is the same for widths, where networks are too many to enumerate.
+The score of a cell is the sum of its edges' scores, and its price is that of the whole network by any `CostModel`. An operation that is not
+on a path from input to output costs nothing, so under a budget it gets the score of `none`; otherwise it would be kept for free. All cells
+are enumerated in order of descending score, and the first one within the budget is the optimum. For the 15,625 cells of NAS-Bench-201 that
+takes seconds at most. `search.widths` does the same for widths, where there are too many networks to enumerate.
 """
 
 import itertools
@@ -19,10 +19,10 @@ from search.space import Choice
 from search.spaces.cells import NONE, OPTIONS, Cells, edge
 
 LIMIT = 10**6
-"""Most networks of a space that is enumerated."""
+"""Largest number of networks to enumerate."""
 
 Scores = Mapping[str, Mapping[str, float]]
-"""Of each edge, by its name in a `Choice`, the score of each option."""
+"""Score of each option of each edge, by the edge's name in a `Choice`."""
 
 
 class OptionFit(Struct, frozen=True, kw_only=True):
@@ -30,22 +30,22 @@ class OptionFit(Struct, frozen=True, kw_only=True):
 
     choice: Choice
     price: Price
-    """of the network; `most` is within the budget"""
+    """price of the network; `most` is within the budget"""
     value: float
-    """sum of the scores of its options; under a budget unused edges score as none"""
+    """sum of its options' scores; under a budget, unused edges count as `none`"""
 
 
 def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: Budget | None) -> OptionFit:
-    """The cell of the highest total score whose price, with its whole interval, is within a budget.
+    """Return the cell with the highest total score whose whole price interval is within a budget.
 
-    A cell whose output does not depend on its input is never the result. Of cells that score the same the cheapest is taken; of those that
-    cost the same the first in the order of `choices`. Without a budget every edge has its best option, wherever that connects the ends.
+    A cell whose output does not depend on its input is never returned. Among cells of equal score the cheapest wins, among those of equal
+    price the first in the order of `choices`. Without a budget every edge takes its best option, if that connects the ends.
 
     Args:
-        space: whose cells are compared; it has at most `LIMIT`.
-        scores: a finite number for each option of each edge, higher is better.
-        price: of a network, as `CostModel.price`; asked once a cell, of as many cells as it takes.
-        budget: in the unit of the price; None takes any price.
+        space: the space of cells, with at most `LIMIT` networks.
+        scores: a finite score for each option of each edge; higher is better.
+        price: returns the price of a network, as `CostModel.price`; called once per cell until one fits.
+        budget: in the unit of the price; None allows any price.
 
     Raises:
         SearchError: a score is missing or not finite, the space is too large, or every connected cell is over the budget; the message
@@ -65,10 +65,10 @@ def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: 
     cheapest = Price(math.inf, math.inf)
     for total, group in itertools.groupby(ranked, key=value):
         priced = [(price(choice), choice) for choice in group]
-        found, choice = min(priced, key=lambda pair: pair[0].most)
-        if budget is None or budget.holds(found):
-            return OptionFit(choice=choice, price=found, value=total)
-        cheapest = min(cheapest, found, key=lambda each: each.most)
+        lowest, choice = min(priced, key=lambda pair: pair[0].most)
+        if budget is None or budget.holds(lowest):
+            return OptionFit(choice=choice, price=lowest, value=total)
+        cheapest = min(cheapest, lowest, key=lambda one: one.most)
     assert budget is not None  # every space of cells has a connected one
     require_reachable(f"{space.name} whose output depends on its input", cheapest, budget)
     raise AssertionError("a price changed between two calls")
@@ -76,7 +76,7 @@ def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: 
 
 @lru_cache(maxsize=4)
 def _connected(space: Cells) -> dict[Choice, frozenset[str]]:
-    """The cells of a space that connect their ends, with the edges that are used; a search asks after every epoch."""
+    """Return the cells that connect their ends, with their used edges; cached because a search calls this after every epoch."""
     used = ((choice, space.used(choice)) for choice in space.choices())
     return {choice: frozenset(edge(*ends) for ends in edges) for choice, edges in used if edges}
 

@@ -1,4 +1,4 @@
-"""The processes of a training on several devices: started, watched and ended together. Needs no torch."""
+"""Start, watch and end the processes of a training on several devices. Needs no torch."""
 
 import contextlib
 import os
@@ -16,42 +16,42 @@ from latency.process import Stopped
 from search.errors import SearchError
 
 RANK = "LOCAL_RANK"
-"""Environment variable: which of the processes this one is, from 0."""
+"""Environment variable with the index of this process, from 0."""
 LOST = 75
-"""Exit code of a process that ends because another one has: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a process that ends because another one ended: EX_TEMPFAIL of sysexits.h."""
 _GRACE_S = 10.0
 _POLL_S = 0.05
 
 
 class PeerLost(SearchError):
-    """Another process of the run has ended, and this one cannot go on alone."""
+    """Another process of the run has ended, so this one cannot continue."""
 
 
-def is_one() -> bool:
-    """Whether this is one of the processes of a training, rather than what starts them."""
+def is_worker() -> bool:
+    """Return whether this is one of a training's processes and not their launcher."""
     return RANK in os.environ
 
 
-def is_heard() -> bool:
-    """Whether this process is the one that writes and prints."""
+def is_main() -> bool:
+    """Return whether this process is the one that writes and prints."""
     return os.environ.get(RANK, "0") == "0"
 
 
 def run_lathe(arguments: Sequence[str], devices: int) -> int:
-    """Run this program's own command line in several processes; see `run`."""
+    """Run a `lathe` command in several processes; see `run`."""
     return run(command_of(arguments), devices)
 
 
 def command_of(arguments: Sequence[str]) -> list[str]:
-    """This program's command line as that of a process of its own; see `environment`."""
-    return [sys.executable, "-P", "-m", "lathe", *arguments]  # -P: nothing is imported from the working directory
+    """Return the command of a `lathe` subprocess; see `environment`."""
+    return [sys.executable, "-P", "-m", "lathe", *arguments]  # -P: import nothing from the working directory
 
 
 def environment(threads: int | None = None, **more: str) -> dict[str, str]:
-    """Of such a process: it finds the packages of this one.
+    """Return the environment of a `lathe` subprocess, which finds the packages of this process.
 
     Args:
-        threads: of its linear algebra, where the environment says nothing; None leaves that to the process.
+        threads: default number of OpenMP threads; None leaves it to the process.
         more: further variables.
     """
     path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
@@ -60,7 +60,7 @@ def environment(threads: int | None = None, **more: str) -> dict[str, str]:
 
 
 def run(command: Sequence[str], devices: int) -> int:
-    """Run one command in several processes, which find each other; only the first one is heard.
+    """Run one command in several connected processes; only the output of the first one is shown.
 
     Args:
         command: the program and its arguments.
@@ -70,28 +70,33 @@ def run(command: Sequence[str], devices: int) -> int:
         Exit code of the first process.
 
     Raises:
-        SearchError: another process failed; says how.
+        SearchError: another process failed; the message says how.
     """
     with contextlib.ExitStack() as stack:
-        said = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, devices)]
+        errors = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(1, devices)]
         processes: list[subprocess.Popen[bytes]] = stack.enter_context(ended_together())
         port = _free_port()
         for rank in range(devices):
-            stdin, stdout, stderr = (None, None, None) if rank == 0 else (subprocess.DEVNULL, subprocess.DEVNULL, said[rank - 1])
-            processes.append(subprocess.Popen(command, env=_environment(rank, devices, port), stdin=stdin, stdout=stdout, stderr=stderr))
+            env = _environment(rank, devices, port)
+            if rank == 0:
+                process = subprocess.Popen(command, env=env)
+            else:
+                null = subprocess.DEVNULL
+                process = subprocess.Popen(command, env=env, stdin=null, stdout=null, stderr=errors[rank - 1])
+            processes.append(process)
         try:
             codes = _watch(processes)
-        except KeyboardInterrupt as stop:  # the first process tells how the run ends
+        except KeyboardInterrupt as stop:  # the first process reports how the run ends
             for process in processes:
                 process.send_signal(stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
             codes = _watch(processes)
             return codes[0] or 128 + signal.SIGINT
-        first = codes[0] or 0
-        if (first > 0 and first != LOST) or not any(codes):  # it has said why itself
-            return first
+        main_code = codes[0] or 0
+        if (main_code > 0 and main_code != LOST) or not any(codes):  # it has reported its error itself
+            return main_code
         failed = [rank for rank, code in enumerate(codes) if code not in (0, LOST, None)]
         rank = failed[0] if failed else 0
-        how = _end(codes[rank], said[rank - 1] if rank else None)
+        how = _describe_end(codes[rank], errors[rank - 1] if rank else None)
     raise SearchError(f"process {rank + 1} of {devices} {how}: the same command goes on")
 
 
@@ -108,7 +113,7 @@ def _free_port() -> int:
 
 
 def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Wait for all; where one fails, the others have a while to notice. Returns exit codes, None of those that did not end."""
+    """Wait for all processes; if one fails, give the others some time to end. Return exit codes, None for those still running."""
     deadline: float | None = None
     while None in (codes := [process.poll() for process in processes]):
         if deadline is None and any(codes):
@@ -121,7 +126,7 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 
 @contextlib.contextmanager
 def ended_together() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that do not outlive this block, however it ends."""
+    """Yield a list whose processes are ended with the context, however it ends."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         yield processes
@@ -137,12 +142,12 @@ def ended_together() -> Iterator[list[subprocess.Popen[bytes]]]:
                 process.wait()
 
 
-def _end(code: int | None, said: IO[bytes] | None) -> str:
-    """How a process ended, in words: its own last line where it has one."""
+def _describe_end(code: int | None, errors: IO[bytes] | None) -> str:
+    """Describe how a process ended, by its last line of output if there is one."""
     if code is not None and code < 0:
         return f"was ended by {signal.Signals(-code).name}"
     lines: list[str] = []
-    if said is not None:
-        said.seek(0)
-        lines = said.read().decode(errors="replace").strip().splitlines()
+    if errors is not None:
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
     return f"failed ({lines[-1]})" if lines else f"ended with exit code {code}"

@@ -1,12 +1,12 @@
-"""Prunodes: one block at two hidden widths, which close in on the best one (PRUNET, Section 3.2.1).
+"""Prunodes: one block at two hidden widths that converge to the best one (PRUNET, Section 3.2.1).
 
 `Rule` is Algorithm 1 as a pure function of its state. Its weight is the logit of the large candidate against the small one: above 0 the
 large one is preferred, and both masks grow.
 
-Read literally (`paper=True`), the algorithm loses two kinds of optimum. Where the small mask reaches 0 the weight is kept; it goes on
-falling while the masks cannot, and by the time they should grow again it is too far below 0 to come back. And the masks move by the same
-step when they are a granule apart as when they are half the range apart. So by default the weight is reset at the corner too, and what
-it adds to the update is scaled by the distance between the masks, and its Adam has `BETAS`.
+Read literally (`paper=True`), the algorithm misses two kinds of optimum. If the small mask reaches 0, the weight is kept; it keeps falling
+while the masks cannot shrink, and ends up too far below 0 to recover when they should grow again. Also, the masks move by the same step
+whether they are one granule or half the range apart. By default, therefore, the weight is reset at 0, too, its contribution to the update
+is scaled by the distance between the masks, and its Adam uses `BETAS`.
 """
 
 import math
@@ -15,29 +15,29 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 BETAS = (0.9, 0.9)
-"""Of Adam for the weight. Its gradient falls with the square of the distance between the masks; beside a mean square over 1,000 steps, as
-Adam has by default, it would soon be too small to move masks of many granules."""
+"""Betas of Adam for the weight. The gradient falls with the square of the distance between the masks; with Adam's default mean square over
+1,000 steps it would soon be too small to move masks of many granules."""
 
 
 class Masks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """State of Algorithm 1 but for the weight, which is a parameter of the network."""
+    """State of Algorithm 1 except the weight, which is a parameter of the network."""
 
     s: Annotated[float, Meta(ge=0, le=1)]
-    """share of the channels in the small mask, before it is rounded"""
+    """share of channels in the small mask, before rounding"""
     l: float  # noqa: E741 (the paper's symbol)
-    """the same of the large mask; may be above 1, where the mask is cut off"""
+    """share of channels in the large mask, before rounding and clipping; may exceed 1"""
     update: float = 0.0
     """last change of both shares"""
     small: int
     """channels of the small candidate"""
     large: int
-    """channels of the large candidate; equal to `small` where the block has a single width"""
+    """channels of the large candidate; equal to `small` if the block has a single width"""
 
 
 class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Algorithm 1: how the masks of a Prunode move.
+    """Algorithm 1: the update of a Prunode's masks.
 
-    Halves are rounded up, so that a mask never depends on the parity of its number of granules.
+    Halves are rounded up, so that a mask does not depend on the parity of its number of granules.
     """
 
     max_channels: int
@@ -45,7 +45,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     granularity: int
     """channels between two widths"""
     paper: bool = False
-    """the algorithm as printed: the weight is kept where the small mask reaches 0, and the update is not scaled"""
+    """follow the algorithm as printed: keep the weight when the small mask reaches 0, and do not scale the update"""
     c: float = 0.8
     max_distance: float = 0.6
     momentum: float = 0.4
@@ -56,16 +56,16 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         assert self.max_channels % self.granularity == 0, self
 
     def start(self) -> Masks:
-        """The large mask has all channels, the small one half of them."""
+        """Return the initial masks: all channels in the large one, half in the small one."""
         return self._masks(0.5, 1.0, 0.0)
 
     def step(self, masks: Masks, weight: float, progress: float) -> tuple[Masks, float]:
-        """After a step of the architecture weights: the new masks, and the weight, which is 0 where it was reset.
+        """Return the masks and the weight, 0 if reset, after a step of the architecture weights.
 
         Args:
-            masks: before the step.
-            weight: of the large candidate against the small one.
-            progress: of the search, from 0 to 1.
+            masks: the masks before the step.
+            weight: logit of the large candidate against the small one.
+            progress: progress of the search, from 0 to 1.
         """
         if not self.moves(masks):
             return masks, weight
@@ -79,7 +79,7 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self._masks(s, s + distance, update), weight
 
     def moves(self, masks: Masks) -> bool:
-        """Whether the candidates are still more than one width apart."""
+        """Return whether the candidates are still more than one width apart."""
         return (masks.l - masks.s) * self.max_channels > self.granularity
 
     def _masks(self, s: float, large_share: float, update: float) -> Masks:

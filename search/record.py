@@ -1,4 +1,4 @@
-"""What a search says while it runs and what it leaves behind: events, history, result, and the directory of a run."""
+"""Records of a search: events while it runs, and the files of its directory: run, history, usage and result."""
 
 import math
 import os
@@ -23,15 +23,15 @@ RUN, RESULT, HISTORY, CHECKPOINT = "run.json", "result.json", "history.jsonl", "
 CSV, USAGE = "history.csv", "usage.jsonl"
 ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "baseline.safetensors"
 
-# run/4: `also`, budgets on further devices.
-# run/3: the metric of the task; result/3 and history/3: scores and their standard errors, where /2 had accuracies.
-# run/2: any method over any space: `settings` are of the method alone. In run/1 the baselines were policies of the method pas.
-# result/2: a network is a choice by names, of any space; the run and the weights have their hashes. In result/1 it was a list of widths;
-# a prediction had no `origin`.
-# history/2: a line that names the schema comes first; an epoch has a choice, and the figures of its method. Of the first version,
-# which had no name, an epoch had a list of widths, and the weight of Pruning-as-Search's penalty.
-# usage/1: what each epoch took; a line that names the schema comes first.
-_AGAIN = "run `lathe search` again, into a new directory"
+# run/4: adds `also`, budgets on further devices.
+# run/3: adds the metric of the task. result/3 and history/3: scores with standard errors replace accuracies.
+# run/2: any method over any space; `settings` holds only the method's own. In run/1 the baselines were policies of the method pas.
+# result/2: a network is a choice by names in any space; adds hashes of the run and the weights. In result/1 a network was a list of widths,
+# and a prediction had no `origin`.
+# history/2: the first line names the schema; an epoch has a choice and the figures of its method. In the first version, which had no name,
+# an epoch had a list of widths and the weight of Pruning-as-Search's penalty.
+# usage/1: time and memory of each epoch; the first line names the schema.
+_RERUN = "run `lathe search` again, into a new directory"
 
 RUN_SCHEMA = "run/4"
 RESULT_SCHEMA = "result/3"
@@ -43,66 +43,65 @@ Spread = Annotated[float, Meta(ge=0, le=3.5e38)]
 
 
 class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An epoch is over, and saved. Also a line of `history.jsonl`."""
+    """A finished and saved epoch; also a line of `history.jsonl`."""
 
     phase: str
     epoch: Count
-    """of the phase, from 1"""
+    """number in the phase, from 1"""
     epochs: Count
-    """of the phase"""
+    """epochs in the phase"""
     loss: Single
-    """mean over the epoch, penalty included"""
+    """mean over the epoch, including penalties"""
     train_score: Single
-    """the task's metric on the training samples when they were shown"""
+    """the task's metric on the training samples, computed during training"""
     score: Single
-    """the same on the held-out samples now; of a network that changes from step to step, with the statistics of each batch"""
+    """the metric on the held-out samples after the epoch; with batch statistics if the network changes between steps"""
     score_error: Spread | None
-    """standard error of that; None of an earlier version"""
+    """standard error of the score; None in files of earlier versions"""
     choice: Choice
-    """the network that the method has now"""
+    """the method's current network"""
     latency_us: SampleUs | None
-    """predicted for what would ship of it; None where no table was given"""
+    """predicted latency of the network that would ship; None without a table"""
     macs: Count
-    """of the deployed network of what would ship"""
+    """multiply-accumulates of the network that would ship"""
     figures: dict[str, float] = {}
-    """what the method has to say: `beta`, the weight of a penalty; `returned.GROUP`, channels that were gone after the epoch before and
-    are back"""
+    """the method's own figures, such as `beta`, the weight of a penalty, and `returned.GROUP`, the channels that returned in this epoch"""
 
 
 class Usage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What an epoch of training took. Apart from the history, which is the same whenever and wherever a run is made."""
+    """Time and memory of a training epoch; kept apart from the history, which is reproducible."""
 
     phase: str
     epoch: Count
-    """of the phase, from 1"""
+    """number in the phase, from 1"""
     steps: Count
     seconds: Annotated[float, Meta(ge=0)]
-    """of all steps, with the reading of their samples"""
+    """time of all steps, including loading of samples"""
     saved_bytes: Count
-    """what the forward pass of the largest step keeps for its gradients, on one device"""
+    """largest size that a forward pass saves for the backward pass, on one device"""
 
 
 class Started(Struct, frozen=True, kw_only=True):
-    """A run begins, or goes on."""
+    """A run starts or resumes."""
 
     epochs: dict[str, int]
-    """of every phase, in order"""
+    """epochs of every phase, in order"""
     history: tuple[EpochDone, ...]
-    """of the epochs that are done already"""
+    """epochs already done"""
     metric: Metric
-    """what the scores are"""
+    """metric of the scores"""
 
 
 class Chosen(Struct, frozen=True, kw_only=True):
-    """The search is over: this network is trained on and shipped."""
+    """The search has chosen the network to train and ship."""
 
     choice: Choice
     latency: Latency | None
-    """None where no table was given"""
+    """predicted latency; None without a table"""
 
 
 class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One network with its figures; parameters and MACs as deployed."""
+    """A network's figures; parameters and MACs are those of its deployed form."""
 
     choice: Choice
     score: Single
@@ -112,29 +111,29 @@ class NetworkResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     parameters: Count
     macs: Count
     predicted: Latency | None
-    """None where no table was given"""
+    """predicted latency; None without a table"""
 
 
 class Result(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What came out, against where it started: `result.json`."""
+    """The result of a run, compared with its start: `result.json`."""
 
     schema: Literal["result/3"] = RESULT_SCHEMA
     run_sha256: OptionalSha256
-    """of `run.json`; "" in a run of the first version, as that of the weights"""
+    """hash of `run.json`; "" in a run of the first version, like that of the weights"""
     architecture_sha256: Sha256
     weights_sha256: OptionalSha256
     metric: Metric
-    """what the scores are"""
+    """metric of the scores"""
     held_out_samples: Count
     budget_us: SampleUs | None
     budget_macs: Macs | None = None
-    """in the place of microseconds, where no table was given"""
+    """used instead of microseconds if there is no table"""
     unpruned: NetworkResult | None
-    """None where the method has no such network"""
+    """None if the method trains no such network"""
     shipped: NetworkResult
-    """masked, after fine-tuning"""
+    """the masked network after fine-tuning"""
     free_channels: dict[str, Kept] = {}
-    """of the shipped network, by group: channels that cost nothing by the table"""
+    """number of the shipped network's channels that add no cost by the table, by group"""
 
 
 class Finished(Struct, frozen=True, kw_only=True):
@@ -151,42 +150,42 @@ class OtherBudget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """A budget on a further device."""
 
     table_sha256: Sha256
-    """of the device's latency table"""
+    """hash of the device's latency table"""
     budget_us: SampleUs
 
 
 class Run(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that determines a run: `run.json`."""
+    """Everything that determines a run: `run.json`."""
 
     schema: Literal["run/4"] = RUN_SCHEMA
     method: str
     settings: dict[str, Any]
     space: dict[str, Any]
-    """as `Space.record` has it"""
+    """result of `Space.record`"""
     budget_us: SampleUs | None
     budget_macs: Macs | None = None
-    """in the place of microseconds, where no table was given"""
+    """used instead of microseconds if there is no table"""
     table_sha256: OptionalSha256
     also: tuple[OtherBudget, ...] = ()
     data: str
-    """what it is trained on: data that `lathe` knows by name, or a task of one's own, FILE.py:FUNCTION"""
+    """name of the training data, or a user-defined task, FILE.py:FUNCTION"""
     data_sha256: OptionalSha256
-    """of every sample; of a task of one's own, of the file that makes it"""
+    """hash of all samples, or of the file of a user-defined task"""
     metric: Metric
-    """what its networks are judged by"""
+    """metric that networks are judged by"""
     baseline_sha256: OptionalSha256 = ""
-    """of the trained unpruned network that it started from; "" where it trained one"""
+    """hash of the trained unpruned network that the run starts from; "" if the run trains it"""
     teacher_sha256: str = ""
-    """of the weights of another run's network that it distils from"""
+    """hash of the weights of another run's network that it distils from"""
     versions: dict[str, str]
-    """of the packages that compute; the only field that may differ when a run goes on"""
+    """versions of numerical packages; the only field that may differ when a run resumes"""
 
 
 def open_run(out: Path, run: Run) -> str:
-    """Begin or go on with a run in a directory; returns the sha256 of its `run.json`.
+    """Start or resume a run in a directory; return the sha256 of its `run.json`.
 
     Raises:
-        SearchError: the directory holds another run, naming what differs, one of an earlier version, or something that is not a run.
+        SearchError: the directory holds a different run, a run of an earlier version, or something else; the message names the difference.
     """
     file = out / RUN
     if file.exists():
@@ -195,11 +194,11 @@ def open_run(out: Path, run: Run) -> str:
                 f"{out} holds a run of an earlier version ({schema}), which can be exported and reported, not continued: "
                 "choose another --out"
             )
-        found, wanted = (_flat(msgspec.to_builtins(value)) for value in (read_json(file, Run), run))
-        for key in wanted | found:
-            if not key.startswith("versions.") and found.get(key) != wanted.get(key):
+        existing, wanted = _flat(msgspec.to_builtins(read_json(file, Run))), _flat(msgspec.to_builtins(run))
+        for key in wanted | existing:
+            if not key.startswith("versions.") and existing.get(key) != wanted.get(key):
                 raise SearchError(
-                    f"{out} holds another run: its {key} is {found.get(key)!r}, asked for {wanted.get(key)!r}; choose another --out"
+                    f"{out} holds another run: its {key} is {existing.get(key)!r}, asked for {wanted.get(key)!r}; choose another --out"
                 )
     elif out.exists() and not (out.is_dir() and all(entry == beside(file) for entry in out.iterdir())):
         raise SearchError(f"{out} exists and is not a run of a search: choose another --out")
@@ -210,26 +209,29 @@ def open_run(out: Path, run: Run) -> str:
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Every leaf of nested dicts by its dotted name."""
+    """Return every leaf of nested dicts by its dotted name."""
     if not isinstance(value, dict):
         return {name: value}
-    return {key: leaf for field, inner in value.items() for key, leaf in _flat(inner, f"{name}.{field}" if name else str(field)).items()}
+    leaves: dict[str, Any] = {}
+    for field, inner in value.items():
+        leaves |= _flat(inner, f"{name}.{field}" if name else str(field))
+    return leaves
 
 
 def read_run(out: Path) -> Run:
-    """What determines a run, of any version.
+    """Read the `run.json` of any version.
 
     Raises:
-        SearchError: there is none, or it is damaged.
+        SearchError: the file is missing or damaged.
     """
     return read_json(out / RUN, Run, {"run/1": run_from_1, "run/2": run_from_2, "run/3": run_from_3})
 
 
 def read_result(out: Path, run: Run) -> Result:
-    """What came out of a run, of any version.
+    """Read the `result.json` of any version.
 
     Raises:
-        SearchError: there is none, it is damaged, or a file that it is of was changed.
+        SearchError: the file is missing or damaged, or a file that it refers to was changed.
     """
     upgrades = {"result/1": lambda fields: result_from_1(fields, group_names(run)), "result/2": result_from_2}
     result = read_json(out / RESULT, Result, upgrades)
@@ -238,7 +240,7 @@ def read_result(out: Path, run: Run) -> Result:
 
 
 def _require_unchanged(out: Path, result: Result) -> None:
-    """Check that the files which a result names are as they were; one that is missing is for its reader to miss."""
+    """Require that the files named by a result are unchanged; missing ones are left to their readers."""
     named = {
         RUN: (result.run_sha256, MAX_JSON_BYTES),
         ARCHITECTURE: (result.architecture_sha256, MAX_JSON_BYTES),
@@ -248,20 +250,22 @@ def _require_unchanged(out: Path, result: Result) -> None:
         path = out / name
         if not wanted or not os.path.lexists(path):
             continue
-        with raised_as(SearchError, _AGAIN):
-            found = sha256(path, limit=limit)
-        if found != wanted:
-            raise SearchError(f"{path} was changed after the search: {RESULT} names the sha256 {wanted[:16]}, found {found[:16]}; {_AGAIN}")
+        with raised_as(SearchError, _RERUN):
+            actual = sha256(path, limit=limit)
+        if actual != wanted:
+            raise SearchError(
+                f"{path} was changed after the search: {RESULT} names the sha256 {wanted[:16]}, found {actual[:16]}; {_RERUN}"
+            )
 
 
 def write_history(out: Path, history: Iterable[EpochDone]) -> None:
-    """Write all epochs of a run."""
+    """Write the history of a run."""
     lines = [{"schema": HISTORY_SCHEMA}, *history]
     write_whole(out / HISTORY, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
-    """The epochs of a run, of any version; none where none is over.
+    """Read the epochs of a run of any version; empty if there is no history yet.
 
     Raises:
         SearchError: a line is damaged.
@@ -271,7 +275,7 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
         return ()
     lines = list(read_json_lines(path, dict))
     if not lines:
-        raise SearchError(f"{path} is empty: {_AGAIN}")
+        raise SearchError(f"{path} is empty: {_RERUN}")
     schema, begin = "history/1", 0
     if "schema" in lines[0]:
         schema, begin = _require_schema(path, lines[0], HISTORY_SCHEMA, "history/2"), 1
@@ -285,13 +289,13 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
 
 
 def write_usage(out: Path, usage: Iterable[Usage]) -> None:
-    """Write what all epochs of a run took."""
+    """Write the usage of all epochs of a run."""
     lines = [{"schema": USAGE_SCHEMA}, *usage]
     write_whole(out / USAGE, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def read_usage(out: Path) -> tuple[Usage, ...]:
-    """What the epochs of a run took; none where it was not written, as by earlier versions.
+    """Read the usage of a run's epochs; empty if it was not written, as by earlier versions.
 
     Raises:
         SearchError: a line is damaged.
@@ -301,26 +305,26 @@ def read_usage(out: Path) -> tuple[Usage, ...]:
         return ()
     lines = list(read_json_lines(path, dict))
     if not lines or "schema" not in lines[0]:
-        raise SearchError(f"{path} does not begin with its schema: take it away, or {_AGAIN}")
+        raise SearchError(f"{path} does not begin with its schema: delete it, or {_RERUN}")
     _require_schema(path, lines[0], USAGE_SCHEMA)
     return tuple(upgraded(line, Usage, {}, f"{path}, line {number},") for number, line in enumerate(lines[1:], 2))
 
 
 def _require_schema(path: Path, line: Mapping[str, Any], *known: str) -> str:
-    """The schema of a first line, which names that alone."""
+    """Return the schema named by a first line, which has no other field."""
     schema = line["schema"]
     if schema not in known:
         raise SearchError(f"{path} has the schema {schema!r}, known is {' or '.join(known)}: read it by the version of lathe that wrote it")
-    if strange := line.keys() - {"schema"}:
-        raise SearchError(f"{path}, line 1, has the field {min(strange)!r}, which {schema} does not: {_AGAIN}")
+    if unknown := line.keys() - {"schema"}:
+        raise SearchError(f"{path}, line 1, has the field {min(unknown)!r}, which {schema} does not: {_RERUN}")
     return schema
 
 
-# Upgrades. A run of the first version was of widths: which group each belongs to is in its space.
+# Upgrades. A run of the first version searched widths; its space tells which group each width belongs to.
 
 
 def run_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """run/1 -> run/2: a policy becomes a method, whose settings are its own alone."""
+    """Upgrade run/1 to run/2: a policy becomes a method with only its own settings."""
     from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, UniformSettings
 
     kinds = {"pas": PasSettings, "uniform": UniformSettings, "magnitude": MagnitudeSettings, "slimming": SlimmingSettings}
@@ -334,11 +338,11 @@ def run_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """result/1 -> result/2: widths and free channels by name; no hashes of the run and the weights."""
+    """Upgrade result/1 to result/2: widths and free channels by name; no hashes of the run and the weights."""
 
-    def network(found: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {name: value for name, value in found.items() if name != "widths"}
-        return {**kept, "choice": _choice_from_1(found["widths"], names)}
+    def network(old: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in old.items() if name != "widths"}
+        return {**kept, "choice": _choice_from_1(old["widths"], names)}
 
     free = dict(zip(names, fields.get("free_channels", ()), strict=False))
     networks = {name: network(fields[name]) for name in ("unpruned", "shipped")}
@@ -346,7 +350,7 @@ def result_from_1(fields: Mapping[str, Any], names: list[str]) -> dict[str, Any]
 
 
 def epoch_from_1(fields: Mapping[str, Any], names: list[str], *, penalised: bool) -> dict[str, Any]:
-    """A line of a history of the first version -> history/2."""
+    """Upgrade a line of a history of the first version to history/2."""
     returned = dict(zip(names, fields.get("returned", ()), strict=False))
     figures = {f"returned.{name}": count for name, count in returned.items() if count}
     if penalised and fields["phase"] == "search":
@@ -356,26 +360,26 @@ def epoch_from_1(fields: Mapping[str, Any], names: list[str], *, penalised: bool
 
 
 _ACCURACY = {"name": "accuracy", "unit": "%"}
-"""What every run was judged by before the third version."""
+"""The metric of every run before the third version."""
 
 
 def run_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """run/2 -> run/3: the metric is the accuracy."""
+    """Upgrade run/2 to run/3: the metric is the accuracy."""
     return {**fields, "schema": "run/3", "metric": _ACCURACY}
 
 
 def run_from_3(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """run/3 -> run/4: there was one device."""
+    """Upgrade run/3 to run/4: there is only one device."""
     return {**fields, "schema": RUN_SCHEMA}
 
 
 def result_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """result/2 -> result/3: accuracies become scores, with the standard error of a share of the held-out images."""
+    """Upgrade result/2 to result/3: accuracies become scores, with the standard error of a share of the held-out images."""
     images = fields["held_out_images"]
 
-    def network(found: Mapping[str, Any]) -> dict[str, Any]:
-        kept = {name: value for name, value in found.items() if name != "accuracy"}
-        share = found["accuracy"]
+    def network(old: Mapping[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in old.items() if name != "accuracy"}
+        share = old["accuracy"]
         return {**kept, "score": share, "score_error": math.sqrt(share * (1 - share) / images)}
 
     kept = {name: value for name, value in fields.items() if name != "held_out_images"}
@@ -384,7 +388,7 @@ def result_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def epoch_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of history/2 -> history/3: accuracies become scores, whose standard errors were not kept."""
+    """Upgrade a line of history/2 to history/3: accuracies become scores, whose standard errors are unknown."""
     kept = {name: value for name, value in fields.items() if name not in ("schema", "train_accuracy", "accuracy")}
     return {**kept, "train_score": fields["train_accuracy"], "score": fields["accuracy"], "score_error": None}
 
@@ -394,7 +398,7 @@ def _choice_from_1(widths: list[int], names: list[str]) -> dict[str, Any]:
 
 
 def group_names(run: Run) -> list[str]:
-    """Names of the groups of a space of widths, in order."""
+    """Return the group names of a run's space of widths, in order."""
     if run.space.get("kind") == "chain":
         return [layer["name"] for layer in run.space["layers"]]
     return [name for name, _ in run.space.get("members", ())]

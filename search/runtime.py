@@ -1,4 +1,4 @@
-"""Where training runs: devices, processes, number format. The only importer of Fabric."""
+"""Devices, processes and precision of training. The only importer of Fabric."""
 
 import atexit
 import contextlib
@@ -22,19 +22,19 @@ _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Runtime:
-    """The devices that train, with kernels that repeat themselves.
+    """The training devices, with deterministic kernels.
 
-    With several devices every process of the run does the same on its own share of each batch, and torch's DistributedDataParallel
-    averages the gradients: what comes out is, up to rounding, what one process makes of the whole batch. Not so norms over a batch:
-    each process normalises its own share, as is usual, and the running statistics are those of the first one.
+    With several devices, every process handles its share of each batch, and torch's DistributedDataParallel averages the gradients. Up to
+    rounding, the result equals that of one process on the whole batch, except for batch norms: each process normalises its own share, as
+    usual, and the running statistics are those of the first process.
 
     Args:
-        devices: number of processes; each is started with its number in LOCAL_RANK, see `search.processes`.
-        precision: of forward and backward pass; weights, optimizers and losses stay in FP32.
-        memory_format: of images and weights of convolutions; contiguous where the CPU cannot train a network otherwise.
+        devices: number of processes; each is started with its index in LOCAL_RANK, see `search.processes`.
+        precision: precision of forward and backward pass; weights, optimizers and losses stay in FP32.
+        memory_format: memory format of images and convolution weights; contiguous if the CPU cannot train the network otherwise.
 
     Raises:
-        SearchError: the machine cannot do that.
+        SearchError: the machine does not support the request.
     """
 
     def __init__(self, devices: int = 1, precision: Precision = "fp32", memory_format: MemoryFormat = "channels_last") -> None:
@@ -43,22 +43,22 @@ class Runtime:
             raise SearchError("--train-precision fp16 needs a GPU, and there is none: give bf16 or fp32")
         if 0 < gpus < devices:
             raise SearchError(f"--devices must be at most the number of GPUs of this machine, {gpus}, found {devices}")
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells every process that joins
-        # Supernets leave candidates out from step to step: their parameters then have no gradient.
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs every joining process
+        # Supernets skip candidates in some steps, whose parameters then have no gradient.
         strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
         self._fabric = Fabric(accelerator="auto", devices=devices, strategy=strategy, precision=_PRECISIONS[precision])  # pyright: ignore[reportArgumentType]
         self._memory_format = getattr(torch, {"contiguous": "contiguous_format"}.get(memory_format, memory_format))
         if devices > 1:
             with self._peers():
                 self._fabric.launch()
-            atexit.register(distributed.destroy_process_group)  # else its threads may outlive the interpreter, which aborts
+            atexit.register(distributed.destroy_process_group)  # otherwise its threads may outlive the interpreter and abort it
         self._parent = os.getppid()
         self.rank, self.ranks = self._fabric.global_rank, self._fabric.world_size
-        torch.backends.cudnn.benchmark = False  # times kernels to choose one: another run could choose, and round, differently
+        torch.backends.cudnn.benchmark = False  # it selects kernels by timing, so another run could round differently
         torch.backends.cudnn.deterministic = True
 
     def setup(self, network: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[nn.Module, list[Optimizer]]:
-        """Move a network to the device; returns what to call in the place of both. The parameters stay the objects that they are."""
+        """Move a network to the device; return wrappers to call instead of both. The parameter objects stay the same."""
         if self._fabric.device.type == "cpu" and _needs_contiguous(network):
             self._memory_format = torch.contiguous_format
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
@@ -67,11 +67,11 @@ class Runtime:
         return wrapped, wrapped_optimizers
 
     def frozen(self, network: nn.Module) -> nn.Module:
-        """A network on the device, in evaluation mode, whose weights are not trained."""
+        """Move a network to the device, in evaluation mode and without gradients."""
         return self._fabric.to_device(network.to(memory_format=self._memory_format)).eval().requires_grad_(False)  # type: ignore[call-overload]
 
     def send(self, batch: Any) -> Any:
-        """A tensor, or a tree of tensors, on the device; images get the memory format."""
+        """Move a tensor, or a tree of tensors, to the device; images get the memory format."""
 
         def sent(x: Tensor) -> Tensor:
             x = x.to(self._fabric.device)
@@ -80,7 +80,7 @@ class Runtime:
         return tree_map(sent, batch)
 
     def share(self, batch: Any) -> Any:
-        """What this process has to do of a batch: a tensor, or a tree of tensors, that have the samples along their first dimension.
+        """Return this process's share of a batch: a tensor, or a tree of tensors, with samples along the first dimension.
 
         Raises:
             SearchError: the batch cannot be divided equally among the processes.
@@ -94,7 +94,7 @@ class Runtime:
         return tree_map(part, batch)
 
     def forward(self, network: nn.Module, inputs: Tensor) -> Any:
-        """What a network makes of inputs of this process.
+        """Run a network on inputs of this process.
 
         Raises:
             PeerLost: another process of the run has ended.
@@ -103,7 +103,7 @@ class Runtime:
             return network(inputs)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to those of the parameters, averaged over all processes.
+        """Accumulate the gradients of a loss, averaged over all processes.
 
         Raises:
             PeerLost: another process of the run has ended.
@@ -112,22 +112,22 @@ class Runtime:
             self._fabric.backward(loss)
 
     def total(self, *values: float | int) -> list[float]:
-        """Sums over all processes.
+        """Return the sum of each value over all processes.
 
         Raises:
-            PeerLost: another process of the run has ended, or the one that started them all.
+            PeerLost: another process of the run, or their launcher, has ended.
         """
         if self.ranks == 1:
             return [float(value) for value in values]
         if os.getppid() != self._parent:
             raise PeerLost("what started the processes of the run has ended: the same command goes on")
-        found = torch.tensor(values, dtype=torch.float64, device=self._fabric.device)
+        totals = torch.tensor(values, dtype=torch.float64, device=self._fabric.device)
         with self._peers():
-            distributed.all_reduce(found)
-        return found.tolist()
+            distributed.all_reduce(totals)
+        return totals.tolist()
 
     def wait(self) -> None:
-        """Go on when all processes are here.
+        """Wait until all processes get here.
 
         Raises:
             PeerLost: another process of the run has ended.
@@ -147,16 +147,16 @@ class Runtime:
                     distributed.broadcast(buffer, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What mixed precision needs to go on: the scale of the loss."""
+        """Return the state of mixed precision: the loss scale."""
         return dict(self._fabric.strategy.precision.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`."""
+        """Resume from a `state_dict`."""
         self._fabric.strategy.precision.load_state_dict(dict(state))
 
     @contextlib.contextmanager
     def _peers(self) -> Iterator[None]:
-        """Tell the end of another process by the error that gloo or NCCL has then."""
+        """Report the end of another process, which gloo or NCCL signal by an error."""
         try:
             yield
         except RuntimeError as error:

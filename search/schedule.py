@@ -1,4 +1,4 @@
-"""Learning rates over the steps of a phase, as factors on the full one."""
+"""Learning-rate schedules over the steps of a phase, as factors on the full rate."""
 
 import math
 
@@ -6,14 +6,14 @@ from search.methods.settings import Settings
 
 
 def factor(settings: Settings, step: int, *, epoch_steps: int, epochs: int, warmup: int = 0) -> float:
-    """Factor on the learning rate at a step of a phase, by the schedule of the settings.
+    """Return the factor on the learning rate at a step of a phase, by the schedule of the settings.
 
     Args:
-        settings: of the method.
-        step: from the start of the phase.
-        epoch_steps: steps of an epoch.
-        epochs: of the phase.
-        warmup: steps at its start in which the rate rises.
+        settings: settings of the method.
+        step: step from the start of the phase.
+        epoch_steps: steps per epoch.
+        epochs: epochs of the phase.
+        warmup: number of initial steps with a rising rate.
     """
     if settings.schedule == "cosine":
         return cosine(step, epochs * epoch_steps, warmup)
@@ -21,18 +21,18 @@ def factor(settings: Settings, step: int, *, epoch_steps: int, epochs: int, warm
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor on the learning rate: linearly up over `warmup` steps, then half a cosine down to 0 at `steps`."""
+    """Return the factor on the learning rate: a linear rise over `warmup` steps, then half a cosine down to 0 at `steps`."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def exponential(step: int, *, every: float, rate: float, warmup: int) -> float:
-    """Factor on the learning rate: linearly up over `warmup` steps, then times `rate` each time that `every` steps are over.
+    """Return the factor on the learning rate: a linear rise over `warmup` steps, then a multiplication by `rate` after every `every` steps.
 
     Args:
-        step: from the start of the phase, the warm-up included.
-        every: number of steps, not necessarily a whole one.
+        step: step from the start of the phase, including the warm-up.
+        every: number of steps, not necessarily an integer.
         rate: above 0, at most 1.
         warmup: number of steps.
     """

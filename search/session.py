@@ -1,7 +1,7 @@
-"""Runs any method: its directory, its phases, the seeds of every epoch, the checkpoint, and the result, written last.
+"""Run any method: its directory, phases, seeds of every epoch, checkpoints, and the result, which is written last.
 
-The same call goes on with a run that was interrupted, and leaves the same bytes as one that was not. For that every epoch starts from
-generators seeded by its number, and is saved whole, as one file, before it is told.
+The same call resumes an interrupted run and leaves the same bytes as an uninterrupted one. For this, every epoch uses generators seeded by
+its number, and is saved to a single file before it is reported.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ EVALUATION_BATCH = 256
 
 
 def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iterator[Event]:
-    """Run a method, or go on with it; write what it does and what comes out to a directory.
+    """Start or resume a method's run; write its progress and its result to a directory.
 
     Args:
-        method: what to run, with its settings and its problem; new, whether or not the run is.
+        method: the method with its settings and problem; a new object even when resuming.
         out: the run's directory.
-        baseline: directory of another run of the space, whose first phase is where this one starts, instead of running its own.
+        baseline: directory of another run of the same space, whose first phase is used instead of running an own one.
 
     Yields:
-        What happens, as it happens; `Finished` last, with the architecture.
+        Events as they happen, ending with `Finished`.
 
     Raises:
         SearchError: the directory holds something else, the baseline cannot be used, or the training diverges.
-        ReparamError: the network cannot be read, fused or squeezed; the node is named.
+        ReparamError: the network cannot be read, fused or squeezed; the message names the node.
     """
     problem = method.problem
     start = _Start(method, baseline)
@@ -79,7 +79,7 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
 
 
 class _Start:
-    """The network that the first phase trains: new, or a trained one of another run, whose phases are then left out."""
+    """The start of a run: a new network, or a trained one of another run, which then replaces the shared phases."""
 
     def __init__(self, method: Method[Any], baseline: Path | None) -> None:
         self.phases = method.phases
@@ -88,17 +88,17 @@ class _Start:
         if self.path:
             if not self.path.exists():
                 raise SearchError(f"{self.path} does not exist: give the directory of a run whose first phase is over")
-            self.trained(method)  # is it of this space
+            self.trained(method)  # raises if it belongs to another space
             self.sha256 = sha256(self.path)
             self.phases = tuple(phase for phase in self.phases if not _is_shared(phase))
 
     def trained(self, method: Method[Any]) -> nn.Module | None:
-        """What the first phase is to go on with; None where it makes its own."""
+        """Return the trained network to start from; None if the first phase creates its own."""
         return None if self.path is None else _loaded(method, self.path)
 
 
 class _Head(Struct, frozen=True, kw_only=True):
-    """The numbers of a checkpoint."""
+    """The head of a checkpoint."""
 
     history: tuple[EpochDone, ...]
     method: dict[str, Any]
@@ -115,15 +115,15 @@ class _Session:
         self.network: nn.Module | None = None
 
     def run(self) -> Iterator[Event]:
-        """All phases that are left, then the result."""
-        names, begin, states = [phase.name for phase in self.start.phases], 0, None
+        """Run all remaining phases, then write the result."""
+        begin, states = 0, None
         if (self.out / record.CHECKPOINT).exists():
             head, states = checkpoint.load(self.out / record.CHECKPOINT, _Head)
             self.history = head.history
             done = {(epoch.phase, epoch.epoch) for epoch in head.history}
             self.usage = tuple(usage for usage in record.read_usage(self.out) if (usage.phase, usage.epoch) in done)
             with checkpoint.fitting(self.out / record.CHECKPOINT):
-                begin = names.index(self.history[-1].phase)
+                begin = [phase.name for phase in self.start.phases].index(self.history[-1].phase)
                 self.method.restore(head.method)
         else:
             self.network = self.start.trained(self.method)
@@ -136,7 +136,7 @@ class _Session:
             yield self._finish()
 
     def _phase(self, phase: Phase, states: dict[str, Any] | None) -> Iterator[Event]:
-        """One phase, from its beginning or from the states of a checkpoint."""
+        """Run a phase, from its start or from the states of a checkpoint."""
         if states is None:
             self._keep_baseline(phase)
             if self.network is not None:
@@ -169,14 +169,15 @@ class _Session:
             average.finish()
 
     def _keep_baseline(self, phase: Phase) -> None:
-        """Save what the first phase trained, where other runs can start from it, before the next one trains something else."""
-        path, due = self.out / record.BASELINE, _is_shared(self.method.phases[0]) and not _is_shared(phase)
-        if self.runtime.rank == 0 and self.network is not None and due and not path.exists():
+        """Save the network of the shared phases, from which other runs can start, before the next phase changes it."""
+        path = self.out / record.BASELINE
+        is_due = _is_shared(self.method.phases[0]) and not _is_shared(phase)
+        if self.runtime.rank == 0 and self.network is not None and is_due and not path.exists():
             save_weights(self.network, path, {"run_sha256": self.run_sha256})
         self.runtime.wait()
 
     def _teacher(self) -> nn.Module:
-        """The network that the phase distils from."""
+        """Return the network to distil from."""
         teacher = self.method.settings.teacher
         network = _loaded(self.method, self.out / record.BASELINE) if teacher == UNPRUNED else finished.load(teacher).network()
         return self.runtime.frozen(network)
@@ -219,8 +220,8 @@ class _Session:
             figures=figures,
         )
         self.history = (*self.history, done)
-        took = Usage(phase=phase.name, epoch=index + 1, steps=trained.steps, seconds=trained.seconds, saved_bytes=trained.saved_bytes)
-        self.usage = (*self.usage, took)
+        usage = Usage(phase=phase.name, epoch=index + 1, steps=trained.steps, seconds=trained.seconds, saved_bytes=trained.saved_bytes)
+        self.usage = (*self.usage, usage)
 
     def _evaluated(self, network: nn.Module, task: Task, *, batch_statistics: bool = False) -> Evaluation:
         batches = task.held_out_batches(EVALUATION_BATCH)
@@ -239,7 +240,7 @@ class _Session:
         checkpoint.save(self.out / record.CHECKPOINT, head, {"network": self.network.state_dict(), **states})
 
     def _finish(self) -> Finished:
-        """Write what came out; the result last, which says that the run is complete."""
+        """Write architecture and weights, then the result, which marks the run as complete."""
         assert self.network is not None
         problem, choice = self.problem, self.method.choice()
         unpruned = self._unpruned()
@@ -280,7 +281,7 @@ class _Session:
         return Finished(architecture=architecture, result=result)
 
     def _also(self, choice: Choice) -> tuple[OtherDevice, ...]:
-        """What the network takes on further devices."""
+        """Return the latencies of the network on further devices."""
         space = self.problem.space
         blocks, unpruned = space.network(choice), space.network(space.largest())
         return tuple(
@@ -296,7 +297,7 @@ class _Session:
         )
 
     def _unpruned(self) -> NetworkResult | None:
-        """The network that the search started from; None where the method trains none."""
+        """Return the result of the network that the search started from; None if the method trains none."""
         first = self.method.phases[0]
         if not first.unpruned:
             return None
@@ -305,26 +306,25 @@ class _Session:
         if not scores:
             assert self.network is not None
             network.to(next(self.network.parameters()).device)
-            found = self._evaluated(network, self.problem.task)
-            scores = [(found.score, found.error)]
+            evaluated = self._evaluated(network, self.problem.task)
+            scores = [(evaluated.score, evaluated.error)]
         return self._result(network, self.problem.space.largest(), scores[-1])
 
     def _result(self, network: nn.Module, choice: Choice, scored: tuple[float, float]) -> NetworkResult:
         size = count(squeeze(fuse(network.cpu(), self.problem.example), self.problem.example), self.problem.example)
         latency = self.problem.latency(choice)
         score, error = scored
-        parameters, macs = size.params, size.macs
-        return NetworkResult(choice=choice, score=score, score_error=error, parameters=parameters, macs=macs, predicted=latency)
+        return NetworkResult(choice=choice, score=score, score_error=error, parameters=size.params, macs=size.macs, predicted=latency)
 
 
 def _scored(done: EpochDone) -> tuple[float, float]:
-    """Score and standard error of an epoch."""
-    assert done.score_error is not None, "of this version"
+    """Return score and standard error of an epoch."""
+    assert done.score_error is not None, "only earlier versions have none"
     return done.score, done.score_error
 
 
 def _loaded(method: Method[Any], path: Path) -> nn.Module:
-    """The network of the first phase with the weights of a file."""
+    """Return the network of the first phase with the weights of a file."""
     with _seeded(method.settings.seed):
         network = method.network(method.phases[0], None)
     load_weights(network, path, {})
@@ -332,15 +332,15 @@ def _loaded(method: Method[Any], path: Path) -> nn.Module:
 
 
 def _is_shared(phase: Phase) -> bool:
-    """Whether another run can start from where it ends."""
+    """Return whether another run can start from the end of a phase."""
     return phase.unpruned or phase.shared
 
 
 def _teacher_sha256(method: Method[Any]) -> str:
-    """Hash of the weights of a teacher from another run; "" where there is none.
+    """Return the hash of the weights of a teacher from another run; "" if there is none.
 
     Raises:
-        SearchError: there is no unpruned network to match, or the teacher is of other images.
+        SearchError: there is no unpruned network to distil from, or the teacher was trained on other images.
     """
     settings, task, space = method.settings, method.problem.task, method.problem.space
     if settings.distill == "none":
@@ -365,7 +365,7 @@ def _generator(name: str) -> torch.Generator:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global state for a while; afterwards it is what it was."""
+    """Seed torch's global state within the context and restore it afterwards."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

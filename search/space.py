@@ -1,4 +1,4 @@
-"""What every search space can say of any of its networks. The kinds of space are in `search.spaces`. Needs no torch."""
+"""Interface of search spaces and their networks. The kinds of space are in `search.spaces`. Needs no torch."""
 
 import random
 from abc import ABC, abstractmethod
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One network of a space: everything that was open, decided. Equal choices have equal JSON, whatever order they were made in."""
+    """One network of a space: the values of everything that is open. Equal choices have equal JSON."""
 
     widths: dict[str, Kept] = {}
-    """channels, by the name of the group or layer whose width is open"""
+    """channels, by name of the group or layer"""
     options: dict[str, str] = {}
-    """which candidate runs, by the name of the layer or edge; `skip` where nothing does"""
+    """chosen candidate, by name of the layer or edge; `skip` for none"""
     depths: dict[str, Kept] = {}
-    """number of blocks, by the name of the stage"""
+    """number of blocks, by name of the stage"""
 
     def __post_init__(self) -> None:
         for field in self.__struct_fields__:
@@ -37,7 +37,7 @@ class Choice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Space(ABC):
-    """A set of networks, each the blocks that run when it does, in order."""
+    """A set of networks, each a list of blocks in execution order."""
 
     name: str
     input_shape: Shape
@@ -45,67 +45,67 @@ class Space(ABC):
 
     @abstractmethod
     def size(self) -> int:
-        """Number of networks."""
+        """Return the number of networks."""
 
     @abstractmethod
     def blocks(self) -> list[BlockSpec]:
-        """Every distinct block to measure: those of all networks, or a grid that the others are interpolated from."""
+        """Return every distinct block to measure: those of all networks, or a grid for interpolation."""
 
     @abstractmethod
     def largest(self) -> Choice:
-        """The largest network: nothing pruned, nothing skipped."""
+        """Return the largest network: nothing pruned, nothing skipped."""
 
     @abstractmethod
     def smallest(self) -> Choice:
-        """The smallest network."""
+        """Return the smallest network."""
 
     @abstractmethod
     def random(self, draw: random.Random) -> Choice:
-        """A network at random."""
+        """Draw a network at random."""
 
     @abstractmethod
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
-        """Blocks of a network as it ships, in the order in which they run.
+        """Return the blocks of a network in deployed form, in execution order.
 
         Args:
-            choice: which; the largest by default.
+            choice: the network; the largest by default.
 
         Raises:
-            SearchError: it is not of this space.
+            SearchError: the choice does not belong to this space.
         """
 
     @abstractmethod
     def module(self, choice: Choice | None = None) -> "nn.Module":
-        """A network in its training form; its weights are drawn from torch's global random state.
+        """Return a network in training form; its weights are drawn from torch's global random state.
 
         Args:
-            choice: which; the largest by default.
+            choice: the network; the largest by default.
 
         Raises:
-            SearchError: it is not of this space.
+            SearchError: the choice does not belong to this space.
         """
 
     @abstractmethod
     def deployed(self, choice: Choice | None = None) -> "nn.Module":
-        """A network in the form that ships, every norm folded, with random weights."""
+        """Return a network in deployed form, with every norm folded and random weights."""
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """All that determines the space, as JSON has it; `spaces.from_record` is the inverse."""
+        """Return everything that determines the space, as JSON values; `spaces.from_record` is the inverse."""
 
     @abstractmethod
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
-        """Size of one block, in the form that ships or in the form that this space's networks are trained in."""
+        """Return the size of one block, in deployed form or in this space's training form."""
 
     @property
     def serial(self) -> bool:
-        """Whether a network is its blocks one behind the other, each fed with the output of the one before and nothing between them."""
+        """Whether a network is a plain sequence of its blocks."""
         return True
 
     def parameters(self, network: Sequence[BlockSpec] | None = None, *, deployed: bool = True) -> int:
-        """Weights and biases, and in the training form the scale and shift of norms; of the largest network by default."""
+        """Return the number of weights and biases, in training form also scale and shift of norms; of the largest network by default."""
         return sum(self.counts(spec, deployed=deployed).params for spec in network or self.network())
 
     def macs(self, network: Sequence[BlockSpec] | None = None, *, deployed: bool = True) -> int:
-        """Multiply-accumulates of one inference: convolutions and linear layers; of the largest network by default."""
+        """Return the multiply-accumulates of convolutions and linear layers per inference; of the largest network by default."""
         return sum(self.counts(spec, deployed=deployed).macs for spec in network or self.network())

@@ -1,4 +1,4 @@
-"""Supernets: every candidate of every place at once, weighted, each of which can be removed."""
+"""Supernets of cells: the weighted sum of all candidates of each edge, any of which can be removed."""
 
 import contextlib
 from collections import OrderedDict
@@ -19,11 +19,11 @@ Alphas = Float[Tensor, "edges options"]
 
 @final
 class MixedCell(nn.Module):
-    """A cell each of whose edges is the weighted sum of all candidates.
+    """A cell whose edges are weighted sums of all candidates.
 
     Args:
-        candidates: block of each option; None for what runs nothing.
-        skip_dropout: share of the numbers behind a skip that is dropped in training.
+        candidates: block of each option; None for options without computation.
+        skip_dropout: dropout rate after a skip in training.
     """
 
     def __init__(self, candidates: dict[str, BlockSpec | None], *, skip_dropout: float) -> None:
@@ -31,15 +31,15 @@ class MixedCell(nn.Module):
         self.skip = nn.Dropout(skip_dropout)
         self.edges = nn.ModuleList(nn.ModuleDict({name: trained(block) for name, block in candidates.items() if block}) for _ in EDGES)
         self.removed: tuple[int, int] | None = None
-        """an edge and an option that do not run, in this cell alone"""
+        """edge and option that are disabled in this cell"""
 
     def forward(self, x: Image, weights: Alphas, runs: tuple[tuple[int, ...], ...]) -> Image:
-        """Float [batch, channels, h, w], and the same back.
+        """Map float [batch, channels, h, w] to the same shape.
 
         Args:
             x: the image.
-            weights: of every candidate.
-            runs: of each edge the options that run.
+            weights: weight of every candidate.
+            runs: options that run on each edge.
         """
         nodes = [x]
         for node in range(1, NODES):
@@ -48,8 +48,8 @@ class MixedCell(nn.Module):
                 if target == node:
                     for option in runs[index]:
                         if (index, option) != self.removed:
-                            made = weights[index, option] * self._candidate(index, option, nodes[source])
-                            value = made if value is None else value + made
+                            term = weights[index, option] * self._candidate(index, option, nodes[source])
+                            value = term if value is None else value + term
             nodes.append(torch.zeros_like(x) if value is None else value)
         return nodes[-1]
 
@@ -60,12 +60,12 @@ class MixedCell(nn.Module):
 
 @final
 class CellSupernet(nn.Module):
-    """All cells of a space at once: an edge is the sum of `weigh(alpha)` times each candidate, with one alpha for all cells.
+    """All cells of a space at once: each edge sums its candidates weighted by `weigh(alpha)`, with alpha shared by all cells.
 
     Args:
-        space: of cells.
-        alpha: of every candidate at the start.
-        weigh: from alphas [edges, options] to weights of the same shape; that of `none` has no effect of its own.
+        space: the space of cells.
+        alpha: initial value for every candidate.
+        weigh: maps alphas [edges, options] to weights of the same shape; the weight of `none` has no direct effect.
         skip_dropout: see `MixedCell`.
     """
 
@@ -91,7 +91,7 @@ class CellSupernet(nn.Module):
         return [module for module in self.body if isinstance(module, MixedCell)]
 
     def forward(self, x: Image) -> Float[Tensor, "batch classes"]:
-        """Images [batch, 3, h, w] -> logits."""
+        """Map images [batch, 3, h, w] to logits."""
         weights = self.weigh(self.alpha.masked_fill(~self.kept, 0.0))
         none = OPTIONS.index(NONE)
         runs = tuple(tuple(option for option, kept in enumerate(row) if kept and option != none) for row in self.kept.tolist())
@@ -101,12 +101,12 @@ class CellSupernet(nn.Module):
 
     @contextlib.contextmanager
     def without(self, edge: int, option: int, *, cell: MixedCell | None = None) -> Iterator[None]:
-        """The network without one candidate, in all cells or in one: what it computes where that alpha is 0."""
+        """Remove one candidate, from all cells or from one, within the context; equivalent to setting its alpha to 0."""
         cells = self.cells if cell is None else [cell]
-        for each in cells:
-            each.removed = (edge, option)
+        for affected in cells:
+            affected.removed = (edge, option)
         try:
             yield
         finally:
-            for each in cells:
-                each.removed = None
+            for affected in cells:
+                affected.removed = None

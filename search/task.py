@@ -1,4 +1,4 @@
-"""What a network is trained for: samples, a loss, and the metric that it is judged by. `search.classification` is one such task."""
+"""Training tasks: samples, a loss, and a metric. `search.classification` is one of them."""
 
 import itertools
 import math
@@ -22,31 +22,31 @@ from search.methods.settings import Settings
 from search.space import Space
 
 Batch = tuple[Tensor, Any]
-"""Inputs [samples, ...], and their targets: a tensor, or a tree of tensors that all have the samples along their first dimension."""
+"""Inputs [samples, ...] and targets: a tensor, or a tree of tensors, with samples along the first dimension."""
 Loss = Callable[[Any, Any, Tensor], Tensor]
-"""Of a network's outputs, targets and inputs; the mean over the samples."""
+"""Maps outputs, targets and inputs to the mean loss over the samples."""
 Rows = Int[Tensor, " samples"]
 Statistics = Float[Tensor, "samples figures"]
 
 
 class Task(ABC):
-    """What a network is trained for.
+    """A training task.
 
-    A task of one's own sets `metric`, `train` and `held_out`, and says what the loss is and what the metric is made of. The samples may be
-    any map-style data set of pairs of an input and its target, such as a `torch.utils.data.TensorDataset`.
+    A user-defined task sets `metric`, `train` and `held_out`, and implements `loss` and `statistics`. The samples may be any map-style data
+    set of pairs of input and target, such as a `torch.utils.data.TensorDataset`.
 
-    A metric is a function of means over samples: `statistics` gives some figures of each sample, and `value` makes the metric of their
-    means. The accuracy is the mean of one figure that is 0 or 1; for a mean intersection over union the figures are the pixels of the
-    intersection and of the union, class by class, and the value is the mean of their ratios.
+    A metric is a function of means over samples: `statistics` returns some figures of each sample, and `value` computes the metric from
+    their means. The accuracy is the mean of one figure that is 0 or 1. For a mean intersection over union, the figures are the pixels of
+    intersection and union of each class, and the value is the mean of their ratios.
 
     Attributes:
-        metric: its name, its unit, and whether more is better.
-        train: training samples; those that are held out decide nothing that is trained.
-        held_out: what `metric` is measured on.
-        name: as a run records it, such as `digits` or `FILE.py:FUNCTION`.
-        file_sha256: hash of the file that makes the task; "" where there is none.
-        labels: names of the network's outputs, where they are classes.
-        preprocessing: from an image file to an input, where that is what an input is made of.
+        metric: name, unit, and whether more is better.
+        train: training samples.
+        held_out: samples that `metric` is measured on; they influence no training.
+        name: name recorded by a run, such as `digits` or `FILE.py:FUNCTION`.
+        file_sha256: hash of the file that defines the task; "" if there is none.
+        labels: names of the network's outputs, if they are classes.
+        preprocessing: preprocessing from image file to input, if inputs are images.
     """
 
     metric: Metric
@@ -59,46 +59,46 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Float[Tensor, ""]:
-        """Mean over the samples of a batch, differentiable.
+        """Return the mean loss over the samples of a batch, differentiable.
 
         Args:
-            outputs: of the network.
-            targets: of the batch.
+            outputs: outputs of the network.
+            targets: targets of the batch.
         """
 
     @abstractmethod
     def statistics(self, outputs: Any, targets: Any) -> Statistics:
-        """What the metric is made of: the same number of figures of each sample; arguments as above."""
+        """Return the figures of each sample that the metric is computed from; arguments as above."""
 
     def value(self, means: Float[Tensor, " figures"]) -> Float[Tensor, ""]:
-        """The metric, of the means of the figures of many samples; differentiable, for its standard error. The first figure by default."""
+        """Return the metric for given means of the figures, differentiable for its standard error; the first figure by default."""
         return means[0]
 
     def training_batch(self, rows: Rows, generator: torch.Generator | None) -> Batch:
-        """Training samples by their indices; augmented where there is a generator, which is then the only source of randomness."""
+        """Return training samples by index, augmented if there is a generator, which is then the only source of randomness."""
         return _collated([self.train[row] for row in rows.tolist()])
 
     def expect(self, rows: Rows) -> None:  # noqa: B027 -- most tasks have nothing to prepare
-        """Begin to prepare the training samples of the next batch, while the network is trained on the one before."""
+        """Start preparing the training samples of the next batch while the network trains on the current one."""
 
     def held_out_batch(self, rows: Rows) -> Batch:
-        """Held-out samples by their indices."""
+        """Return held-out samples by index."""
         return _collated([self.held_out[row] for row in rows.tolist()])
 
     def training_loss(self, settings: Settings, teacher: nn.Module | None) -> Loss:
-        """What the settings of a method train a network towards.
+        """Return the training loss for the settings of a method.
 
         Args:
-            settings: of the method.
-            teacher: in evaluation mode, where the network is to match one.
+            settings: settings of the method.
+            teacher: network to distil from, in evaluation mode; None for none.
         """
         return lambda outputs, targets, _: self.loss(outputs, targets)
 
     def prepared(self, settings: Settings) -> "Task":
-        """The same task as the settings of a method change it.
+        """Return the task adapted to the settings of a method.
 
         Raises:
-            SearchError: the task cannot be changed like that.
+            SearchError: the task does not support the settings.
         """
         if settings.augment != "auto":
             raise SearchError(f"--augment {settings.augment} is for images of classes: {self.name} augments in its training_batch")
@@ -107,80 +107,80 @@ class Task(ABC):
         return self
 
     def require_fit(self, space: Space) -> None:
-        """Check that the networks of a space can be trained for the task.
+        """Require that the networks of a space can be trained for the task.
 
         Raises:
-            SearchError: they take other inputs, or give what the loss or the metric cannot read.
+            SearchError: the networks take other inputs, or the loss or metric cannot handle their outputs.
         """
         if not len(self.train) or not len(self.held_out):
             raise SearchError(f"{self.name} has {len(self.train)} training and {len(self.held_out)} held-out samples: both are needed")
         inputs, targets = self.held_out_batch(torch.arange(min(2, len(self.held_out))))
         if inputs.shape[1:] != space.input_shape:
-            found, wanted = ("x".join(map(str, shape)) for shape in (inputs.shape[1:], space.input_shape))
-            raise SearchError(f"an input of {self.name} is {found}, {space.name} takes {wanted}: profile and search with --input {found}")
+            size, wanted = ("x".join(map(str, shape)) for shape in (inputs.shape[1:], space.input_shape))
+            raise SearchError(f"an input of {self.name} is {size}, {space.name} takes {wanted}: profile and search with --input {size}")
         try:
             with torch.random.fork_rng(), torch.no_grad():
                 outputs = space.module().eval()(inputs)
                 loss, figures = self.loss(outputs, targets), self.statistics(outputs, targets)
         except RUN_ERRORS as error:
-            raise SearchError(f"{self.name} cannot judge what {space.name} gives: {type(error).__name__}: {one_line(error)}") from error
+            raise SearchError(f"{self.name} cannot judge outputs of {space.name}: {type(error).__name__}: {one_line(error)}") from error
         if loss.ndim:
             raise SearchError(f"the loss of {self.name} has the shape {list(loss.shape)}, wanted one number")
         if figures.ndim != 2 or len(figures) != len(inputs):
             raise SearchError(
-                f"the statistics of {self.name} have the shape {list(figures.shape)}, wanted {len(inputs)} x figures: one row a sample"
+                f"the statistics of {self.name} have the shape {list(figures.shape)}, wanted {len(inputs)} x figures: one row per sample"
             )
 
     def sha256(self) -> str:
-        """Hash of what determines the task."""
+        """Return a hash of what determines the task."""
         return self.file_sha256
 
     @final
     def quality(self, network: nn.Module, inputs: Tensor, targets: Any) -> Quality:
-        """How good what ships is on some samples, by what it gives in the order in which the network gives it.
+        """Return the quality measure of deployed networks on given samples, whose outputs are in the order of the trained network's.
 
         Args:
-            network: as it is trained.
-            inputs: of the samples.
-            targets: of them all.
+            network: the network in training form.
+            inputs: inputs of the samples.
+            targets: their targets.
         """
         with torch.no_grad():
             _, structure = tree_flatten(network.eval()(inputs[:1]))
 
         def of(outputs: Tensors, samples: Samples) -> Figure:
-            each = [torch.from_numpy(samples.joined(output)) for output in outputs.values()]
-            value, error = self.judged(self.statistics(tree_unflatten(each, structure), targets))
+            tensors = [torch.from_numpy(samples.joined(output)) for output in outputs.values()]
+            value, error = self.judged(self.statistics(tree_unflatten(tensors, structure), targets))
             return Figure.about(value, error)
 
         return Quality(self.metric, of)
 
     @final
     def training_batches(self, size: int, generator: torch.Generator, rows: Rows | None = None) -> "TrainingBatches":
-        """One epoch in random order, augmented; what does not fill a batch is left out this time.
+        """Return one epoch of augmented samples in random order; an incomplete last batch is left out.
 
         Args:
-            size: samples a batch; all samples make one batch where there are fewer.
+            size: samples per batch; if there are fewer samples, they form one batch.
             generator: the only source of randomness.
-            rows: indices of the training samples to show, such as one of `data.random_parts`; all by default.
+            rows: indices of the training samples, such as one of `data.random_parts`; all by default.
         """
         return TrainingBatches(self, size, generator, torch.arange(len(self.train)) if rows is None else rows)
 
     @final
     def plain_batches(self, size: int, rows: Rows) -> Iterator[Batch]:
-        """Training samples as they are, in the order of their indices."""
+        """Return training samples without augmentation, in the order of `rows`."""
         return (self.training_batch(part, None) for part in rows.split(size))
 
     @final
     def held_out_batches(self, size: int) -> Iterator[Batch]:
-        """All held-out samples, always in the same order."""
+        """Return all held-out samples, always in the same order."""
         return (self.held_out_batch(part) for part in torch.arange(len(self.held_out)).split(size))
 
     @final
     def judged(self, statistics: Statistics) -> tuple[float, float]:
-        """The metric of some samples, and its standard error, by the delta method: the value is linear in the means near to them.
+        """Return the metric of some samples and its standard error by the delta method, which linearises the value at the means.
 
         Raises:
-            SearchError: it is not a finite number.
+            SearchError: the metric is not finite.
         """
         rows = statistics.detach().to("cpu", torch.float64)
         means = rows.mean(0).requires_grad_()
@@ -192,13 +192,13 @@ class Task(ABC):
 
     @final
     def require_finite(self, value: float) -> float:
-        """A value of the metric, checked.
+        """Return a value of the metric after checking it.
 
         Raises:
-            SearchError: it is not a finite number.
+            SearchError: the value is not finite.
         """
         if not math.isfinite(value):
-            raise SearchError(f"the {self.metric.name} of {self.name} is {value}: let `value` return a number for whatever a network gives")
+            raise SearchError(f"the {self.metric.name} of {self.name} is {value}: let `value` return a finite number for any outputs")
         return value
 
 
@@ -221,7 +221,7 @@ class TrainingBatches:
         order = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
         batches = order[: len(self) * self._size].split(self._size)
         self._task.expect(batches[0])
-        for rows, coming in itertools.zip_longest(batches, batches[1:]):
-            if coming is not None:
-                self._task.expect(coming)
+        for rows, next_rows in itertools.zip_longest(batches, batches[1:]):
+            if next_rows is not None:
+                self._task.expect(next_rows)
             yield self._task.training_batch(rows, self._generator)

@@ -1,4 +1,4 @@
-"""Named tensors on disk: safetensors, written whole, never pickled."""
+"""Read and write named tensors as safetensors files, atomically and without pickle."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,23 +18,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     write_whole(path, save(portable, metadata=dict(metadata)))
 
 
-AGAIN = "run `lathe search` again, into a new directory"
+RERUN = "run `lathe search` again, into a new directory"
 
 
-def read_tensors(path: Path, *, mend: str = AGAIN) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file.
+def read_tensors(path: Path, *, mend: str = RERUN) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors and metadata of a file.
 
     Args:
         path: the file.
-        mend: what helps where it cannot be read.
+        mend: ends the message of an error: how to fix it.
 
     Raises:
-        SearchError: no such file, or a damaged one.
+        SearchError: the file is missing or damaged.
     """
     with raised_as(SearchError, mend), open_regular(path):
-        pass  # the library opens whatever is there, and would wait for a pipe
+        pass  # the library would open any kind of file and block on a pipe
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  safe_open is no mapping
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  safe_open is not a mapping
     except (SafetensorError, OSError, UnicodeError, MemoryError, RuntimeError) as error:
         raise SearchError(f"{path} is not a safetensors file ({one_line(error)}): {mend}") from error

@@ -1,4 +1,4 @@
-"""One epoch of training, and evaluation; what is trained, and towards what, the methods say."""
+"""Train one epoch, and evaluate; methods define what to train and with which loss."""
 
 import contextlib
 import itertools
@@ -20,7 +20,7 @@ from search.task import Batch, Loss, Task
 
 @runtime_checkable
 class Stream(Protocol):
-    """Batches whose number is known."""
+    """An iterable of batches with a known length."""
 
     def __len__(self) -> int: ...
 
@@ -29,48 +29,48 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One of the things that an epoch trains: some parameters, on samples of their own, towards a loss of their own."""
+    """A part of an epoch: parameters to train, with their own samples and loss."""
 
     optimizers: Sequence[Optimizer]
-    """that step together, as `Runtime.setup` gave them; every group's full learning rate is its `peak_lr`, which one that is
-    not `scheduled` keeps"""
+    """optimizers that step together, as returned by `Runtime.setup`; every parameter group has its full learning rate as `peak_lr`, which
+    is not scaled if the group's `scheduled` is False"""
     batches: Stream
-    """of all devices together"""
+    """batches of all devices together"""
     loss: Loss
-    """penalties included"""
+    """the loss, including penalties"""
     factor: Callable[[int], float]
-    """step of the epoch -> factor on the learning rates"""
+    """maps a step of the epoch to the factor on the learning rates"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How well a network did on the samples that it was shown."""
+    """Loss and metric of a network, with the usage of a training epoch."""
 
     loss: float
-    """mean of the loss, penalties included"""
+    """mean loss, including penalties"""
     score: float
     """the task's metric"""
     error: float = 0.0
-    """its standard error; of training, where the network changes with every step, 0"""
+    """standard error of the metric; 0 in training, where the network changes with every step"""
     steps: int = 0
-    """of training; the same, and none in evaluation, here and below"""
+    """number of training steps; 0 in evaluation, like the fields below"""
     seconds: float = 0.0
-    """of all steps, with the reading of their samples"""
+    """time of all steps, including loading of samples"""
     saved_bytes: int = 0
-    """what the forward pass of the largest step keeps for its gradients, on this device"""
+    """largest size that a forward pass saves for the backward pass, on this device"""
 
 
 def make_optimizer(
     network: nn.Module, *, lr: float, momentum: float, weight_decay: float, policy: Iterable[nn.Parameter] = (), policy_lr: float = 0.0
 ) -> SGD:
-    """Stochastic gradient descent with momentum.
+    """Create an SGD optimizer with momentum.
 
-    Weights are decayed; biases, norms and the policy are not: decay would move a policy towards its threshold for no reason of the loss.
-    Every group keeps its full learning rate as `peak_lr`; see `train_epoch`.
+    Weights are decayed; biases, norms and the policy are not, since decay would move a policy towards its threshold regardless of the loss.
+    Every parameter group has its full learning rate as `peak_lr`; see `train_epoch`.
     """
     policy = list(policy)
-    chosen = {id(parameter) for parameter in policy}
-    others = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    policy_ids = {id(parameter) for parameter in policy}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in policy_ids]
     groups = weight_groups(others, lr=lr, weight_decay=weight_decay)
     if policy:
         groups.append({"params": policy, "weight_decay": 0.0, "peak_lr": policy_lr})
@@ -78,7 +78,7 @@ def make_optimizer(
 
 
 def weight_groups(parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of an optimizer: weights, which are decayed, then biases and norms, which are not."""
+    """Return an optimizer's parameter groups: decayed weights, then biases and norms without decay."""
     return [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay, "peak_lr": lr},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0, "peak_lr": lr},
@@ -86,13 +86,13 @@ def weight_groups(parameters: Sequence[nn.Parameter], *, lr: float, weight_decay
 
 
 def turns(counts: Sequence[int]) -> Iterator[int]:
-    """In which order parts take their steps: evenly, so that all end together; equal parts take turns.
+    """Interleave the steps of several parts evenly, so that all end together; equal parts alternate.
 
     Args:
-        counts: number of steps of each.
+        counts: number of steps of each part.
 
     Yields:
-        Index of the part whose turn it is.
+        Index of the part that takes the next step.
     """
     steps = [((2 * step + 1) / (2 * count), part) for part, count in enumerate(counts) for step in range(count)]
     return (part for _, part in sorted(steps))
@@ -101,17 +101,17 @@ def turns(counts: Sequence[int]) -> Iterator[int]:
 def train_epoch(
     network: nn.Module, parts: Sequence[Part], *, task: Task, runtime: Runtime, stepped: Callable[[], None] = lambda: None
 ) -> Evaluation:
-    """Show every batch of every part once; see `turns` for their order.
+    """Train on every batch of every part once, in the order of `turns`.
 
     Args:
-        network: as `Runtime.setup` gave it.
-        parts: what is trained.
-        task: whose metric is taken.
-        runtime: where it runs.
+        network: the network, as returned by `Runtime.setup`.
+        parts: what to train.
+        task: defines the metric.
+        runtime: the devices.
         stepped: called after every step.
 
     Returns:
-        The loss and the metric of all parts together.
+        Loss and metric over all parts.
 
     Raises:
         SearchError: the loss or the metric is not finite, or a batch cannot be divided among the devices.
@@ -151,32 +151,32 @@ def train_epoch(
 
 @contextlib.contextmanager
 def _saved(network: nn.Module) -> Iterator[list[int]]:
-    """Sizes in bytes of the tensors that a forward pass keeps for its gradients, each storage once and without the network's own."""
-    found: list[int] = []
+    """Yield a list of the sizes in bytes that a forward pass saves for the backward pass: each storage once, without the network's own."""
+    sizes: list[int] = []
     seen = {value.untyped_storage().data_ptr() for value in (*network.parameters(), *network.buffers())}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
-            found.append(storage.nbytes())
+            sizes.append(storage.nbytes())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield found
+        yield sizes
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[Batch], *, task: Task, runtime: Runtime, batch_statistics: bool = False) -> Evaluation:
-    """Loss and metric in evaluation mode.
+    """Return loss and metric in evaluation mode.
 
     Args:
-        network: as `Runtime.setup` gave it.
-        batches: of samples.
-        task: that they are of.
-        runtime: where it runs.
-        batch_statistics: let norms use the statistics of each batch. Running ones are averages over the last few dozen steps: where
-            channels come and go at every step, they belong to no network.
+        network: the network, as returned by `Runtime.setup`.
+        batches: batches of samples.
+        task: their task.
+        runtime: the devices.
+        batch_statistics: use batch statistics in norms. Running statistics average over the last few dozen steps, so they fit no network if
+            channels change at every step.
     """
     network.eval()
     with by_batch_statistics(network) if batch_statistics else contextlib.nullcontext():
@@ -186,7 +186,7 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], *, task: Task, runtim
 
 @torch.no_grad()
 def evaluation(forward: Callable[[Tensor], Any], batches: Iterable[Batch], task: Task) -> Evaluation:
-    """Loss and metric of what `forward` makes of the inputs of some batches, which are on its device."""
+    """Return loss and metric of the outputs of `forward` on some batches, which are already on its device."""
     total, rows = 0.0, list[Tensor]()
     for inputs, targets in batches:
         outputs = forward(inputs)
@@ -198,7 +198,7 @@ def evaluation(forward: Callable[[Tensor], Any], batches: Iterable[Batch], task:
 
 @contextlib.contextmanager
 def by_batch_statistics(network: nn.Module) -> Iterator[None]:
-    """A network in evaluation mode whose norms use the statistics of each batch, and keep their running ones."""
+    """Let the norms of a network in evaluation mode use batch statistics within the context, without updating their running ones."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()

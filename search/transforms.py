@@ -1,4 +1,4 @@
-"""Changes to training images, as a user writes them. Needs no torch."""
+"""Parse the user's list of training image transforms. Needs no torch."""
 
 import math
 
@@ -7,9 +7,9 @@ from msgspec import Struct
 from search.errors import SearchError
 
 AUTO = "auto"
-"""What the data set comes with."""
+"""The data set's own augmentation."""
 
-# name -> amount that is meant where none is given, least and largest one, whether it is a whole number
+# name -> default amount, minimum, maximum, whether it is an integer
 _KNOWN: dict[str, tuple[float, float, float, bool]] = {
     "flip": (0.5, 0, 1, False),
     "crop": (4, 1, 256, True),
@@ -20,11 +20,11 @@ _KNOWN: dict[str, tuple[float, float, float, bool]] = {
 
 
 class Transform(Struct, frozen=True, forbid_unknown_fields=True):
-    """A random change to an image.
+    """A random image transform.
 
-    `flip`: mirrored left to right with the probability of the amount. `crop`: padded by so many pixels, then cut to the old size.
-    `resized-crop`: a part with at least this share of the area, resized to the old size. `randaugment`: two changes of colour or
-    geometry of this magnitude (Cubuk et al. 2020). `cutout`: a square with sides of so many pixels is lost (DeVries and Taylor 2017).
+    The meaning of `amount` depends on `name`. `flip`: probability of a horizontal flip. `crop`: padding in pixels before a random crop to
+    the original size. `resized-crop`: minimum share of the area that is cropped and resized to the original size. `randaugment`: magnitude
+    of two changes of colour or geometry (Cubuk et al. 2020). `cutout`: side in pixels of a square that is erased (DeVries and Taylor 2017).
     """
 
     name: str
@@ -32,37 +32,37 @@ class Transform(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse(text: str) -> tuple[Transform, ...] | None:
-    """Read such as `crop:4,flip,cutout:8`.
+    """Parse a list of transforms such as `crop:4,flip,cutout:8`.
 
     Args:
-        text: names, each with an amount or without, separated by commas; `auto`; or `none`.
+        text: comma-separated names, each with an optional amount; `auto`; or `none`.
 
     Returns:
         The transforms, in order; None for `auto`.
 
     Raises:
-        SearchError: a name is unknown or given twice, or an amount out of its range.
+        SearchError: a name is unknown or given twice, or an amount is out of range.
     """
     if text == AUTO:
         return None
-    found = tuple(map(_transform, text.split(","))) if text != "none" else ()
-    names = [transform.name for transform in found]
+    transforms = tuple(map(_transform, text.split(","))) if text != "none" else ()
+    names = [transform.name for transform in transforms]
     for name in names:
         if names.count(name) > 1:
             raise SearchError(f"--augment has {name} twice: give it once")
-    return found
+    return transforms
 
 
 def _transform(word: str) -> Transform:
     name, colon, amount = word.strip().partition(":")
     if name not in _KNOWN:
-        raise SearchError(f"--augment has {word!r}: known are {AUTO}, none, or of {', '.join(_KNOWN)} some, such as crop:4,flip")
-    usual, low, high, whole = _KNOWN[name]
+        raise SearchError(f"--augment has {word!r}: give {AUTO}, none, or some of {', '.join(_KNOWN)}, such as crop:4,flip")
+    default, low, high, is_integer = _KNOWN[name]
     try:
-        value = float(amount) if colon else usual
+        value = float(amount) if colon else default
     except ValueError:
         value = math.nan
-    if not low <= value <= high or (whole and value != int(value)):
-        kind = "a whole number" if whole else "a number"
-        raise SearchError(f"--augment {name} needs {kind} from {low:g} to {high:g} behind the colon, found {amount!r}")
+    if not low <= value <= high or (is_integer and value != int(value)):
+        kind = "an integer" if is_integer else "a number"
+        raise SearchError(f"--augment {name} needs {kind} from {low:g} to {high:g} after the colon, found {amount!r}")
     return Transform(name, value)

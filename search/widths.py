@@ -1,9 +1,10 @@
-"""The exact fit: the most valuable widths within a budget, as a mixed-integer program over the latency table.
+"""Exact fit over widths: find the most valuable widths within a budget, by a mixed-integer program over the latency table.
 
-One binary variable x[g, k] says that group g ships with its k-th width. The predicted cost of a network is linear in the costs of its
+A binary variable x[g, k] states that group g ships with its k-th width. The predicted cost of a network is linear in the costs of its
 blocks, and a block's cost depends on the widths of one or two groups, so it is linear in the products of their variables, which are
-linearised exactly (y = x * x' by its marginals; Shen et al. 2022, HALP; Sun et al. 2025, MDP). A value for each width of each group is
-maximised: `proportional` for widths that a search learned, `importance` for channels with scores. `scipy.optimize.milp` (HiGHS) solves it.
+linearised exactly (y = x * x' by its marginals; Shen et al. 2022, HALP; Sun et al. 2025, MDP). The program maximises the sum of a value for
+each width of each group: `proportional` for widths that a search learned, `importance` for channels with scores. `scipy.optimize.milp`
+(HiGHS) solves it.
 """
 
 import itertools
@@ -25,37 +26,37 @@ from search.errors import SearchError
 from search.spaces import Prunable, Site, Span, Widths
 
 TIME_LIMIT_S = 120.0
-"""Solving time; a program of fifty groups of 32 widths takes a few seconds. Widths are reproducible where it is not reached."""
+"""Limit on the solving time; fifty groups of 32 widths take a few seconds. Widths are reproducible unless the limit is reached."""
 GAP = 1e-4
-"""Relative distance to the bound at which a solution counts as optimal."""
+"""Relative gap to the bound at which a solution counts as optimal."""
 
-_AS_IT_IS = Price(1.0, 1.0)
-_TABULATED = 33 * 33  # cost of a block at each combination of its groups' widths; for more it is interpolated between widths of its spans
-_KNOTS = 9  # of such a span
-_ROUNDS = 12  # solutions with a corrected budget, where spans are interpolated
-_UNUSED = 0.005  # share of the budget that interpolation may leave over
-_TOLERANCE = 1e-6  # by which HiGHS lets a constraint be violated
-_EXCESS = 0.1  # what all channels beyond the proportions are worth together, as a share of one channel count halved
+_UNSCALED = Price(1.0, 1.0)
+_TABULATED = 33 * 33  # most combinations of a block's group widths to tabulate; beyond, cost is interpolated between widths of its spans
+_KNOTS = 9  # interpolation points of such a span
+_ROUNDS = 12  # most solutions with a corrected budget, if spans are interpolated
+_UNUSED = 0.005  # share of the budget that interpolation may leave unused
+_TOLERANCE = 1e-6  # constraint violation that HiGHS allows
+_EXCESS = 0.1  # total value of all channels beyond the proportions, as a share of the loss by halving one width
 
 
 BlockPrices = Callable[[int, BlockSpec], Price]
-"""Share of a block in the price of a network, boundary included, by its place in it, from 0; these add up to the network's price."""
+"""Returns a block's share in the price of a network, including boundaries, by its index from 0; shares add up to the network's price."""
 
 
 class TablePrices:
-    """Microseconds by a table: `LatencyTable.predict`, taken apart.
+    """Block prices in microseconds by a table, which add up to `LatencyTable.predict`.
 
     Args:
-        table: covers every block that is asked for.
-        factor: of all prices.
+        table: covers every requested block.
+        factor: scales all prices.
     """
 
-    def __init__(self, table: LatencyTable, factor: Price = _AS_IT_IS) -> None:
+    def __init__(self, table: LatencyTable, factor: Price = _UNSCALED) -> None:
         self._table, self._factor = table, factor
         self._known: dict[tuple[bool, str], Price] = {}
 
     def __call__(self, index: int, spec: BlockSpec) -> Price:
-        """Microseconds; `most` has the block's share of the prediction's interval.
+        """Return the block's price in microseconds; `most` includes its share of the prediction's interval.
 
         Raises:
             CoverageError: the block is not covered.
@@ -68,68 +69,68 @@ class TablePrices:
 
 
 def macs_price(_index: int, spec: BlockSpec) -> Price:
-    """Multiply-accumulates of a deployed block, wherever it runs."""
+    """Return the multiply-accumulates of a deployed block at any index."""
     macs = ops.counts(spec).macs
     return Price(macs, macs)
 
 
 def block_prices(limits: Sequence[Limit]) -> list[BlockPrices]:
-    """Prices of blocks on each of several devices, scaled to the budget of the first; multiply-accumulates without any."""
+    """Return the block prices on each device, scaled to the budget of the first, or multiply-accumulates if there are no devices."""
     if not limits:
         return [macs_price]
     return [TablePrices(limit.table, factor) for limit, factor in zip(limits, factors(limits), strict=True)]
 
 
 class Fit(Struct, frozen=True, kw_only=True):
-    """Widths within a budget, and how good they are."""
+    """The best widths within a budget."""
 
     widths: Widths
     price: Price
-    """of the network, as `network_price` has it; `most` is within the budget"""
+    """the network's price by `network_price`; `most` is within the budget"""
     value: float
-    """that was maximised"""
+    """the maximised value"""
     gap: float
-    """relative distance between the value and the bound that no widths exceed; of the interpolated program where spans are interpolated"""
+    """relative gap between the value and its upper bound; that of the interpolated program if spans are interpolated"""
     variables: int
-    """of the program"""
+    """number of variables of the program"""
     seconds: float
 
 
 def network_price(sites: Sequence[Site], prices: Sequence[BlockPrices], widths: Widths) -> Price:
-    """Price of the network of these widths of the groups, on the device where it is the worst."""
+    """Return the price of the network with these group widths, on the worst device."""
     return worst(_network_prices(sites, prices, widths))
 
 
 def _network_prices(sites: Sequence[Site], prices: Sequence[BlockPrices], widths: Widths) -> list[Price]:
-    """The same on each device."""
+    """Return the price of the network with these group widths on each device."""
     blocks = [(index, block) for index, site in enumerate(sites) if (block := site.at(widths))]
-    each = [[of(index, block) for index, block in blocks] for of in prices]
-    return [Price(math.fsum(price.cost for price in found), math.fsum(price.most for price in found)) for found in each]
+    shares = [[price_of(index, block) for index, block in blocks] for price_of in prices]
+    return [Price(math.fsum(price.cost for price in device), math.fsum(price.most for price in device)) for device in shares]
 
 
 def importance(scores: Sequence[Sequence[float]], choices: Sequence[Widths]) -> list[list[float]]:
-    """Value of each width: the sum of its highest scores. Concave in the width, so the best channels count most.
+    """Return the value of each width: the sum of its highest scores. It is concave in the width, so the best channels count most.
 
     Args:
-        scores: for each group a score for each channel, in any order; a negative one counts as 0.
-        choices: for each group the widths that can ship.
+        scores: scores of each group's channels, in any order; negative ones count as 0.
+        choices: widths of each group that can ship.
     """
     sums = [list(itertools.accumulate(sorted((max(score, 0.0) for score in group), reverse=True), initial=0.0)) for group in scores]
     return [[group[width] for width in options] for group, options in zip(sums, choices, strict=True)]
 
 
 def proportional(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: Budget) -> list[list[float]]:
-    """Value of each width: closeness to the proportions of learned widths, stretched to the budget by a common factor s.
+    """Return the value of each width: closeness to the proportions of learned widths, stretched to the budget by a common factor s.
 
-    s is the largest factor at which the nearest widths that can ship are within the budget. With r = width / (s * learned), a width is
-    worth 1 - 1 / r below its share (r < 1), and a small part of that above it: deficits are made up first, the largest ones before all,
-    and what is left of the budget goes where r is least. Channels that are cheap do not make up for those that were learned.
+    s is the largest factor at which the nearest widths that can ship are within the budget. With r = width / (s * learned), the value is
+    1 - 1 / r below the share (r < 1), and a small part of that above it. So deficits are reduced first, starting with the largest, and the
+    rest of the budget goes where r is smallest. Cheap channels cannot replace learned ones.
 
     Args:
-        learned: for each group the width that the search ended with; above 0.
-        choices: for each group the widths that can ship, ascending.
-        price: of the network of such widths.
-        budget: that the price's upper end meets.
+        learned: width of each group at the end of the search; above 0.
+        choices: widths of each group that can ship, ascending.
+        price: returns the price of the network with such widths.
+        budget: limit for the upper end of the price's interval.
     """
     stretch = _stretch(learned, choices, price, budget)
     excess = _EXCESS / len(learned)
@@ -142,7 +143,7 @@ def proportional(learned: Sequence[int | float], choices: Sequence[Widths], pric
 
 
 def _stretch(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: Budget) -> float:
-    """The largest common factor whose nearest widths (in ratio) are within the budget; found by bisection."""
+    """Return the largest common factor whose nearest widths (in ratio) are within the budget, by bisection."""
     halfway = [[math.sqrt(a * b) for a, b in itertools.pairwise(options)] for options in choices]
 
     def nearest(factor: float) -> Widths:
@@ -167,16 +168,16 @@ def fit(
     least: float = 0.0,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Fit:
-    """The widths of the highest total value whose price, with its whole interval, is within a budget on every device.
+    """Return the widths of the highest total value whose whole price interval is within a budget on every device.
 
     Args:
-        space: whose groups get widths.
-        choices: for each group the widths that can ship, ascending.
-        values: for each group what each of these is worth.
-        prices: of blocks, on each device; scaled to one budget, see `block_prices`.
+        space: the space of widths.
+        choices: widths of each group that can ship, ascending.
+        values: value of each of these widths.
+        prices: prices of blocks on each device, scaled to one budget, see `block_prices`.
         budget: in the unit of the prices.
-        least: on some device the upper end of the price's interval is not below it.
-        time_limit_s: solving time, at most.
+        least: lower limit for the upper end of the price's interval on at least one device.
+        time_limit_s: limit on the solving time.
 
     Raises:
         SearchError: no widths are within the budget, or none were found in time.
@@ -187,18 +188,18 @@ def fit(
     best: _Solution | None = None
     aims = np.full(len(prices), float(budget.amount))
     for _ in range(_ROUNDS):
-        found = program.solve(aims / program.scale, least=least / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
-        if found is None:
+        solution = program.solve(aims / program.scale, least=least / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
+        if solution is None:
             break
-        each = np.array([price.most for price in _network_prices(program.sites, prices, found.widths)]) / budget.amount
-        used = each.max()
-        if used <= 1 and (best is None or found.value > best.value):
-            best = found
+        shares = np.array([price.most for price in _network_prices(program.sites, prices, solution.widths)]) / budget.amount
+        used = shares.max()
+        if used <= 1 and (best is None or solution.value > best.value):
+            best = solution
         if time.perf_counter() > deadline or (used <= 1 and (used >= 1 - _UNUSED or not program.interpolates)):
             break
-        # The program is off by what it interpolates, and by the solver's tolerance.
-        lower = aims * (2 - each) - 2 * _TOLERANCE * program.scale
-        aims = np.where(each > 1, lower, aims) if used > 1 else aims * (1.5 - used / 2)
+        # Correct the budget for the errors of interpolation and the solver's tolerance.
+        lower = aims * (2 - shares) - 2 * _TOLERANCE * program.scale
+        aims = np.where(shares > 1, lower, aims) if used > 1 else aims * (1.5 - used / 2)
     if best is None:
         raise SearchError(
             f"no widths of {space.name} within {within(budget, prices)} were found in {time_limit_s:g} s: ask for a larger budget"
@@ -214,7 +215,7 @@ def fit(
 
 
 def within(budget: Budget, prices: Sequence[BlockPrices]) -> str:
-    """What a network has to meet, in words."""
+    """Describe the budgets that a network must meet."""
     return f"{budget}{' and the budgets of the other devices' * (len(prices) > 1)}"
 
 
@@ -225,17 +226,17 @@ class _Solution(NamedTuple):
 
 
 class _Axis(NamedTuple):
-    """What a block's price varies along: a group, whose points are its widths, or a span of several groups, whose points are knots."""
+    """An axis of a block's price: a group with its widths, or a span of several groups with its knots."""
 
     owner: int | Span
     points: Widths
 
 
 class _Program:
-    """The program of one space, for any budget.
+    """The mixed-integer program of one space, for any budget.
 
-    Columns: x of each group and width; of each span that is interpolated a weight for each knot and a binary for each interval; of each
-    combination of axes that a block's price depends on the product of their columns.
+    Columns: x for each group and width; a weight for each knot and a binary for each interval of each interpolated span; and products of
+    columns for each combination of axes that a block's price depends on.
     """
 
     def __init__(
@@ -249,7 +250,7 @@ class _Program:
         self._kept = kept
         self._choices = [tuple(options[k] for k in chosen) for options, chosen in zip(choices, kept, strict=True)]
         self.scale = max(1e-12, math.fsum(float(np.abs(grid).max()) for grid in grids.values()) + float(np.abs(self.fixed).max()))
-        self._costs: list[np.ndarray] = []  # of each column, on each device
+        self._costs: list[np.ndarray] = []  # cost of each column on each device
         self._integral: list[bool] = []
         self._rows: list[tuple[dict[int, float], float, float]] = []
         self._x = [self._columns(len(options), integral=True) for options in self._choices]
@@ -264,21 +265,23 @@ class _Program:
 
     @property
     def variables(self) -> int:
-        """Columns of the program."""
+        """Number of columns of the program."""
         return len(self._costs)
 
     def solve(self, budgets: np.ndarray, *, least: float = 0.0, time_limit_s: float) -> _Solution | None:
-        """The best widths; None where there are none, or none were found in time.
+        """Return the best widths; None if there are none, or none were found in time.
 
         Args:
-            budgets: on each device, in units of `scale`.
-            least: cost that is reached on some device.
-            time_limit_s: for each program; there is one for each device that may reach the least cost.
+            budgets: budget on each device, in units of `scale`.
+            least: lower limit for the cost on at least one device.
+            time_limit_s: time limit per program; if `least` is given, one program is solved per device.
         """
-        none = np.full(len(budgets), -math.inf)
-        floors = [np.where(np.arange(len(none)) == device, least, none) for device in range(len(none))] if least else [none]
-        solutions = [found for floor in floors if (found := self._solved(floor, budgets, time_limit_s))]
-        return max(solutions, key=lambda found: found.value, default=None)
+        no_floor = np.full(len(budgets), -math.inf)
+        floors = [no_floor]
+        if least:
+            floors = [np.where(np.arange(len(budgets)) == device, least, no_floor) for device in range(len(budgets))]
+        solutions = [solution for floor in floors if (solution := self._solved(floor, budgets, time_limit_s))]
+        return max(solutions, key=lambda solution: solution.value, default=None)
 
     def _solved(self, floor: np.ndarray, budgets: np.ndarray, time_limit_s: float) -> _Solution | None:
         objective = np.zeros(self.variables)
@@ -286,19 +289,19 @@ class _Program:
             objective[columns] = [-values[k] for k in kept]
         low, high = ((ends - self.fixed / self.scale) for ends in (floor, budgets))
         within = LinearConstraint(np.array(self._costs).T, low, high)  # pyright: ignore[reportArgumentType] (arrays are documented)
-        found = milp(
+        result = milp(
             objective,
             integrality=np.array(self._integral, dtype=int),
             bounds=Bounds(0, 1),
             constraints=[self._structure(), within],
             options={"time_limit": time_limit_s, "mip_rel_gap": GAP},
         )
-        if found.x is None:
+        if result.x is None:
             return None
-        picks = [int(np.argmax(found.x[columns])) for columns in self._x]
+        picks = [int(np.argmax(result.x[columns])) for columns in self._x]
         value = math.fsum(values[kept[pick]] for values, kept, pick in zip(self._values, self._kept, picks, strict=True))
         widths = tuple(options[pick] for options, pick in zip(self._choices, picks, strict=True))
-        return _Solution(widths, value, float(found.mip_gap or 0.0))
+        return _Solution(widths, value, float(result.mip_gap or 0.0))
 
     def _columns(self, count: int, *, integral: bool) -> list[int]:
         start = self.variables
@@ -317,21 +320,21 @@ class _Program:
         return LinearConstraint(matrix, low, high)  # pyright: ignore[reportArgumentType] (arrays are documented)
 
     def _narrowed(self, axes: Sequence[_Axis], grid: np.ndarray) -> np.ndarray:
-        """A grid without the dominated widths."""
+        """Remove the dominated widths from a grid."""
         for index, axis in enumerate(axes):
             if isinstance(axis.owner, int):
                 grid = np.take(grid, self._kept[axis.owner], axis=index + 1)
         return grid
 
     def _interpolated(self, span: Span, knots: Widths) -> list[int]:
-        """Weights of a span's knots, of which only two neighbours are above 0, and whose mean is the span."""
+        """Add weights of a span's knots, of which only two neighbours may be above 0, with the span as their weighted mean."""
         weights = self._columns(len(knots), integral=False)
         intervals = self._columns(max(1, len(knots) - 1), integral=True)
         self._constrain(dict.fromkeys(weights, 1.0), 1.0, 1.0)
         self._constrain(dict.fromkeys(intervals, 1.0), 1.0, 1.0)
         for index, weight in enumerate(weights):
-            beside = {intervals[k]: -1.0 for k in (index - 1, index) if 0 <= k < len(intervals)}
-            self._constrain({weight: 1.0, **beside}, -math.inf, 0.0)
+            adjacent = {intervals[k]: -1.0 for k in (index - 1, index) if 0 <= k < len(intervals)}
+            self._constrain({weight: 1.0, **adjacent}, -math.inf, 0.0)
         mean: dict[int, float] = {weight: knot / knots[-1] for weight, knot in zip(weights, knots, strict=True)}
         for group, times in span.terms:
             for column, width in zip(self._x[group], self._choices[group], strict=True):
@@ -340,7 +343,7 @@ class _Program:
         return weights
 
     def _price(self, axes: Sequence[Sequence[int]], grid: np.ndarray) -> None:
-        """Add what blocks cost over these axes; columns of their products where there are several."""
+        """Add the cost of blocks over these axes, with columns for products if there are several."""
         scaled = grid / self.scale
         if len(axes) == 1:
             for column, cost in zip(axes[0], scaled.T, strict=True):
@@ -358,16 +361,16 @@ class _Program:
 def _grids(
     space: Prunable, sites: Sequence[Site], choices: Sequence[Widths], prices: Sequence[BlockPrices]
 ) -> tuple[dict[tuple[_Axis, ...], np.ndarray], np.ndarray]:
-    """Upper ends of the blocks' prices over the axes that they depend on, blocks of equal axes summed; and the sum of those without any.
+    """Return the upper ends of the blocks' prices over their axes, summed over blocks with the same axes, and the sum of fixed prices.
 
-    The first axis of each array is that of the devices.
+    The first axis of each array is devices.
     """
     grids: dict[tuple[_Axis, ...], np.ndarray] = {}
     fixed = np.zeros(len(prices))
     for index, site in enumerate(sites):
         axes = _axes(space, site, choices)
         specs = _specs(site, axes, len(choices))
-        most = np.array([[of(index, spec).most if site.of(spec) else 0.0 for spec in specs] for of in prices])
+        most = np.array([[price_of(index, spec).most if site.of(spec) else 0.0 for spec in specs] for price_of in prices])
         if not axes:
             fixed += most[:, 0]
             continue
@@ -393,8 +396,8 @@ def _knots(widths: Widths) -> Widths:
 
 
 def _specs(site: Site, axes: Sequence[_Axis], groups: int) -> list[BlockSpec]:
-    """The block of a site at each point of the product of its axes, the last axis fastest."""
-    found = []
+    """Return the block of a site at each point of the product of its axes, the last axis fastest."""
+    specs = []
     for point in itertools.product(*(axis.points for axis in axes)):
         at = [0] * groups
         spans: dict[Span, int] = {}
@@ -406,15 +409,15 @@ def _specs(site: Site, axes: Sequence[_Axis], groups: int) -> list[BlockSpec]:
         widths = {
             name: spans[span] if span in spans else round(span.at(at)) for (name, _), span in zip(site.spec.widths, site.spans, strict=True)
         }
-        found.append(site.spec.with_widths(**widths))
-    return found
+        specs.append(site.spec.with_widths(**widths))
+    return specs
 
 
 def _undominated(
     choices: Sequence[Widths], values: Sequence[Sequence[float]], grids: Mapping[tuple[_Axis, ...], np.ndarray]
 ) -> list[list[int]]:
-    """Of each group the widths worth considering: on a stair of the table a wider one costs no more, wherever the group is used."""
-    found = []
+    """Return the indices of each group's useful widths, without those for which a wider one is worth as much and costs no more anywhere."""
+    kept = []
     for group, options in enumerate(choices):
         used = [np.moveaxis(grid, place + 1, 0) for axes, grid in grids.items() for place, axis in enumerate(axes) if axis.owner == group]
         spans = any(isinstance(axis.owner, Span) and group in dict(axis.owner.terms) for axes in grids for axis in axes)
@@ -425,5 +428,5 @@ def _undominated(
                 values[group][other] >= values[group][k] and bool((costs[other] <= costs[k]).all()) for other in range(k + 1, len(costs))
             )
 
-        found.append([k for k in range(len(options)) if spans or not dominated(k)])
-    return found
+        kept.append([k for k in range(len(options)) if spans or not dominated(k)])
+    return kept

@@ -1,4 +1,4 @@
-"""Methods of search: one paper a file."""
+"""Search methods, one paper per file."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def require_space(settings: Settings, space: "Space") -> None:
-    """Check that a method can search a space, before anything else is asked for.
+    """Require that a method can search a space.
 
     Raises:
-        SearchError: it cannot.
+        SearchError: the method cannot search the space.
     """
     if isinstance(settings, PruningSettings):
         from search.spaces import with_widths
@@ -41,10 +41,10 @@ def require_space(settings: Settings, space: "Space") -> None:
 
 
 def method(settings: Settings, problem: "Problem") -> "Method[Any]":
-    """The method that settings are of.
+    """Create the method for the given settings.
 
     Raises:
-        SearchError: settings and problem do not fit each other.
+        SearchError: settings and problem do not match.
     """
     match settings:
         case PasSettings():

@@ -1,4 +1,4 @@
-"""What a channel is worth by criteria that search nothing: the baselines that Pruning-as-Search is compared with."""
+"""Channel importance by criteria that need no search: baselines for Pruning-as-Search."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from search.masks import Scores, fused_form
 
 
 def magnitude(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]) -> list[Scores]:
-    """The L1 norm of the filters that make a channel in the form that ships, over the mean of its group (Li et al. 2017).
+    """Return the L1 norm of each channel's filters in the deployed form, relative to the mean of its group (Li et al. 2017).
 
-    Norms of whole layers differ with their size, so each group is scaled before groups are ranked together.
+    Norms depend on the size of a layer, so each group is scaled before groups are ranked together.
     """
     fused, twins = fused_form(model, example_input)
     scores = []
@@ -32,12 +32,12 @@ def magnitude(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelG
 
 
 def uniform(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]) -> list[Scores]:
-    """The rank of a channel in its group by magnitude, from 1 down to above 0: one threshold keeps the same share of every group."""
+    """Return each channel's rank in its group by magnitude, from 1 down to above 0; a common threshold keeps equal shares."""
     return [1 - norm.argsort(descending=True, stable=True).argsort() / len(norm) for norm in magnitude(model, example_input, groups)]
 
 
 class _Gate(nn.Module):
-    """A factor of 1 on every channel, whose gradient is what the loss would change by if the channel went, to first order."""
+    """A factor of 1 on every channel, whose gradient is the first-order change of the loss if the channel is removed."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,16 +55,16 @@ def taylor(
     loss: Callable[[Any, Any], Tensor],
     batches: Iterable[tuple[Tensor, Any]],
 ) -> list[Scores]:
-    """First-order Taylor: how much the loss of a batch would change if a channel went, on average over batches.
+    """Return the first-order Taylor importance: the change of a batch's loss if a channel is removed, averaged over batches.
 
-    Molchanov et al. 2019, Eq. 8, on the activations behind each group; behind a norm and a ReLU that is the |gamma g + beta g'| of HALP
-    (Shen et al. 2022, Eq. 3). Scores of different groups are in one unit, that of the loss.
+    Molchanov et al. 2019, Eq. 8, on the activations after each group; after a norm and a ReLU this is |gamma g + beta g'| of HALP (Shen et
+    al. 2022, Eq. 3). Scores of all groups share the unit of the loss.
 
     Args:
-        model: trained; it stays as it was, and is run in evaluation mode.
-        example_input: a batch of the shape that it is for.
-        groups: of the network.
-        loss: of outputs and targets.
+        model: the trained network; it stays unchanged and runs in evaluation mode.
+        example_input: a batch of the network's input shape.
+        groups: groups of the network.
+        loss: maps outputs and targets to the loss.
         batches: inputs and targets.
     """
     gated = insert_masks(model, example_input, groups, lambda group: _Gate(group.channels)).eval()
@@ -79,26 +79,26 @@ def taylor(
 
 
 def scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Scores]:
-    """The scales of a channel's norms, added up over the layers that make it (network slimming, Liu et al. 2017); with gradient.
+    """Return the scales of each channel's norms, summed over its producers (network slimming, Liu et al. 2017), with gradient.
 
     Raises:
-        SearchError: a group without a norm that scales it.
+        SearchError: a group has no norm that scales it.
     """
-    return [torch.stack([norm.weight.abs() for norm in found]).sum(dim=0) for found in norms(model, groups)]
+    return [torch.stack([norm.weight.abs() for norm in group_norms]).sum(dim=0) for group_norms in norms(model, groups)]
 
 
 def norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[list[nn.BatchNorm2d]]:
-    """The norms of each group: inside of the trained-form blocks, and right behind the layers, that make its channels.
+    """Return the norms of each group: those inside training-form blocks and directly after layers that produce its channels.
 
     Raises:
         SearchError: a group has none.
     """
-    found = []
+    norms_by_group = []
     for group in groups:
         modules = [part for name in group.producers for part in model.get_submodule(name).modules()]
         modules += [model.get_submodule(name) for name in group.norms]
         scaling = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.affine and m.num_features == group.channels]
         if not scaling:
             raise SearchError(f"slimming ranks channels by the norm behind them: group {group.name} has none; exclude it")
-        found.append(scaling)
-    return found
+        norms_by_group.append(scaling)
+    return norms_by_group

@@ -1,4 +1,4 @@
-"""Magnitude pruning (Li et al. 2017): channels of small filters go."""
+"""Magnitude pruning (Li et al. 2017): remove the channels of small filters."""
 
 from torch import nn
 
@@ -9,10 +9,10 @@ from search.methods.settings import MagnitudeSettings
 
 
 class Magnitude(Pruning[MagnitudeSettings]):
-    """Channels whose filters have the smallest L1 norm go, by one threshold, before the search's epochs train what is left."""
+    """Removes the channels with the smallest L1 norm by a common threshold; the search's epochs then train the remaining ones."""
 
     pruned_in = "search"
 
     def scores(self, network: nn.Module) -> list[Scores]:
-        """The L1 norm of each channel's filters."""
+        """Return the L1 norm of each channel's filters."""
         return importance.magnitude(network, self.problem.example, self.groups)

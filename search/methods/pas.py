@@ -1,11 +1,11 @@
-"""Pruning-as-Search (Li et al. 2022): channels are pruned and weights trained by one gradient descent, under a budget.
+"""Pruning-as-Search (Li et al. 2022): prune channels and train weights by a single gradient descent, under a budget.
 
-A depth-wise binary convolution behind every block says which of its channels exist. It is trained with the weights: the loss pulls useful
-channels up, their cost pulls them down, and a channel that is gone keeps its weights and can come back.
+A depth-wise binary convolution after every block selects its channels. It is trained with the weights: the loss pulls useful channels up,
+their cost pulls them down, and a removed channel keeps its weights and can return.
 
-What the paper leaves open is settled like this: the regulariser is the squared relative error of the cost (`regulariser="paper"`: the
-squared error in GMACs); the gradient of the cost goes through output and input widths; indicators start at 1, are not decayed, and stay
-within 0 and 1 (`bounded=False`: they do not); every layer keeps at least `min_channels`, the top-scoring ones.
+The paper leaves some details open. Here the regulariser is the squared relative error of the cost (`regulariser="paper"`: the squared error
+in GMACs); the gradient of the cost flows through output and input widths; indicators start at 1, are not decayed, and are clamped to [0, 1]
+(unless `bounded=False`); every layer keeps at least its `min_channels` top-scoring channels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ from reparam.blocks import Image
 from search import masks
 from search.budget import BudgetController, round_up
 from search.cost import Scalar, network_terms
-from search.masks import Keep, Scores, top
+from search.masks import Keep, Scores, top_channels
 from search.method import Epoch, Phase, Problem
 from search.methods.pruning import Pruning
 from search.methods.settings import PasSettings
@@ -30,18 +30,18 @@ from search.spaces import Widths
 from search.train import Part
 
 THRESHOLD = 0.5
-"""An indicator above it keeps its channel (Eq. 2); at exactly this value the channel is gone."""
+"""An indicator above this value keeps its channel (Eq. 2); an equal one removes it."""
 
 
 class DepthwiseBinaryConv(nn.Module):
-    """One 0 or 1 for every channel, trained by gradient descent (Eq. 1 and 2).
+    """A factor of 0 or 1 for every channel, trained by gradient descent (Eq. 1 and 2).
 
-    The binary value is 1 where the indicator `v` is above 0.5; its gradient is handed to `v` unchanged (straight-through estimator).
+    The factor is 1 if the indicator `v` is above 0.5; its gradient is passed to `v` unchanged (straight-through estimator).
 
     Args:
-        channels: channels of what it is applied to.
-        min_channels: number of channels, those with the highest indicators, that are kept whatever the threshold says; the lower index
-            first where equal.
+        channels: number of channels.
+        min_channels: number of channels to keep regardless of the threshold: those with the highest indicators, of equal ones those with
+            lower indices.
     """
 
     def __init__(self, channels: int, *, min_channels: int) -> None:
@@ -50,15 +50,15 @@ class DepthwiseBinaryConv(nn.Module):
         self.min_channels = min(min_channels, channels)
 
     def kept(self) -> Keep:
-        """The channels that exist."""
-        return (self.v.detach() > THRESHOLD) | top(self.v, self.min_channels)
+        """Return which channels are kept."""
+        return (self.v.detach() > THRESHOLD) | top_channels(self.v, self.min_channels)
 
     def binary(self) -> Scores:
-        """0 or 1 for every channel, with the gradient of `v`."""
+        """Return 0 or 1 for every channel, with the gradient of `v`."""
         return self.kept().to(self.v.dtype) + (self.v - self.v.detach())
 
     def width(self) -> Float[Tensor, ""]:
-        """Number of channels that exist, with gradient."""
+        """Return the number of kept channels, with gradient."""
         return self.binary().sum()
 
     def forward(self, x: Image) -> Image:
@@ -67,7 +67,7 @@ class DepthwiseBinaryConv(nn.Module):
 
 
 def indicators(network: nn.Module) -> list[DepthwiseBinaryConv]:
-    """The depth-wise binary convolutions of a network, in the order of its groups."""
+    """Return the depth-wise binary convolutions of a network, in the order of its groups."""
     return [module for module in network.modules() if isinstance(module, DepthwiseBinaryConv)]
 
 
@@ -84,10 +84,10 @@ class Pas(Pruning[PasSettings]):
         self.before: list[Keep] = []
 
     def searched(self, trained: nn.Module) -> nn.Module:
-        """A depth-wise binary convolution behind each group.
+        """Insert a depth-wise binary convolution after each group.
 
-        It stands behind norm and activation. For zeros and ones that computes the same as one before the activation; but a ReLU has no
-        slope at 0, so there the indicator of a channel that is gone would get no gradient, and the channel could never come back.
+        It comes after norm and activation. With factors of 0 and 1 this is equivalent to a place before the activation; but a ReLU has no
+        slope at 0, so the indicator of a removed channel would get no gradient there, and the channel could never return.
         """
         least = self.settings.min_channels
         return insert_masks(
@@ -95,12 +95,12 @@ class Pas(Pruning[PasSettings]):
         )
 
     def masked(self, trained: nn.Module, kept: Mapping[str, Keep]) -> nn.Module:
-        """The indicators frozen."""
+        """Freeze the indicators."""
         masks.freeze(trained, self.groups, kept)
         return trained
 
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
-        """One of weights and indicators."""
+        """Create one optimizer for weights and indicators."""
         policy = [indicator.v for indicator in indicators(network)]
         optimizer = self.optimizer(network, policy, self.settings.policy_lr)
         if self.settings.bounded:
@@ -108,15 +108,15 @@ class Pas(Pruning[PasSettings]):
         return [optimizer]
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """Weights and indicators together."""
+        """Train weights and indicators together."""
         self.before = [indicator.kept() for indicator in indicators(network)]
         return super().parts(epoch, network, optimizers)
 
     def penalty(self, network: nn.Module) -> Tensor:
-        """The weighted regulariser (Eq. 4 and 5)."""
+        """Return the weighted regulariser (Eq. 4 and 5)."""
         widths = [indicator.width() for indicator in indicators(network)]
         cost = self._cost(self._by_space(widths, lambda full: torch.tensor(float(full))))
-        # What counts is the network that would ship, with every width rounded up; its gradient is that of the widths as they are.
+        # The value is the cost of the network that would ship, with widths rounded up; the gradient is that of the unrounded widths.
         shipped = self._cost([torch.tensor(float(width)) for width in round_up(self.existing(network), self.choices)])
         cost = shipped + cost - cost.detach()
         beta, target = self.controller.weight, self.controller.target.amount
@@ -128,33 +128,34 @@ class Pas(Pruning[PasSettings]):
         return self.costs.expected(network_terms(self.costs, self.sites, widths))
 
     def scores(self, network: nn.Module) -> list[Scores]:
-        """The indicators."""
+        """Return the indicators."""
         return [indicator.v.detach() for indicator in indicators(network)]
 
     def kept(self, network: nn.Module, scores: Sequence[Tensor]) -> Widths:
-        """Channels whose indicator is above the threshold."""
+        """Return the number of channels whose indicator is above the threshold."""
         return self.existing(network)
 
     def existing(self, network: nn.Module) -> Widths:
-        """Number of channels that exist of each group of the space."""
+        """Return the number of kept channels of each group of the space."""
         return tuple(self._by_space([int(indicator.kept().sum()) for indicator in indicators(network)], int))
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
-        """The penalty's weight, and of each group the channels that were gone after the epoch before and are back now."""
+        """Return the penalty's weight, and the number of channels of each group that returned in this epoch."""
         super().ended(epoch, network)
         if epoch.phase.name != "search":
             return {}
-        now = [indicator.kept() for indicator in indicators(network)]
-        back = [int((kept & ~before).sum()) for kept, before in zip(now, self.before, strict=True)]
-        named = zip(self.groups, back, strict=True)
-        return {"beta": self.controller.weight} | {f"returned.{group.name}": float(count) for group, count in named if count}
+        figures = {"beta": self.controller.weight}
+        for group, indicator, before in zip(self.groups, indicators(network), self.before, strict=True):
+            if count := int((indicator.kept() & ~before).sum()):
+                figures[f"returned.{group.name}"] = float(count)
+        return figures
 
     def state(self) -> dict[str, Any]:
-        """The widths, and the penalty's weight."""
+        """Return the widths and the penalty's weight."""
         return super().state() | {"beta": self.controller.weight}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with them."""
+        """Restore the widths and the penalty's weight."""
         super().restore(state)
         self.controller.weight = state["beta"]
 
@@ -164,6 +165,6 @@ def _bounded(policy: Sequence[nn.Parameter], *_: Any) -> None:
 
 
 def bound(policy: Iterable[nn.Parameter]) -> None:
-    """Keep indicators within 0 and 1."""
+    """Clamp indicators to [0, 1]."""
     for v in policy:
         v.data.clamp_(0.0, 1.0)

@@ -1,7 +1,7 @@
-"""What methods of widths have in common: the unpruned network is trained, its widths are searched, what is left is trained on.
+"""Common parts of methods over widths: train the unpruned network, search its widths, fine-tune the pruned network.
 
-A `Narrowing` method says what network is searched. A `Pruning` one says what a channel is worth (`scores`), when channels go
-(`pruned_in`), and what its search adds to the loss (`penalty`).
+A `Narrowing` method defines the network to search. A `Pruning` method defines the channels' scores (`scores`), when channels are removed
+(`pruned_in`), and the search's penalty (`penalty`).
 """
 
 from abc import abstractmethod
@@ -30,22 +30,22 @@ P = TypeVar("P", bound=PruningSettings)
 
 
 class Narrowing(Method[P]):
-    """A method that ends with a narrower network of a space of widths.
+    """A method that returns a narrower network of a space of widths.
 
     Args:
-        settings: of the method.
-        problem: over a space of widths.
+        settings: settings of the method.
+        problem: a problem over a space of widths.
 
     Raises:
-        SearchError: nothing can be pruned, settings and space do not fit each other, or no widths are within the budget.
+        SearchError: nothing can be pruned, settings and space do not match, or no widths are within the budget.
         CoverageError: the table does not cover the space.
-        ReparamError: the network cannot be read, fused or squeezed; the node is named.
+        ReparamError: the network cannot be read, fused or squeezed; the message names the node.
     """
 
     pruned_in: ClassVar[Literal["search", "finetune"]] = "finetune"
-    """the phase that begins with the channels' going"""
+    """the phase at whose start channels are removed"""
     frees: ClassVar[bool] = False
-    """layers that are added up may have widths of their own"""
+    """whether layers that are added may have different widths"""
 
     def __init__(self, settings: P, problem: Problem) -> None:
         super().__init__(settings, problem)
@@ -65,7 +65,7 @@ class Narrowing(Method[P]):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Pretraining of the unpruned network, search, fine-tuning."""
+        """The phases: pretraining of the unpruned network, search, fine-tuning."""
         settings, decides = self.settings, self.pruned_in
         return (
             Phase(name="pretrain", epochs=settings.pretrain_epochs, unpruned=True),
@@ -74,17 +74,17 @@ class Narrowing(Method[P]):
         )
 
     def width_choices(self) -> list[Widths]:
-        """Of every group of the space the widths that can ship, ascending; the full one always can."""
+        """Return the widths of each group that can ship, ascending; the full width is always included."""
         return _shippable(self.space, self.settings, {group.name for group in self.groups})
 
     def smallest(self) -> Choice:
-        """The smallest network that the method can find."""
+        """Return the smallest network that the method can return."""
         return self.space.choice([options[0] for options in self.choices])
 
     def counted(self, cost: Literal["latency", "macs"]) -> tuple[CostModel, Budget]:
-        """The model of a cost, and the target in its unit.
+        """Return the model of a cost and the target in its unit.
 
-        Multiply-accumulates have no target of their own where a table is given: it is the same share of the unpruned network.
+        If there is a table, the target for multiply-accumulates is the same share of the unpruned network as for latency.
         """
         amount = self.problem.target
         if cost == "latency" or not self.problem.table:
@@ -93,22 +93,22 @@ class Narrowing(Method[P]):
         return model, Budget.of(amount * self.space.macs() / self.price(self.space.full_widths()).cost, model.unit)
 
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
-        """One of all weights, which holds those of channels that are gone."""
+        """Create one optimizer for all weights, which freezes those of removed channels."""
         return [self.optimizer(network)]
 
     def optimizer(self, network: nn.Module, policy: Sequence[nn.Parameter] = (), policy_lr: float = 0.0) -> Optimizer:
-        """Stochastic gradient descent on all weights, and on a policy by a learning rate of its own."""
+        """Create an SGD optimizer for all weights, and for a policy with its own learning rate."""
         settings = self.settings
-        found = make_optimizer(
+        optimizer = make_optimizer(
             network, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, policy=policy, policy_lr=policy_lr
         )
         if hasattr(network, "masks"):
-            chosen = {id(parameter) for parameter in policy}
-            masks.hold_gone(found, [weight for weight in network.parameters() if id(weight) not in chosen])
-        return found
+            policy_ids = {id(parameter) for parameter in policy}
+            masks.hold_gone(optimizer, [weight for weight in network.parameters() if id(weight) not in policy_ids])
+        return optimizer
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """All weights on all samples, towards the task's loss, and in the search towards the method's penalty."""
+        """Train all weights on all samples with the task's loss, and in the search with the method's penalty."""
         (optimizer,) = optimizers
         batches = self.problem.task.training_batches(self.settings.batch, epoch.order)
         phase, steps = epoch.phase, len(batches)
@@ -120,54 +120,55 @@ class Narrowing(Method[P]):
             step += epoch.index * steps
             return schedule.factor(self.settings, step, epoch_steps=steps, epochs=phase.epochs, warmup=warmup)
 
-        towards = self.problem.task.training_loss(self.settings, epoch.teacher)
+        task_loss = self.problem.task.training_loss(self.settings, epoch.teacher)
 
         def loss(outputs: Any, targets: Any, inputs: Tensor) -> Tensor:
-            added = self.penalty(network) if phase.name == "search" else None
-            return towards(outputs, targets, inputs) if added is None else towards(outputs, targets, inputs) + added
+            penalty = self.penalty(network) if phase.name == "search" else None
+            value = task_loss(outputs, targets, inputs)
+            return value if penalty is None else value + penalty
 
         return [Part(optimizers=[optimizer], batches=batches, loss=loss, factor=factor)]
 
     def penalty(self, network: nn.Module) -> Tensor | None:
-        """What a step of the search adds to the loss."""
+        """Return the penalty that a step of the search adds to the loss; None for none."""
         return None
 
     def choice(self) -> Choice:
-        """The widths that the method has now."""
+        """Return the current widths."""
         return self.space.choice(self.widths)
 
     def shippable(self) -> Choice:
-        """Those rounded up to ones that can ship."""
+        """Return the current widths, rounded up to those that can ship."""
         return self.space.choice(round_up(self.widths, self.choices))
 
     def free_channels(self) -> dict[str, int]:
-        """Channels that cost nothing, all other groups as they are."""
+        """Return the number of channels of each group that could be removed, from that group alone, without saving cost."""
         free = free_channels(self.widths, self.choices, self.price)
         return {name: count for (name, _), count in zip(self.space.groups, free, strict=True)}
 
     def state(self) -> dict[str, Any]:
-        """The widths."""
+        """Return the widths."""
         return {"widths": list(self.widths)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with these widths."""
+        """Restore the widths."""
         self.widths = tuple(state["widths"])
 
     def price(self, widths: Widths) -> Price:
-        """What a network of these widths costs, in the unit of the budget."""
+        """Return the price of a network with these widths, in the unit of the budget."""
         return self.model.price(self.space.choice(widths))
 
     def _by_space(self, values: Sequence[T], of_whole: Callable[[int], T]) -> list[T]:
-        """A value for every group of the space, of those for the groups that are searched and one for those that are excluded."""
+        """Extend values for the searched groups to all groups of the space, with `of_whole(full width)` for excluded ones."""
         named = dict(zip((group.name for group in self.groups), values, strict=True))
         return [named[name] if name in named else of_whole(full) for name, full in self.space.groups]
 
 
 class Pruning(Narrowing[P]):
-    """A method that removes channels of a trained network by what each is worth."""
+    """A method that removes channels of a trained network by their scores."""
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """Unpruned, then as `searched` makes it, then with masks behind the groups that lost channels; with new weights at last."""
+        """Return the unpruned network, then the one from `searched`, then the masked one, with new weights if trained from scratch."""
         if phase.decides and trained is not None:
             trained = self.masked(trained, self.decided(trained))
         if phase.name == "finetune" and self.settings.retrain == "scratch":
@@ -178,70 +179,70 @@ class Pruning(Narrowing[P]):
             return trained or self.space.module()
         if phase.name == "search" and self.pruned_in == "finetune":
             return self.searched(trained or self.space.module())
-        kept = masks.first(self.space.groups, self.widths)  # which channels they are is in the checkpoint
+        kept = masks.first_channels(self.space.groups, self.widths)  # the checkpoint restores the actual masks
         return trained or masks.mask(self.space.module(), self.problem.example, self.groups, kept)
 
     def searched(self, trained: nn.Module) -> nn.Module:
-        """The network that is searched, where its channels go later."""
+        """Return the network to search, if channels are removed after the search."""
         return trained
 
     def decided(self, network: nn.Module) -> dict[str, masks.Keep]:
-        """Decide on the widths that ship; returns the channels that stay of each group of the space."""
+        """Decide the widths that ship; return the kept channels of each group of the space."""
         scores = self._scored(network)
         self.widths = self.fitted(scores, self.kept(network, scores))
-        each = zip(self.space.groups, scores, self.widths, strict=True)
-        return {name: masks.top(score, width) for (name, _), score, width in each}
+        names = [name for name, _ in self.space.groups]
+        return {name: masks.top_channels(score, width) for name, score, width in zip(names, scores, self.widths, strict=True)}
 
     def masked(self, trained: nn.Module, kept: Mapping[str, masks.Keep]) -> nn.Module:
-        """A trained network with masks behind the groups that lose channels."""
+        """Return a trained network with masks for the groups that lose channels."""
         return masks.mask(trained, self.problem.example, self.groups, kept)
 
     @abstractmethod
     def scores(self, network: nn.Module) -> list[Scores]:
-        """What every channel of each prunable group is worth."""
+        """Return the scores of all channels of each prunable group."""
 
     def _scored(self, network: nn.Module) -> list[Tensor]:
-        """The scores for every group of the space."""
+        """Return the scores for every group of the space."""
         return self._by_space(self.scores(network), torch.ones)
 
     def kept(self, network: nn.Module, scores: Sequence[Tensor]) -> Widths:
-        """Channels of every group of the space that score at least the lowest threshold whose network is within the budget.
+        """Return the width of each group under the lowest common score threshold whose network is within the budget.
 
         Args:
-            network: that is pruned.
-            scores: of it, for every group of the space.
+            network: the network to prune.
+            scores: its scores, for every group of the space.
         """
         return ranked_widths([score.tolist() for score in scores], self.choices, self.price, self.problem.budget)
 
     def fitted(self, scores: Sequence[Tensor], kept: Widths) -> Widths:
-        """The widths that ship: of those within the budget the ones that are worth most."""
+        """Return the widths that ship: the most valuable ones within the budget."""
         prices, budget = self.problem.block_prices(), self.problem.budget
         return fitting.fit(self.space, self.choices, self.values(scores, kept), prices, budget).widths
 
     def values(self, scores: Sequence[Tensor], kept: Widths) -> list[list[float]]:
-        """What each width of each group is worth: closeness to the proportions of what the method keeps."""
+        """Return the value of each width of each group: closeness to the proportions that the method keeps."""
         return fitting.proportional([max(1, count) for count in kept], self.choices, self.price, self.problem.budget)
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
-        """While channels are still there: which ones would stay now."""
+        """Record the current widths if channels are removed only after the search."""
         if epoch.phase.name == "search" and self.pruned_in == "finetune":
             self.widths = self.kept(network, self._scored(network))
         return {}
 
 
 def _require_squeezable(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup]) -> None:
-    """Say before the training, not after it, what cannot ship."""
+    """Require that the pruned network can be fused and squeezed, before the training."""
     kept = {group.name: torch.arange(group.channels) < max(1, group.channels // 2) for group in groups}
     squeeze(fuse(masks.mask(network, example, groups, kept), example), example)
 
 
 def _shippable(space: Any, settings: PruningSettings, searched: Set[str]) -> list[Widths]:
-    """Of every group the widths that settings and space allow; the full one always is."""
+    """Return the widths of each group that settings and space allow; the full width is always included."""
     multiple, least = settings.channel_multiple, settings.min_channels
 
     def options(index: int, name: str, full: int) -> Widths:
         known = space.width_choices(index)
-        if multiple % space.granularity:  # between widths that are measured, a table interpolates
+        if multiple % space.granularity:  # the table interpolates between measured widths
             known = (*range(known[0], full), full)
         return tuple(width for width in known if width == full or (width % multiple == 0 and width >= least and name in searched))
 

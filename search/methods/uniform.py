@@ -1,4 +1,4 @@
-"""Uniform widths: the same share of every group's channels."""
+"""Uniform pruning: keep the same share of every group's channels."""
 
 from torch import nn
 
@@ -9,10 +9,10 @@ from search.methods.settings import UniformSettings
 
 
 class Uniform(Pruning[UniformSettings]):
-    """Of every group the same share goes, the channels of the smallest filters, before the search's epochs train what is left."""
+    """Removes the same share of every group, the channels of the smallest filters; the search's epochs then train the remaining ones."""
 
     pruned_in = "search"
 
     def scores(self, network: nn.Module) -> list[Scores]:
-        """Each channel's rank in its group."""
+        """Return each channel's rank in its group."""
         return importance.uniform(network, self.problem.example, self.groups)

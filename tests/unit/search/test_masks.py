@@ -5,7 +5,7 @@ from torch import nn
 import reparam
 from reparam import ChannelMask
 from search import SearchError, masks
-from search.masks import freeze, prunable_groups, top
+from search.masks import freeze, prunable_groups, top_channels
 from search.methods.pas import DepthwiseBinaryConv, indicators
 
 
@@ -42,7 +42,7 @@ def attach(model, x, *, exclude=(), min_channels=8):
 
 
 def test_top_takes_the_highest_and_of_equals_the_lower_index():
-    assert top(torch.tensor([0.1, 0.3, 0.3, -1.0, 0.3]), 2).tolist() == [False, True, True, False, False]
+    assert top_channels(torch.tensor([0.1, 0.3, 0.3, -1.0, 0.3]), 2).tolist() == [False, True, True, False, False]
 
 
 def test_what_is_added_up_shares_one_mask(shortcut, x):

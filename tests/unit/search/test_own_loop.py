@@ -63,7 +63,7 @@ def test_channels_that_are_gone_keep_their_weights_where_the_optimizer_is_known(
 def test_the_squeezed_network_is_refused_before_the_search_is_over_and_masks_go_with_an_error(shortcut):
     network = copy.deepcopy(shortcut)
     with contextlib.suppress(KeyError), search.masked(network, torch.zeros(1, 3, 8, 8), Budget(macs=1.2e5)) as state:
-        with pytest.raises(SearchError, match="^the search is not over: ask for the squeezed network behind the `with` block$"):
+        with pytest.raises(SearchError, match="^the search is not over: call squeezed\\(\\) after the `with` block$"):
             state.squeezed()
         raise KeyError
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())

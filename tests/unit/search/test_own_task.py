@@ -42,7 +42,7 @@ def test_a_task_has_the_name_and_the_hash_of_its_file(file, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("halves.py", r"^--task 'halves.py' is not FILE.py:FUNCTION, a function without arguments that makes a search.Task$"),
+        ("halves.py", r"^--task 'halves.py' is not FILE.py:FUNCTION, a function without arguments that returns a search.Task$"),
         ("none.py:make", r"^none.py does not exist: give FILE.py:FUNCTION"),
         ("halves.py:nothing", r"^halves.py has no function 'nothing': it has "),
         ("halves.py:no_task", r"^halves.py:no_task returns int, wanted a search.Task$"),
@@ -56,9 +56,7 @@ def test_what_makes_no_task_is_refused(file, monkeypatch, name, message):
 
 
 def test_a_file_that_was_changed_is_refused(file):
-    with pytest.raises(
-        SearchError, match="halves.py was changed after the search: its sha256 was aaaaaaaaaaaaaaaa, found .*; put it back$"
-    ):
+    with pytest.raises(SearchError, match="halves.py was changed after the search: its sha256 was aaaaaaaaaaaaaaaa, found .*; restore it$"):
         own_task.load(f"{file}:Halves", "a" * 64)
 
 

@@ -106,7 +106,7 @@ def test_usage_comes_back_and_is_none_where_it_was_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"usage.jsonl does not begin with its schema: take it away, or run `lathe search` again"),
+        ("", r"usage.jsonl does not begin with its schema: delete it, or run `lathe search` again"),
         ('{"schema":"usage/9"}\n', "has the schema 'usage/9', known is usage/1"),
         ('{"schema":"usage/1","colour":1}\n', "line 1, has the field 'colour'"),
         ('{"schema":"usage/1"}\n{"phase":"search","epoch":1,"steps":3,"seconds":-1.0,"saved_bytes":1}\n', "line 2, is damaged"),

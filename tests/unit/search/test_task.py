@@ -108,9 +108,9 @@ class Empty(Halves):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (OtherShape(), r"^T cannot judge what net.py:make gives: RuntimeError: The size of tensor"),
+        (OtherShape(), r"^T cannot judge outputs of net.py:make: RuntimeError: The size of tensor"),
         (ManyLosses(), r"^the loss of T has the shape \[2, 8, 8\], wanted one number$"),
-        (OneFigure(), r"^the statistics of T have the shape \[4\], wanted 2 x figures: one row a sample$"),
+        (OneFigure(), r"^the statistics of T have the shape \[4\], wanted 2 x figures: one row per sample$"),
         (Empty(), r"^T has 12 training and 0 held-out samples: both are needed$"),
     ],
 )
@@ -139,5 +139,5 @@ def test_what_is_of_classes_alone_is_refused(settings, message):
 def test_a_metric_that_is_no_number_is_named():
     task = Halves()
     task.name = "T"
-    with pytest.raises(SearchError, match="^the mIoU of T is nan: let `value` return a number"):
+    with pytest.raises(SearchError, match="^the mIoU of T is nan: let `value` return a finite number"):
         task.judged(torch.zeros(3, 4))

@@ -15,13 +15,13 @@ def test_transforms_are_read_in_order_with_their_usual_amounts():
     [
         (
             "mixup",
-            "^--augment has 'mixup': known are auto, none, or of flip, crop, resized-crop, randaugment, cutout some, such as crop:4,flip$",
+            "^--augment has 'mixup': give auto, none, or some of flip, crop, resized-crop, randaugment, cutout, such as crop:4,flip$",
         ),
-        ("", "^--augment has '': known are"),
+        ("", "^--augment has '': give auto"),
         ("flip,auto", "^--augment has 'auto'"),
         ("flip,crop,flip", "^--augment has flip twice: give it once$"),
-        ("flip:2", "^--augment flip needs a number from 0 to 1 behind the colon, found '2'$"),
-        ("crop:0", "^--augment crop needs a whole number from 1 to 256 behind the colon, found '0'$"),
+        ("flip:2", "^--augment flip needs a number from 0 to 1 after the colon, found '2'$"),
+        ("crop:0", "^--augment crop needs an integer from 1 to 256 after the colon, found '0'$"),
         ("crop:2.5", "found '2.5'$"),
         ("cutout:", "found ''$"),
         ("resized-crop:nan", "found 'nan'$"),
