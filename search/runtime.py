@@ -166,10 +166,10 @@ class Runtime:
 
 
 def _needs_contiguous(network: nn.Module) -> bool:
-    """Whether training in channels_last corrupts memory on this CPU.
+    """Return whether training in channels_last corrupts memory on this CPU.
 
-    Without AVX-512 oneDNN of torch 2.11 to 2.13 writes beyond its buffers in the weight gradient of strided 1x1 convolutions of fewer than 8
-    channels, such as the first pointwise branch of RepVGG.
+    Without AVX-512, oneDNN of torch 2.11 to 2.13 writes beyond its buffers in the weight gradient of strided 1x1 convolutions with fewer
+    than 8 channels, such as the first pointwise branch of RepVGG.
     """
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         return False
