@@ -61,14 +61,14 @@ class Space(SizesWithClasses):
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import predicting, render, spaces
 
         if self.list:
-            render.names(stages.list_spaces(self), as_json=self.json)
+            render.names(spaces.list_spaces(self), as_json=self.json)
         elif self.arch is not None:
-            render.cell(stages.describe_cell(self, self.arch, render.warn), as_json=self.json)
+            render.cell(predicting.describe_cell(self, self.arch, render.warn), as_json=self.json)
         else:
-            render.space(stages.describe_space(self), as_json=self.json)
+            render.space(spaces.describe_space(self), as_json=self.json)
         return 0
 
 
@@ -95,9 +95,9 @@ class Bundle(SizesWithClasses):
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import profiling, render
 
-        render.block_bundle(*stages.bundle(self), as_json=self.json)
+        render.block_bundle(*profiling.bundle(self), as_json=self.json)
         return 0
 
 
@@ -152,10 +152,10 @@ class Profile(SizesWithClasses):
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages, table_views
+        from lathe import profiling, render, table_views, tables
 
-        render.profile(stages.profile(self), out=self.out)
-        table_views.table(stages.load_table(self.out, render.warn), self.out, as_json=self.json)
+        render.profile(profiling.profile(self), out=self.out)
+        table_views.table(tables.load_table(self.out, render.warn), self.out, as_json=self.json)
         return 0
 
     def goes_on(self) -> bool:
@@ -186,13 +186,13 @@ class TableShow:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages, table_views
+        from lathe import render, table_views, tables
 
         if self.rows or self.family is not None or self.csv or self.markdown:
-            families = stages.list_rows(self, render.warn)
+            families = tables.list_rows(self, render.warn)
             table_views.rows(families, "csv" if self.csv else "markdown" if self.markdown else "text")
         else:
-            table_views.table(stages.show_table(self, render.warn), self.table, as_json=self.json)
+            table_views.table(tables.show_table(self, render.warn), self.table, as_json=self.json)
         return 0
 
 
@@ -209,9 +209,9 @@ class TableCheck(SizesWithClasses):
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages, table_views
+        from lathe import render, table_views, tables
 
-        return table_views.findings(stages.check_table(self, render.warn), as_json=self.json)
+        return table_views.findings(tables.check_table(self, render.warn), as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,9 @@ class TableDiff:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages, table_views
+        from lathe import render, table_views, tables
 
-        return table_views.diff(stages.diff_tables(self, render.warn), as_json=self.json)
+        return table_views.diff(tables.diff_tables(self, render.warn), as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -251,9 +251,9 @@ class TableMerge:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages, table_views
+        from lathe import render, table_views, tables
 
-        table_views.table(stages.merge_tables(self.tables, self.out, render.warn), self.out, as_json=self.json)
+        table_views.table(tables.merge_tables(self.tables, self.out, render.warn), self.out, as_json=self.json)
         return 0
 
 
@@ -347,9 +347,9 @@ class Export:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import exporting, render
 
-        return render.bundles([partial(stages.export, command) for command in stages.by_target(self)], as_json=self.json)
+        return render.bundles([partial(exporting.export, command) for command in exporting.by_target(self)], as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -363,9 +363,9 @@ class Verify:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import exporting, render
 
-        return render.verifications(stages.verify(self.bundle), as_json=self.json)
+        return render.verifications(exporting.verify(self.bundle), as_json=self.json)
 
 
 @dataclass(frozen=True)
@@ -385,9 +385,9 @@ class Report:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import exporting, render
 
-        page, rows = stages.report(self, render.warn)
+        page, rows = exporting.report(self, render.warn)
         render.report(page, rows, as_json=self.json)
         return 0
 
@@ -409,11 +409,11 @@ class Paper:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, tables
         from search import papers
 
         if self.paper == "latencies":
-            render.latencies(*stages.published_latencies(self, render.warn), as_json=self.json)
+            render.latencies(*tables.published_latencies(self, render.warn), as_json=self.json)
             return 0
         if self.table:
             raise LatencyError(f"--table {self.table[0]} is of `lathe paper latencies`: leave it out for {self.paper}")

@@ -8,13 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latency import BlockSpec, LatencyTable, Workload, outputs
+from latency import BlockSpec, Latency, LatencyTable, Workload, outputs
 from latency.errors import LatencyError, require
 from latency.estimate import Estimate, estimate
-from lathe import stages
+from lathe.spaces import named_space, space_of, space_words
+from lathe.tables import load_table, predicted
 
 if TYPE_CHECKING:
     from lathe.cli import Predict
+    from lathe.cli import Space as SpaceCommand
 
 _BETWEEN = "what is between its layers, such as sums and pooling"
 
@@ -69,7 +71,7 @@ def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
         outputs.require_file(command.missing, outputs.BLOCKS, flag="--missing", force=command.force)
         if len(command.table) > 1:
             raise LatencyError(f"--missing {command.missing} is what one table lacks: give one --table")
-    tables = [stages.load_table(path, warn) for path in command.table]
+    tables = [load_table(path, warn) for path in command.table]
     require("torch", "train")
     network = network_of(command)
     for table in tables:
@@ -101,9 +103,9 @@ def network_of(command: "Predict") -> Network:
         return _onnx(command) if path.suffix == ".onnx" else _run(command)
     if command.shape:
         raise LatencyError(f"--shape {command.shape[0]} is of MODEL.onnx: leave it out for {source}")
-    space = stages.space_of(source, command, command.classes)
+    space = space_of(source, command, command.classes)
     others = "" if space.serial else _BETWEEN
-    words = stages.space_words(space, command)
+    words = space_words(space, command)
     batch = command.batch or 1
     return Network(name=source, blocks=space.network(), space=space.name, others=others, profile=words, batch=batch)
 
@@ -188,3 +190,52 @@ def _write_missing(path: Path, network: Network, table: LatencyTable, found: Est
 
     space = table.header.space if goes_on else network.space
     blocks_zip.write(path, works, lowering=LOWERING_VERSION, space=space, precision=precision, force=force)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFacts:
+    """What `lathe space --arch` says of one network; MACs count a multiply-accumulate as one."""
+
+    name: str
+    arch: str
+    depends_on_input: bool
+    nominal_params: int
+    """as NAS-Bench-201 counts them: of every edge, used or not"""
+    nominal_macs: int
+    params: int
+    """of the edges that are used, as trained"""
+    macs: int
+    deployed_params: int
+    deployed_macs: int
+    latency: Latency | None
+    """as a table predicts it"""
+
+
+def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None]) -> CellFacts:
+    """What one network of a space of cells is, by its architecture string.
+
+    Raises:
+        SearchError: the space is not one of cells, or the string is not one of its architectures.
+        LatencyError: the table is damaged, or does not cover the network.
+    """
+    space = named_space(command)
+    from search.errors import SearchError
+    from search.spaces import Cells
+    from search.spaces.cells import names
+
+    if not isinstance(space, Cells):
+        raise SearchError(f"{space.name} has no architecture strings: leave --arch out, or choose {' or '.join(names())}")
+    choice = space.parse(text)
+    blocks, nominal = space.network(choice), space.nominal(choice)
+    return CellFacts(
+        name=space.name,
+        arch=space.text(choice),
+        depends_on_input=space.connected(choice),
+        nominal_params=nominal.params,
+        nominal_macs=nominal.macs,
+        params=space.parameters(blocks, deployed=False),
+        macs=space.macs(blocks, deployed=False),
+        deployed_params=space.parameters(blocks),
+        deployed_macs=space.macs(blocks),
+        latency=None if command.table is None else predicted(load_table(command.table, warn), space, blocks, command),
+    )

@@ -18,7 +18,7 @@ from latency.coverage import Covered
 from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
 from latency.profile import Event as ProfileEvent
 from latency.units import interval, microseconds
-from lathe import stages, tabular
+from lathe import predicting, profiling, spaces, tabular
 from lathe.fleet import Sharded
 from lathe.tabular import Grid, Heading, coloured
 
@@ -48,7 +48,7 @@ OUT = _Console(soft_wrap=True, highlight=False)
 LOG = _Console(stderr=True, highlight=False)
 
 
-def space(facts: stages.SpaceFacts, *, as_json: bool) -> None:
+def space(facts: spaces.SpaceFacts, *, as_json: bool) -> None:
     """Print the size of a space."""
     if as_json:
         print_json(dataclasses.asdict(facts))
@@ -78,7 +78,7 @@ def names(spaces: Sequence[str], *, as_json: bool) -> None:
         OUT.print("\n".join(spaces))
 
 
-def cell(facts: stages.CellFacts, *, as_json: bool) -> None:
+def cell(facts: predicting.CellFacts, *, as_json: bool) -> None:
     """Print what one network of a space of cells is."""
     if as_json:
         print_json(msgspec.to_builtins(facts))
@@ -97,7 +97,7 @@ def cell(facts: stages.CellFacts, *, as_json: bool) -> None:
     OUT.print(tabular.facts(facts.name, rows))
 
 
-def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], stages.BundleFacts]", *, as_json: bool) -> None:
+def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], profiling.BundleFacts]", *, as_json: bool) -> None:
     """Show a block bundle being written, then what is in it."""
     with _progress("blocks") as (bar, task):
         facts = write(bar.track(works, task_id=task))

@@ -65,14 +65,14 @@ class Search(Sizes):
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, searching
 
         if self.settings.devices > 1 and not processes.is_worker():
             return processes.run_lathe(self.arguments, self.settings.devices)
         try:
             if processes.is_main():
-                return render.search(stages.search(self, render.warn), out=self.out, as_json=self.json)
-            for _ in stages.search(replace(self, tensorboard=False), lambda _: None):
+                return render.search(searching.search(self, render.warn), out=self.out, as_json=self.json)
+            for _ in searching.search(replace(self, tensorboard=False), lambda _: None):
                 pass
         except processes.PeerLost:
             return processes.LOST  # what started this process says why

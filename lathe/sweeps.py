@@ -58,9 +58,9 @@ class Sweep(Sizes):
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, searching
 
-        return render.sweep(stages.sweep(self), out=self.out, as_json=self.json)
+        return render.sweep(searching.sweep(self), out=self.out, as_json=self.json)
 
     def goes_on(self) -> bool:
         """Whether the same command would go on with the sweep."""
@@ -89,9 +89,9 @@ class SweepBest:
 
     def run(self) -> int:
         """Run the command; returns the exit code."""
-        from lathe import render, stages
+        from lathe import render, searching
 
-        render.best(stages.sweep_best(self), self.sweep, as_json=self.json)
+        render.best(searching.sweep_best(self), self.sweep, as_json=self.json)
         return 0
 
 

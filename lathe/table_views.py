@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from latency.estimate import Estimate, Part
     from latency.listing import Family
     from lathe.predicting import Prediction
-    from lathe.stages import Checked, Compared
+    from lathe.tables import Checked, Compared
 
 STATUSES = ("ok", "unstable", "transferred", "build_failed", "run_failed")
 """Of a row, as of `latency.Row`."""

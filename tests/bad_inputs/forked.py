@@ -21,7 +21,10 @@ FILE_BYTES = 2**30
 
 WARM = (
     "lathe.cli",
-    "lathe.stages",
+    "lathe.exporting",
+    "lathe.predicting",
+    "lathe.profiling",
+    "lathe.searching",
     "lathe.render",
     "lathe.__main__",
     "latency.__main__",

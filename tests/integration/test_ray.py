@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from latency import LatencyTable, check
-from lathe import cli, stages
+from lathe import cli, profiling, searching
 from search import SearchError, spaces
 from search.cluster import Cluster
 
@@ -47,8 +47,8 @@ def net(tmp_path, monkeypatch):
 def test_a_table_is_measured_in_shards_and_merged():
     words = "profile net.py:make --input 3x8x8 --backend simulated:seed=0 --networks 8 --engine ray --shards 2 --out t.latency.jsonl"
     with pytest.raises(SearchError, match=r"no node of the Ray cluster has CPU=1, gpu_type:a100=1; its nodes have CPU, gpu_type:h100"):
-        list(stages.profile(cli.parse([*words.split(), "--resources", "gpu_type:a100"])))
-    events = list(stages.profile(cli.parse([*words.split(), "--resources", "gpu_type:h100"])))
+        list(profiling.profile(cli.parse([*words.split(), "--resources", "gpu_type:a100"])))
+    events = list(profiling.profile(cli.parse([*words.split(), "--resources", "gpu_type:h100"])))
     assert sorted(event.shard for event in events) == ["1-of-2", "2-of-2"]
     table = LatencyTable.load("t.latency.jsonl")
     assert {row.status for row in table.rows} == {"ok"}
@@ -65,7 +65,7 @@ def history(run: Path) -> bytes:
 def test_a_sweep_that_no_node_has_room_for_is_not_begun():
     words = "sweep uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 --engine ray --gpus-per-run 1 --out sweep"
     with pytest.raises(SearchError, match=r"no node of the Ray cluster has CPU=1, GPU=1; its nodes have CPU, gpu_type:h100"):
-        list(stages.sweep(cli.parse(words.split())))
+        list(searching.sweep(cli.parse(words.split())))
     assert not Path("sweep").exists()
 
 
@@ -84,7 +84,7 @@ def test_a_node_that_is_killed_loses_no_more_than_its_epoch(nodes, monkeypatch):
 
     monkeypatch.setattr(Cluster, "ended", after_a_kill)
     words = "sweep uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 --no-measure --engine ray --out sweep"
-    (row,) = stages.sweep(cli.parse([*words.split(), *EPOCHS]))
+    (row,) = searching.sweep(cli.parse([*words.split(), *EPOCHS]))
     assert (row.name, row.status) == (run.name, "finished")
     assert b"finetune" not in before[0]
     assert history(run).startswith(before[0])

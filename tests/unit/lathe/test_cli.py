@@ -9,7 +9,7 @@ import pytest
 
 from latency import LatencyError
 from latency.distribution import install_command, version
-from lathe import cli, searches, sweeps
+from lathe import cli, exporting, predicting, profiling, searches, searching, spaces, sweeps, tables
 from search.methods import settings
 
 FLAGS = {
@@ -322,3 +322,47 @@ def test_only_what_is_begun_goes_on(begun, monkeypatch, capsys, tmp_path):
         with pytest.raises(SystemExit):
             cli.main(arguments)
         assert ("the same command goes on from here" in capsys.readouterr().err) == begun
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("bundle repvgg-mini --out none/b.blocks.zip", "none is not a directory"),
+        ("bundle repvgg-mini --out precious", "precious exists and is not a block bundle"),
+        ("profile repvgg-mini --out precious", "precious exists and is not a latency table"),
+        ("profile repvgg-mini --out .", "is a directory"),
+        ("profile repvgg-mini --out t --threads 4096", "--threads 4096"),
+        ("profile repvgg-mini --out t --protocol slow", "'slow' is unknown"),
+        ("profile repvgg-mini --out t --backend tflite", "'tflite' is unknown"),
+        ("profile repvgg-mini --out t --save-timing-cache precious", "precious exists and would be lost: choose another name, or replace"),
+        ("profile repvgg-mini --out t --anchors 60", "--anchors 60 is of --like"),
+        ("profile repvgg-mini --out t --like o --coverage adaptive", "--coverage adaptive interpolates, and --like transfers"),
+        ("search pas --space repvgg-mini --out precious", "precious exists and is not a directory"),
+        ("export run --out precious", "precious exists and is not a directory"),
+        ("export run --out b --target coreml", "'coreml' is unknown"),
+        ("export run --out b --threads 4096", "--threads 4096"),
+        ("export run --out b --protocol slow", "'slow' is unknown"),
+        ("export run --out b --workspace-mib 5", "target 'onnxruntime' builds no engine"),
+        ("export run --out b --target tensorrt-rtx --hardware-compatible", "hardware_compatible: only TensorRT has such engines"),
+        ("export run --out b --target tensorrt-rtx --compute-capability 9.9", "compute capability '9.9' is not one"),
+        ("export run --out b --target tensorrt-rtx --timing-cache c", "the builder of tensorrt-rtx measures nothing"),
+        ("export run --out b --target tensorrt --compute-capability 8.9", "tensorrt builds for the GPU at hand"),
+        ("export run --out b --shape x", "shape .x.: give the name of an input"),
+        ("table show t --plot precious.svg", "precious.svg exists and is not a picture"),
+        ("table show t --plot t.pdf", "--plot writes NAME.png or NAME.svg"),
+        ("report run --out precious", "precious exists and is not a report"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_torch_is_loaded_or_a_file_read(arguments, said, tmp_path, monkeypatch):
+    def early(*_):
+        raise AssertionError("too late")
+
+    for name in ("precious", "precious.svg"):
+        (tmp_path / name).write_text("precious")
+    monkeypatch.chdir(tmp_path)
+    for module in (exporting, predicting, profiling, searching, spaces, tables):
+        for name in ("require", "load_table"):
+            monkeypatch.setattr(module, name, early, raising=False)
+    with pytest.raises(ValueError, match=said):
+        cli.parse(arguments.split()).run()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"precious": "precious", "precious.svg": "precious"}

@@ -1,7 +1,7 @@
 import pytest
 
 from latency import LatencyError
-from lathe import cli, fleet, stages
+from lathe import cli, fleet, profiling
 
 PROFILE = "profile repvgg-mini --out t.latency.jsonl"
 
@@ -20,7 +20,7 @@ PROFILE = "profile repvgg-mini --out t.latency.jsonl"
 def test_flags_that_do_not_go_together_are_refused(flags, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LatencyError, match=message):
-        list(stages.profile(cli.parse([*PROFILE.split(), *flags.split()])))
+        list(profiling.profile(cli.parse([*PROFILE.split(), *flags.split()])))
     assert not list(tmp_path.iterdir())
 
 

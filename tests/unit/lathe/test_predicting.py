@@ -14,7 +14,7 @@ from latency.blocks_zip import read as read_bundle
 from latency.measure import summarize
 from latency.protocol import FAST
 from latency.weights import fill_weights
-from lathe import cli, predicting, stages
+from lathe import cli, predicting, profiling
 from search import load_architecture, onnx_layers, spaces, workloads
 from search.errors import SearchError
 
@@ -60,7 +60,7 @@ def own_space(tmp_path_factory):
 
 @pytest.fixture
 def traced_once(own_space, monkeypatch):
-    monkeypatch.setattr(stages, "space_of", lambda *_: own_space)
+    monkeypatch.setattr(predicting, "space_of", lambda *_: own_space)
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_what_a_table_lacks_is_measured_by_the_command_that_is_printed(capsys):
     assert cli.parse(predict[1:]).run() == 0
     assert capsys.readouterr().out.splitlines()[-1] == shlex.join(measure)
     assert [work.key for work in read_bundle("net-py-make.blocks.zip").workloads] == [LINEAR]
-    list(stages.profile(cli.parse(measure[1:])))
+    list(profiling.profile(cli.parse(measure[1:])))
     table = LatencyTable.load("t")
     assert {row.key for row in table.rows if row.kind == "block"} == {*CONVS, LINEAR}
     (estimate,) = predicted(OWN).estimates
@@ -194,3 +194,12 @@ def test_what_cannot_be_predicted_is_refused(words, message):
     Path("run").mkdir()
     with pytest.raises((ValueError, SearchError), match=message):
         predicted(words)
+
+
+def test_a_cell_predicted_from_a_torn_table_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = (Path(__file__).parents[3] / "profiles" / "amd-epyc-zen4-1thread" / "nasbench201-small.fp32.latency.jsonl").read_bytes()
+    Path("t.jsonl").write_bytes(whole[:-20])
+    cell = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+    cli.parse(["space", "nasbench201-small", "--arch", cell, "--table", "t.jsonl"]).run()
+    assert "warning: t.jsonl, line " in capsys.readouterr().err

@@ -14,7 +14,7 @@ from latency.listing import families
 from latency.measure import summarize
 from latency.protocol import FAST
 from lathe import table_views
-from lathe.stages import Checked, Compared
+from lathe.tables import Checked, Compared
 
 KEPT = Path(__file__).parents[2] / "formats" / "latency-table-2.latency.jsonl"
 KEPT_3 = KEPT.with_name("latency-table-3.latency.jsonl")

@@ -1,0 +1,89 @@
+"""Spaces as the command line names them: which one is meant, and what it is."""
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from latency.errors import LatencyError, require
+
+if TYPE_CHECKING:
+    from lathe.cli import Space as SpaceCommand
+    from lathe.flags import Sizes
+    from search.space import Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceFacts:
+    """What `lathe space` says; parameters and MACs are of the unpruned network, as trained and as deployed."""
+
+    name: str
+    size: int
+    blocks: int
+    params: int
+    macs: int
+    deployed_params: int
+    deployed_macs: int
+
+
+def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
+    """A space by name, with the sizes that a command gives; a network that is traced needs the extra `train`."""
+    from search import spaces
+
+    if spaces.is_traced(name):
+        require("torch", "train")
+
+    given = {"resolution": sizes.resolution, "channels": sizes.channels, "cells_per_stage": sizes.cells}
+    return spaces.get(name, classes=classes, **given, input_shape=sizes.input_shape)
+
+
+def list_spaces(command: "SpaceCommand") -> tuple[str, ...]:
+    """The name of every space.
+
+    Raises:
+        LatencyError: one space is named, too.
+    """
+    if command.space is not None:
+        raise LatencyError(f"--list names every space: leave out {command.space!r}, or --list")
+    from search import spaces
+
+    return spaces.names()
+
+
+def named_space(command: "SpaceCommand") -> "Space":
+    """The space that a command is about.
+
+    Raises:
+        LatencyError: none is named.
+        SearchError: it is unknown.
+    """
+    if command.space is None:
+        raise LatencyError("name a space, such as `lathe space repvgg-mini`, or list all by `lathe space --list`")
+    return space_of(command.space, command, command.classes)
+
+
+def describe_space(command: "SpaceCommand") -> SpaceFacts:
+    """Size of a space and of its unpruned network.
+
+    Raises:
+        LatencyError: there is a table, but no one network to predict.
+    """
+    if command.table is not None:
+        raise LatencyError(f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out")
+    space = named_space(command)
+    return SpaceFacts(
+        name=space.name,
+        size=space.size(),
+        blocks=len(space.blocks()),
+        params=space.parameters(deployed=False),
+        macs=space.macs(deployed=False),
+        deployed_params=space.parameters(),
+        deployed_macs=space.macs(),
+    )
+
+
+def space_words(space: "Space", sizes: "Sizes") -> str:
+    """A space as the command line names it, with its sizes; a network of one's own has a number of classes of its own."""
+    from search.spaces import own
+
+    classes = "" if own.is_own(space.name) else f" --classes {space.classes}"
+    return f"{shlex.quote(space.name)}{classes}{sizes.words()}"

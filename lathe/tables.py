@@ -1,0 +1,154 @@
+"""Read, check, compare and join latency tables."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latency import Latency, LatencyTable, check, diff, listing, merge
+from latency.check import Finding
+from latency.diff import Diff
+from latency.errors import CoverageError, LatencyError, MissingExtra
+from latency.listing import Family
+from lathe.spaces import space_of, space_words
+
+if TYPE_CHECKING:
+    from latency.block import BlockSpec
+    from lathe.cli import Paper, TableCheck, TableDiff, TableShow
+    from lathe.flags import Sizes
+    from search.papers.latencies import Beside
+    from search.space import Space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What `lathe table check` says."""
+
+    findings: Sequence[Finding]
+    again: str
+    """command that goes on with the table"""
+    new: str
+    """command that measures a new one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What `lathe table diff` says."""
+
+    tables: Sequence[LatencyTable]
+    diffs: Sequence[Diff]
+    """of every table but the first with the first"""
+
+
+def load_table(path: Path, warn: Callable[[str], None]) -> LatencyTable:
+    """A table from disk; what a person should know about the file is told to `warn`."""
+    return _warned(LatencyTable.load(path), warn)
+
+
+def _warned(table: LatencyTable, warn: Callable[[str], None]) -> LatencyTable:
+    for warning in table.warnings:
+        warn(warning)
+    return table
+
+
+def show_table(command: "TableShow", warn: Callable[[str], None]) -> LatencyTable:
+    """A table from disk, drawn into a file where that is asked for."""
+    if command.plot is None:
+        return load_table(command.table, warn)
+    from latency.plot import plot, require_picture
+
+    require_picture(command.plot, force=command.force)
+    table = load_table(command.table, warn)
+    plot(table, command.plot, force=command.force)
+    return table
+
+
+def list_rows(command: "TableShow", warn: Callable[[str], None]) -> list[Family]:
+    """Rows of a table by family.
+
+    Raises:
+        LatencyError: no family is of the name that is given, or flags do not go together.
+    """
+    given = [f"--{name}" for name in ("csv", "markdown", "json", "plot") if getattr(command, name)]
+    if len(given) > 1 or given[:1] in (["--json"], ["--plot"]):
+        raise LatencyError(f"{' and '.join(given)} with rows: give one of --csv and --markdown; without --rows, --json has every row, too")
+    return listing.families(load_table(command.table, warn), command.family or "")
+
+
+def check_table(command: "TableCheck", warn: Callable[[str], None]) -> Checked:
+    """What is wrong or doubtful in a table, with what it lacks of its space where that is known."""
+    table = LatencyTable.load(command.table)  # a torn line is among the findings
+    name, header = command.space or table.header.space, table.header
+    source = f"{shlex.quote(name or 'SPACE')}{command.words_with_classes()}"
+    new = header.command(source, "NEW.latency.jsonl")
+    return Checked(
+        findings=check.check(table, _expected(command, name, warn)),
+        again=new if table.old else header.command(source, table.path),
+        new=new,
+    )
+
+
+def _expected(command: "TableCheck", name: str, warn: Callable[[str], None]) -> list[str]:
+    """Keys of the blocks that a table should cover; none, with a warning, where the space that it names cannot be read here."""
+    from search.errors import SearchError
+
+    if not name:
+        return []
+    try:
+        return [spec.key for spec in space_of(name, command, command.classes).blocks()]
+    except (MissingExtra, SearchError) as error:
+        if command.space is not None:
+            raise
+        warn(f"what {command.table} lacks of its space {name} is not known: {error}")
+        return []
+
+
+def diff_tables(command: "TableDiff", warn: Callable[[str], None]) -> Compared:
+    """Tables compared with the first, drawn into a file where that is asked for.
+
+    Raises:
+        LatencyError: there is one table, or two have no block in common.
+    """
+    reference, *paths = command.tables
+    if not paths:
+        raise LatencyError(f"{reference} is one table: give two or more, of which each is compared with the first")
+    if command.plot is not None:
+        from latency.plot import require_picture
+
+        require_picture(command.plot, force=command.force)
+    first, *others = tables = [load_table(path, warn) for path in (reference, *paths)]
+    compared = Compared(tables=tables, diffs=[diff.diff(first, other) for other in others])
+    if command.plot is not None:
+        from latency.plot import plot_diffs
+
+        plot_diffs(tables, compared.diffs, command.plot, force=command.force)
+    return compared
+
+
+def merge_tables(paths: tuple[Path, ...], out: Path, warn: Callable[[str], None]) -> LatencyTable:
+    """Tables of equal devices joined."""
+    return _warned(merge.merge(paths, out), warn)
+
+
+def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]", sizes: "Sizes") -> Latency:
+    """Latency of one network of a space.
+
+    Raises:
+        CoverageError: the table is of another space, or lacks a block; has the whole command that measures it.
+    """
+    try:
+        return table.predict(blocks)
+    except CoverageError as error:
+        own, header = table.header.space == space.name, table.header
+        reason = error.reason if own else f"{table.path} is of the space {header.space or '-'}, not of {space.name}"
+        again = header.command(space_words(space, sizes), table.path if own else "NEW.latency.jsonl")
+        raise CoverageError(reason, f"measure it with `{again}`") from error
+
+
+def published_latencies(command: "Paper", warn: Callable[[str], None]) -> "tuple[list[Beside], list[LatencyTable]]":
+    """Latencies as papers print them beside those of tables, and the tables."""
+    from search.papers import latencies
+
+    tables = [load_table(path, warn) for path in command.table]
+    return latencies.beside(tables), tables
