@@ -328,7 +328,7 @@ def bundle(made: "Bundle") -> int:
 
     manifest = made.manifest
     metric = manifest.metric or ACCURACY
-    headings = ("step", "precision", "against first", "limit", "same top-1", metric.name, "verdict")
+    headings = ("step", "type", "against first", "limit", "same top-1", metric.name, "verdict")
     view = Grid(*headings, title=str(made.directory))
     for step in manifest.validation:
         worst = step.worst

@@ -27,7 +27,7 @@ def coloured(text: str, verdict: str) -> str:
 
 _NUMBER = r"[+-]?[\d.,]+(?:e[+-]?\d+)?%?(?: (?:µs|ms|s|MiB|dB)\b)?"
 _WORDS = re.compile(
-    rf"(?:{_NUMBER} )?\({_NUMBER} to {_NUMBER}\)[,;.]?"  # a figure with its interval
+    rf"\({_NUMBER} to {_NUMBER}\)[,;.]?"  # an interval, which may stand below its figure
     rf"|{_NUMBER} (?:±|to|of) {_NUMBER}[,;.]?"
     r"|[\d.,]+ (?:µs|ms|s|MiB|dB)\b[,;.]?"
     r"|not run\b[,;.:]?"
