@@ -5,16 +5,17 @@ import pytest
 
 from deploy.builds import Candidate, choose
 from deploy.engine import Running
-from latency import Device, RunFailed
+from latency import Device, RunFailed, Runtime
 from unit.deploy.helpers import QUICK
 
 BUILT = [Candidate(name, None) for name in (b"slow", b"fast", b"slow", b"middle")]
+RUNTIME = Runtime(name="tensorrt-rtx", version="1.0")
 SPEED_US = {b"slow": 30.0, b"middle": 20.0, b"fast": 10.0}
 
 
 def start(engine):
     timed = SimpleNamespace(run=lambda count: [SPEED_US[engine]] * count)
-    return contextlib.nullcontext(Running(device=Device.cpu(1), runtime=None, timed=timed, outputs=None))
+    return contextlib.nullcontext(Running(device=Device.cpu(1), runtime=RUNTIME, timed=timed, outputs=dict))
 
 
 def test_the_fastest_of_the_engines_that_differ_is_kept_and_the_spread_is_said():
@@ -34,7 +35,7 @@ def test_where_engines_cannot_be_timed_the_first_is_kept_and_the_reason_said(bro
         def run(count):
             raise RunFailed("out of memory")
 
-        running = Running(device=Device.cpu(1), runtime=None, timed=SimpleNamespace(run=run), outputs=None)
+        running = Running(device=Device.cpu(1), runtime=RUNTIME, timed=SimpleNamespace(run=run), outputs=dict)
         return contextlib.nullcontext("no NVIDIA driver found" if broken == "absent" else running)
 
     chosen, builds = choose(BUILT, stuck, QUICK)
