@@ -1,4 +1,4 @@
-"""The search spaces, and single networks, that are known by name."""
+"""Search spaces and single networks, by name."""
 
 import re
 
@@ -46,22 +46,22 @@ __all__ = [
 ]
 
 WIDTHS = "/widths"
-"""Behind the name of a single network: the space of its widths, such as resnet-18/widths."""
+"""Suffix of a single network's name that denotes the space of its widths, such as resnet-18/widths."""
 
 
 def is_named_widths(name: str) -> bool:
-    """Whether a name is of the space of the widths of a single network that is known."""
+    """Return whether a name denotes the space of widths of a known single network."""
     network, _, kind = name.partition("/")
     return f"/{kind}" in (WIDTHS, FREE_WIDTHS) and network in names()
 
 
 def is_traced(name: str) -> bool:
-    """Whether a space is read of a module, which needs torch."""
+    """Return whether a space is read from a module, which needs torch."""
     return own.is_own(name) or name.endswith((WIDTHS, FREE_WIDTHS))
 
 
 def names() -> tuple[str, ...]:
-    """Names that `get` knows."""
+    """Return the names that `get` knows."""
     return (
         "repvgg-mini",
         *prunet.names(),
@@ -74,9 +74,9 @@ def names() -> tuple[str, ...]:
 
 
 def canonical(name: str) -> str:
-    """The name that `names` has for a network's official one, such as repvgg-b1-g4 for RepVGG-B1g4 or repvgg_b1g4; others as they are.
+    """Return the name in `names` for an official network name, such as repvgg-b1-g4 for RepVGG-B1g4 or repvgg_b1g4.
 
-    Capitals count for nothing, and neither do the separators of the model zoos that the networks are from.
+    Ignores case and the separators of model zoos. Returns other names unchanged.
     """
     known = {_plain(one): one for one in names()}
     network, slash, rest = name.partition("/")
@@ -96,20 +96,20 @@ def get(
     cells_per_stage: int | None = None,
     input_shape: tuple[int, int, int] | None = None,
 ) -> Space:
-    """The space of that name.
+    """Return a space by its name.
 
     Args:
-        name: one of `names()`, or an official name, see `canonical`; with `/widths` behind the name of a single network the space of its
-            widths, which needs torch; with `/free-widths` that of its widths where those of layers that are added up may differ.
-        classes: number of classes; the space's own by default.
-        resolution: height and width of the input in pixels; the space's own by default.
-        channels: of a space of cells, those of the first stage; the space's own by default.
-        cells_per_stage: of a space of cells; the space's own by default.
-        input_shape: of a network of one's own, see `own.space`.
+        name: one of `names()`, or an official name, see `canonical`. The suffix `/widths` to the name of a single network denotes the space
+            of its widths, which needs torch; `/free-widths` denotes the space in which the widths of layers that are added may differ.
+        classes: number of classes; the space's default if not given.
+        resolution: height and width of the input in pixels; the space's default if not given.
+        channels: channels of the first stage, for spaces of cells only; the space's default if not given.
+        cells_per_stage: cells of each stage, for spaces of cells only; the space's default if not given.
+        input_shape: for a user's own network only, see `own.space`.
 
     Raises:
-        SearchError: an unknown name, or a number that the space cannot have.
-        ReparamError: a network of one's own cannot be read.
+        SearchError: the name is unknown, or the space does not support one of the numbers.
+        ReparamError: the user's own network cannot be read.
     """
     if own.is_own(name):
         return _own(name, input_shape, classes=classes, resolution=resolution, channels=channels, cells_per_stage=cells_per_stage)
@@ -144,14 +144,14 @@ def _own(name: str, input_shape: tuple[int, int, int] | None, *, classes: int | 
 
 
 def with_widths(space: Space, method: str) -> Prunable:
-    """A space as one of open widths.
+    """Require a space of open widths.
 
     Args:
-        space: any.
-        method: that asks, for the message.
+        space: any space.
+        method: name of the method that requires it, for the message.
 
     Raises:
-        SearchError: none of its widths are open.
+        SearchError: the space has no open widths.
     """
     if not isinstance(space, Prunable):
         raise SearchError(
@@ -161,14 +161,14 @@ def with_widths(space: Space, method: str) -> Prunable:
 
 
 def with_cells(space: Space, method: str) -> Cells:
-    """A space as one of cells.
+    """Require a space of cells.
 
     Args:
-        space: any.
-        method: that asks, for the message.
+        space: any space.
+        method: name of the method that requires it, for the message.
 
     Raises:
-        SearchError: it is not one.
+        SearchError: the space has no cells.
     """
     if not isinstance(space, Cells):
         raise SearchError(f"{method} searches operations of cells, and {space.name} has none: choose nasbench201-small or nasbench201")
@@ -176,14 +176,14 @@ def with_cells(space: Space, method: str) -> Cells:
 
 
 def with_layers(space: Space, method: str) -> Layered:
-    """A space as one of layers that each choose a block.
+    """Require a space whose layers each choose a block.
 
     Args:
-        space: any.
-        method: that asks, for the message.
+        space: any space.
+        method: name of the method that requires it, for the message.
 
     Raises:
-        SearchError: it is not one.
+        SearchError: the space has no such layers.
     """
     if not isinstance(space, Layered):
         raise SearchError(f"{method} searches blocks of layers, and {space.name} has none to choose from: choose prunet-mini or prunet")
@@ -191,10 +191,10 @@ def with_layers(space: Space, method: str) -> Layered:
 
 
 def with_sites(space: Space) -> HasSites:
-    """A space as one that has blocks of open widths.
+    """Require a space that has blocks of open widths.
 
     Raises:
-        SearchError: it has none.
+        SearchError: the space has none.
     """
     if not isinstance(space, Prunable | Layered):
         raise SearchError(f"{space.name} has no blocks of open widths: ask for the cost of whole blocks")

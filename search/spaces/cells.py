@@ -1,4 +1,4 @@
-"""Cells: one small graph of operations, repeated throughout a network (NAS-Bench-201, Dong and Yang 2020)."""
+"""Spaces of cells: a small graph of operations, repeated throughout a network (NAS-Bench-201, Dong and Yang 2020)."""
 
 import functools
 import itertools
@@ -25,32 +25,32 @@ NODES = 4
 EDGES = tuple((source, target) for target in range(1, NODES) for source in range(target))
 """Source and target node of each edge, in the order of the benchmark's architecture strings."""
 NONE, SKIP, CONV1, CONV3, POOL = OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-"""What an edge can be, by the benchmark's names: nothing, its input, a convolution behind an activation, or a pool."""
+"""Options of an edge, by the benchmark's names: nothing, identity, activation and convolution, or average pooling."""
 SUM = "add"
-"""Of two images."""
+"""The sum of two feature maps."""
 KINDS = (CONV1, CONV3, POOL, SUM)
-"""What runs in a cell."""
+"""Operations that run in a cell."""
 STAGES = 3
 MAX_CHANNELS = 4096
-"""Most channels of the first stage."""
+"""Maximum number of channels of the first stage."""
 MAX_CELLS = 1000
-"""Most cells of a stage."""
+"""Maximum number of cells per stage."""
 
 
 Value = tuple[int, int]
-"""What a node is: a node, its own or an earlier one, and how often that is pooled."""
+"""Value of a node: a node, this or an earlier one, and the number of times that it is pooled."""
 
 
 def edge(source: int, target: int) -> str:
-    """Name of an edge in a `Choice`."""
+    """Return the name of an edge in a `Choice`."""
     return f"{source}-{target}"
 
 
 def values_of(used: Mapping[tuple[int, int], str]) -> list[Value]:
-    """The value of each node of a cell: two nodes that are equal whatever the weights have the same one.
+    """Return the value of each node of a cell; nodes that are equal for any weights share one value.
 
     Args:
-        used: operation of each edge that is used, in order.
+        used: operation of each used edge, in order.
     """
     values: list[Value] = [(0, 0)]
     for node in range(1, NODES):
@@ -68,44 +68,44 @@ def values_of(used: Mapping[tuple[int, int], str]) -> list[Value]:
 class Cells(Space):
     """A stem, three stages of equal cells with a reduction before the second and the third, and a classifier.
 
-    A cell has four nodes, the first of which is its input, and an edge from each node to each later one. A node is the sum of its edges,
-    the last one is the output. A `Choice` has an option for each edge, by `edge`. What does not lie on a way from input to output of the
-    cell computes nothing that is used: it is neither built nor counted, but in `nominal`.
+    A cell has four nodes and an edge from each node to each later one. The first node is the input, each other node is the sum of its
+    edges, and the last is the output. A `Choice` has an option for each edge, named by `edge`. Edges on no path from input to output are
+    unused: they are neither built nor counted, except in `nominal`.
     """
 
     channels: int = 16
-    """of the first stage; the next ones have twice and four times as many"""
+    """channels of the first stage; the next stages have twice and four times as many"""
     cells: int = 5
-    """of each stage"""
+    """cells of each stage"""
 
     def size(self) -> int:
-        """Number of cells, those without a way from input to output included."""
+        """Number of cells, including those with no path from input to output."""
         return len(OPTIONS) ** len(EDGES)
 
     def choices(self) -> Iterator[Choice]:
-        """Every network, in the order of the options, the last edge changing fastest."""
+        """Yield every network in the order of the options, the last edge changing fastest."""
         for options in itertools.product(OPTIONS, repeat=len(EDGES)):
             yield self.of(options)
 
     def largest(self) -> Choice:
-        """A 3x3 convolution on every edge."""
+        """The cell with a 3x3 convolution on every edge."""
         return self.of((CONV3,) * len(EDGES))
 
     def smallest(self) -> Choice:
-        """The input of each cell is its output."""
+        """The cell whose output is its input."""
         return self.of(SKIP if ends == (0, NODES - 1) else NONE for ends in EDGES)
 
     def random(self, draw: random.Random) -> Choice:
-        """A network whose output depends on its input, each equally likely."""
+        """Draw uniformly from the networks whose output depends on their input."""
         while not self.connected(choice := self.of(draw.choice(OPTIONS) for _ in EDGES)):
             pass
         return choice
 
     def parse(self, text: str) -> Choice:
-        """The network of an architecture string of the benchmark, `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`.
+        """Parse an architecture string of the benchmark, `|nor_conv_3x3~0|+|none~0|skip_connect~1|+|...|`.
 
         Raises:
-            SearchError: it is not one.
+            SearchError: the text is not an architecture of this space.
         """
         nodes = [re.findall(r"([^|~]+)~(\d+)", node) for node in text.split("+")]
         found = {(int(source), target): option for target, node in enumerate(nodes, 1) for option, source in node}
@@ -116,36 +116,36 @@ class Cells(Space):
         return choice
 
     def text(self, choice: Choice) -> str:
-        """The benchmark's architecture string; the inverse of `parse`."""
+        """Return the benchmark's architecture string; the inverse of `parse`."""
         options = self._options(choice)
         nodes = ("".join(f"|{options[source, target]}~{source}" for source in range(target)) + "|" for target in range(1, NODES))
         return "+".join(nodes)
 
     def connected(self, choice: Choice) -> bool:
-        """Whether the output depends on the input."""
+        """Return whether the output depends on the input."""
         return bool(self.used(choice))
 
     def used(self, choice: Choice) -> dict[tuple[int, int], str]:
-        """Edges that lie on a way from input to output of the cell, with their options, in order.
+        """Return the options of the edges on a path from input to output of the cell, in order.
 
         Raises:
             SearchError: the choice is not of this space.
         """
         found = {ends: option for ends, option in self._options(choice).items() if option != NONE}
         forward, backward = {0}, {NODES - 1}
-        for source, target in found:  # sources come in order: a node's inputs are known when its outputs are looked at
+        for source, target in found:  # edges are ordered, so all inputs of a node come before its outputs
             forward |= {target} if source in forward else set()
         for source, target in reversed(found):
             backward |= {source} if target in backward else set()
         return {ends: option for ends, option in found.items() if ends[0] in forward and ends[1] in backward}
 
     def shapes(self) -> tuple[Shape, ...]:
-        """Channels, height and width of each stage."""
+        """Return channels, height and width of each stage."""
         _, height, width = self.input_shape
         return tuple((self.channels << stage, -(-height // 2**stage), -(-width // 2**stage)) for stage in range(STAGES))
 
     def candidates(self, stage: int) -> dict[str, BlockSpec | None]:
-        """Block of each option in a stage; None where nothing runs."""
+        """Return the block of each option in a stage; None if nothing runs."""
         shape = self.shapes()[stage]
         convolutions = {option: ops.preact(shape, shape[0], kernel=kernel) for option, kernel in ((CONV1, 1), (CONV3, 3))}
         return {NONE: None, SKIP: None, **convolutions, POOL: ops.avg_pool(shape)}
@@ -156,7 +156,7 @@ class Cells(Space):
         return ops.conv(self.input_shape, self.channels, act="none")
 
     def reduction(self, stage: int) -> BlockSpec:
-        """What stands before a stage, but the first one."""
+        """Return the reduction before a stage other than the first."""
         return ops.reduction(self.shapes()[stage - 1], self.shapes()[stage][0])
 
     @property
@@ -165,10 +165,10 @@ class Cells(Space):
         return ops.norm_head(self.shapes()[-1], self.classes)
 
     def runs(self, choice: Choice) -> list[str]:
-        """What runs in a cell, of `KINDS`, in order.
+        """Return the operations that run in a cell, of `KINDS`, in order.
 
-        A value is computed once: a node whose only input is a skip is the node before, and all pools of one value are one. A sum of two
-        is counted where a convolution takes it, too: a runtime that fuses both saves little.
+        Each value is computed once: a node whose only input is a skip equals its source, and all pools of a value are one. A sum is
+        counted even if a convolution reads it, since a runtime that fuses both saves little.
         """
         used, pooled, found = self.used(choice), set[Value](), []
         values = values_of(used)
@@ -181,17 +181,17 @@ class Cells(Space):
         return found
 
     def kinds(self, stage: int) -> dict[str, BlockSpec]:
-        """Block of each of `KINDS` in a stage."""
+        """Return the block of each of `KINDS` in a stage."""
         blocks = {**self.candidates(stage), SUM: ops.add(self.shapes()[stage])}
         return {kind: block for kind in KINDS if (block := blocks[kind])}
 
     def cell(self, stage: int, choice: Choice) -> list[BlockSpec]:
-        """Blocks of one cell of a stage: `runs`."""
+        """Return the blocks of one cell of a stage, see `runs`."""
         kinds = self.kinds(stage)
         return [kinds[kind] for kind in self.runs(choice)]
 
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
-        """Blocks that run, in order; the classifier alone where the output does not depend on the input."""
+        """Blocks that run, in order; only the classifier if the output does not depend on the input."""
         choice = self.largest() if choice is None else choice
         if not self.connected(choice):
             return [self.head]
@@ -201,7 +201,7 @@ class Cells(Space):
         return [self.stem, *body, self.head]
 
     def blocks(self) -> list[BlockSpec]:
-        """Stem, of each stage its operations and its sum, reductions, classifier."""
+        """Stem, operations and sum of each stage, reductions, and classifier."""
         found = [self.stem]
         for stage in range(STAGES):
             found += [self.reduction(stage)] if stage else []
@@ -209,13 +209,13 @@ class Cells(Space):
         return [*found, self.head]
 
     def nominal(self, choice: Choice) -> Counts:
-        """Size in the training form as the benchmark counts it: of every edge, used or not."""
+        """Return the size of the training form as counted by the benchmark: all edges, used or not."""
         parts = _nominal(self)
         each = [parts[""], *(parts[option] for option in self._options(choice).values())]
         return Counts(sum(part.params for part in each), sum(part.macs for part in each))
 
     def module(self, choice: Choice | None = None) -> "nn.Module":
-        """The network with the edges that are used, one norm a convolution."""
+        """The network with its used edges, one norm per convolution."""
         from torch import nn
 
         from search.blocks import trained
@@ -232,11 +232,11 @@ class Cells(Space):
 
     @property
     def serial(self) -> bool:
-        """No: nodes have several inputs."""
+        """False: nodes have several inputs."""
         return False
 
     def deployed(self, choice: Choice | None = None) -> "nn.Module":
-        """Fused."""
+        """The fused network."""
         import torch
 
         from reparam import fuse
@@ -244,19 +244,19 @@ class Cells(Space):
         return fuse(self.module(choice), torch.zeros(1, *self.input_shape))
 
     def record(self) -> dict[str, Any]:
-        """Its fields."""
+        """The fields of the space."""
         return {"kind": "cells", **msgspec.json.decode(msgspec.json.encode(self))}
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
-        """Size of one block; trained with one norm a convolution."""
+        """Size of one block; the training form has one norm per convolution."""
         return ops.counts(spec, deployed=deployed)
 
     def of(self, options: Iterable[str]) -> Choice:
-        """The network with these options, one an edge, in the order of `EDGES`."""
+        """Return the network with the given options of the edges, in the order of `EDGES`."""
         return Choice(options={edge(*ends): option for ends, option in zip(EDGES, options, strict=True)})
 
     def _options(self, choice: Choice) -> Mapping[tuple[int, int], str]:
-        """Option of each edge, in order."""
+        """Return the option of each edge, in order."""
         names = [edge(*ends) for ends in EDGES]
         if choice.widths or choice.depths or sorted(choice.options) != sorted(names):
             raise SearchError(f"{self.name}: a choice has an option for each of the edges {', '.join(names)}, found {choice}")
@@ -268,7 +268,7 @@ class Cells(Space):
 
 @functools.cache
 def _nominal(space: Cells) -> dict[str, Counts]:
-    """Size in the training form of each option on one edge of every cell, and by "" of what is outside of the cells."""
+    """Return training sizes: of each option on one edge of every cell, and under "" of the network outside the cells."""
 
     def size(blocks: list[BlockSpec], times: int) -> Counts:
         each = [space.counts(block, deployed=False) for block in blocks]
@@ -280,26 +280,26 @@ def _nominal(space: Cells) -> dict[str, Counts]:
 
 
 _PRESETS = {"nasbench201": (32, 16, 5), "nasbench201-small": (16, 8, 1)}
-"""Resolution, channels and cells of a stage: the benchmark's, and small enough for a search in minutes on a CPU."""
+"""Resolution, channels and cells per stage: the benchmark's, and a preset small enough to search in minutes on a CPU."""
 
 
 def names() -> tuple[str, ...]:
-    """Names that `named` knows."""
+    """Return the names that `named` knows."""
     return tuple(_PRESETS)
 
 
 def named(name: str, *, classes: int = 10, resolution: int | None = None, channels: int | None = None, cells: int | None = None) -> Cells:
-    """A space of cells by its name.
+    """Return a space of cells by its name.
 
     Args:
         name: one of `names()`.
         classes: number of classes.
         resolution: height and width of the input in pixels; the preset's by default.
-        channels: of the first stage; the preset's by default.
-        cells: of each stage; the preset's by default.
+        channels: channels of the first stage; the preset's by default.
+        cells: cells of each stage; the preset's by default.
 
     Raises:
-        SearchError: numbers that no network of the space can have.
+        SearchError: a number is out of range.
     """
     own_resolution, own_channels, own_cells = _PRESETS[name]
     side = own_resolution if resolution is None else resolution

@@ -38,17 +38,17 @@ class Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Chain(Prunable):
-    """RepVGG networks of one depth whose layer widths are multiples of `granularity`, with a pooled linear classifier behind them."""
+    """RepVGG networks of one depth with layer widths that are multiples of `granularity`, and a pooled linear classifier."""
 
     layers: tuple[Layer, ...]
 
     @property
     def groups(self) -> tuple[tuple[str, int], ...]:
-        """The layers."""
+        """Name and full width of each layer."""
         return tuple((layer.name, layer.width) for layer in self.layers)
 
     def sites(self) -> list[Site]:
-        """One a layer, then the head."""
+        """One site per layer, then the head."""
         found, shape, before = [], self.input_shape, Span(fixed=self.input_shape[0])
         for index, layer in enumerate(self.layers):
             spec, after = ops.conv(shape, layer.width, kernel=layer.kernel, stride=layer.stride, act=layer.act), Span(terms=((index, 1),))
@@ -57,11 +57,11 @@ class Chain(Prunable):
         return [*found, Site(spec=ops.head(shape, self.classes), spans=(before, Span(fixed=self.classes)))]
 
     def record(self) -> dict[str, Any]:
-        """Its fields."""
+        """The fields of the space."""
         return {"kind": "chain", **msgspec.json.decode(msgspec.json.encode(self))}
 
     def unpruned(self) -> "nn.Sequential":
-        """One RepVGG block a layer, then the head."""
+        """One RepVGG block per layer, then the head."""
         from torch import nn
 
         from reparam import RepVGGBlock
@@ -76,11 +76,11 @@ class Chain(Prunable):
         return nn.Sequential(modules)
 
     def deployed(self, choice: Choice | None = None) -> "nn.Sequential":
-        """One convolution a layer, then the head."""
+        """One convolution per layer, then the head."""
         from search.blocks import serial
 
         return serial(self.network(choice))
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
-        """Size of one block; in its training form with the 1x1 branch and, where shapes allow, the identity branch."""
+        """Size of one block; the training form includes the 1x1 branch and, if shapes allow, the identity branch."""
         return ops.counts(spec) if deployed else ops.repvgg_counts(spec)

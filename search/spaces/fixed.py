@@ -19,40 +19,40 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Fixed(Space):
-    """One network with a name; its only choice is the empty one."""
+    """A single named network; its only choice is the empty one."""
 
     sequence: tuple[BlockSpec, ...]
-    """its blocks, one behind the other"""
+    """blocks in order"""
     trained_as: Literal["plain", "repvgg"] = "plain"
-    """how a `conv` is trained: with one norm, or as a RepVGG block"""
+    """training form of a `conv`: with one norm, or a RepVGG block"""
 
     def size(self) -> int:
-        """One."""
+        """Return 1."""
         return 1
 
     def blocks(self) -> list[BlockSpec]:
-        """The network's blocks, each once."""
+        """The distinct blocks of the network."""
         return list(dict.fromkeys(self.sequence))
 
     def largest(self) -> Choice:
-        """The network."""
+        """The empty choice."""
         return Choice()
 
     def smallest(self) -> Choice:
-        """The network."""
+        """The empty choice."""
         return Choice()
 
     def random(self, draw: random.Random) -> Choice:
-        """The network."""
+        """The empty choice."""
         return Choice()
 
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
-        """The network."""
+        """The blocks of the network in order."""
         self._check(choice)
         return list(self.sequence)
 
     def module(self, choice: Choice | None = None) -> "nn.Sequential":
-        """The network, one module a block; `reparam.fuse` of it has the weights of the form that ships."""
+        """The network in its training form, one module per block; `reparam.fuse` turns its weights into those of the deployed form."""
         from torch import nn
 
         from search import blocks
@@ -62,23 +62,23 @@ class Fixed(Space):
         return nn.Sequential(*map(make, self.sequence))
 
     def deployed(self, choice: Choice | None = None) -> "nn.Sequential":
-        """The network, one module a block."""
+        """The deployed network, one module per block."""
         from search.blocks import serial
 
         return serial(self.network(choice))
 
     def record(self) -> dict[str, Any]:
-        """Its fields, blocks by their keys."""
+        """The fields of the space, with blocks as their keys."""
         blocks = [spec.key for spec in self.sequence]
         facts = {"name": self.name, "input_shape": self.input_shape, "classes": self.classes, "trained_as": self.trained_as}
         return msgspec.json.decode(msgspec.json.encode({"kind": "fixed", **facts, "sequence": blocks}))
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
-        """Size of one block; trained as `trained_as` says."""
+        """Size of one block; its training form depends on `trained_as`."""
         return ops.repvgg_counts(spec) if self.trained_as == "repvgg" and not deployed else ops.counts(spec, deployed=deployed)
 
     def stages(self) -> dict[str, list[str]]:
-        """Blocks that can be left out, with the block before each run of them, by their names in `module`: see `prunable.Stage`."""
+        """Runs of blocks that can be left out, each with the block before it, by their names in `module`; see `prunable.Stage`."""
         found: list[list[str]] = []
         for index, spec in enumerate(self.sequence):
             before = self.sequence[index - 1]

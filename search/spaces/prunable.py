@@ -1,4 +1,4 @@
-"""Spaces of widths: networks of one structure whose groups of channels are open."""
+"""Spaces of widths: networks of one structure whose channel groups have open widths."""
 
 import itertools
 import math
@@ -20,41 +20,41 @@ if TYPE_CHECKING:
     from torch import nn
 
 _MANY = 33
-"""Values of a span of several groups, at most."""
+"""Maximum number of values of a span of several groups."""
 
 Widths = tuple[int, ...]
-"""Channels of every group of a prunable space, in the order of its groups."""
+"""Width of each group of a prunable space, in the order of its groups."""
 
 
 class Span(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Number of channels somewhere in a network: a fixed part, and a multiple of the width of some groups."""
+    """A channel count as an affine function of group widths."""
 
     fixed: int = 0
     terms: tuple[tuple[int, int | float], ...] = ()
-    """index of a group, channels here for each of its own; several where values are concatenated, a share where one is split"""
+    """group indices with their factors; several groups if values are concatenated, a fractional factor if a value is split"""
 
     def at(self, widths: Sequence[Any]) -> Any:
-        """Channels at these widths of the groups, which may be tensors."""
+        """Return the channel count at the given group widths, which may be tensors."""
         return self.fixed + sum(times * widths[group] for group, times in self.terms)
 
 
 class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A place in a network where a block runs, with where its widths come from."""
+    """A place in a network where a block runs, with its widths as functions of group widths."""
 
     spec: BlockSpec
     """the block at full width"""
     spans: tuple[Span, ...]
-    """of each of its widths, in the order of the spec"""
+    """span of each width, in the order of the spec"""
     joins: bool = False
-    """it is a convolution on a shortcut, which is there only where its input and output width differ"""
+    """whether it is a convolution on a shortcut, which runs only if its input and output widths differ"""
 
     def at(self, widths: Sequence[int]) -> BlockSpec | None:
-        """The block at these widths of the groups; None where there is none."""
+        """Return the block at the given group widths, or None if none runs."""
         channels = tuple((name, round(span.at(widths))) for (name, _), span in zip(self.spec.widths, self.spans, strict=True))
         return self.of(msgspec.structs.replace(self.spec, widths=channels))
 
     def of(self, spec: BlockSpec) -> BlockSpec | None:
-        """The block at its widths; None where there is none."""
+        """Return the block, or None if it is a joining convolution between equal widths."""
         return None if self.joins and len({width for _, width in spec.widths}) == 1 else spec
 
 
@@ -62,15 +62,15 @@ class StageBlock(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A block of a stage."""
 
     module: str
-    """its name in the network"""
+    """name of its module in the network"""
     sites: tuple[int, ...]
     """indices of the sites that run in it"""
 
 
 class Stage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Blocks one behind the other, of which the first ones run: as many as the depth says.
+    """Consecutive blocks, of which the first `depth` run.
 
-    Every block but the first makes the shape that it reads, and adds what it reads, so it can be left out.
+    Each block but the first adds its input to its output and keeps the shape, so it can be left out.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Stage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 Condition = tuple[str, Widths]
-"""A stage, and those of its depths at which something runs."""
+"""A stage, and the depths at which something runs."""
 
 
 @runtime_checkable
@@ -91,16 +91,16 @@ class HasSites(Protocol):
         ...
 
     def axes(self, site: Site) -> tuple[Widths, ...]:
-        """What each width of a site can be, ascending."""
+        """Return the choices of each width of a site, ascending."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prunable(Space):
-    """Networks of one structure with open widths: channels that must go together form a group, and each group has a width.
+    """Networks of one structure with open widths: channels that must be removed together form a group, and each group has a width.
 
-    The groups are ordered; a `Widths` has a width for each. A `Choice` has one, by name, for each group that the network has: those of
-    blocks that its depths leave out are not there. It has the depth of every stage; where it has none, all blocks run.
+    The groups are ordered; a `Widths` has a width for each. A `Choice` has the depth of each stage and, by name, the width of each group
+    in the network; groups of blocks left out by its depths are missing. All blocks of a stage without a depth run.
     """
 
     granularity: int = 8
@@ -109,36 +109,36 @@ class Prunable(Space):
     @property
     @abstractmethod
     def groups(self) -> tuple[tuple[str, int], ...]:
-        """Name of each group, and its full width."""
+        """Name and full width of each group."""
 
     @abstractmethod
     def sites(self) -> list[Site]:
-        """The blocks of the network in order."""
+        """Return the sites of the unpruned network in order."""
 
     @abstractmethod
     def unpruned(self) -> "nn.Module":
-        """The network at full width in its training form; new weights are drawn from torch's global random state."""
+        """Return the network at full width in its training form, with new weights drawn from torch's global random state."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Where the depth is open."""
+        """Stages of open depth."""
         return ()
 
     def width_choices(self, index: int) -> Widths:
-        """Widths that a group can ship with, ascending; the full width is always one of them."""
+        """Return the widths that a group can ship with, ascending, including its full width."""
         full = self.groups[index][1]
         return (*range(self.granularity, full, self.granularity), full)
 
     def full_widths(self) -> Widths:
-        """Widths of the unpruned network."""
+        """Return the widths of the unpruned network."""
         return tuple(width for _, width in self.groups)
 
     def smallest_widths(self) -> Widths:
-        """Widths of the smallest network."""
+        """Return the widths of the smallest network."""
         return tuple(self.width_choices(index)[0] for index in range(len(self.groups)))
 
     def span_choices(self, span: Span) -> Widths:
-        """What a span can be, ascending; where it depends on several groups, some values from the least to the most."""
+        """Return the values of a span, ascending; if it depends on several groups, a sample of values from the least to the greatest."""
         if len(span.terms) < 2:
             return tuple(round(span.fixed + sum(times * width for _, times in span.terms)) for width in self._choices(span))
         low, high = (round(span.at(widths)) for widths in (self.smallest_widths(), self.full_widths()))
@@ -146,27 +146,27 @@ class Prunable(Space):
         return tuple(sorted({low + round(k * (high - low) / max(1, count - 1)) for k in range(count)}))
 
     def axes(self, site: Site) -> tuple[Widths, ...]:
-        """What each width of a site can be, ascending."""
+        """Return the choices of each width of a site, ascending."""
         return tuple(map(self.span_choices, site.spans))
 
     def _choices(self, span: Span) -> Widths:
         return self.width_choices(span.terms[0][0]) if span.terms else (0,)
 
     def full_depths(self) -> dict[str, int]:
-        """Depths of the unpruned network."""
+        """Return the depths of the unpruned network."""
         return {stage.name: len(stage.blocks) for stage in self.stages}
 
     def skipped(self, depths: Mapping[str, int]) -> list[StageBlock]:
-        """Blocks that do not run at these depths; all of a stage run that is not named."""
+        """Return the blocks that do not run at the given depths; all blocks of a stage without a depth run."""
         return [block for stage in self.stages for block in stage.blocks[depths.get(stage.name, len(stage.blocks)) :]]
 
     def sites_at(self, depths: Mapping[str, int]) -> list[Site]:
-        """The sites of its networks of these depths, in order."""
+        """Return the sites of networks with the given depths, in order."""
         away = {site for block in self.skipped(depths) for site in block.sites}
         return [site for index, site in enumerate(self.sites()) if index not in away]
 
     def conditional_sites(self) -> list[tuple[Site, Condition | None]]:
-        """Every site of any of its networks, and at which depths it is there; None: at all."""
+        """Return the sites of all networks, each with the depths at which it exists; None for all depths."""
         found: list[Condition | None] = [None] * len(self.sites())
         for stage in self.stages:
             for number, block in enumerate(stage.blocks[1:], 2):
@@ -175,12 +175,12 @@ class Prunable(Space):
         return list(zip(self.sites(), found, strict=True))
 
     def at_depths(self, depths: Mapping[str, int]) -> "Prunable":
-        """The space of the widths of its networks of these depths; a group that none of them has makes no difference there."""
+        """Return the space of widths of networks with the given depths; groups that these networks lack have no effect."""
         assert not self.skipped(depths), f"{self.name} has no open depths"
         return self
 
     def inside(self, blocks: Sequence[StageBlock]) -> set[int]:
-        """Groups that no site outside of these blocks reads or makes."""
+        """Return the groups that no site outside the given blocks reads or produces."""
         away = {site for block in blocks for site in block.sites}
         used: dict[bool, set[int]] = {True: set(), False: set()}
         for index, site in enumerate(self.sites() if away else ()):
@@ -188,14 +188,14 @@ class Prunable(Space):
         return used[True] - used[False]
 
     def choice(self, widths: Sequence[int], depths: Mapping[str, int] | None = None) -> Choice:
-        """The network of these widths of the groups and these depths of the stages, the full ones by default."""
+        """Return the network with the given group widths and stage depths; full depths by default."""
         depths = self.full_depths() | dict(depths or {})
         gone = self.inside(self.skipped(depths))
         named = zip(self.groups, widths, strict=True)
         return Choice(widths={name: width for index, ((name, _), width) in enumerate(named) if index not in gone}, depths=depths)
 
     def widths(self, choice: Choice) -> Widths:
-        """The inverse of `choice`; of a group that the network has not, the full width.
+        """Return the group widths of a choice, the inverse of `choice`; groups that the network lacks have their full width.
 
         Raises:
             SearchError: the choice is not of this space.
@@ -215,15 +215,15 @@ class Prunable(Space):
         return tuple(choice.widths.get(name, width) for name, width in self.groups)
 
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
-        """Blocks of one network in order."""
+        """The blocks of one network in order."""
         widths = self.full_widths() if choice is None else self.widths(choice)
         found = (site.at(widths) for site in self.sites_at(choice.depths if choice else {}))
         return [block for block in found if block]
 
     def module(self, choice: Choice | None = None) -> "nn.Module":
-        """The unpruned network; with a `ChannelMask` behind every group that loses channels, of which the first ones stay.
+        """The unpruned network with a `ChannelMask` after every group that loses channels; the first channels are kept.
 
-        Blocks that its depths leave out are identities.
+        Blocks left out by its depths are identities.
         """
         from torch import nn
 
@@ -244,20 +244,20 @@ class Prunable(Space):
 
     @property
     def free(self) -> bool:
-        """Whether layers that are added up have widths of their own: then a network may have layers that the unpruned one has not."""
+        """Whether layers that are added may differ in width; networks may then have layers that the unpruned one lacks."""
         return False
 
     def made_by(self, stage: Stage) -> tuple[str, ...]:
-        """Of each block of a stage the group that it makes."""
+        """Return the output group of each block of a stage."""
         return tuple(self.groups[self.outputs(block)[-1]][0] for block in stage.blocks)
 
     def outputs(self, block: StageBlock) -> list[int]:
-        """The groups that the layers of a block make, in order."""
+        """Return the groups that the layers of a block produce, in order."""
         sites = self.sites()
         return [group for site in block.sites for group, _ in sites[site].spans[-1].terms]
 
     def join(self, network: "nn.Module", choice: Choice | None) -> None:
-        """Put in the layers of a choice that the unpruned network has not, in place; without a choice those of all choices."""
+        """Insert the layers of a choice that the unpruned network lacks, in place; without a choice, those of all choices."""
 
     def size(self) -> int:
         """Number of networks."""
@@ -271,7 +271,7 @@ class Prunable(Space):
         return total * math.prod(count for group, count in enumerate(counts) if group not in inner)
 
     def blocks(self) -> list[BlockSpec]:
-        """Each site at each combination of its widths."""
+        """Every site at every combination of its widths."""
         specs = [
             site.spec.with_widths(**dict(zip((name for name, _ in site.spec.widths), widths, strict=True)))
             for site in self.sites()
@@ -284,11 +284,11 @@ class Prunable(Space):
         return self.choice(self.full_widths())
 
     def smallest(self) -> Choice:
-        """The network at its narrowest, with one block a stage."""
+        """The narrowest network, with one block per stage."""
         return self.choice(self.smallest_widths(), dict.fromkeys(self.full_depths(), 1))
 
     def random(self, draw: random.Random) -> Choice:
-        """A network of random widths and depths, each equally likely."""
+        """A network of random widths and depths, each drawn uniformly."""
         widths = [draw.choice(self.width_choices(index)) for index in range(len(self.groups))]
         return self.choice(widths, {name: draw.randint(1, depth) for name, depth in self.full_depths().items()})
 

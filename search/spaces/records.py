@@ -1,4 +1,4 @@
-"""Spaces from what files say of them; the inverse of `Space.record`."""
+"""Restore spaces from their records in files; the inverse of `Space.record`."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _Facts(Struct, frozen=True, kw_only=True):
-    """Numbers that records have, in their limits."""
+    """Numbers in records, with their limits."""
 
     name: str
     input_shape: tuple[Width, Pixels, Pixels]
@@ -36,15 +36,14 @@ class _Facts(Struct, frozen=True, kw_only=True):
 
 
 def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None" = None) -> Space:
-    """The space that a record is of.
+    """Restore a space from its record.
 
     Args:
-        record: of `Space.record`.
-        make: makes the network before pruning, where the space is of a module of the user's own; without it everything works but what
-            needs the module.
+        record: as returned by `Space.record`.
+        make: returns the unpruned network, if the space is that of a user's own module; only methods that need the module fail without it.
 
     Raises:
-        SearchError: it is damaged, or of a kind that this version does not know.
+        SearchError: the record is damaged, or its kind is unknown to this version.
     """
     kinds: dict[str, Callable[[Mapping[str, Any]], Space]] = {
         "cells": lambda fields: msgspec.convert(fields, Cells),
@@ -72,7 +71,7 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
 
 
 def _strange(space: Prunable) -> str:
-    """What groups and stages cannot be; "" where there is nothing of that."""
+    """Return what is inconsistent in the groups and stages, or "" if nothing is."""
     if len(dict(space.groups)) < len(space.groups):
         return "two groups have one name"
     if isinstance(space, Traced) and len(space.shortcuts) != (joins := sum(site.joins for site in space.places)):
@@ -111,7 +110,7 @@ def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -
 
 
 def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
-    """Makes the network of a space of widths by its name; of one's own by the function that made it."""
+    """Return a function that makes the network of a space of widths by its name, or a user's own network by calling its function."""
 
     def module() -> "nn.Module":
         from search import spaces
@@ -127,6 +126,6 @@ def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
 
 
 def _facts(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What every space has."""
+    """Return the fields common to all spaces."""
     facts = msgspec.convert(fields, _Facts)
     return {"name": facts.name, "input_shape": facts.input_shape, "classes": facts.classes}

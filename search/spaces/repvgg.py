@@ -1,7 +1,7 @@
-"""RepVGG (Ding et al. 2021): trained with three branches a block, shipped as one 3x3 convolution each.
+"""RepVGG (Ding et al. 2021): blocks train with three branches and ship as one 3x3 convolution each.
 
-The named networks are those of the paper's Table 2: five stages, the first of one layer, each of which begins with stride 2; widths 64a,
-64a, 128a, 256a, 512b, the first at most 64. In the variants g2 and g4 every second layer, counted from the third one of all, has groups.
+The named networks are those of the paper's Table 2: five stages that each start with stride 2, the first with a single layer; widths 64a,
+64a, 128a, 256a, 512b, the first at most 64. In the variants g2 and g4, every second layer from the network's third on has groups.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from search.spaces.fixed import Fixed
 
 
 class Shape(NamedTuple):
-    """A row of Table 2: layers of the stages 2 to 5, and the width multipliers a and b."""
+    """A row of Table 2: number of layers of stages 2 to 5, and the width multipliers a and b."""
 
     layers: tuple[int, int, int, int]
     a: float
@@ -33,16 +33,16 @@ NETWORKS = {
 
 
 def names() -> tuple[str, ...]:
-    """Names of the networks: repvgg-a0 to repvgg-b3; from b1 on also with groups, such as repvgg-b1-g4."""
+    """Return the names of the networks: repvgg-a0 to repvgg-b3; b1 to b3 also with groups, such as repvgg-b1-g4."""
     grouped = [f"repvgg-{name}-g{groups}" for name in ("b1", "b2", "b3") for groups in (2, 4)]
     return tuple(sorted([*(f"repvgg-{name}" for name in NETWORKS), *grouped]))
 
 
 def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
-    """One of `names()`.
+    """Return one of `names()`.
 
     Raises:
-        SearchError: fewer than two classes, or an image too small for five strides.
+        SearchError: fewer than two classes, or an image too small for five halvings.
     """
     check_input(name, classes=classes, resolution=resolution, halvings=5)
     _, size, *rest = name.split("-")
@@ -59,10 +59,10 @@ def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
 
 
 def mini(*, classes: int = 10, resolution: int = 32) -> Chain:
-    """Seven layers for small images: the space of the demonstration.
+    """Return the demonstration space: seven layers for small images.
 
     Raises:
-        SearchError: fewer than two classes, or an image too small for three strides.
+        SearchError: fewer than two classes, or an image too small for three halvings.
     """
     check_input("repvgg-mini", classes=classes, resolution=resolution, halvings=3)
     shape = [(16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)]
