@@ -1,17 +1,17 @@
-"""What every named space asks of its input."""
+"""Requirements on the input of named spaces."""
 
 from latency.values import MAX_RESOLUTION
 from search.errors import SearchError
 
 MAX_CLASSES = 1_000_000
-"""Most classes of a classifier."""
+"""Maximum number of classes of a classifier."""
 
 
 def check_input(name: str, *, classes: int, resolution: int, halvings: int) -> None:
-    """Refuse an input that no network of a space can take.
+    """Require an input that the networks of a space support.
 
     Raises:
-        SearchError: too few or too many classes, an image too large, or one that the strides leave no pixel of.
+        SearchError: too few or too many classes, or an image that is too large, or too small for the strides.
     """
     if classes < 2:
         raise SearchError(f"a classifier needs at least 2 classes, found {classes}")

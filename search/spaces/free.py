@@ -1,7 +1,7 @@
-"""Spaces of residual networks in which layers that are added up have widths of their own, as in the code of TAS's authors.
+"""Spaces of residual networks in which the widths of layers that are added may differ, as in the code of TAS's authors.
 
-Where a sum joins two widths, the shortcut is a 1x1 convolution with a norm; where they are equal, it is none. Such a convolution is
-measured, counted, trained and shipped like any other.
+If a sum joins two different widths, its shortcut is a 1x1 convolution with a norm; if they are equal, it is the identity. Such a
+convolution is measured, counted, trained and shipped like any other.
 """
 
 import dataclasses
@@ -12,19 +12,19 @@ from search.spaces.fixed import Fixed
 from search.spaces.traced import Traced, traced
 
 FREE_WIDTHS = "/free-widths"
-"""Behind the name of a single residual network: the space of its widths, each layer's free, such as resnet20/free-widths."""
+"""Suffix of a residual network's name that denotes its space with each layer's width free, such as resnet20/free-widths."""
 
 
 def free_widths(network: Fixed, *, granularity: int = 8, points: int = 6) -> Traced:
-    """The space of the widths and depths of a residual network, each layer's width free.
+    """Return the space of widths and depths of a residual network in which each layer's width is free.
 
     Args:
-        network: at full width.
+        network: the network at full width.
         granularity: channels between two widths that can ship.
-        points: widths that a layer is measured at on each of its axes, at most.
+        points: maximum number of measured widths along each axis of a layer.
 
     Raises:
-        SearchError: it has no residual block that adds its input as it is.
+        SearchError: the network has no residual block with an identity shortcut.
     """
     import torch
 

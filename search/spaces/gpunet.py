@@ -1,6 +1,6 @@
-"""GPUNet (Wang et al. 2022), the networks that PRUNET is compared with: facts of NVIDIA's published configurations.
+"""GPUNet (Wang et al. 2022), the networks that PRUNET is compared with, from NVIDIA's published configurations.
 
-The names are those of NVIDIA's model hub. Its code calls `gpunet-p0` and `gpunet-p1` PRUNETs, though no network of the paper's space has
+The names are those of NVIDIA's model hub. Its code calls `gpunet-p0` and `gpunet-p1` PRUNETs, although no network of the paper's space has
 their channels; these two, `gpunet-d1` and `gpunet-d2` were trained with distillation.
 """
 
@@ -14,14 +14,14 @@ from search.spaces.fixed import Fixed
 
 
 class Stage(NamedTuple):
-    """Blocks one behind the other; the first one has the stride and changes the channels."""
+    """Consecutive blocks; the first has the stride and changes the number of channels."""
 
     op: str
     channels: int
     stride: int
     act: str
     layers: tuple[tuple[int, int | float], ...]
-    """kernel and expansion of each; a convolution has no expansion"""
+    """kernel and expansion of each block; convolutions ignore the expansion"""
     se: bool = False
 
 
@@ -30,11 +30,11 @@ class Network(NamedTuple):
 
     resolution: int
     stem: int
-    """channels behind the first convolution"""
+    """output channels of the first convolution"""
     stem_act: str
     stages: tuple[Stage, ...]
     tail: tuple[int, ...] = (1280,)
-    """channels before the classifier: behind a convolution, and where there are two numbers behind a linear layer after the pool"""
+    """channels before the classifier: output channels of a convolution and, if given, of a linear layer after pooling"""
 
 
 NETWORKS = {
@@ -140,20 +140,20 @@ NETWORKS = {
 
 
 def names() -> tuple[str, ...]:
-    """Names of the networks."""
+    """Return the names of the networks."""
     return tuple(NETWORKS)
 
 
 def named(name: str, *, classes: int = 1000, resolution: int | None = None) -> Fixed:
-    """One of `names()`.
+    """Return one of `names()`.
 
     Args:
-        name: which.
+        name: name of the network.
         classes: number of classes.
         resolution: height and width of the input in pixels; the published one by default.
 
     Raises:
-        SearchError: fewer than two classes, or an image that the strides leave no pixel of.
+        SearchError: fewer than two classes, or an image too small for the strides.
     """
     facts = NETWORKS[name]
     resolution = facts.resolution if resolution is None else resolution
@@ -182,5 +182,5 @@ def _block(stage: Stage, shape: Shape, stride: int, kernel: int, expansion: int 
 
 
 def _hidden(c_in: int, expansion: int | float) -> int:
-    """The product, or where the expansion is published as a rounded fraction the multiple of 8 next to it."""
+    """Return the product, rounded to a multiple of 8 if the expansion is published as a rounded fraction."""
     return expansion * c_in if isinstance(expansion, int) else 8 * round(expansion * c_in / 8)

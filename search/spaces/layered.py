@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     from torch import nn
 
 SKIP = "skip"
-"""The option of a layer that a network does without."""
+"""The option that skips a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiBlock:
-    """One kind of block at every hidden width that it can have: a multi-block of PRUNET, Section 4.1.1."""
+    """One kind of block at all its hidden widths: a multi-block of PRUNET, Section 4.1.1."""
 
     name: str
     """unique in its layer, such as `irb_k5_se`"""
     spec: BlockSpec
-    """at its largest hidden width"""
+    """the block at its largest hidden width"""
     hidden: Widths = ()
-    """hidden widths, ascending; none where nothing is open"""
+    """hidden widths, ascending; empty if the hidden width is not open"""
 
     def blocks(self) -> list[BlockSpec]:
-        """The block at each hidden width, ascending."""
+        """Return the block at each hidden width, ascending."""
         return [self.spec.with_widths(hidden=hidden) for hidden in self.hidden] or [self.spec]
 
     @property
     def site(self) -> Site:
-        """Where it runs: its hidden width is that of group 0, of a single one."""
+        """A site whose hidden width, if open, is the width of its only group, 0."""
         widths = self.spec.widths
         return Site(
             spec=self.spec,
@@ -49,56 +49,57 @@ class MultiBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class StochasticLayer:
-    """A layer of which one block is chosen; all have the same input and output shape."""
+    """A layer that chooses one of several blocks, all of the same input and output shapes."""
 
     name: str
     """unique in the space"""
     options: tuple[MultiBlock, ...]
-    """from the smallest kind of block to the largest"""
+    """kinds of block, from the smallest to the largest"""
     skippable: bool = False
-    """whether a network may do without the layer; its input and output shape are then equal"""
+    """whether a network may skip the layer, which requires equal input and output shapes"""
 
     @property
     def open(self) -> bool:
-        """Whether there is more than one option, skipping being one."""
+        """Whether there is more than one option, including skipping."""
         return len(self.options) + self.skippable > 1
 
     def blocks(self) -> list[BlockSpec]:
-        """Every block that can be chosen."""
+        """Return every block that can be chosen."""
         return [block for option in self.options for block in option.blocks()]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Layered(Space):
-    """Networks with one block a layer, each chosen for itself; some layers can be skipped (PRUNET, Section 3.1).
+    """Networks with one independently chosen block per layer; some layers can be skipped (PRUNET, Section 3.1).
 
-    A `Choice` has an option for each layer that has several, and a width for each chosen block whose hidden width is open, both by the name
-    of the layer.
+    A `Choice` has an option for each layer with several options, and a width for each chosen block of open hidden width, both by layer
+    name.
     """
 
     layers: tuple[StochasticLayer, ...]
 
     def size(self) -> int:
-        """Number of networks: skipping a layer counts as one more choice."""
+        """Number of networks; skipping a layer counts as one more choice."""
         return math.prod(len(layer.blocks()) + layer.skippable for layer in self.layers)
 
     def blocks(self) -> list[BlockSpec]:
-        """Every choice of every layer, once."""
+        """The distinct blocks of all layers."""
         return list(dict.fromkeys(block for layer in self.layers for block in layer.blocks()))
 
     def largest(self) -> Choice:
-        """The last option of each layer at its largest hidden width, nothing skipped."""
+        """The last option of each layer at its largest hidden width, without skips."""
         return self._choice([(layer.options[-1], layer.options[-1].hidden[-1:]) for layer in self.layers])
 
     def smallest(self) -> Choice:
-        """The first option of each layer at its smallest hidden width; what can be skipped is."""
+        """The first option of each layer at its smallest hidden width; skippable layers are skipped."""
         return self._choice([(None if layer.skippable else layer.options[0], layer.options[0].hidden[:1]) for layer in self.layers])
 
     def random(self, draw: random.Random) -> Choice:
-        """In each layer the kinds of block are equally likely, skipping being one, then the hidden widths of the kind.
+        """Draw the kind of each layer's block uniformly, including skipping, and then its hidden width uniformly.
 
-        Were all blocks equally likely, a layer with hundreds of widths would hardly ever be skipped, and all networks were equally deep.
+        If all blocks were equally likely, a layer with hundreds of widths would hardly ever be skipped, and all networks would have the
+        same depth.
         """
         drawn: list[tuple[MultiBlock | None, Widths]] = []
         for layer in self.layers:
@@ -108,7 +109,7 @@ class Layered(Space):
         return self._choice(drawn)
 
     def _choice(self, each: list[tuple[MultiBlock | None, Widths]]) -> Choice:
-        """Of each layer its option, None to skip it, and the option's hidden width, if it has one."""
+        """Return the choice of the given option of each layer, None to skip it, at its hidden width, if open."""
         layers = list(zip(self.layers, each, strict=True))
         return Choice(
             options={layer.name: option.name if option else SKIP for layer, (option, _) in layers if layer.open},
@@ -116,10 +117,10 @@ class Layered(Space):
         )
 
     def chosen(self, choice: Choice | None = None) -> dict[str, BlockSpec]:
-        """Block of each layer that is not skipped, by the name of the layer, in order.
+        """Return the block of each layer that is not skipped, by layer name, in order.
 
         Args:
-            choice: which network; the largest by default.
+            choice: the network; the largest by default.
 
         Raises:
             SearchError: the choice is not of this space.
@@ -157,7 +158,7 @@ class Layered(Space):
         return min((widths[1] - widths[0] for widths in hidden), default=1)
 
     def axes(self, site: Site) -> tuple[Widths, ...]:
-        """What each width of a `MultiBlock.site` can be, ascending."""
+        """Return the choices of each width of a `MultiBlock.site`, ascending."""
         option = next(option for layer in self.layers for option in layer.options if option.spec == site.spec)
         return tuple(option.hidden if span.terms else (span.fixed,) for span in site.spans)
 
@@ -166,7 +167,7 @@ class Layered(Space):
         return list(self.chosen(choice).values())
 
     def module(self, choice: Choice | None = None) -> "nn.Sequential":
-        """The blocks that are not skipped, one norm a convolution, by the names of their layers."""
+        """The blocks that are not skipped, named by layer, with one norm per convolution."""
         from torch import nn
 
         from search.blocks import trained
@@ -174,13 +175,13 @@ class Layered(Space):
         return nn.Sequential(OrderedDict((name, trained(spec)) for name, spec in self.chosen(choice).items()))
 
     def deployed(self, choice: Choice | None = None) -> "nn.Sequential":
-        """The blocks that are not skipped."""
+        """The deployed blocks that are not skipped."""
         from search.blocks import serial
 
         return serial(self.network(choice))
 
     def record(self) -> dict[str, Any]:
-        """Its fields, blocks by their keys."""
+        """The fields of the space, with blocks as their keys."""
         layers = [
             {
                 "name": layer.name,
@@ -193,7 +194,7 @@ class Layered(Space):
         return msgspec.json.decode(msgspec.json.encode(facts))
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
-        """Size of one block; trained with one norm a convolution."""
+        """Size of one block; the training form has one norm per convolution."""
         return ops.counts(spec, deployed=deployed)
 
 

@@ -1,6 +1,6 @@
 """MobileNetV2 (Sandler et al. 2018, Table 2) and MnasNet-B1 (Tan et al. 2019): inverted residuals at several width multipliers.
 
-The number behind the name is the multiplier. MnasNet-B1 is the one without squeeze-and-excite.
+The number in a name is the multiplier. MnasNet-B1 is the variant without squeeze-and-excite.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from search.spaces.fixed import Fixed
 
 
 class Stage(NamedTuple):
-    """Blocks with the same expansion and width; the first one has the stride."""
+    """Consecutive blocks of the same expansion and width; the first has the stride."""
 
     expansion: int
     channels: int
@@ -41,15 +41,15 @@ _MNASNET = (
 
 
 def names() -> tuple[str, ...]:
-    """Names of the networks."""
+    """Return the names of the networks."""
     return ("mobilenetv2-0.75", "mobilenetv2-1.0", "mobilenetv2-1.4", "mnasnet-0.75", "mnasnet-1.0")
 
 
 def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
-    """One of `names()`.
+    """Return one of `names()`.
 
     Raises:
-        SearchError: fewer than two classes, or an image too small for five strides.
+        SearchError: fewer than two classes, or an image too small for five halvings.
     """
     check_input(name, classes=classes, resolution=resolution, halvings=5)
     family, multiplier = name.split("-")
@@ -70,6 +70,6 @@ def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
 
 
 def _scaled(channels: int, multiplier: float) -> int:
-    """The multiple of 8 nearest to the product, but not below nine tenths of it: the rule of both papers' public code."""
+    """Round the product to the nearest multiple of 8 that is at least 90 % of it, the rule of both papers' public code."""
     nearest = max(8, int(channels * multiplier + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels * multiplier else nearest

@@ -1,4 +1,4 @@
-"""What is one's own: `FILE.py:FUNCTION`, a function without arguments that makes a network or a task; the space of a network's widths."""
+"""User code as `FILE.py:FUNCTION`, a function without arguments that returns a network or a task; the space of such a network's widths."""
 
 import contextlib
 import importlib.util
@@ -19,15 +19,15 @@ _NAME = re.compile(r"(?P<file>.*\.py):(?P<function>[^:/\\]*)")
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is of a function in a file."""
+    """Return whether a name denotes a function in a file."""
     return _NAME.fullmatch(name) is not None
 
 
 def maker(name: str) -> "Callable[[], nn.Module]":
-    """What makes a network: the function that a name is of. The file is run when it is called for the first time.
+    """Return a function that makes the network of a name. The file runs on the first call.
 
     Args:
-        name: `FILE.py:FUNCTION`. What lies beside the file can be imported by it.
+        name: `FILE.py:FUNCTION`; the file can import modules from its own directory.
     """
     made: list[Callable[[], Any]] = []
 
@@ -46,7 +46,7 @@ def maker(name: str) -> "Callable[[], nn.Module]":
 
 
 def call(name: str) -> Any:
-    """What the function makes that a name is of.
+    """Call the function of a name and return its result.
 
     Args:
         name: `FILE.py:FUNCTION`, see `maker`.
@@ -59,7 +59,7 @@ def call(name: str) -> Any:
 
 
 def function(name: str) -> Callable[..., Any]:
-    """The function that a name is of; see `maker`.
+    """Return the function of a name, see `maker`.
 
     Raises:
         SearchError: no such file or function, or the file cannot be run.
@@ -69,12 +69,12 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def function_name(name: str) -> str:
-    """The function's own name."""
+    """Return the FUNCTION part of a name."""
     return _match(name)["function"]
 
 
 def resolved(name: str) -> str:
-    """The same name, whatever the working directory.
+    """Return the name with an absolute path.
 
     Raises:
         SearchError: no such file.
@@ -83,10 +83,10 @@ def resolved(name: str) -> str:
 
 
 def file_of(name: str) -> Path:
-    """The file that a name is of.
+    """Return the file of a name.
 
     Raises:
-        SearchError: there is none.
+        SearchError: the file does not exist.
     """
     path = Path(_match(name)["file"])
     if not path.is_file():
@@ -95,14 +95,14 @@ def file_of(name: str) -> Path:
 
 
 def space(name: str, input_shape: tuple[int, int, int] | None) -> Traced:
-    """The space of the widths of a network of one's own.
+    """Return the space of widths of a user's own network.
 
     Args:
         name: `FILE.py:FUNCTION`, see `maker`.
         input_shape: channels, height and width of an image.
 
     Raises:
-        SearchError: no such file or function, it fails, or nothing of the network can be pruned.
+        SearchError: no such file or function, it fails, or no part of the network can be pruned.
         ReparamError: the network cannot be read or run.
     """
     example = example_input(name, input_shape)
@@ -111,7 +111,7 @@ def space(name: str, input_shape: tuple[int, int, int] | None) -> Traced:
 
 
 def example_input(name: str, input_shape: tuple[int, int, int] | None) -> "Tensor":
-    """An image of the shape that a network of one's own is for [1, channels, height, width].
+    """Return an image of the input shape of a user's own network [1, channels, height, width].
 
     Raises:
         SearchError: no shape is given.
@@ -131,7 +131,7 @@ def _match(name: str) -> re.Match[str]:
 
 @contextlib.contextmanager
 def _beside(name: str) -> Iterator[None]:
-    """Let code import what lies beside its file, and say in one line what it raises."""
+    """Let code import modules from its file's directory, and turn its exceptions into one-line errors."""
     from reparam.exported import RUN_ERRORS
 
     directory = str(Path(_match(name)["file"]).resolve().parent)
@@ -153,7 +153,7 @@ def _function(name: str) -> Callable[[], Any]:
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses look themselves up there
+    sys.modules.setdefault(path.stem, module)  # dataclasses look up their module there
     spec.loader.exec_module(module)
     function = getattr(module, match["function"], None)
     if not callable(function):

@@ -1,13 +1,13 @@
-"""PRUNET: kernel, squeeze-and-excite, hidden width and depth are open, around GPUNet-1.
+"""PRUNET: spaces around GPUNet-1 with open kernels, squeeze-and-excite, hidden widths and depths.
 
 Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022, Table 1 and Section 4.1.1.
-In stages 2 to 6 each layer chooses among four multi-blocks (kernel 3 or 5, with squeeze-and-excite or without), each at every hidden
-width that is a multiple of 32 up to 8 times its input; in stage 1 among the kernels 3 and 5. A layer whose input and output shape are
-equal can be skipped. The paper gives the number of layers of a stage in four ways that contradict each other: `prunet` is GPUNet-1 with
-one layer more in every stage, as its Section 4.1.1 says; the others are those of its formula for the size, its Table 1 and its Table 5.
+In stages 2 to 6, each layer chooses among four multi-blocks (kernel 3 or 5, with or without squeeze-and-excite), each at every hidden
+width that is a multiple of 32 and at most 8 times its input width; in stage 1, between kernels 3 and 5. Layers of equal input and output
+shapes can be skipped. The paper gives four contradictory numbers of layers per stage: `prunet` is GPUNet-1 with one more layer in every
+stage, as in Section 4.1.1; the others follow the formula for the size, Table 1 and Table 5.
 
 `prunet-imagewoof` is the space of Appendix B.1, Table 5: kernel and activation are searched, at expansion 8 without
-squeeze-and-excite. `prunet-cifar` and `prunet-mini` are smaller siblings of `prunet`, for small images.
+squeeze-and-excite. `prunet-cifar` and `prunet-mini` are smaller variants of `prunet` for small images.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ MAX_EXPANSION = 8
 
 
 class Stage(NamedTuple):
-    """A row of Table 1: layers with the same choices. The first one has the stride and changes the channels."""
+    """A row of Table 1: layers with the same choices. The first has the stride and changes the number of channels."""
 
     op: str
     layers: int
@@ -43,9 +43,9 @@ class Preset(NamedTuple):
     tail: int = 1280
     """channels before the classifier"""
     granularity: int | None = 32
-    """channels between two hidden widths; None: only the largest"""
+    """channels between two hidden widths; None: only the largest width"""
     se: tuple[bool, ...] = (False, True)
-    """whether an inverted residual may have squeeze-and-excite"""
+    """choices of squeeze-and-excite for inverted residuals"""
 
 
 _BOTH = (3, 5)
@@ -53,7 +53,7 @@ _ALL = (3, 5, 7)
 
 
 def _table1(*layers: int) -> Preset:
-    """Table 1 with these numbers of layers."""
+    """Return Table 1 with the given numbers of layers."""
     rows = (
         Stage("conv", 1, 1, 24, relu=_BOTH),
         Stage("fused_irb", 1, 2, 64, swish=_BOTH),
@@ -66,7 +66,7 @@ def _table1(*layers: int) -> Preset:
 
 
 PRESETS = {
-    # One layer more in every stage than GPUNet-1 has, Section 4.1.1.
+    # One more layer in every stage than GPUNet-1, Section 4.1.1.
     "prunet": _table1(2, 3, 3, 2, 5, 5),
     # The formula for the size, 3^2*24*65*64*97^2*96*161*160*289^4*288*449^4 = 1.7e39, Section 3.1.
     "prunet-formula": _table1(2, 2, 3, 2, 5, 5),
@@ -88,8 +88,8 @@ PRESETS = {
         granularity=None,
         se=(False,),
     ),
-    # The stem and stage 2 have stride 1 instead of 2, as usual for images of 32x32, so the last stage sees 4x4 pixels; all stages are about
-    # a quarter as wide and less deep, so that a supernet trains on one machine.
+    # The stem and stage 2 have stride 1 instead of 2, as usual for images of 32x32, so the last stage sees 4x4 pixels; all stages are less
+    # deep and about a quarter as wide, so that a supernet trains on one machine.
     "prunet-cifar": Preset(
         (
             Stage("conv", 2, 1, 16, relu=_BOTH),
@@ -104,7 +104,7 @@ PRESETS = {
         stem_stride=1,
         tail=320,
     ),
-    # One stage of each kind of block: a supernet trains within minutes on a CPU.
+    # One stage per kind of block: a supernet trains in minutes on a CPU.
     "prunet-mini": Preset(
         (
             Stage("conv", 1, 1, 16, relu=_BOTH),
@@ -121,20 +121,20 @@ PRESETS = {
 
 
 def names() -> tuple[str, ...]:
-    """Names of the spaces."""
+    """Return the names of the spaces."""
     return tuple(PRESETS)
 
 
 def named(name: str, *, classes: int | None = None, resolution: int | None = None) -> Layered:
-    """One of `names()`.
+    """Return one of `names()`.
 
     Args:
-        name: which.
+        name: name of the space.
         classes: number of classes; the preset's by default.
         resolution: height and width of the input in pixels; the preset's by default.
 
     Raises:
-        SearchError: fewer than two classes, or an image that the strides leave no pixel of.
+        SearchError: fewer than two classes, or an image too small for the strides.
     """
     preset = PRESETS[name]
     classes = preset.classes if classes is None else classes
@@ -156,7 +156,7 @@ def named(name: str, *, classes: int | None = None, resolution: int | None = Non
 
 
 def _options(preset: Preset, stage: Stage, shape: Shape, stride: int) -> tuple[MultiBlock, ...]:
-    """What one layer chooses among, small kernels first. The activation is part of a name where it is open."""
+    """Return the options of one layer, small kernels first. Names include the activation if it is open."""
     kinds = sorted((kernel, act) for act, kernels in (("relu", stage.relu), ("swish", stage.swish)) for kernel in kernels)
     prefix = f"{stage.op}_{{act}}" if stage.relu and stage.swish else stage.op
     found = []

@@ -1,8 +1,8 @@
-"""Residual networks (He et al. 2016): for ImageNet, and for images of 32x32.
+"""Residual networks (He et al. 2016) for ImageNet and for images of 32x32.
 
-A bottleneck has its stride in the 3x3 convolution, as the public implementations have and the paper has not: ResNet-50 then takes 4.1
-GMACs, as it is cited with. A shortcut between unequal shapes is a 1x1 convolution everywhere; for CIFAR the paper pads with zeros, and TAS
-(Dong and Yang 2019), whose pruning ratios these networks reproduce, does not.
+A bottleneck has its stride in the 3x3 convolution, like the public implementations and unlike the paper; ResNet-50 then has the commonly
+cited 4.1 GMACs. Shortcuts between unequal shapes are always 1x1 convolutions; for CIFAR the paper pads with zeros, but TAS (Dong and Yang
+2019), whose pruning ratios these networks reproduce, does not.
 """
 
 from search import ops
@@ -14,15 +14,15 @@ _CIFAR = {f"resnet{depth}": depth for depth in (20, 32, 56, 110, 164)}
 
 
 def names() -> tuple[str, ...]:
-    """Names of the networks: resnet-18 to resnet-101 for ImageNet, resnet20 to resnet164 for CIFAR."""
+    """Return the names of the networks: resnet-18 to resnet-101 for ImageNet, resnet20 to resnet164 for CIFAR."""
     return (*_IMAGENET, *_CIFAR)
 
 
 def named(name: str, *, classes: int | None = None, resolution: int | None = None) -> Fixed:
-    """One of `names()`; 1000 classes of 224x224 pixels, or 10 of 32x32, by default.
+    """Return one of `names()`, by default for 1000 classes and 224x224 pixels, or for 10 classes and 32x32 pixels.
 
     Raises:
-        SearchError: fewer than two classes, or an image that the strides leave no pixel of.
+        SearchError: fewer than two classes, or an image too small for the strides.
     """
     imagenet = name in _IMAGENET
     classes, resolution = classes or (1000 if imagenet else 10), resolution or (224 if imagenet else 32)

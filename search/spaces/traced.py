@@ -1,4 +1,4 @@
-"""A space of any network: its layers at the widths that its groups of channels can have."""
+"""The space of widths of any network: its layers at all widths of its channel groups."""
 
 import dataclasses
 import itertools
@@ -24,42 +24,42 @@ if TYPE_CHECKING:
 Pair = tuple[int, int]
 
 _CHOICES = 32
-"""Widths that a group can ship with, at most."""
+"""Maximum number of widths that a group can ship with."""
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Traced(Prunable):
-    """The networks that pruning makes of one; see `of_module`.
+    """The networks that pruning derives from one network; see `of_module`.
 
-    Its blocks are the layers of the fused network: convolutions, depth-wise and transposed ones, linear layers. What is between them (sums,
-    pooling, norms that are not folded) is in the measured networks that the table's predictor is fitted on.
+    Its blocks are the layers of the fused network: convolutions, including depthwise and transposed ones, and linear layers. Operations
+    between them (sums, pooling, norms that are not folded) are covered by the measured networks that the table's predictor is fitted to.
     """
 
     members: tuple[tuple[str, int], ...]
     """name and full width of each group"""
     places: tuple[Site, ...]
     points: int = 6
-    """widths that a layer is measured at on each of its axes, at most"""
+    """maximum number of measured widths along each axis of a layer"""
     named_stages: tuple[Stage, ...] = ()
     shortcuts: tuple[str, ...] = ()
-    """modules that hand on what they read, or are a 1x1 convolution with a norm where a network has another width behind the sum than in
-    front of it: those of the sites that join, in their order"""
+    """modules of the joining sites, in order: a 1x1 convolution with a norm if the widths before and after the sum differ, otherwise the
+    identity"""
     make: "Callable[[], nn.Module]" = field(compare=False, repr=False)
-    """makes the network in its training form"""
+    """returns the network in its training form"""
 
     @property
     def groups(self) -> tuple[tuple[str, int], ...]:
-        """The groups of channels that can be pruned."""
+        """Name and full width of each group of channels that can be pruned."""
         return self.members
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Those that were named."""
+        """The stages that were named."""
         return self.named_stages
 
     def at_depths(self, depths: Mapping[str, int]) -> "Traced":
-        """The space of the widths of its networks of these depths."""
+        """Return the space of widths of networks with the given depths."""
         return dataclasses.replace(self, places=tuple(self.sites_at(depths)), named_stages=())
 
     @property
@@ -68,18 +68,18 @@ class Traced(Prunable):
         return bool(self.shortcuts)
 
     def inside(self, blocks: Sequence[StageBlock]) -> set[int]:
-        """Groups that no site outside of these blocks reads or makes; where widths are free, those that the blocks make."""
+        """Return the groups that no site outside the given blocks reads or produces; if widths are free, those that the blocks produce."""
         return {group for block in blocks for group in self.outputs(block)} if self.free else super().inside(blocks)
 
     def sites_at(self, depths: Mapping[str, int]) -> list[Site]:
-        """The sites of its networks of these depths; where widths are free, what follows a stage reads what its last block makes."""
+        """Return the sites at the given depths; if widths are free, sites after a stage read the output of its last running block."""
         found = super().sites_at(depths)
         for stage in self.stages if self.free else ():
             found = [_reading(site, *self._ends(stage, depths.get(stage.name, len(stage.blocks)))) for site in found]
         return found
 
     def conditional_sites(self) -> list[tuple[Site, Condition | None]]:
-        """Every site of any of its networks; where widths are free, what follows a stage once for each of its depths."""
+        """Return the sites of all networks with their conditions; if widths are free, sites after a stage occur once per depth."""
         found = super().conditional_sites()
         for stage in self.stages if self.free else ():
             ends = [self._ends(stage, depth) for depth in range(1, len(stage.blocks) + 1)]
@@ -92,11 +92,11 @@ class Traced(Prunable):
         return found
 
     def _ends(self, stage: Stage, depth: int) -> tuple[int, int]:
-        """The groups that a stage makes at its full depth and at another one."""
+        """Return the output groups of a stage at its full depth and at the given depth."""
         return self.outputs(stage.blocks[-1])[-1], self.outputs(stage.blocks[depth - 1])[-1]
 
     def join(self, network: "nn.Module", choice: Choice | None) -> None:
-        """Put in the shortcuts of a choice that are convolutions, in place; without a choice all that can be."""
+        """Insert the convolutions on the shortcuts of a choice, in place; without a choice, on all shortcuts that may have one."""
         from search import blocks
 
         widths = None if choice is None else self.widths(choice)
@@ -108,16 +108,16 @@ class Traced(Prunable):
                 network.set_submodule(name, blocks.trained(site.spec))
 
     def sites(self) -> list[Site]:
-        """The layers in the order in which they run."""
+        """The layers in execution order."""
         return list(self.places)
 
     @property
     def serial(self) -> bool:
-        """No: what is between its layers is no block."""
+        """False: operations between its layers are not blocks."""
         return False
 
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
-        """Its layers in the order in which they run.
+        """The layers in execution order.
 
         Raises:
             SearchError: the choice is not of this space, or the space comes from a file that does not list the layers.
@@ -127,11 +127,11 @@ class Traced(Prunable):
         return super().network(choice)
 
     def unpruned(self) -> "nn.Module":
-        """The network before pruning."""
+        """The unpruned network."""
         return self.make()
 
     def deployed(self, choice: Choice | None = None) -> "nn.Module":
-        """Fused and squeezed."""
+        """The network, fused and squeezed."""
         import torch
 
         from reparam import fuse, squeeze
@@ -140,7 +140,7 @@ class Traced(Prunable):
         return squeeze(fuse(self.module(choice), example), example)
 
     def record(self) -> dict[str, Any]:
-        """Its fields but the module."""
+        """The fields of the space, except for the module."""
         facts = {name: getattr(self, name) for name in ("name", "input_shape", "classes", "granularity", "points", "members", "places")}
         kind: dict[str, Any] = {"kind": "staged", "stages": self.stages} if self.stages else {"kind": "traced"}
         if self.free:
@@ -148,16 +148,16 @@ class Traced(Prunable):
         return msgspec.json.decode(msgspec.json.encode({**kind, **facts}))
 
     def width_choices(self, index: int) -> Widths:
-        """Multiples of the granularity, or of a multiple of it where they would be too many, and the full width."""
+        """Multiples of the granularity, or of a multiple of it if there are too many, and the full width."""
         full = self.members[index][1]
         step = self.granularity * max(1, math.ceil(full / self.granularity / _CHOICES))
         return (*range(step, full, step), full)
 
     def blocks(self) -> list[BlockSpec]:
-        """Every family of layers on a coarse grid over the widths that any of its layers can have.
+        """Each family of layers on a coarse grid over all widths of its layers.
 
-        Of a grid of more than 4 x 4 points every other one is left out, as the black fields of a chessboard; the corners stay. Layers with
-        other widths are interpolated.
+        A grid of more than 4 x 4 points is thinned to every other point in a chessboard pattern, plus its corners. Layers of other widths
+        are interpolated.
         """
         families: dict[str, list[Site]] = {}
         for site in self.places:
@@ -182,23 +182,23 @@ class Traced(Prunable):
         return tuple(sorted({low, high, *(width for width in inner if low < width < high)}))
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
-        """Size of one layer; trained with one norm a convolution."""
+        """Size of one layer; the training form has one norm per convolution."""
         return ops.counts(spec, deployed=deployed)
 
 
 def of_module(model: "nn.Module", example_input: "torch.Tensor", *, name: str, granularity: int = 8, points: int = 6) -> Traced:
-    """The space of a network's widths, to be profiled and searched.
+    """Return the space of a network's widths, to be profiled and searched.
 
     Args:
-        model: a classifier, that torch.export can read. A search starts from its weights (`pretrain_epochs=0`) or trains it further.
-        example_input: one image of the shape that it is for [1, channels, height, width].
-        name: of the space.
+        model: a classifier that torch.export can read. A search starts from its weights (`pretrain_epochs=0`) or trains it further.
+        example_input: one image of the network's input shape [1, channels, height, width].
+        name: name of the space.
         granularity: channels between two widths that can ship.
-        points: widths that a layer is measured at on each of its axes, at most.
+        points: maximum number of measured widths along each axis of a layer.
 
     Raises:
-        SearchError: the input is no image, nothing can be pruned, or a layer is of a kind that is not measured; it is named.
-        ReparamError: the network cannot be read or fused; the node is named.
+        SearchError: the input is not an image, nothing can be pruned, or a layer is of a kind that cannot be measured; names the layer.
+        ReparamError: the network cannot be read or fused; names the node.
     """
     import copy
 
@@ -216,20 +216,20 @@ def traced(
     stages: Mapping[str, Sequence[str]] | None = None,
     shortcuts: Sequence[str] = (),
 ) -> Traced:
-    """As `of_module`, of a network that is made anew each time.
+    """Like `of_module`, for a network that is made anew each time.
 
     Args:
-        make: makes the network.
-        example_input: see `of_module`, as the next three.
-        name: of the space.
+        make: returns the network.
+        example_input: see `of_module`, like the next three.
+        name: name of the space.
         granularity: channels between two widths that can ship.
-        points: widths that a layer is measured at on each of its axes, at most.
-        stages: for each stage the names of its blocks in the network, in order, see `Stage`; their depths are open.
-        shortcuts: names of 1x1 convolutions with a norm, in order, in whose place networks of equal widths hand on what they read; the
-            space's `make` is then to be one of the network of identities.
+        points: maximum number of measured widths along each axis of a layer.
+        stages: names of the blocks of each stage of open depth in the network, in order; see `Stage`.
+        shortcuts: names of 1x1 convolutions with a norm, in order, that are identities in networks of equal widths. The caller then sets
+            the space's `make` to one that returns the network with identities.
 
     Raises:
-        SearchError: as `of_module`; or a stage cannot lose one of its blocks, which is named.
+        SearchError: as `of_module`; or a stage cannot lose one of its blocks; names the block.
         ReparamError: as `of_module`.
     """
     from reparam.flow import Flow
@@ -287,10 +287,10 @@ def traced(
 
 
 def _require_blocks(model: "nn.Module", example: "torch.Tensor", stages: Mapping[str, Sequence[str]]) -> None:
-    """Check that each block of a stage but the first can be left out: it is there, and makes the shape that it reads.
+    """Require that each block of a stage but the first can be left out: it exists, and its input and output shapes are equal.
 
     Raises:
-        SearchError: names stage and block.
+        SearchError: a block cannot be left out; names stage and block.
     """
     import torch
 
@@ -321,10 +321,10 @@ def _require_blocks(model: "nn.Module", example: "torch.Tensor", stages: Mapping
 
 
 def _require_channels(space: Traced) -> None:
-    """Check that whatever channels the network reads without a block are made outside of it.
+    """Require that all channels that the network reads without a block are produced outside the block.
 
     Raises:
-        SearchError: names stage and block.
+        SearchError: they are not; names stage and block.
     """
     for stage in space.stages:
         for block in stage.blocks[1:]:
@@ -336,7 +336,7 @@ def _require_channels(space: Traced) -> None:
 
 
 def _reading(site: Site, old: int, new: int) -> Site:
-    """A site that reads another group in the place of one."""
+    """Return the site with group `new` in place of `old` in its input."""
     into, *out = site.spans
     terms = tuple((new if group == old else group, times) for group, times in into.terms)
     return msgspec.structs.replace(site, spans=(msgspec.structs.replace(into, terms=terms), *out))
@@ -377,7 +377,7 @@ def _spec(name: str, layer: Any, before: tuple[int, ...], act: str) -> BlockSpec
 
 
 def _activation(node: "fx.Node") -> str:
-    """What follows a layer, if nothing else reads it; `none` also where that is of a kind that is not measured."""
+    """Return the activation after a layer if nothing else reads its output; `none` also if its kind is not measured."""
     from reparam.graph import operator_of
 
     names = {"relu": "relu", "silu": "swish", "hardswish": "hardswish", "sigmoid": "sigmoid", "tanh": "tanh"}
