@@ -1,12 +1,12 @@
-"""PRUNET: tiered pruning of a supernet of blocks, aware of latency.
+"""PRUNET: latency-aware tiered pruning of a supernet of blocks.
 
-Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022; its sections are named below.
-After a warm-up of the weights, three prunings go on while weights and architecture weights are trained in turns: the two candidates of
-each Prunode close in on a hidden width (3.2.1), blocks whose probability is below a rising threshold are removed (3.2.2), and a layer that
-can be skipped has its penultimate block replaced by one that skips (3.2.3). What is left is a network, which is trained from scratch.
+Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022, whose sections are cited below.
+After a warm-up of the weights, weights and architecture weights are trained in turns, with three kinds of pruning: the two candidates of
+each Prunode converge to a hidden width (3.2.1), blocks whose probability is below a rising threshold are removed (3.2.2), and a skip block
+replaces the penultimate block of a layer that can be skipped (3.2.3). The remaining network is trained from scratch.
 
-What the paper leaves open is settled by the options of `PrunetSettings`. Two extensions are ours: where a budget binds, alpha is adapted
-so that the expected cost approaches it over the search, and the network is made to fit by `search.layer_fit`.
+The options of `PrunetSettings` settle what the paper leaves open. Two extensions are ours: if a budget binds, alpha is adapted so that the
+expected cost approaches it over the search, and `search.layer_fit` fits the network to it.
 """
 
 import dataclasses
@@ -36,21 +36,21 @@ from search.task import Task
 from search.train import Part, weight_groups
 
 RMSPROP_ALPHA, RMSPROP_EPS, RMSPROP_MOMENTUM = 0.9, 1e-3, 0.9
-"""As networks of this kind are trained (Tan and Le 2019). With torch's own eps of 1e-8, weights without a gradient, such as those of
-masked channels, would be decayed at the full rate."""
+"""The usual values for such networks (Tan and Le 2019). With torch's default eps of 1e-8, weights without a gradient, such as those of
+masked channels, would decay at the full rate."""
 LEAST_COST = 2.0
-"""The logarithm is taken of no less: its power has no gradient at 1."""
+"""Lower bound on the cost in the logarithm, whose power has no gradient at 1."""
 
 
 class Prunet(Method[PrunetSettings]):
     """Warm-up of the weights; search; training of the found network (Section 3.2).
 
     Args:
-        settings: of the method.
-        problem: over a space of layers.
+        settings: settings of the method.
+        problem: a problem over a layered space.
 
     Raises:
-        SearchError: the space is not one of layers, or not one that can be searched by these settings; or no network is in the budget.
+        SearchError: the space is not layered or cannot be searched with these settings, or no network is within the budget.
         CoverageError: the table does not cover every block of the space.
     """
 
@@ -84,11 +84,11 @@ class Prunet(Method[PrunetSettings]):
         )
 
     def task(self, phase: Phase) -> Task:
-        """The supernet sees the proxy classes alone."""
+        """The task of a phase: the supernet sees only the proxy classes."""
         return self.problem.task if phase.decides else self.proxy
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """The supernet as far as it is pruned, then the found network."""
+        """The supernet in its current pruned state, then the found network."""
         if phase.decides:
             network = self.space.module(self.chosen)
             if self.settings.retrain == "finetune" and isinstance(trained, LayeredSupernet):
@@ -112,14 +112,14 @@ class Prunet(Method[PrunetSettings]):
             literal=settings.last_norm == "each",
             recompute=settings.recompute,
         )
-        if self.proxy is not self.problem.task:  # its classifier has fewer classes; what it costs is that of all
+        if self.proxy is not self.problem.task:  # its classifier has fewer classes, but costs as much as that of all classes
             (name, layer), (option,) = list(network.each())[-1], self.space.layers[-1].options
             layer.blocks[option.name] = trained_block(option.spec.with_widths(c_out=len(self.proxy.labels)))
             assert name == self.space.layers[-1].name
         return network
 
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
-        """Of the weights, and in the search of the architecture weights."""
+        """Optimizers of the weights and, during the search, of the architecture weights."""
         settings = self.settings
         if not isinstance(network, LayeredSupernet):
             groups = weight_groups(list(network.parameters()), lr=settings.lr, weight_decay=settings.weight_decay)
@@ -141,13 +141,13 @@ class Prunet(Method[PrunetSettings]):
         return adam
 
     def _moved(self, network: LayeredSupernet, *_: Any) -> None:
-        """Algorithm 1, after each step of the architecture weights."""
+        """Run Algorithm 1 after a step of the architecture weights."""
         progress = self._progress()
         for node in network.prunodes():
             node.step(progress)
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """Weights on most images of the epoch, and in turns with them architecture weights on the others."""
+        """Train weights on most images of the epoch and, in turns, architecture weights on the others."""
         settings, task = self.settings, self.task(epoch.phase)
         if not isinstance(network, LayeredSupernet):
             batches = task.training_batches(settings.batch, epoch.order)
@@ -174,7 +174,7 @@ class Prunet(Method[PrunetSettings]):
         now, left = self._expected_cost(network), epoch.phase.epochs - epoch.index
 
         def aim() -> float:
-            """By equal factors an epoch from the present cost to the budget: blocks that are removed too early do not come back."""
+            """Return an aim that moves geometrically from the present cost to the budget: blocks removed too early never come back."""
             return now * (self.problem.target / now) ** (len(self._losses) / len(others) / left)
 
         def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
@@ -190,13 +190,13 @@ class Prunet(Method[PrunetSettings]):
         ]
 
     def _expected_cost(self, network: LayeredSupernet) -> float:
-        """Expected cost of the supernet as it is, without Gumbel noise."""
+        """Return the expected cost of the present supernet without Gumbel noise."""
         with torch.no_grad():
             shares = [layer.sample(self.settings.tau, noisy=False) for _, layer in network.each()]
             return float(network.expected(self.model, shares))
 
     def _penalty(self, network: LayeredSupernet, aim: float) -> Tensor:
-        """The loss's second part, alpha * ln(LAT)^beta, of the latency that the shares of this very step expect (Eq. 2 and 5)."""
+        """Return the loss's second term, alpha * ln(LAT)^beta, of the latency expected from the shares of this step (Eq. 2 and 5)."""
         cost = network.expected(self.model, network.shares)
         alpha = self.controller.weight
         if self.limited:
@@ -206,20 +206,20 @@ class Prunet(Method[PrunetSettings]):
     # Block pruning and layer skipping
 
     def threshold(self, ended: int) -> float:
-        """Eq. 6, at the end of so many epochs of the search."""
+        """Return the threshold of Eq. 6 after `ended` epochs of the search."""
         settings = self.settings
         if settings.threshold == "constant":
             return settings.t_initial
         return settings.t_initial + (settings.t_final - settings.t_initial) * ended / settings.search_epochs
 
     def _prune(self, network: LayeredSupernet, threshold: float) -> None:
-        """Remove what is below the threshold, and all that optimizers hold of it."""
+        """Remove blocks below the threshold, along with their optimizer state."""
         gone: set[nn.Parameter] = set()
         for _, layer in network.each():
             skipped = layer.skip
             gone |= {parameter for module in layer.prune(threshold) for parameter in module.parameters()}
             if layer.skip and not skipped:
-                for optimizer in self._optimizers:  # theta starts again, so what was learned of it does, too
+                for optimizer in self._optimizers:  # theta is reset, so its optimizer state is, too
                     optimizer.state.pop(layer.theta, None)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
@@ -228,7 +228,7 @@ class Prunet(Method[PrunetSettings]):
                 optimizer.state.pop(parameter, None)
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
-        """Remove blocks; record what is left, of the last epoch as it ships."""
+        """Remove blocks and record the remaining network, after the last epoch fitted to the budget."""
         if not isinstance(network, LayeredSupernet) or epoch.phase.name != "search":
             return {}
         figures = _figures(network) | {"threshold": self.threshold(epoch.index + 1), "alpha": self.controller.weight}
@@ -242,7 +242,7 @@ class Prunet(Method[PrunetSettings]):
         return figures
 
     def _found(self, network: LayeredSupernet) -> Choice:
-        """Of each layer the most probable block, of each Prunode the preferred candidate."""
+        """Return the most probable block of each layer at the preferred width of its Prunode."""
         options, widths = {}, {}
         for layer, (_, mixed) in zip(self.space.layers, network.each(), strict=True):
             best = mixed.best
@@ -253,7 +253,7 @@ class Prunet(Method[PrunetSettings]):
         return Choice(options=options, widths=widths)
 
     def _fitted(self, choice: Choice) -> Choice:
-        """A network within the budget; the found one where no budget binds."""
+        """Return a network within the budget; the given one if no budget binds."""
         if not self.limited and self.problem.budget.holds(self.model.price(choice)):
             return choice
         return layer_fit.fit(self.space, choice, self.problem.block_prices(), self.problem.budget)
@@ -265,11 +265,11 @@ class Prunet(Method[PrunetSettings]):
         return self.chosen
 
     def state(self) -> dict[str, Any]:
-        """The network, what is left of each layer with its masks, and alpha."""
+        """The chosen network, the remaining candidates and masks of each layer, and alpha."""
         return {"chosen": msgspec.to_builtins(self.chosen), "layers": msgspec.to_builtins(self.layers), "alpha": self.controller.weight}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with them."""
+        """Restore a `state`."""
         self.chosen, self.controller.weight = msgspec.convert(state["chosen"], Choice), state["alpha"]
         self.layers = msgspec.convert(state["layers"], dict[str, LayerState])
 
@@ -279,12 +279,12 @@ def _rmsprop(groups: list[dict[str, Any]], lr: float, momentum: float) -> Optimi
 
 
 def _cosine(steps: int, done: int, epochs: int) -> Callable[[int], float]:
-    """Half a cosine over so many epochs of so many steps, from behind those that are done."""
+    """Return a factor that follows half a cosine over `epochs` of `steps` each, starting after `done` epochs."""
     return lambda step: schedule.cosine(step + done * steps, epochs * steps, 0)
 
 
 def _figures(network: LayeredSupernet) -> dict[str, float]:
-    """Before blocks are removed: probabilities, masks, and how much the supernet is."""
+    """Return probabilities, masks and the size of the supernet, before blocks are removed."""
     found: dict[str, float] = {}
     for name, layer in network.each():
         if len(layer.candidates) > 1:
@@ -298,7 +298,7 @@ def _figures(network: LayeredSupernet) -> dict[str, float]:
 
 
 def _restricted(space: Layered, settings: PrunetSettings) -> Layered:
-    """The space without what is not pruned: widths at their largest, layers that cannot be skipped."""
+    """Return the space without disabled prunings: with only the largest widths, and with layers that cannot be skipped."""
 
     def restricted(layer: StochasticLayer) -> StochasticLayer:
         options = layer.options
@@ -310,7 +310,7 @@ def _restricted(space: Layered, settings: PrunetSettings) -> Layered:
 
 
 def _proxy(settings: PrunetSettings, task: Task) -> Task:
-    """What the supernet is trained on: some classes, drawn alike whatever the seed, so that searches can share a warm-up."""
+    """Return the supernet's task: some classes, drawn independently of the seed, so that searches can share a warm-up."""
     share = settings.proxy_classes
     if share == 1:
         return task
@@ -325,10 +325,10 @@ def _proxy(settings: PrunetSettings, task: Task) -> Task:
 
 
 def _require_sound(space: Layered, settings: PrunetSettings) -> None:
-    """Check that the layers can be mixed, and that the first threshold leaves blocks.
+    """Require that the blocks of each layer can be mixed, and that some survive the first threshold.
 
     Raises:
-        SearchError: names the layer.
+        SearchError: they cannot, or none survives; names the layer.
     """
     for layer in space.layers:
         shapes = {(option.spec.width("c_in"), ops.output_shape(option.spec)) for option in layer.options}
@@ -352,7 +352,7 @@ def _require_sound(space: Layered, settings: PrunetSettings) -> None:
 
 
 def _inherit(network: nn.Module, supernet: LayeredSupernet, choice: Choice) -> None:
-    """Give a found network what the supernet has learned of its blocks: of each tensor the first channels. Other blocks stay new."""
+    """Copy the first channels of the supernet's weights to the found network's blocks; blocks that the supernet lacks keep theirs."""
     for name, layer in supernet.each():
         option = choice.options.get(name, layer.candidates[0])
         if option == SKIP or option not in layer.blocks:

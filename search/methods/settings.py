@@ -1,4 +1,4 @@
-"""What can be set of each method. A field is a flag of `lathe search METHOD`, and its docstring the help of it. Needs no torch."""
+"""Settings of each method. Each field is a flag of `lathe search METHOD`, with its docstring as help. Needs no torch."""
 
 import math
 from typing import Any, ClassVar, Literal, TypeVar
@@ -17,67 +17,67 @@ Precision = Literal["fp32", "bf16", "fp16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 
 UNPRUNED = "unpruned"
-"""The teacher that every method with such a network has."""
+"""The teacher of every method that trains an unpruned network."""
 
 MANY_IMAGES = 10_000
 """Training images above which `recipe` chooses fewer, longer epochs."""
 
 PRUNET_TRAVEL = 26.0
-"""Rate of PRUNET's theta times steps that train it, in long searches: at the paper's 0.1, noise decides when there are many more steps.
-As far, at least, the logarithm of alpha can move, in short searches."""
+"""Learning rate of PRUNET's theta times its number of steps in long searches; with many more steps at the paper's 0.1, noise decides.
+In short searches, the logarithm of alpha can move at least this far."""
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every method has: how networks are trained. Another default is a field of the same name in the method's own settings.
+    """Settings common to all methods: how networks are trained. A method's own settings override defaults by a field of the same name.
 
     Attributes:
-        name: of the method, as the command line has it.
+        name: name of the method on the command line.
     """
 
     name: ClassVar[str]
     needs_budget: ClassVar[bool] = True
-    """False: without a budget every network of the space is within it"""
+    """False: without a budget, every network of the space is allowed"""
 
     seed: int = 0
-    """seed of everything that is random"""
+    """seed of all random numbers"""
     batch: int = 64
-    """images a step, of all devices together"""
+    """images per step, over all devices"""
     lr: float = 0.05
     """learning rate of the weights"""
     momentum: float = 0.875
-    """of the weights' gradients"""
+    """momentum of the weights' gradients"""
     weight_decay: float = 5e-4
-    """of weights only: neither norms and biases nor what decides the search are decayed"""
+    """weight decay; norms, biases and the parameters that decide the search are not decayed"""
     label_smoothing: float = 0.1
     """share of the target that is spread over all classes"""
     schedule: Schedule = "cosine"
-    """learning rate of a phase: down to 0 by half a cosine, or exponential: times --lr-decay every --lr-decay-epochs"""
+    """learning rate of a phase: cosine (half a cosine down to 0) or exponential (times --lr-decay every --lr-decay-epochs)"""
     lr_decay: float = 0.97
     """factor of the exponential schedule"""
     lr_decay_epochs: float = 2.4
-    """epochs between two of its steps"""
+    """epochs between two steps of the exponential schedule"""
     augment: str = "auto"
-    """auto (what the data comes with), none, or of crop:PIXELS,resized-crop:SHARE,flip,randaugment:MAGNITUDE,cutout:PIXELS some"""
+    """auto (the data's default), none, or a selection of crop:PIXELS,resized-crop:SHARE,flip,randaugment:MAGNITUDE,cutout:PIXELS"""
     ema: float = 0.0
-    """decay of an average of the weights, such as 0.9999, which is evaluated and shipped in their place; 0: none"""
+    """decay of a moving average of the weights, such as 0.9999, which is evaluated and shipped instead of them; 0: none"""
     drop_path: float = 0.0
-    """probability with which the last residual branch is left out in training, earlier ones in proportion (stochastic depth)"""
+    """probability of dropping the last residual branch in training, lower for earlier ones in proportion (stochastic depth)"""
     distill: Distillation = "none"
-    """match a teacher when the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
+    """match a teacher while the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
     teacher: str = UNPRUNED
-    """what it matches: unpruned (the network that the search starts from), or the directory of a finished run"""
+    """the teacher: unpruned (the network that the search starts from), or the directory of a finished run"""
     distill_weight: float = 0.9
-    """of the labels; what is left to 1 is that of the match"""
+    """weight of the labels' loss; the rest to 1 is the weight of the match"""
     temperature: float = 4.0
-    """T, which divides the logits of both"""
+    """temperature T, which divides the logits of both networks"""
     retrain: Literal["finetune", "scratch"] = "finetune"
-    """train the chosen network on from its weights, or from new ones"""
+    """train the chosen network from its weights (finetune) or from new ones (scratch)"""
     train_precision: Precision = "fp32"
-    """of forward and backward pass: fp32, or mixed with bf16 or (on a GPU) fp16"""
+    """precision of forward and backward pass: fp32, or mixed with bf16 or (on a GPU) fp16"""
     memory_format: MemoryFormat = "channels_last"
-    """of images and weights of convolutions"""
+    """memory format of images and convolution weights"""
     devices: int = 1
-    """GPUs, or processes on the CPU, that share every batch"""
+    """number of GPUs, or of CPU processes, that share every batch"""
 
     def __post_init__(self) -> None:
         self.require_range("seed", 0, 2**63 - 1)
@@ -97,11 +97,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def after_first_phase(cls) -> frozenset[str]:
-        """Names of settings that the first phase does not depend on: runs that differ in these alone can share it."""
+        """Return the names of settings that do not affect the first phase; runs that differ only in these can share it."""
         return frozenset()
 
     def require_range(self, name: str, low: float | int, high: float | int = 10**9) -> None:
-        """Check that a field is from `low` to `high`.
+        """Require that a field is from `low` to `high`.
 
         Raises:
             SearchError: it is not; names the flag.
@@ -111,7 +111,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise SearchError(f"--{name.replace('_', '-')} must be from {low} to {high}, found {value}")
 
     def require_positive(self, name: str) -> None:
-        """Check that a field is above 0 and finite.
+        """Require that a field is above 0 and finite.
 
         Raises:
             SearchError: it is not; names the flag.
@@ -122,20 +122,20 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class PruningSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What every method of widths has. The defaults suit a few thousand small images; `recipe` chooses by the data."""
+    """Settings common to all methods of widths. The defaults suit a few thousand small images; `recipe` adapts them to the data."""
 
     pretrain_epochs: int = 10
-    """epochs of the unpruned network before the search; 0: start from its weights as they are"""
+    """epochs of the unpruned network before the search; 0: start from its given weights"""
     search_epochs: int = 10
     """epochs of the search, at the full learning rate"""
     finetune_epochs: int = 10
-    """epochs of the chosen widths, by --schedule"""
+    """epochs of the chosen network, by --schedule"""
     min_channels: int = 8
-    """channels that every layer keeps at least"""
+    """minimum number of channels of every layer"""
     channel_multiple: int = 8
-    """shipped widths are multiples of it, or the full width; 1: any width that the table can price"""
+    """shipped widths are multiples of this, or the full width; 1: any width that the table can price"""
     exclude: str = ""
-    """what stays whole: layers, modules or patterns such as block0,layer4.*, separated by commas"""
+    """layers and modules that are not pruned: names or patterns such as block0,layer4.*, separated by commas"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -145,7 +145,7 @@ class PruningSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
 
     @classmethod
     def after_first_phase(cls) -> frozenset[str]:
-        """All that the unpruned network's training does not have."""
+        """Return all settings that do not affect the training of the unpruned network."""
         return frozenset(cls.__struct_fields__) - frozenset(Settings.__struct_fields__) - {"pretrain_epochs"}
 
     @property
@@ -155,22 +155,22 @@ class PruningSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class PasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Pruning-as-Search: a 0 or 1 for every channel is learned together with the weights, then what is left is fine-tuned."""
+    """Pruning-as-Search: a 0 or 1 for every channel is learned together with the weights, then the remaining network is fine-tuned."""
 
     name = "pas"
 
     policy_lr: float = 0.5
     """learning rate of the indicators"""
     bounded: bool = True
-    """keep indicators within 0 and 1, so that what was decided long ago can soon be decided otherwise; the paper does not"""
+    """keep indicators between 0 and 1, so that old decisions can be reversed quickly; the paper does not"""
     beta: float = 0.1
     """weight of the penalty at the start of the search; the controller adapts it"""
     beta_rate: float = 0.05
-    """how fast it does, as an exponent a step at a relative error of 1"""
+    """rate of that adaptation, as an exponent per step at a relative error of 1"""
     cost: Literal["latency", "macs"] = "latency"
-    """what the penalty counts: microseconds of the table, or multiply-accumulates; the budget is the same either way"""
+    """unit of the penalty: the table's microseconds, or multiply-accumulates; the budget is the same either way"""
     regulariser: Literal["relative", "paper"] = "relative"
-    """form of the penalty: (cost / target - 1)^2, or the paper's in squared GMACs (with --cost macs)"""
+    """form of the penalty: relative, (cost / target - 1)^2, or the paper's in squared GMACs (with --cost macs)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,24 +181,24 @@ class PasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class UniformSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Baseline: the same share of every group's channels is kept, those of the largest filters; pruned once, before the search's epochs."""
+    """Baseline: keep the same share of every group's channels, those with the largest filters; pruned once, before the search's epochs."""
 
     name = "uniform"
 
 
 class MagnitudeSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Baseline: channels of small filters go, by one threshold for all groups; pruned once, before the search's epochs."""
+    """Baseline: remove channels with small filters, by one threshold for all groups; pruned once, before the search's epochs."""
 
     name = "magnitude"
 
 
 class SlimmingSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Baseline: network slimming; an L1 penalty on the scales of norms during the search, then channels of small scales go."""
+    """Baseline: network slimming; an L1 penalty on the norms' scales during the search, then channels with small scales are removed."""
 
     name = "slimming"
 
     slimming: float = 1e-3
-    """weight of the L1 norm of the norms' scales; Liu et al. 2017 have 1e-4 over ten times as many epochs"""
+    """weight of the L1 penalty on the norms' scales; Liu et al. 2017 use 1e-4 over ten times as many epochs"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -206,14 +206,14 @@ class SlimmingSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknow
 
 
 class TableSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The table alone: the most important channels that fit the budget, by a mixed-integer program; pruned before the search's epochs."""
+    """Table alone: keep the most important channels within the budget, by a mixed-integer program; pruned before the search's epochs."""
 
     name = "table"
 
     score: Literal["taylor", "magnitude", "slimming"] = "taylor"
-    """what a channel is worth: taylor (the change of the loss without it), magnitude (of its filters) or slimming (scales of its norms)"""
+    """importance of a channel: taylor (change of the loss without it), magnitude (of its filters) or slimming (scales of its norms)"""
     score_images: int = 2048
-    """training images that taylor looks at"""
+    """number of training images for taylor"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -221,7 +221,7 @@ class TableSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """VP-DARTS: the operation of each edge whose removal hurts the validated supernet most stays; then its cell is trained from scratch."""
+    """VP-DARTS: keep the operation of each edge whose removal hurts the supernet's validation most, then train the cell from scratch."""
 
     name = "vp-darts"
     needs_budget = False
@@ -240,69 +240,69 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
         "batch": 64,
         "lr": 0.025,
     }
-    """As printed; batch and learning rate, which are not, as of NAS-Bench-201's own searches."""
+    """As printed; batch and learning rate, which are not printed, are those of NAS-Bench-201's own searches."""
 
     batch: int = 100
-    """images a step, of all devices together"""
+    """images per step, over all devices"""
     lr: float = 0.1
     """learning rate of the weights"""
     momentum: float = 0.9
-    """of the weights' gradients, Nesterov's"""
+    """Nesterov momentum of the weights' gradients"""
     label_smoothing: float = 0.0
     """share of the target that is spread over all classes"""
     clip: float = 5.0
-    """largest norm of the weights' gradient in the supernet"""
+    """maximum norm of the gradient of the supernet's weights"""
     warmup_epochs: int = 10
-    """epochs of the supernet's weights alone"""
+    """epochs of only the supernet's weights"""
     prune_epochs: int = 8
-    """epochs of weights and alphas, before each of which every operation is validated"""
+    """epochs of weights and alphas; every operation is validated before each"""
     train_epochs: int = 20
     """epochs of the found cell, from new weights, by --schedule"""
     variant: Literal["adjustable", "fixed", "hard", "progressive", "darts", "random"] = "adjustable"
-    """pruning is soft with K = epoch (adjustable) or K = max_epoch (fixed), hard at once, or hard from 5 to 3 to 2 operations;
-    darts: softmax, nothing validated; random: cells drawn at random and trained one after the other for as many epochs"""
+    """soft pruning with K = epoch (adjustable) or K = max_epoch (fixed), hard at once, or hard from 5 to 3 to 2 operations (progressive);
+    darts: softmax, no validation; random: cells drawn at random, each trained in turn, for as many epochs in all"""
     criterion: Literal["validation", "alpha"] = "validation"
-    """what an operation is worth: how much its removal hurts, or its alpha"""
+    """importance of an operation: how much its removal hurts validation, or its alpha"""
     importance: Literal["auto", "loss", "accuracy"] = "auto"
-    """how removal hurts: auto is loss below 5,000 validation images, and accuracy with loss as tie-break above; accuracy is the paper's"""
+    """measure of a removal: auto is loss below 5,000 validation images, else accuracy with loss as tie-break; accuracy is the paper's"""
     validation_share: float = 1 / 3
-    """of the training images, which validate and are not trained on"""
+    """share of the training images that are held out for validation"""
     subset: float = 0.3
-    """share of the validation images that an epoch looks at, drawn anew"""
+    """share of the validation images per epoch, drawn anew"""
     final_subset: float = 0.6
-    """the same for the last look"""
+    """the same for the last validation"""
     looks: Literal["all", "last"] = "all"
-    """by what the final cell is chosen: the mean of all looks at the removals, or the last one (the paper's)"""
+    """choose the final cell by the mean of all validations of the removals, or by the last one (the paper's)"""
     prune_images: float = 0.5
-    """share of the trained images that a pruning epoch shows, drawn anew"""
+    """share of the images trained on in a pruning epoch, drawn anew"""
     alpha: float = 0.2
-    """of every operation at the start"""
+    """initial alpha of every operation"""
     alpha_lr: float = 5e-3
     """Adam's learning rate of the alphas"""
     split: Literal["one-level", "alternating"] = "one-level"
-    """alphas are trained with the weights, or in turns on the validation images"""
+    """train alphas together with the weights (one-level), or in turns with them on the validation images (alternating)"""
     alpha_0: Literal["current", "initial"] = "current"
-    """what Eq. 2 shrinks: the value at the start of the epoch, or the one of the first"""
+    """the alpha that Eq. 2 shrinks: the value at the start of the epoch (current) or of the search (initial)"""
     first_k: Literal[0, 1] = 1
-    """K of the first pruning epoch under adjustable K"""
+    """K of the first pruning epoch if K is adjustable"""
     removal: Literal["edge", "cell"] = "edge"
-    """an operation is removed from all cells at once, or from one after the other, of which the mean counts"""
+    """remove an operation from all cells at once (edge), or from one cell at a time and take the mean (cell)"""
     zeroize: Literal["candidate", "never"] = "candidate"
-    """whether none can be what stays"""
+    """whether the operation none can be chosen"""
     norms: Literal["batch", "running"] = "batch"
-    """statistics of the norms while operations are validated"""
+    """statistics that norms use while operations are validated"""
     negative_alphas: bool = True
-    """whether an alpha may fall below 0"""
+    """whether alphas may be negative"""
     skip_dropout: float = 0.2
-    """dropout behind skip in the warm-up"""
+    """dropout after skip during the warm-up"""
     prune_dropout: float = 0.0
-    """the same while pruning"""
+    """dropout after skip during pruning"""
     latency_weight: float = 0.1
-    """weight of the expected cost in the loss at the start, where the largest cell is over the budget (an extension: the paper has none)"""
+    """initial weight of the expected cost in the loss, if the largest cell exceeds the budget (an extension of the paper)"""
     latency_rate: float = 0.05
-    """how fast that weight adapts, as an exponent a step at a relative error of 1"""
+    """rate at which that weight adapts, as an exponent per step at a relative error of 1"""
     random_epochs: int = 3
-    """variant random: epochs of each cell"""
+    """epochs per cell of the variant random"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -321,7 +321,7 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """PRUNET: a supernet of blocks loses widths, blocks and layers while it is trained; what is left is then trained from scratch."""
+    """PRUNET: prune widths, blocks and layers of a supernet while it trains, then train the remaining network from scratch."""
 
     name = "prunet"
     needs_budget = False
@@ -346,72 +346,72 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
         "prunode": "paper",
         "last_norm": "each",
     }
-    """As printed; the other numbers of the paper are the defaults. alpha, lam and phi, of which it tries several, and tau, which it does
-    not say, are the defaults too; the optimizer of the training is that of GPUNet."""
+    """As printed; the paper's other numbers are the defaults. So are alpha, lam and phi, for which the paper has several values, and tau,
+    which it does not give; the optimizer of the final training is GPUNet's."""
 
     label_smoothing: float = 0.1
-    """share of the target that is spread over all classes, when the found network is trained; the search has none"""
+    """share of the target that is spread over all classes while the found network is trained; the search has no label smoothing"""
     retrain: Literal["finetune", "scratch"] = "scratch"
-    """train the found network from new weights, or on from those of the supernet"""
+    """train the found network from new weights (scratch) or from those of the supernet (finetune)"""
     optimizer: Literal["sgd", "rmsprop"] = "sgd"
-    """of the found network's training"""
+    """optimizer of the found network"""
     warmup_epochs: int = 10
-    """epochs of the supernet's weights alone; --baseline starts from those of another run"""
+    """epochs of only the supernet's weights; --baseline starts from those of another run"""
     search_epochs: int = 20
-    """epochs of weights and architecture weights, at the end of each of which blocks are removed"""
+    """epochs of weights and architecture weights; blocks are removed after each"""
     train_epochs: int = 20
     """epochs of the found network, by --schedule"""
     search_batch: int = 64
-    """images a step of the supernet, of all devices together"""
+    """images per step of the supernet, over all devices"""
     search_lr: float = 0.002
-    """RMSprop's learning rate of the supernet's weights, down to 0 by half a cosine over warm-up and search"""
+    """RMSprop's learning rate of the supernet's weights, half a cosine down to 0 over warm-up and search"""
     search_weight_decay: float = 1e-5
-    """of the supernet's weights"""
+    """weight decay of the supernet's weights"""
     theta_lr: float = 0.1
-    """Adam's learning rate of the blocks' architecture weights, down to 0 by half a cosine; the recipe auto lowers it in long searches, to
-    no less than 0.01, which decides later and more surely"""
+    """Adam's learning rate of the blocks' architecture weights, half a cosine down to 0; the recipe auto lowers it in long searches, to at
+    least 0.01, so that decisions fall later and are more reliable"""
     width_lr: float = 0.1
-    """the same of the Prunodes' weights"""
+    """Adam's learning rate of the Prunodes' weights, half a cosine down to 0"""
     theta_images: float = 0.2
-    """share of the images of an epoch that train the architecture weights; the others train the weights"""
+    """share of an epoch's images that train the architecture weights; the others train the weights"""
     proxy_classes: float = 1.0
-    """share of the classes that the supernet is trained on, chosen at random; the paper has 0.1"""
+    """share of the classes, chosen at random, on which the supernet is trained; the paper's is 0.1"""
     alpha: float = 1.0
-    """weight of the latency in the loss, alpha * ln(latency in microseconds) ** beta; where a budget binds, the start of it"""
+    """weight of the latency in the loss, alpha * ln(latency in microseconds) ** beta; its initial value if a budget binds"""
     alpha_rate: float = 0.02
-    """where a budget binds: how fast alpha adapts, as an exponent a step at a relative error of 1; the recipe auto raises it in short
+    """rate at which alpha adapts if a budget binds, as an exponent per step at a relative error of 1; the recipe auto raises it in short
     searches"""
     beta: float = 0.6
     """exponent of the logarithm of the latency"""
     tau: float = 1.0
     """temperature of the Gumbel softmaxes"""
     threshold: Literal["linear", "constant"] = "linear"
-    """blocks that are less probable are removed: from --t-initial to --t-final over the epochs, or --t-initial throughout"""
+    """probability below which blocks are removed: from --t-initial to --t-final over the epochs (linear), or always --t-initial"""
     t_initial: float = 0.15
-    """first threshold; at most 1 over the number of blocks of a layer, or all would be below it"""
+    """first threshold; at most 1 / (number of blocks of a layer), otherwise all blocks would be below it"""
     t_final: float = 0.55
-    """last threshold; from 0.5, so that one block is left of each layer"""
+    """last threshold; at least 0.5, so that each layer keeps a single block"""
     phi: float = 1.1
-    """factor on the output of a block that skips, until one of the last two blocks of its layer is removed"""
+    """factor on the output of a skip block until one of the last two blocks of its layer is removed"""
     lam: float = 0.55
-    """lambda, factor on the output of its competitor; the paper has 0.4, 0.55 and 0.85: the lower, the more layers stay"""
+    """lambda, factor on the output of the skip block's competitor; the paper has 0.4, 0.55 and 0.85; lower values keep more layers"""
     prunode: Literal["scaled", "paper"] = "scaled"
-    """how masks move: by Algorithm 1 with its corner case repaired, its updates scaled by the distance of the masks and an Adam that
-    forgets fast, or as printed"""
+    """how masks move: as printed in Algorithm 1 (paper), or with its corner case fixed, its updates scaled by the distance between the
+    masks and an Adam that forgets fast (scaled)"""
     last_norm: Literal["shared", "each"] = "shared"
-    """the two candidates of a Prunode are added before the last norm, or each is normalised by itself, which takes more time and memory"""
+    """add the two candidates of a Prunode before the last norm (shared), or normalise each separately (each; more time and memory)"""
     prune_widths: bool = True
-    """False: hidden widths stay at their largest"""
+    """False: all hidden widths stay at their largest"""
     prune_blocks: bool = True
-    """False: no block is removed, and the most probable ones are taken at the end"""
+    """False: no block is removed during the search, and the most probable ones are taken at its end"""
     prune_layers: bool = True
     """False: no layer is skipped"""
     recompute: bool = False
-    """compute what is inside of the supernet's blocks again in the backward pass instead of keeping it: less memory, more time"""
+    """recompute activations inside the supernet's blocks in the backward pass instead of storing them: less memory, more time"""
 
     @classmethod
     def after_first_phase(cls) -> frozenset[str]:
-        """Those of what decides and of the found network's training; the warm-up is one for all alpha and lambda (Appendix A.2)."""
+        """Return the settings of the search's decisions and of the final training; all alpha and lambda share a warm-up (Appendix A.2)."""
         theta = {"theta_lr", "width_lr", "theta_images", "threshold", "t_initial", "t_final"}
         return frozenset({"alpha", "alpha_rate", "beta", "phi", "lam", "train_epochs", "optimizer", "retrain"} | theta)
 
@@ -436,7 +436,7 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """TAS: distributions over widths and depths are learned with a network of sampled sizes; the found one learns from the unpruned one."""
+    """TAS: learn distributions over widths and depths with a network of sampled sizes; the found one is distilled from the unpruned one."""
 
     name = "tas"
     paper: ClassVar[dict[str, Any]] = {
@@ -475,64 +475,66 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
         "entropy": 0.0,
         "derive": "argmax",
     }
-    """As printed, for CIFAR. For ImageNet it has 120 epochs of each, a weight decay of 1e-4 and a distill weight of 0.5."""
+    """As printed for CIFAR. For ImageNet, the paper has 120 epochs per phase, a weight decay of 1e-4 and a distill weight of 0.5."""
 
     lr: float = 0.1
     """learning rate of the weights"""
     momentum: float = 0.9
-    """of the weights' gradients"""
+    """momentum of the weights' gradients"""
     label_smoothing: float = 0.0
     """share of the target that is spread over all classes"""
     distill: Distillation = "tas"
-    """match a teacher when the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
+    """match a teacher while the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
     retrain: Literal["scratch", "init", "finetune"] = "scratch"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """train the chosen network from new weights, from the first channels of the unpruned network (init), or from those of the search"""
+    """train the chosen network from new weights (scratch), from the first channels of the unpruned network (init), or from the search's
+    weights (finetune)"""
     min_channels: int = 1
-    """channels that every layer keeps at least"""
+    """minimum number of channels of every layer"""
     start: Literal["unpruned", "scratch"] = "unpruned"
-    """the search starts from the weights of the unpruned network, or from new ones"""
+    """start the search from the weights of the unpruned network, or from new ones (scratch)"""
     searched: Literal["auto", "both", "widths", "depths"] = "auto"
-    """what is searched; auto: both where the space has stages that can lose blocks, such as resnet20/widths, and widths elsewhere"""
+    """the sizes to search; auto: both if the space has stages that can lose blocks, such as resnet20/widths, otherwise widths"""
     depth_options: Literal["all", "odd"] = "all"
-    """depths of a stage: 1, 2, 3, ... blocks, or 1, 3, 5, ... and all"""
+    """depths of a stage: 1, 2, 3, ... blocks (all), or 1, 3, 5, ... and the full depth (odd)"""
     samples: int = 2
-    """widths of a layer that a step samples, |I|"""
+    """number of widths of each layer that a step samples, |I|"""
     weights: Literal["sample", "mixture"] = "sample"
-    """of the sizes in a step: sampled with Gumbel noise, or all of them mixed by their probabilities"""
+    """weights of the sizes in a step: sampled with Gumbel noise, or the probabilities of all sizes (mixture)"""
     interpolate: bool = True
-    """align sampled widths by channel-wise interpolation; otherwise by zeros"""
+    """align sampled widths by channel-wise interpolation; False: by zero padding"""
     norms: Literal["shared", "each"] = "shared"
-    """of sampled widths: slices of one norm, at the cost of one width, or a norm for each width, as the paper has it"""
+    """norms of sampled widths: slices of one norm, at the cost of one width (shared), or one norm per width, as in the paper (each)"""
     architecture_lr: float = 0.01
-    """Adam's learning rate of the distributions, constant; the recipe auto raises it in short searches, the paper has 0.001"""
+    """Adam's constant learning rate of the distributions; the recipe auto raises it in short searches; the paper's is 0.001"""
     architecture_weight_decay: float = 0.0
-    """of the distributions' logits"""
+    """weight decay of the distributions' logits"""
     tau_schedule: Literal["linear", "cosine"] = "linear"
-    """how the temperature falls"""
+    """schedule by which the temperature falls"""
     tau: float = 10.0
-    """temperature at the start; the authors' code has 5, with a cosine"""
+    """initial temperature; the authors' code has 5, with a cosine schedule"""
     tau_final: float = 0.1
-    """temperature at the end"""
+    """final temperature"""
     validation_share: float = 0.5
-    """of the training images, which train the distributions and not the weights"""
+    """share of the training images that train the distributions instead of the weights"""
     cost: Literal["latency", "macs"] = "latency"
-    """what the penalty counts: microseconds of the table, or multiply-accumulates; the budget is the same either way"""
+    """unit of the penalty: the table's microseconds, or multiply-accumulates; the budget is the same either way"""
     penalty: Literal["controlled", "banded", "paper"] = "controlled"
-    """controlled: the squared log of the expected cost over an aim, which the cost of the most probable network moves until it meets the
-    target; banded: the log of expected cost over target, by sign, outside of the tolerance; paper: the same gradient, with the log of
-    the expected cost alone (Eq. 8)"""
+    """controlled: squared log of expected cost over an aim, which is adapted until the most probable network's cost meets the target;
+    banded: signed log of expected cost over target outside the tolerance; paper: the same gradient, but the log of the expected cost
+    alone (Eq. 8)"""
     cost_weight: float = 2.0
-    """lambda_cost, weight of the penalty; 0: sizes are not constrained"""
+    """lambda_cost, weight of the penalty; 0: no penalty"""
     aim_rate: float = 0.05
-    """how fast the aim moves, as an exponent a step at a relative error of 1"""
+    """rate at which the aim adapts, as an exponent per step at a relative error of 1"""
     tolerance: float = 0.05
-    """t, relative distance to the target within which the penalty rests, and the found network is where its options allow it"""
+    """t, relative distance to the target within which there is no penalty; the found network is within it too, if its options allow"""
     entropy: float = 1.0
-    """weight of the distributions' mean entropy, to which it grows with the square of the progress: of depths by half of the search, of
-    widths by its end, and only while the cost is at the target; in the last epochs of a controlled search, of minus the log of the
-    probability of the network that would be found"""
+    """final weight of the distributions' mean entropy, which grows with the square of the progress: for depths until half of the search,
+    for widths until its end and only while the cost is at the target; in the last epochs of a controlled search, weight of the negative
+    log probability of the network that would be found"""
     derive: Literal["fit", "argmax"] = "fit"
-    """the found network: the most probable one within the budget, by a mixed-integer program, or the most probable size of each part"""
+    """the found network: the most probable one within the budget, by a mixed-integer program (fit), or the most probable size of each part
+    (argmax)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -546,21 +548,21 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -> P:
-    """Settings that suit a data set, or those of the method's paper; of a baseline, those of the Pruning-as-Search paper.
+    """Return settings for a data set, or those of the method's paper; for baselines, those of the Pruning-as-Search paper.
 
-    `auto`: the defaults for up to 10,000 training images, fewer but longer epochs' worth of search for more. `paper` (Li et al. 2022,
-    Section 5.1): from a trained network, at a learning rate that is rewound to 0.4, 10 epochs of search; then 50 of cosine annealing with
-    frozen indicators; widths of any number of channels; ImageNet's standard augmentation. One optimizer has all, so the indicators have
-    that rate too, and no bounds. Without a trained network to start from it trains one for 120 epochs, as the authors of RepVGG did.
+    `auto`: the defaults for up to 10,000 training images; for more, a search of fewer but longer epochs. `paper` (Li et al. 2022, Section
+    5.1): 10 epochs of search from a trained network at a learning rate rewound to 0.4, then 50 epochs of cosine annealing with frozen
+    indicators; any number of channels; ImageNet's standard augmentation. A single optimizer trains all parameters, so the indicators have
+    the same rate, and no bounds. If no trained network is given, one is trained for 120 epochs, as by the authors of RepVGG.
 
     Args:
-        kind: of settings; what it has not of a recipe is left out.
+        kind: class of settings; fields of a recipe that it lacks are ignored.
         images: number of training images.
-        name: of the recipe.
-        given: fields that are chosen already.
+        name: name of the recipe.
+        given: fields that are already chosen.
 
     Raises:
-        SearchError: a setting that makes no sense.
+        SearchError: a setting is invalid.
     """
     if issubclass(kind, TasSettings) and name == "auto":
         given = {"architecture_lr": _architecture_lr(kind(**given), images)} | given
@@ -577,15 +579,15 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
 
 
 def _architecture_lr(settings: TasSettings, images: int) -> float:
-    """Of short searches, a rate by which a logit can move by 8 in all of the steps."""
+    """Return the learning rate, raised in short searches so that a logit can move by 8 over all steps."""
     steps = settings.search_epochs * max(1, round(images * settings.validation_share) // settings.batch)
     return max(settings.architecture_lr, 8 / steps)
 
 
 def _prunet_rates(settings: PrunetSettings, images: int) -> dict[str, float]:
-    """Rates by which theta moves as far in long searches as in short ones, and alpha as far in short ones.
+    """Return rates that let theta move as far in long searches as in short ones, and alpha as far in short ones as in long ones.
 
-    Adam moves a weight by about its rate a step.
+    Adam moves a weight by about its rate per step.
     """
     steps = settings.search_epochs * max(1, round(images * settings.proxy_classes * settings.theta_images) // settings.search_batch)
     rate = PRUNET_TRAVEL / steps

@@ -1,17 +1,17 @@
-"""Transformable Architecture Search (Dong and Yang 2019): widths of layers and depths of stages by learned distributions.
+"""Transformable Architecture Search (Dong and Yang 2019): learned distributions over widths of layers and depths of stages.
 
-Each layer draws a few widths at every step, whose outputs are interpolated to the widest of them and added up with weights that carry the
-distribution's gradient; a stage mixes the outputs of all of its depths. Weights are trained on one half of the images and distributions
-on the other, in turns. The found network is then trained, by default from new weights with the unpruned network as its teacher.
+At every step, each layer draws a few widths; their outputs are interpolated to the widest and added with weights that carry the
+distribution's gradient. Each stage mixes the outputs of all its depths. Weights are trained on one half of the images and, in turns,
+distributions on the other. The found network is then trained, by default from new weights with the unpruned network as its teacher.
 
-What the paper leaves open, or what its cost term does not reach, is settled like this. Layers that are added up draw one width; in a space
-such as resnet20/free-widths each draws its own: the search adds up the channels that two widths share, as the authors' code does, and the
-found network has a 1x1 convolution on the shortcut. Eq. 8 looks at the most probable network, F, and moves the expected cost, E; between
-the two lies up to a fifth of the target while distributions are flat. So by default the expected cost follows an aim, which moves until F
-meets the target, and the entropy of the distributions is driven down (`penalty="banded"`, `"paper"`: Eq. 8; its value with log E and with
-log(E / R) differs, its gradient does not). One block more or less can be more than the tolerance, and F then changes sides for ever: so the
-last epochs no longer look at the cost and drive the distributions to the network that would be found as they begin. The most probable
-network may miss the budget by a channel: the found one has the most probable sizes within it, exactly (`derive="argmax"`: the paper's).
+What the paper leaves open, or its cost term does not reach, is settled as follows. Layers that are added draw a common width. In a space
+such as resnet20/free-widths each draws its own: the search adds the channels that two widths share, like the authors' code, and the found
+network has a 1x1 convolution on the shortcut. Eq. 8 compares the most probable network's cost, F, but moves the expected cost, E, and the
+two differ by up to a fifth of the target while distributions are flat. So by default E follows an aim, which is adapted until F meets the
+target, and the entropy of the distributions is minimised (`penalty="banded"` and `"paper"`: Eq. 8 with log(E / R) and with log E, which
+differ in value but not in gradient). A single block may cost more than the tolerance, so that F would cross the target for ever; the last
+epochs therefore ignore the cost and drive the distributions to the network that would be found at their start. The most probable network
+may miss the budget by a channel; the found one has exactly the most probable sizes within it (`derive="argmax"`: the paper's).
 """
 
 import contextlib
@@ -41,11 +41,11 @@ from search.spaces import Widths
 from search.train import Part
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-"""Widths that a layer draws from, as shares of its own (Section 4.1)."""
+"""Widths that a layer draws from, as shares of its full width (Section 4.1)."""
 BETAS = (0.5, 0.999)
-"""Of Adam on the distributions, as in the authors' code."""
+"""Adam's betas for the distributions, as in the authors' code."""
 DECIDED = 0.6
-"""Share of a controlled search after which the distributions are driven to the network that they would be resolved to."""
+"""Share of a controlled search after which the distributions are driven to the network derived from them."""
 
 
 class Tas(Narrowing[TasSettings]):
@@ -75,10 +75,10 @@ class Tas(Narrowing[TasSettings]):
         return self.settings.searched in ("both", "depths") or (self.settings.searched == "auto" and bool(self.space.stages))
 
     def width_choices(self) -> list[Widths]:
-        """Multiples of `channel_multiple` nearest to the shares of each group's width.
+        """Return the multiples of `channel_multiple` nearest to the shares of each group's width.
 
         Raises:
-            SearchError: there is nothing to choose, or not enough for a step to sample; names the layer.
+            SearchError: a layer has only one option, or fewer than a step samples; names the layer.
         """
         allowed = super().width_choices()
         if self._searches_widths:
@@ -89,14 +89,14 @@ class Tas(Narrowing[TasSettings]):
         return allowed
 
     def depth_choices(self) -> dict[str, Widths]:
-        """Of every stage the depths that it draws from, ascending; the full one is always one of them."""
+        """Return the depths that each stage draws from, ascending, including its full depth."""
         if not self._searches_depths:
             return {name: (depth,) for name, depth in self.space.full_depths().items()}
         step = 2 if self.settings.depth_options == "odd" else 1
         return {name: tuple(sorted({*range(1, depth, step), depth})) for name, depth in self.space.full_depths().items()}
 
     def smallest(self) -> Choice:
-        """The least width of every group and the least depth of every stage."""
+        """Return the network of the smallest width of every group and the smallest depth of every stage."""
         depths = {name: options[0] for name, options in self.depth_choices().items()}
         return self.space.choice([options[0] for options in self.choices], depths)
 
@@ -121,7 +121,7 @@ class Tas(Narrowing[TasSettings]):
     # Phases
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """Unpruned, then of sampled sizes, then the found one."""
+        """The unpruned network, then that of sampled sizes, then the found one."""
         if phase.unpruned:
             return trained or self.space.module()
         if phase.name == "search":
@@ -162,7 +162,7 @@ class Tas(Narrowing[TasSettings]):
         return SizedNetwork(network, widths, depths, self.problem.example, sampling, initial=initial)
 
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
-        """Of the weights, and in the search of the distributions."""
+        """Optimizers of the weights and, during the search, of the distributions."""
         if not isinstance(network, SizedNetwork):
             return super().optimizers(phase, network)
         settings = self.settings
@@ -171,7 +171,7 @@ class Tas(Narrowing[TasSettings]):
         return [self.optimizer(network.network), Adam([group], lr=settings.architecture_lr, betas=BETAS, weight_decay=decay)]
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """Weights on their images, and in turns with them distributions on the others; both are the same in every epoch."""
+        """Train weights on their images and, in turns, distributions on the others; the split is the same in every epoch."""
         if not isinstance(network, SizedNetwork):
             return super().parts(epoch, network, optimizers)
         settings, task, share = self.settings, self.problem.task, self.settings.validation_share
@@ -200,7 +200,7 @@ class Tas(Narrowing[TasSettings]):
         ]
 
     def tau(self, progress: float) -> float:
-        """Temperature after a share of the search."""
+        """Return the temperature after a share of the search."""
         settings = self.settings
         passed = progress if settings.tau_schedule == "linear" else 1 - schedule.cosine(round(progress * 10**6), 10**6, 0)
         return settings.tau + (settings.tau_final - settings.tau) * passed
@@ -208,13 +208,13 @@ class Tas(Narrowing[TasSettings]):
     # Cost
 
     def shares(self, network: SizedNetwork) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Probabilities of the widths of every group of the space, and of the depths of every stage, with gradient."""
+        """Return the probabilities of the widths of every group and of the depths of every stage, with gradient."""
         found = {part.name: sizes.shares() for part, sizes in network.width_sizes()}
         widths = [found.get(name, torch.ones(1)) for name, _ in self.space.groups]
         return widths, {stage.name: sizes.shares() for stage, sizes in network.depth_sizes()}
 
     def expected(self, network: SizedNetwork) -> Scalar:
-        """E: the mean cost of the networks that the distributions draw, in the unit of the penalty's cost."""
+        """Return E: the mean cost of networks drawn from the distributions, in the unit of the penalty's cost."""
         widths, depths = self.shares(network)
         options, present = self.depth_choices(), dict[Hashable, Scalar]()
         for condition in filter(None, set(self._conditions)):
@@ -223,19 +223,19 @@ class Tas(Narrowing[TasSettings]):
         return self.drawn.expected(widths, present)
 
     def most_probable(self, network: SizedNetwork) -> Choice:
-        """A: the most probable width of each group and depth of each stage."""
+        """Return A: the most probable width of each group and depth of each stage."""
         best = {part.name: sizes.best for part, sizes in network.width_sizes()}
         depths = {stage.name: sizes.best for stage, sizes in network.depth_sizes()}
         return self.space.choice([best.get(name, full) for name, full in self.space.groups], depths)
 
     def cost_of(self, choice: Choice) -> float:
-        """F: what one network costs, in the unit of the penalty's cost."""
+        """Return F: the cost of one network, in the unit of the penalty's cost."""
         if choice not in self._prices:
             self._prices[choice] = float(self.costs.price(choice).cost)
         return self._prices[choice]
 
     def penalty_of(self, network: SizedNetwork, progress: float) -> Scalar:
-        """The weighted cost term of Eq. 7, and the entropy's; once a network is decided on, how improbable that one is."""
+        """Return the weighted cost term of Eq. 7 plus the entropy term; once a network is decided on, its negative log probability."""
         settings, target = self.settings, self.controller.target.amount
         found = self.cost_of(self.most_probable(network))
         self._sides.append(int(math.copysign(abs(found - target) > 0, found - target)))
@@ -253,7 +253,7 @@ class Tas(Narrowing[TasSettings]):
         return settings.cost_weight * cost + settings.entropy * self._entropy(network, progress, rests=rests)
 
     def _entropy(self, network: SizedNetwork, progress: float, *, rests: bool) -> Scalar:
-        """What drives the distributions to one size each: depths first, whose steps in cost are coarse, then, at the target, widths."""
+        """Return the entropy term, which drives each distribution to one size: first depths, of coarse cost steps, then widths."""
         widths, depths = ([sizes.entropy() for _, sizes in found] for found in (network.width_sizes(), network.depth_sizes()))
         total = torch.zeros(())
         if depths:
@@ -263,7 +263,7 @@ class Tas(Narrowing[TasSettings]):
         return total
 
     def _log_probability(self, network: SizedNetwork, choice: Choice) -> Scalar:
-        """With which the distributions draw a network; groups of channels that it has not may be of any width."""
+        """Return the log probability of drawing a network; groups that it lacks may have any width."""
         widths = [(sizes, choice.widths[part.name]) for part, sizes in network.width_sizes() if part.name in choice.widths]
         depths = [(sizes, choice.depths[stage.name]) for stage, sizes in network.depth_sizes()]
         return torch.stack([sizes.logits.log_softmax(0)[sizes.options.index(size)] for sizes, size in (*widths, *depths)]).sum()
@@ -271,7 +271,7 @@ class Tas(Narrowing[TasSettings]):
     # The found network
 
     def derived(self, network: SizedNetwork) -> Choice:
-        """Of the networks within the budget that leave no more of it than the tolerance the most probable one."""
+        """Return the most probable network within the budget that leaves no more of it unused than the tolerance."""
         if self.settings.derive == "argmax":
             return self.most_probable(network)
         shares, depth_shares = self.shares(network)
@@ -280,7 +280,7 @@ class Tas(Narrowing[TasSettings]):
         space, prices = self.space.at_depths(depths), self.problem.block_prices()
         fit = partial(fitting.fit, space, self.choices, values, prices, self.problem.budget)
         found = fit()
-        for slack in (1.0, 0.5, 0.25):  # the program sees the upper ends of the blocks' intervals
+        for slack in (1.0, 0.5, 0.25):  # the program uses the upper ends of the blocks' intervals
             if self._price(found.widths, depths).cost >= self._least:
                 break
             with contextlib.suppress(SearchError):  # the options are too coarse
@@ -289,11 +289,11 @@ class Tas(Narrowing[TasSettings]):
 
     @property
     def _least(self) -> float:
-        """The cost at which a network leaves no more of the budget than the tolerance."""
+        """The lowest cost of a network that leaves no more of the budget unused than the tolerance."""
         return self.problem.target * (1 - self.settings.tolerance)
 
     def _depths_within(self, shares: Mapping[str, Tensor]) -> dict[str, int]:
-        """The most probable depths whose widths can meet the budget; where none can, those that leave the least of it."""
+        """Return the most probable depths whose widths can meet the budget, or, if none can, those that leave the least of it unused."""
         narrowest, widest = ([options[end] for options in self.choices] for end in (0, -1))
         nearest: tuple[float, dict[str, int]] = 0.0, {}
         for depths in self._depths_by_probability(shares):
@@ -319,23 +319,23 @@ class Tas(Narrowing[TasSettings]):
         self.widths, self.depths = self.space.widths(choice), choice.depths
 
     def price(self, widths: Widths) -> Price:
-        """What a network of these widths costs at the depths that the method has now, in the unit of the budget."""
+        """Return the price of the network of the given widths at the present depths, in the unit of the budget."""
         return self._price(widths, self.depths)
 
     def choice(self) -> Choice:
-        """The network that the method has now."""
+        """Return the present network."""
         return self.space.choice(self.widths, self.depths)
 
     def shippable(self) -> Choice:
-        """The same: every size that is drawn can ship."""
+        """Return the present network: every size that is drawn can ship."""
         return self.choice()
 
     def free_channels(self) -> dict[str, int]:
-        """Channels that cost nothing, of the groups that are there."""
+        """Return the number of channels that cost nothing, of each group in the present network."""
         return {name: count for name, count in super().free_channels().items() if name in self.choice().widths}
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
-        """Distributions, expected and most probable cost, and how often the latter crossed the target."""
+        """Return distributions, the expected cost, the most probable network's cost, and how often the latter crossed the target."""
         if not isinstance(network, SizedNetwork):
             return {}
         self._decide(self.most_probable(network))
@@ -355,17 +355,17 @@ class Tas(Narrowing[TasSettings]):
         return super().state() | {"depths": self.depths, "aim": self.controller.weight}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with them."""
+        """Restore a `state`."""
         super().restore(state)
         self.depths, self.controller.weight = dict(state["depths"]), state["aim"]
 
 
 def banded(expected: Scalar, found: float, tolerance: float) -> Scalar:
-    """The cost term of Eq. 8: the log of the expected cost above the band, minus it below, and 0 within it.
+    """Return the cost term of Eq. 8: log of the expected cost above the band, its negative below, and 0 within.
 
     Args:
-        expected: E, in any unit: its gradient is the same.
-        found: F / R, the most probable network's cost as a share of the target.
+        expected: E in any unit, which does not affect the gradient.
+        found: F / R, cost of the most probable network as a share of the target.
         tolerance: t, half the width of the band.
     """
     if found > 1 + tolerance:
@@ -374,6 +374,6 @@ def banded(expected: Scalar, found: float, tolerance: float) -> Scalar:
 
 
 def crossings(sides: Sequence[int]) -> int:
-    """How often a sequence of 1 and -1 changes its side; 0 is on neither."""
+    """Return the number of sign changes in a sequence of 1 and -1, ignoring 0."""
     only = [side for side in sides if side]
     return sum(one != other for one, other in itertools.pairwise(only))

@@ -1,13 +1,13 @@
-"""VP-DARTS: validated pruning differentiable architecture search, over cells.
+"""VP-DARTS: validated pruning differentiable architecture search over cells.
 
-A supernet runs every operation of every edge, weighted by raw alphas (Eq. 3). What an operation is worth is not its alpha but what the
-network loses on held-out images without it (Algorithm 1). So before each epoch every operation is removed alone and the rest is validated;
-all but the most important one of each edge are then pruned softly: their alphas shrink (Eq. 2) and may recover. After the last epoch each
-is removed once more, and of each edge the one whose removal hurts most stays: in the mean of all looks, or as printed in the last one.
+A supernet runs every operation of every edge, weighted by raw alphas (Eq. 3). The importance of an operation is not its alpha but the loss
+in quality on held-out images without it (Algorithm 1). So before each epoch, each operation is removed in turn and the rest is validated;
+all but the most important one of each edge are then pruned softly: their alphas shrink (Eq. 2) and may recover. After the last epoch, each
+is removed once more, and each edge keeps the one whose removal hurts most, in the mean of all looks or, as printed, in the last.
 
-What the paper leaves open is settled by the options of `VpDartsSettings`. Latency is an extension of ours: where the largest cell is over
-the budget, the expected cost of the alphas' shares is part of the loss, of operations that validate alike the faster one stays, and the
-final cell is the one of the highest total importance within the budget.
+The options of `VpDartsSettings` settle what the paper leaves open. Latency is our extension: if the largest cell exceeds the budget, the
+expected cost of the alphas' shares is part of the loss, the faster of operations that validate equally is kept, and the final cell is the
+one of highest total importance within the budget.
 """
 
 import contextlib
@@ -36,25 +36,25 @@ from search.train import Part, by_batch_statistics, evaluation, weight_groups
 
 VALIDATION_BATCH = 200
 FEW_IMAGES = 5_000
-"""Validation images below which accuracy is too coarse to rank operations by."""
+"""Number of validation images below which accuracy is too coarse to rank operations."""
 WORST, TIE = -1e6, 1e-9
-"""Score of an operation that is gone; what breaks a tie between two scores, less than what rounding moves."""
+"""Score of a removed operation; score difference that breaks ties, below the rounding of scores."""
 STAGED = (5, 3, 2)
-"""Operations of an edge in the three stages of progressive pruning."""
+"""Number of operations per edge in the three stages of progressive pruning."""
 
 Hurt = tuple[float, float]
-"""How much a removal hurts: what counts, then what breaks ties."""
+"""How much a removal hurts: the criterion, then the tie-break."""
 
 
 class VpDarts(Method[VpDartsSettings]):
-    """Warm-up of the weights; validated pruning; training of the cell that is left (Section 3).
+    """Warm-up of the weights; validated pruning; training of the remaining cell (Section 3).
 
     Args:
-        settings: of the method.
-        problem: over a space of cells.
+        settings: settings of the method.
+        problem: a problem over a space of cells.
 
     Raises:
-        SearchError: the space is not one of cells, images are too few, or no cell that connects its ends is within the budget.
+        SearchError: the space has no cells, there are too few images, or no cell that connects input to output is within the budget.
         CoverageError: the table does not cover the space.
     """
 
@@ -62,7 +62,7 @@ class VpDarts(Method[VpDartsSettings]):
         super().__init__(settings, problem)
         self.space = with_cells(problem.space, self.name)
         self.model = problem.model()
-        self.price = cache(self.model.price)  # the fit asks for many of the same cells after every epoch
+        self.price = cache(self.model.price)  # the fit prices many of the same cells after every epoch
         problem.require_reachable(self.space.smallest())
         self.limited = not problem.budget.holds(self.price(self.space.largest()))
         target = Budget.of(problem.target, self.model.unit)
@@ -102,7 +102,7 @@ class VpDarts(Method[VpDartsSettings]):
         return CellSupernet(self.space, alpha=start, weigh=weigh)
 
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
-        """Of the weights, and in the supernet of the alphas."""
+        """Optimizers of the weights and, in the supernet, of the alphas."""
         settings, weights = self.settings, [value for name, value in network.named_parameters() if name != "alpha"]
         groups = weight_groups(weights, lr=settings.lr, weight_decay=settings.weight_decay)
         found = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
@@ -116,7 +116,7 @@ class VpDarts(Method[VpDartsSettings]):
         return [found, alphas]
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """Weights on the trained images, and alphas with them or in turns on the validation images; before it, what the variant does."""
+        """Run the variant's pruning, then train weights on the training images, and alphas with them or on the validation images."""
         settings, task = self.settings, self.problem.task
         towards = task.training_loss(settings, epoch.teacher)
         if not isinstance(network, CellSupernet):
@@ -149,7 +149,7 @@ class VpDarts(Method[VpDartsSettings]):
         ]
 
     def _factor(self, epoch: Epoch, steps: int) -> Callable[[int], float]:
-        """One schedule over warm-up and pruning, and one over the training of the found cell; or over each random cell."""
+        """Return the learning-rate factor: one schedule over warm-up and pruning or each random cell, another over the final training."""
         settings, done, epochs = self.settings, epoch.index, epoch.phase.epochs
         if not epoch.phase.decides:
             done, epochs = self._index(epoch), settings.warmup_epochs + settings.prune_epochs
@@ -159,14 +159,14 @@ class VpDarts(Method[VpDartsSettings]):
         return lambda step: schedule.factor(settings, step + done * steps, epoch_steps=steps, epochs=epochs, warmup=warmup)
 
     def _index(self, epoch: Epoch) -> int:
-        """Of an epoch, from the start of the warm-up."""
+        """Return the index of an epoch from the start of the warm-up."""
         return epoch.index + (self.settings.warmup_epochs if epoch.phase.name == "prune" else 0)
 
     # Soft pruning
 
     @torch.no_grad()
     def _prune(self, epoch: Epoch, network: CellSupernet) -> None:
-        """Validate every operation; shrink the alphas of all but the most important one of each edge (Eq. 2), or remove them for good."""
+        """Validate every operation, then shrink the alphas of all but the most important one per edge (Eq. 2), or remove them for good."""
         settings, last = self.settings, epoch.phase.epochs
         if settings.variant in ("hard", "progressive"):
             before, left = self._left(epoch.index - 1, last), self._left(epoch.index, last)
@@ -183,7 +183,7 @@ class VpDarts(Method[VpDartsSettings]):
                 network.alpha[index, option] = start * (1 - k / last)
 
     def _left(self, index: int, epochs: int) -> int:
-        """Operations that hard pruning leaves on an edge in an epoch."""
+        """Return the number of operations that hard pruning leaves on an edge in an epoch."""
         if index < 0:
             return STAGED[0]
         return 1 if self.settings.variant == "hard" else STAGED[min(index * len(STAGED) // epochs, len(STAGED) - 1)]
@@ -191,7 +191,7 @@ class VpDarts(Method[VpDartsSettings]):
     # Algorithm 1
 
     def _ranked(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[int]]:
-        """Options of each edge that are still there, the most important one first in this look; remembers what each is worth."""
+        """Return the remaining options of each edge, the most important in this look first, and remember their importance."""
         hurts = self._hurts(network, share, draw)
         self._remember([[hurt[0] for hurt in row] for row in hurts], share)
         found = []
@@ -202,10 +202,10 @@ class VpDarts(Method[VpDartsSettings]):
         return found
 
     def _remember(self, look: list[list[float]], share: float) -> None:
-        """What each option is worth: the mean of all looks, by their share of the images, or the last one alone.
+        """Update the importance of each option: the mean of all looks, weighted by their share of the images, or only the last look.
 
-        Looks differ in the images and in the state of the network, so their mean is surer than any of them; what all removals of a look
-        have in common is the same for every cell. Alphas are not looked at but trained: the last ones count.
+        Looks differ in the images and in the state of the network, so their mean is more reliable than any single one; a common offset of
+        all removals of a look affects every cell equally. Alphas are trained rather than validated, so only the last ones count.
         """
         if self.seen and self.settings.looks == "all" and self._validates:
             part = share / (self.seen + share)
@@ -214,13 +214,13 @@ class VpDarts(Method[VpDartsSettings]):
         self.importance, self.seen = look, self.seen + share
 
     def _tie(self, option: int) -> tuple[float, int]:
-        """Of operations that validate alike the cheaper one is less important; under a budget that binds, more."""
+        """Return the tie-break for equal importance: the cheaper operation is less important, or more if a budget binds."""
         sign = -1 if self.limited else 1
         return sign * self.costs[option], sign * option
 
     @torch.no_grad()
     def _hurts(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[Hurt]]:
-        """How much each removal hurts, on a fresh random share of the validation images; by the alphas where they are the criterion."""
+        """Return how much each removal hurts on a new random share of the validation images, or the alphas if they are the criterion."""
         if not self._validates:
             return [[(value, 0.0) for value in row] for row in network.alpha.masked_fill(~network.kept, -torch.inf).tolist()]
         (looked_at, *_) = random_parts(len(self.validation_rows), (share, 1 - share) if share < 1 else (1.0,), draw)
@@ -231,7 +231,7 @@ class VpDarts(Method[VpDartsSettings]):
         return found
 
     def _removed(self, network: CellSupernet, index: int, option: int, rows: Tensor, base: Hurt) -> Hurt:
-        """What the network says without one candidate; the same as with it where that gives nothing."""
+        """Validate the network without one candidate; removing `none` changes nothing."""
         if not network.kept[index, option]:
             return -torch.inf, -torch.inf
         if OPTIONS[option] == NONE:
@@ -244,13 +244,13 @@ class VpDarts(Method[VpDartsSettings]):
         return sum(first for first, _ in each) / len(each), sum(second for _, second in each) / len(each)
 
     def _validate(self, network: CellSupernet, rows: Tensor) -> Hurt:
-        """Metric and loss, in the order in which they count: higher is worse."""
+        """Return metric and loss, the criterion first; higher is worse."""
         task = self.problem.task
         device = network.alpha.device
         batch = max(1, len(rows) // max(1, round(len(rows) / VALIDATION_BATCH)))
         was = network.training
         network.eval()
-        batches = task.plain_batches(batch, rows[: len(rows) // batch * batch])  # a smaller one has statistics of its own
+        batches = task.plain_batches(batch, rows[: len(rows) // batch * batch])  # a smaller batch would have other statistics
         with by_batch_statistics(network) if self.settings.norms == "batch" else contextlib.nullcontext():
             found = evaluation(network, (tree_map(lambda x: x.to(device), batch) for batch in batches), task)
         network.train(was)
@@ -259,17 +259,17 @@ class VpDarts(Method[VpDartsSettings]):
 
     @property
     def _validates(self) -> bool:
-        """Whether an operation is worth what its removal hurts, not its alpha."""
+        """Whether importance is measured by removal, not by alpha."""
         return self.settings.criterion == "validation" and self.settings.variant != "darts"
 
     @property
     def by_loss(self) -> bool:
-        """Whether importance is by loss."""
+        """Whether importance is measured by loss."""
         kind = self.settings.importance
         return kind == "loss" or (kind == "auto" and len(self.validation_rows) < FEW_IMAGES)
 
     def _best(self) -> Choice:
-        """The cell of the highest total importance that connects its ends and is within the budget."""
+        """Return the cell of highest total importance that connects input to output and is within the budget."""
         order = sorted(range(len(OPTIONS)), key=self._tie)
         scores = {
             edge(*ends): {name: max(row[option], WORST) + TIE * order.index(option) for option, name in enumerate(OPTIONS)}
@@ -283,7 +283,7 @@ class VpDarts(Method[VpDartsSettings]):
     # Baselines
 
     def _draw(self, epoch: Epoch, network: CellSupernet, optimizer: Optimizer) -> None:
-        """Random search: another cell, with new weights, every few epochs."""
+        """Draw another cell with new weights every few epochs, for random search."""
         if self._index(epoch) % self.settings.random_epochs:
             return
         while True:
@@ -299,7 +299,7 @@ class VpDarts(Method[VpDartsSettings]):
         return self.space.of(OPTIONS[pick] for pick in picks.tolist())
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
-        """Every alpha; after the last epoch of pruning the last look, which decides."""
+        """Return every alpha and importance; after the last epoch of pruning, take the last look, which decides."""
         if not isinstance(network, CellSupernet):
             return {}
         settings, last = self.settings, epoch.phase.name == "prune" and epoch.index + 1 == epoch.phase.epochs
@@ -323,7 +323,7 @@ class VpDarts(Method[VpDartsSettings]):
     # Latency
 
     def _penalty(self, network: CellSupernet) -> Tensor:
-        """The weighted relative excess of the expected cost, squared; 0 where no cell is over the budget."""
+        """Return the weighted squared relative excess of the expected cost; 0 if no cell exceeds the budget."""
         if not self.limited:
             return torch.zeros((), device=network.alpha.device)
         cost = self.model.expected(cell_terms(self.model, self.space, self._shares(network)))
@@ -332,14 +332,14 @@ class VpDarts(Method[VpDartsSettings]):
         return self.controller.weight * error.clamp(min=0) ** 2
 
     def _shares(self, network: CellSupernet) -> Tensor:
-        """Of each edge the shares of its options: alphas by size, or by softmax."""
+        """Return the shares of each edge's options: normalised magnitudes of alphas, or their softmax."""
         if self.settings.variant == "darts":
             return network.alpha.softmax(1)
         sizes = network.alpha.masked_fill(~network.kept, 0.0).abs()
         return sizes / sizes.sum(1, keepdim=True).clamp(min=1e-9)
 
     def _cost_of(self, option: str) -> float:
-        """What a network costs that has nothing but an operation in every stage, its sum left out."""
+        """Return the cost of one operation in every stage, without sums."""
         sure = torch.ones(1, dtype=torch.float64)
         blocks = [self.space.candidates(stage)[option] for stage in range(len(self.space.shapes()))]
         return float(self.model.expected([self.model.over([block], sure) for block in blocks]))
@@ -351,7 +351,7 @@ class VpDarts(Method[VpDartsSettings]):
         return self.chosen
 
     def state(self) -> dict[str, Any]:
-        """The choice, what each operation is worth, the weight of the latency."""
+        """The choice, the importance of each operation, and the weight of the latency."""
         finite_rows = [[None if value == -torch.inf else value for value in row] for row in self.importance]
         return {
             "options": dict(self.chosen.options),
@@ -362,7 +362,7 @@ class VpDarts(Method[VpDartsSettings]):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on with them."""
+        """Restore a `state`."""
         self.chosen, self.controller.weight, self.best = Choice(options=dict(state["options"])), state["weight"], state["best"]
         self.importance = [[-torch.inf if value is None else value for value in row] for row in state["worth"]]
         self.seen = state["seen"]
@@ -391,7 +391,7 @@ def _bound(alpha: nn.Parameter, *_: Any) -> None:
 
 
 def _require_images(settings: VpDartsSettings, validation: int, trained: int) -> None:
-    """Check that there are images enough for every look."""
+    """Require enough images for every look."""
     for share, flag in ((settings.subset, "--subset"), (settings.final_subset, "--final-subset")):
         if round(validation * share) < 1:
             raise SearchError(f"{flag} {share:g} of {validation} validation images is none: give a larger share")
