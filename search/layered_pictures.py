@@ -1,4 +1,4 @@
-"""Pictures of a search over a layered space: the network as PRUNET's Figure 3 draws it, and how its blocks and widths were found."""
+"""Pictures of a search over a layered space: the network in the style of PRUNET's Figure 3, and how its blocks and widths were found."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -12,15 +12,15 @@ from search.spaces import Layered
 from search.spaces.layered import SKIP
 
 Points = list[tuple[int, float]]
-"""Epoch of the search, and a value."""
+"""Epochs of the search, and values."""
 
 _STRENGTH = {1: 0.1, 3: 0.2, 5: 0.5, 7: 0.8}
-"""Of the ink that a block of each kernel is filled with."""
+"""Opacity of a block's fill for each kernel."""
 _STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 
 
 def network(space: Layered, choice: Choice) -> Picture:
-    """One network of a space."""
+    """Return a picture of one network of a space."""
     caption = (
         "One bar a layer, as long as its expansion, of at most the frame: darker is a larger kernel, a thick border squeeze-and-excite. "
         "Convolutions have no expansion."
@@ -29,11 +29,11 @@ def network(space: Layered, choice: Choice) -> Picture:
 
 
 def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]:
-    """What the method says of the blocks and the masks after every epoch, if it does.
+    """Yield pictures of the probabilities of blocks and of the masks over the epochs, if the method records them.
 
     Args:
-        space: that was searched.
-        history: of the run, with `p.LAYER.OPTION`, `small.LAYER.OPTION`, `large.LAYER.OPTION` and `threshold` among its figures.
+        space: the searched space.
+        history: history of the run, whose figures may include `p.LAYER.OPTION`, `small.LAYER.OPTION`, `large.LAYER.OPTION` and `threshold`.
     """
     searched = [epoch for epoch in history if epoch.phase == "search"]
     chances = _figures(searched, "p")
@@ -55,7 +55,7 @@ def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]
 
 
 def _figures(searched: Sequence[EpochDone], kind: str) -> dict[str, dict[str, Points]]:
-    """Figures called `kind.LAYER.OPTION`, over the epochs."""
+    """Return the figures named `kind.LAYER.OPTION` over the epochs, by layer and option."""
     found: dict[str, dict[str, Points]] = {}
     for epoch in searched:
         for name, value in epoch.figures.items():
@@ -67,19 +67,19 @@ def _figures(searched: Sequence[EpochDone], kind: str) -> dict[str, dict[str, Po
 
 
 def height(plots: int) -> float:
-    """Of a picture of so many small plots, in inches."""
+    """Return the height of a picture of the given number of small plots, in inches."""
     return 1.6 + 1.7 * -(-plots // 3)
 
 
 def small_plots(figure: Any, names: Sequence[str], **options: Any) -> Iterator[tuple[str, Any]]:
-    """A small plot for each name, three beside one another."""
+    """Yield a small plot for each name, three in a row."""
     every = figure.subplots(-(-len(names) // 3), 3, sharex=True, squeeze=False, **options).flat
     for axes in every[len(names) :]:
         axes.set_axis_off()
     for place, (axes, name) in enumerate(zip(every, names, strict=False)):
         axes.set_title(name, fontsize="medium")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if place + 3 >= len(names):  # nothing below it
+        if place + 3 >= len(names):  # no plot below
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("epoch of the search")
         yield name, axes
@@ -117,7 +117,7 @@ def _kernel(block: BlockSpec) -> int:
 
 
 def _expansion(block: BlockSpec) -> float:
-    """Of an inverted residual; 1 of other blocks."""
+    """Return the expansion of an inverted residual; 1 for other blocks."""
     return block.width("hidden") / block.width("c_in") if "residual" in dict(block.attrs) else 1.0
 
 
@@ -149,7 +149,7 @@ def _blocks(figure: Any, space: Layered, chances: Mapping[str, Mapping[str, Poin
 
 
 def _kind(option: str, op: str) -> str:
-    """An option's name without the kind of its block, which all options of a layer share."""
+    """Return an option's name without the kind of block, which is common to all options of a layer."""
     return option.removeprefix(f"{op}_").replace("_", " ")
 
 

@@ -1,8 +1,7 @@
-"""Supernets of layered spaces: every multi-block of every layer at once, each of which can be removed (PRUNET, Section 3.2).
+"""Supernets of layered spaces: all multi-blocks of all layers at once, each of which can be removed (PRUNET, Section 3.2).
 
-A layer is the sum of its blocks, weighted by a Gumbel softmax. A block whose hidden width is open is a `Prunode`, which weights its two
-candidates by a Gumbel softmax of its own. What every share of a step was is kept, so that the latency of the same step can be weighted
-with the same numbers (Eq. 5).
+A layer is the sum of its blocks, weighted by a Gumbel softmax. A block of open hidden width is a `Prunode`, which weights its two
+candidates by its own Gumbel softmax. The shares of a step are kept, so that its latency is weighted with the same numbers (Eq. 5).
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,17 +24,17 @@ from search.relax import gumbel, gumbel_softmax
 from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
 
 Pair = Float[Tensor, "2"]
-"""Shares of the small and of the large candidate."""
+"""Shares of the small and the large candidate."""
 
 
 @final
 class Prunode(nn.Module):
     """One inverted residual at two hidden widths at once, with one set of weights (Section 3.2.1).
 
-    The output is the sum of both candidates, weighted by the two-way softmax of 0 and `weight`. What is before the projection is the
-    same in both for the channels that they share, so it is computed once, for the large candidate; the projection is linear, so the sum
-    is taken before it. What differs is the last norm: here one normalises the weighted sum. With `literal` the projection runs for each
-    candidate, and each has the norm's statistics to itself, as two blocks have; that takes more time and memory.
+    The output is the sum of both candidates, weighted by the two-way softmax of 0 and `weight`. Before the projection, both agree in their
+    common channels, so these are computed once, for the large candidate; the projection is linear, so the sum is taken before it. Only
+    the last norm differs: here a single one normalises the weighted sum. With `literal`, the projection runs for each candidate, and each
+    has its own statistics of the norm, like two separate blocks, which takes more time and memory.
 
     Args:
         block: an `irb` or a `fused_irb` of open hidden width.
@@ -55,24 +54,24 @@ class Prunode(nn.Module):
         self.masks = self.rule.start()
 
     def pair(self, noise: Pair, tau: float) -> Pair:
-        """Shares of the two candidates; all of it the large one's where there is a single width."""
+        """Return the shares of the two candidates; if their widths are equal, the large one has all."""
         if self.masks.small == self.masks.large:
             return torch.tensor([0.0, 1.0], device=self.weight.device)
         return gumbel_softmax(torch.stack([torch.zeros_like(self.weight), self.weight]), noise, tau)
 
     @torch.no_grad()
     def step(self, progress: float) -> None:
-        """Algorithm 1, after a step of the architecture weights."""
+        """Run Algorithm 1 after a step of the architecture weights."""
         self.masks, weight = self.rule.step(self.masks, float(self.weight), progress)
         self.weight.fill_(weight)
 
     @property
     def width(self) -> int:
-        """Hidden width of the candidate that is preferred; the small one where neither is."""
+        """Hidden width of the preferred candidate; of the small one if neither is preferred."""
         return self.masks.large if self.weight > 0 else self.masks.small
 
     def specs(self) -> tuple[BlockSpec, BlockSpec]:
-        """The two candidates."""
+        """Return the two candidates."""
         return self.spec.with_widths(hidden=self.masks.small), self.spec.with_widths(hidden=self.masks.large)
 
     def forward(self, x: Image, pair: Pair) -> Image:
@@ -97,7 +96,7 @@ class Prunode(nn.Module):
         return x + out if self.block.residual else out
 
     def _sliced(self, part: nn.Module, x: Image) -> Image:
-        """Convolution, norm and activation, of the first channels alone."""
+        """Apply convolution, norm and activation to only the first channels."""
         conv, norm = part.get_submodule("conv"), part.get_submodule("norm")
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -106,7 +105,7 @@ class Prunode(nn.Module):
         return part.get_submodule("act")(_normed(norm, x))
 
     def _keeps(self, hidden: Image) -> list[Float[Tensor, "... channels"]]:
-        """What each candidate multiplies a hidden channel by: 0 where it is masked, else 1 or what its squeeze-and-excite says."""
+        """Return each candidate's factors on hidden channels: 0 if masked, else 1 or the scale of its squeeze-and-excite."""
         widths, every = (self.masks.small, self.masks.large), hidden.shape[1]
         gate = getattr(self.block.body, "se", None)
         if gate is None:
@@ -123,21 +122,21 @@ class Prunode(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """Of one layer in one step."""
+    """Shares of one layer in one step."""
 
     blocks: Float[Tensor, " candidates"]
-    """of each candidate that is left, in order"""
+    """share of each remaining candidate, in order"""
     pairs: tuple[Pair | None, ...]
-    """of each candidate that is a Prunode, its own"""
+    """shares within each candidate that is a Prunode; None for others"""
 
 
 class LayerState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is left of a layer."""
+    """Remaining candidates of a layer."""
 
     candidates: tuple[str, ...]
-    """options, in order; the block that skips last, where it is one"""
+    """options in order, with the skip block last if it is a candidate"""
     masks: dict[str, Masks]
-    """of each candidate that is a Prunode"""
+    """masks of each candidate that is a Prunode"""
 
 
 @final
@@ -145,13 +144,13 @@ class MixedLayer(nn.Module):
     """A layer whose output is the weighted sum of its candidates (Eq. 3).
 
     Args:
-        layer: of the space.
-        phi: factor on the output of the block that skips, while it has a competitor (Section 3.2.3).
+        layer: layer of the space.
+        phi: factor on the output of the skip block while it has a competitor (Section 3.2.3).
         lam: factor on the output of that competitor.
         paper: see `Prunode`.
         literal: see `Prunode`.
-        recompute: keep no activations inside of blocks for the backward pass, but compute them again: less memory, a third more time.
-            Norms then move their running statistics twice a step.
+        recompute: recompute activations inside blocks in the backward pass instead of storing them: less memory, a third more time. Norms
+            then update their running statistics twice per step.
     """
 
     def __init__(
@@ -167,39 +166,39 @@ class MixedLayer(nn.Module):
             }
         )
         self.theta = nn.Parameter(torch.full((len(layer.options) + 1,), 1 / len(layer.options)))
-        """Of each option, then of the block that skips, whether or not there is one: searches of both kinds can share a warm-up."""
+        """Weights of the options, then of the skip block, even if there is none, so that both kinds of searches can share a warm-up."""
         self._places = {name: index for index, name in enumerate([*self.specs, SKIP])}
-        self.skip = layer.skippable and len(layer.options) == 1  # it can have no penultimate block
-        """Whether the block that skips is a candidate."""
+        self.skip = layer.skippable and len(layer.options) == 1  # it has no penultimate block
+        """Whether the skip block is a candidate."""
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Options that are left, in order."""
+        """Remaining options, in order."""
         return (*self.blocks, SKIP) if self.skip else tuple(self.blocks)
 
     def prunode(self, name: str) -> Prunode | None:
-        """A candidate, if it is one."""
+        """Return a candidate if it is a Prunode, otherwise None."""
         found = dict(self.blocks.named_children()).get(name)
         return found if isinstance(found, Prunode) else None
 
     def logits(self) -> Float[Tensor, " candidates"]:
-        """Architecture weights of what is left."""
+        """Return the architecture weights of the remaining candidates."""
         return self.theta[[self._places[name] for name in self.candidates]]
 
     @torch.no_grad()
     def probabilities(self) -> dict[str, float]:
-        """Of each candidate that it is chosen: what the threshold is held against."""
+        """Return the probability of each candidate, which is compared with the threshold."""
         return dict(zip(self.candidates, self.logits().softmax(0).tolist(), strict=True))
 
     @property
     def best(self) -> str:
-        """The most probable candidate; the first of those that are equally so."""
+        """The most probable candidate; the first of equally probable ones."""
         return max(self.candidates, key=self.probabilities().__getitem__)
 
     def sample(self, tau: float, *, noisy: bool) -> Shares:
-        """Shares of all candidates; of a single one a constant, for the output does not depend on theta then."""
+        """Return the shares of all candidates; constant for a single one, since the output does not depend on theta then."""
         nodes = [self.prunode(name) for name in self.candidates]
-        shape = (len(nodes), 3)  # of each candidate its own, then of the pair in it
+        shape = (len(nodes), 3)  # per candidate: its own noise, then that of its pair
         noise = (gumbel(shape) if noisy else torch.zeros(shape)).to(self.theta.device)
         pairs = tuple(node.pair(noise[index, 1:], tau) if node else None for index, node in enumerate(nodes))
         blocks = gumbel_softmax(self.logits(), noise[:, 0], tau) if len(nodes) > 1 else torch.ones_like(noise[:, 0])
@@ -227,7 +226,7 @@ class MixedLayer(nn.Module):
         return self.blocks[name](*inputs)
 
     def term(self, model: CostModel, shares: Shares) -> Term:
-        """Expected cost of the layer (Eq. 5)."""
+        """Return the expected cost of the layer (Eq. 5)."""
         specs: list[Candidate] = []
         parts: list[Tensor] = []
         for name, share, pair in zip(self.candidates, shares.blocks, shares.pairs, strict=True):
@@ -243,13 +242,13 @@ class MixedLayer(nn.Module):
     # Removal
 
     def prune(self, threshold: float) -> list[nn.Module]:
-        """Remove candidates whose probability is below a threshold, the least probable one first; never the most probable one.
+        """Remove candidates whose probability is below a threshold, the least probable first, but never the most probable one.
 
-        In a layer that can be skipped the penultimate block is not removed but replaced by one that skips; both that are left then start
-        again as equals (Section 3.2.3).
+        In a layer that can be skipped, the penultimate block is replaced by a skip block; the two remaining candidates then restart with
+        equal probabilities (Section 3.2.3).
 
         Returns:
-            The modules that were removed.
+            The removed modules.
         """
         probabilities, best = self.probabilities(), self.best
         below = sorted((name for name, value in probabilities.items() if value < threshold and name != best), key=probabilities.__getitem__)
@@ -270,12 +269,12 @@ class MixedLayer(nn.Module):
         return [self.blocks.pop(name)]
 
     def state(self) -> LayerState:
-        """What is left."""
+        """Return the remaining candidates and their masks."""
         nodes = {name: node for name in self.blocks if (node := self.prunode(name))}
         return LayerState(candidates=self.candidates, masks={name: node.masks for name, node in nodes.items()})
 
     def restore(self, state: LayerState) -> None:
-        """Leave what a state has."""
+        """Keep only the candidates of a state, with its masks."""
         for name in [name for name in self.blocks if name not in state.candidates]:
             self._remove(name)
         self.skip = SKIP in state.candidates
@@ -289,10 +288,10 @@ class MixedLayer(nn.Module):
 class LayeredSupernet(nn.Module):
     """All blocks of all layers of a space.
 
-    In training every forward pass draws its shares anew, from torch's global random state; in evaluation there is no noise.
+    In training, each forward pass draws new shares from torch's global random state; in evaluation, there is no noise.
 
     Args:
-        space: of layers.
+        space: the layered space.
         tau: temperature of both Gumbel softmaxes.
         phi: see `MixedLayer`.
         lam: see `MixedLayer`.
@@ -310,28 +309,28 @@ class LayeredSupernet(nn.Module):
             {layer.name: MixedLayer(layer, phi=phi, lam=lam, paper=paper, literal=literal, recompute=recompute) for layer in space.layers}
         )
         self.shares: list[Shares] = []
-        """Of each layer in the last forward pass."""
+        """Shares of each layer in the last forward pass."""
 
     def each(self) -> Iterator[tuple[str, MixedLayer]]:
-        """The layers, in order, with their names."""
+        """Yield the layers with their names, in order."""
         for name, layer in self.layers.items():
             assert isinstance(layer, MixedLayer)
             yield name, layer
 
     def prunodes(self) -> Iterator[Prunode]:
-        """All Prunodes that are left."""
+        """Return all remaining Prunodes."""
         return (module for module in self.modules() if isinstance(module, Prunode))
 
     def thetas(self) -> list[nn.Parameter]:
-        """Architecture weights of the layers that have a choice."""
+        """Return the architecture weights of the layers that have a choice."""
         return [layer.theta for _, layer in self.each() if len(layer.specs) + layer.skippable > 1]
 
     def widths(self) -> list[nn.Parameter]:
-        """Architecture weights of the Prunodes."""
+        """Return the architecture weights of the Prunodes."""
         return [node.weight for node in self.prunodes()]
 
     def weights(self) -> list[nn.Parameter]:
-        """Everything else that is trained."""
+        """Return all other trained parameters."""
         others = {id(parameter) for parameter in [*self.widths(), *(layer.theta for _, layer in self.each())]}
         return [parameter for parameter in self.parameters() if id(parameter) not in others]
 
@@ -344,26 +343,26 @@ class LayeredSupernet(nn.Module):
         return x
 
     def expected(self, model: CostModel, shares: Sequence[Shares]) -> Float[Tensor, ""]:
-        """Expected cost of the network, in the unit of the model, differentiable in the architecture weights (Eq. 5)."""
+        """Return the expected cost in the unit of the model, differentiable with respect to the architecture weights (Eq. 5)."""
         return model.expected([layer.term(model, share) for (_, layer), share in zip(self.each(), shares, strict=True)])
 
     def state(self) -> dict[str, LayerState]:
-        """What is left of each layer."""
+        """Return the remaining candidates of each layer."""
         return {name: layer.state() for name, layer in self.each()}
 
     def restore(self, state: dict[str, LayerState]) -> None:
-        """Leave what a state has."""
+        """Keep only the candidates of a state, with its masks."""
         for name, layer in self.each():
             layer.restore(state[name])
 
 
 def _masked(hidden: Image, weight: Tensor, keep: Tensor) -> tuple[Image, Tensor]:
-    """Image and weight of a 1x1 convolution of the image times `keep`, which for all images alike goes into the weight."""
+    """Multiply the input of a 1x1 convolution by `keep`, folded into the weight if it is the same for all images."""
     return (hidden, weight * keep[:, None, None]) if keep.ndim == 1 else (hidden * keep[:, :, None, None], weight)
 
 
 def _normed(norm: nn.BatchNorm2d, x: Image) -> Image:
-    """What a norm makes of the first channels of its input alone."""
+    """Apply a norm to an input that has only its first channels."""
     width = x.shape[1]
     assert norm.running_mean is not None
     assert norm.running_var is not None

@@ -1,10 +1,10 @@
-"""A network at several sizes at once: of sampled widths behind its layers, and of all depths behind its stages (TAS, Eq. 2 to 5).
+"""A network at several sizes at once: sampled widths after its layers, and all depths after its stages (TAS, Eq. 2 to 5).
 
-Every size of a layer is a prefix of its channels, so one convolution at full width makes all of them, and a norm works channel by channel:
-the fragment of a size is a slice of the normalised image (in `SampledNorms` each size has a norm of its own). Interpolation and weighted
-sum are linear in the channels. So a layer is followed by one matrix of channels x channels, whose cost does not depend on the number of
-sampled sizes. Channels beyond the largest sampled size are 0, as in the authors' code; the next layer reads the same from them as if its
-weights were sliced, which is what the paper says.
+Each size of a layer is a prefix of its channels, so a single convolution at full width computes all sizes. Norms act per channel, so the
+output at a size is a slice of the normalised image (in `SampledNorms`, each size has its own norm). Interpolation and weighted sum are
+linear in the channels, so they are one matrix of channels x channels after the layer, whose cost does not depend on the number of sampled
+sizes. Channels beyond the largest sampled size are 0, as in the authors' code; for the next layer this is equivalent to slicing its
+weights, as in the paper.
 """
 
 import copy
@@ -24,11 +24,11 @@ from search.relax import gumbel, gumbel_softmax, gumbel_subset
 M = TypeVar("M", bound=nn.Module)
 
 Noise = Callable[[Sequence[int]], Tensor]
-"""Gumbel noise of a shape."""
+"""Returns Gumbel noise of a shape."""
 
 
 def interpolation(channels: int, out: int) -> Float[Tensor, "out channels"]:
-    """Channel-wise interpolation as a matrix: row i is the mean over channels floor(i * C / out) to ceil((i + 1) * C / out) - 1 (Eq. 4)."""
+    """Return channel-wise interpolation as a matrix: row i averages channels floor(i * C / out) to ceil((i + 1) * C / out) - 1 (Eq. 4)."""
     rows = torch.arange(out)
     start, end = rows * channels // out, -(-(rows + 1) * channels // out)
     columns = torch.arange(channels)
@@ -39,13 +39,13 @@ def interpolation(channels: int, out: int) -> Float[Tensor, "out channels"]:
 def aggregation(
     full: int, sizes: Sequence[int], weights: Float[Tensor, " sizes"], *, interpolate: bool = True
 ) -> Float[Tensor, "full full"]:
-    """Eq. 4 as a matrix over the channels of the full layer: the weighted sum of its prefixes, each interpolated to the largest of them.
+    """Return Eq. 4 as a matrix over the channels of the full layer: the weighted sum of prefixes interpolated to the largest of them.
 
     Args:
         full: channels of the layer.
-        sizes: the prefixes.
-        weights: of each.
-        interpolate: False: a narrower prefix is filled up with zeros instead.
+        sizes: sizes of the prefixes.
+        weights: weight of each prefix.
+        interpolate: if False, narrower prefixes are padded with zeros instead.
     """
     most = max(sizes)
     total = torch.zeros(most, most, device=weights.device, dtype=weights.dtype)
@@ -60,18 +60,18 @@ class Sampling:
     """How sizes are drawn."""
 
     count: int = 2
-    """number of widths at once, |I|"""
+    """number of widths per step, |I|"""
     interpolate: bool = True
-    """align fragments of different widths by channel-wise interpolation; otherwise by zeros"""
+    """align outputs of different widths by channel-wise interpolation; otherwise by zero padding"""
     sample: bool = True
-    """draw with Gumbel noise; otherwise all sizes are mixed by their probabilities (Eq. 2)"""
+    """draw with Gumbel noise; otherwise mix all sizes by their probabilities (Eq. 2)"""
     each_norm: bool = False
-    """every width has a norm of its own; otherwise all are slices of one"""
+    """each width has its own norm; otherwise all are slices of one"""
 
 
 @final
 class Sizes(nn.Module):
-    """A learnable distribution over the sizes of one part, widths of a group or depths of a stage (Eq. 2).
+    """A learnable distribution over the sizes of one part: widths of a group or depths of a stage (Eq. 2).
 
     Args:
         options: the sizes, ascending.
@@ -83,37 +83,37 @@ class Sizes(nn.Module):
         self.logits = nn.Parameter(torch.zeros(len(options)))
 
     def shares(self) -> Float[Tensor, " options"]:
-        """Probability of each size, with gradient."""
+        """Return the probability of each size, with gradient."""
         return self.logits.softmax(0)
 
     def entropy(self) -> Float[Tensor, ""]:
-        """In nats, with gradient."""
+        """Return the entropy in nats, with gradient."""
         return -(self.shares() * self.logits.log_softmax(0)).sum()
 
     @property
     def best(self) -> int:
-        """The most probable size; the larger one where equal."""
+        """The most probable size; the largest of equally probable ones."""
         ranked = self.logits.detach().tolist()
         return max(zip(ranked, self.options, strict=True))[1]
 
     def relaxed(self, noise: Noise, tau: float) -> Float[Tensor, " options"]:
-        """Weight of each size by their noisy probabilities (Eq. 3)."""
+        """Return the weight of each size: its probability with Gumbel noise (Eq. 3)."""
         return gumbel_softmax(self.logits, noise(self.logits.shape).to(self.logits), tau)
 
     def drawn(self, noise: Noise, tau: float, count: int) -> "Drawn":
-        """Some sizes and their weights, see `relax.gumbel_subset`."""
+        """Draw `count` sizes with their weights, see `relax.gumbel_subset`."""
         first, second = (noise(self.logits.shape).to(self.logits) for _ in range(2))
         indices, weights = gumbel_subset(self.logits, first, second, tau, min(count, len(self.options)))
         return tuple(self.options[index] for index in indices.tolist()), weights
 
 
 Drawn = tuple[tuple[int, ...], Tensor]
-"""Sizes, and the weight of each."""
+"""Sizes and their weights."""
 
 
 @final
 class SampledLayer(nn.Module):
-    """A layer, or its norm, followed by the aggregation over the widths that its group has drawn."""
+    """A layer, or its norm, followed by the aggregation over the widths drawn by its group."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -121,22 +121,22 @@ class SampledLayer(nn.Module):
         self._matrix: Tensor | None = None
 
     def take(self, drawn: Drawn | None, matrix: Tensor | None) -> None:
-        """What the next passes sample: the aggregation as a matrix of the channels; None: all channels as they are."""
+        """Set the aggregation matrix of the next passes; None leaves all channels unchanged."""
         self._matrix = matrix
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [batch, channels, ...], and the same shape as the layer makes back."""
+        """Float [batch, channels, ...] -> the shape of the layer's output."""
         made = self.layer(x)
         return made if self._matrix is None else _mapped(made, self._matrix)
 
     def original(self) -> nn.Module:
-        """The layer."""
+        """Return the layer."""
         return self.layer
 
 
 @final
 class SampledNorms(nn.Module):
-    """The norms of one layer, one for each width, whose outputs are interpolated and added up: Eq. 4 to the letter.
+    """The norms of one layer, one per width, whose outputs are interpolated and added exactly as in Eq. 4.
 
     Time and memory grow with the number of sampled widths.
     """
@@ -148,11 +148,11 @@ class SampledNorms(nn.Module):
         self._drawn: Drawn | None = None
 
     def take(self, drawn: Drawn | None, matrix: Tensor | None) -> None:
-        """What the next passes sample: widths and their weights; None: the full width."""
+        """Set the widths and weights of the next passes; None means the full width."""
         self._drawn = drawn
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float [batch, channels, ...], and the same shape back."""
+        """Float [batch, channels, ...] -> same shape."""
         sizes, weights = self._drawn or ((self._sizes[-1],), torch.ones(1).to(x))
         most, total = max(sizes), torch.zeros((), device=x.device)
         for size, weight in zip(sizes, weights.to(x.dtype), strict=True):
@@ -163,7 +163,7 @@ class SampledNorms(nn.Module):
         return _filled(total, x.shape[1])
 
     def original(self) -> nn.Module:
-        """The norm that was given, with the weights that the norm of the drawn width, or of the full one, has for its channels."""
+        """Return the given norm with the weights of the norm of the drawn width, or of the full width, for its channels."""
         norm, size = self._norm[0], self._drawn[0][-1] if self._drawn else self._sizes[-1]
         learned = self.norms[self._sizes.index(size)].state_dict()
         with torch.no_grad():
@@ -174,18 +174,18 @@ class SampledNorms(nn.Module):
 
 @final
 class StageBlock(nn.Module):
-    """A block of a stage, whose output is kept; the last one makes the mixture over all depths of it (Eq. 5)."""
+    """A block of a stage that keeps its output; the last one returns the mixture over all depths (Eq. 5)."""
 
     def __init__(self, block: nn.Module, seen: list[Tensor], *, first: bool, last: bool) -> None:
         super().__init__()
         self.block, self._seen, self._first, self._last = block, seen, first, last
         self.mixed: tuple[tuple[int, ...], Tensor] | None = None
-        """of the last block: some depths, and the weight of each; None: the full depth alone"""
+        """in the last block: depths and their weights; None: only the full depth"""
         self.aligned: Mapping[int, Tensor] = {}
-        """of the last block: for each depth whose output is narrower than another's, what interpolates its channels to that width"""
+        """in the last block: for each depth of narrower output, the matrix that interpolates its channels to the widest output"""
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the block makes; behind the last one, of the same shape."""
+        """Return the block's output, or, from the last block, the mixture of outputs in the same shape."""
         if self._first:
             self._seen.clear()
         made = self.block(x)
@@ -202,12 +202,12 @@ class StageBlock(nn.Module):
 
 
 class WidthPart(NamedTuple):
-    """A group of channels that draws its width."""
+    """A channel group that draws its width."""
 
     name: str
     full: int
     layers: tuple[str, ...]
-    """that make its channels, by their names in the network"""
+    """names of the layers in the network that produce its channels"""
     options: tuple[int, ...]
 
 
@@ -216,25 +216,25 @@ class DepthPart(NamedTuple):
 
     name: str
     blocks: tuple[str, ...]
-    """in order, by their names in the network; the first one always runs"""
+    """names of the blocks in the network, in order; the first always runs"""
     options: tuple[int, ...]
     groups: tuple[str, ...] = ()
-    """that the blocks make, where each has a width of its own; none where all make one group"""
+    """output group of each block, if each has its own width; empty if all share one group"""
 
 
 @final
 class SizedNetwork(nn.Module):
-    """A network whose groups draw widths, and whose stages draw depths, at every forward pass in training mode.
+    """A network whose groups draw widths, and whose stages draw depths, in every forward pass in training mode.
 
-    In evaluation mode it is the network of the most probable sizes.
+    In evaluation mode, it is the network of the most probable sizes.
 
     Args:
-        network: at full width; its layers become part of this one, see `released`.
-        widths: what is drawn behind its layers.
-        depths: what is drawn behind its stages.
-        example: a batch of the shape that it is for.
-        sampling: how.
-        initial: a network whose weights are to be kept beside it.
+        network: the network at full width; its layers become part of this one, see `released`.
+        widths: groups that draw widths.
+        depths: stages that draw depths.
+        example: a batch of the network's input shape.
+        sampling: how sizes are drawn.
+        initial: a network whose weights are kept along with this one.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class SizedNetwork(nn.Module):
         self.noise: Noise = gumbel
         self.temperature: Callable[[int], float] = lambda _: 1.0
         self.taken = 0
-        """number of forward passes in training mode, from which the temperature follows"""
+        """number of forward passes in training mode, which determines the temperature"""
         ends = ends_of(network, {layer: part.full for part in widths for layer in part.layers}, example)
         self._layers = [[_wrapped(network, ends[layer], partial(self._sampled, part)) for layer in part.layers] for part in self.parts]
         self._lasts = [self._staged(network, stage) for stage in self.stages]
@@ -278,19 +278,19 @@ class SizedNetwork(nn.Module):
         return made[-1]
 
     def width_sizes(self) -> list[tuple[WidthPart, Sizes]]:
-        """Each group with its distribution."""
+        """Return each group with its distribution."""
         return list(zip(self.parts, self._widths, strict=True))
 
     def depth_sizes(self) -> list[tuple[DepthPart, Sizes]]:
-        """Each stage with its distribution."""
+        """Return each stage with its distribution."""
         return list(zip(self.stages, self._depths, strict=True))
 
     def sizes(self) -> list[Sizes]:
-        """All distributions: of widths, then of depths."""
+        """Return all distributions: of widths, then of depths."""
         return [*self._widths, *self._depths]
 
     def logits(self) -> list[nn.Parameter]:
-        """The architecture parameters: alpha of each group, then beta of each stage."""
+        """Return the architecture parameters: alpha of each group, then beta of each stage."""
         return [sizes.logits for sizes in self.sizes()]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ class SizedNetwork(nn.Module):
             last.aligned = self._aligned(stage, widest) if sampling.interpolate else {}
 
     def _aligned(self, stage: DepthPart, widest: Mapping[str, int]) -> dict[int, Tensor]:
-        """Of the depths of a stage whose last block has drawn less than another's, the interpolation of its channels (Eq. 5)."""
+        """Return the channel interpolation of each depth whose last block has drawn a smaller width than another's (Eq. 5)."""
         full = {part.name: part.full for part in self.parts}
         made = {depth: group for depth, group in enumerate(stage.groups, 1) if depth in stage.options and group in widest}
         most = max((widest[group] for group in made.values()), default=0)
@@ -335,7 +335,7 @@ class SizedNetwork(nn.Module):
             last.mixed = ((sizes.best,), torch.ones(1).to(sizes.logits)) if sizes.best < len(stage.blocks) else None
 
     def released(self) -> nn.Module:
-        """The network as it was given, with the weights that it has now, those of the most probable widths' norms; its end as this one."""
+        """Return the given network with its present weights, and those of the most probable widths' norms; invalidates this module."""
         self._settle()
         for name, module in list(self.network.named_modules()):
             if isinstance(module, SampledLayer | SampledNorms):
@@ -347,17 +347,17 @@ class SizedNetwork(nn.Module):
 
 
 def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> dict[str, str]:
-    """Of each layer the norm that reads what it makes, or itself where no norm does, by their names.
+    """Return the name of the norm that reads each layer's output, or of the layer itself if no norm does.
 
     Args:
-        network: that has them.
-        layers: name of each, and the channels that are drawn from.
-        example: a batch of the shape that the network is for.
+        network: the network with the layers.
+        layers: name of each layer, and the number of channels to draw from.
+        example: a batch of the network's input shape.
 
     Raises:
-        SearchError: a layer makes another number of channels, or has them in another dimension than the second.
+        SearchError: a layer's output has another size in its second dimension, the channels.
     """
-    made: dict[int, tuple[str, Tensor]] = {}  # tensors are held, so that no two have one id
+    made: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that ids stay unique
     found = {name: name for name in layers}
     named: Mapping[nn.Module, str] = {module: name for name, module in network.named_modules()}
 
@@ -383,24 +383,24 @@ def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> d
 
 
 def _mapped(x: Tensor, matrix: Tensor) -> Tensor:
-    """Channels times a matrix."""
+    """Multiply the channels by a matrix."""
     matrix = matrix.to(x.dtype)
     return F.conv2d(x, matrix[:, :, None, None]) if x.ndim == 4 else torch.einsum("oc,nc...->no...", matrix, x)
 
 
 def _enlarged(matrix: Tensor, channels: int) -> Tensor:
-    """A matrix over the first of more channels; of the others it makes 0."""
+    """Enlarge a matrix to more channels, with zeros for the new ones."""
     out, within = matrix.shape
     return F.pad(matrix, (0, channels - within, 0, channels - out))
 
 
 def _filled(x: Tensor, channels: int) -> Tensor:
-    """With zeros for the channels that it has not."""
+    """Pad with zeros to the given number of channels."""
     return F.pad(x, (0, 0) * (x.ndim - 2) + (0, channels - x.shape[1]))
 
 
 def _prefix(norm: nn.Module, size: int) -> nn.Module:
-    """A norm of the first channels."""
+    """Return the norm of the first channels."""
     found = copy.deepcopy(norm)
     found.num_features = size  # pyright: ignore[reportArgumentType]
     for name, value in found.named_parameters():

@@ -1,8 +1,8 @@
-"""Many searches by one method: budgets, seeds and values of settings, a run each, in one directory.
+"""Many searches with one method, in one directory: a run per combination of budget, seed and values of settings.
 
-Each run is a process of its own, `lathe search`: what fails there fails alone, and what was stopped goes on. The first run of each seed
-trains the first phase, the unpruned network or the warm-up of a supernet; the others start from it. Networks are measured when all
-searches are over, one at a time, so that none is measured beside a training.
+Each run is a separate process, `lathe search`, so failures are isolated and interrupted runs resume. The first run of each seed trains the
+first phase, the unpruned network or the warm-up of a supernet; the others start from it. Networks are measured one at a time after all
+searches, so that no training disturbs a measurement.
 """
 
 import csv
@@ -36,7 +36,7 @@ from search.record import Spread
 
 SWEEP, RUNS, BUNDLES, LOGS = "sweep.json", "runs", "bundles", "logs"
 JSON, CSV = "results.json", "results.csv"
-# sweep/1: the runs, each with the words of its search.
+# sweep/1: the runs, each with the arguments of its search.
 SCHEMA = "sweep/1"
 _POLL_S = 0.1
 
@@ -45,20 +45,20 @@ class Member(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run of a sweep."""
 
     name: Annotated[str, Meta(pattern=r"^(?!\.)[^/\\]+$")]
-    """of its directory"""
+    """name of its directory"""
     seed: int
     budget: str
-    """such as `0.5 ms` or `60 %`"""
+    """budget in words, such as `0.5 ms` or `60 %`"""
     settings: dict[str, str]
-    """those of which the sweep has several values"""
+    """settings with several values in the sweep"""
     words: tuple[str, ...]
-    """of `lathe search`, without where the run goes and where it starts"""
+    """arguments of `lathe search`, without the output directory and the baseline"""
     leader: str
-    """the member whose first phase it starts from; itself where it trains its own"""
+    """the member whose first phase it starts from; itself if it trains its own"""
 
 
 class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that determines a sweep: `sweep.json`."""
+    """The definition of a sweep: `sweep.json`."""
 
     schema: Literal["sweep/1"] = SCHEMA
     method: str
@@ -66,7 +66,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one run ended: a row of the results."""
+    """Result of one run: a row of the results."""
 
     name: str
     seed: int
@@ -74,41 +74,41 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     settings: dict[str, str]
     status: Literal["finished", "failed", "unfinished"]
     why: str = ""
-    """of a run that failed, and of a network that could not be measured"""
+    """why the run failed, or why its network could not be measured"""
     metric: Metric | None = None
-    """what the score is"""
+    """metric of the score"""
     score: Single | None = None
-    """on the held-out samples"""
+    """score on the held-out samples"""
     score_error: Spread | None = None
-    """its standard error"""
+    """standard error of the score"""
     predicted: Latency | None = None
     also: tuple[OtherDevice, ...] = ()
-    """what it takes on further devices"""
+    """predictions for further devices"""
     measured_us: SampleUs | None = None
     low_us: SampleUs | None = None
-    """lower end of the interval of the measured latency"""
+    """lower end of the measured latency's interval"""
     high_us: SampleUs | None = None
     macs: int | None = None
     search_loss: float | None = None
-    """of the last epoch of a search that says so, PRUNET's"""
+    """loss in the last epoch of the search, if the method records it, as PRUNET does"""
     preferred: bool = True
-    """False: of runs that differ in lambda alone another one has a lower search loss (PRUNET, Appendix A.2)"""
+    """False: another run that differs only in lambda has a lower search loss (PRUNET, Appendix A.2)"""
     front: bool = False
-    """no other preferred run is as fast and scores better"""
+    """whether the run is on the Pareto front: no other preferred run is as fast and scores better"""
 
     @property
     def gain(self) -> float | None:
-        """A number that is higher where the score is better."""
+        """The score as a number that is higher for better scores."""
         return None if self.metric is None or self.score is None else self.metric.gain(self.score)
 
     @property
     def latency_us(self) -> float | None:
-        """The measured latency; the predicted one where there is none."""
+        """The measured latency, or the predicted one if there is none."""
         return self.measured_us or (self.predicted and self.predicted.us)
 
     @property
     def at_most_us(self) -> float | None:
-        """Upper end of that latency's interval."""
+        """Upper end of the interval of `latency_us`."""
         return self.high_us or (self.predicted and self.predicted.high_us)
 
 
@@ -119,17 +119,17 @@ def plan(
     seeds: int,
     values: Mapping[str, Sequence[str]],
 ) -> Sweep:
-    """Every combination of budget, values and seed.
+    """Return the sweep over all combinations of budget, values and seed.
 
     Args:
-        settings: of the method.
-        common: words of `lathe search` that all runs have.
-        budgets: what each is called, and its words.
-        seeds: number of seeds, from 0.
-        values: of settings, those to try; a single one is that of all runs.
+        settings: settings of the method.
+        common: arguments of `lathe search` common to all runs.
+        budgets: name and arguments of each budget.
+        seeds: number of seeds, starting at 0.
+        values: values of each setting to try; a single value applies to all runs.
 
     Raises:
-        SearchError: the method has no such setting, or a value is there twice.
+        SearchError: the method has no such setting, or a value or budget is given twice.
     """
     for name, found in values.items():
         if name not in settings.__struct_fields__ or name == "seed":
@@ -161,7 +161,7 @@ def plan(
 
 
 def begin(sweep: Sweep, out: Path) -> None:
-    """Begin a sweep in a directory, or go on with it.
+    """Begin a sweep in a directory, or resume it.
 
     Raises:
         SearchError: the directory holds another sweep, or something else.
@@ -178,10 +178,10 @@ def begin(sweep: Sweep, out: Path) -> None:
 
 
 def read(directory: Path) -> Sweep:
-    """The sweep of a directory.
+    """Read the sweep of a directory.
 
     Raises:
-        SearchError: there is none, or it is damaged.
+        SearchError: the directory has no sweep, or it is damaged.
     """
     if not os.path.lexists(directory / SWEEP):
         raise SearchError(f"{directory} is not a sweep: it has no {SWEEP}; give the --out of `lathe sweep`")
@@ -189,19 +189,19 @@ def read(directory: Path) -> Sweep:
 
 
 def run(sweep: Sweep, out: Path, jobs: int) -> Iterator[Outcome]:
-    """Run every search that is not over, in turn; yields each as it ends.
+    """Run every unfinished search in order, and yield the outcome of each as it ends.
 
     Args:
-        sweep: in `out`, see `begin`.
-        out: its directory.
-        jobs: number of searches at once, which share the processor's cores.
+        sweep: the sweep in `out`, see `begin`.
+        out: directory of the sweep.
+        jobs: number of concurrent searches, which share the CPU cores.
 
     Raises:
-        SearchError: the first search refuses what it is given, as all of them would.
+        SearchError: the first search rejects its arguments, as all others would.
     """
     waiting = [member for member in sweep.members if not _finished(out, member)]
     yield from (_outcome(out, member) for member in sweep.members if member not in waiting)
-    alone = len(waiting) == len(sweep.members)  # the first one tells whether all is well
+    alone = len(waiting) == len(sweep.members)  # the first search shows whether the arguments are valid
     failed: dict[str, str] = {}
     with ended_together() as processes:
         active: list[tuple[Member, subprocess.Popen[bytes]]] = []
@@ -226,18 +226,18 @@ def run(sweep: Sweep, out: Path, jobs: int) -> Iterator[Outcome]:
 
 
 def run_on(cluster: Cluster, sweep: Sweep, out: Path, needs: Mapping[str, float]) -> Iterator[Outcome]:
-    """The same as tasks of a Ray cluster, one a run: Ray places them, and a run whose node is lost goes on elsewhere.
+    """Like `run`, with each run a task on a Ray cluster: Ray places them, and a run whose node is lost resumes elsewhere.
 
-    A run that starts from another one's first phase starts when that run is over.
+    A run that needs another run's first phase starts after that run ends.
 
     Args:
-        cluster: whose nodes have `out`, and what the searches read, at the same paths.
-        sweep: in `out`, see `begin`.
-        out: its directory.
-        needs: resources that each run takes of its node, see `Cluster.require`.
+        cluster: a cluster whose nodes have `out` and the files that searches read at the same paths.
+        sweep: the sweep in `out`, see `begin`.
+        out: directory of the sweep.
+        needs: resources of its node that each run uses, see `Cluster.require`.
 
     Raises:
-        SearchError: every search refuses what it is given.
+        SearchError: every search rejects its arguments.
     """
     waiting = [member for member in sweep.members if not _finished(out, member)]
     yield from (_outcome(out, member) for member in sweep.members if member not in waiting)
@@ -256,18 +256,18 @@ def run_on(cluster: Cluster, sweep: Sweep, out: Path, needs: Mapping[str, float]
 
 
 def _search(out: Path, directory: Path, member: Member) -> int:
-    """A task on a node of a cluster: one run of a sweep."""
+    """Run one member of a sweep, as a task on a node of a cluster."""
     return run_lathe(_words(out, member), _log(out, member), directory)
 
 
 def _forget(out: Path) -> None:
-    """Remove a sweep of which no search has begun, so that the corrected command can take its place."""
+    """Remove a sweep if none of its searches has begun, so that the corrected command can replace it."""
     if not any((out / RUNS).iterdir()):
         shutil.rmtree(out)
 
 
 def _ready(out: Path, member: Member, failed: Mapping[str, str]) -> bool:
-    """Whether what a member starts from is there, or never will be."""
+    """Return whether a member can start: its leader's first phase exists, or never will."""
     directory = out / RUNS / member.leader
     return member.leader in failed or (directory / record.BASELINE).exists() or (directory / record.RESULT).exists()
 
@@ -277,7 +277,7 @@ def _start(out: Path, member: Member, jobs: int) -> subprocess.Popen[bytes]:
 
 
 def _words(out: Path, member: Member) -> list[str]:
-    """The command line of a run, which starts from what its leader has trained by now."""
+    """Return the command line of a run, which starts from its leader's first phase if that exists."""
     words = ["search", *member.words, "--out", str(out / RUNS / member.name)]
     if member.leader != member.name and (out / RUNS / member.leader / record.BASELINE).exists():
         words += ["--baseline", str(out / RUNS / member.leader)]
@@ -300,12 +300,12 @@ def _last_line(out: Path, member: Member, code: int) -> str:
 
 
 def measure(sweep: Sweep, out: Path, target: str) -> Iterator[Outcome]:
-    """Export the network of every finished search, measured on this machine, one at a time; yields each.
+    """Export and measure the network of every finished search on this machine, one at a time, and yield the outcome of each.
 
     Args:
-        sweep: that has been run.
-        out: its directory.
-        target: of `lathe export`.
+        sweep: the sweep in `out`.
+        out: directory of the sweep.
+        target: target of `lathe export`.
     """
     for member in sweep.members:
         if not _finished(out, member):
@@ -316,7 +316,7 @@ def measure(sweep: Sweep, out: Path, target: str) -> Iterator[Outcome]:
             with ended_together() as processes:
                 processes.append(_lathe(words, _log(out, member)))
                 code = processes[0].wait()
-            if code not in (0, 1):  # 1: a verdict fails, and its numbers are there
+            if code not in (0, 1):  # 1: a verdict fails, but the bundle is written
                 why = _last_line(out, member, code)
         yield _outcome(out, member, why)
 
@@ -360,10 +360,10 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
 
 
 def outcomes(directory: Path) -> list[Outcome]:
-    """How every run of a sweep ended, which are preferred, and which are on the Pareto front.
+    """Return the outcome of every run of a sweep, with the preferred runs and the Pareto front marked.
 
     Raises:
-        SearchError: it is no sweep, or a file of a run is damaged.
+        SearchError: the directory is not a sweep, or a file of a run is damaged.
         DeployError: a bundle is damaged.
     """
     return _judged([_outcome(directory, member) for member in read(directory).members])
@@ -383,7 +383,7 @@ def _but_lambda(row: Outcome) -> Any:
 
 
 def _on_front(row: Outcome, rows: Sequence[Outcome]) -> bool:
-    """Whether no run with as low a latency has a better score. Measured latencies are not compared with predicted ones."""
+    """Return whether no run of equal or lower latency scores better. Measured latencies are not compared with predicted ones."""
     if row.latency_us is None or row.gain is None or not row.preferred:
         return False
     for other in rows:
@@ -396,10 +396,10 @@ def _on_front(row: Outcome, rows: Sequence[Outcome]) -> bool:
 
 
 def best(directory: Path, budget_us: float) -> Outcome:
-    """The best preferred run whose latency is within a budget by the upper end of its interval.
+    """Return the best preferred run whose latency, at the upper end of its interval, is within a budget.
 
     Raises:
-        SearchError: there is none; names the fastest.
+        SearchError: no run is within the budget; names the fastest.
     """
     known = [row for row in outcomes(directory) if row.preferred and row.gain is not None and row.at_most_us is not None]
     within = [row for row in known if row.at_most_us is not None and row.at_most_us <= budget_us]
@@ -415,17 +415,17 @@ def best(directory: Path, budget_us: float) -> Outcome:
 
 
 def further_devices(rows: Sequence[Outcome]) -> tuple[OtherDevice, ...]:
-    """Those of a sweep, as its first finished run has them; none before that."""
+    """Return the further devices of a sweep, read from its first finished run; empty before that."""
     return next((row.also for row in rows if row.also), ())
 
 
 def predictions_elsewhere(row: Outcome, devices: int) -> list[Latency | None]:
-    """Of a run on each of the further devices of its sweep; None where it is not finished."""
+    """Return the prediction of a run for each further device of its sweep; None if the run is unfinished."""
     return [device.predicted for device in row.also] or [None] * devices
 
 
 def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
-    """The table of runs as JSON and as CSV."""
+    """Write the table of runs as JSON and as CSV."""
     write_whole(directory / JSON, msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     plain = [field for field in Outcome.__struct_fields__ if field not in ("settings", "predicted", "also")]
