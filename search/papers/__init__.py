@@ -1,4 +1,4 @@
-"""The papers whose published numbers can be recomputed, each as rows with ours beside theirs. Needs no torch."""
+"""Papers with numbers that can be recomputed, as rows of published and recomputed numbers. Needs no torch."""
 
 from search.errors import SearchError
 from search.papers import gpunet, pas, prunet, repvgg, tas, vp_darts
@@ -6,15 +6,15 @@ from search.papers.row import Row
 
 
 def names() -> tuple[str, ...]:
-    """Names that `rows` knows."""
+    """Return the names that `rows` knows."""
     return ("repvgg", "pas", "tas", "vp-darts", "prunet", "gpunet")
 
 
 def rows(name: str) -> list[Row]:
-    """Every row of the paper's tables, in their order.
+    """Return all rows of a paper's tables, in order.
 
     Raises:
-        SearchError: an unknown name.
+        SearchError: the name is unknown.
     """
     match name:
         case "repvgg":

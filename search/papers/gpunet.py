@@ -1,7 +1,7 @@
-"""GPUNet (Wang et al. 2022, arXiv:2205.00841): sizes of the networks of NVIDIA's model hub.
+"""GPUNet (Wang et al. 2022, arXiv:2205.00841): sizes of the networks in NVIDIA's model hub.
 
-GPUNet-0 to GPUNet-2 as Table 2 of the PRUNET paper has them; the distilled ones, which are GPUNet-D1 and GPUNet-D3 in the paper and
-GPUNet-D1 and GPUNet-D2 in the model hub, as Papers with Code records them; latencies of the model hub,
+Sizes of GPUNet-0 to GPUNet-2 are from Table 2 of the PRUNET paper; those of the distilled networks, called GPUNet-D1 and GPUNet-D3 in the
+paper and GPUNet-D1 and GPUNet-D2 in the model hub, from Papers with Code; latencies are from the model hub,
 https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Classification/GPUNet.
 """
 
@@ -19,7 +19,7 @@ _SIZES = (
     ("Papers with Code", "gpunet-d1", "10.6", "3.66", _D1),
     ("Papers with Code", "gpunet-d2", "19", "15.6", _COUNTER),
 )
-"""Where it is printed, name, parameters in millions, FLOPs in thousands of millions, and a note on these."""
+"""Table, name, parameters in millions, FLOPs in billions, and a note on the FLOPs."""
 
 _LATENCIES = {
     "gpunet-0": "0.63",
@@ -34,7 +34,7 @@ _LATENCIES = {
 
 
 def rows() -> list[Row]:
-    """Two a network whose size is printed, then the latencies."""
+    """Return two rows per network with published sizes, then the latencies."""
     found = []
     for table, name, params, macs, note in _SIZES:
         space = spaces.get(name)

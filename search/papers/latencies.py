@@ -1,6 +1,6 @@
-"""Latencies and speeds of well-known networks as papers print them, with protocol and device, beside what latency tables say.
+"""Published latencies and speeds of well-known networks, with protocol and device, compared with latency tables.
 
-A table of the same device whose latencies are a constant factor off tells of other clocks; one network that is off alone, of other kernels.
+If all latencies in a table of the same device are off by a constant factor, clocks differ; if only one network is off, kernels differ.
 """
 
 from collections.abc import Sequence
@@ -72,15 +72,15 @@ _FPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A number of a paper.
+    """A number from a paper.
 
     Attributes:
-        network: its name in the paper.
-        known: its name here; "" where its layers are not known.
-        value: as printed, in `unit`.
-        unit: `ms`, or `FPS`: images per second.
+        network: name of the network in the paper.
+        known: name of the network here; "" if its layers are unknown.
+        value: number as printed, in `unit`.
+        unit: `ms`, or `FPS` for images per second.
         protocol: how it was measured.
-        device: on what.
+        device: device on which it was measured.
         source: where it is printed.
     """
 
@@ -93,20 +93,20 @@ class Published:
     source: str
 
     def ratio(self, ours: Latency) -> float | None:
-        """A latency here to the published one; None of a throughput, which is of another batch."""
+        """Return the ratio of our latency to the published one; None for throughputs, which are at another batch size."""
         return ours.us / us_from_ms(float(self.value)) if self.unit == "ms" else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """A published number, and the same network by each table: measured as a whole, or predicted; None where it is not covered."""
+    """A published number, and each table's latency of the same network: measured as a whole or predicted; None if not covered."""
 
     published: Published
     ours: tuple[Latency | None, ...]
 
 
 def published() -> list[Published]:
-    """Every number, by paper and speed."""
+    """Return every published number, by paper and speed."""
     return [
         *(_published(row, "ms", _TRTEXEC, _V100, _PRUNET) for row in _MS),
         *(_published(row, "FPS", _THROUGHPUT, _RTX, _PAS) for row in _FPS),
@@ -114,7 +114,7 @@ def published() -> list[Published]:
 
 
 def beside(tables: Sequence[LatencyTable]) -> list[Beside]:
-    """Every number beside the tables' own latencies, of the network at its own resolution."""
+    """Return every number with the tables' latencies of the network at its own resolution."""
     return [Beside(published=row, ours=tuple(_latency(table, row.known) for table in tables)) for row in published()]
 
 

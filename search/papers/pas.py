@@ -1,4 +1,4 @@
-"""Pruning-as-Search (Li et al. 2022): the GMACs of its Tables 2 and 3. Accuracy and speed are of its own training and GPUs."""
+"""Pruning-as-Search (Li et al. 2022): the GMACs in its Tables 2 and 3. Accuracies and speeds depend on its own training and GPUs."""
 
 from search import spaces
 from search.papers.row import Row
@@ -25,7 +25,7 @@ _TABLE2 = (
     ("PaS-light-B", "0.50", None, _SEARCHED),
     ("PaS-light-C", "0.34", None, _SEARCHED),
 )
-"""Name, GMACs, the space that is it, and a note."""
+"""Name, GMACs, the network's name here, and a note."""
 
 _TABLE3 = {
     "MetaPruning": ("3.0", "2.3", "1.0"),
@@ -36,11 +36,11 @@ _TABLE3 = {
     "DMCP": ("2.8", "2.2", "1.1"),
     "Ours": ("3.0", "2.0", "1.0"),
 }
-"""Method, and the GMACs of its three networks."""
+"""Method and the GMACs of its three networks."""
 
 
 def rows() -> list[Row]:
-    """Those of Table 2, the baseline in the caption of Table 3, then the rows of Table 3."""
+    """Return the rows of Table 2, the baseline in the caption of Table 3, and the rows of Table 3."""
     return [
         *(_row("Table 2", name, macs, space, note) for name, macs, space, note in _TABLE2),
         _row("Table 3", "ResNet-50 baseline", "4.1", "resnet-50", ""),

@@ -1,8 +1,8 @@
 """PRUNET (2022): sizes of its networks and spaces, Tables 2 and 3, and the losses of its searches, Table 6.
 
-Of a search's loss, CE + alpha * (ln LAT)^beta with the latency in microseconds, the second term can be recomputed where the network's
-latency is printed; what is left is the cross-entropy. Accuracies, latencies on a V100 and hours of searching cannot be recomputed, nor can
-the PRUNETs be: Figure 3 draws their blocks, but the hidden widths and the chosen kernels are not in the text.
+The second term of a search's loss, CE + alpha * (ln LAT)^beta with the latency in microseconds, can be recomputed if the network's latency
+is printed; the rest is the cross-entropy. Accuracies, latencies on a V100 and search times cannot be recomputed. Neither can the PRUNETs:
+Figure 3 shows their blocks, but the text does not give their hidden widths and kernels.
 """
 
 import math
@@ -42,7 +42,7 @@ _TABLE2 = (
     ("GPUNet-2", "25.8", "8.38", "gpunet-2"),
     ("EfficientNetV2-S", "22", "8.8", None),
 )
-"""Name, parameters in millions, FLOPs in thousands of millions, and the network's name here."""
+"""Name, parameters in millions, FLOPs in billions, and the network's name here."""
 
 _PRUNETS = (
     ("0.48", "11.3", "2.10"),
@@ -53,7 +53,7 @@ _PRUNETS = (
     ("1.07", "27.5", "5.29"),
     ("1.28", "31.1", "7.36"),
 )
-"""Latency in milliseconds, parameters, FLOPs of PRUNET-0 to PRUNET-6, Table 2."""
+"""Latency in milliseconds, parameters in millions and FLOPs in billions of PRUNET-0 to PRUNET-6, Table 2."""
 
 _PAIRS = ("phi 1.0 lambda 1.0", "phi 1.1 lambda 0.85", "phi 1.1 lambda 0.55", "phi 1.1 lambda 0.4")
 _TABLE6 = (
@@ -65,17 +65,17 @@ _TABLE6 = (
     ("0.4", ("1.7154", "1.7201", "1.7296", "1.6946")),
     ("0.2", ("1.0573", "1.0573", "1.0687", "1.0531")),
 )
-"""Alpha, and the loss for each phi and lambda. The lowest loss among the last three is of a PRUNET; a lower alpha makes a slower one, so
-they are PRUNET-0 to PRUNET-6 in this order."""
+"""Alpha, and the loss for each phi and lambda. The lowest loss of the last three is that of a PRUNET; lower alphas give slower networks, so
+the rows are PRUNET-0 to PRUNET-6 in this order."""
 
 
 def rows() -> list[Row]:
-    """Those of Table 2, of the search spaces, and of Table 6."""
+    """Return the rows of Table 2, of the search spaces, and of Table 6."""
     return [*_networks(), *_sizes(), *_losses()]
 
 
 def latency_term(alpha: float, us: float) -> float:
-    """The latency's part of a search's loss, for a network of so many microseconds."""
+    """Return the latency term of a search's loss for a latency in microseconds."""
     return alpha * math.log(us) ** BETA
 
 
@@ -115,7 +115,7 @@ def _networks() -> list[Row]:
 
 
 def _sizes() -> list[Row]:
-    """Table 3 and Section 3.1, by the layers of the formula in Section 3.1; Table 6, by those of Section 4.1.1."""
+    """Return the rows of Table 3 and Section 3.1, by the layers of Section 3.1's formula, and of Table 6, by those of Section 4.1.1."""
     space, default = spaces.get("prunet-formula"), spaces.get("prunet")
     assert isinstance(space, Layered)
     assert isinstance(default, Layered)
@@ -138,7 +138,7 @@ def _sizes() -> list[Row]:
 
 
 def _candidates(options: int, hidden: tuple[int, ...]) -> int:
-    """Of a layer, with two hidden widths a multi-block in the place of all."""
+    """Return the number of candidates of a layer if each multi-block has two hidden widths instead of all."""
     return options * (2 if hidden else 1)
 
 

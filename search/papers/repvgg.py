@@ -1,8 +1,8 @@
-"""RepVGG (Ding et al. 2021, arXiv:2101.03697): the parameters and theoretical FLOPs of its networks as deployed, Tables 4 and 5.
+"""RepVGG (Ding et al. 2021, arXiv:2101.03697): parameters and theoretical FLOPs of the deployed networks, Tables 4 and 5.
 
-The paper counts a multiply-accumulate as one. It has no parameters of the training form; those are of OpenMMLab's model zoo,
-https://mmclassification.readthedocs.io/en/latest/papers/repvgg.html, which publishes its networks in both forms. The zoo's FLOPs count
-norms and activations too, so they are not compared.
+The paper counts a multiply-accumulate as one. It does not give the parameters of the training form, which are from OpenMMLab's model zoo,
+https://mmclassification.readthedocs.io/en/latest/papers/repvgg.html, which publishes the networks in both forms. The zoo's FLOPs include
+norms and activations, so they are not compared.
 """
 
 from search import spaces
@@ -21,7 +21,7 @@ _PAPER = {
     "b3": ("110.96", "26.2"),
     "b3-g4": ("75.62", "16.1"),
 }
-"""Parameters in millions, FLOPs in thousands of millions."""
+"""Parameters in millions, FLOPs in billions."""
 
 _ZOO = {
     "a0": "9.11",
@@ -36,11 +36,11 @@ _ZOO = {
     "b3": "123.09",
     "b3-g4": "83.83",
 }
-"""Parameters of the training form in millions."""
+"""Parameters of the training form, in millions."""
 
 
 def rows() -> list[Row]:
-    """Three a network."""
+    """Return three rows per network."""
     found = []
     for name, (params, macs) in _PAPER.items():
         space = spaces.get(f"repvgg-{name}")

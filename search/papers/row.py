@@ -1,4 +1,4 @@
-"""One published number beside ours."""
+"""A published number compared with ours."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,32 +11,32 @@ Size = Literal["deployed params", "trained params", "deployed MACs", "MACs prune
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A number of a paper, and what is computed here."""
+    """A number from a paper, and our own."""
 
     table: str
-    """where it is printed"""
+    """the table in which it is printed"""
     row: str
-    """what it is of"""
+    """the network or search it describes"""
     quantity: Size | Accuracy | Literal["search loss", "latency"]
     paper: str
     """as printed, in `unit`"""
     unit: Literal["M", "G", "%", "ms", ""]
-    """millions, thousands of millions, percent, milliseconds, or none"""
+    """millions, billions (10^9), percent, milliseconds, or none"""
     ours: int | float | None = None
-    """None where it cannot be recomputed"""
+    """None if it cannot be recomputed"""
     note: str = ""
-    """why it cannot be recomputed, or why it must differ; where there is neither, it should be equal"""
+    """why it cannot be recomputed or must differ; if empty, the numbers should be equal"""
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's, in `unit`."""
+        """Our number minus the paper's, in `unit`."""
         return None if self.ours is None else self.ours / _UNITS[self.unit] - float(self.paper)
 
     @property
     def verdict(self) -> Literal["SAME", "DIFFERS", "EXPLAINED", "NOT RECOMPUTED"]:
-        """SAME is less than one unit of the last printed digit away, as papers cut digits off as often as they round.
+        """SAME means a difference below one unit in the last printed digit, since papers truncate as often as they round.
 
-        EXPLAINED is a difference with a note, DIFFERS one without: a mistake.
+        EXPLAINED is a difference with a note; DIFFERS is one without, which is a mistake.
         """
         if self.difference is None:
             return "NOT RECOMPUTED"

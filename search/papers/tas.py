@@ -1,9 +1,9 @@
-"""TAS (Dong and Yang 2019): FLOPs of its Tables 1, 3 and 4, the shapes that its authors published, and the size of its largest space.
+"""TAS (Dong and Yang 2019): FLOPs in its Tables 1, 3 and 4, the shapes published by its authors, and the size of its largest space.
 
-The paper counts multiply-accumulates. For each method Tables 3 and 4 have the FLOPs and the share of the unpruned network's that is gone:
-ours is the share of those FLOPs in our network. The searched shapes are in the authors' repository (configs/NeurIPS-2019), with an
-`estimated_FLOP` each. Where a shape leaves blocks out, that number counts the next stage as if it read the last block which is listed in
-place of the last one that runs. Accuracies and hours are of their own training.
+The paper counts multiply-accumulates. For each method, Tables 3 and 4 give the FLOPs and the pruned share of the unpruned network's; ours
+is that share computed from the printed FLOPs and our network. The searched shapes are in the authors' repository (configs/NeurIPS-2019),
+each with an `estimated_FLOP`. If a shape leaves out blocks, that number counts the next stage as if it read the last listed block instead
+of the last one that runs. Accuracies and hours depend on their own training.
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ class Shape(NamedTuple):
     """A searched network."""
 
     network: str
-    """that it was searched from, by its name here"""
+    """name here of the network that it was searched from"""
     classes: int
     flops: str
     """`estimated_FLOP`, in millions"""
     channels: str
-    """of every convolution in order, without the shortcuts, each block's whether it runs or not"""
+    """channels of every convolution in order, without shortcuts and including blocks that do not run"""
     depths: tuple[int, ...]
-    """blocks of each stage that run"""
+    """number of blocks of each stage that run"""
 
 
 SHAPES = {
@@ -84,10 +84,10 @@ SHAPES = {
         ),
     ),
 }
-"""By data set."""
+"""Searched networks by data set."""
 
 _TABLE1 = (("Pre-defined", "41.1"), ("Random Search", "42.9"), ("TAS", "42.5"))
-"""MACs in millions."""
+"""Method and MACs in millions."""
 
 _TABLE3 = (
     ("resnet20", "LCCL", ("2.61", "36.0"), ("2.73", "33.1")),
@@ -116,7 +116,7 @@ _TABLE3 = (
     ("resnet164", "LCCL", ("17.9", "27.40"), ("19.5", "21.3")),
     ("resnet164", "TAS", ("17.8", "28.10"), ("17.1", "30.9")),
 )
-"""Network, method, and on CIFAR-10 and CIFAR-100 the MACs in tens of millions and the percentage that is gone."""
+"""Network, method, and for CIFAR-10 and CIFAR-100 the MACs in tens of millions and the pruned percentage."""
 
 _TABLE4 = (
     ("resnet-18", "LCCL", "1.19", "34.6"),
@@ -130,20 +130,20 @@ _TABLE4 = (
     ("resnet-50", "FPGM", "2.36", "42.2"),
     ("resnet-50", "TAS", "2.31", "43.5"),
 )
-"""Network, method, thousands of millions of MACs, and the percentage that is gone."""
+"""Network, method, MACs in billions, and the pruned percentage."""
 
 
 def rows() -> list[Row]:
-    """Those of Table 1, of Tables 3 and 4, of the published shapes, and the size of the space of ResNet-164."""
+    """Return the rows of Table 1, of Tables 3 and 4, of the published shapes, and the size of the space of ResNet-164."""
     return [*_table1(), *_tables(), *_shapes(), _size()]
 
 
 def macs(shape: Shape, *, listed: bool = False) -> int:
-    """Multiply-accumulates of a searched network; where input and output of a block differ, its shortcut is a 1x1 convolution.
+    """Return the MACs of a searched network; if input and output of a block differ, its shortcut is a 1x1 convolution.
 
     Args:
         shape: the network.
-        listed: what follows a stage reads as many channels as its last block would make, whether that runs or not; as the authors count.
+        listed: count like the authors: the input width of the next stage is that of a stage's last block, even if that does not run.
     """
     whole = spaces.get(shape.network, classes=shape.classes)
     stem, *blocks, _ = whole.network()
@@ -184,7 +184,7 @@ def _table1() -> list[Row]:
 
 
 def _flops(table: str, row: str, paper: str, unit: Literal["M", "G"], ours: int | None, note: str = "", *, differs: str = "") -> Row:
-    """A row of multiply-accumulates; `differs` is its note where the two numbers differ."""
+    """Return a row of MACs; `differs` is its note if the two numbers differ."""
     note = note or ("" if ours else _UNPUBLISHED)
     found = Row(table=table, row=row, quantity="deployed MACs", paper=paper, unit=unit, ours=ours, note=note)
     return dataclasses.replace(found, note=differs) if found.verdict == "DIFFERS" else found
@@ -198,7 +198,7 @@ _BOTH = "the published shape, as its blocks run, is not the one that the table h
 
 
 def _tables() -> list[Row]:
-    """Tables 3 and 4: the share that is gone, and the FLOPs of published shapes."""
+    """Return the rows of Tables 3 and 4: the pruned shares, and the FLOPs of published shapes."""
     found = []
     for network, method, *each in _TABLE3:
         for data, classes, printed in zip(("CIFAR-10", "CIFAR-100"), (10, 100), each, strict=True):
@@ -221,7 +221,7 @@ def _tables() -> list[Row]:
 
 
 def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> Row:
-    """The share of the unpruned network's FLOPs that is gone, by the printed FLOPs and our network."""
+    """Return a row of the pruned share of the unpruned network's FLOPs, from the printed FLOPs and our network."""
     ours = 100 * (1 - flops / whole)
     half = 0.5 * 10 ** -len(f"{flops}".partition(".")[2]) if flops < 10 else 0.05 if flops < 100 else 0.5
     near = abs(ours - float(ratio)) <= 0.1 + 100 * half / whole
@@ -229,7 +229,7 @@ def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> Row
 
 
 def _shapes() -> list[Row]:
-    """`estimated_FLOP` of each published shape."""
+    """Return a row of the `estimated_FLOP` of each published shape."""
     found = []
     for data, shapes in SHAPES.items():
         for shape in shapes:
@@ -242,7 +242,7 @@ def _shapes() -> list[Row]:
 
 
 def _size() -> Row:
-    """Eight widths of each convolution of ResNet-164, without the shortcuts, and the depth of each of three stages of eighteen blocks."""
+    """Return the size of ResNet-164's space: eight widths of each convolution but the shortcuts, depths of three stages of 18 blocks."""
     _, *blocks, _ = spaces.get("resnet164").network()
     size = 8 ** (1 + 3 * len(blocks)) * (len(blocks) // 3) ** 3
     note = "printed as 8163x183: 8^163 * 18^3"

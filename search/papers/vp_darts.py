@@ -1,8 +1,8 @@
-"""VP-DARTS (2024): the test accuracies of its Tables 1 to 3 that are of cells which are known.
+"""VP-DARTS (2024): the test accuracies of known cells in its Tables 1 to 3.
 
-The paper trains no cell: it looks the searched ones up in NAS-Bench-201. Ours are the benchmark's records of the cells by name, so a row
-that is SAME says which cell the paper's number is of. Means over searches whose cells are not published stand beside those of our own
-searches, on a smaller supernet (`benchmarks/nasbench201.py`). Validation accuracies and hours are not compared.
+The paper trains no cells but looks up the searched ones in NAS-Bench-201. Ours are the benchmark's records of named cells, so a row with
+verdict SAME shows which cell the paper's number belongs to. Means over searches with unpublished cells are compared with those of our own
+searches on a smaller supernet (`benchmarks/nasbench201.py`). Validation accuracies and hours are not compared.
 """
 
 from typing import get_args
@@ -11,7 +11,7 @@ from search.papers.row import Accuracy, Row
 
 SKIPS = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
 BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
-"""The only cell of the 15,625 that has the accuracies which the paper prints for DrNAS, beta-DARTS and its own search."""
+"""The only one of the 15,625 cells with the accuracies that the paper prints for DrNAS, beta-DARTS and its own search."""
 OPTIMAL = "highest accuracy of all 15,625 cells"
 
 RECORDED = {
@@ -19,7 +19,7 @@ RECORDED = {
     BEST: (94.3633, 73.5133, 46.3444),
     OPTIMAL: (94.3733, 73.5133, 47.3111),
 }
-"""Test accuracies in percent after 200 epochs, mean over the benchmark's seeds, by cell."""
+"""Test accuracies in percent after 200 epochs by cell, means over the benchmark's seeds."""
 
 SEARCHED = {
     "random search": (92.53, 68.78, 41.03),
@@ -30,7 +30,7 @@ SEARCHED = {
     "alpha as criterion": (91.22, 65.79, 37.98),
     "adjustable K, accuracy": (93.52, 70.64, 41.88),
 }
-"""Of our own searches, by the ways of benchmarks/nasbench201.md: mean test accuracies in percent over five seeds."""
+"""Mean test accuracies of our own searches in percent over five seeds, by variant in benchmarks/nasbench201.md."""
 
 _OURS = (
     "mean over searches: the paper's with 16 channels, five cells a stage, 32x32 and all images of CIFAR-10; ours with 8 channels, one "
@@ -57,7 +57,7 @@ _TABLE1 = (
     ("VP-DARTS (Adjustable K), a skip from input to output and 3x3", ("94.36", "73.51", "46.34"), BEST, ""),
     ("Optimal", ("94.37", "73.51", "47.31"), OPTIMAL, ""),
 )
-"""Name, test accuracy on CIFAR-10, CIFAR-100 and ImageNet16-120, the cell or the way of our searches, and a note."""
+"""Name, test accuracies on CIFAR-10, CIFAR-100 and ImageNet16-120, the cell or the variant of our searches, and a note."""
 
 _TABLE2 = (
     ("One-shot hard pruning", ("91.41", "67.97", "37.99"), "hard, at once"),
@@ -71,7 +71,7 @@ _TABLE3 = (
 
 
 def rows() -> list[Row]:
-    """Three a method, in the order of the tables."""
+    """Return three rows per method, in the order of the tables."""
     every = [
         *(("Table 1, ours of the cell as NAS-Bench-201 records it: 200 epochs, mean of its seeds", *row) for row in _TABLE1),
         *(("Table 2", *row, _OURS) for row in _TABLE2),
