@@ -1,6 +1,6 @@
-"""Any network to a directory that ships. Knows nothing of how the network was found.
+"""Export any network to a directory that ships, regardless of how the network was found.
 
-What exports needs torch and is imported when it is asked for: a bundle is verified and run where there is none.
+Exporting needs torch and is imported lazily: bundles are verified and run without torch.
 """
 
 from typing import TYPE_CHECKING, Any

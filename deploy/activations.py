@@ -1,7 +1,7 @@
-"""What half precision does to activations, as samples show them: too large, or lost as a whole.
+"""Effects of half precision on activations, seen on samples: tensors that are too large, or lost as a whole.
 
-A few tiny values among others are nothing. A tensor all of whose values are below the normal numbers is another thing: what divides it,
-takes its root or multiplies it by much, in one step or in several, shows what was lost.
+A few tiny values among others do not matter. But if all values of a tensor are below the smallest normal number, the loss shows in nodes
+that divide it, take its root or multiply it by a large factor, in one or several steps.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ _ABSORBING = frozenset({
     "Add", "Attention", "Clip", "Concat", "Cos", "Exp", "GRU", "HardSigmoid", "LSTM", "LogSoftmax", "Max", "Mean", "Min", "RNN",
     "ScatterElements", "ScatterND", "Sigmoid", "Softmax", "Softplus", "Sub", "Sum", "Where",
 })  # fmt: skip
-"""Where something else makes the output: what is tiny beside it is nothing."""
+"""Operators whose output is dominated by other inputs, so that a tiny one does not matter."""
 
 
 def keep_activations(flow: Flow, seen: Mapping[str, TensorRange], headroom: float) -> None:
-    """Keep in FP32 the nodes whose activations come near to the end of half precision, and those that lost ones matter to.
+    """Keep in FP32 the nodes whose activations approach the limit of half precision, and those affected by lost activations.
 
     Args:
         flow: the graph; reasons are set on its nodes.
-        seen: of the activations, on samples.
-        headroom: how far below 65504 an activation must stay.
+        seen: ranges of the activations on samples.
+        headroom: factor by which activations must stay below 65504.
     """
     for node in flow.nodes:
         keep([node], _overflow(node, seen, LARGEST / headroom))
@@ -61,7 +61,7 @@ def _lost(name: str, seen: Mapping[str, TensorRange]) -> str:
 
 
 def _absorbs(proto: NodeProto, read: list[str], written: list[str], flow: Flow, seen: Mapping[str, TensorRange]) -> bool:
-    """Whether what a node writes is no smaller than usual, for a reason other than the lost inputs."""
+    """Return whether a node's outputs are of normal size for reasons other than its lost inputs."""
     if any(_is_lost(name, seen) for name in written):
         return False
     gain = _gain(proto, flow)
@@ -69,7 +69,7 @@ def _absorbs(proto: NodeProto, read: list[str], written: list[str], flow: Flow, 
 
 
 def _gain(proto: NodeProto, flow: Flow) -> float | None:
-    """The largest factor by which a layer of constant weights multiplies; None where it is not one."""
+    """Return the largest factor by which a layer with constant weights multiplies, or None for other nodes."""
     if proto.op_type == "BatchNormalization":
         scale, variance = (flow.constants.get(proto.input[i]) for i in (1, 4))
         if scale is None or variance is None:

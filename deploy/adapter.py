@@ -1,4 +1,4 @@
-"""Any module as one of tensors alone: what it takes and gives beside them, and in other types, is around the graph, not in it."""
+"""Adapt any module to one that takes and returns only tensors: other arguments and type conversions stay outside the graph."""
 
 import copy
 import inspect
@@ -20,12 +20,12 @@ from reparam.equivalence import arithmetic
 from reparam.structure import leaves, map_tensors
 
 _RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
-"""What a network's own code raises for arguments that it does not take."""
+"""Exceptions raised by a network's own code for unsupported arguments."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """How a module is called: its arguments, which of them are tensors, and what those are called."""
+    """How a module is called: its arguments, and the names of the tensors among them."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -33,25 +33,26 @@ class Call:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Copies of the tensors among the arguments, which a network may overwrite, in the order of their names."""
+        """Copies of the tensors among the arguments, since a network may overwrite them, in the order of `names`."""
         return tuple(leaf.clone() for _, leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor))
 
     def filled(self, tensors: Iterable[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other tensors in the places of those."""
+        """Return the arguments with their tensors replaced by the given ones."""
         rest = iter(tensors)
         return map_tensors((self.args, dict(self.kwargs)), lambda _: next(rest))
 
 
 def call_of(module: nn.Module, example: Any) -> Call:
-    """How a module is called with an example input.
+    """Return how a module is called with an example input.
 
     Args:
-        module: to be called.
-        example: a tensor; a tuple of positional arguments; a mapping of keyword arguments; or, where forward does not take it so, its one
-            argument. Tensors may be anywhere in tuples, lists, mappings and dataclasses; anything else is a constant of the network.
+        module: the module to call.
+        example: a tensor; a tuple of positional arguments; a mapping of keyword arguments; or, if it does not fit forward in this way, its
+            single argument. Tensors may be nested in tuples, lists, mappings and dataclasses; all else is a constant of the network.
 
     Raises:
-        DeployError: forward does not take it, there is no tensor in it, or one is empty or of a type that cannot be shipped; it is named.
+        DeployError: the example does not fit forward, has no tensors, or has one that is empty or of a type that cannot be shipped; names
+            the tensor.
     """
     signature = inspect.signature(module.forward)
     ways: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = [((example,), {})]
@@ -84,7 +85,7 @@ def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[
 
 
 def _by_parameter(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """Arguments by name, in the order of `args` and `kwargs`; those of `**kwargs` by their own."""
+    """Return the arguments by name, in the order of `args` and `kwargs`; those in `**kwargs` by their own names."""
     found: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
@@ -114,14 +115,14 @@ def _require_type(kind: str, name: str, tensor: Tensor) -> None:
 
 
 class Adapter(nn.Module):
-    """A network that computes in one floating type, as a module from its input tensors to a tuple of its output tensors.
+    """A network that computes in one floating-point type, as a module from input tensors to a tuple of output tensors.
 
     Args:
-        network: in evaluation mode, its weights of type `dtype`.
+        network: the network in evaluation mode, with weights of type `dtype`.
         call: how it is called.
         outputs: name and type of each output.
-        dtype: what floating inputs are converted to.
-        exact: whether everything is in `dtype`, also where the network's code names another type.
+        dtype: type to which floating-point inputs are converted.
+        exact: compute everything in `dtype`, even if the network's code names another type.
     """
 
     def __init__(self, network: nn.Module, call: Call, outputs: tuple[TensorSpec, ...], dtype: torch.dtype, *, exact: bool) -> None:
@@ -130,7 +131,7 @@ class Adapter(nn.Module):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Its inputs, in order."""
+        """The inputs, in order."""
         return tuple(_value(name, tensor) for name, tensor in zip(self.call.names, self.call.tensors, strict=True))
 
     @property
@@ -139,12 +140,12 @@ class Adapter(nn.Module):
         return {name: tensor.detach().cpu().numpy() for name, tensor in zip(self.call.names, self.call.tensors, strict=True)}
 
     def of(self, network: nn.Module, dtype: torch.dtype | None = None) -> "Adapter":
-        """The same around another form of the network, whose weights are of a type; in float64 everything is."""
+        """Return an adapter of another form of the network with weights of the given type; with float64, all arithmetic is float64."""
         dtype = dtype or self.dtype
         return Adapter(network.eval(), self.call, self.outputs, dtype, exact=self.exact or dtype == torch.float64)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Its outputs, of the types that they ship in; floating ones stay exact in float64."""
+        """Return the outputs in the types in which they ship; if `dtype` is float64, unconverted."""
         args, kwargs = self.call.filled(tensor.to(self.dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
         with arithmetic(self.dtype) if self.exact else nullcontext():
             found = [leaf for _, leaf in leaves(self.network(*args, **kwargs)) if isinstance(leaf, Tensor)]
@@ -153,10 +154,10 @@ class Adapter(nn.Module):
         return tuple(tensor.to(getattr(torch, value.dtype)) for tensor, value in zip(found, self.outputs, strict=True))
 
     def run(self, inputs: Tensors) -> Tensors:
-        """Whole outputs of whole inputs, call by call.
+        """Return the outputs of all calls, run one by one.
 
         Raises:
-            DeployError: the network fails on them; in its own words.
+            DeployError: the network fails on a call; includes its own message.
         """
         try:
             with torch.no_grad():
@@ -168,13 +169,13 @@ class Adapter(nn.Module):
 
 
 def adapt(module: nn.Module, example: Any) -> Adapter:
-    """A float32 copy of a module, adapted: run once as it is, to see what it gives.
+    """Return an adapter of a float32 copy of a module, which is run once unchanged to determine its outputs.
 
-    Inputs and outputs keep the types that they have outside: a network in half precision takes and gives half precision.
+    Inputs and outputs keep the module's own types: a network in half precision takes and returns half precision.
 
     Raises:
-        DeployError: `example` does not fit the module, a tensor of it has no numbers, or what it gives cannot be shipped; named.
-        LoweringError: the module cannot be run on it.
+        DeployError: `example` does not fit the module, one of its tensors has no data, or an output cannot be shipped; names it.
+        LoweringError: the module cannot be run on the example.
     """
     call = call_of(module, example)
     if absent := next(
@@ -188,7 +189,7 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
     args, kwargs = map_tensors((call.args, call.kwargs), lambda tensor: tensor.detach().cpu())
     call = Call(args, kwargs, call.names)
     errors: list[Exception] = []
-    # In its own type, which decides the types of its outputs; else in float32; else in float32 where its code names another type, too.
+    # In its own type, which determines the types of its outputs; else in float32; else in float32 even if its code names another type.
     for network, dtype, exact in ((original, None, False), (twin, torch.float32, False), (twin, torch.float32, True)):
         try:
             seen = _run(network, call, dtype, exact=exact)
@@ -240,10 +241,10 @@ def _value(name: str, tensor: Tensor) -> TensorSpec:
 
 
 def require_deterministic(adapter: Adapter) -> None:
-    """Check that a network computes the same every time.
+    """Require that a network is deterministic.
 
     Raises:
-        DeployError: two runs differ; names the operator that draws random numbers and the module that calls it, where one does.
+        DeployError: two runs differ; names the operator that draws random numbers and the module that calls it, if there is one.
     """
     outputs = [_drawn(adapter, seed) for seed in range(2)]
     if all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*outputs, strict=True)):
@@ -265,16 +266,16 @@ def require_deterministic(adapter: Adapter) -> None:
 
 
 def _drawn(adapter: Adapter, seed: int) -> tuple[Tensor, ...]:
-    """What a network gives for its example where random numbers begin with a seed."""
+    """Return a network's outputs for its example, with random numbers from the given seed."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         return adapter(*adapter.call.tensors)
 
 
 class _Draws(TorchDispatchMode):
-    """Appends which operators draw random numbers, with the innermost module."""
+    """Records operators that draw random numbers, with the innermost module that calls each."""
 
-    supports_higher_order_operators = True  # such as torch.cond, whose branches are not looked into
+    supports_higher_order_operators = True  # such as torch.cond, whose branches are not inspected
 
     def __init__(self, tracker: ModuleTracker, found: list[tuple[str, str]]) -> None:
         super().__init__()

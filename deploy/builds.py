@@ -1,4 +1,4 @@
-"""Several builds of one engine: a builder that times kernels need not choose the same ones twice, so the fastest engine is kept."""
+"""Several builds of one engine: a builder that times kernels may choose different ones each time, so the fastest engine is kept."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -14,7 +14,7 @@ from latency.errors import RunFailed
 
 @dataclass(frozen=True)
 class Candidate:
-    """One build: its engine, and what the builder measured for it; no engine where the target has none."""
+    """One build: its engine, empty if the target has none, and the builder's measurements."""
 
     engine: bytes
     cache: TimingCache | None
@@ -23,12 +23,12 @@ class Candidate:
 def choose(
     candidates: Sequence[Candidate], start: Callable[[bytes], AbstractContextManager[Running | str]], protocol: Protocol
 ) -> tuple[Candidate, Builds]:
-    """The fastest of several builds, timed in turns; the first where all are the same bytes or they cannot be timed.
+    """Return the fastest of several builds, timed in turns; the first if all are identical or they cannot be timed.
 
     Args:
-        candidates: in the order in which they were built.
-        start: an engine at work, or why it is not.
-        protocol: how to time.
+        candidates: builds in the order in which they were made.
+        start: starts an engine, or returns why it cannot run.
+        protocol: timing protocol.
     """
     first: dict[bytes, Candidate] = {}
     for one in candidates:

@@ -1,4 +1,4 @@
-"""The directory that ships: its manifest, how it is written whole, and how a change in it is found."""
+"""The directory that ships: its manifest, writing it atomically, and detecting changes in it."""
 
 import contextlib
 import hashlib
@@ -33,19 +33,19 @@ from latency.units import Unit, interval, unit_for
 from latency.values import Count, SampleUs, Sha256
 
 MANIFEST = "manifest.json"
-# bundle/1: one input, `input_shape`, batch first and float32; `outputs` by name, the batch their first dimension.
-# bundle/2: `inputs` and `dtypes` by name, shapes as they are; `not_finite` and `rounding` of a comparison; the reference holds whole
-# inputs and outputs, call by call; percentiles and `reason` of a measurement, `origin` of a prediction.
-# bundle/3: `metric`, of which networks and steps have a `score`; of bundle/2 they had an `accuracy`.
+# bundle/1: one float32 input, `input_shape`, batch first; `outputs` by name, batch first.
+# bundle/2: `inputs` and `dtypes` by name, with full shapes; `not_finite` and `rounding` of a comparison; the reference holds the inputs
+# and outputs of each call; percentiles and `reason` of a measurement, `origin` of a prediction.
+# bundle/3: `metric`, with a `score` for networks and steps, which had an `accuracy` in bundle/2.
 SCHEMA = "bundle/3"
 ONNX, ENGINE, REFERENCE = "model.onnx", "model.engine", "reference.safetensors"
 HALF = {"fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
-"""Names of the network in a narrow precision."""
+"""File names of the network in a narrow precision."""
 TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
 
 RANDOM = "drawn at random, as none were given"
-"""What is said of samples that prove less than real ones."""
+"""Description of random samples, which prove less than real ones."""
 
 Target = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -55,11 +55,11 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: str
     sha256: Sha256
-    """of the file, or of the tensors where the form is not in the bundle"""
+    """hash of the file, or of the tensors if the form is not in the bundle"""
     made_from: str
-    """name of the form before; "" for the first"""
+    """name of the previous form; "" for the first"""
     file: str = ""
-    """where it is in the bundle; "" where only its hash is kept"""
+    """file in the bundle; "" if only the hash is kept"""
 
 
 class Builds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,11 +67,11 @@ class Builds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     count: Count
     different: Count
-    """number of engines that are not the same bytes"""
+    """number of different engines, compared by their bytes"""
     medians_us: tuple[SampleUs, ...] = ()
-    """median latency of each of these, timed in turns; the least ships"""
+    """median latency of each different engine, timed in turns; the fastest ships"""
     reason: str = ""
-    """why they were not timed, in which case the first one ships"""
+    """why they were not timed, in which case the first ships"""
 
     def __str__(self) -> str:
         if self.different == 1:
@@ -84,7 +84,7 @@ class Builds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is left of a layer's output channels."""
+    """Remaining output channels of a layer."""
 
     name: str
     kept: Count
@@ -98,75 +98,75 @@ class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     macs: Count
     """multiply-accumulates of convolutions and linear layers for one sample"""
     score: Figure | None
-    """the metric on the bundle's samples with the precision that ships; None where there is none"""
+    """the metric on the bundle's samples in the shipped precision; None if there is no metric"""
     predicted: Latency | None
-    """by a latency table, for one batch"""
+    """latency of one batch predicted by a latency table"""
     measured: Measurement | None
-    """on `Manifest.device`, for one batch; the two networks in turns, in one run"""
+    """latency of one batch on `Manifest.device`; both networks are timed in turns in one run"""
     not_measured: str = ""
     """why `measured` is None"""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that is known about a bundle; manifest.json."""
+    """All facts about a bundle: manifest.json."""
 
     schema: Literal["bundle/3"] = SCHEMA
     created: str
     """ISO 8601, UTC"""
     target: Target
     precision: Precision
-    """of the shipped network's arithmetic; inputs and outputs have the types of `dtypes`"""
+    """precision of the shipped network's arithmetic; inputs and outputs have the types in `dtypes`"""
     io: Precision = "fp32"
-    """of the floating-point inputs and outputs"""
+    """precision of the floating-point inputs and outputs"""
     int8_nodes: Count = 0
-    """number of nodes whose operands are dequantised: INT8 by the file that was exported, with `precision` around them"""
+    """number of nodes with dequantised operands: INT8 in the exported file, with `precision` around them"""
     inputs: dict[str, tuple[Count, ...]]
-    """shape of each input by its name, in order"""
+    """shape of each input by name, in order"""
     outputs: dict[str, tuple[Count, ...]]
-    """shape of each output by its name, in order"""
+    """shape of each output by name, in order"""
     dtypes: dict[str, str]
-    """of every input and output, as numpy calls it"""
+    """numpy type name of every input and output"""
     spans: dict[str, Span] = {}
-    """of the inputs that may have several shapes, of which `inputs` has the usual one"""
+    """spans of inputs with several shapes, of which `inputs` has the usual one"""
     output_spans: dict[str, Span] = {}
-    """of the outputs whose shapes follow from those"""
+    """spans of outputs whose shapes depend on those inputs"""
     samples: Count
-    """how many the validation ran on"""
+    """number of samples used in validation"""
     samples_from: Literal["given", "random"]
     metric: Metric | None
-    """what the scores are; None where nothing is known of how good the outputs are"""
+    """metric of the scores; None if the quality of outputs is unknown"""
     classes: tuple[str, ...]
     """names of the outputs"""
     preprocessing: dict[str, Any]
-    """from an image file to the input, as the trainer recorded it"""
+    """preprocessing from an image file to the input, as recorded by the trainer"""
     shipped: Network
     unpruned: Network | None
     budget_us: SampleUs | None
-    """latency that one batch may take"""
+    """latency budget of one batch"""
     budget_verdict: BudgetVerdict
     layers: tuple[Layer, ...]
     validation: tuple[Step, ...]
     device: Device | None
-    """where the latencies were measured; None where nothing could be"""
+    """device on which latencies were measured; None if none could be"""
     runtime: Runtime
     protocol: Protocol
     build: dict[str, Any]
     """options of the engine's build"""
     builds: Builds | None = None
-    """where the engine was built several times"""
+    """the builds, if the engine was built several times"""
     compute_capabilities: tuple[str, ...]
-    """of the GPUs that the engine is for; empty for every GPU that its runtime takes"""
+    """compute capabilities of the GPUs that the engine is for; empty for all GPUs that its runtime supports"""
     certificate: Certificate | None = None
-    """why the network may run in half precision; None where it ships in FP32"""
+    """why the network may run in half precision; None if it ships in FP32"""
     explanation: Explanation | None = None
-    """where half precision breaks the network; None where it was not asked for"""
+    """where half precision breaks the network; None if not requested"""
     inspection: Inspection | None = None
-    """the layers of the engine of a network in a narrow precision, as its inspector tells them"""
+    """layers of the engine of a network in a narrow precision, as reported by the engine inspector"""
     lowering: str
     versions: dict[str, str]
-    """of the packages that made the bundle"""
+    """versions of the packages that made the bundle"""
     provenance: dict[str, str]
-    """hashes and facts of what the network was made from, as the caller knows them"""
+    """hashes and facts about the network's origin, as given by the caller"""
     chain: tuple[Link, ...]
     files: dict[str, Sha256]
     """sha256 of every other file of the bundle"""
@@ -179,23 +179,23 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def half(self) -> str:
-        """Name of the file of the network in its narrow precision; "" where there is none."""
+        """File name of the network in its narrow precision; "" if there is none."""
         name = HALF.get(self.precision, "")
         return name if name in self.files else ""
 
     @property
     def arithmetic(self) -> str:
-        """What the shipped network computes in, for people."""
+        """Arithmetic of the shipped network, in words."""
         nodes = f"{self.int8_nodes} node{'s' * (self.int8_nodes != 1)}"
         return f"{self.precision}, and INT8 in {nodes}" if self.int8_nodes else self.precision
 
     @property
     def failures(self) -> list[str]:
-        """Each verdict that does not hold, in words. What was not run, and a latency that is unsure, are no failures."""
+        """Each failed verdict, in words. Steps that were not run and uncertain latencies are not failures."""
         return self.failures_in(unit_for([self.budget_us or 0.0]))
 
     def failures_in(self, unit: Unit) -> list[str]:
-        """The same, with latencies in a unit."""
+        """Return `failures` with latencies in the given unit."""
         lines = [f"{step.name} {step.precision}: {step.reason}" for step in self.validation if step.verdict == "failed"]
         if self.budget_verdict == "missed" and self.shipped.measured and self.budget_us:
             lines.append(f"latency: {interval(self.shipped.measured, unit)}, the budget is {unit.words(self.budget_us)}")
@@ -210,10 +210,10 @@ class Bundle:
     manifest: Manifest
 
     def read(self, file: str) -> bytes:
-        """A file of the bundle that is as the manifest says.
+        """Read a file of the bundle and check it against the manifest.
 
         Raises:
-            BundleError: it is missing, changed or not a regular file, or the manifest does not list it.
+            BundleError: the file is missing, changed or not a regular file, or the manifest does not list it.
         """
         try:
             data = b"" if (problem := _misplaced(self.directory, file)) else files.read_bytes(self.directory / file)
@@ -228,7 +228,7 @@ class Bundle:
         return data
 
     def misfit(self, device: Device, runtime: Runtime) -> str:
-        """Why the engine may not be loaded on a GPU and a TensorRT, with the command that rebuilds it; "" where it may."""
+        """Return why a GPU and TensorRT version cannot load the engine, with the command that rebuilds it; "" if they can."""
         manifest, here = self.manifest, device.compute_capability
         if runtime.version != manifest.runtime.version and not manifest.build.get("version_compatible"):
             return f"{ENGINE} is of {runtime.name} {manifest.runtime.version}, here is {runtime.version}: {self._mend(ENGINE)}"
@@ -243,15 +243,15 @@ class Bundle:
 
 
 def sha256(data: bytes) -> str:
-    """Hash of bytes, as all artefacts name each other."""
+    """Return the hash by which artefacts refer to each other."""
     return hashlib.sha256(data).hexdigest()
 
 
 def refuse_occupied(out: Path) -> None:
-    """Make sure that a bundle may be written to `out`: it is absent, empty, or an older bundle as it was written and nothing else.
+    """Require that `out` may be replaced by a bundle: it is absent, empty, or holds only an unchanged older bundle.
 
     Raises:
-        BundleError: something else is there.
+        BundleError: `out` holds something else.
     """
     if not os.path.lexists(out):
         return
@@ -273,15 +273,15 @@ def refuse_occupied(out: Path) -> None:
 
 
 def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle:
-    """Write a bundle so that it appears whole: beside its place first, then renamed. An older bundle there is replaced.
+    """Write a bundle atomically: next to its place first, then renamed. An older bundle there is replaced.
 
     Args:
-        out: the directory.
-        manifest: `files` and `seal` are filled in.
-        content: of every other file, by name.
+        out: directory of the bundle.
+        manifest: manifest, whose `files` and `seal` are filled in.
+        content: content of every other file, by name.
 
     Raises:
-        BundleError: something else is in the way, or the disk refuses.
+        BundleError: `out` holds something else, or cannot be written.
     """
     _sweep(out)
     refuse_occupied(out)
@@ -298,10 +298,10 @@ def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle
 
 @contextlib.contextmanager
 def whole_directory(out: Path) -> Iterator[Path]:
-    """A new directory to write into, which then takes the place of `out`, or leaves all as it was.
+    """Provide a new directory that replaces `out` at the end; on failure, `out` is unchanged.
 
     Raises:
-        BundleError: the disk refuses.
+        BundleError: `out` cannot be written.
     """
     fresh, old = (out.parent / f".{out.name}.{os.getpid()}.{kind}" for kind in ("new", "old"))
     try:
@@ -321,7 +321,7 @@ def whole_directory(out: Path) -> Iterator[Path]:
 
 
 def _sweep(out: Path) -> None:
-    """Take away what writers that were killed left beside a bundle, and bring back the bundle that one of them had moved out of the way."""
+    """Remove leftovers of killed writers next to a bundle, and restore a bundle that one of them had moved away."""
     if not out.parent.is_dir():
         return
     for path in list(out.parent.iterdir()):
@@ -339,12 +339,12 @@ def _runs(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # somebody else's
+        return True  # another user's process
     return pid != os.getpid()
 
 
 def load(directory: str | Path) -> Bundle:
-    """Read a bundle's manifest; `Bundle.read` then checks each file that is asked for.
+    """Read a bundle's manifest; `Bundle.read` then checks each requested file.
 
     Raises:
         BundleError: the directory is not a bundle, or its manifest cannot be read or was changed.
@@ -372,7 +372,7 @@ def load(directory: str | Path) -> Bundle:
 
 
 class ChangedManifest(BundleError):
-    """A manifest is not as it was written."""
+    """A manifest was changed after it was written."""
 
     def __init__(self, directory: Path, how: str) -> None:
         super().__init__(f"{directory}: {MANIFEST} {how} after it was written: export again with `lathe export SOURCE --out {directory}`")
@@ -380,11 +380,11 @@ class ChangedManifest(BundleError):
 
 
 def _from_1(directory: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """The fields of bundle/2 from those of bundle/1, whose ONNX alone knows what its input is called."""
+    """Return the fields of bundle/2 from those of bundle/1, where only the ONNX file has the name of the input."""
     try:
         parsed = graph.parse(files.read_bytes(directory / ONNX)).graph
     except (FileError, LoweringError):
-        parsed = onnx.GraphProto()  # `check_files` says that the file is missing or was changed
+        parsed = onnx.GraphProto()  # `check_files` reports that the file is missing or was changed
     name = parsed.input[0].name if parsed.input else "input"
     outputs = found["outputs"] if isinstance(found.get("outputs"), dict) else {}
     inputs = {name: found.pop("input_shape", None)}
@@ -392,7 +392,7 @@ def _from_1(directory: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_2(found: dict[str, Any]) -> dict[str, Any]:
-    """The fields of bundle/3 from those of bundle/2, whose metric was the accuracy."""
+    """Return the fields of bundle/3 from those of bundle/2, whose metric was accuracy."""
 
     def scored(fields: Any) -> Any:
         if not isinstance(fields, dict) or "accuracy" not in fields:
@@ -410,9 +410,9 @@ def _from_2(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _judged_again(manifest: Manifest) -> Manifest:
-    """A manifest of bundle/1 with what is said of its samples today, where what it says follows from them; else as it is.
+    """Summarise the samples of a bundle/1 manifest by today's rules, if its figures follow from them; otherwise return it unchanged.
 
-    The version that wrote it did not look for two modes, nor at the ends of a series.
+    The version that wrote it did not check for two modes, nor the ends of a series.
     """
 
     def network(found: Network | None) -> Network | None:
@@ -430,10 +430,10 @@ def _judged_again(manifest: Manifest) -> Manifest:
 
 
 def reference(kept: Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]) -> bytes:
-    """What `reference.safetensors` holds: whole inputs and the trained network's outputs of them, call by call.
+    """Return the content of `reference.safetensors`: inputs and the trained network's outputs for each call.
 
     Args:
-        kept: by the end of the spans where they are, `min` or `max`; "" for the usual shapes.
+        kept: inputs and outputs by the end of the spans, `min` or `max`, or "" for the usual shapes.
     """
     return safetensors.numpy.save(
         {
@@ -446,14 +446,14 @@ def reference(kept: Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np
 
 
 def read_reference(bundle: Bundle, end: str = "") -> tuple[Samples, Tensors]:
-    """The samples that a bundle keeps for the usual shapes of its inputs or those at an end, and the trained network's outputs of them.
+    """Return the samples that a bundle keeps for the usual input shapes or those at an end, and the trained network's outputs for them.
 
     Raises:
-        BundleError: the file is missing or changed, or holds something else.
+        BundleError: the file is missing, changed or has other content.
     """
     kept, manifest = decode_tensors(bundle.read(REFERENCE), REFERENCE), bundle.manifest
     before, shapes = f"{end}{end and '.'}", {**manifest.inputs, **(at(manifest.spans, end) if end else {})}
-    old = "samples" in kept  # of bundle/1: joined along the first dimension, the last call filled up with its first sample
+    old = "samples" in kept  # bundle/1: joined along the first dimension, with the last call padded with its first sample
     names = ["samples"] if old else [f"{before}inputs.{name}" for name in manifest.inputs]
     if absent := {*names, *(f"{before}outputs.{name}" for name in manifest.outputs)} - kept.keys():
         raise BundleError(f"{REFERENCE} has no tensor {min(absent)!r}")
@@ -468,7 +468,7 @@ def read_reference(bundle: Bundle, end: str = "") -> tuple[Samples, Tensors]:
 
 
 def check_files(bundle: Bundle) -> dict[str, str]:
-    """What is wrong with each file that is missing, changed or extra, by name; empty for a bundle as it was written."""
+    """Return the problem of each missing, changed or extra file, by name; empty for an unchanged bundle."""
     found = set(_files(bundle.directory)) - {MANIFEST}
     problems = {name: _problem(bundle.directory, name, digest) for name, digest in bundle.manifest.files.items()}
     extra = dict.fromkeys(found - set(problems), "is not in the manifest")
@@ -488,7 +488,7 @@ def _problem(directory: Path, name: str, digest: str) -> str:
 
 
 def _misplaced(directory: Path, name: str) -> str:
-    """Why a name that a manifest gives is not that of a file in its directory; "" where it may be."""
+    """Return why a name in a manifest is not that of a file in its directory; "" if it is."""
     plain = Path(name).name == name and not {"\0", "\\"} & set(name) and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
     if not plain or name in ("", "..", MANIFEST):
         return "is not the name of a file of a bundle"

@@ -1,4 +1,4 @@
-"""Write a graph whose nodes each have their precision: casts between them, and weights in what their readers take."""
+"""Write a graph in mixed precision: casts between nodes, and weights in the precision of the nodes that read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from deploy.islands import Node
 from deploy.narrow import FP16, NARROW, Narrow
 
 BOUNDS = frozenset({"Clip", "Max", "Min"})
-"""Their constants may be cut to the range of half precision: what is compared with them is within it."""
+"""Operators whose constants may be clipped to the range of half precision, since the values compared with them are within it."""
 
 _FULL = TensorProto.FLOAT
 
@@ -19,7 +19,7 @@ _FULL = TensorProto.FLOAT
 def write(
     model: ModelProto, nodes: list[Node], kinds: Mapping[str, int], weights: Mapping[str, np.ndarray], io: int, narrow: Narrow = FP16
 ) -> ModelProto:
-    """The graph of `model` with every node in its precision and its floating-point inputs and outputs of type `io`."""
+    """Return `model` with every node in its precision and floating-point inputs and outputs of type `io`."""
     old = model.graph
     made = ModelProto()
     made.CopyFrom(model)
@@ -49,7 +49,7 @@ def write(
 
 @dataclass
 class _Writer:
-    """Appends nodes to a graph in their precision, with the casts and weights that they need."""
+    """Appends nodes to a graph in their precision, with the necessary casts and weights."""
 
     graph: GraphProto
     types: dict[str, int]
@@ -93,7 +93,7 @@ class _Writer:
         self.graph.node.append(helper.make_node("Cast", [name], [cast], f"cast_{cast}", to=kind))
 
     def _weight(self, name: str, kind: int, bound: bool) -> str:
-        """A weight in one precision; both where nodes of both read it."""
+        """Return the name of a weight in the given precision; a weight read in both precisions is written in both."""
         if (name, kind) not in self.made:
             array = self.weights[name]
             if kind != _FULL:
@@ -113,7 +113,7 @@ def _fresh(name: str, taken: Mapping[str, int]) -> str:
 
 
 def _retype(node: NodeProto, kind: int) -> None:
-    """Make a Cast or ConstantOfShape write another type."""
+    """Set the output type of a Cast or ConstantOfShape."""
     if node.op_type == "Cast":
         next(attribute for attribute in node.attribute if attribute.name == "to").i = kind
         return
@@ -124,7 +124,7 @@ def _retype(node: NodeProto, kind: int) -> None:
 
 
 def _drop_idle_casts(graph: GraphProto, types: Mapping[str, int]) -> None:
-    """Remove casts to the type that a value has: those of a file that was partly FP16 before."""
+    """Remove casts of values to their own type, left from a file that was already partly FP16."""
     outputs = {value.name for value in graph.output}
     instead: dict[str, str] = {}
     kept = []
@@ -140,7 +140,7 @@ def _drop_idle_casts(graph: GraphProto, types: Mapping[str, int]) -> None:
 
 
 def count(model: ModelProto) -> int:
-    """Number of casts between FP32 and a narrow type."""
+    """Return the number of casts between FP32 and a narrow type."""
     graph = model.graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
     pairs = [{_FULL, narrow.kind} for narrow in NARROW.values()]

@@ -1,4 +1,4 @@
-"""What is known of a network in half precision: ranges of its activations and weights, and the nodes that stay FP32."""
+"""Facts about a network in half precision: ranges of its activations and weights, and the nodes that stay in FP32."""
 
 from typing import Annotated, Literal
 
@@ -12,45 +12,45 @@ Size = Annotated[float, msgspec.Meta(ge=0)]
 LARGEST = 65504.0
 """Largest number of half precision."""
 SMALLEST_NORMAL = 2.0**-14
-"""Below it, about 6.1e-5, half precision has fewer bits the smaller a number is."""
+"""Smallest normal number of half precision, about 6.1e-5, below which precision decreases."""
 VANISHING = 2.0**-25
-"""What is no larger is rounded to zero."""
+"""Largest number that half precision rounds to zero."""
 
 
 class TensorRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was seen of an activation in FP32."""
+    """Range of an activation in FP32."""
 
     name: str
     node: str
-    """that writes it; "" for an input"""
+    """name of the node that writes it; "" for an input"""
     op: str
     max_abs: Size
-    """largest finite |x|, against 65504"""
+    """largest finite |x|, compared with 65504"""
     subnormal: Share
     """share of the values with 0 < |x| < 6.1e-5"""
     vanishing: Share
-    """share of the values that are not zero and would be rounded to it"""
+    """share of nonzero values that would be rounded to zero"""
     sum_abs: Size = 0.0
-    """of a reduction, the largest |sum| that it divides or takes the root of"""
+    """for a reduction, the largest |sum| that it divides or takes the root of"""
 
 
 class WeightRange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What half precision does to a weight."""
+    """Range of a weight, and its loss in half precision."""
 
     name: str
     max_abs: Size
     min_abs: Size
-    """smallest |w| that is not zero; 0 where all are"""
+    """smallest nonzero |w|; 0 if all are zero"""
     subnormal: Count
-    """how many with 0 < |w| < 6.1e-5"""
+    """number of entries with 0 < |w| < 6.1e-5"""
     vanishing: Count
-    """how many that are not zero would be rounded to it"""
+    """number of nonzero entries that would be rounded to zero"""
     overflowing: Count
-    """how many finite ones would be infinite"""
+    """number of finite entries that would become infinite"""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A node that stays FP32."""
+    """A node that stays in FP32."""
 
     node: str
     op: str
@@ -63,13 +63,13 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     precision: Literal["fp16", "bf16"] = "fp16"
 
     samples: Count
-    """that the ranges were seen on; 0 where none were, and only weights and operators were looked at"""
+    """number of samples from which ranges were taken; 0 if only weights and operators were inspected"""
     largest: Size = LARGEST
     headroom: Size
     nodes: Count
-    """of the graph in its narrow precision, casts included"""
+    """number of nodes of the graph in its narrow precision, including casts"""
     casts: Count
-    """between FP32 and FP16, those at inputs and outputs included"""
+    """number of casts between FP32 and the narrow precision, including those at inputs and outputs"""
     islands: Count
     kept: tuple[Kept, ...]
     tensors: tuple[TensorRange, ...]
@@ -77,7 +77,7 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def summary(self) -> str:
-        """The certificate in a line."""
+        """The certificate in one line."""
         kept = f"every node is {self.precision.upper()}"
         if self.kept:
             nodes, islands = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in ((len(self.kept), "node"), (self.islands, "island")))

@@ -1,7 +1,7 @@
-"""ONNX files from outside, cleaned: every runtime gets the same plain graph, whatever wrote the file.
+"""Clean external ONNX files: every runtime gets the same plain graph, regardless of the tool that wrote the file.
 
-Local functions are inlined, sparse initializers are dense, constants are initializers, initializers are neither inputs nor outputs, IR
-version and operator set are those of every graph that ships, what follows from constants is computed, and what nothing reads is gone.
+Local functions are inlined, sparse initializers become dense, constants become initializers, initializers are neither inputs nor outputs,
+IR version and operator set are those of all shipped graphs, constants are folded, and unused values are removed.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from latency.errors import one_line
 from latency.onnxproto import bodies
 
 IR_VERSION = 10
-"""ONNX format of every file that ships, where its operator set needs no newer one: ONNX Runtime >= 1.18 and TensorRT >= 10 read it."""
+"""IR version of shipped files unless their operator set needs a newer one; ONNX Runtime >= 1.18 and TensorRT >= 10 read it."""
 
 FOLDED_BYTES = 2**20
 GROWTH = 8
-"""A constant is computed if it has no more than `FOLDED_BYTES`, or than `GROWTH` times the constants that it is made of."""
+"""A constant is folded if it has at most `FOLDED_BYTES`, or at most `GROWTH` times the bytes of the constants it is computed from."""
 
 _ROUNDS = 8
 _RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
@@ -45,18 +45,18 @@ _UNREAD = frozenset(
         AttributeProto.TYPE_PROTOS,
     }
 )
-"""Types of attributes that onnx-graphsurgeon loses."""
+"""Attribute types that onnx-graphsurgeon loses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """A model before and after.
+    """A model before and after cleaning.
 
     Attributes:
-        original: serialised, as it came but for the shapes of its inputs.
-        onnx: serialised and clean.
-        spans: of the inputs that may have several shapes; the models are dynamic then.
-        facts: what was left as it came, with the reason.
+        original: the serialised model, unchanged except for its input shapes.
+        onnx: the serialised clean model.
+        spans: spans of the inputs that may have several shapes; the models are then dynamic.
+        facts: what was left unchanged, with the reason.
     """
 
     original: bytes
@@ -66,7 +66,7 @@ class Cleaned:
 
     @property
     def usual(self) -> bytes:
-        """The clean model with the usual shapes of its inputs."""
+        """The clean model with the usual input shapes."""
         return freeze(self.onnx, at(self.spans, "opt"))
 
 
@@ -74,12 +74,12 @@ def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = Fal
     """Clean a serialised model.
 
     Args:
-        data: the model, whole by itself.
-        shapes: of inputs whose shapes are dynamic, by name.
-        float_biases: make the INT32 biases of a quantised network float: ONNX Runtime wants the former, TensorRT the latter.
+        data: the model, without external data.
+        shapes: shapes of inputs with dynamic shapes, by name.
+        float_biases: convert the INT32 biases of a quantised network to float: ONNX Runtime expects the former, TensorRT the latter.
 
     Raises:
-        LoweringError: it is not an ONNX model, or not one that can be shipped; the shapes do not fit.
+        LoweringError: the data is not an ONNX model, the model cannot be shipped, or the shapes do not fit.
     """
     model = decode(data)
     spans = fix_spans(model, shapes or {})
@@ -103,10 +103,10 @@ def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = Fal
 
 
 def input_shape(data: bytes, shapes: Shapes) -> tuple[int, ...]:
-    """The usual shape of a serialised model's only input.
+    """Return the usual shape of a serialised model's only input.
 
     Raises:
-        LoweringError: it is not an ONNX model, has several inputs, or sizes stay dynamic.
+        LoweringError: the data is not an ONNX model, the model has several inputs, or sizes remain dynamic.
     """
     model = decode(data)
     spans = fix_spans(model, shapes)
@@ -120,7 +120,7 @@ def input_shape(data: bytes, shapes: Shapes) -> tuple[int, ...]:
 
 
 def _constants_are_initializers(graph: GraphProto) -> None:
-    """Make every Constant node and every sparse initializer of a graph and its bodies an initializer."""
+    """Turn all Constant nodes and sparse initializers of a graph and its bodies into initializers."""
     for part in bodies(graph):
         for sparse in part.sparse_initializer:
             part.initializer.append(_dense(sparse, sparse.values.name))
@@ -135,7 +135,7 @@ def _constants_are_initializers(graph: GraphProto) -> None:
 
 
 def _constant(node: NodeProto) -> TensorProto | None:
-    """The tensor of a Constant node, by the name of its output; None where it has none that ONNX knows."""
+    """Return the tensor of a Constant node, named like its output, or None if it has none known to ONNX."""
     if len(node.attribute) != 1 or len(node.output) != 1:
         return None
     attribute, name = node.attribute[0], node.output[0]
@@ -181,7 +181,7 @@ def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
 
 
 def _float_biases(graph: GraphProto) -> None:
-    """Compute what dequantises an INT32 constant of one dimension; all else that quantises stays, onnx-graphsurgeon does not fold it."""
+    """Fold the dequantisation of one-dimensional INT32 constants; other quantisation stays, since onnx-graphsurgeon does not fold it."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     kept = []
     for node in graph.node:
@@ -198,9 +198,9 @@ def _float_biases(graph: GraphProto) -> None:
 
 
 def _nodes_write_outputs(graph: GraphProto) -> None:
-    """Let an Identity write each output that is an initializer, or in a body a value from outside.
+    """Write each output that is an initializer, or in a body an outer value, with an Identity.
 
-    Runtimes and rewrites expect that a node writes it.
+    Runtimes and rewrites expect every output to be written by a node.
     """
     taken = {name for part in bodies(graph) for node in part.node for name in (*node.input, *node.output)}
     taken |= {value.name for part in bodies(graph) for value in (*part.input, *part.output, *part.initializer)}
@@ -211,7 +211,7 @@ def _nodes_write_outputs(graph: GraphProto) -> None:
             if value.name in written:
                 continue
             fresh = _fresh(value.name, taken)
-            if part is not graph:  # outputs of a body go by their position
+            if part is not graph:  # outputs of a body are positional
                 part.node.append(helper.make_node("Identity", [value.name], [fresh]))
                 value.name = fresh
             elif value.name in weights:
@@ -235,7 +235,7 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _standard_domain(model: ModelProto) -> None:
-    """Name the standard domain in one way, and forget the others: no node that ships is of them."""
+    """Use one name for the standard domain, and drop other domains: no shipped node uses them."""
     version = max((entry.version for entry in model.opset_import if entry.domain in DOMAINS), default=OPSET)
     model.ClearField("opset_import")
     model.opset_import.append(helper.make_opsetid("", version))
@@ -246,7 +246,7 @@ def _standard_domain(model: ModelProto) -> None:
 
 
 def _in_opset(model: ModelProto, spans: Mapping[str, Span]) -> tuple[ModelProto, dict[str, str]]:
-    """The model in operator set `OPSET`, or as it is where it is newer or onnx cannot convert it, and in that case why."""
+    """Return the model in operator set `OPSET`, or unchanged if it is newer or onnx cannot convert it, with the reason why it cannot."""
     version = model.opset_import[0].version
     if version >= OPSET:
         return model, {}
@@ -260,7 +260,7 @@ def _in_opset(model: ModelProto, spans: Mapping[str, Span]) -> tuple[ModelProto,
 
 
 def _difference(model: ModelProto, raised: ModelProto, shapes: Mapping[str, Sequence[int]]) -> str:
-    """What a converted model computes otherwise on one random input; "" where it does not, or the model does not run before."""
+    """Return how a converted model's outputs differ on one random input; "" if they do not, or the original does not run."""
     draw = np.random.default_rng(0)
     feed = {}
     for value in model.graph.input:
@@ -285,19 +285,19 @@ def _difference(model: ModelProto, raised: ModelProto, shapes: Mapping[str, Sequ
 
 
 def _folded(model: ModelProto, *, dynamic: bool) -> ModelProto:
-    """The model with what follows from constants computed and what nothing reads removed; all values have types and shapes."""
+    """Return the model with constants folded, unused values removed, and types and shapes of all values."""
     if not _readable(model):
         return model
     outputs = {value.name for value in model.graph.output}
     for _ in range(_ROUNDS):
         before = len(model.graph.node)
         try:
-            with G_LOGGER.suppress(), contextlib.redirect_stdout(io.StringIO()):  # ONNX Runtime prints what it cannot compute
+            with G_LOGGER.suppress(), contextlib.redirect_stdout(io.StringIO()):  # ONNX Runtime prints nodes that it cannot compute
                 surgeon = gs.import_onnx(model)
                 _fold_shapes(surgeon, outputs)
                 surgeon.fold_constants(
-                    fold_shapes=False,  # theirs takes casts of shapes away together with fractions: see `_fold_shapes`
-                    recurse_subgraphs=False,  # which forgets what must not be folded
+                    fold_shapes=False,  # theirs removes casts of shapes and loses fractions: see `_fold_shapes`
+                    recurse_subgraphs=False,  # recursion ignores the excluded nodes
                     should_exclude_node=_Excluded(outputs),
                 )
                 graph = gs.export_onnx(surgeon.cleanup().toposort()).graph
@@ -314,7 +314,7 @@ def _folded(model: ModelProto, *, dynamic: bool) -> ModelProto:
 
 
 def _readable(model: ModelProto) -> bool:
-    """Whether onnx-graphsurgeon reads the model without losing a part of it."""
+    """Return whether onnx-graphsurgeon reads the model without loss."""
     for part in bodies(model.graph):
         if any(value.type.WhichOneof("value") not in ("tensor_type", None) for value in (*part.input, *part.output, *part.value_info)):
             return False
@@ -328,7 +328,7 @@ def _readable(model: ModelProto) -> bool:
 
 
 def _fold_shapes(graph: gs.Graph, outputs: Set[str]) -> None:
-    """Make constants of the Shape nodes whose input has a known shape."""
+    """Turn Shape nodes whose input has a known shape into constants."""
     for node in graph.nodes:
         if node.op != "Shape" or node.outputs[0].name in outputs or (shape := _fixed(node.inputs[0].shape)) is None:
             continue
@@ -339,7 +339,7 @@ def _fold_shapes(graph: gs.Graph, outputs: Set[str]) -> None:
 
 @dataclass(frozen=True)
 class _Excluded:
-    """Which nodes are not computed though all that they read is constant."""
+    """Selects nodes that are not folded although all their inputs are constant."""
 
     outputs: Set[str]
 
@@ -351,7 +351,7 @@ class _Excluded:
 
 
 def _bytes(values: Iterable[gs.Tensor]) -> int | None:
-    """Bytes of tensors; None where the shape or type of one is unknown, or it is of strings."""
+    """Return the number of bytes of tensors; None if one has an unknown shape or type, or strings."""
     total = 0
     for value in values:
         if value.is_empty():
@@ -364,20 +364,20 @@ def _bytes(values: Iterable[gs.Tensor]) -> int | None:
 
 
 def _fixed(shape: Iterable[object] | None) -> list[int] | None:
-    """A shape whose sizes are all known; None for any other."""
+    """Return a shape if all its sizes are known, otherwise None."""
     dims = [] if shape is None else list(shape)
     sizes = [size for size in dims if isinstance(size, int) and size >= 0]
     return None if shape is None or len(sizes) < len(dims) else sizes
 
 
 def _named(model: ModelProto) -> ModelProto:
-    """The model with a name of its own for every node: what a runtime says of one can then be found."""
+    """Give every node a unique name, so that it can be found in a runtime's messages, and return the model."""
     taken = set[str]()
     for part in bodies(model.graph):
         for node in part.node:
             node.name = node.name if node.name and node.name not in taken else _fresh(node.name or node.op_type, taken)
             taken.add(node.name)
-            node.ClearField("domain")  # the standard one, written in one way
+            node.ClearField("domain")  # the standard domain, written in one way
     return model
 
 

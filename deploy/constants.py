@@ -1,8 +1,8 @@
-"""What half precision does to constants, by what reads them: entries that vanish, or that it has no form of.
+"""Effects of half precision on constants, by the operators that read them: entries that vanish or cannot be represented.
 
-A tiny weight of a layer is nothing beside the others that it is summed with. A tiny divisor is everything: rounded to zero, it makes
-infinities. So an operator decides what a lost entry means, and which nodes stay FP32 with it: what makes a divisor stays with what divides
-by it, and what makes a value tiny with what makes it large again.
+A tiny weight of a layer does not matter next to the others that it is summed with, but a tiny divisor, rounded to zero, produces
+infinities. So the operator determines the effect of a lost entry, and which nodes stay in FP32 together: those that compute a divisor with
+the division, and those that make a value tiny with those that make it large again.
 """
 
 import math
@@ -18,33 +18,33 @@ from deploy.islands import HEAVY, Node
 from deploy.values import Values, of_array
 
 TOLERANCE = 2.0**-9
-"""Relative error of a constant in half precision from which on it is lost: four times what rounding does to a normal number."""
+"""Relative error in half precision beyond which a constant is lost: four times the rounding error of a normal number."""
 AMPLIFIED = 2.0**16
-"""From this factor on, what half precision cannot hold of a value shows in the product."""
+"""Factor from which the part of a value that half precision loses is visible in the product."""
 
 _DIVISORS = {"DequantizeLinear": 1, "Div": 1, "Log": 0, "Mod": 1, "Pow": 0, "QuantizeLinear": 1, "Reciprocal": 0, "Sqrt": 0}
-"""The input for which zero is far from any other number."""
+"""Input for which zero differs fundamentally from any other number."""
 _INVERTED = {"Div": 1, "Log": 0, "ReduceLogSum": 0, "Reciprocal": 0}
-"""The input that a division, or a logarithm, makes large where it is near to zero."""
+"""Input whose division or logarithm is large near zero."""
 _SIGNS = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Sign"})
-"""For which zero is far from any other number, whichever input it is."""
+"""Operators for which zero differs fundamentally from any other number, in any input."""
 _GUARDS = frozenset({"Add", "Clip", "Max", "Sub", "Sum", "Where"})
 _SQUARES = frozenset({"Mul", "Pow", "ReduceL2", "ReduceSumSquare"})
 _POWERS = _SQUARES | {"Div", "Sqrt"}
 _POSITIVE = frozenset({"Exp", "Sigmoid", "Softmax", "Softplus"})
 _ROOT = 0.5
-"""A power below it makes much of what is tiny."""
+"""Exponent below which a power makes tiny values large."""
 _NORMS = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"})
 
 
 def keep_constants(flow: Flow, values: Mapping[str, Values], ranges: Mapping[str, WeightRange], seen: Mapping[str, TensorRange]) -> None:
-    """Keep in FP32 the nodes that read a constant which half precision loses, and those that it makes a difference to.
+    """Keep in FP32 the nodes that read a constant that half precision loses, and the nodes affected by it.
 
     Args:
         flow: the graph; reasons are set on its nodes.
-        values: what every value can be.
-        ranges: of the float constants.
-        seen: of the activations, on samples.
+        values: possible values of every tensor.
+        ranges: ranges of the float constants.
+        seen: ranges of the activations on samples.
     """
     for node in flow.nodes:
         if reason := _lost_constant(node, flow, ranges):
@@ -69,7 +69,7 @@ def _halved(array: np.ndarray) -> np.ndarray:
 
 
 def _lost(array: np.ndarray) -> np.ndarray:
-    """Which entries are below the smallest normal number and too far from what they are rounded to."""
+    """Return a mask of entries below the smallest normal number that are rounded by more than the tolerance."""
     size = np.abs(np.asarray(array, np.float64))
     return np.asarray((size > 0) & (size < SMALLEST_NORMAL) & (np.abs(_halved(array) - array) > TOLERANCE * size))
 
@@ -115,12 +115,12 @@ def _epsilon(proto: NodeProto) -> float:
 
 
 def _stashed(proto: NodeProto) -> bool:
-    """Whether the operator itself computes mean and variance in FP32."""
+    """Return whether the operator itself computes mean and variance in FP32."""
     return proto.op_type != "InstanceNormalization" and attributes(proto).get("stash_type", 1) == 1
 
 
 def _batch_scales(proto: NodeProto, flow: Flow) -> tuple[np.ndarray, np.ndarray] | None:
-    """What a norm of constant statistics multiplies every channel by, in FP32 and at worst in half precision."""
+    """Return the factors of a norm with constant statistics on each channel, in FP32 and in the worst case in half precision."""
     scale, variance = (flow.constants.get(proto.input[i]) for i in (1, 4))
     if scale is None or variance is None:
         return None
@@ -141,7 +141,7 @@ def _differs(full: np.ndarray, half: np.ndarray) -> bool:
 
 
 def _is_huge(proto: NodeProto, flow: Flow, values: Mapping[str, Values]) -> bool:
-    """Whether a node hands on a finite constant beyond half precision, as the mask of an attention does."""
+    """Return whether a node passes on a finite constant beyond half precision, such as an attention mask."""
     if proto.op_type in ("Mul", "Div"):
         bounded = values[proto.output[0]].most
         return LARGEST < bounded < math.inf and flow.is_float(proto.output[0])
@@ -153,7 +153,7 @@ def _is_huge(proto: NodeProto, flow: Flow, values: Mapping[str, Values]) -> bool
 
 
 def _affected(node: Node, flow: Flow) -> list[Node]:
-    """A node and all that read what it hands on, as far as values are carried."""
+    """Return a node and all nodes that read the values it passes on, as far as values are carried."""
     found, pending = {node.proto.name: node}, [node]
     while pending:
         for name in pending.pop().proto.output:
@@ -165,7 +165,7 @@ def _affected(node: Node, flow: Flow) -> list[Node]:
 
 
 def _factor(proto: NodeProto, flow: Flow) -> tuple[float, str]:
-    """The largest factor by which constants of a node multiply an activation, and that activation's name."""
+    """Return the largest factor by which a node's constants multiply an activation, and the activation's name."""
     data = next((name for name in proto.input if name not in flow.constants), "")
     arrays = [flow.constants[name] for name in proto.input if name in flow.constants]
     if proto.op_type == "BatchNormalization":
@@ -184,15 +184,15 @@ def _largest(array: np.ndarray) -> float:
 
 
 def _in_range(proto: NodeProto, seen: Mapping[str, TensorRange]) -> bool:
-    """Whether a product is small enough for half precision, so that one of its factors must be tiny; not known without samples."""
+    """Return whether a product is within half precision, so that one of its factors must be tiny; False without samples."""
     return bool(seen) and (proto.output[0] not in seen or seen[proto.output[0]].max_abs <= LARGEST)
 
 
 def _guarded(node: Node, flow: Flow) -> list[Node]:
-    """A node for which zero is far from any other number, and all between it and what half precision makes zero of.
+    """Return a node for which zero differs fundamentally from other numbers, and all nodes from those that half precision rounds to zero.
 
-    That is what a constant so small that half precision loses it is added to or multiplied by, x / (|x| + 1e-12), or squares that no
-    constant is added to.
+    These are nodes that add or multiply a constant too small for half precision, as in x / (|x| + 1e-12), or squares without an added
+    constant.
     """
     proto = node.proto
     if proto.op_type in _SIGNS:
@@ -208,14 +208,14 @@ def _guarded(node: Node, flow: Flow) -> list[Node]:
     if not guards and any(one.proto.op_type in ("ReduceL2", "Sqrt") for one in near):
         squares.append(proto.input[divisor])
     begin.update((one.proto.name, one) for name in squares for one in _squares(name, flow))
-    if begin and proto.op_type == "Div":  # what is divided may be as small as what it is divided by
+    if begin and proto.op_type == "Div":  # the dividend may be as small as the divisor
         above, more = _losing([proto.input[0]], flow)
         begin, near = begin | above, [*near, *more]
     return _joined(begin, near, node, flow)
 
 
 def _losing(names: Iterable[str], flow: Flow, *, guards_only: bool = False) -> tuple[dict[str, Node], list[Node]]:
-    """The nodes that values are computed by, up to layers; before them those, by name, that read a constant which half precision loses."""
+    """Return the nodes that read a constant lost in half precision, by name, and all nodes that compute the values, up to layers."""
     near = list({one.proto.name: one for name in names for one in _upstream(name, flow, _POWERS)}.values())
     summing = [one for one in near if one.proto.op_type not in HEAVY and (one.proto.op_type in _GUARDS or not guards_only)]
     lost = [one for one in summing if any(_lost(array).any() for array in _bounds(one.proto, flow))]
@@ -223,13 +223,13 @@ def _losing(names: Iterable[str], flow: Flow, *, guards_only: bool = False) -> t
 
 
 def _bounds(proto: NodeProto, flow: Flow) -> list[np.ndarray]:
-    """The constants that a node combines a value with; before opset 11 those of Clip are attributes."""
+    """Return the constants that a node combines with a value; before opset 11, those of Clip are attributes."""
     given = [flow.constants[name] for name in proto.input if name in flow.constants and flow.constants[name].dtype == np.float32]
     return given + [np.array(bound) for key, bound in attributes(proto).items() if key in ("min", "max")]
 
 
 def _squares(name: str, flow: Flow) -> Iterator[Node]:
-    """The sum of squares behind a value: of what is small, half precision has no square."""
+    """Yield the nodes of the sum of squares that a value is computed from; squares of small values vanish in half precision."""
     found = list[Node]()
     while (node := flow.writers.get(name)) and (node.proto.op_type.startswith("Reduce") or node.proto.op_type in _POWERS):
         found.append(node)
@@ -240,9 +240,9 @@ def _squares(name: str, flow: Flow) -> Iterator[Node]:
 
 
 def _vanishing(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
-    """A logarithm or division and what makes its argument, where that can be as near to zero as half precision cannot be.
+    """Return a logarithm or division and the nodes that compute its argument, if that can be too close to zero for half precision.
 
-    A divisor that may be zero in FP32, too, is the network's own affair: what is looked at are exponentials and their kin.
+    Divisors that may also be zero in FP32 are the network's own responsibility; only exponentials and similar functions are checked.
     """
     proto = node.proto
     argument = _INVERTED.get(proto.op_type)
@@ -256,7 +256,7 @@ def _vanishing(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Nod
 
 
 def _normalised(node: Node, flow: Flow) -> list[Node]:
-    """A norm over data, and all between it and weights so small that half precision loses what it makes large again."""
+    """Return a norm over data, and all nodes from weights so small that half precision loses the values that the norm rescales."""
     proto = node.proto
     if proto.op_type not in _NORMS:
         return []
@@ -274,7 +274,7 @@ def _normalised(node: Node, flow: Flow) -> list[Node]:
 
 
 def _upstream(name: str, flow: Flow, through: Collection[str]) -> list[Node]:
-    """As `Flow.upstream`, also through some operators that compute."""
+    """Like `Flow.upstream`, but also through some operators that compute."""
     found, pending = dict[str, Node](), [name]
     while pending:
         for node in flow.upstream(pending.pop()):
@@ -285,7 +285,7 @@ def _upstream(name: str, flow: Flow, through: Collection[str]) -> list[Node]:
 
 
 def _joined(begin: Mapping[str, Node], near: Iterable[Node], end: Node, flow: Flow) -> list[Node]:
-    """The nodes that one begins with, and those near to the last one that they lead to, in the graph's order."""
+    """Return the nodes in `begin` and those of `near` and `end` that depend on them, in graph order."""
     if not begin:
         return []
     names = {node.proto.name for node in (*near, end)}

@@ -1,4 +1,4 @@
-"""From ONNX to what runs on the target, and that at work: its outputs and its latency. All through `latency.backends`."""
+"""Compile ONNX for a target and run it there for its outputs and latency, through `latency.backends`."""
 
 import contextlib
 import functools
@@ -27,19 +27,19 @@ from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFail
 from latency.measure import Timed, measure, summarize
 
 TARGETS: dict[Target, Precision] = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
-"""Every target with the precision that it ships by default."""
+"""Every target with its default precision."""
 
 _TENSORRT = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
-"""Types of inputs and outputs that TensorRT has."""
+"""Input and output types supported by TensorRT."""
 
 MIN_ROUNDS, MAX_ROUNDS = 5, 20
 
 
 def target_of(name: str) -> Target:
-    """A target by its name.
+    """Return a target by its name.
 
     Raises:
-        DeployError: there is none of that name; lists the known ones.
+        DeployError: the name is unknown; lists the known ones.
     """
     for target in TARGETS:
         if target == name:
@@ -59,15 +59,15 @@ def build(
 
     Args:
         model: serialised ONNX.
-        target: what it is for.
-        spec: how it is built.
-        timing_cache: used, and filled, by the builder of TensorRT.
-        on_progress: called with what the builder is at.
-        spans: of the inputs that may have several shapes.
+        target: target of the engine.
+        spec: build options.
+        timing_cache: cache used and filled by TensorRT's builder.
+        on_progress: called with the builder's current step.
+        spans: spans of inputs with several shapes.
 
     Raises:
-        DeployError: an input or output is of a type that the target does not have; it is named.
-        LatencyError: the target's package is missing, its compiler refuses the network, or it needs a GPU and there is none.
+        DeployError: the target does not support the type of an input or output; names it.
+        LatencyError: the target's package is missing, its compiler rejects the network, or it needs a GPU and there is none.
     """
     if target == "onnxruntime":
         return b""
@@ -87,11 +87,11 @@ def build(
 
 
 def require_options(target: Target, spec: EngineSpec | None, timing_cache: str | Path | None, builds: int = 1) -> None:
-    """Check that the builds of a target have these options; None for those that are not given. No network is needed for that.
+    """Require that builds for a target support the given options, None if not given; needs no network.
 
     Raises:
-        DeployError: they do not, or there is no such timing cache.
-        LatencyError: the target's builder does not have an option of `spec`, or is missing.
+        DeployError: an option is not supported, or the timing cache does not exist.
+        LatencyError: the target's builder does not support an option of `spec`, or is missing.
     """
     if builds < 1:
         raise DeployError(f"builds must be at least 1, found {builds}")
@@ -109,15 +109,15 @@ def require_options(target: Target, spec: EngineSpec | None, timing_cache: str |
 
 
 def timing_cache_of(target: Target, path: str | Path | None) -> TimingCache | None:
-    """The cache that builds for a target begin with: of a file, or empty; None where the builder measures nothing."""
+    """Return the initial timing cache of builds for a target, from a file or empty; None if the builder measures nothing."""
     return TimingCache(path) if target == "tensorrt" else None
 
 
 def runtime_of(target: Target) -> Runtime:
-    """The runtime that is installed for a target; needs no GPU.
+    """Return the installed runtime of a target; needs no GPU.
 
     Raises:
-        MissingExtra: it is not installed.
+        MissingExtra: the runtime is not installed.
     """
     module = require(target.replace("-", "_"), "" if target == "onnxruntime" else target)
     return Runtime(name=target, version=module.__version__)
@@ -125,15 +125,15 @@ def runtime_of(target: Target) -> Runtime:
 
 @dataclass(frozen=True)
 class Running:
-    """A network at work on its target."""
+    """A network running on its target."""
 
     device: Device
     runtime: Runtime
     timed: Timed
     outputs: Callable[[Tensors], Tensors]
-    """from whole inputs by name, [calls, *shape] of each, to whole outputs by name"""
+    """maps the inputs of all calls by name, each [calls, *shape], to their outputs by name"""
     information: Callable[[], str] | None = None
-    """JSON of an engine's layers, as its inspector writes it; None for what has no engine"""
+    """returns the inspector's JSON of the engine's layers; None if there is no engine"""
 
 
 @contextlib.contextmanager
@@ -148,20 +148,20 @@ def running(
     usual: Mapping[str, Sequence[int]] | None = None,
     refuse: Callable[[Device, Runtime], str] = lambda *_: "",
 ) -> Iterator[Running | str]:
-    """Start a network on its target; what it holds there is released at the end.
+    """Start a network on its target, and release its resources at the end.
 
     Args:
-        target: what runs it.
-        model: the ONNX.
-        engine: as `build` returned it.
-        threads: of ONNX Runtime.
-        spec: that the engine was built by; None for the defaults.
-        timed_on: inputs by name that it is timed on; None for random ones, which may not be valid where they are indices.
-        usual: of the inputs that may have several shapes those that it is timed with.
-        refuse: says why the engine may not be loaded on a device and runtime; "" where it may.
+        target: target that runs the network.
+        model: serialised ONNX.
+        engine: engine as returned by `build`.
+        threads: number of threads of ONNX Runtime.
+        spec: options with which the engine was built; None for the defaults.
+        timed_on: inputs by name for timing; None for random ones, which may be invalid as indices.
+        usual: shapes for timing of the inputs with several shapes.
+        refuse: returns why a device and runtime cannot load the engine; "" if they can.
 
     Yields:
-        The running network, or why this machine cannot run it: no such device, or a runtime that refuses the network, in its words.
+        The running network, or why this machine cannot run it: the device is missing, or the runtime's message if it rejects the network.
     """
     try:
         if target == "onnxruntime":
@@ -177,7 +177,7 @@ def running(
             information = compiled.information
             outputs = _by_call(compiled.infer, model)
             if timed_on is not None:
-                compiled.infer(timed_on)  # what is timed reads the inputs that were uploaded last
+                compiled.infer(timed_on)  # timing reads the inputs that were uploaded last
     except (BuildFailed, DeviceUnavailable, MissingExtra, RunFailed) as error:
         yield str(error)
         return
@@ -186,9 +186,9 @@ def running(
 
 
 def onnx_runner(model: bytes, threads: int = 1, *, plain: bool = False) -> Callable[[Tensors], Tensors]:
-    """What ONNX Runtime computes on the CPU, as a function of whole inputs; `plain` as in `sessions.start`.
+    """Return a function that runs a model in ONNX Runtime on the CPU on the inputs of all calls; `plain` as in `sessions.start`.
 
-    It raises CannotRun where there is no kernel for an operator, and DeployError where the model is refused.
+    The function raises CannotRun if there is no kernel for an operator, and DeployError if the model is rejected.
     """
 
     @functools.cache
@@ -202,9 +202,9 @@ def onnx_runner(model: bytes, threads: int = 1, *, plain: bool = False) -> Calla
 
 
 def int8_runner(model: bytes, target: Target, threads: int = 1) -> Callable[[Tensors], Tensors]:
-    """As `onnx_runner`, for a quantised model on its way to a target: as the target will run it, or as its operators say.
+    """Like `onnx_runner`, for a quantised model: with INT8 kernels if the target is ONNX Runtime, otherwise by its operators' definitions.
 
-    ONNX Runtime makes INT8 kernels of quantised operators, and those of some CPUs saturate; no other target does.
+    ONNX Runtime fuses quantised operators into INT8 kernels, which saturate on some CPUs; no other target does so.
     """
     return onnx_runner(model, threads, plain=target != "onnxruntime")
 
@@ -213,9 +213,9 @@ SATURATES = "INT8 kernels of ONNX Runtime saturate on CPUs without VNNI: quantis
 
 
 def half_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:
-    """As `onnx_runner`, for a model in half precision or bfloat16: operator by operator, each rounding what it hands on.
+    """Like `onnx_runner`, for a model in half precision or bfloat16: operator by operator, rounding each result.
 
-    Given the whole graph on a CPU, ONNX Runtime computes it in float32 throughout, and an overflow goes unseen.
+    Given the whole graph on a CPU, ONNX Runtime computes it in float32 throughout, which hides overflows.
     """
     steps = Steps(model, threads)
 
@@ -231,7 +231,7 @@ class Steps:
 
     Args:
         model: serialised ONNX, checked.
-        threads: of ONNX Runtime.
+        threads: number of threads of ONNX Runtime.
     """
 
     def __init__(self, model: bytes, threads: int = 1) -> None:
@@ -240,7 +240,7 @@ class Steps:
         graph = self._model.graph
         self.outputs = {value.name for value in graph.output}
         self.names = [name for node in graph.node for name in node.output if name]
-        """of all values, in the order in which they are computed"""
+        """names of all values, in the order in which they are computed"""
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in self.outputs}
         self._typed = _typed(graph)
         self._last = {name: number for number, node in enumerate(graph.node) for name in node.input}
@@ -250,12 +250,12 @@ class Steps:
         return [sessions.start(part.SerializeToString(), self._threads) for part in _operators(self._model)]
 
     def values(self, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-        """Every value by name as it is computed; each is let go behind the last operator that reads it.
+        """Yield every value by name as it is computed; each is released after the last operator that reads it.
 
         Raises:
             CannotRun: there is no kernel for an operator.
-            DeployError: an operator is refused or fails.
-            RunFailed: it takes too long.
+            DeployError: an operator is rejected or fails.
+            RunFailed: the run exceeds the time limit.
         """
         kept = self._typed(inputs)
         with sessions.limit() as options:
@@ -272,7 +272,7 @@ class Steps:
 
 
 def _widen(model: onnx.ModelProto) -> set[str]:
-    """Make what is bfloat16 in a model float32, which ONNX Runtime has kernels for on the CPU; names the values that are to be rounded."""
+    """Turn bfloat16 values into float32, for which ONNX Runtime has CPU kernels; return the names of the values to round."""
     body = model.graph
     values = [value for value in (*body.value_info, *body.output) if value.type.tensor_type.elem_type == BF16.kind]
     for value in values:
@@ -287,7 +287,7 @@ def _widen(model: onnx.ModelProto) -> set[str]:
 
 
 def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
-    """Each operator of a graph with known shapes, as a model of its own."""
+    """Yield each operator of a graph with known shapes as a separate model."""
     body = model.graph
     weights = {value.name: value for value in body.initializer}
     values = {value.name: value for value in (*body.input, *body.value_info, *body.output)}
@@ -306,14 +306,14 @@ def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 def measure_in_turns(
     networks: Mapping[str, Timed], protocol: Protocol, on_step: Callable[[str], None] = lambda _: None
 ) -> dict[str, Measurement]:
-    """Measure several networks in one run, a few samples of each in turn, so that all see the same machine.
+    """Measure several networks in one run, a few samples of each in turn, so that all see the same state of the machine.
 
-    Every round measures each network by a fifth of the protocol, alternately in this order and the reverse; in the first round each is
-    watched until it is stationary, as the protocol says. There are at least 5 rounds, and more, up to 20, until every network's samples
-    together settle. `on_step` is called with the number of each round that is done, such as "measure 2/5".
+    Each round measures each network with a fifth of the protocol, alternating between the given order and its reverse; in the first round,
+    each is run until stationary, as defined by the protocol. There are at least 5 rounds, and up to 20 until every network's combined
+    samples are stable. `on_step` is called after each round with its number, such as "measure 2/5".
 
     Raises:
-        RunFailed: a runtime refuses.
+        RunFailed: a runtime fails.
     """
     part = msgspec.structs.replace(
         protocol,
@@ -339,7 +339,7 @@ def measure_in_turns(
 
 
 def _typed(body: onnx.GraphProto) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
-    """Floating-point inputs in the types that a graph takes: its forms differ in them."""
+    """Return a function that casts floating-point inputs to a graph's input types, which differ between its forms."""
     kinds = {value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in body.input}
 
     def typed(call: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -352,7 +352,7 @@ def _typed(body: onnx.GraphProto) -> Callable[[Mapping[str, np.ndarray]], dict[s
 
 
 def _by_call(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Tensors], Tensors]:
-    """Feed each sample to a network as it takes it, and stack its outputs."""
+    """Return a function that feeds each call to a network in its input types and stacks the outputs."""
     body = onnx.load_from_string(model).graph
     names, typed = [value.name for value in body.output], _typed(body)
 

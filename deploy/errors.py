@@ -1,8 +1,8 @@
-"""What goes wrong in `deploy` and can be fixed by its user."""
+"""User-fixable errors raised by `deploy`."""
 
 
 class DeployError(ValueError):
-    """Something cannot be exported, loaded or reported as asked; one line says what, and what fixes it."""
+    """Something cannot be exported, loaded or reported as requested; the one-line message says what, and how to fix it."""
 
 
 class LoweringError(DeployError):
@@ -10,4 +10,4 @@ class LoweringError(DeployError):
 
 
 class BundleError(DeployError):
-    """A directory is not a bundle, is damaged, or is in the way of one."""
+    """A directory is not a bundle, is damaged, or is in the way of a new one."""

@@ -1,4 +1,4 @@
-"""Which layer breaks FP16: every value of the half-precision graph against the float32 one, in the order in which they are computed."""
+"""Find the layer that breaks in FP16: compare every value of the half-precision graph with float32, in execution order."""
 
 import math
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ def explain(model: bytes, half: bytes, samples: Samples, threads: int = 1) -> Ex
 
     Args:
         model: the FP32 network, serialised ONNX.
-        half: the same in FP16 with FP32 islands, by `precision.certified`.
-        samples: to run both on.
-        threads: of ONNX Runtime.
+        half: the network in FP16 with FP32 islands, by `precision.certified`.
+        samples: samples to run both on.
+        threads: number of threads of ONNX Runtime.
 
     Raises:
-        DeployError: one of the networks does not run, or there is no FP16 form of it.
+        DeployError: one of the networks does not run, or has no FP16 form.
     """
     blind = precision.everywhere(model)
     found = [_find(model, form, samples, threads) for form in (blind, half)]
@@ -30,7 +30,7 @@ def explain(model: bytes, half: bytes, samples: Samples, threads: int = 1) -> Ex
 
 @dataclass
 class _Seen:
-    """Of one tensor, over all calls."""
+    """Largest difference and value of one tensor over all calls."""
 
     difference: float = 0.0
     scale: float = 0.0
@@ -72,9 +72,9 @@ def _size(suspect: Suspect) -> float:
 
 
 def _places(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
-    """Operator and layer that compute each tensor.
+    """Return the operator and layer that compute each tensor.
 
-    Exporters of modules name weights after the module, `layer1.0.conv.weight`; others name nodes by path, `/layer1/layer1.0/conv/Conv`.
+    Module exporters name weights after the module, `layer1.0.conv.weight`; others name nodes by path, `/layer1/layer1.0/conv/Conv`.
     """
     layers = {tensor.name: tensor.name.rpartition(".")[0] for tensor in graph.initializer}
     places: dict[str, tuple[str, str]] = {}

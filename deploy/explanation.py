@@ -1,4 +1,4 @@
-"""What is known of where half precision breaks a network."""
+"""Where half precision breaks a network."""
 
 from typing import Annotated
 
@@ -8,18 +8,18 @@ from deploy.validate import LIMITS
 from latency.values import Count
 
 LIMIT = LIMITS["fp16"]
-"""Largest difference of a tensor, relative to its largest value, as for the outputs."""
+"""Limit on the difference of a tensor relative to its largest value, the same as for outputs."""
 
 
 class Suspect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A tensor of the FP16 graph, and how far it is off."""
+    """A tensor of the FP16 graph and its error."""
 
     tensor: str
     op: str
     layer: str
-    """module or node that computes it, or the one before it that has weights; "" where there is none"""
+    """module or node that computes it, or the previous one with weights; "" if there is none"""
     error: Annotated[float, msgspec.Meta(ge=0)] | None
-    """largest difference from FP32, relative to the largest value of the tensor; None where a value overflows or becomes NaN"""
+    """largest difference from FP32, relative to the largest value of the tensor; None if a value overflows or becomes NaN"""
 
     def __str__(self) -> str:
         where = f"{self.tensor} ({self.op}{f', layer {self.layer}' if self.layer else ''})"
@@ -27,12 +27,12 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one FP16 graph does to its tensors."""
+    """Errors of the tensors of one FP16 graph."""
 
     first: Suspect | None
-    """the first tensor in topological order beyond the limit; None where all are within it"""
+    """the first tensor beyond the limit in topological order; None if all are within it"""
     worst: Suspect | None
-    """the tensor that is farthest off; None where there is no floating-point tensor to compare"""
+    """the tensor with the largest error; None if there are no floating-point tensors to compare"""
     beyond: Count
     """number of tensors beyond the limit"""
     tensors: Count
@@ -51,11 +51,11 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     samples: Count
     everywhere: Finding
-    """of the graph with every node in FP16 that has an FP16 form"""
+    """errors of the graph with every node in FP16 that has an FP16 form"""
     certified: Finding
-    """of the graph whose sensitive nodes stay FP32: what ships as FP16"""
+    """errors of the graph with sensitive nodes in FP32, which ships as FP16"""
 
     @property
     def lines(self) -> tuple[str, str]:
-        """The explanation for people."""
+        """The explanation in words."""
         return f"FP16 everywhere: {self.everywhere}", f"FP16 with FP32 islands: {self.certified}"

@@ -1,4 +1,4 @@
-"""Where the values of a graph come from and go to: the walks that decide which nodes stay FP32 together."""
+"""Data flow of a graph: the traversals that determine which nodes stay in FP32 together."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +22,7 @@ _SOME = {"ScatterElements": (0, 2), "ScatterND": (0, 2), "Where": (1, 2)}
 
 
 def carried(node: NodeProto) -> list[str]:
-    """Inputs whose values, as large as they are, make up the output; none of an operator that computes with them."""
+    """Return the inputs whose values pass to the output at the same magnitude; empty for operators that compute with them."""
     if node.op_type in _ALL:
         return [name for name in node.input if name]
     if node.op_type in _FIRST:
@@ -31,13 +31,13 @@ def carried(node: NodeProto) -> list[str]:
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """Attributes that a node has, by name; the operator's defaults are not among them."""
+    """Return the attributes set on a node, by name, without the operator's defaults."""
     return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A graph whose constants are initializers and whose values all have a type."""
+    """A graph whose constants are initializers and whose values all have types."""
 
     graph: GraphProto
     nodes: list[Node]
@@ -48,7 +48,7 @@ class Flow:
     writers: dict[str, Node] = field(init=False, default_factory=dict)
     readers: dict[str, list[Node]] = field(init=False, default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(init=False, default_factory=dict)
-    """of the values whose shape is known; 0 where a size is not"""
+    """shapes of values, if known; 0 for unknown sizes"""
 
     def __post_init__(self) -> None:
         for node in self.nodes:
@@ -62,20 +62,20 @@ class Flow:
         self.shapes.update({name: array.shape for name, array in self.constants.items()})
 
     def size(self, name: str) -> float:
-        """Number of elements; infinite where it is not known."""
+        """Return the number of elements; infinite if unknown."""
         return math.inf if name not in self.shapes or 0 in self.shapes[name] else float(math.prod(self.shapes[name]))
 
     def dim(self, name: str, axis: int) -> float:
-        """Size of an axis; infinite where it is not known."""
+        """Return the size of an axis; infinite if unknown."""
         shape = self.shapes.get(name, ())
         return float(shape[axis]) or math.inf if -len(shape) <= axis < len(shape) else math.inf
 
     def is_float(self, name: str) -> bool:
-        """Whether a value is float32, so that its precision is a question."""
+        """Return whether a value is float32, so that its precision can be chosen."""
         return self.kinds.get(name) == TensorProto.FLOAT
 
     def upstream(self, name: str) -> Iterator[Node]:
-        """The nodes that a value's size comes from: its writer, and what that carries along, up to what computes it."""
+        """Yield the nodes that determine a value's magnitude: its writer and those of carried inputs, up to the nodes that compute it."""
         pending, done = [name], set[str]()
         while pending:
             node = self.writers.get(pending.pop())
@@ -86,6 +86,6 @@ class Flow:
 
 
 def keep(nodes: Iterable[Node], reason: str) -> None:
-    """Keep nodes FP32, for a reason that is said unless there is one already."""
+    """Keep nodes in FP32 and record the reason, unless they have one already."""
     for node in nodes:
         node.reason = node.reason or reason

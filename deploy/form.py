@@ -1,4 +1,4 @@
-"""What a caller may choose about the form in which a network ships, and about the build of its engine."""
+"""Options for the form in which a network ships, and for the build of its engine."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,10 @@ class Form:
     """The form in which a network ships.
 
     Attributes:
-        precision: of its arithmetic; None for the target's own: fp32 on ONNX Runtime, fp16 on TensorRT.
-        io: of its floating-point inputs and outputs; fp16 needs half precision in between.
-        shapes: of an ONNX model's dynamic inputs, by name: one shape, which is fixed, or a `Span`, within which it stays dynamic.
-        explain: find the first tensor that FP16 breaks, whether FP16 ships or not.
+        precision: precision of its arithmetic; None for the target's default: fp32 on ONNX Runtime, fp16 on TensorRT.
+        io: precision of its floating-point inputs and outputs; fp16 requires half precision in between.
+        shapes: shapes of an ONNX model's dynamic inputs, by name: a fixed shape, or a `Span` within which it stays dynamic.
+        explain: find the first tensor that breaks in FP16, whether FP16 ships or not.
     """
 
     precision: Precision | None = None
@@ -30,9 +30,9 @@ class Build:
     """How an engine is built.
 
     Attributes:
-        spec: None for the defaults.
-        count: how often; the fastest engine ships.
-        timing_cache: file that the builder of TensorRT begins with, such as that of an earlier bundle; what it is then is in the bundle.
+        spec: build options; None for the defaults.
+        count: number of builds; the fastest engine ships.
+        timing_cache: initial timing cache of TensorRT's builder, such as that of an earlier bundle; the resulting cache is in the bundle.
     """
 
     spec: EngineSpec | None = None
@@ -41,4 +41,4 @@ class Build:
 
 
 FORM, BUILD = Form(), Build()
-"""What is chosen where nothing is."""
+"""Defaults."""

@@ -1,4 +1,4 @@
-"""ONNX graphs: decoded, and checked to be static, valid, whole and of standard operators."""
+"""Decode ONNX graphs, and require that they are static, valid, self-contained and of standard operators."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from latency.onnxproto import MAX_BYTES, bodies, decode_onnx, describe, is_exter
 Precision = Literal["fp32", "fp16", "bf16"]
 
 OPSET = 20
-"""ONNX operator set of every graph that ships, where it can be; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
+"""ONNX operator set of shipped graphs, if possible; ONNX Runtime >= 1.17 and TensorRT >= 10 read it."""
 
 ONNX_ERRORS = (
     onnx.checker.ValidationError,
@@ -29,7 +29,7 @@ ONNX_ERRORS = (
     RuntimeError,
     ValueError,
 )
-"""What onnx's own tools raise for a model; ValueError where their words hold names that are not UTF-8."""
+"""Exceptions raised by onnx's own tools for a model; ValueError if their message has names that are not UTF-8."""
 
 QUANTIZERS = frozenset({"DequantizeLinear", "QuantizeLinear"})
 
@@ -39,14 +39,14 @@ DOMAINS = ("", "ai.onnx")
 """Names of the standard domain."""
 
 _FED = frozenset({"FLOAT", "FLOAT16", "DOUBLE", "BOOL", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))})
-"""Types of inputs and outputs."""
+"""Supported types of inputs and outputs."""
 
 
 def decode(data: bytes) -> onnx.ModelProto:
-    """Read a serialised model that is whole by itself.
+    """Read a serialised, self-contained model.
 
     Raises:
-        LoweringError: it is not an ONNX model, claims more than it has, or a tensor of it is in another file.
+        LoweringError: the data is not an ONNX model, declares more than it holds, or a tensor is in another file.
     """
     with raised_as(LoweringError, "give MODEL.onnx as an exporter wrote it"):
         model = decode_onnx(data, "this")
@@ -60,16 +60,16 @@ def parse(data: bytes) -> onnx.ModelProto:
     """Read a serialised model and `check` it.
 
     Raises:
-        LoweringError: it is not an ONNX model, or not one that can be shipped.
+        LoweringError: the data is not an ONNX model, or the model cannot be shipped.
     """
     return check(decode(data))
 
 
 def freeze(data: bytes, shapes: Mapping[str, Sequence[int]]) -> bytes:
-    """A model whose inputs have one of the shapes that they may have; the bytes as they are where all have one only.
+    """Fix the shapes of a model's dynamic inputs; without shapes, return the same bytes.
 
     Raises:
-        LoweringError: there is no such model: its sizes do not go together.
+        LoweringError: the model is not valid with these shapes.
     """
     if not shapes:
         return data
@@ -79,7 +79,7 @@ def freeze(data: bytes, shapes: Mapping[str, Sequence[int]]) -> bytes:
 
 
 def thaw(data: bytes, like: bytes) -> bytes:
-    """A model with fixed shapes that was made from another one by `freeze`, with that one's dynamic inputs."""
+    """Undo `freeze`: give a model with fixed shapes the dynamic inputs of the model `like`."""
     model, dynamic = decode(data), decode(like)
     if not is_dynamic(dynamic):
         return data
@@ -92,15 +92,15 @@ def thaw(data: bytes, like: bytes) -> bytes:
 
 
 def is_dynamic(model: onnx.ModelProto) -> bool:
-    """Whether an input may have several shapes."""
+    """Return whether an input may have several shapes."""
     return not all(map(is_static, inputs(model)))
 
 
 def quantized(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
-    """The INT8 part of a graph: names of the values that its quantisers write, and of those of nodes whose operands are all dequantised.
+    """Return the INT8 part of a graph: names of the outputs of its quantisers, and of nodes whose operands are all dequantised.
 
-    An operand is one of the first two inputs: a bias is none. Builders compute such a node in INT8 as long as nothing, not even a cast,
-    stands between it and its quantisers.
+    Operands are the first two inputs, not a bias. Builders compute such a node in INT8 only if nothing, not even a cast, is between it and
+    its quantisers.
     """
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
     eight = {name for name, kind in kinds.items() if kind in _INT8} | {each.name for each in graph.initializer if each.data_type in _INT8}
@@ -111,16 +111,16 @@ def quantized(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
 
 
 def inline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with each call of a local function replaced by the function's nodes.
+    """Return the model with each call of a local function replaced by the function's nodes.
 
     Raises:
-        LoweringError: onnx cannot.
+        LoweringError: onnx cannot inline a function.
     """
     if not model.functions:
         return model
     try:
         inlined = onnx.inliner.inline_local_functions(model)
-        if inlined.functions:  # of another operator set than the model's
+        if inlined.functions:  # functions of another operator set than the model's
             inlined = onnx.inliner.inline_local_functions(_typed(inlined), convert_version=True)
     except ONNX_ERRORS as error:
         raise LoweringError(f"onnx cannot inline the model's local functions: {first_line(error)}") from error
@@ -131,7 +131,7 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model with a type for every value of its graph, weights among them: onnx's inliner looks for all in one place."""
+    """Return a model with types for all values of its graph in `value_info`, including weights, as onnx's inliner requires."""
     typed = onnx.shape_inference.infer_shapes(model)
     known = {value.name for value in (*typed.graph.input, *typed.graph.value_info)}
     weights = [tensor for tensor in typed.graph.initializer if tensor.name not in known]
@@ -140,12 +140,12 @@ def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
-    """Return the model with the types and shapes of all its values, if it is valid, static and of standard operators.
+    """Require a valid, static model of standard operators, and return it with types and shapes of all values.
 
-    Local functions are inlined, and initializers are no longer among its inputs. A `dynamic` model has the shapes that can be inferred.
+    Local functions are inlined, and initializers removed from its inputs. A `dynamic` model has the shapes that can be inferred.
 
     Raises:
-        LoweringError: it is not; says why.
+        LoweringError: the model cannot be shipped; says why.
     """
     model = inline(model)
     for graph in bodies(model.graph):
@@ -163,7 +163,7 @@ def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
     if not model.graph.output:
         raise LoweringError("the ONNX graph has no output")
     try:
-        if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):  # the checker wants them, runtimes do not
+        if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):  # the checker requires them, runtimes do not
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -183,7 +183,7 @@ def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
 
 
 def _require_moderate(model: onnx.ModelProto) -> None:
-    """Check that no value of a model is larger than what is run: a constant of eight bytes may be the shape of terabytes."""
+    """Require that no value of a model exceeds the size limit: an eight-byte constant may be the shape of terabytes."""
     for graph in bodies(model.graph):
         for value in (*graph.value_info, *graph.output):
             kind = value.type.tensor_type
@@ -196,7 +196,7 @@ def _require_moderate(model: onnx.ModelProto) -> None:
 
 
 def _require_numbers(kind: str, value: ValueInfoProto) -> None:
-    """Check that an input or output is a tensor of numbers or truth values."""
+    """Require that an input or output is a tensor of numbers or booleans."""
     form = (value.type.WhichOneof("value") or "value of no type").removesuffix("_type").replace("_", " ")
     if form != "tensor":
         raise LoweringError(f"{kind} {value.name!r} is of type {form}: only tensors of numbers can be shipped")
@@ -207,7 +207,7 @@ def _require_numbers(kind: str, value: ValueInfoProto) -> None:
 
 
 def require_inline(model: onnx.ModelProto) -> None:
-    """Check that a model can be one message.
+    """Require that a model fits into one protobuf message.
 
     Raises:
         LoweringError: its weights are too large.
@@ -219,7 +219,7 @@ def require_inline(model: onnx.ModelProto) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of the innermost cause, with what it announces: exporter and checker wrap it in pages of advice."""
+    """Return the first line of the innermost cause, plus the next one after a colon: exporter and checker add pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -1,4 +1,4 @@
-"""What a bundle tells people who have no Lathe: README.md, and run.py, which runs it with its runtime alone."""
+"""Files of a bundle for people without Lathe: README.md, and run.py, which needs only the runtime."""
 
 import json
 import re
@@ -66,11 +66,11 @@ _FILES = {
 
 
 def files(manifest: Manifest, names: set[str]) -> dict[str, bytes]:
-    """README.md and run.py of a bundle.
+    """Return README.md and run.py of a bundle.
 
     Args:
-        manifest: what is known of it.
-        names: of its other files.
+        manifest: manifest of the bundle.
+        names: names of its other files.
     """
     script = "run_onnxruntime.py" if manifest.target == "onnxruntime" else "run_tensorrt.py"
     known = [(name, _FILES.get(name, "kept with it")) for name in sorted({*names, bundle.SCRIPT})]
@@ -95,7 +95,7 @@ def files(manifest: Manifest, names: set[str]) -> dict[str, bytes]:
 
 
 def _file(name: str) -> str:
-    """A word that stands for the file of an input."""
+    """Return a placeholder for the file of an input."""
     return re.sub(r"\W+", "_", name).upper()
 
 

@@ -1,4 +1,4 @@
-"""What an engine's inspector says: which layers run in FP32 though the network is narrow, and why, by what its certificate knows."""
+"""Read the engine inspector: the layers that run in FP32 although the network is narrow, with reasons from the certificate."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,12 +10,12 @@ from deploy.certificate import Certificate
 from latency.values import Count
 
 _FULL = re.compile(r"\b(FP32|Float)\b")
-"""How TensorRT 10, 11 and RTX name FP32 among the formats of a tensor."""
+"""Names of FP32 among the tensor formats of TensorRT 10, 11 and RTX."""
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 class FullLayer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A layer of an engine that writes FP32."""
+    """A layer of an engine that outputs FP32."""
 
     name: str
     reason: str
@@ -26,9 +26,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     layers: Count
     full: tuple[FullLayer, ...]
-    """those that run in FP32"""
+    """layers that run in FP32"""
     reason: str = ""
-    """why nothing is known of the layers, in which case there are none above"""
+    """why nothing is known about the layers, in which case none are listed"""
 
     def __str__(self) -> str:
         if self.reason:
@@ -38,11 +38,11 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def inspect(information: str, certificate: Certificate) -> Inspection:
-    """Read what the inspector of an engine says.
+    """Read an engine inspector's output.
 
     Args:
-        information: JSON of all layers, of an engine that was built with detailed verbosity.
-        certificate: of the graph that it was built from.
+        information: JSON of all layers of an engine built with detailed verbosity.
+        certificate: certificate of the graph that it was built from.
     """
     try:
         found = msgspec.json.decode(information)["Layers"]
@@ -57,7 +57,7 @@ def inspect(information: str, certificate: Certificate) -> Inspection:
 
 
 def _is_full(layer: Mapping[str, Any]) -> bool:
-    """Whether a layer writes FP32."""
+    """Return whether a layer outputs FP32."""
     return any(_FULL.search(str(output.get(key, ""))) for output in _tensors(layer, "Outputs") for key in ("Format/Datatype", "DataType"))
 
 
@@ -67,7 +67,7 @@ def _tensors(layer: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]
 
 
 def _reason(layer: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
-    """By the nodes of the graph that a layer was made of; builders fuse several, and name them in its metadata or its name."""
+    """Return the reasons of the nodes that a layer was made from; builders fuse several, and list them in its metadata or name."""
     nodes = _NODE.findall(str(layer.get("Metadata", ""))) or re.split(r" \+ |\x1f", str(layer.get("Name", "")))
     if known := [f"{node}: {reasons[node]}" for node in nodes if node in reasons]:
         return "; ".join(known)

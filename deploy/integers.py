@@ -1,7 +1,7 @@
-"""Whole numbers in a graph: positions, indices and counts, which half precision holds up to 2048 only.
+"""Whole numbers in a graph: positions, indices and counts, which half precision represents exactly only up to 2048.
 
-Found from the graph: which floating-point values can only be whole, or fractions made of whole numbers, and how large they may be, whatever
-the samples are.
+The graph alone, without samples, shows which floating-point values are always whole numbers, or fractions made of them, and their largest
+size.
 """
 
 import math
@@ -17,17 +17,17 @@ from deploy.narrow import FP16, Narrow
 from deploy.values import INTEGERS, Values
 
 ANGLE = 2**-7
-"""An angle above so much of the largest exact whole number is off by more than 0.004."""
+"""Share of the largest exact whole number above which an angle is off by more than 0.004."""
 
 _TURNS = frozenset({"Cos", "Sin", "Tan"})
 _ROUNDS = frozenset({"Ceil", "Floor", "Round"})
 
 
 def keep_whole_numbers(flow: Flow, values: Mapping[str, Values], narrow: Narrow = FP16) -> None:
-    """Keep in FP32 every node that writes or reads whole numbers which the narrow type may not have, rounds to some, or turns by angles.
+    """Keep in FP32 all nodes that write or read whole numbers beyond the narrow type, round to such numbers, or take sines of such angles.
 
-    FP16 has all up to 2048. Fractions made of whole numbers are alike: what is more than 2048 steps from zero is not told from its
-    neighbours. The chain ends where activations come in.
+    FP16 represents whole numbers exactly up to 2048. The same holds for fractions made of whole numbers: beyond 2048 steps from zero,
+    neighbours are indistinguishable. The chain ends where activations enter.
     """
     for node in flow.nodes:
         for name in (*node.proto.output, *node.proto.input):
@@ -71,7 +71,7 @@ def _rounds(proto: NodeProto, flow: Flow) -> bool:
 
 
 def _computing(name: str, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
-    """The nodes between a value and the layers or whole numbers that it is computed from."""
+    """Return the nodes between a value and the layers or whole numbers that it is computed from."""
     found, pending = dict[str, Node](), [name]
     while pending:
         node = flow.writers.get(pending.pop())
@@ -83,7 +83,7 @@ def _computing(name: str, flow: Flow, values: Mapping[str, Values]) -> list[Node
 
 
 def _angle(name: str, flow: Flow, values: Mapping[str, Values], large: float) -> list[Node] | None:
-    """The nodes that make an angle of an input or of positions; None where it comes from a layer, or is small."""
+    """Return the nodes that compute an angle from an input or positions; None if it comes from a layer or is small."""
     inputs = {value.name for value in flow.graph.input}
     path, done, begins = list[Node](), set[str](), False
     pending = [name] if values[name].most > large else []
@@ -101,7 +101,7 @@ def _angle(name: str, flow: Flow, values: Mapping[str, Values], large: float) ->
 
 
 def _is_layer(node: Node | None, flow: Flow) -> bool:
-    """Whether a node mixes activations by weights; a product of positions and frequencies does not."""
+    """Return whether a node mixes activations with weights, unlike a product of positions and frequencies."""
     if node is None or node.proto.op_type not in HEAVY:
         return False
     if node.proto.op_type == "Einsum":

@@ -1,4 +1,4 @@
-"""Islands of FP32 nodes in an FP16 graph, chosen so that casts are fewest."""
+"""Choose islands of FP32 nodes in an FP16 graph with the fewest casts."""
 
 from dataclasses import dataclass, field
 
@@ -6,19 +6,19 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 _FULL = TensorProto.FLOAT
 HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
-"""What half precision is for: never FP32 for the sake of a cast."""
+"""Expensive operators, which never run in FP32 only to save a cast."""
 
 
 @dataclass
 class Node:
-    """A node as far as precision goes."""
+    """A node and its precision."""
 
     proto: NodeProto
     inputs: list[int] = field(default_factory=list)
-    """those that have the node's precision; others are of one type, or of either"""
+    """indices of the inputs with the node's precision; others have a fixed type, or accept either"""
     outputs: list[int] = field(default_factory=list)
     reason: str = ""
-    """why it must be FP32"""
+    """why the node must be FP32; "" if it need not"""
     full: bool = False
 
     @property
@@ -28,12 +28,12 @@ class Node:
 
 
 def grow(graph: GraphProto, nodes: list[Node], weights: set[str], io: int) -> None:
-    """Choose the nodes that are FP32, those with a reason among them, so that casts are fewest, and then FP32 nodes.
+    """Choose the FP32 nodes, including all with a reason, to minimise the number of casts and, next, of FP32 nodes.
 
-    A minimum cut: it separates FP32 from FP16, a tensor between the two costs a cast however many read it, and a node that is FP32 with no
-    reason costs so little that any cast outweighs all of them. What is heavy is FP16 unless it has a reason.
+    Solved as a minimum cut between FP32 and FP16. A tensor across the cut costs one cast, regardless of its number of readers; an FP32 node
+    without a reason costs so little that a single cast outweighs all of them. Heavy nodes are FP16 unless they have a reason.
     """
-    import networkx as nx  # comes with torch; the structs above are read without it
+    import networkx as nx  # a dependency of torch, which is not needed to read the structs above
 
     cut = nx.DiGraph()
     cut.add_nodes_from(("fp32", "fp16"))
@@ -66,7 +66,7 @@ def grow(graph: GraphProto, nodes: list[Node], weights: set[str], io: int) -> No
 
 
 def count(nodes: list[Node]) -> int:
-    """Number of connected parts that the FP32 nodes form."""
+    """Return the number of connected components of the FP32 nodes."""
     import networkx as nx
 
     full = [node for node in nodes if node.full]

@@ -1,4 +1,4 @@
-"""The only way from a module to ONNX: what is profiled and what ships are lowered alike, so a table predicts what will run."""
+"""The only path from a module to ONNX: profiled and shipped networks are lowered alike, so that tables predict what will run."""
 
 import contextlib
 import copy
@@ -26,7 +26,7 @@ from reparam import Counts
 from reparam.structure import map_tensors
 
 LOWERING_VERSION = "1"
-"""Recorded in every latency table. Raise it when a change here can change how fast or what the lowered graph computes."""
+"""Recorded in every latency table. Increase it when a change here may affect the lowered graph's speed or results."""
 
 _TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -40,23 +40,24 @@ def to_onnx(
     inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
 ) -> bytes:
-    """Lower a copy of a module in evaluation mode to ONNX; says nothing on the console.
+    """Lower a copy of a module in evaluation mode to ONNX, without console output.
 
     Args:
-        module: its weights may be of any floating type; it may take and give tensors in tuples, lists, mappings and dataclasses.
-        example_input: a tensor, a tuple of arguments or a mapping of keyword arguments, as `adapter.call_of` takes it. Shapes are static;
-            inputs and outputs keep their types, arithmetic is in float32 or less.
-        precision: what weights and arithmetic are in. The graph itself says so (strongly typed), no builder flag does. FP16 is made by
-            `deploy.precision` from the FP32 graph, here by weights and operators alone.
-        io: type of the graph's float32 inputs and outputs; where it is not `precision`, one cast stands at each.
-        inputs: their names; () for "input", or of several by the parameters of forward.
-        outputs: likewise; () for "output", or of several their keys or "output0", "output1"; of `features` the names of the modules.
+        module: module with weights of any floating-point type; it may take and return tensors in tuples, lists, mappings and dataclasses.
+        example_input: a tensor, a tuple of arguments or a mapping of keyword arguments, as in `adapter.call_of`. Shapes are static; inputs
+            and outputs keep their types, arithmetic is in float32 or less.
+        precision: precision of weights and arithmetic. It is encoded in the graph (strongly typed), not in a builder flag. FP16 is made by
+            `deploy.precision` from the FP32 graph, here from weights and operators alone.
+        io: type of the graph's float32 inputs and outputs; if it is not `precision`, each has one cast.
+        inputs: names of the inputs; () for "input", or, for several, the parameters of forward.
+        outputs: names of the outputs; () for "output", or, for several, their keys or "output0", "output1"; for `features`, the names of
+            the modules.
 
     Returns:
-        A serialised model, weights inline, checked by onnx.checker and strict shape inference.
+        A serialised model with inline weights, checked by onnx.checker and strict shape inference.
 
     Raises:
-        DeployError: `example_input` does not fit, or an input or output is not a tensor that can be shipped; it is named.
+        DeployError: `example_input` does not fit, or an input or output is not a tensor that can be shipped; names it.
         LoweringError: torch cannot export the module, the names do not fit, or the result is not a valid static graph of less than 2 GiB.
     """
     _require_inline(module)
@@ -67,7 +68,7 @@ def to_onnx(
 def onnx_of(
     adapter: Adapter, *, precision: Precision = "fp32", io: Precision = "fp32", inputs: Sequence[str] = (), outputs: Sequence[str] = ()
 ) -> bytes:
-    """As `to_onnx`, of a module that is adapted; it is not copied."""
+    """Like `to_onnx`, for an adapted module, which is not copied."""
     if (precision, io) == ("fp32", "fp16"):
         raise LoweringError("io 'fp16' needs precision 'fp16': an FP32 network has FP32 inputs and outputs")
     taken = _names("input", inputs, [value.name for value in adapter.inputs])
@@ -92,7 +93,7 @@ def onnx_of(
     del model.metadata_props[:]
     for graph in bodies(model.graph):
         for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
-            del part.metadata_props[:]  # stack traces with the paths of this machine
+            del part.metadata_props[:]  # stack traces with paths of this machine
     _name_constants(model.graph)
     names = {tensor.name: tensor.name.removeprefix("network.") for tensor in model.graph.initializer}
     names |= dict(zip((value.name for value in (*model.graph.input, *model.graph.output)), (*taken, *given), strict=True))
@@ -104,7 +105,7 @@ def onnx_of(
 
 
 def _keep_small_terms(graph: ir.Graph) -> None:
-    """Give scalars that are almost 0 or 1 a dimension: the optimizer takes such a scalar for 0 or 1, and x + 1e-9 for x."""
+    """Add a dimension to scalars close to 0 or 1: the optimizer treats such scalars as 0 or 1, and x + 1e-9 as x."""
     for node in graph:
         attribute = node.attributes.get("value") if node.op_type == "Constant" else None
         array = None if attribute is None else attribute.as_tensor().numpy()
@@ -119,13 +120,13 @@ def _keep_small_terms(graph: ir.Graph) -> None:
 def lower(
     module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, precision: Precision = "fp32", program: bool = False
 ) -> Lowered:
-    """Lower a module to all that a latency backend may ask for: ONNX with FP32 inputs and outputs, and the program of the same network.
+    """Lower a module for latency backends: ONNX with FP32 inputs and outputs, and a program of the same network.
 
     Args:
         module: as in `to_onnx`.
         example_input: as in `to_onnx`.
-        precision: of weights and arithmetic.
-        program: whether to make the program, too, which torch itself runs.
+        precision: precision of weights and arithmetic.
+        program: whether to also make the program, which torch runs.
 
     Raises:
         LoweringError: as `to_onnx`.
@@ -135,7 +136,7 @@ def lower(
 
 
 def to_program(module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, precision: Precision = "fp32") -> bytes:
-    """What `torch.export.save` writes of a copy of a module in evaluation mode, with FP32 inputs and outputs as its ONNX has them.
+    """Return the output of `torch.export.save` for a copy of a module in evaluation mode, with FP32 inputs and outputs like its ONNX.
 
     Raises:
         LoweringError: torch cannot export the module.
@@ -153,14 +154,14 @@ def to_program(module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *,
 
 
 def features(backbone: nn.Module, names: Sequence[str]) -> "Features":
-    """A module that gives several feature maps of a backbone: what a detector or a segmenter is fed with.
+    """Return a module that outputs several feature maps of a backbone, such as for a detector or segmenter.
 
     Args:
-        backbone: of one input.
-        names: of the modules within it whose outputs are wanted, in order; the ONNX has them as names of its outputs.
+        backbone: a network with one input.
+        names: names of the modules in it whose outputs to return, in order; they become the names of the ONNX outputs.
 
     Raises:
-        LoweringError: it has no module of such a name; lists some that it has.
+        LoweringError: the backbone has no module of a name; lists some of its modules.
     """
     known = dict(backbone.named_modules())
     for name in names:
@@ -173,17 +174,17 @@ def features(backbone: nn.Module, names: Sequence[str]) -> "Features":
 
 
 class Features(nn.Module):
-    """A backbone that gives the outputs of some of its modules; made by `features`."""
+    """A backbone that returns the outputs of some of its modules; made by `features`."""
 
     def __init__(self, backbone: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.backbone, self.names = backbone, names
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps in the order of their names.
+        """Return the feature maps in the order of their names.
 
         Raises:
-            LoweringError: a module is not called, or gives something else than a tensor.
+            LoweringError: a module is not called, or does not return a tensor.
         """
         found: dict[str, Tensor] = {}
 
@@ -207,10 +208,10 @@ class Features(nn.Module):
 
 
 def count(model: onnx.ModelProto) -> Counts:
-    """Parameters and MACs of a model as `check` returned it, for an ONNX file that has no module beside it.
+    """Return the parameters and MACs of a model returned by `check`, for ONNX files without a module.
 
-    Every floating-point initializer with a dimension counts as parameters, and every quantised one, but for scales. Where there is no first
-    input, the batch is 1.
+    All floating-point initializers with a dimension count as parameters, and all quantised ones except scales. Without inputs, the batch
+    is 1.
     """
     graph = model.graph
     quantizers = [node for node in graph.node if node.op_type in QUANTIZERS]
@@ -231,7 +232,7 @@ def count(model: onnx.ModelProto) -> Counts:
 
 
 def _products(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> int:
-    """Products that each output value of a node is the sum of; 0 where it is neither a convolution nor linear in a weight."""
+    """Return the number of products per output value of a node; 0 if it is neither a convolution nor linear in a weight."""
     left, right = (weights.get(name) for name in node.input[:2])
     match node.op_type:
         case "Conv" if right:
@@ -250,10 +251,10 @@ _DRAWS = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLik
 
 
 def require_deterministic(model: onnx.ModelProto) -> None:
-    """Check that a model computes the same every time, the graphs within its nodes included.
+    """Require that a model is deterministic, including the graphs within its nodes.
 
     Raises:
-        LoweringError: it draws random numbers; the node is named.
+        LoweringError: a node draws random numbers; names the node.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in _nodes(model.graph):
@@ -273,7 +274,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _trains(dropout: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a Dropout drops anything; one whose mode is not a constant may."""
+    """Return whether a Dropout may drop values, which includes one whose mode is not constant."""
     if len(dropout.input) < 3 or not dropout.input[2]:
         return False
     mode = weights.get(dropout.input[2])
@@ -315,7 +316,7 @@ def _names(kind: str, given: Sequence[str], known: Sequence[str]) -> Sequence[st
 
 
 def _name_constants(graph: onnx.GraphProto) -> None:
-    """Let a node write every output that is a constant: not every runtime has outputs that are weights."""
+    """Write constant outputs with a node, since not every runtime supports outputs that are weights."""
     outputs = {value.name for value in graph.output}
     for tensor in graph.initializer:
         if tensor.name in outputs:
@@ -324,7 +325,7 @@ def _name_constants(graph: onnx.GraphProto) -> None:
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Give values other names, also where the bodies of nodes read them; a value that has one of them already makes way."""
+    """Rename values, including reads in the bodies of nodes; other values that already have one of the new names are renamed, too."""
     names = {old: new for old, new in names.items() if old != new}
     parts = list(bodies(graph))
     nodes = [node for part in parts for node in part.node]
@@ -347,7 +348,7 @@ def _unused(name: str, taken: Set[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints, logs and warns about itself; its errors still come as exceptions."""
+    """Suppress the exporter's prints, logs and warnings; its errors are still raised as exceptions."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

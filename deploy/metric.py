@@ -1,4 +1,4 @@
-"""The metric that a network is judged by: its name, its unit, whether more of it is better, and its values with their intervals."""
+"""Metrics of a network's quality: name, unit, whether higher is better, and values with their intervals."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _Z = 1.959964  # standard errors of a 95 % interval
 
 
 class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A value of the metric on some samples, with its interval of 95 %."""
+    """A value of the metric on some samples, with its 95 % interval."""
 
     value: Single
     low: Single
@@ -21,25 +21,25 @@ class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def about(cls, value: float, error: float) -> "Figure":
-        """A value with a standard error."""
+        """Return the figure of a value with the given standard error."""
         return cls(value=value, low=value - _Z * error, high=value + _Z * error)
 
 
 class Metric(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What tables and plots call a figure of merit, and how they show it."""
+    """Name and format of a figure of merit in tables and plots."""
 
     name: Annotated[str, Meta(min_length=1)]
-    """such as accuracy, mIoU or PSNR"""
+    """name, such as accuracy, mIoU or PSNR"""
     higher_is_better: bool = True
     unit: str = ""
-    """`%`: values are shares, shown times 100; otherwise what stands behind the number, such as dB"""
+    """`%` for shares, shown times 100; otherwise the suffix of the number, such as dB"""
 
     def words(self, value: float) -> str:
-        """A value as people read it."""
+        """Format a value with its unit."""
         return f"{value:.2%}" if self.unit == "%" else f"{value:.4g}{f' {self.unit}' * bool(self.unit)}"
 
     def figure(self, found: Figure) -> str:
-        """A value with its interval, as people read it."""
+        """Format a value with its interval."""
         return f"{self.words(found.value)} ({self.words(found.low)} to {self.words(found.high)})"
 
     @property
@@ -48,25 +48,25 @@ class Metric(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"{self.name}, {self.unit}" if self.unit else self.name
 
     def on_axis(self, value: float) -> float:
-        """A value in the unit of that axis."""
+        """Return a value in the unit of a plot's axis."""
         return 100 * value if self.unit == "%" else value
 
     def gain(self, value: float) -> float:
-        """A number that is higher where the value is better."""
+        """Return a number that is higher for better values."""
         return value if self.higher_is_better else -value
 
 
 ACCURACY = Metric(name="accuracy", unit="%")
-"""Share of the samples that are classified right."""
+"""Share of correctly classified samples."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a network is on the samples that it is validated on.
+    """Measure of a network's quality on its validation samples.
 
     Attributes:
-        metric: what is taken.
-        of: its value, of the outputs for these samples; None where they are nothing that it can be taken of.
+        metric: the metric.
+        of: returns the value of the metric for outputs on the samples; None if it is not defined for them.
     """
 
     metric: Metric

@@ -1,4 +1,4 @@
-"""ONNX files with what belongs to them: tensors in other files are read from beside the model, from nowhere else, and taken in."""
+"""Read ONNX files with external data: tensors in other files are inlined, but only from the model's directory or below."""
 
 import os
 from pathlib import Path, PureWindowsPath
@@ -14,13 +14,13 @@ _FIX = "give MODEL.onnx as an exporter wrote it"
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
-    """A serialised model that is whole by itself; the very bytes of the file where they are.
+    """Read a self-contained serialised model; without external data, the bytes of the file unchanged.
 
-    Tensors in other files, wherever in the model they are, are taken in.
+    Tensors in other files are inlined throughout the model.
 
     Raises:
-        LoweringError: it cannot be read, is not an ONNX model, claims more than it has, a tensor is in a file that is not a regular one in
-            the model's directory or below it, or the tensors are too large to be taken in.
+        LoweringError: the file cannot be read, is not an ONNX model, declares more than it holds, has a tensor that is not in a regular
+            file in the model's directory or below, or has tensors too large to inline.
     """
     path = Path(path)
     with raised_as(LoweringError, _FIX):
@@ -49,10 +49,10 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _numbers(directory: Path, tensor: TensorProto) -> bytes:
-    """The bytes of a tensor that is in another file.
+    """Return the bytes of a tensor in another file.
 
     Raises:
-        FileError: it is not a part of a regular file in the directory; says what is wrong, not which tensor it is.
+        FileError: the data is not part of a regular file in the directory; says what is wrong, but does not name the tensor.
     """
     entries = _entries(tensor)
     location = entries.get("location", "")
@@ -73,7 +73,7 @@ def _numbers(directory: Path, tensor: TensorProto) -> bytes:
 
 
 def _inside(directory: Path, location: str) -> Path:
-    """The file in a directory that a location names, with no link that leaves the directory."""
+    """Return the file at a location within a directory, without links that leave the directory."""
     parts = PureWindowsPath(location)  # splits at both kinds of slash
     if not location or "\0" in location:
         raise FileError(repr(location), "is not the name of a file")

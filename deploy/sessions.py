@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, with its many exceptions turned into two."""
+"""ONNX Runtime on the CPU, with its many exceptions mapped to two."""
 
 import contextlib
 from collections.abc import Mapping
@@ -14,47 +14,47 @@ from latency.errors import one_line
 
 
 def start(model: bytes, threads: int = 1, *, plain: bool = False) -> onnxruntime.InferenceSession:
-    """Make a session.
+    """Start a session.
 
     Args:
         model: serialised ONNX.
-        threads: of an operator.
-        plain: run the operators as they are, none fused or replaced.
+        threads: number of threads per operator.
+        plain: run the operators unchanged, without fusing or replacing any.
 
     Raises:
         CannotRun: there is no kernel for an operator.
-        DeployError: the model is refused.
+        DeployError: the model is rejected.
     """
     options = session_options(onnxruntime, threads)
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        # Its fallback prints, and tries the same again.
+        # The fallback prints, and only repeats the attempt.
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except ort_errors.NotImplemented as error:
         raise CannotRun(f"ONNX Runtime cannot run it on this CPU: {one_line(error)}") from error
-    except (*runtime_errors(), ValueError) as error:  # ValueError: its words hold bytes of the file that are not UTF-8
+    except (*runtime_errors(), ValueError) as error:  # ValueError: the message has bytes of the file that are not UTF-8
         raise DeployError(f"ONNX Runtime refuses the model: {one_line(error)}") from error
 
 
 def limit() -> contextlib.AbstractContextManager[onnxruntime.RunOptions]:
-    """Options for the runs that are one inference: together they may take `latency.backends.onnxruntime.MAX_RUN_S`."""
+    """Return options for the runs of one inference, which together may take `latency.backends.onnxruntime.MAX_RUN_S`."""
     return limited(onnxruntime)
 
 
 def run(
     session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray], options: onnxruntime.RunOptions | None = None
 ) -> dict[str, np.ndarray]:
-    """Outputs by name.
+    """Run a session and return its outputs by name.
 
     Args:
-        session: of a network, or of a part of one.
-        inputs: by name.
-        options: of `limit`, where the runs of several sessions are one inference; None for one of its own.
+        session: session of a network, or of a part of one.
+        inputs: inputs by name.
+        options: options from `limit`, if several sessions run as one inference; None for a separate inference.
 
     Raises:
-        DeployError: the network fails as it runs, or the inputs are not those that it takes.
-        RunFailed: it takes too long.
+        DeployError: the network fails, or the inputs do not fit.
+        RunFailed: the run exceeds the time limit.
     """
     if options is None:
         with limit() as options:

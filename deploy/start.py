@@ -1,4 +1,4 @@
-"""Load what a bundle ships, where it may be loaded."""
+"""Load the network of a bundle on a machine that can run it."""
 
 import contextlib
 import functools
@@ -19,13 +19,13 @@ from latency.backends.tensorrt import EngineSpec
 
 @contextlib.contextmanager
 def start(directory: str | Path) -> Iterator[Running]:
-    """The network of a bundle, at work on this machine: `Running.outputs` runs it on whole inputs by name, [calls, *shape] of each.
+    """Start the network of a bundle on this machine: `Running.outputs` runs it on inputs by name, each [calls, *shape].
 
-    What it holds is released at the end.
+    Its resources are released at the end.
 
     Raises:
-        BundleError: there is no bundle; the file to load was changed or is missing; or it is an engine for another GPU or another version
-            of TensorRT, in which case the message has the command that builds it again; or this machine cannot run it, in its own words.
+        BundleError: there is no bundle; the file to load was changed or is missing; the engine is for another GPU or version of TensorRT,
+            in which case the message has the command that rebuilds it; or this machine cannot run it, with the runtime's message.
     """
     with running(bundle.load(directory)) as at_work:
         if isinstance(at_work, str):
@@ -35,14 +35,14 @@ def start(directory: str | Path) -> Iterator[Running]:
 
 @contextlib.contextmanager
 def running(found: Bundle, timed_on: Mapping[str, np.ndarray] | None = None) -> Iterator[Running | str]:
-    """As `start`, of a bundle that was read; yields the reason where this machine cannot run it.
+    """Like `start`, for a loaded bundle; yields the reason if this machine cannot run it.
 
     Args:
         found: the bundle.
         timed_on: as in `engine.running`.
 
     Raises:
-        BundleError: a file that it needs is missing or changed.
+        BundleError: a required file is missing or changed.
     """
     files, manifest = found.manifest.files, found.manifest
     model = found.read(manifest.half or bundle.ONNX)

@@ -1,4 +1,4 @@
-"""torch's ONNX exporter without the work that it repeats in every export."""
+"""torch's ONNX exporter without work repeated in every export."""
 
 import contextlib
 import functools
@@ -14,17 +14,17 @@ try:
     _read, _list = _registry.from_torchlib, _utils._materialize_cpp_cia_ops
     _read_once = functools.cache(_read)
     KNOWN = True
-except (ImportError, AttributeError):  # private names, which another torch may not have
+except (ImportError, AttributeError):  # private names, which other versions of torch may lack
     KNOWN = False
-"""Whether torch is one whose exporter is known; with another, exports take longer."""
+"""Whether this version of torch is known; with others, exports take longer."""
 
 
 @contextlib.contextmanager
 def without_repetition() -> Iterator[None]:
-    """Within, torch parses the source of its ONNX operators once a process, and lists composite operators once, not once a namespace.
+    """Within this context, torch parses the source of its ONNX operators once per process, and lists composite operators only once.
 
-    Both are three quarters of the time of a small export; the model is the same. The list is not kept for longer, as operators may be
-    added to it.
+    Otherwise it lists them once per namespace. Both take three quarters of the time of a small export; the model is unchanged. The list is
+    not kept for longer, since operators may be added to it.
     """
     if not KNOWN:
         yield
