@@ -1,4 +1,4 @@
-"""One self-contained HTML page: a headline, a main table, then sections and pictures in order. It knows nothing of what they are about."""
+"""A self-contained HTML page: a headline, a main table, then sections and pictures in order, regardless of their subject."""
 
 import io
 import re
@@ -14,8 +14,8 @@ from latency.errors import require
 from latency.files import write_whole
 from latency.outputs import GENERATOR, PAGE, require_file
 
-# Colours are placeholders that become CSS variables, so that one picture serves light and dark; line styles, hatches and strength tell
-# the same as colours do.
+# Colours are placeholders for CSS variables, so that one picture works in light and dark mode; line styles, hatches and opacity convey the
+# same as colours.
 INK, FIRST, SECOND, LIMIT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
 _CSS = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)", LIMIT: "var(--limit)", PAPER: "var(--paper)"}
 _STYLE: dict[Any, Any] = {
@@ -37,53 +37,53 @@ _LOOKS = {"passed": "good", "met": "good", "failed": "bad", "missed": "bad", "un
 
 
 def look_of(verdict: str) -> str:
-    """The class of the style sheet for a verdict, with its icon and colour; "" for what is no verdict."""
+    """Return the CSS class of a verdict, which sets its icon and colour; "" for other text."""
     return _LOOKS.get(verdict, "")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the main table; "" where nothing is known."""
+    """A row of the main table; "" for unknown values."""
 
     name: str
     unpruned: str
     shipped: str
     verdict: str = ""
-    """that `shipped` ends with, such as met; "" for none"""
+    """verdict at the end of `shipped`, such as met; "" for none"""
 
     @property
     def look(self) -> str:
-        """Its class of the style sheet."""
+        """The CSS class of the verdict."""
         return look_of(self.verdict)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that looks other than plain text."""
+    """A table cell that is not plain text."""
 
     text: str
     look: str = ""
-    """class of the style sheet: hash, reason or that of a verdict"""
+    """CSS class: hash, reason or that of a verdict"""
     whole: bool = False
-    """whether it takes the whole line"""
+    """whether it spans the whole row"""
     link: str = ""
-    """where the text leads, relative to the page"""
+    """target of the text's link, relative to the page"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading, a note and a table; without a heading it goes on with the section before."""
+    """A heading, a note and a table; without a heading, it continues the previous section."""
 
     title: str = ""
     note: str = ""
     columns: tuple[str, ...] = ()
-    """headings; none where the lines speak for themselves"""
+    """column headings; empty if the rows need none"""
     lines: Sequence[Sequence[str | Cell]]
-    """the first cell of each is its heading"""
+    """rows, each with its heading as the first cell"""
     after: str = ""
     """a note below the table"""
     dense: bool = False
-    """whether it is set in small type"""
+    """whether to use small type"""
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,15 @@ class Bar:
     value: float
     words: str
     look: str
-    """classes of the style sheet: `limit`, or `bar`, with `chosen` and the class of a verdict"""
+    """CSS classes: `limit`, or `bar` with `chosen` and the class of a verdict"""
     low: float = 0.0
     high: float = 0.0
-    """ends of its interval, where it has one"""
+    """ends of its interval, if it has one"""
 
 
 @dataclass(frozen=True)
 class Gauge:
-    """Bars beneath one another, in the head of a page."""
+    """Stacked bars in the head of a page."""
 
     title: str
     bars: tuple[Bar, ...]
@@ -110,7 +110,7 @@ class Gauge:
     """a mark across all bars"""
 
     def share(self, value: float) -> str:
-        """A length on the page."""
+        """Return a value's length on the page, as a percentage."""
         most = max(end for bar in self.bars for end in (bar.value, bar.high))
         return f"{value / most:.2%}"
 
@@ -123,37 +123,37 @@ class Picture:
     caption: str
     height_in: float
     paint: Callable[[Any], None]
-    """draws on a figure of matplotlib, in the colours of this file"""
+    """draws on a matplotlib figure, in the colours of this file"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """All that is on a page."""
+    """Content of a page."""
 
     title: str
     kind: str
-    """of what it is about, for the browser's title"""
+    """kind of subject, for the browser's title"""
     subtitle: str
     headline: str
     look: str = ""
-    """of the headline: the class of a verdict"""
+    """CSS class of the headline's verdict"""
     gauge: Gauge | None = None
     rows: tuple[Row, ...] = ()
     note: str = ""
-    """of the main table"""
+    """note on the main table"""
     body: tuple[Section | Picture, ...]
 
     @property
     def compares(self) -> bool:
-        """Whether anything is known of an unpruned network."""
+        """Whether anything is known about an unpruned network."""
         return any(row.unpruned for row in self.rows)
 
 
 def require_page(out: str | Path, *, force: bool = False) -> None:
-    """Check that `write` can write a page, before anything is read; see `latency.outputs.require_file`.
+    """Require, before anything is read, that `write` can write a page; see `latency.outputs.require_file`.
 
     Raises:
-        LatencyError: it cannot.
+        LatencyError: the file cannot be written.
         MissingExtra: jinja2 or matplotlib is not installed.
     """
     require("jinja2", "report")
@@ -162,16 +162,16 @@ def require_page(out: str | Path, *, force: bool = False) -> None:
 
 
 def write(page: Page, out: str | Path, *, force: bool = False) -> None:
-    """Write a page to a file; the same page gives the same bytes.
+    """Write a page to a file; equal pages give equal bytes.
 
     Args:
-        page: what is on it.
-        out: the file; one that this function wrote before is replaced.
-        force: whether any file is replaced.
+        page: content of the page.
+        out: the file; one written by this function before is replaced.
+        force: whether to replace any file.
 
     Raises:
         DeployError: the file cannot be written.
-        LatencyError: a file that is no report is in its place.
+        LatencyError: a file that is not a report is in its place.
         MissingExtra: jinja2 or matplotlib is not installed.
     """
     require_page(out, force=force)
@@ -189,12 +189,12 @@ def write(page: Page, out: str | Path, *, force: bool = False) -> None:
 
 
 def _slug(title: str) -> str:
-    """A title as the name of a place on the page."""
+    """Return the anchor of a title on the page."""
     return re.sub(r"\W+", "-", title.lower())
 
 
 def _without_empty_columns(section: Section) -> Section:
-    """A table without the columns in which no line has anything."""
+    """Return a table without its empty columns."""
     if not section.columns:
         return section
 
@@ -208,7 +208,7 @@ def _without_empty_columns(section: Section) -> Section:
 
 
 def _svg(picture: Picture) -> Any:
-    """The markup of a picture, which needs no escaping."""
+    """Return the markup of a picture, which needs no escaping."""
     import matplotlib
     from markupsafe import Markup
     from matplotlib.figure import Figure
@@ -222,5 +222,5 @@ def _svg(picture: Picture) -> Any:
     svg = svg[svg.index("<svg") :]
     for colour, css in _CSS.items():
         svg = svg.replace(colour, css)
-    # ids are unique in a picture; make them so in the page
+    # ids are unique in a picture; make them unique in the page
     return Markup(re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{_slug(picture.title)}-", svg))

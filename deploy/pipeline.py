@@ -1,4 +1,4 @@
-"""Turn a network into a directory that ships: fused, squeezed, lowered, built, checked at every step, timed."""
+"""Turn a network into a directory that ships: fuse, squeeze, lower, build, validate every step, and time."""
 
 import copy
 import dataclasses
@@ -45,11 +45,11 @@ from reparam import ChannelMask, Counts, count, fuse, fuse_exactly, squeeze
 from reparam.structure import map_tensors
 
 CERTIFIED_SAMPLES = 128
-"""Samples that activation ranges are seen on, at most."""
+"""Maximum number of samples for activation ranges."""
 PROOF_SAMPLES = 32
-"""Samples that the rewrites are proved on in float64, and FP16 is explained on, at most."""
+"""Maximum number of samples on which rewrites are proved in float64 and FP16 is explained."""
 REFERENCE_SAMPLES = 8
-"""Samples that are kept in the bundle with the outputs of the trained network, for `verify`; at least one call."""
+"""Number of samples kept in the bundle for `verify` with the trained network's outputs; at least one call."""
 
 
 def export(
@@ -75,35 +75,35 @@ def export(
     attachments: Mapping[str, bytes] | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Write the bundle of a network. It is written whole at the end, whatever its verdicts are: ask `Manifest.failures`.
+    """Write the bundle of a network. It is written atomically at the end, even if verdicts fail: check `Manifest.failures`.
 
     Args:
         model: a module in its trained form, with branches and masks, or a serialised ONNX model.
         example_input: a valid input of the shapes and types that ship: a tensor, a tuple of arguments or a mapping of keyword arguments,
-            which may hold tensors in tuples, lists, mappings and dataclasses; an ONNX model says its inputs itself.
-        target: what it ships on: onnxruntime, tensorrt or tensorrt-rtx.
-        out: the directory: absent, empty, or an older bundle, which is replaced.
-        form: precision, shapes and what else is chosen about the form that ships.
-        build: how the engine is built.
-        samples: real inputs, preprocessed: samples joined along the first dimension, or whole inputs, [calls, *shape]; by name where there
-            are several. Seeded random ones where there are none, with the example's values where they are not floating.
+            with tensors in tuples, lists, mappings and dataclasses; not needed for an ONNX model, which declares its inputs.
+        target: runtime to ship for: onnxruntime, tensorrt or tensorrt-rtx.
+        out: output directory: absent, empty, or an older bundle, which is replaced.
+        form: precision, shapes and other options of the form that ships.
+        build: options of the engine's build.
+        samples: real, preprocessed inputs: samples joined along the first dimension, or whole inputs, [calls, *shape]; by name if there are
+            several. By default, seeded random samples, with the example's values for inputs that are not floating-point.
         labels: class index of each sample.
-        quality: how good outputs for the samples are, of a network that does not classify; in the place of labels.
+        quality: measure of the outputs' quality for networks that do not classify; instead of labels.
         baseline: the unpruned network, timed in turns with the shipped one.
-        budget_ms: latency that one batch may take.
-        protocol: how to time.
-        threads: of ONNX Runtime.
-        predicted: what a latency table says of the network.
-        predicted_baseline: the same of the unpruned one.
+        budget_ms: latency budget of one batch.
+        protocol: timing protocol.
+        threads: number of threads of ONNX Runtime.
+        predicted: latency of the network predicted by a table.
+        predicted_baseline: predicted latency of the unpruned network.
         classes: names of the outputs.
-        preprocessing: from an image file to the input; kept for whoever runs the bundle.
+        preprocessing: preprocessing from an image file to the input; kept for users of the bundle.
         provenance: hashes and facts to keep in the manifest.
-        attachments: files to keep in the bundle, by name; architecture.json begins the chain of hashes, and the report shows it and
+        attachments: files to keep in the bundle, by name; architecture.json starts the chain of hashes, and the report shows it and
             history.jsonl.
-        on_step: called with the name of each step as it begins, and with how far the builder is.
+        on_step: called with the name of each step as it begins, and with the builder's progress.
 
     Raises:
-        DeployError: an argument does not fit, the network cannot be lowered, or something is in the way.
+        DeployError: an argument is invalid, the network cannot be lowered, or `out` holds something else.
         ReparamError: the network cannot be fused or squeezed.
         LatencyError: the engine cannot be built.
     """
@@ -239,7 +239,7 @@ class _Lowered:
     """A network as ONNX."""
 
     onnx: bytes
-    onnx_half: bytes  # empty where float32 ships
+    onnx_half: bytes  # empty if float32 ships
     counts: Counts
     certificate: Certificate | None = None
 
@@ -250,19 +250,19 @@ class _Lowered:
 
 @dataclass(frozen=True, kw_only=True)
 class _Network(_Lowered):
-    """A network as ONNX, and how it became that."""
+    """A network as ONNX, and how it was made."""
 
     spans: Mapping[str, Span] = field(default_factory=dict)
-    """of the inputs that may have several shapes"""
+    """spans of inputs with several shapes"""
     rungs: tuple[Rung, ...]
     chain: tuple[Link, ...]
     layers: tuple[Layer, ...] = ()
     proofs: tuple[Step, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
-    """for the manifest's provenance"""
+    """facts for the manifest's provenance"""
 
     def usual(self, model: bytes) -> bytes:
-        """A form of it with the usual shapes of its inputs."""
+        """Return a form of the network with the usual input shapes."""
         return graph.freeze(model, at(self.spans, "opt"))
 
 
@@ -284,10 +284,10 @@ class _Timing:
 
 
 def _complete(form: Form, target: Target) -> tuple[Precision, Form]:
-    """The precision that ships, and a form with it.
+    """Return the precision that ships, and the form with it set.
 
     Raises:
-        DeployError: the target does not have it.
+        DeployError: the target does not support it.
     """
     precision = form.precision or engine.TARGETS[target]
     if target == "onnxruntime" and precision != "fp32":
@@ -316,7 +316,7 @@ def _output_spans(network: _Network) -> dict[str, Span]:
 
 
 def _from_module(adapter: Adapter, form: Form, threads: int, samples: Samples, architecture: bytes | None) -> _Network:
-    # Rewritten in float64 and rounded once: what `fuse` and `squeeze` themselves do with a float32 network, at half the work.
+    # Rewritten in float64 and rounded once, like `fuse` and `squeeze` do with a float32 network, but with half the work.
     fused, report = fuse_exactly(adapter.network, adapter.call.args, **adapter.call.kwargs)
     exact = {"trained": copy.deepcopy(adapter.network).double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
     forms = {name: copy.deepcopy(network).float() for name, network in exact.items()}
@@ -341,7 +341,7 @@ def _from_module(adapter: Adapter, form: Form, threads: int, samples: Samples, a
 
 
 def _source(model: nn.Module | bytes, shapes: Shapes, target: Target) -> nn.Module | Cleaned:
-    """What is exported: a module as it is, an ONNX model clean."""
+    """Return the source of the export: a module unchanged, or a cleaned ONNX model."""
     if isinstance(model, bytes):
         return cleaning.clean(model, shapes, float_biases=target != "onnxruntime")
     if shapes:
@@ -369,7 +369,7 @@ def _from_onnx(source: Cleaned, form: Form, target: Target, threads: int, sample
 
 
 def _original_runner(model: bytes, threads: int, *, plain: bool) -> Callable[[Tensors], Tensors]:
-    """A file as it came, in ONNX Runtime, which may refuse it: what it would compute is not known then."""
+    """Return a runner of the original file in ONNX Runtime, which may reject it; its outputs are then unknown."""
     run = engine.onnx_runner(model, threads, plain=plain)
 
     def original(inputs: Tensors) -> Tensors:
@@ -382,7 +382,7 @@ def _original_runner(model: bytes, threads: int, *, plain: bool) -> Callable[[Te
 
 
 def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
-    """A network without its masked channels; where there are none, as it is, whatever it takes."""
+    """Return a network without its masked channels; unchanged if there are none, for any arguments."""
     if not any(isinstance(module, ChannelMask) for module in fused.modules()):
         return fused
     if adapter.call.kwargs:
@@ -391,7 +391,7 @@ def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
 
 
 def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> _Network:
-    """A lowered network with the last of its forms: in a narrow precision."""
+    """Return a lowered network with its last form, in a narrow precision, if there is one."""
     if lowered.onnx_half:
         assert lowered.certificate
         narrow = lowered.certificate.precision
@@ -435,21 +435,21 @@ def _explanation(network: _Network, samples: Samples, threads: int) -> Explanati
 
 
 def _built(network: _Network, target: Target, build: Build, number: int, on_step: Callable[[str], None]) -> Candidate:
-    """One of several builds; each begins with the same timing cache."""
+    """Run one of several builds, each with the same initial timing cache."""
     words = f"build for {target}" if build.count == 1 else f"build {number} of {build.count} for {target}"
     cache, say = engine.timing_cache_of(target, build.timing_cache), functools.partial(_say, on_step, words)
     return Candidate(engine.build(network.shipped, target, build.spec or EngineSpec(), cache, say, network.spans), cache)
 
 
 def _ends(samples: Samples, inputs: Sequence[TensorSpec], spans: Mapping[str, Span]) -> Iterator[tuple[str, Samples]]:
-    """Samples for the smallest and the largest shapes of dynamic inputs, by the name of that end."""
+    """Yield samples for the smallest and the largest shapes of dynamic inputs, with the name of each end."""
     for end in ENDS if spans else ():
         shapes = at(spans, end)
         yield end, resized(samples, [dataclasses.replace(one, shape=shapes.get(one.name, one.shape)) for one in inputs])
 
 
 def _inspection(at_work: engine.Running | str, certificate: Certificate | None) -> Inspection | None:
-    """What runs in FP32 in the engine of a narrow network; only a loaded engine tells."""
+    """Return the layers that run in FP32 in the engine of a narrow network; known only for a loaded engine."""
     if certificate is None:
         return None
     if isinstance(at_work, str) or at_work.information is None:
@@ -462,7 +462,7 @@ def _say(on_step: Callable[[str], None], what: str, now: str) -> None:
 
 
 def _reference(samples: Samples, outputs: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[Tensors, Tensors]:
-    """Inputs, and what the first form that ran gives for them; it ran on more."""
+    """Return inputs with the outputs of the first form that ran, which ran on more samples."""
     return samples.inputs, {name: output[: samples.calls] for name, output in next(iter(outputs.values())).items()}
 
 
@@ -526,7 +526,7 @@ def _samples(given: Any, labels: Any, inputs: Sequence[TensorSpec], adapter: Ada
 
 
 def _require_fit(labels: Labels | None, classes: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Refuse labels and names of classes that the network cannot have."""
+    """Require labels and class names that fit the network's outputs."""
     if labels is None and not classes:
         return
     if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[:1] != inputs[0].shape[:1]:
@@ -540,7 +540,7 @@ def _require_fit(labels: Labels | None, classes: Sequence[str], inputs: Sequence
 
 
 def _capabilities(target: str, spec: EngineSpec, device: Device | None) -> tuple[str, ...]:
-    """Compute capabilities that an engine is for; empty where the builder chose."""
+    """Return the compute capabilities that an engine is for; empty if the builder chose them."""
     here = () if device is None else (device.compute_capability,)
     if target == "tensorrt":
         return () if spec.hardware_compatible else here
@@ -548,7 +548,7 @@ def _capabilities(target: str, spec: EngineSpec, device: Device | None) -> tuple
 
 
 def _doubts(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str]:
-    """What is odd about the samples' range, in words: they may be what a network trained otherwise never sees."""
+    """Return a warning about an implausible range of the samples, which the network may never have seen in training."""
     seen = next((values for values in samples.inputs.values() if values.dtype.kind == "f"), None)
     if seen is None:
         return {}
@@ -566,7 +566,7 @@ def _doubts(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str
 
 _SLACK = 0.01
 _PIXELS = 16.0
-"""No common normalisation gives values above it."""
+"""Upper bound on the values of common normalisations."""
 
 
 def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
-"""FP16 in the graph: what half precision would overflow in, or has no form of, stays FP32, with the fewest casts and a certificate.
+"""Convert graphs to FP16: nodes that overflow or have no form in half precision stay in FP32, with the fewest casts and a certificate.
 
-Strongly typed builders take precision from the graph alone, so this is where it is decided: for what is profiled, what ships, and files
-from outside alike.
+Strongly typed builders take precision from the graph alone, so it is decided here for profiled and shipped networks and external files
+alike.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,15 +28,15 @@ from deploy.values import possible
 from latency.onnxproto import describe
 
 HEADROOM = 2.0
-"""Samples are not all inputs: what comes nearer to `LARGEST` than by this factor stays FP32."""
+"""Safety factor, since samples do not cover all inputs: activations above `LARGEST` / HEADROOM stay in FP32."""
 
 _FULL = TensorProto.FLOAT
 _KINDS: dict[Precision, int] = {"fp16": TensorProto.FLOAT16, "fp32": _FULL}
 
 _EITHER = frozenset({"Cast", "Shape", "Size"})
-"""What takes an input of either type without a word."""
+"""Operators that accept an input of either type."""
 _ALWAYS_FLOAT = frozenset({("Resize", 1), ("Resize", 2), ("Upsample", 1)})
-"""Inputs that tell a geometry: region and scales."""
+"""Inputs that define a geometry: region and scales."""
 
 
 def certified(
@@ -52,11 +52,11 @@ def certified(
 
     Args:
         model: serialised ONNX, of any origin.
-        samples: inputs, [samples, *shape[1:]] or whole ones, [calls, *shape]; by the input's name where there are several.
-        narrow: what to compute in.
+        samples: inputs, [samples, *shape[1:]] or [calls, *shape]; by input name if there are several.
+        narrow: type to compute in.
         io: type of the floating-point inputs and outputs.
-        headroom: how far below 65504 an activation must stay, at least 1.
-        threads: of ONNX Runtime.
+        headroom: factor by which activations must stay below 65504, at least 1.
+        threads: number of threads of ONNX Runtime.
 
     Returns:
         The model and its certificate.
@@ -73,12 +73,12 @@ def certified(
 
 
 def convert(model: ModelProto, *, io: Precision = "fp32", headroom: float = HEADROOM) -> tuple[ModelProto, Certificate]:
-    """As `certified`, by the weights and operators of a checked model alone: no activation is looked at."""
+    """Like `certified`, from only the weights and operators of a checked model, without activations."""
     return _convert(_prepare(model, FP16), io, headroom, {}, FP16)
 
 
 def everywhere(model: bytes) -> bytes:
-    """An FP32 model with every node in FP16 that has an FP16 form, whatever that does to its values: to see where it breaks.
+    """Convert every node of an FP32 model that has an FP16 form, regardless of the values, to find where it breaks.
 
     Raises:
         LoweringError: the model cannot be converted.
@@ -87,7 +87,7 @@ def everywhere(model: bytes) -> bytes:
 
 
 def again(model: bytes, certificate: Certificate, io: Precision = "fp32") -> bytes:
-    """The narrow model that `certified` made of an FP32 one, by the ranges in its certificate instead of samples.
+    """Return the narrow model that `certified` made from an FP32 one, using the ranges in its certificate instead of samples.
 
     Raises:
         LoweringError: the model cannot be converted.
@@ -98,7 +98,7 @@ def again(model: bytes, certificate: Certificate, io: Precision = "fp32") -> byt
 
 
 def _prepare(model: ModelProto, narrow: Narrow) -> ModelProto:
-    """A copy whose constants are all initializers and whose nodes have names of their own, in an operator set that has the narrow type."""
+    """Return a copy in which all constants are initializers and nodes have unique names, in an operator set with the narrow type."""
     if model.opset_import[0].version < narrow.opset:
         try:
             model = check(onnx.version_converter.convert_version(model, narrow.opset))
@@ -132,7 +132,7 @@ def _prepare(model: ModelProto, narrow: Narrow) -> ModelProto:
 
 
 def _constant(node: NodeProto) -> np.ndarray | None:
-    """The numbers of a Constant; None where it holds something else."""
+    """Return the numbers of a Constant, or None if it has other content."""
     attribute = node.attribute[0]
     match attribute.name:
         case "value":
@@ -148,7 +148,7 @@ def _constant(node: NodeProto) -> np.ndarray | None:
 def _convert(
     model: ModelProto, io: Precision, headroom: float, seen: Mapping[str, TensorRange], narrow: Narrow, *, keep: bool = True
 ) -> tuple[ModelProto, Certificate]:
-    """Convert a prepared model; `keep` what is sensitive in FP32."""
+    """Convert a prepared model; with `keep`, sensitive nodes stay in FP32."""
     if headroom < 1:
         raise LoweringError(f"headroom {headroom}: at least 1 is needed")
     graph = model.graph
@@ -202,7 +202,7 @@ def _convert(
 
 
 def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Iterable[str], narrow: Narrow) -> Node:
-    """What the operator's schema allows."""
+    """Return a node with the inputs and outputs whose precision its operator's schema lets change."""
     node, wanted = Node(proto), f"tensor({narrow.dtype.name})"
     schema = onnx.defs.get_schema(proto.op_type, opset)
     allowed = {constraint.type_param_str: set(constraint.allowed_type_strs) for constraint in schema.type_constraints}
@@ -210,14 +210,14 @@ def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Itera
     def form(formals: Sequence[onnx.defs.OpSchema.FormalParameter], i: int) -> str:
         return formals[min(i, len(formals) - 1)].type_str
 
-    bound = set[str]()  # type variables that an input of the node's precision decides
+    bound = set[str]()  # type variables bound by an input of the node's precision
     for i, name in enumerate(proto.input):
         if kinds.get(name) != _FULL or proto.op_type in _EITHER or (proto.op_type, i) in _ALWAYS_FLOAT:
             continue
         if wanted in allowed.get(form(schema.inputs, i), ()):
             node.inputs.append(i)
             bound.add(form(schema.inputs, i))
-        elif name not in weights:  # a constant of one type, such as a threshold, stays as it is
+        elif name not in weights:  # a constant of fixed type, such as a threshold, is unchanged
             node.reason = f"{proto.op_type} has no {narrow.name.upper()} form"
     for i, name in enumerate(proto.output):
         if kinds.get(name) != _FULL:

@@ -1,4 +1,4 @@
-"""Ranges: of activations, seen on samples in FP32, and of weights."""
+"""Ranges of activations, from samples in FP32, and of weights."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -14,18 +14,18 @@ from deploy.certificate import SMALLEST_NORMAL, VANISHING, TensorRange, WeightRa
 from deploy.samples import Tensors, calls_of
 
 CHUNK_BYTES = 256 << 20
-"""Activations that are looked at in one run of the network, at most."""
+"""Maximum size of the activations inspected in one run of the network."""
 
 _FULL = TensorProto.FLOAT
 _ROUNDS_TO_INFINITY = 65520.0
 
 _SUMS = frozenset({"AveragePool", "GlobalAveragePool", "ReduceL1", "ReduceMean", "ReduceSum"})
 _SQUARES = frozenset({"ReduceL2", "ReduceSumSquare"})
-"""With `_SUMS`: where the accumulator may be far above what comes out."""
+"""With `_SUMS`: operators whose accumulator may be far larger than their output."""
 
 
 def tensor_ranges(model: ModelProto, inputs: Tensors, threads: int) -> dict[str, TensorRange]:
-    """Run a model and look at each of its floating-point values, so many at a time that memory stays bounded."""
+    """Run a model and return the ranges of its floating-point values, in chunks that bound memory."""
     graph = model.graph
     writers = {name: node for node in graph.node for name in node.output}
     found = {value.name: _Seen() for value in graph.input if value.type.tensor_type.elem_type == _FULL}
@@ -59,7 +59,7 @@ def _chunks(values: Iterable[onnx.ValueInfoProto]) -> Iterator[list[onnx.ValueIn
 
 @dataclass
 class _Seen:
-    """Of one tensor, over all samples."""
+    """Statistics of one tensor over all samples."""
 
     max_abs: float = 0.0
     count: int = 0
@@ -102,7 +102,7 @@ def _shape(kind: onnx.TypeProto.Tensor) -> tuple[int, ...]:
 
 
 def weight_range(name: str, array: np.ndarray) -> WeightRange:
-    """What half precision does to an array."""
+    """Return the range of an array and its losses in half precision."""
     size = np.abs(array[np.isfinite(array)])
     some = size[size > 0]
     return WeightRange(

@@ -1,4 +1,4 @@
-"""What a page says of a bundle: its verdicts, numbers and pictures, by its manifest alone."""
+"""Page of a bundle: its verdicts, numbers and pictures, from its manifest alone."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +18,15 @@ _HASH = re.compile(r"[0-9a-f]{16,}")
 
 
 def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequence[Section | Picture] = ()) -> Page:
-    """The page of a bundle.
+    """Return the page of a bundle.
 
     Args:
         directory: the bundle.
-        about: what comes before its pictures, such as the architecture that it is of.
-        more: what comes behind them, such as the search that chose it.
+        about: content before its pictures, such as its architecture.
+        more: content after its pictures, such as the search that chose it.
 
     Raises:
-        DeployError: it is not a bundle, or a file of it is damaged.
+        DeployError: the directory is not a bundle, or one of its files is damaged.
     """
     manifest = bundle.load(directory).manifest
     unit = unit_of(manifest)
@@ -50,14 +50,14 @@ def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequ
 
 
 def unit_of(manifest: Manifest) -> Unit:
-    """The unit of all latencies of its networks on a page."""
+    """Return the common unit of all latencies on a bundle's page."""
     known = [(network.measured, network.predicted) for network in (manifest.shipped, manifest.unpruned) if network]
     budget = [] if manifest.budget_us is None else [manifest.budget_us]
     return unit_for([*budget, *(latency.us for pair in known for latency in pair if latency)])
 
 
 def main_table(manifest: Manifest, unit: Unit) -> Iterator[Row]:
-    """The unpruned and the shipped network side by side, as far as anything is known of them."""
+    """Yield the rows that compare the unpruned and the shipped network, as far as known."""
 
     def row(name: str, show: Callable[[Network], str], verdict: str = "") -> Iterator[Row]:
         unpruned, shipped = manifest.unpruned and show(manifest.unpruned), show(manifest.shipped)
@@ -83,7 +83,7 @@ def main_table(manifest: Manifest, unit: Unit) -> Iterator[Row]:
 
 
 def headline(manifest: Manifest, unit: Unit) -> tuple[str, str]:
-    """The page's verdict, by itself and in a sentence."""
+    """Return the page's verdict, as a word and as a sentence."""
     if failures := manifest.failures_in(unit):
         return "failed", "Does not hold: " + "; ".join(failures) + "."
     not_run = [step.name for step in manifest.validation if step.verdict == "not run"]
@@ -103,7 +103,7 @@ def headline(manifest: Manifest, unit: Unit) -> tuple[str, str]:
 
 
 def _gauge(manifest: Manifest, unit: Unit) -> Gauge | None:
-    """The latencies of both networks beside the budget: measured ones where the shipped network was measured."""
+    """Return the latencies of both networks and the budget: measured ones if the shipped network was measured, else predicted ones."""
     how = "measured" if manifest.shipped.measured else "predicted"
     unpruned: HasInterval | None = getattr(manifest.unpruned, how, None)
     verdict = manifest.budget_verdict if how == "measured" else ""
@@ -113,18 +113,18 @@ def _gauge(manifest: Manifest, unit: Unit) -> Gauge | None:
 def gauge(
     title: str, unpruned: HasInterval | None, shipped: HasInterval | None, budget_us: float | None, unit: Unit, verdict: str = ""
 ) -> Gauge | None:
-    """Latencies as bars, with the budget as a mark across them.
+    """Return latencies as bars, with the budget as a mark across them.
 
     Args:
-        title: what is shown.
-        unpruned: None where it is not known.
-        shipped: None where it is not known.
-        budget_us: None where there is none.
-        unit: of the page.
-        verdict: on the budget.
+        title: title of the gauge.
+        unpruned: latency of the unpruned network; None if unknown.
+        shipped: latency of the shipped network; None if unknown.
+        budget_us: None if there is no budget.
+        unit: unit of the page.
+        verdict: verdict on the budget.
 
     Returns:
-        None where nothing is known.
+        The gauge; None if the shipped network's latency is unknown.
     """
     if shipped is None:
         return None
@@ -138,7 +138,7 @@ def gauge(
 
 
 def pictures(manifest: Manifest, unit: Unit) -> Iterator[Picture]:
-    """The widths that a bundle has, and its latencies as measured."""
+    """Yield pictures of the bundle's widths and its measured latencies."""
     if manifest.layers:
         yield kept_channels(manifest.layers)
     pair = (("shipped", manifest.shipped), ("unpruned", manifest.unpruned))
@@ -150,13 +150,13 @@ def pictures(manifest: Manifest, unit: Unit) -> Iterator[Picture]:
 
 
 def kept_channels(layers: Sequence[Layer]) -> Picture:
-    """The widths of a network beside those of the unpruned one."""
+    """Return a picture of a network's widths and those of the unpruned one."""
     caption = "Output channels that each layer ships with; the outline is its unpruned width."
     return Picture("Kept channels", caption, 0.8 + 0.3 * len(layers), partial(_widths, layers=layers))
 
 
 def validation(manifest: Manifest) -> Section:
-    """Every form of the network against the form before and against the first."""
+    """Return the section that compares each form of the network with the previous one and with the first."""
     metric = manifest.metric or ACCURACY
     return Section(
         title="Validation",
@@ -177,7 +177,7 @@ def validation(manifest: Manifest) -> Section:
 
 
 def _precision(manifest: Manifest) -> Iterator[str]:
-    """What is known of half precision, in sentences."""
+    """Yield the facts about half precision, in sentences."""
     if manifest.certificate:
         yield f"{manifest.certificate.precision.upper()}: {manifest.certificate.summary}"
     if manifest.inspection:
@@ -205,7 +205,7 @@ def _short(value: float) -> str:
 
 
 def provenance(manifest: Manifest) -> Section:
-    """Where a bundle was made, of what, and how."""
+    """Return the section on where, from what and how a bundle was made."""
     device = manifest.device
     if device is None:
         where = Cell(f"not run: {manifest.shipped.not_measured}", look_of("not run"))
@@ -228,7 +228,7 @@ def provenance(manifest: Manifest) -> Section:
 
 
 def chain(manifest: Manifest) -> Section:
-    """The hashes of every form."""
+    """Return the section with the hash of every form."""
     return Section(
         note="From the architecture to what runs: every form names what it was made from.",
         columns=("form", "made from", "file", "sha256"),
