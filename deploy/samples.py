@@ -1,4 +1,4 @@
-"""What goes into a graph and comes out of it: names, types and shapes, and samples of it, call by call."""
+"""Inputs and outputs of a graph: names, types and shapes, and samples for each call."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from deploy.errors import DeployError, LoweringError
 
 RANDOM_SAMPLES = 8
-"""Samples that are drawn where none are given, at least; whole calls, and at least two."""
+"""Minimum number of samples drawn if none are given; whole calls, and at least two."""
 
 DTYPES: dict[int, str] = {
     kind: np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name
@@ -22,14 +22,14 @@ DTYPES: dict[int, str] = {
         *(TensorProto.UINT8, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64),
     )
 }
-"""Types of inputs and outputs, by ONNX's numbers: those that numpy and safetensors have, too."""
+"""Supported types of inputs and outputs by ONNX element type: those that numpy and safetensors also have."""
 
 Tensors = Mapping[str, Shaped[np.ndarray, "calls ..."]]
-"""Inputs or outputs by name: whole ones, whatever their shape, one for each call of the network."""
+"""Inputs or outputs by name, of any shape, stacked over the calls of the network."""
 
 
 def calls_of(inputs: Tensors) -> Iterator[dict[str, np.ndarray]]:
-    """The inputs of each call by name; one without dimensions stays an array."""
+    """Yield the inputs of each call by name; inputs without dimensions remain arrays."""
     for call in range(min(map(len, inputs.values()))):
         yield {name: values[call, ...] for name, values in inputs.items()}
 
@@ -47,16 +47,16 @@ class TensorSpec:
 
 
 def inputs_of(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The inputs of a checked model.
+    """Return the inputs of a checked model.
 
     Raises:
-        LoweringError: one is not a tensor of numbers that numpy has; it is named.
+        LoweringError: an input is not a tensor of a supported type; names it.
     """
     return tuple(_value("input", value) for value in model.graph.input)
 
 
 def outputs_of(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
-    """The outputs of a checked model.
+    """Return the outputs of a checked model.
 
     Raises:
         LoweringError: as `inputs_of`.
@@ -74,12 +74,12 @@ def _value(kind: str, value: onnx.ValueInfoProto) -> TensorSpec:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a network is run on.
+    """Inputs on which a network is run.
 
     Attributes:
-        inputs: whole inputs as the network takes them, [calls, *shape] of each.
-        batch: samples in a call: the first dimension of the first input; 1 where that is a number.
-        count: samples in all calls; the last call may be filled up with its own first sample.
+        inputs: the network's inputs by name, each [calls, *shape].
+        batch: number of samples per call: the first dimension of the first input; 1 if that is a scalar.
+        count: number of samples in all calls; the last call may be padded with its own first sample.
     """
 
     inputs: Tensors
@@ -88,18 +88,18 @@ class Samples:
 
     @property
     def calls(self) -> int:
-        """How often the network is run."""
+        """Number of calls of the network."""
         return len(next(iter(self.inputs.values())))
 
     def joined(self, outputs: Shaped[np.ndarray, "calls batch ..."]) -> Shaped[np.ndarray, "samples ..."]:
-        """What the network gives for each sample, of what it gives call by call, each with the batch as its first dimension."""
+        """Return the outputs of each sample from those of each call, which have the batch as their first dimension."""
         return outputs.reshape(-1, *outputs.shape[2:])[: self.count]
 
     def rounded(self, dtype: type[np.floating]) -> "Samples":
-        """The same samples with floating-point values that a narrower type has; they keep their own type.
+        """Return the samples with floating-point values rounded to a narrower type, in their own type.
 
         Raises:
-            DeployError: a value is beyond the narrower type.
+            DeployError: a value exceeds the range of the narrower type.
         """
         inputs = {}
         for name, values in self.inputs.items():
@@ -110,26 +110,26 @@ class Samples:
         return Samples(inputs, self.batch, self.count)
 
     def call(self, number: int) -> dict[str, np.ndarray]:
-        """The inputs of one call."""
+        """Return the inputs of one call."""
         return {name: values[number, ...] for name, values in self.inputs.items()}
 
     def first(self, count: int) -> "Samples":
-        """At most so many samples, but at least one call."""
+        """Return the first samples, at most `count`, but at least one call."""
         calls = max(1, count // self.batch)
         inputs = {name: values[:calls] for name, values in self.inputs.items()}
         return Samples(inputs, self.batch, min(self.count, calls * self.batch))
 
 
 def samples_of(given: Any, inputs: Sequence[TensorSpec]) -> Samples:
-    """Samples as the network takes them.
+    """Return samples in the form of the network's inputs.
 
     Args:
-        given: an array, or of each input an array, by name or as a tuple in their order: either whole inputs, [calls, *shape], or samples
-            joined along the first dimension, [samples, *shape[1:]], which are then split into calls.
-        inputs: of the network.
+        given: an array, or an array per input, by name or as a tuple in their order: either whole inputs, [calls, *shape], or samples
+            joined along the first dimension, [samples, *shape[1:]], which are split into calls.
+        inputs: inputs of the network.
 
     Raises:
-        DeployError: they do not fit; says which input takes what.
+        DeployError: the samples do not fit; names the input and what it takes.
     """
     if isinstance(given, Samples):
         return given
@@ -153,11 +153,11 @@ def samples_of(given: Any, inputs: Sequence[TensorSpec]) -> Samples:
 
 
 def random_samples(inputs: Sequence[TensorSpec], examples: Mapping[str, np.ndarray] | None = None) -> Samples:
-    """Seeded random samples: normal for floating types; for others what the example has, or whole numbers that index anything.
+    """Return seeded random samples: normal for floating-point types; for others, the example, or whole numbers valid as any index.
 
     Args:
-        inputs: of the network.
-        examples: a valid input of each name. What is not floating may be an index or a mask, so a valid one is taken as it is.
+        inputs: inputs of the network.
+        examples: valid inputs by name. Inputs of other types may be indices or masks, so their examples are used unchanged.
     """
     rng = np.random.default_rng(0)
     batch = next((value.shape[0] for value in inputs[:1] if value.shape), 1)
@@ -167,11 +167,11 @@ def random_samples(inputs: Sequence[TensorSpec], examples: Mapping[str, np.ndarr
 
 
 def resized(samples: Samples, inputs: Sequence[TensorSpec]) -> Samples:
-    """Samples for inputs of other sizes: the same ones where the batch alone differs, and that in every input; random ones elsewhere.
+    """Return samples for inputs of other sizes: the same ones if only the batch differs, in every input; otherwise random ones.
 
     Args:
-        samples: of the same inputs with their usual sizes.
-        inputs: with the sizes that are wanted.
+        samples: samples of the same inputs at their usual sizes.
+        inputs: the inputs at the desired sizes.
     """
     batches = {value.shape[:1] for value in inputs}
     alike = all(value.shape and samples.inputs[value.name].shape[1:] == (samples.batch, *value.shape[1:]) for value in inputs)
@@ -191,7 +191,7 @@ def _drawn(rng: np.random.Generator, calls: int, value: TensorSpec, example: np.
 
 
 def _array(given: Any, value: TensorSpec) -> np.ndarray:
-    """Numbers in the type of an input, of one of the shapes that fit it."""
+    """Return samples as an array in the type of an input, in one of the shapes that fit it."""
     try:
         found = np.asarray(given)
     except (TypeError, ValueError) as error:
@@ -218,7 +218,7 @@ def _array(given: Any, value: TensorSpec) -> np.ndarray:
 
 
 def _calls(array: np.ndarray, value: TensorSpec) -> np.ndarray:
-    """[calls, *shape]; of joined samples the last call is filled up with its own first sample."""
+    """Return an array [calls, *shape]; the last call of joined samples is padded with its own first sample."""
     if array.ndim > len(value.shape):
         return array
     batch = value.shape[0]

@@ -1,4 +1,4 @@
-"""Shapes of an ONNX model's inputs: dynamic ones are fixed before anything is built."""
+"""Shapes of an ONNX model's inputs: dynamic ones are fixed before any build."""
 
 import math
 import re
@@ -13,28 +13,28 @@ from latency.onnxproto import bodies
 from latency.values import Count
 
 MAX_ELEMENTS = 2**27
-"""Values of one input: an image of 6500 × 6500 pixels is less."""
+"""Maximum number of values of one input; an image of 6500 × 6500 pixels has fewer."""
 
 _TYPICAL: dict[int, tuple[int, ...]] = {2: (1, 128), 3: (1, 128, 128), 4: (1, 3, 224, 224), 5: (1, 3, 16, 112, 112)}
-"""Sizes that an example shows where a dimension is dynamic, by the number of dimensions."""
+"""Example sizes of dynamic dimensions, by the number of dimensions."""
 
 
 class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The shapes that an input may have."""
+    """Range of an input's shapes."""
 
     min: tuple[Count, ...]
     opt: tuple[Count, ...]
-    """what an engine is tuned for and latencies are measured at"""
+    """shape for which engines are tuned and latencies measured"""
     max: tuple[Count, ...]
 
     @property
     def fixed(self) -> bool:
-        """Whether there is only one."""
+        """Whether there is only one shape."""
         return self.min == self.opt == self.max
 
     @property
     def sizes(self) -> tuple[int | tuple[int, int], ...]:
-        """Each size, or the smallest and the largest that it may be."""
+        """Each size, or its smallest and largest value."""
         return tuple(low if low == high else (low, high) for low, high in zip(self.min, self.max, strict=True))
 
     def __str__(self) -> str:
@@ -42,29 +42,29 @@ class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 ENDS = ("min", "max")
-"""The ends of a span: what is validated at its `opt` is validated there, too."""
+"""The ends of a span, at which everything is validated as at its `opt`."""
 
 Shapes = Mapping[str, Sequence[int] | Span]
-"""By an input's name its one shape, or all that it may have."""
+"""Fixed shape or span of each input, by name."""
 
 
 def at(spans: Mapping[str, Span], end: str) -> dict[str, tuple[int, ...]]:
-    """The shapes of inputs at `min`, `opt` or `max`, by name."""
+    """Return the shapes of inputs at `min`, `opt` or `max`, by name."""
     return {name: getattr(span, end) for name, span in spans.items()}
 
 
 def inputs(model: ModelProto) -> list[ValueInfoProto]:
-    """What a model is fed: its graph inputs without the initializers, which are among them before IR version 4."""
+    """Return the graph inputs of a model without the initializers, which are among them before IR version 4."""
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
     return [value for value in graph.input if value.name not in weights]
 
 
 def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """A name and its shape from `input=1x3x224x224`; the name may itself contain `=`.
+    """Parse a name and its shape from `input=1x3x224x224`; the name may itself contain `=`.
 
     Raises:
-        LoweringError: it has another form.
+        LoweringError: the text has another form.
     """
     name, equals, sizes = text.rpartition("=")
     if not (name and equals and re.fullmatch(r"[1-9][0-9]{0,9}(x[1-9][0-9]{0,9})*", sizes, re.ASCII)):
@@ -73,10 +73,10 @@ def parse_shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 
 def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """Shapes by the input's name, as `parse_shape` reads them.
+    """Parse shapes by input name, see `parse_shape`.
 
     Raises:
-        LoweringError: one has another form, or two are of one input.
+        LoweringError: a text has another form, or two are for one input.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in map(parse_shape, texts):
@@ -87,10 +87,10 @@ def parse_shapes(texts: Iterable[str]) -> dict[str, tuple[int, ...]]:
 
 
 def parse_spans(texts: Iterable[str]) -> dict[str, Span]:
-    """Spans by the input's name: of one shape as `parse_shapes` reads it, or of three, `input=1x3x8x8:8x3x8x8:32x3x8x8`.
+    """Parse spans by input name: from one shape, see `parse_shapes`, or from three, `input=1x3x8x8:8x3x8x8:32x3x8x8`.
 
     Raises:
-        LoweringError: one has another form, its sizes fall, or two are of one input.
+        LoweringError: a text has another form, its sizes decrease, or two are for one input.
     """
     spans: dict[str, Span] = {}
     for text in texts:
@@ -110,13 +110,13 @@ def parse_spans(texts: Iterable[str]) -> dict[str, Span]:
 
 
 def fix_spans(model: ModelProto, shapes: Shapes) -> dict[str, Span]:
-    """Give dynamic inputs the shapes that they may have: sizes that are the same in all of them are fixed, the others stay dynamic.
+    """Set the shapes of dynamic inputs: sizes that are equal throughout a span are fixed, others stay dynamic.
 
     Returns:
-        The inputs that are still dynamic, those that have a symbol of another one among them.
+        The inputs that remain dynamic, including those that share a symbol with another input.
 
     Raises:
-        LoweringError: as `fix_shapes`, of any of the shapes; or an input stays without one.
+        LoweringError: as `fix_shapes`, for any of the shapes; or an input remains without a shape.
     """
     if not shapes:
         return {}
@@ -145,12 +145,12 @@ def fix_spans(model: ModelProto, shapes: Shapes) -> dict[str, Span]:
 
 
 def fix_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Give dynamic inputs a fixed shape; a symbol such as `batch` gets its size in the other inputs, too.
+    """Fix the shapes of dynamic inputs; a symbol such as `batch` is also fixed in the other inputs.
 
-    Shapes of inner values and dynamic sizes of outputs are forgotten: they are inferred again.
+    Shapes of inner values and dynamic sizes of outputs are removed, to be inferred again.
 
     Raises:
-        LoweringError: there is no such input, or its shape is fixed to another one.
+        LoweringError: there is no such input, or it has a different fixed shape.
     """
     if not shapes:
         return
@@ -168,7 +168,7 @@ def fix_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def _forget(model: ModelProto) -> None:
-    """Take away shapes that follow from those of the inputs."""
+    """Remove shapes that follow from those of the inputs."""
     for graph in bodies(model.graph):
         graph.ClearField("value_info")
     for value in model.graph.output:
@@ -204,10 +204,10 @@ def _fix(value: ValueInfoProto, shape: Sequence[int], symbols: dict[str, int]) -
 
 
 def require_static_inputs(values: Sequence[ValueInfoProto]) -> None:
-    """Check that the inputs have fixed shapes of a moderate size.
+    """Require that all inputs have fixed shapes of a moderate size.
 
     Raises:
-        LoweringError: one has not; says the flag that fixes the shapes of all.
+        LoweringError: an input does not; gives the flags that fix all shapes.
     """
     dynamic = [value for value in values if not is_static(value)]
     if dynamic:
@@ -227,18 +227,18 @@ def require_static_inputs(values: Sequence[ValueInfoProto]) -> None:
 
 
 def is_static(value: ValueInfoProto) -> bool:
-    """Whether a tensor has a shape whose sizes are all known and above 0."""
+    """Return whether a tensor has a shape with all sizes known and above 0."""
     kind = value.type.tensor_type
     return kind.HasField("shape") and all(dim.dim_value > 0 for dim in kind.shape.dim)
 
 
 def sizes(value: ValueInfoProto) -> str:
-    """The sizes of a shape for people: `n, 3, 224, 224`."""
+    """Format the sizes of a shape: `n, 3, 224, 224`."""
     return ", ".join(str(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?") for dim in value.type.tensor_type.shape.dim)
 
 
 def _example(value: ValueInfoProto) -> str:
-    """A shape that can be pasted: what is fixed as it is, typical sizes elsewhere."""
+    """Return a shape to paste, with fixed sizes unchanged and typical sizes for the others."""
     dims = value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else [None] * 4
     typical = _TYPICAL.get(len(dims), (1,) * len(dims))
     return _text([dim.dim_value if dim is not None and dim.dim_value > 0 else size for dim, size in zip(dims, typical, strict=True)])

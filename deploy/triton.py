@@ -15,10 +15,10 @@ from deploy.shapes import Span
 
 CONFIG = "config.pbtxt"
 _MADE = "# Written by Lathe"
-"""The first words of a configuration that may be replaced."""
+"""Start of a configuration that may be replaced."""
 
 _KINDS = {"onnxruntime": ("backend", "onnxruntime", "model.onnx"), "tensorrt": ("platform", "tensorrt_plan", "model.plan")}
-"""Of a target what names its backend, that name, and the file of the model."""
+"""Field that names a target's backend, its value, and the model file."""
 
 _TYPES = {
     **{f"{kind}{bits}": f"TYPE_{kind.upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
@@ -30,10 +30,10 @@ _TYPES = {
 
 
 def require(target: str, out: Path) -> None:
-    """Check that a target has a backend in Triton, and that a repository may be written.
+    """Require that a target has a backend in Triton, and that a repository may be written.
 
     Raises:
-        BundleError: it has none, or something else is in the way.
+        BundleError: there is no backend, or `out` holds something else.
     """
     if target not in _KINDS:
         raise BundleError(f"--layout triton: Triton has no backend for {target}: choose onnxruntime or tensorrt, or leave it out")
@@ -42,10 +42,10 @@ def require(target: str, out: Path) -> None:
 
 
 def write(made: Bundle, out: Path) -> Path:
-    """Write the repository of a bundle, with one model of the bundle's name; it appears whole, in the place of an older one.
+    """Write the repository of a bundle atomically, with one model of the bundle's name; an older one is replaced.
 
     Raises:
-        BundleError: something else is in the way, the bundle was changed, or the disk refuses.
+        BundleError: `out` holds something else or cannot be written, or the bundle was changed.
     """
     manifest, name = made.manifest, made.directory.name
     require(manifest.target, out)
@@ -58,7 +58,7 @@ def write(made: Bundle, out: Path) -> Path:
 
 
 def config(manifest: Manifest, name: str) -> str:
-    """The text of config.pbtxt. Shapes are whole, with their batch: `max_batch_size` is 0, and Triton joins no requests."""
+    """Return the text of config.pbtxt. Shapes include the batch: `max_batch_size` is 0, so Triton does not batch requests."""
     key, kind, _ = _KINDS[manifest.target]
     threads = manifest.device.threads if manifest.device else 1
     parameters = f'\nparameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}'
@@ -78,7 +78,7 @@ def config(manifest: Manifest, name: str) -> str:
 
 
 def _shapes(shapes: Mapping[str, tuple[int, ...]], spans: Mapping[str, Span]) -> dict[str, tuple[int, ...]]:
-    """Shapes with -1 for each size that may differ."""
+    """Return shapes with -1 for each dynamic size."""
     free = {name: tuple(-1 if isinstance(size, tuple) else size for size in span.sizes) for name, span in spans.items()}
     return {**shapes, **free}
 
@@ -89,12 +89,12 @@ def _values(kind: str, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[st
 
 
 def _dims(shape: tuple[int, ...]) -> str:
-    """Triton has no values without dimensions: those are of one element, and reshaped."""
+    """Return the dims field; Triton has no scalars, so they become one element and are reshaped."""
     return f"dims: [ {', '.join(map(str, shape))} ]" if shape else "dims: [ 1 ] reshape { shape: [ ] }"
 
 
 def _ours(out: Path) -> bool:
-    """Whether a directory is a repository of one model that was written here, and holds nothing else."""
+    """Return whether a directory holds only a repository of one model written by Lathe."""
     if out.is_symlink() or not out.is_dir():
         return False
     (model, *others) = sorted(out.iterdir()) or [out]

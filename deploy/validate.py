@@ -1,4 +1,4 @@
-"""Verdicts on a network that was rewritten step by step: do its outputs agree, how good is it, is it within its budget."""
+"""Verdicts on a network rewritten step by step: whether its outputs agree, its quality, and whether it meets its budget."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ Verdict = Literal["reference", "passed", "failed", "not run"]
 BudgetVerdict = Literal["met", "missed", "unsure", "no budget", "not run"]
 
 LIMITS: dict[str, float] = {"fp64": 1e-10, "fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 5e-2}
-"""Largest difference, relative to the largest value of the reference output, that still counts as the same network; of an output of whole
-numbers or booleans, the largest share of values that may differ.
+"""Largest difference, relative to the largest value of the reference output, between equal networks; for outputs of whole numbers or
+booleans, the largest share of values that may differ.
 
-In float64 a rewrite is proved; float32 leaves room for another order of summation; half precision rounds each of many layers by up to 5e-4,
-and 1e-2 is what its users have settled on. bfloat16 rounds by 8 times as much. In INT8 a value between two steps goes to either of them,
+float64 proves a rewrite; float32 allows for a different order of summation; half precision rounds each of many layers by up to 5e-4, and
+1e-2 is the common limit among its users. bfloat16 rounds by 8 times as much. In INT8, a value between two steps may be rounded to either,
 8e-3 of the scale apart, in every layer.
 """
 
@@ -37,7 +37,7 @@ Output = Shaped[np.ndarray, "calls *output"]
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A share of samples, with its score interval of 95 % (Wilson 1927, "Probable inference, the law of succession")."""
+    """A share of samples with its 95 % score interval (Wilson 1927, "Probable inference, the law of succession")."""
 
     share: Fraction
     low: Fraction
@@ -45,70 +45,70 @@ class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def share(found: Share) -> str:
-    """A share with its interval, for people."""
+    """Format a share with its interval."""
     return f"{found.share:.2%} ({found.low:.1%} to {found.high:.1%})"
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far an output lies from another."""
+    """Difference between an output and its reference."""
 
     max_abs: Distance
     """largest absolute difference"""
     scale: Distance
     """largest absolute value of the reference"""
     relative: Distance
-    """the difference over the scale; over 1 where the reference is zero; of whole numbers and booleans the share of values that differ"""
+    """difference divided by the scale, or by 1 if the reference is zero; for whole numbers and booleans, share of values that differ"""
     cosine: float
     """smallest cosine between the outputs of any call"""
     top1: Share | None
-    """of the samples whose largest output is the same one; None where the output is not one vector a sample"""
+    """share of samples with the same largest output; None if the output is not one vector per sample"""
     kl: Distance | None
-    """Kullback-Leibler divergence from the reference, in nats, mean over samples, outputs taken as logits; None as `top1`"""
+    """mean Kullback-Leibler divergence from the reference over samples, in nats, with outputs as logits; None as for `top1`"""
     not_finite: Count = 0
-    """number of values that are NaN, or the same infinity, in both: equal, and left out of the numbers above"""
+    """number of values that are NaN, or the same infinity, in both: equal, and excluded from the numbers above"""
     rounding: Distance = 0.0
-    """of an output that is itself float16 the distance of two neighbouring numbers: the limit of the step is larger by it"""
+    """relative spacing of neighbouring numbers if the output itself is float16, which is added to the limit of the step"""
 
     def within(self, limit: float) -> bool:
-        """Whether the difference is within the limit of a step."""
+        """Return whether the difference is within the limit of a step."""
         return self.relative <= limit + self.rounding
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One form of the network, against the form before and against the first."""
+    """One form of the network, compared with the previous form and the first."""
 
     name: str
     precision: Arithmetic
     verdict: Verdict
     limit: Annotated[float, msgspec.Meta(gt=0, le=1)]
-    """for both relative differences of every output"""
+    """limit on both relative differences of every output"""
     previous: dict[str, Agreement] = {}
-    """of each output, against the nearest step before that ran"""
+    """difference of each output from the previous step that ran"""
     first: dict[str, Agreement] = {}
-    """of each output, against the reference"""
+    """difference of each output from the reference"""
     score: Figure | None = None
-    """the metric, where there is one"""
+    """value of the metric, if there is one"""
     reason: str = ""
-    """of a step that failed or was not run"""
+    """why a step failed or was not run"""
 
     @property
     def worst(self) -> Agreement | None:
-        """The output that lies farthest from the reference; None where none was compared."""
+        """Largest difference of an output from the reference; None if none was compared."""
         return max(self.first.values(), key=lambda found: found.relative, default=None)
 
     @property
     def note(self) -> str:
-        """What a verdict does not say: values that are NaN or infinite in this form and in the reference; "" where there are none."""
+        """Values that are NaN or infinite in this form and in the reference, which the verdict does not cover; "" if there are none."""
         found = [f"{seen.not_finite} values of {name}" for name, seen in self.first.items() if seen.not_finite]
         return f"{', '.join(found)} are NaN or infinite, as in the reference" if found else ""
 
 
 SAME_WITHIN = 0.02
-"""Two latencies are the same where their ratio is surely this near to 1."""
+"""Two latencies are the same if the interval of their ratio is this close to 1."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One latency over another."""
+    """Ratio of two latencies."""
 
     word: Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
     ratio: float
@@ -118,32 +118,32 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 @dataclass(frozen=True)
 class Rung:
-    """One form of the network that can be run, or the reason why it cannot."""
+    """One form of the network with its runner, or the reason why it cannot run."""
 
     name: str
     precision: Arithmetic
     run: Callable[[Tensors], Tensors] | str
     hint: str = ""
-    """what may help where it is off"""
+    """what may help if its outputs differ"""
 
     def at(self, end: str) -> "Rung":
-        """The same at an end of the shapes that its inputs may have."""
+        """Return the form at an end of its input shapes."""
         return replace(self, name=f"{self.name} at {end}")
 
 
 class CannotRun(DeployError):
-    """This machine cannot run a form of the network: it is `not run`, and nothing is said about its outputs."""
+    """This machine cannot run a form of the network: its verdict is `not run`, and its outputs are unknown."""
 
 
 def climb(rungs: Sequence[Rung], samples: Samples, quality: Quality | None = None) -> tuple[list[Step], dict[str, Tensors]]:
-    """Run every form of a network on the same samples and compare each with the one before and with the first.
+    """Run every form of a network on the same samples and compare each with the previous one and with the first.
 
     Returns:
-        A step for each rung, and by name the outputs of those that ran and could be compared.
+        A step for each rung, and the outputs by name of those that ran and could be compared.
 
     Raises:
-        DeployError: no form runs, or an output of the first that does has no finite value.
-        RunFailed: one does not end.
+        DeployError: no form runs, or an output of the first that does has no finite values.
+        RunFailed: a run exceeds the time limit.
         MissingExtra: Polygraphy is not installed.
     """
     steps: list[Step] = []
@@ -200,22 +200,22 @@ def _off(name: str, found: Agreement, limit: float, outputs: Tensors) -> str:
 
 
 def compare(outputs: Tensors, reference: Tensors, limit: float, samples: Samples) -> tuple[dict[str, Agreement], bool]:
-    """Compare whole outputs of the same calls, whatever their shape; Polygraphy finds the differences and judges them.
+    """Compare outputs of the same calls, of any shape; Polygraphy computes and judges the differences.
 
     Values that are NaN or the same infinity in both are equal.
 
     Args:
-        outputs: of one form of a network.
-        reference: of another.
-        limit: largest difference of an output, as a share of the largest absolute value of its reference; of whole numbers and booleans
-            the largest share of values that differ.
-        samples: what they are the outputs of.
+        outputs: outputs of one form of a network.
+        reference: outputs of another form.
+        limit: largest difference of an output, as a share of the largest absolute value of its reference; for whole numbers and booleans,
+            the largest share of values that may differ.
+        samples: samples that both were run on.
 
     Returns:
-        Of each output how far it is off, and whether all are within the limit, which is larger for a float16 output by its rounding.
+        The difference of each output, and whether all are within the limit, which is increased for a float16 output by its rounding.
 
     Raises:
-        DeployError: they have other names or shapes, or a value is NaN or infinite in one of them alone.
+        DeployError: names or shapes differ, or a value is NaN or infinite in only one of them.
         MissingExtra: Polygraphy is not installed.
     """
     if list(outputs) != list(reference):
@@ -253,10 +253,10 @@ def _agreement(name: str, output: Output, reference: Output, limit: float, sampl
 
 
 def _alike(name: str, output: Output, reference: Output) -> Bool[np.ndarray, "..."]:
-    """Where both are NaN or the same infinity.
+    """Return a mask of values that are NaN or the same infinity in both.
 
     Raises:
-        DeployError: a value is NaN or infinite in one of them alone.
+        DeployError: a value is NaN or infinite in only one of them.
     """
     alike = (np.isnan(output) & np.isnan(reference)) | (np.isinf(output) & (output == reference))
     for one, where, instead in ((output, "are", "the reference is not"), (reference, "are not", "the reference is")):
@@ -267,7 +267,7 @@ def _alike(name: str, output: Output, reference: Output) -> Bool[np.ndarray, "..
 
 
 def _polygraphy(one: Float[np.ndarray, "..."], other: Float[np.ndarray, "..."], atol: float) -> tuple[float, bool]:
-    """The largest absolute difference of finite values, and whether it is within a tolerance."""
+    """Return the largest absolute difference of finite values, and whether it is within a tolerance."""
     require("polygraphy", "")
     from polygraphy.comparator import IterationResult, SimpleCompareFunc
     from polygraphy.logger import G_LOGGER
@@ -275,22 +275,22 @@ def _polygraphy(one: Float[np.ndarray, "..."], other: Float[np.ndarray, "..."], 
     results = IterationResult(runner_name="one"), IterationResult(runner_name="other")
     for result, values in zip(results, (one, other), strict=True):
         result.update({"values": values.ravel()})
-    # Its check of a statistic, or of Python's floats, imports torch where that is installed; without a relative tolerance this is the same.
+    # Its checks of other statistics, or of Python floats, import torch if installed; without a relative tolerance, this one is equivalent.
     func = SimpleCompareFunc(atol={"values": np.float64(atol)}, rtol=np.float64(0), check_error_stat="elemwise")
-    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it says on the console what is in the result
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it prints what is in the result
         (result,) = func(*results).values()
     return float(result.max_absdiff), bool(result)
 
 
 def _logits(output: Output, samples: Samples) -> Shaped[np.ndarray, "samples classes"] | None:
-    """One vector a sample; None where the output is something else."""
+    """Return one vector per sample, or None if the output has another form."""
     if output.ndim != 3 or output.shape[1] != samples.batch or output.shape[2] < 2 or output.dtype.kind != "f":
         return None
     return samples.joined(output)
 
 
 def _finite(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Both in float64 without the samples that have a value that is not finite; None where nothing is left."""
+    """Return both in float64 without samples that have non-finite values; None if no samples are left."""
     rows = np.isfinite(one).all(axis=1) & np.isfinite(other).all(axis=1)
     return (one[rows].astype(np.float64), other[rows].astype(np.float64)) if rows.any() else (None, None)
 
@@ -312,7 +312,7 @@ _Z = 1.959964  # standard deviations of a 95 % interval
 
 
 def _share(hits: Shaped[np.ndarray, " samples"]) -> Share:
-    """Wilson (1927), the score interval: unlike the normal one it is right at 100 %, too."""
+    """Return a share with its score interval (Wilson 1927), which, unlike the normal one, also holds at 100 %."""
     n, p = len(hits), float(hits.mean())
     middle, half = p + _Z**2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
     low, high = ((middle + sign * half) / (1 + _Z**2 / n) for sign in (-1, 1))
@@ -320,7 +320,7 @@ def _share(hits: Shaped[np.ndarray, " samples"]) -> Share:
 
 
 def accuracy(labels: Labels) -> Quality:
-    """Share of the samples whose largest output is their label; none where there is not one output of one vector."""
+    """Return the accuracy: share of samples whose largest output is their label; None unless there is one output of one vector each."""
 
     def of(outputs: Tensors, samples: Samples) -> Figure | None:
         logits = _logits(next(iter(outputs.values())), samples) if len(outputs) == 1 else None
@@ -333,7 +333,7 @@ def accuracy(labels: Labels) -> Quality:
 
 
 def judge_latency(low_us: float, high_us: float, budget_us: float | None) -> BudgetVerdict:
-    """Whether a latency is within its budget: met or missed where its whole interval is on one side, else unsure."""
+    """Judge whether a latency is within its budget: met or missed if its whole interval is on one side, otherwise unsure."""
     if budget_us is None:
         return "no budget"
     if high_us <= budget_us:
@@ -342,7 +342,7 @@ def judge_latency(low_us: float, high_us: float, budget_us: float | None) -> Bud
 
 
 def compare_latency(one: Measurement, other: Measurement) -> Comparison:
-    """How fast `one` is, measured against `other`; the interval is what remains if both medians lie anywhere in their own intervals."""
+    """Return the latency of `one` relative to `other`; the interval covers all medians within their own intervals."""
     low, high = one.low_us / other.high_us, one.high_us / other.low_us
     if low >= 1 - SAME_WITHIN and high <= 1 + SAME_WITHIN:
         word = "SAME"

@@ -1,4 +1,4 @@
-"""What the values of a graph can be, from its operators and constants alone: whole numbers, their multiples or any, within which limits."""
+"""Possible values in a graph from its operators and constants alone: whole numbers, fractions of them or any, and their limits."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,23 +20,22 @@ INTEGERS: dict[int, tuple[float, float]] = {
     TensorProto.INT32: (-math.inf, math.inf),
     TensorProto.INT64: (-math.inf, math.inf),
 }
-"""Types of whole numbers, with their limits; those of 32 and 64 bits are taken to have none."""
+"""Integer types with their limits; those of 32 and 64 bits count as unlimited."""
 
 
 STEPS = (1.0, 0.5, 0.25, 0.125)
-"""Of constants: positions are whole numbers or parts of pixels."""
+"""Step sizes recognised in constants: positions are whole numbers or fractions of pixels."""
 
 
 @dataclass(frozen=True)
 class Values:
-    """What the elements of a tensor can be.
+    """Possible values of a tensor's elements.
 
     Attributes:
         whole: whether all are whole numbers.
-        low: smallest.
-        high: largest.
-        step: of fractions, how far apart they are at least, because they are whole numbers times this, or moved; 0 where they can be
-            anything.
+        low: smallest value.
+        high: largest value.
+        step: minimum distance between fractions, which are whole numbers times this, possibly shifted; 0 for arbitrary values.
     """
 
     whole: bool
@@ -46,12 +45,12 @@ class Values:
 
     @property
     def apart(self) -> float:
-        """How far apart whole numbers and fractions are at least; 0 where it is not known."""
+        """Minimum distance between values; 0 if unknown."""
         return 1.0 if self.whole else self.step
 
     @property
     def single(self) -> bool:
-        """Whether all are the same number."""
+        """Whether all values are equal."""
         return self.low == self.high
 
     @property
@@ -73,7 +72,7 @@ _LIMITS = {
 
 
 def possible(flow: Flow) -> dict[str, Values]:
-    """What every value of a graph can be, by its name; "" is an input that is left out."""
+    """Return the possible values of every tensor of a graph, by name; "" is an omitted input."""
     values = {"": _UNKNOWN, **{name: of_array(array) for name, array in flow.constants.items()}}
     for value in flow.graph.input:
         values[value.name] = _of_type(value.type.tensor_type.elem_type)
@@ -90,7 +89,7 @@ def possible(flow: Flow) -> dict[str, Values]:
 
 
 def of_array(array: np.ndarray) -> Values:
-    """What the elements of a constant are; infinities, which every float type has, are no limits."""
+    """Return the values of a constant; infinities, which every float type has, do not count as limits."""
     if array.dtype.kind not in "biuf" or np.isnan(array).any():
         return _UNKNOWN
     finite = array[np.isfinite(array)]
@@ -106,7 +105,7 @@ def _of_type(kind: int) -> Values:
 
 
 def _within(values: Values, typed: Values) -> Values:
-    """Values of a type; what is not a number, such as the sum of opposite infinities, is no limit."""
+    """Restrict values to those of a type; NaN limits, such as the sum of opposite infinities, become infinite."""
     low, high = (-math.inf if math.isnan(values.low) else values.low), (math.inf if math.isnan(values.high) else values.high)
     return Values(values.whole or typed.whole, max(low, typed.low), min(high, typed.high), 0.0 if typed.whole else values.step)
 
@@ -127,7 +126,7 @@ def _count(low: float, high: float) -> Values:
 
 
 def _made_of(parts: Sequence[Values], low: float, high: float) -> Values:
-    """What parts together make, as elements or sums: as far apart as the part with the smallest steps; a constant only moves a sum."""
+    """Return the values of joined or summed parts: the smallest step of any part applies; single values only shift a sum."""
     whole = all(one.whole for one in parts)
     return Values(whole, low, high, 0.0 if whole else min((one.apart for one in parts if not one.single), default=0.0))
 
@@ -150,7 +149,7 @@ def _joined(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _ends(one: Values, other: Values) -> tuple[float, float]:
-    """Limits of a sum."""
+    """Return the limits of a sum."""
     return one.low + other.low, one.high + other.high
 
 
@@ -184,7 +183,7 @@ def _remainder(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _clipped(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    """Before opset 11 the bounds are attributes."""
+    """Return clipped values; before opset 11, the bounds are attributes."""
     low, high = -math.inf, math.inf
     old = attributes(proto)
     if len(read) > 1 and proto.input[1]:
@@ -206,7 +205,7 @@ def _rectified(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _leaky(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    """Of a rectifier with a slope for what is negative: positive numbers keep their steps."""
+    """Return the values of a rectifier with a slope for negative inputs; positive numbers keep their steps."""
     slope = read[1] if len(read) > 1 else Values(False, *[attributes(proto).get("alpha", 0.01)] * 2)
     below = _times(replace(read[0], high=min(0.0, read[0].high)), slope)
     return replace(read[0], whole=False, low=min(below.low, max(0.0, read[0].low)), high=max(below.high, read[0].high), step=read[0].apart)
@@ -231,7 +230,7 @@ def _summed(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _reduced(proto: NodeProto, flow: Flow) -> float:
-    """Number of elements that a reduction makes one of."""
+    """Return the number of elements that a reduction combines into one."""
     before, after = flow.size(proto.input[0]), flow.size(proto.output[0])
     return before if math.inf in (before, after) else before / max(after, 1)
 
@@ -257,7 +256,7 @@ def _cumulated(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _layer(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    """Of a layer: whole where its input, weights and bias all are, and with steps where input and weights have them."""
+    """Return the values of a layer: whole if its input, weights and bias are, and with steps if input and weights have steps."""
     if proto.op_type == "MatMul":
         inner = flow.dim(proto.input[0], -1)
     elif proto.op_type == "Gemm":
@@ -286,13 +285,13 @@ def _powered(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _root(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    """Roots are nearest to each other where they are largest."""
+    """Return the values of a root; neighbouring roots are closest where they are largest."""
     most = math.sqrt(max(0.0, read[0].high))
     return Values(False, 0.0, most, read[0].apart / (2 * most) if 0 < most < math.inf else 0.0)
 
 
 def _rounded(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    """Also of a cast to whole numbers, which takes the fraction away."""
+    """Return the values of rounding, or of a cast to whole numbers, which truncates."""
     return Values(True, read[0].low - 1, read[0].high + 1)
 
 
@@ -326,7 +325,7 @@ def _dequantised(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _extent(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    """Of what counts elements, or says where they are."""
+    """Return the values of operators that count elements or return their indices."""
     shape = flow.shapes.get(proto.input[0], (0,))
     most = math.inf if 0 in shape else float(max(shape, default=1))
     match proto.op_type:

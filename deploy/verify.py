@@ -1,4 +1,4 @@
-"""Check a bundle again: every hash, and every output and latency that the machine at hand can check."""
+"""Verify a bundle: every hash, and all outputs and latencies that this machine can check."""
 
 import contextlib
 import importlib.metadata
@@ -24,37 +24,37 @@ from latency.measure import median_interval, summarize
 from latency.units import interval, microseconds, ms_from_us, s_from_ms
 
 MAX_TIMING_MS = 600_000
-"""Time that a protocol may take: what a manifest asks for is not always what somebody meant."""
+"""Maximum duration of a protocol, since a manifest may ask for an unintended one."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One thing that was looked at."""
+    """One check."""
 
     name: str
-    """a file of the bundle, or what was checked"""
+    """a file of the bundle, or the subject of the check"""
     verdict: Verdict | Literal["unsure"]
     detail: str = ""
     """numbers, or the reason"""
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `verify` found."""
+    """Result of `verify`."""
 
     directory: str
     checks: tuple[Check, ...]
 
     @property
     def failures(self) -> list[Check]:
-        """The checks that do not hold; what was not run, or is unsure, is none of them."""
+        """The failed checks, without those that were not run or are unsure."""
         return [check for check in self.checks if check.verdict == "failed"]
 
 
 def verify(directory: str | Path, *, on_step: Callable[[str], None] = lambda _: None) -> Verification:
-    """Hash every file again, run the network on the stored samples, and time it where the device is the one of the manifest.
+    """Hash every file again, run the network on the stored samples, and time it if the device is that of the manifest.
 
     Args:
         directory: the bundle.
-        on_step: called with the name of each step as it begins, and with how far the measurement is.
+        on_step: called with the name of each step as it begins, and with the progress of the measurement.
 
     Raises:
         BundleError: the directory is not a bundle, or its manifest cannot be read.
@@ -62,7 +62,7 @@ def verify(directory: str | Path, *, on_step: Callable[[str], None] = lambda _: 
     try:
         found = bundle.load(directory)
     except ChangedManifest as error:
-        # Nothing that it says can be relied on, so nothing else is compared with it.
+        # Its content is unreliable, so nothing else is compared with it.
         return Verification(directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail=error.how),))
     problems = bundle.check_files(found)
     on_step("files")
@@ -88,7 +88,7 @@ def _files(manifest: Manifest, problems: Mapping[str, str]) -> Iterator[Check]:
 
 
 def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
-    """Whether what people run and read first is what this version of Lathe writes, not only what was hashed."""
+    """Check that the script and README match what this version of Lathe writes, not only their hashes."""
     manifest = found.manifest
     names = [name for name in handout.NAMES if name in manifest.files and name not in problems]
     there, here = manifest.versions.get("lathe", "that is not recorded"), distribution.version()
@@ -104,7 +104,7 @@ def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
 
 @contextlib.contextmanager
 def _start(found: Bundle, timed_on: Mapping[str, np.ndarray] | None) -> Iterator[Running | str]:
-    """The shipped network at work, or why it is not."""
+    """Start the shipped network; yield why if it cannot run."""
     with contextlib.ExitStack() as stack:
         try:
             at_work = stack.enter_context(running(found, timed_on))
@@ -114,7 +114,7 @@ def _start(found: Bundle, timed_on: Mapping[str, np.ndarray] | None) -> Iterator
 
 
 def _reference(found: Bundle, problems: Mapping[str, str], end: str) -> tuple[tuple[Samples, Tensors] | None, list[Check]]:
-    """The samples that are kept with their outputs, or why there are none."""
+    """Return the kept samples with their outputs, or checks that say why there are none."""
     if bundle.REFERENCE in problems:
         return None, [Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")]
     try:
@@ -150,7 +150,7 @@ def _outputs(
 
 
 def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
-    """Whether the half-precision network is what its certificate makes of the float32 one."""
+    """Check that the half-precision network follows from the float32 one and the certificate."""
     if found.manifest.certificate is None:
         return
     file = found.manifest.half
@@ -177,7 +177,7 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
 
 
 def _recorded(manifest: Manifest) -> Iterator[Check]:
-    """What the manifest concludes, from the numbers that it holds; what it cannot tell is said."""
+    """Check that the manifest's verdicts follow from its numbers, and list what cannot be checked."""
     wrong, doubtful = [], []
     for step in manifest.validation:
         near = all(found.within(step.limit) for found in (*step.previous.values(), *step.first.values()))
@@ -209,10 +209,10 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
 
 
 def _follows(measured: Measurement, now: Measurement, protocol: Protocol) -> bool:
-    """Whether a measurement follows from its samples, of which this version says `now`.
+    """Return whether a measurement follows from its samples, which this version summarises as `now`.
 
-    Earlier versions state no percentiles and no reason, and judge by other rules whether the samples are stationary and of one mode. Where
-    they find them so, the interval is that of the median; where they do not, it spans at least that.
+    Earlier versions record no percentiles and no reason, and judge by other rules whether samples are stationary and unimodal. If they are,
+    the interval is that of the median; otherwise it covers at least that.
     """
     low_us, high_us = (round(end, 3) for end in median_interval(measured.samples_us, protocol.confidence))
     if measured.status == "ok":
@@ -262,6 +262,6 @@ def _latency(manifest: Manifest, at_work: Running | str, on_step: Callable[[str]
 
 
 def _asked_ms(protocol: Protocol, median_us: float) -> float:
-    """How long `measure_in_turns` may take by a protocol."""
+    """Return the longest duration of `measure_in_turns` with a protocol."""
     sampling_ms = max(protocol.max_time_ms, protocol.min_samples * ms_from_us(median_us))
     return engine.MAX_ROUNDS * (protocol.warmup_ms + sampling_ms / engine.MIN_ROUNDS) + sampling_ms
