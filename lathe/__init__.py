@@ -1,1 +1,1 @@
-"""Lathe's command line: the commands, and the wiring between the packages that do the work."""
+"""Lathe's command line: its commands, and the code that connects the packages behind them."""

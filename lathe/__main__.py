@@ -6,7 +6,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Run the command line; leaves by `SystemExit`. A signal that comes while modules are loaded ends it in one line, too."""
+    """Run the command line; exit by `SystemExit`. A signal during imports also ends it with one line."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, _leave)
@@ -15,13 +15,13 @@ def main() -> None:
     try:
         cli.main()
     finally:
-        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # all is said and done: the exit code is the command's
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the command is done: keep its exit code
             if signal.getsignal(signum) == _leave:
                 signal.signal(signum, signal.SIG_IGN)
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """End at once: nothing was begun, and an exception in the middle of an import may be lost."""
+    """Exit immediately: nothing was begun, and an exception raised during an import may be lost."""
     os.write(2, f"lathe: ended by {signal.Signals(signum).name}; nothing was begun\n".encode())
     os._exit(128 + signum)
 

@@ -1,8 +1,8 @@
-"""The commands of `lathe`. The typed structs below are the command line: a field is a flag, its docstring the help.
+"""The commands of `lathe`. The dataclasses below define the command line: each field is a flag, and its docstring is the help.
 
-Exit codes: 0 done and every verdict holds; 1 a verdict fails; 2 bad input or usage, said in one line; those of faults and signals are
-in `latency.process`. Results go to stdout, progress and logs to stderr. Nothing that an extra brings is imported before a command runs,
-so that help always works.
+Exit codes: 0, done and every verdict holds; 1, a verdict fails; 2, bad input or usage, reported in one line; `latency.process` has
+those of faults and signals. Results go to stdout, progress and logs to stderr. No package of an extra is imported before a command
+runs, so help always works.
 """
 
 import contextlib
@@ -46,21 +46,21 @@ from lathe.sweeps import Sweep, Sweeps
 
 @dataclass(frozen=True)
 class Space(SizesWithClasses):
-    """Say how large a space is: networks, blocks, and parameters and MACs of its unpruned network; or what one cell of it is."""
+    """Show the size of a space: networks, blocks, and the parameters and MACs of its unpruned network; or describe one of its cells."""
 
     space: Positional[str | None] = None
     """name of a space, such as repvgg-mini"""
     list: bool = False
     """print the name of every space"""
     arch: str | None = None
-    """say what one cell is, by its architecture string, such as |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
+    """describe one cell, given its architecture string, such as |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
     table: Path | None = None
     """latency table that predicts the network of --arch"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import predicting, render, spaces
 
         if self.list:
@@ -74,18 +74,18 @@ class Space(SizesWithClasses):
 
 @dataclass(frozen=True)
 class Bundle(SizesWithClasses):
-    """Write every block of a space into one file, to be measured where there is no torch: `python -m latency profile FILE`."""
+    """Write every block of a space into one file, to measure on machines without torch: `python -m latency profile FILE`."""
 
     space: Positional[str]
     """name of a space, such as repvgg-mini"""
     out: Path
-    """the bundle to write: NAME.blocks.zip"""
+    """bundle to write: NAME.blocks.zip"""
     precision: Literal["fp32", "fp16"] = "fp32"
-    """of weights and arithmetic: fp32 for a CPU, fp16 for a GPU"""
+    """precision of weights and arithmetic: fp32 for a CPU, fp16 for a GPU"""
     batch: Batch = 1
-    """images an inference"""
+    """images per inference"""
     networks: Count | None = None
-    """random whole networks to put beside the blocks (default: 48)"""
+    """random whole networks to include with the blocks (default: 48)"""
     seed: Seed | None = None
     """seed of those networks (default: 0)"""
     force: bool = False
@@ -94,7 +94,7 @@ class Bundle(SizesWithClasses):
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import profiling, render
 
         render.block_bundle(*profiling.bundle(self), as_json=self.json)
@@ -103,55 +103,55 @@ class Bundle(SizesWithClasses):
 
 @dataclass(frozen=True)
 class Profile(SizesWithClasses):
-    """Measure every block of a space on this machine into a latency table; the same command again resumes."""
+    """Measure every block of a space on this machine and write a latency table; rerun the same command to resume."""
 
     space: Positional[str]
-    """name of a space, such as repvgg-mini; a network of one's own, FILE.py:FUNCTION; or a bundle of blocks: NAME.blocks.zip"""
+    """name of a space, such as repvgg-mini; your own network, FILE.py:FUNCTION; or a bundle of blocks: NAME.blocks.zip"""
     out: Path
-    """the table to write or to go on with: NAME.latency.jsonl"""
+    """table to write or resume: NAME.latency.jsonl"""
     backend: str = "onnxruntime"
-    """what runs the blocks: onnxruntime (or onnxruntime:cuda and the like), tensorrt, tensorrt-rtx, replay:TABLE or simulated:seed=0"""
+    """runtime of the blocks: onnxruntime (or onnxruntime:cuda and similar), tensorrt, tensorrt-rtx, replay:TABLE or simulated:seed=0"""
     protocol: str = "default"
-    """how long and how exactly to measure: default, fast, trtexec-10 or trtexec-11"""
+    """how long and how precisely to measure: default, fast, trtexec-10 or trtexec-11"""
     threads: Threads = 1
     """threads of the CPU runtime; part of the table's fingerprint"""
     batch: Batch | None = None
-    """images an inference; part of the table's fingerprint (default: 1, or the bundle's)"""
+    """images per inference; part of the table's fingerprint (default: 1, or the bundle's)"""
     coverage: Literal["full", "adaptive"] = "full"
-    """full: every block; adaptive: a third at most (more where a small space needs it), where interpolating the others is least sure"""
+    """full: every block; adaptive: at most a third (more if a small space needs it), where interpolation of the others is least certain"""
     coverage_error: Relative = 0.02
-    """adaptive: stop when the mean relative error of interpolation, also at held-out blocks, is no more"""
+    """adaptive: stop when the mean relative error of interpolation, including at held-out blocks, is at most this"""
     like: tuple[Path, ...] | None = None
-    """tables of other devices, OLD.latency.jsonl: measure a few blocks, the anchors, and transfer the others from these"""
+    """tables of other devices, OLD.latency.jsonl: measure a few blocks, the anchors, and transfer the others from these tables"""
     anchors: Anchors | None = None
-    """of --like: how many blocks to measure; one in five is held out to judge the transfer (default: 60)"""
+    """with --like: number of blocks to measure; one in five is held out to assess the transfer (default: 60)"""
     drift_limit: Relative = 0.03
-    """rows around which the device changed by more, relative, are measured again"""
+    """relative drift of the device above which the rows around it are measured again"""
     timing_cache: Path | None = None
-    """tensorrt: what an earlier build measured of its kernels; its hash is part of the table's fingerprint"""
+    """tensorrt: timing cache of an earlier build, with its kernel timings; its hash is part of the table's fingerprint"""
     save_timing_cache: Path | None = None
-    """tensorrt: where to keep the timing cache when all is measured, for tables to come"""
+    """tensorrt: file in which to save the timing cache after the last measurement, for later tables"""
     networks: Count | None = None
-    """random whole networks to measure beside the blocks: they tell how well sums of blocks predict (default: 48, or the bundle's)"""
+    """random whole networks to measure besides the blocks: they show how well sums of blocks predict (default: 48, or the bundle's)"""
     seed: Seed | None = None
     """seed of those networks (default: 0, or the bundle's)"""
     shard: str = "1/1"
-    """measure one part of several, on equal devices: 1/4 to 4/4 on four"""
+    """measure one of several parts, on identical devices: 1/4 to 4/4 on four"""
     engine: Literal["local", "ray"] = "local"
-    """where to measure: on this machine, or on the nodes of an existing Ray cluster, which share the directory of --out"""
+    """where to measure: on this machine, or on the nodes of an existing Ray cluster that share the directory of --out"""
     address: str | None = None
-    """of the Ray cluster, such as 10.0.0.1:6379 (default: the one that this machine is a node of)"""
+    """address of the Ray cluster, such as 10.0.0.1:6379 (default: the cluster that this machine belongs to)"""
     shards: Shards | None = None
-    """on a Ray cluster: how many parts to measure, each a task; --out is what they are merged into"""
+    """on a Ray cluster: number of parts to measure, one task each; they are merged into --out"""
     resources: tuple[str, ...] = ()
-    """on a Ray cluster: what a node needs for a part, such as gpu_type:h100, as `ray start --resources` names it; or GPU=2, CPU=8"""
+    """on a Ray cluster: resources that a part needs, such as gpu_type:h100, as named by `ray start --resources`; or GPU=2, CPU=8"""
     force: bool = False
     """replace a file of --save-timing-cache that Lathe did not write"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import profiling, render, table_views, tables
 
         render.profile(profiling.profile(self), out=self.out)
@@ -159,22 +159,22 @@ class Profile(SizesWithClasses):
         return 0
 
     def goes_on(self) -> bool:
-        """Whether the same command would go on with what is measured."""
+        """Return whether the same command would resume the measurement."""
         return outputs.begun(self.out) or fleet.folder(self.out).is_dir()
 
 
 @dataclass(frozen=True)
 class TableShow:
-    """Show a latency table: where it was measured, how its rows are, and how well it predicts whole networks; or its rows."""
+    """Show a latency table: where it was measured, the state of its rows, and how well it predicts whole networks; or its rows."""
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
     rows: bool = False
     """show every row instead, by family, in widths and microseconds"""
     family: str | None = None
-    """of the rows show those of families that have this in their name, such as "conv 3x3" or "whole networks"; implies --rows"""
+    """show only rows of families whose name contains this, such as "conv 3x3" or "whole networks"; implies --rows"""
     csv: bool = False
-    """print the rows as one sheet of CSV; implies --rows"""
+    """print the rows as CSV, in one sheet; implies --rows"""
     markdown: bool = False
     """print the rows as Markdown; implies --rows"""
     plot: Path | None = None
@@ -185,7 +185,7 @@ class TableShow:
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import render, table_views, tables
 
         if self.rows or self.family is not None or self.csv or self.markdown:
@@ -198,17 +198,17 @@ class TableShow:
 
 @dataclass(frozen=True)
 class TableCheck(SizesWithClasses):
-    """Say what is wrong or doubtful in a latency table, and what to do; exit code 1 where rows are missing or failed."""
+    """Report what is wrong or doubtful in a latency table, and what to do; exit code 1 if rows are missing or failed."""
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
     space: str | None = None
-    """name of the space that it should cover (default: the one that it names)"""
+    """name of the space that it should cover (default: the one named in the table)"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import render, table_views, tables
 
         return table_views.findings(tables.check_table(self, render.warn), as_json=self.json)
@@ -218,12 +218,12 @@ class TableCheck(SizesWithClasses):
 class TableDiff:
     """Compare latency tables with the first, family by family and block by block: SAME, FASTER, SLOWER or UNSURE, with intervals.
 
-    Says in what the tables were made differently, such as protocol, threads or precision. Exit code 0 where all have the same blocks and
-    all are SAME, 1 where a block or the mean is not, or only one table has it, 2 for bad input.
+    Also show how the tables were made differently, such as protocol, threads or precision. Exit code 0 if all have the same blocks and
+    all are SAME; 1 if a block or the mean is not, or a block is in only one table; 2 for bad input.
     """
 
     tables: Positional[tuple[Path, ...]]
-    """*.latency.jsonl files, two or more: each is compared with the first"""
+    """two or more *.latency.jsonl files: each is compared with the first"""
     plot: Path | None = None
     """draw it, too: OUT.png or OUT.svg"""
     force: bool = False
@@ -232,7 +232,7 @@ class TableDiff:
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import render, table_views, tables
 
         return table_views.diff(tables.diff_tables(self, render.warn), as_json=self.json)
@@ -240,17 +240,17 @@ class TableDiff:
 
 @dataclass(frozen=True)
 class TableMerge:
-    """Join latency tables of equal devices, such as shards, into one."""
+    """Merge latency tables of identical devices, such as shards, into one."""
 
     tables: Positional[tuple[Path, ...]]
     """*.latency.jsonl files"""
     out: Path
-    """the table to write; it must not exist"""
+    """table to write; it must not exist"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import render, table_views, tables
 
         table_views.table(tables.merge_tables(self.tables, self.out, render.warn), self.out, as_json=self.json)
@@ -259,25 +259,25 @@ class TableMerge:
 
 @dataclass(frozen=True)
 class Predict(SizesWithClasses):
-    """Predict the latency of a network by latency tables, block by block; exit code 1 where a table does not cover it."""
+    """Predict the latency of a network from latency tables, block by block; exit code 1 if a table does not cover it."""
 
     source: Positional[str]
-    """FILE.py:FUNCTION, a function that makes a network; MODEL.onnx; directory of a run; or the name of a space: its unpruned network"""
+    """FILE.py:FUNCTION, a function that returns a network; MODEL.onnx; directory of a run; or name of a space, for its unpruned network"""
     table: tuple[Path, ...]
-    """*.latency.jsonl files: the network is predicted by each"""
+    """*.latency.jsonl files: each predicts the network"""
     batch: Batch | None = None
-    """of a space, a run or FILE.py:FUNCTION: images an inference, as the tables have them (default: 1, or the run's)"""
+    """for a space, a run or FILE.py:FUNCTION: images per inference, as in the tables (default: 1, or the run's)"""
     shape: UseAppendAction[tuple[str, ...]] = ()
-    """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; once for each input"""
+    """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224; once for each input"""
     missing: Path | None = None
-    """write what the table does not cover into this bundle, NAME.blocks.zip, to be measured by `lathe profile`"""
+    """write the blocks that the table does not cover into this bundle, NAME.blocks.zip, for `lathe profile` to measure"""
     force: bool = False
     """replace a file of --missing that Lathe did not write"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import predicting, render, table_views
 
         return table_views.prediction(predicting.predict(self, render.warn), as_json=self.json)
@@ -285,68 +285,69 @@ class Predict(SizesWithClasses):
 
 @dataclass(frozen=True)
 class Export:
-    """Turn a search run, an ONNX file or a network of one's own into a directory that ships: fused, squeezed, checked and timed."""
+    """Turn a search run, an ONNX file or your own network into a directory ready to ship: fused, squeezed, checked and timed."""
 
     source: Positional[Path]
-    """directory of a run, MODEL.onnx, or FILE.py:FUNCTION, a function that makes a network"""
+    """directory of a run, MODEL.onnx, or FILE.py:FUNCTION, a function that returns a network"""
     out: Path
-    """the bundle to write"""
+    """bundle to write"""
     target: tuple[str, ...] = ("onnxruntime",)
-    """onnxruntime, tensorrt or tensorrt-rtx; of several, --out gets a directory with a bundle for each, by its name"""
+    """onnxruntime, tensorrt or tensorrt-rtx; given several, --out gets a bundle for each, in a directory of its name"""
     layout: Literal["bundle", "triton"] = "bundle"
-    """triton: beside the bundle OUT write OUT.triton, too, a model repository for NVIDIA's Triton Inference Server"""
+    """triton: besides the bundle OUT, also write OUT.triton, a model repository for NVIDIA's Triton Inference Server"""
     budget_ms: Milliseconds | None = None
-    """latency that the network may take, in milliseconds (default: the run's)"""
+    """latency budget of the network, in milliseconds (default: the run's)"""
     protocol: str = "default"
-    """how long and how exactly to measure: default or fast"""
+    """how long and how precisely to measure: default or fast"""
     threads: Threads | None = None
     """threads of the CPU runtime (default: the table's, or 1)"""
     samples: UseAppendAction[tuple[str, ...]] = ()
-    """of MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs, which FP16 is certified and validated on: SAMPLES.npy of shape
-    [samples, ...]; of several inputs SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for each; or a folder of images,
-    or of folders of them, with --mean and --std (default: drawn at random, which proves little)"""
+    """for MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs on which FP16 is certified and validated: SAMPLES.npy of shape
+    [samples, ...]; for several inputs, SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for each; or a folder of
+    images, or of folders of images, with --mean and --std (default: drawn at random, which proves little)"""
     mean: tuple[float, float, float] | None = None
-    """of a folder of images: what is taken from red, green and blue, which are from 0 to 1, such as 0.485 0.456 0.406"""
+    """for a folder of images: mean to subtract from red, green and blue, which range from 0 to 1, such as 0.485 0.456 0.406"""
     std: tuple[float, float, float] | None = None
-    """of a folder of images: what they are then divided by, such as 0.229 0.224 0.225"""
+    """for a folder of images: divisors of red, green and blue after the mean is subtracted, such as 0.229 0.224 0.225"""
     labels: str | None = None
-    """of samples: LABELS.npy, a class index a sample, or with --metric its target; or `folders`: the index of each image's folder"""
+    """for samples: LABELS.npy, a class index per sample, or with --metric its target; or `folders`: the index of each image's folder"""
     metric: str | None = None
-    """of samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that gives a number a sample; reports their mean"""
+    """for samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that returns a number per sample; the mean is
+    reported"""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
-    """of the arithmetic that ships; fp16 and bf16 with TensorRT (default: fp32 with onnxruntime, fp16 with TensorRT)"""
+    """precision of the shipped arithmetic; fp16 and bf16 with TensorRT (default: fp32 with onnxruntime, fp16 with TensorRT)"""
     io: Literal["fp32", "fp16"] = "fp32"
-    """of the floating-point inputs and outputs; fp16 needs --precision fp16"""
+    """precision of floating-point inputs and outputs; fp16 needs --precision fp16"""
     explain: bool = False
-    """say which layer FP16 breaks: the first tensor that differs from FP32 by more than the limit, on the samples; needs no GPU"""
+    """name the layer that FP16 breaks: the first tensor that differs from FP32 by more than the limit, on the samples; needs no GPU"""
     shape: UseAppendAction[tuple[str, ...]] = ()
-    """of MODEL.onnx: the shape of an input whose shape is dynamic, such as input=1x3x224x224; or the smallest, the usual and the largest
-    one, between which it stays dynamic, such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each input"""
+    """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224; or its smallest, usual and largest shape,
+    between which it stays dynamic, such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each input"""
     batch: Batch | None = None
-    """of a run or FILE.py:FUNCTION: images an inference (default: 1, or that of the run's tables)"""
+    """for a run or FILE.py:FUNCTION: images per inference (default: 1, or that of the run's tables)"""
     weights: Path | None = None
-    """of FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function makes them)"""
+    """for FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function returns them)"""
     input: str | None = None
-    """of FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
+    """for FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
     builds: Builds = 1
-    """of an engine: how often to build it; engines that differ are timed in turns, and the fastest ships"""
+    """for an engine: number of builds; engines that differ are timed in turns, and the fastest ships"""
     workspace_mib: Mebibytes | None = None
-    """of an engine: scratch memory in MiB at most (default: the builder's own)"""
+    """for an engine: maximum scratch memory in MiB (default: the builder's own)"""
     optimization_level: BuildLevel | None = None
-    """of an engine: 0 to 5, how long the builder may look for faster code (default: 3)"""
+    """for an engine: 0 to 5, how long the builder may search for faster code (default: 3)"""
     timing_cache: Path | None = None
-    """of an engine, tensorrt only: what the builder measured before, model.timing_cache of an earlier bundle"""
+    """for an engine, tensorrt only: earlier measurements of the builder, model.timing_cache of an earlier bundle"""
     version_compatible: bool = False
-    """of an engine, tensorrt only: later versions of the runtime may load it"""
+    """for an engine, tensorrt only: later versions of the runtime can load it"""
     hardware_compatible: bool = False
-    """of an engine, tensorrt only: every GPU from Ampere on may load it, at some cost in speed"""
+    """for an engine, tensorrt only: every GPU from Ampere on can load it, at some cost in speed"""
     compute_capability: tuple[str, ...] | None = None
-    """of an engine, tensorrt-rtx only: the GPUs that it is for, such as 8.9 12.0 (default: 8.0 and what comes after it)"""
+    """for an engine, tensorrt-rtx only: compute capabilities of its GPUs, such as 8.9 12.0 (default: 8.0 and later)"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import exporting, render
 
         return render.bundles([partial(exporting.export, command) for command in exporting.by_target(self)], as_json=self.json)
@@ -354,15 +355,15 @@ class Export:
 
 @dataclass(frozen=True)
 class Verify:
-    """Check a bundle again: every hash, every output and speed that this machine can check."""
+    """Verify a bundle: every hash, and all outputs and speeds that this machine can check."""
 
     bundle: Positional[Path]
-    """directory of a bundle, or of a bundle for each of several targets"""
+    """directory of a bundle, or of the bundles of several targets"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import exporting, render
 
         return render.verifications(exporting.verify(self.bundle), as_json=self.json)
@@ -370,21 +371,21 @@ class Verify:
 
 @dataclass(frozen=True)
 class Report:
-    """Make one self-contained HTML page of a run, a bundle or a sweep, and print its main table."""
+    """Write a self-contained HTML page for a run, a bundle or a sweep, and print its main table."""
 
     source: Positional[Path]
-    """directory of a run, of a bundle or of a sweep"""
+    """directory of a run, a bundle or a sweep"""
     out: Path | None = None
-    """the page to write (default: SOURCE.html, beside the directory)"""
+    """page to write (default: SOURCE.html, next to the directory)"""
     table: Path | None = None
-    """the latency table that the search used, to be shown too"""
+    """latency table that the search used, to show it too"""
     force: bool = False
     """replace a file of --out that Lathe did not write"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import exporting, render
 
         page, rows = exporting.report(self, render.warn)
@@ -394,21 +395,21 @@ class Report:
 
 @dataclass(frozen=True)
 class Paper:
-    """Print the numbers of a paper that can be recomputed, beside ours; exit code 1 where one that should be equal is not.
+    """Print the reproducible numbers of a paper next to ours; exit code 1 if one that should be equal is not.
 
-    `lathe paper latencies` prints latencies of well-known networks as papers have them, with protocol, device and source, beside those of
-    your tables: where all are off by one factor, look at the clocks of the device.
+    `lathe paper latencies` prints published latencies of well-known networks, with protocol, device and source, next to those of your
+    tables: if all are off by the same factor, check the clocks of the device.
     """
 
     paper: Positional[str]
     """repvgg, pas, tas, vp-darts, prunet or gpunet; or latencies"""
     table: tuple[Path, ...] = ()
-    """of latencies: *.latency.jsonl files that have such networks, as `lathe profile gpunet-1 --out TABLE` measures them"""
+    """for latencies: *.latency.jsonl files with such networks, as measured by `lathe profile gpunet-1 --out TABLE`"""
     json: bool = False
     """print JSON"""
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import render, tables
         from search import papers
 
@@ -449,15 +450,15 @@ Command = (
 
 
 REPEATABLE = ("--shape", "--samples", "--set", "--also")
-"""Flags that may be given more than once."""
+"""Flags that can be repeated."""
 
 
 def parse(arguments: Sequence[str]) -> Command:
     """Read the command line.
 
     Raises:
-        UsageError: tyro refuses it; its box as one line.
-        LatencyError: a word is empty or not UTF-8, a flag is given twice, or a number is out of its range.
+        UsageError: tyro rejects it; the message is tyro's box as one line.
+        LatencyError: a word is empty or not UTF-8, a flag is given twice, or a number is out of range.
     """
     require_sound(arguments, repeatable=REPEATABLE)
     said = io.StringIO()
@@ -484,8 +485,8 @@ class UsageError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command line; leaves by `SystemExit`."""
-    # Threads of torch that wait for each other by spinning make each other late on a busy machine; it is read when torch is loaded.
+    """Run a command line; exit by `SystemExit`."""
+    # Torch threads that spin while they wait slow each other down on a busy machine. The variable is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Command | None = None
 
@@ -509,36 +510,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    """A warning of any package in one line, without its place in the code."""
+    """Show a warning of any package in one line, without its location in the code."""
     from lathe import render
 
     render.warn(one_line(str(message)))
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """What the user can fix: the packages' own errors.
+    """Return the errors that the user can fix: those defined by the packages.
 
-    A package that was never imported raised nothing, so nothing is imported here.
+    A package that was never imported raised nothing, so this imports nothing.
     """
     named = [("reparam.errors", "ReparamError"), ("deploy.errors", "DeployError"), ("search.errors", "SearchError")]
     return (UsageError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
 
 
 _RULE = re.compile(r"[\s│╰╯─-]*-{4,}[\s-]*|[\s│╰╯─]*")
-"""A line of a frame that has no words; where the console has no box characters it is made of dashes, below a title of its own line."""
+"""A line of a frame without words; on consoles without box characters it consists of dashes, below a title on its own line."""
 
 
 def _one_line(box: str) -> str:
-    """Tyro's framed message as one line: its text, without the frame, the frame's title and the rules in it."""
+    """Return tyro's framed message as one line: its text without the frame, its title and its rules."""
     lines = [line.strip(" │") for line in box.splitlines() if line.strip() and not line.startswith("╭")]
     if len(lines) > 1 and lines[1].startswith("----"):
         lines = lines[1:]
     text = " ".join(" ".join(line for line in lines if not _RULE.fullmatch(line)).split())
     if unknown := re.search(r"Unrecognized[^:]* options: (.+?)(?= Arguments are| Perhaps you| Available sub| For full| Missing|$)", text):
         return _unrecognized(unknown[1], text)
-    if own := re.match(r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text):  # what a struct says of its fields
+    if own := re.match(r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text):  # raised by a struct about its fields
         return own[1]
-    if wrong := re.match(r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text):  # tyro's own words name types of Python
+    if wrong := re.match(r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text):  # tyro's message names Python types
         flag, why, kind = wrong.groups()
         value = re.search(r"from \['(.*?)'\]|: '(.*?)'", why)
         found = next(filter(None, value.groups()), "") if value else why
@@ -547,7 +548,7 @@ def _one_line(box: str) -> str:
 
 
 def _unrecognized(words: str, text: str) -> str:
-    """What is said of words that a command does not have: the known subcommands, or a similar flag and where the flags are listed."""
+    """Return the message for unknown words: the known subcommands, or a similar flag and the help that lists the flags."""
     first = re.split(r"[,\s]", words)[0]
     known = re.search(r"Available subcommands: ((?:[\w-]+, )*[\w-]+)", text)
     if known and not first.startswith("-"):

@@ -1,4 +1,4 @@
-"""What the types of flags do not say: the range of every number; and flags that several commands have."""
+"""Ranges of numeric flags, which their types do not express, and flags that several commands share."""
 
 import typing
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from latency.errors import LatencyError
 
 @dataclass(frozen=True)
 class Between:
-    """A range that holds both its ends; nothing that is not a number lies in it.
+    """A closed range; NaN is outside it.
 
     Attributes:
         low: smallest value.
@@ -30,9 +30,9 @@ Classes = Annotated[int, Between(2, 10**6)]
 Resolution = Annotated[int, Between(1, 2**14)]
 Channels = Annotated[int, Between(1, 2**20)]
 CellChannels = Annotated[int, Between(1, 4096)]
-"""Of the first stage of a space of cells."""
+"""Channels of the first stage of a cell space."""
 Cells = Annotated[int, Between(1, 1000)]
-"""Of a stage."""
+"""Cells per stage."""
 Epochs = Annotated[int, Between(1, 10**6)]
 Seeds = Annotated[int, Between(1, 10**4)]
 Jobs = Annotated[int, Between(1, 1024)]
@@ -42,9 +42,9 @@ Shards = Annotated[int, Between(1, 10**4)]
 Threads = Annotated[int, Between(1, 2**12)]
 Milliseconds = Annotated[float, Between(1e-6, 1e7)]
 Fraction = Annotated[float, Between(1e-6, 1e3)]
-"""Of what the unpruned network takes."""
+"""Fraction of the unpruned network's cost."""
 Relative = Annotated[float, Between(1e-6, 1.0)]
-"""An error or a drift."""
+"""Relative error or drift."""
 Mebibytes = Annotated[int, Between(1, 2**24)]
 Builds = Annotated[int, Between(1, 100)]
 BuildLevel = Annotated[int, Between(0, 5)]
@@ -52,48 +52,48 @@ BuildLevel = Annotated[int, Between(0, 5)]
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of a space that are not its own."""
+    """Sizes that override those of a space."""
 
     resolution: Resolution | None = None
     """height and width of the input in pixels (default: the space's own)"""
     channels: CellChannels | None = None
-    """of a space of cells: channels of the first stage (default: the space's own)"""
+    """for a space of cells: channels of the first stage (default: the space's own)"""
     cells: Cells | None = None
-    """of a space of cells: cells of each stage (default: the space's own)"""
+    """for a space of cells: cells per stage (default: the space's own)"""
     input: str | None = None
-    """of a network of one's own, FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
+    """for your own network, FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
 
     @property
     def input_shape(self) -> tuple[int, int, int] | None:
-        """Of `input`.
+        """The shape in `input`.
 
         Raises:
-            LatencyError: it is no such shape.
+            LatencyError: `input` is not such a shape.
         """
         return image_shape(self.input)
 
     def words(self) -> str:
-        """As on the command line, such as ` --channels 8 --cells 1`."""
+        """Return the flags as on the command line, such as ` --channels 8 --cells 1`."""
         return "".join(f" --{field.name} {value}" for field in fields(Sizes) if (value := getattr(self, field.name)) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizesWithClasses(Sizes):
-    """The same where no data tell the number of classes."""
+    """Sizes, with the number of classes for commands without data to take it from."""
 
     classes: Classes | None = None
     """number of classes (default: the space's own)"""
 
     def words_with_classes(self) -> str:
-        """As on the command line, such as ` --classes 10 --cells 1`."""
+        """Return the flags as on the command line, such as ` --classes 10 --cells 1`."""
         return (f" --classes {self.classes}" if self.classes is not None else "") + self.words()
 
 
 def image_shape(text: str | None) -> tuple[int, int, int] | None:
-    """Channels, height and width, of a text such as 3x224x224.
+    """Return channels, height and width from a text such as 3x224x224.
 
     Raises:
-        LatencyError: it is no such shape.
+        LatencyError: the text is not such a shape.
     """
     if text is None:
         return None
@@ -105,10 +105,10 @@ def image_shape(text: str | None) -> tuple[int, int, int] | None:
 
 
 def require_ranges(command: object) -> None:
-    """Check every number of a command, and that a flag which takes several values has one.
+    """Require every number of a command to be in range, and every flag that takes several values to have at least one.
 
     Raises:
-        LatencyError: a number is out of its range, or there is no value; names the flag.
+        LatencyError: a number is out of range, or there is no value; names the flag.
     """
     hints = typing.get_type_hints(type(command), include_extras=True)
     for field in fields(command):  # pyright: ignore[reportArgumentType] -- a command is a dataclass
@@ -121,10 +121,10 @@ def require_ranges(command: object) -> None:
 
 
 def require_range(flag: str, number: float, hint: Any) -> None:
-    """Check a number against the type of its flag.
+    """Require a number to be in the range of its flag's type.
 
     Raises:
-        LatencyError: it is out of its range; names the flag.
+        LatencyError: the number is out of range; names the flag.
     """
     for limits in ranges(hint):
         if not limits.low <= number <= limits.high:
@@ -132,7 +132,7 @@ def require_range(flag: str, number: float, hint: Any) -> None:
 
 
 def ranges(hint: Any) -> Iterator[Between]:
-    """The ranges in a field's type, inside of unions too."""
+    """Yield the ranges in a field's type, including those inside unions."""
     yield from (part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Between))
     for part in typing.get_args(hint):
         yield from ranges(part)

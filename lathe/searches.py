@@ -1,4 +1,4 @@
-"""The commands `lathe search METHOD`: what all have, and the settings of each method as its own package has them."""
+"""The commands `lathe search METHOD`: their common flags, and the settings of each method as its own package defines them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,47 +24,48 @@ from search.methods.settings import (
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Sizes):
-    """What every search is given."""
+    """Flags of every search."""
 
     space: Annotated[str, arg(aliases=["--module"])]
-    """name of a space, such as repvgg-mini; or a network of one's own, FILE.py:FUNCTION, with --input"""
+    """name of a space, such as repvgg-mini; or your own network, FILE.py:FUNCTION, with --input"""
     out: Path
-    """directory of the run; the same command again resumes"""
+    """directory of the run; rerun the same command to resume"""
     table: Path | None = None
-    """latency table of the device that the network is for; without one MACs are the cost, and the budget is a fraction of them"""
+    """latency table of the network's target device; without one, MACs are the cost, and the budget is a fraction of them"""
     also: UseAppendAction[tuple[str, ...]] = ()
-    """a further device whose budget is to be met too, as TABLE:MILLISECONDS, such as other.latency.jsonl:1.2; once for each device"""
+    """another device and its budget, also to be met, as TABLE:MILLISECONDS, such as other.latency.jsonl:1.2; once for each device"""
     data: str = "digits"
-    """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images a class)"""
+    """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images per class)"""
     task: str | None = None
-    """in the place of --data a task of one's own, FILE.py:FUNCTION: a function that makes a search.Task, with samples, loss and metric"""
+    """instead of --data, your own task, FILE.py:FUNCTION: a function that returns a search.Task, with samples, loss and metric"""
     budget_ms: Milliseconds | None = None
-    """latency that the network may take, in milliseconds"""
+    """latency budget of the network, in milliseconds"""
     budget_fraction: Fraction | None = None
     """the same, as a fraction of the unpruned network's measured latency (without a table: of its MACs): 0.6 is 60 %"""
     backend: str | None = None
-    """refuse a table measured with another backend"""
+    """reject a table measured with another backend"""
     precision: str | None = None
-    """refuse a table of another precision: fp32 or fp16"""
+    """reject a table of another precision: fp32 or fp16"""
     this_device: bool = False
-    """refuse a table that was not measured on this machine: on another one, or replayed or simulated"""
+    """reject a table that was not measured on this machine: one from another machine, replayed or simulated"""
     recipe: Literal["auto", "paper"] = "auto"
-    """settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as the method's paper trains)"""
+    """defaults of settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as in the method's
+    paper)"""
     baseline: Path | None = None
     """directory of a run: start from its trained unpruned network instead of training one"""
     tensorboard: bool = False
-    """write TensorBoard events of every epoch, too, to OUT/tensorboard"""
+    """also write TensorBoard events of every epoch, to OUT/tensorboard"""
     json: bool = False
     """print JSON"""
     given: Suppress[tuple[str, ...]] = field(default=())
-    """names of the settings that the command line has: the others are the recipe's"""
+    """names of the settings given on the command line; the recipe sets the others"""
     arguments: Suppress[tuple[str, ...]] = field(default=())
     """the command line"""
 
     settings: Settings
 
     def run(self) -> int:
-        """Run the command; returns the exit code."""
+        """Run the command; return the exit code."""
         from lathe import render, searching
 
         if self.settings.devices > 1 and not processes.is_worker():
@@ -75,15 +76,15 @@ class Search(Sizes):
             for _ in searching.search(replace(self, tensorboard=False), lambda _: None):
                 pass
         except processes.PeerLost:
-            return processes.LOST  # what started this process says why
+            return processes.LOST  # the process that started this one reports why
         return 0
 
     def goes_on(self) -> bool:
-        """Whether the same command would go on with the run."""
+        """Return whether the same command would resume the run."""
         return (self.out / "run.json").is_file()
 
     def with_given(self, arguments: Sequence[str]) -> Self:
-        """The same command, with what these words of the command line set."""
+        """Return the command with the settings that these words of the command line give."""
         flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
         given = tuple(name for name in self.settings.__struct_fields__ if name in flags)
         return replace(self, given=given, arguments=tuple(arguments))
@@ -91,56 +92,56 @@ class Search(Sizes):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPas(Search):
-    """Pruning-as-Search: learn which channels to keep together with the weights, then fine-tune what is left."""
+    """Pruning-as-Search: learn which channels to keep together with the weights, then fine-tune the pruned network."""
 
     settings: OmitArgPrefixes[FlagConversionOff[PasSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchUniform(Search):
-    """Baseline: keep the same share of every group's channels, those of the largest filters."""
+    """Baseline: keep the same share of channels in every group, those with the largest filters."""
 
     settings: OmitArgPrefixes[FlagConversionOff[UniformSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchMagnitude(Search):
-    """Baseline: remove channels of small filters, by one threshold for all groups."""
+    """Baseline: remove channels with small filters, by one threshold for all groups."""
 
     settings: OmitArgPrefixes[FlagConversionOff[MagnitudeSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSlimming(Search):
-    """Baseline: network slimming, an L1 penalty on the scales of norms; then remove channels of small scales."""
+    """Baseline: network slimming, an L1 penalty on the scales of norms; then remove channels with small scales."""
 
     settings: OmitArgPrefixes[FlagConversionOff[SlimmingSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTable(Search):
-    """Keep the most important channels that fit the budget: a mixed-integer program over the table, with nothing learned."""
+    """Keep the most important channels that fit the budget: a mixed-integer program over the table, without learning."""
 
     settings: OmitArgPrefixes[FlagConversionOff[TableSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTas(Search):
-    """TAS: learn distributions over widths and depths with a network of sampled sizes, then train the found one with a teacher."""
+    """TAS: learn distributions over widths and depths with a network of sampled sizes, then train the selected network with a teacher."""
 
     settings: OmitArgPrefixes[FlagConversionOff[TasSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchVpDarts(Search):
-    """VP-DARTS: find the operations of a cell by validating a supernet without each of them, then train the cell from scratch."""
+    """VP-DARTS: choose the operations of a cell by validating a supernet without each of them, then train the cell from scratch."""
 
     settings: OmitArgPrefixes[FlagConversionOff[VpDartsSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPrunet(Search):
-    """PRUNET: train a supernet of blocks that loses hidden widths, blocks and layers, then train what is left from scratch."""
+    """PRUNET: train a supernet of blocks while pruning hidden widths, blocks and layers, then train the remainder from scratch."""
 
     settings: OmitArgPrefixes[FlagConversionOff[PrunetSettings]]
 
