@@ -1,4 +1,4 @@
-"""What an exported network is validated on: samples, their labels or targets, and a metric, as the command line gives them."""
+"""Validation data of an exported network: samples, their labels or targets, and a metric, from the command line."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from lathe.cli import Export
 
 MOST_IMAGES = 512
-"""Images of a folder that are taken, at most: evenly from all, in the order of their names."""
+"""Maximum number of images taken from a folder: evenly spaced among all, in name order."""
 FOLDERS = "folders"
-"""In the place of a file of labels: each image's label is the index of its folder, in the order of their names."""
+"""Used instead of a file of labels: each image's label is the index of its folder, in name order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What a network is validated on.
+    """Validation data of a network.
 
     Attributes:
-        arguments: of `deploy.export`.
-        facts: for its provenance.
+        arguments: arguments of `deploy.export`.
+        facts: entries for the provenance.
     """
 
     arguments: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class _Images:
-    """Images of a folder, preprocessed; `rows` are their places among all `total` images, `folders` the indices of their folders."""
+    """Preprocessed images of a folder; `rows` are their indices among all `total` images, `folders` the indices of their folders."""
 
     values: np.ndarray
     rows: np.ndarray
@@ -46,15 +46,15 @@ class _Images:
 
 
 def of(command: "Export", shape: Callable[[], Sequence[int]]) -> Evidence:
-    """What a command says of the samples.
+    """Return the validation data that a command gives.
 
     Args:
         command: the command line.
-        shape: gives the shape of the network's one input; called where images are to fit it.
+        shape: returns the shape of the network's only input; called if images have to fit it.
 
     Raises:
         LatencyError: a file or folder cannot be used, or flags do not go together.
-        SearchError: an image cannot be read, or the metric's function is not there.
+        SearchError: an image cannot be read, or the metric's function does not exist.
     """
     folder = Path(command.samples[0]) if len(command.samples) == 1 and Path(command.samples[0]).is_dir() else None
     _require_flags(command, folder)
@@ -89,7 +89,7 @@ def _require_flags(command: "Export", folder: Path | None) -> None:
 
 
 def _targets(labels: str, images: _Images | None) -> np.ndarray:
-    """Labels or targets of the samples, [samples, ...]; those of all images of a folder are taken at the rows of the images."""
+    """Return labels or targets of the samples, [samples, ...]; if given for all images of a folder, select those of the images used."""
     if labels == FOLDERS:
         assert images is not None
         return images.folders
@@ -99,7 +99,7 @@ def _targets(labels: str, images: _Images | None) -> np.ndarray:
 
 
 def _images(folder: Path, mean: Sequence[float], std: Sequence[float], shape: Sequence[int]) -> _Images:
-    """Images of a folder, or of its folders, in the order of their names: RGB, resized bilinearly, from 0 to 1, less `mean`, over `std`."""
+    """Read images of a folder or its subfolders, in name order: RGB, resized bilinearly, scaled to 0 to 1, minus `mean`, over `std`."""
     from search.data import SUFFIXES
     from search.image_files import decode
 
@@ -118,11 +118,11 @@ def _images(folder: Path, mean: Sequence[float], std: Sequence[float], shape: Se
 
 
 def quality(name: str, targets: np.ndarray) -> "Quality":
-    """A metric of one's own.
+    """Return a user-defined metric.
 
     Args:
-        name: `FILE.py:FUNCTION`: a function of the outputs [samples, ...] (by name, where there are several) and the targets that gives one
-            number for each sample. The metric is their mean. Its attributes `unit` and `higher_is_better` are as of `deploy.metric.Metric`.
+        name: `FILE.py:FUNCTION`: a function of the outputs [samples, ...] (by name, if there are several) and the targets that returns one
+            number per sample. The metric is their mean. Its attributes `unit` and `higher_is_better` are those of `deploy.metric.Metric`.
         targets: [samples, ...].
     """
     from deploy.errors import DeployError
@@ -151,7 +151,7 @@ def quality(name: str, targets: np.ndarray) -> "Quality":
 
 
 def _mean(numbers: np.ndarray) -> "Figure | None":
-    """A mean with its interval; None where numbers are not finite."""
+    """Return the mean with its interval; None if a number is not finite."""
     from deploy.metric import Figure
 
     if not np.isfinite(numbers).all():
@@ -160,10 +160,10 @@ def _mean(numbers: np.ndarray) -> "Figure | None":
 
 
 def samples(words: Sequence[str]) -> np.ndarray | dict[str, np.ndarray] | None:
-    """Samples as the command line gives them: an `.npy`, an `.npz` with an array for each input, or NAME=FILE.npy for each; None for none.
+    """Read samples given on the command line: an `.npy`, an `.npz` with an array per input, or NAME=FILE.npy for each; None for none.
 
     Raises:
-        LatencyError: a file does not hold numbers, or the words do not go together.
+        LatencyError: a file does not contain numbers, or the words conflict.
     """
     if len(words) == 1 and (Path(words[0]).exists() or "=" not in words[0]):
         with raised_as(LatencyError, "give inputs as numpy.save or numpy.savez writes them"):

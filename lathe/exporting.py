@@ -1,4 +1,4 @@
-"""Ship, verify and report what a command names: a run, an ONNX file, or a network of one's own."""
+"""Ship, verify and report the source of a command: a run, an ONNX file, or the user's own network."""
 
 import dataclasses
 import os
@@ -37,14 +37,14 @@ _OPTIONS = {
     "hardware_compatible": ("tensorrt",),
     "compute_capability": ("tensorrt-rtx",),
 }
-"""Flags of an engine's build, with the targets that have them."""
+"""Flags of engine builds, with the targets that support them."""
 
 
 def by_target(command: "Export") -> "list[Export]":
-    """One command for each target; of several each writes to its name in --out, with the options of builds that it has.
+    """Return one command per target; if there are several, each writes to its name in --out and keeps the build options it supports.
 
     Raises:
-        DeployError: a target is unknown or given twice, or --out has something else.
+        DeployError: a target is unknown or given twice, or --out contains something else.
     """
     if len(command.target) == 1:
         return [command]
@@ -131,7 +131,7 @@ def _repository(command: "Export") -> Path:
 
 
 def _shipped(command: "Export", *arguments: Any, **options: Any) -> "ShippedBundle":
-    """A bundle, with the model repository beside it that the command asks for."""
+    """Export a bundle, and next to it the model repository if the command asks for it."""
     import deploy
     from deploy import triton
 
@@ -229,7 +229,7 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
 
 
 def _engine_spec(command: "Export") -> "EngineSpec | None":
-    """How an engine is built, as the command line says; None where it says nothing."""
+    """Return the engine build options of the command line; None if all are defaults."""
     from latency.backends.tensorrt import EngineSpec
 
     default = EngineSpec()
@@ -244,7 +244,7 @@ def _engine_spec(command: "Export") -> "EngineSpec | None":
 
 
 def _devices(found: "FinishedRun") -> "list[OtherDevice]":
-    """Every device that a run has a budget and a prediction for, that of its --table first."""
+    """Return every device for which a run has a budget and a prediction, that of its --table first."""
     from search.architecture import OtherDevice
 
     architecture, unpruned = found.architecture, found.result.unpruned
@@ -258,12 +258,12 @@ def _devices(found: "FinishedRun") -> "list[OtherDevice]":
 
 
 def _threads(device: "OtherDevice | None", command: "Export") -> int:
-    """Of the CPU runtime: those that are asked for, or else those of a device's table."""
+    """Return the threads of the CPU runtime: as requested, or else those of a device's table."""
     return command.threads or max(1, device.device.threads if device else 1)
 
 
 def _is_here(known: "OtherDevice", target: str, threads: int) -> bool:
-    """Whether what a target runs on here is a device of a run."""
+    """Return whether the local device and runtime of a target are those of a known device of a run."""
     if known.runtime.name != target:
         return False
     try:
@@ -274,7 +274,7 @@ def _is_here(known: "OtherDevice", target: str, threads: int) -> bool:
 
 
 def verify(directory: Path) -> "list[Callable[[Callable[[str], None]], Verification]]":
-    """What checks a bundle again, or those of several targets in a directory, each called with what is told of its steps."""
+    """Return one verification per bundle: of `directory`, or of its targets' bundles. Each is called with a callback for its steps."""
     import deploy
     from deploy import engine
     from deploy.bundle import MANIFEST
@@ -287,7 +287,7 @@ def verify(directory: Path) -> "list[Callable[[Callable[[str], None]], Verificat
 
 
 def report(command: "Report", warn: Callable[[str], None]) -> "tuple[Path, tuple[Row, ...]]":
-    """Write the page of a run or a bundle; returns where it is, and its main table."""
+    """Write the page of a run or a bundle; return its path and its main table."""
     from deploy.page import require_page
     from search.report import render
 

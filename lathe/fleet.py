@@ -1,4 +1,4 @@
-"""`lathe profile --engine ray`: the shards of a table as tasks of a Ray cluster, one a device, and the table that they become."""
+"""`lathe profile --engine ray`: measure the shards of a table as tasks of a Ray cluster, one per device, and merge them."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from lathe.sweeps import Sweep
 
 OWN = ("space", "out", "shard", "engine", "address", "shards", "resources", "json")
-"""Flags of `lathe profile` that are not handed on to its shards."""
+"""Flags of `lathe profile` that are not passed on to its shards."""
 
 
 @dataclass(frozen=True)
 class Sharded:
-    """A shard is measured: the `done`-th of `total`."""
+    """Event: a shard has ended, as number `done` of `total`."""
 
     shard: str
     done: int
@@ -27,10 +27,10 @@ class Sharded:
 
 
 def require_flags(command: "Profile") -> None:
-    """Check that the flags go together.
+    """Require the flags to be compatible.
 
     Raises:
-        LatencyError: they do not; names one to leave out.
+        LatencyError: they are not; names one to leave out.
     """
     if command.engine == "local":
         for name in ("address", "shards", "resources"):
@@ -47,7 +47,7 @@ def require_flags(command: "Profile") -> None:
 
 
 def require_engine(command: "Sweep") -> None:
-    """The same of `lathe sweep`."""
+    """Require the flags of `lathe sweep` to be compatible."""
     if command.engine == "ray" and command.jobs != 1:
         raise LatencyError(f"--jobs {command.jobs} is of --engine local: Ray runs as many searches at once as the cluster has room for")
     if command.engine == "local" and (given := command.address or command.gpus_per_run):
@@ -55,11 +55,11 @@ def require_engine(command: "Sweep") -> None:
 
 
 def profile(command: "Profile") -> Iterator[Sharded]:
-    """Measure the shards that are not measured yet, each as a task, then merge them into the table.
+    """Measure the remaining shards, each as a task, then merge all into the table.
 
     Raises:
-        LatencyError: a shard failed, and the same command goes on with it; or a table is there already.
-        SearchError: there is no such cluster, or no node has what is asked for.
+        LatencyError: a shard failed, and the same command resumes it; or the table already exists.
+        SearchError: there is no such cluster, or no node has the requested resources.
     """
     from search.cluster import Cluster, last_words, run_lathe
 
@@ -85,7 +85,7 @@ def profile(command: "Profile") -> Iterator[Sharded]:
 
 
 def folder(out: Path) -> Path:
-    """Where the shards of a table are, with what each says."""
+    """Return the directory of a table's shards and their logs."""
     return out.with_name(f"{out.name}.shards")
 
 
@@ -94,7 +94,7 @@ def _log(part: Path) -> Path:
 
 
 def _resources(command: "Profile") -> dict[str, float]:
-    """What a node needs for a shard, by Ray's names."""
+    """Return the resources that a shard needs, by Ray's names."""
     on_cpu = command.backend.partition(":")[0] in ("replay", "simulated") or command.backend in ("onnxruntime", "onnxruntime:cpu")
     found = {"CPU": float(command.threads), "GPU": 0.0 if on_cpu else 1.0}
     for word in command.resources:
@@ -110,7 +110,7 @@ def _resources(command: "Profile") -> dict[str, float]:
 
 
 def _flags(command: "Profile") -> Iterator[str]:
-    """The flags that every shard has, as on the command line."""
+    """Yield the flags that every shard gets, as on the command line."""
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
         if field.name not in OWN and value != field.default:

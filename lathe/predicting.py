@@ -1,4 +1,4 @@
-"""Wiring of `lathe predict`: any network as blocks, its latency by each table, and the command that measures what a table lacks."""
+"""Implementation of `lathe predict`: a network as blocks, its latency by each table, and the command that measures missing blocks."""
 
 import re
 import shlex
@@ -28,28 +28,28 @@ class Network:
     name: str
     blocks: Sequence[BlockSpec]
     space: str
-    """name of the space that it is of, as headers of tables have it"""
+    """name of its space, as in table headers"""
     layers: Sequence[str] = ()
-    """name of each block in the network; none where they have no names"""
+    """name of each block in the network; empty if they have no names"""
     others: str = ""
-    """what no block is about, in words"""
+    """parts that no block covers, in words"""
     profile: str = ""
-    """of a space: it and its flags, as `lathe profile` takes them"""
+    """for a space: its name and flags, as `lathe profile` takes them"""
     batch: int = 1
-    """images an inference"""
+    """images per inference"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What `lathe predict` says.
+    """Result of `lathe predict`.
 
     Attributes:
         network: name of the network.
-        others: what no block is about, in words; "" where blocks are all.
-        estimates: by each table.
-        remarks: of each estimate what to know of it.
-        commands: of each estimate the command that measures what its table lacks; "" where it lacks nothing.
-        missing: the bundle that was written, with what the table lacks.
+        others: parts that no block covers, in words; "" if there are none.
+        estimates: one for each table.
+        remarks: for each estimate, its caveats.
+        commands: for each estimate, the command that measures the blocks its table lacks; "" if it lacks none.
+        missing: the bundle written, with the blocks that the table lacks.
     """
 
     network: str
@@ -61,7 +61,7 @@ class Prediction:
 
 
 def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
-    """Predict a network by each table.
+    """Predict the latency of a network by each table.
 
     Raises:
         LatencyError: a table cannot be read; or --missing is given and there are several tables, or nothing is missing.
@@ -90,11 +90,11 @@ def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
 
 
 def network_of(command: "Predict") -> Network:
-    """The network that a command names.
+    """Return the network that a command names.
 
     Raises:
-        LatencyError: flags are of another kind of source.
-        SearchError, DeployError, ReparamError: it cannot be read.
+        LatencyError: a flag belongs to another kind of source.
+        SearchError, DeployError, ReparamError: the network cannot be read.
     """
     source, path = command.source, Path(command.source)
     if path.suffix == ".onnx" or path.is_dir():
@@ -146,7 +146,7 @@ def _remarks(network: Network, found: Estimate) -> tuple[str, ...]:
 
 
 def _goes_on(table: LatencyTable) -> bool:
-    """Whether blocks of any space can be appended to a table: it is of the present formats, and every row is measured here."""
+    """Return whether blocks of any space can be appended to a table: its formats are current and its rows were measured directly."""
     from deploy.lowering import LOWERING_VERSION
 
     header = table.header
@@ -154,7 +154,7 @@ def _goes_on(table: LatencyTable) -> bool:
 
 
 def _command(command: "Predict", network: Network, table: LatencyTable, found: Estimate) -> str:
-    """What measures the blocks that a table lacks: as a bundle into the same table where that can go on, else into a new one."""
+    """Return the command that measures the blocks a table lacks: as a bundle into the same table if it can grow, else into a new one."""
     stem = re.sub(r"\W+", "-", Path(network.name).name).strip("-")
     new = f"{stem}.latency.jsonl"
     if not _goes_on(table) and network.profile:
@@ -170,10 +170,10 @@ def _command(command: "Predict", network: Network, table: LatencyTable, found: E
 
 
 def _write_missing(path: Path, network: Network, table: LatencyTable, found: Estimate, *, force: bool) -> None:
-    """Write the blocks that a table lacks; all of the network where they are to be measured into a new table.
+    """Write the blocks that a table lacks, or all blocks of the network if they go into a new table.
 
     Raises:
-        LatencyError: it lacks nothing.
+        LatencyError: the table lacks none.
     """
     from latency import blocks_zip
     from search.workloads import lower
@@ -194,28 +194,28 @@ def _write_missing(path: Path, network: Network, table: LatencyTable, found: Est
 
 @dataclass(frozen=True, kw_only=True)
 class CellFacts:
-    """What `lathe space --arch` says of one network; MACs count a multiply-accumulate as one."""
+    """Result of `lathe space --arch` for one network; a multiply-accumulate counts as one MAC."""
 
     name: str
     arch: str
     depends_on_input: bool
     nominal_params: int
-    """as NAS-Bench-201 counts them: of every edge, used or not"""
+    """as counted by NAS-Bench-201: of every edge, used or not"""
     nominal_macs: int
     params: int
-    """of the edges that are used, as trained"""
+    """of the used edges, as trained"""
     macs: int
     deployed_params: int
     deployed_macs: int
     latency: Latency | None
-    """as a table predicts it"""
+    """as predicted by a table"""
 
 
 def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None]) -> CellFacts:
-    """What one network of a space of cells is, by its architecture string.
+    """Describe one network of a cell space, given its architecture string.
 
     Raises:
-        SearchError: the space is not one of cells, or the string is not one of its architectures.
+        SearchError: the space is not a cell space, or the string is not one of its architectures.
         LatencyError: the table is damaged, or does not cover the network.
     """
     space = named_space(command)

@@ -33,7 +33,7 @@ DEFAULT_NETWORKS = 48
 
 @dataclass(frozen=True, kw_only=True)
 class BundleFacts:
-    """What `lathe bundle` says."""
+    """Result of `lathe bundle`."""
 
     bundle: str
     space: str
@@ -45,7 +45,7 @@ class BundleFacts:
 
 
 def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored | Sharded]:
-    """Measure a space or a block bundle into a table, or go on measuring it."""
+    """Measure a space or a block bundle into a table, or resume a measurement."""
     timing = protocols.get(command.protocol)
     backends.require_known(command.backend)
     if command.engine == "local":
@@ -125,7 +125,7 @@ def _measure(
 
 
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
-    """What a block bundle of a space holds, and what writes it."""
+    """Return the workloads of a space's block bundle, and the function that writes them."""
     outputs.require_file(command.out, outputs.BLOCKS, flag="--out", force=command.force)
     require("torch", "train")
     space = space_of(command.space, command, command.classes)

@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, as text or JSON; progress and warnings on stderr."""
+"""Output of the commands: results on stdout, as text or JSON; progress and warnings on stderr."""
 
 import contextlib
 import dataclasses
@@ -37,10 +37,10 @@ T = TypeVar("T")
 
 
 class _Console(Console):
-    """One that leaves it to the entry point what a closed pipe means; rich's own exits with 1, as a failed verdict does."""
+    """A console that leaves closed pipes to the entry point; rich's own exits with 1, like a failed verdict."""
 
     def on_broken_pipe(self) -> None:
-        """Called while the error is handled."""
+        """Raise the error again; rich calls this while it is handled."""
         raise BrokenPipeError
 
 
@@ -71,7 +71,7 @@ def version() -> int:
 
 
 def names(spaces: Sequence[str], *, as_json: bool) -> None:
-    """Print names, one a line."""
+    """Print names, one per line."""
     if as_json:
         print_json(spaces)
     else:
@@ -79,7 +79,7 @@ def names(spaces: Sequence[str], *, as_json: bool) -> None:
 
 
 def cell(facts: predicting.CellFacts, *, as_json: bool) -> None:
-    """Print what one network of a space of cells is."""
+    """Print the description of one network of a cell space."""
     if as_json:
         print_json(msgspec.to_builtins(facts))
         return
@@ -98,7 +98,7 @@ def cell(facts: predicting.CellFacts, *, as_json: bool) -> None:
 
 
 def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], profiling.BundleFacts]", *, as_json: bool) -> None:
-    """Show a block bundle being written, then what is in it."""
+    """Show the progress of writing a block bundle, then its contents."""
     with _progress("blocks") as (bar, task):
         facts = write(bar.track(works, task_id=task))
     if as_json:
@@ -114,7 +114,7 @@ def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workloa
 
 
 def profile(events: Iterator[ProfileEvent | Covered | Anchored | Sharded], *, out: Path) -> None:
-    """Show profiling as it goes."""
+    """Show the progress of profiling."""
     events = _begun(events)
     with _progress("blocks") as (bar, task):
         for event in events:
@@ -155,30 +155,30 @@ def _covered(now: Covered) -> str:
 
 
 def warn(text: str) -> None:
-    """One warning on stderr."""
+    """Print a warning to stderr."""
     LOG.print(f"[yellow]warning:[/] {escape(text)}")
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; numbers that JSON has not become null."""
+    """Print one JSON document to stdout; numbers that JSON cannot represent become null."""
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def _begun(events: Iterator[T]) -> Iterator[T]:
-    """The same events with the first one already there, so that what is refused is refused before a bar is drawn."""
+    """Return the same events after fetching the first, so that errors are raised before a progress bar is drawn."""
     return itertools.chain(list(itertools.islice(events, 1)), events)
 
 
 @contextlib.contextmanager
 def _progress(unit: str) -> Iterator[tuple[Progress, TaskID]]:
-    """A progress bar on stderr, that stays when it is done."""
+    """Show a progress bar on stderr that stays when done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=LOG) as bar:
         yield bar, bar.add_task(unit, total=None)
 
 
 def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
-    """Show a search as it goes, then what came out; returns the exit code."""
+    """Show the progress of a search, then its result; return the exit code."""
     from deploy.metric import ACCURACY
     from search.record import Chosen, EpochDone, Finished, Started
 
@@ -226,7 +226,7 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
 
 
 def sweep(rows: "Iterator[Outcome]", *, out: Path, as_json: bool) -> int:
-    """Show a sweep as it goes, then its table; returns the exit code: 1 where a search failed."""
+    """Show the progress of a sweep, then its table; return the exit code: 1 if a search failed."""
     from search.sweep import outcomes, read
     from search.sweep_page import metric_of
 
@@ -276,7 +276,7 @@ def _scored(row: "Outcome") -> str:
 
 
 def _choice(choice: "Choice") -> str:
-    """A network in a line: what its space calls its parts, and what was chosen of each."""
+    """Return a network in one line: the space's names of its parts, and the choice for each."""
     parts = [f"{name}={value}" for part in (choice.widths, choice.options, choice.depths) for name, value in part.items()]
     return escape(" ".join(parts))
 
@@ -289,7 +289,7 @@ _RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (
 
 
 def bundles(makes: "Sequence[Callable[[Callable[[str], None]], Bundle]]", *, as_json: bool) -> int:
-    """Show exports as they go, each followed by its verdicts; returns the exit code. As JSON it is one document, of several a list."""
+    """Show the progress of exports, each followed by its verdicts; return the exit code. JSON is one document, a list if several."""
     if not as_json:
         return max(bundle(_made(make)) for make in makes)
     found = [_made(make) for make in makes]
@@ -299,7 +299,7 @@ def bundles(makes: "Sequence[Callable[[Callable[[str], None]], Bundle]]", *, as_
 
 
 def _made(make: "Callable[[Callable[[str], None]], T]") -> "T":
-    """What is made in steps, with the time that the present one still takes where it says how far it is, as "measure 2/5"."""
+    """Return the result of `make`, showing its steps, with the remaining time of a step that reports its progress, as "measure 2/5"."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=LOG, transient=True, disable=not LOG.is_terminal) as bar:
         task = bar.add_task("begin", total=None)
@@ -314,14 +314,14 @@ def _made(make: "Callable[[Callable[[str], None]], T]") -> "T":
 
 
 def _place(step: str) -> tuple[str, int, int | None]:
-    """What a step is called, how far it is, and where it ends if it says so."""
+    """Return the name of a step, its progress, and its total if it reports one."""
     name, _, place = step.rpartition(" ")
     done, _, total = place.partition("/")
     return (name, int(done), int(total)) if done.isdecimal() and total.isdecimal() else (step, 0, None)
 
 
 def bundle(made: "Bundle") -> int:
-    """Print the verdicts of an export; returns the exit code."""
+    """Print the verdicts of an export; return the exit code."""
     from deploy.bundle import RANDOM
     from deploy.metric import ACCURACY
     from deploy.validate import share
@@ -376,7 +376,7 @@ def _latency(network: "Network") -> str:
 
 
 def verifications(checks: "Sequence[Callable[[Callable[[str], None]], Verification]]", *, as_json: bool) -> int:
-    """Show checks of bundles as they go, then what they found; returns the exit code. As JSON it is one document, of several a list."""
+    """Show the progress of verifications, then their results; return the exit code. JSON is one document, a list if several."""
     found = [_made(check) for check in checks]
     if as_json:
         facts = [{"verification": one, "failures": len(one.failures)} for one in found]
@@ -391,7 +391,7 @@ def verifications(checks: "Sequence[Callable[[Callable[[str], None]], Verificati
 
 
 def report(page: Path, rows: "Sequence[Row]", *, as_json: bool) -> None:
-    """Print the main table of a page, and where the page is."""
+    """Print the main table of a page, and the page's path."""
     if as_json:
         print_json({"report": str(page), "table": [dataclasses.asdict(row) for row in rows]})
         return
@@ -405,7 +405,7 @@ def report(page: Path, rows: "Sequence[Row]", *, as_json: bool) -> None:
 
 
 def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
-    """Print a paper's numbers beside ours; returns the exit code: 1 where one that should be equal is not."""
+    """Print a paper's numbers next to ours; return the exit code: 1 if one that should be equal is not."""
     verdicts = [row.verdict for row in rows]
     if as_json:
         print_json([{**dataclasses.asdict(row), "difference": row.difference, "verdict": row.verdict} for row in rows])
@@ -425,7 +425,7 @@ def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
 
 
 def latencies(rows: "Sequence[Beside]", tables: "Sequence[LatencyTable]", *, as_json: bool) -> None:
-    """Print published latencies beside those of tables."""
+    """Print published latencies next to those of tables."""
     if as_json:
         print_json([{**dataclasses.asdict(row.published), "ours": _ours_json(row, tables)} for row in rows])
         return

@@ -1,4 +1,4 @@
-"""Searches and sweeps: the task, the tables and the budget that a command asks for."""
+"""Searches and sweeps: load the task, tables and budget of a command and run it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEvent]":
-    """Search a space, or go on with a search."""
+    """Search a space, or resume a search."""
     outputs.require_directory(command.out)
     require("torch", "train")
     from search import board, methods, record, session
@@ -32,7 +32,7 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     from search.methods.settings import recipe
 
     if (command.out / record.RUN).exists():
-        record.read_run(command.out)  # a damaged run is refused before data are loaded
+        record.read_run(command.out)  # reject a damaged run before data are loaded
     if command.tensorboard:
         board.require_tensorboard()
     table = command.table and load_table(command.table, warn)
@@ -60,7 +60,7 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
 
 
 def _other_tables(command: "Search", table: LatencyTable | None, warn: Callable[[str], None]) -> list[tuple[LatencyTable, float]]:
-    """The tables of further devices, each with its budget in microseconds."""
+    """Load the tables of other devices, each with its budget in microseconds."""
     known, others = {table.sha256 if table else ""}, []
     for word in command.also:
         path, _, number = word.rpartition(":")
@@ -83,7 +83,7 @@ def _other_tables(command: "Search", table: LatencyTable | None, warn: Callable[
 
 
 def _task(command: "Search", input_shape: tuple[int, int, int]) -> "Task":
-    """What a search trains its networks for."""
+    """Load the task that a search trains its networks for."""
     from search import data, own_task
 
     if command.task is not None:
@@ -98,7 +98,7 @@ def _task(command: "Search", input_shape: tuple[int, int, int]) -> "Task":
 
 
 def sweep(command: "Sweep") -> "Iterator[Outcome]":
-    """Search at several budgets, seeds and settings, or go on with that; then measure each network; yields each row as it is known."""
+    """Search at several budgets, seeds and settings, or resume; then measure each network; yield each row when it is known."""
     from deploy import engine
     from lathe import cli
     from search import sweep as sweeps
@@ -137,14 +137,14 @@ def sweep(command: "Sweep") -> "Iterator[Outcome]":
 
 
 def sweep_best(command: "SweepBest") -> "Outcome":
-    """The run of a sweep that is to be exported for a budget."""
+    """Return the run of a sweep to export for a budget."""
     from search import sweep as sweeps
 
     return sweeps.best(command.sweep, us_from_ms(command.budget_ms))
 
 
 def _require_table(table: LatencyTable, command: "Search") -> None:
-    """Refuse a table of another backend, precision or machine than was asked for."""
+    """Require a table of the requested backend, precision and machine."""
     header = table.header
     if command.backend is not None and command.backend != header.runtime.name:
         backends.require_known(command.backend)
@@ -158,7 +158,7 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
 
 
 def _latency_budget(command: "Search", space: "Space", table: LatencyTable) -> "Budget":
-    """The budget in microseconds; a fraction is one of the unpruned network, as measured where the table has it."""
+    """Return the budget in microseconds; a fraction is of the unpruned network's latency, as measured if the table has it."""
     from search.budget import Budget
 
     if (command.budget_ms is None) == (command.budget_fraction is None):
@@ -173,14 +173,14 @@ def _latency_budget(command: "Search", space: "Space", table: LatencyTable) -> "
 
 
 def _no_budget(space: "Space", table: LatencyTable | None) -> "Budget":
-    """One that every network of a space is within."""
+    """Return a budget that every network of a space meets."""
     from search.budget import Budget
 
     return Budget(us=table.predict(space.network()).high_us) if table else Budget(macs=space.macs())
 
 
 def _macs_budget(command: "Search", space: "Space") -> "Budget":
-    """The budget in multiply-accumulates, where there is no table."""
+    """Return the budget in multiply-accumulates, for searches without a table."""
     from search.budget import Budget
 
     if command.budget_ms is not None or command.budget_fraction is None:

@@ -1,4 +1,4 @@
-"""Spaces as the command line names them: which one is meant, and what it is."""
+"""Find the space that a command line names, and describe it."""
 
 import shlex
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceFacts:
-    """What `lathe space` says; parameters and MACs are of the unpruned network, as trained and as deployed."""
+    """Result of `lathe space`; parameters and MACs are those of the unpruned network, as trained and as deployed."""
 
     name: str
     size: int
@@ -26,7 +26,7 @@ class SpaceFacts:
 
 
 def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
-    """A space by name, with the sizes that a command gives; a network that is traced needs the extra `train`."""
+    """Return a space by name, with the sizes that a command gives; traced networks need the extra `train`."""
     from search import spaces
 
     if spaces.is_traced(name):
@@ -37,10 +37,10 @@ def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
 
 
 def list_spaces(command: "SpaceCommand") -> tuple[str, ...]:
-    """The name of every space.
+    """Return the names of all spaces.
 
     Raises:
-        LatencyError: one space is named, too.
+        LatencyError: the command also names a space.
     """
     if command.space is not None:
         raise LatencyError(f"--list names every space: leave out {command.space!r}, or --list")
@@ -50,11 +50,11 @@ def list_spaces(command: "SpaceCommand") -> tuple[str, ...]:
 
 
 def named_space(command: "SpaceCommand") -> "Space":
-    """The space that a command is about.
+    """Return the space that a command names.
 
     Raises:
         LatencyError: none is named.
-        SearchError: it is unknown.
+        SearchError: the space is unknown.
     """
     if command.space is None:
         raise LatencyError("name a space, such as `lathe space repvgg-mini`, or list all by `lathe space --list`")
@@ -62,10 +62,10 @@ def named_space(command: "SpaceCommand") -> "Space":
 
 
 def describe_space(command: "SpaceCommand") -> SpaceFacts:
-    """Size of a space and of its unpruned network.
+    """Return the size of a space and of its unpruned network.
 
     Raises:
-        LatencyError: there is a table, but no one network to predict.
+        LatencyError: a table is given, but no single network to predict.
     """
     if command.table is not None:
         raise LatencyError(f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out")
@@ -82,7 +82,7 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
 
 
 def space_words(space: "Space", sizes: "Sizes") -> str:
-    """A space as the command line names it, with its sizes; a network of one's own has a number of classes of its own."""
+    """Return the command-line words for a space and its sizes; a user's own network determines its number of classes."""
     from search.spaces import own
 
     classes = "" if own.is_own(space.name) else f" --classes {space.classes}"

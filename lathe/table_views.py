@@ -1,4 +1,4 @@
-"""What is printed of latency tables, and of predictions by them."""
+"""Printed views of latency tables and of predictions from them."""
 
 import csv
 import itertools
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from lathe.tables import Checked, Compared
 
 STATUSES = ("ok", "unstable", "transferred", "build_failed", "run_failed")
-"""Of a row, as of `latency.Row`."""
+"""Statuses of rows, as in `latency.Row`."""
 
 
 def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
-    """Print what a latency table holds and how well it predicts."""
+    """Print the contents of a latency table and how well it predicts."""
     header, predictor = found.header, found.predictor
     counts = {status: sum(row.status == status for row in found.rows) for status in STATUSES}
     kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}
@@ -73,7 +73,7 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
 
 
 def _blocks(found: LatencyTable) -> Grid:
-    """A line a family: how many blocks, from which to which latency."""
+    """Return one line per family: its number of blocks and their range of latencies."""
     families: dict[str, list[Row]] = {}
     for row in found.rows:
         if row.kind == "block":
@@ -95,7 +95,7 @@ def _blocks(found: LatencyTable) -> Grid:
 
 
 def _tail(rows: Sequence[Row], name: Literal["p90_us", "p99_us"]) -> str:
-    """How far a percentile is above the median in the rows that state it."""
+    """Describe how far a percentile is above the median in the rows that record it."""
     above = [percentile / row.median_us - 1 for row in rows if (percentile := getattr(row, name)) is not None]
     if not above:
         return "not stated: no row has enough samples"
@@ -122,7 +122,7 @@ def rows(families: "Sequence[Family]", form: Literal["text", "csv", "markdown"])
 
 
 def _listed(family: "Family") -> list[list[str]]:
-    """A head, then a line a row; rows that are not blocks are named by their numbers."""
+    """Return a header, then one line per row; rows other than blocks are numbered."""
     blocks = family.rows[0][1].kind == "block"
     found = [[*(family.widths if blocks else ["number", "blocks"]), "µs", "interval ±", "status"]]
     for number, (widths, row) in enumerate(family.rows, 1):
@@ -133,7 +133,7 @@ def _listed(family: "Family") -> list[list[str]]:
 
 
 def findings(checked: "Checked", *, as_json: bool) -> int:
-    """Print what is wrong or doubtful in a table, and what to do; returns the exit code."""
+    """Print what is wrong or doubtful in a table, and what to do; return the exit code."""
     found = checked.findings
     fixes = {finding.problem: fix(finding.problem, checked.again, checked.new) for finding in found}
     holes = sum(finding.problem in ("failed", "missing") for finding in found)
@@ -151,7 +151,7 @@ def findings(checked: "Checked", *, as_json: bool) -> int:
 
 
 def _finding_lines(found: Sequence[Finding]) -> list[str]:
-    """A line for what is said alike of blocks of one family."""
+    """Return one line for identical findings on blocks of one family."""
     lines = []
     for (title, words), group in itertools.groupby(found, key=lambda finding: (listing.titled(finding.key)[0], finding.words)):
         channels = ", ".join(filter(None, (listing.titled(finding.key)[1] for finding in group)))
@@ -160,7 +160,7 @@ def _finding_lines(found: Sequence[Finding]) -> list[str]:
 
 
 def diff(compared: "Compared", *, as_json: bool) -> int:
-    """Print how tables compare with the first; returns the exit code: 1 where something is not the same."""
+    """Print how tables compare with the first; return the exit code: 1 if anything is not the same."""
     code = int(not all(found.same for found in compared.diffs))
     if as_json:
         print_json({"tables": [table.path for table in compared.tables], "diffs": compared.diffs})
@@ -176,7 +176,7 @@ def diff(compared: "Compared", *, as_json: bool) -> int:
 
 
 def _compared(compared: "Compared", letters: Sequence[str]) -> Grid:
-    """What each table is, and each field of the headers that differs."""
+    """Return a description of each table, and the header fields that differ."""
     headers = [table.header for table in compared.tables]
     view = Grid("", *letters)
     for name, values in (
@@ -200,7 +200,7 @@ def _compared(compared: "Compared", letters: Sequence[str]) -> Grid:
 
 
 def _print_diff(found: Diff, letter: str, names: dict[str, str]) -> None:
-    """How one table compares with the first: by family, then each row that is not the same."""
+    """Print how one table compares with the first: by family, then each row that is not the same."""
     same = {change.key for change in found.rows if change.verdict == "SAME"}
     view = Grid("family", "verdict", "ratio", "interval", title=f"{letter} against A")
     for change in found.families:
@@ -224,7 +224,7 @@ def _change(change: Change) -> tuple[str, str, str]:
 
 
 def _value(value: Any) -> str:
-    """A header's field in one line."""
+    """Return a header field in one line."""
     return str(value) if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
 
 
@@ -233,7 +233,7 @@ def _threads(count: int) -> str:
 
 
 def prediction(found: "Prediction", *, as_json: bool) -> int:
-    """Print what tables predict of a network; returns the exit code: 1 where one does not cover it, and what it lacks is not written."""
+    """Print a network's predictions; return the exit code: 1 if a table does not cover it and the missing blocks are not written."""
     code = int(found.missing is None and any(estimate.uncovered for estimate in found.estimates))
     if as_json:
         print_json(_prediction_json(found))
@@ -264,7 +264,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _letters(count: int) -> list[str]:
-    """What columns of several tables are named by."""
+    """Return the letters that identify several tables."""
     return [""] if count == 1 else [f"{chr(ord('A') + index % 26)}{index // 26 or ''}: " for index in range(count)]
 
 
@@ -283,7 +283,7 @@ def _estimate_rows(estimate: "Estimate", remarks: Sequence[str]) -> list[tuple[s
 
 
 def _parts(estimate: "Estimate") -> Grid:
-    """A block a line: what it takes by itself, what it adds to the network, and how that is known."""
+    """Return one line per block: its latency alone, what it adds to the network, and the source of the numbers."""
     named = any(part.layer for part in estimate.parts)
     numbers = (Heading(name, right=True) for name in ("alone", "adds", "share"))
     view = Grid("layer" if named else "", "block", "channels", *numbers, "")
@@ -302,7 +302,7 @@ def _parts(estimate: "Estimate") -> Grid:
 
 
 def _parts_by_table(estimates: "Sequence[Estimate]") -> Grid:
-    """A block a line: what it adds to the network by each table."""
+    """Return one line per block: what it adds to the network by each table."""
     first = estimates[0]
     named = any(part.layer for part in first.parts)
     letters = (Heading(letter.strip(" :"), right=True) for letter in _letters(len(estimates)))

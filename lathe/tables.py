@@ -1,4 +1,4 @@
-"""Read, check, compare and join latency tables."""
+"""Read, check, compare and merge latency tables."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """What `lathe table check` says."""
+    """Result of `lathe table check`."""
 
     findings: Sequence[Finding]
     again: str
-    """command that goes on with the table"""
+    """command that resumes the table"""
     new: str
-    """command that measures a new one"""
+    """command that measures a new table"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """What `lathe table diff` says."""
+    """Result of `lathe table diff`."""
 
     tables: Sequence[LatencyTable]
     diffs: Sequence[Diff]
-    """of every table but the first with the first"""
+    """of each other table with the first"""
 
 
 def load_table(path: Path, warn: Callable[[str], None]) -> LatencyTable:
-    """A table from disk; what a person should know about the file is told to `warn`."""
+    """Load a table; pass its warnings to `warn`."""
     return _warned(LatencyTable.load(path), warn)
 
 
@@ -53,7 +53,7 @@ def _warned(table: LatencyTable, warn: Callable[[str], None]) -> LatencyTable:
 
 
 def show_table(command: "TableShow", warn: Callable[[str], None]) -> LatencyTable:
-    """A table from disk, drawn into a file where that is asked for."""
+    """Load a table, and plot it if requested."""
     if command.plot is None:
         return load_table(command.table, warn)
     from latency.plot import plot, require_picture
@@ -65,10 +65,10 @@ def show_table(command: "TableShow", warn: Callable[[str], None]) -> LatencyTabl
 
 
 def list_rows(command: "TableShow", warn: Callable[[str], None]) -> list[Family]:
-    """Rows of a table by family.
+    """Return the rows of a table by family.
 
     Raises:
-        LatencyError: no family is of the name that is given, or flags do not go together.
+        LatencyError: no family has the given name, or flags conflict.
     """
     given = [f"--{name}" for name in ("csv", "markdown", "json", "plot") if getattr(command, name)]
     if len(given) > 1 or given[:1] in (["--json"], ["--plot"]):
@@ -77,8 +77,8 @@ def list_rows(command: "TableShow", warn: Callable[[str], None]) -> list[Family]
 
 
 def check_table(command: "TableCheck", warn: Callable[[str], None]) -> Checked:
-    """What is wrong or doubtful in a table, with what it lacks of its space where that is known."""
-    table = LatencyTable.load(command.table)  # a torn line is among the findings
+    """Check a table for problems and doubts, and for missing blocks of its space if that is known."""
+    table = LatencyTable.load(command.table)  # a torn line is one of the findings
     name, header = command.space or table.header.space, table.header
     source = f"{shlex.quote(name or 'SPACE')}{command.words_with_classes()}"
     new = header.command(source, "NEW.latency.jsonl")
@@ -90,7 +90,7 @@ def check_table(command: "TableCheck", warn: Callable[[str], None]) -> Checked:
 
 
 def _expected(command: "TableCheck", name: str, warn: Callable[[str], None]) -> list[str]:
-    """Keys of the blocks that a table should cover; none, with a warning, where the space that it names cannot be read here."""
+    """Return keys of the blocks that a table should cover; none, with a warning, if the space in its header cannot be read here."""
     from search.errors import SearchError
 
     if not name:
@@ -105,10 +105,10 @@ def _expected(command: "TableCheck", name: str, warn: Callable[[str], None]) -> 
 
 
 def diff_tables(command: "TableDiff", warn: Callable[[str], None]) -> Compared:
-    """Tables compared with the first, drawn into a file where that is asked for.
+    """Compare tables with the first, and plot the comparison if requested.
 
     Raises:
-        LatencyError: there is one table, or two have no block in common.
+        LatencyError: there is only one table, or two have no block in common.
     """
     reference, *paths = command.tables
     if not paths:
@@ -127,15 +127,15 @@ def diff_tables(command: "TableDiff", warn: Callable[[str], None]) -> Compared:
 
 
 def merge_tables(paths: tuple[Path, ...], out: Path, warn: Callable[[str], None]) -> LatencyTable:
-    """Tables of equal devices joined."""
+    """Merge tables of identical devices."""
     return _warned(merge.merge(paths, out), warn)
 
 
 def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]", sizes: "Sizes") -> Latency:
-    """Latency of one network of a space.
+    """Return the predicted latency of one network of a space.
 
     Raises:
-        CoverageError: the table is of another space, or lacks a block; has the whole command that measures it.
+        CoverageError: the table is of another space, or lacks a block; contains the full command that measures it.
     """
     try:
         return table.predict(blocks)
@@ -147,7 +147,7 @@ def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]"
 
 
 def published_latencies(command: "Paper", warn: Callable[[str], None]) -> "tuple[list[Beside], list[LatencyTable]]":
-    """Latencies as papers print them beside those of tables, and the tables."""
+    """Return published latencies next to those of tables, and the tables."""
     from search.papers import latencies
 
     tables = [load_table(path, warn) for path in command.table]

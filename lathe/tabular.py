@@ -1,4 +1,4 @@
-"""Tables that fit the terminal: lines break between words, never in a number, an interval or a verdict."""
+"""Tables that fit the terminal: lines break between words, never inside a number, an interval or a verdict."""
 
 import itertools
 import re
@@ -17,55 +17,55 @@ VERDICTS = {
     "FASTER": "cyan",
     "not run": "dim italic",
 }
-"""Colours of verdicts. The console leaves them out where it is not a terminal, or where NO_COLOR is set."""
+"""Colours of verdicts. The console omits them if it is not a terminal or NO_COLOR is set."""
 
 
 def coloured(text: str, verdict: str) -> str:
-    """Text in the colour of a verdict, as markup."""
+    """Return text in the colour of a verdict, as markup."""
     return f"[{VERDICTS[verdict]}]{text}[/]" if verdict in VERDICTS else text
 
 
 _NUMBER = r"[+-]?[\d.,]+(?:e[+-]?\d+)?%?(?: (?:µs|ms|s|MiB|dB)\b)?"
 _WORDS = re.compile(
-    rf"\({_NUMBER} to {_NUMBER}\)[,;.]?"  # an interval, which may stand below its figure
+    rf"\({_NUMBER} to {_NUMBER}\)[,;.]?"  # an interval, which may be on the line below its figure
     rf"|{_NUMBER} (?:±|to|of) {_NUMBER}[,;.]?"
     r"|[\d.,]+ (?:µs|ms|s|MiB|dB)\b[,;.]?"
     r"|not run\b[,;.:]?"
-    r"|\S+?(?<=[,/])(?=[A-Za-z_.])"  # a path or the key of a block may break behind a separator
+    r"|\S+?(?<=[,/])(?=[A-Za-z_.])"  # a path or block key may break after a separator
     r"|\S+"
 )
 _GAP = 2
 _LONG = 24
-"""Characters of a word that may be broken: a path, a hash or the name of a cell."""
+"""Length above which a word may be broken: a path, a hash or the name of a cell."""
 
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a column."""
+    """Heading of a column."""
 
     name: str
     right: bool = False
-    """whether its cells are flush right, as numbers are"""
+    """whether its cells are right-aligned, like numbers"""
 
 
 class Grid:
-    """A table of text; where not even its longest words fit side by side, each row becomes lines of its own."""
+    """A text table; if its longest words do not fit side by side, each row is split into separate lines."""
 
     def __init__(self, *headings: Heading | str, title: str = "", show_header: bool = True) -> None:
-        """Begin a table with its headings."""
+        """Create a table with its headings."""
         self.headings = [Heading(heading) if isinstance(heading, str) else heading for heading in headings]
         self.title, self.show_header = title, show_header
         self.rows: list[list[Text]] = []
 
     def add(self, *cells: str, verdict: str = "") -> None:
-        """Add a row. Cells that are a verdict have its colour; the last cell has that of `verdict`."""
+        """Add a row. Cells that are a verdict get its colour; the last cell gets that of `verdict`."""
         texts = [Text(cell, VERDICTS.get(cell, "")) for cell in cells]
         if verdict:
             texts[-1].style = VERDICTS.get(verdict, "")
         self.rows.append(texts)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        """The table for a width, and an empty line, as rich asks for it."""
+        """Yield the table at the available width and an empty line; called by rich."""
         if self.title:
             yield Text(self.title, "bold")
         names = [heading.name if self.show_header else "" for heading in self.headings]
@@ -94,7 +94,7 @@ class Grid:
 
 
 def facts(title: str, rows: Iterable[tuple[str, str]]) -> Grid:
-    """Names with their values, below a title."""
+    """Return names with their values, below a title."""
     grid = Grid("", "", title=title, show_header=False)
     for name, value in rows:
         grid.add(name, value)
@@ -102,13 +102,13 @@ def facts(title: str, rows: Iterable[tuple[str, str]]) -> Grid:
 
 
 def _words(text: str) -> list[str]:
-    """What no line breaks, each with the space behind it."""
+    """Split text into unbreakable units, each with its trailing space."""
     starts = [match.start() for match in _WORDS.finditer(text)]
     return [text[start:end] for start, end in itertools.pairwise([*starts, len(text)])]
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Widths that fit side by side, the widest column narrowed first and none below its longest word; none where that is too much."""
+    """Return column widths that fit, narrowing the widest first, none below its longest word; empty if they cannot fit."""
     widths = [max(len(cell) for cell in column) for column in columns]
     least = [max((min(_LONG, len(word.rstrip())) for cell in column for word in _words(cell)), default=0) for column in columns]
     while sum(widths) > room:
@@ -120,7 +120,7 @@ def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
 
 
 def _lines(text: str, width: int) -> list[str]:
-    """A text in lines of a width; only a word that is longer is broken."""
+    """Wrap text to a width; only longer words are broken."""
     lines = [""]
     for word in _words(text):
         if lines[-1] and len(lines[-1] + word.rstrip()) > width:
