@@ -22,7 +22,7 @@ WORDS = ("cuGetErrorName", "cuGetErrorString")
 
 
 def run(*command: str | Path, cwd: Path | None = None) -> str:
-    """Standard output of a command that must succeed."""
+    """Run a command that must succeed; return its standard output."""
     done = subprocess.run([*map(str, command)], cwd=cwd, check=False, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -30,14 +30,14 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def download(into: Path, *flags: str) -> list[Path]:
-    """Files that `pip download` fetches."""
+    """Download files by `pip download`; return their paths."""
     into.mkdir(parents=True, exist_ok=True)
     run(sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", into, *flags)
     return sorted(into.iterdir())
 
 
 def unpack_headers(work: Path, include: Path) -> None:
-    """Headers of all wheels in one folder, as an installed CUDA has them."""
+    """Unpack the headers of all wheels into one folder, laid out as in a CUDA installation."""
     for wheel in download(work / "wheels", *HEADERS):
         with zipfile.ZipFile(wheel) as files:
             for name in files.namelist():
@@ -49,7 +49,7 @@ def unpack_headers(work: Path, include: Path) -> None:
 
 
 def write_stub(include: Path, library: Path) -> None:
-    """The driver's library: every function that its headers name answers that there is no device."""
+    """Build a stub of the driver library: every function named in its headers reports that there is no device."""
     declared = "".join((include / name).read_text() for name in ("cuda.h", "cudaProfiler.h"))
     functions = sorted({*re.findall(r"\bcu[A-Z]\w*", declared)} - {*WORDS})
     source = library.with_suffix(".c")
@@ -59,7 +59,7 @@ def write_stub(include: Path, library: Path) -> None:
 
 
 def main() -> None:
-    """Build into the given directory."""
+    """Build pycuda into the given directory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path)
     root = parser.parse_args().directory.resolve()

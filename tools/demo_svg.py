@@ -1,4 +1,4 @@
-"""Draw what `make demo` ends with: `python tools/demo_svg.py out/bundle docs/demo.svg`, behind `make demo`."""
+"""Draw the final output of `make demo`: run `python tools/demo_svg.py out/bundle docs/demo.svg` after it."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from lathe import cli, render
 
 
 def main(bundle: str, svg: str) -> None:
-    """Run `lathe report` of a bundle on a console that keeps what it shows."""
+    """Run `lathe report` on a bundle with a console that records its output."""
     render.OUT = Console(width=80, record=True, force_terminal=True, color_system="truecolor", highlight=False, file=io.StringIO())
     try:
         cli.main(["report", bundle, "--out", f"{bundle}.html"])

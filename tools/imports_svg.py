@@ -6,12 +6,12 @@ from pathlib import Path
 import grimp
 
 PLACES = {"lathe": (1, 0), "search": (1, 1), "deploy": (1, 2), "latency": (0, 3), "reparam": (2, 3)}
-"""Column and line of each package."""
+"""Column and row of each package."""
 WIDTH, HEIGHT, COLUMN, LINE = 170, 46, 230, 120
 
 
 def picture() -> str:
-    """The packages as boxes, with an arrow for each pair of which one imports the other."""
+    """Return the picture: packages as boxes, with an arrow from each package to each one that it imports."""
     graph = grimp.build_graph(*PLACES, cache_dir=None)
     modules = {name: [module for module in graph.modules if module.split(".")[0] == name] for name in PLACES}
     parts = [
@@ -43,7 +43,7 @@ def _middle(place: tuple[int, int]) -> tuple[float, float]:
 
 
 def _arrow(begin: tuple[int, int], end: tuple[int, int], count: int) -> str:
-    """A curve from the lower side of one box to the upper side of another, beside the boxes between them."""
+    """Return a curve from the bottom of one box to the top of another, passing beside the boxes between them."""
     (x0, y0), (x1, y1) = _middle(begin), _middle(end)
     y0, y1 = y0 + HEIGHT / 2, y1 - HEIGHT / 2
     past = end[1] - begin[1] > 1

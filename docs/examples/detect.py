@@ -1,4 +1,4 @@
-"""A detector, pruned in a training loop of its own, which keeps its optimizer, data and loss: `search.masked` adds a penalty."""
+"""A detector pruned in its own training loop, with its own optimizer, data and loss: `search.masked` adds a penalty."""
 
 import copy
 from functools import partial
@@ -19,22 +19,22 @@ from search.budget import Budget
 from search.own_loop import MaskedSearch
 
 SIDE, CELL = 64, 8
-"""Pixels along a side of an image, and of a cell that says whether the centre of a box is in it."""
+"""Side length in pixels of an image, and of a cell, which predicts whether it contains the centre of a box."""
 GRID = SIDE // CELL
 
 Box = tuple[float, float, float, float]
-"""Its centre, width and height in pixels."""
+"""Centre, width and height of a box in pixels."""
 Boxes = list[list[Box]]
-"""Of each image those in it."""
+"""The boxes of each image."""
 
 
 def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
-    """A convolution with its norm and activation."""
+    """Return a convolution with its norm and activation."""
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
 
 class Detector(nn.Module):
-    """A body, a feature pyramid of two levels, and a head without anchors: of each cell a score, and where its box is."""
+    """A body, a feature pyramid of two levels, and an anchor-free head: for each cell, a score and a box."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,19 +44,19 @@ class Detector(nn.Module):
         self.head = nn.Sequential(conv(64, 64), nn.Conv2d(64, 5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> [images, 5, GRID, GRID]: logit of a box, its centre in the cell, and the logarithm of its size in cells."""
+        """Map images to [images, 5, GRID, GRID]: logit of a box, its centre in the cell, and the logarithm of its size in cells."""
         c3 = self.c3(self.stem(x))
         p4 = self.lateral4(self.c4(c3))
         return self.head(self.lateral3(c3) + F.interpolate(p4, scale_factor=2.0, mode="nearest"))
 
 
 def make() -> nn.Module:
-    """The network before pruning."""
+    """Return the network before pruning."""
     return Detector()
 
 
 def drawn(count: int, seed: int) -> tuple[Tensor, Boxes]:
-    """Images of one to three bright boxes in noise, and the boxes."""
+    """Draw images of one to three bright boxes in noise; return them with the boxes."""
     draw = np.random.default_rng(seed)
     images, boxes = 0.3 * draw.standard_normal((count, 3, SIDE, SIDE)), list[list[Box]]()
     for image in images:
@@ -71,7 +71,7 @@ def drawn(count: int, seed: int) -> tuple[Tensor, Boxes]:
 
 
 def targets_of(boxes: Boxes) -> Tensor:
-    """What the network should say of each cell [images, 5, GRID, GRID]."""
+    """Return the target outputs for each cell, [images, 5, GRID, GRID]."""
     wanted = torch.zeros(len(boxes), 5, GRID, GRID)
     for target, found in zip(wanted, boxes, strict=True):
         for x, y, w, h in found:
@@ -80,7 +80,7 @@ def targets_of(boxes: Boxes) -> Tensor:
 
 
 def loss_of(outputs: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy of the scores, and the distance of boxes where there is one."""
+    """Return the cross-entropy of the scores plus the L1 distance of boxes, in cells that have one."""
     there = wanted[:, :1]
     return F.binary_cross_entropy_with_logits(outputs[:, :1], there, pos_weight=torch.tensor(4.0)) + (
         there * (outputs[:, 1:] - wanted[:, 1:]).abs()
@@ -88,7 +88,7 @@ def loss_of(outputs: Tensor, wanted: Tensor) -> Tensor:
 
 
 def detections(output: Tensor) -> list[tuple[float, Box]]:
-    """Boxes of one image with their scores: those of cells that score higher than the cells around them."""
+    """Return the boxes of one image with their scores, from cells that score higher than their neighbours."""
     scores = torch.where(output[0] == F.max_pool2d(output[:1], 3, 1, 1)[0], output[0].sigmoid(), 0.0)
     found = []
     for place in scores.flatten().argsort(descending=True)[:8].tolist():
@@ -99,7 +99,7 @@ def detections(output: Tensor) -> list[tuple[float, Box]]:
 
 
 def iou(one: Box, other: Box) -> float:
-    """Intersection over union."""
+    """Return the intersection over union."""
     (x, y, w, h), (other_x, other_y, other_w, other_h) = one, other
     across = min(x + w / 2, other_x + other_w / 2) - max(x - w / 2, other_x - other_w / 2)
     down = min(y + h / 2, other_y + other_h / 2) - max(y - h / 2, other_y - other_h / 2)
@@ -108,7 +108,7 @@ def iou(one: Box, other: Box) -> float:
 
 
 def matched(output: Tensor, wanted: list[Box]) -> list[tuple[float, bool]]:
-    """Of each detection of one image its score, and whether it is one of the boxes: an IoU of at least 0.5, each box once."""
+    """Return for each detection in an image its score and whether it matches a box: IoU of at least 0.5, each box once."""
     left, found = list(wanted), []
     for score, box in detections(output):
         best = max(left, key=partial(iou, box), default=None)
@@ -120,7 +120,7 @@ def matched(output: Tensor, wanted: list[Box]) -> list[tuple[float, bool]]:
 
 
 def average_precision(images: list[tuple[int, list[tuple[float, bool]]]]) -> float:
-    """Area under precision over recall, of the number of boxes in each image and what was matched there."""
+    """Return the area under the precision-recall curve, given the number of boxes and the matches of each image."""
     ranked = sorted((pair for _, found in images for pair in found), reverse=True)
     hits = np.cumsum([hit for _, hit in ranked])
     precision = np.maximum.accumulate((hits / np.arange(1, len(hits) + 1))[::-1])[::-1]
@@ -128,7 +128,7 @@ def average_precision(images: list[tuple[int, list[tuple[float, bool]]]]) -> flo
 
 
 def quality_of(boxes: Boxes) -> Quality:
-    """Average precision, and its interval by a bootstrap over the images."""
+    """Return average precision as a metric, with an interval from a bootstrap over the images."""
 
     def of(outputs: Tensors, samples: Samples) -> Figure:
         (found,) = (torch.from_numpy(samples.joined(output)) for output in outputs.values())
@@ -142,15 +142,15 @@ def quality_of(boxes: Boxes) -> Quality:
 
 
 def train(network: nn.Module, images: Tensor, boxes: Boxes, epochs: int, *, decay: bool, state: MaskedSearch | None = None) -> None:
-    """The loop: Adam, and the penalty where a search is in progress.
+    """Train with Adam, adding the penalty during a search.
 
     Args:
-        network: changed in place.
-        images: of the training.
-        boxes: in them.
-        epochs: number of times that all are shown.
-        decay: whether the learning rate falls to 0, by half a cosine.
-        state: of the search.
+        network: modified in place.
+        images: training images.
+        boxes: boxes in the images.
+        epochs: number of epochs.
+        decay: whether the learning rate falls to 0 along half a cosine.
+        state: state of the search.
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, weight_decay=1e-4)
     wanted, each = targets_of(boxes), max(1, len(images) // 32)
@@ -171,7 +171,7 @@ def train(network: nn.Module, images: Tensor, boxes: Boxes, epochs: int, *, deca
 
 
 def main() -> None:
-    """Find a network of 60 % of the latency, and compare it with uniform widths, trained as long."""
+    """Find a network with 60 % of the latency, and compare it with uniform widths trained for as long."""
     given = steps.options()
     torch.manual_seed(given.seed)
     pretrain, searched, finetune = (1, 1, 1) if given.small else (8, 6, 8)

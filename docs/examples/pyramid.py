@@ -1,4 +1,4 @@
-"""The backbone that `lathe search prunet` found, as the feature pyramid under a detector's head: `python pyramid.py --found RUN`."""
+"""Use the backbone from `lathe search prunet` as the feature pyramid under a detector's head: `python pyramid.py --found RUN`."""
 
 import argparse
 from pathlib import Path
@@ -15,12 +15,12 @@ from search import finished, load_architecture
 
 
 def backbone_of(path: Path) -> nn.Module:
-    """The trained network of a finished run; of an `architecture.json` alone the same network with new weights."""
+    """Return the trained network of a finished run, or, from an `architecture.json` alone, the same network with new weights."""
     return finished.load(path).network() if path.is_dir() else load_architecture(path).build()
 
 
 def levels(backbone: nn.Module, example: Tensor, count: int) -> list[str]:
-    """The last blocks of the lowest resolutions, the highest of them first."""
+    """Return the last blocks of the lowest resolutions, highest resolution first."""
     last: dict[int, str] = {}
     hooks = [
         module.register_forward_hook(lambda _, __, made, name=name: last.update({made.shape[-1]: name} if made.ndim == 4 else {}))
@@ -34,7 +34,7 @@ def levels(backbone: nn.Module, example: Tensor, count: int) -> list[str]:
 
 
 class PyramidDetector(nn.Module):
-    """Two levels of a backbone, joined at the lower resolution, and the head of `detect.py`."""
+    """Two levels of a backbone, merged at the lower resolution, and the head of `detect.py`."""
 
     def __init__(self, backbone: nn.Module, example: Tensor) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class PyramidDetector(nn.Module):
         self.head = nn.Sequential(detect.conv(64, 64), nn.Conv2d(64, 5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> what `detect.Detector` gives."""
+        """Map images to the outputs of `detect.Detector`."""
         high, low = self.pyramid(x)
         return self.head(self.down(high) + self.lateral(low))
 
 
 def main() -> None:
-    """Train it, ship it, check it."""
+    """Train, ship and verify the detector."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--found", type=Path, required=True, help="directory of a finished run of prunet-cifar, or an architecture.json")
     given = steps.options(parser)

@@ -1,4 +1,4 @@
-"""Segmentation: a small U-Net finds discs, squares and triangles, pixel by pixel. Its task is one of its own, judged by mIoU."""
+"""Segmentation: a small U-Net finds discs, squares and triangles, pixel by pixel. It defines its own task, evaluated by mIoU."""
 
 import steps
 import torch
@@ -9,11 +9,11 @@ from torch.utils.data import TensorDataset
 import search
 
 CLASSES, SIDE = 4, 32
-"""Background, disc, square, triangle; pixels along a side."""
+"""Background, disc, square, triangle; side length in pixels."""
 
 
 def double(c_in: int, c_out: int) -> nn.Sequential:
-    """Two convolutions, each with its norm and activation."""
+    """Return two convolutions, each with its norm and activation."""
     first = nn.Conv2d(c_in, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
     return nn.Sequential(*first, nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
 
@@ -28,7 +28,7 @@ class UNet(nn.Module):
         self.join2, self.join1, self.head = double(64, 32), double(32, 16), nn.Conv2d(16, CLASSES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits of every pixel."""
+        """Map images to logits for every pixel."""
         one = self.down1(x)
         two = self.down2(F.max_pool2d(one, 2))
         three = self.bottom(F.max_pool2d(two, 2))
@@ -37,12 +37,12 @@ class UNet(nn.Module):
 
 
 def make() -> nn.Module:
-    """The network before pruning."""
+    """Return the network before pruning."""
     return UNet()
 
 
 def drawn(count: int, seed: int) -> TensorDataset:
-    """Images of three shapes at random places in noise, and the class of every pixel."""
+    """Draw images of three shapes at random positions in noise, with the class of every pixel."""
     draw = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
     images, masks = 0.3 * torch.randn(count, 3, SIDE, SIDE, generator=draw), torch.zeros(count, SIDE, SIDE, dtype=torch.long)
@@ -57,7 +57,7 @@ def drawn(count: int, seed: int) -> TensorDataset:
 
 
 class Shapes(search.Task):
-    """The class of every pixel."""
+    """Task: predict the class of every pixel."""
 
     metric = search.Metric(name="mIoU", unit="%")
 
@@ -65,31 +65,31 @@ class Shapes(search.Task):
         self.train, self.held_out = drawn(train, 0), drawn(held_out, 1)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of the pixels."""
+        """Return the cross-entropy over pixels."""
         return F.cross_entropy(outputs, targets)
 
     def statistics(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of each image, for each class, the pixels of the intersection and of the union."""
+        """Return for each image and class the pixel counts of the intersection and the union."""
         found, wanted = F.one_hot(outputs.argmax(1), CLASSES).bool(), F.one_hot(targets, CLASSES).bool()
         return torch.cat([(found & wanted).sum((1, 2)), (found | wanted).sum((1, 2))], 1).float()
 
     def value(self, means: Tensor) -> Tensor:
-        """Mean over the classes of intersection over union."""
+        """Return the intersection over union, averaged over classes."""
         return (means[:CLASSES] / means[CLASSES:].clamp(min=1e-9)).mean()
 
 
 def make_task() -> search.Task:
-    """The task at full size."""
+    """Return the full-size task."""
     return Shapes(1000, 250)
 
 
 def make_small_task() -> search.Task:
-    """The same for a quick look."""
+    """Return a small task for a quick run."""
     return Shapes(32, 8)
 
 
 def main() -> None:
-    """Find a network of 60 % of the latency."""
+    """Find a network with 60 % of the latency."""
     given = steps.options()
     network, task = f"{__file__}:make", f"{__file__}:{'make_small_task' if given.small else 'make_task'}"
     steps.search(given, network, f"3x{SIDE}x{SIDE}", "--task", task, epochs=(8, 6, 8))

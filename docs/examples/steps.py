@@ -1,4 +1,4 @@
-"""What the examples have in common: measure the layers, search by two methods within one budget, ship both networks, check them."""
+"""Common steps of the examples: measure the layers, search by two methods within one budget, ship and verify both networks."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from lathe import cli
 
 
 def options(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    """The command line of an example, with what it has of its own."""
+    """Parse the command line of an example, including the arguments that `parser` already has."""
     parser = parser or argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory of all that is made")
     parser.add_argument("--table", type=Path, help="a table of the network's layers, instead of measuring them")
@@ -21,7 +21,7 @@ def options(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace
 
 
 def lathe(*words: object) -> None:
-    """Run a command of Lathe in this process, and show it."""
+    """Show a Lathe command and run it in this process."""
     said = list(map(str, words))
     print("$ lathe", *said, flush=True)
     code = cli.parse(said).run()
@@ -29,7 +29,7 @@ def lathe(*words: object) -> None:
 
 
 def profile(given: argparse.Namespace, network: str, shape: str) -> Path:
-    """The table of the network's layers on this machine."""
+    """Return the table of the network's layers, measured on this machine unless one is given."""
     if given.table:
         return given.table
     table = given.out / "layers.latency.jsonl"
@@ -38,14 +38,14 @@ def profile(given: argparse.Namespace, network: str, shape: str) -> Path:
 
 
 def search(given: argparse.Namespace, network: str, shape: str, *task: str, epochs: tuple[int, int, int]) -> None:
-    """Pruning-as-Search, then the same share of every layer's channels from the same unpruned network; both shipped and checked.
+    """Run Pruning-as-Search, then uniform pruning of the same unpruned network; ship and verify both results.
 
     Args:
-        given: of the command line.
+        given: arguments of the command line.
         network: `FILE.py:FUNCTION`.
-        shape: of its input.
-        task: what it is trained for, as flags of `lathe search`.
-        epochs: of the unpruned network, of the search, and of what it finds.
+        shape: shape of its input.
+        task: the training task, as flags of `lathe search`.
+        epochs: epochs of the unpruned network, the search, and the network that it finds.
     """
     table = profile(given, network, shape)
     pretrain, searched, finetune = (1, 1, 1) if given.small else epochs
@@ -63,7 +63,7 @@ def search(given: argparse.Namespace, network: str, shape: str, *task: str, epoc
 
 
 def show(given: argparse.Namespace, shipped: dict[str, Manifest]) -> None:
-    """The metric and the latency of networks, beside the unpruned one that was measured in turns with each; also in `OUT/result.json`."""
+    """Print metric and latency of networks and of the unpruned one, measured in turns with each; also write `OUT/result.json`."""
     first = next(iter(shipped.values()))
     assert first.metric
     rows = {

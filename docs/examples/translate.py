@@ -1,4 +1,4 @@
-"""Image translation: a generator of CycleGAN's kind recolours images. Its task is one of its own, judged by PSNR."""
+"""Image translation: a CycleGAN-style generator recolours images. It defines its own task, evaluated by PSNR."""
 
 import steps
 import torch
@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 import search
 
 SIDE = 32
-"""Pixels along a side."""
+"""Side length in pixels."""
 
 
 class Residual(nn.Module):
@@ -21,19 +21,19 @@ class Residual(nn.Module):
         self.body = nn.Sequential(convs[0], nn.InstanceNorm2d(channels), nn.ReLU(), convs[1], nn.InstanceNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the same shape."""
+        """Return a tensor of the same shape."""
         return x + self.body(x)
 
 
 def make() -> nn.Module:
-    """Down twice, three residual blocks, up twice."""
+    """Return the generator: two downsamplings, three residual blocks, two upsamplings."""
     down = [nn.Conv2d(3, 16, 7, 1, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU()]
     up = [nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 3, 7, 1, 3)]
     return nn.Sequential(*down, *(Residual(64) for _ in range(3)), *up)
 
 
 def drawn(count: int, seed: int) -> TensorDataset:
-    """Smooth images, and the same ones with their colours turned and their edges in black."""
+    """Draw smooth images, and the same images with rotated colour channels and black edges."""
     draw = torch.Generator().manual_seed(seed)
     images = F.interpolate(torch.rand(count, 3, 6, 6, generator=draw), size=(SIDE, SIDE), mode="bicubic").clamp(0, 1)
     grey = images.mean(1, keepdim=True)
@@ -42,7 +42,7 @@ def drawn(count: int, seed: int) -> TensorDataset:
 
 
 class Recolour(search.Task):
-    """The translated image."""
+    """Task: predict the translated image."""
 
     metric = search.Metric(name="PSNR", unit="dB")
 
@@ -50,30 +50,30 @@ class Recolour(search.Task):
         self.train, self.held_out = drawn(train, 0), drawn(held_out, 1)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean absolute error."""
+        """Return the mean absolute error."""
         return F.l1_loss(outputs, targets)
 
     def statistics(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of each image the mean squared error."""
+        """Return the mean squared error of each image."""
         return (outputs - targets).square().flatten(1).mean(1, keepdim=True)
 
     def value(self, means: Tensor) -> Tensor:
-        """Peak signal-to-noise ratio of all pixels of all images; values are from -1 to 1."""
+        """Return the peak signal-to-noise ratio over all pixels of all images; values range from -1 to 1."""
         return 10 * torch.log10(4 / means[0])
 
 
 def make_task() -> search.Task:
-    """The task at full size."""
+    """Return the full-size task."""
     return Recolour(1000, 250)
 
 
 def make_small_task() -> search.Task:
-    """The same for a quick look."""
+    """Return a small task for a quick run."""
     return Recolour(32, 8)
 
 
 def main() -> None:
-    """Find a network of 60 % of the latency."""
+    """Find a network with 60 % of the latency."""
     given = steps.options()
     network, task = f"{__file__}:make", f"{__file__}:{'make_small_task' if given.small else 'make_task'}"
     steps.search(given, network, f"3x{SIDE}x{SIDE}", "--task", task, epochs=(8, 6, 8))
