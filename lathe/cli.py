@@ -138,7 +138,7 @@ class Profile(SizesWithClasses):
     shard: str = "1/1"
     """measure one of several parts, on identical devices: 1/4 to 4/4 on four"""
     engine: Literal["local", "ray"] = "local"
-    """where to measure: on this machine, or on the nodes of an existing Ray cluster that share the directory of --out"""
+    """where to measure: on this machine, or on an existing Ray cluster whose nodes share the directory of --out"""
     address: str | None = None
     """address of the Ray cluster, such as 10.0.0.1:6379 (default: the cluster that this machine belongs to)"""
     shards: Shards | None = None
