@@ -1,4 +1,4 @@
-"""Latency of networks on a device: ONNX in, microseconds out. Needs neither torch nor a search space."""
+"""Latency of networks on a device: takes ONNX, returns microseconds. Needs neither torch nor a search space."""
 
 from latency.block import BlockSpec
 from latency.device import Device, Runtime

@@ -1,4 +1,4 @@
-"""What is wrong or doubtful in a table."""
+"""Find errors and doubtful rows in a table."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,12 +30,12 @@ Problem = Literal[
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One thing that a person should know before trusting a table.
+    """A reason not to trust a table without further thought.
 
     Attributes:
-        problem: what kind of thing; `failed` and `missing` leave a hole, the others a doubt.
-        key: of the row; "" where it is about the table.
-        words: what was found, in one line.
+        problem: kind of finding; with `failed` and `missing` a latency is absent, with the others it is doubtful.
+        key: key of the row; "" if the finding concerns the whole table.
+        words: description of the finding, in one line.
     """
 
     problem: Problem
@@ -57,30 +57,30 @@ _FIXES: dict[Problem, str] = {
     "interpolated": "{again} measures them, without --coverage",
     "transferred": "{new} measures all of them, without --like",
 }
-"""What to do, in the order of findings."""
+"""The fix for each problem, in the order of findings."""
 
 
 def fix(problem: Problem, again: str, new: str) -> str:
-    """What to do about a problem.
+    """Return the fix for a problem.
 
     Args:
-        problem: of a finding.
-        again: command that goes on with the table.
+        problem: problem of a finding.
+        again: command that resumes the table.
         new: command that measures a new one.
     """
     return _FIXES[problem].format(again=f"`{again}`", new=f"`{new}`")
 
 
 def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float = 0.03) -> list[Finding]:
-    """Look a table through.
+    """Check a table.
 
     Args:
         table: the table.
         expected: keys that it should cover, such as all blocks of its space.
-        tolerance: a wider block may be faster by so much, relative: when it is compiled again, a block may differ as much from itself.
+        tolerance: relative amount by which a wider block may be faster: the same block may differ as much when compiled again.
 
     Returns:
-        What is wrong, and after that what is doubtful; by kind of problem, of each by family and width.
+        Errors, then doubtful rows, sorted by kind of problem, then by family and width.
     """
     rows = {row.key: row for row in table.rows if row.kind != "sentinel"}
     found = [Finding(problem="torn", words=warning) for warning in table.warnings]
@@ -141,7 +141,7 @@ def _drift(history: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _falls(rows: Iterable[Row], tolerance: float) -> Iterator[Finding]:
-    """Blocks that are faster than one that differs in one width alone, and there is narrower."""
+    """Yield blocks that are faster than a block that is narrower in one width and otherwise the same."""
     lines: dict[tuple[str, str, tuple[tuple[str, int], ...]], list[tuple[int, Row]]] = {}
     for row in rows:
         if row.kind == "block" and row.measured:

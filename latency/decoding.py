@@ -1,7 +1,7 @@
-"""Files of others, decoded: JSON, lines of JSON, zip, `.npy` and safetensors, each in one place.
+"""Decoders of untrusted files: JSON, JSON lines, zip, `.npy` and safetensors, each in one place.
 
-Whatever the bytes are, a decoder gives what its format holds or raises FileError, which names the file and what is wrong with it. What a
-file claims is compared with what it has before memory or time is spent on it. Values are checked by the types that are decoded to, see
+For any bytes, a decoder returns the contents or raises FileError, which names the file and the problem. Sizes that a
+file declares are compared with its actual size before memory or time is spent on them. Values are checked by the target types, see
 `latency.values`.
 """
 
@@ -24,13 +24,13 @@ from latency.files import human_bytes, read_bytes
 T = TypeVar("T")
 
 MAX_JSON_BYTES = 256 * 2**20
-"""Size of the largest JSON file that is read."""
+"""Maximum size of a JSON file."""
 
 MAX_UNZIPPED_BYTES = 4 * 2**30
-"""Size of all files of a zip together, unpacked."""
+"""Maximum total size of the files of a zip, unpacked."""
 
 _ZIP_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError)
-"""What zipfile raises for damaged files, by where the damage is."""
+"""Exceptions of zipfile for damaged files, depending on where the damage is."""
 
 _NPY = re.compile(rb"\x93NUMPY([\x01-\x03])\x00")
 _DESCR = re.compile(r"""['"]descr['"]\s*:\s*['"]([<>|=]?[biuf][0-9]{1,2}|[?])['"]""")
@@ -39,18 +39,18 @@ _SHAPE = re.compile(r"""['"]shape['"]\s*:\s*\(([0-9, ]*)\)""")
 
 
 def decode_json(data: bytes | str, kind: type[T], where: object) -> T:
-    """JSON as a value of a type.
+    """Decode JSON to a value of a type.
 
     Args:
         data: UTF-8.
-        kind: what it must be; limits in the type's annotations hold.
-        where: begins the error's message: a file, or a place in one.
+        kind: the type; limits in its annotations are checked.
+        where: start of the error message: a file, or a place in one.
 
     Raises:
-        FileError: it is not JSON, or not of that type; names the field.
+        FileError: the data is not JSON, or not of that type; names the field.
     """
     try:
-        # Decoded first: msgspec does not look at the bytes of fields that the type does not have.
+        # Decode first: msgspec does not check the bytes of fields that the type does not have.
         return msgspec.json.decode(data if isinstance(data, str) else data.decode(), type=kind)
     except RecursionError as error:
         raise FileError(where, "is damaged: its brackets are nested too deeply") from error
@@ -61,10 +61,10 @@ def decode_json(data: bytes | str, kind: type[T], where: object) -> T:
 
 
 def convert(value: object, kind: type[T], where: object) -> T:
-    """What `decode_json` gave without a type, and an upgrade may have changed, as a value of a type.
+    """Convert JSON decoded without a type, and possibly upgraded, to a value of a type.
 
     Raises:
-        FileError: it is not of that type; names the field.
+        FileError: the value is not of that type; names the field.
     """
     try:
         return msgspec.convert(value, kind)
@@ -73,34 +73,34 @@ def convert(value: object, kind: type[T], where: object) -> T:
 
 
 def read_json(path: str | os.PathLike[str], kind: type[T], *, limit: int = MAX_JSON_BYTES) -> T:
-    """A file of JSON as a value of a type.
+    """Read a JSON file as a value of a type.
 
     Raises:
-        FileError: it cannot be read, is larger than `limit` bytes, or is not of that type.
+        FileError: the file cannot be read, is larger than `limit` bytes, or is not of that type.
     """
     return decode_json(read_bytes(path, limit=limit), kind, path)
 
 
 def read_json_lines(path: str | os.PathLike[str], kind: type[T], *, limit: int = MAX_JSON_BYTES) -> Iterator[T]:
-    """A file with a value of a type on each line.
+    """Yield the values of a file with one JSON value of a type per line.
 
     Raises:
-        FileError: it cannot be read, is larger than `limit` bytes, or a line is not of that type; names the line.
+        FileError: the file cannot be read, is larger than `limit` bytes, or a line is not of that type; names the line.
     """
     for number, line in enumerate(read_bytes(path, limit=limit).splitlines(), 1):
         yield decode_json(line, kind, f"{path}, line {number},")
 
 
 class Unzipped:
-    """A zip in memory, whose files are unpacked when they are asked for.
+    """A zip in memory, whose files are unpacked on demand.
 
     Args:
         data: the zip.
-        where: begins the error's message.
-        limit: size in bytes that all files may have together.
+        where: start of the error message.
+        limit: maximum total size of all files, in bytes.
 
     Raises:
-        FileError: it is not a zip of stored or deflated files, two of them have one name, or they are larger than `limit`.
+        FileError: the data is not a zip of stored or deflated files, two files share a name, or they are larger than `limit`.
     """
 
     def __init__(self, data: bytes, where: object, *, limit: int = MAX_UNZIPPED_BYTES) -> None:
@@ -119,10 +119,10 @@ class Unzipped:
             raise FileError(where, f"unpacks to {human_bytes(size)}, and at most {human_bytes(limit)} are read")
 
     def read(self, name: str) -> bytes:
-        """One file of it; never more bytes than the zip's directory says.
+        """Unpack one file, never more bytes than the zip's directory declares.
 
         Raises:
-            FileError: it is missing or damaged.
+            FileError: the file is missing or damaged.
         """
         try:
             return self._archive.read(name)
@@ -135,10 +135,10 @@ class Unzipped:
 
 
 def decode_npy(data: bytes, where: object) -> np.ndarray:
-    """The array of an `.npy` file: numbers or truth values. Nothing is unpickled or evaluated.
+    """Decode the array of an `.npy` file: numbers or booleans. Nothing is unpickled or evaluated.
 
     Raises:
-        FileError: it is no such file, or has another size than its header says.
+        FileError: the data is not in this format, or its size differs from its header.
     """
     magic = _NPY.match(data)
     if magic is None:
@@ -157,24 +157,24 @@ def decode_npy(data: bytes, where: object) -> np.ndarray:
         raise FileError(where, f"is damaged: by its header it has {human_bytes(claimed)} of numbers, found {human_bytes(len(data) - end)}")
     try:
         return np.frombuffer(data, dtype, offset=end).reshape(dims, order="F" if order[1] == "True" else "C").copy()
-    except ValueError as error:  # more dimensions, or larger ones, than NumPy has
+    except ValueError as error:  # more dimensions, or larger ones, than NumPy supports
         raise FileError(where, f"is not an .npy file of numbers: {one_line(error)}") from error
 
 
 def read_npy(path: str | os.PathLike[str], *, limit: int = MAX_UNZIPPED_BYTES) -> np.ndarray:
-    """The array of an `.npy` file; see `decode_npy`.
+    """Read the array of an `.npy` file; see `decode_npy`.
 
     Raises:
-        FileError: it cannot be read, is larger than `limit` bytes, or is no such file.
+        FileError: the file cannot be read, is larger than `limit` bytes, or is not in this format.
     """
     return decode_npy(read_bytes(path, limit=limit), path)
 
 
 def decode_tensors(data: bytes, where: object) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, by name.
+    """Decode the tensors of a safetensors file, by name.
 
     Raises:
-        FileError: it is no such file, or has a tensor that NumPy has no type for.
+        FileError: the data is not in this format, or a tensor has a type that NumPy lacks.
     """
     import safetensors.numpy
 
@@ -187,10 +187,10 @@ def decode_tensors(data: bytes, where: object) -> dict[str, np.ndarray]:
 
 
 def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_UNZIPPED_BYTES) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file by name; see `decode_npy`.
+    """Read the arrays of an `.npz` file by name; see `decode_npy`.
 
     Raises:
-        FileError: it cannot be read, unpacks to more than `limit` bytes, or is no such file.
+        FileError: the file cannot be read, unpacks to more than `limit` bytes, or is not in this format.
     """
     archive = Unzipped(read_bytes(path, limit=limit), path, limit=limit)
     return {name.removesuffix(".npy"): decode_npy(archive.read(name), f"{path}: {name}") for name in archive.names}

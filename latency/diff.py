@@ -1,4 +1,4 @@
-"""Two tables of the same blocks: which is faster, and by how much."""
+"""Compare two tables of the same blocks: which is faster, and by how much."""
 
 import math
 import statistics
@@ -16,17 +16,17 @@ from latency.table import LatencyTable
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 
 _RESAMPLES = 1000
-_NOT_HOW = ("created", "bundle_sha256", "recording")  # fields of a header that do not say how a table was measured; `origin` has the last
+_NOT_HOW = ("created", "bundle_sha256", "recording")  # header fields that do not say how a table was measured; `origin` covers the last
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the second table compares with the first.
+    """Change from the first table to the second.
 
     Attributes:
-        key: of the row; "" for a family, and for all rows together.
-        family: of the row (`latency.listing.family_of`); "" for all rows together.
-        verdict: `FASTER` or `SLOWER`: the second is, by more than the tolerance. `SAME`: it is within it. `UNSURE`: the interval says
-            none of these.
+        key: key of the row; "" for a family, and for all rows together.
+        family: family of the row (`latency.listing.family_of`); "" for all rows together.
+        verdict: `FASTER` or `SLOWER`: the second table is, by more than the tolerance. `SAME`: the change is within it. `UNSURE`: the
+            interval allows no verdict.
         ratio: latency in the second table to that in the first.
         low: lower end of the ratio's 95 % interval.
         high: upper end.
@@ -41,7 +41,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A field of the headers that differs, dotted where nested, such as `device.threads`, with its value in both tables."""
+    """A header field that differs, dotted if nested, such as `device.threads`, with its value in both tables."""
 
     field: str
     first: Any
@@ -49,17 +49,17 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Two tables compared.
+    """Comparison of two tables.
 
     Attributes:
-        differences: in what they were made differently: device, runtime, protocol, precision, threads and so on.
-        tolerance: a change of a row, or of a family's mean, by less than this is none, relative.
-        overall_tolerance: likewise of the mean of all rows.
-        overall: the geometric mean of the rows' ratios.
-        families: that mean of each family (`latency.listing.family_of`), in the first table's order.
-        rows: of each key that both tables measured, in the first one's order.
-        only_a: keys that only the first measured.
-        only_b: keys that only the second measured.
+        differences: differences in how the tables were made: device, runtime, protocol, precision, threads and so on.
+        tolerance: largest relative change of a row, or of a family's mean, that counts as none.
+        overall_tolerance: the same for the mean of all rows.
+        overall: geometric mean of the rows' ratios.
+        families: geometric mean of each family (`latency.listing.family_of`), in the first table's order.
+        rows: change of each key that both tables measured, in the first table's order.
+        only_a: keys that only the first table measured.
+        only_b: keys that only the second table measured.
     """
 
     differences: tuple[Difference, ...]
@@ -73,29 +73,29 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def titles(self) -> dict[str, str]:
-        """Name of each family for people."""
+        """Title of each family."""
         return {change.family: titled(change.key)[0] if "[" in change.key else change.family for change in self.rows}
 
     @property
     def same(self) -> bool:
-        """Whether both measured the same keys, and all of them, and their mean, are SAME."""
+        """Whether both tables measured the same keys, and all rows and their mean are SAME."""
         return not self.only_a and not self.only_b and {change.verdict for change in (self.overall, *self.rows)} == {"SAME"}
 
 
 def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_tolerance: float = 0.01, seed: int = 0) -> Diff:
-    """Compare two tables block by block and overall. They may be of different devices: that is one thing to compare.
+    """Compare two tables block by block and overall. They may be of different devices.
 
-    Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables of a row are resampled alike, by their samples and around
-    their medians. Rows with the very same samples are one measurement and have no interval: they are SAME. Overall, the rows are resampled
-    too: another choice of blocks would have had another mean.
+    Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables' rows are resampled in the same way, by their samples and around
+    their medians. Rows with identical samples are one measurement and have no interval: they are SAME. Overall, the rows are resampled
+    too: another choice of blocks would have another mean.
 
     Args:
-        a: the first.
-        b: the second.
-        tolerance: a change of a row, or of a family's mean, by less than this is none, relative: compiled again, a block may differ as much
-            from itself.
-        overall_tolerance: a change of the mean by less than this is none.
-        seed: of the resampling.
+        a: the first table.
+        b: the second table.
+        tolerance: largest relative change of a row, or of a family's mean, that counts as none: the same block may differ as much when
+            compiled again.
+        overall_tolerance: largest relative change of the mean that counts as none.
+        seed: seed of the resampling.
 
     Raises:
         LatencyError: no key was measured in both.
@@ -132,7 +132,7 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_t
 
 
 def _means(logs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means of resampled rows: of each resample of their samples, another choice of rows."""
+    """Return means of resampled rows: each resample of their samples has its own choice of rows."""
     chosen = rng.integers(len(logs), size=(_RESAMPLES, len(logs)))
     return logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
 
@@ -153,14 +153,14 @@ def _differences(a: msgspec.Struct, b: msgspec.Struct, prefix: str = "") -> Iter
 
 
 def _log_ratios(a: Row, b: Row, rng: np.random.Generator) -> np.ndarray:
-    """Logarithms of the ratios of both rows' medians, resampled."""
+    """Return logarithms of the ratios of both rows' resampled medians."""
     return np.zeros(_RESAMPLES) if a.samples_us == b.samples_us else _log_medians(b, rng) - _log_medians(a, rng)
 
 
 def _log_medians(row: Row, rng: np.random.Generator) -> np.ndarray:
-    """Logarithms of the medians of resamples of a row's samples.
+    """Return logarithms of the medians of resamples of a row's samples.
 
-    A resample's median is one of the order statistics: the one at a rank that is the median of n uniform draws, so it is beta distributed.
+    A resample's median is an order statistic whose rank is the median of n uniform draws, and so is beta distributed.
     """
     ordered = np.sort(np.asarray(row.samples_us))
     n, half = len(ordered), (len(ordered) + 1) / 2

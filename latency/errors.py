@@ -1,4 +1,4 @@
-"""What can go wrong for a user of `latency`. Every error says what was found, what is allowed and what mends it, in one line."""
+"""Errors that `latency` shows to users. Each says in one line what was found, what is allowed and how to fix it."""
 
 import importlib
 from types import ModuleType
@@ -13,7 +13,7 @@ class LatencyError(ValueError):
 class FileError(LatencyError):
     """A file cannot be read: it is missing, is not a regular file, is too large, or does not hold what its format asks for.
 
-    What fixes it is for the caller to say, see `latency.files.raised_as`.
+    The caller adds the fix, see `latency.files.raised_as`.
 
     Attributes:
         problem: what is wrong, without the file's name, such as `does not exist`.
@@ -32,9 +32,9 @@ class FingerprintMismatch(LatencyError):
     """Two things that must come from the same device, runtime or settings differ.
 
     Attributes:
-        field: the first field that differs, dotted where nested, such as `device.threads`.
-        found: its value in what was given.
-        wanted: the value that it should have.
+        field: the first field that differs, dotted if nested, such as `device.threads`.
+        found: its actual value.
+        wanted: its expected value.
     """
 
     def __init__(self, what: str, field: str, found: object, wanted: object, mend: str) -> None:
@@ -43,7 +43,7 @@ class FingerprintMismatch(LatencyError):
 
 
 class CoverageError(LatencyError):
-    """A table says nothing about a block, and what it says of others does not reach there.
+    """A table does not cover a block, neither by a row nor by interpolation.
 
     Attributes:
         reason: what is not covered and why, without the command that measures it.
@@ -63,11 +63,11 @@ class DeviceUnavailable(LatencyError):
 
 
 class BuildFailed(LatencyError):
-    """A backend cannot compile a network: the compiler's words in one line."""
+    """A backend cannot compile a network: the compiler's message in one line."""
 
 
 class RunFailed(LatencyError):
-    """A compiled network cannot be run: the runtime's words in one line."""
+    """A compiled network cannot be run: the runtime's message in one line."""
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -75,10 +75,10 @@ def require(module: str, extra: str) -> ModuleType:
 
     Args:
         module: the name to import, such as `tensorrt_rtx`.
-        extra: the extra of this project that installs it; "" where the base install does.
+        extra: the extra of this project that installs it; "" if the base install does.
 
     Raises:
-        MissingExtra: the module itself is absent. An absent module inside of it is not hidden.
+        MissingExtra: the module itself is absent. A missing import inside it is raised unchanged.
     """
     try:
         return importlib.import_module(module)
@@ -89,11 +89,11 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def escaped(text: str) -> str:
-    """A text, such as the name of a file, without line breaks and whatever else is not printable."""
+    """Escape line breaks and other non-printable characters in a text, such as a file name."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def one_line(text: object, limit: int = 400) -> str:
-    """Some other tool's words as one line of at most `limit` characters."""
+    """Return another tool's message as one line of at most `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -1,4 +1,4 @@
-"""Rows of a table for people: by family, in widths, with names for whole networks."""
+"""Readable listing of a table's rows: by family and widths, with names for whole networks."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ NETWORKS, OVERHEAD = "whole networks", "empty network"
 """Families of rows that are not blocks."""
 
 COLUMNS = ("kind", "family", "median_us", "low_us", "high_us", "p90_us", "p99_us", "status", "key")
-"""Of `flat`, beside the widths."""
+"""Columns of `flat` other than the widths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,10 @@ class Family:
     """Rows of one family.
 
     Attributes:
-        name: of the family, as of `family_of`.
-        title: the same for people.
-        widths: names of the widths that its blocks have.
-        rows: with the values of these widths, ascending; of networks in the order of the table.
+        name: name of the family, see `family_of`.
+        title: readable name.
+        widths: names of its blocks' widths.
+        rows: rows with the values of these widths, ascending; networks in the order of the table.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Family:
 
 
 def family_of(row: Row) -> str:
-    """Family of a row: of a block that of `BlockSpec.family`."""
+    """Return the family of a row; for a block, `BlockSpec.family`."""
     return {"network": NETWORKS, "overhead": OVERHEAD}.get(row.kind, row.key.partition("[")[0])
 
 
 def titled(key: str) -> tuple[str, str]:
-    """Family and channels of a block for people; the key of another row as it is."""
+    """Return the readable family and channels of a block; the key of another row unchanged."""
     try:
         spec = BlockSpec.parse(key)
     except LatencyError:
@@ -47,21 +47,21 @@ def titled(key: str) -> tuple[str, str]:
 
 
 def names(table: LatencyTable) -> dict[str, str]:
-    """Name of every row that is not a block, by key: networks are counted in the order of the table."""
+    """Return names of all rows that are not blocks, by key: networks are numbered in the order of the table."""
     networks = [row for row in table.rows if row.kind == "network"]
     counted = {row.key: f"network {number} ({len(row.blocks)} blocks)" for number, row in enumerate(networks, 1)}
     return {**{row.key: OVERHEAD for row in table.rows if row.kind == "overhead"}, **counted}
 
 
 def families(table: LatencyTable, wanted: str = "") -> list[Family]:
-    """Rows of a table by family, sentinels left out.
+    """Return the rows of a table by family, without sentinels.
 
     Args:
         table: the table.
-        wanted: part of a family's name or title, whatever its case; "" for all.
+        wanted: part of a family's name or title, in any case; "" for all.
 
     Raises:
-        LatencyError: no family is of that name.
+        LatencyError: no family matches.
     """
     rows: dict[str, list[Row]] = {}
     for row in table.rows:
@@ -89,7 +89,7 @@ def _family(name: str, rows: Sequence[Row]) -> Family:
 
 
 def flat(found: Sequence[Family]) -> Iterator[list[str | int | float]]:
-    """Lines of one sheet: a head, then every row; widths that a family lacks, and what was not measured, are empty."""
+    """Yield the lines of one sheet: a header, then every row; widths that a family lacks and values not measured are empty."""
     widths = list(dict.fromkeys(width for family in found for width in family.widths))
     yield [*COLUMNS[:2], *widths, *COLUMNS[2:]]
     for family in found:

@@ -1,4 +1,4 @@
-"""What else goes on at a device: clocks, temperature, throttling, other processes. Read between measuring windows; nothing is ever set."""
+"""State of a device: clocks, temperature, throttling, other processes. Read between measuring windows; nothing is ever set."""
 
 import os
 import typing
@@ -10,11 +10,11 @@ from latency.units import kilo
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device says of itself at one moment.
+    """State of a device at one moment.
 
     Attributes:
-        clocks: by name with unit, such as `sm_mhz`, `temperature_c`, `other_processes`.
-        disturbed: why what is measured now is not what the device can do; empty where nothing is wrong.
+        clocks: values by name with unit, such as `sm_mhz`, `temperature_c`, `other_processes`.
+        disturbed: why latencies measured now do not represent the device; empty if they do.
     """
 
     clocks: dict[str, float]
@@ -26,19 +26,19 @@ class Monitor(typing.Protocol):
     """Watches a device."""
 
     def read(self) -> Reading:
-        """How it is now."""
+        """Read the current state."""
         ...
 
 
 class Nvml:
-    """An NVIDIA GPU, watched through NVML.
+    """Monitor of an NVIDIA GPU, through NVML.
 
-    Throttling by heat, by the power brake or by the board slows down what is measured. A power cap does too, but belongs to the GPU at
-    its load and would be met in use: it is a number (`power_capped`), no disturbance. Compute processes that were there at the first
-    reading are one as well, as some never leave; one that comes later disturbs.
+    Throttling by heat, by the power brake or by the board disturbs a measurement. A power cap slows it down too, but is part of the
+    GPU's behaviour under load and occurs in use: it is recorded (`power_capped`), not a disturbance. So are compute processes that exist
+    at the first reading, as some never exit; a later one is a disturbance.
 
     Args:
-        pci_bus_id: of the GPU, such as `0000:01:00.0`.
+        pci_bus_id: PCI bus ID of the GPU, such as `0000:01:00.0`.
 
     Raises:
         MissingExtra: nvidia-ml-py is not installed.
@@ -51,7 +51,7 @@ class Nvml:
         self._usual: int | None = None
 
     def read(self) -> Reading:
-        """How it is now; a value that this GPU does not tell is left out."""
+        """Read the current state; values that this GPU does not report are omitted."""
         nvml, handle = self._nvml, self._handle
         queries: dict[str, typing.Callable[[], float]] = {
             "sm_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),

@@ -1,6 +1,6 @@
-"""ONNX models as bytes hold them, decoded: what a model claims is compared with what it has before memory or time is spent on it.
+"""Decoder of ONNX models: declared sizes are compared with actual ones before memory or time is spent on them.
 
-Every tensor is looked at, wherever ONNX has one: dense and sparse initializers, attributes of nodes, bodies of If, Loop and Scan, local
+Every tensor is checked, wherever ONNX allows one: dense and sparse initializers, attributes of nodes, bodies of If, Loop and Scan, local
 functions and their defaults, at any depth.
 """
 
@@ -25,13 +25,13 @@ from latency.errors import FileError, one_line
 from latency.files import human_bytes
 
 MAX_BYTES = 2**31 - 1
-"""Size of one protobuf message, and so of a model with its weights inline."""
+"""Maximum size of a protobuf message, and so of a model with inline weights."""
 
 MAX_NODES = 200_000
-"""Nodes of a model with its local functions inlined. The largest networks that exporters write have some ten thousand."""
+"""Maximum number of nodes with local functions inlined. The largest exported networks have about ten thousand."""
 
 MAX_DEPTH = 64
-"""Local functions that call one another, in a row."""
+"""Maximum depth of calls among local functions."""
 
 _BITS: dict[str, int] = {
     **dict.fromkeys(("UINT2", "INT2"), 2),
@@ -50,20 +50,20 @@ _FIELDS: dict[str, str] = {
     "INT64": "int64_data",
     "STRING": "string_data",
 }
-"""Where the numbers of a type are that are not raw bytes; `int32_data` for the others."""
+"""Field that holds the values of a type if they are not raw bytes; `int32_data` for other types."""
 
 
 def decode_onnx(data: bytes, where: object, *, weights: bool = True) -> ModelProto:
-    """A serialised ONNX model.
+    """Decode a serialised ONNX model.
 
     Args:
-        data: the model.
-        where: begins the error's message.
-        weights: whether tensors must hold the numbers that they declare; they may be empty in a graph that was stripped of its weights.
+        data: the serialised model.
+        where: start of the error message.
+        weights: whether tensors must hold the values that they declare; in a graph stripped of its weights they may be empty.
 
     Raises:
-        FileError: it is not an ONNX model, a tensor holds another number of values than it declares, or it is larger or nested deeper
-            than any network: names the tensor and the limit.
+        FileError: the data is not an ONNX model, a tensor does not hold as many values as it declares, or the model is larger or deeper
+            than any network; names the tensor and the limit.
     """
     from google.protobuf.message import DecodeError
 
@@ -75,7 +75,7 @@ def decode_onnx(data: bytes, where: object, *, weights: bool = True) -> ModelPro
         deep = "MaxDepth" in str(error) or "recursion" in str(error).lower()
         found = "its graphs are nested deeper than protobuf allows" if deep else one_line(error)
         raise FileError(where, f"is not an ONNX model: it cannot be decoded ({found})") from error
-    if not model.ir_version:  # bytes that mean something else, or none at all, can be a message without any field
+    if not model.ir_version:  # other data, or no bytes at all, may decode to a message without fields
         raise FileError(where, "is not an ONNX model: it has no ir_version")
     _require_names(model, where)
     _require_moderate(model, where)
@@ -86,7 +86,7 @@ def decode_onnx(data: bytes, where: object, *, weights: bool = True) -> ModelPro
 
 
 def graphs(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
-    """Every graph and function of a model, bodies of nodes included."""
+    """Yield every graph and function of a model, including bodies of nodes."""
     roots = [model.graph, *model.functions]
     for training in model.training_info:
         roots += [training.initialization, training.algorithm]
@@ -96,7 +96,7 @@ def graphs(model: ModelProto) -> Iterator[GraphProto | FunctionProto]:
 
 
 def bodies(graph: GraphProto) -> Iterator[GraphProto]:
-    """A graph, and the graphs that its nodes hold, at any depth."""
+    """Yield a graph and the graphs in its nodes, at any depth."""
     yield graph
     yield from _held(graph.node)
 
@@ -109,7 +109,7 @@ def _held(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
 
 
 def tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Every tensor of a model, with the words for where it is: "" for an initializer, which has a name."""
+    """Yield every tensor of a model with a description of its place: "" for an initializer, which has a name."""
     for graph in graphs(model):
         if isinstance(graph, FunctionProto):
             for attribute in graph.attribute_proto:
@@ -128,7 +128,7 @@ def tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
 
 
 def sparse_tensors(model: ModelProto) -> Iterator[SparseTensorProto]:
-    """Every sparse tensor of a model."""
+    """Yield every sparse tensor of a model."""
     for graph in graphs(model):
         if isinstance(graph, GraphProto):
             yield from graph.sparse_initializer
@@ -140,27 +140,27 @@ def sparse_tensors(model: ModelProto) -> Iterator[SparseTensorProto]:
 
 
 def describe(node: NodeProto) -> str:
-    """A node for people: by its name, or by what it writes where it has none."""
+    """Describe a node for messages: by its name, or by its outputs if it has none."""
     if node.name:
         return f"node {node.name!r} ({node.op_type})"
     return f"the {node.op_type or 'node'} that writes {next(filter(None, node.output), 'nothing')!r}"
 
 
 def named(tensor: TensorProto, owner: str) -> str:
-    """A tensor for people."""
+    """Describe a tensor for messages."""
     return f"tensor {tensor.name!r}" if tensor.name else f"the tensor in {owner}" if owner else "a tensor without a name"
 
 
 def is_external(tensor: TensorProto) -> bool:
-    """Whether a tensor's numbers are in another file."""
+    """Return whether a tensor's values are in another file."""
     return tensor.data_location == TensorProto.EXTERNAL
 
 
 def size_of(tensor: TensorProto, where: str) -> int:
-    """Bytes that the numbers of a tensor take, by its type and shape; of strings their number.
+    """Return the size of a tensor's values in bytes, by its type and shape; for strings, their number.
 
     Raises:
-        FileError: its shape or type is none; `where` begins the message.
+        FileError: the shape or type is invalid; `where` starts the message.
     """
     kind = _kind(tensor, where)
     if any(size < 0 for size in tensor.dims):
@@ -177,7 +177,7 @@ def _kind(tensor: TensorProto, where: str) -> str:
 
 
 def _require_whole(tensor: TensorProto, where: str, weights: bool) -> None:
-    """Check that a tensor holds as many values as it declares."""
+    """Require that a tensor holds as many values as it declares."""
     size, kind = size_of(tensor, where), _kind(tensor, where)
     count = math.prod(tensor.dims)
     if tensor.HasField("raw_data"):
@@ -195,7 +195,7 @@ def _require_whole(tensor: TensorProto, where: str, weights: bool) -> None:
 
 
 def _require_names(model: ModelProto, where: object) -> None:
-    """Check that names are text: protobuf hands out the bytes of what is not UTF-8."""
+    """Require that names are text: protobuf returns names that are not UTF-8 as bytes."""
     texts: list[object] = []
     for graph in graphs(model):
         texts.append(graph.name)
@@ -219,7 +219,7 @@ def _dims(value: ValueInfoProto) -> Sequence:
 
 @dataclass(frozen=True)
 class _Load:
-    """What is computed on."""
+    """Size of a graph after expansion."""
 
     nodes: int = 0
     size: int = 0
@@ -230,7 +230,7 @@ class _Load:
 
 @dataclass
 class _Expansion:
-    """Counts what local functions become when each of their calls is replaced by their nodes."""
+    """Counts nodes and values after each call of a local function is replaced by its nodes."""
 
     functions: dict[tuple[str, str, str], FunctionProto]
     where: object
@@ -254,7 +254,7 @@ class _Expansion:
 
 
 def _require_moderate(model: ModelProto, where: object) -> None:
-    """Check how large a model becomes: its functions inlined, its sparse tensors dense, and its weights drawn where they are absent."""
+    """Limit the size of a model after its functions are inlined, sparse tensors made dense, and missing weights drawn."""
     functions = {(function.domain, function.name, function.overload): function for function in model.functions}
     load = _Expansion(functions, where).of(model.graph)
     inlined = " with its local functions inlined" * bool(functions)

@@ -1,4 +1,4 @@
-"""Where a command may write: what a person owns is not overwritten unasked, and what cannot be written is refused before any work."""
+"""Checks of output paths: users' files are not overwritten unless asked, and paths that cannot be written are refused before any work."""
 
 import os
 import stat
@@ -11,20 +11,20 @@ from latency.errors import LatencyError
 from latency.files import beside
 
 GENERATOR = "Lathe"
-"""What pages and pictures name as what made them."""
+"""Name of the producer in pages and pictures."""
 
 _HEAD_BYTES = 4096
 _SEALED = ("manifest.json", b'"schema": "bundle/')
-"""The file of a shipped bundle that lists all its files, and what is near its beginning: one more file and `lathe verify` fails."""
+"""File of a shipped bundle that lists its files, and text near its start. `lathe verify` fails after a file is added."""
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A kind of file that is written here.
+    """A kind of file that Lathe writes.
 
     Attributes:
-        name: with its article, such as `a latency table`.
-        made: whether a file that begins with these bytes is one.
+        name: name with its article, such as `a latency table`.
+        made: whether a file that begins with the given bytes is of this kind.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Artefact:
 
 
 def _has_index(head: bytes) -> bool:
-    """Whether a zip's first member is the index of a block bundle."""
+    """Return whether a zip's first member is the index of a block bundle."""
     if not head.startswith(b"PK\x03\x04") or head[30:40] != b"index.json":
         return False
     try:
@@ -42,7 +42,7 @@ def _has_index(head: bytes) -> bool:
 
 
 def _names(head: bytes, begin: bytes, maker: str) -> bool:
-    """Whether a file is of a format, by its first bytes, and says what made it."""
+    """Return whether a file's first bytes are of a format and name its producer."""
     return head.startswith(begin) and maker.encode() in head
 
 
@@ -58,17 +58,17 @@ NEW = Artefact("", lambda head: False)
 
 
 def require_file(path: str | os.PathLike[str], kind: Artefact, *, flag: str, force: bool | None = None, parents: bool = False) -> None:
-    """Check that a file may be written: nothing is there, an empty file, or one of the same kind that was written here.
+    """Require that a file may be written: the path is free, or holds an empty file or one of the same kind that Lathe wrote.
 
     Args:
-        path: the file.
-        kind: what it becomes.
-        flag: that gave it, for the message.
-        force: whether a regular file of any other content may be replaced; None where its owner cannot ask for that.
-        parents: whether directories that are missing will be made.
+        path: the file to write.
+        kind: kind of file to write.
+        flag: flag that gave the path, for the message.
+        force: whether a regular file with any other content may be replaced; None if the command has no such flag.
+        parents: whether missing directories will be created.
 
     Raises:
-        LatencyError: something else is there, it cannot be written, or it would be inside a shipped bundle.
+        LatencyError: the path holds something else, cannot be written, or is inside a shipped bundle.
     """
     path = Path(path)
     if path.name in ("", ".."):
@@ -87,10 +87,10 @@ def require_file(path: str | os.PathLike[str], kind: Artefact, *, flag: str, for
 
 
 def require_directory(path: str | os.PathLike[str], *, flag: str = "--out") -> None:
-    """Check that a directory can be made or written: what may be in it is for others to judge.
+    """Require that a directory can be created or written; its contents are not checked.
 
     Raises:
-        LatencyError: something else than a directory is there, it cannot be made, or it would be inside a shipped bundle.
+        LatencyError: the path is not a directory, cannot be created, or is inside a shipped bundle.
     """
     path = Path(path)
     if path.name in ("", ".."):
@@ -102,7 +102,7 @@ def require_directory(path: str | os.PathLike[str], *, flag: str = "--out") -> N
 
 
 def begun(path: str | os.PathLike[str]) -> bool:
-    """Whether a latency table is there that the command which writes it goes on with."""
+    """Return whether the path holds a latency table that the command would resume."""
     try:
         return TABLE.made(_head(Path(path), "--out"))
     except LatencyError:
@@ -110,7 +110,7 @@ def begun(path: str | os.PathLike[str]) -> bool:
 
 
 def _require_place(path: Path, flag: str, parents: bool) -> None:
-    """Check that a new file or directory can be put where `path` lies, by trying it."""
+    """Require that a new file or directory can be created next to `path`, by trying it."""
     parent = path.parent
     while parents and not os.path.lexists(parent):
         parent = parent.parent
@@ -136,7 +136,7 @@ def _is_sealed(directory: Path) -> bool:
 def _lstat(path: Path, flag: str) -> os.stat_result | None:
     try:
         return path.lstat()
-    except (FileNotFoundError, NotADirectoryError):  # of the latter `_require_place` says which
+    except (FileNotFoundError, NotADirectoryError):  # for the latter, `_require_place` says which
         return None
     except OSError as error:
         raise LatencyError(f"{flag} {path} cannot be written: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Named timing protocols: how to warm up, and when enough has been sampled."""
+"""Named timing protocols: how to warm up, and when to stop sampling."""
 
 from typing import Annotated
 
@@ -20,21 +20,21 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Measuring ends when the floors are reached, the latency is stationary, and the interval of the median is narrow enough or `max_samples`
     were taken; or when `max_time_ms` have passed. A floor comes before any ceiling: a network that is slower than
-    `max_time_ms / min_samples` is still sampled `min_samples` times. Where there are more than `max_samples`, they are thinned evenly.
+    `max_time_ms / min_samples` is still sampled `min_samples` times. If there are more than `max_samples`, they are thinned evenly.
 
     Attributes:
-        name: what a person calls it.
+        name: name of the protocol.
         warmup_ms: inferences run for this long before the device is watched.
-        settle_runs: the watch is over after this many runs; 0 for no watch: all after the fixed warm-up is sampled, as other tools do.
-        settle_ms: or after this long.
-        min_samples: floor.
-        max_samples: ceiling.
+        settle_runs: the watch ends after this many runs; 0 for no watch: every run after the fixed warm-up is a sample, as in other tools.
+        settle_ms: the watch ends after this long.
+        min_samples: floor of the number of samples.
+        max_samples: ceiling of the number of samples.
         min_time_ms: floor of the time that the samples span.
         max_time_ms: ceiling of the time after the fixed warm-up.
         half_width: how far the interval of the median may reach to each side, relative to the median.
         confidence: of that interval.
-        cuda_graph: whether a GPU is handed an inference as one CUDA graph, rather than kernel by kernel. A CPU knows no difference.
-        spin_wait: whether the host polls for the end of an inference, rather than sleeps until an interrupt. A CPU knows no difference.
+        cuda_graph: whether an inference is launched on a GPU as one CUDA graph rather than kernel by kernel. Without effect on a CPU.
+        spin_wait: whether the host polls for the end of an inference rather than sleeping until an interrupt. Without effect on a CPU.
     """
 
     name: str
@@ -90,10 +90,10 @@ TRTEXEC_11 = msgspec.structs.replace(TRTEXEC_10, name="trtexec-11", cuda_graph=T
 
 
 def get(name: str) -> Protocol:
-    """A protocol by its name.
+    """Return a protocol by name.
 
     Raises:
-        LatencyError: there is none of that name; lists the known ones.
+        LatencyError: the name is unknown; lists the known ones.
     """
     known = {protocol.name: protocol for protocol in (DEFAULT, FAST, TRTEXEC_10, TRTEXEC_11)}
     if name not in known:

@@ -1,4 +1,4 @@
-"""A space over several equal devices: each measures a part, and the tables are merged afterwards."""
+"""Split a space over several equal devices: each measures a part, and the tables are merged afterwards."""
 
 import re
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from latency.profile import Workload
 
 
 def shard(workloads: Sequence[Workload], part: str) -> list[Workload]:
-    """One part of the workloads; the parts of one whole hold each key once, and of each kind equally many, but for one.
+    """Return one part of the workloads. All parts together hold each key once; their counts of each kind differ by at most one.
 
-    Neighbours go to different parts, so each gets blocks of every family and size, about equally much work.
+    Neighbours go to different parts, so that each part has blocks of every family and size, and about the same amount of work.
 
     Args:
-        workloads: what all parts together measure, the same on each device; of several with one key the first counts.
-        part: which part of how many: "1/4" to "4/4".
+        workloads: workloads of all parts, the same on each device; of several with one key, the first is used.
+        part: number of the part and of all parts: "1/4" to "4/4".
 
     Raises:
-        LatencyError: that is no such part.
+        LatencyError: `part` is invalid.
     """
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", part)
     if match is None:
@@ -30,5 +30,5 @@ def shard(workloads: Sequence[Workload], part: str) -> list[Workload]:
     unique: dict[str, Workload] = {}
     for work in workloads:
         unique.setdefault(work.key, work)
-    ordered = sorted(unique.values(), key=lambda work: work.kind)  # stable: one kind after the other, each in its order
+    ordered = sorted(unique.values(), key=lambda work: work.kind)  # stable: one kind after another, each in its original order
     return ordered[index - 1 :: count]

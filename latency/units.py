@@ -1,4 +1,4 @@
-"""Units: the one place of factors of 1000. Latencies are kept and computed in microseconds; people read and write milliseconds."""
+"""Units: the only place with factors of 1000. Latencies are stored and computed in microseconds; users read and write milliseconds."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,27 +11,27 @@ Number = TypeVar("Number")  # a float, an array or a tensor: the arithmetic is t
 
 @dataclass(frozen=True)
 class Unit:
-    """What latencies are shown in, so that those beside one another share it."""
+    """Unit in which latencies are shown, shared by latencies that are shown together."""
 
     name: str
     size_us: int
     digits: int
-    """behind the point"""
+    """digits after the decimal point"""
 
     def of(self, us: Number) -> Number:
-        """Microseconds in this unit."""
+        """Convert microseconds to this unit."""
         return us / self.size_us  # pyright: ignore
 
     def number(self, us: float | int) -> str:
-        """A latency without the unit's name."""
+        """Format a latency without the unit's name."""
         return f"{self.of(us):,.{self.digits}f}"
 
     def words(self, us: float | int) -> str:
-        """A latency as people read it."""
+        """Format a latency with its unit."""
         return f"{self.number(us)} {self.name}"
 
     def interval(self, latency: "HasInterval") -> str:
-        """A latency with its interval."""
+        """Format a latency with its interval."""
         return f"{self.words(latency.us)} ({self.number(latency.low_us)} to {self.number(latency.high_us)})"
 
 
@@ -39,7 +39,7 @@ MICROSECONDS, MILLISECONDS = Unit("µs", 1, 1), Unit("ms", _KILO, 3)
 
 
 def unit_for(us: Iterable[float | int]) -> Unit:
-    """The unit for several latencies: milliseconds where all reach 1 ms, so that none loses its digits."""
+    """Return the unit for several latencies: milliseconds if all are at least 1 ms, so that none loses digits."""
     return MILLISECONDS if min(us, default=0) >= _KILO else MICROSECONDS
 
 
@@ -63,56 +63,56 @@ class HasInterval(Protocol):
         ...
 
     def remarks(self, unit: Unit) -> list[str]:
-        """What a person should know of it."""
+        """Remarks for the user."""
         ...
 
 
 def us_from_ms(ms: Number) -> Number:
-    """Microseconds from milliseconds."""
+    """Convert milliseconds to microseconds."""
     return ms * _KILO  # pyright: ignore
 
 
 def ms_from_us(us: Number) -> Number:
-    """Milliseconds from microseconds."""
+    """Convert microseconds to milliseconds."""
     return us / _KILO  # pyright: ignore
 
 
 def s_from_ms(ms: float | int) -> float:
-    """Seconds from milliseconds."""
+    """Convert milliseconds to seconds."""
     return ms / _KILO
 
 
 def us_from_ns(ns: float | int) -> float:
-    """Microseconds from nanoseconds."""
+    """Convert nanoseconds to microseconds."""
     return ns / _KILO
 
 
 def ns_from_us(us: float | int) -> int:
-    """Whole nanoseconds from microseconds."""
+    """Convert microseconds to whole nanoseconds."""
     return round(us * _KILO)
 
 
 def kilo(count: Number) -> Number:
-    """Thousands from ones: of elements, or watts from milliwatts."""
+    """Convert to thousands: elements to thousands of elements, or milliwatts to watts."""
     return count / _KILO  # pyright: ignore
 
 
 def microseconds(us: float | int) -> str:
-    """A latency in microseconds, or in milliseconds from 1 ms on."""
+    """Format a latency in microseconds, or in milliseconds from 1 ms."""
     return unit_for([us]).words(us)
 
 
 def milliseconds(us: float | int) -> str:
-    """A latency in milliseconds, to four digits, as budgets are given."""
+    """Format a latency in milliseconds with four digits, as budgets are given."""
     return f"{ms_from_us(us):.4g} ms"
 
 
 def interval(latency: HasInterval, unit: Unit | None = None) -> str:
-    """A latency with its interval, and what is to be said of it.
+    """Format a latency with its interval and remarks.
 
     Args:
-        latency: what to show.
-        unit: to show it in; None for its own.
+        latency: the latency to show.
+        unit: unit to show it in; None for its own.
     """
     unit = unit or unit_for([latency.us])
     return ", ".join([unit.interval(latency), *latency.remarks(unit)])
