@@ -85,9 +85,9 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_tolerance: float = 0.01, seed: int = 0) -> Diff:
     """Compare two tables block by block and overall. They may be of different devices.
 
-    Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables' rows are resampled in the same way, by their samples and around
-    their medians. Rows with identical samples are one measurement and have no interval: they are SAME. Overall, the rows are resampled
-    too: another choice of blocks would have another mean.
+    Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables' rows are resampled in the same way, by their samples and
+    around their medians. Rows with identical samples are one measurement and have no interval: they are SAME. Overall, the rows are
+    resampled too: another choice of blocks would have another mean.
 
     Args:
         a: the first table.
