@@ -34,8 +34,8 @@ class Nvml:
     """Monitor of an NVIDIA GPU, through NVML.
 
     Throttling by heat, by the power brake or by the board disturbs a measurement. A power cap slows it down too, but is part of the
-    GPU's behaviour under load and occurs in use: it is recorded (`power_capped`), not a disturbance. So are compute processes that exist
-    at the first reading, as some never exit; a later one is a disturbance.
+    GPU's behaviour under load and occurs in use: it is recorded (`power_capped`), not a disturbance. Compute processes that exist at
+    the first reading are no disturbance either, as some never exit; later ones are.
 
     Args:
         pci_bus_id: PCI bus ID of the GPU, such as `0000:01:00.0`.

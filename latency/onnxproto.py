@@ -219,7 +219,7 @@ def _dims(value: ValueInfoProto) -> Sequence:
 
 @dataclass(frozen=True)
 class _Load:
-    """Size of a graph after expansion."""
+    """Nodes and bytes of a graph after expansion."""
 
     nodes: int = 0
     size: int = 0
@@ -230,7 +230,7 @@ class _Load:
 
 @dataclass
 class _Expansion:
-    """Counts nodes and values after each call of a local function is replaced by its nodes."""
+    """Counts nodes and bytes after each call of a local function is replaced by its nodes."""
 
     functions: dict[tuple[str, str, str], FunctionProto]
     where: object
