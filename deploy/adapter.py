@@ -17,10 +17,8 @@ from deploy.errors import DeployError, LoweringError
 from deploy.graph import first_line
 from deploy.samples import DTYPES, Tensors, TensorSpec, calls_of
 from reparam.equivalence import arithmetic
+from reparam.exported import RUN_ERRORS
 from reparam.structure import leaves, map_tensors
-
-_RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
-"""Exceptions raised by a network's own code for unsupported arguments."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ class Adapter(nn.Module):
         try:
             with torch.no_grad():
                 calls = [self(*(torch.tensor(call[name]) for name in self.call.names)) for call in calls_of(inputs)]
-        except _RUN_ERRORS as error:
+        except RUN_ERRORS as error:
             raise DeployError(f"{type(self.network).__name__} fails on the samples: {first_line(error)}") from error
         stacked = (np.stack([tensor.numpy() for tensor in output]) for output in zip(*calls, strict=True))
         return {value.name: output for value, output in zip(self.outputs, stacked, strict=True)}
@@ -193,7 +191,7 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
     for network, dtype, exact in ((original, None, False), (twin, torch.float32, False), (twin, torch.float32, True)):
         try:
             seen = _run(network, call, dtype, exact=exact)
-        except _RUN_ERRORS as error:
+        except RUN_ERRORS as error:
             if isinstance(error, DeployError):
                 raise
             errors.append(error)
@@ -217,7 +215,7 @@ def _runs(adapter: Adapter) -> bool:
     try:
         with torch.no_grad():
             adapter(*adapter.call.tensors)
-    except _RUN_ERRORS:
+    except RUN_ERRORS:
         return False
     return True
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 
+import msgspec
+
 from deploy import engine
 from deploy.bundle import Builds
 from deploy.engine import Running
@@ -41,10 +43,10 @@ def choose(
         running = [stack.enter_context(start(one.engine)) for one in different]
         timed = {str(number): at_work.timed for number, at_work in enumerate(running) if not isinstance(at_work, str)}
         if reason := next((at_work for at_work in running if isinstance(at_work, str)), ""):
-            return candidates[0], Builds(count=builds.count, different=builds.different, reason=reason)
+            return candidates[0], msgspec.structs.replace(builds, reason=reason)
         try:
             medians_us = [measured.median_us for measured in engine.measure_in_turns(timed, protocol).values()]
         except RunFailed as error:
-            return candidates[0], Builds(count=builds.count, different=builds.different, reason=str(error))
+            return candidates[0], msgspec.structs.replace(builds, reason=str(error))
     fastest = medians_us.index(min(medians_us))
-    return different[fastest], Builds(count=builds.count, different=builds.different, medians_us=tuple(medians_us))
+    return different[fastest], msgspec.structs.replace(builds, medians_us=tuple(medians_us))

@@ -5,6 +5,7 @@ IR version and operator set are those of all shipped graphs, constants are folde
 """
 
 import contextlib
+import functools
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -21,7 +22,7 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 from deploy import sessions
 from deploy.errors import DeployError, LoweringError
 from deploy.graph import DOMAINS, ONNX_ERRORS, OPSET, check, decode, first_line, freeze, inline, require_inline
-from deploy.shapes import Shapes, Span, at, fix_spans, inputs, require_static_inputs
+from deploy.shapes import POINTS, Shapes, Span, at, fix_spans, inputs, require_static_inputs
 from deploy.validate import LIMITS
 from latency.errors import one_line
 from latency.onnxproto import bodies
@@ -64,7 +65,7 @@ class Cleaned:
     spans: Mapping[str, Span] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def usual(self) -> bytes:
         """The clean model with the usual input shapes."""
         return freeze(self.onnx, at(self.spans, "opt"))
@@ -97,8 +98,8 @@ def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = Fal
     model = _named(_folded(model, dynamic=bool(spans)))
     require_inline(model)
     cleaned = Cleaned(original=data, onnx=check(model, dynamic=bool(spans)).SerializeToString(deterministic=True), spans=spans, facts=facts)
-    for end in ("min", "opt", "max"):
-        freeze(cleaned.onnx, at(spans, end))
+    for point in POINTS:
+        freeze(cleaned.onnx, at(spans, point))
     return cleaned
 
 

@@ -58,12 +58,11 @@ def inspect(information: str, certificate: Certificate) -> Inspection:
 
 def _is_full(layer: Mapping[str, Any]) -> bool:
     """Return whether a layer outputs FP32."""
-    return any(_FULL.search(str(output.get(key, ""))) for output in _tensors(layer, "Outputs") for key in ("Format/Datatype", "DataType"))
+    return any(_FULL.search(str(output.get(key, ""))) for output in _outputs(layer) for key in ("Format/Datatype", "DataType"))
 
 
-def _tensors(layer: Mapping[str, Any], kind: str) -> Iterable[Mapping[str, Any]]:
-    tensors = layer.get(kind) or ()
-    return [tensor for tensor in tensors if isinstance(tensor, Mapping)]
+def _outputs(layer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return [tensor for tensor in layer.get("Outputs") or () if isinstance(tensor, Mapping)]
 
 
 def _reason(layer: Mapping[str, Any], reasons: Mapping[str, str]) -> str:

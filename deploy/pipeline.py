@@ -34,7 +34,7 @@ from deploy.metric import Figure, Quality
 from deploy.narrow import NARROW
 from deploy.precision import certified
 from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, resized, samples_of
-from deploy.shapes import ENDS, Shapes, Span, at
+from deploy.shapes import ENDS, POINTS, Shapes, Span, at
 from deploy.validate import CannotRun, Labels, Rung, Step, accuracy, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed, distribution
 from latency.backends.tensorrt import EngineSpec
@@ -129,8 +129,7 @@ def export(
         adapter = _adapter(source, example_input)
         inputs = adapter.inputs
     data, truth = _samples(samples, labels, inputs, adapter)
-    if form.io == "fp16":
-        data = data.rounded(np.float16)
+    data = _as_taken(data, form)
     if truth is not None:
         quality = accuracy(truth)
 
@@ -169,7 +168,7 @@ def export(
         steps, outputs = climb(rungs, data, quality)
         references = {"": _reference(data.first(REFERENCE_SAMPLES), outputs)}
         for end, there in _ends(data.first(PROOF_SAMPLES), inputs, network.spans):
-            more, outputs = climb([rung.at(end) for rung in rungs], there.rounded(np.float16) if form.io == "fp16" else there)
+            more, outputs = climb([rung.at(end) for rung in rungs], _as_taken(there, form))
             steps += more
             references[end] = _reference(there.first(1), outputs)
         inspection = _inspection(running["shipped"], network.certificate) if built else None
@@ -310,7 +309,7 @@ def _adapter(model: nn.Module, example_input: Any) -> Adapter:
 def _output_spans(network: _Network) -> dict[str, Span]:
     if not network.spans:
         return {}
-    ends = [outputs_of(graph.parse(graph.freeze(network.onnx, at(network.spans, end)))) for end in ("min", "opt", "max")]
+    ends = [outputs_of(graph.parse(graph.freeze(network.onnx, at(network.spans, point)))) for point in POINTS]
     spans = {low.name: Span(low.shape, usual.shape, high.shape) for low, usual, high in zip(*ends, strict=True)}
     return {name: span for name, span in spans.items() if not span.fixed}
 
@@ -354,8 +353,8 @@ def _from_onnx(source: Cleaned, form: Form, target: Target, threads: int, sample
     lowered = _halve(source.usual, counts, form, threads, samples)
     half = lowered.onnx_half and graph.thaw(lowered.onnx_half, source.onnx)
     lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_half=half)
-    arithmetic = "int8" if any(graph.quantized(graph.decode(source.onnx).graph)) else "fp32"
-    int8 = arithmetic == "int8"
+    int8 = any(graph.quantized(graph.decode(source.onnx).graph))
+    arithmetic = "int8" if int8 else "fp32"
     run = engine.int8_runner(source.onnx, target, threads) if int8 else engine.onnx_runner(source.onnx, threads)
     rungs = [
         Rung("original", arithmetic, _original_runner(source.original, threads, plain=int8)),
@@ -446,6 +445,11 @@ def _ends(samples: Samples, inputs: Sequence[TensorSpec], spans: Mapping[str, Sp
     for end in ENDS if spans else ():
         shapes = at(spans, end)
         yield end, resized(samples, [dataclasses.replace(one, shape=shapes.get(one.name, one.shape)) for one in inputs])
+
+
+def _as_taken(samples: Samples, form: Form) -> Samples:
+    """Return samples with the values that the inputs of the shipped form hold."""
+    return samples.rounded(np.float16) if form.io == "fp16" else samples
 
 
 def _inspection(at_work: engine.Running | str, certificate: Certificate | None) -> Inspection | None:

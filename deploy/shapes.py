@@ -41,6 +41,8 @@ class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ", ".join(f"{size[0]} to {size[1]}" if isinstance(size, tuple) else str(size) for size in self.sizes)
 
 
+POINTS = ("min", "opt", "max")
+"""The shapes of a span, by name."""
 ENDS = ("min", "max")
 """The ends of a span, at which everything is validated as at its `opt`."""
 
@@ -48,9 +50,9 @@ Shapes = Mapping[str, Sequence[int] | Span]
 """Fixed shape or span of each input, by name."""
 
 
-def at(spans: Mapping[str, Span], end: str) -> dict[str, tuple[int, ...]]:
+def at(spans: Mapping[str, Span], point: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of inputs at `min`, `opt` or `max`, by name."""
-    return {name: getattr(span, end) for name, span in spans.items()}
+    return {name: getattr(span, point) for name, span in spans.items()}
 
 
 def inputs(model: ModelProto) -> list[ValueInfoProto]:
@@ -122,10 +124,10 @@ def fix_spans(model: ModelProto, shapes: Shapes) -> dict[str, Span]:
         return {}
     spans = {name: shape if isinstance(shape, Span) else Span(*[tuple(shape)] * 3) for name, shape in shapes.items()}
     fixed = []
-    for end in ("min", "opt", "max"):
+    for point in POINTS:
         one = ModelProto()
         one.CopyFrom(model)
-        fix_shapes(one, at(spans, end))
+        fix_shapes(one, at(spans, point))
         fixed.append(inputs(one))
         require_static_inputs(fixed[-1])
     dynamic: dict[str, Span] = {}
