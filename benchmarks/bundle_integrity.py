@@ -127,7 +127,11 @@ def kills(work: Path) -> dict[str, int]:
         killed += run(draw.uniform(0.3, 1.0) * took_s)[0]
         broken += bool(verify(out).failures)
     run(60)
-    return {"kills": killed, "broken": broken, "left over": sum(path.name.startswith(".killed") for path in work.iterdir())}
+    return {
+        "kills": killed,
+        "broken": broken,
+        "left over": sum(path.name.startswith(".killed") for path in work.iterdir()),
+    }
 
 
 def main() -> None:
@@ -149,8 +153,18 @@ def main() -> None:
                 found, total = named(made, damage(made, random.Random(0)), work)
                 rows.append((f"{target}, {files} files: {what}", f"{found} of {total} named", "all", found == total))
         killed = kills(work)
-        rows.append(("exports killed over an older bundle", json.dumps(killed), "none broken, nothing left", sum(killed.values()) == KILLS))
-    lines = ["Named: exit code 1, and exactly the damaged files fail (manifest.json alone where it is one of them).", ""]
+        rows.append(
+            (
+                "exports killed over an older bundle",
+                json.dumps(killed),
+                "none broken, nothing left",
+                sum(killed.values()) == KILLS,
+            )
+        )
+    lines = [
+        "Named: exit code 1, and exactly the damaged files fail (manifest.json alone where it is one of them).",
+        "",
+    ]
     lines += verdicts(rows)
     print("\n".join(lines))
     (HERE / "bundle_integrity.md").write_text("\n".join(lines) + "\n")

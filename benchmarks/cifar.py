@@ -89,13 +89,17 @@ def cifar(archive: Path, images: int) -> tuple[Classification, Split]:
         labels=labels,
         train=train,
         held_out=Split(images=test.images[order], labels=test.labels[order]),
-        preprocessing=Preprocessing(size=(32, 32), mean=tuple(channels.mean(1).tolist()), std=tuple(channels.std(1).tolist())),
+        preprocessing=Preprocessing(
+            size=(32, 32), mean=tuple(channels.mean(1).tolist()), std=tuple(channels.std(1).tolist())
+        ),
         augmentation=Augmentation(shift_px=4, flip=True),
     )
     return data, test
 
 
-def search(way: str, seed: int, data: Classification, table: LatencyTable, budget_us: float, settings: dict, runs: Path) -> Path:
+def search(
+    way: str, seed: int, data: Classification, table: LatencyTable, budget_us: float, settings: dict, runs: Path
+) -> Path:
     """One way's run for one seed; the seed's first way trains the unpruned network that the others start from."""
     out, first = directory(way, seed, runs), directory(FIRST, seed, runs)
     kind, chosen = WAYS[way]
@@ -120,7 +124,9 @@ def directory(way: str, seed: int, runs: Path) -> Path:
 def accuracy(network: torch.nn.Module, data: Classification, test: Split) -> float:
     network.eval()
     batches = zip(test.images.split(500), test.labels.split(500), strict=True)
-    return sum(int((network(data.normalise(images)).argmax(1) == labels).sum()) for images, labels in batches) / len(test)
+    return sum(int((network(data.normalise(images)).argmax(1) == labels).sum()) for images, labels in batches) / len(
+        test
+    )
 
 
 def ship(run: Path, data: Classification, test: Split, *, unpruned: bool = False) -> tuple[dict, bytes]:
@@ -131,7 +137,9 @@ def ship(run: Path, data: Classification, test: Split, *, unpruned: bool = False
     example = torch.zeros(1, *architecture.input_shape)
     small = squeeze(fuse(network.eval(), example), example)
     result = json.loads((run / "result.json").read_text())["unpruned" if unpruned else "shipped"]
-    facts = {"widths": list(result["choice"]["widths"].values())} | {name: result[name] for name in ("parameters", "macs", "predicted")}
+    facts = {"widths": list(result["choice"]["widths"].values())} | {
+        name: result[name] for name in ("parameters", "macs", "predicted")
+    }
     return {**facts, "accuracy": accuracy(small, data, test)}, to_onnx(small, example)
 
 
@@ -157,15 +165,21 @@ def plot(found: dict[str, list[dict]], unpruned: list[dict], budget_us: float, o
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
     for (name, runs), marker in zip([*found.items(), ("unpruned", unpruned)], "osD^vx", strict=True):
-        axes.plot([run["measured_us"] for run in runs], [100 * run["accuracy"] for run in runs], marker, label=name, alpha=0.8)
+        axes.plot(
+            [run["measured_us"] for run in runs], [100 * run["accuracy"] for run in runs], marker, label=name, alpha=0.8
+        )
     axes.axvline(budget_us, color="black", linestyle="--", linewidth=1, label="budget")
-    axes.set(xlabel="measured latency, µs (ONNX Runtime, one thread, batch 1)", ylabel="accuracy on 10,000 test images, %")
+    axes.set(
+        xlabel="measured latency, µs (ONNX Runtime, one thread, batch 1)", ylabel="accuracy on 10,000 test images, %"
+    )
     axes.set_xlim(left=0)
     axes.legend()
     figure.savefig(out, metadata={"Date": None})
 
 
-def report(found: dict[str, list[dict]], unpruned: list[dict], budget_us: float, words: dict[str, list[Comparison]]) -> list[str]:
+def report(
+    found: dict[str, list[dict]], unpruned: list[dict], budget_us: float, words: dict[str, list[Comparison]]
+) -> list[str]:
     """Two tables and what they say, all from the numbers."""
     lines = [
         f"budget {budget_us:.1f} us; mean of {len(unpruned)} seeds (each seed)",
@@ -208,14 +222,20 @@ def report(found: dict[str, list[dict]], unpruned: list[dict], budget_us: float,
         "| way | seed | widths |",
         "|---|---|---|",
     ]
-    lines += [f"| {name} | {run['seed']} | {' '.join(map(str, run['widths']))} |" for name, runs in found.items() for run in runs]
+    lines += [
+        f"| {name} | {run['seed']} | {' '.join(map(str, run['widths']))} |"
+        for name, runs in found.items()
+        for run in runs
+    ]
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archive", type=Path, required=True, help="cifar10-jpeg.tar.zst")
-    parser.add_argument("--table", type=Path, required=True, help="latency table of repvgg-mini, measured on this machine")
+    parser.add_argument(
+        "--table", type=Path, required=True, help="latency table of repvgg-mini, measured on this machine"
+    )
     parser.add_argument("--work", type=Path, required=True, help="directory for the runs")
     parser.add_argument("--out", type=Path, default=HERE, help="directory for report, plot and numbers")
     parser.add_argument("--budget-fraction", type=float, default=0.5, help="of the unpruned network's measured latency")
@@ -235,7 +255,11 @@ def main() -> None:
     whole = table.measured_network(space.network()) or table.predict(space.network())
     budget_us = options.budget_fraction * whole.us
     settings = dict(zip(("pretrain_epochs", "search_epochs", "finetune_epochs"), options.epochs, strict=True))
-    runs = {(way, seed): search(way, seed, data, table, budget_us, settings, options.work) for seed in range(options.seeds) for way in WAYS}
+    runs = {
+        (way, seed): search(way, seed, data, table, budget_us, settings, options.work)
+        for seed in range(options.seeds)
+        for way in WAYS
+    }
 
     shipped = {key: ship(run, data, test) for key, run in runs.items()}
     shipped |= {("unpruned", seed): ship(runs[FIRST, seed], data, test, unpruned=True) for seed in range(options.seeds)}
@@ -246,10 +270,18 @@ def main() -> None:
     rows = defaultdict(list)
     for (way, seed), (facts, _) in shipped.items():
         found = measured[way, seed]
-        figures = {"measured_us": found.median_us, "low_us": found.low_us, "high_us": found.high_us, "status": found.status}
+        figures = {
+            "measured_us": found.median_us,
+            "low_us": found.low_us,
+            "high_us": found.high_us,
+            "status": found.status,
+        }
         rows[way].append({"seed": seed, **facts, **figures})
     unpruned = rows.pop("unpruned")
-    words = {way: [compare_latency(measured[FIRST, seed], measured[way, seed]) for seed in range(options.seeds)] for way in WAYS}
+    words = {
+        way: [compare_latency(measured[FIRST, seed], measured[way, seed]) for seed in range(options.seeds)]
+        for way in WAYS
+    }
 
     about = (
         f"{backend.device.name}, 1 thread, {backend.runtime.name} {backend.runtime.version}; repvgg-mini on {len(data.train):,} CIFAR-10"
@@ -261,7 +293,9 @@ def main() -> None:
     print("\n".join([*lines, "", f"{time.perf_counter() - start:.0f} s this time"]))
     stem = options.out / f"cifar.{slug(backend.device.name)}"
     plot(rows, unpruned, budget_us, stem.with_name(stem.name + ".svg"))
-    stem.with_name(stem.name + ".md").write_text("\n".join([*lines, "", f"![accuracy against latency]({stem.name}.svg)"]) + "\n")
+    stem.with_name(stem.name + ".md").write_text(
+        "\n".join([*lines, "", f"![accuracy against latency]({stem.name}.svg)"]) + "\n"
+    )
     record = {"about": about, "budget_us": budget_us, "settings": settings, "unpruned": unpruned, "ways": rows}
     stem.with_name(stem.name + ".json").write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
 

@@ -68,7 +68,10 @@ def merged_block_by_block(model: nn.Module) -> nn.Module:
             if not isinstance(block, RepVGGBlock):
                 continue
             dense, point = block.dense.conv, block.point.conv
-            parts = [folded(dense.weight, block.dense.norm), folded(nn.functional.pad(point.weight, [1, 1, 1, 1]), block.point.norm)]
+            parts = [
+                folded(dense.weight, block.dense.norm),
+                folded(nn.functional.pad(point.weight, [1, 1, 1, 1]), block.point.norm),
+            ]
             if block.identity is not None:
                 kernel = torch.zeros_like(dense.weight)
                 index = torch.arange(dense.out_channels)
@@ -113,11 +116,22 @@ def main() -> None:
         export_s = time.perf_counter() - start
 
     about = f"{backend.device.name}, {backend.device.threads} thread, {backend.runtime.name} {backend.runtime.version}, RepVGG-A0, 224x224, FP32, batch 1"
-    lines = [about, "", "| form | median, us | ours against it | largest difference from float64, of its scale |", "|---|---|---|---|"]
+    lines = [
+        about,
+        "",
+        "| form | median, us | ours against it | largest difference from float64, of its scale |",
+        "|---|---|---|---|",
+    ]
     words = {name: compare_latency(measured[OURS], row) for name, row in measured.items()}
     for name, row in measured.items():
-        word = "" if name == OURS else f"{words[name].word} {words[name].ratio:.3f} ({words[name].low:.3f} to {words[name].high:.3f})"
-        lines.append(f"| {name} | {row.median_us:.0f} ({row.low_us:.0f} to {row.high_us:.0f}) | {word} | {errors[name]:.1e} |")
+        word = (
+            ""
+            if name == OURS
+            else f"{words[name].word} {words[name].ratio:.3f} ({words[name].low:.3f} to {words[name].high:.3f})"
+        )
+        lines.append(
+            f"| {name} | {row.median_us:.0f} ({row.low_us:.0f} to {row.high_us:.0f}) | {word} | {errors[name]:.1e} |"
+        )
     holds = all(words[name].word in ("FASTER", "SAME") for name in models if name != OURS)
     quick = export_s < 60
     against = ", ".join(words[name].word for name in models if name != OURS)
@@ -132,7 +146,13 @@ def main() -> None:
     record = {
         "about": about,
         "forms": {
-            n: {"median_us": r.median_us, "low_us": r.low_us, "high_us": r.high_us, "status": r.status, "error": errors[n]}
+            n: {
+                "median_us": r.median_us,
+                "low_us": r.low_us,
+                "high_us": r.high_us,
+                "status": r.status,
+                "error": errors[n],
+            }
             for n, r in measured.items()
         },
         "export_s": export_s,

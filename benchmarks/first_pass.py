@@ -30,7 +30,9 @@ NETWORKS = 20
 
 def lathe(*arguments: object) -> dict:
     """What `lathe ARGUMENTS --json` prints; a failed verdict is a result here."""
-    done = subprocess.run([sys.executable, "-m", "lathe", *map(str, arguments), "--json"], stdout=subprocess.PIPE, check=False, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lathe", *map(str, arguments), "--json"], stdout=subprocess.PIPE, check=False, text=True
+    )
     if done.returncode not in (0, 1):
         raise SystemExit(done.returncode)
     return json.loads(done.stdout)
@@ -38,12 +40,19 @@ def lathe(*arguments: object) -> dict:
 
 def import_seconds() -> list[float]:
     code = "import time; t = time.perf_counter(); import latency; print(time.perf_counter() - t); import sys; assert 'torch' not in sys.modules"
-    return [float(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout) for _ in range(10)]
+    return [
+        float(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+        for _ in range(10)
+    ]
 
 
 def prediction_errors(table: LatencyTable) -> list[dict]:
     """Predicted against measured latency of random networks that are not in the table."""
-    space, draw, backend = spaces.get("repvgg-mini"), random.Random(20_000), OnnxRuntime(threads=table.header.device.threads)
+    space, draw, backend = (
+        spaces.get("repvgg-mini"),
+        random.Random(20_000),
+        OnnxRuntime(threads=table.header.device.threads),
+    )
     found = []
     while len(found) < NETWORKS:
         widths = tuple(draw.choice(space.width_choices(index)) for index in range(len(space.layers)))
@@ -95,11 +104,15 @@ def ship(table: Path, seed: int, work: Path) -> dict:
         "seed": seed,
         "search_s": seconds,
         "widths": result["result"]["shipped"]["widths"],
-        "accuracy": {name: network["score"]["value"] for name, network in (("unpruned", unpruned), ("shipped", shipped))},
+        "accuracy": {
+            name: network["score"]["value"] for name, network in (("unpruned", unpruned), ("shipped", shipped))
+        },
         "params": {"unpruned": unpruned["params"], "shipped": shipped["params"]},
         "macs": {"unpruned": unpruned["macs"], "shipped": shipped["macs"]},
         "predicted_us": shipped["predicted"]["us"],
-        "measured_us": {name: network["measured"]["median_us"] for name, network in (("unpruned", unpruned), ("shipped", shipped))},
+        "measured_us": {
+            name: network["measured"]["median_us"] for name, network in (("unpruned", unpruned), ("shipped", shipped))
+        },
         "measured_high_us": shipped["measured"]["high_us"],
         "budget_us": manifest["budget_us"],
         "budget_verdict": manifest["budget_verdict"],
@@ -126,7 +139,12 @@ def main() -> None:
     errors = np.abs([network["error"] for network in networks])
     drop = 100 * statistics.mean(run["accuracy"]["unpruned"] - run["accuracy"]["shipped"] for run in runs)
     rows = [
-        ("`import latency`, median of 10, no torch", f"{statistics.median(imports):.3f} s", "< 0.3 s", statistics.median(imports) < 0.3),
+        (
+            "`import latency`, median of 10, no torch",
+            f"{statistics.median(imports):.3f} s",
+            "< 0.3 s",
+            statistics.median(imports) < 0.3,
+        ),
         (
             f"prediction, mean absolute error over {NETWORKS} unseen networks",
             f"{errors.mean():.2%} (largest {errors.max():.2%})",

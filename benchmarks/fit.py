@@ -56,7 +56,12 @@ def simulated(space: Prunable, settings: Settings, work: Path) -> LatencyTable:
     """The table of a simulated device, whose stairs are `settings.step` channels wide."""
     out = work / f"{space.name.replace('/', '-')}.latency.jsonl"
     for _ in profile(
-        workloads(space, networks=12), Simulated(settings), out, protocol=protocol.get("fast"), lowering=LOWERING_VERSION, space=space.name
+        workloads(space, networks=12),
+        Simulated(settings),
+        out,
+        protocol=protocol.get("fast"),
+        lowering=LOWERING_VERSION,
+        space=space.name,
     ):
         pass
     return LatencyTable.load(out)
@@ -74,7 +79,10 @@ def instances(space: Prunable, table: LatencyTable) -> list[Outcome]:
     for index in range(INSTANCES):
         least, most = price(space.smallest_widths()).most, price(space.full_widths()).most
         budget = least + draw.uniform(0.2, 0.9) * (most - least)
-        learned = [max(options[0], round(draw.uniform(0.2, 1.0) * full)) for (_, full), options in zip(space.groups, choices, strict=True)]
+        learned = [
+            max(options[0], round(draw.uniform(0.2, 1.0) * full))
+            for (_, full), options in zip(space.groups, choices, strict=True)
+        ]
         if objective := index % 2:
             scores = [[draw.expovariate(1) for _ in range(full)] for _, full in space.groups]
             values = importance(scores, choices)
@@ -96,14 +104,21 @@ def instances(space: Prunable, table: LatencyTable) -> list[Outcome]:
                 best.seconds,
             )
         )
-        print(space.name, index, *(f"{value:.5g}" if isinstance(value, float) else value for value in found[-1]), flush=True)
+        print(
+            space.name,
+            index,
+            *(f"{value:.5g}" if isinstance(value, float) else value for value in found[-1]),
+            flush=True,
+        )
     return found
 
 
 def row(name: str, found: list[Outcome]) -> str:
     """A line of the table."""
     better = sum(outcome.value > outcome.greedy + 1e-9 * abs(outcome.greedy) for outcome in found)
-    used, greedy_used = (statistics.median(values) for values in zip(*((o.used, o.greedy_used) for o in found), strict=True))
+    used, greedy_used = (
+        statistics.median(values) for values in zip(*((o.used, o.greedy_used) for o in found), strict=True)
+    )
     return (
         f"| {name} | {found[0].objective} | {len(found)} | {better} | {used:.2%} | {min(o.used for o in found):.2%} | {greedy_used:.2%} |"
         f" {max(o.gap for o in found):.1e} | {max(o.variables for o in found):,} |"
@@ -118,7 +133,9 @@ def main() -> None:
         tables.append(("repvgg-mini, measured (AMD EPYC)", spaces.get("repvgg-mini"), LatencyTable.load(MEASURED)))
         for name, settings in SIMULATED.items():
             space = spaces.get(name)
-            tables.append((f"{name}, simulated, stairs of {settings.step}", space, simulated(space, settings, Path(work))))
+            tables.append(
+                (f"{name}, simulated, stairs of {settings.step}", space, simulated(space, settings, Path(work)))
+            )
         results = {name: instances(space, table) for name, space, table in tables}
     every = [outcome for found in results.values() for outcome in found]
     worse = [outcome for outcome in every if outcome.value < outcome.greedy - 2e-4 * abs(outcome.greedy)]
@@ -136,7 +153,12 @@ def main() -> None:
         "",
         *verdicts(
             [
-                ("instances in which the program is worse than the loop", f"{len(worse)} of {len(every)}", "0", not worse),
+                (
+                    "instances in which the program is worse than the loop",
+                    f"{len(worse)} of {len(every)}",
+                    "0",
+                    not worse,
+                ),
                 (
                     "instances over budget",
                     f"{sum(outcome.used > 1 for outcome in every)}",

@@ -67,7 +67,11 @@ def create(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     model = timm.create_model(name, pretrained=False).eval()
     for norm in model.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+        if (
+            isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            and norm.running_mean is not None
+            and norm.running_var is not None
+        ):
             norm.running_mean.normal_(std=0.1, generator=generator)
             norm.running_var.uniform_(0.5, 1.5, generator=generator)
             if norm.affine:
@@ -79,7 +83,11 @@ def create(name: str) -> tuple[nn.Module, torch.Tensor]:
 def operators(model: nn.Module, x: torch.Tensor) -> dict[str, int]:
     """Convolutions and linear layers, and batch norms, that run."""
     with torch.no_grad():
-        targets = [str(node.target) for node in torch.export.export(model, (x,), strict=False).graph.nodes if node.op == "call_function"]
+        targets = [
+            str(node.target)
+            for node in torch.export.export(model, (x,), strict=False).graph.nodes
+            if node.op == "call_function"
+        ]
     layers = ("aten.conv", "aten.linear", "aten.addmm")
     return {"layers": sum(t.startswith(layers) for t in targets), "norms": sum("batch_norm" in t for t in targets)}
 
@@ -152,7 +160,13 @@ def sweep(flags: argparse.Namespace) -> dict[str, Any]:
     """What is not known of each network yet."""
     record = flags.out.with_suffix(".json")
     rows: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
-    options = ["--models", str(flags.models), "--protocol", flags.protocol, *([] if flags.core is None else ["--core", str(flags.core)])]
+    options = [
+        "--models",
+        str(flags.models),
+        "--protocol",
+        flags.protocol,
+        *([] if flags.core is None else ["--core", str(flags.core)]),
+    ]
     for name in flags.networks:
         known = rows.setdefault(name, {})
         known.pop("error", None)
@@ -165,7 +179,12 @@ def sweep(flags: argparse.Namespace) -> dict[str, Any]:
             wait(flags.max_load)
             known |= apart("latency", ["--time", name, *options])
         record.write_text(json.dumps(rows, indent=1) + "\n")
-        print(name, known.get("error") or known.get("latency", known.get("counts", {}).get(OURS)), file=sys.stderr, flush=True)
+        print(
+            name,
+            known.get("error") or known.get("latency", known.get("counts", {}).get(OURS)),
+            file=sys.stderr,
+            flush=True,
+        )
     return rows
 
 
@@ -174,7 +193,10 @@ def table(rows: dict[str, Any]) -> list[str]:
     known = {name: row for name, row in rows.items() if "counts" in row}
     timed = {name: row["latency"] for name, row in known.items() if "latency" in row}
     lines = [*dict.fromkeys(row["about"] for row in timed.values()), ""]
-    lines += ["Convolutions and linear layers / batch norms; differences against the scale of the output; latencies in us.", ""]
+    lines += [
+        "Convolutions and linear layers / batch norms; differences against the scale of the output; latencies in us.",
+        "",
+    ]
     lines += [
         "| network | trained | timm | ours | float64 | float32 | timm | ours | ours against timm's |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -197,7 +219,9 @@ def table(rows: dict[str, Any]) -> list[str]:
 def asked(rows: dict[str, Any], known: dict[str, Any], timed: dict[str, Any]) -> list[tuple[str, str, str, bool]]:
     """The figures reached beside those that were asked."""
     more = [
-        name for name, row in known.items() if any(row["counts"][OURS][kind] > row["counts"][TIMM][kind] for kind in ("layers", "norms"))
+        name
+        for name, row in known.items()
+        if any(row["counts"][OURS][kind] > row["counts"][TIMM][kind] for kind in ("layers", "norms"))
     ]
     worst = {kind: max(row["counts"][OURS][kind] for row in known.values()) for kind in LIMITS}
     words = [row["verdict"] for row in timed.values()]

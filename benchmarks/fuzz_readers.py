@@ -53,7 +53,29 @@ FORMATS = HERE.parent / "tests" / "formats"
 MEMORY_BYTES, CPU_SECONDS, WAIT_SECONDS, CASES_A_CHILD = 4 * 2**30, 20.0, 200.0, 200
 TIMERS = {signal.SIGPROF: (signal.ITIMER_PROF, CPU_SECONDS), signal.SIGALRM: (signal.ITIMER_REAL, WAIT_SECONDS)}
 """What limits a case: one that computes by its own time, whatever else runs; one that waits by the clock."""
-EDGES = [0, 1, -1, 2, 255, 2**31, 2**63, 2**64, 10**12, 10**40, -(2**63), 0.5, -0.0, 1e-300, 1e300, "", "0", "nan", "\0", "é" * 300, "../x"]
+EDGES = [
+    0,
+    1,
+    -1,
+    2,
+    255,
+    2**31,
+    2**63,
+    2**64,
+    10**12,
+    10**40,
+    -(2**63),
+    0.5,
+    -0.0,
+    1e-300,
+    1e300,
+    "",
+    "0",
+    "nan",
+    "\0",
+    "é" * 300,
+    "../x",
+]
 EDGES += [None, True, False, [], {}, [[]], [0], {"": None}, "a" * 10_000]
 DOCUMENTED = (LatencyError, DeployError, SearchError)
 Draw = random.Random
@@ -94,7 +116,11 @@ def cut(content: bytes, draw: Draw) -> bytes:
 def spliced(content: bytes, draw: Draw) -> bytes:
     start, end = sorted(draw.randrange(len(content) + 1) for _ in range(2))
     to = draw.randrange(len(content) + 1)
-    return content[:to] + content[start:end] + content[to if draw.random() < 0.5 else min(len(content), to + end - start) :]
+    return (
+        content[:to]
+        + content[start:end]
+        + content[to if draw.random() < 0.5 else min(len(content), to + end - start) :]
+    )
 
 
 def overwritten(content: bytes, draw: Draw) -> bytes:
@@ -115,7 +141,9 @@ def edged(value: object, draw: Draw) -> object:
     if isinstance(value, dict) and value and draw.random() < 0.9:
         name = draw.choice(list(value))
         if draw.random() < 0.1:
-            return {key: inner for key, inner in value.items() if key != name} | ({"colour": "red"} if draw.random() < 0.5 else {})
+            return {key: inner for key, inner in value.items() if key != name} | (
+                {"colour": "red"} if draw.random() < 0.5 else {}
+            )
         return value | {name: edged(value[name], draw)}
     if isinstance(value, list) and value and draw.random() < 0.8:
         at = draw.randrange(len(value))
@@ -170,7 +198,9 @@ def block_bundle(content: bytes, draw: Draw) -> bytes:
         hashes = [hashlib.sha256(graph).hexdigest().encode() for graph in (before, files[name])]
         files["index.json"] = files["index.json"].replace(*hashes)
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA])) as archive:
+    with zipfile.ZipFile(
+        packed, "w", draw.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_LZMA])
+    ) as archive:
         for name, inside in files.items():
             archive.writestr(name, inside)
     return packed.getvalue()
@@ -183,7 +213,9 @@ def tensors(content: bytes, draw: Draw) -> bytes:
     (size,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + size])
     if "state" in header.get("__metadata__", {}) and draw.random() < 0.7:
-        header["__metadata__"]["state"] = json_text(header["__metadata__"]["state"].encode(), draw).decode(errors="replace")
+        header["__metadata__"]["state"] = json_text(header["__metadata__"]["state"].encode(), draw).decode(
+            errors="replace"
+        )
     else:
         header = edged(header, draw)
     text = json.dumps(header).encode()
@@ -216,7 +248,9 @@ def model(content: bytes, draw: Draw) -> bytes:
         case 0 if made.graph.initializer:
             draw.choice(made.graph.initializer).dims.append(draw.choice([0, -1, 2**40, 10**13]))
         case 1 if made.graph.input[0].type.tensor_type.shape.dim:
-            draw.choice(made.graph.input[0].type.tensor_type.shape.dim).dim_value = draw.choice([0, -1, 2**40, 2**63 - 1])
+            draw.choice(made.graph.input[0].type.tensor_type.shape.dim).dim_value = draw.choice(
+                [0, -1, 2**40, 2**63 - 1]
+            )
         case 2:
             node.op_type = draw.choice(["", "Identity", "Loop", "If", "Expand", "NoSuch"])
         case 3 if node.attribute:
@@ -291,7 +325,9 @@ def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
     return [
         Reader("latency table", seeds["table"], used_table, table),
         Reader("bundle of blocks", seeds["blocks"], used_blocks, block_bundle),
-        Reader("architecture.json", seeds[record.ARCHITECTURE], lambda path: load_architecture(path).network(), json_text),
+        Reader(
+            "architecture.json", seeds[record.ARCHITECTURE], lambda path: load_architecture(path).network(), json_text
+        ),
         Reader("run.json", seeds[record.RUN], lambda path: record.read_run(path.parent), json_text),
         Reader("result.json", seeds[record.RESULT], lambda path: record.read_result(path.parent, run), json_text),
         Reader(
@@ -300,7 +336,9 @@ def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
             lambda path: (record.read_history(path.parent, run), pages.page_of(path.parent)),
             json_lines,
         ),
-        Reader("checkpoint.safetensors", seeds["checkpoint"], lambda path: checkpoint.load(path, session._Head), tensors),
+        Reader(
+            "checkpoint.safetensors", seeds["checkpoint"], lambda path: checkpoint.load(path, session._Head), tensors
+        ),
         Reader("weights.safetensors", seeds["weights"], lambda path: load_weights(network, path, {}), tensors),
         Reader("manifest.json", seeds["manifest"], lambda path: bundle.check_files(bundle.load(path.parent)), manifest),
         Reader("samples.npy", seeds["npy"], decoding.read_npy, npy),
@@ -322,10 +360,16 @@ def one(known: list[Reader], number: int) -> tuple[str, str, str]:
         reader.read(seed)
     except DOCUMENTED as error:
         lines = str(error).count("\n")
-        return reader.name, "fault" if lines else "refused", f"{type(error).__name__} of {lines + 1} lines" if lines else ""
+        return (
+            reader.name,
+            "fault" if lines else "refused",
+            f"{type(error).__name__} of {lines + 1} lines" if lines else "",
+        )
     except BaseException as error:  # noqa: BLE001  what is not documented is what is looked for
         where = traceback.extract_tb(error.__traceback__)
-        ours = [frame for frame in where if "site-packages" not in frame.filename and Path(frame.filename) != Path(__file__)]
+        ours = [
+            frame for frame in where if "site-packages" not in frame.filename and Path(frame.filename) != Path(__file__)
+        ]
         at = f"{Path(ours[-1].filename).relative_to(HERE.parent)}:{ours[-1].lineno}" if ours else "?"
         return reader.name, "fault", f"{type(error).__name__} at {at}: {' '.join(str(error).split())[:120]}"
     finally:

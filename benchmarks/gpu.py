@@ -71,8 +71,22 @@ def profile(name: str, space: str, coverage: str, out: Path, limit_s: float) -> 
     """Run `lathe profile`, for so long at most: what is measured until then is kept."""
     start = time.perf_counter()
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "lathe", "profile", space, "--backend", name, "--coverage", coverage, "--networks", "30"]
-    process = subprocess.Popen([*command, "--out", str(out), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "lathe",
+        "profile",
+        space,
+        "--backend",
+        name,
+        "--coverage",
+        coverage,
+        "--networks",
+        "30",
+    ]
+    process = subprocess.Popen(
+        [*command, "--out", str(out), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         stderr = process.communicate(timeout=limit_s)[1]
     except subprocess.TimeoutExpired:
@@ -82,7 +96,10 @@ def profile(name: str, space: str, coverage: str, out: Path, limit_s: float) -> 
     if process.returncode not in (0, 1):
         return found | {"refused": stderr.strip().splitlines()[-1] if stderr.strip() else ""}
     shown = subprocess.run(
-        [sys.executable, "-m", "lathe", "table", "show", str(out), "--json"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "lathe", "table", "show", str(out), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     table = json.loads(shown.stdout) if shown.returncode == 0 else {"refused": shown.stderr.strip()}
     return found | {key: table[key] for key in ("rows", "predictor", "refused") if key in table}
@@ -96,7 +113,10 @@ def networks_by_protocol(name: str) -> dict[str, Any]:
 
         def by_protocol(network: str = network) -> dict[str, Any]:
             with backend.compile(lower(spaces.get(network).network(), backend.precision)) as compiled:
-                measured = {protocol: measure(compiled, protocol_of(protocol), backend.clock, backend.monitor) for protocol in PROTOCOLS}
+                measured = {
+                    protocol: measure(compiled, protocol_of(protocol), backend.clock, backend.monitor)
+                    for protocol in PROTOCOLS
+                }
             return {
                 key: {
                     "median_us": row.median_us,
@@ -132,7 +152,9 @@ def ship(target: str, network: str, work: Path) -> dict[str, Any]:
         )
         if done.returncode not in (0, 1):
             return {"refused": done.stderr.strip().splitlines()[-1]}
-    done = subprocess.run([sys.executable, "-m", "lathe", "verify", str(out), "--json"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "lathe", "verify", str(out), "--json"], capture_output=True, text=True, check=False
+    )
     manifest = json.loads((out / "manifest.json").read_text())
     return {
         "verify": done.returncode,
@@ -153,9 +175,17 @@ def page(found: dict[str, Any]) -> str:
     lines += ["", "| table | rows | networks: mean error, Kendall's tau | wall |", "|---|---|---|---|"]
     for name, it in found["tables"].items():
         predictor = it.get("predictor") or {}
-        quality = f"{predictor['mean_absolute_error']:.2%}, {predictor['kendall_tau']:.3f}" if predictor.get("networks", 0) > 1 else ""
+        quality = (
+            f"{predictor['mean_absolute_error']:.2%}, {predictor['kendall_tau']:.3f}"
+            if predictor.get("networks", 0) > 1
+            else ""
+        )
         lines.append(f"| {name} | {it.get('refused') or it.get('rows')} | {quality} | {it['wall_s']:.0f} s |")
-    lines += ["", f"| network, backend | {' | '.join(f'{name}, us' for name in PROTOCOLS)} |", f"|---|{'---|' * len(PROTOCOLS)}"]
+    lines += [
+        "",
+        f"| network, backend | {' | '.join(f'{name}, us' for name in PROTOCOLS)} |",
+        f"|---|{'---|' * len(PROTOCOLS)}",
+    ]
     for name, networks in found["networks"].items():
         for network, it in networks.items():
             cells = (
@@ -166,7 +196,9 @@ def page(found: dict[str, Any]) -> str:
             lines.append(f"| {network}, {name} | {' | '.join(cells)} |")
     lines += ["", "| bundle | verify | steps |", "|---|---|---|"]
     for name, it in found["bundles"].items():
-        steps = "; ".join(f"{step} {verdict}{f' ({why})' if why else ''}" for step, (verdict, why) in it.get("steps", {}).items())
+        steps = "; ".join(
+            f"{step} {verdict}{f' ({why})' if why else ''}" for step, (verdict, why) in it.get("steps", {}).items()
+        )
         lines.append(f"| {name} | {it.get('verify', '')} | {it.get('refused') or steps} |")
     return "\n".join(lines) + "\n"
 
@@ -175,7 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
-        "--dry-run", action="store_true", help="the same on a machine without a GPU: simulated backend, ONNX Runtime bundles"
+        "--dry-run",
+        action="store_true",
+        help="the same on a machine without a GPU: simulated backend, ONNX Runtime bundles",
     )
     parser.add_argument("--minutes", type=float, default=30.0, help="for the tables, in all")
     parser.add_argument("--spaces", default=",".join(name for name, _ in PROFILES), help="to profile, in this order")
@@ -184,7 +218,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * arguments.minutes
 
-    found: dict[str, Any] = {"backends": {name: attempt(probe, name) for name in (DRY_BACKENDS if dry else GPU_BACKENDS)}}
+    found: dict[str, Any] = {
+        "backends": {name: attempt(probe, name) for name in (DRY_BACKENDS if dry else GPU_BACKENDS)}
+    }
     capabilities = () if dry else ("", "8.0", "8.9", "current")
     found["rtx_targets"] = {capability: attempt(probe_rtx_target, capability) for capability in capabilities}
     running = [name for name, it in found["backends"].items() if "refused" not in it]
@@ -208,7 +244,9 @@ def main() -> None:
     for space in arguments.spaces.split(","):
         for name in running:
             table = out / "profiles" / machine / f"{space}.{precision_of(name)}.{name.split(':')[0]}.latency.jsonl"
-            found["tables"][f"{space}, {name}"] = profile(name, space, dict(PROFILES)[space], table, max(1.0, end - time.monotonic()))
+            found["tables"][f"{space}, {name}"] = profile(
+                name, space, dict(PROFILES)[space], table, max(1.0, end - time.monotonic())
+            )
             save()
     print(page(found))
 

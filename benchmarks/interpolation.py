@@ -44,7 +44,9 @@ def families(kind: str) -> list[Family]:
         for row in csv.DictReader(file):
             if row["conv"] == kind and row["batch"] == "1" and row["fp16_us"] and row["c_in"] != "3":
                 widths = (int(row["c_out"]),) if kind == "depthwise" else (int(row["c_in"]), int(row["c_out"]))
-                found[tuple(row[name] for name in ("h", "kernel", "stride", "sum_fused"))][widths] = float(row["fp16_us"])
+                found[tuple(row[name] for name in ("h", "kernel", "stride", "sum_fused"))][widths] = float(
+                    row["fp16_us"]
+                )
     least = 15 if kind == "depthwise" else 60
     return [
         (np.array(list(blocks), dtype=float), np.array(list(blocks.values())))
@@ -61,7 +63,13 @@ def predicted(family: Family, knots: np.ndarray, others: np.ndarray) -> Outcome:
     errors = np.abs(found / us[others] - 1)
     terms = np.c_[np.ones(len(widths)), widths, widths.prod(axis=1)]
     plain = terms @ np.linalg.lstsq(terms[knots] / us[knots, None], np.ones(len(knots)), rcond=None)[0]
-    return Outcome(fit.error, errors.mean(), (errors <= half).mean(), float(np.median(half)), np.abs(plain[others] / us[others] - 1).mean())
+    return Outcome(
+        fit.error,
+        errors.mean(),
+        (errors <= half).mean(),
+        float(np.median(half)),
+        np.abs(plain[others] / us[others] - 1).mean(),
+    )
 
 
 def at_random(family: Family, share: float, draw: np.random.RandomState) -> Outcome:
@@ -77,7 +85,10 @@ def of_one_kind(family: Family) -> Outcome | None:
     """Measure channels that 64 does not divide, and the most; predict the multiples of 64."""
     channels = family[0][:, -1]
     multiple = channels % 64 == 0
-    knots, others = np.flatnonzero(~multiple | (channels == channels.max())), np.flatnonzero(multiple & (channels < channels.max()))
+    knots, others = (
+        np.flatnonzero(~multiple | (channels == channels.max())),
+        np.flatnonzero(multiple & (channels < channels.max())),
+    )
     return predicted(family, knots, others) if len(knots) >= 6 and len(others) else None
 
 
@@ -101,16 +112,30 @@ def main() -> None:
     ]
     for name, found in results.items():
         claimed, true, inside, half, linear = np.nanmean(np.array(found), axis=0)
-        lines.append(f"| {name} | {len(found)} | {claimed:.1%} | {true:.1%} | {inside:.1%} | {half:.0%} | {linear:.1%} |")
-    claimed, true, inside, *_ = np.nanmean(np.array([outcome for found in list(results.values())[:3] for outcome in found]), axis=0)
+        lines.append(
+            f"| {name} | {len(found)} | {claimed:.1%} | {true:.1%} | {inside:.1%} | {half:.0%} | {linear:.1%} |"
+        )
+    claimed, true, inside, *_ = np.nanmean(
+        np.array([outcome for found in list(results.values())[:3] for outcome in found]), axis=0
+    )
     kinds = np.nanmean([outcome.inside for outcome in results["depth-wise, multiples of 64 from others"]])
     lines += [
         "",
         *verdicts(
             [
-                ("claimed error over true error, blocks at random", f"{claimed / true:.2f}", "0.8 to 1.25", 0.8 <= claimed / true <= 1.25),
+                (
+                    "claimed error over true error, blocks at random",
+                    f"{claimed / true:.2f}",
+                    "0.8 to 1.25",
+                    0.8 <= claimed / true <= 1.25,
+                ),
                 ("within the 95 % interval, blocks at random", f"{inside:.1%}", "at least 93 %", inside >= 0.93),
-                ("within the 95 % interval, multiples of 64 from others", f"{kinds:.1%}", "at least 80 %", kinds >= 0.8),
+                (
+                    "within the 95 % interval, multiples of 64 from others",
+                    f"{kinds:.1%}",
+                    "at least 80 %",
+                    kinds >= 0.8,
+                ),
             ]
         ),
     ]

@@ -69,7 +69,11 @@ WAYS: dict[str, dict] = {
     "budget 50 %": {"importance": "loss", "looks": "all", "budget": 0.5},
     "adjustable K, loss": LAST,
     "DARTS": {"variant": "darts"},
-    "random search": {"variant": "random", "warmup_epochs": 112, "random_epochs": 4},  # 30 cells: about as long as the others take
+    "random search": {
+        "variant": "random",
+        "warmup_epochs": 112,
+        "random_epochs": 4,
+    },  # 30 cells: about as long as the others take
     "adjustable K, accuracy": {"importance": "accuracy", "looks": "last"},
     "fixed K, loss": LAST | {"variant": "fixed"},
     "fixed K, looks at 10 %": LAST | {"variant": "fixed", "subset": 0.1, "final_subset": 0.1},
@@ -88,7 +92,9 @@ def cells_of(setting: Setting) -> Cells:
 
 def smaller(split: Split) -> Split:
     """The images at half the height and width: the mean of each 2x2."""
-    return Split(images=torch.nn.functional.avg_pool2d(split.images.float(), 2).round().to(torch.uint8), labels=split.labels)
+    return Split(
+        images=torch.nn.functional.avg_pool2d(split.images.float(), 2).round().to(torch.uint8), labels=split.labels
+    )
 
 
 def half(data: Classification) -> Classification:
@@ -158,7 +164,10 @@ def steps(setting: Setting, data: Classification, out: Path) -> list[str]:
         if isinstance(event, EpochDone) and event.phase == "train":
             break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    lines = [f"`{setting.space}`, batch {settings.batch}, {torch.get_num_threads()} thread; peak memory of the process {peak:.2f} GiB.", ""]
+    lines = [
+        f"`{setting.space}`, batch {settings.batch}, {torch.get_num_threads()} thread; peak memory of the process {peak:.2f} GiB.",
+        "",
+    ]
     lines += ["| phase | steps | s a step | MiB kept for the gradient |", "|---|---|---|---|"]
     return lines + [
         f"| {usage.phase} | {usage.steps} | {usage.seconds / usage.steps:.2f} | {usage.saved_bytes / 2**20:.0f} |"
@@ -172,7 +181,9 @@ def timed(archs: list[str], setting: Setting) -> dict[str, list[float]]:
     space, backend = cells_of(setting), backends.get("onnxruntime", threads=1)
     choices = {arch: space.parse(arch) for arch in [space.text(space.largest()), *archs]}
     with ExitStack() as stack:
-        ready = {arch: stack.enter_context(backend.compile(lower_network(space, choice))) for arch, choice in choices.items()}
+        ready = {
+            arch: stack.enter_context(backend.compile(lower_network(space, choice))) for arch, choice in choices.items()
+        }
         found = measure_in_turns(ready, protocol.DEFAULT)
     return {arch: [value.median_us, value.low_us, value.high_us] for arch, value in found.items()}
 
@@ -184,7 +195,9 @@ def _cpu_s() -> float:
 
 def looked_up(path: Path) -> dict[str, dict[str, float]]:
     with gzip.open(path, "rt", newline="") as file:
-        return {row["arch"]: {name: float(row[column]) for name, column in SETS.items()} for row in csv.DictReader(file)}
+        return {
+            row["arch"]: {name: float(row[column]) for name, column in SETS.items()} for row in csv.DictReader(file)
+        }
 
 
 def tau(ours: list[float], theirs: list[float]) -> float:
@@ -209,21 +222,29 @@ def marginals(accuracies: dict[str, dict[str, float]]) -> list[list[float]]:
 def taus(runs: list[dict], kind: str, wanted: list[list[float]]) -> float | None:
     """Mean over runs and edges of Kendall's tau-b with the benchmark's marginal; None where no run has that criterion."""
     found = [
-        statistics.mean(tau([v if v is not None else -1e9 for v in row], other) for row, other in zip(run[kind], wanted, strict=True))
+        statistics.mean(
+            tau([v if v is not None else -1e9 for v in row], other)
+            for row, other in zip(run[kind], wanted, strict=True)
+        )
         for run in runs
         if kind in run
     ]
     return statistics.mean(found) if found else None
 
 
-def report(setting: Setting, runs: dict[str, dict], accuracies: dict[str, dict[str, float]], prices: dict[str, Price]) -> str:
+def report(
+    setting: Setting, runs: dict[str, dict], accuracies: dict[str, dict[str, float]], prices: dict[str, Price]
+) -> str:
     """What was found so far."""
     space, wanted = cells_of(setting), marginals(accuracies)
     done = {way: [runs[key] for seed in SEEDS if (key := f"{way}/{seed}") in runs] for way in WAYS}
     done = {way: found for way, found in done.items() if found}
     ranks = sorted((found["CIFAR-10"] for found in accuracies.values()), reverse=True)
     lines = ["# VP-DARTS on NAS-Bench-201", "", *(__doc__ or "").strip().splitlines()[4:], ""]
-    lines += [f"Seeds {', '.join(map(str, SEEDS))}; mean of the benchmark's test accuracy in percent over the seeds that are done.", ""]
+    lines += [
+        f"Seeds {', '.join(map(str, SEEDS))}; mean of the benchmark's test accuracy in percent over the seeds that are done.",
+        "",
+    ]
     lines += [
         "A search looks at 30 % of the validation images in each epoch and at 60 % in the last look, where nothing else is said.",
         "",
@@ -243,7 +264,13 @@ def report(setting: Setting, runs: dict[str, dict], accuracies: dict[str, dict[s
             f"| {statistics.mean(run['cpu_s'] for run in found):.0f} |"
         )
     all3 = accuracies[space.text(space.largest())]
-    lines += ["", "All 3x3 has " + " / ".join(f"{all3[name]:.2f}" for name in SETS) + f"; the best cell on CIFAR-10 {ranks[0]:.2f}.", ""]
+    lines += [
+        "",
+        "All 3x3 has "
+        + " / ".join(f"{all3[name]:.2f}" for name in SETS)
+        + f"; the best cell on CIFAR-10 {ranks[0]:.2f}.",
+        "",
+    ]
     rows = asked(done, accuracies, wanted)
     if prices and any(way in done for way in BUDGETS):
         words, more = budgets(prices, space.text(space.largest()), done, runs.get("measured_us", {}), accuracies)
@@ -254,7 +281,9 @@ def report(setting: Setting, runs: dict[str, dict], accuracies: dict[str, dict[s
         for seed in SEEDS:
             if run := runs.get(f"{way}/{seed}"):
                 reached = accuracies[run["arch"]]["CIFAR-10"]
-                lines.append(f"| {way} | {seed} | `{cell(run['arch'])}` | {reached:.2f} | {1 + sum(other > reached for other in ranks)} |")
+                lines.append(
+                    f"| {way} | {seed} | `{cell(run['arch'])}` | {reached:.2f} | {1 + sum(other > reached for other in ranks)} |"
+                )
     return "\n".join(lines) + "\n"
 
 
@@ -263,9 +292,14 @@ def cell(arch: str) -> str:
     return arch.replace("|", "\\|")
 
 
-def asked(done: dict[str, list[dict]], accuracies: dict[str, dict[str, float]], wanted: list[list[float]]) -> list[tuple]:
+def asked(
+    done: dict[str, list[dict]], accuracies: dict[str, dict[str, float]], wanted: list[list[float]]
+) -> list[tuple]:
     """What the searches without a budget are to reach."""
-    mean = {way: {name: statistics.mean(accuracies[run["arch"]][name] for run in found) for name in SETS} for way, found in done.items()}
+    mean = {
+        way: {name: statistics.mean(accuracies[run["arch"]][name] for run in found) for name in SETS}
+        for way, found in done.items()
+    }
     if FIRST not in done:
         return []
     first, rows = done[FIRST], []
@@ -273,7 +307,9 @@ def asked(done: dict[str, list[dict]], accuracies: dict[str, dict[str, float]], 
         rows.append((f"mean on {name}", f"{mean[FIRST][name]:.2f}", f"at least {least}", mean[FIRST][name] >= least))
     worst = min(accuracies[run["arch"]]["CIFAR-10"] for run in first)
     rows.append(("each seed on CIFAR-10", f"{worst:.2f}", "at least 93.2", worst >= 93.2))
-    rows.append(("aim: mean on CIFAR-10", f"{mean[FIRST]['CIFAR-10']:.2f}", "at least 93.85", mean[FIRST]["CIFAR-10"] >= 93.85))
+    rows.append(
+        ("aim: mean on CIFAR-10", f"{mean[FIRST]['CIFAR-10']:.2f}", "at least 93.85", mean[FIRST]["CIFAR-10"] >= 93.85)
+    )
     skips = sum("+|skip_connect~0|nor" in run["arch"] for run in first)
     rows.append(("aim: skip from the input to the last node", f"{skips} of {len(first)} seeds", "3 of 5", skips >= 3))
     slowest = max(run["cpu_s"] for run in first)
@@ -281,13 +317,26 @@ def asked(done: dict[str, list[dict]], accuracies: dict[str, dict[str, float]], 
     for way in ("DARTS", "random search"):
         if way in mean:
             ahead = [mean[FIRST][name] - mean[way][name] for name in SETS]
-            rows.append((f"ahead of {way}, on each data set", ", ".join(f"{value:+.2f}" for value in ahead), "above 0", min(ahead) > 0))
+            rows.append(
+                (
+                    f"ahead of {way}, on each data set",
+                    ", ".join(f"{value:+.2f}" for value in ahead),
+                    "above 0",
+                    min(ahead) > 0,
+                )
+            )
     worth = taus(first, "worth", wanted)
     assert worth is not None
     rows.append(("tau of validated worth", f"{worth:.2f}", "at least 0.6", worth >= 0.6))
-    for way, whose in {"DARTS": "DARTS' alphas", FIRST: "its own alphas", "alpha as criterion": "alphas as criterion"}.items():
+    for way, whose in {
+        "DARTS": "DARTS' alphas",
+        FIRST: "its own alphas",
+        "alpha as criterion": "alphas as criterion",
+    }.items():
         if way in done and (alpha := taus(done[way], "alpha", wanted)) is not None:
-            rows.append((f"that tau above that of {whose}", f"{worth - alpha:+.2f}", "at least +0.3", worth - alpha >= 0.3))
+            rows.append(
+                (f"that tau above that of {whose}", f"{worth - alpha:+.2f}", "at least +0.3", worth - alpha >= 0.3)
+            )
     return rows
 
 
@@ -306,12 +355,17 @@ def budgets(
 ) -> tuple[list[str], list[tuple]]:
     """The cells found within each budget among all cells within it, and what was asked."""
     lines, rows, shares = ["## Within a budget", ""], [], []
-    lines += ["Budgets are shares of the predicted latency of all 3x3. Cells are within one by the upper end of their prediction.", ""]
+    lines += [
+        "Budgets are shares of the predicted latency of all 3x3. Cells are within one by the upper end of their prediction.",
+        "",
+    ]
     for way, fraction in BUDGETS.items():
         if way not in done:
             continue
         limit = fraction * prices[all3].cost
-        inside = sorted((accuracies[arch]["CIFAR-10"] for arch, price in prices.items() if price.most <= limit), reverse=True)
+        inside = sorted(
+            (accuracies[arch]["CIFAR-10"] for arch, price in prices.items() if price.most <= limit), reverse=True
+        )
         found = [run["arch"] for run in done[way]]
         places = [1 + sum(other > accuracies[arch]["CIFAR-10"] for other in inside) for arch in found]
         lines += [
@@ -326,7 +380,13 @@ def budgets(
             if arch in measured:
                 median, low, high = measured[arch]
                 words = (f"{median:.1f} ({low:.1f} to {high:.1f})", f"{median / measured[all3][0]:.1%}")
-            row = (f"`{cell(arch)}`", f"{accuracies[arch]['CIFAR-10']:.2f}", str(place), f"{prices[arch].cost:.1f}", *words)
+            row = (
+                f"`{cell(arch)}`",
+                f"{accuracies[arch]['CIFAR-10']:.2f}",
+                str(place),
+                f"{prices[arch].cost:.1f}",
+                *words,
+            )
             lines.append(f"| {' | '.join(row)} |")
         lines.append("")
         shares.append(statistics.mean(places) / len(inside))
@@ -334,11 +394,20 @@ def budgets(
         if all(arch in measured for arch in found):
             holds = [measured[arch][2] <= limit and measured[arch][0] <= fraction * measured[all3][0] for arch in found]
             rows.append((f"{way}: within it when measured", f"{sum(holds)} of {len(holds)}", "each", all(holds)))
-    rows.append(("mean rank over both budgets", f"best {statistics.mean(shares):.1%}", "best 10 %", statistics.mean(shares) <= 0.1))
+    rows.append(
+        (
+            "mean rank over both budgets",
+            f"best {statistics.mean(shares):.1%}",
+            "best 10 %",
+            statistics.mean(shares) <= 0.1,
+        )
+    )
     return lines, rows
 
 
-def plot(prices: dict[str, Price], all3: str, runs: dict[str, dict], accuracies: dict[str, dict[str, float]], out: Path) -> None:
+def plot(
+    prices: dict[str, Price], all3: str, runs: dict[str, dict], accuracies: dict[str, dict[str, float]], out: Path
+) -> None:
     """Accuracy over predicted latency: all cells that are of use, and those that were found."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -350,7 +419,9 @@ def plot(prices: dict[str, Price], all3: str, runs: dict[str, dict], accuracies:
     archs = [arch for arch in us if accuracies[arch]["CIFAR-10"] > 86]
     values = [accuracies[arch]["CIFAR-10"] for arch in archs]
     axes.scatter([us[arch] for arch in archs], values, s=2, color="0.8", label="all cells")
-    for (way, label), marker in zip({FIRST: "no budget", **{way: way for way in BUDGETS}, "DARTS": "DARTS"}.items(), "osDx", strict=True):
+    for (way, label), marker in zip(
+        {FIRST: "no budget", **{way: way for way in BUDGETS}, "DARTS": "DARTS"}.items(), "osDx", strict=True
+    ):
         found = [run["arch"] for key, run in runs.items() if key.partition("/")[0] == way]
         axes.plot([us[arch] for arch in found], [accuracies[arch]["CIFAR-10"] for arch in found], marker, label=label)
     for fraction in BUDGETS.values():
@@ -365,11 +436,15 @@ def main() -> None:
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument("--benchmark", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--table", type=Path, help="of the setting's space; without one budgets are of multiply-accumulates")
+    parser.add_argument(
+        "--table", type=Path, help="of the setting's space; without one budgets are of multiply-accumulates"
+    )
     parser.add_argument("--setting", default="small", choices=list(SETTINGS))
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
-    parser.add_argument("--measure", action="store_true", help="time the cells that were found within a budget on this machine")
+    parser.add_argument(
+        "--measure", action="store_true", help="time the cells that were found within a budget on this machine"
+    )
     parser.add_argument("--steps", action="store_true", help="only measure a few steps of a search")
     arguments = parser.parse_args()
     setting = SETTINGS[arguments.setting]

@@ -52,7 +52,13 @@ def correlations(path: Path, ours: dict[str, float]) -> list[tuple[str, float, f
     found = []
     for column in (name for name in rows[0] if name.endswith("_ms")):
         theirs = [float(row[column]) for row in rows]
-        found.append((column.removesuffix("_ms"), float(spearmanr(us, theirs).statistic), float(kendalltau(us, theirs).statistic)))
+        found.append(
+            (
+                column.removesuffix("_ms"),
+                float(spearmanr(us, theirs).statistic),
+                float(kendalltau(us, theirs).statistic),
+            )
+        )
     return sorted(found, key=lambda row: -row[1])
 
 
@@ -62,13 +68,17 @@ def main() -> None:
     arguments = parser.parse_args()
     tables = {name: LatencyTable.load(TABLES / f"{name}.fp32.latency.jsonl") for name in NAMES}
     lines = ["# Predicted latency of NAS-Bench-201 cells", "", "## Whole cells, measured and predicted", ""]
-    lines += ["| table | cells | mean error, unseen | 95 % within, unseen | Kendall tau, unseen | mean error, fitted | median, fitted |"]
+    lines += [
+        "| table | cells | mean error, unseen | 95 % within, unseen | Kendall tau, unseen | mean error, fitted | median, fitted |"
+    ]
     lines += ["|---|---|---|---|---|---|---|"]
     rows = []
     for name, table in tables.items():
         fit, plain = table.predictor, [abs(error) for error in errors(table)]
         cells = (f"{len(plain)}", f"{fit.mean_absolute_error:.2%}", f"{fit.half_width:.1%}", f"{fit.kendall_tau:.3f}")
-        lines.append(f"| {name} | {' | '.join(cells)} | {statistics.fmean(plain):.2%} | {statistics.median(plain):.2%} |")
+        lines.append(
+            f"| {name} | {' | '.join(cells)} | {statistics.fmean(plain):.2%} | {statistics.median(plain):.2%} |"
+        )
         reached = fit.mean_absolute_error
         rows.append((f"{name}: mean error of unseen cells", f"{reached:.2%}", f"at most {LIMIT:.0%}", reached <= LIMIT))
     ranks = correlations(arguments.devices, predicted(tables["nasbench201"]))
@@ -80,7 +90,9 @@ def main() -> None:
         "|---|---|---|",
     ]
     lines += [f"| {device} | {rho:.3f} | {tau:.3f} |" for device, rho, tau in ranks]
-    lines += [f"| median of {len(ranks)} | {statistics.median(r[1] for r in ranks):.3f} | {statistics.median(r[2] for r in ranks):.3f} |"]
+    lines += [
+        f"| median of {len(ranks)} | {statistics.median(r[1] for r in ranks):.3f} | {statistics.median(r[2] for r in ranks):.3f} |"
+    ]
     lines += ["", *verdicts(rows)]
     print("\n".join(lines))
     (HERE / "nasbench201_latency.md").write_text("\n".join(lines) + "\n")

@@ -16,7 +16,9 @@ def slug(device: str) -> str:
 
 def verdicts(rows: Iterable[tuple[str, str, str, bool]]) -> list[str]:
     """Lines of a table: what, the figure reached, what was asked, and whether it holds."""
-    lines = [f"| {what} | {reached} | {asked} | {'holds' if holds else 'MISSED'} |" for what, reached, asked, holds in rows]
+    lines = [
+        f"| {what} | {reached} | {asked} | {'holds' if holds else 'MISSED'} |" for what, reached, asked, holds in rows
+    ]
     return ["| what | reached | asked | |", "|---|---|---|---|", *lines]
 
 

@@ -75,7 +75,13 @@ def optimized(path: Path) -> onnx.ModelProto:
             tensor.CopyFrom(next(attribute.t for attribute in node.attribute if attribute.name == "value"))
             tensor.name = node.output[0]
     declared = {value.name for value in model.graph.output}
-    names = [name for node in model.graph.node if node.op_type != "Constant" for name in node.output if name and name not in declared]
+    names = [
+        name
+        for node in model.graph.node
+        if node.op_type != "Constant"
+        for name in node.output
+        if name and name not in declared
+    ]
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
     whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
@@ -103,7 +109,11 @@ def nodes(model: onnx.ModelProto) -> Iterator[tuple[BlockSpec, Callable[[], byte
 
 
 def _shape(name: str, weights: dict[str, Any], values: dict[str, Any]) -> list[int]:
-    return list(weights[name].dims) if name in weights else [dim.dim_value for dim in values[name].type.tensor_type.shape.dim]
+    return (
+        list(weights[name].dims)
+        if name in weights
+        else [dim.dim_value for dim in values[name].type.tensor_type.shape.dim]
+    )
 
 
 def _spec(node: onnx.NodeProto, weights: dict[str, Any], values: dict[str, Any]) -> BlockSpec:
@@ -115,7 +125,9 @@ def _spec(node: onnx.NodeProto, weights: dict[str, Any], values: dict[str, Any])
     conv = "depthwise" if group > 1 and group == made[0] else "conv"
     op = conv if node.op_type in ("Conv", "FusedConv") else KINDS.get(node.op_type, "pointwise")
     name = f"x{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    return BlockSpec.of(op, attrs={"h": read[1], "w": read[2], "node": name}, widths={"c_in": read[0], "c_out": made[0]})
+    return BlockSpec.of(
+        op, attrs={"h": read[1], "w": read[2], "node": name}, widths={"c_in": read[0], "c_out": made[0]}
+    )
 
 
 def _alone(model: onnx.ModelProto, node: onnx.NodeProto, weights: dict[str, Any], values: dict[str, Any]) -> bytes:
@@ -139,7 +151,9 @@ def measured(directory: Path, out: Path, *, measure: bool) -> dict[str, list[Blo
     if not measure:
         return found
     backend = backends.get("onnxruntime", threads=1)
-    for event in profile(works, backend, out, protocol=protocol.get("fast"), lowering="optimized-by-onnxruntime", space="timm"):
+    for event in profile(
+        works, backend, out, protocol=protocol.get("fast"), lowering="optimized-by-onnxruntime", space="timm"
+    ):
         if isinstance(event, Measured) and event.done % 25 == 0:
             print(f"{event.done}/{event.total}", file=sys.stderr, flush=True)
     return found
@@ -151,7 +165,9 @@ def predictions(table: LatencyTable, networks: dict[str, list[BlockSpec]]) -> li
     overhead_us = next(row.median_us for row in table.rows if row.kind == "overhead")
     names = [name for name, blocks in networks.items() if tuple(spec.key for spec in blocks) in rows]
     us_of = {row.key: row.median_us for row in table.rows if row.kind == "block" and row.measured}
-    each = {name: [spec for spec in networks[name] if spec.key in us_of] for name in names}  # a node without a batch is not measured alone
+    each = {
+        name: [spec for spec in networks[name] if spec.key in us_of] for name in names
+    }  # a node without a batch is not measured alone
     sums = {name: Sums.of(each[name], [us_of[spec.key] for spec in each[name]]) for name in names}
     us = {name: rows[tuple(spec.key for spec in networks[name])] for name in names}
     found = []
@@ -179,7 +195,11 @@ def predictions(table: LatencyTable, networks: dict[str, list[BlockSpec]]) -> li
 
 def disturbance(found: list[dict[str, Any]]) -> str:
     """How the latencies compare with those of the same networks in fuse.json, which were measured at another time."""
-    before = {name: row["latency"]["ours"][0] for name, row in json.loads((HERE / "fuse.json").read_text()).items() if row.get("latency")}
+    before = {
+        name: row["latency"]["ours"][0]
+        for name, row in json.loads((HERE / "fuse.json").read_text()).items()
+        if row.get("latency")
+    }
     ratios = {row["network"]: row["measured_us"] / before[row["network"]] for row in found if row["network"] in before}
     if not ratios:
         return "None of these networks was measured at another time."
@@ -195,18 +215,37 @@ def report(table: LatencyTable, found: list[dict[str, Any]]) -> str:
     lines = [
         f"{header.device.name}, {header.device.threads} thread, {header.runtime.name} {header.runtime.version}, FP32, batch 1, at real-time priority."
     ]
-    lines += [f"{statuses.total()} distinct nodes measured ({', '.join(f'{count} {status}' for status, count in statuses.items())}). "]
+    lines += [
+        f"{statuses.total()} distinct nodes measured ({', '.join(f'{count} {status}' for status, count in statuses.items())}). "
+    ]
     lines += [disturbance(found), ""]
-    lines += ["Predicted: by the nodes' latencies and a fit to the other networks. Sum: of the nodes' latencies alone.", ""]
-    lines += ["| network | nodes | measured, ms | predicted, ms | error | error of the sum | |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "Predicted: by the nodes' latencies and a fit to the other networks. Sum: of the nodes' latencies alone.",
+        "",
+    ]
+    lines += [
+        "| network | nodes | measured, ms | predicted, ms | error | error of the sum | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in found:
         ms, predicted = row["measured_us"] / 1000, row["predicted_us"] / 1000
         plain = row["sum_us"] / row["measured_us"] - 1
         said = "" if row["status"] == "ok" else row["status"]
-        lines.append(f"| {row['network']} | {row['nodes']} | {ms:.3f} | {predicted:.3f} | {row['error']:+.1%} | {plain:+.1%} | {said} |")
-    lines += ["", f"Mean error {errors.mean():.1%}; of the sum {sums.mean():.1%}, {(sums <= 0.05).mean():.0%} of them within 5 %.", ""]
+        lines.append(
+            f"| {row['network']} | {row['nodes']} | {ms:.3f} | {predicted:.3f} | {row['error']:+.1%} | {plain:+.1%} | {said} |"
+        )
+    lines += [
+        "",
+        f"Mean error {errors.mean():.1%}; of the sum {sums.mean():.1%}, {(sums <= 0.05).mean():.0%} of them within 5 %.",
+        "",
+    ]
     rows = [
-        (f"networks within 5 %, of {len(found)}", f"{(errors <= 0.05).mean():.1%}", "at least 95 %", bool((errors <= 0.05).mean() >= 0.95))
+        (
+            f"networks within 5 %, of {len(found)}",
+            f"{(errors <= 0.05).mean():.1%}",
+            "at least 95 %",
+            bool((errors <= 0.05).mean() >= 0.95),
+        )
     ]
     rows += [
         (

@@ -53,7 +53,9 @@ def converter_common_auto(model: bytes, samples: np.ndarray) -> bytes:
     """Its search by outputs: nodes go back to FP32 until the output is near enough."""
     convert_search = importlib.import_module("onnxconverter_common.auto_mixed_precision").auto_convert_mixed_precision
     name = onnx.load_from_string(model).graph.input[0].name
-    return convert_search(onnx.load_from_string(model), {name: samples[:1]}, rtol=1e-2, atol=1e-2, keep_io_types=True).SerializeToString()
+    return convert_search(
+        onnx.load_from_string(model), {name: samples[:1]}, rtol=1e-2, atol=1e-2, keep_io_types=True
+    ).SerializeToString()
 
 
 def autocast(model: bytes, samples: np.ndarray) -> bytes:
@@ -63,7 +65,11 @@ def autocast(model: bytes, samples: np.ndarray) -> bytes:
         path.write_bytes(model)
         np.savez(calibration, **{onnx.load_from_string(model).graph.input[0].name: samples[:1]})
         converted = convert_to_mixed_precision(
-            onnx_path=str(path), low_precision_type="fp16", keep_io_types=True, calibration_data=str(calibration), providers=["cpu"]
+            onnx_path=str(path),
+            low_precision_type="fp16",
+            keep_io_types=True,
+            calibration_data=str(calibration),
+            providers=["cpu"],
         )
     return converted.SerializeToString()
 
@@ -85,7 +91,15 @@ def measure(way: str, model: bytes, seen: np.ndarray, tried: np.ndarray, wanted:
             half = WAYS[way](model, seen)
     except ModuleNotFoundError as error:
         return {"not run": f"{error.name} is not installed"}
-    except (ValueError, RuntimeError, AssertionError, KeyError, TypeError, onnx.checker.ValidationError, DeployError) as error:
+    except (
+        ValueError,
+        RuntimeError,
+        AssertionError,
+        KeyError,
+        TypeError,
+        onnx.checker.ValidationError,
+        DeployError,
+    ) as error:
         return {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
     seconds = time.perf_counter() - start
     made = onnx.load_from_string(half)
@@ -97,7 +111,9 @@ def measure(way: str, model: bytes, seen: np.ndarray, tried: np.ndarray, wanted:
     }
     try:
         checked = graph.check(made)
-        (found,) = engine.half_runner(checked.SerializeToString())(samples_of(tried, inputs_of(checked)).inputs).values()
+        (found,) = engine.half_runner(checked.SerializeToString())(
+            samples_of(tried, inputs_of(checked)).inputs
+        ).values()
     except DeployError as error:
         return row | {"error": str(error)[:200]}
     if not np.isfinite(found).all():
@@ -111,7 +127,9 @@ def compare(network: Network) -> dict[str, dict[str, object]]:
     tried = samples[SEEN:]
     (wanted,) = engine.onnx_runner(model)(samples_of(tried, inputs_of(graph.parse(model))).inputs).values()
     nodes = len(onnx.load_from_string(model).graph.node)
-    rows: dict[str, dict[str, object]] = {"FP32": {"nodes": nodes, "casts": 0, "MiB": round(len(model) / 2**20, 1), "error": 0.0}}
+    rows: dict[str, dict[str, object]] = {
+        "FP32": {"nodes": nodes, "casts": 0, "MiB": round(len(model) / 2**20, 1), "error": 0.0}
+    }
     for way in WAYS:
         rows[way] = measure(way, model, samples[:SEEN], tried, wanted)
         print(f"{network.name:22} {way:30} {rows[way]}", file=sys.stderr, flush=True)

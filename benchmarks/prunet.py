@@ -68,7 +68,9 @@ print("median_us", statistics.median(samples) * 1e6)
 def make_table(name: str, path: Path) -> float:
     """Measure the space; the wall time in seconds."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "lathe", "profile", name, "--out", str(path)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "lathe", "profile", name, "--out", str(path)], check=True, stdout=subprocess.DEVNULL
+    )
     return time.perf_counter() - start
 
 
@@ -95,13 +97,21 @@ def beside_a_script(name: str, work: Path) -> dict:
             pass
         ours_s += time.perf_counter() - start
         rows = {row.key: row.median_us for row in LatencyTable.load(out).rows}
-        found += [{"key": spec.key, "scripted_us": median, "ours_us": rows[spec.key]} for spec, median in zip(part, medians, strict=True)]
+        found += [
+            {"key": spec.key, "scripted_us": median, "ours_us": rows[spec.key]}
+            for spec, median in zip(part, medians, strict=True)
+        ]
     return {"blocks": found, "scripted_s": scripted_s, "ours_s": ours_s}
 
 
 def unseen(name: str, table: LatencyTable) -> list[dict]:
     """Predicted against measured latency of random networks that are not in the table."""
-    space, draw, backend, found = spaces.get(name), random.Random(20_000), OnnxRuntime(threads=table.header.device.threads), []
+    space, draw, backend, found = (
+        spaces.get(name),
+        random.Random(20_000),
+        OnnxRuntime(threads=table.header.device.threads),
+        [],
+    )
     while len(found) < UNSEEN_NETWORKS:
         network = space.network(space.random(draw))
         if table.measured_network(network):
@@ -170,7 +180,9 @@ def main() -> None:
         networks = unseen(name, table)
         sparse = adaptively(name, path, Path(folder))
 
-    measured, predicted = (np.array([network[field] for network in networks]) for field in ("measured_us", "predicted_us"))
+    measured, predicted = (
+        np.array([network[field] for network in networks]) for field in ("measured_us", "predicted_us")
+    )
     errors = predicted / measured - 1
     tau = kendall_tau(predicted, measured)
     inside = statistics.mean(network["low_us"] <= network["measured_us"] <= network["high_us"] for network in networks)
@@ -225,12 +237,20 @@ def main() -> None:
     lines = [about, "", *verdicts(rows)]
     lines += ["", "| block | the script's median, us | ours, us | ratio |", "|---|---|---|---|"]
     lines += [
-        f"| `{b['key']}` | {b['scripted_us']:.1f} | {b['ours_us']:.1f} | {b['ours_us'] / b['scripted_us']:.3f} |" for b in script["blocks"]
+        f"| `{b['key']}` | {b['scripted_us']:.1f} | {b['ours_us']:.1f} | {b['ours_us'] / b['scripted_us']:.3f} |"
+        for b in script["blocks"]
     ]
     print("\n".join(lines))
     machine = slug(header.device.name)
     (HERE / f"{name}.{machine}.md").write_text("\n".join(lines) + "\n")
-    record = {"device": about, "wall_s": wall_s, "sampled_s": sampled_s, "scripted": script, "unseen": networks, "adaptive": sparse}
+    record = {
+        "device": about,
+        "wall_s": wall_s,
+        "sampled_s": sampled_s,
+        "scripted": script,
+        "unseen": networks,
+        "adaptive": sparse,
+    }
     (HERE / f"{name}.{machine}.json").write_text(json.dumps(record, indent=2) + "\n")
     sys.exit(not all(row[3] for row in rows))
 

@@ -83,9 +83,16 @@ SEARCHES: dict[str, dict] = {
 BUDGETS = (0.1, 0.2, 0.4)
 """Of the latency of the largest network."""
 SEARCH_SEEDS, RANDOM, TRAIN_EPOCHS = (10, 11, 12), 7, 10
-SHORT_IMAGES, SHORT = 2_000, {"warmup_epochs": 4, "search_epochs": 8, "train_epochs": 8, "search_batch": 32, "batch": 32}
+SHORT_IMAGES, SHORT = (
+    2_000,
+    {"warmup_epochs": 4, "search_epochs": 8, "train_epochs": 8, "search_batch": 32, "batch": 32},
+)
 """Of `budgets` and `skips`."""
-ABLATIONS = {"widths kept": {"prune_widths": False}, "blocks kept": {"prune_blocks": False}, "layers kept": {"prune_layers": False}}
+ABLATIONS = {
+    "widths kept": {"prune_widths": False},
+    "blocks kept": {"prune_blocks": False},
+    "layers kept": {"prune_layers": False},
+}
 """The same search without one of its three prunings."""
 WAYS = ("found", "random", "uniform", *ABLATIONS)
 FACTORS = ((1.0, 1.0), (1.1, 0.85), (1.1, 0.55), (1.1, 0.4))
@@ -111,23 +118,35 @@ def planted(rate: float, policy: str, margin: float, seeds: Sequence[int] = PLAN
                 total = torch.zeros(())
                 for layer, losses in zip(layers, lost, strict=True):
                     here = torch.tensor([int(name) for name in layer.candidates])
-                    total = total + layer.sample(1.0, noisy=True).blocks @ (losses[here] + NOISE * torch.randn(len(here)))
+                    total = total + layer.sample(1.0, noisy=True).blocks @ (
+                        losses[here] + NOISE * torch.randn(len(here))
+                    )
                 if not total.requires_grad:
                     break  # one block is left of each layer
                 total.backward()
-                optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * (epoch * EPOCH_STEPS + step) / (EPOCHS * EPOCH_STEPS))) / 2
+                optimizer.param_groups[0]["lr"] = (
+                    rate * (1 + math.cos(math.pi * (epoch * EPOCH_STEPS + step) / (EPOCHS * EPOCH_STEPS))) / 2
+                )
                 optimizer.step()
             block_steps += sum(len(layer.blocks) for layer in layers)
             for layer in layers:
                 layer.prune(0.133 if policy == "constant" else 0.15 + 0.4 * (epoch + 1) / EPOCHS)
         kept += sum(layer.best == str(int(index)) for layer, index in zip(layers, best, strict=True))
     count = len(seeds) * LAYERS
-    return {"rate": rate, "policy": policy, "margin": margin, "kept": kept / count, "ratio": block_steps / (count * EPOCHS * BLOCKS)}
+    return {
+        "rate": rate,
+        "policy": policy,
+        "margin": margin,
+        "kept": kept / count,
+        "ratio": block_steps / (count * EPOCHS * BLOCKS),
+    }
 
 
 def _mixed(channels: int) -> MixedLayer:
     """A layer of blocks that are told apart by their names alone."""
-    options = tuple(MultiBlock(name=str(index), spec=ops.conv((channels, 1, 1), channels, kernel=1)) for index in range(BLOCKS))
+    options = tuple(
+        MultiBlock(name=str(index), spec=ops.conv((channels, 1, 1), channels, kernel=1)) for index in range(BLOCKS)
+    )
     return MixedLayer(StochasticLayer(name="layer", options=options), phi=1.0, lam=1.0)
 
 
@@ -162,7 +181,9 @@ def _penalty(alpha: float, width: int) -> float:
     return alpha * math.log(_microseconds(width)) ** 0.6
 
 
-def _train(network: nn.Module, data: Classification, seed: int, step: Callable[[int, torch.Tensor, torch.Tensor], None]) -> None:
+def _train(
+    network: nn.Module, data: Classification, seed: int, step: Callable[[int, torch.Tensor, torch.Tensor], None]
+) -> None:
     generator, index = torch.Generator().manual_seed(seed), 0
     while index < BRUTE_STEPS:
         for images, labels in data.training_batches(64, generator):
@@ -173,7 +194,10 @@ def _train(network: nn.Module, data: Classification, seed: int, step: Callable[[
 @torch.no_grad()
 def _loss(network: nn.Module, data: Classification, *pair: torch.Tensor) -> float:
     network.eval()
-    each = [(F.cross_entropy(network(images, *pair), labels).item(), len(labels)) for images, labels in data.held_out_batches(1000)]
+    each = [
+        (F.cross_entropy(network(images, *pair), labels).item(), len(labels))
+        for images, labels in data.held_out_batches(1000)
+    ]
     network.train()
     return sum(loss * count for loss, count in each) / sum(count for _, count in each)
 
@@ -226,7 +250,9 @@ def brute(keep: Callable[[str, Callable[[], object]], object]) -> dict:
     8 channels as good as their neighbours.
     """
     widths = range(8, 193, 8)
-    curve = [[keep(f"brute-{width}-{seed}", lambda w=width, s=seed: alone(w, s)) for seed in BRUTE_SEEDS] for width in widths]
+    curve = [
+        [keep(f"brute-{width}-{seed}", lambda w=width, s=seed: alone(w, s)) for seed in BRUTE_SEEDS] for width in widths
+    ]
     smooth = dict(zip(widths, savgol_filter([statistics.mean(losses) for losses in curve], 5, 2), strict=True))
     rows = []
     for paper in (False, True):
@@ -237,7 +263,14 @@ def brute(keep: Callable[[str, Callable[[], object]], object]) -> dict:
                 name = f"prunode-{alpha}-{seed}-{paper}"
                 width = keep(name, lambda a=alpha, s=seed, p=paper: trained_prunode(a, s, paper=p))
                 rows.append(
-                    {"paper": paper, "alpha": alpha, "seed": seed, "width": width, "best": best, "lost": total[width] - total[best]}
+                    {
+                        "paper": paper,
+                        "alpha": alpha,
+                        "seed": seed,
+                        "width": width,
+                        "best": best,
+                        "lost": total[width] - total[best],
+                    }
                 )
     noise = statistics.mean(map(statistics.stdev, curve))
     return {"rows": rows, "noise": noise, "error": noise * math.sqrt(2 * SMOOTHED / len(BRUTE_SEEDS))}
@@ -264,7 +297,9 @@ class Superposed(nn.Module):
     def __init__(self, block: MultiBlock) -> None:
         super().__init__()
         self.block, self.theta = trained(block.spec), nn.Parameter(torch.zeros(len(block.hidden)))
-        self.register_buffer("masks", torch.stack([(torch.arange(block.hidden[-1]) < width).float() for width in block.hidden]))
+        self.register_buffer(
+            "masks", torch.stack([(torch.arange(block.hidden[-1]) < width).float() for width in block.hidden])
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Float [batch, channels, h, w], and the same back."""
@@ -333,7 +368,8 @@ def layer() -> dict:
             networks = {str(len(block.hidden)): make(block) for block in blocks}
             times.append(step_ms(networks, x, rounds=3 if make is Separate else 15))
         found[name] = {
-            count: {"mib": saved_mib(network, x), "ms": min(each[count] for each in times)} for count, network in networks.items()
+            count: {"mib": saved_mib(network, x), "ms": min(each[count] for each in times)}
+            for count, network in networks.items()
         }
     return found
 
@@ -353,7 +389,12 @@ def frees() -> dict:
         optimizer = torch.optim.RMSprop(network.weights(), momentum=0.9)
         mib = saved_mib(network, x)
         optimizer.step()
-        slots = sum(slot.numel() for state in optimizer.state.values() for slot in state.values() if isinstance(slot, torch.Tensor))
+        slots = sum(
+            slot.numel()
+            for state in optimizer.state.values()
+            for slot in state.values()
+            if isinstance(slot, torch.Tensor)
+        )
         weights = sum(weight.numel() for weight in network.weights())
         found[str(left)] = {"mib": mib, "weights_mib": 4 * weights / 2**20, "optimizer_mib": 4 * slots / 2**20}
     ms = step_ms(networks, x, rounds=8)
@@ -387,9 +428,19 @@ def _epoch() -> dict:
     problem = Problem(space=space, task=data, table=None, budget=Budget(macs=space.macs()))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as out:
-        next(event for event in session.run(methods.method(settings, problem), Path(out) / "run") if isinstance(event, EpochDone))
+        next(
+            event
+            for event in session.run(methods.method(settings, problem), Path(out) / "run")
+            if isinstance(event, EpochDone)
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_gib": peak / 2**20, "before_gib": before / 2**20, "cpu_s": _cpu_s(), "images": EPOCH_IMAGES, "size": space.input_shape[1]}
+    return {
+        "peak_gib": peak / 2**20,
+        "before_gib": before / 2**20,
+        "cpu_s": _cpu_s(),
+        "images": EPOCH_IMAGES,
+        "size": space.input_shape[1],
+    }
 
 
 # Whole searches
@@ -404,7 +455,9 @@ def problem_of(data: Classification, table: LatencyTable, fraction: float | None
     """Networks of prunet-mini within a share of the largest one's latency, or all of them."""
     space = spaces.get("prunet-mini")
     largest = table.predict(space.network())
-    return Problem(space=space, task=data, table=table, budget=Budget(us=fraction * largest.us if fraction else largest.high_us))
+    return Problem(
+        space=space, task=data, table=table, budget=Budget(us=fraction * largest.us if fraction else largest.high_us)
+    )
 
 
 def run(method: Method, out: Path, *, baseline: Path | None = None, until: str = "") -> list[dict]:
@@ -419,10 +472,18 @@ def run(method: Method, out: Path, *, baseline: Path | None = None, until: str =
             name = f"{event.phase}/{event.epoch}"
             spent[name] = _cpu_s() - begun
             clock.write_text(json.dumps(spent))
-            print(f"{out.name}: {name} of {event.epochs}, {event.score:.2%}, {spent[name]:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{out.name}: {name} of {event.epochs}, {event.score:.2%}, {spent[name]:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
             begun = _cpu_s()
     lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    return [row | {"cpu_s": spent.get(f"{row['phase']}/{row['epoch']}", math.nan)} for row in lines if row.get("phase", until) != until]
+    return [
+        row | {"cpu_s": spent.get(f"{row['phase']}/{row['epoch']}", math.nan)}
+        for row in lines
+        if row.get("phase", until) != until
+    ]
 
 
 def _cpu_s() -> float:
@@ -491,7 +552,9 @@ def of_way(rows: dict[str, dict], way: str, fraction: float) -> dict[str, dict]:
     return {name: row for name, row in rows.items() if name.startswith(f"{way}-{fraction}-")}
 
 
-def one_network(way: str, fraction: float, seed: int, data: Classification, test: Split, table: LatencyTable, work: Path) -> dict:
+def one_network(
+    way: str, fraction: float, seed: int, data: Classification, test: Split, table: LatencyTable, work: Path
+) -> dict:
     """A network within a budget, and its accuracy on all test images after the training that all of them have."""
     problem, out = problem_of(data, table, fraction), work / way / f"{fraction}-{seed}"
     if way in ("uniform", "random"):
@@ -549,7 +612,9 @@ def measured(rows: dict[str, dict]) -> dict[str, float]:
     space, backend = spaces.get("prunet-mini"), backends.get("onnxruntime", threads=1)
     choices = {name: msgspec.convert(row["choice"], Choice) for name, row in rows.items()}
     with ExitStack() as stack:
-        timed = {name: stack.enter_context(backend.compile(lower_network(space, choice))) for name, choice in choices.items()}
+        timed = {
+            name: stack.enter_context(backend.compile(lower_network(space, choice))) for name, choice in choices.items()
+        }
         return {name: row.median_us for name, row in measure_in_turns(timed, protocol.FAST).items()}
 
 
@@ -586,7 +651,11 @@ def _layer_lines(found: dict) -> Iterator[str]:
     yield "| kind | 6 widths | 24 widths | 96 widths |"
     yield "|---|---|---|---|"
     for name, each in found.items():
-        yield f"| {name} | " + " | ".join(f"{each[count]['mib']:.1f} MiB, {each[count]['ms']:.0f} ms" for count in ("6", "24", "96")) + " |"
+        yield (
+            f"| {name} | "
+            + " | ".join(f"{each[count]['mib']:.1f} MiB, {each[count]['ms']:.0f} ms" for count in ("6", "24", "96"))
+            + " |"
+        )
 
 
 def _frees_lines(found: dict) -> Iterator[str]:
@@ -644,7 +713,9 @@ def _standard_error(values: Sequence[float]) -> float:
 def _ahead(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
     """Difference of two means, and half of its 95 % interval (Welch's t, degrees of freedom rounded down)."""
     errors = [_standard_error(each) ** 2 for each in (ones, others)]
-    freedom = sum(errors) ** 2 / sum(error**2 / (len(each) - 1) for error, each in zip(errors, (ones, others), strict=True))
+    freedom = sum(errors) ** 2 / sum(
+        error**2 / (len(each) - 1) for error, each in zip(errors, (ones, others), strict=True)
+    )
     return statistics.mean(ones) - statistics.mean(others), T_95[min(9, int(freedom))] * math.sqrt(sum(errors))
 
 
@@ -682,8 +753,16 @@ def plot(rows: dict[str, dict], times: dict[str, float], path: Path) -> None:
         names = [name for name in rows if name.startswith(f"{way}-") and name in times]
         if not names:
             continue
-        axes.plot([times[name] for name in names], [100 * rows[name]["accuracy"] for name in names], marker, label=way, alpha=0.8)
-    axes.set(xlabel="measured latency, us (ONNX Runtime, one thread, batch 1)", ylabel="accuracy on 10,000 test images, %")
+        axes.plot(
+            [times[name] for name in names],
+            [100 * rows[name]["accuracy"] for name in names],
+            marker,
+            label=way,
+            alpha=0.8,
+        )
+    axes.set(
+        xlabel="measured latency, us (ONNX Runtime, one thread, batch 1)", ylabel="accuracy on 10,000 test images, %"
+    )
     figure.legend(loc="outside upper center", ncols=len(WAYS))
     figure.savefig(path, dpi=100)
 
@@ -703,25 +782,51 @@ def _verdicts(found: dict) -> list[str]:
     if "layer" in found:
         each = found["layer"]["Prunode"]
         mib, ms = ([row[kind] for row in each.values()] for kind in ("mib", "ms"))
-        rows.append(("memory of a Prunode, 6 to 96 widths", f"{max(mib) / min(mib) - 1:.1%}", "<= 2 %", max(mib) <= 1.02 * min(mib)))
-        rows.append(("step time of a Prunode, 6 to 96 widths", f"{max(ms) / min(ms) - 1:.1%}", "<= 10 %", max(ms) <= 1.1 * min(ms)))
+        rows.append(
+            (
+                "memory of a Prunode, 6 to 96 widths",
+                f"{max(mib) / min(mib) - 1:.1%}",
+                "<= 2 %",
+                max(mib) <= 1.02 * min(mib),
+            )
+        )
+        rows.append(
+            (
+                "step time of a Prunode, 6 to 96 widths",
+                f"{max(ms) / min(ms) - 1:.1%}",
+                "<= 10 %",
+                max(ms) <= 1.1 * min(ms),
+            )
+        )
     if "epoch" in found:
         gib = found["epoch"]["peak_gib"]
         rows.append(("memory of an epoch of prunet, 288x288, batch 8", f"{gib:.2f} GiB", "<= 8 GiB", gib <= 8))
     if len(found.get("search", {})) == len(SEARCHES):
         linear, none = found["search"]["linear threshold"], found["search"]["nothing removed"]
-        rows.append(("block-steps of phase 2, linear", f"{linear['block_steps']:.2f}", "<= 0.50", linear["block_steps"] <= 0.5))
+        rows.append(
+            ("block-steps of phase 2, linear", f"{linear['block_steps']:.2f}", "<= 0.50", linear["block_steps"] <= 0.5)
+        )
         share = linear["search_cpu_s"] / none["search_cpu_s"]
         rows.append(("CPU time of phase 2 beside nothing removed", f"{share:.2f}", "<= 0.55", share <= 0.55))
         minutes = (linear["search_cpu_s"] + linear["warmup_cpu_s"]) / 60
         rows.append(("a search on one core", f"{minutes:.0f} min", "<= 30 min", minutes <= 30))
     for other in ("random", "uniform"):
         for fraction in BUDGETS:
-            pair = [[row["accuracy"] for row in of_way(found.get("budgets", {}), way, fraction).values()] for way in ("found", other)]
+            pair = [
+                [row["accuracy"] for row in of_way(found.get("budgets", {}), way, fraction).values()]
+                for way in ("found", other)
+            ]
             if min(map(len, pair)) > 1:
                 mean, half_width = _ahead(*pair)
                 reached = f"{100 * mean:+.1f} +- {100 * half_width:.1f} points"
-                rows.append((f"found ahead of {other}, {fraction:.0%} of the latency", reached, "above the interval", mean > half_width))
+                rows.append(
+                    (
+                        f"found ahead of {other}, {fraction:.0%} of the latency",
+                        reached,
+                        "above the interval",
+                        mean > half_width,
+                    )
+                )
     return verdicts(rows)
 
 
@@ -787,7 +892,12 @@ def main() -> None:
 
 def all_planted() -> list[dict]:
     """At the paper's rate of theta, at a tenth of it, and at what `auto` makes of the number of steps."""
-    return [planted(rate, policy, margin) for rate in PLANTED_RATES for policy in ("linear", "constant") for margin in (0.1, 0.3)]
+    return [
+        planted(rate, policy, margin)
+        for rate in PLANTED_RATES
+        for policy in ("linear", "constant")
+        for margin in (0.1, 0.3)
+    ]
 
 
 def kept(work: Path) -> dict[str, Any]:

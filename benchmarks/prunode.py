@@ -57,14 +57,18 @@ def chosen(rule: Rule, optima: torch.Tensor, noise: float, steps: int, seed: int
     for step in range(steps):
         small, large = _widths(rule, states)
         uniform = torch.rand(len(optima), generator=draw).clamp(1e-6, 1 - 1e-6)
-        share = torch.sigmoid(weight + uniform.logit())  # a two-way Gumbel-softmax: the difference of two Gumbels is logistic
+        share = torch.sigmoid(
+            weight + uniform.logit()
+        )  # a two-way Gumbel-softmax: the difference of two Gumbels is logistic
         width = small + (large - small) * share
         target = optima + noise * torch.randn(len(optima), generator=draw)
         optimizer.zero_grad()
         ((width - target) ** 2).sum().backward()
         optimizer.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.step()
-        moved = [rule.step(state, value, (step + 1) / steps) for state, value in zip(states, weight.tolist(), strict=True)]
+        moved = [
+            rule.step(state, value, (step + 1) / steps) for state, value in zip(states, weight.tolist(), strict=True)
+        ]
         states = [state for state, _ in moved]
         weight.data = torch.tensor([value for _, value in moved])
     small, large = _widths(rule, states)
@@ -80,7 +84,9 @@ def outcome(rule: Rule, noise: float, steps: int) -> Outcome:
     """Of all optima and seeds."""
     granules = rule.max_channels // rule.granularity
     optima = torch.linspace(1 / granules, 1, OPTIMA)
-    off = torch.stack([chosen(rule, optima, noise, steps, seed) * granules - (optima * granules).round() for seed in range(SEEDS)])
+    off = torch.stack(
+        [chosen(rule, optima, noise, steps, seed) * granules - (optima * granules).round() for seed in range(SEEDS)]
+    )
     off = off.round().abs()
     within, missed = (off <= 1).float(), optima[(off > 1).any(0)]
     return Outcome(
@@ -97,15 +103,27 @@ def outcome(rule: Rule, noise: float, steps: int) -> Outcome:
 
 def rules() -> list[Rule]:
     """Every size by default and as printed."""
-    return [Rule(max_channels=most, granularity=granule, paper=paper) for most, granule in SIZES for paper in (False, True)]
+    return [
+        Rule(max_channels=most, granularity=granule, paper=paper) for most, granule in SIZES for paper in (False, True)
+    ]
 
 
 def report(found: list[Outcome]) -> str:
     """As Markdown."""
     size = "({0.max_channels}, {0.granularity})".format
-    asked = [one for one in found if one.steps == STEPS and not one.rule.paper and (not one.noise or one.rule.granularity == 8)]
+    asked = [
+        one
+        for one in found
+        if one.steps == STEPS and not one.rule.paper and (not one.noise or one.rule.granularity == 8)
+    ]
     rows = [
-        (f"{size(one.rule)}, noise {one.noise:g}: within one granule", f"{one.within:.1%}", ">= 95 %", one.within >= 0.95) for one in asked
+        (
+            f"{size(one.rule)}, noise {one.noise:g}: within one granule",
+            f"{one.within:.1%}",
+            ">= 95 %",
+            one.within >= 0.95,
+        )
+        for one in asked
     ]
     rows += [
         (f"{size(one.rule)}, without noise, optima below {LOW:g}", f"{one.low:.1%}", ">= 95 %", one.low >= 0.95)

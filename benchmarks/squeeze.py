@@ -96,7 +96,11 @@ def by_torch_pruning(fused: nn.Module, x: Tensor, groups: list[ChannelGroup], ke
     for group in groups:
         gone = [index for index, entry in enumerate(group.entries[0]) if entry >= 0 and not keep[group.name][entry]]
         layer = model.get_submodule(group.producers[0])
-        prune = torch_pruning.prune_linear_out_channels if isinstance(layer, nn.Linear) else torch_pruning.prune_conv_out_channels
+        prune = (
+            torch_pruning.prune_linear_out_channels
+            if isinstance(layer, nn.Linear)
+            else torch_pruning.prune_conv_out_channels
+        )
         if gone:
             graph.get_pruning_group(layer, prune, idxs=gone).prune()
     return model.eval()
@@ -156,7 +160,10 @@ def together(rounds: list[Measurement]) -> Measurement:
 def cost_of_resnet50(*, small: bool) -> dict[str, float]:
     """In a process of its own: seconds, and by how much its memory peaks above what it held before."""
     done = subprocess.run(
-        [sys.executable, __file__, "--cost", *(["--small"] if small else [])], stdout=subprocess.PIPE, check=True, text=True
+        [sys.executable, __file__, "--cost", *(["--small"] if small else [])],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
     )
     return json.loads(done.stdout)
 
@@ -165,14 +172,20 @@ def print_cost(*, small: bool) -> None:
     network = next(network for network in ZOO if network.name == "ResNet-50")
     x = network.input(small=small)
     fused = fuse(network.make(small=small), x)
-    masked = insert_masks(fused, x, prunable(fused, x), lambda group: ChannelMask(torch.arange(group.channels) % 2 == 0))
+    masked = insert_masks(
+        fused, x, prunable(fused, x), lambda group: ChannelMask(torch.arange(group.channels) % 2 == 0)
+    )
     del fused
     held_mib = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     start = time.perf_counter()
     squeeze(masked, x)
     seconds = time.perf_counter() - start
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    print(json.dumps({"seconds": seconds, "held_mib": held_mib, "peak_mib": peak_mib, "increase_mib": peak_mib - held_mib}))
+    print(
+        json.dumps(
+            {"seconds": seconds, "held_mib": held_mib, "peak_mib": peak_mib, "increase_mib": peak_mib - held_mib}
+        )
+    )
 
 
 def number(row: dict[str, Any], key: str, form: str) -> str:
@@ -182,7 +195,9 @@ def number(row: dict[str, Any], key: str, form: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=100, help="random masks for each network")
-    parser.add_argument("--small", action="store_true", help="compare small networks side by side too, not the full ones")
+    parser.add_argument(
+        "--small", action="store_true", help="compare small networks side by side too, not the full ones"
+    )
     parser.add_argument("--protocol", default="default", help="of the latencies")
     parser.add_argument("--networks", nargs="*", default=[network.name for network in ZOO], help="names of the zoo")
     parser.add_argument("--out", type=Path, default=HERE, help="directory of the results")
@@ -225,14 +240,19 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        latency = "{1:.0f} ({0:.0f} to {2:.0f})".format(*row["latency_us"]) if "latency_us" in row else row.get("error", "-")
+        latency = (
+            "{1:.0f} ({0:.0f} to {2:.0f})".format(*row["latency_us"]) if "latency_us" in row else row.get("error", "-")
+        )
         lines.append(
             f"| {row['network']} | {row['groups']} | {row['tool']} | {number(row, 'float64', '.1e')} | {number(row, 'float32', '.1e')} | "
             f"{number(row, 'params', ',')} | {number(row, 'seconds', '.2f')} s | {latency} | {row.get('verdict', '-')} |"
         )
     for tool in TOOLS:
         mine = [row for row in rows if row["tool"] == tool]
-        handled = sum(row.get("float64", 1.0) <= LIMITS[torch.float64] or row.get("float32", 1.0) <= LIMITS[torch.float32] for row in mine)
+        handled = sum(
+            row.get("float64", 1.0) <= LIMITS[torch.float64] or row.get("float32", 1.0) <= LIMITS[torch.float32]
+            for row in mine
+        )
         lines += ["", f"Handled, that is run and equal to the masked network, by {tool}: {handled} of {len(mine)}."]
     print("\n".join(lines))
     machine = slug(device.name)

@@ -41,7 +41,9 @@ def parameters(model: nn.Module) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def peer(model: nn.Module, masked: nn.Module, x: Tensor, groups: list[ChannelGroup], keep: dict[str, Tensor]) -> dict[str, Any]:
+def peer(
+    model: nn.Module, masked: nn.Module, x: Tensor, groups: list[ChannelGroup], keep: dict[str, Tensor]
+) -> dict[str, Any]:
     """What torch-pruning makes of the same masks."""
     try:
         pruned = by_torch_pruning(model, x, groups, keep)
@@ -69,7 +71,9 @@ class Peer:
 
     def groups(self) -> Iterator[dict[str, list[int]]]:
         """Layers, and which of their output channels go together."""
-        for group in self.graph.get_all_groups(ignored_layers=self.ignored, root_module_types=[nn.modules.conv._ConvNd, nn.Linear]):
+        for group in self.graph.get_all_groups(
+            ignored_layers=self.ignored, root_module_types=[nn.modules.conv._ConvNd, nn.Linear]
+        ):
             yield self.made(group)
 
     def made(self, group: Any) -> dict[str, list[int]]:
@@ -84,7 +88,9 @@ class Peer:
     def exact(self, layer: str) -> bool:
         """Whether its network without half of a group is the one in which these channels are zero."""
         root = self.model.get_submodule(layer)
-        prune = self.tool.prune_linear_out_channels if isinstance(root, nn.Linear) else self.tool.prune_conv_out_channels
+        prune = (
+            self.tool.prune_linear_out_channels if isinstance(root, nn.Linear) else self.tool.prune_conv_out_channels
+        )
         width = root.out_features if isinstance(root, nn.Linear) else root.out_channels
         assert isinstance(width, int)
         reference = copy.deepcopy(self.model)
@@ -147,7 +153,9 @@ def row(name: str, seconds: float) -> dict[str, Any]:
         "channels": channels(found), "free": channels(groups), "why": sorted({group.why for group in found if group.why}),
         "params": parameters(model), "read_s": round(read, 1),
     }  # fmt: skip
-    keep = {group.name: torch.rand(group.channels, generator=generator).argsort() >= group.channels // 2 for group in groups}
+    keep = {
+        group.name: torch.rand(group.channels, generator=generator).argsort() >= group.channels // 2 for group in groups
+    }
     masked = insert_masks(model, x, groups, lambda group: ChannelMask(keep[group.name]))
     begun = time.process_time()
     try:
@@ -158,7 +166,12 @@ def row(name: str, seconds: float) -> dict[str, Any]:
         graphs = sum(isinstance(part, fx.GraphModule) for part in small.modules())
         graphs -= sum(isinstance(part, fx.GraphModule) for part in model.modules())
         spent = round(time.process_time() - begun, 1)
-        made["ours"] = {"seconds": spent, "float64": compare(masked, small, x).relative, "params": parameters(small), "graphs": graphs}
+        made["ours"] = {
+            "seconds": spent,
+            "float64": compare(masked, small, x).relative,
+            "params": parameters(small),
+            "graphs": graphs,
+        }
         made["masks"] = more_masks(model, x, groups, begun + seconds)
     made["torch-pruning"] = peer(model, masked, x, groups, keep)
     made["shared"] = shared(model, x, found)
@@ -181,9 +194,18 @@ def more_masks(model: nn.Module, x: Tensor, groups: list[ChannelGroup], until: f
 
 def apart(name: str, seconds: float) -> dict[str, Any]:
     """One network in its own process; what it raises is a row, too."""
-    done = subprocess.run([sys.executable, __file__, "--one", name, "--seconds", str(seconds)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, "--one", name, "--seconds", str(seconds)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lines = done.stdout.strip().splitlines()
-    return json.loads(lines[-1]) if not done.returncode and lines else {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    return (
+        json.loads(lines[-1])
+        if not done.returncode and lines
+        else {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    )
 
 
 def cell(found: dict[str, Any]) -> str:
@@ -218,15 +240,30 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             "-" if "error" in both else "{ours:,} of {channels:,}".format(**both),
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    handled = {tool: sum(row.get(tool, {}).get("float64", 1.0) <= LIMIT for row in rows.values()) for tool in ("ours", "torch-pruning")}
+    handled = {
+        tool: sum(row.get(tool, {}).get("float64", 1.0) <= LIMIT for row in rows.values())
+        for tool in ("ours", "torch-pruning")
+    }
     worst = max((row["masks"]["float64"] for row in known.values() if "masks" in row), default=0.0)
-    shares = {name: row["shared"] for name, row in known.items() if "error" not in row.get("shared", {"error": "not asked"})}
+    shares = {
+        name: row["shared"] for name, row in known.items() if "error" not in row.get("shared", {"error": "not asked"})
+    }
     fewer = [name for name, both in shares.items() if both["ours"] < 0.95 * both["channels"]]
     checks = [
         ("networks", str(len(rows)), "at least 40", len(rows) >= 40),
-        ("squeezed and equal to the masked network: ours", f"{handled['ours']} of {len(rows)}", "all", handled["ours"] == len(rows)),
+        (
+            "squeezed and equal to the masked network: ours",
+            f"{handled['ours']} of {len(rows)}",
+            "all",
+            handled["ours"] == len(rows),
+        ),
         ("largest difference under any mask", f"{worst:.0e}", f"<= {LIMIT:.0e}", worst <= LIMIT),
-        (f"of {len(shares)}, those with less than 95 % of torch-pruning's channels", ", ".join(fewer) or "none", "none", not fewer),
+        (
+            f"of {len(shares)}, those with less than 95 % of torch-pruning's channels",
+            ", ".join(fewer) or "none",
+            "none",
+            not fewer,
+        ),
     ]
     lines += [
         "",
@@ -234,7 +271,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "",
         f"Squeezed and equal to the masked network by torch-pruning: {handled['torch-pruning']} of {len(rows)}.",
     ]
-    refused = [f"- {name}: {'; '.join(row['masks']['refused'])}" for name, row in known.items() if row.get("masks", {}).get("refused")]
+    refused = [
+        f"- {name}: {'; '.join(row['masks']['refused'])}"
+        for name, row in known.items()
+        if row.get("masks", {}).get("refused")
+    ]
     lines += ["", "Masks that were refused:", "", *refused] if refused else []
     reasons = [f"- {name}: {'; '.join(some)}" for name, row in known.items() if (some := _reasons(row["why"]))]
     return "\n".join([*lines, "", "Why channels are not free, other than those of outputs:", "", *reasons]) + "\n"

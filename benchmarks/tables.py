@@ -38,7 +38,13 @@ def worst_error(seed: int, safeguards: sentinel.Safeguards, work: Path) -> float
     wanted = [item for item in workloads(spaces.get("repvgg-mini"), networks=0) if item.kind == "block"]
     out = work / f"{seed}-{safeguards.sentinel_every}.latency.jsonl"
     for _ in profile(
-        wanted, device, out, protocol=protocol.get("fast"), lowering=LOWERING_VERSION, space="repvgg-mini", safeguards=safeguards
+        wanted,
+        device,
+        out,
+        protocol=protocol.get("fast"),
+        lowering=LOWERING_VERSION,
+        space="repvgg-mini",
+        safeguards=safeguards,
     ):
         pass
     rows = {row.key: row for row in LatencyTable.load(out).rows}
@@ -48,7 +54,19 @@ def worst_error(seed: int, safeguards: sentinel.Safeguards, work: Path) -> float
 def kills(work: Path) -> dict[str, int]:
     """Profile on this CPU and kill it at random moments; what the table then holds."""
     out, draw, killed = work / "killed.latency.jsonl", random.Random(0), 0
-    command = [sys.executable, "-m", "lathe", "profile", "repvgg-mini", "--protocol", "fast", "--networks", "4", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "lathe",
+        "profile",
+        "repvgg-mini",
+        "--protocol",
+        "fast",
+        "--networks",
+        "4",
+        "--out",
+        str(out),
+    ]
     while killed < KILLS:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
@@ -67,7 +85,9 @@ def kills(work: Path) -> dict[str, int]:
         "kills": killed,
         "missing": len(wanted - {row.key for row in table.rows}),
         "foreign": len({row.key for row in history} - wanted),
-        "measured twice": sum(count - 1 for count in Counter(row.key for row in history if row.status == "ok").values()),
+        "measured twice": sum(
+            count - 1 for count in Counter(row.key for row in history if row.status == "ok").values()
+        ),
         "torn": len(table.warnings),
     }
 

@@ -75,7 +75,11 @@ TRAIN_EPOCHS, CANDIDATES, CANDIDATE_EPOCHS = 6, 8, 2
 COUNTS = (1, 2, 3, 5, 8)
 WAYS = {"sampled, interpolated": {}, "sampled, zeros": {"interpolate": False}}
 WAYS |= {f"mixture, {name.split()[1]}": chosen | {"weights": "mixture"} for name, chosen in list(WAYS.items())}
-TRANSFER = {"plain": {"distill": "none"}, "w/ Init": {"distill": "none", "retrain": "init"}, "w/ KD": {"distill": "tas"}}
+TRANSFER = {
+    "plain": {"distill": "none"},
+    "w/ Init": {"distill": "none", "retrain": "init"},
+    "w/ KD": {"distill": "tas"},
+}
 
 
 @cache
@@ -90,7 +94,9 @@ def space_of(name: str) -> Traced:
     sequence.append(ops.head(ops.output_shape(sequence[-1]), 10))
     network = Fixed(name=f"resnet20-{name}", input_shape=(3, size, size), classes=10, sequence=tuple(sequence))
     example = torch.zeros(1, 3, size, size)
-    return traced(network.module, example, name=network.name, granularity=granularity, points=16, stages=network.stages())
+    return traced(
+        network.module, example, name=network.name, granularity=granularity, points=16, stages=network.stages()
+    )
 
 
 # Tables
@@ -135,8 +141,12 @@ def searched(method: Tas, out: Path, baseline: Path) -> tuple[Choice, list[Epoch
     """What a run finds, and its epochs; where it was run already, nothing is run again."""
     for event in session.run(method, out, baseline=None if out == baseline else baseline):
         if isinstance(event, EpochDone) and event.figures:
-            figures = ", ".join(f"{key} {event.figures[key]:.4g}" for key in ("expected", "most_probable", "aim", "gap", "crossings"))
-            print(f"{out.name}: {event.epoch}/{event.epochs}, {event.score:.1%}, {figures}", file=sys.stderr, flush=True)
+            figures = ", ".join(
+                f"{key} {event.figures[key]:.4g}" for key in ("expected", "most_probable", "aim", "gap", "crossings")
+            )
+            print(
+                f"{out.name}: {event.epoch}/{event.epochs}, {event.score:.1%}, {figures}", file=sys.stderr, flush=True
+            )
     history = [epoch for epoch in read_history(out, read_run(out)) if epoch.phase == "search"]
     return load_architecture(out / "architecture.json").choice, history
 
@@ -144,7 +154,9 @@ def searched(method: Tas, out: Path, baseline: Path) -> tuple[Choice, list[Epoch
 def unpruned(name: str, seed: int, data: Classification, work: Path) -> Path:
     """The directory of a run that trained the unpruned network of a space and seed, from which all others start."""
     out = work / f"{name}-unpruned-{seed}"
-    method = Tas(settings_of(name, seed, data, search_epochs=1), problem_of(name, data, Budget(macs=space_of(name).macs()), None))
+    method = Tas(
+        settings_of(name, seed, data, search_epochs=1), problem_of(name, data, Budget(macs=space_of(name).macs()), None)
+    )
     for event in session.run(method, out):
         if isinstance(event, EpochDone) and event.phase == "search":
             break  # its baseline is written
@@ -187,7 +199,9 @@ def steps(data: Classification) -> dict:
         space = space_of(name)
         networks: dict[str, nn.Module] = {"plain": space.module()}
         for norms, count in itertools.product(("shared", "each"), COUNTS if name == "full" else (2,)):
-            method = Tas(settings_of(name, 0, data, norms=norms), problem_of(name, data, Budget(macs=space.macs()), None))
+            method = Tas(
+                settings_of(name, 0, data, norms=norms), problem_of(name, data, Budget(macs=space.macs()), None)
+            )
             network = method.network(method.phases[1], None)
             network.sampling = Sampling(count, each_norm=norms == "each")
             networks[f"{count}{', a norm each' if norms == 'each' else ''}"] = network
@@ -213,7 +227,9 @@ def figure3(data: Classification, work: Path, seed: int) -> dict:
     baseline = unpruned("small", seed, data, work)
     for way, chosen in WAYS.items():
         given = {"cost_weight": 0.0, "entropy": 0.0, "derive": "argmax"} | chosen
-        method = Tas(settings_of("small", seed, data, **given), problem_of("small", data, Budget(macs=space.macs()), None))
+        method = Tas(
+            settings_of("small", seed, data, **given), problem_of("small", data, Budget(macs=space.macs()), None)
+        )
         choice, history = searched(method, work / f"figure3-{slug(way)}-{seed}", baseline)
         found[way] = {
             "width": statistics.mean(width / dict(space.groups)[name] for name, width in choice.widths.items()),
@@ -233,7 +249,10 @@ class Watched(Tas):
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """As ever; the network goes on as it was."""
         if isinstance(network, SizedNetwork) and epoch.index + 1 == epoch.phase.epochs:
-            batches, chosen = list(itertools.islice(_others(self.problem.task, self.settings.seed), 4)), copy.deepcopy(network)
+            batches, chosen = (
+                list(itertools.islice(_others(self.problem.task, self.settings.seed), 4)),
+                copy.deepcopy(network),
+            )
             self.losses = {depths: _loss(chosen, depths, batches) for depths in itertools.product((1, 2, 3), repeat=3)}
         return super().ended(epoch, network)
 
@@ -259,7 +278,9 @@ def depths(data: Classification, work: Path, seed: int) -> dict:
     """A search without a constraint: probability of each depth at its end, loss at each, and loss of networks trained at one alone."""
     baseline, space = unpruned("small", seed, data, work), space_of("small")
     given = {"cost_weight": 0.0, "entropy": 0.0, "derive": "argmax"}
-    method = Watched(settings_of("small", seed, data, **given), problem_of("small", data, Budget(macs=space.macs()), None))
+    method = Watched(
+        settings_of("small", seed, data, **given), problem_of("small", data, Budget(macs=space.macs()), None)
+    )
     _, history = searched(method, work / f"depths-{seed}", baseline)
     names, losses = list(space.full_depths()), method.losses
     rows, _ = random_parts(len(data.train), (0.5, 0.5), torch.Generator().manual_seed(seed))
@@ -269,7 +290,9 @@ def depths(data: Classification, work: Path, seed: int) -> dict:
         network = space.module(space.choice(space.full_widths(), dict.fromkeys(names, depth)))
         _train(network, data, rows, seed, EPOCHS["small"][1])
         with torch.no_grad():
-            alone[str(depth)] = statistics.mean(F.cross_entropy(network(x), labels).item() for x, labels in _others(data, seed))
+            alone[str(depth)] = statistics.mean(
+                F.cross_entropy(network(x), labels).item() for x, labels in _others(data, seed)
+            )
     return {
         "seed": seed,
         "shares": {name: [history[-1].figures[f"p.{name}.{depth}"] for depth in (1, 2, 3)] for name in names},
@@ -341,7 +364,10 @@ def _glance(network: nn.Module, data: Classification, rows: torch.Tensor, others
 
 
 def _train(network: nn.Module, data: Classification, rows: torch.Tensor, seed: int, epochs: int) -> None:
-    optimizer, order = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4), torch.Generator().manual_seed(seed)
+    optimizer, order = (
+        torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4),
+        torch.Generator().manual_seed(seed),
+    )
     network.to(memory_format=torch.channels_last)
     step, total = 0, epochs * len(data.training_batches(64, order, rows))
     for _ in range(epochs):
@@ -354,7 +380,13 @@ def _train(network: nn.Module, data: Classification, rows: torch.Tensor, seed: i
 
 
 def nine(
-    cost: str, data: Classification, test: Split, table: LatencyTable, work: Path, seed: int, keep: Callable[[str, Callable[[], Any]], Any]
+    cost: str,
+    data: Classification,
+    test: Split,
+    table: LatencyTable,
+    work: Path,
+    seed: int,
+    keep: Callable[[str, Callable[[], Any]], Any],
 ) -> dict:
     """Of one seed: three ways to choose sizes at 60 % of a cost, and three ways to transfer, equally trained."""
     space, baseline, found = space_of("small"), unpruned("small", seed, data, work), {}
@@ -377,13 +409,22 @@ def nine(
         row["macs"] = space.macs(space.network(choice)) / space.macs()
         for transfer, given in TRANSFER.items():
             name = f"nine-{cost}-{way}-{slug(transfer)}-{seed}"
-            row[transfer] = keep(name, partial(trained, choice, problem, given, baseline, work / "trained" / name, data, test, seed))
+            row[transfer] = keep(
+                name, partial(trained, choice, problem, given, baseline, work / "trained" / name, data, test, seed)
+            )
         found[way] = row
     return found
 
 
 def trained(
-    choice: Choice, problem: Problem, given: dict, baseline: Path, out: Path, data: Classification, test: Split, seed: int
+    choice: Choice,
+    problem: Problem,
+    given: dict,
+    baseline: Path,
+    out: Path,
+    data: Classification,
+    test: Split,
+    seed: int,
 ) -> float:
     """Accuracy on all test images of one network after its training."""
     settings = settings_of("small", seed, data, finetune_epochs=TRAIN_EPOCHS, **({"retrain": "scratch"} | given))
@@ -539,18 +580,36 @@ def _verdicts(found: dict) -> list[str]:
             last = {key: late(row["crossings"]) for key, row in each.items()}
             near = [abs(row["predicted"] - 1) <= 0.05 for row in each.values()]
             rows.append((f"found within 5 % of the target, {name}", f"{sum(near)} of {len(near)}", "each", all(near)))
-            rows.append((f"changes of side in the last fifth, {name}", f"{max(last.values()):.0f}", "<= 3", max(last.values()) <= 3))
+            rows.append(
+                (
+                    f"changes of side in the last fifth, {name}",
+                    f"{max(last.values()):.0f}",
+                    "<= 3",
+                    max(last.values()) <= 3,
+                )
+            )
             seconds = max(row["cpu_seconds"] for row in each.values())
-            rows.append((f"CPU time of the longest search, one thread, {name}", f"{seconds:.0f} s", "<= 600 s", seconds <= 600))
-            if under := [times[f"{name} {key}"] <= row["budget_us"] for key, row in each.items() if f"{name} {key}" in times]:
-                rows.append((f"within the budget when measured, {name}", f"{sum(under)} of {len(under)}", "each", all(under)))
+            rows.append(
+                (f"CPU time of the longest search, one thread, {name}", f"{seconds:.0f} s", "<= 600 s", seconds <= 600)
+            )
+            if under := [
+                times[f"{name} {key}"] <= row["budget_us"] for key, row in each.items() if f"{name} {key}" in times
+            ]:
+                rows.append(
+                    (f"within the budget when measured, {name}", f"{sum(under)} of {len(under)}", "each", all(under))
+                )
     if each := found.get("figure3"):
         for what in ("width", "depth"):
             share = statistics.mean(row[next(iter(WAYS))][what] for row in each.values())
-            rows.append((f"{what} without a constraint, sampled and interpolated", f"{share:.2f}", "1.00", share > 0.995))
+            rows.append(
+                (f"{what} without a constraint, sampled and interpolated", f"{share:.2f}", "1.00", share > 0.995)
+            )
     for cost in ("macs", "latency"):
         if each := found.get(cost):
-            mean = {way: statistics.mean(row[way]["w/ KD"] for row in each.values()) for way in ("TAS", "predefined", "random")}
+            mean = {
+                way: statistics.mean(row[way]["w/ KD"] for row in each.values())
+                for way in ("TAS", "predefined", "random")
+            }
             for way in ("predefined", "random"):
                 ahead = mean["TAS"] - mean[way]
                 rows.append((f"TAS w/ KD ahead of {way} w/ KD, {cost}", f"{100 * ahead:+.2f} points", "> 0", ahead > 0))
@@ -586,7 +645,9 @@ def plot(found: dict, path: Path) -> None:
     """Expected and most probable cost over the epochs of every search, and cost and gap of the four ways, of what is there."""
     import matplotlib.pyplot as plt
 
-    panels: list[Callable[[Any], None]] = [partial(_plot_searches, name, found[name]) for name in ("quarter", "full") if found.get(name)]
+    panels: list[Callable[[Any], None]] = [
+        partial(_plot_searches, name, found[name]) for name in ("quarter", "full") if found.get(name)
+    ]
     panels += [partial(_plot_ways, key, found["figure3"]) for key in ("cost", "gap") if found.get("figure3")]
     if not panels:
         return
@@ -600,7 +661,12 @@ def _plot_searches(name: str, rows: Mapping[str, dict], place: Any) -> None:
     for key, row in rows.items():
         budget, seed = key.split(", ")
         colour, epochs = f"C{TARGETS.index(float(budget))}", range(1, len(row["expected"]) + 1)
-        place.plot(epochs, row["most_probable"], color=colour, label=budget if seed == next(iter(rows)).split(", ")[1] else None)
+        place.plot(
+            epochs,
+            row["most_probable"],
+            color=colour,
+            label=budget if seed == next(iter(rows)).split(", ")[1] else None,
+        )
         place.plot(epochs, row["expected"], color=colour, linestyle=":")
     place.axhspan(0.95, 1.05, color="0.9", zorder=0)
     place.set(title=f"{name} width: F (line) and E (dotted)", xlabel="epoch", ylabel="cost / target")
@@ -610,7 +676,9 @@ def _plot_searches(name: str, rows: Mapping[str, dict], place: Any) -> None:
 def _plot_ways(key: str, rows: Mapping[str, dict], place: Any) -> None:
     for index, way in enumerate(WAYS):
         for number, row in enumerate(rows.values()):
-            place.plot(range(1, len(row[way][key]) + 1), row[way][key], color=f"C{index}", label=way if number == 0 else None)
+            place.plot(
+                range(1, len(row[way][key]) + 1), row[way][key], color=f"C{index}", label=way if number == 0 else None
+            )
     label = {"cost": "F / unpruned network, MACs", "gap": "gap of the two most probable sizes"}[key]
     place.set(title="without a constraint", xlabel="epoch", ylabel=label)
     place.legend()
@@ -621,7 +689,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--archive", type=Path, required=True)
     parser.add_argument(
-        "--parts", nargs="*", default=["tables", "steps", "figure3", "depths", "quarter", "macs", "full", "latency", "measured"]
+        "--parts",
+        nargs="*",
+        default=["tables", "steps", "figure3", "depths", "quarter", "macs", "full", "latency", "measured"],
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     options = parser.parse_args()
@@ -649,7 +719,10 @@ def main() -> None:
             else:
                 table = LatencyTable.load(tables[part])
                 for fraction in TARGETS:
-                    keep(f"{part}-{fraction:g}-{seed}-found", partial(one_search, part, fraction, seed, data, table, options.work))
+                    keep(
+                        f"{part}-{fraction:g}-{seed}-found",
+                        partial(one_search, part, fraction, seed, data, table, options.work),
+                    )
         found = kept(options.work, options.seeds)
         if part == "measured":
             found["measured"] = keep(part, partial(measured, found))
@@ -674,7 +747,9 @@ def kept(work: Path, seeds: Sequence[int]) -> dict:
     found: dict = {name: read(name) for name in ("steps", "depths", "measured")}
     found |= {name: {str(seed): read(f"{name}-{seed}") for seed in seeds} for name in ("figure3", "macs", "latency")}
     for part in ("quarter", "full"):
-        found[part] = {f"{fraction:g}, {seed}": read(f"{part}-{fraction:g}-{seed}-found") for fraction in TARGETS for seed in seeds}
+        found[part] = {
+            f"{fraction:g}, {seed}": read(f"{part}-{fraction:g}-{seed}-found") for fraction in TARGETS for seed in seeds
+        }
     for name in ("figure3", "macs", "latency", "quarter", "full"):
         found[name] = {key: row for key, row in found[name].items() if row}
     return {name: rows for name, rows in found.items() if rows}

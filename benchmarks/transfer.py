@@ -39,7 +39,14 @@ PEERS = ("linear map of one table", "best table by the anchors", "ridge from scr
 OURS = ("ours, all tables", "ours, one table")
 SCORES = ("Spearman", "within 5 %", "within 10 %", "in the 95 % interval")
 HELP = {  # rank correlation by 10 samples, README of github.com/HayeonLee/HELP (Tables 2 and 3 of the paper)
-    "NAS-Bench-201": {"titan_rtx_256": 0.987, "gold_6226": 0.989, "pixel2": 0.802, "raspi4": 0.890, "eyeriss": 0.940, "fpga": 0.985},
+    "NAS-Bench-201": {
+        "titan_rtx_256": 0.987,
+        "gold_6226": 0.989,
+        "pixel2": 0.802,
+        "raspi4": 0.890,
+        "eyeriss": 0.940,
+        "fpga": 0.985,
+    },
     "FBNet": {"raspi4": 0.887, "eyeriss": 0.943, "fpga": 0.892},
 }
 HELP_OLD = ("1080ti", "silver_4114", "silver_4210r", "samsung_a50", "pixel3", "essential_ph_1", "samsung_s7")
@@ -77,7 +84,9 @@ def networks(name: str, recorded: list[dict[str, str]], features: list[list[floa
     devices = [column.removesuffix("_ms") for column in columns]
     us = np.array([[float(row[column]) for column in columns] for row in recorded])
     machines = [re.sub(r"_(1|32|64|256)$", "", device) for device in devices]
-    tasks = [(new, [old for old, machine in enumerate(machines) if machine != machines[new]]) for new in range(len(devices))]
+    tasks = [
+        (new, [old for old, machine in enumerate(machines) if machine != machines[new]]) for new in range(len(devices))
+    ]
     return Data(name, np.array(features), us, devices, [0] * len(us), tasks)
 
 
@@ -93,12 +102,20 @@ def nasbench201() -> Data:
         return 3 in reached
 
     recorded = [row for row in rows("nasbench201") if connected(operations(row["arch"]))]
-    return networks("NAS-Bench-201", recorded, [[float(op == one) for op in operations(row["arch"]) for one in OPS] for row in recorded])
+    return networks(
+        "NAS-Bench-201",
+        recorded,
+        [[float(op == one) for op in operations(row["arch"]) for one in OPS] for row in recorded],
+    )
 
 
 def fbnet() -> Data:
     recorded = rows("fbnet")
-    return networks("FBNet", recorded, [[float(int(op) == one) for op in row["op_idx"].split() for one in range(9)] for row in recorded])
+    return networks(
+        "FBNet",
+        recorded,
+        [[float(int(op) == one) for op in row["op_idx"].split() for one in range(9)] for row in recorded],
+    )
 
 
 def ofa() -> Data:
@@ -121,7 +138,11 @@ def tensorrt() -> list[Data]:
         for precision in ("fp32", "fp16", "int8"):
             if row[f"{precision}_us"]:
                 latencies[spec][f"{precision}, batch {row['batch']}"] = float(row[f"{precision}_us"])
-    steps = [("fp32, batch 1", "fp16, batch 1"), ("fp16, batch 1", "int8, batch 1"), ("fp16, batch 32", "fp16, batch 1")]
+    steps = [
+        ("fp32, batch 1", "fp16, batch 1"),
+        ("fp16, batch 1", "int8, batch 1"),
+        ("fp16, batch 32", "fp16, batch 1"),
+    ]
     found = []
     for old, new in steps:
         both = {spec: us for spec, us in latencies.items() if old in us and new in us}
@@ -135,12 +156,15 @@ def tensorrt() -> list[Data]:
 def own(old: Path, new: Path) -> Data:
     """From one of our tables to another."""
     tables = [
-        {row.key: row.median_us for row in LatencyTable.load(path).rows if row.kind == "block" and row.measured} for path in (old, new)
+        {row.key: row.median_us for row in LatencyTable.load(path).rows if row.kind == "block" and row.measured}
+        for path in (old, new)
     ]
     keys = [key for key in tables[0] if key in tables[1]]
     specs = [BlockSpec.parse(key) for key in keys]
     us = np.array([[table[key] for table in tables] for key in keys])
-    return Data("our CPU", describe(specs), us, ["1 thread", "1 thread to 2 threads"], [spec.op for spec in specs], [(1, [0])])
+    return Data(
+        "our CPU", describe(specs), us, ["1 thread", "1 thread to 2 threads"], [spec.op for spec in specs], [(1, [0])]
+    )
 
 
 def score(
@@ -155,7 +179,12 @@ def score(
 
 
 def ours(
-    old: np.ndarray, new: np.ndarray, features: np.ndarray, groups: list[Any], draw: np.random.RandomState, counts: tuple[int, ...]
+    old: np.ndarray,
+    new: np.ndarray,
+    features: np.ndarray,
+    groups: list[Any],
+    draw: np.random.RandomState,
+    counts: tuple[int, ...],
 ) -> Iterator[list[float]]:
     """Scores for each number of anchors."""
     transfer = Transfer(old, features)
@@ -168,7 +197,9 @@ def ours(
         yield score(found.us, new, anchors, found.low_us, found.high_us)
 
 
-def peers(old: np.ndarray, new: np.ndarray, features: np.ndarray, count: int, draw: np.random.RandomState) -> list[list[float]]:
+def peers(
+    old: np.ndarray, new: np.ndarray, features: np.ndarray, count: int, draw: np.random.RandomState
+) -> list[list[float]]:
     """Scores of the others, in the order of PEERS, by anchors drawn at random."""
     anchors = draw.permutation(len(new))[:count]
     y = new[anchors]
@@ -201,7 +232,9 @@ def compare(data: Data, known: set[tuple[str, str]]) -> Iterator[list[dict[str, 
             one = us[:, [old[draw.randint(len(old))]]]
             for name, tables in zip(OURS, (us[:, old], one), strict=True):
                 if name == OURS[0] or len(old) > 1:
-                    for count, values in zip(counts, ours(tables, us[:, new], features, groups, draw, counts), strict=True):
+                    for count, values in zip(
+                        counts, ours(tables, us[:, new], features, groups, draw, counts), strict=True
+                    ):
                         scores[count, name].append(values)
             for count in counts:
                 for name, values in zip(PEERS, peers(us[:, old], us[:, new], features, count, draw), strict=True):
@@ -216,12 +249,20 @@ def compare(data: Data, known: set[tuple[str, str]]) -> Iterator[list[dict[str, 
 
 def with_help(data: Data) -> list[dict[str, Any]]:
     """Rank correlation in HELP's setting: its nine old devices, its new ones, 10 anchors, all networks."""
-    old = [i for i, device in enumerate(data.devices) if re.sub(r"_(1|32|64|256)$", "", device) in HELP_OLD or device in HELP_OLD]
+    old = [
+        i
+        for i, device in enumerate(data.devices)
+        if re.sub(r"_(1|32|64|256)$", "", device) in HELP_OLD or device in HELP_OLD
+    ]
     found = []
     for device, published in HELP[data.name].items():
         new, values = data.us[:, data.devices.index(device)], []
         for seed in SEEDS:
-            values += [next(iter(ours(data.us[:, old], new, data.features, data.groups, np.random.RandomState(seed), (10,))))[0]]
+            values += [
+                next(iter(ours(data.us[:, old], new, data.features, data.groups, np.random.RandomState(seed), (10,))))[
+                    0
+                ]
+            ]
         entry = {"space": data.name, "device": device, "HELP": published, "ours": round(float(np.mean(values)), 4)}
         found.append({**entry, "least": round(min(values), 4), "most": round(max(values), 4)})
     return found
@@ -231,15 +272,28 @@ def means(found: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, np.nda
     """Of each space and number of anchors the scores of each way, over its devices."""
     gathered: dict[tuple[str, int], dict[str, list[list[float]]]] = {}
     for row in found:
-        gathered.setdefault((row["space"], row["anchors"]), {}).setdefault(row["way"], []).append([row[name] for name in SCORES])
-    return {key: {way: np.array(values, dtype=float).mean(axis=0) for way, values in ways.items()} for key, ways in gathered.items()}
+        gathered.setdefault((row["space"], row["anchors"]), {}).setdefault(row["way"], []).append(
+            [row[name] for name in SCORES]
+        )
+    return {
+        key: {way: np.array(values, dtype=float).mean(axis=0) for way, values in ways.items()}
+        for key, ways in gathered.items()
+    }
 
 
 def report(found: dict[str, list[dict[str, Any]]]) -> str:
     """As markdown: the figures, and whether ours are ahead of every other's."""
     asked: list[tuple[str, str, str, bool]] = []
-    lines = ["# A new device from old tables and a few measurements", "", "## HELP's setting: its nine old devices, 10 anchors", ""]
-    lines += ["| space | new device | HELP, published | ours: mean of 5 seeds | least | most |", "|---|---|---|---|---|---|"]
+    lines = [
+        "# A new device from old tables and a few measurements",
+        "",
+        "## HELP's setting: its nine old devices, 10 anchors",
+        "",
+    ]
+    lines += [
+        "| space | new device | HELP, published | ours: mean of 5 seeds | least | most |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in found["help"]:
         lines.append(
             f"| {row['space']} | {row['device']} | {row['HELP']:.3f} | {row['ours']:.3f} | {row['least']:.3f} | {row['most']:.3f} |"
@@ -259,7 +313,9 @@ def report(found: dict[str, list[dict[str, Any]]]) -> str:
             for place, name in enumerate(SCORES[:3]):
                 best = max(float(ways[peer][place]) for peer in rivals[way])
                 reached = float(ways[way][place])
-                asked.append((f"{space}, {count} anchors, {way}: {name}", f"{reached:.3f}", f"above {best:.3f}", reached > best))
+                asked.append(
+                    (f"{space}, {count} anchors, {way}: {name}", f"{reached:.3f}", f"above {best:.3f}", reached > best)
+                )
     held = sum(holds for *_, holds in asked)
     lines += ["", f"## Ahead at {held} of {len(asked)} numbers", "", *verdicts(asked)]
     return "\n".join(lines) + "\n"
@@ -274,7 +330,9 @@ def draw(found: list[dict[str, Any]]) -> None:
 
     table = means(found)
     spaces = list(dict.fromkeys(space for space, _ in table))
-    figure, axes = plt.subplots(2, len(spaces), figsize=(3.4 * len(spaces), 6), squeeze=False, sharex=True, layout="constrained")
+    figure, axes = plt.subplots(
+        2, len(spaces), figsize=(3.4 * len(spaces), 6), squeeze=False, sharex=True, layout="constrained"
+    )
     for column, space in enumerate(spaces):
         counts = [count for name, count in table if name == space]
         for row, place in enumerate((0, 2)):
@@ -282,7 +340,12 @@ def draw(found: list[dict[str, Any]]) -> None:
             for way, style in zip((*OURS, *PEERS), ("o-", "o--", "s:", "^:", "x:"), strict=True):
                 if way in table[space, counts[0]]:
                     ax.plot(counts, [table[space, count][way][place] for count in counts], style, label=way)
-            ax.set(xscale="log", ylim=(0, 1.02), title=space if row == 0 else "", ylabel=SCORES[place] if column == 0 else "")
+            ax.set(
+                xscale="log",
+                ylim=(0, 1.02),
+                title=space if row == 0 else "",
+                ylabel=SCORES[place] if column == 0 else "",
+            )
             ax.set_xticks(counts, [str(count) for count in counts])
             ax.minorticks_off()
             ax.grid(alpha=0.3)
@@ -293,10 +356,14 @@ def draw(found: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--own", type=Path, nargs=2, metavar=("OLD", "NEW"), help="two of our tables of the same blocks")
+    parser.add_argument(
+        "--own", type=Path, nargs=2, metavar=("OLD", "NEW"), help="two of our tables of the same blocks"
+    )
     given = parser.parse_args()
     path = HERE / "transfer.json"
-    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {"help": [], "compared": []}
+    found: dict[str, list[dict[str, Any]]] = (
+        json.loads(path.read_text()) if path.exists() else {"help": [], "compared": []}
+    )
     for data in (nasbench201(), fbnet(), ofa(), *tensorrt(), *([own(*given.own)] if given.own else [])):
         if data.name in HELP and data.name not in {row["space"] for row in found["help"]}:
             found["help"] += with_help(data)

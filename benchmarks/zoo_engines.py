@@ -41,7 +41,9 @@ def build(network: Network) -> dict[str, object]:
     except BuildFailed as error:
         return row | {"engine": str(error)}
     seconds = {"lower_s": lowered - start, "certify_s": halved - lowered, "build_s": time.perf_counter() - halved}
-    return row | {"engine": f"{len(built) / 2**20:.1f} MiB"} | {name: round(value, 1) for name, value in seconds.items()}
+    return (
+        row | {"engine": f"{len(built) / 2**20:.1f} MiB"} | {name: round(value, 1) for name, value in seconds.items()}
+    )
 
 
 def main() -> None:
@@ -54,7 +56,10 @@ def main() -> None:
         print(network.name, kept[network.name], file=sys.stderr, flush=True)
         out.write_text(json.dumps({"facts": facts, "networks": kept}, indent=1) + "\n")
         columns = list(dict.fromkeys(name for row in kept.values() for name in row))
-        cells = [[name, *(f"{v:.4g}" if isinstance(v := row.get(c, ""), float) else str(v) for c in columns)] for name, row in kept.items()]
+        cells = [
+            [name, *(f"{v:.4g}" if isinstance(v := row.get(c, ""), float) else str(v) for c in columns)]
+            for name, row in kept.items()
+        ]
         lines = [["network", *columns], ["---"] * (len(columns) + 1), *cells]
         title = f"# FP16 engines with no GPU\n\n`python benchmarks/zoo_engines.py` on {facts['cpu']}, {runtime.name} {runtime.version}.\n\n"
         (HERE / "zoo_engines.md").write_text(title + "".join(f"| {' | '.join(line)} |\n" for line in lines))

@@ -26,7 +26,9 @@ TARGETS = ("onnxruntime", "tensorrt-rtx")
 def ship(network: Network, target: str, folder: Path) -> dict[str, object]:
     start = time.perf_counter()
     samples = network.samples(SAMPLES)
-    bundle = export(network.module(), network.example(), target=target, out=folder / "bundle", samples=samples, protocol=get("fast"))
+    bundle = export(
+        network.module(), network.example(), target=target, out=folder / "bundle", samples=samples, protocol=get("fast")
+    )
     seconds = time.perf_counter() - start
     steps = [
         {
@@ -48,7 +50,10 @@ def ship(network: Network, target: str, folder: Path) -> dict[str, object]:
 
 
 def table(kept: dict[str, dict]) -> list[str]:
-    lines = ["| network, target | steps: largest difference from the first, of its scale (limit) | verify | s |", "|---|---|---|---|"]
+    lines = [
+        "| network, target | steps: largest difference from the first, of its scale (limit) | verify | s |",
+        "|---|---|---|---|",
+    ]
     for name, row in kept.items():
         cells = []
         for step in row["steps"]:

@@ -1,7 +1,7 @@
 """Effects of half precision on activations, seen on samples: tensors that are too large, or lost as a whole.
 
-A few tiny values among others do not matter. But if all values of a tensor are below the smallest normal number, the loss shows in nodes
-that divide it, take its root or multiply it by a large factor, in one or several steps.
+A few tiny values among others do not matter. But if all values of a tensor are below the smallest normal number, the
+loss shows in nodes that divide it, take its root or multiply it by a large factor, in one or several steps.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,16 @@ from deploy.flow import Flow, attributes, keep
 from deploy.islands import Node
 
 _ABSORBING = frozenset({
-    "Add", "Attention", "Clip", "Concat", "Cos", "Exp", "GRU", "HardSigmoid", "LSTM", "LogSoftmax", "Max", "Mean", "Min", "RNN",
-    "ScatterElements", "ScatterND", "Sigmoid", "Softmax", "Softplus", "Sub", "Sum", "Where",
+    "Add", "Attention", "Clip", "Concat", "Cos", "Exp", "GRU", "HardSigmoid", "LSTM", "LogSoftmax", "Max", "Mean",
+    "Min", "RNN", "ScatterElements", "ScatterND", "Sigmoid", "Softmax", "Softplus", "Sub", "Sum", "Where",
 })  # fmt: skip
 """Operators whose output is dominated by other inputs, so that a tiny one does not matter."""
 
 
 def keep_activations(flow: Flow, seen: Mapping[str, TensorRange], headroom: float) -> None:
-    """Keep in FP32 the nodes whose activations approach the limit of half precision, and those affected by lost activations.
+    """Keep in FP32 the nodes whose activations approach the limit of half precision.
+
+    Nodes affected by activations that are lost there stay, too.
 
     Args:
         flow: the graph; reasons are set on its nodes.
@@ -60,7 +62,9 @@ def _lost(name: str, seen: Mapping[str, TensorRange]) -> str:
     return f"{name} reaches only {seen[name].max_abs:.4g}, half precision is coarse below {SMALLEST_NORMAL:.2g}"
 
 
-def _absorbs(proto: NodeProto, read: list[str], written: list[str], flow: Flow, seen: Mapping[str, TensorRange]) -> bool:
+def _absorbs(
+    proto: NodeProto, read: list[str], written: list[str], flow: Flow, seen: Mapping[str, TensorRange]
+) -> bool:
     """Return whether a node's outputs are of normal size for reasons other than its lost inputs."""
     if any(_is_lost(name, seen) for name in written):
         return False

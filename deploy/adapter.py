@@ -1,4 +1,7 @@
-"""Adapt any module to one that takes and returns only tensors: other arguments and type conversions stay outside the graph."""
+"""Adapt any module to one that takes and returns only tensors.
+
+Other arguments and type conversions stay outside the graph.
+"""
 
 import copy
 import inspect
@@ -45,12 +48,13 @@ def call_of(module: nn.Module, example: Any) -> Call:
 
     Args:
         module: the module to call.
-        example: a tensor; a tuple of positional arguments; a mapping of keyword arguments; or, if it does not fit forward in this way, its
-            single argument. Tensors may be nested in tuples, lists, mappings and dataclasses; all else is a constant of the network.
+        example: a tensor; a tuple of positional arguments; a mapping of keyword arguments; or, if it does not fit
+            forward in this way, its single argument. Tensors may be nested in tuples, lists, mappings and dataclasses;
+            all else is a constant of the network.
 
     Raises:
-        DeployError: the example does not fit forward, has no tensors, or has one that is empty or of a type that cannot be shipped; names
-            the tensor.
+        DeployError: the example does not fit forward, has no tensors, or has one that is empty or of a type that cannot
+            be shipped; names the tensor.
     """
     signature = inspect.signature(module.forward)
     ways: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = [((example,), {})]
@@ -64,7 +68,9 @@ def call_of(module: nn.Module, example: Any) -> Call:
         raise DeployError(f"example_input {found} does not fit {type(module).__name__}.forward{signature}")
     named = [path for path, leaf in leaves(_by_parameter(bound)) if isinstance(leaf, Tensor)]
     if not named:
-        raise DeployError(f"example_input of {type(module).__name__} has no tensor in it: a network without inputs cannot be shipped")
+        raise DeployError(
+            f"example_input of {type(module).__name__} has no tensor in it: a network without inputs cannot be shipped"
+        )
     plain = example is bound.args[0] if bound.args else False
     names = ("input",) if isinstance(example, Tensor) and plain else _distinct(".".join(path) for path in named)
     call = Call(bound.args, bound.kwargs, names)
@@ -75,7 +81,9 @@ def call_of(module: nn.Module, example: Any) -> Call:
     return call
 
 
-def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> inspect.BoundArguments | None:
+def _bound(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments | None:
     try:
         return signature.bind(*args, **kwargs)
     except TypeError:
@@ -109,7 +117,9 @@ def _require_type(kind: str, name: str, tensor: Tensor) -> None:
     if found not in DTYPES.values() or tensor.layout is not torch.strided:
         found = found if tensor.layout is torch.strided else f"sparse ({tensor.layout})"
         instead = ": give a float32 one, weights may be of any type" if found == "bfloat16" and kind == "input" else ""
-        raise DeployError(f"{kind} {name!r} is {found}, dense tensors of {', '.join(DTYPES.values())} can be shipped{instead}")
+        raise DeployError(
+            f"{kind} {name!r} is {found}, dense tensors of {', '.join(DTYPES.values())} can be shipped{instead}"
+        )
 
 
 class Adapter(nn.Module):
@@ -123,7 +133,9 @@ class Adapter(nn.Module):
         exact: compute everything in `dtype`, even if the network's code names another type.
     """
 
-    def __init__(self, network: nn.Module, call: Call, outputs: tuple[TensorSpec, ...], dtype: torch.dtype, *, exact: bool) -> None:
+    def __init__(
+        self, network: nn.Module, call: Call, outputs: tuple[TensorSpec, ...], dtype: torch.dtype, *, exact: bool
+    ) -> None:
         super().__init__()
         self.network, self.call, self.outputs, self.dtype, self.exact = network, call, outputs, dtype, exact
 
@@ -135,16 +147,23 @@ class Adapter(nn.Module):
     @property
     def examples(self) -> dict[str, np.ndarray]:
         """The example input, by name."""
-        return {name: tensor.detach().cpu().numpy() for name, tensor in zip(self.call.names, self.call.tensors, strict=True)}
+        return {
+            name: tensor.detach().cpu().numpy() for name, tensor in zip(self.call.names, self.call.tensors, strict=True)
+        }
 
     def of(self, network: nn.Module, dtype: torch.dtype | None = None) -> "Adapter":
-        """Return an adapter of another form of the network with weights of the given type; with float64, all arithmetic is float64."""
+        """Return an adapter of another form of the network with weights of the given type.
+
+        With float64, all arithmetic is float64.
+        """
         dtype = dtype or self.dtype
         return Adapter(network.eval(), self.call, self.outputs, dtype, exact=self.exact or dtype == torch.float64)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs in the types in which they ship; if `dtype` is float64, unconverted."""
-        args, kwargs = self.call.filled(tensor.to(self.dtype) if tensor.is_floating_point() else tensor for tensor in tensors)
+        args, kwargs = self.call.filled(
+            tensor.to(self.dtype) if tensor.is_floating_point() else tensor for tensor in tensors
+        )
         with arithmetic(self.dtype) if self.exact else nullcontext():
             found = [leaf for _, leaf in leaves(self.network(*args, **kwargs)) if isinstance(leaf, Tensor)]
         if self.dtype == torch.float64:
@@ -172,22 +191,30 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
     Inputs and outputs keep the module's own types: a network in half precision takes and returns half precision.
 
     Raises:
-        DeployError: `example` does not fit the module, one of its tensors has no data, or an output cannot be shipped; names it.
+        DeployError: `example` does not fit the module, one of its tensors has no data, or an output cannot be shipped;
+            names it.
         LoweringError: the module cannot be run on the example.
     """
     call = call_of(module, example)
     if absent := next(
-        (name for name, tensor in module.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor) and tensor.is_meta), None
+        (
+            name
+            for name, tensor in module.state_dict(keep_vars=True).items()
+            if isinstance(tensor, Tensor) and tensor.is_meta
+        ),
+        None,
     ):
         raise DeployError(
-            f"{absent!r} of {type(module).__name__} is on the device meta, where tensors have no numbers: load the weights first"
+            f"{absent!r} of {type(module).__name__} is on the device meta, where tensors have no numbers: load the "
+            "weights first"
         )
     original, twin = (copy.deepcopy(module).cpu().eval() for _ in range(2))
     twin = twin.float()
     args, kwargs = map_tensors((call.args, call.kwargs), lambda tensor: tensor.detach().cpu())
     call = Call(args, kwargs, call.names)
     errors: list[Exception] = []
-    # In its own type, which determines the types of its outputs; else in float32; else in float32 even if its code names another type.
+    # In its own type, which determines the types of its outputs; else in float32; else in float32 even if its code
+    # names another type.
     for network, dtype, exact in ((original, None, False), (twin, torch.float32, False), (twin, torch.float32, True)):
         try:
             seen = _run(network, call, dtype, exact=exact)
@@ -206,7 +233,9 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
 
 
 def _run(network: nn.Module, call: Call, dtype: torch.dtype | None, *, exact: bool) -> Any:
-    args, kwargs = call.filled(tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for tensor in call.tensors)
+    args, kwargs = call.filled(
+        tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for tensor in call.tensors
+    )
     with torch.no_grad(), arithmetic(torch.float32) if exact else nullcontext():
         return network(*args, **kwargs)
 
@@ -222,14 +251,21 @@ def _runs(adapter: Adapter) -> bool:
 
 def _outputs(seen: Any, taken: tuple[str, ...]) -> tuple[TensorSpec, ...]:
     found = list(leaves(seen))
-    prefix = "" if isinstance(seen, Mapping) or hasattr(seen, "_fields") or hasattr(seen, "__dataclass_fields__") else "output"
+    prefix = (
+        ""
+        if isinstance(seen, Mapping) or hasattr(seen, "_fields") or hasattr(seen, "__dataclass_fields__")
+        else "output"
+    )
     alone = len(found) == 1 and prefix
     names = [prefix if alone else prefix + ".".join(path) or "output" for path, _ in found]
     if not names:
         raise DeployError("the network gives no tensor: None alone cannot be shipped")
     for name, leaf in zip(names, (leaf for _, leaf in found), strict=True):
         if not isinstance(leaf, Tensor):
-            raise DeployError(f"output {name!r} is of type {type(leaf).__name__}: only tensors, in tuples, lists and dicts, can be shipped")
+            raise DeployError(
+                f"output {name!r} is of type {type(leaf).__name__}: only tensors, in tuples, lists and dicts, can be "
+                "shipped"
+            )
         _require_type("output", name, leaf)
     return tuple(_value(name, leaf) for name, (_, leaf) in zip(_distinct(names, taken), found, strict=True))
 
@@ -242,7 +278,8 @@ def require_deterministic(adapter: Adapter) -> None:
     """Require that a network is deterministic.
 
     Raises:
-        DeployError: two runs differ; names the operator that draws random numbers and the module that calls it, if there is one.
+        DeployError: two runs differ; names the operator that draws random numbers and the module that calls it, if
+            there is one.
     """
     outputs = [_drawn(adapter, seed) for seed in range(2)]
     if all(torch.equal(one.nan_to_num(), other.nan_to_num()) for one, other in zip(*outputs, strict=True)):
@@ -252,13 +289,15 @@ def require_deterministic(adapter: Adapter) -> None:
         _drawn(adapter, 0)
     if not draws:
         raise DeployError(
-            f"{type(adapter.network).__name__} gives something else in every run, so nothing can be verified: it changes its own tensors, "
+            f"{type(adapter.network).__name__} gives something else in every run, so nothing can be verified: it "
+            "changes its own tensors, "
             "or draws random numbers outside of torch or within torch.cond; make what changes an input"
         )
     operator, module = draws[0]
     where = f" in module {module!r}" if module else ""
     raise DeployError(
-        f"the network draws random numbers: {operator}{where} gives something else in every run, so nothing can be verified; take it out, "
+        f"the network draws random numbers: {operator}{where} gives something else in every run, so nothing can be "
+        "verified; take it out, "
         "or draw its numbers outside and make them an input"
     )
 
@@ -279,7 +318,9 @@ class _Draws(TorchDispatchMode):
         super().__init__()
         self.tracker, self.found = tracker, found
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             inner = max((name for name in self.tracker.parents if "." in name), key=len, default="")
             self.found.append((f"aten.{func.overloadpacket.__name__}".rstrip("_"), inner.partition("network.")[2]))

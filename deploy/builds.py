@@ -1,4 +1,7 @@
-"""Several builds of one engine: a builder that times kernels may choose different ones each time, so the fastest engine is kept."""
+"""Several builds of one engine.
+
+A builder that times kernels may choose different ones each time, so the fastest engine is kept.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack

@@ -34,8 +34,8 @@ from latency.values import Count, SampleUs, Sha256
 
 MANIFEST = "manifest.json"
 # bundle/1: one float32 input, `input_shape`, batch first; `outputs` by name, batch first.
-# bundle/2: `inputs` and `dtypes` by name, with full shapes; `not_finite` and `rounding` of a comparison; the reference holds the inputs
-# and outputs of each call; percentiles and `reason` of a measurement, `origin` of a prediction.
+# bundle/2: `inputs` and `dtypes` by name, with full shapes; `not_finite` and `rounding` of a comparison; the reference
+# holds the inputs and outputs of each call; percentiles and `reason` of a measurement, `origin` of a prediction.
 # bundle/3: `metric`, with a `score` for networks and steps, which had an `accuracy` in bundle/2.
 SCHEMA = "bundle/3"
 ONNX, ENGINE, REFERENCE = "model.onnx", "model.engine", "reference.safetensors"
@@ -80,7 +80,10 @@ class Builds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not self.medians_us:
             return f"{different}; the first one ships, as they were not timed: {self.reason}"
         low, high, unit = min(self.medians_us), max(self.medians_us), unit_for(self.medians_us)
-        return f"{different}, from {unit.number(low)} to {unit.words(high)} ({high / low - 1:.1%} apart); the fastest ships"
+        return (
+            f"{different}, from {unit.number(low)} to {unit.words(high)} ({high / low - 1:.1%} apart); the fastest "
+            "ships"
+        )
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -198,7 +201,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Return `failures` with latencies in the given unit."""
         lines = [f"{step.name} {step.precision}: {step.reason}" for step in self.validation if step.verdict == "failed"]
         if self.budget_verdict == "missed" and self.shipped.measured and self.budget_us:
-            lines.append(f"latency: {interval(self.shipped.measured, unit)}, the budget is {unit.words(self.budget_us)}")
+            lines.append(
+                f"latency: {interval(self.shipped.measured, unit)}, the budget is {unit.words(self.budget_us)}"
+            )
         return lines
 
 
@@ -228,13 +233,22 @@ class Bundle:
         return data
 
     def misfit(self, device: Device, runtime: Runtime) -> str:
-        """Return why a GPU and TensorRT version cannot load the engine, with the command that rebuilds it; "" if they can."""
+        """Return why a GPU and TensorRT version cannot load the engine, with the command that rebuilds it.
+
+        "" if they can.
+        """
         manifest, here = self.manifest, device.compute_capability
         if runtime.version != manifest.runtime.version and not manifest.build.get("version_compatible"):
-            return f"{ENGINE} is of {runtime.name} {manifest.runtime.version}, here is {runtime.version}: {self._mend(ENGINE)}"
+            return (
+                f"{ENGINE} is of {runtime.name} {manifest.runtime.version}, here is {runtime.version}: "
+                f"{self._mend(ENGINE)}"
+            )
         if manifest.compute_capabilities and here not in manifest.compute_capabilities:
             capabilities = ", ".join(manifest.compute_capabilities)
-            return f"{ENGINE} is for compute capability {capabilities}, this {device.name} has {here}: {self._mend(ENGINE)}"
+            return (
+                f"{ENGINE} is for compute capability {capabilities}, this {device.name} has {here}: "
+                f"{self._mend(ENGINE)}"
+            )
         return ""
 
     def _mend(self, file: str) -> str:
@@ -264,12 +278,18 @@ def refuse_occupied(out: Path) -> None:
     try:
         there = load(out)
     except BundleError as error:
-        raise BundleError(f"a bundle is in the way, and not as it was written: {error}; give another --out, or remove it") from error
+        raise BundleError(
+            f"a bundle is in the way, and not as it was written: {error}; give another --out, or remove it"
+        ) from error
     for name, problem in check_files(there).items():
         if name not in there.manifest.files:
-            raise BundleError(f"{out} holds a bundle and also {name}, which would be lost; give another --out, or move it away")
+            raise BundleError(
+                f"{out} holds a bundle and also {name}, which would be lost; give another --out, or move it away"
+            )
         if problem != _MISSING:
-            raise BundleError(f"{out} holds a bundle whose {name} {problem}, which would be lost; give another --out, or remove it")
+            raise BundleError(
+                f"{out} holds a bundle whose {name} {problem}, which would be lost; give another --out, or remove it"
+            )
 
 
 def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle:
@@ -355,7 +375,9 @@ def load(directory: str | Path) -> Bundle:
             raise ChangedManifest(directory, "is missing")
         raise BundleError(f"{directory} is not a bundle: it has no {MANIFEST}; make one with `lathe export`")
     if (directory / MANIFEST).is_symlink():
-        raise BundleError(f"{directory / MANIFEST} is a link: a bundle holds regular files only; copy it with what the link leads to")
+        raise BundleError(
+            f"{directory / MANIFEST} is a link: a bundle holds regular files only; copy it with what the link leads to"
+        )
     with files.raised_as(BundleError, "give the directory that `lathe export` wrote"):
         data = files.read_bytes(directory / MANIFEST, limit=MAX_JSON_BYTES)
     if not (seal := _SEAL.search(data)) or sha256(_blank(data)) != seal[1].decode():
@@ -375,7 +397,10 @@ class ChangedManifest(BundleError):
     """A manifest was changed after it was written."""
 
     def __init__(self, directory: Path, how: str) -> None:
-        super().__init__(f"{directory}: {MANIFEST} {how} after it was written: export again with `lathe export SOURCE --out {directory}`")
+        super().__init__(
+            f"{directory}: {MANIFEST} {how} after it was written: export again with `lathe export SOURCE --out "
+            f"{directory}`"
+        )
         self.how = how
 
 
@@ -399,18 +424,30 @@ def _from_2(found: dict[str, Any]) -> dict[str, Any]:
             return fields
         kept = {name: value for name, value in fields.items() if name != "accuracy"}
         share = fields["accuracy"]
-        figure = {"value" if name == "share" else name: value for name, value in share.items()} if isinstance(share, dict) else share
+        figure = (
+            {"value" if name == "share" else name: value for name, value in share.items()}
+            if isinstance(share, dict)
+            else share
+        )
         return {**kept, "score": figure}
 
     networks = {name: scored(found[name]) for name in ("shipped", "unpruned") if name in found}
     steps = found.get("validation")
     validation = {"validation": [scored(step) for step in steps]} if isinstance(steps, list) else {}
     known = any(isinstance(network, dict) and network.get("score") for network in networks.values())
-    return {**found, **networks, **validation, "schema": SCHEMA, "metric": msgspec.to_builtins(ACCURACY) if known else None}
+    return {
+        **found,
+        **networks,
+        **validation,
+        "schema": SCHEMA,
+        "metric": msgspec.to_builtins(ACCURACY) if known else None,
+    }
 
 
 def _judged_again(manifest: Manifest) -> Manifest:
-    """Summarise the samples of a bundle/1 manifest by today's rules, if its figures follow from them; otherwise return it unchanged.
+    """Summarise the samples of a bundle/1 manifest by today's rules, if its figures follow from them.
+
+    Otherwise return it unchanged.
 
     The version that wrote it did not check for two modes, nor the ends of a series.
     """
@@ -424,9 +461,16 @@ def _judged_again(manifest: Manifest) -> Manifest:
 
     verdict, before = manifest.budget_verdict, manifest.shipped.measured
     shipped = network(manifest.shipped)
-    if before and shipped and shipped.measured and verdict == judge_latency(before.low_us, before.high_us, manifest.budget_us):
+    if (
+        before
+        and shipped
+        and shipped.measured
+        and verdict == judge_latency(before.low_us, before.high_us, manifest.budget_us)
+    ):
         verdict = judge_latency(shipped.measured.low_us, shipped.measured.high_us, manifest.budget_us)
-    return msgspec.structs.replace(manifest, shipped=shipped, unpruned=network(manifest.unpruned), budget_verdict=verdict)
+    return msgspec.structs.replace(
+        manifest, shipped=shipped, unpruned=network(manifest.unpruned), budget_verdict=verdict
+    )
 
 
 def reference(kept: Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]) -> bytes:
@@ -446,14 +490,18 @@ def reference(kept: Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np
 
 
 def read_reference(bundle: Bundle, end: str = "") -> tuple[Samples, Tensors]:
-    """Return the samples that a bundle keeps for the usual input shapes or those at an end, and the trained network's outputs for them.
+    """Return the samples that a bundle keeps for the usual input shapes or those at an end.
+
+    The trained network's outputs for them come with them.
 
     Raises:
         BundleError: the file is missing, changed or has other content.
     """
     kept, manifest = decode_tensors(bundle.read(REFERENCE), REFERENCE), bundle.manifest
     before, shapes = f"{end}{end and '.'}", {**manifest.inputs, **(at(manifest.spans, end) if end else {})}
-    old = "samples" in kept  # bundle/1: joined along the first dimension, with the last call padded with its first sample
+    old = (
+        "samples" in kept
+    )  # bundle/1: joined along the first dimension, with the last call padded with its first sample
     names = ["samples"] if old else [f"{before}inputs.{name}" for name in manifest.inputs]
     if absent := {*names, *(f"{before}outputs.{name}" for name in manifest.outputs)} - kept.keys():
         raise BundleError(f"{REFERENCE} has no tensor {min(absent)!r}")
@@ -489,7 +537,11 @@ def _problem(directory: Path, name: str, digest: str) -> str:
 
 def _misplaced(directory: Path, name: str) -> str:
     """Return why a name in a manifest is not that of a file in its directory; "" if it is."""
-    plain = Path(name).name == name and not {"\0", "\\"} & set(name) and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
+    plain = (
+        Path(name).name == name
+        and not {"\0", "\\"} & set(name)
+        and len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
+    )
     if not plain or name in ("", "..", MANIFEST):
         return "is not the name of a file of a bundle"
     if not os.path.lexists(directory / name):

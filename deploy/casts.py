@@ -11,13 +11,19 @@ from deploy.islands import Node
 from deploy.narrow import FP16, NARROW, Narrow
 
 BOUNDS = frozenset({"Clip", "Max", "Min"})
-"""Operators whose constants may be clipped to the range of half precision, since the values compared with them are within it."""
+"""Operators whose constants may be clipped to the range of half precision, since the values compared with them are
+within it."""
 
 _FULL = TensorProto.FLOAT
 
 
 def write(
-    model: ModelProto, nodes: list[Node], kinds: Mapping[str, int], weights: Mapping[str, np.ndarray], io: int, narrow: Narrow = FP16
+    model: ModelProto,
+    nodes: list[Node],
+    kinds: Mapping[str, int],
+    weights: Mapping[str, np.ndarray],
+    io: int,
+    narrow: Narrow = FP16,
 ) -> ModelProto:
     """Return `model` with every node in its precision and floating-point inputs and outputs of type `io`."""
     old = model.graph
@@ -101,7 +107,9 @@ class _Writer:
                     bound = bound and self.narrow is FP16
                     array = (np.clip(array, -LARGEST, LARGEST) if bound else array).astype(self.narrow.dtype)
             taken = any(other == name for other, _ in self.made)
-            self.made[name, kind] = _fresh(f"{name}.{'fp32' if kind == _FULL else self.narrow.name}", self.types) if taken else name
+            self.made[name, kind] = (
+                _fresh(f"{name}.{'fp32' if kind == _FULL else self.narrow.name}", self.types) if taken else name
+            )
             self.graph.initializer.append(numpy_helper.from_array(array, self.made[name, kind]))
         return self.made[name, kind]
 
@@ -120,7 +128,9 @@ def _retype(node: NodeProto, kind: int) -> None:
     value = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
     array = np.zeros(1, np.float32) if value is None else numpy_helper.to_array(value)
     del node.attribute[:]
-    node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(array.astype(helper.tensor_dtype_to_np_dtype(kind)))))
+    node.attribute.append(
+        helper.make_attribute("value", numpy_helper.from_array(array.astype(helper.tensor_dtype_to_np_dtype(kind))))
+    )
 
 
 def _drop_idle_casts(graph: GraphProto, types: Mapping[str, int]) -> None:
@@ -130,7 +140,11 @@ def _drop_idle_casts(graph: GraphProto, types: Mapping[str, int]) -> None:
     kept = []
     for node in graph.node:
         node.input[:] = [instead.get(name, name) for name in node.input]
-        if node.op_type == "Cast" and node.output[0] not in outputs and types.get(node.input[0]) == types.get(node.output[0], -1):
+        if (
+            node.op_type == "Cast"
+            and node.output[0] not in outputs
+            and types.get(node.input[0]) == types.get(node.output[0], -1)
+        ):
             instead[node.output[0]] = node.input[0]
         else:
             kept.append(NodeProto.FromString(node.SerializeToString()))
@@ -144,4 +158,6 @@ def count(model: ModelProto) -> int:
     graph = model.graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
     pairs = [{_FULL, narrow.kind} for narrow in NARROW.values()]
-    return sum(node.op_type == "Cast" and {kinds.get(node.input[0]), kinds.get(node.output[0])} in pairs for node in graph.node)
+    return sum(
+        node.op_type == "Cast" and {kinds.get(node.input[0]), kinds.get(node.output[0])} in pairs for node in graph.node
+    )

@@ -80,7 +80,10 @@ class Certificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """The certificate in one line."""
         kept = f"every node is {self.precision.upper()}"
         if self.kept:
-            nodes, islands = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in ((len(self.kept), "node"), (self.islands, "island")))
+            nodes, islands = (
+                f"{count} {noun}{'s' * (count != 1)}"
+                for count, noun in ((len(self.kept), "node"), (self.islands, "island"))
+            )
             kept = f"{nodes} in {islands} {'stays' if len(self.kept) == 1 else 'stay'} FP32"
         seen = "no activations were looked at"
         if self.tensors:

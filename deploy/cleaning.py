@@ -1,7 +1,8 @@
 """Clean external ONNX files: every runtime gets the same plain graph, regardless of the tool that wrote the file.
 
-Local functions are inlined, sparse initializers become dense, constants become initializers, initializers are neither inputs nor outputs,
-IR version and operator set are those of all shipped graphs, constants are folded, and unused values are removed.
+Local functions are inlined, sparse initializers become dense, constants become initializers, initializers are neither
+inputs nor outputs, IR version and operator set are those of all shipped graphs, constants are folded, and unused values
+are removed.
 """
 
 import contextlib
@@ -28,14 +29,18 @@ from latency.errors import one_line
 from latency.onnxproto import bodies
 
 IR_VERSION = 10
-"""IR version of shipped files unless their operator set needs a newer one; ONNX Runtime >= 1.18 and TensorRT >= 10 read it."""
+"""IR version of shipped files unless their operator set needs a newer one; ONNX Runtime >= 1.18 and TensorRT >= 10 read
+it."""
 
 FOLDED_BYTES = 2**20
 GROWTH = 8
-"""A constant is folded if it has at most `FOLDED_BYTES`, or at most `GROWTH` times the bytes of the constants it is computed from."""
+"""A constant is folded if it has at most `FOLDED_BYTES`, or at most `GROWTH` times the bytes of the constants it is
+computed from."""
 
 _ROUNDS = 8
-_RANDOM = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+_RANDOM = frozenset(
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 _UNREAD = frozenset(
     {
         AttributeProto.SPARSE_TENSOR,
@@ -77,7 +82,8 @@ def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = Fal
     Args:
         data: the model, without external data.
         shapes: shapes of inputs with dynamic shapes, by name.
-        float_biases: convert the INT32 biases of a quantised network to float: ONNX Runtime expects the former, TensorRT the latter.
+        float_biases: convert the INT32 biases of a quantised network to float: ONNX Runtime expects the former,
+            TensorRT the latter.
 
     Raises:
         LoweringError: the data is not an ONNX model, the model cannot be shipped, or the shapes do not fit.
@@ -97,7 +103,12 @@ def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = Fal
     model, facts = _in_opset(check(model, dynamic=bool(spans)), spans)
     model = _named(_folded(model, dynamic=bool(spans)))
     require_inline(model)
-    cleaned = Cleaned(original=data, onnx=check(model, dynamic=bool(spans)).SerializeToString(deterministic=True), spans=spans, facts=facts)
+    cleaned = Cleaned(
+        original=data,
+        onnx=check(model, dynamic=bool(spans)).SerializeToString(deterministic=True),
+        spans=spans,
+        facts=facts,
+    )
     for point in POINTS:
         freeze(cleaned.onnx, at(spans, point))
     return cleaned
@@ -113,7 +124,9 @@ def input_shape(data: bytes, shapes: Shapes) -> tuple[int, ...]:
     spans = fix_spans(model, shapes)
     values = inputs(model)
     if len(values) != 1:
-        raise LoweringError(f"the model has {len(values)} inputs, {', '.join(value.name for value in values)}: give samples of each")
+        raise LoweringError(
+            f"the model has {len(values)} inputs, {', '.join(value.name for value in values)}: give samples of each"
+        )
     if values[0].name in spans:
         return spans[values[0].name].opt
     require_static_inputs(values)
@@ -157,7 +170,9 @@ def _constant(node: NodeProto) -> TensorProto | None:
         case "value_string":
             return TensorProto(name=name, data_type=TensorProto.STRING, string_data=[attribute.s])
         case "value_strings":
-            return TensorProto(name=name, data_type=TensorProto.STRING, dims=[len(attribute.strings)], string_data=attribute.strings)
+            return TensorProto(
+                name=name, data_type=TensorProto.STRING, dims=[len(attribute.strings)], string_data=attribute.strings
+            )
         case "sparse_value":
             return _dense(attribute.sparse_tensor, name)
         case _:
@@ -165,7 +180,10 @@ def _constant(node: NodeProto) -> TensorProto | None:
 
 
 def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
-    if sparse.values.data_type in (TensorProto.UNDEFINED, TensorProto.STRING) or sparse.indices.data_type != TensorProto.INT64:
+    if (
+        sparse.values.data_type in (TensorProto.UNDEFINED, TensorProto.STRING)
+        or sparse.indices.data_type != TensorProto.INT64
+    ):
         raise LoweringError(f"sparse tensor {name!r} has no values of numbers with indices of INT64")
     values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     dims = tuple(sparse.dims)
@@ -173,7 +191,9 @@ def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
     limits = np.asarray(dims if indices.ndim == 2 else (math.prod(dims),))
     paired = values.ndim == 1 and indices.shape in ((len(values),), (len(values), len(dims)))
     if not paired or (indices < 0).any() or (indices >= limits).any():
-        raise LoweringError(f"sparse tensor {name!r} of shape {list(dims)} has indices outside of it, or not one for each value")
+        raise LoweringError(
+            f"sparse tensor {name!r} of shape {list(dims)} has indices outside of it, or not one for each value"
+        )
     if indices.ndim == 2:
         dense[tuple(indices.T)] = values
     else:
@@ -182,7 +202,10 @@ def _dense(sparse: SparseTensorProto, name: str) -> TensorProto:
 
 
 def _float_biases(graph: GraphProto) -> None:
-    """Fold the dequantisation of one-dimensional INT32 constants; other quantisation stays, since onnx-graphsurgeon does not fold it."""
+    """Fold the dequantisation of one-dimensional INT32 constants.
+
+    Other quantisation stays, since onnx-graphsurgeon does not fold it.
+    """
     constants = {tensor.name: tensor for tensor in graph.initializer}
     kept = []
     for node in graph.node:
@@ -247,7 +270,10 @@ def _standard_domain(model: ModelProto) -> None:
 
 
 def _in_opset(model: ModelProto, spans: Mapping[str, Span]) -> tuple[ModelProto, dict[str, str]]:
-    """Return the model in operator set `OPSET`, or unchanged if it is newer or onnx cannot convert it, with the reason why it cannot."""
+    """Return the model in operator set `OPSET`.
+
+    Unchanged if it is newer or onnx cannot convert it, with the reason why it cannot.
+    """
     version = model.opset_import[0].version
     if version >= OPSET:
         return model, {}
@@ -257,11 +283,18 @@ def _in_opset(model: ModelProto, spans: Mapping[str, Span]) -> tuple[ModelProto,
         raised, reason = model, one_line(first_line(error), 200)
     else:
         reason = _difference(model, raised, at(spans, "opt"))
-    return (model, {"opset": f"{version}, as it came: onnx cannot raise it to {OPSET}: {reason}"}) if reason else (raised, {})
+    return (
+        (model, {"opset": f"{version}, as it came: onnx cannot raise it to {OPSET}: {reason}"})
+        if reason
+        else (raised, {})
+    )
 
 
 def _difference(model: ModelProto, raised: ModelProto, shapes: Mapping[str, Sequence[int]]) -> str:
-    """Return how a converted model's outputs differ on one random input; "" if they do not, or the original does not run."""
+    """Return how a converted model's outputs differ on one random input.
+
+    "" if they do not, or the original does not run.
+    """
     draw = np.random.default_rng(0)
     feed = {}
     for value in model.graph.input:
@@ -279,7 +312,9 @@ def _difference(model: ModelProto, raised: ModelProto, shapes: Mapping[str, Sequ
         return one_line(error, 200)
     for name, output in before.items():
         scale = float(np.abs(output[np.isfinite(output)]).max(initial=0)) or 1.0
-        same = output.shape == after[name].shape and np.allclose(output, after[name], rtol=0, atol=LIMITS["fp32"] * scale, equal_nan=True)
+        same = output.shape == after[name].shape and np.allclose(
+            output, after[name], rtol=0, atol=LIMITS["fp32"] * scale, equal_nan=True
+        )
         if not same:
             return f"output {name!r} would change"
     return ""
@@ -293,7 +328,10 @@ def _folded(model: ModelProto, *, dynamic: bool) -> ModelProto:
     for _ in range(_ROUNDS):
         before = len(model.graph.node)
         try:
-            with G_LOGGER.suppress(), contextlib.redirect_stdout(io.StringIO()):  # ONNX Runtime prints nodes that it cannot compute
+            with (
+                G_LOGGER.suppress(),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):  # ONNX Runtime prints nodes that it cannot compute
                 surgeon = gs.import_onnx(model)
                 _fold_shapes(surgeon, outputs)
                 surgeon.fold_constants(
@@ -303,7 +341,9 @@ def _folded(model: ModelProto, *, dynamic: bool) -> ModelProto:
                 )
                 graph = gs.export_onnx(surgeon.cleanup().toposort()).graph
         except (OnnxGraphSurgeonException, ValueError) as error:
-            raise LoweringError(f"onnx-graphsurgeon cannot fold the model's constants: {one_line(error, 200)}") from error
+            raise LoweringError(
+                f"onnx-graphsurgeon cannot fold the model's constants: {one_line(error, 200)}"
+            ) from error
         made = ModelProto()
         made.CopyFrom(model)
         made.graph.CopyFrom(graph)
@@ -317,7 +357,10 @@ def _folded(model: ModelProto, *, dynamic: bool) -> ModelProto:
 def _readable(model: ModelProto) -> bool:
     """Return whether onnx-graphsurgeon reads the model without loss."""
     for part in bodies(model.graph):
-        if any(value.type.WhichOneof("value") not in ("tensor_type", None) for value in (*part.input, *part.output, *part.value_info)):
+        if any(
+            value.type.WhichOneof("value") not in ("tensor_type", None)
+            for value in (*part.input, *part.output, *part.value_info)
+        ):
             return False
         for attribute in (attribute for node in part.node for attribute in node.attribute):
             empty = attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS, AttributeProto.STRINGS) and not (
@@ -345,7 +388,11 @@ class _Excluded:
     outputs: Set[str]
 
     def __call__(self, node: gs.Node) -> bool:
-        if node.op in _RANDOM or any(True for _ in node.subgraphs()) or any(tensor.name in self.outputs for tensor in node.outputs):
+        if (
+            node.op in _RANDOM
+            or any(True for _ in node.subgraphs())
+            or any(tensor.name in self.outputs for tensor in node.outputs)
+        ):
             return True
         read, written = _bytes(node.inputs), _bytes(node.outputs)
         return read is None or written is None or written > max(FOLDED_BYTES, GROWTH * read)

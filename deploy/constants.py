@@ -1,8 +1,10 @@
-"""Effects of half precision on constants, by the operators that read them: entries that vanish or cannot be represented.
+"""Effects of half precision on constants, by the operators that read them.
 
-A tiny weight of a layer does not matter next to the others that it is summed with, but a tiny divisor, rounded to zero, produces
-infinities. So the operator determines the effect of a lost entry, and which nodes stay in FP32 together: those that compute a divisor with
-the division, and those that make a value tiny with those that make it large again.
+Entries that vanish or cannot be represented.
+
+A tiny weight of a layer does not matter next to the others that it is summed with, but a tiny divisor, rounded to zero,
+produces infinities. So the operator determines the effect of a lost entry, and which nodes stay in FP32 together: those
+that compute a divisor with the division, and those that make a value tiny with those that make it large again.
 """
 
 import math
@@ -18,11 +20,21 @@ from deploy.islands import HEAVY, Node
 from deploy.values import Values, of_array
 
 TOLERANCE = 2.0**-9
-"""Relative error in half precision beyond which a constant is lost: four times the rounding error of a normal number."""
+"""Relative error in half precision beyond which a constant is lost: four times the rounding error of a normal
+number."""
 AMPLIFIED = 2.0**16
 """Factor from which the part of a value that half precision loses is visible in the product."""
 
-_DIVISORS = {"DequantizeLinear": 1, "Div": 1, "Log": 0, "Mod": 1, "Pow": 0, "QuantizeLinear": 1, "Reciprocal": 0, "Sqrt": 0}
+_DIVISORS = {
+    "DequantizeLinear": 1,
+    "Div": 1,
+    "Log": 0,
+    "Mod": 1,
+    "Pow": 0,
+    "QuantizeLinear": 1,
+    "Reciprocal": 0,
+    "Sqrt": 0,
+}
 """Input for which zero differs fundamentally from any other number."""
 _INVERTED = {"Div": 1, "Log": 0, "ReduceLogSum": 0, "Reciprocal": 0}
 """Input whose division or logarithm is large near zero."""
@@ -37,7 +49,9 @@ _ROOT = 0.5
 _NORMS = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"})
 
 
-def keep_constants(flow: Flow, values: Mapping[str, Values], ranges: Mapping[str, WeightRange], seen: Mapping[str, TensorRange]) -> None:
+def keep_constants(
+    flow: Flow, values: Mapping[str, Values], ranges: Mapping[str, WeightRange], seen: Mapping[str, TensorRange]
+) -> None:
     """Keep in FP32 the nodes that read a constant that half precision loses, and the nodes affected by it.
 
     Args:
@@ -58,7 +72,9 @@ def keep_constants(flow: Flow, values: Mapping[str, Values], ranges: Mapping[str
         if path := _guarded(node, flow):
             keep(path, f"{node.proto.name} shows how far from zero a constant below half precision makes what it reads")
         if path := _vanishing(node, flow, values):
-            keep(path, f"{node.proto.name} divides by, or takes the logarithm of, what half precision may round to zero")
+            keep(
+                path, f"{node.proto.name} divides by, or takes the logarithm of, what half precision may round to zero"
+            )
         if path := _normalised(node, flow):
             keep(path, f"{node.proto.name} normalises what a constant below half precision scales")
 
@@ -85,7 +101,11 @@ def _lost_constant(node: Node, flow: Flow, ranges: Mapping[str, WeightRange]) ->
             return f"its weight {name} reaches {found.max_abs:.4g}"
         if found.max_abs and found.max_abs <= VANISHING:
             return f"its weight {name} of {found.max_abs:.4g} would be zero"
-    if proto.op_type == "BatchNormalization" and (scales := _batch_scales(proto, flow)) is not None and _differs(*scales):
+    if (
+        proto.op_type == "BatchNormalization"
+        and (scales := _batch_scales(proto, flow)) is not None
+        and _differs(*scales)
+    ):
         return "its variance or epsilon is below half precision"
     if (
         proto.op_type == "Pow"
@@ -93,21 +113,33 @@ def _lost_constant(node: Node, flow: Flow, ranges: Mapping[str, WeightRange]) ->
         and np.abs(_halved(power) - power).max(initial=0.0) > TOLERANCE
     ):
         return f"its exponent {proto.input[1]} is rounded"
-    divisors = proto.input if proto.op_type in _SIGNS else proto.input[_DIVISORS[proto.op_type] :][:1] if proto.op_type in _DIVISORS else ()
+    divisors = (
+        proto.input
+        if proto.op_type in _SIGNS
+        else proto.input[_DIVISORS[proto.op_type] :][:1]
+        if proto.op_type in _DIVISORS
+        else ()
+    )
     for name in divisors:
         divisor = flow.constants.get(name)
         if divisor is not None and divisor.dtype == np.float32 and (lost := _lost(divisor)).any():
             return f"its constant {name} has entries as small as {np.abs(divisor[lost]).min():.4g}"
     if proto.op_type == "ConstantOfShape" and (fill := _fill(proto)) and (fill > LARGEST or fill <= VANISHING):
         return f"its value of {fill:.4g} is beyond half precision"
-    if proto.op_type == "MeanVarianceNormalization" or (proto.op_type in _NORMS and not _stashed(proto) and _epsilon(proto) <= VANISHING):
+    if proto.op_type == "MeanVarianceNormalization" or (
+        proto.op_type in _NORMS and not _stashed(proto) and _epsilon(proto) <= VANISHING
+    ):
         return "its epsilon would be zero"
     return ""
 
 
 def _fill(proto: NodeProto) -> float:
     value = attributes(proto).get("value")
-    return of_array(numpy_helper.to_array(value)).most if value is not None and value.data_type == TensorProto.FLOAT else 0.0
+    return (
+        of_array(numpy_helper.to_array(value)).most
+        if value is not None and value.data_type == TensorProto.FLOAT
+        else 0.0
+    )
 
 
 def _epsilon(proto: NodeProto) -> float:
@@ -120,7 +152,10 @@ def _stashed(proto: NodeProto) -> bool:
 
 
 def _batch_scales(proto: NodeProto, flow: Flow) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the factors of a norm with constant statistics on each channel, in FP32 and in the worst case in half precision."""
+    """Return the factors of a norm with constant statistics on each channel.
+
+    In FP32 and in the worst case in half precision.
+    """
     scale, variance = (flow.constants.get(proto.input[i]) for i in (1, 4))
     if scale is None or variance is None:
         return None
@@ -149,7 +184,9 @@ def _is_huge(proto: NodeProto, flow: Flow, values: Mapping[str, Values]) -> bool
         return _fill(proto) > LARGEST
     handed = [*carried(proto), *(proto.input[2:3] if proto.op_type == "Pad" else ())]
     arrays = [flow.constants[name] for name in handed if name in flow.constants and proto.op_type not in BOUNDS]
-    return any(bool((np.isfinite(array) & (np.abs(array) > LARGEST)).any()) for array in arrays if array.dtype == np.float32)
+    return any(
+        bool((np.isfinite(array) & (np.abs(array) > LARGEST)).any()) for array in arrays if array.dtype == np.float32
+    )
 
 
 def _affected(node: Node, flow: Flow) -> list[Node]:
@@ -184,15 +221,20 @@ def _largest(array: np.ndarray) -> float:
 
 
 def _in_range(proto: NodeProto, seen: Mapping[str, TensorRange]) -> bool:
-    """Return whether a product is within half precision, so that one of its factors must be tiny; False without samples."""
+    """Return whether a product is within half precision, so that one of its factors must be tiny.
+
+    False without samples.
+    """
     return bool(seen) and (proto.output[0] not in seen or seen[proto.output[0]].max_abs <= LARGEST)
 
 
 def _guarded(node: Node, flow: Flow) -> list[Node]:
-    """Return a node for which zero differs fundamentally from other numbers, and all nodes from those that half precision rounds to zero.
+    """Return a node for which zero differs fundamentally from other numbers.
 
-    These are nodes that add or multiply a constant too small for half precision, as in x / (|x| + 1e-12), or squares without an added
-    constant.
+    With it come all nodes from those that half precision rounds to zero.
+
+    These are nodes that add or multiply a constant too small for half precision, as in x / (|x| + 1e-12), or squares
+    without an added constant.
     """
     proto = node.proto
     if proto.op_type in _SIGNS:
@@ -215,34 +257,53 @@ def _guarded(node: Node, flow: Flow) -> list[Node]:
 
 
 def _losing(names: Iterable[str], flow: Flow, *, guards_only: bool = False) -> tuple[dict[str, Node], list[Node]]:
-    """Return the nodes that read a constant lost in half precision, by name, and all nodes that compute the values, up to layers."""
+    """Return the nodes that read a constant lost in half precision, by name.
+
+    All nodes that compute the values, up to layers, are included.
+    """
     near = list({one.proto.name: one for name in names for one in _upstream(name, flow, _POWERS)}.values())
-    summing = [one for one in near if one.proto.op_type not in HEAVY and (one.proto.op_type in _GUARDS or not guards_only)]
+    summing = [
+        one for one in near if one.proto.op_type not in HEAVY and (one.proto.op_type in _GUARDS or not guards_only)
+    ]
     lost = [one for one in summing if any(_lost(array).any() for array in _bounds(one.proto, flow))]
     return {one.proto.name: one for one in lost}, near
 
 
 def _bounds(proto: NodeProto, flow: Flow) -> list[np.ndarray]:
     """Return the constants that a node combines with a value; before opset 11, those of Clip are attributes."""
-    given = [flow.constants[name] for name in proto.input if name in flow.constants and flow.constants[name].dtype == np.float32]
+    given = [
+        flow.constants[name]
+        for name in proto.input
+        if name in flow.constants and flow.constants[name].dtype == np.float32
+    ]
     return given + [np.array(bound) for key, bound in attributes(proto).items() if key in ("min", "max")]
 
 
 def _squares(name: str, flow: Flow) -> Iterator[Node]:
-    """Yield the nodes of the sum of squares that a value is computed from; squares of small values vanish in half precision."""
+    """Yield the nodes of the sum of squares that a value is computed from.
+
+    Squares of small values vanish in half precision.
+    """
     found = list[Node]()
-    while (node := flow.writers.get(name)) and (node.proto.op_type.startswith("Reduce") or node.proto.op_type in _POWERS):
+    while (node := flow.writers.get(name)) and (
+        node.proto.op_type.startswith("Reduce") or node.proto.op_type in _POWERS
+    ):
         found.append(node)
-        if node.proto.op_type in _SQUARES and not (node.proto.op_type == "Mul" and node.proto.input[0] != node.proto.input[1]):
+        if node.proto.op_type in _SQUARES and not (
+            node.proto.op_type == "Mul" and node.proto.input[0] != node.proto.input[1]
+        ):
             yield from found
             return
         name = node.proto.input[0]
 
 
 def _vanishing(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
-    """Return a logarithm or division and the nodes that compute its argument, if that can be too close to zero for half precision.
+    """Return a logarithm or division and the nodes that compute its argument.
 
-    Divisors that may also be zero in FP32 are the network's own responsibility; only exponentials and similar functions are checked.
+    Only if the argument can be too close to zero for half precision.
+
+    Divisors that may also be zero in FP32 are the network's own responsibility; only exponentials and similar functions
+    are checked.
     """
     proto = node.proto
     argument = _INVERTED.get(proto.op_type)
@@ -256,7 +317,10 @@ def _vanishing(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Nod
 
 
 def _normalised(node: Node, flow: Flow) -> list[Node]:
-    """Return a norm over data, and all nodes from weights so small that half precision loses the values that the norm rescales."""
+    """Return a norm over data, with all nodes from weights whose values half precision loses.
+
+    Such weights are too small, and the norm rescales them.
+    """
     proto = node.proto
     if proto.op_type not in _NORMS:
         return []
@@ -264,7 +328,11 @@ def _normalised(node: Node, flow: Flow) -> list[Node]:
     path = dict[str, Node]()
     for one in near:
         for array in (flow.constants[name] for name in one.reads if name in flow.constants):
-            rows = np.abs(array.reshape(len(array), -1)).max(1) if one.proto.op_type == "Conv" else np.array([_largest(array)])
+            rows = (
+                np.abs(array.reshape(len(array), -1)).max(1)
+                if one.proto.op_type == "Conv"
+                else np.array([_largest(array)])
+            )
             sizes = rows[_lost(rows)]
             if sizes.size and (proto.op_type == "InstanceNormalization" or len(sizes) == len(rows)):
                 largest = float(sizes.max())

@@ -67,7 +67,8 @@ def build(
 
     Raises:
         DeployError: the target does not support the type of an input or output; names it.
-        LatencyError: the target's package is missing, its compiler rejects the network, or it needs a GPU and there is none.
+        LatencyError: the target's package is missing, its compiler rejects the network, or it needs a GPU and there is
+            none.
     """
     if target == "onnxruntime":
         return b""
@@ -76,7 +77,8 @@ def build(
     for kind, values in (("input", inputs_of(parsed)), ("output", outputs_of(parsed))):
         if stranger := next((value for value in values if value.dtype not in _TENSORRT), None):
             raise DeployError(
-                f"{kind} {stranger.name!r} is {stranger.dtype}, {target} takes {', '.join(_TENSORRT)}: change its type, or ship it by "
+                f"{kind} {stranger.name!r} is {stranger.dtype}, {target} takes {', '.join(_TENSORRT)}: change its "
+                "type, or ship it by "
                 "--target onnxruntime"
             )
     try:
@@ -98,18 +100,26 @@ def require_options(target: Target, spec: EngineSpec | None, timing_cache: str |
     if target == "onnxruntime":
         if (spec, timing_cache, builds) != (None, None, 1):
             raise DeployError(
-                "target 'onnxruntime' builds no engine: leave out the options of its build, or choose tensorrt or tensorrt-rtx"
+                "target 'onnxruntime' builds no engine: leave out the options of its build, or choose tensorrt or "
+                "tensorrt-rtx"
             )
         return
     require_build_options(target, spec or EngineSpec())
     if timing_cache is not None and target != "tensorrt":
-        raise DeployError(f"timing cache {timing_cache}: the builder of {target} measures nothing: leave it out, or choose tensorrt")
+        raise DeployError(
+            f"timing cache {timing_cache}: the builder of {target} measures nothing: leave it out, or choose tensorrt"
+        )
     if timing_cache is not None and not Path(timing_cache).is_file():
-        raise DeployError(f"timing cache {timing_cache} does not exist: give the {TIMING_CACHE} of an earlier bundle, or leave it out")
+        raise DeployError(
+            f"timing cache {timing_cache} does not exist: give the {TIMING_CACHE} of an earlier bundle, or leave it out"
+        )
 
 
 def timing_cache_of(target: Target, path: str | Path | None) -> TimingCache | None:
-    """Return the initial timing cache of builds for a target, from a file or empty; None if the builder measures nothing."""
+    """Return the initial timing cache of builds for a target, from a file or empty.
+
+    None if the builder measures nothing.
+    """
     return TimingCache(path) if target == "tensorrt" else None
 
 
@@ -161,7 +171,8 @@ def running(
         refuse: returns why a device and runtime cannot load the engine; "" if they can.
 
     Yields:
-        The running network, or why this machine cannot run it: the device is missing, or the runtime's message if it rejects the network.
+        The running network, or why this machine cannot run it: the device is missing, or the runtime's message if it
+        rejects the network.
     """
     try:
         if target == "onnxruntime":
@@ -182,11 +193,15 @@ def running(
         yield str(error)
         return
     with compiled:
-        yield Running(device=backend.device, runtime=backend.runtime, timed=compiled, outputs=outputs, information=information)
+        yield Running(
+            device=backend.device, runtime=backend.runtime, timed=compiled, outputs=outputs, information=information
+        )
 
 
 def onnx_runner(model: bytes, threads: int = 1, *, plain: bool = False) -> Callable[[Tensors], Tensors]:
-    """Return a function that runs a model in ONNX Runtime on the CPU on the inputs of all calls; `plain` as in `sessions.start`.
+    """Return a function that runs a model in ONNX Runtime on the CPU on the inputs of all calls.
+
+    `plain` as in `sessions.start`.
 
     The function raises CannotRun if there is no kernel for an operator, and DeployError if the model is rejected.
     """
@@ -202,14 +217,18 @@ def onnx_runner(model: bytes, threads: int = 1, *, plain: bool = False) -> Calla
 
 
 def int8_runner(model: bytes, target: Target, threads: int = 1) -> Callable[[Tensors], Tensors]:
-    """Like `onnx_runner`, for a quantised model: with INT8 kernels if the target is ONNX Runtime, otherwise by its operators' definitions.
+    """Like `onnx_runner`, for a quantised model.
+
+    With INT8 kernels if the target is ONNX Runtime, otherwise by its operators' definitions.
 
     ONNX Runtime fuses quantised operators into INT8 kernels, which saturate on some CPUs; no other target does so.
     """
     return onnx_runner(model, threads, plain=target != "onnxruntime")
 
 
-SATURATES = "INT8 kernels of ONNX Runtime saturate on CPUs without VNNI: quantise with reduce_range, or ship for another target"
+SATURATES = (
+    "INT8 kernels of ONNX Runtime saturate on CPUs without VNNI: quantise with reduce_range, or ship for another target"
+)
 
 
 def half_runner(model: bytes, threads: int = 1) -> Callable[[Tensors], Tensors]:
@@ -241,7 +260,9 @@ class Steps:
         self.outputs = {value.name for value in graph.output}
         self.names = [name for node in graph.node for name in node.output if name]
         """names of all values, in the order in which they are computed"""
-        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in self.outputs}
+        self.constants = {
+            tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name in self.outputs
+        }
         self._typed = _typed(graph)
         self._last = {name: number for number, node in enumerate(graph.node) for name in node.input}
 
@@ -272,7 +293,10 @@ class Steps:
 
 
 def _widen(model: onnx.ModelProto) -> set[str]:
-    """Turn bfloat16 values into float32, for which ONNX Runtime has CPU kernels; return the names of the values to round."""
+    """Turn bfloat16 values into float32, for which ONNX Runtime has CPU kernels.
+
+    Return the names of the values to round.
+    """
     body = model.graph
     values = [value for value in (*body.value_info, *body.output) if value.type.tensor_type.elem_type == BF16.kind]
     for value in values:
@@ -306,11 +330,14 @@ def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
 def measure_in_turns(
     networks: Mapping[str, Timed], protocol: Protocol, on_step: Callable[[str], None] = lambda _: None
 ) -> dict[str, Measurement]:
-    """Measure several networks in one run, a few samples of each in turn, so that all see the same state of the machine.
+    """Measure several networks in one run.
 
-    Each round measures each network with a fifth of the protocol, alternating between the given order and its reverse; in the first round,
-    each is run until stationary, as defined by the protocol. There are at least 5 rounds, and up to 20 until every network's combined
-    samples are stable. `on_step` is called after each round with its number, such as "measure 2/5".
+    A few samples of each in turn, so that all see the same state of the machine.
+
+    Each round measures each network with a fifth of the protocol, alternating between the given order and its reverse;
+    in the first round, each is run until stationary, as defined by the protocol. There are at least 5 rounds, and up to
+    20 until every network's combined samples are stable. `on_step` is called after each round with its number, such as
+    "measure 2/5".
 
     Raises:
         RunFailed: a runtime fails.
@@ -351,7 +378,9 @@ def _typed(body: onnx.GraphProto) -> Callable[[Mapping[str, np.ndarray]], dict[s
     return typed
 
 
-def _by_call(infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes) -> Callable[[Tensors], Tensors]:
+def _by_call(
+    infer: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], model: bytes
+) -> Callable[[Tensors], Tensors]:
     """Return a function that feeds each call to a network in its input types and stacks the outputs."""
     body = onnx.load_from_string(model).graph
     names, typed = [value.name for value in body.output], _typed(body)

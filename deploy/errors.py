@@ -2,7 +2,10 @@
 
 
 class DeployError(ValueError):
-    """Something cannot be exported, loaded or reported as requested; the one-line message says what, and how to fix it."""
+    """Something cannot be exported, loaded or reported as requested.
+
+    The one-line message says what, and how to fix it.
+    """
 
 
 class LoweringError(DeployError):

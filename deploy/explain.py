@@ -1,4 +1,7 @@
-"""Find the layer that breaks in FP16: compare every value of the half-precision graph with float32, in execution order."""
+"""Find the layer that breaks in FP16.
+
+Compare every value of the half-precision graph with float32, in execution order.
+"""
 
 import math
 from dataclasses import dataclass
@@ -55,13 +58,18 @@ def _find(model: bytes, half: bytes, samples: Samples, threads: int) -> Finding:
     seen: dict[str, _Seen] = {}
     for number in range(samples.calls):
         call = samples.call(number)
-        wanted_values, found_values = ((pair for pair in steps.values(call) if pair[0] in common) for steps in (exact, rounded))
+        wanted_values, found_values = (
+            (pair for pair in steps.values(call) if pair[0] in common) for steps in (exact, rounded)
+        )
         for (name, wanted), (same, found) in zip(wanted_values, found_values, strict=True):
             assert name == same, f"{name} and {same} are not in the same order"
             if wanted.dtype.kind == "f":
                 seen.setdefault(name, _Seen()).add(found, wanted)
     places = _places(onnx.load_from_string(model).graph)
-    suspects = [Suspect(tensor=name, op=places[name][0], layer=places[name][1], error=tensor.error) for name, tensor in seen.items()]
+    suspects = [
+        Suspect(tensor=name, op=places[name][0], layer=places[name][1], error=tensor.error)
+        for name, tensor in seen.items()
+    ]
     beyond = [suspect for suspect in suspects if _size(suspect) > LIMIT]
     worst = max(suspects, key=_size, default=None)
     return Finding(first=beyond[0] if beyond else None, worst=worst, beyond=len(beyond), tensors=len(suspects))
@@ -74,7 +82,8 @@ def _size(suspect: Suspect) -> float:
 def _places(graph: onnx.GraphProto) -> dict[str, tuple[str, str]]:
     """Return the operator and layer that compute each tensor.
 
-    Module exporters name weights after the module, `layer1.0.conv.weight`; others name nodes by path, `/layer1/layer1.0/conv/Conv`.
+    Module exporters name weights after the module, `layer1.0.conv.weight`; others name nodes by path,
+    `/layer1/layer1.0/conv/Conv`.
     """
     layers = {tensor.name: tensor.name.rpartition(".")[0] for tensor in graph.initializer}
     places: dict[str, tuple[str, str]] = {}

@@ -19,11 +19,14 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     layer: str
     """module or node that computes it, or the previous one with weights; "" if there is none"""
     error: Annotated[float, msgspec.Meta(ge=0)] | None
-    """largest difference from FP32, relative to the largest value of the tensor; None if a value overflows or becomes NaN"""
+    """largest difference from FP32, relative to the largest value of the tensor; None if a value overflows or becomes
+    NaN"""
 
     def __str__(self) -> str:
         where = f"{self.tensor} ({self.op}{f', layer {self.layer}' if self.layer else ''})"
-        return f"{where}: {'overflows or becomes NaN' if self.error is None else f'off by {self.error:.1e} of its scale'}"
+        return (
+            f"{where}: {'overflows or becomes NaN' if self.error is None else f'off by {self.error:.1e} of its scale'}"
+        )
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,7 +22,10 @@ _SOME = {"ScatterElements": (0, 2), "ScatterND": (0, 2), "Where": (1, 2)}
 
 
 def carried(node: NodeProto) -> list[str]:
-    """Return the inputs whose values pass to the output at the same magnitude; empty for operators that compute with them."""
+    """Return the inputs whose values pass to the output at the same magnitude.
+
+    Empty for operators that compute with them.
+    """
     if node.op_type in _ALL:
         return [name for name in node.input if name]
     if node.op_type in _FIRST:
@@ -75,7 +78,10 @@ class Flow:
         return self.kinds.get(name) == TensorProto.FLOAT
 
     def upstream(self, name: str) -> Iterator[Node]:
-        """Yield the nodes that determine a value's magnitude: its writer and those of carried inputs, up to the nodes that compute it."""
+        """Yield the nodes that determine a value's magnitude.
+
+        Its writer and those of carried inputs, up to the nodes that compute it.
+        """
         pending, done = [name], set[str]()
         while pending:
             node = self.writers.get(pending.pop())

@@ -15,7 +15,8 @@ class Form:
     Attributes:
         precision: precision of its arithmetic; None for the target's default: fp32 on ONNX Runtime, fp16 on TensorRT.
         io: precision of its floating-point inputs and outputs; fp16 requires half precision in between.
-        shapes: shapes of an ONNX model's dynamic inputs, by name: a fixed shape, or a `Span` within which it stays dynamic.
+        shapes: shapes of an ONNX model's dynamic inputs, by name: a fixed shape, or a `Span` within which it stays
+            dynamic.
         explain: find the first tensor that breaks in FP16, whether FP16 ships or not.
     """
 
@@ -32,7 +33,8 @@ class Build:
     Attributes:
         spec: build options; None for the defaults.
         count: number of builds; the fastest engine ships.
-        timing_cache: initial timing cache of TensorRT's builder, such as that of an earlier bundle; the resulting cache is in the bundle.
+        timing_cache: initial timing cache of TensorRT's builder, such as that of an earlier bundle; the resulting cache
+            is in the bundle.
     """
 
     spec: EngineSpec | None = None

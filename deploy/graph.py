@@ -38,7 +38,9 @@ _INT8 = (TensorProto.INT8, TensorProto.UINT8)
 DOMAINS = ("", "ai.onnx")
 """Names of the standard domain."""
 
-_FED = frozenset({"FLOAT", "FLOAT16", "DOUBLE", "BOOL", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))})
+_FED = frozenset(
+    {"FLOAT", "FLOAT16", "DOUBLE", "BOOL", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64))}
+)
 """Supported types of inputs and outputs."""
 
 
@@ -97,16 +99,26 @@ def is_dynamic(model: onnx.ModelProto) -> bool:
 
 
 def quantized(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
-    """Return the INT8 part of a graph: names of the outputs of its quantisers, and of nodes whose operands are all dequantised.
+    """Return the INT8 part of a graph.
 
-    Operands are the first two inputs, not a bias. Builders compute such a node in INT8 only if nothing, not even a cast, is between it and
-    its quantisers.
+    Names of the outputs of its quantisers, and of nodes whose operands are all dequantised.
+
+    Operands are the first two inputs, not a bias. Builders compute such a node in INT8 only if nothing, not even a
+    cast, is between it and its quantisers.
     """
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
-    eight = {name for name, kind in kinds.items() if kind in _INT8} | {each.name for each in graph.initializer if each.data_type in _INT8}
-    dequantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in eight}
-    quantizers = dequantized | {node.output[0] for node in graph.node if node.op_type == "QuantizeLinear" and node.output[0] in eight}
-    inner = {name for node in graph.node if node.input and dequantized.issuperset(node.input[:2]) for name in node.output}
+    eight = {name for name, kind in kinds.items() if kind in _INT8} | {
+        each.name for each in graph.initializer if each.data_type in _INT8
+    }
+    dequantized = {
+        node.output[0] for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in eight
+    }
+    quantizers = dequantized | {
+        node.output[0] for node in graph.node if node.op_type == "QuantizeLinear" and node.output[0] in eight
+    }
+    inner = {
+        name for node in graph.node if node.input and dequantized.issuperset(node.input[:2]) for name in node.output
+    }
     return quantizers, inner - quantizers
 
 
@@ -126,23 +138,31 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
         raise LoweringError(f"onnx cannot inline the model's local functions: {first_line(error)}") from error
     if inlined.functions:
         left = inlined.functions[0]
-        raise LoweringError(f"onnx cannot inline local function {left.name!r} of domain {left.domain!r}: export again without functions")
+        raise LoweringError(
+            f"onnx cannot inline local function {left.name!r} of domain {left.domain!r}: export again without functions"
+        )
     return inlined
 
 
 def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model with types for all values of its graph in `value_info`, including weights, as onnx's inliner requires."""
+    """Return a model with types for all values of its graph in `value_info`.
+
+    Weights are included, as onnx's inliner requires.
+    """
     typed = onnx.shape_inference.infer_shapes(model)
     known = {value.name for value in (*typed.graph.input, *typed.graph.value_info)}
     weights = [tensor for tensor in typed.graph.initializer if tensor.name not in known]
-    typed.graph.value_info.extend(onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in weights)
+    typed.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in weights
+    )
     return typed
 
 
 def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
     """Require a valid, static model of standard operators, and return it with types and shapes of all values.
 
-    Local functions are inlined, and initializers removed from its inputs. A `dynamic` model has the shapes that can be inferred.
+    Local functions are inlined, and initializers removed from its inputs. A `dynamic` model has the shapes that can be
+    inferred.
 
     Raises:
         LoweringError: the model cannot be shipped; says why.
@@ -151,7 +171,8 @@ def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
     for graph in bodies(model.graph):
         if stranger := next((node for node in graph.node if node.domain not in DOMAINS), None):
             raise LoweringError(
-                f"{describe(stranger)} is of the custom domain {stranger.domain!r}: only standard ONNX operators can be shipped: export "
+                f"{describe(stranger)} is of the custom domain {stranger.domain!r}: only standard ONNX operators can "
+                "be shipped: export "
                 "again without fused or custom operators"
             )
     fed = inputs(model)
@@ -163,7 +184,9 @@ def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
     if not model.graph.output:
         raise LoweringError("the ONNX graph has no output")
     try:
-        if not all(value.type.tensor_type.HasField("shape") for value in model.graph.output):  # the checker requires them, runtimes do not
+        if not all(
+            value.type.tensor_type.HasField("shape") for value in model.graph.output
+        ):  # the checker requires them, runtimes do not
             model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
@@ -177,7 +200,8 @@ def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
     for value in inferred.graph.output:
         if not dynamic and not is_static(value):
             raise LoweringError(
-                f"output {value.name!r} has the shape ({sizes(value)}), which depends on the data: only fixed shapes can be shipped"
+                f"output {value.name!r} has the shape ({sizes(value)}), which depends on the data: only fixed shapes "
+                "can be shipped"
             )
     return inferred
 
@@ -188,7 +212,10 @@ def _require_moderate(model: onnx.ModelProto) -> None:
         for value in (*graph.value_info, *graph.output):
             kind = value.type.tensor_type
             bits = 64 if kind.elem_type in (TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT64) else 32
-            if is_static(value) and (size := math.prod(dim.dim_value for dim in kind.shape.dim) * bits // 8) > MAX_TENSOR_BYTES:
+            if (
+                is_static(value)
+                and (size := math.prod(dim.dim_value for dim in kind.shape.dim) * bits // 8) > MAX_TENSOR_BYTES
+            ):
                 raise LoweringError(
                     f"value {value.name!r} of shape ({sizes(value)}) takes {human_bytes(size)}: values of at most "
                     f"{human_bytes(MAX_TENSOR_BYTES)} are computed"
@@ -203,7 +230,10 @@ def _require_numbers(kind: str, value: ValueInfoProto) -> None:
     numbers = {number: name for name, number in TensorProto.DataType.items()}
     found = numbers.get(value.type.tensor_type.elem_type, "unknown")
     if found not in _FED:
-        raise LoweringError(f"{kind} {value.name!r} is a tensor of type {found}: only tensors of {', '.join(sorted(_FED))} can be shipped")
+        raise LoweringError(
+            f"{kind} {value.name!r} is a tensor of type {found}: only tensors of {', '.join(sorted(_FED))} can be "
+            "shipped"
+        )
 
 
 def require_inline(model: onnx.ModelProto) -> None:
@@ -214,12 +244,16 @@ def require_inline(model: onnx.ModelProto) -> None:
     """
     if (size := model.ByteSize()) > MAX_BYTES:
         raise LoweringError(
-            f"the model takes {size / 2**30:.1f} GiB and an ONNX file with its weights inline holds less than 2: ship it in parts"
+            f"the model takes {size / 2**30:.1f} GiB and an ONNX file with its weights inline holds less than 2: ship "
+            "it in parts"
         )
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the innermost cause, plus the next one after a colon: exporter and checker add pages of advice."""
+    """Return the first line of the innermost cause, plus the next one after a colon.
+
+    Exporter and checker add pages of advice.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -23,7 +23,8 @@ _README = """\
 
 ## Run it
 
-`pip install {needs}`; nothing else is needed, no torch and no Lathe. `python run.py {arguments}` runs it on arrays, and from Python:
+`pip install {needs}`; nothing else is needed, no torch and no Lathe. `python run.py {arguments}` runs it on arrays.
+From Python:
 
 ```python
 import json, runpy
@@ -32,7 +33,8 @@ import numpy as np
 bundle = "."  # this directory
 manifest = json.load(open(bundle + "/manifest.json"))
 network = runpy.run_path(bundle + "/run.py")["load"]()  # refuses changed files, another GPU, another runtime
-inputs = [np.zeros(shape, manifest["dtypes"][name]) for name, shape in manifest["inputs"].items()]  # yours, preprocessed as below
+# your own, preprocessed as below
+inputs = [np.zeros(shape, manifest["dtypes"][name]) for name, shape in manifest["inputs"].items()]
 outputs = network(*inputs)
 for name, output in outputs.items():
     print(name, output.dtype, output.shape)
@@ -49,8 +51,8 @@ for name, output in outputs.items():
 |---|---|
 {files}
 
-`lathe verify .` hashes every file again, runs what this machine can run, and says why it did not run the rest. The hash of every step,
-from weights to engine, and every number with its limit, are in `manifest.json`.
+`lathe verify .` hashes every file again, runs what this machine can run, and says why it did not run the rest.
+The hash of every step, from weights to engine, and every number with its limit, are in `manifest.json`.
 """
 
 _FILES = {
@@ -76,7 +78,10 @@ def files(manifest: Manifest, names: set[str]) -> dict[str, bytes]:
     known = [(name, _FILES.get(name, "kept with it")) for name in sorted({*names, bundle.SCRIPT})]
     text = _README.format(
         target=manifest.target,
-        network=f"{manifest.shipped.params:,} parameters, {manifest.shipped.macs:,} multiply-accumulates, {manifest.arithmetic}",
+        network=(
+            f"{manifest.shipped.params:,} parameters, {manifest.shipped.macs:,} multiply-accumulates, "
+            f"{manifest.arithmetic}"
+        ),
         verdicts=_verdicts(manifest),
         needs=_NEEDS[manifest.target],
         arguments=" ".join(f"{_file(name)}.npy" for name in manifest.inputs),
@@ -91,7 +96,10 @@ def files(manifest: Manifest, names: set[str]) -> dict[str, bytes]:
         preprocessing=_preprocessing(manifest),
         files="\n".join(f"| `{name}` | {what} |" for name, what in known),
     )
-    return {bundle.README: text.encode(), bundle.SCRIPT: resources.files("deploy").joinpath("shipped", script).read_bytes()}
+    return {
+        bundle.README: text.encode(),
+        bundle.SCRIPT: resources.files("deploy").joinpath("shipped", script).read_bytes(),
+    }
 
 
 def _file(name: str) -> str:
@@ -100,14 +108,20 @@ def _file(name: str) -> str:
 
 
 def _verdicts(manifest: Manifest) -> str:
-    outputs = "Does not hold: " + "; ".join(manifest.failures) if manifest.failures else "Every output that was compared agrees"
+    outputs = (
+        "Does not hold: " + "; ".join(manifest.failures)
+        if manifest.failures
+        else "Every output that was compared agrees"
+    )
     if notes := dict.fromkeys(step.note for step in manifest.validation if step.note):
         outputs += f" ({'; '.join(notes)})"
     if manifest.samples_from == "random":
         outputs += f"; the {manifest.samples} samples were {bundle.RANDOM}"
     measured = manifest.shipped.measured
     latency = f"not measured ({manifest.shipped.not_measured})" if measured is None else interval(measured)
-    budget = "" if manifest.budget_us is None else f", budget {microseconds(manifest.budget_us)}: {manifest.budget_verdict}"
+    budget = (
+        "" if manifest.budget_us is None else f", budget {microseconds(manifest.budget_us)}: {manifest.budget_verdict}"
+    )
     return f"{outputs}. Latency: {latency}{budget}."
 
 

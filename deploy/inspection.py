@@ -1,4 +1,7 @@
-"""Read the engine inspector: the layers that run in FP32 although the network is narrow, with reasons from the certificate."""
+"""Read the engine inspector: the layers of a narrow network that run in FP32.
+
+Reasons come from the certificate.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -52,13 +55,19 @@ def inspect(information: str, certificate: Certificate) -> Inspection:
     if len(layers) < len(found):  # plain names: the engine was built without detail
         return Inspection(layers=0, full=(), reason="the engine tells the names of its layers only")
     reasons = {kept.node: kept.reason for kept in certificate.kept}
-    full = [FullLayer(name=str(layer.get("Name", "")), reason=_reason(layer, reasons)) for layer in layers if _is_full(layer)]
+    full = [
+        FullLayer(name=str(layer.get("Name", "")), reason=_reason(layer, reasons))
+        for layer in layers
+        if _is_full(layer)
+    ]
     return Inspection(layers=len(layers), full=tuple(full))
 
 
 def _is_full(layer: Mapping[str, Any]) -> bool:
     """Return whether a layer outputs FP32."""
-    return any(_FULL.search(str(output.get(key, ""))) for output in _outputs(layer) for key in ("Format/Datatype", "DataType"))
+    return any(
+        _FULL.search(str(output.get(key, ""))) for output in _outputs(layer) for key in ("Format/Datatype", "DataType")
+    )
 
 
 def _outputs(layer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
@@ -66,7 +75,10 @@ def _outputs(layer: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 
 
 def _reason(layer: Mapping[str, Any], reasons: Mapping[str, str]) -> str:
-    """Return the reasons of the nodes that a layer was made from; builders fuse several, and list them in its metadata or name."""
+    """Return the reasons of the nodes that a layer was made from.
+
+    Builders fuse several, and list them in its metadata or name.
+    """
     nodes = _NODE.findall(str(layer.get("Metadata", ""))) or re.split(r" \+ |\x1f", str(layer.get("Name", "")))
     if known := [f"{node}: {reasons[node]}" for node in nodes if node in reasons]:
         return "; ".join(known)

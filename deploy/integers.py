@@ -1,7 +1,7 @@
 """Whole numbers in a graph: positions, indices and counts, which half precision represents exactly only up to 2048.
 
-The graph alone, without samples, shows which floating-point values are always whole numbers, or fractions made of them, and their largest
-size.
+The graph alone, without samples, shows which floating-point values are always whole numbers, or fractions made of them,
+and their largest size.
 """
 
 import math
@@ -24,24 +24,43 @@ _ROUNDS = frozenset({"Ceil", "Floor", "Round"})
 
 
 def keep_whole_numbers(flow: Flow, values: Mapping[str, Values], narrow: Narrow = FP16) -> None:
-    """Keep in FP32 all nodes that write or read whole numbers beyond the narrow type, round to such numbers, or take sines of such angles.
+    """Keep in FP32 all nodes that need more whole numbers or angles than the narrow type has.
 
-    FP16 represents whole numbers exactly up to 2048. The same holds for fractions made of whole numbers: beyond 2048 steps from zero,
-    neighbours are indistinguishable. The chain ends where activations enter.
+    They write or read whole numbers beyond it, round to such numbers, or take sines of such angles.
+
+    FP16 represents whole numbers exactly up to 2048. The same holds for fractions made of whole numbers: beyond 2048
+    steps from zero, neighbours are indistinguishable. The chain ends where activations enter.
     """
     for node in flow.nodes:
         for name in (*node.proto.output, *node.proto.input):
-            if flow.is_float(name) and name not in flow.constants and values[name].most > narrow.exact * values[name].apart > 0:
+            if (
+                flow.is_float(name)
+                and name not in flow.constants
+                and values[name].most > narrow.exact * values[name].apart > 0
+            ):
                 keep([node], f"{name} holds {_described(values[name], narrow)}")
         if node.proto.op_type not in HEAVY | BOUNDS:
             for name in sorted(node.reads & flow.constants.keys()):
-                if values[name].most > narrow.exact * values[name].apart > 0 and _is_rounded(flow.constants[name], narrow):
+                if values[name].most > narrow.exact * values[name].apart > 0 and _is_rounded(
+                    flow.constants[name], narrow
+                ):
                     keep([node], f"its constant {name} holds {_described(values[name], narrow)}")
     for node in flow.nodes:
         name = node.proto.input[0] if node.proto.input else ""
-        if _rounds(node.proto, flow) and not values[name].whole and (values[name].most > narrow.exact or values[name].step):
-            keep([node, *_computing(name, flow, values)], f"{node.proto.name} rounds {name} to whole numbers {_up_to(values[name])}")
-        if node.proto.op_type in _TURNS and flow.is_float(name) and (path := _angle(name, flow, values, ANGLE * narrow.exact)) is not None:
+        if (
+            _rounds(node.proto, flow)
+            and not values[name].whole
+            and (values[name].most > narrow.exact or values[name].step)
+        ):
+            keep(
+                [node, *_computing(name, flow, values)],
+                f"{node.proto.name} rounds {name} to whole numbers {_up_to(values[name])}",
+            )
+        if (
+            node.proto.op_type in _TURNS
+            and flow.is_float(name)
+            and (path := _angle(name, flow, values, ANGLE * narrow.exact)) is not None
+        ):
             keep([node, *path], f"the angle {name} reaches {_up_to(values[name]).removeprefix('up to ')}")
 
 
@@ -66,7 +85,11 @@ def _is_rounded(array: np.ndarray, narrow: Narrow) -> bool:
 def _rounds(proto: NodeProto, flow: Flow) -> bool:
     if not proto.input or not flow.is_float(proto.input[0]):
         return False
-    to_integers = proto.op_type == "Cast" and flow.kinds[proto.output[0]] in INTEGERS and flow.kinds[proto.output[0]] != TensorProto.BOOL
+    to_integers = (
+        proto.op_type == "Cast"
+        and flow.kinds[proto.output[0]] in INTEGERS
+        and flow.kinds[proto.output[0]] != TensorProto.BOOL
+    )
     return proto.op_type in _ROUNDS or proto.op_type == "Mod" or to_integers
 
 

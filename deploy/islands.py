@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from onnx import GraphProto, NodeProto, TensorProto
 
 _FULL = TensorProto.FLOAT
-HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
+HEAVY = frozenset(
+    {"Attention", "Conv", "ConvTranspose", "DeformConv", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"}
+)
 """Expensive operators, which never run in FP32 only to save a cast."""
 
 
@@ -30,8 +32,9 @@ class Node:
 def grow(graph: GraphProto, nodes: list[Node], weights: set[str], io: int) -> None:
     """Choose the FP32 nodes, including all with a reason, to minimise the number of casts and, next, of FP32 nodes.
 
-    Solved as a minimum cut between FP32 and FP16. A tensor across the cut costs one cast, regardless of its number of readers; an FP32 node
-    without a reason costs so little that a single cast outweighs all of them. Heavy nodes are FP16 unless they have a reason.
+    Solved as a minimum cut between FP32 and FP16. A tensor across the cut costs one cast, regardless of its number of
+    readers; an FP32 node without a reason costs so little that a single cast outweighs all of them. Heavy nodes are
+    FP16 unless they have a reason.
     """
     import networkx as nx  # a dependency of torch, which is not needed to read the structs above
 

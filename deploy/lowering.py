@@ -1,4 +1,7 @@
-"""The only path from a module to ONNX: profiled and shipped networks are lowered alike, so that tables predict what will run."""
+"""The only path from a module to ONNX.
+
+Profiled and shipped networks are lowered alike, so that tables predict what will run.
+"""
 
 import contextlib
 import copy
@@ -43,22 +46,24 @@ def to_onnx(
     """Lower a copy of a module in evaluation mode to ONNX, without console output.
 
     Args:
-        module: module with weights of any floating-point type; it may take and return tensors in tuples, lists, mappings and dataclasses.
-        example_input: a tensor, a tuple of arguments or a mapping of keyword arguments, as in `adapter.call_of`. Shapes are static; inputs
-            and outputs keep their types, arithmetic is in float32 or less.
-        precision: precision of weights and arithmetic. It is encoded in the graph (strongly typed), not in a builder flag. FP16 is made by
-            `deploy.precision` from the FP32 graph, here from weights and operators alone.
+        module: module with weights of any floating-point type; it may take and return tensors in tuples, lists,
+            mappings and dataclasses.
+        example_input: a tensor, a tuple of arguments or a mapping of keyword arguments, as in `adapter.call_of`. Shapes
+            are static; inputs and outputs keep their types, arithmetic is in float32 or less.
+        precision: precision of weights and arithmetic. It is encoded in the graph (strongly typed), not in a builder
+            flag. FP16 is made by `deploy.precision` from the FP32 graph, here from weights and operators alone.
         io: type of the graph's float32 inputs and outputs; if it is not `precision`, each has one cast.
         inputs: names of the inputs; () for "input", or, for several, the parameters of forward.
-        outputs: names of the outputs; () for "output", or, for several, their keys or "output0", "output1"; for `features`, the names of
-            the modules.
+        outputs: names of the outputs; () for "output", or, for several, their keys or "output0", "output1"; for
+            `features`, the names of the modules.
 
     Returns:
         A serialised model with inline weights, checked by onnx.checker and strict shape inference.
 
     Raises:
         DeployError: `example_input` does not fit, or an input or output is not a tensor that can be shipped; names it.
-        LoweringError: torch cannot export the module, the names do not fit, or the result is not a valid static graph of less than 2 GiB.
+        LoweringError: torch cannot export the module, the names do not fit, or the result is not a valid static graph
+            of less than 2 GiB.
     """
     _require_inline(module)
     given = outputs or (module.names if isinstance(module, Features) else ())
@@ -66,7 +71,12 @@ def to_onnx(
 
 
 def onnx_of(
-    adapter: Adapter, *, precision: Precision = "fp32", io: Precision = "fp32", inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+    adapter: Adapter,
+    *,
+    precision: Precision = "fp32",
+    io: Precision = "fp32",
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
 ) -> bytes:
     """Like `to_onnx`, for an adapted module, which is not copied."""
     if (precision, io) == ("fp32", "fp16"):
@@ -85,7 +95,9 @@ def onnx_of(
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise LoweringError(f"torch cannot export {type(adapter.network).__name__} to ONNX: {first_line(error)}") from error
+            raise LoweringError(
+                f"torch cannot export {type(adapter.network).__name__} to ONNX: {first_line(error)}"
+            ) from error
         assert program is not None
         _keep_small_terms(program.model.graph)
         program.optimize()
@@ -96,7 +108,9 @@ def onnx_of(
             del part.metadata_props[:]  # stack traces with paths of this machine
     _name_constants(model.graph)
     names = {tensor.name: tensor.name.removeprefix("network.") for tensor in model.graph.initializer}
-    names |= dict(zip((value.name for value in (*model.graph.input, *model.graph.output)), (*taken, *given), strict=True))
+    names |= dict(
+        zip((value.name for value in (*model.graph.input, *model.graph.output)), (*taken, *given), strict=True)
+    )
     _rename(model.graph, names)
     model = check(model)
     if precision == "fp16":
@@ -112,13 +126,21 @@ def _keep_small_terms(graph: ir.Graph) -> None:
         if array is None or array.ndim or array.dtype.kind != "f":
             continue
         near = any(array != exact and math.isclose(array, exact, rel_tol=1e-5, abs_tol=1e-8) for exact in (0, 1))
-        if near and all(value.shape is not None and value.shape.rank() for use in node.outputs[0].uses() for value in use.node.outputs):
+        if near and all(
+            value.shape is not None and value.shape.rank()
+            for use in node.outputs[0].uses()
+            for value in use.node.outputs
+        ):
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(array.reshape(1)))
             node.outputs[0].shape = ir.Shape([1])
 
 
 def lower(
-    module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, precision: Precision = "fp32", program: bool = False
+    module: nn.Module,
+    example_input: Tensor | tuple[Tensor, ...],
+    *,
+    precision: Precision = "fp32",
+    program: bool = False,
 ) -> Lowered:
     """Lower a module for latency backends: ONNX with FP32 inputs and outputs, and a program of the same network.
 
@@ -135,8 +157,12 @@ def lower(
     return Lowered(onnx=data, program=to_program(module, example_input, precision=precision) if program else None)
 
 
-def to_program(module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, precision: Precision = "fp32") -> bytes:
-    """Return the output of `torch.export.save` for a copy of a module in evaluation mode, with FP32 inputs and outputs like its ONNX.
+def to_program(
+    module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *, precision: Precision = "fp32"
+) -> bytes:
+    """Return the output of `torch.export.save` for a copy of a module in evaluation mode.
+
+    Inputs and outputs are FP32, like those of its ONNX.
 
     Raises:
         LoweringError: torch cannot export the module.
@@ -147,7 +173,10 @@ def to_program(module: nn.Module, example_input: Tensor | tuple[Tensor, ...], *,
     stream = text_io.BytesIO()
     with _quiet():
         try:
-            torch.export.save(torch.export.export(twin, (example_input,) if isinstance(example_input, Tensor) else example_input), stream)
+            torch.export.save(
+                torch.export.export(twin, (example_input,) if isinstance(example_input, Tensor) else example_input),
+                stream,
+            )
         except (RuntimeError, ValueError) as error:
             raise LoweringError(f"torch cannot export {type(module).__name__}: {first_line(error)}") from error
     return stream.getvalue()
@@ -167,7 +196,9 @@ def features(backbone: nn.Module, names: Sequence[str]) -> "Features":
     for name in names:
         if not name or name not in known:
             some = ", ".join([name for name, _ in backbone.named_children()][:20])
-            raise LoweringError(f"{type(backbone).__name__} has no module {name!r}: choose of {some} or a module within them")
+            raise LoweringError(
+                f"{type(backbone).__name__} has no module {name!r}: choose of {some} or a module within them"
+            )
     if not names:
         raise LoweringError("features: name at least one module")
     return Features(backbone, tuple(names))
@@ -190,7 +221,9 @@ class Features(nn.Module):
 
         def keep(name: str, output: object) -> None:
             if not isinstance(output, Tensor):
-                raise LoweringError(f"module {name!r} gives a {type(output).__name__}, a feature map is a tensor: choose another")
+                raise LoweringError(
+                    f"module {name!r} gives a {type(output).__name__}, a feature map is a tensor: choose another"
+                )
             found[name] = output
 
         hooks = [
@@ -210,8 +243,8 @@ class Features(nn.Module):
 def count(model: onnx.ModelProto) -> Counts:
     """Return the parameters and MACs of a model returned by `check`, for ONNX files without a module.
 
-    All floating-point initializers with a dimension count as parameters, and all quantised ones except scales. Without inputs, the batch
-    is 1.
+    All floating-point initializers with a dimension count as parameters, and all quantised ones except scales. Without
+    inputs, the batch is 1.
     """
     graph = model.graph
     quantizers = [node for node in graph.node if node.op_type in QUANTIZERS]
@@ -225,14 +258,24 @@ def count(model: onnx.ModelProto) -> Counts:
     for node in quantizers:
         if node.input[0] in weights:
             weights[node.output[0]] = weights[node.input[0]]
-    values = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.output)}
-    macs = sum(math.prod(values.get(node.output[0], ())) * _products(node, weights) for node in graph.node if len(node.input) > 1)
+    values = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.output)
+    }
+    macs = sum(
+        math.prod(values.get(node.output[0], ())) * _products(node, weights)
+        for node in graph.node
+        if len(node.input) > 1
+    )
     batch = next((dim.dim_value for value in graph.input[:1] for dim in value.type.tensor_type.shape.dim[:1]), 1)
     return Counts(params=params, macs=macs // batch)
 
 
 def _products(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> int:
-    """Return the number of products per output value of a node; 0 if it is neither a convolution nor linear in a weight."""
+    """Return the number of products per output value of a node.
+
+    0 if it is neither a convolution nor linear in a weight.
+    """
     left, right = (weights.get(name) for name in node.input[:2])
     match node.op_type:
         case "Conv" if right:
@@ -247,7 +290,9 @@ def _products(node: onnx.NodeProto, weights: Mapping[str, tuple[int, ...]]) -> i
     return 0
 
 
-_DRAWS = frozenset({"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"})
+_DRAWS = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 
 
 def require_deterministic(model: onnx.ModelProto) -> None:
@@ -260,7 +305,8 @@ def require_deterministic(model: onnx.ModelProto) -> None:
     for node in _nodes(model.graph):
         if node.op_type in _DRAWS or (node.op_type == "Dropout" and _trains(node, weights)):
             raise LoweringError(
-                f"node {node.name or node.output[0]!r} ({node.op_type}) draws random numbers, so no output can be verified: export the "
+                f"node {node.name or node.output[0]!r} ({node.op_type}) draws random numbers, so no output can be "
+                "verified: export the "
                 "network in evaluation mode, or draw its numbers outside and make them an input"
             )
 
@@ -304,7 +350,8 @@ def _require_inline(module: nn.Module) -> None:
     size = sum(4 * tensor.numel() for tensor in (*module.parameters(), *module.buffers()))
     if size > MAX_BYTES:
         raise LoweringError(
-            f"the weights of {type(module).__name__} take {size / 2**30:.1f} GiB in FP32, and an ONNX file with its weights inline holds "
+            f"the weights of {type(module).__name__} take {size / 2**30:.1f} GiB in FP32, and an ONNX file with its "
+            "weights inline holds "
             "less than 2: ship it in parts"
         )
 
@@ -325,7 +372,10 @@ def _name_constants(graph: onnx.GraphProto) -> None:
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Rename values, including reads in the bodies of nodes; other values that already have one of the new names are renamed, too."""
+    """Rename values, including reads in the bodies of nodes.
+
+    Other values that already have one of the new names are renamed, too.
+    """
     names = {old: new for old, new in names.items() if old != new}
     parts = list(bodies(graph))
     nodes = [node for part in parts for node in part.node]
@@ -352,7 +402,11 @@ def _quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(text_io.StringIO()), contextlib.redirect_stderr(text_io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(text_io.StringIO()),
+            contextlib.redirect_stderr(text_io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,4 +1,7 @@
-"""Read ONNX files with external data: tensors in other files are inlined, but only from the model's directory or below."""
+"""Read ONNX files with external data.
+
+Tensors in other files are inlined, but only from the model's directory or below.
+"""
 
 import os
 from pathlib import Path, PureWindowsPath
@@ -19,8 +22,8 @@ def read(path: str | os.PathLike[str]) -> bytes:
     Tensors in other files are inlined throughout the model.
 
     Raises:
-        LoweringError: the file cannot be read, is not an ONNX model, declares more than it holds, has a tensor that is not in a regular
-            file in the model's directory or below, or has tensors too large to inline.
+        LoweringError: the file cannot be read, is not an ONNX model, declares more than it holds, has a tensor that is
+            not in a regular file in the model's directory or below, or has tensors too large to inline.
     """
     path = Path(path)
     with raised_as(LoweringError, _FIX):
@@ -32,7 +35,8 @@ def read(path: str | os.PathLike[str]) -> bytes:
             size += size_of(tensor, f"{path}: {name}")
             if size > MAX_BYTES:
                 raise LoweringError(
-                    f"{path} takes {human_bytes(size)} and more with the tensors beside it, and a file that ships holds less than 2 GiB: "
+                    f"{path} takes {human_bytes(size)} and more with the tensors beside it, and a file that ships "
+                    "holds less than 2 GiB: "
                     "ship it in parts"
                 )
     if not outside:
@@ -52,7 +56,8 @@ def _numbers(directory: Path, tensor: TensorProto) -> bytes:
     """Return the bytes of a tensor in another file.
 
     Raises:
-        FileError: the data is not part of a regular file in the directory; says what is wrong, but does not name the tensor.
+        FileError: the data is not part of a regular file in the directory; says what is wrong, but does not name the
+            tensor.
     """
     entries = _entries(tensor)
     location = entries.get("location", "")
@@ -67,7 +72,9 @@ def _numbers(directory: Path, tensor: TensorProto) -> bytes:
     with open_regular(file, limit=2**63) as opened:
         there = os.fstat(opened.fileno()).st_size
         if start + size > there:
-            raise FileError(location, f"is cut short: it has {there} bytes, and the tensor takes {size} from byte {start} on")
+            raise FileError(
+                location, f"is cut short: it has {there} bytes, and the tensor takes {size} from byte {start} on"
+            )
         opened.seek(start)
         return opened.read(size)
 
@@ -78,7 +85,9 @@ def _inside(directory: Path, location: str) -> Path:
     if not location or "\0" in location:
         raise FileError(repr(location), "is not the name of a file")
     if parts.drive or parts.root or ".." in parts.parts:
-        raise FileError(location, "is not read: only files in the model's own directory are, by a relative path without '..'")
+        raise FileError(
+            location, "is not read: only files in the model's own directory are, by a relative path without '..'"
+        )
     try:
         file = (directory / location).resolve(strict=True)
     except FileNotFoundError as error:

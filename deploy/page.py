@@ -1,4 +1,7 @@
-"""A self-contained HTML page: a headline, a main table, then sections and pictures in order, regardless of their subject."""
+"""A self-contained HTML page.
+
+A headline, a main table, then sections and pictures in order, regardless of their subject.
+"""
 
 import io
 import re
@@ -14,10 +17,16 @@ from latency.errors import require
 from latency.files import write_whole
 from latency.outputs import GENERATOR, PAGE, require_file
 
-# Colours are placeholders for CSS variables, so that one picture works in light and dark mode; line styles, hatches and opacity convey the
-# same as colours.
+# Colours are placeholders for CSS variables, so that one picture works in light and dark mode; line styles, hatches and
+# opacity convey the same as colours.
 INK, FIRST, SECOND, LIMIT, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
-_CSS = {INK: "currentColor", FIRST: "var(--first)", SECOND: "var(--second)", LIMIT: "var(--limit)", PAPER: "var(--paper)"}
+_CSS = {
+    INK: "currentColor",
+    FIRST: "var(--first)",
+    SECOND: "var(--second)",
+    LIMIT: "var(--limit)",
+    PAPER: "var(--paper)",
+}
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lathe",
@@ -176,9 +185,13 @@ def write(page: Page, out: str | Path, *, force: bool = False) -> None:
     """
     require_page(out, force=force)
     jinja2 = require("jinja2", "report")
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     template = environment.from_string(resources.files("deploy").joinpath("page.html.j2").read_text("utf-8"))
-    body = [(item, _svg(item)) if isinstance(item, Picture) else (_without_empty_columns(item), None) for item in page.body]
+    body = [
+        (item, _svg(item)) if isinstance(item, Picture) else (_without_empty_columns(item), None) for item in page.body
+    ]
     first = ("Unpruned and shipped" if page.compares else "Shipped",) if page.rows else ()
     contents = (*first, *(item.title for item in page.body if item.title))
     try:
@@ -217,7 +230,12 @@ def _svg(picture: Picture) -> Any:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(plot.WIDTH_IN, picture.height_in), layout="constrained")
         picture.paint(figure)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     for colour, css in _CSS.items():

@@ -75,18 +75,22 @@ def export(
     attachments: Mapping[str, bytes] | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Write the bundle of a network. It is written atomically at the end, even if verdicts fail: check `Manifest.failures`.
+    """Write the bundle of a network.
+
+    It is written atomically at the end, even if verdicts fail: check `Manifest.failures`.
 
     Args:
         model: a module in its trained form, with branches and masks, or a serialised ONNX model.
-        example_input: a valid input of the shapes and types that ship: a tensor, a tuple of arguments or a mapping of keyword arguments,
-            with tensors in tuples, lists, mappings and dataclasses; not needed for an ONNX model, which declares its inputs.
+        example_input: a valid input of the shapes and types that ship: a tensor, a tuple of arguments or a mapping of
+            keyword arguments, with tensors in tuples, lists, mappings and dataclasses; not needed for an ONNX model,
+            which declares its inputs.
         target: runtime to ship for: onnxruntime, tensorrt or tensorrt-rtx.
         out: output directory: absent, empty, or an older bundle, which is replaced.
         form: precision, shapes and other options of the form that ships.
         build: options of the engine's build.
-        samples: real, preprocessed inputs: samples joined along the first dimension, or whole inputs, [calls, *shape]; by name if there are
-            several. By default, seeded random samples, with the example's values for inputs that are not floating-point.
+        samples: real, preprocessed inputs: samples joined along the first dimension, or whole inputs, [calls, *shape];
+            by name if there are several. By default, seeded random samples, with the example's values for inputs that
+            are not floating-point.
         labels: class index of each sample.
         quality: measure of the outputs' quality for networks that do not classify; instead of labels.
         baseline: the unpruned network, timed in turns with the shipped one.
@@ -98,8 +102,8 @@ def export(
         classes: names of the outputs.
         preprocessing: preprocessing from an image file to the input; kept for users of the bundle.
         provenance: hashes and facts to keep in the manifest.
-        attachments: files to keep in the bundle, by name; architecture.json starts the chain of hashes, and the report shows it and
-            history.jsonl.
+        attachments: files to keep in the bundle, by name; architecture.json starts the chain of hashes, and the report
+            shows it and history.jsonl.
         on_step: called with the name of each step as it begins, and with the builder's progress.
 
     Raises:
@@ -112,7 +116,9 @@ def export(
     target = engine.target_of(target)
     precision, form = _complete(form, target)
     if budget_ms is not None and not 0 < budget_ms <= ms_from_us(MAX_US):
-        raise DeployError(f"budget_ms must be above 0 and at most {ms_from_us(MAX_US):g} milliseconds, found {budget_ms}")
+        raise DeployError(
+            f"budget_ms must be above 0 and at most {ms_from_us(MAX_US):g} milliseconds, found {budget_ms}"
+        )
     if threads < 1:
         raise DeployError(f"threads must be at least 1, found {threads}")
     budget_us = None if budget_ms is None else us_from_ms(budget_ms)
@@ -164,7 +170,13 @@ def export(
         rungs = list(network.rungs)
         if built:
             at_work = running["shipped"]
-            rungs.append(Rung("engine", "int8" if int8_nodes else precision, at_work if isinstance(at_work, str) else at_work.outputs))
+            rungs.append(
+                Rung(
+                    "engine",
+                    "int8" if int8_nodes else precision,
+                    at_work if isinstance(at_work, str) else at_work.outputs,
+                )
+            )
         steps, outputs = climb(rungs, data, quality)
         references = {"": _reference(data.first(REFERENCE_SAMPLES), outputs)}
         for end, there in _ends(data.first(PROOF_SAMPLES), inputs, network.spans):
@@ -207,7 +219,9 @@ def export(
         classes=tuple(classes),
         preprocessing=dict(preprocessing or {}),
         shipped=facts,
-        unpruned=timing.of("unpruned", unpruned.counts, _onnx_score(unpruned, data, quality, threads), predicted_baseline)
+        unpruned=timing.of(
+            "unpruned", unpruned.counts, _onnx_score(unpruned, data, quality, threads), predicted_baseline
+        )
         if unpruned
         else None,
         budget_us=budget_us,
@@ -290,10 +304,13 @@ def _complete(form: Form, target: Target) -> tuple[Precision, Form]:
     """
     precision = form.precision or engine.TARGETS[target]
     if target == "onnxruntime" and precision != "fp32":
-        raise DeployError(f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx")
+        raise DeployError(
+            f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx"
+        )
     if form.io not in ("fp32", precision) or form.io == "bf16":
         raise DeployError(
-            f"io {form.io!r} needs half precision in between, {target!r} ships {precision!r} here: leave it out, or choose fp16"
+            f"io {form.io!r} needs half precision in between, {target!r} ships {precision!r} here: leave it out, or "
+            "choose fp16"
         )
     return precision, dataclasses.replace(form, precision=precision)
 
@@ -315,16 +332,23 @@ def _output_spans(network: _Network) -> dict[str, Span]:
 
 
 def _from_module(adapter: Adapter, form: Form, threads: int, samples: Samples, architecture: bytes | None) -> _Network:
-    # Rewritten in float64 and rounded once, like `fuse` and `squeeze` do with a float32 network, but with half the work.
+    # Rewritten in float64 and rounded once, like `fuse` and `squeeze` do with a float32 network, but with half the
+    # work.
     fused, report = fuse_exactly(adapter.network, adapter.call.args, **adapter.call.kwargs)
     exact = {"trained": copy.deepcopy(adapter.network).double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
     forms = {name: copy.deepcopy(network).float() for name, network in exact.items()}
     lowered = _lower(adapter.of(forms["squeezed"]), form, threads, samples)
     proven = samples.first(PROOF_SAMPLES)
-    proofs, _ = climb([Rung(name, "fp64", adapter.of(network, torch.float64).run) for name, network in exact.items()], proven)
+    proofs, _ = climb(
+        [Rung(name, "fp64", adapter.of(network, torch.float64).run) for name, network in exact.items()], proven
+    )
     rungs = [Rung(name, "fp32", adapter.of(network).run) for name, network in forms.items()]
     rungs.append(Rung("onnx", "fp32", engine.onnx_runner(lowered.onnx, threads)))
-    chain = [] if architecture is None else [Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json")]
+    chain = (
+        []
+        if architecture is None
+        else [Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json")]
+    )
     for name, network in forms.items():
         chain.append(Link(name=name, sha256=_hash(network), made_from=chain[-1].name if chain else ""))
     chain.append(Link(name="onnx", sha256=sha256(lowered.onnx), made_from="squeezed", file=bundle.ONNX))
@@ -385,7 +409,10 @@ def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
     if not any(isinstance(module, ChannelMask) for module in fused.modules()):
         return fused
     if adapter.call.kwargs:
-        raise DeployError(f"a network with masked channels takes keyword arguments, {', '.join(adapter.call.kwargs)}: make them positional")
+        raise DeployError(
+            f"a network with masked channels takes keyword arguments, {', '.join(adapter.call.kwargs)}: make them "
+            "positional"
+        )
     return squeeze(fused, adapter.call.filled(adapter.call.tensors)[0])
 
 
@@ -396,7 +423,9 @@ def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: i
         narrow = lowered.certificate.precision
         arithmetic = "int8" if rungs[-1].precision == "int8" else narrow
         rungs.append(Rung(f"onnx-{narrow}", arithmetic, engine.half_runner(lowered.onnx_half, threads)))
-        chain.append(Link(name=f"onnx-{narrow}", sha256=sha256(lowered.onnx_half), made_from="onnx", file=bundle.HALF[narrow]))
+        chain.append(
+            Link(name=f"onnx-{narrow}", sha256=sha256(lowered.onnx_half), made_from="onnx", file=bundle.HALF[narrow])
+        )
     fields = {field.name: getattr(lowered, field.name) for field in dataclasses.fields(lowered)}
     return _Network(**fields, rungs=tuple(rungs), chain=tuple(chain), **more)
 
@@ -411,7 +440,8 @@ def _baseline(model: nn.Module, example_input: Any, inputs: Sequence[TensorSpec]
     adapter = _adapter(model, example_input)
     if adapter.inputs != inputs:
         raise DeployError(
-            f"baseline takes {', '.join(map(str, adapter.inputs))}, the network {', '.join(map(str, inputs))}: they must be alike"
+            f"baseline takes {', '.join(map(str, adapter.inputs))}, the network {', '.join(map(str, inputs))}: they "
+            "must be alike"
         )
     return adapter.of(fuse(_in_float32(model), adapter.call.args, **adapter.call.kwargs))
 
@@ -420,7 +450,9 @@ def _halve(model: bytes, counts: Counts, form: Form, threads: int, samples: Samp
     assert form.precision
     if form.precision == "fp32":
         return _Lowered(onnx=model, onnx_half=b"", counts=counts)
-    half, certificate = certified(model, samples.first(CERTIFIED_SAMPLES), narrow=NARROW[form.precision], io=form.io, threads=threads)
+    half, certificate = certified(
+        model, samples.first(CERTIFIED_SAMPLES), narrow=NARROW[form.precision], io=form.io, threads=threads
+    )
     return _Lowered(onnx=model, onnx_half=half, counts=counts, certificate=certificate)
 
 
@@ -437,7 +469,9 @@ def _built(network: _Network, target: Target, build: Build, number: int, on_step
     """Run one of several builds, each with the same initial timing cache."""
     words = f"build for {target}" if build.count == 1 else f"build {number} of {build.count} for {target}"
     cache, say = engine.timing_cache_of(target, build.timing_cache), functools.partial(_say, on_step, words)
-    return Candidate(engine.build(network.shipped, target, build.spec or EngineSpec(), cache, say, network.spans), cache)
+    return Candidate(
+        engine.build(network.shipped, target, build.spec or EngineSpec(), cache, say, network.spans), cache
+    )
 
 
 def _ends(samples: Samples, inputs: Sequence[TensorSpec], spans: Mapping[str, Span]) -> Iterator[tuple[str, Samples]]:
@@ -477,7 +511,9 @@ def _time(running: Mapping[str, engine.Running | str], protocol: Protocol, on_st
     ready = {name: at_work for name, at_work in running.items() if not isinstance(at_work, str)}
     device = ready["shipped"].device
     try:
-        return _Timing(device, engine.measure_in_turns({name: at_work.timed for name, at_work in ready.items()}, protocol, on_step))
+        return _Timing(
+            device, engine.measure_in_turns({name: at_work.timed for name, at_work in ready.items()}, protocol, on_step)
+        )
     except RunFailed as error:
         return _Timing(device, {}, str(error))
 
@@ -506,14 +542,20 @@ def _last_score(steps: Sequence[Step]) -> Figure | None:
 def _onnx_score(network: _Lowered, samples: Samples, quality: Quality | None, threads: int) -> Figure | None:
     if quality is None:
         return None
-    run = engine.half_runner(network.onnx_half, threads) if network.onnx_half else engine.onnx_runner(network.onnx, threads)
+    run = (
+        engine.half_runner(network.onnx_half, threads)
+        if network.onnx_half
+        else engine.onnx_runner(network.onnx, threads)
+    )
     try:
         return quality.of(run(samples.inputs), samples)
     except CannotRun:
         return None
 
 
-def _samples(given: Any, labels: Any, inputs: Sequence[TensorSpec], adapter: Adapter | None) -> tuple[Samples, Labels | None]:
+def _samples(
+    given: Any, labels: Any, inputs: Sequence[TensorSpec], adapter: Adapter | None
+) -> tuple[Samples, Labels | None]:
     if not inputs:
         raise DeployError("the network has no inputs: what it gives is a constant")
     if given is None:
@@ -525,20 +567,29 @@ def _samples(given: Any, labels: Any, inputs: Sequence[TensorSpec], adapter: Ada
         return data, None
     truth = np.asarray(labels)
     if truth.shape != (data.count,) or not np.issubdtype(truth.dtype, np.integer):
-        raise DeployError(f"labels must be one class index a sample, {data.count} in all; found shape {list(truth.shape)} of {truth.dtype}")
+        raise DeployError(
+            f"labels must be one class index a sample, {data.count} in all; found shape {list(truth.shape)} of "
+            f"{truth.dtype}"
+        )
     return data, truth
 
 
-def _require_fit(labels: Labels | None, classes: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+def _require_fit(
+    labels: Labels | None, classes: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> None:
     """Require labels and class names that fit the network's outputs."""
     if labels is None and not classes:
         return
     if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[:1] != inputs[0].shape[:1]:
         found = ", ".join(str(list(value.shape)) for value in outputs)
-        raise DeployError(f"labels and names of classes need one output of shape [batch, classes], found {found}: leave them out")
+        raise DeployError(
+            f"labels and names of classes need one output of shape [batch, classes], found {found}: leave them out"
+        )
     width = outputs[0].shape[1]
     if labels is not None and not 0 <= labels.min() <= labels.max() < width:
-        raise DeployError(f"labels go from {labels.min()} to {labels.max()}, the network's {width} classes from 0 to {width - 1}")
+        raise DeployError(
+            f"labels go from {labels.min()} to {labels.max()}, the network's {width} classes from 0 to {width - 1}"
+        )
     if classes and len(classes) != width:
         raise DeployError(f"{len(classes)} names of classes for {width} outputs: give {width}")
 
@@ -548,7 +599,11 @@ def _capabilities(target: str, spec: EngineSpec, device: Device | None) -> tuple
     here = () if device is None else (device.compute_capability,)
     if target == "tensorrt":
         return () if spec.hardware_compatible else here
-    return tuple(dict.fromkeys(name for known in spec.compute_capabilities for name in (here if known == "current" else (known,))))
+    return tuple(
+        dict.fromkeys(
+            name for known in spec.compute_capabilities for name in (here if known == "current" else (known,))
+        )
+    )
 
 
 def _doubts(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str]:
@@ -562,7 +617,9 @@ def _doubts(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str
     if mean.size and mean.shape == std.shape and (std > 0).all():
         first, last = float((-mean / std).min()), float(((1 - mean) / std).max())
         if low < first - _SLACK or high > last + _SLACK:
-            return {"samples": f"{found}, and the preprocessing gives {first:.4g} to {last:.4g}: are they preprocessed?"}
+            return {
+                "samples": f"{found}, and the preprocessing gives {first:.4g} to {last:.4g}: are they preprocessed?"
+            }
     elif low >= 0 and high > _PIXELS and (seen == np.round(seen)).all():
         return {"samples": f"{found}, whole numbers all, as pixels of an image file are: are they preprocessed?"}
     return {}
@@ -574,7 +631,15 @@ _PIXELS = 16.0
 
 
 def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:
-    taken = {bundle.MANIFEST, bundle.ONNX, *bundle.HALF.values(), bundle.ENGINE, bundle.REFERENCE, bundle.TIMING_CACHE, *handout.NAMES}
+    taken = {
+        bundle.MANIFEST,
+        bundle.ONNX,
+        *bundle.HALF.values(),
+        bundle.ENGINE,
+        bundle.REFERENCE,
+        bundle.TIMING_CACHE,
+        *handout.NAMES,
+    }
     for name in attachments:
         if name in taken or Path(name).name != name or name.startswith("."):
             raise DeployError(f"attachment {name!r}: a plain file name, none of {', '.join(sorted(taken))}")

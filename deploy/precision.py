@@ -1,7 +1,9 @@
-"""Convert graphs to FP16: nodes that overflow or have no form in half precision stay in FP32, with the fewest casts and a certificate.
+"""Convert graphs to FP16, with the fewest casts and a certificate.
 
-Strongly typed builders take precision from the graph alone, so it is decided here for profiled and shipped networks and external files
-alike.
+Nodes that overflow or have no form in half precision stay in FP32.
+
+Strongly typed builders take precision from the graph alone, so it is decided here for profiled and shipped networks and
+external files alike.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,22 +85,31 @@ def everywhere(model: bytes) -> bytes:
     Raises:
         LoweringError: the model cannot be converted.
     """
-    return _convert(_prepare(parse(model), FP16), "fp32", HEADROOM, {}, FP16, keep=False)[0].SerializeToString(deterministic=True)
+    return _convert(_prepare(parse(model), FP16), "fp32", HEADROOM, {}, FP16, keep=False)[0].SerializeToString(
+        deterministic=True
+    )
 
 
 def again(model: bytes, certificate: Certificate, io: Precision = "fp32") -> bytes:
-    """Return the narrow model that `certified` made from an FP32 one, using the ranges in its certificate instead of samples.
+    """Return the narrow model that `certified` made from an FP32 one.
+
+    The ranges in its certificate stand in for samples.
 
     Raises:
         LoweringError: the model cannot be converted.
     """
     seen = {found.name: found for found in certificate.tensors}
     narrow = NARROW[certificate.precision]
-    return _convert(_prepare(parse(model), narrow), io, certificate.headroom, seen, narrow)[0].SerializeToString(deterministic=True)
+    return _convert(_prepare(parse(model), narrow), io, certificate.headroom, seen, narrow)[0].SerializeToString(
+        deterministic=True
+    )
 
 
 def _prepare(model: ModelProto, narrow: Narrow) -> ModelProto:
-    """Return a copy in which all constants are initializers and nodes have unique names, in an operator set with the narrow type."""
+    """Return a copy whose constants are initializers and whose nodes have unique names.
+
+    Its operator set has the narrow type.
+    """
     if model.opset_import[0].version < narrow.opset:
         try:
             model = check(onnx.version_converter.convert_version(model, narrow.opset))
@@ -113,7 +124,8 @@ def _prepare(model: ModelProto, narrow: Narrow) -> ModelProto:
     for node in graph.node:
         if any(attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute):
             raise LoweringError(
-                f"{describe(node)} holds a graph of its own, which cannot be converted to FP16: export without control flow, or ship FP32 "
+                f"{describe(node)} holds a graph of its own, which cannot be converted to FP16: export without control "
+                "flow, or ship FP32 "
                 "by --target onnxruntime"
             )
         if node.op_type == "Constant" and (array := _constant(node)) is not None:
@@ -146,7 +158,13 @@ def _constant(node: NodeProto) -> np.ndarray | None:
 
 
 def _convert(
-    model: ModelProto, io: Precision, headroom: float, seen: Mapping[str, TensorRange], narrow: Narrow, *, keep: bool = True
+    model: ModelProto,
+    io: Precision,
+    headroom: float,
+    seen: Mapping[str, TensorRange],
+    narrow: Narrow,
+    *,
+    keep: bool = True,
 ) -> tuple[ModelProto, Certificate]:
     """Convert a prepared model; with `keep`, sensitive nodes stay in FP32."""
     if headroom < 1:
@@ -158,7 +176,8 @@ def _convert(
     kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     if unknown := next((name for proto in graph.node for name in proto.output if name and name not in kinds), None):
         raise LoweringError(
-            f"the type of {unknown!r} cannot be inferred: its operator has no shape inference: ship FP32 by --target onnxruntime"
+            f"the type of {unknown!r} cannot be inferred: its operator has no shape inference: ship FP32 by --target "
+            "onnxruntime"
         )
     nodes = [_node(proto, opset, kinds, weights, narrow) for proto in graph.node]
     ranges = {name: weight_range(name, array) for name, array in weights.items()}
@@ -177,7 +196,8 @@ def _convert(
         for value in (*graph.input, *graph.output):
             if value.name in seen and seen[value.name].max_abs > LARGEST:
                 raise LoweringError(
-                    f"{value.name} reaches {seen[value.name].max_abs:.4g}, half precision ends at {LARGEST:.0f}: give io fp32"
+                    f"{value.name} reaches {seen[value.name].max_abs:.4g}, half precision ends at {LARGEST:.0f}: give "
+                    "io fp32"
                 )
     if any(node.reason for node in nodes):
         islands.grow(graph, nodes, set(weights), _KINDS[io])
@@ -192,7 +212,9 @@ def _convert(
         casts=casts.count(made),
         islands=islands.count(nodes),
         kept=tuple(
-            Kept(node=node.proto.name, op=node.proto.op_type, reason=node.reason or "between FP32 nodes: it saves casts")
+            Kept(
+                node=node.proto.name, op=node.proto.op_type, reason=node.reason or "between FP32 nodes: it saves casts"
+            )
             for node in nodes
             if node.full
         ),
@@ -227,6 +249,8 @@ def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Itera
         else:
             node.reason = node.reason or f"{proto.op_type} has no {narrow.name.upper()} form"
     if node.reason:
-        node.inputs = [i for i, name in enumerate(proto.input) if kinds.get(name) == _FULL and proto.op_type not in _EITHER]
+        node.inputs = [
+            i for i, name in enumerate(proto.input) if kinds.get(name) == _FULL and proto.op_type not in _EITHER
+        ]
         node.outputs = [i for i, name in enumerate(proto.output) if kinds.get(name) == _FULL]
     return node

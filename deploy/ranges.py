@@ -31,7 +31,11 @@ def tensor_ranges(model: ModelProto, inputs: Tensors, threads: int) -> dict[str,
     found = {value.name: _Seen() for value in graph.input if value.type.tensor_type.elem_type == _FULL}
     for name, seen in found.items():
         seen.add(inputs[name])
-    values = [value for value in (*graph.value_info, *graph.output) if value.type.tensor_type.elem_type == _FULL and value.name in writers]
+    values = [
+        value
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == _FULL and value.name in writers
+    ]
     for chunk in _chunks(values):
         part = ModelProto()
         part.CopyFrom(model)
@@ -94,7 +98,9 @@ def _range(name: str, writer: NodeProto | None, seen: _Seen, graph: GraphProto) 
     if kernel := next((attribute.ints for attribute in writer.attribute if attribute.name == "kernel_shape"), None):
         return msgspec.structs.replace(found, sum_abs=seen.max_abs * math.prod(kernel))
     shapes = {value.name: _shape(value.type.tensor_type) for value in (*graph.input, *graph.value_info, *graph.output)}
-    return msgspec.structs.replace(found, sum_abs=seen.max_abs * math.prod(shapes[writer.input[0]]) / math.prod(shapes[name]))
+    return msgspec.structs.replace(
+        found, sum_abs=seen.max_abs * math.prod(shapes[writer.input[0]]) / math.prod(shapes[name])
+    )
 
 
 def _shape(kind: onnx.TypeProto.Tensor) -> tuple[int, ...]:

@@ -32,14 +32,18 @@ def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequ
     unit = unit_of(manifest)
     samples = "samples" if manifest.samples_from == "given" else f"samples, {bundle.RANDOM}"
     inputs = ", ".join(
-        f"{name} of {' × '.join(map(str, shape))}" + (f" (it takes {manifest.spans[name]})" if name in manifest.spans else "")
+        f"{name} of {' × '.join(map(str, shape))}"
+        + (f" (it takes {manifest.spans[name]})" if name in manifest.spans else "")
         for name, shape in manifest.inputs.items()
     )
     verdict, sentence = headline(manifest, unit)
     return Page(
         title=directory.name,
         kind="shipped network",
-        subtitle=f"Shipped for {manifest.target} in {manifest.arithmetic}, made {manifest.created[:16].replace('T', ' ')} UTC.",
+        subtitle=(
+            f"Shipped for {manifest.target} in {manifest.arithmetic}, made {manifest.created[:16].replace('T', ' ')} "
+            "UTC."
+        ),
         headline=sentence,
         look=look_of(verdict),
         gauge=_gauge(manifest, unit),
@@ -70,10 +74,18 @@ def main_table(manifest: Manifest, unit: Unit) -> Iterator[Row]:
     yield from row("MACs", lambda network: f"{network.macs:,}")
     yield from row("predicted latency", lambda network: interval(network.predicted, unit) if network.predicted else "")
     measured = "" if manifest.shipped.measured else "not run"
-    yield from row("measured latency", lambda network: interval(network.measured, unit) if network.measured else "not run", measured)
+    yield from row(
+        "measured latency",
+        lambda network: interval(network.measured, unit) if network.measured else "not run",
+        measured,
+    )
     if manifest.unpruned and manifest.unpruned.measured and manifest.shipped.measured:
         ratio = compare_latency(manifest.shipped.measured, manifest.unpruned.measured)
-        yield Row("against unpruned", "", f"{ratio.word}: {ratio.ratio:.3f} of its latency ({ratio.low:.3f} to {ratio.high:.3f})")
+        yield Row(
+            "against unpruned",
+            "",
+            f"{ratio.word}: {ratio.ratio:.3f} of its latency ({ratio.low:.3f} to {ratio.high:.3f})",
+        )
     budget = "" if manifest.budget_us is None else f"{unit.words(manifest.budget_us)}: "
     yield Row("budget", "", f"{budget}{manifest.budget_verdict}", manifest.budget_verdict)
     last = next((step for step in reversed(manifest.validation) if step.worst), None)
@@ -93,17 +105,24 @@ def headline(manifest: Manifest, unit: Unit) -> tuple[str, str]:
             verdict, sentence = "met", "Every verdict holds, and the budget is met."
         case "unsure":
             verdict = "unsure"
-            sentence = "Every output agrees; whether the budget is met is unsure: it lies inside of the latency's interval."
+            sentence = (
+                "Every output agrees; whether the budget is met is unsure: it lies inside of the latency's interval."
+            )
         case "no budget":
             verdict, sentence = "passed", "Every output agrees; there is no budget."
         case _:
             verdict = "not run"
-            sentence = f"Every output that was compared agrees; the latency was not measured: {manifest.shipped.not_measured}."
+            sentence = (
+                f"Every output that was compared agrees; the latency was not measured: {manifest.shipped.not_measured}."
+            )
     return "not run" if not_run else verdict, sentence + ending
 
 
 def _gauge(manifest: Manifest, unit: Unit) -> Gauge | None:
-    """Return the latencies of both networks and the budget: measured ones if the shipped network was measured, else predicted ones."""
+    """Return the latencies of both networks and the budget.
+
+    Measured ones if the shipped network was measured, else predicted ones.
+    """
     how = "measured" if manifest.shipped.measured else "predicted"
     unpruned: HasInterval | None = getattr(manifest.unpruned, how, None)
     verdict = manifest.budget_verdict if how == "measured" else ""
@@ -111,7 +130,12 @@ def _gauge(manifest: Manifest, unit: Unit) -> Gauge | None:
 
 
 def gauge(
-    title: str, unpruned: HasInterval | None, shipped: HasInterval | None, budget_us: float | None, unit: Unit, verdict: str = ""
+    title: str,
+    unpruned: HasInterval | None,
+    shipped: HasInterval | None,
+    budget_us: float | None,
+    unit: Unit,
+    verdict: str = "",
 ) -> Gauge | None:
     """Return latencies as bars, with the budget as a mark across them.
 
@@ -134,7 +158,9 @@ def gauge(
 
     first = [] if unpruned is None else [bar("unpruned", unpruned, "bar")]
     between = [] if budget_us is None else [Bar("budget", budget_us, unit.words(budget_us), "limit")]
-    return Gauge(title, (*first, *between, bar("shipped", shipped, f"bar chosen {look_of(verdict)}".strip())), limit=budget_us)
+    return Gauge(
+        title, (*first, *between, bar("shipped", shipped, f"bar chosen {look_of(verdict)}".strip())), limit=budget_us
+    )
 
 
 def pictures(manifest: Manifest, unit: Unit) -> Iterator[Picture]:
@@ -144,7 +170,10 @@ def pictures(manifest: Manifest, unit: Unit) -> Iterator[Picture]:
     pair = (("shipped", manifest.shipped), ("unpruned", manifest.unpruned))
     measured = [(name, network.measured) for name, network in pair if network and network.measured]
     if measured:
-        caption = "Samples, taken in turns in one run. Line: median; band: its interval; the last bin holds all that is slower."
+        caption = (
+            "Samples, taken in turns in one run. Line: median; band: its interval; the last bin holds all that is "
+            "slower."
+        )
         paint = partial(_latencies, networks=measured, budget_us=manifest.budget_us, unit=unit)
         yield Picture("Latency", caption, 1 + 1.8 * len(measured), paint)
 
@@ -161,9 +190,12 @@ def validation(manifest: Manifest) -> Section:
     return Section(
         title="Validation",
         note=(
-            "Each form of the network against the form before and against the first. Differences are the largest of any output value; "
-            "relative ones are shares of the largest value of the reference, and the limit holds for both of them. Cosine: the smallest of "
-            "any sample. Same top-1: with Wilson's interval of 95 %. KL: mean divergence of the logits from the first form's, "
+            "Each form of the network against the form before and against the first. Differences are the largest of "
+            "any output value; "
+            "relative ones are shares of the largest value of the reference, and the limit holds for both of them. "
+            "Cosine: the smallest of "
+            "any sample. Same top-1: with Wilson's interval of 95 %. KL: mean divergence of the logits from the first "
+            "form's, "
             "in nats."
         ),
         columns=(
@@ -191,11 +223,25 @@ def _step(step: Step, metric: Metric) -> Iterator[list[str | Cell]]:
     score = metric.figure(step.score) if step.score else ""
     for output, first in step.first.items():
         name = f"{step.name}: {output}" if len(step.first) > 1 else step.name
-        differences = [_short(step.previous[output].relative), _short(first.relative), _short(step.limit), _short(first.max_abs)]
+        differences = [
+            _short(step.previous[output].relative),
+            _short(first.relative),
+            _short(step.limit),
+            _short(first.max_abs),
+        ]
         top1, kl = share(first.top1) if first.top1 else "", "" if first.kl is None else _short(first.kl)
         yield [name, step.precision, verdict, *differences, f"{first.cosine:.6f}", top1, kl, score]
     if not step.first:
-        yield [step.name, step.precision, verdict, "", "", _short(step.limit) if step.verdict != "reference" else "", *[""] * 4, score]
+        yield [
+            step.name,
+            step.precision,
+            verdict,
+            "",
+            "",
+            _short(step.limit) if step.verdict != "reference" else "",
+            *[""] * 4,
+            score,
+        ]
     if step.reason:
         yield [Cell(f"{step.name}, {step.verdict}: {step.reason}", "reason", whole=True)]
 
@@ -222,7 +268,10 @@ def provenance(manifest: Manifest) -> Section:
             *([("builds", str(manifest.builds))] if manifest.builds else []),
             *((f"build: {name}", str(value)) for name, value in manifest.build.items()),
             *((f"version: {name}", value) for name, value in manifest.versions.items()),
-            *((name, Cell(value, "hash") if _HASH.fullmatch(value) else value) for name, value in manifest.provenance.items()),
+            *(
+                (name, Cell(value, "hash") if _HASH.fullmatch(value) else value)
+                for name, value in manifest.provenance.items()
+            ),
         ],
     )
 
@@ -242,7 +291,9 @@ def _widths(figure: Any, layers: Sequence[Layer]) -> None:
     axes.barh(places, [layer.kept for layer in layers], height=0.7, color=FIRST)
     axes.barh(places, widths, height=0.7, fill=False, edgecolor=INK, linewidth=0.8)
     for place, layer in zip(places, layers, strict=True):
-        axes.annotate(f"{layer.kept} of {layer.of}", (layer.of, place), xytext=(6, 0), textcoords="offset points", va="center")
+        axes.annotate(
+            f"{layer.kept} of {layer.of}", (layer.of, place), xytext=(6, 0), textcoords="offset points", va="center"
+        )
     axes.set_yticks(places, [layer.name for layer in layers])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.2 * max(widths))
@@ -256,7 +307,13 @@ def _latencies(figure: Any, networks: Sequence[tuple[str, Measurement]], budget_
         low, upper = ordered[0], ordered[3 * len(ordered) // 4]
         high = max(min(ordered[-1 - len(ordered) // 50], upper + 4 * (upper - low)), low * 1.001, measured.high_us)
         shares = [1 / len(ordered)] * len(ordered)
-        axes.hist([unit.of(min(sample, high)) for sample in ordered], 40, range=(unit.of(low), unit.of(high)), weights=shares, color=FIRST)
+        axes.hist(
+            [unit.of(min(sample, high)) for sample in ordered],
+            40,
+            range=(unit.of(low), unit.of(high)),
+            weights=shares,
+            color=FIRST,
+        )
         axes.axvline(unit.of(measured.median_us), color=INK, linewidth=1)
         axes.axvspan(unit.of(measured.low_us), unit.of(measured.high_us), color=INK, alpha=0.2, linewidth=0)
         if name == "shipped" and budget_us is not None and low < budget_us < 1.5 * high:

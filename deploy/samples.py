@@ -67,7 +67,11 @@ def outputs_of(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 def _value(kind: str, value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     if tensor.elem_type not in DTYPES:
-        found = TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type else value.type.WhichOneof("value") or "untyped"
+        found = (
+            TensorProto.DataType.Name(tensor.elem_type).lower()
+            if tensor.elem_type
+            else value.type.WhichOneof("value") or "untyped"
+        )
         raise LoweringError(f"{kind} {value.name!r} is {found}: tensors of {', '.join(DTYPES.values())} can be shipped")
     return TensorSpec(value.name, DTYPES[tensor.elem_type], tuple(dim.dim_value for dim in tensor.shape.dim))
 
@@ -106,7 +110,9 @@ class Samples:
             with np.errstate(over="ignore"):
                 inputs[name] = values.astype(dtype).astype(values.dtype) if values.dtype.kind == "f" else values
             if values.dtype.kind == "f" and not np.isfinite(inputs[name]).all():
-                raise DeployError(f"samples of {name} reach {np.abs(values).max():.4g}, more than {np.dtype(dtype)} has: give io fp32")
+                raise DeployError(
+                    f"samples of {name} reach {np.abs(values).max():.4g}, more than {np.dtype(dtype)} has: give io fp32"
+                )
         return Samples(inputs, self.batch, self.count)
 
     def call(self, number: int) -> dict[str, np.ndarray]:
@@ -124,8 +130,8 @@ def samples_of(given: Any, inputs: Sequence[TensorSpec]) -> Samples:
     """Return samples in the form of the network's inputs.
 
     Args:
-        given: an array, or an array per input, by name or as a tuple in their order: either whole inputs, [calls, *shape], or samples
-            joined along the first dimension, [samples, *shape[1:]], which are split into calls.
+        given: an array, or an array per input, by name or as a tuple in their order: either whole inputs, [calls,
+            *shape], or samples joined along the first dimension, [samples, *shape[1:]], which are split into calls.
         inputs: inputs of the network.
 
     Raises:
@@ -137,13 +143,19 @@ def samples_of(given: Any, inputs: Sequence[TensorSpec]) -> Samples:
         given = dict(zip((value.name for value in inputs), given, strict=True))
     if not isinstance(given, Mapping):
         if len(inputs) != 1:
-            raise DeployError(f"the network has {len(inputs)} inputs, {_names(inputs)}: give samples of each by its name")
+            raise DeployError(
+                f"the network has {len(inputs)} inputs, {_names(inputs)}: give samples of each by its name"
+            )
         given = {inputs[0].name: given}
     if given.keys() != {value.name for value in inputs}:
-        raise DeployError(f"samples are of {', '.join(map(str, given)) or 'nothing'}, the network's inputs are {_names(inputs)}")
+        raise DeployError(
+            f"samples are of {', '.join(map(str, given)) or 'nothing'}, the network's inputs are {_names(inputs)}"
+        )
     batch = next((value.shape[0] for value in inputs[:1] if value.shape), 1)
     arrays = {value.name: _array(given[value.name], value) for value in inputs}
-    joined = {value.name: len(arrays[value.name]) for value in inputs if arrays[value.name].ndim == len(value.shape) > 0}
+    joined = {
+        value.name: len(arrays[value.name]) for value in inputs if arrays[value.name].ndim == len(value.shape) > 0
+    }
     made = {value.name: _calls(arrays[value.name], value) for value in inputs}
     calls = {name: len(values) for name, values in made.items()}
     if len(set(calls.values())) != 1 or 0 in calls.values() or len(set(joined.values())) > 1:
@@ -153,11 +165,14 @@ def samples_of(given: Any, inputs: Sequence[TensorSpec]) -> Samples:
 
 
 def random_samples(inputs: Sequence[TensorSpec], examples: Mapping[str, np.ndarray] | None = None) -> Samples:
-    """Return seeded random samples: normal for floating-point types; for others, the example, or whole numbers valid as any index.
+    """Return seeded random samples: normal for floating-point types.
+
+    For others, the example, or whole numbers valid as any index.
 
     Args:
         inputs: inputs of the network.
-        examples: valid inputs by name. Inputs of other types may be indices or masks, so their examples are used unchanged.
+        examples: valid inputs by name. Inputs of other types may be indices or masks, so their examples are used
+            unchanged.
     """
     rng = np.random.default_rng(0)
     batch = next((value.shape[0] for value in inputs[:1] if value.shape), 1)
@@ -167,14 +182,18 @@ def random_samples(inputs: Sequence[TensorSpec], examples: Mapping[str, np.ndarr
 
 
 def resized(samples: Samples, inputs: Sequence[TensorSpec]) -> Samples:
-    """Return samples for inputs of other sizes: the same ones if only the batch differs, in every input; otherwise random ones.
+    """Return samples for inputs of other sizes: the same ones if only the batch differs, in every input.
+
+    Otherwise random ones.
 
     Args:
         samples: samples of the same inputs at their usual sizes.
         inputs: the inputs at the desired sizes.
     """
     batches = {value.shape[:1] for value in inputs}
-    alike = all(value.shape and samples.inputs[value.name].shape[1:] == (samples.batch, *value.shape[1:]) for value in inputs)
+    alike = all(
+        value.shape and samples.inputs[value.name].shape[1:] == (samples.batch, *value.shape[1:]) for value in inputs
+    )
     if not alike or len(batches) > 1:
         return random_samples(inputs)
     joined = {name: samples.joined(values) for name, values in samples.inputs.items()}
@@ -195,11 +214,16 @@ def _array(given: Any, value: TensorSpec) -> np.ndarray:
     try:
         found = np.asarray(given)
     except (TypeError, ValueError) as error:
-        raise DeployError(f"samples of {value.name} are not numbers in one array: {str(error).splitlines()[0]}") from error
+        raise DeployError(
+            f"samples of {value.name} are not numbers in one array: {str(error).splitlines()[0]}"
+        ) from error
     if found.dtype.kind not in "biuf":
         raise DeployError(f"samples of {value.name} are {found.dtype}, the network takes {value}")
     rank = len(value.shape)
-    whole, joined = found.shape[1:] == value.shape and found.ndim == rank + 1, 0 < rank == found.ndim and found.shape[1:] == value.shape[1:]
+    whole, joined = (
+        found.shape[1:] == value.shape and found.ndim == rank + 1,
+        0 < rank == found.ndim and found.shape[1:] == value.shape[1:],
+    )
     if not found.size or not (whole or joined):
         joined_shape = f"[{', '.join(map(str, ('samples', *value.shape[1:])))}] or " if rank else ""
         wanted = f"{joined_shape}[{', '.join(map(str, ('calls', *value.shape)))}]"
@@ -208,11 +232,13 @@ def _array(given: Any, value: TensorSpec) -> np.ndarray:
         made = found.astype(value.dtype)
     if not np.isfinite(made if made.dtype.kind == "f" else found).all():
         raise DeployError(
-            f"samples of {value.name} contain values that are infinite or not a number as {value.dtype}: look at the preprocessing"
+            f"samples of {value.name} contain values that are infinite or not a number as {value.dtype}: look at the "
+            "preprocessing"
         )
     if made.dtype.kind in "biu" and not np.array_equal(made, found):
         raise DeployError(
-            f"samples of {value.name}, {found.dtype} from {found.min()} to {found.max()}, are not {value.dtype}: convert them"
+            f"samples of {value.name}, {found.dtype} from {found.min()} to {found.max()}, are not {value.dtype}: "
+            "convert them"
         )
     return made
 

@@ -38,12 +38,17 @@ def start(model: bytes, threads: int = 1, *, plain: bool = False) -> onnxruntime
 
 
 def limit() -> contextlib.AbstractContextManager[onnxruntime.RunOptions]:
-    """Return options for the runs of one inference, which together may take `latency.backends.onnxruntime.MAX_RUN_S`."""
+    """Return options for the runs of one inference.
+
+    Together they may take `latency.backends.onnxruntime.MAX_RUN_S`.
+    """
     return limited(onnxruntime)
 
 
 def run(
-    session: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray], options: onnxruntime.RunOptions | None = None
+    session: onnxruntime.InferenceSession,
+    inputs: Mapping[str, np.ndarray],
+    options: onnxruntime.RunOptions | None = None,
 ) -> dict[str, np.ndarray]:
     """Run a session and return its outputs by name.
 

@@ -58,7 +58,9 @@ def at(spans: Mapping[str, Span], point: str) -> dict[str, tuple[int, ...]]:
 def inputs(model: ModelProto) -> list[ValueInfoProto]:
     """Return the graph inputs of a model without the initializers, which are among them before IR version 4."""
     graph = model.graph
-    weights = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    weights = {tensor.name for tensor in graph.initializer} | {
+        tensor.values.name for tensor in graph.sparse_initializer
+    }
     return [value for value in graph.input if value.name not in weights]
 
 
@@ -100,11 +102,18 @@ def parse_spans(texts: Iterable[str]) -> dict[str, Span]:
         parts = sizes.split(":")
         if len(parts) not in (1, 3):
             raise LoweringError(
-                f"shape {text!r}: give one shape, or the smallest, the usual and the largest: input=1x3x8x8:8x3x8x8:32x3x8x8"
+                f"shape {text!r}: give one shape, or the smallest, the usual and the largest: "
+                "input=1x3x8x8:8x3x8x8:32x3x8x8"
             )
-        low, usual, high = (parse_shape(f"{name}{equals}{part}")[1] for part in (parts if len(parts) == 3 else parts * 3))
-        if not len(low) == len(usual) == len(high) or any(a > b or b > c for a, b, c in zip(low, usual, high, strict=True)):
-            raise LoweringError(f"shape {text!r}: the smallest, the usual and the largest shape must not fall in any size")
+        low, usual, high = (
+            parse_shape(f"{name}{equals}{part}")[1] for part in (parts if len(parts) == 3 else parts * 3)
+        )
+        if not len(low) == len(usual) == len(high) or any(
+            a > b or b > c for a, b, c in zip(low, usual, high, strict=True)
+        ):
+            raise LoweringError(
+                f"shape {text!r}: the smallest, the usual and the largest shape must not fall in any size"
+            )
         if name in spans:
             raise LoweringError(f"shape of {name!r}: it is given twice")
         spans[name] = Span(low, usual, high)
@@ -160,7 +169,9 @@ def fix_shapes(model: ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
     symbols: dict[str, int] = {}
     for name, shape in shapes.items():
         if name not in values:
-            raise LoweringError(f"shape of {name!r}: the model has no such input, its inputs are {', '.join(values) or 'none'}")
+            raise LoweringError(
+                f"shape of {name!r}: the model has no such input, its inputs are {', '.join(values) or 'none'}"
+            )
         _fix(values[name], shape, symbols)
     for value in values.values():
         for dim in value.type.tensor_type.shape.dim:
@@ -191,14 +202,20 @@ def _fix(value: ValueInfoProto, shape: Sequence[int], symbols: dict[str, int]) -
         kind.shape.SetInParent()
         return
     if len(shape) != len(kind.shape.dim):
-        raise LoweringError(f"shape of {name!r}: {_text(shape)} has {len(shape)} dimensions, the input has ({sizes(value)})")
+        raise LoweringError(
+            f"shape of {name!r}: {_text(shape)} has {len(shape)} dimensions, the input has ({sizes(value)})"
+        )
     declared = sizes(value)
     for dim, size in zip(kind.shape.dim, shape, strict=True):
         if dim.dim_value > 0 and dim.dim_value != size:
-            raise LoweringError(f"shape of {name!r}: {_text(shape)} does not fit ({declared}), of which only dynamic sizes can be chosen")
+            raise LoweringError(
+                f"shape of {name!r}: {_text(shape)} does not fit ({declared}), of which only dynamic sizes can be "
+                "chosen"
+            )
         if (chosen := symbols.get(dim.dim_param, size)) != size:
             raise LoweringError(
-                f"shape of {name!r}: {_text(shape)} does not fit ({declared}), {dim.dim_param!r} is already {chosen}: give it one size"
+                f"shape of {name!r}: {_text(shape)} does not fit ({declared}), {dim.dim_param!r} is already {chosen}: "
+                "give it one size"
             )
         if dim.dim_param:
             symbols[dim.dim_param] = size
@@ -225,7 +242,9 @@ def require_static_inputs(values: Sequence[ValueInfoProto]) -> None:
     for value in values:
         count = math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         if count > MAX_ELEMENTS:
-            raise LoweringError(f"input {value.name!r} of shape ({sizes(value)}) has {count:,} values, at most {MAX_ELEMENTS:,} are fed")
+            raise LoweringError(
+                f"input {value.name!r} of shape ({sizes(value)}) has {count:,} values, at most {MAX_ELEMENTS:,} are fed"
+            )
 
 
 def is_static(value: ValueInfoProto) -> bool:
@@ -236,14 +255,22 @@ def is_static(value: ValueInfoProto) -> bool:
 
 def sizes(value: ValueInfoProto) -> str:
     """Format the sizes of a shape: `n, 3, 224, 224`."""
-    return ", ".join(str(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?") for dim in value.type.tensor_type.shape.dim)
+    return ", ".join(
+        str(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?")
+        for dim in value.type.tensor_type.shape.dim
+    )
 
 
 def _example(value: ValueInfoProto) -> str:
     """Return a shape to paste, with fixed sizes unchanged and typical sizes for the others."""
     dims = value.type.tensor_type.shape.dim if value.type.tensor_type.HasField("shape") else [None] * 4
     typical = _TYPICAL.get(len(dims), (1,) * len(dims))
-    return _text([dim.dim_value if dim is not None and dim.dim_value > 0 else size for dim, size in zip(dims, typical, strict=True)])
+    return _text(
+        [
+            dim.dim_value if dim is not None and dim.dim_value > 0 else size
+            for dim, size in zip(dims, typical, strict=True)
+        ]
+    )
 
 
 def _text(shape: Sequence[int]) -> str:

@@ -24,8 +24,9 @@ def start(directory: str | Path) -> Iterator[Running]:
     Its resources are released at the end.
 
     Raises:
-        BundleError: there is no bundle; the file to load was changed or is missing; the engine is for another GPU or version of TensorRT,
-            in which case the message has the command that rebuilds it; or this machine cannot run it, with the runtime's message.
+        BundleError: there is no bundle; the file to load was changed or is missing; the engine is for another GPU or
+            version of TensorRT, in which case the message has the command that rebuilds it; or this machine cannot run
+            it, with the runtime's message.
     """
     with running(bundle.load(directory)) as at_work:
         if isinstance(at_work, str):
@@ -51,7 +52,11 @@ def running(found: Bundle, timed_on: Mapping[str, np.ndarray] | None = None) -> 
     try:
         spec = msgspec.convert(manifest.build, EngineSpec) if built else None
     except msgspec.ValidationError as error:
-        raise BundleError(f"{found.directory}: the engine's build options are not those of this version of Lathe: {error}") from error
-    start = functools.partial(engine.running, manifest.target, model, built, threads=threads, spec=spec, usual=at(manifest.spans, "opt"))
+        raise BundleError(
+            f"{found.directory}: the engine's build options are not those of this version of Lathe: {error}"
+        ) from error
+    start = functools.partial(
+        engine.running, manifest.target, model, built, threads=threads, spec=spec, usual=at(manifest.spans, "opt")
+    )
     with start(timed_on=timed_on, refuse=found.misfit) as at_work:
         yield at_work

@@ -21,10 +21,12 @@ except (ImportError, AttributeError):  # private names, which other versions of 
 
 @contextlib.contextmanager
 def without_repetition() -> Iterator[None]:
-    """Within this context, torch parses the source of its ONNX operators once per process, and lists composite operators only once.
+    """Within this context, torch parses its ONNX operators once per process.
 
-    Otherwise it lists them once per namespace. Both take three quarters of the time of a small export; the model is unchanged. The list is
-    not kept for longer, since operators may be added to it.
+    Composite operators are listed only once, too.
+
+    Otherwise it lists them once per namespace. Both take three quarters of the time of a small export; the model is
+    unchanged. The list is not kept for longer, since operators may be added to it.
     """
     if not KNOWN:
         yield

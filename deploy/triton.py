@@ -1,6 +1,9 @@
-"""A bundle as a model repository of NVIDIA's Triton Inference Server: NAME/config.pbtxt and NAME/1/model.onnx or model.plan.
+"""A bundle as a model repository of NVIDIA's Triton Inference Server.
 
-Formats: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
+NAME/config.pbtxt and NAME/1/model.onnx or model.plan.
+
+Formats:
+https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html
 """
 
 import json
@@ -17,7 +20,10 @@ CONFIG = "config.pbtxt"
 _MADE = "# Written by Lathe"
 """Start of a configuration that may be replaced."""
 
-_KINDS = {"onnxruntime": ("backend", "onnxruntime", "model.onnx"), "tensorrt": ("platform", "tensorrt_plan", "model.plan")}
+_KINDS = {
+    "onnxruntime": ("backend", "onnxruntime", "model.onnx"),
+    "tensorrt": ("platform", "tensorrt_plan", "model.plan"),
+}
 """Field that names a target's backend, its value, and the model file."""
 
 _TYPES = {
@@ -36,9 +42,13 @@ def require(target: str, out: Path) -> None:
         BundleError: there is no backend, or `out` holds something else.
     """
     if target not in _KINDS:
-        raise BundleError(f"--layout triton: Triton has no backend for {target}: choose onnxruntime or tensorrt, or leave it out")
+        raise BundleError(
+            f"--layout triton: Triton has no backend for {target}: choose onnxruntime or tensorrt, or leave it out"
+        )
     if os.path.lexists(out) and not _ours(out):
-        raise BundleError(f"{out} exists and is not a model repository that Lathe wrote: remove it, or give another --out")
+        raise BundleError(
+            f"{out} exists and is not a model repository that Lathe wrote: remove it, or give another --out"
+        )
 
 
 def write(made: Bundle, out: Path) -> Path:
@@ -58,7 +68,10 @@ def write(made: Bundle, out: Path) -> Path:
 
 
 def config(manifest: Manifest, name: str) -> str:
-    """Return the text of config.pbtxt. Shapes include the batch: `max_batch_size` is 0, so Triton does not batch requests."""
+    """Return the text of config.pbtxt.
+
+    Shapes include the batch: `max_batch_size` is 0, so Triton does not batch requests.
+    """
     key, kind, _ = _KINDS[manifest.target]
     threads = manifest.device.threads if manifest.device else 1
     parameters = f'\nparameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}'
@@ -84,7 +97,10 @@ def _shapes(shapes: Mapping[str, tuple[int, ...]], spans: Mapping[str, Span]) ->
 
 
 def _values(kind: str, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]) -> str:
-    lines = [f"  {{ name: {json.dumps(name)} data_type: {_TYPES[dtypes[name]]} {_dims(shape)} }}" for name, shape in shapes.items()]
+    lines = [
+        f"  {{ name: {json.dumps(name)} data_type: {_TYPES[dtypes[name]]} {_dims(shape)} }}"
+        for name, shape in shapes.items()
+    ]
     return f"{kind} [\n" + ",\n".join(lines) + "\n]"
 
 

@@ -1,4 +1,7 @@
-"""Verdicts on a network rewritten step by step: whether its outputs agree, its quality, and whether it meets its budget."""
+"""Verdicts on a network rewritten step by step.
+
+Whether its outputs agree, its quality, and whether it meets its budget.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -22,12 +25,12 @@ Verdict = Literal["reference", "passed", "failed", "not run"]
 BudgetVerdict = Literal["met", "missed", "unsure", "no budget", "not run"]
 
 LIMITS: dict[str, float] = {"fp64": 1e-10, "fp32": 1e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 5e-2}
-"""Largest difference, relative to the largest value of the reference output, between equal networks; for outputs of whole numbers or
-booleans, the largest share of values that may differ.
+"""Largest difference, relative to the largest value of the reference output, between equal networks; for outputs of
+whole numbers or booleans, the largest share of values that may differ.
 
-float64 proves a rewrite; float32 allows for a different order of summation; half precision rounds each of many layers by up to 5e-4, and
-1e-2 is the common limit among its users. bfloat16 rounds by 8 times as much. In INT8, a value between two steps may be rounded to either,
-8e-3 of the scale apart, in every layer.
+float64 proves a rewrite; float32 allows for a different order of summation; half precision rounds each of many layers
+by up to 5e-4, and 1e-2 is the common limit among its users. bfloat16 rounds by 8 times as much. In INT8, a value
+between two steps may be rounded to either, 8e-3 of the scale apart, in every layer.
 """
 
 Distance = Annotated[float, msgspec.Meta(ge=0)]
@@ -57,17 +60,20 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     scale: Distance
     """largest absolute value of the reference"""
     relative: Distance
-    """difference divided by the scale, or by 1 if the reference is zero; for whole numbers and booleans, share of values that differ"""
+    """difference divided by the scale, or by 1 if the reference is zero; for whole numbers and booleans, share of
+    values that differ"""
     cosine: float
     """smallest cosine between the outputs of any call"""
     top1: Share | None
     """share of samples with the same largest output; None if the output is not one vector per sample"""
     kl: Distance | None
-    """mean Kullback-Leibler divergence from the reference over samples, in nats, with outputs as logits; None as for `top1`"""
+    """mean Kullback-Leibler divergence from the reference over samples, in nats, with outputs as logits; None as for
+    `top1`"""
     not_finite: Count = 0
     """number of values that are NaN, or the same infinity, in both: equal, and excluded from the numbers above"""
     rounding: Distance = 0.0
-    """relative spacing of neighbouring numbers if the output itself is float16, which is added to the limit of the step"""
+    """relative spacing of neighbouring numbers if the output itself is float16, which is added to the limit of the
+    step"""
 
     def within(self, limit: float) -> bool:
         """Return whether the difference is within the limit of a step."""
@@ -98,7 +104,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def note(self) -> str:
-        """Values that are NaN or infinite in this form and in the reference, which the verdict does not cover; "" if there are none."""
+        """Values that are NaN or infinite in this form and in the reference, which the verdict does not cover.
+
+        "" if there are none.
+        """
         found = [f"{seen.not_finite} values of {name}" for name, seen in self.first.items() if seen.not_finite]
         return f"{', '.join(found)} are NaN or infinite, as in the reference" if found else ""
 
@@ -135,7 +144,9 @@ class CannotRun(DeployError):
     """This machine cannot run a form of the network: its verdict is `not run`, and its outputs are unknown."""
 
 
-def climb(rungs: Sequence[Rung], samples: Samples, quality: Quality | None = None) -> tuple[list[Step], dict[str, Tensors]]:
+def climb(
+    rungs: Sequence[Rung], samples: Samples, quality: Quality | None = None
+) -> tuple[list[Step], dict[str, Tensors]]:
     """Run every form of a network on the same samples and compare each with the previous one and with the first.
 
     Returns:
@@ -175,13 +186,19 @@ def _run(rung: Rung, samples: Samples) -> Tensors:
     return outputs
 
 
-def _judge(step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Samples, quality: Quality | None, hint: str) -> Step:
+def _judge(
+    step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Samples, quality: Quality | None, hint: str
+) -> Step:
     step = msgspec.structs.replace(step, score=quality and quality.of(outputs, samples))
     if not earlier:
         return msgspec.structs.replace(step, verdict="reference")
     compared = (compare(outputs, reference, step.limit, samples) for reference in (earlier[-1], earlier[0]))
     (previous, near), (first, near_too) = compared
-    seen = ((found.relative - found.rounding, name, found) for against in (previous, first) for name, found in against.items())
+    seen = (
+        (found.relative - found.rounding, name, found)
+        for against in (previous, first)
+        for name, found in against.items()
+    )
     _, name, worst = max(seen, key=lambda one: one[0])
     return msgspec.structs.replace(
         step,
@@ -207,12 +224,13 @@ def compare(outputs: Tensors, reference: Tensors, limit: float, samples: Samples
     Args:
         outputs: outputs of one form of a network.
         reference: outputs of another form.
-        limit: largest difference of an output, as a share of the largest absolute value of its reference; for whole numbers and booleans,
-            the largest share of values that may differ.
+        limit: largest difference of an output, as a share of the largest absolute value of its reference; for whole
+            numbers and booleans, the largest share of values that may differ.
         samples: samples that both were run on.
 
     Returns:
-        The difference of each output, and whether all are within the limit, which is increased for a float16 output by its rounding.
+        The difference of each output, and whether all are within the limit, which is increased for a float16 output by
+        its rounding.
 
     Raises:
         DeployError: names or shapes differ, or a value is NaN or infinite in only one of them.
@@ -275,7 +293,8 @@ def _polygraphy(one: Float[np.ndarray, "..."], other: Float[np.ndarray, "..."], 
     results = IterationResult(runner_name="one"), IterationResult(runner_name="other")
     for result, values in zip(results, (one, other), strict=True):
         result.update({"values": values.ravel()})
-    # Its checks of other statistics, or of Python floats, import torch if installed; without a relative tolerance, this one is equivalent.
+    # Its checks of other statistics, or of Python floats, import torch if installed; without a relative tolerance, this
+    # one is equivalent.
     func = SimpleCompareFunc(atol={"values": np.float64(atol)}, rtol=np.float64(0), check_error_stat="elemwise")
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # it prints what is in the result
         (result,) = func(*results).values()
@@ -320,7 +339,10 @@ def _share(hits: Shaped[np.ndarray, " samples"]) -> Share:
 
 
 def accuracy(labels: Labels) -> Quality:
-    """Return the accuracy: share of samples whose largest output is their label; None unless there is one output of one vector each."""
+    """Return the accuracy: share of samples whose largest output is their label.
+
+    None unless there is one output of one vector each.
+    """
 
     def of(outputs: Tensors, samples: Samples) -> Figure | None:
         logits = _logits(next(iter(outputs.values())), samples) if len(outputs) == 1 else None
@@ -333,7 +355,10 @@ def accuracy(labels: Labels) -> Quality:
 
 
 def judge_latency(low_us: float, high_us: float, budget_us: float | None) -> BudgetVerdict:
-    """Judge whether a latency is within its budget: met or missed if its whole interval is on one side, otherwise unsure."""
+    """Judge whether a latency is within its budget.
+
+    Met or missed if its whole interval is on one side, otherwise unsure.
+    """
     if budget_us is None:
         return "no budget"
     if high_us <= budget_us:

@@ -1,4 +1,7 @@
-"""Possible values in a graph from its operators and constants alone: whole numbers, fractions of them or any, and their limits."""
+"""Possible values in a graph from its operators and constants alone.
+
+Whole numbers, fractions of them or any, and their limits.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -35,7 +38,8 @@ class Values:
         whole: whether all are whole numbers.
         low: smallest value.
         high: largest value.
-        step: minimum distance between fractions, which are whole numbers times this, possibly shifted; 0 for arbitrary values.
+        step: minimum distance between fractions, which are whole numbers times this, possibly shifted; 0 for arbitrary
+            values.
     """
 
     whole: bool
@@ -81,7 +85,11 @@ def possible(flow: Flow) -> dict[str, Values]:
         read = [values[name] for name in proto.input]
         for i, name in enumerate(proto.output):
             if i == 0 or proto.op_type == "Split":
-                found = _RULES[proto.op_type](proto, read, flow) if proto.op_type in _RULES else _LIMITS.get(proto.op_type, _UNKNOWN)
+                found = (
+                    _RULES[proto.op_type](proto, read, flow)
+                    if proto.op_type in _RULES
+                    else _LIMITS.get(proto.op_type, _UNKNOWN)
+                )
             else:
                 found = _index(flow.size(proto.input[0])) if proto.op_type in ("MaxPool", "TopK") else _UNKNOWN
             values[name] = _within(found, _of_type(flow.kinds.get(name, 0)))
@@ -106,8 +114,13 @@ def _of_type(kind: int) -> Values:
 
 def _within(values: Values, typed: Values) -> Values:
     """Restrict values to those of a type; NaN limits, such as the sum of opposite infinities, become infinite."""
-    low, high = (-math.inf if math.isnan(values.low) else values.low), (math.inf if math.isnan(values.high) else values.high)
-    return Values(values.whole or typed.whole, max(low, typed.low), min(high, typed.high), 0.0 if typed.whole else values.step)
+    low, high = (
+        (-math.inf if math.isnan(values.low) else values.low),
+        (math.inf if math.isnan(values.high) else values.high),
+    )
+    return Values(
+        values.whole or typed.whole, max(low, typed.low), min(high, typed.high), 0.0 if typed.whole else values.step
+    )
 
 
 def _index(size: float) -> Values:
@@ -126,7 +139,10 @@ def _count(low: float, high: float) -> Values:
 
 
 def _made_of(parts: Sequence[Values], low: float, high: float) -> Values:
-    """Return the values of joined or summed parts: the smallest step of any part applies; single values only shift a sum."""
+    """Return the values of joined or summed parts: the smallest step of any part applies.
+
+    Single values only shift a sum.
+    """
     whole = all(one.whole for one in parts)
     return Values(whole, low, high, 0.0 if whole else min((one.apart for one in parts if not one.single), default=0.0))
 
@@ -208,7 +224,13 @@ def _leaky(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     """Return the values of a rectifier with a slope for negative inputs; positive numbers keep their steps."""
     slope = read[1] if len(read) > 1 else Values(False, *[attributes(proto).get("alpha", 0.01)] * 2)
     below = _times(replace(read[0], high=min(0.0, read[0].high)), slope)
-    return replace(read[0], whole=False, low=min(below.low, max(0.0, read[0].low)), high=max(below.high, read[0].high), step=read[0].apart)
+    return replace(
+        read[0],
+        whole=False,
+        low=min(below.low, max(0.0, read[0].low)),
+        high=max(below.high, read[0].high),
+        step=read[0].apart,
+    )
 
 
 def _absolute(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -238,7 +260,9 @@ def _reduced(proto: NodeProto, flow: Flow) -> float:
 def _averaged(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     kernel = attributes(proto).get("kernel_shape")
     count = math.prod(kernel) if kernel else _reduced(proto, flow)
-    return Values(False, min(read[0].low, 0.0), max(read[0].high, 0.0), read[0].apart / count)  # padding counts as zeros
+    return Values(
+        False, min(read[0].low, 0.0), max(read[0].high, 0.0), read[0].apart / count
+    )  # padding counts as zeros
 
 
 def _product(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -256,7 +280,10 @@ def _cumulated(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _layer(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    """Return the values of a layer: whole if its input, weights and bias are, and with steps if input and weights have steps."""
+    """Return the values of a layer.
+
+    Whole if its input, weights and bias are, and with steps if input and weights have steps.
+    """
     if proto.op_type == "MatMul":
         inner = flow.dim(proto.input[0], -1)
     elif proto.op_type == "Gemm":
@@ -281,7 +308,9 @@ def _powered(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     if not read[1].whole or exponent != read[1].high or not 0 <= exponent <= 8:
         return _UNKNOWN
     most = read[0].most ** exponent
-    return Values(read[0].whole, 0.0 if exponent % 2 == 0 else -most, most, 0.0 if read[0].whole else read[0].step ** exponent)
+    return Values(
+        read[0].whole, 0.0 if exponent % 2 == 0 else -most, most, 0.0 if read[0].whole else read[0].step ** exponent
+    )
 
 
 def _root(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
@@ -320,7 +349,9 @@ def _ranged(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 
 
 def _dequantised(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
-    moved = _added(proto, [read[0], _negated(proto, read[2:], flow)] if len(read) > 2 and proto.input[2] else read[:1], flow)
+    moved = _added(
+        proto, [read[0], _negated(proto, read[2:], flow)] if len(read) > 2 and proto.input[2] else read[:1], flow
+    )
     return _times(moved, read[1])
 
 
@@ -342,9 +373,10 @@ def _extent(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
 Rule = Callable[[NodeProto, list[Values], Flow], Values]
 
 _CARRYING = (
-    "Compress", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "GlobalMaxPool",
-    "Identity", "MaxPool", "OneHot", "Pad", "ReduceMax", "ReduceMin", "Reshape", "ReverseSequence", "ScatterElements", "ScatterND",
-    "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Where",
+    "Compress", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+    "GlobalMaxPool", "Identity", "MaxPool", "OneHot", "Pad", "ReduceMax", "ReduceMin", "Reshape", "ReverseSequence",
+    "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "TopK", "Transpose", "Trilu",
+    "Unsqueeze", "Where",
 )  # fmt: skip
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_CARRYING, _joined),

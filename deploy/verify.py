@@ -63,7 +63,9 @@ def verify(directory: str | Path, *, on_step: Callable[[str], None] = lambda _: 
         found = bundle.load(directory)
     except ChangedManifest as error:
         # Its content is unreliable, so nothing else is compared with it.
-        return Verification(directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail=error.how),))
+        return Verification(
+            directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail=error.how),)
+        )
     problems = bundle.check_files(found)
     on_step("files")
     checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
@@ -84,7 +86,11 @@ def _files(manifest: Manifest, problems: Mapping[str, str]) -> Iterator[Check]:
     for name in sorted({*manifest.files, *problems}):
         yield Check(name=name, verdict="failed" if name in problems else "passed", detail=problems.get(name, ""))
     broken = [link.name for link in manifest.chain if link.file and manifest.files.get(link.file) != link.sha256]
-    yield Check(name="chain of hashes", verdict="failed" if broken else "passed", detail=f"broken at {broken[0]}" if broken else "")
+    yield Check(
+        name="chain of hashes",
+        verdict="failed" if broken else "passed",
+        detail=f"broken at {broken[0]}" if broken else "",
+    )
 
 
 def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
@@ -93,12 +99,18 @@ def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     names = [name for name in handout.NAMES if name in manifest.files and name not in problems]
     there, here = manifest.versions.get("lathe", "that is not recorded"), distribution.version()
     if there != here:
-        yield Check(name="handout", verdict="not run", detail=f"written by Lathe {there}, this is {here}: compared by hash only")
+        yield Check(
+            name="handout", verdict="not run", detail=f"written by Lathe {there}, this is {here}: compared by hash only"
+        )
         return
     wanted = handout.files(manifest, set(manifest.files) - set(handout.NAMES))
     wrong = [name for name in names if found.read(name) != wanted[name]]
     missing = [name for name in handout.NAMES if name not in manifest.files]
-    detail = f"{', '.join(wrong + missing)}: not what Lathe {here} writes" if wrong or missing else f"as Lathe {here} writes them"
+    detail = (
+        f"{', '.join(wrong + missing)}: not what Lathe {here} writes"
+        if wrong or missing
+        else f"as Lathe {here} writes them"
+    )
     yield Check(name="handout", verdict="failed" if wrong or missing else "passed", detail=detail)
 
 
@@ -113,10 +125,14 @@ def _start(found: Bundle, timed_on: Mapping[str, np.ndarray] | None) -> Iterator
         yield at_work
 
 
-def _reference(found: Bundle, problems: Mapping[str, str], end: str) -> tuple[tuple[Samples, Tensors] | None, list[Check]]:
+def _reference(
+    found: Bundle, problems: Mapping[str, str], end: str
+) -> tuple[tuple[Samples, Tensors] | None, list[Check]]:
     """Return the kept samples with their outputs, or checks that say why there are none."""
     if bundle.REFERENCE in problems:
-        return None, [Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")]
+        return None, [
+            Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")
+        ]
     try:
         return bundle.read_reference(found, end), []
     except (DeployError, LatencyError) as error:
@@ -129,7 +145,9 @@ def _outputs(
     def run(file: str, runner: Callable[[bytes], Callable[[Tensors], Tensors]]) -> Callable[[Tensors], Tensors] | str:
         return f"{file} {problems[file]}" if file in problems else runner(found.read(file))
 
-    whole, half, built = ("int8",) * 3 if found.manifest.int8_nodes else ("fp32", found.manifest.precision, found.manifest.precision)
+    whole, half, built = (
+        ("int8",) * 3 if found.manifest.int8_nodes else ("fp32", found.manifest.precision, found.manifest.precision)
+    )
     rungs = [Rung("reference", whole, lambda _: reference)]
     if bundle.ONNX in found.manifest.files:
         runner = partial(engine.int8_runner, target=found.manifest.target) if whole == "int8" else engine.onnx_runner
@@ -161,19 +179,27 @@ def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     other = [name for name, version in here.items() if found.manifest.versions.get(name) != version]
     try:
         whole = found.read(bundle.ONNX)
-        half = precision.again(graph.freeze(whole, at(found.manifest.spans, "opt")), found.manifest.certificate, found.manifest.io)
+        half = precision.again(
+            graph.freeze(whole, at(found.manifest.spans, "opt")), found.manifest.certificate, found.manifest.io
+        )
         same = graph.thaw(half, whole) == found.read(file)
     except DeployError as error:
         yield Check(name="certificate", verdict="failed", detail=str(error))
         return
     if same:
-        yield Check(name="certificate", verdict="passed", detail=f"{bundle.ONNX} in {found.manifest.precision} by it is {file}")
+        yield Check(
+            name="certificate", verdict="passed", detail=f"{bundle.ONNX} in {found.manifest.precision} by it is {file}"
+        )
     elif other:
         there = found.manifest.versions.get(other[0], "that is not recorded")
         detail = f"{file} was written with {other[0]} {there}, here is {here[other[0]]}"
         yield Check(name="certificate", verdict="not run", detail=detail)
     else:
-        yield Check(name="certificate", verdict="failed", detail=f"{bundle.ONNX} in {found.manifest.precision} by it is not {file}")
+        yield Check(
+            name="certificate",
+            verdict="failed",
+            detail=f"{bundle.ONNX} in {found.manifest.precision} by it is not {file}",
+        )
 
 
 def _recorded(manifest: Manifest) -> Iterator[Check]:
@@ -191,13 +217,18 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
         if not _follows(network.measured, now, manifest.protocol):
             wrong.append(f"the latency of the {name} network is not that of its samples")
         elif network.measured.status == "ok" and now.reason:
-            doubtful.append(f"the latency of the {name} network is recorded as ok, but {now.reason}; export again to measure it again")
+            doubtful.append(
+                f"the latency of the {name} network is recorded as ok, but {now.reason}; export again to measure it "
+                "again"
+            )
     measured = manifest.shipped.measured
     budget = "not run" if measured is None else judge_latency(measured.low_us, measured.high_us, manifest.budget_us)
     if budget != manifest.budget_verdict:
         wrong.append(f"the budget is {manifest.budget_verdict}, by its numbers {budget}")
     detail = "; ".join(wrong or doubtful) or "every verdict and latency follows from its numbers"
-    yield Check(name="recorded verdicts", verdict="failed" if wrong else "unsure" if doubtful else "passed", detail=detail)
+    yield Check(
+        name="recorded verdicts", verdict="failed" if wrong else "unsure" if doubtful else "passed", detail=detail
+    )
     forms = [link.name for link in manifest.chain if not link.file]
     if forms:
         detail = f"{', '.join(forms)}: their weights are not in the bundle; only what was made from them is"
@@ -211,8 +242,8 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
 def _follows(measured: Measurement, now: Measurement, protocol: Protocol) -> bool:
     """Return whether a measurement follows from its samples, which this version summarises as `now`.
 
-    Earlier versions record no percentiles and no reason, and judge by other rules whether samples are stationary and unimodal. If they are,
-    the interval is that of the median; otherwise it covers at least that.
+    Earlier versions record no percentiles and no reason, and judge by other rules whether samples are stationary and
+    unimodal. If they are, the interval is that of the median; otherwise it covers at least that.
     """
     low_us, high_us = (round(end, 3) for end in median_interval(measured.samples_us, protocol.confidence))
     if measured.status == "ok":
@@ -231,7 +262,11 @@ def _latency(manifest: Manifest, at_work: Running | str, on_step: Callable[[str]
         return Check(name="latency", verdict="not run", detail=at_work)
     recorded = manifest.shipped.measured
     if manifest.device is None or recorded is None:
-        return Check(name="latency", verdict="not run", detail="none was measured when the bundle was made; export again on its target")
+        return Check(
+            name="latency",
+            verdict="not run",
+            detail="none was measured when the bundle was made; export again on its target",
+        )
     for there, here in ((manifest.device, at_work.device), (manifest.runtime, at_work.runtime)):
         if difference := first_difference(there, here):
             field, was, now = difference
@@ -240,7 +275,8 @@ def _latency(manifest: Manifest, at_work: Running | str, on_step: Callable[[str]
     asked_ms = _asked_ms(manifest.protocol, recorded.median_us)
     if asked_ms > MAX_TIMING_MS:
         detail = (
-            f"its protocol {manifest.protocol.name!r} takes {s_from_ms(asked_ms):.0f} s, at most {s_from_ms(MAX_TIMING_MS):.0f} are spent"
+            f"its protocol {manifest.protocol.name!r} takes {s_from_ms(asked_ms):.0f} s, at most "
+            f"{s_from_ms(MAX_TIMING_MS):.0f} are spent"
         )
         return Check(name="latency", verdict="not run", detail=detail)
     try:

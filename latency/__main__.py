@@ -31,16 +31,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = _Parser(prog="python -m latency", description="Latency of blocks on this machine.", allow_abbrev=False)
     command = parser.add_subparsers(dest="command", required=True).add_parser(
-        "profile", help="measure a block bundle into a latency table; the same command again resumes", allow_abbrev=False
+        "profile",
+        help="measure a block bundle into a latency table; the same command again resumes",
+        allow_abbrev=False,
     )
     command.add_argument("bundle", help="NAME.blocks.zip, written by `lathe bundle`")
     command.add_argument("--backend", required=True, help="what runs the blocks: " + ", ".join(backends.KNOWN))
     command.add_argument("--out", required=True, help="the table to write or to go on with: NAME.latency.jsonl")
-    command.add_argument("--protocol", default="default", help="how exactly to measure: default, fast, trtexec-10 or trtexec-11")
-    command.add_argument("--threads", type=int, default=1, help="threads of the CPU runtime; part of the table's fingerprint")
+    command.add_argument(
+        "--protocol", default="default", help="how exactly to measure: default, fast, trtexec-10 or trtexec-11"
+    )
+    command.add_argument(
+        "--threads", type=int, default=1, help="threads of the CPU runtime; part of the table's fingerprint"
+    )
     command.add_argument("--shard", default="1/1", help="measure one part of several: 1/4 to 4/4 on four equal devices")
-    command.add_argument("--like", nargs="+", default=(), help="tables of other devices: measure a few blocks, transfer the others")
-    command.add_argument("--anchors", type=int, help=f"of --like: how many blocks to measure (default: {anchored.DEFAULT_ANCHORS})")
+    command.add_argument(
+        "--like", nargs="+", default=(), help="tables of other devices: measure a few blocks, transfer the others"
+    )
+    command.add_argument(
+        "--anchors", type=int, help=f"of --like: how many blocks to measure (default: {anchored.DEFAULT_ANCHORS})"
+    )
     given: argparse.Namespace | None = None
 
     def work() -> int:
@@ -76,7 +86,9 @@ def _profile(given: argparse.Namespace) -> None:
     )
     count = given.anchors or anchored.DEFAULT_ANCHORS
     begin, here = time.perf_counter(), 0
-    for event in anchored.profile_like(workloads, old, given.out, measure, anchors=count) if old else measure(workloads):
+    for event in (
+        anchored.profile_like(workloads, old, given.out, measure, anchors=count) if old else measure(workloads)
+    ):
         match event:
             case Dropped(line=line):
                 _say(f"{given.out}, line {line}: the last line is torn and was dropped; its block is measured again")

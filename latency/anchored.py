@@ -1,7 +1,8 @@
 """Measure a few blocks of a new device, the anchors, and transfer the others from tables of old devices.
 
-One anchor in five is held out: drawn by a hash of its key, measured after the others have predicted it. Its transferred row is in the table
-before its measured one, which supersedes it, so that `prove` repeats the judgement on any table. Then it is an anchor like the others.
+One anchor in five is held out: drawn by a hash of its key, measured after the others have predicted it. Its transferred
+row is in the table before its measured one, which supersedes it, so that `prove` repeats the judgement on any table.
+Then it is an anchor like the others.
 """
 
 import hashlib
@@ -51,7 +52,9 @@ def require_flags(like: Sequence[object], anchors: int | None, shard: str) -> No
     if anchors is not None and anchors < 1:
         raise LatencyError(f"--anchors must be 1 or more, found {anchors}")
     if like and shard != "1/1":
-        raise LatencyError(f"--shard {shard} is for measuring all blocks, and --like measures a few: leave one of them out")
+        raise LatencyError(
+            f"--shard {shard} is for measuring all blocks, and --like measures a few: leave one of them out"
+        )
 
 
 def old_tables(paths: Sequence[str | os.PathLike[str]], *, lowering: str) -> list[LatencyTable]:
@@ -94,7 +97,9 @@ def profile_like(
     *,
     anchors: int = DEFAULT_ANCHORS,
 ) -> Iterator[Event | Anchored]:
-    """Measure anchors and everything that is not a block, and append a row for every other block; the same call resumes.
+    """Measure anchors and everything that is not a block, and append a row for every other block.
+
+    The same call resumes.
 
     Args:
         workloads: what the table is to cover.
@@ -105,8 +110,8 @@ def profile_like(
 
     Raises:
         CoverageError: an old table lacks a block.
-        LatencyError: the anchors are fewer than the families of blocks, or more than the blocks; too few could be measured; and what
-            `measure` raises.
+        LatencyError: the anchors are fewer than the families of blocks, or more than the blocks; too few could be
+            measured; and what `measure` raises.
     """
     blocks = {work.key: work for work in workloads if work.kind == "block"}
     others = [work for work in workloads if work.kind != "block"]
@@ -137,17 +142,22 @@ def prove(table: LatencyTable) -> Proof:
     return proof_of(list(judged.values()))
 
 
-def _plan(specs: Sequence[BlockSpec], tables: Sequence[LatencyTable], anchors: int) -> tuple[Transfer, list[str], list[str]]:
+def _plan(
+    specs: Sequence[BlockSpec], tables: Sequence[LatencyTable], anchors: int
+) -> tuple[Transfer, list[str], list[str]]:
     """What transfers, and the keys of the anchors: those that are chosen, and those that are held out."""
     families = {spec.family for spec in specs}
     if anchors > len(specs):
-        raise LatencyError(f"--anchors {anchors} is more than the {len(specs)} blocks: leave --like out, and all are measured")
+        raise LatencyError(
+            f"--anchors {anchors} is more than the {len(specs)} blocks: leave --like out, and all are measured"
+        )
     hashed = sorted(held_out(specs), key=lambda key: hashlib.sha256(key.encode()).digest())
     judges = hashed[: anchors // _HELD_OUT]
     if anchors - len(judges) < (least := max(MIN_ANCHORS, len(families))):
         most = least + len(hashed[: least // (_HELD_OUT - 1)])
         raise LatencyError(
-            f"--anchors {anchors} is too few: each of the {len(families)} families of blocks needs one, the fit {MIN_ANCHORS}, and some "
+            f"--anchors {anchors} is too few: each of the {len(families)} families of blocks needs one, the fit "
+            f"{MIN_ANCHORS}, and some "
             f"are held out: give {most} or more"
         )
     old_us = np.array([[_latency_us(table, spec) for table in tables] for spec in specs])
@@ -163,7 +173,9 @@ def _latency_us(table: LatencyTable, spec: BlockSpec) -> float:
         return table.lookup(spec).us
     except CoverageError as error:
         of = table.header.space or "-"
-        raise CoverageError(f"--like {table.path}, of the space {of}, does not cover the space to profile: {error}") from error
+        raise CoverageError(
+            f"--like {table.path}, of the space {of}, does not cover the space to profile: {error}"
+        ) from error
 
 
 def _write(out: str | os.PathLike[str], keys: Sequence[str], asked: Sequence[str], transfer: Transfer) -> Anchored:
@@ -174,11 +186,22 @@ def _write(out: str | os.PathLike[str], keys: Sequence[str], asked: Sequence[str
     if len(places) < MIN_ANCHORS:
         failed = next((row for key in asked if (row := rows.get(key)) is not None and not row.measured), None)
         why = f": block {failed.key} is {failed.status} ({failed.error})" if failed else ""
-        raise LatencyError(f"{len(places)} anchors could be measured, which is too few to transfer the other blocks{why}")
+        raise LatencyError(
+            f"{len(places)} anchors could be measured, which is too few to transfer the other blocks{why}"
+        )
     found = transfer.fit(places, [rows[keys[place]].median_us for place in places])
     fitted = {
-        key: Row(kind="block", key=key, status="transferred", median_us=round(us, 3), low_us=round(low, 3), high_us=round(high, 3))
-        for key, us, low, high in zip(keys, found.us.tolist(), found.low_us.tolist(), found.high_us.tolist(), strict=True)
+        key: Row(
+            kind="block",
+            key=key,
+            status="transferred",
+            median_us=round(us, 3),
+            low_us=round(low, 3),
+            high_us=round(high, 3),
+        )
+        for key, us, low, high in zip(
+            keys, found.us.tolist(), found.low_us.tolist(), found.high_us.tolist(), strict=True
+        )
         if key not in rows or rows[key].status == "transferred"
     }
     with TableWriter(out, table.header) as writer:

@@ -34,22 +34,29 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """A validated spec in canonical order.
 
         Raises:
-            LatencyError: a name that is not lower-case letters, digits and `_`; a value that a key cannot hold; a width below 1; no `h`,
-                `w` or `c_in`.
+            LatencyError: a name that is not lower-case letters, digits and `_`; a value that a key cannot hold; a width
+                below 1; no `h`, `w` or `c_in`.
         """
         for name in (op, *attrs, *widths):
             if not _NAME.fullmatch(name):
-                raise LatencyError(f"block name {name!r}: lower-case letters, digits and '_' are allowed, a letter first")
-        for name, value in attrs.items():
-            if isinstance(value, bool) or not (abs(value) <= _MAX_ATTRIBUTE if isinstance(value, int) else _NAME.fullmatch(value)):
                 raise LatencyError(
-                    f"block attribute {name}={value!r}: an integer of at most {_MAX_ATTRIBUTE} or a name such as 'relu' is allowed"
+                    f"block name {name!r}: lower-case letters, digits and '_' are allowed, a letter first"
+                )
+        for name, value in attrs.items():
+            if isinstance(value, bool) or not (
+                abs(value) <= _MAX_ATTRIBUTE if isinstance(value, int) else _NAME.fullmatch(value)
+            ):
+                raise LatencyError(
+                    f"block attribute {name}={value!r}: an integer of at most {_MAX_ATTRIBUTE} or a name such as "
+                    "'relu' is allowed"
                 )
         for name, width in widths.items():
             if isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
                 raise LatencyError(f"block width {name}={width!r}: an integer from 1 to {MAX_WIDTH} is allowed")
         if missing := [name for name, group in (("h", attrs), ("w", attrs), ("c_in", widths)) if name not in group]:
-            raise LatencyError(f"block {op!r} lacks {', '.join(missing)}: every block has attributes h and w and a width c_in")
+            raise LatencyError(
+                f"block {op!r} lacks {', '.join(missing)}: every block has attributes h and w and a width c_in"
+            )
         order = sorted(widths, key=lambda name: (name != "c_in", name == "c_out", name))
         return cls(op=op, attrs=tuple(sorted(attrs.items())), widths=tuple((name, widths[name]) for name in order))
 
@@ -64,7 +71,9 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if match is None:
             raise LatencyError(f"block key {key!r}: expected the form op(name=value,...)[c_in=3,c_out=16]")
         pairs = [[part.partition("=")[::2] for part in text.split(",")] for text in match.groups()[1:]]
-        attrs, widths = ({name: int(value) if _INTEGER.fullmatch(value) else value for name, value in group} for group in pairs)
+        attrs, widths = (
+            {name: int(value) if _INTEGER.fullmatch(value) else value for name, value in group} for group in pairs
+        )
         if bad := next((value for value in widths.values() if isinstance(value, str)), None):
             raise LatencyError(f"block key {key!r}: width {bad!r} is not an integer")
         spec = cls.of(match[1], attrs=attrs, widths={name: int(width) for name, width in widths.items()})
@@ -84,7 +93,10 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def title(self) -> str:
-        """The family for people, such as `conv 3x3/2 relu @32x32`: kernel, stride, activation, what else there is, and resolution."""
+        """The family for people, such as `conv 3x3/2 relu @32x32`.
+
+        Kernel, stride, activation, what else there is, and resolution.
+        """
         rest = dict(self.attrs)
         at = f"@{rest.pop('h')}x{rest.pop('w')}"
         kernel = rest.pop("kernel", None)
@@ -93,7 +105,11 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         act = rest.pop("act", "none")
         flags = {name: rest.pop(name) for name in ("residual", "se") if name in rest}
         words = [self.op, shape + (f"/{stride}" if stride != 1 else ""), "" if act == "none" else str(act)]
-        return " ".join(filter(None, [*words, *(name for name, on in flags.items() if on), *(f"{k}={v}" for k, v in rest.items()), at]))
+        return " ".join(
+            filter(
+                None, [*words, *(name for name, on in flags.items() if on), *(f"{k}={v}" for k, v in rest.items()), at]
+            )
+        )
 
     @property
     def channels(self) -> str:

@@ -1,7 +1,8 @@
 """Block bundles, `blocks/2`: what to measure of a space, for machines that have neither torch nor the space.
 
-A zip of `index.json` and one ONNX graph a workload, without the weights: they are drawn again by the rule of `latency.weights`, so that
-gigabytes of blocks are a file of a few megabytes and still the same bytes that the space itself would give.
+A zip of `index.json` and one ONNX graph a workload, without the weights: they are drawn again by the rule of
+`latency.weights`, so that gigabytes of blocks are a file of a few megabytes and still the same bytes that the space
+itself would give.
 """
 
 import hashlib
@@ -44,8 +45,8 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """of that file"""
 
 
-# blocks/1: until 0.1. Every constant was stripped and drawn as a weight: a graph with other constants has to be written again.
-# blocks/2: constants that are not read as weights keep their numbers.
+# blocks/1: until 0.1. Every constant was stripped and drawn as a weight: a graph with other constants has to be written
+# again. blocks/2: constants that are not read as weights keep their numbers.
 class Index(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`index.json`."""
 
@@ -110,7 +111,8 @@ def write(
 
     Args:
         path: the file to write; a bundle that is there is replaced.
-        workloads: blocks and networks, whose weights are those of `latency.weights`; of several with one key the first counts.
+        workloads: blocks and networks, whose weights are those of `latency.weights`; of several with one key the first
+            counts.
         lowering: version of the code that lowers them.
         space: name of their space.
         precision: of their weights and arithmetic.
@@ -166,7 +168,11 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
             graph = archive.read(entry.file)
             if _sha256(graph) != entry.sha256:
                 raise FileError(f"{path}: {entry.file}", f"was changed, it is not the graph of {entry.key} any more")
-            workloads.append(Workload(kind=entry.kind, key=entry.key, blocks=entry.blocks, onnx=partial(filled, graph), batch=index.batch))
+            workloads.append(
+                Workload(
+                    kind=entry.kind, key=entry.key, blocks=entry.blocks, onnx=partial(filled, graph), batch=index.batch
+                )
+            )
     return BlocksZip(index=index, workloads=workloads, sha256=_sha256(packed))
 
 

@@ -53,7 +53,10 @@ _FIXES: dict[Problem, str] = {
     "drift": "{again} measures them again",
     "no sentinel": "measure a new table: {new}",
     "not as asked": "nothing, if a network that ships runs in the same way",
-    "non-monotone": "measure a second table and compare both by `lathe table diff`: where they agree, the runtime's kernels are like that",
+    "non-monotone": (
+        "measure a second table and compare both by `lathe table diff`: where they agree, the runtime's kernels are "
+        "like that"
+    ),
     "interpolated": "{again} measures them, without --coverage",
     "transferred": "{new} measures all of them, without --like",
 }
@@ -77,7 +80,8 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
     Args:
         table: the table.
         expected: keys that it should cover, such as all blocks of its space.
-        tolerance: relative amount by which a wider block may be faster: the same block may differ as much when compiled again.
+        tolerance: relative amount by which a wider block may be faster: the same block may differ as much when compiled
+            again.
 
     Returns:
         Errors, then doubtful rows, sorted by kind of problem, then by family and width.
@@ -88,10 +92,16 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
         found.append(Finding(problem="not measured", words=table.header.origin))
     if table.unproved:
         found.append(Finding(problem="unproved", words=table.unproved))
-    found += [Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}") for row in rows.values() if not row.known]
+    found += [
+        Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}")
+        for row in rows.values()
+        if not row.known
+    ]
     absent = [key for key in dict.fromkeys(expected) if key not in rows]
     between = [key for key in absent if _is_covered(table, key)]
-    found += [Finding(problem="missing", key=key, words="not in the table") for key in absent if key not in set(between)]
+    found += [
+        Finding(problem="missing", key=key, words="not in the table") for key in absent if key not in set(between)
+    ]
     for row in rows.values():
         if row.status == "unstable":
             reach = max(row.high_us - row.median_us, row.median_us - row.low_us) / row.median_us
@@ -127,7 +137,8 @@ def _drift(history: Sequence[Row]) -> Iterator[Finding]:
     sentinels = [row for row in history if row.kind == "sentinel"]
     if not any(row.measured for row in sentinels):
         yield Finding(
-            problem="no sentinel", words="no sentinel was measured between the rows: drift of the device would not have been seen"
+            problem="no sentinel",
+            words="no sentinel was measured between the rows: drift of the device would not have been seen",
         )
         return
     for row in sentinels:
@@ -135,9 +146,14 @@ def _drift(history: Sequence[Row]) -> Iterator[Finding]:
             yield Finding(problem="drift", words=row.error)
     doubted, unwatched = doubtful(history)
     for key in sorted(doubted):
-        yield Finding(problem="drift", key=key, words="it was measured while the device drifted: profiling again measures it")
+        yield Finding(
+            problem="drift", key=key, words="it was measured while the device drifted: profiling again measures it"
+        )
     if unwatched:
-        yield Finding(problem="drift", words=f"no sentinel was measured after the last {len(unwatched)} rows: profiling again does it")
+        yield Finding(
+            problem="drift",
+            words=f"no sentinel was measured after the last {len(unwatched)} rows: profiling again does it",
+        )
 
 
 def _falls(rows: Iterable[Row], tolerance: float) -> Iterator[Finding]:
@@ -154,4 +170,8 @@ def _falls(rows: Iterable[Row], tolerance: float) -> Iterator[Finding]:
         for (narrow, before), (_, row) in itertools.pairwise(line):
             faster = 1 - row.median_us / before.median_us
             if faster > tolerance and row.high_us < before.low_us:
-                yield Finding(problem="non-monotone", key=row.key, words=f"{faster:.1%} faster than {name}={narrow}, which is narrower")
+                yield Finding(
+                    problem="non-monotone",
+                    key=row.key,
+                    words=f"{faster:.1%} faster than {name}={narrow}, which is narrower",
+                )

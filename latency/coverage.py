@@ -1,10 +1,12 @@
-"""Measure some blocks and interpolate the others: where interpolation is least sure, until what was held out is predicted well enough.
+"""Measure some blocks and interpolate the others.
 
-Every decision follows from the rows measured so far, in the order in which they were asked for. So the same call, after any interruption,
-comes to the same decisions again, finds their rows in the table, and goes on.
+Where interpolation is least sure, until what was held out is predicted well enough.
 
-One block in twenty, drawn by a hash of its key, is held out: it is measured, and judges the interpolation between the others. No row says
-so, since the key does; `prove` repeats the judgement on any table.
+Every decision follows from the rows measured so far, in the order in which they were asked for. So the same call, after
+any interruption, comes to the same decisions again, finds their rows in the table, and goes on.
+
+One block in twenty, drawn by a hash of its key, is held out: it is measured, and judges the interpolation between the
+others. No row says so, since the key does; `prove` repeats the judgement on any table.
 """
 
 import hashlib
@@ -54,7 +56,9 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """In short: how far off predictions are, and how often within their intervals."""
         if not self.held_out:
             return "with none held out to judge it"
-        off = f"{self.mean_error:.2%} off on average at {self.held_out} held-out ones (largest {self.largest_error:.1%})"
+        off = (
+            f"{self.mean_error:.2%} off on average at {self.held_out} held-out ones (largest {self.largest_error:.1%})"
+        )
         return f"{off}, {self.inside:.0%} of them in their intervals"
 
 
@@ -77,7 +81,8 @@ class Covered:
         expected_error: mean relative error that interpolation expects to make at the blocks that are not measured.
         proof: what it was at the held-out ones.
         done: whether this was the last round.
-        enough: whether both errors are as small as was asked for; where not, the last round ends at the most that is measured.
+        enough: whether both errors are as small as was asked for; where not, the last round ends at the most that is
+            measured.
     """
 
     measured: int
@@ -95,7 +100,9 @@ def profile_adaptively(
     *,
     error: float = 0.02,
 ) -> Iterator[Event | Covered]:
-    """Measure at most a third of the blocks, or as many as it takes to interpolate at all, and everything that is no block.
+    """Measure at most a third of the blocks, and everything that is not a block.
+
+    More blocks if interpolation needs more.
 
     Args:
         workloads: what to cover.
@@ -129,7 +136,9 @@ def profile_adaptively(
 class Rounds:
     """Measures into one table in several rounds, as if they were one."""
 
-    def __init__(self, out: str | os.PathLike[str], measure: Callable[[Sequence[Workload]], Iterator[Event]], total: int) -> None:
+    def __init__(
+        self, out: str | os.PathLike[str], measure: Callable[[Sequence[Workload]], Iterator[Event]], total: int
+    ) -> None:
         """Prepare.
 
         Args:
@@ -154,8 +163,8 @@ class Rounds:
         """Measure what is not measured.
 
         Args:
-            works: those of the rounds before, too, for the sentinel's sake: what is `ok` is not measured again. What failed in this call
-                is not tried again before the next.
+            works: those of the rounds before, too, for the sentinel's sake: what is `ok` is not measured again. What
+                failed in this call is not tried again before the next.
         """
         rows = rows_of(self._out)
         again = {key for key in self._tried if key not in rows or rows[key].status != "ok"}
@@ -177,11 +186,18 @@ def prove(table: LatencyTable) -> Proof:
 
 
 def held_out(specs: Collection[BlockSpec]) -> set[str]:
-    """Keys of the blocks that are held out: one in twenty, none at a corner of its family, beyond which nothing could be predicted."""
+    """Keys of the blocks that are held out.
+
+    One in twenty, none at a corner of its family, beyond which nothing could be predicted.
+    """
     found = set()
     for family in _families(specs).values():
         corners = _corners(family)
-        found |= {key for key in family if key not in corners and int(hashlib.sha256(key.encode()).hexdigest(), 16) % _HELD_OUT == 0}
+        found |= {
+            key
+            for key in family
+            if key not in corners and int(hashlib.sha256(key.encode()).hexdigest(), 16) % _HELD_OUT == 0
+        }
     return found
 
 
@@ -213,9 +229,12 @@ class _Plan:
                 continue
             half = _unsure(family, measured, self._held, open_)
             expected += float(half.sum()) * MEAN_TO_LIKELY
-            # Weighted draws without replacement (Efraimidis and Spirakis 2006): neighbours of the least sure are as unsure as it is, and to
-            # measure all of them would tell little more.
-            scored += [(math.log(max(draw.random(), 1e-300)) / max(share, 1e-6) ** 2, key) for share, key in zip(half, open_, strict=True)]
+            # Weighted draws without replacement (Efraimidis and Spirakis 2006): neighbours of the least sure are as
+            # unsure as it is, and to measure all of them would tell little more.
+            scored += [
+                (math.log(max(draw.random(), 1e-300)) / max(share, 1e-6) ** 2, key)
+                for share, key in zip(half, open_, strict=True)
+            ]
         open_count = len(scored)
         expected = expected / open_count if open_count else 0.0
         proof = proof_of(pairs)
@@ -231,12 +250,21 @@ class _Plan:
         return taken
 
     def _needed(self, family: dict[str, BlockSpec]) -> list[str]:
-        """Blocks without which a table does not interpolate between those of a family: its corners, and some to judge by."""
+        """Blocks without which a table does not interpolate between those of a family.
+
+        Its corners, and some to judge by.
+        """
         return list(dict.fromkeys([*sorted(_corners(family)), *self._lattice(family), *family]))[: _fewest(family)]
 
     def _lattice(self, family: dict[str, BlockSpec]) -> list[str]:
-        """A coarse set of points that fills a family evenly and hits every remainder of its widths (Roberts 2018, R-sequence)."""
-        axes = [sorted({spec.widths[i][1] for spec in family.values()}) for i in range(len(next(iter(family.values())).widths))]
+        """A coarse set of points that fills a family evenly (R-sequence, Roberts 2018).
+
+        It hits every remainder of the family's widths.
+        """
+        axes = [
+            sorted({spec.widths[i][1] for spec in family.values()})
+            for i in range(len(next(iter(family.values())).widths))
+        ]
         count = max(_fewest(family), math.ceil(_COARSE * len(family)))
         root = 2.0
         for _ in range(30):
@@ -261,7 +289,9 @@ def _families(specs: Iterable[BlockSpec]) -> dict[str, dict[str, BlockSpec]]:
 
 def _corners(family: dict[str, BlockSpec]) -> set[str]:
     """Blocks each of whose widths is the smallest or the largest of the family."""
-    ends = [(min(axis), max(axis)) for axis in zip(*([w for _, w in spec.widths] for spec in family.values()), strict=True)]
+    ends = [
+        (min(axis), max(axis)) for axis in zip(*([w for _, w in spec.widths] for spec in family.values()), strict=True)
+    ]
     corners = set(itertools.product(*ends))
     return {key for key, spec in family.items() if tuple(width for _, width in spec.widths) in corners}
 
@@ -305,7 +335,9 @@ def proof_of(judged: Sequence[Judged]) -> Proof:
         return Proof(held_out=0, mean_error=math.nan, largest_error=math.nan, inside=math.nan)
     errors = np.array([abs(found.us / found.row.median_us - 1) for found in judged])
     inside = np.mean([found.row.low_us <= found.high_us and found.row.high_us >= found.low_us for found in judged])
-    return Proof(held_out=len(judged), mean_error=float(errors.mean()), largest_error=float(errors.max()), inside=float(inside))
+    return Proof(
+        held_out=len(judged), mean_error=float(errors.mean()), largest_error=float(errors.max()), inside=float(inside)
+    )
 
 
 def rows_of(path: str | os.PathLike[str]) -> dict[str, Row]:

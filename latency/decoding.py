@@ -1,8 +1,8 @@
 """Decoders of untrusted files: JSON, JSON lines, zip, `.npy` and safetensors, each in one place.
 
 For any bytes, a decoder returns the contents or raises FileError, which names the file and the problem. Sizes that a
-file declares are compared with its actual size before memory or time is spent on them. Values are checked by the target types, see
-`latency.values`.
+file declares are compared with its actual size before memory or time is spent on them. Values are checked by the target
+types, see `latency.values`.
 """
 
 import io
@@ -100,7 +100,8 @@ class Unzipped:
         limit: maximum total size of all files, in bytes.
 
     Raises:
-        FileError: the data is not a zip of stored or deflated files, two files share a name, or they are larger than `limit`.
+        FileError: the data is not a zip of stored or deflated files, two files share a name, or they are larger than
+            `limit`.
     """
 
     def __init__(self, data: bytes, where: object, *, limit: int = MAX_UNZIPPED_BYTES) -> None:
@@ -113,7 +114,9 @@ class Unzipped:
         self.names = [member.filename for member in members]
         if len(set(self.names)) < len(self.names):
             raise FileError(where, "is damaged: it has two files of one name")
-        if strange := [m.filename for m in members if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]:
+        if strange := [
+            m.filename for m in members if m.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        ]:
             raise FileError(f"{where}: {strange[0]}", "is packed by another method than deflate")
         if (size := sum(member.file_size for member in members)) > limit:
             raise FileError(where, f"unpacks to {human_bytes(size)}, and at most {human_bytes(limit)} are read")
@@ -154,7 +157,10 @@ def decode_npy(data: bytes, where: object) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise FileError(where, f"is not an .npy file of numbers: {one_line(error)}") from error
     if (claimed := math.prod(dims) * dtype.itemsize) != len(data) - end:
-        raise FileError(where, f"is damaged: by its header it has {human_bytes(claimed)} of numbers, found {human_bytes(len(data) - end)}")
+        raise FileError(
+            where,
+            f"is damaged: by its header it has {human_bytes(claimed)} of numbers, found {human_bytes(len(data) - end)}",
+        )
     try:
         return np.frombuffer(data, dtype, offset=end).reshape(dims, order="F" if order[1] == "True" else "C").copy()
     except ValueError as error:  # more dimensions, or larger ones, than NumPy supports

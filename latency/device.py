@@ -13,7 +13,18 @@ from latency.values import Count
 
 # The instruction sets that CPU kernels are chosen by; a flag outside of this list does not change which code runs.
 _AVX = {"sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni"}
-_AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+_AVX512 = {
+    "avx512f",
+    "avx512bw",
+    "avx512dq",
+    "avx512vl",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx512_vnni",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+}
 _ARM = {"neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"}
 
 
@@ -80,7 +91,9 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def require_cores(threads: int) -> None:
-    """Check that this process may use a core for each of its threads: more would wait for one another, and be timed doing so.
+    """Check that this process may use a core for each of its threads.
+
+    More would wait for one another, and be timed doing so.
 
     Raises:
         LatencyError: there are fewer, or no thread at all.
@@ -91,7 +104,10 @@ def require_cores(threads: int) -> None:
 
 
 def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object, object] | None:
-    """The first field, dotted where nested, in which two structs of one type differ, with both values; None where they are equal."""
+    """The first field, dotted where nested, in which two structs of one type differ, with both values.
+
+    None where they are equal.
+    """
     for field in a.__struct_fields__:
         x, y = getattr(a, field), getattr(b, field)
         if x == y:
@@ -105,7 +121,9 @@ def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object,
     return None
 
 
-def require_equal(found: msgspec.Struct, wanted: msgspec.Struct, *, what: str = "the first", mend: str = "both must be equal") -> None:
+def require_equal(
+    found: msgspec.Struct, wanted: msgspec.Struct, *, what: str = "the first", mend: str = "both must be equal"
+) -> None:
     """Check that two fingerprints are equal.
 
     Args:

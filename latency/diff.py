@@ -16,7 +16,11 @@ from latency.table import LatencyTable
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 
 _RESAMPLES = 1000
-_NOT_HOW = ("created", "bundle_sha256", "recording")  # header fields that do not say how a table was measured; `origin` covers the last
+_NOT_HOW = (
+    "created",
+    "bundle_sha256",
+    "recording",
+)  # header fields that do not say how a table was measured; `origin` covers the last
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,8 +29,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Attributes:
         key: key of the row; "" for a family, and for all rows together.
         family: family of the row (`latency.listing.family_of`); "" for all rows together.
-        verdict: `FASTER` or `SLOWER`: the second table is, by more than the tolerance. `SAME`: the change is within it. `UNSURE`: the
-            interval allows no verdict.
+        verdict: `FASTER` or `SLOWER`: the second table is, by more than the tolerance. `SAME`: the change is within it.
+            `UNSURE`: the interval allows no verdict.
         ratio: latency in the second table to that in the first.
         low: lower end of the ratio's 95 % interval.
         high: upper end.
@@ -79,28 +83,36 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def same(self) -> bool:
         """Whether both tables measured the same keys, and all rows and their mean are SAME."""
-        return not self.only_a and not self.only_b and {change.verdict for change in (self.overall, *self.rows)} == {"SAME"}
+        return (
+            not self.only_a
+            and not self.only_b
+            and {change.verdict for change in (self.overall, *self.rows)} == {"SAME"}
+        )
 
 
-def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_tolerance: float = 0.01, seed: int = 0) -> Diff:
+def diff(
+    a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_tolerance: float = 0.01, seed: int = 0
+) -> Diff:
     """Compare two tables block by block and overall. They may be of different devices.
 
-    Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables' rows are resampled in the same way, by their samples and
-    around their medians. Rows with identical samples are one measurement and have no interval: they are SAME. Overall, the rows are
-    resampled too: another choice of blocks would have another mean.
+    Intervals are percentile bootstrap intervals at 95 % (Efron 1979). Both tables' rows are resampled in the same way,
+    by their samples and around their medians. Rows with identical samples are one measurement and have no interval:
+    they are SAME. Overall, the rows are resampled too: another choice of blocks would have another mean.
 
     Args:
         a: the first table.
         b: the second table.
-        tolerance: largest relative change of a row, or of a family's mean, that counts as none: the same block may differ as much when
-            compiled again.
+        tolerance: largest relative change of a row, or of a family's mean, that counts as none: the same block may
+            differ as much when compiled again.
         overall_tolerance: largest relative change of the mean that counts as none.
         seed: seed of the resampling.
 
     Raises:
         LatencyError: no key was measured in both.
     """
-    rows_a, rows_b = ({row.key: row for row in table.rows if row.measured and row.kind != "sentinel"} for table in (a, b))
+    rows_a, rows_b = (
+        {row.key: row for row in table.rows if row.measured and row.kind != "sentinel"} for table in (a, b)
+    )
     keys = [key for key in rows_a if key in rows_b]
     if not keys:
         raise LatencyError(f"tables {a.path} and {b.path} measured no block in common: give two tables of one space")
@@ -119,7 +131,12 @@ def diff(a: LatencyTable, b: LatencyTable, *, tolerance: float = 0.03, overall_t
         overall_tolerance=overall_tolerance,
         overall=_change(overall, statistics.fmean(middles), overall_tolerance),
         families=tuple(
-            _change(_means(logs[indices], rng), statistics.fmean(middles[index] for index in indices), tolerance, family=family)
+            _change(
+                _means(logs[indices], rng),
+                statistics.fmean(middles[index] for index in indices),
+                tolerance,
+                family=family,
+            )
             for family, indices in members.items()
         ),
         rows=tuple(

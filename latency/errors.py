@@ -11,7 +11,9 @@ class LatencyError(ValueError):
 
 
 class FileError(LatencyError):
-    """A file cannot be read: it is missing, is not a regular file, is too large, or does not hold what its format asks for.
+    """A file cannot be read.
+
+    It is missing, is not a regular file, is too large, or does not hold what its format asks for.
 
     The caller adds the fix, see `latency.files.raised_as`.
 

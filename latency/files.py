@@ -32,7 +32,8 @@ def beside(path: Path) -> Path:
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A place beside `path` to write a file to; at the end it is on the disk and takes the place of `path`.
 
-    Whoever reads `path` finds the old file or the new one, also after a crash. Where the block fails, the old one stays.
+    Whoever reads `path` finds the old file or the new one, also after a crash. Where the block fails, the old one
+    stays.
 
     Raises:
         FileError: `path` is there and is no regular file, such as a device, which a file would replace.
@@ -76,7 +77,9 @@ def require_regular(path: str | os.PathLike[str], found: os.stat_result, limit: 
         FileError: it is not.
     """
     if not stat.S_ISREG(found.st_mode):
-        raise FileError(path, f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}, where a file is expected")
+        raise FileError(
+            path, f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}, where a file is expected"
+        )
     if found.st_size > limit:
         raise FileError(path, _too_large(found.st_size, limit))
 
@@ -98,7 +101,8 @@ def open_regular(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -
 
 def _open(path: str | os.PathLike[str], limit: int) -> BufferedReader:
     try:
-        # Opening a device may do something to it, so its kind is looked at before; and again after, as another may have come in its place.
+        # Opening a device may do something to it, so its kind is looked at before; and again after, as another may have
+        # come in its place.
         require_regular(path, Path(path).stat(), limit)
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
@@ -156,7 +160,10 @@ def sha256(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> str:
 
 @contextlib.contextmanager
 def raised_as(kind: type[ValueError], fix: str) -> Iterator[None]:
-    """Turn a FileError of the block into a package's own error, with what fixes it behind: `TABLE does not exist: measure it with ...`."""
+    """Turn a FileError of the block into a package's own error, with what fixes it behind.
+
+    `TABLE does not exist: measure it with ...`.
+    """
     try:
         yield
     except FileError as error:

@@ -1,17 +1,19 @@
 """Latency between measured widths, from blocks measured anywhere: a grid need not be complete.
 
-Devices compute channels in groups of 8 to 128, so latency over width is a staircase, and which one differs by device, operator and axis;
-kernels also differ by what divides a width, so that some widths cost more than wider ones. Several models are tried, and those that predict
-each measured block best from all others (leave one out) are averaged: on each axis latency follows the width itself or the width rounded up
-to whole groups, with or without a term for the unused share of the last group and one for the power of two that divides the width.
+Devices compute channels in groups of 8 to 128, so latency over width is a staircase, and which one differs by device,
+operator and axis; kernels also differ by what divides a width, so that some widths cost more than wider ones. Several
+models are tried, and those that predict each measured block best from all others (leave one out) are averaged: on each
+axis latency follows the width itself or the width rounded up to whole groups, with or without a term for the unused
+share of the last group and one for the power of two that divides the width.
 
-Intervals are calibrated by the errors of models at blocks that they leave out (conformal prediction; Barber et al. 2021,
-jackknife). Two kinds of points are unlike any block that can be left out, and are predicted from the size of a width alone:
+Intervals are calibrated by the errors of models at blocks that they leave out (conformal prediction; Barber et al.
+2021, jackknife). Two kinds of points are unlike any block that can be left out, and are predicted from the size of a
+width alone:
 
-- Widths between evenly spaced ones: a step in each gap looks like a slope. Wherever steps are, a latency that does not fall is
-  between those of the measured widths on both sides, so the interval spans them. In a grid it always does, as there the
-  others of a row tell what a block that is left out costs. On an uneven line the blocks that are left out tell which share
-  of that span is enough; on any line they tell by how much latency falls.
+- Widths between evenly spaced ones: a step in each gap looks like a slope. Wherever steps are, a latency that does not
+  fall is between those of the measured widths on both sides, so the interval spans them. In a grid it always does, as
+  there the others of a row tell what a block that is left out costs. On an uneven line the blocks that are left out
+  tell which share of that span is enough; on any line they tell by how much latency falls.
 - Widths whose power of two is not among those of the knots, such as multiples of 64 where only odd multiples of 8 were
   measured. Their interval is wider by `UNSEEN`, or the worst error at knots of three kinds or more if that is less.
 """
@@ -23,7 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 UNSEEN = 0.2
-"""By how much the interval of a width is wider, relative, where no measured width is divisible by the same power of two."""
+"""By how much the interval of a width is wider, relative, where no measured width is divisible by the same power of
+two."""
 
 _GROUPS = (16, 32, 64, 128)
 _REACHES = (0.5, 1.5, 4.0)
@@ -45,7 +48,10 @@ MEAN_TO_LIKELY = math.sqrt(2 / math.pi) / _LIKELY
 
 
 class _Kernel(NamedTuple):
-    """Length scales of the covariance, each in the unit of its coordinate; infinite where the coordinate plays no part."""
+    """Length scales of the covariance, each in the unit of its coordinate.
+
+    Infinite where the coordinate plays no part.
+    """
 
     reach: float  # in octaves of the width
     slack: float = math.inf
@@ -54,7 +60,10 @@ class _Kernel(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """Universal kriging (Matheron 1969): a multilinear trend and a Gaussian process, both relative to a first fit of the trend."""
+    """Universal kriging (Matheron 1969).
+
+    A multilinear trend and a Gaussian process, both relative to a first fit of the trend.
+    """
 
     groups: tuple[int, ...]  # of each axis; 1 where latency follows the width itself
     kernel: _Kernel
@@ -69,7 +78,11 @@ class _Model(NamedTuple):
     @property
     def extras(self) -> int:
         """How much it makes of a width beyond its size."""
-        return sum(group > 1 for group in self.groups) + math.isfinite(self.kernel.slack) + math.isfinite(self.kernel.align)
+        return (
+            sum(group > 1 for group in self.groups)
+            + math.isfinite(self.kernel.slack)
+            + math.isfinite(self.kernel.align)
+        )
 
 
 class _Council(NamedTuple):
@@ -90,9 +103,9 @@ class Interpolation:
     """What a family of blocks costs at widths that were not measured.
 
     Attributes:
-        error: mean relative error of predicting each measured block from the others, by a model chosen without it. On an evenly
-            spaced grid, which does not tell what is between its widths, no less than the intervals there let expect. NaN where the
-            blocks are too few to tell.
+        error: mean relative error of predicting each measured block from the others, by a model chosen without it. On
+            an evenly spaced grid, which does not tell what is between its widths, no less than the intervals there let
+            expect. NaN where the blocks are too few to tell.
         groups: of each axis how many channels the device seems to compute together; 1 for no such staircase.
     """
 
@@ -107,7 +120,9 @@ class Interpolation:
         self._open = np.flatnonzero(np.ptp(self._widths, axis=0))
         self._knots = self._widths[:, self._open]
         self._levels = [np.unique(column) for column in self._knots.T]
-        self._grid = 2 * len(self._us) > math.prod(map(len, self._levels))  # most of its nodes were measured; a line is one
+        self._grid = 2 * len(self._us) > math.prod(
+            map(len, self._levels)
+        )  # most of its nodes were measured; a line is one
         models = _believable(self._knots, self._us)
         self._council = _elect(models, self._knots, self._us)
         self._plain = _elect([model for model in models if not model.extras], self._knots, self._us)
@@ -136,7 +151,10 @@ class Interpolation:
         some = np.flatnonzero(new.any(axis=1))
         span = self._span(points[some], us[some], new[some])
         if len(self._levels) == 1:
-            share, fall = (np.where(plain[some], getattr(self._plain, name), getattr(self._council, name)) for name in ("share", "fall"))
+            share, fall = (
+                np.where(plain[some], getattr(self._plain, name), getattr(self._council, name))
+                for name in ("share", "fall")
+            )
             half[some] = np.where(aliased[some, 0], 1.0, share) * span + fall + _NOISE
         else:
             half[some] = np.maximum(half[some], span)
@@ -145,7 +163,10 @@ class Interpolation:
     def _averaged(self, points: np.ndarray, council: _Council) -> tuple[np.ndarray, np.ndarray]:
         """What models say in the mean, and half of the interval by their errors at knots that they leave out."""
         found = [self._predict(model, points) for model in council.models]
-        us, deviation = np.mean([us for us, _ in found], axis=0), np.median([deviation for _, deviation in found], axis=0)
+        us, deviation = (
+            np.mean([us for us, _ in found], axis=0),
+            np.median([deviation for _, deviation in found], axis=0),
+        )
         # Models that do equally well on what is known but differ here leave it open which is right.
         apart = np.max([np.abs(other / us - 1) for other, _ in found], axis=0)
         return us, np.hypot(council.likely * deviation, apart) + _NOISE
@@ -156,7 +177,10 @@ class Interpolation:
         return ~np.stack(known, axis=1) if known else np.zeros(points.shape, dtype=bool)
 
     def _aliased(self, points: np.ndarray) -> np.ndarray:
-        """On which axes a width is new, and all but a few measured ones are whole gaps apart, and not from it [points, axes]."""
+        """On which axes a width is new and the measured widths are whole gaps apart [points, axes].
+
+        All but a few measured widths are such, and the new one is not a whole gap from them.
+        """
         found = self._new(points)
         for axis, (widths, levels) in enumerate(zip(points.T, self._levels, strict=True)):
             gap, _ = _spacing(levels)
@@ -164,7 +188,9 @@ class Interpolation:
         return found
 
     def _unlike(self, points: np.ndarray) -> np.ndarray:
-        """By how much intervals are wider where a width's power of two is that of at most one knot on an axis; 0 elsewhere [points].
+        """By how much intervals are wider where a width's power of two is that of at most one knot on an axis.
+
+        0 elsewhere [points].
 
         Where knots are of three kinds or more, the worst error at one of them says how far off other kinds may be.
         """
@@ -175,7 +201,10 @@ class Interpolation:
         return np.where(counts < 2, wider, 0.0).max(axis=1, initial=0.0)
 
     def _span(self, points: np.ndarray, us: np.ndarray, new: np.ndarray) -> np.ndarray:
-        """How far off a prediction is where latency is that of a measured width beside, on the axes on which it is new [points]."""
+        """Error of predicting the latency of the neighbouring measured width [points].
+
+        On the axes on which a width is new.
+        """
         reach = np.zeros(len(points))
         for sides in itertools.product((False, True), repeat=new.shape[1]):
             corners = points.copy()
@@ -187,7 +216,10 @@ class Interpolation:
         return reach
 
     def _between_even(self) -> float:
-        """Mean relative error that the intervals in the middle between evenly spaced widths let expect; 0 for an uneven grid."""
+        """Mean relative error that the intervals in the middle between evenly spaced widths let expect.
+
+        0 for an uneven grid.
+        """
         if not self._grid or all(_spacing(levels)[1] <= 1 - _FEW for levels in self._levels):
             return 0.0
         points = list(itertools.product(*map(_middles, self._levels)))
@@ -207,11 +239,16 @@ class Interpolation:
 
 
 def _elect(models: list[_Model], knots: np.ndarray, us: np.ndarray) -> _Council:
-    """The best models, judged at knots that had no part in choosing them; of those that are as good as exact the simplest."""
+    """The best models, judged at knots that had no part in choosing them.
+
+    Of those that are as good as exact the simplest.
+    """
     if not len(models[0].left_out):
         return _Council(models[:1], *[math.nan] * 5)
     # Knots beyond all others on an axis are not judged: nobody asks what lies beyond.
-    beyond = [(column == end) & ((column == end).sum() == 1) for column in knots.T for end in (column.min(), column.max())]
+    beyond = [
+        (column == end) & ((column == end).sum() == 1) for column in knots.T for end in (column.min(), column.max())
+    ]
     judged = ~np.any(beyond, axis=0)
     errors, surprises = (np.abs([getattr(model, name) for model in models]) for name in ("left_out", "surprise"))
     means = errors[:, judged].mean(axis=1)
@@ -221,7 +258,10 @@ def _elect(models: list[_Model], knots: np.ndarray, us: np.ndarray) -> _Council:
     if least <= _NOISE:
         best = [model for model in best if model.extras == best[0].extras]
     fold = np.random.RandomState(0).permutation(len(us)) % _FOLDS
-    chosen = np.array([errors[:, judged & (fold != k)].mean(axis=1).argmin() for k in range(_FOLDS)])[fold], np.arange(len(us))
+    chosen = (
+        np.array([errors[:, judged & (fold != k)].mean(axis=1).argmin() for k in range(_FOLDS)])[fold],
+        np.arange(len(us)),
+    )
     predicted = np.maximum(us * (1 - np.array([model.left_out for model in models])[chosen]), us.min() / 2)
     beside = _beside(knots[:, 0], us, predicted) if knots.shape[1] == 1 else (math.nan, math.nan)
     unseen, surprise = errors[chosen], surprises[chosen][judged]
@@ -229,7 +269,9 @@ def _elect(models: list[_Model], knots: np.ndarray, us: np.ndarray) -> _Council:
 
 
 def _beside(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """How far off predictions of the knots of a line are: which share of what their neighbours span, and how far beyond, relative.
+    """How far off predictions of the knots of a line are.
+
+    Which share of what their neighbours span, and how far beyond, relative.
 
     The share is doubled: a model in the middle of its neighbours is off by half of a step between them, one beside a
     neighbour by all of it.
@@ -242,7 +284,10 @@ def _beside(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> tuple[
 
 
 def likely(errors: np.ndarray) -> float:
-    """What a further error is below with a probability of 95 %; more than the largest where they are too few to tell."""
+    """What a further error is below with a probability of 95 %.
+
+    More than the largest where they are too few to tell.
+    """
     errors, enough = np.sort(errors), _COVERAGE / (1 - _COVERAGE)
     rank = min(math.ceil((len(errors) + 1) * _COVERAGE), len(errors))
     return float(errors[rank - 1]) * max(1.0, math.sqrt(enough / len(errors)))
@@ -277,15 +322,26 @@ def _ranked(knots: np.ndarray, us: np.ndarray) -> list[_Model]:
     """All models of these knots, the best one first."""
     # Where no group holds two of the measured widths, nothing tells a staircase from a line.
     options = [
-        (1, *(group for group in _GROUPS if len(np.unique(np.ceil(column / group))) < len(np.unique(column)) and column.max() > group))
+        (
+            1,
+            *(
+                group
+                for group in _GROUPS
+                if len(np.unique(np.ceil(column / group))) < len(np.unique(column)) and column.max() > group
+            ),
+        )
         for column in knots.T
     ]
     first = [_fit(knots, us, groups, _Kernel(_REACHES[1])) for groups in itertools.product(*options)]
-    finalists = dict.fromkeys([(1,) * knots.shape[1], *(model.groups for model in sorted(first, key=_rank)[:_FINALISTS])])
+    finalists = dict.fromkeys(
+        [(1,) * knots.shape[1], *(model.groups for model in sorted(first, key=_rank)[:_FINALISTS])]
+    )
     models = [
         _fit(knots, us, groups, _Kernel(*scales))
         for groups in finalists
-        for scales in itertools.product(_REACHES, _SLACKS if max(groups, default=1) > 1 else (math.inf,), _ALIGNS, _NUGGETS)
+        for scales in itertools.product(
+            _REACHES, _SLACKS if max(groups, default=1) > 1 else (math.inf,), _ALIGNS, _NUGGETS
+        )
     ]
     return sorted(models, key=_rank)
 
@@ -296,7 +352,9 @@ def _fit(knots: np.ndarray, us: np.ndarray, groups: tuple[int, ...], kernel: _Ke
     scale = np.linalg.lstsq(trend / us[:, None], np.ones(len(us)), rcond=None)[0]
     unit = _unit(trend, scale, us)
     count, terms = trend.shape
-    sizes = np.linalg.norm(trend / unit[:, None], axis=0)  # else the ridge would hold back the terms whose columns are small
+    sizes = np.linalg.norm(
+        trend / unit[:, None], axis=0
+    )  # else the ridge would hold back the terms whose columns are small
     system = np.zeros((count + terms, count + terms))
     system[:count, :count] = _alike(at, at, kernel) + kernel.nugget * np.eye(count)
     system[:count, count:] = trend / sizes / unit[:, None]

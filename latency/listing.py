@@ -89,7 +89,10 @@ def _family(name: str, rows: Sequence[Row]) -> Family:
 
 
 def flat(found: Sequence[Family]) -> Iterator[list[str | int | float]]:
-    """Yield the lines of one sheet: a header, then every row; widths that a family lacks and values not measured are empty."""
+    """Yield the lines of one sheet: a header, then every row.
+
+    Widths that a family lacks and values not measured are empty.
+    """
     widths = list(dict.fromkeys(width for family in found for width in family.widths))
     yield [*COLUMNS[:2], *widths, *COLUMNS[2:]]
     for family in found:
@@ -97,4 +100,12 @@ def flat(found: Sequence[Family]) -> Iterator[list[str | int | float]]:
             values = dict(zip(family.widths, point, strict=True))
             times = [row.median_us, row.low_us, row.high_us] if row.known else ["", "", ""]
             tails = ["" if tail is None else tail for tail in (row.p90_us, row.p99_us)]
-            yield [row.kind, family.name, *(values.get(width, "") for width in widths), *times, *tails, row.status, row.key]
+            yield [
+                row.kind,
+                family.name,
+                *(values.get(width, "") for width in widths),
+                *times,
+                *tails,
+                row.status,
+                row.key,
+            ]

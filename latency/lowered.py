@@ -19,8 +19,8 @@ class Lowered:
 
     Attributes:
         onnx: serialized ONNX.
-        program: the same network as `torch.export.save` writes it (.pt2), made by the same call as the ONNX; None where no backend that
-            runs it was asked for.
+        program: the same network as `torch.export.save` writes it (.pt2), made by the same call as the ONNX; None where
+            no backend that runs it was asked for.
         key: of the table's row that it is measured for; "" for none.
     """
 
@@ -42,14 +42,17 @@ def decode(onnx: bytes, *, weights: bool = True) -> "ModelProto":
         weights: whether its tensors must hold the numbers that they declare.
 
     Raises:
-        BuildFailed: it is not an ONNX model, claims more than it has or than any network needs, or has a tensor in another file.
+        BuildFailed: it is not an ONNX model, claims more than it has or than any network needs, or has a tensor in
+            another file.
     """
     from latency.onnxproto import decode_onnx, is_external, named, tensors
 
     with raised_as(BuildFailed, "write it again"):
         model = decode_onnx(onnx, "the graph", weights=weights)
     if outside := next(((owner, tensor) for owner, tensor in tensors(model) if is_external(tensor)), None):
-        raise BuildFailed(f"{named(outside[1], outside[0])} is in another file, which is not read: what is measured is one file")
+        raise BuildFailed(
+            f"{named(outside[1], outside[0])} is in another file, which is not read: what is measured is one file"
+        )
     return model
 
 
@@ -68,7 +71,10 @@ def require_static(onnx: bytes, *, batch: int | None = None) -> None:
     for value in graph.input:
         if value.name in weights:
             continue
-        dims = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in value.type.tensor_type.shape.dim]
+        dims = [
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
+            for dim in value.type.tensor_type.shape.dim
+        ]
         where = f"input {value.name!r} has shape ({', '.join(map(str, dims))})"
         if not value.type.tensor_type.HasField("shape") or not all(isinstance(size, int) and size > 0 for size in dims):
             raise BuildFailed(f"{where}: every dimension must be a fixed number: export with a static shape")

@@ -19,7 +19,8 @@ from latency.values import SampleUs, TimeUs
 
 _WINDOW_MS = 50.0  # the longest window: a disturbance that comes and goes inside one is not seen
 _PATIENCE = 3  # windows that are thrown away may take this many times the protocol's ceiling of time
-_SURE = 0.999  # confidence of the test for a shift and of the interval of a median between modes: both are tried at every look
+# confidence of the test for a shift and of the interval of a median between modes: both are tried at every look
+_SURE = 0.999
 _Z = 3.29  # two-sided normal quantile of _SURE
 _CHANCE = 0.01  # that so empty a valley is seen where there is one mode, at most
 _LEAST_SHARE = 0.15  # of the samples, of a mode; outliers and regular spikes are fewer
@@ -40,7 +41,10 @@ class Launched(Timed, typing.Protocol):
     """Something on a GPU, to which the host can hand an inference in more than one way."""
 
     def launch(self, *, cuda_graph: bool, spin_wait: bool) -> str:
-        """Choose how later runs are launched; as `Protocol` has it. Returns why that cannot be had and what is done instead, or ""."""
+        """Choose how later runs are launched; as `Protocol` has it.
+
+        Returns why that cannot be had and what is done instead, or "".
+        """
         ...
 
 
@@ -48,14 +52,15 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Samples of a latency and what they say.
 
     Attributes:
-        samples_us: the samples in the order in which they were taken, to a nanosecond, which is what the clock resolves.
+        samples_us: the samples in the order in which they were taken, to a nanosecond, which is what the clock
+            resolves.
         median_us: their median.
         low_us: lower end of the median's interval.
         high_us: upper end. Where the latency moved or has two modes, the interval spans the medians of both parts.
         p90_us: the 90th percentile; None where the samples are too few to state it (`percentile`).
         p99_us: the 99th percentile; likewise.
-        status: `unstable` where the interval is wider than the protocol allows, the latency did not become stationary, the samples have
-            two modes, or the device was disturbed throughout.
+        status: `unstable` where the interval is wider than the protocol allows, the latency did not become stationary,
+            the samples have two modes, or the device was disturbed throughout.
         reason: why it is unstable; "" where it is not.
         error: in what it was not measured as the protocol asks; "" where it was.
         clocks: what the monitor read between windows: the median of each value, and `discarded_windows`.
@@ -79,7 +84,11 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def remarks(self, unit: Unit) -> list[str]:
         """What a person should know of it: the percentiles that were stated, and why it is unstable."""
-        tails = [f"{name} {unit.words(value)}" for name, value in (("p90", self.p90_us), ("p99", self.p99_us)) if value is not None]
+        tails = [
+            f"{name} {unit.words(value)}"
+            for name, value in (("p90", self.p90_us), ("p99", self.p99_us))
+            if value is not None
+        ]
         return [*tails, ": ".join(filter(None, (self.status, self.reason)))] if self.status != "ok" else tails
 
 
@@ -88,12 +97,13 @@ def measure(
 ) -> Measurement:
     """Measure a latency by a protocol.
 
-    Inferences run in windows. The monitor is read between them, never inside, as reading it takes time from the device; a window with a
-    disturbed reading at either end is thrown away and counted.
+    Inferences run in windows. The monitor is read between them, never inside, as reading it takes time from the device;
+    a window with a disturbed reading at either end is thrown away and counted.
 
-    After the fixed warm-up the device is watched for the protocol's `settle_runs` or `settle_ms`, and while the latency still moves for
-    longer, up to `max_time_ms`. Samples are taken from the stationary end of what was watched (`stationary_from`), spread evenly over it.
-    A transient that is flat and lasts longer than the watch cannot be told from the latency itself.
+    After the fixed warm-up the device is watched for the protocol's `settle_runs` or `settle_ms`, and while the latency
+    still moves for longer, up to `max_time_ms`. Samples are taken from the stationary end of what was watched
+    (`stationary_from`), spread evenly over it. A transient that is flat and lasts longer than the watch cannot be told
+    from the latency itself.
 
     Args:
         timed: what to run.
@@ -101,7 +111,11 @@ def measure(
         clock: monotonic nanoseconds; decides how long to go on, never what a sample is.
         monitor: watches the device; None for nobody.
     """
-    error = timed.launch(cuda_graph=protocol.cuda_graph, spin_wait=protocol.spin_wait) if isinstance(timed, Launched) else ""
+    error = (
+        timed.launch(cuda_graph=protocol.cuda_graph, spin_wait=protocol.spin_wait)
+        if isinstance(timed, Launched)
+        else ""
+    )
     end = clock() + round(protocol.warmup_ms * 1e6)
     timed.run(1)
     while clock() < end:
@@ -110,7 +124,9 @@ def measure(
     windows = _Windows(timed, clock, monitor)
     found, look = None, 0.0  # the device idles during a look, so there are few
     while found is None and windows.discarded_ms < _PATIENCE * protocol.max_time_ms:
-        if windows.run(_count(windows, protocol)) and (len(windows.runs_us) >= look or windows.elapsed_ms >= protocol.max_time_ms):
+        if windows.run(_count(windows, protocol)) and (
+            len(windows.runs_us) >= look or windows.elapsed_ms >= protocol.max_time_ms
+        ):
             found, look = _judge(windows, protocol), 1.25 * len(windows.runs_us)
     if found is None:
         found = summarize(_spread(windows.runs_us or windows.last_us, protocol.max_samples), protocol)
@@ -157,21 +173,28 @@ class _Windows:
     def clocks(self) -> dict[str, float]:
         """As of `Measurement`."""
         names = dict.fromkeys(name for reading in self._readings for name in reading.clocks)
-        medians = {name: statistics.median(reading.clocks[name] for reading in self._readings if name in reading.clocks) for name in names}
+        medians = {
+            name: statistics.median(reading.clocks[name] for reading in self._readings if name in reading.clocks)
+            for name in names
+        }
         return medians | ({"discarded_windows": float(self._discarded)} if self._discarded else {})
 
 
 def _count(windows: _Windows, protocol: Protocol) -> int:
     """Runs of the next window. Windows grow with what is there, so that a long run is not cut into many short ones."""
     taken, elapsed_ms = len(windows.runs_us), windows.elapsed_ms
-    count = max(protocol.min_samples - taken, min(taken // 2, int(taken * _WINDOW_MS / elapsed_ms) if elapsed_ms else taken), 1)
+    count = max(
+        protocol.min_samples - taken, min(taken // 2, int(taken * _WINDOW_MS / elapsed_ms) if elapsed_ms else taken), 1
+    )
     return min(count, protocol.settle_runs - taken) if taken < protocol.settle_runs else count
 
 
 def _judge(windows: _Windows, protocol: Protocol) -> Measurement | None:
     """What the runs say; None where more are needed."""
     taken = len(windows.runs_us)
-    if (taken < protocol.settle_runs and windows.elapsed_ms < protocol.settle_ms) or windows.elapsed_ms < protocol.min_time_ms:
+    if (
+        taken < protocol.settle_runs and windows.elapsed_ms < protocol.settle_ms
+    ) or windows.elapsed_ms < protocol.min_time_ms:
         return None
     start, settled = stationary_from(windows.runs_us, protocol.half_width) if protocol.settle_runs else (0, True)
     kept = windows.runs_us[start:]
@@ -199,11 +222,11 @@ def _spread(values: Sequence[float], most: int) -> Sequence[float]:
 def stationary_from(runs_us: Sequence[float], tolerance: float) -> tuple[int, bool]:
     """Where the stationary end of a series of latencies begins.
 
-    The whole series, its last three quarters and its last half are tried in this order: a transient is cut off by a fixed share of what was
-    seen, as the initial transient of a simulation is (Welch 1983, "The statistical analysis of simulation results"), so that what is left
-    must hold for as long as what was cut. Of the one that did not move (`_moved`) the first eighth is dropped, too: less than half of it
-    may still be the transient's end. A latency need not become stationary at all (Barrett et al. 2017, "Virtual machine warmup blows hot
-    and cold").
+    The whole series, its last three quarters and its last half are tried in this order: a transient is cut off by a
+    fixed share of what was seen, as the initial transient of a simulation is (Welch 1983, "The statistical analysis of
+    simulation results"), so that what is left must hold for as long as what was cut. Of the one that did not move
+    (`_moved`) the first eighth is dropped, too: less than half of it may still be the transient's end. A latency need
+    not become stationary at all (Barrett et al. 2017, "Virtual machine warmup blows hot and cold").
 
     Args:
         runs_us: in the order in which they were taken.
@@ -222,9 +245,10 @@ def stationary_from(runs_us: Sequence[float], tolerance: float) -> tuple[int, bo
 def _moved(runs: np.ndarray, tolerance: float) -> tuple[float, float] | None:
     """Whether an end of a series differs from the whole: its first or last eighth or half.
 
-    A sign test against the median of the whole (Mood 1950, "Introduction to the theory of statistics", chapter 16): of a part's values,
-    significantly more than half are on one side of it, and further away than the tolerance. It needs no distribution of the noise, and an
-    outlier counts as one value. The medians of both halves may not differ by twice the tolerance either, which tells where there are few.
+    A sign test against the median of the whole (Mood 1950, "Introduction to the theory of statistics", chapter 16): of
+    a part's values, significantly more than half are on one side of it, and further away than the tolerance. It needs
+    no distribution of the noise, and an outlier counts as one value. The medians of both halves may not differ by twice
+    the tolerance either, which tells where there are few.
 
     Returns:
         The medians of the first and of the last part where they differ; else None.
@@ -237,7 +261,9 @@ def _moved(runs: np.ndarray, tolerance: float) -> tuple[float, float] | None:
             continue
         before, after = (float(np.median(runs[end])) for end in ends)
         most = max(int(beyond[end].sum()) for beyond in (high, low) for end in ends)
-        if most > size / 2 + _Z * math.sqrt(size) / 2 or (size == n // 2 and abs(after - before) > 2 * tolerance * median):
+        if most > size / 2 + _Z * math.sqrt(size) / 2 or (
+            size == n // 2 and abs(after - before) > 2 * tolerance * median
+        ):
             return before, after
     return None
 
@@ -252,7 +278,10 @@ def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:
         reason = f"the latency moved while sampling, from {ends[0]:.2f} us to {ends[1]:.2f} us"
         low_us, high_us = min(low_us, *ends), max(high_us, *ends)
     elif modes := _two_modes(samples_us, 2 * protocol.half_width):
-        reason = f"the samples have two modes: {modes.lower:.1f} us ({modes.share:.0%} of the samples) and {modes.upper:.1f} us"
+        reason = (
+            f"the samples have two modes: {modes.lower:.1f} us ({modes.share:.0%} of the samples) and "
+            f"{modes.upper:.1f} us"
+        )
         low_us, high_us = min(low_us, modes.lower), max(high_us, modes.upper)
     elif (reach := max(median_us - low_us, high_us - median_us)) > protocol.half_width * median_us:
         reason = f"the median is uncertain by {reach / median_us:.2%}, the protocol allows {protocol.half_width:.2%}"
@@ -269,7 +298,10 @@ def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:
 
 
 class _Modes(NamedTuple):
-    """Two modes that samples have: the medians of both, in the samples' unit, and the lower one's share of the samples."""
+    """Two modes that samples have.
+
+    The medians of both, in the samples' unit, and the lower one's share of the samples.
+    """
 
     lower: float
     upper: float
@@ -277,14 +309,17 @@ class _Modes(NamedTuple):
 
 
 def _two_modes(samples: Sequence[float], tolerance: float) -> _Modes | None:
-    """The two modes of samples; None where they are of one, or where their modes are closer than the tolerance, relative to the median.
+    """The two modes of samples.
 
-    There are two where both sides of some split have at least `_LEAST_SHARE` of the samples, and the valley around it, the middle half of
-    what is between the medians of both sides, has none or few. A density with one mode has no valley: a normal, a uniform and an
-    exponential one have at least half of the smaller side's samples there, and a spike with a flat tail, the worst case, has a quarter. So
-    a valley is one where so few samples have a probability below `_CHANCE` if a quarter is expected; or where none are in it and the split
-    is within the 99.9 % interval of the median, as then it is a matter of chance on which side the median is. Skewed jitter has no valley,
-    and outliers have too small a share. It takes about a hundred samples to find a mode of 30 % beside the median.
+    None where they are of one, or where their modes are closer than the tolerance, relative to the median.
+
+    There are two where both sides of some split have at least `_LEAST_SHARE` of the samples, and the valley around it,
+    the middle half of what is between the medians of both sides, has none or few. A density with one mode has no
+    valley: a normal, a uniform and an exponential one have at least half of the smaller side's samples there, and a
+    spike with a flat tail, the worst case, has a quarter. So a valley is one where so few samples have a probability
+    below `_CHANCE` if a quarter is expected; or where none are in it and the split is within the 99.9 % interval of the
+    median, as then it is a matter of chance on which side the median is. Skewed jitter has no valley, and outliers have
+    too small a share. It takes about a hundred samples to find a mode of 30 % beside the median.
     """
     ordered, n = np.sort(np.asarray(samples)), len(samples)
     least = math.ceil(_LEAST_SHARE * n)
@@ -295,7 +330,12 @@ def _two_modes(samples: Sequence[float], tolerance: float) -> _Modes | None:
     first = np.searchsorted(ordered, lower + (upper - lower) / 4, side="right")
     last = np.searchsorted(ordered, upper - (upper - lower) / 4, side="left")
     sides, between = np.minimum(first, n - last), last - first
-    apart = (upper - lower > tolerance * float(np.median(ordered))) & (sides >= least) & (first <= splits) & (splits <= last)
+    apart = (
+        (upper - lower > tolerance * float(np.median(ordered)))
+        & (sides >= least)
+        & (first <= splits)
+        & (splits <= last)
+    )
     best = int(np.where(apart, sides / 4 - between, -math.inf).argmax())
     rank = _lower_rank(n, _SURE)
     if not apart[best]:
@@ -328,8 +368,9 @@ def percentile(samples: Sequence[float], share: float) -> float | None:
 def samples_to_state(share: float) -> int:
     """The number of samples that it takes to state a percentile at 99 % confidence: 64 for the 90th, 662 for the 99th.
 
-    The rule of MLPerf's LoadGen (mlcommons/inference, loadgen/early_stopping.cc) with one sample over the percentile: the smallest n for
-    which at most one of n samples would exceed it with a probability of no more than 1 %, each doing so with 1 - share.
+    The rule of MLPerf's LoadGen (mlcommons/inference, loadgen/early_stopping.cc) with one sample over the percentile:
+    the smallest n for which at most one of n samples would exceed it with a probability of no more than 1 %, each doing
+    so with 1 - share.
     """
     n = 2
     while share**n + n * (1 - share) * share ** (n - 1) > 1 - _STATED:
@@ -340,10 +381,11 @@ def samples_to_state(share: float) -> int:
 def median_interval(samples: Sequence[float], confidence: float) -> tuple[float, float]:
     """The percentile bootstrap interval of the median, in the limit of infinitely many resamples.
 
-    A resample's median is at most the k-th smallest sample when at least half of its draws are, and the number of those draws is binomial
-    (Efron 1979, "Bootstrap methods: another look at the jackknife", section 3). So the interval's ends are two order statistics whose ranks
-    depend on the number of samples alone: deterministic, no random numbers. For an even number the lower middle value gives the lower
-    end and the upper middle one the upper end, which is never narrower than the exact interval.
+    A resample's median is at most the k-th smallest sample when at least half of its draws are, and the number of those
+    draws is binomial (Efron 1979, "Bootstrap methods: another look at the jackknife", section 3). So the interval's
+    ends are two order statistics whose ranks depend on the number of samples alone: deterministic, no random numbers.
+    For an even number the lower middle value gives the lower end and the upper middle one the upper end, which is never
+    narrower than the exact interval.
 
     Args:
         samples: at least one value.

@@ -16,12 +16,15 @@ from latency.tablefile import TableWriter
 
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> LatencyTable:
-    """Write one table with the rows of several, history and sentinels included, one part behind the other; the file appears whole.
+    """Write one table with the rows of several, history and sentinels included, one part behind the other.
 
-    Each part has to end with a good sentinel: the rows behind it may be those of a device that drifted. So does the table.
+    The file appears whole.
 
-    Of a key that several parts have, a row that is `ok` supersedes one that is not, a measured one one that is transferred, and else the
-    later part's the earlier's.
+    Each part has to end with a good sentinel: the rows behind it may be those of a device that drifted. So does the
+    table.
+
+    Of a key that several parts have, a row that is `ok` supersedes one that is not, a measured one one that is
+    transferred, and else the later part's the earlier's.
 
     Args:
         paths: the parts.
@@ -32,8 +35,10 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
 
     Raises:
         TableError: a part cannot be read.
-        FingerprintMismatch: a part was measured otherwise than the first, or is replayed or simulated where that is not; names the field.
-        LatencyError: there is no part, the file is there, or a part does not end with a good sentinel: names it and the command.
+        FingerprintMismatch: a part was measured otherwise than the first, or is replayed or simulated where that is
+            not; names the field.
+        LatencyError: there is no part, the file is there, or a part does not end with a good sentinel: names it and the
+            command.
     """
     if not paths:
         raise LatencyError("nothing to merge: name the tables")
@@ -44,7 +49,10 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
         table.header.require_origin(
             first.origin,
             what=f"table {table.path}",
-            mend="merge tables that were measured with their like only, and replayed ones with replays of the same recording",
+            mend=(
+                "merge tables that were measured with their like only, and replayed ones with replays of the same "
+                "recording"
+            ),
         )
         require_equal(
             table.header.made_like(first),
@@ -55,7 +63,10 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     for table in tables:
         if why := unfinished(table.history):
             command = table.header.measuring(table.path)
-            raise LatencyError(f"{table.path} is not finished: {why}; go on with it: `{command}`, with its other flags, such as --shard")
+            raise LatencyError(
+                f"{table.path} is not finished: {why}; go on with it: `{command}`, with its other flags, such as "
+                "--shard"
+            )
     rows = [row for table in tables for row in table.history]
     best: dict[str, Row] = {}
     for row in (row for table in tables for row in table.rows):

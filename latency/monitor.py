@@ -1,4 +1,7 @@
-"""State of a device: clocks, temperature, throttling, other processes. Read between measuring windows; nothing is ever set."""
+"""State of a device: clocks, temperature, throttling, other processes.
+
+Read between measuring windows; nothing is ever set.
+"""
 
 import os
 import typing
@@ -33,9 +36,9 @@ class Monitor(typing.Protocol):
 class Nvml:
     """Monitor of an NVIDIA GPU, through NVML.
 
-    Throttling by heat, by the power brake or by the board disturbs a measurement. A power cap slows it down too, but is part of the
-    GPU's behaviour under load and occurs in use: it is recorded (`power_capped`), not a disturbance. Compute processes that exist at
-    the first reading are no disturbance either, as some never exit; later ones are.
+    Throttling by heat, by the power brake or by the board disturbs a measurement. A power cap slows it down too, but is
+    part of the GPU's behaviour under load and occurs in use: it is recorded (`power_capped`), not a disturbance.
+    Compute processes that exist at the first reading are no disturbance either, as some never exit; later ones are.
 
     Args:
         pci_bus_id: PCI bus ID of the GPU, such as `0000:01:00.0`.
@@ -58,7 +61,9 @@ class Nvml:
             "memory_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
             "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
             "power_w": lambda: kilo(nvml.nvmlDeviceGetPowerUsage(handle)),
-            "other_processes": lambda: sum(found.pid != os.getpid() for found in nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
+            "other_processes": lambda: sum(
+                found.pid != os.getpid() for found in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            ),
             "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
         }
         clocks: dict[str, float] = {}
@@ -80,7 +85,10 @@ class Nvml:
     def _slowdowns(self) -> list[tuple[str, int]]:
         nvml = self._nvml
         return [
-            ("thermal slowdown", nvml.nvmlClocksThrottleReasonSwThermalSlowdown | nvml.nvmlClocksThrottleReasonHwThermalSlowdown),
+            (
+                "thermal slowdown",
+                nvml.nvmlClocksThrottleReasonSwThermalSlowdown | nvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+            ),
             ("power brake", nvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown),
             ("hardware slowdown", nvml.nvmlClocksThrottleReasonHwSlowdown),
         ]

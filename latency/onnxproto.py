@@ -1,7 +1,7 @@
 """Decoder of ONNX models: declared sizes are compared with actual ones before memory or time is spent on them.
 
-Every tensor is checked, wherever ONNX allows one: dense and sparse initializers, attributes of nodes, bodies of If, Loop and Scan, local
-functions and their defaults, at any depth.
+Every tensor is checked, wherever ONNX allows one: dense and sparse initializers, attributes of nodes, bodies of If,
+Loop and Scan, local functions and their defaults, at any depth.
 """
 
 import math
@@ -37,7 +37,9 @@ _BITS: dict[str, int] = {
     **dict.fromkeys(("UINT2", "INT2"), 2),
     **dict.fromkeys(("UINT4", "INT4", "FLOAT4E2M1"), 4),
     **dict.fromkeys(("FLOAT6E2M3", "FLOAT6E3M2"), 6),
-    **dict.fromkeys(("UINT8", "INT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"), 8),
+    **dict.fromkeys(
+        ("UINT8", "INT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"), 8
+    ),
     **dict.fromkeys(("UINT16", "INT16", "FLOAT16", "BFLOAT16"), 16),
     **dict.fromkeys(("FLOAT", "UINT32", "INT32"), 32),
     **dict.fromkeys(("DOUBLE", "UINT64", "INT64", "COMPLEX64"), 64),
@@ -59,16 +61,20 @@ def decode_onnx(data: bytes, where: object, *, weights: bool = True) -> ModelPro
     Args:
         data: the serialised model.
         where: start of the error message.
-        weights: whether tensors must hold the values that they declare; in a graph stripped of its weights they may be empty.
+        weights: whether tensors must hold the values that they declare; in a graph stripped of its weights they may be
+            empty.
 
     Raises:
-        FileError: the data is not an ONNX model, a tensor does not hold as many values as it declares, or the model is larger or deeper
-            than any network; names the tensor and the limit.
+        FileError: the data is not an ONNX model, a tensor does not hold as many values as it declares, or the model is
+            larger or deeper than any network; names the tensor and the limit.
     """
     from google.protobuf.message import DecodeError
 
     if len(data) > MAX_BYTES:
-        raise FileError(where, f"has {human_bytes(len(data))}: an ONNX model has less than 2 GiB, larger weights are in a file beside it")
+        raise FileError(
+            where,
+            f"has {human_bytes(len(data))}: an ONNX model has less than 2 GiB, larger weights are in a file beside it",
+        )
     try:
         model = load_from_string(data)
     except DecodeError as error:
@@ -148,7 +154,9 @@ def describe(node: NodeProto) -> str:
 
 def named(tensor: TensorProto, owner: str) -> str:
     """Describe a tensor for messages."""
-    return f"tensor {tensor.name!r}" if tensor.name else f"the tensor in {owner}" if owner else "a tensor without a name"
+    return (
+        f"tensor {tensor.name!r}" if tensor.name else f"the tensor in {owner}" if owner else "a tensor without a name"
+    )
 
 
 def is_external(tensor: TensorProto) -> bool:
@@ -201,13 +209,26 @@ def _require_names(model: ModelProto, where: object) -> None:
         texts.append(graph.name)
         if isinstance(graph, GraphProto):
             texts += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
-            texts += [dim.dim_param for value in (*graph.input, *graph.output, *graph.value_info) for dim in _dims(value)]
+            texts += [
+                dim.dim_param for value in (*graph.input, *graph.output, *graph.value_info) for dim in _dims(value)
+            ]
         else:
             texts += [*graph.input, *graph.output, graph.domain]
         for node in graph.node:
-            texts += [node.name, node.op_type, node.domain, *node.input, *node.output, *(part.name for part in node.attribute)]
+            texts += [
+                node.name,
+                node.op_type,
+                node.domain,
+                *node.input,
+                *node.output,
+                *(part.name for part in node.attribute),
+            ]
     for _, tensor in tensors(model):
-        texts += [tensor.name, *(entry.key for entry in tensor.external_data), *(entry.value for entry in tensor.external_data)]
+        texts += [
+            tensor.name,
+            *(entry.key for entry in tensor.external_data),
+            *(entry.value for entry in tensor.external_data),
+        ]
     texts += [entry.domain for entry in model.opset_import]
     if strange := next((text for text in texts if isinstance(text, bytes)), None):
         raise FileError(where, f"is damaged: the name {strange!r} is not UTF-8")
@@ -247,14 +268,20 @@ class _Expansion:
         if key in callers:
             raise FileError(f"{self.where}:", f"local function {key[1]!r} calls itself, which ONNX does not allow")
         if len(callers) >= MAX_DEPTH:
-            raise FileError(f"{self.where}:", f"local functions are nested {len(callers) + 1} deep, and at most {MAX_DEPTH} are read")
+            raise FileError(
+                f"{self.where}:",
+                f"local functions are nested {len(callers) + 1} deep, and at most {MAX_DEPTH} are read",
+            )
         if key not in self.known:
             self.known[key] = self.of(self.functions[key], (*callers, key))
         return self.known[key]
 
 
 def _require_moderate(model: ModelProto, where: object) -> None:
-    """Limit the size of a model after its functions are inlined, sparse tensors made dense, and missing weights drawn."""
+    """Limit the size of an expanded model.
+
+    Its functions are inlined, sparse tensors made dense, and missing weights drawn.
+    """
     functions = {(function.domain, function.name, function.overload): function for function in model.functions}
     load = _Expansion(functions, where).of(model.graph)
     inlined = " with its local functions inlined" * bool(functions)
@@ -267,19 +294,26 @@ def _require_moderate(model: ModelProto, where: object) -> None:
         name = f"{where}: sparse tensor {sparse.values.name!r}"
         declared += (size := size_of(TensorProto(data_type=sparse.values.data_type, dims=sparse.dims), name))
         if declared > MAX_BYTES:
-            raise FileError(name, f"of shape {list(sparse.dims)} is {human_bytes(size)} when dense: a model has less than 2 GiB")
+            raise FileError(
+                name, f"of shape {list(sparse.dims)} is {human_bytes(size)} when dense: a model has less than 2 GiB"
+            )
     for owner, tensor in tensors(model):
         if not (tensor.HasField("raw_data") or is_external(tensor)):
             name = f"{where}: {named(tensor, owner)}"
             declared += (size := size_of(tensor, name))
             if declared > MAX_BYTES:
-                raise FileError(name, f"declares the shape {list(tensor.dims)}, {human_bytes(size)}: a model has less than 2 GiB")
+                raise FileError(
+                    name, f"declares the shape {list(tensor.dims)}, {human_bytes(size)}: a model has less than 2 GiB"
+                )
 
 
 def _tensors_of(attribute: AttributeProto) -> Iterator[TensorProto]:
     if attribute.HasField("t"):
         yield attribute.t
     yield from attribute.tensors
-    for sparse in (*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else ()), *attribute.sparse_tensors):
+    for sparse in (
+        *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else ()),
+        *attribute.sparse_tensors,
+    ):
         yield sparse.values
         yield sparse.indices

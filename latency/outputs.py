@@ -1,4 +1,7 @@
-"""Checks of output paths: users' files are not overwritten unless asked, and paths that cannot be written are refused before any work."""
+"""Checks of output paths, made before any work.
+
+Users' files are not overwritten unless asked, and paths that cannot be written are refused.
+"""
 
 import os
 import stat
@@ -15,7 +18,8 @@ GENERATOR = "Lathe"
 
 _HEAD_BYTES = 4096
 _SEALED = ("manifest.json", b'"schema": "bundle/')
-"""File of a shipped bundle that lists its files, and text near its start. `lathe verify` fails after a file is added."""
+"""File of a shipped bundle that lists its files, and text near its start. `lathe verify` fails after a file is
+added."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,26 @@ def _names(head: bytes, begin: bytes, maker: str) -> bool:
 
 TABLE = Artefact("a latency table", lambda head: head.startswith(b'{"schema":"latency-table/'))
 BLOCKS = Artefact("a block bundle", _has_index)
-PAGE = Artefact("a report", lambda head: _names(head, b"<!doctype html>", f'<meta name="generator" content="{GENERATOR}">'))
+PAGE = Artefact(
+    "a report", lambda head: _names(head, b"<!doctype html>", f'<meta name="generator" content="{GENERATOR}">')
+)
 PICTURE = Artefact(
     "a picture of a table",
-    lambda head: _names(head, b"\x89PNG", f"Software\0{GENERATOR}") or _names(head, b"<?xml ", f"<dc:title>{GENERATOR}</dc:title>"),
+    lambda head: (
+        _names(head, b"\x89PNG", f"Software\0{GENERATOR}")
+        or _names(head, b"<?xml ", f"<dc:title>{GENERATOR}</dc:title>")
+    ),
 )
 NEW = Artefact("", lambda head: False)
 """What says nothing of what made it, or must not be there before."""
 
 
-def require_file(path: str | os.PathLike[str], kind: Artefact, *, flag: str, force: bool | None = None, parents: bool = False) -> None:
-    """Require that a file may be written: the path is free, or holds an empty file or one of the same kind that Lathe wrote.
+def require_file(
+    path: str | os.PathLike[str], kind: Artefact, *, flag: str, force: bool | None = None, parents: bool = False
+) -> None:
+    """Require that a file may be written.
+
+    The path is free, or holds an empty file or one of the same kind that Lathe wrote.
 
     Args:
         path: the file to write.
@@ -82,7 +95,10 @@ def require_file(path: str | os.PathLike[str], kind: Artefact, *, flag: str, for
             raise LatencyError(f"{flag} {path} is {what}: name a file")
         if found.st_size and not force and not kind.made(_head(path, flag)):
             what = f"is not {kind.name} of {GENERATOR}" if kind.name else "would be lost"
-            raise LatencyError(f"{flag} {path} exists and {what}: choose another name" + ", or replace it by --force" * (force is not None))
+            raise LatencyError(
+                f"{flag} {path} exists and {what}: choose another name"
+                + ", or replace it by --force" * (force is not None)
+            )
     _require_place(path, flag, parents)
 
 
@@ -118,7 +134,9 @@ def _require_place(path: Path, flag: str, parents: bool) -> None:
         raise LatencyError(f"{flag} {path}: {parent} is not a directory: make it, or choose another place")
     for directory in (resolved := parent.resolve(), *resolved.parents):
         if _is_sealed(directory):
-            raise LatencyError(f"{flag} {path} is inside the bundle {directory}, which would not verify any more: choose another place")
+            raise LatencyError(
+                f"{flag} {path} is inside the bundle {directory}, which would not verify any more: choose another place"
+            )
     trial = beside(path) if parent == path.parent else parent / beside(path).name
     try:
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))

@@ -1,7 +1,10 @@
-"""A latency table as pictures: latency over width a family, heat maps, and predicted against measured networks. Needs matplotlib.
+"""A latency table as pictures: latency over width a family, heat maps, and predicted against measured networks.
 
-Shapes tell what colours do: a full dot was measured, a hollow one interpolated, a square transferred from another device, a diamond held
-out to judge these, a cross is unstable. Colours are taken from a palette, so that a page can paint for light and dark at once.
+Needs matplotlib.
+
+Shapes tell what colours do: a full dot was measured, a hollow one interpolated, a square transferred from another
+device, a diamond held out to judge these, a cross is unstable. Colours are taken from a palette, so that a page can
+paint for light and dark at once.
 """
 
 import itertools
@@ -83,9 +86,13 @@ def plot(table: LatencyTable, out: Path, *, force: bool = False) -> None:
     """
     require_picture(out, force=force)
     require("matplotlib", "report")
-    drawn = pictures(table, PRINT, unit_for([row.median_us for row in table.rows if row.kind == "network" and row.measured]))
+    drawn = pictures(
+        table, PRINT, unit_for([row.median_us for row in table.rows if row.kind == "network" and row.measured])
+    )
     if not drawn:
-        raise LatencyError(f"{table.path}: there is nothing to draw: measure with `lathe profile SPACE --out {table.path}`")
+        raise LatencyError(
+            f"{table.path}: there is nothing to draw: measure with `lathe profile SPACE --out {table.path}`"
+        )
     _save(_titled(table), drawn, out)
 
 
@@ -106,9 +113,14 @@ def plot_diffs(tables: Sequence[LatencyTable], diffs: Sequence[Diff], out: Path,
     require("matplotlib", "report")
     drawn = []
     for table, found in zip(tables[1:], diffs, strict=True):
-        caption = "Latency over that in the first table: small dots are rows, large ones the mean of a family with its interval of 95 %."
+        caption = (
+            "Latency over that in the first table: small dots are rows, large ones the mean of a family with its "
+            "interval of 95 %."
+        )
         height = 1.0 + 0.3 * (len(found.families) + 1)
-        drawn.append(Picture(_titled(table), caption, height, lambda figure, found=found: _ratios(figure, found, PRINT)))
+        drawn.append(
+            Picture(_titled(table), caption, height, lambda figure, found=found: _ratios(figure, found, PRINT))
+        )
     _save(f"compared with {_titled(tables[0])}", drawn, out)
 
 
@@ -126,7 +138,9 @@ def _save(title: str, drawn: Sequence[Picture], out: Path) -> None:
     figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.5), dpi=130, layout="constrained", facecolor=PRINT.paper)
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=12)
-    for part, picture in zip(figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0], drawn, strict=True):
+    for part, picture in zip(
+        figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0], drawn, strict=True
+    ):
         part.suptitle(picture.title, fontsize=11)
         picture.paint(part)
     with whole(out) as partial:
@@ -165,23 +179,39 @@ def pictures(table: LatencyTable, palette: Palette, unit: Unit) -> list[Picture]
             families.setdefault(spec.family, {})[spec] = row
     wide = {name: rows for name, rows in families.items() if len(rows) > 1}
     single = {name: rows for name, rows in families.items() if len(rows) == 1}
-    networks = [(row, found) for row in table.rows if row.kind == "network" and row.measured and (found := _predicted(table, row))]
+    networks = [
+        (row, found)
+        for row in table.rows
+        if row.kind == "network" and row.measured and (found := _predicted(table, row))
+    ]
     drawn = []
     if networks:
         error = table.predictor.mean_absolute_error
         off = "too few to judge the error by" if math.isnan(error) else f"{error:.2%} off on average (cross-validated)"
-        caption = f"{len(networks)} networks, measured whole and predicted from their blocks, with intervals of 95 %: {off}."
-        drawn.append(Picture("Predicted against measured", caption, 4.2, lambda figure: _networks(figure, networks, palette, unit)))
+        caption = (
+            f"{len(networks)} networks, measured whole and predicted from their blocks, with intervals of 95 %: {off}."
+        )
+        drawn.append(
+            Picture(
+                "Predicted against measured", caption, 4.2, lambda figure: _networks(figure, networks, palette, unit)
+            )
+        )
     if wide:
         columns = min(4, len(wide)) if len(wide) > 4 else min(2, len(wide))
         lines = math.ceil(len(wide) / columns)
         caption = (
-            "A panel a family of blocks, in microseconds. Full dot: measured, with its interval; hollow dot and hatched band: interpolated "
-            "with its interval; square: transferred from another device; diamond: measured, but held out to judge these; cross: unstable. "
+            "A panel a family of blocks, in microseconds. Full dot: measured, with its interval; hollow dot and "
+            "hatched band: interpolated "
+            "with its interval; square: transferred from another device; diamond: measured, but held out to judge "
+            "these; cross: unstable. "
             "Over two widths the colour of a cell is its latency."
         )
         height = lines * (2.3 if columns == 4 else 3.4)
-        drawn.append(Picture("Latency over width", caption, height, lambda figure: _families(figure, table, wide, columns, palette)))
+        drawn.append(
+            Picture(
+                "Latency over width", caption, height, lambda figure: _families(figure, table, wide, columns, palette)
+            )
+        )
     if single:
         caption = "Families of one block, with its interval; square: transferred from another device."
         height = 0.7 + 0.28 * len(single)
@@ -216,17 +246,33 @@ def _families(figure: Any, table: LatencyTable, families: dict[str, Family], col
 def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str, palette: Palette) -> None:
     """Latency over one width; the others are the widest ones where there are several."""
     widest = max(rows, key=lambda spec: tuple(width for _, width in spec.widths))
-    line = {spec.width(name): row for spec, row in rows.items() if spec.with_widths(**{name: widest.width(name)}) == widest}
-    found = {width: latency for width in _grid(sorted(line)) if (latency := _lookup(table, widest.with_widths(**{name: width})))}
+    line = {
+        spec.width(name): row for spec, row in rows.items() if spec.with_widths(**{name: widest.width(name)}) == widest
+    }
+    found = {
+        width: latency
+        for width in _grid(sorted(line))
+        if (latency := _lookup(table, widest.with_widths(**{name: width})))
+    }
     size = 2.0 if len(found) > 40 else 3.5
     predicted = {source: [width for width, latency in found.items() if latency.source == source] for source in _HOLLOW}
     held = held if any(predicted.values()) else set()
     if any(predicted.values()):
         lows, highs = zip(*((latency.low_us, latency.high_us) for latency in found.values()), strict=True)
-        ax.fill_between(list(found), lows, highs, facecolor="none", edgecolor=palette.second, alpha=0.5, hatch="////", linewidth=0)
+        ax.fill_between(
+            list(found), lows, highs, facecolor="none", edgecolor=palette.second, alpha=0.5, hatch="////", linewidth=0
+        )
         for source, widths in predicted.items():
             marker = _HOLLOW[source]
-            ax.plot(widths, [found[width].us for width in widths], marker, mfc=palette.paper, mec=palette.second, mew=0.7, ms=size)
+            ax.plot(
+                widths,
+                [found[width].us for width in widths],
+                marker,
+                mfc=palette.paper,
+                mec=palette.second,
+                mew=0.7,
+                ms=size,
+            )
     line = {width: row for width, row in line.items() if row.measured}
     _intervals(ax, list(line), [row.low_us for row in line.values()], [row.high_us for row in line.values()], palette)
     for marker, colour, shown in (
@@ -241,8 +287,13 @@ _HOLLOW = {"interpolated": "o", "transferred": "s"}
 """How latencies are marked that were not measured, by their source."""
 
 
-def _intervals(ax: Any, x: Sequence[int] | Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette) -> None:
-    """Vertical bars, in one line with gaps: a table has thousands, and each alone would be an element of the picture."""
+def _intervals(
+    ax: Any, x: Sequence[int] | Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette
+) -> None:
+    """Vertical bars, in one line with gaps.
+
+    A table has thousands, and each alone would be an element of the picture.
+    """
     gaps = [math.nan] * len(x)
     ax.plot(np.ravel([x, x, gaps], "F"), np.ravel([low, high, gaps], "F"), color=palette.ink, linewidth=0.8, alpha=0.7)
 
@@ -254,11 +305,20 @@ def _grid(widths: list[int]) -> list[int]:
 
 
 def _over_two_widths(
-    figure: Any, ax: Any, table: LatencyTable, rows: Family, held: set[str], axes: dict[str, list[int]], palette: Palette
+    figure: Any,
+    ax: Any,
+    table: LatencyTable,
+    rows: Family,
+    held: set[str],
+    axes: dict[str, list[int]],
+    palette: Palette,
 ) -> None:
     (down, across), (vertical, horizontal) = axes, (_grid(widths) for widths in axes.values())
     any_spec = next(iter(rows))
-    values, marks = np.full((len(vertical), len(horizontal)), np.nan), {"o": list[tuple[int, int]](), "s": [], "D": [], "x": []}
+    values, marks = (
+        np.full((len(vertical), len(horizontal)), np.nan),
+        {"o": list[tuple[int, int]](), "s": [], "D": [], "x": []},
+    )
     for (i, height), (j, width) in itertools.product(enumerate(vertical), enumerate(horizontal)):
         spec = any_spec.with_widths(**{down: height, across: width})
         if not (found := _lookup(table, spec)):
@@ -301,7 +361,9 @@ def heat_map(ax: Any, values: Any, *, most: float | None = None) -> Any:
     values = np.ma.masked_invalid(np.asarray(values, float))
     rows, columns = values.shape
     colours = matplotlib.colormaps["viridis"].resampled(24)  # few enough that the legend, too, stays vectors
-    return ax.pcolormesh(np.arange(columns + 1) + 0.5, np.arange(rows + 1) - 0.5, values, cmap=colours, vmin=0, vmax=most)
+    return ax.pcolormesh(
+        np.arange(columns + 1) + 0.5, np.arange(rows + 1) - 0.5, values, cmap=colours, vmin=0, vmax=most
+    )
 
 
 def legend(figure: Any, mesh: Any, axes: Any, label: str) -> None:
@@ -329,7 +391,9 @@ def _singles(figure: Any, families: dict[str, Family], palette: Palette) -> None
 def _networks(figure: Any, networks: Sequence[tuple[Row, Latency]], palette: Palette, unit: Unit) -> None:
     ax = figure.add_subplot()
     measured = unit.of(np.array([row.median_us for row, _ in networks]))
-    us, low, high = (unit.of(np.array([getattr(found, end) for _, found in networks])) for end in ("us", "low_us", "high_us"))
+    us, low, high = (
+        unit.of(np.array([getattr(found, end) for _, found in networks])) for end in ("us", "low_us", "high_us")
+    )
     ends = [min(measured.min(), low.min()), max(measured.max(), high.max())]
     ax.plot(ends, ends, color=palette.ink, linewidth=1, linestyle="--")
     ax.annotate(" equal", (ends[1], ends[1]), ha="right", va="bottom", fontsize=_SMALL)

@@ -32,18 +32,25 @@ class Sums(NamedTuple):
     @classmethod
     def of(cls, blocks: Sequence[BlockSpec], us: Sequence[float]) -> "Sums":
         """Of blocks and their latencies."""
-        return cls(math.fsum(us), Counter(block.op for block in blocks), math.fsum(block.input_kelements for block in blocks))
+        return cls(
+            math.fsum(us), Counter(block.op for block in blocks), math.fsum(block.input_kelements for block in blocks)
+        )
 
 
 class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """latency = network_us + sum over blocks of (scale * latency - saved_us of its kind - saved_us_per_kelement * kelements of its input).
+    """Latency of a network as a linear function of the latencies of its blocks.
 
-    A block measured by itself pays for a launch, and converts its input and its output to and from the runtime's own layout. Inside of a
-    network it does not, and what that saves depends on what kind of block it is: a convolution converts, a sum does not.
+    latency = network_us + sum over blocks of (scale * latency - saved_us of its kind - saved_us_per_kelement *
+    kelements of its input).
+
+    A block measured by itself pays for a launch, and converts its input and its output to and from the runtime's own
+    layout. Inside of a network it does not, and what that saves depends on what kind of block it is: a convolution
+    converts, a sum does not.
 
     Attributes:
         scale: of every block's latency.
-        saved_us: of each kind of block, by `BlockSpec.op`; empty where too few networks were measured to tell kinds apart.
+        saved_us: of each kind of block, by `BlockSpec.op`; empty where too few networks were measured to tell kinds
+            apart.
         saved_us_else: of every other kind.
         saved_us_per_kelement: of 1000 elements in a block's input.
         network_us: what a network takes beside its blocks.
@@ -88,8 +95,9 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def fit(networks: Sequence[Sums], measured_us: Sequence[float], overhead_us: float) -> Predictor:
     """Fit a predictor by relative least squares, and judge it by cross-validation.
 
-    Kinds of block are told apart where networks are twice as many as the coefficients, in every fold. Coefficients that the networks do not
-    tell apart, such as those of a stem and a head that every network has once, share what is known of their sum.
+    Kinds of block are told apart where networks are twice as many as the coefficients, in every fold. Coefficients that
+    the networks do not tell apart, such as those of a stem and a head that every network has once, share what is known
+    of their sum.
 
     Args:
         networks: measured ones.
@@ -135,14 +143,19 @@ def _coefficients(found: np.ndarray, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Coefficients with the least sum of squared relative errors. Columns are scaled first: the rank must not depend on units."""
+    """Coefficients with the least sum of squared relative errors.
+
+    Columns are scaled first: the rank must not depend on units.
+    """
     a = x / y[:, None]
     norm = np.linalg.norm(a, axis=0)
     norm[norm == 0] = 1
     return np.linalg.lstsq(a / norm, np.ones(len(y)), rcond=1e-6)[0] / norm
 
 
-def _predictor(coefficients: Mapping[str, Any], predicted_us: np.ndarray, measured_us: np.ndarray, at_least: float) -> Predictor:
+def _predictor(
+    coefficients: Mapping[str, Any], predicted_us: np.ndarray, measured_us: np.ndarray, at_least: float
+) -> Predictor:
     errors = predicted_us / measured_us - 1
     sizes = np.abs(errors)
     return Predictor(
@@ -159,7 +172,10 @@ def _predictor(coefficients: Mapping[str, Any], predicted_us: np.ndarray, measur
 
 
 def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
-    """Pairs that two series order alike less those that they order otherwise, as a share of all pairs; NaN for fewer than two values."""
+    """Pairs that two series order alike less those that they order otherwise, as a share of all pairs.
+
+    NaN for fewer than two values.
+    """
     pairs = len(a) * (len(a) - 1) / 2
     agree = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
     return float(agree.sum() / 2 / pairs) if pairs else float("nan")

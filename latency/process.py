@@ -1,7 +1,9 @@
-"""How a command begins and ends: its standard streams, the signals that end it, and which exception gives which exit code.
+"""How a command begins and ends.
 
-Exit codes: 0 done; 1 a verdict fails; 2 bad input; 70 a fault of this program; 130, 143 and 129 ended by SIGINT (Ctrl-C), SIGTERM and
-SIGHUP; 141 nobody reads the output any more.
+Its standard streams, the signals that end it, and which exception gives which exit code.
+
+Exit codes: 0 done; 1 a verdict fails; 2 bad input; 70 a fault of this program; 130, 143 and 129 ended by SIGINT
+(Ctrl-C), SIGTERM and SIGHUP; 141 nobody reads the output any more.
 """
 
 import contextlib
@@ -88,7 +90,10 @@ def words(error: Exception) -> str:
 
 
 def printable(text: object) -> str:
-    """Somebody's words as one line for any terminal: what is not UTF-8 and control characters are escaped, and long words cut."""
+    """Somebody's words as one line for any terminal.
+
+    What is not UTF-8 and control characters are escaped, and long words cut.
+    """
     words = (f"{word[:80]}...{word[-20:]}" if len(word) > _LONG_WORD else word for word in str(text).split())
     line = one_line(" ".join(words), _LIMIT).encode("utf-8", "backslashreplace").decode()
     return escaped(line)
@@ -99,7 +104,10 @@ def _fault(error: Exception) -> str:
         traceback.print_exception(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{os.path.basename(frame.filename)}:{frame.lineno}"  # noqa: PTH119 -- pathlib may be what failed
-    return f"this is a fault of Lathe, please report it: {type(error).__name__}: {error} ({place}); {DEBUG}=1 shows the traceback"
+    return (
+        f"this is a fault of Lathe, please report it: {type(error).__name__}: {error} ({place}); {DEBUG}=1 shows the "
+        "traceback"
+    )
 
 
 def _stopped(program: str, signum: int, goes_on: Callable[[], bool]) -> int:
@@ -116,7 +124,10 @@ def _end(program: str, text: str, code: int) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Turn the signals that end a command into `Stopped`; yields those that came. One that is ignored, as under nohup, stays so."""
+    """Turn the signals that end a command into `Stopped`; yields those that came.
+
+    One that is ignored, as under nohup, stays so.
+    """
     received, last = list[int](), -_REPEAT_S
 
     def stop(signum: int, frame: FrameType | None) -> None:
@@ -141,7 +152,10 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _require_streams() -> None:
-    """Open what is closed of the standard streams to nothing: else the next file opened would be written by whoever prints."""
+    """Open what is closed of the standard streams to nothing.
+
+    Else the next file opened would be written by whoever prints.
+    """
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)

@@ -1,4 +1,7 @@
-"""Blocks and networks x backend -> rows of a table: without repeats, resumable, a failure is a row, drift is found and mended."""
+"""Blocks and networks x backend -> rows of a table.
+
+Without repeats, resumable, a failure is a row, drift is found and mended.
+"""
 
 import datetime
 import itertools
@@ -98,7 +101,10 @@ class Retrying:
 
 @dataclass(frozen=True)
 class Watched:
-    """The sentinel was measured: so much slower than its reference it is, 0 for no drift, and so many rows are to be measured again."""
+    """The sentinel was measured.
+
+    States how much slower than its reference it is, 0 for no drift, and how many rows are to be measured again.
+    """
 
     row: Row
     drift: float
@@ -122,8 +128,8 @@ def profile(
 ) -> Iterator[Event]:
     """Measure workloads and the backend's overhead, and append each to a table as soon as it is measured.
 
-    What is in the table with status `ok`, and not doubtful for drift, is not measured again: the same call resumes after any interruption.
-    A row that is measured again is appended and supersedes the one before.
+    What is in the table with status `ok`, and not doubtful for drift, is not measured again: the same call resumes
+    after any interruption. A row that is measured again is appended and supersedes the one before.
 
     Args:
         workloads: what to measure, all of one batch; of several with one key the first counts.
@@ -180,7 +186,13 @@ class _Profiling:
         safeguards: Safeguards,
         stack: ExitStack,
     ) -> None:
-        self._wanted, self._backend, self._writer, self._protocol, self._safeguards = wanted, backend, writer, protocol, safeguards
+        self._wanted, self._backend, self._writer, self._protocol, self._safeguards = (
+            wanted,
+            backend,
+            writer,
+            protocol,
+            safeguards,
+        )
         self._stack, self._compiler = stack, _Compiler(backend, stack)
         doubted, unwatched = doubtful(writer.history) if safeguards.sentinel_every else (set[str](), list[str]())
         self._done = {key for key, row in writer.rows.items() if row.status == "ok"} & wanted.keys() - doubted
@@ -243,8 +255,13 @@ class _Profiling:
         return len(self._unwatched) == self._safeguards.sentinel_every or elapsed_s >= self._safeguards.sentinel_every_s
 
     def _post_sentinel(self) -> None:
-        """Choose the sentinel and compile it: the one that the table has, else a block of middling size, that the device is kept busy."""
-        before = next((row.blocks[0] for row in reversed(self._writer.history) if row.kind == "sentinel" and row.blocks), "")
+        """Choose the sentinel and compile it.
+
+        The one that the table has, else a block of middling size, that the device is kept busy.
+        """
+        before = next(
+            (row.blocks[0] for row in reversed(self._writer.history) if row.kind == "sentinel" and row.blocks), ""
+        )
         blocks = sorted((work for work in self._wanted.values() if work.kind == "block"), key=_size)
         for work in [self._wanted.get(before), *blocks[len(blocks) // 2 :], *reversed(blocks[: len(blocks) // 2])]:
             if work is not None:
@@ -263,13 +280,18 @@ class _Profiling:
         return msgspec.structs.replace(row, status="ok", reason="", error="") if row.measured else row
 
     def _watch(self) -> Iterator[Event]:
-        """Measure the sentinel. Where the device drifted, wait until it is back, and put the rows since the last good sentinel back."""
+        """Measure the sentinel.
+
+        Where the device drifted, wait until it is back, and put the rows since the last good sentinel back.
+        """
         rows, self._unwatched = self._unwatched, []
         if self._sentinel is None:
             return
         found = self._look()
         if self._reference is None and found.measured:
-            found = self._reference = self._wait(found, lambda row, before: bool(self._drift(row, before)))  # until it has warmed up
+            found = self._reference = self._wait(
+                found, lambda row, before: bool(self._drift(row, before))
+            )  # until it has warmed up
         if self._reference is None or not found.measured:
             self._sentinel = None
             self._writer.append(found)
@@ -278,11 +300,15 @@ class _Profiling:
         change = self._drift(found, self._reference)
         again: list[str] = []
         if change:
-            self._writer.append(msgspec.structs.replace(found, status="unstable", error=f"the device drifted by {change:+.1%}"))
+            self._writer.append(
+                msgspec.structs.replace(found, status="unstable", error=f"the device drifted by {change:+.1%}")
+            )
             wanted = self._reference
             found = self._wait(found, lambda row, _: bool(self._drift(row, wanted)))
             if stays := self._drift(found, wanted):
-                found = self._reference = msgspec.structs.replace(found, error=f"the device stays at {stays:+.1%}: the new reference")
+                found = self._reference = msgspec.structs.replace(
+                    found, error=f"the device stays at {stays:+.1%}: the new reference"
+                )
             again = [key for key in rows if self._again[key] < self._safeguards.retries]
             self._again.update(again)
             self._queue.extend(self._wanted[key] for key in again)
@@ -294,7 +320,10 @@ class _Profiling:
         return drift(row, other, self._safeguards.drift_limit)
 
     def _wait(self, row: Row, restless: Callable[[Row, Row], bool]) -> Row:
-        """Measure the sentinel until it is no longer restless, against the one before, or patience is at its end; the last one."""
+        """Measure the sentinel until it is no longer restless, against the one before, or patience is at its end.
+
+        The last one.
+        """
         end_ns = self._backend.clock() + self._safeguards.patience_s * 1e9
         while True:
             before, row = row, self._look()

@@ -14,18 +14,20 @@ Samples = Annotated[int, Meta(ge=1, le=1_000_000)]
 class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a latency is measured.
 
-    After the fixed warm-up the device is watched for `settle_runs` runs or `settle_ms`, whichever comes first, so that a transient that
-    lasts longer than the warm-up is seen; samples are taken from the stationary end of what was watched
-    (`latency.measure.stationary_from`).
+    After the fixed warm-up the device is watched for `settle_runs` runs or `settle_ms`, whichever comes first, so that
+    a transient that lasts longer than the warm-up is seen; samples are taken from the stationary end of what was
+    watched (`latency.measure.stationary_from`).
 
-    Measuring ends when the floors are reached, the latency is stationary, and the interval of the median is narrow enough or `max_samples`
-    were taken; or when `max_time_ms` have passed. A floor comes before any ceiling: a network that is slower than
-    `max_time_ms / min_samples` is still sampled `min_samples` times. If there are more than `max_samples`, they are thinned evenly.
+    Measuring ends when the floors are reached, the latency is stationary, and the interval of the median is narrow
+    enough or `max_samples` were taken; or when `max_time_ms` have passed. A floor comes before any ceiling: a network
+    that is slower than `max_time_ms / min_samples` is still sampled `min_samples` times. If there are more than
+    `max_samples`, they are thinned evenly.
 
     Attributes:
         name: name of the protocol.
         warmup_ms: inferences run for this long before the device is watched.
-        settle_runs: the watch ends after this many runs; 0 for no watch: every run after the fixed warm-up is a sample, as in other tools.
+        settle_runs: the watch ends after this many runs; 0 for no watch: every run after the fixed warm-up is a sample,
+            as in other tools.
         settle_ms: the watch ends after this long.
         min_samples: floor of the number of samples.
         max_samples: ceiling of the number of samples.
@@ -33,8 +35,10 @@ class Protocol(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         max_time_ms: ceiling of the time after the fixed warm-up.
         half_width: how far the interval of the median may reach to each side, relative to the median.
         confidence: of that interval.
-        cuda_graph: whether an inference is launched on a GPU as one CUDA graph rather than kernel by kernel. Without effect on a CPU.
-        spin_wait: whether the host polls for the end of an inference rather than sleeping until an interrupt. Without effect on a CPU.
+        cuda_graph: whether an inference is launched on a GPU as one CUDA graph rather than kernel by kernel. Without
+            effect on a CPU.
+        spin_wait: whether the host polls for the end of an inference rather than sleeping until an interrupt. Without
+            effect on a CPU.
     """
 
     name: str
@@ -72,10 +76,11 @@ FAST = Protocol(
     max_time_ms=1000.0,
 )
 
-# What trtexec calls "GPU Compute Time", by its defaults: CUDA events around each inference on a stream, transfers left out, one inference
-# enqueued ahead of the one that is waited for, 200 ms of warm-up, then at least 10 iterations and 3 s; the median (NVIDIA/TensorRT,
-# samples/common/sampleInference.cpp: Iteration, inferenceLoop; sampleReporting.cpp). Version 10 enqueues kernel by kernel and waits on
-# events with cudaEventBlockingSync; version 11 launches a CUDA graph and spins. Time ends both: they never judge the interval.
+# What trtexec calls "GPU Compute Time", by its defaults: CUDA events around each inference on a stream, transfers left
+# out, one inference enqueued ahead of the one that is waited for, 200 ms of warm-up, then at least 10 iterations and 3
+# s; the median (NVIDIA/TensorRT, samples/common/sampleInference.cpp: Iteration, inferenceLoop; sampleReporting.cpp).
+# Version 10 enqueues kernel by kernel and waits on events with cudaEventBlockingSync; version 11 launches a CUDA graph
+# and spins. Time ends both: they never judge the interval.
 TRTEXEC_10 = Protocol(
     name="trtexec-10",
     warmup_ms=200.0,

@@ -61,13 +61,17 @@ class OldTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def words(self) -> str:
         """A short description."""
         threads = self.device.threads
-        how = f"{self.runtime.name}, {self.precision}" + f", {threads} thread{'s' * (threads > 1)}" * (self.device.kind == "cpu")
+        how = f"{self.runtime.name}, {self.precision}" + f", {threads} thread{'s' * (threads > 1)}" * (
+            self.device.kind == "cpu"
+        )
         said = f"{self.device.name} ({how}; sha256 {self.sha256[:16]})"
         return f"{said}, which is not measured: {self.origin}" if self.origin else said
 
 
 class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all rows of a table share. Two tables may be pooled only if every field except `created` and `bundle_sha256` is equal.
+    """What all rows of a table share.
+
+    Two tables may be pooled only if every field except `created` and `bundle_sha256` is equal.
 
     Attributes:
         schema: the file format.
@@ -137,7 +141,9 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         threads = f" --threads {self.device.threads}" if self.device.threads > 1 else ""
         timing = f" --protocol {protocol}" if protocol != "default" else ""
         batch = f" --batch {self.batch}" if self.batch > 1 and not source.endswith(".blocks.zip") else ""
-        return f"lathe profile {source} --backend {shlex.quote(backend)}{threads}{timing}{batch} --out {shlex.quote(out)}"
+        return (
+            f"lathe profile {source} --backend {shlex.quote(backend)}{threads}{timing}{batch} --out {shlex.quote(out)}"
+        )
 
     def measuring(self, out: str) -> str:
         """The command that measures more of the table's own space."""
@@ -152,10 +158,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """One measurement, or why there is none.
 
     Attributes:
-        kind: `overhead` is an empty network, `sentinel` a block measured repeatedly to detect drift, `network` a whole network.
+        kind: `overhead` is an empty network, `sentinel` a block measured repeatedly to detect drift, `network` a whole
+            network.
         key: what was measured; of a block its `BlockSpec.key`, of a sentinel `sentinel`.
-        status: `ok`; `unstable`: measured with less certainty than the protocol asks; `transferred`: predicted from tables of other devices
-            (`TableHeader.like`) and some measured blocks; or what failed.
+        status: `ok`; `unstable`: measured with less certainty than the protocol asks; `transferred`: predicted from
+            tables of other devices (`TableHeader.like`) and some measured blocks; or what failed.
         samples_us: all samples; empty if nothing was measured.
         median_us: their median, or the prediction; 0 after a failure.
         low_us: lower end of its interval.
@@ -201,8 +208,9 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         low_us: lower end of its interval.
         high_us: upper end.
         source: how the table gives it.
-        origin: what to know of that table: why it is not a measurement of its device (`TableHeader.origin`), and of a prediction which
-            whole networks failed that should have judged it (`LatencyTable.unproved`), and whether blocks were transferred.
+        origin: what to know of that table: why it is not a measurement of its device (`TableHeader.origin`), and of a
+            prediction which whole networks failed that should have judged it (`LatencyTable.unproved`), and whether
+            blocks were transferred.
     """
 
     us: TimeUs
@@ -222,7 +230,11 @@ def inconsistent(row: Row) -> tuple[str, str] | None:
         return "status", f"it is {row.status}, with {len(row.samples_us)} samples"
     if row.status == "transferred":
         ordered = 0 < row.low_us <= row.median_us <= row.high_us
-        return None if ordered else ("median_us", f"it is {row.median_us}, and must be in its interval, {row.low_us} to {row.high_us}")
+        return (
+            None
+            if ordered
+            else ("median_us", f"it is {row.median_us}, and must be in its interval, {row.low_us} to {row.high_us}")
+        )
     if not row.samples_us:
         field = next((name for name in ("median_us", "low_us", "high_us") if getattr(row, name)), None)
         return (field, "it must be 0 where nothing was measured") if field else None

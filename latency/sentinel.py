@@ -1,4 +1,7 @@
-"""A block that is measured again and again: between two measurements of it that agree, the device was what it was at the start."""
+"""A block that is measured again and again.
+
+Between two measurements of it that agree, the device was what it was at the start.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,9 +17,10 @@ class Safeguards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     Attributes:
         sentinel_every: after so many rows the sentinel is measured again; 0 for never.
         sentinel_every_s: or after so long. A drift that comes and goes within it is not seen.
-        drift_limit: so much may it differ from its reference, relative. Beyond that, and beyond the noise of both, the device drifted.
-        patience_s: for so long is a drifted sentinel measured, and nothing else, until the device is back; if it is not, that is how it is
-            now, and later sentinels are compared with that.
+        drift_limit: so much may it differ from its reference, relative. Beyond that, and beyond the noise of both, the
+            device drifted.
+        patience_s: for so long is a drifted sentinel measured, and nothing else, until the device is back; if it is
+            not, that is how it is now, and later sentinels are compared with that.
         retries: so many times is a row measured again because the device drifted around it.
         monitor: whether the device's monitor is read, and disturbed windows are thrown away.
     """
@@ -45,7 +49,10 @@ OFF = Safeguards(sentinel_every=0, retries=0, monitor=False)
 
 
 def drift(row: Row, reference: Row, limit: float) -> float:
-    """How much slower a sentinel is than its reference, relative, negative for faster; 0 within the limit or the noise of both."""
+    """How much slower a sentinel is than its reference, relative, negative for faster.
+
+    0 within the limit or the noise of both.
+    """
     if not row.measured:
         return 0.0
     change = row.median_us / reference.median_us - 1
@@ -54,7 +61,10 @@ def drift(row: Row, reference: Row, limit: float) -> float:
 
 
 def reference(history: Iterable[Row], block: str) -> Row | None:
-    """The row that sentinels of a block are compared with: the first, or the one that a lasting change made the new first."""
+    """The row that sentinels of a block are compared with.
+
+    The first, or the one that a lasting change made the new first.
+    """
     found = None
     for row in history:
         if row.kind == "sentinel" and row.blocks == (block,) and row.status == "ok" and (found is None or row.error):
@@ -63,7 +73,9 @@ def reference(history: Iterable[Row], block: str) -> Row | None:
 
 
 def unfinished(history: Iterable[Row]) -> str:
-    """Why nobody knows whether the last rows of a table can be believed; "" where it ends with a good sentinel, or never had one.
+    """Why nobody knows whether the last rows of a table can be believed.
+
+    "" where it ends with a good sentinel, or never had one.
 
     Args:
         history: all rows of a table in their order; transferred ones do not count.
@@ -85,13 +97,15 @@ def _is_good(row: Row) -> bool:
 def doubtful(history: Sequence[Row]) -> tuple[set[str], list[str]]:
     """Which rows of a table were measured while the device drifted.
 
-    A stretch of rows between two sentinels can be believed where both are good: `ok`, and the later one no new reference.
+    A stretch of rows between two sentinels can be believed where both are good: `ok`, and the later one no new
+    reference.
 
     Args:
         history: all rows of a table in their order.
 
     Returns:
-        Keys whose latest row is in a stretch with a bad end, and those of the rows after the last sentinel, of which nobody knows yet.
+        Keys whose latest row is in a stretch with a bad end, and those of the rows after the last sentinel, of which
+        nobody knows yet.
     """
     doubtful, stretch, good = set[str](), list[str](), True
     for row in history:

@@ -8,9 +8,12 @@ from latency.profile import Workload
 
 
 def shard(workloads: Sequence[Workload], part: str) -> list[Workload]:
-    """Return one part of the workloads. All parts together hold each key once; their counts of each kind differ by at most one.
+    """Return one part of the workloads.
 
-    Neighbours go to different parts, so that each part has blocks of every family and size, and about the same amount of work.
+    All parts together hold each key once; their counts of each kind differ by at most one.
+
+    Neighbours go to different parts, so that each part has blocks of every family and size, and about the same amount
+    of work.
 
     Args:
         workloads: workloads of all parts, the same on each device; of several with one key, the first is used.
@@ -21,7 +24,9 @@ def shard(workloads: Sequence[Workload], part: str) -> list[Workload]:
     """
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", part)
     if match is None:
-        raise LatencyError(f"shard {part!r} is not understood: --shard takes I/N, such as 1/4, 2/4, 3/4 and 4/4 on four devices")
+        raise LatencyError(
+            f"shard {part!r} is not understood: --shard takes I/N, such as 1/4, 2/4, 3/4 and 4/4 on four devices"
+        )
     index, count = int(match[1]), int(match[2])
     if count < 1:
         raise LatencyError(f"shard {part!r} is of no parts: --shard takes I/N with N of at least 1, such as 1/4")
@@ -30,5 +35,7 @@ def shard(workloads: Sequence[Workload], part: str) -> list[Workload]:
     unique: dict[str, Workload] = {}
     for work in workloads:
         unique.setdefault(work.key, work)
-    ordered = sorted(unique.values(), key=lambda work: work.kind)  # stable: one kind after another, each in its original order
+    ordered = sorted(
+        unique.values(), key=lambda work: work.kind
+    )  # stable: one kind after another, each in its original order
     return ordered[index - 1 :: count]

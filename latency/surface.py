@@ -22,19 +22,26 @@ class Surface:
         high_us: upper ends.
     """
 
-    def __init__(self, family: str, axes: Mapping[str, np.ndarray], values_us: np.ndarray, low_us: np.ndarray, high_us: np.ndarray) -> None:
+    def __init__(
+        self,
+        family: str,
+        axes: Mapping[str, np.ndarray],
+        values_us: np.ndarray,
+        low_us: np.ndarray,
+        high_us: np.ndarray,
+    ) -> None:
         self.family, self.axes = family, dict(axes)
         self.values_us, self.low_us, self.high_us = values_us, low_us, high_us
 
     def interpolate(self, widths: Mapping[str, int | float]) -> Latency:
         """Interpolate along each axis, linearly or in steps, with an interval that covers staircases.
 
-        In steps a width costs as much as the next one up on the grid; an axis has steps if that predicts left-out grid values at least as
-        well as a straight line.
+        In steps a width costs as much as the next one up on the grid; an axis has steps if that predicts left-out grid
+        values at least as well as a straight line.
 
-        Between two measured widths latency may step anywhere, so the interval spans all corners of the cell with their own intervals.
-        Where latency is not monotone that is too narrow: it also spans the largest relative error that predicting a corner from its two
-        neighbours along an axis makes (leave one out).
+        Between two measured widths latency may step anywhere, so the interval spans all corners of the cell with their
+        own intervals. Where latency is not monotone that is too narrow: it also spans the largest relative error that
+        predicting a corner from its two neighbours along an axis makes (leave one out).
 
         Args:
             widths: a value for each axis, inside the grid.
@@ -43,8 +50,12 @@ class Surface:
             CoverageError: an axis is missing or unknown, or a value is out of its range.
         """
         if set(widths) != set(self.axes):
-            raise CoverageError(f"{self.family} is measured over the widths {', '.join(self.axes)}, asked for {', '.join(widths)}")
-        position: list[tuple[int, float]] = []  # for each axis the grid index below and the fraction of the way to the next
+            raise CoverageError(
+                f"{self.family} is measured over the widths {', '.join(self.axes)}, asked for {', '.join(widths)}"
+            )
+        position: list[
+            tuple[int, float]
+        ] = []  # for each axis the grid index below and the fraction of the way to the next
         for name, axis in self.axes.items():
             width = widths[name]
             if not axis[0] <= width <= axis[-1]:
@@ -67,7 +78,9 @@ class Surface:
 
     @cached_property
     def steps(self) -> tuple[bool, ...]:
-        """Whether latency rises in steps, for each axis: the next grid value up predicts left-out ones as well as a line does.
+        """Whether latency rises in steps, for each axis.
+
+        The next grid value up predicts left-out ones as well as a line does.
 
         A step halfway between grid values costs both predictions the same, so a tie counts as steps.
         """

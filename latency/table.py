@@ -39,7 +39,14 @@ class LatencyTable:
     """
 
     def __init__(
-        self, header: TableHeader, rows: Sequence[Row], *, sha256: str = "", warnings: Sequence[str] = (), path: str = "", old: str = ""
+        self,
+        header: TableHeader,
+        rows: Sequence[Row],
+        *,
+        sha256: str = "",
+        warnings: Sequence[str] = (),
+        path: str = "",
+        old: str = "",
     ) -> None:
         self.header, self.sha256, self.warnings, self.path, self.old = header, sha256, tuple(warnings), path, old
         self.history, self._by_key = tuple(rows), {row.key: row for row in rows}
@@ -75,7 +82,12 @@ class LatencyTable:
         return list(self._by_key.values())
 
     def require(
-        self, *, device: Device | None = None, runtime: Runtime | None = None, precision: str | None = None, batch: int | None = None
+        self,
+        *,
+        device: Device | None = None,
+        runtime: Runtime | None = None,
+        precision: str | None = None,
+        batch: int | None = None,
     ) -> None:
         """Require a device, runtime, precision and batch; None is not checked.
 
@@ -83,8 +95,12 @@ class LatencyTable:
             FingerprintMismatch: it is not; names the field.
         """
         wanted = {"device": device, "runtime": runtime, "precision": precision, "batch": batch}
-        header = msgspec.structs.replace(self.header, **{field: value for field, value in wanted.items() if value is not None})
-        require_equal(self.header, header, what=f"table {self.path}", mend=f"measure another with `{header.measuring('TABLE')}`")
+        header = msgspec.structs.replace(
+            self.header, **{field: value for field, value in wanted.items() if value is not None}
+        )
+        require_equal(
+            self.header, header, what=f"table {self.path}", mend=f"measure another with `{header.measuring('TABLE')}`"
+        )
 
     def lookup(self, spec: BlockSpec) -> Latency:
         """Latency of a block: measured, transferred, or interpolated between blocks of its family.
@@ -117,7 +133,8 @@ class LatencyTable:
             surface = self.surface(family)
         except CoverageError:
             surface = None
-        # Over one width any set of points is a complete grid; only over several does completeness show that a grid was intended.
+        # Over one width any set of points is a complete grid; only over several does completeness show that a grid was
+        # intended.
         if surface is not None and (
             sum(len(axis) > 1 for axis in surface.axes.values()) != 1 or surface.values_us.size < MIN_INNER_BLOCKS + 2
         ):
@@ -145,18 +162,24 @@ class LatencyTable:
         if family not in self._interpolations:
             self._interpolations[family] = Interpolation(knots, np.array([row.median_us for _, row in rows]))
         found = zip(*self._interpolations[family].predict(np.array(points)), strict=True)
-        # Interpolation takes its knots as measured; between transferred ones its interval is at least as wide as theirs.
+        # Interpolation takes its knots as measured; between transferred ones its interval is at least as wide as
+        # theirs.
         below, above = (
             max((abs(getattr(row, end) / row.median_us - 1) for _, row in rows if not row.measured), default=0.0)
             for end in ("low_us", "high_us")
         )
-        ends = ((float(us), float(us * max(0.0, 1 - half - below)), float(us * (1 + half + above))) for us, half in found)
+        ends = (
+            (float(us), float(us * max(0.0, 1 - half - below)), float(us * (1 + half + above))) for us, half in found
+        )
         return [Latency(us=us, low_us=low_us, high_us=high_us, source="interpolated") for us, low_us, high_us in ends]
 
     def measured_network(self, blocks: Sequence[BlockSpec]) -> Latency | None:
         """Measured latency of a whole network, given its blocks in order; None if it was not measured."""
         keys = tuple(block.key for block in blocks)
-        row = next((row for row in self._by_key.values() if row.kind == "network" and row.blocks == keys and row.measured), None)
+        row = next(
+            (row for row in self._by_key.values() if row.kind == "network" and row.blocks == keys and row.measured),
+            None,
+        )
         return row and self._latency(row)
 
     def _latency(self, row: Row) -> Latency:
@@ -188,8 +211,12 @@ class LatencyTable:
     def _predicted(self, found: Sequence[Latency], us: float) -> Latency:
         # The predictor's error is that of measured blocks; interpolation and transfer add theirs.
         unsure = [block for block in found if block.source != "measured"]
-        low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(block.us - block.low_us for block in unsure)
-        high_us = us * (1 + self.predictor.half_width) + self.predictor.scale * sum(block.high_us - block.us for block in unsure)
+        low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(
+            block.us - block.low_us for block in unsure
+        )
+        high_us = us * (1 + self.predictor.half_width) + self.predictor.scale * sum(
+            block.high_us - block.us for block in unsure
+        )
         transferred = any(block.source == "transferred" for block in unsure)
         origin = "; ".join(filter(None, (self.origin, self.unproved, self.transferred if transferred else "")))
         return Latency(us=us, low_us=low_us, high_us=high_us, source="predicted", origin=origin)
@@ -201,7 +228,10 @@ class LatencyTable:
         failed = [row for row in networks if not row.measured]
         if not failed:
             return ""
-        words = f"{len(failed)} of {len(networks)} whole networks failed ({failed[0].status}: {one_line(failed[0].error, 80)})"
+        words = (
+            f"{len(failed)} of {len(networks)} whole networks failed ({failed[0].status}: "
+            f"{one_line(failed[0].error, 80)})"
+        )
         if self.predictor.networks < predict.MIN_NETWORKS:
             words += f", so the error of predictions is assumed: {self.predictor.half_width:.0%}"
         return words
@@ -226,7 +256,9 @@ class LatencyTable:
                 except CoverageError:
                     continue
                 measured_us.append(row.median_us)
-        overhead_us = next((row.median_us for row in self._by_key.values() if row.kind == "overhead" and row.measured), 0.0)
+        overhead_us = next(
+            (row.median_us for row in self._by_key.values() if row.kind == "overhead" and row.measured), 0.0
+        )
         return predict.fit(found, measured_us, overhead_us)
 
     def surface(self, family: str, axes: Mapping[str, Sequence[int]] | None = None) -> Surface:
@@ -234,10 +266,12 @@ class LatencyTable:
 
         Args:
             family: a `BlockSpec.family`.
-            axes: widths of the grid by name; points that were not measured are interpolated. None for exactly the measured ones.
+            axes: widths of the grid by name; points that were not measured are interpolated. None for exactly the
+                measured ones.
 
         Raises:
-            CoverageError: no block of the family was measured, or missing points of the grid cannot be interpolated; names them.
+            CoverageError: no block of the family was measured, or missing points of the grid cannot be interpolated;
+                names them.
         """
         if axes is None and family in self._surfaces:
             return self._surfaces[family]
@@ -245,10 +279,14 @@ class LatencyTable:
         if not rows:
             raise CoverageError(f"no block of {family} was measured")
         names = [name for name, _ in rows[0][0].widths]
-        points = {tuple(width for _, width in spec.widths): (row.median_us, row.low_us, row.high_us) for spec, row in rows}
+        points = {
+            tuple(width for _, width in spec.widths): (row.median_us, row.low_us, row.high_us) for spec, row in rows
+        }
         grid = [sorted(axes[name] if axes else {point[i] for point in points}) for i, name in enumerate(names)]
         if missing := [point for point in itertools.product(*grid) if point not in points]:
-            named = "; ".join(",".join(f"{name}={width}" for name, width in zip(names, point, strict=True)) for point in missing[:5])
+            named = "; ".join(
+                ",".join(f"{name}={width}" for name, width in zip(names, point, strict=True)) for point in missing[:5]
+            )
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             lacks = f"the grid of {family} lacks {named}{more}"
             if axes is None:
@@ -257,7 +295,10 @@ class LatencyTable:
                 found = self._between_rows(family, missing)
             except CoverageError as error:
                 raise self._lacks(f"{lacks} ({error})") from error
-            points |= {point: (latency.us, latency.low_us, latency.high_us) for point, latency in zip(missing, found, strict=True)}
+            points |= {
+                point: (latency.us, latency.low_us, latency.high_us)
+                for point, latency in zip(missing, found, strict=True)
+            }
         nodes = np.array([points[point] for point in itertools.product(*grid)])
         values = nodes.T.reshape(3, *map(len, grid))
         surface = Surface(family, dict(zip(names, map(np.array, grid), strict=True)), *values)

@@ -1,8 +1,8 @@
 """The file of a latency table: one line per measurement, appended as it is measured.
 
-Format `latency-table/3`: lines of JSON. The first is a `TableHeader`, each other one a `Row`; the latest row of a key counts. The last
-field of every line, `check`, hashes the previous line's `check` and this line, so that an edited, deleted or moved line is detected.
-A last line without a newline was torn when the writer died: it is dropped.
+Format `latency-table/3`: lines of JSON. The first is a `TableHeader`, each other one a `Row`; the latest row of a key
+counts. The last field of every line, `check`, hashes the previous line's `check` and this line, so that an edited,
+deleted or moved line is detected. A last line without a newline was torn when the writer died: it is dropped.
 """
 
 import fcntl
@@ -23,8 +23,8 @@ from latency.files import raised_as, require_regular
 from latency.measure import percentile
 from latency.rows import SCHEMA, Row, TableHeader, inconsistent, misnamed
 
-# latency-table/1: until 0.1. Protocols have no `settle_runs`, rows no percentiles and no reason; replays are not told from the original.
-# latency-table/2: `Row.p90_us`, `p99_us` and `reason`, `TableHeader.recording`.
+# latency-table/1: until 0.1. Protocols have no `settle_runs`, rows no percentiles and no reason; replays are not told
+# from the original. latency-table/2: `Row.p90_us`, `p99_us` and `reason`, `TableHeader.recording`.
 # latency-table/3: rows that are `transferred`, `TableHeader.like`.
 _OLD = ("latency-table/1", "latency-table/2")
 
@@ -58,7 +58,9 @@ class TableWriter:
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666)  # do not wait for a pipe
+            self._file = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666
+            )  # do not wait for a pipe
         except OSError as error:
             raise TableError(f"{path}: cannot be written: {error.strerror}") from error
         try:
@@ -70,7 +72,8 @@ class TableWriter:
             if content.header is not None:
                 if content.old:
                     raise TableError(
-                        f"{path} is of the earlier format {content.old}: it can be read, but rows of {SCHEMA} cannot be appended: "
+                        f"{path} is of the earlier format {content.old}: it can be read, but rows of {SCHEMA} cannot "
+                        "be appended: "
                         f"profile to another file"
                     )
                 found = content.header.made_like(header)
@@ -110,14 +113,18 @@ class TableWriter:
             os.fsync(self._file)
         except OSError as error:
             os.ftruncate(self._file, self._size)
-            raise TableError(f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept") from error
+            raise TableError(
+                f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept"
+            ) from error
         self._size, self._check = self._size + len(data), check
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise TableError(f"{self.path}: {_holder(self._file)} is writing this table: wait for it, or end it") from error
+            raise TableError(
+                f"{self.path}: {_holder(self._file)} is writing this table: wait for it, or end it"
+            ) from error
 
     def close(self) -> None:
         """Release the file and its lock."""
@@ -126,7 +133,9 @@ class TableWriter:
     def __enter__(self) -> "TableWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
@@ -153,7 +162,8 @@ def read_lines(data: bytes, path: str | os.PathLike[str]) -> Content:
     """Parse and check every line of a table's file.
 
     Raises:
-        TableError: a line is malformed, contradicts itself or was edited, deleted or moved; names the line and the field.
+        TableError: a line is malformed, contradicts itself or was edited, deleted or moved; names the line and the
+            field.
     """
     size = data.rfind(b"\n") + 1
     lines, torn = data[:size].split(b"\n")[:-1], data[size:]
@@ -162,7 +172,9 @@ def read_lines(data: bytes, path: str | os.PathLike[str]) -> Content:
     old = next((schema for schema in _OLD if start == _magic(schema)), "")
     if not old and not magic.startswith(start):
         begin, found = magic.decode(), start.decode(errors="backslashreplace")
-        raise TableError(f"{path}, line 1, field schema: a latency table begins with {begin!r}, this file with {found!r}")
+        raise TableError(
+            f"{path}, line 1, field schema: a latency table begins with {begin!r}, this file with {found!r}"
+        )
     if not lines:
         return Content(None, [], 0, "", 1 if torn else 0)
     header, check = _unseal(lines[0], TableHeader, "", f"{path}, line 1", old=old)
@@ -184,7 +196,9 @@ def read_lines(data: bytes, path: str | os.PathLike[str]) -> Content:
 
 def _row_from_1(row: Row) -> Row:
     """A row of `latency-table/1` with the percentiles that its samples state."""
-    return msgspec.structs.replace(row, p90_us=percentile(row.samples_us, 0.90), p99_us=percentile(row.samples_us, 0.99))
+    return msgspec.structs.replace(
+        row, p90_us=percentile(row.samples_us, 0.90), p99_us=percentile(row.samples_us, 0.99)
+    )
 
 
 def _header_from(old: str, body: bytes) -> bytes:
@@ -213,7 +227,8 @@ def _unseal(line: bytes, kind: type[_Line], previous: str, where: str, *, old: s
         wrong = inconsistent(value) if isinstance(value, Row) else None
         field = wrong[0] if wrong else "check"
         raise TableError(
-            f"{where}, field {field}: it does not fit the rest of this line and the line before: was one edited, deleted or moved?"
+            f"{where}, field {field}: it does not fit the rest of this line and the line before: was one edited, "
+            "deleted or moved?"
         )
     return value, check
 

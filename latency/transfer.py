@@ -1,10 +1,13 @@
-"""Latency of blocks on a new device, from tables of old devices and a few blocks that were measured on the new one: the anchors.
+"""Latency of blocks on a new device, from tables of old devices and a few blocks that were measured on the new one.
 
-The logarithm of the latency is a Gaussian process (Rasmussen and Williams 2006, chapters 2 and 5) over what is known of a block: its
-latency on the old devices, and its features. The covariance is a sum: linear in the logarithms of the old latencies, a power law; smooth
-in them, for what bends it; linear and smooth in the features, for what the new device does unlike any old one. Models with different
-shares of these and of noise are averaged by their evidence. Intervals are calibrated by the errors of anchors that are predicted from the
-others (conformal prediction; Barber et al. 2021, jackknife).
+The anchors.
+
+The logarithm of the latency is a Gaussian process (Rasmussen and Williams 2006, chapters 2 and 5) over what is known of
+a block: its latency on the old devices, and its features. The covariance is a sum: linear in the logarithms of the old
+latencies, a power law; smooth in them, for what bends it; linear and smooth in the features, for what the new device
+does unlike any old one. Models with different shares of these and of noise are averaged by their evidence. Intervals
+are calibrated by the errors of anchors that are predicted from the others (conformal prediction; Barber et al. 2021,
+jackknife).
 """
 
 import itertools
@@ -20,7 +23,9 @@ MIN_ANCHORS = 5
 """Anchors that it takes to fit: fewer say nothing of how far off a prediction is."""
 
 _LEVEL = 4.0  # variance of the mean latency, like the others relative to the linear share of the old latencies
-_SHARES = tuple(itertools.product((0.0, 0.1), (0.0, 0.03, 0.3), (0.0, 0.1)))  # smooth in the old latencies; linear, smooth in the features
+_SHARES = tuple(
+    itertools.product((0.0, 0.1), (0.0, 0.03, 0.3), (0.0, 0.1))
+)  # smooth in the old latencies; linear, smooth in the features
 _NOISES = (1e-3, 1e-2, 5e-2)
 _CHOOSING = (0.1, 0.1, 0.1), 2e-2  # shares and noise that anchors are chosen by, before anything is measured
 _CANDIDATES = 500  # blocks that anchors are chosen from, and for
@@ -57,9 +62,12 @@ class Transfer:
         self._old, self._features = _standardized(np.log(old_us)), _standardized(features)
 
     def order(self, groups: Sequence[object], keep: Sequence[int] = ()) -> Iterator[int]:
-        """Blocks in the order in which they are worth measuring: each leaves the least variance at all others, given those before it.
+        """Blocks in the order in which they are worth measuring.
 
-        The fastest and the slowest come first, then one of each group, so that any beginning of the order is a good choice.
+        Each leaves the least variance at all others, given those before it.
+
+        The fastest and the slowest come first, then one of each group, so that any beginning of the order is a good
+        choice.
 
         Args:
             groups: of each block the group that it is of, such as its family.
@@ -99,7 +107,9 @@ class Transfer:
         models = [_fit(near, logs - level, shares, noise) for shares in _SHARES for noise in _NOISES]
         evidence = np.array([model.evidence for model in models])
         weights = np.exp(evidence - evidence.max())
-        kept = [(weight, model) for weight, model in zip(weights / weights.sum(), models, strict=True) if weight > _IGNORED]
+        kept = [
+            (weight, model) for weight, model in zip(weights / weights.sum(), models, strict=True) if weight > _IGNORED
+        ]
         mean, deviation = _averaged(kept, [self._predict(model, far) for _, model in kept])
         without, spread = _averaged(kept, [_left_out(model, logs - level) for _, model in kept])
         half = likely(np.abs(logs - level - without) / spread) * deviation
@@ -162,16 +172,23 @@ def _fit(near: list[np.ndarray], logs: np.ndarray, shares: tuple[float, ...], no
     inverse = half.T @ half
     weights = inverse @ logs
     variance = max(float(logs @ weights) / count, 1e-12)
-    return _Model(shares, inverse, weights, variance, noise, -count / 2 * np.log(variance) - float(np.log(np.diag(root)).sum()))
+    return _Model(
+        shares, inverse, weights, variance, noise, -count / 2 * np.log(variance) - float(np.log(np.diag(root)).sum())
+    )
 
 
 def _left_out(model: _Model, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance at each anchor, predicted from the others, in closed form (Rasmussen and Williams 2006, Eq. 5.12)."""
+    """Leave-one-out mean and variance at each anchor, in closed form.
+
+    Rasmussen and Williams 2006, Eq. 5.12.
+    """
     precision = np.diag(model.inverse)
     return logs - model.weights / precision, model.variance / precision
 
 
-def _averaged(kept: list[tuple[float, _Model]], found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _averaged(
+    kept: list[tuple[float, _Model]], found: list[tuple[np.ndarray, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation of a mixture of models."""
     shares = np.array([weight for weight, _ in kept])
     means, variances = np.array([mean for mean, _ in found]), np.array([variance for _, variance in found])

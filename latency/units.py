@@ -1,4 +1,7 @@
-"""Units: the only place with factors of 1000. Latencies are stored and computed in microseconds; users read and write milliseconds."""
+"""Units: the only place with factors of 1000.
+
+Latencies are stored and computed in microseconds; users read and write milliseconds.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """What a value of an artefact may be: types whose limits hold whenever a file is decoded.
 
-What decodes has the right type; these say that it is a possible value, too. The limits are far beyond what is ever measured or built.
+What decodes has the right type; these say that it is a possible value, too. The limits are far beyond what is ever
+measured or built.
 """
 
 import datetime

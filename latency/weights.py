@@ -1,7 +1,8 @@
 """ONNX graphs without their weights, and the rule that draws the weights again.
 
-How long a network takes depends on its shapes, not on the numbers in its weights. So what is only measured gets random weights by a
-fixed rule, and need not carry them: a graph of kilobytes stands for a model of megabytes, and every machine makes the same bytes of it.
+How long a network takes depends on its shapes, not on the numbers in its weights. So what is only measured gets random
+weights by a fixed rule, and need not carry them: a graph of kilobytes stands for a model of megabytes, and every
+machine makes the same bytes of it.
 """
 
 import math
@@ -15,7 +16,8 @@ from latency.errors import BuildFailed
 from latency.lowered import decode
 
 _PERIOD = 65_521
-"""Numbers are drawn once and repeated, which is as fast as copying. The period is a prime, so that the rows of no weight are equal."""
+"""Numbers are drawn once and repeated, which is as fast as copying. The period is a prime, so that the rows of no
+weight are equal."""
 
 _TYPES: dict[int, type[np.floating]] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
 
@@ -36,8 +38,8 @@ _READERS: dict[str, tuple[int, ...]] = {
     "PRelu": (1,),
     "RNN": (1, 2, 3),
 }
-"""Inputs, by place, of which only the shape matters to the time that an operator takes. Other constants are part of what a network
-computes, such as the scales of a `Resize`, and keep their numbers."""
+"""Inputs, by place, of which only the shape matters to the time that an operator takes. Other constants are part of
+what a network computes, such as the scales of a `Resize`, and keep their numbers."""
 
 _NUMBERS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 """Fields of a tensor that can hold its numbers."""
@@ -47,7 +49,10 @@ _FORWARDED = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Sque
 
 
 def strip_weights(model: onnx.ModelProto) -> None:
-    """Drop the numbers of every weight; its name, type and shape stay. What is a weight follows from what reads it, see `_READERS`."""
+    """Drop the numbers of every weight; its name, type and shape stay.
+
+    What is a weight follows from what reads it, see `_READERS`.
+    """
     for tensor in _weights(model):
         tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
 
@@ -68,7 +73,10 @@ def fill_weights(model: onnx.ModelProto) -> None:
         start = (start + math.prod(tensor.dims)) % _PERIOD
     for tensor in model.graph.initializer:
         if not is_filled(tensor):
-            raise BuildFailed(f"constant {tensor.name!r} is not a weight and has no numbers: write the bundle again with `lathe bundle`")
+            raise BuildFailed(
+                f"constant {tensor.name!r} is not a weight and has no numbers: write the bundle again with `lathe "
+                "bundle`"
+            )
 
 
 def is_filled(tensor: onnx.TensorProto) -> bool:
@@ -80,7 +88,8 @@ def filled(graph: bytes) -> bytes:
     """The serialized model that a serialized graph without weights stands for.
 
     Raises:
-        BuildFailed: it is not an ONNX model, claims more weights than one can have (see `latency.lowered.decode`), or lacks a constant.
+        BuildFailed: it is not an ONNX model, claims more weights than one can have (see `latency.lowered.decode`), or
+            lacks a constant.
     """
     model = decode(graph, weights=False)
     fill_weights(model)
@@ -107,7 +116,11 @@ def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
             return False
         return place in _READERS.get(node.op_type, ())
 
-    return [tensor for tensor in model.graph.initializer if tensor.data_type in _TYPES and tensor.dims and is_weight(tensor.name)]
+    return [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.data_type in _TYPES and tensor.dims and is_weight(tensor.name)
+    ]
 
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
@@ -131,5 +144,6 @@ def _read_in_bodies(graph: onnx.GraphProto) -> set[str]:
 
 @cache
 def _numbers() -> np.ndarray:
-    # Uniform by NumPy's oldest generator: its stream is frozen for good, and nothing here depends on a mathematical library's last bit.
+    # Uniform by NumPy's oldest generator: its stream is frozen for good, and nothing here depends on a mathematical
+    # library's last bit.
     return ((np.random.RandomState(0).random_sample(_PERIOD) - 0.5) * math.sqrt(12)).astype(np.float32)

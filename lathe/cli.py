@@ -1,8 +1,10 @@
-"""The commands of `lathe`. The dataclasses below define the command line: each field is a flag, and its docstring is the help.
+"""The commands of `lathe`.
 
-Exit codes: 0, done and every verdict holds; 1, a verdict fails; 2, bad input or usage, reported in one line; `latency.process` has
-those of faults and signals. Results go to stdout, progress and logs to stderr. No package of an extra is imported before a command
-runs, so help always works.
+The dataclasses below define the command line: each field is a flag, and its docstring is the help.
+
+Exit codes: 0, done and every verdict holds; 1, a verdict fails; 2, bad input or usage, reported in one line;
+`latency.process` has those of faults and signals. Results go to stdout, progress and logs to stderr. No package of an
+extra is imported before a command runs, so help always works.
 """
 
 import contextlib
@@ -46,14 +48,18 @@ from lathe.sweeps import Sweep, Sweeps
 
 @dataclass(frozen=True)
 class Space(SizesWithClasses):
-    """Show the size of a space: networks, blocks, and the parameters and MACs of its unpruned network; or describe one of its cells."""
+    """Show the size of a space: networks, blocks, and the parameters and MACs of its unpruned network.
+
+    Or describe one of its cells.
+    """
 
     space: Positional[str | None] = None
     """name of a space, such as repvgg-mini"""
     list: bool = False
     """print the name of every space"""
     arch: str | None = None
-    """describe one cell, given its architecture string, such as |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
+    """describe one cell, given its architecture string, such as
+    |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
     table: Path | None = None
     """latency table that predicts the network of --arch"""
     json: bool = False
@@ -74,7 +80,10 @@ class Space(SizesWithClasses):
 
 @dataclass(frozen=True)
 class Bundle(SizesWithClasses):
-    """Write every block of a space into one file, to measure on machines without torch: `python -m latency profile FILE`."""
+    """Write every block of a space into one file, to measure on machines without torch.
+
+    `python -m latency profile FILE`.
+    """
 
     space: Positional[str]
     """name of a space, such as repvgg-mini"""
@@ -106,11 +115,13 @@ class Profile(SizesWithClasses):
     """Measure every block of a space on this machine and write a latency table; rerun the same command to resume."""
 
     space: Positional[str]
-    """name of a space, such as repvgg-mini; your own network, FILE.py:FUNCTION; or a bundle of blocks: NAME.blocks.zip"""
+    """name of a space, such as repvgg-mini; your own network, FILE.py:FUNCTION; or a bundle of blocks:
+    NAME.blocks.zip"""
     out: Path
     """table to write or resume: NAME.latency.jsonl"""
     backend: str = "onnxruntime"
-    """runtime of the blocks: onnxruntime (or onnxruntime:cuda and similar), tensorrt, tensorrt-rtx, replay:TABLE or simulated:seed=0"""
+    """runtime of the blocks: onnxruntime (or onnxruntime:cuda and similar), tensorrt, tensorrt-rtx, replay:TABLE or
+    simulated:seed=0"""
     protocol: str = "default"
     """how long and how precisely to measure: default, fast, trtexec-10 or trtexec-11"""
     threads: Threads = 1
@@ -118,21 +129,25 @@ class Profile(SizesWithClasses):
     batch: Batch | None = None
     """images per inference; part of the table's fingerprint (default: 1, or the bundle's)"""
     coverage: Literal["full", "adaptive"] = "full"
-    """full: every block; adaptive: at most a third (more if a small space needs it), where interpolation of the others is least certain"""
+    """full: every block; adaptive: at most a third (more if a small space needs it), where interpolation of the others
+    is least certain"""
     coverage_error: Relative = 0.02
     """adaptive: stop when the mean relative error of interpolation, including at held-out blocks, is at most this"""
     like: tuple[Path, ...] | None = None
-    """tables of other devices, OLD.latency.jsonl: measure a few blocks, the anchors, and transfer the others from these tables"""
+    """tables of other devices, OLD.latency.jsonl: measure a few blocks, the anchors, and transfer the others from these
+    tables"""
     anchors: Anchors | None = None
     """with --like: number of blocks to measure; one in five is held out to assess the transfer (default: 60)"""
     drift_limit: Relative = 0.03
     """relative drift of the device above which the rows around it are measured again"""
     timing_cache: Path | None = None
-    """tensorrt: timing cache of an earlier build, with its kernel timings; its hash is part of the table's fingerprint"""
+    """tensorrt: timing cache of an earlier build, with its kernel timings; its hash is part of the table's
+    fingerprint"""
     save_timing_cache: Path | None = None
     """tensorrt: file in which to save the timing cache after the last measurement, for later tables"""
     networks: Count | None = None
-    """random whole networks to measure besides the blocks: they show how well sums of blocks predict (default: 48, or the bundle's)"""
+    """random whole networks to measure besides the blocks: they show how well sums of blocks predict (default: 48, or
+    the bundle's)"""
     seed: Seed | None = None
     """seed of those networks (default: 0, or the bundle's)"""
     shard: str = "1/1"
@@ -144,7 +159,8 @@ class Profile(SizesWithClasses):
     shards: Shards | None = None
     """on a Ray cluster: number of parts to measure, one task each; they are merged into --out"""
     resources: tuple[str, ...] = ()
-    """on a Ray cluster: resources that a part needs, such as gpu_type:h100, as named by `ray start --resources`; or GPU=2, CPU=8"""
+    """on a Ray cluster: resources that a part needs, such as gpu_type:h100, as named by `ray start --resources`; or
+    GPU=2, CPU=8"""
     force: bool = False
     """replace a file of --save-timing-cache that Lathe did not write"""
     json: bool = False
@@ -165,7 +181,10 @@ class Profile(SizesWithClasses):
 
 @dataclass(frozen=True)
 class TableShow:
-    """Show a latency table: where it was measured, the state of its rows, and how well it predicts whole networks; or its rows."""
+    """Show a latency table: where it was measured, the state of its rows, and how well it predicts whole networks.
+
+    Or its rows.
+    """
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
@@ -198,7 +217,10 @@ class TableShow:
 
 @dataclass(frozen=True)
 class TableCheck(SizesWithClasses):
-    """Report what is wrong or doubtful in a latency table, and what to do; exit code 1 if rows are missing or failed."""
+    """Report what is wrong or doubtful in a latency table, and what to do.
+
+    Exit code 1 if rows are missing or failed.
+    """
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
@@ -216,10 +238,12 @@ class TableCheck(SizesWithClasses):
 
 @dataclass(frozen=True)
 class TableDiff:
-    """Compare latency tables with the first, family by family and block by block: SAME, FASTER, SLOWER or UNSURE, with intervals.
+    """Compare latency tables with the first, family by family and block by block.
 
-    Also show how the tables were made differently, such as protocol, threads or precision. Exit code 0 if all have the same blocks and
-    all are SAME; 1 if a block or the mean is not, or a block is in only one table; 2 for bad input.
+    SAME, FASTER, SLOWER or UNSURE, with intervals.
+
+    Also show how the tables were made differently, such as protocol, threads or precision. Exit code 0 if all have the
+    same blocks and all are SAME; 1 if a block or the mean is not, or a block is in only one table; 2 for bad input.
     """
 
     tables: Positional[tuple[Path, ...]]
@@ -259,10 +283,14 @@ class TableMerge:
 
 @dataclass(frozen=True)
 class Predict(SizesWithClasses):
-    """Predict the latency of a network from latency tables, block by block; exit code 1 if a table does not cover it."""
+    """Predict the latency of a network from latency tables, block by block.
+
+    Exit code 1 if a table does not cover it.
+    """
 
     source: Positional[str]
-    """FILE.py:FUNCTION, a function that returns a network; MODEL.onnx; directory of a run; or name of a space, for its unpruned network"""
+    """FILE.py:FUNCTION, a function that returns a network; MODEL.onnx; directory of a run; or name of a space, for its
+    unpruned network"""
     table: tuple[Path, ...]
     """*.latency.jsonl files: each predicts the network"""
     batch: Batch | None = None
@@ -270,7 +298,8 @@ class Predict(SizesWithClasses):
     shape: UseAppendAction[tuple[str, ...]] = ()
     """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224; once for each input"""
     missing: Path | None = None
-    """write the blocks that the table does not cover into this bundle, NAME.blocks.zip, for `lathe profile` to measure"""
+    """write the blocks that the table does not cover into this bundle, NAME.blocks.zip, for `lathe profile` to
+    measure"""
     force: bool = False
     """replace a file of --missing that Lathe did not write"""
     json: bool = False
@@ -285,7 +314,10 @@ class Predict(SizesWithClasses):
 
 @dataclass(frozen=True)
 class Export:
-    """Turn a search run, an ONNX file or your own network into a directory ready to ship: fused, squeezed, checked and timed."""
+    """Turn a search run, an ONNX file or your own network into a directory ready to ship.
+
+    Fused, squeezed, checked and timed.
+    """
 
     source: Positional[Path]
     """directory of a run, MODEL.onnx, or FILE.py:FUNCTION, a function that returns a network"""
@@ -302,31 +334,39 @@ class Export:
     threads: Threads | None = None
     """threads of the CPU runtime (default: the table's, or 1)"""
     samples: UseAppendAction[tuple[str, ...]] = ()
-    """for MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs on which FP16 is certified and validated: SAMPLES.npy of shape
-    [samples, ...]; for several inputs, SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for each; or a folder of
-    images, or of folders of images, with --mean and --std (default: drawn at random, which proves little)"""
+    """for MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs on which FP16 is certified and validated: SAMPLES.npy of
+    shape [samples, ...]; for several inputs, SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for
+    each; or a folder of images, or of folders of images, with --mean and --std (default: drawn at random, which proves
+    little)"""
     mean: tuple[float, float, float] | None = None
-    """for a folder of images: mean to subtract from red, green and blue, which range from 0 to 1, such as 0.485 0.456 0.406"""
+    """for a folder of images: mean to subtract from red, green and blue, which range from 0 to 1, such as 0.485 0.456
+    0.406"""
     std: tuple[float, float, float] | None = None
-    """for a folder of images: divisors of red, green and blue after the mean is subtracted, such as 0.229 0.224 0.225"""
+    """for a folder of images: divisors of red, green and blue after the mean is subtracted, such as 0.229 0.224
+    0.225"""
     labels: str | None = None
-    """for samples: LABELS.npy, a class index per sample, or with --metric its target; or `folders`: the index of each image's folder"""
+    """for samples: LABELS.npy, a class index per sample, or with --metric its target; or `folders`: the index of each
+    image's folder"""
     metric: str | None = None
-    """for samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that returns a number per sample; the mean is
-    reported"""
+    """for samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that returns a number per sample;
+    the mean is reported"""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
-    """precision of the shipped arithmetic; fp16 and bf16 with TensorRT (default: fp32 with onnxruntime, fp16 with TensorRT)"""
+    """precision of the shipped arithmetic; fp16 and bf16 with TensorRT (default: fp32 with onnxruntime, fp16 with
+    TensorRT)"""
     io: Literal["fp32", "fp16"] = "fp32"
     """precision of floating-point inputs and outputs; fp16 needs --precision fp16"""
     explain: bool = False
-    """name the layer that FP16 breaks: the first tensor that differs from FP32 by more than the limit, on the samples; needs no GPU"""
+    """name the layer that FP16 breaks: the first tensor that differs from FP32 by more than the limit, on the samples;
+    needs no GPU"""
     shape: UseAppendAction[tuple[str, ...]] = ()
-    """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224; or its smallest, usual and largest shape,
-    between which it stays dynamic, such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each input"""
+    """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224; or its smallest, usual and
+    largest shape, between which it stays dynamic, such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each
+    input"""
     batch: Batch | None = None
     """for a run or FILE.py:FUNCTION: images per inference (default: 1, or that of the run's tables)"""
     weights: Path | None = None
-    """for FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function returns them)"""
+    """for FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function returns
+    them)"""
     input: str | None = None
     """for FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
     builds: Builds = 1
@@ -350,7 +390,9 @@ class Export:
         """Run the command; return the exit code."""
         from lathe import exporting, render
 
-        return render.bundles([partial(exporting.export, command) for command in exporting.by_target(self)], as_json=self.json)
+        return render.bundles(
+            [partial(exporting.export, command) for command in exporting.by_target(self)], as_json=self.json
+        )
 
 
 @dataclass(frozen=True)
@@ -397,8 +439,8 @@ class Report:
 class Paper:
     """Print the reproducible numbers of a paper next to ours; exit code 1 if one that should be equal is not.
 
-    `lathe paper latencies` prints published latencies of well-known networks, with protocol, device and source, next to those of your
-    tables: if all are off by the same factor, check the clocks of the device.
+    `lathe paper latencies` prints published latencies of well-known networks, with protocol, device and source, next to
+    those of your tables: if all are off by the same factor, check the clocks of the device.
     """
 
     paper: Positional[str]
@@ -440,7 +482,10 @@ Command = (
     | Annotated[Profile, subcommand("profile")]
     | Annotated[Table, subcommand("table", description="Show, check, compare or join latency tables.")]
     | Annotated[Searches, subcommand("search", description=SEARCH)]
-    | Annotated[Sweeps, subcommand("sweep", description="Search at several budgets, seeds and settings; name the run to export.")]
+    | Annotated[
+        Sweeps,
+        subcommand("sweep", description="Search at several budgets, seeds and settings; name the run to export."),
+    ]
     | Annotated[Predict, subcommand("predict")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Verify, subcommand("verify")]
@@ -467,8 +512,8 @@ def parse(arguments: Sequence[str]) -> Command:
             command = tyro.cli(
                 Command,  # pyright: ignore[reportArgumentType]
                 prog="lathe",
-                description="Measure a device, search a network that fits its latency budget, ship an engine that has been checked. "
-                "`lathe --version` prints the version.",
+                description="Measure a device, search a network that fits its latency budget, ship an engine that has "
+                "been checked. `lathe --version` prints the version.",
                 args=list(arguments),
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
@@ -486,7 +531,8 @@ class UsageError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line; exit by `SystemExit`."""
-    # Torch threads that spin while they wait slow each other down on a busy machine. The variable is read when torch is loaded.
+    # Torch threads that spin while they wait slow each other down on a busy machine. The variable is read when torch is
+    # loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command: Command | None = None
 
@@ -504,7 +550,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.showwarning = _show_warning
         sys.exit(
             process.run(
-                "lathe", work, user_errors=user_errors, goes_on=lambda: isinstance(command, Profile | Search | Sweep) and command.goes_on()
+                "lathe",
+                work,
+                user_errors=user_errors,
+                goes_on=lambda: isinstance(command, Profile | Search | Sweep) and command.goes_on(),
             )
         )
 
@@ -526,7 +575,8 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 _RULE = re.compile(r"[\s│╰╯─-]*-{4,}[\s-]*|[\s│╰╯─]*")
-"""A line of a frame without words; on consoles without box characters it consists of dashes, below a title on its own line."""
+"""A line of a frame without words; on consoles without box characters it consists of dashes, below a title on its own
+line."""
 
 
 def _one_line(box: str) -> str:
@@ -535,11 +585,17 @@ def _one_line(box: str) -> str:
     if len(lines) > 1 and lines[1].startswith("----"):
         lines = lines[1:]
     text = " ".join(" ".join(line for line in lines if not _RULE.fullmatch(line)).split())
-    if unknown := re.search(r"Unrecognized[^:]* options: (.+?)(?= Arguments are| Perhaps you| Available sub| For full| Missing|$)", text):
+    if unknown := re.search(
+        r"Unrecognized[^:]* options: (.+?)(?= Arguments are| Perhaps you| Available sub| For full| Missing|$)", text
+    ):
         return _unrecognized(unknown[1], text)
-    if own := re.match(r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text):  # raised by a struct about its fields
+    if own := re.match(
+        r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text
+    ):  # raised by a struct about its fields
         return own[1]
-    if wrong := re.match(r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text):  # tyro's message names Python types
+    if wrong := re.match(
+        r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text
+    ):  # tyro's message names Python types
         flag, why, kind = wrong.groups()
         value = re.search(r"from \['(.*?)'\]|: '(.*?)'", why)
         found = next(filter(None, value.groups()), "") if value else why
@@ -548,7 +604,10 @@ def _one_line(box: str) -> str:
 
 
 def _unrecognized(words: str, text: str) -> str:
-    """Return the message for unknown words: the known subcommands, or a similar flag and the help that lists the flags."""
+    """Return the message for unknown words.
+
+    The known subcommands, or a similar flag and the help that lists the flags.
+    """
     first = re.split(r"[,\s]", words)[0]
     known = re.search(r"Available subcommands: ((?:[\w-]+, )*[\w-]+)", text)
     if known and not first.startswith("-"):
@@ -556,4 +615,5 @@ def _unrecognized(words: str, text: str) -> str:
     command = re.search(r"applied to (lathe[\w\s-]*)\)|(?:see|run:?|in) (lathe[\w\s-]*) --help", text)
     near = re.search(r"Perhaps you meant: (--\S+)", text)
     meant = f"did you mean {near[1]}? " if near and near[1] != first else ""
-    return f"{first!r} is not understood: {meant}see `{next(filter(None, command.groups())) if command else 'lathe'} --help`"
+    helpful = next(filter(None, command.groups())) if command else "lathe"
+    return f"{first!r} is not understood: {meant}see `{helpful} --help`"

@@ -37,7 +37,10 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class _Images:
-    """Preprocessed images of a folder; `rows` are their indices among all `total` images, `folders` the indices of their folders."""
+    """Preprocessed images of a folder.
+
+    `rows` are their indices among all `total` images, `folders` the indices of their folders.
+    """
 
     values: np.ndarray
     rows: np.ndarray
@@ -63,7 +66,11 @@ def of(command: "Export", shape: Callable[[], Sequence[int]]) -> Evidence:
     facts = {}
     if images is not None:
         size = images.values.shape[2:]
-        arguments["preprocessing"] = {"size": list(size), "mean": list(command.mean or ()), "std": list(command.std or ())}
+        arguments["preprocessing"] = {
+            "size": list(size),
+            "mean": list(command.mean or ()),
+            "std": list(command.std or ()),
+        }
         facts["images"] = f"{len(images.rows):,} of {images.total:,} images of {folder}"
     if command.labels is not None:
         targets = _targets(command.labels, images)
@@ -76,7 +83,9 @@ def _require_flags(command: "Export", folder: Path | None) -> None:
         if command.mean is not None or command.std is not None:
             raise LatencyError("--mean and --std are of a folder of images: give --samples FOLDER")
         if command.labels == FOLDERS:
-            raise LatencyError(f"--labels {FOLDERS} is of a folder of images: give --samples FOLDER, or --labels LABELS.npy")
+            raise LatencyError(
+                f"--labels {FOLDERS} is of a folder of images: give --samples FOLDER, or --labels LABELS.npy"
+            )
     elif command.mean is None or command.std is None:
         raise LatencyError(
             f"--samples {folder} is a folder of images: say how the network was trained to see them, such as by "
@@ -85,11 +94,16 @@ def _require_flags(command: "Export", folder: Path | None) -> None:
     if command.labels is not None and not command.samples:
         raise LatencyError(f"--labels {command.labels} is of samples: give --samples, too")
     if command.metric is not None and command.labels is None:
-        raise LatencyError(f"--metric {command.metric} compares outputs with targets: give them by --labels TARGETS.npy")
+        raise LatencyError(
+            f"--metric {command.metric} compares outputs with targets: give them by --labels TARGETS.npy"
+        )
 
 
 def _targets(labels: str, images: _Images | None) -> np.ndarray:
-    """Return labels or targets of the samples, [samples, ...]; if given for all images of a folder, select those of the images used."""
+    """Return labels or targets of the samples, [samples, ...].
+
+    If given for all images of a folder, select those of the images used.
+    """
     if labels == FOLDERS:
         assert images is not None
         return images.folders
@@ -99,30 +113,41 @@ def _targets(labels: str, images: _Images | None) -> np.ndarray:
 
 
 def _images(folder: Path, mean: Sequence[float], std: Sequence[float], shape: Sequence[int]) -> _Images:
-    """Read images of a folder or its subfolders, in name order: RGB, resized bilinearly, scaled to 0 to 1, minus `mean`, over `std`."""
+    """Read images of a folder or its subfolders, in name order.
+
+    RGB, resized bilinearly, scaled to 0 to 1, minus `mean`, over `std`.
+    """
     from search.data import SUFFIXES
     from search.image_files import decode
 
     if len(shape) != 4 or shape[1] != 3:
-        raise LatencyError(f"--samples {folder}: images are for one input [batch, 3, height, width], found {list(shape)}: give SAMPLES.npy")
+        raise LatencyError(
+            f"--samples {folder}: images are for one input [batch, 3, height, width], found {list(shape)}: give "
+            "SAMPLES.npy"
+        )
     files = sorted(file for pattern in ("*", "*/*") for file in folder.glob(pattern) if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise LatencyError(f"--samples {folder} has no images: give a folder with {', '.join(SUFFIXES)}, or with folders of them")
+        raise LatencyError(
+            f"--samples {folder} has no images: give a folder with {', '.join(SUFFIXES)}, or with folders of them"
+        )
     rows = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES)).round().astype(int))
     height, width = shape[2:]
     pixels = np.stack([decode(files[row], height, width) for row in rows]).astype(np.float32) / 255
     values = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     names = sorted({file.parent for file in files})
     folders = np.array([names.index(files[row].parent) for row in rows])
-    return _Images(values=np.ascontiguousarray(values.transpose(0, 3, 1, 2)), rows=rows, folders=folders, total=len(files))
+    return _Images(
+        values=np.ascontiguousarray(values.transpose(0, 3, 1, 2)), rows=rows, folders=folders, total=len(files)
+    )
 
 
 def quality(name: str, targets: np.ndarray) -> "Quality":
     """Return a user-defined metric.
 
     Args:
-        name: `FILE.py:FUNCTION`: a function of the outputs [samples, ...] (by name, if there are several) and the targets that returns one
-            number per sample. The metric is their mean. Its attributes `unit` and `higher_is_better` are those of `deploy.metric.Metric`.
+        name: `FILE.py:FUNCTION`: a function of the outputs [samples, ...] (by name, if there are several) and the
+            targets that returns one number per sample. The metric is their mean. Its attributes `unit` and
+            `higher_is_better` are those of `deploy.metric.Metric`.
         targets: [samples, ...].
     """
     from deploy.errors import DeployError
@@ -137,14 +162,21 @@ def quality(name: str, targets: np.ndarray) -> "Quality":
 
     def value(outputs: "Tensors", given: "Samples") -> "Figure | None":
         if len(targets) != given.count:
-            raise DeployError(f"--metric {name}: there are {len(targets)} targets and {given.count} samples: give one a sample")
+            raise DeployError(
+                f"--metric {name}: there are {len(targets)} targets and {given.count} samples: give one a sample"
+            )
         joined = {key: given.joined(output) for key, output in outputs.items()}
         try:
-            numbers = np.asarray(function(joined if len(joined) > 1 else next(iter(joined.values())), targets), np.float64)
+            numbers = np.asarray(
+                function(joined if len(joined) > 1 else next(iter(joined.values())), targets), np.float64
+            )
         except RUN_ERRORS as error:
             raise DeployError(f"--metric {name} fails: {type(error).__name__}: {one_line(error)}") from error
         if numbers.shape != (given.count,):
-            raise DeployError(f"--metric {name} gives shape {list(numbers.shape)}, wanted one number for each of {given.count} samples")
+            raise DeployError(
+                f"--metric {name} gives shape {list(numbers.shape)}, wanted one number for each of {given.count} "
+                "samples"
+            )
         return _mean(numbers)
 
     return Quality(Metric(name=own.function_name(name), higher_is_better=bool(higher), unit=str(unit)), value)
@@ -160,7 +192,9 @@ def _mean(numbers: np.ndarray) -> "Figure | None":
 
 
 def samples(words: Sequence[str]) -> np.ndarray | dict[str, np.ndarray] | None:
-    """Read samples given on the command line: an `.npy`, an `.npz` with an array per input, or NAME=FILE.npy for each; None for none.
+    """Read samples given on the command line: an `.npy`, an `.npz` with an array per input, or NAME=FILE.npy for each.
+
+    None for none.
 
     Raises:
         LatencyError: a file does not contain numbers, or the words conflict.
@@ -171,7 +205,9 @@ def samples(words: Sequence[str]) -> np.ndarray | dict[str, np.ndarray] | None:
     found: dict[str, np.ndarray] = {}
     for name, equals, file in (word.partition("=") for word in words):
         if not (name and equals and file):
-            raise LatencyError(f"--samples {name}: of several inputs give NAME={name}, or one .npz that has an array for each name")
+            raise LatencyError(
+                f"--samples {name}: of several inputs give NAME={name}, or one .npz that has an array for each name"
+            )
         if name in found:
             raise LatencyError(f"--samples {name}={file}: samples of input {name!r} are given twice")
         with raised_as(LatencyError, "give inputs as numpy.save writes them"):

@@ -41,7 +41,9 @@ _OPTIONS = {
 
 
 def by_target(command: "Export") -> "list[Export]":
-    """Return one command per target; if there are several, each writes to its name in --out and keeps the build options it supports.
+    """Return one command per target.
+
+    If there are several, each writes to its name in --out and keeps the build options it supports.
 
     Raises:
         DeployError: a target is unknown or given twice, or --out contains something else.
@@ -55,13 +57,22 @@ def by_target(command: "Export") -> "list[Export]":
     if len(set(targets)) < len(targets):
         raise DeployError(f"--target {' '.join(targets)} names one twice: give each once")
     outputs.require_directory(command.out)
-    others = sorted(path.name for path in command.out.iterdir() if path.name not in engine.TARGETS) if command.out.is_dir() else []
+    others = (
+        sorted(path.name for path in command.out.iterdir() if path.name not in engine.TARGETS)
+        if command.out.is_dir()
+        else []
+    )
     if others:
         raise DeployError(f"{command.out} holds {others[0]}, which is not a bundle of a target; give another --out")
-    unfit = [{name for name, fit in _OPTIONS.items() if target not in fit and any(one in fit for one in targets)} for target in targets]
+    unfit = [
+        {name for name, fit in _OPTIONS.items() if target not in fit and any(one in fit for one in targets)}
+        for target in targets
+    ]
     given = {field.name: field.default for field in dataclasses.fields(command)}
     return [
-        dataclasses.replace(command, target=(target,), out=command.out / target, **{name: given[name] for name in names})
+        dataclasses.replace(
+            command, target=(target,), out=command.out / target, **{name: given[name] for name in names}
+        )
         for target, names in zip(targets, unfit, strict=True)
     ]
 
@@ -100,12 +111,18 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     if own.is_own(str(command.source)):
         return _export_own(command, ship)
     if given := next((flag for flag in ("weights", "input") if getattr(command, flag) is not None), None):
-        raise DeployError(f"--{given} is of a network of one's own, FILE.py:FUNCTION: leave it out for {command.source}")
+        raise DeployError(
+            f"--{given} is of a network of one's own, FILE.py:FUNCTION: leave it out for {command.source}"
+        )
     if not os.path.lexists(command.source):
-        raise DeployError(f"{command.source} does not exist: give the directory of a finished search, MODEL.onnx or FILE.py:FUNCTION")
+        raise DeployError(
+            f"{command.source} does not exist: give the directory of a finished search, MODEL.onnx or FILE.py:FUNCTION"
+        )
     if not command.source.is_dir():
         if command.batch is not None:
-            raise DeployError(f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic")
+            raise DeployError(
+                f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic"
+            )
         model = onnxfile.read(command.source)
         found = evidence.of(command, partial(cleaning.input_shape, model, fixed))
         return ship(
@@ -117,10 +134,14 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
         )
     if (command.source / shipped.MANIFEST).is_file():
         source, model = command.source, command.source / shipped.ONNX
-        raise DeployError(f"{source} is a shipped bundle: `lathe verify {source}` checks it; to ship it anew export {model}")
+        raise DeployError(
+            f"{source} is a shipped bundle: `lathe verify {source}` checks it; to ship it anew export {model}"
+        )
     for flag in ("samples", "labels", "metric"):
         if (value := getattr(command, flag)) not in (None, ()):
-            raise DeployError(f"--{flag} {value[0] if flag == 'samples' else value}: a run is validated on its own data: leave it out")
+            raise DeployError(
+                f"--{flag} {value[0] if flag == 'samples' else value}: a run is validated on its own data: leave it out"
+            )
     if command.shape:
         raise DeployError(f"--shape {command.shape[0]}: a run has the input shape of its architecture: leave it out")
     return _export_run(command, ship)
@@ -153,7 +174,9 @@ def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     example = example.expand(command.batch or 1, *example.shape[1:]).clone()
     network, provenance = own.maker(name)(), {"module": name}
     if command.weights is not None:
-        load_weights(network, command.weights, {}, mend="write it as safetensors.torch.save_file(model.state_dict(), PATH)")
+        load_weights(
+            network, command.weights, {}, mend="write it as safetensors.torch.save_file(model.state_dict(), PATH)"
+        )
         provenance["weights_sha256"] = files.sha256(command.weights)
     found = evidence.of(command, lambda: example.shape)
     return ship(
@@ -178,7 +201,8 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     architecture, model, unpruned = found.architecture, found.network(), found.unpruned()
     if architecture.predicted and command.batch not in (None, architecture.batch):
         raise DeployError(
-            f"--batch {command.batch}: the run's budget and prediction are of batch {architecture.batch}, that of its table: leave it out, "
+            f"--batch {command.batch}: the run's budget and prediction are of batch {architecture.batch}, that of its "
+            "table: leave it out, "
             f"or search with a table of `lathe profile SPACE --batch {command.batch}`"
         )
     if own.is_own(architecture.data):
@@ -201,7 +225,8 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     elif budget_ms is None:
         where = " and ".join(device.name for device in devices)
         provenance["no budget"] = (
-            f"the run's budget and prediction are of {where}, not of {command.target[0]} here: give --budget-ms to judge"
+            f"the run's budget and prediction are of {where}, not of {command.target[0]} here: give --budget-ms to "
+            "judge"
         )
     told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
     return ship(
@@ -235,7 +260,9 @@ def _engine_spec(command: "Export") -> "EngineSpec | None":
     default = EngineSpec()
     spec = EngineSpec(
         workspace_mib=command.workspace_mib or 0,
-        optimization_level=default.optimization_level if command.optimization_level is None else command.optimization_level,
+        optimization_level=default.optimization_level
+        if command.optimization_level is None
+        else command.optimization_level,
         version_compatible=command.version_compatible,
         hardware_compatible=command.hardware_compatible,
         compute_capabilities=command.compute_capability or (),
@@ -248,12 +275,19 @@ def _devices(found: "FinishedRun") -> "list[OtherDevice]":
     from search.architecture import OtherDevice
 
     architecture, unpruned = found.architecture, found.result.unpruned
-    device, runtime, budget_us, predicted = architecture.device, architecture.runtime, architecture.budget_us, architecture.predicted
+    device, runtime, budget_us, predicted = (
+        architecture.device,
+        architecture.runtime,
+        architecture.budget_us,
+        architecture.predicted,
+    )
     if device is None or runtime is None or budget_us is None or predicted is None:
         return []
     largest = (unpruned and unpruned.predicted) or predicted
     table = architecture.table_sha256
-    first = OtherDevice(device=device, runtime=runtime, table_sha256=table, budget_us=budget_us, predicted=predicted, largest=largest)
+    first = OtherDevice(
+        device=device, runtime=runtime, table_sha256=table, budget_us=budget_us, predicted=predicted, largest=largest
+    )
     return [first, *architecture.also]
 
 
@@ -274,7 +308,10 @@ def _is_here(known: "OtherDevice", target: str, threads: int) -> bool:
 
 
 def verify(directory: Path) -> "list[Callable[[Callable[[str], None]], Verification]]":
-    """Return one verification per bundle: of `directory`, or of its targets' bundles. Each is called with a callback for its steps."""
+    """Return one verification per bundle: of `directory`, or of its targets' bundles.
+
+    Each is called with a callback for its steps.
+    """
     import deploy
     from deploy import engine
     from deploy.bundle import MANIFEST

@@ -74,7 +74,9 @@ class Sizes:
 
     def words(self) -> str:
         """Return the flags as on the command line, such as ` --channels 8 --cells 1`."""
-        return "".join(f" --{field.name} {value}" for field in fields(Sizes) if (value := getattr(self, field.name)) is not None)
+        return "".join(
+            f" --{field.name} {value}" for field in fields(Sizes) if (value := getattr(self, field.name)) is not None
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +130,9 @@ def require_range(flag: str, number: float, hint: Any) -> None:
     """
     for limits in ranges(hint):
         if not limits.low <= number <= limits.high:
-            raise LatencyError(f"{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(number)}")
+            raise LatencyError(
+                f"{flag} must be from {_number(limits.low)} to {_number(limits.high)}, found {_number(number)}"
+            )
 
 
 def ranges(hint: Any) -> Iterator[Between]:

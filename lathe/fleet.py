@@ -1,4 +1,7 @@
-"""`lathe profile --engine ray`: measure the shards of a table as tasks of a Ray cluster, one per device, and merge them."""
+"""`lathe profile --engine ray`.
+
+Measure the shards of a table as tasks of a Ray cluster, one per device, and merge them.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -39,9 +42,14 @@ def require_flags(command: "Profile") -> None:
                 raise LatencyError(f"--{name} {given} is of a Ray cluster: give --engine ray too")
         return
     if command.shard != "1/1":
-        raise LatencyError(f"--shard {command.shard} is of one device: --engine ray measures all shards, give their number by --shards")
+        raise LatencyError(
+            f"--shard {command.shard} is of one device: --engine ray measures all shards, give their number by --shards"
+        )
     if command.save_timing_cache is not None:
-        raise LatencyError(f"--save-timing-cache {command.save_timing_cache}: each part of --engine ray has one of its own: leave it out")
+        raise LatencyError(
+            f"--save-timing-cache {command.save_timing_cache}: each part of --engine ray has one of its own: leave it "
+            "out"
+        )
     if command.like:
         raise LatencyError("--like measures too few blocks for --engine ray: leave one of them out")
 
@@ -49,9 +57,13 @@ def require_flags(command: "Profile") -> None:
 def require_engine(command: "Sweep") -> None:
     """Require the flags of `lathe sweep` to be compatible."""
     if command.engine == "ray" and command.jobs != 1:
-        raise LatencyError(f"--jobs {command.jobs} is of --engine local: Ray runs as many searches at once as the cluster has room for")
+        raise LatencyError(
+            f"--jobs {command.jobs} is of --engine local: Ray runs as many searches at once as the cluster has room for"
+        )
     if command.engine == "local" and (given := command.address or command.gpus_per_run):
-        raise LatencyError(f"--{'address' if command.address else 'gpus-per-run'} {given} is of a Ray cluster: give --engine ray too")
+        raise LatencyError(
+            f"--{'address' if command.address else 'gpus-per-run'} {given} is of a Ray cluster: give --engine ray too"
+        )
 
 
 def profile(command: "Profile") -> Iterator[Sharded]:
@@ -66,13 +78,23 @@ def profile(command: "Profile") -> Iterator[Sharded]:
     resources = _resources(command)
     outputs.require_file(command.out, outputs.NEW, flag="--out", parents=True)
     count, where = command.shards or 1, folder(command.out.absolute())
-    parts = {shard: where / f"{shard}.latency.jsonl" for shard in (f"{index}-of-{count}" for index in range(1, count + 1))}
+    parts = {
+        shard: where / f"{shard}.latency.jsonl" for shard in (f"{index}-of-{count}" for index in range(1, count + 1))
+    }
     with Cluster(command.address) as cluster:
         cluster.require(resources)
         where.mkdir(parents=True, exist_ok=True)
         tasks = {}
         for shard, part in parts.items():
-            words = ["profile", command.space, *_flags(command), "--shard", shard.replace("-of-", "/"), "--out", str(part)]
+            words = [
+                "profile",
+                command.space,
+                *_flags(command),
+                "--shard",
+                shard.replace("-of-", "/"),
+                "--out",
+                str(part),
+            ]
             tasks[shard] = cluster.submit(f"shard {shard}", run_lathe, words, _log(part), Path.cwd(), needs=resources)
         failed = []
         for done, (shard, code, why) in enumerate(cluster.ended(tasks), 1):
@@ -95,7 +117,10 @@ def _log(part: Path) -> Path:
 
 def _resources(command: "Profile") -> dict[str, float]:
     """Return the resources that a shard needs, by Ray's names."""
-    on_cpu = command.backend.partition(":")[0] in ("replay", "simulated") or command.backend in ("onnxruntime", "onnxruntime:cpu")
+    on_cpu = command.backend.partition(":")[0] in ("replay", "simulated") or command.backend in (
+        "onnxruntime",
+        "onnxruntime:cpu",
+    )
     found = {"CPU": float(command.threads), "GPU": 0.0 if on_cpu else 1.0}
     for word in command.resources:
         name, _, number = word.partition("=")
@@ -104,7 +129,9 @@ def _resources(command: "Profile") -> dict[str, float]:
         except ValueError:
             amount = 0.0
         if not name or not 0 < amount < 1e9:
-            raise LatencyError(f"--resources {word!r} is not NAME or NAME=AMOUNT: give it as `ray start --resources` names it")
+            raise LatencyError(
+                f"--resources {word!r} is not NAME or NAME=AMOUNT: give it as `ray start --resources` names it"
+            )
         found[name] = amount
     return {name: amount for name, amount in found.items() if amount}
 

@@ -1,4 +1,7 @@
-"""Implementation of `lathe predict`: a network as blocks, its latency by each table, and the command that measures missing blocks."""
+"""Implementation of `lathe predict`.
+
+A network as blocks, its latency by each table, and the command that measures missing blocks.
+"""
 
 import re
 import shlex
@@ -84,7 +87,10 @@ def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
         others=network.others,
         estimates=estimates,
         remarks=tuple(_remarks(network, found) for found in estimates),
-        commands=tuple(_command(command, network, *pair) if pair[1].uncovered else "" for pair in zip(tables, estimates, strict=True)),
+        commands=tuple(
+            _command(command, network, *pair) if pair[1].uncovered else ""
+            for pair in zip(tables, estimates, strict=True)
+        ),
         missing=command.missing,
     )
 
@@ -115,7 +121,9 @@ def _run(command: "Predict") -> Network:
     from search import finished
 
     if command.shape:
-        raise LatencyError(f"--shape {command.shape[0]} is of MODEL.onnx: a run has the input shape of its architecture: leave it out")
+        raise LatencyError(
+            f"--shape {command.shape[0]} is of MODEL.onnx: a run has the input shape of its architecture: leave it out"
+        )
     directory = Path(command.source)
     if (directory / bundle.MANIFEST).is_file():
         raise LatencyError(f"{directory} is a shipped bundle: predict {directory / bundle.ONNX}")
@@ -131,22 +139,32 @@ def _onnx(command: "Predict") -> Network:
     from search import onnx_layers
 
     if command.batch is not None:
-        raise LatencyError(f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic")
+        raise LatencyError(
+            f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic"
+        )
     found = onnx_layers.read(onnxfile.read(command.source), shapes.parse_shapes(command.shape))
     others = ", ".join(f"{count} {name}" for name, count in found.others.items())
     space = Path(command.source).name
-    return Network(name=command.source, blocks=found.blocks, layers=found.names, space=space, others=others, batch=found.batch)
+    return Network(
+        name=command.source, blocks=found.blocks, layers=found.names, space=space, others=others, batch=found.batch
+    )
 
 
 def _remarks(network: Network, found: Estimate) -> tuple[str, ...]:
     remarks = [found.latency.origin] if found.latency and found.latency.origin else []
     if found.latency and network.space != found.space:
-        remarks.append(f"the interval is how far networks of {found.space or 'another space'} are off, and this one may be off by more")
+        remarks.append(
+            f"the interval is how far networks of {found.space or 'another space'} are off, and this one may be off by "
+            "more"
+        )
     return tuple(remarks)
 
 
 def _goes_on(table: LatencyTable) -> bool:
-    """Return whether blocks of any space can be appended to a table: its formats are current and its rows were measured directly."""
+    """Return whether blocks of any space can be appended to a table.
+
+    Its formats are current and its rows were measured directly.
+    """
     from deploy.lowering import LOWERING_VERSION
 
     header = table.header
@@ -154,7 +172,10 @@ def _goes_on(table: LatencyTable) -> bool:
 
 
 def _command(command: "Predict", network: Network, table: LatencyTable, found: Estimate) -> str:
-    """Return the command that measures the blocks a table lacks: as a bundle into the same table if it can grow, else into a new one."""
+    """Return the command that measures the blocks a table lacks.
+
+    As a bundle into the same table if it can grow, else into a new one.
+    """
     stem = re.sub(r"\W+", "-", Path(network.name).name).strip("-")
     new = f"{stem}.latency.jsonl"
     if not _goes_on(table) and network.profile:
@@ -165,7 +186,10 @@ def _command(command: "Predict", network: Network, table: LatencyTable, found: E
         return measure
     shapes = "".join(f" --shape {shlex.quote(shape)}" for shape in command.shape)
     batch = "" if command.batch is None else f" --batch {command.batch}"
-    again = f"lathe predict {shlex.quote(command.source)}{command.words_with_classes()}{batch}{shapes} --table {shlex.quote(found.table)}"
+    again = (
+        f"lathe predict {shlex.quote(command.source)}{command.words_with_classes()}{batch}{shapes} --table "
+        f"{shlex.quote(found.table)}"
+    )
     return f"{again} --missing {shlex.quote(missing)} && {measure}"
 
 
@@ -224,7 +248,9 @@ def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None
     from search.spaces.cells import names
 
     if not isinstance(space, Cells):
-        raise SearchError(f"{space.name} has no architecture strings: leave --arch out, or choose {' or '.join(names())}")
+        raise SearchError(
+            f"{space.name} has no architecture strings: leave --arch out, or choose {' or '.join(names())}"
+        )
     choice = space.parse(text)
     blocks, nominal = space.network(choice), space.nominal(choice)
     return CellFacts(

@@ -53,7 +53,10 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored | 
     anchored.require_flags(command.like or (), command.anchors, command.shard)
     fleet.require_flags(command)
     if command.like and command.coverage != "full":
-        raise LatencyError(f"--coverage {command.coverage} interpolates, and --like transfers what is not measured: leave one of them out")
+        raise LatencyError(
+            f"--coverage {command.coverage} interpolates, and --like transfers what is not measured: leave one of them "
+            "out"
+        )
     outputs.require_file(command.out, outputs.TABLE, flag="--out", parents=True)
     if command.save_timing_cache is not None:
         outputs.require_file(command.save_timing_cache, outputs.NEW, flag="--save-timing-cache", force=command.force)
@@ -67,7 +70,9 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored | 
     from deploy.lowering import LOWERING_VERSION
 
     program = runner.name == "torch-cuda"
-    works = _workloads(space, command.networks, command.seed, runner.precision, program=program, batch=command.batch or 1)
+    works = _workloads(
+        space, command.networks, command.seed, runner.precision, program=program, batch=command.batch or 1
+    )
     works = shard(works, command.shard)
     return _measure(command, works, runner, timing, LOWERING_VERSION, space.name)
 
@@ -86,8 +91,13 @@ def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEve
 
 def _runner(command: "Profile", precision: Literal["fp32", "fp16"] | None = None) -> Backend:
     if (cache := command.timing_cache) is not None and not cache.is_file():
-        raise LatencyError(f"--timing-cache {cache} does not exist: leave it out, and keep one for the next table by --save-timing-cache")
-    return backends.get(command.backend, threads=command.threads, precision=precision, timing_cache=command.timing_cache)
+        raise LatencyError(
+            f"--timing-cache {cache} does not exist: leave it out, and keep one for the next table by "
+            "--save-timing-cache"
+        )
+    return backends.get(
+        command.backend, threads=command.threads, precision=precision, timing_cache=command.timing_cache
+    )
 
 
 def _measure(
@@ -101,7 +111,9 @@ def _measure(
 ) -> Iterator[ProfileEvent | Covered | Anchored]:
     known = runner.timing_cache if isinstance(runner, TensorRT) and runner.name == "tensorrt" else None
     if command.save_timing_cache is not None and known is None:
-        raise LatencyError(f"--save-timing-cache {command.save_timing_cache}: backend {runner.name!r} has none: leave it out")
+        raise LatencyError(
+            f"--save-timing-cache {command.save_timing_cache}: backend {runner.name!r} has none: leave it out"
+        )
     old = anchored.old_tables(command.like or (), lowering=lowering)
     measure = partial(
         measure_all,
@@ -115,7 +127,9 @@ def _measure(
         like=anchored.named(old),
     )
     if old:
-        yield from anchored.profile_like(works, old, command.out, measure, anchors=command.anchors or anchored.DEFAULT_ANCHORS)
+        yield from anchored.profile_like(
+            works, old, command.out, measure, anchors=command.anchors or anchored.DEFAULT_ANCHORS
+        )
     elif command.coverage == "full":
         yield from measure(works)
     else:
@@ -134,7 +148,12 @@ def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workl
 
     def write(works: "Iterable[Workload]") -> BundleFacts:
         index = blocks_zip.write(
-            command.out, works, lowering=LOWERING_VERSION, space=space.name, precision=command.precision, force=command.force
+            command.out,
+            works,
+            lowering=LOWERING_VERSION,
+            space=space.name,
+            precision=command.precision,
+            force=command.force,
         )
         kinds = Counter(entry.kind for entry in index.entries)
         return BundleFacts(

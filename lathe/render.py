@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from latency import distribution
 from latency.anchored import Anchored
@@ -85,7 +94,10 @@ def cell(facts: predicting.CellFacts, *, as_json: bool) -> None:
         return
     rows = [
         ("cell", facts.arch),
-        ("output depends on input", "yes" if facts.depends_on_input else "no: it is a constant, and only the classifier runs"),
+        (
+            "output depends on input",
+            "yes" if facts.depends_on_input else "no: it is a constant, and only the classifier runs",
+        ),
         ("parameters, nominal", f"{facts.nominal_params:,} (every edge, used or not, as NAS-Bench-201 counts)"),
         ("MACs, nominal", f"{facts.nominal_macs:,}"),
         ("parameters, as trained", f"{facts.params:,}"),
@@ -97,7 +109,9 @@ def cell(facts: predicting.CellFacts, *, as_json: bool) -> None:
     OUT.print(tabular.facts(facts.name, rows))
 
 
-def block_bundle(works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], profiling.BundleFacts]", *, as_json: bool) -> None:
+def block_bundle(
+    works: "Sequence[Workload]", write: "Callable[[Iterable[Workload]], profiling.BundleFacts]", *, as_json: bool
+) -> None:
     """Show the progress of writing a block bundle, then its contents."""
     with _progress("blocks") as (bar, task):
         facts = write(bar.track(works, task_id=task))
@@ -148,10 +162,17 @@ def _covered(now: Covered) -> str:
         if proof.held_out
         else "with none held out to prove it"
     )
-    words = f"{now.measured} of {now.blocks} blocks measured; interpolation is off by {now.expected_error:.2%} as expected, {judged}"
+    words = (
+        f"{now.measured} of {now.blocks} blocks measured; interpolation is off by {now.expected_error:.2%} as "
+        f"expected, {judged}"
+    )
     if not now.done:
         return words
-    return f"{words}: done" if now.enough else f"{words}: more than was asked for, but no more are measured; --coverage full measures all"
+    return (
+        f"{words}: done"
+        if now.enough
+        else f"{words}: more than was asked for, but no more are measured; --coverage full measures all"
+    )
 
 
 def warn(text: str) -> None:
@@ -172,7 +193,13 @@ def _begun(events: Iterator[T]) -> Iterator[T]:
 @contextlib.contextmanager
 def _progress(unit: str) -> Iterator[tuple[Progress, TaskID]]:
     """Show a progress bar on stderr that stays when done."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=LOG) as bar:
         yield bar, bar.add_task(unit, total=None)
 
@@ -196,7 +223,9 @@ def search(events: "Iterator[SearchEvent]", *, out: Path, as_json: bool) -> int:
                         LOG.print(f"{len(history)} epochs are done already; going on")
                     bar.update(task, total=sum(epochs.values()), completed=len(history))
                 case EpochDone() as done:
-                    price = f"{done.macs / 1e6:,.2f} M MACs" if done.latency_us is None else microseconds(done.latency_us)
+                    price = (
+                        f"{done.macs / 1e6:,.2f} M MACs" if done.latency_us is None else microseconds(done.latency_us)
+                    )
                     now = f"{metric.words(done.score)}, {price}"
                     bar.update(task, advance=1, description=f"{done.phase} {done.epoch}/{done.epochs}", now=now)
                 case Chosen(choice=choice, latency=latency):
@@ -249,11 +278,24 @@ def sweep(rows: "Iterator[Outcome]", *, out: Path, as_json: bool) -> int:
     names = list(dict.fromkeys(name for row in found for name in row.settings))
     view = Grid("budget", *names, "seed", metric_of(found).name, "latency", "predicted", "")
     for row in found:
-        predicted, measured = (microseconds(us) if us else "-" for us in (row.predicted and row.predicted.us, row.measured_us))
+        predicted, measured = (
+            microseconds(us) if us else "-" for us in (row.predicted and row.predicted.us, row.measured_us)
+        )
         said = "on the front" if row.front else "" if row.status == "finished" else row.status
-        view.add(row.budget, *(row.settings.get(name, "") for name in names), str(row.seed), _scored(row), measured, predicted, said)
+        view.add(
+            row.budget,
+            *(row.settings.get(name, "") for name in names),
+            str(row.seed),
+            _scored(row),
+            measured,
+            predicted,
+            said,
+        )
     OUT.print(view)
-    OUT.print(f"the page: lathe report {escape(str(out))}; the run for a budget: lathe sweep best {escape(str(out))} --budget-ms MS")
+    OUT.print(
+        f"the page: lathe report {escape(str(out))}; the run for a budget: lathe sweep best {escape(str(out))} "
+        "--budget-ms MS"
+    )
     return code
 
 
@@ -277,7 +319,9 @@ def _scored(row: "Outcome") -> str:
 
 def _choice(choice: "Choice") -> str:
     """Return a network in one line: the space's names of its parts, and the choice for each."""
-    parts = [f"{name}={value}" for part in (choice.widths, choice.options, choice.depths) for name, value in part.items()]
+    parts = [
+        f"{name}={value}" for part in (choice.widths, choice.options, choice.depths) for name, value in part.items()
+    ]
     return escape(" ".join(parts))
 
 
@@ -289,18 +333,32 @@ _RESULT: tuple[tuple[str, Callable[[Any], str]], ...] = (
 
 
 def bundles(makes: "Sequence[Callable[[Callable[[str], None]], Bundle]]", *, as_json: bool) -> int:
-    """Show the progress of exports, each followed by its verdicts; return the exit code. JSON is one document, a list if several."""
+    """Show the progress of exports, each followed by its verdicts; return the exit code.
+
+    JSON is one document, a list if several.
+    """
     if not as_json:
         return max(bundle(_made(make)) for make in makes)
     found = [_made(make) for make in makes]
-    facts = [{"bundle": str(made.directory), "manifest": made.manifest, "failures": made.manifest.failures} for made in found]
+    facts = [
+        {"bundle": str(made.directory), "manifest": made.manifest, "failures": made.manifest.failures} for made in found
+    ]
     print_json(facts if len(facts) > 1 else facts[0])
     return int(any(made.manifest.failures for made in found))
 
 
 def _made(make: "Callable[[Callable[[str], None]], T]") -> "T":
-    """Return the result of `make`, showing its steps, with the remaining time of a step that reports its progress, as "measure 2/5"."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(16), TimeElapsedColumn(), TimeRemainingColumn())
+    """Return the result of `make`, showing its steps.
+
+    A step that reports its progress, as "measure 2/5", has its remaining time beside it.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(16),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=LOG, transient=True, disable=not LOG.is_terminal) as bar:
         task = bar.add_task("begin", total=None)
 
@@ -342,7 +400,10 @@ def bundle(made: "Bundle") -> int:
             step.verdict,
         )
     OUT.print(view)
-    remarks = [(step.name, f"not run: {step.reason}" if step.verdict == "not run" else step.note) for step in manifest.validation]
+    remarks = [
+        (step.name, f"not run: {step.reason}" if step.verdict == "not run" else step.note)
+        for step in manifest.validation
+    ]
     for remark in dict.fromkeys(said for _, said in remarks if said):
         OUT.print(escape(f"{', '.join(dict.fromkeys(name for name, said in remarks if said == remark))}: {remark}"))
     for failure in manifest.failures:
@@ -376,7 +437,10 @@ def _latency(network: "Network") -> str:
 
 
 def verifications(checks: "Sequence[Callable[[Callable[[str], None]], Verification]]", *, as_json: bool) -> int:
-    """Show the progress of verifications, then their results; return the exit code. JSON is one document, a list if several."""
+    """Show the progress of verifications, then their results; return the exit code.
+
+    JSON is one document, a list if several.
+    """
     found = [_made(check) for check in checks]
     if as_json:
         facts = [{"verification": one, "failures": len(one.failures)} for one in found]
@@ -415,12 +479,20 @@ def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
             for row in rows:
                 if row.table == where and row.difference is not None:
                     large = row.ours is not None and row.ours >= 1e15
-                    ours, off = (f"{row.ours:.3e}", f"{row.difference:+.1e}") if large else (f"{row.ours:,}", f"{row.difference:+.4f}")
+                    ours, off = (
+                        (f"{row.ours:.3e}", f"{row.difference:+.1e}")
+                        if large
+                        else (f"{row.ours:,}", f"{row.difference:+.4f}")
+                    )
                     view.add(row.row, row.quantity, f"{row.paper} {row.unit}", ours, off, row.verdict)
             OUT.print(view)
         for note in dict.fromkeys(row.note for row in rows if row.note):
-            OUT.print(f"{', '.join(dict.fromkeys(escape(row.row) for row in rows if row.note == note))}: {escape(note)}")
-        OUT.print(f"{verdicts.count('SAME')} of {len(rows)} are SAME, {verdicts.count('NOT RECOMPUTED')} are NOT RECOMPUTED")
+            OUT.print(
+                f"{', '.join(dict.fromkeys(escape(row.row) for row in rows if row.note == note))}: {escape(note)}"
+            )
+        OUT.print(
+            f"{verdicts.count('SAME')} of {len(rows)} are SAME, {verdicts.count('NOT RECOMPUTED')} are NOT RECOMPUTED"
+        )
     return int("DIFFERS" in verdicts)
 
 
@@ -435,17 +507,26 @@ def latencies(rows: "Sequence[Beside]", tables: "Sequence[LatencyTable]", *, as_
         view = Grid("", *(Heading(name, right=True) for name in ("published", *letters)), title=source)
         for row in members:
             published = row.published
-            view.add(published.network, f"{published.value} {published.unit}", *(_beside(published, ours) for ours in row.ours))
+            view.add(
+                published.network,
+                f"{published.value} {published.unit}",
+                *(_beside(published, ours) for ours in row.ours),
+            )
         OUT.print(view)
         about = members[0].published
         OUT.print(f"{about.unit}: {about.protocol}; device: {about.device}")
     for letter, table in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", tables, strict=False):
         header = table.header
-        what = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, protocol {header.protocol.name}"
+        what = (
+            f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, protocol "
+            f"{header.protocol.name}"
+        )
         OUT.print(escape(f"{letter}: {table.path}: {what}"))
     if not any(ours for row in rows for ours in row.ours):
         command = "lathe profile gpunet-1 --backend tensorrt --out gpunet-1.latency.jsonl"
-        OUT.print(f"no table has one of them: measure one by such as `{command}`, and give --table gpunet-1.latency.jsonl")
+        OUT.print(
+            f"no table has one of them: measure one by such as `{command}`, and give --table gpunet-1.latency.jsonl"
+        )
 
 
 def _beside(published: "Published", ours: "Latency | None") -> str:

@@ -1,4 +1,7 @@
-"""The commands `lathe search METHOD`: their common flags, and the settings of each method as its own package defines them."""
+"""The commands `lathe search METHOD`.
+
+Their common flags, and the settings of each method as its own package defines them.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,13 +34,16 @@ class Search(Sizes):
     out: Path
     """directory of the run; rerun the same command to resume"""
     table: Path | None = None
-    """latency table of the network's target device; without one, MACs are the cost, and the budget is a fraction of them"""
+    """latency table of the network's target device; without one, MACs are the cost, and the budget is a fraction of
+    them"""
     also: UseAppendAction[tuple[str, ...]] = ()
-    """another device and its budget, also to be met, as TABLE:MILLISECONDS, such as other.latency.jsonl:1.2; once for each device"""
+    """another device and its budget, also to be met, as TABLE:MILLISECONDS, such as other.latency.jsonl:1.2; once for
+    each device"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images per class)"""
     task: str | None = None
-    """instead of --data, your own task, FILE.py:FUNCTION: a function that returns a search.Task, with samples, loss and metric"""
+    """instead of --data, your own task, FILE.py:FUNCTION: a function that returns a search.Task, with samples, loss and
+    metric"""
     budget_ms: Milliseconds | None = None
     """latency budget of the network, in milliseconds"""
     budget_fraction: Fraction | None = None
@@ -49,8 +55,8 @@ class Search(Sizes):
     this_device: bool = False
     """reject a table that was not measured on this machine: one from another machine, replayed or simulated"""
     recipe: Literal["auto", "paper"] = "auto"
-    """defaults of settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as in the method's
-    paper)"""
+    """defaults of settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as in
+    the method's paper)"""
     baseline: Path | None = None
     """directory of a run: start from its trained unpruned network instead of training one"""
     tensorboard: bool = False
@@ -85,7 +91,9 @@ class Search(Sizes):
 
     def with_given(self, arguments: Sequence[str]) -> Self:
         """Return the command with the settings that these words of the command line give."""
-        flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")}
+        flags = {
+            word.partition("=")[0].removeprefix("--").replace("-", "_") for word in arguments if word.startswith("--")
+        }
         given = tuple(name for name in self.settings.__struct_fields__ if name in flags)
         return replace(self, given=given, arguments=tuple(arguments))
 
@@ -120,28 +128,31 @@ class SearchSlimming(Search):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTable(Search):
-    """Keep the most important channels that fit the budget: a mixed-integer program over the table, without learning."""
+    """Keep the most important channels that fit the budget.
+
+    A mixed-integer program over the table, without learning.
+    """
 
     settings: OmitArgPrefixes[FlagConversionOff[TableSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTas(Search):
-    """TAS: learn distributions over widths and depths with a network of sampled sizes, then train the selected network with a teacher."""
+    """TAS: learn distributions over widths and depths, then train the selected network with a teacher."""
 
     settings: OmitArgPrefixes[FlagConversionOff[TasSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchVpDarts(Search):
-    """VP-DARTS: choose the operations of a cell by validating a supernet without each of them, then train the cell from scratch."""
+    """VP-DARTS: validate a supernet without each operation, keep the best, then train the cell from scratch."""
 
     settings: OmitArgPrefixes[FlagConversionOff[VpDartsSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPrunet(Search):
-    """PRUNET: train a supernet of blocks while pruning hidden widths, blocks and layers, then train the remainder from scratch."""
+    """PRUNET: prune widths, blocks and layers of a supernet in training, then train the rest from scratch."""
 
     settings: OmitArgPrefixes[FlagConversionOff[PrunetSettings]]
 

@@ -59,7 +59,9 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
     return board.with_tensorboard(events, command.out) if command.tensorboard else events
 
 
-def _other_tables(command: "Search", table: LatencyTable | None, warn: Callable[[str], None]) -> list[tuple[LatencyTable, float]]:
+def _other_tables(
+    command: "Search", table: LatencyTable | None, warn: Callable[[str], None]
+) -> list[tuple[LatencyTable, float]]:
     """Load the tables of other devices, each with its budget in microseconds."""
     known, others = {table.sha256 if table else ""}, []
     for word in command.also:
@@ -71,7 +73,9 @@ def _other_tables(command: "Search", table: LatencyTable | None, warn: Callable[
         if not path:
             raise LatencyError(f"--also {word!r} is not TABLE:MILLISECONDS: give it as --also other.latency.jsonl:1.2")
         if table is None:
-            raise LatencyError(f"--also {word} is of a further device: give --table, the first one's, and its budget too")
+            raise LatencyError(
+                f"--also {word} is of a further device: give --table, the first one's, and its budget too"
+            )
         require_range(f"--also {path}", ms, Milliseconds)
         other = load_table(Path(path), warn)
         other.require(batch=table.header.batch)
@@ -93,12 +97,18 @@ def _task(command: "Search", input_shape: tuple[int, int, int]) -> "Task":
     channels, height, width = input_shape
     if channels != 3 or height != width:
         shape = f"{channels}x{height}x{width}"
-        raise LatencyError(f"--data {command.data} shows square images of three channels, and the network is for {shape}: give a --task")
+        raise LatencyError(
+            f"--data {command.data} shows square images of three channels, and the network is for {shape}: give a "
+            "--task"
+        )
     return data.load(command.data, height)
 
 
 def sweep(command: "Sweep") -> "Iterator[Outcome]":
-    """Search at several budgets, seeds and settings, or resume; then measure each network; yield each row when it is known."""
+    """Search at several budgets, seeds and settings, or resume.
+
+    Then measure each network; yield each row when it is known.
+    """
     from deploy import engine
     from lathe import cli
     from search import sweep as sweeps
@@ -119,7 +129,11 @@ def sweep(command: "Sweep") -> "Iterator[Outcome]":
     plan = sweeps.plan(command.method, tuple(command.common()), budgets or [("no budget", ())], command.seeds, values)
     for member in plan.members:
         cli.parse(["search", *member.words, "--out", str(command.out / sweeps.RUNS / member.name)])
-    measured_with = load_table(command.table, lambda _: None).header.runtime.name.partition(":")[0] if command.table else "onnxruntime"
+    measured_with = (
+        load_table(command.table, lambda _: None).header.runtime.name.partition(":")[0]
+        if command.table
+        else "onnxruntime"
+    )
     target = engine.target_of(command.target or measured_with)
     fleet.require_engine(command)
     if command.engine == "ray":
@@ -149,21 +163,33 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
     if command.backend is not None and command.backend != header.runtime.name:
         backends.require_known(command.backend)
         raise FingerprintMismatch(
-            f"table {command.table}", "runtime.name", header.runtime.name, command.backend, "give a table of that backend"
+            f"table {command.table}",
+            "runtime.name",
+            header.runtime.name,
+            command.backend,
+            "give a table of that backend",
         )
     if command.this_device:
-        header.require_origin("", what=f"table {command.table}", mend="give one that was measured on this device, or omit --this-device")
-    device = backends.get(header.runtime.name, threads=max(header.device.threads, 1)).device if command.this_device else None
+        header.require_origin(
+            "", what=f"table {command.table}", mend="give one that was measured on this device, or omit --this-device"
+        )
+    device = (
+        backends.get(header.runtime.name, threads=max(header.device.threads, 1)).device if command.this_device else None
+    )
     table.require(device=device, precision=command.precision)
 
 
 def _latency_budget(command: "Search", space: "Space", table: LatencyTable) -> "Budget":
-    """Return the budget in microseconds; a fraction is of the unpruned network's latency, as measured if the table has it."""
+    """Return the budget in microseconds.
+
+    A fraction is of the unpruned network's latency, as measured if the table has it.
+    """
     from search.budget import Budget
 
     if (command.budget_ms is None) == (command.budget_fraction is None):
         raise LatencyError(
-            "a search needs one budget: give --budget-ms 0.5 (milliseconds) or --budget-fraction 0.6 (of the unpruned network)"
+            "a search needs one budget: give --budget-ms 0.5 (milliseconds) or --budget-fraction 0.6 (of the unpruned "
+            "network)"
         )
     if command.budget_ms is not None:
         return Budget(us=us_from_ms(command.budget_ms))
@@ -185,6 +211,7 @@ def _macs_budget(command: "Search", space: "Space") -> "Budget":
 
     if command.budget_ms is not None or command.budget_fraction is None:
         raise LatencyError(
-            "without --table nothing is known of latency, and MACs are the cost: give --budget-fraction 0.5 (of the network's MACs)"
+            "without --table nothing is known of latency, and MACs are the cost: give --budget-fraction 0.5 (of the "
+            "network's MACs)"
         )
     return Budget(macs=command.budget_fraction * space.macs())

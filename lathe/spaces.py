@@ -68,7 +68,9 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
         LatencyError: a table is given, but no single network to predict.
     """
     if command.table is not None:
-        raise LatencyError(f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out")
+        raise LatencyError(
+            f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out"
+        )
     space = named_space(command)
     return SpaceFacts(
         name=space.name,
@@ -82,7 +84,10 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
 
 
 def space_words(space: "Space", sizes: "Sizes") -> str:
-    """Return the command-line words for a space and its sizes; a user's own network determines its number of classes."""
+    """Return the command-line words for a space and its sizes.
+
+    A user's own network determines its number of classes.
+    """
     from search.spaces import own
 
     classes = "" if own.is_own(space.name) else f" --classes {space.classes}"

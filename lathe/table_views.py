@@ -37,16 +37,31 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
     kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}
     if as_json:
         measured = [
-            {name: getattr(row, name) for name in ("kind", "key", "status", "reason", "median_us", "low_us", "high_us", "p90_us", "p99_us")}
+            {
+                name: getattr(row, name)
+                for name in ("kind", "key", "status", "reason", "median_us", "low_us", "high_us", "p90_us", "p99_us")
+            }
             for row in found.rows
         ]
-        facts = {"path": str(path), "sha256": found.sha256, "origin": header.origin, "header": header, "rows": kinds, "status": counts}
+        facts = {
+            "path": str(path),
+            "sha256": found.sha256,
+            "origin": header.origin,
+            "header": header,
+            "rows": kinds,
+            "status": counts,
+        }
         judged = {"proof": anchored.prove(found)} if header.like else {}
         print_json({**facts, **judged, "predictor": predictor, "measured": measured})
         return
     device = header.device
     rows = [
-        ("device", f"{device.name}, {_threads(device.threads)}" if device.kind == "cpu" else f"{device.name}, driver {device.driver}"),
+        (
+            "device",
+            f"{device.name}, {_threads(device.threads)}"
+            if device.kind == "cpu"
+            else f"{device.name}, driver {device.driver}",
+        ),
         ("runtime", f"{header.runtime.name} {header.runtime.version}, {header.precision}, batch {header.batch}"),
         *([("not measured", header.origin)] if header.origin else []),
         *([("unproved", found.unproved)] if found.unproved else []),
@@ -65,7 +80,8 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
                 "whole networks",
                 f"predicted to {predictor.mean_absolute_error:.2%} on average, 95 % within {predictor.half_width:.2%}, "
                 f"{predictor.within_5:.0%} within 5 % and {predictor.within_10:.0%} within 10 %, "
-                f"bias {predictor.bias:+.2%}, Kendall tau {predictor.kendall_tau:.3f} (cross-validated over {predictor.networks})",
+                f"bias {predictor.bias:+.2%}, Kendall tau {predictor.kendall_tau:.3f} (cross-validated over "
+                f"{predictor.networks})",
             )
         )
     OUT.print(tabular.facts(str(path), rows))
@@ -99,7 +115,10 @@ def _tail(rows: Sequence[Row], name: Literal["p90_us", "p99_us"]) -> str:
     above = [percentile / row.median_us - 1 for row in rows if (percentile := getattr(row, name)) is not None]
     if not above:
         return "not stated: no row has enough samples"
-    return f"{statistics.median(above):+.1%} from the median in the middle row, {max(above):+.1%} at most ({len(above)} rows)"
+    return (
+        f"{statistics.median(above):+.1%} from the median in the middle row, {max(above):+.1%} at most ({len(above)} "
+        "rows)"
+    )
 
 
 def rows(families: "Sequence[Family]", form: Literal["text", "csv", "markdown"]) -> None:
@@ -112,7 +131,10 @@ def rows(families: "Sequence[Family]", form: Literal["text", "csv", "markdown"])
         if form == "markdown":
             rule = [*["---:"] * (len(head) - 1), "---"]
             OUT.print(
-                "\n".join(["", f"### {family.title}", "", *(f"| {' | '.join(line)} |" for line in (head, rule, *lines))]), markup=False
+                "\n".join(
+                    ["", f"### {family.title}", "", *(f"| {' | '.join(line)} |" for line in (head, rule, *lines))]
+                ),
+                markup=False,
             )
             continue
         view = Grid(*(Heading(name, right=True) for name in head[:-1]), head[-1], title=family.title)
@@ -127,7 +149,11 @@ def _listed(family: "Family") -> list[list[str]]:
     found = [[*(family.widths if blocks else ["number", "blocks"]), "µs", "interval ±", "status"]]
     for number, (widths, row) in enumerate(family.rows, 1):
         place = widths if blocks else (number, len(row.blocks))
-        times = [f"{row.median_us:.2f}", f"{(row.high_us - row.low_us) / 2 / row.median_us:.1%}"] if row.known else ["-", "-"]
+        times = (
+            [f"{row.median_us:.2f}", f"{(row.high_us - row.low_us) / 2 / row.median_us:.1%}"]
+            if row.known
+            else ["-", "-"]
+        )
         found.append([*map(str, place), *times, "" if row.status == "ok" else row.status])
     return found
 
@@ -153,7 +179,9 @@ def findings(checked: "Checked", *, as_json: bool) -> int:
 def _finding_lines(found: Sequence[Finding]) -> list[str]:
     """Return one line for identical findings on blocks of one family."""
     lines = []
-    for (title, words), group in itertools.groupby(found, key=lambda finding: (listing.titled(finding.key)[0], finding.words)):
+    for (title, words), group in itertools.groupby(
+        found, key=lambda finding: (listing.titled(finding.key)[0], finding.words)
+    ):
         channels = ", ".join(filter(None, (listing.titled(finding.key)[1] for finding in group)))
         lines.append(": ".join(filter(None, (f"{title} [{channels}]" if channels else title, words))))
     return lines
@@ -171,7 +199,10 @@ def diff(compared: "Compared", *, as_json: bool) -> int:
     for letter, found in zip(letters[1:], compared.diffs, strict=True):
         _print_diff(found, letter, names)
     tolerances = compared.diffs[0]
-    OUT.print(f"SAME is within {tolerances.tolerance:.0%} for a row or a family, and within {tolerances.overall_tolerance:.0%} for all")
+    OUT.print(
+        f"SAME is within {tolerances.tolerance:.0%} for a row or a family, and within "
+        f"{tolerances.overall_tolerance:.0%} for all"
+    )
     return code
 
 
@@ -213,7 +244,10 @@ def _print_diff(found: Diff, letter: str, names: dict[str, str]) -> None:
             title, channels = listing.titled(change.key)
             view.add(names.get(change.key, title), channels, *_change(change))
         OUT.print(view)
-    OUT.print(f"{len(same)} of {len(found.rows)} rows are SAME; only in A: {len(found.only_a)}, only in {letter}: {len(found.only_b)}")
+    OUT.print(
+        f"{len(same)} of {len(found.rows)} rows are SAME; only in A: {len(found.only_a)}, only in {letter}: "
+        f"{len(found.only_b)}"
+    )
     overall = found.overall
     verdict = coloured(overall.verdict, overall.verdict)
     OUT.print(f"overall: {verdict}, {overall.ratio:.3f} of A's latency ({overall.low:.3f} to {overall.high:.3f})")
@@ -233,7 +267,10 @@ def _threads(count: int) -> str:
 
 
 def prediction(found: "Prediction", *, as_json: bool) -> int:
-    """Print a network's predictions; return the exit code: 1 if a table does not cover it and the missing blocks are not written."""
+    """Print a network's predictions.
+
+    Return the exit code: 1 if a table does not cover it and the missing blocks are not written.
+    """
     code = int(found.missing is None and any(estimate.uncovered for estimate in found.estimates))
     if as_json:
         print_json(_prediction_json(found))
@@ -246,7 +283,9 @@ def prediction(found: "Prediction", *, as_json: bool) -> int:
     for estimate, command in zip(found.estimates, found.commands, strict=True):
         if command:
             lacks = f"what {estimate.table} lacks ({_counted(len(estimate.uncovered), 'block')})"
-            OUT.print(escape(f"{found.missing} holds {lacks}: measure it with" if found.missing else f"to measure {lacks}:"))
+            OUT.print(
+                escape(f"{found.missing} holds {lacks}: measure it with" if found.missing else f"to measure {lacks}:")
+            )
             OUT.print(escape(command))
     return code
 
@@ -256,7 +295,12 @@ def _prediction_json(found: "Prediction") -> dict[str, object]:
         {**msgspec.to_builtins(estimate), "uncovered": estimate.uncovered, "remarks": remarks, "command": command}
         for estimate, remarks, command in zip(found.estimates, found.remarks, found.commands, strict=True)
     ]
-    return {"network": found.network, "others": found.others, "tables": tables, "missing": found.missing and str(found.missing)}
+    return {
+        "network": found.network,
+        "others": found.others,
+        "tables": tables,
+        "missing": found.missing and str(found.missing),
+    }
 
 
 def _counted(count: int, noun: str) -> str:
@@ -297,7 +341,9 @@ def _parts(estimate: "Estimate") -> Grid:
         source = "" if part.alone.source == "measured" else part.alone.source
         view.add(*head, microseconds(part.alone.us), microseconds(part.adds.us), f"{part.adds.us / total:.1%}", source)
     if estimate.latency:
-        view.add("", "beside its blocks", "", "", microseconds(estimate.network_us), f"{estimate.network_us / total:.1%}", "")
+        view.add(
+            "", "beside its blocks", "", "", microseconds(estimate.network_us), f"{estimate.network_us / total:.1%}", ""
+        )
     return view
 
 

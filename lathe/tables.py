@@ -72,7 +72,10 @@ def list_rows(command: "TableShow", warn: Callable[[str], None]) -> list[Family]
     """
     given = [f"--{name}" for name in ("csv", "markdown", "json", "plot") if getattr(command, name)]
     if len(given) > 1 or given[:1] in (["--json"], ["--plot"]):
-        raise LatencyError(f"{' and '.join(given)} with rows: give one of --csv and --markdown; without --rows, --json has every row, too")
+        raise LatencyError(
+            f"{' and '.join(given)} with rows: give one of --csv and --markdown; without --rows, --json has every row, "
+            "too"
+        )
     return listing.families(load_table(command.table, warn), command.family or "")
 
 
@@ -90,7 +93,10 @@ def check_table(command: "TableCheck", warn: Callable[[str], None]) -> Checked:
 
 
 def _expected(command: "TableCheck", name: str, warn: Callable[[str], None]) -> list[str]:
-    """Return keys of the blocks that a table should cover; none, with a warning, if the space in its header cannot be read here."""
+    """Return keys of the blocks that a table should cover.
+
+    None, with a warning, if the space in its header cannot be read here.
+    """
     from search.errors import SearchError
 
     if not name:

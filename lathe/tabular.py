@@ -76,12 +76,26 @@ class Grid:
 
     def _side_by_side(self, names: Sequence[str], widths: Sequence[int]) -> Iterator[RenderableType]:
         columns = [
-            Column("\n".join(_lines(name, width)), justify="right" if heading.right else "left", width=width, no_wrap=True)
+            Column(
+                "\n".join(_lines(name, width)), justify="right" if heading.right else "left", width=width, no_wrap=True
+            )
             for heading, name, width in zip(self.headings, names, widths, strict=True)
         ]
-        view = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_header=self.show_header)
+        view = Table(
+            *columns,
+            box=box.SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+            show_header=self.show_header,
+        )
         for row in self.rows:
-            view.add_row(*(Text("\n".join(_lines(cell.plain, width)), cell.style) for cell, width in zip(row, widths, strict=True)))
+            view.add_row(
+                *(
+                    Text("\n".join(_lines(cell.plain, width)), cell.style)
+                    for cell, width in zip(row, widths, strict=True)
+                )
+            )
         yield view
 
     def _one_below_the_other(self, width: int) -> Iterator[RenderableType]:
@@ -108,11 +122,19 @@ def _words(text: str) -> list[str]:
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Return column widths that fit, narrowing the widest first, none below its longest word; empty if they cannot fit."""
+    """Return column widths that fit, narrowing the widest first, none below its longest word.
+
+    Empty if they cannot fit.
+    """
     widths = [max(len(cell) for cell in column) for column in columns]
-    least = [max((min(_LONG, len(word.rstrip())) for cell in column for word in _words(cell)), default=0) for column in columns]
+    least = [
+        max((min(_LONG, len(word.rstrip())) for cell in column for word in _words(cell)), default=0)
+        for column in columns
+    ]
     while sum(widths) > room:
-        width, place = max(((width, place) for place, width in enumerate(widths) if width > least[place]), default=(0, -1))
+        width, place = max(
+            ((width, place) for place, width in enumerate(widths) if width > least[place]), default=(0, -1)
+        )
         if place < 0:
             return []
         widths[place] = width - 1

@@ -1,7 +1,10 @@
-"""Pure tensor functions that rewrite convolutions, exact up to rounding in the dtype of their arguments; pass float64 for a proof.
+"""Pure tensor functions that rewrite convolutions, exact up to rounding in the dtype of their arguments.
 
-A linear layer is a convolution with no spatial dimensions. Sources: ACNet (Ding et al. 2019) for kernels of different shapes, RepVGG (Ding
-et al. 2021) for the identity, and the diverse branch block (Ding et al. 2021), transforms I to VI, for everything else.
+Pass float64 for a proof.
+
+A linear layer is a convolution with no spatial dimensions. Sources: ACNet (Ding et al. 2019) for kernels of different
+shapes, RepVGG (Ding et al. 2021) for the identity, and the diverse branch block (Ding et al. 2021), transforms I to VI,
+for everything else.
 """
 
 import math
@@ -42,7 +45,10 @@ def norm_affine(
 
 
 def fuse_conv_bn(weight: Kernel, bias: Bias | None, scale: Bias, shift: Bias) -> tuple[Kernel, Bias]:
-    """Fold the norm after a convolution into it, `scale * conv(x) + shift`; exact for any padding, stride, dilation and groups."""
+    """Fold the norm after a convolution into it, `scale * conv(x) + shift`.
+
+    Exact for any padding, stride, dilation and groups.
+    """
     return weight * scale.view(-1, *[1] * (weight.ndim - 1)), shift if bias is None else bias * scale + shift
 
 
@@ -55,11 +61,13 @@ def fuse_transposed_conv_bn(
     return (grouped * scales).flatten(0, 1), shift if bias is None else bias * scale + shift
 
 
-def fuse_bn_conv(weight: Kernel, bias: Bias | None, scale: Vector, shift: Vector, *, groups: int = 1) -> tuple[Kernel, Bias]:
+def fuse_bn_conv(
+    weight: Kernel, bias: Bias | None, scale: Vector, shift: Vector, *, groups: int = 1
+) -> tuple[Kernel, Bias]:
     """Fold the norm before a convolution into it: `conv(scale * x + shift)`.
 
-    Exact if the convolution does not pad, replicates its input at the border or pads with `shift`; exact with zero padding only if `shift`
-    is zero.
+    Exact if the convolution does not pad, replicates its input at the border or pads with `shift`; exact with zero
+    padding only if `shift` is zero.
     """
     channels = torch.arange(weight.shape[0], device=weight.device)
     group = channels // (weight.shape[0] // groups)
@@ -69,7 +77,9 @@ def fuse_bn_conv(weight: Kernel, bias: Bias | None, scale: Vector, shift: Vector
 
 
 def pad_kernel(weight: AnyKernel, size: Sequence[int]) -> AnyKernel:
-    """Zero-pad a kernel to a larger size, centred; equivalent if the convolution's padding grows by the same amount on each side.
+    """Zero-pad a kernel to a larger size, centred.
+
+    Equivalent if the convolution's padding grows by the same amount on each side.
 
     Raises:
         ReparamError: the kernel is larger than `size` or cannot be centred in it.
@@ -92,7 +102,10 @@ def dilate_kernel(weight: AnyKernel, dilation: Sequence[int]) -> AnyKernel:
 
 
 def regroup_kernel(weight: AnyKernel, groups: int, fewer: int) -> AnyKernel:
-    """Rewrite a kernel of `groups` groups for `fewer` groups, a divisor of `groups`, with zeros between the old groups."""
+    """Rewrite a kernel of `groups` groups for `fewer` groups, a divisor of `groups`.
+
+    Zeros fill the space between the old groups.
+    """
     ratio, per_group = groups // fewer, weight.shape[1]
     regrouped = weight.new_zeros(weight.shape[0], ratio, *weight.shape[1:])
     channels = torch.arange(weight.shape[0], device=weight.device)
@@ -101,7 +114,10 @@ def regroup_kernel(weight: AnyKernel, groups: int, fewer: int) -> AnyKernel:
 
 
 def identity_kernel(channels: int, groups: int = 1, *, dtype: torch.dtype | None = None) -> Kernel:
-    """Return the kernel of a 1x1 convolution that passes its input through; depth-wise if `groups` equals `channels`."""
+    """Return the kernel of a 1x1 convolution that passes its input through.
+
+    Depth-wise if `groups` equals `channels`.
+    """
     kernel = torch.zeros(channels, channels // groups, 1, 1, dtype=dtype)
     index = torch.arange(channels)
     kernel[index, index % (channels // groups)] = 1
@@ -109,7 +125,10 @@ def identity_kernel(channels: int, groups: int = 1, *, dtype: torch.dtype | None
 
 
 def average_kernel(channels: int, size: Sequence[int], groups: int = 1, *, dtype: torch.dtype | None = None) -> Kernel:
-    """Return the kernel of a convolution equal to average pooling that counts its padding; it takes the pooling's stride and padding."""
+    """Return the kernel of a convolution equal to average pooling that counts its padding.
+
+    It takes the pooling's stride and padding.
+    """
     kernel = identity_kernel(channels, groups, dtype=dtype) / math.prod(size)
     return kernel.view(*kernel.shape[:2], *[1] * len(size)).repeat(1, 1, *size)
 
@@ -117,8 +136,8 @@ def average_kernel(channels: int, size: Sequence[int], groups: int = 1, *, dtype
 def merge_parallel(branches: Sequence[Branch]) -> Branch:
     """Merge parallel convolutions over the same input into one that equals their sum.
 
-    Smaller kernels are centred in the largest. Each branch must pad by `size // 2` of its own size (of its dilated size, see
-    `dilate_kernel`) plus a constant common to all branches, and all must have the same stride and groups.
+    Smaller kernels are centred in the largest. Each branch must pad by `size // 2` of its own size (of its dilated
+    size, see `dilate_kernel`) plus a constant common to all branches, and all must have the same stride and groups.
 
     Raises:
         ReparamError: the sizes differ by an odd number.
@@ -131,8 +150,8 @@ def merge_parallel(branches: Sequence[Branch]) -> Branch:
 def merge_serial(first: Branch, second: Branch, *, groups: int = 1) -> Branch:
     """Merge two consecutive convolutions into one. One of them is 1x1 and unpadded, and has stride 1 if it comes first.
 
-    The result takes dilation and padding from the other one; strides multiply. Exact if the second does not pad, or pads with the first
-    one's bias, as the diverse branch block does; the merged convolution then pads with zeros.
+    The result takes dilation and padding from the other one; strides multiply. Exact if the second does not pad, or
+    pads with the first one's bias, as the diverse branch block does; the merged convolution then pads with zeros.
 
     Args:
         first: kernel and bias.

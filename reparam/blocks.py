@@ -12,16 +12,28 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from reparam.algebra import Branch, average_kernel, fuse_conv_bn, identity_kernel, merge_parallel, merge_serial, norm_affine
+from reparam.algebra import (
+    Branch,
+    average_kernel,
+    fuse_conv_bn,
+    identity_kernel,
+    merge_parallel,
+    merge_serial,
+    norm_affine,
+)
 from reparam.errors import ReparamError
 
 Image = Any
-"""Float [batch, channels, height, width]. Unchecked, because a network may be traced with proxies instead of tensors."""
+"""Float [batch, channels, height, width]. Unchecked, because a network may be traced with proxies instead of
+tensors."""
 
 
 @final
 class ChannelMask(nn.Module):
-    """Zero out channels, for `squeeze` to remove. `keep` is a buffer: it is saved with the weights and never trained."""
+    """Zero out channels, for `squeeze` to remove.
+
+    `keep` is a buffer: it is saved with the weights and never trained.
+    """
 
     keep: Bool[Tensor, " channels"]
 
@@ -36,7 +48,9 @@ class ChannelMask(nn.Module):
             ReparamError: the number of channels differs from the number of entries.
         """
         if x.shape[1] != self.keep.numel():
-            raise ReparamError(f"a mask has {self.keep.numel()} entries for {x.shape[1]} channels: it needs one entry per channel")
+            raise ReparamError(
+                f"a mask has {self.keep.numel()} entries for {x.shape[1]} channels: it needs one entry per channel"
+            )
         return x * self.keep.view(-1, *[1] * (x.ndim - 2))
 
     def extra_repr(self) -> str:
@@ -75,15 +89,17 @@ class ConvBlock(nn.Module):
 class Block(nn.Module, ABC):
     """A block in its training form. `fuse` replaces every subclass by its deployed form.
 
-    `mask` sits between the merged branches and the activation and may be replaced. Like the depth-wise binary convolution of PaS (Li et al.
-    2022, Eq. 6), it removes a channel from all branches at once.
+    `mask` sits between the merged branches and the activation and may be replaced. Like the depth-wise binary
+    convolution of PaS (Li et al. 2022, Eq. 6), it removes a channel from all branches at once.
     """
 
     mask: nn.Module
 
     @abstractmethod
     def deployed(self) -> nn.Module:
-        """Return an equivalent module for evaluation mode: one convolution per sum of branches, with copies of mask and activation.
+        """Return an equivalent module for evaluation mode.
+
+        One convolution per sum of branches, with copies of mask and activation.
 
         Folds in the dtype of the block; `fuse` folds in float64 and rounds once.
 
@@ -126,7 +142,8 @@ class BranchedBlock(Block, ABC):
         super().__init__()
         if kernel % 2 == 0 or c_in % groups or c_out % groups:
             raise ReparamError(
-                f"invalid block: kernel {kernel}, {c_in} to {c_out} channels, {groups} groups; the kernel must be odd and the channels "
+                f"invalid block: kernel {kernel}, {c_in} to {c_out} channels, {groups} groups; the kernel must be odd "
+                "and the channels "
                 "divisible by the number of groups"
             )
         self.c_in, self.c_out, self.kernel, self.stride, self.groups = c_in, c_out, kernel, stride, groups
@@ -144,7 +161,10 @@ class BranchedBlock(Block, ABC):
         return [part for child in children for part in (child if isinstance(child, nn.ModuleList) else [child])]
 
     def total(self, x: Image) -> Image:
-        """Return the sum of the branches: float [batch, c_in, height, width] -> [batch, c_out, height / stride, width / stride]."""
+        """Return the sum of the branches.
+
+        Float [batch, c_in, height, width] -> [batch, c_out, height / stride, width / stride].
+        """
         return reduce(operator.add, (branch(x) for branch in self._branches()))
 
     def merged(self) -> Branch:
@@ -156,7 +176,9 @@ class BranchedBlock(Block, ABC):
             return fold_norm(branch.conv.weight, branch.conv.bias, branch.norm)
         like: Any = next(self.parameters())
         kernel = identity_kernel(self.c_out, self.groups, dtype=like.dtype).to(like.device)
-        return (kernel, like.new_zeros(self.c_out)) if isinstance(branch, nn.Identity) else fold_norm(kernel, None, branch)
+        return (
+            (kernel, like.new_zeros(self.c_out)) if isinstance(branch, nn.Identity) else fold_norm(kernel, None, branch)
+        )
 
     def forward(self, x: Image) -> Image:
         """Return act(mask(total(x)))."""
@@ -181,7 +203,9 @@ class BranchedBlock(Block, ABC):
     ) -> "_ConvNorm":
         height, width = (size, size) if isinstance(size, int) else size
         padding, c_out = (height // 2, width // 2) if padded else 0, c_out or self.c_out
-        conv = nn.Conv2d(self.c_in, c_out, (height, width), stride or self.stride, padding, groups=self.groups, bias=False)
+        conv = nn.Conv2d(
+            self.c_in, c_out, (height, width), stride or self.stride, padding, groups=self.groups, bias=False
+        )
         return _ConvNorm(conv, nn.BatchNorm2d(c_out))
 
     def _identity(self, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module | None:
@@ -204,11 +228,14 @@ class RepVGGBlock(BranchedBlock):
 
 @final
 class MobileOneBlock(BranchedBlock):
-    """The training form of MobileOne (Vasu et al. 2023): several equal branches, a 1x1 scale branch and an identity, each with its norm.
+    """The training form of MobileOne (Vasu et al. 2023).
+
+    Several equal branches, a 1x1 scale branch and an identity, each with its norm.
 
     Depth-wise with kernel 3 it is the first half of MobileOne's layer; with kernel 1 it is the point-wise half.
 
-    The 1x1 branch exists only if the kernel is larger than 1, the identity branch only if c_in == c_out and the stride is 1.
+    The 1x1 branch exists only if the kernel is larger than 1, the identity branch only if c_in == c_out and the stride
+    is 1.
 
     Args:
         c_in: input channels.
@@ -233,7 +260,10 @@ class MobileOneBlock(BranchedBlock):
 
 @final
 class ACBlock(BranchedBlock):
-    """The asymmetric convolution block of ACNet (Ding et al. 2019): square, horizontal and vertical kernels, each with its norm."""
+    """The asymmetric convolution block of ACNet (Ding et al. 2019).
+
+    Square, horizontal and vertical kernels, each with its norm.
+    """
 
     def _add_branches(self) -> None:
         self.square = self._conv(self.kernel)
@@ -243,9 +273,12 @@ class ACBlock(BranchedBlock):
 
 @final
 class DiverseBranchBlock(BranchedBlock):
-    """The diverse branch block (Ding et al. 2021): a kxk, a 1x1, a 1x1-kxk and a 1x1-average branch, each convolution with its norm.
+    """The diverse branch block (Ding et al. 2021).
 
-    Between the two layers of a serial branch the image is padded with the norm's output for zero, so that borders merge exactly.
+    A kxk, a 1x1, a 1x1-kxk and a 1x1-average branch, each convolution with its norm.
+
+    Between the two layers of a serial branch the image is padded with the norm's output for zero, so that borders merge
+    exactly.
     """
 
     def _add_branches(self) -> None:
@@ -260,7 +293,9 @@ class DiverseBranchBlock(BranchedBlock):
     def total(self, x: Image) -> Image:
         """Return dense(x) + point(x) + expand(pad(squeeze(x))) + average_norm(average(pad(before_average(x))))."""
         serial = self.expand(self._pad(self.squeeze, x))
-        return self.dense(x) + self.point(x) + serial + self.average_norm(self.average(self._pad(self.before_average, x)))
+        return (
+            self.dense(x) + self.point(x) + serial + self.average_norm(self.average(self._pad(self.before_average, x)))
+        )
 
     def merged(self) -> Branch:
         """Return a kernel of the dense branch's size."""
@@ -280,8 +315,8 @@ class DiverseBranchBlock(BranchedBlock):
 class PlainBlock(BranchedBlock):
     """The block of PaS (Li et al. 2022, Eq. 6): a convolution with norm plus, if shapes allow, an identity shortcut.
 
-    The shortcut spans this one convolution, so it merges into the kernel, w + I, and every layer can have its own width. Depth-wise or with
-    kernel 1 it is one half of a `LightBlock`.
+    The shortcut spans this one convolution, so it merges into the kernel, w + I, and every layer can have its own
+    width. Depth-wise or with kernel 1 it is one half of a `LightBlock`.
     """
 
     def _add_branches(self) -> None:
@@ -291,19 +326,27 @@ class PlainBlock(BranchedBlock):
 
 @final
 class LightBlock(Block):
-    """The light block of PaS (Li et al. 2022, Section 5.1): a depth-wise 3x3, then a 1x1 convolution, each a `PlainBlock`.
+    """The light block of PaS (Li et al. 2022, Section 5.1).
+
+    A depth-wise 3x3, then a 1x1 convolution, each a `PlainBlock`.
 
     Args:
         c_in: input channels.
         c_out: output channels.
         stride: of the depth-wise convolution.
         act: creates the activation after each of the two.
-        mask: applied before the last activation; identity by default. The depth-wise half passes channels through and adds a bias, so its
-            own mask (`block.depthwise.mask`) must equal that of the preceding block.
+        mask: applied before the last activation; identity by default. The depth-wise half passes channels through and
+            adds a bias, so its own mask (`block.depthwise.mask`) must equal that of the preceding block.
     """
 
     def __init__(
-        self, c_in: int, c_out: int, *, stride: int = 1, act: Callable[[], nn.Module] = nn.ReLU, mask: nn.Module | None = None
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        stride: int = 1,
+        act: Callable[[], nn.Module] = nn.ReLU,
+        mask: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.depthwise = PlainBlock(c_in, c_in, stride=stride, groups=c_in, act=act)
@@ -347,7 +390,9 @@ def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
         ReparamError: the norm has no running statistics, so it has no fixed scale to fold.
     """
     if norm.running_mean is None or norm.running_var is None:
-        raise ReparamError("a batch norm without running statistics depends on its batch and cannot be folded into a convolution")
+        raise ReparamError(
+            "a batch norm without running statistics depends on its batch and cannot be folded into a convolution"
+        )
     return norm_affine(norm.running_mean, norm.running_var, eps=norm.eps, gamma=norm.weight, beta=norm.bias)
 
 

@@ -25,7 +25,8 @@ _FACTORS = frozenset({aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.di
 _VIEWS = frozenset({aten.view.default, aten.unsqueeze.default, aten.squeeze.dims, aten.squeeze.dim})
 _MOVES = _VIEWS | {aten.permute.default, aten.pad.default}
 _SAME = frozenset({aten.clone.default, aten.alias.default, aten._to_copy.default})
-"""Operators that return their input unchanged. A view is not among them: it may do so only for the example's batch size."""
+"""Operators that return their input unchanged. A view is not among them: it may do so only for the example's batch
+size."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,12 @@ class Branches:
         if target in _MOVES:
             return self._moved(node)
         (x,) = node.all_input_nodes[:1] or (None,)
-        if target in _SAME and x is not None and shape(x) == shape(node) and x.meta["val"].dtype == node.meta["val"].dtype:
+        if (
+            target in _SAME
+            and x is not None
+            and shape(x) == shape(node)
+            and x.meta["val"].dtype == node.meta["val"].dtype
+        ):
             return self._affine(node, x, 1.0, 0.0)
         return ()
 
@@ -113,13 +119,19 @@ class Branches:
 
     def _layer(self, node: fx.Node) -> Iterable[Form]:
         x, weight, bias, *options = (*node.args, None)[: max(3, len(node.args))]
-        if not isinstance(x, fx.Node) or self.network.is_constant(x) or not all(map(self.network.is_constant, (weight, bias))):
+        if (
+            not isinstance(x, fx.Node)
+            or self.network.is_constant(x)
+            or not all(map(self.network.is_constant, (weight, bias)))
+        ):
             return ()
         kernel, shift = self.network.constant(weight), self.network.constant(bias)
         geometry: Any = options[:6] if node.target is _CONVOLUTION else ((), (), (), False, (), 1)
         stride, padding, dilation, transposed, output_padding, groups = geometry
         sides = kernel.ndim - 2
-        c_in, c_out = (kernel.shape[0], kernel.shape[1] * groups) if transposed else (kernel.shape[1] * groups, kernel.shape[0])
+        c_in, c_out = (
+            (kernel.shape[0], kernel.shape[1] * groups) if transposed else (kernel.shape[1] * groups, kernel.shape[0])
+        )
         zeros = torch.zeros(c_out, dtype=kernel.dtype, device=kernel.device)
         own = Form(
             source=x,
@@ -206,10 +218,15 @@ class Branches:
         if self.network.is_constant(y):
             factor = self.network.constant(y)
             return self._affine(node, x, 1 / factor if divides else factor, 0.0)
-        return self._affine(node, y, self.network.constant(x), 0.0) if self.network.is_constant(x) and not divides else ()
+        return (
+            self._affine(node, y, self.network.constant(x), 0.0) if self.network.is_constant(x) and not divides else ()
+        )
 
     def _affine(self, node: fx.Node, x: Any, scale: Any, shift: Any, *, shift_factor: Any = 1) -> Iterator[Form]:
-        """Yield the forms of `scale * x + shift_factor * shift`, if scale and shift are scalars or constant within each channel."""
+        """Yield the forms of `scale * x + shift_factor * shift`.
+
+        Scale and shift are scalars or constant within each channel.
+        """
         if not isinstance(x, fx.Node) or shape(x) != shape(node) or not x.meta["val"].is_floating_point():
             return
         for inner in list(self._operand(x)):
@@ -231,7 +248,14 @@ def _moved_dim(node: fx.Node, before: tuple[int, ...], form: Form) -> int | None
     if node.target is aten.permute.default:
         return [dim % len(before) for dim in node.args[1]].index(form.dim)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
     after, dim = shape(node), form.dim
-    return next((new for new in range(len(after)) if (math.prod(after[:new]), after[new]) == (math.prod(before[:dim]), before[dim])), None)
+    return next(
+        (
+            new
+            for new in range(len(after))
+            if (math.prod(after[:new]), after[new]) == (math.prod(before[:dim]), before[dim])
+        ),
+        None,
+    )
 
 
 def _sides(value: Any, sides: int) -> tuple[int, ...]:
@@ -258,7 +282,9 @@ def _by_channel(value: Any, target: tuple[int, ...], dim: int) -> Tensor | None:
 
 
 class Choice:
-    """Chooses the forms to merge: those whose one layer needs no more multiply-accumulates and no more weights than what it replaces.
+    """Chooses the forms to merge.
+
+    Those whose one layer needs no more multiply-accumulates and no more weights than what it replaces.
 
     Attributes:
         merges: the chosen merges, in graph order.
@@ -273,7 +299,9 @@ class Choice:
         self._skipped = banned
         while True:
             self.merges = list(self._choose())[::-1]
-            conflict = next((merge for merge in reversed(self.merges) if not self._absorbable(merge.node, merge.form)), None)
+            conflict = next(
+                (merge for merge in reversed(self.merges) if not self._absorbable(merge.node, merge.form)), None
+            )
             if conflict is None:
                 return
             self._banned.add((conflict.node, conflict.form.source))
@@ -296,16 +324,24 @@ class Choice:
                 yield merge
 
     def _best(self, node: fx.Node) -> Merge | None:
-        forms = sorted(self._branches.forms[node].values(), key=lambda form: (-len(_operators(form)), len(form.absorbed)))
+        forms = sorted(
+            self._branches.forms[node].values(), key=lambda form: (-len(_operators(form)), len(form.absorbed))
+        )
         for form in forms:
             if (node, form.source) in self._banned or not self._absorbable(node, form):
                 continue
             layers = [layer for layer in self._saved(node, form) if layer in self._branches.layers]
-            if not layers or (len(_operators(form)) == 1 and self._has_stored_weights(node)) or self._belongs_to_source(form):
+            if (
+                not layers
+                or (len(_operators(form)) == 1 and self._has_stored_weights(node))
+                or self._belongs_to_source(form)
+            ):
                 continue
             if (form.moves and not self._is_chain(form)) or self._splits_module(form):
                 continue
-            if self._norms_only and not (self._is_chain(form) and len(form.absorbed & self._branches.layers.keys()) == 1):
+            if self._norms_only and not (
+                self._is_chain(form) and len(form.absorbed & self._branches.layers.keys()) == 1
+            ):
                 continue
             macs, weights = self._cost(node, form), form.weights
             before = [self._cost(layer, self._branches.layers[layer]) for layer in layers]
@@ -313,19 +349,27 @@ class Choice:
                 host = max(layers, key=lambda layer: self._branches.layers[layer].weights)
                 return Merge(node, form, host, self._is_chain(form))
             if len(layers) > 1:
-                self.costly[node] = f"one layer would take {macs:,} multiply-accumulates, the {len(layers)} take {sum(before):,}"
+                self.costly[node] = (
+                    f"one layer would take {macs:,} multiply-accumulates, the {len(layers)} take {sum(before):,}"
+                )
         return None
 
     def _belongs_to_source(self, form: Form) -> bool:
         """Return whether the preceding layer, which has no other reader, absorbs the operators in between instead."""
         source = form.source
         follows_layer = source in self._branches.layers or any(
-            not self._branches.layers.keys().isdisjoint(other.absorbed) for other in self._branches.forms[source].values()
+            not self._branches.layers.keys().isdisjoint(other.absorbed)
+            for other in self._branches.forms[source].values()
         )
-        return follows_layer and all(user in form.absorbed and user not in self._branches.layers for user in source.users)
+        return follows_layer and all(
+            user in form.absorbed and user not in self._branches.layers for user in source.users
+        )
 
     def _splits_module(self, form: Form) -> bool:
-        """Return whether the form takes a scaling out of a module without layers, such as an activation, and leaves the rest."""
+        """Return whether the form moves a scaling out of a module without layers.
+
+        Such a module is an activation; the rest of it stays.
+        """
         for node in _operators(form):
             if node.target not in _SUMS | _FACTORS or len(self._network.reads(node)) > 1:
                 continue
@@ -380,7 +424,10 @@ def _why_norm(node: fx.Node, branches: Branches) -> str:
     (value,) = [user for user in node.users if user.args[1] == 0] or [node]
     before, readers = node.args[0], list(value.users)
     assert isinstance(before, fx.Node)
-    neighbours = f"it reads {operator_of(before)} and is read by {', '.join(dict.fromkeys(map(operator_of, readers))) or 'nothing'}"
+    neighbours = (
+        f"it reads {operator_of(before)} and is read by "
+        f"{', '.join(dict.fromkeys(map(operator_of, readers))) or 'nothing'}"
+    )
     if (before in branches.layers or branches.forms[before]) and len(before.users) > 1:
         return f"{neighbours}; its input has another reader"
     reasons = [branches.why[other] for other in (value, *readers) if other in branches.why]

@@ -96,11 +96,15 @@ class _Cutter:
         for path, block in self.blocks.items():
             if path == "" or name.startswith(f"{path}."):
                 kind = type(block).__name__
-                raise ReparamError(f"block {path or '(the network)'} is a {kind} with masked channels: run fuse(model) first")
+                raise ReparamError(
+                    f"block {path or '(the network)'} is a {kind} with masked channels: run fuse(model) first"
+                )
         owner, _, local = name.rpartition(".")
         old = tensor_of(self.model, name)
         for module, attribute in self.owners.get(id(old), []) or [(self.model.get_submodule(owner), local)]:
-            setattr(module, attribute, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
+            setattr(
+                module, attribute, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+            )
 
     def _keep(self, name: str, ids: Ids) -> None:
         """Cut a tensor to the kept entries along each dimension."""
@@ -119,13 +123,18 @@ class _Cutter:
         if into.all() and out.all():
             return
         if name is None:
-            raise ReparamError(f"{self.flow.describe(layer.node)}: its weight is computed from others: run fuse(model) first")
+            raise ReparamError(
+                f"{self.flow.describe(layer.node)}: its weight is computed from others: run fuse(model) first"
+            )
         weight = tensor_of(self.model, name)
         rows, columns = (into, out) if layer.transposed else (out, into)
         groups = [
             part[torch.from_numpy(row)][:, torch.from_numpy(column)]
             for part, row, column in zip(
-                weight.detach().cpu().chunk(layer.groups), rows.reshape(layer.groups, -1), columns.reshape(layer.groups, -1), strict=True
+                weight.detach().cpu().chunk(layer.groups),
+                rows.reshape(layer.groups, -1),
+                columns.reshape(layer.groups, -1),
+                strict=True,
             )
             if row.any()
         ]
@@ -139,7 +148,8 @@ class _Cutter:
         owner = self.model.get_submodule(name.rpartition(".")[0])
         if layer.bias is None and getattr(owner, "bias", 0) is not None:
             raise ReparamError(
-                f"{self.flow.describe(layer.node)} has no bias to absorb the constant of a masked channel: run fuse(model) first"
+                f"{self.flow.describe(layer.node)} has no bias to absorb the constant of a masked channel: run "
+                "fuse(model) first"
             )
         trained = tensor_of(self.model, weight if layer.bias is None else name).requires_grad
         setattr(owner, name.rpartition(".")[2], nn.Parameter(bias, trained))
@@ -153,8 +163,10 @@ class _Cutter:
         if any(not np.array_equal(const, constants[0]) for const in constants):
             nodes = ", ".join(node.name for node, _, _ in layer.folds)
             raise ReparamError(
-                f"nodes {nodes} ({operator_of(layer.node)} in {self.flow.layer_name(layer.node)}): the layer is used several times, with "
-                "different constants in its masked channels: run fuse(model) first, or put the masks after norm and activation"
+                f"nodes {nodes} ({operator_of(layer.node)} in {self.flow.layer_name(layer.node)}): the layer is used "
+                "several times, with "
+                "different constants in its masked channels: run fuse(model) first, or put the masks after norm and "
+                "activation"
             )
         weight = self.network.constant(layer.weight)
         bias = self.network.constant(layer.bias)
@@ -174,7 +186,9 @@ class _Cutter:
             layer = self.flow.layers.get(node.args[1])  # pyright: ignore[reportArgumentType]
             if layer is None:
                 counts = dict.fromkeys(("num_features", "num_channels", "num_parameters"), out)
-                groups = {"num_groups": getattr(module, "num_groups", 0) * int(out.sum()) // len(out)}  # only whole groups are removed
+                groups = {
+                    "num_groups": getattr(module, "num_groups", 0) * int(out.sum()) // len(out)
+                }  # only whole groups are removed
             else:
                 counts = {"in_channels": into, "in_features": into, "out_channels": out, "out_features": out}
                 groups = {"groups": self.flow.groups(layer)} if layer.groups > 1 else {}
@@ -195,16 +209,25 @@ class _Cutter:
                 keep, site = kept.get(id(masked.mask)), masked.site
                 if keep is not None:
                     new_index = np.cumsum(keep) - 1
-                    entries = tuple(int(new_index[entry]) if entry >= 0 else -1 for entry in site.entries if entry < 0 or keep[entry])
+                    entries = tuple(
+                        int(new_index[entry]) if entry >= 0 else -1
+                        for entry in site.entries
+                        if entry < 0 or keep[entry]
+                    )
                     site = replace(site, entries=entries)
-                place(module, Masked(masked.masks, masked.name, site, masked.count if keep is None else int(keep.sum())))
+                place(
+                    module, Masked(masked.masks, masked.name, site, masked.count if keep is None else int(keep.sum()))
+                )
 
 
 # --- masks of kept channels ---
 
 
 def _masks_into_weights(flow: Flow) -> list[ChannelMask]:
-    """Zero the weights that produce masked channels if only the mask reads the channels; return the masks that become redundant."""
+    """Zero the weights that produce masked channels if only the mask reads the channels.
+
+    Return the masks that become redundant.
+    """
     makers: dict[ChannelMask, list[tuple[fx.Node | None, Tensor]]] = {}
     for call in mask_calls(flow.network):
         alone = all(user in call.outer.nodes for user in call.source.users)
@@ -219,7 +242,10 @@ def _masks_into_weights(flow: Flow) -> list[ChannelMask]:
 
 
 def _maker(flow: Flow, node: fx.Node) -> fx.Node | None:
-    """Return the only layer whose channels reach a value, through operators that map zero to zero; None if there is none."""
+    """Return the only layer whose channels reach a value, through operators that map zero to zero.
+
+    None if there is none.
+    """
     while node.op == "call_function" and flow.of(node) is not None:
         if node.target is operator.getitem and is_norm(node.all_input_nodes[0]):
             (node,) = node.all_input_nodes

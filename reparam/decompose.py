@@ -17,17 +17,19 @@ aten: Any = torch.ops.aten
 
 _WHOLE = {
     "default": (
-        "linear", "matmul", "scaled_dot_product_attention", "pad", "layer_norm", "group_norm", "instance_norm", "prelu", "hardswish",
-        "hardsigmoid", "silu", "mish", "selu", "celu", "softplus", "glu", "max_pool1d", "max_pool2d", "max_pool3d", "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+        "linear", "matmul", "scaled_dot_product_attention", "pad", "layer_norm", "group_norm", "instance_norm", "prelu",
+        "hardswish", "hardsigmoid", "silu", "mish", "selu", "celu", "softplus", "glu", "max_pool1d", "max_pool2d",
+        "max_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "pixel_shuffle",
+        "pixel_unshuffle", "channel_shuffle",
     ),
     "vec": tuple(
-        f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")
+        f"upsample_{kind}"
+        for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d")
     ),
     "int": ("softmax", "log_softmax"),
 }  # fmt: skip
-"""Operators to leave undecomposed, by overload. Their decompositions hide which dimension holds channels, which pixels are padding, and
-which operators runtimes have a single kernel for."""
+"""Operators to leave undecomposed, by overload. Their decompositions hide which dimension holds channels, which pixels
+are padding, and which operators runtimes have a single kernel for."""
 
 _LIBRARY = Library("lathe_whole", "DEF")
 
@@ -35,14 +37,19 @@ _LIBRARY = Library("lathe_whole", "DEF")
 def decomposed(program: ExportedProgram) -> fx.Graph:
     """Return the graph of a program in core ATen, except for `_WHOLE`; placeholders keep their names.
 
-    `ExportedProgram.run_decompositions` gives the same result but patches every composite operator of torch on each call, which takes 0.1
-    to 0.2 s for a network of any size.
+    `ExportedProgram.run_decompositions` gives the same result but patches every composite operator of torch on each
+    call, which takes 0.1 to 0.2 s for a network of any size.
     """
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     values = [node.meta["val"] for node in placeholders]
     interpreter = _Interpreter(program.graph_module)
-    trace = make_fx(torch.func.functionalize(lambda *values: tuple(interpreter.run(*values))), decomposition_table=_decompositions())
-    with preserve_node_meta(), next((value.fake_mode for value in values if isinstance(value, FakeTensor)), nullcontext()):
+    trace = make_fx(
+        torch.func.functionalize(lambda *values: tuple(interpreter.run(*values))), decomposition_table=_decompositions()
+    )
+    with (
+        preserve_node_meta(),
+        next((value.fake_mode for value in values if isinstance(value, FakeTensor)), nullcontext()),
+    ):
         graph = trace(*values).graph
     originals = {kept: whole for whole, kept in _kept().items()}
     names = iter(placeholders)

@@ -15,7 +15,8 @@ from reparam.errors import ReparamError
 from reparam.structure import leaves, map_tensors
 
 FLOAT64_LIMIT = 1e-10
-"""Largest relative difference in float64 that counts as equal; rounding in deep networks stays orders of magnitude below."""
+"""Largest relative difference in float64 that counts as equal; rounding in deep networks stays orders of magnitude
+below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +28,15 @@ class Difference:
     scale: float
     """largest absolute value of the reference output"""
     not_finite: int = 0
-    """number of NaN or infinite values that the other output does not match, or of all values if no output value is finite"""
+    """number of NaN or infinite values that the other output does not match, or of all values if no output value is
+    finite"""
 
     @property
     def relative(self) -> float:
-        """`max_abs / scale`; infinite if `not_finite`. If the reference is zero everywhere, 0 for no difference and infinite otherwise."""
+        """`max_abs / scale`; infinite if `not_finite`.
+
+        If the reference is zero everywhere, 0 for no difference and infinite otherwise.
+        """
         if self.not_finite:
             return math.inf
         if self.scale == 0:
@@ -54,8 +59,8 @@ def compare(
 ) -> Difference:
     """Compare the outputs of two modules on the same input, in evaluation mode.
 
-    Both run as copies that compute in `dtype`; the arguments stay unchanged. Two NaNs count as equal, as do two infinities of one sign.
-    Integers and booleans are compared as numbers.
+    Both run as copies that compute in `dtype`; the arguments stay unchanged. Two NaNs count as equal, as do two
+    infinities of one sign. Integers and booleans are compared as numbers.
 
     Args:
         reference: the module whose output sets the scale.
@@ -79,8 +84,14 @@ def compare(
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy in evaluation mode with all floating-point tensors in one type; each tensor is copied only once."""
     tensors = (*module.parameters(), *module.buffers())
-    memo: dict[int, Any] = {id(tensor): tensor.detach().to(dtype, copy=True) for tensor in tensors if tensor.is_floating_point()}
-    memo |= {id(weight): nn.Parameter(memo[id(weight)], requires_grad=False) for weight in module.parameters() if id(weight) in memo}
+    memo: dict[int, Any] = {
+        id(tensor): tensor.detach().to(dtype, copy=True) for tensor in tensors if tensor.is_floating_point()
+    }
+    memo |= {
+        id(weight): nn.Parameter(memo[id(weight)], requires_grad=False)
+        for weight in module.parameters()
+        if id(weight) in memo
+    }
     return copy.deepcopy(module, memo).eval()
 
 
@@ -108,9 +119,13 @@ def require(difference: Difference, limit: float, what: str) -> None:
         ReparamError: the difference is above the limit; the message names `what` and both numbers.
     """
     if difference.not_finite:
-        raise ReparamError(f"{what}: {difference.not_finite} output values are NaN or infinite in one of the two, or in all places")
+        raise ReparamError(
+            f"{what}: {difference.not_finite} output values are NaN or infinite in one of the two, or in all places"
+        )
     if not difference.within(limit):
-        raise ReparamError(f"{what}: the output differs by {difference.relative:.2e} of its scale, more than {limit:.0e}")
+        raise ReparamError(
+            f"{what}: the output differs by {difference.relative:.2e} of its scale, more than {limit:.0e}"
+        )
 
 
 @contextmanager
@@ -145,7 +160,9 @@ _CONVERSIONS = frozenset({Tensor.half, Tensor.bfloat16, Tensor.float, Tensor.dou
 
 
 def _aligned(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return both tensors in float64 with non-finite values set to zero, and the number of values to report as not finite.
+    """Return both tensors in float64, and the number of non-finite values to report.
+
+    Non-finite values are set to zero.
 
     Those are the non-finite values without a match, or all values if every one matches but none is finite.
     """
@@ -166,5 +183,7 @@ def tensors_of(output: Any) -> Iterator[Tensor]:
     for path, value in leaves(output):
         if not isinstance(value, Tensor):
             where = f" at {'.'.join(path)}" if path else ""
-            raise ReparamError(f"outputs must be tensors in tuples, lists or dicts, found {type(value).__name__}{where}")
+            raise ReparamError(
+                f"outputs must be tensors in tuples, lists or dicts, found {type(value).__name__}{where}"
+            )
         yield value

@@ -1,4 +1,7 @@
-"""Export networks with torch.export to core ATen; networks that differ only in weight values share one cached export."""
+"""Export networks with torch.export to core ATen.
+
+Networks that differ only in weight values share one cached export.
+"""
 
 import copy
 import functools
@@ -98,7 +101,14 @@ class _Fingerprint(pickle.Pickler):
             self.code.append(value)
             return "code", id(value)
         if isinstance(value, Tensor) and id(value) in self.weights:
-            return self.weights[id(value)], type(value), (*value.shape,), value.stride(), str(value.dtype), str(value.device)
+            return (
+                self.weights[id(value)],
+                type(value),
+                (*value.shape,),
+                value.stride(),
+                str(value.dtype),
+                str(value.device),
+            )
         return None
 
     def reducer_override(self, value: Any) -> Any:
@@ -113,9 +123,12 @@ class _Fingerprint(pickle.Pickler):
 
 
 def _fingerprint(flat: "_Flat") -> tuple[str, list[Any]] | None:
-    """Return a hash of everything that a network's graph depends on, and the code in it; None if the network cannot be pickled.
+    """Return a hash of everything that a network's graph depends on, and the code in it.
 
-    Classes and functions are compared by identity; whatever else they read, such as globals of their module, is assumed not to change.
+    None if the network cannot be pickled.
+
+    Classes and functions are compared by identity; whatever else they read, such as globals of their module, is assumed
+    not to change.
     """
     arguments = [x for _, x in leaves((flat.args, flat.kwargs)) if isinstance(x, Tensor)]
     tensors = (*flat.network.parameters(), *flat.network.buffers(), *arguments, *flat.tensors)
@@ -130,7 +143,8 @@ def _fingerprint(flat: "_Flat") -> tuple[str, list[Any]] | None:
 def _export(flat: "_Flat") -> Exported:
     shapes: dict[str, list[Shapes]] = {}
     handles = [
-        module.register_forward_hook(_Calls(shapes.setdefault(path, [])), with_kwargs=True) for path, module in flat.network.named_modules()
+        module.register_forward_hook(_Calls(shapes.setdefault(path, [])), with_kwargs=True)
+        for path, module in flat.network.named_modules()
     ]
     outputs: list[Any] = []
     handles.append(flat.network.register_forward_hook(lambda _module, _args, output: outputs.append(output)))
@@ -143,14 +157,19 @@ def _export(flat: "_Flat") -> Exported:
     except RUN_ERRORS as error:
         _types(flat, tried=True)
         raise ReparamError(
-            f"{type(flat.network).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must not depend on "
+            f"{type(flat.network).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must "
+            "not depend on "
             "tensor values: use torch.where or torch.cond, or move that part out of the network"
         ) from error
     finally:
         for handle in handles:
             handle.remove()
     signature = program.graph_signature
-    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    named = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
     constants = {name: program.constants[name] for name in signature.inputs_to_lifted_tensor_constants.values()}
     return Exported(
         graph,
@@ -165,7 +184,8 @@ def _export(flat: "_Flat") -> Exported:
 def _types(flat: "_Flat", *, tried: bool = False) -> Callable[[], AbstractContextManager[None]]:
     """Return the context to run a network in: its own types or, if they do not match, the type of its weights.
 
-    A network converted by `model.double()` may name float32 in its code. To save time, one of the default type is run only if `tried`.
+    A network converted by `model.double()` may name float32 in its code. To save time, one of the default type is run
+    only if `tried`.
     """
     errors: list[Exception] = []
     for types in (nullcontext, functools.partial(arithmetic, flat.dtype)):
@@ -178,7 +198,9 @@ def _types(flat: "_Flat", *, tried: bool = False) -> Callable[[], AbstractContex
             errors.append(error)
         else:
             return types
-    raise ReparamError(f"{type(flat.network).__name__} cannot be run on example_input: {first_line(errors[0])}") from errors[0]
+    raise ReparamError(
+        f"{type(flat.network).__name__} cannot be run on example_input: {first_line(errors[0])}"
+    ) from errors[0]
 
 
 class _Flat(nn.Module):
@@ -189,7 +211,9 @@ class _Flat(nn.Module):
         self.network, self.args, self.kwargs = network.eval(), args, dict(kwargs)
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.get_default_dtype())
         self.tensors = tuple(
-            x.detach().to(self.dtype) if x.is_floating_point() else x for _, x in leaves((args, self.kwargs)) if isinstance(x, Tensor)
+            x.detach().to(self.dtype) if x.is_floating_point() else x
+            for _, x in leaves((args, self.kwargs))
+            if isinstance(x, Tensor)
         )
 
     def run(self, *tensors: Tensor) -> Any:
@@ -218,5 +242,8 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type: torch's messages are long, and the first line names the error."""
+    """Return the first line of an error's message, or its type.
+
+    Torch's messages are long, and the first line names the error.
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

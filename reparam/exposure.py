@@ -1,4 +1,7 @@
-"""Find where a value of a network can be masked: at a module that takes or returns it, else in the graph of the module that computes it."""
+"""Find where a value of a network can be masked.
+
+At a module that takes or returns it, else in the graph of the module that computes it.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -22,7 +25,9 @@ class Exposed:
         for call in itertools.chain.from_iterable(network.by_path.values()):
             if not any(call.path.startswith(f"{block}.") for block in blocks):
                 front, end = taken(network, call), returned(network, call)
-                if end is not None and not set(call.nodes).isdisjoint(end.users):  # readers inside the module would bypass the mask
+                if end is not None and not set(call.nodes).isdisjoint(
+                    end.users
+                ):  # readers inside the module would bypass the mask
                     end = None
                 self.ends[call] = front, end
                 if front is not None:
@@ -31,7 +36,9 @@ class Exposed:
                     self.returned.setdefault(end, []).append(call)
 
     def at(self, node: fx.Node, alike: Callable[[fx.Node], bool]) -> list[tuple[str, bool]]:
-        """Return the modules to mask a value at, and whether at their inputs; none if the value is only reachable inside a module's code.
+        """Return the modules to mask a value at, and whether at their inputs.
+
+        None if the value is only reachable inside a module's code.
 
         Args:
             node: the value.
@@ -49,13 +56,18 @@ class Exposed:
         return list(dict.fromkeys(fronts))
 
     def in_graph(self, node: fx.Node) -> list[tuple[str, str]]:
-        """Return the names of a value in its module's graph and of that module; none if the module must keep its code."""
+        """Return the names of a value in its module's graph and of that module.
+
+        None if the module must keep its code.
+        """
         try:
             call = home(self.network, self.network.model, self.network.calls[node][-1], [node])
         except HookedModuleError:
             return []
         region = _Exposing(self.network, self.network.model, call, {node})
-        norms = any(is_norm(other) and region.unit(other) is None for other in call.nodes)  # the graph would fix them to evaluation mode
+        norms = any(
+            is_norm(other) and region.unit(other) is None for other in call.nodes
+        )  # the graph would fix them to evaluation mode
         if norms or (call is self.network.root and not region.plain):
             return []
         return [(f"{call.path}.{node.name}".lstrip("."), call.path)]
@@ -85,7 +97,11 @@ def with_graphs(model: nn.Module, example_input: Tensor | tuple[Any, ...], sites
     for path in sorted({site.graph for site in sites if site.graph is not None}, key=len, reverse=True):
         names = {site.module.removeprefix(f"{path}.") for site in sites if site.graph == path}
         for call in network.by_path.get(path, [])[:1]:
-            model = install(model, path, _Exposing(network, model, call, {node for node in call.nodes if node.name in names}).module())
+            model = install(
+                model,
+                path,
+                _Exposing(network, model, call, {node for node in call.nodes if node.name in names}).module(),
+            )
     for path, module in model.named_modules():
         module.training = modes.get(path, modes[""])
     return model

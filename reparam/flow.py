@@ -1,18 +1,18 @@
 """Find out which channels of a network depend on each other: a walk over its graph by the rules of `reparam.rules`.
 
-Every channel of every value is an atom. `Channels` holds the atom of each entry of a value, and whether the entry is dead: equal to one
-constant, `const`, for every input. A factor of 0, such as a mask's, makes a channel dead; a norm or an activation after it may turn the 0
-into another constant.
+Every channel of every value is an atom. `Channels` holds the atom of each entry of a value, and whether the entry is
+dead: equal to one constant, `const`, for every input. A factor of 0, such as a mask's, makes a channel dead; a norm or
+an activation after it may turn the 0 into another constant.
 
 - Operators that pass channels through pass on their atoms; an addition unites the atoms of its operands.
-- Operators that mix channels (convolutions, linear layers) read the live ones and produce new ones. A nonzero dead channel is folded into
-  the bias.
-- Operators without a rule, inputs and outputs pin their channels: all of them are kept. A dead channel is a `Refusal` if it reaches such an
-  operator, or if no bias can absorb its constant, as before a zero-padded border.
+- Operators that mix channels (convolutions, linear layers) read the live ones and produce new ones. A nonzero dead
+  channel is folded into the bias.
+- Operators without a rule, inputs and outputs pin their channels: all of them are kept. A dead channel is a `Refusal`
+  if it reaches such an operator, or if no bias can absorb its constant, as before a zero-padded border.
 
-Once all rules have been applied, an atom that is nowhere read alive is removed everywhere. Grouped convolutions stay dense: each group with
-at least one remaining input or output channel keeps as many channels as the largest group, so some masked channels stay; empty groups are
-removed.
+Once all rules have been applied, an atom that is nowhere read alive is removed everywhere. Grouped convolutions stay
+dense: each group with at least one remaining input or output channel keeps as many channels as the largest group, so
+some masked channels stay; empty groups are removed.
 """
 
 import operator
@@ -79,7 +79,8 @@ class Layer:
     groups: int
     transposed: bool
     folds: list[tuple[fx.Node, Channels, bool]] = field(default_factory=list)
-    """for each use: the node, its input channels in one dimension, and whether folding nonzero constants into the bias is exact"""
+    """for each use: the node, its input channels in one dimension, and whether folding nonzero constants into the bias
+    is exact"""
 
 
 class Flow:
@@ -87,12 +88,17 @@ class Flow:
 
     Args:
         network: the network as read.
-        generic: treat values that depend on weights, such as the shift of a norm, as arbitrary and nonzero, as after training.
+        generic: treat values that depend on weights, such as the shift of a norm, as arbitrary and nonzero, as after
+            training.
         behind: maps the channels of each node to those that its readers see.
     """
 
     def __init__(
-        self, network: Network, *, generic: bool = False, behind: Callable[[fx.Node, Channels], Channels] = lambda _, value: value
+        self,
+        network: Network,
+        *,
+        generic: bool = False,
+        behind: Callable[[fx.Node, Channels], Channels] = lambda _, value: value,
     ) -> None:
         from reparam.rules import rule_of  # the rules' signatures name this class
 
@@ -154,7 +160,10 @@ class Flow:
         return [x for value in values for x in (value if isinstance(value, tuple) else (value,)) if x is not None]
 
     def along(self, node: fx.Node, dim: int, reader: fx.Node) -> Channels:
-        """Return the channels of a node along one dimension as a one-dimensional value; pinned ones if none can be removed there."""
+        """Return the channels of a node along one dimension as a one-dimensional value.
+
+        Pinned ones if none can be removed there.
+        """
         x, width = self.of(node), shape(node)[dim]
         constant = self.network.is_constant(node)
         if x is not None and not constant and x.ids.shape[dim] == width and (width > 1 or not x.dims):
@@ -186,7 +195,10 @@ class Flow:
         return Channels(self.atoms.new(width), np.ones(width, bool), np.zeros(width))
 
     def _table(self, node: fx.Node) -> Channels | None:
-        """Return the channels of a constant, one atom per entry that no layer produces: a parameter is cut, any other constant pinned."""
+        """Return the channels of a constant, one atom per entry that no layer produces.
+
+        A parameter is cut, any other constant pinned.
+        """
         if node not in self._tables and not self._done:
             self._tables[node] = None
             numbers = self._constant(node)
@@ -200,11 +212,16 @@ class Flow:
         const = numbers.double().numpy()
         if isinstance(moved, Channels):
             ids = moved.ids
-            const = const[tuple(slice(None if own == full else 1) for own, full in zip(ids.shape, const.shape, strict=True))]
+            const = const[
+                tuple(slice(None if own == full else 1) for own, full in zip(ids.shape, const.shape, strict=True))
+            ]
         else:
             ids = self.atoms.new(const.size).reshape(const.shape)
             if name is None:
-                self.pin(Channels(ids, np.zeros(ids.shape, bool), const), f"{self.value_name(node)} has a number for each of them")
+                self.pin(
+                    Channels(ids, np.zeros(ids.shape, bool), const),
+                    f"{self.value_name(node)} has a number for each of them",
+                )
             else:
                 self.cut(node, ids)
         return Channels(ids, np.zeros(ids.shape, bool), const)
@@ -230,21 +247,30 @@ class Flow:
 
     def run(self, node: fx.Node, operands: dict[fx.Node, Tensor]) -> Any:
         """Run the operator of a node on other operands, in float64."""
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: operands[n] if n in operands else self._constant(n))
+        args, kwargs = fx.map_arg(
+            (node.args, node.kwargs), lambda n: operands[n] if n in operands else self._constant(n)
+        )
         assert callable(node.target)
         with torch.no_grad():
             return node.target(*args, **kwargs)
 
     def dead(self, node: fx.Node, x: Channels, full: Collection[int] = ()) -> Tensor:
-        """Return the constants of a node's dead channels and 0 for live ones, expanded to full size along the dimensions `full`."""
-        sizes = [size if dim in full else own for dim, (own, size) in enumerate(zip(x.const.shape, shape(node), strict=True))]
+        """Return the constants of a node's dead channels and 0 for live ones.
+
+        They are expanded to full size along the dimensions `full`.
+        """
+        sizes = [
+            size if dim in full else own for dim, (own, size) in enumerate(zip(x.const.shape, shape(node), strict=True))
+        ]
         return torch.from_numpy(np.array(x.const)).expand(sizes)
 
     def _constant(self, node: fx.Node) -> Any:
         constant = self.network.constant(node)
         if not isinstance(constant, Tensor):
             return constant
-        return torch.full_like(constant, GENERIC, device="cpu") if self.generic and self._trained(node) else constant.cpu()
+        return (
+            torch.full_like(constant, GENERIC, device="cpu") if self.generic and self._trained(node) else constant.cpu()
+        )
 
     # --- for the rules: tie, pin and refuse channels ---
 
@@ -285,7 +311,9 @@ class Flow:
             return
         none, roots = np.empty(0, np.int64), self.atoms.roots(ids)
         filled = np.isin(roots, self.atoms.roots(np.concatenate([none, *self.filled])))
-        filled |= ~np.isin(roots, self.atoms.roots(np.concatenate([none, *(made for _, made in self.makers)])))  # a border, a constant
+        filled |= ~np.isin(
+            roots, self.atoms.roots(np.concatenate([none, *(made for _, made in self.makers)]))
+        )  # a border, a constant
         self.atoms.read(ids[filled])
         if filled.all():
             return
@@ -295,14 +323,17 @@ class Flow:
         self.refusals.append(
             Refusal(
                 ids,
-                f"{self.describe(node, named=named)}: {why}; {count} masked channels of {group} reach it: run fuse(model) first, put the "
+                f"{self.describe(node, named=named)}: {why}; {count} masked channels of {group} reach it: run "
+                "fuse(model) first, put the "
                 f"mask after norm and activation, or leave {group} unmasked",
             )
         )
 
     def finish(self) -> None:
         """Refuse nonzero constants that no bias can absorb; call after every rule has been applied."""
-        while left := [(node, ids) for layer in self.layers.values() for node, ids in self._unfolded(layer) if len(ids)]:
+        while left := [
+            (node, ids) for layer in self.layers.values() for node, ids in self._unfolded(layer) if len(ids)
+        ]:
             known = len(self.refusals)
             for node, ids in left:  # keeping these may free channels that filled their groups, so repeat
                 self.refuse(node, ids, BORDER)
@@ -338,10 +369,16 @@ class Flow:
     def group(self, ids: Ids) -> str:
         """Return the name of the first layer that produces one of these channels."""
         roots = self.atoms.roots(ids.ravel())
-        return next((self.layer_name(node) for node, made in self.makers if np.isin(self.atoms.roots(made), roots).any()), "(input)")
+        return next(
+            (self.layer_name(node) for node, made in self.makers if np.isin(self.atoms.roots(made), roots).any()),
+            "(input)",
+        )
 
     def layer_name(self, node: fx.Node) -> str:
-        """Return the name of a layer's module: of the submodule that holds its weight, if the code of a parent uses it."""
+        """Return the name of a layer's module.
+
+        Of the submodule that holds its weight, if the code of a parent uses it.
+        """
         path = self.network.where(node)
         weight: Any = node.args[1]
         owner = self.network.names.get(weight, "").rpartition(".")[0]

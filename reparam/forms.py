@@ -1,7 +1,7 @@
 """Values of a network as convolutions of other values, with their sums and compositions where those are exact.
 
-A linear layer is a convolution with no spatial dimensions. A norm, a scaling and an identity are depth-wise convolutions of size 1. Kernels
-are computed lazily, in float64.
+A linear layer is a convolution with no spatial dimensions. A norm, a scaling and an identity are depth-wise
+convolutions of size 1. Kernels are computed lazily, in float64.
 """
 
 import functools
@@ -39,7 +39,10 @@ _MODULES: dict[tuple[bool, int], Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A value as a convolution of `source` over the dimensions after channel dimension `dim`, apart from the effect of `moves`."""
+    """A value as a convolution of `source` over the dimensions after `dim`, the channel dimension.
+
+    The effect of `moves` is apart.
+    """
 
     source: fx.Node
     dim: int
@@ -57,12 +60,18 @@ class Form:
     branch: Callable[[], Branch]
     """computes kernel and bias in float64"""
     moves: frozenset[fx.Node] = frozenset()
-    """absorbed nodes that only move values, such as views and reflection padding; they commute with a scaling and stay in the network"""
+    """absorbed nodes that only move values, such as views and reflection padding; they commute with a scaling and stay
+    in the network"""
 
     @property
     def is_scale(self) -> bool:
         """Whether it multiplies each channel by a constant and adds a constant."""
-        return self.groups == self.c_in == self.c_out and self._is_point and not self.transposed and set(self.stride) <= {1}
+        return (
+            self.groups == self.c_in == self.c_out
+            and self._is_point
+            and not self.transposed
+            and set(self.stride) <= {1}
+        )
 
     @property
     def _is_point(self) -> bool:
@@ -98,7 +107,9 @@ class Form:
 _GEOMETRY = ("dim", "c_in", "c_out", "groups", "size", "stride", "padding", "dilation", "transposed", "output_padding")
 
 
-def depthwise(node: fx.Node, source: fx.Node, dim: int, branch: Branch, *, stride: Sides = (), padding: Sides = ()) -> Form:
+def depthwise(
+    node: fx.Node, source: fx.Node, dim: int, branch: Branch, *, stride: Sides = (), padding: Sides = ()
+) -> Form:
     """Return a depth-wise convolution; stride 1 and no padding by default."""
     channels, _, *size = branch[0].shape
     ones = (1,) * len(size)
@@ -138,7 +149,11 @@ def serial(first: Form, second: Form) -> Form | str:
     if first.dim != second.dim:
         return f"one is over dimension {first.dim}, the other over {second.dim}"
     compose = functools.partial(
-        replace, moves=first.moves | second.moves, source=first.source, c_in=first.c_in, absorbed=first.absorbed | second.absorbed
+        replace,
+        moves=first.moves | second.moves,
+        source=first.source,
+        c_in=first.c_in,
+        absorbed=first.absorbed | second.absorbed,
     )
     if first.transposed or second.transposed:
         if second.transposed or not second.is_scale:
@@ -155,7 +170,9 @@ def serial(first: Form, second: Form) -> Form | str:
     groups = math.gcd(first.groups, second.groups)
     if second._is_point:
         stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
-        return compose(first, c_out=second.c_out, stride=stride, groups=groups, branch=once(_composed, first, second, groups))
+        return compose(
+            first, c_out=second.c_out, stride=stride, groups=groups, branch=once(_composed, first, second, groups)
+        )
     if not first._is_point or not set(first.stride) <= {1}:
         return "neither is a 1x1 convolution of stride 1"
     return compose(second, groups=groups, branch=once(_composed, first, second, groups))
@@ -194,7 +211,9 @@ def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
         for a, b, j, k in zip(one.dilation, other.dilation, one.size, other.size, strict=True)
     )
     a, b = _dilated(one, dilation), _dilated(other, dilation)
-    margins = [tuple(2 * p - d * (k - 1) for p, d, k in zip(form.padding, dilation, form.size, strict=True)) for form in (a, b)]
+    margins = [
+        tuple(2 * p - d * (k - 1) for p, d, k in zip(form.padding, dilation, form.size, strict=True)) for form in (a, b)
+    ]
     if margins[0] != margins[1] or any((i - j) % 2 for i, j in zip(a.size, b.size, strict=True)):
         return "they read different pixels at the border"
     groups = math.gcd(a.groups, b.groups)
@@ -209,8 +228,13 @@ def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
 
 
 def _dilated(form: Form, dilation: Sides) -> Form:
-    """Rewrite a form for another dilation, which in each dimension is the same, arbitrary if the kernel has size 1 there, or 1."""
-    steps = tuple(1 if k == 1 or old == new else old for k, old, new in zip(form.size, form.dilation, dilation, strict=True))
+    """Rewrite a form for another dilation.
+
+    It is the same in each dimension, arbitrary if the kernel has size 1 there, or 1.
+    """
+    steps = tuple(
+        1 if k == 1 or old == new else old for k, old, new in zip(form.size, form.dilation, dilation, strict=True)
+    )
     size = tuple(step * (k - 1) + 1 for step, k in zip(steps, form.size, strict=True))
     if size == form.size:
         return replace(form, dilation=dilation)

@@ -1,4 +1,7 @@
-"""Merge the linear branches of a network: `fuse(model, example_input)` returns an equivalent network with fewer operations."""
+"""Merge the linear branches of a network.
+
+`fuse(model, example_input)` returns an equivalent network with fewer operations.
+"""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -33,7 +36,8 @@ class FuseReport:
     left: tuple[str, ...]
     """one line per operator that was not merged, with the reason"""
     graphs: tuple[str, ...]
-    """names of the modules that were replaced by their graphs, because their code computed merged operators; "" is the network itself"""
+    """names of the modules that were replaced by their graphs, because their code computed merged operators; "" is the
+    network itself"""
     layers: tuple[int, int]
     """number of convolutions and linear layers, before and after"""
     norms: tuple[int, int]
@@ -59,10 +63,12 @@ def fold_norms(model: nn.Module, example_input: Example, /, **keywords: Any) -> 
 
 
 def fuse_exactly(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
-    """Do the same as `fuse_with_report`, but leave the weights in float64 instead of rounding them to their original type.
+    """Do the same as `fuse_with_report`, but leave the weights in float64.
 
-    Graphs in the result name the types of the original network. To run it, convert it to that type with `.to`, or run it in float64 within
-    `equivalence.arithmetic`.
+    They are not rounded to their original type.
+
+    Graphs in the result name the types of the original network. To run it, convert it to that type with `.to`, or run
+    it in float64 within `equivalence.arithmetic`.
     """
     rewritten, report = _fused(model, example_input, keywords)
     return rewritten.module.double(), report
@@ -71,13 +77,14 @@ def fuse_exactly(model: nn.Module, example_input: Example, /, **keywords: Any) -
 def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
     """Return a copy in evaluation mode with its linear branches merged, and a report.
 
-    Each `Block` is replaced by its deployed form. Then every value in the network's graph that equals one convolution or one linear layer
-    of an earlier value becomes that layer. This merges norms before and after layers, scalings, identities, average pooling, sums of
-    branches, and 1x1 convolutions next to others, if the result is exact on every pixel and needs no more multiply-accumulates or weights.
-    Nothing is merged across a `ChannelMask` or a module with hooks.
+    Each `Block` is replaced by its deployed form. Then every value in the network's graph that equals one convolution
+    or one linear layer of an earlier value becomes that layer. This merges norms before and after layers, scalings,
+    identities, average pooling, sums of branches, and 1x1 convolutions next to others, if the result is exact on every
+    pixel and needs no more multiply-accumulates or weights. Nothing is merged across a `ChannelMask` or a module with
+    hooks.
 
-    The network's own modules stay, with new weights and an `nn.Identity` in place of each norm. A module whose own code computes a merged
-    operator, such as the sum of branches, is replaced by its graph.
+    The network's own modules stay, with new weights and an `nn.Identity` in place of each norm. A module whose own code
+    computes a merged operator, such as the sum of branches, is replaced by its graph.
 
     Args:
         model: a network that torch.export can read; it stays unchanged.
@@ -85,20 +92,24 @@ def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: An
         keywords: its keyword arguments.
 
     Raises:
-        ReparamError: the network cannot be read, a block cannot be folded, or the result differs by more than 1e-10 of the output's scale
-            in float64 on random inputs.
+        ReparamError: the network cannot be read, a block cannot be folded, or the result differs by more than 1e-10 of
+            the output's scale in float64 on random inputs.
     """
     rewritten, report = _fused(model, example_input, keywords)
     return rewritten.rounded(), report
 
 
-def _fused(model: nn.Module, example_input: Example, keywords: dict[str, Any], *, norms_only: bool = False) -> tuple[Rewritten, FuseReport]:
+def _fused(
+    model: nn.Module, example_input: Example, keywords: dict[str, Any], *, norms_only: bool = False
+) -> tuple[Rewritten, FuseReport]:
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     twin_of(model)  # raises if the model cannot be copied
     root = nn.Sequential(copy.deepcopy(model)).eval()  # a parent for the model itself, which may be a block
     deployed = dict(_deploy_blocks(root))
     network = read(_with_types(root, deployed)[0], args, keywords, exact=root[0])
-    watched = {call for chain in network.calls.values() for call in chain if has_hooks(network.model.get_submodule(call.path))}
+    watched = {
+        call for chain in network.calls.values() for call in chain if has_hooks(network.model.get_submodule(call.path))
+    }
     branches = Branches(network, _opaque(network), _seen(network, watched))
     skipped: set[fx.Node] = set()
     while True:
@@ -116,7 +127,9 @@ def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywor
     generator = torch.Generator().manual_seed(0)  # leaves torch's global seed alone
 
     def drawn(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) if x.is_floating_point() else x
+        return (
+            torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device) if x.is_floating_point() else x
+        )
 
     args, keywords = map_tensors((args, keywords), drawn)
     reference = twin_of(network.model)
@@ -136,7 +149,10 @@ def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywor
 
 
 def _first_difference(network: Network, rewritten: Rewritten, arguments: Any) -> str:
-    """Describe the first value that differs between the network's graph and the rewritten graph; "" if there is none."""
+    """Describe the first value that differs between the network's graph and the rewritten graph.
+
+    "" if there is none.
+    """
     assert rewritten.values, "the network itself is a graph"
     merged, names = rewritten.values
     tensors = [value for _, value in leaves(arguments) if isinstance(value, Tensor)]
@@ -150,7 +166,11 @@ def _first_difference(network: Network, rewritten: Rewritten, arguments: Any) ->
     rewritten_values = {node.name: value for node, value in after.env.items()}
     for node, value in before.env.items():
         other = rewritten_values.get(names.get(node, ""))
-        if isinstance(value, Tensor) and isinstance(other, Tensor) and not between([value], [other]).within(FLOAT64_LIMIT):
+        if (
+            isinstance(value, Tensor)
+            and isinstance(other, Tensor)
+            and not between([value], [other]).within(FLOAT64_LIMIT)
+        ):
             return f", first at {node.name} ({operator_of(node)} of {network.where(node)})"
     return ""
 
@@ -174,12 +194,16 @@ def _seen(network: Network, watched: set[Any]) -> set[fx.Node]:
     return {node for node in seen if not network.is_constant(node)}
 
 
-def _report(network: Network, branches: Branches, choice: Choice, deployed: list[str], graphs: tuple[str, ...]) -> FuseReport:
+def _report(
+    network: Network, branches: Branches, choice: Choice, deployed: list[str], graphs: tuple[str, ...]
+) -> FuseReport:
     where = network.where
     merged = []
     for merge in choice.merges:
         parts = sorted(merge.operators, key=[*network.graph.nodes].index)
-        merged.append(f"{where(merge.host)}: one layer for {', '.join(f'{operator_of(node)} {where(node)}' for node in parts)}")
+        merged.append(
+            f"{where(merge.host)}: one layer for {', '.join(f'{operator_of(node)} {where(node)}' for node in parts)}"
+        )
     gone = {node for merge in choice.merges for node in merge.form.absorbed}
     norms = [node for node in network.graph.nodes if is_norm(node) and not network.is_constant(node)]
     layers = set(branches.layers)
@@ -219,7 +243,9 @@ def _deployed(block: Block, path: str) -> nn.Module:
     except ReparamError as error:
         raise ReparamError(f"block {path}: {error}") from error
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *block.probe_shape(), dtype=torch.float64, generator=generator).to(next(block.parameters()).device)
+    x = torch.randn(2, *block.probe_shape(), dtype=torch.float64, generator=generator).to(
+        next(block.parameters()).device
+    )
     require(compare(exact, merged, x), FLOAT64_LIMIT, f"block {path} is not the same after merging")
     return merged
 

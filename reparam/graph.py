@@ -41,11 +41,13 @@ class Network:
 
     Attributes:
         model: the network; the graph refers to its tensors.
-        graph: placeholders (parameters, buffers, constants, then inputs), operators, and one output node with a tuple of tensors.
+        graph: placeholders (parameters, buffers, constants, then inputs), operators, and one output node with a tuple
+            of tensors.
         names: qualified name of each parameter, buffer and constant, by placeholder.
         inputs: the other placeholders, in the order of the tensors in the arguments.
         calls: the module calls that contain each node, outermost first.
-        shapes: input and output shape of each call, by its key; None if the call takes or returns anything but a single tensor.
+        shapes: input and output shape of each call, by its key; None if the call takes or returns anything but a single
+            tensor.
         output: structure of the network's output.
     """
 
@@ -56,7 +58,8 @@ class Network:
         stored = dict(_named_tensors(model))
         self._stored = stored.keys()
         self._constants: dict[fx.Node, Tensor | None] = {
-            placeholders[name]: (stored if target in stored else program.constants)[target] for name, target in program.targets.items()
+            placeholders[name]: (stored if target in stored else program.constants)[target]
+            for name, target in program.targets.items()
         }
         self.inputs = [placeholders[name] for name in program.inputs]
         self.calls: dict[fx.Node, tuple[Call, ...]] = {}
@@ -96,7 +99,10 @@ class Network:
         return next(iter(reversed(self.graph.nodes))).args[0]  # pyright: ignore[reportReturnType]
 
     def where(self, node: fx.Node) -> str:
-        """Return the name of the module whose code computes a value, or of the value itself if that is the network's own code."""
+        """Return the name of the module whose code computes a value.
+
+        The value's own name, if that is the network's own code.
+        """
         chain = self.calls[node]
         return (chain[-1].path if chain else "") or node.name
 
@@ -116,7 +122,12 @@ class Network:
     def _constant_node(self, node: fx.Node) -> bool:
         if node not in self._constants:
             known = node.all_input_nodes or _creates(node)
-            constant = node.op == "call_function" and known and not _writes(node) and all(map(self._constant_node, node.all_input_nodes))
+            constant = (
+                node.op == "call_function"
+                and known
+                and not _writes(node)
+                and all(map(self._constant_node, node.all_input_nodes))
+            )
             self._constants[node] = self._computed(node) if constant else None
         return self._constants[node] is not None
 
@@ -198,14 +209,17 @@ def has_hooks(module: nn.Module) -> bool:
     return any(not isinstance(hook, Masked) for hooks in HOOKS for hook in getattr(module, hooks).values())
 
 
-def read(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None) -> Network:
+def read(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None
+) -> Network:
     """Read a network in evaluation mode.
 
     Args:
         model: stays unchanged; its hooks are not called.
         args: its positional arguments: tensors, structures of them, constants.
         kwargs: its keyword arguments, likewise.
-        exact: the same network with unrounded weights. The result then refers to its weights, with the types of `model`.
+        exact: the same network with unrounded weights. The result then refers to its weights, with the types of
+            `model`.
 
     Raises:
         ReparamError: the network cannot be copied, run or exported, or it draws random numbers.
@@ -229,7 +243,9 @@ def twin_of(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ReparamError(f"expected a torch.nn.Module, found {type(model).__name__}")
     if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
-        raise ReparamError(f"{type(model).__name__} holds a scripted module: give the nn.Module that it was scripted from")
+        raise ReparamError(
+            f"{type(model).__name__} holds a scripted module: give the nn.Module that it was scripted from"
+        )
     tensors = (*model.parameters(), *model.buffers())
     if any(isinstance(tensor, UninitializedTensorMixin) for tensor in tensors):
         raise ReparamError(f"{type(model).__name__} has lazy parameters without a shape: run it once on an input first")
@@ -258,7 +274,9 @@ def _require_deterministic(network: Network) -> None:
                 f"dropout in {path} stays on in evaluation mode: use nn.Dropout, or pass training=self.training to "
                 "torch.nn.functional.dropout"
             )
-        raise ReparamError(f"{operator_of(node)} in {path} draws random numbers in evaluation mode: make them an input of the network")
+        raise ReparamError(
+            f"{operator_of(node)} in {path} draws random numbers in evaluation mode: make them an input of the network"
+        )
 
 
 def _drops_nothing(node: fx.Node) -> bool:

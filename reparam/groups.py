@@ -21,14 +21,20 @@ from reparam.rules.layers import channel_dim
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup:
-    """Layers whose output channels are pruned together, because they are added, multiplied or tied by a depth-wise convolution."""
+    """Layers whose output channels are pruned together.
+
+    They are added, multiplied or tied by a depth-wise convolution.
+    """
 
     name: str
-    """qualified name of the first producer; with a channel range if other channels of that layer belong to another group"""
+    """qualified name of the first producer; with a channel range if other channels of that layer belong to another
+    group"""
     channels: int
-    """number of entries of the group's mask; an entry may cover several channels of a layer, such as an attention head"""
+    """number of entries of the group's mask; an entry may cover several channels of a layer, such as an attention
+    head"""
     producers: tuple[str, ...]
-    """qualified names of the producing layers (convolutions, transposed convolutions, linear layers, training-form blocks)"""
+    """qualified names of the producing layers (convolutions, transposed convolutions, linear layers, training-form
+    blocks)"""
     entries: tuple[tuple[int, ...], ...]
     """index into the mask for each channel of each producer; -1 for a channel of another group"""
     norms: tuple[str, ...]
@@ -44,14 +50,15 @@ class ChannelGroup:
 def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> tuple[ChannelGroup, ...]:
     """Return the groups of a network without masks, in training or fused form, in the order of their first producers.
 
-    A mask applies as late as it still covers the same channels: after norm and activation, after a residual sum and its activation, up to
-    the value that several nodes read or one reads other than channel by channel. There a masked channel is exactly 0 for every reader, and
-    the mask gets a gradient, which it would not before a ReLU. If a later norm turns the 0 into another constant, the mask applies again.
-    It is attached to the output of the module that returns the value, or to the inputs of those that read it. If the value exists only
-    between two operators of a module's own code, that module is replaced by its graph, named in `Site.graph`.
+    A mask applies as late as it still covers the same channels: after norm and activation, after a residual sum and its
+    activation, up to the value that several nodes read or one reads other than channel by channel. There a masked
+    channel is exactly 0 for every reader, and the mask gets a gradient, which it would not before a ReLU. If a later
+    norm turns the 0 into another constant, the mask applies again. It is attached to the output of the module that
+    returns the value, or to the inputs of those that read it. If the value exists only between two operators of a
+    module's own code, that module is replaced by its graph, named in `Site.graph`.
 
-    A group can be pruned if `squeeze` can remove any of its channels for any weights. For example, a norm over concatenated groups is fine
-    before a convolution without zero padding, but not before one with it.
+    A group can be pruned if `squeeze` can remove any of its channels for any weights. For example, a norm over
+    concatenated groups is fine before a convolution without zero padding, but not before one with it.
 
     Args:
         model: a network that torch.export can read; a `Block` counts as its deployed form.
@@ -97,7 +104,10 @@ class _Names:
 
     def _roots(self, path: str) -> Ids:
         nodes = [
-            node for call in self.flow.network.by_path[path] for node in call.nodes if isinstance(self.flow.values.get(node), Channels)
+            node
+            for call in self.flow.network.by_path[path]
+            for node in call.nodes
+            if isinstance(self.flow.values.get(node), Channels)
         ]
         x = self.flow.of(nodes[-1]) if nodes else None
         return np.empty(0, np.int64) if x is None else self.flow.atoms.roots(x.ids.ravel())
@@ -141,7 +151,10 @@ class _Part:
         return np.where(self.roots[order[at]] == roots, order[at], -1)
 
     def give_up(self, masked: Flow, *, graphs: bool) -> bool:
-        """Return whether some channels would stay even if all were masked; set `why`, or allow graphs if they may help."""
+        """Return whether some channels would stay even if all were masked.
+
+        Set `why`, or allow graphs if they may help.
+        """
         roots = masked.atoms.roots(self.roots)
         for refusal in masked.refusals:
             if np.isin(masked.atoms.roots(refusal.ids), roots).any():
@@ -160,7 +173,9 @@ class _Part:
         outputs = {id(node): flow.atoms.roots(ids) for node, ids in flow.makers}
         producers = {names.name(node): tuple(self.entries(outputs[id(node)]).tolist()) for node in self.makers}
         norms = [user for node in self.makers for user in node.users if is_norm(user) and names.block(user) is None]
-        mixing = {names.name(node) for node in readers if node not in flow.alike}  # a depth-wise convolution passes channels through
+        mixing = {
+            names.name(node) for node in readers if node not in flow.alike
+        }  # a depth-wise convolution passes channels through
         consumers = dict.fromkeys(map(names.name, readers))
         return ChannelGroup(
             name=self.name,
@@ -212,7 +227,11 @@ class _Masks:
         self._flow, self._exposed = flow, exposed
         self._owner = {root: part for part in parts for root in part.roots.tolist()}
         self._layer_outputs = {frozenset(flow.atoms.roots(ids).tolist()) for _, ids in flow.makers}
-        self._single = {int(flow.atoms.roots(ids)[0]): len(shape(node)) - channel_dim(node) for node, ids in flow.makers if len(ids) == 1}
+        self._single = {
+            int(flow.atoms.roots(ids)[0]): len(shape(node)) - channel_dim(node)
+            for node, ids in flow.makers
+            if len(ids) == 1
+        }
         self._held: dict[fx.Node, list[tuple[_Part, int, tuple[int, ...]]]] = {}
         self._places: dict[tuple[fx.Node, int], list[tuple[str, bool]]] = {}
 
@@ -232,7 +251,10 @@ class _Masks:
         return Channels(value.ids, live, const)
 
     def held(self, node: fx.Node) -> list[tuple[_Part, int, tuple[int, ...]]]:
-        """Return the groups in a value with their dimension and entries, if it holds only one group or a whole layer's output."""
+        """Return the groups in a value with their dimension and entries.
+
+        Only if it holds a single group or a whole layer's output.
+        """
         if node not in self._held:
             self._held[node] = self._holds(node)
         return self._held[node]
@@ -295,18 +317,20 @@ def insert_masks(
     groups: Sequence[ChannelGroup],
     make_mask: Callable[[ChannelGroup], nn.Module],
 ) -> nn.Module:
-    """Return a copy of the network with one mask per group, at all of its sites, as the submodule `masks.<name with _ for .>`.
+    """Return a copy of the network with one mask per group, at all of its sites.
 
-    The copy keeps its mode, and its submodules and parameters keep their names. A masked module gets a hook. A module with a site in its
-    own code is replaced by its graph in evaluation mode, which calls its submodules.
+    It is the submodule `masks.<name with _ for .>`.
+
+    The copy keeps its mode, and its submodules and parameters keep their names. A masked module gets a hook. A module
+    with a site in its own code is replaced by its graph in evaluation mode, which calls its submodules.
 
     Args:
         model: the network that was passed to `channel_groups`; it stays unchanged.
         example_input: the input that was passed to `channel_groups`.
         groups: the groups to mask.
-        make_mask: creates the module that multiplies the channels (dimension 1) of its input; called once per group. If the network has
-            channels in another dimension, as in [N, L, C], the module gets the transposed value; if an entry covers several channels, such
-            as an attention head, they are in dimension 2.
+        make_mask: creates the module that multiplies the channels (dimension 1) of its input; called once per group. If
+            the network has channels in another dimension, as in [N, L, C], the module gets the transposed value; if an
+            entry covers several channels, such as an attention head, they are in dimension 2.
 
     Raises:
         ReparamError: a group cannot be pruned or is not from this network, or a module changes its input in place.

@@ -23,7 +23,8 @@ class Site:
     entries: tuple[int, ...]
     """index into the mask for each channel; -1 for an unmasked channel"""
     graph: str | None = None
-    """name of the module that is replaced by its graph, because the value is between two operators of its code; None if the code stays"""
+    """name of the module that is replaced by its graph, because the value is between two operators of its code; None if
+    the code stays"""
 
     def __str__(self) -> str:
         if self.graph is not None:
@@ -104,7 +105,9 @@ class Masked:
         dim = self.site.dim
         y = x if dim == 1 else x.transpose(1, dim)
         parts = [y] if len(self._runs) == 1 else y.split([run.width for run in self._runs], 1)
-        masked = [part if run.first < 0 else self._part(part, run, mask) for part, run in zip(parts, self._runs, strict=True)]
+        masked = [
+            part if run.first < 0 else self._part(part, run, mask) for part, run in zip(parts, self._runs, strict=True)
+        ]
         y = masked[0] if len(masked) == 1 else torch.cat(masked, 1)
         return y if dim == 1 else y.transpose(1, dim)
 
@@ -122,7 +125,10 @@ class Masked:
 
 
 class Masks(nn.Module):
-    """Holds the masks of a network by name. Acts as an identity by itself, since a network may call all of its children in sequence."""
+    """Holds the masks of a network by name.
+
+    Acts as an identity by itself, since a network may call all of its children in sequence.
+    """
 
     def forward(self, x: Any, masked: Masked | None = None) -> Any:
         """Apply a mask to a value; return the value unchanged if `masked` is None."""

@@ -1,7 +1,9 @@
-"""The two network families of PaS (Li et al. 2022, Section 5.1, Figure 2 d and e), at any widths; the paper does not publish its widths.
+"""The two network families of PaS (Li et al. 2022, Section 5.1, Figure 2 d and e), at any widths.
 
-An identity spans only one convolution, so every layer has its own width and ships without a shortcut. Every layer is a block with a `mask`
-for pruning.
+The paper does not publish its widths.
+
+An identity spans only one convolution, so every layer has its own width and ships without a shortcut. Every layer is a
+block with a `mask` for pruning.
 """
 
 from collections import OrderedDict
@@ -29,14 +31,20 @@ def plain_network(widths: Sequence[int], strides: Sequence[int], *, classes: int
 
 
 def light_network(widths: Sequence[int], strides: Sequence[int], *, classes: int, c_in: int = 3) -> nn.Sequential:
-    """Build a `plain_network` with a `LightBlock` for every layer but the first: an image has too few channels for a depth-wise layer."""
+    """Build a `plain_network` with a `LightBlock` for every layer but the first.
+
+    An image has too few channels for a depth-wise layer.
+    """
     return _network(LightBlock, widths, strides, classes, c_in)
 
 
-def _network(block: type[PlainBlock | LightBlock], widths: Sequence[int], strides: Sequence[int], classes: int, c_in: int) -> nn.Sequential:
+def _network(
+    block: type[PlainBlock | LightBlock], widths: Sequence[int], strides: Sequence[int], classes: int, c_in: int
+) -> nn.Sequential:
     if not widths or len(widths) != len(strides):
         raise ReparamError(
-            f"a network needs at least one layer and one stride per width: found {len(widths)} widths, {len(strides)} strides"
+            f"a network needs at least one layer and one stride per width: found {len(widths)} widths, {len(strides)} "
+            "strides"
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (before, width, stride) in enumerate(zip([c_in, *widths], widths, strides, strict=False)):

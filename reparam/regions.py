@@ -20,13 +20,19 @@ class HookedModuleError(Exception):
 
 
 def ends_of(network: Network, call: Call) -> tuple[fx.Node, fx.Node] | None:
-    """Return the only value that a call takes and the only one that it returns; None if there are several or other arguments."""
+    """Return the only value that a call takes and the only one that it returns.
+
+    None if there are several or other arguments.
+    """
     source, result = taken(network, call), returned(network, call)
     return None if source is None or result is None else (source, result)
 
 
 def taken(network: Network, call: Call) -> fx.Node | None:
-    """Return the only value that a call takes; None if it takes other arguments, or torch attributes a view of the value to the call."""
+    """Return the only value that a call takes.
+
+    None if it takes other arguments, or torch attributes a view of the value to the call.
+    """
     inside = set(call.nodes)
     read = {x for node in call.nodes for x in network.reads(node) if x not in inside}
     return next((x for x in read if len(read) == 1 and shape(x) == network.shapes.get(call.key, (None, None))[0]), None)
@@ -36,7 +42,9 @@ def returned(network: Network, call: Call) -> fx.Node | None:
     """Return the only value that a call returns; None if there is no such value."""
     inside = set(call.nodes)
     results = [node for node in call.nodes if not network.is_constant(node) and not inside.issuperset(node.users)]
-    return results[0] if len(results) == 1 and shape(results[0]) == network.shapes.get(call.key, (None, None))[1] else None
+    return (
+        results[0] if len(results) == 1 and shape(results[0]) == network.shapes.get(call.key, (None, None))[1] else None
+    )
 
 
 def replaceable(network: Network, model: nn.Module, call: Call) -> bool:
@@ -105,7 +113,9 @@ class Region:
     @property
     def plain(self) -> bool:
         """Whether the graph maps one tensor to one tensor."""
-        return self.call is not self.network.root or (len(self.network.inputs) == 1 and isinstance(self.network.output, Tensor))
+        return self.call is not self.network.root or (
+            len(self.network.inputs) == 1 and isinstance(self.network.output, Tensor)
+        )
 
     def module(self) -> nn.Module:
         """Build a module that runs the graph; its submodules keep their names."""
@@ -160,7 +170,11 @@ class Region:
 
     def copy(self, node: fx.Node) -> None:
         """Add the operator of a node to the graph."""
-        hooked = [c.path for c in self.network.calls[node] if c.path != self.call.path and has_hooks(self.model.get_submodule(c.path))]
+        hooked = [
+            c.path
+            for c in self.network.calls[node]
+            if c.path != self.call.path and has_hooks(self.model.get_submodule(c.path))
+        ]
         if any(path.startswith(self.call.path) for path in hooked):
             raise HookedModuleError(self.touched)
         args, kwargs = self.arguments(node)
@@ -168,7 +182,10 @@ class Region:
         self.emitted[node] = self.graph.call_function(node.target, args, kwargs)  # pyright: ignore[reportArgumentType]
 
     def unit(self, node: fx.Node) -> tuple[Call, tuple[fx.Node, fx.Node]] | None:
-        """Return the outermost call within this one that contains a node and needs no change, with its input and output."""
+        """Return the outermost call within this one that contains a node and needs no change.
+
+        With its input and output.
+        """
         chain = self.network.calls[node]
         inner = chain[chain.index(self.call) + 1 :] if self.call in chain else chain
         for call in inner:
@@ -238,7 +255,12 @@ def _any_batch(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
     x, sizes = node.args[0], list(args[1])
     if node.target is aten.view.default and -1 in sizes:
         sizes = list(shape(node))
-    if shape(x) and sizes and shape(node)[0] == shape(x)[0] and (node.target is aten.view.default or len(sizes) == len(shape(x))):
+    if (
+        shape(x)
+        and sizes
+        and shape(node)[0] == shape(x)[0]
+        and (node.target is aten.view.default or len(sizes) == len(shape(x)))
+    ):
         sizes[0] = -1
     return x, sizes
 
@@ -252,7 +274,10 @@ class _Structured(nn.Module):
         self._output = output
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the graph with the tensors in the arguments, in order; all other arguments are constants of the graph."""
+        """Call the graph with the tensors in the arguments, in order.
+
+        All other arguments are constants of the graph.
+        """
         tensors = [value for _, value in leaves((args, kwargs)) if isinstance(value, Tensor)]
         outputs: Iterator[Tensor] = iter(self.network(*tensors))
         return map_tensors(self._output, lambda _: next(outputs))

@@ -41,8 +41,9 @@ class Rewritten:
 def rewrite(network: Network, merges: Sequence[Merge], *, whole: bool = False) -> Rewritten:
     """Return a copy of the network with the merges applied and the merged layers in float64.
 
-    In a chain of operators, the layer gets new weights and every other module becomes an `nn.Identity`. A module whose own code computes a
-    merged operator, such as the sum of branches, becomes a graph of its remaining modules and the merged layer.
+    In a chain of operators, the layer gets new weights and every other module becomes an `nn.Identity`. A module whose
+    own code computes a merged operator, such as the sum of branches, becomes a graph of its remaining modules and the
+    merged layer.
 
     Args:
         network: the network as read.
@@ -61,13 +62,17 @@ class _Rewriter:
         self.model: nn.Module = copy.deepcopy(network.model)
         self.rows = [merge for merge in merges if merge.chain]
         self.gone = {node for merge in merges for node in merge.form.absorbed} - {merge.host for merge in self.rows}
-        self.gone -= {merge.node for merge in merges if not merge.chain} | {node for merge in merges for node in merge.form.moves}
+        self.gone -= {merge.node for merge in merges if not merge.chain} | {
+            node for merge in merges for node in merge.form.moves
+        }
         self.hosts = {merge.host: merge for merge in self.rows}
         self.homes: dict[Call, list[Merge]] = {}
         self.in_place: list[Merge] = []
         self.layers = list(self._more_exact())
         modules = dict(self.model.named_modules())
-        self.masked = {n for n, chain in network.calls.items() if any(isinstance(modules[call.path], Masks) for call in chain)}
+        self.masked = {
+            n for n, chain in network.calls.items() if any(isinstance(modules[call.path], Masks) for call in chain)
+        }
         """nodes computed by masks attached to modules"""
         self.idle: set[str] = set()
         """names of modules that become identities"""
@@ -132,10 +137,17 @@ class _Rewriter:
         return next(iter(list(same)[::-1]), (self.network.root,))[0]
 
     def _is_idle(self, path: str) -> bool:
-        """Return whether everything a module computes is merged away in all of its calls, and nothing else reads its tensors."""
+        """Return whether everything a module computes is merged away in all of its calls.
+
+        Nothing else may read its tensors.
+        """
         nodes = {node for call in self.network.by_path[path] for node in call.nodes} - self.masked
         computed = [node for node in nodes if not self.network.is_constant(node)]
-        return bool(path) and all(node in self.gone for node in computed) and only_readers(self.network, self.model, path, nodes)
+        return (
+            bool(path)
+            and all(node in self.gone for node in computed)
+            and only_readers(self.network, self.model, path, nodes)
+        )
 
     def _fits_in_place(self, merge: Merge) -> bool:
         """Return whether the existing layer can compute the merge with new weights, in all of its calls."""
@@ -191,7 +203,9 @@ class _Merged(Region):
         network = rewriter.network
         kept = rewriter.idle | {network.calls[merge.host][-1].path for merge in rewriter.in_place}
         as_they_are = {node for path in kept for call in network.by_path[path] for node in call.nodes}
-        super().__init__(network, rewriter.model, call, {node for merge in homed for node in merge.form.absorbed} - as_they_are)
+        super().__init__(
+            network, rewriter.model, call, {node for merge in homed for node in merge.form.absorbed} - as_they_are
+        )
 
     def emit(self, node: fx.Node) -> None:
         """Add merged layers to the graph and skip merged operators."""

@@ -1,4 +1,7 @@
-"""Remove masked channels and everything that depends on them: `squeeze(model, example_input)`. See `rules` for each operator."""
+"""Remove masked channels and everything that depends on them: `squeeze(model, example_input)`.
+
+See `rules` for each operator.
+"""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -24,22 +27,24 @@ Changed = Mapping[fx.Node, tuple[Any, ...]]
 def squeeze(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> nn.Module:
     """Return a copy in evaluation mode without the channels that a `ChannelMask` sets to zero.
 
-    A masked channel is kept if it is an output of the network, another reader uses it unmasked, its convolution group would have fewer
-    channels than the other groups, or a norm spans several channels. Its mask is then folded into the weights that produce the channel if
-    nothing else reads them, else the mask is kept too; every other mask becomes an `nn.Identity`. A module with a channel count in its own
-    code, such as a split, is replaced by its graph with the new count.
+    A masked channel is kept if it is an output of the network, another reader uses it unmasked, its convolution group
+    would have fewer channels than the other groups, or a norm spans several channels. Its mask is then folded into the
+    weights that produce the channel if nothing else reads them, else the mask is kept too; every other mask becomes an
+    `nn.Identity`. A module with a channel count in its own code, such as a split, is replaced by its graph with the new
+    count.
 
-    The result is compared with the masked model on `example_input` in float64 before it is returned; `model` stays unchanged.
+    The result is compared with the masked model on `example_input` in float64 before it is returned; `model` stays
+    unchanged.
 
     Args:
-        model: network with `ChannelMask`s that torch.export can read. Operators without a rule are allowed if no masked channel reaches
-            them. A network without masked channels is not exported, so any network is allowed.
+        model: network with `ChannelMask`s that torch.export can read. Operators without a rule are allowed if no masked
+            channel reaches them. A network without masked channels is not exported, so any network is allowed.
         example_input: a batch of the network's input shape, or a tuple of its inputs.
 
     Raises:
-        ReparamError: the network cannot be read, a masked channel reaches an operator without a rule or one where its removal is not exact,
-            a mask has the wrong length, all channels of a layer are masked, or the result differs; the message names the node, its operator
-            and the layer that produces the channels.
+        ReparamError: the network cannot be read, a masked channel reaches an operator without a rule or one where its
+            removal is not exact, a mask has the wrong length, all channels of a layer are masked, or the result
+            differs; the message names the node, its operator and the layer that produces the channels.
     """
     squeezed = copy.deepcopy(model).eval()
     _drop_idle_masks(squeezed)
@@ -66,7 +71,11 @@ def _drop_idle_masks(model: nn.Module) -> None:
                 place(module, masked)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if id(child) in holders and child is not None and all(isinstance(mask, nn.Identity) for mask in child.children()):
+            if (
+                id(child) in holders
+                and child is not None
+                and all(isinstance(mask, nn.Identity) for mask in child.children())
+            ):
                 del parent._modules[name]
 
 
@@ -99,7 +108,9 @@ def _squeezed(model: nn.Module, copied: nn.Module, example_input: Tensor | tuple
     raise ReparamError(why) from outcomes[-1]
 
 
-def _difference(model: nn.Module, candidate: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Difference | Exception:
+def _difference(
+    model: nn.Module, candidate: nn.Module, example_input: Tensor | tuple[Any, ...]
+) -> Difference | Exception:
     try:
         return compare(model, candidate, example_input)
     except RUN_ERRORS as error:
@@ -107,7 +118,10 @@ def _difference(model: nn.Module, candidate: nn.Module, example_input: Tensor | 
 
 
 def _candidates(network: Network, copied: nn.Module, changed: Changed, gone: Sequence[Call]) -> Iterator[nn.Module]:
-    """Yield the network with its own code, then with graphs for the modules with a changed channel count, then as one graph."""
+    """Yield the network in forms that run, the one closest to the user's code first.
+
+    With its own code, then with graphs for the modules with a changed channel count, then as one graph.
+    """
     yield copied
     of_masks = {node for call in gone for node in call.nodes}
     changed = {node: args for node, args in changed.items() if node not in of_masks}
@@ -116,12 +130,16 @@ def _candidates(network: Network, copied: nn.Module, changed: Changed, gone: Seq
     homes: dict[Call, set[fx.Node]] = {}
     for node in changed:
         code = type(network.model.get_submodule(network.calls[node][-1].path)).__module__
-        if not network.is_constant(node) and not code.startswith("torch.nn."):  # torch's modules are cut themselves or read shapes
+        if not network.is_constant(node) and not code.startswith(
+            "torch.nn."
+        ):  # torch's modules are cut themselves or read shapes
             homes.setdefault(home(network, copied, network.calls[node][-1], {node}), set()).add(node)
     if homes.keys() - {network.root}:
         candidate = copy.deepcopy(copied)
         for call in sorted(homes, key=lambda call: -len(call.path)):
-            candidate = install(candidate, call.path, _Cut(network, candidate, call, homes[call], changed, gone).module())
+            candidate = install(
+                candidate, call.path, _Cut(network, candidate, call, homes[call], changed, gone).module()
+            )
         yield candidate.eval()
     yield _Cut(network, copied, network.root, changed.keys(), changed, gone).module()
 
@@ -130,7 +148,13 @@ class _Cut(Region):
     """The graph of a call with new channel counts and without removed masks."""
 
     def __init__(
-        self, network: Network, model: nn.Module, call: Call, touched: Set[fx.Node], changed: Changed, gone: Sequence[Call]
+        self,
+        network: Network,
+        model: nn.Module,
+        call: Call,
+        touched: Set[fx.Node],
+        changed: Changed,
+        gone: Sequence[Call],
     ) -> None:
         super().__init__(network, model, call, touched)
         self.changed = changed
@@ -156,7 +180,9 @@ def _require_channels(flow: Flow) -> None:
         if not call.mask.keep.any():
             x = flow.of(call.source)
             group = "(input)" if x is None else flow.group(x.ids)
-            raise ReparamError(f"mask {call.path}: all {call.mask.keep.numel()} channels of {group} are masked; keep at least one")
+            raise ReparamError(
+                f"mask {call.path}: all {call.mask.keep.numel()} channels of {group} are masked; keep at least one"
+            )
     # Independent masks, or the parts of a split, may together leave a layer without channels: keep one.
     for _, ids in (*flow.makers, *flow.readers):
         if not flow.atoms.kept(ids).any():

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # architecture/4: `also`, further devices.
 # architecture/3: preprocessing and labels are of image classification alone.
-# architecture/2: a choice of any space, with the space's record; `blocks` are those that ship, by their keys; `origin` of a prediction.
-# architecture/1: the layers of a chain, or the groups of a space of widths, each with its channels; the space by its name.
+# architecture/2: a choice of any space, with the space's record; `blocks` are those that ship, by their keys; `origin`
+# of a prediction. architecture/1: the layers of a chain, or the groups of a space of widths, each with its channels;
+# the space by its name.
 SCHEMA = "architecture/4"
 
 MAX_WEIGHTS = 2**32
@@ -36,7 +37,10 @@ Spread = Annotated[float, Meta(gt=0, le=1e6)]
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """From an image file to the network's input: RGB, resized bilinearly to `size`, divided by 255, less `mean`, over `std`."""
+    """From an image file to the network's input.
+
+    RGB, resized bilinearly to `size`, divided by 255, less `mean`, over `std`.
+    """
 
     size: tuple[Pixels, Pixels]
     """height, width"""
@@ -60,7 +64,11 @@ class OtherDevice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     @property
     def name(self) -> str:
         """As people read it."""
-        threads = f", {self.device.threads} {'thread' if self.device.threads == 1 else 'threads'}" if self.device.kind == "cpu" else ""
+        threads = (
+            f", {self.device.threads} {'thread' if self.device.threads == 1 else 'threads'}"
+            if self.device.kind == "cpu"
+            else ""
+        )
         return f"{self.device.name}{threads}, with {self.runtime.name} {self.runtime.version}"
 
 
@@ -73,7 +81,8 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     choice: Choice
     """the network"""
     blocks: tuple[str, ...]
-    """keys of the blocks that ship, in the order in which they run; none where the space's record does not list its layers"""
+    """keys of the blocks that ship, in the order in which they run; none where the space's record does not list its
+    layers"""
     labels: tuple[str, ...]
     """names of the classes; none of a network that does not classify"""
     preprocessing: Preprocessing | None
@@ -134,7 +143,8 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         """The space that it was chosen from.
 
         Args:
-            module: the network before pruning, where it is of the user's own; without it all works but what needs the module.
+            module: the network before pruning, where it is of the user's own; without it all works but what needs the
+                module.
         """
         return spaces.from_record(self.space, make=None if module is None else lambda: module)
 
@@ -157,8 +167,8 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def build(self, module: "torch.nn.Module | None" = None) -> "torch.nn.Module":
         """The network in its training form; `weights.safetensors` fits.
 
-        Of a space of widths it is at full width, with a `ChannelMask` behind every group that lost channels. Which channels stay is in the
-        weights; without them the first ones do.
+        Of a space of widths it is at full width, with a `ChannelMask` behind every group that lost channels. Which
+        channels stay is in the weights; without them the first ones do.
 
         Args:
             module: the network before pruning, where it is of the user's own.
@@ -189,24 +199,33 @@ class _Layer1(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def architecture_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of architecture/2 from those of architecture/1.
 
-    A space of the widths of a named network is made again, which needs torch. One of a module of the user's own comes without its layers:
-    /1 did not list them.
+    A space of the widths of a named network is made again, which needs torch. One of a module of the user's own comes
+    without its layers: /1 did not list them.
 
     Raises:
         SearchError: the layers are not those of the space.
     """
     layers = msgspec.convert(fields["layers"], tuple[_Layer1, ...])
-    kept = {name: value for name, value in fields.items() if name not in ("granularity", "input_shape", "classes", "layers", "space")}
+    kept = {
+        name: value
+        for name, value in fields.items()
+        if name not in ("granularity", "input_shape", "classes", "layers", "space")
+    }
     facts = {name: fields[name] for name in ("granularity", "input_shape", "classes")} | {"name": fields["space"]}
     members = [[layer.name, layer.of] for layer in layers]
     if any(layer.op == "group" for layer in layers):
         record = {"kind": "traced", **facts, "points": 6, "members": members, "places": []}
         if spaces.is_named_widths(fields["space"]):
-            record = spaces.get(fields["space"], classes=fields["classes"], resolution=fields["input_shape"][1]).record()
+            record = spaces.get(
+                fields["space"], classes=fields["classes"], resolution=fields["input_shape"][1]
+            ).record()
             if record["members"] != members:
                 raise ValueError(f"its layers are not those of the space {fields['space']}")
     else:
-        convs = [{"name": a.name, "op": a.op, "width": a.of, "kernel": a.kernel, "stride": a.stride, "act": a.act} for a in layers]
+        convs = [
+            {"name": a.name, "op": a.op, "width": a.of, "kernel": a.kernel, "stride": a.stride, "act": a.act}
+            for a in layers
+        ]
         record = {"kind": "chain", **facts, "layers": convs}
     choice = Choice(widths={layer.name: layer.width for layer in layers})
     found = () if record.get("places") == [] else keys(spaces.from_record(record), choice)

@@ -55,7 +55,10 @@ def augment(images: Images, augmentation: Augmentation, generator: torch.Generat
 
 
 def _transformed(images: Images, change: Callable[[Tensor], Tensor], generator: torch.Generator) -> Images:
-    """Apply torchvision transforms, which use torch's global random state: seed it for each image and restore it afterwards."""
+    """Apply torchvision transforms, which use torch's global random state.
+
+    Seed it for each image and restore it afterwards.
+    """
     seeds = torch.randint(2**63 - 1, (len(images),), generator=generator).tolist()
     changed: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
@@ -66,7 +69,10 @@ def _transformed(images: Images, change: Callable[[Tensor], Tensor], generator: 
 
 
 def _compose(augmentation: Augmentation, size: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    steps = [_torchvision_transform(transform, tuple(size), augmentation.fill, _torchvision()) for transform in augmentation.transforms]
+    steps = [
+        _torchvision_transform(transform, tuple(size), augmentation.fill, _torchvision())
+        for transform in augmentation.transforms
+    ]
     return steps[0] if len(steps) == 1 else _torchvision().Compose(steps)
 
 
@@ -76,11 +82,14 @@ def _torchvision() -> ModuleType:
         return importlib.import_module("torchvision.transforms.v2")
     except (ImportError, RuntimeError, OSError) as error:  # its C++ library was built for another torch
         raise MissingExtra(
-            f"torchvision does not fit torch {torch.__version__} ({one_line(error, 120)}): {install_command('augment', upgrade=True)}"
+            f"torchvision does not fit torch {torch.__version__} ({one_line(error, 120)}): "
+            f"{install_command('augment', upgrade=True)}"
         ) from error
 
 
-def _torchvision_transform(transform: Transform, size: tuple[int, ...], fill: tuple[int, int, int], v2: Any) -> Callable[[Tensor], Tensor]:
+def _torchvision_transform(
+    transform: Transform, size: tuple[int, ...], fill: tuple[int, int, int], v2: Any
+) -> Callable[[Tensor], Tensor]:
     """Return the torchvision transform for images of height and width `size`."""
     amount = transform.amount
     match transform.name:

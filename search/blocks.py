@@ -1,6 +1,7 @@
 """Block kinds as modules, in training form and in deployed form, where every norm is folded into its convolution.
 
-Both forms of a block have the same structure and names, so `reparam.fuse` of the training form has the weights of the deployed one.
+Both forms of a block have the same structure and names, so `reparam.fuse` of the training form has the weights of the
+deployed one.
 """
 
 from collections import OrderedDict
@@ -19,12 +20,18 @@ NORM_EPS = 1e-3
 
 
 def trained(spec: BlockSpec) -> nn.Module:
-    """Return a block in training form, with a norm after every convolution; weights are drawn from torch's global random state."""
+    """Return a block in training form, with a norm after every convolution.
+
+    Weights are drawn from torch's global random state.
+    """
     return _block(spec, normed=True, se_width=ops.se_width(spec.width("c_in")))
 
 
 def trained_as_repvgg(spec: BlockSpec) -> nn.Module:
-    """Do the same as `trained`, but return a `conv` as a RepVGG block, whose norms have torch's default epsilon as in its paper."""
+    """Do the same as `trained`, but return a `conv` as a RepVGG block.
+
+    Its norms have torch's default epsilon, as in its paper.
+    """
     if spec.op != "conv":
         return trained(spec)
     kernel, stride, groups = (int(dict(spec.attrs).get(name, 1)) for name in ("kernel", "stride", "groups"))
@@ -73,7 +80,9 @@ class InvertedResidual(nn.Module):
         else:
             if spec.op == "irb":
                 parts["expand"] = _conv(c_in, hidden, normed=normed, act=act)
-            parts["depthwise"] = _conv(hidden, hidden, normed=normed, kernel=kernel, stride=stride, groups=hidden, act=act)
+            parts["depthwise"] = _conv(
+                hidden, hidden, normed=normed, kernel=kernel, stride=stride, groups=hidden, act=act
+            )
         if dict(spec.attrs).get("se"):
             parts["se"] = SqueezeExcite(hidden, se_width, act=act)
         parts["project"] = _conv(hidden, c_out, normed=normed)
@@ -127,7 +136,12 @@ class Reduction(nn.Module):
 
     def __init__(self, spec: BlockSpec, *, normed: bool) -> None:
         super().__init__()
-        c_in, c_out, kernel, act = spec.width("c_in"), spec.width("c_out"), int(spec.attr("kernel")), str(spec.attr("act"))
+        c_in, c_out, kernel, act = (
+            spec.width("c_in"),
+            spec.width("c_out"),
+            int(spec.attr("kernel")),
+            str(spec.attr("act")),
+        )
         self.body = nn.Sequential(
             _activation(act),
             _conv(c_in, c_out, normed=normed, kernel=kernel, stride=2),
@@ -174,12 +188,28 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
         case "conv" | "depthwise":
             groups = c_in if spec.op == "depthwise" else int(dict(spec.attrs).get("groups", 1))
             geometry = ops.Geometry.of(dict(spec.attrs))
-            conv = nn.Conv2d(c_in, c_out, geometry.kernel, geometry.stride, geometry.pad, geometry.dilation, groups=groups, bias=not normed)
+            conv = nn.Conv2d(
+                c_in,
+                c_out,
+                geometry.kernel,
+                geometry.stride,
+                geometry.pad,
+                geometry.dilation,
+                groups=groups,
+                bias=not normed,
+            )
             return _followed(conv, normed=normed, act=str(spec.attr("act")))
         case "conv_transpose":
             shape = ops.Geometry.of(dict(spec.attrs))
             transposed = nn.ConvTranspose2d(
-                c_in, c_out, shape.kernel, shape.stride, shape.pad, shape.out_pad, bias=not normed, dilation=shape.dilation
+                c_in,
+                c_out,
+                shape.kernel,
+                shape.stride,
+                shape.pad,
+                shape.out_pad,
+                bias=not normed,
+                dilation=shape.dilation,
             )
             return _followed(transposed, normed=normed, act=str(spec.attr("act")))
         case "linear":
@@ -187,7 +217,9 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
             layout = nn.Flatten() if positions == 1 else _FeaturesLast()
             return nn.Sequential(layout, nn.Linear(c_in, c_out), _activation(str(spec.attr("act"))))
         case "stem":
-            conv = _conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")), stride=2, act=str(spec.attr("act")))
+            conv = _conv(
+                c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")), stride=2, act=str(spec.attr("act"))
+            )
             conv.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
             return conv
         case "basic" | "bottleneck":
@@ -196,12 +228,16 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
             return InvertedResidual(spec, normed=normed, se_width=se_width)
         case "tail":
             hidden = spec.width("hidden")
-            return nn.Sequential(_conv(c_in, hidden, normed=normed, act=str(spec.attr("act"))), pooled_linear(hidden, c_out))
+            return nn.Sequential(
+                _conv(c_in, hidden, normed=normed, act=str(spec.attr("act"))), pooled_linear(hidden, c_out)
+            )
         case "head":
             return pooled_linear(c_in, c_out)
         case "preact":
             act = _activation(str(spec.attr("act")))
-            return nn.Sequential(OrderedDict(act=act, body=_conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")))))
+            return nn.Sequential(
+                OrderedDict(act=act, body=_conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel"))))
+            )
         case "avg_pool":
             kernel = int(spec.attr("kernel"))
             return nn.AvgPool2d(kernel, 1, kernel // 2, count_include_pad=False)
@@ -210,10 +246,18 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
         case "reduction":
             return Reduction(spec, normed=normed)
         case "norm_head":
-            return nn.Sequential(nn.BatchNorm2d(c_in, eps=NORM_EPS), _activation(str(spec.attr("act"))), pooled_linear(c_in, c_out))
+            return nn.Sequential(
+                nn.BatchNorm2d(c_in, eps=NORM_EPS), _activation(str(spec.attr("act"))), pooled_linear(c_in, c_out)
+            )
         case "mlp_head":
             hidden, act = spec.width("hidden"), _activation(str(spec.attr("act")))
-            return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c_in, hidden, bias=False), act, nn.Linear(hidden, c_out))
+            return nn.Sequential(
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+                nn.Linear(c_in, hidden, bias=False),
+                act,
+                nn.Linear(hidden, c_out),
+            )
     raise AssertionError(f"no op {spec.op!r}")
 
 

@@ -15,7 +15,10 @@ TENSORBOARD = "tensorboard"
 
 
 def csv_of(history: Iterable[EpochDone], metric: Metric) -> bytes:
-    """A line an epoch; a column for every number and every part of the network that any epoch has; scores by the name of the metric."""
+    """A line an epoch.
+
+    A column for every number and every part of the network that any epoch has; scores by the name of the metric.
+    """
     lines = [_line(done, metric) for done in history]
     columns = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()

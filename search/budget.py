@@ -38,7 +38,9 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
 
     def __post_init__(self) -> None:
         if (self.us is None) == (self.macs is None):
-            raise SearchError(f"a budget has one unit, Budget(us=...) or Budget(macs=...), found us={self.us} and macs={self.macs}")
+            raise SearchError(
+                f"a budget has one unit, Budget(us=...) or Budget(macs=...), found us={self.us} and macs={self.macs}"
+            )
         if not 0 < self.amount < math.inf:
             raise SearchError(f"a budget must be a number above 0, found {self.amount:g} {self.unit}")
 
@@ -89,17 +91,24 @@ _ROUNDING = 1 + 1e-12
 
 
 def factors(limits: Sequence[Limit]) -> list[Price]:
-    """Return the factors that scale prices on each device so that its target and budget become those of the first device.
+    """Return the factors that scale each device's prices.
+
+    With them its target and budget become those of the first device.
 
     Upper ends on the other devices are rounded up, so that rounding never lets a network over a budget pass.
     """
     first, *others = limits
-    scaled = [Price(first.target / other.target, _ROUNDING * first.budget.amount / other.budget.amount) for other in others]
+    scaled = [
+        Price(first.target / other.target, _ROUNDING * first.budget.amount / other.budget.amount) for other in others
+    ]
     return [Price(1.0, 1.0), *scaled]
 
 
 def worst(prices: Iterable[Price]) -> Price:
-    """Return the worst price over all devices, relative to their budgets; prices must be scaled to one budget, see `factors`."""
+    """Return the worst price over all devices, relative to their budgets.
+
+    Prices must be scaled to one budget, see `factors`.
+    """
     costs, upper_ends = zip(*prices, strict=True)
     return Price(max(costs), max(upper_ends))
 
@@ -114,8 +123,8 @@ _RANGE = 1e6
 class BudgetController:
     """Adapts the weight of a penalty until the cost meets its target, by dual ascent on the relative error.
 
-    Each step multiplies the weight by exp(rate * relative error): it grows while the network is too expensive and shrinks while it is too
-    cheap. The start may be off by orders of magnitude, and the sign never changes.
+    Each step multiplies the weight by exp(rate * relative error): it grows while the network is too expensive and
+    shrinks while it is too cheap. The start may be off by orders of magnitude, and the sign never changes.
 
     Attributes:
         target: the cost to meet.
@@ -127,7 +136,10 @@ class BudgetController:
         self._rate, self._least, self._most = rate, weight / _RANGE, weight * _RANGE
 
     def update(self, cost: float, aim: float | None = None) -> None:
-        """Update the weight with the cost of one step, compared with `aim` or, by default, the target, all in one unit."""
+        """Update the weight with the cost of one step.
+
+        It is compared with `aim` or, by default, the target, all in one unit.
+        """
         error = max(-1.0, min(1.0, cost / (aim or self.target.amount) - 1))
         self.weight = max(self._least, min(self._most, self.weight * math.exp(self._rate * error)))
 
@@ -157,15 +169,21 @@ def require_reachable(name: str, smallest: Price, budget: Budget, *, also: str =
 
 
 def free_channels(widths: Widths, choices: Sequence[Widths], price: Pricing) -> Widths:
-    """Return the number of free channels of each layer: those that can be removed, from this layer alone, without lowering the cost."""
+    """Return the number of free channels of each layer.
+
+    Those that can be removed, from this layer alone, without lowering the cost.
+    """
     now = price(widths)
     return tuple(
-        width - min(w for w in options if w == width or (w < width and price(_replaced(widths, index, w)).cost >= now.cost))
+        width
+        - min(w for w in options if w == width or (w < width and price(_replaced(widths, index, w)).cost >= now.cost))
         for index, (width, options) in enumerate(zip(widths, choices, strict=True))
     )
 
 
-def ranked_widths(scores: Sequence[Sequence[float]], choices: Sequence[Widths], price: Pricing, budget: Budget) -> Widths:
+def ranked_widths(
+    scores: Sequence[Sequence[float]], choices: Sequence[Widths], price: Pricing, budget: Budget
+) -> Widths:
     """Return the width of each layer under the lowest common score threshold whose network is within the budget.
 
     Uses bisection; if the price is not monotone in the threshold, the result may exceed the budget.
@@ -181,13 +199,17 @@ def ranked_widths(scores: Sequence[Sequence[float]], choices: Sequence[Widths], 
         return tuple(sum(score >= threshold for score in layer) for layer in scores)
 
     thresholds = sorted({score for layer in scores for score in layer})
-    lowest = bisect_left(thresholds, True, key=lambda threshold: budget.holds(price(round_up(kept(threshold), choices))))
+    lowest = bisect_left(
+        thresholds, True, key=lambda threshold: budget.holds(price(round_up(kept(threshold), choices)))
+    )
     return kept(thresholds[min(lowest, len(thresholds) - 1)])
 
 
 def round_up(kept: Sequence[int], choices: Sequence[Widths]) -> Widths:
     """Round channel counts up to the next widths that can ship."""
-    return tuple(next(width for width in options if width >= count) for count, options in zip(kept, choices, strict=True))
+    return tuple(
+        next(width for width in options if width >= count) for count, options in zip(kept, choices, strict=True)
+    )
 
 
 def _replaced(widths: Widths, index: int, width: int) -> Widths:

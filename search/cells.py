@@ -14,7 +14,9 @@ from search.spaces.cells import NODES, POOL, Value, values_of
 
 @final
 class Cell(nn.Module):
-    """A cell whose nodes are sums of their edges; the first is the input, the last the output, which is 0 without edges.
+    """A cell whose nodes are sums of their edges.
+
+    The first is the input, the last the output, which is 0 without edges.
 
     Pools of the same value are computed once.
 

@@ -1,8 +1,8 @@
 """Training checkpoints in a single safetensors file: tensors, with all other state as JSON in the metadata.
 
-With a single file, a kill cannot mix the numbers of one epoch with the tensors of another. State dicts of networks, weight averages and
-optimizers are stored completely, including scalar slots and parameter groups. Random generator states are not stored, because every epoch
-uses generators seeded by its number.
+With a single file, a kill cannot mix the numbers of one epoch with the tensors of another. State dicts of networks,
+weight averages and optimizers are stored completely, including scalar slots and parameter groups. Random generator
+states are not stored, because every epoch uses generators seeded by its number.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from search.tensors import read_tensors, write_tensors
 H = TypeVar("H", bound=Struct)
 
 SCHEMA = "checkpoint/2"
-# checkpoint/2: state dicts of any number of objects, nested. The first version had no schema, and tensors of one optimizer alone; it
-# is not upgraded: scalar slots and parameter groups are not in it.
+# checkpoint/2: state dicts of any number of objects, nested. The first version had no schema, and tensors of one
+# optimizer alone; it is not upgraded: scalar slots and parameter groups are not in it.
 
 _STATE = "state"
 _RERUN = "run `lathe search` again, into a new directory"
@@ -53,7 +53,9 @@ def save(path: Path, head: Struct, states: Mapping[str, Mapping[Any, Any]]) -> N
     """
     tensors: dict[str, Tensor] = {}
     numbers = Checkpoint(
-        schema=SCHEMA, head=msgspec.to_builtins(head), states={name: _split(state, name, tensors) for name, state in states.items()}
+        schema=SCHEMA,
+        head=msgspec.to_builtins(head),
+        states={name: _split(state, name, tensors) for name, state in states.items()},
     )
     write_tensors(path, tensors, {_STATE: msgspec.json.encode(numbers).decode()})
 
@@ -71,7 +73,9 @@ def load(path: Path, kind: type[H]) -> tuple[H, dict[str, Any]]:
         raise SearchError(f"{path} is of an earlier version, which left out what is needed to go on: {_RERUN}")
     with fitting(path):
         numbers = msgspec.convert(fields, Checkpoint)
-        return msgspec.convert(numbers.head, kind), {name: _joined(state, tensors) for name, state in numbers.states.items()}
+        return msgspec.convert(numbers.head, kind), {
+            name: _joined(state, tensors) for name, state in numbers.states.items()
+        }
 
 
 @contextlib.contextmanager
@@ -88,14 +92,19 @@ def fitting(path: Path) -> Iterator[None]:
 
 
 def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state dict into an optimizer; slots of a parameter's shape get its memory layout, since the layout affects summation order."""
+    """Load a state dict into an optimizer.
+
+    Slots of a parameter's shape get its memory layout, since the layout affects summation order.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def laid_out(index: int, slot: Any) -> Any:
         parameter = parameters[index]
         return torch.empty_like(parameter, dtype=slot.dtype).copy_(slot) if _is_tensor_of(slot, parameter) else slot
 
-    slots = {index: {name: laid_out(index, slot) for name, slot in own.items()} for index, own in state["state"].items()}
+    slots = {
+        index: {name: laid_out(index, slot) for name, slot in own.items()} for index, own in state["state"].items()
+    }
     optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
 
 
@@ -112,10 +121,14 @@ def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         case Mapping():
             return {"dict": [[key, _split(inner, f"{name}.{key}", tensors)] for key, inner in value.items()]}
         case list() | tuple():
-            return {type(value).__name__: [_split(inner, f"{name}.{index}", tensors) for index, inner in enumerate(value)]}
+            return {
+                type(value).__name__: [_split(inner, f"{name}.{index}", tensors) for index, inner in enumerate(value)]
+            }
         case float() if not math.isfinite(value):  # JSON has none
             return {"float": str(value)}
-    assert value is None or isinstance(value, bool | int | float | str), f"{name}: a checkpoint holds no {type(value).__name__}"
+    assert value is None or isinstance(value, bool | int | float | str), (
+        f"{name}: a checkpoint holds no {type(value).__name__}"
+    )
     return value
 
 

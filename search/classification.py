@@ -72,7 +72,8 @@ class Classification(Task):
     def normalise(self, images: Images) -> Float[Tensor, "batch 3 height width"]:
         """Scale images to [0, 1] and normalise them by mean and standard deviation."""
         mean, std = (
-            torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
+            torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+            for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (images / 255 - mean) / std
 
@@ -137,9 +138,12 @@ class Classification(Task):
         for transform in transforms:
             if transform.name in ("crop", "cutout") and transform.amount >= min(self.preprocessing.size):
                 raise SearchError(
-                    f"--augment {transform.name}:{transform.amount:g} is no smaller than the images, {self.preprocessing.size}"
+                    f"--augment {transform.name}:{transform.amount:g} is no smaller than the images, "
+                    f"{self.preprocessing.size}"
                 )
-        augment(self.train.images[:1], augmented.augmentation, torch.Generator())  # raises now if torchvision is missing
+        augment(
+            self.train.images[:1], augmented.augmentation, torch.Generator()
+        )  # raises now if torchvision is missing
         return augmented
 
     def require_fit(self, space: Space) -> None:
@@ -150,9 +154,15 @@ class Classification(Task):
         """
         classes, size = len(self.labels), self.preprocessing.size
         if space.classes != classes:
-            raise SearchError(f"{self.name} has {classes} classes, the space {space.classes}: profile and search with --classes {classes}")
+            raise SearchError(
+                f"{self.name} has {classes} classes, the space {space.classes}: profile and search with --classes "
+                f"{classes}"
+            )
         if space.input_shape[1:] != size:
-            raise SearchError(f"the images of {self.name} are {size}, the space takes {space.input_shape[1:]}: load them at its resolution")
+            raise SearchError(
+                f"the images of {self.name} are {size}, the space takes {space.input_shape[1:]}: load them at its "
+                "resolution"
+            )
 
     def of_classes(self, classes: Sequence[int]) -> "Classification":
         """Return the task restricted to some classes, relabelled by their position in `classes`.
@@ -162,7 +172,9 @@ class Classification(Task):
         """
 
         def only(split: Split) -> Split:
-            new_labels = torch.full((len(self.labels),), -1).scatter(0, torch.tensor(classes), torch.arange(len(classes)))[split.labels]
+            new_labels = torch.full((len(self.labels),), -1).scatter(
+                0, torch.tensor(classes), torch.arange(len(classes))
+            )[split.labels]
             kept = new_labels >= 0
             return Split(images=split.part(kept).images, labels=new_labels[kept])
 

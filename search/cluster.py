@@ -36,7 +36,9 @@ class Cluster:
             self._ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = f"at {address}" if address else "that this machine is a node of"
-            raise SearchError(f"there is no Ray cluster {where} ({one_line(error, 160)}): start one with `ray start --head`") from error
+            raise SearchError(
+                f"there is no Ray cluster {where} ({one_line(error, 160)}): start one with `ray start --head`"
+            ) from error
 
     def __enter__(self) -> "Cluster":
         return self
@@ -56,7 +58,9 @@ class Cluster:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
             return
-        known = sorted({name for node in nodes for name in node if not name.startswith(("node:", "memory", "object_store"))})
+        known = sorted(
+            {name for node in nodes for name in node if not name.startswith(("node:", "memory", "object_store"))}
+        )
         wanted = ", ".join(f"{name}={amount:g}" for name, amount in needs.items())
         raise SearchError(f"no node of the Ray cluster has {wanted}; its nodes have {', '.join(known)}: ask for these")
 
@@ -71,7 +75,12 @@ class Cluster:
             after: handle of a task that must end first.
         """
         further = {resource: amount for resource, amount in needs.items() if resource not in ("CPU", "GPU")}
-        options = {"num_cpus": needs.get("CPU", 0), "num_gpus": needs.get("GPU", 0), "resources": further, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": needs.get("CPU", 0),
+            "num_gpus": needs.get("GPU", 0),
+            "resources": further,
+            "scheduling_strategy": "SPREAD",
+        }
         return self._ray.remote(_run).options(name=name, **options).remote(after, task, arguments)
 
     def ended(self, tasks: Mapping[str, Any]) -> Iterator[tuple[str, int, str]]:

@@ -1,8 +1,8 @@
 """Cost models of networks for all methods: the price of one network, and a differentiable expectation during a search.
 
-A method describes its network as terms, each the cost added by a block at open widths or by a mixture of candidate blocks. The term of an
-optional part is multiplied by the probability that it runs. `expected` of the terms is the expected cost, which equals `price` if shares
-are one-hot and widths are integers.
+A method describes its network as terms, each the cost added by a block at open widths or by a mixture of candidate
+blocks. The term of an optional part is multiplied by the probability that it runs. `expected` of the terms is the
+expected cost, which equals `price` if shares are one-hot and widths are integers.
 """
 
 import itertools
@@ -29,7 +29,9 @@ Term = Float[Tensor, "*devices"]
 """Cost added by a part of a network: a scalar, or one entry per device."""
 Shares = Float[Tensor, " candidates"]
 
-_TABULATED = 33 * 33  # most combinations of a block's group widths to tabulate; beyond, the expected cost is that of the expected widths
+_TABULATED = (
+    33 * 33
+)  # most combinations of a block's group widths to tabulate; beyond, the expected cost is that of the expected widths
 
 Candidate = BlockSpec | None
 """A block, or None for a skipped layer or an edge without an operation."""
@@ -73,12 +75,14 @@ class CostModel(Protocol):
 
 
 class LatencyModel:
-    """Latency in microseconds by a table: its predictor over the sum of the blocks, each interpolated multilinearly on the grid.
+    """Latency in microseconds by a table.
 
-    On real devices latency over width is a staircase, flat nearly everywhere. The gradient is therefore not the local slope but the mean
-    slope over a window of `max(2 * granularity, full width / 4)` channels on each side, clipped to the grid. At the full width, where only
-    the lower half remains, the window still spans a step of two grid points. A width below the narrowest that can ship costs as much as
-    that one.
+    Its predictor over the sum of the blocks, each interpolated multilinearly on the grid.
+
+    On real devices latency over width is a staircase, flat nearly everywhere. The gradient is therefore not the local
+    slope but the mean slope over a window of `max(2 * granularity, full width / 4)` channels on each side, clipped to
+    the grid. At the full width, where only the lower half remains, the window still spans a step of two grid points. A
+    width below the narrowest that can ship costs as much as that one.
 
     Args:
         space: the search space.
@@ -158,8 +162,8 @@ class LatencyModel:
 class DevicesModel:
     """Latency on several devices, each with its own budget; the device furthest over its budget counts.
 
-    Costs are in microseconds of the first device. Those of other devices are scaled so that their targets equal the first one's, see
-    `search.budget.factors`. Terms have one entry per device.
+    Costs are in microseconds of the first device. Those of other devices are scaled so that their targets equal the
+    first one's, see `search.budget.factors`. Terms have one entry per device.
 
     Args:
         space: the search space.
@@ -176,9 +180,15 @@ class DevicesModel:
         self._factors = factors(limits)
 
     def price(self, choice: Choice) -> Price:
-        """Return the price in microseconds of the first device; `most` is within its budget if the network is within every budget."""
+        """Return the price in microseconds of the first device.
+
+        `most` is within its budget if the network is within every budget.
+        """
         prices = [model.price(choice) for model in self._models]
-        return worst(Price(price.cost * factor.cost, price.most * factor.most) for price, factor in zip(prices, self._factors, strict=True))
+        return worst(
+            Price(price.cost * factor.cost, price.most * factor.most)
+            for price, factor in zip(prices, self._factors, strict=True)
+        )
 
     def at_widths(self, site: Site, widths: Sequence[Scalar]) -> Float[Tensor, " devices"]:
         """Return the term of a block at open widths; see `CostModel`."""
@@ -189,7 +199,10 @@ class DevicesModel:
         return _mixed([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Float[Tensor, " devices"]]) -> Scalar:
-        """Return the cost in microseconds of the first device; the gradient is that of the device furthest over its budget."""
+        """Return the cost in microseconds of the first device.
+
+        The gradient is that of the device furthest over its budget.
+        """
         costs = [model.expected([term[index] for term in terms]) for index, model in enumerate(self._models)]
         return torch.stack([cost * factor.cost for cost, factor in zip(costs, self._factors, strict=True)]).max()
 
@@ -199,7 +212,9 @@ class DevicesModel:
 
 
 class MacsModel:
-    """Multiply-accumulates of all layers of the deployed network (Li et al. 2022, Eq. 5), with gradients through input widths, too.
+    """Multiply-accumulates of all layers of the deployed network (Li et al. 2022, Eq. 5).
+
+    Gradients flow through input widths, too.
 
     Args:
         space: the search space.
@@ -244,7 +259,10 @@ class MacsModel:
 
 
 def cost_model(space: Space, limits: Sequence[Limit]) -> CostModel:
-    """Return a latency model for the tables of one or several devices, or a model of multiply-accumulates if there are none."""
+    """Return a latency model for the tables of one or several devices.
+
+    Without tables, a model of multiply-accumulates.
+    """
     if not limits:
         return MacsModel(space)
     return LatencyModel(space, limits[0].table) if len(limits) == 1 else DevicesModel(space, limits)
@@ -258,9 +276,9 @@ def network_terms(model: CostModel, sites: Sequence[Site], widths: Sequence[Scal
 class DrawnWidths:
     """Expected cost of a network whose groups draw their widths independently, differentiable in their distributions.
 
-    The cost of a block that depends on two groups is bilinear in their distributions: it is tabulated at each pair of widths, and the
-    expectation is exact. The same holds for blocks of more groups, such as one that reads a concatenation, up to a limit on combinations;
-    beyond it, the cost at the expected widths is used.
+    The cost of a block that depends on two groups is bilinear in their distributions: it is tabulated at each pair of
+    widths, and the expectation is exact. The same holds for blocks of more groups, such as one that reads a
+    concatenation, up to a limit on combinations; beyond it, the cost at the expected widths is used.
 
     Args:
         model: cost model of the space.
@@ -270,7 +288,11 @@ class DrawnWidths:
     """
 
     def __init__(
-        self, model: CostModel, sites: Sequence[Site], choices: Sequence[Sequence[int]], parts: Sequence[Hashable] | None = None
+        self,
+        model: CostModel,
+        sites: Sequence[Site],
+        choices: Sequence[Sequence[int]],
+        parts: Sequence[Hashable] | None = None,
     ) -> None:
         self._model, self._choices = model, [torch.tensor(options, dtype=torch.float64) for options in choices]
         self._grids: dict[tuple[tuple[int, ...], Hashable], Tensor] = {}
@@ -293,7 +315,9 @@ class DrawnWidths:
         grid = torch.tensor(costs, dtype=torch.float64).movedim(0, -1)
         return grid.reshape(*grid.shape[:-1], *(len(choices[group]) for group in groups))
 
-    def expected(self, shares: Sequence[Float[Tensor, " _"]], present: Mapping[Hashable, Scalar] | None = None) -> Scalar:
+    def expected(
+        self, shares: Sequence[Float[Tensor, " _"]], present: Mapping[Hashable, Scalar] | None = None
+    ) -> Scalar:
         """Return the expected cost of the network, in the unit of the model.
 
         Args:
@@ -320,7 +344,8 @@ def _times(cost: Term, part: Hashable, present: Mapping[Hashable, Scalar] | None
 def cell_terms(model: CostModel, space: Cells, shares: Float[Tensor, "edges options"]) -> list[Term]:
     """Return the terms of a network whose cell draws each edge independently, given that the cell connects its ends.
 
-    The expected cost is exact because all cells are enumerated: what runs in a cell is not a sum over its edges (`Cells.runs`).
+    The expected cost is exact because all cells are enumerated: what runs in a cell is not a sum over its edges
+    (`Cells.runs`).
 
     Args:
         model: cost model of the space.
@@ -345,7 +370,10 @@ def _expected_runs(space: Cells, shares: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _runs(space: Cells) -> tuple[Tensor, Tensor]:
-    """Return, for every cell in the order of `choices`, the number of runs of each of `KINDS` and whether it connects its ends."""
+    """Return, for every cell, how many edges run each of `KINDS` and whether it connects its ends.
+
+    In the order of `choices`.
+    """
     cells = [space.runs(choice) for choice in space.choices()]
     connected = [space.connected(choice) for choice in space.choices()]
     return torch.tensor([[cell.count(kind) for kind in KINDS] for cell in cells]), torch.tensor(connected)
@@ -361,7 +389,10 @@ def _channels(site: Site, widths: Sequence[Scalar]) -> list[Tensor]:
 
 
 def _macs(site: Site, channels: Sequence[Tensor]) -> Tensor:
-    """Return the MACs of a block: for a single layer a product of its widths, for a larger block linear in its only open width."""
+    """Return the MACs of a block.
+
+    For a single layer a product of its widths, for a larger block linear in its only open width.
+    """
     if site.spec.op in ops.SINGLE:
         per_product = ops.counts(site.spec).macs / math.prod(width for _, width in site.spec.widths)
         return per_product * math.prod(channels)  # pyright: ignore

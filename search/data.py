@@ -42,7 +42,9 @@ def random_parts(count: int, shares: Sequence[float], generator: torch.Generator
     ends = [0, *(round(count * end) for end in itertools.accumulate(shares))]
     parts = [order[start:end] for start, end in itertools.pairwise(ends)]
     if not all(map(len, parts)):
-        raise SearchError(f"{count} training samples are too few to be divided into shares of {', '.join(map(str, shares))}")
+        raise SearchError(
+            f"{count} training samples are too few to be divided into shares of {', '.join(map(str, shares))}"
+        )
     return parts
 
 
@@ -62,12 +64,17 @@ def load(name: str, resolution: int) -> Classification:
 
 
 def digits(resolution: int = 32) -> Classification:
-    """Load 1797 handwritten digits of 8x8 pixels (scikit-learn's copy of the UCI test set), enlarged; a fifth of each class is held out."""
+    """Load 1797 handwritten digits of 8x8 pixels (scikit-learn's copy of the UCI test set), enlarged.
+
+    A fifth of each class is held out.
+    """
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
     grey = torch.from_numpy(bunch.images).to(torch.float32)[:, None] * (255 / 16)
-    enlarged = torch.nn.functional.interpolate(grey, size=(resolution, resolution), mode="bilinear", align_corners=False)
+    enlarged = torch.nn.functional.interpolate(
+        grey, size=(resolution, resolution), mode="bilinear", align_corners=False
+    )
     images = enlarged.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     train, held_out = _stratified(Split(images=images, labels=torch.from_numpy(bunch.target).to(torch.int64)))
     return _dataset("digits", tuple("0123456789"), train, held_out, Augmentation(shift_px=resolution // 12, flip=False))
@@ -76,15 +83,17 @@ def digits(resolution: int = 32) -> Classification:
 def folder(path: Path, resolution: int) -> Classification:
     """Load images from PATH/train/CLASS and PATH/test/CLASS, or from PATH/CLASS with a fifth of each class held out.
 
-    Images are decoded once and kept as 8-bit RGB. If they exceed `IN_MEMORY_BYTES`, they stay on disk and are decoded on each use.
+    Images are decoded once and kept as 8-bit RGB. If they exceed `IN_MEMORY_BYTES`, they stay on disk and are decoded
+    on each use.
 
     Raises:
-        SearchError: there is no such folder, there are no images or fewer than two classes, the splits have different classes, or a file is
-            not an image.
+        SearchError: there is no such folder, there are no images or fewer than two classes, the splits have different
+            classes, or a file is not an image.
     """
     if not path.is_dir():
         raise SearchError(
-            f"{path} is not a folder: --data folder:PATH needs PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg"
+            f"{path} is not a folder: --data folder:PATH needs PATH/CLASS/*.jpg, or PATH/train/CLASS/*.jpg and "
+            "PATH/test/CLASS/*.jpg"
         )
     name = f"folder:{path}"
     augmentation = Augmentation(shift_px=resolution // 8, flip=True)
@@ -92,9 +101,16 @@ def folder(path: Path, resolution: int) -> Classification:
         labels, others = _classes(path / "train"), _classes(path / "test")
         if labels != others:
             raise SearchError(
-                f"{path}/train and {path}/test must have the same classes; only one has {sorted(set(labels) ^ set(others))[0]!r}"
+                f"{path}/train and {path}/test must have the same classes; only one has "
+                f"{sorted(set(labels) ^ set(others))[0]!r}"
             )
-        return _dataset(name, labels, _read(path / "train", labels, resolution), _read(path / "test", labels, resolution), augmentation)
+        return _dataset(
+            name,
+            labels,
+            _read(path / "train", labels, resolution),
+            _read(path / "test", labels, resolution),
+            augmentation,
+        )
     labels = _classes(path)
     for label in labels:
         if len(_image_files(path / label)) < 2:
@@ -102,7 +118,9 @@ def folder(path: Path, resolution: int) -> Classification:
     return _dataset(name, labels, *_stratified(_read(path, labels, resolution)), augmentation)
 
 
-def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, augmentation: Augmentation) -> Classification:
+def _dataset(
+    name: str, labels: tuple[str, ...], train: Split, held_out: Split, augmentation: Augmentation
+) -> Classification:
     # Shuffle with a fixed seed, so that a batch, or the first few images, represent all classes.
     order = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))
     held_out = held_out.part(order)
@@ -116,7 +134,9 @@ def _dataset(name: str, labels: tuple[str, ...], train: Split, held_out: Split, 
         mean=_triple([round(float(channel.mean()), 6) for channel in channels]),
         std=_triple([max(round(float(channel.std()), 6), 1e-3) for channel in channels]),
     )
-    return Classification(name=name, labels=labels, train=train, held_out=held_out, preprocessing=preprocessing, augmentation=augmentation)
+    return Classification(
+        name=name, labels=labels, train=train, held_out=held_out, preprocessing=preprocessing, augmentation=augmentation
+    )
 
 
 def _triple(values: Sequence[float]) -> tuple[float, float, float]:
@@ -138,9 +158,13 @@ def _stratified(every: Split) -> tuple[Split, Split]:
 def _classes(path: Path) -> tuple[str, ...]:
     labels = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and _image_files(entry))
     if not labels:
-        raise SearchError(f"{path} has no images: expected one folder a class, {path}/CLASS/*.jpg (also {', '.join(SUFFIXES)})")
+        raise SearchError(
+            f"{path} has no images: expected one folder a class, {path}/CLASS/*.jpg (also {', '.join(SUFFIXES)})"
+        )
     if len(labels) < 2:
-        raise SearchError(f"{path} has only one class with images, {labels[0]!r}: a classifier needs at least 2 folders")
+        raise SearchError(
+            f"{path} has only one class with images, {labels[0]!r}: a classifier needs at least 2 folders"
+        )
     for label in labels:
         _require_text(label)
     return tuple(labels)

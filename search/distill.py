@@ -23,9 +23,14 @@ def soft_cross_entropy(logits: Logits, teacher: Logits, temperature: float) -> S
 
 
 def soft_divergence(logits: Logits, teacher: Logits, temperature: float) -> Scalar:
-    """Return T^2 times the KL divergence from the teacher's softened probabilities, mean over the images; arguments as above."""
+    """Return T^2 times the KL divergence from the teacher's softened probabilities, mean over the images.
+
+    Arguments as above.
+    """
     target = (teacher / temperature).log_softmax(1)
-    return F.kl_div((logits / temperature).log_softmax(1), target, reduction="batchmean", log_target=True) * temperature**2
+    return (
+        F.kl_div((logits / temperature).log_softmax(1), target, reduction="batchmean", log_target=True) * temperature**2
+    )
 
 
 def classification_loss(
@@ -45,8 +50,9 @@ def classification_loss(
         labels: the true classes.
         label_smoothing: share of the target probability that is spread over all classes.
         teacher: outputs of the teacher for the same images; None uses only the labels.
-        kind: kind of distillation loss. `tas`: lambda * CE + (1 - lambda) * match (Dong and Yang 2019, Eq. 9 and 10). `hinton`: the match
-            is a divergence times T^2, which keeps the scale of its gradient at any temperature (Hinton et al. 2015, Section 2).
+        kind: kind of distillation loss. `tas`: lambda * CE + (1 - lambda) * match (Dong and Yang 2019, Eq. 9 and 10).
+            `hinton`: the match is a divergence times T^2, which keeps the scale of its gradient at any temperature
+            (Hinton et al. 2015, Section 2).
         weight: lambda, the weight of the labels; the match has 1 - lambda.
         temperature: temperature of the match.
     """

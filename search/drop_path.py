@@ -16,8 +16,8 @@ from search.errors import SearchError
 def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
     """Return the names of the modules that end the residual branches of a network, in execution order.
 
-    Of the two paths to an addition, the branch is the one with more convolutions and linear layers; the other one is the shortcut. Branches
-    that do not end in a module, run twice or lie inside training-form blocks are left out.
+    Of the two paths to an addition, the branch is the one with more convolutions and linear layers; the other one is
+    the shortcut. Branches that do not end in a module, run twice or lie inside training-form blocks are left out.
 
     Args:
         network: the network, in any mode.
@@ -28,14 +28,20 @@ def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
     """
     graph = read(network, (example_input,))
     blocks = {name for name, module in network.named_modules() if isinstance(module, Block)}
-    ends = {returned(graph, call): call.path for calls in graph.by_path.values() for call in calls[:1] if len(calls) == 1}
+    ends = {
+        returned(graph, call): call.path for calls in graph.by_path.values() for call in calls[:1] if len(calls) == 1
+    }
     depth: dict[fx.Node, int] = {}
     names: list[str] = []
     for node in graph.graph.nodes:
         inputs = graph.reads(node)
         is_layer = node.target in (aten.convolution.default, aten.linear.default)
         depth[node] = max((depth[before] for before in inputs), default=0) + is_layer
-        if node.target is aten.add.Tensor and len(inputs) == 2 and blocks.isdisjoint(call.path for call in graph.calls[node]):
+        if (
+            node.target is aten.add.Tensor
+            and len(inputs) == 2
+            and blocks.isdisjoint(call.path for call in graph.calls[node])
+        ):
             short, long = sorted(inputs, key=depth.__getitem__)
             if depth[short] < depth[long] and len(long.users) == 1 and long in ends:
                 names.append(ends[long])
@@ -46,7 +52,9 @@ def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
 def drop_path(
     network: nn.Module, example_input: Tensor, rate: float, generator: torch.Generator, *, rank: int = 0, ranks: int = 1
 ) -> Iterator[None]:
-    """Drop residual branches of a network within the context, and scale the kept ones by 1 / (1 - p), which preserves the mean.
+    """Drop residual branches of a network within the context.
+
+    Kept ones are scaled by 1 / (1 - p), which preserves the mean.
 
     Branch k of n is dropped with p = rate * k / n (Huang et al. 2016, Eq. 4). The network itself stays unchanged.
 
@@ -66,7 +74,9 @@ def drop_path(
     if rate and not branches:
         raise SearchError(f"--drop-path {rate:g}: the network has no residual branches that can be dropped")
     handles = [
-        network.get_submodule(name).register_forward_hook(_Dropped(network, rate * index / len(branches), generator, rank, ranks))
+        network.get_submodule(name).register_forward_hook(
+            _Dropped(network, rate * index / len(branches), generator, rank, ranks)
+        )
         for index, name in enumerate(branches, 1)
     ]
     try:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class WeightAverage:
     """average = d * average + (1 - d) * weights after every step, for parameters and running statistics.
 
-    d is the decay, but at most (1 + n) / (10 + n) at the n-th update; otherwise, with a decay of 0.9999, the initial weights would still
-    dominate after ten thousand steps. Other buffers, such as counters and masks, keep the values of the last step.
+    d is the decay, but at most (1 + n) / (10 + n) at the n-th update; otherwise, with a decay of 0.9999, the initial
+    weights would still dominate after ten thousand steps. Other buffers, such as counters and masks, keep the values of
+    the last step.
 
     Args:
         network: the network to average; the average starts from its current weights.
@@ -26,7 +27,11 @@ class WeightAverage:
         self._average = {name: value.detach().clone() for name, value in self._floats()}
 
     def _floats(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, value) for name, value in self._network.state_dict(keep_vars=True).items() if value.is_floating_point())
+        return (
+            (name, value)
+            for name, value in self._network.state_dict(keep_vars=True).items()
+            if value.is_floating_point()
+        )
 
     @torch.no_grad()
     def update(self) -> None:

@@ -2,4 +2,7 @@
 
 
 class SearchError(ValueError):
-    """A search cannot start or continue as requested; the message says what was found, what is allowed and how to fix it."""
+    """A search cannot start or continue as requested.
+
+    The message says what was found, what is allowed and how to fix it.
+    """

@@ -55,7 +55,8 @@ def load(directory: str | Path) -> FinishedRun:
     """Read the directory of a finished run.
 
     Raises:
-        SearchError: the directory is not a run, the run is not finished, or a file is damaged; the message names the file.
+        SearchError: the directory is not a run, the run is not finished, or a file is damaged; the message names the
+            file.
     """
     directory = Path(directory)
     run = record.read_run(directory)
@@ -66,8 +67,12 @@ def load(directory: str | Path) -> FinishedRun:
     return FinishedRun(directory=directory, run=run, result=result, architecture=architecture, history=history)
 
 
-def require_same_space(directory: Path, architecture: Architecture, result: Result | None, history: Iterable[EpochDone]) -> None:
-    """Require that the networks in a run's files belong to its space; for those of epochs check only the names, as they need not ship.
+def require_same_space(
+    directory: Path, architecture: Architecture, result: Result | None, history: Iterable[EpochDone]
+) -> None:
+    """Require that the networks in a run's files belong to its space.
+
+    For those of epochs check only the names, as they need not ship.
 
     Raises:
         SearchError: a network does not belong to the space; the message names the file.
@@ -83,8 +88,13 @@ def require_same_space(directory: Path, architecture: Architecture, result: Resu
             raise SearchError(f"{directory / record.RESULT} was changed after the search: {error}") from error
     largest = space.largest()
     for choice in dict.fromkeys(epoch.choice for epoch in history):
-        places = ((choice.options, largest.options), (choice.depths, largest.depths), (choice.widths, largest.widths | largest.options))
+        places = (
+            (choice.options, largest.options),
+            (choice.depths, largest.depths),
+            (choice.widths, largest.widths | largest.options),
+        )
         if unknown := sorted(name for chosen, known in places for name in chosen.keys() - known.keys()):
             raise SearchError(
-                f"{directory / record.HISTORY} was changed after the search: {space.name} has nothing to choose at {unknown[0]}"
+                f"{directory / record.HISTORY} was changed after the search: {space.name} has nothing to choose at "
+                f"{unknown[0]}"
             )

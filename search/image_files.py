@@ -118,7 +118,9 @@ class ImageFiles:
 @functools.cache
 def _pool() -> ProcessPoolExecutor:
     """Return the worker pool; workers are spawned, not forked, because this process has threads."""
-    return ProcessPoolExecutor(min(WORKERS, os.cpu_count() or 1), multiprocessing.get_context("spawn"), initializer=_work)
+    return ProcessPoolExecutor(
+        min(WORKERS, os.cpu_count() or 1), multiprocessing.get_context("spawn"), initializer=_work
+    )
 
 
 def _work() -> None:

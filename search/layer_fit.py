@@ -1,8 +1,8 @@
 """Exact fit over layers: find the best network within a budget near a given one, as a multiple-choice knapsack.
 
-Every layer keeps its kind of block and may get another hidden width or kernel. The price of a network is the sum of its blocks' shares,
-so the program is small; `scipy.optimize.milp` (HiGHS) solves it. `search.widths` does the same for channel groups, which several blocks
-may depend on, and values widths in the same way.
+Every layer keeps its kind of block and may get another hidden width or kernel. The price of a network is the sum of its
+blocks' shares, so the program is small; `scipy.optimize.milp` (HiGHS) solves it. `search.widths` does the same for
+channel groups, which several blocks may depend on, and values widths in the same way.
 """
 
 from collections.abc import Sequence
@@ -37,10 +37,12 @@ class _Item(NamedTuple):
 
 
 def fit(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Budget) -> Choice:
-    """Return the network nearest to `start`, stretched to a budget, whose whole price interval is within it on every device.
+    """Return the network nearest to `start`, stretched to a budget.
 
-    Hidden widths are valued by `widths.proportional`: they shrink or grow in the proportions of `start`. Layers that `start` skips stay
-    skipped; others are skipped only if nothing else is within the budget.
+    Its whole price interval is within the budget on every device.
+
+    Hidden widths are valued by `widths.proportional`: they shrink or grow in the proportions of `start`. Layers that
+    `start` skips stay skipped; others are skipped only if nothing else is within the budget.
 
     Args:
         space: the space of layers.
@@ -53,7 +55,9 @@ def fit(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Bu
     """
     items = _items(space, start, prices, budget)
     costs = np.array([item.costs for item in items]).T
-    once = np.array([[float(item.layer == index) for item in items] for index in sorted({item.layer for item in items})])
+    once = np.array(
+        [[float(item.layer == index) for item in items] for index in sorted({item.layer for item in items})]
+    )
     solved = milp(
         -np.array([item.value for item in items]),
         integrality=np.ones(len(items)),
@@ -63,12 +67,19 @@ def fit(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Bu
     )
     if solved.x is None:
         raise SearchError(
-            f"no network of {space.name} near the found one is within {fitting.within(budget, prices)}: ask for a larger budget"
+            f"no network of {space.name} near the found one is within {fitting.within(budget, prices)}: ask for a "
+            "larger budget"
         )
     picked = [item for item, share in zip(items, solved.x, strict=True) if share > 0.5]
     names = {item.layer: item for item in picked}
-    options = {layer.name: names[index].option if index in names else SKIP for index, layer in enumerate(space.layers) if layer.open}
-    return Choice(options=options, widths={space.layers[item.layer].name: item.hidden for item in picked if item.hidden})
+    options = {
+        layer.name: names[index].option if index in names else SKIP
+        for index, layer in enumerate(space.layers)
+        if layer.open
+    }
+    return Choice(
+        options=options, widths={space.layers[item.layer].name: item.hidden for item in picked if item.hidden}
+    )
 
 
 def _items(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Budget) -> list[_Item]:
@@ -80,14 +91,19 @@ def _items(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget:
     def price(hidden: tuple[int, ...]) -> Price:
         at = dict(zip((name for name, _ in open_ones), hidden, strict=True))
         blocks = [
-            (index, option.spec.with_widths(hidden=at[layer.name]) if option.hidden else option.spec) for index, layer, option in kept
+            (index, option.spec.with_widths(hidden=at[layer.name]) if option.hidden else option.spec)
+            for index, layer, option in kept
         ]
         shares = [[price_of(index, block) for index, block in blocks] for price_of in prices]
-        return worst(Price(sum(block.cost for block in device), sum(block.most for block in device)) for device in shares)
+        return worst(
+            Price(sum(block.cost for block in device), sum(block.most for block in device)) for device in shares
+        )
 
     learned, choices = [start.widths[name] for name, _ in open_ones], [option.hidden for _, option in open_ones]
     valued = fitting.proportional(learned, choices, price, budget) if open_ones else []
-    values = {name: dict(zip(option.hidden, row, strict=True)) for (name, option), row in zip(open_ones, valued, strict=True)}
+    values = {
+        name: dict(zip(option.hidden, row, strict=True)) for (name, option), row in zip(open_ones, valued, strict=True)
+    }
     items = []
     for index, layer, option in kept:
         for other in _variants(layer, option):

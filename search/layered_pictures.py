@@ -1,4 +1,7 @@
-"""Pictures of a search over a layered space: the network in the style of PRUNET's Figure 3, and how its blocks and widths were found."""
+"""Pictures of a search over a layered space.
+
+The network in the style of PRUNET's Figure 3, and how its blocks and widths were found.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -22,7 +25,8 @@ _STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 def network(space: Layered, choice: Choice) -> Picture:
     """Return a picture of one network of a space."""
     caption = (
-        "One bar a layer, as long as its expansion, of at most the frame: darker is a larger kernel, a thick border squeeze-and-excite. "
+        "One bar a layer, as long as its expansion, of at most the frame: darker is a larger kernel, a thick border "
+        "squeeze-and-excite. "
         "Convolutions have no expansion."
     )
     return Picture("Network", caption, 1.2 + 0.32 * len(space.layers), partial(_network, space=space, choice=choice))
@@ -33,13 +37,15 @@ def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]
 
     Args:
         space: the searched space.
-        history: history of the run, whose figures may include `p.LAYER.OPTION`, `small.LAYER.OPTION`, `large.LAYER.OPTION` and `threshold`.
+        history: history of the run, whose figures may include `p.LAYER.OPTION`, `small.LAYER.OPTION`,
+            `large.LAYER.OPTION` and `threshold`.
     """
     searched = [epoch for epoch in history if epoch.phase == "search"]
     chances = _figures(searched, "p")
     if chances:
         caption = (
-            "Probability of each block at the end of every epoch. All of a layer begin equal, and so do the last block and its skip; "
+            "Probability of each block at the end of every epoch. All of a layer begin equal, and so do the last block "
+            "and its skip; "
             "one that is below the threshold is removed."
         )
         threshold = [(epoch.epoch, epoch.figures["threshold"]) for epoch in searched if "threshold" in epoch.figures]
@@ -48,10 +54,16 @@ def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]
     small, large = _figures(searched, "small"), _figures(searched, "large")
     if small:
         caption = (
-            "Hidden channels of both candidates of the chosen block, or of the last one of a skipped layer. The dot is what ships: "
+            "Hidden channels of both candidates of the chosen block, or of the last one of a skipped layer. The dot is "
+            "what ships: "
             "where a budget binds, it was made to fit."
         )
-        yield Picture("Masks over time", caption, height(len(small)), partial(_masks, small=small, large=large, choice=history[-1].choice))
+        yield Picture(
+            "Masks over time",
+            caption,
+            height(len(small)),
+            partial(_masks, small=small, large=large, choice=history[-1].choice),
+        )
 
 
 def _figures(searched: Sequence[EpochDone], kind: str) -> dict[str, dict[str, Points]]:
@@ -101,13 +113,18 @@ def _network(figure: Any, space: Layered, choice: Choice) -> None:
         fill = to_rgba(INK, _STRENGTH.get(_kernel(block), 0.2))
         thick = 2.6 if dict(block.attrs).get("se") else 0.6
         axes.barh(y, _expansion(block), height=0.72, facecolor=fill, edgecolor=FIRST, linewidth=thick)
-        axes.annotate(_named(block), (most, y), xytext=(8, 0), textcoords="offset points", va="center", annotation_clip=False)
+        axes.annotate(
+            _named(block), (most, y), xytext=(8, 0), textcoords="offset points", va="center", annotation_clip=False
+        )
     axes.set_yticks(range(len(space.layers)), [layer.name for layer in space.layers])
     axes.set_ylim(len(space.layers) - 0.4, -0.6)
     axes.set_xlim(0, most)
     axes.set_xlabel("expansion")
     kernels = sorted({_kernel(block) for block in chosen.values() if block.op != "tail"})
-    handles = [Patch(facecolor=to_rgba(INK, _STRENGTH.get(kernel, 0.2)), edgecolor=FIRST, label=f"kernel {kernel}") for kernel in kernels]
+    handles = [
+        Patch(facecolor=to_rgba(INK, _STRENGTH.get(kernel, 0.2)), edgecolor=FIRST, label=f"kernel {kernel}")
+        for kernel in kernels
+    ]
     handles.append(Patch(facecolor="none", edgecolor=FIRST, linewidth=2.6, label="squeeze-and-excite"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
@@ -129,10 +146,16 @@ def _named(block: BlockSpec) -> str:
 
 
 def _blocks(figure: Any, space: Layered, chances: Mapping[str, Mapping[str, Points]], threshold: Points) -> None:
-    kinds = {layer.name: {option.name: _kind(option.name, option.spec.op) for option in layer.options} for layer in space.layers}
+    kinds = {
+        layer.name: {option.name: _kind(option.name, option.spec.op) for option in layer.options}
+        for layer in space.layers
+    }
     every = list(dict.fromkeys(kinds[layer].get(option, SKIP) for layer, lines in chances.items() for option in lines))
     every.sort(key=lambda kind: (kind == SKIP, kind))
-    looks = {kind: ((FIRST, SECOND)[place // len(_STYLES)], _STYLES[place % len(_STYLES)]) for place, kind in enumerate(every)}
+    looks = {
+        kind: ((FIRST, SECOND)[place // len(_STYLES)], _STYLES[place % len(_STYLES)])
+        for place, kind in enumerate(every)
+    }
     looks[SKIP] = (SECOND, "-")
     for layer, axes in small_plots(figure, list(chances), sharey=True):
         for option, points in chances[layer].items():
@@ -153,7 +176,9 @@ def _kind(option: str, op: str) -> str:
     return option.removeprefix(f"{op}_").replace("_", " ")
 
 
-def _masks(figure: Any, small: Mapping[str, Mapping[str, Points]], large: Mapping[str, Mapping[str, Points]], choice: Choice) -> None:
+def _masks(
+    figure: Any, small: Mapping[str, Mapping[str, Points]], large: Mapping[str, Mapping[str, Points]], choice: Choice
+) -> None:
     for layer, axes in small_plots(figure, list(small)):
         chosen = choice.options.get(layer, "")
         option = chosen if chosen in small[layer] else max(small[layer], key=lambda name: small[layer][name][-1][0])

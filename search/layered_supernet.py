@@ -1,7 +1,10 @@
-"""Supernets of layered spaces: all multi-blocks of all layers at once, each of which can be removed (PRUNET, Section 3.2).
+"""Supernets of layered spaces.
 
-A layer is the sum of its blocks, weighted by a Gumbel softmax. A block of open hidden width is a `Prunode`, which weights its two
-candidates by its own Gumbel softmax. The shares of a step are kept, so that its latency is weighted with the same numbers (Eq. 5).
+All multi-blocks of all layers at once, each of which can be removed (PRUNET, Section 3.2).
+
+A layer is the sum of its blocks, weighted by a Gumbel softmax. A block of open hidden width is a `Prunode`, which
+weights its two candidates by its own Gumbel softmax. The shares of a step are kept, so that its latency is weighted
+with the same numbers (Eq. 5).
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,10 +34,11 @@ Pair = Float[Tensor, "2"]
 class Prunode(nn.Module):
     """One inverted residual at two hidden widths at once, with one set of weights (Section 3.2.1).
 
-    The output is the sum of both candidates, weighted by the two-way softmax of 0 and `weight`. Before the projection, both agree in their
-    common channels, so these are computed once, for the large candidate; the projection is linear, so the sum is taken before it. Only
-    the last norm differs: here a single one normalises the weighted sum. With `literal`, the projection runs for each candidate, and each
-    has its own statistics of the norm, like two separate blocks, which takes more time and memory.
+    The output is the sum of both candidates, weighted by the two-way softmax of 0 and `weight`. Before the projection,
+    both agree in their common channels, so these are computed once, for the large candidate; the projection is linear,
+    so the sum is taken before it. Only the last norm differs: here a single one normalises the weighted sum. With
+    `literal`, the projection runs for each candidate, and each has its own statistics of the norm, like two separate
+    blocks, which takes more time and memory.
 
     Args:
         block: an `irb` or a `fused_irb` of open hidden width.
@@ -89,7 +93,9 @@ class Prunode(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         weight, keeps = conv.weight[:, : self.masks.large], self._keeps(hidden)
         if self.literal:
-            made = [share * norm(F.conv2d(*_masked(hidden, weight, keep))) for share, keep in zip(pair, keeps, strict=True)]
+            made = [
+                share * norm(F.conv2d(*_masked(hidden, weight, keep))) for share, keep in zip(pair, keeps, strict=True)
+            ]
             out = made[0] + made[1]
         else:
             out = norm(F.conv2d(*_masked(hidden, weight, pair[0] * keeps[0] + pair[1] * keeps[1])))
@@ -101,11 +107,16 @@ class Prunode(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
         width = self.masks.large
-        x = F.conv2d(x, conv.weight[:width], None, conv.stride, conv.padding, conv.dilation, width if conv.groups > 1 else 1)
+        x = F.conv2d(
+            x, conv.weight[:width], None, conv.stride, conv.padding, conv.dilation, width if conv.groups > 1 else 1
+        )
         return part.get_submodule("act")(_normed(norm, x))
 
     def _keeps(self, hidden: Image) -> list[Float[Tensor, "... channels"]]:
-        """Return each candidate's factors on hidden channels: 0 if masked, else 1 or the scale of its squeeze-and-excite."""
+        """Return each candidate's factors on hidden channels.
+
+        0 if masked, else 1 or the scale of its squeeze-and-excite.
+        """
         widths, every = (self.masks.small, self.masks.large), hidden.shape[1]
         gate = getattr(self.block.body, "se", None)
         if gate is None:
@@ -149,12 +160,19 @@ class MixedLayer(nn.Module):
         lam: factor on the output of that competitor.
         paper: see `Prunode`.
         literal: see `Prunode`.
-        recompute: recompute activations inside blocks in the backward pass instead of storing them: less memory, a third more time. Norms
-            then update their running statistics twice per step.
+        recompute: recompute activations inside blocks in the backward pass instead of storing them: less memory, a
+            third more time. Norms then update their running statistics twice per step.
     """
 
     def __init__(
-        self, layer: StochasticLayer, *, phi: float, lam: float, paper: bool = False, literal: bool = False, recompute: bool = False
+        self,
+        layer: StochasticLayer,
+        *,
+        phi: float,
+        lam: float,
+        paper: bool = False,
+        literal: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.skippable, self.phi, self.lam, self.recompute = layer.skippable, phi, lam, recompute
@@ -166,7 +184,8 @@ class MixedLayer(nn.Module):
             }
         )
         self.theta = nn.Parameter(torch.full((len(layer.options) + 1,), 1 / len(layer.options)))
-        """Weights of the options, then of the skip block, even if there is none, so that both kinds of searches can share a warm-up."""
+        """Weights of the options, then of the skip block, even if there is none, so that both kinds of searches can
+        share a warm-up."""
         self._places = {name: index for index, name in enumerate([*self.specs, SKIP])}
         self.skip = layer.skippable and len(layer.options) == 1  # it has no penultimate block
         """Whether the skip block is a candidate."""
@@ -196,7 +215,10 @@ class MixedLayer(nn.Module):
         return max(self.candidates, key=self.probabilities().__getitem__)
 
     def sample(self, tau: float, *, noisy: bool) -> Shares:
-        """Return the shares of all candidates; constant for a single one, since the output does not depend on theta then."""
+        """Return the shares of all candidates.
+
+        Constant for a single one, since the output does not depend on theta then.
+        """
         nodes = [self.prunode(name) for name in self.candidates]
         shape = (len(nodes), 3)  # per candidate: its own noise, then that of its pair
         noise = (gumbel(shape) if noisy else torch.zeros(shape)).to(self.theta.device)
@@ -242,16 +264,21 @@ class MixedLayer(nn.Module):
     # Removal
 
     def prune(self, threshold: float) -> list[nn.Module]:
-        """Remove candidates whose probability is below a threshold, the least probable first, but never the most probable one.
+        """Remove candidates whose probability is below a threshold, the least probable first.
 
-        In a layer that can be skipped, the penultimate block is replaced by a skip block; the two remaining candidates then restart with
-        equal probabilities (Section 3.2.3).
+        The most probable one stays.
+
+        In a layer that can be skipped, the penultimate block is replaced by a skip block; the two remaining candidates
+        then restart with equal probabilities (Section 3.2.3).
 
         Returns:
             The removed modules.
         """
         probabilities, best = self.probabilities(), self.best
-        below = sorted((name for name, value in probabilities.items() if value < threshold and name != best), key=probabilities.__getitem__)
+        below = sorted(
+            (name for name, value in probabilities.items() if value < threshold and name != best),
+            key=probabilities.__getitem__,
+        )
         removed = []
         for name in below:
             replaces = self.skippable and not self.skip and len(self.blocks) == 2
@@ -301,12 +328,23 @@ class LayeredSupernet(nn.Module):
     """
 
     def __init__(
-        self, space: Layered, *, tau: float, phi: float, lam: float, paper: bool = False, literal: bool = False, recompute: bool = False
+        self,
+        space: Layered,
+        *,
+        tau: float,
+        phi: float,
+        lam: float,
+        paper: bool = False,
+        literal: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.tau = tau
         self.layers = nn.ModuleDict(
-            {layer.name: MixedLayer(layer, phi=phi, lam=lam, paper=paper, literal=literal, recompute=recompute) for layer in space.layers}
+            {
+                layer.name: MixedLayer(layer, phi=phi, lam=lam, paper=paper, literal=literal, recompute=recompute)
+                for layer in space.layers
+            }
         )
         self.shares: list[Shares] = []
         """Shares of each layer in the last forward pass."""
@@ -343,7 +381,10 @@ class LayeredSupernet(nn.Module):
         return x
 
     def expected(self, model: CostModel, shares: Sequence[Shares]) -> Float[Tensor, ""]:
-        """Return the expected cost in the unit of the model, differentiable with respect to the architecture weights (Eq. 5)."""
+        """Return the expected cost in the unit of the model (Eq. 5).
+
+        It is differentiable with respect to the architecture weights.
+        """
         return model.expected([layer.term(model, share) for (_, layer), share in zip(self.each(), shares, strict=True)])
 
     def state(self) -> dict[str, LayerState]:

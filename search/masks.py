@@ -1,6 +1,7 @@
 """Masks over the channels of a network, one per channel group.
 
-A group holds channels that must be removed together (`reparam.channel_groups`): layers added by a residual connection share one mask.
+A group holds channels that must be removed together (`reparam.channel_groups`): layers added by a residual connection
+share one mask.
 """
 
 import fnmatch
@@ -41,12 +42,14 @@ def first_channels(groups: Sequence[tuple[str, int]], widths: Sequence[int]) -> 
 def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[str] = ()) -> tuple[ChannelGroup, ...]:
     """Return the prunable groups of a network, except excluded ones.
 
-    Groups whose masks would replace a module by its graph are left out, because the graph lacks behaviour specific to training.
+    Groups whose masks would replace a module by its graph are left out, because the graph lacks behaviour specific to
+    training.
 
     Args:
         model: a network that torch.export can read.
         example_input: a batch of the network's input shape.
-        exclude: groups to leave unpruned: names of groups, layers or modules that contain them, or patterns such as `layer4.*`.
+        exclude: groups to leave unpruned: names of groups, layers or modules that contain them, or patterns such as
+            `layer4.*`.
 
     Raises:
         SearchError: nothing can be pruned, or `exclude` matches nothing.
@@ -55,16 +58,28 @@ def prunable_groups(model: nn.Module, example_input: Tensor, exclude: Sequence[s
     all_groups = channel_groups(model, example_input)
     groups = tuple(group for group in all_groups if not group.why and all(site.graph is None for site in group.sites))
     if not groups:
-        raise SearchError(f"no channels of the network can be pruned: {'; '.join(f'{group.name}: {group.why}' for group in all_groups)}")
+        raise SearchError(
+            "no channels of the network can be pruned: "
+            f"{'; '.join(f'{group.name}: {group.why}' for group in all_groups)}"
+        )
     remaining = groups
     exclude = (exclude,) if isinstance(exclude, str) else exclude  # a string is a sequence of strings, too
     for pattern in exclude:
-        excluded = {group.name for group in groups if any(_matches(pattern, producer) for producer in (group.name, *group.producers))}
+        excluded = {
+            group.name
+            for group in groups
+            if any(_matches(pattern, producer) for producer in (group.name, *group.producers))
+        }
         if not excluded:
-            raise SearchError(f"exclude {pattern!r} is not a group of the network: there are {', '.join(group.name for group in groups)}")
+            raise SearchError(
+                f"exclude {pattern!r} is not a group of the network: there are "
+                f"{', '.join(group.name for group in groups)}"
+            )
         remaining = tuple(group for group in remaining if group.name not in excluded)
     if not remaining:
-        raise SearchError(f"exclude {', '.join(exclude)} leaves nothing to prune of {', '.join(group.name for group in groups)}")
+        raise SearchError(
+            f"exclude {', '.join(exclude)} leaves nothing to prune of {', '.join(group.name for group in groups)}"
+        )
     return remaining
 
 
@@ -72,7 +87,9 @@ def _matches(pattern: str, module: str) -> bool:
     return fnmatch.fnmatchcase(module, pattern) or module.startswith(f"{pattern}.")
 
 
-def mask(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> nn.Module:
+def mask(
+    model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]
+) -> nn.Module:
     """Return a copy of a network with a `ChannelMask` for each group that loses channels.
 
     Args:
@@ -84,7 +101,9 @@ def mask(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]
     return insert_masks(model, example_input, groups, lambda group: _mask(kept[group.name]))
 
 
-def narrowed(model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, tuple[int, int]], *, tied: bool = False) -> nn.Module:
+def narrowed(
+    model: nn.Module, input_shape: Sequence[int], widths: Mapping[str, tuple[int, int]], *, tied: bool = False
+) -> nn.Module:
     """Return a copy of a network with a `ChannelMask` for some groups that keeps their first channels.
 
     Args:
@@ -121,9 +140,9 @@ def freeze(network: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str
 def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> tuple[RemovableHandle, ...]:
     """Freeze the weights and momentum of masked channels until the channels return.
 
-    A mask makes the gradient of every weight that produces or reads a channel exactly 0, but weight decay and momentum would still change
-    these weights. Therefore, after every step, each slice of a weight along its outputs or inputs that got no gradient is restored. This
-    includes channels whose activation is 0 over a whole batch.
+    A mask makes the gradient of every weight that produces or reads a channel exactly 0, but weight decay and momentum
+    would still change these weights. Therefore, after every step, each slice of a weight along its outputs or inputs
+    that got no gradient is restored. This includes channels whose activation is 0 over a whole batch.
 
     Args:
         optimizer: optimizer of the weights; slots with the shape of their weight are restored, too.
@@ -139,7 +158,10 @@ def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> tuple[Re
         before.clear()
         for weight in weights:
             if weight.grad is not None and (gone := _without_gradient(weight.grad)).any():
-                before[weight] = (gone, {name: value.detach().clone() for name, value in _values(optimizer, weight).items()})
+                before[weight] = (
+                    gone,
+                    {name: value.detach().clone() for name, value in _values(optimizer, weight).items()},
+                )
 
     def put_back(*_: Any) -> None:
         for weight, (gone, values) in before.items():
@@ -152,7 +174,9 @@ def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> tuple[Re
 def _values(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:
     """Return a weight and its optimizer slots of the same shape."""
     slots = optimizer.state.get(weight, {})
-    return {"": weight} | {name: slot for name, slot in slots.items() if isinstance(slot, Tensor) and slot.shape == weight.shape}
+    return {"": weight} | {
+        name: slot for name, slot in slots.items() if isinstance(slot, Tensor) and slot.shape == weight.shape
+    }
 
 
 def _without_gradient(gradient: Tensor) -> Tensor:
@@ -180,7 +204,8 @@ def fused_form(model: nn.Module, example_input: Tensor) -> tuple[nn.Module, dict
     trained, shipped = (channel_groups(network, example_input) for network in (model, fused))
     if [group.channels for group in trained] != [group.channels for group in shipped]:
         raise SearchError(
-            f"fusing the network changes its groups of channels: {len(trained)} in its trained form, {len(shipped)} in its fused form; "
+            f"fusing the network changes its groups of channels: {len(trained)} in its trained form, {len(shipped)} in "
+            "its fused form; "
             "search the fused network"
         )
     return fused, {group.name: twin for group, twin in zip(trained, shipped, strict=True)}

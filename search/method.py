@@ -1,6 +1,9 @@
-"""Interface of search methods: their phases, the network that each phase trains, the steps of an epoch, and the resulting choice.
+"""Interface of search methods.
 
-A method implements its paper and knows nothing about files: `search.session` runs it, and handles directory, seeds, checkpoints and resume.
+Their phases, the network that each phase trains, the steps of an epoch, and the resulting choice.
+
+A method implements its paper and knows nothing about files: `search.session` runs it, and handles directory, seeds,
+checkpoints and resume.
 """
 
 from abc import ABC, abstractmethod
@@ -41,8 +44,8 @@ class Phase(Struct, frozen=True, kw_only=True):
     distils: bool = False
     """its loss includes a teacher, if the settings have one"""
     batch_statistics: bool = False
-    """the network changes between steps: norms are evaluated with batch statistics, see `train.evaluate`, weights are not averaged and no
-    branches are dropped"""
+    """the network changes between steps: norms are evaluated with batch statistics, see `train.evaluate`, weights are
+    not averaged and no branches are dropped"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         if self.budget.unit != ("us" if self.table else "macs"):
-            known = "latency, so the budget is one of latency" if self.table else "multiply-accumulates alone without a table"
+            known = (
+                "latency, so the budget is one of latency"
+                if self.table
+                else "multiply-accumulates alone without a table"
+            )
             raise SearchError(f"a budget of {self.budget} cannot be held against what is known: {known}")
         if self.also and not self.table:
             raise SearchError("budgets on further devices need a table of the first one")
@@ -169,8 +176,9 @@ class Method(ABC, Generic[S]):
 
         Args:
             phase: the phase that starts or resumes.
-            trained: the network of the previous phase, which the method may modify. None at the start of the first phase, and when a phase
-                resumes: then `state` has been restored, and the weights will be loaded from a checkpoint.
+            trained: the network of the previous phase, which the method may modify. None at the start of the first
+                phase, and when a phase resumes: then `state` has been restored, and the weights will be loaded from a
+                checkpoint.
         """
 
     @abstractmethod

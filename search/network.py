@@ -25,17 +25,23 @@ def load_weights(network: nn.Module, path: Path, metadata: Mapping[str, str], *,
         mend: ends the message of an error: how to fix it.
 
     Raises:
-        SearchError: there is no such file, its metadata differs, the weights are from another network, or one of them is not finite.
+        SearchError: there is no such file, its metadata differs, the weights are from another network, or one of them
+            is not finite.
     """
     tensors, recorded = read_tensors(path, mend=mend)
     for key, wanted in metadata.items():
         if recorded.get(key) != wanted:
             raise SearchError(
-                f"{path} has {key} {recorded.get(key)}, wanted {wanted}: the file belongs to another network; run `lathe search` again"
+                f"{path} has {key} {recorded.get(key)}, wanted {wanted}: the file belongs to another network; run "
+                "`lathe search` again"
             )
-    if broken := next((name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None):
+    if broken := next(
+        (name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()), None
+    ):
         raise SearchError(f"{path}: {broken} has a value that is not a finite number: {mend}")
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise SearchError(f"{path} does not fit the network: {one_line(error, limit=200)}: give the weights of this space") from error
+        raise SearchError(
+            f"{path} does not fit the network: {one_line(error, limit=200)}: give the weights of this space"
+        ) from error

@@ -1,4 +1,7 @@
-"""Read the convolutions and linear layers of an ONNX graph as blocks of a latency table, as `spaces.traced` does for modules."""
+"""Read the convolutions and linear layers of an ONNX graph as blocks of a latency table.
+
+`spaces.traced` does the same for modules.
+"""
 
 import math
 from collections import Counter
@@ -28,7 +31,8 @@ class OnnxLayers:
         names: names of the layers' nodes, in order.
         blocks: the layers.
         batch: images per inference: the first size of every layer's input.
-        others: number of operators not covered by a block, by type; bias, norm and activation after a layer belong to it.
+        others: number of operators not covered by a block, by type; bias, norm and activation after a layer belong to
+            it.
     """
 
     names: tuple[str, ...]
@@ -58,9 +62,13 @@ def read(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Onnx
             blocks.append(spec)
             inside.update(part.name for part in (node, *graph.epilogue(node)[0]))
     if not blocks:
-        raise SearchError("the model has no convolution or linear layer of known shape, which tables are about: predict its source")
+        raise SearchError(
+            "the model has no convolution or linear layer of known shape, which tables are about: predict its source"
+        )
     others = Counter(node.op_type for node in graph.nodes if node.name not in inside and node.op_type not in _VIEWS)
-    return OnnxLayers(names=tuple(names), blocks=tuple(blocks), batch=graph.batch or 1, others=dict(others.most_common()))
+    return OnnxLayers(
+        names=tuple(names), blocks=tuple(blocks), batch=graph.batch or 1, others=dict(others.most_common())
+    )
 
 
 class _Graph:
@@ -86,7 +94,9 @@ class _Graph:
             return None
         self.batch = self.batch or before[0]
         if before[0] != self.batch:
-            raise SearchError(f"layer {node.name} has a batch of {before[0]}, others have {self.batch}: tables are of one batch")
+            raise SearchError(
+                f"layer {node.name} has a batch of {before[0]}, others have {self.batch}: tables are of one batch"
+            )
         _, act = self.epilogue(node)
         if node.op_type in ("Conv", "ConvTranspose"):
             return _convolution(node, before, weight, after, act)
@@ -95,12 +105,17 @@ class _Graph:
         return ops.layer("linear", (before[-1], math.prod(before[1:-1]), 1), after[-1], act=act)
 
     def epilogue(self, node: NodeProto) -> tuple[list[NodeProto], str]:
-        """Return the bias, norm and activation after a layer, which runtimes fuse into it, and the name of the activation or `none`."""
+        """Return the bias, norm and activation after a layer, and the activation's name or `none`.
+
+        Runtimes fuse these into the layer.
+        """
         fused: list[NodeProto] = []
         convolution, value = node.op_type in ("Conv", "ConvTranspose"), node.output[0]
         while value not in self._outputs:
             readers = {reader.op_type: reader for reader in self._readers.get(value, [])}
-            if set(readers) == {"Sigmoid", "Mul"} and self._readers.get(readers["Sigmoid"].output[0]) == [readers["Mul"]]:
+            if set(readers) == {"Sigmoid", "Mul"} and self._readers.get(readers["Sigmoid"].output[0]) == [
+                readers["Mul"]
+            ]:
                 return [*fused, readers["Sigmoid"], readers["Mul"]], "swish"
             if len(self._readers.get(value, [])) != 1:
                 break
@@ -118,12 +133,18 @@ class _Graph:
     def _activation(self, node: NodeProto) -> str:
         """Return the name of an activation; "" for other nodes."""
         if node.op_type == "Clip":
-            limits = [numpy_helper.to_array(self._constants[name]).item() for name in node.input[1:] if name in self._constants]
+            limits = [
+                numpy_helper.to_array(self._constants[name]).item()
+                for name in node.input[1:]
+                if name in self._constants
+            ]
             return "relu6" if limits == [0, 6] else ""
         return _ACTIVATIONS.get(node.op_type, "")
 
 
-def _convolution(node: NodeProto, before: tuple[int, ...], weight: tuple[int, ...], after: tuple[int, ...], act: str) -> BlockSpec | None:
+def _convolution(
+    node: NodeProto, before: tuple[int, ...], weight: tuple[int, ...], after: tuple[int, ...], act: str
+) -> BlockSpec | None:
     attrs = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     groups, transposed = attrs.get("group", 1), node.op_type == "ConvTranspose"
     if len(before) != 4 or (transposed and groups > 1):

@@ -17,13 +17,14 @@
 | `preact` | activation, convolution |
 | `avg_pool` | average pool of stride 1 that does not count its padding; it has one width, `c_in` |
 | `add` | sum of two input images; it has one width, `c_in` |
-| `reduction` | activation and convolution, twice, the first with the stride; added to a 1x1 convolution of the pooled input |
+| `reduction` | activation and convolution, twice, first with the stride; plus a 1x1 convolution of the pooled input |
 | `norm_head` | norm, activation, global average pool, linear layer |
 | `mlp_head` | global average pool, linear layer without bias, activation, linear layer |
 
-Every convolution except those of a squeeze-and-excite is trained with a norm, which is folded into it for deployment. An activation follows
-every convolution except the last 1x1 of a `separable`, `irb` or `fused_irb`. A `basic` or `bottleneck` adds its input, directly or through
-a 1x1 convolution, to the output of its last convolution, and applies the activation to the sum.
+Every convolution except those of a squeeze-and-excite is trained with a norm, which is folded into it for deployment.
+An activation follows every convolution except the last 1x1 of a `separable`, `irb` or `fused_irb`. A `basic` or
+`bottleneck` adds its input, directly or through a 1x1 convolution, to the output of its last convolution, and applies
+the activation to the sum.
 """
 
 from collections.abc import Mapping
@@ -35,8 +36,13 @@ Shape = tuple[int, int, int]
 """Channels, height, width."""
 
 
-def conv(shape: Shape, c_out: int, *, kernel: int = 3, stride: int = 1, act: str = "relu", groups: int = 1) -> BlockSpec:
-    """Return a convolution; `shape` is its input's, here and below. `groups` becomes an attribute only if there are several."""
+def conv(
+    shape: Shape, c_out: int, *, kernel: int = 3, stride: int = 1, act: str = "relu", groups: int = 1
+) -> BlockSpec:
+    """Return a convolution; `shape` is its input's, here and below.
+
+    `groups` becomes an attribute only if there are several.
+    """
     grouped = {"groups": groups} if groups > 1 else {}
     return _spec("conv", shape, {"act": act, "kernel": kernel, "stride": stride, **grouped}, {"c_out": c_out})
 
@@ -47,33 +53,66 @@ def stem(shape: Shape, c_out: int, *, kernel: int = 7, act: str = "relu") -> Blo
 
 
 def separable(shape: Shape, c_out: int, *, kernel: int = 3, stride: int = 1, act: str = "relu") -> BlockSpec:
-    """Return an inverted residual without expansion, as mobile networks start with. It adds its input if shapes match."""
+    """Return an inverted residual without expansion, as mobile networks start with.
+
+    It adds its input if shapes match.
+    """
     residual = stride == 1 and shape[0] == c_out
-    return _spec("separable", shape, {"act": act, "kernel": kernel, "residual": int(residual), "stride": stride}, {"c_out": c_out})
+    return _spec(
+        "separable",
+        shape,
+        {"act": act, "kernel": kernel, "residual": int(residual), "stride": stride},
+        {"c_out": c_out},
+    )
 
 
-def residual(shape: Shape, c_out: int, *, hidden: int, stride: int = 1, act: str = "relu", bottleneck: bool = False) -> BlockSpec:
+def residual(
+    shape: Shape, c_out: int, *, hidden: int, stride: int = 1, act: str = "relu", bottleneck: bool = False
+) -> BlockSpec:
     """Return a `basic` or `bottleneck` of 3x3 convolutions. The shortcut is a 1x1 convolution unless shapes match."""
     is_identity = stride == 1 and shape[0] == c_out
-    attrs: dict[str, int | str] = {"act": act, "kernel": 3, "shortcut": "identity" if is_identity else "conv", "stride": stride}
+    attrs: dict[str, int | str] = {
+        "act": act,
+        "kernel": 3,
+        "shortcut": "identity" if is_identity else "conv",
+        "stride": stride,
+    }
     return _spec("bottleneck" if bottleneck else "basic", shape, attrs, {"hidden": hidden, "c_out": c_out})
 
 
 def joined(spec: BlockSpec) -> BlockSpec:
     """Return a residual block with a 1x1 convolution as its shortcut for any widths; other blocks unchanged."""
     attrs = dict(spec.attrs)
-    return BlockSpec.of(spec.op, attrs={**attrs, "shortcut": "conv"}, widths=dict(spec.widths)) if "shortcut" in attrs else spec
+    return (
+        BlockSpec.of(spec.op, attrs={**attrs, "shortcut": "conv"}, widths=dict(spec.widths))
+        if "shortcut" in attrs
+        else spec
+    )
 
 
 def inverted_residual(
-    shape: Shape, c_out: int, *, hidden: int, kernel: int = 3, stride: int = 1, act: str = "relu", se: bool = False, fused: bool = False
+    shape: Shape,
+    c_out: int,
+    *,
+    hidden: int,
+    kernel: int = 3,
+    stride: int = 1,
+    act: str = "relu",
+    se: bool = False,
+    fused: bool = False,
 ) -> BlockSpec:
     """Return an `irb` or `fused_irb`. It adds its input to its output if their shapes match.
 
     The sum is an attribute, so blocks with and without it belong to different families.
     """
     residual = stride == 1 and shape[0] == c_out
-    attrs: dict[str, int | str] = {"act": act, "kernel": kernel, "residual": int(residual), "se": int(se), "stride": stride}
+    attrs: dict[str, int | str] = {
+        "act": act,
+        "kernel": kernel,
+        "residual": int(residual),
+        "se": int(se),
+        "stride": stride,
+    }
     return _spec("fused_irb" if fused else "irb", shape, attrs, {"hidden": hidden, "c_out": c_out})
 
 
@@ -103,7 +142,10 @@ def add(shape: Shape) -> BlockSpec:
 
 
 def reduction(shape: Shape, c_out: int, *, act: str = "relu") -> BlockSpec:
-    """Return the residual block of stride 2 between the stages of NAS-Bench-201; its shortcut has neither norm nor bias."""
+    """Return the residual block of stride 2 between the stages of NAS-Bench-201.
+
+    Its shortcut has neither norm nor bias.
+    """
     return _spec("reduction", shape, {"act": act, "kernel": 3, "stride": 2}, {"c_out": c_out})
 
 
@@ -147,8 +189,16 @@ class Geometry(NamedTuple):
     """additional output rows and columns of a transposed convolution"""
 
     def attrs(self) -> dict[str, int]:
-        """Return block attributes: kernel and stride, and any deviation from a square kernel and stride with padding kernel // 2."""
-        attrs = {"kernel": self.kernel[0], "stride": self.stride[0], "kernel_w": self.kernel[1], "stride_w": self.stride[1]}
+        """Return block attributes.
+
+        Kernel and stride, and any deviation from a square kernel and stride with padding kernel // 2.
+        """
+        attrs = {
+            "kernel": self.kernel[0],
+            "stride": self.stride[0],
+            "kernel_w": self.kernel[1],
+            "stride_w": self.stride[1],
+        }
         attrs |= {"pad": self.pad[0], "pad_w": self.pad[1], "dilation": self.dilation, "out_pad": self.out_pad}
         usual = Geometry.of({"kernel": self.kernel[0], "stride": self.stride[0]})
         defaults = {
@@ -179,13 +229,17 @@ class Geometry(NamedTuple):
         extents = [self.dilation * (kernel - 1) for kernel in self.kernel]
         sides = zip(size, self.stride, self.pad, extents, strict=True)
         if transposed:
-            height, width = ((side - 1) * stride - 2 * pad + extent + self.out_pad + 1 for side, stride, pad, extent in sides)
+            height, width = (
+                (side - 1) * stride - 2 * pad + extent + self.out_pad + 1 for side, stride, pad, extent in sides
+            )
         else:
             height, width = ((side + 2 * pad - extent - 1) // stride + 1 for side, stride, pad, extent in sides)
         return height, width
 
 
-def layer(op: str, shape: Shape, c_out: int | None, geometry: Geometry | None = None, *, act: str = "none", groups: int = 1) -> BlockSpec:
+def layer(
+    op: str, shape: Shape, c_out: int | None, geometry: Geometry | None = None, *, act: str = "none", groups: int = 1
+) -> BlockSpec:
     """Return a single layer of any network: a `conv`, `depthwise`, `conv_transpose` or `linear`.
 
     Args:
@@ -196,7 +250,11 @@ def layer(op: str, shape: Shape, c_out: int | None, geometry: Geometry | None = 
         act: activation after it, or `none`.
         groups: groups of a convolution that is not depth-wise.
     """
-    attrs: dict[str, int | str] = {"act": act, **(geometry.attrs() if geometry else {}), **({"groups": groups} if groups > 1 else {})}
+    attrs: dict[str, int | str] = {
+        "act": act,
+        **(geometry.attrs() if geometry else {}),
+        **({"groups": groups} if groups > 1 else {}),
+    }
     return _spec(op, shape, attrs, {} if c_out is None else {"c_out": c_out})
 
 
@@ -208,7 +266,8 @@ def keeps_width(spec: BlockSpec) -> bool:
 def se_width(c_in: int) -> int:
     """Return the channels inside a squeeze-and-excite: a quarter of the block's input for any expansion.
 
-    NVIDIA's GPUNet scales the hidden width by 0.25 / expansion, which is the same. So it stays fixed while the hidden width is pruned.
+    NVIDIA's GPUNet scales the hidden width by 0.25 / expansion, which is the same. So it stays fixed while the hidden
+    width is pruned.
     """
     return max(1, round(0.25 * c_in))
 
@@ -237,12 +296,17 @@ def counts(spec: BlockSpec, *, deployed: bool = True) -> Counts:
 
 
 def repvgg_counts(spec: BlockSpec) -> Counts:
-    """Return the size of a block in training form, a `conv` with RepVGG's 1x1 branch and, if shapes allow, an identity's norm."""
+    """Return the size of a block in training form.
+
+    A `conv` has RepVGG's 1x1 branch and, if shapes allow, an identity's norm.
+    """
     plain = counts(spec, deployed=False)
     if spec.op != "conv":
         return plain
     c_in, c_out = spec.width("c_in"), spec.width("c_out")
-    point = counts(BlockSpec.of("conv", attrs={**dict(spec.attrs), "kernel": 1}, widths=dict(spec.widths)), deployed=False)
+    point = counts(
+        BlockSpec.of("conv", attrs={**dict(spec.attrs), "kernel": 1}, widths=dict(spec.widths)), deployed=False
+    )
     identity_norm = 2 * c_out if c_in == c_out and spec.attr("stride") == 1 else 0
     return Counts(plain.params + point.params + identity_norm, plain.macs + point.macs)
 
@@ -275,9 +339,14 @@ def _convolutions(spec: BlockSpec) -> list[_Convolution]:
         case "linear":
             return [_Convolution(c_in, c_out, before, normed=False)]
         case "stem":
-            return [_Convolution(c_in, c_out, -(-int(attrs["h"]) // 2) * -(-int(attrs["w"]) // 2), int(attrs["kernel"]))]
+            return [
+                _Convolution(c_in, c_out, -(-int(attrs["h"]) // 2) * -(-int(attrs["w"]) // 2), int(attrs["kernel"]))
+            ]
         case "separable":
-            return [_Convolution(c_in, c_in, after, int(attrs["kernel"]), groups=c_in), _Convolution(c_in, c_out, after)]
+            return [
+                _Convolution(c_in, c_in, after, int(attrs["kernel"]), groups=c_in),
+                _Convolution(c_in, c_out, after),
+            ]
         case "basic" | "bottleneck":
             hidden, kernel = spec.width("hidden"), int(attrs["kernel"])
             if spec.op == "basic":
@@ -299,7 +368,10 @@ def _convolutions(spec: BlockSpec) -> list[_Convolution]:
         case "avg_pool" | "add":
             return []
         case "reduction":
-            body = [_Convolution(c_in, c_out, after, int(attrs["kernel"])), _Convolution(c_out, c_out, after, int(attrs["kernel"]))]
+            body = [
+                _Convolution(c_in, c_out, after, int(attrs["kernel"])),
+                _Convolution(c_out, c_out, after, int(attrs["kernel"])),
+            ]
             return [*body, _Convolution(c_in, c_out, after, biased=False)]
         case "tail":
             hidden = spec.width("hidden")

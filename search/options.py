@@ -1,9 +1,10 @@
 """Exact fit over options: find the highest-scoring cell within a budget.
 
-The score of a cell is the sum of its edges' scores, and its price is that of the whole network by any `CostModel`. An operation that is not
-on a path from input to output costs nothing, so under a budget it gets the score of `none`; otherwise it would be kept for free. All cells
-are enumerated in order of descending score, and the first one within the budget is the optimum. For the 15,625 cells of NAS-Bench-201 that
-takes seconds at most. `search.widths` does the same for widths, where there are too many networks to enumerate.
+The score of a cell is the sum of its edges' scores, and its price is that of the whole network by any `CostModel`. An
+operation that is not on a path from input to output costs nothing, so under a budget it gets the score of `none`;
+otherwise it would be kept for free. All cells are enumerated in order of descending score, and the first one within the
+budget is the optimum. For the 15,625 cells of NAS-Bench-201 that takes seconds at most. `search.widths` does the same
+for widths, where there are too many networks to enumerate.
 """
 
 import itertools
@@ -38,8 +39,9 @@ class OptionFit(Struct, frozen=True, kw_only=True):
 def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: Budget | None) -> OptionFit:
     """Return the cell with the highest total score whose whole price interval is within a budget.
 
-    A cell whose output does not depend on its input is never returned. Among cells of equal score the cheapest wins, among those of equal
-    price the first in the order of `choices`. Without a budget every edge takes its best option, if that connects the ends.
+    A cell whose output does not depend on its input is never returned. Among cells of equal score the cheapest wins,
+    among those of equal price the first in the order of `choices`. Without a budget every edge takes its best option,
+    if that connects the ends.
 
     Args:
         space: the space of cells, with at most `LIMIT` networks.
@@ -48,8 +50,8 @@ def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: 
         budget: in the unit of the price; None allows any price.
 
     Raises:
-        SearchError: a score is missing or not finite, the space is too large, or every connected cell is over the budget; the message
-            names the cheapest one's price.
+        SearchError: a score is missing or not finite, the space is too large, or every connected cell is over the
+            budget; the message names the cheapest one's price.
     """
     if space.size() > LIMIT:
         raise SearchError(f"{space.name} has {space.size():.3g} networks, and at most {LIMIT:,} are enumerated")
@@ -76,7 +78,10 @@ def fit(space: Cells, scores: Scores, price: Callable[[Choice], Price], budget: 
 
 @lru_cache(maxsize=4)
 def _connected(space: Cells) -> dict[Choice, frozenset[str]]:
-    """Return the cells that connect their ends, with their used edges; cached because a search calls this after every epoch."""
+    """Return the cells that connect their ends, with their used edges.
+
+    Cached because a search calls this after every epoch.
+    """
     used = ((choice, space.used(choice)) for choice in space.choices())
     return {choice: frozenset(edge(*ends) for ends in edges) for choice, edges in used if edges}
 

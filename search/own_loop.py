@@ -1,7 +1,9 @@
-"""Prune within the user's own training loop: `with masked(network, example, budget, table) as state: ...`, or at once by `pruned`.
+"""Prune within the user's own training loop.
 
-The loop keeps its optimizer, data and loss. It adds the penalty to the loss, and calls `step` after its optimizer's step. The search itself
-is that of `search.methods.pas`.
+`with masked(network, example, budget, table) as state: ...`, or at once by `pruned`.
+
+The loop keeps its optimizer, data and loss. It adds the penalty to the loss, and calls `step` after its optimizer's
+step. The search itself is that of `search.methods.pas`.
 """
 
 import contextlib
@@ -50,15 +52,18 @@ def masked(
                 state.step()
         small = state.squeezed()
 
-    Within the context the channels of `network` are masked. Afterwards the masks are removed, and the trained weights stay.
+    Within the context the channels of `network` are masked. Afterwards the masks are removed, and the trained weights
+    stay.
 
     Args:
         network: the network, trained or not; its parameter objects stay the same.
         example: one image, float [1, channels, height, width].
         budget: latency with a table, multiply-accumulates without one.
         table: latencies of the network's layers, as measured by `lathe profile FILE.py:FUNCTION`.
-        optimizer: optimizer of the network's weights; if given, it leaves the weights of masked channels unchanged until they return.
-        settings: settings of Pruning-as-Search; those of its own training, such as epochs and learning rates of weights, are ignored.
+        optimizer: optimizer of the network's weights; if given, it leaves the weights of masked channels unchanged
+            until they return.
+        settings: settings of Pruning-as-Search; those of its own training, such as epochs and learning rates of
+            weights, are ignored.
 
     Yields:
         The search. Its choice is made when the context ends without an error.
@@ -88,7 +93,9 @@ class MaskedSearch:
         policy: the indicators, one number per channel that determines whether it is kept.
     """
 
-    def __init__(self, network: nn.Module, example: Tensor, budget: Budget, table: LatencyTable | None, settings: PasSettings) -> None:
+    def __init__(
+        self, network: nn.Module, example: Tensor, budget: Budget, table: LatencyTable | None, settings: PasSettings
+    ) -> None:
         unpruned, self._example = copy.deepcopy(network).cpu(), example[:1].cpu()
         self.space: Space = of_module(unpruned, self._example, name="network")
         self._method = Pas(settings, Problem(space=self.space, task=_OwnLoop(), table=table, budget=budget))
@@ -102,7 +109,10 @@ class MaskedSearch:
         self._kept: dict[str, Keep] | None = None
 
     def penalty(self) -> Tensor:
-        """Return the penalty for the loss; it grows with the distance from the budget, and its weight adapts until the budget is met."""
+        """Return the penalty for the loss.
+
+        It grows with the distance from the budget, and its weight adapts until the budget is met.
+        """
         return self._method.penalty(self._masks)
 
     def step(self) -> None:
@@ -160,7 +170,8 @@ def pruned(
         example: see `masked`.
         budget: see `masked`.
         table: see `masked`.
-        settings: settings of the method: keep the same share of every group (default), or the filters of the largest magnitude.
+        settings: settings of the method: keep the same share of every group (default), or the filters of the largest
+            magnitude.
 
     Raises:
         SearchError: nothing can be pruned, or no network is within the budget.
@@ -173,10 +184,14 @@ def pruned(
     return _squeezed(network, example, method.groups, method.decided(unpruned))
 
 
-def _squeezed(network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]) -> nn.Module:
+def _squeezed(
+    network: nn.Module, example: Tensor, groups: Sequence[ChannelGroup], kept: Mapping[str, Keep]
+) -> nn.Module:
     """Return a network without its removed channels, on its device and in its mode."""
     device = next(network.parameters()).device
-    masked_network = masks.mask(copy.deepcopy(network).cpu(), example, groups, {name: keep.cpu() for name, keep in kept.items()})
+    masked_network = masks.mask(
+        copy.deepcopy(network).cpu(), example, groups, {name: keep.cpu() for name, keep in kept.items()}
+    )
     return squeeze(masked_network, example).to(device).train(network.training)
 
 

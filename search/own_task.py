@@ -14,14 +14,18 @@ def load(name: str, file_sha256: str = "") -> Task:
         file_sha256: required hash of the file; "" allows any.
 
     Raises:
-        SearchError: there is no such file or function, it fails or does not return a task, or the file has another hash.
+        SearchError: there is no such file or function, it fails or does not return a task, or the file has another
+            hash.
     """
     if not own.is_own(name):
-        raise SearchError(f"--task {name!r} is not FILE.py:FUNCTION, a function without arguments that returns a search.Task")
+        raise SearchError(
+            f"--task {name!r} is not FILE.py:FUNCTION, a function without arguments that returns a search.Task"
+        )
     actual_sha256 = sha256(own.file_of(name))
     if file_sha256 not in ("", actual_sha256):
         raise SearchError(
-            f"{own.file_of(name)} was changed after the search: its sha256 was {file_sha256[:16]}, found {actual_sha256[:16]}; restore it"
+            f"{own.file_of(name)} was changed after the search: its sha256 was {file_sha256[:16]}, found "
+            f"{actual_sha256[:16]}; restore it"
         )
     task = own.call(name)
     if not isinstance(task, Task):

@@ -101,7 +101,13 @@ def run(command: Sequence[str], devices: int) -> int:
 
 
 def _environment(rank: int, devices: int, port: int) -> dict[str, str]:
-    group = {RANK: str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(devices), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {
+        RANK: str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(devices),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # DistributedDataParallel advises on speed
     return environment(max(1, (os.cpu_count() or 1) // devices), **quiet, **group)
 
@@ -113,7 +119,10 @@ def _free_port() -> int:
 
 
 def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Wait for all processes; if one fails, give the others some time to end. Return exit codes, None for those still running."""
+    """Wait for all processes; if one fails, give the others some time to end.
+
+    Return exit codes, None for those still running.
+    """
     deadline: float | None = None
     while None in (codes := [process.poll() for process in processes]):
         if deadline is None and any(codes):

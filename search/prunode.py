@@ -1,12 +1,13 @@
 """Prunodes: one block at two hidden widths that converge to the best one (PRUNET, Section 3.2.1).
 
-`Rule` is Algorithm 1 as a pure function of its state. Its weight is the logit of the large candidate against the small one: above 0 the
-large one is preferred, and both masks grow.
+`Rule` is Algorithm 1 as a pure function of its state. Its weight is the logit of the large candidate against the small
+one: above 0 the large one is preferred, and both masks grow.
 
-Read literally (`paper=True`), the algorithm misses two kinds of optimum. If the small mask reaches 0, the weight is kept; it keeps falling
-while the masks cannot shrink, and ends up too far below 0 to recover when they should grow again. Also, the masks move by the same step
-whether they are one granule or half the range apart. By default, therefore, the weight is reset at 0, too, its contribution to the update
-is scaled by the distance between the masks, and its Adam uses `BETAS`.
+Read literally (`paper=True`), the algorithm misses two kinds of optimum. If the small mask reaches 0, the weight is
+kept; it keeps falling while the masks cannot shrink, and ends up too far below 0 to recover when they should grow
+again. Also, the masks move by the same step whether they are one granule or half the range apart. By default,
+therefore, the weight is reset at 0, too, its contribution to the update is scaled by the distance between the masks,
+and its Adam uses `BETAS`.
 """
 
 import math
@@ -15,8 +16,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 BETAS = (0.9, 0.9)
-"""Betas of Adam for the weight. The gradient falls with the square of the distance between the masks; with Adam's default mean square over
-1,000 steps it would soon be too small to move masks of many granules."""
+"""Betas of Adam for the weight. The gradient falls with the square of the distance between the masks; with Adam's
+default mean square over 1,000 steps it would soon be too small to move masks of many granules."""
 
 
 class Masks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

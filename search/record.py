@@ -25,11 +25,11 @@ ARCHITECTURE, WEIGHTS, BASELINE = "architecture.json", "weights.safetensors", "b
 
 # run/4: adds `also`, budgets on further devices.
 # run/3: adds the metric of the task. result/3 and history/3: scores with standard errors replace accuracies.
-# run/2: any method over any space; `settings` holds only the method's own. In run/1 the baselines were policies of the method pas.
-# result/2: a network is a choice by names in any space; adds hashes of the run and the weights. In result/1 a network was a list of widths,
-# and a prediction had no `origin`.
-# history/2: the first line names the schema; an epoch has a choice and the figures of its method. In the first version, which had no name,
-# an epoch had a list of widths and the weight of Pruning-as-Search's penalty.
+# run/2: any method over any space; `settings` holds only the method's own. In run/1 the baselines were policies of the
+# method pas. result/2: a network is a choice by names in any space; adds hashes of the run and the weights. In result/1
+# a network was a list of widths, and a prediction had no `origin`.
+# history/2: the first line names the schema; an epoch has a choice and the figures of its method. In the first version,
+# which had no name, an epoch had a list of widths and the weight of Pruning-as-Search's penalty.
 # usage/1: time and memory of each epoch; the first line names the schema.
 _RERUN = "run `lathe search` again, into a new directory"
 
@@ -65,7 +65,8 @@ class EpochDone(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     macs: Count
     """multiply-accumulates of the network that would ship"""
     figures: dict[str, float] = {}
-    """the method's own figures, such as `beta`, the weight of a penalty, and `returned.GROUP`, the channels that returned in this epoch"""
+    """the method's own figures, such as `beta`, the weight of a penalty, and `returned.GROUP`, the channels that
+    returned in this epoch"""
 
 
 class Usage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,20 +186,23 @@ def open_run(out: Path, run: Run) -> str:
     """Start or resume a run in a directory; return the sha256 of its `run.json`.
 
     Raises:
-        SearchError: the directory holds a different run, a run of an earlier version, or something else; the message names the difference.
+        SearchError: the directory holds a different run, a run of an earlier version, or something else; the message
+            names the difference.
     """
     file = out / RUN
     if file.exists():
         if (schema := read_json(file, dict).get("schema")) in ("run/1", "run/2", "run/3"):
             raise SearchError(
-                f"{out} holds a run of an earlier version ({schema}), which can be exported and reported, not continued: "
+                f"{out} holds a run of an earlier version ({schema}), which can be exported and reported, not "
+                "continued: "
                 "choose another --out"
             )
         existing, wanted = _flat(msgspec.to_builtins(read_json(file, Run))), _flat(msgspec.to_builtins(run))
         for key in wanted | existing:
             if not key.startswith("versions.") and existing.get(key) != wanted.get(key):
                 raise SearchError(
-                    f"{out} holds another run: its {key} is {existing.get(key)!r}, asked for {wanted.get(key)!r}; choose another --out"
+                    f"{out} holds another run: its {key} is {existing.get(key)!r}, asked for {wanted.get(key)!r}; "
+                    "choose another --out"
                 )
     elif out.exists() and not (out.is_dir() and all(entry == beside(file) for entry in out.iterdir())):
         raise SearchError(f"{out} exists and is not a run of a search: choose another --out")
@@ -254,7 +258,8 @@ def _require_unchanged(out: Path, result: Result) -> None:
             actual = sha256(path, limit=limit)
         if actual != wanted:
             raise SearchError(
-                f"{path} was changed after the search: {RESULT} names the sha256 {wanted[:16]}, found {actual[:16]}; {_RERUN}"
+                f"{path} was changed after the search: {RESULT} names the sha256 {wanted[:16]}, found {actual[:16]}; "
+                f"{_RERUN}"
             )
 
 
@@ -285,7 +290,10 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
         "history/1": lambda fields: epoch_from_1(fields, group_names(run), penalised=run.method == "pas"),
         "history/2": epoch_from_2,
     }
-    return tuple(upgraded(line, EpochDone, upgrades, f"{path}, line {number},") for number, line in enumerate(lines[begin:], begin + 1))
+    return tuple(
+        upgraded(line, EpochDone, upgrades, f"{path}, line {number},")
+        for number, line in enumerate(lines[begin:], begin + 1)
+    )
 
 
 def write_usage(out: Path, usage: Iterable[Usage]) -> None:
@@ -314,7 +322,10 @@ def _require_schema(path: Path, line: Mapping[str, Any], *known: str) -> str:
     """Return the schema named by a first line, which has no other field."""
     schema = line["schema"]
     if schema not in known:
-        raise SearchError(f"{path} has the schema {schema!r}, known is {' or '.join(known)}: read it by the version of lathe that wrote it")
+        raise SearchError(
+            f"{path} has the schema {schema!r}, known is {' or '.join(known)}: read it by the version of lathe that "
+            "wrote it"
+        )
     if unknown := line.keys() - {"schema"}:
         raise SearchError(f"{path}, line 1, has the field {min(unknown)!r}, which {schema} does not: {_RERUN}")
     return schema
@@ -327,7 +338,12 @@ def run_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Upgrade run/1 to run/2: a policy becomes a method with only its own settings."""
     from search.methods.settings import MagnitudeSettings, PasSettings, SlimmingSettings, UniformSettings
 
-    kinds = {"pas": PasSettings, "uniform": UniformSettings, "magnitude": MagnitudeSettings, "slimming": SlimmingSettings}
+    kinds = {
+        "pas": PasSettings,
+        "uniform": UniformSettings,
+        "magnitude": MagnitudeSettings,
+        "slimming": SlimmingSettings,
+    }
     config = dict(fields["config"])
     policy = config.get("policy", "dbc")
     method = "pas" if policy == "dbc" else policy
@@ -356,7 +372,13 @@ def epoch_from_1(fields: Mapping[str, Any], names: list[str], *, penalised: bool
     if penalised and fields["phase"] == "search":
         figures["beta"] = fields["beta"]
     kept = {name: value for name, value in fields.items() if name not in ("schema", "widths", "returned", "beta")}
-    return {"macs": 0, **kept, "schema": "history/2", "choice": _choice_from_1(fields["widths"], names), "figures": figures}
+    return {
+        "macs": 0,
+        **kept,
+        "schema": "history/2",
+        "choice": _choice_from_1(fields["widths"], names),
+        "figures": figures,
+    }
 
 
 _ACCURACY = {"name": "accuracy", "unit": "%"}
@@ -374,7 +396,10 @@ def run_from_3(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def result_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Upgrade result/2 to result/3: accuracies become scores, with the standard error of a share of the held-out images."""
+    """Upgrade result/2 to result/3.
+
+    Accuracies become scores, with the standard error of a share of the held-out images.
+    """
     images = fields["held_out_images"]
 
     def network(old: Mapping[str, Any]) -> dict[str, Any]:

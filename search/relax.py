@@ -27,17 +27,22 @@ def gumbel_softmax(logits: Logits, noise: Float[Tensor, "..."], tau: float) -> F
 
 
 def gumbel_subset(
-    logits: Float[Tensor, " options"], noise: Float[Tensor, " options"], order: Float[Tensor, " options"], tau: float, count: int
+    logits: Float[Tensor, " options"],
+    noise: Float[Tensor, " options"],
+    order: Float[Tensor, " options"],
+    tau: float,
+    count: int,
 ) -> tuple[Int[Tensor, " drawn"], Float[Tensor, " drawn"]]:
     """Draw candidates without replacement by their noisy probabilities, and return their weights (TAS, Eq. 3 and 4).
 
-    The weights are the renormalised noisy probabilities of the drawn candidates: they carry the noise of the draw and the gradient.
+    The weights are the renormalised noisy probabilities of the drawn candidates: they carry the noise of the draw and
+    the gradient.
 
     Args:
         logits: logits of the candidates.
         noise: noise from `gumbel`, o in Eq. 3.
-        order: further noise from `gumbel`: the candidates with the largest sums of it and the log noisy probabilities are drawn, which is a
-            multinomial draw without replacement.
+        order: further noise from `gumbel`: the candidates with the largest sums of it and the log noisy probabilities
+            are drawn, which is a multinomial draw without replacement.
         tau: temperature, above 0.
         count: number of candidates to draw, |I|.
 

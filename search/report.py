@@ -1,4 +1,7 @@
-"""What a page says of a search: its rows and pictures, of the directory of a run, of a bundle that it was shipped as, or of a sweep."""
+"""What a page says of a search.
+
+Its rows and pictures, of the directory of a run, of a bundle that it was shipped as, or of a sweep.
+"""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +27,9 @@ from search.space import Choice
 from search.spaces import Layered
 
 
-def render(directory: str | Path, out: str | Path, table: LatencyTable | None = None, *, force: bool = False) -> tuple[Row, ...]:
+def render(
+    directory: str | Path, out: str | Path, table: LatencyTable | None = None, *, force: bool = False
+) -> tuple[Row, ...]:
     """Write the page of a run, of a bundle, or of a sweep with those of its finished runs; returns its main table.
 
     Args:
@@ -108,11 +113,15 @@ def _read(directory: Path, table: LatencyTable | None) -> _Search:
             f"{run.table_sha256[:16] or 'none'}: give that one, or none"
         )
     result = record.read_result(directory, run) if os.path.lexists(directory / record.RESULT) else None
-    architecture = load_architecture(directory / record.ARCHITECTURE) if os.path.lexists(directory / record.ARCHITECTURE) else None
+    architecture = (
+        load_architecture(directory / record.ARCHITECTURE) if os.path.lexists(directory / record.ARCHITECTURE) else None
+    )
     history = record.read_history(directory, run)
     if architecture:
         require_same_space(directory, architecture, result, history)
-    return _Search(run=run, result=result, architecture=architecture, history=history, usage=record.read_usage(directory))
+    return _Search(
+        run=run, result=result, architecture=architecture, history=history, usage=record.read_usage(directory)
+    )
 
 
 def _page_of_run(directory: Path, search: _Search, table: LatencyTable | None) -> Page:
@@ -127,8 +136,16 @@ def _page_of_run(directory: Path, search: _Search, table: LatencyTable | None) -
         look=page.look_of("passed" if result else "not run"),
         gauge=_gauge(result, unit) if result else None,
         rows=tuple(_main_table(result, search.architecture, unit)) if result else (),
-        note="Metric on held-out data; parameters and MACs as deployed; latency by the table, with its interval of 95 %.",
-        body=(*about, *kept, *_pictures(search, unit), *_table_pictures(table, unit), _origin(search, table, unit, versions=True)),
+        note=(
+            "Metric on held-out data; parameters and MACs as deployed; latency by the table, with its interval of 95 %."
+        ),
+        body=(
+            *about,
+            *kept,
+            *_pictures(search, unit),
+            *_table_pictures(table, unit),
+            _origin(search, table, unit, versions=True),
+        ),
     )
 
 
@@ -136,7 +153,9 @@ def _unit(search: _Search) -> Unit:
     """The unit of all latencies of networks on the page of a run."""
     result, run = search.result, search.run
     networks = [network for network in (result.shipped, result.unpruned) if network] if result else []
-    known = [epoch.latency_us for epoch in search.history] + [network.predicted and network.predicted.us for network in networks]
+    known = [epoch.latency_us for epoch in search.history] + [
+        network.predicted and network.predicted.us for network in networks
+    ]
     budgets = [run.budget_us, *(other.budget_us for other in run.also)]
     return unit_for([us for us in (*known, *budgets) if us])
 
@@ -145,7 +164,9 @@ def _gauge(result: Result, unit: Unit) -> Gauge | None:
     """Latencies by the table; MACs where there is none."""
     unpruned, budget = result.unpruned, result.budget_macs
     if result.shipped.predicted or budget is None:
-        return shipped.gauge("Latency, predicted", unpruned and unpruned.predicted, result.shipped.predicted, result.budget_us, unit)
+        return shipped.gauge(
+            "Latency, predicted", unpruned and unpruned.predicted, result.shipped.predicted, result.budget_us, unit
+        )
     first = [Bar("unpruned", unpruned.macs, f"{unpruned.macs:,}", "bar")] if unpruned else []
     last = Bar("shipped", result.shipped.macs, f"{result.shipped.macs:,}", "bar chosen")
     return Gauge("Multiply-accumulates", (*first, Bar("budget", budget, f"{budget:,.0f}", "limit"), last), limit=budget)
@@ -167,7 +188,11 @@ def _main_table(result: Result, architecture: Architecture | None, unit: Unit) -
         yield Row("budget", "", f"{result.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
     for device in architecture.also if architecture else ():
         unpruned = interval(device.largest, unit) if result.unpruned else ""
-        yield Row(f"on {device.name}", unpruned, f"{interval(device.predicted, unit)}; the budget is {unit.words(device.budget_us)}")
+        yield Row(
+            f"on {device.name}",
+            unpruned,
+            f"{interval(device.predicted, unit)}; the budget is {unit.words(device.budget_us)}",
+        )
 
 
 def _architecture(search: _Search) -> Section:
@@ -179,7 +204,10 @@ def _architecture(search: _Search) -> Section:
     order = dict.fromkeys([*(layer.name for layer in search.layers), *now])
     return Section(
         title="Architecture",
-        note=f"{space.name}; input {' × '.join(map(str, space.input_shape))}; {space.classes} {'classes' if found.labels else 'outputs'}.",
+        note=(
+            f"{space.name}; input {' × '.join(map(str, space.input_shape))}; {space.classes} "
+            f"{'classes' if found.labels else 'outputs'}."
+        ),
         columns=("part", "chosen", "largest"),
         lines=[(part, now[part], most[part]) for part in order],
     )
@@ -187,7 +215,9 @@ def _architecture(search: _Search) -> Section:
 
 def _parts(choice: Choice) -> dict[str, str]:
     """What was chosen of each part: its option, its width, its depth."""
-    every = [(part, str(value)) for kind in (choice.options, choice.widths, choice.depths) for part, value in kind.items()]
+    every = [
+        (part, str(value)) for kind in (choice.options, choice.widths, choice.depths) for part, value in kind.items()
+    ]
     found: dict[str, str] = {}
     for part, value in every:
         found[part] = f"{found[part]}, {value}" if part in found else value
@@ -197,7 +227,11 @@ def _parts(choice: Choice) -> dict[str, str]:
 def _origin(search: _Search, table: LatencyTable | None, unit: Unit, *, versions: bool = False) -> Section:
     """What a search was given."""
     run = search.run
-    without = "none" if not run.table_sha256 else f"{run.table_sha256}{'' if table else ' (its pictures: lathe report --table FILE)'}"
+    without = (
+        "none"
+        if not run.table_sha256
+        else f"{run.table_sha256}{'' if table else ' (its pictures: lathe report --table FILE)'}"
+    )
     lines: list[tuple[str, str | Cell]] = [
         ("method", run.method),
         ("data", Cell(f"{run.data} {run.data_sha256}", "hash")),
@@ -207,7 +241,10 @@ def _origin(search: _Search, table: LatencyTable | None, unit: Unit, *, versions
         lines.append(("also within", Cell(f"{unit.words(other.budget_us)} by the table {other.table_sha256}", "hash")))
     if table:
         header = table.header
-        of = f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, {header.space or 'no space'}"
+        of = (
+            f"{header.device.name}, {header.runtime.name} {header.runtime.version}, {header.precision}, "
+            f"{header.space or 'no space'}"
+        )
         lines.append(("table shown", f"{of}; {len(table.rows)} rows; protocol {header.protocol.name}"))
         lines += [("transferred", table.transferred)] if table.transferred else []
     lines += run.versions.items() if versions else []
@@ -220,11 +257,16 @@ def _pictures(search: _Search, unit: Unit) -> Iterator[Picture]:
         yield layered_pictures.network(space, search.history[-1].choice)
     if search.history:
         metric = search.run.metric
-        caption = f"After every epoch: {metric.name} on held-out data, and latency by the table. Dotted lines part the phases."
+        caption = (
+            f"After every epoch: {metric.name} on held-out data, and latency by the table. Dotted lines part the "
+            "phases."
+        )
         paint = partial(_training, history=search.history, metric=metric, budget_us=search.run.budget_us, unit=unit)
         yield Picture("Training", caption, 4.2, paint)
     if search.usage:
-        caption = "Of every epoch: mean time of a training step, and what its forward pass keeps in memory for the gradients."
+        caption = (
+            "Of every epoch: mean time of a training step, and what its forward pass keeps in memory for the gradients."
+        )
         yield Picture("Time and memory", caption, 4.2, partial(_usage, usage=search.usage))
     yield from _operations(search)
     if isinstance(space, Layered):
@@ -235,20 +277,31 @@ def _pictures(search: _Search, unit: Unit) -> Iterator[Picture]:
     layers = search.layers
     if not searched or any(epoch.choice.widths.keys() != {layer.name for layer in layers} for epoch in searched):
         return
-    caption = "Share of each layer's channels that was kept after every epoch of the search, and how many of them the last one kept."
-    yield Picture("Channels over time", caption, 0.9 + 0.3 * len(layers), partial(_policy, searched=searched, layers=layers))
+    caption = (
+        "Share of each layer's channels that was kept after every epoch of the search, and how many of them the last "
+        "one kept."
+    )
+    yield Picture(
+        "Channels over time", caption, 0.9 + 0.3 * len(layers), partial(_policy, searched=searched, layers=layers)
+    )
     back = [[round(epoch.figures.get(f"returned.{layer.name}", 0)) for layer in layers] for epoch in searched]
     if any(map(any, back)):
-        caption = "Channels of each layer that were gone after the epoch before and came back, with their number over the whole search."
+        caption = (
+            "Channels of each layer that were gone after the epoch before and came back, with their number over the "
+            "whole search."
+        )
         names = [layer.name for layer in layers]
-        yield Picture("Channels that came back", caption, 0.9 + 0.3 * len(layers), partial(_returned, returned=back, names=names))
+        yield Picture(
+            "Channels that came back", caption, 0.9 + 0.3 * len(layers), partial(_returned, returned=back, names=names)
+        )
 
 
 _FIGURES = {
     "alpha": ("Alphas", "Weight of each operation of an edge in the supernet after every epoch."),
     "worth": (
         "Worth of the operations",
-        "How much the validated supernet loses without each operation of an edge (loss or error; higher is worth more). "
+        "How much the validated supernet loses without each operation of an edge (loss or error; higher is worth "
+        "more). "
         "The paper knows no latency: expected microseconds in the loss and a cell within the budget are an extension.",
     ),
 }
@@ -271,13 +324,27 @@ def _operations(search: _Search) -> Iterator[Picture]:
 
 def _lines(figure: Any, found: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
     """One small plot a place, three beside one another, with one line an option."""
-    styles = dict(zip(sorted({option for lines in found.values() for option in lines}), ("-", "--", ":", "-.", (0, (1, 4))), strict=False))
+    styles = dict(
+        zip(
+            sorted({option for lines in found.values() for option in lines}),
+            ("-", "--", ":", "-.", (0, (1, 4))),
+            strict=False,
+        )
+    )
     every = figure.subplots(-(-len(found) // 3), 3, sharex=True, sharey=True, squeeze=False).flat
     for axes, (place, lines) in zip(every, found.items(), strict=False):
         for option, points in lines.items():
             epochs, values = zip(*points, strict=True)
             marker = "." if len(points) == 1 else ""
-            axes.plot(epochs, values, color=FIRST, linestyle=styles.get(option, "-"), marker=marker, linewidth=1.2, label=option)
+            axes.plot(
+                epochs,
+                values,
+                color=FIRST,
+                linestyle=styles.get(option, "-"),
+                marker=marker,
+                linewidth=1.2,
+                label=option,
+            )
         axes.set_title(place, fontsize="medium")
         axes.xaxis.get_major_locator().set_params(integer=True)
     handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
@@ -300,7 +367,9 @@ def _training(figure: Any, history: Sequence[EpochDone], metric: Metric, budget_
     bottom.set_xlabel("epoch")
     if budget_us is not None:
         bottom.axhline(unit.of(budget_us), color=LIMIT, linestyle="--")
-        bottom.annotate("budget", (1, unit.of(budget_us)), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT)
+        bottom.annotate(
+            "budget", (1, unit.of(budget_us)), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT
+        )
     bottom.set_ylim(bottom=0)
     _part_phases(top, bottom, [epoch.phase for epoch in history])
 
@@ -323,7 +392,9 @@ def _part_phases(top: Any, bottom: Any, phases: Sequence[str]) -> None:
     bottom.xaxis.get_major_locator().set_params(integer=True)
     for index, phase in enumerate(phases):
         if index == 0 or phase != phases[index - 1]:
-            top.annotate(phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points")
+            top.annotate(
+                phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points"
+            )
             for axes in (top, bottom) if index else ():
                 axes.axvline(index + 0.5, color=INK, linestyle=":", linewidth=1)
 
@@ -335,7 +406,14 @@ def _policy(figure: Any, searched: Sequence[EpochDone], layers: Sequence[Layer])
     plot.legend(figure, plot.heat_map(axes, shares, most=1), axes, "share of channels kept")
     for y, layer in enumerate(layers):
         text = f"{widths[y][-1]} of {layer.of}"
-        axes.annotate(text, (len(searched) + 0.5, y), xytext=(6, 0), textcoords="offset points", va="center", annotation_clip=False)
+        axes.annotate(
+            text,
+            (len(searched) + 0.5, y),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            annotation_clip=False,
+        )
     axes.invert_yaxis()
     axes.set_yticks(range(len(layers)), [layer.name for layer in layers])
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -352,7 +430,13 @@ def _returned(figure: Any, returned: Sequence[Sequence[int]], names: Sequence[st
         counts = [epoch[place] for epoch in returned]
         axes.bar(epochs, [0.9 * count / most for count in counts], bottom=floor, width=0.8, color=FIRST)
         axes.axhline(floor, color=FIRST, linewidth=0.3)
-        axes.annotate(str(sum(counts)), (len(returned) + 0.5, floor), xytext=(6, 0), textcoords="offset points", annotation_clip=False)
+        axes.annotate(
+            str(sum(counts)),
+            (len(returned) + 0.5, floor),
+            xytext=(6, 0),
+            textcoords="offset points",
+            annotation_clip=False,
+        )
     axes.set_yticks(floors, list(names))
     axes.set_xlim(0.5, len(returned) + 0.5)
     axes.set_ylim(-0.1, len(names))

@@ -24,20 +24,23 @@ _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 class Runtime:
     """The training devices, with deterministic kernels.
 
-    With several devices, every process handles its share of each batch, and torch's DistributedDataParallel averages the gradients. Up to
-    rounding, the result equals that of one process on the whole batch, except for batch norms: each process normalises its own share, as
-    usual, and the running statistics are those of the first process.
+    With several devices, every process handles its share of each batch, and torch's DistributedDataParallel averages
+    the gradients. Up to rounding, the result equals that of one process on the whole batch, except for batch norms:
+    each process normalises its own share, as usual, and the running statistics are those of the first process.
 
     Args:
         devices: number of processes; each is started with its index in LOCAL_RANK, see `search.processes`.
         precision: precision of forward and backward pass; weights, optimizers and losses stay in FP32.
-        memory_format: memory format of images and convolution weights; contiguous if the CPU cannot train the network otherwise.
+        memory_format: memory format of images and convolution weights; contiguous if the CPU cannot train the network
+            otherwise.
 
     Raises:
         SearchError: the machine does not support the request.
     """
 
-    def __init__(self, devices: int = 1, precision: Precision = "fp32", memory_format: MemoryFormat = "channels_last") -> None:
+    def __init__(
+        self, devices: int = 1, precision: Precision = "fp32", memory_format: MemoryFormat = "channels_last"
+    ) -> None:
         gpus = torch.cuda.device_count()
         if precision == "fp16" and not gpus:
             raise SearchError("--train-precision fp16 needs a GPU, and there is none: give bf16 or fp32")
@@ -51,14 +54,19 @@ class Runtime:
         if devices > 1:
             with self._peers():
                 self._fabric.launch()
-            atexit.register(distributed.destroy_process_group)  # otherwise its threads may outlive the interpreter and abort it
+            atexit.register(
+                distributed.destroy_process_group
+            )  # otherwise its threads may outlive the interpreter and abort it
         self._parent = os.getppid()
         self.rank, self.ranks = self._fabric.global_rank, self._fabric.world_size
         torch.backends.cudnn.benchmark = False  # it selects kernels by timing, so another run could round differently
         torch.backends.cudnn.deterministic = True
 
     def setup(self, network: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[nn.Module, list[Optimizer]]:
-        """Move a network to the device; return wrappers to call instead of both. The parameter objects stay the same."""
+        """Move a network to the device; return wrappers to call instead of both.
+
+        The parameter objects stay the same.
+        """
         if self._fabric.device.type == "cpu" and _needs_contiguous(network):
             self._memory_format = torch.contiguous_format
         network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
@@ -80,7 +88,9 @@ class Runtime:
         return tree_map(sent, batch)
 
     def share(self, batch: Any) -> Any:
-        """Return this process's share of a batch: a tensor, or a tree of tensors, with samples along the first dimension.
+        """Return this process's share of a batch.
+
+        A tensor, or a tree of tensors, with samples along the first dimension.
 
         Raises:
             SearchError: the batch cannot be divided equally among the processes.
@@ -88,7 +98,9 @@ class Runtime:
 
         def part(x: Tensor) -> Tensor:
             if len(x) % self.ranks:
-                raise SearchError(f"a batch of {len(x)} samples cannot be divided among {self.ranks} devices: give another --batch")
+                raise SearchError(
+                    f"a batch of {len(x)} samples cannot be divided among {self.ranks} devices: give another --batch"
+                )
             return x.chunk(self.ranks)[self.rank]
 
         return tree_map(part, batch)
@@ -168,8 +180,8 @@ class Runtime:
 def _needs_contiguous(network: nn.Module) -> bool:
     """Return whether training in channels_last corrupts memory on this CPU.
 
-    Without AVX-512, oneDNN of torch 2.11 to 2.13 writes beyond its buffers in the weight gradient of strided 1x1 convolutions with fewer
-    than 8 channels, such as the first pointwise branch of RepVGG.
+    Without AVX-512, oneDNN of torch 2.11 to 2.13 writes beyond its buffers in the weight gradient of strided 1x1
+    convolutions with fewer than 8 channels, such as the first pointwise branch of RepVGG.
     """
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         return False

@@ -21,14 +21,19 @@ def factor(settings: Settings, step: int, *, epoch_steps: int, epochs: int, warm
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:
-    """Return the factor on the learning rate: a linear rise over `warmup` steps, then half a cosine down to 0 at `steps`."""
+    """Return the factor on the learning rate.
+
+    A linear rise over `warmup` steps, then half a cosine down to 0 at `steps`.
+    """
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def exponential(step: int, *, every: float, rate: float, warmup: int) -> float:
-    """Return the factor on the learning rate: a linear rise over `warmup` steps, then a multiplication by `rate` after every `every` steps.
+    """Return the factor on the learning rate.
+
+    A linear rise over `warmup` steps, then a multiplication by `rate` after every `every` steps.
 
     Args:
         step: step from the start of the phase, including the warm-up.

@@ -1,7 +1,7 @@
 """Run any method: its directory, phases, seeds of every epoch, checkpoints, and the result, which is written last.
 
-The same call resumes an interrupted run and leaves the same bytes as an uninterrupted one. For this, every epoch uses generators seeded by
-its number, and is saved to a single file before it is reported.
+The same call resumes an interrupted run and leaves the same bytes as an uninterrupted one. For this, every epoch uses
+generators seeded by its number, and is saved to a single file before it is reported.
 """
 
 import contextlib
@@ -28,7 +28,19 @@ from search.files import to_json
 from search.method import Epoch, Method, Phase
 from search.methods.settings import UNPRUNED
 from search.network import load_weights, save_weights
-from search.record import Chosen, EpochDone, Event, Finished, NetworkResult, OtherBudget, Result, Run, Started, Usage, open_run
+from search.record import (
+    Chosen,
+    EpochDone,
+    Event,
+    Finished,
+    NetworkResult,
+    OtherBudget,
+    Result,
+    Run,
+    Started,
+    Usage,
+    open_run,
+)
 from search.runtime import Runtime
 from search.space import Choice
 from search.task import Task
@@ -62,7 +74,9 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
         budget_us=problem.budget.us,
         budget_macs=problem.budget.macs,
         table_sha256=problem.table.sha256 if problem.table else "",
-        also=tuple(OtherBudget(table_sha256=other.table.sha256, budget_us=other.budget.amount) for other in problem.also),
+        also=tuple(
+            OtherBudget(table_sha256=other.table.sha256, budget_us=other.budget.amount) for other in problem.also
+        ),
         data=problem.task.name,
         data_sha256=problem.task.sha256(),
         metric=problem.task.metric,
@@ -73,7 +87,10 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
     run_sha256 = open_run(out, described) if runtime.rank == 0 else ""
     runtime.wait()
     if (out / record.RESULT).exists():
-        yield Finished(architecture=load_architecture(out / record.ARCHITECTURE), result=record.read_result(out, record.read_run(out)))
+        yield Finished(
+            architecture=load_architecture(out / record.ARCHITECTURE),
+            result=record.read_result(out, record.read_run(out)),
+        )
     else:
         yield from _Session(method, out, start, run_sha256, runtime).run()
 
@@ -108,7 +125,13 @@ class _Session:
     """A run in progress."""
 
     def __init__(self, method: Method[Any], out: Path, start: _Start, run_sha256: str, runtime: Runtime) -> None:
-        self.method, self.problem, self.out, self.start, self.run_sha256 = method, method.problem, out, start, run_sha256
+        self.method, self.problem, self.out, self.start, self.run_sha256 = (
+            method,
+            method.problem,
+            out,
+            start,
+            run_sha256,
+        )
         self.runtime = runtime
         self.history: tuple[EpochDone, ...] = ()
         self.usage: tuple[Usage, ...] = ()
@@ -154,7 +177,11 @@ class _Session:
                 network.load_state_dict(states["network"])
                 for index, optimizer in enumerate(optimizers):
                     checkpoint.restore_optimizer(optimizer, states[f"optimizer{index}"])
-        average = None if phase.batch_statistics or not self.method.settings.ema else WeightAverage(network, self.method.settings.ema)
+        average = (
+            None
+            if phase.batch_statistics or not self.method.settings.ema
+            else WeightAverage(network, self.method.settings.ema)
+        )
         if states is not None:
             with checkpoint.fitting(self.out / record.CHECKPOINT):
                 self.runtime.load_state_dict(states["runtime"])
@@ -179,7 +206,11 @@ class _Session:
     def _teacher(self) -> nn.Module:
         """Return the network to distil from."""
         teacher = self.method.settings.teacher
-        network = _loaded(self.method, self.out / record.BASELINE) if teacher == UNPRUNED else finished.load(teacher).network()
+        network = (
+            _loaded(self.method, self.out / record.BASELINE)
+            if teacher == UNPRUNED
+            else finished.load(teacher).network()
+        )
         return self.runtime.frozen(network)
 
     def _epoch(
@@ -192,11 +223,15 @@ class _Session:
         teacher: nn.Module | None,
     ) -> None:
         name = f"{self.method.settings.seed}/{phase.name}/{index}"
-        epoch = Epoch(phase=phase, index=index, order=_generator(name), noise=_generator(f"{name}/noise"), teacher=teacher)
+        epoch = Epoch(
+            phase=phase, index=index, order=_generator(name), noise=_generator(f"{name}/noise"), teacher=teacher
+        )
         assert self.network is not None
         rate = 0.0 if phase.batch_statistics else self.method.settings.drop_path
         noise = _generator(f"{name}/branches")
-        branches = drop_path(self.network, self.problem.example, rate, noise, rank=self.runtime.rank, ranks=self.runtime.ranks)
+        branches = drop_path(
+            self.network, self.problem.example, rate, noise, rank=self.runtime.rank, ranks=self.runtime.ranks
+        )
         stepped = average.update if average else lambda: None
         with _seeded(_seed(f"{name}/dropout")), branches:
             parts = self.method.parts(epoch, self.network, optimizers)
@@ -220,7 +255,13 @@ class _Session:
             figures=figures,
         )
         self.history = (*self.history, done)
-        usage = Usage(phase=phase.name, epoch=index + 1, steps=trained.steps, seconds=trained.seconds, saved_bytes=trained.saved_bytes)
+        usage = Usage(
+            phase=phase.name,
+            epoch=index + 1,
+            steps=trained.steps,
+            seconds=trained.seconds,
+            saved_bytes=trained.saved_bytes,
+        )
         self.usage = (*self.usage, usage)
 
     def _evaluated(self, network: nn.Module, task: Task, *, batch_statistics: bool = False) -> Evaluation:
@@ -314,7 +355,9 @@ class _Session:
         size = count(squeeze(fuse(network.cpu(), self.problem.example), self.problem.example), self.problem.example)
         latency = self.problem.latency(choice)
         score, error = scored
-        return NetworkResult(choice=choice, score=score, score_error=error, parameters=size.params, macs=size.macs, predicted=latency)
+        return NetworkResult(
+            choice=choice, score=score, score_error=error, parameters=size.params, macs=size.macs, predicted=latency
+        )
 
 
 def _scored(done: EpochDone) -> tuple[float, float]:
@@ -347,11 +390,19 @@ def _teacher_sha256(method: Method[Any]) -> str:
         return ""
     if settings.teacher == UNPRUNED:
         if not any(phase.unpruned for phase in method.phases):
-            raise SearchError(f"{method.name} trains no unpruned network to distil from: give --teacher the directory of a run")
+            raise SearchError(
+                f"{method.name} trains no unpruned network to distil from: give --teacher the directory of a run"
+            )
         return ""
     teacher = finished.load(settings.teacher).architecture
-    if (teacher.labels, teacher.preprocessing) != (task.labels, task.preprocessing) or teacher.input_shape != space.input_shape:
-        raise SearchError(f"--teacher {settings.teacher} was trained on {teacher.data}, which has other classes or images than {task.name}")
+    if (teacher.labels, teacher.preprocessing) != (
+        task.labels,
+        task.preprocessing,
+    ) or teacher.input_shape != space.input_shape:
+        raise SearchError(
+            f"--teacher {settings.teacher} was trained on {teacher.data}, which has other classes or images than "
+            f"{task.name}"
+        )
     return sha256(Path(settings.teacher) / record.WEIGHTS)
 
 

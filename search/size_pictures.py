@@ -1,4 +1,7 @@
-"""Pictures of a search for sizes: the distributions of all widths and depths over time, how decided they are, and what they cost."""
+"""Pictures of a search for sizes.
+
+The distributions of all widths and depths over time, how decided they are, and what they cost.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -30,15 +33,20 @@ def over_time(history: Sequence[EpochDone], unit: Unit) -> Iterator[Picture]:
         return
     parts, found = _distributions(searched), history[-1].choice
     caption = (
-        "Above: the cost that the distributions expect, and that of the network of the most probable sizes. Below: the gap between "
+        "Above: the cost that the distributions expect, and that of the network of the most probable sizes. Below: the "
+        "gap between "
         "the two most probable sizes, mean over all layers and stages; 1 is decided."
     )
     yield Picture("Cost and decision", caption, 4.2, partial(_decision, searched=searched, unit=unit))
-    caption = "Expected size of each layer, in channels, and of each stage, in blocks, after every epoch, and what was found."
+    caption = (
+        "Expected size of each layer, in channels, and of each stage, in blocks, after every epoch, and what was found."
+    )
     yield Picture("Sizes over time", caption, 0.9 + 0.3 * len(parts), partial(_sizes, parts=parts, found=found))
     if len(parts) <= _PLOTS:
         caption = "Probability of each size after every epoch. The dot is what was found."
-        yield Picture("Distributions over time", caption, height(len(parts)), partial(_shares, parts=parts, found=found))
+        yield Picture(
+            "Distributions over time", caption, height(len(parts)), partial(_shares, parts=parts, found=found)
+        )
 
 
 def _distributions(searched: Sequence[EpochDone]) -> dict[str, Shares]:
@@ -75,12 +83,17 @@ def _decision(figure: Any, searched: Sequence[EpochDone], unit: Unit) -> None:
 
 def _sizes(figure: Any, parts: Mapping[str, Shares], found: Choice) -> None:
     axes, count = figure.add_subplot(), len(next(iter(next(iter(parts.values())).values())))
-    means = [[sum(size * values[x] for size, values in shares.items()) / max(shares) for x in range(count)] for shares in parts.values()]
+    means = [
+        [sum(size * values[x] for size, values in shares.items()) / max(shares) for x in range(count)]
+        for shares in parts.values()
+    ]
     plot.legend(figure, plot.heat_map(axes, means, most=1), axes, "share of the largest")
     for y, (part, shares) in enumerate(parts.items()):
         size = _found(found, part)
         text = "left out" if size is None else f"{size} of {max(shares)}"
-        axes.annotate(text, (count + 0.5, y), xytext=(6, 0), textcoords="offset points", va="center", annotation_clip=False)
+        axes.annotate(
+            text, (count + 0.5, y), xytext=(6, 0), textcoords="offset points", va="center", annotation_clip=False
+        )
     axes.invert_yaxis()
     axes.set_yticks(range(len(parts)), list(parts))
     axes.xaxis.get_major_locator().set_params(integer=True)

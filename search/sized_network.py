@@ -1,10 +1,12 @@
-"""A network at several sizes at once: sampled widths after its layers, and all depths after its stages (TAS, Eq. 2 to 5).
+"""A network at several sizes at once.
 
-Each size of a layer is a prefix of its channels, so a single convolution at full width computes all sizes. Norms act per channel, so the
-output at a size is a slice of the normalised image (in `SampledNorms`, each size has its own norm). Interpolation and weighted sum are
-linear in the channels, so they are one matrix of channels x channels after the layer, whose cost does not depend on the number of sampled
-sizes. Channels beyond the largest sampled size are 0, as in the authors' code; for the next layer this is equivalent to slicing its
-weights, as in the paper.
+Sampled widths after its layers, and all depths after its stages (TAS, Eq. 2 to 5).
+
+Each size of a layer is a prefix of its channels, so a single convolution at full width computes all sizes. Norms act
+per channel, so the output at a size is a slice of the normalised image (in `SampledNorms`, each size has its own norm).
+Interpolation and weighted sum are linear in the channels, so they are one matrix of channels x channels after the
+layer, whose cost does not depend on the number of sampled sizes. Channels beyond the largest sampled size are 0, as in
+the authors' code; for the next layer this is equivalent to slicing its weights, as in the paper.
 """
 
 import copy
@@ -28,7 +30,10 @@ Noise = Callable[[Sequence[int]], Tensor]
 
 
 def interpolation(channels: int, out: int) -> Float[Tensor, "out channels"]:
-    """Return channel-wise interpolation as a matrix: row i averages channels floor(i * C / out) to ceil((i + 1) * C / out) - 1 (Eq. 4)."""
+    """Return channel-wise interpolation as a matrix.
+
+    Row i averages channels floor(i * C / out) to ceil((i + 1) * C / out) - 1 (Eq. 4).
+    """
     rows = torch.arange(out)
     start, end = rows * channels // out, -(-(rows + 1) * channels // out)
     columns = torch.arange(channels)
@@ -39,7 +44,9 @@ def interpolation(channels: int, out: int) -> Float[Tensor, "out channels"]:
 def aggregation(
     full: int, sizes: Sequence[int], weights: Float[Tensor, " sizes"], *, interpolate: bool = True
 ) -> Float[Tensor, "full full"]:
-    """Return Eq. 4 as a matrix over the channels of the full layer: the weighted sum of prefixes interpolated to the largest of them.
+    """Return Eq. 4 as a matrix over the channels of the full layer.
+
+    The weighted sum of prefixes interpolated to the largest of them.
 
     Args:
         full: channels of the layer.
@@ -163,7 +170,10 @@ class SampledNorms(nn.Module):
         return _filled(total, x.shape[1])
 
     def original(self) -> nn.Module:
-        """Return the given norm with the weights of the norm of the drawn width, or of the full width, for its channels."""
+        """Return the given norm with the weights of another norm for its channels.
+
+        That of the drawn width, or of the full width.
+        """
         norm, size = self._norm[0], self._drawn[0][-1] if self._drawn else self._sizes[-1]
         learned = self.norms[self._sizes.index(size)].state_dict()
         with torch.no_grad():
@@ -182,7 +192,8 @@ class StageBlock(nn.Module):
         self.mixed: tuple[tuple[int, ...], Tensor] | None = None
         """in the last block: depths and their weights; None: only the full depth"""
         self.aligned: Mapping[int, Tensor] = {}
-        """in the last block: for each depth of narrower output, the matrix that interpolates its channels to the widest output"""
+        """in the last block: for each depth of narrower output, the matrix that interpolates its channels to the widest
+        output"""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, or, from the last block, the mixture of outputs in the same shape."""
@@ -197,8 +208,13 @@ class StageBlock(nn.Module):
         if self.mixed is None:
             return made
         depths, weights = self.mixed
-        each = [_mapped(outputs[depth - 1], self.aligned[depth]) if depth in self.aligned else outputs[depth - 1] for depth in depths]
-        return torch.stack([weight * output for output, weight in zip(each, weights.to(made.dtype), strict=True)]).sum(0)
+        each = [
+            _mapped(outputs[depth - 1], self.aligned[depth]) if depth in self.aligned else outputs[depth - 1]
+            for depth in depths
+        ]
+        return torch.stack([weight * output for output, weight in zip(each, weights.to(made.dtype), strict=True)]).sum(
+            0
+        )
 
 
 class WidthPart(NamedTuple):
@@ -258,7 +274,10 @@ class SizedNetwork(nn.Module):
         self.taken = 0
         """number of forward passes in training mode, which determines the temperature"""
         ends = ends_of(network, {layer: part.full for part in widths for layer in part.layers}, example)
-        self._layers = [[_wrapped(network, ends[layer], partial(self._sampled, part)) for layer in part.layers] for part in self.parts]
+        self._layers = [
+            [_wrapped(network, ends[layer], partial(self._sampled, part)) for layer in part.layers]
+            for part in self.parts
+        ]
         self._lasts = [self._staged(network, stage) for stage in self.stages]
         self.network = network
 
@@ -272,7 +291,11 @@ class SizedNetwork(nn.Module):
         seen: list[Tensor] = []
         blocks = stage.blocks
         made = [
-            _wrapped(network, name, lambda block, name=name: StageBlock(block, seen, first=name == blocks[0], last=name == blocks[-1]))
+            _wrapped(
+                network,
+                name,
+                lambda block, name=name: StageBlock(block, seen, first=name == blocks[0], last=name == blocks[-1]),
+            )
             for name in blocks
         ]
         return made[-1]
@@ -315,9 +338,14 @@ class SizedNetwork(nn.Module):
             last.aligned = self._aligned(stage, widest) if sampling.interpolate else {}
 
     def _aligned(self, stage: DepthPart, widest: Mapping[str, int]) -> dict[int, Tensor]:
-        """Return the channel interpolation of each depth whose last block has drawn a smaller width than another's (Eq. 5)."""
+        """Return each depth's channel interpolation (Eq. 5).
+
+        For depths whose last block has drawn a smaller width than another's.
+        """
         full = {part.name: part.full for part in self.parts}
-        made = {depth: group for depth, group in enumerate(stage.groups, 1) if depth in stage.options and group in widest}
+        made = {
+            depth: group for depth, group in enumerate(stage.groups, 1) if depth in stage.options and group in widest
+        }
         most = max((widest[group] for group in made.values()), default=0)
         return {
             depth: _enlarged(interpolation(widest[group], most), full[group]).to(self.logits()[0].device)
@@ -335,7 +363,10 @@ class SizedNetwork(nn.Module):
             last.mixed = ((sizes.best,), torch.ones(1).to(sizes.logits)) if sizes.best < len(stage.blocks) else None
 
     def released(self) -> nn.Module:
-        """Return the given network with its present weights, and those of the most probable widths' norms; invalidates this module."""
+        """Return the given network with its present weights, and those of the most probable widths' norms.
+
+        Invalidates this module.
+        """
         self._settle()
         for name, module in list(self.network.named_modules()):
             if isinstance(module, SampledLayer | SampledNorms):
@@ -364,7 +395,9 @@ def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> d
     def produced(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         name = named[module]
         if output.shape[1] != layers[name]:
-            raise SearchError(f"layer {name} makes {output.shape[1]} channels, and {layers[name]} are to be drawn from: --exclude it")
+            raise SearchError(
+                f"layer {name} makes {output.shape[1]} channels, and {layers[name]} are to be drawn from: --exclude it"
+            )
         made[id(output)] = name, output
 
     def normed(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -372,7 +405,11 @@ def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> d
             found[made[id(inputs[0])][0]] = named[module]
 
     hooks = [network.get_submodule(name).register_forward_hook(produced) for name in found]
-    hooks += [norm.register_forward_pre_hook(normed) for norm in network.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    hooks += [
+        norm.register_forward_pre_hook(normed)
+        for norm in network.modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    ]
     training = network.training
     with torch.no_grad():
         network.eval()(example)

@@ -103,9 +103,15 @@ class Space(ABC):
         return True
 
     def parameters(self, network: Sequence[BlockSpec] | None = None, *, deployed: bool = True) -> int:
-        """Return the number of weights and biases, in training form also scale and shift of norms; of the largest network by default."""
+        """Return the number of weights and biases, in training form also scale and shift of norms.
+
+        Of the largest network by default.
+        """
         return sum(self.counts(spec, deployed=deployed).params for spec in network or self.network())
 
     def macs(self, network: Sequence[BlockSpec] | None = None, *, deployed: bool = True) -> int:
-        """Return the multiply-accumulates of convolutions and linear layers per inference; of the largest network by default."""
+        """Return the multiply-accumulates of convolutions and linear layers per inference.
+
+        Of the largest network by default.
+        """
         return sum(self.counts(spec, deployed=deployed).macs for spec in network or self.network())

@@ -29,7 +29,9 @@ class MixedCell(nn.Module):
     def __init__(self, candidates: dict[str, BlockSpec | None], *, skip_dropout: float) -> None:
         super().__init__()
         self.skip = nn.Dropout(skip_dropout)
-        self.edges = nn.ModuleList(nn.ModuleDict({name: trained(block) for name, block in candidates.items() if block}) for _ in EDGES)
+        self.edges = nn.ModuleList(
+            nn.ModuleDict({name: trained(block) for name, block in candidates.items() if block}) for _ in EDGES
+        )
         self.removed: tuple[int, int] | None = None
         """edge and option that are disabled in this cell"""
 
@@ -60,7 +62,9 @@ class MixedCell(nn.Module):
 
 @final
 class CellSupernet(nn.Module):
-    """All cells of a space at once: each edge sums its candidates weighted by `weigh(alpha)`, with alpha shared by all cells.
+    """All cells of a space at once.
+
+    Each edge sums its candidates weighted by `weigh(alpha)`, with alpha shared by all cells.
 
     Args:
         space: the space of cells.
@@ -71,7 +75,9 @@ class CellSupernet(nn.Module):
 
     kept: Tensor
 
-    def __init__(self, space: Cells, *, alpha: float, weigh: Callable[[Tensor], Tensor], skip_dropout: float = 0.0) -> None:
+    def __init__(
+        self, space: Cells, *, alpha: float, weigh: Callable[[Tensor], Tensor], skip_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.full((len(EDGES), len(OPTIONS)), alpha))
         self.weigh = weigh
@@ -94,14 +100,19 @@ class CellSupernet(nn.Module):
         """Map images [batch, 3, h, w] to logits."""
         weights = self.weigh(self.alpha.masked_fill(~self.kept, 0.0))
         none = OPTIONS.index(NONE)
-        runs = tuple(tuple(option for option, kept in enumerate(row) if kept and option != none) for row in self.kept.tolist())
+        runs = tuple(
+            tuple(option for option, kept in enumerate(row) if kept and option != none) for row in self.kept.tolist()
+        )
         for module in self.body:
             x = module(x, weights, runs) if isinstance(module, MixedCell) else module(x)
         return x
 
     @contextlib.contextmanager
     def without(self, edge: int, option: int, *, cell: MixedCell | None = None) -> Iterator[None]:
-        """Remove one candidate, from all cells or from one, within the context; equivalent to setting its alpha to 0."""
+        """Remove one candidate, from all cells or from one, within the context.
+
+        Equivalent to setting its alpha to 0.
+        """
         cells = self.cells if cell is None else [cell]
         for affected in cells:
             affected.removed = (edge, option)

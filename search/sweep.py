@@ -1,8 +1,8 @@
 """Many searches with one method, in one directory: a run per combination of budget, seed and values of settings.
 
-Each run is a separate process, `lathe search`, so failures are isolated and interrupted runs resume. The first run of each seed trains the
-first phase, the unpruned network or the warm-up of a supernet; the others start from it. Networks are measured one at a time after all
-searches, so that no training disturbs a measurement.
+Each run is a separate process, `lathe search`, so failures are isolated and interrupted runs resume. The first run of
+each seed trains the first phase, the unpruned network or the warm-up of a supernet; the others start from it. Networks
+are measured one at a time after all searches, so that no training disturbs a measurement.
 """
 
 import csv
@@ -135,7 +135,8 @@ def plan(
         if name not in settings.__struct_fields__ or name == "seed":
             known = ", ".join(field for field in settings.__struct_fields__ if field != "seed")
             raise SearchError(
-                f"--set {name}: {settings.name} has no such setting; it has {known}{'; for seeds give --seeds' * (name == 'seed')}"
+                f"--set {name}: {settings.name} has no such setting; it has "
+                f"{known}{'; for seeds give --seeds' * (name == 'seed')}"
             )
         if len(set(found)) < len(found):
             raise SearchError(f"--set {name} has a value twice: {', '.join(found)}")
@@ -226,7 +227,9 @@ def run(sweep: Sweep, out: Path, jobs: int) -> Iterator[Outcome]:
 
 
 def run_on(cluster: Cluster, sweep: Sweep, out: Path, needs: Mapping[str, float]) -> Iterator[Outcome]:
-    """Like `run`, with each run a task on a Ray cluster: Ray places them, and a run whose node is lost resumes elsewhere.
+    """Like `run`, with each run a task on a Ray cluster.
+
+    Ray places them, and a run whose node is lost resumes elsewhere.
 
     A run that needs another run's first phase starts after that run ends.
 
@@ -244,7 +247,9 @@ def run_on(cluster: Cluster, sweep: Sweep, out: Path, needs: Mapping[str, float]
     tasks: dict[str, Any] = {}
     for member in sorted(waiting, key=lambda member: member.leader != member.name):
         arguments = (out.resolve(), Path.cwd(), member)
-        tasks[member.name] = cluster.submit(member.name, _search, *arguments, needs=needs, after=tasks.get(member.leader))
+        tasks[member.name] = cluster.submit(
+            member.name, _search, *arguments, needs=needs, after=tasks.get(member.leader)
+        )
     members, refused = {member.name: member for member in waiting}, []
     for name, code, why in cluster.ended(tasks):
         why = why or (_last_line(out, members[name], code) if code else "")
@@ -300,7 +305,9 @@ def _last_line(out: Path, member: Member, code: int) -> str:
 
 
 def measure(sweep: Sweep, out: Path, target: str) -> Iterator[Outcome]:
-    """Export and measure the network of every finished search on this machine, one at a time, and yield the outcome of each.
+    """Export and measure the network of every finished search on this machine.
+
+    One at a time; yields the outcome of each.
 
     Args:
         sweep: the sweep in `out`.
@@ -312,7 +319,14 @@ def measure(sweep: Sweep, out: Path, target: str) -> Iterator[Outcome]:
             continue
         why = ""
         if not _exported(out, member):
-            words = ["export", str(out / RUNS / member.name), "--target", target, "--out", str(out / BUNDLES / member.name)]
+            words = [
+                "export",
+                str(out / RUNS / member.name),
+                "--target",
+                target,
+                "--out",
+                str(out / BUNDLES / member.name),
+            ]
             with ended_together() as processes:
                 processes.append(_lathe(words, _log(out, member)))
                 code = processes[0].wait()
@@ -337,7 +351,11 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
     described = record.read_run(directory)
     result = record.read_result(directory, described)
     shipped = result.shipped
-    losses = [epoch.figures["search_loss"] for epoch in record.read_history(directory, described) if "search_loss" in epoch.figures]
+    losses = [
+        epoch.figures["search_loss"]
+        for epoch in record.read_history(directory, described)
+        if "search_loss" in epoch.figures
+    ]
     found = Outcome(
         **about,
         status="finished",
@@ -356,7 +374,9 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
     if network.measured is None:
         return msgspec.structs.replace(found, why=network.not_measured)
     measured = network.measured
-    return msgspec.structs.replace(found, measured_us=measured.median_us, low_us=measured.low_us, high_us=measured.high_us)
+    return msgspec.structs.replace(
+        found, measured_us=measured.median_us, low_us=measured.low_us, high_us=measured.high_us
+    )
 
 
 def outcomes(directory: Path) -> list[Outcome]:
@@ -374,7 +394,10 @@ def _judged(found: Sequence[Outcome]) -> list[Outcome]:
     for row in found:
         if row.search_loss is not None:
             least[_but_lambda(row)] = min(row.search_loss, least.get(_but_lambda(row), row.search_loss))
-    rows = [msgspec.structs.replace(row, preferred=row.search_loss == least.get(_but_lambda(row), row.search_loss)) for row in found]
+    rows = [
+        msgspec.structs.replace(row, preferred=row.search_loss == least.get(_but_lambda(row), row.search_loss))
+        for row in found
+    ]
     return [msgspec.structs.replace(row, front=_on_front(row, rows)) for row in rows]
 
 
@@ -383,7 +406,10 @@ def _but_lambda(row: Outcome) -> Any:
 
 
 def _on_front(row: Outcome, rows: Sequence[Outcome]) -> bool:
-    """Return whether no run of equal or lower latency scores better. Measured latencies are not compared with predicted ones."""
+    """Return whether no run of equal or lower latency scores better.
+
+    Measured latencies are not compared with predicted ones.
+    """
     if row.latency_us is None or row.gain is None or not row.preferred:
         return False
     for other in rows:
@@ -401,7 +427,9 @@ def best(directory: Path, budget_us: float) -> Outcome:
     Raises:
         SearchError: no run is within the budget; names the fastest.
     """
-    known = [row for row in outcomes(directory) if row.preferred and row.gain is not None and row.at_most_us is not None]
+    known = [
+        row for row in outcomes(directory) if row.preferred and row.gain is not None and row.at_most_us is not None
+    ]
     within = [row for row in known if row.at_most_us is not None and row.at_most_us <= budget_us]
     if within:
         return max(within, key=lambda row: (row.gain or 0.0, -(row.at_most_us or 0.0)))
@@ -434,7 +462,10 @@ def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*plain, "predicted_us", *(f"predicted_us on {device.name}" for device in devices), *names])
     for row in rows:
-        values = ["" if (value := getattr(row, field)) is None else value.name if isinstance(value, Metric) else value for field in plain]
+        values = [
+            "" if (value := getattr(row, field)) is None else value.name if isinstance(value, Metric) else value
+            for field in plain
+        ]
         predicted = [found.us if found else "" for found in (row.predicted, *predictions_elsewhere(row, len(devices)))]
         writer.writerow([*values, *predicted, *(row.settings.get(name, "") for name in names)])
     write_whole(directory / CSV, text.getvalue().encode())

@@ -38,8 +38,17 @@ def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
         title=directory.name,
         kind="sweep",
         subtitle=f"Sweep of {len(rows)} searches by {sweep.read(directory).method}.",
-        headline=f"{len(finished)} of {len(rows)} searches finished; networks measured: {measured}; on the Pareto front: {len(front)}.",
-        look=look_of("passed" if len(finished) == len(rows) else "failed" if any(row.status == "failed" for row in rows) else "not run"),
+        headline=(
+            f"{len(finished)} of {len(rows)} searches finished; networks measured: {measured}; on the Pareto front: "
+            f"{len(front)}."
+        ),
+        look=look_of(
+            "passed"
+            if len(finished) == len(rows)
+            else "failed"
+            if any(row.status == "failed" for row in rows)
+            else "not run"
+        ),
         body=(*pictures, _runs(rows, directory, out, unit)),
     )
 
@@ -53,18 +62,25 @@ def _runs(rows: Sequence[Outcome], directory: Path, out: Path, unit: Unit) -> Se
     columns = ("run", "budget", *names, "seed", metric.name, "latency", "predicted", *elsewhere, *last)
     return Section(
         title="Runs",
-        note=f"{metric.name} on the held-out samples, within two standard errors; latency as measured, with its interval.",
+        note=(
+            f"{metric.name} on the held-out samples, within two standard errors; latency as measured, with its "
+            "interval."
+        ),
         columns=columns,
         lines=[
             _line(row, names, len(devices), losses, directory, out, unit)
             for row in sorted(rows, key=lambda row: (not row.front, row.latency_us or 0.0))
         ],
-        after="Of runs that differ in lambda alone, only the one with the lowest search loss can be on the front." if losses else "",
+        after="Of runs that differ in lambda alone, only the one with the lowest search loss can be on the front."
+        if losses
+        else "",
         dense=True,
     )
 
 
-def _line(row: Outcome, names: Sequence[str], devices: int, losses: bool, directory: Path, out: Path, unit: Unit) -> list[str | Cell]:
+def _line(
+    row: Outcome, names: Sequence[str], devices: int, losses: bool, directory: Path, out: Path, unit: Unit
+) -> list[str | Cell]:
     page = directory / sweep.RUNS / f"{row.name}.html"
     link = quote(os.path.relpath(page, out.parent)) if row.status == "finished" else ""
     return [
@@ -74,9 +90,16 @@ def _line(row: Outcome, names: Sequence[str], devices: int, losses: bool, direct
         str(row.seed),
         _scored(row),
         _measured(row, unit),
-        *(interval(found, unit) if found else "" for found in (row.predicted, *sweep.predictions_elsewhere(row, devices))),
+        *(
+            interval(found, unit) if found else ""
+            for found in (row.predicted, *sweep.predictions_elsewhere(row, devices))
+        ),
         *(("" if row.search_loss is None else f"{row.search_loss:.3f}",) if losses else ()),
-        Cell(row.why or row.status, look_of("failed")) if row.status == "failed" else "on the front" if row.front else row.why or "",
+        Cell(row.why or row.status, look_of("failed"))
+        if row.status == "failed"
+        else "on the front"
+        if row.front
+        else row.why or "",
     ]
 
 
@@ -88,7 +111,9 @@ def metric_of(rows: Iterable[Outcome]) -> Metric:
 def _scored(row: Outcome) -> str:
     if row.metric is None or row.score is None:
         return ""
-    return row.metric.words(row.score) + (f" ± {row.metric.words(2 * row.score_error)}" if row.score_error is not None else "")
+    return row.metric.words(row.score) + (
+        f" ± {row.metric.words(2 * row.score_error)}" if row.score_error is not None else ""
+    )
 
 
 def _measured(row: Outcome, unit: Unit) -> str:
@@ -103,7 +128,8 @@ def _picture(rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> P
     what = "measured latency" if measured else "latency, measured where bars cross the mark and predicted elsewhere"
     return Picture(
         "Pareto front",
-        f"{metric} over {what}; bars: two standard errors of the {metric}, interval of the latency. The line joins the front.",
+        f"{metric} over {what}; bars: two standard errors of the {metric}, interval of the latency. The line joins the "
+        "front.",
         3.6,
         partial(_paint, rows=rows, front=front, unit=unit),
     )
@@ -112,10 +138,16 @@ def _picture(rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> P
 def _paint(figure: Any, rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> None:
     axes, metric = figure.subplots(), metric_of(rows)
     for row in rows:
-        us, score, error = row.latency_us, metric.on_axis(row.score or 0.0), metric.on_axis(2 * (row.score_error or 0.0))
+        us, score, error = (
+            row.latency_us,
+            metric.on_axis(row.score or 0.0),
+            metric.on_axis(2 * (row.score_error or 0.0)),
+        )
         assert us is not None
         ends = [[unit.of(us - (row.low_us or us))], [unit.of((row.high_us or us) - us)]]
-        style: dict[str, Any] = {"color": FIRST, "marker": "o"} if row.front else {"color": SECOND, "marker": "x", "alpha": 0.7}
+        style: dict[str, Any] = (
+            {"color": FIRST, "marker": "o"} if row.front else {"color": SECOND, "marker": "x", "alpha": 0.7}
+        )
         axes.errorbar(unit.of(us), score, xerr=ends, yerr=error, capsize=2, linewidth=1, **style)
     line = [(unit.of(row.latency_us or 0.0), metric.on_axis(row.score or 0.0)) for row in front]
     axes.plot([us for us, _ in line], [score for _, score in line], color=FIRST, linewidth=1)

@@ -32,12 +32,13 @@ Statistics = Float[Tensor, "samples figures"]
 class Task(ABC):
     """A training task.
 
-    A user-defined task sets `metric`, `train` and `held_out`, and implements `loss` and `statistics`. The samples may be any map-style data
-    set of pairs of input and target, such as a `torch.utils.data.TensorDataset`.
+    A user-defined task sets `metric`, `train` and `held_out`, and implements `loss` and `statistics`. The samples may
+    be any map-style data set of pairs of input and target, such as a `torch.utils.data.TensorDataset`.
 
-    A metric is a function of means over samples: `statistics` returns some figures of each sample, and `value` computes the metric from
-    their means. The accuracy is the mean of one figure that is 0 or 1. For a mean intersection over union, the figures are the pixels of
-    intersection and union of each class, and the value is the mean of their ratios.
+    A metric is a function of means over samples: `statistics` returns some figures of each sample, and `value` computes
+    the metric from their means. The accuracy is the mean of one figure that is 0 or 1. For a mean intersection over
+    union, the figures are the pixels of intersection and union of each class, and the value is the mean of their
+    ratios.
 
     Attributes:
         metric: name, unit, and whether more is better.
@@ -71,11 +72,17 @@ class Task(ABC):
         """Return the figures of each sample that the metric is computed from; arguments as above."""
 
     def value(self, means: Float[Tensor, " figures"]) -> Float[Tensor, ""]:
-        """Return the metric for given means of the figures, differentiable for its standard error; the first figure by default."""
+        """Return the metric for given means of the figures, differentiable for its standard error.
+
+        The first figure by default.
+        """
         return means[0]
 
     def training_batch(self, rows: Rows, generator: torch.Generator | None) -> Batch:
-        """Return training samples by index, augmented if there is a generator, which is then the only source of randomness."""
+        """Return training samples by index.
+
+        They are augmented if there is a generator, which is then the only source of randomness.
+        """
         return _collated([self.train[row] for row in rows.tolist()])
 
     def expect(self, rows: Rows) -> None:  # noqa: B027 -- most tasks have nothing to prepare
@@ -101,9 +108,14 @@ class Task(ABC):
             SearchError: the task does not support the settings.
         """
         if settings.augment != "auto":
-            raise SearchError(f"--augment {settings.augment} is for images of classes: {self.name} augments in its training_batch")
+            raise SearchError(
+                f"--augment {settings.augment} is for images of classes: {self.name} augments in its training_batch"
+            )
         if settings.distill != "none":
-            raise SearchError(f"--distill {settings.distill} matches probabilities of classes, which {self.name} has none of: leave it out")
+            raise SearchError(
+                f"--distill {settings.distill} matches probabilities of classes, which {self.name} has none of: leave "
+                "it out"
+            )
         return self
 
     def require_fit(self, space: Space) -> None:
@@ -113,22 +125,30 @@ class Task(ABC):
             SearchError: the networks take other inputs, or the loss or metric cannot handle their outputs.
         """
         if not len(self.train) or not len(self.held_out):
-            raise SearchError(f"{self.name} has {len(self.train)} training and {len(self.held_out)} held-out samples: both are needed")
+            raise SearchError(
+                f"{self.name} has {len(self.train)} training and {len(self.held_out)} held-out samples: both are needed"
+            )
         inputs, targets = self.held_out_batch(torch.arange(min(2, len(self.held_out))))
         if inputs.shape[1:] != space.input_shape:
             size, wanted = ("x".join(map(str, shape)) for shape in (inputs.shape[1:], space.input_shape))
-            raise SearchError(f"an input of {self.name} is {size}, {space.name} takes {wanted}: profile and search with --input {size}")
+            raise SearchError(
+                f"an input of {self.name} is {size}, {space.name} takes {wanted}: profile and search with --input "
+                f"{size}"
+            )
         try:
             with torch.random.fork_rng(), torch.no_grad():
                 outputs = space.module().eval()(inputs)
                 loss, figures = self.loss(outputs, targets), self.statistics(outputs, targets)
         except RUN_ERRORS as error:
-            raise SearchError(f"{self.name} cannot judge outputs of {space.name}: {type(error).__name__}: {one_line(error)}") from error
+            raise SearchError(
+                f"{self.name} cannot judge outputs of {space.name}: {type(error).__name__}: {one_line(error)}"
+            ) from error
         if loss.ndim:
             raise SearchError(f"the loss of {self.name} has the shape {list(loss.shape)}, wanted one number")
         if figures.ndim != 2 or len(figures) != len(inputs):
             raise SearchError(
-                f"the statistics of {self.name} have the shape {list(figures.shape)}, wanted {len(inputs)} x figures: one row per sample"
+                f"the statistics of {self.name} have the shape {list(figures.shape)}, wanted {len(inputs)} x figures: "
+                "one row per sample"
             )
 
     def sha256(self) -> str:
@@ -137,7 +157,9 @@ class Task(ABC):
 
     @final
     def quality(self, network: nn.Module, inputs: Tensor, targets: Any) -> Quality:
-        """Return the quality measure of deployed networks on given samples, whose outputs are in the order of the trained network's.
+        """Return the quality measure of deployed networks on given samples.
+
+        Outputs are in the order of the trained network's.
 
         Args:
             network: the network in training form.
@@ -177,7 +199,9 @@ class Task(ABC):
 
     @final
     def judged(self, statistics: Statistics) -> tuple[float, float]:
-        """Return the metric of some samples and its standard error by the delta method, which linearises the value at the means.
+        """Return the metric of some samples and its standard error.
+
+        By the delta method, which linearises the value at the means.
 
         Raises:
             SearchError: the metric is not finite.
@@ -198,7 +222,9 @@ class Task(ABC):
             SearchError: the value is not finite.
         """
         if not math.isfinite(value):
-            raise SearchError(f"the {self.metric.name} of {self.name} is {value}: let `value` return a finite number for any outputs")
+            raise SearchError(
+                f"the {self.metric.name} of {self.name} is {value}: let `value` return a finite number for any outputs"
+            )
         return value
 
 

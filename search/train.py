@@ -32,8 +32,8 @@ class Part:
     """A part of an epoch: parameters to train, with their own samples and loss."""
 
     optimizers: Sequence[Optimizer]
-    """optimizers that step together, as returned by `Runtime.setup`; every parameter group has its full learning rate as `peak_lr`, which
-    is not scaled if the group's `scheduled` is False"""
+    """optimizers that step together, as returned by `Runtime.setup`; every parameter group has its full learning rate
+    as `peak_lr`, which is not scaled if the group's `scheduled` is False"""
     batches: Stream
     """batches of all devices together"""
     loss: Loss
@@ -61,12 +61,18 @@ class Evaluation:
 
 
 def make_optimizer(
-    network: nn.Module, *, lr: float, momentum: float, weight_decay: float, policy: Iterable[nn.Parameter] = (), policy_lr: float = 0.0
+    network: nn.Module,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    policy: Iterable[nn.Parameter] = (),
+    policy_lr: float = 0.0,
 ) -> SGD:
     """Create an SGD optimizer with momentum.
 
-    Weights are decayed; biases, norms and the policy are not, since decay would move a policy towards its threshold regardless of the loss.
-    Every parameter group has its full learning rate as `peak_lr`; see `train_epoch`.
+    Weights are decayed; biases, norms and the policy are not, since decay would move a policy towards its threshold
+    regardless of the loss. Every parameter group has its full learning rate as `peak_lr`; see `train_epoch`.
     """
     policy = list(policy)
     policy_ids = {id(parameter) for parameter in policy}
@@ -80,7 +86,11 @@ def make_optimizer(
 def weight_groups(parameters: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Return an optimizer's parameter groups: decayed weights, then biases and norms without decay."""
     return [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay, "peak_lr": lr},
+        {
+            "params": [parameter for parameter in parameters if parameter.ndim > 1],
+            "weight_decay": weight_decay,
+            "peak_lr": lr,
+        },
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0, "peak_lr": lr},
     ]
 
@@ -99,7 +109,12 @@ def turns(counts: Sequence[int]) -> Iterator[int]:
 
 
 def train_epoch(
-    network: nn.Module, parts: Sequence[Part], *, task: Task, runtime: Runtime, stepped: Callable[[], None] = lambda: None
+    network: nn.Module,
+    parts: Sequence[Part],
+    *,
+    task: Task,
+    runtime: Runtime,
+    stepped: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Train on every batch of every part once, in the order of `turns`.
 
@@ -144,14 +159,21 @@ def train_epoch(
     runtime.agree(network)
     total, shown, steps, *figures = runtime.total(total, shown, steps, *figures.tolist())
     if not math.isfinite(total):
-        raise SearchError(f"training diverged (loss {total}): start again in a new directory with a lower learning rate")
+        raise SearchError(
+            f"training diverged (loss {total}): start again in a new directory with a lower learning rate"
+        )
     score = task.value(torch.tensor(figures, dtype=torch.float64) / max(1, shown)).item()
-    return Evaluation(loss=total / max(1, steps), score=task.require_finite(score), steps=own, seconds=seconds, saved_bytes=saved)
+    return Evaluation(
+        loss=total / max(1, steps), score=task.require_finite(score), steps=own, seconds=seconds, saved_bytes=saved
+    )
 
 
 @contextlib.contextmanager
 def _saved(network: nn.Module) -> Iterator[list[int]]:
-    """Yield a list of the sizes in bytes that a forward pass saves for the backward pass: each storage once, without the network's own."""
+    """Yield a list of the sizes in bytes that a forward pass saves for the backward pass.
+
+    Each storage once, without the network's own.
+    """
     sizes: list[int] = []
     seen = {value.untyped_storage().data_ptr() for value in (*network.parameters(), *network.buffers())}
 
@@ -167,7 +189,9 @@ def _saved(network: nn.Module) -> Iterator[list[int]]:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: Iterable[Batch], *, task: Task, runtime: Runtime, batch_statistics: bool = False) -> Evaluation:
+def evaluate(
+    network: nn.Module, batches: Iterable[Batch], *, task: Task, runtime: Runtime, batch_statistics: bool = False
+) -> Evaluation:
     """Return loss and metric in evaluation mode.
 
     Args:
@@ -175,8 +199,8 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], *, task: Task, runtim
         batches: batches of samples.
         task: their task.
         runtime: the devices.
-        batch_statistics: use batch statistics in norms. Running statistics average over the last few dozen steps, so they fit no network if
-            channels change at every step.
+        batch_statistics: use batch statistics in norms. Running statistics average over the last few dozen steps, so
+            they fit no network if channels change at every step.
     """
     network.eval()
     with by_batch_statistics(network) if batch_statistics else contextlib.nullcontext():
@@ -198,7 +222,10 @@ def evaluation(forward: Callable[[Tensor], Any], batches: Iterable[Batch], task:
 
 @contextlib.contextmanager
 def by_batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Let the norms of a network in evaluation mode use batch statistics within the context, without updating their running ones."""
+    """Within the context, norms of a network in evaluation mode use batch statistics.
+
+    Their running statistics are not updated.
+    """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train()

@@ -22,9 +22,10 @@ _KNOWN: dict[str, tuple[float, float, float, bool]] = {
 class Transform(Struct, frozen=True, forbid_unknown_fields=True):
     """A random image transform.
 
-    The meaning of `amount` depends on `name`. `flip`: probability of a horizontal flip. `crop`: padding in pixels before a random crop to
-    the original size. `resized-crop`: minimum share of the area that is cropped and resized to the original size. `randaugment`: magnitude
-    of two changes of colour or geometry (Cubuk et al. 2020). `cutout`: side in pixels of a square that is erased (DeVries and Taylor 2017).
+    The meaning of `amount` depends on `name`. `flip`: probability of a horizontal flip. `crop`: padding in pixels
+    before a random crop to the original size. `resized-crop`: minimum share of the area that is cropped and resized to
+    the original size. `randaugment`: magnitude of two changes of colour or geometry (Cubuk et al. 2020). `cutout`: side
+    in pixels of a square that is erased (DeVries and Taylor 2017).
     """
 
     name: str
@@ -56,7 +57,9 @@ def parse(text: str) -> tuple[Transform, ...] | None:
 def _transform(word: str) -> Transform:
     name, colon, amount = word.strip().partition(":")
     if name not in _KNOWN:
-        raise SearchError(f"--augment has {word!r}: give {AUTO}, none, or some of {', '.join(_KNOWN)}, such as crop:4,flip")
+        raise SearchError(
+            f"--augment has {word!r}: give {AUTO}, none, or some of {', '.join(_KNOWN)}, such as crop:4,flip"
+        )
     default, low, high, is_integer = _KNOWN[name]
     try:
         value = float(amount) if colon else default

@@ -1,10 +1,12 @@
-"""Exact fit over widths: find the most valuable widths within a budget, by a mixed-integer program over the latency table.
+"""Exact fit over widths: find the most valuable widths within a budget.
 
-A binary variable x[g, k] states that group g ships with its k-th width. The predicted cost of a network is linear in the costs of its
-blocks, and a block's cost depends on the widths of one or two groups, so it is linear in the products of their variables, which are
-linearised exactly (y = x * x' by its marginals; Shen et al. 2022, HALP; Sun et al. 2025, MDP). The program maximises the sum of a value for
-each width of each group: `proportional` for widths that a search learned, `importance` for channels with scores. `scipy.optimize.milp`
-(HiGHS) solves it.
+A mixed-integer program over the latency table.
+
+A binary variable x[g, k] states that group g ships with its k-th width. The predicted cost of a network is linear in
+the costs of its blocks, and a block's cost depends on the widths of one or two groups, so it is linear in the products
+of their variables, which are linearised exactly (y = x * x' by its marginals; Shen et al. 2022, HALP; Sun et al. 2025,
+MDP). The program maximises the sum of a value for each width of each group: `proportional` for widths that a search
+learned, `importance` for channels with scores. `scipy.optimize.milp` (HiGHS) solves it.
 """
 
 import itertools
@@ -26,12 +28,15 @@ from search.errors import SearchError
 from search.spaces import Prunable, Site, Span, Widths
 
 TIME_LIMIT_S = 120.0
-"""Limit on the solving time; fifty groups of 32 widths take a few seconds. Widths are reproducible unless the limit is reached."""
+"""Limit on the solving time; fifty groups of 32 widths take a few seconds. Widths are reproducible unless the limit is
+reached."""
 GAP = 1e-4
 """Relative gap to the bound at which a solution counts as optimal."""
 
 _UNSCALED = Price(1.0, 1.0)
-_TABULATED = 33 * 33  # most combinations of a block's group widths to tabulate; beyond, cost is interpolated between widths of its spans
+_TABULATED = (
+    33 * 33
+)  # most combinations of a block's group widths to tabulate; beyond, cost is interpolated between widths of its spans
 _KNOTS = 9  # interpolation points of such a span
 _ROUNDS = 12  # most solutions with a corrected budget, if spans are interpolated
 _UNUSED = 0.005  # share of the budget that interpolation may leave unused
@@ -40,7 +45,8 @@ _EXCESS = 0.1  # total value of all channels beyond the proportions, as a share 
 
 
 BlockPrices = Callable[[int, BlockSpec], Price]
-"""Returns a block's share in the price of a network, including boundaries, by its index from 0; shares add up to the network's price."""
+"""Returns a block's share in the price of a network, including boundaries, by its index from 0; shares add up to the
+network's price."""
 
 
 class TablePrices:
@@ -75,7 +81,10 @@ def macs_price(_index: int, spec: BlockSpec) -> Price:
 
 
 def block_prices(limits: Sequence[Limit]) -> list[BlockPrices]:
-    """Return the block prices on each device, scaled to the budget of the first, or multiply-accumulates if there are no devices."""
+    """Return the block prices on each device, scaled to the budget of the first.
+
+    Multiply-accumulates if there are no devices.
+    """
     if not limits:
         return [macs_price]
     return [TablePrices(limit.table, factor) for limit, factor in zip(limits, factors(limits), strict=True)]
@@ -105,26 +114,38 @@ def _network_prices(sites: Sequence[Site], prices: Sequence[BlockPrices], widths
     """Return the price of the network with these group widths on each device."""
     blocks = [(index, block) for index, site in enumerate(sites) if (block := site.at(widths))]
     shares = [[price_of(index, block) for index, block in blocks] for price_of in prices]
-    return [Price(math.fsum(price.cost for price in device), math.fsum(price.most for price in device)) for device in shares]
+    return [
+        Price(math.fsum(price.cost for price in device), math.fsum(price.most for price in device)) for device in shares
+    ]
 
 
 def importance(scores: Sequence[Sequence[float]], choices: Sequence[Widths]) -> list[list[float]]:
-    """Return the value of each width: the sum of its highest scores. It is concave in the width, so the best channels count most.
+    """Return the value of each width: the sum of its highest scores.
+
+    It is concave in the width, so the best channels count most.
 
     Args:
         scores: scores of each group's channels, in any order; negative ones count as 0.
         choices: widths of each group that can ship.
     """
-    sums = [list(itertools.accumulate(sorted((max(score, 0.0) for score in group), reverse=True), initial=0.0)) for group in scores]
+    sums = [
+        list(itertools.accumulate(sorted((max(score, 0.0) for score in group), reverse=True), initial=0.0))
+        for group in scores
+    ]
     return [[group[width] for width in options] for group, options in zip(sums, choices, strict=True)]
 
 
-def proportional(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: Budget) -> list[list[float]]:
-    """Return the value of each width: closeness to the proportions of learned widths, stretched to the budget by a common factor s.
+def proportional(
+    learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: Budget
+) -> list[list[float]]:
+    """Return the value of each width.
 
-    s is the largest factor at which the nearest widths that can ship are within the budget. With r = width / (s * learned), the value is
-    1 - 1 / r below the share (r < 1), and a small part of that above it. So deficits are reduced first, starting with the largest, and the
-    rest of the budget goes where r is smallest. Cheap channels cannot replace learned ones.
+    Closeness to the proportions of learned widths, stretched to the budget by a common factor s.
+
+    s is the largest factor at which the nearest widths that can ship are within the budget. With r = width / (s *
+    learned), the value is 1 - 1 / r below the share (r < 1), and a small part of that above it. So deficits are reduced
+    first, starting with the largest, and the rest of the budget goes where r is smallest. Cheap channels cannot replace
+    learned ones.
 
     Args:
         learned: width of each group at the end of the search; above 0.
@@ -139,7 +160,9 @@ def proportional(learned: Sequence[int | float], choices: Sequence[Widths], pric
         gain = 1 - share / width
         return gain if gain < 0 else excess * gain
 
-    return [[value(width, stretch * count) for width in options] for count, options in zip(learned, choices, strict=True)]
+    return [
+        [value(width, stretch * count) for width in options] for count, options in zip(learned, choices, strict=True)
+    ]
 
 
 def _stretch(learned: Sequence[int | float], choices: Sequence[Widths], price: Pricing, budget: Budget) -> float:
@@ -148,7 +171,8 @@ def _stretch(learned: Sequence[int | float], choices: Sequence[Widths], price: P
 
     def nearest(factor: float) -> Widths:
         return tuple(
-            options[bisect_left(middles, factor * count)] for count, options, middles in zip(learned, choices, halfway, strict=True)
+            options[bisect_left(middles, factor * count)]
+            for count, options, middles in zip(learned, choices, halfway, strict=True)
         )
 
     factors = sorted({middle / count for count, middles in zip(learned, halfway, strict=True) for middle in middles})
@@ -188,10 +212,14 @@ def fit(
     best: _Solution | None = None
     aims = np.full(len(prices), float(budget.amount))
     for _ in range(_ROUNDS):
-        solution = program.solve(aims / program.scale, least=least / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter()))
+        solution = program.solve(
+            aims / program.scale, least=least / program.scale, time_limit_s=max(1.0, deadline - time.perf_counter())
+        )
         if solution is None:
             break
-        shares = np.array([price.most for price in _network_prices(program.sites, prices, solution.widths)]) / budget.amount
+        shares = (
+            np.array([price.most for price in _network_prices(program.sites, prices, solution.widths)]) / budget.amount
+        )
         used = shares.max()
         if used <= 1 and (best is None or solution.value > best.value):
             best = solution
@@ -202,7 +230,8 @@ def fit(
         aims = np.where(shares > 1, lower, aims) if used > 1 else aims * (1.5 - used / 2)
     if best is None:
         raise SearchError(
-            f"no widths of {space.name} within {within(budget, prices)} were found in {time_limit_s:g} s: ask for a larger budget"
+            f"no widths of {space.name} within {within(budget, prices)} were found in {time_limit_s:g} s: ask for a "
+            "larger budget"
         )
     return Fit(
         widths=best.widths,
@@ -235,12 +264,16 @@ class _Axis(NamedTuple):
 class _Program:
     """The mixed-integer program of one space, for any budget.
 
-    Columns: x for each group and width; a weight for each knot and a binary for each interval of each interpolated span; and products of
-    columns for each combination of axes that a block's price depends on.
+    Columns: x for each group and width; a weight for each knot and a binary for each interval of each interpolated
+    span; and products of columns for each combination of axes that a block's price depends on.
     """
 
     def __init__(
-        self, space: Prunable, choices: Sequence[Widths], values: Sequence[Sequence[float]], prices: Sequence[BlockPrices]
+        self,
+        space: Prunable,
+        choices: Sequence[Widths],
+        values: Sequence[Sequence[float]],
+        prices: Sequence[BlockPrices],
     ) -> None:
         self.sites = space.sites()
         self._values = values
@@ -249,7 +282,9 @@ class _Program:
         kept = _undominated(choices, values, grids)
         self._kept = kept
         self._choices = [tuple(options[k] for k in chosen) for options, chosen in zip(choices, kept, strict=True)]
-        self.scale = max(1e-12, math.fsum(float(np.abs(grid).max()) for grid in grids.values()) + float(np.abs(self.fixed).max()))
+        self.scale = max(
+            1e-12, math.fsum(float(np.abs(grid).max()) for grid in grids.values()) + float(np.abs(self.fixed).max())
+        )
         self._costs: list[np.ndarray] = []  # cost of each column on each device
         self._integral: list[bool] = []
         self._rows: list[tuple[dict[int, float], float, float]] = []
@@ -260,7 +295,11 @@ class _Program:
         for grid_axes, grid in grids.items():
             for axis in grid_axes:
                 if axis not in axes:
-                    axes[axis] = self._x[axis.owner] if isinstance(axis.owner, int) else self._interpolated(axis.owner, axis.points)
+                    axes[axis] = (
+                        self._x[axis.owner]
+                        if isinstance(axis.owner, int)
+                        else self._interpolated(axis.owner, axis.points)
+                    )
             self._price([axes[axis] for axis in grid_axes], self._narrowed(grid_axes, grid))
 
     @property
@@ -299,7 +338,9 @@ class _Program:
         if result.x is None:
             return None
         picks = [int(np.argmax(result.x[columns])) for columns in self._x]
-        value = math.fsum(values[kept[pick]] for values, kept, pick in zip(self._values, self._kept, picks, strict=True))
+        value = math.fsum(
+            values[kept[pick]] for values, kept, pick in zip(self._values, self._kept, picks, strict=True)
+        )
         widths = tuple(options[pick] for options, pick in zip(self._choices, picks, strict=True))
         return _Solution(widths, value, float(result.mip_gap or 0.0))
 
@@ -313,7 +354,9 @@ class _Program:
         self._rows.append((dict(terms), low, high))
 
     def _structure(self) -> LinearConstraint:
-        entries = [(row, column, factor) for row, (terms, _, _) in enumerate(self._rows) for column, factor in terms.items()]
+        entries = [
+            (row, column, factor) for row, (terms, _, _) in enumerate(self._rows) for column, factor in terms.items()
+        ]
         rows, columns, factors = zip(*entries, strict=True)
         matrix = sparse.csr_matrix((factors, (rows, columns)), shape=(len(self._rows), self.variables))
         low, high = (np.array([row[side] for row in self._rows]) for side in (1, 2))
@@ -327,7 +370,10 @@ class _Program:
         return grid
 
     def _interpolated(self, span: Span, knots: Widths) -> list[int]:
-        """Add weights of a span's knots, of which only two neighbours may be above 0, with the span as their weighted mean."""
+        """Add weights of a span's knots, with the span as their weighted mean.
+
+        Only two neighbours may be above 0.
+        """
         weights = self._columns(len(knots), integral=False)
         intervals = self._columns(max(1, len(knots) - 1), integral=True)
         self._constrain(dict.fromkeys(weights, 1.0), 1.0, 1.0)
@@ -361,7 +407,9 @@ class _Program:
 def _grids(
     space: Prunable, sites: Sequence[Site], choices: Sequence[Widths], prices: Sequence[BlockPrices]
 ) -> tuple[dict[tuple[_Axis, ...], np.ndarray], np.ndarray]:
-    """Return the upper ends of the blocks' prices over their axes, summed over blocks with the same axes, and the sum of fixed prices.
+    """Return the upper ends of the blocks' prices over their axes, and the sum of fixed prices.
+
+    Blocks with the same axes are summed.
 
     The first axis of each array is devices.
     """
@@ -370,7 +418,9 @@ def _grids(
     for index, site in enumerate(sites):
         axes = _axes(space, site, choices)
         specs = _specs(site, axes, len(choices))
-        most = np.array([[price_of(index, spec).most if site.of(spec) else 0.0 for spec in specs] for price_of in prices])
+        most = np.array(
+            [[price_of(index, spec).most if site.of(spec) else 0.0 for spec in specs] for price_of in prices]
+        )
         if not axes:
             fixed += most[:, 0]
             continue
@@ -385,7 +435,9 @@ def _axes(space: Prunable, site: Site, choices: Sequence[Widths]) -> tuple[_Axis
         return tuple(_Axis(group, tuple(choices[group])) for group in groups)
     spans = dict.fromkeys(span for span in site.spans if span.terms)
     return tuple(
-        _Axis(span.terms[0][0], tuple(choices[span.terms[0][0]])) if len(span.terms) == 1 else _Axis(span, _knots(space.span_choices(span)))
+        _Axis(span.terms[0][0], tuple(choices[span.terms[0][0]]))
+        if len(span.terms) == 1
+        else _Axis(span, _knots(space.span_choices(span)))
         for span in spans
     )
 
@@ -407,7 +459,8 @@ def _specs(site: Site, axes: Sequence[_Axis], groups: int) -> list[BlockSpec]:
             else:
                 spans[axis.owner] = width
         widths = {
-            name: spans[span] if span in spans else round(span.at(at)) for (name, _), span in zip(site.spec.widths, site.spans, strict=True)
+            name: spans[span] if span in spans else round(span.at(at))
+            for (name, _), span in zip(site.spec.widths, site.spans, strict=True)
         }
         specs.append(site.spec.with_widths(**widths))
     return specs
@@ -416,16 +469,29 @@ def _specs(site: Site, axes: Sequence[_Axis], groups: int) -> list[BlockSpec]:
 def _undominated(
     choices: Sequence[Widths], values: Sequence[Sequence[float]], grids: Mapping[tuple[_Axis, ...], np.ndarray]
 ) -> list[list[int]]:
-    """Return the indices of each group's useful widths, without those for which a wider one is worth as much and costs no more anywhere."""
+    """Return the indices of each group's useful widths.
+
+    A width is useless if a wider one is worth as much and costs no more anywhere.
+    """
     kept = []
     for group, options in enumerate(choices):
-        used = [np.moveaxis(grid, place + 1, 0) for axes, grid in grids.items() for place, axis in enumerate(axes) if axis.owner == group]
+        used = [
+            np.moveaxis(grid, place + 1, 0)
+            for axes, grid in grids.items()
+            for place, axis in enumerate(axes)
+            if axis.owner == group
+        ]
         spans = any(isinstance(axis.owner, Span) and group in dict(axis.owner.terms) for axes in grids for axis in axes)
-        costs = np.concatenate([grid.reshape(len(options), -1) for grid in used], axis=1) if used else np.zeros((len(options), 1))
+        costs = (
+            np.concatenate([grid.reshape(len(options), -1) for grid in used], axis=1)
+            if used
+            else np.zeros((len(options), 1))
+        )
 
         def dominated(k: int, group: int = group, costs: np.ndarray = costs) -> bool:
             return any(
-                values[group][other] >= values[group][k] and bool((costs[other] <= costs[k]).all()) for other in range(k + 1, len(costs))
+                values[group][other] >= values[group][k] and bool((costs[other] <= costs[k]).all())
+                for other in range(k + 1, len(costs))
             )
 
         kept.append([k for k in range(len(options)) if spans or not dominated(k)])

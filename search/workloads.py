@@ -1,8 +1,8 @@
 """What to measure of a space: its blocks, and whole networks to judge predictions by, in the ONNX that would ship.
 
-Torch takes a second to export a module, and a space has hundreds of blocks that differ in their channel counts alone. So each family of
-blocks is exported once, by `deploy.lowering` like what ships, with a prime of its own as every channel count; a block of any widths is then
-cut from that template, and a network is joined from its blocks.
+Torch takes a second to export a module, and a space has hundreds of blocks that differ in their channel counts alone.
+So each family of blocks is exported once, by `deploy.lowering` like what ships, with a prime of its own as every
+channel count; a block of any widths is then cut from that template, and a network is joined from its blocks.
 """
 
 import itertools
@@ -31,9 +31,17 @@ _LARGEST_CONSTANT = 31
 
 
 def workloads(
-    space: Space, *, networks: int = 16, seed: int = 0, precision: Precision = "fp32", program: bool = False, batch: int = 1
+    space: Space,
+    *,
+    networks: int = 16,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    program: bool = False,
+    batch: int = 1,
 ) -> list[Workload]:
-    """Every distinct block of a space; then its largest, its smallest, and random networks, each once. Lowered when their `onnx` is called.
+    """Every distinct block of a space; then its largest, its smallest, and random networks, each once.
+
+    Lowered when their `onnx` is called.
 
     Args:
         space: what to measure.
@@ -50,12 +58,18 @@ def workloads(
     if not space.serial:
         return [
             *each,
-            *(Workload.network(space.network(choice), partial(whole, space, choice, precision, batch), batch) for choice in choices),
+            *(
+                Workload.network(space.network(choice), partial(whole, space, choice, precision, batch), batch)
+                for choice in choices
+            ),
         ]
     chains = [space.network(choice) for choice in choices]
     return [
         *each,
-        *(Workload.network(chain, partial(lowered, chain, precision, batch), batch) for chain in dict.fromkeys(map(tuple, chains))),
+        *(
+            Workload.network(chain, partial(lowered, chain, precision, batch), batch)
+            for chain in dict.fromkeys(map(tuple, chains))
+        ),
     ]
 
 
@@ -69,7 +83,8 @@ def lower(chain: Sequence[BlockSpec], precision: Precision = "fp32", batch: int 
 def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32", batch: int = 1) -> Lowered:
     """As `lower`, with the program of the same network that torch itself runs.
 
-    A program cannot be cut from a template: torch exports each at its own widths, with weights of its own initialisation.
+    A program cannot be cut from a template: torch exports each at its own widths, with weights of its own
+    initialisation.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -96,12 +111,16 @@ def lower_network(space: Space, choice: Choice, precision: Precision = "fp32", b
 
 def lower_network_with_program(space: Space, choice: Choice, precision: Precision = "fp32", batch: int = 1) -> Lowered:
     """As `lower_network`, with the program of the same network that torch itself runs."""
-    lowered = lowering.lower(space.deployed(choice), torch.zeros(batch, *space.input_shape), precision=precision, program=True)
+    lowered = lowering.lower(
+        space.deployed(choice), torch.zeros(batch, *space.input_shape), precision=precision, program=True
+    )
     return replace(lowered, onnx=filled(lowered.onnx))
 
 
 def resize(graph: onnx.GraphProto, sizes: Mapping[int, int]) -> None:
-    """Give a graph without weights other sizes: in shapes, in attributes such as groups, and in constants, whose numbers are repeated.
+    """Give a graph without weights other sizes.
+
+    In shapes, in attributes such as groups, and in constants, whose numbers are repeated.
 
     Args:
         graph: static; changed in place.
@@ -121,7 +140,9 @@ def resize(graph: onnx.GraphProto, sizes: Mapping[int, int]) -> None:
             tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
             continue
         dims = [sizes.get(size, size) for size in tensor.dims]
-        if dims != list(tensor.dims) and is_filled(tensor):  # a norm's statistics: equal for all channels of a new module
+        if dims != list(tensor.dims) and is_filled(
+            tensor
+        ):  # a norm's statistics: equal for all channels of a new module
             tensor.CopyFrom(numpy_helper.from_array(np.resize(numpy_helper.to_array(tensor), dims), tensor.name))
         tensor.dims[:] = dims
 
@@ -141,8 +162,12 @@ def join(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
     for number, model in enumerate(models):
         first, last = number == 0, number == len(models) - 1
         graph = model.graph
-        opening = next((node for node in graph.node if node.op_type == "Cast" and node.input[0] == "input" and not first), None)
-        closing = next((node for node in graph.node if node.op_type == "Cast" and node.output[0] == "output" and not last), None)
+        opening = next(
+            (node for node in graph.node if node.op_type == "Cast" and node.input[0] == "input" and not first), None
+        )
+        closing = next(
+            (node for node in graph.node if node.op_type == "Cast" and node.output[0] == "output" and not last), None
+        )
         entry = opening.output[0] if opening else "input"
         leaving = closing.input[0] if closing else "output"
         names = {"": "", entry: carried, leaving: "output" if last else f"{number}.{leaving}"}
@@ -197,5 +222,9 @@ def _export(template: BlockSpec, se_width: int, precision: Precision, batch: int
 def _primes(spec: BlockSpec, batch: int) -> list[int]:
     """A prime for every channel count of a block, none of them a size of an image, a kernel or a batch."""
     start = 1 + max(_LARGEST_CONSTANT, batch, *(value for _, value in spec.attrs if isinstance(value, int)))
-    primes = (number for number in itertools.count(start) if all(number % factor for factor in range(2, math.isqrt(number) + 1)))
+    primes = (
+        number
+        for number in itertools.count(start)
+        if all(number % factor for factor in range(2, math.isqrt(number) + 1))
+    )
     return list(itertools.islice(primes, len(spec.widths) + 1))

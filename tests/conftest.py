@@ -41,7 +41,11 @@ def _modules_with_shapes() -> list[str]:
     """Modules that annotate shapes: by jaxtyping or by names that such modules define. Each call of a checked function costs 20 us."""
     root = Path(__file__).parents[1]
     imported, defined = {}, {"jaxtyping"}
-    for path in (path for package in ("latency", "reparam", "deploy", "search") for path in sorted((root / package).rglob("*.py"))):
+    for path in (
+        path
+        for package in ("latency", "reparam", "deploy", "search")
+        for path in sorted((root / package).rglob("*.py"))
+    ):
         module = ast.parse(path.read_text())
         nodes = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom)]
         name = ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")

@@ -57,7 +57,9 @@ def fit_values(
         widths = exchanged
 
 
-def _narrowed(widths: Widths, sums: Sequence[Mapping[int, float]], choices: Sequence[Widths], price: Pricing, budget: float) -> Widths:
+def _narrowed(
+    widths: Widths, sums: Sequence[Mapping[int, float]], choices: Sequence[Widths], price: Pricing, budget: float
+) -> Widths:
     while (now := price(widths)).most > budget:
         steps = []
         for index, width in _steps(widths, choices, wider=False):
@@ -69,7 +71,9 @@ def _narrowed(widths: Widths, sums: Sequence[Mapping[int, float]], choices: Sequ
     return widths
 
 
-def _widened(widths: Widths, sums: Sequence[Mapping[int, float]], choices: Sequence[Widths], price: Pricing, budget: float) -> Widths:
+def _widened(
+    widths: Widths, sums: Sequence[Mapping[int, float]], choices: Sequence[Widths], price: Pricing, budget: float
+) -> Widths:
     while True:
         steps = []
         for index, width in _steps(widths, choices, wider=True):
@@ -91,7 +95,10 @@ def _exchanged(
 
     best, best_worth, now = None, worth(widths), price(widths).cost
     for narrowed, options in enumerate(choices):
-        stair = next((w for w in reversed(options) if w < widths[narrowed] and price(_replaced(widths, narrowed, w)).cost < now), None)
+        stair = next(
+            (w for w in reversed(options) if w < widths[narrowed] and price(_replaced(widths, narrowed, w)).cost < now),
+            None,
+        )
         if stair is None:
             continue
         freed = _replaced(widths, narrowed, stair)

@@ -26,14 +26,19 @@ def conv_norm(
     act: Callable[[], nn.Module] | None = nn.ReLU,
     eps: float = 1e-5,
 ) -> nn.Sequential:
-    parts = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out, eps=eps)]
+    parts = [
+        nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(c_out, eps=eps),
+    ]
     return nn.Sequential(*parts, *([act()] if act else []))
 
 
 # --- RepVGG (Ding et al. 2021, Table 2) ---
 
 
-def repvgg(depths: tuple[int, ...], widths: tuple[float, ...], *, width: float = 1.0, groups: int = 1, classes: int = 1000) -> nn.Module:
+def repvgg(
+    depths: tuple[int, ...], widths: tuple[float, ...], *, width: float = 1.0, groups: int = 1, classes: int = 1000
+) -> nn.Module:
     blocks: list[nn.Module] = []
     channels = 3
     for depth, base in zip((1, *depths), (min(64, widths[0]), *widths), strict=True):
@@ -61,7 +66,9 @@ class Residual(nn.Module):
         super().__init__()
         self.out_channels = c_out = inner * 4 if bottleneck else inner
         if bottleneck:
-            self.body = nn.Sequential(conv_norm(c_in, inner, 1), conv_norm(inner, inner, 3, stride), conv_norm(inner, c_out, 1, act=None))
+            self.body = nn.Sequential(
+                conv_norm(c_in, inner, 1), conv_norm(inner, inner, 3, stride), conv_norm(inner, c_out, 1, act=None)
+            )
         else:
             self.body = nn.Sequential(conv_norm(c_in, inner, 3, stride), conv_norm(inner, c_out, act=None))
         self.downsample = conv_norm(c_in, c_out, 1, stride, act=None) if stride > 1 or c_in != c_out else None
@@ -74,7 +81,9 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, depths: tuple[int, ...], *, bottleneck: bool, width: float = 1.0, classes: int | None = 1000) -> None:
+    def __init__(
+        self, depths: tuple[int, ...], *, bottleneck: bool, width: float = 1.0, classes: int | None = 1000
+    ) -> None:
         super().__init__()
         channels = scaled(64, width)
         self.stem = nn.Sequential(conv_norm(3, channels, 7, 2), nn.MaxPool2d(3, 2, 1))
@@ -124,7 +133,16 @@ class SqueezeExcite(nn.Module):
 
 class InvertedResidual(nn.Module):
     def __init__(
-        self, c_in: int, c_out: int, stride: int, expand: int, kernel: int, act: Callable[[], nn.Module], *, se: bool, eps: float = 1e-5
+        self,
+        c_in: int,
+        c_out: int,
+        stride: int,
+        expand: int,
+        kernel: int,
+        act: Callable[[], nn.Module],
+        *,
+        se: bool,
+        eps: float = 1e-5,
     ) -> None:
         super().__init__()
         inner = c_in * expand
@@ -147,21 +165,44 @@ def inverted(
     parts: list[nn.Module] = [conv_norm(3, channels, 3, 2, act=act)]
     for expand, base, depth, stride, kernel in rows:
         for index in range(min(depth, deepest)):
-            parts.append(InvertedResidual(channels, scaled(base, width), 1 if index else stride, expand, kernel, act, se=se))
+            parts.append(
+                InvertedResidual(channels, scaled(base, width), 1 if index else stride, expand, kernel, act, se=se)
+            )
             channels = scaled(base, width)
     last = scaled(1280, width)
     return nn.Sequential(
-        *parts, conv_norm(channels, last, 1, act=act), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(last, 1000)
+        *parts,
+        conv_norm(channels, last, 1, act=act),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(last, 1000),
     )
 
 
 def mobilenet_v2(width: float = 1.0, deepest: int = 4) -> nn.Module:
-    rows = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 3, 2, 3), (6, 64, 4, 2, 3), (6, 96, 3, 1, 3), (6, 160, 3, 2, 3), (6, 320, 1, 1, 3))
+    rows = (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 32, 3, 2, 3),
+        (6, 64, 4, 2, 3),
+        (6, 96, 3, 1, 3),
+        (6, 160, 3, 2, 3),
+        (6, 320, 1, 1, 3),
+    )
     return inverted(rows, nn.ReLU6, 32, width=width, se=False, deepest=deepest)
 
 
 def efficientnet_b0(width: float = 1.0, deepest: int = 4) -> nn.Module:
-    rows = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
+    rows = (
+        (1, 16, 1, 1, 3),
+        (6, 24, 2, 2, 3),
+        (6, 40, 2, 2, 5),
+        (6, 80, 3, 2, 3),
+        (6, 112, 3, 1, 5),
+        (6, 192, 4, 2, 5),
+        (6, 320, 1, 1, 3),
+    )
     return inverted(rows, nn.SiLU, 32, width=width, se=True, deepest=deepest)
 
 
@@ -187,9 +228,16 @@ def densenet121(width: float = 1.0, depths: tuple[int, ...] = (6, 12, 24, 16)) -
             parts.append(DenseLayer(channels, growth))
             channels += growth
         if stage < len(depths) - 1:
-            parts += [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)]
+            parts += [
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels // 2, 1, bias=False),
+                nn.AvgPool2d(2),
+            ]
             channels //= 2
-    return nn.Sequential(*parts, nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000))
+    return nn.Sequential(
+        *parts, nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 1000)
+    )
 
 
 # --- U-Net (Ronneberger et al. 2015), padded, with norms ---
@@ -223,7 +271,13 @@ class UNet(nn.Module):
 
 class Yolact(nn.Module):
     def __init__(
-        self, width: float = 1.0, depths: tuple[int, ...] = (3, 4, 23, 3), *, classes: int = 81, prototypes: int = 32, anchors: int = 3
+        self,
+        width: float = 1.0,
+        depths: tuple[int, ...] = (3, 4, 23, 3),
+        *,
+        classes: int = 81,
+        prototypes: int = 32,
+        anchors: int = 3,
     ) -> None:
         super().__init__()
         self.backbone = ResNet(depths, bottleneck=True, width=width, classes=None)

@@ -1,10 +1,12 @@
-"""Build pycuda from its sdist on a machine with neither CUDA nor a driver, so that its names and signatures can be checked.
+"""Build pycuda from its sdist, to check its names and signatures.
+
+The machine needs neither CUDA nor a driver.
 
     python tools/build_pycuda.py DIR
     LD_LIBRARY_PATH=DIR/lib PYTHONPATH=DIR/site python -m pytest tests/unit/latency/backends/test_pycuda.py
 
-Headers are those of NVIDIA's wheels on PyPI. `DIR/lib/libcuda.so.1` is a stub: each function of the driver answers that there is no device.
-Needs a C++ compiler; takes some minutes.
+Headers are those of NVIDIA's wheels on PyPI. `DIR/lib/libcuda.so.1` is a stub: each function of the driver answers that
+there is no device. Needs a C++ compiler; takes some minutes.
 """
 
 import argparse

@@ -11,7 +11,9 @@ from lathe import cli, render
 
 def main(bundle: str, svg: str) -> None:
     """Run `lathe report` on a bundle with a console that records its output."""
-    render.OUT = Console(width=80, record=True, force_terminal=True, color_system="truecolor", highlight=False, file=io.StringIO())
+    render.OUT = Console(
+        width=80, record=True, force_terminal=True, color_system="truecolor", highlight=False, file=io.StringIO()
+    )
     try:
         cli.main(["report", bundle, "--out", f"{bundle}.html"])
     except SystemExit as end:

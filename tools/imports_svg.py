@@ -30,7 +30,8 @@ def picture() -> str:
     for name, place in PLACES.items():
         x, y = _middle(place)
         parts.append(
-            f'<rect x="{x - WIDTH / 2}" y="{y - HEIGHT / 2}" width="{WIDTH}" height="{HEIGHT}" rx="6" fill="#eef3fa" stroke="#4a6fa5"/>'
+            f'<rect x="{x - WIDTH / 2}" y="{y - HEIGHT / 2}" width="{WIDTH}" height="{HEIGHT}" rx="6" '
+            'fill="#eef3fa" stroke="#4a6fa5"/>'
             f'<text x="{x}" y="{y - 2}" font-weight="bold" fill="#1b1f24">{name}</text>'
             f'<text x="{x}" y="{y + 16}" font-size="12" fill="#1b1f24">{len(modules[name])} modules</text>'
         )

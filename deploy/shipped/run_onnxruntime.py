@@ -1,4 +1,7 @@
-"""Runs the network of this directory with numpy and ONNX Runtime alone: `python run.py INPUT.npy ...`, or `load()` from your own code."""
+"""Runs the network of this directory with numpy and ONNX Runtime alone.
+
+`python run.py INPUT.npy ...`, or `load()` from your own code.
+"""
 
 import hashlib
 import importlib
@@ -24,7 +27,10 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
     model = (HERE / "model.onnx").read_bytes()
     if hashlib.sha256(model).hexdigest() != manifest["files"]["model.onnx"]:
-        raise ValueError(f"{HERE / 'model.onnx'} was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`")
+        raise ValueError(
+            f"{HERE / 'model.onnx'} was changed: build it again with `lathe export SOURCE --target onnxruntime --out "
+            "NEW`"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = (manifest["device"] or {}).get("threads", 1)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -39,12 +45,17 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
 def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     """The inputs by name; nothing is converted: ValueError where one does not fit."""
     if len(arrays) != len(manifest["inputs"]):
-        raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy ...")
+        raise ValueError(
+            f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy "
+            "..."
+        )
     made = {}
     for (name, shape), array in zip(manifest["inputs"].items(), arrays, strict=True):
         dtype, found = np.dtype(manifest["dtypes"][name]), list(np.shape(array))
         span = manifest["spans"].get(name) or {"min": shape, "max": shape}
-        fits = len(found) == len(shape) and all(a <= size <= b for a, size, b in zip(span["min"], found, span["max"], strict=True))
+        fits = len(found) == len(shape) and all(
+            a <= size <= b for a, size, b in zip(span["min"], found, span["max"], strict=True)
+        )
         if not fits or np.asarray(array).dtype != dtype:
             wanted = shape if span["min"] == span["max"] else f"{span['min']} to {span['max']}"
             raise ValueError(f"input {name} is {dtype} {wanted}, given {np.asarray(array).dtype} {found}")
@@ -62,7 +73,10 @@ def array_of(path: str) -> np.ndarray:
 
 
 def main() -> None:
-    """Run the network on the arrays of files, and say what comes out; exit code 2, with the reason in one line, where it cannot."""
+    """Run the network on the arrays of files, and say what comes out.
+
+    Exit code 2, with the reason in one line, where it cannot.
+    """
     try:
         outputs = load()(*map(array_of, sys.argv[1:]))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:

@@ -1,4 +1,7 @@
-"""Runs the engine of this directory with numpy, TensorRT and cuda-python alone: `python run.py INPUT.npy ...`, or by `load()`."""
+"""Runs the engine of this directory with numpy, TensorRT and cuda-python alone.
+
+`python run.py INPUT.npy ...`, or by `load()`.
+"""
 
 import hashlib
 import importlib
@@ -33,18 +36,25 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     wanted = manifest["runtime"]["version"]
     if trt.__version__ != wanted and not manifest["build"].get("version_compatible"):
         raise ValueError(f"{engine_file} is of {target} {wanted}, here is {trt.__version__}: {again}")
-    parts = (cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor, cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor)
+    parts = (
+        cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor,
+        cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor,
+    )
     major, minor = (_cuda(cuda.cudaDeviceGetAttribute(part, 0)) for part in parts)
     capabilities = manifest["compute_capabilities"]
     if capabilities and f"{major}.{minor}" not in capabilities:
-        raise ValueError(f"{engine_file} is for compute capability {', '.join(capabilities)}, this GPU has {major}.{minor}: {again}")
+        raise ValueError(
+            f"{engine_file} is for compute capability {', '.join(capabilities)}, this GPU has {major}.{minor}: {again}"
+        )
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if manifest["build"].get("version_compatible"):
         runtime.engine_host_code_allowed = True
     if hasattr(runtime, "get_engine_validity"):
         validity, found = runtime.get_engine_validity(data)
         if validity == trt.EngineValidity.INVALID:
-            causes = [name for name, flag in trt.EngineInvalidityDiagnostics.__members__.items() if int(found) & int(flag)]
+            causes = [
+                name for name, flag in trt.EngineInvalidityDiagnostics.__members__.items() if int(found) & int(flag)
+            ]
             raise ValueError(f"{engine_file} is not valid here ({', '.join(causes) or 'no cause given'}): {again}")
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
@@ -58,16 +68,27 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
 
     def run(*arrays: np.ndarray) -> dict[str, np.ndarray]:
         for name, array in by_name(manifest, arrays).items():
-            _cuda(cuda.cudaMemcpy(places[name], array.ctypes.data, array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice))
+            _cuda(
+                cuda.cudaMemcpy(
+                    places[name], array.ctypes.data, array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
+                )
+            )
             if name in spans:
                 context.set_input_shape(name, array.shape)
         if not context.execute_async_v3(int(stream)):
             raise RuntimeError(f"{engine_file}: {target} refuses to run it")
         _cuda(cuda.cudaStreamSynchronize(stream))
-        shapes = {name: tuple(context.get_tensor_shape(name)) if name in spans else shape for name, shape in manifest["outputs"].items()}
+        shapes = {
+            name: tuple(context.get_tensor_shape(name)) if name in spans else shape
+            for name, shape in manifest["outputs"].items()
+        }
         outputs = {name: np.empty(shape, manifest["dtypes"][name]) for name, shape in shapes.items()}
         for name, array in outputs.items():
-            _cuda(cuda.cudaMemcpy(array.ctypes.data, places[name], array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost))
+            _cuda(
+                cuda.cudaMemcpy(
+                    array.ctypes.data, places[name], array.nbytes, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
+                )
+            )
         return outputs
 
     run.keeps = (runtime, engine, context)  # pyright: ignore[reportFunctionMemberAccess]
@@ -86,12 +107,17 @@ def _cuda(result: tuple[Any, ...]) -> Any:
 def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     """The inputs by name; nothing is converted: ValueError where one does not fit."""
     if len(arrays) != len(manifest["inputs"]):
-        raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy ...")
+        raise ValueError(
+            f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy "
+            "..."
+        )
     made = {}
     for (name, shape), array in zip(manifest["inputs"].items(), arrays, strict=True):
         dtype, found = np.dtype(manifest["dtypes"][name]), list(np.shape(array))
         span = manifest["spans"].get(name) or {"min": shape, "max": shape}
-        fits = len(found) == len(shape) and all(a <= size <= b for a, size, b in zip(span["min"], found, span["max"], strict=True))
+        fits = len(found) == len(shape) and all(
+            a <= size <= b for a, size, b in zip(span["min"], found, span["max"], strict=True)
+        )
         if not fits or np.asarray(array).dtype != dtype:
             wanted = shape if span["min"] == span["max"] else f"{span['min']} to {span['max']}"
             raise ValueError(f"input {name} is {dtype} {wanted}, given {np.asarray(array).dtype} {found}")
@@ -109,7 +135,10 @@ def array_of(path: str) -> np.ndarray:
 
 
 def main() -> None:
-    """Run the network on the arrays of files, and say what comes out; exit code 2, with the reason in one line, where it cannot."""
+    """Run the network on the arrays of files, and say what comes out.
+
+    Exit code 2, with the reason in one line, where it cannot.
+    """
     try:
         outputs = load()(*map(array_of, sys.argv[1:]))
     except (OSError, ValueError, RuntimeError, MemoryError) as error:

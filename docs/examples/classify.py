@@ -1,4 +1,7 @@
-"""A classifier from a folder of images: scikit-learn's handwritten digits, written as one folder of images per class."""
+"""A classifier from a folder of images.
+
+Scikit-learn's handwritten digits, written as one folder of images per class.
+"""
 
 from pathlib import Path
 

@@ -44,7 +44,10 @@ class Detector(nn.Module):
         self.head = nn.Sequential(conv(64, 64), nn.Conv2d(64, 5, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images to [images, 5, GRID, GRID]: logit of a box, its centre in the cell, and the logarithm of its size in cells."""
+        """Map images to [images, 5, GRID, GRID].
+
+        Logit of a box, its centre in the cell, and the logarithm of its size in cells.
+        """
         c3 = self.c3(self.stem(x))
         p4 = self.lateral4(self.c4(c3))
         return self.head(self.lateral3(c3) + F.interpolate(p4, scale_factor=2.0, mode="nearest"))
@@ -75,7 +78,9 @@ def targets_of(boxes: Boxes) -> Tensor:
     wanted = torch.zeros(len(boxes), 5, GRID, GRID)
     for target, found in zip(wanted, boxes, strict=True):
         for x, y, w, h in found:
-            target[:, int(y / CELL), int(x / CELL)] = torch.tensor([1, x / CELL % 1, y / CELL % 1, np.log(w / CELL), np.log(h / CELL)])
+            target[:, int(y / CELL), int(x / CELL)] = torch.tensor(
+                [1, x / CELL % 1, y / CELL % 1, np.log(w / CELL), np.log(h / CELL)]
+            )
     return wanted
 
 
@@ -93,7 +98,11 @@ def detections(output: Tensor) -> list[tuple[float, Box]]:
     found = []
     for place in scores.flatten().argsort(descending=True)[:8].tolist():
         row, column = divmod(place, GRID)
-        score, (dx, dy), (w, h) = float(scores[row, column]), output[1:3, row, column].tolist(), output[3:, row, column].exp().tolist()
+        score, (dx, dy), (w, h) = (
+            float(scores[row, column]),
+            output[1:3, row, column].tolist(),
+            output[3:, row, column].exp().tolist(),
+        )
         found.append((score, (CELL * (column + dx), CELL * (row + dy), CELL * w, CELL * h)))
     return found
 
@@ -108,7 +117,10 @@ def iou(one: Box, other: Box) -> float:
 
 
 def matched(output: Tensor, wanted: list[Box]) -> list[tuple[float, bool]]:
-    """Return for each detection in an image its score and whether it matches a box: IoU of at least 0.5, each box once."""
+    """Return for each detection in an image its score and whether it matches a box.
+
+    IoU of at least 0.5, each box once.
+    """
     left, found = list(wanted), []
     for score, box in detections(output):
         best = max(left, key=partial(iou, box), default=None)
@@ -134,14 +146,18 @@ def quality_of(boxes: Boxes) -> Quality:
         (found,) = (torch.from_numpy(samples.joined(output)) for output in outputs.values())
         images = [(len(wanted), matched(output, wanted)) for output, wanted in zip(found, boxes, strict=True)]
         draw = np.random.default_rng(0)
-        again = [average_precision([images[row] for row in draw.integers(0, len(images), len(images))]) for _ in range(200)]
+        again = [
+            average_precision([images[row] for row in draw.integers(0, len(images), len(images))]) for _ in range(200)
+        ]
         low, high = np.quantile(again, (0.025, 0.975)).tolist()
         return Figure(value=average_precision(images), low=low, high=high)
 
     return Quality(Metric(name="AP50", unit="%"), of)
 
 
-def train(network: nn.Module, images: Tensor, boxes: Boxes, epochs: int, *, decay: bool, state: MaskedSearch | None = None) -> None:
+def train(
+    network: nn.Module, images: Tensor, boxes: Boxes, epochs: int, *, decay: bool, state: MaskedSearch | None = None
+) -> None:
     """Train with Adam, adding the penalty during a search.
 
     Args:
@@ -181,7 +197,9 @@ def main() -> None:
     train(network, images, boxes, pretrain, decay=True)
     unpruned = copy.deepcopy(network)
 
-    budget = Budget(us=given.budget * table.predict(search.spaces.of_module(network, example, name="detector").network()).us)
+    budget = Budget(
+        us=given.budget * table.predict(search.spaces.of_module(network, example, name="detector").network()).us
+    )
     with search.masked(network, example, budget, table) as state:
         train(network, images, boxes, searched, decay=False, state=state)
     found = {"pas": state.squeezed()}
@@ -191,11 +209,15 @@ def main() -> None:
     for small in found.values():
         train(small, images, boxes, finetune, decay=True)
 
-    ship = partial(deploy.export, target="onnxruntime", samples=held_out, quality=quality_of(truth), budget_ms=budget.amount / 1000)
+    ship = partial(
+        deploy.export, target="onnxruntime", samples=held_out, quality=quality_of(truth), budget_ms=budget.amount / 1000
+    )
     shipped = {}
     for name, small in found.items():
         print(f"$ export {name}", flush=True)
-        shipped[name] = ship(small, example, baseline=unpruned, out=given.out / f"{name}-bundle", protocol=FAST).manifest
+        shipped[name] = ship(
+            small, example, baseline=unpruned, out=given.out / f"{name}-bundle", protocol=FAST
+        ).manifest
         steps.lathe("verify", given.out / f"{name}-bundle")
     steps.show(given, shipped)
 

@@ -1,4 +1,7 @@
-"""Use the backbone from `lathe search prunet` as the feature pyramid under a detector's head: `python pyramid.py --found RUN`."""
+"""Use the backbone from `lathe search prunet` as the feature pyramid under a detector's head.
+
+`python pyramid.py --found RUN`.
+"""
 
 import argparse
 from pathlib import Path
@@ -15,7 +18,10 @@ from search import finished, load_architecture
 
 
 def backbone_of(path: Path) -> nn.Module:
-    """Return the trained network of a finished run, or, from an `architecture.json` alone, the same network with new weights."""
+    """Return the trained network of a finished run.
+
+    From an `architecture.json` alone, it has new weights.
+    """
     return finished.load(path).network() if path.is_dir() else load_architecture(path).build()
 
 
@@ -23,7 +29,9 @@ def levels(backbone: nn.Module, example: Tensor, count: int) -> list[str]:
     """Return the last blocks of the lowest resolutions, highest resolution first."""
     last: dict[int, str] = {}
     hooks = [
-        module.register_forward_hook(lambda _, __, made, name=name: last.update({made.shape[-1]: name} if made.ndim == 4 else {}))
+        module.register_forward_hook(
+            lambda _, __, made, name=name: last.update({made.shape[-1]: name} if made.ndim == 4 else {})
+        )
         for name, module in backbone.named_children()
     ]
     with torch.no_grad():
@@ -53,16 +61,23 @@ class PyramidDetector(nn.Module):
 def main() -> None:
     """Train, ship and verify the detector."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--found", type=Path, required=True, help="directory of a finished run of prunet-cifar, or an architecture.json")
+    parser.add_argument(
+        "--found", type=Path, required=True, help="directory of a finished run of prunet-cifar, or an architecture.json"
+    )
     given = steps.options(parser)
     torch.manual_seed(given.seed)
-    (images, boxes), (held_out, truth) = detect.drawn(32 if given.small else 1000, 0), detect.drawn(8 if given.small else 250, 1)
+    (images, boxes), (held_out, truth) = (
+        detect.drawn(32 if given.small else 1000, 0),
+        detect.drawn(8 if given.small else 250, 1),
+    )
     example = torch.zeros(1, 3, detect.SIDE, detect.SIDE)
     network = PyramidDetector(backbone_of(given.found), example)
     detect.train(network, images, boxes, 1 if given.small else 10, decay=True)
     bundle = given.out / "bundle"
     quality = detect.quality_of(truth)
-    made = deploy.export(network.eval(), example, target="onnxruntime", out=bundle, samples=held_out, quality=quality, protocol=FAST)
+    made = deploy.export(
+        network.eval(), example, target="onnxruntime", out=bundle, samples=held_out, quality=quality, protocol=FAST
+    )
     steps.lathe("verify", bundle)
     steps.show(given, {"pyramid": made.manifest})
 

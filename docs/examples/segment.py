@@ -1,4 +1,7 @@
-"""Segmentation: a small U-Net finds discs, squares and triangles, pixel by pixel. It defines its own task, evaluated by mIoU."""
+"""Segmentation: a small U-Net finds discs, squares and triangles, pixel by pixel.
+
+It defines its own task, evaluated by mIoU.
+"""
 
 import steps
 import torch
@@ -45,12 +48,21 @@ def drawn(count: int, seed: int) -> TensorDataset:
     """Draw images of three shapes at random positions in noise, with the class of every pixel."""
     draw = torch.Generator().manual_seed(seed)
     y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    images, masks = 0.3 * torch.randn(count, 3, SIDE, SIDE, generator=draw), torch.zeros(count, SIDE, SIDE, dtype=torch.long)
+    images, masks = (
+        0.3 * torch.randn(count, 3, SIDE, SIDE, generator=draw),
+        torch.zeros(count, SIDE, SIDE, dtype=torch.long),
+    )
     for image, mask in zip(images, masks, strict=True):
         for shape in range(1, CLASSES):
-            row, column, half = (int(torch.randint(low, high, (), generator=draw)) for low, high in ((4, 28), (4, 28), (3, 8)))
+            row, column, half = (
+                int(torch.randint(low, high, (), generator=draw)) for low, high in ((4, 28), (4, 28), (3, 8))
+            )
             dx, dy = x - column, y - row
-            inside = [dx**2 + dy**2 <= half**2, torch.maximum(dx.abs(), dy.abs()) <= half, (dy.abs() <= half) & (2 * dx.abs() <= dy + half)]
+            inside = [
+                dx**2 + dy**2 <= half**2,
+                torch.maximum(dx.abs(), dy.abs()) <= half,
+                (dy.abs() <= half) & (2 * dx.abs() <= dy + half),
+            ]
             mask[inside[shape - 1]] = shape
             image[:, inside[shape - 1]] += torch.rand(3, 1, generator=draw)
     return TensorDataset(images, masks)

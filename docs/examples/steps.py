@@ -1,4 +1,7 @@
-"""Common steps of the examples: measure the layers, search by two methods within one budget, ship and verify both networks."""
+"""Common steps of the examples.
+
+Measure the layers, search by two methods within one budget, ship and verify both networks.
+"""
 
 import argparse
 import json
@@ -14,7 +17,9 @@ def options(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace
     parser = parser or argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory of all that is made")
     parser.add_argument("--table", type=Path, help="a table of the network's layers, instead of measuring them")
-    parser.add_argument("--small", action="store_true", help="an epoch of a few samples, and one search: seconds, not minutes")
+    parser.add_argument(
+        "--small", action="store_true", help="an epoch of a few samples, and one search: seconds, not minutes"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=0.6, help="share of the unpruned network's latency")
     return parser.parse_args()
@@ -33,7 +38,20 @@ def profile(given: argparse.Namespace, network: str, shape: str) -> Path:
     if given.table:
         return given.table
     table = given.out / "layers.latency.jsonl"
-    lathe("profile", network, "--input", shape, "--protocol", "fast", "--coverage", "adaptive", "--networks", 12, "--out", table)
+    lathe(
+        "profile",
+        network,
+        "--input",
+        shape,
+        "--protocol",
+        "fast",
+        "--coverage",
+        "adaptive",
+        "--networks",
+        12,
+        "--out",
+        table,
+    )
     return table
 
 
@@ -50,7 +68,19 @@ def search(given: argparse.Namespace, network: str, shape: str, *task: str, epoc
     table = profile(given, network, shape)
     pretrain, searched, finetune = (1, 1, 1) if given.small else epochs
     settings = ["--pretrain-epochs", pretrain, "--search-epochs", searched, "--finetune-epochs", finetune]
-    common = ["--module", network, "--input", shape, "--table", table, *task, "--budget-fraction", given.budget, "--seed", given.seed]
+    common = [
+        "--module",
+        network,
+        "--input",
+        shape,
+        "--table",
+        table,
+        *task,
+        "--budget-fraction",
+        given.budget,
+        "--seed",
+        given.seed,
+    ]
     found = {}
     methods = {"pas": ()} if given.small else {"pas": (), "uniform": ("--baseline", given.out / "pas")}
     for method, more in methods.items():
@@ -63,7 +93,10 @@ def search(given: argparse.Namespace, network: str, shape: str, *task: str, epoc
 
 
 def show(given: argparse.Namespace, shipped: dict[str, Manifest]) -> None:
-    """Print metric and latency of networks and of the unpruned one, measured in turns with each; also write `OUT/result.json`."""
+    """Print metric and latency of networks and of the unpruned one, measured in turns with each.
+
+    Also write `OUT/result.json`.
+    """
     first = next(iter(shipped.values()))
     assert first.metric
     rows = {

@@ -18,7 +18,9 @@ class Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         convs = [nn.Conv2d(channels, channels, 3, 1, 1) for _ in range(2)]
-        self.body = nn.Sequential(convs[0], nn.InstanceNorm2d(channels), nn.ReLU(), convs[1], nn.InstanceNorm2d(channels))
+        self.body = nn.Sequential(
+            convs[0], nn.InstanceNorm2d(channels), nn.ReLU(), convs[1], nn.InstanceNorm2d(channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a tensor of the same shape."""
@@ -27,8 +29,21 @@ class Residual(nn.Module):
 
 def make() -> nn.Module:
     """Return the generator: two downsamplings, three residual blocks, two upsamplings."""
-    down = [nn.Conv2d(3, 16, 7, 1, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU()]
-    up = [nn.ConvTranspose2d(64, 32, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 3, 7, 1, 3)]
+    down = [
+        nn.Conv2d(3, 16, 7, 1, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, 2, 1),
+        nn.ReLU(),
+    ]
+    up = [
+        nn.ConvTranspose2d(64, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 16, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 3, 7, 1, 3),
+    ]
     return nn.Sequential(*down, *(Residual(64) for _ in range(3)), *up)
 
 

@@ -20,11 +20,16 @@ KNOWN = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-cuda", "replay", "sim
 
 @typing.runtime_checkable
 class Compiled(Timed, typing.Protocol):
-    """A compiled network, whose `run` raises RunFailed where the runtime refuses. At the end of its context it releases what it holds."""
+    """A compiled network, whose `run` raises RunFailed where the runtime refuses.
+
+    At the end of its context it releases what it holds.
+    """
 
     def __enter__(self) -> "Compiled": ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 @typing.runtime_checkable
@@ -123,8 +128,8 @@ def get(
     """A backend by its name.
 
     Args:
-        name: one of `KNOWN`. `onnxruntime:cuda` is ONNX Runtime with another execution provider, `replay:PATH` a table as a device,
-            `simulated:seed=1,noise=0.01` a device that does not exist, with its settings.
+        name: one of `KNOWN`. `onnxruntime:cuda` is ONNX Runtime with another execution provider, `replay:PATH` a table
+            as a device, `simulated:seed=1,noise=0.01` a device that does not exist, with its settings.
         threads: of a CPU runtime; GPU runtimes have none.
         precision: of the networks to come; None for the backend's own choice (fp32 on a CPU, fp16 on a GPU).
         timing_cache: file of TensorRT's timing cache; other backends have none.

@@ -1,7 +1,8 @@
 """TensorRT-RTX engines built in processes of their own, while this one is timing on the GPU.
 
-A process of its own does not hold this one's interpreter while it builds, and a builder that dies takes nothing with it: what it was
-building has failed, and the next one starts. A process ends with its standard input, so none outlives its parent.
+A process of its own does not hold this one's interpreter while it builds, and a builder that dies takes nothing with
+it: what it was building has failed, and the next one starts. A process ends with its standard input, so none outlives
+its parent.
 """
 
 import os
@@ -30,7 +31,8 @@ class Builders:
     Args:
         flavour: of TensorRT; one that builds with no GPU.
         spec: of the engines.
-        workers: how many processes; None for one less than the machine has cores, at most four: the timing needs a core.
+        workers: how many processes; None for one less than the machine has cores, at most four: the timing needs a
+            core.
     """
 
     def __init__(self, flavour: str, spec: "EngineSpec", workers: int | None = None) -> None:
@@ -41,7 +43,10 @@ class Builders:
         self._closed, self._starting = False, threading.Lock()
 
     def submit(self, onnx: bytes) -> Future[bytes]:
-        """Build an engine as soon as a process is free. The future raises BuildFailed where the build fails or its process dies."""
+        """Build an engine as soon as a process is free.
+
+        The future raises BuildFailed where the build fails or its process dies.
+        """
         return self._threads.submit(self._build, onnx)
 
     def _build(self, onnx: bytes) -> bytes:
@@ -62,12 +67,22 @@ class Builders:
     def _start(self) -> "subprocess.Popen[bytes]":
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-        command = [sys.executable, "-P", "-m", "latency.backends.builders"]  # -P: nothing is imported from the working directory
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "latency.backends.builders",
+        ]  # -P: nothing is imported from the working directory
         with self._starting:
             if self._closed:
                 raise BuildFailed("the builders are closed")
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
             )
             self._processes.append(process)
         return process
@@ -75,8 +90,12 @@ class Builders:
     def __enter__(self) -> "Builders":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._starting:  # a process that is just being started must be killed, too: else its whole build is waited for
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with (
+            self._starting
+        ):  # a process that is just being started must be killed, too: else its whole build is waited for
             self._closed = True
             for process in self._processes:
                 process.kill()
@@ -86,7 +105,10 @@ class Builders:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> int:
-    """Exit code of a process that answers no more; one that closes its output and lives on must not be waited for without end."""
+    """Exit code of a process that answers no more.
+
+    One that closes its output and lives on must not be waited for without end.
+    """
     try:
         return process.wait(_GRACE_S)
     except subprocess.TimeoutExpired:
@@ -133,6 +155,6 @@ if __name__ == "__main__":
         _work()
         code = 0
     finally:
-        # Threads of TensorRT that outlive a build call its logger, which is Python: one that does so while the interpreter is being torn
-        # down waits for ever, and the process with it. So nothing is torn down.
+        # Threads of TensorRT that outlive a build call its logger, which is Python: one that does so while the
+        # interpreter is being torn down waits for ever, and the process with it. So nothing is torn down.
         os._exit(code)

@@ -1,6 +1,7 @@
 """The few calls into CUDA that timing on a GPU needs, over pycuda or, if that is absent or broken, cuda-python.
 
-Both use the GPU's primary context, as torch and TensorRT do. What is made here is a context manager and is released at its end.
+Both use the GPU's primary context, as torch and TensorRT do. What is made here is a context manager and is released at
+its end.
 """
 
 import atexit
@@ -173,11 +174,15 @@ class CudaPython:
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy an array to device memory, and wait for it."""
-        self._call("cudaMemcpy", address, array.ctypes.data, array.nbytes, self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice)
+        self._call(
+            "cudaMemcpy", address, array.ctypes.data, array.nbytes, self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
+        )
 
     def download(self, array: np.ndarray, address: int) -> None:
         """Copy device memory to an array, and wait for it."""
-        self._call("cudaMemcpy", array.ctypes.data, address, array.nbytes, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost)
+        self._call(
+            "cudaMemcpy", array.ctypes.data, address, array.nbytes, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        )
 
     def stream(self) -> AbstractContextManager[Any]:
         """A stream of its own."""
@@ -211,7 +216,9 @@ class CudaPython:
     @contextmanager
     def graph(self, stream: Any, enqueue: Callable[[], None]) -> Iterator[Callable[[], None]]:
         """What `enqueue` puts on a stream, as a graph."""
-        self._call("cudaStreamBeginCapture", stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        self._call(
+            "cudaStreamBeginCapture", stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        )
         try:
             enqueue()
         except RunFailed:
@@ -257,7 +264,9 @@ class PyCuda:
     def device(self) -> Device:
         """Its fingerprint."""
         found = self._device
-        return gpu(self._extra, name=found.name(), memory_bytes=found.total_memory(), capability=found.compute_capability())
+        return gpu(
+            self._extra, name=found.name(), memory_bytes=found.total_memory(), capability=found.compute_capability()
+        )
 
     def pci_bus_id(self) -> str:
         """Its place on the bus."""

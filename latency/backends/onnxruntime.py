@@ -30,8 +30,8 @@ _ON_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 class OnnxRuntime:
     """Backend over one of ONNX Runtime's execution providers.
 
-    A provider runs the whole network or none of it: nothing falls back to the CPU. Its name is in the runtime's name, and so in every
-    fingerprint. Building is serial: on a CPU it would disturb what is timed meanwhile.
+    A provider runs the whole network or none of it: nothing falls back to the CPU. Its name is in the runtime's name,
+    and so in every fingerprint. Building is serial: on a CPU it would disturb what is timed meanwhile.
 
     Args:
         threads: of the intra-operator pool; operators run one after another.
@@ -39,14 +39,17 @@ class OnnxRuntime:
         precision: of the networks to come; None for fp32. The CPU measures nothing else: it has few kernels for fp16.
 
     Raises:
-        LatencyError: no thread at all, a provider that is not installed (lists those that are), or a precision that it does not measure.
+        LatencyError: no thread at all, a provider that is not installed (lists those that are), or a precision that it
+            does not measure.
         MissingExtra: onnxruntime is not installed, or what tells about the GPU.
         DeviceUnavailable: the provider needs a GPU and there is none.
     """
 
     clock = staticmethod(time.perf_counter_ns)
 
-    def __init__(self, threads: int = 1, *, provider: str = "cpu", precision: Literal["fp32", "fp16"] | None = None) -> None:
+    def __init__(
+        self, threads: int = 1, *, provider: str = "cpu", precision: Literal["fp32", "fp16"] | None = None
+    ) -> None:
         if threads < 1:
             raise LatencyError(f"threads {threads}: at least 1 is needed")
         self._ort: Any = require("onnxruntime", "")
@@ -54,11 +57,14 @@ class OnnxRuntime:
         short = _short(provider)
         if short not in installed:
             raise LatencyError(
-                f"execution provider {provider!r} is not in the installed onnxruntime {self._ort.__version__}: choose one of "
+                f"execution provider {provider!r} is not in the installed onnxruntime {self._ort.__version__}: choose "
+                "one of "
                 f"{', '.join(installed)}, or install an onnxruntime that has it, such as onnxruntime-gpu"
             )
         if short == "cpu" and precision == "fp16":
-            raise LatencyError("backend 'onnxruntime' measures precision 'fp32', not 'fp16': choose fp32, or tensorrt-rtx")
+            raise LatencyError(
+                "backend 'onnxruntime' measures precision 'fp32', not 'fp16': choose fp32, or tensorrt-rtx"
+            )
         self.name = "onnxruntime" if short == "cpu" else f"onnxruntime:{short}"
         self.precision: Literal["fp32", "fp16"] = precision or "fp32"
         self.settings: dict[str, str] = {}
@@ -73,7 +79,8 @@ class OnnxRuntime:
         """Make a session.
 
         Raises:
-            BuildFailed: ONNX Runtime refuses the model, the provider cannot run all of it, or its shapes are not static.
+            BuildFailed: ONNX Runtime refuses the model, the provider cannot run all of it, or its shapes are not
+                static.
             DeviceUnavailable: the provider does not start.
         """
         ort = self._ort
@@ -85,15 +92,19 @@ class OnnxRuntime:
         except runtime_errors() as error:
             raise BuildFailed(one_line(error)) from error
         if self._provider not in session.get_providers():
-            raise DeviceUnavailable(f"{self._provider} does not start and onnxruntime went on without it: are its libraries installed?")
+            raise DeviceUnavailable(
+                f"{self._provider} does not start and onnxruntime went on without it: are its libraries installed?"
+            )
         return CompiledSession(ort, session, self._memory)
 
 
 class CompiledSession:
-    """A session with inputs and outputs bound once, where the provider computes, so that a run copies and allocates nothing.
+    """A session with inputs and outputs bound once, where the provider computes.
 
-    Inputs are drawn from a fixed seed, never zeros: zeros and denormals take other times than numbers do. Whole numbers may be indices:
-    they are 0 or 1.
+    A run copies and allocates nothing.
+
+    Inputs are drawn from a fixed seed, never zeros: zeros and denormals take other times than numbers do. Whole numbers
+    may be indices: they are 0 or 1.
     """
 
     def __init__(self, ort: Any, session: Any, memory: str = "cpu") -> None:
@@ -112,12 +123,15 @@ class CompiledSession:
         """Run on these inputs from now on, by name, of the network's own shapes and types."""
         self._ends = False
         for name, array in inputs.items():
-            self._binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self._memory))
+            self._binding.bind_ortvalue_input(
+                name, self._ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"), self._memory)
+            )
 
     def run(self, count: int) -> list[float]:
         """Run `count` inferences; the latency of each in microseconds.
 
-        Only the first inference on the bound inputs is watched by a timer: those that follow do the same work, and are not disturbed.
+        Only the first inference on the bound inputs is watched by a timer: those that follow do the same work, and are
+        not disturbed.
 
         Raises:
             RunFailed: ONNX Runtime refuses, or an inference takes longer than `MAX_RUN_S`.
@@ -142,7 +156,9 @@ class CompiledSession:
     def __enter__(self) -> "CompiledSession":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         del self._binding, self._session
 
 
@@ -151,7 +167,10 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
     "tensor(bool)": np.bool_,
-    **{f"tensor({name})": getattr(np, name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")},
+    **{
+        f"tensor({name})": getattr(np, name)
+        for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    },
 }
 
 
@@ -162,7 +181,8 @@ def _static(value: Any) -> tuple[int, ...]:
         raise BuildFailed(f"{value.name!r} has shape {value.shape}: every dimension must be a fixed number")
     if (size := math.prod(value.shape) * np.dtype(_DTYPES[value.type]).itemsize) > MAX_TENSOR_BYTES:
         raise BuildFailed(
-            f"{value.name!r} takes {human_bytes(size)}: inputs and outputs of at most {human_bytes(MAX_TENSOR_BYTES)} are run"
+            f"{value.name!r} takes {human_bytes(size)}: inputs and outputs of at most {human_bytes(MAX_TENSOR_BYTES)} "
+            "are run"
         )
     return tuple(value.shape)
 
@@ -186,7 +206,9 @@ def limited(ort: Any) -> Iterator[Any]:
     except (*runtime_errors(), ValueError) as error:  # ValueError: whoever runs it may have found words for it already
         if not options.terminate:
             raise
-        raise RunFailed(f"one inference takes longer than {MAX_RUN_S:g} s: is there a Loop in the network that does not end?") from error
+        raise RunFailed(
+            f"one inference takes longer than {MAX_RUN_S:g} s: is there a Loop in the network that does not end?"
+        ) from error
     finally:
         timer.cancel()
 
@@ -208,9 +230,15 @@ def session_options(ort: Any, threads: int) -> Any:
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises: RuntimeError where outputs are bound, else classes of its C++ module without a common base."""
+    """What ONNX Runtime raises.
+
+    RuntimeError where outputs are bound, else classes of its C++ module without a common base.
+    """
     state: Any = require("onnxruntime.capi.onnxruntime_pybind11_state", "")
-    return (RuntimeError, *(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)))
+    return (
+        RuntimeError,
+        *(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)),
+    )
 
 
 def _short(provider: str) -> str:

@@ -1,4 +1,7 @@
-"""A recorded table as a device: every key takes again what it took then. For trying out what stands on a table where its device is not."""
+"""A recorded table as a device: every key takes again what it took then.
+
+For trying out what stands on a table where its device is not.
+"""
 
 import itertools
 from pathlib import Path
@@ -13,9 +16,12 @@ from latency.table import LatencyTable
 
 
 class Replay:
-    """Backend that runs nothing: it gives back a table's samples, in their order and over again. Time is that of the samples.
+    """Backend that runs nothing: it gives back a table's samples, in their order and over again.
 
-    Device, runtime, precision and settings are the table's. A table that is made with it says so: its header has `recording`.
+    Time is that of the samples.
+
+    Device, runtime, precision and settings are the table's. A table that is made with it says so: its header has
+    `recording`.
 
     Args:
         path: of the table.
@@ -35,7 +41,10 @@ class Replay:
         header = (table := LatencyTable.load(path)).header
         self.recording = Recording(sha256=table.sha256, created=header.created, protocol=header.protocol)
         if precision not in (None, header.precision):
-            raise LatencyError(f"table {path} is of precision {header.precision!r}, not {precision!r}: leave it out, or give another table")
+            raise LatencyError(
+                f"table {path} is of precision {header.precision!r}, not {precision!r}: leave it out, or give another "
+                "table"
+            )
         self.device, self.runtime, self.settings = header.device, header.runtime, header.settings
         self.precision: Literal["fp32", "fp16"] = header.precision
         self.clock = VirtualClock()
@@ -54,7 +63,9 @@ class Replay:
         if row.status == "build_failed":
             raise BuildFailed(row.error)
         if row.status == "transferred":
-            raise BuildFailed(f"table {self._path} has no samples of {key!r} to replay: it is transferred from another device")
+            raise BuildFailed(
+                f"table {self._path} has no samples of {key!r} to replay: it is transferred from another device"
+            )
         return Replayed(row, self.clock)
 
 
@@ -80,5 +91,7 @@ class Replayed:
     def __enter__(self) -> "Replayed":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass

@@ -1,4 +1,7 @@
-"""A device that does not exist, with a truth to compare with: an analytic roofline, and everything that makes measuring hard, seeded."""
+"""A device that does not exist, with a truth to compare with.
+
+An analytic roofline, and everything that makes measuring hard, seeded.
+"""
 
 import math
 import random
@@ -36,7 +39,9 @@ _Slowdown = Annotated[float, msgspec.Meta(ge=0, le=1e3)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a simulated device can do, and what disturbs it. Slowdowns are relative: 0.5 takes one and a half times as long.
+    """What a simulated device can do, and what disturbs it.
+
+    Slowdowns are relative: 0.5 takes one and a half times as long.
 
     Attributes:
         seed: of all that is random.
@@ -77,7 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Settings as a person writes them: `seed=1,drift=0.05`.
 
         Raises:
-            LatencyError: an unknown name, one given twice, or a value that is not a number in its range; lists the names.
+            LatencyError: an unknown name, one given twice, or a value that is not a number in its range; lists the
+                names.
         """
         write = f"write name=number, of {', '.join(cls.__struct_fields__)}"
         parts = [part.partition("=") for part in text.split(",")] if text else []
@@ -96,7 +102,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Simulated:
-    """Backend over a simulated device; a Monitor too. It computes nothing: the latency follows from the operators' work and traffic.
+    """Backend over a simulated device; a Monitor too.
+
+    It computes nothing: the latency follows from the operators' work and traffic.
 
     Args:
         settings: None for the defaults, which disturb nothing.
@@ -113,7 +121,15 @@ class Simulated:
         self.runtime = Runtime(name=self.name, version="1")
         self.clock, self.monitor = VirtualClock(), self
         self.device = Device(
-            kind="gpu", name="simulated", cores=0, threads=0, isa=(), memory_mib=0, driver="", compute_capability="", os="simulated"
+            kind="gpu",
+            name="simulated",
+            cores=0,
+            threads=0,
+            isa=(),
+            memory_mib=0,
+            driver="",
+            compute_capability="",
+            os="simulated",
         )
 
     def compile(self, model: bytes | Lowered) -> "SimulatedNetwork":
@@ -127,9 +143,9 @@ class Simulated:
     def truth_us(self, onnx: bytes) -> float:
         """Latency of a network when nothing disturbs the device.
 
-        Every convolution and matrix product takes the longer of its arithmetic, with channels rounded up to whole steps, and its memory
-        traffic (Williams et al. 2009, "Roofline"); other operators are taken for fused into those. To this comes one launch, and the
-        conversion of the network's own input and output.
+        Every convolution and matrix product takes the longer of its arithmetic, with channels rounded up to whole
+        steps, and its memory traffic (Williams et al. 2009, "Roofline"); other operators are taken for fused into
+        those. To this comes one launch, and the conversion of the network's own input and output.
 
         Raises:
             BuildFailed: it is not an ONNX model, or not a static one.
@@ -144,7 +160,11 @@ class Simulated:
         """How the device is now."""
         hot, busy = self._in_window("throttle"), self._in_window("others")
         disturbed = [*(["thermal slowdown"] if hot else []), *(["1 more processes on the GPU"] if busy else [])]
-        clocks = {"sm_mhz": 1500.0 / (1 + self._settings.throttle * hot), "temperature_c": 60.0 + 25 * hot, "other_processes": float(busy)}
+        clocks = {
+            "sm_mhz": 1500.0 / (1 + self._settings.throttle * hot),
+            "temperature_c": 60.0 + 25 * hot,
+            "other_processes": float(busy),
+        }
         return Reading(clocks=clocks, disturbed=tuple(disturbed))
 
     def sample(self, truth_us: float) -> float:
@@ -152,7 +172,12 @@ class Simulated:
         settings, draw = self._settings, self._random
         wave = -math.sin(2 * math.pi * self.clock.now_us / (settings.drift_period_s * 1e6))
         slow = (1 + settings.drift * max(0.0, wave)) * (1 + settings.throttle * self._in_window("throttle"))
-        us = truth_us * slow * (1 + settings.others * self._in_window("others")) * math.exp(draw.gauss(0.0, settings.noise))
+        us = (
+            truth_us
+            * slow
+            * (1 + settings.others * self._in_window("others"))
+            * math.exp(draw.gauss(0.0, settings.noise))
+        )
         if settings.spikes and draw.random() < settings.spikes:
             us *= draw.uniform(2, 10)
         self.clock.advance(us)
@@ -182,12 +207,17 @@ class SimulatedNetwork:
     def __enter__(self) -> "SimulatedNetwork":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
 
 def _work(onnx: bytes, step: int, element_bytes: int) -> tuple[list[tuple[float, float]], float]:
-    """Of a model: of each Conv, Gemm and MatMul its MACs, with channels in whole steps, and its traffic in bytes; and its ends' bytes."""
+    """Of a model: of each Conv, Gemm and MatMul its MACs, with channels in whole steps, and its traffic in bytes.
+
+    And its ends' bytes.
+    """
     from onnx import load_from_string, shape_inference
 
     require_static(onnx)

@@ -1,4 +1,7 @@
-"""TensorRT and TensorRT for RTX: one API, one backend. Networks are strongly typed: precision is in the graph, never in a flag."""
+"""TensorRT and TensorRT for RTX: one API, one backend.
+
+Networks are strongly typed: precision is in the graph, never in a flag.
+"""
 
 import functools
 import hashlib
@@ -35,8 +38,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         tf32: whether FP32 convolutions may round their inputs to TF32, which is not FP32 to a validation.
         version_compatible: whether later versions of the runtime may load the engine. TensorRT only.
         hardware_compatible: whether every GPU from Ampere on may load the engine, at some cost in speed. TensorRT only.
-        compute_capabilities: the GPUs to build for, such as `8.9`, or `current`; empty for the builder's own choice, which is 8.0 and what
-            comes after it. TensorRT-RTX only: TensorRT builds for the GPU at hand.
+        compute_capabilities: the GPUs to build for, such as `8.9`, or `current`; empty for the builder's own choice,
+            which is 8.0 and what comes after it. TensorRT-RTX only: TensorRT builds for the GPU at hand.
     """
 
     workspace_mib: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
@@ -48,10 +51,12 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class TimingCache:
-    """What TensorRT's builder measured of its kernels, so that equal layers get equal kernels and are not measured twice.
+    """What TensorRT's builder measured of its kernels.
 
-    A file is read once and stays as it is: its hash is in the fingerprint of what is built with it. What later builds add is shared among
-    them in memory, and goes to a file by `save`, for tables to come.
+    Equal layers get equal kernels and are not measured twice.
+
+    A file is read once and stays as it is: its hash is in the fingerprint of what is built with it. What later builds
+    add is shared among them in memory, and goes to a file by `save`, for tables to come.
 
     Args:
         path: of the file; None, or one that is not there, for an empty cache.
@@ -83,8 +88,10 @@ def build_engine(
         flavour: TensorRT, which needs a GPU, or TensorRT-RTX, which does not.
         spec: None for the defaults.
         timing_cache: used, and filled, by the builder. TensorRT only: the builder of TensorRT-RTX measures nothing.
-        on_progress: called with what the builder is at, such as "Building engine 3/8". An interrupt is then heard at the next step.
-        shapes: of each dynamic input the smallest, the usual and the largest shape: the engine's one optimization profile.
+        on_progress: called with what the builder is at, such as "Building engine 3/8". An interrupt is then heard at
+            the next step.
+        shapes: of each dynamic input the smallest, the usual and the largest shape: the engine's one optimization
+            profile.
         detailed: keep in the engine what its inspector says of each layer, the types of its tensors among it.
 
     Raises:
@@ -107,7 +114,9 @@ def build_engine(
         raise BuildFailed(one_line(f"{flavour} cannot parse {words}"))
     for tensor in (network.get_input(i) for i in range(network.num_inputs)):
         if min(tensor.shape, default=1) < 0 and tensor.name not in (shapes or {}):
-            raise BuildFailed(f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number")
+            raise BuildFailed(
+                f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number"
+            )
     config = _config(trt, builder, flavour, spec)
     if detailed:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -139,8 +148,8 @@ def build_engine(
 class TensorRT:
     """Backend over TensorRT or TensorRT-RTX on the current GPU.
 
-    TensorRT-RTX builds on the CPU for the GPU's compute capability, so `builders` can be at it while the GPU times something else. The
-    builder of TensorRT times kernels on the GPU itself: it has to wait its turn.
+    TensorRT-RTX builds on the CPU for the GPU's compute capability, so `builders` can be at it while the GPU times
+    something else. The builder of TensorRT times kernels on the GPU itself: it has to wait its turn.
 
     Args:
         flavour: which of the two.
@@ -177,8 +186,12 @@ class TensorRT:
         known = _capabilities(self._trt) if flavour == "tensorrt-rtx" else {}
         here = self.device.compute_capability if self.device.compute_capability in known else "current"
         self.spec = spec or EngineSpec(compute_capabilities=(here,) if flavour == "tensorrt-rtx" else ())
-        self.settings = {name: str(value) for name, value in msgspec.to_builtins(self.spec).items() if name not in _APART}
-        if self.spec.hardware_compatible:  # what tables name since there is such a thing, and only then: older ones stay equal
+        self.settings = {
+            name: str(value) for name, value in msgspec.to_builtins(self.spec).items() if name not in _APART
+        }
+        if (
+            self.spec.hardware_compatible
+        ):  # what tables name since there is such a thing, and only then: older ones stay equal
             self.settings["hardware_compatible"] = "True"
         if flavour == "tensorrt":
             self.settings["timing_cache"] = self.timing_cache.sha256
@@ -229,7 +242,9 @@ class CompiledEngine:
         if brings_runtime:
             self._runtime.engine_host_code_allowed = True
         if reason := _invalid(trt, self._runtime, engine):
-            raise RunFailed(f"{trt.__name__} {trt.__version__} does not take the engine: {reason}: build it again from its ONNX")
+            raise RunFailed(
+                f"{trt.__name__} {trt.__version__} does not take the engine: {reason}: build it again from its ONNX"
+            )
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise RunFailed(
@@ -253,7 +268,8 @@ class CompiledEngine:
                 self._tensors[name] = _Tensor(name in inputs, address, dtype)
             rng = np.random.default_rng(0)
             self._timed = {
-                name: rng.standard_normal(usual).astype(self._tensors[name].dtype) for name, (_, usual, _) in self._spans.items()
+                name: rng.standard_normal(usual).astype(self._tensors[name].dtype)
+                for name, (_, usual, _) in self._spans.items()
             }
             self._upload(self._timed)
             self._launching = stack.enter_context(ExitStack())  # what a way to launch holds
@@ -264,7 +280,8 @@ class CompiledEngine:
         """Choose how later runs are launched and waited for.
 
         Args:
-            cuda_graph: capture the inference once and launch it as one graph. An engine may hold what cannot be captured.
+            cuda_graph: capture the inference once and launch it as one graph. An engine may hold what cannot be
+                captured.
             spin_wait: poll for the end of an inference rather than sleep.
 
         Returns:
@@ -274,7 +291,10 @@ class CompiledEngine:
             RunFailed: the runtime refuses an inference.
         """
         self._launching.close()
-        self._events = [tuple(self._launching.enter_context(self._cuda.event(blocking=not spin_wait)) for _ in "se") for _ in range(2)]
+        self._events = [
+            tuple(self._launching.enter_context(self._cuda.event(blocking=not spin_wait)) for _ in "se")
+            for _ in range(2)
+        ]
         self._start = self._enqueue
         if not cuda_graph:
             return ""
@@ -289,8 +309,8 @@ class CompiledEngine:
     def run(self, count: int) -> list[float]:
         """Run `count` inferences back to back; the time that each took on the GPU, in microseconds.
 
-        As trtexec's "GPU Compute Time": events on the stream around each inference, no copies in between, and always one
-        inference enqueued ahead of the one that is waited for, so that the GPU does not wait for the host.
+        As trtexec's "GPU Compute Time": events on the stream around each inference, no copies in between, and always
+        one inference enqueued ahead of the one that is waited for, so that the GPU does not wait for the host.
 
         Raises:
             RunFailed: the runtime refuses.
@@ -317,14 +337,22 @@ class CompiledEngine:
             RunFailed: the runtime refuses.
         """
         given = {name: value.shape for name, value in inputs.items()}
-        if given.keys() != self._spans.keys() or not all(_within(shape, self._spans[name]) for name, shape in given.items()):
-            wanted = {name: usual if low == high else f"{low} to {high}" for name, (low, usual, high) in self._spans.items()}
+        if given.keys() != self._spans.keys() or not all(
+            _within(shape, self._spans[name]) for name, shape in given.items()
+        ):
+            wanted = {
+                name: usual if low == high else f"{low} to {high}" for name, (low, usual, high) in self._spans.items()
+            }
             raise LatencyError(f"the engine takes inputs of shape {wanted}, given {given}")
         arrays = {name: np.ascontiguousarray(value, self._tensors[name].dtype) for name, value in inputs.items()}
         self._upload(arrays)
         self._enqueue()
         self._cuda.synchronize(self._stream)
-        outputs = {name: np.empty(self._shape(name), tensor.dtype) for name, tensor in self._tensors.items() if not tensor.is_input}
+        outputs = {
+            name: np.empty(self._shape(name), tensor.dtype)
+            for name, tensor in self._tensors.items()
+            if not tensor.is_input
+        }
         for name, value in outputs.items():
             self._cuda.download(value, self._tensors[name].address)
         if given == {name: usual for name, (_, usual, _) in self._spans.items()}:
@@ -334,7 +362,10 @@ class CompiledEngine:
         return outputs
 
     def information(self) -> str:
-        """JSON of the engine's layers by its inspector; the types of their tensors are there if the engine was built `detailed`."""
+        """JSON of the engine's layers by its inspector.
+
+        The types of their tensors are there if the engine was built `detailed`.
+        """
         return self._engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON)
 
     def _span(self, name: str) -> tuple[Shape, Shape, Shape]:
@@ -373,20 +404,28 @@ class CompiledEngine:
     def __enter__(self) -> "CompiledEngine":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._resources.close()
         del self._context, self._engine, self._runtime
 
 
 def _invalid(trt: Any, runtime: Any, engine: bytes) -> str:
-    """What a runtime finds in the header of an engine that it cannot run here; "" where it may, or has no such check."""
+    """What a runtime finds in the header of an engine that it cannot run here.
+
+    "" where it may, or has no such check.
+    """
     if not hasattr(runtime, "get_engine_validity"):
         return ""
     validity, found = runtime.get_engine_validity(engine)
     if validity != trt.EngineValidity.INVALID:
         return ""
     known = trt.EngineInvalidityDiagnostics.__members__
-    return ", ".join(name.lower().replace("_", " ") for name, flag in known.items() if int(found) & int(flag)) or "it is invalid"
+    return (
+        ", ".join(name.lower().replace("_", " ") for name, flag in known.items() if int(found) & int(flag))
+        or "it is invalid"
+    )
 
 
 _APART = ("compute_capabilities", "hardware_compatible")
@@ -422,7 +461,8 @@ def require_options(flavour: Flavour, spec: EngineSpec) -> None:
     if flavour == "tensorrt":
         if spec.compute_capabilities:
             raise LatencyError(
-                f"compute_capabilities {spec.compute_capabilities}: tensorrt builds for the GPU at hand; choose tensorrt-rtx"
+                f"compute_capabilities {spec.compute_capabilities}: tensorrt builds for the GPU at hand; choose "
+                "tensorrt-rtx"
             )
         return
     for name in ("version_compatible", "hardware_compatible"):
@@ -430,7 +470,9 @@ def require_options(flavour: Flavour, spec: EngineSpec) -> None:
             raise LatencyError(f"{name}: only TensorRT has such engines: leave it out, or choose tensorrt")
     known = _capabilities(_load(flavour)) if spec.compute_capabilities else {}
     if unknown := [name for name in spec.compute_capabilities if name not in known]:
-        raise LatencyError(f"compute capability {unknown[0]!r} is not one that TensorRT-RTX builds for: choose of {', '.join(known)}")
+        raise LatencyError(
+            f"compute capability {unknown[0]!r} is not one that TensorRT-RTX builds for: choose of {', '.join(known)}"
+        )
 
 
 def _config(trt: Any, builder: Any, flavour: Flavour, spec: EngineSpec) -> Any:
@@ -457,7 +499,9 @@ def _config(trt: Any, builder: Any, flavour: Flavour, spec: EngineSpec) -> Any:
 def _capabilities(trt: Any) -> dict[str, Any]:
     """What TensorRT-RTX builds for, as people write it: `SM89` is 8.9 and `SM120` is 12.0."""
     members = {name: value for name, value in trt.ComputeCapability.__members__.items() if name != "NONE"}
-    return {f"{name[2:-1]}.{name[-1]}" if name.startswith("SM") else name.lower(): value for name, value in members.items()}
+    return {
+        f"{name[2:-1]}.{name[-1]}" if name.startswith("SM") else name.lower(): value for name, value in members.items()
+    }
 
 
 def _words(error: Any) -> str:
@@ -467,7 +511,10 @@ def _words(error: Any) -> str:
 
 
 def _monitor(trt: Any, on_progress: Callable[[str], None]) -> Any:
-    """Tells what the builder is at. An exception must not reach its C++: an interrupt stops the build, and is raised by who started it."""
+    """Tells what the builder is at.
+
+    An exception must not reach its C++: an interrupt stops the build, and is raised by who started it.
+    """
 
     class Monitor(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -495,7 +542,8 @@ def _monitor(trt: Any, on_progress: Callable[[str], None]) -> Any:
 def _logger(trt: Any) -> Any:
     """A logger that prints nothing and keeps what went wrong.
 
-    One for the process: TensorRT keeps the first that it is given while anything made with it lives, and hands all it says to that.
+    One for the process: TensorRT keeps the first that it is given while anything made with it lives, and hands all it
+    says to that.
     """
 
     class Logger(trt.ILogger):

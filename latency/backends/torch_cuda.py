@@ -1,4 +1,7 @@
-"""Torch on the GPU: exported programs at half precision, channels last, replayed as CUDA graphs. Torch is imported on first use only."""
+"""Torch on the GPU: exported programs at half precision, channels last, replayed as CUDA graphs.
+
+Torch is imported on first use only.
+"""
 
 import io
 import time
@@ -16,9 +19,12 @@ from latency.units import us_from_ms
 
 
 class TorchCuda:
-    """Backend that runs `Lowered.program`, which the lowering wrote in the same call as the ONNX; ONNX alone it cannot run.
+    """Backend that runs `Lowered.program`, which the lowering wrote in the same call as the ONNX.
 
-    `torch.export.load` unpickles: a program must come from this process's own lowering or from where one would run code from.
+    ONNX alone it cannot run.
+
+    `torch.export.load` unpickles: a program must come from this process's own lowering or from where one would run code
+    from.
 
     Args:
         precision: of the programs; it is in their weights.
@@ -36,12 +42,15 @@ class TorchCuda:
         torch = self._torch
         if not torch.cuda.is_available():
             raise DeviceUnavailable(
-                f"torch {torch.__version__} finds no GPU: look at `nvidia-smi`, install a torch built for CUDA, or measure on the CPU with "
+                f"torch {torch.__version__} finds no GPU: look at `nvidia-smi`, install a torch built for CUDA, or "
+                "measure on the CPU with "
                 "--backend onnxruntime"
             )
         found = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.precision: Literal["fp32", "fp16"] = precision
-        self.device = gpu("tensorrt", name=found.name, memory_bytes=found.total_memory, capability=(found.major, found.minor))
+        self.device = gpu(
+            "tensorrt", name=found.name, memory_bytes=found.total_memory, capability=(found.major, found.minor)
+        )
         self.runtime = Runtime(name=self.name, version=torch.__version__)
         self.settings = {"cudnn": str(torch.backends.cudnn.version()), "memory_format": "channels_last"}
         self.monitor = Nvml(f"{found.pci_domain_id:08x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0")
@@ -61,7 +70,10 @@ class TorchCuda:
         elif lowered.key == OVERHEAD:
             program = torch.export.export(torch.nn.ReLU(), (torch.zeros(1, 1, 1, 1),))
         else:
-            raise BuildFailed("torch-cuda runs an exported program, and only ONNX was given: lower the network with its program beside it")
+            raise BuildFailed(
+                "torch-cuda runs an exported program, and only ONNX was given: lower the network with its program "
+                "beside it"
+            )
         return CompiledProgram(torch, program)
 
 
@@ -71,8 +83,12 @@ class CompiledProgram:
     def __init__(self, torch: Any, program: Any) -> None:
         self._torch = torch
         generator = torch.Generator().manual_seed(0)
-        inputs = [torch.randn(each.shape, generator=generator).to("cuda", each.dtype) for each in program.example_inputs[0]]
-        self._inputs = [each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs]
+        inputs = [
+            torch.randn(each.shape, generator=generator).to("cuda", each.dtype) for each in program.example_inputs[0]
+        ]
+        self._inputs = [
+            each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
+        ]
         passes: Any = require("torch.export.passes", "train")
         self._module = passes.move_to_device_pass(program, "cuda").module().to(memory_format=torch.channels_last)
         self._stream = torch.cuda.Stream()
@@ -81,7 +97,9 @@ class CompiledProgram:
     def launch(self, *, cuda_graph: bool, spin_wait: bool) -> str:
         """Choose how later runs are launched and waited for; as `latency.measure.Launched` has it."""
         torch = self._torch
-        self._events = [tuple(torch.cuda.Event(enable_timing=True, blocking=not spin_wait) for _ in "se") for _ in range(2)]
+        self._events = [
+            tuple(torch.cuda.Event(enable_timing=True, blocking=not spin_wait) for _ in "se") for _ in range(2)
+        ]
         self._start = self._infer
         try:
             with self._context():
@@ -142,6 +160,8 @@ class CompiledProgram:
     def __enter__(self) -> "CompiledProgram":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stream.synchronize()
         del self._module, self._inputs, self._start, self._events

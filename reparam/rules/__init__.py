@@ -34,7 +34,8 @@ _RULES: Mapping[Rule, str] = {
         + ["_adaptive_avg_pool2d _adaptive_avg_pool3d max_pool2d_with_indices max_pool3d_with_indices"]
     ),
     shapes.moved: (
-        "view reshape _unsafe_view squeeze.dims squeeze.dim unsqueeze permute expand repeat slice.Tensor select.int split_with_sizes "
+        "view reshape _unsafe_view squeeze.dims squeeze.dim unsqueeze permute expand repeat slice.Tensor select.int "
+        "split_with_sizes "
         "index_select index.Tensor flip pixel_unshuffle"
     ),
     shapes.cat: "cat",

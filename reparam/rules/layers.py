@@ -12,7 +12,10 @@ from reparam.graph import args_of, aten, shape, with_defaults
 
 
 def channel_dim(node: fx.Node) -> int:
-    """Return the channel dimension of a layer: before the spatial dimensions of a convolution, the last one of a linear layer."""
+    """Return the channel dimension of a layer.
+
+    Before the spatial dimensions of a convolution, the last one of a linear layer.
+    """
     rank = len(shape(node))
     return rank - 1 if node.target is aten.linear.default else rank - len(shape(args_of(node)[1])) + 1
 
@@ -38,7 +41,15 @@ def linear(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def _layer(
-    flow: Flow, node: fx.Node, source: Any, weights: tuple[Any, Any], dim: int, width: int, exact: bool, groups: Any, transposed: bool
+    flow: Flow,
+    node: fx.Node,
+    source: Any,
+    weights: tuple[Any, Any],
+    dim: int,
+    width: int,
+    exact: bool,
+    groups: Any,
+    transposed: bool,
 ) -> Channels:
     x = flow.along(source, dim, node)
     weight, bias = weights
@@ -84,7 +95,10 @@ def _mixed(flow: Flow, node: fx.Node, layer: Layer, x: Channels, *, exact: bool)
 
 
 def _tie_groups(flow: Flow, into: Ids, out: Ids) -> None:
-    """Tie channels so that groups stay equal in size: by group if one side has one channel per group, else across groups."""
+    """Tie channels so that groups stay equal in size.
+
+    By group if one side has one channel per group, else across groups.
+    """
     if 1 in (into.shape[1], out.shape[1]):
         flow.unite(into, into[:, :1])
         flow.unite(out, into[:, :1])
@@ -121,7 +135,9 @@ def attention(flow: Flow, node: fx.Node) -> Channels | None:
     return _by_head(flow, node, scores, values)
 
 
-def _product(flow: Flow, node: fx.Node, first: Any, second: Any, shared: tuple[int, int], kept: tuple[int, int]) -> Channels | None:
+def _product(
+    flow: Flow, node: fx.Node, first: Any, second: Any, shared: tuple[int, int], kept: tuple[int, int]
+) -> Channels | None:
     one, other = flow.of(first), flow.of(second)
     if one is None or other is None or one.ids.ndim != other.ids.ndim:
         return flow.opaque(node, " of values whose channels are different dimensions")

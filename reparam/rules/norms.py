@@ -11,7 +11,10 @@ from reparam.graph import args_of, shape
 
 
 def by_channel(flow: Flow, node: fx.Node) -> Value:
-    """Handle each channel by itself, with its own scale, shift, statistics or slope: batch and instance norms, PReLU."""
+    """Handle each channel by itself, with its own scale, shift, statistics or slope.
+
+    Batch and instance norms, PReLU.
+    """
     source, *numbers = args_of(node)
     channels = shape(source)[1:2]
     x = _first_dimension(flow, node, source, [n for n in numbers if isinstance(n, fx.Node) and shape(n) == channels])

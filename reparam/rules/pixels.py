@@ -52,7 +52,10 @@ def reduction(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def _over(flow: Flow, node: fx.Node, source: fx.Node, dims: set[int]) -> tuple[Channels, Channels] | None:
-    """Tie the entries of a node's input along some dimensions; return the input, and the input with one entry along each of them."""
+    """Tie the entries of a node's input along some dimensions.
+
+    Return the input, and the input with one entry along each of them.
+    """
     x = flow.of(source)
     along = tuple(dims.intersection(x.dims)) if x is not None else ()
     if x is None or (along and len(along) == len(x.dims)):
@@ -71,8 +74,12 @@ def probed(flow: Flow, node: fx.Node, x: Channels) -> Channels:
     (source,) = flow.network.reads(node)
     numbers = np.unique(x.const[~x.live])
     dim = max(x.dims, default=1)
-    sizes = [len(numbers) if axis == dim else 1 if axis in (0, *x.dims) else size for axis, size in enumerate(shape(source))]
-    image = torch.from_numpy(numbers).view([-1 if axis == dim else 1 for axis in range(len(sizes))]).expand(sizes).clone()
+    sizes = [
+        len(numbers) if axis == dim else 1 if axis in (0, *x.dims) else size for axis, size in enumerate(shape(source))
+    ]
+    image = (
+        torch.from_numpy(numbers).view([-1 if axis == dim else 1 for axis in range(len(sizes))]).expand(sizes).clone()
+    )
     output = flow.run(node, {source: image})
     output = output[0] if isinstance(output, tuple) else output
     results = output.movedim(dim, 0).reshape(len(numbers), -1).numpy()

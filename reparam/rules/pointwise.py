@@ -43,7 +43,9 @@ def _ranked(x: Channels, rank: int) -> Channels:
     return x.map(lambda array: array.reshape((1,) * (rank - array.ndim) + array.shape))
 
 
-def _operand(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: tuple[int, ...], dims: list[int]) -> Channels | None:
+def _operand(
+    flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: tuple[int, ...], dims: list[int]
+) -> Channels | None:
     """Return an operand's channels in the given dimensions; None if it has channels in others."""
     constant = flow.network.is_constant(n)
     shared = all(sizes[dim] == 1 for dim in dims)
@@ -53,7 +55,9 @@ def _operand(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: t
                 flow.pin(other, f"{flow.value_name(n)} has a number for each of them")
         return _number(x if constant else None, flow.network.constant(n) if constant else None, len(sizes))
     masks = constant and flow.network.constant(n).dtype == torch.bool
-    if constant and not masks and any(sizes[dim] == 1 for dim in dims):  # cannot be cut along only one of several dimensions
+    if (
+        constant and not masks and any(sizes[dim] == 1 for dim in dims)
+    ):  # cannot be cut along only one of several dimensions
         for other in flow.known(node):
             _tie(flow, other, [dim for dim in dims if sizes[dim] != 1], len(sizes))
         return _number(None, None, len(sizes))

@@ -27,7 +27,10 @@ def part(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def moved(flow: Flow, node: fx.Node) -> Value:
-    """Run a view, transposition, copy or split on the indices of the entries; channels in several dimensions are kept as a box."""
+    """Run a view, transposition, copy or split on the indices of the entries.
+
+    Channels in several dimensions are kept as a box.
+    """
     source, *rest = args_of(node)
     x = flow.of(source)
     if x is None:
@@ -68,7 +71,11 @@ def cat(flow: Flow, node: fx.Node) -> Channels | None:
         return None
     dims = {other for x in known for other in x.dims} - {dim}
     wide = [max(x.ids.shape[axis] for x in known) for axis in range(len(shape(node)))]
-    if any(x.ids.shape[other] not in (1, wide[other]) or (x.ids.shape[other] == 1 and x.dims) for x in known for other in dims):
+    if any(
+        x.ids.shape[other] not in (1, wide[other]) or (x.ids.shape[other] == 1 and x.dims)
+        for x in known
+        for other in dims
+    ):
         return flow.opaque(node, " of values whose channels are different dimensions")
     along = any(dim in x.dims for x in known) or not dims
     parts = [_side(flow, node, n, x, dim if along else None, wide) for n, x in zip(listed, operands, strict=True)]
@@ -84,7 +91,9 @@ def _side(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, dim: int | 
     if x is not None and flow.network.is_constant(n):
         for axis in [axis for axis in x.dims if sizes[axis] == 1]:
             flow.unite(x.ids, x.ids.take([0], axis))
-            x = Channels(x.ids.take([0], axis), np.ones_like(x.live.take([0], axis)), np.zeros_like(x.const.take([0], axis)))
+            x = Channels(
+                x.ids.take([0], axis), np.ones_like(x.live.take([0], axis)), np.zeros_like(x.const.take([0], axis))
+            )
         return x.map(lambda array: np.broadcast_to(array, sizes))
     fits = x is not None and all(own in (size, 1) for own, size in zip(x.ids.shape, sizes, strict=True))
     if x is not None and fits and (dim is None or x.ids.shape[dim] == sizes[dim]):
@@ -119,7 +128,9 @@ def pad(flow: Flow, node: fx.Node) -> Channels | None:
         return Channels(ids, np.zeros(sizes, bool), np.full(sizes, number))
 
     parts = (padding(low), x, padding(high))
-    return Channels(*(np.concatenate([getattr(part, name) for part in parts], dim) for name in ("ids", "live", "const")))
+    return Channels(
+        *(np.concatenate([getattr(part, name) for part in parts], dim) for name in ("ids", "live", "const"))
+    )
 
 
 def pixel_shuffle(flow: Flow, node: fx.Node) -> Channels | None:

@@ -103,4 +103,5 @@ _CHANGES: dict[Any, tuple[int, Any]] = {
     aten.convolution.default: (8, _convolution),
     aten.group_norm.default: (1, _group_norm),
 }
-"""For each operator with channel counts among its arguments: the position of the first, and a function that returns the new ones."""
+"""For each operator with channel counts among its arguments: the position of the first, and a function that returns the
+new ones."""

@@ -12,7 +12,9 @@ from search.masks import Scores, fused_form
 
 
 def magnitude(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]) -> list[Scores]:
-    """Return the L1 norm of each channel's filters in the deployed form, relative to the mean of its group (Li et al. 2017).
+    """Return the L1 norm of each channel's filters in the deployed form (Li et al. 2017).
+
+    It is relative to the mean of its group.
 
     Norms depend on the size of a layer, so each group is scaled before groups are ranked together.
     """
@@ -32,12 +34,21 @@ def magnitude(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelG
 
 
 def uniform(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]) -> list[Scores]:
-    """Return each channel's rank in its group by magnitude, from 1 down to above 0; a common threshold keeps equal shares."""
-    return [1 - norm.argsort(descending=True, stable=True).argsort() / len(norm) for norm in magnitude(model, example_input, groups)]
+    """Return each channel's rank in its group by magnitude, from 1 down to above 0.
+
+    A common threshold keeps equal shares.
+    """
+    return [
+        1 - norm.argsort(descending=True, stable=True).argsort() / len(norm)
+        for norm in magnitude(model, example_input, groups)
+    ]
 
 
 class _Gate(nn.Module):
-    """A factor of 1 on every channel, whose gradient is the first-order change of the loss if the channel is removed."""
+    """A factor of 1 on every channel.
+
+    Its gradient is the first-order change of the loss if the channel is removed.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,10 +66,12 @@ def taylor(
     loss: Callable[[Any, Any], Tensor],
     batches: Iterable[tuple[Tensor, Any]],
 ) -> list[Scores]:
-    """Return the first-order Taylor importance: the change of a batch's loss if a channel is removed, averaged over batches.
+    """Return the first-order Taylor importance.
 
-    Molchanov et al. 2019, Eq. 8, on the activations after each group; after a norm and a ReLU this is |gamma g + beta g'| of HALP (Shen et
-    al. 2022, Eq. 3). Scores of all groups share the unit of the loss.
+    The change of a batch's loss if a channel is removed, averaged over batches.
+
+    Molchanov et al. 2019, Eq. 8, on the activations after each group; after a norm and a ReLU this is |gamma g + beta
+    g'| of HALP (Shen et al. 2022, Eq. 3). Scores of all groups share the unit of the loss.
 
     Args:
         model: the trained network; it stays unchanged and runs in evaluation mode.
@@ -79,7 +92,9 @@ def taylor(
 
 
 def scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Scores]:
-    """Return the scales of each channel's norms, summed over its producers (network slimming, Liu et al. 2017), with gradient.
+    """Return the scales of each channel's norms, with gradient (network slimming, Liu et al. 2017).
+
+    They are summed over the channel's producers.
 
     Raises:
         SearchError: a group has no norm that scales it.
@@ -88,7 +103,9 @@ def scales(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Scores]:
 
 
 def norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[list[nn.BatchNorm2d]]:
-    """Return the norms of each group: those inside training-form blocks and directly after layers that produce its channels.
+    """Return the norms of each group.
+
+    Those inside training-form blocks and directly after layers that produce its channels.
 
     Raises:
         SearchError: a group has none.
@@ -97,8 +114,12 @@ def norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[list[nn.Batc
     for group in groups:
         modules = [part for name in group.producers for part in model.get_submodule(name).modules()]
         modules += [model.get_submodule(name) for name in group.norms]
-        scaling = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.affine and m.num_features == group.channels]
+        scaling = [
+            m for m in modules if isinstance(m, nn.BatchNorm2d) and m.affine and m.num_features == group.channels
+        ]
         if not scaling:
-            raise SearchError(f"slimming ranks channels by the norm behind them: group {group.name} has none; exclude it")
+            raise SearchError(
+                f"slimming ranks channels by the norm behind them: group {group.name} has none; exclude it"
+            )
         norms_by_group.append(scaling)
     return norms_by_group

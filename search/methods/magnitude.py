@@ -9,7 +9,10 @@ from search.methods.settings import MagnitudeSettings
 
 
 class Magnitude(Pruning[MagnitudeSettings]):
-    """Removes the channels with the smallest L1 norm by a common threshold; the search's epochs then train the remaining ones."""
+    """Removes the channels with the smallest L1 norm by a common threshold.
+
+    The search's epochs then train the remaining ones.
+    """
 
     pruned_in = "search"
 

@@ -1,11 +1,12 @@
 """Pruning-as-Search (Li et al. 2022): prune channels and train weights by a single gradient descent, under a budget.
 
-A depth-wise binary convolution after every block selects its channels. It is trained with the weights: the loss pulls useful channels up,
-their cost pulls them down, and a removed channel keeps its weights and can return.
+A depth-wise binary convolution after every block selects its channels. It is trained with the weights: the loss pulls
+useful channels up, their cost pulls them down, and a removed channel keeps its weights and can return.
 
-The paper leaves some details open. Here the regulariser is the squared relative error of the cost (`regulariser="paper"`: the squared error
-in GMACs); the gradient of the cost flows through output and input widths; indicators start at 1, are not decayed, and are clamped to [0, 1]
-(unless `bounded=False`); every layer keeps at least its `min_channels` top-scoring channels.
+The paper leaves some details open. Here the regulariser is the squared relative error of the cost
+(`regulariser="paper"`: the squared error in GMACs); the gradient of the cost flows through output and input widths;
+indicators start at 1, are not decayed, and are clamped to [0, 1] (unless `bounded=False`); every layer keeps at least
+its `min_channels` top-scoring channels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,12 +37,13 @@ THRESHOLD = 0.5
 class DepthwiseBinaryConv(nn.Module):
     """A factor of 0 or 1 for every channel, trained by gradient descent (Eq. 1 and 2).
 
-    The factor is 1 if the indicator `v` is above 0.5; its gradient is passed to `v` unchanged (straight-through estimator).
+    The factor is 1 if the indicator `v` is above 0.5; its gradient is passed to `v` unchanged (straight-through
+    estimator).
 
     Args:
         channels: number of channels.
-        min_channels: number of channels to keep regardless of the threshold: those with the highest indicators, of equal ones those with
-            lower indices.
+        min_channels: number of channels to keep regardless of the threshold: those with the highest indicators, of
+            equal ones those with lower indices.
     """
 
     def __init__(self, channels: int, *, min_channels: int) -> None:
@@ -86,12 +88,16 @@ class Pas(Pruning[PasSettings]):
     def searched(self, trained: nn.Module) -> nn.Module:
         """Insert a depth-wise binary convolution after each group.
 
-        It comes after norm and activation. With factors of 0 and 1 this is equivalent to a place before the activation; but a ReLU has no
-        slope at 0, so the indicator of a removed channel would get no gradient there, and the channel could never return.
+        It comes after norm and activation. With factors of 0 and 1 this is equivalent to a place before the activation;
+        but a ReLU has no slope at 0, so the indicator of a removed channel would get no gradient there, and the channel
+        could never return.
         """
         least = self.settings.min_channels
         return insert_masks(
-            trained, self.problem.example, self.groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=least)
+            trained,
+            self.problem.example,
+            self.groups,
+            lambda group: DepthwiseBinaryConv(group.channels, min_channels=least),
         )
 
     def masked(self, trained: nn.Module, kept: Mapping[str, Keep]) -> nn.Module:
@@ -116,7 +122,8 @@ class Pas(Pruning[PasSettings]):
         """Return the weighted regulariser (Eq. 4 and 5)."""
         widths = [indicator.width() for indicator in indicators(network)]
         cost = self._cost(self._by_space(widths, lambda full: torch.tensor(float(full))))
-        # The value is the cost of the network that would ship, with widths rounded up; the gradient is that of the unrounded widths.
+        # The value is the cost of the network that would ship, with widths rounded up; the gradient is that of the
+        # unrounded widths.
         shipped = self._cost([torch.tensor(float(width)) for width in round_up(self.existing(network), self.choices)])
         cost = shipped + cost - cost.detach()
         beta, target = self.controller.weight, self.controller.target.amount

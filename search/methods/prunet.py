@@ -1,12 +1,13 @@
 """PRUNET: latency-aware tiered pruning of a supernet of blocks.
 
-Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022, whose sections are cited below.
-After a warm-up of the weights, weights and architecture weights are trained in turns, with three kinds of pruning: the two candidates of
-each Prunode converge to a hidden width (3.2.1), blocks whose probability is below a rising threshold are removed (3.2.2), and a skip block
-replaces the penultimate block of a layer that can be skipped (3.2.3). The remaining network is trained from scratch.
+Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022, whose sections
+are cited below. After a warm-up of the weights, weights and architecture weights are trained in turns, with three kinds
+of pruning: the two candidates of each Prunode converge to a hidden width (3.2.1), blocks whose probability is below a
+rising threshold are removed (3.2.2), and a skip block replaces the penultimate block of a layer that can be skipped
+(3.2.3). The remaining network is trained from scratch.
 
-The options of `PrunetSettings` settle what the paper leaves open. Two extensions are ours: if a budget binds, alpha is adapted so that the
-expected cost approaches it over the search, and `search.layer_fit` fits the network to it.
+The options of `PrunetSettings` settle what the paper leaves open. Two extensions are ours: if a budget binds, alpha is
+adapted so that the expected cost approaches it over the search, and `search.layer_fit` fits the network to it.
 """
 
 import dataclasses
@@ -36,8 +37,8 @@ from search.task import Task
 from search.train import Part, weight_groups
 
 RMSPROP_ALPHA, RMSPROP_EPS, RMSPROP_MOMENTUM = 0.9, 1e-3, 0.9
-"""The usual values for such networks (Tan and Le 2019). With torch's default eps of 1e-8, weights without a gradient, such as those of
-masked channels, would decay at the full rate."""
+"""The usual values for such networks (Tan and Le 2019). With torch's default eps of 1e-8, weights without a gradient,
+such as those of masked channels, would decay at the full rate."""
 LEAST_COST = 2.0
 """Lower bound on the cost in the logarithm, whose power has no gradient at 1."""
 
@@ -50,7 +51,8 @@ class Prunet(Method[PrunetSettings]):
         problem: a problem over a layered space.
 
     Raises:
-        SearchError: the space is not layered or cannot be searched with these settings, or no network is within the budget.
+        SearchError: the space is not layered or cannot be searched with these settings, or no network is within the
+            budget.
         CoverageError: the table does not cover every block of the space.
     """
 
@@ -112,7 +114,9 @@ class Prunet(Method[PrunetSettings]):
             literal=settings.last_norm == "each",
             recompute=settings.recompute,
         )
-        if self.proxy is not self.problem.task:  # its classifier has fewer classes, but costs as much as that of all classes
+        if (
+            self.proxy is not self.problem.task
+        ):  # its classifier has fewer classes, but costs as much as that of all classes
             (name, layer), (option,) = list(network.each())[-1], self.space.layers[-1].options
             layer.blocks[option.name] = trained_block(option.spec.with_widths(c_out=len(self.proxy.labels)))
             assert name == self.space.layers[-1].name
@@ -154,9 +158,18 @@ class Prunet(Method[PrunetSettings]):
             steps, done = len(batches), epoch.index * len(batches)
 
             def factor(step: int) -> float:
-                return schedule.factor(settings, step + done, epoch_steps=steps, epochs=epoch.phase.epochs, warmup=steps)
+                return schedule.factor(
+                    settings, step + done, epoch_steps=steps, epochs=epoch.phase.epochs, warmup=steps
+                )
 
-            return [Part(optimizers=optimizers, batches=batches, loss=task.training_loss(settings, epoch.teacher), factor=factor)]
+            return [
+                Part(
+                    optimizers=optimizers,
+                    batches=batches,
+                    loss=task.training_loss(settings, epoch.teacher),
+                    factor=factor,
+                )
+            ]
 
         def towards(outputs: Any, targets: Any, _: Tensor) -> Tensor:
             return task.loss(outputs, targets)
@@ -164,7 +177,9 @@ class Prunet(Method[PrunetSettings]):
         epochs, done = settings.warmup_epochs + settings.search_epochs, epoch.index
         if epoch.phase.name == "warmup":
             batches = task.training_batches(settings.search_batch, epoch.order)
-            return [Part(optimizers=optimizers, batches=batches, loss=towards, factor=_cosine(len(batches), done, epochs))]
+            return [
+                Part(optimizers=optimizers, batches=batches, loss=towards, factor=_cosine(len(batches), done, epochs))
+            ]
         share = settings.theta_images
         weight_rows, theta_rows = random_parts(len(task.train), (1 - share, share), epoch.noise)
         batches = task.training_batches(settings.search_batch, epoch.order, weight_rows)
@@ -174,7 +189,10 @@ class Prunet(Method[PrunetSettings]):
         now, left = self._expected_cost(network), epoch.phase.epochs - epoch.index
 
         def aim() -> float:
-            """Return an aim that moves geometrically from the present cost to the budget: blocks removed too early never come back."""
+            """Return an aim that moves geometrically from the present cost to the budget.
+
+            Blocks removed too early never come back.
+            """
             return now * (self.problem.target / now) ** (len(self._losses) / len(others) / left)
 
         def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
@@ -186,7 +204,12 @@ class Prunet(Method[PrunetSettings]):
         rate = _cosine(len(batches), settings.warmup_epochs + done, epochs)
         return [
             Part(optimizers=[weights], batches=batches, loss=towards, factor=rate),
-            Part(optimizers=[architecture], batches=others, loss=loss, factor=_cosine(len(others), done, settings.search_epochs)),
+            Part(
+                optimizers=[architecture],
+                batches=others,
+                loss=loss,
+                factor=_cosine(len(others), done, settings.search_epochs),
+            ),
         ]
 
     def _expected_cost(self, network: LayeredSupernet) -> float:
@@ -196,7 +219,10 @@ class Prunet(Method[PrunetSettings]):
             return float(network.expected(self.model, shares))
 
     def _penalty(self, network: LayeredSupernet, aim: float) -> Tensor:
-        """Return the loss's second term, alpha * ln(LAT)^beta, of the latency expected from the shares of this step (Eq. 2 and 5)."""
+        """Return the loss's second term, alpha * ln(LAT)^beta (Eq. 2 and 5).
+
+        LAT is the latency expected from the shares of this step.
+        """
         cost = network.expected(self.model, network.shares)
         alpha = self.controller.weight
         if self.limited:
@@ -266,7 +292,11 @@ class Prunet(Method[PrunetSettings]):
 
     def state(self) -> dict[str, Any]:
         """The chosen network, the remaining candidates and masks of each layer, and alpha."""
-        return {"chosen": msgspec.to_builtins(self.chosen), "layers": msgspec.to_builtins(self.layers), "alpha": self.controller.weight}
+        return {
+            "chosen": msgspec.to_builtins(self.chosen),
+            "layers": msgspec.to_builtins(self.layers),
+            "alpha": self.controller.weight,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a `state`."""
@@ -298,7 +328,10 @@ def _figures(network: LayeredSupernet) -> dict[str, float]:
 
 
 def _restricted(space: Layered, settings: PrunetSettings) -> Layered:
-    """Return the space without disabled prunings: with only the largest widths, and with layers that cannot be skipped."""
+    """Return the space without disabled prunings.
+
+    With only the largest widths, and with layers that cannot be skipped.
+    """
 
     def restricted(layer: StochasticLayer) -> StochasticLayer:
         options = layer.options
@@ -310,12 +343,17 @@ def _restricted(space: Layered, settings: PrunetSettings) -> Layered:
 
 
 def _proxy(settings: PrunetSettings, task: Task) -> Task:
-    """Return the supernet's task: some classes, drawn independently of the seed, so that searches can share a warm-up."""
+    """Return the supernet's task.
+
+    Some classes, drawn independently of the seed, so that searches can share a warm-up.
+    """
     share = settings.proxy_classes
     if share == 1:
         return task
     if not isinstance(task, Classification):
-        raise SearchError(f"--proxy-classes {share:g} is for images of classes, which {task.name} has none of: leave it out")
+        raise SearchError(
+            f"--proxy-classes {share:g} is for images of classes, which {task.name} has none of: leave it out"
+        )
     classes = len(task.labels)
     count = round(classes * share)
     if count < 2:
@@ -335,13 +373,17 @@ def _require_sound(space: Layered, settings: PrunetSettings) -> None:
         if len(shapes) > 1:
             found = ", ".join(f"{c_in} to {'x'.join(map(str, out))}" for c_in, out in sorted(shapes))
             raise SearchError(
-                f"{space.name}: the blocks of layer {layer.name} make different shapes ({found} channels, height and width): "
+                f"{space.name}: the blocks of layer {layer.name} make different shapes ({found} channels, height and "
+                "width): "
                 f"give it blocks of one shape, or make two layers of them"
             )
         for option in layer.options:
-            if option.hidden and option.hidden != tuple(range(option.hidden[0], option.hidden[-1] + 1, option.hidden[0])):
+            if option.hidden and option.hidden != tuple(
+                range(option.hidden[0], option.hidden[-1] + 1, option.hidden[0])
+            ):
                 raise SearchError(
-                    f"{space.name}: the hidden widths of layer {layer.name}, {option.name}, must be all multiples of the first one, "
+                    f"{space.name}: the hidden widths of layer {layer.name}, {option.name}, must be all multiples of "
+                    "the first one, "
                     f"{option.hidden[0]}, up to the last one, {option.hidden[-1]}"
                 )
         if settings.prune_blocks and len(layer.options) > 1 and settings.t_initial > 1 / len(layer.options):
@@ -352,7 +394,10 @@ def _require_sound(space: Layered, settings: PrunetSettings) -> None:
 
 
 def _inherit(network: nn.Module, supernet: LayeredSupernet, choice: Choice) -> None:
-    """Copy the first channels of the supernet's weights to the found network's blocks; blocks that the supernet lacks keep theirs."""
+    """Copy the first channels of the supernet's weights to the found network's blocks.
+
+    Blocks that the supernet lacks keep theirs.
+    """
     for name, layer in supernet.each():
         option = choice.options.get(name, layer.candidates[0])
         if option == SKIP or option not in layer.blocks:
@@ -361,5 +406,9 @@ def _inherit(network: nn.Module, supernet: LayeredSupernet, choice: Choice) -> N
         learned = (layer.prunode(option) or source).state_dict()
         for key, value in target.state_dict().items():
             known = learned.get(f"block.{key}", learned.get(key))
-            if known is not None and known.ndim == value.ndim and all(a >= b for a, b in zip(known.shape, value.shape, strict=True)):
+            if (
+                known is not None
+                and known.ndim == value.ndim
+                and all(a >= b for a, b in zip(known.shape, value.shape, strict=True))
+            ):
                 value.copy_(known[tuple(slice(size) for size in value.shape)])

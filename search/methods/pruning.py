@@ -1,7 +1,7 @@
 """Common parts of methods over widths: train the unpruned network, search its widths, fine-tune the pruned network.
 
-A `Narrowing` method defines the network to search. A `Pruning` method defines the channels' scores (`scores`), when channels are removed
-(`pruned_in`), and the search's penalty (`penalty`).
+A `Narrowing` method defines the network to search. A `Pruning` method defines the channels' scores (`scores`), when
+channels are removed (`pruned_in`), and the search's penalty (`penalty`).
 """
 
 from abc import abstractmethod
@@ -52,7 +52,9 @@ class Narrowing(Method[P]):
         self.space = with_widths(problem.space, self.name)
         if self.space.free and not self.frees:
             other = self.space.name.replace(FREE_WIDTHS, WIDTHS)
-            raise SearchError(f"{self.name} prunes layers that are added up together, unlike {self.space.name}: choose {other}")
+            raise SearchError(
+                f"{self.name} prunes layers that are added up together, unlike {self.space.name}: choose {other}"
+            )
         self.model = problem.model()
         with torch.random.fork_rng():
             network = self.space.module()
@@ -84,7 +86,8 @@ class Narrowing(Method[P]):
     def counted(self, cost: Literal["latency", "macs"]) -> tuple[CostModel, Budget]:
         """Return the model of a cost and the target in its unit.
 
-        If there is a table, the target for multiply-accumulates is the same share of the unpruned network as for latency.
+        If there is a table, the target for multiply-accumulates is the same share of the unpruned network as for
+        latency.
         """
         amount = self.problem.target
         if cost == "latency" or not self.problem.table:
@@ -100,7 +103,12 @@ class Narrowing(Method[P]):
         """Create an SGD optimizer for all weights, and for a policy with its own learning rate."""
         settings = self.settings
         optimizer = make_optimizer(
-            network, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay, policy=policy, policy_lr=policy_lr
+            network,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            policy=policy,
+            policy_lr=policy_lr,
         )
         if hasattr(network, "masks"):
             policy_ids = {id(parameter) for parameter in policy}
@@ -142,7 +150,10 @@ class Narrowing(Method[P]):
         return self.space.choice(round_up(self.widths, self.choices))
 
     def free_channels(self) -> dict[str, int]:
-        """Return the number of channels of each group that could be removed, from that group alone, without saving cost."""
+        """Return each group's number of free channels.
+
+        Removing these, from that group alone, saves no cost.
+        """
         free = free_channels(self.widths, self.choices, self.price)
         return {name: count for (name, _), count in zip(self.space.groups, free, strict=True)}
 
@@ -159,7 +170,10 @@ class Narrowing(Method[P]):
         return self.model.price(self.space.choice(widths))
 
     def _by_space(self, values: Sequence[T], of_whole: Callable[[int], T]) -> list[T]:
-        """Extend values for the searched groups to all groups of the space, with `of_whole(full width)` for excluded ones."""
+        """Extend values for the searched groups to all groups of the space.
+
+        Excluded groups get `of_whole(full width)`.
+        """
         named = dict(zip((group.name for group in self.groups), values, strict=True))
         return [named[name] if name in named else of_whole(full) for name, full in self.space.groups]
 
@@ -168,7 +182,10 @@ class Pruning(Narrowing[P]):
     """A method that removes channels of a trained network by their scores."""
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """Return the unpruned network, then the one from `searched`, then the masked one, with new weights if trained from scratch."""
+        """Return the unpruned network, then the one from `searched`, then the masked one.
+
+        The last has new weights if trained from scratch.
+        """
         if phase.decides and trained is not None:
             trained = self.masked(trained, self.decided(trained))
         if phase.name == "finetune" and self.settings.retrain == "scratch":
@@ -191,7 +208,10 @@ class Pruning(Narrowing[P]):
         scores = self._scored(network)
         self.widths = self.fitted(scores, self.kept(network, scores))
         names = [name for name, _ in self.space.groups]
-        return {name: masks.top_channels(score, width) for name, score, width in zip(names, scores, self.widths, strict=True)}
+        return {
+            name: masks.top_channels(score, width)
+            for name, score, width in zip(names, scores, self.widths, strict=True)
+        }
 
     def masked(self, trained: nn.Module, kept: Mapping[str, masks.Keep]) -> nn.Module:
         """Return a trained network with masks for the groups that lose channels."""
@@ -244,6 +264,8 @@ def _shippable(space: Any, settings: PruningSettings, searched: Set[str]) -> lis
         known = space.width_choices(index)
         if multiple % space.granularity:  # the table interpolates between measured widths
             known = (*range(known[0], full), full)
-        return tuple(width for width in known if width == full or (width % multiple == 0 and width >= least and name in searched))
+        return tuple(
+            width for width in known if width == full or (width % multiple == 0 and width >= least and name in searched)
+        )
 
     return [options(index, name, full) for index, (name, full) in enumerate(space.groups)]

@@ -1,7 +1,9 @@
-"""The solver as a method, following HALP (Shen et al. 2022) and MDP (Sun et al. 2025): importances, then the best fit to the budget.
+"""The solver as a method, following HALP (Shen et al. 2022) and MDP (Sun et al. 2025).
 
-It chooses the widths within the budget with the highest sum of importances: a knapsack over the latency table, solved to optimality by
-`search.widths`. Nothing is learned, so it is a baseline for learned methods.
+Importances, then the best fit to the budget.
+
+It chooses the widths within the budget with the highest sum of importances: a knapsack over the latency table, solved
+to optimality by `search.widths`. Nothing is learned, so it is a baseline for learned methods.
 """
 
 import itertools
@@ -35,7 +37,9 @@ class Table(Pruning[TableSettings]):
                 order = torch.Generator().manual_seed(settings.seed)
                 batches = self.problem.task.training_batches(settings.batch, order)
                 count = max(1, settings.score_images // settings.batch)
-                return importance.taylor(network, example, self.groups, self.problem.task.loss, itertools.islice(batches, count))
+                return importance.taylor(
+                    network, example, self.groups, self.problem.task.loss, itertools.islice(batches, count)
+                )
 
     def values(self, scores: Sequence[Tensor], kept: Widths) -> list[list[float]]:
         """Return the value of each width of each group: the sum of its highest importances (HALP, Eq. 5)."""

@@ -1,17 +1,22 @@
-"""Transformable Architecture Search (Dong and Yang 2019): learned distributions over widths of layers and depths of stages.
+"""Transformable Architecture Search (Dong and Yang 2019).
 
-At every step, each layer draws a few widths; their outputs are interpolated to the widest and added with weights that carry the
-distribution's gradient. Each stage mixes the outputs of all its depths. Weights are trained on one half of the images and, in turns,
-distributions on the other. The found network is then trained, by default from new weights with the unpruned network as its teacher.
+Learned distributions over widths of layers and depths of stages.
 
-What the paper leaves open, or its cost term does not reach, is settled as follows. Layers that are added draw a common width. In a space
-such as resnet20/free-widths each draws its own: the search adds the channels that two widths share, like the authors' code, and the found
-network has a 1x1 convolution on the shortcut. Eq. 8 compares the most probable network's cost, F, but moves the expected cost, E, and the
-two differ by up to a fifth of the target while distributions are flat. So by default E follows an aim, which is adapted until F meets the
-target, and the entropy of the distributions is minimised (`penalty="banded"` and `"paper"`: Eq. 8 with log(E / R) and with log E, which
-differ in value but not in gradient). A single block may cost more than the tolerance, so that F would cross the target for ever; the last
-epochs therefore ignore the cost and drive the distributions to the network that would be found at their start. The most probable network
-may miss the budget by a channel; the found one has exactly the most probable sizes within it (`derive="argmax"`: the paper's).
+At every step, each layer draws a few widths; their outputs are interpolated to the widest and added with weights that
+carry the distribution's gradient. Each stage mixes the outputs of all its depths. Weights are trained on one half of
+the images and, in turns, distributions on the other. The found network is then trained, by default from new weights
+with the unpruned network as its teacher.
+
+What the paper leaves open, or its cost term does not reach, is settled as follows. Layers that are added draw a common
+width. In a space such as resnet20/free-widths each draws its own: the search adds the channels that two widths share,
+like the authors' code, and the found network has a 1x1 convolution on the shortcut. Eq. 8 compares the most probable
+network's cost, F, but moves the expected cost, E, and the two differ by up to a fifth of the target while distributions
+are flat. So by default E follows an aim, which is adapted until F meets the target, and the entropy of the
+distributions is minimised (`penalty="banded"` and `"paper"`: Eq. 8 with log(E / R) and with log E, which differ in
+value but not in gradient). A single block may cost more than the tolerance, so that F would cross the target for ever;
+the last epochs therefore ignore the cost and drive the distributions to the network that would be found at their start.
+The most probable network may miss the budget by a channel; the found one has exactly the most probable sizes within it
+(`derive="argmax"`: the paper's).
 """
 
 import contextlib
@@ -72,7 +77,9 @@ class Tas(Narrowing[TasSettings]):
 
     @property
     def _searches_depths(self) -> bool:
-        return self.settings.searched in ("both", "depths") or (self.settings.searched == "auto" and bool(self.space.stages))
+        return self.settings.searched in ("both", "depths") or (
+            self.settings.searched == "auto" and bool(self.space.stages)
+        )
 
     def width_choices(self) -> list[Widths]:
         """Return the multiples of `channel_multiple` nearest to the shares of each group's width.
@@ -82,7 +89,10 @@ class Tas(Narrowing[TasSettings]):
         """
         allowed = super().width_choices()
         if self._searches_widths:
-            allowed = [tuple(sorted({min(o, key=lambda width: abs(width - share * o[-1])) for share in RATIOS})) for o in allowed]
+            allowed = [
+                tuple(sorted({min(o, key=lambda width: abs(width - share * o[-1])) for share in RATIOS}))
+                for o in allowed
+            ]
         else:
             allowed = [options[-1:] for options in allowed]
         self._require_options(allowed)
@@ -93,7 +103,9 @@ class Tas(Narrowing[TasSettings]):
         if not self._searches_depths:
             return {name: (depth,) for name, depth in self.space.full_depths().items()}
         step = 2 if self.settings.depth_options == "odd" else 1
-        return {name: tuple(sorted({*range(1, depth, step), depth})) for name, depth in self.space.full_depths().items()}
+        return {
+            name: tuple(sorted({*range(1, depth, step), depth})) for name, depth in self.space.full_depths().items()
+        }
 
     def smallest(self) -> Choice:
         """Return the network of the smallest width of every group and the smallest depth of every stage."""
@@ -104,19 +116,26 @@ class Tas(Narrowing[TasSettings]):
         settings, searched = self.settings, {group.name for group in self.groups}
         if self._searches_depths and not self.space.stages:
             raise SearchError(
-                f"--searched {settings.searched}: no stage of {self.space.name} can lose a block; give --searched widths, "
+                f"--searched {settings.searched}: no stage of {self.space.name} can lose a block; give --searched "
+                "widths, "
                 "or a space such as resnet20/widths"
             )
-        named = [(name, options) for (name, _), options in zip(self.space.groups, choices, strict=True) if name in searched]
+        named = [
+            (name, options) for (name, _), options in zip(self.space.groups, choices, strict=True) if name in searched
+        ]
         for name, options in named if self._searches_widths else ():
             if len(options) == 1:
                 raise SearchError(
-                    f"layer {name} has one option, {options[0]} channels, at --channel-multiple {settings.channel_multiple} and "
+                    f"layer {name} has one option, {options[0]} channels, at --channel-multiple "
+                    f"{settings.channel_multiple} and "
                     f"--min-channels {settings.min_channels}: give lower ones, or --exclude {name}"
                 )
             if settings.weights == "sample" and settings.samples > len(options):
                 known = ", ".join(map(str, options))
-                raise SearchError(f"--samples {settings.samples} is above the number of options of layer {name}, {len(options)} ({known})")
+                raise SearchError(
+                    f"--samples {settings.samples} is above the number of options of layer {name}, {len(options)} "
+                    f"({known})"
+                )
 
     # Phases
 
@@ -142,13 +161,20 @@ class Tas(Narrowing[TasSettings]):
         options = {name: widths for (name, _), widths in zip(self.space.groups, self.choices, strict=True)}
         there = dict(network.named_modules())
         widths = [
-            WidthPart(group.name, group.channels, tuple(layer for layer in group.producers if layer in there), options[group.name])
+            WidthPart(
+                group.name,
+                group.channels,
+                tuple(layer for layer in group.producers if layer in there),
+                options[group.name],
+            )
             for group in (self.groups if self._searches_widths else ())
         ]
         modules = {stage.name: tuple(block.module for block in stage.blocks) for stage in self.space.stages}
         made = {stage.name: self.space.made_by(stage) for stage in self.space.stages} if self.space.free else {}
         depths = [
-            DepthPart(name, modules[name], found, made.get(name, ())) for name, found in self.depth_choices().items() if len(found) > 1
+            DepthPart(name, modules[name], found, made.get(name, ()))
+            for name, found in self.depth_choices().items()
+            if len(found) > 1
         ]
         sampling = Sampling(
             settings.samples,
@@ -168,10 +194,16 @@ class Tas(Narrowing[TasSettings]):
         settings = self.settings
         group = {"params": network.logits(), "peak_lr": settings.architecture_lr, "scheduled": False}
         decay = settings.architecture_weight_decay
-        return [self.optimizer(network.network), Adam([group], lr=settings.architecture_lr, betas=BETAS, weight_decay=decay)]
+        return [
+            self.optimizer(network.network),
+            Adam([group], lr=settings.architecture_lr, betas=BETAS, weight_decay=decay),
+        ]
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """Train weights on their images and, in turns, distributions on the others; the split is the same in every epoch."""
+        """Train weights on their images and, in turns, distributions on the others.
+
+        The split is the same in every epoch.
+        """
         if not isinstance(network, SizedNetwork):
             return super().parts(epoch, network, optimizers)
         settings, task, share = self.settings, self.problem.task, self.settings.validation_share
@@ -183,7 +215,11 @@ class Tas(Narrowing[TasSettings]):
         network.temperature = lambda taken: self.tau(taken / (epoch.phase.epochs * each))
         turn = itertools.count(epoch.index * architecture_steps)
         self._sides = []
-        late = settings.penalty == "controlled" and settings.cost_weight > 0 and epoch.index >= DECIDED * epoch.phase.epochs
+        late = (
+            settings.penalty == "controlled"
+            and settings.cost_weight > 0
+            and epoch.index >= DECIDED * epoch.phase.epochs
+        )
         self._decided = self.derived(network) if late else None
 
         def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
@@ -202,7 +238,9 @@ class Tas(Narrowing[TasSettings]):
     def tau(self, progress: float) -> float:
         """Return the temperature after a share of the search."""
         settings = self.settings
-        passed = progress if settings.tau_schedule == "linear" else 1 - schedule.cosine(round(progress * 10**6), 10**6, 0)
+        passed = (
+            progress if settings.tau_schedule == "linear" else 1 - schedule.cosine(round(progress * 10**6), 10**6, 0)
+        )
         return settings.tau + (settings.tau_final - settings.tau) * passed
 
     # Cost
@@ -235,7 +273,10 @@ class Tas(Narrowing[TasSettings]):
         return self._prices[choice]
 
     def penalty_of(self, network: SizedNetwork, progress: float) -> Scalar:
-        """Return the weighted cost term of Eq. 7 plus the entropy term; once a network is decided on, its negative log probability."""
+        """Return the weighted cost term of Eq. 7 plus the entropy term.
+
+        Once a network is decided on, its negative log probability.
+        """
         settings, target = self.settings, self.controller.target.amount
         found = self.cost_of(self.most_probable(network))
         self._sides.append(int(math.copysign(abs(found - target) > 0, found - target)))
@@ -244,7 +285,9 @@ class Tas(Narrowing[TasSettings]):
         expected = self.expected(network)
         rests = abs(found / target - 1) <= settings.tolerance
         if settings.penalty != "controlled":
-            cost = banded(expected / (1.0 if settings.penalty == "paper" else target), found / target, settings.tolerance)
+            cost = banded(
+                expected / (1.0 if settings.penalty == "paper" else target), found / target, settings.tolerance
+            )
         elif rests or not settings.cost_weight:
             cost = 0.0 * expected
         else:
@@ -253,8 +296,13 @@ class Tas(Narrowing[TasSettings]):
         return settings.cost_weight * cost + settings.entropy * self._entropy(network, progress, rests=rests)
 
     def _entropy(self, network: SizedNetwork, progress: float, *, rests: bool) -> Scalar:
-        """Return the entropy term, which drives each distribution to one size: first depths, of coarse cost steps, then widths."""
-        widths, depths = ([sizes.entropy() for _, sizes in found] for found in (network.width_sizes(), network.depth_sizes()))
+        """Return the entropy term, which drives each distribution to one size.
+
+        First depths, of coarse cost steps, then widths.
+        """
+        widths, depths = (
+            [sizes.entropy() for _, sizes in found] for found in (network.width_sizes(), network.depth_sizes())
+        )
         total = torch.zeros(())
         if depths:
             total = total + min(1.0, (2 * progress) ** 2) * torch.stack(depths).mean()
@@ -264,9 +312,13 @@ class Tas(Narrowing[TasSettings]):
 
     def _log_probability(self, network: SizedNetwork, choice: Choice) -> Scalar:
         """Return the log probability of drawing a network; groups that it lacks may have any width."""
-        widths = [(sizes, choice.widths[part.name]) for part, sizes in network.width_sizes() if part.name in choice.widths]
+        widths = [
+            (sizes, choice.widths[part.name]) for part, sizes in network.width_sizes() if part.name in choice.widths
+        ]
         depths = [(sizes, choice.depths[stage.name]) for stage, sizes in network.depth_sizes()]
-        return torch.stack([sizes.logits.log_softmax(0)[sizes.options.index(size)] for sizes, size in (*widths, *depths)]).sum()
+        return torch.stack(
+            [sizes.logits.log_softmax(0)[sizes.options.index(size)] for sizes, size in (*widths, *depths)]
+        ).sum()
 
     # The found network
 
@@ -293,7 +345,10 @@ class Tas(Narrowing[TasSettings]):
         return self.problem.target * (1 - self.settings.tolerance)
 
     def _depths_within(self, shares: Mapping[str, Tensor]) -> dict[str, int]:
-        """Return the most probable depths whose widths can meet the budget, or, if none can, those that leave the least of it unused."""
+        """Return the most probable depths whose widths can meet the budget.
+
+        If none can, those that leave the least of it unused.
+        """
         narrowest, widest = ([options[end] for options in self.choices] for end in (0, -1))
         nearest: tuple[float, dict[str, int]] = 0.0, {}
         for depths in self._depths_by_probability(shares):
@@ -335,13 +390,19 @@ class Tas(Narrowing[TasSettings]):
         return {name: count for name, count in super().free_channels().items() if name in self.choice().widths}
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
-        """Return distributions, the expected cost, the most probable network's cost, and how often the latter crossed the target."""
+        """Return distributions, costs, and how often the most probable network crossed the target.
+
+        Costs are the expected one and that of the most probable network.
+        """
         if not isinstance(network, SizedNetwork):
             return {}
         self._decide(self.most_probable(network))
         with torch.no_grad():
             figures = {"expected": float(self.expected(network)), "most_probable": self.cost_of(self.choice())}
-        figures |= {"aim": self.controller.target.amount / self.controller.weight, "crossings": float(crossings(self._sides))}
+        figures |= {
+            "aim": self.controller.target.amount / self.controller.weight,
+            "crossings": float(crossings(self._sides)),
+        }
         gaps = []
         for part, sizes in (*network.width_sizes(), *network.depth_sizes()):
             shares = sizes.shares().tolist()

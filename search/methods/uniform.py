@@ -9,7 +9,10 @@ from search.methods.settings import UniformSettings
 
 
 class Uniform(Pruning[UniformSettings]):
-    """Removes the same share of every group, the channels of the smallest filters; the search's epochs then train the remaining ones."""
+    """Removes the same share of every group, the channels of the smallest filters.
+
+    The search's epochs then train the remaining ones.
+    """
 
     pruned_in = "search"
 

@@ -1,13 +1,14 @@
 """VP-DARTS: validated pruning differentiable architecture search over cells.
 
-A supernet runs every operation of every edge, weighted by raw alphas (Eq. 3). The importance of an operation is not its alpha but the loss
-in quality on held-out images without it (Algorithm 1). So before each epoch, each operation is removed in turn and the rest is validated;
-all but the most important one of each edge are then pruned softly: their alphas shrink (Eq. 2) and may recover. After the last epoch, each
-is removed once more, and each edge keeps the one whose removal hurts most, in the mean of all looks or, as printed, in the last.
+A supernet runs every operation of every edge, weighted by raw alphas (Eq. 3). The importance of an operation is not its
+alpha but the loss in quality on held-out images without it (Algorithm 1). So before each epoch, each operation is
+removed in turn and the rest is validated; all but the most important one of each edge are then pruned softly: their
+alphas shrink (Eq. 2) and may recover. After the last epoch, each is removed once more, and each edge keeps the one
+whose removal hurts most, in the mean of all looks or, as printed, in the last.
 
-The options of `VpDartsSettings` settle what the paper leaves open. Latency is our extension: if the largest cell exceeds the budget, the
-expected cost of the alphas' shares is part of the loss, the faster of operations that validate equally is kept, and the final cell is the
-one of highest total importance within the budget.
+The options of `VpDartsSettings` settle what the paper leaves open. Latency is our extension: if the largest cell
+exceeds the budget, the expected cost of the alphas' shares is part of the loss, the faster of operations that validate
+equally is kept, and the final cell is the one of highest total importance within the budget.
 """
 
 import contextlib
@@ -54,7 +55,8 @@ class VpDarts(Method[VpDartsSettings]):
         problem: a problem over a space of cells.
 
     Raises:
-        SearchError: the space has no cells, there are too few images, or no cell that connects input to output is within the budget.
+        SearchError: the space has no cells, there are too few images, or no cell that connects input to output is
+            within the budget.
         CoverageError: the table does not cover the space.
     """
 
@@ -116,12 +118,17 @@ class VpDarts(Method[VpDartsSettings]):
         return [found, alphas]
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
-        """Run the variant's pruning, then train weights on the training images, and alphas with them or on the validation images."""
+        """Run the variant's pruning, then train weights on the training images.
+
+        Alphas are trained with them or on the validation images.
+        """
         settings, task = self.settings, self.problem.task
         towards = task.training_loss(settings, epoch.teacher)
         if not isinstance(network, CellSupernet):
             batches = task.training_batches(settings.batch, epoch.order)
-            return [Part(optimizers=optimizers, batches=batches, loss=towards, factor=self._factor(epoch, len(batches)))]
+            return [
+                Part(optimizers=optimizers, batches=batches, loss=towards, factor=self._factor(epoch, len(batches)))
+            ]
         rows = self.trained_rows
         if epoch.phase.name == "prune" and settings.prune_images < 1:
             (rows, *_) = random_parts(len(rows), (settings.prune_images, 1 - settings.prune_images), epoch.noise)
@@ -149,14 +156,19 @@ class VpDarts(Method[VpDartsSettings]):
         ]
 
     def _factor(self, epoch: Epoch, steps: int) -> Callable[[int], float]:
-        """Return the learning-rate factor: one schedule over warm-up and pruning or each random cell, another over the final training."""
+        """Return the learning-rate factor.
+
+        One schedule over warm-up and pruning or each random cell, another over the final training.
+        """
         settings, done, epochs = self.settings, epoch.index, epoch.phase.epochs
         if not epoch.phase.decides:
             done, epochs = self._index(epoch), settings.warmup_epochs + settings.prune_epochs
             if settings.variant == "random":
                 done, epochs = done % settings.random_epochs, settings.random_epochs
         warmup = steps if epoch.phase.decides else 0
-        return lambda step: schedule.factor(settings, step + done * steps, epoch_steps=steps, epochs=epochs, warmup=warmup)
+        return lambda step: schedule.factor(
+            settings, step + done * steps, epoch_steps=steps, epochs=epochs, warmup=warmup
+        )
 
     def _index(self, epoch: Epoch) -> int:
         """Return the index of an epoch from the start of the warm-up."""
@@ -166,7 +178,10 @@ class VpDarts(Method[VpDartsSettings]):
 
     @torch.no_grad()
     def _prune(self, epoch: Epoch, network: CellSupernet) -> None:
-        """Validate every operation, then shrink the alphas of all but the most important one per edge (Eq. 2), or remove them for good."""
+        """Validate every operation, then shrink the alphas of all but the best one per edge (Eq. 2).
+
+        Or remove them for good.
+        """
         settings, last = self.settings, epoch.phase.epochs
         if settings.variant in ("hard", "progressive"):
             before, left = self._left(epoch.index - 1, last), self._left(epoch.index, last)
@@ -191,7 +206,10 @@ class VpDarts(Method[VpDartsSettings]):
     # Algorithm 1
 
     def _ranked(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[int]]:
-        """Return the remaining options of each edge, the most important in this look first, and remember their importance."""
+        """Return the remaining options of each edge, the most important in this look first.
+
+        Their importance is remembered.
+        """
         hurts = self._hurts(network, share, draw)
         self._remember([[hurt[0] for hurt in row] for row in hurts], share)
         found = []
@@ -202,10 +220,13 @@ class VpDarts(Method[VpDartsSettings]):
         return found
 
     def _remember(self, look: list[list[float]], share: float) -> None:
-        """Update the importance of each option: the mean of all looks, weighted by their share of the images, or only the last look.
+        """Update the importance of each option.
 
-        Looks differ in the images and in the state of the network, so their mean is more reliable than any single one; a common offset of
-        all removals of a look affects every cell equally. Alphas are trained rather than validated, so only the last ones count.
+        The mean of all looks, weighted by their share of the images, or only the last look.
+
+        Looks differ in the images and in the state of the network, so their mean is more reliable than any single one;
+        a common offset of all removals of a look affects every cell equally. Alphas are trained rather than validated,
+        so only the last ones count.
         """
         if self.seen and self.settings.looks == "all" and self._validates:
             part = share / (self.seen + share)
@@ -214,15 +235,23 @@ class VpDarts(Method[VpDartsSettings]):
         self.importance, self.seen = look, self.seen + share
 
     def _tie(self, option: int) -> tuple[float, int]:
-        """Return the tie-break for equal importance: the cheaper operation is less important, or more if a budget binds."""
+        """Return the tie-break for equal importance.
+
+        The cheaper operation is less important, or more if a budget binds.
+        """
         sign = -1 if self.limited else 1
         return sign * self.costs[option], sign * option
 
     @torch.no_grad()
     def _hurts(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[Hurt]]:
-        """Return how much each removal hurts on a new random share of the validation images, or the alphas if they are the criterion."""
+        """Return how much each removal hurts on a new random share of the validation images.
+
+        The alphas, if they are the criterion.
+        """
         if not self._validates:
-            return [[(value, 0.0) for value in row] for row in network.alpha.masked_fill(~network.kept, -torch.inf).tolist()]
+            return [
+                [(value, 0.0) for value in row] for row in network.alpha.masked_fill(~network.kept, -torch.inf).tolist()
+            ]
         (looked_at, *_) = random_parts(len(self.validation_rows), (share, 1 - share) if share < 1 else (1.0,), draw)
         rows = self.validation_rows[looked_at]
         base, found = self._validate(network, rows), []
@@ -250,7 +279,9 @@ class VpDarts(Method[VpDartsSettings]):
         batch = max(1, len(rows) // max(1, round(len(rows) / VALIDATION_BATCH)))
         was = network.training
         network.eval()
-        batches = task.plain_batches(batch, rows[: len(rows) // batch * batch])  # a smaller batch would have other statistics
+        batches = task.plain_batches(
+            batch, rows[: len(rows) // batch * batch]
+        )  # a smaller batch would have other statistics
         with by_batch_statistics(network) if self.settings.norms == "batch" else contextlib.nullcontext():
             found = evaluation(network, (tree_map(lambda x: x.to(device), batch) for batch in batches), task)
         network.train(was)
@@ -272,7 +303,9 @@ class VpDarts(Method[VpDartsSettings]):
         """Return the cell of highest total importance that connects input to output and is within the budget."""
         order = sorted(range(len(OPTIONS)), key=self._tie)
         scores = {
-            edge(*ends): {name: max(row[option], WORST) + TIE * order.index(option) for option, name in enumerate(OPTIONS)}
+            edge(*ends): {
+                name: max(row[option], WORST) + TIE * order.index(option) for option, name in enumerate(OPTIONS)
+            }
             for ends, row in zip(EDGES, self.importance, strict=True)
         }
         return options.fit(self.space, scores, self.price, self.problem.budget if self.limited else None).choice
@@ -308,7 +341,11 @@ class VpDarts(Method[VpDartsSettings]):
         if settings.variant == "darts" or last:
             self._ranked(network, settings.final_subset, epoch.noise)
         figures = {f"alpha.{edge(*ends)}.{name}": value for (ends, name), value in _named(network.alpha.tolist())}
-        figures |= {f"worth.{edge(*ends)}.{name}": value for (ends, name), value in _named(self.importance) if value > -torch.inf}
+        figures |= {
+            f"worth.{edge(*ends)}.{name}": value
+            for (ends, name), value in _named(self.importance)
+            if value > -torch.inf
+        }
         return figures | ({"latency_weight": self.controller.weight} if self.limited else {})
 
     @torch.no_grad()
@@ -363,7 +400,11 @@ class VpDarts(Method[VpDartsSettings]):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a `state`."""
-        self.chosen, self.controller.weight, self.best = Choice(options=dict(state["options"])), state["weight"], state["best"]
+        self.chosen, self.controller.weight, self.best = (
+            Choice(options=dict(state["options"])),
+            state["weight"],
+            state["best"],
+        )
         self.importance = [[-torch.inf if value is None else value for value in row] for row in state["worth"]]
         self.seen = state["seen"]
 
@@ -397,7 +438,8 @@ def _require_images(settings: VpDartsSettings, validation: int, trained: int) ->
             raise SearchError(f"{flag} {share:g} of {validation} validation images is none: give a larger share")
     if validation < settings.batch:
         raise SearchError(
-            f"{validation} images validate, fewer than a batch of {settings.batch}: give a larger --validation-share or a smaller --batch"
+            f"{validation} images validate, fewer than a batch of {settings.batch}: give a larger --validation-share "
+            "or a smaller --batch"
         )
     if round(trained * settings.prune_images) < 1:
         raise SearchError(f"--prune-images {settings.prune_images:g} of {trained} images is none: give a larger share")

@@ -29,4 +29,6 @@ def rows(name: str) -> list[Row]:
             return prunet.rows()
         case "gpunet":
             return gpunet.rows()
-    raise SearchError(f"unknown paper {name!r}: known are {', '.join(names())} and latencies; try `lathe paper {names()[0]}`")
+    raise SearchError(
+        f"unknown paper {name!r}: known are {', '.join(names())} and latencies; try `lathe paper {names()[0]}`"
+    )

@@ -1,6 +1,7 @@
 """Published latencies and speeds of well-known networks, with protocol and device, compared with latency tables.
 
-If all latencies in a table of the same device are off by a constant factor, clocks differ; if only one network is off, kernels differ.
+If all latencies in a table of the same device are off by a constant factor, clocks differ; if only one network is off,
+kernels differ.
 """
 
 from collections.abc import Sequence
@@ -93,13 +94,19 @@ class Published:
     source: str
 
     def ratio(self, ours: Latency) -> float | None:
-        """Return the ratio of our latency to the published one; None for throughputs, which are at another batch size."""
+        """Return the ratio of our latency to the published one.
+
+        None for throughputs, which are at another batch size.
+        """
         return ours.us / us_from_ms(float(self.value)) if self.unit == "ms" else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Beside:
-    """A published number, and each table's latency of the same network: measured as a whole or predicted; None if not covered."""
+    """A published number, and each table's latency of the same network: measured as a whole or predicted.
+
+    None if not covered.
+    """
 
     published: Published
     ours: tuple[Latency | None, ...]
@@ -120,7 +127,9 @@ def beside(tables: Sequence[LatencyTable]) -> list[Beside]:
 
 def _published(row: tuple[str, str, str], unit: str, protocol: str, device: str, source: str) -> Published:
     network, value, known = row
-    return Published(network=network, known=known, value=value, unit=unit, protocol=protocol, device=device, source=source)
+    return Published(
+        network=network, known=known, value=value, unit=unit, protocol=protocol, device=device, source=source
+    )
 
 
 def _latency(table: LatencyTable, known: str) -> Latency | None:

@@ -1,4 +1,7 @@
-"""Pruning-as-Search (Li et al. 2022): the GMACs in its Tables 2 and 3. Accuracies and speeds depend on its own training and GPUs."""
+"""Pruning-as-Search (Li et al. 2022): the GMACs in its Tables 2 and 3.
+
+Accuracies and speeds depend on its own training and GPUs.
+"""
 
 from search import spaces
 from search.papers.row import Row
@@ -20,7 +23,12 @@ _TABLE2 = (
     ("MobileNet-V2 x1.0", "0.30", "mobilenetv2-1.0", ""),
     ("MobileNet-V2 x0.75", "0.21", "mobilenetv2-0.75", ""),
     ("MNasNet 1.0", "0.31", "mnasnet-1.0", ""),
-    ("MNasNet 0.75", "0.23", "mnasnet-0.75", "ours is MnasNet-B1 at this multiplier; the paper does not say which network it took"),
+    (
+        "MNasNet 0.75",
+        "0.23",
+        "mnasnet-0.75",
+        "ours is MnasNet-B1 at this multiplier; the paper does not say which network it took",
+    ),
     ("PaS-light-A", "0.88", None, _SEARCHED),
     ("PaS-light-B", "0.50", None, _SEARCHED),
     ("PaS-light-C", "0.34", None, _SEARCHED),

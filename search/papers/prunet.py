@@ -1,8 +1,9 @@
 """PRUNET (2022): sizes of its networks and spaces, Tables 2 and 3, and the losses of its searches, Table 6.
 
-The second term of a search's loss, CE + alpha * (ln LAT)^beta with the latency in microseconds, can be recomputed if the network's latency
-is printed; the rest is the cross-entropy. Accuracies, latencies on a V100 and search times cannot be recomputed. Neither can the PRUNETs:
-Figure 3 shows their blocks, but the text does not give their hidden widths and kernels.
+The second term of a search's loss, CE + alpha * (ln LAT)^beta with the latency in microseconds, can be recomputed if
+the network's latency is printed; the rest is the cross-entropy. Accuracies, latencies on a V100 and search times cannot
+be recomputed. Neither can the PRUNETs: Figure 3 shows their blocks, but the text does not give their hidden widths and
+kernels.
 """
 
 import math
@@ -15,9 +16,15 @@ BETA = 0.6
 
 _DRAWN = "its blocks are drawn in Figure 3, and their hidden widths are not printed"
 _V100 = "TensorRT 8.0.1.6 on a V100, which is not here; `lathe export` measures a network on the device at hand"
-_COUNTER = "the FLOPs are by a counter that is not named; ours are the multiply-accumulates of convolutions and linear layers"
-_RESNET50 = "28.09 M are those of SE-ResNet-50: squeeze-and-excite of reduction 16 in every block adds 2,530,992 to ResNet-50"
-_RESNET101 = "7.6 G are those of the original, whose bottlenecks have their stride in the first 1x1 convolution; ours in the 3x3"
+_COUNTER = (
+    "the FLOPs are by a counter that is not named; ours are the multiply-accumulates of convolutions and linear layers"
+)
+_RESNET50 = (
+    "28.09 M are those of SE-ResNet-50: squeeze-and-excite of reduction 16 in every block adds 2,530,992 to ResNet-50"
+)
+_RESNET101 = (
+    "7.6 G are those of the original, whose bottlenecks have their stride in the first 1x1 convolution; ours in the 3x3"
+)
 _ELSEWHERE = "not a network that is known here by name"
 
 _TABLE2 = (
@@ -65,8 +72,8 @@ _TABLE6 = (
     ("0.4", ("1.7154", "1.7201", "1.7296", "1.6946")),
     ("0.2", ("1.0573", "1.0573", "1.0687", "1.0531")),
 )
-"""Alpha, and the loss for each phi and lambda. The lowest loss of the last three is that of a PRUNET; lower alphas give slower networks, so
-the rows are PRUNET-0 to PRUNET-6 in this order."""
+"""Alpha, and the loss for each phi and lambda. The lowest loss of the last three is that of a PRUNET; lower alphas give
+slower networks, so the rows are PRUNET-0 to PRUNET-6 in this order."""
 
 
 def rows() -> list[Row]:
@@ -115,7 +122,10 @@ def _networks() -> list[Row]:
 
 
 def _sizes() -> list[Row]:
-    """Return the rows of Table 3 and Section 3.1, by the layers of Section 3.1's formula, and of Table 6, by those of Section 4.1.1."""
+    """Return the rows of Table 3, Section 3.1 and Table 6.
+
+    By the layers of Section 3.1's formula and by those of Section 4.1.1.
+    """
     space, default = spaces.get("prunet-formula"), spaces.get("prunet")
     assert isinstance(space, Layered)
     assert isinstance(default, Layered)
@@ -123,7 +133,10 @@ def _sizes() -> list[Row]:
     candidates = [(_candidates(len(layer.options), layer.options[0].hidden), layer.skippable) for layer in space.layers]
     fbnet = math.prod(count for count, _ in candidates)
     skips = math.prod(count + skippable for count, skippable in candidates)
-    everywhere = "the paper counts a skip in every inverted residual, 3^2*9^17; ours has none where input and output shape differ"
+    everywhere = (
+        "the paper counts a skip in every inverted residual, 3^2*9^17; ours has none where input and output shape "
+        "differ"
+    )
     deepest = sum("irb" in layer.options[0].name for layer in default.layers)
     table = "Table 3"
     return [
@@ -133,7 +146,14 @@ def _sizes() -> list[Row]:
         _size(table, "3rd optimization: layers are skipped", "1.5e17", skips, everywhere),
         _size(table, "all optimizations", "1.7e39", space.size()),
         _size("Section 3.1", "all optimizations / FBNet", "1.9e23", space.size() / fbnet),
-        Row(table="Table 6", row="deepest network found", quantity="inverted residuals", paper="18", unit="", ours=deepest),
+        Row(
+            table="Table 6",
+            row="deepest network found",
+            quantity="inverted residuals",
+            paper="18",
+            unit="",
+            ours=deepest,
+        ),
     ]
 
 
@@ -157,7 +177,12 @@ def _losses() -> list[Row]:
                 found.append(Row(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", note=note))
                 continue
             term = round(latency_term(float(alpha), 1000 * float(ms)), 4)
-            note = f"ours is {alpha} * (ln {1000 * float(ms):.0f} us)^{BETA}; the rest, {float(loss) - term:.3f}, is the cross-entropy"
+            note = (
+                f"ours is {alpha} * (ln {1000 * float(ms):.0f} us)^{BETA}; the rest, {float(loss) - term:.3f}, is the "
+                "cross-entropy"
+            )
             row = f"PRUNET-{len(found) // len(_PAIRS)}: {row}"
-            found.append(Row(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", ours=term, note=note))
+            found.append(
+                Row(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", ours=term, note=note)
+            )
     return found

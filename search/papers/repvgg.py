@@ -1,8 +1,10 @@
-"""RepVGG (Ding et al. 2021, arXiv:2101.03697): parameters and theoretical FLOPs of the deployed networks, Tables 4 and 5.
+"""RepVGG (Ding et al. 2021, arXiv:2101.03697).
 
-The paper counts a multiply-accumulate as one. It does not give the parameters of the training form, which are from OpenMMLab's model zoo,
-https://mmclassification.readthedocs.io/en/latest/papers/repvgg.html, which publishes the networks in both forms. The zoo's FLOPs include
-norms and activations, so they are not compared.
+Parameters and theoretical FLOPs of the deployed networks, Tables 4 and 5.
+
+The paper counts a multiply-accumulate as one. It does not give the parameters of the training form, which are from
+OpenMMLab's model zoo, https://mmclassification.readthedocs.io/en/latest/papers/repvgg.html, which publishes the
+networks in both forms. The zoo's FLOPs include norms and activations, so they are not compared.
 """
 
 from search import spaces
@@ -48,6 +50,13 @@ def rows() -> list[Row]:
         found += [
             Row(table=paper, row=row, quantity="deployed params", paper=params, unit="M", ours=space.parameters()),
             Row(table=paper, row=row, quantity="deployed MACs", paper=macs, unit="G", ours=space.macs()),
-            Row(table="OpenMMLab", row=row, quantity="trained params", paper=_ZOO[name], unit="M", ours=space.parameters(deployed=False)),
+            Row(
+                table="OpenMMLab",
+                row=row,
+                quantity="trained params",
+                paper=_ZOO[name],
+                unit="M",
+                ours=space.parameters(deployed=False),
+            ),
         ]
     return found

@@ -34,7 +34,9 @@ class Row:
 
     @property
     def verdict(self) -> Literal["SAME", "DIFFERS", "EXPLAINED", "NOT RECOMPUTED"]:
-        """SAME means a difference below one unit in the last printed digit, since papers truncate as often as they round.
+        """SAME means a difference below one unit in the last printed digit.
+
+        Papers truncate as often as they round.
 
         EXPLAINED is a difference with a note; DIFFERS is one without, which is a mistake.
         """

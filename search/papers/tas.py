@@ -1,9 +1,12 @@
-"""TAS (Dong and Yang 2019): FLOPs in its Tables 1, 3 and 4, the shapes published by its authors, and the size of its largest space.
+"""Figures of TAS (Dong and Yang 2019) beside ours.
 
-The paper counts multiply-accumulates. For each method, Tables 3 and 4 give the FLOPs and the pruned share of the unpruned network's; ours
-is that share computed from the printed FLOPs and our network. The searched shapes are in the authors' repository (configs/NeurIPS-2019),
-each with an `estimated_FLOP`. If a shape leaves out blocks, that number counts the next stage as if it read the last listed block instead
-of the last one that runs. Accuracies and hours depend on their own training.
+FLOPs in its Tables 1, 3 and 4, the shapes published by its authors, and the size of its largest space.
+
+The paper counts multiply-accumulates. For each method, Tables 3 and 4 give the FLOPs and the pruned share of the
+unpruned network's; ours is that share computed from the printed FLOPs and our network. The searched shapes are in the
+authors' repository (configs/NeurIPS-2019), each with an `estimated_FLOP`. If a shape leaves out blocks, that number
+counts the next stage as if it read the last listed block instead of the last one that runs. Accuracies and hours depend
+on their own training.
 """
 
 import dataclasses
@@ -43,7 +46,8 @@ SHAPES = {
             "resnet56",
             10,
             "57.93305",
-            "16 16 16 14 11 9 16 12 16 6 16 4 8 4 14 6 4 4 4 32 32 32 32 32 32 22 28 32 32 19 9 19 16 9 25 16 9 64 64 64 64 "
+            "16 16 16 14 11 9 16 12 16 6 16 4 8 4 14 6 4 4 4 32 32 32 32 32 32 22 28 32 32 19 9 19 16 9 25 16 9 64 64 "
+            "64 64 "
             "64 64 64 64 64 51 19 19 32 19 19 32 19 25",
             (5, 5, 5),
         ),
@@ -51,10 +55,14 @@ SHAPES = {
             "resnet164",
             10,
             "173.023672",
-            "16 8 16 64 6 16 64 14 16 64 8 16 64 4 16 64 6 16 64 6 16 64 11 11 64 4 14 64 4 4 57 4 16 64 9 12 57 4 16 64 4 "
-            "8 57 6 6 51 6 4 44 6 4 57 6 6 19 32 32 128 32 32 128 32 32 128 9 32 128 32 32 128 25 28 115 12 32 128 32 32 "
-            "128 32 32 128 32 32 102 28 32 128 16 32 128 28 19 128 32 9 51 16 12 102 12 22 115 9 12 51 12 16 38 64 64 256 "
-            "64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 57 204 64 25 179 "
+            "16 8 16 64 6 16 64 14 16 64 8 16 64 4 16 64 6 16 64 6 16 64 11 11 64 4 14 64 4 4 57 4 16 64 9 12 57 4 16 "
+            "64 4 "
+            "8 57 6 6 51 6 4 44 6 4 57 6 6 19 32 32 128 32 32 128 32 32 128 9 32 128 32 32 128 25 28 115 12 32 128 32 "
+            "32 "
+            "128 32 32 128 32 32 102 28 32 128 16 32 128 28 19 128 32 9 51 16 12 102 12 22 115 9 12 51 12 16 38 64 64 "
+            "256 "
+            "64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 64 256 64 57 204 64 25 "
+            "179 "
             "19 25 204 44 19 153 38 25 76 19 32 128 19 51 76 57 32 76",
             (13, 15, 13),
         ),
@@ -62,13 +70,18 @@ SHAPES = {
     "CIFAR-100": (
         Shape("resnet20", 100, "22.433792", "16 4 4 4 4 6 4 32 32 9 19 32 28 64 64 64 64 64 64", (3, 3, 3)),
         Shape(
-            "resnet32", 100, "42.493184", "16 4 4 4 14 6 4 8 4 4 4 32 32 9 28 28 28 28 28 32 32 64 64 64 64 64 64 64 64 64 64", (5, 5, 5)
+            "resnet32",
+            100,
+            "42.493184",
+            "16 4 4 4 14 6 4 8 4 4 4 32 32 9 28 28 28 28 28 32 32 64 64 64 64 64 64 64 64 64 64",
+            (5, 5, 5),
         ),
         Shape(
             "resnet56",
             100,
             "59.472556",
-            "16 16 9 14 16 14 16 8 16 8 14 4 4 4 8 4 6 4 4 32 32 32 28 32 32 32 22 32 32 32 9 25 19 25 12 9 9 64 64 64 64 "
+            "16 16 9 14 16 14 16 8 16 8 14 4 4 4 8 4 6 4 4 32 32 32 28 32 32 32 22 32 32 32 9 25 19 25 12 9 9 64 64 64 "
+            "64 "
             "64 64 64 64 64 51 19 19 19 19 25 38 19 19",
             (5, 5, 7),
         ),
@@ -78,7 +91,8 @@ SHAPES = {
             "resnet-50",
             1000,
             "2291.316289",
-            "45 45 30 102 33 60 154 68 70 180 38 38 307 38 38 410 64 128 358 38 51 256 76 76 512 76 76 512 179 256 614 100 "
+            "45 45 30 102 33 60 154 68 70 180 38 38 307 38 38 410 64 128 358 38 51 256 76 76 512 76 76 512 179 256 614 "
+            "100 "
             "102 307 179 230 614 204 102 307 153 153 1228 512 512 1434 512 512 1844",
             (3, 4, 5, 3),
         ),
@@ -134,7 +148,7 @@ _TABLE4 = (
 
 
 def rows() -> list[Row]:
-    """Return the rows of Table 1, of Tables 3 and 4, of the published shapes, and the size of the space of ResNet-164."""
+    """Return the rows of Tables 1, 3 and 4, of the published shapes, and of the size of ResNet-164's space."""
     return [*_table1(), *_tables(), *_shapes(), _size()]
 
 
@@ -143,7 +157,8 @@ def macs(shape: Shape, *, listed: bool = False) -> int:
 
     Args:
         shape: the network.
-        listed: count like the authors: the input width of the next stage is that of a stage's last block, even if that does not run.
+        listed: count like the authors: the input width of the next stage is that of a stage's last block, even if that
+            does not run.
     """
     whole = spaces.get(shape.network, classes=shape.classes)
     stem, *blocks, _ = whole.network()
@@ -154,7 +169,11 @@ def macs(shape: Shape, *, listed: bool = False) -> int:
     for index, block in enumerate(blocks):
         made = widths[1 + index * each : 1 + (index + 1) * each]
         stride = int(block.attr("stride"))
-        if index and block.widths != blocks[index - 1].widths and ops.output_shape(block) != ops.output_shape(blocks[index - 1]):
+        if (
+            index
+            and block.widths != blocks[index - 1].widths
+            and ops.output_shape(block) != ops.output_shape(blocks[index - 1])
+        ):
             stage, number = stage + 1, 0
         number += 1
         if number > shape.depths[stage]:
@@ -183,7 +202,9 @@ def _table1() -> list[Row]:
     ]
 
 
-def _flops(table: str, row: str, paper: str, unit: Literal["M", "G"], ours: int | None, note: str = "", *, differs: str = "") -> Row:
+def _flops(
+    table: str, row: str, paper: str, unit: Literal["M", "G"], ours: int | None, note: str = "", *, differs: str = ""
+) -> Row:
     """Return a row of MACs; `differs` is its note if the two numbers differ."""
     note = note or ("" if ours else _UNPUBLISHED)
     found = Row(table=table, row=row, quantity="deployed MACs", paper=paper, unit=unit, ours=ours, note=note)
@@ -193,7 +214,9 @@ def _flops(table: str, row: str, paper: str, unit: Literal["M", "G"], ours: int 
 _DIGITS = "the difference is within the last printed digit of the FLOPs"
 _OTHER = "the ratio is of the unpruned network of that method's own paper, which differs in its shortcuts"
 _LISTED = "counted as the authors do; as its blocks run this network has {macs:.6g} M"
-_IMAGENET = "ours is as its blocks run, as in Table 4; how the authors' count treats the stage that loses a block is not known"
+_IMAGENET = (
+    "ours is as its blocks run, as in Table 4; how the authors' count treats the stage that loses a block is not known"
+)
 _BOTH = "the published shape, as its blocks run, is not the one that the table has"
 
 
@@ -205,7 +228,13 @@ def _tables() -> list[Row]:
             if printed:
                 name = f"{network}, {data}: {method}"
                 found.append(
-                    _pruned("Table 3", name, printed[1], 10 * float(printed[0]), spaces.get(network, classes=classes).macs() / 1e6)
+                    _pruned(
+                        "Table 3",
+                        name,
+                        printed[1],
+                        10 * float(printed[0]),
+                        spaces.get(network, classes=classes).macs() / 1e6,
+                    )
                 )
                 shape = _shape(data, network)
                 if method == "TAS":
@@ -225,7 +254,15 @@ def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> Row
     ours = 100 * (1 - flops / whole)
     half = 0.5 * 10 ** -len(f"{flops}".partition(".")[2]) if flops < 10 else 0.05 if flops < 100 else 0.5
     near = abs(ours - float(ratio)) <= 0.1 + 100 * half / whole
-    return Row(table=table, row=row, quantity="MACs pruned", paper=ratio, unit="%", ours=round(ours, 3), note=_DIGITS if near else _OTHER)
+    return Row(
+        table=table,
+        row=row,
+        quantity="MACs pruned",
+        paper=ratio,
+        unit="%",
+        ours=round(ours, 3),
+        note=_DIGITS if near else _OTHER,
+    )
 
 
 def _shapes() -> list[Row]:
@@ -242,9 +279,14 @@ def _shapes() -> list[Row]:
 
 
 def _size() -> Row:
-    """Return the size of ResNet-164's space: eight widths of each convolution but the shortcuts, depths of three stages of 18 blocks."""
+    """Return the size of ResNet-164's space.
+
+    Eight widths of each convolution but the shortcuts, depths of three stages of 18 blocks.
+    """
     _, *blocks, _ = spaces.get("resnet164").network()
     size = 8 ** (1 + 3 * len(blocks)) * (len(blocks) // 3) ** 3
     note = "printed as 8163x183: 8^163 * 18^3"
     row = "resnet164: widths and depths"
-    return Row(table="Section 4.3", row=row, quantity="networks", paper=f"{8**163 * 18**3:.4e}", unit="", ours=size, note=note)
+    return Row(
+        table="Section 4.3", row=row, quantity="networks", paper=f"{8**163 * 18**3:.4e}", unit="", ours=size, note=note
+    )

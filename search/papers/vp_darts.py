@@ -1,8 +1,9 @@
 """VP-DARTS (2024): the test accuracies of known cells in its Tables 1 to 3.
 
-The paper trains no cells but looks up the searched ones in NAS-Bench-201. Ours are the benchmark's records of named cells, so a row with
-verdict SAME shows which cell the paper's number belongs to. Means over searches with unpublished cells are compared with those of our own
-searches on a smaller supernet (`benchmarks/nasbench201.py`). Validation accuracies and hours are not compared.
+The paper trains no cells but looks up the searched ones in NAS-Bench-201. Ours are the benchmark's records of named
+cells, so a row with verdict SAME shows which cell the paper's number belongs to. Means over searches with unpublished
+cells are compared with those of our own searches on a smaller supernet (`benchmarks/nasbench201.py`). Validation
+accuracies and hours are not compared.
 """
 
 from typing import get_args
@@ -11,7 +12,8 @@ from search.papers.row import Accuracy, Row
 
 SKIPS = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
 BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
-"""The only one of the 15,625 cells with the accuracies that the paper prints for DrNAS, beta-DARTS and its own search."""
+"""The only one of the 15,625 cells with the accuracies that the paper prints for DrNAS, beta-DARTS and its own
+search."""
 OPTIMAL = "highest accuracy of all 15,625 cells"
 
 RECORDED = {
@@ -33,7 +35,8 @@ SEARCHED = {
 """Mean test accuracies of our own searches in percent over five seeds, by variant in benchmarks/nasbench201.md."""
 
 _OURS = (
-    "mean over searches: the paper's with 16 channels, five cells a stage, 32x32 and all images of CIFAR-10; ours with 8 channels, one "
+    "mean over searches: the paper's with 16 channels, five cells a stage, 32x32 and all images of CIFAR-10; ours with "
+    "8 channels, one "
     "cell, 16x16 and 6,000 images, importance by loss where nothing else is said (benchmarks/nasbench201.md)"
 )
 _OTHERS = "mean over searches whose cells are not published, of a method that is not here"
@@ -53,11 +56,17 @@ _TABLE1 = (
     ("DrNAS, a skip from input to output and 3x3", ("94.36", "73.51", "46.34"), BEST, ""),
     ("beta-DARTS, a skip from input to output and 3x3", ("94.36", "73.51", "46.34"), BEST, ""),
     ("VP-DARTS (Fixed K)", ("94.15", "72.77", "45.91"), "fixed K, loss", _OURS),
-    ("VP-DARTS (Adjustable K), ours by the mean of all looks", ("94.36", "73.51", "46.34"), "VP-DARTS, all looks", _OURS),
+    (
+        "VP-DARTS (Adjustable K), ours by the mean of all looks",
+        ("94.36", "73.51", "46.34"),
+        "VP-DARTS, all looks",
+        _OURS,
+    ),
     ("VP-DARTS (Adjustable K), a skip from input to output and 3x3", ("94.36", "73.51", "46.34"), BEST, ""),
     ("Optimal", ("94.37", "73.51", "47.31"), OPTIMAL, ""),
 )
-"""Name, test accuracies on CIFAR-10, CIFAR-100 and ImageNet16-120, the cell or the variant of our searches, and a note."""
+"""Name, test accuracies on CIFAR-10, CIFAR-100 and ImageNet16-120, the cell or the variant of our searches, and a
+note."""
 
 _TABLE2 = (
     ("One-shot hard pruning", ("91.41", "67.97", "37.99"), "hard, at once"),
@@ -73,13 +82,24 @@ _TABLE3 = (
 def rows() -> list[Row]:
     """Return three rows per method, in the order of the tables."""
     every = [
-        *(("Table 1, ours of the cell as NAS-Bench-201 records it: 200 epochs, mean of its seeds", *row) for row in _TABLE1),
+        *(
+            ("Table 1, ours of the cell as NAS-Bench-201 records it: 200 epochs, mean of its seeds", *row)
+            for row in _TABLE1
+        ),
         *(("Table 2", *row, _OURS) for row in _TABLE2),
         *(("Table 3", *row, _OURS) for row in _TABLE3),
     ]
     ours = RECORDED | SEARCHED
     return [
-        Row(table=table, row=name, quantity=quantity, paper=accuracy, unit="%", ours=ours[cell][place] if cell else None, note=note)
+        Row(
+            table=table,
+            row=name,
+            quantity=quantity,
+            paper=accuracy,
+            unit="%",
+            ours=ours[cell][place] if cell else None,
+            note=note,
+        )
         for table, name, printed, cell, note in every
         for place, (quantity, accuracy) in enumerate(zip(get_args(Accuracy), printed, strict=True))
     ]

@@ -99,8 +99,9 @@ def get(
     """Return a space by its name.
 
     Args:
-        name: one of `names()`, or an official name, see `canonical`. The suffix `/widths` to the name of a single network denotes the space
-            of its widths, which needs torch; `/free-widths` denotes the space in which the widths of layers that are added may differ.
+        name: one of `names()`, or an official name, see `canonical`. The suffix `/widths` to the name of a single
+            network denotes the space of its widths, which needs torch; `/free-widths` denotes the space in which the
+            widths of layers that are added may differ.
         classes: number of classes; the space's default if not given.
         resolution: height and width of the input in pixels; the space's default if not given.
         channels: channels of the first stage, for spaces of cells only; the space's default if not given.
@@ -112,18 +113,32 @@ def get(
         ReparamError: the user's own network cannot be read.
     """
     if own.is_own(name):
-        return _own(name, input_shape, classes=classes, resolution=resolution, channels=channels, cells_per_stage=cells_per_stage)
+        return _own(
+            name,
+            input_shape,
+            classes=classes,
+            resolution=resolution,
+            channels=channels,
+            cells_per_stage=cells_per_stage,
+        )
     if input_shape is not None:
-        raise SearchError(f"--input is of a network of one's own, FILE.py:FUNCTION; found the space {name!r}: give --resolution")
+        raise SearchError(
+            f"--input is of a network of one's own, FILE.py:FUNCTION; found the space {name!r}: give --resolution"
+        )
     options = {key: value for key, value in {"classes": classes, "resolution": resolution}.items() if value is not None}
     name = canonical(name)
     if name in cells.names():
         return cells.named(name, **options, channels=channels, cells=cells_per_stage)
     for flag, value in {"--channels": channels, "--cells": cells_per_stage}.items():
         if value is not None:
-            raise SearchError(f"{flag} {value} is of spaces of cells, {' or '.join(cells.names())}; found the space {name!r}: leave it out")
+            raise SearchError(
+                f"{flag} {value} is of spaces of cells, {' or '.join(cells.names())}; found the space {name!r}: leave "
+                "it out"
+            )
     if name.endswith(FREE_WIDTHS):
-        return free_widths(_single(get(name.removesuffix(FREE_WIDTHS), classes=classes, resolution=resolution), FREE_WIDTHS))
+        return free_widths(
+            _single(get(name.removesuffix(FREE_WIDTHS), classes=classes, resolution=resolution), FREE_WIDTHS)
+        )
     if name.endswith(WIDTHS):
         return _widths(get(name.removesuffix(WIDTHS), classes=classes, resolution=resolution))
     if name == "repvgg-mini":
@@ -139,7 +154,9 @@ def _own(name: str, input_shape: tuple[int, int, int] | None, *, classes: int | 
         raise SearchError(f"--{given[0]}: {name} makes its network in one size: leave it out")
     found = own.space(name, input_shape)
     if classes not in (None, found.classes):
-        raise SearchError(f"{name} makes a network of {found.classes} classes, and there are {classes}: change its last layer")
+        raise SearchError(
+            f"{name} makes a network of {found.classes} classes, and there are {classes}: change its last layer"
+        )
     return found
 
 
@@ -155,7 +172,8 @@ def with_widths(space: Space, method: str) -> Prunable:
     """
     if not isinstance(space, Prunable):
         raise SearchError(
-            f"{method} searches widths, and {space.name} has none that are open: choose repvgg-mini, or such as resnet-18/widths"
+            f"{method} searches widths, and {space.name} has none that are open: choose repvgg-mini, or such as "
+            "resnet-18/widths"
         )
     return space
 
@@ -171,7 +189,9 @@ def with_cells(space: Space, method: str) -> Cells:
         SearchError: the space has no cells.
     """
     if not isinstance(space, Cells):
-        raise SearchError(f"{method} searches operations of cells, and {space.name} has none: choose nasbench201-small or nasbench201")
+        raise SearchError(
+            f"{method} searches operations of cells, and {space.name} has none: choose nasbench201-small or nasbench201"
+        )
     return space
 
 
@@ -186,7 +206,10 @@ def with_layers(space: Space, method: str) -> Layered:
         SearchError: the space has no such layers.
     """
     if not isinstance(space, Layered):
-        raise SearchError(f"{method} searches blocks of layers, and {space.name} has none to choose from: choose prunet-mini or prunet")
+        raise SearchError(
+            f"{method} searches blocks of layers, and {space.name} has none to choose from: choose prunet-mini or "
+            "prunet"
+        )
     return space
 
 
@@ -210,5 +233,7 @@ def _widths(space: Space) -> Space:
 
 def _single(space: Space, kind: str) -> Fixed:
     if not isinstance(space, Fixed):
-        raise SearchError(f"{space.name}{kind}: only a single network has a space of its widths, such as resnet-18{kind}")
+        raise SearchError(
+            f"{space.name}{kind}: only a single network has a space of its widths, such as resnet-18{kind}"
+        )
     return space

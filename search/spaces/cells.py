@@ -68,9 +68,9 @@ def values_of(used: Mapping[tuple[int, int], str]) -> list[Value]:
 class Cells(Space):
     """A stem, three stages of equal cells with a reduction before the second and the third, and a classifier.
 
-    A cell has four nodes and an edge from each node to each later one. The first node is the input, each other node is the sum of its
-    edges, and the last is the output. A `Choice` has an option for each edge, named by `edge`. Edges on no path from input to output are
-    unused: they are neither built nor counted, except in `nominal`.
+    A cell has four nodes and an edge from each node to each later one. The first node is the input, each other node is
+    the sum of its edges, and the last is the output. A `Choice` has an option for each edge, named by `edge`. Edges on
+    no path from input to output are unused: they are neither built nor counted, except in `nominal`.
     """
 
     channels: int = 16
@@ -112,13 +112,18 @@ class Cells(Space):
         choice = Choice(options={edge(*ends): option for ends, option in found.items()})
         if found.keys() != set(EDGES) or not set(found.values()) <= set(OPTIONS) or self.text(choice) != text:
             wanted = self.text(self.largest())
-            raise SearchError(f"{text!r} is not an architecture of {self.name}: expected such as {wanted}, of {', '.join(OPTIONS)}")
+            raise SearchError(
+                f"{text!r} is not an architecture of {self.name}: expected such as {wanted}, of {', '.join(OPTIONS)}"
+            )
         return choice
 
     def text(self, choice: Choice) -> str:
         """Return the benchmark's architecture string; the inverse of `parse`."""
         options = self._options(choice)
-        nodes = ("".join(f"|{options[source, target]}~{source}" for source in range(target)) + "|" for target in range(1, NODES))
+        nodes = (
+            "".join(f"|{options[source, target]}~{source}" for source in range(target)) + "|"
+            for target in range(1, NODES)
+        )
         return "+".join(nodes)
 
     def connected(self, choice: Choice) -> bool:
@@ -147,7 +152,9 @@ class Cells(Space):
     def candidates(self, stage: int) -> dict[str, BlockSpec | None]:
         """Return the block of each option in a stage; None if nothing runs."""
         shape = self.shapes()[stage]
-        convolutions = {option: ops.preact(shape, shape[0], kernel=kernel) for option, kernel in ((CONV1, 1), (CONV3, 3))}
+        convolutions = {
+            option: ops.preact(shape, shape[0], kernel=kernel) for option, kernel in ((CONV1, 1), (CONV3, 3))
+        }
         return {NONE: None, SKIP: None, **convolutions, POOL: ops.avg_pool(shape)}
 
     @property
@@ -167,8 +174,8 @@ class Cells(Space):
     def runs(self, choice: Choice) -> list[str]:
         """Return the operations that run in a cell, of `KINDS`, in order.
 
-        Each value is computed once: a node whose only input is a skip equals its source, and all pools of a value are one. A sum is
-        counted even if a convolution reads it, since a runtime that fuses both saves little.
+        Each value is computed once: a node whose only input is a skip equals its source, and all pools of a value are
+        one. A sum is counted even if a convolution reads it, since a runtime that fuses both saves little.
         """
         used, pooled, found = self.used(choice), set[Value](), []
         values = values_of(used)
@@ -196,7 +203,9 @@ class Cells(Space):
         if not self.connected(choice):
             return [self.head]
         body = [
-            block for stage in range(STAGES) for block in ([self.reduction(stage)] if stage else []) + self.cell(stage, choice) * self.cells
+            block
+            for stage in range(STAGES)
+            for block in ([self.reduction(stage)] if stage else []) + self.cell(stage, choice) * self.cells
         ]
         return [self.stem, *body, self.head]
 
@@ -259,7 +268,9 @@ class Cells(Space):
         """Return the option of each edge, in order."""
         names = [edge(*ends) for ends in EDGES]
         if choice.widths or choice.depths or sorted(choice.options) != sorted(names):
-            raise SearchError(f"{self.name}: a choice has an option for each of the edges {', '.join(names)}, found {choice}")
+            raise SearchError(
+                f"{self.name}: a choice has an option for each of the edges {', '.join(names)}, found {choice}"
+            )
         for name, option in choice.options.items():
             if option not in OPTIONS:
                 raise SearchError(f"{self.name}: edge {name} has the options {', '.join(OPTIONS)}, found {option}")
@@ -268,7 +279,10 @@ class Cells(Space):
 
 @functools.cache
 def _nominal(space: Cells) -> dict[str, Counts]:
-    """Return training sizes: of each option on one edge of every cell, and under "" of the network outside the cells."""
+    """Return training sizes.
+
+    Of each option on one edge of every cell, and under "" of the network outside the cells.
+    """
 
     def size(blocks: list[BlockSpec], times: int) -> Counts:
         each = [space.counts(block, deployed=False) for block in blocks]
@@ -280,7 +294,8 @@ def _nominal(space: Cells) -> dict[str, Counts]:
 
 
 _PRESETS = {"nasbench201": (32, 16, 5), "nasbench201-small": (16, 8, 1)}
-"""Resolution, channels and cells per stage: the benchmark's, and a preset small enough to search in minutes on a CPU."""
+"""Resolution, channels and cells per stage: the benchmark's, and a preset small enough to search in minutes on a
+CPU."""
 
 
 def names() -> tuple[str, ...]:
@@ -288,7 +303,14 @@ def names() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
-def named(name: str, *, classes: int = 10, resolution: int | None = None, channels: int | None = None, cells: int | None = None) -> Cells:
+def named(
+    name: str,
+    *,
+    classes: int = 10,
+    resolution: int | None = None,
+    channels: int | None = None,
+    cells: int | None = None,
+) -> Cells:
     """Return a space of cells by its name.
 
     Args:

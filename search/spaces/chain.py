@@ -38,7 +38,10 @@ class Layer(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Chain(Prunable):
-    """RepVGG networks of one depth with layer widths that are multiples of `granularity`, and a pooled linear classifier."""
+    """RepVGG networks of one depth, with layer widths that are multiples of `granularity`.
+
+    They end in a pooled linear classifier.
+    """
 
     layers: tuple[Layer, ...]
 
@@ -51,7 +54,10 @@ class Chain(Prunable):
         """One site per layer, then the head."""
         found, shape, before = [], self.input_shape, Span(fixed=self.input_shape[0])
         for index, layer in enumerate(self.layers):
-            spec, after = ops.conv(shape, layer.width, kernel=layer.kernel, stride=layer.stride, act=layer.act), Span(terms=((index, 1),))
+            spec, after = (
+                ops.conv(shape, layer.width, kernel=layer.kernel, stride=layer.stride, act=layer.act),
+                Span(terms=((index, 1),)),
+            )
             found.append(Site(spec=spec, spans=(before, after)))
             shape, before = ops.output_shape(spec), after
         return [*found, Site(spec=ops.head(shape, self.classes), spans=(before, Span(fixed=self.classes)))]

@@ -20,4 +20,7 @@ def check_input(name: str, *, classes: int, resolution: int, halvings: int) -> N
     if resolution > MAX_RESOLUTION:
         raise SearchError(f"an input has at most {MAX_RESOLUTION:,} pixels along a side here, found {resolution}")
     if resolution < 2**halvings:
-        raise SearchError(f"{name} halves its input {halvings} times: the resolution must be at least {2**halvings}, found {resolution}")
+        raise SearchError(
+            f"{name} halves its input {halvings} times: the resolution must be at least {2**halvings}, found "
+            f"{resolution}"
+        )

@@ -52,7 +52,10 @@ class Fixed(Space):
         return list(self.sequence)
 
     def module(self, choice: Choice | None = None) -> "nn.Sequential":
-        """The network in its training form, one module per block; `reparam.fuse` turns its weights into those of the deployed form."""
+        """The network in its training form, one module per block.
+
+        `reparam.fuse` turns its weights into those of the deployed form.
+        """
         from torch import nn
 
         from search import blocks
@@ -70,19 +73,36 @@ class Fixed(Space):
     def record(self) -> dict[str, Any]:
         """The fields of the space, with blocks as their keys."""
         blocks = [spec.key for spec in self.sequence]
-        facts = {"name": self.name, "input_shape": self.input_shape, "classes": self.classes, "trained_as": self.trained_as}
+        facts = {
+            "name": self.name,
+            "input_shape": self.input_shape,
+            "classes": self.classes,
+            "trained_as": self.trained_as,
+        }
         return msgspec.json.decode(msgspec.json.encode({"kind": "fixed", **facts, "sequence": blocks}))
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
         """Size of one block; its training form depends on `trained_as`."""
-        return ops.repvgg_counts(spec) if self.trained_as == "repvgg" and not deployed else ops.counts(spec, deployed=deployed)
+        return (
+            ops.repvgg_counts(spec)
+            if self.trained_as == "repvgg" and not deployed
+            else ops.counts(spec, deployed=deployed)
+        )
 
     def stages(self) -> dict[str, list[str]]:
-        """Runs of blocks that can be left out, each with the block before it, by their names in `module`; see `prunable.Stage`."""
+        """Runs of blocks that can be left out, each with the block before it, by their names in `module`.
+
+        See `prunable.Stage`.
+        """
         found: list[list[str]] = []
         for index, spec in enumerate(self.sequence):
             before = self.sequence[index - 1]
-            if index and ops.keeps_width(spec) and before.op == spec.op and ops.output_shape(before) == ops.output_shape(spec):
+            if (
+                index
+                and ops.keeps_width(spec)
+                and before.op == spec.op
+                and ops.output_shape(before) == ops.output_shape(spec)
+            ):
                 found[-1].append(str(index))
             else:
                 found.append([str(index)])

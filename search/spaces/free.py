@@ -1,7 +1,7 @@
 """Spaces of residual networks in which the widths of layers that are added may differ, as in the code of TAS's authors.
 
-If a sum joins two different widths, its shortcut is a 1x1 convolution with a norm; if they are equal, it is the identity. Such a
-convolution is measured, counted, trained and shipped like any other.
+If a sum joins two different widths, its shortcut is a 1x1 convolution with a norm; if they are equal, it is the
+identity. Such a convolution is measured, counted, trained and shipped like any other.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from search.spaces.fixed import Fixed
 from search.spaces.traced import Traced, traced
 
 FREE_WIDTHS = "/free-widths"
-"""Suffix of a residual network's name that denotes its space with each layer's width free, such as resnet20/free-widths."""
+"""Suffix of a residual network's name that denotes its space with each layer's width free, such as
+resnet20/free-widths."""
 
 
 def free_widths(network: Fixed, *, granularity: int = 8, points: int = 6) -> Traced:
@@ -28,10 +29,19 @@ def free_widths(network: Fixed, *, granularity: int = 8, points: int = 6) -> Tra
     """
     import torch
 
-    shortcuts = [f"{index}.shortcut" for index, spec in enumerate(network.sequence) if dict(spec.attrs).get("shortcut") == "identity"]
+    shortcuts = [
+        f"{index}.shortcut"
+        for index, spec in enumerate(network.sequence)
+        if dict(spec.attrs).get("shortcut") == "identity"
+    ]
     if not shortcuts:
-        raise SearchError(f"{network.name} has no residual block that could join two widths: choose {network.name}/widths")
-    joined, example = dataclasses.replace(network, sequence=tuple(map(ops.joined, network.sequence))), torch.zeros(1, *network.input_shape)
+        raise SearchError(
+            f"{network.name} has no residual block that could join two widths: choose {network.name}/widths"
+        )
+    joined, example = (
+        dataclasses.replace(network, sequence=tuple(map(ops.joined, network.sequence))),
+        torch.zeros(1, *network.input_shape),
+    )
     found = traced(
         joined.module,
         example,

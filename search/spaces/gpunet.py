@@ -1,7 +1,7 @@
 """GPUNet (Wang et al. 2022), the networks that PRUNET is compared with, from NVIDIA's published configurations.
 
-The names are those of NVIDIA's model hub. Its code calls `gpunet-p0` and `gpunet-p1` PRUNETs, although no network of the paper's space has
-their channels; these two, `gpunet-d1` and `gpunet-d2` were trained with distillation.
+The names are those of NVIDIA's model hub. Its code calls `gpunet-p0` and `gpunet-p1` PRUNETs, although no network of
+the paper's space has their channels; these two, `gpunet-d1` and `gpunet-d2` were trained with distillation.
 """
 
 from typing import NamedTuple
@@ -34,7 +34,8 @@ class Network(NamedTuple):
     stem_act: str
     stages: tuple[Stage, ...]
     tail: tuple[int, ...] = (1280,)
-    """channels before the classifier: output channels of a convolution and, if given, of a linear layer after pooling"""
+    """channels before the classifier: output channels of a convolution and, if given, of a linear layer after
+    pooling"""
 
 
 NETWORKS = {
@@ -157,7 +158,9 @@ def named(name: str, *, classes: int = 1000, resolution: int | None = None) -> F
     """
     facts = NETWORKS[name]
     resolution = facts.resolution if resolution is None else resolution
-    check_input(name, classes=classes, resolution=resolution, halvings=1 + sum(stage.stride == 2 for stage in facts.stages))
+    check_input(
+        name, classes=classes, resolution=resolution, halvings=1 + sum(stage.stride == 2 for stage in facts.stages)
+    )
     network = [ops.conv((3, resolution, resolution), facts.stem, stride=2, act=facts.stem_act)]
     for stage in facts.stages:
         for index, (kernel, expansion) in enumerate(stage.layers):

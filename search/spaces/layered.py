@@ -43,7 +43,10 @@ class MultiBlock:
         widths = self.spec.widths
         return Site(
             spec=self.spec,
-            spans=tuple(Span(terms=((0, 1),)) if self.hidden and name == "hidden" else Span(fixed=width) for name, width in widths),
+            spans=tuple(
+                Span(terms=((0, 1),)) if self.hidden and name == "hidden" else Span(fixed=width)
+                for name, width in widths
+            ),
         )
 
 
@@ -73,8 +76,8 @@ class StochasticLayer:
 class Layered(Space):
     """Networks with one independently chosen block per layer; some layers can be skipped (PRUNET, Section 3.1).
 
-    A `Choice` has an option for each layer with several options, and a width for each chosen block of open hidden width, both by layer
-    name.
+    A `Choice` has an option for each layer with several options, and a width for each chosen block of open hidden
+    width, both by layer name.
     """
 
     layers: tuple[StochasticLayer, ...]
@@ -93,13 +96,15 @@ class Layered(Space):
 
     def smallest(self) -> Choice:
         """The first option of each layer at its smallest hidden width; skippable layers are skipped."""
-        return self._choice([(None if layer.skippable else layer.options[0], layer.options[0].hidden[:1]) for layer in self.layers])
+        return self._choice(
+            [(None if layer.skippable else layer.options[0], layer.options[0].hidden[:1]) for layer in self.layers]
+        )
 
     def random(self, draw: random.Random) -> Choice:
         """Draw the kind of each layer's block uniformly, including skipping, and then its hidden width uniformly.
 
-        If all blocks were equally likely, a layer with hundreds of widths would hardly ever be skipped, and all networks would have the
-        same depth.
+        If all blocks were equally likely, a layer with hundreds of widths would hardly ever be skipped, and all
+        networks would have the same depth.
         """
         drawn: list[tuple[MultiBlock | None, Widths]] = []
         for layer in self.layers:
@@ -134,11 +139,15 @@ class Layered(Space):
             hidden = choice.widths.get(layer.name)
             if option.hidden and hidden not in option.hidden:
                 allowed = _listed(option.hidden)
-                raise SearchError(f"{self.name}: the hidden width of {layer.name}, {option.name}, is one of {allowed}, found {hidden}")
+                raise SearchError(
+                    f"{self.name}: the hidden width of {layer.name}, {option.name}, is one of {allowed}, found {hidden}"
+                )
             found[layer.name] = option.spec.with_widths(hidden=hidden) if option.hidden and hidden else option.spec
         open_widths = {layer.name for layer in self.layers if (option := self._option(layer, choice)) and option.hidden}
         open_options = {layer.name for layer in self.layers if layer.open}
-        if unknown := sorted((choice.options.keys() - open_options) | (choice.widths.keys() - open_widths) | choice.depths.keys()):
+        if unknown := sorted(
+            (choice.options.keys() - open_options) | (choice.widths.keys() - open_widths) | choice.depths.keys()
+        ):
             raise SearchError(f"{self.name} has nothing to choose at {', '.join(unknown)}: take it out of the choice")
         return found
 
@@ -186,11 +195,19 @@ class Layered(Space):
             {
                 "name": layer.name,
                 "skippable": layer.skippable,
-                "options": [{"name": option.name, "spec": option.spec.key, "hidden": option.hidden} for option in layer.options],
+                "options": [
+                    {"name": option.name, "spec": option.spec.key, "hidden": option.hidden} for option in layer.options
+                ],
             }
             for layer in self.layers
         ]
-        facts = {"kind": "layered", "name": self.name, "input_shape": self.input_shape, "classes": self.classes, "layers": layers}
+        facts = {
+            "kind": "layered",
+            "name": self.name,
+            "input_shape": self.input_shape,
+            "classes": self.classes,
+            "layers": layers,
+        }
         return msgspec.json.decode(msgspec.json.encode(facts))
 
     def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:

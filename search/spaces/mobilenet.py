@@ -1,4 +1,6 @@
-"""MobileNetV2 (Sandler et al. 2018, Table 2) and MnasNet-B1 (Tan et al. 2019): inverted residuals at several width multipliers.
+"""MobileNetV2 (Sandler et al. 2018, Table 2) and MnasNet-B1 (Tan et al. 2019).
+
+Inverted residuals at several width multipliers.
 
 The number in a name is the multiplier. MnasNet-B1 is the variant without squeeze-and-excite.
 """
@@ -63,13 +65,18 @@ def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
                 network.append(ops.separable(shape, width, kernel=stage.kernel, stride=stride, act=act))
             else:
                 hidden = stage.expansion * shape[0]
-                network.append(ops.inverted_residual(shape, width, hidden=hidden, kernel=stage.kernel, stride=stride, act=act))
+                network.append(
+                    ops.inverted_residual(shape, width, hidden=hidden, kernel=stage.kernel, stride=stride, act=act)
+                )
     last = max(1280, _scaled(1280, float(multiplier))) if family == "mobilenetv2" else 1280
     network.append(ops.tail(ops.output_shape(network[-1]), classes, hidden=last, act=act))
     return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, sequence=tuple(network))
 
 
 def _scaled(channels: int, multiplier: float) -> int:
-    """Round the product to the nearest multiple of 8 that is at least 90 % of it, the rule of both papers' public code."""
+    """Round the product to the nearest multiple of 8 that is at least 90 % of it.
+
+    The rule of both papers' public code.
+    """
     nearest = max(8, int(channels * multiplier + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels * multiplier else nearest

@@ -1,4 +1,7 @@
-"""User code as `FILE.py:FUNCTION`, a function without arguments that returns a network or a task; the space of such a network's widths."""
+"""User code as `FILE.py:FUNCTION`, a function without arguments that returns a network or a task.
+
+The space of such a network's widths.
+"""
 
 import contextlib
 import importlib.util

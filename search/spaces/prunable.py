@@ -31,7 +31,8 @@ class Span(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     fixed: int = 0
     terms: tuple[tuple[int, int | float], ...] = ()
-    """group indices with their factors; several groups if values are concatenated, a fractional factor if a value is split"""
+    """group indices with their factors; several groups if values are concatenated, a fractional factor if a value is
+    split"""
 
     def at(self, widths: Sequence[Any]) -> Any:
         """Return the channel count at the given group widths, which may be tensors."""
@@ -50,7 +51,9 @@ class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
 
     def at(self, widths: Sequence[int]) -> BlockSpec | None:
         """Return the block at the given group widths, or None if none runs."""
-        channels = tuple((name, round(span.at(widths))) for (name, _), span in zip(self.spec.widths, self.spans, strict=True))
+        channels = tuple(
+            (name, round(span.at(widths))) for (name, _), span in zip(self.spec.widths, self.spans, strict=True)
+        )
         return self.of(msgspec.structs.replace(self.spec, widths=channels))
 
     def of(self, spec: BlockSpec) -> BlockSpec | None:
@@ -97,10 +100,13 @@ class HasSites(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Prunable(Space):
-    """Networks of one structure with open widths: channels that must be removed together form a group, and each group has a width.
+    """Networks of one structure with open widths.
 
-    The groups are ordered; a `Widths` has a width for each. A `Choice` has the depth of each stage and, by name, the width of each group
-    in the network; groups of blocks left out by its depths are missing. All blocks of a stage without a depth run.
+    Channels that must be removed together form a group, and each group has a width.
+
+    The groups are ordered; a `Widths` has a width for each. A `Choice` has the depth of each stage and, by name, the
+    width of each group in the network; groups of blocks left out by its depths are missing. All blocks of a stage
+    without a depth run.
     """
 
     granularity: int = 8
@@ -117,7 +123,10 @@ class Prunable(Space):
 
     @abstractmethod
     def unpruned(self) -> "nn.Module":
-        """Return the network at full width in its training form, with new weights drawn from torch's global random state."""
+        """Return the network at full width in its training form.
+
+        New weights are drawn from torch's global random state.
+        """
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -138,9 +147,14 @@ class Prunable(Space):
         return tuple(self.width_choices(index)[0] for index in range(len(self.groups)))
 
     def span_choices(self, span: Span) -> Widths:
-        """Return the values of a span, ascending; if it depends on several groups, a sample of values from the least to the greatest."""
+        """Return the values of a span, ascending.
+
+        If it depends on several groups, a sample of values from the least to the greatest.
+        """
         if len(span.terms) < 2:
-            return tuple(round(span.fixed + sum(times * width for _, times in span.terms)) for width in self._choices(span))
+            return tuple(
+                round(span.fixed + sum(times * width for _, times in span.terms)) for width in self._choices(span)
+            )
         low, high = (round(span.at(widths)) for widths in (self.smallest_widths(), self.full_widths()))
         count = min(_MANY, (high - low) // self.granularity + 1)
         return tuple(sorted({low + round(k * (high - low) / max(1, count - 1)) for k in range(count)}))
@@ -175,7 +189,10 @@ class Prunable(Space):
         return list(zip(self.sites(), found, strict=True))
 
     def at_depths(self, depths: Mapping[str, int]) -> "Prunable":
-        """Return the space of widths of networks with the given depths; groups that these networks lack have no effect."""
+        """Return the space of widths of networks with the given depths.
+
+        Groups that these networks lack have no effect.
+        """
         assert not self.skipped(depths), f"{self.name} has no open depths"
         return self
 
@@ -192,10 +209,14 @@ class Prunable(Space):
         depths = self.full_depths() | dict(depths or {})
         gone = self.inside(self.skipped(depths))
         named = zip(self.groups, widths, strict=True)
-        return Choice(widths={name: width for index, ((name, _), width) in enumerate(named) if index not in gone}, depths=depths)
+        return Choice(
+            widths={name: width for index, ((name, _), width) in enumerate(named) if index not in gone}, depths=depths
+        )
 
     def widths(self, choice: Choice) -> Widths:
-        """Return the group widths of a choice, the inverse of `choice`; groups that the network lacks have their full width.
+        """Return the group widths of a choice, the inverse of `choice`.
+
+        Groups that the network lacks have their full width.
 
         Raises:
             SearchError: the choice is not of this space.
@@ -208,7 +229,9 @@ class Prunable(Space):
         gone = self.inside(self.skipped(choice.depths))
         groups = {name: width for index, (name, width) in enumerate(self.groups) if index not in gone}
         if choice.options or choice.widths.keys() != groups.keys():
-            raise SearchError(f"{self.name} has the groups {', '.join(groups)}: a choice has a width for each, found {_words(choice)}")
+            raise SearchError(
+                f"{self.name} has the groups {', '.join(groups)}: a choice has a width for each, found {_words(choice)}"
+            )
         for name, width in choice.widths.items():
             if not 1 <= width <= groups[name]:
                 raise SearchError(f"{self.name}: group {name} has 1 to {groups[name]} channels, found {width}")
@@ -244,7 +267,10 @@ class Prunable(Space):
 
     @property
     def free(self) -> bool:
-        """Whether layers that are added may differ in width; networks may then have layers that the unpruned one lacks."""
+        """Whether layers that are added may differ in width.
+
+        Networks may then have layers that the unpruned one lacks.
+        """
         return False
 
     def made_by(self, stage: Stage) -> tuple[str, ...]:
@@ -257,7 +283,10 @@ class Prunable(Space):
         return [group for site in block.sites for group, _ in sites[site].spans[-1].terms]
 
     def join(self, network: "nn.Module", choice: Choice | None) -> None:
-        """Insert the layers of a choice that the unpruned network lacks, in place; without a choice, those of all choices."""
+        """Insert the layers of a choice that the unpruned network lacks, in place.
+
+        Without a choice, those of all choices.
+        """
 
     def size(self) -> int:
         """Number of networks."""
@@ -265,7 +294,9 @@ class Prunable(Space):
         total, inner = 1, set[int]()
         for stage in self.stages:
             each = [self.inside([block]) for block in stage.blocks[1:]]
-            deeper = itertools.accumulate((math.prod(counts[group] for group in groups) for groups in each), operator.mul, initial=1)
+            deeper = itertools.accumulate(
+                (math.prod(counts[group] for group in groups) for groups in each), operator.mul, initial=1
+            )
             total *= sum(deeper)
             inner |= set().union(*each)
         return total * math.prod(count for group, count in enumerate(counts) if group not in inner)
@@ -294,4 +325,9 @@ class Prunable(Space):
 
 
 def _words(choice: Choice) -> str:
-    return ", ".join(f"{name}={value}" for part in (choice.widths, choice.options, choice.depths) for name, value in part.items()) or "none"
+    return (
+        ", ".join(
+            f"{name}={value}" for part in (choice.widths, choice.options, choice.depths) for name, value in part.items()
+        )
+        or "none"
+    )

@@ -1,10 +1,11 @@
 """PRUNET: spaces around GPUNet-1 with open kernels, squeeze-and-excite, hidden widths and depths.
 
-Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022, Table 1 and Section 4.1.1.
-In stages 2 to 6, each layer chooses among four multi-blocks (kernel 3 or 5, with or without squeeze-and-excite), each at every hidden
-width that is a multiple of 32 and at most 8 times its input width; in stage 1, between kernels 3 and 5. Layers of equal input and output
-shapes can be skipped. The paper gives four contradictory numbers of layers per stage: `prunet` is GPUNet-1 with one more layer in every
-stage, as in Section 4.1.1; the others follow the formula for the size, Table 1 and Table 5.
+Source: "Tiered Pruning for Efficient Differentiable Inference-Aware Neural Architecture Search", 2022, Table 1 and
+Section 4.1.1. In stages 2 to 6, each layer chooses among four multi-blocks (kernel 3 or 5, with or without
+squeeze-and-excite), each at every hidden width that is a multiple of 32 and at most 8 times its input width; in stage
+1, between kernels 3 and 5. Layers of equal input and output shapes can be skipped. The paper gives four contradictory
+numbers of layers per stage: `prunet` is GPUNet-1 with one more layer in every stage, as in Section 4.1.1; the others
+follow the formula for the size, Table 1 and Table 5.
 
 `prunet-imagewoof` is the space of Appendix B.1, Table 5: kernel and activation are searched, at expansion 8 without
 squeeze-and-excite. `prunet-cifar` and `prunet-mini` are smaller variants of `prunet` for small images.
@@ -88,8 +89,8 @@ PRESETS = {
         granularity=None,
         se=(False,),
     ),
-    # The stem and stage 2 have stride 1 instead of 2, as usual for images of 32x32, so the last stage sees 4x4 pixels; all stages are less
-    # deep and about a quarter as wide, so that a supernet trains on one machine.
+    # The stem and stage 2 have stride 1 instead of 2, as usual for images of 32x32, so the last stage sees 4x4 pixels;
+    # all stages are less deep and about a quarter as wide, so that a supernet trains on one machine.
     "prunet-cifar": Preset(
         (
             Stage("conv", 2, 1, 16, relu=_BOTH),
@@ -157,7 +158,9 @@ def named(name: str, *, classes: int | None = None, resolution: int | None = Non
 
 def _options(preset: Preset, stage: Stage, shape: Shape, stride: int) -> tuple[MultiBlock, ...]:
     """Return the options of one layer, small kernels first. Names include the activation if it is open."""
-    kinds = sorted((kernel, act) for act, kernels in (("relu", stage.relu), ("swish", stage.swish)) for kernel in kernels)
+    kinds = sorted(
+        (kernel, act) for act, kernels in (("relu", stage.relu), ("swish", stage.swish)) for kernel in kernels
+    )
     prefix = f"{stage.op}_{{act}}" if stage.relu and stage.swish else stage.op
     found = []
     for kernel, act in kinds:
@@ -170,7 +173,14 @@ def _options(preset: Preset, stage: Stage, shape: Shape, stride: int) -> tuple[M
         hidden = () if preset.granularity is None else tuple(range(preset.granularity, widest + 1, preset.granularity))
         for se in preset.se:
             spec = ops.inverted_residual(
-                shape, stage.channels, hidden=widest, kernel=kernel, stride=stride, act=act, se=se, fused=stage.op == "fused_irb"
+                shape,
+                stage.channels,
+                hidden=widest,
+                kernel=kernel,
+                stride=stride,
+                act=act,
+                se=se,
+                fused=stage.op == "fused_irb",
             )
             found.append(MultiBlock(name=f"{name}_se" if se else name, spec=spec, hidden=hidden))
     return tuple(found)

@@ -40,7 +40,8 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
 
     Args:
         record: as returned by `Space.record`.
-        make: returns the unpruned network, if the space is that of a user's own module; only methods that need the module fail without it.
+        make: returns the unpruned network, if the space is that of a user's own module; only methods that need the
+            module fail without it.
 
     Raises:
         SearchError: the record is damaged, or its kind is unknown to this version.
@@ -56,7 +57,10 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
     }
     kind = record.get("kind")
     if kind not in kinds:
-        raise SearchError(f"the record of a space has the kind {kind!r}: known are {', '.join(kinds)}; install a newer version of lathe")
+        raise SearchError(
+            f"the record of a space has the kind {kind!r}: known are {', '.join(kinds)}; install a newer version of "
+            "lathe"
+        )
     try:
         _facts(record)
         space = kinds[kind]({name: value for name, value in record.items() if name != "kind"})
@@ -66,7 +70,9 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
         raise SearchError(f"the record of a space of the kind {kind} is damaged: {wrong}")
     again = space.record()
     if wrong := sorted(name for name in record.keys() | again.keys() if record.get(name) != again.get(name)):
-        raise SearchError(f"the record of a space of the kind {kind} is damaged: field {wrong[0]} is not what it is written as")
+        raise SearchError(
+            f"the record of a space of the kind {kind} is damaged: field {wrong[0]} is not what it is written as"
+        )
     return space
 
 
@@ -85,7 +91,9 @@ def _strange(space: Prunable) -> str:
 
 
 def _fixed(fields: Mapping[str, Any]) -> Fixed:
-    return Fixed(**_facts(fields), trained_as=fields["trained_as"], sequence=tuple(map(BlockSpec.parse, fields["sequence"])))
+    return Fixed(
+        **_facts(fields), trained_as=fields["trained_as"], sequence=tuple(map(BlockSpec.parse, fields["sequence"]))
+    )
 
 
 def _layered(fields: Mapping[str, Any]) -> Layered:
@@ -100,7 +108,9 @@ def _layered(fields: Mapping[str, Any]) -> Layered:
 
 
 def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -> Traced:
-    stages, shortcuts = msgspec.convert((fields.get("stages", ()), fields.get("shortcuts", ())), tuple[tuple[Stage, ...], tuple[str, ...]])
+    stages, shortcuts = msgspec.convert(
+        (fields.get("stages", ()), fields.get("shortcuts", ())), tuple[tuple[Stage, ...], tuple[str, ...]]
+    )
     members = msgspec.convert(fields["members"], tuple[tuple[str, int], ...])
     places = msgspec.convert(fields["places"], tuple[Site, ...])
     granularity, points = msgspec.convert((fields["granularity"], fields["points"]), tuple[int, int])
@@ -110,7 +120,10 @@ def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -
 
 
 def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
-    """Return a function that makes the network of a space of widths by its name, or a user's own network by calling its function."""
+    """Return a function that makes the network of a space of widths by its name.
+
+    For a user's own network it calls the user's function.
+    """
 
     def module() -> "nn.Module":
         from search import spaces
@@ -119,7 +132,9 @@ def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
         if own.is_own(name):
             return own.maker(name)()
         if not spaces.is_named_widths(name):
-            raise SearchError(f"architecture {name!r} is of a module of your own: give it, as in architecture.build(module)")
+            raise SearchError(
+                f"architecture {name!r} is of a module of your own: give it, as in architecture.build(module)"
+            )
         return spaces.get(name.partition("/")[0], classes=fields["classes"], resolution=height).module()
 
     return module

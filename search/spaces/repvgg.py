@@ -1,7 +1,8 @@
 """RepVGG (Ding et al. 2021): blocks train with three branches and ship as one 3x3 convolution each.
 
-The named networks are those of the paper's Table 2: five stages that each start with stride 2, the first with a single layer; widths 64a,
-64a, 128a, 256a, 512b, the first at most 64. In the variants g2 and g4, every second layer from the network's third on has groups.
+The named networks are those of the paper's Table 2: five stages that each start with stride 2, the first with a single
+layer; widths 64a, 64a, 128a, 256a, 512b, the first at most 64. In the variants g2 and g4, every second layer from the
+network's third on has groups.
 """
 
 from typing import NamedTuple
@@ -55,7 +56,13 @@ def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
             network.append(ops.conv(shape, width, stride=1 if index else 2, groups=grouped))
             shape = ops.output_shape(network[-1])
     network.append(ops.head(shape, classes))
-    return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, sequence=tuple(network), trained_as="repvgg")
+    return Fixed(
+        name=name,
+        input_shape=(3, resolution, resolution),
+        classes=classes,
+        sequence=tuple(network),
+        trained_as="repvgg",
+    )
 
 
 def mini(*, classes: int = 10, resolution: int = 32) -> Chain:
@@ -70,5 +77,7 @@ def mini(*, classes: int = 10, resolution: int = 32) -> Chain:
         name="repvgg-mini",
         input_shape=(3, resolution, resolution),
         classes=classes,
-        layers=tuple(Layer(name=f"block{index}", width=width, stride=stride) for index, (width, stride) in enumerate(shape)),
+        layers=tuple(
+            Layer(name=f"block{index}", width=width, stride=stride) for index, (width, stride) in enumerate(shape)
+        ),
     )

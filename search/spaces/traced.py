@@ -32,8 +32,9 @@ _CHOICES = 32
 class Traced(Prunable):
     """The networks that pruning derives from one network; see `of_module`.
 
-    Its blocks are the layers of the fused network: convolutions, including depthwise and transposed ones, and linear layers. Operations
-    between them (sums, pooling, norms that are not folded) are covered by the measured networks that the table's predictor is fitted to.
+    Its blocks are the layers of the fused network: convolutions, including depthwise and transposed ones, and linear
+    layers. Operations between them (sums, pooling, norms that are not folded) are covered by the measured networks that
+    the table's predictor is fitted to.
     """
 
     members: tuple[tuple[str, int], ...]
@@ -43,8 +44,8 @@ class Traced(Prunable):
     """maximum number of measured widths along each axis of a layer"""
     named_stages: tuple[Stage, ...] = ()
     shortcuts: tuple[str, ...] = ()
-    """modules of the joining sites, in order: a 1x1 convolution with a norm if the widths before and after the sum differ, otherwise the
-    identity"""
+    """modules of the joining sites, in order: a 1x1 convolution with a norm if the widths before and after the sum
+    differ, otherwise the identity"""
     make: "Callable[[], nn.Module]" = field(compare=False, repr=False)
     """returns the network in its training form"""
 
@@ -68,18 +69,27 @@ class Traced(Prunable):
         return bool(self.shortcuts)
 
     def inside(self, blocks: Sequence[StageBlock]) -> set[int]:
-        """Return the groups that no site outside the given blocks reads or produces; if widths are free, those that the blocks produce."""
+        """Return the groups that no site outside the given blocks reads or produces.
+
+        If widths are free, those that the blocks produce.
+        """
         return {group for block in blocks for group in self.outputs(block)} if self.free else super().inside(blocks)
 
     def sites_at(self, depths: Mapping[str, int]) -> list[Site]:
-        """Return the sites at the given depths; if widths are free, sites after a stage read the output of its last running block."""
+        """Return the sites at the given depths.
+
+        If widths are free, sites after a stage read the output of its last running block.
+        """
         found = super().sites_at(depths)
         for stage in self.stages if self.free else ():
             found = [_reading(site, *self._ends(stage, depths.get(stage.name, len(stage.blocks)))) for site in found]
         return found
 
     def conditional_sites(self) -> list[tuple[Site, Condition | None]]:
-        """Return the sites of all networks with their conditions; if widths are free, sites after a stage occur once per depth."""
+        """Return the sites of all networks with their conditions.
+
+        If widths are free, sites after a stage occur once per depth.
+        """
         found = super().conditional_sites()
         for stage in self.stages if self.free else ():
             ends = [self._ends(stage, depth) for depth in range(1, len(stage.blocks) + 1)]
@@ -96,7 +106,10 @@ class Traced(Prunable):
         return self.outputs(stage.blocks[-1])[-1], self.outputs(stage.blocks[depth - 1])[-1]
 
     def join(self, network: "nn.Module", choice: Choice | None) -> None:
-        """Insert the convolutions on the shortcuts of a choice, in place; without a choice, on all shortcuts that may have one."""
+        """Insert the convolutions on the shortcuts of a choice, in place.
+
+        Without a choice, on all shortcuts that may have one.
+        """
         from search import blocks
 
         widths = None if choice is None else self.widths(choice)
@@ -123,7 +136,9 @@ class Traced(Prunable):
             SearchError: the choice is not of this space, or the space comes from a file that does not list the layers.
         """
         if not self.places:
-            raise SearchError(f"the layers of {self.name} are not recorded: make the space again with spaces.of_module(model, ...)")
+            raise SearchError(
+                f"the layers of {self.name} are not recorded: make the space again with spaces.of_module(model, ...)"
+            )
         return super().network(choice)
 
     def unpruned(self) -> "nn.Module":
@@ -141,7 +156,10 @@ class Traced(Prunable):
 
     def record(self) -> dict[str, Any]:
         """The fields of the space, except for the module."""
-        facts = {name: getattr(self, name) for name in ("name", "input_shape", "classes", "granularity", "points", "members", "places")}
+        facts = {
+            name: getattr(self, name)
+            for name in ("name", "input_shape", "classes", "granularity", "points", "members", "places")
+        }
         kind: dict[str, Any] = {"kind": "staged", "stages": self.stages} if self.stages else {"kind": "traced"}
         if self.free:
             kind = {"kind": "free", "stages": self.stages, "shortcuts": self.shortcuts}
@@ -156,8 +174,8 @@ class Traced(Prunable):
     def blocks(self) -> list[BlockSpec]:
         """Each family of layers on a coarse grid over all widths of its layers.
 
-        A grid of more than 4 x 4 points is thinned to every other point in a chessboard pattern, plus its corners. Layers of other widths
-        are interpolated.
+        A grid of more than 4 x 4 points is thinned to every other point in a chessboard pattern, plus its corners.
+        Layers of other widths are interpolated.
         """
         families: dict[str, list[Site]] = {}
         for site in self.places:
@@ -186,18 +204,22 @@ class Traced(Prunable):
         return ops.counts(spec, deployed=deployed)
 
 
-def of_module(model: "nn.Module", example_input: "torch.Tensor", *, name: str, granularity: int = 8, points: int = 6) -> Traced:
+def of_module(
+    model: "nn.Module", example_input: "torch.Tensor", *, name: str, granularity: int = 8, points: int = 6
+) -> Traced:
     """Return the space of a network's widths, to be profiled and searched.
 
     Args:
-        model: a classifier that torch.export can read. A search starts from its weights (`pretrain_epochs=0`) or trains it further.
+        model: a classifier that torch.export can read. A search starts from its weights (`pretrain_epochs=0`) or trains
+            it further.
         example_input: one image of the network's input shape [1, channels, height, width].
         name: name of the space.
         granularity: channels between two widths that can ship.
         points: maximum number of measured widths along each axis of a layer.
 
     Raises:
-        SearchError: the input is not an image, nothing can be pruned, or a layer is of a kind that cannot be measured; names the layer.
+        SearchError: the input is not an image, nothing can be pruned, or a layer is of a kind that cannot be measured;
+            names the layer.
         ReparamError: the network cannot be read or fused; names the node.
     """
     import copy
@@ -225,8 +247,8 @@ def traced(
         granularity: channels between two widths that can ship.
         points: maximum number of measured widths along each axis of a layer.
         stages: names of the blocks of each stage of open depth in the network, in order; see `Stage`.
-        shortcuts: names of 1x1 convolutions with a norm, in order, that are identities in networks of equal widths. The caller then sets
-            the space's `make` to one that returns the network with identities.
+        shortcuts: names of 1x1 convolutions with a norm, in order, that are identities in networks of equal widths. The
+            caller then sets the space's `make` to one that returns the network with identities.
 
     Raises:
         SearchError: as `of_module`; or a stage cannot lose one of its blocks; names the block.
@@ -237,7 +259,9 @@ def traced(
     from search import masks
 
     if example_input.ndim != 4:
-        raise SearchError(f"example_input must be images [1, channels, height, width], found the shape {tuple(example_input.shape)}")
+        raise SearchError(
+            f"example_input must be images [1, channels, height, width], found the shape {tuple(example_input.shape)}"
+        )
     if granularity < 1 or points < 2:
         raise SearchError(f"granularity must be at least 1 and points at least 2, found {granularity} and {points}")
     example, model = example_input[:1], make()
@@ -287,7 +311,9 @@ def traced(
 
 
 def _require_blocks(model: "nn.Module", example: "torch.Tensor", stages: Mapping[str, Sequence[str]]) -> None:
-    """Require that each block of a stage but the first can be left out: it exists, and its input and output shapes are equal.
+    """Require that each block of a stage but the first can be left out.
+
+    It exists, and its input and output shapes are equal.
 
     Raises:
         SearchError: a block cannot be left out; names stage and block.
@@ -332,7 +358,9 @@ def _require_channels(space: Traced) -> None:
             read = {group for into, *_ in spans for group, _ in into.terms}
             made = {group for _, *out in spans for span in out for group, _ in span.terms}
             if not read <= made:
-                raise SearchError(f"stage {stage.name} cannot lose block {block.module}: the network has other channels without it")
+                raise SearchError(
+                    f"stage {stage.name} cannot lose block {block.module}: the network has other channels without it"
+                )
 
 
 def _reading(site: Site, old: int, new: int) -> Site:
@@ -373,7 +401,9 @@ def _spec(name: str, layer: Any, before: tuple[int, ...], act: str) -> BlockSpec
                 return ops.layer("conv", shape, layer.out_channels, geometry, act=act, groups=layer.groups)
     groups = getattr(layer, "groups", 1)
     kind = type(layer).__name__ + (f" of {groups} groups" if groups > 1 else "")
-    raise SearchError(f"layer {name} is a {kind}, of which no block can be measured: Conv2d, ConvTranspose2d and Linear can")
+    raise SearchError(
+        f"layer {name} is a {kind}, of which no block can be measured: Conv2d, ConvTranspose2d and Linear can"
+    )
 
 
 def _activation(node: "fx.Node") -> str:

@@ -26,8 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, help="how many, drawn from every kind (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--only", default="", help="cases whose name matches this pattern")
-    parser.add_argument("--artefacts", type=Path, help="directory with artefacts made before, or to make and keep them in")
-    parser.add_argument("--report", type=Path, help="Markdown to write: how many of each kind ended how, also of a run that is interrupted")
+    parser.add_argument(
+        "--artefacts", type=Path, help="directory with artefacts made before, or to make and keep them in"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="Markdown to write: how many of each kind ended how, also of a run that is interrupted",
+    )
     parser.add_argument("--list", action="store_true", help="name the cases and run none")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="bad_inputs.") as work:
@@ -81,7 +87,10 @@ def report(answers: Sequence[Answer], count: int, *, part: bool) -> str:
         "| kind | cases | exit code 2, one line | a verdict of 1 | not right |",
         "|---|---|---|---|---|",
     ]
-    kinds = {kind: [answer for answer in answers if answer.case.kind == kind] for kind in sorted({a.case.kind for a in answers})}
+    kinds = {
+        kind: [answer for answer in answers if answer.case.kind == kind]
+        for kind in sorted({a.case.kind for a in answers})
+    }
     for kind, found in {**kinds, "all": answers}.items():
         right = Counter(answer.code for answer in found if not answer.problems)
         lines.append(f"| {kind} | {len(found)} | {right[2]} | {right[1]} | {len(found) - right[2] - right[1]} |")

@@ -49,13 +49,18 @@ def make(directory: Path) -> None:
     np.save(directory / SAMPLES, np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32))
     _images(directory / IMAGES)
     for command in COMMANDS:
-        done = subprocess.run([sys.executable, "-P", "-m", "lathe", *command], cwd=directory, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "lathe", *command], cwd=directory, capture_output=True, text=True, check=False
+        )
         assert done.returncode in (0, 1), (command, done.stderr)
 
 
 def _network(path: Path) -> None:
     weight = numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, 3, 4, 4]), ("y", [1, 2, 4, 4]))]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 3, 4, 4]), ("y", [1, 2, 4, 4]))
+    ]
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], "first")], "g", ends[:1], ends[1:], [weight])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 

@@ -59,24 +59,49 @@ class Case:
 
 SPACE = Command(cli.Space, ("space", "repvgg-mini"))
 BUNDLING = Command(cli.Bundle, ("bundle", "repvgg-mini", "--out", "new.blocks.zip"))
-PROFILE = Command(cli.Profile, ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", "new.jsonl"), (BLOCKS,))
-RESUME = Command(cli.Profile, ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", TABLE), (BLOCKS, TABLE))
+PROFILE = Command(
+    cli.Profile,
+    ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", "new.jsonl"),
+    (BLOCKS,),
+)
+RESUME = Command(
+    cli.Profile,
+    ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", TABLE),
+    (BLOCKS, TABLE),
+)
 REPLAY = Command(
-    cli.Profile, ("profile", BLOCKS, "--backend", f"replay:{TABLE}", "--protocol", "fast", "--out", "new.jsonl"), (BLOCKS, TABLE)
+    cli.Profile,
+    ("profile", BLOCKS, "--backend", f"replay:{TABLE}", "--protocol", "fast", "--out", "new.jsonl"),
+    (BLOCKS, TABLE),
 )
 APART = Command(
-    None, ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", "new.jsonl"), (BLOCKS,), "latency"
+    None,
+    ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", "new.jsonl"),
+    (BLOCKS,),
+    "latency",
 )
 SHOW = Command(cli.TableShow, ("table", "show", TABLE), (TABLE,))
 CHECK = Command(cli.TableCheck, ("table", "check", TABLE, "--space", "repvgg-mini"), (TABLE,))
 DIFF = Command(cli.TableDiff, ("table", "diff", TABLE, "other.jsonl"), (TABLE,))
 MERGE = Command(cli.TableMerge, ("table", "merge", TABLE, "--out", "new.jsonl"), (TABLE,))
-SEARCH_WORDS = ("search", "pas", "--space", "repvgg-mini", "--data", f"folder:{IMAGES}", "--budget-fraction", "0.7", "--out")
+SEARCH_WORDS = (
+    "search",
+    "pas",
+    "--space",
+    "repvgg-mini",
+    "--data",
+    f"folder:{IMAGES}",
+    "--budget-fraction",
+    "0.7",
+    "--out",
+)
 EPOCHS = ("--pretrain-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1")
 SEARCH = Command(cli.Search, (*SEARCH_WORDS, "new", *EPOCHS), (IMAGES,))
 GO_ON = Command(cli.Search, (*SEARCH_WORDS, RUN, *EPOCHS), (IMAGES, RUN))
 FROM_TABLE = Command(cli.Search, (*SEARCH_WORDS, "new", "--table", TABLE), (IMAGES, TABLE))
-EXPORT = Command(cli.Export, ("export", ONNX, "--samples", SAMPLES, "--protocol", "fast", "--out", "new"), (ONNX, SAMPLES))
+EXPORT = Command(
+    cli.Export, ("export", ONNX, "--samples", SAMPLES, "--protocol", "fast", "--out", "new"), (ONNX, SAMPLES)
+)
 EXPORT_RUN = Command(cli.Export, ("export", RUN, "--protocol", "fast", "--out", "new"), (RUN, IMAGES))
 VERIFY = Command(cli.Verify, ("verify", BUNDLE), (BUNDLE,))
 REPORT = Command(cli.Report, ("report", BUNDLE, "--out", "new.html"), (BUNDLE,))
@@ -113,7 +138,19 @@ DOCUMENTS: dict[str, tuple[tuple[str, Any], ...]] = {
 
 def all_cases(artefacts: Path) -> list[Case]:
     """The whole table."""
-    makers = (_damaged_bytes, _other_things, _leaves, _numbers, _choices, _usage, _inputs, _outputs, _conflicts, _backends, _folders)
+    makers = (
+        _damaged_bytes,
+        _other_things,
+        _leaves,
+        _numbers,
+        _choices,
+        _usage,
+        _inputs,
+        _outputs,
+        _conflicts,
+        _backends,
+        _folders,
+    )
     found = [case for maker in makers for case in maker(artefacts)]
     names = [case.name for case in found]
     assert len(set(names)) == len(names), [name for name in names if names.count(name) > 1][:5]
@@ -130,13 +167,22 @@ def _sibling(here: Path) -> None:
         shutil.copy(here / TABLE, here / "other.jsonl")
 
 
-def _case(kind: str, what: str, command: Command, words: tuple[Word, ...] | None = None, prepare: Prepare = _nothing, **more: Any) -> Case:
+def _case(
+    kind: str,
+    what: str,
+    command: Command,
+    words: tuple[Word, ...] | None = None,
+    prepare: Prepare = _nothing,
+    **more: Any,
+) -> Case:
     def both(here: Path) -> None:
         _sibling(here)
         prepare(here)
 
     more.setdefault("pattern", ".")
-    return Case(kind, f"{command.name}: {kind}: {what}", command, command.words if words is None else words, both, **more)
+    return Case(
+        kind, f"{command.name}: {kind}: {what}", command, command.words if words is None else words, both, **more
+    )
 
 
 def _judged(command: Command) -> tuple[int, ...]:
@@ -156,7 +202,14 @@ def _damaged_bytes(artefacts: Path) -> Iterator[Case]:
                 prepare = lambda here, name=name, content=content: _put(here / name, content)  # noqa: E731
                 if what not in SOUND_BYTES.get(name, ()) and (what, command) not in SOUND_FOR:
                     kind = f"bytes of {Path(name).name}"
-                    yield _case(kind, f"{what} ({number})", command, prepare=prepare, pattern=_named(name), codes=_judged(command))
+                    yield _case(
+                        kind,
+                        f"{what} ({number})",
+                        command,
+                        prepare=prepare,
+                        pattern=_named(name),
+                        codes=_judged(command),
+                    )
 
 
 SOUND_BYTES: dict[str, tuple[str, ...]] = {
@@ -179,7 +232,11 @@ def _other_things(artefacts: Path) -> Iterator[Case]:
     for name, commands in READERS.items():
         for what, change in damage.PLACES.items():
             for number, command in enumerate(commands):
-                if what == "missing" and command is REPORT_RUN and name in (f"{RUN}/history.jsonl", f"{RUN}/result.json"):
+                if (
+                    what == "missing"
+                    and command is REPORT_RUN
+                    and name in (f"{RUN}/history.jsonl", f"{RUN}/result.json")
+                ):
                     continue  # a search that is not finished has a page
 
                 def prepare(here: Path, name: str = name, change: damage.Change = change) -> None:
@@ -189,7 +246,9 @@ def _other_things(artefacts: Path) -> Iterator[Case]:
                 if what in ("missing", "dangling link") and command in (RESUME, GO_ON):
                     continue
                 kind = f"in the place of {Path(name).name}"
-                yield _case(kind, f"{what} ({number})", command, prepare=prepare, pattern=_named(name), codes=_judged(command))
+                yield _case(
+                    kind, f"{what} ({number})", command, prepare=prepare, pattern=_named(name), codes=_judged(command)
+                )
 
 
 def _leaves(artefacts: Path) -> Iterator[Case]:
@@ -197,16 +256,24 @@ def _leaves(artefacts: Path) -> Iterator[Case]:
         data = (artefacts / name).read_bytes()
         for part, (get, put) in parts:
             for index, (what, value) in enumerate(damage.of_json(get(data))):
-                command = READERS[name][index % len(READERS[name])]  # they read by one decoder: each leaf by one of them
+                # the readers share one decoder: each leaf is read by one of them
+                command = READERS[name][index % len(READERS[name])]
                 if not _is_sound(part, what, command):
-                    prepare = lambda here, name=name, value=value, put=put, data=data: _put(here / name, put(data, value))  # noqa: E731
+
+                    def prepare(
+                        here: Path, name: str = name, value: Any = value, put: Any = put, data: bytes = data
+                    ) -> None:
+                        _put(here / name, put(data, value))
+
                     kind = f"{part} of {Path(name).name}"
                     yield _case(kind, what, command, prepare=prepare, pattern=_named(name), codes=_judged(command))
 
 
 def _is_sound(part: str, what: str, command: Command) -> bool:
     """Whether a change of a document leaves it as good as it was, for a command."""
-    return any(re.search(pattern, what) for parts, commands, pattern in SOUND_LEAVES if part in parts and command in commands)
+    return any(
+        re.search(pattern, what) for parts, commands, pattern in SOUND_LEAVES if part in parts and command in commands
+    )
 
 
 SOUND_LEAVES: tuple[tuple[tuple[str, ...], tuple[Command, ...], str], ...] = (
@@ -260,17 +327,35 @@ def _numbers(artefacts: Path) -> Iterator[Case]:
             for kind in sorted(_types(hint) & {int, float}, key=str):
                 for value in NUMBERS[kind]:
                     pattern = flag if value != "--" else "."
-                    yield _case("numbers", f"{flag} {value[:20]}", command, _with(command.words, flag, value), pattern=pattern)
+                    yield _case(
+                        "numbers", f"{flag} {value[:20]}", command, _with(command.words, flag, value), pattern=pattern
+                    )
     for value in NUMBERS[int]:
-        yield _case("numbers", f"--threads {value[:20]}", APART, _with(APART.words, "--threads", value), pattern="threads|--")
-    for flag, value in (("--threads", "0"), ("--threads", "4096"), ("--classes", "1"), ("--resolution", "0"), ("--drift-limit", "0")):
+        yield _case(
+            "numbers", f"--threads {value[:20]}", APART, _with(APART.words, "--threads", value), pattern="threads|--"
+        )
+    for flag, value in (
+        ("--threads", "0"),
+        ("--threads", "4096"),
+        ("--classes", "1"),
+        ("--resolution", "0"),
+        ("--drift-limit", "0"),
+    ):
         yield _case("numbers", f"{flag} {value}", PROFILE, _with(PROFILE.words, flag, value), pattern=flag)
     for command in (APART, EXPORT):
         for value in ("0", "4096"):
-            yield _case("numbers", f"--threads of {value}", command, _with(command.words, "--threads", value), pattern="threads")
+            yield _case(
+                "numbers", f"--threads of {value}", command, _with(command.words, "--threads", value), pattern="threads"
+            )
     for flag in ("--budget-ms", "--workspace-mib"):
         yield _case("numbers", f"{flag} 0", EXPORT, _with(EXPORT.words, flag, "0"), pattern=flag)
-    yield _case("numbers", "--optimization-level 6", EXPORT, _with(EXPORT.words, "--optimization-level", "6"), pattern="optimization")
+    yield _case(
+        "numbers",
+        "--optimization-level 6",
+        EXPORT,
+        _with(EXPORT.words, "--optimization-level", "6"),
+        pattern="optimization",
+    )
 
 
 def _choices(artefacts: Path) -> Iterator[Case]:
@@ -293,14 +378,40 @@ def _choices(artefacts: Path) -> Iterator[Case]:
         (APART, "--backend"),
     ):
         for value in ("bogus", "FAST", "onnxruntime:bogus", "bogus:x=1", "\u202e"):
-            yield _case("choices", f"{flag} {value!r}", command, _with(command.words, flag, value), pattern="unknown|provider|choose")
+            yield _case(
+                "choices",
+                f"{flag} {value!r}",
+                command,
+                _with(command.words, flag, value),
+                pattern="unknown|provider|choose",
+            )
     for value in ("coreml", "onnxruntime:cuda", "TENSORRT"):
-        yield _case("choices", f"--target {value}", EXPORT, _with(EXPORT.words, "--target", value), pattern="target.*onnxruntime, tensorrt")
+        yield _case(
+            "choices",
+            f"--target {value}",
+            EXPORT,
+            _with(EXPORT.words, "--target", value),
+            pattern="target.*onnxruntime, tensorrt",
+        )
     for value in ("0/1", "2/1", "1/0", "a/b", "1", "1/2/3", "-1/2", "1/-2", f"1/{10**12}x", "1/2 ", "nan/1", "１/x"):
         yield _case("choices", f"--shard {value}", PROFILE, _with(PROFILE.words, "--shard", value), pattern="shard")
         yield _case("choices", f"--shard {value}", APART, _with(APART.words, "--shard", value), pattern="shard")
-    for command, place, known in ((SPACE, 1, "repvgg-mini"), (BUNDLING, 1, "repvgg-mini"), (PAPER, 1, "pas"), (SEARCH, 1, "pas")):
-        for value in ("bogus", "REPVGG-MIDI", "repvgg-mini/bogus", "../repvgg-mini", "résumé", "a" * 5000, "a\nb", "\x1b[31mred"):
+    for command, place, known in (
+        (SPACE, 1, "repvgg-mini"),
+        (BUNDLING, 1, "repvgg-mini"),
+        (PAPER, 1, "pas"),
+        (SEARCH, 1, "pas"),
+    ):
+        for value in (
+            "bogus",
+            "REPVGG-MIDI",
+            "repvgg-mini/bogus",
+            "../repvgg-mini",
+            "résumé",
+            "a" * 5000,
+            "a\nb",
+            "\x1b[31mred",
+        ):
             words = (*command.words[:place], value, *command.words[place + 1 :])
             pattern = "Unrecognized|pas" if command is SEARCH else f"unknown.*{known}"  # its methods are subcommands
             yield _case("choices", f"word {place} {value[:20]!r}", command, words, pattern=pattern)
@@ -317,7 +428,13 @@ def _usage(artefacts: Path) -> Iterator[Case]:
         yield _case("usage", "not UTF-8", command, (*words, b"\xff"), pattern="UTF-8")
         if command.struct is not None:
             yield _case("usage", "a flag with a value", command, (*words, "--json=maybe"), pattern="json|maybe")
-            yield _case("usage", "a flag and its opposite", command, (*words, "--json", "--no-json"), pattern="--json is given twice")
+            yield _case(
+                "usage",
+                "a flag and its opposite",
+                command,
+                (*words, "--json", "--no-json"),
+                pattern="--json is given twice",
+            )
             for count, word in enumerate(words):
                 if count and not (words[0] == "table" and count == 1):
                     empty = (*words[:count], "", *words[count + 1 :])
@@ -328,11 +445,27 @@ def _usage(artefacts: Path) -> Iterator[Case]:
             value = () if hint is bool else ("1",)
             if flag in cli.REPEATABLE:
                 continue
-            yield _case("usage", f"{flag} twice", command, (*words, *(flag, *value) * 2), pattern=f"{flag} is given twice")
+            yield _case(
+                "usage", f"{flag} twice", command, (*words, *(flag, *value) * 2), pattern=f"{flag} is given twice"
+            )
             if value:
-                yield _case("usage", f"{flag} twice, with =", command, (*words, f"{flag}=1", flag, "2"), pattern=f"{flag} is given twice")
-                yield _case("usage", f"{flag} without a value", command, (*(word for word in _without(words, flag)), flag), pattern=flag)
-        required = {flag for flag in words if flag in ("--out", "--space") and command is not REPORT and command is not CHECK}
+                yield _case(
+                    "usage",
+                    f"{flag} twice, with =",
+                    command,
+                    (*words, f"{flag}=1", flag, "2"),
+                    pattern=f"{flag} is given twice",
+                )
+                yield _case(
+                    "usage",
+                    f"{flag} without a value",
+                    command,
+                    (*(word for word in _without(words, flag)), flag),
+                    pattern=flag,
+                )
+        required = {
+            flag for flag in words if flag in ("--out", "--space") and command is not REPORT and command is not CHECK
+        }
         for flag in sorted(required):
             yield _case("usage", f"without {flag}", command, _without(words, flag), pattern=flag)
     for words in (
@@ -348,7 +481,9 @@ def _usage(artefacts: Path) -> Iterator[Case]:
     ):
         yield _case("usage", f"lathe {' '.join(words)}", Command(None, ("lathe",)), words, pattern=".")
     for words in ((), ("fly",), ("profile",), ("prof", "x")):
-        yield _case("usage", f"latency {' '.join(words)}", Command(None, ("latency",), program="latency"), words, pattern=".")
+        yield _case(
+            "usage", f"latency {' '.join(words)}", Command(None, ("latency",), program="latency"), words, pattern="."
+        )
 
 
 def _without(words: tuple[str, ...], flag: str) -> tuple[str, ...]:
@@ -415,7 +550,14 @@ def _outputs(artefacts: Path) -> Iterator[Case]:
         for other in sorted({TABLE, BLOCKS, ONNX, PAGE, PICTURE, SAMPLES} - {own}):
             prepare = lambda here, other=other, ending=ending: _copy(other, here / f"own{ending}")  # noqa: E731
             words = _with(command.words, flag, f"own{ending}")
-            yield _case("outputs", f"{flag} over {other} {ending} {command.words[1]}", command, words, prepare, pattern=f"own{ending}")
+            yield _case(
+                "outputs",
+                f"{flag} over {other} {ending} {command.words[1]}",
+                command,
+                words,
+                prepare,
+                pattern=f"own{ending}",
+            )
     for command in (EXPORT, EXPORT_RUN, SEARCH):
         yield from _output_places(command, "--out", "", tree=True)
     for suffix in (".pdf", "", ".PNG", ".jpg", ".png.txt"):
@@ -466,7 +608,12 @@ def _output_places(command: Command, flag: str, ending: str, *, tree: bool) -> I
         places["no parent"] = (f"none/none/{name}", _nothing)
     for what, (value, prepare) in places.items():
         yield _case(
-            "outputs", f"{flag} is {what} {ending} {command.words[1]}", command, _with(command.words, flag, value), prepare, pattern="."
+            "outputs",
+            f"{flag} is {what} {ending} {command.words[1]}",
+            command,
+            _with(command.words, flag, value),
+            prepare,
+            pattern=".",
         )
 
 
@@ -528,9 +675,17 @@ def _backends(artefacts: Path) -> Iterator[Case]:
                 if (name, value) not in (("seed", "-1"), ("seed", str(2**70))):
                     yield _case("simulated", f"{name}={value}", command, words, pattern=name)
         for text in ("bogus=1", "seed", "seed=1,seed=2", ",", "=", "seed=1,", "seed==1", "seed=0 noise=1"):
-            yield _case("simulated", text, command, _with(command.words, "--backend", f"simulated:{text}"), pattern="seed|bogus|simulated")
+            yield _case(
+                "simulated",
+                text,
+                command,
+                _with(command.words, "--backend", f"simulated:{text}"),
+                pattern="seed|bogus|simulated",
+            )
         for text in ("", "none", "/dev/zero", "/", BLOCKS):
-            yield _case("simulated", f"replay:{text}", command, _with(command.words, "--backend", f"replay:{text}"), pattern=".")
+            yield _case(
+                "simulated", f"replay:{text}", command, _with(command.words, "--backend", f"replay:{text}"), pattern="."
+            )
     assert settings
 
 
@@ -561,7 +716,9 @@ def _folders(artefacts: Path) -> Iterator[Case]:
         "folder:images/train/a/0.png",
         "DIGITS",
     ):
-        yield _case("images", f"--data {value}", SEARCH, _with(SEARCH.words, "--data", value), pattern="data|folder|images")
+        yield _case(
+            "images", f"--data {value}", SEARCH, _with(SEARCH.words, "--data", value), pattern="data|folder|images"
+        )
     for what, remove in (("no class", "train"), ("one class", "train/a"), ("no test", "test/b")):
         prepare = lambda here, remove=remove: _thin(here, remove)  # noqa: E731
         yield _case("images", what, SEARCH, prepare=prepare, pattern=".")

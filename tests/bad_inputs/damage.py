@@ -63,7 +63,14 @@ PLACES: dict[str, Change] = {
 }
 """What may lie in the place of a file."""
 
-BAD_NUMBERS = {"-1": -1, "too large": 10**40, "too small": -(10**40), "1e308": 1e308, "NaN": float("nan"), "inf": float("inf")}
+BAD_NUMBERS = {
+    "-1": -1,
+    "too large": 10**40,
+    "too small": -(10**40),
+    "1e308": 1e308,
+    "NaN": float("nan"),
+    "inf": float("inf"),
+}
 OF_OTHER_TYPE: dict[type, tuple[Any, ...]] = {
     str: (7, ["x"], {"x": 1}, True),
     int: ("x", [7], {"x": 1}),

@@ -90,7 +90,11 @@ def _child(program: str, argv: list[str], here: Path, out: Path) -> None:
         for descriptor, path in ((0, Path(os.devnull)), (1, out / "stdout"), (2, out / "stderr")):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC), descriptor)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        for what, limit in ((resource.RLIMIT_AS, used + MEMORY_BYTES), (resource.RLIMIT_CPU, CPU_S), (resource.RLIMIT_FSIZE, FILE_BYTES)):
+        for what, limit in (
+            (resource.RLIMIT_AS, used + MEMORY_BYTES),
+            (resource.RLIMIT_CPU, CPU_S),
+            (resource.RLIMIT_FSIZE, FILE_BYTES),
+        ):
             resource.setrlimit(what, (limit, limit))
         code = _main(program, argv)
     except BaseException:  # noqa: BLE001 -- it is what the parent looks for
@@ -139,5 +143,7 @@ def _snapshot(directory: Path) -> dict[str, tuple[int, ...]]:
     for path in directory.rglob("*"):
         status = path.lstat()
         kind = stat.S_IFMT(status.st_mode)
-        found[str(path.relative_to(directory))] = (kind,) if stat.S_ISDIR(status.st_mode) else (kind, status.st_size, status.st_mtime_ns)
+        found[str(path.relative_to(directory))] = (
+            (kind,) if stat.S_ISDIR(status.st_mode) else (kind, status.st_size, status.st_mtime_ns)
+        )
     return found

@@ -25,7 +25,11 @@ def made(tmp_path_factory) -> Path:
 
 def test_a_sample_of_every_kind_is_answered_in_one_line(made):
     command = [sys.executable, "-P", "-m", "bad_inputs", "--sample", "100", "--artefacts", str(made)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.startswith("100 bad inputs of ")
@@ -36,7 +40,8 @@ def test_the_table_is_large_and_has_every_command_and_a_sample_has_every_kind(ma
     assert len(cases) >= 1000
     commands = {case.command.name for case in cases}
     assert commands >= {
-        f"lathe {name}" for name in ["space", "bundle", "profile", "search", "export", "predict", "verify", "report", "paper"]
+        f"lathe {name}"
+        for name in ["space", "bundle", "profile", "search", "export", "predict", "verify", "report", "paper"]
     }
     assert commands >= {f"lathe table {name}" for name in ("show", "check", "diff", "merge")} | {"latency profile"}
     kinds = Counter(case.kind for case in cases)
@@ -66,7 +71,13 @@ RIGHT = Outcome(2, "", "lathe: it is damaged\n", (), 0.1)
     ],
 )
 def test_what_is_not_answered_right_is_found(change, said):
-    fields = {"code": RIGHT.code, "stdout": RIGHT.stdout, "stderr": RIGHT.stderr, "changed": RIGHT.changed, "wall_s": 0.1}
+    fields = {
+        "code": RIGHT.code,
+        "stdout": RIGHT.stdout,
+        "stderr": RIGHT.stderr,
+        "changed": RIGHT.changed,
+        "wall_s": 0.1,
+    }
     problems = "; ".join(wrong(CASE, Outcome(**{**fields, **change})))
     assert said in problems
     assert bool(problems) == bool(change)

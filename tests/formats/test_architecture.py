@@ -13,7 +13,12 @@ def test_the_layers_of_a_chain():
     assert found.origin() == space
     assert space.widths(found.choice) == (16, 32, 8, 40, 64, 104, 80)
     assert found.network() == space.network(found.choice)
-    assert (found.name, found.budget_us, found.method, found.options) == ("repvgg-mini", 12.0, "pas", {"beta": 0.1, "cost": "latency"})
+    assert (found.name, found.budget_us, found.method, found.options) == (
+        "repvgg-mini",
+        12.0,
+        "pas",
+        {"beta": 0.1, "cost": "latency"},
+    )
 
 
 def test_the_groups_of_a_named_network():

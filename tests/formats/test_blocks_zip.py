@@ -18,7 +18,12 @@ HEAD = "head(h=6,w=6)[c_in=8,c_out=3]"
 @pytest.mark.parametrize("kept", [KEPT, KEPT_2])
 def test_every_version_is_read(kept):
     found = blocks_zip.read(kept)
-    assert (found.index.schema, found.index.lowering, found.index.space, found.index.precision) == ("blocks/2", "1", "example", "fp16")
+    assert (found.index.schema, found.index.lowering, found.index.space, found.index.precision) == (
+        "blocks/2",
+        "1",
+        "example",
+        "fp16",
+    )
     assert [(work.kind, work.key, work.blocks) for work in found.workloads] == [
         ("block", IRB, ()),
         ("block", HEAD, ()),

@@ -12,16 +12,32 @@ KEPT_3 = Path(__file__).with_name("latency-table-3.latency.jsonl")
 
 
 def conv(c_in, c_out):
-    return BlockSpec.of("conv", attrs={"act": "relu", "kernel": 3, "stride": 1, "h": 32, "w": 32}, widths={"c_in": c_in, "c_out": c_out})
+    return BlockSpec.of(
+        "conv", attrs={"act": "relu", "kernel": 3, "stride": 1, "h": 32, "w": 32}, widths={"c_in": c_in, "c_out": c_out}
+    )
 
 
 def test_version_1_is_read():
     table = LatencyTable.load(KEPT)
     header = table.header
-    assert (header.schema, header.precision, header.batch, header.lowering, header.space) == ("latency-table/3", "fp32", 1, "1", "example")
-    assert (header.device.name, header.device.isa, header.runtime.version) == ("Example CPU 3000", ("avx2", "fma"), "1.31.1")
+    assert (header.schema, header.precision, header.batch, header.lowering, header.space) == (
+        "latency-table/3",
+        "fp32",
+        1,
+        "1",
+        "example",
+    )
+    assert (header.device.name, header.device.isa, header.runtime.version) == (
+        "Example CPU 3000",
+        ("avx2", "fma"),
+        "1.31.1",
+    )
     assert (header.protocol.name, header.protocol.half_width, header.created) == ("fast", 0.01, "2026-01-31")
-    assert (header.protocol.cuda_graph, header.protocol.spin_wait, header.settings) == (True, True, {"example_setting": "1"})
+    assert (header.protocol.cuda_graph, header.protocol.spin_wait, header.settings) == (
+        True,
+        True,
+        {"example_setting": "1"},
+    )
     assert [row.kind for row in table.rows] == ["overhead", *["block"] * 7, "sentinel", "network"]
     rows = {row.key: row for row in table.rows}
     assert (rows["overhead"].samples_us, rows["overhead"].median_us) == ((2.376, 2.4, 2.424), 2.4)
@@ -66,7 +82,9 @@ def test_version_2_is_read():
     assert rows["sentinel"].clocks == {"cpu_mhz": 3000.0, "discarded_windows": 1.0}
     assert table.lookup(conv(8, 8)).us == 11.5
     assert header.like == ()
-    with pytest.raises(TableError, match=r"is of the earlier format latency-table/2: .* rows of latency-table/3 cannot be appended"):
+    with pytest.raises(
+        TableError, match=r"is of the earlier format latency-table/2: .* rows of latency-table/3 cannot be appended"
+    ):
         TableWriter(KEPT_2, header)
 
 

@@ -45,7 +45,11 @@ def test_the_space_of_a_kept_run_comes_back(name):
 
 def test_a_run_for_two_devices_says_what_both_take():
     (budget,), (device,) = read_run(KEPT / "run-4").also, finished.load(KEPT / "run-4").architecture.also
-    assert (budget.budget_us, budget.table_sha256) == (device.budget_us, device.table_sha256) == (90.0, device.table_sha256)
+    assert (
+        (budget.budget_us, budget.table_sha256)
+        == (device.budget_us, device.table_sha256)
+        == (90.0, device.table_sha256)
+    )
     assert device.name == "second, 1 thread, with made-up 1"
     assert device.predicted.high_us < 90.0 < device.largest.low_us
 
@@ -74,7 +78,8 @@ def test_a_kept_run_can_be_exported():
 def test_a_run_of_an_earlier_version_cannot_go_on(tmp_path):
     shutil.copytree(KEPT / "run-1", tmp_path / "run")
     with pytest.raises(
-        SearchError, match=r"holds a run of an earlier version \(run/1\), which can be exported and reported, not continued"
+        SearchError,
+        match=r"holds a run of an earlier version \(run/1\), which can be exported and reported, not continued",
     ):
         open_run(tmp_path / "run", read_run(KEPT / "run-1"))
 

@@ -20,7 +20,8 @@ def test_a_kept_sweep_is_read():
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [('"method"', '"more": 1, "method"'), ('"name": "0.5x', '"name": "../0.5x'), ('"name": "0.5x', '"name": "..')]
+    ("old", "new"),
+    [('"method"', '"more": 1, "method"'), ('"name": "0.5x', '"name": "../0.5x'), ('"name": "0.5x', '"name": "..')],
 )
 def test_an_unknown_field_or_a_name_that_leads_elsewhere_is_damage(old, new, tmp_path):
     text = (KEPT / "sweep-1" / "sweep.json").read_text()

@@ -23,7 +23,10 @@ def test_an_engine_computes_what_torch_does(backend, half_onnx, example):
 def test_a_measurement_is_of_the_whole_network_and_can_be_repeated(backend, half_onnx, name):
     quick = protocol.get(name)
     with backend.compile(half_onnx) as compiled:
-        first, second = measure(compiled, quick, monitor=backend.monitor), measure(compiled, quick, monitor=backend.monitor)
+        first, second = (
+            measure(compiled, quick, monitor=backend.monitor),
+            measure(compiled, quick, monitor=backend.monitor),
+        )
     assert first.error == ""
     assert 1 < first.median_us < 10_000
     assert second.median_us == pytest.approx(first.median_us, rel=0.10)
@@ -69,7 +72,9 @@ def test_a_space_becomes_a_table_that_resumes(backend, tmp_path):
 
 
 def test_a_bundle_says_met_or_missed_of_its_engine(backend, example, tmp_path):
-    bundle = export(network(), example, target=backend.name, out=tmp_path / "bundle", budget_ms=1000, protocol=protocol.get("fast"))
+    bundle = export(
+        network(), example, target=backend.name, out=tmp_path / "bundle", budget_ms=1000, protocol=protocol.get("fast")
+    )
     steps = {step.name: step for step in bundle.manifest.validation}
     assert steps["engine"].verdict == "passed"
     assert bundle.manifest.budget_verdict == "met"

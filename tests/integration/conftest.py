@@ -60,7 +60,10 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict:
 
 
 ROOT = Path(__file__).parents[2]
-PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
 """The README and the pages of docs/, by their path."""
 GUIDES = ("docs/prune.md", "docs/profile.md", "docs/ship.md")
 """Pages whose commands belong together, on files of their own; a test runs each as a whole."""
@@ -77,7 +80,9 @@ def commands_of(page: str, program: str = "lathe") -> list[list[str]]:
 def documented(*words: str, program: str = "lathe") -> list[str]:
     """The command of README and stages that begins with these words."""
     pages = [page for page in PAGES if page not in GUIDES]
-    (found,) = (command for page in pages for command in commands_of(page, program) if command[: len(words)] == list(words))
+    (found,) = (
+        command for page in pages for command in commands_of(page, program) if command[: len(words)] == list(words)
+    )
     return found
 
 
@@ -176,6 +181,8 @@ def few_digits(shared: Path) -> str:
         for label in range(10):
             (path / str(label)).mkdir(parents=True)
             for index, image in enumerate(digits.images[digits.target == label][:12]):
-                Image.fromarray(np.kron(image * 15.9, np.ones((4, 4))).astype(np.uint8)).save(path / str(label) / f"{index}.png")
+                Image.fromarray(np.kron(image * 15.9, np.ones((4, 4))).astype(np.uint8)).save(
+                    path / str(label) / f"{index}.png"
+                )
 
     return f"folder:{once(shared / 'digits', write)}"

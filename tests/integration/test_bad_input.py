@@ -36,17 +36,32 @@ def refused(*arguments: object, cwd: Path = Path()) -> str:
         ),
         (["profile", "repvgg-mini", "--protocol", "slow", "--out", "t.latency.jsonl"], ["'slow'", "default", "fast"]),
         (["profile", "repvgg-mini", "--networks", "-1", "--out", "t.latency.jsonl"], ["-1"]),
-        (["profile", "repvgg-mini", "--classes", "1", "--out", "t.latency.jsonl"], ["--classes must be from 2 to 1000000, found 1"]),
+        (
+            ["profile", "repvgg-mini", "--classes", "1", "--out", "t.latency.jsonl"],
+            ["--classes must be from 2 to 1000000, found 1"],
+        ),
         (["profile", "repvgg-mini"], ["--out"]),
         (["profile", "repvgg-mini", "--shard", "5/4", "--out", "t.latency.jsonl"], ["'5/4'", "1 to 4"]),
-        (["profile", "repvgg-mini", "--timing-cache", "none", "--out", "t.latency.jsonl"], ["--timing-cache none does not exist"]),
+        (
+            ["profile", "repvgg-mini", "--timing-cache", "none", "--out", "t.latency.jsonl"],
+            ["--timing-cache none does not exist"],
+        ),
         (
             ["profile", "repvgg-mini", "--save-timing-cache", "c", "--out", "t.latency.jsonl"],
             ["--save-timing-cache c", "'onnxruntime' has none"],
         ),
-        (["profile", "repvgg-mini", "--threads", "9999", "--out", "t.latency.jsonl"], ["--threads must be from 1 to 4096, found 9999"]),
-        (["profile", "repvgg-mini", "--drift-limit", "0", "--out", "t.latency.jsonl"], ["--drift-limit must be from 1e-06 to 1, found 0"]),
-        (["profile", "none.blocks.zip", "--out", "t.latency.jsonl"], ["none.blocks.zip does not exist", "lathe bundle"]),
+        (
+            ["profile", "repvgg-mini", "--threads", "9999", "--out", "t.latency.jsonl"],
+            ["--threads must be from 1 to 4096, found 9999"],
+        ),
+        (
+            ["profile", "repvgg-mini", "--drift-limit", "0", "--out", "t.latency.jsonl"],
+            ["--drift-limit must be from 1e-06 to 1, found 0"],
+        ),
+        (
+            ["profile", "none.blocks.zip", "--out", "t.latency.jsonl"],
+            ["none.blocks.zip does not exist", "lathe bundle"],
+        ),
         (["profile", "none.blocks.zip", "--seed", "1", "--out", "t.latency.jsonl"], ["--seed 1", "lathe bundle"]),
         (["bundle", "resnet", "--out", "b.blocks.zip"], ["unknown space 'resnet'", "prunet-cifar"]),
         (["bundle", "repvgg-mini", "--out", "nowhere/b.blocks.zip"], ["nowhere is not a directory: make it"]),
@@ -54,7 +69,10 @@ def refused(*arguments: object, cwd: Path = Path()) -> str:
         (["space", "prunet", "--resolution", "31"], ["at least 32", "31"]),
         (["space", "repvgg-mini", "--cells", "3"], ["--cells 3 is of spaces of cells", "nasbench201-small"]),
         (["space", "repvgg-mini", "--arch", "|none~0|"], ["repvgg-mini has no architecture strings", "nasbench201"]),
-        (["space", "nasbench201", "--arch", "|none~0|"], ["'|none~0|' is not an architecture of nasbench201", "skip_connect"]),
+        (
+            ["space", "nasbench201", "--arch", "|none~0|"],
+            ["'|none~0|' is not an architecture of nasbench201", "skip_connect"],
+        ),
         (
             ["space", "nasbench201", "--arch", "|conv~0|+|none~0|none~1|+|none~0|none~1|none~2|"],
             ["is not an architecture of nasbench201", "none, skip_connect, nor_conv_1x1, nor_conv_3x3, avg_pool_3x3"],
@@ -91,10 +109,16 @@ def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_p
         ({"--backend": "tensorrt-rtx"}, ["runtime.name 'onnxruntime'", "'tensorrt-rtx'"]),
         ({"--backend": "tflite"}, ["'tflite'", "onnxruntime, tensorrt, tensorrt-rtx"]),
         ({"--precision": "fp16"}, ["precision 'fp32'", "'fp16'"]),
-        ({"--budget-fraction": None, "--budget-ms": "0.001"}, ["0.001 ms cannot be met", "the smallest network of repvgg-mini takes"]),
+        (
+            {"--budget-fraction": None, "--budget-ms": "0.001"},
+            ["0.001 ms cannot be met", "the smallest network of repvgg-mini takes"],
+        ),
         ({"--budget-fraction": None}, ["--budget-ms", "--budget-fraction"]),
         ({"--budget-fraction": "-0.5"}, ["--budget-fraction must be from 1e-06 to 1000, found -0.5"]),
-        ({"--space": "resnet20/widths"}, ["is of the space repvgg-mini", "`lathe profile resnet20/widths", "--classes 10"]),
+        (
+            {"--space": "resnet20/widths"},
+            ["is of the space repvgg-mini", "`lathe profile resnet20/widths", "--classes 10"],
+        ),
         ({"--search-epochs": "0"}, ["--search-epochs must be from 1"]),
     ],
 )
@@ -145,7 +169,9 @@ def test_a_table_without_the_classes_of_the_data_names_the_command(search_comman
 
 
 def test_a_run_is_not_overwritten_by_another(search_command, run):
-    assert "holds another run: its settings.seed is 0, asked for 7" in refused(*search_command, "--seed", "7", "--out", run)
+    assert "holds another run: its settings.seed is 0, asked for 7" in refused(
+        *search_command, "--seed", "7", "--out", run
+    )
 
 
 def test_a_directory_that_is_not_a_run_is_left_alone(search_command, tmp_path):
@@ -177,7 +203,9 @@ def edited(table: Path, tmp_path: Path, line: int, **fields: object) -> Path:
 
 @pytest.mark.parametrize("field", ["median_us", "status", "samples_us"])
 def test_an_edited_table_names_line_and_field(field, table, tmp_path):
-    path = edited(table, tmp_path, 7, **{field: {"median_us": 1.5, "status": "run_failed", "samples_us": "many"}[field]})
+    path = edited(
+        table, tmp_path, 7, **{field: {"median_us": 1.5, "status": "run_failed", "samples_us": "many"}[field]}
+    )
     line = refused("table", "show", path)
     assert "line 7" in line
     assert field in line
@@ -202,7 +230,19 @@ def test_a_table_of_another_backend_is_not_continued(table, tmp_path):
 
 def test_a_torn_last_line_is_dropped_and_measured_again(tmp_path):
     path = tmp_path / "t.latency.jsonl"
-    command = ("profile", "repvgg-mini", "--backend", "simulated:seed=0", "--protocol", "fast", "--shard", "3/100", "--out", path, "--json")
+    command = (
+        "profile",
+        "repvgg-mini",
+        "--backend",
+        "simulated:seed=0",
+        "--protocol",
+        "fast",
+        "--shard",
+        "3/100",
+        "--out",
+        path,
+        "--json",
+    )
     assert run_lathe(*command).returncode == 0
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
@@ -216,7 +256,10 @@ def test_a_torn_last_line_is_dropped_and_measured_again(tmp_path):
 
 def test_an_onnx_file_that_cannot_ship_is_refused_in_one_line(tmp_path):
     weight = numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, 3, 4, 4]), ("y", [1, 2, 4, 4]))]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 3, 4, 4]), ("y", [1, 2, 4, 4]))
+    ]
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], "first")], "g", ends[:1], ends[1:], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "sound.onnx")

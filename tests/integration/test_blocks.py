@@ -52,7 +52,10 @@ def test_a_finished_search_of_blocks_has_a_page(blocks):
     ("change", "words"),
     [
         (("--lam", "0"), "--lam must be above 0 and finite, found 0.0"),
-        (("--t-initial", "0.3"), "--t-initial 0.3 would remove every block of layer stage2_0 at once, which has 4: give at most 0.25"),
+        (
+            ("--t-initial", "0.3"),
+            "--t-initial 0.3 would remove every block of layer stage2_0 at once, which has 4: give at most 0.25",
+        ),
         (("--t-final", "0.2"), "--t-final must be from 0.5"),
         (("--budget-fraction", "0.001"), "cannot be met: the smallest network of prunet-mini takes"),
     ],

@@ -17,7 +17,9 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the README's search ran, on a device far slower than this one."""
     work = tmp_path_factory.mktemp("cells")
     command = documented("search", "vp-darts")
-    command[command.index("--table") + 1] = str(slow_table(work / "cells.latency.jsonl", command[command.index("--space") + 1]))
+    command[command.index("--table") + 1] = str(
+        slow_table(work / "cells.latency.jsonl", command[command.index("--space") + 1])
+    )
     done = run_lathe(*command, *QUICK, cwd=work)
     assert done.returncode == 0, done.stderr
     return work

@@ -40,7 +40,9 @@ def test_a_killed_process_ends_the_run_in_one_line_and_the_same_command_goes_on(
     assert json.loads(done.stdout)["run"] == str(whole)  # one process alone prints
 
     started = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lathe", *command(few_digits, killed)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [sys.executable, "-P", "-m", "lathe", *command(few_digits, killed)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     end = time.monotonic() + 600
     while not ((killed / "history.jsonl").exists() and (killed / "history.jsonl").read_bytes().count(b"\n") >= 2):

@@ -47,7 +47,9 @@ def test_verify_finds_a_changed_file(bundle, tmp_path):
     (copy / "model.onnx").write_bytes(content)
     done = run_lathe("verify", copy, "--json")
     assert done.returncode == 1
-    failed = {check["name"] for check in json.loads(done.stdout)["verification"]["checks"] if check["verdict"] == "failed"}
+    failed = {
+        check["name"] for check in json.loads(done.stdout)["verification"]["checks"] if check["verdict"] == "failed"
+    }
     assert "model.onnx" in failed
 
 
@@ -66,7 +68,11 @@ def test_report_is_one_file(source, request, tmp_path):
 
 def test_an_fp16_tensorrt_engine_is_built_without_a_gpu_and_never_passed(run, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="the extra tensorrt-rtx is not installed")
-    made = result_of(run_lathe("export", run, "--target", "tensorrt-rtx", "--protocol", "fast", "--out", tmp_path / "bundle", "--json"))
+    made = result_of(
+        run_lathe(
+            "export", run, "--target", "tensorrt-rtx", "--protocol", "fast", "--out", tmp_path / "bundle", "--json"
+        )
+    )
     manifest = made["manifest"]
     assert (tmp_path / "bundle" / "model.engine").stat().st_size > 10_000
     engine = next(step for step in manifest["validation"] if step["name"] == "engine")
@@ -80,7 +86,9 @@ def test_an_fp16_tensorrt_engine_is_built_without_a_gpu_and_never_passed(run, tm
 
 
 def test_a_budget_of_another_device_is_not_judged(run, tmp_path):
-    made = result_of(run_lathe("export", run, "--threads", "2", "--protocol", "fast", "--out", tmp_path / "bundle", "--json"))["manifest"]
+    made = result_of(
+        run_lathe("export", run, "--threads", "2", "--protocol", "fast", "--out", tmp_path / "bundle", "--json")
+    )["manifest"]
     assert made["budget_verdict"] == "no budget"
     assert made["shipped"]["predicted"] is None
     assert made["shipped"]["measured"]["median_us"] > 0
@@ -88,13 +96,17 @@ def test_a_budget_of_another_device_is_not_judged(run, tmp_path):
 
 
 def test_an_onnx_file_ships_alone(bundle, tmp_path):
-    made = result_of(run_lathe("export", bundle / "model.onnx", "--protocol", "fast", "--out", tmp_path / "other", "--json"))
+    made = result_of(
+        run_lathe("export", bundle / "model.onnx", "--protocol", "fast", "--out", tmp_path / "other", "--json")
+    )
     assert made["failures"] == []
     assert made["manifest"]["budget_verdict"] == "no budget"
 
 
 def test_the_same_export_again_replaces_the_bundle(run, bundle):
-    made = result_of(run_lathe("export", run, "--target", "onnxruntime", "--protocol", "fast", "--out", bundle, "--json"))
+    made = result_of(
+        run_lathe("export", run, "--target", "onnxruntime", "--protocol", "fast", "--out", bundle, "--json")
+    )
     assert (bundle / "manifest.json").exists()
     assert made["manifest"]["target"] == "onnxruntime"
 
@@ -105,14 +117,29 @@ def test_a_table_is_checked_compared_and_joined(table, tmp_path):
     assert compared["overall"]["verdict"] == "SAME"
     assert {row["verdict"] for row in compared["rows"]} == {"SAME"}
     assert compared["differences"] == []
-    assert result_of(run_lathe("table", "merge", table, table, "--out", tmp_path / "both.latency.jsonl", "--json"))["rows"]["block"] == 522
+    assert (
+        result_of(run_lathe("table", "merge", table, table, "--out", tmp_path / "both.latency.jsonl", "--json"))[
+            "rows"
+        ]["block"]
+        == 522
+    )
     assert run_lathe("table", "merge", table, "--out", table).returncode == 2
 
 
 def test_a_recorded_table_is_a_device(table, tmp_path):
     out = tmp_path / "again.latency.jsonl"
     done = run_lathe(
-        "profile", "repvgg-mini", "--networks", "8", "--protocol", "fast", "--backend", f"replay:{table}", "--out", out, "--json"
+        "profile",
+        "repvgg-mini",
+        "--networks",
+        "8",
+        "--protocol",
+        "fast",
+        "--backend",
+        f"replay:{table}",
+        "--out",
+        out,
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     again, recorded = result_of(done), result_of(run_lathe("table", "show", table, "--json"))

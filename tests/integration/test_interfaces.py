@@ -103,10 +103,14 @@ def test_it_ships_and_its_script_computes_what_is_kept(name, tmp_path):
     paths = [tmp_path / f"{i}.npy" for i in range(len(manifest.inputs))]
     for value, path in zip(manifest.inputs, paths, strict=True):
         np.save(path, kept[f"inputs.{value}"][0, ...])
-    done = subprocess.run([sys.executable, made.directory / "run.py", *paths], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, made.directory / "run.py", *paths], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split(" from ")[0] for line in lines] == [f"{value} {manifest.dtypes[value]} {shape}" for value, shape in outputs.items()]
+    assert [line.split(" from ")[0] for line in lines] == [
+        f"{value} {manifest.dtypes[value]} {shape}" for value, shape in outputs.items()
+    ]
 
 
 def test_what_is_not_finite_in_every_form_is_said(tmp_path):

@@ -46,7 +46,9 @@ def net(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("nodes")
 def test_a_table_is_measured_in_shards_and_merged():
     words = "profile net.py:make --input 3x8x8 --backend simulated:seed=0 --networks 8 --engine ray --shards 2 --out t.latency.jsonl"
-    with pytest.raises(SearchError, match=r"no node of the Ray cluster has CPU=1, gpu_type:a100=1; its nodes have CPU, gpu_type:h100"):
+    with pytest.raises(
+        SearchError, match=r"no node of the Ray cluster has CPU=1, gpu_type:a100=1; its nodes have CPU, gpu_type:h100"
+    ):
         list(profiling.profile(cli.parse([*words.split(), "--resources", "gpu_type:a100"])))
     events = list(profiling.profile(cli.parse([*words.split(), "--resources", "gpu_type:h100"])))
     assert sorted(event.shard for event in events) == ["1-of-2", "2-of-2"]
@@ -54,7 +56,9 @@ def test_a_table_is_measured_in_shards_and_merged():
     assert {row.status for row in table.rows} == {"ok"}
     assert {row.kind for row in table.rows} == {"block", "network", "overhead", "sentinel"}
     blocks = spaces.get("net.py:make", input_shape=(3, 8, 8)).blocks()
-    assert [found.problem for found in check.check(table, [spec.key for spec in blocks])] == ["not measured"]  # but simulated: none missing
+    assert [found.problem for found in check.check(table, [spec.key for spec in blocks])] == [
+        "not measured"
+    ]  # but simulated: none missing
 
 
 def history(run: Path) -> bytes:
@@ -64,7 +68,9 @@ def history(run: Path) -> bytes:
 @pytest.mark.usefixtures("nodes")
 def test_a_sweep_that_no_node_has_room_for_is_not_begun():
     words = "sweep uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 --engine ray --gpus-per-run 1 --out sweep"
-    with pytest.raises(SearchError, match=r"no node of the Ray cluster has CPU=1, GPU=1; its nodes have CPU, gpu_type:h100"):
+    with pytest.raises(
+        SearchError, match=r"no node of the Ray cluster has CPU=1, GPU=1; its nodes have CPU, gpu_type:h100"
+    ):
         list(searching.sweep(cli.parse(words.split())))
     assert not Path("sweep").exists()
 
@@ -83,7 +89,9 @@ def test_a_node_that_is_killed_loses_no_more_than_its_epoch(nodes, monkeypatch):
         yield from ended(self, tasks)
 
     monkeypatch.setattr(Cluster, "ended", after_a_kill)
-    words = "sweep uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 --no-measure --engine ray --out sweep"
+    words = (
+        "sweep uniform --module net.py:make --input 3x8x8 --budget-fraction 0.6 --no-measure --engine ray --out sweep"
+    )
     (row,) = searching.sweep(cli.parse([*words.split(), *EPOCHS]))
     assert (row.name, row.status) == (run.name, "finished")
     assert b"finetune" not in before[0]

@@ -14,7 +14,9 @@ from integration.conftest import run_lathe
 def kill_when(condition, arguments, timeout_s: float = 600) -> None:
     """Start `lathe ARGUMENTS` and kill it the moment that a condition holds."""
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lathe", *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-P", "-m", "lathe", *map(str, arguments)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     end = time.monotonic() + timeout_s
     while not condition():
@@ -50,7 +52,11 @@ def test_profile_goes_on_after_sigkill(tmp_path, table):
     again = Counter(row["key"] for row in rows if row["kind"] != "sentinel" and row["status"] == "ok")
     assert max(again.values()) == 1
     counts = json.loads(done.stdout)["rows"]
-    assert 40 < counts["block"] + counts["network"] == len({row["key"] for row in rows if row["kind"] in ("block", "network")})
+    assert (
+        40
+        < counts["block"] + counts["network"]
+        == len({row["key"] for row in rows if row["kind"] in ("block", "network")})
+    )
 
 
 def test_search_goes_on_after_sigkill_to_the_same_weights(tmp_path, search_command, few_digits):
@@ -59,7 +65,10 @@ def test_search_goes_on_after_sigkill_to_the_same_weights(tmp_path, search_comma
     assert run_lathe(*search_command, "--out", run).returncode == 0
     history = out / "history.jsonl"
     for epochs in (1, 3):  # while pretraining, and while searching
-        kill_when(lambda epochs=epochs: history.exists() and history.read_bytes().count(b"\n") >= epochs, (*search_command, "--out", out))
+        kill_when(
+            lambda epochs=epochs: history.exists() and history.read_bytes().count(b"\n") >= epochs,
+            (*search_command, "--out", out),
+        )
     done = run_lathe(*search_command, "--out", out)
     assert done.returncode == 0, done.stderr
     for name in ("history.jsonl", "architecture.json", "weights.safetensors", "baseline.safetensors"):

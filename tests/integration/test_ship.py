@@ -18,7 +18,9 @@ from integration.conftest import ROOT
 from lathe import cli
 
 PAGE = (ROOT / "docs" / "ship.md").read_text()
-COMMANDS = [shlex.split(line) for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    shlex.split(line) for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
+]
 LOADER = ROOT / "docs" / "examples" / "load_engine.cpp"
 
 
@@ -75,7 +77,10 @@ def test_every_command_of_the_page_works_in_its_order(directory, monkeypatch, ca
 def test_every_flag_that_the_page_names_exists_and_its_links_lead_somewhere():
     table = PAGE.partition("## For those who know trtexec")[2]
     ours = "".join(line.split("|")[2] for line in table.splitlines() if line.count("|") == 3)
-    flags = set(re.findall(r"--[a-z][a-z-]+", ours + PAGE.partition("## For those")[0])) - {"--rm", "--model-repository"}
+    flags = set(re.findall(r"--[a-z][a-z-]+", ours + PAGE.partition("## For those")[0])) - {
+        "--rm",
+        "--model-repository",
+    }
     known = {f"--{name.replace('_', '-')}" for name in cli.Export.__dataclass_fields__}
     assert flags <= known
     assert all((ROOT / "docs" / target).is_file() for target in re.findall(r"\]\(([^)#:]+)\)", PAGE))
@@ -96,7 +101,13 @@ def headers():
     found = []
     for name in ("NvInfer.h", "cuda_runtime_api.h"):
         file = next(
-            (file for root in roots for part in ("include", "include/x86_64-linux-gnu") if (file := root / part / name).is_file()), None
+            (
+                file
+                for root in roots
+                for part in ("include", "include/x86_64-linux-gnu")
+                if (file := root / part / name).is_file()
+            ),
+            None,
         )
         if file is None:
             return None, f"{name} is not installed"
@@ -111,6 +122,9 @@ def test_the_loader_in_cpp_compiles():
         pytest.skip(reason or "g++ is not installed")
     include = [f"-I{path}" for path in found]
     done = subprocess.run(
-        [compiler, "-std=c++17", "-Wall", "-Wextra", "-fsyntax-only", *include, str(LOADER)], capture_output=True, text=True, check=False
+        [compiler, "-std=c++17", "-Wall", "-Wextra", "-fsyntax-only", *include, str(LOADER)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr

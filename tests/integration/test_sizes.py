@@ -25,7 +25,9 @@ def sizes(tmp_path_factory: pytest.TempPathFactory, few_digits: str) -> Path:
 
 
 def test_a_network_without_some_of_its_blocks_ships(sizes):
-    done = run_lathe("export", "sizes", "--target", "onnxruntime", "--protocol", "fast", "--out", "bundle", "--json", cwd=sizes)
+    done = run_lathe(
+        "export", "sizes", "--target", "onnxruntime", "--protocol", "fast", "--out", "bundle", "--json", cwd=sizes
+    )
     assert done.returncode == 0, done.stderr
     manifest = json.loads(done.stdout)["manifest"]
     assert {step["name"]: step["verdict"] for step in manifest["validation"]}["onnx"] == "passed"

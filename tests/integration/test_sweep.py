@@ -22,7 +22,9 @@ def test_the_readmes_sweep_ends_in_a_front_and_goes_on(table, few_digits, tmp_pa
     assert result_of(run_lathe(*command, cwd=tmp_path))["runs"] == rows
     assert (first / "result.json").stat().st_mtime_ns == before
 
-    best = run_lathe("sweep", "best", "sweep", "--budget-ms", rows[0]["predicted"]["high_us"] / 1000 + 0.001, "--json", cwd=tmp_path)
+    best = run_lathe(
+        "sweep", "best", "sweep", "--budget-ms", rows[0]["predicted"]["high_us"] / 1000 + 0.001, "--json", cwd=tmp_path
+    )
     assert result_of(best)["run"] == f"sweep/runs/{rows[0]['name']}"
     done = run_lathe(*documented("report", "sweep"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr

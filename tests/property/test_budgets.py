@@ -51,7 +51,9 @@ def networks_that_are_read_once():
 @cache
 def table_of(name: str, tread: int, spread: float) -> LatencyTable:
     space, draw = SPACES[name], random.Random(tread)
-    return make_table(space, [space.random(draw) for _ in range(8)], tread=tread, name=f"{tread}/{spread}", spread=spread)
+    return make_table(
+        space, [space.random(draw) for _ in range(8)], tread=tread, name=f"{tread}/{spread}", spread=spread
+    )
 
 
 def limit(space: Space, table: LatencyTable, share: float) -> Limit:

@@ -41,7 +41,9 @@ class Damaged(RuleBasedStateMachine):
     @rule(data=st.data())
     def cut(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.content)))
-        (self.directory / name).write_bytes(self.content[name][: data.draw(st.integers(0, len(self.content[name]) - 1))])
+        (self.directory / name).write_bytes(
+            self.content[name][: data.draw(st.integers(0, len(self.content[name]) - 1))]
+        )
 
     @rule(data=st.data(), more=st.binary(min_size=1, max_size=4))
     def grow(self, data: st.DataObject, more: bytes) -> None:

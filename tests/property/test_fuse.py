@@ -83,7 +83,9 @@ def test_a_block_is_deployed_as_the_same_function(drawn):
     for block, fused in zip(drawn_blocks, same(drawn_blocks, inputs), strict=True):
         assert not any(isinstance(module, (Block, *NORMS)) for module in fused.modules())
         convs = sum(isinstance(module, nn.Conv2d) for module in fused.modules())
-        assert convs == 1 or (convs == 2 and isinstance(block, LightBlock))  # one where there is no activation between the two
+        assert convs == 1 or (
+            convs == 2 and isinstance(block, LightBlock)
+        )  # one where there is no activation between the two
 
 
 CONVS = {1: (nn.Conv1d, nn.ConvTranspose1d), 2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTranspose3d)}
@@ -101,7 +103,13 @@ def pairs(draw):
         return tuple(draw(st.lists(st.integers(low, high), min_size=dims, max_size=dims)))
 
     kernel, padding = each(1, 3), each(0, 2)
-    options = {"groups": groups, "bias": draw(st.booleans()), "stride": each(1, 3), "dilation": each(1, 2), "padding": padding}
+    options = {
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "stride": each(1, 3),
+        "dilation": each(1, 2),
+        "padding": padding,
+    }
     mode = "zeros"
     if not transposed:
         mode = options["padding_mode"] = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
@@ -159,5 +167,7 @@ def test_serial_and_parallel_branches_of_any_shape_become_one_convolution(data):
     weight, bias = merge_parallel([(dilate_kernel(weight, dilation), bias) for weight, bias in (serial, dense, point)])
     found = F.conv2d(x, weight, bias, padding=half, **options)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10 * float(expected.abs().max()))
-    pooled = F.conv2d(x, average_kernel(c_in, size, groups, dtype=torch.float64), padding=[s // 2 for s in size], **options)
+    pooled = F.conv2d(
+        x, average_kernel(c_in, size, groups, dtype=torch.float64), padding=[s // 2 for s in size], **options
+    )
     torch.testing.assert_close(pooled, F.avg_pool2d(x, size, stride, [s // 2 for s in size]), rtol=0, atol=1e-12)

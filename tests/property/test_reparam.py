@@ -24,7 +24,11 @@ def networks(draw):
     for _ in range(draw(st.integers(1, 4))):
         width = draw(st.sampled_from([channels, *range(1, 9)]))
         act = draw(st.sampled_from([nn.ReLU, nn.SiLU, nn.Hardswish, nn.Identity]))
-        modules.append(RepVGGBlock(channels, width, stride=draw(st.sampled_from([1, 2])), act=act, mask=ChannelMask(draw(masks(width)))))
+        modules.append(
+            RepVGGBlock(
+                channels, width, stride=draw(st.sampled_from([1, 2])), act=act, mask=ChannelMask(draw(masks(width)))
+            )
+        )
         channels = width
     for module in nn.Sequential(*modules).modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -12,7 +12,9 @@ from zoo import ZOO
 EXAMPLES = 1  # of each property and network; benchmarks/squeeze.py draws a hundred
 NETWORKS = pytest.mark.parametrize("network", ZOO, ids=lambda network: network.name)
 # Smaller masks of the same network tell no more: no shrinking.
-SETTINGS = settings(max_examples=EXAMPLES, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    max_examples=EXAMPLES, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+)
 
 
 @st.composite
@@ -58,7 +60,9 @@ def test_masked_groups_leave_the_widths_that_their_masks_keep(network, data):
                 width, before = layer.out_channels, model.get_submodule(name).out_channels
             if before == group.channels:
                 more = width - int(keep[group.name].sum())
-                assert 0 <= more <= (2 if network.name == "Split" else 0)  # a part of a split that is masked whole keeps one channel
+                assert (
+                    0 <= more <= (2 if network.name == "Split" else 0)
+                )  # a part of a split that is masked whole keeps one channel
             else:  # entries of several channels
                 assert (width == before) == bool(keep[group.name].all())
     assert not any(isinstance(module, ChannelMask) for module in squeezed.modules())

@@ -102,7 +102,11 @@ class Table(RuleBasedStateMachine):
         merged = merge([path for path, _ in parts], out)
         every = [row for _, rows in parts for row in rows]
         for key, row in {row.key: row for row in every}.items():
-            sure = [found[key] for _, rows in parts if (found := {row.key: row for row in rows}).get(key) and found[key].status == "ok"]
+            sure = [
+                found[key]
+                for _, rows in parts
+                if (found := {row.key: row for row in rows}).get(key) and found[key].status == "ok"
+            ]
             if row.status != "ok" and sure:
                 every.append(sure[-1])
         assert list(merged.history) == every

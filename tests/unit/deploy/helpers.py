@@ -8,7 +8,9 @@ from deploy.samples import TensorSpec, samples_of
 from latency import Protocol
 from reparam import ChannelMask, RepVGGBlock
 
-QUICK = Protocol(name="quick", warmup_ms=0.0, min_samples=10, max_samples=20, min_time_ms=0.0, max_time_ms=5.0, half_width=10.0)
+QUICK = Protocol(
+    name="quick", warmup_ms=0.0, min_samples=10, max_samples=20, min_time_ms=0.0, max_time_ms=5.0, half_width=10.0
+)
 SHAPE = (1, 3, 8, 8)
 
 
@@ -17,7 +19,10 @@ def network(masked=True):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         masks = [ChannelMask(torch.tensor(keep)) for keep in ([True, False] * 4, [True] * 6 + [False] * 2)]
-        blocks = [RepVGGBlock(c_in, 8, stride=2, mask=mask if masked else None) for c_in, mask in zip((3, 8), masks, strict=True)]
+        blocks = [
+            RepVGGBlock(c_in, 8, stride=2, mask=mask if masked else None)
+            for c_in, mask in zip((3, 8), masks, strict=True)
+        ]
         model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
         for norm in model.modules():
             if isinstance(norm, nn.BatchNorm2d):

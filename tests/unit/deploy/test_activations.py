@@ -16,9 +16,19 @@ def node(op, read, name, **attributes):
 
 LOST = {
     "an output": ([conv("x", "y")], {"w": EYE * 1e-7}, "y"),
-    "what one factor makes large again": ([conv("x", "a"), node("Mul", ["a", "k"], "y")], {"w": EYE * 1e-7, "k": np.float32(3e4)}, "ay"),
+    "what one factor makes large again": (
+        [conv("x", "a"), node("Mul", ["a", "k"], "y")],
+        {"w": EYE * 1e-7, "k": np.float32(3e4)},
+        "ay",
+    ),
     "what several factors make large again": (
-        [node("Mul", ["x", "k"], "a"), relu("a", "b"), node("Mul", ["b", "q"], "c"), conv("c", "d"), node("Mul", ["d", "q"], "y")],
+        [
+            node("Mul", ["x", "k"], "a"),
+            relu("a", "b"),
+            node("Mul", ["b", "q"], "c"),
+            conv("c", "d"),
+            node("Mul", ["d", "q"], "y"),
+        ],
         {"w": EYE, "k": np.float32(1e-8), "q": np.float32(1e4)},
         "abc",
     ),
@@ -33,12 +43,21 @@ LOST = {
         "bc",
     ),
     "a norm": (
-        [node("Mul", ["x", "k"], "a"), node("Tanh", ["a"], "b"), node("LayerNormalization", ["b", "one"], "y", epsilon=1e-18)],
+        [
+            node("Mul", ["x", "k"], "a"),
+            node("Tanh", ["a"], "b"),
+            node("LayerNormalization", ["b", "one"], "y", epsilon=1e-18),
+        ],
         {"k": np.float32(1e-8), "one": np.ones(8, np.float32)},
         "aby",
     ),
     "a quotient": (
-        [node("Sub", ["x", "k"], "a"), node("Exp", ["a"], "b"), node("ReduceSum", ["b", "axes"], "c"), node("Div", ["b", "c"], "y")],
+        [
+            node("Sub", ["x", "k"], "a"),
+            node("Exp", ["a"], "b"),
+            node("ReduceSum", ["b", "axes"], "c"),
+            node("Div", ["b", "c"], "y"),
+        ],
         {"k": np.float32(30), "axes": AXES},
         "bcy",
     ),
@@ -66,7 +85,10 @@ def test_a_tensor_that_is_lost_as_a_whole_stays_with_what_it_matters_to(kind, mo
             [conv("x", "a"), node("BatchNormalization", ["a", "one", "one", "zero", "one"], "y")],
             {"w": EYE * 1e-7, "one": np.ones(4, np.float32), "zero": np.zeros(4, np.float32)},
         ),
-        ([conv("x", "a"), node("Conv", ["a", "v", "one"], "y")], {"w": EYE * 1e-6, "v": EYE, "one": np.ones(4, np.float32)}),
+        (
+            [conv("x", "a"), node("Conv", ["a", "v", "one"], "y")],
+            {"w": EYE * 1e-6, "v": EYE, "one": np.ones(4, np.float32)},
+        ),
     ],
 )
 def test_a_lost_tensor_beside_others_keeps_nothing(nodes, weights):

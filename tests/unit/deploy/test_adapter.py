@@ -57,7 +57,11 @@ def test_inputs_have_the_names_of_what_they_are_given_as(module, example, names)
 @pytest.mark.parametrize(
     ("module", "example", "message"),
     [
-        (nn.Bilinear(4, 4, 1), {"input1": X}, r"example_input of 1 parts does not fit Bilinear\.forward\(input1: .*, input2: .*\)"),
+        (
+            nn.Bilinear(4, 4, 1),
+            {"input1": X},
+            r"example_input of 1 parts does not fit Bilinear\.forward\(input1: .*, input2: .*\)",
+        ),
         (Keywords(), "x", "example_input of Keywords has no tensor in it"),
         (nn.Identity(), X.bfloat16(), "input 'input' is bfloat16, dense tensors of .*: give a float32 one"),
         (nn.Identity(), X[:0], r"input 'input' of shape \[0, 4\] is empty: every size must be above 0"),
@@ -160,7 +164,9 @@ class Drops(nn.Module):
     ],
 )
 def test_what_draws_random_numbers_is_refused_by_its_operator(module, operator):
-    with pytest.raises(DeployError, match=f"the network draws random numbers: {operator} gives something else in every run"):
+    with pytest.raises(
+        DeployError, match=f"the network draws random numbers: {operator} gives something else in every run"
+    ):
         require_deterministic(adapt(module, torch.ones(20, 4)))
 
 
@@ -181,7 +187,9 @@ class Counter(nn.Module):
 
 @pytest.mark.parametrize("module", [Counter(), Function(lambda _, x: x + np.random.default_rng().random())])
 def test_what_changes_from_run_to_run_is_refused(module):
-    with pytest.raises(DeployError, match=rf"^{type(module).__name__} gives something else in every run, so nothing can be verified: "):
+    with pytest.raises(
+        DeployError, match=rf"^{type(module).__name__} gives something else in every run, so nothing can be verified: "
+    ):
         require_deterministic(adapt(module, X))
 
 
@@ -201,6 +209,7 @@ def test_samples_that_a_network_fails_on_are_refused_in_its_words():
 
 def test_weights_without_numbers_are_refused():
     with pytest.raises(
-        DeployError, match=r"^'weight' of Linear is on the device meta, where tensors have no numbers: load the weights first$"
+        DeployError,
+        match=r"^'weight' of Linear is on the device meta, where tensors have no numbers: load the weights first$",
     ):
         adapt(nn.Linear(4, 4, device="meta"), X)

@@ -21,7 +21,9 @@ def start(engine):
 def test_the_fastest_of_the_engines_that_differ_is_kept_and_the_spread_is_said():
     chosen, builds = choose(BUILT, start, QUICK)
     assert (chosen.engine, builds.medians_us) == (b"fast", (30.0, 10.0, 20.0))
-    assert str(builds) == "4 builds are 3 different engines, from 10.0 to 30.0 \u00b5s (200.0% apart); the fastest ships"
+    assert (
+        str(builds) == "4 builds are 3 different engines, from 10.0 to 30.0 \u00b5s (200.0% apart); the fastest ships"
+    )
 
 
 def test_equal_engines_are_noticed_and_not_timed():

@@ -20,7 +20,9 @@ def test_what_was_written_is_read_again(made, tmp_path):
     written = write(tmp_path / "deep" / "out", made.manifest, files)
     assert written == load(tmp_path / "deep" / "out")
     assert written.manifest.files == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    assert {path.name: path.read_bytes() for path in written.directory.iterdir() if path.name != "manifest.json"} == files
+    assert {
+        path.name: path.read_bytes() for path in written.directory.iterdir() if path.name != "manifest.json"
+    } == files
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
 
 
@@ -79,7 +81,8 @@ def test_a_file_is_only_handed_out_as_it_was_written(bundle_copy):
     assert found.read("model.onnx") == (bundle_copy / "model.onnx").read_bytes()
     (bundle_copy / "model.onnx").write_bytes(b"other")
     with pytest.raises(
-        BundleError, match=r"model\.onnx was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`"
+        BundleError,
+        match=r"model\.onnx was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`",
     ):
         found.read("model.onnx")
 
@@ -95,7 +98,8 @@ def test_another_version_of_the_manifest_names_the_field(bundle_copy):
     blank = path.read_bytes().replace(seal, b"0" * 64).replace(b'"bundle/3"', b'"bundle/9"')
     path.write_bytes(blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode()))
     with pytest.raises(
-        BundleError, match=r"is damaged: Invalid enum value 'bundle/9' - at `\$.schema`: export again, or read it by the version"
+        BundleError,
+        match=r"is damaged: Invalid enum value 'bundle/9' - at `\$.schema`: export again, or read it by the version",
     ):
         load(bundle_copy)
 
@@ -119,7 +123,12 @@ def test_another_version_of_the_manifest_names_the_field(bundle_copy):
 def test_values_that_cannot_be_are_named(bundle_copy, change, field):
     path = bundle_copy / "manifest.json"
     fields = json.loads(path.read_bytes()) | change
-    blank = json.dumps({name: value for name, value in fields.items() if name != "seal"} | {"seal": "0" * 64}, indent=2).encode() + b"\n"
+    blank = (
+        json.dumps(
+            {name: value for name, value in fields.items() if name != "seal"} | {"seal": "0" * 64}, indent=2
+        ).encode()
+        + b"\n"
+    )
     path.write_bytes(blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode()))
     with pytest.raises(BundleError, match=rf"manifest.json is damaged: .*`\$.*{field}") as caught:
         load(bundle_copy)
@@ -205,7 +214,10 @@ bundle.write(directory, load(directory).manifest, {"model.onnx": b"fresh", "note
 def test_a_killed_writer_leaves_no_half_bundle_and_the_next_one_cleans_up(made, bundle_copy, call, after):
     before = load(bundle_copy)
     done = subprocess.run(
-        [sys.executable, "-P", "-c", KILLED, str(bundle_copy), call, str(after)], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", KILLED, str(bundle_copy), call, str(after)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     if bundle_copy.exists():  # the old one, whole: it is moved away only once the new one is on the disk
@@ -235,5 +247,7 @@ def test_what_a_living_writer_has_beside_it_stays(made, tmp_path):
 
 def test_a_bundle_without_its_manifest_is_one_all_the_same(bundle_copy):
     (bundle_copy / "manifest.json").unlink()
-    with pytest.raises(BundleError, match=r"manifest\.json is missing after it was written: export again with `lathe export"):
+    with pytest.raises(
+        BundleError, match=r"manifest\.json is missing after it was written: export again with `lathe export"
+    ):
         load(bundle_copy)

@@ -45,7 +45,10 @@ def test_bounds_are_cut_and_infinities_stay():
     clip = helper.make_node("Clip", ["a", "", "top"], ["b"], "b")
     mask = helper.make_node("Add", ["b", "mask"], ["c"], "c")
     half, certificate = convert(
-        made([conv("x", "a"), clip, mask, conv("c", "y")], {"w": EYE, "top": np.float32(1e9), "mask": np.float32([-np.inf])})
+        made(
+            [conv("x", "a"), clip, mask, conv("c", "y")],
+            {"w": EYE, "top": np.float32(1e9), "mask": np.float32([-np.inf])},
+        )
     )
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in half.graph.initializer}
     assert (arrays["top"], arrays["mask"].tolist(), certificate.kept) == (65504, [-np.inf], ())

@@ -85,7 +85,9 @@ def test_the_standard_domain_has_one_name_and_others_are_forgotten():
 
 def test_what_onnx_converts_wrongly_stays_as_it_came():
     scales = {"scales": np.float32([1, 1, 2, 2])}
-    resize = node("Resize", ["x", "scales"], ["y"], mode="linear")  # asymmetric before version 11, which the converter forgets
+    resize = node(
+        "Resize", ["x", "scales"], ["y"], mode="linear"
+    )  # asymmetric before version 11, which the converter forgets
     made = clean(model([resize], None, [value("y", [1, 3, 16, 16])], scales, opset=10, ir=5).SerializeToString())
     assert onnx.load_from_string(made.onnx).opset_import[0].version == 10
     assert made.facts == {"opset": "10, as it came: onnx cannot raise it to 20: output 'y' would change"}
@@ -123,7 +125,9 @@ def test_constants_are_initializers(constant):
 def test_sparse_initializers_are_dense(indices):
     found = model([CONV], None, [Y])
     sparse = helper.make_sparse_tensor(
-        numpy_helper.from_array(np.float32([1, 2, 3]), "w"), numpy_helper.from_array(np.asarray(indices), "i"), [8, 3, 3, 3]
+        numpy_helper.from_array(np.float32([1, 2, 3]), "w"),
+        numpy_helper.from_array(np.asarray(indices), "i"),
+        [8, 3, 3, 3],
     )
     found.graph.sparse_initializer.append(sparse)
     (weight,) = cleaned(found).graph.initializer
@@ -136,7 +140,9 @@ def test_a_sparse_tensor_with_indices_outside_is_refused(indices):
     sparse = found.graph.sparse_initializer.add(dims=[8, 3, 3, 3])
     sparse.values.CopyFrom(numpy_helper.from_array(np.float32([1, 2, 3]), "w"))
     sparse.indices.CopyFrom(numpy_helper.from_array(np.asarray(indices), "i"))
-    with pytest.raises(LoweringError, match="sparse tensor 'w' of shape .* has indices outside of it, or not one for each value"):
+    with pytest.raises(
+        LoweringError, match="sparse tensor 'w' of shape .* has indices outside of it, or not one for each value"
+    ):
         clean(found.SerializeToString())
 
 
@@ -152,7 +158,9 @@ def test_a_sparse_tensor_whose_indices_are_no_integers_is_refused():
 @pytest.mark.parametrize("read", [True, False])
 def test_an_output_that_is_an_initializer_is_written_by_a_node(read):
     nodes = [node("Add" if read else "Relu", ["x", "anchors"][: 1 + read], ["y"])]
-    found = cleaned(model(nodes, None, [value("y"), value("anchors", [8])], {"anchors": np.arange(8, dtype=np.float32)}))
+    found = cleaned(
+        model(nodes, None, [value("y"), value("anchors", [8])], {"anchors": np.arange(8, dtype=np.float32)})
+    )
     assert [each.name for each in found.graph.output] == ["y", "anchors"]
     assert ops(found)[-1] == "Identity"
     assert "anchors" not in {tensor.name for tensor in found.graph.initializer}
@@ -162,7 +170,10 @@ def test_networks_without_nodes_or_inputs_and_unused_inputs_stay_what_they_are()
     assert ops(cleaned(model([], None, [value("x")]))) == []
     constant = node("Constant", [], ["y"], value=numpy_helper.from_array(X))
     assert ops(cleaned(model([constant]))) == ["Identity"]
-    assert [each.name for each in cleaned(model([constant], [value("x"), value("z")]), x=X, z=X).graph.input] == ["x", "z"]
+    assert [each.name for each in cleaned(model([constant], [value("x"), value("z")]), x=X, z=X).graph.input] == [
+        "x",
+        "z",
+    ]
 
 
 def test_what_follows_from_constants_is_computed_and_what_nothing_reads_is_gone():
@@ -198,7 +209,11 @@ def test_fractions_of_shapes_stay_fractions():
 
 def test_a_constant_that_would_be_large_is_not_computed():
     weights = {"one": np.float32([1]), "sizes": np.array([1000, 1000])}
-    nodes = [node("Expand", ["one", "sizes"], ["e"]), node("ReduceMax", ["e"], ["m"], keepdims=0), node("Add", ["x", "m"], ["y"])]
+    nodes = [
+        node("Expand", ["one", "sizes"], ["e"]),
+        node("ReduceMax", ["e"], ["m"], keepdims=0),
+        node("Add", ["x", "m"], ["y"]),
+    ]
     made = clean(model(nodes, None, None, weights).SerializeToString()).onnx
     assert ops(onnx.load_from_string(made)) == ["Expand", "ReduceMax", "Add"]
     assert len(made) < 10_000
@@ -224,7 +239,9 @@ def test_quantised_weights_stay_quantised():
 
 def branches(kind):
     if kind == "nodes":
-        return body("t", [node("Relu", ["x"], ["a"])], [value("a")]), body("e", [node("Neg", ["x"], ["b"])], [value("b")])
+        return body("t", [node("Relu", ["x"], ["a"])], [value("a")]), body(
+            "e", [node("Neg", ["x"], ["b"])], [value("b")]
+        )
     if kind == "constants":
         constant = node("Constant", [], ["b"], value=numpy_helper.from_array(np.float32([4, 5, 6])))
         return body("t", [], [value("a", [3])], {"a": np.float32([1, 2, 3])}), body("e", [constant], [value("b", [3])])
@@ -250,7 +267,9 @@ def test_branches_are_cleaned_and_the_known_one_is_taken(kind, constant):
 def test_loops_stay():
     inputs = [value("i", [], INT64), value("on", [], BOOL), value("sum")]
     loop = body("b", [node("Add", ["sum", "x"], ["next"])], [value("on", [], BOOL), value("next")], inputs=inputs)
-    found = model([node("Loop", ["times", "on0", "x"], ["y"], body=loop)], weights={"times": np.array(3), "on0": np.array(True)})
+    found = model(
+        [node("Loop", ["times", "on0", "x"], ["y"], body=loop)], weights={"times": np.array(3), "on0": np.array(True)}
+    )
     assert ops(cleaned(found)) == ["Loop"]
 
 
@@ -258,16 +277,25 @@ def test_local_functions_are_inlined():
     inner = node("LeakyRelu", ["a"], ["b"])
     inner.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
     function = helper.make_function("mine", "Act", ["a"], ["b"], [inner], [helper.make_opsetid("", 17)], ["slope"])
-    assert ops(cleaned(model([node("Act", ["x"], ["y"], domain="mine", slope=0.3)], functions=[function]))) == ["LeakyRelu"]
+    assert ops(cleaned(model([node("Act", ["x"], ["y"], domain="mine", slope=0.3)], functions=[function]))) == [
+        "LeakyRelu"
+    ]
 
 
 def test_strings_and_sequences_within_are_kept():
     casts = [node("Cast", ["x"], ["s"], to=TensorProto.STRING), node("Cast", ["s"], ["y"], to=FLOAT)]
     assert ops(cleaned(model(casts))) == ["Cast", "Cast"]
-    text = [node("Constant", [], ["s"], value_strings=["1.5"] * 8), node("Cast", ["s"], ["c"], to=FLOAT), node("Add", ["x", "c"], ["y"])]
+    text = [
+        node("Constant", [], ["s"], value_strings=["1.5"] * 8),
+        node("Cast", ["s"], ["c"], to=FLOAT),
+        node("Add", ["x", "c"], ["y"]),
+    ]
     assert ops(cleaned(model(text))) == ["Cast", "Add"]
     parts = [node("SplitToSequence", ["x"], ["q"], axis=1), node("SequenceAt", ["q", "i"], ["y"])]
-    assert ops(cleaned(model(parts, None, [value("y", [1, 1, 8, 8])], {"i": np.array(1)}))) == ["SplitToSequence", "SequenceAt"]
+    assert ops(cleaned(model(parts, None, [value("y", [1, 1, 8, 8])], {"i": np.array(1)}))) == [
+        "SplitToSequence",
+        "SequenceAt",
+    ]
 
 
 def test_every_node_has_a_name_of_its_own():
@@ -279,7 +307,11 @@ def test_every_node_has_a_name_of_its_own():
 
 
 def test_names_with_colons_and_slashes_are_kept():
-    found = model([node("Conv", ["input_1:0", "conv/kernel:0"], ["Identity:0"])], [value("input_1:0")], [value("Identity:0", [1, 8, 6, 6])])
+    found = model(
+        [node("Conv", ["input_1:0", "conv/kernel:0"], ["Identity:0"])],
+        [value("input_1:0")],
+        [value("Identity:0", [1, 8, 6, 6])],
+    )
     found.graph.initializer.append(numpy_helper.from_array(W, "conv/kernel:0"))
     made = cleaned(found, **{"input_1:0": X})
     assert [each.name for each in (*made.graph.input, *made.graph.output)] == ["input_1:0", "Identity:0"]
@@ -315,7 +347,9 @@ class Network(nn.Module):
 def test_files_of_the_old_exporter_of_torch(opset):
     stream = io.BytesIO()
     old = {"dynamo": False, "do_constant_folding": False, "keep_initializers_as_inputs": opset < 11}
-    torch.onnx.export(Network().eval(), (torch.zeros(1, 3, 8, 8),), stream, opset_version=opset, input_names=["x"], **old)
+    torch.onnx.export(
+        Network().eval(), (torch.zeros(1, 3, 8, 8),), stream, opset_version=opset, input_names=["x"], **old
+    )
     found = onnx.load_from_string(clean(stream.getvalue()).onnx)
     assert found.opset_import[0].version == cleaning.OPSET
     assert not {"Shape", "Constant", "Identity"} & set(ops(found))

@@ -19,7 +19,10 @@ def node(op, read, name, **attributes):
 
 def quantise(x, y):
     scale = ["scale", "zero"]
-    return [node("QuantizeLinear", [x, *scale], f"{y}.q", axis=1), node("DequantizeLinear", [f"{y}.q", *scale], y, axis=1)]
+    return [
+        node("QuantizeLinear", [x, *scale], f"{y}.q", axis=1),
+        node("DequantizeLinear", [f"{y}.q", *scale], y, axis=1),
+    ]
 
 
 MATTERS = {
@@ -42,13 +45,22 @@ MATTERS = {
         "bc",
     ),
     "a variance": (
-        [conv("x", "a"), node("BatchNormalization", ["a", "one", "zero", "zero", "var"], "b", epsilon=1e-11), conv("b", "y")],
+        [
+            conv("x", "a"),
+            node("BatchNormalization", ["a", "one", "zero", "zero", "var"], "b", epsilon=1e-11),
+            conv("b", "y"),
+        ],
         {"w": EYE, "one": ONES, "zero": ZEROS, "var": np.float32([1, 1e-8, 1, 1])},
         X * np.float32([1, 1e-4, 1, 1]).reshape(4, 1, 1),
         "b",
     ),
     "a guard by Clip": (
-        [node("ReduceL2", ["x", "axes"], "a"), node("Clip", ["a", "k"], "b"), node("Div", ["x", "b"], "c"), node("Add", ["c", "one"], "y")],
+        [
+            node("ReduceL2", ["x", "axes"], "a"),
+            node("Clip", ["a", "k"], "b"),
+            node("Div", ["x", "b"], "c"),
+            node("Add", ["c", "one"], "y"),
+        ],
         {"axes": AXES, "k": np.float32(1e-12), "one": np.float32(1)},
         np.concatenate([X[:1], 0 * X[:1]]),
         "abc",
@@ -68,13 +80,24 @@ MATTERS = {
         "abcde",
     ),
     "squares without a guard": (
-        [node("Mul", ["x", "x"], "a"), node("ReduceSum", ["a", "axes"], "b"), node("Sqrt", ["b"], "c"), node("Div", ["x", "c"], "y")],
+        [
+            node("Mul", ["x", "x"], "a"),
+            node("ReduceSum", ["a", "axes"], "b"),
+            node("Sqrt", ["b"], "c"),
+            node("Div", ["x", "c"], "y"),
+        ],
         {"axes": AXES},
         X * 1e-4,
         "abcy",
     ),
     "a logarithm": (
-        [conv("x", "a"), node("Softmax", ["a"], "b", axis=1), node("Add", ["b", "k"], "c"), node("Log", ["c"], "d"), conv("d", "y")],
+        [
+            conv("x", "a"),
+            node("Softmax", ["a"], "b", axis=1),
+            node("Add", ["b", "k"], "c"),
+            node("Log", ["c"], "d"),
+            conv("d", "y"),
+        ],
         {"w": EYE, "k": np.float32([1e-9])},
         10 * X,
         "bcd",
@@ -105,7 +128,13 @@ MATTERS = {
         "bcde",
     ),
     "what is compared": (
-        [conv("x", "a"), relu("a", "b"), node("Less", ["b", "k"], "c"), node("Where", ["c", "one", "b"], "d"), conv("d", "y")],
+        [
+            conv("x", "a"),
+            relu("a", "b"),
+            node("Less", ["b", "k"], "c"),
+            node("Where", ["c", "one", "b"], "d"),
+            conv("d", "y"),
+        ],
         {"w": EYE, "k": TINY, "one": np.float32(1)},
         X,
         "c",
@@ -123,13 +152,23 @@ MATTERS = {
         "c",
     ),
     "a logarithm of a sum": (
-        [conv("x", "a"), node("Exp", ["a"], "b"), node("ReduceLogSum", ["b", "axes"], "c"), node("Add", ["c", "x"], "d"), conv("d", "y")],
+        [
+            conv("x", "a"),
+            node("Exp", ["a"], "b"),
+            node("ReduceLogSum", ["b", "axes"], "c"),
+            node("Add", ["c", "x"], "d"),
+            conv("d", "y"),
+        ],
         {"w": EYE, "axes": AXES},
         X - 20,
         "bc",
     ),
     "weights of a layer before a norm": (
-        [conv("x", "a"), node("InstanceNormalization", ["a", "one", "zero"], "b", epsilon=1e-20), conv("b", "y", "eye")],
+        [
+            conv("x", "a"),
+            node("InstanceNormalization", ["a", "one", "zero"], "b", epsilon=1e-20),
+            conv("b", "y", "eye"),
+        ],
         {"w": EYE * np.float32([1, 1e-9, 1, 1]).reshape(4, 1, 1, 1), "eye": EYE, "one": ONES, "zero": ZEROS},
         X,
         "ab",
@@ -175,7 +214,11 @@ def test_a_lost_constant_that_does_not_matter_keeps_nothing(nodes, weights):
     ("nodes", "weights", "reason"),
     [
         ([node("Pow", ["x", "k"], "y")], {"k": np.float32([301.3])}, "its exponent k is rounded"),
-        ([node("InstanceNormalization", ["x", "k", "k"], "y", epsilon=1e-12)], {"k": ONES}, "its epsilon would be zero"),
+        (
+            [node("InstanceNormalization", ["x", "k", "k"], "y", epsilon=1e-12)],
+            {"k": ONES},
+            "its epsilon would be zero",
+        ),
         ([node("Div", ["x", "k"], "y")], {"k": TINY * 10}, "its constant k has entries as small as 1e-07"),
     ],
 )

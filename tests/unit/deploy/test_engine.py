@@ -20,7 +20,17 @@ from reparam import fuse
 from unit.deploy.helpers import QUICK, example, run_on
 from zoo import ZOO
 
-GPU = Device(kind="gpu", name="Fake", cores=0, threads=0, isa=(), memory_mib=1, driver="1", compute_capability="8.9", os="Linux x86_64")
+GPU = Device(
+    kind="gpu",
+    name="Fake",
+    cores=0,
+    threads=0,
+    isa=(),
+    memory_mib=1,
+    driver="1",
+    compute_capability="8.9",
+    os="Linux x86_64",
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +80,12 @@ def test_a_transient_of_the_first_round_is_in_no_sample():
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_any_number_of_samples_goes_through_a_fixed_batch(model, count):
-    weights = {value.name: onnx.numpy_helper.to_array(value) for value in onnx.load_from_string(model).graph.initializer}
-    matrix, bias = (next(value for value in weights.values() if value.ndim == ndim and value.dtype == np.float32) for ndim in (2, 1))
+    weights = {
+        value.name: onnx.numpy_helper.to_array(value) for value in onnx.load_from_string(model).graph.initializer
+    }
+    matrix, bias = (
+        next(value for value in weights.values() if value.ndim == ndim and value.dtype == np.float32) for ndim in (2, 1)
+    )
     x = np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32)
     found = run_on(onnx_runner(model), x, batch=2)["output"]
     np.testing.assert_allclose(found, x.reshape(count, -1) @ matrix.T + bias, rtol=0, atol=1e-5)
@@ -134,7 +148,9 @@ def test_a_timing_cache_is_of_tensorrt_and_must_be_there(tmp_path):
     engine.require_options("tensorrt", None, tmp_path / "cache")
     with pytest.raises(DeployError, match=r"timing cache .*/cache: the builder of tensorrt-rtx measures nothing"):
         engine.require_options("tensorrt-rtx", None, tmp_path / "cache")
-    with pytest.raises(DeployError, match=r"timing cache .*/none does not exist: give the model\.timing_cache of an earlier bundle"):
+    with pytest.raises(
+        DeployError, match=r"timing cache .*/none does not exist: give the model\.timing_cache of an earlier bundle"
+    ):
         engine.require_options("tensorrt", None, tmp_path / "none")
 
 

@@ -44,4 +44,7 @@ def test_where_nothing_breaks_it_says_so_and_a_path_in_a_node_name_is_its_layer(
     found = explained([conv("x", "a", "w", "/stem/Conv"), relu("a", "y")], {"w": EYE})
     assert found.everywhere == found.certified
     assert (found.everywhere.first, found.everywhere.beyond) == (None, 0)
-    assert (found.everywhere.worst.layer, found.everywhere.worst.error) == ("/stem/Conv", pytest.approx(2**-11, rel=0.9))
+    assert (found.everywhere.worst.layer, found.everywhere.worst.error) == (
+        "/stem/Conv",
+        pytest.approx(2**-11, rel=0.9),
+    )

@@ -14,7 +14,9 @@ def graph(inputs, shape):
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in inputs]
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
     node = helper.make_node("Sum", list(inputs), ["y"])
-    return helper.make_model(helper.make_graph([node], "g", values, [out]), opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return helper.make_model(
+        helper.make_graph([node], "g", values, [out]), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,7 +39,10 @@ def test_a_file_that_cannot_ship_is_refused(data, message):
 
 def convolution(domain="", opset=20):
     weight = numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "w")
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", [1, 3, 4, 4]), ("y", [1, 2, 4, 4]))]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", [1, 3, 4, 4]), ("y", [1, 2, 4, 4]))
+    ]
     node = helper.make_node("Conv", ["x", "w"], ["y"], "first", domain=domain)
     built = helper.make_graph([node], "g", ends[:1], ends[1:], [weight])
     opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(domain, 1)] if domain else [])]
@@ -46,7 +51,8 @@ def convolution(domain="", opset=20):
 
 def test_a_custom_domain_is_refused_with_its_node():
     with pytest.raises(
-        LoweringError, match=r"node 'first' \(Conv\) is of the custom domain 'com\.microsoft': only standard ONNX operators"
+        LoweringError,
+        match=r"node 'first' \(Conv\) is of the custom domain 'com\.microsoft': only standard ONNX operators",
     ):
         graphs.check(convolution("com.microsoft"))
 
@@ -75,7 +81,9 @@ def test_weights_that_are_listed_as_inputs_are_none():
 def test_weights_in_another_file_are_refused():
     model = convolution()
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    with pytest.raises(LoweringError, match=r"tensor 'w' is in another file: give the path of MODEL\.onnx, with that file beside it"):
+    with pytest.raises(
+        LoweringError, match=r"tensor 'w' is in another file: give the path of MODEL\.onnx, with that file beside it"
+    ):
         graphs.parse(model.SerializeToString())
 
 
@@ -87,7 +95,10 @@ def body(node):
 def test_a_custom_domain_in_a_body_is_refused_with_its_node():
     model = convolution()
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    branches = body(helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft")), body(helper.make_node("Relu", ["y"], ["z"]))
+    branches = (
+        body(helper.make_node("Gelu", ["y"], ["z"], domain="com.microsoft")),
+        body(helper.make_node("Relu", ["y"], ["z"])),
+    )
     model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=branches[0], else_branch=branches[1]))
     with pytest.raises(LoweringError, match=r"the Gelu that writes 'z' is of the custom domain 'com\.microsoft'"):
         graphs.check(model)
@@ -101,13 +112,20 @@ def test_functions_of_another_operator_set_are_converted():
     model.opset_import.append(helper.make_opsetid("mine", 1))
     model.functions.append(helper.make_function("mine", "There", ["a"], ["c"], body, [helper.make_opsetid("", 11)]))
     nodes = [node for node in graphs.check(model).graph.node if node.op_type != "Constant"]
-    assert [(node.op_type, len(node.input)) for node in nodes] == [("Conv", 2), ("Unsqueeze", 2), ("Squeeze", 2), ("Identity", 1)]
+    assert [(node.op_type, len(node.input)) for node in nodes] == [
+        ("Conv", 2),
+        ("Unsqueeze", 2),
+        ("Squeeze", 2),
+        ("Identity", 1),
+    ]
 
 
 def test_functions_of_another_operator_set_take_weights():
     model = convolution()
     body = [helper.make_node("Unsqueeze", ["a"], ["b"], axes=[0]), helper.make_node("Squeeze", ["b"], ["c"], axes=[0])]
-    model.graph.node.extend([helper.make_node("There", ["w"], ["v"], domain="mine"), helper.make_node("Relu", ["v"], ["z"])])
+    model.graph.node.extend(
+        [helper.make_node("There", ["w"], ["v"], domain="mine"), helper.make_node("Relu", ["v"], ["z"])]
+    )
     model.opset_import.append(helper.make_opsetid("mine", 1))
     model.functions.append(helper.make_function("mine", "There", ["a"], ["c"], body, [helper.make_opsetid("", 11)]))
     nodes = [node.op_type for node in graphs.check(model).graph.node if node.op_type != "Constant"]
@@ -132,7 +150,10 @@ def typed(kind):
         ("sequence", "input 'x' is of type sequence: only tensors of numbers can be shipped"),
         ("optional", "input 'x' is of type optional: only tensors"),
         ("", "input 'x' is of type value of no type"),
-        ("STRING", "input 'x' is a tensor of type STRING: only tensors of BOOL, DOUBLE, FLOAT, FLOAT16, INT16, .* can be shipped"),
+        (
+            "STRING",
+            "input 'x' is a tensor of type STRING: only tensors of BOOL, DOUBLE, FLOAT, FLOAT16, INT16, .* can be shipped",
+        ),
         ("BFLOAT16", "input 'x' is a tensor of type BFLOAT16"),
     ],
 )
@@ -147,7 +168,9 @@ def test_an_output_whose_shape_depends_on_the_data_is_refused():
     model = convolution()
     model.graph.node.append(helper.make_node("NonZero", ["y"], ["found"]))
     model.graph.output.append(helper.make_tensor_value_info("found", TensorProto.INT64, [4, None]))
-    with pytest.raises(LoweringError, match=r"output 'found' has the shape \(4, .*\), which depends on the data: only fixed shapes"):
+    with pytest.raises(
+        LoweringError, match=r"output 'found' has the shape \(4, .*\), which depends on the data: only fixed shapes"
+    ):
         graphs.check(model)
 
 
@@ -159,7 +182,9 @@ def test_an_output_may_lack_its_shape_in_the_file():
 
 def test_what_cannot_be_one_message_is_refused(monkeypatch):
     monkeypatch.setattr(graphs, "MAX_BYTES", 50)
-    with pytest.raises(LoweringError, match="the model takes 0.0 GiB and an ONNX file with its weights inline holds less than 2"):
+    with pytest.raises(
+        LoweringError, match="the model takes 0.0 GiB and an ONNX file with its weights inline holds less than 2"
+    ):
         graphs.require_inline(convolution())
 
 
@@ -176,7 +201,11 @@ def test_what_cannot_be_one_message_is_refused(monkeypatch):
             {"s": np.array([10**8, 4, 8, 8])},
             "'c' of shape (100000000, 4, 8, 8) takes 95.37 GiB",
         ),
-        ([helper.make_node("Tile", ["x", "s"], ["c"])], {"s": np.array([1, 10**12, 1, 1])}, "'c' of shape (1, 4000000000000, 8, 8) takes"),
+        (
+            [helper.make_node("Tile", ["x", "s"], ["c"])],
+            {"s": np.array([1, 10**12, 1, 1])},
+            "'c' of shape (1, 4000000000000, 8, 8) takes",
+        ),
         (
             [helper.make_node("Range", ["a", "s", "a"], ["c"])],
             {"a": np.array(1), "s": np.array(10**12)},

@@ -31,7 +31,11 @@ sys.meta_path.insert(0, Absent())
 def alone(code, cwd, *arguments):
     """Run Python in a directory with numpy and the runtime alone."""
     return subprocess.run(
-        [sys.executable, "-P", "-W", "error", "-c", WITHOUT + code, *arguments], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-P", "-W", "error", "-c", WITHOUT + code, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
     )
 
 
@@ -57,7 +61,9 @@ def test_it_computes_what_the_trained_network_does(bundle_copy, tmp_path):
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), kept["outputs.output"][0], rtol=0, atol=1e-5)
     script = alone(
-        "import runpy; sys.argv = sys.argv[0:]; runpy.run_path('run.py', run_name='__main__')", bundle_copy, str(tmp_path / "x.npy")
+        "import runpy; sys.argv = sys.argv[0:]; runpy.run_path('run.py', run_name='__main__')",
+        bundle_copy,
+        str(tmp_path / "x.npy"),
     )
     output = kept["outputs.output"][0]
     assert script.stdout.startswith("output float32 (1, 4) from "), script.stderr
@@ -82,7 +88,9 @@ def test_misuse_of_the_script_is_said_in_one_line(bundle_copy, content, message)
     elif content is not None:
         (bundle_copy / "x.npy").write_bytes(content)
     words = [] if content is None else ["x.npy"]
-    done = alone(f"import runpy; sys.argv = {['run.py', *words]}; runpy.run_path('run.py', run_name='__main__')", bundle_copy)
+    done = alone(
+        f"import runpy; sys.argv = {['run.py', *words]}; runpy.run_path('run.py', run_name='__main__')", bundle_copy
+    )
     assert done.returncode == 2
     assert done.stderr.startswith(f"run.py: {message}")
     assert done.stderr.count("\n") == 1
@@ -93,7 +101,10 @@ def test_a_runtime_that_is_not_installed_is_said_in_one_line(bundle_copy):
     code = f"{without}\nimport runpy; sys.argv = ['run.py', 'x.npy']; runpy.run_path('run.py', run_name='__main__')"
     np.save(bundle_copy / "x.npy", np.zeros(1))
     done = alone(code, bundle_copy)
-    assert (done.returncode, done.stderr) == (2, "run.py: No module named 'onnxruntime': README.md says what to install\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "run.py: No module named 'onnxruntime': README.md says what to install\n",
+    )
 
 
 def test_random_samples_are_said_to_be_so(made):
@@ -107,7 +118,9 @@ def test_a_changed_model_is_refused_with_the_command_that_mends_it(bundle_copy):
         file.write(b"\0")
     done = alone(example(bundle_copy), bundle_copy)
     assert done.returncode == 1
-    assert done.stderr.endswith("model.onnx was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`\n")
+    assert done.stderr.endswith(
+        "model.onnx was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`\n"
+    )
 
 
 def test_the_readme_says_what_it_is(made):
@@ -128,7 +141,9 @@ def test_the_readme_says_what_it_is(made):
 def engine_bundle(made, out, **changes):
     changes = {"target": "tensorrt-rtx", "build": {}, "compute_capabilities": ("8.9",)} | changes
     changes |= {"inputs": {"input": (1, 3)}, "outputs": {"output": (1, 3)}}
-    manifest = msgspec.structs.replace(made.manifest, runtime=msgspec.structs.replace(made.manifest.runtime, version="1.4"), **changes)
+    manifest = msgspec.structs.replace(
+        made.manifest, runtime=msgspec.structs.replace(made.manifest.runtime, version="1.4"), **changes
+    )
     content = {"model.onnx": b"graph", "model.engine": b"engine"}
     return write(out, manifest, content | files(manifest, set(content))).directory
 
@@ -138,7 +153,9 @@ class FakeCuda(types.SimpleNamespace):
 
     def __init__(self, capability=(8, 9)):
         super().__init__(capability=capability, memory={}, sizes={})
-        self.cudaDeviceAttr = types.SimpleNamespace(cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1)
+        self.cudaDeviceAttr = types.SimpleNamespace(
+            cudaDevAttrComputeCapabilityMajor=0, cudaDevAttrComputeCapabilityMinor=1
+        )
         self.cudaMemcpyKind = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
 
     def cudaDeviceGetAttribute(self, which, device):
@@ -190,7 +207,9 @@ def fake_tensorrt(cuda, version="1.4", loads=True, invalid=None):
     runtime = lambda logger: types.SimpleNamespace(deserialize_cuda_engine=deserialize, **checks)  # noqa: E731
     modes = types.SimpleNamespace(INPUT=0)
     parts = {"nptype": lambda _: np.float32, "TensorIOMode": modes, "EngineValidity": types.SimpleNamespace(INVALID=2)}
-    parts["EngineInvalidityDiagnostics"] = types.SimpleNamespace(__members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2})
+    parts["EngineInvalidityDiagnostics"] = types.SimpleNamespace(
+        __members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2}
+    )
     return types.SimpleNamespace(__version__=version, Logger=logger, Runtime=runtime, **parts)
 
 
@@ -198,7 +217,11 @@ def fake_tensorrt(cuda, version="1.4", loads=True, invalid=None):
 def fakes(monkeypatch):
     def install(cuda=None, **options):
         cuda = cuda or FakeCuda()
-        for name, module in (("cuda", types.ModuleType("cuda")), ("cuda.bindings", types.ModuleType("b")), ("cuda.bindings.runtime", cuda)):
+        for name, module in (
+            ("cuda", types.ModuleType("cuda")),
+            ("cuda.bindings", types.ModuleType("b")),
+            ("cuda.bindings.runtime", cuda),
+        ):
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake_tensorrt(cuda, **options))
 
@@ -207,7 +230,9 @@ def fakes(monkeypatch):
 
 def test_a_missing_driver_is_named(made, tmp_path, fakes):
     cuda = FakeCuda()
-    cuda.cudaDeviceGetAttribute = lambda *_: (type("Error", (int,), {"__str__": lambda self: "cudaErrorNoDevice"})(100),)
+    cuda.cudaDeviceGetAttribute = lambda *_: (
+        type("Error", (int,), {"__str__": lambda self: "cudaErrorNoDevice"})(100),
+    )
     fakes(cuda)
     with pytest.raises(RuntimeError, match="^CUDA: cudaErrorNoDevice: it needs an NVIDIA GPU and its driver$"):
         runpy.run_path(str(engine_bundle(made, tmp_path / "out") / "run.py"))["load"]()
@@ -217,7 +242,9 @@ def test_an_engine_runs_over_a_fake_gpu(made, tmp_path, fakes):
     fakes()
     run = runpy.run_path(str(engine_bundle(made, tmp_path / "out") / "run.py"))["load"]()
     for value in (1.0, 5.0):
-        np.testing.assert_array_equal(run(np.full((1, 3), value, np.float32))["output"], np.full((1, 3), 2 * value, np.float32))
+        np.testing.assert_array_equal(
+            run(np.full((1, 3), value, np.float32))["output"], np.full((1, 3), 2 * value, np.float32)
+        )
 
 
 @pytest.mark.parametrize(
@@ -232,13 +259,17 @@ def test_an_engine_runs_over_a_fake_gpu(made, tmp_path, fakes):
 def test_an_engine_of_something_else_is_refused(made, tmp_path, fakes, options, changes, message):
     fakes(**options)
     directory = engine_bundle(made, tmp_path / "out", **changes)
-    with pytest.raises(ValueError, match=message + "build it again with `lathe export .*/model.onnx --target tensorrt-rtx --out NEW`"):
+    with pytest.raises(
+        ValueError, match=message + "build it again with `lathe export .*/model.onnx --target tensorrt-rtx --out NEW`"
+    ):
         runpy.run_path(str(directory / "run.py"))["load"]()
 
 
 def test_what_loads_elsewhere_by_its_build_is_let_through(made, tmp_path, fakes):
     fakes(FakeCuda((9, 0)), version="1.5")
     directory = engine_bundle(made, tmp_path / "out", build={"version_compatible": True}, compute_capabilities=())
-    assert runpy.run_path(str(directory / "run.py"))["load"]()(np.ones((1, 3), np.float32))["output"].tolist() == [[2.0, 2.0, 2.0]]
+    assert runpy.run_path(str(directory / "run.py"))["load"]()(np.ones((1, 3), np.float32))["output"].tolist() == [
+        [2.0, 2.0, 2.0]
+    ]
     assert json.loads((directory / "manifest.json").read_text())["compute_capabilities"] == []
     assert load(directory).manifest.target == "tensorrt-rtx"

@@ -24,14 +24,23 @@ def layer(name, kind, metadata="", key="Format/Datatype"):
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
-        (layer("fused", "Row major linear FP32 format", "[ONNX Layer: up]\x1f[ONNX Layer: relu]"), "up: up reaches 1e+06, more than 32752"),
+        (
+            layer("fused", "Row major linear FP32 format", "[ONNX Layer: up]\x1f[ONNX Layer: relu]"),
+            "up: up reaches 1e+06, more than 32752",
+        ),
         (layer("up + relu", "Float"), "up: up reaches 1e+06, more than 32752"),
-        (layer("cast_y", "Float", "[ONNX Layer: cast_y]", "DataType"), "it casts to the type of an output or of an FP32 island"),
+        (
+            layer("cast_y", "Float", "[ONNX Layer: cast_y]", "DataType"),
+            "it casts to the type of an output or of an FP32 island",
+        ),
         (layer("down", "Float"), "the certificate has no reason"),
     ],
 )
 def test_layers_that_run_in_fp32_are_listed_with_the_reason_of_the_certificate(found, reason):
-    narrow = [layer(name, kind) for name, kind in (("a", "Half"), ("b", "Channel major FP16 format"), ("c", "BFloat16"), ("d", "Int8"))]
+    narrow = [
+        layer(name, kind)
+        for name, kind in (("a", "Half"), ("b", "Channel major FP16 format"), ("c", "BFloat16"), ("d", "Int8"))
+    ]
     said = inspect(json.dumps({"Layers": [*narrow, found], "Bindings": ["x", "y"]}), CERTIFICATE)
     assert (said.layers, said.full) == (5, (FullLayer(name=found["Name"], reason=reason),))
     assert str(said) == f"1 of 5 layers of the engine run in FP32: {found['Name']} ({reason})"

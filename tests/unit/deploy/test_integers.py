@@ -57,7 +57,12 @@ KINDS = {
         "by",
     ),
     "cumsum": (
-        [node("Greater", ["x", "zero"], "a"), cast("a", "b"), node("CumSum", ["b", "axis"], "c"), node("Mod", ["c", "two"], "y", fmod=1)],
+        [
+            node("Greater", ["x", "zero"], "a"),
+            cast("a", "b"),
+            node("CumSum", ["b", "axis"], "c"),
+            node("Mod", ["c", "two"], "y", fmod=1),
+        ],
         {"zero": np.float32(0), "axis": np.int64(1)},
         -np.abs(FLAT),
         np.abs(FLAT) + 1,
@@ -77,7 +82,12 @@ KINDS = {
         "dy",
     ),
     "argmax": (
-        [node("ArgMax", ["x"], "a", axis=1, keepdims=1), cast("a", "b"), node("Sub", ["b", "far"], "c"), node("Add", ["c", "noise"], "y")],
+        [
+            node("ArgMax", ["x"], "a", axis=1, keepdims=1),
+            cast("a", "b"),
+            node("Sub", ["b", "far"], "c"),
+            node("Add", ["c", "noise"], "y"),
+        ],
         {"noise": FLAT[:1] / 8},
         -RISING,
         RISING,
@@ -115,7 +125,9 @@ KINDS = {
         FLAT,
         "ay",
     ),
-    "the row of a position": of_position(62.1, "bc0c", [node("Div", ["b", "k"], "c0"), node("Floor", ["c0"], "c")], k=np.float32(64)),
+    "the row of a position": of_position(
+        62.1, "bc0c", [node("Div", ["b", "k"], "c0"), node("Floor", ["c0"], "c")], k=np.float32(64)
+    ),
     "the middle of a pixel": of_position(4095.1, "bcdy", [node("Add", ["b", "k"], "c")], k=np.float32(0.5)),
     "a position on a finer grid": of_position(8189.1, "bcdy", [node("Div", ["b", "k"], "c")], k=np.float32(0.5)),
     "a position on a coarser grid": of_position(1023.1, "bcdy", [node("Mul", ["b", "k"], "c")], k=np.float32(0.25)),
@@ -125,7 +137,10 @@ KINDS = {
         4094.1, "bcdy", [node("Hardmax", ["x"], "h", axis=1), node("MatMul", ["h", "k"], "c")], k=POSITIONS[:, None]
     ),
     "a position by Einsum": of_position(
-        4094.1, "bcdy", [node("Hardmax", ["x"], "h", axis=1), node("Einsum", ["h", "k"], "c", equation="bn,nk->bk")], k=POSITIONS[:, None]
+        4094.1,
+        "bcdy",
+        [node("Hardmax", ["x"], "h", axis=1), node("Einsum", ["h", "k"], "c", equation="bn,nk->bk")],
+        k=POSITIONS[:, None],
     ),
     "a position that was quantised": of_position(
         4094.1,
@@ -211,7 +226,12 @@ def test_small_positions_are_rounded_to_whole_numbers_where_they_are_fractions_o
 
 def test_an_input_of_integers_of_any_size_stays_exact():
     nodes = [cast("x", "a"), node("Sub", ["a", "far"], "b"), node("Mul", ["b", "k"], "y")]
-    model = made(nodes, {"far": FAR, "k": np.float32([0.1])}, inputs=[value("x", [1, 4], TensorProto.INT64)], outputs=[value("y", [1, 4])])
+    model = made(
+        nodes,
+        {"far": FAR, "k": np.float32([0.1])},
+        inputs=[value("x", [1, 4], TensorProto.INT64)],
+        outputs=[value("y", [1, 4])],
+    )
     half, certificate = certified(model.SerializeToString(), np.array([[1.0, 2.0, 3.0, 4.0]]))
     assert certificate.kept[0].reason == "a holds whole numbers of any size, half precision only up to 2048"
     assert difference(model.SerializeToString(), half, np.array([[4001.0, 4003.0, 4005.0, 4007.0]])) < 5e-3
@@ -225,10 +245,19 @@ def test_an_input_of_integers_of_any_size_stays_exact():
             {"w": EYE, "k": np.float32([0.5])},
             [value("x", [1, 4, 8, 8], TensorProto.UINT8)],
         ),
-        ([node("Gather", ["table", "x"], "y")], {"table": X.reshape(-1, 1)}, [value("x", [1, 4, 8], TensorProto.INT64)]),
+        (
+            [node("Gather", ["table", "x"], "y")],
+            {"table": X.reshape(-1, 1)},
+            [value("x", [1, 4, 8], TensorProto.INT64)],
+        ),
         ([node("Sigmoid", ["x"], "a"), node("Floor", ["a"], "y")], {}, None),
         (
-            [node("Greater", ["x", "k"], "a"), cast("a", "b"), node("ReduceSum", ["b"], "c"), node("Mul", ["x", "c"], "y")],
+            [
+                node("Greater", ["x", "k"], "a"),
+                cast("a", "b"),
+                node("ReduceSum", ["b"], "c"),
+                node("Mul", ["x", "c"], "y"),
+            ],
             {"k": X[0, 0, 0]},
             None,
         ),
@@ -238,8 +267,16 @@ def test_an_input_of_integers_of_any_size_stays_exact():
             {"zero": np.float32(0), "k": np.float32(-np.inf)},
             None,
         ),
-        ([conv("x", "a"), node("Mul", ["a", "k"], "b"), node("Sin", ["b"], "y")], {"w": EYE, "k": np.float32([30])}, None),
-        ([node("Sigmoid", ["x"], "a"), node("Mul", ["a", "k"], "b"), node("Cos", ["b"], "y")], {"k": np.float32([3])}, None),
+        (
+            [conv("x", "a"), node("Mul", ["a", "k"], "b"), node("Sin", ["b"], "y")],
+            {"w": EYE, "k": np.float32([30])},
+            None,
+        ),
+        (
+            [node("Sigmoid", ["x"], "a"), node("Mul", ["a", "k"], "b"), node("Cos", ["b"], "y")],
+            {"k": np.float32([3])},
+            None,
+        ),
     ],
 )
 def test_small_whole_numbers_and_what_is_none_keep_nothing(nodes, weights, inputs):

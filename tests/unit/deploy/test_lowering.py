@@ -33,7 +33,10 @@ def half(shipped):
 
 def ends(model):
     values = (model.graph.input[0], model.graph.output[0])
-    return [(value.name, value.type.tensor_type.elem_type, [dim.dim_value for dim in value.type.tensor_type.shape.dim]) for value in values]
+    return [
+        (value.name, value.type.tensor_type.elem_type, [dim.dim_value for dim in value.type.tensor_type.shape.dim])
+        for value in values
+    ]
 
 
 def test_the_graph_is_static_named_and_whole(data):
@@ -41,7 +44,15 @@ def test_the_graph_is_static_named_and_whole(data):
     assert ends(model) == [("input", TensorProto.FLOAT, [1, 3, 8, 8]), ("output", TensorProto.FLOAT, [1, 4])]
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", lowering.OPSET)]
     assert all(value.data_location == TensorProto.DEFAULT for value in model.graph.initializer)
-    assert {node.op_type for node in model.graph.node} <= {"Conv", "Relu", "ReduceMean", "GlobalAveragePool", "Reshape", "Flatten", "Gemm"}
+    assert {node.op_type for node in model.graph.node} <= {
+        "Conv",
+        "Relu",
+        "ReduceMean",
+        "GlobalAveragePool",
+        "Reshape",
+        "Flatten",
+        "Gemm",
+    }
 
 
 def test_nothing_of_this_machine_is_in_it(data):
@@ -52,7 +63,9 @@ def test_nothing_of_this_machine_is_in_it(data):
 def test_it_computes_what_the_module_does(shipped, data):
     with torch.no_grad():
         expected = shipped.eval()(samples()).numpy()
-    np.testing.assert_allclose(run_on(onnx_runner(data), samples())["output"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        run_on(onnx_runner(data), samples())["output"], expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 def test_the_same_module_gives_the_same_bytes(shipped, data):
@@ -142,14 +155,20 @@ def test_names_and_types_that_do_not_fit_are_refused(arguments, message):
 
 def test_weights_beyond_a_message_are_refused(monkeypatch):
     monkeypatch.setattr(lowering, "MAX_BYTES", 100)
-    with pytest.raises(LoweringError, match=r"the weights of Conv2d take 0\.0 GiB in FP32, and an ONNX file .* holds less than 2"):
+    with pytest.raises(
+        LoweringError, match=r"the weights of Conv2d take 0\.0 GiB in FP32, and an ONNX file .* holds less than 2"
+    ):
         to_onnx(nn.Conv2d(3, 16, 3), example())
 
 
 class Backbone(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.deep, self.idle = nn.Conv2d(3, 4, 3, 2), nn.Sequential(nn.Conv2d(4, 6, 3, 2), nn.ReLU()), nn.Identity()
+        self.stem, self.deep, self.idle = (
+            nn.Conv2d(3, 4, 3, 2),
+            nn.Sequential(nn.Conv2d(4, 6, 3, 2), nn.ReLU()),
+            nn.Identity(),
+        )
         self.head = nn.Linear(6, 10)
 
     def forward(self, x):
@@ -193,7 +212,9 @@ def test_a_program_computes_what_the_onnx_does(shipped, precision):
     with torch.no_grad():
         found = program(x).numpy()
     runner = onnx_runner if precision == "fp32" else half_runner
-    np.testing.assert_allclose(found, run_on(runner(lowered.onnx), x)["output"], rtol=0, atol=2e-2 if precision == "fp16" else 1e-5)
+    np.testing.assert_allclose(
+        found, run_on(runner(lowered.onnx), x)["output"], rtol=0, atol=2e-2 if precision == "fp16" else 1e-5
+    )
     assert lowering.lower(shipped, example()).program is None
 
 

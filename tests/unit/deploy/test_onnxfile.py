@@ -47,7 +47,9 @@ def test_a_part_of_a_file_is_taken_by_its_offset(outside):
     (outside.parent / "all.bin").write_bytes(b"-" * 100 + WEIGHTS.tobytes() + b"-" * 7)
     for length in ("24", None):
         point(outside, location="all.bin", offset="100", length=length)
-        np.testing.assert_array_equal(numpy_helper.to_array(onnx.load_from_string(read(outside)).graph.initializer[0]), WEIGHTS)
+        np.testing.assert_array_equal(
+            numpy_helper.to_array(onnx.load_from_string(read(outside)).graph.initializer[0]), WEIGHTS
+        )
 
 
 def test_a_file_in_a_directory_below_or_linked_within_is_taken(outside):
@@ -78,7 +80,8 @@ def test_nothing_is_read_relative_to_the_working_directory(outside, tmp_path, mo
     (outside.parent / "weights.bin").rename(tmp_path / "weights.bin")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        LoweringError, match=r"the numbers of tensor 'w' are in 'weights\.bin', which is missing in .*models: copy it there"
+        LoweringError,
+        match=r"the numbers of tensor 'w' are in 'weights\.bin', which is missing in .*models: copy it there",
     ):
         read(outside)
     with pytest.raises(LoweringError, match="is missing in models: copy it there"):
@@ -86,12 +89,16 @@ def test_nothing_is_read_relative_to_the_working_directory(outside, tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "location", ["/etc/hostname", "../secret", "a/../../secret", r"..\secret", r"C:\secret", r"\\host\secret", "//host/secret"]
+    "location",
+    ["/etc/hostname", "../secret", "a/../../secret", r"..\secret", r"C:\secret", r"\\host\secret", "//host/secret"],
 )
 def test_a_path_that_leaves_the_directory_is_not_read(outside, location):
     (outside.parent.parent / "secret").write_bytes(WEIGHTS.tobytes())
     point(outside, location=location)
-    with pytest.raises(LoweringError, match="which is not read: only files in the model's own directory are, by a relative path without"):
+    with pytest.raises(
+        LoweringError,
+        match="which is not read: only files in the model's own directory are, by a relative path without",
+    ):
         read(outside)
 
 
@@ -101,7 +108,9 @@ def test_a_link_that_leaves_the_directory_is_not_read(outside, tmp_path):
     (outside.parent / "dir").symlink_to(tmp_path)
     for location in ("link.bin", "dir/secret"):
         point(outside, location=location)
-        with pytest.raises(LoweringError, match="is a link to a file outside of the model's directory: copy the file itself there"):
+        with pytest.raises(
+            LoweringError, match="is a link to a file outside of the model's directory: copy the file itself there"
+        ):
             read(outside)
 
 
@@ -133,7 +142,8 @@ def test_tensors_that_cannot_be_in_one_file_are_refused_before_they_are_read(out
     model.graph.initializer[0].dims[:] = [2**20, 2**20]
     outside.write_bytes(model.SerializeToString())
     with pytest.raises(
-        LoweringError, match="takes 4,096 GiB and more with the tensors beside it, and a file that ships holds less than 2 GiB"
+        LoweringError,
+        match="takes 4,096 GiB and more with the tensors beside it, and a file that ships holds less than 2 GiB",
     ):
         read(outside)
 

@@ -24,7 +24,17 @@ from latency.errors import DeviceUnavailable
 from reparam import Counts, ReparamError
 from unit.deploy.helpers import QUICK, SHAPE, example, network, run_on, samples
 
-GPU = Device(kind="gpu", name="Fake", cores=0, threads=0, isa=(), memory_mib=1, driver="1", compute_capability="8.9", os="Linux x86_64")
+GPU = Device(
+    kind="gpu",
+    name="Fake",
+    cores=0,
+    threads=0,
+    isa=(),
+    memory_mib=1,
+    driver="1",
+    compute_capability="8.9",
+    os="Linux x86_64",
+)
 
 
 def test_every_form_of_the_network_is_compared(made):
@@ -38,7 +48,15 @@ def test_every_form_of_the_network_is_compared(made):
         ("squeezed", "fp32"),
         ("onnx", "fp32"),
     ]
-    assert [step.verdict for step in steps.values()] == ["reference", "passed", "passed", "reference", "passed", "passed", "passed"]
+    assert [step.verdict for step in steps.values()] == [
+        "reference",
+        "passed",
+        "passed",
+        "reference",
+        "passed",
+        "passed",
+        "passed",
+    ]
     assert steps["squeezed", "fp64"].worst.relative <= 1e-10
     assert steps["onnx", "fp32"].worst.relative <= 1e-5
     assert steps["onnx", "fp32"].score == steps["trained", "fp32"].score
@@ -88,7 +106,9 @@ def test_a_few_samples_are_kept_with_what_the_trained_network_says(made):
     kept = safetensors.numpy.load((made.directory / "reference.safetensors").read_bytes())
     np.testing.assert_array_equal(kept["inputs.input"], samples()[:8, None].numpy())
     with torch.no_grad():
-        np.testing.assert_allclose(kept["outputs.output"][:, 0], network().eval()(samples()[:8]).numpy(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            kept["outputs.output"][:, 0], network().eval()(samples()[:8]).numpy(), rtol=0, atol=1e-6
+        )
 
 
 def test_the_arguments_stay_as_they_were(tmp_path):
@@ -108,7 +128,15 @@ def test_without_samples_random_ones_are_used_and_said_so(tmp_path):
 
 def test_a_missed_budget_is_a_failure_that_is_written_all_the_same(tmp_path):
     steps = []
-    made = export(network(), example(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, budget_ms=1e-6, on_step=steps.append)
+    made = export(
+        network(),
+        example(),
+        target="onnxruntime",
+        out=tmp_path / "out",
+        protocol=QUICK,
+        budget_ms=1e-6,
+        on_step=steps.append,
+    )
     assert made.manifest.budget_verdict == "missed"
     assert [line.split(":")[0] for line in made.manifest.failures] == ["latency"]
     assert [step for step in steps if not step.startswith("measure ")] == [
@@ -125,7 +153,14 @@ def test_a_batch_and_any_layer_go_through(tmp_path):
         def forward(self, x):
             return torch.sigmoid(x + self.conv(x))
 
-    made = export(Residual(), torch.zeros(5, 3, 8, 8), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples(7))
+    made = export(
+        Residual(),
+        torch.zeros(5, 3, 8, 8),
+        target="onnxruntime",
+        out=tmp_path / "out",
+        protocol=QUICK,
+        samples=samples(7),
+    )
     assert (made.manifest.inputs["input"][0], made.manifest.outputs) == (5, {"output": (5, 3, 8, 8)})
     assert made.manifest.failures == []
 
@@ -140,7 +175,10 @@ def test_an_onnx_file_ships_clean_and_is_compared_with_what_came(tmp_path):
     ]
     assert made.manifest.chain[0].sha256 == hashlib.sha256(data).hexdigest()
     assert (made.manifest.shipped.params, made.manifest.shipped.macs) == (8 + 128 * 4 + 4, 6 * 64 + 128 * 4)
-    assert [(step.name, step.verdict) for step in made.manifest.validation] == [("original", "reference"), ("onnx", "passed")]
+    assert [(step.name, step.verdict) for step in made.manifest.validation] == [
+        ("original", "reference"),
+        ("onnx", "passed"),
+    ]
 
 
 def test_cleaning_that_changes_the_outputs_is_found(tmp_path, monkeypatch):
@@ -154,8 +192,13 @@ def test_a_file_that_onnx_runtime_refuses_as_it_came_ships_if_it_is_sound_when_c
     model = onnx.load_from_string(to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), example()))
     for node in model.graph.node:
         node.name = "same"
-    made = export(model.SerializeToString(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples())
-    assert [(step.name, step.verdict) for step in made.manifest.validation] == [("original", "not run"), ("onnx", "reference")]
+    made = export(
+        model.SerializeToString(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples()
+    )
+    assert [(step.name, step.verdict) for step in made.manifest.validation] == [
+        ("original", "not run"),
+        ("onnx", "reference"),
+    ]
     assert "the file as it came does not run: ONNX Runtime refuses the model" in made.manifest.validation[0].reason
 
 
@@ -163,12 +206,18 @@ def test_dynamic_shapes_are_fixed_by_the_caller(tmp_path):
     model = onnx.load_from_string(to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1)), example()))
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     data = model.SerializeToString()
-    with pytest.raises(DeployError, match=r"input 'input' has a dynamic shape \(batch, 3, 8, 8\): fix it, as by --shape input=1x3x8x8"):
+    with pytest.raises(
+        DeployError, match=r"input 'input' has a dynamic shape \(batch, 3, 8, 8\): fix it, as by --shape input=1x3x8x8"
+    ):
         export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK)
-    made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, form=Form(shapes={"input": (1, 3, 8, 8)}))
+    made = export(
+        data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, form=Form(shapes={"input": (1, 3, 8, 8)})
+    )
     assert made.manifest.outputs == {"output": (1, 2, 8, 8)}
     with pytest.raises(DeployError, match="shapes are of an ONNX model: a module has the shape of example_input"):
-        export(network(), example(), target="onnxruntime", out=tmp_path / "out", form=Form(shapes={"input": (1, 3, 8, 8)}))
+        export(
+            network(), example(), target="onnxruntime", out=tmp_path / "out", form=Form(shapes={"input": (1, 3, 8, 8)})
+        )
 
 
 class Tokens(nn.Module):
@@ -207,9 +256,14 @@ def test_a_dynamic_batch_ships_and_is_checked_at_its_smallest_usual_and_largest(
     made = export(**dynamic, target="onnxruntime", out=tmp_path / "out", labels=torch.arange(12) % 5)
     manifest = made.manifest
     assert (manifest.inputs, manifest.outputs) == ({"input": (4, 3, 8, 8)}, {"output": (4, 5)})
-    assert ({**manifest.spans}, manifest.output_spans) == (dynamic["form"].shapes, {"output": Span((1, 5), (4, 5), (9, 5))})
+    assert ({**manifest.spans}, manifest.output_spans) == (
+        dynamic["form"].shapes,
+        {"output": Span((1, 5), (4, 5), (9, 5))},
+    )
     forms = [
-        (f"{name}{end}", verdict) for end in ("", " at min", " at max") for name, verdict in (("original", "reference"), ("onnx", "passed"))
+        (f"{name}{end}", verdict)
+        for end in ("", " at min", " at max")
+        for name, verdict in (("original", "reference"), ("onnx", "passed"))
     ]
     assert [(step.name, step.verdict) for step in manifest.validation] == forms
     assert (manifest.shipped.score.value > 0, manifest.shipped.measured.median_us > 0) == (True, True)
@@ -221,7 +275,9 @@ def test_a_dynamic_batch_ships_and_is_checked_at_its_smallest_usual_and_largest(
         inputs, wanted = kept[f"{end}inputs.input"][0], kept[f"{end}outputs.output"][0]
         assert inputs.shape == (batch, 3, 8, 8)
         np.testing.assert_allclose(run(inputs)["output"], wanted, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"^input input is float32 \[1, 3, 8, 8\] to \[9, 3, 8, 8\], given float32 \[10, 3, 8, 8\]$"):
+    with pytest.raises(
+        ValueError, match=r"^input input is float32 \[1, 3, 8, 8\] to \[9, 3, 8, 8\], given float32 \[10, 3, 8, 8\]$"
+    ):
         run(np.zeros((10, 3, 8, 8), np.float32))
     assert (
         "| input | `input` | float32 | [1 to 9, 3, 8, 8] |\n| output | `output` | float32 | [1 to 9, 5] |"
@@ -236,7 +292,9 @@ def test_an_engine_of_a_dynamic_batch_is_built_from_a_half_precision_graph_that_
     for end in ("", " at min", " at max"):
         assert (steps[f"onnx-fp16{end}"], steps[f"engine{end}"]) == ("passed", "not run")
     checks = {check.name: check.verdict for check in verify(made.directory).checks}
-    assert {checks[name] for name in ("certificate", "outputs of onnx-fp16", "outputs of onnx-fp16 at max")} == {"passed"}
+    assert {checks[name] for name in ("certificate", "outputs of onnx-fp16", "outputs of onnx-fp16 at max")} == {
+        "passed"
+    }
     body = onnx.load(made.directory / "model.fp16.onnx").graph
     assert body.input[0].type.tensor_type.shape.dim[0].dim_param
 
@@ -256,7 +314,9 @@ def test_several_outputs_are_compared_kept_and_verified(tmp_path):
     assert made.manifest.outputs == shapes
     assert all(list(step.first) == list(shapes) for step in made.manifest.validation if step.verdict != "reference")
     assert verify(made.directory).failures == []
-    again = export((made.directory / "model.onnx").read_bytes(), target="onnxruntime", out=tmp_path / "again", protocol=QUICK)
+    again = export(
+        (made.directory / "model.onnx").read_bytes(), target="onnxruntime", out=tmp_path / "again", protocol=QUICK
+    )
     assert again.manifest.outputs == shapes
     with start(again.directory) as at_work:
         assert {name: output.shape for name, output in run_on(at_work.outputs, samples(3)).items()} == {
@@ -276,7 +336,13 @@ def no_gpu(monkeypatch):
 
 def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed(tmp_path, no_gpu):
     made = export(
-        network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), baseline=network(False), budget_ms=1.0
+        network(),
+        example(),
+        target="tensorrt-rtx",
+        out=tmp_path / "out",
+        samples=samples(),
+        baseline=network(False),
+        budget_ms=1.0,
     )
     manifest = made.manifest
     assert {(step.name, step.precision): step.verdict for step in manifest.validation[-3:]} == {
@@ -288,18 +354,30 @@ def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed
     assert str(manifest.inspection) == "layers of the engine: not run: no NVIDIA driver found"
     assert (manifest.budget_verdict, manifest.device, manifest.shipped.measured) == ("not run", None, None)
     assert (manifest.runtime.name, manifest.build["optimization_level"]) == ("tensorrt-rtx", 3)
-    assert [(link.name, link.made_from) for link in manifest.chain[-2:]] == [("onnx-fp16", "onnx"), ("engine", "onnx-fp16")]
+    assert [(link.name, link.made_from) for link in manifest.chain[-2:]] == [
+        ("onnx-fp16", "onnx"),
+        ("engine", "onnx-fp16"),
+    ]
     assert (made.directory / "model.engine").stat().st_size > 1000
     assert manifest.failures == []
 
 
 def test_half_precision_inputs_and_outputs_ship_as_such_and_nothing_is_converted_silently(tmp_path, no_gpu):
     given = {"target": "tensorrt-rtx", "form": Form(io="fp16"), "build": Build(count=2), "samples": samples()}
-    made = export(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), example(), out=tmp_path / "out", **given)
+    made = export(
+        nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), example(), out=tmp_path / "out", **given
+    )
     manifest = made.manifest
     assert str(manifest.builds) == "2 builds are the same engine"
-    assert (manifest.io, manifest.dtypes, manifest.certificate.casts) == ("fp16", {"input": "float16", "output": "float16"}, 0)
-    assert [(step.name, step.verdict) for step in manifest.validation[-2:]] == [("onnx-fp16", "passed"), ("engine", "not run")]
+    assert (manifest.io, manifest.dtypes, manifest.certificate.casts) == (
+        "fp16",
+        {"input": "float16", "output": "float16"},
+        0,
+    )
+    assert [(step.name, step.verdict) for step in manifest.validation[-2:]] == [
+        ("onnx-fp16", "passed"),
+        ("engine", "not run"),
+    ]
     checks = {check.name: check.verdict for check in verify(made.directory).checks}
     assert {checks[name] for name in ("certificate", "outputs of onnx", "outputs of onnx-fp16")} == {"passed"}
     by_name = runpy.run_path(str(made.directory / "run.py"))["by_name"]
@@ -308,11 +386,20 @@ def test_half_precision_inputs_and_outputs_ship_as_such_and_nothing_is_converted
     with pytest.raises(ValueError, match=r"^input input is float16 \[1, 3, 8, 8\], given float32 \[1, 3, 8, 8\]$"):
         by_name(fields, (np.zeros(SHAPE, np.float32),))
     with pytest.raises(DeployError, match=r"^samples of input reach 1e\+05, more than float16 has: give io fp32$"):
-        export(nn.Conv2d(3, 2, 1), example(), out=tmp_path / "no", **{**given, "samples": torch.full((2, 3, 8, 8), 1e5)})
+        export(
+            nn.Conv2d(3, 2, 1), example(), out=tmp_path / "no", **{**given, "samples": torch.full((2, 3, 8, 8), 1e5)}
+        )
 
 
 def test_bfloat16_ships_as_such(tmp_path, no_gpu):
-    made = export(overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", form=Form(precision="bf16"), samples=samples())
+    made = export(
+        overflowing(),
+        example(),
+        target="tensorrt-rtx",
+        out=tmp_path / "out",
+        form=Form(precision="bf16"),
+        samples=samples(),
+    )
     manifest = made.manifest
     assert (manifest.precision, manifest.half, manifest.certificate.kept) == ("bf16", "model.bf16.onnx", ())
     steps = {step.name: (step.precision, step.verdict, step.limit) for step in manifest.validation}
@@ -363,7 +450,10 @@ def test_an_onnx_file_becomes_an_fp16_engine(tmp_path, no_gpu):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"samples": torch.full((2, 3, 8, 8), 255.0)}, "samples are from 255 to 255, whole numbers all, as pixels of an image file are"),
+        (
+            {"samples": torch.full((2, 3, 8, 8), 255.0)},
+            "samples are from 255 to 255, whole numbers all, as pixels of an image file are",
+        ),
         (
             {"samples": samples() * 9, "preprocessing": {"mean": [0.5], "std": [0.25]}},
             "and the preprocessing gives -2 to 2: are they preprocessed?",
@@ -373,7 +463,14 @@ def test_an_onnx_file_becomes_an_fp16_engine(tmp_path, no_gpu):
     ],
 )
 def test_samples_of_an_odd_range_are_doubted_in_words(tmp_path, arguments, words):
-    made = export(nn.Sequential(nn.Conv2d(3, 2, 1)), example(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, **arguments)
+    made = export(
+        nn.Sequential(nn.Conv2d(3, 2, 1)),
+        example(),
+        target="onnxruntime",
+        out=tmp_path / "out",
+        protocol=QUICK,
+        **arguments,
+    )
     assert (words in made.manifest.provenance["samples"]) if words else ("samples" not in made.manifest.provenance)
 
 
@@ -383,7 +480,8 @@ def test_an_operator_that_the_parser_refuses_is_named_and_nothing_is_written(tmp
             return torch.linalg.det(x)
 
     with pytest.raises(
-        BuildFailed, match=r"^tensorrt-rtx cannot parse node 'n0' \(Det\): UNSUPPORTED_NODE in checkDet: .* --target onnxruntime$"
+        BuildFailed,
+        match=r"^tensorrt-rtx cannot parse node 'n0' \(Det\): UNSUPPORTED_NODE in checkDet: .* --target onnxruntime$",
     ) as caught:
         export(to_onnx(Determinant(), example()), target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
     assert "\n" not in str(caught.value)
@@ -409,7 +507,10 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
             self.model = built
 
         def infer(self, inputs):
-            return {name: output[0] for name, output in engine.onnx_runner(self.model)({"input": inputs["input"][None]}).items()}
+            return {
+                name: output[0]
+                for name, output in engine.onnx_runner(self.model)({"input": inputs["input"][None]}).items()
+            }
 
         def run(self, count):
             return [float(len(self.model))] * count
@@ -422,7 +523,13 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "build_engine", lambda model, *_, **__: model)
     monkeypatch.setattr(engine, "runtime_of", lambda target: FakeTensorRT.runtime)
     made = export(
-        network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), baseline=network(False), protocol=QUICK
+        network(),
+        example(),
+        target="tensorrt-rtx",
+        out=tmp_path / "out",
+        samples=samples(),
+        baseline=network(False),
+        protocol=QUICK,
     )
     manifest = made.manifest
     assert [(step.name, step.verdict) for step in manifest.validation[-1:]] == [("engine", "passed")]
@@ -436,11 +543,20 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ({"target": "coreml"}, "target 'coreml' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"),
-        ({"form": Form(precision="bf16")}, "target 'onnxruntime' ships precision 'fp32', not 'bf16': leave it out, or choose tensorrt-rtx"),
-        ({"form": Form(io="fp16")}, "io 'fp16' needs half precision in between, 'onnxruntime' ships 'fp32' here: leave it out"),
+        (
+            {"form": Form(precision="bf16")},
+            "target 'onnxruntime' ships precision 'fp32', not 'bf16': leave it out, or choose tensorrt-rtx",
+        ),
+        (
+            {"form": Form(io="fp16")},
+            "io 'fp16' needs half precision in between, 'onnxruntime' ships 'fp32' here: leave it out",
+        ),
         ({"form": Form(precision="fp16")}, "target 'onnxruntime' ships precision 'fp32', not 'fp16'"),
         ({"example_input": None}, "give example_input"),
-        ({"samples": torch.zeros(4, 3, 9, 8)}, r"samples of input have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]"),
+        (
+            {"samples": torch.zeros(4, 3, 9, 8)},
+            r"samples of input have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]",
+        ),
         ({"samples": torch.zeros(0, 3, 8, 8)}, r"samples of input have shape \[0, 3, 8, 8\]"),
         ({"samples": samples(2) * np.inf}, "samples of input contain values that are infinite"),
         ({"samples": samples(2), "labels": torch.zeros(3, dtype=torch.long)}, "one class index a sample, 2 in all"),
@@ -448,7 +564,10 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         ({"labels": torch.zeros(2, dtype=torch.long)}, "labels need the samples"),
         ({"samples": np.array(3.0)}, r"samples of input have shape \[\], the network takes \[samples, 3, 8, 8\]"),
         ({"samples": np.array(["a", "b"])}, "samples of input are <U1, the network takes float32"),
-        ({"samples": samples(2), "labels": torch.tensor([0, 4])}, "labels go from 0 to 4, the network's 4 classes from 0 to 3"),
+        (
+            {"samples": samples(2), "labels": torch.tensor([0, 4])},
+            "labels go from 0 to 4, the network's 4 classes from 0 to 3",
+        ),
         ({"samples": samples(2), "labels": torch.tensor([-1, 3])}, "labels go from -1 to 3"),
         ({"classes": ["cat", "dog"]}, "2 names of classes for 4 outputs: give 4"),
         (
@@ -460,7 +579,10 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         ({"attachments": {"../x": b""}}, "attachment '../x'"),
         ({"model": b"nonsense"}, "not an ONNX model"),
         *(
-            ({"budget_ms": value}, rf"budget_ms must be above 0 and at most 1e\+09 milliseconds, found {re.escape(str(value))}")
+            (
+                {"budget_ms": value},
+                rf"budget_ms must be above 0 and at most 1e\+09 milliseconds, found {re.escape(str(value))}",
+            )
             for value in (0.0, -1.0, 1e10, np.inf, np.nan)
         ),
         ({"build": Build(count=2)}, "target 'onnxruntime' builds no engine"),
@@ -473,7 +595,9 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, message):
     model = arguments.pop("model", None) or network()
     with pytest.raises(DeployError, match=message) as caught:
-        export(**{"model": model, "example_input": example(), "target": "onnxruntime", "out": tmp_path / "out"} | arguments)
+        export(
+            **{"model": model, "example_input": example(), "target": "onnxruntime", "out": tmp_path / "out"} | arguments
+        )
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -481,7 +605,9 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, message):
 def random_file(node, *weights):
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 4]) for name in "xy"]
     nodes = [node, helper.make_node("Add", ["x", "r"], ["y"])]
-    body = helper.make_graph(nodes, "g", values[:1], values[1:], [numpy_helper.from_array(array, name) for name, array in weights])
+    body = helper.make_graph(
+        nodes, "g", values[:1], values[1:], [numpy_helper.from_array(array, name) for name, array in weights]
+    )
     return helper.make_model(body, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
 
 

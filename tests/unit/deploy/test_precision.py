@@ -102,7 +102,9 @@ def test_bfloat16_has_the_range_of_fp32_and_nothing_overflows(overflowing):
 
 def test_whole_numbers_that_bfloat16_does_not_have_stay_fp32():
     position = np.arange(300, 308, dtype=np.float32).reshape(1, 1, 1, 8)
-    model = made([conv("x", "a"), helper.make_node("Add", ["a", "p"], ["y"], "y")], {"w": EYE, "p": position}).SerializeToString()
+    model = made(
+        [conv("x", "a"), helper.make_node("Add", ["a", "p"], ["y"], "y")], {"w": EYE, "p": position}
+    ).SerializeToString()
     samples = np.ones((1, 4, 8, 8), np.float32)
     assert certified(model, samples)[1].kept == ()
     (kept,) = certified(model, samples, narrow=BF16)[1].kept
@@ -143,7 +145,11 @@ def test_an_ordinary_network_is_fp16_throughout(network):
     ("node", "weights", "reason"),
     [
         (helper.make_node("Add", ["a", "k"], ["b"], "b"), {"k": np.float32(-3.4e38)}, "its weight k reaches 3.4e+38"),
-        (helper.make_node("Add", ["a", "k"], ["b"], "b"), {"k": np.float32(1e-12)}, "its weight k of 1e-12 would be zero"),
+        (
+            helper.make_node("Add", ["a", "k"], ["b"], "b"),
+            {"k": np.float32(1e-12)},
+            "its weight k of 1e-12 would be zero",
+        ),
         (helper.make_node("Mul", ["a", "r"], ["b"], "b"), {}, ""),
     ],
 )
@@ -173,7 +179,9 @@ def test_a_mean_whose_sum_overflows_stays_fp32():
     ]
     model = made(nodes, {"w": EYE * 1e-3, "big": 1e3 * EYE}).SerializeToString()
     _, certificate = certified(model, np.full((1, 4, 8, 8), 2.0, np.float32), headroom=1.0)
-    assert {kept.node: kept.reason for kept in certificate.kept}["p"] == "the sum of p reaches 1.28e+05, more than 65504"
+    assert {kept.node: kept.reason for kept in certificate.kept}[
+        "p"
+    ] == "the sum of p reaches 1.28e+05, more than 65504"
 
 
 def test_casts_and_shapes_of_the_graph_itself_are_taken_along():
@@ -208,7 +216,11 @@ def test_control_flow_is_refused_in_one_line():
 
 
 def test_nameless_nodes_get_names_of_their_own():
-    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Add", ["b", "k"], ["y"])]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Add", ["b", "k"], ["y"]),
+    ]
     _, certificate = convert(made(nodes, {"k": np.float32(1e6)}))
     assert [kept.node for kept in certificate.kept] == ["Relu_1", "Relu_2", "Add_1"]
 
@@ -219,7 +231,10 @@ def test_nameless_nodes_get_names_of_their_own():
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        (X[:, :2], r"samples of input have shape \[5, 2, 8, 8\], the network takes \[samples, 3, 8, 8\] or \[calls, 2, 3, 8, 8\]"),
+        (
+            X[:, :2],
+            r"samples of input have shape \[5, 2, 8, 8\], the network takes \[samples, 3, 8, 8\] or \[calls, 2, 3, 8, 8\]",
+        ),
         (X[:0], r"samples of input have shape \[0, 3, 8, 8\]"),
         (X * np.inf, "samples of input contain values that are infinite or not a number"),
         ({"image": X}, "samples are of image, the network's inputs are input"),

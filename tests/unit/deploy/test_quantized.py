@@ -28,12 +28,15 @@ def quantized():
         "zero": np.int8(0),
     }
     dequantize = [
-        helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [f"{name}.float"], f"{name}.dequantize") for name in ("w", "b")
+        helper.make_node("DequantizeLinear", [name, f"{name}_scale"], [f"{name}.float"], f"{name}.dequantize")
+        for name in ("w", "b")
     ]
     around = [
         [
             helper.make_node("QuantizeLinear", [value, "scale", "zero"], [f"{value}.int8"], f"{value}.quantize"),
-            helper.make_node("DequantizeLinear", [f"{value}.int8", "scale", "zero"], [f"{value}.q"], f"{value}.dequantize"),
+            helper.make_node(
+                "DequantizeLinear", [f"{value}.int8", "scale", "zero"], [f"{value}.q"], f"{value}.dequantize"
+            ),
         ]
         for value in ("x", "r")
     ]
@@ -66,7 +69,9 @@ def test_int8_kernels_that_compute_something_else_are_found_against_what_the_ope
         return run if plain else lambda inputs: {name: 0.5 * output for name, output in run(inputs).items()}
 
     monkeypatch.setattr(engine, "onnx_runner", saturating)
-    bundle = export(quantized().SerializeToString(), target="onnxruntime", out=tmp_path / "out", samples=X, protocol=QUICK)
+    bundle = export(
+        quantized().SerializeToString(), target="onnxruntime", out=tmp_path / "out", samples=X, protocol=QUICK
+    )
     (failure,) = bundle.manifest.failures
     assert failure.endswith("more than 5e-02; " + engine.SATURATES)
 

@@ -72,7 +72,10 @@ def test_whole_inputs_are_taken_as_they_are_and_agree_in_number():
             {"image": np.array(["a"]), "ids": array(3, 4), "scale": array(3)},
             r"samples of image are <U1, the network takes float32 \[2, 3\]",
         ),
-        ({"image": [[1], [1, 2]], "ids": array(3, 4), "scale": array(3)}, "samples of image are not numbers in one array"),
+        (
+            {"image": [[1], [1, 2]], "ids": array(3, 4), "scale": array(3)},
+            "samples of image are not numbers in one array",
+        ),
     ],
 )
 def test_what_does_not_fit_names_the_input(given, message):
@@ -98,7 +101,9 @@ def test_random_samples_are_normal_valid_and_the_same_each_time():
 def test_inputs_and_outputs_of_a_graph_are_tensors_of_known_types():
     def model(kind):
         values = [helper.make_tensor_value_info(name, kind, [1, 2]) for name in "xy"]
-        return helper.make_model(helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:]))
+        return helper.make_model(
+            helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+        )
 
     assert inputs_of(model(TensorProto.BOOL)) == (TensorSpec("x", "bool", (1, 2)),)
     assert [str(spec) for spec in outputs_of(model(TensorProto.DOUBLE))] == ["float64 [1, 2]"]

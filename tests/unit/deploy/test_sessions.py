@@ -105,7 +105,8 @@ def test_export_of_a_network_that_never_ends_is_refused(tmp_path, monkeypatch, o
 def test_verify_of_a_network_that_never_ends_fails(bundle_copy, monkeypatch):
     monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.0)
     monkeypatch.setattr(
-        "deploy.engine.onnx_runner", lambda *_: lambda inputs: sessions.run(sessions.start(endless().SerializeToString()), X4)
+        "deploy.engine.onnx_runner",
+        lambda *_: lambda inputs: sessions.run(sessions.start(endless().SerializeToString()), X4),
     )
     found = {check.name: check for check in verify(bundle_copy).checks}
     assert found["outputs"].verdict == "failed"

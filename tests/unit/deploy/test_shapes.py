@@ -2,7 +2,17 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploy import LoweringError
-from deploy.shapes import Span, fix_shapes, fix_spans, inputs, parse_shape, parse_shapes, parse_spans, require_static_inputs, sizes
+from deploy.shapes import (
+    Span,
+    fix_shapes,
+    fix_spans,
+    inputs,
+    parse_shape,
+    parse_shapes,
+    parse_spans,
+    require_static_inputs,
+    sizes,
+)
 
 
 def value(name, shape):
@@ -27,7 +37,8 @@ def test_a_shape_is_read(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "x=", "=1x3", "x=1,3", "x=0x3", "x=-1x3", "x=1x", "x=1X3", "x=99999999999", "x=1x３", "x=1x3x224\n"]
+    "text",
+    ["", "x", "x=", "=1x3", "x=1,3", "x=0x3", "x=-1x3", "x=1x", "x=1X3", "x=99999999999", "x=1x３", "x=1x3x224\n"],
 )
 def test_another_form_of_shape_is_refused(text):
     with pytest.raises(LoweringError, match="give the name of an input and its sizes, such as input=1x3x224x224"):
@@ -72,9 +83,15 @@ def test_a_shape_that_does_not_fit_is_refused(shapes, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([value("x", ["N", 3, "H", "W"])], r"input 'x' has a dynamic shape \(N, 3, H, W\): fix it, as by --shape x=1x3x224x224$"),
+        (
+            [value("x", ["N", 3, "H", "W"])],
+            r"input 'x' has a dynamic shape \(N, 3, H, W\): fix it, as by --shape x=1x3x224x224$",
+        ),
         ([value("x", None)], "input 'x' has no shape: fix it, as by --shape x=1x3x224x224$"),
-        ([value("x", [0, 3])], r"input 'x' has a size that is not above 0 in its shape \(0, 3\): fix it, as by --shape x=1x3$"),
+        (
+            [value("x", [0, 3])],
+            r"input 'x' has a size that is not above 0 in its shape \(0, 3\): fix it, as by --shape x=1x3$",
+        ),
         ([value("a", [None]), value("b", [1]), value("my input", ["n", 5])], "--shape a=1 --shape 'my input=1x5'$"),
     ],
 )
@@ -89,13 +106,16 @@ def test_what_the_refusal_says_fixes_it():
         require_static_inputs(inputs(found))
     import shlex
 
-    fix_shapes(found, parse_shapes([word for word in shlex.split(str(caught.value).split("as by ")[1]) if word != "--shape"]))
+    fix_shapes(
+        found, parse_shapes([word for word in shlex.split(str(caught.value).split("as by ")[1]) if word != "--shape"])
+    )
     require_static_inputs(inputs(found))
 
 
 def test_an_input_of_terabytes_is_refused():
     with pytest.raises(
-        LoweringError, match=r"input 'x' of shape \(1, 1000000000000\) has 1,000,000,000,000 values, at most 134,217,728 are fed"
+        LoweringError,
+        match=r"input 'x' of shape \(1, 1000000000000\) has 1,000,000,000,000 values, at most 134,217,728 are fed",
     ):
         require_static_inputs([value("x", [1, 10**12])])
 
@@ -118,7 +138,10 @@ def test_three_shapes_are_a_span_and_a_size_that_differs_stays_dynamic_everywher
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a=1x3:2x3"], "shape 'a=1x3:2x3': give one shape, or the smallest, the usual and the largest: input=1x3x8x8:8x3x8x8:32x3x8x8$"),
+        (
+            ["a=1x3:2x3"],
+            "shape 'a=1x3:2x3': give one shape, or the smallest, the usual and the largest: input=1x3x8x8:8x3x8x8:32x3x8x8$",
+        ),
         (["a=2x3:1x3:4x3"], "the smallest, the usual and the largest shape must not fall in any size$"),
         (["a=1x3:1:1x3"], "must not fall"),
         (["a=1x3", "a=1x3:1x3:1x3"], "shape of 'a': it is given twice$"),

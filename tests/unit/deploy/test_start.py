@@ -11,13 +11,25 @@ from deploy.bundle import write
 from latency import Device, Runtime
 from latency.errors import DeviceUnavailable
 
-GPU = Device(kind="gpu", name="Fake", cores=0, threads=0, isa=(), memory_mib=1, driver="1", compute_capability="8.9", os="Linux x86_64")
+GPU = Device(
+    kind="gpu",
+    name="Fake",
+    cores=0,
+    threads=0,
+    isa=(),
+    memory_mib=1,
+    driver="1",
+    compute_capability="8.9",
+    os="Linux x86_64",
+)
 
 
 def test_what_ships_runs(made):
     kept = safetensors.numpy.load((made.directory / "reference.safetensors").read_bytes())
     with start(made.directory) as at_work:
-        np.testing.assert_allclose(at_work.outputs({"input": kept["inputs.input"]})["output"], kept["outputs.output"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            at_work.outputs({"input": kept["inputs.input"]})["output"], kept["outputs.output"], rtol=0, atol=1e-5
+        )
         assert at_work.device == made.manifest.device
 
 
@@ -25,7 +37,8 @@ def test_a_changed_file_is_refused(bundle_copy):
     (bundle_copy / "model.onnx").write_bytes(b"other")
     with (
         pytest.raises(
-            BundleError, match=r"model\.onnx was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`"
+            BundleError,
+            match=r"model\.onnx was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`",
         ),
         start(bundle_copy),
     ):
@@ -62,7 +75,9 @@ def refusing(made, tmp_path, monkeypatch, *, device=GPU, version="1.4", **change
         ),
     ],
 )
-def test_an_engine_of_another_gpu_or_tensorrt_is_refused_with_the_command_that_rebuilds(made, tmp_path, monkeypatch, here, reason):
+def test_an_engine_of_another_gpu_or_tensorrt_is_refused_with_the_command_that_rebuilds(
+    made, tmp_path, monkeypatch, here, reason
+):
     said = refusing(made, tmp_path, monkeypatch, **here)
     assert (
         said
@@ -85,5 +100,7 @@ def test_verifying_and_starting_need_no_torch(made):
         f"assert verify({str(made.directory)!r}).failures == []\n"
         f"with start({str(made.directory)!r}) as at_work: print(at_work.runtime.name)"
     )
-    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
     assert (done.stdout, done.stderr) == ("onnxruntime\n", "")

@@ -36,7 +36,9 @@ def verdicts(steps):
 
 
 def test_what_agrees_passes_with_its_numbers():
-    steps, outputs = climb([rung("trained", LOGITS), rung("fused", LOGITS + np.float32(4e-6))], SAMPLES, accuracy(LABELS))
+    steps, outputs = climb(
+        [rung("trained", LOGITS), rung("fused", LOGITS + np.float32(4e-6))], SAMPLES, accuracy(LABELS)
+    )
     assert verdicts(steps) == ["reference", "passed"]
     first = steps[1].first["y"]
     assert first.max_abs == pytest.approx(4e-6, rel=0.1)
@@ -76,7 +78,13 @@ def test_what_cannot_be_run_is_not_run_and_what_is_refused_fails():
     def refused(_):
         raise DeployError("refused")
 
-    rungs = [rung("a", LOGITS), Rung("b", "fp32", "no GPU"), Rung("c", "fp32", cannot), Rung("d", "fp32", refused), rung("e", LOGITS)]
+    rungs = [
+        rung("a", LOGITS),
+        Rung("b", "fp32", "no GPU"),
+        Rung("c", "fp32", cannot),
+        Rung("d", "fp32", refused),
+        rung("e", LOGITS),
+    ]
     steps, _ = climb(rungs, SAMPLES)
     assert [(step.verdict, step.reason) for step in steps[1:]] == [
         ("not run", "no GPU"),
@@ -93,7 +101,10 @@ def test_without_a_reference_nothing_is_compared():
 
 def test_where_the_first_form_cannot_be_run_the_next_is_the_reference():
     steps, outputs = climb([Rung("original", "fp32", "no kernel"), rung("onnx", LOGITS)], SAMPLES)
-    assert [(step.name, step.verdict, step.reason) for step in steps] == [("original", "not run", "no kernel"), ("onnx", "reference", "")]
+    assert [(step.name, step.verdict, step.reason) for step in steps] == [
+        ("original", "not run", "no kernel"),
+        ("onnx", "reference", ""),
+    ]
     assert list(outputs) == ["onnx"]
 
 
@@ -188,9 +199,10 @@ def test_what_is_not_finite_in_both_is_said_and_the_rest_is_judged(value):
     assert (steps[1].first["y"].not_finite, steps[1].first["y"].max_abs) == (1, 0.0)
     assert steps[1].note == "1 values of y are NaN or infinite, as in the reference"
     assert steps[1].first["y"].top1.share == 1.0
-    assert steps[1].first["y"].top1.share == accuracy(np.arange(3)).of({"y": np.eye(3)[:, None]}, samples_for(np.eye(3))).value, (
-        "of three samples"
-    )
+    assert (
+        steps[1].first["y"].top1.share
+        == accuracy(np.arange(3)).of({"y": np.eye(3)[:, None]}, samples_for(np.eye(3))).value
+    ), "of three samples"
     again, _ = climb([rung("a", holed), rung("b", LOGITS)], SAMPLES)
     kind = "NaN" if np.isnan(value) else "infinite"
     assert again[1].reason == f"1 of 8 values of 'y' are not {kind} where the reference is"
@@ -241,7 +253,9 @@ def test_polygraphy_is_named_where_it_is_missing(monkeypatch):
 
 
 def test_other_shapes_cannot_be_compared():
-    with pytest.raises(DeployError, match=r"output 'y' of shape \[1, 2\] cannot be compared with one of shape \[1, 1\]"):
+    with pytest.raises(
+        DeployError, match=r"output 'y' of shape \[1, 2\] cannot be compared with one of shape \[1, 1\]"
+    ):
         agreement(LOGITS, LOGITS[:, :1])
 
 

@@ -19,7 +19,10 @@ def values(nodes, weights=None, inputs=None):
     """What the values of a model are; it is written by nodes from x to a."""
     weights = {name: np.asarray(array) for name, array in (weights or {}).items()}
     model = made(
-        [*nodes, node("Identity", ["x"], "y")], weights, inputs=inputs, outputs=inputs and [value("y", [1, 4, 8, 8], TensorProto.UINT8)]
+        [*nodes, node("Identity", ["x"], "y")],
+        weights,
+        inputs=inputs,
+        outputs=inputs and [value("y", [1, 4, 8, 8], TensorProto.UINT8)],
     )
     return possible(Flow(model.graph, [Node(proto) for proto in model.graph.node], kinds(model), weights))
 
@@ -45,17 +48,29 @@ def values(nodes, weights=None, inputs=None):
         ([node("LeakyRelu", ["b"], "a", alpha=0.25)], {}, Values(False, 0.0, 255.0, 1.0)),
         ([node("Neg", ["b"], "c"), node("LeakyRelu", ["c"], "a", alpha=0.25)], {}, Values(False, -63.75, 0.0, 1.0)),
         ([node("Mul", ["b", "k"], "a")], {"k": np.float32([0.25])}, Values(False, 0.0, 63.75, 0.25)),
-        ([node("Mul", ["b", "k"], "a")], {"k": np.float32([0.3] * 7 + [0.4])}, Values(False, 0.0, float(np.float32(0.4)) * 255)),
+        (
+            [node("Mul", ["b", "k"], "a")],
+            {"k": np.float32([0.3] * 7 + [0.4])},
+            Values(False, 0.0, float(np.float32(0.4)) * 255),
+        ),
         ([node("Add", ["b", "k"], "a")], {"k": np.float32([0.5] * 4 + [1] * 4)}, Values(False, 0.5, 256.0, 0.5)),
         ([node("Sqrt", ["b"], "a")], {}, Values(False, 0.0, 255**0.5, 0.5 / 255**0.5)),
         ([node("Hardmax", ["b"], "a")], {}, Values(True, 0.0, 1.0)),
-        ([node("Einsum", ["b", "k"], "a", equation="nchw,w->nch")], {"k": np.float32([1] * 8)}, Values(True, -8 * 255.0, 8 * 255.0)),
+        (
+            [node("Einsum", ["b", "k"], "a", equation="nchw,w->nch")],
+            {"k": np.float32([1] * 8)},
+            Values(True, -8 * 255.0, 8 * 255.0),
+        ),
         (
             [node("ScatterElements", ["b", "i", "b"], "a", reduction="add")],
             {"i": np.zeros((1, 4, 8, 8), np.int64)},
             Values(True, 0.0, 257 * 255.0),
         ),
-        ([node("ScatterElements", ["b", "i", "b"], "a", reduction="mul")], {"i": np.zeros((1, 4, 8, 8), np.int64)}, Values(True)),
+        (
+            [node("ScatterElements", ["b", "i", "b"], "a", reduction="mul")],
+            {"i": np.zeros((1, 4, 8, 8), np.int64)},
+            Values(True),
+        ),
         (
             [node("DequantizeLinear", ["x", "k", "zero"], "a")],
             {"k": np.float32(0.5), "zero": np.uint8(128)},
@@ -87,5 +102,7 @@ def test_each_operator_says_what_it_can_write(nodes, weights, wanted):
 
 def test_a_float_input_is_any_and_an_infinite_constant_is_no_limit():
     assert values([])["x"] == ANY
-    found = values([node("Neg", ["k"], "a"), node("Add", ["x", "k"], "b")], {"k": np.float32([-3, -np.inf, 0, 0, 0, 0, 0, 0])})
+    found = values(
+        [node("Neg", ["k"], "a"), node("Add", ["x", "k"], "b")], {"k": np.float32([-3, -np.inf, 0, 0, 0, 0, 0, 0])}
+    )
     assert (found["a"], found["b"]) == (Values(True, 0.0, 3.0), ANY)

@@ -40,7 +40,9 @@ def reseal(directory, change):
 
     def listed(text):
         fields = json.loads(text)
-        return json.dumps({**fields, "files": change(fields["files"]), "seal": fields["seal"]}, indent=2).encode() + b"\n"
+        return (
+            json.dumps({**fields, "files": change(fields["files"]), "seal": fields["seal"]}, indent=2).encode() + b"\n"
+        )
 
     edit(directory, listed)
 
@@ -118,7 +120,12 @@ def test_what_the_manifest_concludes_must_follow_from_its_numbers(bundle_copy):
     steps, shipped = list(manifest.validation), manifest.shipped
     steps[-1] = msgspec.structs.replace(steps[-1], verdict="failed")
     faster = msgspec.structs.replace(shipped.measured, median_us=shipped.measured.median_us / 2)
-    rewrite(bundle_copy, validation=tuple(steps), shipped=msgspec.structs.replace(shipped, measured=faster), budget_verdict="missed")
+    rewrite(
+        bundle_copy,
+        validation=tuple(steps),
+        shipped=msgspec.structs.replace(shipped, measured=faster),
+        budget_verdict="missed",
+    )
     assert [check.name for check in verify(bundle_copy).failures] == ["handout", "recorded verdicts"]
     assert detail(bundle_copy, "recorded verdicts") == (
         "onnx fp32 is failed; the latency of the shipped network is not that of its samples; the budget is missed, by its numbers met"
@@ -130,7 +137,13 @@ def test_a_measurement_must_follow_from_its_samples_but_need_not_state_percentil
     assert found.p90_us == 10.0
     assert _follows(found, found, QUICK)
     assert _follows(msgspec.structs.replace(found, p90_us=None, p99_us=None), found, QUICK)
-    for change in ({"p90_us": 11.0}, {"median_us": 9.0}, {"low_us": 9.0}, {"status": "unstable"}, {"reason": "the latency moved"}):
+    for change in (
+        {"p90_us": 11.0},
+        {"median_us": 9.0},
+        {"low_us": 9.0},
+        {"status": "unstable"},
+        {"reason": "the latency moved"},
+    ):
         assert not _follows(msgspec.structs.replace(found, **change), found, QUICK)
 
 
@@ -165,7 +178,9 @@ def test_another_device_is_not_timed(bundle_copy, field, value, monkeypatch):
         assert "measured on another runtime: version '0.0', here " in detail(bundle_copy, "latency")
 
 
-@pytest.mark.parametrize(("low_us", "high_us", "verdict"), [(80.0, 90.0, "passed"), (101.0, 110.0, "failed"), (95.0, 105.0, "unsure")])
+@pytest.mark.parametrize(
+    ("low_us", "high_us", "verdict"), [(80.0, 90.0, "passed"), (101.0, 110.0, "failed"), (95.0, 105.0, "unsure")]
+)
 def test_the_latency_now_is_judged_by_the_budget(bundle_copy, monkeypatch, low_us, high_us, verdict):
     now = Measurement(samples_us=(low_us,), median_us=low_us, low_us=low_us, high_us=high_us, status="ok")
     monkeypatch.setattr(engine, "measure_in_turns", lambda networks, *_: dict.fromkeys(networks, now))
@@ -190,7 +205,10 @@ def test_an_engine_without_its_gpu_is_not_run(tmp_path, monkeypatch):
     half = onnx.load_from_string(made.read("model.fp16.onnx"))
     half.producer_name = "somebody"
     content = half.SerializeToString()
-    chain = [msgspec.structs.replace(link, sha256=sha256(content)) if link.name == "onnx-fp16" else link for link in made.manifest.chain]
+    chain = [
+        msgspec.structs.replace(link, sha256=sha256(content)) if link.name == "onnx-fp16" else link
+        for link in made.manifest.chain
+    ]
     rewrite(made.directory, {"model.fp16.onnx": content}, chain=tuple(chain))
     assert [check.name for check in verify(made.directory).failures] == ["certificate"]
     rewrite(made.directory, versions=made.manifest.versions | {"onnx": "0.1"})
@@ -207,7 +225,9 @@ def test_a_script_that_this_version_does_not_write_fails_though_its_hash_is_righ
     rewrite(bundle_copy, {file: (bundle_copy / file).read_bytes() + b"\nimport os\n"})
     found = verify(bundle_copy)
     version = distribution.version()
-    assert [(check.name, check.detail) for check in found.failures] == [("handout", f"{file}: not what Lathe {version} writes")]
+    assert [(check.name, check.detail) for check in found.failures] == [
+        ("handout", f"{file}: not what Lathe {version} writes")
+    ]
 
 
 def test_a_bundle_without_its_script_fails(bundle_copy):
@@ -225,7 +245,8 @@ def test_what_another_version_wrote_is_compared_by_hash_only(bundle_copy, versio
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/hostname", "../outside", "..", ".", "", "sub/file", "manifest.json", "a\0b", "a\\b", "/dev/zero", "n" * 300]
+    "name",
+    ["/etc/hostname", "../outside", "..", ".", "", "sub/file", "manifest.json", "a\0b", "a\\b", "/dev/zero", "n" * 300],
 )
 def test_a_name_that_leads_out_of_the_bundle_fails_and_is_not_opened(bundle_copy, name):
     (bundle_copy.parent / "outside").write_bytes(b"")
@@ -271,7 +292,10 @@ def test_a_linked_manifest_is_an_error(bundle_copy):
 
 def test_a_manifest_that_lists_no_model_or_reference_fails(bundle_copy):
     reseal(
-        bundle_copy, lambda files: {name: digest for name, digest in files.items() if name not in ("model.onnx", "reference.safetensors")}
+        bundle_copy,
+        lambda files: {
+            name: digest for name, digest in files.items() if name not in ("model.onnx", "reference.safetensors")
+        },
     )
     found = {check.name: check for check in verify(bundle_copy).checks}
     assert (found["model.onnx"].verdict, found["reference.safetensors"].verdict) == ("failed", "failed")
@@ -298,6 +322,11 @@ def test_a_protocol_beyond_any_use_is_an_error(bundle_copy):
 
 
 def test_brackets_without_end_are_an_error(bundle_copy):
-    edit(bundle_copy, lambda text: text.replace(b'"preprocessing": {', b'"preprocessing": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b","))
+    edit(
+        bundle_copy,
+        lambda text: text.replace(
+            b'"preprocessing": {', b'"preprocessing": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b","
+        ),
+    )
     with pytest.raises(BundleError, match=r"manifest\.json"):
         verify(bundle_copy)

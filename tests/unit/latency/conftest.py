@@ -9,12 +9,32 @@ from typing import Self
 
 import pytest
 
-from latency import BlockSpec, BuildFailed, Device, Lowered, Protocol, Row, RunFailed, Runtime, TableHeader, TableWriter, Workload
+from latency import (
+    BlockSpec,
+    BuildFailed,
+    Device,
+    Lowered,
+    Protocol,
+    Row,
+    RunFailed,
+    Runtime,
+    TableHeader,
+    TableWriter,
+    Workload,
+)
 from latency.lowered import overhead_onnx
 from latency.measure import percentile
 
 CPU = Device(
-    kind="cpu", name="Test CPU", cores=4, threads=1, isa=("avx2",), memory_mib=8192, driver="", compute_capability="", os="Linux x86_64"
+    kind="cpu",
+    name="Test CPU",
+    cores=4,
+    threads=1,
+    isa=("avx2",),
+    memory_mib=8192,
+    driver="",
+    compute_capability="",
+    os="Linux x86_64",
 )
 QUICK = Protocol(name="quick", warmup_ms=0.0, min_samples=10, max_samples=40, min_time_ms=0.0, max_time_ms=1000.0)
 
@@ -98,7 +118,13 @@ class Kit:
     """The helpers above, for tests that cannot import a conftest."""
 
     FakeBackend, CPU, QUICK = FakeBackend, CPU, QUICK
-    spec, key, block, row, header = staticmethod(spec), staticmethod(key), staticmethod(block), staticmethod(row), staticmethod(header)
+    spec, key, block, row, header = (
+        staticmethod(spec),
+        staticmethod(key),
+        staticmethod(block),
+        staticmethod(row),
+        staticmethod(header),
+    )
 
 
 @pytest.fixture
@@ -111,7 +137,11 @@ def rows(kit):
     """An overhead, and blocks over a complete grid of two widths."""
     return [
         kit.row("overhead", [2.0, 2.1, 2.2], kind="overhead"),
-        *(kit.row(kit.spec(a, b).key, [a * b / 8 + 0.5, a * b / 8 + 1, a * b / 8 + 1.25]) for a in (8, 16, 24) for b in (8, 16)),
+        *(
+            kit.row(kit.spec(a, b).key, [a * b / 8 + 0.5, a * b / 8 + 1, a * b / 8 + 1.25])
+            for a in (8, 16, 24)
+            for b in (8, 16)
+        ),
     ]
 
 

@@ -1,7 +1,16 @@
 import msgspec
 import pytest
 
-from latency import BlockSpec, CoverageError, FingerprintMismatch, LatencyError, LatencyTable, TableWriter, Workload, profile
+from latency import (
+    BlockSpec,
+    CoverageError,
+    FingerprintMismatch,
+    LatencyError,
+    LatencyTable,
+    TableWriter,
+    Workload,
+    profile,
+)
 from latency.anchored import Anchored, named, old_tables, profile_like, prove, require_flags
 from latency.check import check
 from latency.coverage import held_out
@@ -50,7 +59,11 @@ def test_few_blocks_are_measured_and_the_others_transferred_with_intervals(tmp_p
     assert len(others) == len(WIDTHS) - 40
     assert max(abs(row.median_us / new_us(row.key) - 1) for row in others) < 0.05
     assert sum(row.low_us <= new_us(row.key) <= row.high_us for row in others) > 0.9 * len(others)
-    assert [row.kind for row in table.rows if row.measured and row.kind != "block"] == ["sentinel", "overhead", "network"]
+    assert [row.kind for row in table.rows if row.measured and row.kind != "block"] == [
+        "sentinel",
+        "overhead",
+        "network",
+    ]
     (done,) = (event for event in events if isinstance(event, Anchored))
     assert (done.measured, done.transferred, done.proof.held_out) == (40, len(others), 8)
     assert done.proof.mean_error < 0.05
@@ -64,13 +77,25 @@ def test_a_transferred_block_is_looked_up_with_its_interval_and_a_prediction_say
     table = LatencyTable.load(tmp_path / "t.jsonl")
     row = next(row for row in table.rows if row.status == "transferred")
     found = table.lookup(spec := BlockSpec.parse(row.key))
-    assert (found.source, found.us, found.low_us, found.high_us) == ("transferred", row.median_us, row.low_us, row.high_us)
+    assert (found.source, found.us, found.low_us, found.high_us) == (
+        "transferred",
+        row.median_us,
+        row.low_us,
+        row.high_us,
+    )
     whole = table.predict([spec])
-    assert "200 of 240 blocks are transferred from Test CPU (fake, fp32, 1 thread; sha256 0000000000000000)" in whole.origin
+    assert (
+        "200 of 240 blocks are transferred from Test CPU (fake, fp32, 1 thread; sha256 0000000000000000)"
+        in whole.origin
+    )
     assert whole.high_us - whole.us > found.high_us - found.us
-    assert not table.predict([BlockSpec.parse(next(row.key for row in table.rows if row.kind == "block" and row.measured))]).origin
+    assert not table.predict(
+        [BlockSpec.parse(next(row.key for row in table.rows if row.kind == "block" and row.measured))]
+    ).origin
     (said,) = (
-        finding for finding in check(table, [work.key for work in works if work.kind == "block"]) if finding.problem == "transferred"
+        finding
+        for finding in check(table, [work.key for work in works if work.kind == "block"])
+        if finding.problem == "transferred"
     )
     assert "8 held-out ones" in said.words
     between = table.lookup(kit.spec(12, 12))
@@ -131,13 +156,18 @@ def test_an_anchor_that_fails_stays_a_hole_and_is_tried_once_a_call(tmp_path, ki
     assert next(row.status for row in table.rows if row.key == failing) == "build_failed"
     assert backend.compiled.count(failing) <= 2  # once as what may be the sentinel
     backend.build_fails = {work.key for work in works}
-    with pytest.raises(LatencyError, match=r"^0 anchors could be measured, .*: block .* is build_failed \(unsupported operator Foo\)"):
+    with pytest.raises(
+        LatencyError, match=r"^0 anchors could be measured, .*: block .* is build_failed \(unsupported operator Foo\)"
+    ):
         list(run(tmp_path / "g.jsonl", kit, works, old, backend))
 
 
 @pytest.mark.parametrize(
     ("anchors", "words"),
-    [(3, "--anchors 3 is too few: each of the 1 families of blocks needs one, the fit 5"), (241, "--anchors 241 is more than the 240")],
+    [
+        (3, "--anchors 3 is too few: each of the 1 families of blocks needs one, the fit 5"),
+        (241, "--anchors 241 is more than the 240"),
+    ],
 )
 def test_too_few_or_too_many_anchors_are_refused(tmp_path, kit, works, old, anchors, words):
     with pytest.raises(LatencyError, match=words):
@@ -148,7 +178,8 @@ def test_too_few_or_too_many_anchors_are_refused(tmp_path, kit, works, old, anch
 def test_an_old_table_must_cover_the_space(tmp_path, kit, works, old):
     few = LatencyTable(kit.header(space="other"), old.rows[:3], path="few.latency.jsonl")
     with pytest.raises(
-        CoverageError, match=r"--like few.latency.jsonl, of the space other, does not cover the space to profile: block conv"
+        CoverageError,
+        match=r"--like few.latency.jsonl, of the space other, does not cover the space to profile: block conv",
     ):
         next(run(tmp_path / "t.jsonl", kit, works, few))
 
@@ -164,7 +195,9 @@ def test_old_tables_are_of_this_lowering_and_may_be_of_another_precision(tmp_pat
 
 
 def test_an_old_table_that_is_not_measured_is_said_to_be(kit, old):
-    simulated = LatencyTable(kit.header(runtime=msgspec.structs.replace(kit.FakeBackend.runtime, name="simulated")), [], sha256="1" * 64)
+    simulated = LatencyTable(
+        kit.header(runtime=msgspec.structs.replace(kit.FakeBackend.runtime, name="simulated")), [], sha256="1" * 64
+    )
     assert "simulated: no such device exists" in named([old, simulated])[1].words
     assert "which is not measured" not in named([old])[0].words
 

@@ -19,7 +19,9 @@ def test_parse_is_the_inverse_of_key(op, attrs, widths, size, c_in):
 
 
 def test_key_is_canonical_whatever_the_order():
-    spec = BlockSpec.of("irb", attrs={"w": 14, "stride": 1, "act": "swish", "h": 7}, widths={"c_out": 16, "hidden": 96, "c_in": 3})
+    spec = BlockSpec.of(
+        "irb", attrs={"w": 14, "stride": 1, "act": "swish", "h": 7}, widths={"c_out": 16, "hidden": 96, "c_in": 3}
+    )
     assert spec.key == "irb(act=swish,h=7,stride=1,w=14)[c_in=3,hidden=96,c_out=16]"
     assert spec.family == "irb(act=swish,h=7,stride=1,w=14)"
     assert (spec.width("hidden"), spec.attr("act"), spec.input_elements) == (96, "swish", 3 * 7 * 14)
@@ -78,8 +80,16 @@ def test_what_is_no_key_is_refused(key):
     ("key", "title", "channels"),
     [
         ("conv(act=relu,h=32,kernel=3,stride=2,w=16)[c_in=3,c_out=16]", "conv 3x3/2 relu @32x16", "3 → 16"),
-        ("irb(act=swish,h=8,kernel=5,residual=1,se=0,stride=1,w=8)[c_in=8,hidden=48,c_out=8]", "irb 5x5 swish residual @8x8", "8 → 48 → 8"),
-        ("conv(act=none,groups=4,h=8,kernel=1,kernel_w=3,pad=0,stride=1,w=8)[c_in=8,c_out=8]", "conv 1x3 groups=4 pad=0 @8x8", "8 → 8"),
+        (
+            "irb(act=swish,h=8,kernel=5,residual=1,se=0,stride=1,w=8)[c_in=8,hidden=48,c_out=8]",
+            "irb 5x5 swish residual @8x8",
+            "8 → 48 → 8",
+        ),
+        (
+            "conv(act=none,groups=4,h=8,kernel=1,kernel_w=3,pad=0,stride=1,w=8)[c_in=8,c_out=8]",
+            "conv 1x3 groups=4 pad=0 @8x8",
+            "8 → 8",
+        ),
         ("head(h=4,w=4)[c_in=128,c_out=10]", "head @4x4", "128 → 10"),
     ],
 )

@@ -17,7 +17,9 @@ def onnx_of(size: int) -> bytes:
     """A matrix product: few nodes, many weights."""
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name in ("input", "output")]
     weight = numpy_helper.from_array(np.ones((size, size), np.float32), "weight")
-    graph = helper.make_graph([helper.make_node("MatMul", ["input", "weight"], ["output"])], "g", ends[:1], ends[1:], initializer=[weight])
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "weight"], ["output"])], "g", ends[:1], ends[1:], initializer=[weight]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     fill_weights(model)
     return model.SerializeToString(deterministic=True)
@@ -50,9 +52,16 @@ def rewritten(bundle: Path, change) -> Path:
 
 def test_it_gives_back_the_same_bytes_in_the_same_order(works, bundle):
     found = blocks_zip.read(bundle)
-    assert [(work.kind, work.key, work.blocks) for work in found.workloads] == [(work.kind, work.key, work.blocks) for work in works]
+    assert [(work.kind, work.key, work.blocks) for work in found.workloads] == [
+        (work.kind, work.key, work.blocks) for work in works
+    ]
     assert [work.onnx() for work in found.workloads] == [work.onnx() for work in works]
-    assert (found.index.schema, found.index.lowering, found.index.space, found.index.precision) == ("blocks/2", "1", "toy", "fp32")
+    assert (found.index.schema, found.index.lowering, found.index.space, found.index.precision) == (
+        "blocks/2",
+        "1",
+        "toy",
+        "fp32",
+    )
 
 
 def test_the_same_workloads_are_the_same_bytes_and_a_key_is_there_once(works, bundle, tmp_path):
@@ -77,7 +86,9 @@ def test_weights_that_cannot_be_drawn_again_are_a_bug(works, tmp_path):
 
 
 def test_a_missing_file_is_named(bundle):
-    with pytest.raises(LatencyError, match=r"toy.blocks.zip: 00002.onnx is missing: write it again with `lathe bundle SPACE --out"):
+    with pytest.raises(
+        LatencyError, match=r"toy.blocks.zip: 00002.onnx is missing: write it again with `lathe bundle SPACE --out"
+    ):
         blocks_zip.read(rewritten(bundle, lambda files: files.pop("00002.onnx")))
     with pytest.raises(LatencyError, match=r"index.json is missing"):
         blocks_zip.read(rewritten(bundle, lambda files: files.pop("index.json")))
@@ -97,7 +108,9 @@ def test_a_bundle_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(bun
     with zipfile.ZipFile(bundle) as archive:
         size = struct.pack("<I", archive.getinfo("index.json").file_size)
     bundle.write_bytes(bundle.read_bytes().replace(size, struct.pack("<I", 2**32 - 2)))
-    with pytest.raises(LatencyError, match=r"toy.blocks.zip unpacks to 4 GiB, and at most 4 GiB are read: write it again"):
+    with pytest.raises(
+        LatencyError, match=r"toy.blocks.zip unpacks to 4 GiB, and at most 4 GiB are read: write it again"
+    ):
         blocks_zip.read(bundle)
 
 
@@ -105,7 +118,9 @@ def test_a_changed_file_is_named_with_its_key(bundle):
     def swap(files):
         files["00000.onnx"], files["00001.onnx"] = files["00001.onnx"], files["00000.onnx"]
 
-    with pytest.raises(LatencyError, match=r"00000.onnx was changed, it is not the graph of conv\(.*\)\[c_in=8,c_out=8\] any more"):
+    with pytest.raises(
+        LatencyError, match=r"00000.onnx was changed, it is not the graph of conv\(.*\)\[c_in=8,c_out=8\] any more"
+    ):
         blocks_zip.read(rewritten(bundle, swap))
 
 
@@ -145,7 +160,11 @@ def test_no_byte_can_change_unseen(bundle, works):
 def test_what_is_no_bundle_is_refused(tmp_path, bundle):
     torn = tmp_path / "torn.blocks.zip"
     torn.write_bytes(bundle.read_bytes()[:-100])
-    for path, words in [(tmp_path / "none.zip", "does not exist"), (torn, "is not a zip file"), (tmp_path, "is a directory")]:
+    for path, words in [
+        (tmp_path / "none.zip", "does not exist"),
+        (torn, "is not a zip file"),
+        (tmp_path, "is a directory"),
+    ]:
         with pytest.raises(LatencyError, match=words) as error:
             blocks_zip.read(path)
         assert "\n" not in str(error.value)

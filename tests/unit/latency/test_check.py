@@ -79,7 +79,10 @@ def test_a_table_without_sentinels_says_so(kit):
 def test_blocks_that_interpolation_covers_are_a_doubt_and_no_hole(kit):
     specs = [kit.spec(a, b) for a in range(8, 65, 8) for b in range(8, 65, 8)]
     rows = [kit.row(spec.key, [10.0 + spec.width("c_in") * spec.width("c_out") / 64]) for spec in specs[::3]]
-    corners = {spec.key: kit.row(spec.key, [10.0 + spec.width("c_in") * spec.width("c_out") / 64]) for spec in (specs[7], specs[56])}
+    corners = {
+        spec.key: kit.row(spec.key, [10.0 + spec.width("c_in") * spec.width("c_out") / 64])
+        for spec in (specs[7], specs[56])
+    }
     table = LatencyTable(kit.header(), [*rows, *corners.values()])
     found = check(table, [*(spec.key for spec in specs), kit.spec(72, 8).key])
     assert [finding.key for finding in found if finding.problem == "missing"] == [kit.spec(72, 8).key]

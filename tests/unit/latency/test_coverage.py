@@ -38,7 +38,10 @@ def bottleneck(hidden):
     return Workload.block(spec, lambda: model([64, hidden, 64], 16, [1, 1]))
 
 
-SPACE = [*(two_dimensional(a, b) for a in range(8, 97, 8) for b in range(8, 97, 8)), *(bottleneck(w) for w in range(32, 2049, 32))]
+SPACE = [
+    *(two_dimensional(a, b) for a in range(8, 97, 8) for b in range(8, 97, 8)),
+    *(bottleneck(w) for w in range(32, 2049, 32)),
+]
 
 
 def adaptively(path, kit, workloads=SPACE, backend=None, error=0.02):
@@ -94,7 +97,9 @@ def test_what_is_held_out_is_no_corner_and_about_one_in_twenty(kit):
 
 
 def test_a_space_that_is_easy_needs_less(tmp_path, kit):
-    plain = kit.FakeBackend(lambda key: 10.0 if key == "overhead" else 5.0 + math.prod(w for _, w in BlockSpec.parse(key).widths) / 500)
+    plain = kit.FakeBackend(
+        lambda key: 10.0 if key == "overhead" else 5.0 + math.prod(w for _, w in BlockSpec.parse(key).widths) / 500
+    )
     work = [kit.block(a, b) for a in range(8, 161, 8) for b in range(8, 161, 8)]
     *_, last = (event for event in adaptively(tmp_path / "t.jsonl", kit, work, plain) if isinstance(event, Covered))
     assert last.measured < len(work) / 5
@@ -148,7 +153,9 @@ def test_an_error_that_cannot_be_is_refused(tmp_path, kit):
 
 def test_a_small_space_is_measured_by_more_than_a_third_where_nothing_could_be_interpolated_otherwise(tmp_path, kit):
     small = [two_dimensional(a, b) for a in range(8, 33, 8) for b in range(8, 33, 8)]
-    *_, last = (event for event in adaptively(tmp_path / "t.jsonl", kit, small, error=1e-9) if isinstance(event, Covered))
+    *_, last = (
+        event for event in adaptively(tmp_path / "t.jsonl", kit, small, error=1e-9) if isinstance(event, Covered)
+    )
     assert (last.done, last.enough) == (True, False)
     assert len(small) / 3 < last.measured < len(small)
     table = LatencyTable.load(tmp_path / "t.jsonl")

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from latency.decoding import Unzipped, decode_json, decode_npy, decode_tensors, read_json, read_json_lines, read_npy, read_npz
+from latency.decoding import (
+    Unzipped,
+    decode_json,
+    decode_npy,
+    decode_tensors,
+    read_json,
+    read_json_lines,
+    read_npy,
+    read_npz,
+)
 from latency.errors import FileError
 
 
@@ -136,16 +145,34 @@ def test_an_npy_file_gives_its_array(tmp_path, dtype, order, version):
         (b"", "is not an .npy file"),
         (b"\x80\x04\x95", "is not an .npy file"),
         (b"\x93NUMPY\x01\x00", "is not an .npy file of numbers"),
-        (npy_with("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"\x80\x04."), "is not an .npy file of numbers: its header"),
-        (npy_with("{'descr': '<U8', 'fortran_order': False, 'shape': (1,)}", bytes(32)), "is not an .npy file of numbers"),
-        (npy_with("{'descr': '<f3', 'fortran_order': False, 'shape': (1,)}", bytes(3)), "data type '<f3' not understood"),
+        (
+            npy_with("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b"\x80\x04."),
+            "is not an .npy file of numbers: its header",
+        ),
+        (
+            npy_with("{'descr': '<U8', 'fortran_order': False, 'shape': (1,)}", bytes(32)),
+            "is not an .npy file of numbers",
+        ),
+        (
+            npy_with("{'descr': '<f3', 'fortran_order': False, 'shape': (1,)}", bytes(3)),
+            "data type '<f3' not understood",
+        ),
         (
             npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000000,)}"),
             "it has 3.725e.04 GiB of numbers, found 0 bytes",
         ),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999999999999)}"), "is not an .npy file of numbers"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1," * 99 + ")}", bytes(4)), "maximum supported dimension"),
-        (npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", bytes(4)), "is not an .npy file of numbers"),
+        (
+            npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 99999999999999999999)}"),
+            "is not an .npy file of numbers",
+        ),
+        (
+            npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "1," * 99 + ")}", bytes(4)),
+            "maximum supported dimension",
+        ),
+        (
+            npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}", bytes(4)),
+            "is not an .npy file of numbers",
+        ),
         (npy_with("(" * 5000), "is not an .npy file of numbers"),
         (npy_of(np.zeros(3))[:-1], "by its header it has 24 bytes of numbers, found 23 bytes"),
         (npy_of(np.zeros(3)) + b"x", "by its header it has 24 bytes of numbers, found 25 bytes"),
@@ -189,7 +216,10 @@ def test_a_safetensors_file_gives_its_tensors():
             safetensors_with({"a": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}}),
             "is not a safetensors file .*array is too big",
         ),
-        (safetensors_with({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)), "has a tensor of type BF16"),
+        (
+            safetensors_with({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)),
+            "has a tensor of type BF16",
+        ),
         (save({"a": np.zeros(3)})[:-1], "is not a safetensors file"),
     ],
 )

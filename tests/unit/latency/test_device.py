@@ -26,7 +26,9 @@ def test_reads_what_matters_from_proc(tmp_path):
 
 
 def test_reads_an_arm_board(tmp_path):
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp crc32\n\nModel\t\t: Raspberry Pi 5\n")
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nFeatures\t: fp asimd asimddp crc32\n\nModel\t\t: Raspberry Pi 5\n"
+    )
     device = Device.cpu(proc=tmp_path)
     assert (device.name, device.isa, device.memory_mib) == ("Raspberry Pi 5", ("asimd", "asimddp"), 0)
 

@@ -21,7 +21,13 @@ def table(kit):
 
 @pytest.mark.parametrize(
     ("factor", "noise", "verdict"),
-    [(1.0, 0.002, "SAME"), (0.9, 0.002, "FASTER"), (1.1, 0.002, "SLOWER"), (1.01, 0.02, "UNSURE"), (1.05, 0.4, "UNSURE")],
+    [
+        (1.0, 0.002, "SAME"),
+        (0.9, 0.002, "FASTER"),
+        (1.1, 0.002, "SLOWER"),
+        (1.01, 0.02, "UNSURE"),
+        (1.05, 0.4, "UNSURE"),
+    ],
 )
 def test_verdicts(table, factor, noise, verdict):
     found = diff(table(noise=noise), table(factor, noise, seed=1))
@@ -46,7 +52,9 @@ def test_a_table_is_the_same_as_itself_and_answers_alike_each_time(table):
 @pytest.mark.parametrize("noise", [0.002, 0.05, 0.5])
 def test_a_table_is_the_same_as_itself_in_every_row_however_noisy_it_is(table, noise):
     found = diff(table(noise=noise), table(noise=noise))
-    assert {(row.verdict, row.ratio, row.low, row.high) for row in (found.overall, *found.rows)} == {("SAME", 1.0, 1.0, 1.0)}
+    assert {(row.verdict, row.ratio, row.low, row.high) for row in (found.overall, *found.rows)} == {
+        ("SAME", 1.0, 1.0, 1.0)
+    }
     assert found.same
     assert found.differences == ()
 
@@ -87,7 +95,11 @@ def test_a_replay_is_told_from_what_was_measured(table, kit):
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says(table):
-    inside = [found.low <= 1.02 <= found.high for i in range(40) for found in diff(table(seed=2 * i), table(1.02, seed=2 * i + 1)).rows]
+    inside = [
+        found.low <= 1.02 <= found.high
+        for i in range(40)
+        for found in diff(table(seed=2 * i), table(1.02, seed=2 * i + 1)).rows
+    ]
     assert np.mean(inside) > 0.9
 
 
@@ -111,13 +123,21 @@ def test_nothing_in_common(table):
 def test_families_are_compared_by_the_mean_of_their_rows(kit):
     def made(*factors):
         keys = [kit.spec(8, width).key for width in (8, 16)]
-        rows = [kit.row(key, [10.0 * factor + step / 1000 for step in range(30)]) for key, factor in zip(keys, factors, strict=False)]
+        rows = [
+            kit.row(key, [10.0 * factor + step / 1000 for step in range(30)])
+            for key, factor in zip(keys, factors, strict=False)
+        ]
         network = kit.row("network-1", [20.0 * factors[-1]] * 30, kind="network", blocks=tuple(keys))
         return LatencyTable(kit.header(), [*rows, network], path="a table")
 
     found = diff(made(1.0, 1.0, 1.0), made(1.0, 1.21, 0.5))
     family, networks = found.families
-    assert (family.family, family.key, family.verdict, round(family.ratio, 2)) == (kit.spec(8, 8).family, "", "UNSURE", 1.1)
+    assert (family.family, family.key, family.verdict, round(family.ratio, 2)) == (
+        kit.spec(8, 8).family,
+        "",
+        "UNSURE",
+        1.1,
+    )
     assert (networks.family, networks.verdict, networks.ratio) == ("whole networks", "FASTER", 0.5)
     assert [row.family for row in found.rows] == [family.family] * 2 + ["whole networks"]
     assert found.titles == {family.family: kit.spec(8, 8).title, "whole networks": "whole networks"}

@@ -103,7 +103,10 @@ def test_what_is_not_a_readable_regular_file_is_refused_at_once(tmp_path, monkey
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind("socket")
-        for read in (lambda path: read_bytes(path, limit=2048), lambda path: open_regular(path, limit=2048).__enter__()):
+        for read in (
+            lambda path: read_bytes(path, limit=2048),
+            lambda path: open_regular(path, limit=2048).__enter__(),
+        ):
             with pytest.raises(FileError, match=words):
                 read(tmp_path / name)
 
@@ -139,7 +142,9 @@ def test_a_package_says_what_fixes_it_in_its_own_error(tmp_path):
             read_bytes(tmp_path / "absent")
 
 
-@pytest.mark.parametrize(("size", "text"), [(12, "12 bytes"), (1536, "1.5 KiB"), (2**20, "1 MiB"), (10**13, "9,313 GiB")])
+@pytest.mark.parametrize(
+    ("size", "text"), [(12, "12 bytes"), (1536, "1.5 KiB"), (2**20, "1 MiB"), (10**13, "9,313 GiB")]
+)
 def test_sizes_for_people(size, text):
     assert human_bytes(size) == text
 

@@ -79,7 +79,10 @@ def aligned(width):
         pytest.param(np.arange(16, 257, 16.0), id="every second width: multiples of 16"),
         pytest.param(np.arange(8, 257, 24.0), id="every third width"),
         pytest.param(np.arange(64, 257, 64.0), id="multiples of 64"),
-        *(pytest.param(np.sort(np.random.RandomState(k).permutation(np.arange(16, 256, 8.0))[:9]), id=f"random {k}") for k in range(6)),
+        *(
+            pytest.param(np.sort(np.random.RandomState(k).permutation(np.arange(16, 256, 8.0))[:9]), id=f"random {k}")
+            for k in range(6)
+        ),
     ],
 )
 def test_intervals_hold_where_some_widths_cost_more_than_wider_ones(knots):
@@ -89,7 +92,9 @@ def test_intervals_hold_where_some_widths_cost_more_than_wider_ones(knots):
     us, half = fit.predict(others[:, None])
     errors = np.abs(us / aligned(others) - 1)
     assert (errors <= half).mean() >= 0.8
-    if len(np.unique(knots % 16)) > 1 and len(knots) > 9 and len(np.unique(np.diff(knots))) > 2:  # no evenly spaced ones
+    if (
+        len(np.unique(knots % 16)) > 1 and len(knots) > 9 and len(np.unique(np.diff(knots))) > 2
+    ):  # no evenly spaced ones
         assert errors.mean() <= 2 * fit.error + 0.07
 
 
@@ -146,7 +151,12 @@ def smooth(draw, axes):
 
     def of(widths):
         share = (widths / 256).prod(axis=1) * 2 ** (axes - 1)
-        return [least + 40 * share, least / 5 + 60 * share, least + 50 * share**0.5, np.maximum(least + 3 * share, 45 * share)][kind]
+        return [
+            least + 40 * share,
+            least / 5 + 60 * share,
+            least + 50 * share**0.5,
+            np.maximum(least + 3 * share, 45 * share),
+        ][kind]
 
     return of
 

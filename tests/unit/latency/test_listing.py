@@ -19,14 +19,21 @@ def table(kit):
 
 def test_rows_are_listed_by_family_and_width(table, kit):
     found = families(table)
-    assert [family.name for family in found] == ["empty network", kit.spec(8, 8).family, "other(h=1,w=1)", "whole networks"]
+    assert [family.name for family in found] == [
+        "empty network",
+        kit.spec(8, 8).family,
+        "other(h=1,w=1)",
+        "whole networks",
+    ]
     assert [(widths, row.median_us) for widths, row in found[1].rows] == [((8, 8), 1.0), ((16, 8), 3.0)]
     assert names(table) == {"overhead": "empty network", "network-1": "network 1 (2 blocks)"}
 
 
 def test_families_are_chosen_by_a_part_of_their_name(table, kit):
     assert [family.title for family in families(table, "OTHER @1")] == ["other @1x1"]
-    with pytest.raises(LatencyError, match="--family 'none' is in no name of a family of t: choose of 'empty network', .*'other @1x1'"):
+    with pytest.raises(
+        LatencyError, match="--family 'none' is in no name of a family of t: choose of 'empty network', .*'other @1x1'"
+    ):
         families(table, "none")
 
 

@@ -33,20 +33,36 @@ def test_it_measures_a_bundle_with_neither_torch_nor_the_rest(bundle, tmp_path):
         f"sys.exit(main(['profile', {str(bundle)!r}, '--backend', 'onnxruntime', '--protocol', 'fast', '--out', 't.latency.jsonl']))"
     )
     environment = {"PYTHONPATH": str(Path(__file__).parents[3]), "PATH": ""}
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     table = LatencyTable.load(tmp_path / "t.latency.jsonl")
     assert [row.key for row in table.rows if row.kind == "block"] == KEYS
     assert (table.header.space, table.header.lowering, table.header.precision) == ("toy", "7", "fp32")
     assert table.header.bundle_sha256 == hashlib.sha256(bundle.read_bytes()).hexdigest()
-    assert any(line.startswith("latency: 5/5 network-") and line.endswith(", 0:00:00 left") for line in done.stderr.splitlines())
+    assert any(
+        line.startswith("latency: 5/5 network-") and line.endswith(", 0:00:00 left")
+        for line in done.stderr.splitlines()
+    )
 
 
 def test_shards_measure_everything_once_and_each_its_overhead(bundle, tmp_path):
     rows = []
     for index in (1, 2):
         out = tmp_path / f"{index}.latency.jsonl"
-        given = ["profile", str(bundle), "--backend", "onnxruntime", "--protocol", "fast", "--out", str(out), "--shard", f"{index}/2"]
+        given = [
+            "profile",
+            str(bundle),
+            "--backend",
+            "onnxruntime",
+            "--protocol",
+            "fast",
+            "--out",
+            str(out),
+            "--shard",
+            f"{index}/2",
+        ]
         assert main(given) == 0
         rows += [row.key for row in LatencyTable.load(out).rows]
     assert rows.count("overhead") == 2
@@ -80,7 +96,9 @@ def test_bad_input_is_one_line_and_exit_code_2(bundle, tmp_path, change, words, 
 
 def test_a_bundle_of_another_precision_than_the_backends_is_refused(tmp_path, capsys):
     path, out = tmp_path / "half.blocks.zip", tmp_path / "t.latency.jsonl"
-    blocks_zip.write(path, [Workload.block(BlockSpec.parse(KEYS[0]), overhead_onnx)], lowering="1", space="toy", precision="fp16")
+    blocks_zip.write(
+        path, [Workload.block(BlockSpec.parse(KEYS[0]), overhead_onnx)], lowering="1", space="toy", precision="fp16"
+    )
     assert main(["profile", str(path), "--backend", "onnxruntime", "--out", str(out)]) == 2
     assert "'fp32', not 'fp16'" in capsys.readouterr().err
     assert not out.exists()
@@ -89,7 +107,9 @@ def test_a_bundle_of_another_precision_than_the_backends_is_refused(tmp_path, ca
 def test_a_bundle_is_transferred_from_an_old_table(tmp_path, capsys):
     path, old, out = (tmp_path / name for name in ("toy.blocks.zip", "old.latency.jsonl", "new.latency.jsonl"))
     specs = [BlockSpec.parse(f"conv(h=1,w=1)[c_in=1,c_out={width}]") for width in range(1, 13)]
-    blocks_zip.write(path, [Workload.block(spec, overhead_onnx) for spec in specs], lowering="7", space="toy", precision="fp32")
+    blocks_zip.write(
+        path, [Workload.block(spec, overhead_onnx) for spec in specs], lowering="7", space="toy", precision="fp32"
+    )
     given = ["profile", str(path), "--backend", "onnxruntime", "--protocol", "fast"]
     assert main([*given, "--out", str(old)]) == 0
     assert main([*given, "--out", str(out), "--like", str(old), "--anchors", "6"]) == 0

@@ -148,7 +148,9 @@ def test_interval_agrees_with_sampled_resamples():
 
 def test_interval_covers_the_true_median_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    covered = [low <= 0 <= high for low, high in (median_interval(rng.normal(size=50).tolist(), 0.95) for _ in range(1000))]
+    covered = [
+        low <= 0 <= high for low, high in (median_interval(rng.normal(size=50).tolist(), 0.95) for _ in range(1000))
+    ]
     assert 0.93 <= np.mean(covered) <= 0.985
 
 
@@ -221,7 +223,9 @@ def test_long_samplings_keep_a_spread_of_samples():
 
 
 def test_windows_stay_short_so_that_a_disturbance_is_seen():
-    timed, _ = go(lambda n: 1000.0, msgspec.structs.replace(PROTOCOL, min_time_ms=3000.0, max_time_ms=3000.0, max_samples=10**6))
+    timed, _ = go(
+        lambda n: 1000.0, msgspec.structs.replace(PROTOCOL, min_time_ms=3000.0, max_time_ms=3000.0, max_samples=10**6)
+    )
     assert max(timed.calls) == 50
 
 
@@ -297,7 +301,9 @@ def test_what_settles_is_measured_after_it_has_settled(protocol, slow):
 
 
 @BOTH
-@pytest.mark.parametrize("slow", [lambda i, _: 1 + i / 10_000, lambda i, _: 2 - np.clip(i / 25_000, 0, 0.9)], ids=["slower", "faster"])
+@pytest.mark.parametrize(
+    "slow", [lambda i, _: 1 + i / 10_000, lambda i, _: 2 - np.clip(i / 25_000, 0, 0.9)], ids=["slower", "faster"]
+)
 def test_what_does_not_settle_is_unstable_says_so_and_is_bounded(protocol, slow):
     device = Device(slow)
     found = measure(device, protocol, lambda: round(device.now_us * 1000))
@@ -336,8 +342,12 @@ UNIMODAL = {
     "exponential": lambda draw, n: 1 + 0.2 * draw.exponential(size=n),
     "lognormal": lambda draw, n: draw.lognormal(0, 0.5, n),
     "half Cauchy": lambda draw, n: 1 + np.abs(0.01 * draw.standard_cauchy(n)),
-    "outliers": lambda draw, n: np.where(draw.random(n) < 0.05, 1.5 + draw.exponential(size=n), 1 + 0.01 * draw.standard_normal(n)),
-    "a spike with a flat tail": lambda draw, n: np.where(draw.random(n) < 0.3, 1 + draw.random(n), 1 + 0.001 * draw.standard_normal(n)),
+    "outliers": lambda draw, n: np.where(
+        draw.random(n) < 0.05, 1.5 + draw.exponential(size=n), 1 + 0.01 * draw.standard_normal(n)
+    ),
+    "a spike with a flat tail": lambda draw, n: np.where(
+        draw.random(n) < 0.3, 1 + draw.random(n), 1 + 0.001 * draw.standard_normal(n)
+    ),
 }
 
 
@@ -345,7 +355,10 @@ UNIMODAL = {
 @pytest.mark.parametrize("name", UNIMODAL)
 def test_what_has_one_mode_is_not_said_to_have_two(name, n):
     """No more than 1 % of false alarms; 300 seeds."""
-    reasons = [summarize((100 * UNIMODAL[name](np.random.default_rng(seed), n)).tolist(), DEFAULT).reason for seed in range(300)]
+    reasons = [
+        summarize((100 * UNIMODAL[name](np.random.default_rng(seed), n)).tolist(), DEFAULT).reason
+        for seed in range(300)
+    ]
     assert sum("two modes" in reason for reason in reasons) <= 3
 
 
@@ -417,7 +430,10 @@ def test_where_the_stationary_end_begins():
     noisy = 100 + np.random.default_rng(0).standard_normal(4000)
     assert stationary_from(noisy.tolist(), 0.01) == (500, True)
     for transient, start in ((100, 500), (900, 1375), (1500, 2250)):
-        assert stationary_from((np.where(np.arange(4000) < transient, 1.5, 1.0) * noisy).tolist(), 0.01) == (start, True)
+        assert stationary_from((np.where(np.arange(4000) < transient, 1.5, 1.0) * noisy).tolist(), 0.01) == (
+            start,
+            True,
+        )
     assert stationary_from((np.where(np.arange(4000) < 3000, 1.5, 1.0) * noisy).tolist(), 0.01) == (2000, False)
     assert stationary_from([5.0], 0.01) == (0, True)
 

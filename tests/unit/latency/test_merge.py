@@ -52,7 +52,10 @@ def test_a_part_that_does_not_end_with_a_good_sentinel_is_refused(kit, parts, tm
 
 def test_what_is_merged_can_be_merged_again(kit, parts, tmp_path):
     """The row that counts stands before the last sentinel where a later part has a worse one of its key."""
-    good, failed = kit.row(kit.key("a"), [1.0, 2.0, 3.0]), Row(kind="block", key=kit.key("a"), status="run_failed", error="out of memory")
+    good, failed = (
+        kit.row(kit.key("a"), [1.0, 2.0, 3.0]),
+        Row(kind="block", key=kit.key("a"), status="run_failed", error="out of memory"),
+    )
     sentinel = kit.row("sentinel", [1.0, 1.0, 1.0], kind="sentinel", blocks=(good.key,))
     first, second = parts([sentinel, good, sentinel], [sentinel, failed, sentinel])
     merged = merge([first, second], tmp_path / "x.jsonl")
@@ -61,7 +64,9 @@ def test_what_is_merged_can_be_merged_again(kit, parts, tmp_path):
 
 
 def test_a_torn_part_is_told(kit, parts, tmp_path):
-    whole, torn = parts([kit.row(kit.key("a"), [1.0, 2.0, 3.0])], [kit.row(kit.key(name), [1.0, 2.0, 3.0]) for name in "bc"])
+    whole, torn = parts(
+        [kit.row(kit.key("a"), [1.0, 2.0, 3.0])], [kit.row(kit.key(name), [1.0, 2.0, 3.0]) for name in "bc"]
+    )
     torn.write_bytes(torn.read_bytes()[:-9])
     merged = merge([whole, torn], tmp_path / "all.jsonl")
     assert merged.warnings == (f"{torn}, line 3: the last line is torn and was dropped; profiling again measures it",)
@@ -69,7 +74,10 @@ def test_a_torn_part_is_told(kit, parts, tmp_path):
 
 
 def test_a_good_row_supersedes_a_failed_one_whichever_comes_first(kit, parts, tmp_path):
-    good, failed = kit.row(kit.key("a"), [1.0, 2.0, 3.0]), Row(kind="block", key=kit.key("a"), status="run_failed", error="out of memory")
+    good, failed = (
+        kit.row(kit.key("a"), [1.0, 2.0, 3.0]),
+        Row(kind="block", key=kit.key("a"), status="run_failed", error="out of memory"),
+    )
     assert merge(parts([good], [failed]), tmp_path / "x.jsonl").rows == [good]
     assert merge([tmp_path / "1.jsonl", tmp_path / "0.jsonl"], tmp_path / "y.jsonl").rows == [good]
 
@@ -92,10 +100,14 @@ def test_another_fingerprint_is_refused_and_named(kit, parts, tmp_path):
     second.unlink()
     with TableWriter(second, kit.header(device=other)):
         pass
-    with pytest.raises(FingerprintMismatch, match=r"1\.jsonl has device\.threads 4, wanted 1: merge tables of one fingerprint"):
+    with pytest.raises(
+        FingerprintMismatch, match=r"1\.jsonl has device\.threads 4, wanted 1: merge tables of one fingerprint"
+    ):
         merge([first, second], tmp_path / "all.jsonl")
     second.unlink()
-    with TableWriter(second, kit.header(bundle_sha256="5" * 64)):  # where the blocks came from does not change how long they take
+    with TableWriter(
+        second, kit.header(bundle_sha256="5" * 64)
+    ):  # where the blocks came from does not change how long they take
         pass
     merge([first, second], tmp_path / "pooled.jsonl")
     second.unlink()

@@ -46,13 +46,26 @@ def test_a_quiet_gpu(gpu):
     monitor = Nvml("0000:01:00.0")
     assert isinstance(monitor, Monitor)
     reading = monitor.read()
-    assert reading.clocks == {"sm_mhz": 1410.0, "memory_mhz": 5001.0, "temperature_c": 61.0, "other_processes": 0.0, "power_capped": 0.0}
+    assert reading.clocks == {
+        "sm_mhz": 1410.0,
+        "memory_mhz": 5001.0,
+        "temperature_c": 61.0,
+        "other_processes": 0.0,
+        "power_capped": 0.0,
+    }
     assert reading.disturbed == ()
 
 
 @pytest.mark.parametrize(
     ("reasons", "words"),
-    [(1, ()), (2, ()), (4, ()), (32, ("thermal slowdown",)), (64, ("thermal slowdown",)), (8 + 128, ("power brake", "hardware slowdown"))],
+    [
+        (1, ()),
+        (2, ()),
+        (4, ()),
+        (32, ("thermal slowdown",)),
+        (64, ("thermal slowdown",)),
+        (8 + 128, ("power brake", "hardware slowdown")),
+    ],
 )
 def test_what_slows_a_gpu_down_disturbs_and_a_power_cap_is_a_number(gpu, reasons, words):
     gpu.reasons = reasons
@@ -72,7 +85,14 @@ def test_a_process_that_comes_disturbs_and_one_that_was_there_does_not(gpu):
 def test_the_real_nvml_has_what_is_called(gpu, monkeypatch):
     monkeypatch.undo()
     nvml = pytest.importorskip("pynvml")
-    names = ("Init", "Shutdown", "SystemGetDriverVersion", "DeviceGetHandleByPciBusId", "DeviceGetClockInfo", "DeviceGetTemperature")
+    names = (
+        "Init",
+        "Shutdown",
+        "SystemGetDriverVersion",
+        "DeviceGetHandleByPciBusId",
+        "DeviceGetClockInfo",
+        "DeviceGetTemperature",
+    )
     more = ("DeviceGetPowerUsage", "DeviceGetComputeRunningProcesses", "DeviceGetCurrentClocksThrottleReasons")
     assert all(callable(getattr(nvml, f"nvml{name}")) for name in names + more)
     reasons = ("SwPowerCap", "HwSlowdown", "SwThermalSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown")

@@ -14,7 +14,9 @@ def value(name, shape=(1, 3)):
 
 
 def model(*nodes, weights=(), functions=()):
-    graph = helper.make_graph(nodes or [helper.make_node("Relu", ["x"], ["y"])], "g", [value("x")], [value("y")], list(weights))
+    graph = helper.make_graph(
+        nodes or [helper.make_node("Relu", ["x"], ["y"])], "g", [value("x")], [value("y")], list(weights)
+    )
     opsets = [OPSET, *([helper.make_opsetid("local", 1)] if functions else [])]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=functions)
 
@@ -79,13 +81,22 @@ def declared(kind, dims, **data):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (declared("FLOAT", [2**20, 2**20], raw_data=b"1234"), "'w' declares the shape .* of FLOAT, 4,096 GiB, and holds 4 bytes"),
+        (
+            declared("FLOAT", [2**20, 2**20], raw_data=b"1234"),
+            "'w' declares the shape .* of FLOAT, 4,096 GiB, and holds 4 bytes",
+        ),
         (declared("FLOAT", [2**20, 2**20]), r"'w' declares the shape .*, 4,096 GiB: a model has less than 2 GiB"),
-        (declared("FLOAT", [3], float_data=[1.0, 2.0]), r"declares the shape \[3\] of FLOAT, 12 bytes, and holds 2 values"),
+        (
+            declared("FLOAT", [3], float_data=[1.0, 2.0]),
+            r"declares the shape \[3\] of FLOAT, 12 bytes, and holds 2 values",
+        ),
         (declared("INT4", [3], raw_data=b"123"), r"declares the shape \[3\] of INT4, 2 bytes, and holds 3 bytes"),
         (declared("STRING", [2], string_data=[b"a"]), "and holds 1 values"),
         (declared("FLOAT", [-1], raw_data=b""), r"has the shape \[-1\]: no dimension may be negative"),
-        (TensorProto(name="w", data_type=99, dims=[1], raw_data=b"1"), "has the type 99, which this version of ONNX does not know"),
+        (
+            TensorProto(name="w", data_type=99, dims=[1], raw_data=b"1"),
+            "has the type 99, which this version of ONNX does not know",
+        ),
     ],
 )
 def test_a_tensor_holds_what_it_declares(tensor, message):
@@ -93,7 +104,9 @@ def test_a_tensor_holds_what_it_declares(tensor, message):
         decode_onnx(model(weights=[tensor]).SerializeToString(), "it")
 
 
-@pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "BFLOAT16", "INT4", "UINT8", "BOOL", "INT64", "DOUBLE", "COMPLEX64", "STRING"])
+@pytest.mark.parametrize(
+    "kind", ["FLOAT", "FLOAT16", "BFLOAT16", "INT4", "UINT8", "BOOL", "INT64", "DOUBLE", "COMPLEX64", "STRING"]
+)
 @pytest.mark.parametrize("raw", [True, False])
 def test_every_form_of_a_tensor_is_read(kind, raw):
     if kind == "STRING":
@@ -118,7 +131,9 @@ def test_weights_may_be_absent_from_a_graph_without_weights_but_not_without_boun
 def test_a_sparse_tensor_is_bounded_by_its_dense_size():
     found = model()
     found.graph.sparse_initializer.append(sparse(numpy_helper.from_array(np.ones(3, np.float32), "w"), [2**20, 2**20]))
-    with pytest.raises(FileError, match=r"it: sparse tensor 'w' of shape .* is 4,096 GiB when dense: a model has less than 2 GiB"):
+    with pytest.raises(
+        FileError, match=r"it: sparse tensor 'w' of shape .* is 4,096 GiB when dense: a model has less than 2 GiB"
+    ):
         decode_onnx(found.SerializeToString(), "it")
 
 
@@ -126,9 +141,16 @@ def doubling(depth):
     """Local functions of which each calls the one before twice."""
     functions = [helper.make_function("local", "F0", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [OPSET])]
     for i in range(1, depth):
-        calls = [helper.make_node(f"F{i - 1}", [read], [written], domain="local") for read, written in (("a", "c"), ("c", "b"))]
-        functions.append(helper.make_function("local", f"F{i}", ["a"], ["b"], calls, [OPSET, helper.make_opsetid("local", 1)]))
-    return model(helper.make_node(f"F{depth - 1}", ["x"], ["y"], domain="local"), functions=functions).SerializeToString()
+        calls = [
+            helper.make_node(f"F{i - 1}", [read], [written], domain="local")
+            for read, written in (("a", "c"), ("c", "b"))
+        ]
+        functions.append(
+            helper.make_function("local", f"F{i}", ["a"], ["b"], calls, [OPSET, helper.make_opsetid("local", 1)])
+        )
+    return model(
+        helper.make_node(f"F{depth - 1}", ["x"], ["y"], domain="local"), functions=functions
+    ).SerializeToString()
 
 
 def test_functions_that_double_are_counted_before_they_are_inlined():
@@ -136,7 +158,8 @@ def test_functions_that_double_are_counted_before_they_are_inlined():
     data = doubling(40)
     assert len(data) < 5000
     with pytest.raises(
-        FileError, match=f"it has 549,755,813,888 nodes with its local functions inlined, and at most {MAX_NODES:,} are read"
+        FileError,
+        match=f"it has 549,755,813,888 nodes with its local functions inlined, and at most {MAX_NODES:,} are read",
     ):
         decode_onnx(data, "it")
 

@@ -24,7 +24,9 @@ def test_only_what_was_written_here_is_replaced(kind, tmp_path):
         if other is kind:
             require_file(path, kind, flag="--out")
         else:
-            with pytest.raises(LatencyError, match=f"--out {path} exists and is not {kind.name} of Lathe: choose another name"):
+            with pytest.raises(
+                LatencyError, match=f"--out {path} exists and is not {kind.name} of Lathe: choose another name"
+            ):
                 require_file(path, kind, flag="--out")
     require_file(path, kind, flag="--out", force=True)
     assert sorted(tmp_path.iterdir()) == [path]
@@ -89,7 +91,21 @@ def no_file(tmp_path, kind: str):
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize(
     "kind",
-    ["directory", "pipe", "link", "dangling link", "loop", "device", "parent", "file as parent", "long", "proc", "root", "..", "."],
+    [
+        "directory",
+        "pipe",
+        "link",
+        "dangling link",
+        "loop",
+        "device",
+        "parent",
+        "file as parent",
+        "long",
+        "proc",
+        "root",
+        "..",
+        ".",
+    ],
 )
 def test_what_is_no_place_for_a_file(kind, force, tmp_path):
     path = no_file(tmp_path, kind)
@@ -99,7 +115,9 @@ def test_what_is_no_place_for_a_file(kind, force, tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link", "dangling link", "loop", "device", "file as parent", "long", "proc", "root", "..", "."])
+@pytest.mark.parametrize(
+    "kind", ["pipe", "link", "dangling link", "loop", "device", "file as parent", "long", "proc", "root", "..", "."]
+)
 def test_what_is_no_place_for_a_directory(kind, tmp_path):
     path = no_file(tmp_path, kind)
     before = sorted(tmp_path.iterdir())

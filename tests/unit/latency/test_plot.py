@@ -16,17 +16,34 @@ def row(key, us, kind="block", **fields):
 
 @pytest.fixture
 def table():
-    device = Device(kind="cpu", name="Test CPU", cores=4, threads=1, isa=(), memory_mib=8192, driver="", compute_capability="", os="Linux")
+    device = Device(
+        kind="cpu",
+        name="Test CPU",
+        cores=4,
+        threads=1,
+        isa=(),
+        memory_mib=8192,
+        driver="",
+        compute_capability="",
+        os="Linux",
+    )
     header = TableHeader(
         device=device,
         runtime=Runtime(name="fake", version="1"),
-        protocol=Protocol(name="quick", warmup_ms=0.0, min_samples=10, max_samples=40, min_time_ms=0.0, max_time_ms=1.0),
+        protocol=Protocol(
+            name="quick", warmup_ms=0.0, min_samples=10, max_samples=40, min_time_ms=0.0, max_time_ms=1.0
+        ),
         precision="fp32",
         lowering="1",
         space="toy",
         created="2026-01-01",
     )
-    square = [row(f"conv(h=8,w=8)[c_in={a},c_out={b}]", 1.0 + a * b) for a in (8, 16, 32) for b in (8, 16, 24, 32) if (a, b) != (16, 24)]
+    square = [
+        row(f"conv(h=8,w=8)[c_in={a},c_out={b}]", 1.0 + a * b)
+        for a in (8, 16, 32)
+        for b in (8, 16, 24, 32)
+        if (a, b) != (16, 24)
+    ]
     line = [row(f"irb(h=8,w=8)[c_in=4,hidden={a},c_out=4]", 2.0 + a) for a in (32, 64, 128, 160, 224, 256)]
     chain = ("conv(h=8,w=8)[c_in=8,c_out=16]", "conv(h=8,w=8)[c_in=16,c_out=32]")
     return LatencyTable(header, [*square, *line, row("network-0", 600.0, "network", blocks=chain)])
@@ -55,7 +72,11 @@ def test_what_was_measured_interpolated_and_held_out_has_shapes_of_its_own(table
     assert families.title == "Latency over width"
     panels = painted(families)
     line = panels["irb(h=8, w=8)[c_in=4, c_out=4]"]
-    held = {row.key for row in table.rows if row.key in held_out([BlockSpec.parse(row.key) for row in table.rows if row.kind == "block"])}
+    held = {
+        row.key
+        for row in table.rows
+        if row.key in held_out([BlockSpec.parse(row.key) for row in table.rows if row.kind == "block"])
+    }
     held = {BlockSpec.parse(key).width("hidden") for key in held if key.startswith("irb")}
     assert {x for x, _ in marks(line, "o", PRINT.paper)} == {96, 192}
     assert {x for x, _ in marks(line, "o", PRINT.first)} == {32, 64, 128, 160, 224, 256} - held
@@ -75,7 +96,10 @@ def test_networks_are_drawn_in_the_unit_of_the_page(table):
 
 def test_a_transferred_block_is_a_square(table):
     rows = [row for row in table.rows if row.kind == "block"]
-    rows = [msgspec.structs.replace(row, status="transferred", samples_us=()) if row.key.endswith("=64,c_out=4]") else row for row in rows]
+    rows = [
+        msgspec.structs.replace(row, status="transferred", samples_us=()) if row.key.endswith("=64,c_out=4]") else row
+        for row in rows
+    ]
     line = painted(pictures(LatencyTable(table.header, rows), PRINT, MICROSECONDS)[0])["irb(h=8, w=8)[c_in=4, c_out=4]"]
     assert marks(line, "s", PRINT.paper) == {(64.0, 66.0)}
     assert 64.0 not in {x for x, _ in marks(line, "o", PRINT.first)}
@@ -84,7 +108,11 @@ def test_a_transferred_block_is_a_square(table):
 def test_an_unstable_block_is_crossed_and_a_family_of_one_has_a_line(table):
     rows = [msgspec.structs.replace(row, status="unstable") if "hidden=64" in row.key else row for row in table.rows]
     drawn = pictures(LatencyTable(table.header, [*rows, row("head(h=1,w=1)[c_in=4]", 3.0)]), PRINT, MICROSECONDS)
-    assert [picture.title for picture in drawn] == ["Predicted against measured", "Latency over width", "Blocks of one width"]
+    assert [picture.title for picture in drawn] == [
+        "Predicted against measured",
+        "Latency over width",
+        "Blocks of one width",
+    ]
     assert marks(painted(drawn[1])["irb(h=8, w=8)[c_in=4, c_out=4]"], "x", PRINT.ink) == {(64.0, 66.0)}
     (ax,) = painted(drawn[2]).values()
     assert [label.get_text() for label in ax.get_yticklabels()] == ["head(h=1,w=1)[c_in=4]"]
@@ -117,7 +145,9 @@ def test_what_cannot_be_drawn_is_refused(table, tmp_path):
 
 
 def test_comparisons_are_drawn_one_below_the_other(table, tmp_path):
-    slower = LatencyTable(table.header, [msgspec.structs.replace(row, median_us=2 * row.median_us) for row in table.rows])
+    slower = LatencyTable(
+        table.header, [msgspec.structs.replace(row, median_us=2 * row.median_us) for row in table.rows]
+    )
     out = tmp_path / "diff.svg"
     plot_diffs([table, table, slower], [diff(table, table), diff(table, slower)], out)
     said = out.read_text()

@@ -13,7 +13,10 @@ def networks(n, noise=0.0, seed=0, convolutions=7):
     """Of convolutions and sums, which save 1.5 and 4 us each, and 0.9 us for 1000 elements; a network takes 3 us beside its blocks."""
     rng = np.random.default_rng(seed)
     total, kelements, adds = rng.uniform(100, 600, n), rng.uniform(10, 60, n), rng.integers(0, 9, n)
-    found = [Sums(float(a), {"conv": convolutions, "add": int(c)}, float(b)) for a, b, c in zip(total, kelements, adds, strict=True)]
+    found = [
+        Sums(float(a), {"conv": convolutions, "add": int(c)}, float(b))
+        for a, b, c in zip(total, kelements, adds, strict=True)
+    ]
     truth = 3 + 1.1 * total - 1.5 * convolutions - 4 * adds - 0.9 * kelements
     return found, (truth * (1 + noise * rng.standard_normal(n))).tolist()
 
@@ -29,7 +32,9 @@ def test_exact_law_is_found():
     assert (predictor.networks, predictor.within_5, predictor.within_10) == (24, 1.0, 1.0)
     assert predictor.network(found[0]) == pytest.approx(measured[0])
     each = predictor.added_us("conv", found[0].us, found[0].kelements) + 6 * predictor.added_us("conv", 0.0, 0.0)
-    assert predictor.network_us + each + found[0].counts["add"] * predictor.added_us("add", 0.0, 0.0) == pytest.approx(measured[0])
+    assert predictor.network_us + each + found[0].counts["add"] * predictor.added_us("add", 0.0, 0.0) == pytest.approx(
+        measured[0]
+    )
 
 
 def test_kinds_that_no_network_has_save_what_others_do_in_the_mean():
@@ -52,14 +57,22 @@ def test_error_is_of_networks_that_the_fit_has_not_seen():
 def test_interval_holds_on_fresh_networks(seed):
     found, measured = networks(60, noise=0.02, seed=seed)
     predictor = fit(found[:40], measured[:40], overhead_us=2.0)
-    inside = [abs(predictor.network(sums) / y - 1) <= predictor.half_width for sums, y in zip(found[40:], measured[40:], strict=True)]
+    inside = [
+        abs(predictor.network(sums) / y - 1) <= predictor.half_width
+        for sums, y in zip(found[40:], measured[40:], strict=True)
+    ]
     assert np.mean(inside) >= 0.6
     assert predictor.half_width < 0.15
 
 
 def test_no_network_means_plain_sums_less_launches_and_a_wide_interval():
     predictor = fit([], [], overhead_us=2.5)
-    assert (predictor.scale, predictor.saved_us, predictor.saved_us_else, predictor.saved_us_per_kelement) == (1.0, {}, 2.5, 0.0)
+    assert (predictor.scale, predictor.saved_us, predictor.saved_us_else, predictor.saved_us_per_kelement) == (
+        1.0,
+        {},
+        2.5,
+        0.0,
+    )
     assert (predictor.half_width, predictor.networks) == (0.25, 0)
     assert math.isnan(predictor.mean_absolute_error)
     assert math.isnan(predictor.within_5)
@@ -101,7 +114,9 @@ def test_columns_that_cannot_be_told_apart_do_no_harm():
     for n in (10, 20):
         predictor = fit(found[:n], measured[:n], overhead_us=1.0)
         assert predictor.mean_absolute_error < 1e-6
-        assert np.isfinite([predictor.scale, predictor.saved_us_else, predictor.saved_us_per_kelement, predictor.network_us]).all()
+        assert np.isfinite(
+            [predictor.scale, predictor.saved_us_else, predictor.saved_us_per_kelement, predictor.network_us]
+        ).all()
     alone = fit([Sums(sums.us, {"conv": 1}, 0.0) for sums in found[:10]], measured[:10], overhead_us=1.0)
     assert (alone.scale, alone.saved_us_else) == pytest.approx((0.9, 0.0))
 
@@ -117,5 +132,8 @@ def test_what_a_block_adds_is_plain_arithmetic_on_tensors_too():
 
 
 def test_sums_of_blocks_are_by_their_kinds():
-    blocks = [BlockSpec.of(op, attrs={"h": 10, "w": 10}, widths={"c_in": width}) for op, width in (("conv", 10), ("add", 20), ("conv", 30))]
+    blocks = [
+        BlockSpec.of(op, attrs={"h": 10, "w": 10}, widths={"c_in": width})
+        for op, width in (("conv", 10), ("add", 20), ("conv", 30))
+    ]
     assert Sums.of(blocks, [1.0, 2.0, 3.0]) == Sums(6.0, {"conv": 2, "add": 1}, 6.0)

@@ -25,7 +25,11 @@ def raising(error):
         (OSError(28, "No space left on device", "t.jsonl"), 2, "p: t.jsonl: No space left on device\n"),
         (OSError(28, "No space left on device"), 2, "p: No space left on device\n"),
         (LatencyError("not\udcff\x1b[31m"), 2, "p: not\\udcff\\x1b[31m\n"),
-        (LatencyError(f"{'n' * 5000} is unknown: choose one of a, b"), 2, f"p: {'n' * 80}...{'n' * 20} is unknown: choose one of a, b\n"),
+        (
+            LatencyError(f"{'n' * 5000} is unknown: choose one of a, b"),
+            2,
+            f"p: {'n' * 80}...{'n' * 20} is unknown: choose one of a, b\n",
+        ),
         (LookupError("theirs"), 2, "p: theirs\n"),
         (KeyboardInterrupt(), 130, "p: interrupted; nothing was kept, give the same command again\n"),
         (Stopped(signal.SIGTERM), 143, "p: ended by SIGTERM; nothing was kept, give the same command again\n"),
@@ -99,7 +103,9 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 def child(code: str, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-P", "-W", "error", "-c", code], stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-W", "error", "-c", code], stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 def test_an_output_that_nobody_reads_or_that_is_full_is_no_traceback():

@@ -64,7 +64,9 @@ def test_a_table_has_the_batch_of_its_workloads_and_goes_on_with_no_other(run, k
     assert (table.header.batch, [row.status for row in table.rows]) == (8, ["ok", "ok"])
     with pytest.raises(FingerprintMismatch, match="batch"):
         run(workloads=of(4))
-    with pytest.raises(FingerprintMismatch, match=r"t\.jsonl has batch 8, wanted 1: measure another with `lathe profile SPACE "):
+    with pytest.raises(
+        FingerprintMismatch, match=r"t\.jsonl has batch 8, wanted 1: measure another with `lathe profile SPACE "
+    ):
         table.require(batch=1)
     assert " --batch 8 --out T" in table.header.measuring("T")
 
@@ -161,7 +163,9 @@ def test_two_profilers_cannot_share_a_table(kit, backend, workloads, tmp_path):
     with pytest.raises(TableError, match=rf"process {os.getpid()} is writing"):
         next(profile(workloads, backend, tmp_path / "t.jsonl", protocol=kit.QUICK, lowering="1", safeguards=OFF))
     first.close()  # as Ctrl-C does
-    assert next(profile(workloads, backend, tmp_path / "t.jsonl", protocol=kit.QUICK, lowering="1", safeguards=OFF)) == Resumed(1, 6)
+    assert next(
+        profile(workloads, backend, tmp_path / "t.jsonl", protocol=kit.QUICK, lowering="1", safeguards=OFF)
+    ) == Resumed(1, 6)
 
 
 def test_cut_anywhere_it_resumes_with_every_row_once(run, workloads, backend, tmp_path):
@@ -213,7 +217,11 @@ def test_killed_at_any_moment_nothing_is_lost_or_measured_twice(tmp_path):
     while kills < 6:
         child = subprocess.Popen(command)
         deadline = time.monotonic() + 600
-        while (path.stat().st_size if path.exists() else 0) <= len(before) and child.poll() is None and time.monotonic() < deadline:
+        while (
+            (path.stat().st_size if path.exists() else 0) <= len(before)
+            and child.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.002)  # until it has started to append
         time.sleep(rng.uniform(0, 0.08))
         child.send_signal(signal.SIGKILL)
@@ -292,7 +300,18 @@ def statuses(path):
 def test_the_sentinel_stands_before_between_and_after_the_rows(run, drifting, workloads, tmp_path):
     events = run(safeguards=WATCH)
     kinds = [row.kind for row in LatencyTable.load(tmp_path / "t.jsonl").history]
-    assert kinds == ["sentinel", "overhead", "block", "sentinel", "block", "block", "sentinel", "block", "network", "sentinel"]
+    assert kinds == [
+        "sentinel",
+        "overhead",
+        "block",
+        "sentinel",
+        "block",
+        "block",
+        "sentinel",
+        "block",
+        "network",
+        "sentinel",
+    ]
     assert [event.drift for event in events if isinstance(event, Watched)] == [0.0] * 4
     (block,) = {row.blocks for row in LatencyTable.load(tmp_path / "t.jsonl").history if row.kind == "sentinel"}
     assert block == (workloads[2].key,)  # of middling size
@@ -309,7 +328,9 @@ def test_what_is_wrong_with_every_measurement_is_no_drift(run, drifting, tmp_pat
 
     drifting.compile = without_graphs
     run(safeguards=WATCH)
-    assert {row.error for row in LatencyTable.load(tmp_path / "t.jsonl").rows if row.kind == "block"} == {"measured without a CUDA graph"}
+    assert {row.error for row in LatencyTable.load(tmp_path / "t.jsonl").rows if row.kind == "block"} == {
+        "measured without a CUDA graph"
+    }
     assert run(safeguards=WATCH) == [Resumed(6, 6)]
 
 
@@ -364,7 +385,9 @@ def test_killed_before_the_closing_sentinel_the_next_run_begins_with_it(run, dri
     assert again[1].again == 2
 
 
-def test_another_block_is_the_sentinel_where_one_cannot_be_built_and_none_where_no_block_can(run, drifting, workloads, tmp_path):
+def test_another_block_is_the_sentinel_where_one_cannot_be_built_and_none_where_no_block_can(
+    run, drifting, workloads, tmp_path
+):
     drifting.build_fails = {workloads[2].key}
     run(safeguards=WATCH, out=tmp_path / "one.jsonl")
     assert LatencyTable.load(tmp_path / "one.jsonl").history[0].blocks == (workloads[3].key,)

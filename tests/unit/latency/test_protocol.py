@@ -20,5 +20,7 @@ def test_trtexecs_protocols_are_its_defaults():
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(LatencyError, match=r"protocol 'slow' is unknown: choose one of default, fast, trtexec-10, trtexec-11"):
+    with pytest.raises(
+        LatencyError, match=r"protocol 'slow' is unknown: choose one of default, fast, trtexec-10, trtexec-11"
+    ):
         protocol.get("slow")

@@ -19,11 +19,21 @@ from latency import (
     [
         ({"low_us": 3.0}, "field median_us: it is 2.0, and must be in its interval, 3.0 to 4.0"),
         ({"low_us": 0.0}, "field median_us: it is 2.0, and must be in its interval, 0.0 to 4.0"),
-        ({"kind": "overhead", "key": "overhead"}, "field status: it is transferred, and must be measured for a row of the kind overhead"),
+        (
+            {"kind": "overhead", "key": "overhead"},
+            "field status: it is transferred, and must be measured for a row of the kind overhead",
+        ),
     ],
 )
 def test_a_transferred_row_has_an_interval_and_is_of_a_block(tmp_path, kit, monkeypatch, fields, words):
-    sound = {"kind": "block", "key": kit.key("a"), "status": "transferred", "median_us": 2.0, "low_us": 1.0, "high_us": 4.0}
+    sound = {
+        "kind": "block",
+        "key": kit.key("a"),
+        "status": "transferred",
+        "median_us": 2.0,
+        "low_us": 1.0,
+        "high_us": 4.0,
+    }
     monkeypatch.setattr("latency.tablefile.inconsistent", lambda row: None)
     with TableWriter(tmp_path / "t.jsonl", kit.header()) as writer:
         writer.append(Row(**sound), Row(**{**sound, **fields}))
@@ -59,16 +69,31 @@ def sealed(path, header, *rows) -> None:
             "field high_us: it must be 0 where nothing was measured",
         ),
         ({"key": "conv"}, "field key: block key 'conv': expected the form"),
-        ({"key": "conv(h=8,w=8)[c_in=100000000]"}, "field key: block width c_in=100000000: an integer from 1 to 16777216 is allowed"),
-        ({"key": "conv(h=8,k=99999999999,w=8)[c_in=1]"}, "field key: block attribute k=99999999999: an integer of at most 2147483648"),
+        (
+            {"key": "conv(h=8,w=8)[c_in=100000000]"},
+            "field key: block width c_in=100000000: an integer from 1 to 16777216 is allowed",
+        ),
+        (
+            {"key": "conv(h=8,k=99999999999,w=8)[c_in=1]"},
+            "field key: block attribute k=99999999999: an integer of at most 2147483648",
+        ),
         ({"key": "conv(" + "h=8," * 2000 + "w=8)[c_in=1]"}, "field key: block key 'conv.*expected the form"),
         ({"kind": "overhead"}, "field key: it is 'conv.*', and must be 'overhead' for a row of this kind"),
         ({"kind": "network"}, "field key: it is 'conv.*', and must be network- and 16 hexadecimal digits"),
-        ({"kind": "network", "key": "network-0123456789abcdef", "blocks": ["x"]}, "field blocks: block key 'x': expected the form"),
+        (
+            {"kind": "network", "key": "network-0123456789abcdef", "blocks": ["x"]},
+            "field blocks: block key 'x': expected the form",
+        ),
     ],
 )
 def test_a_row_with_an_impossible_value_is_refused_though_its_check_fits(tmp_path, kit, fields, words):
-    good = {"kind": "block", "key": kit.spec(8, 8).key, "status": "ok", "samples_us": [8.5, 9.0, 9.25], "median_us": 9.0}
+    good = {
+        "kind": "block",
+        "key": kit.spec(8, 8).key,
+        "status": "ok",
+        "samples_us": [8.5, 9.0, 9.25],
+        "median_us": 9.0,
+    }
     good |= {"low_us": 8.5, "high_us": 9.25}
     path = tmp_path / "t.jsonl"
     sealed(path, kit.header(), good)

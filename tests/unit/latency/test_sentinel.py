@@ -9,7 +9,9 @@ from latency.sentinel import doubtful, drift, reference
 @pytest.fixture
 def watch(kit):
     def made(us=100.0, status="ok", error="", block="b"):
-        return kit.row("sentinel", [us * 0.999, us, us * 1.001], kind="sentinel", status=status, error=error, blocks=(block,))
+        return kit.row(
+            "sentinel", [us * 0.999, us, us * 1.001], kind="sentinel", status=status, error=error, blocks=(block,)
+        )
 
     return made
 
@@ -24,7 +26,12 @@ def test_a_drift_is_beyond_the_limit_and_the_noise(kit, watch):
 
 
 def test_the_reference_is_the_first_good_one_until_a_lasting_change(watch):
-    first, bad, later, moved = watch(100.0), watch(110.0, "unstable", "drifted"), watch(101.0), watch(110.0, error="the new reference")
+    first, bad, later, moved = (
+        watch(100.0),
+        watch(110.0, "unstable", "drifted"),
+        watch(101.0),
+        watch(110.0, error="the new reference"),
+    )
     assert reference([], "b") is None
     assert reference([first, bad, later], "b") is first
     assert reference([first, bad, moved, later], "b") is moved
@@ -49,7 +56,8 @@ def test_a_row_that_was_measured_again_is_believed_again(kit, watch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("sentinel_every", -1), ("patience_s", -1.0), ("retries", -1), ("drift_limit", 0.0), ("drift_limit", math.nan)]
+    ("name", "value"),
+    [("sentinel_every", -1), ("patience_s", -1.0), ("retries", -1), ("drift_limit", 0.0), ("drift_limit", math.nan)],
 )
 def test_safeguards_that_make_no_sense(name, value):
     with pytest.raises(LatencyError, match=f"^{name} {value}"):

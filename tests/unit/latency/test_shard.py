@@ -30,7 +30,9 @@ def test_one_part_of_one_is_the_whole_in_order():
     assert [work.key for work in shard(works(3, 2), "1/1")] == ["b0", "b1", "b2", "n0", "n1"]
 
 
-@pytest.mark.parametrize("part", ["0/4", "5/4", "1/0", "1", "1/2/3", "-1/4", "a/b", "", "1/4 ", "1/٤", "1" * 5000 + "/2"])
+@pytest.mark.parametrize(
+    "part", ["0/4", "5/4", "1/0", "1", "1/2/3", "-1/4", "a/b", "", "1/4 ", "1/٤", "1" * 5000 + "/2"]
+)
 def test_other_parts_are_refused_in_one_line(part):
     with pytest.raises(LatencyError, match="--shard") as error:
         shard(works(3, 1), part)

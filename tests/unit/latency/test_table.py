@@ -37,7 +37,9 @@ def test_require_names_the_field(path, kit):
 
 
 def test_a_measured_block(path, kit):
-    assert LatencyTable.load(path).lookup(kit.spec(16, 8)) == Latency(us=17.0, low_us=16.5, high_us=17.25, source="measured")
+    assert LatencyTable.load(path).lookup(kit.spec(16, 8)) == Latency(
+        us=17.0, low_us=16.5, high_us=17.25, source="measured"
+    )
 
 
 def test_between_measured_blocks(path, kit):
@@ -76,7 +78,9 @@ def test_a_block_that_failed_is_not_interpolated_away(tmp_path, kit, rows):
 
 def test_an_unstable_block_counts_with_its_interval(kit):
     row = kit.row(kit.spec(8, 8).key, [5.0, 9.0, 14.0], status="unstable")
-    assert LatencyTable(kit.header(), [row]).lookup(kit.spec(8, 8)) == Latency(us=9.0, low_us=5.0, high_us=14.0, source="measured")
+    assert LatencyTable(kit.header(), [row]).lookup(kit.spec(8, 8)) == Latency(
+        us=9.0, low_us=5.0, high_us=14.0, source="measured"
+    )
 
 
 def test_surface_holds_the_grid(path, kit):
@@ -89,8 +93,12 @@ def test_surface_holds_the_grid(path, kit):
 
 
 def test_a_family_with_too_few_blocks_says_what_measures_more(kit):
-    table = LatencyTable(kit.header(space="mini"), [kit.row(kit.spec(a, b).key, [float(a * b)]) for a, b in ((8, 8), (16, 16))])
-    with pytest.raises(CoverageError, match=r"too few .*: measure it with `lathe profile mini --backend .* --out TABLE`$"):
+    table = LatencyTable(
+        kit.header(space="mini"), [kit.row(kit.spec(a, b).key, [float(a * b)]) for a, b in ((8, 8), (16, 16))]
+    )
+    with pytest.raises(
+        CoverageError, match=r"too few .*: measure it with `lathe profile mini --backend .* --out TABLE`$"
+    ):
         table.surface(kit.spec(8, 8).family, axes={"c_in": [8, 16], "c_out": [8, 16]})
 
 
@@ -129,7 +137,9 @@ def test_holes_are_interpolated_between_what_was_measured(kit):
 
     points = list(itertools.product(GRID, GRID))
     holes = [(a, b) for a, b in points if (5 * a + 3 * b) % 56 != 0 and {a, b} - {8, 128}]
-    table = LatencyTable(kit.header(), [kit.row(kit.spec(a, b).key, [float(truth(a, b))]) for a, b in points if (a, b) not in holes])
+    table = LatencyTable(
+        kit.header(), [kit.row(kit.spec(a, b).key, [float(truth(a, b))]) for a, b in points if (a, b) not in holes]
+    )
     found = [table.lookup(kit.spec(a, b)) for a, b in holes]
     assert {latency.source for latency in found} == {"interpolated"}
     assert all(latency.low_us <= latency.us <= latency.high_us for latency in found)
@@ -149,7 +159,14 @@ def networks(kit):
     for i in range(12):
         a, b, c = (int(value) for value in rng.choice(GRID, 3))
         us = 1.05 * sum(blocks[pair].median_us for pair in ((3, a), (a, b), (b, c))) - 4
-        rows.append(kit.row(f"n{i}", [round(us, 3)], kind="network", blocks=tuple(kit.spec(*p).key for p in ((3, a), (a, b), (b, c)))))
+        rows.append(
+            kit.row(
+                f"n{i}",
+                [round(us, 3)],
+                kind="network",
+                blocks=tuple(kit.spec(*p).key for p in ((3, a), (a, b), (b, c))),
+            )
+        )
     return [kit.row("overhead", [1.5], kind="overhead"), *blocks.values(), *rows]
 
 
@@ -195,7 +212,14 @@ def test_parse_survives_the_table(path):
 def test_a_measured_network_is_found_by_its_blocks(kit):
     blocks = [kit.spec(1, 2), kit.spec(2, 3)]
     row = Row(
-        kind="network", key="n", status="ok", samples_us=(5.0,), median_us=5.0, low_us=4.0, high_us=6.0, blocks=tuple(b.key for b in blocks)
+        kind="network",
+        key="n",
+        status="ok",
+        samples_us=(5.0,),
+        median_us=5.0,
+        low_us=4.0,
+        high_us=6.0,
+        blocks=tuple(b.key for b in blocks),
     )
     table = LatencyTable(kit.header(), [row])
     assert table.measured_network(blocks) == Latency(us=5.0, low_us=4.0, high_us=6.0, source="measured")
@@ -207,7 +231,8 @@ def test_whole_networks_that_failed_are_said_wherever_the_table_predicts(kit):
     keys = tuple(spec.key for spec in blocks)
     rows = [kit.row(spec.key, [10.0]) for spec in blocks]
     failed = [
-        Row(kind="network", key=f"network-{k}", status="build_failed", error="scales must be positive", blocks=keys) for k in range(3)
+        Row(kind="network", key=f"network-{k}", status="build_failed", error="scales must be positive", blocks=keys)
+        for k in range(3)
     ]
     table = LatencyTable(kit.header(), [*rows, *failed])
     words = "3 of 3 whole networks failed (build_failed: scales must be positive), so the error of predictions is assumed: 25%"

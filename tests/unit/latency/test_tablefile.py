@@ -96,7 +96,9 @@ def test_another_file_is_never_overwritten(tmp_path, kit):
 
 
 def test_a_missing_or_empty_table_names_the_command(tmp_path):
-    with pytest.raises(TableError, match=r"t\.jsonl does not exist: measure a table with `lathe profile SPACE --out .*t\.jsonl`"):
+    with pytest.raises(
+        TableError, match=r"t\.jsonl does not exist: measure a table with `lathe profile SPACE --out .*t\.jsonl`"
+    ):
         LatencyTable.load(tmp_path / "t.jsonl")
     (tmp_path / "t.jsonl").touch()
     with pytest.raises(TableError, match="nothing was measured yet"):
@@ -153,7 +155,9 @@ with TableWriter(sys.argv[1], header()) as writer:
 
 def test_a_file_that_cannot_grow_keeps_every_row_and_is_continued(tmp_path, kit):
     path = tmp_path / "t.jsonl"
-    done = subprocess.run([sys.executable, "-P", "-c", FULL, path, Path(__file__).parent], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FULL, path, Path(__file__).parent], capture_output=True, text=True
+    )
     number, _, words = done.stderr.strip().partition(" ")
     assert words == f"{path}: cannot be written: File too large; what was measured before is kept"
     assert 5 < int(number) < 100

@@ -18,8 +18,17 @@ SPECS = [
 def device(seed):
     """Latency of every block: each op has a speed of its own, and each byte and each launch a price."""
     draw = np.random.RandomState(seed)
-    speed, launch, price = {"conv": draw.uniform(1, 4), "sep": draw.uniform(0.5, 4)}, draw.uniform(1, 8), draw.uniform(0.2, 2)
-    work = np.array([spec.width("c_in") * spec.width("c_out") * int(spec.attr("kernel")) ** 2 / 1000 / speed[spec.op] for spec in SPECS])
+    speed, launch, price = (
+        {"conv": draw.uniform(1, 4), "sep": draw.uniform(0.5, 4)},
+        draw.uniform(1, 8),
+        draw.uniform(0.2, 2),
+    )
+    work = np.array(
+        [
+            spec.width("c_in") * spec.width("c_out") * int(spec.attr("kernel")) ** 2 / 1000 / speed[spec.op]
+            for spec in SPECS
+        ]
+    )
     moved = np.array([spec.width("c_in") + spec.width("c_out") for spec in SPECS]) / 16 * price
     return (launch + np.maximum(work, moved) + 0.2 * moved) * np.exp(draw.normal(0, 0.01, len(SPECS)))
 
@@ -47,7 +56,12 @@ def test_several_old_devices_tell_more_than_one():
     olds, errors = np.stack([device(seed) for seed in range(10, 18)], axis=1), []
     for count in (1, 8):
         errors.append(
-            np.mean([np.abs(transferred(olds[:, :count], (new := device(seed)), 20)[1].us / new - 1).mean() for seed in range(4)])
+            np.mean(
+                [
+                    np.abs(transferred(olds[:, :count], (new := device(seed)), 20)[1].us / new - 1).mean()
+                    for seed in range(4)
+                ]
+            )
         )
     assert errors[1] < errors[0]
 
@@ -66,7 +80,10 @@ def test_intervals_cover_about_95_percent_of_what_was_not_measured_on_drawn_devi
 
 def test_the_order_begins_with_the_ends_and_one_of_each_family_and_is_always_the_same():
     old = device(3)
-    orders = [list(Transfer(old[:, None], describe(SPECS)).order([spec.family for spec in SPECS], keep=(5, 6))) for _ in range(2)]
+    orders = [
+        list(Transfer(old[:, None], describe(SPECS)).order([spec.family for spec in SPECS], keep=(5, 6)))
+        for _ in range(2)
+    ]
     assert orders[0] == orders[1]
     assert orders[0][:2] == [old.argmin(), old.argmax()]
     assert {SPECS[i].family for i in orders[0][:6]} == {spec.family for spec in SPECS}
@@ -78,5 +95,7 @@ def test_features_are_sizes_as_logarithms_and_names():
     assert found.shape[0] == 2
     assert np.isfinite(found).all()
     assert np.log(8 * 16 * 16) == pytest.approx(found[0].max())
-    with_one_more = describe([*SPECS[:1], BlockSpec.of("pool", attrs={"h": 1, "w": 1, "kind": "max"}, widths={"c_in": 3})])
+    with_one_more = describe(
+        [*SPECS[:1], BlockSpec.of("pool", attrs={"h": 1, "w": 1, "kind": "max"}, widths={"c_in": 3})]
+    )
     assert with_one_more.shape[1] > found.shape[1]

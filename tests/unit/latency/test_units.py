@@ -4,7 +4,18 @@ from pathlib import Path
 
 import latency
 from latency import Latency, Measurement
-from latency.units import interval, kilo, microseconds, milliseconds, ms_from_us, ns_from_us, s_from_ms, unit_for, us_from_ms, us_from_ns
+from latency.units import (
+    interval,
+    kilo,
+    microseconds,
+    milliseconds,
+    ms_from_us,
+    ns_from_us,
+    s_from_ms,
+    unit_for,
+    us_from_ms,
+    us_from_ns,
+)
 
 
 def test_factors():
@@ -22,14 +33,20 @@ def test_factors():
 def test_factors_of_1000_stand_in_units_alone():
     """Of code: limits and counts, such as 1000 samples, are no factors."""
     root, factor = Path(latency.__file__).parents[1], re.compile(r"[*/] *(1000|1e3|1_000|1e-3)\b")
-    files = [path for package in ("latency", "reparam", "deploy", "search", "lathe") for path in (root / package).rglob("*.py")]
+    files = [
+        path
+        for package in ("latency", "reparam", "deploy", "search", "lathe")
+        for path in (root / package).rglob("*.py")
+    ]
     assert len(files) > 50
     found = [
         f"{path}:{token.start[0]}"
         for path in files
         if path.name != "units.py"
         for token in tokenize.generate_tokens(iter(path.read_text().splitlines(keepends=True)).__next__)
-        if token.type == tokenize.NUMBER and token.string in ("1000", "1e3", "1_000", "1e-3", "0.001") and factor.search(token.line)
+        if token.type == tokenize.NUMBER
+        and token.string in ("1000", "1e3", "1_000", "1e-3", "0.001")
+        and factor.search(token.line)
     ]
     assert found == []
 
@@ -56,6 +73,13 @@ def test_what_should_be_known_of_a_latency_stands_behind_it():
     replayed = Latency(us=110.0, low_us=103.1, high_us=120.0, source="predicted", origin="replayed from a recording")
     assert interval(replayed) == "110.0 µs (103.1 to 120.0), replayed from a recording"
     shaky = Measurement(
-        samples_us=(110.0,), median_us=110.0, low_us=103.1, high_us=120.0, p90_us=130.0, p99_us=1500.0, status="unstable", reason="why"
+        samples_us=(110.0,),
+        median_us=110.0,
+        low_us=103.1,
+        high_us=120.0,
+        p90_us=130.0,
+        p99_us=1500.0,
+        status="unstable",
+        reason="why",
     )
     assert interval(shaky) == "110.0 µs (103.1 to 120.0), p90 130.0 µs, p99 1,500.0 µs, unstable: why"

@@ -97,7 +97,16 @@ def initializers(nodes, *tensors, outputs=("output",)):
 
 @pytest.mark.parametrize(
     ("op", "place"),
-    [("Resize", 2), ("Clip", 1), ("Div", 1), ("Pow", 1), ("Pad", 2), ("BatchNormalization", 4), ("QuantizeLinear", 1), ("Where", 1)],
+    [
+        ("Resize", 2),
+        ("Clip", 1),
+        ("Div", 1),
+        ("Pow", 1),
+        ("Pad", 2),
+        ("BatchNormalization", 4),
+        ("QuantizeLinear", 1),
+        ("Where", 1),
+    ],
 )
 def test_a_constant_that_is_not_read_as_a_weight_keeps_its_numbers(op, place):
     numbers = np.array([1.0, 1.0, 2.0, 2.0], np.float32)
@@ -109,9 +118,18 @@ def test_a_constant_that_is_not_read_as_a_weight_keeps_its_numbers(op, place):
 
 def test_a_weight_is_one_through_what_only_forwards_it():
     ones = np.ones((4, 4), np.float32)
-    through = [helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("Cast", ["t"], ["c"], to=TensorProto.FLOAT)]
-    assert np.ptp(initializers([*through, helper.make_node("MatMul", ["input", "c"], ["output"])], tensor("w", ones))["w"]) > 0
-    assert initializers([*through, helper.make_node("Div", ["input", "c"], ["output"])], tensor("w", ones))["w"].tolist() == ones.tolist()
+    through = [
+        helper.make_node("Transpose", ["w"], ["t"]),
+        helper.make_node("Cast", ["t"], ["c"], to=TensorProto.FLOAT),
+    ]
+    assert (
+        np.ptp(initializers([*through, helper.make_node("MatMul", ["input", "c"], ["output"])], tensor("w", ones))["w"])
+        > 0
+    )
+    assert (
+        initializers([*through, helper.make_node("Div", ["input", "c"], ["output"])], tensor("w", ones))["w"].tolist()
+        == ones.tolist()
+    )
 
 
 @pytest.mark.parametrize("op", ["Gather", "MatMul", "Gemm", "Einsum"])
@@ -141,6 +159,7 @@ def test_a_constant_without_numbers_is_refused_by_name():
     """Earlier versions stripped it as a weight."""
     scales = TensorProto(name="scales", data_type=TensorProto.FLOAT, dims=[4])
     with pytest.raises(
-        BuildFailed, match=r"^constant 'scales' is not a weight and has no numbers: write the bundle again with `lathe bundle`$"
+        BuildFailed,
+        match=r"^constant 'scales' is not a weight and has no numbers: write the bundle again with `lathe bundle`$",
     ):
         initializers([helper.make_node("Resize", ["input", "", "scales"], ["output"])], scales)

@@ -84,14 +84,18 @@ def test_flags_of_searches_are_a_promise(kind):
     arguments = ["search", kind.name, "--space", "s", "--out", "o"]
     command = cli.parse(arguments)
     assert list(kind.__struct_fields__) == SETTINGS[kind].split()
-    flags = [field.name for field in dataclasses.fields(command) if field.name not in ("given", "arguments", "settings")]
+    flags = [
+        field.name for field in dataclasses.fields(command) if field.name not in ("given", "arguments", "settings")
+    ]
     assert flags == SEARCH.split()
     for name in kind.__struct_fields__:
         value = {"exclude": "block0", "regulariser": "paper"}.get(name, getattr(command.settings, name))
         more = ["--cost", "macs"] if name == "regulariser" else []
         found = cli.parse([*arguments, f"--{name.replace('_', '-')}", str(value), *more])
         assert getattr(found.settings, name) == value
-        assert found.given == tuple(field for field in kind.__struct_fields__ if field == name or (more and field == "cost"))
+        assert found.given == tuple(
+            field for field in kind.__struct_fields__ if field == name or (more and field == "cost")
+        )
 
 
 def test_what_settings_refuse_is_one_line_with_the_flag():
@@ -102,7 +106,21 @@ def test_what_settings_refuse_is_one_line_with_the_flag():
 def test_every_method_can_be_swept():
     for kind in SETTINGS:
         command = cli.parse(
-            ["sweep", kind.name, "--space", "s", "--out", "o", "--budget-ms", "0.5", "0.7", "--set", "seed=1", "--set", "lr=1"]
+            [
+                "sweep",
+                kind.name,
+                "--space",
+                "s",
+                "--out",
+                "o",
+                "--budget-ms",
+                "0.5",
+                "0.7",
+                "--set",
+                "seed=1",
+                "--set",
+                "lr=1",
+            ]
         )
         assert (command.method, command.budget_ms, command.set) == (kind, (0.5, 0.7), ("seed=1", "lr=1"))
     with pytest.raises(LatencyError, match="--budget-ms must be from 1e-06 to 1e"):
@@ -148,17 +166,28 @@ def test_flags_are_a_promise(command):
 def test_help_needs_no_extra(name):
     """Help is printed though nothing that an extra brings can be imported."""
     code = f"{WITHOUT_EXTRAS}\nfrom lathe.cli import main\nmain({[*name.split(), '--help']!r})"
-    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert f"usage: lathe {name}".strip() in done.stdout
 
 
 def test_reading_and_checking_tables_needs_no_extra():
     table = Path(__file__).parents[3] / "profiles" / "amd-epyc-zen4-1thread" / "nasbench201.fp32.latency.jsonl"
-    said = ("table show T", "table show T --family 8x8 --csv", "table check T", "table diff T T", "space repvgg-mini", "space --list")
+    said = (
+        "table show T",
+        "table show T --family 8x8 --csv",
+        "table check T",
+        "table diff T T",
+        "space repvgg-mini",
+        "space --list",
+    )
     commands = [[str(table) if word == "T" else word for word in words.split()] for words in said]
     code = f"{WITHOUT_EXTRAS}\nfrom lathe import cli\nfor words in {commands!r}:\n    assert cli.parse(words).run() == 0, words"
-    done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -216,7 +245,10 @@ def test_usage_errors_are_one_line():
     [
         (["fly"], r"^'fly' is unknown: choose one of space, bundle, profile, .*paper$"),
         (["table", "fly"], r"^'fly' is unknown: choose one of show, check, diff, merge$"),
-        (["search", "darts", "--space", "s", "--out", "o"], r"^'darts' is unknown: choose one of pas, uniform, magnitude, .*$"),
+        (
+            ["search", "darts", "--space", "s", "--out", "o"],
+            r"^'darts' is unknown: choose one of pas, uniform, magnitude, .*$",
+        ),
     ],
 )
 def test_an_unknown_subcommand_lists_the_known(arguments, said):
@@ -228,10 +260,19 @@ def test_an_unknown_subcommand_lists_the_known(arguments, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["export", "m", "--out", "o", "--targt", "x"], "'--targt' is not understood: did you mean --target? see `lathe export --help`"),
-        (["export", "m", "--out", "o", "--coverage", "full"], "'--coverage' is not understood: see `lathe export --help`"),
+        (
+            ["export", "m", "--out", "o", "--targt", "x"],
+            "'--targt' is not understood: did you mean --target? see `lathe export --help`",
+        ),
+        (
+            ["export", "m", "--out", "o", "--coverage", "full"],
+            "'--coverage' is not understood: see `lathe export --help`",
+        ),
         (["verify", "a", "b"], "'b' is not understood: see `lathe --help`"),
-        (["search", "pas", "--space", "s", "--budgetms", "1"], "'--budgetms' is not understood: see `lathe search pas --help`"),
+        (
+            ["search", "pas", "--space", "s", "--budgetms", "1"],
+            "'--budgetms' is not understood: see `lathe search pas --help`",
+        ),
     ],
 )
 def test_what_a_command_does_not_have_is_named_alone(arguments, said):
@@ -277,7 +318,12 @@ def test_a_flag_given_twice_is_an_error():
 
 @pytest.mark.parametrize(
     ("raised", "code"),
-    [(LatencyError("no such block"), 2), (KeyboardInterrupt(), 130), (BrokenPipeError(), 141), (ZeroDivisionError(), 70)],
+    [
+        (LatencyError("no such block"), 2),
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 141),
+        (ZeroDivisionError(), 70),
+    ],
 )
 def test_exit_codes(raised, code, monkeypatch, capsys):
     def run(self):
@@ -334,16 +380,25 @@ def test_only_what_is_begun_goes_on(begun, monkeypatch, capsys, tmp_path):
         ("profile repvgg-mini --out t --threads 4096", "--threads 4096"),
         ("profile repvgg-mini --out t --protocol slow", "'slow' is unknown"),
         ("profile repvgg-mini --out t --backend tflite", "'tflite' is unknown"),
-        ("profile repvgg-mini --out t --save-timing-cache precious", "precious exists and would be lost: choose another name, or replace"),
+        (
+            "profile repvgg-mini --out t --save-timing-cache precious",
+            "precious exists and would be lost: choose another name, or replace",
+        ),
         ("profile repvgg-mini --out t --anchors 60", "--anchors 60 is of --like"),
-        ("profile repvgg-mini --out t --like o --coverage adaptive", "--coverage adaptive interpolates, and --like transfers"),
+        (
+            "profile repvgg-mini --out t --like o --coverage adaptive",
+            "--coverage adaptive interpolates, and --like transfers",
+        ),
         ("search pas --space repvgg-mini --out precious", "precious exists and is not a directory"),
         ("export run --out precious", "precious exists and is not a directory"),
         ("export run --out b --target coreml", "'coreml' is unknown"),
         ("export run --out b --threads 4096", "--threads 4096"),
         ("export run --out b --protocol slow", "'slow' is unknown"),
         ("export run --out b --workspace-mib 5", "target 'onnxruntime' builds no engine"),
-        ("export run --out b --target tensorrt-rtx --hardware-compatible", "hardware_compatible: only TensorRT has such engines"),
+        (
+            "export run --out b --target tensorrt-rtx --hardware-compatible",
+            "hardware_compatible: only TensorRT has such engines",
+        ),
         ("export run --out b --target tensorrt-rtx --compute-capability 9.9", "compute capability '9.9' is not one"),
         ("export run --out b --target tensorrt-rtx --timing-cache c", "the builder of tensorrt-rtx measures nothing"),
         ("export run --out b --target tensorrt --compute-capability 8.9", "tensorrt builds for the GPU at hand"),
@@ -365,4 +420,7 @@ def test_what_can_be_refused_is_refused_before_torch_is_loaded_or_a_file_read(ar
             monkeypatch.setattr(module, name, early, raising=False)
     with pytest.raises(ValueError, match=said):
         cli.parse(arguments.split()).run()
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"precious": "precious", "precious.svg": "precious"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "precious": "precious",
+        "precious.svg": "precious",
+    }

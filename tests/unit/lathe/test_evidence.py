@@ -31,15 +31,24 @@ def test_samples_are_of_one_input_or_of_several(tmp_path, monkeypatch):
     assert evidence.samples([]) is None
     assert evidence.samples(["a.npy"]).tolist() == [0, 1, 2]
     assert evidence.samples(["b=c.npy"]).tolist() == [True]
-    assert {name: array.tolist() for name, array in evidence.samples(["all.npz"]).items()} == {"x": [0, 1], "deep/y.1": [[1, 0], [0, 1]]}
+    assert {name: array.tolist() for name, array in evidence.samples(["all.npz"]).items()} == {
+        "x": [0, 1],
+        "deep/y.1": [[1, 0], [0, 1]],
+    }
     assert evidence.samples(["packed.npz"])["x"].tolist() == [0, 1]
-    assert {name: array.tolist() for name, array in evidence.samples(["x=a.npy", "y=b=c.npy"]).items()} == {"x": [0, 1, 2], "y": [True]}
+    assert {name: array.tolist() for name, array in evidence.samples(["x=a.npy", "y=b=c.npy"]).items()} == {
+        "x": [0, 1, 2],
+        "y": [True],
+    }
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["a.npy", "b.npy"], "--samples a.npy: of several inputs give NAME=a.npy, or one .npz that has an array for each name"),
+        (
+            ["a.npy", "b.npy"],
+            "--samples a.npy: of several inputs give NAME=a.npy, or one .npz that has an array for each name",
+        ),
         (["x=a.npy", "x=a.npy"], "--samples x=a.npy: samples of input 'x' are given twice"),
         (["x="], "--samples x: of several inputs give NAME=x"),
         (["none.npz"], "none.npz does not exist"),
@@ -109,7 +118,10 @@ def test_a_metric_of_ones_own_is_the_mean_of_one_number_a_sample():
     assert figure.value == pytest.approx(1.0)
     assert figure.high - 1.0 == pytest.approx(1.959964 * np.std([0, 0, 3], ddof=1) / 3**0.5)
     assert quality.of({"y": np.full((3, 1, 1), np.nan)}, samples) is None
-    for function, message in (("mean", r"gives shape \[\], wanted one number for each of 3 samples"), ("fails", "fails: IndexError: ")):
+    for function, message in (
+        ("mean", r"gives shape \[\], wanted one number for each of 3 samples"),
+        ("fails", "fails: IndexError: "),
+    ):
         quality = evidence.quality(f"metrics.py:{function}", np.zeros(3))
         with pytest.raises(DeployError, match=message):
             quality.of({"y": np.zeros((3, 1, 1))}, samples)
@@ -144,5 +156,8 @@ def test_what_does_not_go_together_is_refused(words, message):
 
 @pytest.mark.usefixtures("here")
 def test_images_are_for_one_input_of_three_channels():
-    with pytest.raises(LatencyError, match=r"images are for one input \[batch, 3, height, width\], found \[1, 1, 4, 6\]: give SAMPLES.npy"):
+    with pytest.raises(
+        LatencyError,
+        match=r"images are for one input \[batch, 3, height, width\], found \[1, 1, 4, 6\]: give SAMPLES.npy",
+    ):
         found(FOLDER, (1, 1, 4, 6))

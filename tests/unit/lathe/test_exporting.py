@@ -22,9 +22,9 @@ def spec(*flags):
 
 def test_the_command_line_says_how_an_engine_is_built():
     assert spec() is None
-    assert spec("--workspace-mib", "64", "--optimization-level", "0", "--version-compatible", "--hardware-compatible") == EngineSpec(
-        workspace_mib=64, optimization_level=0, version_compatible=True, hardware_compatible=True
-    )
+    assert spec(
+        "--workspace-mib", "64", "--optimization-level", "0", "--version-compatible", "--hardware-compatible"
+    ) == EngineSpec(workspace_mib=64, optimization_level=0, version_compatible=True, hardware_compatible=True)
     assert spec("--compute-capability", "8.9", "12.0") == EngineSpec(compute_capabilities=("8.9", "12.0"))
 
 
@@ -46,7 +46,8 @@ def test_a_bundle_is_not_exported_again(tmp_path):
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
     command = cli.parse(["export", str(tmp_path / "bundle"), "--out", str(tmp_path / "out")])
     with pytest.raises(
-        DeployError, match=r"bundle is a shipped bundle: `lathe verify .*bundle` checks it; to ship it anew export .*bundle/model.onnx$"
+        DeployError,
+        match=r"bundle is a shipped bundle: `lathe verify .*bundle` checks it; to ship it anew export .*bundle/model.onnx$",
     ):
         export(command, lambda _: None)
 
@@ -64,7 +65,9 @@ def test_the_device_at_hand_is_judged_and_the_others_are_not_run(home, there, mo
     monkeypatch.setattr(Task, "quality", lambda *_: None)
     monkeypatch.setattr(files, "sha256", lambda _: "")
     shipped = {}
-    _export_run(cli.parse(["export", str(run), "--target", "made-up", "--out", "b"]), lambda *_, **given: shipped.update(given))
+    _export_run(
+        cli.parse(["export", str(run), "--target", "made-up", "--out", "b"]), lambda *_, **given: shipped.update(given)
+    )
     assert shipped["predicted"] == (devices[home].predicted if home else None)
     assert shipped["budget_ms"] == (devices[home].budget_us / 1000 if home else None)
     told = shipped["provenance"][f"not run on {devices[there].name}"]
@@ -72,7 +75,10 @@ def test_the_device_at_hand_is_judged_and_the_others_are_not_run(home, there, mo
     assert told.endswith(f", the budget is {devices[there].budget_us:.1f} µs")
     assert sum(name.startswith("not run") for name in shipped["provenance"]) == (1 if home else 2)
     assert ("no budget" in shipped["provenance"]) == (home is None)
-    with pytest.raises(DeployError, match="--batch 4: the run's budget and prediction are of batch 1, that of its table: leave it out, or"):
+    with pytest.raises(
+        DeployError,
+        match="--batch 4: the run's budget and prediction are of batch 1, that of its table: leave it out, or",
+    ):
         _export_run(cli.parse(["export", str(run), "--batch", "4", "--out", "b"]), pytest.fail)
 
 
@@ -105,7 +111,9 @@ def test_a_network_of_ones_own_ships_with_its_weights():
     import safetensors.torch
     from torch import nn
 
-    weights = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).state_dict()
+    weights = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    ).state_dict()
     safetensors.torch.save_file(weights, "w.safetensors")
     words = "export net.py:make --input 3x8x8 --weights w.safetensors --protocol fast --out bundle"
     made = export(cli.parse(words.split()), lambda _: None)
@@ -126,7 +134,10 @@ def test_a_network_of_ones_own_ships_with_its_weights():
             "net.py is not a safetensors file .*: write it as safetensors.torch.save_file",
         ),
         ("export net.onnx --input 3x8x8", "--input is of a network of one's own"),
-        ("search pas --module net.py:make --input 3x8x9 --budget-fraction 0.5", "square images of three channels, .* for 3x8x9"),
+        (
+            "search pas --module net.py:make --input 3x8x9 --budget-fraction 0.5",
+            "square images of three channels, .* for 3x8x9",
+        ),
         ("search pas --module net.py:make --input 3x8x0 --budget-fraction 0.5", "--input '3x8x0' is not"),
     ],
 )
@@ -150,7 +161,11 @@ def test_an_onnx_file_is_exported_with_the_evidence_and_the_precision_of_the_com
     monkeypatch.setattr(deploy, "export", lambda model, **arguments: seen.update(arguments))
     words = "export m.onnx --shape x=1x3x4x4 --samples photos --mean 0 0 0 --std 1 1 1 --target tensorrt-rtx --precision fp32 --out b"
     export(cli.parse(words.split()), lambda _: None)
-    assert (seen["form"].precision, seen["samples"].shape, seen["preprocessing"]["size"]) == ("fp32", (1, 3, 4, 4), [4, 4])
+    assert (seen["form"].precision, seen["samples"].shape, seen["preprocessing"]["size"]) == (
+        "fp32",
+        (1, 3, 4, 4),
+        [4, 4],
+    )
     assert seen["provenance"] == {"onnx": "m.onnx", "images": "1 of 1 images of photos"}
     with pytest.raises(DeployError, match="has a dynamic shape"):
         export(cli.parse([word for word in words.split() if word not in ("--shape", "x=1x3x4x4")]), lambda _: None)

@@ -19,15 +19,25 @@ NUMBERS = [
     for command in commands()
     for field in dataclasses.fields(command)
     for hint in [typing.get_type_hints(command, include_extras=True)[field.name]]
-    if {int, float} & {*typing.get_args(typing.get_type_hints(command)[field.name]), typing.get_type_hints(command)[field.name]}
+    if {int, float}
+    & {*typing.get_args(typing.get_type_hints(command)[field.name]), typing.get_type_hints(command)[field.name]}
 ]
 
 
 def test_there_are_numbers():
-    assert {name for _, name, _ in NUMBERS} >= {"classes", "seed", "threads", "budget_ms", "drift_limit", "workspace_mib"}
+    assert {name for _, name, _ in NUMBERS} >= {
+        "classes",
+        "seed",
+        "threads",
+        "budget_ms",
+        "drift_limit",
+        "workspace_mib",
+    }
 
 
-@pytest.mark.parametrize(("command", "name", "hint"), NUMBERS, ids=lambda value: getattr(value, "__name__", str(value))[:20])
+@pytest.mark.parametrize(
+    ("command", "name", "hint"), NUMBERS, ids=lambda value: getattr(value, "__name__", str(value))[:20]
+)
 def test_every_number_has_a_range_and_keeps_to_it(command, name, hint):
     (limits,) = ranges(hint)
     given = {field.name: None for field in dataclasses.fields(command)}

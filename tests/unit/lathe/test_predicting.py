@@ -48,7 +48,12 @@ def write(path):
         created="2026-01-01",
     )
     with TableWriter(path, header) as table:
-        table.append(*(Row(kind="block", key=key, **msgspec.structs.asdict(summarize([9.0, 10.0, 11.0] * 20, FAST))) for key in CONVS))
+        table.append(
+            *(
+                Row(kind="block", key=key, **msgspec.structs.asdict(summarize([9.0, 10.0, 11.0] * 20, FAST)))
+                for key in CONVS
+            )
+        )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,8 @@ def predicted(words):
 
 def model(path, sizes=(1, 3, "n", 8)):
     weight, scale = (
-        [helper.make_tensor(name, TensorProto.FLOAT, dims, [0.1] * size)] for name, dims, size in (("w", (8, 3, 3, 3), 216), ("s", (8,), 8))
+        [helper.make_tensor(name, TensorProto.FLOAT, dims, [0.1] * size)]
+        for name, dims, size in (("w", (8, 3, 3, 3), 216), ("s", (8,), 8))
     )
     nodes = [
         helper.make_node("Conv", ["x", "w", "s"], ["a"], name="stem", pads=[1, 1, 1, 1]),
@@ -85,7 +91,10 @@ def model(path, sizes=(1, 3, "n", 8)):
         helper.make_node("Mul", ["a", "b"], ["c"]),
         helper.make_node("GlobalAveragePool", ["c"], ["y"]),
     ]
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", sizes), ("y", (sizes[0], 8, 1, 1))))
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", sizes), ("y", (sizes[0], 8, 1, 1)))
+    )
     graph = helper.make_graph(nodes, "g", [x], [y], initializer=[*weight, *scale])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
 
@@ -158,19 +167,26 @@ def test_an_onnx_file_is_read_as_layers_and_what_no_row_is_about_is_named(capsys
     words = "predict m.onnx --shape x=1x3x8x8 --table t t"
     assert cli.parse([*words.split(), "--json"]).run() == 1
     said = json.loads(capsys.readouterr().out)
-    assert [part["key"] for part in said["tables"][1]["parts"]] == ["conv(act=swish,h=8,kernel=3,stride=1,w=8)[c_in=3,c_out=8]"]
+    assert [part["key"] for part in said["tables"][1]["parts"]] == [
+        "conv(act=swish,h=8,kernel=3,stride=1,w=8)[c_in=3,c_out=8]"
+    ]
     assert (said["others"], said["tables"][0]["parts"][0]["layer"]) == ("1 GlobalAveragePool", "stem")
     assert cli.parse(words.split()).run() == 1
     printed = capsys.readouterr().out
     assert "no row is about 1 GlobalAveragePool: their share is unknown" in printed
-    assert printed.count("--shape x=1x3x8x8 --table t --missing m-onnx.blocks.zip && lathe profile m-onnx.blocks.zip") == 2
+    assert (
+        printed.count("--shape x=1x3x8x8 --table t --missing m-onnx.blocks.zip && lathe profile m-onnx.blocks.zip") == 2
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("predict m.onnx --table t", "fix it, as by --shape x=1x3x224x8"),
-        ("predict m.onnx --input 3x8x8 --table t", "--input 3x8x8 is of a space or of FILE.py:FUNCTION: leave it out for m.onnx"),
+        (
+            "predict m.onnx --input 3x8x8 --table t",
+            "--input 3x8x8 is of a space or of FILE.py:FUNCTION: leave it out for m.onnx",
+        ),
         (
             "predict b.onnx --shape x=2x3x8x8 --table t",
             "table t has batch 1, wanted 2: measure another with `lathe profile other .* --batch 2 ",
@@ -198,7 +214,9 @@ def test_what_cannot_be_predicted_is_refused(words, message):
 
 def test_a_cell_predicted_from_a_torn_table_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    whole = (Path(__file__).parents[3] / "profiles" / "amd-epyc-zen4-1thread" / "nasbench201-small.fp32.latency.jsonl").read_bytes()
+    whole = (
+        Path(__file__).parents[3] / "profiles" / "amd-epyc-zen4-1thread" / "nasbench201-small.fp32.latency.jsonl"
+    ).read_bytes()
     Path("t.jsonl").write_bytes(whole[:-20])
     cell = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
     cli.parse(["space", "nasbench201-small", "--arch", cell, "--table", "t.jsonl"]).run()

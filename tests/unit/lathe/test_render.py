@@ -77,7 +77,10 @@ def test_published_latencies_stand_beside_measured_ones(capsys):
     assert f"A: {table.path}: " in said
     render.latencies(rows, [table], as_json=True)
     first, second = json.loads(capsys.readouterr().out)
-    assert (first["ours"][0]["ratio"], second["ours"][0]) == (pytest.approx(1.1), {"table": table.path, "latency": None, "ratio": None})
+    assert (first["ours"][0]["ratio"], second["ours"][0]) == (
+        pytest.approx(1.1),
+        {"table": table.path, "latency": None, "ratio": None},
+    )
     render.latencies(rows[1:], [table], as_json=False)
     assert "no table has one of them" in capsys.readouterr().out
 
@@ -85,26 +88,36 @@ def test_published_latencies_stand_beside_measured_ones(capsys):
 def test_what_cannot_be_recomputed_is_listed_with_the_reason(capsys):
     assert render.paper(papers.rows("pas"), as_json=False) == 0
     said = capsys.readouterr().out
-    assert "PaS-A, PaS-B, PaS-C, PaS-light-A, PaS-light-B, PaS-light-C: the widths that were searched are not published" in said
+    assert (
+        "PaS-A, PaS-B, PaS-C, PaS-light-A, PaS-light-B, PaS-light-C: the widths that were searched are not published"
+        in said
+    )
     assert "11,815,485,440" in said
 
 
 def test_the_end_of_adaptive_coverage_says_whether_it_is_as_good_as_asked():
     proof = Proof(held_out=5, mean_error=0.06, largest_error=0.2, inside=1.0)
     covered = Covered(measured=76, blocks=132, expected_error=0.087, proof=proof, done=True, enough=True)
-    said = "76 of 132 blocks measured; interpolation is off by 8.70% as expected, 6.00% at 5 held-out ones (largest 20.0%)"
+    said = (
+        "76 of 132 blocks measured; interpolation is off by 8.70% as expected, 6.00% at 5 held-out ones (largest 20.0%)"
+    )
     assert render._covered(covered) == f"{said}: done"
     assert render._covered(replace(covered, enough=False)).startswith(f"{said}: more than was asked for")
     assert render._covered(replace(covered, done=False, enough=False)) == said
 
 
 def test_the_latency_of_a_bundle_is_measured_or_says_why_not_and_a_prediction_says_what_it_is_from():
-    predicted = Latency(us=50.0, low_us=40.0, high_us=60.0, source="predicted", origin="simulated: no such device exists")
+    predicted = Latency(
+        us=50.0, low_us=40.0, high_us=60.0, source="predicted", origin="simulated: no such device exists"
+    )
     network = Network(params=1, macs=1, score=None, predicted=predicted, measured=None, not_measured="no GPU")
     guess = "predicted 50.0 µs (40.0 to 60.0), simulated: no such device exists"
     assert render._latency(network) == f"not measured (no GPU); {guess}"
     measured = summarize([10.0] * 100, FAST)
-    assert render._latency(msgspec.structs.replace(network, measured=measured)) == f"10.0 µs (10.0 to 10.0), p90 10.0 µs; {guess}"
+    assert (
+        render._latency(msgspec.structs.replace(network, measured=measured))
+        == f"10.0 µs (10.0 to 10.0), p90 10.0 µs; {guess}"
+    )
 
 
 def test_progress_of_a_search_fits_into_80_columns(monkeypatch, capsys, tmp_path):
@@ -167,5 +180,10 @@ def test_of_each_step_of_an_export_is_said_what_its_verdict_does_not_say(capsys)
     assert not any("drawn at random" in line for line in lines)
     assert "fused: 3 values of y are NaN or infinite, as in the reference" in lines
     render.bundle(Bundle(found.directory, structs.replace(manifest, samples_from="random")))
-    assert "samples: drawn at random, as none were given: give --samples to validate on what the network is for" in capsys.readouterr().out
-    assert [line for line in lines if "the output differs" in line] == [f"does not hold: onnx {first.precision}: the output differs"]
+    assert (
+        "samples: drawn at random, as none were given: give --samples to validate on what the network is for"
+        in capsys.readouterr().out
+    )
+    assert [line for line in lines if "the output differs" in line] == [
+        f"does not hold: onnx {first.precision}: the output differs"
+    ]

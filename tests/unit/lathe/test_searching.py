@@ -18,8 +18,12 @@ def test_a_table_that_was_not_measured_is_of_no_device(tmp_path, monkeypatch, th
     for backend, out in (("simulated:seed=1", "table"), (through, "t")):
         words = f"profile repvgg-mini --backend {backend} --protocol fast --shard 1/500 --networks 0 --out {out}"
         list(profile(cli.parse(words.split())))
-    command = cli.parse(["search", "pas", "--space", "repvgg-mini", "--table", "t", "--budget-ms", "1", "--this-device", "--out", "run"])
-    with pytest.raises(LatencyError, match=r"table t has origin 'simulated.*', wanted 'measured': give one .* or omit --this-device$"):
+    command = cli.parse(
+        ["search", "pas", "--space", "repvgg-mini", "--table", "t", "--budget-ms", "1", "--this-device", "--out", "run"]
+    )
+    with pytest.raises(
+        LatencyError, match=r"table t has origin 'simulated.*', wanted 'measured': give one .* or omit --this-device$"
+    ):
         search(command, lambda _: None)
 
 
@@ -53,11 +57,17 @@ TABLE = max((Path(__file__).parents[3] / "profiles").rglob("repvgg-mini.fp32.lat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (f"--table {TABLE} --also b.jsonl", r"--also 'b\.jsonl' is not TABLE:MILLISECONDS: give it as --also other\.latency\.jsonl:1\.2"),
+        (
+            f"--table {TABLE} --also b.jsonl",
+            r"--also 'b\.jsonl' is not TABLE:MILLISECONDS: give it as --also other\.latency\.jsonl:1\.2",
+        ),
         (f"--table {TABLE} --also b.jsonl:fast", r"--also 'b\.jsonl:fast' is not TABLE:MILLISECONDS"),
         (f"--table {TABLE} --also b.jsonl:nan", r"--also b\.jsonl must be from 1e-06 to 1e\+07, found nan"),
         (f"--table {TABLE} --also {TABLE}:1", "that table is given twice: give each device once"),
-        ("--also b.jsonl:1", r"--also b\.jsonl:1 is of a further device: give --table, the first one's, and its budget too"),
+        (
+            "--also b.jsonl:1",
+            r"--also b\.jsonl:1 is of a further device: give --table, the first one's, and its budget too",
+        ),
     ],
 )
 def test_further_devices_are_tables_with_budgets(words, message, tmp_path):

@@ -26,7 +26,13 @@ def test_a_table_says_what_is_transferred_in_it_and_how_well(as_json, capsys, mo
     table_views.table(LatencyTable.load(KEPT_3), KEPT_3, as_json=as_json)
     said = capsys.readouterr().out
     if as_json:
-        assert json.loads(said)["status"] == {"ok": 5, "unstable": 0, "transferred": 1, "build_failed": 0, "run_failed": 0}
+        assert json.loads(said)["status"] == {
+            "ok": 5,
+            "unstable": 0,
+            "transferred": 1,
+            "build_failed": 0,
+            "run_failed": 0,
+        }
         assert json.loads(said)["header"]["like"][0]["device"]["name"] == "Example CPU 2000"
     else:
         assert "1 of 5 blocks are transferred from Example CPU 2000" in said
@@ -66,7 +72,12 @@ def test_the_exit_code_of_a_comparison_says_what_it_found(as_json, capsys):
     one, other = (timed("f(h=1,w=1)[c_in=1]", [us] * 30) for us in (10.0, 13.0))
     first, second = table_of(one), table_of(other, precision="fp16")
     assert table_views.diff(Compared(tables=[first, first], diffs=[diff(first, first)]), as_json=as_json) == 0
-    assert table_views.diff(Compared(tables=[first, first, second], diffs=[diff(first, first), diff(first, second)]), as_json=as_json) == 1
+    assert (
+        table_views.diff(
+            Compared(tables=[first, first, second], diffs=[diff(first, first), diff(first, second)]), as_json=as_json
+        )
+        == 1
+    )
     said = capsys.readouterr().out
     if as_json:
         assert '"field": "precision"' in said
@@ -98,7 +109,9 @@ def test_findings_are_told_by_problem_and_family_with_what_to_do(capsys):
 
 def test_rows_are_listed_in_widths_and_microseconds(capsys):
     rows = [timed("f(h=1,w=1)[c_in=16,c_out=2]", [12.0] * 20), timed("f(h=1,w=1)[c_in=8,c_out=2]", [10.0] * 20)]
-    found = families(table_of(*rows, Row(kind="network", key="network-1", status="run_failed", error="no", blocks=("a", "b"))))
+    found = families(
+        table_of(*rows, Row(kind="network", key="network-1", status="run_failed", error="no", blocks=("a", "b")))
+    )
     table_views.rows(found, "text")
     lines = [re.sub(r"\s+", " ", line).strip() for line in capsys.readouterr().out.splitlines()]
     assert [line for line in lines if line[:1].isdigit()] == ["8 2 10.00 0.0%", "16 2 12.00 0.0%", "1 2 - - run_failed"]

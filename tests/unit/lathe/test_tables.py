@@ -12,7 +12,9 @@ from unit.lathe.conftest import OTHER_SIZES
 
 def test_every_command_that_takes_a_torn_table_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    lines = (Path(__file__).parents[2] / "formats" / "latency-table-2.latency.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (
+        (Path(__file__).parents[2] / "formats" / "latency-table-2.latency.jsonl").read_bytes().splitlines(keepends=True)
+    )
     Path("t.jsonl").write_bytes(b"".join(lines[:-1]) + lines[-1][:40])
     Path("whole.jsonl").write_bytes(b"".join(lines))
     torn = f"warning: t.jsonl, line {len(lines)}: the last line is torn and was dropped; profiling again measures it"
@@ -25,7 +27,9 @@ def test_every_command_that_takes_a_torn_table_says_so(tmp_path, monkeypatch, ca
 @pytest.mark.usefixtures("other_sizes")
 def test_a_table_is_checked_against_the_sizes_that_it_is_of():
     def problems(flags):
-        return {found.problem for found in check_table(cli.parse(f"table check t {flags}".split()), pytest.fail).findings}
+        return {
+            found.problem for found in check_table(cli.parse(f"table check t {flags}".split()), pytest.fail).findings
+        }
 
     assert "missing" in problems("")
     assert "missing" not in problems(OTHER_SIZES)

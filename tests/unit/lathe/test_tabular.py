@@ -20,7 +20,16 @@ def shown(grid, width, **options):
 
 
 def validation():
-    grid = Grid("step", "type", "against first", Heading("limit", right=True), "same top-1", "accuracy", "verdict", title="out/bundle")
+    grid = Grid(
+        "step",
+        "type",
+        "against first",
+        Heading("limit", right=True),
+        "same top-1",
+        "accuracy",
+        "verdict",
+        title="out/bundle",
+    )
     for row in VALIDATION:
         grid.add(*row)
     return grid
@@ -36,7 +45,9 @@ def test_lines_fit_and_no_number_interval_or_verdict_is_broken(width):
 
 
 def test_a_validation_fits_80_columns_side_by_side_with_intervals_below_their_figures():
-    assert re.search(r"^squeezed +fp64 +7.1e-16 +1e-10 +100.00% +99.72% +passed *$", shown(validation(), 80), re.MULTILINE)
+    assert re.search(
+        r"^squeezed +fp64 +7.1e-16 +1e-10 +100.00% +99.72% +passed *$", shown(validation(), 80), re.MULTILINE
+    )
 
 
 def test_where_nothing_fits_side_by_side_a_row_is_lines_of_its_own():
@@ -44,7 +55,12 @@ def test_where_nothing_fits_side_by_side_a_row_is_lines_of_its_own():
 
 
 def test_long_words_are_broken_behind_separators_first():
-    text = shown(facts("facts", [("table", "profiles/amd-epyc-zen4-1thread/repvgg-mini.fp32.latency.jsonl"), ("sha256", "0" * 64)]), 48)
+    text = shown(
+        facts(
+            "facts", [("table", "profiles/amd-epyc-zen4-1thread/repvgg-mini.fp32.latency.jsonl"), ("sha256", "0" * 64)]
+        ),
+        48,
+    )
     assert max(map(len, text.splitlines())) <= 48
     assert "table   profiles/amd-epyc-zen4-1thread/" in text
     assert text.replace("\n", "").replace(" ", "").endswith("0" * 64)
@@ -57,4 +73,7 @@ def test_verdicts_have_colours_on_a_terminal_alone(monkeypatch):
     assert "\x1b" not in shown(validation(), 80, force_terminal=False)
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[32m" not in shown(validation(), 80, force_terminal=True)
-    assert (coloured("budget missed", "missed"), coloured("no budget", "no budget")) == ("[bold red]budget missed[/]", "no budget")
+    assert (coloured("budget missed", "missed"), coloured("no budget", "no budget")) == (
+        "[bold red]budget missed[/]",
+        "no budget",
+    )

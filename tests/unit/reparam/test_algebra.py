@@ -51,7 +51,9 @@ def test_a_norm_behind_goes_into_a_transposed_convolution(biased, groups):
     scale, shift = normal(3 * groups), normal(3 * groups)
     options = {"stride": 2, "padding": 1, "output_padding": 1, "groups": groups}
     expected = F.conv_transpose2d(x, weight, bias, **options) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
-    close(F.conv_transpose2d(x, *fuse_transposed_conv_bn(weight, bias, scale, shift, groups=groups), **options), expected)
+    close(
+        F.conv_transpose2d(x, *fuse_transposed_conv_bn(weight, bias, scale, shift, groups=groups), **options), expected
+    )
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -108,7 +110,10 @@ def test_merged_branches_compute_their_sum():
     x = normal(2, 4, 9, 9)
     branches = [(normal(4, 2, *size), normal(4)) for size in ((1, 1), (5, 1), (1, 3), (3, 3))]
     options = {"stride": 2, "groups": 2}
-    expected = sum(F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), **options) for weight, bias in branches)
+    expected = sum(
+        F.conv2d(x, weight, bias, padding=(weight.shape[2] // 2, weight.shape[3] // 2), **options)
+        for weight, bias in branches
+    )
     weight, bias = merge_parallel(branches)
     assert weight.shape == (4, 2, 5, 3)
     close(F.conv2d(x, weight, bias, padding=(2, 1), **options), expected)

@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch import nn
 
-from reparam import ACBlock, ChannelMask, ConvBlock, DiverseBranchBlock, LightBlock, MobileOneBlock, PlainBlock, RepVGGBlock, compare
+from reparam import (
+    ACBlock,
+    ChannelMask,
+    ConvBlock,
+    DiverseBranchBlock,
+    LightBlock,
+    MobileOneBlock,
+    PlainBlock,
+    RepVGGBlock,
+    compare,
+)
 from reparam.blocks import fold_norm
 from reparam.errors import ReparamError
 
@@ -21,7 +31,9 @@ def test_a_mask_is_saved_and_never_trained():
     assert mask.double().keep.dtype == torch.bool
 
 
-@pytest.mark.parametrize(("c_in", "c_out", "stride", "has_identity"), [(4, 4, 1, True), (4, 4, 2, False), (4, 6, 1, False)])
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "stride", "has_identity"), [(4, 4, 1, True), (4, 4, 2, False), (4, 6, 1, False)]
+)
 def test_the_identity_branch_exists_where_shapes_allow(c_in, c_out, stride, has_identity):
     assert (RepVGGBlock(c_in, c_out, stride=stride).identity is not None) == has_identity
 
@@ -102,13 +114,20 @@ def test_a_light_block_is_two_convolutions_each_skipped_by_itself(c_out, stride,
     torch.testing.assert_close(block(x), out)
     deployed = block.deployed()
     assert compare(block, deployed, x).within(1e-12)
-    assert [name for name, part in deployed.named_modules() if isinstance(part, nn.Conv2d)] == ["depthwise.conv", "pointwise.conv"]
+    assert [name for name, part in deployed.named_modules() if isinstance(part, nn.Conv2d)] == [
+        "depthwise.conv",
+        "pointwise.conv",
+    ]
 
 
 @pytest.mark.parametrize("make", BRANCHED)
-@pytest.mark.parametrize(("c_in", "c_out", "options"), [(4, 4, {"kernel": 2}), (4, 6, {"groups": 4}), (6, 4, {"groups": 4})])
+@pytest.mark.parametrize(
+    ("c_in", "c_out", "options"), [(4, 4, {"kernel": 2}), (4, 6, {"groups": 4}), (6, 4, {"groups": 4})]
+)
 def test_impossible_blocks_are_refused(make, c_in, c_out, options):
-    with pytest.raises(ReparamError, match="the kernel must be odd and the channels divisible by the number of groups") as error:
+    with pytest.raises(
+        ReparamError, match="the kernel must be odd and the channels divisible by the number of groups"
+    ) as error:
         make(c_in, c_out, **options)
     assert "\n" not in str(error.value)
 

@@ -28,7 +28,10 @@ def branches_of(run, *, x=X, kept=(), opaque=(), **parts):
 def merged(branches, **options):
     """Which operators each merge takes together, in the order of the graph."""
     order = [*branches.network.graph.nodes].index
-    return [[operator_of(node) for node in sorted(merge.operators, key=order)] for merge in Choice(branches, **options).merges]
+    return [
+        [operator_of(node) for node in sorted(merge.operators, key=order)]
+        for merge in Choice(branches, **options).merges
+    ]
 
 
 def conv(c_in=4, c_out=4, size=3, **options):
@@ -77,7 +80,9 @@ def test_a_sum_of_branches_is_found_through_its_norms_and_the_identity():
     def run(s, x):
         return (s.norms[0](s.dense(x)) + s.norms[1](s.point(x)) + s.norms[2](x)).relu()
 
-    branches = branches_of(run, dense=conv(), point=conv(size=1), norms=nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3)))
+    branches = branches_of(
+        run, dense=conv(), point=conv(size=1), norms=nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+    )
     (merge,) = Choice(branches).merges
     assert [operator_of(node) for node in sorted(merge.operators, key=[*branches.network.graph.nodes].index)] == [
         "convolution", "batch norm", "convolution", "batch norm", "add", "batch norm", "add",
@@ -122,7 +127,10 @@ def test_a_norm_goes_into_the_layer_in_front_of_it_rather_than_behind():
     ("run", "reason"),
     [
         (lambda s, x: s.norm(x.relu()), "it reads relu and is read by output"),
-        (lambda s, x: F.batch_norm(s.conv(x), None, None, training=True), "it has no running statistics, so it depends on its batch"),
+        (
+            lambda s, x: F.batch_norm(s.conv(x), None, None, training=True),
+            "it has no running statistics, so it depends on its batch",
+        ),
         (lambda s, x: ((y := s.conv(x)), s.norm(y))[1] * y.relu(), "its input has another reader"),
         (lambda s, x: s.conv(s.norm(x)), "it reads input and is read by convolution; the second pads with zeros"),
     ],
@@ -154,7 +162,12 @@ def test_norms_behind_linear_layers_are_over_the_dimension_of_their_channels():
     ],
 )
 def test_a_norm_goes_into_the_layer_in_front_of_a_view_that_keeps_channels(run, layer):
-    parts = {"conv1": nn.Conv1d(4, 4, 1), "norm1": nn.BatchNorm1d(4), "norm2": nn.BatchNorm2d(4), "linear": nn.Linear(4, 4)}
+    parts = {
+        "conv1": nn.Conv1d(4, 4, 1),
+        "norm1": nn.BatchNorm1d(4),
+        "norm2": nn.BatchNorm2d(4),
+        "linear": nn.Linear(4, 4),
+    }
     branches = branches_of(run, conv=conv(), **parts)
     assert merged(branches) == ([[layer, "batch norm"]] if layer else [])
 

@@ -28,11 +28,18 @@ def attends(self, x):
 
 NETWORKS = {
     "layers": nn.Sequential(
-        nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.Hardswish(inplace=True), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(32, 3)
+        nn.Conv2d(4, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.Hardswish(inplace=True),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 3),
     ),
     "views": Net(writes_into_views, conv=nn.Conv2d(4, 4, 1)),
     "tokens": Net(attends, norm=nn.LayerNorm(4), linear=nn.Linear(4, 5)),
-    "batch statistics": nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False), nn.Upsample(scale_factor=2), nn.Softmax(1)),
+    "batch statistics": nn.Sequential(
+        nn.BatchNorm2d(4, track_running_stats=False), nn.Upsample(scale_factor=2), nn.Softmax(1)
+    ),
 }
 
 
@@ -57,7 +64,9 @@ def test_it_has_the_operators_of_torchs_own_decomposition(program):
     expected = program.run_decompositions(table.materialize()).graph
     graph = decomposed(program)
     assert operators(graph) == operators(expected)
-    assert [node.name for node in graph.find_nodes(op="placeholder")] == [node.name for node in expected.find_nodes(op="placeholder")]
+    assert [node.name for node in graph.find_nodes(op="placeholder")] == [
+        node.name for node in expected.find_nodes(op="placeholder")
+    ]
 
 
 def test_it_computes_what_the_program_does(program):

@@ -78,7 +78,10 @@ def test_shared_weights_are_told_from_equal_ones(exports):
         model[1].weight = model[0].weight
         return model
 
-    names = [set(read(make(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))), (X,)).names.values()) for make in (lambda m: m, shared)]
+    names = [
+        set(read(make(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))), (X,)).names.values())
+        for make in (lambda m: m, shared)
+    ]
     assert names[0] - names[1] == {"1.weight"}
     assert len(exports) == 2
 

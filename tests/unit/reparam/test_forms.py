@@ -73,7 +73,9 @@ POINTS = [{}, {"groups": 2}, {"groups": 4}, {"bias": False}]
 
 
 @pytest.mark.parametrize("options", POINTS)
-@pytest.mark.parametrize("second", [conv(4, 6, 3), conv(4, 6, (1, 3), groups=2, stride=2, dilation=2), conv(4, 2, 1, stride=2)])
+@pytest.mark.parametrize(
+    "second", [conv(4, 6, 3), conv(4, 6, (1, 3), groups=2, stride=2, dilation=2), conv(4, 2, 1, stride=2)]
+)
 def test_a_point_in_front_of_a_convolution_is_one_convolution(options, second):
     first = conv(4, 4, 1, **options)
     form = serial(form_of(first), form_of(second, source="y", node="z"))
@@ -104,16 +106,24 @@ def test_a_scaling_goes_in_front_and_behind_and_keeps_the_groups():
 
 
 def test_a_transposed_convolution_takes_in_the_scaling_behind_it():
-    layer, after = nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2).double(), scaling(6, source="y", node="z")
+    layer, after = (
+        nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2).double(),
+        scaling(6, source="y", node="z"),
+    )
     form = serial(form_of(layer), after)
     assert isinstance(form, Form)
     assert difference(form, run(after, layer(X)), X) < 1e-14
-    assert serial(scaling(4), form_of(layer, source="y", node="z")) == "a transposed convolution can absorb only a following norm"
+    assert (
+        serial(scaling(4), form_of(layer, source="y", node="z"))
+        == "a transposed convolution can absorb only a following norm"
+    )
 
 
 def test_zero_padding_behind_a_shift_is_refused_and_behind_none_is_exact():
     layer = conv(4, 6, 3, padding=1)
-    assert "pads with zeros, and the first does not map zero to zero" in str(serial(scaling(4), form_of(layer, source="y", node="z")))
+    assert "pads with zeros, and the first does not map zero to zero" in str(
+        serial(scaling(4), form_of(layer, source="y", node="z"))
+    )
     before = scaling(4, shift=False)
     form = serial(before, form_of(layer, source="y", node="z"))
     assert isinstance(form, Form)
@@ -122,7 +132,11 @@ def test_zero_padding_behind_a_shift_is_refused_and_behind_none_is_exact():
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(conv(4, 4, 3), conv(4, 4, 3)), (conv(4, 4, 1, stride=2), conv(4, 4, 3)), (conv(4, 4, 1, padding=1), conv(4, 4, 3))],
+    [
+        (conv(4, 4, 3), conv(4, 4, 3)),
+        (conv(4, 4, 1, stride=2), conv(4, 4, 3)),
+        (conv(4, 4, 1, padding=1), conv(4, 4, 3)),
+    ],
 )
 def test_what_is_larger_than_both_is_no_serial_form(first, second):
     assert serial(form_of(first), form_of(second, source="y", node="z")) == "neither is a 1x1 convolution of stride 1"
@@ -158,7 +172,11 @@ def test_the_sum_of_two_branches_is_one_convolution(one, other):
         (conv(4, 4, 3, padding=1), conv(4, 4, 1, stride=2), "their strides are (1, 1) and (2, 2)"),
         (conv(4, 4, 3), conv(4, 4, 1), "they read different pixels at the border"),
         (conv(4, 4, 3, padding=1), conv(4, 4, (2, 3), padding=1), "they read different pixels at the border"),
-        (conv(4, 4, 3, padding=1), nn.ConvTranspose2d(4, 4, 3, padding=1), "a transposed convolution cannot be summed with others"),
+        (
+            conv(4, 4, 3, padding=1),
+            nn.ConvTranspose2d(4, 4, 3, padding=1),
+            "a transposed convolution cannot be summed with others",
+        ),
     ],
 )
 def test_branches_that_do_not_line_up_are_refused_in_words(one, other, why):
@@ -167,7 +185,8 @@ def test_branches_that_do_not_line_up_are_refused_in_words(one, other, why):
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Conv1d(4, 6, 3, groups=2), nn.Conv3d(4, 6, (1, 2, 3)), nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1)]
+    "layer",
+    [nn.Conv1d(4, 6, 3, groups=2), nn.Conv3d(4, 6, (1, 2, 3)), nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1)],
 )
 def test_a_form_is_the_layer_that_it_was_read_from(layer):
     made = form_of(layer.double()).module(trained=True)

@@ -134,7 +134,11 @@ def fused_has(model, left, x):
     ("layer", "norm", "shape"),
     [
         (nn.Conv1d(4, 6, 3, padding=1), nn.BatchNorm1d(6), (9,)),
-        (nn.Conv2d(4, 6, 3, dilation=2, padding="same", groups=2, padding_mode="circular", bias=False), nn.BatchNorm2d(6), (9, 8)),
+        (
+            nn.Conv2d(4, 6, 3, dilation=2, padding="same", groups=2, padding_mode="circular", bias=False),
+            nn.BatchNorm2d(6),
+            (9, 8),
+        ),
         (nn.Conv3d(4, 6, (1, 2, 3), stride=(1, 2, 1)), nn.BatchNorm3d(6, affine=False), (5, 6, 7)),
         (nn.ConvTranspose1d(4, 6, 3, stride=2, bias=False), nn.BatchNorm1d(6), (5,)),
         (nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2), nn.BatchNorm2d(6), (5, 4)),
@@ -233,7 +237,9 @@ class Odd(nn.Conv2d):
         case(lambda s, x: s.norm(s.linear(x)), linear=nn.Linear(6, 6), norm=nn.BatchNorm2d(4)),
         case(lambda s, x: s.norm(s.linear(x[:, :, 0])), linear=nn.Linear(6, 4), norm=nn.BatchNorm1d(4)),
         case(lambda s, x: s.norm(s.conv(x)), conv=nn.Conv2d(4, 4, 1), norm=nn.InstanceNorm2d(4)),
-        case(lambda s, x: s.norm(s.conv(x)), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4, track_running_stats=False)),
+        case(
+            lambda s, x: s.norm(s.conv(x)), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4, track_running_stats=False)
+        ),
     ],
 )
 def test_what_would_not_be_the_same_is_left_alone(run, parts, randomized):
@@ -256,7 +262,9 @@ def test_each_norm_that_stays_has_its_reason(randomized):
     assert "pads with zeros, and the first does not map zero to zero" in reason(
         nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1))
     )
-    assert "one is over dimension 2, the other over 1" in reason(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), shape=(4, 4))
+    assert "one is over dimension 2, the other over 1" in reason(
+        nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), shape=(4, 4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,10 +278,18 @@ def test_each_norm_that_stays_has_its_reason(randomized):
         case(lambda s, x: s.norm(s.conv(x)), conv=Odd(4, 4, 1), norm=nn.BatchNorm2d(4)),
         case(lambda s, x: s.norm(s.conv(x)) if s.norm.eps else x, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)),
         case(
-            lambda s, x: F.batch_norm(s.conv(x), s.norm.running_mean, s.norm.running_var), conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)
+            lambda s, x: F.batch_norm(s.conv(x), s.norm.running_mean, s.norm.running_var),
+            conv=nn.Conv2d(4, 4, 1),
+            norm=nn.BatchNorm2d(4),
         ),
-        case(lambda s, x: s.conv(x) - 0.5 * s.norm(x) + x / 2, conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4)),
-        case(lambda s, x: s.norm(F.avg_pool2d(x, 3, 1, 1)) + s.conv(x), conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4)),
+        case(
+            lambda s, x: s.conv(x) - 0.5 * s.norm(x) + x / 2, conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4)
+        ),
+        case(
+            lambda s, x: s.norm(F.avg_pool2d(x, 3, 1, 1)) + s.conv(x),
+            conv=nn.Conv2d(4, 4, 3, padding=1),
+            norm=nn.BatchNorm2d(4),
+        ),
     ],
 )
 def test_what_is_linear_becomes_one_layer_however_it_is_written(run, parts, randomized):
@@ -307,7 +323,9 @@ def test_shared_modules_are_folded_where_every_call_allows_it(randomized):
 
 def test_what_has_hooks_stays_and_no_hook_is_called(randomized):
     calls = []
-    model = randomized(nn.Sequential(chain(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)))
+    model = randomized(
+        nn.Sequential(chain(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    )
     model[0].register_forward_hook(lambda *_: calls.append("chain"))
     model[0][0].register_forward_hook(lambda *_: calls.append("block"))
     model[1].register_forward_pre_hook(lambda *_: calls.append("conv"))
@@ -320,8 +338,15 @@ def test_what_has_hooks_stays_and_no_hook_is_called(randomized):
 
 
 def test_frozen_weights_stay_frozen():
-    model = nn.Sequential(nn.Conv2d(2, 2, 3).requires_grad_(False), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
-    assert [parameter.requires_grad for parameter in fuse(model, torch.zeros(1, 2, 5, 5)).parameters()] == [False, False, True, True]
+    model = nn.Sequential(
+        nn.Conv2d(2, 2, 3).requires_grad_(False), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
+    )
+    assert [parameter.requires_grad for parameter in fuse(model, torch.zeros(1, 2, 5, 5)).parameters()] == [
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_norms_without_statistics_stay():
@@ -366,7 +391,9 @@ def test_inputs_and_defaults_are_those_of_the_network(randomized):
 
 
 def test_a_new_kind_of_block_is_found_by_its_type(randomized):
-    model = randomized(nn.Sequential(MobileOneBlock(3, 3, groups=3), DiverseBranchBlock(3, 4), LightBlock(4, 6))).double()
+    model = randomized(
+        nn.Sequential(MobileOneBlock(3, 3, groups=3), DiverseBranchBlock(3, 4), LightBlock(4, 6))
+    ).double()
     fused = fuse(model, torch.zeros(1, 3, 9, 9))
     assert not any(isinstance(module, (Block, *NORMS)) for module in fused.modules())
     assert compare(model, fused, torch.randn(2, 3, 9, 9)).within(1e-12)
@@ -420,14 +447,20 @@ def test_what_runs_by_a_wrong_layer_is_named_by_its_first_value(monkeypatch, ran
         return scale, shift + 1e-6
 
     monkeypatch.setattr("reparam.branches.norm_affine", wrong)
-    model = randomized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)))
+    model = randomized(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)
+        )
+    )
     line = r"the network is not the same after merging, first at getitem \(batch norm of 3\): the output differs by .* more than 1e-10"
     with pytest.raises(ReparamError, match=line):
         fuse(model, torch.zeros(1, 3, 9, 9))
 
 
 def test_the_report_counts_what_runs_and_names_blocks(randomized):
-    model = randomized(nn.Sequential(RepVGGBlock(3, 4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4)))
+    model = randomized(
+        nn.Sequential(RepVGGBlock(3, 4), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
+    )
     _, report = fuse_with_report(model, torch.zeros(1, 3, 9, 9))
     assert report.blocks == ("0",)
     assert report.merged == ("1: one layer for convolution 1, batch norm 2",)

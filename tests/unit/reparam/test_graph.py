@@ -9,7 +9,11 @@ from unit.reparam.helpers import Net
 
 
 def operators(network):
-    return [operator_of(node) for node in network.graph.nodes if node.op == "call_function" and "getitem" not in str(node.target)]
+    return [
+        operator_of(node)
+        for node in network.graph.nodes
+        if node.op == "call_function" and "getitem" not in str(node.target)
+    ]
 
 
 def only(network, target):
@@ -32,7 +36,9 @@ def test_operators_have_one_spelling_however_they_are_called():
     assert [shape(node) for node in network.outputs] == [(2, 2, 6, 6)]
 
 
-@pytest.mark.parametrize("act", [nn.Hardswish(), nn.Hardsigmoid(), nn.SiLU(), nn.Mish(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.PReLU(4)])
+@pytest.mark.parametrize(
+    "act", [nn.Hardswish(), nn.Hardsigmoid(), nn.SiLU(), nn.Mish(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.PReLU(4)]
+)
 def test_an_activation_is_one_operator(act):
     assert operators(read(nn.Sequential(act), (X,))) == [type(act).__name__.lower()]
 
@@ -74,7 +80,11 @@ def test_calls_from_one_tensor_to_one_are_told_from_others():
         return x + y
 
     network = read(Net(lambda self, x: self.conv(self.add(x, x)), conv=nn.Conv2d(4, 4, 1), add=Net(add)), (X,))
-    unary = {path: all(None not in network.shapes[call.key] for call in calls) for path, calls in network.by_path.items() if path}
+    unary = {
+        path: all(None not in network.shapes[call.key] for call in calls)
+        for path, calls in network.by_path.items()
+        if path
+    }
     assert unary == {"conv": True, "add": False}
 
 
@@ -127,7 +137,12 @@ def test_a_twin_shares_every_tensor_and_has_no_hooks():
     twin = twin_of(model)
     assert twin is not model
     assert not any(has_hooks(part) for part in twin.modules())
-    assert all(a is b for a, b in zip(model.state_dict(keep_vars=True).values(), twin.state_dict(keep_vars=True).values(), strict=True))
+    assert all(
+        a is b
+        for a, b in zip(
+            model.state_dict(keep_vars=True).values(), twin.state_dict(keep_vars=True).values(), strict=True
+        )
+    )
 
 
 def scripted():
@@ -144,13 +159,25 @@ def uncopied():
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        (lambda: Net(lambda self, x: F.dropout(x, 0.5)), "dropout in Net stays on in evaluation mode: use nn.Dropout, or pass training="),
-        (lambda: Net(lambda self, x: x + torch.rand_like(x)), "rand(om)?( like)? in Net draws random numbers in evaluation mode"),
-        (lambda: Net(lambda self, x: x if x.sum() > 0 else -x), "Net cannot be read by torch.export: .*; its control flow must not depend"),
+        (
+            lambda: Net(lambda self, x: F.dropout(x, 0.5)),
+            "dropout in Net stays on in evaluation mode: use nn.Dropout, or pass training=",
+        ),
+        (
+            lambda: Net(lambda self, x: x + torch.rand_like(x)),
+            "rand(om)?( like)? in Net draws random numbers in evaluation mode",
+        ),
+        (
+            lambda: Net(lambda self, x: x if x.sum() > 0 else -x),
+            "Net cannot be read by torch.export: .*; its control flow must not depend",
+        ),
         (lambda: nn.Conv2d(3, 4, 1), "Conv2d cannot be run on example_input: Given groups=1"),
         (lambda: nn.LazyConv2d(4, 1), "has lazy parameters without a shape: run it once on an input first"),
         (uncopied, "Locked cannot be copied: no copy; keep only what copy.deepcopy can copy in it"),
-        (lambda: Net(lambda self, x: (x, "label")), "outputs must be tensors in tuples, lists or dicts, found str at 1"),
+        (
+            lambda: Net(lambda self, x: (x, "label")),
+            "outputs must be tensors in tuples, lists or dicts, found str at 1",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(model, line):

@@ -29,7 +29,15 @@ def half(group):
 
 
 def test_a_chain_is_masked_behind_norm_and_activation():
-    model = nn.Sequential(conv_norm(3, 4), nn.MaxPool2d(2), nn.Conv2d(4, 6, 1), nn.Flatten(), nn.Linear(384, 5), nn.ReLU(), nn.Linear(5, 2))
+    model = nn.Sequential(
+        conv_norm(3, 4),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 6, 1),
+        nn.Flatten(),
+        nn.Linear(384, 5),
+        nn.ReLU(),
+        nn.Linear(5, 2),
+    )
     assert found(model) == {
         "0.0": (("0.0",), ("0.2",), ("2",)),
         "2": (("2",), ("2",), ("4",)),
@@ -40,7 +48,9 @@ def test_a_chain_is_masked_behind_norm_and_activation():
 
 
 def test_a_residual_stage_is_one_group_masked_behind_its_sums():
-    model = nn.Sequential(conv_norm(3, 8), Residual(8, 8, 1, bottleneck=False), Residual(8, 8, 1, bottleneck=False), nn.Conv2d(8, 2, 1))
+    model = nn.Sequential(
+        conv_norm(3, 8), Residual(8, 8, 1, bottleneck=False), Residual(8, 8, 1, bottleneck=False), nn.Conv2d(8, 2, 1)
+    )
     assert found(model) == {
         "0.0": (("0.0", "1.body.1.0", "2.body.1.0"), ("0.2", "1.relu", "2.relu"), ("1.body.0.0", "2.body.0.0", "3")),
         "1.body.0.0": (("1.body.0.0",), ("1.body.0.2",), ("1.body.1.0",)),
@@ -77,7 +87,9 @@ def test_trained_form_blocks_are_layers():
 def test_the_networks_of_pas_are_pruned_layer_by_layer(network, randomized):
     model = randomized(network((8, 8, 12), (2, 1, 1), classes=5)).double()
     groups = [group for group in channel_groups(model, X) if not group.why]
-    assert [(group.name, group.producers) for group in groups] == [(f"layer{index}", (f"layer{index}",)) for index in range(3)]
+    assert [(group.name, group.producers) for group in groups] == [
+        (f"layer{index}", (f"layer{index}",)) for index in range(3)
+    ]
     masked = insert_masks(model, X, groups, half)
     squeezed = squeeze(fuse(masked, X), X)
     assert compare(masked, squeezed, X).within(1e-10)
@@ -98,7 +110,9 @@ def test_a_norm_behind_the_mask_is_masked_again():
         x = n.a(x)
         return n.o(x + n.b(F.relu(n.norm(x))))
 
-    model = Net(forward, a=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4), b=nn.Conv2d(4, 4, 3, padding=1), o=nn.Conv2d(4, 2, 1))
+    model = Net(
+        forward, a=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4), b=nn.Conv2d(4, 4, 3, padding=1), o=nn.Conv2d(4, 2, 1)
+    )
     assert found(model) == {"a": (("a", "b"), ("a", "in front of b", "in front of o"), ("b", "o"))}
 
 
@@ -107,7 +121,13 @@ def test_a_norm_over_a_concatenation_needs_a_reader_without_padding(padding):
     def forward(n, x):
         return n.o(F.relu(n.norm(torch.cat([n.a(x), n.b(x)], 1))))
 
-    model = Net(forward, a=nn.Conv2d(3, 2, 1), b=nn.Conv2d(3, 2, 1), norm=nn.BatchNorm2d(4), o=nn.Conv2d(4, 2, 3, padding=padding))
+    model = Net(
+        forward,
+        a=nn.Conv2d(3, 2, 1),
+        b=nn.Conv2d(3, 2, 1),
+        norm=nn.BatchNorm2d(4),
+        o=nn.Conv2d(4, 2, 3, padding=padding),
+    )
     refusal = (
         "node convolution_2 (convolution in o): has a non-uniform border: its masked input channels hold a constant other than 0"
         if padding
@@ -150,7 +170,12 @@ def test_masks_are_shared_and_names_stay(randomized):
 
 @pytest.mark.parametrize(
     ("x", "dims"),
-    [(torch.randn(2, 10, 8), (2,)), (torch.randn(2, 16, 8), (2,)), (torch.randn(2, 5, 6, 8), (3,)), (torch.randn(5, 8), (1,))],
+    [
+        (torch.randn(2, 10, 8), (2,)),
+        (torch.randn(2, 16, 8), (2,)),
+        (torch.randn(2, 5, 6, 8), (3,)),
+        (torch.randn(5, 8), (1,)),
+    ],
 )
 def test_hidden_channels_of_tokens_and_pixels_are_masked_where_they_are(x, dims):
     mlp = Net(lambda n, x: x + n.down(F.gelu(n.up(x))), up=nn.Linear(8, 16), down=nn.Linear(16, 8))
@@ -195,7 +220,9 @@ def test_what_cannot_be_masked_is_named():
     inner, output = channel_groups(model, X)
     with pytest.raises(ReparamError, match="group 2 cannot be masked: it is an output of the network"):
         insert_masks(model, X, [output], half)
-    with pytest.raises(ReparamError, match="group 0 cannot be masked: the network has no such modules; call channel_groups again"):
+    with pytest.raises(
+        ReparamError, match="group 0 cannot be masked: the network has no such modules; call channel_groups again"
+    ):
         insert_masks(nn.Sequential(nn.Conv2d(3, 4, 1)), X, [inner], half)
     with pytest.raises(ReparamError, match="group 0 cannot be masked: the network already has a submodule 'masks'"):
         insert_masks(insert_masks(model, X, [inner], half), X, [inner], half)
@@ -203,7 +230,9 @@ def test_what_cannot_be_masked_is_named():
 
 def test_the_network_keeps_its_own_code():
     """What it computes in training mode alone is not in the graph of its evaluation mode."""
-    model = Net(lambda n, x: n.o(F.dropout(F.relu(n.a(x)), training=n.training)), a=nn.Conv2d(3, 4, 1), o=nn.Conv2d(4, 2, 1))
+    model = Net(
+        lambda n, x: n.o(F.dropout(F.relu(n.a(x)), training=n.training)), a=nn.Conv2d(3, 4, 1), o=nn.Conv2d(4, 2, 1)
+    )
     masked = insert_masks(model, X, channel_groups(model, X)[:1], half)
     assert type(masked) is Net
     outputs = [masked.train()(X) for _ in range(2)]
@@ -321,7 +350,11 @@ def test_heads_of_attention_go_whole():
 
         def forward(self, x):
             q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 4, 4).permute(2, 0, 3, 1, 4).unbind(0)
-            y = F.scaled_dot_product_attention(q, k, v) if self.functional else ((q * 0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+            y = (
+                F.scaled_dot_product_attention(q, k, v)
+                if self.functional
+                else ((q * 0.5) @ k.transpose(-2, -1)).softmax(-1) @ v
+            )
             return x + self.proj(y.transpose(1, 2).reshape(*x.shape[:2], 16))
 
     for functional in (False, True):

@@ -29,7 +29,10 @@ def squeezed_widths(model, x=X):
     torch.manual_seed(0)
     for norm in model.modules():
         for tensor in (*norm.parameters(recurse=False), *norm.buffers(recurse=False)):
-            if isinstance(norm, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm) and tensor.is_floating_point():
+            if (
+                isinstance(norm, nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+                and tensor.is_floating_point()
+            ):
                 nn.init.uniform_(tensor, 0.2, 1.5)
     squeezed = squeeze(model, x)
     kept = [tuple(m.weight.shape[:2]) for m in squeezed.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
@@ -40,7 +43,9 @@ def squeezed_widths(model, x=X):
 def masked_then(forward, readers=None, bits=KEEP, **layers):
     """conv a, mask m, forward, conv o; the widths of a and o."""
     readers = readers or len(bits)
-    return Net(lambda n, x: n.o(forward(n, n.m(n.a(x)))), a=conv(3, len(bits)), m=mask(bits), o=conv(readers, 2), **layers)
+    return Net(
+        lambda n, x: n.o(forward(n, n.m(n.a(x)))), a=conv(3, len(bits)), m=mask(bits), o=conv(readers, 2), **layers
+    )
 
 
 # --- passing channels on ---
@@ -123,7 +128,9 @@ def test_a_slope_for_all_channels_stays_one():
     ],
 )
 def test_operands_lose_the_same_channels(add):
-    model = Net(lambda n, x: n.o(n.m(add(n.a(x), n.b(x)))), a=conv(3, 8), b=conv(3, 8, bias=False), m=mask(KEEP), o=conv(8, 2))
+    model = Net(
+        lambda n, x: n.o(n.m(add(n.a(x), n.b(x)))), a=conv(3, 8), b=conv(3, 8, bias=False), m=mask(KEEP), o=conv(8, 2)
+    )
     assert squeezed_widths(model) == [(4, 3), (4, 3), (2, 4)]
 
 
@@ -161,11 +168,17 @@ def test_a_gate_of_linear_layers_and_expand_as():
         gate = torch.sigmoid(n.fc(x.mean((2, 3)))).view(2, 8, 1, 1).expand_as(x)
         return n.o(x * gate)
 
-    assert squeezed_widths(Net(forward, a=conv(3, 8), fc=nn.Linear(8, 8), m=mask(KEEP), o=conv(8, 2))) == [(4, 3), (4, 4), (2, 4)]
+    assert squeezed_widths(Net(forward, a=conv(3, 8), fc=nn.Linear(8, 8), m=mask(KEEP), o=conv(8, 2))) == [
+        (4, 3),
+        (4, 4),
+        (2, 4),
+    ]
 
 
 def test_one_plane_for_all_channels_stays():
-    model = Net(lambda n, x: n.o(n.m(n.a(x)) * torch.sigmoid(n.p(x))), a=conv(3, 8), p=conv(3, 1), m=mask(KEEP), o=conv(8, 2))
+    model = Net(
+        lambda n, x: n.o(n.m(n.a(x)) * torch.sigmoid(n.p(x))), a=conv(3, 8), p=conv(3, 1), m=mask(KEEP), o=conv(8, 2)
+    )
     assert squeezed_widths(model) == [(4, 3), (1, 3), (2, 4)]
 
 
@@ -214,7 +227,9 @@ def test_a_view_with_the_number_of_channels_in_it():
 
 
 def test_flatten_by_view():
-    model = Net(lambda n, x: n.fc(F.max_pool2d(n.m(n.a(x)), 4).view(-1, 32)), a=conv(3, 8), m=mask(KEEP), fc=nn.Linear(32, 2))
+    model = Net(
+        lambda n, x: n.fc(F.max_pool2d(n.m(n.a(x)), 4).view(-1, 32)), a=conv(3, 8), m=mask(KEEP), fc=nn.Linear(32, 2)
+    )
     assert squeezed_widths(model) == [(4, 3), (2, 16)]
 
 
@@ -225,7 +240,9 @@ def test_padded_channels_go_with_those_they_are_added_to():
         y = n.k(n.a(x))
         return n.o(n.m(F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + n.b(y)))
 
-    model = Net(forward, a=conv(3, 4), k=mask("0111"), b=conv(4, 8, 3, stride=2, padding=1), m=mask("10011101"), o=conv(8, 2))
+    model = Net(
+        forward, a=conv(3, 4), k=mask("0111"), b=conv(4, 8, 3, stride=2, padding=1), m=mask("10011101"), o=conv(8, 2)
+    )
     assert squeezed_widths(model) == [(3, 3), (5, 3), (2, 5)]
 
 
@@ -258,7 +275,11 @@ def test_the_bias_of_a_depthwise_convolution_is_all_that_is_left():
         ("10101001", "11111111", (4, 8, 4)),  # equally many inputs in each group
         ("11110000", "11110000", (4, 4, 2)),  # a whole group goes, with its two pairs
         ("10101110", "11111111", (8, 8, 4)),  # the fullest group sets the width of all
-        ("10001111", "11111111", (6, 6, 3)),  # what is left of a group without inputs is its bias, which its reader takes
+        (
+            "10001111",
+            "11111111",
+            (6, 6, 3),
+        ),  # what is left of a group without inputs is its bias, which its reader takes
         ("11111111", "10100000", (4, 2, 2)),
     ],
 )
@@ -277,7 +298,14 @@ def test_convolutions_in_groups_stay_dense(into, out, left):
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_transposed_convolutions(groups):
     layer = nn.ConvTranspose2d(8, 4, 3, 2, 1, output_padding=1, groups=groups)
-    model = Net(lambda n, x: n.o(n.m2(n.t(n.m(n.a(x))))), a=conv(3, 8), m=mask("11001100"), t=layer, m2=mask("1010"), o=conv(4, 2))
+    model = Net(
+        lambda n, x: n.o(n.m2(n.t(n.m(n.a(x))))),
+        a=conv(3, 8),
+        m=mask("11001100"),
+        t=layer,
+        m2=mask("1010"),
+        o=conv(4, 2),
+    )
     squeezed = squeeze(model, X)
     assert (squeezed.t.in_channels, squeezed.t.out_channels) == (4, 2)
 
@@ -330,7 +358,8 @@ def test_group_norm_loses_whole_groups():
 
 
 @pytest.mark.parametrize(
-    "reader", [conv(8, 2, 3, padding=1, padding_mode="reflect"), conv(8, 2, padding="same"), conv(8, 2, 3, padding="valid")]
+    "reader",
+    [conv(8, 2, 3, padding=1, padding_mode="reflect"), conv(8, 2, padding="same"), conv(8, 2, 3, padding="valid")],
 )
 def test_borders_that_are_uniform_are_exact(reader):
     model = masked_then(lambda n, x: n.norm(x), norm=nn.BatchNorm2d(8))
@@ -339,7 +368,12 @@ def test_borders_that_are_uniform_are_exact(reader):
 
 
 def test_a_linear_layer_takes_numbers_too():
-    model = Net(lambda n, x: n.fc(torch.sigmoid(n.m(n.a(x))).mean((2, 3))), a=conv(3, 8), m=mask(KEEP), fc=nn.Linear(8, 2, bias=False))
+    model = Net(
+        lambda n, x: n.fc(torch.sigmoid(n.m(n.a(x))).mean((2, 3))),
+        a=conv(3, 8),
+        m=mask(KEEP),
+        fc=nn.Linear(8, 2, bias=False),
+    )
     assert squeezed_widths(model) == [(4, 3), (2, 4)]
 
 
@@ -350,8 +384,14 @@ def test_a_linear_layer_takes_numbers_too():
         (lambda n, x: n.p(F.relu(x) + 1), r"node convolution_1 \(convolution in p\): has a non-uniform border"),
         (lambda n, x: n.p(torch.sigmoid(x)), r"node convolution_1 \(convolution in p\): has a non-uniform border"),
         (lambda n, x: n.t(torch.sigmoid(x)), r"node convolution_1 \(convolution in t\): has a non-uniform border"),
-        (lambda n, x: n.dw(torch.sigmoid(x)), r"node convolution_1 \(convolution of 8 groups in dw\): has a non-uniform border"),
-        (lambda n, x: F.avg_pool2d(torch.sigmoid(x), 3, padding=1), r"node avg_pool2d \(avg pool2d\): turns the nonzero constant"),
+        (
+            lambda n, x: n.dw(torch.sigmoid(x)),
+            r"node convolution_1 \(convolution of 8 groups in dw\): has a non-uniform border",
+        ),
+        (
+            lambda n, x: F.avg_pool2d(torch.sigmoid(x), 3, padding=1),
+            r"node avg_pool2d \(avg pool2d\): turns the nonzero constant",
+        ),
         (lambda n, x: F.pad(torch.sigmoid(x), (1, 1)), r"node pad \(pad\): turns the nonzero constant"),
         (lambda n, x: torch.cat([x, torch.sigmoid(x)], 2), r"node cat \(cat\): joins different constants"),
     ],
@@ -453,7 +493,9 @@ def test_a_mask_of_a_pinned_value_changes_nothing_else():
 
 
 def test_an_operator_without_a_rule_is_fine_where_nothing_is_masked():
-    model = Net(lambda n, x: n.o(n.m(n.a(x))) + torch.cumsum(n.b(x), 1), a=conv(3, 8), m=mask(KEEP), o=conv(8, 2), b=conv(3, 2))
+    model = Net(
+        lambda n, x: n.o(n.m(n.a(x))) + torch.cumsum(n.b(x), 1), a=conv(3, 8), m=mask(KEEP), o=conv(8, 2), b=conv(3, 2)
+    )
     assert squeezed_widths(model) == [(4, 3), (2, 4), (2, 3)]
 
 

@@ -28,7 +28,11 @@ def widths(model):
 
 def test_masked_channels_leave_their_maker_and_their_readers():
     model = nn.Sequential(
-        *masked_convolution(3, "1010"), *masked_convolution(4, "01110"), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 7)
+        *masked_convolution(3, "1010"),
+        *masked_convolution(4, "01110"),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 7),
     )
     squeezed = squeeze(model, X)
     assert widths(squeezed) == [(2, 3), (3, 2), (7, 3)]
@@ -72,7 +76,9 @@ def test_the_graph_that_fuse_makes_of_a_module_is_squeezed(randomized):
 
 
 def test_flattened_pixels_are_removed_with_their_channel():
-    model = nn.Sequential(*masked_convolution(3, "110"), nn.MaxPool2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(12, 2))
+    model = nn.Sequential(
+        *masked_convolution(3, "110"), nn.MaxPool2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(12, 2)
+    )
     squeezed = squeeze(model, X)
     assert widths(squeezed) == [(2, 3), (2, 8)]
     assert torch.equal(squeezed[6].weight, model[6].weight[:, :8])
@@ -129,7 +135,12 @@ def test_a_channel_that_is_also_read_unmasked_stays():
     class Fork(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.mask, self.a, self.b = nn.Conv2d(3, 3, 1), mask("100"), nn.Conv2d(3, 2, 1), nn.Conv2d(3, 2, 1)
+            self.conv, self.mask, self.a, self.b = (
+                nn.Conv2d(3, 3, 1),
+                mask("100"),
+                nn.Conv2d(3, 2, 1),
+                nn.Conv2d(3, 2, 1),
+            )
 
         def forward(self, x):
             x = self.conv(x)
@@ -162,7 +173,12 @@ def test_a_module_that_is_used_twice_is_cut_once():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.mask, self.shared, self.out = nn.Conv2d(3, 4, 1), mask("1011"), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+            self.first, self.mask, self.shared, self.out = (
+                nn.Conv2d(3, 4, 1),
+                mask("1011"),
+                nn.Conv2d(4, 4, 1),
+                nn.Conv2d(4, 2, 1),
+            )
 
         def forward(self, x):
             x = self.mask(self.first(x))
@@ -229,23 +245,44 @@ def through(*parts):
         ),
         (Unruled(lambda x: x.softmax(1)), "or leave conv unmasked"),
         (Unruled(lambda x: x.cumsum(1)), "node cumsum: squeeze has no rule for cumsum; 2 masked channels of conv"),
-        (Unruled(lambda x: x[x > 0]), "node index: squeeze has no rule for index at computed places; 2 masked channels of conv reach it"),
+        (
+            Unruled(lambda x: x[x > 0]),
+            "node index: squeeze has no rule for index at computed places; 2 masked channels of conv reach it",
+        ),
         (Unruled(lambda x: x.mean(1)), "node mean: squeeze has no rule for mean over channels"),
         (
             Unruled(lambda x: x[..., :4, :] + x[..., :4, :].transpose(1, 2)),
             "node add: squeeze has no rule for add of values whose channels are different dimensions",
         ),
-        (through(nn.LocalResponseNorm(2)), "node avg_pool3d in 3: squeeze has no rule for avg pool3d where channels are not dimension 1"),
-        (through(nn.Linear(8, 2)), "node linear in 3: squeeze has no rule for linear over dimension 3, where channels are dimension 1"),
+        (
+            through(nn.LocalResponseNorm(2)),
+            "node avg_pool3d in 3: squeeze has no rule for avg pool3d where channels are not dimension 1",
+        ),
+        (
+            through(nn.Linear(8, 2)),
+            "node linear in 3: squeeze has no rule for linear over dimension 3, where channels are dimension 1",
+        ),
         (
             nn.Sequential(RepVGGBlock(3, 2, mask=mask("10")), nn.Conv2d(2, 2, 1)),
             r"^block 0 is a RepVGGBlock with masked channels: run fuse\(model\) first$",
         ),
-        (nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)), "^mask 1: all 2 channels of 0 are masked; keep at least one$"),
-        (nn.Sequential(nn.Conv2d(3, 2, 1), mask("101")), "a mask has 3 entries for 2 channels: it needs one entry per channel"),
+        (
+            nn.Sequential(*masked_convolution(3, "00"), nn.Conv2d(2, 2, 1)),
+            "^mask 1: all 2 channels of 0 are masked; keep at least one$",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(3, 2, 1), mask("101")),
+            "a mask has 3 entries for 2 channels: it needs one entry per channel",
+        ),
         (nn.Sequential(nn.Conv2d(3, 2, 1), mask("0")), "a mask has 1 entries for 2 channels"),
-        (nn.Sequential(nn.Conv2d(4, 2, 1), mask("10")), "^Sequential cannot be run on example_input: Given groups=1, weight of size"),
-        (Unruled(lambda x: x if x.sum() > 0 else -x), "cannot be read by torch.export: .* must not depend on tensor values"),
+        (
+            nn.Sequential(nn.Conv2d(4, 2, 1), mask("10")),
+            "^Sequential cannot be run on example_input: Given groups=1, weight of size",
+        ),
+        (
+            Unruled(lambda x: x if x.sum() > 0 else -x),
+            "cannot be read by torch.export: .* must not depend on tensor values",
+        ),
     ],
 )
 def test_what_cannot_be_squeezed_names_node_and_operator(model, message):
@@ -264,7 +301,12 @@ def test_whatever_an_output_is_made_of_stays(forward):
 class Halves(nn.Module):
     def __init__(self, text):
         super().__init__()
-        self.conv, self.mask, self.left, self.right = nn.Conv2d(3, 4, 1), mask(text), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+        self.conv, self.mask, self.left, self.right = (
+            nn.Conv2d(3, 4, 1),
+            mask(text),
+            nn.Conv2d(2, 2, 1),
+            nn.Conv2d(2, 2, 1),
+        )
 
     def forward(self, x):
         one, two = self.mask(self.conv(x)).chunk(2, 1)
@@ -321,5 +363,7 @@ def test_constants_of_a_group_without_inputs_all_stay_before_a_padded_border():
     """Two channels are nothing but their bias, which no bias of the next layer can take up: not one for the other, both stay."""
     grouped = nn.Conv2d(4, 8, 3, padding=1, groups=4)
     nn.init.ones_(grouped.bias)
-    model = nn.Sequential(*masked_convolution(3, "0111"), grouped, mask("11000000"), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1))
+    model = nn.Sequential(
+        *masked_convolution(3, "0111"), grouped, mask("11000000"), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1)
+    )
     assert widths(squeeze(model, X)) == [(1, 3), (2, 1), (5, 2)]

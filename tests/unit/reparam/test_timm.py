@@ -9,7 +9,9 @@ import torch
 
 from reparam import ChannelMask, channel_groups, compare, fuse_with_report, insert_masks, squeeze
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="no networks of others: timm is not installed")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("timm") is None, reason="no networks of others: timm is not installed"
+)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,19 @@ from search.methods.slimming import Slimming
 from search.methods.table import Table
 from search.methods.uniform import Uniform
 from search.space import Choice, Space
-from search.spaces import Chain, Fixed, Layer, Layered, MultiBlock, Prunable, StochasticLayer, Traced, free_widths, of_module, traced
+from search.spaces import (
+    Chain,
+    Fixed,
+    Layer,
+    Layered,
+    MultiBlock,
+    Prunable,
+    StochasticLayer,
+    Traced,
+    free_widths,
+    of_module,
+    traced,
+)
 
 
 def block_us(spec: BlockSpec, tread: int = 16) -> float:
@@ -39,14 +51,29 @@ def network_us(blocks: list[BlockSpec], tread: int = 16) -> float:
 
 
 def make_table(
-    space: Space, networks: Sequence[Choice] | None = None, *, tread: int = 16, name: str = "made-up", spread: float = 0.0
+    space: Space,
+    networks: Sequence[Choice] | None = None,
+    *,
+    tread: int = 16,
+    name: str = "made-up",
+    spread: float = 0.0,
 ) -> LatencyTable:
     """A table of every block of a space, and of some networks; of eight spread over its widths by default.
 
     Networks take up to `spread` more or less than their blocks say, relative, so that predictions have an interval.
     """
     header = TableHeader(
-        device=Device(kind="cpu", name=name, cores=1, threads=1, isa=(), memory_mib=1024, driver="", compute_capability="", os="none"),
+        device=Device(
+            kind="cpu",
+            name=name,
+            cores=1,
+            threads=1,
+            isa=(),
+            memory_mib=1024,
+            driver="",
+            compute_capability="",
+            os="none",
+        ),
         runtime=Runtime(name="made-up", version="1"),
         protocol=Protocol(name="fast", warmup_ms=0, min_samples=1, max_samples=1, min_time_ms=0, max_time_ms=0),
         precision="fp32",
@@ -57,11 +84,19 @@ def make_table(
     networks = networks or [space.choice([options[k % len(options)] for options in _choices(space)]) for k in range(8)]
     rows = [_row("block", spec.key, block_us(spec, tread)) for spec in space.blocks()]
     rows += [
-        _row("network", f"network-{index:016x}", network_us(blocks, tread) * (1 + spread * math.sin(index)), tuple(s.key for s in blocks))
+        _row(
+            "network",
+            f"network-{index:016x}",
+            network_us(blocks, tread) * (1 + spread * math.sin(index)),
+            tuple(s.key for s in blocks),
+        )
         for index, blocks in enumerate(map(space.network, networks))
     ]
     return LatencyTable(
-        header, rows, sha256="5" * 64 if name == "made-up" else hashlib.sha256(name.encode()).hexdigest(), path=f"{name}.jsonl"
+        header,
+        rows,
+        sha256="5" * 64 if name == "made-up" else hashlib.sha256(name.encode()).hexdigest(),
+        path=f"{name}.jsonl",
     )
 
 
@@ -111,7 +146,9 @@ def make_stripes() -> Classification:
     def split(count: int) -> Split:
         labels = torch.arange(count) % 2
         stripe = (torch.arange(8) % 2 * 120).float()
-        images = torch.where(labels[:, None, None] == 0, stripe[None, :, None], stripe[None, None, :]).expand(count, 8, 8)
+        images = torch.where(labels[:, None, None] == 0, stripe[None, :, None], stripe[None, None, :]).expand(
+            count, 8, 8
+        )
         noisy = images[:, None] + 60 * torch.rand(count, 3, 8, 8, generator=generator)
         return Split(images=noisy.to(torch.uint8), labels=labels)
 
@@ -150,7 +187,9 @@ def make_method(name: str, space, table, data, budget: float, **settings):
     """A method with few epochs."""
     kind, make = METHODS[name]
     found = kind(**(EPOCHS | (FAST if name == "pas" else {}) | settings))
-    return make(found, Problem(space=space, table=table, task=data, budget=Budget.of(budget, "us" if table else "macs")))
+    return make(
+        found, Problem(space=space, table=table, task=data, budget=Budget.of(budget, "us" if table else "macs"))
+    )
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +201,9 @@ def budget_us(tiny, table) -> float:
 def search_into(tiny, table, stripes, budget_us):
     """Searches the tiny space: search_into(OUT, METHOD, SETTING=..., space=..., budget=...)."""
 
-    def start(out: Path, name: str = "pas", *, baseline: Path | None = None, space=tiny, budget: float = budget_us, **settings):
+    def start(
+        out: Path, name: str = "pas", *, baseline: Path | None = None, space=tiny, budget: float = budget_us, **settings
+    ):
         return session.run(make_method(name, space, table, stripes, budget, **settings), out, baseline=baseline)
 
     return start

@@ -63,7 +63,10 @@ def test_built_networks_fuse_and_squeeze_to_the_chosen_widths(chosen):
     shipped = reparam.squeeze(reparam.fuse(chosen.build(), x), x)
     assert [m.out_channels for m in shipped.modules() if isinstance(m, torch.nn.Conv2d)] == [8, 32, 16]
     counts = reparam.count(shipped, x)
-    assert (counts.params, counts.macs) == (chosen.origin().parameters(chosen.network()), chosen.origin().macs(chosen.network()))
+    assert (counts.params, counts.macs) == (
+        chosen.origin().parameters(chosen.network()),
+        chosen.origin().macs(chosen.network()),
+    )
 
 
 def test_unpruned_has_no_masks(chosen):
@@ -80,7 +83,10 @@ def space_of(**change):
         (space_of(classes=10**12), "Expected `int` <= 16777216"),
         (space_of(classes=3), "it has 3 classes, and 2 labels"),
         (space_of(input_shape=[3, 10**6, 8]), "Expected `int` <= 65536"),
-        (space_of(input_shape=[3, 65_536, 65_536]), "an input has 12,884,901,888 numbers, and at most 1,073,741,824 are built"),
+        (
+            space_of(input_shape=[3, 65_536, 65_536]),
+            "an input has 12,884,901,888 numbers, and at most 1,073,741,824 are built",
+        ),
         (space_of(granularity=0), "Expected `int` >= 1"),
         (space_of(layers=[{"name": "a"}]), "missing required field `width`"),
         (space_of(layers=[{"name": "a", "width": 0}]), "Expected `int` >= 1"),
@@ -91,7 +97,10 @@ def space_of(**change):
         ({"seed": 2**70}, "Expected `int` <= 9223372036854775807"),
         ({"predicted": {"us": -1.0, "low_us": 0.0, "high_us": 1.0, "source": "predicted"}}, "Expected `float` >= 0.0"),
         ({"preprocessing": {"size": [8, 8], "mean": [0, 0, 0], "std": [0, 1, 1]}}, "Expected `float` > 0.0"),
-        ({"choice": {"widths": {"a": 8, "b": 32}}}, "tiny has the groups a, b, c: a choice has a width for each, found a=8, b=32"),
+        (
+            {"choice": {"widths": {"a": 8, "b": 32}}},
+            "tiny has the groups a, b, c: a choice has a width for each, found a=8, b=32",
+        ),
         ({"choice": {"widths": {"a": 33, "b": 32, "c": 16}}}, "tiny: group a has 1 to 32 channels, found 33"),
         ({"choice": {"widths": {"a": 16, "b": 32, "c": 16}}}, "its blocks are not those of its choice"),
     ],

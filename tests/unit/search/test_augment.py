@@ -34,8 +34,12 @@ def test_augmentation_shifts_with_repeated_borders_and_mirrors():
 def v2(monkeypatch):
     """Torchvision's transforms, or a skip with the reason. Its C++ operators, which no transform needs, may be of another torch."""
     if "torchvision" not in sys.modules:
-        monkeypatch.setitem(sys.modules, "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations"))
-    return pytest.importorskip("torchvision.transforms.v2", reason=f"torchvision is not installed: {install_command('augment')}")
+        monkeypatch.setitem(
+            sys.modules, "torchvision._meta_registrations", types.ModuleType("torchvision._meta_registrations")
+        )
+    return pytest.importorskip(
+        "torchvision.transforms.v2", reason=f"torchvision is not installed: {install_command('augment')}"
+    )
 
 
 @pytest.mark.parametrize("text", [*EVERY.split(","), EVERY])
@@ -121,7 +125,9 @@ def test_each_transform_is_made_for_the_images(stand_in):
 
 def test_a_data_set_is_augmented_as_it_is_told(stand_in, stripes):
     data = stripes.augmented("flip,cutout:2")
-    assert data.augmentation == Augmentation(transforms=(Transform("flip", 0.5), Transform("cutout", 2.0)), fill=(89, 89, 89))
+    assert data.augmentation == Augmentation(
+        transforms=(Transform("flip", 0.5), Transform("cutout", 2.0)), fill=(89, 89, 89)
+    )
     assert stripes.augmented("auto") is stripes
     assert stripes.augmented("none").augmentation == Augmentation(fill=(89, 89, 89))
     with pytest.raises(SearchError, match=r"^--augment cutout:8 is no smaller than the images, \(8, 8\)$"):
@@ -134,12 +140,17 @@ def test_no_augmentation_shows_the_images_as_they_are():
 
 def test_a_missing_torchvision_is_said_with_its_command(stripes, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(MissingExtra, match=re.escape(f"this needs the package 'torchvision': {install_command('augment')}")):
+    with pytest.raises(
+        MissingExtra, match=re.escape(f"this needs the package 'torchvision': {install_command('augment')}")
+    ):
         stripes.augmented("flip")
 
 
 def test_a_torchvision_of_another_torch_is_said(stripes, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.transforms.v2", None)
-    with pytest.raises(MissingExtra, match=rf"^torchvision does not fit torch .*: {re.escape(install_command('augment', upgrade=True))}$"):
+    with pytest.raises(
+        MissingExtra,
+        match=rf"^torchvision does not fit torch .*: {re.escape(install_command('augment', upgrade=True))}$",
+    ):
         stripes.augmented("flip")

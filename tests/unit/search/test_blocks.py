@@ -65,7 +65,9 @@ def test_the_deployed_form_computes_the_same_with_the_fused_weights(spec, x):
     block, ships = shaken(spec).double(), deployed(spec).double().eval()
     if block.state_dict():
         ships.load_state_dict(reparam.fuse(block, tuple(each.double() for each in x)).state_dict())
-    torch.testing.assert_close(ships(*(each.double() for each in x)), block(*(each.double() for each in x)), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        ships(*(each.double() for each in x)), block(*(each.double() for each in x)), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_an_inverted_residual_is_what_the_paper_says():
@@ -75,7 +77,9 @@ def test_an_inverted_residual_is_what_the_paper_says():
     x = torch.randn(1, 16, 9, 8, dtype=torch.float64)
     f, w = torch.nn.functional, dict(block.named_parameters())
     hidden = f.relu(f.conv2d(x, w["body.expand.conv.weight"], w["body.expand.conv.bias"]))
-    hidden = f.relu(f.conv2d(hidden, w["body.depthwise.conv.weight"], w["body.depthwise.conv.bias"], stride=2, padding=1, groups=32))
+    hidden = f.relu(
+        f.conv2d(hidden, w["body.depthwise.conv.weight"], w["body.depthwise.conv.bias"], stride=2, padding=1, groups=32)
+    )
     mean = hidden.mean((2, 3), keepdim=True)
     gate = f.relu(f.conv2d(mean, w["body.se.reduce.weight"], w["body.se.reduce.bias"]))
     gate = torch.sigmoid(f.conv2d(gate, w["body.se.expand.weight"], w["body.se.expand.bias"]))

@@ -77,10 +77,13 @@ def test_an_impossible_budget_names_the_smallest_price():
     message = r"^a budget of 0.001 ms cannot be met: the smallest network of tiny takes 12 ms by the table, at most 12.35 ms; ask for"
     with pytest.raises(SearchError, match=message + r" --budget-ms 12.346 or more$"):
         require_reachable("tiny", smallest, Budget(us=1.0))
-    with pytest.raises(SearchError, match=r"takes 12 ms by b\.jsonl, at most 12.35 ms; ask for --also b\.jsonl:12.346 or more$"):
+    with pytest.raises(
+        SearchError, match=r"takes 12 ms by b\.jsonl, at most 12.35 ms; ask for --also b\.jsonl:12.346 or more$"
+    ):
         require_reachable("tiny", smallest, Budget(us=1.0), also="b.jsonl")
     with pytest.raises(
-        SearchError, match=r"^a budget of 1,000 MACs cannot be met: the smallest network of tiny has 12,346 MACs; ask for a larger"
+        SearchError,
+        match=r"^a budget of 1,000 MACs cannot be met: the smallest network of tiny has 12,346 MACs; ask for a larger",
     ):
         require_reachable("tiny", smallest, Budget(macs=1000.0))
 

@@ -37,7 +37,9 @@ def train(layers: nn.Module, every: list[torch.optim.Optimizer], steps: range) -
             for group in optimizer.param_groups:
                 group["lr"] *= 0.9
             optimizer.zero_grad()
-            images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step)).contiguous(memory_format=torch.channels_last)
+            images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step)).contiguous(
+                memory_format=torch.channels_last
+            )
             layers(images).square().mean().backward()
             optimizer.step()
 
@@ -47,7 +49,9 @@ def test_several_optimizers_of_every_kind_go_on_as_if_nothing_had_happened(tmp_p
     whole = network()
     every = optimizers(whole)
     train(whole, every, range(3))
-    states = {"network": whole.state_dict()} | {str(index): optimizer.state_dict() for index, optimizer in enumerate(every)}
+    states = {"network": whole.state_dict()} | {
+        str(index): optimizer.state_dict() for index, optimizer in enumerate(every)
+    }
     checkpoint.save(path, Head(epoch=3), states)
     head, found = checkpoint.load(path, Head)
     assert head == Head(epoch=3)
@@ -92,7 +96,10 @@ def test_what_json_cannot_hold_is_a_fault_of_the_program(tmp_path):
 def test_a_checkpoint_of_another_optimizer_is_refused(tmp_path):
     every = optimizers(network())
     with (
-        pytest.raises(SearchError, match=r"checkpoint does not fit this search \(.*\): run `lathe search` again, into a new directory$"),
+        pytest.raises(
+            SearchError,
+            match=r"checkpoint does not fit this search \(.*\): run `lathe search` again, into a new directory$",
+        ),
         checkpoint.fitting(tmp_path / "checkpoint"),
     ):
         checkpoint.restore_optimizer(every[0], every[4].state_dict())
@@ -118,5 +125,7 @@ HEAD = '"schema": "checkpoint/2", "head": {"epoch": 1}'
 def test_what_cannot_go_on_is_one_line(tmp_path, state, said):
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(safetensors.torch.save({"a": torch.zeros(1)}, metadata={"state": state}))
-    with pytest.raises(SearchError, match=rf"checkpoint.safetensors {said}.*: run `lathe search` again, into a new directory$"):
+    with pytest.raises(
+        SearchError, match=rf"checkpoint.safetensors {said}.*: run `lathe search` again, into a new directory$"
+    ):
         checkpoint.load(path, Head)

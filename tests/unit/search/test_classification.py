@@ -17,7 +17,9 @@ def test_normalised_training_images_have_mean_0_and_deviation_1():
 def test_an_epoch_shows_every_image_once_in_an_order_of_the_generator(stripes):
     plain = Augmentation(shift_px=0, flip=False)
     data = replace(stripes, augmentation=plain)
-    epochs = [torch.cat([x for x, _ in data.training_batches(16, torch.Generator().manual_seed(seed))]) for seed in (0, 0, 1)]
+    epochs = [
+        torch.cat([x for x, _ in data.training_batches(16, torch.Generator().manual_seed(seed))]) for seed in (0, 0, 1)
+    ]
     assert torch.equal(epochs[0], epochs[1])
     assert not torch.equal(epochs[0], epochs[2])
     everything = data.normalise(data.train.images).flatten(1)
@@ -42,7 +44,9 @@ def test_a_part_of_the_images_is_shown_alone(stripes):
     assert all(len(y) == 10 for y in shown)
     data = replace(stripes, augmentation=Augmentation())
     images = torch.cat([x for x, _ in data.training_batches(32, generator, rows)])
-    assert torch.equal(images.flatten(1).sort(0).values, data.normalise(data.train.images[rows]).flatten(1).sort(0).values)
+    assert torch.equal(
+        images.flatten(1).sort(0).values, data.normalise(data.train.images[rows]).flatten(1).sort(0).values
+    )
     plain = list(stripes.plain_batches(20, rows))
     assert torch.equal(torch.cat([y for _, y in plain]), stripes.train.labels[rows])
     assert torch.equal(torch.cat([x for x, _ in plain]), stripes.normalise(stripes.train.images[rows]))

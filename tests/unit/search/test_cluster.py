@@ -71,7 +71,11 @@ def test_tasks_end_with_their_codes_and_what_ray_gave_up_says_why(ray):
     with Cluster() as found:
         assert ray.connected
         first = found.submit("a", int, 3, needs={"CPU": 2, "GPU": 0.5, "gpu_type:h100": 1})
-        tasks = {"a": first, "b": found.submit("b", lost, 0, needs={"CPU": 1}), "c": found.submit("c", int, 0, needs={}, after=first)}
+        tasks = {
+            "a": first,
+            "b": found.submit("b", lost, 0, needs={"CPU": 1}),
+            "c": found.submit("c", int, 0, needs={}, after=first),
+        }
         assert list(found.ended(tasks)) == [("a", 3, ""), ("b", 1, "the node was lost: 9"), ("c", 0, "")]
     assert not ray.connected
     assert ray.options_seen[0] == {
@@ -83,12 +87,18 @@ def test_what_no_living_node_has_is_refused(ray):
     with Cluster() as found:
         found.require({"CPU": 8})
         found.require({"CPU": 2, "GPU": 1, "gpu_type:h100": 1})
-        with pytest.raises(SearchError, match=r"^no node of the Ray cluster has CPU=4, GPU=1; its nodes have CPU, GPU, gpu_type:h100: ask"):
+        with pytest.raises(
+            SearchError,
+            match=r"^no node of the Ray cluster has CPU=4, GPU=1; its nodes have CPU, GPU, gpu_type:h100: ask",
+        ):
             found.require({"CPU": 4, "GPU": 1})
 
 
 def test_without_ray_or_a_cluster_one_line_says_so(ray, monkeypatch):
-    with pytest.raises(SearchError, match=r"^there is no Ray cluster at here:1 \(nothing at here:1\): start one with `ray start --head`$"):
+    with pytest.raises(
+        SearchError,
+        match=r"^there is no Ray cluster at here:1 \(nothing at here:1\): start one with `ray start --head`$",
+    ):
         Cluster("here:1")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"^this needs the package 'ray': pip install .*\[ray\]"):

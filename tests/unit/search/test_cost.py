@@ -59,7 +59,11 @@ def choices(request):
 
     def draw(space: Space, number: int) -> list[Choice]:
         seeded = random.Random(0)
-        return [space.largest(), space.smallest(), *(space.random(seeded) for _ in range(request.config.getoption("choices") or number))]
+        return [
+            space.largest(),
+            space.smallest(),
+            *(space.random(seeded) for _ in range(request.config.getoption("choices") or number)),
+        ]
 
     return draw
 
@@ -77,7 +81,10 @@ def one_hot(space: Layered, choice: Choice):
     chosen = space.chosen(choice)
     for layer in space.layers:
         candidates = [*layer.blocks(), *([None] if layer.skippable else [])]
-        yield candidates, torch.tensor([float(block == chosen.get(layer.name)) for block in candidates], dtype=torch.float64)
+        yield (
+            candidates,
+            torch.tensor([float(block == chosen.get(layer.name)) for block in candidates], dtype=torch.float64),
+        )
 
 
 def models(name: str):
@@ -93,7 +100,9 @@ def test_whole_widths_cost_what_table_and_space_say(name, choices):
     for model, truth in models(name):
         for choice in choices(space, WIDTHS[name]):
             widths = scalars(space.widths(choice), torch.float64)
-            assert cost_of(model, space.at_depths(choice.depths), widths).item() == pytest.approx(truth(choice), rel=1e-9)
+            assert cost_of(model, space.at_depths(choice.depths), widths).item() == pytest.approx(
+                truth(choice), rel=1e-9
+            )
             assert model.price(choice).cost == pytest.approx(truth(choice), rel=1e-12)
 
 
@@ -110,7 +119,9 @@ def test_one_hot_edges_cost_what_table_and_space_say(choices):
     for model, truth in models("nasbench201"):
         for choice in choices(space, 100):
             used = space.used(choice)
-            shares = torch.tensor([[float(used.get(ends, "none") == name) for name in OPTIONS] for ends in EDGES], dtype=torch.float64)
+            shares = torch.tensor(
+                [[float(used.get(ends, "none") == name) for name in OPTIONS] for ends in EDGES], dtype=torch.float64
+            )
             assert model.expected(cell_terms(model, space, shares)).item() == pytest.approx(truth(choice), rel=1e-9)
 
 
@@ -147,7 +158,9 @@ def test_hidden_widths_of_a_layer_cost_what_its_blocks_do():
 def test_a_single_network_is_a_chain_of_certain_blocks():
     space, sure = space_of("resnet20"), torch.ones(1, dtype=torch.float64)
     for model, truth in models("resnet20"):
-        assert model.expected([model.over([block], sure) for block in space.network()]).item() == pytest.approx(truth(Choice()), rel=1e-9)
+        assert model.expected([model.over([block], sure) for block in space.network()]).item() == pytest.approx(
+            truth(Choice()), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -191,7 +204,9 @@ def test_a_skipped_layer_costs_nothing_its_boundary_included():
     terms = [model.over([block], sure) for block in blocks]
     absent = 0.0 * model.over([space.layers[2].blocks()[0]], sure)
     for place in range(len(terms) + 1):
-        assert model.expected([*terms[:place], absent, *terms[place:]]).item() == pytest.approx(table.predict(blocks).us, rel=1e-12)
+        assert model.expected([*terms[:place], absent, *terms[place:]]).item() == pytest.approx(
+            table.predict(blocks).us, rel=1e-12
+        )
 
 
 def test_gradients_of_shares_and_presence_are_the_differences_of_the_expectation():
@@ -214,7 +229,9 @@ def test_gradients_of_shares_and_presence_are_the_differences_of_the_expectation
 def test_between_grid_points_it_is_bilinear(tiny, table):
     model = LatencyModel(tiny, table)
     # Channels of b and c half-way across a step in both directions: the mean of the four corners.
-    corners = [table.predict(tiny.network(tiny.choice((16, b, c)))).us for b, c in itertools.product((16, 24), (16, 24))]
+    corners = [
+        table.predict(tiny.network(tiny.choice((16, b, c)))).us for b, c in itertools.product((16, 24), (16, 24))
+    ]
     assert cost_of(model, tiny, scalars((16, 20, 20))).item() == pytest.approx(sum(corners) / 4, rel=1e-6)
 
 
@@ -243,8 +260,12 @@ def test_the_gradient_goes_through_output_and_input_widths(tiny, table):
         return (table.lookup(spec).us - table.lookup(narrow).us) / 16
 
     crossing = table.predictor.saved_us_per_kelement * 16 / 1000  # 4x4 pixels a channel
-    assert widths[1].grad.item() == pytest.approx(scale * (mean_slope(own, "c_out") + mean_slope(next_one, "c_in")) - crossing, rel=1e-4)
-    assert widths[2].grad.item() == pytest.approx(scale * (mean_slope(next_one, "c_out") + mean_slope(head, "c_in")) - crossing, rel=1e-4)
+    assert widths[1].grad.item() == pytest.approx(
+        scale * (mean_slope(own, "c_out") + mean_slope(next_one, "c_in")) - crossing, rel=1e-4
+    )
+    assert widths[2].grad.item() == pytest.approx(
+        scale * (mean_slope(next_one, "c_out") + mean_slope(head, "c_in")) - crossing, rel=1e-4
+    )
 
 
 def test_macs_are_counted_with_both_gradients(tiny):
@@ -299,20 +320,28 @@ def test_expected_cost_of_drawn_widths_and_depths_is_the_mean_over_all_networks(
     deep = max(space.full_depths().values(), default=1)
     depths = torch.rand(deep, generator=draw, dtype=torch.float64)
     depths = (depths / depths.sum()).requires_grad_()
-    parts = [next((n for s in space.stages for n, b in enumerate(s.blocks) if n and i in b.sites), None) for i in range(len(space.sites()))]
+    parts = [
+        next((n for s in space.stages for n, b in enumerate(s.blocks) if n and i in b.sites), None)
+        for i in range(len(space.sites()))
+    ]
     present = {number: depths[number:].sum() for number in range(1, deep)}
     for model, truth in models(name):
         drawn = DrawnWidths(model, space.sites(), choices, parts)
         mean = 0.0
         for picks in itertools.product(*(range(len(options)) for options in choices)):
             for depth in range(1, deep + 1):
-                probability = math.prod(share[pick].item() for share, pick in zip(shares, picks, strict=True)) * depths[depth - 1].item()
+                probability = (
+                    math.prod(share[pick].item() for share, pick in zip(shares, picks, strict=True))
+                    * depths[depth - 1].item()
+                )
                 widths = [options[pick] for options, pick in zip(choices, picks, strict=True)]
                 mean += probability * truth(space.choice(widths, dict.fromkeys(space.full_depths(), depth)))
         expected = drawn.expected(shares, present)
         assert expected.item() == pytest.approx(mean, rel=1e-9)
         gradients = torch.autograd.grad(expected, shares)
-        assert all((gradient.diff() >= -0.01).all() and gradient.any() for gradient in gradients)  # the table has three decimals
+        assert all(
+            (gradient.diff() >= -0.01).all() and gradient.any() for gradient in gradients
+        )  # the table has three decimals
 
 
 def test_a_block_of_very_many_combinations_costs_what_it_does_at_the_expected_widths(monkeypatch):
@@ -321,7 +350,9 @@ def test_a_block_of_very_many_combinations_costs_what_it_does_at_the_expected_wi
     monkeypatch.setattr("search.cost._TABULATED", 4)
     open_one = DrawnWidths(MacsModel(space), space.sites(), [(8, 32), (8, 32), (8, 48)])
     shares = [torch.tensor([0.25, 0.75])] * 3
-    assert open_one.expected(shares).item() == pytest.approx(exact.expected(shares).item(), rel=1e-6)  # as MACs are linear in each width
+    assert open_one.expected(shares).item() == pytest.approx(
+        exact.expected(shares).item(), rel=1e-6
+    )  # as MACs are linear in each width
 
 
 def devices_of(name: str, *shares: float) -> list[Limit]:
@@ -376,5 +407,8 @@ def test_drawn_widths_on_several_devices_cost_the_highest_of_their_means(tiny):
     choices = [(8, 16, 32)] * 3
     shares = [torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)] * 3
     expected = DrawnWidths(DevicesModel(tiny, limits), tiny.sites(), choices).expected(shares).item()
-    each = [DrawnWidths(LatencyModel(tiny, limit.table), tiny.sites(), choices).expected(shares).item() / limit.target for limit in limits]
+    each = [
+        DrawnWidths(LatencyModel(tiny, limit.table), tiny.sites(), choices).expected(shares).item() / limit.target
+        for limit in limits
+    ]
     assert expected == pytest.approx(max(each) * limits[0].target, rel=1e-9)

@@ -10,7 +10,9 @@ from search import SearchError
 from search.data import digits, folder, load, random_parts
 
 
-def write_images(directory: Path, count: int, colour: tuple[int, int, int], mode: str = "RGB", suffix: str = "png") -> None:
+def write_images(
+    directory: Path, count: int, colour: tuple[int, int, int], mode: str = "RGB", suffix: str = "png"
+) -> None:
     directory.mkdir(parents=True)
     for index in range(count):
         Image.new("RGB", (10, 6), colour).convert(mode).save(directory / f"{index}.{suffix}")
@@ -21,7 +23,9 @@ def test_digits_are_split_by_class_and_the_same_every_time():
     assert (len(data.train), len(data.held_out)) == (1438, 359)
     assert data.train.images.shape == (1438, 3, 16, 16)
     assert data.train.images.dtype == torch.uint8
-    shares = torch.bincount(data.held_out.labels) / (torch.bincount(data.train.labels) + torch.bincount(data.held_out.labels))
+    shares = torch.bincount(data.held_out.labels) / (
+        torch.bincount(data.train.labels) + torch.bincount(data.held_out.labels)
+    )
     assert ((shares - 0.2).abs() < 0.005).all()
     assert data.sha256() == again.sha256()
     assert data.sha256() != digits(32).sha256()
@@ -32,7 +36,9 @@ def test_digits_look_like_the_originals():
 
     data = digits(8)  # their own resolution: nothing is interpolated
     originals = {tuple(row) for row in (load_digits().images.reshape(-1, 64) * (255 / 16)).round().astype(int)}
-    shown = {tuple(row) for split in (data.train, data.held_out) for row in split.images[:, 0].reshape(-1, 64).int().numpy()}
+    shown = {
+        tuple(row) for split in (data.train, data.held_out) for row in split.images[:, 0].reshape(-1, 64).int().numpy()
+    }
     assert shown == originals
 
 

@@ -48,7 +48,9 @@ def test_distillation_is_the_sum_over_images_and_classes(said, kind, by_loop):
 def test_the_divergence_has_t_squared_times_the_gradient_of_the_cross_entropy(said):
     """Both differ by the teacher's entropy, which is constant."""
     logits, teacher, _ = said
-    (one,), (other,) = (torch.autograd.grad(match(logits, teacher, T), logits) for match in (soft_cross_entropy, soft_divergence))
+    (one,), (other,) = (
+        torch.autograd.grad(match(logits, teacher, T), logits) for match in (soft_cross_entropy, soft_divergence)
+    )
     assert torch.allclose(other, T**2 * one, rtol=1e-10, atol=1e-14)
 
 

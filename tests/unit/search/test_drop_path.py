@@ -11,7 +11,9 @@ class Block(nn.Module):
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(c_in, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, c_out, 1), nn.BatchNorm2d(c_out))
+        self.body = nn.Sequential(
+            nn.Conv2d(c_in, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, c_out, 1), nn.BatchNorm2d(c_out)
+        )
         self.shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x):
@@ -21,7 +23,9 @@ class Block(nn.Module):
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 1), Block(8, 8), Block(8, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), Block(8, 8), Block(8, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
 
 
 IMAGES = torch.randn(64, 3, 2, 2, generator=torch.Generator().manual_seed(1))
@@ -30,7 +34,9 @@ IMAGES = torch.randn(64, 3, 2, 2, generator=torch.Generator().manual_seed(1))
 def outputs(network: nn.Module, names: list[str]) -> list[torch.Tensor]:
     """What some modules hand on, in one pass over the images."""
     kept: list[torch.Tensor] = []
-    handles = [network.get_submodule(name).register_forward_hook(lambda *found: kept.append(found[2])) for name in names]
+    handles = [
+        network.get_submodule(name).register_forward_hook(lambda *found: kept.append(found[2])) for name in names
+    ]
     network(IMAGES)
     for handle in handles:
         handle.remove()
@@ -45,7 +51,9 @@ def test_branches_are_the_longer_paths_to_an_addition(network):
 def test_a_masked_network_has_the_same_branches(network):
     example = torch.zeros(1, 3, 2, 2)
     groups = [group for group in channel_groups(network, example) if not group.why]
-    masked = insert_masks(network, example, groups, lambda group: ChannelMask(torch.arange(group.channels) < group.channels - 1))
+    masked = insert_masks(
+        network, example, groups, lambda group: ChannelMask(torch.arange(group.channels) < group.channels - 1)
+    )
     assert residual_branches(masked, IMAGES) == residual_branches(network, IMAGES)
 
 

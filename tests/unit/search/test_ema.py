@@ -24,7 +24,10 @@ def expected(states: list[dict[str, torch.Tensor]], decay: float) -> dict[str, t
     averages = dict(states[0])
     for n, state in enumerate(states[1:], 1):
         d = min(decay, (1 + n) / (10 + n))
-        averages = {name: d * averages[name] + (1 - d) * value if value.is_floating_point() else value for name, value in state.items()}
+        averages = {
+            name: d * averages[name] + (1 - d) * value if value.is_floating_point() else value
+            for name, value in state.items()
+        }
     return averages
 
 
@@ -55,7 +58,9 @@ def test_a_restored_average_goes_on_alike(network):
     one = WeightAverage(network, 0.9)
     moved(network)
     one.update()
-    state = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in one.state_dict().items()}
+    state = {
+        name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in one.state_dict().items()
+    }
     other = WeightAverage(network, 0.9)
     other.load_state_dict(state)
     moved(network)

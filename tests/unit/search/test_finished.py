@@ -30,9 +30,15 @@ def test_what_is_not_finished_is_refused(search_into, tmp_path):
 
 def test_weights_of_another_run_are_refused(search_into, tmp_path):
     for seed in (0, 1):
-        list(search_into(tmp_path / str(seed), "uniform", seed=seed, pretrain_epochs=1, search_epochs=1, finetune_epochs=1))
+        list(
+            search_into(
+                tmp_path / str(seed), "uniform", seed=seed, pretrain_epochs=1, search_epochs=1, finetune_epochs=1
+            )
+        )
     (tmp_path / "1" / "weights.safetensors").replace(tmp_path / "0" / "weights.safetensors")
-    with pytest.raises(SearchError, match=r"weights.safetensors was changed after the search: result.json names the sha256"):
+    with pytest.raises(
+        SearchError, match=r"weights.safetensors was changed after the search: result.json names the sha256"
+    ):
         finished.load(tmp_path / "0").network()
 
 
@@ -44,5 +50,8 @@ def test_a_network_of_another_space_is_refused(search_into, tmp_path, name, of):
     assert found
     group = next(iter(finished.load(tmp_path / "run").result.shipped.choice.widths)).encode()
     file.write_bytes(head + found + rest.replace(b'"%s"' % group, b'"strange"', 1))
-    with pytest.raises(SearchError, match=rf"{name} was changed after the search: .*(a choice has a width for each|to choose at strange)"):
+    with pytest.raises(
+        SearchError,
+        match=rf"{name} was changed after the search: .*(a choice has a width for each|to choose at strange)",
+    ):
         finished.load(tmp_path / "run")

@@ -29,7 +29,9 @@ def test_a_folder_that_is_too_large_for_memory_is_shown_as_one_that_is_not(files
         assert torch.equal(labels, labels_too)
     for (images, _), (images_too, _) in zip(kept.held_out_batches(3), read.held_out_batches(3), strict=True):
         assert torch.equal(images, images_too)
-    assert read.of_classes([1]).train.images.files == tuple(file for file in read.train.images.files if file.parent.name == "b")
+    assert read.of_classes([1]).train.images.files == tuple(
+        file for file in read.train.images.files if file.parent.name == "b"
+    )
     before = read.sha256()
     Image.new("RGB", (50, 50)).save(read.train.images.files[0])
     assert data.folder(files, 8).sha256() != before

@@ -52,7 +52,11 @@ def test_widths_shrink_in_proportion_before_kernels_and_kernels_before_layers(ta
 def test_unused_budget_widens_the_network(table):
     largest = SPACE.largest()
     small = largest.widths | dict.fromkeys(largest.widths, 8)
-    found = fitted(table, type(largest)(options=largest.options, widths=small), LatencyModel(SPACE, table).price(largest).most * 1.01)
+    found = fitted(
+        table,
+        type(largest)(options=largest.options, widths=small),
+        LatencyModel(SPACE, table).price(largest).most * 1.01,
+    )
     assert found == largest
 
 
@@ -63,15 +67,25 @@ def test_the_fit_is_the_best_of_all_networks(table, share):
     us = share * model.price(choice).most
     items = layer_fit._items(SPACE, choice, [TablePrices(table)], Budget(us=us))
     layers = [list(group) for _, group in itertools.groupby(items, key=lambda item: item.layer)]
-    best = max(sum(item.value for item in each) for each in itertools.product(*layers) if sum(item.costs[0] for item in each) <= us)
+    best = max(
+        sum(item.value for item in each)
+        for each in itertools.product(*layers)
+        if sum(item.costs[0] for item in each) <= us
+    )
     found = fitted(table, choice, us)
     picked = [
-        next(item for item in layer if (item.option, item.hidden) == (found.options.get(name, name), found.widths.get(name, 0)))
+        next(
+            item
+            for item in layer
+            if (item.option, item.hidden) == (found.options.get(name, name), found.widths.get(name, 0))
+        )
         for layer, name in zip(layers, (layer.name for layer in SPACE.layers), strict=True)
     ]
     assert sum(item.value for item in picked) == pytest.approx(best, abs=1e-3)
 
 
 def test_a_budget_below_every_network_is_refused(table):
-    with pytest.raises(SearchError, match=r"no network of layers near the found one is within 0\.001 ms: ask for a larger budget"):
+    with pytest.raises(
+        SearchError, match=r"no network of layers near the found one is within 0\.001 ms: ask for a larger budget"
+    ):
         fitted(table, SPACE.largest(), 1.0)

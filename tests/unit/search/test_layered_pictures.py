@@ -59,7 +59,9 @@ def test_a_bar_of_the_network_is_as_long_as_its_expansion():
 def test_blocks_begin_equal_and_end_below_the_threshold():
     blocks, _ = layered_pictures.over_time(SPACE, HISTORY)
     figure = drawn(blocks)
-    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata()), line) for line in figure.axes[0].get_lines()}
+    lines = {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()), line) for line in figure.axes[0].get_lines()
+    }
     assert figure.axes[0].get_title() == "c"
     assert {name: line[:2] for name, line in lines.items()} == {
         "k3": ([0, 1, 2], [0.5, 0.7, 0.4]),

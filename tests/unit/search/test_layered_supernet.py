@@ -44,7 +44,9 @@ def twice(node, x, pair):
     return made, pair[0] * made[0] + pair[1] * made[1]
 
 
-KINDS = [{"fused": fused, "se": se, "stride": stride} for fused in (False, True) for se in (False, True) for stride in (1, 2)]
+KINDS = [
+    {"fused": fused, "se": se, "stride": stride} for fused in (False, True) for se in (False, True) for stride in (1, 2)
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -57,9 +59,16 @@ def test_a_prunode_is_the_weighted_mean_of_its_block_run_twice(kind):
     (found,) = seen
     _, wanted = twice(node, x, pair)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    inputs = [x, pair, *(value for name, value in node.block.named_parameters() if not name.startswith("body.project.norm"))]
+    inputs = [
+        x,
+        pair,
+        *(value for name, value in node.block.named_parameters() if not name.startswith("body.project.norm")),
+    ]
     noise = torch.randn_like(found)
-    for a, b in zip(*(torch.autograd.grad((value * noise).sum(), inputs, retain_graph=True) for value in (found, wanted)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad((value * noise).sum(), inputs, retain_graph=True) for value in (found, wanted)),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
 
 
@@ -132,7 +141,8 @@ def test_a_step_of_algorithm_1_moves_the_masks_and_resets_the_weight():
 
 def layer(*, skippable=True, options=3, **settings):
     blocks = tuple(
-        MultiBlock(name=name, spec=ops.conv((4, 8, 8), 4, kernel=kernel)) for name, kernel in [("k1", 1), ("k3", 3), ("k5", 5)][:options]
+        MultiBlock(name=name, spec=ops.conv((4, 8, 8), 4, kernel=kernel))
+        for name, kernel in [("k1", 1), ("k3", 3), ("k5", 5)][:options]
     )
     return MixedLayer(
         StochasticLayer(name="a", options=blocks, skippable=skippable),
@@ -248,7 +258,9 @@ def test_activations_that_are_computed_again_change_nothing():
         network = supernet(recompute=recompute)
         torch.manual_seed(1)
         saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda value, saved=saved: saved.append(value.numel()) or value, lambda value: value):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda value, saved=saved: saved.append(value.numel()) or value, lambda value: value
+        ):
             logits = network(x)
         logits.square().sum().backward()
         gradients = [weight.grad for weight in (*network.weights(), *network.thetas(), *network.widths())]

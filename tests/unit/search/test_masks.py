@@ -16,7 +16,9 @@ class Shortcut(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         self.body = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
-        self.last = nn.Sequential(nn.Conv2d(16, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.last = nn.Sequential(
+            nn.Conv2d(16, 24, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
         self.classifier = nn.Linear(24, 2)
 
     def forward(self, x):
@@ -38,7 +40,9 @@ def shortcut() -> Shortcut:
 def attach(model, x, *, exclude=(), min_channels=8):
     """A copy of a network with something that is learned behind each group."""
     groups = prunable_groups(model, x, exclude)
-    return reparam.insert_masks(model, x, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=min_channels))
+    return reparam.insert_masks(
+        model, x, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=min_channels)
+    )
 
 
 def test_top_takes_the_highest_and_of_equals_the_lower_index():
@@ -76,7 +80,9 @@ def test_what_cannot_be_excluded_is_refused(shortcut, x, exclude, message):
 
 
 def test_a_network_without_anything_to_prune_is_refused_with_the_reasons():
-    with pytest.raises(SearchError, match=r"^no channels of the network can be pruned: 0: it is an output of the network$"):
+    with pytest.raises(
+        SearchError, match=r"^no channels of the network can be pruned: 0: it is an output of the network$"
+    ):
         attach(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 4, 4))
 
 
@@ -100,7 +106,12 @@ def test_freezing_changes_no_output_and_leaves_the_masks_that_squeeze_looks_for(
 
 def test_groups_of_the_fused_form_have_their_trained_names(tiny, shortcut, x):
     _, twins = masks.fused_form(tiny.module(), x)
-    assert {name: twin.name for name, twin in twins.items()} == {"a": "a.conv", "b": "b.conv", "c": "c.conv", "head.2": "head.2"}
+    assert {name: twin.name for name, twin in twins.items()} == {
+        "a": "a.conv",
+        "b": "b.conv",
+        "c": "c.conv",
+        "head.2": "head.2",
+    }
     fused, twins = masks.fused_form(shortcut, x)
     assert twins["stem.0"].producers == ("stem.0", "body.0")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())

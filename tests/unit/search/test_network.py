@@ -21,7 +21,9 @@ def test_weights_come_back_with_what_they_were_made_from(tiny, tmp_path):
     network, other = tiny.module(), tiny.module()
     save_weights(network, tmp_path / "w.safetensors", {"architecture_sha256": "ab"})
     load_weights(other, tmp_path / "w.safetensors", {"architecture_sha256": "ab"})
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_weights_of_something_else_are_refused(tiny, tmp_path):

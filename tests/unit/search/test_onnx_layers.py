@@ -10,12 +10,21 @@ def serialised(nodes, weights, x, y):
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("x", x), ("y", y))]
     tensors = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in weights.items()]
     tensors += [numpy_helper.from_array(np.float32(number), name) for name, number in (("zero", 0), ("six", 6))]
-    graph = helper.make_graph([helper.make_node(*node[:3], **node[3]) for node in nodes], "g", values[:1], values[1:], initializer=tensors)
+    graph = helper.make_graph(
+        [helper.make_node(*node[:3], **node[3]) for node in nodes], "g", values[:1], values[1:], initializer=tensors
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]).SerializeToString()
 
 
 def test_convolutions_and_linear_layers_are_blocks_with_what_a_runtime_fuses_behind_them():
-    weights = {"w1": (8, 3, 3, 3), "w2": (8, 1, 5, 5), "w3": (4, 8, 1, 1), "w4": (4, 6, 2, 2), "w5": (6, 10), "b5": (10,)}
+    weights = {
+        "w1": (8, 3, 3, 3),
+        "w2": (8, 1, 5, 5),
+        "w3": (4, 8, 1, 1),
+        "w4": (4, 6, 2, 2),
+        "w5": (6, 10),
+        "b5": (10,),
+    }
     nodes = [
         ("Conv", ["x", "w1"], ["a"], {"name": "stem", "pads": [1, 1, 1, 1], "strides": [2, 2]}),
         ("Clip", ["a", "zero", "six"], ["b"], {}),

@@ -19,7 +19,10 @@ from search import ops
         ),
         (ops.conv((4, 8, 8), 6, groups=2), "conv(act=relu,groups=2,h=8,kernel=3,stride=1,w=8)[c_in=4,c_out=6]"),
         (ops.stem((3, 9, 7), 64), "stem(act=relu,h=9,kernel=7,w=7)[c_in=3,c_out=64]"),
-        (ops.separable((8, 8, 8), 8, act="relu6"), "separable(act=relu6,h=8,kernel=3,residual=1,stride=1,w=8)[c_in=8,c_out=8]"),
+        (
+            ops.separable((8, 8, 8), 8, act="relu6"),
+            "separable(act=relu6,h=8,kernel=3,residual=1,stride=1,w=8)[c_in=8,c_out=8]",
+        ),
         (
             ops.residual((16, 8, 8), 16, hidden=24),
             "basic(act=relu,h=8,kernel=3,shortcut=identity,stride=1,w=8)[c_in=16,hidden=24,c_out=16]",
@@ -55,13 +58,23 @@ def test_the_gate_is_a_quarter_of_the_input_whatever_the_expansion():
 
 
 def test_a_shortcut_is_a_convolution_where_shapes_differ():
-    shortcuts = [ops.residual((16, 8, 8), c_out, hidden=8, stride=stride).attr("shortcut") for c_out, stride in [(16, 1), (24, 1), (16, 2)]]
+    shortcuts = [
+        ops.residual((16, 8, 8), c_out, hidden=8, stride=stride).attr("shortcut")
+        for c_out, stride in [(16, 1), (24, 1), (16, 2)]
+    ]
     assert shortcuts == ["identity", "conv", "conv"]
-    assert [ops.separable((16, 8, 8), c_out, stride=stride).attr("residual") for c_out, stride in [(16, 1), (24, 1), (16, 2)]] == [1, 0, 0]
+    assert [
+        ops.separable((16, 8, 8), c_out, stride=stride).attr("residual")
+        for c_out, stride in [(16, 1), (24, 1), (16, 2)]
+    ] == [1, 0, 0]
 
 
 def test_what_adds_its_input_as_it_is_keeps_its_width():
-    kept = [ops.residual((16, 8, 8), 16, hidden=8), ops.separable((16, 8, 8), 16), ops.inverted_residual((16, 8, 8), 16, hidden=8)]
+    kept = [
+        ops.residual((16, 8, 8), 16, hidden=8),
+        ops.separable((16, 8, 8), 16),
+        ops.inverted_residual((16, 8, 8), 16, hidden=8),
+    ]
     assert all(ops.keeps_width(spec) for spec in kept)
     free = [ops.residual((16, 8, 8), 24, hidden=8), ops.separable((16, 8, 8), 24), ops.conv((16, 8, 8), 16)]
     assert not any(ops.keeps_width(spec) for spec in free)

@@ -60,14 +60,18 @@ def test_an_operation_that_nothing_reaches_is_worth_nothing():
     found = options.fit(SPACE, scores, price, Budget(us=60.0))
     assert found.choice.options == dict.fromkeys(EDGES, NONE) | {"0-2": SKIP, "2-3": CONV3}
     assert found.value == 100
-    free = options.fit(SPACE, scores | {"0-2": scores["0-2"] | {NONE: 2.0}, "1-2": scores["1-2"] | {NONE: 2.0}}, price, None)
+    free = options.fit(
+        SPACE, scores | {"0-2": scores["0-2"] | {NONE: 2.0}, "1-2": scores["1-2"] | {NONE: 2.0}}, price, None
+    )
     assert free.choice.options == dict.fromkeys(EDGES, CONV3) | {"0-2": NONE, "1-2": NONE}  # each edge its best
 
 
 def test_a_cell_without_a_way_is_never_the_result():
     scores = {edge: {option: float(option == NONE) for option in OPTIONS} for edge in EDGES}
     found = options.fit(SPACE, scores, price, None)
-    assert found.choice == SPACE.smallest()  # one edge must carry something, and of the four options that tie a skip is the cheapest
+    assert (
+        found.choice == SPACE.smallest()
+    )  # one edge must carry something, and of the four options that tie a skip is the cheapest
 
 
 def test_the_budget_holds_for_the_upper_end():
@@ -98,5 +102,7 @@ def test_a_budget_below_the_cheapest_connected_cell_names_its_latency():
 def test_scores_that_are_none_are_refused(bad):
     scores = drawn(0)
     scores["1-2"][POOL] = bad
-    with pytest.raises(SearchError, match=rf"^nasbench201-small: option {POOL} of edge 1-2 needs a finite score, found {bad}$"):
+    with pytest.raises(
+        SearchError, match=rf"^nasbench201-small: option {POOL} of edge 1-2 needs a finite score, found {bad}$"
+    ):
         options.fit(SPACE, scores, price, None)

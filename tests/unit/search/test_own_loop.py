@@ -20,7 +20,9 @@ def searched(network, space, stripes, budget, table, *, optimizer=None, steps=60
     """A loop of one's own over the stripes."""
     draw = torch.Generator().manual_seed(0)
     optimizer = optimizer or torch.optim.Adam(network.parameters(), lr=1e-3)
-    with search.masked(network, torch.zeros(1, 3, 8, 8), budget, table, optimizer=optimizer, settings=SETTINGS) as state:
+    with search.masked(
+        network, torch.zeros(1, 3, 8, 8), budget, table, optimizer=optimizer, settings=SETTINGS
+    ) as state:
         for _ in range(steps // 4):
             for images, labels in stripes.training_batches(16, draw):
                 loss = nn.functional.cross_entropy(network(images), labels) + state.penalty()
@@ -38,7 +40,9 @@ def test_a_network_is_pruned_to_a_budget_in_a_loop_of_ones_own(shortcut, shortcu
     state = searched(network, shortcut_space, stripes, budget, table)
     assert table.predict(state.space.network(state.choice())).high_us <= budget.amount
     assert state.latency() == table.predict(state.space.network(state.choice()))
-    assert [one is other for one, other in zip(network.parameters(), parameters, strict=True)] == [True] * len(parameters)
+    assert [one is other for one, other in zip(network.parameters(), parameters, strict=True)] == [True] * len(
+        parameters
+    )
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     small, example = state.squeezed(), torch.zeros(1, 3, 8, 8)
     assert small.training
@@ -57,7 +61,9 @@ def test_channels_that_are_gone_keep_their_weights_where_the_optimizer_is_known(
         before = network.stem[0].weight.detach().clone()
         (nn.functional.cross_entropy(network(images), labels) + state.penalty()).backward()
         optimizer.step()
-        assert [int((now == then).all()) for now, then in zip(network.stem[0].weight, before, strict=True)] == [1] * 4 + [0] * 28
+        assert [int((now == then).all()) for now, then in zip(network.stem[0].weight, before, strict=True)] == [
+            1
+        ] * 4 + [0] * 28
 
 
 def test_the_squeezed_network_is_refused_before_the_search_is_over_and_masks_go_with_an_error(shortcut):

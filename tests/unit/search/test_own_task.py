@@ -42,7 +42,10 @@ def test_a_task_has_the_name_and_the_hash_of_its_file(file, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("halves.py", r"^--task 'halves.py' is not FILE.py:FUNCTION, a function without arguments that returns a search.Task$"),
+        (
+            "halves.py",
+            r"^--task 'halves.py' is not FILE.py:FUNCTION, a function without arguments that returns a search.Task$",
+        ),
         ("none.py:make", r"^none.py does not exist: give FILE.py:FUNCTION"),
         ("halves.py:nothing", r"^halves.py has no function 'nothing': it has "),
         ("halves.py:no_task", r"^halves.py:no_task returns int, wanted a search.Task$"),
@@ -56,7 +59,10 @@ def test_what_makes_no_task_is_refused(file, monkeypatch, name, message):
 
 
 def test_a_file_that_was_changed_is_refused(file):
-    with pytest.raises(SearchError, match="halves.py was changed after the search: its sha256 was aaaaaaaaaaaaaaaa, found .*; restore it$"):
+    with pytest.raises(
+        SearchError,
+        match="halves.py was changed after the search: its sha256 was aaaaaaaaaaaaaaaa, found .*; restore it$",
+    ):
         own_task.load(f"{file}:Halves", "a" * 64)
 
 
@@ -65,20 +71,53 @@ def run(*words):
 
 
 def test_a_search_for_a_task_of_ones_own_keeps_its_metric(file, tmp_path, capsys):
-    few = ["--pretrain-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1", "--batch", "4", "--train-precision", "fp32"]
+    few = [
+        "--pretrain-epochs",
+        "1",
+        "--search-epochs",
+        "1",
+        "--finetune-epochs",
+        "1",
+        "--batch",
+        "4",
+        "--train-precision",
+        "fp32",
+    ]
     out = tmp_path / "run"
-    given = ["--module", f"{file}:network", "--task", f"{file}:Halves", "--input", "3x8x8", "--budget-fraction", "0.6", "--out", str(out)]
+    given = [
+        "--module",
+        f"{file}:network",
+        "--task",
+        f"{file}:Halves",
+        "--input",
+        "3x8x8",
+        "--budget-fraction",
+        "0.6",
+        "--out",
+        str(out),
+    ]
     assert run("search", "uniform", *given, *few) == 0
     assert "mIoU" in capsys.readouterr().out
     described = json.loads((out / "run.json").read_text())
-    assert (described["data"], described["data_sha256"], described["metric"]["name"]) == (f"{file}:Halves", sha256(file), "mIoU")
+    assert (described["data"], described["data_sha256"], described["metric"]["name"]) == (
+        f"{file}:Halves",
+        sha256(file),
+        "mIoU",
+    )
     found = finished.load(out)
-    assert (found.result.metric.name, found.result.held_out_samples, found.architecture.preprocessing) == ("mIoU", 5, None)
+    assert (found.result.metric.name, found.result.held_out_samples, found.architecture.preprocessing) == (
+        "mIoU",
+        5,
+        None,
+    )
     task = own_task.load(f"{file}:Halves")
     images, masks = task.held_out_batch(torch.arange(5))
     with torch.no_grad():
         value, error = task.judged(task.statistics(found.network().eval()(images), masks))
-    assert (found.result.shipped.score, found.result.shipped.score_error) == (pytest.approx(value), pytest.approx(error))
+    assert (found.result.shipped.score, found.result.shipped.score_error) == (
+        pytest.approx(value),
+        pytest.approx(error),
+    )
     assert record.read_history(out, found.run)[-1].score == pytest.approx(value)
     assert "train_mIoU,mIoU" in (out / "history.csv").read_text()
     rows = {row.name: row.shipped for row in report.render(out, tmp_path / "page.html")}

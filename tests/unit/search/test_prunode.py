@@ -28,7 +28,14 @@ def test_a_step_of_the_paper_by_hand():
     """s = 0.5 - 0.1, l = s + 0.6 * 0.25, of 192 channels 76.8 and 105.6; the next update has 0.4 of this one."""
     rule = Rule(max_channels=192, granularity=32, paper=True)
     masks, weight = rule.step(rule.start(), -0.1, 0.5)
-    assert (masks.s, masks.l, masks.update, masks.small, masks.large, weight) == (0.4, pytest.approx(0.55), -0.1, 64, 96, 0.0)
+    assert (masks.s, masks.l, masks.update, masks.small, masks.large, weight) == (
+        0.4,
+        pytest.approx(0.55),
+        -0.1,
+        64,
+        96,
+        0.0,
+    )
     masks = msgspec.structs.replace(masks, l=0.6)
     masks, weight = rule.step(masks, 0.1, 0.5)
     assert masks.update == pytest.approx(0.06)
@@ -160,5 +167,7 @@ def test_optima_of_the_whole_range_are_found_within_a_granule(max_channels, gran
         optimizer.step()
         moved = [rule.step(one, value, (step + 1) / 1000) for one, value in zip(masks, weight.tolist(), strict=True)]
         masks, weight.data = [one for one, _ in moved], torch.tensor([value for _, value in moved])
-    found = torch.tensor([one.large if value > 0 else one.small for one, value in zip(masks, weight.tolist(), strict=True)])
+    found = torch.tensor(
+        [one.large if value > 0 else one.small for one, value in zip(masks, weight.tolist(), strict=True)]
+    )
     assert ((found - optima * max_channels).abs() <= 1.5 * granularity).all()

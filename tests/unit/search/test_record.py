@@ -70,7 +70,10 @@ def test_a_damaged_run_is_named(tmp_path, run):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"budget_us": 0.0}, "Expected `float` > 0.0"), ({"budget_us": None, "budget_macs": -1.0}, "Expected `float` > 0.0")],
+    [
+        ({"budget_us": 0.0}, "Expected `float` > 0.0"),
+        ({"budget_us": None, "budget_macs": -1.0}, "Expected `float` > 0.0"),
+    ],
 )
 def test_a_budget_below_zero_is_refused(tmp_path, run, change, words):
     (tmp_path / "run.json").write_bytes(msgspec.json.encode(msgspec.to_builtins(run) | change))
@@ -89,7 +92,15 @@ def test_what_is_no_hash_is_named(tmp_path, run, field):
 
 @pytest.mark.parametrize("widths", [{"a": -1}, {"a": 2**40}])
 def test_a_width_that_is_not_possible_is_refused(tmp_path, run, widths):
-    line = {"phase": "search", "epoch": 1, "epochs": 1, "loss": 1.0, "train_accuracy": 1.0, "accuracy": 1.0, "choice": {"widths": widths}}
+    line = {
+        "phase": "search",
+        "epoch": 1,
+        "epochs": 1,
+        "loss": 1.0,
+        "train_accuracy": 1.0,
+        "accuracy": 1.0,
+        "choice": {"widths": widths},
+    }
     content = [{"schema": "history/2"}, {**line, "latency_us": None, "macs": 1}]
     (tmp_path / "history.jsonl").write_bytes(b"\n".join(map(msgspec.json.encode, content)))
     with pytest.raises(SearchError, match=r"history.jsonl, line 2, is damaged .*choice.widths"):
@@ -109,7 +120,10 @@ def test_usage_comes_back_and_is_none_where_it_was_not_written(tmp_path):
         ("", r"usage.jsonl does not begin with its schema: delete it, or run `lathe search` again"),
         ('{"schema":"usage/9"}\n', "has the schema 'usage/9', known is usage/1"),
         ('{"schema":"usage/1","colour":1}\n', "line 1, has the field 'colour'"),
-        ('{"schema":"usage/1"}\n{"phase":"search","epoch":1,"steps":3,"seconds":-1.0,"saved_bytes":1}\n', "line 2, is damaged"),
+        (
+            '{"schema":"usage/1"}\n{"phase":"search","epoch":1,"steps":3,"seconds":-1.0,"saved_bytes":1}\n',
+            "line 2, is damaged",
+        ),
     ],
 )
 def test_damaged_usage_is_refused(tmp_path, text, message):

@@ -35,7 +35,11 @@ def test_drawn_candidates_have_the_weights_of_equation_4_with_the_noise_of_the_d
 
 def test_candidates_are_drawn_without_replacement_by_their_noisy_probabilities():
     """As `torch.multinomial` draws them: the second by what is left of the probabilities."""
-    logits, noise, draw = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0.5, -0.3, -0.6]), torch.Generator().manual_seed(0)
+    logits, noise, draw = (
+        torch.tensor([0.0, 1.0, 2.0]),
+        torch.tensor([0.5, -0.3, -0.6]),
+        torch.Generator().manual_seed(0),
+    )
     p = ((logits + noise) / 2).softmax(0)
     counts = dict.fromkeys([(0, 1), (0, 2), (1, 2)], 0)
     for _ in range(4_000):

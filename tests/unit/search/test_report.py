@@ -80,7 +80,14 @@ class Page(html.parser.HTMLParser):
 
 def headings(page):
     known = ("Unpruned and shipped", "Architecture", "Kept channels", "Latency", "Training", "Channels over time")
-    known += ("Channels that came back", "Predicted against measured", "Latency over width", "Search", "Validation", "Provenance")
+    known += (
+        "Channels that came back",
+        "Predicted against measured",
+        "Latency over width",
+        "Search",
+        "Validation",
+        "Provenance",
+    )
     return [heading for heading in known if heading in page.text]
 
 
@@ -95,12 +102,23 @@ def test_the_page_of_a_bundle_has_every_number(made, tmp_path):
     for row in rows:
         assert row.unpruned in page
         assert row.shipped in page
-    for words in ("50.0 µs (49.0 to 51.0)", "10,000,000.0 µs: met", "4 of 8", "6 of 8", *made.manifest.provenance.values()):
+    for words in (
+        "50.0 µs (49.0 to 51.0)",
+        "10,000,000.0 µs: met",
+        "4 of 8",
+        "6 of 8",
+        *made.manifest.provenance.values(),
+    ):
         assert words in page
     for link in made.manifest.chain:
         assert link.sha256 in page
     looks = [attributes.get("class") for _, attributes in page.tags]
-    assert ("headline good" in looks, looks.count("bar"), looks.count("limit"), looks.count("bar chosen good")) == (True, 1, 1, 1)
+    assert ("headline good" in looks, looks.count("bar"), looks.count("limit"), looks.count("bar chosen good")) == (
+        True,
+        1,
+        1,
+        1,
+    )
     places = {attributes["id"] for tag, attributes in page.tags if tag == "h2"}
     assert {attributes["href"] for tag, attributes in page.tags if tag == "a"} == {f"#{place}" for place in places}
 
@@ -139,7 +157,14 @@ def test_the_page_of_a_shipped_run_has_the_search_too(shipped_run, tmp_path):
     rows = report.render(shipped_run, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
     assert "measured latency" in [row.name for row in rows]
-    assert headings(page)[:6] == ["Unpruned and shipped", "Architecture", "Kept channels", "Latency", "Training", "Channels over time"]
+    assert headings(page)[:6] == [
+        "Unpruned and shipped",
+        "Architecture",
+        "Kept channels",
+        "Latency",
+        "Training",
+        "Channels over time",
+    ]
     assert headings(page)[-3:] == ["Search", "Validation", "Provenance"]
 
 
@@ -164,7 +189,9 @@ def test_the_page_of_a_layered_search_draws_the_network(stripes, tmp_path):
 
 
 def test_a_run_without_a_table_counts_macs(shortcut_space, stripes, tmp_path):
-    method = make_method("uniform", shortcut_space, None, stripes, 0.6 * shortcut_space.macs(), pretrain_epochs=1, search_epochs=1)
+    method = make_method(
+        "uniform", shortcut_space, None, stripes, 0.6 * shortcut_space.macs(), pretrain_epochs=1, search_epochs=1
+    )
     list(session.run(method, tmp_path / "run"))
     rows = report.render(tmp_path / "run", tmp_path / "page.html")
     assert "MACs: no table was given" in rows[-1].shipped
@@ -182,7 +209,9 @@ def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
         drawn = " ".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
         assert "currentColor" in drawn
         assert "var(--first)" in drawn
-        heat_map = {matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["viridis"].resampled(24)(range(24))}
+        heat_map = {
+            matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["viridis"].resampled(24)(range(24))
+        }
         assert set(re.findall(r"#[0-9a-fA-F]{6}\b", drawn)) <= heat_map
         ids = re.findall(r'\bid="([^"]+)"', text)
         assert len(ids) == len(set(ids))
@@ -192,8 +221,12 @@ def test_the_page_stands_alone_in_light_and_dark(run, made, tmp_path):
 def test_a_run_of_which_a_file_was_changed_is_refused(searched, tmp_path, name):
     run = shutil.copytree(searched, tmp_path / "run")
     content = (run / name).read_bytes()
-    (run / name).write_bytes(content[:-64] + bytes(64) if name == "weights.safetensors" else content.replace(b"shortcut", b"shortcuT"))
-    with pytest.raises(SearchError, match=rf"{name} was changed after the search: result.json names the sha256 \w{{16}}, found"):
+    (run / name).write_bytes(
+        content[:-64] + bytes(64) if name == "weights.safetensors" else content.replace(b"shortcut", b"shortcuT")
+    )
+    with pytest.raises(
+        SearchError, match=rf"{name} was changed after the search: result.json names the sha256 \w{{16}}, found"
+    ):
         report.render(run, tmp_path / "page.html")
     with pytest.raises(SearchError, match=f"{name} was changed after the search"):
         finished.load(run)
@@ -231,7 +264,8 @@ def test_the_table_that_was_used_is_shown(run, measured, tmp_path):
 
 def test_another_table_is_refused(run, measured, tmp_path):
     with pytest.raises(
-        SearchError, match=rf"is not the table of this search: its sha256 is {measured.sha256[:16]}, the search used {'5' * 16}:"
+        SearchError,
+        match=rf"is not the table of this search: its sha256 is {measured.sha256[:16]}, the search used {'5' * 16}:",
     ):
         report.render(run, tmp_path / "page.html", measured)
     assert not (tmp_path / "page.html").exists()
@@ -275,11 +309,21 @@ def test_the_page_opens_in_a_browser(source, scheme, request, measured, tmp_path
     report.render(directory, tmp_path / "page.html", measured)
     text = (tmp_path / "page.html").read_text("utf-8")
     (tmp_path / "look.html").write_text(text.replace("<head>", "<head>" + LOOK), "utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+    ]
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     page = (tmp_path / "look.html").as_uri()
     done = subprocess.run(
-        [browser, *options, *dark, "--window-size=1100,900", "--dump-dom", page], capture_output=True, text=True, timeout=600, check=True
+        [browser, *options, *dark, "--window-size=1100,900", "--dump-dom", page],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
     )
     assert "CONSOLE" not in done.stderr, done.stderr
     body = re.search(r"<body[^>]*>", done.stdout)[0]
@@ -292,7 +336,11 @@ def test_the_page_opens_in_a_browser(source, scheme, request, measured, tmp_path
         "run": ["Kept channels", "Training", "Time and memory", "Channels over time", "Channels that came back"],
         "bundle": ["Kept channels", "Latency"],
     }
-    assert [figure["name"] for figure in look["figures"]] == [*expected[source], "Predicted against measured", "Latency over width"]
+    assert [figure["name"] for figure in look["figures"]] == [
+        *expected[source],
+        "Predicted against measured",
+        "Latency over width",
+    ]
     for figure in look["figures"]:
         assert min(figure["box"]) > 80, figure
         assert figure["marks"] >= 10, figure
@@ -355,7 +403,8 @@ def test_what_was_not_run_is_said(bundle_copy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("result.json", "{"), ("history.jsonl", '{"schema": "history/3"}\n{"phase": "search"}\n'), ("run.json", "[]")]
+    ("name", "content"),
+    [("result.json", "{"), ("history.jsonl", '{"schema": "history/3"}\n{"phase": "search"}\n'), ("run.json", "[]")],
 )
 def test_a_damaged_file_is_named_and_no_page_is_written(run, tmp_path, name, content):
     (run / name).write_text(content)

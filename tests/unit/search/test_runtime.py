@@ -206,5 +206,7 @@ def test_a_batch_that_cannot_be_shared_is_refused():
     runtime = Runtime()
     runtime.ranks, runtime.rank = 2, 1
     assert runtime.share(torch.arange(4)).tolist() == [2, 3]
-    with pytest.raises(SearchError, match="^a batch of 5 samples cannot be divided among 2 devices: give another --batch$"):
+    with pytest.raises(
+        SearchError, match="^a batch of 5 samples cannot be divided among 2 devices: give another --batch$"
+    ):
         runtime.share(torch.arange(5))

@@ -16,7 +16,9 @@ def test_it_falls_between_whole_steps_too():
 
 
 def test_it_warms_up():
-    assert [exponential(step, every=4.0, rate=0.5, warmup=2) for step in range(5)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 0.5])
+    assert [exponential(step, every=4.0, rate=0.5, warmup=2) for step in range(5)] == pytest.approx(
+        [1 / 3, 2 / 3, 1, 1, 0.5]
+    )
 
 
 def test_cosine_warms_up_and_ends_at_nothing():

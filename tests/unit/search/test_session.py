@@ -93,7 +93,9 @@ class Toy(Method[ToySettings]):
 
         data = self.problem.task
         return [
-            Part(optimizers=[o], batches=data.training_batches(16, epoch.order), loss=loss, factor=lambda step: 0.9**step)
+            Part(
+                optimizers=[o], batches=data.training_batches(16, epoch.order), loss=loss, factor=lambda step: 0.9**step
+            )
             for o in optimizers
         ]
 
@@ -117,7 +119,10 @@ def start(tiny, table, stripes, budget_us, search_into):
     def start(name: str, out: Path, **settings):
         if name == "toy":
             return session.run(
-                Toy(ToySettings(**settings), Problem(space=tiny, table=table, task=stripes, budget=Budget(us=budget_us))), out
+                Toy(
+                    ToySettings(**settings), Problem(space=tiny, table=table, task=stripes, budget=Budget(us=budget_us))
+                ),
+                out,
             )
         return search_into(out, name, **settings)
 
@@ -156,13 +161,23 @@ def test_a_run_leaves_what_it_says(search_into, tmp_path, tiny, table, stripes, 
 
     # The accuracies are those of the saved networks.
     for network, file, metadata, accuracy in [
-        (architecture.build(), "weights.safetensors", {"architecture_sha256": architecture.sha256}, result.shipped.score),
+        (
+            architecture.build(),
+            "weights.safetensors",
+            {"architecture_sha256": architecture.sha256},
+            result.shipped.score,
+        ),
         (architecture.unpruned(), "baseline.safetensors", {}, result.unpruned.score),
     ]:
         load_weights(network, out / file, metadata)
         network.eval()
         with torch.no_grad():
-            right = (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels).float().mean().item()
+            right = (
+                (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels)
+                .float()
+                .mean()
+                .item()
+            )
         assert right == pytest.approx(accuracy)
     assert result.unpruned.score > 0.9
     assert result.shipped.score > 0.9
@@ -179,7 +194,11 @@ def test_a_run_for_several_devices_goes_on_with_the_same_ones_alone(tiny, table,
     *_, finished = start(0.5)
     (device,) = finished.architecture.also
     assert (device.predicted, device.largest) == (other.predict(tiny.network()),) * 2
-    assert (device.device.name, device.table_sha256, device.budget_us) == ("other", other.sha256, 0.5 * device.largest.us)
+    assert (device.device.name, device.table_sha256, device.budget_us) == (
+        "other",
+        other.sha256,
+        0.5 * device.largest.us,
+    )
     with pytest.raises(SearchError, match="holds another run: its also is "):
         next(start(0.6))
 
@@ -230,7 +249,9 @@ def trained_weights(tmp_path_factory, shortcut_space, stripes):
     @functools.cache
     def weights(changed):
         quick = {"pretrain_epochs": 1, "search_epochs": 1, "finetune_epochs": 2, "lr_decay_epochs": 0.5, "batch": 32}
-        method = make_method("uniform", shortcut_space, None, stripes, 0.7 * shortcut_space.macs(), **quick, **dict(changed))
+        method = make_method(
+            "uniform", shortcut_space, None, stripes, 0.7 * shortcut_space.macs(), **quick, **dict(changed)
+        )
         out = tmp_path_factory.mktemp("run")
         list(session.run(method, out))
         return read_tensors(out / "weights.safetensors")[0]
@@ -256,7 +277,12 @@ def test_what_ships_and_is_evaluated_is_the_average(search_into, tmp_path, tiny,
         assert torch.equal(value, expected)
     assert not torch.equal(states["average"]["head.2.weight"], states["network"]["head.2.weight"])
     network.eval()
-    right = (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels).double().mean().item()
+    right = (
+        (network(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels)
+        .double()
+        .mean()
+        .item()
+    )
     assert right == finished.result.shipped.score
 
 
@@ -267,14 +293,18 @@ def test_another_run_can_be_the_teacher(search_into, tmp_path):
     recorded = read_run(tmp_path / "pupil").teacher_sha256
     assert recorded == hashlib.sha256((tmp_path / "teacher" / "weights.safetensors").read_bytes()).hexdigest()
     list(search_into(tmp_path / "own", "uniform", distill="tas", distill_weight=0.5))
-    assert (tmp_path / "own" / "weights.safetensors").read_bytes() != (tmp_path / "pupil" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "own" / "weights.safetensors").read_bytes() != (
+        tmp_path / "pupil" / "weights.safetensors"
+    ).read_bytes()
 
 
 def test_a_teacher_that_cannot_teach_is_refused(search_into, tmp_path, tiny, table, stripes, budget_us):
     list(search_into(tmp_path / "teacher", "uniform"))
     other = dataclasses.replace(stripes, labels=("a", "b"), name="other")
     method = make_method("uniform", tiny, table, other, budget_us, distill="tas", teacher=str(tmp_path / "teacher"))
-    with pytest.raises(SearchError, match="teacher was trained on stripes, which has other classes or images than other$"):
+    with pytest.raises(
+        SearchError, match="teacher was trained on stripes, which has other classes or images than other$"
+    ):
         list(session.run(method, tmp_path / "run"))
     with pytest.raises(SearchError, match="nowhere/run.json does not exist"):
         list(search_into(tmp_path / "run", "uniform", distill="tas", teacher=str(tmp_path / "nowhere")))
@@ -324,7 +354,10 @@ def test_a_killed_process_loses_at_most_its_epoch(search_into, tmp_path):
     assert len(next(search_into(killed)).history) >= 2  # a history may be one epoch ahead of its checkpoint
     list(search_into(killed))
     assert contents(killed) == contents(whole)
-    took, same = ([(usage.phase, usage.epoch, usage.steps, usage.saved_bytes) for usage in read_usage(out)] for out in (killed, whole))
+    took, same = (
+        [(usage.phase, usage.epoch, usage.steps, usage.saved_bytes) for usage in read_usage(out)]
+        for out in (killed, whole)
+    )
     assert took == same
     assert all(steps > 0 and saved > 0 for _, _, steps, saved in took)
 
@@ -332,7 +365,9 @@ def test_a_killed_process_loses_at_most_its_epoch(search_into, tmp_path):
 def test_the_seed_decides(search_into, tmp_path):
     for seed in (0, 1):
         list(search_into(tmp_path / str(seed), seed=seed))
-    assert (tmp_path / "0" / "baseline.safetensors").read_bytes()[-1000:] != (tmp_path / "1" / "baseline.safetensors").read_bytes()[-1000:]
+    assert (tmp_path / "0" / "baseline.safetensors").read_bytes()[-1000:] != (
+        tmp_path / "1" / "baseline.safetensors"
+    ).read_bytes()[-1000:]
 
 
 @pytest.mark.parametrize("name", ["pas", "toy"])
@@ -343,11 +378,15 @@ def test_global_randomness_is_neither_used_nor_changed(start, tmp_path, name):
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(8)
     list(start(name, tmp_path / "b"))
-    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (tmp_path / "b" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (
+        tmp_path / "b" / "weights.safetensors"
+    ).read_bytes()
 
 
 def test_noise_and_dropout_of_every_epoch_are_its_own(start, tmp_path):
-    epochs = [event for event in start("toy", tmp_path / "run") if isinstance(event, EpochDone) and event.phase == "mixed"]
+    epochs = [
+        event for event in start("toy", tmp_path / "run") if isinstance(event, EpochDone) and event.phase == "mixed"
+    ]
     first, second = (epoch.figures["drawn"] for epoch in epochs)
     assert second > first > 0
     assert second - first != first
@@ -357,7 +396,9 @@ def test_another_configuration_in_the_same_directory_is_refused(search_into, tmp
     out = tmp_path / "run"
     list(itertools.islice(search_into(out), 1))
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    with pytest.raises(SearchError, match=r"holds another run: its settings.seed is 0, asked for 1; choose another --out"):
+    with pytest.raises(
+        SearchError, match=r"holds another run: its settings.seed is 0, asked for 1; choose another --out"
+    ):
         list(search_into(out, seed=1))
     with pytest.raises(SearchError, match="its budget_us is"):
         list(search_into(out, budget=budget_us + 1))
@@ -390,15 +431,24 @@ def plain_pas(settings, space, table, data, budget_us, chosen) -> dict[str, torc
 
     torch.manual_seed(settings.seed)
     network, model, steps = space.module(), LatencyModel(space, table), len(data.train) // settings.batch
-    example, beta, target = torch.zeros(1, *space.input_shape), settings.beta, budget_us / (1 + table.predictor.half_width)
-    groups, choices = masks.prunable_groups(network, example), [space.width_choices(index) for index in range(len(space.groups))]
+    example, beta, target = (
+        torch.zeros(1, *space.input_shape),
+        settings.beta,
+        budget_us / (1 + table.predictor.half_width),
+    )
+    groups, choices = (
+        masks.prunable_groups(network, example),
+        [space.width_choices(index) for index in range(len(space.groups))],
+    )
     for phase, epochs in (
         ("pretrain", settings.pretrain_epochs),
         ("search", settings.search_epochs),
         ("finetune", settings.finetune_epochs),
     ):
         if phase == "search":
-            network = insert_masks(network, example, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=8))
+            network = insert_masks(
+                network, example, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=8)
+            )
         if phase == "finetune":
             for (name, width), dbc in zip(chosen.widths.items(), indicators(network), strict=True):
                 keep = torch.zeros(len(dbc.v), dtype=torch.bool)
@@ -408,8 +458,14 @@ def plain_pas(settings, space, table, data, budget_us, chosen) -> dict[str, torc
         policy = [dbc.v for dbc in indicators(network)]
         weights = [p for p in network.parameters() if not any(p is v for v in policy)]
         decayed, rest = ([p for p in weights if (p.ndim > 1) == many] for many in (True, False))
-        parts = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": rest}, {"params": policy, "lr": settings.policy_lr}]
-        optimizer = torch.optim.SGD([part for part in parts if part["params"]], lr=settings.lr, momentum=settings.momentum)
+        parts = [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": rest},
+            {"params": policy, "lr": settings.policy_lr},
+        ]
+        optimizer = torch.optim.SGD(
+            [part for part in parts if part["params"]], lr=settings.lr, momentum=settings.momentum
+        )
         if phase != "pretrain":
             masks.hold_gone(optimizer, weights)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -428,9 +484,13 @@ def plain_pas(settings, space, table, data, budget_us, chosen) -> dict[str, torc
                 loss = nn.functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
                 if phase == "search":
                     widths = [dbc.width() for dbc in indicators(network)]
-                    whole = [float(min(w for w in options if w >= width)) for options, width in zip(choices, widths, strict=True)]
+                    whole = [
+                        float(min(w for w in options if w >= width))
+                        for options, width in zip(choices, widths, strict=True)
+                    ]
                     now, shipped = (
-                        model.expected(network_terms(model, space.sites(), at)) for at in (widths, [torch.tensor(width) for width in whole])
+                        model.expected(network_terms(model, space.sites(), at))
+                        for at in (widths, [torch.tensor(width) for width in whole])
                     )
                     cost = shipped + now - now.detach()
                     loss = loss + beta * (cost / target - 1) ** 2

@@ -25,7 +25,9 @@ def sized(space, *, depths: bool = True, **sampling) -> SizedNetwork:
 @pytest.mark.parametrize(("channels", "out"), [(3, 10), (5, 16), (8, 16), (7, 7), (10, 4), (1, 6)])
 def test_interpolation_is_the_loop_of_the_footnote_and_adaptive_average_pooling(channels, out):
     x = torch.randn(2, channels, 3, 5, dtype=torch.float64)
-    looped = torch.stack([x[:, math.floor(i * channels / out) : math.ceil((i + 1) * channels / out)].mean(1) for i in range(out)], 1)
+    looped = torch.stack(
+        [x[:, math.floor(i * channels / out) : math.ceil((i + 1) * channels / out)].mean(1) for i in range(out)], 1
+    )
     made = torch.einsum("oc,nchw->nohw", interpolation(channels, out).double(), x)
     torch.testing.assert_close(made, looped)
     torch.testing.assert_close(made, F.adaptive_avg_pool3d(x, (out, 3, 5)))
@@ -78,7 +80,9 @@ def test_a_layer_reads_the_same_from_zeros_as_if_its_inputs_were_sliced(staged):
 
     def conv(x, layer):
         weight, norm = layer.conv.weight[:8, : x.shape[1]], layer.norm
-        return F.batch_norm(F.conv2d(x, weight, padding=1), None, None, norm.weight[:8], norm.bias[:8], True, eps=norm.eps)
+        return F.batch_norm(
+            F.conv2d(x, weight, padding=1), None, None, norm.weight[:8], norm.bias[:8], True, eps=norm.eps
+        )
 
     x = F.relu(conv(X, stem))
     for block in blocks:
@@ -128,7 +132,9 @@ def test_a_stage_mixes_the_outputs_of_all_depths(staged):
     network.temperature = lambda _: 2.0
     seen = []
     for name in "123":
-        network.network.get_submodule(name).block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        network.network.get_submodule(name).block.register_forward_hook(
+            lambda module, inputs, output: seen.append(output)
+        )
     mixed = []
     network.network.get_submodule("3").register_forward_hook(lambda module, inputs, output: mixed.append(output))
     network.train()(X)
@@ -183,11 +189,23 @@ def test_any_layer_can_be_sampled_with_a_norm_or_without():
         """A convolution without norm, one whose norm is read by what follows, and a linear layer."""
 
     torch.manual_seed(0)
-    layers = Bare(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(216, 4), nn.Linear(4, 2))
+    layers = Bare(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 1),
+        nn.BatchNorm2d(6),
+        nn.Flatten(),
+        nn.Linear(216, 4),
+        nn.Linear(4, 2),
+    )
     parts = [WidthPart("0", 8, ("0",), (2, 8)), WidthPart("2", 6, ("2",), (3, 6)), WidthPart("5", 4, ("5",), (1, 4))]
     network = SizedNetwork(layers, parts, [], X, Sampling()).train()
     assert network(X).shape == (4, 2)
-    assert [name for name, module in network.network.named_children() if type(module).__name__ == "SampledLayer"] == ["0", "3", "5"]
+    assert [name for name, module in network.network.named_children() if type(module).__name__ == "SampledLayer"] == [
+        "0",
+        "3",
+        "5",
+    ]
     with pytest.raises(SearchError, match=r"^layer 0 makes 8 channels, and 7 are to be drawn from: --exclude it$"):
         SizedNetwork(nn.Sequential(nn.Conv2d(3, 8, 3)), [WidthPart("0", 7, ("0",), (2, 7))], [], X, Sampling())
 

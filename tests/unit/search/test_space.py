@@ -48,7 +48,10 @@ def test_a_module_trains_ships_and_has_the_size_that_the_space_says(name):
     for deployed, module in ((False, network), (True, reparam.fuse(network, x)), (True, space.deployed(choice))):
         counts = reparam.count(module, x[:1])
         blocks = space.network(choice)
-        assert (counts.params, counts.macs) == (space.parameters(blocks, deployed=deployed), space.macs(blocks, deployed=deployed))
+        assert (counts.params, counts.macs) == (
+            space.parameters(blocks, deployed=deployed),
+            space.macs(blocks, deployed=deployed),
+        )
 
 
 @pytest.mark.parametrize("name", KINDS)

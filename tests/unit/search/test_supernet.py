@@ -37,11 +37,16 @@ def test_a_candidate_can_be_removed_from_one_cell_alone():
             found.append(network(x))
         assert torch.equal(network(x), whole)
     assert len(found) == 3 * SPACE.cells + 1
-    assert all(not torch.equal(one, other) for number, one in enumerate([*found, whole]) for other in [*found, whole][:number])
+    assert all(
+        not torch.equal(one, other) for number, one in enumerate([*found, whole]) for other in [*found, whole][:number]
+    )
 
 
 def test_one_candidate_an_edge_is_the_cell_of_that_choice():
-    network, choice = supernet(), SPACE.parse("|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|avg_pool_3x3~0|none~1|nor_conv_3x3~2|")
+    network, choice = (
+        supernet(),
+        SPACE.parse("|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|avg_pool_3x3~0|none~1|nor_conv_3x3~2|"),
+    )
     with torch.no_grad():
         network.alpha.fill_(1)
     network.kept.zero_()
@@ -52,13 +57,17 @@ def test_one_candidate_an_edge_is_the_cell_of_that_choice():
     single.head.load_state_dict(network.body.head.state_dict())
     for stage in range(3):
         if stage:
-            getattr(single, f"reduction{stage}").load_state_dict(getattr(network.body, f"reduction{stage}").state_dict())
+            getattr(single, f"reduction{stage}").load_state_dict(
+                getattr(network.body, f"reduction{stage}").state_dict()
+            )
         for number in range(SPACE.cells):
             mixed, plain = getattr(network.body, f"cell{stage}_{number}"), getattr(single, f"stage{stage}")[number]
             for index, (source, target) in enumerate(EDGES):
                 option = choice.options[edge(source, target)]
                 if option in mixed.edges[index]:
-                    plain.get_submodule(f"edge{source}{target}").load_state_dict(mixed.edges[index][option].state_dict())
+                    plain.get_submodule(f"edge{source}{target}").load_state_dict(
+                        mixed.edges[index][option].state_dict()
+                    )
     x = torch.randn(4, 3, 8, 8)
     torch.testing.assert_close(network(x), single(x), rtol=1e-5, atol=1e-6)
 

@@ -102,7 +102,9 @@ def searches(tmp_path, monkeypatch):
 
     def start(words, log, *, threads=None):
         with log.open("wb") as said:
-            return subprocess.Popen([sys.executable, "-c", SEARCH.replace("\\\\n", "\\n"), str(tmp_path), *words], stdout=said, stderr=said)
+            return subprocess.Popen(
+                [sys.executable, "-c", SEARCH.replace("\\\\n", "\\n"), str(tmp_path), *words], stdout=said, stderr=said
+            )
 
     def fail(*bad, code=1):
         (tmp_path / "bad").write_text(" ".join(bad))
@@ -136,7 +138,10 @@ def test_the_others_start_from_what_the_first_run_of_their_seed_trained(searches
         active += 1 if line.startswith("start") else -1
         most = max(most, active)
     assert most == 2
-    assert noted()[:2] == [f"start {found.members[0].name}", f"end {found.members[0].name}"]  # it tells whether all is well
+    assert noted()[:2] == [
+        f"start {found.members[0].name}",
+        f"end {found.members[0].name}",
+    ]  # it tells whether all is well
 
 
 def test_a_search_that_fails_is_a_row_and_is_tried_again(searches, tmp_path):
@@ -185,7 +190,9 @@ def test_on_a_cluster_a_run_is_a_task_behind_its_leader(searches, tmp_path):
     assert sorted(rows) == sorted(
         (member.name, "failed", "no room") if member.seed else (member.name, "finished", "") for member in found.members
     )
-    assert nodes.after == {member.name: None if member.leader == member.name else member.leader for member in found.members}
+    assert nodes.after == {
+        member.name: None if member.leader == member.name else member.leader for member in found.members
+    }
     assert nodes.needs == {"GPU": 0.5}
 
 
@@ -204,7 +211,15 @@ def outcome(name, accuracy, us, *, measured=True, loss=None, **settings):
         else {"predicted": Latency(us=us, low_us=us - 2, high_us=us + 2, source="measured")}
     )
     return Outcome(
-        name=name, seed=0, budget="b", settings=settings, status="finished", metric=ACCURACY, score=accuracy, search_loss=loss, **taken
+        name=name,
+        seed=0,
+        budget="b",
+        settings=settings,
+        status="finished",
+        metric=ACCURACY,
+        score=accuracy,
+        search_loss=loss,
+        **taken,
     )
 
 
@@ -215,7 +230,12 @@ def judged(monkeypatch, rows):
 
 
 def test_the_front_is_what_nothing_is_faster_and_better_than(monkeypatch):
-    rows = [outcome("fast", 0.7, 10), outcome("slow", 0.9, 30), outcome("beaten", 0.65, 20), outcome("predicted", 0.5, 40, measured=False)]
+    rows = [
+        outcome("fast", 0.7, 10),
+        outcome("slow", 0.9, 30),
+        outcome("beaten", 0.65, 20),
+        outcome("predicted", 0.5, 40, measured=False),
+    ]
     assert [name for name, (_, front) in judged(monkeypatch, rows).items() if front] == ["fast", "slow", "predicted"]
     failed = Outcome(name="failed", seed=0, budget="b", settings={}, status="failed", why="x")
     assert judged(monkeypatch, [failed]) == {"failed": (True, False)}
@@ -254,8 +274,14 @@ def test_a_row_has_what_was_found_and_what_was_measured(kept):
     first, second = sweep.outcomes(kept)
     result = json.loads((FORMATS / "run-2" / "result.json").read_text())
     measured = json.loads((FORMATS / "bundle-2" / "manifest.json").read_text())["shipped"]["measured"]
-    assert (first.status, first.score, first.macs) == ("finished", result["shipped"]["accuracy"], result["shipped"]["macs"])
-    assert (first.measured_us, first.low_us, first.high_us) == tuple(measured[name] for name in ("median_us", "low_us", "high_us"))
+    assert (first.status, first.score, first.macs) == (
+        "finished",
+        result["shipped"]["accuracy"],
+        result["shipped"]["macs"],
+    )
+    assert (first.measured_us, first.low_us, first.high_us) == tuple(
+        measured[name] for name in ("median_us", "low_us", "high_us")
+    )
     assert (second.status, second.score, second.front) == ("unfinished", None, False)
 
 

@@ -37,7 +37,9 @@ class Halves(search.Task):
 
 
 def network() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 1))
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 1)
+    )
 
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def test_a_metric_of_all_samples_together_has_the_error_that_a_bootstrap_has():
     task, draw = Halves(), torch.Generator().manual_seed(1)
     rows = 64 * torch.rand(2000, 4, generator=draw, dtype=torch.float64) + torch.tensor([0.0, 0.0, 60.0, 60.0])
     value, error = task.judged(rows)
-    assert value == pytest.approx(((rows[:, 0].sum() / rows[:, 2].sum() + rows[:, 1].sum() / rows[:, 3].sum()) / 2).item())
+    assert value == pytest.approx(
+        ((rows[:, 0].sum() / rows[:, 2].sum() + rows[:, 1].sum() / rows[:, 3].sum()) / 2).item()
+    )
     again = [task.judged(rows[torch.randint(2000, (2000,), generator=draw)])[0] for _ in range(400)]
     assert error == pytest.approx(np.std(again), rel=0.15)
 
@@ -123,13 +127,18 @@ def test_a_task_that_does_not_fit_is_refused_before_the_training(space, task, me
 def test_inputs_of_another_size_are_refused_by_name(space):
     task = Halves()
     task.name, task.held_out = "T", TensorDataset(torch.zeros(3, 3, 4, 8), torch.zeros(3, 4, 8))
-    with pytest.raises(SearchError, match="^an input of T is 3x4x8, net.py:make takes 3x8x8: profile and search with --input 3x4x8$"):
+    with pytest.raises(
+        SearchError, match="^an input of T is 3x4x8, net.py:make takes 3x8x8: profile and search with --input 3x4x8$"
+    ):
         task.require_fit(space)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"augment": "flip"}, "--augment flip is for images of classes"), ({"distill": "tas"}, "--distill tas matches probabilities")],
+    [
+        ({"augment": "flip"}, "--augment flip is for images of classes"),
+        ({"distill": "tas"}, "--distill tas matches probabilities"),
+    ],
 )
 def test_what_is_of_classes_alone_is_refused(settings, message):
     with pytest.raises(SearchError, match=message):

@@ -33,7 +33,8 @@ def test_a_network_learns(trained, stripes):
     before = evaluate(wrapped, stripes.held_out_batches(16), task=stripes, runtime=runtime)
     generator = torch.Generator().manual_seed(0)
     scores = [
-        train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, generator))], task=stripes, runtime=runtime) for _ in range(5)
+        train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, generator))], task=stripes, runtime=runtime)
+        for _ in range(5)
     ]
     after = evaluate(wrapped, stripes.held_out_batches(16), task=stripes, runtime=runtime)
     assert scores[-1].loss < scores[0].loss / 2
@@ -46,7 +47,13 @@ def test_the_penalty_is_in_the_loss_and_trained_against(trained, stripes):
     bias = network.head[2].bias
     score = train_epoch(
         wrapped,
-        [part(optimizer, stripes.training_batches(16, torch.Generator()), penalty=lambda: 100 * (bias.sum() - 3) ** 2 / 200)],
+        [
+            part(
+                optimizer,
+                stripes.training_batches(16, torch.Generator()),
+                penalty=lambda: 100 * (bias.sum() - 3) ** 2 / 200,
+            )
+        ],
         task=stripes,
         runtime=runtime,
     )
@@ -57,7 +64,12 @@ def test_the_penalty_is_in_the_loss_and_trained_against(trained, stripes):
 def test_the_factor_scales_every_step(trained, stripes):
     runtime, network, wrapped, optimizer = trained
     before = {name: value.clone() for name, value in network.named_parameters()}
-    train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()), factor=0.0)], task=stripes, runtime=runtime)
+    train_epoch(
+        wrapped,
+        [part(optimizer, stripes.training_batches(16, torch.Generator()), factor=0.0)],
+        task=stripes,
+        runtime=runtime,
+    )
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
 
 
@@ -68,8 +80,12 @@ def test_accuracy_is_the_share_of_right_images(trained, stripes):
         right = wrapped(stripes.normalise(stripes.held_out.images)).argmax(1) == stripes.held_out.labels
     score = evaluate(wrapped, stripes.held_out_batches(7), task=stripes, runtime=runtime)
     assert score.score == right.float().mean().item()
-    flipped = dataclasses.replace(stripes, held_out=msgspec.structs.replace(stripes.held_out, labels=1 - stripes.held_out.labels))
-    assert evaluate(wrapped, flipped.held_out_batches(7), task=stripes, runtime=runtime).score == pytest.approx(1 - score.score)
+    flipped = dataclasses.replace(
+        stripes, held_out=msgspec.structs.replace(stripes.held_out, labels=1 - stripes.held_out.labels)
+    )
+    assert evaluate(wrapped, flipped.held_out_batches(7), task=stripes, runtime=runtime).score == pytest.approx(
+        1 - score.score
+    )
 
 
 def test_batch_statistics_stand_in_for_running_ones_that_are_off(trained, stripes):
@@ -81,7 +97,10 @@ def test_batch_statistics_stand_in_for_running_ones_that_are_off(trained, stripe
     for norm in norms:
         norm.running_mean.fill_(100.0)
     assert evaluate(wrapped, stripes.held_out_batches(32), task=stripes, runtime=runtime).score < 0.8
-    assert evaluate(wrapped, stripes.held_out_batches(32), task=stripes, runtime=runtime, batch_statistics=True).score > 0.95
+    assert (
+        evaluate(wrapped, stripes.held_out_batches(32), task=stripes, runtime=runtime, batch_statistics=True).score
+        > 0.95
+    )
     assert all((norm.running_mean == 100).all() and norm.track_running_stats for norm in norms)
     assert evaluate(wrapped, stripes.held_out_batches(32), task=stripes, runtime=runtime).score < 0.8
 
@@ -99,7 +118,15 @@ def test_divergence_is_an_error(trained, stripes):
 
 @pytest.mark.parametrize(
     ("counts", "order"),
-    [([3], "aaa"), ([2, 2], "abab"), ([4, 1], "aabaa"), ([1, 4], "bbabb"), ([4, 2], "abaaba"), ([0, 2], "bb"), ([2, 2, 1], "abcab")],
+    [
+        ([3], "aaa"),
+        ([2, 2], "abab"),
+        ([4, 1], "aabaa"),
+        ([1, 4], "bbabb"),
+        ([4, 2], "abaaba"),
+        ([0, 2], "bb"),
+        ([2, 2, 1], "abcab"),
+    ],
 )
 def test_parts_are_spread_evenly(counts, order):
     assert "".join("abc"[part] for part in turns(counts)) == order
@@ -110,7 +137,9 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
     runtime, network, wrapped, _ = trained
     halves = [[network.a], [network.b, network.c, network.head]]
     groups = [[p for module in half for p in module.parameters()] for half in halves]
-    optimizers = [torch.optim.SGD([{"params": group, "peak_lr": lr}], lr=lr) for group, lr in zip(groups, (0.0, 0.1), strict=True)]
+    optimizers = [
+        torch.optim.SGD([{"params": group, "peak_lr": lr}], lr=lr) for group, lr in zip(groups, (0.0, 0.1), strict=True)
+    ]
     seen = []
 
     def loss(name):
@@ -122,7 +151,9 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
 
     generator = torch.Generator()
     parts = [
-        Part(optimizers=[o], batches=stripes.training_batches(16, generator, rows), loss=loss(name), factor=lambda _: 1.0)
+        Part(
+            optimizers=[o], batches=stripes.training_batches(16, generator, rows), loss=loss(name), factor=lambda _: 1.0
+        )
         for o, rows, name in zip(optimizers, random_parts(64, (0.75, 0.25), generator), "ab", strict=True)
     ]
     before = {name: value.clone() for name, value in network.named_parameters()}
@@ -137,13 +168,19 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
 def test_a_score_says_what_training_took(trained, stripes):
     """One convolution keeps its input, and what its activation made; the network's own weights are there anyway."""
     runtime = Runtime()
-    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
     wrapped, (optimizer,) = runtime.setup(network, [make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)])
     batches = stripes.training_batches(16, torch.Generator())
     height, width = next(iter(batches))[0].shape[2:]
-    score = train_epoch(wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()))], task=stripes, runtime=runtime)
+    score = train_epoch(
+        wrapped, [part(optimizer, stripes.training_batches(16, torch.Generator()))], task=stripes, runtime=runtime
+    )
     assert score.steps == len(batches)
     assert score.seconds > 0
-    assert score.saved_bytes == 4 * 16 * (3 * height * width + 4 * height * width + 4)  # the pooled image is what the last layer keeps
+    assert score.saved_bytes == 4 * 16 * (
+        3 * height * width + 4 * height * width + 4
+    )  # the pooled image is what the last layer keeps
     evaluated = evaluate(wrapped, stripes.held_out_batches(16), task=stripes, runtime=runtime)
     assert (evaluated.steps, evaluated.saved_bytes) == (0, 0)

@@ -5,7 +5,11 @@ from search.transforms import Transform, parse
 
 
 def test_transforms_are_read_in_order_with_their_usual_amounts():
-    assert parse("crop:2, flip,randaugment") == (Transform("crop", 2.0), Transform("flip", 0.5), Transform("randaugment", 9.0))
+    assert parse("crop:2, flip,randaugment") == (
+        Transform("crop", 2.0),
+        Transform("flip", 0.5),
+        Transform("randaugment", 9.0),
+    )
     assert parse("none") == ()
     assert parse("auto") is None
 

@@ -30,7 +30,8 @@ def make_space(widths_of_groups, spans):
     """A space of convolutions, each with these spans of input and output channels; the structure is all that matters here."""
     full = list(widths_of_groups)
     places = tuple(
-        Site(spec=ops.layer("conv", (span_in.at(full), 8, 8), span_out.at(full)), spans=(span_in, span_out)) for span_in, span_out in spans
+        Site(spec=ops.layer("conv", (span_in.at(full), 8, 8), span_out.at(full)), spans=(span_in, span_out))
+        for span_in, span_out in spans
     )
     members = tuple((f"g{index}", width) for index, width in enumerate(widths_of_groups))
     return Traced(name="made-up", input_shape=(3, 8, 8), classes=2, members=members, places=places, make=lambda: None)
@@ -69,7 +70,9 @@ def brute_force(space, choices, values, prices, budget):
 def test_the_fit_is_the_best_of_all_networks_within_the_budget(seed, tread, slopes, share):
     space, prices, draw = chain(32, 24, 40, 32), Stairs(tread, slopes), random.Random(seed)
     choices = choices_of(space)
-    low, high = (network_price(space.sites(), [prices], ends).most for ends in (space.smallest_widths(), space.full_widths()))
+    low, high = (
+        network_price(space.sites(), [prices], ends).most for ends in (space.smallest_widths(), space.full_widths())
+    )
     budget = low + share * (high - low)
     scores = [[draw.expovariate(1) for _ in range(width)] for _, width in space.groups]
     for values in (
@@ -92,13 +95,20 @@ def test_the_fit_is_the_best_of_all_networks_within_the_budget(seed, tread, slop
 def test_a_concatenation_of_three_groups_is_fitted_by_interpolation_within_the_budget(monkeypatch):
     """The price of the layer behind it depends on the sum of three widths: more combinations than are tabulated."""
     monkeypatch.setattr(widths, "_TABULATED", 30)
-    spans = [(group(fixed=3), group(0)), (group(0), group(1)), (group(1), group(2)), (group(0, 1, 2, fixed=3), group(fixed=16))]
+    spans = [
+        (group(fixed=3), group(0)),
+        (group(0), group(1)),
+        (group(1), group(2)),
+        (group(0, 1, 2, fixed=3), group(fixed=16)),
+    ]
     space, prices, draw = make_space((32, 32, 32), spans), Stairs(16), random.Random(3)
     choices = choices_of(space)
     used = []
     for _ in range(6):
         values = importance([[draw.expovariate(1) for _ in range(width)] for _, width in space.groups], choices)
-        low, high = (network_price(space.sites(), [prices], ends).most for ends in (space.smallest_widths(), space.full_widths()))
+        low, high = (
+            network_price(space.sites(), [prices], ends).most for ends in (space.smallest_widths(), space.full_widths())
+        )
         budget = low + draw.uniform(0.1, 0.9) * (high - low)
         found = fit(space, choices, values, [prices], Budget(us=budget))
         best = brute_force(space, choices, values, [prices], budget)
@@ -111,12 +121,18 @@ def test_a_concatenation_of_three_groups_is_fitted_by_interpolation_within_the_b
 @pytest.mark.parametrize("seed", range(4))
 def test_the_fit_is_the_best_of_all_networks_within_the_budgets_of_several_devices(seed, monkeypatch):
     """Also where a block is interpolated; each device binds somewhere."""
-    draw, spans = random.Random(seed), [(group(fixed=3), group(0)), (group(0), group(1)), (group(0, 1, fixed=3), group(fixed=16))]
+    draw, spans = (
+        random.Random(seed),
+        [(group(fixed=3), group(0)), (group(0), group(1)), (group(0, 1, fixed=3), group(fixed=16))],
+    )
     if seed == 3:
         monkeypatch.setattr(widths, "_TABULATED", 10)
     space, devices = make_space((40, 32), spans), [Stairs(16, (3.0, 1.0, 1.0)), Stairs(8, (0.5, 0.5, 1.0))]
     choices = choices_of(space)
-    budget = sum(network_price(space.sites(), devices, ends).most for ends in (space.smallest_widths(), space.full_widths())) / 2
+    budget = (
+        sum(network_price(space.sites(), devices, ends).most for ends in (space.smallest_widths(), space.full_widths()))
+        / 2
+    )
     values = importance([[draw.expovariate(1) for _ in range(width)] for _, width in space.groups], choices)
     found = fit(space, choices, values, devices, Budget(us=budget))
     assert found.price == network_price(space.sites(), devices, found.widths)
@@ -124,7 +140,12 @@ def test_the_fit_is_the_best_of_all_networks_within_the_budgets_of_several_devic
     best = brute_force(space, choices, values, devices, budget)
     assert found.value == pytest.approx(best, rel=0.1 if seed == 3 else 2e-4)
     least = 0.9 * found.price.most
-    assert fit(space, choices, [[-v for v in value] for value in values], devices, Budget(us=budget), least=least).price.most >= least
+    assert (
+        fit(
+            space, choices, [[-v for v in value] for value in values], devices, Budget(us=budget), least=least
+        ).price.most
+        >= least
+    )
 
 
 def test_channels_that_cost_nothing_are_taken():
@@ -156,7 +177,9 @@ def test_learned_proportions_are_stretched_to_the_budget():
         return network_price(space.sites(), [prices], network)
 
     budget = price((128, 64, 192)).most
-    found = fit(space, choices, proportional((32, 16, 48), choices, price, Budget(us=budget)), [prices], Budget(us=budget))
+    found = fit(
+        space, choices, proportional((32, 16, 48), choices, price, Budget(us=budget)), [prices], Budget(us=budget)
+    )
     assert found.widths == (128, 64, 192)
 
 
@@ -181,7 +204,10 @@ def test_a_price_of_blocks_adds_up_to_the_prediction(tiny, table):
     prices, draw = TablePrices(table), random.Random(0)
     for _ in range(20):
         choice = tiny.random(draw)
-        predicted, price = table.predict(tiny.network(choice)), network_price(tiny.sites(), [prices], tiny.widths(choice))
+        predicted, price = (
+            table.predict(tiny.network(choice)),
+            network_price(tiny.sites(), [prices], tiny.widths(choice)),
+        )
         assert price.cost == pytest.approx(predicted.us, rel=1e-12)
         assert price.most == pytest.approx(predicted.high_us, rel=1e-12)
 
@@ -205,5 +231,7 @@ def test_a_least_price_keeps_cheaper_widths_out(tiny):
 def test_a_budget_below_every_network_is_refused(tiny, table):
     choices = choices_of(tiny)
     values = [[0.0] * len(options) for options in choices]
-    with pytest.raises(SearchError, match=r"^no widths of tiny within .* ms were found in 120 s: ask for a larger budget$"):
+    with pytest.raises(
+        SearchError, match=r"^no widths of tiny within .* ms were found in 120 s: ask for a larger budget$"
+    ):
         fit(tiny, choices, values, [TablePrices(table)], Budget(us=1.0))

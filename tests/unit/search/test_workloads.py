@@ -37,7 +37,9 @@ BLOCKS = {
     "tail": ops.tail((48, 4, 4), 10, hidden=80),
     "irb": ops.inverted_residual((16, 12, 12), 16, hidden=96, kernel=5, act="swish"),
     "irb, strided, gated": ops.inverted_residual((24, 13, 12), 40, hidden=64, stride=2, se=True),
-    "irb, gated, as wide as its input": ops.inverted_residual((32, 12, 12), 32, hidden=32, kernel=5, act="swish", se=True),
+    "irb, gated, as wide as its input": ops.inverted_residual(
+        (32, 12, 12), 32, hidden=32, kernel=5, act="swish", se=True
+    ),
     "preact": ops.preact((16, 12, 12), 24, kernel=3),
     "avg_pool": ops.avg_pool((16, 12, 12)),
     "add": ops.add((16, 12, 12)),
@@ -45,7 +47,9 @@ BLOCKS = {
     "mlp_head": ops.mlp_head((32, 4, 4), 10, hidden=24),
     "norm_head": ops.norm_head((32, 4, 4), 10),
     "fused": ops.inverted_residual((16, 12, 12), 24, hidden=32, fused=True),
-    "fused, residual, gated": ops.inverted_residual((24, 9, 9), 24, hidden=160, kernel=5, act="swish", se=True, fused=True),
+    "fused, residual, gated": ops.inverted_residual(
+        (24, 9, 9), 24, hidden=160, kernel=5, act="swish", se=True, fused=True
+    ),
 }
 
 
@@ -54,7 +58,9 @@ def names(model: onnx.ModelProto) -> dict[str, str]:
     found = {"": "", **{value.name: value.name for value in model.graph.input}}
     for tensor in model.graph.initializer:
         weight = tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-        found[tensor.name] = f"{list(tensor.dims)} {tensor.data_type}" if weight else str(numpy_helper.to_array(tensor).tolist())
+        found[tensor.name] = (
+            f"{list(tensor.dims)} {tensor.data_type}" if weight else str(numpy_helper.to_array(tensor).tolist())
+        )
     for index, name in enumerate(name for node in model.graph.node for name in node.output):
         found[name] = str(index)
     return found
@@ -64,7 +70,12 @@ def structure(model: onnx.ModelProto) -> tuple:
     """All of a graph but the numbers in its weights and the names of its values."""
     graph, name = model.graph, names(model)
     nodes = [
-        (node.op_type, [name[i] for i in node.input], [name[o] for o in node.output], sorted(a.SerializeToString() for a in node.attribute))
+        (
+            node.op_type,
+            [name[i] for i in node.input],
+            [name[o] for o in node.output],
+            sorted(a.SerializeToString() for a in node.attribute),
+        )
         for node in graph.node
     ]
     shapes = {
@@ -95,7 +106,9 @@ def test_a_cut_block_equals_a_direct_export_node_for_node(name, precision):
     assert [(node.name, *node.input, *node.output) for node in cut.graph.node] == [
         (node.name, *node.input, *node.output) for node in wanted.graph.node
     ]
-    assert [(t.name, list(t.dims)) for t in cut.graph.initializer] == [(t.name, list(t.dims)) for t in wanted.graph.initializer]
+    assert [(t.name, list(t.dims)) for t in cut.graph.initializer] == [
+        (t.name, list(t.dims)) for t in wanted.graph.initializer
+    ]
 
 
 def mobile(width: int) -> list[BlockSpec]:
@@ -146,7 +159,10 @@ def test_lowering_twice_gives_the_same_bytes():
 
 
 def test_a_block_of_a_known_family_is_not_exported_again(monkeypatch):
-    blocks = [ops.inverted_residual((64, 72, 72), 64, hidden=hidden, act="swish", se=True, fused=True) for hidden in range(32, 513, 32)]
+    blocks = [
+        ops.inverted_residual((64, 72, 72), 64, hidden=hidden, act="swish", se=True, fused=True)
+        for hidden in range(32, 513, 32)
+    ]
     lower(blocks[:1])
     monkeypatch.setattr("search.workloads.to_onnx", lambda *_, **__: pytest.fail("exported"))
     assert len({lower([block]) for block in blocks}) == len(blocks)
@@ -158,7 +174,10 @@ def test_workloads_are_every_block_and_the_networks(tiny):
     assert [work.key for work in works if work.kind == "block"] == [spec.key for spec in tiny.blocks()]
     assert kinds["network"] == 7
     networks = [work.blocks for work in works if work.kind == "network"]
-    possible = {tuple(s.key for s in tiny.network(tiny.choice(w))) for w in itertools.product(*(tiny.width_choices(i) for i in range(3)))}
+    possible = {
+        tuple(s.key for s in tiny.network(tiny.choice(w)))
+        for w in itertools.product(*(tiny.width_choices(i) for i in range(3)))
+    }
     assert set(networks) <= possible
     assert networks[0] == tuple(spec.key for spec in tiny.network())
     assert networks[1] == tuple(spec.key for spec in tiny.network(tiny.smallest()))
@@ -179,7 +198,11 @@ def test_blocks_and_networks_of_a_larger_batch_are_lowered_and_bundled_with_it(t
     for work in (works[0], works[-1]):
         model = onnx.load_from_string(work.lower().onnx)
         weights = {tensor.name for tensor in model.graph.initializer}
-        values = (value for value in (*model.graph.input, *model.graph.value_info, *model.graph.output) if value.name not in weights)
+        values = (
+            value
+            for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+            if value.name not in weights
+        )
         assert {value.type.tensor_type.shape.dim[0].dim_value for value in values} == {37}
     blocks_zip.write(tmp_path / "tiny.blocks.zip", works, lowering="1", space=tiny.name, precision="fp32")
     found = blocks_zip.read(tmp_path / "tiny.blocks.zip")
@@ -215,14 +238,20 @@ def test_torch_gets_a_program_of_the_same_network_at_its_real_widths(precision):
     graph = onnx.load_from_string(lowered.onnx).graph
     assert [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim] == list(example.shape)
     assert sorted(list(tensor.shape) for tensor in program.state_dict.values()) == sorted(
-        list(tensor.dims) for tensor in graph.initializer if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and tensor.dims
+        list(tensor.dims)
+        for tensor in graph.initializer
+        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and tensor.dims
     )
-    assert {tensor.dtype for tensor in program.state_dict.values()} == {torch.float16 if precision == "fp16" else torch.float32}
+    assert {tensor.dtype for tensor in program.state_dict.values()} == {
+        torch.float16 if precision == "fp16" else torch.float32
+    }
     assert program.module()(example).dtype == example.dtype == torch.float32
 
 
 def test_programs_are_made_only_where_they_are_asked_for(tiny):
-    plain, whole = (workloads(tiny, networks=0, precision="fp16", program=program)[0].lower() for program in (False, True))
+    plain, whole = (
+        workloads(tiny, networks=0, precision="fp16", program=program)[0].lower() for program in (False, True)
+    )
     assert plain.program is None
     assert whole.program is not None
     assert (whole.key, whole.onnx) == (plain.key, plain.onnx)

@@ -4,7 +4,9 @@ from latency import DeviceUnavailable, LatencyError, MissingExtra, backends
 
 
 def test_an_unknown_backend_lists_the_known_ones():
-    with pytest.raises(LatencyError, match="backend 'tpu' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"):
+    with pytest.raises(
+        LatencyError, match="backend 'tpu' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"
+    ):
         backends.get("tpu")
 
 

@@ -64,7 +64,12 @@ def test_the_fingerprint_of_a_gpu(runtime):
     cuda = connect("tensorrt")
     assert isinstance(cuda, Cuda)
     device = cuda.device()
-    assert (device.kind, device.name, device.driver, device.compute_capability) == ("gpu", "NVIDIA Test", "580.1", "12.0")
+    assert (device.kind, device.name, device.driver, device.compute_capability) == (
+        "gpu",
+        "NVIDIA Test",
+        "580.1",
+        "12.0",
+    )
     assert (device.memory_mib, device.cores, device.threads, device.isa) == (24 * 1024, 0, 0, ())
 
 
@@ -82,7 +87,9 @@ def test_the_fingerprint_of_a_gpu(runtime):
 )
 def test_no_gpu_is_said_in_one_line_with_a_way_out(runtime, answer, words):
     runtime.cudaGetDeviceCount = lambda: answer
-    with pytest.raises(DeviceUnavailable, match=f"^{words}: look at `nvidia-smi`, or measure on the CPU with --backend onnxruntime$"):
+    with pytest.raises(
+        DeviceUnavailable, match=f"^{words}: look at `nvidia-smi`, or measure on the CPU with --backend onnxruntime$"
+    ):
         connect("tensorrt")
 
 
@@ -186,7 +193,11 @@ def test_pycuda_comes_first_and_uses_the_primary_context(pycuda):
     assert isinstance(cuda, PyCuda)
     assert isinstance(cuda, Cuda)
     assert pycuda.calls == ["push"]
-    assert (cuda.device().name, cuda.device().compute_capability, cuda.pci_bus_id()) == ("NVIDIA Test", "8.9", "0000:01:00.0")
+    assert (cuda.device().name, cuda.device().compute_capability, cuda.pci_bus_id()) == (
+        "NVIDIA Test",
+        "8.9",
+        "0000:01:00.0",
+    )
     with cuda.stream() as stream, cuda.event(blocking=True) as start, cuda.event(blocking=False) as end:
         assert (start.flags, end.flags, cuda.address(stream)) == (1, 0, 77)
         cuda.record(start, stream)
@@ -202,7 +213,13 @@ def test_pycuda_has_no_graphs_so_the_driver_is_asked(pycuda):
     with cuda.stream() as stream, cuda.graph(stream, lambda: pycuda.calls.append("enqueue")) as launch:
         launch()
         launch()
-    names = ["cuStreamBeginCapture_v2", "enqueue", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy"]
+    names = [
+        "cuStreamBeginCapture_v2",
+        "enqueue",
+        "cuStreamEndCapture",
+        "cuGraphInstantiateWithFlags",
+        "cuGraphDestroy",
+    ]
     assert pycuda.calls[1:] == [*names, "cuGraphLaunch", "cuGraphLaunch", "cuGraphExecDestroy"]
     pycuda.library.fails = "cuStreamEndCapture"
     with pytest.raises(RunFailed, match="^cuStreamEndCapture: error 900$"), cuda.graph(stream, lambda: None):
@@ -239,5 +256,7 @@ def test_a_broken_pycuda_gives_way_to_cuda_python_with_a_warning(runtime, broken
 
 def test_a_broken_pycuda_with_nothing_in_its_place_is_said_in_one_line(broken_pycuda, monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(DeviceUnavailable, match=r"^pycuda cannot be loaded \(libcurand.*, and there is no cuda-python .*: pip install"):
+    with pytest.raises(
+        DeviceUnavailable, match=r"^pycuda cannot be loaded \(libcurand.*, and there is no cuda-python .*: pip install"
+    ):
         connect("tensorrt")

@@ -50,7 +50,9 @@ def test_inputs_are_not_zeros_and_always_the_same(backend, monkeypatch):
     seen = []
     make = onnxruntime.OrtValue.ortvalue_from_numpy
     monkeypatch.setattr(
-        onnxruntime.OrtValue, "ortvalue_from_numpy", lambda array, memory: (seen.append(array.copy()), make(array, memory))[1]
+        onnxruntime.OrtValue,
+        "ortvalue_from_numpy",
+        lambda array, memory: (seen.append(array.copy()), make(array, memory))[1],
     )
     for _ in range(2):
         backend.compile(conv(3, 8, 8))
@@ -93,7 +95,10 @@ def test_a_failing_run_is_one_line(backend):
         helper.make_node("Cast", ["n"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["f", "s"], ["y"]),
     ]
-    with backend.compile(model(nodes, [1, 4], [7], [shape])) as compiled, pytest.raises(RunFailed, match="Reshape") as caught:
+    with (
+        backend.compile(model(nodes, [1, 4], [7], [shape])) as compiled,
+        pytest.raises(RunFailed, match="Reshape") as caught,
+    ):
         compiled.run(1)
     assert "\n" not in str(caught.value)
 
@@ -101,7 +106,8 @@ def test_a_failing_run_is_one_line(backend):
 def test_another_provider_is_in_the_name_and_runs_all_of_a_network_or_nothing():
     providers = [name.lower().removesuffix("executionprovider") for name in onnxruntime.get_available_providers()]
     with pytest.raises(
-        LatencyError, match=rf"execution provider 'nonesuch' is not in .*: choose one of {', '.join(providers)}, or install"
+        LatencyError,
+        match=rf"execution provider 'nonesuch' is not in .*: choose one of {', '.join(providers)}, or install",
     ):
         OnnxRuntime(provider="nonesuch")
     assert OnnxRuntime(provider="CPUExecutionProvider").name == "onnxruntime"
@@ -138,7 +144,10 @@ def endless():
             helper.make_tensor_value_info("go", TensorProto.BOOL, []),
             helper.make_tensor_value_info("a", TensorProto.FLOAT, [1]),
         ],
-        [helper.make_tensor_value_info("on", TensorProto.BOOL, []), helper.make_tensor_value_info("b", TensorProto.FLOAT, [1])],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("b", TensorProto.FLOAT, [1]),
+        ],
     )
     trips = numpy_helper.from_array(np.array(2**62), "trips")
     return model([helper.make_node("Loop", ["trips", "", "x"], ["y"], body=body)], [1], [1], [trips])
@@ -149,7 +158,8 @@ def test_a_network_that_never_ends_is_given_up(backend, monkeypatch):
     with backend.compile(endless()) as compiled:
         for _ in range(2):
             with pytest.raises(
-                RunFailed, match=r"^one inference takes longer than 0.2 s: is there a Loop in the network that does not end\?$"
+                RunFailed,
+                match=r"^one inference takes longer than 0.2 s: is there a Loop in the network that does not end\?$",
             ):
                 compiled.run(3)
 

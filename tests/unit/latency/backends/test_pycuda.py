@@ -8,7 +8,9 @@ from latency import DeviceUnavailable
 from latency.backends.cuda import connect
 
 driver = pytest.importorskip(
-    "pycuda.driver", reason="pycuda is not installed; tools/build_pycuda.py builds it without CUDA", exc_type=ImportError
+    "pycuda.driver",
+    reason="pycuda is not installed; tools/build_pycuda.py builds it without CUDA",
+    exc_type=ImportError,
 )
 
 

@@ -37,7 +37,12 @@ def test_a_table_stands_in_for_its_device(kit, recorded, tmp_path):
     backend = backends.get(f"replay:{recorded}")
     header = LatencyTable.load(recorded).header
     assert isinstance(backend, backends.Backend)
-    assert (backend.device, backend.runtime, backend.precision, backend.settings) == (kit.CPU, header.runtime, "fp16", header.settings)
+    assert (backend.device, backend.runtime, backend.precision, backend.settings) == (
+        kit.CPU,
+        header.runtime,
+        "fp16",
+        header.settings,
+    )
     assert isinstance(backend, backends.Replays)
     works = [Workload.block(kit.spec(8, width), overhead_onnx) for width in (8, 16, 24)]
     list(profile(works, backend, tmp_path / "again.jsonl", protocol=protocol.FAST, lowering="1"))
@@ -59,7 +64,10 @@ def test_what_failed_fails_again(kit, recorded):
     backend = backends.get(f"replay:{recorded}")
     with pytest.raises(BuildFailed, match="^no kernel$"):
         backend.compile(Lowered(onnx=b"", key=kit.key("unbuilt")))
-    with backend.compile(Lowered(onnx=b"", key=kit.key("unrun"))) as compiled, pytest.raises(RunFailed, match="^out of memory$"):
+    with (
+        backend.compile(Lowered(onnx=b"", key=kit.key("unrun"))) as compiled,
+        pytest.raises(RunFailed, match="^out of memory$"),
+    ):
         compiled.run(1)
     with pytest.raises(BuildFailed, match="has no row '' to replay"):
         backend.compile(b"onnx")
@@ -96,7 +104,8 @@ def test_a_replayed_table_says_what_it_is_and_when_it_was_recorded(kit, recorded
         merge([tmp_path / "quick", recorded], tmp_path / "both.jsonl")
     simulated = backends.get("simulated:seed=1")
     with pytest.raises(
-        FingerprintMismatch, match=r"has origin 'replayed from .*\d', wanted 'simulated: no such device exists': profile to"
+        FingerprintMismatch,
+        match=r"has origin 'replayed from .*\d', wanted 'simulated: no such device exists': profile to",
     ):
         list(profile(works, simulated, tmp_path / "quick", protocol=kit.QUICK, lowering="1"))
     assert merge([tmp_path / "quick", tmp_path / "quick"], tmp_path / "twice.jsonl").header.origin == replayed

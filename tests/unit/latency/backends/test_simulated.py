@@ -12,7 +12,10 @@ from latency.sentinel import OFF
 
 
 def model(nodes, shape, out_shape, weights):
-    values = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape), helper.make_tensor_value_info("y", TensorProto.FLOAT, out_shape)
+    values = (
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, out_shape),
+    )
     tensors = [numpy_helper.from_array(np.zeros(size, np.float32), name) for name, size in weights.items()]
     graph = helper.make_graph(nodes, "g", [values[0]], [values[1]], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
@@ -36,7 +39,19 @@ def test_it_is_a_backend_by_name_with_its_settings_in_the_fingerprint():
 
 
 @pytest.mark.parametrize(
-    "text", ["speed=1", "seed=fast", "seed", "step=0", "seed=1,seed=2", "seed=1,", "seed=-1", "drift=nan", "noise=inf", "drift=-0.1"]
+    "text",
+    [
+        "speed=1",
+        "seed=fast",
+        "seed",
+        "step=0",
+        "seed=1,seed=2",
+        "seed=1,",
+        "seed=-1",
+        "drift=nan",
+        "noise=inf",
+        "drift=-0.1",
+    ],
 )
 def test_settings_that_it_does_not_have(text):
     with pytest.raises(LatencyError, match="^simulated:"):

@@ -48,12 +48,17 @@ def test_an_engine_is_built_without_a_gpu_and_without_a_word(rtx, dtype, capfd):
 
 
 def test_an_engine_for_named_gpus(rtx):
-    one, two = (build_engine(conv(), "tensorrt-rtx", EngineSpec(compute_capabilities=names)) for names in (("8.9",), ("8.9", "12.0")))
+    one, two = (
+        build_engine(conv(), "tensorrt-rtx", EngineSpec(compute_capabilities=names))
+        for names in (("8.9",), ("8.9", "12.0"))
+    )
     assert len(one) < len(two)
 
 
 def test_tf32_is_off_unless_asked_for(rtx):
-    exact, rounded = (build_engine(conv(), "tensorrt-rtx", EngineSpec(tf32=tf32, workspace_mib=16)) for tf32 in (False, True))
+    exact, rounded = (
+        build_engine(conv(), "tensorrt-rtx", EngineSpec(tf32=tf32, workspace_mib=16)) for tf32 in (False, True)
+    )
     assert exact.count(b"tf32=0") > rounded.count(b"tf32=0")
 
 
@@ -76,11 +81,16 @@ def test_a_spec_that_cannot_be_is_refused(rtx, spec, words):
 
 @pytest.mark.parametrize(
     ("operator", "words"),
-    [("NoSuchOperator", r"INVALID_NODE in checkFallbackPluginImporter: .*Plugin not found"), ("Det", "UNSUPPORTED_NODE in checkDet: ")],
+    [
+        ("NoSuchOperator", r"INVALID_NODE in checkFallbackPluginImporter: .*Plugin not found"),
+        ("Det", "UNSUPPORTED_NODE in checkDet: "),
+    ],
 )
 def test_the_parser_names_node_and_operator_and_is_heard(rtx, operator, words):
     bad = model([helper.make_node(operator, ["x"], ["y"], name="layer7")])
-    with pytest.raises(BuildFailed, match=rf"^tensorrt-rtx cannot parse node 'layer7' \({operator}\): {words}") as caught:
+    with pytest.raises(
+        BuildFailed, match=rf"^tensorrt-rtx cannot parse node 'layer7' \({operator}\): {words}"
+    ) as caught:
         build_engine(bad, "tensorrt-rtx")
     assert "\n" not in str(caught.value)
 
@@ -120,7 +130,10 @@ def test_a_build_is_told_its_own_errors_while_another_network_lives(rtx):
     ("onnx_bytes", "words"),
     [
         (b"not onnx", "Failed to parse the ONNX model"),
-        (model([helper.make_node("Relu", ["x"], ["y"])], shape=("n", 4), out_shape=("n", 4)), r"input 'x' has shape \(-1, 4\)"),
+        (
+            model([helper.make_node("Relu", ["x"], ["y"])], shape=("n", 4), out_shape=("n", 4)),
+            r"input 'x' has shape \(-1, 4\)",
+        ),
     ],
 )
 def test_what_is_not_a_static_model_is_refused(rtx, onnx_bytes, words):
@@ -139,7 +152,8 @@ def test_libraries_that_do_not_load_are_said_in_one_line(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     with pytest.raises(
-        DeviceUnavailable, match=r"tensorrt is installed but its libraries do not load: libnvinfer\.so\.10: cannot open shared"
+        DeviceUnavailable,
+        match=r"tensorrt is installed but its libraries do not load: libnvinfer\.so\.10: cannot open shared",
     ):
         build_engine(conv(), "tensorrt")
 
@@ -164,7 +178,12 @@ class Gpu:
         self.inference_us, self.fail, self.parse_fail = 50.0, False, False
         self.now_us, self.events, self.live, self.next_handle = 0.0, {}, {}, 1
         self.enqueued = self.waited = self.most_ahead = 0
-        self.memory, self.addresses, self.batches, self.spans = {}, {}, [], ()  # spans: smallest, usual and largest batch
+        self.memory, self.addresses, self.batches, self.spans = (
+            {},
+            {},
+            [],
+            (),
+        )  # spans: smallest, usual and largest batch
         self.capturing, self.capturable, self.launched, self.blocking = False, True, 0, []
 
     def make_event(self, flags):
@@ -374,7 +393,9 @@ class Gpu:
             LayerInformationFormat=SimpleNamespace(JSON="JSON"),
             ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
             EngineValidity=SimpleNamespace(INVALID=2),
-            EngineInvalidityDiagnostics=SimpleNamespace(__members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4}),
+            EngineInvalidityDiagnostics=SimpleNamespace(
+                __members__={"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "OLD_CUDA_DRIVER": 4}
+            ),
             TensorIOMode=SimpleNamespace(INPUT="in"),
             nptype=lambda dtype: np.float32,
         )
@@ -400,7 +421,11 @@ def gpu(monkeypatch):
 
 def test_what_the_backend_says_of_itself(gpu):
     backend = TensorRT("tensorrt", precision="fp32")
-    assert (backend.name, backend.precision, backend.runtime) == ("tensorrt", "fp32", Runtime(name="tensorrt", version="10.99"))
+    assert (backend.name, backend.precision, backend.runtime) == (
+        "tensorrt",
+        "fp32",
+        Runtime(name="tensorrt", version="10.99"),
+    )
     assert (backend.device.kind, backend.device.name, backend.device.compute_capability) == ("gpu", "Fake GPU", "8.9")
     assert backend.settings == {
         "workspace_mib": "0",
@@ -411,11 +436,17 @@ def test_what_the_backend_says_of_itself(gpu):
     }
     everywhere = TensorRT("tensorrt", spec=EngineSpec(hardware_compatible=True))
     assert everywhere.settings == backend.settings | {"hardware_compatible": "True"}
-    assert (TensorRT("tensorrt-rtx").spec.compute_capabilities, TensorRT("tensorrt-rtx").precision) == (("8.9",), "fp16")
+    assert (TensorRT("tensorrt-rtx").spec.compute_capabilities, TensorRT("tensorrt-rtx").precision) == (
+        ("8.9",),
+        "fp16",
+    )
 
 
 def test_engines_are_built_apart_where_that_needs_no_gpu(gpu):
-    known, unknown = TensorRT("tensorrt-rtx"), TensorRT("tensorrt-rtx", spec=EngineSpec(compute_capabilities=("current",)))
+    known, unknown = (
+        TensorRT("tensorrt-rtx"),
+        TensorRT("tensorrt-rtx", spec=EngineSpec(compute_capabilities=("current",))),
+    )
     assert isinstance(known, BuildsApart)
     assert known.builders() is not None
     assert unknown.builders() is None
@@ -487,7 +518,9 @@ def test_everything_on_the_device_is_released(gpu):
 def test_everything_is_released_when_setting_up_fails(gpu, monkeypatch):
     cudart = sys.modules["cuda.bindings.runtime"]
     malloc = cudart.cudaMalloc
-    cudart.cudaMalloc = lambda size: malloc(size) if "memory" not in gpu.live.values() else (Error.cudaErrorLaunchFailure, None)
+    cudart.cudaMalloc = lambda size: (
+        malloc(size) if "memory" not in gpu.live.values() else (Error.cudaErrorLaunchFailure, None)
+    )
     with pytest.raises(RunFailed, match="cudaMalloc: cudaErrorLaunchFailure"):
         TensorRT("tensorrt").compile(b"")
     assert gpu.live == {}
@@ -524,7 +557,9 @@ def test_an_engine_of_several_shapes_takes_each_and_is_timed_on_the_usual_one(gp
         compiled.infer({"x": np.full((2, 4), 7.0)})
         compiled.infer({"x": np.full((3, 4), 8.0)})
         assert (gpu.batches[-1], gpu.memory[gpu.addresses["x"]][:8].tolist()) == (2, [7.0] * 8)
-        with pytest.raises(LatencyError, match=r"takes inputs of shape \{'x': '\(1, 4\) to \(3, 4\)'\}, given \{'x': \(4, 4\)\}"):
+        with pytest.raises(
+            LatencyError, match=r"takes inputs of shape \{'x': '\(1, 4\) to \(3, 4\)'\}, given \{'x': \(4, 4\)\}"
+        ):
             compiled.infer({"x": np.zeros((4, 4))})
 
 
@@ -545,7 +580,9 @@ def test_a_refused_inference_and_a_refused_engine(gpu):
 @pytest.mark.parametrize(("found", "words"), [(6, "unsupported cc, old cuda driver"), (0, "it is invalid")])
 def test_an_engine_that_the_runtime_finds_invalid_is_not_loaded(gpu, found, words):
     gpu.validity = (2, found)
-    with pytest.raises(RunFailed, match=rf"^fake 10\.99 does not take the engine: {words}: build it again from its ONNX$"):
+    with pytest.raises(
+        RunFailed, match=rf"^fake 10\.99 does not take the engine: {words}: build it again from its ONNX$"
+    ):
         TensorRT("tensorrt").load(b"engine")
     gpu.validity = (1, 0)  # it runs, perhaps slower than another would
     with TensorRT("tensorrt").load(b"engine") as compiled:
@@ -569,7 +606,9 @@ def test_the_spec_reaches_the_builder(gpu):
         build_engine(b"", "tensorrt", EngineSpec(compute_capabilities=("8.9",)))
 
 
-@pytest.mark.parametrize("build", [lambda: build_engine(b"", "tensorrt"), lambda: TensorRT("tensorrt-rtx"), lambda: TensorRT("tensorrt")])
+@pytest.mark.parametrize(
+    "build", [lambda: build_engine(b"", "tensorrt"), lambda: TensorRT("tensorrt-rtx"), lambda: TensorRT("tensorrt")]
+)
 def test_without_a_driver_it_says_so_in_one_line(gpu, build):
     sys.modules["cuda.bindings.runtime"].cudaGetDeviceCount = lambda: (Error.cudaErrorInsufficientDriver, None)
     with pytest.raises(DeviceUnavailable, match=r"^no NVIDIA driver found \(libcuda\.so\.1 is missing or too old\)"):
@@ -584,6 +623,11 @@ def test_a_build_for_the_gpu_at_hand_needs_one(gpu):
 
 
 def test_the_simulated_api_is_the_real_one(rtx):
-    assert all(hasattr(rtx, name) for name in ("ILogger", "Builder", "OnnxParser", "Runtime", "nptype", "TensorIOMode", "__version__"))
+    assert all(
+        hasattr(rtx, name)
+        for name in ("ILogger", "Builder", "OnnxParser", "Runtime", "nptype", "TensorIOMode", "__version__")
+    )
     assert {"execute_async_v3", "set_tensor_address"} <= set(dir(rtx.IExecutionContext))
-    assert {"num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_shape", "get_tensor_dtype"} <= set(dir(rtx.ICudaEngine))
+    assert {"num_io_tensors", "get_tensor_name", "get_tensor_mode", "get_tensor_shape", "get_tensor_dtype"} <= set(
+        dir(rtx.ICudaEngine)
+    )

@@ -80,7 +80,11 @@ def gpu(monkeypatch):
     move = importlib.import_module("torch.export.passes").move_to_device_pass
     monkeypatch.setattr(torch.export.passes, "move_to_device_pass", lambda program, device: move(program, "cpu"))
     to = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **named: to(self, *[("cpu" if a == "cuda" else a) for a in args], **named))
+    monkeypatch.setattr(
+        torch.Tensor,
+        "to",
+        lambda self, *args, **named: to(self, *[("cpu" if a == "cuda" else a) for a in args], **named),
+    )
     return state
 
 
@@ -88,7 +92,8 @@ def test_without_a_gpu_it_says_what_to_do():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(
-        DeviceUnavailable, match="finds no GPU: look at `nvidia-smi`, install a torch built for CUDA, or measure on the CPU"
+        DeviceUnavailable,
+        match="finds no GPU: look at `nvidia-smi`, install a torch built for CUDA, or measure on the CPU",
     ):
         backends.get("torch-cuda")
 
@@ -107,7 +112,11 @@ def test_a_program_runs_channels_last_eagerly_or_as_a_graph(gpu, program):
         assert isinstance(compiled, Launched)
         assert compiled._inputs[0].is_contiguous(memory_format=torch.channels_last)
         assert compiled._inputs[0].std() > 0.5
-        assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in compiled._module.parameters() if weight.dim() == 4)
+        assert all(
+            weight.is_contiguous(memory_format=torch.channels_last)
+            for weight in compiled._module.parameters()
+            if weight.dim() == 4
+        )
         assert compiled.run(3) == pytest.approx([20.0] * 3)
         assert compiled.launch(cuda_graph=True, spin_wait=False) == ""
         assert gpu.blocking[-4:] == [True] * 4
@@ -120,7 +129,10 @@ def test_what_cannot_be_captured_is_run_without_a_graph_and_says_so(gpu, program
     with TorchCuda().compile(Lowered(onnx=b"", program=program)) as compiled:
         gpu.capturable = False
         said = compiled.launch(cuda_graph=True, spin_wait=True)
-        assert said == "measured without a CUDA graph, as it cannot be captured: operation not permitted when stream is capturing"
+        assert (
+            said
+            == "measured without a CUDA graph, as it cannot be captured: operation not permitted when stream is capturing"
+        )
         assert compiled.run(1) == pytest.approx([20.0])
 
 

@@ -13,7 +13,9 @@ X = torch.zeros(1, 4, 8, 8)
 @pytest.fixture
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(RepVGGBlock(4, 6), RepVGGBlock(6, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)).eval()
+    return nn.Sequential(
+        RepVGGBlock(4, 6), RepVGGBlock(6, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2)
+    ).eval()
 
 
 def test_magnitude_is_of_the_convolution_that_ships(network):
@@ -63,10 +65,14 @@ def test_scales_add_up_over_the_branches(network):
 
 
 def test_norms_right_behind_a_convolution_are_found_and_a_group_without_any_is_refused():
-    plain = nn.Sequential(nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1))
+    plain = nn.Sequential(
+        nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
     groups = prunable_groups(plain, X)
     assert importance.norms(plain, groups[:1]) == [[plain[1]]]
-    with pytest.raises(SearchError, match=r"^slimming ranks channels by the norm behind them: group 3 has none; exclude it$"):
+    with pytest.raises(
+        SearchError, match=r"^slimming ranks channels by the norm behind them: group 3 has none; exclude it$"
+    ):
         importance.norms(plain, groups)
 
 
@@ -89,9 +95,15 @@ def test_taylor_is_what_the_loss_changes_by_to_first_order(network):
     network = network.double()
     for group, scores in zip(groups, found, strict=True):
         for channel in range(6):
-            changed = insert_masks(network, X.double(), [group], lambda _, channel=channel: Smaller(channel).double()).eval()
+            changed = insert_masks(
+                network, X.double(), [group], lambda _, channel=channel: Smaller(channel).double()
+            ).eval()
             changes = [
-                abs(nn.functional.cross_entropy(changed(x.double()), y) - nn.functional.cross_entropy(network(x.double()), y)) / 1e-3
+                abs(
+                    nn.functional.cross_entropy(changed(x.double()), y)
+                    - nn.functional.cross_entropy(network(x.double()), y)
+                )
+                / 1e-3
                 for x, y in ((x, y), (x[:4], y[:4]))
             ]
             assert scores[channel].item() == pytest.approx(sum(changes).item() / 2, rel=2e-2, abs=1e-5)

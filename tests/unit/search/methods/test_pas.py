@@ -68,7 +68,9 @@ def test_indicators_change_nothing_at_first_and_are_not_decayed(tiny, pas):
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(searched.parameters()))
     assert all(decay[id(p)] == (5e-4 if p.ndim > 1 else 0.0) for p in searched.parameters())
-    assert [id(p) for p in optimizer.param_groups[2]["params"]] == [id(indicator.v) for indicator in indicators(searched)]
+    assert [id(p) for p in optimizer.param_groups[2]["params"]] == [
+        id(indicator.v) for indicator in indicators(searched)
+    ]
 
 
 def test_a_gone_channel_keeps_its_weights_and_can_come_back(tiny, pas):
@@ -89,7 +91,9 @@ def test_freezing_changes_no_output(tiny, pas):
     first = indicators(network)[0]
     first.v.data = torch.rand(32, generator=torch.Generator().manual_seed(1))
     expected = network(x)
-    kept = {group.name: i.kept() for group, i in zip(prunable_groups(tiny.module(), x), indicators(network), strict=True)}
+    kept = {
+        group.name: i.kept() for group, i in zip(prunable_groups(tiny.module(), x), indicators(network), strict=True)
+    }
     frozen = pas.masked(network, kept)
     assert torch.equal(frozen(x), expected)
     assert not indicators(frozen)
@@ -127,7 +131,9 @@ def test_channels_that_are_gone_keep_the_weights_that_they_had(search_into, tmp_
     for mask, keep in after.items():
         if mask.startswith("masks."):
             layer = mask.split(".")[1]
-            weights = [key for key in after if key.startswith(f"{layer}.") and after[key].ndim > 0 and "running" not in key]
+            weights = [
+                key for key in after if key.startswith(f"{layer}.") and after[key].ndim > 0 and "running" not in key
+            ]
             for key in weights:
                 assert torch.equal(before[f"network.{key}"][~keep], after[key][~keep])
                 assert not torch.equal(before[f"network.{key}"][keep], after[key][keep])
@@ -145,7 +151,9 @@ def test_macs_can_be_counted_and_the_latency_budget_is_still_met(search_into, tm
 def test_no_width_below_the_minimum_is_ever_chosen(search_into, tmp_path):
     events = list(search_into(tmp_path / "run", min_channels=12, channel_multiple=16))
     assert all(min(event.choice.widths.values()) >= 12 for event in events if isinstance(event, EpochDone))
-    assert all(width % 16 == 0 for event in events if isinstance(event, Chosen) for width in event.choice.widths.values())
+    assert all(
+        width % 16 == 0 for event in events if isinstance(event, Chosen) for width in event.choice.widths.values()
+    )
 
 
 def test_channels_that_came_back_are_counted(search_into, tmp_path):

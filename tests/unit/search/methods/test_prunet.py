@@ -36,7 +36,12 @@ def make(stripes, table):
         if not priced:
             problem = Problem(space=space, task=stripes, table=None, budget=budget or Budget(macs=space.macs()))
         else:
-            problem = Problem(space=space, task=stripes, table=table, budget=budget or Budget(us=table.predict(space.network()).high_us))
+            problem = Problem(
+                space=space,
+                task=stripes,
+                table=table,
+                budget=budget or Budget(us=table.predict(space.network()).high_us),
+            )
         return Prunet(PrunetSettings(**(FEW | settings)), problem)
 
     return method
@@ -44,7 +49,9 @@ def make(stripes, table):
 
 def epoch_of(method, index=0, phase=1):
     phase = method.phases[phase]
-    return Epoch(phase=phase, index=index, order=torch.Generator().manual_seed(1), noise=torch.Generator().manual_seed(2))
+    return Epoch(
+        phase=phase, index=index, order=torch.Generator().manual_seed(1), noise=torch.Generator().manual_seed(2)
+    )
 
 
 def begin(method):
@@ -114,7 +121,9 @@ def test_the_warm_up_trains_weights_alone(make):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     train(network, part)
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-    assert not [name for name in changed if name.endswith(("theta", "weight")) and name.count(".") < 4 and "blocks" not in name]
+    assert not [
+        name for name in changed if name.endswith(("theta", "weight")) and name.count(".") < 4 and "blocks" not in name
+    ]
     assert all(node.masks == node.rule.start() for node in network.prunodes())
     assert "layers.b.blocks.irb_k3.block.body.expand.conv.weight" in changed
 
@@ -135,7 +144,9 @@ def test_masks_move_after_the_steps_of_the_architecture_weights_alone(make):
 
 
 def test_the_threshold_rises_linearly_or_stays(make):
-    assert [make(search_epochs=4).threshold(ended) for ended in range(5)] == pytest.approx([0.15, 0.25, 0.35, 0.45, 0.55])
+    assert [make(search_epochs=4).threshold(ended) for ended in range(5)] == pytest.approx(
+        [0.15, 0.25, 0.35, 0.45, 0.55]
+    )
     assert [make(threshold="constant", t_initial=0.133).threshold(ended) for ended in (0, 3)] == [0.133, 0.133]
 
 
@@ -209,7 +220,9 @@ def test_the_cost_is_led_to_the_budget_by_equal_factors_an_epoch(make, table, mo
             train(network, part)
         steps, left = len(aims), 3 - index
         assert steps > 1
-        assert aims == pytest.approx([now * (budget.us / now) ** (step / steps / left) for step in range(steps)], rel=1e-5)
+        assert aims == pytest.approx(
+            [now * (budget.us / now) ** (step / steps / left) for step in range(steps)], rel=1e-5
+        )
         method.ended(epoch_of(method, index), network)
 
 
@@ -282,7 +295,10 @@ def test_searches_share_a_warm_up(make, tmp_path):
     events = list(session.run(make(alpha=0.2, lam=0.85), tmp_path / "second", baseline=tmp_path / "first"))
     assert {event.phase for event in events if isinstance(event, EpochDone)} == {"search", "train"}
     whole = list(session.run(make(alpha=0.2, lam=0.85), tmp_path / "third"))
-    found = [[event.figures for event in each if isinstance(event, EpochDone) and event.phase == "search"] for each in (events, whole)]
+    found = [
+        [event.figures for event in each if isinstance(event, EpochDone) and event.phase == "search"]
+        for each in (events, whole)
+    ]
     assert found[0] == found[1]
 
 
@@ -290,7 +306,8 @@ def test_proxy_classes_train_the_supernet_and_all_classes_the_network(make, stri
     data = in_four_classes(stripes)
     space = dataclasses.replace(SPACE, classes=4, layers=(*SPACE.layers[:-1], _tail(4)))
     method = Prunet(
-        PrunetSettings(**(FEW | {"proxy_classes": 0.5})), Problem(space=space, task=data, table=None, budget=Budget(macs=space.macs()))
+        PrunetSettings(**(FEW | {"proxy_classes": 0.5})),
+        Problem(space=space, task=data, table=None, budget=Budget(macs=space.macs())),
     )
     network, _ = begin(method)
     assert network(torch.randn(2, 3, 8, 8)).shape == (2, 2)
@@ -309,11 +326,15 @@ def in_four_classes(stripes):
     def more(split):
         return msgspec.structs.replace(split, labels=torch.arange(len(split)) % 4)
 
-    return dataclasses.replace(stripes, labels=tuple("abcd"), train=more(stripes.train), held_out=more(stripes.held_out))
+    return dataclasses.replace(
+        stripes, labels=tuple("abcd"), train=more(stripes.train), held_out=more(stripes.held_out)
+    )
 
 
 def _tail(classes):
-    return StochasticLayer(name="tail", options=(MultiBlock(name="tail", spec=ops.tail((6, 4, 4), classes, hidden=16)),))
+    return StochasticLayer(
+        name="tail", options=(MultiBlock(name="tail", spec=ops.tail((6, 4, 4), classes, hidden=16)),)
+    )
 
 
 def test_a_found_network_can_go_on_from_the_weights_of_the_supernet(make):
@@ -378,7 +399,8 @@ def test_a_table_that_lacks_a_width_is_refused(make, stripes, table):
 
 def test_a_budget_below_the_network_of_the_smallest_blocks_is_refused(make):
     with pytest.raises(
-        SearchError, match=r"a budget of 0.001 ms cannot be met: the smallest network of layers takes 0\.\d+ ms by the table"
+        SearchError,
+        match=r"a budget of 0.001 ms cannot be met: the smallest network of layers takes 0\.\d+ ms by the table",
     ):
         make(Budget(us=1.0))
 
@@ -399,12 +421,16 @@ def test_hidden_widths_with_gaps_are_refused(make):
     option = dataclasses.replace(SPACE.layers[2].options[0], hidden=(8, 16, 32))
     layer = dataclasses.replace(SPACE.layers[2], options=(option,))
     space = dataclasses.replace(SPACE, layers=(*SPACE.layers[:2], layer, *SPACE.layers[3:]))
-    with pytest.raises(SearchError, match="layer b, irb_k3, must be all multiples of the first one, 8, up to the last one, 32"):
+    with pytest.raises(
+        SearchError, match="layer b, irb_k3, must be all multiples of the first one, 8, up to the last one, 32"
+    ):
         make(space=space, priced=False)
 
 
 def test_a_space_without_layers_is_refused(stripes, tiny):
-    with pytest.raises(SearchError, match="prunet searches blocks of layers, and tiny has none to choose from: choose prunet-mini"):
+    with pytest.raises(
+        SearchError, match="prunet searches blocks of layers, and tiny has none to choose from: choose prunet-mini"
+    ):
         Prunet(PrunetSettings(), Problem(space=tiny, task=stripes, table=None, budget=Budget(macs=1e9)))
     assert with_layers(SPACE, "prunet") is SPACE
     assert isinstance(SPACE, Layered)
@@ -413,9 +439,21 @@ def test_a_space_without_layers_is_refused(stripes, tiny):
 def test_the_papers_recipe():
     found = recipe(PrunetSettings, 50_000, "paper", seed=3)
     assert (found.warmup_epochs, found.search_epochs, found.train_epochs, found.seed) == (70, 130, 450, 3)
-    assert (found.search_batch, found.batch, found.search_lr, found.theta_lr, found.search_weight_decay) == (256, 1536, 0.002, 0.1, 1e-5)
+    assert (found.search_batch, found.batch, found.search_lr, found.theta_lr, found.search_weight_decay) == (
+        256,
+        1536,
+        0.002,
+        0.1,
+        1e-5,
+    )
     assert (found.t_initial, found.t_final, found.theta_images, found.beta) == (0.15, 0.55, 0.2, 0.6)
-    assert (found.prunode, found.last_norm, found.proxy_classes, found.ema, found.drop_path) == ("paper", "each", 0.1, 0.9999, 0.2)
+    assert (found.prunode, found.last_norm, found.proxy_classes, found.ema, found.drop_path) == (
+        "paper",
+        "each",
+        0.1,
+        0.9999,
+        0.2,
+    )
 
 
 def test_theta_moves_as_far_in_a_long_search_as_in_a_short_one_and_alpha_at_least_as_far():

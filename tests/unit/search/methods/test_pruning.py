@@ -76,7 +76,11 @@ def test_what_does_not_fit_is_refused_with_nothing_written(search_into, tmp_path
     space = {key: value for key, value in changed.items() if hasattr(tiny, key)}
     rest = {key: value for key, value in changed.items() if key == "budget"}
     with pytest.raises(error, match=message):
-        list(search_into(tmp_path / "run", space=dataclasses.replace(tiny, **space), min_channels=1, channel_multiple=4, **rest))
+        list(
+            search_into(
+                tmp_path / "run", space=dataclasses.replace(tiny, **space), min_channels=1, channel_multiple=4, **rest
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -92,7 +96,11 @@ def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shor
     """From its own weights, with a group that stays whole."""
     table = make_table(shortcut_space)
     budget = 0.7 * table.predict(shortcut_space.network()).us
-    events = list(session.run(make_method(name, shortcut_space, table, stripes, budget, pretrain_epochs=0, exclude="last"), tmp_path))
+    events = list(
+        session.run(
+            make_method(name, shortcut_space, table, stripes, budget, pretrain_epochs=0, exclude="last"), tmp_path
+        )
+    )
     assert {event.phase for event in events if isinstance(event, EpochDone)} == {"search", "finetune"}
     architecture, result = events[-1].architecture, events[-1].result
     widths = list(result.shipped.choice.widths.values())
@@ -103,14 +111,21 @@ def test_any_network_is_searched_under_a_latency_budget(tmp_path, shortcut, shor
 
     baseline = copy.deepcopy(shortcut)
     load_weights(baseline, tmp_path / "baseline.safetensors", {})
-    assert all(torch.equal(a, b) for a, b in zip(baseline.state_dict().values(), shortcut.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(baseline.state_dict().values(), shortcut.state_dict().values(), strict=True)
+    )
     network = architecture.build(shortcut)
     load_weights(network, tmp_path / "weights.safetensors", {"architecture_sha256": architecture.sha256})
     x = torch.zeros(1, 3, 8, 8)
     small = squeeze(fuse(network, x), x)
     convolutions = {name: m.out_channels for name, m in small.named_modules() if isinstance(m, nn.Conv2d)}
     widths = result.shipped.choice.widths
-    assert convolutions == {"stem.0": widths["stem.0"], "body.0": widths["stem.0"], "wide.0": widths["wide.0"], "last.0": widths["last.0"]}
+    assert convolutions == {
+        "stem.0": widths["stem.0"],
+        "body.0": widths["stem.0"],
+        "wide.0": widths["wide.0"],
+        "last.0": widths["last.0"],
+    }
     assert (count(small, x).params, count(small, x).macs) == (result.shipped.parameters, result.shipped.macs)
     with pytest.raises(SearchError, match=r"^architecture 'shortcut' is of a module of your own: give it"):
         architecture.build()
@@ -125,13 +140,16 @@ def test_stages_that_can_lose_blocks_stay_whole(tmp_path, staged, stripes):
 
 def test_without_a_table_macs_are_the_cost_and_the_record_says_so(tmp_path, shortcut_space, stripes):
     budget = 0.6 * shortcut_space.macs()
-    events = list(session.run(make_method("pas", shortcut_space, None, stripes, budget, pretrain_epochs=1), tmp_path / "run"))
+    events = list(
+        session.run(make_method("pas", shortcut_space, None, stripes, budget, pretrain_epochs=1), tmp_path / "run")
+    )
     result, architecture = events[-1].result, events[-1].architecture
     assert result.shipped.macs <= budget
     assert (result.budget_us, result.budget_macs, result.shipped.predicted) == (None, budget, None)
     assert (architecture.predicted, architecture.device, architecture.table_sha256) == (None, None, "")
     assert all(e.latency_us is None and e.macs > 0 for e in events if isinstance(e, EpochDone))
     with pytest.raises(
-        SearchError, match=r"^a budget of 10 MACs cannot be met: the smallest network of shortcut has [0-9,]+ MACs; ask for a larger"
+        SearchError,
+        match=r"^a budget of 10 MACs cannot be met: the smallest network of shortcut has [0-9,]+ MACs; ask for a larger",
     ):
         make_method("pas", shortcut_space, None, stripes, 10.0)

@@ -1,7 +1,15 @@
 import pytest
 
 from search import SearchError
-from search.methods.settings import MagnitudeSettings, PasSettings, PruningSettings, SlimmingSettings, TasSettings, UniformSettings, recipe
+from search.methods.settings import (
+    MagnitudeSettings,
+    PasSettings,
+    PruningSettings,
+    SlimmingSettings,
+    TasSettings,
+    UniformSettings,
+    recipe,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +50,13 @@ def test_the_recipe_is_by_the_data_and_what_is_chosen_stays():
 def test_the_recipe_of_the_paper():
     """Section 5.1 and Eq. 2, with nothing of ours left in: no bounds, no label smoothing, widths of any number of channels."""
     found = recipe(PasSettings, 1_000_000, "paper", seed=2)
-    assert (found.search_epochs, found.finetune_epochs, found.batch, found.lr, found.policy_lr) == (10, 50, 1024, 0.4, 0.4)
+    assert (found.search_epochs, found.finetune_epochs, found.batch, found.lr, found.policy_lr) == (
+        10,
+        50,
+        1024,
+        0.4,
+        0.4,
+    )
     assert (found.momentum, found.weight_decay, found.seed) == (0.875, 3.05e-5, 2)
     assert (found.bounded, found.label_smoothing, found.channel_multiple, found.min_channels) == (False, 0.0, 1, 1)
     assert found.augment == "resized-crop,flip"
@@ -59,12 +73,36 @@ def test_a_baseline_is_trained_as_the_method_is(kind):
 def test_the_recipe_of_the_tas_paper_has_every_number_as_printed():
     """Sections 3.1, 4.1 and Algorithm 1, for CIFAR."""
     found = recipe(TasSettings, 50_000, "paper", seed=4)
-    assert (found.pretrain_epochs, found.search_epochs, found.finetune_epochs, found.batch, found.seed) == (300, 600, 300, 256, 4)
-    assert (found.lr, found.momentum, found.weight_decay, found.schedule, found.label_smoothing) == (0.1, 0.9, 5e-4, "cosine", 0.0)
+    assert (found.pretrain_epochs, found.search_epochs, found.finetune_epochs, found.batch, found.seed) == (
+        300,
+        600,
+        300,
+        256,
+        4,
+    )
+    assert (found.lr, found.momentum, found.weight_decay, found.schedule, found.label_smoothing) == (
+        0.1,
+        0.9,
+        5e-4,
+        "cosine",
+        0.0,
+    )
     assert (found.architecture_lr, found.architecture_weight_decay) == (1e-3, 1e-3)
     assert (found.tau, found.tau_final, found.tau_schedule) == (10.0, 0.1, "linear")
-    assert (found.samples, found.weights, found.interpolate, found.norms, found.validation_share) == (2, "sample", True, "each", 0.5)
-    assert (found.penalty, found.cost, found.cost_weight, found.tolerance, found.entropy) == ("paper", "macs", 2.0, 0.05, 0.0)
+    assert (found.samples, found.weights, found.interpolate, found.norms, found.validation_share) == (
+        2,
+        "sample",
+        True,
+        "each",
+        0.5,
+    )
+    assert (found.penalty, found.cost, found.cost_weight, found.tolerance, found.entropy) == (
+        "paper",
+        "macs",
+        2.0,
+        0.05,
+        0.0,
+    )
     assert (found.retrain, found.distill, found.distill_weight, found.temperature) == ("scratch", "tas", 0.9, 4.0)
     assert (found.derive, found.depth_options, found.channel_multiple, found.start) == ("argmax", "all", 1, "scratch")
     assert found.augment == "crop:4,flip"

@@ -23,9 +23,13 @@ def test_no_widths_within_the_budget_have_more_importance(tiny, table, stripes, 
     values = widths.importance([found.tolist() for found in scores], method.choices)
 
     def worth(network):
-        return sum(value[options.index(width)] for value, options, width in zip(values, method.choices, network, strict=True))
+        return sum(
+            value[options.index(width)] for value, options, width in zip(values, method.choices, network, strict=True)
+        )
 
-    best = max(worth(network) for network in itertools.product(*method.choices) if method.price(network).most <= budget_us)
+    best = max(
+        worth(network) for network in itertools.product(*method.choices) if method.price(network).most <= budget_us
+    )
     assert method.price(fitted).most <= budget_us
     assert worth(fitted) == pytest.approx(best)
 

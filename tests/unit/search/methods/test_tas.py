@@ -18,14 +18,22 @@ from search.tensors import read_tensors
 
 from ..conftest import make_table
 
-FEW = {"pretrain_epochs": 1, "search_epochs": 8, "finetune_epochs": 1, "batch": 8, "channel_multiple": 4, "architecture_lr": 0.2}
+FEW = {
+    "pretrain_epochs": 1,
+    "search_epochs": 8,
+    "finetune_epochs": 1,
+    "batch": 8,
+    "channel_multiple": 4,
+    "architecture_lr": 0.2,
+}
 
 
 def make_tas(space, data, share: float = 0.6, *, table=None, **settings) -> Tas:
     """A method with few epochs, and a budget that is a share of the unpruned network's cost."""
     amount = share * (table.predict(space.network()).us if table else space.macs())
     return Tas(
-        TasSettings(**(FEW | settings)), Problem(space=space, task=data, table=table, budget=Budget.of(amount, "us" if table else "macs"))
+        TasSettings(**(FEW | settings)),
+        Problem(space=space, task=data, table=table, budget=Budget.of(amount, "us" if table else "macs")),
     )
 
 
@@ -103,7 +111,13 @@ def test_the_report_of_a_run_draws_its_distributions(searched):
     out, events = searched
     page = page_of(out)
     titles = [picture.title for picture in page.body if isinstance(picture, Picture)]
-    assert titles[1:6] == ["Training", "Time and memory", "Cost and decision", "Sizes over time", "Distributions over time"]
+    assert titles[1:6] == [
+        "Training",
+        "Time and memory",
+        "Cost and decision",
+        "Sizes over time",
+        "Distributions over time",
+    ]
     (architecture,) = (section for section in page.body if getattr(section, "title", "") == "Architecture")
     choice = events[-1].architecture.choice
     assert ("stage1", str(choice.depths["stage1"]), "3") in architecture.lines
@@ -126,10 +140,21 @@ def test_layers_that_are_added_up_get_widths_of_their_own(free, stripes, tmp_pat
     method = make_tas(free, stripes, table=table, search_epochs=5)
     *_, finished = session.run(method, tmp_path / "run")
     choice, budget_us = finished.architecture.choice, method.problem.budget.amount
-    assert 0.8 * budget_us < table.predict(free.network(choice)).us <= table.predict(free.network(choice)).high_us <= budget_us
+    assert (
+        0.8 * budget_us
+        < table.predict(free.network(choice)).us
+        <= table.predict(free.network(choice)).high_us
+        <= budget_us
+    )
     assert finished.architecture.origin(free.make()).network(choice) == free.network(choice)
-    joined = {f"{block}.shortcut.conv.weight" for block in (1, 2, 3, 5)} & read_tensors(tmp_path / "run" / "weights.safetensors")[0].keys()
-    runs = [block for block in free.network(choice) if block.op == "conv" and (block.attr("kernel"), block.attr("stride")) == (1, 1)]
+    joined = {f"{block}.shortcut.conv.weight" for block in (1, 2, 3, 5)} & read_tensors(
+        tmp_path / "run" / "weights.safetensors"
+    )[0].keys()
+    runs = [
+        block
+        for block in free.network(choice)
+        if block.op == "conv" and (block.attr("kernel"), block.attr("stride")) == (1, 1)
+    ]
     assert len(joined) == len(runs)
     assert joined  # not all widths are equal
     assert page_of(tmp_path / "run").body
@@ -141,8 +166,13 @@ def test_the_expected_cost_of_free_widths_and_depths_is_the_mean_over_drawn_netw
     network, draw = sized(method), torch.Generator().manual_seed(0)
     drawn = []
     for _ in range(1_000):
-        sizes = {part.name: part.options[int(torch.randint(4, (), generator=draw))] for part, _ in network.width_sizes()}
-        depths = {stage.name: int(torch.randint(1, len(stage.blocks) + 1, (), generator=draw)) for stage, _ in network.depth_sizes()}
+        sizes = {
+            part.name: part.options[int(torch.randint(4, (), generator=draw))] for part, _ in network.width_sizes()
+        }
+        depths = {
+            stage.name: int(torch.randint(1, len(stage.blocks) + 1, (), generator=draw))
+            for stage, _ in network.depth_sizes()
+        }
         drawn.append(method.cost_of(free.choice([sizes[name] for name, _ in free.groups], depths)))
     assert float(method.expected(network).detach()) == pytest.approx(sum(drawn) / len(drawn), rel=0.03)
 
@@ -176,7 +206,9 @@ def test_one_of_both_can_be_searched_alone(staged, stripes, tmp_path, searched):
 
 
 @pytest.mark.parametrize("cost", ["latency", "macs"])
-def test_the_expected_cost_is_the_mean_over_drawn_networks_and_the_most_probable_one_its_own(staged, staged_table, stripes, cost):
+def test_the_expected_cost_is_the_mean_over_drawn_networks_and_the_most_probable_one_its_own(
+    staged, staged_table, stripes, cost
+):
     method = make_tas(staged, stripes, table=staged_table, cost=cost)
     network, draw = sized(method), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -184,7 +216,9 @@ def test_the_expected_cost_is_the_mean_over_drawn_networks_and_the_most_probable
             logits.copy_(torch.randn(logits.shape, generator=draw))
     drawn = []
     for _ in range(1_500):
-        widths = [sizes.options[int((sizes.logits + gumbel(sizes.logits.shape, draw)).argmax())] for sizes in network.sizes()]
+        widths = [
+            sizes.options[int((sizes.logits + gumbel(sizes.logits.shape, draw)).argmax())] for sizes in network.sizes()
+        ]
         drawn.append(method.cost_of(staged.choice(widths[:4], {"stage1": widths[4]})))
     assert float(method.expected(network).detach()) == pytest.approx(sum(drawn) / len(drawn), rel=0.03)
     most = method.most_probable(network)
@@ -254,7 +288,9 @@ def test_the_controlled_cost_rests_at_the_target(staged, stripes):
         for sizes in network.widths:
             sizes.logits[2] = 0.1  # 12 channels everywhere: 0.93 of the target
     assert abs(method.cost_of(method.most_probable(network)) / method.problem.target - 1) < 0.3
-    assert method.penalty_of(network, 0.4).item() == pytest.approx(depths + 0.16 * torch.tensor(4.0).log().item(), rel=0.01)
+    assert method.penalty_of(network, 0.4).item() == pytest.approx(
+        depths + 0.16 * torch.tensor(4.0).log().item(), rel=0.01
+    )
     assert method.controller.weight == weight
 
 
@@ -262,7 +298,9 @@ def parts_of(method: Tas, network: SizedNetwork, index: int):
     """What an epoch of the search trains: weights, and distributions."""
     order, noise = (torch.Generator().manual_seed(index) for _ in range(2))
     phase = method.phases[1]
-    return method.parts(Epoch(phase=phase, index=index, order=order, noise=noise), network, method.optimizers(phase, network))
+    return method.parts(
+        Epoch(phase=phase, index=index, order=order, noise=noise), network, method.optimizers(phase, network)
+    )
 
 
 def test_at_last_distributions_are_driven_to_the_network_within_the_budget_that_they_prefer(staged, stripes):
@@ -296,7 +334,9 @@ def test_a_single_sample_teaches_widths_nothing(staged, stripes, tmp_path):
 def test_the_temperature_falls_as_the_paper_or_the_authors_code_has_it(staged, stripes):
     linear, cosine = make_tas(staged, stripes), make_tas(staged, stripes, tau=5.0, tau_schedule="cosine")
     assert [linear.tau(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([10, 5.05, 0.1])
-    assert [cosine.tau(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([5, 4.2824, 2.55, 0.1], abs=1e-4)
+    assert [cosine.tau(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx(
+        [5, 4.2824, 2.55, 0.1], abs=1e-4
+    )
 
 
 def test_crossings_count_changes_of_side():
@@ -325,7 +365,9 @@ def test_weights_and_distributions_are_trained_on_disjoint_halves_in_turns(stage
 
 
 @pytest.mark.parametrize("retrain", ["scratch", "init", "finetune"])
-def test_the_found_network_starts_from_new_weights_from_the_unpruned_ones_or_from_those_of_the_search(staged, stripes, retrain):
+def test_the_found_network_starts_from_new_weights_from_the_unpruned_ones_or_from_those_of_the_search(
+    staged, stripes, retrain
+):
     method = make_tas(staged, stripes, retrain=retrain)
     torch.manual_seed(1)
     unpruned = staged.module()
@@ -366,7 +408,10 @@ def test_the_found_network_is_the_most_probable_one_within_the_budget(staged, st
         best = None
         for widths in itertools.product((4, 8, 12, 16), repeat=4):
             choice = staged.choice(widths, found.depths)
-            if staged.macs(staged.network(choice)) <= method.problem.budget.amount and choice.widths.keys() == found.widths.keys():
+            if (
+                staged.macs(staged.network(choice)) <= method.problem.budget.amount
+                and choice.widths.keys() == found.widths.keys()
+            ):
                 value = sum(log[(4, 8, 12, 16).index(width)] for log, width in zip(logs, widths, strict=True))
                 best = max(best or (value, choice), (value, choice), key=lambda each: each[0])
         if staged.macs(staged.network(best[1])) >= 0.9 * method.problem.target:
@@ -398,17 +443,32 @@ def test_the_paper_derives_the_most_probable_sizes_whatever_they_cost(staged, st
 @pytest.mark.parametrize(
     ("space", "share", "settings", "message"),
     [
-        ("staged", 0.01, {}, r"cannot be met: the smallest network of staged has [0-9,]+ MACs; ask for a larger --budget-fraction$"),
+        (
+            "staged",
+            0.01,
+            {},
+            r"cannot be met: the smallest network of staged has [0-9,]+ MACs; ask for a larger --budget-fraction$",
+        ),
         (
             "staged",
             0.6,
             {"channel_multiple": 16},
             r"^layer 0.conv has one option, 16 channels, at --channel-multiple 16 and --min-channels 1: give lower ones, or --exclude 0.conv$",
         ),
-        ("tiny", 0.9, {"searched": "depths"}, r"^--searched depths: no stage of tiny can lose a block; give --searched widths, or a space"),
+        (
+            "tiny",
+            0.9,
+            {"searched": "depths"},
+            r"^--searched depths: no stage of tiny can lose a block; give --searched widths, or a space",
+        ),
         ("tiny", 0.9, {"searched": "both"}, r"^--searched both: no stage of tiny can lose a block"),
         ("free", 0.01, {}, r"cannot be met: the smallest network of residual/free-widths has [0-9,]+ MACs"),
-        ("staged", 0.6, {"samples": 5}, r"^--samples 5 is above the number of options of layer 0.conv, 4 \(4, 8, 12, 16\)$"),
+        (
+            "staged",
+            0.6,
+            {"samples": 5},
+            r"^--samples 5 is above the number of options of layer 0.conv, 4 \(4, 8, 12, 16\)$",
+        ),
         ("staged", 0.6, {"tolerance": 0.0}, r"^--tolerance must be above 0 and finite, found 0.0$"),
         ("staged", 0.6, {"samples": 0}, r"^--samples must be from 1 to"),
         ("staged", 0.6, {"validation_share": 1.0}, r"^--validation-share must be from 0 to"),

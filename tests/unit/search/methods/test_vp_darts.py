@@ -18,7 +18,15 @@ from ..conftest import make_table
 
 SPACE = Cells(name="cells", input_shape=(3, 8, 8), classes=2, channels=4, cells=1)
 NONE, SKIP, CONV1, CONV3, POOL = range(5)
-FEW = {"warmup_epochs": 1, "prune_epochs": 3, "train_epochs": 1, "batch": 8, "validation_share": 0.5, "subset": 0.5, "final_subset": 1.0}
+FEW = {
+    "warmup_epochs": 1,
+    "prune_epochs": 3,
+    "train_epochs": 1,
+    "batch": 8,
+    "validation_share": 0.5,
+    "subset": 0.5,
+    "final_subset": 1.0,
+}
 FILES = ("history.jsonl", "weights.safetensors", "architecture.json", "result.json")
 
 
@@ -34,7 +42,12 @@ def make(stripes, table):
         if not priced:
             problem = Problem(space=SPACE, task=stripes, table=None, budget=budget or Budget(macs=SPACE.macs()))
         else:
-            problem = Problem(space=SPACE, task=stripes, table=table, budget=budget or Budget(us=table.predict(SPACE.network()).high_us))
+            problem = Problem(
+                space=SPACE,
+                task=stripes,
+                table=table,
+                budget=budget or Budget(us=table.predict(SPACE.network()).high_us),
+            )
         return VpDarts(VpDartsSettings(**(FEW | settings)), problem)
 
     return method
@@ -42,7 +55,9 @@ def make(stripes, table):
 
 def epoch_of(method, index=0):
     phase = method.phases[1]
-    return Epoch(phase=phase, index=index, order=torch.Generator().manual_seed(1), noise=torch.Generator().manual_seed(2))
+    return Epoch(
+        phase=phase, index=index, order=torch.Generator().manual_seed(1), noise=torch.Generator().manual_seed(2)
+    )
 
 
 def begin(method, index=0):
@@ -60,7 +75,8 @@ def say(method, monkeypatch, hurts):
 
 
 @pytest.mark.parametrize(
-    ("variant", "index", "factor"), [("adjustable", 0, 2 / 3), ("adjustable", 1, 1 / 3), ("adjustable", 2, 0.0), ("fixed", 0, 0.0)]
+    ("variant", "index", "factor"),
+    [("adjustable", 0, 2 / 3), ("adjustable", 1, 1 / 3), ("adjustable", 2, 0.0), ("fixed", 0, 0.0)],
 )
 def test_all_but_the_most_important_operation_shrink_by_equation_2(make, monkeypatch, variant, index, factor):
     method = make(variant=variant)
@@ -125,7 +141,11 @@ def test_every_operation_is_removed_alone_on_a_fresh_share_of_the_validation_ima
 
 
 def test_zeroize_wins_where_every_other_removal_helps_and_loses_where_they_hurt_or_tie(make, monkeypatch):
-    for hurts, wanted in (([1.0, 0.9, 0.8, 0.7, 0.9], NONE), ([1.0, 1.1, 1.3, 1.2, 1.1], CONV1), ([1.0, 1.0, 1.0, 1.0, 1.0], CONV3)):
+    for hurts, wanted in (
+        ([1.0, 0.9, 0.8, 0.7, 0.9], NONE),
+        ([1.0, 1.1, 1.3, 1.2, 1.1], CONV1),
+        ([1.0, 1.0, 1.0, 1.0, 1.0], CONV3),
+    ):
         method = make()
         rows = [[(value, 0.0) for value in [1.0, 1.0, 1.0, 2.0, 1.0]]] * 5 + [[(value, 0.0) for value in hurts]]
         monkeypatch.setattr(method, "_hurts", lambda *_, rows=rows: rows)
@@ -227,13 +247,19 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(make, table, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch": 40}, "32 images validate, fewer than a batch of 40: give a larger --validation-share or a smaller --batch"),
+        (
+            {"batch": 40},
+            "32 images validate, fewer than a batch of 40: give a larger --validation-share or a smaller --batch",
+        ),
         ({"subset": 0.01}, "--subset 0.01 of 32 validation images is none: give a larger share"),
         ({"prune_images": 0.001}, "--prune-images 0.001 of 32 images is none: give a larger share"),
         ({"subset": 0.0}, "--subset must be above 0 and finite, found 0.0"),
         ({"validation_share": 0.0}, "--validation-share must be above 0 and finite, found 0.0"),
         ({"prune_epochs": 0}, "--prune-epochs must be from 1 to 1000000000, found 0"),
-        ({"variant": "random", "criterion": "alpha"}, "--criterion alpha has no meaning for --variant random, which trains no alphas"),
+        (
+            {"variant": "random", "criterion": "alpha"},
+            "--criterion alpha has no meaning for --variant random, which trains no alphas",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, settings, message):
@@ -244,19 +270,28 @@ def test_settings_that_make_no_sense_are_refused(make, settings, message):
 
 def test_a_budget_below_the_cheapest_connected_cell_is_refused(make):
     with pytest.raises(
-        SearchError, match=r"a budget of 0.001 ms cannot be met: the smallest network of cells takes 0\.\d+ ms by the table"
+        SearchError,
+        match=r"a budget of 0.001 ms cannot be met: the smallest network of cells takes 0\.\d+ ms by the table",
     ):
         make(Budget(us=1.0))
 
 
 def test_a_space_without_cells_is_refused(stripes, tiny):
-    with pytest.raises(SearchError, match="vp-darts searches operations of cells, and tiny has none: choose nasbench201-small"):
+    with pytest.raises(
+        SearchError, match="vp-darts searches operations of cells, and tiny has none: choose nasbench201-small"
+    ):
         VpDarts(VpDartsSettings(), Problem(space=tiny, task=stripes, table=None, budget=Budget(macs=1e9)))
 
 
 def test_the_papers_recipe():
     found = recipe(VpDartsSettings, 50_000, "paper", seed=3)
-    assert (found.warmup_epochs, found.prune_epochs, found.importance, found.subset, found.seed) == (20, 30, "accuracy", 0.5, 3)
+    assert (found.warmup_epochs, found.prune_epochs, found.importance, found.subset, found.seed) == (
+        20,
+        30,
+        "accuracy",
+        0.5,
+        3,
+    )
     assert found.looks == "last"
     assert recipe(VpDartsSettings, 50_000) == VpDartsSettings()
 

@@ -24,7 +24,9 @@ def test_the_sizes_of_the_space_are_the_papers_but_for_one():
 
 
 def test_networks_that_are_known_have_their_parameters():
-    known = {row.row: (row.paper, row.ours, row.verdict) for row in ROWS if row.quantity == "trained params" and row.ours}
+    known = {
+        row.row: (row.paper, row.ours, row.verdict) for row in ROWS if row.quantity == "trained params" and row.ours
+    }
     assert known == {
         "GPUNet-0": ("11.9", 11_885_432, "SAME"),
         "GPUNet-1": ("12.7", 12_704_192, "SAME"),
@@ -35,7 +37,10 @@ def test_networks_that_are_known_have_their_parameters():
 
 
 def test_28_09_million_are_those_of_se_resnet_50():
-    gates = sum(layers * (2 * width * width // 16 + width // 16 + width) for layers, width in ((3, 256), (4, 512), (6, 1024), (3, 2048)))
+    gates = sum(
+        layers * (2 * width * width // 16 + width // 16 + width)
+        for layers, width in ((3, 256), (4, 512), (6, 1024), (3, 2048))
+    )
     assert gates == 2_530_992
     assert f"{(spaces.get('resnet-50').parameters(deployed=False) + gates) / 1e6:.2f}" == "28.09"
 

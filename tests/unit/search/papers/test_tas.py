@@ -11,14 +11,19 @@ def test_the_flops_of_published_shapes_are_what_their_authors_estimated():
         exact = row.ours == round(1e6 * float(row.paper))
         assert exact == ("ImageNet" not in name), name
     assert rows["resnet20, CIFAR-10: published shape"].ours == 22_444_472
-    assert rows["resnet56, CIFAR-10: published shape"].note == "counted as the authors do; as its blocks run this network has 59.8584 M"
+    assert (
+        rows["resnet56, CIFAR-10: published shape"].note
+        == "counted as the authors do; as its blocks run this network has 59.8584 M"
+    )
 
 
 def test_the_verdicts_of_all_rows():
     rows = tas.rows()
     verdicts = Counter((row.table, row.verdict) for row in rows)
     assert not any(verdict == "DIFFERS" for _, verdict in verdicts)
-    searched = {row.row: row.verdict for row in rows if row.quantity == "deployed MACs" and row.table in ("Table 3", "Table 4")}
+    searched = {
+        row.row: row.verdict for row in rows if row.quantity == "deployed MACs" and row.table in ("Table 3", "Table 4")
+    }
     assert [name for name, verdict in searched.items() if verdict == "EXPLAINED"] == ["resnet56, CIFAR-10: TAS"]
     assert sum(verdict == "SAME" for verdict in searched.values()) == 7
 

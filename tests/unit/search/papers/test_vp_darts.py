@@ -22,8 +22,16 @@ def test_what_our_searches_reach_is_what_the_benchmark_measured():
     report = Path(__file__).parents[4] / "benchmarks" / "nasbench201.md"
     if not report.exists():
         pytest.skip(f"{report} is not here: benchmarks are not part of a source distribution")
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.read_text().splitlines() if line.startswith("| ")]
-    found = {line[0]: tuple(float(line[place]) for place in (2, 4, 5)) for line in lines if line[0] in vp_darts.SEARCHED and line[1] == "5"}
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in report.read_text().splitlines()
+        if line.startswith("| ")
+    ]
+    found = {
+        line[0]: tuple(float(line[place]) for place in (2, 4, 5))
+        for line in lines
+        if line[0] in vp_darts.SEARCHED and line[1] == "5"
+    }
     assert found == vp_darts.SEARCHED
 
 
@@ -37,9 +45,14 @@ def test_the_records_are_the_benchmarks():
         pytest.skip(f"{BENCHMARK} is not here")
     with gzip.open(BENCHMARK, "rt") as file:
         found = {
-            row["arch"]: tuple(float(row[f"{name}_test"]) for name in ("cifar10", "cifar100", "imagenet16")) for row in csv.DictReader(file)
+            row["arch"]: tuple(float(row[f"{name}_test"]) for name in ("cifar10", "cifar100", "imagenet16"))
+            for row in csv.DictReader(file)
         }
     best = tuple(max(column) for column in zip(*found.values(), strict=True))
     assert {**found, vp_darts.OPTIMAL: best}.items() >= vp_darts.RECORDED.items()
-    printed = [cell for cell, accuracies in found.items() if [f"{accuracy:.2f}" for accuracy in accuracies] == ["94.36", "73.51", "46.34"]]
+    printed = [
+        cell
+        for cell, accuracies in found.items()
+        if [f"{accuracy:.2f}" for accuracy in accuracies] == ["94.36", "73.51", "46.34"]
+    ]
     assert printed == [vp_darts.BEST]

@@ -44,7 +44,9 @@ def test_sizes_are_those_of_the_benchmarks_file():
     assert {row["arch"] for row in rows} == {SPACE.text(choice) for choice in SPACE.choices()}
     for row in rows:
         size = SPACE.nominal(SPACE.parse(row["arch"]))
-        assert (size.params / 1e6, size.macs / 1e6) == pytest.approx((float(row["params_m"]), float(row["flops_m"])), abs=2e-5)
+        assert (size.params / 1e6, size.macs / 1e6) == pytest.approx(
+            (float(row["params_m"]), float(row["flops_m"])), abs=2e-5
+        )
 
 
 def test_architecture_strings_are_the_benchmarks():
@@ -54,10 +56,18 @@ def test_architecture_strings_are_the_benchmarks():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "|none~0|", "|conv~0|+|none~0|none~1|+|none~0|none~1|none~2|", "|none~0|+|none~0|none~1|+|none~0|none~1|none~3|"]
+    "text",
+    [
+        "",
+        "|none~0|",
+        "|conv~0|+|none~0|none~1|+|none~0|none~1|none~2|",
+        "|none~0|+|none~0|none~1|+|none~0|none~1|none~3|",
+    ],
 )
 def test_other_strings_are_refused(text):
-    with pytest.raises(SearchError, match=r" is not an architecture of nasbench201: expected such as \|nor_conv_3x3~0\|\+"):
+    with pytest.raises(
+        SearchError, match=r" is not an architecture of nasbench201: expected such as \|nor_conv_3x3~0\|\+"
+    ):
         SPACE.parse(text)
 
 
@@ -65,7 +75,9 @@ def test_what_is_not_on_a_way_from_input_to_output_does_not_run():
     assert SPACE.used(cell(CONV3, NONE, NONE, SKIP, NONE, CONV1)) == {(0, 3): SKIP}
     assert SPACE.used(cell(CONV3, NONE, CONV3, NONE, NONE, CONV1)) == {(0, 1): CONV3, (1, 2): CONV3, (2, 3): CONV1}
     assert SPACE.used(cell(CONV3, CONV3, CONV3, NONE, NONE, NONE)) == {}
-    assert [SPACE.connected(choice) for choice in SPACE.choices()].count(False) == 341  # those with an accuracy of 10 % in the benchmark
+    assert [SPACE.connected(choice) for choice in SPACE.choices()].count(
+        False
+    ) == 341  # those with an accuracy of 10 % in the benchmark
     assert SPACE.network(cell(NONE, NONE, NONE, NONE, NONE, CONV3)) == [SPACE.head]
 
 
@@ -82,7 +94,11 @@ def test_channels_cells_and_resolution_are_open():
         ("nasbench201", {"channels": 0}, r"^nasbench201: --channels must be from 1 to 4096, found 0$"),
         ("nasbench201", {"cells_per_stage": 1001}, r"^nasbench201: --cells must be from 1 to 1000, found 1001$"),
         ("nasbench201-small", {"resolution": 3}, r"the resolution must be at least 4, found 3$"),
-        ("repvgg-mini", {"cells_per_stage": 2}, r"^--cells 2 is of spaces of cells, nasbench201 or .*; found the space 'repvgg-mini'"),
+        (
+            "repvgg-mini",
+            {"cells_per_stage": 2},
+            r"^--cells 2 is of spaces of cells, nasbench201 or .*; found the space 'repvgg-mini'",
+        ),
         (
             "resnet-18/widths",
             {"channels": 2},
@@ -118,7 +134,10 @@ def test_a_network_has_its_cells_sums_and_reductions():
     ("options", "runs"),
     [
         ((NONE, NONE, NONE, SKIP, NONE, NONE), []),
-        ((SKIP, POOL, POOL, POOL, NONE, NONE), [POOL]),  # node 1 is node 0, so that every pool is the same; nothing reads node 2
+        (
+            (SKIP, POOL, POOL, POOL, NONE, NONE),
+            [POOL],
+        ),  # node 1 is node 0, so that every pool is the same; nothing reads node 2
         ((SKIP, POOL, POOL, POOL, POOL, POOL), [POOL, SUM, POOL, SUM, SUM]),  # node 2 is a sum, whose pool is another
         ((POOL, NONE, POOL, NONE, NONE, POOL), [POOL, POOL, POOL]),
         ((POOL, POOL, NONE, NONE, POOL, POOL), [POOL, POOL, SUM]),  # nodes 1 and 2 are equal
@@ -133,7 +152,9 @@ def test_a_value_is_computed_once(options, runs):
 def test_a_module_pools_a_value_once():
     network = SMALL.module(cell(SKIP, POOL, NONE, POOL, POOL, CONV1)).eval()
     model = onnx.load_from_string(to_onnx(network, torch.zeros(1, 3, 16, 16)))
-    assert [node.op_type for node in model.graph.node].count("AveragePool") == 3 + 2  # one a cell, and those of the reductions
+    assert [node.op_type for node in model.graph.node].count(
+        "AveragePool"
+    ) == 3 + 2  # one a cell, and those of the reductions
 
 
 def test_random_networks_depend_on_their_input():
@@ -152,7 +173,9 @@ def test_a_module_trains_ships_and_has_the_size_that_the_space_says(seed):
     for deployed, module in ((False, network), (True, fused)):
         counts = reparam.count(module, x[:1])
         assert counts.macs == SMALL.macs(blocks, deployed=deployed)
-        gone = deployed and isinstance(fused.head[0], torch.nn.Identity)  # the head's norm is in the last cell where that is one layer
+        gone = deployed and isinstance(
+            fused.head[0], torch.nn.Identity
+        )  # the head's norm is in the last cell where that is one layer
         head = sum(parameter.numel() for parameter in network.head[0].parameters()) if gone else 0
         assert counts.params == SMALL.parameters(blocks, deployed=deployed) - head
 
@@ -171,8 +194,14 @@ def test_a_cell_without_a_way_is_zero():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (Choice(options={"0-1": CONV3}), r"^nasbench201: a choice has an option for each of the edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3, found"),
-        (cell(CONV3, CONV3, CONV3, CONV3, CONV3, "conv"), r"^nasbench201: edge 2-3 has the options none, skip_connect, .*, found conv$"),
+        (
+            Choice(options={"0-1": CONV3}),
+            r"^nasbench201: a choice has an option for each of the edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3, found",
+        ),
+        (
+            cell(CONV3, CONV3, CONV3, CONV3, CONV3, "conv"),
+            r"^nasbench201: edge 2-3 has the options none, skip_connect, .*, found conv$",
+        ),
     ],
 )
 def test_what_is_no_cell_is_refused(choice, message):

@@ -6,7 +6,12 @@ from search.spaces import Chain, Layer
 
 
 def test_network_halves_odd_resolutions_upwards_as_convolutions_do():
-    space = Chain(name="odd", input_shape=(3, 9, 7), classes=5, layers=(Layer(name="a", width=8, stride=2), Layer(name="b", width=8)))
+    space = Chain(
+        name="odd",
+        input_shape=(3, 9, 7),
+        classes=5,
+        layers=(Layer(name="a", width=8, stride=2), Layer(name="b", width=8)),
+    )
     keys = [spec.key for spec in space.network(space.choice((8, 8)))]
     assert keys == [
         "conv(act=relu,h=9,kernel=3,stride=2,w=7)[c_in=3,c_out=8]",

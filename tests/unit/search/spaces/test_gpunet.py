@@ -59,5 +59,7 @@ def test_the_distilled_networks_have_two_linear_layers():
 
 
 def test_an_image_too_small_for_the_strides_is_refused():
-    with pytest.raises(SearchError, match="gpunet-p0 halves its input 6 times: the resolution must be at least 64, found 32"):
+    with pytest.raises(
+        SearchError, match="gpunet-p0 halves its input 6 times: the resolution must be at least 64, found 32"
+    ):
         spaces.get("gpunet-p0", resolution=32)

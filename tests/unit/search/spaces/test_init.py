@@ -10,7 +10,15 @@ def test_every_name_is_a_space_of_that_name():
 def test_repvgg_mini():
     space = spaces.get("repvgg-mini")
     assert space.size() == 2 * 4 * 4 * 8 * 8 * 16 * 16
-    assert [(layer.width, layer.stride) for layer in space.layers] == [(16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2), (128, 1)]
+    assert [(layer.width, layer.stride) for layer in space.layers] == [
+        (16, 1),
+        (32, 2),
+        (32, 1),
+        (64, 2),
+        (64, 1),
+        (128, 2),
+        (128, 1),
+    ]
     assert (space.input_shape, space.classes) == ((3, 32, 32), 10)
 
 

@@ -16,7 +16,10 @@ SMALL = Layered(
         StochasticLayer(name="stem", options=(MultiBlock(name="stem", spec=STEM),)),
         StochasticLayer(
             name="one",
-            options=(MultiBlock(name="k3", spec=IRB[0], hidden=(32, 64)), MultiBlock(name="k5", spec=IRB[1], hidden=(32, 64))),
+            options=(
+                MultiBlock(name="k3", spec=IRB[0], hidden=(32, 64)),
+                MultiBlock(name="k5", spec=IRB[1], hidden=(32, 64)),
+            ),
             skippable=True,
         ),
         StochasticLayer(
@@ -44,7 +47,12 @@ def test_a_choice_has_what_is_open_and_no_more():
 
 def test_a_network_is_its_chosen_blocks():
     choice = Choice(options={"one": "k3", "two": "conv5"}, widths={"one": 32})
-    assert SMALL.network(choice) == [STEM, IRB[0].with_widths(hidden=32), ops.conv((8, 8, 8), 16, kernel=5), ops.head((16, 8, 8), 2)]
+    assert SMALL.network(choice) == [
+        STEM,
+        IRB[0].with_widths(hidden=32),
+        ops.conv((8, 8, 8), 16, kernel=5),
+        ops.head((16, 8, 8), 2),
+    ]
     assert list(SMALL.chosen(SMALL.smallest())) == ["stem", "two", "head"]
     names = [name for name, _ in SMALL.module(choice).named_children()]
     assert names == ["stem", "one", "two", "head"]
@@ -60,12 +68,24 @@ def test_a_site_has_the_blocks_of_every_hidden_width():
     ("choice", "message"),
     [
         (Choice(options={"two": "conv3"}), r"^small: layer one has the options k3, k5, skip, found None$"),
-        (Choice(options={"one": "skip", "two": "skip"}), r"^small: layer two has the options conv3, conv5, found skip$"),
-        (Choice(options={"one": "k3", "two": "conv3"}), r"^small: the hidden width of one, k3, is one of 32, 64, found None$"),
+        (
+            Choice(options={"one": "skip", "two": "skip"}),
+            r"^small: layer two has the options conv3, conv5, found skip$",
+        ),
+        (
+            Choice(options={"one": "k3", "two": "conv3"}),
+            r"^small: the hidden width of one, k3, is one of 32, 64, found None$",
+        ),
         (Choice(options={"one": "k3", "two": "conv3"}, widths={"one": 48}), r"is one of 32, 64, found 48$"),
-        (Choice(options={"one": "skip", "two": "conv3"}, widths={"one": 32}), r"^small has nothing to choose at one: take it out"),
+        (
+            Choice(options={"one": "skip", "two": "conv3"}, widths={"one": 32}),
+            r"^small has nothing to choose at one: take it out",
+        ),
         (Choice(options={"one": "skip", "two": "conv3", "head": "head"}), r"^small has nothing to choose at head"),
-        (Choice(options={"one": "skip", "two": "conv3"}, depths={"stage1": 2}), r"^small has nothing to choose at stage1"),
+        (
+            Choice(options={"one": "skip", "two": "conv3"}, depths={"stage1": 2}),
+            r"^small has nothing to choose at stage1",
+        ),
     ],
 )
 def test_what_is_no_network_of_the_space_is_refused(choice, message):
@@ -78,6 +98,7 @@ def test_long_lists_of_widths_are_shortened():
     choice = space.largest()
     bad = Choice(options=choice.options, widths={**choice.widths, "stage2_0": 1})
     with pytest.raises(
-        SearchError, match=r"^prunet-cifar: the hidden width of stage2_0, fused_irb_k5_se, is one of 32, 64, 96, 128, found 1$"
+        SearchError,
+        match=r"^prunet-cifar: the hidden width of stage2_0, fused_irb_k5_se, is one of 32, 64, 96, 128, found 1$",
     ):
         space.network(bad)

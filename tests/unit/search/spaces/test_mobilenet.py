@@ -21,7 +21,9 @@ def test_sizes_are_the_published_ones_and_those_of_the_modules(name):
     assert (space.parameters(deployed=False), space.macs()) == PUBLISHED[name]
     with torch.device("meta"):
         trained, deployed, x = space.module(), serial(space.network()), torch.zeros(1, 3, 224, 224)
-    assert reparam.count(trained, x) == reparam.Counts(params=space.parameters(deployed=False), macs=space.macs(deployed=False))
+    assert reparam.count(trained, x) == reparam.Counts(
+        params=space.parameters(deployed=False), macs=space.macs(deployed=False)
+    )
     assert reparam.count(deployed, x) == reparam.Counts(params=space.parameters(), macs=space.macs())
 
 

@@ -51,7 +51,8 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "known"), [("net.py:make", True), ("a b/c.py:f", True), ("net.py", False), ("resnet18/widths", False), ("net:make", False)]
+    ("name", "known"),
+    [("net.py:make", True), ("a b/c.py:f", True), ("net.py", False), ("resnet18/widths", False), ("net:make", False)],
 )
 def test_a_function_in_a_file_is_a_name(name, known):
     assert own.is_own(name) == known
@@ -90,7 +91,10 @@ def test_what_makes_no_network_is_said_in_one_line(file, function, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("def make(:", "SyntaxError"), ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'")],
+    [
+        ("def make(:", "SyntaxError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+    ],
 )
 def test_a_file_that_cannot_be_run_is_said_in_one_line(tmp_path, text, message):
     (tmp_path / "broken.py").write_text(text)

@@ -16,7 +16,9 @@ TINY = Chain(
 
 
 def test_choices_end_with_the_full_width():
-    space = Chain(name="odd", input_shape=(3, 8, 8), classes=2, layers=(Layer(name="a", width=20), Layer(name="b", width=4)))
+    space = Chain(
+        name="odd", input_shape=(3, 8, 8), classes=2, layers=(Layer(name="a", width=20), Layer(name="b", width=4))
+    )
     assert space.width_choices(0) == (8, 16, 20)
     assert space.width_choices(1) == (4,)
     assert space.size() == 3
@@ -40,7 +42,10 @@ def test_widths_are_those_of_the_choice_in_the_order_of_the_groups():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        (Choice(widths={"a": 8, "b": 8}), r"^tiny has the groups a, b, c: a choice has a width for each, found a=8, b=8$"),
+        (
+            Choice(widths={"a": 8, "b": 8}),
+            r"^tiny has the groups a, b, c: a choice has a width for each, found a=8, b=8$",
+        ),
         (Choice(), r"found none$"),
         (Choice(widths={"a": 8, "b": 8, "c": 8}, depths={"s": 1}), r"^tiny has the depths none: found s=1$"),
         (Choice(widths={"a": 8, "b": 40, "c": 8}), r"^tiny: group b has 1 to 32 channels, found 40$"),
@@ -54,7 +59,10 @@ def test_what_is_no_network_of_the_space_is_refused(choice, message):
 
 def test_a_module_has_masks_where_channels_are_lost_and_ships_at_those_widths():
     module = TINY.module(TINY.choice((8, 32, 16)))
-    assert sorted(name for name, part in module.named_modules() if isinstance(part, reparam.ChannelMask)) == ["masks.a", "masks.c"]
+    assert sorted(name for name, part in module.named_modules() if isinstance(part, reparam.ChannelMask)) == [
+        "masks.a",
+        "masks.c",
+    ]
     x = torch.randn(1, 3, 8, 8)
     shipped = reparam.squeeze(reparam.fuse(module, x), x)
     assert [m.out_channels for m in shipped.modules() if isinstance(m, torch.nn.Conv2d)] == [8, 32, 16]

@@ -13,7 +13,12 @@ SIZES = {
     "prunet-table1": 3**2 * 24 * 65**2 * 64 * 97**2 * 96 * 161 * 160 * 289**4 * 288 * 449**5,
     "prunet-table5": 3**2 * 24 * 65 * 64 * 97**2 * 96 * 161 * 160 * 289**4 * 288 * 449**5,
 }
-PAPER = {"prunet": "1.110e+41", "prunet-formula": "1.707e+39", "prunet-table1": "4.982e+43", "prunet-table5": "7.665e+41"}
+PAPER = {
+    "prunet": "1.110e+41",
+    "prunet-formula": "1.707e+39",
+    "prunet-table1": "4.982e+43",
+    "prunet-table5": "7.665e+41",
+}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -31,7 +36,12 @@ def test_all_presets_for_imagenet_have_the_same_blocks():
 
 def test_a_stochastic_layer_has_four_multi_blocks_and_every_hidden_width():
     layer = next(layer for layer in spaces.get("prunet").layers if layer.name == "stage2_0")
-    assert [(option.spec.attr("kernel"), option.spec.attr("se")) for option in layer.options] == [(3, 0), (3, 1), (5, 0), (5, 1)]
+    assert [(option.spec.attr("kernel"), option.spec.attr("se")) for option in layer.options] == [
+        (3, 0),
+        (3, 1),
+        (5, 0),
+        (5, 1),
+    ]
     assert all(option.hidden == (32, 64, 96, 128, 160, 192) for option in layer.options)
     assert not layer.skippable
 
@@ -54,7 +64,11 @@ def test_the_full_and_the_smallest_network():
     assert (len(full), len(smallest)) == (22, 7)
     assert all(spec.attr("kernel") == 5 and spec.attr("se") == 1 for spec in full if "irb" in spec.op)
     assert all(spec.width("hidden") == 8 * spec.width("c_in") for spec in full if "irb" in spec.op)
-    assert all((spec.attr("kernel"), spec.attr("se"), spec.width("hidden")) == (3, 0, 32) for spec in smallest if "irb" in spec.op)
+    assert all(
+        (spec.attr("kernel"), spec.attr("se"), spec.width("hidden")) == (3, 0, 32)
+        for spec in smallest
+        if "irb" in spec.op
+    )
 
 
 def test_random_networks_are_of_the_space_and_of_many_depths():
@@ -63,7 +77,10 @@ def test_random_networks_are_of_the_space_and_of_many_depths():
     assert all(blocks.issuperset(network) for network in networks)
     assert len({len(network) for network in networks}) > 3
     for network in networks:
-        assert all(output_shape(a)[0] == b.width("c_in") and output_shape(a)[1] == b.attr("h") for a, b in itertools.pairwise(network))
+        assert all(
+            output_shape(a)[0] == b.width("c_in") and output_shape(a)[1] == b.attr("h")
+            for a, b in itertools.pairwise(network)
+        )
     assert space.network(space.random(random.Random(5))) == space.network(space.random(random.Random(5)))
 
 
@@ -94,7 +111,9 @@ def test_cifar():
 def test_mini_is_searched_at_a_granularity_of_8():
     space = spaces.get("prunet-mini")
     assert (space.input_shape, space.classes, space.granularity) == ((3, 16, 16), 10, 8)
-    assert {layer.name: (len(layer.options), len(layer.options[-1].hidden), layer.skippable) for layer in space.layers} == {
+    assert {
+        layer.name: (len(layer.options), len(layer.options[-1].hidden), layer.skippable) for layer in space.layers
+    } == {
         "stem": (1, 0, False),
         "stage1_0": (2, 0, True),
         "stage2_0": (4, 16, False),
@@ -118,7 +137,10 @@ def test_imagewoof_searches_kernels_and_activations_of_table_5():
         for layer in space.layers
         if layer.name.endswith("_0")
     }
-    conv, early = [("relu", 3), ("relu", 5), ("relu", 7)], [("relu", 3), ("swish", 3), ("relu", 5), ("swish", 5), ("swish", 7)]
+    conv, early = (
+        [("relu", 3), ("relu", 5), ("relu", 7)],
+        [("relu", 3), ("swish", 3), ("relu", 5), ("swish", 5), ("swish", 7)],
+    )
     late = [("relu", 3), ("swish", 3), ("relu", 5), ("swish", 5), ("relu", 7)]
     assert kinds == {"stage1_0": conv, **{f"stage{number}_0": early if number < 5 else late for number in range(2, 7)}}
     assert [option.name for option in space.layers[1].options] == ["conv_k3", "conv_k5", "conv_k7"]
@@ -132,7 +154,9 @@ def test_classes_and_resolution_can_be_chosen():
     space = spaces.get("prunet", classes=100, resolution=224)
     assert (space.input_shape, space.classes) == ((3, 224, 224), 100)
     assert space.network()[-1].key == "tail(act=relu,h=7,w=7)[c_in=448,hidden=1280,c_out=100]"
-    with pytest.raises(SearchError, match="prunet halves its input 5 times: the resolution must be at least 32, found 31"):
+    with pytest.raises(
+        SearchError, match="prunet halves its input 5 times: the resolution must be at least 32, found 31"
+    ):
         spaces.get("prunet", resolution=31)
     with pytest.raises(SearchError, match="at least 2 classes, found 0"):
         spaces.get("prunet-cifar", classes=0)

@@ -8,7 +8,9 @@ from search import SearchError, spaces
 from search.spaces import from_record
 
 
-@pytest.mark.parametrize("name", ["repvgg-mini", "prunet-cifar", "gpunet-0", "repvgg-b1-g4", "nasbench201-small", "resnet20/widths"])
+@pytest.mark.parametrize(
+    "name", ["repvgg-mini", "prunet-cifar", "gpunet-0", "repvgg-b1-g4", "nasbench201-small", "resnet20/widths"]
+)
 def test_a_space_comes_back_from_its_record(name):
     space = spaces.get(name)
     record = msgspec.json.decode(msgspec.json.encode(space.record()))
@@ -24,7 +26,9 @@ def test_widths_of_a_named_network_have_their_module_and_those_of_ones_own_ask_f
     assert isinstance(from_record(space.record()).module(space.smallest()), torch.nn.Module)
     own = from_record({**space.record(), "name": "mine"})
     assert own.network(own.smallest()) == space.network(space.smallest())
-    with pytest.raises(SearchError, match=r"'mine' is of a module of your own: give it, as in architecture.build\(module\)$"):
+    with pytest.raises(
+        SearchError, match=r"'mine' is of a module of your own: give it, as in architecture.build\(module\)$"
+    ):
         own.module()
     assert from_record({**space.record(), "name": "mine"}, make=space.unpruned).module(space.smallest())(
         torch.zeros(1, 3, 32, 32)
@@ -33,16 +37,28 @@ def test_widths_of_a_named_network_have_their_module_and_those_of_ones_own_ask_f
 
 def test_a_record_without_its_layers_says_so():
     space = spaces.get("resnet20/widths")
-    with pytest.raises(SearchError, match=r"^the layers of resnet20/widths are not recorded: make the space again with spaces.of_module"):
+    with pytest.raises(
+        SearchError,
+        match=r"^the layers of resnet20/widths are not recorded: make the space again with spaces.of_module",
+    ):
         from_record({**space.record(), "places": []}).network()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "maze"}, r"^the record of a space has the kind 'maze': known are cells, chain, fixed, free, layered, staged, traced"),
-        ({"classes": "two"}, r"^the record of a space of the kind chain is damaged: Expected `int`, got `str` - at `\$.classes`"),
-        ({"colour": "red"}, r"^the record of a space of the kind chain is damaged: field colour is not what it is written as$"),
+        (
+            {"kind": "maze"},
+            r"^the record of a space has the kind 'maze': known are cells, chain, fixed, free, layered, staged, traced",
+        ),
+        (
+            {"classes": "two"},
+            r"^the record of a space of the kind chain is damaged: Expected `int`, got `str` - at `\$.classes`",
+        ),
+        (
+            {"colour": "red"},
+            r"^the record of a space of the kind chain is damaged: field colour is not what it is written as$",
+        ),
     ],
 )
 def test_damaged_records_are_refused(change, message):
@@ -53,7 +69,8 @@ def test_damaged_records_are_refused(change, message):
 def test_damaged_keys_and_missing_fields_are_refused():
     record = spaces.get("gpunet-0").record()
     with pytest.raises(
-        SearchError, match=r"^the record of a space of the kind fixed is damaged: block key 'conv' is not|block key 'conv': expected"
+        SearchError,
+        match=r"^the record of a space of the kind fixed is damaged: block key 'conv' is not|block key 'conv': expected",
     ):
         from_record({**record, "sequence": ["conv"]})
     with pytest.raises(SearchError, match=r"kind fixed is damaged: 'sequence'"):
@@ -71,4 +88,11 @@ def test_stages_come_back_from_their_record(staged):
         ).record()
     )
     with pytest.raises(SearchError, match=r"kind staged is damaged: stage stage1 has the site 99, of 8$"):
-        from_record({**record, "stages": [{"name": "stage1", "blocks": [{"module": "1", "sites": [1]}, {"module": "2", "sites": [99]}]}]})
+        from_record(
+            {
+                **record,
+                "stages": [
+                    {"name": "stage1", "blocks": [{"module": "1", "sites": [1]}, {"module": "2", "sites": [99]}]}
+                ],
+            }
+        )

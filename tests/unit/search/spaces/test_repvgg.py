@@ -27,7 +27,9 @@ def test_counts_are_those_of_the_modules(name):
     space = spaces.get(name)
     with torch.device("meta"):
         trained, deployed, x = space.module(), serial(space.network()), torch.zeros(1, 3, 224, 224)
-    assert reparam.count(trained, x) == reparam.Counts(params=space.parameters(deployed=False), macs=space.macs(deployed=False))
+    assert reparam.count(trained, x) == reparam.Counts(
+        params=space.parameters(deployed=False), macs=space.macs(deployed=False)
+    )
     assert reparam.count(deployed, x) == reparam.Counts(params=space.parameters(), macs=space.macs())
 
 
@@ -46,5 +48,7 @@ def test_every_second_layer_from_the_third_on_has_groups():
 
 
 def test_a_small_image_is_refused():
-    with pytest.raises(SearchError, match="repvgg-a0 halves its input 5 times: the resolution must be at least 32, found 16"):
+    with pytest.raises(
+        SearchError, match="repvgg-a0 halves its input 5 times: the resolution must be at least 32, found 16"
+    ):
         spaces.get("repvgg-a0", resolution=16)

@@ -21,7 +21,9 @@ def test_sizes_are_the_published_ones(name, params, macs):
     assert (space.parameters(deployed=False), space.macs()) == (params, macs)
 
 
-@pytest.mark.parametrize(("depth", "printed", "ratio"), [(20, 2.24e7, 0.45), (32, 4.08e7, 0.41), (56, 5.95e7, 0.527), (164, 1.78e8, 0.281)])
+@pytest.mark.parametrize(
+    ("depth", "printed", "ratio"), [(20, 2.24e7, 0.45), (32, 4.08e7, 0.41), (56, 5.95e7, 0.527), (164, 1.78e8, 0.281)]
+)
 def test_cifar_networks_have_the_macs_that_tas_prunes(depth, printed, ratio):
     """TAS (Dong and Yang 2019), Table 3, prints what is left and which part is gone."""
     assert (1 - ratio) * spaces.get(f"resnet{depth}").macs() == pytest.approx(printed, rel=0.003)
@@ -32,7 +34,9 @@ def test_counts_are_those_of_the_modules(name):
     space = spaces.get(name)
     with torch.device("meta"):
         trained, deployed, x = space.module(), serial(space.network()), torch.zeros(1, *space.input_shape)
-    assert reparam.count(trained, x) == reparam.Counts(params=space.parameters(deployed=False), macs=space.macs(deployed=False))
+    assert reparam.count(trained, x) == reparam.Counts(
+        params=space.parameters(deployed=False), macs=space.macs(deployed=False)
+    )
     assert reparam.count(deployed, x) == reparam.Counts(params=space.parameters(), macs=space.macs())
 
 
@@ -46,7 +50,9 @@ def test_the_fused_network_is_the_deployed_form():
 
 
 def test_small_images_are_refused_and_sizes_can_be_chosen():
-    with pytest.raises(SearchError, match="resnet-50 halves its input 5 times: the resolution must be at least 32, found 31"):
+    with pytest.raises(
+        SearchError, match="resnet-50 halves its input 5 times: the resolution must be at least 32, found 31"
+    ):
         spaces.get("resnet-50", resolution=31)
     space = spaces.get("resnet20", classes=100, resolution=64)
     assert (space.classes, space.input_shape) == (100, (3, 64, 64))

@@ -67,7 +67,9 @@ def ends(model: nn.Module, x: torch.Tensor) -> list[tuple[int, int]]:
 
     def note(module, _args, _output) -> None:
         into, out = (
-            (module.in_features, module.out_features) if isinstance(module, nn.Linear) else (module.in_channels, module.out_channels)
+            (module.in_features, module.out_features)
+            if isinstance(module, nn.Linear)
+            else (module.in_channels, module.out_channels)
         )
         found.append((into, out))
 
@@ -84,7 +86,10 @@ def check_against_squeeze(space: Traced, seed: int) -> None:
     widths = tuple(random.Random(seed).randint(1, full) for _, full in space.groups)
     kept = {name: torch.arange(full) < width for (name, full), width in zip(space.groups, widths, strict=True)}
     small = reparam.squeeze(reparam.fuse(masks.mask(module, x, masks.prunable_groups(module, x), kept), x), x)
-    found = [(spec.width("c_in"), dict(spec.widths).get("c_out", spec.width("c_in"))) for spec in space.network(space.choice(widths))]
+    found = [
+        (spec.width("c_in"), dict(spec.widths).get("c_out", spec.width("c_in")))
+        for spec in space.network(space.choice(widths))
+    ]
     assert found == ends(small, x)
     assert space.macs(space.network(space.choice(widths))) >= reparam.count(small, x).macs
 
@@ -134,7 +139,12 @@ def test_one_small_family_is_measured_whole():
         def __init__(self) -> None:
             super().__init__()
             self.layers = nn.Sequential(
-                nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 2)
+                nn.Conv2d(3, 16, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(16, 16, 1),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(256, 2),
             )
 
         def forward(self, x):
@@ -164,7 +174,12 @@ def test_a_record_is_json_without_the_module():
     ("model", "shape", "options", "message"),
     [
         (nn.Linear(3, 2), (1, 3), {}, r"^example_input must be images .* found the shape \(1, 3\)$"),
-        (Mixed(), (1, 3, 8, 8), {"granularity": 0}, r"^granularity must be at least 1 and points at least 2, found 0 and 6$"),
+        (
+            Mixed(),
+            (1, 3, 8, 8),
+            {"granularity": 0},
+            r"^granularity must be at least 1 and points at least 2, found 0 and 6$",
+        ),
         (
             nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Flatten(2), nn.Conv1d(16, 2, 1)),
             (1, 3, 4, 4),
@@ -179,7 +194,9 @@ def test_what_has_no_such_space_is_refused(model, shape, options, message):
 
 
 def test_only_a_single_network_has_widths():
-    with pytest.raises(SearchError, match=r"^prunet/widths: only a single network has a space of its widths, such as resnet-18/widths$"):
+    with pytest.raises(
+        SearchError, match=r"^prunet/widths: only a single network has a space of its widths, such as resnet-18/widths$"
+    ):
         spaces.get("prunet/widths")
 
 
@@ -207,7 +224,11 @@ def test_the_size_counts_each_network_once(staged):
 
 def test_a_choice_without_depths_has_all_blocks(staged):
     assert staged.network(Choice(widths=staged.largest().widths)) == staged.network()
-    for depths, message in (({"stage1": 4}, "found stage1=4"), ({"stage2": 1}, "found stage2=1"), ({"stage1": 0}, "found stage1=0")):
+    for depths, message in (
+        ({"stage1": 4}, "found stage1=4"),
+        ({"stage2": 1}, "found stage2=1"),
+        ({"stage1": 0}, "found stage1=0"),
+    ):
         with pytest.raises(SearchError, match=rf"^staged has the depths stage1 of 1 to 3: {message}$"):
             staged.network(Choice(widths=staged.largest().widths, depths=depths))
     with pytest.raises(SearchError, match=r"a choice has a width for each"):
@@ -225,7 +246,9 @@ def test_a_choice_without_depths_has_all_blocks(staged):
 )
 def test_a_stage_that_cannot_lose_a_block_is_refused(stages, message):
     def network() -> nn.Module:
-        return nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1), nn.Flatten(), nn.Linear(256, 2))
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 16, 1), nn.Flatten(), nn.Linear(256, 2)
+        )
 
     with pytest.raises(SearchError, match=message):
         spaces.traced(network, torch.zeros(1, 3, 4, 4), name="bad", stages=stages)
