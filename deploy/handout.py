@@ -33,8 +33,7 @@ import numpy as np
 bundle = "."  # this directory
 manifest = json.load(open(bundle + "/manifest.json"))
 network = runpy.run_path(bundle + "/run.py")["load"]()  # refuses changed files, another GPU, another runtime
-# your own, preprocessed as below
-inputs = [np.zeros(shape, manifest["dtypes"][name]) for name, shape in manifest["inputs"].items()]
+inputs = [np.zeros(shape, manifest["dtypes"][name]) for name, shape in manifest["inputs"].items()]  # yours
 outputs = network(*inputs)
 for name, output in outputs.items():
     print(name, output.dtype, output.shape)

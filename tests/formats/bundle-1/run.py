@@ -17,9 +17,7 @@ def load() -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
     model = (HERE / "model.onnx").read_bytes()
     if hashlib.sha256(model).hexdigest() != manifest["files"]["model.onnx"]:
-        sys.exit(
-            f"{HERE / 'model.onnx'} was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`"
-        )
+        sys.exit(f"{HERE / 'model.onnx'} was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = (manifest["device"] or {}).get("threads", 1)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

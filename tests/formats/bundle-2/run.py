@@ -22,9 +22,7 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
     model = (HERE / "model.onnx").read_bytes()
     if hashlib.sha256(model).hexdigest() != manifest["files"]["model.onnx"]:
-        raise ValueError(
-            f"{HERE / 'model.onnx'} was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`"
-        )
+        raise ValueError(f"{HERE / 'model.onnx'} was changed: build it again with `lathe export SOURCE --target onnxruntime --out NEW`")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = (manifest["device"] or {}).get("threads", 1)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -39,16 +37,12 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
 def by_name(manifest: dict, arrays: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     """The inputs by name, in their types; ValueError where one does not fit."""
     if len(arrays) != len(manifest["inputs"]):
-        raise ValueError(
-            f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy ..."
-        )
+        raise ValueError(f"{len(arrays)} arrays are given, the inputs are {', '.join(manifest['inputs'])}: python run.py INPUT.npy ...")
     made = {}
     for (name, shape), array in zip(manifest["inputs"].items(), arrays, strict=True):
         dtype = np.dtype(manifest["dtypes"][name])
         if list(np.shape(array)) != shape or not np.can_cast(np.asarray(array).dtype, dtype, "same_kind"):
-            raise ValueError(
-                f"input {name} is {dtype} {shape}, given {np.asarray(array).dtype} {list(np.shape(array))}"
-            )
+            raise ValueError(f"input {name} is {dtype} {shape}, given {np.asarray(array).dtype} {list(np.shape(array))}")
         made[name] = np.asarray(array, dtype, order="C")
     return made
 
