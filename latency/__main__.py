@@ -1,6 +1,6 @@
-"""`python -m latency`: measure a block bundle where only latency's own needs and a backend are installed.
+"""`python -m latency`: measure a block bundle on a machine with only latency's own dependencies and a backend.
 
-Exit codes: 0 done; 2 bad input, said in one line; others in `latency.process`. Everything is said on stderr.
+Exit codes: 0 done; 2 bad input, with a message of one line; others in `latency.process`. All messages go to stderr.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from latency.shard import shard
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports usage errors in one line."""
 
     def error(self, message: str) -> NoReturn:
         raise LatencyError(f"{message}; try `{self.prog} --help`")

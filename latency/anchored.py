@@ -1,8 +1,8 @@
-"""Measure a few blocks of a new device, the anchors, and transfer the others from tables of old devices.
+"""Measure a few blocks on a new device, the anchors, and transfer the others from tables of old devices.
 
-One anchor in five is held out: drawn by a hash of its key, measured after the others have predicted it. Its transferred
-row is in the table before its measured one, which supersedes it, so that `prove` repeats the judgement on any table.
-Then it is an anchor like the others.
+One anchor in five, chosen by a hash of its key, is held out: it is measured after the others have predicted it. Its
+transferred row precedes the measured row, which supersedes it, so `prove` can repeat the judgement on any table.
+Afterwards it is an anchor like the others.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ from latency.tablefile import TableWriter
 from latency.transfer import MIN_ANCHORS, Transfer, describe
 
 DEFAULT_ANCHORS = 60
-_HELD_OUT = 5  # one anchor in so many
+_HELD_OUT = 5  # one anchor in 5 is held out
 
 
 @dataclass(frozen=True)
 class Anchored:
-    """All anchors are measured, and the other blocks transferred.
+    """All anchors are measured, and the other blocks are transferred.
 
     Attributes:
-        measured: anchors that could be measured.
-        transferred: blocks that were not.
-        proof: how well anchors were predicted that were held out.
+        measured: number of anchors that could be measured.
+        transferred: number of transferred blocks.
+        proof: errors at the held-out anchors.
     """
 
     measured: int
@@ -42,10 +42,10 @@ class Anchored:
 
 
 def require_flags(like: Sequence[object], anchors: int | None, shard: str) -> None:
-    """Check that flags of a command line go together.
+    """Require that the flags of a transfer are consistent.
 
     Raises:
-        LatencyError: they do not.
+        LatencyError: a flag is out of range or contradicts another.
     """
     if not like and anchors is not None:
         raise LatencyError(f"--anchors {anchors} is of --like: give --like OLD.latency.jsonl, or leave it out")
@@ -58,12 +58,12 @@ def require_flags(like: Sequence[object], anchors: int | None, shard: str) -> No
 
 
 def old_tables(paths: Sequence[str | os.PathLike[str]], *, lowering: str) -> list[LatencyTable]:
-    """Tables to transfer from. They may be of another runtime or precision.
+    """Load the tables to transfer from; they may be of another runtime or precision.
 
     Raises:
-        TableError: one cannot be read.
-        FingerprintMismatch: its ONNX was written otherwise; names the field.
-        LatencyError: one is given twice.
+        TableError: a table cannot be read.
+        FingerprintMismatch: a table's ONNX is from another version of the lowering; names the field.
+        LatencyError: a table is given twice.
     """
     tables = [LatencyTable.load(path) for path in paths]
     for table in tables:
@@ -76,7 +76,7 @@ def old_tables(paths: Sequence[str | os.PathLike[str]], *, lowering: str) -> lis
 
 
 def named(tables: Sequence[LatencyTable]) -> tuple[OldTable, ...]:
-    """What the header of a new table says of the old ones."""
+    """Describe the old tables for the header of the new one."""
     return tuple(
         OldTable(
             sha256=table.sha256,
@@ -97,21 +97,19 @@ def profile_like(
     *,
     anchors: int = DEFAULT_ANCHORS,
 ) -> Iterator[Event | Anchored]:
-    """Measure anchors and everything that is not a block, and append a row for every other block.
-
-    The same call resumes.
+    """Measure anchors, overhead and networks, and append a row for every other block; the same call resumes.
 
     Args:
-        workloads: what the table is to cover.
-        tables: those of old devices, which have each of its blocks.
-        out: the new table.
-        measure: profiles some of the workloads into it.
-        anchors: how many blocks to measure.
+        workloads: workloads that the table is to cover.
+        tables: tables of old devices, each with all of the blocks.
+        out: path of the new table.
+        measure: function that profiles workloads into it.
+        anchors: number of blocks to measure.
 
     Raises:
         CoverageError: an old table lacks a block.
-        LatencyError: the anchors are fewer than the families of blocks, or more than the blocks; too few could be
-            measured; and what `measure` raises.
+        LatencyError: there are fewer anchors than families of blocks, or more than blocks; or too few could be
+            measured; also whatever `measure` raises.
     """
     blocks = {work.key: work for work in workloads if work.kind == "block"}
     others = [work for work in workloads if work.kind != "block"]
@@ -128,7 +126,7 @@ def profile_like(
 
 
 def prove(table: LatencyTable) -> Proof:
-    """How well the anchors that were held out were predicted before they were measured."""
+    """Return how well the held-out anchors were predicted before they were measured."""
     held = held_out([BlockSpec.parse(row.key) for row in table.rows if row.kind == "block"])
     rows = {row.key: row for row in table.rows if row.measured and row.key in held}
     before: dict[str, Row] = {}
@@ -145,7 +143,7 @@ def prove(table: LatencyTable) -> Proof:
 def _plan(
     specs: Sequence[BlockSpec], tables: Sequence[LatencyTable], anchors: int
 ) -> tuple[Transfer, list[str], list[str]]:
-    """What transfers, and the keys of the anchors: those that are chosen, and those that are held out."""
+    """Return the transfer model, and the keys of the chosen and of the held-out anchors."""
     families = {spec.family for spec in specs}
     if anchors > len(specs):
         raise LatencyError(
@@ -157,8 +155,7 @@ def _plan(
         most = least + len(hashed[: least // (_HELD_OUT - 1)])
         raise LatencyError(
             f"--anchors {anchors} is too few: each of the {len(families)} families of blocks needs one, the fit "
-            f"{MIN_ANCHORS}, and some "
-            f"are held out: give {most} or more"
+            f"{MIN_ANCHORS}, and some are held out: give {most} or more"
         )
     old_us = np.array([[_latency_us(table, spec) for table in tables] for spec in specs])
     transfer = Transfer(old_us, describe(specs))
@@ -179,7 +176,7 @@ def _latency_us(table: LatencyTable, spec: BlockSpec) -> float:
 
 
 def _write(out: str | os.PathLike[str], keys: Sequence[str], asked: Sequence[str], transfer: Transfer) -> Anchored:
-    """Fit to the anchors that are measured so far; append the rows of all other blocks that this changes."""
+    """Fit the anchors measured so far; append the transferred rows that change."""
     table = LatencyTable.load(out)
     rows, known = {row.key: row for row in table.rows}, {row.key for row in table.rows if row.measured} & set(asked)
     places = [place for place, key in enumerate(keys) if key in known]

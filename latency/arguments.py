@@ -1,4 +1,4 @@
-"""What no command line may have, whatever the command: text that is not UTF-8, empty words, and flags given twice."""
+"""Checks of any command line: no text other than UTF-8, no empty words, no repeated flags."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -7,10 +7,10 @@ from latency.errors import LatencyError
 
 
 def require_sound(arguments: Sequence[str], *, repeatable: Sequence[str] = ()) -> None:
-    """Check the words of a command line.
+    """Require sound words on a command line.
 
     Args:
-        arguments: the words behind the program's name.
+        arguments: words after the program's name.
         repeatable: flags that may be given more than once, such as `--shape`.
 
     Raises:
@@ -31,7 +31,7 @@ def require_sound(arguments: Sequence[str], *, repeatable: Sequence[str] = ()) -
 
 
 def _flag(word: str) -> str:
-    """The flag that a word is or begins with; "" for a value. `--no-json` is the flag `--json`, too."""
+    """Return the flag that a word is or begins with; "" for a value. `--no-json` counts as the flag `--json`."""
     if not word.startswith("--"):
         return ""
     name = word.partition("=")[0].replace("_", "-")

@@ -1,4 +1,4 @@
-"""BlockSpec: what one row of a latency table is about."""
+"""BlockSpec: the block that a row of a latency table describes."""
 
 import hashlib
 import re
@@ -17,12 +17,12 @@ _KEY = re.compile(r"([a-z][a-z0-9_]*)\(([^()\[\]]*)\)\[([^()\[\]]*)\]")
 
 
 class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One block of a network at given widths, batch 1. Make it with `of` or `parse`, which put it in canonical order.
+    """One block of a network at given widths, for batch 1. Make it with `of` or `parse`, which order its fields.
 
     Attributes:
         op: kind of block, such as `conv`.
-        attrs: what else determines the computation, sorted by name. `h` and `w` are the input's resolution.
-        widths: channel counts: `c_in` first, `c_out` last.
+        attrs: other parameters of the computation, sorted by name; `h` and `w` are the input's resolution.
+        widths: channel counts by name: `c_in` first, `c_out` last.
     """
 
     op: str
@@ -31,11 +31,11 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @classmethod
     def of(cls, op: str, *, attrs: Mapping[str, int | str], widths: Mapping[str, int]) -> "BlockSpec":
-        """A validated spec in canonical order.
+        """Return a validated spec in canonical order.
 
         Raises:
-            LatencyError: a name that is not lower-case letters, digits and `_`; a value that a key cannot hold; a width
-                below 1; no `h`, `w` or `c_in`.
+            LatencyError: a name contains anything but lower-case letters, digits and `_`; a value does not fit a key; a
+                width is below 1; or `h`, `w` or `c_in` is missing.
         """
         for name in (op, *attrs, *widths):
             if not _NAME.fullmatch(name):
@@ -47,8 +47,8 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 abs(value) <= _MAX_ATTRIBUTE if isinstance(value, int) else _NAME.fullmatch(value)
             ):
                 raise LatencyError(
-                    f"block attribute {name}={value!r}: an integer of at most {_MAX_ATTRIBUTE} or a name such as "
-                    "'relu' is allowed"
+                    f"block attribute {name}={value!r}: an integer of at most {_MAX_ATTRIBUTE} or a name such as 'relu'"
+                    " is allowed"
                 )
         for name, width in widths.items():
             if isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
@@ -62,7 +62,7 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @classmethod
     def parse(cls, key: str) -> "BlockSpec":
-        """The exact inverse of `key`.
+        """Parse a `key`.
 
         Raises:
             LatencyError: the text is not a key in canonical form.
@@ -83,20 +83,17 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def key(self) -> str:
-        """Canonical text, such as `conv(act=relu,h=32,kernel=3,stride=1,w=32)[c_in=3,c_out=16]`."""
+        """Canonical text form, such as `conv(act=relu,h=32,kernel=3,stride=1,w=32)[c_in=3,c_out=16]`."""
         return f"{self.family}[{_join(self.widths)}]"
 
     @property
     def family(self) -> str:
-        """The key without its widths: blocks of one family differ in widths alone."""
+        """The key without its widths: blocks of one family differ only in widths."""
         return f"{self.op}({_join(self.attrs)})"
 
     @property
     def title(self) -> str:
-        """The family for people, such as `conv 3x3/2 relu @32x32`.
-
-        Kernel, stride, activation, what else there is, and resolution.
-        """
+        """Readable family, such as `conv 3x3/2 relu @32x32`: kernel, stride, activation, others, resolution."""
         rest = dict(self.attrs)
         at = f"@{rest.pop('h')}x{rest.pop('w')}"
         kernel = rest.pop("kernel", None)
@@ -113,7 +110,7 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def channels(self) -> str:
-        """The widths for people, such as `16 → 96 → 24`."""
+        """Readable widths, such as `16 → 96 → 24`."""
         return " → ".join(str(width) for _, width in self.widths)
 
     @property
@@ -127,20 +124,20 @@ class BlockSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return kilo(self.input_elements)
 
     def width(self, name: str) -> int:
-        """A width by its name."""
+        """Return a width by name."""
         return dict(self.widths)[name]
 
     def attr(self, name: str) -> int | str:
-        """An attribute by its name."""
+        """Return an attribute by name."""
         return dict(self.attrs)[name]
 
     def with_widths(self, **widths: int) -> "BlockSpec":
-        """The same block at other widths; those not named stay."""
+        """Return the same block with some widths changed."""
         return BlockSpec.of(self.op, attrs=dict(self.attrs), widths={**dict(self.widths), **widths})
 
 
 def network_key(blocks: Iterable[str]) -> str:
-    """Key of a whole network, given the keys of its blocks in order."""
+    """Return the key of a whole network, given the keys of its blocks in order."""
     return f"network-{hashlib.sha256('|'.join(blocks).encode()).hexdigest()[:16]}"
 
 

@@ -1,8 +1,7 @@
-"""Block bundles, `blocks/2`: what to measure of a space, for machines that have neither torch nor the space.
+"""Block bundles, `blocks/2`: the workloads of a space, for machines that have neither torch nor the space.
 
-A zip of `index.json` and one ONNX graph a workload, without the weights: they are drawn again by the rule of
-`latency.weights`, so that gigabytes of blocks are a file of a few megabytes and still the same bytes that the space
-itself would give.
+A zip of `index.json` and one ONNX graph per workload, without weights: `latency.weights` generates them again, so that
+gigabytes of blocks fit in a few megabytes and still give the same bytes as the space itself.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ from latency.weights import filled, strip_weights
 
 _INDEX = "index.json"
 MAX_BUNDLE_BYTES = 2**30
-"""Size of the largest bundle that is read."""
+"""Maximum size of a bundle that is read."""
 
 
 class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,15 +37,16 @@ class Entry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["block", "network"]
     key: str
     blocks: tuple[str, ...]
-    """of a network the keys of its blocks, in order"""
+    """keys of a network's blocks, in order"""
     file: str
     """name of its graph in the zip"""
     sha256: Sha256
-    """of that file"""
+    """hash of that file"""
 
 
-# blocks/1: until 0.1. Every constant was stripped and drawn as a weight: a graph with other constants has to be written
-# again. blocks/2: constants that are not read as weights keep their numbers.
+# blocks/1: until 0.1. Every constant was stripped and generated as a weight: graphs with other constants must be
+# rewritten.
+# blocks/2: constants that are not read as weights keep their values.
 class Index(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`index.json`."""
 
@@ -56,7 +56,7 @@ class Index(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     space: str
     precision: Literal["fp32", "fp16"]
     batch: Width = 1
-    """images an inference"""
+    """images per inference"""
     entries: tuple[Entry, ...]
 
 
@@ -71,13 +71,13 @@ class _Index1(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class _Version(Struct, frozen=True, kw_only=True):
-    """The format of an index, whatever else is in it."""
+    """The schema of an index, whatever its other fields are."""
 
     schema: str = ""
 
 
 def _from_1(old: _Index1) -> Index:
-    """The fields are the same; graphs that lack constants are refused as they are filled."""
+    """Upgrade an index of blocks/1: same fields; graphs that lack constants are refused when they are filled."""
     return Index(lowering=old.lowering, space=old.space, precision=old.precision, entries=old.entries)
 
 
@@ -89,13 +89,13 @@ def _decode_index(text: bytes, where: str) -> Index:
 
 @dataclass(frozen=True, kw_only=True)
 class BlocksZip:
-    """A bundle that was read and checked."""
+    """A block bundle, read and checked."""
 
     index: Index
     workloads: list[Workload]
-    """in the order of the index; their weights are drawn when their `onnx` is called"""
+    """in the order of the index; weights are generated when `onnx` is called"""
     sha256: str
-    """of the file"""
+    """hash of the file"""
 
 
 def write(
@@ -107,19 +107,18 @@ def write(
     precision: Literal["fp32", "fp16"],
     force: bool = False,
 ) -> Index:
-    """Write a bundle, whole or not at all; the same workloads always give the same bytes.
+    """Write a bundle atomically; the same workloads always give the same bytes.
 
     Args:
-        path: the file to write; a bundle that is there is replaced.
-        workloads: blocks and networks, whose weights are those of `latency.weights`; of several with one key the first
-            counts.
+        path: path of the bundle; an existing bundle is replaced.
+        workloads: blocks and networks with weights by `latency.weights`; of several with one key, the first is used.
         lowering: version of the code that lowers them.
-        space: name of their space.
-        precision: of their weights and arithmetic.
+        space: name of their search space.
+        precision: precision of their weights and arithmetic.
         force: whether any file is replaced.
 
     Raises:
-        LatencyError: the file cannot be written, or one that is no bundle is in its place.
+        LatencyError: the file cannot be written, or the path holds another kind of file.
     """
     require_file(path, BLOCKS, flag="--out", force=force)
     files: dict[str, bytes] = {}
@@ -142,7 +141,7 @@ def write(
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, content in {_INDEX: text, **files}.items():
-            member = zipfile.ZipInfo(name)  # dated 1980 whatever the day
+            member = zipfile.ZipInfo(name)  # always dated 1980
             member.compress_type, member.create_system, member.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             archive.writestr(member, content)
     write_whole(path, packed.getvalue())
@@ -153,7 +152,7 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
     """Read a bundle and check every file in it.
 
     Raises:
-        LatencyError: it is no bundle, or a file in it is missing or changed; names the file.
+        LatencyError: the file is not a bundle, or a file in it is missing or changed; names the file.
     """
     with raised_as(LatencyError, f"write it again with `lathe bundle SPACE --out {path}`"):
         packed = read_bytes(path, limit=MAX_BUNDLE_BYTES)
@@ -177,10 +176,10 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
 
 
 def _require_key(entry: Entry, where: str) -> None:
-    """Check that an entry's key and blocks are ones, and fit its kind.
+    """Require that an entry's key and blocks are valid and match its kind.
 
     Raises:
-        FileError: they do not.
+        FileError: the entry is damaged.
     """
     try:
         for key in (entry.key,) if entry.kind == "block" else entry.blocks:

@@ -1,12 +1,11 @@
-"""Measure some blocks and interpolate the others.
+"""Measure some blocks, the least certain ones first, until interpolation predicts held-out blocks well enough.
 
-Where interpolation is least sure, until what was held out is predicted well enough.
+Every decision follows from the rows measured so far, in the order in which they were requested. After an interruption
+the same call repeats the same decisions, finds their rows in the table, and continues.
 
-Every decision follows from the rows measured so far, in the order in which they were asked for. So the same call, after
-any interruption, comes to the same decisions again, finds their rows in the table, and goes on.
-
-One block in twenty, drawn by a hash of its key, is held out: it is measured, and judges the interpolation between the
-others. No row says so, since the key does; `prove` repeats the judgement on any table.
+One block in twenty, chosen by a hash of its key, is held out: it is measured and used to judge the interpolation
+between the others. The key alone decides, so the table does not mark these rows; `prove` repeats the judgement on any
+table.
 """
 
 import hashlib
@@ -30,20 +29,20 @@ from latency.profile import Event, Measured, Resumed, Workload
 from latency.rows import Row
 from latency.table import MIN_INNER_BLOCKS, LatencyTable
 
-_HELD_OUT = 20  # one block in so many
+_HELD_OUT = 20  # one block in 20 is held out
 _COARSE = 0.08  # share of a family in the first, coarse grid
-_ROUNDS = 8  # in about so many rounds are the others chosen
-_MOST = 3  # one block in so many is measured at most
+_ROUNDS = 8  # approximate number of rounds in which the other blocks are chosen
+_MOST = 3  # at most one block in 3 is measured
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How well blocks that were held out are predicted by interpolation between the others.
+    """How well interpolation between the other blocks predicts held-out blocks.
 
     Attributes:
-        held_out: how many there are.
-        mean_error: relative, absolute; NaN where there are none.
-        largest_error: likewise.
-        inside: share of them whose measured median is inside of the predicted interval.
+        held_out: number of held-out blocks.
+        mean_error: mean relative absolute error; NaN if no block is held out.
+        largest_error: largest relative absolute error; NaN likewise.
+        inside: share of the held-out blocks whose measured and predicted intervals overlap.
     """
 
     held_out: int
@@ -53,7 +52,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def words(self) -> str:
-        """In short: how far off predictions are, and how often within their intervals."""
+        """A short description of the errors."""
         if not self.held_out:
             return "with none held out to judge it"
         off = (
@@ -63,7 +62,7 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Judged(NamedTuple):
-    """A held-out row, and what was predicted for it, in microseconds."""
+    """A held-out row and its prediction in microseconds."""
 
     row: Row
     us: float
@@ -73,16 +72,16 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class Covered:
-    """A round is over: so many of `blocks` are measured.
+    """A round is complete: `measured` of `blocks` blocks are measured.
 
     Attributes:
-        measured: blocks that were asked for so far.
-        blocks: of the whole space.
-        expected_error: mean relative error that interpolation expects to make at the blocks that are not measured.
-        proof: what it was at the held-out ones.
+        measured: number of blocks requested so far.
+        blocks: number of blocks of the whole space.
+        expected_error: mean relative error expected of interpolation at the blocks that are not measured.
+        proof: errors at the held-out blocks.
         done: whether this was the last round.
-        enough: whether both errors are as small as was asked for; where not, the last round ends at the most that is
-            measured.
+        enough: whether both errors are within the requested one; if not, the last round reaches the maximum number of
+            measured blocks.
     """
 
     measured: int
@@ -100,18 +99,16 @@ def profile_adaptively(
     *,
     error: float = 0.02,
 ) -> Iterator[Event | Covered]:
-    """Measure at most a third of the blocks, and everything that is not a block.
-
-    More blocks if interpolation needs more.
+    """Measure overhead and networks, and at most a third of the blocks, or as many as interpolation needs at least.
 
     Args:
-        workloads: what to cover.
-        out: the table.
-        measure: profiles some of them into that table.
-        error: stop when the mean relative error, expected and at the held-out blocks, is no more.
+        workloads: workloads to cover.
+        out: path of the table.
+        measure: function that profiles workloads into that table.
+        error: stop when the mean relative error, expected and at the held-out blocks, is at most this.
 
     Raises:
-        LatencyError: the error is not above 0; and what `measure` raises.
+        LatencyError: `error` is not between 0 and 1; also whatever `measure` raises.
     """
     if not 0 < error < 1:
         raise LatencyError(f"--coverage-error must be between 0 and 1, found {error}: give 0.02 for 2 %")
@@ -134,37 +131,37 @@ def profile_adaptively(
 
 
 class Rounds:
-    """Measures into one table in several rounds, as if they were one."""
+    """Measures into one table in several rounds that look like one to the user."""
 
     def __init__(
         self, out: str | os.PathLike[str], measure: Callable[[Sequence[Workload]], Iterator[Event]], total: int
     ) -> None:
-        """Prepare.
+        """Prepare the rounds.
 
         Args:
-            out: the table.
-            measure: profiles workloads into that table.
-            total: how many all rounds together measure.
+            out: path of the table.
+            measure: function that profiles workloads into that table.
+            total: number of workloads that all rounds together measure.
         """
         self._out, self._measure, self._total = out, measure, total
         self._known = {key for key, row in rows_of(out).items() if row.status == "ok"}
         self._tried: set[str] = set()
 
     def resumed(self, workloads: Iterable[Workload]) -> Iterator[Resumed]:
-        """Say how many of all workloads were measured by an earlier call, if any were."""
+        """Yield the number of workloads that an earlier call measured, if any."""
         if known := self._known & {OVERHEAD, *(work.key for work in workloads)}:
             yield Resumed(len(known), self._total)
 
     def news(self, keys: Iterable[str]) -> bool:
-        """Whether some are neither measured nor tried, or this is the first round."""
+        """Return whether this is the first round or some keys are neither measured nor attempted."""
         return not self._tried or any(key not in self._tried and key not in self._known for key in keys)
 
     def measure(self, works: Sequence[Workload]) -> Iterator[Event]:
-        """Measure what is not measured.
+        """Measure the workloads that are not measured yet.
 
         Args:
-            works: those of the rounds before, too, for the sentinel's sake: what is `ok` is not measured again. What
-                failed in this call is not tried again before the next.
+            works: workloads of this round and, for the sentinel's sake, of those before. Rows that are `ok` are not
+                measured again; a workload that failed in this call is retried by the next call, not by this one.
         """
         rows = rows_of(self._out)
         again = {key for key in self._tried if key not in rows or rows[key].status != "ok"}
@@ -177,7 +174,7 @@ class Rounds:
 
 
 def prove(table: LatencyTable) -> Proof:
-    """Predict the blocks that are held out from those that are not; of a table that covers everything too."""
+    """Predict the held-out blocks of any table, even a complete one, from the other blocks."""
     specs = {row.key: BlockSpec.parse(row.key) for row in table.rows if row.kind == "block" and row.measured}
     rows = {row.key: row for row in table.rows}
     held = held_out(specs.values())
@@ -186,10 +183,7 @@ def prove(table: LatencyTable) -> Proof:
 
 
 def held_out(specs: Collection[BlockSpec]) -> set[str]:
-    """Keys of the blocks that are held out.
-
-    One in twenty, none at a corner of its family, beyond which nothing could be predicted.
-    """
+    """Return the keys of the held-out blocks: one in twenty, none at a corner of its family, to avoid extrapolation."""
     found = set()
     for family in _families(specs).values():
         corners = _corners(family)
@@ -202,7 +196,7 @@ def held_out(specs: Collection[BlockSpec]) -> set[str]:
 
 
 class _Plan:
-    """Decides what is measured next, given what was."""
+    """Decides what to measure next, given the rows measured so far."""
 
     def __init__(self, specs: Sequence[BlockSpec], error: float) -> None:
         self._error, self._families, self._held, self._round = error, _families(specs), held_out(specs), 0
@@ -212,12 +206,12 @@ class _Plan:
         self.most = max(self._blocks // _MOST, len({*self._must, *self._held}))
 
     def first(self) -> list[str]:
-        """What each family needs, what is held out, and a coarse grid."""
+        """Return the blocks of the first round: those that each family needs, the held-out ones, and a coarse grid."""
         coarse = [key for family in self._families.values() for key in self._lattice(family)]
         return self._take([*self._must, *sorted(self._held), *coarse])
 
     def next(self, rows: dict[str, Row]) -> tuple[Covered, list[str]]:
-        """How good it is now, and what to measure next; nothing when it is good enough, or a third is measured."""
+        """Return the coverage reached and the blocks of the next round; none if it suffices or the limit is reached."""
         self._round += 1
         draw = random.Random(self._round)
         expected, scored, pairs = 0.0, list[tuple[float, str]](), list[Judged]()
@@ -229,8 +223,8 @@ class _Plan:
                 continue
             half = _unsure(family, measured, self._held, open_)
             expected += float(half.sum()) * MEAN_TO_LIKELY
-            # Weighted draws without replacement (Efraimidis and Spirakis 2006): neighbours of the least sure are as
-            # unsure as it is, and to measure all of them would tell little more.
+            # Weighted draws without replacement (Efraimidis and Spirakis 2006): neighbours of the least certain block
+            # are as uncertain, and measuring all of them would tell little more.
             scored += [
                 (math.log(max(draw.random(), 1e-300)) / max(share, 1e-6) ** 2, key)
                 for share, key in zip(half, open_, strict=True)
@@ -250,17 +244,11 @@ class _Plan:
         return taken
 
     def _needed(self, family: dict[str, BlockSpec]) -> list[str]:
-        """Blocks without which a table does not interpolate between those of a family.
-
-        Its corners, and some to judge by.
-        """
+        """Return the fewest blocks that make a family interpolable: its corners, and some to judge the errors by."""
         return list(dict.fromkeys([*sorted(_corners(family)), *self._lattice(family), *family]))[: _fewest(family)]
 
     def _lattice(self, family: dict[str, BlockSpec]) -> list[str]:
-        """A coarse set of points that fills a family evenly (R-sequence, Roberts 2018).
-
-        It hits every remainder of the family's widths.
-        """
+        """Return blocks that fill a family evenly and hit every remainder of its widths (Roberts 2018, R-sequence)."""
         axes = [
             sorted({spec.widths[i][1] for spec in family.values()})
             for i in range(len(next(iter(family.values())).widths))
@@ -288,7 +276,7 @@ def _families(specs: Iterable[BlockSpec]) -> dict[str, dict[str, BlockSpec]]:
 
 
 def _corners(family: dict[str, BlockSpec]) -> set[str]:
-    """Blocks each of whose widths is the smallest or the largest of the family."""
+    """Return the keys of blocks whose widths are each the smallest or the largest of the family."""
     ends = [
         (min(axis), max(axis)) for axis in zip(*([w for _, w in spec.widths] for spec in family.values()), strict=True)
     ]
@@ -297,7 +285,7 @@ def _corners(family: dict[str, BlockSpec]) -> set[str]:
 
 
 def _fewest(family: dict[str, BlockSpec]) -> int:
-    """So many measured blocks it takes to interpolate between those of a family."""
+    """Return the number of measured blocks that interpolation in a family needs."""
     axes = zip(*([width for _, width in spec.widths] for spec in family.values()), strict=True)
     return 2 ** sum(len(set(axis)) > 1 for axis in axes) + MIN_INNER_BLOCKS
 
@@ -314,7 +302,7 @@ def _fit(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str])
 
 
 def _judge(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> list[Judged]:
-    """The held-out rows, predicted from the others."""
+    """Return the held-out rows with their predictions from the others."""
     judges = [key for key in measured if key in held]
     fit = _fit(family, measured, held) if judges else None
     if fit is None:
@@ -330,7 +318,7 @@ def _unsure(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[st
 
 
 def proof_of(judged: Sequence[Judged]) -> Proof:
-    """How well rows were predicted."""
+    """Return the errors of predicted rows."""
     if not judged:
         return Proof(held_out=0, mean_error=math.nan, largest_error=math.nan, inside=math.nan)
     errors = np.array([abs(found.us / found.row.median_us - 1) for found in judged])
@@ -341,10 +329,10 @@ def proof_of(judged: Sequence[Judged]) -> Proof:
 
 
 def rows_of(path: str | os.PathLike[str]) -> dict[str, Row]:
-    """The latest row of each key of a table; none where there is no table yet."""
+    """Return the latest row of each key of a table; none if there is no table yet."""
     if not Path(path).exists():
         return {}
     try:
         return {row.key: row for row in LatencyTable.load(path).rows}
     except TableError:
-        return {}  # damaged, or empty: whoever writes next says so
+        return {}  # damaged or empty: the next writer reports it

@@ -1,4 +1,4 @@
-"""Fingerprints: on which machine, and by which runtime, a latency was measured."""
+"""Fingerprints of the machine and the runtime that a latency was measured on."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import msgspec
 from latency.errors import FingerprintMismatch, LatencyError
 from latency.values import Count
 
-# The instruction sets that CPU kernels are chosen by; a flag outside of this list does not change which code runs.
+# Instruction sets by which CPU kernels are selected; other flags do not change which code runs.
 _AVX = {"sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni"}
 _AVX512 = {
     "avx512f",
@@ -29,18 +29,18 @@ _ARM = {"neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "s
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The fingerprint of a machine. Latencies of two devices may be compared or pooled only where these are equal.
+    """Fingerprint of a machine. Latencies may be pooled only if their fingerprints are equal.
 
     Attributes:
-        kind: what runs the network.
-        name: the model's name.
-        cores: logical cores of the machine's CPU; 0 for a GPU, whose latency is taken on the GPU.
+        kind: type of processor that runs the network.
+        name: name of its model.
+        cores: logical cores of the machine's CPU; 0 for a GPU, whose latency is measured on the GPU itself.
         threads: threads that the runtime may use; 0 for a GPU.
         isa: SIMD instruction sets of a CPU, sorted; empty for a GPU.
-        memory_mib: memory of the CPU's machine, in whole GiB as firmware takes a varying bit of it; of the GPU exactly.
+        memory_mib: memory of a CPU's machine in whole GiB, as firmware reserves a varying part of it; exact for a GPU.
         driver: version of the GPU's driver; "" for a CPU.
         compute_capability: of a GPU, such as `8.9`; "" for a CPU.
-        os: system and architecture, such as `Linux x86_64`.
+        os: operating system and architecture, such as `Linux x86_64`.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -55,11 +55,11 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @classmethod
     def cpu(cls, threads: int = 1, *, proc: Path = Path("/proc")) -> "Device":
-        """This machine's CPU.
+        """Return the fingerprint of this machine's CPU.
 
         Args:
-            threads: threads that the runtime will use.
-            proc: where Linux tells about itself; elsewhere what `platform` knows has to do.
+            threads: number of threads that the runtime will use.
+            proc: Linux's proc file system; on other systems the module `platform` is used.
         """
         cpuinfo = _read(proc / "cpuinfo")
         name = _field(cpuinfo, "model name") or _field(cpuinfo, "Model") or platform.processor() or platform.machine()
@@ -79,11 +79,11 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What compiles and runs networks.
+    """Software that compiles and runs networks.
 
     Attributes:
-        name: the backend's name, such as `onnxruntime`.
-        version: its version.
+        name: name of the backend, such as `onnxruntime`.
+        version: version of the backend.
     """
 
     name: str
@@ -91,12 +91,10 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def require_cores(threads: int) -> None:
-    """Check that this process may use a core for each of its threads.
-
-    More would wait for one another, and be timed doing so.
+    """Require a core for each thread: otherwise threads wait for one another, which would be part of the latency.
 
     Raises:
-        LatencyError: there are fewer, or no thread at all.
+        LatencyError: this process may use fewer cores, or `threads` is below 1.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not 1 <= threads <= cores:
@@ -104,10 +102,7 @@ def require_cores(threads: int) -> None:
 
 
 def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object, object] | None:
-    """The first field, dotted where nested, in which two structs of one type differ, with both values.
-
-    None where they are equal.
-    """
+    """Return the first field, dotted if nested, in which two structs differ, with both values; None if equal."""
     for field in a.__struct_fields__:
         x, y = getattr(a, field), getattr(b, field)
         if x == y:
@@ -124,16 +119,16 @@ def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object,
 def require_equal(
     found: msgspec.Struct, wanted: msgspec.Struct, *, what: str = "the first", mend: str = "both must be equal"
 ) -> None:
-    """Check that two fingerprints are equal.
+    """Require equal fingerprints.
 
     Args:
-        found: what was given.
-        wanted: what it should be.
-        what: begins the error's message: what `found` belongs to.
-        mend: ends the error's message: what a person can do.
+        found: actual fingerprint.
+        wanted: expected fingerprint.
+        what: start of the error message: the owner of the actual fingerprint.
+        mend: end of the error message: what the user can do.
 
     Raises:
-        FingerprintMismatch: they differ; names the field and both values.
+        FingerprintMismatch: the fingerprints differ; names the field and both values.
     """
     if difference := first_difference(found, wanted):
         raise FingerprintMismatch(what, *difference, mend)

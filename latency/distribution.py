@@ -1,4 +1,4 @@
-"""The installed distribution: its version, and the command that adds an extra to it."""
+"""The installed distribution: its version, and the command that installs an extra."""
 
 import importlib.metadata
 import json
@@ -6,23 +6,23 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 NAME = "lathe-nn"
-"""On PyPI, where `lathe` is another project."""
+"""Name on PyPI, where `lathe` is another project."""
 
 
 def version() -> str:
-    """Version of the installed distribution."""
+    """Return the version of the installed distribution."""
     return importlib.metadata.version(NAME)
 
 
 def install_command(extra: str = "", *, upgrade: bool = False) -> str:
-    """The shell command that installs an extra.
+    """Return the shell command that installs an extra.
 
     Args:
-        extra: its name; "" for the base install.
-        upgrade: also replace versions that satisfy the requirements already.
+        extra: name of the extra; "" for the base install.
+        upgrade: whether versions that already satisfy the requirements are replaced too.
 
     Returns:
-        A command for the checkout if that is what is installed (PEP 610), else for the distribution on PyPI.
+        A command for the checkout if the install is editable (PEP 610), else for the distribution on PyPI.
     """
     checkout, suffix = _checkout(), f"[{extra}]" if extra else ""
     what = f"-e '{checkout}{suffix}'" if checkout else f"'{NAME}{suffix}'"
@@ -30,7 +30,7 @@ def install_command(extra: str = "", *, upgrade: bool = False) -> str:
 
 
 def _checkout() -> Path | None:
-    """Directory of an editable install."""
+    """Return the directory of an editable install; None for any other."""
     try:
         text = importlib.metadata.distribution(NAME).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:

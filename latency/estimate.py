@@ -1,4 +1,4 @@
-"""Latency of a network by a table, block by block, with what the table does not cover."""
+"""Latency of a network according to a table, block by block, including blocks that the table does not cover."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ from latency.table import LatencyTable
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One block of the network.
+    """One block of a network.
 
     Attributes:
-        key: of the block.
-        layer: its name in the network; "" where it has none.
-        alone: latency by itself; None where the table does not cover it.
-        adds: what it adds to the latency of the network, of which it is a part; likewise.
-        reason: why it is not covered; "" where it is.
+        key: key of the block.
+        layer: name of its layer in the network; "" for none.
+        alone: latency of the block by itself; None if the table does not cover it.
+        adds: its contribution to the latency of the network; None if the table does not cover it.
+        reason: why it is not covered; "" if it is.
     """
 
     key: str
@@ -30,19 +30,19 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A network by one table.
+    """Estimated latency of a network.
 
     Attributes:
         table: path of the table.
-        sha256: of that file.
-        device: that the table is of.
-        runtime: of that device.
-        precision: of the table.
-        space: that the table is of.
-        latency: of the network; where blocks are not covered, of the others alone. None where none is covered.
-        measured: of the network, where the table has it as a whole.
-        network_us: part of the latency that belongs to no block.
-        parts: the blocks in the order in which they run.
+        sha256: hash of the table's file.
+        device: device of the table.
+        runtime: runtime on that device.
+        precision: precision of the table.
+        space: search space of the table.
+        latency: latency of the network without the blocks that are not covered; None if no block is covered.
+        measured: measured latency of the whole network, if the table has it.
+        network_us: share of the latency that belongs to no block.
+        parts: blocks in execution order.
     """
 
     table: str
@@ -58,17 +58,17 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def uncovered(self) -> tuple[str, ...]:
-        """Keys of the blocks that the table does not cover, each once."""
+        """Distinct keys of the blocks that the table does not cover."""
         return tuple(dict.fromkeys(part.key for part in self.parts if part.alone is None))
 
 
 def estimate(table: LatencyTable, blocks: Sequence[BlockSpec], layers: Sequence[str] = ()) -> Estimate:
-    """Predict a network of which blocks may be missing from a table.
+    """Estimate the latency of a network whose blocks may be missing from a table.
 
     Args:
-        table: the table.
-        blocks: those of the network, in order.
-        layers: name of each in the network; none where they have no names.
+        table: latency table.
+        blocks: blocks of the network, in execution order.
+        layers: layer name of each block; empty if they have no names.
     """
     parts = tuple(_part(table, block, layer) for block, layer in zip(blocks, layers or [""] * len(blocks), strict=True))
     known = [(block, part.alone) for block, part in zip(blocks, parts, strict=True) if part.alone is not None]

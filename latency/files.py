@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files of others, of which nothing is taken for granted."""
+"""Atomic writing of files, and reading of untrusted ones."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from pathlib import Path
 from latency.errors import FileError
 
 MAX_FILE_BYTES = 16 * 2**30
-"""Size of the largest file that is read, where its format has no smaller limit."""
+"""Maximum size of a file that is read, unless its format has a smaller limit."""
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -24,20 +24,19 @@ _KINDS = {
 
 
 def beside(path: Path) -> Path:
-    """Where a file is while it is being written."""
+    """Return the path of a file while it is being written."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A place beside `path` to write a file to; at the end it is on the disk and takes the place of `path`.
+    """Yield a temporary path in the same directory; at the end, its file is synced to disk and renamed to `path`.
 
-    Whoever reads `path` finds the old file or the new one, also after a crash. Where the block fails, the old one
-    stays.
+    Readers of `path` see the old or the new file, even after a crash. If the block fails, the old file stays.
 
     Raises:
-        FileError: `path` is there and is no regular file, such as a device, which a file would replace.
-        OSError: it cannot be written; names `path`.
+        FileError: `path` exists and is not a regular file, such as a device, which the new file would replace.
+        OSError: the file cannot be written; names `path`.
     """
     path = Path(path)
     if not path.name:
@@ -60,21 +59,21 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file by `whole`."""
+    """Write a file atomically."""
     with whole(path) as partial:
         partial.write_bytes(content)
 
 
 def require_regular(path: str | os.PathLike[str], found: os.stat_result, limit: int = MAX_FILE_BYTES) -> None:
-    """Refuse what is not a regular file, or is one of more than `limit` bytes.
+    """Require a regular file of at most `limit` bytes.
 
     Args:
-        path: as the message names it.
-        found: what the system says of it.
-        limit: size in bytes that it may have.
+        path: path of the file, for the message.
+        found: status of the file.
+        limit: maximum size in bytes.
 
     Raises:
-        FileError: it is not.
+        FileError: the file is not regular or larger than `limit`.
     """
     if not stat.S_ISREG(found.st_mode):
         raise FileError(
@@ -86,14 +85,14 @@ def require_regular(path: str | os.PathLike[str], found: os.stat_result, limit: 
 
 @contextlib.contextmanager
 def open_regular(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> Iterator[BufferedReader]:
-    """A regular file, open for reading. Never waits, as opening a named pipe or reading a device would.
+    """Open a regular file for reading. Never blocks, as opening a named pipe or reading a device would.
 
     Args:
-        path: the file; a link to one is followed.
-        limit: size in bytes that it may have.
+        path: path of the file; symbolic links are followed.
+        limit: maximum size in bytes.
 
     Raises:
-        FileError: it is missing, not a regular file, not readable or larger than `limit`; names it.
+        FileError: the file is missing, not regular, not readable or larger than `limit`; names it.
     """
     with _open(path, limit) as file:
         yield file
@@ -101,8 +100,8 @@ def open_regular(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -
 
 def _open(path: str | os.PathLike[str], limit: int) -> BufferedReader:
     try:
-        # Opening a device may do something to it, so its kind is looked at before; and again after, as another may have
-        # come in its place.
+        # Opening a device may have side effects, so the kind is checked before; and again after, in case the file was
+        # replaced.
         require_regular(path, Path(path).stat(), limit)
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
@@ -126,15 +125,15 @@ def _unreadable(path: str | os.PathLike[str], error: OSError) -> FileError:
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> bytes:
-    """The content of a regular file; see `open_regular`.
+    """Read a regular file; see `open_regular`.
 
     Raises:
-        FileError: it cannot be opened, is larger than `limit` bytes, or does not fit into memory; names it.
+        FileError: the file cannot be opened, is larger than `limit` bytes, or does not fit into memory; names it.
     """
     try:
         with open_regular(path, limit=limit) as file:
             data = file.read(os.fstat(file.fileno()).st_size)
-            while len(data) <= limit and (more := file.read(2**20)):  # it grows, or is one of /proc, whose size is 0
+            while len(data) <= limit and (more := file.read(2**20)):  # a growing file, or one in /proc, whose size is 0
                 data += more
     except MemoryError as error:
         raise FileError(path, "does not fit into memory") from error
@@ -146,10 +145,10 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> 
 
 
 def sha256(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> str:
-    """Hash of a regular file in hexadecimal.
+    """Return the SHA-256 hash of a regular file in hexadecimal.
 
     Raises:
-        FileError: it cannot be read, or is larger than `limit` bytes; see `open_regular`.
+        FileError: the file cannot be read, or is larger than `limit` bytes; see `open_regular`.
     """
     try:
         with open_regular(path, limit=limit) as file:
@@ -160,10 +159,7 @@ def sha256(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> str:
 
 @contextlib.contextmanager
 def raised_as(kind: type[ValueError], fix: str) -> Iterator[None]:
-    """Turn a FileError of the block into a package's own error, with what fixes it behind.
-
-    `TABLE does not exist: measure it with ...`.
-    """
+    """Re-raise a FileError as another error, with the fix appended: `TABLE does not exist: measure it with ...`."""
     try:
         yield
     except FileError as error:
@@ -171,7 +167,7 @@ def raised_as(kind: type[ValueError], fix: str) -> Iterator[None]:
 
 
 def human_bytes(size: int) -> str:
-    """A size for people, such as `1.5 GiB`."""
+    """Format a size in bytes, such as `1.5 GiB`."""
     for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             return f"{size / 1024**power:,.4g} {unit}"

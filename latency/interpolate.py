@@ -1,21 +1,21 @@
-"""Latency between measured widths, from blocks measured anywhere: a grid need not be complete.
+"""Latency between measured widths, from blocks measured at any points; the grid need not be complete.
 
-Devices compute channels in groups of 8 to 128, so latency over width is a staircase, and which one differs by device,
-operator and axis; kernels also differ by what divides a width, so that some widths cost more than wider ones. Several
-models are tried, and those that predict each measured block best from all others (leave one out) are averaged: on each
-axis latency follows the width itself or the width rounded up to whole groups, with or without a term for the unused
-share of the last group and one for the power of two that divides the width.
+Devices compute channels in groups of 8 to 128, so latency over width is a staircase, which differs by device, operator
+and axis. Kernels also depend on the divisors of a width, so that some widths cost more than wider ones. Several models
+are fitted, and those that predict each measured block best from all others (leave one out) are averaged: on each axis
+latency follows the width itself or the width rounded up to whole groups, with or without a term for the unused share of
+the last group and one for the power of two that divides the width.
 
 Intervals are calibrated by the errors of models at blocks that they leave out (conformal prediction; Barber et al.
-2021, jackknife). Two kinds of points are unlike any block that can be left out, and are predicted from the size of a
-width alone:
+2021, jackknife). Two kinds of points resemble no block that can be left out and are predicted from the size of a width
+alone:
 
-- Widths between evenly spaced ones: a step in each gap looks like a slope. Wherever steps are, a latency that does not
-  fall is between those of the measured widths on both sides, so the interval spans them. In a grid it always does, as
-  there the others of a row tell what a block that is left out costs. On an uneven line the blocks that are left out
-  tell which share of that span is enough; on any line they tell by how much latency falls.
-- Widths whose power of two is not among those of the knots, such as multiples of 64 where only odd multiples of 8 were
-  measured. Their interval is wider by `UNSEEN`, or the worst error at knots of three kinds or more if that is less.
+- Widths between evenly spaced ones: a step in each gap looks like a slope. Wherever the steps are, a non-decreasing
+  latency lies between those of the measured widths on both sides, so the interval spans them. In a grid it always does,
+  as there the others of a row determine the cost of a left-out block. On an uneven line the left-out blocks determine
+  which share of that span suffices; on any line they determine how far latency falls.
+- Widths whose power of two does not occur among the knots, such as multiples of 64 if only odd multiples of 8 were
+  measured. Their interval is wider by `UNSEEN`, or by the worst error at knots of three kinds or more if that is less.
 """
 
 import itertools
@@ -25,33 +25,29 @@ from typing import NamedTuple
 import numpy as np
 
 UNSEEN = 0.2
-"""By how much the interval of a width is wider, relative, where no measured width is divisible by the same power of
-two."""
+"""Relative widening of the interval of a width if no measured width is divisible by the same power of two."""
 
 _GROUPS = (16, 32, 64, 128)
 _REACHES = (0.5, 1.5, 4.0)
-_SLACKS = (math.inf, 1.0, 0.25)  # the same for the unused share of the last group; infinite: it plays no part
+_SLACKS = (math.inf, 1.0, 0.25)  # the same for the unused share of the last group; infinite: ignored
 _ALIGNS = (math.inf, 1.5)  # the same for the power of two that divides the width
-_NUGGETS = (1e-5, 1e-2)  # variance of noise, as a share of the variance of what the trend does not explain
-_ALIGNMENT = 6  # widths that 64 divides are alike
-_FINALISTS = 6  # combinations of groups that are tried with every kernel
-_TRIED = 96  # number of knots, at most, by which models are ranked; the best are fitted to all
-_FOLDS = 5  # a model is judged by blocks that had no part in its choice
-_ALIKE = 1.5  # models whose error is within this factor of the best one's are as believable
-_COUNCIL = 12  # number of them that are averaged at most
-_NOISE = 1e-3  # relative errors below are as good as none, and no interval is narrower
+_NUGGETS = (1e-5, 1e-2)  # noise variance as a share of the variance that the trend does not explain
+_ALIGNMENT = 6  # multiples of 64 count as equally aligned
+_FINALISTS = 6  # combinations of groups that are fitted with every kernel
+_TRIED = 96  # maximum number of knots by which models are ranked; the best are fitted to all knots
+_FOLDS = 5  # a model is judged by blocks that had no part in choosing it
+_ALIKE = 1.5  # models whose error is within this factor of the best one's are equally credible
+_COUNCIL = 12  # maximum number of models that are averaged
+_NOISE = 1e-3  # smaller relative errors count as none, and no interval is narrower
 _LIKELY = 1.96  # standard deviations of a 95 % interval
 _COVERAGE = 0.95
-_FEW = 0.1  # share of the widths of an axis by which an evenly spaced one may differ
+_FEW = 0.1  # share of the widths of an evenly spaced axis that may be off the grid
 MEAN_TO_LIKELY = math.sqrt(2 / math.pi) / _LIKELY
-"""Mean absolute error over half the width of the 95 % interval, of a normal error."""
+"""Mean absolute error divided by the half-width of the 95 % interval, for a normal error."""
 
 
 class _Kernel(NamedTuple):
-    """Length scales of the covariance, each in the unit of its coordinate.
-
-    Infinite where the coordinate plays no part.
-    """
+    """Length scales of the covariance, each in the unit of its coordinate; infinite if the coordinate is ignored."""
 
     reach: float  # in octaves of the width
     slack: float = math.inf
@@ -60,24 +56,21 @@ class _Kernel(NamedTuple):
 
 
 class _Model(NamedTuple):
-    """Universal kriging (Matheron 1969).
+    """Universal kriging (Matheron 1969): a multilinear trend and a Gaussian process, relative to a first trend fit."""
 
-    A multilinear trend and a Gaussian process, both relative to a first fit of the trend.
-    """
-
-    groups: tuple[int, ...]  # of each axis; 1 where latency follows the width itself
+    groups: tuple[int, ...]  # group size per axis; 1 if latency follows the width itself
     kernel: _Kernel
-    scale: np.ndarray  # of the first fit: a coefficient each product of axes
-    sizes: np.ndarray  # of the columns of the trend, relative to that fit
-    inverse: np.ndarray  # of the kriging system
+    scale: np.ndarray  # coefficients of the first fit, one per product of axes
+    sizes: np.ndarray  # norms of the trend's columns relative to that fit
+    inverse: np.ndarray  # inverse of the kriging system
     weights: np.ndarray  # that inverse times the values
-    deviation: float  # of the process, relative
-    left_out: np.ndarray  # relative error at each knot when it is predicted from the others, of what was measured there
-    surprise: np.ndarray  # the same in standard deviations of that prediction
+    deviation: float  # relative standard deviation of the process
+    left_out: np.ndarray  # error of predicting each knot from the others, relative to the measured value
+    surprise: np.ndarray  # the same in standard deviations of the prediction
 
     @property
     def extras(self) -> int:
-        """How much it makes of a width beyond its size."""
+        """Number of properties of a width that the model uses beyond its size."""
         return (
             sum(group > 1 for group in self.groups)
             + math.isfinite(self.kernel.slack)
@@ -86,43 +79,42 @@ class _Model(NamedTuple):
 
 
 class _Council(NamedTuple):
-    """The models that are averaged, and how well such models predict knots that had no part in choosing them.
+    """The averaged models, and how well such models predict knots that had no part in choosing them.
 
-    NaN where the knots are too few to tell.
+    The numbers are NaN if there are too few knots.
     """
 
-    models: list[_Model]  # the best one first
+    models: list[_Model]  # best first
     error: float  # mean relative error
-    worst: float  # largest relative error, at the ends too
+    worst: float  # largest relative error, including the ends
     likely: float  # standard deviations of a 95 % interval
-    share: float  # of what the neighbours on a line span: as much of it is in a 95 % interval
-    fall: float  # by how much the interval goes beyond that, relative
+    share: float  # share of the span of a point's neighbours on a line that a 95 % interval covers
+    fall: float  # relative amount by which the interval extends beyond that
 
 
 class Interpolation:
-    """What a family of blocks costs at widths that were not measured.
+    """Latency of a family of blocks at widths that were not measured.
 
     Attributes:
-        error: mean relative error of predicting each measured block from the others, by a model chosen without it. On
-            an evenly spaced grid, which does not tell what is between its widths, no less than the intervals there let
-            expect. NaN where the blocks are too few to tell.
-        groups: of each axis how many channels the device seems to compute together; 1 for no such staircase.
+        error: mean relative error of predicting each measured block from the others by a model chosen without it. On an
+            evenly spaced grid, which does not reveal what happens between its widths, at least the error that the
+            intervals there imply. NaN if there are too few blocks.
+        groups: number of channels that the device seems to compute together, per axis; 1 for no staircase.
     """
 
     def __init__(self, widths: np.ndarray, us: np.ndarray) -> None:
-        """Fit.
+        """Fit the models.
 
         Args:
-            widths: of the measured blocks [blocks, axes], no two alike, all above 0.
-            us: their latency [blocks].
+            widths: distinct positive widths of the measured blocks [blocks, axes].
+            us: latency of the blocks in microseconds [blocks].
         """
         self._widths, self._us = np.asarray(widths, dtype=float), np.asarray(us, dtype=float)
         self._open = np.flatnonzero(np.ptp(self._widths, axis=0))
         self._knots = self._widths[:, self._open]
         self._levels = [np.unique(column) for column in self._knots.T]
-        self._grid = 2 * len(self._us) > math.prod(
-            map(len, self._levels)
-        )  # most of its nodes were measured; a line is one
+        nodes = math.prod(map(len, self._levels))
+        self._grid = 2 * len(self._us) > nodes  # most nodes were measured; true of any line
         models = _believable(self._knots, self._us)
         self._council = _elect(models, self._knots, self._us)
         self._plain = _elect([model for model in models if not model.extras], self._knots, self._us)
@@ -132,17 +124,17 @@ class Interpolation:
         self.groups = tuple(groups.get(axis, 1) for axis in range(self._widths.shape[1]))
 
     def predict(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Latency and how far off it may be.
+        """Predict latencies with their uncertainty.
 
         Args:
             widths: [points, axes].
 
         Returns:
-            Microseconds [points], and half the width of their 95 % intervals, relative [points].
+            Microseconds [points], and the relative half-width of their 95 % intervals [points].
         """
         points = np.asarray(widths, dtype=float)[:, self._open]
         us, half = self._averaged(points, self._council)
-        if not self._judged:  # how far blocks differ is all that is known
+        if not self._judged:  # only the spread of the blocks is known
             return us, np.full(len(us), np.ptp(self._us) / self._us.min())
         aliased, unlike = self._aliased(points), self._unlike(points)
         plain = aliased.any(axis=1) | (unlike > 0)
@@ -161,26 +153,23 @@ class Interpolation:
         return us, half + unlike
 
     def _averaged(self, points: np.ndarray, council: _Council) -> tuple[np.ndarray, np.ndarray]:
-        """What models say in the mean, and half of the interval by their errors at knots that they leave out."""
+        """Return the mean prediction of the models, and the half-width given their errors at left-out knots."""
         found = [self._predict(model, points) for model in council.models]
         us, deviation = (
             np.mean([us for us, _ in found], axis=0),
             np.median([deviation for _, deviation in found], axis=0),
         )
-        # Models that do equally well on what is known but differ here leave it open which is right.
+        # Models that agree on the knots but differ here leave open which one is right.
         apart = np.max([np.abs(other / us - 1) for other, _ in found], axis=0)
         return us, np.hypot(council.likely * deviation, apart) + _NOISE
 
     def _new(self, points: np.ndarray) -> np.ndarray:
-        """On which axes no block of that width was measured [points, axes]."""
+        """Return on which axes no block of that width was measured [points, axes]."""
         known = [np.isin(column, levels) for column, levels in zip(points.T, self._levels, strict=True)]
         return ~np.stack(known, axis=1) if known else np.zeros(points.shape, dtype=bool)
 
     def _aliased(self, points: np.ndarray) -> np.ndarray:
-        """On which axes a width is new and the measured widths are whole gaps apart [points, axes].
-
-        All but a few measured widths are such, and the new one is not a whole gap from them.
-        """
+        """Return on which axes a width is new and off the even grid of almost all measured widths [points, axes]."""
         found = self._new(points)
         for axis, (widths, levels) in enumerate(zip(points.T, self._levels, strict=True)):
             gap, _ = _spacing(levels)
@@ -188,11 +177,9 @@ class Interpolation:
         return found
 
     def _unlike(self, points: np.ndarray) -> np.ndarray:
-        """By how much intervals are wider where a width's power of two is that of at most one knot on an axis.
+        """Return the widening of intervals at widths whose power of two at most one knot of an axis shares [points].
 
-        0 elsewhere [points].
-
-        Where knots are of three kinds or more, the worst error at one of them says how far off other kinds may be.
+        With knots of three kinds or more, the worst error at one of them bounds that of other kinds.
         """
         asked, known = _alignments(points), _alignments(self._knots)
         counts = (asked[:, None] == known[None]).sum(axis=1)
@@ -201,10 +188,7 @@ class Interpolation:
         return np.where(counts < 2, wider, 0.0).max(axis=1, initial=0.0)
 
     def _span(self, points: np.ndarray, us: np.ndarray, new: np.ndarray) -> np.ndarray:
-        """Error of predicting the latency of the neighbouring measured width [points].
-
-        On the axes on which a width is new.
-        """
+        """Return the distance of predictions from the latency at the neighbouring measured widths [points]."""
         reach = np.zeros(len(points))
         for sides in itertools.product((False, True), repeat=new.shape[1]):
             corners = points.copy()
@@ -216,10 +200,7 @@ class Interpolation:
         return reach
 
     def _between_even(self) -> float:
-        """Mean relative error that the intervals in the middle between evenly spaced widths let expect.
-
-        0 for an uneven grid.
-        """
+        """Return the mean relative error implied by the intervals midway between even widths; 0 for an uneven grid."""
         if not self._grid or all(_spacing(levels)[1] <= 1 - _FEW for levels in self._levels):
             return 0.0
         points = list(itertools.product(*map(_middles, self._levels)))
@@ -239,13 +220,10 @@ class Interpolation:
 
 
 def _elect(models: list[_Model], knots: np.ndarray, us: np.ndarray) -> _Council:
-    """The best models, judged at knots that had no part in choosing them.
-
-    Of those that are as good as exact the simplest.
-    """
+    """Choose the best models, judged at knots that had no part in choosing them; among exact ones, the simplest."""
     if not len(models[0].left_out):
         return _Council(models[:1], *[math.nan] * 5)
-    # Knots beyond all others on an axis are not judged: nobody asks what lies beyond.
+    # The single outermost knot of an axis is not judged: its prediction is an extrapolation, which is never asked for.
     beyond = [
         (column == end) & ((column == end).sum() == 1) for column in knots.T for end in (column.min(), column.max())
     ]
@@ -269,12 +247,10 @@ def _elect(models: list[_Model], knots: np.ndarray, us: np.ndarray) -> _Council:
 
 
 def _beside(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
-    """How far off predictions of the knots of a line are.
+    """Return the errors at the knots of a line: as a share of their neighbours' span, and relatively beyond that span.
 
-    Which share of what their neighbours span, and how far beyond, relative.
-
-    The share is doubled: a model in the middle of its neighbours is off by half of a step between them, one beside a
-    neighbour by all of it.
+    The share is doubled: a prediction midway between its neighbours is off by half of a step between them, one close to
+    a neighbour by all of it.
     """
     order = np.argsort(widths)
     us, there = us[order], predicted[order][1:-1]
@@ -284,29 +260,26 @@ def _beside(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> tuple[
 
 
 def likely(errors: np.ndarray) -> float:
-    """What a further error is below with a probability of 95 %.
-
-    More than the largest where they are too few to tell.
-    """
+    """Return the bound of a further error at 95 % probability; above the largest error if there are too few of them."""
     errors, enough = np.sort(errors), _COVERAGE / (1 - _COVERAGE)
     rank = min(math.ceil((len(errors) + 1) * _COVERAGE), len(errors))
     return float(errors[rank - 1]) * max(1.0, math.sqrt(enough / len(errors)))
 
 
 def _spacing(levels: np.ndarray) -> tuple[float, float]:
-    """The gap that most neighbouring widths have, the smallest of several, and the share of them that have it."""
+    """Return the most common gap between neighbouring widths, the smallest of several, and its share of the gaps."""
     gaps, counts = np.unique(np.diff(levels), return_counts=True)
     return float(gaps[counts.argmax()]), counts.max() / counts.sum()
 
 
 def _middles(levels: np.ndarray) -> np.ndarray:
-    """A width near the middle between each two, a multiple of what divides all of them where there is one."""
+    """Return a width near the middle of each gap: if possible, a multiple of the widths' greatest common divisor."""
     gaps, unit = np.diff(levels), float(np.gcd.reduce(levels.astype(int)))
     return levels[:-1] + np.where(gaps > unit, unit * np.maximum(gaps // (2 * unit), 1), gaps / 2)
 
 
 def _believable(knots: np.ndarray, us: np.ndarray) -> list[_Model]:
-    """The models that predict the knots best from one another."""
+    """Return the models that predict the knots best from one another."""
     axes = knots.shape[1]
     if len(us) < 2**axes + 3:  # too few to leave one out
         return [_fit(knots, us, (1,) * axes, _Kernel(4.0))._replace(left_out=np.empty(0))]
@@ -319,8 +292,8 @@ def _believable(knots: np.ndarray, us: np.ndarray) -> list[_Model]:
 
 
 def _ranked(knots: np.ndarray, us: np.ndarray) -> list[_Model]:
-    """All models of these knots, the best one first."""
-    # Where no group holds two of the measured widths, nothing tells a staircase from a line.
+    """Return all models of these knots, best first."""
+    # If no group holds two of the measured widths, a staircase cannot be told from a line.
     options = [
         (
             1,
@@ -352,9 +325,7 @@ def _fit(knots: np.ndarray, us: np.ndarray, groups: tuple[int, ...], kernel: _Ke
     scale = np.linalg.lstsq(trend / us[:, None], np.ones(len(us)), rcond=None)[0]
     unit = _unit(trend, scale, us)
     count, terms = trend.shape
-    sizes = np.linalg.norm(
-        trend / unit[:, None], axis=0
-    )  # else the ridge would hold back the terms whose columns are small
+    sizes = np.linalg.norm(trend / unit[:, None], axis=0)  # else the ridge would shrink terms with small columns
     system = np.zeros((count + terms, count + terms))
     system[:count, :count] = _alike(at, at, kernel) + kernel.nugget * np.eye(count)
     system[:count, count:] = trend / sizes / unit[:, None]
@@ -370,18 +341,18 @@ def _fit(knots: np.ndarray, us: np.ndarray, groups: tuple[int, ...], kernel: _Ke
 
 
 def _unit(trend: np.ndarray, scale: np.ndarray, us: np.ndarray) -> np.ndarray:
-    """The fitted trend, never near 0: what latencies are relative to."""
+    """Return the fitted trend, bounded away from 0, to which latencies are relative."""
     return np.clip(trend @ scale, us.min() / 2, None)
 
 
 def _rank(model: _Model) -> tuple[float, int, float]:
-    """The better model first; of equals the simpler one."""
+    """Return the sort key of a model: the better one first; of equals, the simpler one."""
     error = float(np.mean(np.abs(model.left_out)))
     return max(error, _NOISE), model.extras, error
 
 
 class _Coordinates(NamedTuple):
-    """Where points are for a kernel [points, axes]."""
+    """Coordinates of points in a kernel's space [points, axes]."""
 
     rounded: np.ndarray  # widths rounded up to whole groups
     unused: np.ndarray  # share of the last group
@@ -396,20 +367,20 @@ def _coordinates(widths: np.ndarray, groups: tuple[int, ...]) -> _Coordinates:
 
 
 def _alignments(widths: np.ndarray) -> np.ndarray:
-    """Exponent of the largest power of two, up to 64, that divides each width; 0 for what is not whole."""
+    """Return the exponent of the largest power of two, up to 64, that divides each width; 0 for fractions."""
     powers = 2.0 ** np.arange(1, _ALIGNMENT + 1)
     return (widths[..., None] % powers == 0).sum(axis=-1).astype(float)
 
 
 def _products(rounded: np.ndarray) -> np.ndarray:
-    """The products of every subset of the axes: what a multilinear function is a sum of."""
+    """Return the products of every subset of the axes, the terms of a multilinear function."""
     axes = range(rounded.shape[1])
     subsets = itertools.chain.from_iterable(itertools.combinations(axes, size) for size in range(len(axes) + 1))
     return np.stack([rounded[:, list(subset)].prod(axis=1) for subset in subsets], axis=1)
 
 
 def _alike(a: _Coordinates, b: _Coordinates, kernel: _Kernel) -> np.ndarray:
-    """Covariance of the process between points: Gaussian in each coordinate, the width itself in octaves."""
+    """Return the covariance of the process between points: Gaussian in each coordinate, with widths in octaves."""
     apart = _squares(np.log2(a.rounded), np.log2(b.rounded)) / kernel.reach**2
     if math.isfinite(kernel.slack):
         apart = apart + _squares(a.unused, b.unused) / kernel.slack**2

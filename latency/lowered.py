@@ -1,4 +1,4 @@
-"""A network as a backend is handed it: its ONNX, and what else it was lowered to."""
+"""A network in the form that backends take: its ONNX, and other forms that it was lowered to."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 OVERHEAD = "overhead"
-"""Key of the network that does next to nothing."""
+"""Key of the network that computes almost nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
-    """One network in every form that it was lowered to. A backend takes the form that it runs.
+    """One network in every form that it was lowered to; each backend uses the form that it runs.
 
     Attributes:
         onnx: serialized ONNX.
-        program: the same network as `torch.export.save` writes it (.pt2), made by the same call as the ONNX; None where
-            no backend that runs it was asked for.
-        key: of the table's row that it is measured for; "" for none.
+        program: the same network as written by `torch.export.save` (.pt2), from the same call as the ONNX; None if no
+            backend needs it.
+        key: key of the table's row that it is measured for; "" for none.
     """
 
     onnx: bytes
@@ -30,20 +30,20 @@ class Lowered:
 
     @classmethod
     def of(cls, model: "bytes | Lowered") -> "Lowered":
-        """Itself, or plain ONNX with nothing beside it."""
+        """Wrap serialized ONNX; return a lowered network unchanged."""
         return cls(onnx=model) if isinstance(model, bytes) else model
 
 
 def decode(onnx: bytes, *, weights: bool = True) -> "ModelProto":
-    """Read a serialized ONNX model that is whole by itself.
+    """Decode a self-contained serialized ONNX model.
 
     Args:
-        onnx: the model.
-        weights: whether its tensors must hold the numbers that they declare.
+        onnx: the serialized model.
+        weights: whether its tensors must hold the values that they declare.
 
     Raises:
-        BuildFailed: it is not an ONNX model, claims more than it has or than any network needs, or has a tensor in
-            another file.
+        BuildFailed: the data is not an ONNX model, declares larger sizes than it has or than any network needs, or
+            refers to a tensor in another file.
     """
     from latency.onnxproto import decode_onnx, is_external, named, tensors
 
@@ -57,14 +57,14 @@ def decode(onnx: bytes, *, weights: bool = True) -> "ModelProto":
 
 
 def require_static(onnx: bytes, *, batch: int | None = None) -> None:
-    """Check that every input of a serialized ONNX model has a fixed shape.
+    """Require that every input of a serialized ONNX model has a fixed shape.
 
     Args:
-        onnx: the model.
-        batch: what the first dimension must be; None for any.
+        onnx: the serialized model.
+        batch: required first dimension; None for any.
 
     Raises:
-        BuildFailed: it is not an ONNX model, or a shape is not so; names the input and its shape.
+        BuildFailed: the data is not an ONNX model, or an input has another shape; names the input and its shape.
     """
     graph = decode(onnx).graph
     weights = {tensor.name for tensor in graph.initializer}
@@ -83,7 +83,7 @@ def require_static(onnx: bytes, *, batch: int | None = None) -> None:
 
 
 def overhead_onnx(batch: int = 1) -> bytes:
-    """A network that does next to nothing: what is left is what every inference pays."""
+    """Return a serialized network that computes almost nothing; its latency is the overhead of every inference."""
     from onnx import TensorProto, helper
 
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 1, 1, 1]) for name in ("input", "output")]

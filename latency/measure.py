@@ -17,53 +17,49 @@ from latency.protocol import Protocol
 from latency.units import Unit
 from latency.values import SampleUs, TimeUs
 
-_WINDOW_MS = 50.0  # the longest window: a disturbance that comes and goes inside one is not seen
-_PATIENCE = 3  # windows that are thrown away may take this many times the protocol's ceiling of time
-# confidence of the test for a shift and of the interval of a median between modes: both are tried at every look
+_WINDOW_MS = 50.0  # longest sampling window; a shorter disturbance goes unnoticed
+_PATIENCE = 3  # discarded windows may take this many times the protocol's maximum time
+# Confidence of the test for a shift and of the interval of a median between modes; both are repeated at every look.
 _SURE = 0.999
 _Z = 3.29  # two-sided normal quantile of _SURE
-_CHANCE = 0.01  # that so empty a valley is seen where there is one mode, at most
-_LEAST_SHARE = 0.15  # of the samples, of a mode; outliers and regular spikes are fewer
+_CHANCE = 0.01  # maximum probability of so empty a valley if there is only one mode
+_LEAST_SHARE = 0.15  # minimum share of a mode in the samples; outliers and regular spikes are rarer
 _STATED = 0.99  # confidence at which a percentile is stated
 
 
 @typing.runtime_checkable
 class Timed(typing.Protocol):
-    """Something whose latency can be measured."""
+    """Something with a measurable latency."""
 
     def run(self, count: int) -> Sequence[float]:
-        """Run `count` inferences back to back; the latency of each in microseconds."""
+        """Run `count` inferences back to back; return the latency of each in microseconds."""
         ...
 
 
 @typing.runtime_checkable
 class Launched(Timed, typing.Protocol):
-    """Something on a GPU, to which the host can hand an inference in more than one way."""
+    """Something on a GPU whose inferences can be launched in several ways."""
 
     def launch(self, *, cuda_graph: bool, spin_wait: bool) -> str:
-        """Choose how later runs are launched; as `Protocol` has it.
-
-        Returns why that cannot be had and what is done instead, or "".
-        """
+        """Choose how later runs are launched, see `Protocol`; return the deviation from that and its reason, or ""."""
         ...
 
 
 class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Samples of a latency and what they say.
+    """Samples of a latency and their statistics.
 
     Attributes:
-        samples_us: the samples in the order in which they were taken, to a nanosecond, which is what the clock
-            resolves.
+        samples_us: the samples in the order in which they were taken, rounded to a nanosecond, the clock's resolution.
         median_us: their median.
         low_us: lower end of the median's interval.
-        high_us: upper end. Where the latency moved or has two modes, the interval spans the medians of both parts.
-        p90_us: the 90th percentile; None where the samples are too few to state it (`percentile`).
+        high_us: upper end. If the latency moved or has two modes, the interval spans the medians of both parts.
+        p90_us: the 90th percentile; None if there are too few samples to state it (`percentile`).
         p99_us: the 99th percentile; likewise.
-        status: `unstable` where the interval is wider than the protocol allows, the latency did not become stationary,
-            the samples have two modes, or the device was disturbed throughout.
-        reason: why it is unstable; "" where it is not.
-        error: in what it was not measured as the protocol asks; "" where it was.
-        clocks: what the monitor read between windows: the median of each value, and `discarded_windows`.
+        status: `unstable` if the interval is wider than the protocol allows, the latency did not become stationary, the
+            samples have two modes, or the device was disturbed throughout.
+        reason: why it is unstable; "" if it is not.
+        error: deviation of the measurement from the protocol; "" for none.
+        clocks: readings of the monitor between windows: the median of each value, and `discarded_windows`.
     """
 
     samples_us: tuple[SampleUs, ...]
@@ -79,11 +75,11 @@ class Measurement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def us(self) -> float:
-        """The latency: the median."""
+        """The median."""
         return self.median_us
 
     def remarks(self, unit: Unit) -> list[str]:
-        """What a person should know of it: the percentiles that were stated, and why it is unstable."""
+        """Remarks for the user: the stated percentiles, and why it is unstable."""
         tails = [
             f"{name} {unit.words(value)}"
             for name, value in (("p90", self.p90_us), ("p99", self.p99_us))
@@ -97,19 +93,18 @@ def measure(
 ) -> Measurement:
     """Measure a latency by a protocol.
 
-    Inferences run in windows. The monitor is read between them, never inside, as reading it takes time from the device;
-    a window with a disturbed reading at either end is thrown away and counted.
+    Inferences run in windows. The monitor is read between windows, never inside, as reading takes time from the device;
+    a window with a disturbed reading at either end is discarded and counted.
 
     After the fixed warm-up the device is watched for the protocol's `settle_runs` or `settle_ms`, and while the latency
-    still moves for longer, up to `max_time_ms`. Samples are taken from the stationary end of what was watched
-    (`stationary_from`), spread evenly over it. A transient that is flat and lasts longer than the watch cannot be told
-    from the latency itself.
+    still moves, up to `max_time_ms`. Samples are taken from the stationary end of the watched runs (`stationary_from`),
+    spread evenly over it. A flat transient that outlasts the watch cannot be distinguished from the latency itself.
 
     Args:
-        timed: what to run.
+        timed: what to measure.
         protocol: warm-up, stop rule and limits.
-        clock: monotonic nanoseconds; decides how long to go on, never what a sample is.
-        monitor: watches the device; None for nobody.
+        clock: monotonic nanoseconds; decides when to stop, never the value of a sample.
+        monitor: watches the device; None for none.
     """
     error = (
         timed.launch(cuda_graph=protocol.cuda_graph, spin_wait=protocol.spin_wait)
@@ -136,14 +131,14 @@ def measure(
 
 
 class _Windows:
-    """Runs something window by window and keeps the latencies of the undisturbed windows.
+    """Runs something window by window and keeps the latencies of undisturbed windows.
 
     Attributes:
-        runs_us: of every run in an undisturbed window.
-        elapsed_ms: how long those windows took.
-        last_us: the runs of the latest window, disturbed or not.
-        discarded_ms: how long the disturbed windows took.
-        disturbed: by what.
+        runs_us: latency of every run in undisturbed windows.
+        elapsed_ms: duration of those windows.
+        last_us: runs of the latest window, disturbed or not.
+        discarded_ms: duration of the disturbed windows.
+        disturbed: disturbances of the latest window.
     """
 
     def __init__(self, timed: Timed, clock: Callable[[], int], monitor: Monitor | None) -> None:
@@ -155,7 +150,7 @@ class _Windows:
         self.disturbed: tuple[str, ...] = ()
 
     def run(self, count: int) -> bool:
-        """Run one window; whether it was undisturbed, and so kept."""
+        """Run one window; return whether it was undisturbed, and so kept."""
         start = self._clock()
         self.last_us = self._timed.run(count)
         window_ms = (self._clock() - start) / 1e6
@@ -171,7 +166,7 @@ class _Windows:
         return True
 
     def clocks(self) -> dict[str, float]:
-        """As of `Measurement`."""
+        """Return the readings, see `Measurement.clocks`."""
         names = dict.fromkeys(name for reading in self._readings for name in reading.clocks)
         medians = {
             name: statistics.median(reading.clocks[name] for reading in self._readings if name in reading.clocks)
@@ -181,7 +176,7 @@ class _Windows:
 
 
 def _count(windows: _Windows, protocol: Protocol) -> int:
-    """Runs of the next window. Windows grow with what is there, so that a long run is not cut into many short ones."""
+    """Return the number of runs of the next window. Windows grow, so that a long watch is not split into many."""
     taken, elapsed_ms = len(windows.runs_us), windows.elapsed_ms
     count = max(
         protocol.min_samples - taken, min(taken // 2, int(taken * _WINDOW_MS / elapsed_ms) if elapsed_ms else taken), 1
@@ -190,7 +185,7 @@ def _count(windows: _Windows, protocol: Protocol) -> int:
 
 
 def _judge(windows: _Windows, protocol: Protocol) -> Measurement | None:
-    """What the runs say; None where more are needed."""
+    """Return the measurement from the runs so far; None if more are needed."""
     taken = len(windows.runs_us)
     if (
         taken < protocol.settle_runs and windows.elapsed_ms < protocol.settle_ms
@@ -209,9 +204,9 @@ def _judge(windows: _Windows, protocol: Protocol) -> Measurement | None:
 
 
 def _spread(values: Sequence[float], most: int) -> Sequence[float]:
-    """At most so many of the values, in their order: one of each stretch, at a place that varies.
+    """Thin values to at most `most`, in order: one from each stretch, at a random position.
 
-    Values at even distances would have too many or none of the spikes that come regularly.
+    Evenly spaced values could contain too many or none of the regular spikes.
     """
     if len(values) <= most:
         return values
@@ -220,20 +215,20 @@ def _spread(values: Sequence[float], most: int) -> Sequence[float]:
 
 
 def stationary_from(runs_us: Sequence[float], tolerance: float) -> tuple[int, bool]:
-    """Where the stationary end of a series of latencies begins.
+    """Find the stationary end of a series of latencies.
 
-    The whole series, its last three quarters and its last half are tried in this order: a transient is cut off by a
-    fixed share of what was seen, as the initial transient of a simulation is (Welch 1983, "The statistical analysis of
-    simulation results"), so that what is left must hold for as long as what was cut. Of the one that did not move
-    (`_moved`) the first eighth is dropped, too: less than half of it may still be the transient's end. A latency need
-    not become stationary at all (Barrett et al. 2017, "Virtual machine warmup blows hot and cold").
+    The whole series, its last three quarters and its last half are tried in this order: a fixed share of the watched
+    runs is cut off as the initial transient of a simulation is (Welch 1983, "The statistical analysis of simulation
+    results"), so that the rest must be stationary for at least as long as the part that was cut. The first eighth of
+    the one that did not move (`_moved`) is dropped too: less than half of it may still be the transient's end. A
+    latency need not become stationary at all (Barrett et al. 2017, "Virtual machine warmup blows hot and cold").
 
     Args:
-        runs_us: in the order in which they were taken.
-        tolerance: a shift of the median by less than this is none, relative.
+        runs_us: latencies in the order in which they were measured.
+        tolerance: relative shift of the median that is ignored.
 
     Returns:
-        Index of the first stationary run, and whether there is one; where there is none, that of the last half.
+        Index of the first stationary run, and whether there is one; if not, the index for the last half.
     """
     runs, n = np.asarray(runs_us, dtype=float), len(runs_us)
     for start in (0, n // 4, n // 2):
@@ -243,15 +238,15 @@ def stationary_from(runs_us: Sequence[float], tolerance: float) -> tuple[int, bo
 
 
 def _moved(runs: np.ndarray, tolerance: float) -> tuple[float, float] | None:
-    """Whether an end of a series differs from the whole: its first or last eighth or half.
+    """Return whether an end of a series, its first or last eighth or half, differs from the whole.
 
-    A sign test against the median of the whole (Mood 1950, "Introduction to the theory of statistics", chapter 16): of
-    a part's values, significantly more than half are on one side of it, and further away than the tolerance. It needs
-    no distribution of the noise, and an outlier counts as one value. The medians of both halves may not differ by twice
-    the tolerance either, which tells where there are few.
+    A sign test against the median of the whole (Mood 1950, "Introduction to the theory of statistics", chapter 16):
+    significantly more than half of a part's values are on one side of the median, by more than the tolerance. It
+    assumes no distribution of the noise, and an outlier counts as one value. The medians of both halves must not differ
+    by twice the tolerance either, which decides if there are few values.
 
     Returns:
-        The medians of the first and of the last part where they differ; else None.
+        The medians of the first and the last part if they differ; else None.
     """
     n, median = len(runs), float(np.median(runs))
     high, low = runs > median * (1 + tolerance), runs < median * (1 - tolerance)
@@ -269,7 +264,7 @@ def _moved(runs: np.ndarray, tolerance: float) -> tuple[float, float] | None:
 
 
 def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:
-    """What samples in microseconds say by a protocol's limits."""
+    """Return the measurement of samples in microseconds, judged by a protocol's limits."""
     samples_us = tuple(round(float(sample), 3) for sample in samples)
     median_us = statistics.median(samples_us)
     low_us, high_us = median_interval(samples_us, protocol.confidence)
@@ -298,10 +293,7 @@ def summarize(samples: Sequence[float], protocol: Protocol) -> Measurement:
 
 
 class _Modes(NamedTuple):
-    """Two modes that samples have.
-
-    The medians of both, in the samples' unit, and the lower one's share of the samples.
-    """
+    """Two modes of samples: the medians of both, in the samples' unit, and the lower one's share of the samples."""
 
     lower: float
     upper: float
@@ -309,17 +301,15 @@ class _Modes(NamedTuple):
 
 
 def _two_modes(samples: Sequence[float], tolerance: float) -> _Modes | None:
-    """The two modes of samples.
+    """Find two modes of samples; None for one mode, or for modes closer than the tolerance, relative to the median.
 
-    None where they are of one, or where their modes are closer than the tolerance, relative to the median.
-
-    There are two where both sides of some split have at least `_LEAST_SHARE` of the samples, and the valley around it,
-    the middle half of what is between the medians of both sides, has none or few. A density with one mode has no
-    valley: a normal, a uniform and an exponential one have at least half of the smaller side's samples there, and a
-    spike with a flat tail, the worst case, has a quarter. So a valley is one where so few samples have a probability
-    below `_CHANCE` if a quarter is expected; or where none are in it and the split is within the 99.9 % interval of the
-    median, as then it is a matter of chance on which side the median is. Skewed jitter has no valley, and outliers have
-    too small a share. It takes about a hundred samples to find a mode of 30 % beside the median.
+    There are two modes if both sides of some split have at least `_LEAST_SHARE` of the samples, and the valley around
+    the split, the middle half between the medians of both sides, has none or few. A density with one mode has no
+    valley: normal, uniform and exponential densities have at least half of the smaller side's samples there, and a
+    spike with a flat tail, the worst case, has a quarter. So a valley is one where the number of samples has a
+    probability below `_CHANCE` if a quarter is expected; or where there are none and the split is within the 99.9 %
+    interval of the median, as it is then a matter of chance which side the median is on. Skewed jitter has no valley,
+    and outliers have too small a share. Detecting a mode of 30 % beside the median takes about a hundred samples.
     """
     ordered, n = np.sort(np.asarray(samples)), len(samples)
     least = math.ceil(_LEAST_SHARE * n)
@@ -347,16 +337,16 @@ def _two_modes(samples: Sequence[float], tolerance: float) -> _Modes | None:
 
 
 def _poisson_at_most(count: int, expected: float) -> float:
-    """How probable it is to see no more than `count` where a number is expected."""
+    """Return the probability of at most `count` events, given the expected number."""
     terms = [k * math.log(expected) - math.lgamma(k + 1) for k in range(min(count, int(expected)) + 1)]
     return math.fsum(math.exp(term - expected) for term in terms)
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:
-    """The smallest sample that at least `share` of the samples do not exceed; None where they are too few to state it.
+    """Return the smallest sample that at least `share` of the samples do not exceed; None if there are too few samples.
 
     Args:
-        samples: in any order and unit.
+        samples: values in any order and unit.
         share: such as 0.99.
     """
     if len(samples) < samples_to_state(share):
@@ -366,11 +356,11 @@ def percentile(samples: Sequence[float], share: float) -> float | None:
 
 @cache
 def samples_to_state(share: float) -> int:
-    """The number of samples that it takes to state a percentile at 99 % confidence: 64 for the 90th, 662 for the 99th.
+    """Return the number of samples needed to state a percentile at 99 % confidence: 64 for the 90th, 662 for the 99th.
 
     The rule of MLPerf's LoadGen (mlcommons/inference, loadgen/early_stopping.cc) with one sample over the percentile:
-    the smallest n for which at most one of n samples would exceed it with a probability of no more than 1 %, each doing
-    so with 1 - share.
+    the smallest n for which at most one of n samples exceeds it with a probability of at most 1 %, if each does with
+    probability 1 - share.
     """
     n = 2
     while share**n + n * (1 - share) * share ** (n - 1) > 1 - _STATED:
@@ -379,13 +369,13 @@ def samples_to_state(share: float) -> int:
 
 
 def median_interval(samples: Sequence[float], confidence: float) -> tuple[float, float]:
-    """The percentile bootstrap interval of the median, in the limit of infinitely many resamples.
+    """Return the percentile bootstrap interval of the median, in the limit of infinitely many resamples.
 
-    A resample's median is at most the k-th smallest sample when at least half of its draws are, and the number of those
-    draws is binomial (Efron 1979, "Bootstrap methods: another look at the jackknife", section 3). So the interval's
-    ends are two order statistics whose ranks depend on the number of samples alone: deterministic, no random numbers.
-    For an even number the lower middle value gives the lower end and the upper middle one the upper end, which is never
-    narrower than the exact interval.
+    A resample's median is at most the k-th smallest sample if at least half of its draws are, and the number of those
+    draws is binomial (Efron 1979, "Bootstrap methods: another look at the jackknife", section 3). So the ends of the
+    interval are two order statistics whose ranks depend only on the number of samples: deterministic, no random
+    numbers. For an even number of samples the lower middle value gives the lower end and the upper middle value the
+    upper end, which is never narrower than the exact interval.
 
     Args:
         samples: at least one value.
@@ -401,14 +391,14 @@ def median_interval(samples: Sequence[float], confidence: float) -> tuple[float,
 
 @cache
 def _lower_rank(n: int, confidence: float) -> int:
-    """Index of the interval's lower end among n sorted samples; the upper end mirrors it."""
+    """Return the index of the interval's lower end among n sorted samples; the upper end mirrors it."""
     middle = (n + 1) // 2
     draws = np.arange(middle, n + 1)
     log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     log_ways = log_factorial[n] - log_factorial[draws] - log_factorial[n - draws]
 
     def at_most(below: int) -> float:
-        """How probable it is that a resample's median is at most the `below`-th smallest sample."""
+        """Return the probability that a resample's median is at most the `below`-th smallest sample."""
         p = below / n
         return float(np.exp(log_ways + draws * math.log(p) + (n - draws) * math.log1p(-p)).sum())
 

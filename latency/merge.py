@@ -1,4 +1,4 @@
-"""Join tables that were measured in parts, on equal devices."""
+"""Merge tables that were measured in parts on equal devices."""
 
 import os
 from collections.abc import Sequence
@@ -16,29 +16,26 @@ from latency.tablefile import TableWriter
 
 
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> LatencyTable:
-    """Write one table with the rows of several, history and sentinels included, one part behind the other.
+    """Write one table with the rows of several, part after part, with history and sentinels. The write is atomic.
 
-    The file appears whole.
+    Each part must end with a good sentinel, because later rows may be those of a drifted device. So does the result.
 
-    Each part has to end with a good sentinel: the rows behind it may be those of a device that drifted. So does the
-    table.
-
-    Of a key that several parts have, a row that is `ok` supersedes one that is not, a measured one one that is
-    transferred, and else the later part's the earlier's.
+    Of several rows of one key, `ok` supersedes any other status and a measured row supersedes a transferred one;
+    otherwise the row of the later part wins.
 
     Args:
         paths: the parts.
-        out: a file that is not there yet.
+        out: path of a file that does not exist yet.
 
     Returns:
         The table, with the warnings of its parts.
 
     Raises:
         TableError: a part cannot be read.
-        FingerprintMismatch: a part was measured otherwise than the first, or is replayed or simulated where that is
-            not; names the field.
-        LatencyError: there is no part, the file is there, or a part does not end with a good sentinel: names it and the
-            command.
+        FingerprintMismatch: a part has another fingerprint than the first, or only one of both is replayed or
+            simulated; names the field.
+        LatencyError: there are no parts, the file exists, or a part does not end with a good sentinel; names the part
+            and the command that completes it.
     """
     if not paths:
         raise LatencyError("nothing to merge: name the tables")
@@ -49,10 +46,8 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
         table.header.require_origin(
             first.origin,
             what=f"table {table.path}",
-            mend=(
-                "merge tables that were measured with their like only, and replayed ones with replays of the same "
-                "recording"
-            ),
+            mend="merge tables that were measured with their like only, and replayed ones with replays of the same "
+            "recording",
         )
         require_equal(
             table.header.made_like(first),
@@ -85,5 +80,5 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
 
 
 def _rank(row: Row) -> int:
-    """Which row of a key counts, the higher one."""
+    """Return the rank of a row among those of its key; the highest one is used."""
     return {"ok": 2, "transferred": 0}.get(row.status, 1)

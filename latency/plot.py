@@ -1,10 +1,8 @@
-"""A latency table as pictures: latency over width a family, heat maps, and predicted against measured networks.
+"""Plots of a latency table: latency over width, heat maps, predicted against measured networks. Needs matplotlib.
 
-Needs matplotlib.
-
-Shapes tell what colours do: a full dot was measured, a hollow one interpolated, a square transferred from another
-device, a diamond held out to judge these, a cross is unstable. Colours are taken from a palette, so that a page can
-paint for light and dark at once.
+Markers carry the same information as colours: a filled dot is measured, a hollow one interpolated, a square transferred
+from another device, a diamond held out to judge the predictions, a cross unstable. Colours come from a palette, so that
+a page can be rendered for light and dark at once.
 """
 
 import itertools
@@ -28,15 +26,15 @@ from latency.table import LatencyTable
 from latency.units import Unit, unit_for
 
 WIDTH_IN = 10.0
-"""Of every picture, in inches."""
+"""Width of every picture in inches."""
 _SMALL = 8
-"""Points of the smallest text."""
+"""Smallest font size in points."""
 
 Family = dict[BlockSpec, Row]
 
 
 class Palette(NamedTuple):
-    """Colours, as matplotlib takes them."""
+    """Colours in matplotlib's notation."""
 
     ink: str
     paper: str
@@ -49,7 +47,7 @@ PRINT = Palette("#1b1f24", "#ffffff", "#0a5fb4", "#8a4b00")
 
 @dataclass(frozen=True)
 class Picture:
-    """Something to paint into a figure of matplotlib that is `WIDTH_IN` wide."""
+    """A plot to draw into a matplotlib figure that is `WIDTH_IN` wide."""
 
     title: str
     caption: str
@@ -58,10 +56,10 @@ class Picture:
 
 
 def require_picture(out: Path, *, force: bool = False) -> None:
-    """Check that `plot` can write a file; see `latency.outputs.require_file`.
+    """Require that `plot` can write a file; see `latency.outputs.require_file`.
 
     Raises:
-        LatencyError: it cannot, or it would be another kind of file.
+        LatencyError: the file cannot be written, or its suffix is neither .png nor .svg.
     """
     if out.suffix not in _METADATA:
         raise LatencyError(f"--plot writes NAME.png or NAME.svg, found {out}")
@@ -69,20 +67,20 @@ def require_picture(out: Path, *, force: bool = False) -> None:
 
 
 _METADATA = {".png": {"Software": GENERATOR}, ".svg": {"Title": GENERATOR}}
-"""By what the file is known as one of ours."""
+"""Metadata by which a picture is recognized as one of ours, for each suffix."""
 
 
 def plot(table: LatencyTable, out: Path, *, force: bool = False) -> None:
     """Draw a table into a file.
 
     Args:
-        table: what to draw.
-        out: NAME.png or NAME.svg; a picture that this function drew before is replaced.
+        table: table to draw.
+        out: NAME.png or NAME.svg; a picture that this function drew earlier is replaced.
         force: whether any file is replaced.
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        LatencyError: another kind of file, one that cannot be written, or nothing to draw.
+        LatencyError: the suffix is unknown, the file cannot be written, or there is nothing to draw.
     """
     require_picture(out, force=force)
     require("matplotlib", "report")
@@ -97,17 +95,17 @@ def plot(table: LatencyTable, out: Path, *, force: bool = False) -> None:
 
 
 def plot_diffs(tables: Sequence[LatencyTable], diffs: Sequence[Diff], out: Path, *, force: bool = False) -> None:
-    """Draw how tables compare with the first into a file.
+    """Draw a comparison of tables with the first one into a file.
 
     Args:
-        tables: the first, and those that are compared with it.
-        diffs: of each of these.
-        out: see `plot`, as its next.
+        tables: the reference, then the tables compared with it.
+        diffs: comparison of each of the latter.
+        out: NAME.png or NAME.svg; see `plot`.
         force: whether any file is replaced.
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        LatencyError: another kind of file, or one that cannot be written.
+        LatencyError: the suffix is unknown, or the file cannot be written.
     """
     require_picture(out, force=force)
     require("matplotlib", "report")
@@ -148,7 +146,7 @@ def _save(title: str, drawn: Sequence[Picture], out: Path) -> None:
 
 
 def _ratios(figure: Any, found: Diff, palette: Palette) -> None:
-    """Ratios of rows, a line a family, and the mean of each."""
+    """Draw the ratios of rows on one line per family, with the mean of each."""
     ax = figure.add_subplot()
     lines = [*found.families, found.overall]
     ax.axvspan(1 - found.tolerance, 1 + found.tolerance, color=palette.ink, alpha=0.1, linewidth=0)
@@ -165,12 +163,12 @@ def _ratios(figure: Any, found: Diff, palette: Palette) -> None:
 
 
 def pictures(table: LatencyTable, palette: Palette, unit: Unit) -> list[Picture]:
-    """What there is to see in a table: how well it predicts, blocks over their widths, and blocks of one width.
+    """Return the pictures of a table: predicted against measured networks, blocks over widths, blocks of one width.
 
     Args:
-        table: what to draw.
-        palette: its colours.
-        unit: of the latencies of networks; those of blocks are in microseconds.
+        table: table to draw.
+        palette: colours.
+        unit: unit of the latencies of networks; those of blocks are in microseconds.
     """
     families: dict[str, Family] = {}
     for row in table.rows:
@@ -201,10 +199,8 @@ def pictures(table: LatencyTable, palette: Palette, unit: Unit) -> list[Picture]
         lines = math.ceil(len(wide) / columns)
         caption = (
             "A panel a family of blocks, in microseconds. Full dot: measured, with its interval; hollow dot and "
-            "hatched band: interpolated "
-            "with its interval; square: transferred from another device; diamond: measured, but held out to judge "
-            "these; cross: unstable. "
-            "Over two widths the colour of a cell is its latency."
+            "hatched band: interpolated with its interval; square: transferred from another device; diamond: measured, "
+            "but held out to judge these; cross: unstable. Over two widths the colour of a cell is its latency."
         )
         height = lines * (2.3 if columns == 4 else 3.4)
         drawn.append(
@@ -244,7 +240,7 @@ def _families(figure: Any, table: LatencyTable, families: dict[str, Family], col
 
 
 def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str, palette: Palette) -> None:
-    """Latency over one width; the others are the widest ones where there are several."""
+    """Draw latency over one width, with any other widths at their largest."""
     widest = max(rows, key=lambda spec: tuple(width for _, width in spec.widths))
     line = {
         spec.width(name): row for spec, row in rows.items() if spec.with_widths(**{name: widest.width(name)}) == widest
@@ -284,22 +280,19 @@ def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str,
 
 
 _HOLLOW = {"interpolated": "o", "transferred": "s"}
-"""How latencies are marked that were not measured, by their source."""
+"""Marker of latencies that were not measured, by their source."""
 
 
 def _intervals(
     ax: Any, x: Sequence[int] | Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette
 ) -> None:
-    """Vertical bars, in one line with gaps.
-
-    A table has thousands, and each alone would be an element of the picture.
-    """
+    """Draw vertical bars as one line with gaps: tables have thousands, and each would be an element of the picture."""
     gaps = [math.nan] * len(x)
     ax.plot(np.ravel([x, x, gaps], "F"), np.ravel([low, high, gaps], "F"), color=palette.ink, linewidth=0.8, alpha=0.7)
 
 
 def _grid(widths: list[int]) -> list[int]:
-    """The widths, and those between them that a grid of the finest distance seen would have too."""
+    """Return the widths of a uniform grid with the smallest measured spacing, and the measured widths."""
     step = min((b - a for a, b in itertools.pairwise(widths)), default=1)
     return sorted({*widths, *range(widths[0], widths[-1], step)})
 
@@ -332,7 +325,7 @@ def _over_two_widths(
             marks["D"].append((j, i))
     legend(figure, heat_map(ax, values), ax, "µs")
     if not marks["o"] and not marks["s"]:
-        marks["D"].clear()  # nothing is predicted, so nothing was held out to judge it
+        marks["D"].clear()  # no predictions, so no held-out blocks to judge them
     for marker, places in marks.items():
         x, y = ([place[axis] + first for place in places] for axis, first in ((0, 1), (1, 0)))
         ax.plot(x, y, marker, mfc=palette.paper, mec=palette.second, mew=0.8, ms=3)
@@ -346,28 +339,28 @@ def _over_two_widths(
 
 
 def heat_map(ax: Any, values: Any, *, most: float | None = None) -> Any:
-    """Draw cells in a perceptually uniform colour map, which people who cannot tell red from green read too.
+    """Draw cells in a perceptually uniform colour map that colour-blind readers can read.
 
     Args:
-        ax: where; cell [y, x] is about the point (x + 1, y), so that epochs count from 1.
-        values: [rows, columns], not negative; NaN is left out.
-        most: the value at the upper end of the colours; None for the largest there is.
+        ax: matplotlib axes; cell [y, x] is centred on the point (x + 1, y), so that epochs count from 1.
+        values: [rows, columns], non-negative; NaN is left out.
+        most: value at the upper end of the colour map; None for the largest value.
 
     Returns:
-        What `legend` takes.
+        The mesh, for `legend`.
     """
     import matplotlib
 
     values = np.ma.masked_invalid(np.asarray(values, float))
     rows, columns = values.shape
-    colours = matplotlib.colormaps["viridis"].resampled(24)  # few enough that the legend, too, stays vectors
+    colours = matplotlib.colormaps["viridis"].resampled(24)  # few enough that the legend stays vector graphics
     return ax.pcolormesh(
         np.arange(columns + 1) + 0.5, np.arange(rows + 1) - 0.5, values, cmap=colours, vmin=0, vmax=most
     )
 
 
 def legend(figure: Any, mesh: Any, axes: Any, label: str) -> None:
-    """Say what the colours of a heat map are, beside the axes that have it."""
+    """Draw the colour bar of a heat map next to its axes."""
     bar = figure.colorbar(mesh, ax=axes, pad=0.02)
     bar.set_label(label, fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)

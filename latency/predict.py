@@ -1,4 +1,4 @@
-"""From latencies of blocks to the latency of a network, with its error."""
+"""Predict the latency of a network from the latencies of its blocks, with its error."""
 
 import math
 from collections import Counter
@@ -11,17 +11,17 @@ import numpy as np
 from latency.block import BlockSpec
 
 MIN_NETWORKS = 6
-"""Measured networks that it takes to fit a predictor: three coefficients, and something left to judge them by."""
+"""Minimum number of measured networks to fit a predictor: three coefficients, and some networks to judge them."""
 _FOLDS = 10
-_UNFITTED_HALF_WIDTH = 0.25  # plain sums are off by 9 % on average; nothing was measured that says it is less here
+_UNFITTED_HALF_WIDTH = 0.25  # plain sums are off by 9 % on average; no measurement shows that it is less here
 
 
 class Sums(NamedTuple):
-    """What a prediction takes of a network's blocks.
+    """Sums over a network's blocks that a prediction needs.
 
     Attributes:
-        us: sum of their latencies.
-        counts: how many there are of each kind, by `BlockSpec.op`.
+        us: sum of their latencies in microseconds.
+        counts: number of blocks of each kind, by `BlockSpec.op`.
         kelements: thousands of elements in their inputs.
     """
 
@@ -31,36 +31,37 @@ class Sums(NamedTuple):
 
     @classmethod
     def of(cls, blocks: Sequence[BlockSpec], us: Sequence[float]) -> "Sums":
-        """Of blocks and their latencies."""
+        """Sum over blocks, given their latencies."""
         return cls(
             math.fsum(us), Counter(block.op for block in blocks), math.fsum(block.input_kelements for block in blocks)
         )
 
 
 class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Latency of a network as a linear function of the latencies of its blocks.
+    """Network latency from block latencies.
 
     latency = network_us + sum over blocks of (scale * latency - saved_us of its kind - saved_us_per_kelement *
     kelements of its input).
 
-    A block measured by itself pays for a launch, and converts its input and its output to and from the runtime's own
-    layout. Inside of a network it does not, and what that saves depends on what kind of block it is: a convolution
-    converts, a sum does not.
+    A block measured by itself pays for a launch, and converts its input and output from and to the runtime's own
+    layout. Inside a network it does not; the saving depends on the kind of block: a convolution converts, a sum does
+    not.
 
     Attributes:
-        scale: of every block's latency.
-        saved_us: of each kind of block, by `BlockSpec.op`; empty where too few networks were measured to tell kinds
-            apart.
-        saved_us_else: of every other kind.
-        saved_us_per_kelement: of 1000 elements in a block's input.
-        network_us: what a network takes beside its blocks.
-        mean_absolute_error: relative, of networks that the fit has not seen; NaN where no network was measured.
-        bias: their mean signed relative error, predicted against measured; NaN likewise.
-        within_5: share of them that are predicted to 5 %; NaN likewise.
-        within_10: to 10 %.
-        kendall_tau: how well their order is predicted, from -1 to 1 (Kendall 1938, tau-a); NaN for fewer than two.
-        half_width: 95 % of predictions are within so much of the truth, relative.
-        networks: how many measured networks the above comes from.
+        scale: factor on every block's latency.
+        saved_us: saving of each kind of block, by `BlockSpec.op`; empty if too few networks were measured to
+            distinguish kinds.
+        saved_us_else: saving of any other kind.
+        saved_us_per_kelement: saving per 1000 elements of a block's input.
+        network_us: latency of a network beyond its blocks.
+        mean_absolute_error: mean relative absolute error at networks unseen by the fit; NaN if no network was measured.
+        bias: mean signed relative error, predicted against measured; NaN likewise.
+        within_5: share of them that are predicted within 5 %; NaN likewise.
+        within_10: share of them that are predicted within 10 %; NaN likewise.
+        kendall_tau: rank correlation of predictions, from -1 to 1 (Kendall 1938, tau-a); NaN for fewer than two
+            networks.
+        half_width: relative half-width of the 95 % interval of predictions.
+        networks: number of measured networks behind these numbers.
     """
 
     scale: float
@@ -77,7 +78,7 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     networks: int
 
     def added_us(self, op: str, us: Any, kelements: Any) -> Any:
-        """What a block adds to the latency of a network; plain arithmetic, for floats, arrays and tensors alike.
+        """Return what a block adds to the latency of a network; works for floats, arrays and tensors.
 
         Args:
             op: kind of block.
@@ -87,7 +88,7 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.scale * us - self.saved_us.get(op, self.saved_us_else) - self.saved_us_per_kelement * kelements
 
     def network(self, sums: Sums) -> float:
-        """Latency of a network in microseconds."""
+        """Predict the latency of a network in microseconds."""
         saved = math.fsum(count * self.saved_us.get(op, self.saved_us_else) for op, count in sums.counts.items())
         return self.network_us + self.scale * sums.us - saved - self.saved_us_per_kelement * sums.kelements
 
@@ -95,14 +96,13 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def fit(networks: Sequence[Sums], measured_us: Sequence[float], overhead_us: float) -> Predictor:
     """Fit a predictor by relative least squares, and judge it by cross-validation.
 
-    Kinds of block are told apart where networks are twice as many as the coefficients, in every fold. Coefficients that
-    the networks do not tell apart, such as those of a stem and a head that every network has once, share what is known
-    of their sum.
+    Kinds of block are distinguished if there are twice as many networks as coefficients in every fold. Coefficients
+    that the networks cannot separate, such as those of a stem and a head that every network has once, share their sum.
 
     Args:
-        networks: measured ones.
-        measured_us: latency of each.
-        overhead_us: latency of an empty network: what a block saves where there are too few networks to fit.
+        networks: sums of the measured networks.
+        measured_us: latency of each in microseconds.
+        overhead_us: latency of an empty network, which a block saves if there are too few networks to fit.
     """
     n, y = len(networks), np.asarray(measured_us, dtype=float)
     kinds = tuple(sorted({kind for sums in networks for kind in sums.counts}))
@@ -119,14 +119,14 @@ def fit(networks: Sequence[Sums], measured_us: Sequence[float], overhead_us: flo
 
 
 def _columns(sums: Sums, kinds: Sequence[str]) -> list[float]:
-    """What each coefficient is multiplied with; without kinds every block saves alike, but for the first."""
+    """Return the factor of each coefficient; without kinds, every block but the first saves the same."""
     if not kinds:
         return [sums.us, 1.0 - sum(sums.counts.values()), -sums.kelements]
     return [sums.us, *(-float(sums.counts.get(kind, 0)) for kind in kinds), -sums.kelements, 1.0]
 
 
 def _coefficients(found: np.ndarray, kinds: Sequence[str]) -> dict[str, Any]:
-    """As fields of a `Predictor`, in the order of `_columns`."""
+    """Return the fields of a `Predictor` for a solution in the order of `_columns`."""
     if not kinds:
         scale, saved_us, per_kelement = map(float, found)
         each, network_us = [], saved_us
@@ -143,10 +143,7 @@ def _coefficients(found: np.ndarray, kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Coefficients with the least sum of squared relative errors.
-
-    Columns are scaled first: the rank must not depend on units.
-    """
+    """Minimize the sum of squared relative errors. Columns are scaled first, as the rank must not depend on units."""
     a = x / y[:, None]
     norm = np.linalg.norm(a, axis=0)
     norm[norm == 0] = 1
@@ -165,17 +162,14 @@ def _predictor(
         within_5=float((sizes <= 0.05).mean()) if len(errors) else float("nan"),
         within_10=float((sizes <= 0.10).mean()) if len(errors) else float("nan"),
         kendall_tau=kendall_tau(predicted_us, measured_us),
-        # The sample quantile that never interpolates downwards: with fewer than 20 networks it is the largest error.
+        # The sample quantile without interpolation downwards: with fewer than 20 networks it is the largest error.
         half_width=max([at_least, *([float(np.quantile(sizes, 0.95, method="higher"))] if len(errors) else [])]),
         networks=len(errors),
     )
 
 
 def kendall_tau(a: np.ndarray, b: np.ndarray) -> float:
-    """Pairs that two series order alike less those that they order otherwise, as a share of all pairs.
-
-    NaN for fewer than two values.
-    """
+    """Return the share of pairs that two series order alike minus that of the others; NaN for fewer than two values."""
     pairs = len(a) * (len(a) - 1) / 2
     agree = np.sign(a[:, None] - a) * np.sign(b[:, None] - b)
     return float(agree.sum() / 2 / pairs) if pairs else float("nan")

@@ -1,9 +1,7 @@
-"""How a command begins and ends.
+"""Start and end of a command: its standard streams, the signals that stop it, and the exit code of each exception.
 
-Its standard streams, the signals that end it, and which exception gives which exit code.
-
-Exit codes: 0 done; 1 a verdict fails; 2 bad input; 70 a fault of this program; 130, 143 and 129 ended by SIGINT
-(Ctrl-C), SIGTERM and SIGHUP; 141 nobody reads the output any more.
+Exit codes: 0 done; 1 a verdict fails; 2 bad input; 70 a fault of this program; 130, 143 and 129 stopped by SIGINT
+(Ctrl-C), SIGTERM and SIGHUP; 141 the reader of the output is gone.
 """
 
 import contextlib
@@ -21,19 +19,19 @@ BAD_INPUT = 2
 FAULT = 70
 """EX_SOFTWARE of sysexits.h."""
 DEBUG = "LATHE_DEBUG"
-"""Environment variable; where it is set, a fault shows its traceback."""
+"""Environment variable; if it is set, a fault shows its traceback."""
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
 _LIMIT = 2000
-_LONG_WORD = 300  # characters: somebody's nonsense, which is not to push out what is said of it
+_LONG_WORD = 300  # characters; longer words are cut, so that they do not displace the message
 _REPEAT_S = 1.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal ends the command. What a `KeyboardInterrupt` cleans up, this does, too.
+    """A signal stops the command. Code that cleans up after a `KeyboardInterrupt` handles it too.
 
     Attributes:
-        signum: the signal.
+        signum: number of the signal.
     """
 
     def __init__(self, signum: int) -> None:
@@ -48,13 +46,13 @@ def run(
     user_errors: Callable[[], tuple[type[Exception], ...]] = lambda: (),
     goes_on: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Do a command's work.
+    """Run a command and map its outcome to an exit code.
 
     Args:
-        program: begins every line on stderr.
+        program: prefix of every line on stderr.
         work: the command; returns its exit code.
-        user_errors: what the user can fix, besides `LatencyError` and `OSError`; asked when something was raised.
-        goes_on: whether the same command would now go on where it was stopped; asked when a signal ends it.
+        user_errors: returns the errors that users can fix, besides `LatencyError` and `OSError`; called after an error.
+        goes_on: returns whether the same command would now continue from where it stopped; called after a signal.
 
     Returns:
         The exit code.
@@ -73,27 +71,24 @@ def run(
         except MemoryError:
             return _end(program, "out of memory: close other programs, or give it a machine with more", FAULT)
         except Exception as error:  # noqa: BLE001 -- the one place where a fault of this program becomes an exit code
-            if received:  # it broke an import, or a library turned it into an error of its own
+            if received:  # the signal broke an import, or a library turned it into an error of its own
                 return _stopped(program, received[0], goes_on)
             if isinstance(error, (LatencyError, OSError, *user_errors())):
-                if isinstance(error, OSError):  # perhaps of standard output
+                if isinstance(error, OSError):  # possibly from standard output
                     _silence_output()
                 return _end(program, words(error), BAD_INPUT)
             return _end(program, _fault(error), FAULT)
 
 
 def words(error: Exception) -> str:
-    """What a user is told: the error in one line; of one of the system's the file and what is wrong with it."""
+    """Return an error as one line for the user; for a system error, the file and its problem."""
     if isinstance(error, OSError) and error.strerror:
         return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return printable(error)
 
 
 def printable(text: object) -> str:
-    """Somebody's words as one line for any terminal.
-
-    What is not UTF-8 and control characters are escaped, and long words cut.
-    """
+    """Return a text as one line for any terminal: control characters and non-UTF-8 are escaped, long words are cut."""
     words = (f"{word[:80]}...{word[-20:]}" if len(word) > _LONG_WORD else word for word in str(text).split())
     line = one_line(" ".join(words), _LIMIT).encode("utf-8", "backslashreplace").decode()
     return escaped(line)
@@ -104,10 +99,8 @@ def _fault(error: Exception) -> str:
         traceback.print_exception(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{os.path.basename(frame.filename)}:{frame.lineno}"  # noqa: PTH119 -- pathlib may be what failed
-    return (
-        f"this is a fault of Lathe, please report it: {type(error).__name__}: {error} ({place}); {DEBUG}=1 shows the "
-        "traceback"
-    )
+    what = f"{type(error).__name__}: {error} ({place})"
+    return f"this is a fault of Lathe, please report it: {what}; {DEBUG}=1 shows the traceback"
 
 
 def _stopped(program: str, signum: int, goes_on: Callable[[], bool]) -> int:
@@ -116,7 +109,7 @@ def _stopped(program: str, signum: int, goes_on: Callable[[], bool]) -> int:
 
 
 def _end(program: str, text: str, code: int) -> int:
-    with contextlib.suppress(OSError, ValueError):  # stderr may be closed, its disk full, its terminal gone
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed, on a full disk, or a lost terminal
         sys.stderr.write(f"{program}: {printable(text)}\n")
         sys.stderr.flush()
     return code
@@ -124,23 +117,20 @@ def _end(program: str, text: str, code: int) -> int:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Turn the signals that end a command into `Stopped`; yields those that came.
-
-    One that is ignored, as under nohup, stays so.
-    """
+    """Turn the signals that stop a command into `Stopped`; yields those received. Ignored ones (nohup) stay ignored."""
     received, last = list[int](), -_REPEAT_S
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < _REPEAT_S:  # make and terminals send it to the group and again to the process: let it clean up
+        if now - last < _REPEAT_S:  # make and terminals signal the group and then the process: let it clean up
             return
         last = now
         received.append(signum)
         raise Stopped(signum)
 
     before = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: who called it there sees to signals
+    with contextlib.suppress(ValueError):  # outside the main thread, signals are the caller's business
         for signum in _WORDS:
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 before[signum] = signal.signal(signum, stop)
@@ -152,10 +142,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _require_streams() -> None:
-    """Open what is closed of the standard streams to nothing.
-
-    Else the next file opened would be written by whoever prints.
-    """
+    """Open closed standard streams to the null device: otherwise prints would go to the next file that is opened."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
@@ -169,7 +156,7 @@ def _require_streams() -> None:
 
 
 def _silence_output() -> None:
-    """Let the interpreter's own last flush fail no more, where it would."""
+    """Redirect standard output to the null device if it cannot be flushed, so that the flush at exit does not fail."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

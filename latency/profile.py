@@ -1,7 +1,4 @@
-"""Blocks and networks x backend -> rows of a table.
-
-Without repeats, resumable, a failure is a row, drift is found and mended.
-"""
+"""Measure blocks and networks into a table: no repeats, resumable, failures as rows, drift detected and repaired."""
 
 import datetime
 import itertools
@@ -30,14 +27,14 @@ from latency.tablefile import TableWriter
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Something to measure. Make it with `block` or `network`.
+    """A block or network to measure. Make it with `block` or `network`.
 
     Attributes:
-        kind: as of a table's row.
-        key: as of a table's row.
-        blocks: of a network the keys of its blocks, in order.
-        onnx: lowers it, to serialized ONNX or to that and more; called only when it is measured.
-        batch: images an inference.
+        kind: kind of its row.
+        key: key of its row.
+        blocks: keys of a network's blocks, in order.
+        onnx: lowers it to serialized ONNX, or to ONNX and other forms; called only when it is measured.
+        batch: images per inference.
     """
 
     kind: Literal["block", "overhead", "network"]
@@ -48,20 +45,20 @@ class Workload:
 
     @classmethod
     def block(cls, spec: BlockSpec, onnx: Callable[[], bytes | Lowered], batch: int = 1) -> "Workload":
-        """One block."""
+        """Return a workload for one block."""
         return cls(kind="block", key=spec.key, onnx=onnx, batch=batch)
 
     @classmethod
     def network(cls, blocks: Sequence[BlockSpec], onnx: Callable[[], bytes | Lowered], batch: int = 1) -> "Workload":
-        """A whole network, given its blocks in order."""
+        """Return a workload for a whole network, given its blocks in order."""
         keys = tuple(spec.key for spec in blocks)
         return cls(kind="network", key=network_key(keys), blocks=keys, onnx=onnx, batch=batch)
 
     def lower(self) -> Lowered:
-        """Its lowered forms, with its key.
+        """Lower it.
 
         Raises:
-            BuildFailed: the ONNX is not static or not of its batch.
+            BuildFailed: the ONNX has no static shape, or another batch.
         """
         lowered = replace(Lowered.of(self.onnx()), key=self.key)
         require_static(lowered.onnx, batch=self.batch)
@@ -70,14 +67,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A torn last line was cut off; what it was about is measured again."""
+    """A torn last line was dropped; its workload is measured again."""
 
     line: int
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """Of `total` things to measure `done` are in the table."""
+    """`done` of `total` workloads are in the table already."""
 
     done: int
     total: int
@@ -85,7 +82,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row was appended: the `done`-th of `total`. A retry of an unstable row does not count."""
+    """A row was appended: the `done`-th of `total`, not counting retries of unstable rows."""
 
     row: Row
     done: int
@@ -94,17 +91,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Retrying:
-    """All is measured; so many rows are unstable and are measured once more."""
+    """Everything is measured; `rows` unstable rows are measured once more."""
 
     rows: int
 
 
 @dataclass(frozen=True)
 class Watched:
-    """The sentinel was measured.
-
-    States how much slower than its reference it is, 0 for no drift, and how many rows are to be measured again.
-    """
+    """The sentinel was measured: its relative slowdown, 0 for no drift, and the number of rows to measure again."""
 
     row: Row
     drift: float
@@ -128,26 +122,26 @@ def profile(
 ) -> Iterator[Event]:
     """Measure workloads and the backend's overhead, and append each to a table as soon as it is measured.
 
-    What is in the table with status `ok`, and not doubtful for drift, is not measured again: the same call resumes
-    after any interruption. A row that is measured again is appended and supersedes the one before.
+    Rows with status `ok` that are not doubtful because of drift are not measured again: the same call resumes after any
+    interruption. A workload that is measured again gets a new row, which supersedes the old one.
 
     Args:
-        workloads: what to measure, all of one batch; of several with one key the first counts.
-        backend: where.
-        out: the table's file, made where there is none.
-        protocol: how.
+        workloads: workloads of one batch; of several with one key, the first is used.
+        backend: backend to measure with.
+        out: path of the table, created if it does not exist.
+        protocol: timing protocol.
         lowering: version of the code that wrote the ONNX.
-        space: name of the search space that the blocks are of.
+        space: name of the search space of the blocks.
         safeguards: None for the defaults.
-        bundle_sha256: of the block bundle that the workloads are from; "" where they are from none.
-        like: tables of other devices that blocks are to be transferred from; kept in the header.
+        bundle_sha256: hash of the block bundle of the workloads; "" for none.
+        like: tables of other devices from which blocks will be transferred, for the header.
 
     Yields:
-        What happens, as it happens.
+        Events, as they happen.
 
     Raises:
-        TableError: the file is no sound table, another process writes it, or the disk is full.
-        FingerprintMismatch: the file was measured otherwise.
+        TableError: the file is not a sound table, another process writes it, or the disk is full.
+        FingerprintMismatch: the file was measured with other settings; names the field.
     """
     batch = workloads[0].batch if workloads else 1
     assert all(work.batch == batch for work in workloads), "a table is of one batch"
@@ -198,9 +192,9 @@ class _Profiling:
         self._done = {key for key, row in writer.rows.items() if row.status == "ok"} & wanted.keys() - doubted
         self._unwatched = [key for key in dict.fromkeys(unwatched) if key in self._done]  # since the last sentinel
         self._queue = deque(work for key, work in wanted.items() if key not in self._done)
-        self._again: Counter[str] = Counter()  # how often the drifting device made us measure a key again
+        self._again: Counter[str] = Counter()  # retries of each key because of drift
         self._sentinel: Workload | None = None
-        self._watchman: Compiled | None = None  # the sentinel, compiled once: another build may be another speed
+        self._watchman: Compiled | None = None  # the sentinel, compiled once: another build may have another speed
         self._reference: Row | None = None
         self._watched_ns = 0
 
@@ -240,7 +234,7 @@ class _Profiling:
                 return self._timed(compiled, row)
         except BuildFailed as error:
             return row(status="build_failed", error=str(error))
-        except RunFailed as error:  # while it was loaded
+        except RunFailed as error:  # while loading
             return row(status="run_failed", error=str(error))
 
     def _timed(self, compiled: Compiled, row: Callable[..., Row]) -> Row:
@@ -255,10 +249,7 @@ class _Profiling:
         return len(self._unwatched) == self._safeguards.sentinel_every or elapsed_s >= self._safeguards.sentinel_every_s
 
     def _post_sentinel(self) -> None:
-        """Choose the sentinel and compile it.
-
-        The one that the table has, else a block of middling size, that the device is kept busy.
-        """
+        """Choose and compile the sentinel: that of the table, else a block of median size to keep the device busy."""
         before = next(
             (row.blocks[0] for row in reversed(self._writer.history) if row.kind == "sentinel" and row.blocks), ""
         )
@@ -276,14 +267,11 @@ class _Profiling:
         assert self._watchman is not None
         assert self._sentinel is not None
         row = self._timed(self._watchman, partial(Row, kind="sentinel", key="sentinel", blocks=(self._sentinel.key,)))
-        # Status and words of a sentinel tell of drift between two, not of what is within one.
+        # A sentinel's status and messages describe drift between two sentinels, not instability within one.
         return msgspec.structs.replace(row, status="ok", reason="", error="") if row.measured else row
 
     def _watch(self) -> Iterator[Event]:
-        """Measure the sentinel.
-
-        Where the device drifted, wait until it is back, and put the rows since the last good sentinel back.
-        """
+        """Measure the sentinel. After drift, wait for the device to recover and requeue the rows since the last one."""
         rows, self._unwatched = self._unwatched, []
         if self._sentinel is None:
             return
@@ -320,10 +308,7 @@ class _Profiling:
         return drift(row, other, self._safeguards.drift_limit)
 
     def _wait(self, row: Row, restless: Callable[[Row, Row], bool]) -> Row:
-        """Measure the sentinel until it is no longer restless, against the one before, or patience is at its end.
-
-        The last one.
-        """
+        """Measure the sentinel until two in succession are not `restless`, or patience ends; return the last one."""
         end_ns = self._backend.clock() + self._safeguards.patience_s * 1e9
         while True:
             before, row = row, self._look()
@@ -332,13 +317,13 @@ class _Profiling:
 
 
 def _size(work: Workload) -> int:
-    """How much a block computes, roughly: the order of blocks is what counts."""
+    """Return a rough measure of a block's computation, to sort blocks by."""
     spec = BlockSpec.parse(work.key)
     return math.prod(width for _, width in spec.widths) * int(spec.attr("h")) * int(spec.attr("w"))
 
 
 class _Compiler:
-    """Compiles what is measured; where the backend can do so apart, those that come next are compiled meanwhile."""
+    """Compiles workloads; if the backend can build in the background, the next ones are built ahead."""
 
     def __init__(self, backend: Backend, stack: ExitStack) -> None:
         self._backend = backend

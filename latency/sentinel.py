@@ -1,7 +1,4 @@
-"""A block that is measured again and again.
-
-Between two measurements of it that agree, the device was what it was at the start.
-"""
+"""The sentinel: a block that is measured repeatedly. If two measurements agree, the device has not drifted between."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,17 +9,18 @@ from latency.rows import Row
 
 
 class Safeguards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is done so that a table can be believed.
+    """Measures that make a table trustworthy.
 
     Attributes:
-        sentinel_every: after so many rows the sentinel is measured again; 0 for never.
-        sentinel_every_s: or after so long. A drift that comes and goes within it is not seen.
-        drift_limit: so much may it differ from its reference, relative. Beyond that, and beyond the noise of both, the
-            device drifted.
-        patience_s: for so long is a drifted sentinel measured, and nothing else, until the device is back; if it is
-            not, that is how it is now, and later sentinels are compared with that.
-        retries: so many times is a row measured again because the device drifted around it.
-        monitor: whether the device's monitor is read, and disturbed windows are thrown away.
+        sentinel_every: number of rows after which the sentinel is measured; 0 for never.
+        sentinel_every_s: seconds after which it is measured at the latest. Drift that comes and goes in between is
+            missed.
+        drift_limit: relative difference from its reference above which, and beyond the noise of both, the device counts
+            as drifted.
+        patience_s: seconds for which only a drifted sentinel is measured until the device recovers; if it does not, its
+            latency becomes the new reference.
+        retries: how often a row is measured again because the device drifted around it.
+        monitor: whether the device's monitor is read and disturbed windows are discarded.
     """
 
     sentinel_every: int = 50
@@ -36,7 +34,7 @@ class Safeguards(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """Check the values.
 
         Raises:
-            LatencyError: one is negative, or the limit is not above 0.
+            LatencyError: a value is negative, or the drift limit is not a finite number above 0.
         """
         for name in ("sentinel_every", "sentinel_every_s", "patience_s", "retries"):
             if getattr(self, name) < 0:
@@ -49,10 +47,7 @@ OFF = Safeguards(sentinel_every=0, retries=0, monitor=False)
 
 
 def drift(row: Row, reference: Row, limit: float) -> float:
-    """How much slower a sentinel is than its reference, relative, negative for faster.
-
-    0 within the limit or the noise of both.
-    """
+    """Return how much slower a sentinel is than its reference, relatively; 0 within the limit or the noise of both."""
     if not row.measured:
         return 0.0
     change = row.median_us / reference.median_us - 1
@@ -61,10 +56,7 @@ def drift(row: Row, reference: Row, limit: float) -> float:
 
 
 def reference(history: Iterable[Row], block: str) -> Row | None:
-    """The row that sentinels of a block are compared with.
-
-    The first, or the one that a lasting change made the new first.
-    """
+    """Return the row that a block's sentinels are compared with: the first, or that after the last lasting change."""
     found = None
     for row in history:
         if row.kind == "sentinel" and row.blocks == (block,) and row.status == "ok" and (found is None or row.error):
@@ -73,12 +65,10 @@ def reference(history: Iterable[Row], block: str) -> Row | None:
 
 
 def unfinished(history: Iterable[Row]) -> str:
-    """Why nobody knows whether the last rows of a table can be believed.
-
-    "" where it ends with a good sentinel, or never had one.
+    """Return why the last rows of a table may have drifted; "" if it ends with a good sentinel, or never had one.
 
     Args:
-        history: all rows of a table in their order; transferred ones do not count.
+        history: all rows of a table in order; transferred ones are ignored.
     """
     rows = [row for row in history if row.status != "transferred"]
     last = next((index for index in reversed(range(len(rows))) if rows[index].kind == "sentinel"), None)
@@ -90,22 +80,21 @@ def unfinished(history: Iterable[Row]) -> str:
 
 
 def _is_good(row: Row) -> bool:
-    """Whether a sentinel says that the device is as it was."""
+    """Return whether a sentinel shows no drift."""
     return row.status == "ok" and not row.error
 
 
 def doubtful(history: Sequence[Row]) -> tuple[set[str], list[str]]:
-    """Which rows of a table were measured while the device drifted.
+    """Find the rows of a table that were measured while the device drifted.
 
-    A stretch of rows between two sentinels can be believed where both are good: `ok`, and the later one no new
-    reference.
+    The rows between two sentinels are trusted if both are good: `ok`, and the later one is not a new reference.
 
     Args:
-        history: all rows of a table in their order.
+        history: all rows of a table in order.
 
     Returns:
-        Keys whose latest row is in a stretch with a bad end, and those of the rows after the last sentinel, of which
-        nobody knows yet.
+        Keys whose latest row is between sentinels of which one is bad, and keys of the rows after the last sentinel,
+        which are not confirmed yet.
     """
     doubtful, stretch, good = set[str](), list[str](), True
     for row in history:

@@ -1,12 +1,10 @@
-"""Latency of blocks on a new device, from tables of old devices and a few blocks that were measured on the new one.
+"""Latency of blocks on a new device, from tables of old devices and a few blocks measured on the new one: the anchors.
 
-The anchors.
-
-The logarithm of the latency is a Gaussian process (Rasmussen and Williams 2006, chapters 2 and 5) over what is known of
-a block: its latency on the old devices, and its features. The covariance is a sum: linear in the logarithms of the old
-latencies, a power law; smooth in them, for what bends it; linear and smooth in the features, for what the new device
-does unlike any old one. Models with different shares of these and of noise are averaged by their evidence. Intervals
-are calibrated by the errors of anchors that are predicted from the others (conformal prediction; Barber et al. 2021,
+The logarithm of the latency is a Gaussian process (Rasmussen and Williams 2006, chapters 2 and 5) over a block's
+latency on the old devices and its features. The covariance is a sum of terms: linear in the logarithms of the old
+latencies, for a power law; smooth in them, for its curvature; linear and smooth in the features, for behaviour that no
+old device shows. Models with different shares of these terms and of noise are averaged by their evidence. Intervals are
+calibrated by the errors of anchors that are predicted from the others (conformal prediction; Barber et al. 2021,
 jackknife).
 """
 
@@ -20,7 +18,7 @@ from latency.block import BlockSpec
 from latency.interpolate import likely
 
 MIN_ANCHORS = 5
-"""Anchors that it takes to fit: fewer say nothing of how far off a prediction is."""
+"""Minimum number of anchors: fewer do not reveal the error of a prediction."""
 
 _LEVEL = 4.0  # variance of the mean latency, like the others relative to the linear share of the old latencies
 _SHARES = tuple(
@@ -33,7 +31,7 @@ _IGNORED = 1e-3  # weight of models that are left out of the average
 
 
 class Transferred(NamedTuple):
-    """Predicted latency of every block, with the ends of its 95 % interval, in microseconds [blocks]."""
+    """Predicted latency of every block, and the ends of its 95 % interval, in microseconds [blocks]."""
 
     us: np.ndarray
     low_us: np.ndarray
@@ -50,28 +48,25 @@ class _Model(NamedTuple):
 
 
 class Transfer:
-    """What tables of old devices say of a new one."""
+    """Predicts latencies on a new device from tables of old ones."""
 
     def __init__(self, old_us: np.ndarray, features: np.ndarray) -> None:
-        """Prepare.
+        """Prepare the model.
 
         Args:
-            old_us: latency on each old device [blocks, devices], all above 0.
-            features: numbers that say what a block computes [blocks, features].
+            old_us: positive latency on each old device in microseconds [blocks, devices].
+            features: numbers that describe a block's computation [blocks, features].
         """
         self._old, self._features = _standardized(np.log(old_us)), _standardized(features)
 
     def order(self, groups: Sequence[object], keep: Sequence[int] = ()) -> Iterator[int]:
-        """Blocks in the order in which they are worth measuring.
+        """Yield blocks in the order of their value as anchors: each minimizes the variance left, given those before.
 
-        Each leaves the least variance at all others, given those before it.
-
-        The fastest and the slowest come first, then one of each group, so that any beginning of the order is a good
-        choice.
+        The fastest and the slowest block come first, then one of each group, so that any prefix is a good choice.
 
         Args:
-            groups: of each block the group that it is of, such as its family.
-            keep: indices of blocks that are not to be chosen.
+            groups: group of each block, such as its family.
+            keep: indices of blocks to leave out.
         """
         size = self._old.sum(axis=1)
         shuffled = np.random.RandomState(0).permutation(len(size))
@@ -95,7 +90,7 @@ class Transfer:
         yield from np.setdiff1d(shuffled, blocks).tolist()
 
     def fit(self, anchors: Sequence[int], us: Sequence[float]) -> Transferred:
-        """Predict every block, the anchors themselves too.
+        """Predict every block, including the anchors.
 
         Args:
             anchors: indices of the measured blocks.
@@ -116,14 +111,14 @@ class Transfer:
         return Transferred(*np.exp(level + np.array([mean, mean - half, mean + half])))
 
     def _predict(self, model: _Model, far: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance at every block."""
+        """Return the mean and variance at every block."""
         column = _mixed(model.shares, far)
         own = _mixed(model.shares, self._variances())
         explained = ((column @ model.inverse) * column).sum(axis=1)
         return column @ model.weights, model.variance * np.maximum(own + model.noise - explained, model.noise)
 
     def _covariances(self, rows: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
-        """Linear and smooth in the old latencies, then in the features [rows, columns]."""
+        """Return the covariances: linear and smooth in the old latencies, then in the features [rows, columns]."""
         found = []
         for values in (self._old, self._features):
             a, b = values[rows], values[columns]
@@ -133,13 +128,13 @@ class Transfer:
         return found
 
     def _variances(self) -> list[np.ndarray]:
-        """The same covariances of each block with itself [blocks]."""
+        """Return the same covariances of each block with itself [blocks]."""
         ones = np.ones(len(self._old))
         return [(self._old**2).sum(axis=1), ones, (self._features**2).sum(axis=1), ones]
 
 
 def describe(specs: Sequence[BlockSpec]) -> np.ndarray:
-    """Features of blocks [blocks, features]: sizes as logarithms, names as 0 or 1."""
+    """Return features of blocks [blocks, features]: logarithms of sizes, and 0 or 1 for names."""
     rows: list[dict[str, float]] = []
     for spec in specs:
         row = {f"op {spec.op}": 1.0, "input": float(np.log(spec.input_elements)), "all widths": 0.0}
@@ -154,14 +149,14 @@ def describe(specs: Sequence[BlockSpec]) -> np.ndarray:
 
 
 def _standardized(values: np.ndarray) -> np.ndarray:
-    """Columns of mean 0, all alike in variance, which adds up to 1; those that are constant are left out."""
+    """Return the columns with mean 0 and equal variances that add up to 1, without constant columns."""
     deviation = values.std(axis=0)
     varied = values[:, deviation > 1e-9]
     return (varied - varied.mean(axis=0)) / varied.std(axis=0) / max(1.0, varied.shape[1]) ** 0.5
 
 
 def _mixed(shares: Sequence[float], parts: Sequence[np.ndarray]) -> np.ndarray:
-    """A covariance of its parts; the linear one in the old latencies has the share 1."""
+    """Return the weighted sum of covariances; the one that is linear in the old latencies has weight 1."""
     return np.asarray(_LEVEL + sum(share * part for share, part in zip((1.0, *shares), parts, strict=True)))
 
 
@@ -178,10 +173,7 @@ def _fit(near: list[np.ndarray], logs: np.ndarray, shares: tuple[float, ...], no
 
 
 def _left_out(model: _Model, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Leave-one-out mean and variance at each anchor, in closed form.
-
-    Rasmussen and Williams 2006, Eq. 5.12.
-    """
+    """Predict each anchor from the others: mean and variance in closed form (Rasmussen and Williams 2006, Eq. 5.12)."""
     precision = np.diag(model.inverse)
     return logs - model.weights / precision, model.variance / precision
 
@@ -189,7 +181,7 @@ def _left_out(model: _Model, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _averaged(
     kept: list[tuple[float, _Model]], found: list[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of a mixture of models."""
+    """Return the mean and standard deviation of a mixture of models."""
     shares = np.array([weight for weight, _ in kept])
     means, variances = np.array([mean for mean, _ in found]), np.array([variance for _, variance in found])
     mean = shares @ means / shares.sum()

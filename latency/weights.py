@@ -1,8 +1,8 @@
-"""ONNX graphs without their weights, and the rule that draws the weights again.
+"""ONNX graphs without their weights, and the rule that generates the weights again.
 
-How long a network takes depends on its shapes, not on the numbers in its weights. So what is only measured gets random
-weights by a fixed rule, and need not carry them: a graph of kilobytes stands for a model of megabytes, and every
-machine makes the same bytes of it.
+The latency of a network depends on its shapes, not on the values of its weights. So networks that are only measured get
+random weights by a fixed rule and need not store them: a graph of kilobytes stands for a model of megabytes, and every
+machine generates the same bytes from it.
 """
 
 import math
@@ -16,7 +16,7 @@ from latency.errors import BuildFailed
 from latency.lowered import decode
 
 _PERIOD = 65_521
-"""Numbers are drawn once and repeated, which is as fast as copying. The period is a prime, so that the rows of no
+"""Values are drawn once and repeated, which is as fast as copying. The period is a prime, so that no two rows of a
 weight are equal."""
 
 _TYPES: dict[int, type[np.floating]] = {onnx.TensorProto.FLOAT: np.float32, onnx.TensorProto.FLOAT16: np.float16}
@@ -38,32 +38,29 @@ _READERS: dict[str, tuple[int, ...]] = {
     "PRelu": (1,),
     "RNN": (1, 2, 3),
 }
-"""Inputs, by place, of which only the shape matters to the time that an operator takes. Other constants are part of
-what a network computes, such as the scales of a `Resize`, and keep their numbers."""
+"""Indices of the inputs of which only the shape affects an operator's latency. Other constants, such as the scales of a
+`Resize`, are part of the computation and keep their values."""
 
 _NUMBERS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
-"""Fields of a tensor that can hold its numbers."""
+"""Fields of a tensor that can hold its values."""
 
 _FORWARDED = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
-"""Operators whose first input is a weight where their output is one."""
+"""Operators whose first input is a weight if their output is one."""
 
 
 def strip_weights(model: onnx.ModelProto) -> None:
-    """Drop the numbers of every weight; its name, type and shape stay.
-
-    What is a weight follows from what reads it, see `_READERS`.
-    """
+    """Drop the values of every weight; its name, type and shape stay. Its readers make it a weight: `_READERS`."""
     for tensor in _weights(model):
         tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
 
 
 def fill_weights(model: onnx.ModelProto) -> None:
-    """Give every weight numbers: of variance 1 over its fan-in, the same ones on every machine.
+    """Give every weight values of variance 1 / fan-in, the same on every machine.
 
-    Of that magnitude, activations stay near 1: zeros or denormals would be timed differently.
+    This keeps activations near 1: zeros or denormals would change the latency.
 
     Raises:
-        BuildFailed: a constant that is not a weight has no numbers; names it.
+        BuildFailed: a constant that is not a weight has no values; names it.
     """
     start = 0
     for tensor in _weights(model):
@@ -74,22 +71,22 @@ def fill_weights(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if not is_filled(tensor):
             raise BuildFailed(
-                f"constant {tensor.name!r} is not a weight and has no numbers: write the bundle again with `lathe "
-                "bundle`"
+                f"constant {tensor.name!r} is not a weight and has no numbers: write the bundle again with "
+                "`lathe bundle`"
             )
 
 
 def is_filled(tensor: onnx.TensorProto) -> bool:
-    """Whether a tensor has its numbers, or needs none."""
+    """Return whether a tensor has its values, or needs none."""
     return not math.prod(tensor.dims) or any(getattr(tensor, field) for field in _NUMBERS)
 
 
 def filled(graph: bytes) -> bytes:
-    """The serialized model that a serialized graph without weights stands for.
+    """Return the serialized model of a serialized graph without weights.
 
     Raises:
-        BuildFailed: it is not an ONNX model, claims more weights than one can have (see `latency.lowered.decode`), or
-            lacks a constant.
+        BuildFailed: the graph is not an ONNX model, declares impossible sizes (see `latency.lowered.decode`), or lacks
+            a constant.
     """
     model = decode(graph, weights=False)
     fill_weights(model)
@@ -97,7 +94,7 @@ def filled(graph: bytes) -> bytes:
 
 
 def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """Floating-point initializers with at least one dimension that are read as weights, and as nothing else."""
+    """Return the floating-point initializers with at least one dimension that are only read as weights."""
     readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in model.graph.node:
         for place, name in enumerate(node.input):
@@ -112,7 +109,7 @@ def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     def reads(node: onnx.NodeProto, place: int) -> bool:
         if place == 0 and node.op_type in _FORWARDED:
             return all(map(is_weight, node.output))
-        if constant.issuperset(node.output):  # it computes a constant, such as the `scales` that a `Gather` picks
+        if constant.issuperset(node.output):  # it computes a constant, such as the `scales` picked by a `Gather`
             return False
         return place in _READERS.get(node.op_type, ())
 
@@ -124,7 +121,7 @@ def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
-    """Names of the values of a graph that do not depend on what it is fed; "" stands for an input left out."""
+    """Return the names of the values that do not depend on a graph's inputs; "" stands for an omitted input."""
     found = {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:
         bodies = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
@@ -134,7 +131,7 @@ def _constants(graph: onnx.GraphProto) -> set[str]:
 
 
 def _read_in_bodies(graph: onnx.GraphProto) -> set[str]:
-    """Names that the bodies of a graph's `If`, `Loop` and `Scan` read."""
+    """Return the names that the bodies of a graph's `If`, `Loop` and `Scan` nodes read."""
     found: set[str] = set()
     bodies = [body for node in graph.node for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
     for body in bodies:
@@ -144,6 +141,6 @@ def _read_in_bodies(graph: onnx.GraphProto) -> set[str]:
 
 @cache
 def _numbers() -> np.ndarray:
-    # Uniform by NumPy's oldest generator: its stream is frozen for good, and nothing here depends on a mathematical
-    # library's last bit.
+    # Uniform values of NumPy's legacy generator: its stream is frozen, and no step depends on rounding in a math
+    # library.
     return ((np.random.RandomState(0).random_sample(_PERIOD) - 0.5) * math.sqrt(12)).astype(np.float32)

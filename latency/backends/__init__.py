@@ -1,4 +1,4 @@
-"""What compiles a network for a device and runs it against the clock."""
+"""Backends: they compile networks for a device and measure their latency."""
 
 import os
 import typing
@@ -20,10 +20,7 @@ KNOWN = ("onnxruntime", "tensorrt", "tensorrt-rtx", "torch-cuda", "replay", "sim
 
 @typing.runtime_checkable
 class Compiled(Timed, typing.Protocol):
-    """A compiled network, whose `run` raises RunFailed where the runtime refuses.
-
-    At the end of its context it releases what it holds.
-    """
+    """A compiled network. Its `run` raises RunFailed if the runtime refuses; its context frees its resources."""
 
     def __enter__(self) -> "Compiled": ...
 
@@ -38,69 +35,69 @@ class Backend(typing.Protocol):
 
     @property
     def name(self) -> str:
-        """The name that `get` knows it by."""
+        """Name, as given to `get`."""
         ...
 
     @property
     def device(self) -> Device:
-        """Where it runs."""
+        """Device that networks run on."""
         ...
 
     @property
     def runtime(self) -> Runtime:
-        """What runs there, with its version."""
+        """Runtime and its version."""
         ...
 
     @property
     def precision(self) -> Literal["fp32", "fp16"]:
-        """Precision of the networks that it is given; it is in their graph."""
+        """Precision of the networks to compile; their graphs have it already."""
         ...
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """What else decides which code runs, by name; part of a table's fingerprint."""
+        """Other settings that select code, by name; part of a table's fingerprint."""
         ...
 
     @property
     def monitor(self) -> Monitor | None:
-        """Watches the device; None where there is nothing to read."""
+        """Monitor of the device; None if there is nothing to read."""
         ...
 
     @property
     def clock(self) -> Callable[[], int]:
-        """Monotonic nanoseconds in the device's world, where a simulated one has its own time."""
+        """Clock in monotonic nanoseconds; a simulated device has its own time."""
         ...
 
     def compile(self, model: bytes | Lowered) -> Compiled:
-        """Compile a network of static shape: serialized ONNX, or all that it was lowered to.
+        """Compile a network of static shape: serialized ONNX, or all of its lowered forms.
 
         Raises:
-            BuildFailed: the compiler refuses.
+            BuildFailed: the compiler refuses the network.
         """
         ...
 
 
 @typing.runtime_checkable
 class Builds(typing.Protocol):
-    """Compiles ahead, with as many `workers` as it has."""
+    """Builds ahead with a number of `workers`."""
 
     workers: int
 
     def submit(self, onnx: bytes) -> Future[bytes]:
-        """What the backend's `load` takes, when it is ready; raises BuildFailed where the compiler refuses."""
+        """Build an input of the backend's `load`; the future raises BuildFailed if the compiler refuses the network."""
         ...
 
 
 @typing.runtime_checkable
 class BuildsApart(Backend, typing.Protocol):
-    """A backend that can compile without its device, so that it is at it while something else is timed there."""
+    """A backend that can compile without its device, while something else is measured there."""
 
     def builders(self) -> AbstractContextManager[Builds] | None:
-        """What compiles ahead; None where here and now it cannot be done apart."""
+        """Return builders for ahead-of-time builds; None if builds need the device on this machine."""
         ...
 
     def load(self, engine: bytes) -> Compiled:
-        """Make what was compiled ready to run.
+        """Load what was built.
 
         Raises:
             RunFailed: the runtime refuses it.
@@ -110,11 +107,11 @@ class BuildsApart(Backend, typing.Protocol):
 
 @typing.runtime_checkable
 class Replays(Backend, typing.Protocol):
-    """A backend that measures nothing, but repeats what a table has recorded."""
+    """A backend that measures nothing but replays a recorded table."""
 
     @property
     def recording(self) -> Recording:
-        """Which table."""
+        """The recorded table."""
         ...
 
 
@@ -125,18 +122,18 @@ def get(
     precision: Literal["fp32", "fp16"] | None = None,
     timing_cache: str | os.PathLike[str] | None = None,
 ) -> Backend:
-    """A backend by its name.
+    """Return a backend by name.
 
     Args:
-        name: one of `KNOWN`. `onnxruntime:cuda` is ONNX Runtime with another execution provider, `replay:PATH` a table
-            as a device, `simulated:seed=1,noise=0.01` a device that does not exist, with its settings.
-        threads: of a CPU runtime; GPU runtimes have none.
-        precision: of the networks to come; None for the backend's own choice (fp32 on a CPU, fp16 on a GPU).
+        name: one of `KNOWN`. `onnxruntime:cuda` is ONNX Runtime with another execution provider, `replay:PATH` replays
+            a table, `simulated:seed=1,noise=0.01` is a simulated device with its settings.
+        threads: threads of a CPU runtime; GPU runtimes have none.
+        precision: precision of the networks; None for the backend's default (fp32 on a CPU, fp16 on a GPU).
         timing_cache: file of TensorRT's timing cache; other backends have none.
 
     Raises:
-        LatencyError: there is none of that name, or it does not do that; lists what is known.
-        MissingExtra: its package is not installed.
+        LatencyError: the name is unknown, or the backend lacks what is asked for; lists the known names.
+        MissingExtra: the backend's package is not installed.
         DeviceUnavailable: this machine has no device for it.
     """
     kind, _, detail = name.partition(":")
@@ -170,10 +167,10 @@ def get(
 
 
 def require_known(name: str) -> None:
-    """Check a backend's name, what follows its colon aside, without starting the backend.
+    """Require a known backend name, ignoring the part after its colon, without starting the backend.
 
     Raises:
-        LatencyError: there is none of that name; lists what is known.
+        LatencyError: the name is unknown; lists the known names.
     """
     if name.partition(":")[0] not in KNOWN:
         raise _unknown(name)

@@ -1,8 +1,7 @@
-"""TensorRT-RTX engines built in processes of their own, while this one is timing on the GPU.
+"""TensorRT-RTX engines built in worker processes while this one measures on the GPU.
 
-A process of its own does not hold this one's interpreter while it builds, and a builder that dies takes nothing with
-it: what it was building has failed, and the next one starts. A process ends with its standard input, so none outlives
-its parent.
+A worker process does not hold this process's interpreter lock while it builds. If a builder crashes, only its current
+build fails, and the next one starts a new process. A worker ends with its standard input, so none outlives its parent.
 """
 
 import os
@@ -26,12 +25,12 @@ _GRACE_S = 10.0
 
 
 class Builders:
-    """Builds engines ahead. A context manager.
+    """Builds engines ahead in worker processes. A context manager.
 
     Args:
-        flavour: of TensorRT; one that builds with no GPU.
-        spec: of the engines.
-        workers: how many processes; None for one less than the machine has cores, at most four: the timing needs a
+        flavour: flavour of TensorRT that builds without a GPU.
+        spec: specification of the engines.
+        workers: number of processes; None for one less than the machine has cores, at most four, as measuring needs a
             core.
     """
 
@@ -43,10 +42,7 @@ class Builders:
         self._closed, self._starting = False, threading.Lock()
 
     def submit(self, onnx: bytes) -> Future[bytes]:
-        """Build an engine as soon as a process is free.
-
-        The future raises BuildFailed where the build fails or its process dies.
-        """
+        """Build an engine as soon as a worker is free; the future raises BuildFailed if that fails."""
         return self._threads.submit(self._build, onnx)
 
     def _build(self, onnx: bytes) -> bytes:
@@ -67,12 +63,8 @@ class Builders:
     def _start(self) -> "subprocess.Popen[bytes]":
         root = str(Path(__file__).parents[2])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "latency.backends.builders",
-        ]  # -P: nothing is imported from the working directory
+        # -P: nothing is imported from the working directory
+        command = [sys.executable, "-P", "-m", "latency.backends.builders"]
         with self._starting:
             if self._closed:
                 raise BuildFailed("the builders are closed")
@@ -93,9 +85,7 @@ class Builders:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with (
-            self._starting
-        ):  # a process that is just being started must be killed, too: else its whole build is waited for
+        with self._starting:  # also kill a starting process: else its whole build is waited for
             self._closed = True
             for process in self._processes:
                 process.kill()
@@ -105,10 +95,7 @@ class Builders:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> int:
-    """Exit code of a process that answers no more.
-
-    One that closes its output and lives on must not be waited for without end.
-    """
+    """Return the exit code of a process that stopped answering; kill it if it does not exit."""
     try:
         return process.wait(_GRACE_S)
     except subprocess.TimeoutExpired:
@@ -132,11 +119,11 @@ def _receive(stream: BinaryIO | Any) -> dict[str, Any]:
 
 
 def _work() -> None:
-    """Answer every request on standard input with an engine, or with why there is none, on standard output."""
+    """Answer every request on standard input with an engine or an error on standard output."""
     from latency.backends.tensorrt import EngineSpec, build_engine
 
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not stand between the answers
+    os.dup2(2, 1)  # prints of libraries must not mix with the answers
     while True:
         try:
             request = _receive(sys.stdin.buffer)

@@ -19,10 +19,10 @@ from latency.monitor import Nvml
 from latency.units import us_from_ns
 
 MAX_TENSOR_BYTES = 8 * 2**30
-"""Size of the largest input or output that a network is run with."""
+"""Maximum size of an input or output of a network."""
 
 MAX_RUN_S = 60.0
-"""Longest inference that is waited for, in seconds: a network may hold a Loop that never ends."""
+"""Maximum duration of an inference in seconds: a network may contain a Loop that never ends."""
 
 _ON_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 
@@ -30,18 +30,18 @@ _ON_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 class OnnxRuntime:
     """Backend over one of ONNX Runtime's execution providers.
 
-    A provider runs the whole network or none of it: nothing falls back to the CPU. Its name is in the runtime's name,
-    and so in every fingerprint. Building is serial: on a CPU it would disturb what is timed meanwhile.
+    A provider runs the whole network or none of it: nothing falls back to the CPU. Its name is part of the runtime's
+    name, and so of every fingerprint. Builds are serial: on a CPU they would disturb measurements.
 
     Args:
-        threads: of the intra-operator pool; operators run one after another.
-        provider: `cpu`, or another that the installed package has: `cuda` for CUDAExecutionProvider.
-        precision: of the networks to come; None for fp32. The CPU measures nothing else: it has few kernels for fp16.
+        threads: threads of the intra-operator pool; operators run one after another.
+        provider: `cpu`, or another provider of the installed package, such as `cuda` for CUDAExecutionProvider.
+        precision: precision of the networks; None for fp32. The CPU only measures fp32, as it has few fp16 kernels.
 
     Raises:
-        LatencyError: no thread at all, a provider that is not installed (lists those that are), or a precision that it
-            does not measure.
-        MissingExtra: onnxruntime is not installed, or what tells about the GPU.
+        LatencyError: `threads` is below 1, the provider is not installed (lists those that are), or it does not measure
+            the precision.
+        MissingExtra: onnxruntime is not installed, or a package that a GPU needs.
         DeviceUnavailable: the provider needs a GPU and there is none.
     """
 
@@ -76,7 +76,7 @@ class OnnxRuntime:
         self.runtime = Runtime(name=self.name, version=self._ort.__version__)
 
     def compile(self, model: bytes | Lowered) -> "CompiledSession":
-        """Make a session.
+        """Create a session.
 
         Raises:
             BuildFailed: ONNX Runtime refuses the model, the provider cannot run all of it, or its shapes are not
@@ -99,12 +99,10 @@ class OnnxRuntime:
 
 
 class CompiledSession:
-    """A session with inputs and outputs bound once, where the provider computes.
+    """A session with inputs and outputs bound once on the provider's device: runs neither copy nor allocate.
 
-    A run copies and allocates nothing.
-
-    Inputs are drawn from a fixed seed, never zeros: zeros and denormals take other times than numbers do. Whole numbers
-    may be indices: they are 0 or 1.
+    Inputs are drawn from a fixed seed, never zeros: zeros and denormals have other latencies. Integers may be indices,
+    so they are 0 or 1.
     """
 
     def __init__(self, ort: Any, session: Any, memory: str = "cpu") -> None:
@@ -120,7 +118,7 @@ class CompiledSession:
             self._binding.bind_ortvalue_output(value.name, ort.OrtValue.ortvalue_from_numpy(array, memory))
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
-        """Run on these inputs from now on, by name, of the network's own shapes and types."""
+        """Run on these inputs from now on; arrays by name, with the network's own shapes and types."""
         self._ends = False
         for name, array in inputs.items():
             self._binding.bind_ortvalue_input(
@@ -128,10 +126,9 @@ class CompiledSession:
             )
 
     def run(self, count: int) -> list[float]:
-        """Run `count` inferences; the latency of each in microseconds.
+        """Run `count` inferences; return the latency of each in microseconds.
 
-        Only the first inference on the bound inputs is watched by a timer: those that follow do the same work, and are
-        not disturbed.
+        A timer limits only the first inference on the bound inputs: later ones do the same work, undisturbed by it.
 
         Raises:
             RunFailed: ONNX Runtime refuses, or an inference takes longer than `MAX_RUN_S`.
@@ -189,13 +186,13 @@ def _static(value: Any) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def limited(ort: Any) -> Iterator[Any]:
-    """Options for runs that together take `MAX_RUN_S` at most: at the next operator after that, ONNX Runtime gives up.
+    """Yield options that limit runs to `MAX_RUN_S` together: ONNX Runtime stops at the next operator after that.
 
     Args:
         ort: the module `onnxruntime`.
 
     Raises:
-        RunFailed: it gave up.
+        RunFailed: ONNX Runtime stopped.
     """
     options = ort.RunOptions()
     timer = threading.Timer(MAX_RUN_S, setattr, (options, "terminate", True))
@@ -203,7 +200,7 @@ def limited(ort: Any) -> Iterator[Any]:
     timer.start()
     try:
         yield options
-    except (*runtime_errors(), ValueError) as error:  # ValueError: whoever runs it may have found words for it already
+    except (*runtime_errors(), ValueError) as error:  # ValueError: the caller may have translated the error already
         if not options.terminate:
             raise
         raise RunFailed(
@@ -214,13 +211,13 @@ def limited(ort: Any) -> Iterator[Any]:
 
 
 def session_options(ort: Any, threads: int) -> Any:
-    """Options of a session that says nothing on the console: what matters arrives as an exception.
+    """Return options of a session that prints nothing, as errors are raised anyway.
 
     Args:
-        ort: the module onnxruntime.
-        threads: that an operator may use.
+        ort: the module `onnxruntime`.
+        threads: number of threads that an operator may use.
     """
-    ort.set_default_logger_severity(4)  # kernels warn there while a session is made
+    ort.set_default_logger_severity(4)  # kernels log there while a session is created
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -230,10 +227,7 @@ def session_options(ort: Any, threads: int) -> Any:
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises.
-
-    RuntimeError where outputs are bound, else classes of its C++ module without a common base.
-    """
+    """Return the errors of ONNX Runtime: RuntimeError with bound outputs, else C++ classes without a common base."""
     state: Any = require("onnxruntime.capi.onnxruntime_pybind11_state", "")
     return (
         RuntimeError,
@@ -242,5 +236,5 @@ def runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def _short(provider: str) -> str:
-    """`cuda` for CUDAExecutionProvider."""
+    """Return the short name of a provider: `cuda` for CUDAExecutionProvider."""
     return provider.lower().removesuffix("executionprovider")

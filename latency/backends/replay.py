@@ -1,7 +1,4 @@
-"""A recorded table as a device: every key takes again what it took then.
-
-For trying out what stands on a table where its device is not.
-"""
+"""Replay of a recorded table as a device, to try out what is built on a table without its device."""
 
 import itertools
 from pathlib import Path
@@ -16,19 +13,16 @@ from latency.table import LatencyTable
 
 
 class Replay:
-    """Backend that runs nothing: it gives back a table's samples, in their order and over again.
+    """Backend that runs nothing: it returns a table's samples in order, repeatedly. Its clock adds them up.
 
-    Time is that of the samples.
-
-    Device, runtime, precision and settings are the table's. A table that is made with it says so: its header has
-    `recording`.
+    Device, runtime, precision and settings are those of the table. The header of a table made with it has `recording`.
 
     Args:
-        path: of the table.
-        precision: None, or what the table's must be.
+        path: path of the table.
+        precision: required precision of the table; None for any.
 
     Raises:
-        LatencyError: no path, or another precision.
+        LatencyError: the path is empty, or the table has another precision.
         TableError: the table cannot be read.
     """
 
@@ -51,10 +45,10 @@ class Replay:
         self._path, self._rows = path, {row.key: row for row in table.rows}
 
     def compile(self, model: bytes | Lowered) -> "Replayed":
-        """What was recorded of `Lowered.key`.
+        """Return the recording of `Lowered.key`.
 
         Raises:
-            BuildFailed: nothing was, or that it cannot be built.
+            BuildFailed: there is no recording, or it says that the build failed.
         """
         key = Lowered.of(model).key
         row = self._rows.get(key)
@@ -70,17 +64,17 @@ class Replay:
 
 
 class Replayed:
-    """A row as something that runs."""
+    """A recorded row that can be run."""
 
     def __init__(self, row: Row, clock: VirtualClock) -> None:
         self._row, self._clock = row, clock
         self._samples_us = itertools.cycle(row.samples_us)
 
     def run(self, count: int) -> list[float]:
-        """The next `count` samples; after the last one the first again.
+        """Return the next `count` samples; the last one is followed by the first.
 
         Raises:
-            RunFailed: it failed when it was recorded.
+            RunFailed: the recorded run failed.
         """
         if not self._row.measured:
             raise RunFailed(self._row.error)

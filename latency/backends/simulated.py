@@ -1,7 +1,4 @@
-"""A device that does not exist, with a truth to compare with.
-
-An analytic roofline, and everything that makes measuring hard, seeded.
-"""
+"""A simulated device with a known true latency: an analytic roofline, and seeded disturbances of measurements."""
 
 import math
 import random
@@ -19,17 +16,17 @@ from latency.units import ns_from_us
 
 
 class VirtualClock:
-    """Time that passes only when it is told to. Calling it gives nanoseconds."""
+    """A clock that only `advance` moves. Calling it returns nanoseconds."""
 
     def __init__(self) -> None:
         self.now_us = 0.0
 
     def __call__(self) -> int:
-        """Nanoseconds since it was made."""
+        """Return the nanoseconds since its creation."""
         return ns_from_us(self.now_us)
 
     def advance(self, us: float) -> None:
-        """Let time pass."""
+        """Move the clock forward."""
         self.now_us += us
 
 
@@ -39,26 +36,24 @@ _Slowdown = Annotated[float, msgspec.Meta(ge=0, le=1e3)]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a simulated device can do, and what disturbs it.
-
-    Slowdowns are relative: 0.5 takes one and a half times as long.
+    """Speed and disturbances of a simulated device. Slowdowns are relative: 0.5 takes one and a half times as long.
 
     Attributes:
-        seed: of all that is random.
-        macs_per_us: multiply-accumulates a microsecond at fp32; fp16 does twice as many.
-        bytes_per_us: memory traffic a microsecond.
-        launch_us: paid by every inference.
-        step: channels are computed in groups of so many: latency over width is a staircase.
+        seed: seed of all randomness.
+        macs_per_us: multiply-accumulates per microsecond at fp32; fp16 has twice as many.
+        bytes_per_us: memory traffic per microsecond.
+        launch_us: overhead of every inference.
+        step: number of channels computed together: latency over width is a staircase.
         noise: standard deviation of a sample's logarithm.
         spikes: share of the samples that take 2 to 10 times as long.
-        drift: largest slowdown of a slow wave that no reading tells of; it spares the first half of each period.
-        drift_period_s: of that wave.
-        throttle: slowdown while the device is too hot, which a reading tells.
-        throttle_every_s: once in so long, at a random moment.
-        throttle_for_s: it lasts so long.
-        others: slowdown while another process is on the device, which a reading tells.
-        others_every_s: once in so long, at a random moment.
-        others_for_s: it stays so long.
+        drift: largest slowdown of a slow wave that no reading shows; it spares the first half of each period.
+        drift_period_s: period of that wave.
+        throttle: slowdown while the device is too hot, which a reading shows.
+        throttle_every_s: interval in which it throttles once, at a random moment.
+        throttle_for_s: duration of that.
+        others: slowdown while another process uses the device, which a reading shows.
+        others_every_s: interval in which such a process runs once, at a random moment.
+        others_for_s: duration of that.
     """
 
     seed: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
@@ -79,11 +74,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @classmethod
     def parse(cls, text: str) -> "Settings":
-        """Settings as a person writes them: `seed=1,drift=0.05`.
+        """Parse settings such as `seed=1,drift=0.05`.
 
         Raises:
-            LatencyError: an unknown name, one given twice, or a value that is not a number in its range; lists the
-                names.
+            LatencyError: a name is unknown or given twice, or a value is not a number in its range; lists the names.
         """
         write = f"write name=number, of {', '.join(cls.__struct_fields__)}"
         parts = [part.partition("=") for part in text.split(",")] if text else []
@@ -95,20 +89,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             made = msgspec.convert(dict(pairs), cls, strict=False)
         except msgspec.ValidationError as error:
             raise LatencyError(f"simulated:{text}: {error}: {write}") from error
-        # What is not a number passes every comparison of msgspec.
+        # NaN passes every comparison of msgspec.
         if wrong := [name for name, value in msgspec.structs.asdict(made).items() if not math.isfinite(value)]:
             raise LatencyError(f"simulated:{text}: {wrong[0]} is not a finite number: {write}")
         return made
 
 
 class Simulated:
-    """Backend over a simulated device; a Monitor too.
-
-    It computes nothing: the latency follows from the operators' work and traffic.
+    """Backend over a simulated device, and its Monitor. It computes nothing: latency follows from work and traffic.
 
     Args:
-        settings: None for the defaults, which disturb nothing.
-        precision: of the networks that it will be given.
+        settings: None for the defaults, without disturbances.
+        precision: precision of the networks.
     """
 
     name = "simulated"
@@ -133,22 +125,22 @@ class Simulated:
         )
 
     def compile(self, model: bytes | Lowered) -> "SimulatedNetwork":
-        """Work out what a network costs.
+        """Compute the latency of a network.
 
         Raises:
-            BuildFailed: it is not an ONNX model, or not a static one.
+            BuildFailed: the data is not an ONNX model, or has no static shape.
         """
         return SimulatedNetwork(self, self.truth_us(Lowered.of(model).onnx))
 
     def truth_us(self, onnx: bytes) -> float:
-        """Latency of a network when nothing disturbs the device.
+        """Return the latency of a network on the undisturbed device in microseconds.
 
         Every convolution and matrix product takes the longer of its arithmetic, with channels rounded up to whole
-        steps, and its memory traffic (Williams et al. 2009, "Roofline"); other operators are taken for fused into
-        those. To this comes one launch, and the conversion of the network's own input and output.
+        steps, and its memory traffic (Williams et al. 2009, "Roofline"); other operators count as fused into those. One
+        launch and the conversion of the network's own input and output are added.
 
         Raises:
-            BuildFailed: it is not an ONNX model, or not a static one.
+            BuildFailed: the data is not an ONNX model, or has no static shape.
         """
         settings = self._settings
         macs_per_us = settings.macs_per_us * (2 if self.precision == "fp16" else 1)
@@ -157,7 +149,7 @@ class Simulated:
         return settings.launch_us + us + ends / settings.bytes_per_us
 
     def read(self) -> Reading:
-        """How the device is now."""
+        """Read the current state."""
         hot, busy = self._in_window("throttle"), self._in_window("others")
         disturbed = [*(["thermal slowdown"] if hot else []), *(["1 more processes on the GPU"] if busy else [])]
         clocks = {
@@ -168,7 +160,7 @@ class Simulated:
         return Reading(clocks=clocks, disturbed=tuple(disturbed))
 
     def sample(self, truth_us: float) -> float:
-        """One inference; time passes."""
+        """Return the latency of one inference in microseconds, and advance the clock by it."""
         settings, draw = self._settings, self._random
         wave = -math.sin(2 * math.pi * self.clock.now_us / (settings.drift_period_s * 1e6))
         slow = (1 + settings.drift * max(0.0, wave)) * (1 + settings.throttle * self._in_window("throttle"))
@@ -184,7 +176,7 @@ class Simulated:
         return us
 
     def _in_window(self, what: Literal["throttle", "others"]) -> bool:
-        """Whether now is inside of one of the windows, each of which starts at a random moment of its turn."""
+        """Return whether it is time for a disturbance, which starts at a random moment of each turn."""
         settings, now_s = self._settings, self.clock.now_us / 1e6
         slowdown, every_s, for_s = (getattr(settings, f"{what}{suffix}") for suffix in ("", "_every_s", "_for_s"))
         if not slowdown:
@@ -201,7 +193,7 @@ class SimulatedNetwork:
         self._device, self._truth_us = device, truth_us
 
     def run(self, count: int) -> list[float]:
-        """Run `count` inferences; the latency of each in microseconds."""
+        """Run `count` inferences; return the latency of each in microseconds."""
         return [self._device.sample(self._truth_us) for _ in range(count)]
 
     def __enter__(self) -> "SimulatedNetwork":
@@ -214,10 +206,7 @@ class SimulatedNetwork:
 
 
 def _work(onnx: bytes, step: int, element_bytes: int) -> tuple[list[tuple[float, float]], float]:
-    """Of a model: of each Conv, Gemm and MatMul its MACs, with channels in whole steps, and its traffic in bytes.
-
-    And its ends' bytes.
-    """
+    """Return MACs (channels in whole steps) and traffic in bytes of each Conv, Gemm and MatMul, and the ends' bytes."""
     from onnx import load_from_string, shape_inference
 
     require_static(onnx)
@@ -237,7 +226,7 @@ def _work(onnx: bytes, step: int, element_bytes: int) -> tuple[list[tuple[float,
         if node.op_type == "Conv":
             out, weight = shapes[node.output[0]], shapes[node.input[1]]
             groups = attributes["group"].i if "group" in attributes else 1
-            # A depthwise convolution has one channel a group: groups are what its steps are made of.
+            # A depthwise convolution has one channel per group, so its steps consist of groups.
             channels = up(weight[0]) * (up(weight[1]) if groups == 1 else weight[1])
             macs = channels * math.prod(weight[2:]) * math.prod(out[2:])
         elif node.op_type in ("Gemm", "MatMul"):
