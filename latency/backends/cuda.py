@@ -1,4 +1,4 @@
-"""The few calls into CUDA that timing on a GPU needs, over pycuda or, if that is absent or broken, cuda-python.
+"""The few calls into CUDA that timing on a GPU needs, over pycuda or, if that is absent or broken, cuda.core.
 
 Both use the GPU's primary context, as torch and TensorRT do. What is made here is a context manager and is released at
 its end.
@@ -7,11 +7,12 @@ its end.
 import atexit
 import ctypes
 import functools
+import operator
 import platform
 import typing
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -93,19 +94,19 @@ def connect(extra: str) -> Cuda:
     try:
         driver = require("pycuda.driver", extra)
     except MissingExtra:
-        return CudaPython(extra)
+        return CudaCore(extra)
     except ImportError as error:  # built for another Python or CUDA, or no driver to link to
         return _instead_of_pycuda(error, extra)
     return PyCuda(driver, extra)
 
 
-def _instead_of_pycuda(error: ImportError, extra: str) -> "CudaPython":
+def _instead_of_pycuda(error: ImportError, extra: str) -> "CudaCore":
     broken = f"pycuda cannot be loaded ({one_line(error)})"
     try:
-        found = CudaPython(extra)
+        found = CudaCore(extra)
     except MissingExtra as missing:
-        raise DeviceUnavailable(f"{broken}, and there is no cuda-python to take its place: {missing}") from error
-    warnings.warn(f"{broken}: cuda-python is used; reinstall pycuda, or remove it", RuntimeWarning, stacklevel=3)
+        raise DeviceUnavailable(f"{broken}, and there is no cuda.core to take its place: {missing}") from error
+    warnings.warn(f"{broken}: cuda.core is used; reinstall pycuda, or remove it", RuntimeWarning, stacklevel=3)
     return found
 
 
@@ -130,110 +131,127 @@ def gpu(extra: str, *, name: str, memory_bytes: int, capability: tuple[int, int]
     )
 
 
-class CudaPython:
-    """The current GPU through cuda-python: CUDA's runtime API, its error codes turned into exceptions."""
+class CudaCore:
+    """The current GPU through cuda.core.
+
+    Two things come from elsewhere: the size of the GPU's memory as CUDA counts it, from cuda.bindings (cuda.core has
+    NVML's figure only, which is larger), and the exception that cuda.core raises, from the private module that has it.
+
+    Args:
+        extra: as of `connect`.
+    """
 
     def __init__(self, extra: str) -> None:
         self._extra = extra
-        self._runtime: Any = require("cuda.bindings.runtime", extra)
-        error, count = self._runtime.cudaGetDeviceCount()
-        if error or not count:
-            what = {
-                "cudaErrorInsufficientDriver": "no NVIDIA driver found (libcuda.so.1 is missing or too old)",
-                "cudaErrorNoDevice": "the NVIDIA driver finds no GPU",
-            }.get(error.name, "CUDA does not start")
-            raise DeviceUnavailable(f"{what}: {error.name}: {_WAY_OUT}")
+        self._bindings: Any = require("cuda.bindings.driver", extra)
+        self._core: Any = require("cuda.core", extra)
+        errors = require("cuda.core._utils.cuda_utils", extra)
+        self._errors = (errors.CUDAError, RuntimeError)
+        try:
+            self._device = self._core.Device()
+            self._device.set_current()  # the primary context
+        except errors.CUDAError as error:
+            raise DeviceUnavailable(f"CUDA does not start: {one_line(error).rstrip('.')}: {_WAY_OUT}") from error
+        except RuntimeError as error:  # the driver's library, or a function of it, is looked for only now
+            raise DeviceUnavailable(
+                f"no NVIDIA driver found (libcuda.so.1 is missing or too old): {_WAY_OUT}"
+            ) from error
 
-    def _call(self, function: str, *args: Any) -> Any:
-        error, *values = getattr(self._runtime, function)(*args)
-        if error:
-            raise RunFailed(f"{function}: {error.name}")
-        return values[0] if values else None
+    def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            return function(*args, **options)
+        except self._errors as error:
+            raise RunFailed(one_line(error)) from error
 
     @contextmanager
-    def _made(self, make: str, release: str, *args: Any) -> Iterator[Any]:
-        handle = self._call(make, *args)
+    def _closing(self, resource: Any) -> Iterator[Any]:
         try:
-            yield handle
+            yield resource
         finally:
-            self._call(release, handle)
+            self._call(resource.close)
 
     def device(self) -> Device:
         """Its fingerprint."""
-        found = self._call("cudaGetDeviceProperties", self._call("cudaGetDevice"))
-        name = found.name.decode().rstrip("\0")
-        return gpu(self._extra, name=name, memory_bytes=found.totalGlobalMem, capability=(found.major, found.minor))
+        found = self._device
+        error, memory_bytes = self._bindings.cuDeviceTotalMem(found.device_id)
+        if error:
+            raise RunFailed(f"cuDeviceTotalMem: {error.name}")
+        capability = found.compute_capability
+        return gpu(
+            self._extra,
+            name=found.name,
+            memory_bytes=memory_bytes,
+            capability=(capability.major, capability.minor),
+        )
 
     def pci_bus_id(self) -> str:
         """Its place on the bus."""
-        return self._call("cudaDeviceGetPCIBusId", 32, self._call("cudaGetDevice")).decode().rstrip("\0")
+        return self._call(lambda: self._device.pci_bus_id)
 
-    def memory(self, size: int) -> AbstractContextManager[int]:
+    @contextmanager
+    def memory(self, size: int) -> Iterator[int]:
         """So many bytes on the device."""
-        return self._made("cudaMalloc", "cudaFree", size)
+        with self._closing(self._call(self._device.allocate, size, stream=self._core.LEGACY_DEFAULT_STREAM)) as buffer:
+            yield int(buffer.handle)
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy an array to device memory, and wait for it."""
-        self._call(
-            "cudaMemcpy", address, array.ctypes.data, array.nbytes, self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        )
+        self._copy(array.ctypes.data, address, array.nbytes)
 
     def download(self, array: np.ndarray, address: int) -> None:
         """Copy device memory to an array, and wait for it."""
-        self._call(
-            "cudaMemcpy", array.ctypes.data, address, array.nbytes, self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        )
+        self._copy(address, array.ctypes.data, array.nbytes)
+
+    def _copy(self, source: int, target: int, size: int) -> None:
+        stream, at = self._core.LEGACY_DEFAULT_STREAM, self._core.Buffer.from_handle
+        self._call(at(source, size).copy_to, at(target, size), stream=stream)
+        self._call(stream.sync)
 
     def stream(self) -> AbstractContextManager[Any]:
-        """A stream of its own."""
-        return self._made("cudaStreamCreate", "cudaStreamDestroy")
+        """A stream of its own, which waits for the default one, on which memory is made and copied."""
+        return self._closing(
+            self._call(self._device.create_stream, options=self._core.StreamOptions(nonblocking=False))
+        )
 
     def address(self, stream: Any) -> int:
         """A stream as other libraries take it."""
-        return int(stream)
+        return int(stream.handle)
 
     def synchronize(self, stream: Any) -> None:
         """Wait for all that is enqueued on a stream."""
-        self._call("cudaStreamSynchronize", stream)
+        self._call(stream.sync)
 
     def event(self, *, blocking: bool) -> AbstractContextManager[Any]:
         """An event that tells the time."""
-        flags = self._runtime.cudaEventBlockingSync if blocking else self._runtime.cudaEventDefault
-        return self._made("cudaEventCreateWithFlags", "cudaEventDestroy", flags)
+        options = self._core.EventOptions(timing_enabled=True, blocking_sync=blocking)
+        return self._closing(self._call(self._device.create_event, options))
 
     def record(self, event: Any, stream: Any) -> None:
         """Put an event on a stream."""
-        self._call("cudaEventRecord", event, stream)
+        self._call(stream.record, event)
 
     def wait(self, event: Any) -> None:
         """Wait until the stream has come to an event."""
-        self._call("cudaEventSynchronize", event)
+        self._call(event.sync)
 
     def elapsed_us(self, start: Any, end: Any) -> float:
         """Time between two events."""
-        return us_from_ms(self._call("cudaEventElapsedTime", start, end))
+        return us_from_ms(self._call(operator.sub, end, start))
 
     @contextmanager
     def graph(self, stream: Any, enqueue: Callable[[], None]) -> Iterator[Callable[[], None]]:
         """What `enqueue` puts on a stream, as a graph."""
-        self._call(
-            "cudaStreamBeginCapture", stream, self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )
+        builder = self._call(stream.create_graph_builder)
         try:
+            self._call(builder.begin_building, "thread_local")
             enqueue()
-        except RunFailed:
-            self._runtime.cudaStreamEndCapture(stream)  # its error is the same one once more
-            self._runtime.cudaGetLastError()
-            raise
-        graph = self._call("cudaStreamEndCapture", stream)
-        try:
-            executable = self._call("cudaGraphInstantiate", graph, 0)
+            self._call(builder.end_building)
+            graph = self._call(builder.complete)
         finally:
-            self._call("cudaGraphDestroy", graph)
-        try:
-            yield functools.partial(self._call, "cudaGraphLaunch", executable, stream)
-        finally:
-            self._call("cudaGraphExecDestroy", executable)
+            with suppress(*self._errors):  # it ends a capture that failed, by the same error once more
+                builder.close()
+        with self._closing(graph):
+            yield functools.partial(self._call, graph.launch, stream)
 
 
 class PyCuda:

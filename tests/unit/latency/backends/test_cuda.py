@@ -1,129 +1,68 @@
-import enum
 import re
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import simulated_cuda
 from latency import DeviceUnavailable, MissingExtra, RunFailed
-from latency.backends.cuda import Cuda, CudaPython, PyCuda, connect
+from latency.backends.cuda import Cuda, CudaCore, PyCuda, connect
 from latency.distribution import install_command
-
-
-def module(**fields):
-    made = ModuleType("fake")
-    vars(made).update(fields)
-    return made
-
-
-Error = enum.IntEnum(
-    "Error",
-    {
-        "cudaSuccess": 0,
-        "cudaErrorMemoryAllocation": 2,
-        "cudaErrorInsufficientDriver": 35,
-        "cudaErrorNoDevice": 100,
-        "cudaErrorUnknown": 999,
-    },
-)
+from simulated_cuda import CUDAError, module
 
 
 @pytest.fixture
-def runtime(monkeypatch):
-    """A CUDA runtime whose device memory is a dictionary, and an NVML that knows the driver's version."""
-    memory = {}
-
-    def copy(destination, source, size, kind):
-        import ctypes
-
-        if kind == "up":
-            memory[destination] = ctypes.string_at(source, size)
-        else:
-            ctypes.memmove(destination, memory[source], size)
-        return (Error.cudaSuccess,)
-
-    fake = module(
-        cudaGetDeviceCount=lambda: (Error.cudaSuccess, 1),
-        cudaGetDevice=lambda: (Error.cudaSuccess, 0),
-        cudaGetDeviceProperties=lambda index: (
-            Error.cudaSuccess,
-            SimpleNamespace(name=b"NVIDIA Test" + b"\0" * 9, totalGlobalMem=24 * 2**30 + 5, major=12, minor=0),
-        ),
-        cudaMalloc=lambda size: (Error.cudaErrorMemoryAllocation, None),
-        cudaMemcpy=copy,
-        cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"),
-    )
-    nvml = module(nvmlInit=lambda: None, nvmlShutdown=lambda: None, nvmlSystemGetDriverVersion=lambda: "580.1")
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", fake)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    return fake
+def gpu(monkeypatch):
+    gpu = simulated_cuda.Gpu()
+    for name, found in gpu.modules().items():
+        monkeypatch.setitem(sys.modules, name, found)
+    return gpu
 
 
-def test_the_fingerprint_of_a_gpu(runtime):
+def test_the_fingerprint_of_a_gpu(gpu):
     cuda = connect("tensorrt")
     assert isinstance(cuda, Cuda)
     device = cuda.device()
-    assert (device.kind, device.name, device.driver, device.compute_capability) == (
-        "gpu",
-        "NVIDIA Test",
-        "580.1",
-        "12.0",
-    )
-    assert (device.memory_mib, device.cores, device.threads, device.isa) == (24 * 1024, 0, 0, ())
+    assert (device.kind, device.name, device.driver, device.compute_capability) == ("gpu", "Fake GPU", "580.1", "8.9")
+    assert (device.memory_mib, device.cores, device.threads, device.isa) == (8 * 1024, 0, 0, ())
+    assert cuda.pci_bus_id() == "0000:01:00.0"
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("refusal", "words"),
     [
-        (
-            (Error.cudaErrorInsufficientDriver, None),
-            r"no NVIDIA driver found \(libcuda\.so\.1 is missing or too old\): cudaErrorInsufficientDriver",
-        ),
-        ((Error.cudaErrorNoDevice, None), "the NVIDIA driver finds no GPU: cudaErrorNoDevice"),
-        ((Error.cudaErrorUnknown, None), "CUDA does not start: cudaErrorUnknown"),
-        ((Error.cudaSuccess, 0), "CUDA does not start: cudaSuccess"),
+        (RuntimeError("libcuda.so.1"), r"no NVIDIA driver found \(libcuda\.so\.1 is missing or too old\)"),
+        (CUDAError("CUDA_ERROR_NO_DEVICE: no\ndevice."), "CUDA does not start: CUDA_ERROR_NO_DEVICE: no device"),
     ],
 )
-def test_no_gpu_is_said_in_one_line_with_a_way_out(runtime, answer, words):
-    runtime.cudaGetDeviceCount = lambda: answer
-    with pytest.raises(
-        DeviceUnavailable, match=f"^{words}: look at `nvidia-smi`, or measure on the CPU with --backend onnxruntime$"
-    ):
+def test_no_gpu_is_said_in_one_line_with_a_way_out(gpu, refusal, words):
+    gpu.refusal = refusal
+    way_out = "look at `nvidia-smi`, or measure on the CPU with --backend onnxruntime"
+    with pytest.raises(DeviceUnavailable, match=f"^{words}: {way_out}$"):
         connect("tensorrt")
 
 
-def test_missing_bindings_name_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)  # makes the import fail
-    with pytest.raises(MissingExtra, match=re.escape(f"'cuda.bindings.runtime': {install_command('tensorrt-rtx')}")):
+@pytest.mark.parametrize("absent", ["cuda.bindings.driver", "cuda.core"])
+def test_missing_bindings_name_the_extra(gpu, monkeypatch, absent):
+    monkeypatch.setitem(sys.modules, absent, None)  # makes the import fail
+    with pytest.raises(MissingExtra, match=re.escape(f"'{absent}': {install_command('tensorrt-rtx')}")):
         connect("tensorrt-rtx")
 
 
-def test_an_error_code_becomes_an_exception(runtime):
-    with pytest.raises(RunFailed, match=r"^cudaMalloc: cudaErrorMemoryAllocation$"), CudaPython("tensorrt").memory(1):
+def test_what_cuda_refuses_is_said_in_one_line(gpu):
+    gpu.most_buffers = 0
+    with pytest.raises(RunFailed, match=r"^CUDA_ERROR_OUT_OF_MEMORY: out of memory$"), connect("tensorrt").memory(4):
         pass
 
 
-def test_arrays_go_up_and_come_down_again(runtime):
+def test_arrays_go_up_and_come_down_again(gpu):
     cuda, array, back = connect("tensorrt"), np.arange(6, dtype=np.float32), np.empty(6, np.float32)
-    cuda.upload(7, array)
-    cuda.download(back, 7)
+    with cuda.memory(array.nbytes) as address:
+        cuda.upload(address, array)
+        cuda.download(back, address)
     assert np.array_equal(array, back)
-
-
-def test_the_real_bindings_have_every_function_that_is_called():
-    bindings = pytest.importorskip("cuda.bindings.runtime")
-    called = (
-        "GetDeviceCount GetDevice GetDeviceProperties Memcpy Malloc Free StreamCreate StreamDestroy StreamSynchronize "
-        "EventCreateWithFlags EventDestroy EventRecord EventSynchronize EventElapsedTime DeviceGetPCIBusId GetLastError "
-        "StreamBeginCapture StreamEndCapture GraphInstantiate GraphLaunch GraphDestroy GraphExecDestroy"
-    )
-    assert all(callable(getattr(bindings, f"cuda{name}")) for name in called.split())
-    assert isinstance(bindings.cudaEventBlockingSync, int)
-    assert "cudaStreamCaptureModeThreadLocal" in bindings.cudaStreamCaptureMode.__members__
-    assert {"cudaMemcpyHostToDevice", "cudaMemcpyDeviceToHost"} <= set(bindings.cudaMemcpyKind.__members__)
-    assert not bindings.cudaError_t.cudaSuccess
-    assert bindings.cudaError_t.cudaErrorInsufficientDriver
+    assert gpu.live == {}
 
 
 class PyCudaError(Exception):
@@ -131,7 +70,7 @@ class PyCudaError(Exception):
 
 
 @pytest.fixture
-def pycuda(monkeypatch, runtime):
+def pycuda(monkeypatch, gpu):
     """`pycuda.driver` over a GPU whose clock goes on by a tick an event, and libcuda, which counts its calls."""
     calls, ticks = [], iter(range(1000))
 
@@ -248,15 +187,15 @@ def broken_pycuda(monkeypatch):
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
 
 
-def test_a_broken_pycuda_gives_way_to_cuda_python_with_a_warning(runtime, broken_pycuda):
-    words = r"^pycuda cannot be loaded \(libcurand\.so\.10: cannot open shared object file\): cuda-python is used"
+def test_a_broken_pycuda_gives_way_to_cuda_core_with_a_warning(gpu, broken_pycuda):
+    words = r"^pycuda cannot be loaded \(libcurand\.so\.10: cannot open shared object file\): cuda\.core is used"
     with pytest.warns(RuntimeWarning, match=words):
-        assert isinstance(connect("tensorrt"), CudaPython)
+        assert isinstance(connect("tensorrt"), CudaCore)
 
 
 def test_a_broken_pycuda_with_nothing_in_its_place_is_said_in_one_line(broken_pycuda, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
     with pytest.raises(
-        DeviceUnavailable, match=r"^pycuda cannot be loaded \(libcurand.*, and there is no cuda-python .*: pip install"
+        DeviceUnavailable, match=r"^pycuda cannot be loaded \(libcurand.*, and there is no cuda\.core .*: pip install"
     ):
         connect("tensorrt")

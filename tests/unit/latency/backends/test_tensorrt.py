@@ -4,13 +4,14 @@ import enum
 import hashlib
 import re
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import simulated_cuda
 from latency import BuildFailed, DeviceUnavailable, LatencyError, MissingExtra, RunFailed, Runtime, protocol
 from latency.backends import BuildsApart, Compiled, tensorrt
 from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
@@ -161,129 +162,20 @@ def test_libraries_that_do_not_load_are_said_in_one_line(monkeypatch, tmp_path):
 # running, on a simulated GPU
 
 
-def module(**fields):
-    made = ModuleType("fake")
-    vars(made).update(fields)
-    return made
-
-
-Error = enum.IntEnum("Error", {"cudaSuccess": 0, "cudaErrorInsufficientDriver": 35, "cudaErrorLaunchFailure": 719})
-
-
-class Gpu:
-    """A GPU in virtual time: the host enqueues in no time, the stream works off what is enqueued, an inference takes `inference_us`."""
+class Gpu(simulated_cuda.Gpu):
+    """A simulated GPU with TensorRT on it."""
 
     def __init__(self):
+        super().__init__()
         self.validity = None  # what a runtime that looks into the header finds there
-        self.inference_us, self.fail, self.parse_fail = 50.0, False, False
-        self.now_us, self.events, self.live, self.next_handle = 0.0, {}, {}, 1
-        self.enqueued = self.waited = self.most_ahead = 0
-        self.memory, self.addresses, self.batches, self.spans = (
-            {},
-            {},
-            [],
-            (),
-        )  # spans: smallest, usual and largest batch
-        self.capturing, self.capturable, self.launched, self.blocking = False, True, 0, []
-
-    def make_event(self, flags):
-        self.blocking.append(bool(flags))
-        return self.handle("event")
-
-    def begin_capture(self, stream, mode):
-        assert mode == 1
-        self.capturing = True
-        return (Error.cudaSuccess,)
-
-    def end_capture(self, stream):
-        self.capturing = False
-        return self.handle("graph") if self.capturable else (Error.cudaErrorLaunchFailure, None)
-
-    def launch(self, executable, stream):
-        assert self.live[executable] == "executable"
-        self.launched += 1
-        self.execute(stream)
-        return (Error.cudaSuccess,)
-
-    def handle(self, kind):
-        self.next_handle += 1
-        self.live[self.next_handle] = kind
-        return Error.cudaSuccess, self.next_handle
-
-    def release(self, handle):
-        del self.live[handle]
-        return (Error.cudaSuccess,)
+        self.parse_fail = False
+        self.addresses, self.batches, self.spans = {}, [], ()  # spans: smallest, usual and largest batch
 
     def execute(self, stream):
-        assert self.live[stream] == "stream"
-        if self.capturing:
-            return self.capturable
-        self.enqueued += 1
-        self.most_ahead = max(self.most_ahead, self.enqueued - self.waited)
-        self.now_us += self.inference_us
-        x, y = (self.memory[self.addresses[name]] for name in "xy")
-        y[:] = np.maximum(x, 0)
-        return not self.fail
-
-    def record(self, event, stream):
-        self.events[event] = self.now_us
-        return (Error.cudaSuccess,)
-
-    def synchronize(self, event):
-        self.waited += 1
-        return (Error.cudaSuccess,)
-
-    def elapsed_ms(self, start, end):
-        return Error.cudaSuccess, (self.events[end] - self.events[start]) / 1e3
-
-    def malloc(self, size):
-        error, pointer = self.handle("memory")
-        self.memory[pointer] = np.zeros(size // 4, np.float32)
-        return error, pointer
-
-    def copy(self, destination, source, size, kind):
-        import ctypes
-
-        device, host = (destination, source) if kind == "up" else (source, destination)
-        view = np.ctypeslib.as_array((ctypes.c_float * (size // 4)).from_address(host))
-        if kind == "up":
-            self.memory[device][: len(view)] = view
-        else:
-            view[:] = self.memory[device][: len(view)]
-        return (Error.cudaSuccess,)
-
-    def cudart(self):
-        return module(
-            cudaGetDeviceCount=lambda: (Error.cudaSuccess, 1),
-            cudaGetDevice=lambda: (Error.cudaSuccess, 0),
-            cudaGetDeviceProperties=lambda i: (
-                Error.cudaSuccess,
-                SimpleNamespace(name=b"Fake GPU", totalGlobalMem=2**33, major=8, minor=9),
-            ),
-            cudaStreamCreate=lambda: self.handle("stream"),
-            cudaStreamDestroy=self.release,
-            cudaStreamSynchronize=lambda stream: (Error.cudaSuccess,),
-            cudaEventCreateWithFlags=self.make_event,
-            cudaEventBlockingSync=1,
-            cudaEventDefault=0,
-            cudaDeviceGetPCIBusId=lambda size, device: (Error.cudaSuccess, b"0000:01:00.0\0"),
-            cudaStreamCaptureMode=SimpleNamespace(cudaStreamCaptureModeThreadLocal=1),
-            cudaStreamBeginCapture=self.begin_capture,
-            cudaStreamEndCapture=self.end_capture,
-            cudaGetLastError=lambda: (Error.cudaSuccess,),
-            cudaGraphInstantiate=lambda graph, flags: self.handle("executable"),
-            cudaGraphLaunch=self.launch,
-            cudaGraphDestroy=self.release,
-            cudaGraphExecDestroy=self.release,
-            cudaEventDestroy=self.release,
-            cudaEventRecord=self.record,
-            cudaEventSynchronize=self.synchronize,
-            cudaEventElapsedTime=self.elapsed_ms,
-            cudaMalloc=self.malloc,
-            cudaFree=self.release,
-            cudaMemcpy=self.copy,
-            cudaMemcpyKind=SimpleNamespace(cudaMemcpyHostToDevice="up", cudaMemcpyDeviceToHost="down"),
-        )
+        if not self.capturing:
+            x, y = (self.memory[self.addresses[name]] for name in "xy")
+            y[:] = np.maximum(x, 0)
+        return super().execute(stream)
 
     def trt(self):
         """TensorRT's API over this GPU, as far as the backend calls it; an engine is b"engine"."""
@@ -379,7 +271,7 @@ class Gpu:
             checks = {} if gpu.validity is None else {"get_engine_validity": lambda engine: gpu.validity}
             return SimpleNamespace(deserialize_cuda_engine=deserialize, **checks)
 
-        return module(
+        return simulated_cuda.module(
             __version__="10.99",
             seen=seen,
             ILogger=ILogger,
@@ -405,14 +297,8 @@ class Gpu:
 def gpu(monkeypatch):
     gpu = Gpu()
     trt = gpu.trt()
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", gpu.cudart())
-    nvml = module(
-        nvmlInit=lambda: None,
-        nvmlShutdown=lambda: None,
-        nvmlSystemGetDriverVersion=lambda: "1.2",
-        nvmlDeviceGetHandleByPciBusId=lambda bus: bus,
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    for name, found in gpu.modules().items():
+        monkeypatch.setitem(sys.modules, name, found)
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
     gpu.seen = trt.seen
@@ -496,7 +382,7 @@ def test_a_protocol_chooses_how_the_host_launches_and_waits(gpu):
         measure(compiled, QUICK)
         assert gpu.blocking == [False] * 4
         assert gpu.launched == 10
-        assert sorted(gpu.live.values()) == ["event"] * 4 + ["executable"] + ["memory"] * 2 + ["stream"]
+        assert sorted(gpu.live.values()) == ["event"] * 4 + ["graph"] + ["memory"] * 2 + ["stream"]
     assert gpu.live == {}
 
 
@@ -515,13 +401,9 @@ def test_everything_on_the_device_is_released(gpu):
     assert gpu.live == {}
 
 
-def test_everything_is_released_when_setting_up_fails(gpu, monkeypatch):
-    cudart = sys.modules["cuda.bindings.runtime"]
-    malloc = cudart.cudaMalloc
-    cudart.cudaMalloc = lambda size: (
-        malloc(size) if "memory" not in gpu.live.values() else (Error.cudaErrorLaunchFailure, None)
-    )
-    with pytest.raises(RunFailed, match="cudaMalloc: cudaErrorLaunchFailure"):
+def test_everything_is_released_when_setting_up_fails(gpu):
+    gpu.most_buffers = 1
+    with pytest.raises(RunFailed, match="^CUDA_ERROR_OUT_OF_MEMORY: out of memory$"):
         TensorRT("tensorrt").compile(b"")
     assert gpu.live == {}
 
@@ -610,13 +492,13 @@ def test_the_spec_reaches_the_builder(gpu):
     "build", [lambda: build_engine(b"", "tensorrt"), lambda: TensorRT("tensorrt-rtx"), lambda: TensorRT("tensorrt")]
 )
 def test_without_a_driver_it_says_so_in_one_line(gpu, build):
-    sys.modules["cuda.bindings.runtime"].cudaGetDeviceCount = lambda: (Error.cudaErrorInsufficientDriver, None)
+    gpu.refusal = RuntimeError("libcuda.so.1 is not there")
     with pytest.raises(DeviceUnavailable, match=r"^no NVIDIA driver found \(libcuda\.so\.1 is missing or too old\)"):
         build()
 
 
 def test_a_build_for_the_gpu_at_hand_needs_one(gpu):
-    sys.modules["cuda.bindings.runtime"].cudaGetDeviceCount = lambda: (Error.cudaErrorInsufficientDriver, None)
+    gpu.refusal = RuntimeError("libcuda.so.1 is not there")
     assert build_engine(b"", "tensorrt-rtx") == b"engine"
     with pytest.raises(DeviceUnavailable, match="no NVIDIA driver found"):
         build_engine(b"", "tensorrt-rtx", EngineSpec(compute_capabilities=("current",)))
