@@ -62,6 +62,8 @@ class Space(SizesWithClasses):
     |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
     table: Path | None = None
     """latency table that predicts the network of --arch"""
+    batch: Batch | None = None
+    """images per inference, as in the table of --table (default: 1)"""
     json: bool = False
     """print JSON"""
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from latency import BlockSpec, Latency, LatencyTable, Workload, outputs
 from latency.errors import LatencyError, require
 from latency.estimate import Estimate, estimate
-from lathe.spaces import named_space, space_of, space_words
+from lathe.spaces import named_space, require_table, space_of, space_words
 from lathe.tables import load_table, predicted
 
 if TYPE_CHECKING:
     from lathe.cli import Predict
     from lathe.cli import Space as SpaceCommand
+    from search.space import Space
 
 _BETWEEN = "what is between its layers, such as sums and pooling"
 
@@ -240,7 +241,7 @@ def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None
 
     Raises:
         SearchError: the space is not a cell space, or the string is not one of its architectures.
-        LatencyError: the table is damaged, or does not cover the network.
+        LatencyError: the table is damaged, of another batch, or does not cover the network; or --batch has no table.
     """
     space = named_space(command)
     from search.errors import SearchError
@@ -263,5 +264,17 @@ def describe_cell(command: "SpaceCommand", text: str, warn: Callable[[str], None
         macs=space.macs(blocks, deployed=False),
         deployed_params=space.parameters(blocks),
         deployed_macs=space.macs(blocks),
-        latency=None if command.table is None else predicted(load_table(command.table, warn), space, blocks, command),
+        latency=_cell_latency(command, space, blocks, warn),
     )
+
+
+def _cell_latency(
+    command: "SpaceCommand", space: "Space", blocks: Sequence[BlockSpec], warn: Callable[[str], None]
+) -> Latency | None:
+    """Return the latency of a cell's network by the command's table; None if it has none."""
+    if command.table is None:
+        require_table(command)
+        return None
+    table = load_table(command.table, warn)
+    table.require(batch=command.batch or 1)
+    return predicted(table, space, blocks, command)

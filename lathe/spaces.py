@@ -71,6 +71,7 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
         raise LatencyError(
             f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out"
         )
+    require_table(command)
     space = named_space(command)
     return SpaceFacts(
         name=space.name,
@@ -81,6 +82,16 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
         deployed_params=space.parameters(),
         deployed_macs=space.macs(),
     )
+
+
+def require_table(command: "SpaceCommand") -> None:
+    """Require that a command without --table has no --batch.
+
+    Raises:
+        LatencyError: it has.
+    """
+    if command.batch is not None:
+        raise LatencyError(f"--batch {command.batch} is of the prediction by --table: give a table, or leave it out")
 
 
 def space_words(space: "Space", sizes: "Sizes") -> str:

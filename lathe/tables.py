@@ -153,8 +153,14 @@ def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]"
 
 
 def published_latencies(command: "Paper", warn: Callable[[str], None]) -> "tuple[list[Beside], list[LatencyTable]]":
-    """Return published latencies next to those of tables, and the tables."""
+    """Return published latencies next to those of tables, and the tables.
+
+    Raises:
+        LatencyError: a table cannot be read, or is not of batch 1, as the published ones are.
+    """
     from search.papers import latencies
 
     tables = [load_table(path, warn) for path in command.table]
+    for table in tables:
+        table.require(batch=1)
     return latencies.beside(tables), tables

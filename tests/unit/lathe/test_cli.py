@@ -13,7 +13,7 @@ from lathe import cli, exporting, predicting, profiling, searches, searching, sp
 from search.methods import settings
 
 FLAGS = {
-    cli.Space: "resolution channels cells input classes space list arch table json",
+    cli.Space: "resolution channels cells input classes space list arch table batch json",
     cli.Bundle: "resolution channels cells input classes space out precision batch networks seed force json",
     cli.Profile: "resolution channels cells input classes space out backend protocol threads batch coverage coverage_error like anchors drift_limit timing_cache save_timing_cache "
     "networks seed shard engine address shards resources force json",

@@ -34,7 +34,7 @@ LINEAR = "linear(act=none,h=1,w=1)[c_in=24,c_out=10]"
 KEPT = Path(__file__).parents[3] / "profiles" / "amd-epyc-zen4-1thread" / "repvgg-mini.fp32.latency.jsonl"
 
 
-def write(path):
+def write(path, batch=1):
     """A table with the convolutions of the network, of a device that does not exist."""
     backend = backends.get("simulated:seed=1")
     header = TableHeader(
@@ -42,6 +42,7 @@ def write(path):
         runtime=backend.runtime,
         protocol=FAST,
         precision="fp32",
+        batch=batch,
         lowering=LOWERING_VERSION,
         settings=dict(backend.settings),
         space="other",
@@ -221,3 +222,16 @@ def test_a_cell_predicted_from_a_torn_table_says_so(tmp_path, monkeypatch, capsy
     cell = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"
     cli.parse(["space", "nasbench201-small", "--arch", cell, "--table", "t.jsonl"]).run()
     assert "warning: t.jsonl, line " in capsys.readouterr().err
+
+
+def test_a_table_of_another_batch_is_refused_for_a_cell_and_beside_published_latencies():
+    write(Path("eight"), batch=8)
+    cell = ["space", "nasbench201-small", "--arch", "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|none~1|none~2|"]
+    for command in ([*cell, "--table", "eight"], ["paper", "latencies", "--table", "eight"]):
+        with pytest.raises(LatencyError, match=r"^table eight has batch 8, wanted 1: measure another with `lathe"):
+            cli.parse(command).run()
+    with pytest.raises(LatencyError, match="^eight is of the space other, not of nasbench201-small: .* --batch 8"):
+        cli.parse([*cell, "--table", "eight", "--batch", "8"]).run()
+    for words in ([*cell, "--batch", "8"], ["space", "repvgg-mini", "--batch", "8"]):
+        with pytest.raises(LatencyError, match="^--batch 8 is of the prediction by --table"):
+            cli.parse(words).run()
