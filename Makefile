@@ -6,7 +6,7 @@ OUT ?= out
 # The stamp names everything that an install depends on: the pins, the extras and where the checkout lies.
 STAMP = $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } | sha256sum | cut -c1-16)
 
-.PHONY: demo test bad-inputs lint docs gpu env clean
+.PHONY: demo test test-newest bad-inputs lint docs gpu env clean
 
 env:
 	@bash tools/env.sh "$(PYTHON)" "$(VENV)" "$(STAMP)"
@@ -15,6 +15,11 @@ env:
 # processes that tests start would compile the same modules again.
 test: env
 	PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The tests nearest to torch and ONNX with the newest releases of NEWEST and every other pin, in an environment of its own.
+NEWEST ?= torch onnx onnx-ir onnxscript onnxruntime onnx-graphsurgeon
+test-newest:
+	@bash tools/newest.sh "$(PYTHON)" "$(OUT)/newest" $(NEWEST)
 
 # Every bad input of the table in tests/bad_inputs; `make test` runs a sample of it.
 bad-inputs: env

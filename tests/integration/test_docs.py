@@ -5,7 +5,6 @@ import io
 import re
 import shutil
 from contextlib import chdir, redirect_stdout
-from pathlib import Path
 
 import pytest
 
@@ -90,7 +89,31 @@ def test_python_examples_run(code, bundle, work, few_digits, monkeypatch):
         exec(compile(code, "example", "exec"), {"__name__": "example"})
 
 
+def anchors(text):
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", PAGES[page]):
-        assert (Path(ROOT / page).parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", PAGES[page]):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text()), (target, anchor)
+
+
+def test_every_page_of_the_site_is_in_its_navigation():
+    nav = re.search(r"^nav:\n(.*?)^\S", (ROOT / "mkdocs.yml").read_text(), re.DOTALL | re.MULTILINE)[1]
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(re.findall(r": (\S+\.md)$", nav, re.MULTILINE)) == sorted(pages)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """As by `make docs`, which installs what it needs."""
+    pytest.importorskip("mkdocstrings", reason="the extra docs is not installed")
+    pytest.importorskip("material", reason="the extra docs is not installed")
+    done = run_module("mkdocs", "build", "--strict", "--site-dir", str(tmp_path), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "api" / "latency" / "index.html").is_file()
