@@ -1,4 +1,8 @@
-"""Write a graph in mixed precision: casts between nodes, and weights in the precision of the nodes that read them."""
+"""Write a graph in mixed precision: casts between nodes, and weights in the precision of the nodes that read them.
+
+By hand rather than with onnx-graphsurgeon, which cannot write attributes that are empty lists, and whose version would
+be one more thing on which the bytes depend that `verify` writes again.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

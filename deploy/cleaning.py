@@ -3,6 +3,9 @@
 Local functions are inlined, sparse initializers become dense, constants become initializers, initializers are neither
 inputs nor outputs, IR version and operator set are those of all shipped graphs, constants are folded, and unused values
 are removed.
+
+onnx-graphsurgeon folds constants and removes what is unused. The rest edits the protos, since onnx-graphsurgeon loses
+or refuses some attributes (see `_readable`), and models that have them are cleaned as well.
 """
 
 import contextlib
@@ -96,12 +99,12 @@ def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = Fal
     model.ClearField("training_info")
     _standard_domain(model)
     model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
-    _constants_are_initializers(model.graph)
+    constants_are_initializers(model.graph)
     if float_biases:
         _float_biases(model.graph)
     _nodes_write_outputs(model.graph)
     model, facts = _in_opset(check(model, dynamic=bool(spans)), spans)
-    model = _named(_folded(model, dynamic=bool(spans)))
+    model = named(_folded(model, dynamic=bool(spans)))
     require_inline(model)
     cleaned = Cleaned(
         original=data,
@@ -133,7 +136,7 @@ def input_shape(data: bytes, shapes: Shapes) -> tuple[int, ...]:
     return tuple(dim.dim_value for dim in values[0].type.tensor_type.shape.dim)
 
 
-def _constants_are_initializers(graph: GraphProto) -> None:
+def constants_are_initializers(graph: GraphProto) -> None:
     """Turn all Constant nodes and sparse initializers of a graph and its bodies into initializers."""
     for part in bodies(graph):
         for sparse in part.sparse_initializer:
@@ -418,7 +421,7 @@ def _fixed(shape: Iterable[object] | None) -> list[int] | None:
     return None if shape is None or len(sizes) < len(dims) else sizes
 
 
-def _named(model: ModelProto) -> ModelProto:
+def named(model: ModelProto) -> ModelProto:
     """Give every node a unique name, so that it can be found in a runtime's messages, and return the model."""
     taken = set[str]()
     for part in bodies(model.graph):

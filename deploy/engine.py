@@ -311,7 +311,7 @@ def _widen(model: onnx.ModelProto) -> set[str]:
 
 
 def _operators(model: onnx.ModelProto) -> Iterator[onnx.ModelProto]:
-    """Yield each operator of a graph with known shapes as a separate model."""
+    """Yield each operator of a graph with known shapes as a separate model, its attributes as they are."""
     body = model.graph
     weights = {value.name: value for value in body.initializer}
     values = {value.name: value for value in (*body.input, *body.value_info, *body.output)}

@@ -12,11 +12,12 @@ import msgspec
 import numpy as np
 import onnx
 import onnx.version_converter
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from deploy import casts, islands
 from deploy.activations import keep_activations
 from deploy.certificate import LARGEST, Certificate, Kept, TensorRange
+from deploy.cleaning import constants_are_initializers, named
 from deploy.constants import keep_constants
 from deploy.errors import LoweringError
 from deploy.flow import Flow
@@ -119,42 +120,14 @@ def _prepare(model: ModelProto, narrow: Narrow) -> ModelProto:
             ) from error
     made = ModelProto()
     made.CopyFrom(model)
-    graph = made.graph
-    nodes, names = [], set[str]()
-    for node in graph.node:
+    for node in made.graph.node:
         if any(attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for attribute in node.attribute):
             raise LoweringError(
                 f"{describe(node)} holds a graph of its own, which cannot be converted to FP16: export without control "
-                "flow, or ship FP32 "
-                "by --target onnxruntime"
+                "flow, or ship FP32 by --target onnxruntime"
             )
-        if node.op_type == "Constant" and (array := _constant(node)) is not None:
-            graph.initializer.append(numpy_helper.from_array(array, node.output[0]))
-            continue
-        name = node.name or node.op_type
-        number = 1
-        while node.name in names or not node.name:
-            node.name, number = f"{name}_{number}", number + 1
-        names.add(node.name)
-        nodes.append(node)
-    fresh = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    graph.ClearField("node")
-    graph.node.extend(fresh)
-    return made
-
-
-def _constant(node: NodeProto) -> np.ndarray | None:
-    """Return the numbers of a Constant, or None if it has other content."""
-    attribute = node.attribute[0]
-    match attribute.name:
-        case "value":
-            return numpy_helper.to_array(attribute.t)
-        case "value_float" | "value_floats":
-            return np.asarray(helper.get_attribute_value(attribute), np.float32)
-        case "value_int" | "value_ints":
-            return np.asarray(helper.get_attribute_value(attribute), np.int64)
-        case _:
-            return None
+    constants_are_initializers(made.graph)
+    return named(made)
 
 
 def _convert(

@@ -3,6 +3,9 @@
 Torch takes a second to export a module, and a space has hundreds of blocks that differ in their channel counts alone.
 So each family of blocks is exported once, by `deploy.lowering` like what ships, with a prime of its own as every
 channel count; a block of any widths is then cut from that template, and a network is joined from its blocks.
+
+Templates have shapes but no weights; they are cut and joined as protos, since onnx-graphsurgeon takes the shape of a
+constant from its numbers.
 """
 
 import itertools

@@ -222,7 +222,7 @@ def test_nameless_nodes_get_names_of_their_own():
         helper.make_node("Add", ["b", "k"], ["y"]),
     ]
     _, certificate = convert(made(nodes, {"k": np.float32(1e6)}))
-    assert [kept.node for kept in certificate.kept] == ["Relu_1", "Relu_2", "Add_1"]
+    assert [kept.node for kept in certificate.kept] == ["Relu.1", "Relu.2", "Add.1"]
 
 
 # samples
