@@ -28,7 +28,6 @@ from deploy.errors import DeployError
 from deploy.explain import explain
 from deploy.explanation import Explanation
 from deploy.form import BUILD, FORM, Build, Form
-from deploy.graph import Precision
 from deploy.inspection import Inspection, inspect
 from deploy.metric import Figure, Quality
 from deploy.narrow import NARROW
@@ -114,7 +113,7 @@ def export(
     out = Path(out)
     bundle.refuse_occupied(out)
     target = engine.target_of(target)
-    precision, form = _complete(form, target)
+    precision, form = engine.complete(form, target)
     if budget_ms is not None and not 0 < budget_ms <= ms_from_us(MAX_US):
         raise DeployError(
             f"budget_ms must be above 0 and at most {ms_from_us(MAX_US):g} milliseconds, found {budget_ms}"
@@ -294,25 +293,6 @@ class _Timing:
             measured=self.measured.get(name),
             not_measured=self.reason,
         )
-
-
-def _complete(form: Form, target: Target) -> tuple[Precision, Form]:
-    """Return the precision that ships, and the form with it set.
-
-    Raises:
-        DeployError: the target does not support it.
-    """
-    precision = form.precision or engine.TARGETS[target]
-    if target == "onnxruntime" and precision != "fp32":
-        raise DeployError(
-            f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx"
-        )
-    if form.io not in ("fp32", precision) or form.io == "bf16":
-        raise DeployError(
-            f"io {form.io!r} needs half precision in between, {target!r} ships {precision!r} here: leave it out, or "
-            "choose fp16"
-        )
-    return precision, dataclasses.replace(form, precision=precision)
 
 
 def _adapter(model: nn.Module, example_input: Any) -> Adapter:

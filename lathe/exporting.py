@@ -46,7 +46,8 @@ def by_target(command: "Export") -> "list[Export]":
     If there are several, each writes to its name in --out and keeps the build options it supports.
 
     Raises:
-        DeployError: a target is unknown or given twice, or --out contains something else.
+        LatencyError, DeployError: a target is unknown, not installed or given twice, or does not take the options; or
+            --out contains something else.
     """
     if len(command.target) == 1:
         return [command]
@@ -69,12 +70,35 @@ def by_target(command: "Export") -> "list[Export]":
         for target in targets
     ]
     given = {field.name: field.default for field in dataclasses.fields(command)}
-    return [
+    each = [
         dataclasses.replace(
             command, target=(target,), out=command.out / target, **{name: given[name] for name in names}
         )
         for target, names in zip(targets, unfit, strict=True)
     ]
+    for one in each:
+        _require_target(one)
+    return each
+
+
+def _require_target(command: "Export") -> None:
+    """Require that the only target of a command is installed, takes its options and may be written.
+
+    Raises:
+        LatencyError, DeployError: it is not, or does not.
+    """
+    from deploy import bundle as shipped
+    from deploy import engine, triton
+    from deploy.form import Form
+
+    (named,) = command.target
+    target = engine.target_of(named)
+    engine.complete(Form(precision=command.precision, io=command.io), target)
+    engine.require_options(target, _engine_spec(command), command.timing_cache, command.builds)
+    engine.runtime_of(target)
+    shipped.refuse_occupied(command.out)
+    if command.layout == "triton":
+        triton.require(target, _repository(command))
 
 
 def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle":
@@ -83,17 +107,13 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     outputs.require_directory(command.out)
     require_cores(command.threads or 1)
     from deploy import bundle as shipped
-    from deploy import cleaning, engine, onnxfile, shapes, triton
+    from deploy import cleaning, engine, onnxfile, shapes
     from deploy.errors import DeployError
     from deploy.form import Build, Form
 
     (named,) = command.target
     target, spec = engine.target_of(named), _engine_spec(command)
-    engine.require_options(target, spec, command.timing_cache, command.builds)
-    engine.runtime_of(target)
-    shipped.refuse_occupied(command.out)
-    if command.layout == "triton":
-        triton.require(target, _repository(command))
+    _require_target(command)
     fixed = shapes.parse_spans(command.shape)
     require("torch", "train")
     from search.spaces import own

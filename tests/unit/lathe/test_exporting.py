@@ -172,6 +172,7 @@ def test_an_onnx_file_is_exported_with_the_evidence_and_the_precision_of_the_com
 
 
 def test_several_targets_get_a_bundle_each_with_the_options_that_their_builds_have(tmp_path, monkeypatch):
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
     monkeypatch.chdir(tmp_path)
     words = "export m.onnx --target onnxruntime tensorrt-rtx --optimization-level 1 --compute-capability 8.9 --out b"
     first, second = by_target(cli.parse(words.split()))
@@ -190,6 +191,8 @@ def test_several_targets_get_a_bundle_each_with_the_options_that_their_builds_ha
         (words, "b holds notes, which is not a bundle of a target"),
         ("export m.onnx --target onnxruntime onnxruntime --out c", "--target onnxruntime onnxruntime names one twice"),
         ("export m.onnx --target onnxruntime coreml --out c", "'coreml' is unknown"),
+        ("export m.onnx --target onnxruntime tensorrt-rtx --layout triton --out c", "no backend for tensorrt-rtx"),
+        ("export m.onnx --target tensorrt-rtx onnxruntime --precision fp16 --out c", "'onnxruntime' ships precision"),
     ):
         with pytest.raises((DeployError, LatencyError), match=message):
             by_target(cli.parse(arguments.split()))
