@@ -96,7 +96,8 @@ def _blocks(found: LatencyTable) -> Grid:
             families.setdefault(listing.family_of(row), []).append(row)
     numbers = (Heading(name, right=True) for name in ("blocks", "fastest", "slowest", "interval ±"))
     view = Grid("family", *numbers, title="blocks")
-    for family, rows in families.items():
+    for rows in families.values():
+        family, _ = listing.titled(rows[0].key)
         known = [row for row in rows if row.known]
         if not known:
             view.add(family, f"0 of {len(rows)}", "-", "-", "-")
@@ -316,7 +317,7 @@ def _estimate_rows(estimate: "Estimate", remarks: Sequence[str]) -> list[tuple[s
     device, covered = estimate.device, sum(part.alone is not None for part in estimate.parts)
     latency = interval(msgspec.structs.replace(estimate.latency, origin="")) if estimate.latency else "-"
     if estimate.uncovered:
-        latency += f", of the {covered} blocks that are covered" * bool(covered)
+        latency += ", of the blocks that are covered" * bool(covered)
     return [
         ("device", f"{device.name}, {estimate.runtime.name} {estimate.runtime.version}, {estimate.precision}"),
         ("latency", latency),
@@ -331,7 +332,10 @@ def _parts(estimate: "Estimate") -> Grid:
     named = any(part.layer for part in estimate.parts)
     numbers = (Heading(name, right=True) for name in ("alone", "adds", "share"))
     view = Grid("layer" if named else "", "block", "channels", *numbers, "")
-    total = estimate.latency.us if estimate.latency else 0.0
+
+    def share(us: float) -> str:  # of a whole: a part of a network has no share of it
+        return f"{us / estimate.latency.us:.1%}" if estimate.latency and not estimate.uncovered else "-"
+
     for number, part in enumerate(estimate.parts, 1):
         spec = BlockSpec.parse(part.key)
         head = (part.layer if named else str(number), spec.title, spec.channels)
@@ -339,11 +343,10 @@ def _parts(estimate: "Estimate") -> Grid:
             view.add(*head, "-", "-", "-", "not covered")
             continue
         source = "" if part.alone.source == "measured" else part.alone.source
-        view.add(*head, microseconds(part.alone.us), microseconds(part.adds.us), f"{part.adds.us / total:.1%}", source)
+        view.add(*head, microseconds(part.alone.us), microseconds(part.adds.us), share(part.adds.us), source)
     if estimate.latency:
-        view.add(
-            "", "beside its blocks", "", "", microseconds(estimate.network_us), f"{estimate.network_us / total:.1%}", ""
-        )
+        adds = microseconds(estimate.network_us)
+        view.add("", "beside its blocks", "", "", adds, share(estimate.network_us), "")
     return view
 
 

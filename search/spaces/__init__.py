@@ -1,5 +1,6 @@
 """Search spaces and single networks, by name."""
 
+import difflib
 import re
 
 from search.errors import SearchError
@@ -146,7 +147,8 @@ def get(
     for family in (prunet, gpunet, repvgg, resnet, mobilenet):
         if name in family.names():
             return family.named(name, **options)
-    raise SearchError(f"unknown space {name!r}: known are {', '.join(names())}; try `lathe space {names()[0]}`")
+    near = ", ".join(difflib.get_close_matches(name, names()))
+    raise SearchError(f"unknown space {name!r}: {f'try {near}, or ' if near else ''}list all by `lathe space --list`")
 
 
 def _own(name: str, input_shape: tuple[int, int, int] | None, *, classes: int | None, **sizes: int | None) -> Space:

@@ -28,8 +28,11 @@ def refused(*arguments: object, cwd: Path = Path()) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["space", "resnet"], ["unknown space 'resnet'", "repvgg-mini"]),
-        (["profile", "resnet", "--out", "t.latency.jsonl"], ["unknown space 'resnet'", "repvgg-mini"]),
+        (["space", "resnet"], ["unknown space 'resnet': try resnet", "lathe space --list"]),
+        (
+            ["profile", "resnet", "--out", "t.latency.jsonl"],
+            ["unknown space 'resnet': try resnet", "lathe space --list"],
+        ),
         (
             ["profile", "repvgg-mini", "--backend", "tflite", "--out", "t.latency.jsonl"],
             ["'tflite'", "onnxruntime, tensorrt, tensorrt-rtx"],
@@ -63,7 +66,7 @@ def refused(*arguments: object, cwd: Path = Path()) -> str:
             ["none.blocks.zip does not exist", "lathe bundle"],
         ),
         (["profile", "none.blocks.zip", "--seed", "1", "--out", "t.latency.jsonl"], ["--seed 1", "lathe bundle"]),
-        (["bundle", "resnet", "--out", "b.blocks.zip"], ["unknown space 'resnet'", "prunet-cifar"]),
+        (["bundle", "resnet", "--out", "b.blocks.zip"], ["unknown space 'resnet'", "lathe space --list"]),
         (["bundle", "repvgg-mini", "--out", "nowhere/b.blocks.zip"], ["nowhere is not a directory: make it"]),
         (["bundle", "repvgg-mini", "--precision", "int8", "--out", "b.blocks.zip"], ["int8", "fp16"]),
         (["space", "prunet", "--resolution", "31"], ["at least 32", "31"]),
@@ -101,7 +104,7 @@ def test_one_line_names_what_was_found_and_what_is_known(arguments, words, tmp_p
     ("change", "words"),
     [
         ({"--space": "prunet-cifar"}, ["prunet-cifar has none", "repvgg-mini"]),
-        ({"--space": "resnet"}, ["unknown space 'resnet'", "repvgg-mini"]),
+        ({"--space": "resnet"}, ["unknown space 'resnet': try resnet", "lathe space --list"]),
         ({"--data": "cifar"}, ["unknown data 'cifar'", "digits or folder:PATH"]),
         ({"--data": "folder:empty"}, ["empty", "no images"]),
         ({"--data": "folder:nowhere"}, ["nowhere is not a folder"]),
