@@ -14,7 +14,7 @@ from pathlib import Path
 
 from subjects import Network, networks
 
-from deploy import export, verify
+from deploy import Evidence, export, verify
 from latency import Device
 from latency.protocol import get
 
@@ -27,7 +27,12 @@ def ship(network: Network, target: str, folder: Path) -> dict[str, object]:
     start = time.perf_counter()
     samples = network.samples(SAMPLES)
     bundle = export(
-        network.module(), network.example(), target=target, out=folder / "bundle", samples=samples, protocol=get("fast")
+        network.module(),
+        network.example(),
+        target=target,
+        out=folder / "bundle",
+        protocol=get("fast"),
+        evidence=Evidence(samples=samples),
     )
     seconds = time.perf_counter() - start
     steps = [

@@ -3,6 +3,7 @@
 Exporting needs torch and is imported lazily: bundles are verified and run without torch.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from deploy.bundle import Bundle, Manifest, load
@@ -13,18 +14,24 @@ from deploy.start import start
 from deploy.verify import Check, Verification, verify
 
 if TYPE_CHECKING:
+    from deploy.evidence import Evidence
     from deploy.lowering import LOWERING_VERSION, features, lower, to_onnx
-    from deploy.pipeline import export
+    from deploy.options import Build, Form
+    from deploy.pipeline import Record, export
 
 __all__ = [
     "LOWERING_VERSION",
+    "Build",
     "Bundle",
     "BundleError",
     "Certificate",
     "Check",
     "DeployError",
+    "Evidence",
+    "Form",
     "LoweringError",
     "Manifest",
+    "Record",
     "Verification",
     "certified",
     "export",
@@ -37,9 +44,16 @@ __all__ = [
 ]
 
 
+_MODULES = {
+    "Build": "options",
+    "Evidence": "evidence",
+    "Form": "options",
+    "Record": "pipeline",
+    "export": "pipeline",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from deploy import lowering, pipeline
-
-    return getattr(pipeline if name == "export" else lowering, name)
+    return getattr(importlib.import_module(f"deploy.{_MODULES.get(name, 'lowering')}"), name)

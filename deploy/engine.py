@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy import graph, sessions
 from deploy.bundle import TIMING_CACHE, Target
 from deploy.errors import DeployError
-from deploy.form import Form
 from deploy.graph import Precision
 from deploy.narrow import BF16
 from deploy.samples import Tensors, calls_of, inputs_of, outputs_of
@@ -46,25 +45,6 @@ def target_of(name: str) -> Target:
         if target == name:
             return target
     raise DeployError(f"target {name!r} is unknown: choose one of {', '.join(TARGETS)}")
-
-
-def complete(form: Form, target: Target) -> tuple[Precision, Form]:
-    """Return the precision that ships, and the form with it set.
-
-    Raises:
-        DeployError: the target does not support it.
-    """
-    precision = form.precision or TARGETS[target]
-    if target == "onnxruntime" and precision != "fp32":
-        raise DeployError(
-            f"target 'onnxruntime' ships precision 'fp32', not {precision!r}: leave it out, or choose tensorrt-rtx"
-        )
-    if form.io not in ("fp32", precision) or form.io == "bf16":
-        raise DeployError(
-            f"io {form.io!r} needs half precision in between, {target!r} ships {precision!r} here: leave it out, or "
-            "choose fp16"
-        )
-    return precision, replace(form, precision=precision)
 
 
 def build(

@@ -1,54 +1,91 @@
 """Turn a network into a directory that ships: fuse, squeeze, lower, build, validate every step, and time."""
 
-import copy
-import dataclasses
 import datetime
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import safetensors.torch
-import torch
 from torch import nn
 
-from deploy import bundle, cleaning, engine, graph, handout, lowering
-from deploy.adapter import Adapter, adapt, require_deterministic
+from deploy import bundle, engine, graph, handout, lowering
 from deploy.builds import Candidate, choose
-from deploy.bundle import Bundle, Layer, Link, Manifest, Network, Target, sha256
+from deploy.bundle import Builds, Bundle, Link, Manifest, Network, Target, sha256
 from deploy.certificate import Certificate
-from deploy.cleaning import Cleaned
 from deploy.errors import DeployError
-from deploy.explain import explain
+from deploy.evidence import (
+    NO_EVIDENCE,
+    PROOF_SAMPLES,
+    REFERENCE_SAMPLES,
+    Data,
+    Evidence,
+    as_taken,
+    at_ends,
+    data_of,
+    doubts,
+    reference,
+    require_classes,
+)
 from deploy.explanation import Explanation
-from deploy.form import BUILD, FORM, Build, Form
+from deploy.forms import Forms, Lowered, Source, source_of
 from deploy.inspection import Inspection, inspect
-from deploy.metric import Figure, Quality
-from deploy.narrow import NARROW
-from deploy.precision import certified
-from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of, random_samples, resized, samples_of
-from deploy.shapes import ENDS, POINTS, Shapes, Span, at
-from deploy.validate import CannotRun, Labels, Rung, Step, accuracy, climb, judge_latency
+from deploy.metric import Figure
+from deploy.options import BUILD, FORM, Build, Form, Plan, plan
+from deploy.samples import Tensors, TensorSpec, inputs_of, outputs_of
+from deploy.shapes import at
+from deploy.validate import Rung, Step, climb, judge_latency
 from latency import Device, Latency, Measurement, Protocol, RunFailed, distribution
-from latency.backends.tensorrt import EngineSpec
+from latency.backends.tensorrt import EngineSpec, TimingCache
 from latency.protocol import DEFAULT
-from latency.units import ms_from_us, us_from_ms
-from latency.values import MAX_US
-from reparam import ChannelMask, Counts, count, fuse, fuse_exactly, squeeze
-from reparam.structure import map_tensors
+from reparam import Counts
 
-CERTIFIED_SAMPLES = 128
-"""Maximum number of samples for activation ranges."""
-PROOF_SAMPLES = 32
-"""Maximum number of samples on which rewrites are proved in float64 and FP16 is explained."""
-REFERENCE_SAMPLES = 8
-"""Number of samples kept in the bundle for `verify` with the trained network's outputs; at least one call."""
+OnStep = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a bundle keeps besides what its export computes.
+
+    Attributes:
+        classes: names of the outputs.
+        preprocessing: preprocessing from an image file to the input, for users of the bundle.
+        provenance: hashes and facts for the manifest.
+        attachments: files to keep, by name; architecture.json starts the chain of hashes, and the report shows it and
+            history.jsonl.
+        predicted: latency of the network predicted by a table.
+        predicted_baseline: predicted latency of the unpruned network.
+    """
+
+    classes: Sequence[str] = ()
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+    predicted: Latency | None = None
+    predicted_baseline: Latency | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.attachments:
+            if name in _TAKEN or Path(name).name != name or name.startswith("."):
+                raise DeployError(f"attachment {name!r}: a plain file name, none of {', '.join(sorted(_TAKEN))}")
+
+
+_TAKEN = frozenset(
+    {
+        bundle.MANIFEST,
+        bundle.ONNX,
+        *bundle.HALF.values(),
+        bundle.ENGINE,
+        bundle.REFERENCE,
+        bundle.TIMING_CACHE,
+        *handout.NAMES,
+    }
+)
+_NO_RECORD = Record()
 
 
 def export(
@@ -59,20 +96,12 @@ def export(
     out: str | Path,
     form: Form = FORM,
     build: Build = BUILD,
-    samples: Any = None,
-    labels: Any = None,
-    quality: Quality | None = None,
-    baseline: nn.Module | None = None,
+    evidence: Evidence = NO_EVIDENCE,
+    record: Record = _NO_RECORD,
     budget_ms: float | None = None,
     protocol: Protocol = DEFAULT,
     threads: int = 1,
-    predicted: Latency | None = None,
-    predicted_baseline: Latency | None = None,
-    classes: Sequence[str] = (),
-    preprocessing: Mapping[str, Any] | None = None,
-    provenance: Mapping[str, str] | None = None,
-    attachments: Mapping[str, bytes] | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
+    on_step: OnStep = lambda _: None,
 ) -> Bundle:
     """Write the bundle of a network.
 
@@ -87,22 +116,11 @@ def export(
         out: output directory: absent, empty, or an older bundle, which is replaced.
         form: precision, shapes and other options of the form that ships.
         build: options of the engine's build.
-        samples: real, preprocessed inputs: samples joined along the first dimension, or whole inputs, [calls, *shape];
-            by name if there are several. By default, seeded random samples, with the example's values for inputs that
-            are not floating-point.
-        labels: class index of each sample.
-        quality: measure of the outputs' quality for networks that do not classify; instead of labels.
-        baseline: the unpruned network, timed in turns with the shipped one.
+        evidence: samples, labels and other things that the network is judged by.
+        record: names, facts and files that the bundle keeps.
         budget_ms: latency budget of one batch.
         protocol: timing protocol.
         threads: number of threads of ONNX Runtime.
-        predicted: latency of the network predicted by a table.
-        predicted_baseline: predicted latency of the unpruned network.
-        classes: names of the outputs.
-        preprocessing: preprocessing from an image file to the input; kept for users of the bundle.
-        provenance: hashes and facts to keep in the manifest.
-        attachments: files to keep in the bundle, by name; architecture.json starts the chain of hashes, and the report
-            shows it and history.jsonl.
         on_step: called with the name of each step as it begins, and with the builder's progress.
 
     Raises:
@@ -112,174 +130,45 @@ def export(
     """
     out = Path(out)
     bundle.refuse_occupied(out)
-    target = engine.target_of(target)
-    precision, form = engine.complete(form, target)
-    if budget_ms is not None and not 0 < budget_ms <= ms_from_us(MAX_US):
-        raise DeployError(
-            f"budget_ms must be above 0 and at most {ms_from_us(MAX_US):g} milliseconds, found {budget_ms}"
-        )
-    if threads < 1:
-        raise DeployError(f"threads must be at least 1, found {threads}")
-    budget_us = None if budget_ms is None else us_from_ms(budget_ms)
-    engine.require_options(target, build.spec, build.timing_cache, build.count)
-    runtime = engine.runtime_of(target)
-    spec = build.spec or EngineSpec()
-    attachments = _attachments(attachments or {})
-    source = _source(model, form.shapes, target)
-    if isinstance(source, Cleaned):
-        parsed = graph.parse(source.usual)
-        lowering.require_deterministic(parsed)
-        adapter, inputs = None, inputs_of(parsed)
-    else:
-        adapter = _adapter(source, example_input)
-        inputs = adapter.inputs
-    data, truth = _samples(samples, labels, inputs, adapter)
-    data = _as_taken(data, form)
-    if truth is not None:
-        quality = accuracy(truth)
-
-    on_step("fuse, squeeze and lower")
-    if isinstance(source, Cleaned):
-        network = _from_onnx(source, form, target, threads, data)
-    else:
-        assert adapter
-        network = _from_module(adapter, form, threads, data, attachments.get("architecture.json"))
-    shipped = graph.parse(network.usual(network.shipped))
-    int8_nodes = len(graph.quantized(shipped.graph)[1])
-    _require_fit(truth, classes, inputs, outputs_of(shipped))
-    unpruned = None if baseline is None else _lower(_baseline(baseline, example_input, inputs), form, threads, data)
-    if form.explain:
-        on_step("explain FP16")
-    explanation = _explanation(network, data, threads) if form.explain else None
-
-    on_step(f"build for {target}")
-    start = functools.partial(engine.running, target, threads=threads, spec=spec, timed_on=data.call(0))
-    begin = functools.partial(start, network.shipped, usual=at(network.spans, "opt"))
-    candidates = [_built(network, target, build, number, on_step) for number in range(1, build.count + 1)]
-    chosen, several = choose(candidates, begin, protocol)
-    built, cache = chosen.engine, chosen.cache
-    say = functools.partial(_say, on_step, "build the unpruned network")
-    built_unpruned = engine.build(unpruned.shipped, target, spec, cache, say) if unpruned else b""
-
-    with ExitStack() as stack:
-        running = {"shipped": stack.enter_context(begin(built))}
-        if unpruned:
-            running["unpruned"] = stack.enter_context(start(unpruned.shipped, built_unpruned))
-        on_step("validate")
-        rungs = list(network.rungs)
-        if built:
-            at_work = running["shipped"]
-            rungs.append(
-                Rung(
-                    "engine",
-                    "int8" if int8_nodes else precision,
-                    at_work if isinstance(at_work, str) else at_work.outputs,
-                )
-            )
-        steps, outputs = climb(rungs, data, quality)
-        references = {"": _reference(data.first(REFERENCE_SAMPLES), outputs)}
-        for end, there in _ends(data.first(PROOF_SAMPLES), inputs, network.spans):
-            more, outputs = climb([rung.at(end) for rung in rungs], _as_taken(there, form))
-            steps += more
-            references[end] = _reference(there.first(1), outputs)
-        inspection = _inspection(running["shipped"], network.certificate) if built else None
-        on_step("measure")
-        timing = _time(running, protocol, on_step)
-
-    files = {
-        bundle.ONNX: network.onnx,
-        bundle.REFERENCE: bundle.reference(references),
-        **attachments,
-    }
-    chain = list(network.chain)
-    if network.onnx_half:
-        files[bundle.HALF[precision]] = network.onnx_half
-    if built:
-        files[bundle.ENGINE] = built
-        chain.append(Link(name="engine", sha256=sha256(built), made_from=chain[-1].name, file=bundle.ENGINE))
-    if cache and cache.data:
-        files[bundle.TIMING_CACHE] = cache.data
-    facts = timing.of("shipped", network.counts, _last_score(steps), predicted)
-    measured = facts.measured
-    manifest = Manifest(
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        target=target,
-        precision=precision,
-        io=form.io,
-        int8_nodes=int8_nodes,
-        inputs={value.name: value.shape for value in inputs},
-        outputs={value.name: value.shape for value in outputs_of(shipped)},
-        spans=dict(network.spans),
-        output_spans=_output_spans(network),
-        dtypes={value.name: value.dtype for value in (*inputs_of(shipped), *outputs_of(shipped))},
-        samples=data.count,
-        samples_from="random" if samples is None else "given",
-        metric=quality and quality.metric,
-        classes=tuple(classes),
-        preprocessing=dict(preprocessing or {}),
-        shipped=facts,
-        unpruned=timing.of(
-            "unpruned", unpruned.counts, _onnx_score(unpruned, data, quality, threads), predicted_baseline
-        )
-        if unpruned
-        else None,
-        budget_us=budget_us,
-        budget_verdict="not run" if measured is None else judge_latency(measured.low_us, measured.high_us, budget_us),
-        layers=network.layers,
-        validation=(*network.proofs, *steps),
-        device=timing.device,
-        runtime=runtime,
-        protocol=protocol,
-        build=msgspec.to_builtins(spec) if built else {},
-        builds=several if build.count > 1 else None,
-        compute_capabilities=_capabilities(target, spec, timing.device) if built else (),
-        certificate=network.certificate,
-        explanation=explanation,
-        inspection=inspection,
-        lowering=lowering.LOWERING_VERSION,
-        versions=_versions(),
-        provenance={**(provenance or {}), **network.facts, **_doubts(data, preprocessing or {})},
-        chain=tuple(chain),
-        files={},
-    )
+    planned = plan(target, form=form, build=build, threads=threads, protocol=protocol, budget_ms=budget_ms)
+    source = source_of(model, example_input, planned)
+    data = data_of(evidence, source.inputs, source.examples, form.io)
+    run = _Export(plan=planned, source=source, data=data, record=record, on_step=on_step)
+    networks = run.networks(evidence.baseline, example_input)
+    engines = run.engines(networks)
+    verdicts = run.judge(networks, engines)
+    manifest = run.manifest(networks, engines, verdicts)
+    files = run.files(networks, engines, verdicts)
     on_step("write")
     return bundle.write(out, manifest, files | handout.files(manifest, set(files)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lowered:
-    """A network as ONNX."""
+class _Networks:
+    """The network and the unpruned one, lowered."""
 
-    onnx: bytes
-    onnx_half: bytes  # empty if float32 ships
-    counts: Counts
-    certificate: Certificate | None = None
-
-    @property
-    def shipped(self) -> bytes:
-        return self.onnx_half or self.onnx
+    shipped: Forms
+    unpruned: Lowered | None
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    int8_nodes: int
+    explanation: Explanation | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Network(_Lowered):
-    """A network as ONNX, and how it was made."""
+class _Engines:
+    """Engines of both networks, empty if the target has none, and how the shipped one was built."""
 
-    spans: Mapping[str, Span] = field(default_factory=dict)
-    """spans of inputs with several shapes"""
-    rungs: tuple[Rung, ...]
-    chain: tuple[Link, ...]
-    layers: tuple[Layer, ...] = ()
-    proofs: tuple[Step, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """facts for the manifest's provenance"""
-
-    def usual(self, model: bytes) -> bytes:
-        """Return a form of the network with the usual input shapes."""
-        return graph.freeze(model, at(self.spans, "opt"))
+    shipped: bytes
+    unpruned: bytes
+    cache: TimingCache | None
+    builds: Builds
 
 
 @dataclass(frozen=True)
 class _Timing:
+    """Latencies in turns, or why they are not known."""
+
     device: Device | None
     measured: Mapping[str, Measurement]
     reason: str = ""
@@ -295,175 +184,177 @@ class _Timing:
         )
 
 
-def _adapter(model: nn.Module, example_input: Any) -> Adapter:
-    if example_input is None:
-        raise DeployError("a module does not say the shape of its input: give example_input")
-    adapter = adapt(model, example_input)
-    require_deterministic(adapter)
-    return adapter
+@dataclass(frozen=True, kw_only=True)
+class _Verdicts:
+    """What validation and timing tell."""
+
+    steps: Sequence[Step]
+    references: Mapping[str, tuple[Tensors, Tensors]]
+    inspection: Inspection | None
+    timing: _Timing
 
 
-def _output_spans(network: _Network) -> dict[str, Span]:
-    if not network.spans:
-        return {}
-    ends = [outputs_of(graph.parse(graph.freeze(network.onnx, at(network.spans, point)))) for point in POINTS]
-    spans = {low.name: Span(low.shape, usual.shape, high.shape) for low, usual, high in zip(*ends, strict=True)}
-    return {name: span for name, span in spans.items() if not span.fixed}
+@dataclass(frozen=True, kw_only=True)
+class _Export:
+    """One export: its inputs, and its stages in their order."""
 
+    plan: Plan
+    source: Source
+    data: Data
+    record: Record
+    on_step: OnStep
 
-def _from_module(adapter: Adapter, form: Form, threads: int, samples: Samples, architecture: bytes | None) -> _Network:
-    # Rewritten in float64 and rounded once, like `fuse` and `squeeze` do with a float32 network, but with half the
-    # work.
-    fused, report = fuse_exactly(adapter.network, adapter.call.args, **adapter.call.kwargs)
-    exact = {"trained": copy.deepcopy(adapter.network).double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
-    forms = {name: copy.deepcopy(network).float() for name, network in exact.items()}
-    lowered = _lower(adapter.of(forms["squeezed"]), form, threads, samples)
-    proven = samples.first(PROOF_SAMPLES)
-    proofs, _ = climb(
-        [Rung(name, "fp64", adapter.of(network, torch.float64).run) for name, network in exact.items()], proven
-    )
-    rungs = [Rung(name, "fp32", adapter.of(network).run) for name, network in forms.items()]
-    rungs.append(Rung("onnx", "fp32", engine.onnx_runner(lowered.onnx, threads)))
-    chain = (
-        []
-        if architecture is None
-        else [Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json")]
-    )
-    for name, network in forms.items():
-        chain.append(Link(name=name, sha256=_hash(network), made_from=chain[-1].name if chain else ""))
-    chain.append(Link(name="onnx", sha256=sha256(lowered.onnx), made_from="squeezed", file=bundle.ONNX))
-    return _network(
-        lowered,
-        rungs,
-        chain,
-        threads,
-        layers=_layers(forms["fused"], forms["squeezed"]),
-        proofs=tuple(proofs),
-        facts={"fuse": report.summary},
-    )
-
-
-def _source(model: nn.Module | bytes, shapes: Shapes, target: Target) -> nn.Module | Cleaned:
-    """Return the source of the export: a module unchanged, or a cleaned ONNX model."""
-    if isinstance(model, bytes):
-        return cleaning.clean(model, shapes, float_biases=target != "onnxruntime")
-    if shapes:
-        raise DeployError("shapes are of an ONNX model: a module has the shape of example_input")
-    return model
-
-
-def _from_onnx(source: Cleaned, form: Form, target: Target, threads: int, samples: Samples) -> _Network:
-    counts = lowering.count(graph.parse(source.usual))
-    lowered = _halve(source.usual, counts, form, threads, samples)
-    half = lowered.onnx_half and graph.thaw(lowered.onnx_half, source.onnx)
-    lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_half=half)
-    int8 = any(graph.quantized(graph.decode(source.onnx).graph))
-    arithmetic = "int8" if int8 else "fp32"
-    run = engine.int8_runner(source.onnx, target, threads) if int8 else engine.onnx_runner(source.onnx, threads)
-    rungs = [
-        Rung("original", arithmetic, _original_runner(source.original, threads, plain=int8)),
-        Rung("onnx", arithmetic, run, engine.SATURATES if int8 else ""),
-    ]
-    chain = [
-        Link(name="original", sha256=sha256(source.original), made_from=""),
-        Link(name="onnx", sha256=sha256(source.onnx), made_from="original", file=bundle.ONNX),
-    ]
-    return _network(lowered, rungs, chain, threads, spans=source.spans, facts=source.facts)
-
-
-def _original_runner(model: bytes, threads: int, *, plain: bool) -> Callable[[Tensors], Tensors]:
-    """Return a runner of the original file in ONNX Runtime, which may reject it; its outputs are then unknown."""
-    run = engine.onnx_runner(model, threads, plain=plain)
-
-    def original(inputs: Tensors) -> Tensors:
-        try:
-            return run(inputs)
-        except DeployError as error:
-            raise CannotRun(f"the file as it came does not run: {error}") from error
-
-    return original
-
-
-def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
-    """Return a network without its masked channels; unchanged if there are none, for any arguments."""
-    if not any(isinstance(module, ChannelMask) for module in fused.modules()):
-        return fused
-    if adapter.call.kwargs:
-        raise DeployError(
-            f"a network with masked channels takes keyword arguments, {', '.join(adapter.call.kwargs)}: make them "
-            "positional"
+    def networks(self, baseline: nn.Module | None, example_input: Any) -> _Networks:
+        """Fuse, squeeze and lower the network, and lower the unpruned one."""
+        plan, data = self.plan, self.data
+        self.on_step("fuse, squeeze and lower")
+        forms = self.source.forms(plan, data.samples, self.record.attachments.get("architecture.json"))
+        shipped = graph.parse(forms.usual(forms.shipped))
+        require_classes(data.labels, self.record.classes, self.source.inputs, outputs_of(shipped))
+        unpruned = None
+        if baseline is not None:
+            unpruned = self.source.baseline(baseline, example_input, plan, data.samples)
+        explanation = None
+        if plan.form.explain:
+            self.on_step("explain FP16")
+            explanation = forms.explanation(data.samples, plan.threads)
+        return _Networks(
+            shipped=forms,
+            unpruned=unpruned,
+            inputs=inputs_of(shipped),
+            outputs=outputs_of(shipped),
+            int8_nodes=len(graph.quantized(shipped.graph)[1]),
+            explanation=explanation,
         )
-    return squeeze(fused, adapter.call.filled(adapter.call.tensors)[0])
 
+    def engines(self, networks: _Networks) -> _Engines:
+        """Build the engines; of several builds of the shipped network, keep the fastest."""
+        plan, forms = self.plan, networks.shipped
+        self.on_step(f"build for {plan.target}")
+        candidates = [self._built(forms, number) for number in range(1, plan.build.count + 1)]
+        chosen, builds = choose(candidates, functools.partial(self._start, forms), plan.protocol)
+        unpruned = b""
+        if networks.unpruned:
+            say = self._saying("build the unpruned network")
+            unpruned = engine.build(networks.unpruned.shipped, plan.target, plan.spec, chosen.cache, say)
+        return _Engines(shipped=chosen.engine, unpruned=unpruned, cache=chosen.cache, builds=builds)
 
-def _network(lowered: _Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> _Network:
-    """Return a lowered network with its last form, in a narrow precision, if there is one."""
-    if lowered.onnx_half:
-        assert lowered.certificate
-        narrow = lowered.certificate.precision
-        arithmetic = "int8" if rungs[-1].precision == "int8" else narrow
-        rungs.append(Rung(f"onnx-{narrow}", arithmetic, engine.half_runner(lowered.onnx_half, threads)))
-        chain.append(
-            Link(name=f"onnx-{narrow}", sha256=sha256(lowered.onnx_half), made_from="onnx", file=bundle.HALF[narrow])
+    def judge(self, networks: _Networks, engines: _Engines) -> _Verdicts:
+        """Validate every form of the network against the one before, and time it in turns with the unpruned one."""
+        forms, samples, io = networks.shipped, self.data.samples, self.plan.form.io
+        with ExitStack() as stack:
+            running = {"shipped": stack.enter_context(self._start(forms, engines.shipped))}
+            if networks.unpruned:
+                running["unpruned"] = stack.enter_context(self._start(networks.unpruned, engines.unpruned))
+            self.on_step("validate")
+            rungs = list(forms.rungs)
+            if engines.shipped:
+                at_work = running["shipped"]
+                arithmetic = "int8" if networks.int8_nodes else self.plan.precision
+                rungs.append(Rung("engine", arithmetic, at_work if isinstance(at_work, str) else at_work.outputs))
+            steps, outputs = climb(rungs, samples, self.data.quality)
+            references = {"": reference(samples.first(REFERENCE_SAMPLES), outputs)}
+            for end, there in at_ends(samples.first(PROOF_SAMPLES), self.source.inputs, forms.spans):
+                more, outputs = climb([rung.at(end) for rung in rungs], as_taken(there, io))
+                steps += more
+                references[end] = reference(there.first(1), outputs)
+            inspection = _inspection(running["shipped"], forms.certificate) if engines.shipped else None
+            self.on_step("measure")
+            timing = _time(running, self.plan.protocol, self.on_step)
+        return _Verdicts(steps=steps, references=references, inspection=inspection, timing=timing)
+
+    def files(self, networks: _Networks, engines: _Engines, verdicts: _Verdicts) -> dict[str, bytes]:
+        """Return the files of the bundle but those that explain it."""
+        forms = networks.shipped
+        files = {bundle.ONNX: forms.onnx, bundle.REFERENCE: bundle.reference(verdicts.references)}
+        files |= self.record.attachments
+        if forms.onnx_half:
+            files[bundle.HALF[self.plan.precision]] = forms.onnx_half
+        if engines.shipped:
+            files[bundle.ENGINE] = engines.shipped
+        if engines.cache and engines.cache.data:
+            files[bundle.TIMING_CACHE] = engines.cache.data
+        return files
+
+    def manifest(self, networks: _Networks, engines: _Engines, verdicts: _Verdicts) -> Manifest:
+        """Return the manifest, without the hashes of files."""
+        plan, data, record, forms, timing = self.plan, self.data, self.record, networks.shipped, verdicts.timing
+        score = next((step.score for step in reversed(verdicts.steps) if step.score is not None), None)
+        shipped = timing.of("shipped", forms.counts, score, record.predicted)
+        baseline, measured = None, shipped.measured
+        if unpruned := networks.unpruned:
+            score = unpruned.score(data.samples, data.quality, plan.threads)
+            baseline = timing.of("unpruned", unpruned.counts, score, record.predicted_baseline)
+        verdict = "not run" if measured is None else judge_latency(measured.low_us, measured.high_us, plan.budget_us)
+        return Manifest(
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            target=plan.target,
+            precision=plan.precision,
+            io=plan.form.io,
+            int8_nodes=networks.int8_nodes,
+            inputs={value.name: value.shape for value in self.source.inputs},
+            outputs={value.name: value.shape for value in networks.outputs},
+            spans=dict(forms.spans),
+            output_spans=forms.output_spans(),
+            dtypes={value.name: value.dtype for value in (*networks.inputs, *networks.outputs)},
+            samples=data.samples.count,
+            samples_from="random" if data.drawn else "given",
+            metric=data.quality and data.quality.metric,
+            classes=tuple(record.classes),
+            preprocessing=dict(record.preprocessing),
+            shipped=shipped,
+            unpruned=baseline,
+            budget_us=plan.budget_us,
+            budget_verdict=verdict,
+            layers=forms.layers,
+            validation=(*forms.proofs, *verdicts.steps),
+            device=timing.device,
+            runtime=plan.runtime,
+            protocol=plan.protocol,
+            build=msgspec.to_builtins(plan.spec) if engines.shipped else {},
+            builds=engines.builds if plan.build.count > 1 else None,
+            compute_capabilities=_capabilities(plan.target, plan.spec, timing.device) if engines.shipped else (),
+            certificate=forms.certificate,
+            explanation=networks.explanation,
+            inspection=verdicts.inspection,
+            lowering=lowering.LOWERING_VERSION,
+            versions=_versions(),
+            provenance={**record.provenance, **forms.facts, **doubts(data.samples, record.preprocessing)},
+            chain=_chain(forms, engines),
+            files={},
         )
-    fields = {field.name: getattr(lowered, field.name) for field in dataclasses.fields(lowered)}
-    return _Network(**fields, rungs=tuple(rungs), chain=tuple(chain), **more)
 
+    def _built(self, forms: Forms, number: int) -> Candidate:
+        """Run one of several builds, each with the same initial timing cache."""
+        plan, count = self.plan, self.plan.build.count
+        words = f"build for {plan.target}" if count == 1 else f"build {number} of {count} for {plan.target}"
+        cache = engine.timing_cache_of(plan.target, plan.build.timing_cache)
+        built = engine.build(forms.shipped, plan.target, plan.spec, cache, self._saying(words), forms.spans)
+        return Candidate(built, cache)
 
-def _lower(adapter: Adapter, form: Form, threads: int, samples: Samples) -> _Lowered:
-    model = lowering.onnx_of(adapter)
-    lowering.require_deterministic(graph.parse(model))
-    return _halve(model, count(adapter, adapter.call.tensors), form, threads, samples)
-
-
-def _baseline(model: nn.Module, example_input: Any, inputs: Sequence[TensorSpec]) -> Adapter:
-    adapter = _adapter(model, example_input)
-    if adapter.inputs != inputs:
-        raise DeployError(
-            f"baseline takes {', '.join(map(str, adapter.inputs))}, the network {', '.join(map(str, inputs))}: they "
-            "must be alike"
+    def _start(self, lowered: Lowered, built: bytes) -> AbstractContextManager[engine.Running | str]:
+        """Start an engine of a network, or the network itself if its target has no engines."""
+        usual = at(lowered.spans, "opt") if isinstance(lowered, Forms) else {}
+        return engine.running(
+            self.plan.target,
+            lowered.shipped,
+            built,
+            threads=self.plan.threads,
+            spec=self.plan.spec,
+            timed_on=self.data.samples.call(0),
+            usual=usual,
         )
-    return adapter.of(fuse(_in_float32(model), adapter.call.args, **adapter.call.kwargs))
+
+    def _saying(self, what: str) -> OnStep:
+        return lambda now: self.on_step(f"{what}: {now}")
 
 
-def _halve(model: bytes, counts: Counts, form: Form, threads: int, samples: Samples) -> _Lowered:
-    assert form.precision
-    if form.precision == "fp32":
-        return _Lowered(onnx=model, onnx_half=b"", counts=counts)
-    half, certificate = certified(
-        model, samples.first(CERTIFIED_SAMPLES), narrow=NARROW[form.precision], io=form.io, threads=threads
-    )
-    return _Lowered(onnx=model, onnx_half=half, counts=counts, certificate=certificate)
-
-
-def _explanation(network: _Network, samples: Samples, threads: int) -> Explanation:
-    whole = network.usual(network.onnx)
-    if network.certificate and network.certificate.precision == "fp16":
-        half = network.usual(network.onnx_half)
-    else:
-        half, _ = certified(whole, samples.first(CERTIFIED_SAMPLES), threads=threads)
-    return explain(whole, half, samples.first(PROOF_SAMPLES), threads)
-
-
-def _built(network: _Network, target: Target, build: Build, number: int, on_step: Callable[[str], None]) -> Candidate:
-    """Run one of several builds, each with the same initial timing cache."""
-    words = f"build for {target}" if build.count == 1 else f"build {number} of {build.count} for {target}"
-    cache, say = engine.timing_cache_of(target, build.timing_cache), functools.partial(_say, on_step, words)
-    return Candidate(
-        engine.build(network.shipped, target, build.spec or EngineSpec(), cache, say, network.spans), cache
-    )
-
-
-def _ends(samples: Samples, inputs: Sequence[TensorSpec], spans: Mapping[str, Span]) -> Iterator[tuple[str, Samples]]:
-    """Yield samples for the smallest and the largest shapes of dynamic inputs, with the name of each end."""
-    for end in ENDS if spans else ():
-        shapes = at(spans, end)
-        yield end, resized(samples, [dataclasses.replace(one, shape=shapes.get(one.name, one.shape)) for one in inputs])
-
-
-def _as_taken(samples: Samples, form: Form) -> Samples:
-    """Return samples with the values that the inputs of the shipped form hold."""
-    return samples.rounded(np.float16) if form.io == "fp16" else samples
+def _chain(forms: Forms, engines: _Engines) -> tuple[Link, ...]:
+    """Return the hashes of all forms up to the engine."""
+    if not engines.shipped:
+        return forms.chain
+    last = forms.chain[-1].name
+    return (*forms.chain, Link(name="engine", sha256=sha256(engines.shipped), made_from=last, file=bundle.ENGINE))
 
 
 def _inspection(at_work: engine.Running | str, certificate: Certificate | None) -> Inspection | None:
@@ -475,16 +366,7 @@ def _inspection(at_work: engine.Running | str, certificate: Certificate | None) 
     return inspect(at_work.information(), certificate)
 
 
-def _say(on_step: Callable[[str], None], what: str, now: str) -> None:
-    on_step(f"{what}: {now}")
-
-
-def _reference(samples: Samples, outputs: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[Tensors, Tensors]:
-    """Return inputs with the outputs of the first form that ran, which ran on more samples."""
-    return samples.inputs, {name: output[: samples.calls] for name, output in next(iter(outputs.values())).items()}
-
-
-def _time(running: Mapping[str, engine.Running | str], protocol: Protocol, on_step: Callable[[str], None]) -> _Timing:
+def _time(running: Mapping[str, engine.Running | str], protocol: Protocol, on_step: OnStep) -> _Timing:
     for at_work in running.values():
         if isinstance(at_work, str):
             return _Timing(None, {}, at_work)
@@ -498,83 +380,7 @@ def _time(running: Mapping[str, engine.Running | str], protocol: Protocol, on_st
         return _Timing(device, {}, str(error))
 
 
-def _in_float32(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).cpu().float().eval()
-
-
-def _hash(module: nn.Module) -> str:
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
-    return sha256(safetensors.torch.save(tensors))
-
-
-def _layers(fused: nn.Module, squeezed: nn.Module) -> tuple[Layer, ...]:
-    return tuple(
-        Layer(name=name.removesuffix(".conv"), kept=module.out_channels, of=before.out_channels)
-        for name, module in squeezed.named_modules()
-        if isinstance(module, nn.Conv2d) and isinstance(before := fused.get_submodule(name), nn.Conv2d)
-    )
-
-
-def _last_score(steps: Sequence[Step]) -> Figure | None:
-    return next((step.score for step in reversed(steps) if step.score is not None), None)
-
-
-def _onnx_score(network: _Lowered, samples: Samples, quality: Quality | None, threads: int) -> Figure | None:
-    if quality is None:
-        return None
-    run = (
-        engine.half_runner(network.onnx_half, threads)
-        if network.onnx_half
-        else engine.onnx_runner(network.onnx, threads)
-    )
-    try:
-        return quality.of(run(samples.inputs), samples)
-    except CannotRun:
-        return None
-
-
-def _samples(
-    given: Any, labels: Any, inputs: Sequence[TensorSpec], adapter: Adapter | None
-) -> tuple[Samples, Labels | None]:
-    if not inputs:
-        raise DeployError("the network has no inputs: what it gives is a constant")
-    if given is None:
-        if labels is not None:
-            raise DeployError("labels need the samples that they are of: give both")
-        return random_samples(inputs, adapter.examples if adapter else None), None
-    data = samples_of(map_tensors(given, lambda tensor: tensor.detach().cpu().numpy()), inputs)
-    if labels is None:
-        return data, None
-    truth = np.asarray(labels)
-    if truth.shape != (data.count,) or not np.issubdtype(truth.dtype, np.integer):
-        raise DeployError(
-            f"labels must be one class index a sample, {data.count} in all; found shape {list(truth.shape)} of "
-            f"{truth.dtype}"
-        )
-    return data, truth
-
-
-def _require_fit(
-    labels: Labels | None, classes: Sequence[str], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> None:
-    """Require labels and class names that fit the network's outputs."""
-    if labels is None and not classes:
-        return
-    if len(outputs) != 1 or len(outputs[0].shape) != 2 or outputs[0].shape[:1] != inputs[0].shape[:1]:
-        found = ", ".join(str(list(value.shape)) for value in outputs)
-        raise DeployError(
-            f"labels and names of classes need one output of shape [batch, classes], found {found}: leave them out"
-        )
-    width = outputs[0].shape[1]
-    if labels is not None and not 0 <= labels.min() <= labels.max() < width:
-        raise DeployError(
-            f"labels go from {labels.min()} to {labels.max()}, the network's {width} classes from 0 to {width - 1}"
-        )
-    if classes and len(classes) != width:
-        raise DeployError(f"{len(classes)} names of classes for {width} outputs: give {width}")
-
-
-def _capabilities(target: str, spec: EngineSpec, device: Device | None) -> tuple[str, ...]:
+def _capabilities(target: Target, spec: EngineSpec, device: Device | None) -> tuple[str, ...]:
     """Return the compute capabilities that an engine is for; empty if the builder chose them."""
     here = () if device is None else (device.compute_capability,)
     if target == "tensorrt":
@@ -584,46 +390,6 @@ def _capabilities(target: str, spec: EngineSpec, device: Device | None) -> tuple
             name for known in spec.compute_capabilities for name in (here if known == "current" else (known,))
         )
     )
-
-
-def _doubts(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str]:
-    """Return a warning about an implausible range of the samples, which the network may never have seen in training."""
-    seen = next((values for values in samples.inputs.values() if values.dtype.kind == "f"), None)
-    if seen is None:
-        return {}
-    low, high = float(seen.min()), float(seen.max())
-    found = f"samples are from {low:.4g} to {high:.4g}"
-    mean, std = (np.asarray(preprocessing.get(name, ()), np.float64) for name in ("mean", "std"))
-    if mean.size and mean.shape == std.shape and (std > 0).all():
-        first, last = float((-mean / std).min()), float(((1 - mean) / std).max())
-        if low < first - _SLACK or high > last + _SLACK:
-            return {
-                "samples": f"{found}, and the preprocessing gives {first:.4g} to {last:.4g}: are they preprocessed?"
-            }
-    elif low >= 0 and high > _PIXELS and (seen == np.round(seen)).all():
-        return {"samples": f"{found}, whole numbers all, as pixels of an image file are: are they preprocessed?"}
-    return {}
-
-
-_SLACK = 0.01
-_PIXELS = 16.0
-"""Upper bound on the values of common normalisations."""
-
-
-def _attachments(attachments: Mapping[str, bytes]) -> dict[str, bytes]:
-    taken = {
-        bundle.MANIFEST,
-        bundle.ONNX,
-        *bundle.HALF.values(),
-        bundle.ENGINE,
-        bundle.REFERENCE,
-        bundle.TIMING_CACHE,
-        *handout.NAMES,
-    }
-    for name in attachments:
-        if name in taken or Path(name).name != name or name.startswith("."):
-            raise DeployError(f"attachment {name!r}: a plain file name, none of {', '.join(sorted(taken))}")
-    return dict(attachments)
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from latency.errors import LatencyError, one_line
 from latency.files import raised_as
 
 if TYPE_CHECKING:
+    from deploy.evidence import Evidence
     from deploy.metric import Figure, Quality
     from deploy.samples import Samples, Tensors
     from lathe.cli import Export
@@ -23,15 +24,17 @@ FOLDERS = "folders"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """Validation data of a network.
+class Given:
+    """Validation data of a network, as given on the command line.
 
     Attributes:
-        arguments: arguments of `deploy.export`.
+        evidence: samples, labels and metric.
+        preprocessing: preprocessing of the images of a folder; empty for other samples.
         facts: entries for the provenance.
     """
 
-    arguments: Mapping[str, Any]
+    evidence: "Evidence"
+    preprocessing: Mapping[str, Any]
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -48,7 +51,7 @@ class _Images:
     total: int
 
 
-def of(command: "Export", shape: Callable[[], Sequence[int]]) -> Evidence:
+def of(command: "Export", shape: Callable[[], Sequence[int]]) -> Given:
     """Return the validation data that a command gives.
 
     Args:
@@ -59,23 +62,21 @@ def of(command: "Export", shape: Callable[[], Sequence[int]]) -> Evidence:
         LatencyError: a file or folder cannot be used, or flags do not go together.
         SearchError: an image cannot be read, or the metric's function does not exist.
     """
+    from deploy.evidence import Evidence
+
     folder = Path(command.samples[0]) if len(command.samples) == 1 and Path(command.samples[0]).is_dir() else None
     _require_flags(command, folder)
     images = None if folder is None else _images(folder, command.mean or (), command.std or (), shape())
     arguments: dict[str, Any] = {"samples": samples(command.samples) if images is None else images.values}
-    facts = {}
+    preprocessing, facts = {}, {}
     if images is not None:
         size = images.values.shape[2:]
-        arguments["preprocessing"] = {
-            "size": list(size),
-            "mean": list(command.mean or ()),
-            "std": list(command.std or ()),
-        }
+        preprocessing = {"size": list(size), "mean": list(command.mean or ()), "std": list(command.std or ())}
         facts["images"] = f"{len(images.rows):,} of {images.total:,} images of {folder}"
     if command.labels is not None:
         targets = _targets(command.labels, images)
         arguments |= {"labels": targets} if command.metric is None else {"quality": quality(command.metric, targets)}
-    return Evidence(arguments=arguments, facts=facts)
+    return Given(evidence=Evidence(**arguments), preprocessing=preprocessing, facts=facts)
 
 
 def _require_flags(command: "Export", folder: Path | None) -> None:

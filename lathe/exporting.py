@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from lathe.tables import load_table
 
 if TYPE_CHECKING:
     from deploy.bundle import Bundle as ShippedBundle
+    from deploy.options import Build
     from deploy.page import Row
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
@@ -88,17 +89,14 @@ def _require_target(command: "Export") -> None:
         LatencyError, DeployError: it is not, or does not.
     """
     from deploy import bundle as shipped
-    from deploy import engine, triton
-    from deploy.form import Form
+    from deploy import triton
+    from deploy.options import Form, plan
 
     (named,) = command.target
-    target = engine.target_of(named)
-    engine.complete(Form(precision=command.precision, io=command.io), target)
-    engine.require_options(target, _engine_spec(command), command.timing_cache, command.builds)
-    engine.runtime_of(target)
+    planned = plan(named, form=Form(precision=command.precision, io=command.io), build=_build(command))
     shipped.refuse_occupied(command.out)
     if command.layout == "triton":
-        triton.require(target, _repository(command))
+        triton.require(planned.target, _repository(command))
 
 
 def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle":
@@ -107,12 +105,10 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     outputs.require_directory(command.out)
     require_cores(command.threads or 1)
     from deploy import bundle as shipped
-    from deploy import cleaning, engine, onnxfile, shapes
+    from deploy import cleaning, onnxfile, shapes
     from deploy.errors import DeployError
-    from deploy.form import Build, Form
+    from deploy.options import Form
 
-    (named,) = command.target
-    target, spec = engine.target_of(named), _engine_spec(command)
     _require_target(command)
     fixed = shapes.parse_spans(command.shape)
     require("torch", "train")
@@ -121,9 +117,9 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     ship = partial(
         _shipped,
         command,
-        target=target,
+        target=command.target[0],
         form=Form(precision=command.precision, io=command.io, shapes=fixed, explain=command.explain),
-        build=Build(spec=spec, count=command.builds, timing_cache=command.timing_cache),
+        build=_build(command),
         out=command.out,
         protocol=timing,
         on_step=on_step,
@@ -144,14 +140,8 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
                 f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic"
             )
         model = onnxfile.read(command.source)
-        found = evidence.of(command, partial(cleaning.input_shape, model, fixed))
-        return ship(
-            model,
-            budget_ms=command.budget_ms,
-            threads=1 if command.threads is None else command.threads,
-            provenance={"onnx": command.source.name, **found.facts},
-            **found.arguments,
-        )
+        samples = evidence.of(command, partial(cleaning.input_shape, model, fixed))
+        return _ship_given(command, ship, samples, {"onnx": command.source.name}, model)
     if (command.source / shipped.MANIFEST).is_file():
         source, model = command.source, command.source / shipped.ONNX
         raise DeployError(
@@ -198,14 +188,25 @@ def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
             network, command.weights, {}, mend="write it as safetensors.torch.save_file(model.state_dict(), PATH)"
         )
         provenance["weights_sha256"] = files.sha256(command.weights)
-    found = evidence.of(command, lambda: example.shape)
+    return _ship_given(command, ship, evidence.of(command, lambda: example.shape), provenance, network, example)
+
+
+def _ship_given(
+    command: "Export",
+    ship: "Callable[..., ShippedBundle]",
+    given: evidence.Given,
+    provenance: Mapping[str, str],
+    *network: Any,
+) -> "ShippedBundle":
+    """Ship a network, and its example if it is a module, with the validation data of the command line."""
+    from deploy.pipeline import Record
+
     return ship(
-        network,
-        example,
+        *network,
+        evidence=given.evidence,
+        record=Record(preprocessing=given.preprocessing, provenance={**provenance, **given.facts}),
         budget_ms=command.budget_ms,
         threads=1 if command.threads is None else command.threads,
-        provenance={**provenance, **found.facts},
-        **found.arguments,
     )
 
 
@@ -213,6 +214,8 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     import torch
 
     from deploy.errors import DeployError
+    from deploy.evidence import Evidence
+    from deploy.pipeline import Record
     from search import data, finished, own_task, record
     from search.spaces import own
 
@@ -234,43 +237,59 @@ def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
     home = next((device for device in devices if _is_here(device, command.target[0], _threads(device, command))), None)
     threads = _threads(home or (devices[0] if devices else None), command)
     budget_ms = ms_from_us(home.budget_us) if home and command.budget_ms is None else command.budget_ms
-    provenance = {
+    told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
+    return ship(
+        model,
+        torch.zeros(command.batch or architecture.batch, *architecture.input_shape),
+        budget_ms=budget_ms,
+        threads=threads,
+        evidence=Evidence(
+            samples=inputs,
+            labels=targets if task.labels else None,
+            quality=None if task.labels else task.quality(model, inputs, targets),
+            baseline=unpruned,
+        ),
+        record=Record(
+            predicted=home and home.predicted,
+            predicted_baseline=home and found.result.unpruned and home.largest,
+            classes=architecture.labels,
+            preprocessing=msgspec.to_builtins(architecture.preprocessing or {}),
+            provenance={
+                **_devices_not_run(devices, home, command.target[0], budget_ms),
+                "method": architecture.method,
+                "space": architecture.name,
+                "seed": str(architecture.seed),
+                "weights": files.sha256(run / record.WEIGHTS),
+            },
+            attachments={name: files.read_bytes(run / name) for name in told},
+        ),
+    )
+
+
+def _devices_not_run(
+    devices: "Sequence[OtherDevice]", home: "OtherDevice | None", target: str, budget_ms: float | None
+) -> dict[str, str]:
+    """Return facts on the run's devices that this machine is not, and on a budget that nothing gives."""
+    facts = {
         f"not run on {device.name}": f"predicted {interval(device.predicted)} by the table {device.table_sha256[:16]}, "
         f"the budget is {microseconds(device.budget_us)}"
         for device in (devices if len(devices) > 1 else ())
         if device is not home
     }
     if budget_ms is None and not devices:
-        provenance["no budget"] = "the search had no latency table, and counted MACs: give --budget-ms to judge"
+        facts["no budget"] = "the search had no latency table, and counted MACs: give --budget-ms to judge"
     elif budget_ms is None:
         where = " and ".join(device.name for device in devices)
-        provenance["no budget"] = (
-            f"the run's budget and prediction are of {where}, not of {command.target[0]} here: give --budget-ms to "
-            "judge"
+        facts["no budget"] = (
+            f"the run's budget and prediction are of {where}, not of {target} here: give --budget-ms to judge"
         )
-    told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
-    return ship(
-        model,
-        torch.zeros(command.batch or architecture.batch, *architecture.input_shape),
-        samples=inputs,
-        labels=targets if task.labels else None,
-        quality=None if task.labels else task.quality(model, inputs, targets),
-        baseline=unpruned,
-        budget_ms=budget_ms,
-        threads=threads,
-        predicted=home and home.predicted,
-        predicted_baseline=home and found.result.unpruned and home.largest,
-        classes=architecture.labels,
-        preprocessing=msgspec.to_builtins(architecture.preprocessing or {}),
-        provenance={
-            **provenance,
-            "method": architecture.method,
-            "space": architecture.name,
-            "seed": str(architecture.seed),
-            "weights": files.sha256(run / record.WEIGHTS),
-        },
-        attachments={name: files.read_bytes(run / name) for name in told},
-    )
+    return facts
+
+
+def _build(command: "Export") -> "Build":
+    from deploy.options import Build
+
+    return Build(spec=_engine_spec(command), count=command.builds, timing_cache=command.timing_cache)
 
 
 def _engine_spec(command: "Export") -> "EngineSpec | None":

@@ -76,7 +76,12 @@ def main() -> None:
     bundle = given.out / "bundle"
     quality = detect.quality_of(truth)
     made = deploy.export(
-        network.eval(), example, target="onnxruntime", out=bundle, samples=held_out, quality=quality, protocol=FAST
+        network.eval(),
+        example,
+        target="onnxruntime",
+        out=bundle,
+        protocol=FAST,
+        evidence=deploy.Evidence(samples=held_out, quality=quality),
     )
     steps.lathe("verify", bundle)
     steps.show(given, {"pyramid": made.manifest})

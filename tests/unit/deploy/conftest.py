@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploy import export
+from deploy import Evidence, Record, export
 from latency import Latency
 from unit.deploy.helpers import QUICK, example, network, samples
 
@@ -17,17 +17,17 @@ def made(tmp_path_factory):
         example(),
         target="onnxruntime",
         out=tmp_path_factory.mktemp("export") / "bundle",
-        samples=samples(),
-        labels=torch.arange(12) % 4,
-        baseline=network(masked=False),
         budget_ms=10_000.0,
         protocol=QUICK,
-        predicted=Latency(us=50.0, low_us=49.0, high_us=51.0, source="predicted"),
-        predicted_baseline=Latency(us=80.0, low_us=79.0, high_us=81.0, source="predicted"),
-        classes=["a", "b", "c", "d"],
-        preprocessing={"mean": [0.5, 0.5, 0.5]},
-        provenance={"table": "ab" * 32},
-        attachments={"architecture.json": b'{"layers": [{"name": "first", "width": 4, "of": 8}]}'},
+        evidence=Evidence(samples=samples(), labels=torch.arange(12) % 4, baseline=network(masked=False)),
+        record=Record(
+            predicted=Latency(us=50.0, low_us=49.0, high_us=51.0, source="predicted"),
+            predicted_baseline=Latency(us=80.0, low_us=79.0, high_us=81.0, source="predicted"),
+            classes=["a", "b", "c", "d"],
+            preprocessing={"mean": [0.5, 0.5, 0.5]},
+            provenance={"table": "ab" * 32},
+            attachments={"architecture.json": b'{"layers": [{"name": "first", "width": 4, "of": 8}]}'},
+        ),
     )
 
 

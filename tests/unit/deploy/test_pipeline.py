@@ -1,7 +1,6 @@
 import contextlib
 import hashlib
 import json
-import re
 import runpy
 import warnings
 
@@ -14,12 +13,24 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from deploy import DeployError, Manifest, engine, export, pipeline, start, to_onnx, triton, verify
+from deploy import (
+    DeployError,
+    Evidence,
+    Manifest,
+    Record,
+    engine,
+    evidence,
+    export,
+    forms,
+    start,
+    to_onnx,
+    triton,
+    verify,
+)
 from deploy.cleaning import Cleaned, clean
-from deploy.form import Build, Form
+from deploy.options import Build, Form
 from deploy.shapes import Span
 from latency import BuildFailed, Device, Runtime
-from latency.backends.tensorrt import EngineSpec
 from latency.errors import DeviceUnavailable
 from reparam import Counts, ReparamError
 from unit.deploy.helpers import QUICK, SHAPE, example, network, run_on, samples
@@ -159,7 +170,7 @@ def test_a_batch_and_any_layer_go_through(tmp_path):
         target="onnxruntime",
         out=tmp_path / "out",
         protocol=QUICK,
-        samples=samples(7),
+        evidence=Evidence(samples=samples(7)),
     )
     assert (made.manifest.inputs["input"][0], made.manifest.outputs) == (5, {"output": (5, 3, 8, 8)})
     assert made.manifest.failures == []
@@ -167,7 +178,9 @@ def test_a_batch_and_any_layer_go_through(tmp_path):
 
 def test_an_onnx_file_ships_clean_and_is_compared_with_what_came(tmp_path):
     data = to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), example())
-    made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples())
+    made = export(
+        data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, evidence=Evidence(samples=samples())
+    )
     assert (made.directory / "model.onnx").read_bytes() == clean(data).onnx
     assert [(link.name, link.made_from, link.file) for link in made.manifest.chain] == [
         ("original", "", ""),
@@ -183,8 +196,10 @@ def test_an_onnx_file_ships_clean_and_is_compared_with_what_came(tmp_path):
 
 def test_cleaning_that_changes_the_outputs_is_found(tmp_path, monkeypatch):
     data, other = (to_onnx(nn.Sequential(nn.Conv2d(3, 2, 1)), example()) for _ in range(2))
-    monkeypatch.setattr(pipeline.cleaning, "clean", lambda *_, **__: Cleaned(original=data, onnx=other))
-    made = export(data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples())
+    monkeypatch.setattr(forms.cleaning, "clean", lambda *_, **__: Cleaned(original=data, onnx=other))
+    made = export(
+        data, target="onnxruntime", out=tmp_path / "out", protocol=QUICK, evidence=Evidence(samples=samples())
+    )
     assert [failure[:9] for failure in made.manifest.failures] == ["onnx fp32"]
 
 
@@ -193,7 +208,11 @@ def test_a_file_that_onnx_runtime_refuses_as_it_came_ships_if_it_is_sound_when_c
     for node in model.graph.node:
         node.name = "same"
     made = export(
-        model.SerializeToString(), target="onnxruntime", out=tmp_path / "out", protocol=QUICK, samples=samples()
+        model.SerializeToString(),
+        target="onnxruntime",
+        out=tmp_path / "out",
+        protocol=QUICK,
+        evidence=Evidence(samples=samples()),
     )
     assert [(step.name, step.verdict) for step in made.manifest.validation] == [
         ("original", "not run"),
@@ -249,11 +268,20 @@ def dynamic(tmp_path_factory):
             verbose=False,
         )
     span = Span((1, 3, 8, 8), (4, 3, 8, 8), (9, 3, 8, 8))
-    return {"model": file.read_bytes(), "form": Form(shapes={"input": span}), "samples": samples(), "protocol": QUICK}
+    return {
+        "model": file.read_bytes(),
+        "form": Form(shapes={"input": span}),
+        "evidence": Evidence(samples=samples()),
+        "protocol": QUICK,
+    }
 
 
 def test_a_dynamic_batch_ships_and_is_checked_at_its_smallest_usual_and_largest(tmp_path, dynamic):
-    made = export(**dynamic, target="onnxruntime", out=tmp_path / "out", labels=torch.arange(12) % 5)
+    made = export(
+        **{**dynamic, "evidence": Evidence(samples=samples(), labels=torch.arange(12) % 5)},
+        target="onnxruntime",
+        out=tmp_path / "out",
+    )
     manifest = made.manifest
     assert (manifest.inputs, manifest.outputs) == ({"input": (4, 3, 8, 8)}, {"output": (4, 5)})
     assert ({**manifest.spans}, manifest.output_spans) == (
@@ -309,7 +337,14 @@ def test_several_outputs_are_compared_kept_and_verified(tmp_path):
             large = self.first(x)
             return large, self.second(large)
 
-    made = export(Pyramid(), example(), target="onnxruntime", out=tmp_path / "out", samples=samples(3), protocol=QUICK)
+    made = export(
+        Pyramid(),
+        example(),
+        target="onnxruntime",
+        out=tmp_path / "out",
+        protocol=QUICK,
+        evidence=Evidence(samples=samples(3)),
+    )
     shapes = {"output0": (1, 4, 8, 8), "output1": (1, 8, 4, 4)}
     assert made.manifest.outputs == shapes
     assert all(list(step.first) == list(shapes) for step in made.manifest.validation if step.verdict != "reference")
@@ -340,9 +375,8 @@ def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed
         example(),
         target="tensorrt-rtx",
         out=tmp_path / "out",
-        samples=samples(),
-        baseline=network(False),
         budget_ms=1.0,
+        evidence=Evidence(samples=samples(), baseline=network(False)),
     )
     manifest = made.manifest
     assert {(step.name, step.precision): step.verdict for step in manifest.validation[-3:]} == {
@@ -363,7 +397,12 @@ def test_an_engine_is_built_without_a_gpu_and_what_cannot_be_run_is_never_passed
 
 
 def test_half_precision_inputs_and_outputs_ship_as_such_and_nothing_is_converted_silently(tmp_path, no_gpu):
-    given = {"target": "tensorrt-rtx", "form": Form(io="fp16"), "build": Build(count=2), "samples": samples()}
+    given = {
+        "target": "tensorrt-rtx",
+        "form": Form(io="fp16"),
+        "build": Build(count=2),
+        "evidence": Evidence(samples=samples()),
+    }
     made = export(
         nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(128, 4)), example(), out=tmp_path / "out", **given
     )
@@ -387,7 +426,10 @@ def test_half_precision_inputs_and_outputs_ship_as_such_and_nothing_is_converted
         by_name(fields, (np.zeros(SHAPE, np.float32),))
     with pytest.raises(DeployError, match=r"^samples of input reach 1e\+05, more than float16 has: give io fp32$"):
         export(
-            nn.Conv2d(3, 2, 1), example(), out=tmp_path / "no", **{**given, "samples": torch.full((2, 3, 8, 8), 1e5)}
+            nn.Conv2d(3, 2, 1),
+            example(),
+            out=tmp_path / "no",
+            **{**given, "evidence": Evidence(samples=torch.full((2, 3, 8, 8), 1e5))},
         )
 
 
@@ -398,7 +440,7 @@ def test_bfloat16_ships_as_such(tmp_path, no_gpu):
         target="tensorrt-rtx",
         out=tmp_path / "out",
         form=Form(precision="bf16"),
-        samples=samples(),
+        evidence=Evidence(samples=samples()),
     )
     manifest = made.manifest
     assert (manifest.precision, manifest.half, manifest.certificate.kept) == ("bf16", "model.bf16.onnx", ())
@@ -418,16 +460,20 @@ def overflowing():
 
 
 def test_what_overflows_in_half_precision_stays_fp32_and_the_certificate_says_so(tmp_path, no_gpu):
-    made = export(overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
+    made = export(
+        overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", evidence=Evidence(samples=samples())
+    )
     certificate = made.manifest.certificate
     assert made.manifest.failures == []
     assert (certificate.samples, certificate.casts, [kept.op for kept in certificate.kept]) == (12, 2, ["Conv", "Conv"])
 
 
 def test_an_overflow_that_the_certified_samples_do_not_show_is_a_failure(tmp_path, no_gpu, monkeypatch):
-    monkeypatch.setattr(pipeline, "CERTIFIED_SAMPLES", 1)
+    monkeypatch.setattr(evidence, "CERTIFIED_SAMPLES", 1)
     quiet = torch.cat([torch.zeros(1, 3, 8, 8), samples()])
-    made = export(overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=quiet)
+    made = export(
+        overflowing(), example(), target="tensorrt-rtx", out=tmp_path / "out", evidence=Evidence(samples=quiet)
+    )
     assert len(made.manifest.failures) == 1
     assert "onnx-fp16 fp16" in made.manifest.failures[0]
     assert "are NaN where the reference is not" in made.manifest.failures[0]
@@ -435,7 +481,7 @@ def test_an_overflow_that_the_certified_samples_do_not_show_is_a_failure(tmp_pat
 
 def test_an_onnx_file_becomes_an_fp16_engine(tmp_path, no_gpu):
     data = to_onnx(overflowing(), example())
-    made = export(data, target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
+    made = export(data, target="tensorrt-rtx", out=tmp_path / "out", evidence=Evidence(samples=samples()))
     assert (made.directory / "model.onnx").read_bytes() == clean(data).onnx
     assert [link.name for link in made.manifest.chain] == ["original", "onnx", "onnx-fp16", "engine"]
     assert [(step.name, step.verdict) for step in made.manifest.validation] == [
@@ -447,33 +493,6 @@ def test_an_onnx_file_becomes_an_fp16_engine(tmp_path, no_gpu):
     assert made.manifest.certificate.islands == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (
-            {"samples": torch.full((2, 3, 8, 8), 255.0)},
-            "samples are from 255 to 255, whole numbers all, as pixels of an image file are",
-        ),
-        (
-            {"samples": samples() * 9, "preprocessing": {"mean": [0.5], "std": [0.25]}},
-            "and the preprocessing gives -2 to 2: are they preprocessed?",
-        ),
-        ({"samples": samples()}, None),
-        ({"samples": samples().clamp(-2, 2), "preprocessing": {"mean": [0.5], "std": [0.25]}}, None),
-    ],
-)
-def test_samples_of_an_odd_range_are_doubted_in_words(tmp_path, arguments, words):
-    made = export(
-        nn.Sequential(nn.Conv2d(3, 2, 1)),
-        example(),
-        target="onnxruntime",
-        out=tmp_path / "out",
-        protocol=QUICK,
-        **arguments,
-    )
-    assert (words in made.manifest.provenance["samples"]) if words else ("samples" not in made.manifest.provenance)
-
-
 def test_an_operator_that_the_parser_refuses_is_named_and_nothing_is_written(tmp_path, no_gpu):
     class Determinant(nn.Module):
         def forward(self, x):
@@ -483,7 +502,12 @@ def test_an_operator_that_the_parser_refuses_is_named_and_nothing_is_written(tmp
         BuildFailed,
         match=r"^tensorrt-rtx cannot parse node 'n0' \(Det\): UNSUPPORTED_NODE in checkDet: .* --target onnxruntime$",
     ) as caught:
-        export(to_onnx(Determinant(), example()), target="tensorrt-rtx", out=tmp_path / "out", samples=samples())
+        export(
+            to_onnx(Determinant(), example()),
+            target="tensorrt-rtx",
+            out=tmp_path / "out",
+            evidence=Evidence(samples=samples()),
+        )
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
@@ -527,9 +551,8 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
         example(),
         target="tensorrt-rtx",
         out=tmp_path / "out",
-        samples=samples(),
-        baseline=network(False),
         protocol=QUICK,
+        evidence=Evidence(samples=samples(), baseline=network(False)),
     )
     manifest = made.manifest
     assert [(step.name, step.verdict) for step in manifest.validation[-1:]] == [("engine", "passed")]
@@ -543,53 +566,10 @@ def test_an_engine_that_runs_is_validated_and_timed(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ({"target": "coreml"}, "target 'coreml' is unknown: choose one of onnxruntime, tensorrt, tensorrt-rtx"),
-        (
-            {"form": Form(precision="bf16")},
-            "target 'onnxruntime' ships precision 'fp32', not 'bf16': leave it out, or choose tensorrt-rtx",
-        ),
-        (
-            {"form": Form(io="fp16")},
-            "io 'fp16' needs half precision in between, 'onnxruntime' ships 'fp32' here: leave it out",
-        ),
-        ({"form": Form(precision="fp16")}, "target 'onnxruntime' ships precision 'fp32', not 'fp16'"),
         ({"example_input": None}, "give example_input"),
-        (
-            {"samples": torch.zeros(4, 3, 9, 8)},
-            r"samples of input have shape \[4, 3, 9, 8\], the network takes \[samples, 3, 8, 8\]",
-        ),
-        ({"samples": torch.zeros(0, 3, 8, 8)}, r"samples of input have shape \[0, 3, 8, 8\]"),
-        ({"samples": samples(2) * np.inf}, "samples of input contain values that are infinite"),
-        ({"samples": samples(2), "labels": torch.zeros(3, dtype=torch.long)}, "one class index a sample, 2 in all"),
-        ({"samples": samples(2), "labels": torch.zeros(2)}, "one class index a sample.*float32"),
-        ({"labels": torch.zeros(2, dtype=torch.long)}, "labels need the samples"),
-        ({"samples": np.array(3.0)}, r"samples of input have shape \[\], the network takes \[samples, 3, 8, 8\]"),
-        ({"samples": np.array(["a", "b"])}, "samples of input are <U1, the network takes float32"),
-        (
-            {"samples": samples(2), "labels": torch.tensor([0, 4])},
-            "labels go from 0 to 4, the network's 4 classes from 0 to 3",
-        ),
-        ({"samples": samples(2), "labels": torch.tensor([-1, 3])}, "labels go from -1 to 3"),
-        ({"classes": ["cat", "dog"]}, "2 names of classes for 4 outputs: give 4"),
-        (
-            {"model": nn.Conv2d(3, 2, 1), "samples": samples(2), "labels": torch.tensor([0, 1])},
-            r"need one output of shape \[batch, classes\], found \[1, 2, 8, 8\]: leave them out",
-        ),
-        ({"attachments": {"run.py": b""}}, "attachment 'run.py'"),
-        ({"attachments": {"model.onnx": b""}}, "attachment 'model.onnx'"),
-        ({"attachments": {"../x": b""}}, "attachment '../x'"),
+        ({"evidence": Evidence(samples=torch.zeros(4, 3, 9, 8))}, r"samples of input have shape \[4, 3, 9, 8\]"),
+        ({"record": Record(classes=["cat", "dog"])}, "2 names of classes for 4 outputs: give 4"),
         ({"model": b"nonsense"}, "not an ONNX model"),
-        *(
-            (
-                {"budget_ms": value},
-                rf"budget_ms must be above 0 and at most 1e\+09 milliseconds, found {re.escape(str(value))}",
-            )
-            for value in (0.0, -1.0, 1e10, np.inf, np.nan)
-        ),
-        ({"build": Build(count=2)}, "target 'onnxruntime' builds no engine"),
-        ({"build": Build(count=0)}, "builds must be at least 1, found 0"),
-        ({"build": Build(spec=EngineSpec())}, "target 'onnxruntime' builds no engine"),
-        ({"build": Build(timing_cache="cache")}, "target 'onnxruntime' builds no engine"),
-        ({"threads": 0}, "threads must be at least 1, found 0"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, message):
@@ -648,3 +628,9 @@ def test_an_occupied_directory_is_refused_before_any_work(tmp_path):
 
 def test_the_manifest_survives_its_own_json(made):
     assert msgspec.json.decode(msgspec.json.encode(made.manifest), type=Manifest) == made.manifest
+
+
+@pytest.mark.parametrize("name", ["run.py", "model.onnx", "../x", ".hidden"])
+def test_an_attachment_takes_no_name_of_the_bundle_and_no_path(name):
+    with pytest.raises(DeployError, match=f"^attachment '{name}': a plain file name, none of "):
+        Record(attachments={name: b""})

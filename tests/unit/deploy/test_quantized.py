@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from deploy import engine, export, verify
+from deploy import Evidence, engine, export, verify
 from deploy.report import page
 from deploy.samples import inputs_of, samples_of
 from latency.errors import DeviceUnavailable
@@ -46,7 +46,13 @@ def quantized():
 
 def test_int8_ships_for_the_cpu_as_it_came_and_bundle_and_page_say_so(tmp_path):
     model = quantized()
-    bundle = export(model.SerializeToString(), target="onnxruntime", out=tmp_path / "out", samples=X, protocol=QUICK)
+    bundle = export(
+        model.SerializeToString(),
+        target="onnxruntime",
+        out=tmp_path / "out",
+        protocol=QUICK,
+        evidence=Evidence(samples=X),
+    )
     shipped, manifest = onnx.load(bundle.directory / "model.onnx"), bundle.manifest
     assert ops(shipped) == ops(model)
     assert kinds(shipped)["w"] == TensorProto.INT8
@@ -70,7 +76,11 @@ def test_int8_kernels_that_compute_something_else_are_found_against_what_the_ope
 
     monkeypatch.setattr(engine, "onnx_runner", saturating)
     bundle = export(
-        quantized().SerializeToString(), target="onnxruntime", out=tmp_path / "out", samples=X, protocol=QUICK
+        quantized().SerializeToString(),
+        target="onnxruntime",
+        out=tmp_path / "out",
+        protocol=QUICK,
+        evidence=Evidence(samples=X),
     )
     (failure,) = bundle.manifest.failures
     assert failure.endswith("more than 5e-02; " + engine.SATURATES)
@@ -83,7 +93,9 @@ def test_half_precision_is_around_int8_with_no_cast_within_and_builders_get_a_fl
         raise DeviceUnavailable("no NVIDIA driver found")
 
     monkeypatch.setattr(engine, "TensorRT", absent)
-    bundle = export(quantized().SerializeToString(), target="tensorrt-rtx", out=tmp_path / "out", samples=X)
+    bundle = export(
+        quantized().SerializeToString(), target="tensorrt-rtx", out=tmp_path / "out", evidence=Evidence(samples=X)
+    )
     half = onnx.load(bundle.directory / "model.fp16.onnx")
     found = kinds(half)
     assert (found["w"], found["b.float"], found["w2"]) == (TensorProto.INT8, TensorProto.FLOAT, TensorProto.FLOAT16)

@@ -7,7 +7,7 @@ import onnx
 import pytest
 import safetensors.numpy
 
-from deploy import BundleError, bundle, engine, export, load, verify
+from deploy import BundleError, Evidence, bundle, engine, export, load, verify
 from deploy.bundle import sha256
 from deploy.verify import _follows
 from latency import Measurement, distribution
@@ -197,7 +197,14 @@ def test_an_engine_without_its_gpu_is_not_run(tmp_path, monkeypatch):
         raise DeviceUnavailable("no NVIDIA driver found")
 
     monkeypatch.setattr(engine, "TensorRT", absent)
-    made = export(network(), example(), target="tensorrt-rtx", out=tmp_path / "out", samples=samples(), protocol=QUICK)
+    made = export(
+        network(),
+        example(),
+        target="tensorrt-rtx",
+        out=tmp_path / "out",
+        protocol=QUICK,
+        evidence=Evidence(samples=samples()),
+    )
     found = {check.name: (check.verdict, check.detail) for check in verify(made.directory).checks}
     assert found["model.engine"][0] == found["outputs of onnx-fp16"][0] == found["certificate"][0] == "passed"
     assert found["outputs of engine"] == found["latency"] == ("not run", "no NVIDIA driver found")

@@ -91,27 +91,27 @@ def found(words, shape=(1, 3, 4, 6)):
 @pytest.mark.usefixtures("here")
 def test_a_folder_of_images_is_preprocessed_in_the_order_of_names():
     given = found(f"{FOLDER} --labels folders")
-    images = given.arguments["samples"]
+    images = given.evidence.samples
     assert images.shape == (3, 3, 4, 6)
     np.testing.assert_allclose(images[:, 0, 0, 0], [(0.2 - 0.5) / 0.25, -2, 2], rtol=1e-6)
-    assert given.arguments["labels"].tolist() == [0, 0, 1]
-    assert given.arguments["preprocessing"] == {"size": [4, 6], "mean": [0.5] * 3, "std": [0.25] * 3}
+    assert given.evidence.labels.tolist() == [0, 0, 1]
+    assert given.preprocessing == {"size": [4, 6], "mean": [0.5] * 3, "std": [0.25] * 3}
     assert given.facts == {"images": "3 of 3 images of photos"}
-    assert found(FOLDER, (1, 3, 2, 8)).arguments["samples"].shape == (3, 3, 2, 8)
+    assert found(FOLDER, (1, 3, 2, 8)).evidence.samples.shape == (3, 3, 2, 8)
 
 
 @pytest.mark.usefixtures("here")
 def test_of_many_images_some_are_taken_evenly_with_their_labels(monkeypatch):
     monkeypatch.setattr(evidence, "MOST_IMAGES", 2)
     given = found(f"{FOLDER} --labels targets.npy")
-    assert given.arguments["labels"].tolist() == [[1.0], [4.0]]
+    assert given.evidence.labels.tolist() == [[1.0], [4.0]]
     assert given.facts == {"images": "2 of 3 images of photos"}
 
 
 @pytest.mark.usefixtures("here")
 def test_a_metric_of_ones_own_is_the_mean_of_one_number_a_sample():
     words = "export m.onnx --out b --samples targets.npy --labels targets.npy --metric metrics.py:error"
-    quality = found(words).arguments["quality"]
+    quality = found(words).evidence.quality
     assert (quality.metric.name, quality.metric.unit, quality.metric.higher_is_better) == ("error", "dB", False)
     samples = Samples({"x": np.zeros((3, 1, 1))}, batch=1, count=3)
     figure = quality.of({"y": np.array([[[1.0]], [[2.0]], [[1.0]]])}, samples)
