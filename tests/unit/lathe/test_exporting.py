@@ -68,13 +68,13 @@ def test_the_device_at_hand_is_judged_and_the_others_are_not_run(home, there, mo
     _export_run(
         cli.parse(["export", str(run), "--target", "made-up", "--out", "b"]), lambda *_, **given: shipped.update(given)
     )
-    assert shipped["predicted"] == (devices[home].predicted if home else None)
+    assert shipped["record"].predicted == (devices[home].predicted if home else None)
     assert shipped["budget_ms"] == (devices[home].budget_us / 1000 if home else None)
-    told = shipped["provenance"][f"not run on {devices[there].name}"]
+    told = shipped["record"].provenance[f"not run on {devices[there].name}"]
     assert told.startswith("predicted ")
     assert told.endswith(f", the budget is {devices[there].budget_us:.1f} µs")
-    assert sum(name.startswith("not run") for name in shipped["provenance"]) == (1 if home else 2)
-    assert ("no budget" in shipped["provenance"]) == (home is None)
+    assert sum(name.startswith("not run") for name in shipped["record"].provenance) == (1 if home else 2)
+    assert ("no budget" in shipped["record"].provenance) == (home is None)
     with pytest.raises(
         DeployError,
         match="--batch 4: the run's budget and prediction are of batch 1, that of its table: leave it out, or",
@@ -161,12 +161,12 @@ def test_an_onnx_file_is_exported_with_the_evidence_and_the_precision_of_the_com
     monkeypatch.setattr(deploy, "export", lambda model, **arguments: seen.update(arguments))
     words = "export m.onnx --shape x=1x3x4x4 --samples photos --mean 0 0 0 --std 1 1 1 --target tensorrt-rtx --precision fp32 --out b"
     export(cli.parse(words.split()), lambda _: None)
-    assert (seen["form"].precision, seen["samples"].shape, seen["preprocessing"]["size"]) == (
+    assert (seen["form"].precision, seen["evidence"].samples.shape, seen["record"].preprocessing["size"]) == (
         "fp32",
         (1, 3, 4, 4),
         [4, 4],
     )
-    assert seen["provenance"] == {"onnx": "m.onnx", "images": "1 of 1 images of photos"}
+    assert seen["record"].provenance == {"onnx": "m.onnx", "images": "1 of 1 images of photos"}
     with pytest.raises(DeployError, match="has a dynamic shape"):
         export(cli.parse([word for word in words.split() if word not in ("--shape", "x=1x3x4x4")]), lambda _: None)
 
