@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import onnx
 import onnx.version_converter
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from deploy import casts, islands
 from deploy.activations import keep_activations
@@ -154,10 +154,7 @@ def _convert(
         )
     nodes = [_node(proto, opset, kinds, weights, narrow) for proto in graph.node]
     ranges = {name: weight_range(name, array) for name, array in weights.items()}
-    inside = set.union(*quantized(graph))
-    for node in nodes:
-        if inside & set(node.proto.output):
-            node.reason = node.reason or "it is quantised: a cast beside it would take it out of INT8"
+    _keep_quantized(graph, nodes)
     if keep:
         flow = Flow(graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
         values = possible(flow)
@@ -166,12 +163,7 @@ def _convert(
             keep_activations(flow, seen, headroom)
         keep_whole_numbers(flow, values, narrow)
     if io == "fp16":
-        for value in (*graph.input, *graph.output):
-            if value.name in seen and seen[value.name].max_abs > LARGEST:
-                raise LoweringError(
-                    f"{value.name} reaches {seen[value.name].max_abs:.4g}, half precision ends at {LARGEST:.0f}: give "
-                    "io fp32"
-                )
+        _require_in_range([value.name for value in (*graph.input, *graph.output)], seen)
     if any(node.reason for node in nodes):
         islands.grow(graph, nodes, set(weights), _KINDS[io])
     made = casts.write(model, nodes, kinds, weights, _KINDS[io], narrow)
@@ -194,6 +186,22 @@ def _convert(
         tensors=tuple(seen.values()),
         weights=tuple(ranges.values()),
     )
+
+
+def _keep_quantized(graph: GraphProto, nodes: Iterable[Node]) -> None:
+    inside = set.union(*quantized(graph))
+    for node in nodes:
+        if inside & set(node.proto.output):
+            node.reason = node.reason or "it is quantised: a cast beside it would take it out of INT8"
+
+
+def _require_in_range(names: Iterable[str], seen: Mapping[str, TensorRange]) -> None:
+    """Require that inputs and outputs fit in half precision, which nothing else could hold."""
+    for name in names:
+        if name in seen and seen[name].max_abs > LARGEST:
+            raise LoweringError(
+                f"{name} reaches {seen[name].max_abs:.4g}, half precision ends at {LARGEST:.0f}: give io fp32"
+            )
 
 
 def _node(proto: NodeProto, opset: int, kinds: Mapping[str, int], weights: Iterable[str], narrow: Narrow) -> Node:

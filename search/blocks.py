@@ -7,7 +7,7 @@ deployed one.
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import final
+from typing import Any, final
 
 from torch import nn
 
@@ -183,43 +183,22 @@ class SqueezeExcite(nn.Module):
 
 def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
     c_in = spec.width("c_in")
-    c_out = dict(spec.widths).get("c_out", c_in)
+    c_out, act = dict(spec.widths).get("c_out", c_in), str(dict(spec.attrs).get("act"))
     match spec.op:
         case "conv" | "depthwise":
             groups = c_in if spec.op == "depthwise" else int(dict(spec.attrs).get("groups", 1))
-            geometry = ops.Geometry.of(dict(spec.attrs))
-            conv = nn.Conv2d(
-                c_in,
-                c_out,
-                geometry.kernel,
-                geometry.stride,
-                geometry.pad,
-                geometry.dilation,
-                groups=groups,
-                bias=not normed,
-            )
-            return _followed(conv, normed=normed, act=str(spec.attr("act")))
+            conv = nn.Conv2d(c_in, c_out, **_geometry(spec), groups=groups, bias=not normed)
+            return _followed(conv, normed=normed, act=act)
         case "conv_transpose":
-            shape = ops.Geometry.of(dict(spec.attrs))
-            transposed = nn.ConvTranspose2d(
-                c_in,
-                c_out,
-                shape.kernel,
-                shape.stride,
-                shape.pad,
-                shape.out_pad,
-                bias=not normed,
-                dilation=shape.dilation,
-            )
-            return _followed(transposed, normed=normed, act=str(spec.attr("act")))
+            output_padding = ops.Geometry.of(dict(spec.attrs)).out_pad
+            conv = nn.ConvTranspose2d(c_in, c_out, **_geometry(spec), output_padding=output_padding, bias=not normed)
+            return _followed(conv, normed=normed, act=act)
         case "linear":
             positions = int(spec.attr("h")) * int(spec.attr("w"))
             layout = nn.Flatten() if positions == 1 else _FeaturesLast()
-            return nn.Sequential(layout, nn.Linear(c_in, c_out), _activation(str(spec.attr("act"))))
+            return nn.Sequential(layout, nn.Linear(c_in, c_out), _activation(act))
         case "stem":
-            conv = _conv(
-                c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")), stride=2, act=str(spec.attr("act"))
-            )
+            conv = _conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")), stride=2, act=act)
             conv.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
             return conv
         case "basic" | "bottleneck":
@@ -228,16 +207,12 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
             return InvertedResidual(spec, normed=normed, se_width=se_width)
         case "tail":
             hidden = spec.width("hidden")
-            return nn.Sequential(
-                _conv(c_in, hidden, normed=normed, act=str(spec.attr("act"))), pooled_linear(hidden, c_out)
-            )
+            return nn.Sequential(_conv(c_in, hidden, normed=normed, act=act), pooled_linear(hidden, c_out))
         case "head":
             return pooled_linear(c_in, c_out)
         case "preact":
-            act = _activation(str(spec.attr("act")))
-            return nn.Sequential(
-                OrderedDict(act=act, body=_conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel"))))
-            )
+            conv = _conv(c_in, c_out, normed=normed, kernel=int(spec.attr("kernel")))
+            return nn.Sequential(OrderedDict(act=_activation(act), body=conv))
         case "avg_pool":
             kernel = int(spec.attr("kernel"))
             return nn.AvgPool2d(kernel, 1, kernel // 2, count_include_pad=False)
@@ -246,19 +221,28 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
         case "reduction":
             return Reduction(spec, normed=normed)
         case "norm_head":
-            return nn.Sequential(
-                nn.BatchNorm2d(c_in, eps=NORM_EPS), _activation(str(spec.attr("act"))), pooled_linear(c_in, c_out)
-            )
+            return nn.Sequential(nn.BatchNorm2d(c_in, eps=NORM_EPS), _activation(act), pooled_linear(c_in, c_out))
         case "mlp_head":
-            hidden, act = spec.width("hidden"), _activation(str(spec.attr("act")))
+            hidden = spec.width("hidden")
             return nn.Sequential(
                 nn.AdaptiveAvgPool2d(1),
                 nn.Flatten(),
                 nn.Linear(c_in, hidden, bias=False),
-                act,
+                _activation(act),
                 nn.Linear(hidden, c_out),
             )
     raise AssertionError(f"no op {spec.op!r}")
+
+
+def _geometry(spec: BlockSpec) -> dict[str, Any]:
+    """Return the arguments of a convolution's geometry."""
+    geometry = ops.Geometry.of(dict(spec.attrs))
+    return {
+        "kernel_size": geometry.kernel,
+        "stride": geometry.stride,
+        "padding": geometry.pad,
+        "dilation": geometry.dilation,
+    }
 
 
 def _conv(

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
+ENGINE = HERE / "model.engine"
 
 
 def load() -> Callable[..., dict[str, np.ndarray]]:
@@ -27,38 +28,7 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
     """
     cuda = importlib.import_module("cuda.bindings.runtime")
     manifest = json.loads((HERE / "manifest.json").read_text("utf-8"))
-    target, engine_file = manifest["target"], HERE / "model.engine"
-    trt = importlib.import_module(target.replace("-", "_"))
-    again = f"build it again with `lathe export {HERE / 'model.onnx'} --target {target} --out NEW`"
-    data = engine_file.read_bytes()
-    if hashlib.sha256(data).hexdigest() != manifest["files"]["model.engine"]:
-        raise ValueError(f"{engine_file} was changed: {again}")
-    wanted = manifest["runtime"]["version"]
-    if trt.__version__ != wanted and not manifest["build"].get("version_compatible"):
-        raise ValueError(f"{engine_file} is of {target} {wanted}, here is {trt.__version__}: {again}")
-    parts = (
-        cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor,
-        cuda.cudaDeviceAttr.cudaDevAttrComputeCapabilityMinor,
-    )
-    major, minor = (_cuda(cuda.cudaDeviceGetAttribute(part, 0)) for part in parts)
-    capabilities = manifest["compute_capabilities"]
-    if capabilities and f"{major}.{minor}" not in capabilities:
-        raise ValueError(
-            f"{engine_file} is for compute capability {', '.join(capabilities)}, this GPU has {major}.{minor}: {again}"
-        )
-    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-    if manifest["build"].get("version_compatible"):
-        runtime.engine_host_code_allowed = True
-    if hasattr(runtime, "get_engine_validity"):
-        validity, found = runtime.get_engine_validity(data)
-        if validity == trt.EngineValidity.INVALID:
-            causes = [
-                name for name, flag in trt.EngineInvalidityDiagnostics.__members__.items() if int(found) & int(flag)
-            ]
-            raise ValueError(f"{engine_file} is not valid here ({', '.join(causes) or 'no cause given'}): {again}")
-    engine = runtime.deserialize_cuda_engine(data)
-    if engine is None:
-        raise ValueError(f"{engine_file} does not load with {target} {trt.__version__}: {again}")
+    runtime, engine = _engine(cuda, manifest)
     context, stream = engine.create_execution_context(), _cuda(cuda.cudaStreamCreate())
     places, spans = {}, manifest["spans"] | manifest["output_spans"]
     for name, shape in (manifest["inputs"] | manifest["outputs"]).items():
@@ -76,7 +46,7 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
             if name in spans:
                 context.set_input_shape(name, array.shape)
         if not context.execute_async_v3(int(stream)):
-            raise RuntimeError(f"{engine_file}: {target} refuses to run it")
+            raise RuntimeError(f"{ENGINE}: {manifest['target']} refuses to run it")
         _cuda(cuda.cudaStreamSynchronize(stream))
         shapes = {
             name: tuple(context.get_tensor_shape(name)) if name in spans else shape
@@ -93,6 +63,38 @@ def load() -> Callable[..., dict[str, np.ndarray]]:
 
     run.keeps = (runtime, engine, context)  # pyright: ignore[reportFunctionMemberAccess]
     return run
+
+
+def _engine(cuda: Any, manifest: dict[str, Any]) -> tuple[Any, Any]:
+    """The runtime and the engine, which must be unchanged, and for this GPU and this TensorRT."""
+    target, compatible = manifest["target"], manifest["build"].get("version_compatible")
+    trt = importlib.import_module(target.replace("-", "_"))
+    again = f"build it again with `lathe export {HERE / 'model.onnx'} --target {target} --out NEW`"
+    data = ENGINE.read_bytes()
+    if hashlib.sha256(data).hexdigest() != manifest["files"]["model.engine"]:
+        raise ValueError(f"{ENGINE} was changed: {again}")
+    wanted = manifest["runtime"]["version"]
+    if trt.__version__ != wanted and not compatible:
+        raise ValueError(f"{ENGINE} is of {target} {wanted}, here is {trt.__version__}: {again}")
+    attributes = cuda.cudaDeviceAttr
+    parts = attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor
+    here = ".".join(str(_cuda(cuda.cudaDeviceGetAttribute(part, 0))) for part in parts)
+    capabilities = manifest["compute_capabilities"]
+    if capabilities and here not in capabilities:
+        raise ValueError(f"{ENGINE} is for compute capability {', '.join(capabilities)}, this GPU has {here}: {again}")
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    if compatible:
+        runtime.engine_host_code_allowed = True
+    if hasattr(runtime, "get_engine_validity"):
+        validity, flags = runtime.get_engine_validity(data)
+        if validity == trt.EngineValidity.INVALID:
+            known = trt.EngineInvalidityDiagnostics.__members__
+            causes = [name for name, flag in known.items() if int(flags) & int(flag)]
+            raise ValueError(f"{ENGINE} is not valid here ({', '.join(causes) or 'no cause given'}): {again}")
+    engine = runtime.deserialize_cuda_engine(data)
+    if engine is None:
+        raise ValueError(f"{ENGINE} does not load with {target} {trt.__version__}: {again}")
+    return runtime, engine
 
 
 def _cuda(result: tuple[Any, ...]) -> Any:

@@ -154,22 +154,7 @@ class Prunet(Method[PrunetSettings]):
         """Train weights on most images of the epoch and, in turns, architecture weights on the others."""
         settings, task = self.settings, self.task(epoch.phase)
         if not isinstance(network, LayeredSupernet):
-            batches = task.training_batches(settings.batch, epoch.order)
-            steps, done = len(batches), epoch.index * len(batches)
-
-            def factor(step: int) -> float:
-                return schedule.factor(
-                    settings, step + done, epoch_steps=steps, epochs=epoch.phase.epochs, warmup=steps
-                )
-
-            return [
-                Part(
-                    optimizers=optimizers,
-                    batches=batches,
-                    loss=task.training_loss(settings, epoch.teacher),
-                    factor=factor,
-                )
-            ]
+            return [self._final_training(epoch, optimizers)]
 
         def towards(outputs: Any, targets: Any, _: Tensor) -> Tensor:
             return task.loss(outputs, targets)
@@ -211,6 +196,22 @@ class Prunet(Method[PrunetSettings]):
                 factor=_cosine(len(others), done, settings.search_epochs),
             ),
         ]
+
+    def _final_training(self, epoch: Epoch, optimizers: Sequence[Optimizer]) -> Part:
+        """Train the found network on all images."""
+        settings, task = self.settings, self.task(epoch.phase)
+        batches = task.training_batches(settings.batch, epoch.order)
+        steps, done = len(batches), epoch.index * len(batches)
+
+        def factor(step: int) -> float:
+            return schedule.factor(settings, step + done, epoch_steps=steps, epochs=epoch.phase.epochs, warmup=steps)
+
+        return Part(
+            optimizers=optimizers,
+            batches=batches,
+            loss=task.training_loss(settings, epoch.teacher),
+            factor=factor,
+        )
 
     def _expected_cost(self, network: LayeredSupernet) -> float:
         """Return the expected cost of the present supernet without Gumbel noise."""

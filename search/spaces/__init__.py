@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Mapping
 
 from search.errors import SearchError
 from search.space import Space
@@ -130,12 +131,7 @@ def get(
     name = canonical(name)
     if name in cells.names():
         return cells.named(name, **options, channels=channels, cells=cells_per_stage)
-    for flag, value in {"--channels": channels, "--cells": cells_per_stage}.items():
-        if value is not None:
-            raise SearchError(
-                f"{flag} {value} is of spaces of cells, {' or '.join(cells.names())}; found the space {name!r}: leave "
-                "it out"
-            )
+    _require_no_cells(name, {"--channels": channels, "--cells": cells_per_stage})
     if name.endswith(FREE_WIDTHS):
         return free_widths(
             _single(get(name.removesuffix(FREE_WIDTHS), classes=classes, resolution=resolution), FREE_WIDTHS)
@@ -149,6 +145,15 @@ def get(
             return family.named(name, **options)
     near = ", ".join(difflib.get_close_matches(name, names()))
     raise SearchError(f"unknown space {name!r}: {f'try {near}, or ' if near else ''}list all by `lathe space --list`")
+
+
+def _require_no_cells(name: str, sizes: Mapping[str, int | None]) -> None:
+    for flag, value in sizes.items():
+        if value is not None:
+            raise SearchError(
+                f"{flag} {value} is of spaces of cells, {' or '.join(cells.names())}; found the space {name!r}: leave "
+                "it out"
+            )
 
 
 def _own(name: str, input_shape: tuple[int, int, int] | None, *, classes: int | None, **sizes: int | None) -> Space:
