@@ -58,8 +58,8 @@ class Space(SizesWithClasses):
     list: bool = False
     """print the name of every space"""
     arch: str | None = None
-    """describe one cell, given its architecture string, such as
-    |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
+    """describe one cell, given its architecture string,
+    such as |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
     table: Path | None = None
     """latency table that predicts the network of --arch"""
     batch: Batch | None = None
@@ -117,13 +117,13 @@ class Profile(SizesWithClasses):
     """Measure every block of a space on this machine and write a latency table; rerun the same command to resume."""
 
     space: Positional[str]
-    """name of a space, such as repvgg-mini; your own network, FILE.py:FUNCTION; or a bundle of blocks:
-    NAME.blocks.zip"""
+    """name of a space, such as repvgg-mini; your own network, FILE.py:FUNCTION;
+    or a bundle of blocks: NAME.blocks.zip"""
     out: Path
     """table to write or resume: NAME.latency.jsonl"""
     backend: str = "onnxruntime"
-    """runtime of the blocks: onnxruntime (or onnxruntime:cuda and similar), tensorrt, tensorrt-rtx, replay:TABLE or
-    simulated:seed=0"""
+    """runtime of the blocks: onnxruntime (or onnxruntime:cuda and similar), tensorrt, tensorrt-rtx,
+    replay:TABLE or simulated:seed=0"""
     protocol: str = "default"
     """how long and how precisely to measure: default, fast, trtexec-10 or trtexec-11"""
     threads: Threads = 1
@@ -131,25 +131,25 @@ class Profile(SizesWithClasses):
     batch: Batch | None = None
     """images per inference; part of the table's fingerprint (default: 1, or the bundle's)"""
     coverage: Literal["full", "adaptive"] = "full"
-    """full: every block; adaptive: at most a third (more if a small space needs it), where interpolation of the others
-    is least certain"""
+    """full: every block; adaptive: at most a third (more if a small space needs it),
+    where interpolation of the others is least certain"""
     coverage_error: Relative = 0.02
     """adaptive: stop when the mean relative error of interpolation, including at held-out blocks, is at most this"""
     like: tuple[Path, ...] | None = None
-    """tables of other devices, OLD.latency.jsonl: measure a few blocks, the anchors, and transfer the others from these
-    tables"""
+    """tables of other devices, OLD.latency.jsonl:
+    measure a few blocks, the anchors, and transfer the others from these tables"""
     anchors: Anchors | None = None
     """with --like: number of blocks to measure; one in five is held out to assess the transfer (default: 60)"""
     drift_limit: Relative = 0.03
     """relative drift of the device above which the rows around it are measured again"""
     timing_cache: Path | None = None
-    """tensorrt: timing cache of an earlier build, with its kernel timings; its hash is part of the table's
-    fingerprint"""
+    """tensorrt: timing cache of an earlier build, with its kernel timings;
+    its hash is part of the table's fingerprint"""
     save_timing_cache: Path | None = None
     """tensorrt: file in which to save the timing cache after the last measurement, for later tables"""
     networks: Count | None = None
-    """random whole networks to measure besides the blocks: they show how well sums of blocks predict (default: 48, or
-    the bundle's)"""
+    """random whole networks to measure besides the blocks: they show how well sums of blocks predict
+    (default: 48, or the bundle's)"""
     seed: Seed | None = None
     """seed of those networks (default: 0, or the bundle's)"""
     shard: str = "1/1"
@@ -161,8 +161,8 @@ class Profile(SizesWithClasses):
     shards: Shards | None = None
     """on a Ray cluster: number of parts to measure, one task each; they are merged into --out"""
     resources: tuple[str, ...] = ()
-    """on a Ray cluster: resources that a part needs, such as gpu_type:h100, as named by `ray start --resources`; or
-    GPU=2, CPU=8"""
+    """on a Ray cluster: resources that a part needs, such as gpu_type:h100, as named by `ray start --resources`;
+    or GPU=2, CPU=8"""
     force: bool = False
     """replace a file of --save-timing-cache that Lathe did not write"""
     json: bool = False
@@ -291,8 +291,8 @@ class Predict(SizesWithClasses):
     """
 
     source: Positional[str]
-    """FILE.py:FUNCTION, a function that returns a network; MODEL.onnx; directory of a run; or name of a space, for its
-    unpruned network"""
+    """FILE.py:FUNCTION, a function that returns a network; MODEL.onnx; directory of a run;
+    or name of a space, for its unpruned network"""
     table: tuple[Path, ...]
     """*.latency.jsonl files: each predicts the network"""
     batch: Batch | None = None
@@ -300,8 +300,8 @@ class Predict(SizesWithClasses):
     shape: UseAppendAction[tuple[str, ...]] = ()
     """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224; once for each input"""
     missing: Path | None = None
-    """write the blocks that the table does not cover into this bundle, NAME.blocks.zip, for `lathe profile` to
-    measure"""
+    """write the blocks that the table does not cover into this bundle, NAME.blocks.zip,
+    for `lathe profile` to measure"""
     force: bool = False
     """replace a file of --missing that Lathe did not write"""
     json: bool = False
@@ -336,39 +336,39 @@ class Export:
     threads: Threads | None = None
     """threads of the CPU runtime (default: the table's, or 1)"""
     samples: UseAppendAction[tuple[str, ...]] = ()
-    """for MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs on which FP16 is certified and validated: SAMPLES.npy of
-    shape [samples, ...]; for several inputs, SAMPLES.npz with an array for each name, or NAME=SAMPLES.npy once for
-    each; or a folder of images, or of folders of images, with --mean and --std (default: drawn at random, which proves
-    little)"""
+    """for MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs on which FP16 is certified and validated:
+    SAMPLES.npy of shape [samples, ...]; for several inputs, SAMPLES.npz with an array for each name,
+    or NAME=SAMPLES.npy once for each; or a folder of images, or of folders of images, with --mean and --std
+    (default: drawn at random, which proves little)"""
     mean: tuple[float, float, float] | None = None
-    """for a folder of images: mean to subtract from red, green and blue, which range from 0 to 1, such as 0.485 0.456
-    0.406"""
+    """for a folder of images: mean to subtract from red, green and blue, which range from 0 to 1,
+    such as 0.485 0.456 0.406"""
     std: tuple[float, float, float] | None = None
-    """for a folder of images: divisors of red, green and blue after the mean is subtracted, such as 0.229 0.224
-    0.225"""
+    """for a folder of images: divisors of red, green and blue after the mean is subtracted,
+    such as 0.229 0.224 0.225"""
     labels: str | None = None
-    """for samples: LABELS.npy, a class index per sample, or with --metric its target; or `folders`: the index of each
-    image's folder"""
+    """for samples: LABELS.npy, a class index per sample, or with --metric its target;
+    or `folders`: the index of each image's folder"""
     metric: str | None = None
     """for samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that returns a number per sample;
     the mean is reported"""
     precision: Literal["fp32", "fp16", "bf16"] | None = None
-    """precision of the shipped arithmetic; fp16 and bf16 with TensorRT (default: fp32 with onnxruntime, fp16 with
-    TensorRT)"""
+    """precision of the shipped arithmetic; fp16 and bf16 with TensorRT
+    (default: fp32 with onnxruntime, fp16 with TensorRT)"""
     io: Literal["fp32", "fp16"] = "fp32"
     """precision of floating-point inputs and outputs; fp16 needs --precision fp16"""
     explain: bool = False
     """name the layer that FP16 breaks: the first tensor that differs from FP32 by more than the limit, on the samples;
     needs no GPU"""
     shape: UseAppendAction[tuple[str, ...]] = ()
-    """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224; or its smallest, usual and
-    largest shape, between which it stays dynamic, such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each
-    input"""
+    """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224;
+    or its smallest, usual and largest shape, between which it stays dynamic,
+    such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each input"""
     batch: Batch | None = None
     """for a run or FILE.py:FUNCTION: images per inference (default: 1, or that of the run's tables)"""
     weights: Path | None = None
-    """for FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers (default: as the function returns
-    them)"""
+    """for FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers
+    (default: as the function returns them)"""
     input: str | None = None
     """for FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
     builds: Builds = 1

@@ -34,16 +34,16 @@ class Search(Sizes):
     out: Path
     """directory of the run; rerun the same command to resume"""
     table: Path | None = None
-    """latency table of the network's target device; without one, MACs are the cost, and the budget is a fraction of
-    them"""
+    """latency table of the network's target device;
+    without one, MACs are the cost, and the budget is a fraction of them"""
     also: UseAppendAction[tuple[str, ...]] = ()
-    """another device and its budget, also to be met, as TABLE:MILLISECONDS, such as other.latency.jsonl:1.2; once for
-    each device"""
+    """another device and its budget, also to be met, as TABLE:MILLISECONDS, such as other.latency.jsonl:1.2;
+    once for each device"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images per class)"""
     task: str | None = None
-    """instead of --data, your own task, FILE.py:FUNCTION: a function that returns a search.Task, with samples, loss and
-    metric"""
+    """instead of --data, your own task, FILE.py:FUNCTION:
+    a function that returns a search.Task, with samples, loss and metric"""
     budget_ms: Milliseconds | None = None
     """latency budget of the network, in milliseconds"""
     budget_fraction: Fraction | None = None
@@ -55,8 +55,8 @@ class Search(Sizes):
     this_device: bool = False
     """reject a table that was not measured on this machine: one from another machine, replayed or simulated"""
     recipe: Literal["auto", "paper"] = "auto"
-    """defaults of settings that are not given: auto (by the data; those below for up to 10,000 images) or paper (as in
-    the method's paper)"""
+    """defaults of settings that are not given: auto
+    (by the data; those below for up to 10,000 images) or paper (as in the method's paper)"""
     baseline: Path | None = None
     """directory of a run: start from its trained unpruned network instead of training one"""
     tensorboard: bool = False

@@ -27,11 +27,11 @@ class Sweep(Sizes):
     out: Path
     """directory of the sweep; rerun the same command to resume"""
     table: Path | None = None
-    """latency table of the networks' target device; without one, MACs are the cost, and budgets are fractions of
-    them"""
+    """latency table of the networks' target device;
+    without one, MACs are the cost, and budgets are fractions of them"""
     also: UseAppendAction[tuple[str, ...]] = ()
-    """another device and its budget, which all networks must also meet, as TABLE:MILLISECONDS, such as
-    other.latency.jsonl:1.2"""
+    """another device and its budget, which all networks must also meet, as TABLE:MILLISECONDS,
+    such as other.latency.jsonl:1.2"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images per class)"""
     task: str | None = None
@@ -43,22 +43,22 @@ class Sweep(Sizes):
     seeds: Seeds = 1
     """number of seeds, starting at 0"""
     set: UseAppendAction[tuple[str, ...]] = ()
-    """a setting of the method and its values to try, such as beta=0.1,0.3; once for each setting; see `lathe search
-    METHOD --help`"""
+    """a setting of the method and its values to try, such as beta=0.1,0.3; once for each setting;
+    see `lathe search METHOD --help`"""
     recipe: Literal["auto", "paper"] = "auto"
     """defaults of settings that are not given: auto (by the data) or paper (as in the method's paper)"""
     jobs: Jobs = 1
     """number of concurrent searches; they share the processor's cores"""
     engine: Literal["local", "ray"] = "local"
-    """where searches run: on this machine, or on an existing Ray cluster whose nodes share the working directory, OUT
-    and the data"""
+    """where searches run: on this machine, or on an existing Ray cluster whose nodes share the working directory,
+    OUT and the data"""
     address: str | None = None
     """address of the Ray cluster, such as 10.0.0.1:6379 (default: the cluster that this machine belongs to)"""
     gpus_per_run: Gpus = 0.0
     """GPUs per search on the Ray cluster; 0.5 lets two searches share one"""
     no_measure: bool = False
-    """only search; otherwise every resulting network is exported to OUT/bundles and measured on this machine after all
-    searches"""
+    """only search; otherwise every resulting network is exported to OUT/bundles
+    and measured on this machine after all searches"""
     target: str | None = None
     """onnxruntime, tensorrt or tensorrt-rtx (default: the one that the table was measured with)"""
     json: bool = False

@@ -56,8 +56,8 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     label_smoothing: float = 0.1
     """share of the target that is spread over all classes"""
     schedule: Schedule = "cosine"
-    """learning rate of a phase: cosine (half a cosine down to 0) or exponential (times --lr-decay every
-    --lr-decay-epochs)"""
+    """learning rate of a phase: cosine (half a cosine down to 0) or exponential
+    (times --lr-decay every --lr-decay-epochs)"""
     lr_decay: float = 0.97
     """factor of the exponential schedule"""
     lr_decay_epochs: float = 2.4
@@ -66,11 +66,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """auto (the data's default), none, or a selection of
     crop:PIXELS,resized-crop:SHARE,flip,randaugment:MAGNITUDE,cutout:PIXELS"""
     ema: float = 0.0
-    """decay of a moving average of the weights, such as 0.9999, which is evaluated and shipped instead of them; 0:
-    none"""
+    """decay of a moving average of the weights, such as 0.9999, which is evaluated and shipped instead of them;
+    0: none"""
     drop_path: float = 0.0
-    """probability of dropping the last residual branch in training, lower for earlier ones in proportion (stochastic
-    depth)"""
+    """probability of dropping the last residual branch in training,
+    lower for earlier ones in proportion (stochastic depth)"""
     distill: Distillation = "none"
     """match a teacher while the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
     teacher: str = UNPRUNED
@@ -238,8 +238,8 @@ class TableSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_f
     name = "table"
 
     score: Literal["taylor", "magnitude", "slimming"] = "taylor"
-    """importance of a channel: taylor (change of the loss without it), magnitude (of its filters) or slimming (scales
-    of its norms)"""
+    """importance of a channel: taylor (change of the loss without it),
+    magnitude (of its filters) or slimming (scales of its norms)"""
     score_images: int = 2048
     """number of training images for taylor"""
 
@@ -287,14 +287,14 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
     train_epochs: int = 20
     """epochs of the found cell, from new weights, by --schedule"""
     variant: Literal["adjustable", "fixed", "hard", "progressive", "darts", "random"] = "adjustable"
-    """soft pruning with K = epoch (adjustable) or K = max_epoch (fixed), hard at once, or hard from 5 to 3 to 2
-    operations (progressive); darts: softmax, no validation; random: cells drawn at random, each trained in turn, for as
-    many epochs in all"""
+    """soft pruning with K = epoch (adjustable) or K = max_epoch (fixed), hard at once,
+    or hard from 5 to 3 to 2 operations (progressive); darts: softmax, no validation;
+    random: cells drawn at random, each trained in turn, for as many epochs in all"""
     criterion: Literal["validation", "alpha"] = "validation"
     """importance of an operation: how much its removal hurts validation, or its alpha"""
     importance: Literal["auto", "loss", "accuracy"] = "auto"
-    """measure of a removal: auto is loss below 5,000 validation images, else accuracy with loss as tie-break; accuracy
-    is the paper's"""
+    """measure of a removal: auto is loss below 5,000 validation images, else accuracy with loss as tie-break;
+    accuracy is the paper's"""
     validation_share: float = 1 / 3
     """share of the training images that are held out for validation"""
     subset: float = 0.3
@@ -310,8 +310,8 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
     alpha_lr: float = 5e-3
     """Adam's learning rate of the alphas"""
     split: Literal["one-level", "alternating"] = "one-level"
-    """train alphas together with the weights (one-level), or in turns with them on the validation images
-    (alternating)"""
+    """train alphas together with the weights (one-level),
+    or in turns with them on the validation images (alternating)"""
     alpha_0: Literal["current", "initial"] = "current"
     """the alpha that Eq. 2 shrinks: the value at the start of the epoch (current) or of the search (initial)"""
     first_k: Literal[0, 1] = 1
@@ -329,8 +329,8 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
     prune_dropout: float = 0.0
     """dropout after skip during pruning"""
     latency_weight: float = 0.1
-    """initial weight of the expected cost in the loss, if the largest cell exceeds the budget (an extension of the
-    paper)"""
+    """initial weight of the expected cost in the loss,
+    if the largest cell exceeds the budget (an extension of the paper)"""
     latency_rate: float = 0.05
     """rate at which that weight adapts, as an exponent per step at a relative error of 1"""
     random_epochs: int = 3
@@ -387,12 +387,13 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
         "prunode": "paper",
         "last_norm": "each",
     }
-    """As printed; the paper's other numbers are the defaults. So are alpha, lam and phi, for which the paper has
-    several values, and tau, which it does not give; the optimizer of the final training is GPUNet's."""
+    """As printed; the paper's other numbers are the defaults. So are alpha, lam and phi,
+    for which the paper has several values, and tau, which it does not give;
+    the optimizer of the final training is GPUNet's."""
 
     label_smoothing: float = 0.1
-    """share of the target that is spread over all classes while the found network is trained; the search has no label
-    smoothing"""
+    """share of the target that is spread over all classes while the found network is trained;
+    the search has no label smoothing"""
     retrain: Literal["finetune", "scratch"] = "scratch"
     """train the found network from new weights (scratch) or from those of the supernet (finetune)"""
     optimizer: Literal["sgd", "rmsprop"] = "sgd"
@@ -410,8 +411,8 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     search_weight_decay: float = 1e-5
     """weight decay of the supernet's weights"""
     theta_lr: float = 0.1
-    """Adam's learning rate of the blocks' architecture weights, half a cosine down to 0; the recipe auto lowers it in
-    long searches, to at least 0.01, so that decisions fall later and are more reliable"""
+    """Adam's learning rate of the blocks' architecture weights, half a cosine down to 0;
+    the recipe auto lowers it in long searches, to at least 0.01, so that decisions fall later and are more reliable"""
     width_lr: float = 0.1
     """Adam's learning rate of the Prunodes' weights, half a cosine down to 0"""
     theta_images: float = 0.2
@@ -419,18 +420,18 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     proxy_classes: float = 1.0
     """share of the classes, chosen at random, on which the supernet is trained; the paper's is 0.1"""
     alpha: float = 1.0
-    """weight of the latency in the loss, alpha * ln(latency in microseconds) ** beta; its initial value if a budget
-    binds"""
+    """weight of the latency in the loss, alpha * ln(latency in microseconds) ** beta;
+    its initial value if a budget binds"""
     alpha_rate: float = 0.02
-    """rate at which alpha adapts if a budget binds, as an exponent per step at a relative error of 1; the recipe auto
-    raises it in short searches"""
+    """rate at which alpha adapts if a budget binds, as an exponent per step at a relative error of 1;
+    the recipe auto raises it in short searches"""
     beta: float = 0.6
     """exponent of the logarithm of the latency"""
     tau: float = 1.0
     """temperature of the Gumbel softmaxes"""
     threshold: Literal["linear", "constant"] = "linear"
-    """probability below which blocks are removed: from --t-initial to --t-final over the epochs (linear), or always
-    --t-initial"""
+    """probability below which blocks are removed:
+    from --t-initial to --t-final over the epochs (linear), or always --t-initial"""
     t_initial: float = 0.15
     """first threshold; at most 1 / (number of blocks of a layer), otherwise all blocks would be below it"""
     t_final: float = 0.55
@@ -438,14 +439,14 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     phi: float = 1.1
     """factor on the output of a skip block until one of the last two blocks of its layer is removed"""
     lam: float = 0.55
-    """lambda, factor on the output of the skip block's competitor; the paper has 0.4, 0.55 and 0.85; lower values keep
-    more layers"""
+    """lambda, factor on the output of the skip block's competitor; the paper has 0.4, 0.55 and 0.85;
+    lower values keep more layers"""
     prunode: Literal["scaled", "paper"] = "scaled"
-    """how masks move: as printed in Algorithm 1 (paper), or with its corner case fixed, its updates scaled by the
-    distance between the masks and an Adam that forgets fast (scaled)"""
+    """how masks move: as printed in Algorithm 1 (paper), or with its corner case fixed,
+    its updates scaled by the distance between the masks and an Adam that forgets fast (scaled)"""
     last_norm: Literal["shared", "each"] = "shared"
-    """add the two candidates of a Prunode before the last norm (shared), or normalise each separately (each; more time
-    and memory)"""
+    """add the two candidates of a Prunode before the last norm (shared), or normalise each separately (each;
+    more time and memory)"""
     prune_widths: bool = True
     """False: all hidden widths stay at their largest"""
     prune_blocks: bool = True
@@ -453,8 +454,8 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     prune_layers: bool = True
     """False: no layer is skipped"""
     recompute: bool = False
-    """recompute activations inside the supernet's blocks in the backward pass instead of storing them: less memory,
-    more time"""
+    """recompute activations inside the supernet's blocks in the backward pass instead of storing them:
+    less memory, more time"""
 
     @classmethod
     def after_first_phase(cls) -> frozenset[str]:
@@ -543,8 +544,8 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
         "entropy": 0.0,
         "derive": "argmax",
     }
-    """As printed for CIFAR. For ImageNet, the paper has 120 epochs per phase, a weight decay of 1e-4 and a distill
-    weight of 0.5."""
+    """As printed for CIFAR. For ImageNet, the paper has 120 epochs per phase,
+    a weight decay of 1e-4 and a distill weight of 0.5."""
 
     lr: float = 0.1
     """learning rate of the weights"""
@@ -555,15 +556,15 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     distill: Distillation = "tas"
     """match a teacher while the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
     retrain: Literal["scratch", "init", "finetune"] = "scratch"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """train the chosen network from new weights (scratch), from the first channels of the unpruned network (init), or
-    from the search's weights (finetune)"""
+    """train the chosen network from new weights (scratch), from the first channels of the unpruned network (init),
+    or from the search's weights (finetune)"""
     min_channels: int = 1
     """minimum number of channels of every layer"""
     start: Literal["unpruned", "scratch"] = "unpruned"
     """start the search from the weights of the unpruned network, or from new ones (scratch)"""
     searched: Literal["auto", "both", "widths", "depths"] = "auto"
-    """the sizes to search; auto: both if the space has stages that can lose blocks, such as resnet20/widths, otherwise
-    widths"""
+    """the sizes to search; auto: both if the space has stages that can lose blocks, such as resnet20/widths,
+    otherwise widths"""
     depth_options: Literal["all", "odd"] = "all"
     """depths of a stage: 1, 2, 3, ... blocks (all), or 1, 3, 5, ... and the full depth (odd)"""
     samples: int = 2
@@ -573,11 +574,11 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     interpolate: bool = True
     """align sampled widths by channel-wise interpolation; False: by zero padding"""
     norms: Literal["shared", "each"] = "shared"
-    """norms of sampled widths: slices of one norm, at the cost of one width (shared), or one norm per width, as in the
-    paper (each)"""
+    """norms of sampled widths: slices of one norm, at the cost of one width (shared), or one norm per width,
+    as in the paper (each)"""
     architecture_lr: float = 0.01
-    """Adam's constant learning rate of the distributions; the recipe auto raises it in short searches; the paper's is
-    0.001"""
+    """Adam's constant learning rate of the distributions; the recipe auto raises it in short searches;
+    the paper's is 0.001"""
     architecture_weight_decay: float = 0.0
     """weight decay of the distributions' logits"""
     tau_schedule: Literal["linear", "cosine"] = "linear"
@@ -591,23 +592,25 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     cost: Literal["latency", "macs"] = "latency"
     """unit of the penalty: the table's microseconds, or multiply-accumulates; the budget is the same either way"""
     penalty: Literal["controlled", "banded", "paper"] = "controlled"
-    """controlled: squared log of expected cost over an aim, which is adapted until the most probable network's cost
-    meets the target; banded: signed log of expected cost over target outside the tolerance; paper: the same gradient,
-    but the log of the expected cost alone (Eq. 8)"""
+    """controlled: squared log of expected cost over an aim,
+    which is adapted until the most probable network's cost meets the target;
+    banded: signed log of expected cost over target outside the tolerance;
+    paper: the same gradient, but the log of the expected cost alone (Eq. 8)"""
     cost_weight: float = 2.0
     """lambda_cost, weight of the penalty; 0: no penalty"""
     aim_rate: float = 0.05
     """rate at which the aim adapts, as an exponent per step at a relative error of 1"""
     tolerance: float = 0.05
-    """t, relative distance to the target within which there is no penalty; the found network is within it too, if its
-    options allow"""
+    """t, relative distance to the target within which there is no penalty;
+    the found network is within it too, if its options allow"""
     entropy: float = 1.0
-    """final weight of the distributions' mean entropy, which grows with the square of the progress: for depths until
-    half of the search, for widths until its end and only while the cost is at the target; in the last epochs of a
-    controlled search, weight of the negative log probability of the network that would be found"""
+    """final weight of the distributions' mean entropy, which grows with the square of the progress:
+    for depths until half of the search, for widths until its end and only while the cost is at the target;
+    in the last epochs of a controlled search,
+    weight of the negative log probability of the network that would be found"""
     derive: Literal["fit", "argmax"] = "fit"
-    """the found network: the most probable one within the budget, by a mixed-integer program (fit), or the most
-    probable size of each part (argmax)"""
+    """the found network: the most probable one within the budget, by a mixed-integer program (fit),
+    or the most probable size of each part (argmax)"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
