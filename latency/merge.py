@@ -41,6 +41,19 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
         raise LatencyError("nothing to merge: name the tables")
     require_file(out, NEW, flag="--out", parents=True)
     tables = [LatencyTable.load(path) for path in paths]
+    _require_alike(tables)
+    rows = _merged([table.history for table in tables], [table.rows for table in tables])
+    created = min(table.header.created for table in tables)
+    header = msgspec.structs.replace(tables[0].header, created=created)
+    with whole(out) as part, TableWriter(part, header) as writer:
+        writer.append(*rows)
+    merged = LatencyTable.load(out)
+    merged.warnings = tuple(warning for table in tables for warning in table.warnings)
+    return merged
+
+
+def _require_alike(tables: Sequence[LatencyTable]) -> None:
+    """Require that tables are of one fingerprint and origin, and that each is finished."""
     first = tables[0].header
     for table in tables[1:]:
         table.header.require_origin(
@@ -62,21 +75,20 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
                 f"{table.path} is not finished: {why}; go on with it: `{command}`, with its other flags, such as "
                 "--shard"
             )
-    rows = [row for table in tables for row in table.history]
+
+
+def _merged(histories: Sequence[Sequence[Row]], parts: Sequence[Sequence[Row]]) -> list[Row]:
+    """Return all rows of the histories, then those of the parts that supersede the last one of their key."""
+    rows = [row for history in histories for row in history]
     best: dict[str, Row] = {}
-    for row in (row for table in tables for row in table.rows):
+    for row in (row for part in parts for row in part):
         if row.key not in best or _rank(row) >= _rank(best[row.key]):
             best[row.key] = row
     latest = {row.key: row for row in rows}
     rows += [best[key] for key, row in latest.items() if row is not best[key]]
     if sentinels := [index for index, row in enumerate(rows) if row.kind == "sentinel"]:
         rows.append(rows.pop(sentinels[-1]))
-    created = min(table.header.created for table in tables)
-    with whole(out) as part, TableWriter(part, msgspec.structs.replace(first, created=created)) as writer:
-        writer.append(*rows)
-    merged = LatencyTable.load(out)
-    merged.warnings = tuple(warning for table in tables for warning in table.warnings)
-    return merged
+    return rows
 
 
 def _rank(row: Row) -> int:

@@ -107,24 +107,12 @@ def build_engine(
     logger = _logger(trt)
     logger.forget()
     builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(onnx):
-        words = "; ".join(_words(parser.get_error(i)) for i in range(parser.num_errors)) or logger.errors()
-        raise BuildFailed(one_line(f"{flavour} cannot parse {words}"))
-    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
-        if min(tensor.shape, default=1) < 0 and tensor.name not in (shapes or {}):
-            raise BuildFailed(
-                f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number"
-            )
+    network = _parsed(trt, builder, onnx, flavour, shapes or {})
     config = _config(trt, builder, flavour, spec)
     if detailed:
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if shapes:
-        profile = builder.create_optimization_profile()
-        for name, (low, usual, high) in shapes.items():
-            profile.set_shape(name, low, usual, high)
-        config.add_optimization_profile(profile)
+        config.add_optimization_profile(_optimization_profile(builder, shapes))
     if timing_cache is not None and flavour == "tensorrt":
         cache = config.create_timing_cache(timing_cache.data)
         if cache is None or not config.set_timing_cache(cache, False):
@@ -143,6 +131,31 @@ def build_engine(
     if timing_cache is not None and flavour == "tensorrt":
         timing_cache.data = bytes(config.get_timing_cache().serialize())
     return bytes(serialized)
+
+
+def _optimization_profile(builder: Any, shapes: Mapping[str, tuple[Shape, Shape, Shape]]) -> Any:
+    profile = builder.create_optimization_profile()
+    for name, (low, usual, high) in shapes.items():
+        profile.set_shape(name, low, usual, high)
+    return profile
+
+
+def _parsed(
+    trt: Any, builder: Any, onnx: bytes, flavour: Flavour, shapes: Mapping[str, tuple[Shape, Shape, Shape]]
+) -> Any:
+    """Return the network of a model, whose only dynamic inputs are those with `shapes`."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    logger = _logger(trt)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx):
+        words = "; ".join(_words(parser.get_error(i)) for i in range(parser.num_errors)) or logger.errors()
+        raise BuildFailed(one_line(f"{flavour} cannot parse {words}"))
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        if min(tensor.shape, default=1) < 0 and tensor.name not in shapes:
+            raise BuildFailed(
+                f"input {tensor.name!r} has shape {tuple(tensor.shape)}: every dimension must be a fixed number"
+            )
+    return network
 
 
 class TensorRT:

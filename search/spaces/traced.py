@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import fx, nn
 
+    from reparam import ChannelGroup
+
 Pair = tuple[int, int]
 
 _CHOICES = 32
@@ -254,8 +256,6 @@ def traced(
         SearchError: as `of_module`; or a stage cannot lose one of its blocks; names the block.
         ReparamError: as `of_module`.
     """
-    from reparam.flow import Flow
-    from reparam.graph import read, shape
     from search import masks
 
     if example_input.ndim != 4:
@@ -266,6 +266,36 @@ def traced(
         raise SearchError(f"granularity must be at least 1 and points at least 2, found {granularity} and {points}")
     example, model = example_input[:1], make()
     groups = masks.prunable_groups(model, example)
+    places, layers, outputs = _sites(model, example, groups, shortcuts)
+    _require_blocks(model, example, stages or {})
+    space = Traced(
+        name=name,
+        input_shape=(int(example.shape[1]), int(example.shape[2]), int(example.shape[3])),
+        classes=outputs,
+        granularity=granularity,
+        members=tuple((group.name, group.channels) for group in groups),
+        places=places,
+        points=points,
+        named_stages=tuple(
+            Stage(name=stage, blocks=tuple(StageBlock(module=block, sites=_within(block, layers)) for block in blocks))
+            for stage, blocks in (stages or {}).items()
+        ),
+        shortcuts=tuple(shortcuts),
+        make=make,
+    )
+    if not space.free:
+        _require_channels(space)
+    return space
+
+
+def _sites(
+    model: "nn.Module", example: "torch.Tensor", groups: "Sequence[ChannelGroup]", shortcuts: Sequence[str]
+) -> tuple[tuple[Site, ...], list[str], int]:
+    """Return the layers of the fused network as sites, their names, and the number of the network's outputs."""
+    from reparam.flow import Flow
+    from reparam.graph import read, shape
+    from search import masks
+
     fused, twins = masks.fused_form(model, example)
     flow = Flow(read(fused, (example,)), generic=True)
     made = {flow.layer_name(node): flow.atoms.roots(ids).tolist() for node, ids in flow.makers}
@@ -289,25 +319,7 @@ def traced(
         places.append(Site(spec=spec, spans=(span(into), span(out))[: len(spec.widths)], joins=joins))
         layers.append(layer)
     (output,) = map(shape, flow.network.outputs[:1])
-    _require_blocks(model, example, stages or {})
-    space = Traced(
-        name=name,
-        input_shape=(int(example.shape[1]), int(example.shape[2]), int(example.shape[3])),
-        classes=output[1] if len(output) > 1 else 1,
-        granularity=granularity,
-        members=tuple((group.name, group.channels) for group in groups),
-        places=tuple(places),
-        points=points,
-        named_stages=tuple(
-            Stage(name=stage, blocks=tuple(StageBlock(module=block, sites=_within(block, layers)) for block in blocks))
-            for stage, blocks in (stages or {}).items()
-        ),
-        shortcuts=tuple(shortcuts),
-        make=make,
-    )
-    if not space.free:
-        _require_channels(space)
-    return space
+    return tuple(places), layers, output[1] if len(output) > 1 else 1
 
 
 def _require_blocks(model: "nn.Module", example: "torch.Tensor", stages: Mapping[str, Sequence[str]]) -> None:

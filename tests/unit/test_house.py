@@ -1,0 +1,20 @@
+"""Rules of the house that no linter checks."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("latency", "reparam", "deploy", "search", "lathe")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_functions_have_at_most_60_lines(package):
+    longer = [
+        f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for file in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert longer == []
