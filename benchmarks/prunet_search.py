@@ -39,9 +39,9 @@ from typing import Any
 import msgspec
 import torch
 import torch.nn.functional as F
-from cifar import T_95, accuracy, cifar
+from cifar import accuracy, cifar
 from nasbench201 import half, smaller
-from outcome import make_once, verdicts
+from outcome import make_once, mean_and_half, t_95, verdicts
 from scipy.signal import savgol_filter
 from torch import nn
 
@@ -718,11 +718,6 @@ def _open_layers() -> int:
     return sum(layer.open for layer in spaces.get("prunet-mini").layers)
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half of its 95 % interval (Student's t)."""
-    return statistics.mean(values), T_95[len(values) - 1] * _standard_error(values) if len(values) > 1 else math.nan
-
-
 def _standard_error(values: Sequence[float]) -> float:
     return statistics.stdev(values) / math.sqrt(len(values))
 
@@ -733,7 +728,7 @@ def _ahead(ones: Sequence[float], others: Sequence[float]) -> tuple[float, float
     freedom = sum(errors) ** 2 / sum(
         error**2 / (len(each) - 1) for error, each in zip(errors, (ones, others), strict=True)
     )
-    return statistics.mean(ones) - statistics.mean(others), T_95[min(9, int(freedom))] * math.sqrt(sum(errors))
+    return statistics.mean(ones) - statistics.mean(others), t_95(int(freedom)) * math.sqrt(sum(errors))
 
 
 def _budget_lines(rows: dict[str, dict], times: dict[str, float]) -> Iterator[str]:
@@ -756,7 +751,7 @@ def _budget_lines(rows: dict[str, dict], times: dict[str, float]) -> Iterator[st
     for fraction in BUDGETS:
         for way in WAYS:
             if each := of_way(rows, way, fraction):
-                mean, half_width = _mean([row["accuracy"] for row in each.values()])
+                mean, half_width = mean_and_half([row["accuracy"] for row in each.values()])
                 timed = [times[name] for name in each if name in times]
                 cells = [
                     f"{mean:.2%} +- {half_width:.2%}" if len(each) > 1 else f"{mean:.2%}",

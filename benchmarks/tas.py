@@ -35,13 +35,12 @@ from typing import Any
 import msgspec
 import torch
 import torch.nn.functional as F
-from cifar import T_95, accuracy, cifar
+from cifar import accuracy, cifar
 from nasbench201 import half, smaller
-from outcome import make_once, slug, verdicts
+from outcome import fastest_in_turns, make_once, mean_and_half, slug, verdicts
 from prunet_search import saved_mib
 from torch import nn
 
-from deploy.engine import measure_in_turns
 from deploy.lowering import LOWERING_VERSION
 from latency import LatencyTable, backends, protocol
 from latency.profile import profile
@@ -66,7 +65,7 @@ from search.workloads import lower_network, workloads
 HERE = Path(__file__).parent
 SPACES = {"quarter": (4, 32, 1), "full": (16, 32, 4), "small": (8, 16, 2)}
 """Channels of the first stage, height and width of the images, channels between two widths."""
-IMAGES, NETWORKS, PASSES, TURNS = 6_000, 40, 3, 5
+IMAGES, NETWORKS, PASSES = 6_000, 40, 3
 BRIEF = msgspec.structs.replace(protocol.FAST, name="brief", settle_ms=100.0, max_time_ms=150.0)
 TARGETS = (0.25, 0.5, 0.7)
 EPOCHS = {"quarter": (4, 8), "full": (4, 5), "small": (6, 8)}
@@ -77,7 +76,7 @@ WAYS = {"sampled, interpolated": {}, "sampled, zeros": {"interpolate": False}}
 WAYS |= {f"mixture, {name.split()[1]}": chosen | {"weights": "mixture"} for name, chosen in list(WAYS.items())}
 TRANSFER = {
     "plain": {"distill": "none"},
-    "w/ Init": {"distill": "none", "retrain": "init"},
+    "w/ Init": {"distill": "none", "retrain": "rewind"},
     "w/ KD": {"distill": "tas"},
 }
 
@@ -322,15 +321,9 @@ class Given(Tas):
         return first, last
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """The first channels of the unpruned network's weights, or new ones."""
-        if phase.unpruned or trained is None:
-            self._decide(self.given)
-            return super().network(phase, trained)
+        """The unpruned network, or one of the given sizes with new weights, which a run rewinds where it should."""
         self._decide(self.given)
-        found, learned = self.space.module(self.given), trained.state_dict()
-        if self.settings.retrain == "init":
-            found.load_state_dict({name: learned.get(name, value) for name, value in found.state_dict().items()})
-        return found
+        return super().network(phase, trained if phase.unpruned else None)
 
 
 def predefined(budget: Budget, model: Any) -> Choice:
@@ -459,8 +452,7 @@ def measured(found: dict) -> dict:
                 for key, (space, choice) in networks.items()
                 if space == name
             }
-            turns = [measure_in_turns(timed, protocol.FAST) for _ in range(TURNS)]
-            medians |= {key: min(turn[key].median_us for turn in turns) for key in timed}
+            medians |= {key: found.median_us for key, found in fastest_in_turns(timed).items()}
     return medians
 
 
@@ -471,8 +463,8 @@ def _mean(values: Sequence[float], form: str = ".2%") -> str:
     """Mean and half of its 95 % interval."""
     if len(values) < 2:
         return f"{values[0]:{form}}" if values else "-"
-    half_width = T_95[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.mean(values):{form}} +- {half_width:{form}}"
+    mean, half_width = mean_and_half(values)
+    return f"{mean:{form}} +- {half_width:{form}}"
 
 
 def late(each: Sequence[float]) -> float:

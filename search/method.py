@@ -41,6 +41,8 @@ class Phase(Struct, frozen=True, kw_only=True):
     """another run can start from its end; implied by `unpruned`"""
     decides: bool = False
     """the choice is made at its start, from the network of the previous phase"""
+    rewinds: bool = False
+    """starts from the weights of the unpruned network; what that lacks, such as masks, stays as it is"""
     distils: bool = False
     """its loss includes a teacher, if the settings have one"""
     batch_statistics: bool = False

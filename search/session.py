@@ -166,6 +166,9 @@ class _Session:
                 self.network.cpu()
         with _seeded(self.method.settings.seed):
             self.network = network = self.method.network(phase, self.network)
+        if states is None and phase.rewinds:
+            unpruned = _loaded(self.method, self.out / record.BASELINE).state_dict()
+            network.load_state_dict({name: unpruned.get(name, value) for name, value in network.state_dict().items()})
         if states is None and phase.decides:
             choice = self.method.choice()
             yield Chosen(choice=choice, latency=self.problem.latency(choice))

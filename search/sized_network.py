@@ -250,7 +250,6 @@ class SizedNetwork(nn.Module):
         depths: stages that draw depths.
         example: a batch of the network's input shape.
         sampling: how sizes are drawn.
-        initial: a network whose weights are kept along with this one.
     """
 
     def __init__(
@@ -260,11 +259,8 @@ class SizedNetwork(nn.Module):
         depths: Sequence[DepthPart],
         example: Tensor,
         sampling: Sampling,
-        *,
-        initial: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.initial = initial
         self.parts, self.stages, self.sampling = tuple(widths), tuple(depths), sampling
         self._widths = [Sizes(part.options) for part in widths]
         self._depths = [Sizes(stage.options) for stage in depths]

@@ -72,7 +72,13 @@ class Narrowing(Method[P]):
         return (
             Phase(name="pretrain", epochs=settings.pretrain_epochs, unpruned=True),
             Phase(name="search", epochs=settings.search_epochs, decides=decides == "search", batch_statistics=True),
-            Phase(name="finetune", epochs=settings.finetune_epochs, decides=decides == "finetune", distils=True),
+            Phase(
+                name="finetune",
+                epochs=settings.finetune_epochs,
+                decides=decides == "finetune",
+                rewinds=settings.retrain == "rewind",
+                distils=True,
+            ),
         )
 
     def width_choices(self) -> list[Widths]:

@@ -174,6 +174,9 @@ class PasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
 
     name = "pas"
 
+    retrain: Literal["rewind", "finetune", "scratch"] = "rewind"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """train the chosen network from the weights of the unpruned network (rewind), from those of the search
+    (finetune), or from new ones (scratch)"""
     policy_lr: float = 0.5
     """learning rate of the indicators"""
     bounded: bool = True
@@ -221,6 +224,9 @@ class SlimmingSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknow
 
     name = "slimming"
 
+    retrain: Literal["rewind", "finetune", "scratch"] = "rewind"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """train the chosen network from the weights of the unpruned network (rewind), from those of the search
+    (finetune), or from new ones (scratch)"""
     slimming: float = 1e-3
     """weight of the L1 penalty on the norms' scales; Liu et al. 2017 use 1e-4 over ten times as many epochs"""
 
@@ -555,9 +561,9 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     """share of the target that is spread over all classes"""
     distill: Distillation = "tas"
     """match a teacher while the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
-    retrain: Literal["scratch", "init", "finetune"] = "scratch"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """train the chosen network from new weights (scratch), from the first channels of the unpruned network (init),
-    or from the search's weights (finetune)"""
+    retrain: Literal["scratch", "rewind", "finetune"] = "scratch"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """train the chosen network from new weights (scratch), from those of the unpruned network (rewind), or from those
+    of the search (finetune)"""
     min_channels: int = 1
     """minimum number of channels of every layer"""
     start: Literal["unpruned", "scratch"] = "unpruned"
@@ -659,7 +665,7 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
         "policy_lr": 0.4,
     }
     paper |= {"momentum": 0.875, "weight_decay": 3.05e-5, "label_smoothing": 0.0, "bounded": False}
-    paper |= {"min_channels": 1, "channel_multiple": 1, "augment": "resized-crop,flip"}
+    paper |= {"min_channels": 1, "channel_multiple": 1, "augment": "resized-crop,flip", "retrain": "finetune"}
     chosen = paper if name == "paper" else many if images > MANY_IMAGES else {}
     return kind(**({field: value for field, value in chosen.items() if field in kind.__struct_fields__} | given))
 

@@ -20,7 +20,6 @@ The most probable network may miss the budget by a channel; the found one has ex
 """
 
 import contextlib
-import copy
 import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -149,9 +148,9 @@ class Tas(Narrowing[TasSettings]):
             return self.space.module(self.choice())
         assert isinstance(trained, SizedNetwork)
         self._decide(self.derived(trained))
-        found, source = self.space.module(self.choice()), trained.initial
-        if self.settings.retrain != "scratch":
-            learned = (trained.released() if source is None else source).state_dict()
+        found = self.space.module(self.choice())
+        if self.settings.retrain == "finetune":
+            learned = trained.released().state_dict()
             found.load_state_dict({name: learned.get(name, value) for name, value in found.state_dict().items()})
         return found
 
@@ -182,10 +181,7 @@ class Tas(Narrowing[TasSettings]):
             sample=settings.weights == "sample",
             each_norm=settings.norms == "each",
         )
-        initial = None
-        if settings.retrain == "init":
-            initial = copy.deepcopy(trained or self.space.module()).requires_grad_(False)
-        return SizedNetwork(network, widths, depths, self.problem.example, sampling, initial=initial)
+        return SizedNetwork(network, widths, depths, self.problem.example, sampling)
 
     def optimizers(self, phase: Phase, network: nn.Module) -> Sequence[Optimizer]:
         """Optimizers of the weights and, during the search, of the distributions."""

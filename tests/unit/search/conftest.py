@@ -192,6 +192,20 @@ def make_method(name: str, space, table, data, budget: float, **settings):
     )
 
 
+def weights_before(method, phase: str, out: Path) -> dict[str, torch.Tensor]:
+    """Run a method; return the weights with which a phase starts to train."""
+    starts, optimizers = {}, method.optimizers
+
+    def watched(phase, network):
+        starts[phase.name] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        return optimizers(phase, network)
+
+    method.optimizers = watched
+    for _ in session.run(method, out):
+        pass
+    return starts[phase]
+
+
 @pytest.fixture(scope="session")
 def budget_us(tiny, table) -> float:
     return 0.6 * table.predict(tiny.network()).us

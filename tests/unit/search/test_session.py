@@ -446,6 +446,7 @@ def plain_pas(settings, space, table, data, budget_us, chosen) -> dict[str, torc
         ("finetune", settings.finetune_epochs),
     ):
         if phase == "search":
+            unpruned = {name: tensor.clone() for name, tensor in network.state_dict().items()}
             network = insert_masks(
                 network, example, groups, lambda group: DepthwiseBinaryConv(group.channels, min_channels=8)
             )
@@ -454,6 +455,7 @@ def plain_pas(settings, space, table, data, budget_us, chosen) -> dict[str, torc
                 keep = torch.zeros(len(dbc.v), dtype=torch.bool)
                 keep[dbc.v.detach().argsort(descending=True, stable=True)[:width]] = True
                 network.masks.add_module(name, nn.Identity() if keep.all() else ChannelMask(keep))
+            network.load_state_dict(network.state_dict() | unpruned)
         network.to(memory_format=torch.channels_last)
         policy = [dbc.v for dbc in indicators(network)]
         weights = [p for p in network.parameters() if not any(p is v for v in policy)]

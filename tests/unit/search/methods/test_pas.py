@@ -120,7 +120,7 @@ def test_indicators_stay_within_their_bounds_unless_told_otherwise(search_into, 
 def test_channels_that_are_gone_keep_the_weights_that_they_had(search_into, tmp_path, name):
     """Of a learned policy since the end of its search, of a baseline since it was pruned: fine-tuning moves the others alone."""
     out = tmp_path / "run"
-    events = search_into(out, name, **({"policy_lr": 2.0} if name == "pas" else {}))
+    events = search_into(out, name, **({"policy_lr": 2.0, "retrain": "finetune"} if name == "pas" else {}))
     for event in events:
         if isinstance(event, EpochDone) and (event.phase, event.epoch) == ("search", 4):
             break

@@ -11,8 +11,9 @@ from reparam import ChannelMask, count, fuse, squeeze
 from search import SearchError, session
 from search.network import load_weights
 from search.record import Chosen, EpochDone
+from search.tensors import read_tensors
 
-from ..conftest import make_method, make_table
+from ..conftest import make_method, make_table, weights_before
 
 
 def searched(events):
@@ -40,6 +41,18 @@ def test_every_baseline_has_the_same_epochs_and_budget(search_into, tmp_path, ti
     assert all(e.choice == chosen.choice for e in searched(events)) or not once
     assert events[-1].architecture.method == name
     assert events[-1].result.shipped.choice == chosen.choice != tiny.largest()
+
+
+@pytest.mark.parametrize("retrain", ["rewind", "finetune"])
+@pytest.mark.parametrize("name", ["pas", "slimming"])
+def test_learned_widths_are_fine_tuned_from_the_unpruned_weights_unless_told_otherwise(
+    tmp_path, tiny, table, stripes, budget_us, name, retrain
+):
+    method = make_method(name, tiny, table, stripes, budget_us, **({} if retrain == "rewind" else {"retrain": retrain}))
+    found = weights_before(method, "finetune", tmp_path / "run")
+    unpruned = read_tensors(tmp_path / "run" / "baseline.safetensors")[0]
+    same = [torch.equal(found[key], tensor) for key, tensor in unpruned.items()]
+    assert all(same) if retrain == "rewind" else not any(same)
 
 
 def test_slimming_shrinks_the_scales_of_norms(search_into, tmp_path):
