@@ -210,14 +210,15 @@ def main() -> None:
         train(small, images, boxes, finetune, decay=True)
 
     ship = partial(
-        deploy.export, target="onnxruntime", samples=held_out, quality=quality_of(truth), budget_ms=budget.amount / 1000
+        deploy.export,
+        target="onnxruntime",
+        evidence=deploy.Evidence(samples=held_out, quality=quality_of(truth), baseline=unpruned),
+        budget_ms=budget.amount / 1000,
     )
     shipped = {}
     for name, small in found.items():
         print(f"$ export {name}", flush=True)
-        shipped[name] = ship(
-            small, example, baseline=unpruned, out=given.out / f"{name}-bundle", protocol=FAST
-        ).manifest
+        shipped[name] = ship(small, example, out=given.out / f"{name}-bundle", protocol=FAST).manifest
         steps.lathe("verify", given.out / f"{name}-bundle")
     steps.show(given, shipped)
 
