@@ -224,7 +224,7 @@ class SlimmingSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknow
 
     name = "slimming"
 
-    retrain: Literal["rewind", "finetune", "scratch"] = "rewind"  # pyright: ignore[reportIncompatibleVariableOverride]
+    retrain: Literal["rewind", "finetune", "scratch"] = "finetune"  # pyright: ignore[reportIncompatibleVariableOverride]
     """train the chosen network from the weights of the unpruned network (rewind), from those of the search
     (finetune), or from new ones (scratch)"""
     slimming: float = 1e-3

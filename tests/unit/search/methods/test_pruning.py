@@ -45,10 +45,10 @@ def test_every_baseline_has_the_same_epochs_and_budget(search_into, tmp_path, ti
 
 @pytest.mark.parametrize("retrain", ["rewind", "finetune"])
 @pytest.mark.parametrize("name", ["pas", "slimming"])
-def test_learned_widths_are_fine_tuned_from_the_unpruned_weights_unless_told_otherwise(
+def test_learned_widths_are_fine_tuned_from_the_unpruned_weights_or_from_those_of_the_search(
     tmp_path, tiny, table, stripes, budget_us, name, retrain
 ):
-    method = make_method(name, tiny, table, stripes, budget_us, **({} if retrain == "rewind" else {"retrain": retrain}))
+    method = make_method(name, tiny, table, stripes, budget_us, retrain=retrain)
     found = weights_before(method, "finetune", tmp_path / "run")
     unpruned = read_tensors(tmp_path / "run" / "baseline.safetensors")[0]
     same = [torch.equal(found[key], tensor) for key, tensor in unpruned.items()]
