@@ -695,7 +695,7 @@ def _epoch_lines(found: dict) -> Iterator[str]:
 
 def _search_lines(found: dict) -> Iterator[str]:
     yield "\n## Searches of prunet-mini\n"
-    yield f"{IMAGES} images of CIFAR-10 at 16x16, no budget, alpha 1; the found network trained for {TRAIN_EPOCHS} epochs. CPU-seconds of one core.\n"
+    yield f"{IMAGES} images of CIFAR-10 at 16x16, no budget, alpha 1; the found network trained for {TRAIN_EPOCHS} epochs. CPU-seconds of one core. Theta at 0.1; `auto` has 0.07 for so many steps since.\n"
     yield "| search | block-steps of phase 2 | CPU of phase 2 | of the warm-up | found: layers | latency | accuracy | search loss |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, row in found.items():
@@ -738,7 +738,7 @@ def _budget_lines(rows: dict[str, dict], times: dict[str, float]) -> Iterator[st
         f"warm-up, {SHORT['search_epochs']} of search; every network is trained for {SHORT['train_epochs']}. Accuracy on 10,000 test images, mean and 95 % interval "
         f"(Student's t){'; latency measured in turns' if times else ''}. Random networks are drawn between nine tenths of the budget and all of it; uniform ones "
         "have one kind of block, the cheapest with which the budget binds, at one expansion, and skip no layer. Seeds 13 and 14 of the found "
-        "and the uniform networks, and random networks beyond seven, were added after the others had been looked at.\n"
+        "and the uniform networks, and random networks beyond seven, were planned after the others had been looked at.\n"
     )
     if times:
         ratios = [times[name] / rows[name]["predicted_us"] for name in times]
