@@ -37,12 +37,14 @@ class Lowered:
         onnx_half: the model in a narrow precision; empty if FP32 ships.
         counts: parameters and multiply-accumulates.
         certificate: what stays in FP32 in the narrow model, and why.
+        spans: spans of inputs with several shapes.
     """
 
     onnx: bytes
     onnx_half: bytes
     counts: Counts
     certificate: Certificate | None = None
+    spans: Mapping[str, Span] = field(default_factory=dict)
 
     @property
     def shipped(self) -> bytes:
@@ -65,7 +67,6 @@ class Forms(Lowered):
     """A network as ONNX, and how it was made.
 
     Attributes:
-        spans: spans of inputs with several shapes.
         rungs: the forms to validate, in order.
         chain: hashes of the forms.
         layers: widths of the convolutions before and after squeezing.
@@ -73,7 +74,6 @@ class Forms(Lowered):
         facts: facts for the manifest's provenance.
     """
 
-    spans: Mapping[str, Span] = field(default_factory=dict)
     rungs: tuple[Rung, ...]
     chain: tuple[Link, ...]
     layers: tuple[Layer, ...] = ()
@@ -211,7 +211,7 @@ def _of_onnx(source: Cleaned, plan: Plan, samples: Samples) -> Forms:
     counts, threads = lowering.count(graph.parse(source.usual)), plan.threads
     lowered = _narrowed(source.usual, counts, plan, samples)
     half = lowered.onnx_half and graph.thaw(lowered.onnx_half, source.onnx)
-    lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_half=half)
+    lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_half=half, spans=source.spans)
     int8 = any(graph.quantized(graph.decode(source.onnx).graph))
     arithmetic = "int8" if int8 else "fp32"
     run = engine.int8_runner(source.onnx, plan.target, threads) if int8 else engine.onnx_runner(source.onnx, threads)
@@ -223,7 +223,7 @@ def _of_onnx(source: Cleaned, plan: Plan, samples: Samples) -> Forms:
         Link(name="original", sha256=sha256(source.original), made_from=""),
         Link(name="onnx", sha256=sha256(source.onnx), made_from="original", file=bundle.ONNX),
     ]
-    return _with_narrow(lowered, rungs, chain, threads, spans=source.spans, facts=source.facts)
+    return _with_narrow(lowered, rungs, chain, threads, facts=source.facts)
 
 
 def _original_runner(model: bytes, threads: int, *, plain: bool) -> Callable[[Tensors], Tensors]:

@@ -64,7 +64,6 @@ class Plan:
         precision: precision of the shipped arithmetic.
         form: the form that ships, with this precision.
         build: options of the engine's build.
-        spec: the build's options, completed by the defaults.
         threads: number of threads of ONNX Runtime.
         protocol: timing protocol.
         budget_us: latency budget of one batch.
@@ -75,10 +74,14 @@ class Plan:
     precision: Precision
     form: Form
     build: Build
-    spec: EngineSpec
     threads: int
     protocol: Protocol
     budget_us: float | None
+
+    @property
+    def spec(self) -> EngineSpec:
+        """Options of the engine's build, the defaults if none are given."""
+        return self.build.spec or EngineSpec()
 
 
 def plan(
@@ -111,7 +114,6 @@ def plan(
         precision=precision,
         form=dataclasses.replace(form, precision=precision),
         build=build,
-        spec=build.spec or EngineSpec(),
         threads=threads,
         protocol=protocol,
         budget_us=None if budget_ms is None else us_from_ms(budget_ms),

@@ -334,7 +334,6 @@ class _Export:
 
     def _start(self, lowered: Lowered, built: bytes) -> AbstractContextManager[engine.Running | str]:
         """Start an engine of a network, or the network itself if its target has no engines."""
-        usual = at(lowered.spans, "opt") if isinstance(lowered, Forms) else {}
         return engine.running(
             self.plan.target,
             lowered.shipped,
@@ -342,7 +341,7 @@ class _Export:
             threads=self.plan.threads,
             spec=self.plan.spec,
             timed_on=self.data.samples.call(0),
-            usual=usual,
+            usual=at(lowered.spans, "opt"),
         )
 
     def _saying(self, what: str) -> OnStep:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from latency import BlockSpec, Latency, LatencyTable, Workload, outputs
 from latency.errors import LatencyError, require
 from latency.estimate import Estimate, estimate
-from lathe.spaces import named_space, require_table, space_of, space_words
+from lathe.spaces import named_space, require_no_batch, space_of, space_words
 from lathe.tables import load_table, predicted
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def _cell_latency(
 ) -> Latency | None:
     """Return the latency of a cell's network by the command's table; None if it has none."""
     if command.table is None:
-        require_table(command)
+        require_no_batch(command)
         return None
     table = load_table(command.table, warn)
     table.require(batch=command.batch or 1)

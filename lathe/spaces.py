@@ -71,7 +71,7 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
         raise LatencyError(
             f"--table {command.table} predicts one network: name a cell by --arch, or leave the table out"
         )
-    require_table(command)
+    require_no_batch(command)
     space = named_space(command)
     return SpaceFacts(
         name=space.name,
@@ -84,7 +84,7 @@ def describe_space(command: "SpaceCommand") -> SpaceFacts:
     )
 
 
-def require_table(command: "SpaceCommand") -> None:
+def require_no_batch(command: "SpaceCommand") -> None:
     """Require that a command without --table has no --batch.
 
     Raises:

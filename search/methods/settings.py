@@ -29,6 +29,9 @@ PRUNET_TRAVEL = 26.0
 """Learning rate of PRUNET's theta times its number of steps in long searches; with many more steps at the paper's 0.1,
 noise decides. In short searches, the logarithm of alpha can move at least this far."""
 
+Retraining = Literal["rewind", "finetune", "scratch"]
+"""Weights that the chosen network of a method that learns widths is trained from."""
+
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings common to all methods: how networks are trained.
@@ -174,7 +177,7 @@ class PasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
 
     name = "pas"
 
-    retrain: Literal["rewind", "finetune", "scratch"] = "rewind"  # pyright: ignore[reportIncompatibleVariableOverride]
+    retrain: Retraining = "rewind"  # pyright: ignore[reportIncompatibleVariableOverride]
     """train the chosen network from the weights of the unpruned network (rewind), from those of the search
     (finetune), or from new ones (scratch)"""
     policy_lr: float = 0.5
@@ -224,7 +227,7 @@ class SlimmingSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknow
 
     name = "slimming"
 
-    retrain: Literal["rewind", "finetune", "scratch"] = "finetune"  # pyright: ignore[reportIncompatibleVariableOverride]
+    retrain: Retraining = "finetune"  # pyright: ignore[reportIncompatibleVariableOverride]
     """train the chosen network from the weights of the unpruned network (rewind), from those of the search
     (finetune), or from new ones (scratch)"""
     slimming: float = 1e-3
@@ -561,7 +564,7 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     """share of the target that is spread over all classes"""
     distill: Distillation = "tas"
     """match a teacher while the chosen network is trained: tas (soft cross-entropy) or hinton (divergence times T^2)"""
-    retrain: Literal["scratch", "rewind", "finetune"] = "scratch"  # pyright: ignore[reportIncompatibleVariableOverride]
+    retrain: Retraining = "scratch"  # pyright: ignore[reportIncompatibleVariableOverride]
     """train the chosen network from new weights (scratch), from those of the unpruned network (rewind), or from those
     of the search (finetune)"""
     min_channels: int = 1

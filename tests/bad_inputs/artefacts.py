@@ -14,26 +14,21 @@ from latency.profile import overhead_onnx
 TABLE, BLOCKS, ONNX, SAMPLES, IMAGES = "t.latency.jsonl", "toy.blocks.zip", "sound.onnx", "samples.npy", "images"
 RUN, BUNDLE, PAGE, PICTURE = "run", "bundle", "page.html", "picture.svg"
 
+SEARCH_WORDS = (
+    "search",
+    "pas",
+    "--space",
+    "repvgg-mini",
+    "--data",
+    f"folder:{IMAGES}",
+    "--budget-fraction",
+    "0.7",
+    "--out",
+)
+EPOCHS = ("--pretrain-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1")
 COMMANDS = (
     ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", TABLE),
-    (
-        "search",
-        "pas",
-        "--space",
-        "repvgg-mini",
-        "--data",
-        f"folder:{IMAGES}",
-        "--budget-fraction",
-        "0.7",
-        "--out",
-        RUN,
-        "--pretrain-epochs",
-        "1",
-        "--search-epochs",
-        "1",
-        "--finetune-epochs",
-        "1",
-    ),
+    (*SEARCH_WORDS, RUN, *EPOCHS),
     ("export", ONNX, "--samples", SAMPLES, "--protocol", "fast", "--out", BUNDLE),
     ("report", BUNDLE, "--out", PAGE),
     ("table", "show", TABLE, "--plot", PICTURE),

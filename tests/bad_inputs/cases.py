@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bad_inputs import damage
-from bad_inputs.artefacts import BLOCKS, BUNDLE, IMAGES, ONNX, PAGE, PICTURE, RUN, SAMPLES, TABLE
+from bad_inputs.artefacts import BLOCKS, BUNDLE, EPOCHS, IMAGES, ONNX, PAGE, PICTURE, RUN, SAMPLES, SEARCH_WORDS, TABLE
 from lathe import cli
 
 Word = str | bytes
@@ -84,18 +84,6 @@ SHOW = Command(cli.TableShow, ("table", "show", TABLE), (TABLE,))
 CHECK = Command(cli.TableCheck, ("table", "check", TABLE, "--space", "repvgg-mini"), (TABLE,))
 DIFF = Command(cli.TableDiff, ("table", "diff", TABLE, "other.jsonl"), (TABLE,))
 MERGE = Command(cli.TableMerge, ("table", "merge", TABLE, "--out", "new.jsonl"), (TABLE,))
-SEARCH_WORDS = (
-    "search",
-    "pas",
-    "--space",
-    "repvgg-mini",
-    "--data",
-    f"folder:{IMAGES}",
-    "--budget-fraction",
-    "0.7",
-    "--out",
-)
-EPOCHS = ("--pretrain-epochs", "1", "--search-epochs", "1", "--finetune-epochs", "1")
 SEARCH = Command(cli.Search, (*SEARCH_WORDS, "new", *EPOCHS), (IMAGES,))
 GO_ON = Command(cli.Search, (*SEARCH_WORDS, RUN, *EPOCHS), (IMAGES, RUN))
 FROM_TABLE = Command(cli.Search, (*SEARCH_WORDS, "new", "--table", TABLE), (IMAGES, TABLE))

@@ -5,13 +5,24 @@ import torch
 from torch import nn
 
 from deploy.samples import TensorSpec, samples_of
-from latency import Protocol
+from latency import Device, Protocol
 from reparam import ChannelMask, RepVGGBlock
 
 QUICK = Protocol(
     name="quick", warmup_ms=0.0, min_samples=10, max_samples=20, min_time_ms=0.0, max_time_ms=5.0, half_width=10.0
 )
 SHAPE = (1, 3, 8, 8)
+GPU = Device(
+    kind="gpu",
+    name="Fake",
+    cores=0,
+    threads=0,
+    isa=(),
+    memory_mib=1,
+    driver="1",
+    compute_capability="8.9",
+    os="Linux x86_64",
+)
 
 
 def network(masked=True):

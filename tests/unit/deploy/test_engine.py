@@ -14,23 +14,11 @@ from deploy.engine import EngineSpec, half_runner, measure_in_turns, onnx_runner
 from deploy.errors import DeployError
 from deploy.precision import certified
 from encoder import Encoder
-from latency import Device, RunFailed, Runtime
+from latency import RunFailed, Runtime
 from latency.errors import DeviceUnavailable
 from reparam import fuse
-from unit.deploy.helpers import QUICK, example, run_on
+from unit.deploy.helpers import GPU, QUICK, example, run_on
 from zoo import ZOO
-
-GPU = Device(
-    kind="gpu",
-    name="Fake",
-    cores=0,
-    threads=0,
-    isa=(),
-    memory_mib=1,
-    driver="1",
-    compute_capability="8.9",
-    os="Linux x86_64",
-)
 
 
 @pytest.fixture(scope="module")

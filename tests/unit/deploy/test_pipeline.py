@@ -33,19 +33,7 @@ from deploy.shapes import Span
 from latency import BuildFailed, Device, Runtime
 from latency.errors import DeviceUnavailable
 from reparam import Counts, ReparamError
-from unit.deploy.helpers import QUICK, SHAPE, example, network, run_on, samples
-
-GPU = Device(
-    kind="gpu",
-    name="Fake",
-    cores=0,
-    threads=0,
-    isa=(),
-    memory_mib=1,
-    driver="1",
-    compute_capability="8.9",
-    os="Linux x86_64",
-)
+from unit.deploy.helpers import GPU, QUICK, SHAPE, example, network, run_on, samples
 
 
 def test_every_form_of_the_network_is_compared(made):

@@ -8,20 +8,9 @@ import safetensors.numpy
 
 from deploy import BundleError, engine, start
 from deploy.bundle import write
-from latency import Device, Runtime
+from latency import Runtime
 from latency.errors import DeviceUnavailable
-
-GPU = Device(
-    kind="gpu",
-    name="Fake",
-    cores=0,
-    threads=0,
-    isa=(),
-    memory_mib=1,
-    driver="1",
-    compute_capability="8.9",
-    os="Linux x86_64",
-)
+from unit.deploy.helpers import GPU
 
 
 def test_what_ships_runs(made):
