@@ -14,7 +14,7 @@ from typing import Any
 from deploy.errors import DeployError
 from latency import plot
 from latency.errors import require
-from latency.files import write_whole
+from latency.files import write_atomically
 from latency.outputs import GENERATOR, PAGE, require_file
 
 # Colours are placeholders for CSS variables, so that one picture works in light and dark mode; line styles, hatches and
@@ -196,7 +196,7 @@ def write(page: Page, out: str | Path, *, force: bool = False) -> None:
     contents = (*first, *(item.title for item in page.body if item.title))
     try:
         text = template.render(page=page, body=body, contents=contents, slug=_slug, generator=GENERATOR)
-        write_whole(out, text.encode())
+        write_atomically(out, text.encode())
     except OSError as error:
         raise DeployError(f"{out} cannot be written: {error.strerror}") from error
 

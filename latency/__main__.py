@@ -16,7 +16,7 @@ from latency.anchored import Anchored
 from latency.arguments import require_sound
 from latency.device import require_cores
 from latency.errors import LatencyError
-from latency.profile import Dropped, Measured, Resumed, Retrying, Watched, profile
+from latency.profile import DriftChecked, Measured, Resumed, Retrying, TornLineDropped, profile
 from latency.shard import shard
 
 
@@ -51,61 +51,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--anchors", type=int, help=f"of --like: how many blocks to measure (default: {anchored.DEFAULT_ANCHORS})"
     )
-    given: argparse.Namespace | None = None
+    parsed: argparse.Namespace | None = None
 
     def work() -> int:
-        nonlocal given
+        nonlocal parsed
         require_sound(sys.argv[1:] if arguments is None else arguments)
-        given = parser.parse_args(arguments)
-        _profile(given)
+        parsed = parser.parse_args(arguments)
+        _profile(parsed)
         return 0
 
-    return process.run("latency", work, goes_on=lambda: given is not None and outputs.begun(given.out))
+    return process.run("latency", work, goes_on=lambda: parsed is not None and outputs.begun(parsed.out))
 
 
-def _profile(given: argparse.Namespace) -> None:
-    timing = protocol.get(given.protocol)
-    backends.require_known(given.backend)
-    require_cores(given.threads)
-    anchored.require_flags(given.like, given.anchors, given.shard)
-    outputs.require_file(given.out, outputs.TABLE, flag="--out", parents=True)
-    bundle = blocks_zip.read(given.bundle)
-    workloads = shard(bundle.workloads, given.shard)
-    backend = backends.get(given.backend, threads=given.threads, precision=bundle.index.precision)
+def _profile(options: argparse.Namespace) -> None:
+    timing = protocol.get(options.protocol)
+    backends.require_known(options.backend)
+    require_cores(options.threads)
+    anchored.require_flags(options.like, options.anchors, options.shard)
+    outputs.require_file(options.out, outputs.TABLE, flag="--out", parents=True)
+    bundle = blocks_zip.read(options.bundle)
+    workloads = shard(bundle.workloads, options.shard)
+    backend = backends.get(options.backend, threads=options.threads, precision=bundle.index.precision)
     index = bundle.index
-    old = anchored.old_tables(given.like, lowering=index.lowering)
+    old = anchored.load_old_tables(options.like, lowering=index.lowering)
     measure = partial(
         profile,
         backend=backend,
-        out=given.out,
+        out=options.out,
         protocol=timing,
         lowering=index.lowering,
         space=index.space,
         bundle_sha256=bundle.sha256,
-        like=anchored.named(old),
+        like=anchored.describe_tables(old),
     )
-    count = given.anchors or anchored.DEFAULT_ANCHORS
+    count = options.anchors or anchored.DEFAULT_ANCHORS
     begin, here = time.perf_counter(), 0
     for event in (
-        anchored.profile_like(workloads, old, given.out, measure, anchors=count) if old else measure(workloads)
+        anchored.profile_like(workloads, old, options.out, measure, anchors=count) if old else measure(workloads)
     ):
         match event:
-            case Dropped(line=line):
-                _say(f"{given.out}, line {line}: the last line is torn and was dropped; its block is measured again")
+            case TornLineDropped(line=line):
+                _say(f"{options.out}, line {line}: the last line is torn and was dropped; its block is measured again")
             case Resumed(done=done, total=total):
                 _say(f"{done} of {total} are measured already; going on")
             case Measured(row=row, done=done, total=total):
                 why = f": {row.reason}" if row.reason else ""
                 here += 1
                 left = timedelta(seconds=round((time.perf_counter() - begin) / here * (total - done)))
-                found = f"{row.median_us:.1f} us" if row.measured else row.error
-                _say(f"{done}/{total} {row.key} {found} {row.status}{why}, {left} left")
+                outcome = f"{row.median_us:.1f} us" if row.measured else row.error
+                _say(f"{done}/{total} {row.key} {outcome} {row.status}{why}, {left} left")
             case Retrying(rows=rows):
                 _say(f"{rows} rows are unstable and are measured once more")
             case Anchored(measured=measured, transferred=transferred, proof=proof):
                 _say(f"{measured} blocks measured, {transferred} transferred, {proof.words}")
-            case Watched(drift=drift, again=again) if drift:
-                _say(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
+            case DriftChecked(drift=drift, requeued=requeued) if drift:
+                _say(f"the device drifted by {drift:+.1%}: {requeued} rows are measured again")
 
 
 def _say(text: str) -> None:

@@ -57,7 +57,7 @@ def require_flags(like: Sequence[object], anchors: int | None, shard: str) -> No
         )
 
 
-def old_tables(paths: Sequence[str | os.PathLike[str]], *, lowering: str) -> list[LatencyTable]:
+def load_old_tables(paths: Sequence[str | os.PathLike[str]], *, lowering: str) -> list[LatencyTable]:
     """Load the tables to transfer from; they may be of another runtime or precision.
 
     Raises:
@@ -68,14 +68,14 @@ def old_tables(paths: Sequence[str | os.PathLike[str]], *, lowering: str) -> lis
     tables = [LatencyTable.load(path) for path in paths]
     for table in tables:
         if table.header.lowering != lowering:
-            mend = "measure the old device anew, or give a table that was measured by this version"
-            raise FingerprintMismatch(f"table {table.path}", "lowering", table.header.lowering, lowering, mend)
+            fix = "measure the old device anew, or give a table that was measured by this version"
+            raise FingerprintMismatch(f"table {table.path}", "lowering", table.header.lowering, lowering, fix)
     if len({table.sha256 for table in tables}) < len(tables):
         raise LatencyError("--like names one table twice: give each once")
     return tables
 
 
-def named(tables: Sequence[LatencyTable]) -> tuple[OldTable, ...]:
+def describe_tables(tables: Sequence[LatencyTable]) -> tuple[OldTable, ...]:
     """Describe the old tables for the header of the new one."""
     return tuple(
         OldTable(
@@ -117,12 +117,12 @@ def profile_like(
     rounds = Rounds(out, measure, len(chosen) + len(judges) + len({work.key for work in others}) + 1)
     yield from rounds.resumed(workloads)
     yield from rounds.measure([blocks[key] for key in chosen])
-    asked = [*chosen, *judges]
-    if rounds.news(judges):
-        _write(out, list(blocks), asked, transfer)
-    yield from rounds.measure([blocks[key] for key in asked])
-    yield _write(out, list(blocks), asked, transfer)
-    yield from rounds.measure([*(blocks[key] for key in asked), *others])
+    anchor_keys = [*chosen, *judges]
+    if rounds.has_new(judges):
+        _write(out, list(blocks), anchor_keys, transfer)
+    yield from rounds.measure([blocks[key] for key in anchor_keys])
+    yield _write(out, list(blocks), anchor_keys, transfer)
+    yield from rounds.measure([*(blocks[key] for key in anchor_keys), *others])
 
 
 def prove(table: LatencyTable) -> Proof:
@@ -135,8 +135,8 @@ def prove(table: LatencyTable) -> Proof:
         if row.status == "transferred":
             before[row.key] = row
         elif row.key in rows and row.key in before:
-            found = before[row.key]
-            judged[row.key] = Judged(rows[row.key], found.median_us, found.low_us, found.high_us)
+            transferred = before[row.key]
+            judged[row.key] = Judged(rows[row.key], transferred.median_us, transferred.low_us, transferred.high_us)
     return proof_of(list(judged.values()))
 
 
@@ -149,10 +149,10 @@ def _plan(
         raise LatencyError(
             f"--anchors {anchors} is more than the {len(specs)} blocks: leave --like out, and all are measured"
         )
-    hashed = sorted(held_out(specs), key=lambda key: hashlib.sha256(key.encode()).digest())
-    judges = hashed[: anchors // _HELD_OUT]
+    candidates = sorted(held_out(specs), key=lambda key: hashlib.sha256(key.encode()).digest())
+    judges = candidates[: anchors // _HELD_OUT]
     if anchors - len(judges) < (least := max(MIN_ANCHORS, len(families))):
-        most = least + len(hashed[: least // (_HELD_OUT - 1)])
+        most = least + len(candidates[: least // (_HELD_OUT - 1)])
         raise LatencyError(
             f"--anchors {anchors} is too few: each of the {len(families)} families of blocks needs one, the fit "
             f"{MIN_ANCHORS}, and some are held out: give {most} or more"
@@ -160,7 +160,7 @@ def _plan(
     old_us = np.array([[_latency_us(table, spec) for table in tables] for spec in specs])
     transfer = Transfer(old_us, describe(specs))
     places = {spec.key: place for place, spec in enumerate(specs)}
-    order = transfer.order([spec.family for spec in specs], [places[key] for key in hashed])
+    order = transfer.order([spec.family for spec in specs], [places[key] for key in candidates])
     chosen = [specs[place].key for place in itertools.islice(order, anchors - len(judges))]
     return transfer, chosen, judges
 
@@ -175,18 +175,23 @@ def _latency_us(table: LatencyTable, spec: BlockSpec) -> float:
         ) from error
 
 
-def _write(out: str | os.PathLike[str], keys: Sequence[str], asked: Sequence[str], transfer: Transfer) -> Anchored:
+def _write(
+    out: str | os.PathLike[str], keys: Sequence[str], anchor_keys: Sequence[str], transfer: Transfer
+) -> Anchored:
     """Fit the anchors measured so far; append the transferred rows that change."""
     table = LatencyTable.load(out)
-    rows, known = {row.key: row for row in table.rows}, {row.key for row in table.rows if row.measured} & set(asked)
+    rows, known = (
+        {row.key: row for row in table.rows},
+        {row.key for row in table.rows if row.measured} & set(anchor_keys),
+    )
     places = [place for place, key in enumerate(keys) if key in known]
     if len(places) < MIN_ANCHORS:
-        failed = next((row for key in asked if (row := rows.get(key)) is not None and not row.measured), None)
+        failed = next((row for key in anchor_keys if (row := rows.get(key)) is not None and not row.measured), None)
         why = f": block {failed.key} is {failed.status} ({failed.error})" if failed else ""
         raise LatencyError(
             f"{len(places)} anchors could be measured, which is too few to transfer the other blocks{why}"
         )
-    found = transfer.fit(places, [rows[keys[place]].median_us for place in places])
+    prediction = transfer.fit(places, [rows[keys[place]].median_us for place in places])
     fitted = {
         key: Row(
             kind="block",
@@ -197,7 +202,7 @@ def _write(out: str | os.PathLike[str], keys: Sequence[str], asked: Sequence[str
             high_us=round(high, 3),
         )
         for key, us, low, high in zip(
-            keys, found.us.tolist(), found.low_us.tolist(), found.high_us.tolist(), strict=True
+            keys, prediction.us.tolist(), prediction.low_us.tolist(), prediction.high_us.tolist(), strict=True
         )
         if key not in rows or rows[key].status == "transferred"
     }

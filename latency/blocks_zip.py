@@ -20,7 +20,7 @@ from msgspec import Struct
 from latency.block import BlockSpec, network_key
 from latency.decoding import Unzipped, decode_json
 from latency.errors import FileError, LatencyError
-from latency.files import raised_as, read_bytes, write_whole
+from latency.files import raised_as, read_bytes, write_atomically
 from latency.outputs import BLOCKS, require_file
 from latency.profile import Workload
 from latency.values import Sha256, Width
@@ -144,7 +144,7 @@ def write(
             member = zipfile.ZipInfo(name)  # always dated 1980
             member.compress_type, member.create_system, member.external_attr = zipfile.ZIP_DEFLATED, 3, 0o644 << 16
             archive.writestr(member, content)
-    write_whole(path, packed.getvalue())
+    write_atomically(path, packed.getvalue())
     return index
 
 

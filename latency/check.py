@@ -87,35 +87,35 @@ def check(table: LatencyTable, expected: Iterable[str] = (), *, tolerance: float
         Errors, then doubtful rows, sorted by kind of problem, then by family and width.
     """
     rows = {row.key: row for row in table.rows if row.kind != "sentinel"}
-    found = [Finding(problem="torn", words=warning) for warning in table.warnings]
+    findings = [Finding(problem="torn", words=warning) for warning in table.warnings]
     if table.header.origin:
-        found.append(Finding(problem="not measured", words=table.header.origin))
+        findings.append(Finding(problem="not measured", words=table.header.origin))
     if table.unproved:
-        found.append(Finding(problem="unproved", words=table.unproved))
-    found += [
+        findings.append(Finding(problem="unproved", words=table.unproved))
+    findings += [
         Finding(problem="failed", key=row.key, words=f"{row.status}: {row.error}")
         for row in rows.values()
         if not row.known
     ]
     absent = [key for key in dict.fromkeys(expected) if key not in rows]
     between = [key for key in absent if _is_covered(table, key)]
-    found += [
+    findings += [
         Finding(problem="missing", key=key, words="not in the table") for key in absent if key not in set(between)
     ]
     for row in rows.values():
         if row.status == "unstable":
             reach = max(row.high_us - row.median_us, row.median_us - row.low_us) / row.median_us
             words = row.reason or f"the median is uncertain by {reach:.1%}"
-            found.append(Finding(problem="unstable", key=row.key, words=words))
+            findings.append(Finding(problem="unstable", key=row.key, words=words))
         if row.measured and row.error:
-            found.append(Finding(problem="not as asked", key=row.key, words=row.error))
+            findings.append(Finding(problem="not as asked", key=row.key, words=row.error))
     if between:
         words = f"{len(between)} blocks are interpolated between measured ones, {coverage.prove(table).words}"
-        found.append(Finding(problem="interpolated", words=words))
+        findings.append(Finding(problem="interpolated", words=words))
     if table.transferred:
-        found.append(Finding(problem="transferred", words=f"{table.transferred}, {anchored.prove(table).words}"))
-    found += [*_drift(table.history), *_falls(rows.values(), tolerance)]
-    return sorted(found, key=lambda finding: (list(_FIXES).index(finding.problem), _place(finding.key)))
+        findings.append(Finding(problem="transferred", words=f"{table.transferred}, {anchored.prove(table).words}"))
+    findings += [*_drift(table.history), *_falls(rows.values(), tolerance)]
+    return sorted(findings, key=lambda finding: (list(_FIXES).index(finding.problem), _place(finding.key)))
 
 
 def _place(key: str) -> tuple[str, tuple[int, ...], str]:

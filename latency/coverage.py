@@ -118,16 +118,16 @@ def profile_adaptively(
     total = plan.most + len({work.key for work in others}) + 1
     rounds = Rounds(out, measure, total)
     yield from rounds.resumed(workloads)
-    asked: list[str] = []
-    round_ = plan.first()
+    requested: list[str] = []
+    round_ = plan.first_round()
     while round_:
-        asked += round_
-        if rounds.news(round_):
-            yield from rounds.measure([blocks[key] for key in asked])
+        requested += round_
+        if rounds.has_new(round_):
+            yield from rounds.measure([blocks[key] for key in requested])
         rows = rows_of(out)
-        covered, round_ = plan.next({key: rows[key] for key in asked if key in rows})
+        covered, round_ = plan.next_round({key: rows[key] for key in requested if key in rows})
         yield covered
-    yield from rounds.measure([*(blocks[key] for key in asked), *others])
+    yield from rounds.measure([*(blocks[key] for key in requested), *others])
 
 
 class Rounds:
@@ -144,17 +144,17 @@ class Rounds:
             total: number of workloads that all rounds together measure.
         """
         self._out, self._measure, self._total = out, measure, total
-        self._known = {key for key, row in rows_of(out).items() if row.status == "ok"}
-        self._tried: set[str] = set()
+        self._measured = {key for key, row in rows_of(out).items() if row.status == "ok"}
+        self._attempted: set[str] = set()
 
     def resumed(self, workloads: Iterable[Workload]) -> Iterator[Resumed]:
         """Yield the number of workloads that an earlier call measured, if any."""
-        if known := self._known & {OVERHEAD, *(work.key for work in workloads)}:
-            yield Resumed(len(known), self._total)
+        if measured := self._measured & {OVERHEAD, *(work.key for work in workloads)}:
+            yield Resumed(len(measured), self._total)
 
-    def news(self, keys: Iterable[str]) -> bool:
+    def has_new(self, keys: Iterable[str]) -> bool:
         """Return whether this is the first round or some keys are neither measured nor attempted."""
-        return not self._tried or any(key not in self._tried and key not in self._known for key in keys)
+        return not self._attempted or any(key not in self._attempted and key not in self._measured for key in keys)
 
     def measure(self, works: Sequence[Workload]) -> Iterator[Event]:
         """Measure the workloads that are not measured yet.
@@ -164,13 +164,13 @@ class Rounds:
                 measured again; a workload that failed in this call is retried by the next call, not by this one.
         """
         rows = rows_of(self._out)
-        again = {key for key in self._tried if key not in rows or rows[key].status != "ok"}
-        for event in self._measure([work for work in works if work.key not in again]):
+        failed = {key for key in self._attempted if key not in rows or rows[key].status != "ok"}
+        for event in self._measure([work for work in works if work.key not in failed]):
             if isinstance(event, Measured):
                 yield replace(event, total=max(self._total, event.done))
             elif not isinstance(event, Resumed):
                 yield event
-        self._tried.update(work.key for work in works)
+        self._attempted.update(work.key for work in works)
 
 
 def prove(table: LatencyTable) -> Proof:
@@ -184,15 +184,15 @@ def prove(table: LatencyTable) -> Proof:
 
 def held_out(specs: Collection[BlockSpec]) -> set[str]:
     """Return the keys of the held-out blocks: one in twenty, none at a corner of its family, to avoid extrapolation."""
-    found = set()
+    keys = set()
     for family in _families(specs).values():
         corners = _corners(family)
-        found |= {
+        keys |= {
             key
             for key in family
             if key not in corners and int(hashlib.sha256(key.encode()).hexdigest(), 16) % _HELD_OUT == 0
         }
-    return found
+    return keys
 
 
 class _Plan:
@@ -202,32 +202,32 @@ class _Plan:
         self._error, self._families, self._held, self._round = error, _families(specs), held_out(specs), 0
         self._blocks = len(specs)
         self._asked: set[str] = set()
-        self._must = [key for family in self._families.values() for key in self._needed(family)]
-        self.most = max(self._blocks // _MOST, len({*self._must, *self._held}))
+        self._required = [key for family in self._families.values() for key in self._required_blocks(family)]
+        self.most = max(self._blocks // _MOST, len({*self._required, *self._held}))
 
-    def first(self) -> list[str]:
+    def first_round(self) -> list[str]:
         """Return the blocks of the first round: those that each family needs, the held-out ones, and a coarse grid."""
         coarse = [key for family in self._families.values() for key in self._lattice(family)]
-        return self._take([*self._must, *sorted(self._held), *coarse])
+        return self._take([*self._required, *sorted(self._held), *coarse])
 
-    def next(self, rows: dict[str, Row]) -> tuple[Covered, list[str]]:
+    def next_round(self, rows: dict[str, Row]) -> tuple[Covered, list[str]]:
         """Return the coverage reached and the blocks of the next round; none if it suffices or the limit is reached."""
         self._round += 1
         draw = random.Random(self._round)
         expected, scored, pairs = 0.0, list[tuple[float, str]](), list[Judged]()
         for family in self._families.values():
-            open_ = [key for key in family if key not in self._asked]
+            unmeasured = [key for key in family if key not in self._asked]
             measured = {key: rows[key] for key in family if key in rows and rows[key].measured}
             pairs += _judge(family, measured, self._held)
-            if not open_:
+            if not unmeasured:
                 continue
-            half = _unsure(family, measured, self._held, open_)
+            half = _uncertainty(family, measured, self._held, unmeasured)
             expected += float(half.sum()) * MEAN_TO_LIKELY
             # Weighted draws without replacement (Efraimidis and Spirakis 2006): neighbours of the least certain block
             # are as uncertain, and measuring all of them would tell little more.
             scored += [
                 (math.log(max(draw.random(), 1e-300)) / max(share, 1e-6) ** 2, key)
-                for share, key in zip(half, open_, strict=True)
+                for share, key in zip(half, unmeasured, strict=True)
             ]
         open_count = len(scored)
         expected = expected / open_count if open_count else 0.0
@@ -243,9 +243,9 @@ class _Plan:
         self._asked.update(taken)
         return taken
 
-    def _needed(self, family: dict[str, BlockSpec]) -> list[str]:
+    def _required_blocks(self, family: dict[str, BlockSpec]) -> list[str]:
         """Return the fewest blocks that make a family interpolable: its corners, and some to judge the errors by."""
-        return list(dict.fromkeys([*sorted(_corners(family)), *self._lattice(family), *family]))[: _fewest(family)]
+        return list(dict.fromkeys([*sorted(_corners(family)), *self._lattice(family), *family]))[: _min_blocks(family)]
 
     def _lattice(self, family: dict[str, BlockSpec]) -> list[str]:
         """Return blocks that fill a family evenly and hit every remainder of its widths (Roberts 2018, R-sequence)."""
@@ -253,19 +253,19 @@ class _Plan:
             sorted({spec.widths[i][1] for spec in family.values()})
             for i in range(len(next(iter(family.values())).widths))
         ]
-        count = max(_fewest(family), math.ceil(_COARSE * len(family)))
+        count = max(_min_blocks(family), math.ceil(_COARSE * len(family)))
         root = 2.0
         for _ in range(30):
             root = (1 + root) ** (1 / (len(axes) + 1))
         by_widths = {tuple(width for _, width in spec.widths): key for key, spec in family.items()}
-        found: dict[str, None] = {}
+        lattice: dict[str, None] = {}
         for number in range(1, 20 * count):
             point = tuple(axis[int((0.5 + number / root ** (i + 1)) % 1 * len(axis))] for i, axis in enumerate(axes))
             if (key := by_widths.get(point)) is not None and key not in self._held:
-                found[key] = None
-            if len(found) == count:
+                lattice[key] = None
+            if len(lattice) == count:
                 break
-        return list(found)
+        return list(lattice)
 
 
 def _families(specs: Iterable[BlockSpec]) -> dict[str, dict[str, BlockSpec]]:
@@ -284,7 +284,7 @@ def _corners(family: dict[str, BlockSpec]) -> set[str]:
     return {key for key, spec in family.items() if tuple(width for _, width in spec.widths) in corners}
 
 
-def _fewest(family: dict[str, BlockSpec]) -> int:
+def _min_blocks(family: dict[str, BlockSpec]) -> int:
     """Return the number of measured blocks that interpolation in a family needs."""
     axes = zip(*([width for _, width in spec.widths] for spec in family.values()), strict=True)
     return 2 ** sum(len(set(axis)) > 1 for axis in axes) + MIN_INNER_BLOCKS
@@ -312,17 +312,19 @@ def _judge(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str
     return [Judged(measured[key], *values) for key, values in zip(judges, predicted, strict=True)]
 
 
-def _unsure(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str], open_: Sequence[str]) -> np.ndarray:
+def _uncertainty(
+    family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str], unmeasured: Sequence[str]
+) -> np.ndarray:
     fit = _fit(family, measured, held)
-    return np.ones(len(open_)) if fit is None else fit.predict(_points(family[key] for key in open_))[1]
+    return np.ones(len(unmeasured)) if fit is None else fit.predict(_points(family[key] for key in unmeasured))[1]
 
 
 def proof_of(judged: Sequence[Judged]) -> Proof:
     """Return the errors of predicted rows."""
     if not judged:
         return Proof(held_out=0, mean_error=math.nan, largest_error=math.nan, inside=math.nan)
-    errors = np.array([abs(found.us / found.row.median_us - 1) for found in judged])
-    inside = np.mean([found.row.low_us <= found.high_us and found.row.high_us >= found.low_us for found in judged])
+    errors = np.array([abs(pair.us / pair.row.median_us - 1) for pair in judged])
+    inside = np.mean([pair.row.low_us <= pair.high_us and pair.row.high_us >= pair.low_us for pair in judged])
     return Proof(
         held_out=len(judged), mean_error=float(errors.mean()), largest_error=float(errors.max()), inside=float(inside)
     )

@@ -117,21 +117,21 @@ def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object,
 
 
 def require_equal(
-    found: msgspec.Struct, wanted: msgspec.Struct, *, what: str = "the first", mend: str = "both must be equal"
+    actual: msgspec.Struct, expected: msgspec.Struct, *, what: str = "the first", fix: str = "both must be equal"
 ) -> None:
     """Require equal fingerprints.
 
     Args:
-        found: actual fingerprint.
-        wanted: expected fingerprint.
+        actual: actual fingerprint.
+        expected: expected fingerprint.
         what: start of the error message: the owner of the actual fingerprint.
-        mend: end of the error message: what the user can do.
+        fix: end of the error message: what the user can do.
 
     Raises:
         FingerprintMismatch: the fingerprints differ; names the field and both values.
     """
-    if difference := first_difference(found, wanted):
-        raise FingerprintMismatch(what, *difference, mend)
+    if difference := first_difference(actual, expected):
+        raise FingerprintMismatch(what, *difference, fix)
 
 
 def _read(path: Path) -> str:

@@ -39,8 +39,8 @@ class FingerprintMismatch(LatencyError):
         wanted: its expected value.
     """
 
-    def __init__(self, what: str, field: str, found: object, wanted: object, mend: str) -> None:
-        super().__init__(f"{what} has {field} {found!r}, wanted {wanted!r}: {mend}")
+    def __init__(self, what: str, field: str, found: object, wanted: object, fix: str) -> None:
+        super().__init__(f"{what} has {field} {found!r}, wanted {wanted!r}: {fix}")
         self.field, self.found, self.wanted = field, found, wanted
 
 

@@ -71,7 +71,7 @@ def estimate(table: LatencyTable, blocks: Sequence[BlockSpec], layers: Sequence[
         layers: layer name of each block; empty if they have no names.
     """
     parts = tuple(_part(table, block, layer) for block, layer in zip(blocks, layers or [""] * len(blocks), strict=True))
-    known = [(block, part.alone) for block, part in zip(blocks, parts, strict=True) if part.alone is not None]
+    covered = [(block, part.alone) for block, part in zip(blocks, parts, strict=True) if part.alone is not None]
     return Estimate(
         table=table.path,
         sha256=table.sha256,
@@ -79,7 +79,9 @@ def estimate(table: LatencyTable, blocks: Sequence[BlockSpec], layers: Sequence[
         runtime=table.header.runtime,
         precision=table.header.precision,
         space=table.header.space,
-        latency=table.combine([latency for _, latency in known], [block for block, _ in known]) if known else None,
+        latency=table.combine([latency for _, latency in covered], [block for block, _ in covered])
+        if covered
+        else None,
         measured=table.measured_network(blocks),
         network_us=table.predictor.network_us,
         parts=parts,

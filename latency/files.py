@@ -23,13 +23,13 @@ _KINDS = {
 }
 
 
-def beside(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Return the path of a file while it is being written."""
     return path.with_name(f".{path.name}.partial")
 
 
 @contextlib.contextmanager
-def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the same directory; at the end, its file is synced to disk and renamed to `path`.
 
     Readers of `path` see the old or the new file, even after a crash. If the block fails, the old file stays.
@@ -43,7 +43,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileError(path, "is a directory, where a file is expected")
     if path.exists():
         require_regular(path, path.stat())
-    partial = beside(path)
+    partial = partial_path(path)
     partial.unlink(missing_ok=True)
     try:
         yield partial
@@ -58,29 +58,29 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file atomically."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
 
 
-def require_regular(path: str | os.PathLike[str], found: os.stat_result, limit: int = MAX_FILE_BYTES) -> None:
+def require_regular(path: str | os.PathLike[str], status: os.stat_result, limit: int = MAX_FILE_BYTES) -> None:
     """Require a regular file of at most `limit` bytes.
 
     Args:
         path: path of the file, for the message.
-        found: status of the file.
+        status: status of the file.
         limit: maximum size in bytes.
 
     Raises:
         FileError: the file is not regular or larger than `limit`.
     """
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise FileError(
-            path, f"is {_KINDS.get(stat.S_IFMT(found.st_mode), 'not a regular file')}, where a file is expected"
+            path, f"is {_KINDS.get(stat.S_IFMT(status.st_mode), 'not a regular file')}, where a file is expected"
         )
-    if found.st_size > limit:
-        raise FileError(path, _too_large(found.st_size, limit))
+    if status.st_size > limit:
+        raise FileError(path, _too_large(status.st_size, limit))
 
 
 @contextlib.contextmanager

@@ -154,13 +154,13 @@ class Interpolation:
 
     def _averaged(self, points: np.ndarray, council: _Council) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean prediction of the models, and the half-width given their errors at left-out knots."""
-        found = [self._predict(model, points) for model in council.models]
+        predictions = [self._predict(model, points) for model in council.models]
         us, deviation = (
-            np.mean([us for us, _ in found], axis=0),
-            np.median([deviation for _, deviation in found], axis=0),
+            np.mean([us for us, _ in predictions], axis=0),
+            np.median([deviation for _, deviation in predictions], axis=0),
         )
         # Models that agree on the knots but differ here leave open which one is right.
-        apart = np.max([np.abs(other / us - 1) for other, _ in found], axis=0)
+        apart = np.max([np.abs(other / us - 1) for other, _ in predictions], axis=0)
         return us, np.hypot(council.likely * deviation, apart) + _NOISE
 
     def _new(self, points: np.ndarray) -> np.ndarray:
@@ -170,20 +170,20 @@ class Interpolation:
 
     def _aliased(self, points: np.ndarray) -> np.ndarray:
         """Return on which axes a width is new and off the even grid of almost all measured widths [points, axes]."""
-        found = self._new(points)
+        aliased = self._new(points)
         for axis, (widths, levels) in enumerate(zip(points.T, self._levels, strict=True)):
             gap, _ = _spacing(levels)
-            found[:, axis] &= ((widths[:, None] - levels) % gap == 0).sum(axis=1) < max(2.0, _FEW * len(levels))
-        return found
+            aliased[:, axis] &= ((widths[:, None] - levels) % gap == 0).sum(axis=1) < max(2.0, _FEW * len(levels))
+        return aliased
 
     def _unlike(self, points: np.ndarray) -> np.ndarray:
         """Return the widening of intervals at widths whose power of two at most one knot of an axis shares [points].
 
         With knots of three kinds or more, the worst error at one of them bounds that of other kinds.
         """
-        asked, known = _alignments(points), _alignments(self._knots)
-        counts = (asked[:, None] == known[None]).sum(axis=1)
-        kinds = [sum((column == kind).sum() > 1 for kind in np.unique(column)) for column in known.T]
+        new_alignments, alignments = _alignments(points), _alignments(self._knots)
+        counts = (new_alignments[:, None] == alignments[None]).sum(axis=1)
+        kinds = [sum((column == kind).sum() > 1 for kind in np.unique(column)) for column in alignments.T]
         wider = [UNSEEN if number < 3 else min(UNSEEN, self._council.worst + _NOISE) for number in kinds]
         return np.where(counts < 2, wider, 0.0).max(axis=1, initial=0.0)
 
@@ -241,12 +241,14 @@ def _elect(models: list[_Model], knots: np.ndarray, us: np.ndarray) -> _Council:
         np.arange(len(us)),
     )
     predicted = np.maximum(us * (1 - np.array([model.left_out for model in models])[chosen]), us.min() / 2)
-    beside = _beside(knots[:, 0], us, predicted) if knots.shape[1] == 1 else (math.nan, math.nan)
+    line_errors = _line_errors(knots[:, 0], us, predicted) if knots.shape[1] == 1 else (math.nan, math.nan)
     unseen, surprise = errors[chosen], surprises[chosen][judged]
-    return _Council(best, float(unseen[judged].mean()), float(unseen.max()), max(_LIKELY, likely(surprise)), *beside)
+    return _Council(
+        best, float(unseen[judged].mean()), float(unseen.max()), max(_LIKELY, likely(surprise)), *line_errors
+    )
 
 
-def _beside(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
+def _line_errors(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> tuple[float, float]:
     """Return the errors at the knots of a line: as a share of their neighbours' span, and relatively beyond that span.
 
     The share is doubled: a prediction midway between its neighbours is off by half of a step between them, one close to

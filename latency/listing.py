@@ -67,10 +67,10 @@ def families(table: LatencyTable, wanted: str = "") -> list[Family]:
     for row in table.rows:
         if row.kind != "sentinel":
             rows.setdefault(family_of(row), []).append(row)
-    found = [_family(name, members) for name, members in rows.items()]
-    chosen = [family for family in found if wanted.lower() in f"{family.name}\n{family.title}".lower()]
+    all_families = [_family(name, members) for name, members in rows.items()]
+    chosen = [family for family in all_families if wanted.lower() in f"{family.name}\n{family.title}".lower()]
     if not chosen:
-        known = ", ".join(repr(family.title) for family in found)
+        known = ", ".join(repr(family.title) for family in all_families)
         raise LatencyError(f"--family {wanted!r} is in no name of a family of {table.path}: choose of {known}")
     return chosen
 
@@ -88,14 +88,14 @@ def _family(name: str, rows: Sequence[Row]) -> Family:
     )
 
 
-def flat(found: Sequence[Family]) -> Iterator[list[str | int | float]]:
+def flat(families: Sequence[Family]) -> Iterator[list[str | int | float]]:
     """Yield the lines of one sheet: a header, then every row.
 
     Widths that a family lacks and values not measured are empty.
     """
-    widths = list(dict.fromkeys(width for family in found for width in family.widths))
+    widths = list(dict.fromkeys(width for family in families for width in family.widths))
     yield [*COLUMNS[:2], *widths, *COLUMNS[2:]]
-    for family in found:
+    for family in families:
         for point, row in family.rows:
             values = dict(zip(family.widths, point, strict=True))
             times = [row.median_us, row.low_us, row.high_us] if row.known else ["", "", ""]

@@ -117,17 +117,17 @@ def measure(
         timed.run(1)
 
     windows = _Windows(timed, clock, monitor)
-    found, look = None, 0.0  # the device idles during a look, so there are few
-    while found is None and windows.discarded_ms < _PATIENCE * protocol.max_time_ms:
+    measurement, next_look = None, 0.0  # the device idles during a look, so there are few
+    while measurement is None and windows.discarded_ms < _PATIENCE * protocol.max_time_ms:
         if windows.run(_count(windows, protocol)) and (
-            len(windows.runs_us) >= look or windows.elapsed_ms >= protocol.max_time_ms
+            len(windows.runs_us) >= next_look or windows.elapsed_ms >= protocol.max_time_ms
         ):
-            found, look = _judge(windows, protocol), 1.25 * len(windows.runs_us)
-    if found is None:
-        found = summarize(_spread(windows.runs_us or windows.last_us, protocol.max_samples), protocol)
+            measurement, next_look = _judge(windows, protocol), 1.25 * len(windows.runs_us)
+    if measurement is None:
+        measurement = summarize(_spread(windows.runs_us or windows.last_us, protocol.max_samples), protocol)
         words = f"the device was disturbed throughout: {', '.join(windows.disturbed)}"
-        found = msgspec.structs.replace(found, status="unstable", reason=words)
-    return msgspec.structs.replace(found, error=error, clocks=windows.clocks())
+        measurement = msgspec.structs.replace(measurement, status="unstable", reason=words)
+    return msgspec.structs.replace(measurement, error=error, clocks=windows.clocks())
 
 
 class _Windows:
@@ -195,12 +195,12 @@ def _judge(windows: _Windows, protocol: Protocol) -> Measurement | None:
     kept = windows.runs_us[start:]
     if len(kept) < protocol.min_samples or windows.elapsed_ms * len(kept) / taken < protocol.min_time_ms:
         return None
-    found = summarize(_spread(kept, protocol.max_samples), protocol)
+    measurement = summarize(_spread(kept, protocol.max_samples), protocol)
     late = windows.elapsed_ms >= protocol.max_time_ms
     if not settled:
-        reason = found.reason or f"the latency did not become stationary in {windows.elapsed_ms:.0f} ms"
-        return msgspec.structs.replace(found, status="unstable", reason=reason) if late else None
-    return found if found.status == "ok" or late or len(kept) >= protocol.max_samples else None
+        reason = measurement.reason or f"the latency did not become stationary in {windows.elapsed_ms:.0f} ms"
+        return msgspec.structs.replace(measurement, status="unstable", reason=reason) if late else None
+    return measurement if measurement.status == "ok" or late or len(kept) >= protocol.max_samples else None
 
 
 def _spread(values: Sequence[float], most: int) -> Sequence[float]:

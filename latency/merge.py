@@ -7,7 +7,7 @@ import msgspec
 
 from latency.device import require_equal
 from latency.errors import LatencyError
-from latency.files import whole
+from latency.files import atomic_write
 from latency.outputs import NEW, require_file
 from latency.rows import Row
 from latency.sentinel import unfinished
@@ -45,7 +45,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     rows = _merged([table.history for table in tables], [table.rows for table in tables])
     created = min(table.header.created for table in tables)
     header = msgspec.structs.replace(tables[0].header, created=created)
-    with whole(out) as part, TableWriter(part, header) as writer:
+    with atomic_write(out) as part, TableWriter(part, header) as writer:
         writer.append(*rows)
     merged = LatencyTable.load(out)
     merged.warnings = tuple(warning for table in tables for warning in table.warnings)
@@ -59,14 +59,14 @@ def _require_alike(tables: Sequence[LatencyTable]) -> None:
         table.header.require_origin(
             first.origin,
             what=f"table {table.path}",
-            mend="merge tables that were measured with their like only, and replayed ones with replays of the same "
+            fix="merge tables that were measured with their like only, and replayed ones with replays of the same "
             "recording",
         )
         require_equal(
             table.header.made_like(first),
             first,
             what=f"table {table.path}",
-            mend=f"merge tables of one fingerprint, as {tables[0].path} has it",
+            fix=f"merge tables of one fingerprint, as {tables[0].path} has it",
         )
     for table in tables:
         if why := unfinished(table.history):

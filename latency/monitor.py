@@ -62,7 +62,7 @@ class Nvml:
             "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
             "power_w": lambda: kilo(nvml.nvmlDeviceGetPowerUsage(handle)),
             "other_processes": lambda: sum(
-                found.pid != os.getpid() for found in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                process.pid != os.getpid() for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
             ),
             "throttle_reasons": lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
         }

@@ -79,8 +79,8 @@ def decode_onnx(data: bytes, where: object, *, weights: bool = True) -> ModelPro
         model = load_from_string(data)
     except DecodeError as error:
         deep = "MaxDepth" in str(error) or "recursion" in str(error).lower()
-        found = "its graphs are nested deeper than protobuf allows" if deep else one_line(error)
-        raise FileError(where, f"is not an ONNX model: it cannot be decoded ({found})") from error
+        problem = "its graphs are nested deeper than protobuf allows" if deep else one_line(error)
+        raise FileError(where, f"is not an ONNX model: it cannot be decoded ({problem})") from error
     if not model.ir_version:  # other data, or no bytes at all, may decode to a message without fields
         raise FileError(where, "is not an ONNX model: it has no ir_version")
     _require_names(model, where)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latency.errors import LatencyError
-from latency.files import beside
+from latency.files import partial_path
 
 GENERATOR = "Lathe"
 """Name of the producer in pages and pictures."""
@@ -86,14 +86,14 @@ def require_file(
     path = Path(path)
     if path.name in ("", ".."):
         raise LatencyError(f"{flag} {path} is a directory: name a file")
-    found = _lstat(path, flag)
-    if found is not None:
-        if stat.S_ISLNK(found.st_mode):
+    status = _lstat(path, flag)
+    if status is not None:
+        if stat.S_ISLNK(status.st_mode):
             raise LatencyError(f"{flag} {path} is a link: name the file that it leads to, or another")
-        if not stat.S_ISREG(found.st_mode):
-            what = "a directory" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        if not stat.S_ISREG(status.st_mode):
+            what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise LatencyError(f"{flag} {path} is {what}: name a file")
-        if found.st_size and not force and not kind.made(_head(path, flag)):
+        if status.st_size and not force and not kind.made(_head(path, flag)):
             what = f"is not {kind.name} of {GENERATOR}" if kind.name else "would be lost"
             raise LatencyError(
                 f"{flag} {path} exists and {what}: choose another name"
@@ -111,8 +111,8 @@ def require_directory(path: str | os.PathLike[str], *, flag: str = "--out") -> N
     path = Path(path)
     if path.name in ("", ".."):
         raise LatencyError(f"{flag} {path}: name a new directory")
-    found = _lstat(path, flag)
-    if found is not None and not stat.S_ISDIR(found.st_mode):
+    status = _lstat(path, flag)
+    if status is not None and not stat.S_ISDIR(status.st_mode):
         raise LatencyError(f"{flag} {path} exists and is not a directory: choose another name")
     _require_place(path, flag, parents=True)
 
@@ -137,7 +137,7 @@ def _require_place(path: Path, flag: str, parents: bool) -> None:
             raise LatencyError(
                 f"{flag} {path} is inside the bundle {directory}, which would not verify any more: choose another place"
             )
-    trial = beside(path) if parent == path.parent else parent / beside(path).name
+    trial = partial_path(path) if parent == path.parent else parent / partial_path(path).name
     try:
         os.close(os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         trial.unlink()

@@ -19,7 +19,7 @@ from latency.block import BlockSpec
 from latency.coverage import held_out
 from latency.diff import Diff
 from latency.errors import CoverageError, LatencyError, require
-from latency.files import whole
+from latency.files import atomic_write
 from latency.outputs import GENERATOR, PICTURE, require_file
 from latency.rows import Latency, Row
 from latency.table import LatencyTable
@@ -110,15 +110,13 @@ def plot_diffs(tables: Sequence[LatencyTable], diffs: Sequence[Diff], out: Path,
     require_picture(out, force=force)
     require("matplotlib", "report")
     drawn = []
-    for table, found in zip(tables[1:], diffs, strict=True):
+    for table, diff in zip(tables[1:], diffs, strict=True):
         caption = (
             "Latency over that in the first table: small dots are rows, large ones the mean of a family with its "
             "interval of 95 %."
         )
-        height = 1.0 + 0.3 * (len(found.families) + 1)
-        drawn.append(
-            Picture(_titled(table), caption, height, lambda figure, found=found: _ratios(figure, found, PRINT))
-        )
+        height = 1.0 + 0.3 * (len(diff.families) + 1)
+        drawn.append(Picture(_titled(table), caption, height, lambda figure, diff=diff: _ratios(figure, diff, PRINT)))
     _save(f"compared with {_titled(tables[0])}", drawn, out)
 
 
@@ -141,22 +139,22 @@ def _save(title: str, drawn: Sequence[Picture], out: Path) -> None:
     ):
         part.suptitle(picture.title, fontsize=11)
         picture.paint(part)
-    with whole(out) as partial:
+    with atomic_write(out) as partial:
         figure.savefig(partial, format=out.suffix[1:], metadata=_METADATA[out.suffix])
 
 
-def _ratios(figure: Any, found: Diff, palette: Palette) -> None:
+def _ratios(figure: Any, diff: Diff, palette: Palette) -> None:
     """Draw the ratios of rows on one line per family, with the mean of each."""
     ax = figure.add_subplot()
-    lines = [*found.families, found.overall]
-    ax.axvspan(1 - found.tolerance, 1 + found.tolerance, color=palette.ink, alpha=0.1, linewidth=0)
+    lines = [*diff.families, diff.overall]
+    ax.axvspan(1 - diff.tolerance, 1 + diff.tolerance, color=palette.ink, alpha=0.1, linewidth=0)
     ax.axvline(1, color=palette.ink, linewidth=0.8)
     for place, change in enumerate(lines):
-        ratios = [row.ratio for row in found.rows if row.family == change.family]
+        ratios = [row.ratio for row in diff.rows if row.family == change.family]
         ax.plot(ratios, [place] * len(ratios), "o", color=palette.second, ms=2.5, alpha=0.5)
         ax.plot([change.low, change.high], [place, place], color=palette.first, linewidth=1.5)
         ax.plot(change.ratio, place, "o", color=palette.first, ms=5)
-    ax.set_yticks(range(len(lines)), [found.titles.get(change.family, "all") for change in lines], fontsize=_SMALL)
+    ax.set_yticks(range(len(lines)), [diff.titles.get(change.family, "all") for change in lines], fontsize=_SMALL)
     ax.set_ylim(len(lines) - 0.5, -0.5)
     ax.grid(alpha=0.2, axis="x")
     ax.set_xlabel("latency over the first table's")
@@ -178,9 +176,9 @@ def pictures(table: LatencyTable, palette: Palette, unit: Unit) -> list[Picture]
     wide = {name: rows for name, rows in families.items() if len(rows) > 1}
     single = {name: rows for name, rows in families.items() if len(rows) == 1}
     networks = [
-        (row, found)
+        (row, latency)
         for row in table.rows
-        if row.kind == "network" and row.measured and (found := _predicted(table, row))
+        if row.kind == "network" and row.measured and (latency := _predicted(table, row))
     ]
     drawn = []
     if networks:
@@ -245,24 +243,33 @@ def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str,
     line = {
         spec.width(name): row for spec, row in rows.items() if spec.with_widths(**{name: widest.width(name)}) == widest
     }
-    found = {
+    latencies = {
         width: latency
         for width in _grid(sorted(line))
         if (latency := _lookup(table, widest.with_widths(**{name: width})))
     }
-    size = 2.0 if len(found) > 40 else 3.5
-    predicted = {source: [width for width, latency in found.items() if latency.source == source] for source in _HOLLOW}
+    size = 2.0 if len(latencies) > 40 else 3.5
+    predicted = {
+        source: [width for width, latency in latencies.items() if latency.source == source] for source in _HOLLOW
+    }
     held = held if any(predicted.values()) else set()
     if any(predicted.values()):
-        lows, highs = zip(*((latency.low_us, latency.high_us) for latency in found.values()), strict=True)
+        lows, highs = zip(*((latency.low_us, latency.high_us) for latency in latencies.values()), strict=True)
         ax.fill_between(
-            list(found), lows, highs, facecolor="none", edgecolor=palette.second, alpha=0.5, hatch="////", linewidth=0
+            list(latencies),
+            lows,
+            highs,
+            facecolor="none",
+            edgecolor=palette.second,
+            alpha=0.5,
+            hatch="////",
+            linewidth=0,
         )
         for source, widths in predicted.items():
             marker = _HOLLOW[source]
             ax.plot(
                 widths,
-                [found[width].us for width in widths],
+                [latencies[width].us for width in widths],
                 marker,
                 mfc=palette.paper,
                 mec=palette.second,
@@ -314,11 +321,11 @@ def _over_two_widths(
     )
     for (i, height), (j, width) in itertools.product(enumerate(vertical), enumerate(horizontal)):
         spec = any_spec.with_widths(**{down: height, across: width})
-        if not (found := _lookup(table, spec)):
+        if not (latency := _lookup(table, spec)):
             continue
-        values[i, j] = found.us
-        if found.source in _HOLLOW:
-            marks[_HOLLOW[found.source]].append((j, i))
+        values[i, j] = latency.us
+        if latency.source in _HOLLOW:
+            marks[_HOLLOW[latency.source]].append((j, i))
         elif rows[spec].status != "ok":
             marks["x"].append((j, i))
         elif spec.key in held:
@@ -385,7 +392,7 @@ def _networks(figure: Any, networks: Sequence[tuple[Row, Latency]], palette: Pal
     ax = figure.add_subplot()
     measured = unit.of(np.array([row.median_us for row, _ in networks]))
     us, low, high = (
-        unit.of(np.array([getattr(found, end) for _, found in networks])) for end in ("us", "low_us", "high_us")
+        unit.of(np.array([getattr(latency, end) for _, latency in networks])) for end in ("us", "low_us", "high_us")
     )
     ends = [min(measured.min(), low.min()), max(measured.max(), high.max())]
     ax.plot(ends, ends, color=palette.ink, linewidth=1, linestyle="--")

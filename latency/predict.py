@@ -125,13 +125,13 @@ def _columns(sums: Sums, kinds: Sequence[str]) -> list[float]:
     return [sums.us, *(-float(sums.counts.get(kind, 0)) for kind in kinds), -sums.kelements, 1.0]
 
 
-def _coefficients(found: np.ndarray, kinds: Sequence[str]) -> dict[str, Any]:
+def _coefficients(solution: np.ndarray, kinds: Sequence[str]) -> dict[str, Any]:
     """Return the fields of a `Predictor` for a solution in the order of `_columns`."""
     if not kinds:
-        scale, saved_us, per_kelement = map(float, found)
+        scale, saved_us, per_kelement = map(float, solution)
         each, network_us = [], saved_us
     else:
-        scale, *each, per_kelement, network_us = map(float, found)
+        scale, *each, per_kelement, network_us = map(float, solution)
         saved_us = sum(each) / len(each)
     return {
         "scale": scale,

@@ -66,7 +66,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Dropped:
+class TornLineDropped:
     """A torn last line was dropped; its workload is measured again."""
 
     line: int
@@ -97,15 +97,15 @@ class Retrying:
 
 
 @dataclass(frozen=True)
-class Watched:
+class DriftChecked:
     """The sentinel was measured: its relative slowdown, 0 for no drift, and the number of rows to measure again."""
 
     row: Row
     drift: float
-    again: int
+    requeued: int
 
 
-Event = Dropped | Resumed | Measured | Retrying | Watched
+Event = TornLineDropped | Resumed | Measured | Retrying | DriftChecked
 
 
 def profile(
@@ -173,41 +173,40 @@ class _Profiling:
 
     def __init__(
         self,
-        wanted: dict[str, Workload],
+        workloads: dict[str, Workload],
         backend: Backend,
         writer: TableWriter,
         protocol: Protocol,
         safeguards: Safeguards,
         stack: ExitStack,
     ) -> None:
-        self._wanted, self._backend, self._writer, self._protocol, self._safeguards = (
-            wanted,
-            backend,
-            writer,
-            protocol,
-            safeguards,
-        )
-        self._stack, self._compiler = stack, _Compiler(backend, stack)
+        self._workloads = workloads
+        self._backend = backend
+        self._writer = writer
+        self._protocol = protocol
+        self._safeguards = safeguards
+        self._stack = stack
+        self._compiler = _Compiler(backend, stack)
         doubted, unwatched = doubtful(writer.history) if safeguards.sentinel_every else (set[str](), list[str]())
-        self._done = {key for key, row in writer.rows.items() if row.status == "ok"} & wanted.keys() - doubted
+        self._done = {key for key, row in writer.rows.items() if row.status == "ok"} & workloads.keys() - doubted
         self._unwatched = [key for key in dict.fromkeys(unwatched) if key in self._done]  # since the last sentinel
-        self._queue = deque(work for key, work in wanted.items() if key not in self._done)
-        self._again: Counter[str] = Counter()  # retries of each key because of drift
+        self._queue = deque(work for key, work in workloads.items() if key not in self._done)
+        self._drift_retries: Counter[str] = Counter()  # retries of each key because of drift
         self._sentinel: Workload | None = None
-        self._watchman: Compiled | None = None  # the sentinel, compiled once: another build may have another speed
+        self._compiled_sentinel: Compiled | None = None  # compiled once: another build may have another speed
         self._reference: Row | None = None
-        self._watched_ns = 0
+        self._checked_ns = 0
 
     def run(self) -> Iterator[Event]:
         if self._writer.torn:
-            yield Dropped(self._writer.torn)
+            yield TornLineDropped(self._writer.torn)
         if self._done:
-            yield Resumed(len(self._done), len(self._wanted))
+            yield Resumed(len(self._done), len(self._workloads))
         if not self._queue and not self._unwatched:
             return
         if self._safeguards.sentinel_every:
-            self._post_sentinel()
-            yield from self._watch()
+            self._start_sentinel()
+            yield from self._check_drift()
         unstable: dict[str, Workload] = {}
         retried: set[str] = set()
         while self._queue:
@@ -218,9 +217,9 @@ class _Profiling:
             self._unwatched.append(work.key)
             if row.status == "unstable" and work.key not in retried:
                 unstable[work.key] = work
-            yield Measured(row, len(self._done), len(self._wanted))
-            if not self._queue or self._is_time_to_watch():
-                yield from self._watch()
+            yield Measured(row, len(self._done), len(self._workloads))
+            if not self._queue or self._is_check_due():
+                yield from self._check_drift()
             if not self._queue and unstable:
                 yield Retrying(len(unstable))
                 retried.update(unstable)
@@ -244,74 +243,75 @@ class _Profiling:
         except RunFailed as error:
             return row(status="run_failed", error=str(error))
 
-    def _is_time_to_watch(self) -> bool:
-        elapsed_s = (self._backend.clock() - self._watched_ns) / 1e9
+    def _is_check_due(self) -> bool:
+        elapsed_s = (self._backend.clock() - self._checked_ns) / 1e9
         return len(self._unwatched) == self._safeguards.sentinel_every or elapsed_s >= self._safeguards.sentinel_every_s
 
-    def _post_sentinel(self) -> None:
+    def _start_sentinel(self) -> None:
         """Choose and compile the sentinel: that of the table, else a block of median size to keep the device busy."""
         before = next(
             (row.blocks[0] for row in reversed(self._writer.history) if row.kind == "sentinel" and row.blocks), ""
         )
-        blocks = sorted((work for work in self._wanted.values() if work.kind == "block"), key=_size)
-        for work in [self._wanted.get(before), *blocks[len(blocks) // 2 :], *reversed(blocks[: len(blocks) // 2])]:
+        blocks = sorted((work for work in self._workloads.values() if work.kind == "block"), key=_size)
+        for work in [self._workloads.get(before), *blocks[len(blocks) // 2 :], *reversed(blocks[: len(blocks) // 2])]:
             if work is not None:
                 try:
-                    self._watchman = self._stack.enter_context(self._backend.compile(work.lower()))
+                    self._compiled_sentinel = self._stack.enter_context(self._backend.compile(work.lower()))
                 except (BuildFailed, RunFailed):
                     continue
                 self._sentinel, self._reference = work, reference(self._writer.history, work.key)
                 return
 
-    def _look(self) -> Row:
-        assert self._watchman is not None
+    def _measure_sentinel(self) -> Row:
+        assert self._compiled_sentinel is not None
         assert self._sentinel is not None
-        row = self._timed(self._watchman, partial(Row, kind="sentinel", key="sentinel", blocks=(self._sentinel.key,)))
+        row = self._timed(
+            self._compiled_sentinel, partial(Row, kind="sentinel", key="sentinel", blocks=(self._sentinel.key,))
+        )
         # A sentinel's status and messages describe drift between two sentinels, not instability within one.
         return msgspec.structs.replace(row, status="ok", reason="", error="") if row.measured else row
 
-    def _watch(self) -> Iterator[Event]:
+    def _check_drift(self) -> Iterator[Event]:
         """Measure the sentinel. After drift, wait for the device to recover and requeue the rows since the last one."""
         rows, self._unwatched = self._unwatched, []
         if self._sentinel is None:
             return
-        found = self._look()
-        if self._reference is None and found.measured:
-            found = self._reference = self._wait(
-                found, lambda row, before: bool(self._drift(row, before))
-            )  # until it has warmed up
-        if self._reference is None or not found.measured:
+        row = self._measure_sentinel()
+        if self._reference is None and row.measured:
+            # until it has warmed up
+            row = self._reference = self._wait_until_calm(row, lambda row, before: bool(self._drift(row, before)))
+        if self._reference is None or not row.measured:
             self._sentinel = None
-            self._writer.append(found)
-            yield Watched(found, 0.0, 0)
+            self._writer.append(row)
+            yield DriftChecked(row, 0.0, 0)
             return
-        change = self._drift(found, self._reference)
-        again: list[str] = []
+        change = self._drift(row, self._reference)
+        requeued: list[str] = []
         if change:
             self._writer.append(
-                msgspec.structs.replace(found, status="unstable", error=f"the device drifted by {change:+.1%}")
+                msgspec.structs.replace(row, status="unstable", error=f"the device drifted by {change:+.1%}")
             )
-            wanted = self._reference
-            found = self._wait(found, lambda row, _: bool(self._drift(row, wanted)))
-            if stays := self._drift(found, wanted):
-                found = self._reference = msgspec.structs.replace(
-                    found, error=f"the device stays at {stays:+.1%}: the new reference"
+            expected = self._reference
+            row = self._wait_until_calm(row, lambda row, _: bool(self._drift(row, expected)))
+            if stays := self._drift(row, expected):
+                row = self._reference = msgspec.structs.replace(
+                    row, error=f"the device stays at {stays:+.1%}: the new reference"
                 )
-            again = [key for key in rows if self._again[key] < self._safeguards.retries]
-            self._again.update(again)
-            self._queue.extend(self._wanted[key] for key in again)
-        self._writer.append(found)
-        self._watched_ns = self._backend.clock()
-        yield Watched(found, change, len(again))
+            requeued = [key for key in rows if self._drift_retries[key] < self._safeguards.retries]
+            self._drift_retries.update(requeued)
+            self._queue.extend(self._workloads[key] for key in requeued)
+        self._writer.append(row)
+        self._checked_ns = self._backend.clock()
+        yield DriftChecked(row, change, len(requeued))
 
     def _drift(self, row: Row, other: Row) -> float:
         return drift(row, other, self._safeguards.drift_limit)
 
-    def _wait(self, row: Row, restless: Callable[[Row, Row], bool]) -> Row:
+    def _wait_until_calm(self, row: Row, restless: Callable[[Row, Row], bool]) -> Row:
         """Measure the sentinel until two in succession are not `restless`, or patience ends; return the last one."""
         end_ns = self._backend.clock() + self._safeguards.patience_s * 1e9
         while True:
-            before, row = row, self._look()
+            before, row = row, self._measure_sentinel()
             if not restless(row, before) or self._backend.clock() >= end_ns:
                 return row
 

@@ -119,14 +119,14 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 words.append(f"resampled by another protocol: {field} is {now!r}, it was recorded with {was!r}")
         return "; ".join(words)
 
-    def require_origin(self, wanted: str, *, what: str, mend: str) -> None:
-        """Require an origin, "" for a measured table; `what` begins and `mend` ends the message of the error.
+    def require_origin(self, expected: str, *, what: str, fix: str) -> None:
+        """Require an origin, "" for a measured table; `what` begins and `fix` ends the message of the error.
 
         Raises:
             FingerprintMismatch: the table has another.
         """
-        if self.origin != wanted:
-            raise FingerprintMismatch(what, "origin", self.origin or "measured", wanted or "measured", mend)
+        if self.origin != expected:
+            raise FingerprintMismatch(what, "origin", self.origin or "measured", expected or "measured", fix)
 
     def command(self, source: str, out: str) -> str:
         """The command that measures a space or a block bundle the way this table was measured.
@@ -252,21 +252,21 @@ def inconsistent(row: Row) -> tuple[str, str] | None:
     return None
 
 
-def misnamed(row: Row, known: set[str]) -> tuple[str, str] | None:
+def misnamed(row: Row, parsed: set[str]) -> tuple[str, str] | None:
     """The field that does not fit the kind of row, `key`, `blocks` or `status`, and how; None if all fit.
 
     Args:
         row: to be checked.
-        known: block keys that already parsed; new ones are added.
+        parsed: block keys that already parsed; new ones are added.
     """
     keys = {"block": (row.key,), "network": row.blocks}.get(row.kind, ())
     for key in keys:
-        if key not in known:
+        if key not in parsed:
             try:
                 BlockSpec.parse(key)
             except LatencyError as error:
                 return "key" if row.kind == "block" else "blocks", str(error)
-            known.add(key)
+            parsed.add(key)
     if row.status == "transferred" and row.kind != "block":
         return "status", f"it is transferred, and must be measured for a row of the kind {row.kind}"
     if row.kind in ("overhead", "sentinel") and row.key != row.kind:

@@ -57,11 +57,11 @@ def drift(row: Row, reference: Row, limit: float) -> float:
 
 def reference(history: Iterable[Row], block: str) -> Row | None:
     """Return the row that a block's sentinels are compared with: the first, or that after the last lasting change."""
-    found = None
+    latest = None
     for row in history:
-        if row.kind == "sentinel" and row.blocks == (block,) and row.status == "ok" and (found is None or row.error):
-            found = row
-    return found
+        if row.kind == "sentinel" and row.blocks == (block,) and row.status == "ok" and (latest is None or row.error):
+            latest = row
+    return latest
 
 
 def unfinished(history: Iterable[Row]) -> str:
@@ -103,6 +103,9 @@ def doubtful(history: Sequence[Row]) -> tuple[set[str], list[str]]:
         if row.kind != "sentinel":
             stretch.append(row.key)
             continue
-        (doubtful.difference_update if good and _is_good(row) else doubtful.update)(stretch)
+        if good and _is_good(row):
+            doubtful.difference_update(stretch)
+        else:
+            doubtful.update(stretch)
         stretch, good = [], row.status == "ok"
     return (doubtful - set(stretch)) if good else (doubtful | set(stretch)), stretch

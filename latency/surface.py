@@ -84,16 +84,16 @@ class Surface:
 
         A step halfway between grid values costs both predictions the same, so a tie counts as steps.
         """
-        found = []
+        steps = []
         for axis, widths in enumerate(self.axes.values()):
             lines = np.moveaxis(self.values_us, axis, 0)
             if len(widths) < 4:
-                found.append(False)
+                steps.append(False)
                 continue
             share = ((widths[1:-1] - widths[:-2]) / (widths[2:] - widths[:-2])).reshape(-1, *[1] * (lines.ndim - 1))
             linear = np.abs((lines[:-2] * (1 - share) + lines[2:] * share) / lines[1:-1] - 1).mean()
-            found.append(bool(np.abs(lines[2:] / lines[1:-1] - 1).mean() <= 1.05 * linear))
-        return tuple(found)
+            steps.append(bool(np.abs(lines[2:] / lines[1:-1] - 1).mean() <= 1.05 * linear))
+        return tuple(steps)
 
     def _leave_one_out(self, node: tuple[int, ...], axis: int) -> float:
         """Relative error of predicting a grid value from its two neighbours along an axis; 0 at the ends."""

@@ -99,7 +99,7 @@ class LatencyTable:
             self.header, **{field: value for field, value in wanted.items() if value is not None}
         )
         require_equal(
-            self.header, header, what=f"table {self.path}", mend=f"measure another with `{header.measuring('TABLE')}`"
+            self.header, header, what=f"table {self.path}", fix=f"measure another with `{header.measuring('TABLE')}`"
         )
 
     def lookup(self, spec: BlockSpec) -> Latency:
@@ -161,7 +161,7 @@ class LatencyTable:
             raise CoverageError(f"the {len(rows)} measured blocks of {family} are too few to tell what is between them")
         if family not in self._interpolations:
             self._interpolations[family] = Interpolation(knots, np.array([row.median_us for _, row in rows]))
-        found = zip(*self._interpolations[family].predict(np.array(points)), strict=True)
+        predictions = zip(*self._interpolations[family].predict(np.array(points)), strict=True)
         # Interpolation takes its knots as measured; between transferred ones its interval is at least as wide as
         # theirs.
         below, above = (
@@ -169,7 +169,8 @@ class LatencyTable:
             for end in ("low_us", "high_us")
         )
         ends = (
-            (float(us), float(us * max(0.0, 1 - half - below)), float(us * (1 + half + above))) for us, half in found
+            (float(us), float(us * max(0.0, 1 - half - below)), float(us * (1 + half + above)))
+            for us, half in predictions
         )
         return [Latency(us=us, low_us=low_us, high_us=high_us, source="interpolated") for us, low_us, high_us in ends]
 
@@ -194,9 +195,11 @@ class LatencyTable:
         """
         return self.combine([self.lookup(block) for block in blocks], blocks)
 
-    def combine(self, found: Sequence[Latency], blocks: Sequence[BlockSpec]) -> Latency:
+    def combine(self, latencies: Sequence[Latency], blocks: Sequence[BlockSpec]) -> Latency:
         """Latency of a network, given its blocks in order and their latencies as `lookup` found them."""
-        return self._predicted(found, self.predictor.network(Sums.of(blocks, [latency.us for latency in found])))
+        return self._predicted(
+            latencies, self.predictor.network(Sums.of(blocks, [latency.us for latency in latencies]))
+        )
 
     def share(self, block: BlockSpec, *, first: bool) -> Latency:
         """A block's share of a network's latency; the shares of all blocks add up to `predict`.
@@ -204,13 +207,13 @@ class LatencyTable:
         Raises:
             CoverageError: the block is not covered.
         """
-        found = self.lookup(block)
-        us = self.predictor.added_us(block.op, found.us, block.input_kelements)
-        return self._predicted([found], us + first * self.predictor.network_us)
+        latency = self.lookup(block)
+        us = self.predictor.added_us(block.op, latency.us, block.input_kelements)
+        return self._predicted([latency], us + first * self.predictor.network_us)
 
-    def _predicted(self, found: Sequence[Latency], us: float) -> Latency:
+    def _predicted(self, latencies: Sequence[Latency], us: float) -> Latency:
         # The predictor's error is that of measured blocks; interpolation and transfer add theirs.
-        unsure = [block for block in found if block.source != "measured"]
+        unsure = [block for block in latencies if block.source != "measured"]
         low_us = us * (1 - self.predictor.half_width) - self.predictor.scale * sum(
             block.us - block.low_us for block in unsure
         )
@@ -247,19 +250,19 @@ class LatencyTable:
     @cached_property
     def predictor(self) -> Predictor:
         """Fitted on those network rows that are `ok` and whose blocks are covered."""
-        found, measured_us = [], []
+        sums, measured_us = [], []
         for row in self._by_key.values():
             if row.kind == "network" and row.status == "ok":
                 blocks = [BlockSpec.parse(key) for key in row.blocks]
                 try:
-                    found.append(Sums.of(blocks, [self.lookup(block).us for block in blocks]))
+                    sums.append(Sums.of(blocks, [self.lookup(block).us for block in blocks]))
                 except CoverageError:
                     continue
                 measured_us.append(row.median_us)
         overhead_us = next(
             (row.median_us for row in self._by_key.values() if row.kind == "overhead" and row.measured), 0.0
         )
-        return predict.fit(found, measured_us, overhead_us)
+        return predict.fit(sums, measured_us, overhead_us)
 
     def surface(self, family: str, axes: Mapping[str, Sequence[int]] | None = None) -> Surface:
         """Latency of a family of blocks over its widths.
@@ -292,12 +295,12 @@ class LatencyTable:
             if axes is None:
                 raise CoverageError(lacks)
             try:
-                found = self._between_rows(family, missing)
+                latencies = self._between_rows(family, missing)
             except CoverageError as error:
                 raise self._lacks(f"{lacks} ({error})") from error
             points |= {
                 point: (latency.us, latency.low_us, latency.high_us)
-                for point, latency in zip(missing, found, strict=True)
+                for point, latency in zip(missing, latencies, strict=True)
             }
         nodes = np.array([points[point] for point in itertools.product(*grid)])
         values = nodes.T.reshape(3, *map(len, grid))

@@ -76,10 +76,10 @@ class TableWriter:
                         "be appended: "
                         f"profile to another file"
                     )
-                found = content.header.made_like(header)
-                what, mend = f"table {path}", "profile to another file, or as this one was profiled"
-                found.require_origin(header.origin, what=what, mend=mend)
-                require_equal(found, header, what=what, mend=mend)
+                existing = content.header.made_like(header)
+                what, fix = f"table {path}", "profile to another file, or as this one was profiled"
+                existing.require_origin(header.origin, what=what, fix=fix)
+                require_equal(existing, header, what=what, fix=fix)
             os.ftruncate(self._file, content.size)
             self._size, self._check = content.size, content.check
             self.torn, self.history, self.rows = content.torn, content.rows, {row.key: row for row in content.rows}
@@ -171,21 +171,21 @@ def read_lines(data: bytes, path: str | os.PathLike[str]) -> Content:
     start = data[: len(magic)]
     old = next((schema for schema in _OLD if start == _magic(schema)), "")
     if not old and not magic.startswith(start):
-        begin, found = magic.decode(), start.decode(errors="backslashreplace")
+        begin, start_text = magic.decode(), start.decode(errors="backslashreplace")
         raise TableError(
-            f"{path}, line 1, field schema: a latency table begins with {begin!r}, this file with {found!r}"
+            f"{path}, line 1, field schema: a latency table begins with {begin!r}, this file with {start_text!r}"
         )
     if not lines:
         return Content(None, [], 0, "", 1 if torn else 0)
     header, check = _unseal(lines[0], TableHeader, "", f"{path}, line 1", old=old)
-    rows, known = [], set[str]()
+    rows, parsed_keys = [], set[str]()
     collects = gc.isenabled()
     gc.disable()  # a million samples hold no cycle; looking for one takes half of the time
     try:
         for number, line in enumerate(lines[1:], 2):
             row, check = _unseal(line, Row, check, f"{path}, line {number}")
             row = _row_from_1(row) if old == _OLD[0] else row
-            if wrong := inconsistent(row) or misnamed(row, known):
+            if wrong := inconsistent(row) or misnamed(row, parsed_keys):
                 raise TableError(f"{path}, line {number}, field {wrong[0]}: {wrong[1]}")
             rows.append(row)
     finally:

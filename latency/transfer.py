@@ -119,13 +119,13 @@ class Transfer:
 
     def _covariances(self, rows: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
         """Return the covariances: linear and smooth in the old latencies, then in the features [rows, columns]."""
-        found = []
+        covariances = []
         for values in (self._old, self._features):
             a, b = values[rows], values[columns]
             linear = a @ b.T
             apart = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * linear
-            found += [linear, np.exp(-apart / 2)]
-        return found
+            covariances += [linear, np.exp(-apart / 2)]
+        return covariances
 
     def _variances(self) -> list[np.ndarray]:
         """Return the same covariances of each block with itself [blocks]."""
@@ -179,10 +179,10 @@ def _left_out(model: _Model, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _averaged(
-    kept: list[tuple[float, _Model]], found: list[tuple[np.ndarray, np.ndarray]]
+    kept: list[tuple[float, _Model]], predictions: list[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and standard deviation of a mixture of models."""
     shares = np.array([weight for weight, _ in kept])
-    means, variances = np.array([mean for mean, _ in found]), np.array([variance for _, variance in found])
+    means, variances = np.array([mean for mean, _ in predictions]), np.array([variance for _, variance in predictions])
     mean = shares @ means / shares.sum()
     return mean, np.sqrt(shares @ (variances + (means - mean) ** 2) / shares.sum())

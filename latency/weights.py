@@ -103,8 +103,8 @@ def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     constant = _constants(model.graph)
 
     def is_weight(name: str) -> bool:
-        found = readers.get(name, [])
-        return bool(found) and name not in elsewhere and all(reads(node, place) for node, place in found)
+        uses = readers.get(name, [])
+        return bool(uses) and name not in elsewhere and all(reads(node, place) for node, place in uses)
 
     def reads(node: onnx.NodeProto, place: int) -> bool:
         if place == 0 and node.op_type in _FORWARDED:
@@ -122,21 +122,21 @@ def _weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 def _constants(graph: onnx.GraphProto) -> set[str]:
     """Return the names of the values that do not depend on a graph's inputs; "" stands for an omitted input."""
-    found = {tensor.name for tensor in graph.initializer} | {""}
+    names = {tensor.name for tensor in graph.initializer} | {""}
     for node in graph.node:
         bodies = any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
-        if not bodies and found.issuperset(node.input):
-            found.update(node.output)
-    return found
+        if not bodies and names.issuperset(node.input):
+            names.update(node.output)
+    return names
 
 
 def _read_in_bodies(graph: onnx.GraphProto) -> set[str]:
     """Return the names that the bodies of a graph's `If`, `Loop` and `Scan` nodes read."""
-    found: set[str] = set()
+    names: set[str] = set()
     bodies = [body for node in graph.node for attribute in node.attribute for body in (attribute.g, *attribute.graphs)]
     for body in bodies:
-        found |= {name for node in body.node for name in node.input} | _read_in_bodies(body)
-    return found
+        names |= {name for node in body.node for name in node.input} | _read_in_bodies(body)
+    return names
 
 
 @cache

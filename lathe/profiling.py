@@ -114,7 +114,7 @@ def _measure(
         raise LatencyError(
             f"--save-timing-cache {command.save_timing_cache}: backend {runner.name!r} has none: leave it out"
         )
-    old = anchored.old_tables(command.like or (), lowering=lowering)
+    old = anchored.load_old_tables(command.like or (), lowering=lowering)
     measure = partial(
         measure_all,
         backend=runner,
@@ -124,7 +124,7 @@ def _measure(
         space=space,
         safeguards=Safeguards(drift_limit=command.drift_limit),
         bundle_sha256=bundle_sha256,
-        like=anchored.named(old),
+        like=anchored.describe_tables(old),
     )
     if old:
         yield from anchored.profile_like(

@@ -24,7 +24,7 @@ from rich.progress import (
 from latency import distribution
 from latency.anchored import Anchored
 from latency.coverage import Covered
-from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
+from latency.profile import DriftChecked, Measured, Resumed, Retrying, TornLineDropped
 from latency.profile import Event as ProfileEvent
 from latency.units import interval, microseconds
 from lathe import predicting, profiling, spaces, tabular
@@ -133,7 +133,7 @@ def profile(events: Iterator[ProfileEvent | Covered | Anchored | Sharded], *, ou
     with _progress("blocks") as (bar, task):
         for event in events:
             match event:
-                case Dropped(line=line):
+                case TornLineDropped(line=line):
                     warn(f"{out}, line {line}: the last line is torn and was dropped; its block is measured again")
                 case Resumed(done=done, total=total):
                     LOG.print(f"{done} of {total} are measured already; going on")
@@ -150,9 +150,9 @@ def profile(events: Iterator[ProfileEvent | Covered | Anchored | Sharded], *, ou
                     LOG.print(_covered(covered))
                 case Anchored(measured=measured, transferred=transferred, proof=proof):
                     LOG.print(f"{measured} blocks measured, {transferred} transferred, {proof.words}")
-                case Watched(drift=drift, again=again):
+                case DriftChecked(drift=drift, requeued=requeued):
                     if drift:
-                        warn(f"the device drifted by {drift:+.1%}: {again} rows are measured again")
+                        warn(f"the device drifted by {drift:+.1%}: {requeued} rows are measured again")
 
 
 def _covered(now: Covered) -> str:

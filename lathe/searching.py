@@ -171,7 +171,7 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
         )
     if command.this_device:
         header.require_origin(
-            "", what=f"table {command.table}", mend="give one that was measured on this device, or omit --this-device"
+            "", what=f"table {command.table}", fix="give one that was measured on this device, or omit --this-device"
         )
     device = (
         backends.get(header.runtime.name, threads=max(header.device.threads, 1)).device if command.this_device else None

@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from deploy.metric import Metric
 from latency import Latency
 from latency.decoding import MAX_JSON_BYTES
-from latency.files import MAX_FILE_BYTES, beside, raised_as, sha256, write_whole
+from latency.files import MAX_FILE_BYTES, partial_path, raised_as, sha256, write_atomically
 from latency.values import Count, Kept, Macs, OptionalSha256, SampleUs, Sha256, Single
 from search.architecture import Architecture
 from search.errors import SearchError
@@ -204,11 +204,11 @@ def open_run(out: Path, run: Run) -> str:
                     f"{out} holds another run: its {key} is {existing.get(key)!r}, asked for {wanted.get(key)!r}; "
                     "choose another --out"
                 )
-    elif out.exists() and not (out.is_dir() and all(entry == beside(file) for entry in out.iterdir())):
+    elif out.exists() and not (out.is_dir() and all(entry == partial_path(file) for entry in out.iterdir())):
         raise SearchError(f"{out} exists and is not a run of a search: choose another --out")
     else:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(file, to_json(run))
+        write_atomically(file, to_json(run))
     return sha256(file)
 
 
@@ -266,7 +266,7 @@ def _require_unchanged(out: Path, result: Result) -> None:
 def write_history(out: Path, history: Iterable[EpochDone]) -> None:
     """Write the history of a run."""
     lines = [{"schema": HISTORY_SCHEMA}, *history]
-    write_whole(out / HISTORY, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    write_atomically(out / HISTORY, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
@@ -299,7 +299,7 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
 def write_usage(out: Path, usage: Iterable[Usage]) -> None:
     """Write the usage of all epochs of a run."""
     lines = [{"schema": USAGE_SCHEMA}, *usage]
-    write_whole(out / USAGE, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    write_atomically(out / USAGE, b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
 
 
 def read_usage(out: Path) -> tuple[Usage, ...]:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from torch import nn
 from torch.optim import Optimizer
 
-from latency.files import sha256, write_whole
+from latency.files import sha256, write_atomically
 from reparam import count, fuse, squeeze
 from search import board, checkpoint, finished, record
 from search.architecture import Architecture, OtherDevice, keys, load_architecture
@@ -275,7 +275,7 @@ class _Session:
         assert self.network is not None
         record.write_history(self.out, self.history)
         record.write_usage(self.out, self.usage)
-        write_whole(self.out / record.CSV, board.csv_of(self.history, self.problem.task.metric))
+        write_atomically(self.out / record.CSV, board.csv_of(self.history, self.problem.task.metric))
         states = {f"optimizer{index}": optimizer.state_dict() for index, optimizer in enumerate(optimizers)}
         if average:
             states["average"] = average.state_dict()
@@ -307,7 +307,7 @@ class _Session:
             seed=self.method.settings.seed,
             options=msgspec.to_builtins(self.method.settings),
         )
-        write_whole(self.out / record.ARCHITECTURE, to_json(architecture))
+        write_atomically(self.out / record.ARCHITECTURE, to_json(architecture))
         save_weights(self.network, self.out / record.WEIGHTS, {"architecture_sha256": architecture.sha256})
         result = Result(
             run_sha256=self.run_sha256,
@@ -321,7 +321,7 @@ class _Session:
             shipped=self._result(self.network, choice, _scored(self.history[-1])),
             free_channels=self.method.free_channels(),
         )
-        write_whole(self.out / record.RESULT, to_json(result))
+        write_atomically(self.out / record.RESULT, to_json(result))
         return Finished(architecture=architecture, result=result)
 
     def _also(self, choice: Choice) -> tuple[OtherDevice, ...]:

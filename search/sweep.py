@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 from deploy import bundle
 from deploy.metric import Metric
 from latency import Latency
-from latency.files import write_whole
+from latency.files import write_atomically
 from latency.process import BAD_INPUT
 from latency.values import SampleUs, Single
 from search import record
@@ -175,7 +175,7 @@ def begin(sweep: Sweep, out: Path) -> None:
         raise SearchError(f"{out} exists and is not a sweep: choose another --out")
     for part in (RUNS, BUNDLES, LOGS):
         (out / part).mkdir(parents=True, exist_ok=True)
-    write_whole(out / SWEEP, to_json(sweep))
+    write_atomically(out / SWEEP, to_json(sweep))
 
 
 def read(directory: Path) -> Sweep:
@@ -454,7 +454,7 @@ def predictions_elsewhere(row: Outcome, devices: int) -> list[Latency | None]:
 
 def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
     """Write the table of runs as JSON and as CSV."""
-    write_whole(directory / JSON, msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
+    write_atomically(directory / JSON, msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n")
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     plain = [field for field in Outcome.__struct_fields__ if field not in ("settings", "predicted", "also")]
     devices = further_devices(rows)
@@ -468,4 +468,4 @@ def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
         ]
         predicted = [found.us if found else "" for found in (row.predicted, *predictions_elsewhere(row, len(devices)))]
         writer.writerow([*values, *predicted, *(row.settings.get(name, "") for name in names)])
-    write_whole(directory / CSV, text.getvalue().encode())
+    write_atomically(directory / CSV, text.getvalue().encode())

@@ -8,14 +8,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from latency.errors import one_line
-from latency.files import open_regular, raised_as, write_whole
+from latency.files import open_regular, raised_as, write_atomically
 from search.errors import SearchError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors of any device and layout; `metadata` says what they belong to."""
     portable = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(portable, metadata=dict(metadata)))
+    write_atomically(path, save(portable, metadata=dict(metadata)))
 
 
 RERUN = "run `lathe search` again, into a new directory"

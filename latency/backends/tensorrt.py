@@ -21,7 +21,7 @@ from latency.backends.builders import Builders
 from latency.backends.cuda import Cuda, connect
 from latency.device import Runtime
 from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
-from latency.files import read_bytes, write_whole
+from latency.files import read_bytes, write_atomically
 from latency.lowered import Lowered
 from latency.monitor import Nvml
 
@@ -69,7 +69,7 @@ class TimingCache:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all that it holds now; the file appears whole."""
-        write_whole(path, self.data)
+        write_atomically(path, self.data)
 
 
 def build_engine(

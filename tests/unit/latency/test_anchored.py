@@ -11,7 +11,7 @@ from latency import (
     Workload,
     profile,
 )
-from latency.anchored import Anchored, named, old_tables, profile_like, prove, require_flags
+from latency.anchored import Anchored, describe_tables, load_old_tables, profile_like, prove, require_flags
 from latency.check import check
 from latency.coverage import held_out
 from latency.lowered import overhead_onnx
@@ -45,7 +45,9 @@ def run(path, kit, works, old, backend=None, anchors=40):
     def measure(some):
         safeguards = Safeguards(sentinel_every=20, patience_s=0.0)
         backend_ = backend or kit.FakeBackend(new_us)
-        return profile(some, backend_, path, protocol=kit.QUICK, lowering="1", safeguards=safeguards, like=named([old]))
+        return profile(
+            some, backend_, path, protocol=kit.QUICK, lowering="1", safeguards=safeguards, like=describe_tables([old])
+        )
 
     return profile_like(works, [old], path, measure, anchors=anchors)
 
@@ -187,19 +189,19 @@ def test_an_old_table_must_cover_the_space(tmp_path, kit, works, old):
 def test_old_tables_are_of_this_lowering_and_may_be_of_another_precision(tmp_path, kit):
     with TableWriter(tmp_path / "a.jsonl", kit.header(precision="fp16", lowering="7")) as writer:
         writer.append(kit.row(kit.key("conv"), [1.0]))
-    assert old_tables([tmp_path / "a.jsonl"], lowering="7")[0].header.precision == "fp16"
+    assert load_old_tables([tmp_path / "a.jsonl"], lowering="7")[0].header.precision == "fp16"
     with pytest.raises(FingerprintMismatch, match=r"has lowering '7', wanted '8': measure the old device anew"):
-        old_tables([tmp_path / "a.jsonl"], lowering="8")
+        load_old_tables([tmp_path / "a.jsonl"], lowering="8")
     with pytest.raises(LatencyError, match="one table twice"):
-        old_tables([tmp_path / "a.jsonl"] * 2, lowering="7")
+        load_old_tables([tmp_path / "a.jsonl"] * 2, lowering="7")
 
 
 def test_an_old_table_that_is_not_measured_is_said_to_be(kit, old):
     simulated = LatencyTable(
         kit.header(runtime=msgspec.structs.replace(kit.FakeBackend.runtime, name="simulated")), [], sha256="1" * 64
     )
-    assert "simulated: no such device exists" in named([old, simulated])[1].words
-    assert "which is not measured" not in named([old])[0].words
+    assert "simulated: no such device exists" in describe_tables([old, simulated])[1].words
+    assert "which is not measured" not in describe_tables([old])[0].words
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def test_require_equal():
     a, b = Runtime(name="onnxruntime", version="1.20"), Runtime(name="onnxruntime", version="1.21")
     require_equal(a, a)
     with pytest.raises(FingerprintMismatch, match=r"the table has version '1\.20', wanted '1\.21': measure again"):
-        require_equal(a, b, what="the table", mend="measure again")
+        require_equal(a, b, what="the table", fix="measure again")
 
 
 def test_first_difference_goes_into_settings(kit):

@@ -18,7 +18,7 @@ from latency import BuildFailed, FingerprintMismatch, LatencyTable, Lowered, Saf
 from latency.backends.simulated import VirtualClock
 from latency.lowered import overhead_onnx
 from latency.monitor import Reading
-from latency.profile import Dropped, Measured, Resumed, Retrying, Watched
+from latency.profile import DriftChecked, Measured, Resumed, Retrying, TornLineDropped
 from latency.sentinel import OFF
 
 
@@ -182,7 +182,7 @@ def test_cut_anywhere_it_resumes_with_every_row_once(run, workloads, backend, tm
         assert path.read_bytes().startswith(kept)
         assert keys_on_disk(path) == keys
         assert len(backend.compiled) == len(keys) - max(0, kept.count(b"\n") - 1)
-        assert any(isinstance(event, Dropped) for event in events) == (size > 0 and size not in ends)
+        assert any(isinstance(event, TornLineDropped) for event in events) == (size > 0 and size not in ends)
         LatencyTable.load(path)
 
 
@@ -312,7 +312,7 @@ def test_the_sentinel_stands_before_between_and_after_the_rows(run, drifting, wo
         "network",
         "sentinel",
     ]
-    assert [event.drift for event in events if isinstance(event, Watched)] == [0.0] * 4
+    assert [event.drift for event in events if isinstance(event, DriftChecked)] == [0.0] * 4
     (block,) = {row.blocks for row in LatencyTable.load(tmp_path / "t.jsonl").history if row.kind == "sentinel"}
     assert block == (workloads[2].key,)  # of middling size
     assert drifting.compiled.count(block[0]) == 2  # the sentinel is compiled once
@@ -342,8 +342,8 @@ def test_time_calls_the_sentinel_too(run, drifting, tmp_path):
 def test_rows_that_were_measured_while_the_device_drifted_are_measured_again(run, drifting, workloads, tmp_path):
     drifting.slow = lambda s: 1.1 if 0.65 < s < 1.5 else 1.0
     events = run(safeguards=WATCH)
-    watched = [event for event in events if isinstance(event, Watched)]
-    assert [(round(event.drift, 2), event.again) for event in watched] == [(0, 0), (0, 0), (0.1, 2), (0, 0), (0, 0)]
+    watched = [event for event in events if isinstance(event, DriftChecked)]
+    assert [(round(event.drift, 2), event.requeued) for event in watched] == [(0, 0), (0, 0), (0.1, 2), (0, 0), (0, 0)]
     table = LatencyTable.load(tmp_path / "t.jsonl")
     assert [row.error for row in table.history if row.status == "unstable"] == ["the device drifted by +10.0%"]
     for row in table.rows:
@@ -356,7 +356,7 @@ def test_rows_that_were_measured_while_the_device_drifted_are_measured_again(run
 def test_a_lasting_change_becomes_the_reference_and_is_said(run, drifting, tmp_path):
     drifting.slow = lambda s: 1.1 if s > 0.65 else 1.0
     events = run(safeguards=WATCH)
-    assert sum(event.again for event in events if isinstance(event, Watched)) == 2
+    assert sum(event.requeued for event in events if isinstance(event, DriftChecked)) == 2
     sentinels = [row for row in LatencyTable.load(tmp_path / "t.jsonl").history if row.kind == "sentinel"]
     assert [row.error for row in sentinels if row.error] == [
         "the device drifted by +10.0%",
@@ -377,12 +377,12 @@ def test_killed_before_the_closing_sentinel_the_next_run_begins_with_it(run, dri
     path = tmp_path / "t.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
-    assert [type(event) for event in run(safeguards=WATCH)] == [Resumed, Watched]
+    assert [type(event) for event in run(safeguards=WATCH)] == [Resumed, DriftChecked]
     path.write_bytes(b"".join(lines[:-1]))
     drifting.slow = lambda s: 1.1
     again = run(safeguards=WATCH)
-    assert [type(event) for event in again] == [Resumed, Watched, Measured, Measured, Watched]
-    assert again[1].again == 2
+    assert [type(event) for event in again] == [Resumed, DriftChecked, Measured, Measured, DriftChecked]
+    assert again[1].requeued == 2
 
 
 def test_another_block_is_the_sentinel_where_one_cannot_be_built_and_none_where_no_block_can(
