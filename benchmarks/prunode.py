@@ -75,7 +75,7 @@ def chosen(rule: Rule, optima: torch.Tensor, noise: float, steps: int, seed: int
     return torch.where(weight > 0, large, small)
 
 
-def _widths(rule: Rule, states: list[prunode.Masks]) -> tuple[torch.Tensor, torch.Tensor]:
+def _widths(rule: Rule, states: list[prunode.PrunodeMasks]) -> tuple[torch.Tensor, torch.Tensor]:
     small, large = torch.tensor([(state.small, state.large) for state in states]).T / rule.max_channels
     return small, large
 

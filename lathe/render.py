@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from deploy.verify import Verification
     from latency import Latency, LatencyTable, Workload
     from search.papers.latencies import Beside, Published
-    from search.papers.row import Row as PaperRow
+    from search.papers.row import PaperRow
     from search.record import Event as SearchEvent
     from search.space import Choice
     from search.sweep import Outcome

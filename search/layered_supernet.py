@@ -22,7 +22,7 @@ from latency import BlockSpec
 from reparam.blocks import Image
 from search.blocks import InvertedResidual, SqueezeExcite, trained
 from search.cost import Candidate, CostModel, Term
-from search.prunode import Masks, Rule
+from search.prunode import PrunodeMasks, Rule
 from search.relax import gumbel, gumbel_softmax
 from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
 
@@ -146,7 +146,7 @@ class LayerState(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     candidates: tuple[str, ...]
     """options in order, with the skip block last if it is a candidate"""
-    masks: dict[str, Masks]
+    masks: dict[str, PrunodeMasks]
     """masks of each candidate that is a Prunode"""
 
 

@@ -24,7 +24,7 @@ from search.errors import SearchError
 from search.methods.settings import Settings
 from search.space import Choice, Space
 from search.task import Task
-from search.train import Part
+from search.train import TrainingPart
 
 S = TypeVar("S", bound=Settings)
 
@@ -188,7 +188,7 @@ class Method(ABC, Generic[S]):
         """Create the optimizers of a phase."""
 
     @abstractmethod
-    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[TrainingPart]:
         """Return the parts of an epoch: what to train, on which samples and with which loss.
 
         Args:

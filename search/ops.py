@@ -276,7 +276,7 @@ SINGLE = ("conv", "depthwise", "conv_transpose", "linear", "head")
 """Block kinds with a single layer, whose counts are a product of its widths."""
 
 
-class Counts(NamedTuple):
+class ModelSize(NamedTuple):
     """Size of a block or a network."""
 
     params: int
@@ -285,17 +285,17 @@ class Counts(NamedTuple):
     """multiply-accumulates of convolutions and linear layers per inference"""
 
 
-def counts(spec: BlockSpec, *, deployed: bool = True) -> Counts:
+def counts(spec: BlockSpec, *, deployed: bool = True) -> ModelSize:
     """Return the size of a block, in deployed form or in the plain training form with one norm per convolution."""
     params, macs = 2 * spec.width("c_in") if spec.op == "norm_head" else 0, 0
     for part in _convolutions(spec):
         weights = part.kernel * (part.kernel_w or part.kernel) * part.c_in * part.c_out // part.groups
         params += weights + part.biased * part.c_out * (1 if deployed or not part.normed else 2)
         macs += weights * part.pixels
-    return Counts(params, macs)
+    return ModelSize(params, macs)
 
 
-def repvgg_counts(spec: BlockSpec) -> Counts:
+def repvgg_counts(spec: BlockSpec) -> ModelSize:
     """Return the size of a block in training form.
 
     A `conv` has RepVGG's 1x1 branch and, if shapes allow, an identity's norm.
@@ -308,7 +308,7 @@ def repvgg_counts(spec: BlockSpec) -> Counts:
         BlockSpec.of("conv", attrs={**dict(spec.attrs), "kernel": 1}, widths=dict(spec.widths)), deployed=False
     )
     identity_norm = 2 * c_out if c_in == c_out and spec.attr("stride") == 1 else 0
-    return Counts(plain.params + point.params + identity_norm, plain.macs + point.macs)
+    return ModelSize(plain.params + point.params + identity_norm, plain.macs + point.macs)
 
 
 class _Convolution(NamedTuple):

@@ -20,7 +20,7 @@ BETAS = (0.9, 0.9)
 default mean square over 1,000 steps it would soon be too small to move masks of many granules."""
 
 
-class Masks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PrunodeMasks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """State of Algorithm 1 except the weight, which is a parameter of the network."""
 
     s: Annotated[float, Meta(ge=0, le=1)]
@@ -56,11 +56,11 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         assert self.max_channels > 0, self
         assert self.max_channels % self.granularity == 0, self
 
-    def start(self) -> Masks:
+    def start(self) -> PrunodeMasks:
         """Return the initial masks: all channels in the large one, half in the small one."""
         return self._masks(0.5, 1.0, 0.0)
 
-    def step(self, masks: Masks, weight: float, progress: float) -> tuple[Masks, float]:
+    def step(self, masks: PrunodeMasks, weight: float, progress: float) -> tuple[PrunodeMasks, float]:
         """Return the masks and the weight, 0 if reset, after a step of the architecture weights.
 
         Args:
@@ -79,17 +79,17 @@ class Rule(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             s, weight = 0.0, weight if self.paper else 0.0
         return self._masks(s, s + distance, update), weight
 
-    def moves(self, masks: Masks) -> bool:
+    def moves(self, masks: PrunodeMasks) -> bool:
         """Return whether the candidates are still more than one width apart."""
         return (masks.l - masks.s) * self.max_channels > self.granularity
 
-    def _masks(self, s: float, large_share: float, update: float) -> Masks:
+    def _masks(self, s: float, large_share: float, update: float) -> PrunodeMasks:
         most, granule = self.max_channels, self.granularity
         if most == granule:  # a single width: the bounds of the small mask would cross
-            return Masks(s=s, l=large_share, update=update, small=most, large=most)
+            return PrunodeMasks(s=s, l=large_share, update=update, small=most, large=most)
         small = min(max(self._rounded(s), granule), most - granule)
         large = min(max(self._rounded(large_share), small + granule), most)
-        return Masks(s=s, l=large_share, update=update, small=small, large=large)
+        return PrunodeMasks(s=s, l=large_share, update=update, small=small, large=large)
 
     def _rounded(self, share: float) -> int:
         return math.floor(share * self.max_channels / self.granularity + 0.5) * self.granularity

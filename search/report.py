@@ -86,7 +86,7 @@ def page_of(directory: Path, table: LatencyTable | None = None) -> Page:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Search:
+class _RunFiles:
     """What the files of a run say, as far as they are there."""
 
     run: Run
@@ -105,7 +105,7 @@ class _Search:
         return [Layer(name=name, kept=widths[name], of=full[name]) for name in names]
 
 
-def _read(directory: Path, table: LatencyTable | None) -> _Search:
+def _read(directory: Path, table: LatencyTable | None) -> _RunFiles:
     run = record.read_run(directory)
     if table and table.sha256 not in (run.table_sha256, *(other.table_sha256 for other in run.also)):
         raise SearchError(
@@ -119,12 +119,12 @@ def _read(directory: Path, table: LatencyTable | None) -> _Search:
     history = record.read_history(directory, run)
     if architecture:
         require_same_space(directory, architecture, result, history)
-    return _Search(
+    return _RunFiles(
         run=run, result=result, architecture=architecture, history=history, usage=record.read_usage(directory)
     )
 
 
-def _page_of_run(directory: Path, search: _Search, table: LatencyTable | None) -> Page:
+def _page_of_run(directory: Path, search: _RunFiles, table: LatencyTable | None) -> Page:
     result, epochs, unit = search.result, len(search.history), _unit(search)
     about = [_architecture(search)] if search.architecture else []
     kept = [shipped.kept_channels(search.layers)] if search.layers else []
@@ -149,7 +149,7 @@ def _page_of_run(directory: Path, search: _Search, table: LatencyTable | None) -
     )
 
 
-def _unit(search: _Search) -> Unit:
+def _unit(search: _RunFiles) -> Unit:
     """The unit of all latencies of networks on the page of a run."""
     result, run = search.result, search.run
     networks = [network for network in (result.shipped, result.unpruned) if network] if result else []
@@ -195,7 +195,7 @@ def _main_table(result: Result, architecture: Architecture | None, unit: Unit) -
         )
 
 
-def _architecture(search: _Search) -> Section:
+def _architecture(search: _RunFiles) -> Section:
     """What was chosen, part by part."""
     found = search.architecture
     assert found is not None
@@ -224,7 +224,7 @@ def _parts(choice: Choice) -> dict[str, str]:
     return found
 
 
-def _origin(search: _Search, table: LatencyTable | None, unit: Unit, *, versions: bool = False) -> Section:
+def _origin(search: _RunFiles, table: LatencyTable | None, unit: Unit, *, versions: bool = False) -> Section:
     """What a search was given."""
     run = search.run
     without = (
@@ -251,7 +251,7 @@ def _origin(search: _Search, table: LatencyTable | None, unit: Unit, *, versions
     return Section(title="Provenance" if versions else "Search", lines=lines)
 
 
-def _pictures(search: _Search, unit: Unit) -> Iterator[Picture]:
+def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Picture]:
     space = spaces.from_record(search.run.space)
     if search.history and isinstance(space, Layered):
         yield layered_pictures.network(space, search.history[-1].choice)
@@ -308,7 +308,7 @@ _FIGURES = {
 """Figures that a method has of each operation, by the begin of their names."""
 
 
-def _operations(search: _Search) -> Iterator[Picture]:
+def _operations(search: _RunFiles) -> Iterator[Picture]:
     """What a method that chooses operations says of each of them over time."""
     for kind, (title, caption) in _FIGURES.items():
         found: dict[str, dict[str, list[tuple[int, float]]]] = {}

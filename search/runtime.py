@@ -21,7 +21,7 @@ from search.processes import PeerLost
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-class Runtime:
+class TrainingRuntime:
     """The training devices, with deterministic kernels.
 
     With several devices, every process handles its share of each batch, and torch's DistributedDataParallel averages

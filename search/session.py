@@ -41,7 +41,7 @@ from search.record import (
     Usage,
     open_run,
 )
-from search.runtime import Runtime
+from search.runtime import TrainingRuntime
 from search.space import Choice
 from search.task import Task
 from search.train import Evaluation, evaluate, train_epoch
@@ -66,7 +66,7 @@ def run(method: Method[Any], out: Path, *, baseline: Path | None = None) -> Iter
     """
     problem = method.problem
     start = _Start(method, baseline)
-    runtime = Runtime(method.settings.devices, method.settings.train_precision, method.settings.memory_format)
+    runtime = TrainingRuntime(method.settings.devices, method.settings.train_precision, method.settings.memory_format)
     described = Run(
         method=method.name,
         settings=msgspec.to_builtins(method.settings),
@@ -124,7 +124,9 @@ class _Head(Struct, frozen=True, kw_only=True):
 class _Session:
     """A run in progress."""
 
-    def __init__(self, method: Method[Any], out: Path, start: _Start, run_sha256: str, runtime: Runtime) -> None:
+    def __init__(
+        self, method: Method[Any], out: Path, start: _Start, run_sha256: str, runtime: TrainingRuntime
+    ) -> None:
         self.method, self.problem, self.out, self.start, self.run_sha256 = (
             method,
             method.problem,

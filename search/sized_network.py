@@ -77,7 +77,7 @@ class Sampling:
 
 
 @final
-class Sizes(nn.Module):
+class SizeDistribution(nn.Module):
     """A learnable distribution over the sizes of one part: widths of a group or depths of a stage (Eq. 2).
 
     Args:
@@ -183,7 +183,7 @@ class SampledNorms(nn.Module):
 
 
 @final
-class StageBlock(nn.Module):
+class DepthMixedBlock(nn.Module):
     """A block of a stage that keeps its output; the last one returns the mixture over all depths (Eq. 5)."""
 
     def __init__(self, block: nn.Module, seen: list[Tensor], *, first: bool, last: bool) -> None:
@@ -262,8 +262,8 @@ class SizedNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.parts, self.stages, self.sampling = tuple(widths), tuple(depths), sampling
-        self._widths = [Sizes(part.options) for part in widths]
-        self._depths = [Sizes(stage.options) for stage in depths]
+        self._widths = [SizeDistribution(part.options) for part in widths]
+        self._depths = [SizeDistribution(stage.options) for stage in depths]
         self.widths, self.depths = nn.ModuleList(self._widths), nn.ModuleList(self._depths)
         self.noise: Noise = gumbel
         self.temperature: Callable[[int], float] = lambda _: 1.0
@@ -283,28 +283,28 @@ class SizedNetwork(nn.Module):
         return SampledLayer(layer)
 
     @staticmethod
-    def _staged(network: nn.Module, stage: DepthPart) -> StageBlock:
+    def _staged(network: nn.Module, stage: DepthPart) -> DepthMixedBlock:
         seen: list[Tensor] = []
         blocks = stage.blocks
         made = [
             _wrapped(
                 network,
                 name,
-                lambda block, name=name: StageBlock(block, seen, first=name == blocks[0], last=name == blocks[-1]),
+                lambda block, name=name: DepthMixedBlock(block, seen, first=name == blocks[0], last=name == blocks[-1]),
             )
             for name in blocks
         ]
         return made[-1]
 
-    def width_sizes(self) -> list[tuple[WidthPart, Sizes]]:
+    def width_sizes(self) -> list[tuple[WidthPart, SizeDistribution]]:
         """Return each group with its distribution."""
         return list(zip(self.parts, self._widths, strict=True))
 
-    def depth_sizes(self) -> list[tuple[DepthPart, Sizes]]:
+    def depth_sizes(self) -> list[tuple[DepthPart, SizeDistribution]]:
         """Return each stage with its distribution."""
         return list(zip(self.stages, self._depths, strict=True))
 
-    def sizes(self) -> list[Sizes]:
+    def sizes(self) -> list[SizeDistribution]:
         """Return all distributions: of widths, then of depths."""
         return [*self._widths, *self._depths]
 
@@ -368,7 +368,7 @@ class SizedNetwork(nn.Module):
             if isinstance(module, SampledLayer | SampledNorms):
                 self.network.set_submodule(name, module.original())
         for name, module in list(self.network.named_modules()):
-            if isinstance(module, StageBlock):
+            if isinstance(module, DepthMixedBlock):
                 self.network.set_submodule(name, module.block)
         return self.network
 

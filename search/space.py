@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from latency.block import BlockSpec
 from latency.values import Kept
-from search.ops import Counts, Shape
+from search.ops import ModelSize, Shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,7 +94,7 @@ class Space(ABC):
         """Return everything that determines the space, as JSON values; `spaces.from_record` is the inverse."""
 
     @abstractmethod
-    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> ModelSize:
         """Return the size of one block, in deployed form or in this space's training form."""
 
     @property

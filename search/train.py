@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from search.errors import SearchError
-from search.runtime import Runtime
+from search.runtime import TrainingRuntime
 from search.task import Batch, Loss, Task
 
 
@@ -28,12 +28,12 @@ class Stream(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class TrainingPart:
     """A part of an epoch: parameters to train, with their own samples and loss."""
 
     optimizers: Sequence[Optimizer]
-    """optimizers that step together, as returned by `Runtime.setup`; every parameter group has its full learning rate
-    as `peak_lr`, which is not scaled if the group's `scheduled` is False"""
+    """optimizers that step together, as returned by `TrainingRuntime.setup`; every parameter group has its full
+    learning rate as `peak_lr`, which is not scaled if the group's `scheduled` is False"""
     batches: Stream
     """batches of all devices together"""
     loss: Loss
@@ -110,16 +110,16 @@ def turns(counts: Sequence[int]) -> Iterator[int]:
 
 def train_epoch(
     network: nn.Module,
-    parts: Sequence[Part],
+    parts: Sequence[TrainingPart],
     *,
     task: Task,
-    runtime: Runtime,
+    runtime: TrainingRuntime,
     stepped: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Train on every batch of every part once, in the order of `turns`.
 
     Args:
-        network: the network, as returned by `Runtime.setup`.
+        network: the network, as returned by `TrainingRuntime.setup`.
         parts: what to train.
         task: defines the metric.
         runtime: the devices.
@@ -190,12 +190,17 @@ def _saved(network: nn.Module) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, batches: Iterable[Batch], *, task: Task, runtime: Runtime, batch_statistics: bool = False
+    network: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    task: Task,
+    runtime: TrainingRuntime,
+    batch_statistics: bool = False,
 ) -> Evaluation:
     """Return loss and metric in evaluation mode.
 
     Args:
-        network: the network, as returned by `Runtime.setup`.
+        network: the network, as returned by `TrainingRuntime.setup`.
         batches: batches of samples.
         task: their task.
         runtime: the devices.

@@ -25,7 +25,7 @@ from latency import BlockSpec, LatencyTable
 from search import ops
 from search.budget import Budget, Limit, Price, Pricing, factors, worst
 from search.errors import SearchError
-from search.spaces import Prunable, Site, Span, Widths
+from search.spaces import AffineWidth, Prunable, Site, Widths
 
 TIME_LIMIT_S = 120.0
 """Limit on the solving time; fifty groups of 32 widths take a few seconds. Widths are reproducible unless the limit is
@@ -257,7 +257,7 @@ class _Solution(NamedTuple):
 class _Axis(NamedTuple):
     """An axis of a block's price: a group with its widths, or a span of several groups with its knots."""
 
-    owner: int | Span
+    owner: int | AffineWidth
     points: Widths
 
 
@@ -278,7 +278,7 @@ class _Program:
         self.sites = space.sites()
         self._values = values
         grids, self.fixed = _grids(space, self.sites, choices, prices)
-        self.interpolates = any(isinstance(axis.owner, Span) for axes in grids for axis in axes)
+        self.interpolates = any(isinstance(axis.owner, AffineWidth) for axes in grids for axis in axes)
         kept = _undominated(choices, values, grids)
         self._kept = kept
         self._choices = [tuple(options[k] for k in chosen) for options, chosen in zip(choices, kept, strict=True)]
@@ -369,7 +369,7 @@ class _Program:
                 grid = np.take(grid, self._kept[axis.owner], axis=index + 1)
         return grid
 
-    def _interpolated(self, span: Span, knots: Widths) -> list[int]:
+    def _interpolated(self, span: AffineWidth, knots: Widths) -> list[int]:
         """Add weights of a span's knots, with the span as their weighted mean.
 
         Only two neighbours may be above 0.
@@ -452,7 +452,7 @@ def _specs(site: Site, axes: Sequence[_Axis], groups: int) -> list[BlockSpec]:
     specs = []
     for point in itertools.product(*(axis.points for axis in axes)):
         at = [0] * groups
-        spans: dict[Span, int] = {}
+        spans: dict[AffineWidth, int] = {}
         for axis, width in zip(axes, point, strict=True):
             if isinstance(axis.owner, int):
                 at[axis.owner] = width
@@ -481,7 +481,9 @@ def _undominated(
             for place, axis in enumerate(axes)
             if axis.owner == group
         ]
-        spans = any(isinstance(axis.owner, Span) and group in dict(axis.owner.terms) for axes in grids for axis in axes)
+        spans = any(
+            isinstance(axis.owner, AffineWidth) and group in dict(axis.owner.terms) for axes in grids for axis in axes
+        )
         costs = (
             np.concatenate([grid.reshape(len(options), -1) for grid in used], axis=1)
             if used

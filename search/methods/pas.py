@@ -28,7 +28,7 @@ from search.method import Epoch, Phase, Problem
 from search.methods.pruning import Pruning
 from search.methods.settings import PasSettings
 from search.spaces import Widths
-from search.train import Part
+from search.train import TrainingPart
 
 THRESHOLD = 0.5
 """An indicator above this value keeps its channel (Eq. 2); an equal one removes it."""
@@ -113,7 +113,7 @@ class Pas(Pruning[PasSettings]):
             optimizer.register_step_post_hook(partial(_bounded, policy))
         return [optimizer]
 
-    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[TrainingPart]:
         """Train weights and indicators together."""
         self.before = [indicator.kept() for indicator in indicators(network)]
         return super().parts(epoch, network, optimizers)

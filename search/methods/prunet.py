@@ -34,7 +34,7 @@ from search.space import Choice
 from search.spaces import with_layers
 from search.spaces.layered import SKIP, Layered, StochasticLayer
 from search.task import Task
-from search.train import Part, weight_groups
+from search.train import TrainingPart, weight_groups
 
 RMSPROP_ALPHA, RMSPROP_EPS, RMSPROP_MOMENTUM = 0.9, 1e-3, 0.9
 """The usual values for such networks (Tan and Le 2019). With torch's default eps of 1e-8, weights without a gradient,
@@ -150,7 +150,7 @@ class Prunet(Method[PrunetSettings]):
         for node in network.prunodes():
             node.step(progress)
 
-    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[TrainingPart]:
         """Train weights on most images of the epoch and, in turns, architecture weights on the others."""
         settings, task = self.settings, self.task(epoch.phase)
         if not isinstance(network, LayeredSupernet):
@@ -163,7 +163,9 @@ class Prunet(Method[PrunetSettings]):
         if epoch.phase.name == "warmup":
             batches = task.training_batches(settings.search_batch, epoch.order)
             return [
-                Part(optimizers=optimizers, batches=batches, loss=towards, factor=_cosine(len(batches), done, epochs))
+                TrainingPart(
+                    optimizers=optimizers, batches=batches, loss=towards, factor=_cosine(len(batches), done, epochs)
+                )
             ]
         share = settings.theta_images
         weight_rows, theta_rows = random_parts(len(task.train), (1 - share, share), epoch.noise)
@@ -188,8 +190,8 @@ class Prunet(Method[PrunetSettings]):
         weights, architecture = optimizers
         rate = _cosine(len(batches), settings.warmup_epochs + done, epochs)
         return [
-            Part(optimizers=[weights], batches=batches, loss=towards, factor=rate),
-            Part(
+            TrainingPart(optimizers=[weights], batches=batches, loss=towards, factor=rate),
+            TrainingPart(
                 optimizers=[architecture],
                 batches=others,
                 loss=loss,
@@ -197,7 +199,7 @@ class Prunet(Method[PrunetSettings]):
             ),
         ]
 
-    def _final_training(self, epoch: Epoch, optimizers: Sequence[Optimizer]) -> Part:
+    def _final_training(self, epoch: Epoch, optimizers: Sequence[Optimizer]) -> TrainingPart:
         """Train the found network on all images."""
         settings, task = self.settings, self.task(epoch.phase)
         batches = task.training_batches(settings.batch, epoch.order)
@@ -206,7 +208,7 @@ class Prunet(Method[PrunetSettings]):
         def factor(step: int) -> float:
             return schedule.factor(settings, step + done, epoch_steps=steps, epochs=epoch.phase.epochs, warmup=steps)
 
-        return Part(
+        return TrainingPart(
             optimizers=optimizers,
             batches=batches,
             loss=task.training_loss(settings, epoch.teacher),

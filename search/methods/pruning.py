@@ -23,7 +23,7 @@ from search.method import Epoch, Method, Phase, Problem
 from search.methods.settings import PruningSettings
 from search.space import Choice
 from search.spaces import FREE_WIDTHS, WIDTHS, Widths, with_widths
-from search.train import Part, make_optimizer
+from search.train import TrainingPart, make_optimizer
 
 T = TypeVar("T")
 P = TypeVar("P", bound=PruningSettings)
@@ -121,7 +121,7 @@ class Narrowing(Method[P]):
             masks.hold_gone(optimizer, [weight for weight in network.parameters() if id(weight) not in policy_ids])
         return optimizer
 
-    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[TrainingPart]:
         """Train all weights on all samples with the task's loss, and in the search with the method's penalty."""
         (optimizer,) = optimizers
         batches = self.problem.task.training_batches(self.settings.batch, epoch.order)
@@ -141,7 +141,7 @@ class Narrowing(Method[P]):
             value = task_loss(outputs, targets, inputs)
             return value if penalty is None else value + penalty
 
-        return [Part(optimizers=[optimizer], batches=batches, loss=loss, factor=factor)]
+        return [TrainingPart(optimizers=[optimizer], batches=batches, loss=loss, factor=factor)]
 
     def penalty(self, network: nn.Module) -> Tensor | None:
         """Return the penalty that a step of the search adds to the loss; None for none."""

@@ -42,7 +42,7 @@ from search.methods.settings import TasSettings
 from search.sized_network import DepthPart, Sampling, SizedNetwork, WidthPart
 from search.space import Choice
 from search.spaces import Widths
-from search.train import Part
+from search.train import TrainingPart
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Widths that a layer draws from, as shares of its full width (Section 4.1)."""
@@ -195,7 +195,7 @@ class Tas(Narrowing[TasSettings]):
             Adam([group], lr=settings.architecture_lr, betas=BETAS, weight_decay=decay),
         ]
 
-    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[TrainingPart]:
         """Train weights on their images and, in turns, distributions on the others.
 
         The split is the same in every epoch.
@@ -227,8 +227,8 @@ class Tas(Narrowing[TasSettings]):
 
         weights, architecture = optimizers
         return [
-            Part(optimizers=[weights], batches=batches, loss=task.training_loss(settings, None), factor=factor),
-            Part(optimizers=[architecture], batches=validation, loss=loss, factor=lambda _: 1.0),
+            TrainingPart(optimizers=[weights], batches=batches, loss=task.training_loss(settings, None), factor=factor),
+            TrainingPart(optimizers=[architecture], batches=validation, loss=loss, factor=lambda _: 1.0),
         ]
 
     def tau(self, progress: float) -> float:

@@ -33,7 +33,7 @@ from search.space import Choice
 from search.spaces import with_cells
 from search.spaces.cells import EDGES, NONE, OPTIONS, edge
 from search.supernet import CellSupernet
-from search.train import Part, by_batch_statistics, evaluation, weight_groups
+from search.train import TrainingPart, by_batch_statistics, evaluation, weight_groups
 
 VALIDATION_BATCH = 200
 FEW_IMAGES = 5_000
@@ -117,7 +117,7 @@ class VpDarts(Method[VpDartsSettings]):
             alphas.register_step_post_hook(partial(_bound, network.alpha))
         return [found, alphas]
 
-    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[Part]:
+    def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[TrainingPart]:
         """Run the variant's pruning, then train weights on the training images.
 
         Alphas are trained with them or on the validation images.
@@ -127,7 +127,9 @@ class VpDarts(Method[VpDartsSettings]):
         if not isinstance(network, CellSupernet):
             batches = task.training_batches(settings.batch, epoch.order)
             return [
-                Part(optimizers=optimizers, batches=batches, loss=towards, factor=self._factor(epoch, len(batches)))
+                TrainingPart(
+                    optimizers=optimizers, batches=batches, loss=towards, factor=self._factor(epoch, len(batches))
+                )
             ]
         rows = self.trained_rows
         if epoch.phase.name == "prune" and settings.prune_images < 1:
@@ -146,13 +148,13 @@ class VpDarts(Method[VpDartsSettings]):
         trains_alphas = settings.variant == "darts" or (epoch.phase.name == "prune" and settings.variant != "random")
         weights, alphas = optimizers
         if not trains_alphas:
-            return [Part(optimizers=[weights], batches=batches, loss=towards, factor=factor)]
+            return [TrainingPart(optimizers=[weights], batches=batches, loss=towards, factor=factor)]
         if settings.split == "one-level" and settings.variant != "darts":
-            return [Part(optimizers=[weights, alphas], batches=batches, loss=loss, factor=factor)]
+            return [TrainingPart(optimizers=[weights, alphas], batches=batches, loss=loss, factor=factor)]
         others = task.training_batches(settings.batch, epoch.order, self.validation_rows)
         return [
-            Part(optimizers=[weights], batches=batches, loss=towards, factor=factor),
-            Part(optimizers=[alphas], batches=others, loss=loss, factor=factor),
+            TrainingPart(optimizers=[weights], batches=batches, loss=towards, factor=factor),
+            TrainingPart(optimizers=[alphas], batches=others, loss=loss, factor=factor),
         ]
 
     def _factor(self, epoch: Epoch, steps: int) -> Callable[[int], float]:

@@ -2,7 +2,7 @@
 
 from search.errors import SearchError
 from search.papers import gpunet, pas, prunet, repvgg, tas, vp_darts
-from search.papers.row import Row
+from search.papers.row import PaperRow
 
 
 def names() -> tuple[str, ...]:
@@ -10,7 +10,7 @@ def names() -> tuple[str, ...]:
     return ("repvgg", "pas", "tas", "vp-darts", "prunet", "gpunet")
 
 
-def rows(name: str) -> list[Row]:
+def rows(name: str) -> list[PaperRow]:
     """Return all rows of a paper's tables, in order.
 
     Raises:

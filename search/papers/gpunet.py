@@ -6,7 +6,7 @@ model hub, https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/Cl
 """
 
 from search import spaces
-from search.papers.row import Row
+from search.papers.row import PaperRow
 
 _COUNTER = (
     "the FLOPs are by a counter that is not named; ours are the multiply-accumulates of convolutions and linear layers"
@@ -38,13 +38,13 @@ _LATENCIES = {
 """Milliseconds."""
 
 
-def rows() -> list[Row]:
+def rows() -> list[PaperRow]:
     """Return two rows per network with published sizes, then the latencies."""
     found = []
     for table, name, params, macs, note in _SIZES:
         space = spaces.get(name)
         found += [
-            Row(
+            PaperRow(
                 table=table,
                 row=name,
                 quantity="trained params",
@@ -52,9 +52,11 @@ def rows() -> list[Row]:
                 unit="M",
                 ours=space.parameters(deployed=False),
             ),
-            Row(table=table, row=name, quantity="deployed MACs", paper=macs, unit="G", ours=space.macs(), note=note),
+            PaperRow(
+                table=table, row=name, quantity="deployed MACs", paper=macs, unit="G", ours=space.macs(), note=note
+            ),
         ]
     return found + [
-        Row(table="model hub", row=name, quantity="latency", paper=ms, unit="ms", note=_V100)
+        PaperRow(table="model hub", row=name, quantity="latency", paper=ms, unit="ms", note=_V100)
         for name, ms in _LATENCIES.items()
     ]

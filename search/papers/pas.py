@@ -4,7 +4,7 @@ Accuracies and speeds depend on its own training and GPUs.
 """
 
 from search import spaces
-from search.papers.row import Row
+from search.papers.row import PaperRow
 
 _SEARCHED = "the widths that were searched are not published"
 _PRUNED = "the widths of this pruned ResNet-50 are not published in this paper"
@@ -47,7 +47,7 @@ _TABLE3 = {
 """Method and the GMACs of its three networks."""
 
 
-def rows() -> list[Row]:
+def rows() -> list[PaperRow]:
     """Return the rows of Table 2, the baseline in the caption of Table 3, and the rows of Table 3."""
     return [
         *(_row("Table 2", name, macs, space, note) for name, macs, space, note in _TABLE2),
@@ -56,6 +56,6 @@ def rows() -> list[Row]:
     ]
 
 
-def _row(table: str, name: str, macs: str, space: str | None, note: str) -> Row:
+def _row(table: str, name: str, macs: str, space: str | None, note: str) -> PaperRow:
     ours = None if space is None else spaces.get(space).macs()
-    return Row(table=table, row=name, quantity="deployed MACs", paper=macs, unit="G", ours=ours, note=note)
+    return PaperRow(table=table, row=name, quantity="deployed MACs", paper=macs, unit="G", ours=ours, note=note)

@@ -9,7 +9,7 @@ kernels.
 import math
 
 from search import spaces
-from search.papers.row import Row
+from search.papers.row import PaperRow
 from search.spaces import Layered
 
 BETA = 0.6
@@ -76,7 +76,7 @@ _TABLE6 = (
 slower networks, so the rows are PRUNET-0 to PRUNET-6 in this order."""
 
 
-def rows() -> list[Row]:
+def rows() -> list[PaperRow]:
     """Return the rows of Table 2, of the search spaces, and of Table 6."""
     return [*_networks(), *_sizes(), *_losses()]
 
@@ -86,13 +86,13 @@ def latency_term(alpha: float, us: float) -> float:
     return alpha * math.log(us) ** BETA
 
 
-def _networks() -> list[Row]:
+def _networks() -> list[PaperRow]:
     found = []
     for name, params, macs, known in _TABLE2:
         space = known and spaces.get(known)
         note = "" if space else _ELSEWHERE
         found += [
-            Row(
+            PaperRow(
                 table="Table 2",
                 row=name,
                 quantity="trained params",
@@ -101,7 +101,7 @@ def _networks() -> list[Row]:
                 ours=space.parameters(deployed=False) if space else None,
                 note=note or (_RESNET50 if known == "resnet-50" else ""),
             ),
-            Row(
+            PaperRow(
                 table="Table 2",
                 row=name,
                 quantity="deployed MACs",
@@ -114,14 +114,14 @@ def _networks() -> list[Row]:
     for number, (ms, params, macs) in enumerate(_PRUNETS):
         table, row = "Table 2", f"PRUNET-{number}"
         found += [
-            Row(table=table, row=row, quantity="latency", paper=ms, unit="ms", note=_V100),
-            Row(table=table, row=row, quantity="trained params", paper=params, unit="M", note=_DRAWN),
-            Row(table=table, row=row, quantity="deployed MACs", paper=macs, unit="G", note=_DRAWN),
+            PaperRow(table=table, row=row, quantity="latency", paper=ms, unit="ms", note=_V100),
+            PaperRow(table=table, row=row, quantity="trained params", paper=params, unit="M", note=_DRAWN),
+            PaperRow(table=table, row=row, quantity="deployed MACs", paper=macs, unit="G", note=_DRAWN),
         ]
     return found
 
 
-def _sizes() -> list[Row]:
+def _sizes() -> list[PaperRow]:
     """Return the rows of Table 3, Section 3.1 and Table 6.
 
     By the layers of Section 3.1's formula and by those of Section 4.1.1.
@@ -146,7 +146,7 @@ def _sizes() -> list[Row]:
         _size(table, "3rd optimization: layers are skipped", "1.5e17", skips, everywhere),
         _size(table, "all optimizations", "1.7e39", space.size()),
         _size("Section 3.1", "all optimizations / FBNet", "1.9e23", space.size() / fbnet),
-        Row(
+        PaperRow(
             table="Table 6",
             row="deepest network found",
             quantity="inverted residuals",
@@ -162,11 +162,11 @@ def _candidates(options: int, hidden: tuple[int, ...]) -> int:
     return options * (2 if hidden else 1)
 
 
-def _size(table: str, row: str, paper: str, ours: int | float, note: str = "") -> Row:
-    return Row(table=table, row=row, quantity="networks", paper=paper, unit="", ours=ours, note=note)
+def _size(table: str, row: str, paper: str, ours: int | float, note: str = "") -> PaperRow:
+    return PaperRow(table=table, row=row, quantity="networks", paper=paper, unit="", ours=ours, note=note)
 
 
-def _losses() -> list[Row]:
+def _losses() -> list[PaperRow]:
     found = []
     for (alpha, losses), (ms, _, _) in zip(_TABLE6, _PRUNETS, strict=True):
         best = min(losses[1:], key=float)
@@ -174,7 +174,7 @@ def _losses() -> list[Row]:
             row = f"alpha {alpha} {pair}"
             if loss != best:
                 note = "the latency of this network is not printed"
-                found.append(Row(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", note=note))
+                found.append(PaperRow(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", note=note))
                 continue
             term = round(latency_term(float(alpha), 1000 * float(ms)), 4)
             note = (
@@ -183,6 +183,6 @@ def _losses() -> list[Row]:
             )
             row = f"PRUNET-{len(found) // len(_PAIRS)}: {row}"
             found.append(
-                Row(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", ours=term, note=note)
+                PaperRow(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", ours=term, note=note)
             )
     return found

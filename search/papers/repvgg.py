@@ -8,7 +8,7 @@ networks in both forms. The zoo's FLOPs include norms and activations, so they a
 """
 
 from search import spaces
-from search.papers.row import Row
+from search.papers.row import PaperRow
 
 _PAPER = {
     "a0": ("8.30", "1.4"),
@@ -41,16 +41,16 @@ _ZOO = {
 """Parameters of the training form, in millions."""
 
 
-def rows() -> list[Row]:
+def rows() -> list[PaperRow]:
     """Return three rows per network."""
     found = []
     for name, (params, macs) in _PAPER.items():
         space = spaces.get(f"repvgg-{name}")
         paper, row = "Tables 4 and 5", space.name
         found += [
-            Row(table=paper, row=row, quantity="deployed params", paper=params, unit="M", ours=space.parameters()),
-            Row(table=paper, row=row, quantity="deployed MACs", paper=macs, unit="G", ours=space.macs()),
-            Row(
+            PaperRow(table=paper, row=row, quantity="deployed params", paper=params, unit="M", ours=space.parameters()),
+            PaperRow(table=paper, row=row, quantity="deployed MACs", paper=macs, unit="G", ours=space.macs()),
+            PaperRow(
                 table="OpenMMLab",
                 row=row,
                 quantity="trained params",

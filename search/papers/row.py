@@ -10,7 +10,7 @@ Size = Literal["deployed params", "trained params", "deployed MACs", "MACs prune
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PaperRow:
     """A number from a paper, and our own."""
 
     table: str

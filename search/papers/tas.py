@@ -13,12 +13,12 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 from search import ops, spaces
-from search.papers.row import Row
+from search.papers.row import PaperRow
 
 _UNPUBLISHED = "the shape of this network is not published"
 
 
-class Shape(NamedTuple):
+class SearchedNetwork(NamedTuple):
     """A searched network."""
 
     network: str
@@ -34,15 +34,15 @@ class Shape(NamedTuple):
 
 SHAPES = {
     "CIFAR-10": (
-        Shape("resnet20", 10, "22.444472", "16 6 4 4 4 4 4 32 32 12 19 32 28 64 64 64 64 64 44", (3, 3, 3)),
-        Shape(
+        SearchedNetwork("resnet20", 10, "22.444472", "16 6 4 4 4 4 4 32 32 12 19 32 28 64 64 64 64 64 44", (3, 3, 3)),
+        SearchedNetwork(
             "resnet32",
             10,
             "34.945344",
             "16 6 4 12 4 4 16 9 9 6 14 32 32 9 19 28 9 32 19 32 9 64 64 64 64 64 64 64 32 38 32",
             (5, 5, 5),
         ),
-        Shape(
+        SearchedNetwork(
             "resnet56",
             10,
             "57.93305",
@@ -51,7 +51,7 @@ SHAPES = {
             "64 64 64 64 64 51 19 19 32 19 19 32 19 25",
             (5, 5, 5),
         ),
-        Shape(
+        SearchedNetwork(
             "resnet164",
             10,
             "173.023672",
@@ -68,15 +68,15 @@ SHAPES = {
         ),
     ),
     "CIFAR-100": (
-        Shape("resnet20", 100, "22.433792", "16 4 4 4 4 6 4 32 32 9 19 32 28 64 64 64 64 64 64", (3, 3, 3)),
-        Shape(
+        SearchedNetwork("resnet20", 100, "22.433792", "16 4 4 4 4 6 4 32 32 9 19 32 28 64 64 64 64 64 64", (3, 3, 3)),
+        SearchedNetwork(
             "resnet32",
             100,
             "42.493184",
             "16 4 4 4 14 6 4 8 4 4 4 32 32 9 28 28 28 28 28 32 32 64 64 64 64 64 64 64 64 64 64",
             (5, 5, 5),
         ),
-        Shape(
+        SearchedNetwork(
             "resnet56",
             100,
             "59.472556",
@@ -87,7 +87,7 @@ SHAPES = {
         ),
     ),
     "ImageNet": (
-        Shape(
+        SearchedNetwork(
             "resnet-50",
             1000,
             "2291.316289",
@@ -147,12 +147,12 @@ _TABLE4 = (
 """Network, method, MACs in billions, and the pruned percentage."""
 
 
-def rows() -> list[Row]:
+def rows() -> list[PaperRow]:
     """Return the rows of Tables 1, 3 and 4, of the published shapes, and of the size of ResNet-164's space."""
     return [*_table1(), *_tables(), *_shapes(), _size()]
 
 
-def macs(shape: Shape, *, listed: bool = False) -> int:
+def macs(shape: SearchedNetwork, *, listed: bool = False) -> int:
     """Return the MACs of a searched network; if input and output of a block differ, its shortcut is a 1x1 convolution.
 
     Args:
@@ -189,11 +189,11 @@ def macs(shape: Shape, *, listed: bool = False) -> int:
     return total + ops.counts(ops.head(image, shape.classes)).macs
 
 
-def _shape(data: str, network: str) -> Shape | None:
+def _shape(data: str, network: str) -> SearchedNetwork | None:
     return next((shape for shape in SHAPES[data] if shape.network == network), None)
 
 
-def _table1() -> list[Row]:
+def _table1() -> list[PaperRow]:
     searched = _shape("CIFAR-100", "resnet32")
     assert searched
     return [
@@ -204,10 +204,10 @@ def _table1() -> list[Row]:
 
 def _flops(
     table: str, row: str, paper: str, unit: Literal["M", "G"], ours: int | None, note: str = "", *, differs: str = ""
-) -> Row:
+) -> PaperRow:
     """Return a row of MACs; `differs` is its note if the two numbers differ."""
     note = note or ("" if ours else _UNPUBLISHED)
-    found = Row(table=table, row=row, quantity="deployed MACs", paper=paper, unit=unit, ours=ours, note=note)
+    found = PaperRow(table=table, row=row, quantity="deployed MACs", paper=paper, unit=unit, ours=ours, note=note)
     return dataclasses.replace(found, note=differs) if found.verdict == "DIFFERS" else found
 
 
@@ -220,7 +220,7 @@ _IMAGENET = (
 _BOTH = "the published shape, as its blocks run, is not the one that the table has"
 
 
-def _tables() -> list[Row]:
+def _tables() -> list[PaperRow]:
     """Return the rows of Tables 3 and 4: the pruned shares, and the FLOPs of published shapes."""
     found = []
     for network, method, *each in _TABLE3:
@@ -249,12 +249,12 @@ def _tables() -> list[Row]:
     return found
 
 
-def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> Row:
+def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> PaperRow:
     """Return a row of the pruned share of the unpruned network's FLOPs, from the printed FLOPs and our network."""
     ours = 100 * (1 - flops / whole)
     half = 0.5 * 10 ** -len(f"{flops}".partition(".")[2]) if flops < 10 else 0.05 if flops < 100 else 0.5
     near = abs(ours - float(ratio)) <= 0.1 + 100 * half / whole
-    return Row(
+    return PaperRow(
         table=table,
         row=row,
         quantity="MACs pruned",
@@ -265,7 +265,7 @@ def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> Row
     )
 
 
-def _shapes() -> list[Row]:
+def _shapes() -> list[PaperRow]:
     """Return a row of the `estimated_FLOP` of each published shape."""
     found = []
     for data, shapes in SHAPES.items():
@@ -278,7 +278,7 @@ def _shapes() -> list[Row]:
     return found
 
 
-def _size() -> Row:
+def _size() -> PaperRow:
     """Return the size of ResNet-164's space.
 
     Eight widths of each convolution but the shortcuts, depths of three stages of 18 blocks.
@@ -287,6 +287,6 @@ def _size() -> Row:
     size = 8 ** (1 + 3 * len(blocks)) * (len(blocks) // 3) ** 3
     note = "printed as 8163x183: 8^163 * 18^3"
     row = "resnet164: widths and depths"
-    return Row(
+    return PaperRow(
         table="Section 4.3", row=row, quantity="networks", paper=f"{8**163 * 18**3:.4e}", unit="", ours=size, note=note
     )

@@ -8,7 +8,7 @@ accuracies and hours are not compared.
 
 from typing import get_args
 
-from search.papers.row import Accuracy, Row
+from search.papers.row import Accuracy, PaperRow
 
 SKIPS = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
 BEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
@@ -79,7 +79,7 @@ _TABLE3 = (
 )
 
 
-def rows() -> list[Row]:
+def rows() -> list[PaperRow]:
     """Return three rows per method, in the order of the tables."""
     every = [
         *(
@@ -91,7 +91,7 @@ def rows() -> list[Row]:
     ]
     ours = RECORDED | SEARCHED
     return [
-        Row(
+        PaperRow(
             table=table,
             row=name,
             quantity=quantity,

@@ -12,13 +12,14 @@ from search.spaces.chain import Chain, Layer
 from search.spaces.fixed import Fixed
 from search.spaces.free import FREE_WIDTHS, free_widths
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
-from search.spaces.prunable import HasSites, Prunable, Site, Span, Stage, Widths
+from search.spaces.prunable import AffineWidth, HasSites, Prunable, Site, Stage, Widths
 from search.spaces.records import from_record
 from search.spaces.traced import Traced, of_module, traced
 
 __all__ = [
     "FREE_WIDTHS",
     "WIDTHS",
+    "AffineWidth",
     "Cells",
     "Chain",
     "Fixed",
@@ -28,7 +29,6 @@ __all__ = [
     "MultiBlock",
     "Prunable",
     "Site",
-    "Span",
     "Stage",
     "StochasticLayer",
     "Traced",

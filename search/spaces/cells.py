@@ -14,7 +14,7 @@ import msgspec
 from latency.block import BlockSpec
 from search import ops
 from search.errors import SearchError
-from search.ops import Counts, Shape
+from search.ops import ModelSize, Shape
 from search.space import Choice, Space
 from search.spaces.checks import check_input
 
@@ -217,11 +217,11 @@ class Cells(Space):
             found += self.kinds(stage).values()
         return [*found, self.head]
 
-    def nominal(self, choice: Choice) -> Counts:
+    def nominal(self, choice: Choice) -> ModelSize:
         """Return the size of the training form as counted by the benchmark: all edges, used or not."""
         parts = _nominal(self)
         each = [parts[""], *(parts[option] for option in self._options(choice).values())]
-        return Counts(sum(part.params for part in each), sum(part.macs for part in each))
+        return ModelSize(sum(part.params for part in each), sum(part.macs for part in each))
 
     def module(self, choice: Choice | None = None) -> "nn.Module":
         """The network with its used edges, one norm per convolution."""
@@ -256,7 +256,7 @@ class Cells(Space):
         """The fields of the space."""
         return {"kind": "cells", **msgspec.json.decode(msgspec.json.encode(self))}
 
-    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> ModelSize:
         """Size of one block; the training form has one norm per convolution."""
         return ops.counts(spec, deployed=deployed)
 
@@ -278,15 +278,15 @@ class Cells(Space):
 
 
 @functools.cache
-def _nominal(space: Cells) -> dict[str, Counts]:
+def _nominal(space: Cells) -> dict[str, ModelSize]:
     """Return training sizes.
 
     Of each option on one edge of every cell, and under "" of the network outside the cells.
     """
 
-    def size(blocks: list[BlockSpec], times: int) -> Counts:
+    def size(blocks: list[BlockSpec], times: int) -> ModelSize:
         each = [space.counts(block, deployed=False) for block in blocks]
-        return Counts(times * sum(part.params for part in each), times * sum(part.macs for part in each))
+        return ModelSize(times * sum(part.params for part in each), times * sum(part.macs for part in each))
 
     stages = [space.candidates(stage) for stage in range(STAGES)]
     found = {option: size([block for stage in stages if (block := stage[option])], space.cells) for option in OPTIONS}

@@ -10,9 +10,9 @@ from msgspec import Meta, Struct
 from latency.block import BlockSpec
 from latency.values import Width
 from search import ops
-from search.ops import Counts
+from search.ops import ModelSize
 from search.space import Choice
-from search.spaces.prunable import Prunable, Site, Span
+from search.spaces.prunable import AffineWidth, Prunable, Site
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,15 +52,15 @@ class Chain(Prunable):
 
     def sites(self) -> list[Site]:
         """One site per layer, then the head."""
-        found, shape, before = [], self.input_shape, Span(fixed=self.input_shape[0])
+        found, shape, before = [], self.input_shape, AffineWidth(fixed=self.input_shape[0])
         for index, layer in enumerate(self.layers):
             spec, after = (
                 ops.conv(shape, layer.width, kernel=layer.kernel, stride=layer.stride, act=layer.act),
-                Span(terms=((index, 1),)),
+                AffineWidth(terms=((index, 1),)),
             )
             found.append(Site(spec=spec, spans=(before, after)))
             shape, before = ops.output_shape(spec), after
-        return [*found, Site(spec=ops.head(shape, self.classes), spans=(before, Span(fixed=self.classes)))]
+        return [*found, Site(spec=ops.head(shape, self.classes), spans=(before, AffineWidth(fixed=self.classes)))]
 
     def record(self) -> dict[str, Any]:
         """The fields of the space."""
@@ -87,6 +87,6 @@ class Chain(Prunable):
 
         return serial(self.network(choice))
 
-    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> ModelSize:
         """Size of one block; the training form includes the 1x1 branch and, if shapes allow, the identity branch."""
         return ops.counts(spec) if deployed else ops.repvgg_counts(spec)

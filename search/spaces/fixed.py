@@ -9,7 +9,7 @@ import msgspec
 from latency.block import BlockSpec
 from search import ops
 from search.errors import SearchError
-from search.ops import Counts
+from search.ops import ModelSize
 from search.space import Choice, Space
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Fixed(Space):
         }
         return msgspec.json.decode(msgspec.json.encode({"kind": "fixed", **facts, "sequence": blocks}))
 
-    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> ModelSize:
         """Size of one block; its training form depends on `trained_as`."""
         return (
             ops.repvgg_counts(spec)

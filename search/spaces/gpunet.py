@@ -13,7 +13,7 @@ from search.spaces.checks import check_input
 from search.spaces.fixed import Fixed
 
 
-class Stage(NamedTuple):
+class GPUNetStage(NamedTuple):
     """Consecutive blocks; the first has the stride and changes the number of channels."""
 
     op: str
@@ -25,115 +25,115 @@ class Stage(NamedTuple):
     se: bool = False
 
 
-class Network(NamedTuple):
+class GPUNetConfig(NamedTuple):
     """A named network."""
 
     resolution: int
     stem: int
     """output channels of the first convolution"""
     stem_act: str
-    stages: tuple[Stage, ...]
+    stages: tuple[GPUNetStage, ...]
     tail: tuple[int, ...] = (1280,)
     """channels before the classifier: output channels of a convolution and, if given, of a linear layer after
     pooling"""
 
 
 NETWORKS = {
-    "gpunet-0": Network(
+    "gpunet-0": GPUNetConfig(
         320,
         32,
         "swish",
         (
-            Stage("conv", 32, 1, "relu", ((3, 1),) * 2),
-            Stage("fused_irb", 32, 2, "relu", ((3, 5),) * 2),
-            Stage("fused_irb", 64, 2, "relu", ((3, 5),) * 3),
-            Stage("irb", 256, 2, "swish", ((3, 5),) * 3),
-            Stage("irb", 704, 2, "relu", ((3, 5),) * 2, se=True),
+            GPUNetStage("conv", 32, 1, "relu", ((3, 1),) * 2),
+            GPUNetStage("fused_irb", 32, 2, "relu", ((3, 5),) * 2),
+            GPUNetStage("fused_irb", 64, 2, "relu", ((3, 5),) * 3),
+            GPUNetStage("irb", 256, 2, "swish", ((3, 5),) * 3),
+            GPUNetStage("irb", 704, 2, "relu", ((3, 5),) * 2, se=True),
         ),
     ),
     # The baseline of the PRUNET space, and one of its networks.
-    "gpunet-1": Network(
+    "gpunet-1": GPUNetConfig(
         288,
         24,
         "swish",
         (
-            Stage("conv", 24, 1, "relu", ((3, 1),)),
-            Stage("fused_irb", 64, 2, "swish", ((3, 4),) * 2),
-            Stage("fused_irb", 96, 2, "swish", ((3, 4),) * 2),
-            Stage("irb", 160, 2, "swish", ((3, 2),), se=True),
-            Stage("irb", 288, 1, "relu", ((3, 5),) * 4),
-            Stage("irb", 448, 2, "relu", ((3, 4),) * 4, se=True),
+            GPUNetStage("conv", 24, 1, "relu", ((3, 1),)),
+            GPUNetStage("fused_irb", 64, 2, "swish", ((3, 4),) * 2),
+            GPUNetStage("fused_irb", 96, 2, "swish", ((3, 4),) * 2),
+            GPUNetStage("irb", 160, 2, "swish", ((3, 2),), se=True),
+            GPUNetStage("irb", 288, 1, "relu", ((3, 5),) * 4),
+            GPUNetStage("irb", 448, 2, "relu", ((3, 4),) * 4, se=True),
         ),
     ),
-    "gpunet-2": Network(
+    "gpunet-2": GPUNetConfig(
         384,
         32,
         "swish",
         (
-            Stage("conv", 32, 1, "relu", ((3, 1),) * 3),
-            Stage("fused_irb", 32, 2, "swish", ((5, 6),), se=True),
-            Stage("fused_irb", 112, 2, "swish", ((3, 3),) * 3),
-            Stage("irb", 144, 2, "swish", ((3, 6),) * 6),
-            Stage("irb", 160, 1, "relu", ((5, 3),) * 4),
-            Stage("irb", 224, 2, "swish", ((3, 3),) * 8, se=True),
-            Stage("irb", 832, 1, "relu", ((5, 2),) * 7),
+            GPUNetStage("conv", 32, 1, "relu", ((3, 1),) * 3),
+            GPUNetStage("fused_irb", 32, 2, "swish", ((5, 6),), se=True),
+            GPUNetStage("fused_irb", 112, 2, "swish", ((3, 3),) * 3),
+            GPUNetStage("irb", 144, 2, "swish", ((3, 6),) * 6),
+            GPUNetStage("irb", 160, 1, "relu", ((5, 3),) * 4),
+            GPUNetStage("irb", 224, 2, "swish", ((3, 3),) * 8, se=True),
+            GPUNetStage("irb", 832, 1, "relu", ((5, 2),) * 7),
         ),
     ),
-    "gpunet-p0": Network(
+    "gpunet-p0": GPUNetConfig(
         224,
         32,
         "relu",
         (
-            Stage("conv", 32, 1, "relu", ((3, 1),) * 2),
-            Stage("conv", 64, 2, "relu", ((3, 1),)),
-            Stage("irb", 96, 2, "relu", ((3, 8), (3, 7.67), (3, 7.67))),
-            Stage("irb", 256, 2, "relu", ((3, 7.67), (5, 4.25), (3, 4.75))),
-            Stage("irb", 704, 2, "relu", ((3, 8), (5, 3.82), (3, 3.36), (3, 2.55))),
-            Stage("irb", 704, 2, "relu", ((3, 5.73),)),
+            GPUNetStage("conv", 32, 1, "relu", ((3, 1),) * 2),
+            GPUNetStage("conv", 64, 2, "relu", ((3, 1),)),
+            GPUNetStage("irb", 96, 2, "relu", ((3, 8), (3, 7.67), (3, 7.67))),
+            GPUNetStage("irb", 256, 2, "relu", ((3, 7.67), (5, 4.25), (3, 4.75))),
+            GPUNetStage("irb", 704, 2, "relu", ((3, 8), (5, 3.82), (3, 3.36), (3, 2.55))),
+            GPUNetStage("irb", 704, 2, "relu", ((3, 5.73),)),
         ),
         tail=(1984,),
     ),
-    "gpunet-p1": Network(
+    "gpunet-p1": GPUNetConfig(
         224,
         32,
         "relu",
         (
-            Stage("conv", 32, 1, "relu", ((3, 1),) * 2),
-            Stage("conv", 64, 2, "relu", ((5, 1),)),
-            Stage("irb", 64, 1, "relu", ((3, 8),) * 2),
-            Stage("irb", 96, 2, "relu", ((5, 8),) * 2),
-            Stage("irb", 256, 2, "relu", ((5, 8), (5, 7.5), (3, 7.88))),
-            Stage("irb", 704, 2, "relu", ((5, 7.88), (5, 8), (3, 7.41), (5, 8))),
-            Stage("irb", 704, 2, "relu", ((5, 7.95),)),
+            GPUNetStage("conv", 32, 1, "relu", ((3, 1),) * 2),
+            GPUNetStage("conv", 64, 2, "relu", ((5, 1),)),
+            GPUNetStage("irb", 64, 1, "relu", ((3, 8),) * 2),
+            GPUNetStage("irb", 96, 2, "relu", ((5, 8),) * 2),
+            GPUNetStage("irb", 256, 2, "relu", ((5, 8), (5, 7.5), (3, 7.88))),
+            GPUNetStage("irb", 704, 2, "relu", ((5, 7.88), (5, 8), (3, 7.41), (5, 8))),
+            GPUNetStage("irb", 704, 2, "relu", ((5, 7.95),)),
         ),
         tail=(1984,),
     ),
-    "gpunet-d1": Network(
+    "gpunet-d1": GPUNetConfig(
         456,
         33,
         "relu",
         (
-            Stage("irb", 33, 1, "relu", ((3, 1),)),
-            Stage("irb", 44, 2, "relu", ((3, 3), (5, 4), (3, 3))),
-            Stage("irb", 67, 2, "relu", ((5, 4), (5, 4), (3, 6), (5, 3))),
-            Stage("irb", 134, 2, "relu", ((7, 6), (5, 6), (3, 3), (5, 4))),
-            Stage("irb", 190, 1, "relu", ((3, 6), (5, 6), (7, 6), (3, 4))),
-            Stage("irb", 268, 2, "relu", ((3, 6), (3, 6), (5, 6), (3, 3), (3, 3), (3, 3))),
+            GPUNetStage("irb", 33, 1, "relu", ((3, 1),)),
+            GPUNetStage("irb", 44, 2, "relu", ((3, 3), (5, 4), (3, 3))),
+            GPUNetStage("irb", 67, 2, "relu", ((5, 4), (5, 4), (3, 6), (5, 3))),
+            GPUNetStage("irb", 134, 2, "relu", ((7, 6), (5, 6), (3, 3), (5, 4))),
+            GPUNetStage("irb", 190, 1, "relu", ((3, 6), (5, 6), (7, 6), (3, 4))),
+            GPUNetStage("irb", 268, 2, "relu", ((3, 6), (3, 6), (5, 6), (3, 3), (3, 3), (3, 3))),
         ),
         tail=(1152, 1984),
     ),
-    "gpunet-d2": Network(
+    "gpunet-d2": GPUNetConfig(
         528,
         48,
         "relu",
         (
-            Stage("conv", 48, 1, "relu", ((3, 1),) * 2),
-            Stage("irb", 48, 1, "relu", ((3, 1),)),
-            Stage("irb", 64, 2, "relu", ((3, 3), (5, 4), (3, 3))),
-            Stage("irb", 96, 2, "relu", ((5, 4), (5, 4), (3, 6), (5, 3))),
-            Stage("irb", 192, 2, "relu", ((7, 6), (5, 6), (3, 3), (5, 4), (5, 4))),
-            Stage("irb", 272, 1, "relu", ((3, 6), (5, 6), (7, 6), (5, 6), (3, 4))),
-            Stage("irb", 384, 2, "relu", ((3, 6), (3, 6), (5, 6), (3, 3), (3, 3), (3, 3), (3, 3))),
+            GPUNetStage("conv", 48, 1, "relu", ((3, 1),) * 2),
+            GPUNetStage("irb", 48, 1, "relu", ((3, 1),)),
+            GPUNetStage("irb", 64, 2, "relu", ((3, 3), (5, 4), (3, 3))),
+            GPUNetStage("irb", 96, 2, "relu", ((5, 4), (5, 4), (3, 6), (5, 3))),
+            GPUNetStage("irb", 192, 2, "relu", ((7, 6), (5, 6), (3, 3), (5, 4), (5, 4))),
+            GPUNetStage("irb", 272, 1, "relu", ((3, 6), (5, 6), (7, 6), (5, 6), (3, 4))),
+            GPUNetStage("irb", 384, 2, "relu", ((3, 6), (3, 6), (5, 6), (3, 3), (3, 3), (3, 3), (3, 3))),
         ),
         tail=(1152, 1984),
     ),
@@ -175,7 +175,7 @@ def named(name: str, *, classes: int = 1000, resolution: int | None = None) -> F
     return Fixed(name=name, input_shape=(3, resolution, resolution), classes=classes, sequence=tuple(network))
 
 
-def _block(stage: Stage, shape: Shape, stride: int, kernel: int, expansion: int | float) -> BlockSpec:
+def _block(stage: GPUNetStage, shape: Shape, stride: int, kernel: int, expansion: int | float) -> BlockSpec:
     if stage.op == "conv":
         return ops.conv(shape, stage.channels, kernel=kernel, stride=stride, act=stage.act)
     hidden, fused = _hidden(shape[0], expansion), stage.op == "fused_irb"

@@ -11,9 +11,9 @@ import msgspec
 from latency.block import BlockSpec
 from search import ops
 from search.errors import SearchError
-from search.ops import Counts
+from search.ops import ModelSize
 from search.space import Choice, Space
-from search.spaces.prunable import Site, Span, Widths
+from search.spaces.prunable import AffineWidth, Site, Widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,7 @@ class MultiBlock:
         return Site(
             spec=self.spec,
             spans=tuple(
-                Span(terms=((0, 1),)) if self.hidden and name == "hidden" else Span(fixed=width)
+                AffineWidth(terms=((0, 1),)) if self.hidden and name == "hidden" else AffineWidth(fixed=width)
                 for name, width in widths
             ),
         )
@@ -210,7 +210,7 @@ class Layered(Space):
         }
         return msgspec.json.decode(msgspec.json.encode(facts))
 
-    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> ModelSize:
         """Size of one block; the training form has one norm per convolution."""
         return ops.counts(spec, deployed=deployed)
 

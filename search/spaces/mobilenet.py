@@ -12,7 +12,7 @@ from search.spaces.checks import check_input
 from search.spaces.fixed import Fixed
 
 
-class Stage(NamedTuple):
+class MobileNetStage(NamedTuple):
     """Consecutive blocks of the same expansion and width; the first has the stride."""
 
     expansion: int
@@ -23,22 +23,22 @@ class Stage(NamedTuple):
 
 
 _MOBILENETV2 = (
-    Stage(1, 16, 1, 1),
-    Stage(6, 24, 2, 2),
-    Stage(6, 32, 3, 2),
-    Stage(6, 64, 4, 2),
-    Stage(6, 96, 3, 1),
-    Stage(6, 160, 3, 2),
-    Stage(6, 320, 1, 1),
+    MobileNetStage(1, 16, 1, 1),
+    MobileNetStage(6, 24, 2, 2),
+    MobileNetStage(6, 32, 3, 2),
+    MobileNetStage(6, 64, 4, 2),
+    MobileNetStage(6, 96, 3, 1),
+    MobileNetStage(6, 160, 3, 2),
+    MobileNetStage(6, 320, 1, 1),
 )
 _MNASNET = (
-    Stage(1, 16, 1, 1),
-    Stage(3, 24, 3, 2),
-    Stage(3, 40, 3, 2, 5),
-    Stage(6, 80, 3, 2, 5),
-    Stage(6, 96, 2, 1),
-    Stage(6, 192, 4, 2, 5),
-    Stage(6, 320, 1, 1),
+    MobileNetStage(1, 16, 1, 1),
+    MobileNetStage(3, 24, 3, 2),
+    MobileNetStage(3, 40, 3, 2, 5),
+    MobileNetStage(6, 80, 3, 2, 5),
+    MobileNetStage(6, 96, 2, 1),
+    MobileNetStage(6, 192, 4, 2, 5),
+    MobileNetStage(6, 320, 1, 1),
 )
 
 

@@ -26,7 +26,7 @@ Widths = tuple[int, ...]
 """Width of each group of a prunable space, in the order of its groups."""
 
 
-class Span(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AffineWidth(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A channel count as an affine function of group widths."""
 
     fixed: int = 0
@@ -44,7 +44,7 @@ class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
 
     spec: BlockSpec
     """the block at full width"""
-    spans: tuple[Span, ...]
+    spans: tuple[AffineWidth, ...]
     """span of each width, in the order of the spec"""
     joins: bool = False
     """whether it is a convolution on a shortcut, which runs only if its input and output widths differ"""
@@ -146,7 +146,7 @@ class Prunable(Space):
         """Return the widths of the smallest network."""
         return tuple(self.width_choices(index)[0] for index in range(len(self.groups)))
 
-    def span_choices(self, span: Span) -> Widths:
+    def span_choices(self, span: AffineWidth) -> Widths:
         """Return the values of a span, ascending.
 
         If it depends on several groups, a sample of values from the least to the greatest.
@@ -163,7 +163,7 @@ class Prunable(Space):
         """Return the choices of each width of a site, ascending."""
         return tuple(map(self.span_choices, site.spans))
 
-    def _choices(self, span: Span) -> Widths:
+    def _choices(self, span: AffineWidth) -> Widths:
         return self.width_choices(span.terms[0][0]) if span.terms else (0,)
 
     def full_depths(self) -> dict[str, int]:

@@ -21,7 +21,7 @@ from search.spaces.layered import Layered, MultiBlock, StochasticLayer
 MAX_EXPANSION = 8
 
 
-class Stage(NamedTuple):
+class PrunetStage(NamedTuple):
     """A row of Table 1: layers with the same choices. The first has the stride and changes the number of channels."""
 
     op: str
@@ -37,7 +37,7 @@ class Stage(NamedTuple):
 class Preset(NamedTuple):
     """A named space."""
 
-    stages: tuple[Stage, ...]
+    stages: tuple[PrunetStage, ...]
     classes: int = 1000
     resolution: int = 288
     stem_stride: int = 2
@@ -56,12 +56,12 @@ _ALL = (3, 5, 7)
 def _table1(*layers: int) -> Preset:
     """Return Table 1 with the given numbers of layers."""
     rows = (
-        Stage("conv", 1, 1, 24, relu=_BOTH),
-        Stage("fused_irb", 1, 2, 64, swish=_BOTH),
-        Stage("fused_irb", 1, 2, 96, swish=_BOTH),
-        Stage("irb", 1, 2, 160, swish=_BOTH),
-        Stage("irb", 1, 1, 288, relu=_BOTH),
-        Stage("irb", 1, 2, 448, relu=_BOTH),
+        PrunetStage("conv", 1, 1, 24, relu=_BOTH),
+        PrunetStage("fused_irb", 1, 2, 64, swish=_BOTH),
+        PrunetStage("fused_irb", 1, 2, 96, swish=_BOTH),
+        PrunetStage("irb", 1, 2, 160, swish=_BOTH),
+        PrunetStage("irb", 1, 1, 288, relu=_BOTH),
+        PrunetStage("irb", 1, 2, 448, relu=_BOTH),
     )
     return Preset(tuple(stage._replace(layers=count) for stage, count in zip(rows, layers, strict=True)))
 
@@ -76,12 +76,12 @@ PRESETS = {
     "prunet-table5": _table1(2, 2, 3, 2, 5, 6),
     "prunet-imagewoof": Preset(
         (
-            Stage("conv", 2, 1, 24, relu=_ALL),
-            Stage("fused_irb", 2, 2, 64, relu=_BOTH, swish=_ALL),
-            Stage("fused_irb", 3, 2, 96, relu=_BOTH, swish=_ALL),
-            Stage("irb", 2, 2, 160, relu=_BOTH, swish=_ALL),
-            Stage("irb", 5, 1, 288, relu=_ALL, swish=_BOTH),
-            Stage("irb", 6, 2, 448, relu=_ALL, swish=_BOTH),
+            PrunetStage("conv", 2, 1, 24, relu=_ALL),
+            PrunetStage("fused_irb", 2, 2, 64, relu=_BOTH, swish=_ALL),
+            PrunetStage("fused_irb", 3, 2, 96, relu=_BOTH, swish=_ALL),
+            PrunetStage("irb", 2, 2, 160, relu=_BOTH, swish=_ALL),
+            PrunetStage("irb", 5, 1, 288, relu=_ALL, swish=_BOTH),
+            PrunetStage("irb", 6, 2, 448, relu=_ALL, swish=_BOTH),
         ),
         classes=10,
         resolution=224,
@@ -93,12 +93,12 @@ PRESETS = {
     # all stages are less deep and about a quarter as wide, so that a supernet trains on one machine.
     "prunet-cifar": Preset(
         (
-            Stage("conv", 2, 1, 16, relu=_BOTH),
-            Stage("fused_irb", 2, 1, 24, swish=_BOTH),
-            Stage("fused_irb", 2, 2, 32, swish=_BOTH),
-            Stage("irb", 2, 2, 48, swish=_BOTH),
-            Stage("irb", 3, 1, 72, relu=_BOTH),
-            Stage("irb", 3, 2, 112, relu=_BOTH),
+            PrunetStage("conv", 2, 1, 16, relu=_BOTH),
+            PrunetStage("fused_irb", 2, 1, 24, swish=_BOTH),
+            PrunetStage("fused_irb", 2, 2, 32, swish=_BOTH),
+            PrunetStage("irb", 2, 2, 48, swish=_BOTH),
+            PrunetStage("irb", 3, 1, 72, relu=_BOTH),
+            PrunetStage("irb", 3, 2, 112, relu=_BOTH),
         ),
         classes=10,
         resolution=32,
@@ -108,9 +108,9 @@ PRESETS = {
     # One stage per kind of block: a supernet trains in minutes on a CPU.
     "prunet-mini": Preset(
         (
-            Stage("conv", 1, 1, 16, relu=_BOTH),
-            Stage("fused_irb", 3, 2, 24, swish=_BOTH),
-            Stage("irb", 3, 2, 48, relu=_BOTH),
+            PrunetStage("conv", 1, 1, 16, relu=_BOTH),
+            PrunetStage("fused_irb", 3, 2, 24, swish=_BOTH),
+            PrunetStage("irb", 3, 2, 48, relu=_BOTH),
         ),
         classes=10,
         resolution=16,
@@ -156,7 +156,7 @@ def named(name: str, *, classes: int | None = None, resolution: int | None = Non
     return Layered(name=name, input_shape=(3, resolution, resolution), classes=classes, layers=tuple(layers))
 
 
-def _options(preset: Preset, stage: Stage, shape: Shape, stride: int) -> tuple[MultiBlock, ...]:
+def _options(preset: Preset, stage: PrunetStage, shape: Shape, stride: int) -> tuple[MultiBlock, ...]:
     """Return the options of one layer, small kernels first. Names include the activation if it is open."""
     kinds = sorted(
         (kernel, act) for act, kernels in (("relu", stage.relu), ("swish", stage.swish)) for kernel in kernels

@@ -13,7 +13,7 @@ from search.spaces.checks import check_input
 from search.spaces.fixed import Fixed
 
 
-class Shape(NamedTuple):
+class RepVGGVariant(NamedTuple):
     """A row of Table 2: number of layers of stages 2 to 5, and the width multipliers a and b."""
 
     layers: tuple[int, int, int, int]
@@ -23,13 +23,13 @@ class Shape(NamedTuple):
 
 _A, _B = (2, 4, 14, 1), (4, 6, 16, 1)
 NETWORKS = {
-    "a0": Shape(_A, 0.75, 2.5),
-    "a1": Shape(_A, 1.0, 2.5),
-    "a2": Shape(_A, 1.5, 2.75),
-    "b0": Shape(_B, 1.0, 2.5),
-    "b1": Shape(_B, 2.0, 4.0),
-    "b2": Shape(_B, 2.5, 5.0),
-    "b3": Shape(_B, 3.0, 5.0),
+    "a0": RepVGGVariant(_A, 0.75, 2.5),
+    "a1": RepVGGVariant(_A, 1.0, 2.5),
+    "a2": RepVGGVariant(_A, 1.5, 2.75),
+    "b0": RepVGGVariant(_B, 1.0, 2.5),
+    "b1": RepVGGVariant(_B, 2.0, 4.0),
+    "b2": RepVGGVariant(_B, 2.5, 5.0),
+    "b3": RepVGGVariant(_B, 3.0, 5.0),
 }
 
 

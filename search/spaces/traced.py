@@ -13,9 +13,9 @@ import msgspec
 from latency.block import BlockSpec
 from search import ops
 from search.errors import SearchError
-from search.ops import Counts, Geometry
+from search.ops import Geometry, ModelSize
 from search.space import Choice
-from search.spaces.prunable import Condition, Prunable, Site, Span, Stage, StageBlock, Widths
+from search.spaces.prunable import AffineWidth, Condition, Prunable, Site, Stage, StageBlock, Widths
 
 if TYPE_CHECKING:
     import torch
@@ -194,14 +194,14 @@ class Traced(Prunable):
                     found.append(sites[0].spec.with_widths(**widths))
         return found
 
-    def _axis(self, spans: list[Span]) -> Widths:
+    def _axis(self, spans: list[AffineWidth]) -> Widths:
         ends = [int(span.at(widths)) for span in spans for widths in (self.smallest_widths(), self.full_widths())]
         low, high = min(ends), max(ends)
         step = (high - low) / max(1, self.points - 1)
         inner = (self.granularity * round((low + k * step) / self.granularity) for k in range(1, self.points - 1))
         return tuple(sorted({low, high, *(width for width in inner if low < width < high)}))
 
-    def counts(self, spec: BlockSpec, *, deployed: bool) -> Counts:
+    def counts(self, spec: BlockSpec, *, deployed: bool) -> ModelSize:
         """Size of one layer; the training form has one norm per convolution."""
         return ops.counts(spec, deployed=deployed)
 
@@ -304,11 +304,11 @@ def _sites(
         channels = zip(made[twin.producers[0]], twin.entries[0], strict=True)
         owner |= dict.fromkeys((root for root, entry in channels if entry >= 0), index)
 
-    def span(ids: Any) -> Span:
+    def span(ids: Any) -> AffineWidth:
         roots = flow.atoms.roots(ids).tolist()
         counts = Counter(owner[root] for root in roots if root in owner)
         terms = tuple((group, _times(count, groups[group].channels)) for group, count in sorted(counts.items()))
-        return Span(fixed=len(roots) - counts.total(), terms=terms)
+        return AffineWidth(fixed=len(roots) - counts.total(), terms=terms)
 
     places, layers = [], list[str]()
     for (node, into), (_, out) in zip(flow.readers, flow.makers, strict=True):

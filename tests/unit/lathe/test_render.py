@@ -22,7 +22,7 @@ from lathe import render
 from search import papers
 from search.architecture import load_architecture
 from search.papers import latencies
-from search.papers.row import Row as PaperRow
+from search.papers.row import PaperRow as PaperRow
 from search.record import Chosen, EpochDone, Finished, NetworkResult, Result, Started
 from search.space import Choice
 

@@ -8,7 +8,7 @@ from search import ops
 from search.blocks import SqueezeExcite
 from search.cost import LatencyModel, MacsModel
 from search.layered_supernet import LayeredSupernet, MixedLayer, Prunode, Shares
-from search.prunode import Masks
+from search.prunode import PrunodeMasks
 from search.space import Choice
 from search.spaces.layered import SKIP, MultiBlock, StochasticLayer
 from search.train import by_batch_statistics
@@ -27,7 +27,7 @@ def multi_block(*, fused=False, se=False, stride=1, kernel=3):
 def prunode(*, small=8, large=24, literal=False, **kind):
     torch.manual_seed(0)
     node = Prunode(multi_block(**kind), literal=literal)
-    node.masks = Masks(s=0.3, l=0.7, small=small, large=large)
+    node.masks = PrunodeMasks(s=0.3, l=0.7, small=small, large=large)
     return node
 
 
@@ -221,7 +221,7 @@ def test_the_share_of_a_single_candidate_is_a_constant():
 
 def test_a_layer_goes_on_from_its_state():
     mixed = LayeredSupernet(SPACE, tau=1.0, phi=1.0, lam=1.0).layers["c"]
-    mixed.prunode("irb_k3_se").masks = Masks(s=0.1, l=0.2, small=8, large=16)
+    mixed.prunode("irb_k3_se").masks = PrunodeMasks(s=0.1, l=0.2, small=8, large=16)
     mixed.prune(0.9)
     again = LayeredSupernet(SPACE, tau=1.0, phi=1.0, lam=1.0).layers["c"]
     again.restore(mixed.state())

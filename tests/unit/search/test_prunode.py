@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.prunode import BETAS, Masks, Rule
+from search.prunode import BETAS, PrunodeMasks, Rule
 
 RULE = Rule(max_channels=192, granularity=32)
 
@@ -21,7 +21,7 @@ def walk(rule, weights, steps=None):
 
 
 def test_the_small_mask_starts_with_half_of_the_channels_and_the_large_one_with_all():
-    assert RULE.start() == Masks(s=0.5, l=1.0, small=96, large=192)
+    assert RULE.start() == PrunodeMasks(s=0.5, l=1.0, small=96, large=192)
 
 
 def test_a_step_of_the_paper_by_hand():
@@ -114,7 +114,7 @@ def test_masks_are_widths_of_the_block_whatever_the_weights(paper, granules, gra
         assert masks.small % granularity == masks.large % granularity == 0
         assert granularity <= masks.small <= masks.large <= rule.max_channels
         assert (masks.small < masks.large) == (granules > 1)
-        assert msgspec.json.decode(msgspec.json.encode(masks), type=Masks) == masks
+        assert msgspec.json.decode(msgspec.json.encode(masks), type=PrunodeMasks) == masks
 
 
 @pytest.mark.parametrize("optimum", range(8, 193, 8))

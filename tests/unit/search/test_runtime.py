@@ -11,14 +11,14 @@ from torch import nn
 
 import search
 from search import SearchError
-from search.runtime import Runtime
+from search.runtime import TrainingRuntime
 from search.train import make_optimizer
 
 ROOT = Path(search.__file__).parents[1]
 
 
 def test_setup_keeps_the_parameters_and_makes_images_channels_last(tiny):
-    runtime = Runtime()
+    runtime = TrainingRuntime()
     network = tiny.module()
     before = [id(parameter) for parameter in network.parameters()]
     runtime.setup(network, [make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)])
@@ -27,7 +27,7 @@ def test_setup_keeps_the_parameters_and_makes_images_channels_last(tiny):
 
 
 def test_images_and_weights_can_be_contiguous():
-    runtime = Runtime(memory_format="contiguous")
+    runtime = TrainingRuntime(memory_format="contiguous")
     network = nn.Conv2d(3, 4, 3)
     runtime.setup(network, [torch.optim.SGD(network.parameters())])
     assert network.weight.is_contiguous()
@@ -50,7 +50,7 @@ def stem(channels=3, kernel=1, stride=2):
 )
 def test_networks_that_corrupt_memory_in_channels_last_are_contiguous(network, capability, contiguous, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    runtime = Runtime()
+    runtime = TrainingRuntime()
     runtime.setup(network, [torch.optim.SGD(network.parameters())])
     assert runtime.send(torch.randn(2, 3, 8, 8)).is_contiguous() == contiguous
 
@@ -58,7 +58,7 @@ def test_networks_that_corrupt_memory_in_channels_last_are_contiguous(network, c
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs")
 def test_a_strided_pointwise_layer_on_images_is_trained():
     """Memory that is corrupted ends the process."""
-    runtime, network = Runtime(), stem()
+    runtime, network = TrainingRuntime(), stem()
     optimizer = torch.optim.SGD(network.parameters())
     wrapped, _ = runtime.setup(network, [optimizer])
     for _ in range(20):
@@ -67,7 +67,7 @@ def test_a_strided_pointwise_layer_on_images_is_trained():
 
 
 def test_bf16_computes_in_it_and_keeps_weights_and_losses():
-    runtime = Runtime(precision="bf16")
+    runtime = TrainingRuntime(precision="bf16")
     seen = []
 
     class Spy(nn.Module):
@@ -92,20 +92,20 @@ def test_bf16_computes_in_it_and_keeps_weights_and_losses():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
 def test_fp16_without_a_gpu_is_refused():
     with pytest.raises(SearchError, match="^--train-precision fp16 needs a GPU, and there is none: give bf16 or fp32$"):
-        Runtime(precision="fp16")
+        TrainingRuntime(precision="fp16")
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(SearchError, match="^--devices must be at most the number of GPUs of this machine, 2, found 4$"):
-        Runtime(devices=4)
+        TrainingRuntime(devices=4)
 
 
 # What both trainings below are: three epochs with momentum, a penalty, and a parameter that some steps leave out.
 TRAINING = """
 import torch
 from torch import nn
-from search.runtime import Runtime
+from search.runtime import TrainingRuntime
 from deploy.metric import Metric
 from search.task import Task
 from search.train import Part, make_optimizer, train_epoch
@@ -160,7 +160,7 @@ from safetensors.torch import save_file
 if MODE == "killed" and int(__import__("os").environ["LOCAL_RANK"]) == 1:
     import signal
     Batches.__iter__ = lambda self: __import__("os").kill(__import__("os").getpid(), signal.SIGKILL)
-runtime = Runtime(devices=2)
+runtime = TrainingRuntime(devices=2)
 try:
     network, score = train(runtime)
 except PeerLost as lost:
@@ -185,7 +185,7 @@ def test_two_processes_train_what_one_does(tmp_path):
     assert ended.stderr == ""
     space: dict = {}
     exec(TRAINING, space)
-    alone, score = space["train"](Runtime())
+    alone, score = space["train"](TrainingRuntime())
     both = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
     for name, value in alone.state_dict().items():
         assert torch.equal(both[0][name], both[1][name])
@@ -203,7 +203,7 @@ def test_a_process_that_is_killed_ends_the_others_in_one_line(tmp_path):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
-    runtime = Runtime()
+    runtime = TrainingRuntime()
     runtime.ranks, runtime.rank = 2, 1
     assert runtime.share(torch.arange(4)).tolist() == [2, 3]
     with pytest.raises(

@@ -29,7 +29,7 @@ from search.methods.settings import PasSettings, Settings
 from search.network import load_weights
 from search.record import Chosen, EpochDone, Finished, Result, Started, read_history, read_run, read_usage
 from search.tensors import read_tensors
-from search.train import Part
+from search.train import TrainingPart
 
 from .conftest import EPOCHS, FAST, make_method, make_table
 
@@ -93,7 +93,7 @@ class Toy(Method[ToySettings]):
 
         data = self.problem.task
         return [
-            Part(
+            TrainingPart(
                 optimizers=[o], batches=data.training_batches(16, epoch.order), loss=loss, factor=lambda step: 0.9**step
             )
             for o in optimizers

@@ -8,21 +8,21 @@ from torch import nn
 
 from search import SearchError
 from search.data import random_parts
-from search.runtime import Runtime
-from search.train import Part, evaluate, make_optimizer, train_epoch, turns
+from search.runtime import TrainingRuntime
+from search.train import TrainingPart, evaluate, make_optimizer, train_epoch, turns
 
 
 def part(optimizer, batches, *, factor=1.0, penalty=lambda: 0.0):
     def loss(logits, labels, images):
         return nn.functional.cross_entropy(logits, labels) + penalty()
 
-    return Part(optimizers=[optimizer], batches=batches, loss=loss, factor=lambda _: factor)
+    return TrainingPart(optimizers=[optimizer], batches=batches, loss=loss, factor=lambda _: factor)
 
 
 @pytest.fixture
 def trained(tiny):
     torch.manual_seed(0)
-    runtime, network = Runtime(), tiny.module()
+    runtime, network = TrainingRuntime(), tiny.module()
     optimizer = make_optimizer(network, lr=0.1, momentum=0.9, weight_decay=0.0)
     wrapped, (optimizer,) = runtime.setup(network, [optimizer])
     return runtime, network, wrapped, optimizer
@@ -151,7 +151,7 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
 
     generator = torch.Generator()
     parts = [
-        Part(
+        TrainingPart(
             optimizers=[o], batches=stripes.training_batches(16, generator, rows), loss=loss(name), factor=lambda _: 1.0
         )
         for o, rows, name in zip(optimizers, random_parts(64, (0.75, 0.25), generator), "ab", strict=True)
@@ -167,7 +167,7 @@ def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):
 
 def test_a_score_says_what_training_took(trained, stripes):
     """One convolution keeps its input, and what its activation made; the network's own weights are there anyway."""
-    runtime = Runtime()
+    runtime = TrainingRuntime()
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from latency import BlockSpec
 from search import SearchError, ops, widths
 from search.budget import Budget, Price
-from search.spaces import Site, Span
+from search.spaces import AffineWidth, Site
 from search.spaces.traced import Traced
 from search.widths import TablePrices, fit, importance, macs_price, network_price, proportional
 
@@ -38,7 +38,7 @@ def make_space(widths_of_groups, spans):
 
 
 def group(*indices, fixed=0):
-    return Span(fixed=fixed, terms=tuple((index, 1) for index in indices))
+    return AffineWidth(fixed=fixed, terms=tuple((index, 1) for index in indices))
 
 
 def chain(*full):

@@ -1,10 +1,10 @@
 import pytest
 
-from search.papers.row import Row
+from search.papers.row import PaperRow
 
 
 def row(paper, ours, note=""):
-    return Row(table="Table 1", row="a", quantity="deployed MACs", paper=paper, unit="G", ours=ours, note=note)
+    return PaperRow(table="Table 1", row="a", quantity="deployed MACs", paper=paper, unit="G", ours=ours, note=note)
 
 
 @pytest.mark.parametrize(

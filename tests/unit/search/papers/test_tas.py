@@ -30,7 +30,7 @@ def test_the_verdicts_of_all_rows():
 
 def test_a_shape_counts_its_shortcuts():
     """Blocks that keep their width add nothing; a wider output takes a 1x1 convolution."""
-    plain = tas.Shape("resnet20", 10, "", " ".join(["16"] * 7 + ["32"] * 6 + ["64"] * 6), (3, 3, 3))
+    plain = tas.SearchedNetwork("resnet20", 10, "", " ".join(["16"] * 7 + ["32"] * 6 + ["64"] * 6), (3, 3, 3))
     assert tas.macs(plain) == 40_813_184
     wider = plain._replace(channels=" ".join(["16"] * 6 + ["20"] + ["32"] * 6 + ["64"] * 6))
     second, shortcut, after, across = 16 * 4 * 9 * 1024, 16 * 20 * 1024, 4 * 32 * 9 * 256, 4 * 32 * 256

@@ -8,7 +8,7 @@ from torch import nn
 
 import reparam
 from search import Choice, SearchError, masks, spaces
-from search.spaces import Site, Span, of_module
+from search.spaces import AffineWidth, Site, of_module
 from search.spaces.traced import Traced
 from zoo import ZOO
 
@@ -51,12 +51,12 @@ def test_sites_say_what_each_layer_reads_and_makes():
         "linear(act=none,h=1,w=1)[c_in=512,c_out=10]",
     ]
     assert [site.spans for site in space.sites()] == [
-        (Span(fixed=3), Span(terms=((0, 1),))),
-        (Span(fixed=3), Span(terms=((1, 1),))),
-        (Span(fixed=3, terms=((0, 1), (1, 1))), Span(terms=((2, 1),))),
-        (Span(terms=((2, 1),)),),
-        (Span(terms=((2, 1),)), Span(terms=((3, 1),))),
-        (Span(terms=((3, 64),)), Span(fixed=10)),
+        (AffineWidth(fixed=3), AffineWidth(terms=((0, 1),))),
+        (AffineWidth(fixed=3), AffineWidth(terms=((1, 1),))),
+        (AffineWidth(fixed=3, terms=((0, 1), (1, 1))), AffineWidth(terms=((2, 1),))),
+        (AffineWidth(terms=((2, 1),)),),
+        (AffineWidth(terms=((2, 1),)), AffineWidth(terms=((3, 1),))),
+        (AffineWidth(terms=((3, 64),)), AffineWidth(fixed=10)),
     ]
     assert (space.input_shape, space.classes) == ((3, 8, 8), 10)
 
