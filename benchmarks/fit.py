@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 from deploy.lowering import LOWERING_VERSION  # noqa: E402
 from greedy import fit_values  # noqa: E402
 from latency import LatencyTable, profile, protocol  # noqa: E402
-from latency.backends.simulated import Settings, Simulated  # noqa: E402
+from latency.backends.simulated import Simulated, SimulatedSettings  # noqa: E402
 from search import spaces  # noqa: E402
 from search.budget import Budget, Price, round_up  # noqa: E402
 from search.spaces import Prunable  # noqa: E402
@@ -31,9 +31,9 @@ from search.workloads import workloads  # noqa: E402
 
 MEASURED = HERE.parent / "profiles" / "amd-epyc-zen4-1thread" / "repvgg-mini.fp32.latency.jsonl"
 SIMULATED = {
-    "resnet20/widths": Settings(step=16, launch_us=0.5, macs_per_us=5_000),
-    "resnet-18/widths": Settings(step=64),
-    "mobilenetv2-1.0/widths": Settings(step=32),
+    "resnet20/widths": SimulatedSettings(step=16, launch_us=0.5, macs_per_us=5_000),
+    "resnet-18/widths": SimulatedSettings(step=64),
+    "mobilenetv2-1.0/widths": SimulatedSettings(step=32),
 }
 INSTANCES = 50
 SEED = 0
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def simulated(space: Prunable, settings: Settings, work: Path) -> LatencyTable:
+def simulated(space: Prunable, settings: SimulatedSettings, work: Path) -> LatencyTable:
     """The table of a simulated device, whose stairs are `settings.step` channels wide."""
     out = work / f"{space.name.replace('/', '-')}.latency.jsonl"
     for _ in profile(

@@ -20,7 +20,7 @@ from outcome import verdicts
 
 from deploy.lowering import LOWERING_VERSION
 from latency import BlockSpec, LatencyTable, Row, TableWriter, profile, protocol, sentinel
-from latency.backends.simulated import Settings, Simulated
+from latency.backends.simulated import Simulated, SimulatedSettings
 from latency.measure import summarize
 from search import spaces
 from search.workloads import workloads
@@ -34,7 +34,7 @@ KILLS = 20
 
 def worst_error(seed: int, safeguards: sentinel.Safeguards, work: Path) -> float:
     """Largest relative error of any block's row against the truth, on a device with every disturbance."""
-    device = Simulated(Settings(seed=seed, **DISTURBED))
+    device = Simulated(SimulatedSettings(seed=seed, **DISTURBED))
     wanted = [item for item in workloads(spaces.get("repvgg-mini"), networks=0) if item.kind == "block"]
     out = work / f"{seed}-{safeguards.sentinel_every}.latency.jsonl"
     for _ in profile(

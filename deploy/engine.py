@@ -23,7 +23,7 @@ from latency import Device, Measurement, Protocol, Runtime
 from latency.backends.onnxruntime import OnnxRuntime
 from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
 from latency.backends.tensorrt import require_options as require_build_options
-from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, require
+from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, import_extra
 from latency.measure import Timed, measure, summarize
 
 TARGETS: dict[Target, Precision] = {"onnxruntime": "fp32", "tensorrt": "fp16", "tensorrt-rtx": "fp16"}
@@ -129,7 +129,7 @@ def runtime_of(target: Target) -> Runtime:
     Raises:
         MissingExtra: the runtime is not installed.
     """
-    module = require(target.replace("-", "_"), "" if target == "onnxruntime" else target)
+    module = import_extra(target.replace("-", "_"), "" if target == "onnxruntime" else target)
     return Runtime(name=target, version=module.__version__)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from deploy.errors import DeployError
 from latency import plot
-from latency.errors import require
+from latency.errors import import_extra
 from latency.files import write_atomically
 from latency.outputs import GENERATOR, PAGE, require_file
 
@@ -165,8 +165,8 @@ def require_page(out: str | Path, *, force: bool = False) -> None:
         LatencyError: the file cannot be written.
         MissingExtra: jinja2 or matplotlib is not installed.
     """
-    require("jinja2", "report")
-    require("matplotlib", "report")
+    import_extra("jinja2", "report")
+    import_extra("matplotlib", "report")
     require_file(out, PAGE, flag="--out", force=force)
 
 
@@ -184,7 +184,7 @@ def write(page: Page, out: str | Path, *, force: bool = False) -> None:
         MissingExtra: jinja2 or matplotlib is not installed.
     """
     require_page(out, force=force)
-    jinja2 = require("jinja2", "report")
+    jinja2 = import_extra("jinja2", "report")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -16,7 +16,7 @@ from deploy.errors import DeployError
 from deploy.metric import ACCURACY, Figure, Quality
 from deploy.samples import Samples, Tensors
 from latency import Measurement
-from latency.errors import require
+from latency.errors import import_extra
 from latency.values import Count
 from latency.values import Share as Fraction
 
@@ -286,7 +286,7 @@ def _alike(name: str, output: Output, reference: Output) -> Bool[np.ndarray, "..
 
 def _polygraphy(one: Float[np.ndarray, "..."], other: Float[np.ndarray, "..."], atol: float) -> tuple[float, bool]:
     """Return the largest absolute difference of finite values, and whether it is within a tolerance."""
-    require("polygraphy", "")
+    import_extra("polygraphy", "")
     from polygraphy.comparator import IterationResult, SimpleCompareFunc
     from polygraphy.logger import G_LOGGER
 

@@ -114,7 +114,7 @@ def profile_adaptively(
         raise LatencyError(f"--coverage-error must be between 0 and 1, found {error}: give 0.02 for 2 %")
     blocks = {work.key: work for work in workloads if work.kind == "block"}
     others = [work for work in workloads if work.kind != "block"]
-    plan = _Plan([BlockSpec.parse(key) for key in blocks], error)
+    plan = _CoveragePlan([BlockSpec.parse(key) for key in blocks], error)
     total = plan.most + len({work.key for work in others}) + 1
     rounds = Rounds(out, measure, total)
     yield from rounds.resumed(workloads)
@@ -178,7 +178,10 @@ def prove(table: LatencyTable) -> Proof:
     specs = {row.key: BlockSpec.parse(row.key) for row in table.rows if row.kind == "block" and row.measured}
     rows = {row.key: row for row in table.rows}
     held = held_out(specs.values())
-    proofs = [_judge(family, {key: rows[key] for key in family}, held) for family in _families(specs.values()).values()]
+    proofs = [
+        _predict_held_out(family, {key: rows[key] for key in family}, held)
+        for family in _families(specs.values()).values()
+    ]
     return proof_of([pair for pairs in proofs for pair in pairs])
 
 
@@ -195,7 +198,7 @@ def held_out(specs: Collection[BlockSpec]) -> set[str]:
     return keys
 
 
-class _Plan:
+class _CoveragePlan:
     """Decides what to measure next, given the rows measured so far."""
 
     def __init__(self, specs: Sequence[BlockSpec], error: float) -> None:
@@ -218,7 +221,7 @@ class _Plan:
         for family in self._families.values():
             unmeasured = [key for key in family if key not in self._asked]
             measured = {key: rows[key] for key in family if key in rows and rows[key].measured}
-            pairs += _judge(family, measured, self._held)
+            pairs += _predict_held_out(family, measured, self._held)
             if not unmeasured:
                 continue
             half = _uncertainty(family, measured, self._held, unmeasured)
@@ -294,17 +297,17 @@ def _points(specs: Iterable[BlockSpec]) -> np.ndarray:
     return np.array([[width for _, width in spec.widths] for spec in specs], dtype=float)
 
 
-def _fit(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> Interpolation | None:
+def _fit_family(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> Interpolation | None:
     knots = [key for key in measured if key not in held]
     if len(knots) < 2:
         return None
     return Interpolation(_points(family[key] for key in knots), np.array([measured[key].median_us for key in knots]))
 
 
-def _judge(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> list[Judged]:
+def _predict_held_out(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str]) -> list[Judged]:
     """Return the held-out rows with their predictions from the others."""
     judges = [key for key in measured if key in held]
-    fit = _fit(family, measured, held) if judges else None
+    fit = _fit_family(family, measured, held) if judges else None
     if fit is None:
         return []
     us, half = fit.predict(_points(family[key] for key in judges))
@@ -315,7 +318,7 @@ def _judge(family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str
 def _uncertainty(
     family: dict[str, BlockSpec], measured: dict[str, Row], held: set[str], unmeasured: Sequence[str]
 ) -> np.ndarray:
-    fit = _fit(family, measured, held)
+    fit = _fit_family(family, measured, held)
     return np.ones(len(unmeasured)) if fit is None else fit.predict(_points(family[key] for key in unmeasured))[1]
 
 

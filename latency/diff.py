@@ -44,7 +44,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     high: float
 
 
-class Difference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RowDifference(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A header field that differs, dotted if nested, such as `device.threads`, with its value in both tables."""
 
     field: str
@@ -66,7 +66,7 @@ class Diff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         only_b: keys that only the second table measured.
     """
 
-    differences: tuple[Difference, ...]
+    differences: tuple[RowDifference, ...]
     tolerance: float
     overall_tolerance: float
     overall: Change
@@ -124,7 +124,7 @@ def diff(
     for index, key in enumerate(keys):
         members.setdefault(family_of(rows_a[key]), []).append(index)
     origins = [table.origin or "measured" for table in (a, b)]
-    origin = (Difference(field="origin", first=origins[0], second=origins[1]),) if origins[0] != origins[1] else ()
+    origin = (RowDifference(field="origin", first=origins[0], second=origins[1]),) if origins[0] != origins[1] else ()
     return Diff(
         differences=tuple(_differences(a.header, b.header)) + origin,
         tolerance=tolerance,
@@ -154,7 +154,7 @@ def _means(logs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
 
 
-def _differences(a: msgspec.Struct, b: msgspec.Struct, prefix: str = "") -> Iterator[Difference]:
+def _differences(a: msgspec.Struct, b: msgspec.Struct, prefix: str = "") -> Iterator[RowDifference]:
     for field in a.__struct_fields__:
         first, second = getattr(a, field), getattr(b, field)
         if first == second or f"{prefix}{field}" in _NOT_HOW:
@@ -164,9 +164,9 @@ def _differences(a: msgspec.Struct, b: msgspec.Struct, prefix: str = "") -> Iter
         elif isinstance(first, dict) and isinstance(second, dict):
             for name in first | second:
                 if first.get(name) != second.get(name):
-                    yield Difference(field=f"{prefix}{field}.{name}", first=first.get(name), second=second.get(name))
+                    yield RowDifference(field=f"{prefix}{field}.{name}", first=first.get(name), second=second.get(name))
         else:
-            yield Difference(field=f"{prefix}{field}", first=first, second=second)
+            yield RowDifference(field=f"{prefix}{field}", first=first, second=second)
 
 
 def _log_ratios(a: Row, b: Row, rng: np.random.Generator) -> np.ndarray:

@@ -72,7 +72,7 @@ class RunFailed(LatencyError):
     """A compiled network cannot be run: the runtime's message in one line."""
 
 
-def require(module: str, extra: str) -> ModuleType:
+def import_extra(module: str, extra: str) -> ModuleType:
     """Import an optional module.
 
     Args:

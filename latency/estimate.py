@@ -11,7 +11,7 @@ from latency.rows import Latency
 from latency.table import LatencyTable
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BlockEstimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One block of a network.
 
     Attributes:
@@ -54,7 +54,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     latency: Latency | None
     measured: Latency | None
     network_us: float
-    parts: tuple[Part, ...]
+    parts: tuple[BlockEstimate, ...]
 
     @property
     def uncovered(self) -> tuple[str, ...]:
@@ -70,7 +70,9 @@ def estimate(table: LatencyTable, blocks: Sequence[BlockSpec], layers: Sequence[
         blocks: blocks of the network, in execution order.
         layers: layer name of each block; empty if they have no names.
     """
-    parts = tuple(_part(table, block, layer) for block, layer in zip(blocks, layers or [""] * len(blocks), strict=True))
+    parts = tuple(
+        _block_estimate(table, block, layer) for block, layer in zip(blocks, layers or [""] * len(blocks), strict=True)
+    )
     covered = [(block, part.alone) for block, part in zip(blocks, parts, strict=True) if part.alone is not None]
     return Estimate(
         table=table.path,
@@ -88,9 +90,9 @@ def estimate(table: LatencyTable, blocks: Sequence[BlockSpec], layers: Sequence[
     )
 
 
-def _part(table: LatencyTable, block: BlockSpec, layer: str) -> Part:
+def _block_estimate(table: LatencyTable, block: BlockSpec, layer: str) -> BlockEstimate:
     try:
         alone, adds = table.lookup(block), table.share(block, first=False)
     except CoverageError as error:
-        return Part(key=block.key, layer=layer, reason=error.reason)
-    return Part(key=block.key, layer=layer, alone=alone, adds=adds)
+        return BlockEstimate(key=block.key, layer=layer, reason=error.reason)
+    return BlockEstimate(key=block.key, layer=layer, alone=alone, adds=adds)

@@ -55,7 +55,7 @@ class _Kernel(NamedTuple):
     nugget: float = _NUGGETS[0]
 
 
-class _Model(NamedTuple):
+class _KrigingModel(NamedTuple):
     """Universal kriging (Matheron 1969): a multilinear trend and a Gaussian process, relative to a first trend fit."""
 
     groups: tuple[int, ...]  # group size per axis; 1 if latency follows the width itself
@@ -84,7 +84,7 @@ class _Council(NamedTuple):
     The numbers are NaN if there are too few knots.
     """
 
-    models: list[_Model]  # best first
+    models: list[_KrigingModel]  # best first
     error: float  # mean relative error
     worst: float  # largest relative error, including the ends
     likely: float  # standard deviations of a 95 % interval
@@ -208,18 +208,18 @@ class Interpolation:
         widths[:, self._open] = points
         return float(np.minimum(self.predict(widths)[1], 1.0).mean()) * MEAN_TO_LIKELY
 
-    def _predict(self, model: _Model, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _predict(self, model: _KrigingModel, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         at, knots = _coordinates(points, model.groups), _coordinates(self._knots, model.groups)
         trend = _products(at.rounded)
         unit = _unit(trend, model.scale, self._us)
-        column = np.hstack([_alike(at, knots, model.kernel), trend / model.sizes / unit[:, None]])
+        column = np.hstack([_covariance(at, knots, model.kernel), trend / model.sizes / unit[:, None]])
         us = column @ model.weights * unit
         nugget = model.kernel.nugget
         variance = np.maximum(1 + nugget - ((column @ model.inverse) * column).sum(axis=1), nugget)
         return np.maximum(us, self._us.min() / 2), model.deviation * np.sqrt(variance)
 
 
-def _elect(models: list[_Model], knots: np.ndarray, us: np.ndarray) -> _Council:
+def _elect(models: list[_KrigingModel], knots: np.ndarray, us: np.ndarray) -> _Council:
     """Choose the best models, judged at knots that had no part in choosing them; among exact ones, the simplest."""
     if not len(models[0].left_out):
         return _Council(models[:1], *[math.nan] * 5)
@@ -280,20 +280,20 @@ def _middles(levels: np.ndarray) -> np.ndarray:
     return levels[:-1] + np.where(gaps > unit, unit * np.maximum(gaps // (2 * unit), 1), gaps / 2)
 
 
-def _believable(knots: np.ndarray, us: np.ndarray) -> list[_Model]:
+def _believable(knots: np.ndarray, us: np.ndarray) -> list[_KrigingModel]:
     """Return the models that predict the knots best from one another."""
     axes = knots.shape[1]
     if len(us) < 2**axes + 3:  # too few to leave one out
-        return [_fit(knots, us, (1,) * axes, _Kernel(4.0))._replace(left_out=np.empty(0))]
+        return [_fit_kriging(knots, us, (1,) * axes, _Kernel(4.0))._replace(left_out=np.empty(0))]
     if len(us) <= _TRIED:
         return _ranked(knots, us)
     some = np.random.RandomState(0).permutation(len(us))[:_TRIED]
     best = _ranked(knots[some], us[some])
     tried = [*[model for model in best if model.extras][: 2 * _COUNCIL], *[model for model in best if not model.extras]]
-    return [_fit(knots, us, model.groups, model.kernel) for model in tried]
+    return [_fit_kriging(knots, us, model.groups, model.kernel) for model in tried]
 
 
-def _ranked(knots: np.ndarray, us: np.ndarray) -> list[_Model]:
+def _ranked(knots: np.ndarray, us: np.ndarray) -> list[_KrigingModel]:
     """Return all models of these knots, best first."""
     # If no group holds two of the measured widths, a staircase cannot be told from a line.
     options = [
@@ -307,12 +307,12 @@ def _ranked(knots: np.ndarray, us: np.ndarray) -> list[_Model]:
         )
         for column in knots.T
     ]
-    first = [_fit(knots, us, groups, _Kernel(_REACHES[1])) for groups in itertools.product(*options)]
+    first = [_fit_kriging(knots, us, groups, _Kernel(_REACHES[1])) for groups in itertools.product(*options)]
     finalists = dict.fromkeys(
         [(1,) * knots.shape[1], *(model.groups for model in sorted(first, key=_rank)[:_FINALISTS])]
     )
     models = [
-        _fit(knots, us, groups, _Kernel(*scales))
+        _fit_kriging(knots, us, groups, _Kernel(*scales))
         for groups in finalists
         for scales in itertools.product(
             _REACHES, _SLACKS if max(groups, default=1) > 1 else (math.inf,), _ALIGNS, _NUGGETS
@@ -321,7 +321,7 @@ def _ranked(knots: np.ndarray, us: np.ndarray) -> list[_Model]:
     return sorted(models, key=_rank)
 
 
-def _fit(knots: np.ndarray, us: np.ndarray, groups: tuple[int, ...], kernel: _Kernel) -> _Model:
+def _fit_kriging(knots: np.ndarray, us: np.ndarray, groups: tuple[int, ...], kernel: _Kernel) -> _KrigingModel:
     at = _coordinates(knots, groups)
     trend = _products(at.rounded)
     scale = np.linalg.lstsq(trend / us[:, None], np.ones(len(us)), rcond=None)[0]
@@ -329,7 +329,7 @@ def _fit(knots: np.ndarray, us: np.ndarray, groups: tuple[int, ...], kernel: _Ke
     count, terms = trend.shape
     sizes = np.linalg.norm(trend / unit[:, None], axis=0)  # else the ridge would shrink terms with small columns
     system = np.zeros((count + terms, count + terms))
-    system[:count, :count] = _alike(at, at, kernel) + kernel.nugget * np.eye(count)
+    system[:count, :count] = _covariance(at, at, kernel) + kernel.nugget * np.eye(count)
     system[:count, count:] = trend / sizes / unit[:, None]
     system[count:, :count] = system[:count, count:].T
     system[count:, count:] = -1e-9 * np.eye(terms)  # where the knots do not tell terms of the trend apart
@@ -339,7 +339,7 @@ def _fit(knots: np.ndarray, us: np.ndarray, groups: tuple[int, ...], kernel: _Ke
     residual = weights[:count] / precision  # leave one out in closed form (Dubrule 1983)
     deviation = float(np.sqrt(np.mean(residual**2 * precision)))
     surprise = residual * np.sqrt(precision) / max(deviation, 1e-12)
-    return _Model(groups, kernel, scale, sizes, inverse, weights, deviation, residual * unit / us, surprise)
+    return _KrigingModel(groups, kernel, scale, sizes, inverse, weights, deviation, residual * unit / us, surprise)
 
 
 def _unit(trend: np.ndarray, scale: np.ndarray, us: np.ndarray) -> np.ndarray:
@@ -347,7 +347,7 @@ def _unit(trend: np.ndarray, scale: np.ndarray, us: np.ndarray) -> np.ndarray:
     return np.clip(trend @ scale, us.min() / 2, None)
 
 
-def _rank(model: _Model) -> tuple[float, int, float]:
+def _rank(model: _KrigingModel) -> tuple[float, int, float]:
     """Return the sort key of a model: the better one first; of equals, the simpler one."""
     error = float(np.mean(np.abs(model.left_out)))
     return max(error, _NOISE), model.extras, error
@@ -381,7 +381,7 @@ def _products(rounded: np.ndarray) -> np.ndarray:
     return np.stack([rounded[:, list(subset)].prod(axis=1) for subset in subsets], axis=1)
 
 
-def _alike(a: _Coordinates, b: _Coordinates, kernel: _Kernel) -> np.ndarray:
+def _covariance(a: _Coordinates, b: _Coordinates, kernel: _Kernel) -> np.ndarray:
     """Return the covariance of the process between points: Gaussian in each coordinate, with widths in octaves."""
     apart = _squares(np.log2(a.rounded), np.log2(b.rounded)) / kernel.reach**2
     if math.isfinite(kernel.slack):

@@ -18,7 +18,7 @@ import numpy as np
 from latency.block import BlockSpec
 from latency.coverage import held_out
 from latency.diff import Diff
-from latency.errors import CoverageError, LatencyError, require
+from latency.errors import CoverageError, LatencyError, import_extra
 from latency.files import atomic_write
 from latency.outputs import GENERATOR, PICTURE, require_file
 from latency.rows import Latency, Row
@@ -83,7 +83,7 @@ def plot(table: LatencyTable, out: Path, *, force: bool = False) -> None:
         LatencyError: the suffix is unknown, the file cannot be written, or there is nothing to draw.
     """
     require_picture(out, force=force)
-    require("matplotlib", "report")
+    import_extra("matplotlib", "report")
     drawn = pictures(
         table, PRINT, unit_for([row.median_us for row in table.rows if row.kind == "network" and row.measured])
     )
@@ -108,7 +108,7 @@ def plot_diffs(tables: Sequence[LatencyTable], diffs: Sequence[Diff], out: Path,
         LatencyError: the suffix is unknown, or the file cannot be written.
     """
     require_picture(out, force=force)
-    require("matplotlib", "report")
+    import_extra("matplotlib", "report")
     drawn = []
     for table, diff in zip(tables[1:], diffs, strict=True):
         caption = (

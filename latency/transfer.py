@@ -38,7 +38,7 @@ class Transferred(NamedTuple):
     high_us: np.ndarray
 
 
-class _Model(NamedTuple):
+class _TransferModel(NamedTuple):
     shares: tuple[float, ...]
     inverse: np.ndarray  # of the anchors' covariance [anchors, anchors]
     weights: np.ndarray  # that times their log latency
@@ -75,7 +75,7 @@ class Transfer:
         one_each = {groups[i]: i for i in shuffled[::-1]}.values()
         blocks = np.array(list(dict.fromkeys([*ends, *one_each, *shuffled[:_CANDIDATES]])))
         shares, noise = _CHOOSING
-        left = _mixed(shares, self._covariances(blocks, blocks))
+        left = _weighted_sum(shares, self._covariances(blocks, blocks))
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
         labels = np.array([numbers[groups[i]] for i in blocks])
         is_open, uncovered = np.ones(len(blocks), dtype=bool), np.ones(len(blocks), dtype=bool)
@@ -99,7 +99,7 @@ class Transfer:
         at, logs = np.asarray(anchors), np.log(np.asarray(us, dtype=float))
         level = logs.mean()
         near, far = self._covariances(at, at), self._covariances(np.arange(len(self._old)), at)
-        models = [_fit(near, logs - level, shares, noise) for shares in _SHARES for noise in _NOISES]
+        models = [_fit_process(near, logs - level, shares, noise) for shares in _SHARES for noise in _NOISES]
         evidence = np.array([model.evidence for model in models])
         weights = np.exp(evidence - evidence.max())
         kept = [
@@ -110,10 +110,10 @@ class Transfer:
         half = likely(np.abs(logs - level - without) / spread) * deviation
         return Transferred(*np.exp(level + np.array([mean, mean - half, mean + half])))
 
-    def _predict(self, model: _Model, far: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def _predict(self, model: _TransferModel, far: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean and variance at every block."""
-        column = _mixed(model.shares, far)
-        own = _mixed(model.shares, self._variances())
+        column = _weighted_sum(model.shares, far)
+        own = _weighted_sum(model.shares, self._variances())
         explained = ((column @ model.inverse) * column).sum(axis=1)
         return column @ model.weights, model.variance * np.maximum(own + model.noise - explained, model.noise)
 
@@ -155,31 +155,31 @@ def _standardized(values: np.ndarray) -> np.ndarray:
     return (varied - varied.mean(axis=0)) / varied.std(axis=0) / max(1.0, varied.shape[1]) ** 0.5
 
 
-def _mixed(shares: Sequence[float], parts: Sequence[np.ndarray]) -> np.ndarray:
+def _weighted_sum(shares: Sequence[float], parts: Sequence[np.ndarray]) -> np.ndarray:
     """Return the weighted sum of covariances; the one that is linear in the old latencies has weight 1."""
     return np.asarray(_LEVEL + sum(share * part for share, part in zip((1.0, *shares), parts, strict=True)))
 
 
-def _fit(near: list[np.ndarray], logs: np.ndarray, shares: tuple[float, ...], noise: float) -> _Model:
+def _fit_process(near: list[np.ndarray], logs: np.ndarray, shares: tuple[float, ...], noise: float) -> _TransferModel:
     count = len(logs)
-    root = np.linalg.cholesky(_mixed(shares, near) + noise * np.eye(count))
+    root = np.linalg.cholesky(_weighted_sum(shares, near) + noise * np.eye(count))
     half = np.linalg.inv(root)
     inverse = half.T @ half
     weights = inverse @ logs
     variance = max(float(logs @ weights) / count, 1e-12)
-    return _Model(
+    return _TransferModel(
         shares, inverse, weights, variance, noise, -count / 2 * np.log(variance) - float(np.log(np.diag(root)).sum())
     )
 
 
-def _left_out(model: _Model, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _left_out(model: _TransferModel, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Predict each anchor from the others: mean and variance in closed form (Rasmussen and Williams 2006, Eq. 5.12)."""
     precision = np.diag(model.inverse)
     return logs - model.weights / precision, model.variance / precision
 
 
 def _averaged(
-    kept: list[tuple[float, _Model]], predictions: list[tuple[np.ndarray, np.ndarray]]
+    kept: list[tuple[float, _TransferModel]], predictions: list[tuple[np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and standard deviation of a mixture of models."""
     shares = np.array([weight for weight, _ in kept])

@@ -12,7 +12,7 @@ import msgspec
 from latency import backends, files, outputs
 from latency import protocol as protocols
 from latency.device import require_cores
-from latency.errors import DeviceUnavailable, require
+from latency.errors import DeviceUnavailable, import_extra
 from latency.units import interval, microseconds, ms_from_us
 from lathe import evidence
 from lathe.flags import image_shape
@@ -111,7 +111,7 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
 
     _require_target(command)
     fixed = shapes.parse_spans(command.shape)
-    require("torch", "train")
+    import_extra("torch", "train")
     from search.spaces import own
 
     ship = partial(

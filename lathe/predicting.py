@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latency import BlockSpec, Latency, LatencyTable, Workload, outputs
-from latency.errors import LatencyError, require
+from latency.errors import LatencyError, import_extra
 from latency.estimate import Estimate, estimate
 from lathe.spaces import named_space, require_no_batch, space_of, space_words
 from lathe.tables import load_table, predicted
@@ -76,7 +76,7 @@ def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
         if len(command.table) > 1:
             raise LatencyError(f"--missing {command.missing} is what one table lacks: give one --table")
     tables = [load_table(path, warn) for path in command.table]
-    require("torch", "train")
+    import_extra("torch", "train")
     network = network_of(command)
     for table in tables:
         table.require(batch=network.batch)

@@ -14,7 +14,7 @@ from latency.backends import Backend
 from latency.backends.tensorrt import TensorRT
 from latency.coverage import Covered, profile_adaptively
 from latency.device import require_cores
-from latency.errors import LatencyError, require
+from latency.errors import LatencyError, import_extra
 from latency.profile import Event as ProfileEvent
 from latency.protocol import Protocol
 from latency.sentinel import Safeguards
@@ -64,7 +64,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored | 
         return fleet.profile(command)
     if command.space.endswith(".zip"):
         return _profile_bundle(command, timing)
-    require("torch", "train")
+    import_extra("torch", "train")
     space = space_of(command.space, command, command.classes)
     runner = _runner(command)
     from deploy.lowering import LOWERING_VERSION
@@ -141,7 +141,7 @@ def _measure(
 def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
     """Return the workloads of a space's block bundle, and the function that writes them."""
     outputs.require_file(command.out, outputs.BLOCKS, flag="--out", force=command.force)
-    require("torch", "train")
+    import_extra("torch", "train")
     space = space_of(command.space, command, command.classes)
     from deploy.lowering import LOWERING_VERSION
     from latency import blocks_zip

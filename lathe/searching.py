@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latency import LatencyTable, backends, outputs
-from latency.errors import FingerprintMismatch, LatencyError, require
+from latency.errors import FingerprintMismatch, LatencyError, import_extra
 from latency.units import us_from_ms
 from lathe import fleet
 from lathe.flags import Milliseconds, require_range
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEvent]":
     """Search a space, or resume a search."""
     outputs.require_directory(command.out)
-    require("torch", "train")
+    import_extra("torch", "train")
     from search import board, methods, record, session
     from search.budget import Budget, Limit
     from search.method import Problem

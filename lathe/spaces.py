@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from latency.errors import LatencyError, require
+from latency.errors import LatencyError, import_extra
 
 if TYPE_CHECKING:
     from lathe.cli import Space as SpaceCommand
@@ -30,7 +30,7 @@ def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
     from search import spaces
 
     if spaces.is_traced(name):
-        require("torch", "train")
+        import_extra("torch", "train")
 
     given = {"resolution": sizes.resolution, "channels": sizes.channels, "cells_per_stage": sizes.cells}
     return spaces.get(name, classes=classes, **given, input_shape=sizes.input_shape)

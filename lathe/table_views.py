@@ -21,7 +21,7 @@ from lathe.render import OUT, print_json
 from lathe.tabular import Grid, Heading, coloured
 
 if TYPE_CHECKING:
-    from latency.estimate import Estimate, Part
+    from latency.estimate import BlockEstimate, Estimate
     from latency.listing import Family
     from lathe.predicting import Prediction
     from lathe.tables import Checked, Compared
@@ -364,7 +364,7 @@ def _parts_by_table(estimates: "Sequence[Estimate]") -> Grid:
     return view
 
 
-def _added(part: "Part") -> str:
+def _added(part: "BlockEstimate") -> str:
     if part.alone is None or part.adds is None:
         return "-"
     return microseconds(part.adds.us) + ("" if part.alone.source == "measured" else f" {part.alone.source[0]}.")

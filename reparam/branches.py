@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from reparam.algebra import Branch, average_kernel, norm_affine
-from reparam.forms import Form, affine, depthwise, identity, once, parallel, serial
-from reparam.graph import Network, aten, is_norm, operator_of, shape
+from reparam.forms import LinearForm, affine, depthwise, identity, lazy_branch, parallel, serial
+from reparam.graph import NetworkGraph, aten, is_norm, operator_of, shape_of
 
 Key = tuple[fx.Node, int]
 
@@ -34,7 +34,7 @@ class Merge:
     """A value to be computed by a single layer."""
 
     node: fx.Node
-    form: Form
+    form: LinearForm
     host: fx.Node
     """the absorbed layer that the merged layer replaces"""
     chain: bool
@@ -46,7 +46,7 @@ class Merge:
         return _operators(self.form)
 
 
-def _operators(form: Form) -> list[fx.Node]:
+def _operators(form: LinearForm) -> list[fx.Node]:
     """Return the absorbed nodes that change values; a norm counts once."""
     return [node for node in form.absorbed - form.moves if node.target is not _NORM and node.target not in _SAME]
 
@@ -60,10 +60,10 @@ class Branches:
         kept: nodes whose values must stay, because a hook sees them.
     """
 
-    def __init__(self, network: Network, opaque: Set[fx.Node], kept: Set[fx.Node]) -> None:
+    def __init__(self, network: NetworkGraph, opaque: Set[fx.Node], kept: Set[fx.Node]) -> None:
         self.network, self.opaque, self.kept = network, opaque, kept
-        self.forms: dict[fx.Node, dict[Key, Form]] = {}
-        self.layers: dict[fx.Node, Form] = {}
+        self.forms: dict[fx.Node, dict[Key, LinearForm]] = {}
+        self.layers: dict[fx.Node, LinearForm] = {}
         """convolutions and linear layers with constant weights, each as a form of its input"""
         self.why: dict[fx.Node, str] = {}
         """why a node cannot be merged with its input"""
@@ -75,7 +75,7 @@ class Branches:
 
     # --- rules ---
 
-    def _rule(self, node: fx.Node) -> Iterable[Form]:
+    def _rule(self, node: fx.Node) -> Iterable[LinearForm]:
         target, args = node.target, node.args
         if target is operator.getitem:
             norm = args[0]
@@ -94,30 +94,30 @@ class Branches:
         if (
             target in _SAME
             and x is not None
-            and shape(x) == shape(node)
+            and shape_of(x) == shape_of(node)
             and x.meta["val"].dtype == node.meta["val"].dtype
         ):
             return self._affine(node, x, 1.0, 0.0)
         return ()
 
-    def _operand(self, x: fx.Node) -> Iterator[Form]:
+    def _operand(self, x: fx.Node) -> Iterator[LinearForm]:
         """Yield a value as the identity of itself, then in all its known forms."""
-        rank = len(shape(x))
+        rank = len(shape_of(x))
         for dim in sorted({1, rank - 1}) if rank > 1 else ():
-            yield identity(x, dim, shape(x))
+            yield identity(x, dim, shape_of(x))
         if x not in self.kept:
             yield from self.forms[x].values()
 
-    def _composed(self, node: fx.Node, x: fx.Node, own: Form) -> Iterator[Form]:
+    def _composed(self, node: fx.Node, x: fx.Node, own: LinearForm) -> Iterator[LinearForm]:
         """Yield the compositions of a node's own form with each form of its input."""
         for inner in self._operand(x):
             form = serial(inner, own)
-            if isinstance(form, Form):
+            if isinstance(form, LinearForm):
                 yield form
             elif inner.source is not x:
                 self.why.setdefault(node, form)
 
-    def _layer(self, node: fx.Node) -> Iterable[Form]:
+    def _layer(self, node: fx.Node) -> Iterable[LinearForm]:
         x, weight, bias, *options = (*node.args, None)[: max(3, len(node.args))]
         if (
             not isinstance(x, fx.Node)
@@ -133,9 +133,9 @@ class Branches:
             (kernel.shape[0], kernel.shape[1] * groups) if transposed else (kernel.shape[1] * groups, kernel.shape[0])
         )
         zeros = torch.zeros(c_out, dtype=kernel.dtype, device=kernel.device)
-        own = Form(
+        own = LinearForm(
             source=x,
-            dim=len(shape(x)) - 1 - sides,
+            dim=len(shape_of(x)) - 1 - sides,
             c_in=c_in,
             c_out=c_out,
             groups=groups,
@@ -151,7 +151,7 @@ class Branches:
         self.layers[node] = own
         return self._composed(node, x, own)
 
-    def _norm(self, node: fx.Node, norm: fx.Node) -> Iterable[Form]:
+    def _norm(self, node: fx.Node, norm: fx.Node) -> Iterable[LinearForm]:
         x, gamma, beta, mean, variance, _, eps = norm.args
         numbers = (gamma, beta, mean, variance)
         if not isinstance(x, fx.Node) or norm in self.opaque or not all(map(self.network.is_constant, numbers)):
@@ -159,15 +159,15 @@ class Branches:
         gamma, beta, mean, variance = map(self.network.constant, numbers)
         assert isinstance(eps, float)
         scale, shift = norm_affine(mean, variance, eps=eps, gamma=gamma, beta=beta)
-        own = affine(norm, x, 1, scale, shift, len(shape(x)))
+        own = affine(norm, x, 1, scale, shift, len(shape_of(x)))
         return [replace(form, absorbed=form.absorbed | {node}) for form in self._composed(node, x, own)]
 
-    def _pool(self, node: fx.Node) -> Iterable[Form]:
+    def _pool(self, node: fx.Node) -> Iterable[LinearForm]:
         sides = _POOLS[node.target]
         x, size, stride, padding, ceil, count, divisor = (*node.args, *(None,) * 6)[:7]
-        if not isinstance(x, fx.Node) or divisor or len(shape(x)) != sides + 2:
+        if not isinstance(x, fx.Node) or divisor or len(shape_of(x)) != sides + 2:
             return ()
-        size, channels, padding = _sides(size, sides), shape(x)[1], _sides(padding or 0, sides)
+        size, channels, padding = _sides(size, sides), shape_of(x)[1], _sides(padding or 0, sides)
         if ceil or (any(padding) and count is False):
             return ()  # averages over fewer pixels at the border, so it is not a convolution
         kernel = average_kernel(channels, size, channels, dtype=torch.float64)
@@ -175,16 +175,16 @@ class Branches:
         own = depthwise(node, x, 1, (kernel, zeros), stride=_sides(stride or size, sides), padding=padding)
         return self._composed(node, x, own)
 
-    def _moved(self, node: fx.Node) -> Iterator[Form]:
+    def _moved(self, node: fx.Node) -> Iterator[LinearForm]:
         """Yield the forms of a view or a padding, taken from the forms of its input."""
         x = node.args[0]
         assert isinstance(x, fx.Node)
         for form in self._operand(x):
-            dim = _moved_dim(node, shape(x), form)
+            dim = _moved_dim(node, shape_of(x), form)
             if dim is not None:
                 yield replace(form, dim=dim, absorbed=form.absorbed | {node}, moves=form.moves | {node})
 
-    def _sum(self, node: fx.Node) -> Iterable[Form]:
+    def _sum(self, node: fx.Node) -> Iterable[LinearForm]:
         x, y = node.args[:2]
         alpha = node.kwargs.get("alpha", 1)
         sign = alpha if node.target is aten.add.Tensor else -alpha  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
@@ -194,23 +194,23 @@ class Branches:
             return self._affine(node, y, sign, self.network.constant(x))
         assert isinstance(x, fx.Node)
         assert isinstance(y, fx.Node)
-        return self._branches(node, x, y, sign) if shape(x) == shape(y) == shape(node) else ()
+        return self._branches(node, x, y, sign) if shape_of(x) == shape_of(y) == shape_of(node) else ()
 
-    def _branches(self, node: fx.Node, x: fx.Node, y: fx.Node, sign: Any) -> Iterator[Form]:
+    def _branches(self, node: fx.Node, x: fx.Node, y: fx.Node, sign: Any) -> Iterator[LinearForm]:
         forms_of_y = {(form.source, form.dim): form for form in self._operand(y)}
         for left in self._operand(x):
             right = forms_of_y.get((left.source, left.dim))
             if right is None:
                 continue
             if sign != 1:
-                right = replace(right, branch=once(_times, right, sign))
+                right = replace(right, branch=lazy_branch(_scaled_branch, right, sign))
             form = parallel(left, right, node)
-            if isinstance(form, Form):
+            if isinstance(form, LinearForm):
                 yield form
             else:
                 self.why.setdefault(node, form)
 
-    def _scaled(self, node: fx.Node) -> Iterable[Form]:
+    def _scaled(self, node: fx.Node) -> Iterable[LinearForm]:
         if node.target is aten.neg.default:
             return self._affine(node, node.args[0], -1.0, 0.0)
         x, y = node.args[:2]
@@ -222,23 +222,23 @@ class Branches:
             self._affine(node, y, self.network.constant(x), 0.0) if self.network.is_constant(x) and not divides else ()
         )
 
-    def _affine(self, node: fx.Node, x: Any, scale: Any, shift: Any, *, shift_factor: Any = 1) -> Iterator[Form]:
+    def _affine(self, node: fx.Node, x: Any, scale: Any, shift: Any, *, shift_factor: Any = 1) -> Iterator[LinearForm]:
         """Yield the forms of `scale * x + shift_factor * shift`.
 
         Scale and shift are scalars or constant within each channel.
         """
-        if not isinstance(x, fx.Node) or shape(x) != shape(node) or not x.meta["val"].is_floating_point():
+        if not isinstance(x, fx.Node) or shape_of(x) != shape_of(node) or not x.meta["val"].is_floating_point():
             return
         for inner in list(self._operand(x)):
-            scales, shifts = _by_channel(scale, shape(x), inner.dim), _by_channel(shift, shape(x), inner.dim)
+            scales, shifts = _by_channel(scale, shape_of(x), inner.dim), _by_channel(shift, shape_of(x), inner.dim)
             if scales is None or shifts is None:
                 continue
-            form = serial(inner, affine(node, x, inner.dim, scales, shifts * shift_factor, len(shape(x))))
-            if isinstance(form, Form):
+            form = serial(inner, affine(node, x, inner.dim, scales, shifts * shift_factor, len(shape_of(x))))
+            if isinstance(form, LinearForm):
                 yield form
 
 
-def _moved_dim(node: fx.Node, before: tuple[int, ...], form: Form) -> int | None:
+def _moved_dim(node: fx.Node, before: tuple[int, ...], form: LinearForm) -> int | None:
     """Return the channel dimension of a form after a view or a padding; None if it does not commute with a scaling."""
     if node.target is aten.pad.default:
         _, widths, mode = (*node.args, "constant")[:3]
@@ -247,7 +247,7 @@ def _moved_dim(node: fx.Node, before: tuple[int, ...], form: Form) -> int | None
         return form.dim if commutes and form.is_scale else None
     if node.target is aten.permute.default:
         return [dim % len(before) for dim in node.args[1]].index(form.dim)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
-    after, dim = shape(node), form.dim
+    after, dim = shape_of(node), form.dim
     return next(
         (
             new
@@ -263,7 +263,7 @@ def _sides(value: Any, sides: int) -> tuple[int, ...]:
     return values * sides if len(values) == 1 else values
 
 
-def _times(form: Form, factor: int | float) -> Branch:
+def _scaled_branch(form: LinearForm, factor: int | float) -> Branch:
     weight, bias = form.branch()
     return weight * factor, bias * factor
 
@@ -281,7 +281,7 @@ def _by_channel(value: Any, target: tuple[int, ...], dim: int) -> Tensor | None:
 # --- choice ---
 
 
-class Choice:
+class MergeChoice:
     """Chooses the forms to merge.
 
     Those whose one layer needs no more multiply-accumulates and no more weights than what it replaces.
@@ -306,7 +306,7 @@ class Choice:
                 return
             self._banned.add((conflict.node, conflict.form.source))
 
-    def _absorbable(self, node: fx.Node, form: Form) -> bool:
+    def _absorbable(self, node: fx.Node, form: LinearForm) -> bool:
         """Return whether no other node visited so far needs an absorbed value."""
         return self._needed.isdisjoint(form.absorbed - {node})
 
@@ -354,7 +354,7 @@ class Choice:
                 )
         return None
 
-    def _belongs_to_source(self, form: Form) -> bool:
+    def _belongs_to_source(self, form: LinearForm) -> bool:
         """Return whether the preceding layer, which has no other reader, absorbs the operators in between instead."""
         source = form.source
         follows_layer = source in self._branches.layers or any(
@@ -365,7 +365,7 @@ class Choice:
             user in form.absorbed and user not in self._branches.layers for user in source.users
         )
 
-    def _splits_module(self, form: Form) -> bool:
+    def _splits_module(self, form: LinearForm) -> bool:
         """Return whether the form moves a scaling out of a module without layers.
 
         Such a module is an activation; the rest of it stays.
@@ -382,10 +382,10 @@ class Choice:
         """Return whether a layer uses its stored weights directly, not values computed from them."""
         return all(not isinstance(arg, fx.Node) or arg.op == "placeholder" for arg in layer.args[1:3])
 
-    def _cost(self, node: fx.Node, form: Form) -> int:
-        return form.macs(shape(form.source if form.transposed else node))
+    def _cost(self, node: fx.Node, form: LinearForm) -> int:
+        return form.macs(shape_of(form.source if form.transposed else node))
 
-    def _saved(self, node: fx.Node, form: Form) -> list[fx.Node]:
+    def _saved(self, node: fx.Node, form: LinearForm) -> list[fx.Node]:
         """Return the absorbed nodes that have no other reader, last first."""
         saved = [node]
         for other in sorted(form.absorbed - {node}, key=self._order.__getitem__, reverse=True):
@@ -397,14 +397,14 @@ class Choice:
     def _order(self) -> dict[fx.Node, int]:
         return {node: index for index, node in enumerate(self._network.graph.nodes)}
 
-    def _is_chain(self, form: Form) -> bool:
+    def _is_chain(self, form: LinearForm) -> bool:
         """Return whether each absorbed node reads exactly one value that depends on the input, and reads it once."""
         return all(len(self._network.reads(node)) == 1 for node in form.absorbed) and not any(
             node.args[0] is node.args[1] for node in form.absorbed if len(node.args) > 1
         )
 
 
-def left(choice: Choice, branches: Branches) -> Iterator[tuple[fx.Node, str]]:
+def unmerged(choice: MergeChoice, branches: Branches) -> Iterator[tuple[fx.Node, str]]:
     """Yield the norms and sums of layers that are not merged, each with the reason."""
     gone = set(itertools.chain.from_iterable(merge.form.absorbed for merge in choice.merges))
     for node in branches.network.graph.nodes:

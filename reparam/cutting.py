@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 
 from reparam.blocks import Block, ChannelMask
 from reparam.errors import ReparamError
-from reparam.flow import Flags, Flow, Ids, Layer, entries_along, folded_bias
-from reparam.graph import Call, Network, args_of, is_norm, operator_of, with_defaults
-from reparam.masking import Masked, Masks, lift, place, placed
+from reparam.flow import ChannelFlow, Flags, FlowLayer, Ids, entries_along, folded_bias
+from reparam.graph import ModuleCall, NetworkGraph, args_of, is_norm, operator_of, with_defaults
+from reparam.masking import Masked, Masks, attach_mask, attached_masks, detach_masks
 from reparam.regions import tensor_of
 
 
@@ -25,7 +25,7 @@ class MaskCall:
     path: str
     """qualified name of the mask"""
     mask: ChannelMask
-    outer: Call
+    outer: ModuleCall
     """the call of the mask, or of the `Masks` that holds it"""
     source: fx.Node
     """the masked value"""
@@ -33,7 +33,7 @@ class MaskCall:
     """whether the mask keeps each channel of the source"""
 
 
-def mask_calls(network: Network) -> Iterator[MaskCall]:
+def mask_calls(network: NetworkGraph) -> Iterator[MaskCall]:
     """Yield every call of every mask."""
     for path, calls in network.by_path.items():
         mask = network.model.get_submodule(path)
@@ -44,7 +44,9 @@ def mask_calls(network: Network) -> Iterator[MaskCall]:
             if call.parent is not None and isinstance(network.model.get_submodule(call.parent.path), Masks):
                 outer = call.parent
                 assert outer.parent is not None
-                masked = next(one for one in placed(network.model.get_submodule(outer.parent.path)) if one.mask is mask)
+                masked = next(
+                    one for one in attached_masks(network.model.get_submodule(outer.parent.path)) if one.mask is mask
+                )
                 entries = torch.tensor(masked.site.entries, device=keep.device)
                 keep = keep[entries] | (entries < 0)
             inside = set(outer.nodes)
@@ -52,7 +54,7 @@ def mask_calls(network: Network) -> Iterator[MaskCall]:
             yield MaskCall(path, mask, outer, source, keep)
 
 
-def cut(flow: Flow, model: nn.Module) -> None:
+def cut(flow: ChannelFlow, model: nn.Module) -> None:
     """Cut the weights of a network in place and fold the constants of removed channels into biases.
 
     Args:
@@ -66,7 +68,7 @@ def cut(flow: Flow, model: nn.Module) -> None:
 
 
 class _Cutter:
-    def __init__(self, flow: Flow, model: nn.Module) -> None:
+    def __init__(self, flow: ChannelFlow, model: nn.Module) -> None:
         self.flow, self.network, self.model = flow, flow.network, model
         self.owners: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in model.modules():
@@ -117,7 +119,7 @@ class _Cutter:
         if data.shape != tensor.shape:
             self._set(name, data)
 
-    def _cut_weight(self, layer: Layer, bias: Tensor | None) -> None:
+    def _cut_weight(self, layer: FlowLayer, bias: Tensor | None) -> None:
         name = self.network.names.get(layer.weight)
         into, out = self.flow.atoms.kept(layer.into), self.flow.atoms.kept(layer.out)
         if into.all() and out.all():
@@ -142,7 +144,7 @@ class _Cutter:
         if bias is not None:
             self._set_bias(layer, bias[torch.from_numpy(out).to(bias.device)])
 
-    def _set_bias(self, layer: Layer, bias: Tensor) -> None:
+    def _set_bias(self, layer: FlowLayer, bias: Tensor) -> None:
         weight: Any = self.network.names[layer.weight]
         name = self.network.names.get(layer.bias) or f"{weight.rpartition('.')[0]}.bias".removeprefix(".")
         owner = self.model.get_submodule(name.rpartition(".")[0])
@@ -154,7 +156,7 @@ class _Cutter:
         trained = tensor_of(self.model, weight if layer.bias is None else name).requires_grad
         setattr(owner, name.rpartition(".")[2], nn.Parameter(bias, trained))
 
-    def _bias(self, layer: Layer) -> Tensor | None:
+    def _bias(self, layer: FlowLayer) -> Tensor | None:
         """Return the new bias of all channels in float64, or None if nothing is added to it."""
         into = self.flow.atoms.kept(layer.into)
         constants = [np.where(into, 0.0, x.const) for _, x, _ in layer.folds]
@@ -205,7 +207,7 @@ class _Cutter:
             if ids is not None:
                 kept[id(call.mask)] = self.flow.atoms.kept(ids.ravel())
         for module in list(self.model.modules()):
-            for masked in lift(module):
+            for masked in detach_masks(module):
                 keep, site = kept.get(id(masked.mask)), masked.site
                 if keep is not None:
                     new_index = np.cumsum(keep) - 1
@@ -215,7 +217,7 @@ class _Cutter:
                         if entry < 0 or keep[entry]
                     )
                     site = replace(site, entries=entries)
-                place(
+                attach_mask(
                     module, Masked(masked.masks, masked.name, site, masked.count if keep is None else int(keep.sum()))
                 )
 
@@ -223,7 +225,7 @@ class _Cutter:
 # --- masks of kept channels ---
 
 
-def _masks_into_weights(flow: Flow) -> list[ChannelMask]:
+def _masks_into_weights(flow: ChannelFlow) -> list[ChannelMask]:
     """Zero the weights that produce masked channels if only the mask reads the channels.
 
     Return the masks that become redundant.
@@ -241,7 +243,7 @@ def _masks_into_weights(flow: Flow) -> list[ChannelMask]:
     return redundant
 
 
-def _maker(flow: Flow, node: fx.Node) -> fx.Node | None:
+def _maker(flow: ChannelFlow, node: fx.Node) -> fx.Node | None:
     """Return the only layer whose channels reach a value, through operators that map zero to zero.
 
     None if there is none.
@@ -262,7 +264,7 @@ def _maker(flow: Flow, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _zero(flow: Flow, maker: Any, keep: Tensor) -> None:
+def _zero(flow: ChannelFlow, maker: Any, keep: Tensor) -> None:
     weight, bias = with_defaults(maker.args, (None, None, None))[1:3]
     layer, tensor = flow.layers.get(weight), tensor_of(flow.network.model, flow.network.names[weight])
     with torch.no_grad():

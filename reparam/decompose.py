@@ -59,13 +59,13 @@ def decomposed(program: ExportedProgram) -> fx.Graph:
             node.name = node.target = next(names).name
         if node.target is aten.alias.default:
             node.replace_all_uses_with(node.args[0])
-        if node.target is aten.copy.default and _alike(*node.args[:2]):
+        if node.target is aten.copy.default and _same_shape_and_dtype(*node.args[:2]):
             node.replace_all_uses_with(node.args[1])
     graph.eliminate_dead_code()
     return graph
 
 
-def _alike(x: fx.Node, y: fx.Node) -> bool:
+def _same_shape_and_dtype(x: fx.Node, y: fx.Node) -> bool:
     one, other = x.meta["val"], y.meta["val"]
     return (one.shape, one.dtype) == (other.shape, other.dtype)
 

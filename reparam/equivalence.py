@@ -78,7 +78,7 @@ def compare(
     )
     with arithmetic(dtype):
         outputs = [list(tensors_of(_converted(module, dtype)(*inputs, **named))) for module in (reference, other)]
-    return between(*outputs)
+    return difference_of(*outputs)
 
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -95,7 +95,7 @@ def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return copy.deepcopy(module, memo).eval()
 
 
-def between(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
+def difference_of(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
     """Return the largest difference over all tensors of two outputs.
 
     Raises:
@@ -112,7 +112,7 @@ def between(reference: Sequence[Tensor], other: Sequence[Tensor]) -> Difference:
     )
 
 
-def require(difference: Difference, limit: float, what: str) -> None:
+def require_within(difference: Difference, limit: float, what: str) -> None:
     """Raise unless the difference is within the limit.
 
     Raises:

@@ -9,22 +9,22 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reparam.graph import Call, Network, is_norm, read
-from reparam.masking import Site
-from reparam.regions import HookedModuleError, Region, home, install, returned, taken
+from reparam.graph import ModuleCall, NetworkGraph, is_norm, read_network
+from reparam.masking import MaskSite
+from reparam.regions import HookedModuleError, Region, call_input, call_output, replace_module, replaceable_call
 
 
 class Exposed:
     """Index of the values that the modules of a network return or take as their only argument."""
 
-    def __init__(self, network: Network, blocks: set[str]) -> None:
+    def __init__(self, network: NetworkGraph, blocks: set[str]) -> None:
         self.network = network
-        self.returned: dict[fx.Node, list[Call]] = {}
-        self.taken: dict[fx.Node, list[Call]] = {}
-        self.ends: dict[Call, tuple[fx.Node | None, fx.Node | None]] = {}
+        self.returned: dict[fx.Node, list[ModuleCall]] = {}
+        self.taken: dict[fx.Node, list[ModuleCall]] = {}
+        self.ends: dict[ModuleCall, tuple[fx.Node | None, fx.Node | None]] = {}
         for call in itertools.chain.from_iterable(network.by_path.values()):
             if not any(call.path.startswith(f"{block}.") for block in blocks):
-                front, end = taken(network, call), returned(network, call)
+                front, end = call_input(network, call), call_output(network, call)
                 if end is not None and not set(call.nodes).isdisjoint(
                     end.users
                 ):  # readers inside the module would bypass the mask
@@ -61,7 +61,7 @@ class Exposed:
         None if the module must keep its code.
         """
         try:
-            call = home(self.network, self.network.model, self.network.calls[node][-1], [node])
+            call = replaceable_call(self.network, self.network.model, self.network.calls[node][-1], [node])
         except HookedModuleError:
             return []
         region = _Exposing(self.network, self.network.model, call, {node})
@@ -88,16 +88,16 @@ class _Exposing(Region):
             self.emitted[node] = self.graph.call_module(name, (self.emitted[node],))
 
 
-def with_graphs(model: nn.Module, example_input: Tensor | tuple[Any, ...], sites: Sequence[Site]) -> nn.Module:
+def with_graphs(model: nn.Module, example_input: Tensor | tuple[Any, ...], sites: Sequence[MaskSite]) -> nn.Module:
     """Replace the modules that sites name in `Site.graph` by their graphs."""
     if all(site.graph is None for site in sites):
         return model
     modes = {path: module.training for path, module in model.named_modules()}
-    network = read(model, example_input if isinstance(example_input, tuple) else (example_input,))
+    network = read_network(model, example_input if isinstance(example_input, tuple) else (example_input,))
     for path in sorted({site.graph for site in sites if site.graph is not None}, key=len, reverse=True):
         names = {site.module.removeprefix(f"{path}.") for site in sites if site.graph == path}
         for call in network.by_path.get(path, [])[:1]:
-            model = install(
+            model = replace_module(
                 model,
                 path,
                 _Exposing(network, model, call, {node for node in call.nodes if node.name in names}).module(),

@@ -27,7 +27,7 @@ from torch import Tensor, fx
 
 from reparam.atoms import Atoms, Flags, Ids
 from reparam.errors import ReparamError
-from reparam.graph import Network, operator_of, shape
+from reparam.graph import NetworkGraph, operator_of, shape_of
 
 Numbers = NDArray[np.float64]
 
@@ -68,7 +68,7 @@ class Refusal:
 
 
 @dataclass
-class Layer:
+class FlowLayer:
     """A weight that mixes channels, with all of its uses."""
 
     node: fx.Node
@@ -83,7 +83,7 @@ class Layer:
     is exact"""
 
 
-class Flow:
+class ChannelFlow:
     """One walk over a network by the rules.
 
     Args:
@@ -95,7 +95,7 @@ class Flow:
 
     def __init__(
         self,
-        network: Network,
+        network: NetworkGraph,
         *,
         generic: bool = False,
         behind: Callable[[fx.Node, Channels], Channels] = lambda _, value: value,
@@ -105,7 +105,7 @@ class Flow:
         self.network, self.generic = network, generic
         self.atoms = Atoms()
         self.values: dict[fx.Node, Value] = {}
-        self.layers: dict[fx.Node, Layer] = {}
+        self.layers: dict[fx.Node, FlowLayer] = {}
         """by weight"""
         self.cuts: dict[str, Ids] = {}
         """atoms of the entries of parameters and buffers, by name; weights that mix channels are in `layers`"""
@@ -164,7 +164,7 @@ class Flow:
 
         Pinned ones if none can be removed there.
         """
-        x, width = self.of(node), shape(node)[dim]
+        x, width = self.of(node), shape_of(node)[dim]
         constant = self.network.is_constant(node)
         if x is not None and not constant and x.ids.shape[dim] == width and (width > 1 or not x.dims):
             return self._one_dimension(x, dim, reader)
@@ -260,7 +260,8 @@ class Flow:
         They are expanded to full size along the dimensions `full`.
         """
         sizes = [
-            size if dim in full else own for dim, (own, size) in enumerate(zip(x.const.shape, shape(node), strict=True))
+            size if dim in full else own
+            for dim, (own, size) in enumerate(zip(x.const.shape, shape_of(node), strict=True))
         ]
         return torch.from_numpy(np.array(x.const)).expand(sizes)
 
@@ -340,7 +341,7 @@ class Flow:
             if len(self.refusals) > known:
                 return
 
-    def _unfolded(self, layer: Layer) -> Iterator[tuple[fx.Node, Ids]]:
+    def _unfolded(self, layer: FlowLayer) -> Iterator[tuple[fx.Node, Ids]]:
         """Yield removed channels whose nonzero constant the layer's bias cannot absorb."""
         for node, x, exact in layer.folds:
             if not exact:
@@ -391,17 +392,17 @@ class Flow:
 
     def size(self, node: fx.Node, dim: int) -> int:
         """Return the size of a node along a dimension after channels are removed."""
-        x, full = self.of(node), shape(node)[dim]
+        x, full = self.of(node), shape_of(node)[dim]
         return full if x is None or x.ids.shape[dim] == 1 else int(self.kept(x, dim).sum())
 
-    def groups(self, layer: Layer) -> int:
+    def groups(self, layer: FlowLayer) -> int:
         """Return the number of groups of a convolution after empty ones are removed."""
         return max(1, int(self.atoms.kept(layer.out).reshape(layer.groups, -1).any(1).sum()))
 
     def keeps_zero(self, node: fx.Node) -> bool:
         """Return whether a node of `alike` maps 0 to 0."""
         (source,) = self.network.reads(node)
-        return not bool(self.run(node, {source: torch.zeros(shape(source), dtype=torch.float64)}).any())
+        return not bool(self.run(node, {source: torch.zeros(shape_of(source), dtype=torch.float64)}).any())
 
 
 def entries_along(flags: Flags, dim: int) -> Flags:
@@ -410,7 +411,7 @@ def entries_along(flags: Flags, dim: int) -> Flags:
     return np.asarray(rows.any(1))
 
 
-def folded_bias(weight: Tensor, bias: Tensor | None, layer: Layer, const: Numbers, which: Flags) -> Numbers:
+def folded_bias(weight: Tensor, bias: Tensor | None, layer: FlowLayer, const: Numbers, which: Flags) -> Numbers:
     """Return a layer's bias plus its output for inputs that are `const` in the channels `which` and 0 in the others."""
     kernel = weight.detach().cpu().double().numpy()
     kernel = kernel.reshape(*kernel.shape[:2], -1).sum(2)

@@ -38,7 +38,7 @@ _MODULES: dict[tuple[bool, int], Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class LinearForm:
     """A value as a convolution of `source` over the dimensions after `dim`, the channel dimension.
 
     The effect of `moves` is apart.
@@ -86,7 +86,7 @@ class Form:
         """Return the multiply-accumulates for an output shape (for a transposed convolution, an input shape)."""
         return math.prod(shape) // shape[self.dim] * self.weights
 
-    def same_geometry(self, other: "Form") -> bool:
+    def same_geometry(self, other: "LinearForm") -> bool:
         """Return whether both forms differ only in kernel and bias."""
         return all(getattr(self, name) == getattr(other, name) for name in _GEOMETRY)
 
@@ -109,11 +109,11 @@ _GEOMETRY = ("dim", "c_in", "c_out", "groups", "size", "stride", "padding", "dil
 
 def depthwise(
     node: fx.Node, source: fx.Node, dim: int, branch: Branch, *, stride: Sides = (), padding: Sides = ()
-) -> Form:
+) -> LinearForm:
     """Return a depth-wise convolution; stride 1 and no padding by default."""
     channels, _, *size = branch[0].shape
     ones = (1,) * len(size)
-    return Form(
+    return LinearForm(
         source=source,
         dim=dim,
         c_in=channels,
@@ -128,18 +128,18 @@ def depthwise(
     )
 
 
-def affine(node: fx.Node, source: fx.Node, dim: int, scale: Tensor, shift: Tensor, rank: int) -> Form:
+def affine(node: fx.Node, source: fx.Node, dim: int, scale: Tensor, shift: Tensor, rank: int) -> LinearForm:
     """Return the form of `scale * source + shift`, with one scale and one shift per channel."""
     return depthwise(node, source, dim, (scale.reshape(-1, 1, *[1] * (rank - 1 - dim)), shift))
 
 
-def identity(node: fx.Node, dim: int, shape: tuple[int, ...]) -> Form:
+def identity(node: fx.Node, dim: int, shape: tuple[int, ...]) -> LinearForm:
     """Return the form of a value as itself."""
     ones = torch.ones(shape[dim], dtype=torch.float64)
     return replace(affine(node, node, dim, ones, torch.zeros_like(ones), len(shape)), absorbed=frozenset())
 
 
-def serial(first: Form, second: Form) -> Form | str:
+def serial(first: LinearForm, second: LinearForm) -> LinearForm | str:
     """Compose two forms, where `second` reads the value of `first`; return the reason if that is not exact.
 
     One of the two must be of size 1, and the second must not pad unless the first maps zero to zero.
@@ -158,32 +158,36 @@ def serial(first: Form, second: Form) -> Form | str:
     if first.transposed or second.transposed:
         if second.transposed or not second.is_scale:
             return "a transposed convolution can absorb only a following norm"
-        return compose(first, branch=once(_scaled_transposed, first, second))
+        return compose(first, branch=lazy_branch(_scaled_transposed, first, second))
     if second.is_scale:
-        return compose(first, branch=once(_composed, first, second, first.groups))
+        return compose(first, branch=lazy_branch(_composed, first, second, first.groups))
     if any(second.padding) and (first.is_scale or first._is_point) and bool(first.branch()[1].any()):
         return "the second pads with zeros, and the first does not map zero to zero"
     if first.is_scale:
-        return compose(second, branch=once(_composed, first, second, second.groups))
+        return compose(second, branch=lazy_branch(_composed, first, second, second.groups))
     if first.moves:
         return "only a scaling commutes with a view"
     groups = math.gcd(first.groups, second.groups)
     if second._is_point:
         stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
         return compose(
-            first, c_out=second.c_out, stride=stride, groups=groups, branch=once(_composed, first, second, groups)
+            first,
+            c_out=second.c_out,
+            stride=stride,
+            groups=groups,
+            branch=lazy_branch(_composed, first, second, groups),
         )
     if not first._is_point or not set(first.stride) <= {1}:
         return "neither is a 1x1 convolution of stride 1"
-    return compose(second, groups=groups, branch=once(_composed, first, second, groups))
+    return compose(second, groups=groups, branch=lazy_branch(_composed, first, second, groups))
 
 
-def once(compute: Callable[..., Branch], *args: Any) -> Callable[[], Branch]:
+def lazy_branch(compute: Callable[..., Branch], *args: Any) -> Callable[[], Branch]:
     """Return a function that computes a branch lazily and only once."""
     return functools.cache(functools.partial(compute, *args))
 
 
-def _composed(first: Form, second: Form, groups: int) -> Branch:
+def _composed(first: LinearForm, second: LinearForm, groups: int) -> Branch:
     (inner, carried), (outer, bias) = first.branch(), second.branch()
     if second.is_scale:
         return fuse_conv_bn(inner, carried, outer.flatten(), bias)
@@ -193,12 +197,12 @@ def _composed(first: Form, second: Form, groups: int) -> Branch:
     return merge_serial((inner, carried), (outer, bias), groups=groups)
 
 
-def _scaled_transposed(first: Form, second: Form) -> Branch:
+def _scaled_transposed(first: LinearForm, second: LinearForm) -> Branch:
     scale, shift = second.branch()
     return fuse_transposed_conv_bn(*first.branch(), scale.flatten(), shift, groups=first.groups)
 
 
-def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
+def parallel(one: LinearForm, other: LinearForm, node: fx.Node) -> LinearForm | str:
     """Add two forms over the same source; return the reason if that is not exact."""
     if one.moves or other.moves:
         return "one of them is behind a view or a padding"
@@ -223,11 +227,11 @@ def parallel(one: Form, other: Form, node: fx.Node) -> Form | str:
         size=tuple(map(max, a.size, b.size)),
         padding=tuple(map(max, a.padding, b.padding)),
         absorbed=a.absorbed | b.absorbed | {node},
-        branch=once(_summed, a, b, groups),
+        branch=lazy_branch(_summed, a, b, groups),
     )
 
 
-def _dilated(form: Form, dilation: Sides) -> Form:
+def _dilated(form: LinearForm, dilation: Sides) -> LinearForm:
     """Rewrite a form for another dilation.
 
     It is the same in each dimension, arbitrary if the kernel has size 1 there, or 1.
@@ -238,15 +242,15 @@ def _dilated(form: Form, dilation: Sides) -> Form:
     size = tuple(step * (k - 1) + 1 for step, k in zip(steps, form.size, strict=True))
     if size == form.size:
         return replace(form, dilation=dilation)
-    return replace(form, size=size, dilation=dilation, branch=once(_spread, form, steps))
+    return replace(form, size=size, dilation=dilation, branch=lazy_branch(_spread, form, steps))
 
 
-def _spread(form: Form, steps: Sides) -> Branch:
+def _spread(form: LinearForm, steps: Sides) -> Branch:
     weight, bias = form.branch()
     return dilate_kernel(weight, steps), bias
 
 
-def _summed(one: Form, other: Form, groups: int) -> Branch:
+def _summed(one: LinearForm, other: LinearForm, groups: int) -> Branch:
     branches = []
     for form in (one, other):
         weight, bias = form.branch()

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.blocks import Block, ChannelMask
-from reparam.branches import Branches, Choice, Merge, left
-from reparam.equivalence import FLOAT64_LIMIT, arithmetic, between, compare, require
+from reparam.branches import Branches, Merge, MergeChoice, unmerged
+from reparam.equivalence import FLOAT64_LIMIT, arithmetic, compare, difference_of, require_within
 from reparam.errors import ReparamError
 from reparam.exported import RUN_ERRORS, first_line
-from reparam.graph import Network, has_hooks, is_norm, operator_of, read, twin_of
-from reparam.masking import lift, place
+from reparam.graph import NetworkGraph, has_hooks, is_norm, operator_of, read_network, twin_of
+from reparam.masking import attach_mask, detach_masks
 from reparam.regions import HookedModuleError
 from reparam.rewrite import Rewritten, rewrite
 from reparam.structure import leaves, map_tensors
@@ -106,14 +106,14 @@ def _fused(
     twin_of(model)  # raises if the model cannot be copied
     root = nn.Sequential(copy.deepcopy(model)).eval()  # a parent for the model itself, which may be a block
     deployed = dict(_deploy_blocks(root))
-    network = read(_with_types(root, deployed)[0], args, keywords, exact=root[0])
+    network = read_network(_with_types(root, deployed)[0], args, keywords, exact=root[0])
     watched = {
         call for chain in network.calls.values() for call in chain if has_hooks(network.model.get_submodule(call.path))
     }
     branches = Branches(network, _opaque(network), _seen(network, watched))
     skipped: set[fx.Node] = set()
     while True:
-        choice = Choice(branches, skipped, norms_only=norms_only)
+        choice = MergeChoice(branches, skipped, norms_only=norms_only)
         try:
             rewritten = _proven(network, choice.merges, args, keywords)
         except HookedModuleError as error:
@@ -122,7 +122,7 @@ def _fused(
             return rewritten, _report(network, branches, choice, [_path(name) for name in deployed], rewritten.graphs)
 
 
-def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywords: dict[str, Any]) -> Rewritten:
+def _proven(network: NetworkGraph, merges: list[Merge], args: tuple[Any, ...], keywords: dict[str, Any]) -> Rewritten:
     """Rewrite the network and compare it with the original; use its graph if its code needs a merged operator."""
     generator = torch.Generator().manual_seed(0)  # leaves torch's global seed alone
 
@@ -144,11 +144,11 @@ def _proven(network: Network, merges: list[Merge], args: tuple[Any, ...], keywor
         if difference.within(FLOAT64_LIMIT):
             return rewritten
     where = _first_difference(network, rewritten, (args, keywords))  # pyright: ignore[reportPossiblyUnbound]
-    require(difference, FLOAT64_LIMIT, f"the network is not the same after merging{where}")  # pyright: ignore[reportPossiblyUnbound]
+    require_within(difference, FLOAT64_LIMIT, f"the network is not the same after merging{where}")  # pyright: ignore[reportPossiblyUnbound]
     raise AssertionError("unreachable: the difference is above the limit")
 
 
-def _first_difference(network: Network, rewritten: Rewritten, arguments: Any) -> str:
+def _first_difference(network: NetworkGraph, rewritten: Rewritten, arguments: Any) -> str:
     """Describe the first value that differs between the network's graph and the rewritten graph.
 
     "" if there is none.
@@ -169,13 +169,13 @@ def _first_difference(network: Network, rewritten: Rewritten, arguments: Any) ->
         if (
             isinstance(value, Tensor)
             and isinstance(other, Tensor)
-            and not between([value], [other]).within(FLOAT64_LIMIT)
+            and not difference_of([value], [other]).within(FLOAT64_LIMIT)
         ):
             return f", first at {node.name} ({operator_of(node)} of {network.where(node)})"
     return ""
 
 
-def _opaque(network: Network) -> set[fx.Node]:
+def _opaque(network: NetworkGraph) -> set[fx.Node]:
     """Return the nodes of masks; they stay for `squeeze`."""
     return {
         node
@@ -184,7 +184,7 @@ def _opaque(network: Network) -> set[fx.Node]:
     }
 
 
-def _seen(network: Network, watched: set[Any]) -> set[fx.Node]:
+def _seen(network: NetworkGraph, watched: set[Any]) -> set[fx.Node]:
     """Return the inputs and outputs of modules with hooks."""
     seen = set()
     for call in watched:
@@ -195,7 +195,7 @@ def _seen(network: Network, watched: set[Any]) -> set[fx.Node]:
 
 
 def _report(
-    network: Network, branches: Branches, choice: Choice, deployed: list[str], graphs: tuple[str, ...]
+    network: NetworkGraph, branches: Branches, choice: MergeChoice, deployed: list[str], graphs: tuple[str, ...]
 ) -> FuseReport:
     where = network.where
     merged = []
@@ -210,7 +210,7 @@ def _report(
     return FuseReport(
         blocks=tuple(deployed),
         merged=tuple(merged),
-        left=tuple(f"{where(node)}: {why}" for node, why in left(choice, branches)),
+        left=tuple(f"{where(node)}: {why}" for node, why in unmerged(choice, branches)),
         graphs=graphs,
         layers=(len(layers), len(layers - gone) + len(choice.merges)),
         norms=(len(norms), len([node for node in norms if node not in gone])),
@@ -229,10 +229,10 @@ def _deploy_blocks(root: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
                 if child not in deployed:
                     full = f"{path}.{name}".lstrip(".")
                     yield full, next(child.parameters()).dtype
-                    masks = lift(child)
+                    masks = detach_masks(child)
                     deployed[child] = _deployed(child, _path(full))
                     for masked in masks:
-                        place(deployed[child], masked)
+                        attach_mask(deployed[child], masked)
                 parent._modules[name] = deployed[child]
 
 
@@ -246,7 +246,7 @@ def _deployed(block: Block, path: str) -> nn.Module:
     x = torch.randn(2, *block.probe_shape(), dtype=torch.float64, generator=generator).to(
         next(block.parameters()).device
     )
-    require(compare(exact, merged, x), FLOAT64_LIMIT, f"block {path} is not the same after merging")
+    require_within(compare(exact, merged, x), FLOAT64_LIMIT, f"block {path} is not the same after merging")
     return merged
 
 

@@ -14,7 +14,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[repor
 from reparam.equivalence import arithmetic
 from reparam.errors import ReparamError
 from reparam.exported import HOOKS, RUN_ERRORS, Exported, exported, first_line
-from reparam.masking import Masked, lift, place
+from reparam.masking import Masked, attach_mask, detach_masks
 from reparam.structure import map_tensors
 
 aten: Any = torch.ops.aten
@@ -23,21 +23,21 @@ _ROOT = "L__self__network"  # how torch.export names the call of the network its
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """One call of a module, with the nodes that it and its children compute."""
 
     key: str
     path: str
     """qualified name of the module; "" for the network itself"""
-    parent: "Call | None"
+    parent: "ModuleCall | None"
     nodes: list[fx.Node] = field(default_factory=list)
 
     def __hash__(self) -> int:
         return hash(self.key)
 
 
-class Network:
-    """A network in evaluation mode, read by `read`.
+class NetworkGraph:
+    """A network in evaluation mode, read by `read_network`.
 
     Attributes:
         model: the network; the graph refers to its tensors.
@@ -62,24 +62,24 @@ class Network:
             for name, target in program.targets.items()
         }
         self.inputs = [placeholders[name] for name in program.inputs]
-        self.calls: dict[fx.Node, tuple[Call, ...]] = {}
-        by_key: dict[str, Call] = {}
+        self.calls: dict[fx.Node, tuple[ModuleCall, ...]] = {}
+        by_key: dict[str, ModuleCall] = {}
         first = {id(module): path for path, module in model.named_modules()}
         paths = {path: first[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
         for node in self.graph.nodes:
-            chain: list[Call] = []
+            chain: list[ModuleCall] = []
             for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
                 if path == "":
                     continue
                 path = paths[path.removeprefix("network").removeprefix(".")]
-                call = by_key.setdefault(key, Call(key, path, chain[-1] if chain else None))
+                call = by_key.setdefault(key, ModuleCall(key, path, chain[-1] if chain else None))
                 call.nodes.append(node)
                 chain.append(call)
             if not chain and node.op == "call_function":  # the network's own code, which torch does not record
-                chain.append(by_key.setdefault(_ROOT, Call(_ROOT, "", None)))
+                chain.append(by_key.setdefault(_ROOT, ModuleCall(_ROOT, "", None)))
                 chain[0].nodes.append(node)
             self.calls[node] = tuple(chain)
-        self.by_path: dict[str, list[Call]] = {}
+        self.by_path: dict[str, list[ModuleCall]] = {}
         for call in by_key.values():
             self.by_path.setdefault(call.path, []).append(call)
         self.shapes = {
@@ -89,7 +89,7 @@ class Network:
         }
 
     @property
-    def root(self) -> Call:
+    def root(self) -> ModuleCall:
         """The call of the network itself."""
         return self.by_path[""][0]
 
@@ -182,7 +182,7 @@ def with_defaults(given: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[An
     return (*given, *defaults[len(given) :])
 
 
-def shape(node: fx.Node) -> tuple[int, ...]:
+def shape_of(node: fx.Node) -> tuple[int, ...]:
     """Return the shape of a node's tensor; () for any other value."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
@@ -209,9 +209,9 @@ def has_hooks(module: nn.Module) -> bool:
     return any(not isinstance(hook, Masked) for hooks in HOOKS for hook in getattr(module, hooks).values())
 
 
-def read(
+def read_network(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None
-) -> Network:
+) -> NetworkGraph:
     """Read a network in evaluation mode.
 
     Args:
@@ -224,7 +224,7 @@ def read(
     Raises:
         ReparamError: the network cannot be copied, run or exported, or it draws random numbers.
     """
-    network = Network(exact or model, exported(twin_of(model), args, kwargs or {}))
+    network = NetworkGraph(exact or model, exported(twin_of(model), args, kwargs or {}))
     _require_deterministic(network)
     for node in list(network.graph.nodes):
         if node.target is aten._assert_tensor_metadata.default:
@@ -256,15 +256,15 @@ def twin_of(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied: {first_line(error)}; keep only what copy.deepcopy can copy in it"
         ) from error
     for part in twin.modules():
-        masks = lift(part)
+        masks = detach_masks(part)
         for hooks in HOOKS:
             getattr(part, hooks).clear()
         for masked in masks:
-            place(part, masked)
+            attach_mask(part, masked)
     return twin
 
 
-def _require_deterministic(network: Network) -> None:
+def _require_deterministic(network: NetworkGraph) -> None:
     for node in network.graph.nodes:
         if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()) or _drops_nothing(node):
             continue

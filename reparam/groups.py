@@ -13,9 +13,9 @@ from reparam.blocks import Block
 from reparam.equivalence import FLOAT64_LIMIT, compare
 from reparam.errors import ReparamError
 from reparam.exposure import Exposed, with_graphs
-from reparam.flow import Channels, Flow
-from reparam.graph import is_norm, read, shape
-from reparam.masking import Masked, Masks, Site, place
+from reparam.flow import ChannelFlow, Channels
+from reparam.graph import is_norm, read_network, shape_of
+from reparam.masking import Masked, Masks, MaskSite, attach_mask
 from reparam.rules.layers import channel_dim
 
 
@@ -39,7 +39,7 @@ class ChannelGroup:
     """index into the mask for each channel of each producer; -1 for a channel of another group"""
     norms: tuple[str, ...]
     """qualified names of the batch norms directly after the producers"""
-    sites: tuple[Site, ...]
+    sites: tuple[MaskSite, ...]
     """where the mask applies; empty for a group that cannot be pruned"""
     consumers: tuple[str, ...]
     """qualified names of the layers that read the channels"""
@@ -69,13 +69,13 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) ->
     """
     args = example_input if isinstance(example_input, tuple) else (example_input,)
     blocks = {name for name, module in model.named_modules() if isinstance(module, Block)}
-    network = read(_deployed(model) if blocks else model, args)
-    flow = Flow(network, generic=True)
+    network = read_network(_deployed(model) if blocks else model, args)
+    flow = ChannelFlow(network, generic=True)
     names = _Names(flow, blocks)
-    parts, exposed = _parts(flow, names), Exposed(network, blocks)
+    parts, exposed = _draft_groups(flow, names), Exposed(network, blocks)
     while True:
-        masks = _Masks(flow, [part for part in parts if not part.why], exposed)
-        masked = Flow(network, generic=True, behind=masks)
+        masks = _MaskPlacement(flow, [part for part in parts if not part.why], exposed)
+        masked = ChannelFlow(network, generic=True, behind=masks)
         masked.finish()
         failed = [part for part in parts if not part.why and part.give_up(masked, graphs=not blocks)]
         if not failed:
@@ -98,7 +98,7 @@ def _deployed(model: nn.Module) -> nn.Module:
 class _Names:
     """Names of a network's layers for the user; a training-form block counts as one layer."""
 
-    def __init__(self, flow: Flow, blocks: set[str]) -> None:
+    def __init__(self, flow: ChannelFlow, blocks: set[str]) -> None:
         self.flow, self.blocks = flow, blocks
         self.block_roots = {path: self._roots(path) for path in blocks if path in flow.network.by_path}
 
@@ -132,7 +132,7 @@ class _Names:
 
 
 @dataclass
-class _Part:
+class _GroupDraft:
     """A group under construction."""
 
     name: str
@@ -140,7 +140,7 @@ class _Part:
     """one atom per entry of its mask"""
     makers: list[fx.Node]
     why: str = ""
-    sites: list[Site] = field(default_factory=list)
+    sites: list[MaskSite] = field(default_factory=list)
     in_graphs: bool = False
     """whether its mask may apply inside modules, which then are replaced by their graphs"""
 
@@ -150,7 +150,7 @@ class _Part:
         at = np.searchsorted(self.roots, roots, sorter=order).clip(max=len(order) - 1)
         return np.where(self.roots[order[at]] == roots, order[at], -1)
 
-    def give_up(self, masked: Flow, *, graphs: bool) -> bool:
+    def give_up(self, masked: ChannelFlow, *, graphs: bool) -> bool:
         """Return whether some channels would stay even if all were masked.
 
         Set `why`, or allow graphs if they may help.
@@ -167,7 +167,7 @@ class _Part:
         self.in_graphs = True
         return True
 
-    def group(self, flow: Flow, names: _Names) -> ChannelGroup:
+    def group(self, flow: ChannelFlow, names: _Names) -> ChannelGroup:
         """Return the finished group."""
         readers = [node for node, ids in flow.readers if np.isin(flow.atoms.roots(ids), self.roots).any()]
         outputs = {id(node): flow.atoms.roots(ids) for node, ids in flow.makers}
@@ -189,7 +189,7 @@ class _Part:
         )
 
 
-def _parts(flow: Flow, names: _Names) -> list[_Part]:
+def _draft_groups(flow: ChannelFlow, names: _Names) -> list[_GroupDraft]:
     """Group the channels that the same layers produce and that can be removed or not for the same reason."""
     makers = names.makers()
     outputs = [flow.atoms.roots(ids) for _, ids in makers]
@@ -213,26 +213,26 @@ def _parts(flow: Flow, names: _Names) -> list[_Part]:
         name = name if len(at) == len(outputs[first]) else f"{name}[{at[0]}:{at[-1] + 1}]"
         if any(part.name == name for part in parts):  # several layers in the code of one module
             name = f"{name}:{makers[first][0].name}"
-        part = _Part(name, np.array(roots), [makers[index][0] for index in own], why.get(roots[0], ""))
+        part = _GroupDraft(name, np.array(roots), [makers[index][0] for index in own], why.get(roots[0], ""))
         if not part.why and len(roots) == 1 < len(at):
             part.why = "its channels are tied to one another"
         parts.append(part)
     return parts
 
 
-class _Masks:
+class _MaskPlacement:
     """Masks every group as late as possible and records the sites."""
 
-    def __init__(self, flow: Flow, parts: Sequence[_Part], exposed: Exposed) -> None:
+    def __init__(self, flow: ChannelFlow, parts: Sequence[_GroupDraft], exposed: Exposed) -> None:
         self._flow, self._exposed = flow, exposed
         self._owner = {root: part for part in parts for root in part.roots.tolist()}
         self._layer_outputs = {frozenset(flow.atoms.roots(ids).tolist()) for _, ids in flow.makers}
         self._single = {
-            int(flow.atoms.roots(ids)[0]): len(shape(node)) - channel_dim(node)
+            int(flow.atoms.roots(ids)[0]): len(shape_of(node)) - channel_dim(node)
             for node, ids in flow.makers
             if len(ids) == 1
         }
-        self._held: dict[fx.Node, list[tuple[_Part, int, tuple[int, ...]]]] = {}
+        self._held: dict[fx.Node, list[tuple[_GroupDraft, int, tuple[int, ...]]]] = {}
         self._places: dict[tuple[fx.Node, int], list[tuple[str, bool]]] = {}
 
     def __call__(self, node: fx.Node, value: Channels) -> Channels:
@@ -242,15 +242,15 @@ class _Masks:
             own = own.reshape([-1 if axis == dim else 1 for axis in range(live.ndim)])
             if not (own & (live | (const != 0))).any() or self._later(node, part):
                 continue
-            sites = [Site(module, front, dim, entries) for module, front in self._at(node, part)]
+            sites = [MaskSite(module, front, dim, entries) for module, front in self._at(node, part)]
             if not sites and part.in_graphs and self._next(node, part) is None:
-                sites = [Site(value, False, dim, entries, module) for value, module in self._exposed.in_graph(node)]
+                sites = [MaskSite(value, False, dim, entries, module) for value, module in self._exposed.in_graph(node)]
             part.sites += sites
             if sites:
                 live, const = live & ~own, np.where(own, 0.0, const)
         return Channels(value.ids, live, const)
 
-    def held(self, node: fx.Node) -> list[tuple[_Part, int, tuple[int, ...]]]:
+    def held(self, node: fx.Node) -> list[tuple[_GroupDraft, int, tuple[int, ...]]]:
         """Return the groups in a value with their dimension and entries.
 
         Only if it holds a single group or a whole layer's output.
@@ -259,7 +259,7 @@ class _Masks:
             self._held[node] = self._holds(node)
         return self._held[node]
 
-    def _holds(self, node: fx.Node) -> list[tuple[_Part, int, tuple[int, ...]]]:
+    def _holds(self, node: fx.Node) -> list[tuple[_GroupDraft, int, tuple[int, ...]]]:
         value = self._flow.values.get(node)
         if not isinstance(value, Channels):
             return []
@@ -278,25 +278,25 @@ class _Masks:
 
     def _dims_of_one(self, node: fx.Node, roots: Ids) -> list[int]:
         """Return the dimension of a layer's only channel, or of channels that are all tied."""
-        dim = len(shape(node)) - self._single.get(int(roots.ravel()[0]), 0)
-        return [dim] if dim < len(shape(node)) and shape(node)[dim] == 1 else []
+        dim = len(shape_of(node)) - self._single.get(int(roots.ravel()[0]), 0)
+        return [dim] if dim < len(shape_of(node)) and shape_of(node)[dim] == 1 else []
 
-    def _of(self, node: fx.Node, part: _Part) -> tuple[int, tuple[int, ...]] | None:
+    def _of(self, node: fx.Node, part: _GroupDraft) -> tuple[int, tuple[int, ...]] | None:
         return next(((dim, entries) for other, dim, entries in self.held(node) if other is part), None)
 
-    def _at(self, node: fx.Node, part: _Part) -> list[tuple[str, bool]]:
+    def _at(self, node: fx.Node, part: _GroupDraft) -> list[tuple[str, bool]]:
         key = (node, id(part))
         if key not in self._places:
             held = self._of(node, part)
             self._places[key] = self._exposed.at(node, lambda other: self._of(other, part) == held)
         return self._places[key]
 
-    def _later(self, node: fx.Node, part: _Part) -> bool:
+    def _later(self, node: fx.Node, part: _GroupDraft) -> bool:
         """Return whether the mask can apply after a later node."""
         user = self._next(node, part)
         return user is not None and (bool(self._at(user, part)) or self._later(user, part))
 
-    def _next(self, node: fx.Node, part: _Part) -> fx.Node | None:
+    def _next(self, node: fx.Node, part: _GroupDraft) -> fx.Node | None:
         """Return the next node if it can be masked in the same way."""
         user = _only_reader(node)
         alike = user in self._flow.alike and self._of(user, part) == self._of(node, part)  # pyright: ignore[reportArgumentType]
@@ -349,7 +349,7 @@ def insert_masks(
         name = group.name.replace(".", "_")
         masks.add_module(name, make_mask(group))
         for site in group.sites:
-            place(modules[site.module], Masked(masks, name, site, group.channels))
+            attach_mask(modules[site.module], Masked(masks, name, site, group.channels))
     masked.add_module("masks", masks)
     if any(site.front for group in groups for site in group.sites):
         _require_inputs_kept(model, masked, example_input)

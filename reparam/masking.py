@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Site:
+class MaskSite:
     """Where a mask applies."""
 
     module: str
@@ -33,7 +33,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _ChannelRun:
     """Adjacent channels whose mask entries are consecutive."""
 
     first: int
@@ -51,19 +51,19 @@ class _Run:
         return (self.last - self.first) * self.each * self.times
 
 
-def _runs(entries: Sequence[int]) -> list[_Run]:
+def _channel_runs(entries: Sequence[int]) -> list[_ChannelRun]:
     """Group the entries of a site into runs."""
-    runs: list[_Run] = []
+    runs: list[_ChannelRun] = []
     for first, group in itertools.groupby(entries):
         each = len([*group])
         before = runs[-1] if runs else None
         if before is not None and 0 <= before.last == first and before.each == each:
             runs[-1] = replace(before, last=first + 1)
         elif first < 0:
-            runs.append(_Run(-1, 0, each))
+            runs.append(_ChannelRun(-1, 0, each))
         else:
-            runs.append(_Run(first, first + 1, each))
-    rows: list[_Run] = []
+            runs.append(_ChannelRun(first, first + 1, each))
+    rows: list[_ChannelRun] = []
     for run in runs:
         if rows and run.first >= 0 and replace(rows[-1], times=1) == run:
             rows[-1] = replace(run, times=rows[-1].times + 1)
@@ -82,7 +82,7 @@ class Masked:
         count: number of entries of the mask.
     """
 
-    def __init__(self, masks: "Masks", name: str, site: Site, count: int) -> None:
+    def __init__(self, masks: "Masks", name: str, site: MaskSite, count: int) -> None:
         self.masks, self.name, self.site, self.count = masks, name, site, count
 
     def __call__(self, _module: nn.Module, args: Any, output: Any = None) -> Any:
@@ -97,8 +97,8 @@ class Masked:
         return mask
 
     @cached_property
-    def _runs(self) -> list[_Run]:
-        return _runs(self.site.entries)
+    def _runs(self) -> list[_ChannelRun]:
+        return _channel_runs(self.site.entries)
 
     def apply(self, x: Tensor, mask: nn.Module) -> Tensor:
         """Return the value with its channels masked."""
@@ -111,7 +111,7 @@ class Masked:
         y = masked[0] if len(masked) == 1 else torch.cat(masked, 1)
         return y if dim == 1 else y.transpose(1, dim)
 
-    def _part(self, x: Tensor, run: _Run, mask: nn.Module) -> Tensor:
+    def _part(self, x: Tensor, run: _ChannelRun, mask: nn.Module) -> Tensor:
         if run.times > 1:  # move the repeats into their own dimension
             rows = x.unflatten(1, (run.times, -1)).transpose(1, 2)
             return self._part(rows, replace(run, times=1), mask).transpose(1, 2).flatten(1, 2)
@@ -139,7 +139,7 @@ class Masks(nn.Module):
         return masked.apply(x, mask)
 
 
-def place(module: nn.Module, masked: Masked) -> None:
+def attach_mask(module: nn.Module, masked: Masked) -> None:
     """Attach a mask to a module."""
     if masked.site.front:
         module.register_forward_pre_hook(masked)
@@ -147,15 +147,15 @@ def place(module: nn.Module, masked: Masked) -> None:
         module.register_forward_hook(masked)
 
 
-def placed(module: nn.Module) -> list[Masked]:
+def attached_masks(module: nn.Module) -> list[Masked]:
     """Return the masks attached to a module."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     return [hook for hook in hooks if isinstance(hook, Masked)]
 
 
-def lift(module: nn.Module) -> list[Masked]:
+def detach_masks(module: nn.Module) -> list[Masked]:
     """Detach the masks from a module and return them."""
-    masks = placed(module)
+    masks = attached_masks(module)
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(hook, Masked)]:
             del hooks[key]

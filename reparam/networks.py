@@ -27,7 +27,7 @@ def plain_network(widths: Sequence[int], strides: Sequence[int], *, classes: int
     Raises:
         ReparamError: there is no layer, or the numbers of widths and strides differ.
     """
-    return _network(PlainBlock, widths, strides, classes, c_in)
+    return _sequential(PlainBlock, widths, strides, classes, c_in)
 
 
 def light_network(widths: Sequence[int], strides: Sequence[int], *, classes: int, c_in: int = 3) -> nn.Sequential:
@@ -35,10 +35,10 @@ def light_network(widths: Sequence[int], strides: Sequence[int], *, classes: int
 
     An image has too few channels for a depth-wise layer.
     """
-    return _network(LightBlock, widths, strides, classes, c_in)
+    return _sequential(LightBlock, widths, strides, classes, c_in)
 
 
-def _network(
+def _sequential(
     block: type[PlainBlock | LightBlock], widths: Sequence[int], strides: Sequence[int], classes: int, c_in: int
 ) -> nn.Sequential:
     if not widths or len(widths) != len(strides):

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reparam.graph import Call, Network, aten, has_hooks, shape
-from reparam.masking import placed
+from reparam.graph import ModuleCall, NetworkGraph, aten, has_hooks, shape_of
+from reparam.masking import attached_masks
 from reparam.structure import leaves, map_tensors
 
 
@@ -19,35 +19,39 @@ class HookedModuleError(Exception):
         self.nodes = list(nodes)
 
 
-def ends_of(network: Network, call: Call) -> tuple[fx.Node, fx.Node] | None:
+def ends_of(network: NetworkGraph, call: ModuleCall) -> tuple[fx.Node, fx.Node] | None:
     """Return the only value that a call takes and the only one that it returns.
 
     None if there are several or other arguments.
     """
-    source, result = taken(network, call), returned(network, call)
+    source, result = call_input(network, call), call_output(network, call)
     return None if source is None or result is None else (source, result)
 
 
-def taken(network: Network, call: Call) -> fx.Node | None:
+def call_input(network: NetworkGraph, call: ModuleCall) -> fx.Node | None:
     """Return the only value that a call takes.
 
     None if it takes other arguments, or torch attributes a view of the value to the call.
     """
     inside = set(call.nodes)
     read = {x for node in call.nodes for x in network.reads(node) if x not in inside}
-    return next((x for x in read if len(read) == 1 and shape(x) == network.shapes.get(call.key, (None, None))[0]), None)
+    return next(
+        (x for x in read if len(read) == 1 and shape_of(x) == network.shapes.get(call.key, (None, None))[0]), None
+    )
 
 
-def returned(network: Network, call: Call) -> fx.Node | None:
+def call_output(network: NetworkGraph, call: ModuleCall) -> fx.Node | None:
     """Return the only value that a call returns; None if there is no such value."""
     inside = set(call.nodes)
     results = [node for node in call.nodes if not network.is_constant(node) and not inside.issuperset(node.users)]
     return (
-        results[0] if len(results) == 1 and shape(results[0]) == network.shapes.get(call.key, (None, None))[1] else None
+        results[0]
+        if len(results) == 1 and shape_of(results[0]) == network.shapes.get(call.key, (None, None))[1]
+        else None
     )
 
 
-def replaceable(network: Network, model: nn.Module, call: Call) -> bool:
+def replaceable(network: NetworkGraph, model: nn.Module, call: ModuleCall) -> bool:
     """Return whether a graph can replace the module of a call."""
     if has_hooks(model.get_submodule(call.path)):
         return False
@@ -55,7 +59,7 @@ def replaceable(network: Network, model: nn.Module, call: Call) -> bool:
     return call is network.root or (alone and ends_of(network, call) is not None)
 
 
-def only_readers(network: Network, model: nn.Module, path: str, nodes: Set[fx.Node]) -> bool:
+def only_readers(network: NetworkGraph, model: nn.Module, path: str, nodes: Set[fx.Node]) -> bool:
     """Return whether only `nodes` read the tensors of a module."""
     module = model.get_submodule(path)
     names = {f"{path}.{name}" for name, _ in itertools.chain(module.named_parameters(), module.named_buffers())}
@@ -63,7 +67,7 @@ def only_readers(network: Network, model: nn.Module, path: str, nodes: Set[fx.No
     return all(user in nodes for node in stored for user in node.users)
 
 
-def home(network: Network, model: nn.Module, call: Call, nodes: Iterable[fx.Node]) -> Call:
+def replaceable_call(network: NetworkGraph, model: nn.Module, call: ModuleCall, nodes: Iterable[fx.Node]) -> ModuleCall:
     """Return the innermost enclosing call, or `call` itself, that a graph can replace.
 
     Args:
@@ -82,7 +86,7 @@ def home(network: Network, model: nn.Module, call: Call, nodes: Iterable[fx.Node
     return call
 
 
-def install(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """Replace a module wherever it is used; return the network, which is the new module itself if `path` is empty."""
     if not path:
         return module
@@ -104,7 +108,7 @@ class Region:
         touched: nodes that change; the submodules that they belong to are inlined into the graph.
     """
 
-    def __init__(self, network: Network, model: nn.Module, call: Call, touched: Set[fx.Node]) -> None:
+    def __init__(self, network: NetworkGraph, model: nn.Module, call: ModuleCall, touched: Set[fx.Node]) -> None:
         self.network, self.model, self.call, self.touched = network, model, call, touched
         self.graph, self.parts = fx.Graph(), nn.Module()
         self.emitted: dict[fx.Node, fx.Node] = {}
@@ -142,7 +146,7 @@ class Region:
 
     def _keep_masks(self) -> None:
         """Add the masks attached to modules of the graph as submodules."""
-        held = {id(masked.masks) for module in self.merged.modules() for masked in placed(module)}
+        held = {id(masked.masks) for module in self.merged.modules() for masked in attached_masks(module)}
         for path, module in self.model.named_modules():
             inside = not self.call.path or path.startswith(f"{self.call.path}.")
             if id(module) in held and inside:
@@ -181,7 +185,7 @@ class Region:
         args, kwargs = fx.map_arg((_any_batch(node, args), kwargs), self.value)
         self.emitted[node] = self.graph.call_function(node.target, args, kwargs)  # pyright: ignore[reportArgumentType]
 
-    def unit(self, node: fx.Node) -> tuple[Call, tuple[fx.Node, fx.Node]] | None:
+    def unit(self, node: fx.Node) -> tuple[ModuleCall, tuple[fx.Node, fx.Node]] | None:
         """Return the outermost call within this one that contains a node and needs no change.
 
         With its input and output.
@@ -254,12 +258,12 @@ def _any_batch(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args
     x, sizes = node.args[0], list(args[1])
     if node.target is aten.view.default and -1 in sizes:
-        sizes = list(shape(node))
+        sizes = list(shape_of(node))
     if (
-        shape(x)
+        shape_of(x)
         and sizes
-        and shape(node)[0] == shape(x)[0]
-        and (node.target is aten.view.default or len(sizes) == len(shape(x)))
+        and shape_of(node)[0] == shape_of(x)[0]
+        and (node.target is aten.view.default or len(sizes) == len(shape_of(x)))
     ):
         sizes[0] = -1
     return x, sizes

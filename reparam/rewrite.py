@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.branches import Merge
-from reparam.graph import Call, Network
-from reparam.masking import Masks, lift, place
-from reparam.regions import Region, home, install, only_readers, tensor_of
+from reparam.graph import ModuleCall, NetworkGraph
+from reparam.masking import Masks, attach_mask, detach_masks
+from reparam.regions import Region, only_readers, replace_module, replaceable_call, tensor_of
 
 _LAYERS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear,
@@ -38,7 +38,7 @@ class Rewritten:
         return self.module
 
 
-def rewrite(network: Network, merges: Sequence[Merge], *, whole: bool = False) -> Rewritten:
+def rewrite(network: NetworkGraph, merges: Sequence[Merge], *, whole: bool = False) -> Rewritten:
     """Return a copy of the network with the merges applied and the merged layers in float64.
 
     In a chain of operators, the layer gets new weights and every other module becomes an `nn.Identity`. A module whose
@@ -57,7 +57,7 @@ def rewrite(network: Network, merges: Sequence[Merge], *, whole: bool = False) -
 
 
 class _Rewriter:
-    def __init__(self, network: Network, merges: Sequence[Merge], *, whole: bool) -> None:
+    def __init__(self, network: NetworkGraph, merges: Sequence[Merge], *, whole: bool) -> None:
         self.network, self.merges, self.whole = network, merges, whole
         self.model: nn.Module = copy.deepcopy(network.model)
         self.rows = [merge for merge in merges if merge.chain]
@@ -66,7 +66,7 @@ class _Rewriter:
             node for merge in merges for node in merge.form.moves
         }
         self.hosts = {merge.host: merge for merge in self.rows}
-        self.homes: dict[Call, list[Merge]] = {}
+        self.homes: dict[ModuleCall, list[Merge]] = {}
         self.in_place: list[Merge] = []
         self.layers = list(self._more_exact())
         modules = dict(self.model.named_modules())
@@ -91,14 +91,14 @@ class _Rewriter:
         for merge in self.in_place:
             self._update(merge)
         for path in sorted(self.idle):
-            masks, idle = lift(self.model.get_submodule(path)), nn.Identity()
-            self.model = install(self.model, path, idle)
+            masks, idle = detach_masks(self.model.get_submodule(path)), nn.Identity()
+            self.model = replace_module(self.model, path, idle)
             for masked in masks:
-                place(idle, masked)
+                attach_mask(idle, masked)
         values = None
         for call in sorted(self.homes, key=lambda call: -len(call.path)):
             region = _Merged(self, call)
-            self.model = install(self.model, call.path, region.module())
+            self.model = replace_module(self.model, call.path, region.module())
             if self.whole:
                 inner = {node for merge in self.merges for node in merge.form.absorbed - {merge.node}}
                 values = region.merged, {node: new.name for node, new in region.emitted.items() if node not in inner}
@@ -124,13 +124,13 @@ class _Rewriter:
             else:
                 self._home(call, merge)
 
-    def _home(self, call: Call, merge: Merge) -> None:
+    def _home(self, call: ModuleCall, merge: Merge) -> None:
         """Plan to replace the call's module, or the nearest parent that can be replaced, by a graph."""
-        merges = self.homes.setdefault(home(self.network, self.model, call, {merge.node}), [])
+        merges = self.homes.setdefault(replaceable_call(self.network, self.model, call, {merge.node}), [])
         if merge not in merges:
             merges.append(merge)
 
-    def _common(self, merge: Merge) -> Call:
+    def _common(self, merge: Merge) -> ModuleCall:
         """Return the innermost call that contains every absorbed node."""
         chains = [self.network.calls[node] for node in merge.form.absorbed]
         same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*chains, strict=False))
@@ -195,7 +195,7 @@ def _same_call(layer: Any, merge: Merge) -> bool:
 class _Merged(Region):
     """The graph of a call with merged layers in place of the operators that they merge."""
 
-    def __init__(self, rewriter: _Rewriter, call: Call) -> None:
+    def __init__(self, rewriter: _Rewriter, call: ModuleCall) -> None:
         self.rewriter = rewriter
         homed = rewriter.homes[call]
         self.sums = {merge.node: merge for merge in homed if not merge.chain}

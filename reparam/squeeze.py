@@ -11,13 +11,13 @@ from torch import Tensor, fx, nn
 
 from reparam.blocks import ChannelMask
 from reparam.cutting import cut, mask_calls
-from reparam.equivalence import FLOAT64_LIMIT, Difference, compare, require
+from reparam.equivalence import FLOAT64_LIMIT, Difference, compare, require_within
 from reparam.errors import ReparamError
 from reparam.exported import RUN_ERRORS, first_line
-from reparam.flow import Flow, require_none
-from reparam.graph import Call, Network, read
-from reparam.masking import lift, place
-from reparam.regions import Region, home, install
+from reparam.flow import ChannelFlow, require_none
+from reparam.graph import ModuleCall, NetworkGraph, read_network
+from reparam.masking import attach_mask, detach_masks
+from reparam.regions import Region, replace_module, replaceable_call
 from reparam.rules.sizes import changed_arguments
 
 Changed = Mapping[fx.Node, tuple[Any, ...]]
@@ -51,7 +51,7 @@ def squeeze(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> nn.Mod
     if any(isinstance(module, ChannelMask) for module in squeezed.modules()):
         squeezed = _squeezed(model, squeezed, example_input)
     else:
-        require(compare(model, squeezed, example_input), FLOAT64_LIMIT, "the squeezed network is not the same")
+        require_within(compare(model, squeezed, example_input), FLOAT64_LIMIT, "the squeezed network is not the same")
     _round_biases(squeezed)
     return squeezed
 
@@ -64,11 +64,11 @@ def _drop_idle_masks(model: nn.Module) -> None:
                 parent._modules[name] = nn.Identity().eval()
     holders: dict[int, nn.Module] = {}
     for module in list(model.modules()):
-        attached = lift(module)
+        attached = detach_masks(module)
         holders.update({id(masked.masks): masked.masks for masked in attached})
         for masked in attached:
             if not isinstance(masked.mask, nn.Identity):
-                place(module, masked)
+                attach_mask(module, masked)
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if (
@@ -81,15 +81,15 @@ def _drop_idle_masks(model: nn.Module) -> None:
 
 def _squeezed(model: nn.Module, copied: nn.Module, example_input: Tensor | tuple[Any, ...]) -> nn.Module:
     """Cut the weights of a copy in place, and replace modules by graphs if their own code contains channel counts."""
-    network = read(copied, example_input if isinstance(example_input, tuple) else (example_input,))
-    flow = Flow(network)
+    network = read_network(copied, example_input if isinstance(example_input, tuple) else (example_input,))
+    flow = ChannelFlow(network)
     require_none(flow.refusals)
     _require_channels(flow)
     flow.finish()
     require_none(flow.refusals)
     operators = [node for node in network.graph.nodes if node.op == "call_function"]
     changed = {node: args for node in operators if (args := changed_arguments(flow, node)) is not None}
-    masks: dict[Call, set[str]] = {}
+    masks: dict[ModuleCall, set[str]] = {}
     for call in mask_calls(network):
         masks.setdefault(call.outer, set()).add(call.path)
     cut(flow, copied)
@@ -102,7 +102,7 @@ def _squeezed(model: nn.Module, copied: nn.Module, example_input: Tensor | tuple
         if isinstance(outcomes[-1], Difference) and outcomes[-1].within(FLOAT64_LIMIT):
             return candidate
     if isinstance(outcomes[-1], Difference):
-        require(outcomes[-1], FLOAT64_LIMIT, "the squeezed network is not the same")
+        require_within(outcomes[-1], FLOAT64_LIMIT, "the squeezed network is not the same")
         raise AssertionError("unreachable: the difference is above the limit")
     why = f"the squeezed network cannot be run: {first_line(outcomes[-1])}; does its code contain a channel count?"
     raise ReparamError(why) from outcomes[-1]
@@ -117,7 +117,9 @@ def _difference(
         return error
 
 
-def _candidates(network: Network, copied: nn.Module, changed: Changed, gone: Sequence[Call]) -> Iterator[nn.Module]:
+def _candidates(
+    network: NetworkGraph, copied: nn.Module, changed: Changed, gone: Sequence[ModuleCall]
+) -> Iterator[nn.Module]:
     """Yield the network in forms that run, the one closest to the user's code first.
 
     With its own code, then with graphs for the modules with a changed channel count, then as one graph.
@@ -127,17 +129,17 @@ def _candidates(network: Network, copied: nn.Module, changed: Changed, gone: Seq
     changed = {node: args for node, args in changed.items() if node not in of_masks}
     if not changed:
         return
-    homes: dict[Call, set[fx.Node]] = {}
+    homes: dict[ModuleCall, set[fx.Node]] = {}
     for node in changed:
         code = type(network.model.get_submodule(network.calls[node][-1].path)).__module__
         if not network.is_constant(node) and not code.startswith(
             "torch.nn."
         ):  # torch's modules are cut themselves or read shapes
-            homes.setdefault(home(network, copied, network.calls[node][-1], {node}), set()).add(node)
+            homes.setdefault(replaceable_call(network, copied, network.calls[node][-1], {node}), set()).add(node)
     if homes.keys() - {network.root}:
         candidate = copy.deepcopy(copied)
         for call in sorted(homes, key=lambda call: -len(call.path)):
-            candidate = install(
+            candidate = replace_module(
                 candidate, call.path, _Cut(network, candidate, call, homes[call], changed, gone).module()
             )
         yield candidate.eval()
@@ -149,12 +151,12 @@ class _Cut(Region):
 
     def __init__(
         self,
-        network: Network,
+        network: NetworkGraph,
         model: nn.Module,
-        call: Call,
+        call: ModuleCall,
         touched: Set[fx.Node],
         changed: Changed,
-        gone: Sequence[Call],
+        gone: Sequence[ModuleCall],
     ) -> None:
         super().__init__(network, model, call, touched)
         self.changed = changed
@@ -174,7 +176,7 @@ class _Cut(Region):
         return self.changed.get(node, node.args), node.kwargs
 
 
-def _require_channels(flow: Flow) -> None:
+def _require_channels(flow: ChannelFlow) -> None:
     """Require that no mask removes all channels, and keep one channel of each layer."""
     for call in mask_calls(flow.network):
         if not call.mask.keep.any():

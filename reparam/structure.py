@@ -13,7 +13,7 @@ Path = tuple[str, ...]
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield every value in a structure that is neither a container nor None, with its path, in order."""
-    parts = _parts(value)
+    parts = _items(value)
     if parts is None:
         if value is not None:
             yield path, value
@@ -26,7 +26,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """Copy a structure and replace every tensor, in the order of `leaves`; other values stay the same."""
     if isinstance(value, Tensor):
         return change(value)
-    parts = _parts(value)
+    parts = _items(value)
     if parts is None:
         return value
     changed = {name: map_tensors(part, change) for name, part in parts}
@@ -41,7 +41,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return kind(*changed.values()) if hasattr(value, "_fields") else kind(changed.values())
 
 
-def _parts(value: Any) -> list[tuple[str, Any]] | None:
+def _items(value: Any) -> list[tuple[str, Any]] | None:
     """Return the items of a container by name, or None if the value is not a container."""
     if isinstance(value, Mapping):
         return [(str(key), value[key]) for key in value]

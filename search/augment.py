@@ -11,7 +11,7 @@ from msgspec import Struct
 from torch import Tensor
 
 from latency.distribution import install_command
-from latency.errors import MissingExtra, one_line, require
+from latency.errors import MissingExtra, import_extra, one_line
 from search.transforms import Transform
 
 Images = UInt8[Tensor, "images 3 height width"]
@@ -77,7 +77,7 @@ def _compose(augmentation: Augmentation, size: Sequence[int]) -> Callable[[Tenso
 
 
 def _torchvision() -> ModuleType:
-    require("torchvision", "augment")
+    import_extra("torchvision", "augment")
     try:
         return importlib.import_module("torchvision.transforms.v2")
     except (ImportError, RuntimeError, OSError) as error:  # its C++ library was built for another torch

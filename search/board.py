@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.metric import ACCURACY, Metric
-from latency.errors import require
+from latency.errors import import_extra
 from search.record import EpochDone, Event, Started
 
 TENSORBOARD = "tensorboard"
@@ -46,7 +46,7 @@ def require_tensorboard() -> None:
     Raises:
         MissingExtra: tensorboardX is not installed.
     """
-    require("tensorboardX", "tensorboard")
+    import_extra("tensorboardX", "tensorboard")
 
 
 def with_tensorboard(events: Iterable[Event], out: Path) -> Iterator[Event]:
@@ -57,7 +57,7 @@ def with_tensorboard(events: Iterable[Event], out: Path) -> Iterator[Event]:
     Raises:
         MissingExtra: tensorboardX is not installed.
     """
-    writing: Any = require("tensorboardX", "tensorboard")
+    writing: Any = import_extra("tensorboardX", "tensorboard")
     writer, metric, step = None, ACCURACY, 0
     try:
         for event in events:

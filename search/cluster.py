@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from latency.errors import one_line, require
+from latency.errors import import_extra, one_line
 from search.errors import SearchError
 from search.processes import command_of, environment
 
@@ -31,7 +31,7 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        self._ray: Any = require("ray", "ray")
+        self._ray: Any = import_extra("ray", "ray")
         try:
             self._ray.init(address=address or "auto", log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -46,7 +46,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def require(self, needs: Mapping[str, float]) -> None:
+    def import_extra(self, needs: Mapping[str, float]) -> None:
         """Require a node with the resources of a task, since Ray would wait for one forever.
 
         Args:
@@ -71,7 +71,7 @@ class Cluster:
             name: name shown by Ray.
             task: the function to run.
             arguments: its arguments.
-            needs: resources of the task, see `require`.
+            needs: resources of the task, see `import_extra`.
             after: handle of a task that must end first.
         """
         further = {resource: amount for resource, amount in needs.items() if resource not in ("CPU", "GPU")}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.blocks import Block
-from reparam.graph import aten, read
-from reparam.regions import returned
+from reparam.graph import aten, read_network
+from reparam.regions import call_output
 from search.errors import SearchError
 
 
@@ -26,10 +26,10 @@ def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
     Raises:
         ReparamError: the network cannot be read.
     """
-    graph = read(network, (example_input,))
+    graph = read_network(network, (example_input,))
     blocks = {name for name, module in network.named_modules() if isinstance(module, Block)}
     ends = {
-        returned(graph, call): call.path for calls in graph.by_path.values() for call in calls[:1] if len(calls) == 1
+        call_output(graph, call): call.path for calls in graph.by_path.values() for call in calls[:1] if len(calls) == 1
     }
     depth: dict[fx.Node, int] = {}
     names: list[str] = []

@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from deploy.metric import Metric
 from latency import Latency, LatencyTable
 from reparam import ChannelGroup, squeeze
-from reparam.masking import lift, place, placed
+from reparam.masking import attach_mask, attached_masks, detach_masks
 from search import masks, methods
 from search.budget import Budget
 from search.errors import SearchError
@@ -101,8 +101,8 @@ class MaskedSearch:
         self._method = Pas(settings, Problem(space=self.space, task=_OwnLoop(), table=table, budget=budget))
         self._network, searched = network, self._method.searched(unpruned)
         for name, module in searched.named_modules():
-            for hook in placed(module):
-                place(network.get_submodule(name), hook)
+            for hook in attached_masks(module):
+                attach_mask(network.get_submodule(name), hook)
         self._masks = searched.get_submodule("masks").to(next(network.parameters()).device)
         self.policy = [indicator.v for indicator in indicators(self._masks)]
         self._optimizer = SGD(self.policy, lr=settings.policy_lr, momentum=settings.momentum)
@@ -141,7 +141,7 @@ class MaskedSearch:
     def close(self) -> None:
         """Remove the masks."""
         for module in self._network.modules():
-            lift(module)
+            detach_masks(module)
 
     def squeezed(self) -> nn.Module:
         """Return the pruned network with the current weights, in the network's mode, to fine-tune instead of it.

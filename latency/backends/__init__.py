@@ -78,7 +78,7 @@ class Backend(typing.Protocol):
 
 
 @typing.runtime_checkable
-class Builds(typing.Protocol):
+class EngineBuilder(typing.Protocol):
     """Builds ahead with a number of `workers`."""
 
     workers: int
@@ -92,7 +92,7 @@ class Builds(typing.Protocol):
 class BuildsApart(Backend, typing.Protocol):
     """A backend that can compile without its device, while something else is measured there."""
 
-    def builders(self) -> AbstractContextManager[Builds] | None:
+    def builders(self) -> AbstractContextManager[EngineBuilder] | None:
         """Return builders for ahead-of-time builds; None if builds need the device on this machine."""
         ...
 
@@ -159,9 +159,9 @@ def get(
 
             return Replay(detail, precision=precision)
         case "simulated":
-            from latency.backends.simulated import Settings, Simulated
+            from latency.backends.simulated import Simulated, SimulatedSettings
 
-            return Simulated(Settings.parse(detail), precision=precision or "fp32")
+            return Simulated(SimulatedSettings.parse(detail), precision=precision or "fp32")
         case _:
             raise _unknown(name)
 

@@ -118,7 +118,7 @@ def _receive(stream: BinaryIO | Any) -> dict[str, Any]:
     return msgspec.msgpack.decode(data)
 
 
-def _work() -> None:
+def _serve() -> None:
     """Answer every request on standard input with an engine or an error on standard output."""
     from latency.backends.tensorrt import EngineSpec, build_engine
 
@@ -139,7 +139,7 @@ def _work() -> None:
 if __name__ == "__main__":
     code = 1
     try:
-        _work()
+        _serve()
         code = 0
     finally:
         # Threads of TensorRT that outlive a build call its logger, which is Python: one that does so while the

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from latency.device import Device
-from latency.errors import DeviceUnavailable, MissingExtra, RunFailed, one_line, require
+from latency.errors import DeviceUnavailable, MissingExtra, RunFailed, import_extra, one_line
 from latency.units import us_from_ms
 
 _WAY_OUT = "look at `nvidia-smi`, or measure on the CPU with --backend onnxruntime"
@@ -92,7 +92,7 @@ def connect(extra: str) -> Cuda:
         DeviceUnavailable: there is no driver, or no GPU.
     """
     try:
-        driver = require("pycuda.driver", extra)
+        driver = import_extra("pycuda.driver", extra)
     except MissingExtra:
         return CudaCore(extra)
     except ImportError as error:  # built for another Python or CUDA, or no driver to link to
@@ -112,7 +112,7 @@ def _instead_of_pycuda(error: ImportError, extra: str) -> "CudaCore":
 
 def gpu(extra: str, *, name: str, memory_bytes: int, capability: tuple[int, int]) -> Device:
     """Fingerprint of a GPU by what CUDA says of it; the driver's version is NVML's."""
-    nvml = require("pynvml", extra)
+    nvml = import_extra("pynvml", extra)
     nvml.nvmlInit()
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
@@ -143,9 +143,9 @@ class CudaCore:
 
     def __init__(self, extra: str) -> None:
         self._extra = extra
-        self._bindings: Any = require("cuda.bindings.driver", extra)
-        self._core: Any = require("cuda.core", extra)
-        errors = require("cuda.core._utils.cuda_utils", extra)
+        self._bindings: Any = import_extra("cuda.bindings.driver", extra)
+        self._core: Any = import_extra("cuda.core", extra)
+        errors = import_extra("cuda.core._utils.cuda_utils", extra)
         self._errors = (errors.CUDAError, RuntimeError)
         try:
             self._device = self._core.Device()

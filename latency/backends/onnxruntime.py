@@ -12,7 +12,7 @@ import numpy as np
 
 from latency.backends.cuda import connect
 from latency.device import Device, Runtime
-from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
+from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, import_extra, one_line
 from latency.files import human_bytes
 from latency.lowered import Lowered
 from latency.monitor import Nvml
@@ -52,7 +52,7 @@ class OnnxRuntime:
     ) -> None:
         if threads < 1:
             raise LatencyError(f"threads {threads}: at least 1 is needed")
-        self._ort: Any = require("onnxruntime", "")
+        self._ort: Any = import_extra("onnxruntime", "")
         installed = {_short(name): name for name in self._ort.get_available_providers()}
         short = _short(provider)
         if short not in installed:
@@ -228,7 +228,7 @@ def session_options(ort: Any, threads: int) -> Any:
 
 def runtime_errors() -> tuple[type[Exception], ...]:
     """Return the errors of ONNX Runtime: RuntimeError with bound outputs, else C++ classes without a common base."""
-    state: Any = require("onnxruntime.capi.onnxruntime_pybind11_state", "")
+    state: Any = import_extra("onnxruntime.capi.onnxruntime_pybind11_state", "")
     return (
         RuntimeError,
         *(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)),

@@ -35,7 +35,7 @@ _Seconds = Annotated[float, msgspec.Meta(ge=1e-3, le=1e6)]
 _Slowdown = Annotated[float, msgspec.Meta(ge=0, le=1e3)]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SimulatedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Speed and disturbances of a simulated device. Slowdowns are relative: 0.5 takes one and a half times as long.
 
     Attributes:
@@ -73,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     others_for_s: _Seconds = 3.0
 
     @classmethod
-    def parse(cls, text: str) -> "Settings":
+    def parse(cls, text: str) -> "SimulatedSettings":
         """Parse settings such as `seed=1,drift=0.05`.
 
         Raises:
@@ -105,8 +105,10 @@ class Simulated:
 
     name = "simulated"
 
-    def __init__(self, settings: Settings | None = None, *, precision: Literal["fp32", "fp16"] = "fp32") -> None:
-        self._settings = settings or Settings()
+    def __init__(
+        self, settings: SimulatedSettings | None = None, *, precision: Literal["fp32", "fp16"] = "fp32"
+    ) -> None:
+        self._settings = settings or SimulatedSettings()
         self._random = random.Random(self._settings.seed)
         self.precision: Literal["fp32", "fp16"] = precision
         self.settings = {name: str(value) for name, value in msgspec.structs.asdict(self._settings).items()}
@@ -144,7 +146,7 @@ class Simulated:
         """
         settings = self._settings
         macs_per_us = settings.macs_per_us * (2 if self.precision == "fp16" else 1)
-        operators, ends = _work(onnx, settings.step, 2 if self.precision == "fp16" else 4)
+        operators, ends = _operator_costs(onnx, settings.step, 2 if self.precision == "fp16" else 4)
         us = sum(max(macs / macs_per_us, size / settings.bytes_per_us) for macs, size in operators)
         return settings.launch_us + us + ends / settings.bytes_per_us
 
@@ -205,7 +207,7 @@ class SimulatedNetwork:
         pass
 
 
-def _work(onnx: bytes, step: int, element_bytes: int) -> tuple[list[tuple[float, float]], float]:
+def _operator_costs(onnx: bytes, step: int, element_bytes: int) -> tuple[list[tuple[float, float]], float]:
     """Return MACs (channels in whole steps) and traffic in bytes of each Conv, Gemm and MatMul, and the ends' bytes."""
     from onnx import load_from_string, shape_inference
 

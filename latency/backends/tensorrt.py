@@ -20,7 +20,7 @@ import numpy as np
 from latency.backends.builders import Builders
 from latency.backends.cuda import Cuda, connect
 from latency.device import Runtime
-from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, one_line, require
+from latency.errors import BuildFailed, DeviceUnavailable, LatencyError, RunFailed, import_extra, one_line
 from latency.files import read_bytes, write_atomically
 from latency.lowered import Lowered
 from latency.monitor import Nvml
@@ -457,7 +457,7 @@ def _within(shape: Shape, span: tuple[Shape, Shape, Shape]) -> bool:
 
 def _load(flavour: Flavour) -> Any:
     try:
-        return require(flavour.replace("-", "_"), flavour)
+        return import_extra(flavour.replace("-", "_"), flavour)
     except (ImportError, OSError) as error:
         raise DeviceUnavailable(f"{flavour} is installed but its libraries do not load: {one_line(error)}") from error
 

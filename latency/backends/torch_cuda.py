@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from latency.backends.cuda import gpu
 from latency.device import Runtime
-from latency.errors import BuildFailed, DeviceUnavailable, RunFailed, one_line, require
+from latency.errors import BuildFailed, DeviceUnavailable, RunFailed, import_extra, one_line
 from latency.lowered import OVERHEAD, Lowered
 from latency.monitor import Nvml
 from latency.units import us_from_ms
@@ -38,7 +38,7 @@ class TorchCuda:
     clock = staticmethod(time.perf_counter_ns)
 
     def __init__(self, *, precision: Literal["fp32", "fp16"] = "fp16") -> None:
-        self._torch: Any = require("torch", "train")
+        self._torch: Any = import_extra("torch", "train")
         torch = self._torch
         if not torch.cuda.is_available():
             raise DeviceUnavailable(
@@ -89,7 +89,7 @@ class CompiledProgram:
         self._inputs = [
             each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
         ]
-        passes: Any = require("torch.export.passes", "train")
+        passes: Any = import_extra("torch.export.passes", "train")
         self._module = passes.move_to_device_pass(program, "cuda").module().to(memory_format=torch.channels_last)
         self._stream = torch.cuda.Stream()
         self.launch(cuda_graph=False, spin_wait=True)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import fx
 
-from reparam.flow import Flow, Value
+from reparam.flow import ChannelFlow, Value
 from reparam.graph import aten
 from reparam.rules import layers, norms, pixels, pointwise, shapes
 
-Rule = Callable[[Flow, fx.Node], Value]
+Rule = Callable[[ChannelFlow, fx.Node], Value]
 
 _KINDS = "nearest1d nearest2d nearest3d linear1d bilinear2d trilinear3d bicubic2d"
 _POOLS = "max_pool avg_pool adaptive_avg_pool adaptive_max_pool"
@@ -48,7 +48,7 @@ _RULES: Mapping[Rule, str] = {
 
 @cache
 def _table() -> Mapping[Any, Rule]:
-    table: dict[Any, Rule] = {operator.getitem: shapes.part}
+    table: dict[Any, Rule] = {operator.getitem: shapes.getitem}
     for rule, names in _RULES.items():
         for full in names.split():
             name, _, overload = full.partition(".")
@@ -60,5 +60,5 @@ def rule_of(node: fx.Node) -> Rule:
     """Return the rule of a node's operator."""
     rule = _table().get(node.target)
     if rule is None:
-        rule = pointwise.pointwise if torch.Tag.pointwise in getattr(node.target, "tags", ()) else Flow.opaque
+        rule = pointwise.pointwise if torch.Tag.pointwise in getattr(node.target, "tags", ()) else ChannelFlow.opaque
     return rule

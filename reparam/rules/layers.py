@@ -7,8 +7,8 @@ import numpy as np
 from torch import fx
 
 from reparam.atoms import Ids
-from reparam.flow import BORDER, GENERIC, Channels, Flow, Layer, folded_bias
-from reparam.graph import args_of, aten, shape, with_defaults
+from reparam.flow import BORDER, GENERIC, ChannelFlow, Channels, FlowLayer, folded_bias
+from reparam.graph import args_of, aten, shape_of, with_defaults
 
 
 def channel_dim(node: fx.Node) -> int:
@@ -16,32 +16,32 @@ def channel_dim(node: fx.Node) -> int:
 
     Before the spatial dimensions of a convolution, the last one of a linear layer.
     """
-    rank = len(shape(node))
-    return rank - 1 if node.target is aten.linear.default else rank - len(shape(args_of(node)[1])) + 1
+    rank = len(shape_of(node))
+    return rank - 1 if node.target is aten.linear.default else rank - len(shape_of(args_of(node)[1])) + 1
 
 
-def convolution(flow: Flow, node: fx.Node) -> Channels | None:
+def convolution(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Mix the channels in the dimension before the spatial ones."""
     source, weight, bias, _, padding, _, transposed, _, groups = args_of(node)
     if not flow.network.is_constant(weight):
         return flow.opaque(node, " with computed weights")
-    kernel = shape(weight)
+    kernel = shape_of(weight)
     width = kernel[1] * groups if transposed else kernel[0]
     exact = not transposed and not any(padding)
     return _layer(flow, node, source, (weight, bias), channel_dim(node), width, exact, groups, bool(transposed))
 
 
-def linear(flow: Flow, node: fx.Node) -> Channels | None:
+def linear(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Mix the channels in the last dimension."""
     source, weight, bias = with_defaults(args_of(node), (None, None, None))
     if not flow.network.is_constant(weight):
         return flow.opaque(node, " with computed weights")
-    width = shape(weight)[0]
+    width = shape_of(weight)[0]
     return _layer(flow, node, source, (weight, bias), channel_dim(node), width, True, 1, False)
 
 
 def _layer(
-    flow: Flow,
+    flow: ChannelFlow,
     node: fx.Node,
     source: Any,
     weights: tuple[Any, Any],
@@ -55,7 +55,7 @@ def _layer(
     weight, bias = weights
     layer = flow.layers.get(weight)
     if layer is None:
-        layer = flow.layers[weight] = Layer(node, weight, bias, x.ids, flow.atoms.new(width), groups, transposed)
+        layer = flow.layers[weight] = FlowLayer(node, weight, bias, x.ids, flow.atoms.new(width), groups, transposed)
         flow.cut(bias, layer.out)
     else:  # a layer used twice has one weight, so its channels are removed in both places or neither
         flow.unite(layer.into, x.ids)
@@ -63,11 +63,11 @@ def _layer(
     flow.sized.append((node, x.ids, layer.out))
     flow.readers.append((node, x.ids))
     flow.makers.append((node, layer.out))
-    out = _mixed(flow, node, layer, x, exact=exact)
-    return out.map(lambda array: array.reshape([-1 if axis == dim else 1 for axis in range(len(shape(node)))]))
+    out = _layer_output(flow, node, layer, x, exact=exact)
+    return out.map(lambda array: array.reshape([-1 if axis == dim else 1 for axis in range(len(shape_of(node)))]))
 
 
-def _mixed(flow: Flow, node: fx.Node, layer: Layer, x: Channels, *, exact: bool) -> Channels:
+def _layer_output(flow: ChannelFlow, node: fx.Node, layer: FlowLayer, x: Channels, *, exact: bool) -> Channels:
     """Return the output channels of a layer in one dimension."""
     groups, ids = layer.groups, layer.out
     out = Channels(ids, np.ones(len(ids), bool), np.zeros(len(ids)))
@@ -94,7 +94,7 @@ def _mixed(flow: Flow, node: fx.Node, layer: Layer, x: Channels, *, exact: bool)
     return replace(out, live=~dead, const=np.where(dead, _bias_alone(flow, layer, x), 0.0))
 
 
-def _tie_groups(flow: Flow, into: Ids, out: Ids) -> None:
+def _tie_groups(flow: ChannelFlow, into: Ids, out: Ids) -> None:
     """Tie channels so that groups stay equal in size.
 
     By group if one side has one channel per group, else across groups.
@@ -107,7 +107,7 @@ def _tie_groups(flow: Flow, into: Ids, out: Ids) -> None:
         flow.unite(out, out[:1])
 
 
-def _bias_alone(flow: Flow, layer: Layer, x: Channels) -> Any:
+def _bias_alone(flow: ChannelFlow, layer: FlowLayer, x: Channels) -> Any:
     """Return the constant output of groups without live inputs."""
     if flow.generic:
         return GENERIC if layer.bias is not None or x.const.any() else 0.0
@@ -115,15 +115,15 @@ def _bias_alone(flow: Flow, layer: Layer, x: Channels) -> Any:
     return folded_bias(weight, bias, layer, x.const, np.ones(len(x.ids), bool))
 
 
-def matmul(flow: Flow, node: fx.Node) -> Channels | None:
+def matmul(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Tie the channels of the summed dimension, and pass on channels of the batch dimensions."""
     first, second = args_of(node)[:2]
-    if flow.network.is_constant(second) and len(shape(second)) == 2:
+    if flow.network.is_constant(second) and len(shape_of(second)) == 2:
         return flow.opaque(node, " with a matrix of weights")
     return _product(flow, node, first, second, shared=(-1, -2), kept=(-2, -1))
 
 
-def attention(flow: Flow, node: fx.Node) -> Channels | None:
+def attention(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Pass on whole heads."""
     query, key, value, mask = (*args_of(node), None)[:4]
     if flow.of(mask) is not None or node.kwargs.get("enable_gqa"):
@@ -136,7 +136,7 @@ def attention(flow: Flow, node: fx.Node) -> Channels | None:
 
 
 def _product(
-    flow: Flow, node: fx.Node, first: Any, second: Any, shared: tuple[int, int], kept: tuple[int, int]
+    flow: ChannelFlow, node: fx.Node, first: Any, second: Any, shared: tuple[int, int], kept: tuple[int, int]
 ) -> Channels | None:
     one, other = flow.of(first), flow.of(second)
     if one is None or other is None or one.ids.ndim != other.ids.ndim:
@@ -154,7 +154,7 @@ def _product(
     return flow.opaque(node, " of values whose channels are different dimensions")
 
 
-def _by_head(flow: Flow, node: fx.Node, heads: Channels, x: Channels) -> Channels | None:
+def _by_head(flow: ChannelFlow, node: fx.Node, heads: Channels, x: Channels) -> Channels | None:
     """Multiply a value by a factor that is common to all entries of a head: 0 if either is 0, else live."""
     ids: Ids = x.ids
     if heads.ids.ndim != ids.ndim or any(a not in (1, b) for a, b in zip(heads.ids.shape, ids.shape, strict=True)):

@@ -6,18 +6,18 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from reparam.flow import Channels, Flow, Value
-from reparam.graph import args_of, shape
+from reparam.flow import ChannelFlow, Channels, Value
+from reparam.graph import args_of, shape_of
 
 
-def by_channel(flow: Flow, node: fx.Node) -> Value:
+def by_channel(flow: ChannelFlow, node: fx.Node) -> Value:
     """Handle each channel by itself, with its own scale, shift, statistics or slope.
 
     Batch and instance norms, PReLU.
     """
     source, *numbers = args_of(node)
-    channels = shape(source)[1:2]
-    x = _first_dimension(flow, node, source, [n for n in numbers if isinstance(n, fx.Node) and shape(n) == channels])
+    channels = shape_of(source)[1:2]
+    x = _first_dimension(flow, node, source, [n for n in numbers if isinstance(n, fx.Node) and shape_of(n) == channels])
     if x is not None:
         output = flow.run(node, {source: flow.dead(source, x)})
         output = output[0] if isinstance(output, tuple) else output
@@ -25,7 +25,7 @@ def by_channel(flow: Flow, node: fx.Node) -> Value:
     return (x, None, None) if isinstance(node.meta["val"], list | tuple) else x
 
 
-def group_norm(flow: Flow, node: fx.Node) -> Channels | None:
+def group_norm(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Tie channels that share statistics."""
     source, groups, *numbers = args_of(node)
     x = _first_dimension(flow, node, source, numbers[:2])
@@ -39,18 +39,18 @@ def group_norm(flow: Flow, node: fx.Node) -> Channels | None:
     return Channels(x.ids, live, np.where(live, 0.0, flow.run(node, {source: flow.dead(source, x)}).numpy()))
 
 
-def layer_norm(flow: Flow, node: fx.Node) -> Channels | None:
+def layer_norm(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Keep all channels, since they share statistics."""
     source, normalized, *_ = args_of(node)
     x = flow.of(source)
     if x is None:
         return None
-    if min(x.dims, default=0) < len(shape(node)) - len(normalized):
+    if min(x.dims, default=0) < len(shape_of(node)) - len(normalized):
         return flow.opaque(node, " over another dimension than channels")
     return _all_tied(flow, node, x)
 
 
-def _first_dimension(flow: Flow, node: fx.Node, source: Any, numbers: list[Any]) -> Channels | None:
+def _first_dimension(flow: ChannelFlow, node: fx.Node, source: Any, numbers: list[Any]) -> Channels | None:
     """Return the channels in dimension 1, and cut the entries of parameters with them."""
     x = flow.of(source)
     if x is None or set(x.dims) - {1}:
@@ -63,7 +63,7 @@ def _first_dimension(flow: Flow, node: fx.Node, source: Any, numbers: list[Any])
     return x
 
 
-def _all_tied(flow: Flow, node: fx.Node, x: Channels) -> Channels:
+def _all_tied(flow: ChannelFlow, node: fx.Node, x: Channels) -> Channels:
     why = "takes its statistics over all channels"
     flow.pin(x, f"{flow.describe(node)} {why}")
     if not x.live.any():

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from reparam.flow import Channels, Flow, Value
-from reparam.graph import args_of, aten, shape
+from reparam.flow import ChannelFlow, Channels, Value
+from reparam.graph import args_of, aten, shape_of
 
 
-def pool(flow: Flow, node: fx.Node) -> Value:
+def pool(flow: ChannelFlow, node: fx.Node) -> Value:
     """Handle an operator over the last, spatial dimensions, which may return indices as well."""
     x = flow.of(args_of(node)[0])
     if x is None:
@@ -21,10 +21,10 @@ def pool(flow: Flow, node: fx.Node) -> Value:
     return (out, None) if isinstance(node.meta["val"], list | tuple) else out
 
 
-def softmax(flow: Flow, node: fx.Node) -> Channels | None:
+def softmax(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Handle a softmax over a dimension other than channels, such as over branches with the same channels."""
     source, dim = args_of(node)[:2]
-    operands = _over(flow, node, source, {dim % len(shape(source))})
+    operands = _over(flow, node, source, {dim % len(shape_of(source))})
     if operands is None:
         return None
     x, tied = operands
@@ -33,13 +33,13 @@ def softmax(flow: Flow, node: fx.Node) -> Channels | None:
     return Channels(x.ids, np.broadcast_to(tied.live, x.ids.shape), np.where(tied.live, 0.0, const))
 
 
-def reduction(flow: Flow, node: fx.Node) -> Channels | None:
+def reduction(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Handle means, sums, norms and other reductions over dimensions other than channels."""
     source, *rest = args_of(node)
     if node.target is aten.linalg_vector_norm.default:
         rest = rest[1:]  # its order
     dims, keeps, *_ = (*rest, None, False)
-    rank = len(shape(source))
+    rank = len(shape_of(source))
     gone = {dim % rank for dim in dims or range(rank)}
     operands = _over(flow, node, source, gone)
     if operands is None:
@@ -51,7 +51,7 @@ def reduction(flow: Flow, node: fx.Node) -> Channels | None:
     return replace(tied, const=np.where(tied.live, 0.0, const))
 
 
-def _over(flow: Flow, node: fx.Node, source: fx.Node, dims: set[int]) -> tuple[Channels, Channels] | None:
+def _over(flow: ChannelFlow, node: fx.Node, source: fx.Node, dims: set[int]) -> tuple[Channels, Channels] | None:
     """Tie the entries of a node's input along some dimensions.
 
     Return the input, and the input with one entry along each of them.
@@ -67,7 +67,7 @@ def _over(flow: Flow, node: fx.Node, source: fx.Node, dims: set[int]) -> tuple[C
     return x, replace(first, live=x.live.any(along, keepdims=True))
 
 
-def probed(flow: Flow, node: fx.Node, x: Channels) -> Channels:
+def probed(flow: ChannelFlow, node: fx.Node, x: Channels) -> Channels:
     """Run an operator on the constants of dead channels to find the constants that it returns."""
     if x.live.all():
         return x
@@ -75,7 +75,8 @@ def probed(flow: Flow, node: fx.Node, x: Channels) -> Channels:
     numbers = np.unique(x.const[~x.live])
     dim = max(x.dims, default=1)
     sizes = [
-        len(numbers) if axis == dim else 1 if axis in (0, *x.dims) else size for axis, size in enumerate(shape(source))
+        len(numbers) if axis == dim else 1 if axis in (0, *x.dims) else size
+        for axis, size in enumerate(shape_of(source))
     ]
     image = (
         torch.from_numpy(numbers).view([-1 if axis == dim else 1 for axis in range(len(sizes))]).expand(sizes).clone()

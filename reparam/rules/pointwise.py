@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from reparam.atoms import Flags
-from reparam.flow import Channels, Flow, Numbers
-from reparam.graph import args_of, aten, shape
+from reparam.flow import ChannelFlow, Channels, Numbers
+from reparam.graph import args_of, aten, shape_of
 
 Operands = Mapping[fx.Node, Channels]
 
@@ -18,18 +18,18 @@ _PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar)
 _QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
 
 
-def pointwise(flow: Flow, node: fx.Node) -> Channels | None:
+def pointwise(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Tie the channels of the operands elementwise."""
     constant = flow.network.is_constant(node)
     if not constant and not flow.known(node):
         return None
-    operands = {n: _ranked(x, len(shape(node))) for n in node.all_input_nodes if (x := flow.of(n)) is not None}
+    operands = {n: _ranked(x, len(shape_of(node))) for n in node.all_input_nodes if (x := flow.of(n)) is not None}
     dims = sorted({dim for n, x in operands.items() for dim in x.dims if constant or not flow.network.is_constant(n)})
     if not operands:
         return None
     tied: dict[fx.Node, Channels] = {}
     for n in node.all_input_nodes:
-        sizes = (1,) * (len(shape(node)) - len(shape(n))) + shape(n)
+        sizes = (1,) * (len(shape_of(node)) - len(shape_of(n))) + shape_of(n)
         operand = _operand(flow, node, n, operands.get(n), sizes, dims)
         if operand is None:
             flow.opaque(node, " of values whose channels are different dimensions")
@@ -44,7 +44,7 @@ def _ranked(x: Channels, rank: int) -> Channels:
 
 
 def _operand(
-    flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: tuple[int, ...], dims: list[int]
+    flow: ChannelFlow, node: fx.Node, n: fx.Node, x: Channels | None, sizes: tuple[int, ...], dims: list[int]
 ) -> Channels | None:
     """Return an operand's channels in the given dimensions; None if it has channels in others."""
     constant = flow.network.is_constant(n)
@@ -83,13 +83,13 @@ def _number(x: Channels | None, value: Tensor | None, rank: int) -> Channels:
     return Channels(none, np.full(ones, not known), np.full(ones, float(numbers[0]) if known else 0.0))
 
 
-def _tie(flow: Flow, x: Channels, dims: list[int], rank: int) -> None:
+def _tie(flow: ChannelFlow, x: Channels, dims: list[int], rank: int) -> None:
     ids = _ranked(x, rank).ids
     for dim in dims:
         flow.unite(ids, ids.take([0], dim))
 
 
-def _folded(flow: Flow, x: Channels, dims: list[int]) -> Channels:
+def _folded(flow: ChannelFlow, x: Channels, dims: list[int]) -> Channels:
     """Reduce a constant to one entry per channel; live where it varies within a channel."""
     others = [dim for dim in x.dims if dim not in dims]
     if not others:
@@ -102,7 +102,7 @@ def _folded(flow: Flow, x: Channels, dims: list[int]) -> Channels:
     return Channels(first.ids, varied, np.where(varied, 0.0, first.const))
 
 
-def _joined(flow: Flow, node: fx.Node, operands: Operands) -> Channels | None:
+def _joined(flow: ChannelFlow, node: fx.Node, operands: Operands) -> Channels | None:
     with_ids = [x.ids for x in operands.values() if x.ids.size]
     if not with_ids:
         return None
@@ -116,10 +116,10 @@ def _joined(flow: Flow, node: fx.Node, operands: Operands) -> Channels | None:
     return Channels(ids, live, np.where(live, 0.0, const))
 
 
-def _result(flow: Flow, node: fx.Node, operands: Operands) -> Numbers:
+def _result(flow: ChannelFlow, node: fx.Node, operands: Operands) -> Numbers:
     """Run the operator on the constants of dead channels."""
     if not any(x.ids.size and not x.live.all() for x in operands.values()):
-        return np.zeros([1] * len(shape(node)))
+        return np.zeros([1] * len(shape_of(node)))
     constants: dict[fx.Node, Tensor] = {}
     for n, x in operands.items():
         value, dtype = torch.from_numpy(np.array(x.const)), n.meta["val"].dtype
@@ -130,7 +130,7 @@ def _result(flow: Flow, node: fx.Node, operands: Operands) -> Numbers:
 def _annihilated(node: fx.Node, operands: Operands) -> Flags:
     """Return where a factor of 0 makes the result 0."""
     zeros = {n: ~x.live & (x.const == 0) for n, x in operands.items()}
-    nowhere = np.zeros([1] * len(shape(node)), bool)
+    nowhere = np.zeros([1] * len(shape_of(node)), bool)
     if node.target in _PRODUCTS:
         return reduce(np.logical_or, zeros.values(), nowhere)
     if node.target in _QUOTIENTS and isinstance(args_of(node)[0], fx.Node):
@@ -139,13 +139,13 @@ def _annihilated(node: fx.Node, operands: Operands) -> Flags:
     return nowhere
 
 
-def glu(flow: Flow, node: fx.Node) -> Channels | None:
+def glu(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Multiply one half of the channels by the sigmoid of the other."""
     source, dim = (*args_of(node), -1)[:2]
     x = flow.of(source)
     if not isinstance(source, fx.Node) or not isinstance(dim, int) or x is None:
         return None
-    dim %= len(shape(source))
+    dim %= len(shape_of(source))
     if dim not in x.dims:
         return flow.opaque(node, " over another dimension than channels")
     value = x.map(lambda array: np.split(array, 2, dim)[0])

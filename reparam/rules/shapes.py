@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, fx
 
 from reparam.atoms import Ids
-from reparam.flow import Channels, Flow, Value
-from reparam.graph import args_of, aten, shape, with_defaults
+from reparam.flow import ChannelFlow, Channels, Value
+from reparam.graph import args_of, aten, shape_of, with_defaults
 from reparam.rules.pixels import probed
 
 _VIEWS = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})
 
 
-def part(flow: Flow, node: fx.Node) -> Channels | None:
+def getitem(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Return one of several results."""
     source, index = args_of(node)
     value = flow.values.get(source)
@@ -26,7 +26,7 @@ def part(flow: Flow, node: fx.Node) -> Channels | None:
     return value[index]
 
 
-def moved(flow: Flow, node: fx.Node) -> Value:
+def moved(flow: ChannelFlow, node: fx.Node) -> Value:
     """Run a view, transposition, copy or split on the indices of the entries.
 
     Channels in several dimensions are kept as a box.
@@ -37,17 +37,17 @@ def moved(flow: Flow, node: fx.Node) -> Value:
         return None
     if any(n is not source and not flow.network.is_constant(n) for n in node.all_input_nodes):
         return flow.opaque(node, " at computed places")
-    places = torch.arange(x.ids.size).view(x.ids.shape).expand(shape(source))
+    places = torch.arange(x.ids.size).view(x.ids.shape).expand(shape_of(source))
     output = places.reshape(rest[0]) if node.target in _VIEWS else flow.run(node, {source: places})
     if not isinstance(output, Tensor):
-        return tuple(_taken(x, part) for part in output)
-    out = _taken(x, output)
-    if node.target in _VIEWS and len(out.dims) > 1 and _widths(out) != _widths(x):
+        return tuple(_entries_at(x, part) for part in output)
+    out = _entries_at(x, output)
+    if node.target in _VIEWS and len(out.dims) > 1 and _channel_sizes(out) != _channel_sizes(x):
         flow.boxes.append((node, out.ids))
     return out
 
 
-def _taken(x: Channels, places: Tensor) -> Channels:
+def _entries_at(x: Channels, places: Tensor) -> Channels:
     """Return the entries at some places, reduced to size 1 along dimensions in which they are the same."""
     for dim, size in enumerate(places.shape):
         first = places.narrow(dim, 0, 1) if size > 1 else places
@@ -57,20 +57,20 @@ def _taken(x: Channels, places: Tensor) -> Channels:
     return x.map(lambda array: array.ravel()[at])
 
 
-def _widths(x: Channels) -> list[int]:
+def _channel_sizes(x: Channels) -> list[int]:
     return [x.ids.shape[dim] for dim in x.dims]
 
 
-def cat(flow: Flow, node: fx.Node) -> Channels | None:
+def cat(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Concatenate channels; tie them if the concatenation is along another dimension."""
     listed: Any = args_of(node)[0]
-    dim = with_defaults(args_of(node), (None, 0))[1] % len(shape(node))
+    dim = with_defaults(args_of(node), (None, 0))[1] % len(shape_of(node))
     operands = [flow.of(n) for n in listed]
     known = [x for n, x in zip(listed, operands, strict=True) if x is not None and not flow.network.is_constant(n)]
     if not known:
         return None
     dims = {other for x in known for other in x.dims} - {dim}
-    wide = [max(x.ids.shape[axis] for x in known) for axis in range(len(shape(node)))]
+    wide = [max(x.ids.shape[axis] for x in known) for axis in range(len(shape_of(node)))]
     if any(
         x.ids.shape[other] not in (1, wide[other]) or (x.ids.shape[other] == 1 and x.dims)
         for x in known
@@ -85,9 +85,11 @@ def cat(flow: Flow, node: fx.Node) -> Channels | None:
     return flow.joined(node, stacked, 0).map(lambda array: array[0])
 
 
-def _side(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, dim: int | None, wide: list[int]) -> Channels:
+def _side(
+    flow: ChannelFlow, node: fx.Node, n: fx.Node, x: Channels | None, dim: int | None, wide: list[int]
+) -> Channels:
     """Return an operand of a concatenation, expanded to one entry per channel."""
-    sizes = [shape(n)[axis] if axis == dim else size for axis, size in enumerate(wide)]
+    sizes = [shape_of(n)[axis] if axis == dim else size for axis, size in enumerate(wide)]
     if x is not None and flow.network.is_constant(n):
         for axis in [axis for axis in x.dims if sizes[axis] == 1]:
             flow.unite(x.ids, x.ids.take([0], axis))
@@ -105,7 +107,7 @@ def _side(flow: Flow, node: fx.Node, n: fx.Node, x: Channels | None, dim: int | 
     return fresh
 
 
-def pad(flow: Flow, node: fx.Node) -> Channels | None:
+def pad(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Pad an image, or pad channels with a constant, which adds dead channels."""
     source, widths, mode, number = with_defaults(args_of(node), (None, (), "constant", None))
     if not isinstance(mode, str):  # constant_pad_nd
@@ -113,7 +115,7 @@ def pad(flow: Flow, node: fx.Node) -> Channels | None:
     x = flow.of(source)
     if x is None:
         return None
-    rank, number = len(shape(node)), float(number or 0.0)
+    rank, number = len(shape_of(node)), float(number or 0.0)
     sides = {rank - 1 - index // 2: (widths[index], widths[index + 1]) for index in range(0, len(widths), 2)}
     around = {dim: sides[dim] for dim in x.dims if any(sides.get(dim, ()))}
     if not around:
@@ -133,20 +135,20 @@ def pad(flow: Flow, node: fx.Node) -> Channels | None:
     )
 
 
-def pixel_shuffle(flow: Flow, node: fx.Node) -> Channels | None:
+def pixel_shuffle(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Tie the channels that form one output channel."""
     source, side = args_of(node)
     x = flow.of(source)
     if x is None:
         return None
-    rank = len(shape(node))
+    rank = len(shape_of(node))
     if set(x.dims) - {rank - 3}:
         return flow.opaque(node, " where channels are not dimension 1")
     rows = flow.joined(node, x.map(lambda array: array.reshape(-1, side**2)), 1)
     return rows.map(lambda array: array.reshape([-1 if dim == rank - 3 else 1 for dim in range(rank)]))
 
 
-def channel_shuffle(flow: Flow, node: fx.Node) -> Channels | None:
+def channel_shuffle(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Interleave the channels of several groups; tie those at the same position of each group."""
     source, groups = args_of(node)
     x = flow.of(source)

@@ -292,12 +292,12 @@ def _sites(
     model: "nn.Module", example: "torch.Tensor", groups: "Sequence[ChannelGroup]", shortcuts: Sequence[str]
 ) -> tuple[tuple[Site, ...], list[str], int]:
     """Return the layers of the fused network as sites, their names, and the number of the network's outputs."""
-    from reparam.flow import Flow
-    from reparam.graph import read, shape
+    from reparam.flow import ChannelFlow
+    from reparam.graph import read_network, shape_of
     from search import masks
 
     fused, twins = masks.fused_form(model, example)
-    flow = Flow(read(fused, (example,)), generic=True)
+    flow = ChannelFlow(read_network(fused, (example,)), generic=True)
     made = {flow.layer_name(node): flow.atoms.roots(ids).tolist() for node, ids in flow.makers}
     owner: dict[int, int] = {}
     for index, twin in enumerate(twins[group.name] for group in groups):
@@ -314,11 +314,11 @@ def _sites(
     for (node, into), (_, out) in zip(flow.readers, flow.makers, strict=True):
         layer = flow.layer_name(node)
         (source,) = flow.network.reads(node)
-        spec = _spec(layer, fused.get_submodule(layer), shape(source), _activation(node))
+        spec = _spec(layer, fused.get_submodule(layer), shape_of(source), _activation(node))
         joins = any(layer.startswith(f"{shortcut}.") for shortcut in shortcuts)
         places.append(Site(spec=spec, spans=(span(into), span(out))[: len(spec.widths)], joins=joins))
         layers.append(layer)
-    (output,) = map(shape, flow.network.outputs[:1])
+    (output,) = map(shape_of, flow.network.outputs[:1])
     return tuple(places), layers, output[1] if len(output) > 1 else 1
 
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from latency import BlockSpec, LatencyError, LatencyTable, Workload, profile
-from latency.backends.simulated import Settings, Simulated
+from latency.backends.simulated import Simulated, SimulatedSettings
 from latency.coverage import Covered, held_out, profile_adaptively, prove
 from latency.lowered import overhead_onnx
 from latency.profile import Measured, Resumed
@@ -45,7 +45,7 @@ SPACE = [
 
 
 def adaptively(path, kit, workloads=SPACE, backend=None, error=0.02):
-    backend = backend or Simulated(Settings(step=64, macs_per_us=20_000.0))
+    backend = backend or Simulated(SimulatedSettings(step=64, macs_per_us=20_000.0))
 
     def measure(some):
         return profile(some, backend, path, protocol=kit.QUICK, lowering="1", safeguards=OFF)
@@ -55,7 +55,7 @@ def adaptively(path, kit, workloads=SPACE, backend=None, error=0.02):
 
 @pytest.fixture(scope="module")
 def truth():
-    device = Simulated(Settings(step=64, macs_per_us=20_000.0))
+    device = Simulated(SimulatedSettings(step=64, macs_per_us=20_000.0))
     return {work.key: device.truth_us(work.onnx()) for work in SPACE}
 
 

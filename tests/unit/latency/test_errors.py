@@ -13,22 +13,22 @@ def test_every_error_is_a_value_error_of_one_root():
 
 
 def test_require_returns_the_module():
-    assert errors.require("msgspec.json", "").__name__ == "msgspec.json"
+    assert errors.import_extra("msgspec.json", "").__name__ == "msgspec.json"
 
 
 def test_require_names_the_package_and_the_extra():
     with pytest.raises(errors.MissingExtra) as caught:
-        errors.require("no_such_package.inner", "train")
+        errors.import_extra("no_such_package.inner", "train")
     assert str(caught.value) == f"this needs the package 'no_such_package.inner': {install_command('train')}"
     with pytest.raises(errors.MissingExtra, match=f"{re.escape(install_command())}$"):
-        errors.require("no_such_package", "")
+        errors.import_extra("no_such_package", "")
 
 
 def test_require_does_not_hide_a_broken_installation(tmp_path, monkeypatch):
     (tmp_path / "half_installed.py").write_text("import a_dependency_that_is_gone\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_dependency_that_is_gone"):
-        errors.require("half_installed", "train")
+        errors.import_extra("half_installed", "train")
 
 
 def test_fingerprint_mismatch_keeps_its_parts():

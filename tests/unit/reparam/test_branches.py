@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.branches import Branches, Choice, left
-from reparam.graph import operator_of, read
+from reparam.branches import Branches, MergeChoice, unmerged
+from reparam.graph import operator_of, read_network
 from unit.reparam.helpers import Net
 
 X = torch.randn(2, 4, 6, 6)
@@ -17,7 +17,7 @@ def branches_of(run, *, x=X, kept=(), opaque=(), **parts):
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._BatchNorm):
             norm.running_mean.normal_()
-    network = read(model, (x,))
+    network = read_network(model, (x,))
 
     def of(names):
         return {node for node, chain in network.calls.items() if any(call.path in names for call in chain)}
@@ -30,7 +30,7 @@ def merged(branches, **options):
     order = [*branches.network.graph.nodes].index
     return [
         [operator_of(node) for node in sorted(merge.operators, key=order)]
-        for merge in Choice(branches, **options).merges
+        for merge in MergeChoice(branches, **options).merges
     ]
 
 
@@ -55,7 +55,7 @@ def conv(c_in=4, c_out=4, size=3, **options):
 )
 def test_every_spelling_of_a_linear_branch_is_one_layer(run):
     branches = branches_of(run, conv=conv(), norm=nn.BatchNorm2d(4), scale=nn.Parameter(torch.randn(4)))
-    (merge,) = Choice(branches).merges
+    (merge,) = MergeChoice(branches).merges
     assert operator_of(merge.host) == "convolution"
 
 
@@ -83,7 +83,7 @@ def test_a_sum_of_branches_is_found_through_its_norms_and_the_identity():
     branches = branches_of(
         run, dense=conv(), point=conv(size=1), norms=nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
     )
-    (merge,) = Choice(branches).merges
+    (merge,) = MergeChoice(branches).merges
     assert [operator_of(node) for node in sorted(merge.operators, key=[*branches.network.graph.nodes].index)] == [
         "convolution", "batch norm", "convolution", "batch norm", "add", "batch norm", "add",
     ]  # fmt: skip
@@ -94,7 +94,7 @@ def test_a_sum_of_branches_is_found_through_its_norms_and_the_identity():
 def test_layers_in_a_row_are_merged_only_where_that_costs_no_more():
     narrow = branches_of(lambda s, x: s.b(s.a(x)), a=conv(4, 1, 1), b=conv(1, 4, 1))
     assert merged(narrow) == []
-    (line,) = Choice(narrow).costly.values()
+    (line,) = MergeChoice(narrow).costly.values()
     assert line.startswith("one layer would take 1,152 multiply-accumulates, the 2 take 576")
     wide = branches_of(lambda s, x: s.b(s.a(x)), a=conv(4, 16, 1), b=conv(16, 4, 1))
     assert merged(wide) == [["convolution", "convolution"]]
@@ -112,14 +112,14 @@ def test_a_banned_value_is_left_and_norms_alone_leave_sums():
         return s.norm(s.conv(x)) + x
 
     branches = branches_of(run, conv=conv(), norm=nn.BatchNorm2d(4))
-    (merge,) = Choice(branches).merges
-    assert merge.node not in {found.node for found in Choice(branches, {merge.node}).merges}
+    (merge,) = MergeChoice(branches).merges
+    assert merge.node not in {found.node for found in MergeChoice(branches, {merge.node}).merges}
     assert merged(branches, norms_only=True) == [["convolution", "batch norm"]]
 
 
 def test_a_norm_goes_into_the_layer_in_front_of_it_rather_than_behind():
     branches = branches_of(lambda s, x: s.b(s.norm(s.a(x))), a=conv(), norm=nn.BatchNorm2d(4), b=conv(padding=0))
-    (merge,) = Choice(branches).merges
+    (merge,) = MergeChoice(branches).merges
     assert merge.host.args[1].name.endswith("a_weight")
 
 
@@ -137,7 +137,7 @@ def test_a_norm_goes_into_the_layer_in_front_of_it_rather_than_behind():
 )
 def test_a_norm_that_stays_has_a_reason(run, reason):
     branches = branches_of(run, conv=conv(), norm=nn.BatchNorm2d(4))
-    (found,) = [why for _, why in left(Choice(branches), branches)]
+    (found,) = [why for _, why in unmerged(MergeChoice(branches), branches)]
     assert reason in found
 
 
@@ -174,7 +174,7 @@ def test_a_norm_goes_into_the_layer_in_front_of_a_view_that_keeps_channels(run, 
 
 def test_a_sum_in_front_of_a_view_is_merged_without_it():
     branches = branches_of(lambda s, x: (s.conv(x) + x).flatten(2), conv=conv())
-    (merge,) = Choice(branches).merges
+    (merge,) = MergeChoice(branches).merges
     assert operator_of(merge.node) == "add"
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from reparam.equivalence import Difference, compare, require
+from reparam.equivalence import Difference, compare, require_within
 from reparam.errors import ReparamError
 
 
@@ -52,7 +52,7 @@ def test_what_is_not_finite_in_one_output_is_within_no_limit(value):
     found = compare(nn.Identity(), Holes(value, 2), torch.randn(4))
     assert (found.not_finite, found.within(math.inf)) == (1, False)
     with pytest.raises(ReparamError, match="block 7: 1 output values are NaN or infinite in one of the two"):
-        require(found, 1.0, "block 7")
+        require_within(found, 1.0, "block 7")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from reparam import exported
-from reparam.graph import operator_of, read
-from reparam.masking import Masked, Masks, Site, place
+from reparam.graph import operator_of, read_network
+from reparam.masking import Masked, Masks, MaskSite, attach_mask
 from unit.reparam.helpers import Net
 
 
@@ -38,7 +38,7 @@ def operators(found):
 def test_networks_that_differ_in_weights_and_inputs_are_exported_once(exports):
     one, other = network(), network().train()
     for x in (X, torch.randn(2, 4, 6, 6)):
-        found = [read(one, (x,)), read(other, (x,))]
+        found = [read_network(one, (x,)), read_network(other, (x,))]
     assert len(exports) == 1
     assert operators(found[0]) == operators(found[1])
     for model, graph in zip((one, other), found, strict=True):
@@ -48,10 +48,10 @@ def test_networks_that_differ_in_weights_and_inputs_are_exported_once(exports):
 
 
 def test_a_graph_is_the_readers_own(exports):
-    changed = read(network(), (X,))
+    changed = read_network(network(), (X,))
     for node in reversed([*changed.graph.nodes]):
         changed.graph.erase_node(node)
-    assert operators(read(network(), (X,)))[0] == "convolution"
+    assert operators(read_network(network(), (X,)))[0] == "convolution"
     assert len(exports) == 1
 
 
@@ -68,8 +68,8 @@ def test_a_graph_is_the_readers_own(exports):
     ids=["width", "class", "module", "type", "shape", "layout"],
 )
 def test_what_the_graph_depends_on_is_told_apart(exports, model, x):
-    read(network(), (X,))
-    read(model, (x,))
+    read_network(network(), (X,))
+    read_network(model, (x,))
     assert len(exports) == 2
 
 
@@ -79,7 +79,7 @@ def test_shared_weights_are_told_from_equal_ones(exports):
         return model
 
     names = [
-        set(read(make(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))), (X,)).names.values())
+        set(read_network(make(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))), (X,)).names.values())
         for make in (lambda m: m, shared)
     ]
     assert names[0] - names[1] == {"1.weight"}
@@ -91,7 +91,7 @@ def test_tensors_that_are_neither_parameters_nor_buffers_count_by_value(exports)
     for scale in (2.0, 2.0, 3.0):
         model = Net(run)
         model.scale = torch.tensor(scale)
-        network = read(model, (X,))
+        network = read_network(model, (X,))
         (constant,) = [network.constant(node) for node in network.names]
         found.append(float(constant))
     assert found == [2.0, 2.0, 3.0]
@@ -107,7 +107,7 @@ def test_code_counts_by_identity_even_after_it_is_gone(exports):
 
     found = []
     for sign in (1, -1, 1, -1):
-        found.append(operators(read(make(sign), (X,))))
+        found.append(operators(read_network(make(sign), (X,))))
         gc.collect()
     assert found == [["add"], ["sub"]] * 2
 
@@ -116,8 +116,8 @@ def test_masks_of_one_kind_are_exported_once_whatever_the_numbers_of_their_hooks
     for _ in range(2):
         model = nn.Sequential(nn.Conv2d(4, 4, 1), Masks())
         model[1].add_module("a", nn.BatchNorm2d(4))
-        place(model[0], Masked(model[1], "a", Site("0", False, 1, (0, 1, 2, 3)), 4))
-        assert operators(read(model, (X,)))[:2] == ["convolution", "batch norm"]
+        attach_mask(model[0], Masked(model[1], "a", MaskSite("0", False, 1, (0, 1, 2, 3)), 4))
+        assert operators(read_network(model, (X,)))[:2] == ["convolution", "batch norm"]
     assert len(exports) == 1
 
 
@@ -132,7 +132,7 @@ def test_a_network_that_cannot_be_written_is_exported_each_time(exports):
     for _ in range(2):
         model = network()
         model.locked = Locked()
-        assert operators(read(model, (X,)))[0] == "convolution"
+        assert operators(read_network(model, (X,)))[0] == "convolution"
     assert len(exports) == 2
     assert not exported._cache
 
@@ -140,5 +140,5 @@ def test_a_network_that_cannot_be_written_is_exported_each_time(exports):
 def test_the_oldest_graphs_are_dropped(exports, monkeypatch):
     monkeypatch.setattr(exported, "KEPT", 2)
     for width in (3, 5, 3, 6, 3, 5):
-        read(network(width), (X,))
+        read_network(network(width), (X,))
     assert [model[0].out_channels for model in exports] == [3, 5, 6, 5]

@@ -4,15 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam.flow import Flow
-from reparam.graph import read
+from reparam.flow import ChannelFlow
+from reparam.graph import read_network
 from unit.reparam.helpers import Net
 
 X = torch.randn(1, 3, 4, 4)
 
 
 def flow_of(model, x=X):
-    return Flow(read(model.eval(), (x,)), generic=True)
+    return ChannelFlow(read_network(model.eval(), (x,)), generic=True)
 
 
 def test_what_mixes_channels_reads_and_makes_them():

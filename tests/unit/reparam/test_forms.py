@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from reparam.forms import Form, affine, identity, parallel, serial
+from reparam.forms import LinearForm, affine, identity, parallel, serial
 
 NODES = {name: fx.Graph().placeholder(name) for name in "xyz"}
 SHAPE = (2, 4, 9, 8)
@@ -14,7 +14,7 @@ def form_of(layer, *, source="x", node="y"):
     """A layer of torch as a form of a value."""
     transposed = "Transpose" in type(layer).__name__
     bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
-    return Form(
+    return LinearForm(
         source=NODES[source],
         dim=1,
         c_in=layer.in_channels,
@@ -79,7 +79,7 @@ POINTS = [{}, {"groups": 2}, {"groups": 4}, {"bias": False}]
 def test_a_point_in_front_of_a_convolution_is_one_convolution(options, second):
     first = conv(4, 4, 1, **options)
     form = serial(form_of(first), form_of(second, source="y", node="z"))
-    assert isinstance(form, Form)
+    assert isinstance(form, LinearForm)
     assert form.source is NODES["x"]
     assert form.absorbed == {NODES["y"], NODES["z"]}
     assert difference(form, second(first(X)), X) < 1e-14
@@ -89,7 +89,7 @@ def test_a_point_in_front_of_a_convolution_is_one_convolution(options, second):
 def test_a_point_behind_a_convolution_is_one_convolution_whatever_it_pads(options):
     first, second = conv(4, 4, 3, padding=1, stride=2, groups=2), conv(4, 4, 1, stride=2, **options)
     form = serial(form_of(first), form_of(second, source="y", node="z"))
-    assert isinstance(form, Form)
+    assert isinstance(form, LinearForm)
     assert difference(form, second(first(X)), X) < 1e-14
 
 
@@ -100,7 +100,7 @@ def test_a_scaling_goes_in_front_and_behind_and_keeps_the_groups():
         (serial(before, form_of(layer, source="y", node="z")), layer(run(before, X))),
         (serial(form_of(layer), after), run(after, layer(X))),
     ):
-        assert isinstance(form, Form)
+        assert isinstance(form, LinearForm)
         assert form.groups == 2
         assert difference(form, expected, X) < 1e-14
 
@@ -111,7 +111,7 @@ def test_a_transposed_convolution_takes_in_the_scaling_behind_it():
         scaling(6, source="y", node="z"),
     )
     form = serial(form_of(layer), after)
-    assert isinstance(form, Form)
+    assert isinstance(form, LinearForm)
     assert difference(form, run(after, layer(X)), X) < 1e-14
     assert (
         serial(scaling(4), form_of(layer, source="y", node="z"))
@@ -126,7 +126,7 @@ def test_zero_padding_behind_a_shift_is_refused_and_behind_none_is_exact():
     )
     before = scaling(4, shift=False)
     form = serial(before, form_of(layer, source="y", node="z"))
-    assert isinstance(form, Form)
+    assert isinstance(form, LinearForm)
     assert difference(form, layer(run(before, X)), X) < 1e-14
 
 
@@ -161,7 +161,7 @@ BRANCHES = {
 def test_the_sum_of_two_branches_is_one_convolution(one, other):
     a, b = BRANCHES[one], BRANCHES[other]
     form = parallel(form_of(a), form_of(b, node="z"), NODES["z"])
-    assert isinstance(form, Form)
+    assert isinstance(form, LinearForm)
     assert difference(form, a(X) + b(X), X) < 1e-14
     assert form.groups == min(a.groups, b.groups)
 

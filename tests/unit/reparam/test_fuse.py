@@ -20,7 +20,7 @@ from reparam import (
 )
 from reparam.algebra import norm_affine
 from reparam.errors import ReparamError
-from reparam.graph import aten, read
+from reparam.graph import aten, read_network
 from zoo import ZOO
 
 
@@ -247,7 +247,7 @@ def test_what_would_not_be_the_same_is_left_alone(run, parts, randomized):
     model = randomized(model) if parts["norm"].track_running_stats else model.eval()
     x = torch.randn(2, 4, 4, 6)
     fused, report = fuse_with_report(model.double(), x)
-    norms = [str(node.target) for node in read(fused, (x,)).graph.nodes if "_norm" in str(node.target)]
+    norms = [str(node.target) for node in read_network(fused, (x,)).graph.nodes if "_norm" in str(node.target)]
     assert norms
     assert compare(model, fused, x).within(1e-12)
     assert len(report.left) == report.norms[1] == report.norms[0] == sum("batch_norm" in norm for norm in norms)
@@ -297,7 +297,7 @@ def test_what_is_linear_becomes_one_layer_however_it_is_written(run, parts, rand
     fused, report = fuse_with_report(model, x)
     assert compare(model, fused, x).within(1e-12)
     assert report.norms == (1, 0)
-    layers = [node for node in read(fused, (x,)).graph.nodes if node.target is aten.convolution.default]
+    layers = [node for node in read_network(fused, (x,)).graph.nodes if node.target is aten.convolution.default]
     assert len(layers) == report.layers[1] == 1
 
 

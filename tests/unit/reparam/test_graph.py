@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from reparam.errors import ReparamError
-from reparam.graph import aten, has_hooks, operator_of, read, shape, twin_of
+from reparam.graph import aten, has_hooks, operator_of, read_network, shape_of, twin_of
 from unit.reparam.helpers import Net
 
 
@@ -31,16 +31,16 @@ def test_operators_have_one_spelling_however_they_are_called():
         first, *_ = list(x.chunk(2, 1)) if x.shape[-1] > 3 else [x]
         return first
 
-    network = read(Net(run, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)), (X,))
+    network = read_network(Net(run, conv=nn.Conv2d(4, 4, 1), norm=nn.BatchNorm2d(4)), (X,))
     assert operators(network)[:5] == ["convolution", "batch norm", "relu", "relu", "add"]
-    assert [shape(node) for node in network.outputs] == [(2, 2, 6, 6)]
+    assert [shape_of(node) for node in network.outputs] == [(2, 2, 6, 6)]
 
 
 @pytest.mark.parametrize(
     "act", [nn.Hardswish(), nn.Hardsigmoid(), nn.SiLU(), nn.Mish(), nn.SELU(), nn.CELU(), nn.Softplus(), nn.PReLU(4)]
 )
 def test_an_activation_is_one_operator(act):
-    assert operators(read(nn.Sequential(act), (X,))) == [type(act).__name__.lower()]
+    assert operators(read_network(nn.Sequential(act), (X,))) == [type(act).__name__.lower()]
 
 
 def test_types_that_the_code_names_stay_and_a_converted_network_is_in_its_own():
@@ -48,7 +48,7 @@ def test_types_that_the_code_names_stay_and_a_converted_network_is_in_its_own():
         return self.conv(x.float())
 
     def types(model, x):
-        network = read(model, (x,))
+        network = read_network(model, (x,))
         return [node.meta["val"].dtype for node in network.graph.nodes if node.op == "call_function"]
 
     assert types(Net(run, conv=nn.Conv2d(4, 4, 1)), X.byte()) == [torch.float32] * 2
@@ -59,7 +59,7 @@ def test_types_that_the_code_names_stay_and_a_converted_network_is_in_its_own():
 
 def test_each_node_knows_the_calls_that_compute_it():
     body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
-    network = read(Net(lambda self, x: self.body(self.body(x)) + 1, body=body), (X,))
+    network = read_network(Net(lambda self, x: self.body(self.body(x)) + 1, body=body), (X,))
     convolutions = [node for node in network.graph.nodes if node.target is aten.convolution.default]
     assert [[call.path for call in network.calls[node]] for node in convolutions] == [["", "body", "body.0"]] * 2
     assert len(network.by_path["body.0"]) == 2
@@ -70,7 +70,7 @@ def test_each_node_knows_the_calls_that_compute_it():
 
 def test_a_module_of_two_names_has_the_first():
     layer = nn.Conv2d(4, 4, 1)
-    network = read(nn.Sequential(layer, nn.ReLU(), layer), (X,))
+    network = read_network(nn.Sequential(layer, nn.ReLU(), layer), (X,))
     assert {path: len(calls) for path, calls in network.by_path.items()} == {"": 1, "0": 2, "1": 1}
     assert [network.names[node] for node in network.names if node.users] == ["0.weight", "0.bias"]
 
@@ -79,7 +79,7 @@ def test_calls_from_one_tensor_to_one_are_told_from_others():
     def add(self, x, y):
         return x + y
 
-    network = read(Net(lambda self, x: self.conv(self.add(x, x)), conv=nn.Conv2d(4, 4, 1), add=Net(add)), (X,))
+    network = read_network(Net(lambda self, x: self.conv(self.add(x, x)), conv=nn.Conv2d(4, 4, 1), add=Net(add)), (X,))
     unary = {
         path: all(None not in network.shapes[call.key] for call in calls)
         for path, calls in network.by_path.items()
@@ -89,11 +89,13 @@ def test_calls_from_one_tensor_to_one_are_told_from_others():
 
 
 def test_parameters_buffers_and_inputs_have_their_names():
-    network = read(Net(lambda self, x, scale, y: self.norm(x) * scale + y, norm=nn.BatchNorm2d(4)), (X, 2.0), {"y": X})
+    network = read_network(
+        Net(lambda self, x, scale, y: self.norm(x) * scale + y, norm=nn.BatchNorm2d(4)), (X, 2.0), {"y": X}
+    )
     assert sorted(set(network.names.values())) == [
         "norm.bias", "norm.num_batches_tracked", "norm.running_mean", "norm.running_var", "norm.weight",
     ]  # fmt: skip
-    assert [shape(node) for node in network.inputs] == [(2, 4, 6, 6)] * 2
+    assert [shape_of(node) for node in network.inputs] == [(2, 4, 6, 6)] * 2
 
 
 def test_what_the_input_does_not_reach_is_constant_and_computed_in_float64():
@@ -102,7 +104,7 @@ def test_what_the_input_does_not_reach_is_constant_and_computed_in_float64():
         return F.linear(x, weight)
 
     model = Net(run, weight=nn.Parameter(torch.randn(4, 4)), g=nn.Parameter(torch.ones(1)))
-    network = read(model, (torch.randn(3, 4),))
+    network = read_network(model, (torch.randn(3, 4),))
     layer = only(network, aten.linear.default)
     assert network.is_constant(layer.args[1])
     assert not network.is_constant(layer)
@@ -112,7 +114,7 @@ def test_what_the_input_does_not_reach_is_constant_and_computed_in_float64():
 
 
 def test_outputs_keep_their_structure():
-    network = read(Net(lambda self, x: {"a": x + 1, "b": [x, (x * 2, None)]}), (X,))
+    network = read_network(Net(lambda self, x: {"a": x + 1, "b": [x, (x * 2, None)]}), (X,))
     assert [operator_of(node) for node in network.outputs] == ["add", "input", "mul"]
     assert set(network.output) == {"a", "b"}
     assert network.output["b"][1][1] is None
@@ -123,7 +125,7 @@ def test_the_network_is_neither_changed_nor_are_its_hooks_called():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)).train()
     model[0].register_forward_hook(lambda *_: calls.append(1))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    read(model, (X,))
+    read_network(model, (X,))
     assert calls == []
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -182,11 +184,11 @@ def uncopied():
 )
 def test_what_cannot_be_read_is_said_in_one_line(model, line):
     with pytest.raises(ReparamError, match=line) as error:
-        read(model(), (X,))
+        read_network(model(), (X,))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_a_scripted_module_is_refused():
     with pytest.raises(ReparamError, match="holds a scripted module: give the nn.Module that it was scripted from"):
-        read(scripted(), (X,))
+        read_network(scripted(), (X,))

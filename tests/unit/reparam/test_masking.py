@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from reparam import ChannelMask
-from reparam.graph import has_hooks, read, twin_of
-from reparam.masking import Masked, Masks, Site, lift, place, placed
+from reparam.graph import has_hooks, read_network, twin_of
+from reparam.masking import Masked, Masks, MaskSite, attach_mask, attached_masks, detach_masks
 
 X = torch.randn(2, 6, 3, 3, generator=torch.Generator().manual_seed(0))
 
@@ -16,7 +16,7 @@ def masked(entries, keep, *, front=False, dim=1):
     model = nn.Sequential(nn.Identity())
     masks = Masks()
     masks.add_module("m", ChannelMask(torch.tensor(keep)))
-    place(model[0], Masked(masks, "m", Site("0", front, dim, tuple(entries)), len(keep)))
+    attach_mask(model[0], Masked(masks, "m", MaskSite("0", front, dim, tuple(entries)), len(keep)))
     model.add_module("masks", masks)
     return model
 
@@ -49,7 +49,7 @@ def test_masks_are_copied_with_their_network_and_another_may_take_their_place():
     twin.masks.add_module("m", ChannelMask(torch.arange(6) > 0))
     assert torch.equal(model(X), X)
     assert torch.equal(twin(X)[:, 0], torch.zeros(2, 3, 3))
-    (one,) = placed(twin[0])
+    (one,) = attached_masks(twin[0])
     assert one.masks is twin.masks
 
 
@@ -57,7 +57,7 @@ def test_masks_are_no_hooks_that_watch_and_twins_keep_them():
     model = masked((0, 1, 2, 3, 4, 5), [False] + [True] * 5)
     assert not has_hooks(model[0])
     assert torch.equal(twin_of(model)(X), model(X))
-    calls = [node for node in read(model, (X,)).graph.nodes if node.op == "call_function"]
+    calls = [node for node in read_network(model, (X,)).graph.nodes if node.op == "call_function"]
     assert len(calls) == 2  # the mask's entries in shape, and the product
-    assert [found.name for found in lift(model[0])] == ["m"]
+    assert [found.name for found in detach_masks(model[0])] == ["m"]
     assert torch.equal(model(X), X)

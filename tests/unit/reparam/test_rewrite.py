@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import fx, nn
 
-from reparam.branches import Branches, Choice
+from reparam.branches import Branches, MergeChoice
 from reparam.equivalence import compare
-from reparam.graph import read
+from reparam.graph import read_network
 from reparam.regions import HookedModuleError
 from reparam.rewrite import rewrite
 from unit.reparam.helpers import Net
@@ -21,8 +21,8 @@ def rewritten(randomized):
     """The rewritten form of a network, proven to compute the same."""
 
     def make(model, args=(X,), kwargs=None, *, whole=False):
-        network = read(randomized(model), args, kwargs)
-        merges = Choice(Branches(network, frozenset(), frozenset())).merges
+        network = read_network(randomized(model), args, kwargs)
+        merges = MergeChoice(Branches(network, frozenset(), frozenset())).merges
         found = rewrite(network, merges, whole=whole)
         assert compare(model, found.module, args, keywords=kwargs).within(1e-12)
         return found
@@ -124,8 +124,8 @@ def test_weights_that_are_computed_are_stored(rewritten):
 def test_a_module_that_is_watched_is_not_taken_away():
     model = nn.Sequential(residual()).eval()
     model[0].register_forward_hook(lambda *_: None)
-    network = read(model, (X,))
-    merges = Choice(Branches(network, frozenset(), frozenset())).merges
+    network = read_network(model, (X,))
+    merges = MergeChoice(Branches(network, frozenset(), frozenset())).merges
     with pytest.raises(HookedModuleError) as error:
         rewrite(network, merges)
     assert error.value.nodes == [merges[0].node]

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from latency import BuildFailed
-from latency.backends import Builds
+from latency.backends import EngineBuilder
 from latency.backends import builders as builders_file
 from latency.backends.builders import Builders
 from latency.backends.tensorrt import EngineSpec
@@ -27,7 +27,7 @@ def builders():
 
 
 def test_engines_come_in_the_order_of_their_asking_and_a_bad_model_is_only_its_own_failure(builders):
-    assert isinstance(builders, Builds)
+    assert isinstance(builders, EngineBuilder)
     good, bad, again = (builders.submit(onnx) for onnx in (overhead_onnx(), b"not onnx", overhead_onnx()))
     assert len(good.result()) > 1000
     with pytest.raises(BuildFailed, match="Failed to parse the ONNX model"):

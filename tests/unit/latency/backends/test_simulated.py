@@ -5,7 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from latency import BuildFailed, LatencyError, LatencyTable, Safeguards, Workload, backends, profile, protocol
 from latency.backends import Backend, Compiled
-from latency.backends.simulated import Settings, Simulated
+from latency.backends.simulated import Simulated, SimulatedSettings
 from latency.measure import measure
 from latency.monitor import Monitor
 from latency.sentinel import OFF
@@ -27,7 +27,7 @@ def conv(c_in, c_out, size=32, group=1):
 
 
 def device(**settings):
-    return Simulated(Settings(**settings))
+    return Simulated(SimulatedSettings(**settings))
 
 
 def test_it_is_a_backend_by_name_with_its_settings_in_the_fingerprint():
@@ -79,7 +79,7 @@ def test_groups_and_matrix_products_are_work_too():
 
 def test_half_precision_is_twice_as_fast():
     full, half = Simulated(), Simulated(precision="fp16")
-    launch = Settings().launch_us
+    launch = SimulatedSettings().launch_us
     assert full.truth_us(conv(32, 64)) - launch == pytest.approx(2 * (half.truth_us(conv(32, 64)) - launch))
 
 
@@ -133,7 +133,7 @@ def worst(kit, path, settings, safeguards):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_safeguards_bring_a_table_to_the_truth_and_without_them_it_is_far_off(kit, tmp_path, seed):
-    hard = Settings(
+    hard = SimulatedSettings(
         seed=seed,
         drift=0.1,
         drift_period_s=2.0,
