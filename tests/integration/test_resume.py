@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 
-from integration.conftest import run_lathe
+from integration.conftest import run_lathe, run_module
 
 
 def kill_when(condition, arguments, timeout_s: float = 600) -> None:
@@ -45,7 +45,7 @@ def test_profile_goes_on_after_sigkill(tmp_path, table):
     )
     kill_when(lambda: path.exists() and path.read_bytes().count(b"\n") > 25, command)
     measured_before = path.read_bytes().rpartition(b"\n")[0]
-    done = run_lathe(*command, "--json")
+    done = run_module("lathe", *command, "--json")  # measures by the same protocol as the process that was killed
     assert done.returncode == 0, done.stderr
     assert path.read_bytes().startswith(measured_before)
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
