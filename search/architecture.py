@@ -228,8 +228,14 @@ def architecture_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
         ]
         record = {"kind": "chain", **facts, "layers": convs}
     choice = Choice(widths={layer.name: layer.width for layer in layers})
-    found = () if record.get("places") == [] else keys(spaces.from_record(record), choice)
-    return {**kept, "schema": "architecture/2", "space": record, "choice": msgspec.to_builtins(choice), "blocks": found}
+    blocks = () if record.get("places") == [] else keys(spaces.from_record(record), choice)
+    return {
+        **kept,
+        "schema": "architecture/2",
+        "space": record,
+        "choice": msgspec.to_builtins(choice),
+        "blocks": blocks,
+    }
 
 
 def architecture_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def csv_of(history: Iterable[EpochDone], metric: Metric) -> bytes:
 
 def _line(done: EpochDone, metric: Metric) -> dict[str, Any]:
     parts = {"width": done.choice.widths, "option": done.choice.options, "depth": done.choice.depths}
-    chosen = {f"{kind}.{name}": value for kind, found in parts.items() for name, value in found.items()}
+    chosen = {f"{kind}.{name}": value for kind, values in parts.items() for name, value in values.items()}
     return {"phase": done.phase, "epoch": done.epoch, **_numbers(done, metric), **chosen}
 
 
@@ -66,13 +66,13 @@ def with_tensorboard(events: Iterable[Event], out: Path) -> Iterator[Event]:
                     file.unlink()
                 metric = event.metric
                 writer = writing.SummaryWriter(str(out / TENSORBOARD), write_to_disk=True)
-            done_now = event.history if isinstance(event, Started) else (event,) if isinstance(event, EpochDone) else ()
-            for done in done_now:
+            epochs = event.history if isinstance(event, Started) else (event,) if isinstance(event, EpochDone) else ()
+            for epoch in epochs:
                 assert writer is not None, "a run says first that it starts"
                 step += 1
-                for name, value in _numbers(done, metric).items():
-                    writer.add_scalar(f"{done.phase}/{name}", value, step)
-                for name, width in done.choice.widths.items():
+                for name, value in _numbers(epoch, metric).items():
+                    writer.add_scalar(f"{epoch.phase}/{name}", value, step)
+                for name, width in epoch.choice.widths.items():
                     writer.add_scalar(f"widths/{name}", width, step)
                 writer.flush()
             yield event

@@ -58,11 +58,13 @@ class Cluster:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         if any(all(node.get(name, 0) >= amount for name, amount in needs.items()) for node in nodes):
             return
-        known = sorted(
+        resources = sorted(
             {name for node in nodes for name in node if not name.startswith(("node:", "memory", "object_store"))}
         )
         wanted = ", ".join(f"{name}={amount:g}" for name, amount in needs.items())
-        raise SearchError(f"no node of the Ray cluster has {wanted}; its nodes have {', '.join(known)}: ask for these")
+        raise SearchError(
+            f"no node of the Ray cluster has {wanted}; its nodes have {', '.join(resources)}: ask for these"
+        )
 
     def submit(self, name: str, task: Task, *arguments: Any, needs: Mapping[str, float], after: Any = None) -> Any:
         """Submit a task to Ray, which spreads tasks over the nodes; return a handle for `ended` and `after`.

@@ -379,8 +379,8 @@ def _runs(space: Cells) -> tuple[Tensor, Tensor]:
     return torch.tensor([[cell.count(kind) for kind in KINDS] for cell in cells]), torch.tensor(connected)
 
 
-def _mixed(each: Sequence[float | tuple[float, ...]], shares: Shares) -> Term:
-    return torch.tensor(each, dtype=shares.dtype, device=shares.device).movedim(0, -1) @ shares
+def _mixed(costs: Sequence[float | tuple[float, ...]], shares: Shares) -> Term:
+    return torch.tensor(costs, dtype=shares.dtype, device=shares.device).movedim(0, -1) @ shares
 
 
 def _channels(site: Site, widths: Sequence[Scalar]) -> list[Tensor]:

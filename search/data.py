@@ -98,11 +98,11 @@ def folder(path: Path, resolution: int) -> Classification:
     name = f"folder:{path}"
     augmentation = Augmentation(shift_px=resolution // 8, flip=True)
     if (path / "train").is_dir() and (path / "test").is_dir():
-        labels, others = _classes(path / "train"), _classes(path / "test")
-        if labels != others:
+        labels, test_labels = _classes(path / "train"), _classes(path / "test")
+        if labels != test_labels:
             raise SearchError(
                 f"{path}/train and {path}/test must have the same classes; only one has "
-                f"{sorted(set(labels) ^ set(others))[0]!r}"
+                f"{sorted(set(labels) ^ set(test_labels))[0]!r}"
             )
         return _dataset(
             name,
@@ -144,15 +144,15 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _stratified(every: Split) -> tuple[Split, Split]:
+def _stratified(split: Split) -> tuple[Split, Split]:
     # A fixed seed, so that runs with different seeds are compared on the same held-out images.
     generator = torch.Generator().manual_seed(0)
-    held_out = torch.zeros(len(every), dtype=torch.bool)
-    for label in every.labels.unique():
-        rows = (every.labels == label).nonzero()[:, 0]
+    held_out = torch.zeros(len(split), dtype=torch.bool)
+    for label in split.labels.unique():
+        rows = (split.labels == label).nonzero()[:, 0]
         count = max(1, round(HELD_OUT * len(rows)))
         held_out[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
-    return every.part(~held_out), every.part(held_out)
+    return split.part(~held_out), split.part(held_out)
 
 
 def _classes(path: Path) -> tuple[str, ...]:

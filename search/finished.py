@@ -93,7 +93,7 @@ def require_same_space(
             (choice.depths, largest.depths),
             (choice.widths, largest.widths | largest.options),
         )
-        if unknown := sorted(name for chosen, known in places for name in chosen.keys() - known.keys()):
+        if unknown := sorted(name for chosen, allowed in places for name in chosen.keys() - allowed.keys()):
             raise SearchError(
                 f"{directory / record.HISTORY} was changed after the search: {space.name} has nothing to choose at "
                 f"{unknown[0]}"

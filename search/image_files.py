@@ -56,9 +56,9 @@ def decode(file: Path, height: int, width: int | None = None) -> Pixels:
     from PIL import Image
 
     try:
-        with open_regular(file) as opened, warnings.catch_warnings():
+        with open_regular(file) as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels raise an error
-            with Image.open(opened) as image:
+            with Image.open(stream) as image:
                 if image.mode not in _MODES:
                     raise FileError(file, f"is of mode {image.mode}, which is not 8-bit RGB or grey")
                 rgb = image.convert("RGB")

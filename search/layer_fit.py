@@ -55,14 +55,14 @@ def fit(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Bu
     """
     items = _items(space, start, prices, budget)
     costs = np.array([item.costs for item in items]).T
-    once = np.array(
+    selections = np.array(
         [[float(item.layer == index) for item in items] for index in sorted({item.layer for item in items})]
     )
     solved = milp(
         -np.array([item.value for item in items]),
         integrality=np.ones(len(items)),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(once, 1, 1), LinearConstraint(costs / budget.amount, ub=1 - 1e-6)],
+        constraints=[LinearConstraint(selections, 1, 1), LinearConstraint(costs / budget.amount, ub=1 - 1e-6)],
         options={"mip_rel_gap": fitting.GAP, "time_limit": fitting.TIME_LIMIT_S},
     )
     if solved.x is None:
@@ -70,15 +70,15 @@ def fit(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Bu
             f"no network of {space.name} near the found one is within {fitting.within(budget, prices)}: ask for a "
             "larger budget"
         )
-    picked = [item for item, share in zip(items, solved.x, strict=True) if share > 0.5]
-    names = {item.layer: item for item in picked}
+    selected = [item for item, share in zip(items, solved.x, strict=True) if share > 0.5]
+    by_layer = {item.layer: item for item in selected}
     options = {
-        layer.name: names[index].option if index in names else SKIP
+        layer.name: by_layer[index].option if index in by_layer else SKIP
         for index, layer in enumerate(space.layers)
         if layer.open
     }
     return Choice(
-        options=options, widths={space.layers[item.layer].name: item.hidden for item in picked if item.hidden}
+        options=options, widths={space.layers[item.layer].name: item.hidden for item in selected if item.hidden}
     )
 
 
@@ -86,10 +86,10 @@ def _items(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget:
     """Return all options of the layers that `start` keeps."""
     chosen = space.chosen(start)
     kept = [(index, layer, _option(layer, start)) for index, layer in enumerate(space.layers) if layer.name in chosen]
-    open_ones = [(layer.name, option) for _, layer, option in kept if option.hidden]
+    sized = [(layer.name, option) for _, layer, option in kept if option.hidden]
 
     def price(hidden: tuple[int, ...]) -> Price:
-        at = dict(zip((name for name, _ in open_ones), hidden, strict=True))
+        at = dict(zip((name for name, _ in sized), hidden, strict=True))
         blocks = [
             (index, option.spec.with_widths(hidden=at[layer.name]) if option.hidden else option.spec)
             for index, layer, option in kept
@@ -99,10 +99,10 @@ def _items(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget:
             Price(sum(block.cost for block in device), sum(block.most for block in device)) for device in shares
         )
 
-    learned, choices = [start.widths[name] for name, _ in open_ones], [option.hidden for _, option in open_ones]
-    valued = fitting.proportional(learned, choices, price, budget) if open_ones else []
+    learned, choices = [start.widths[name] for name, _ in sized], [option.hidden for _, option in sized]
+    valued = fitting.proportional(learned, choices, price, budget) if sized else []
     values = {
-        name: dict(zip(option.hidden, row, strict=True)) for (name, option), row in zip(open_ones, valued, strict=True)
+        name: dict(zip(option.hidden, row, strict=True)) for (name, option), row in zip(sized, valued, strict=True)
     }
     items = []
     for index, layer, option in kept:

@@ -68,14 +68,14 @@ def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]
 
 def _figures(searched: Sequence[EpochDone], kind: str) -> dict[str, dict[str, Points]]:
     """Return the figures named `kind.LAYER.OPTION` over the epochs, by layer and option."""
-    found: dict[str, dict[str, Points]] = {}
+    figures: dict[str, dict[str, Points]] = {}
     for epoch in searched:
         for name, value in epoch.figures.items():
-            begin, _, rest = name.partition(".")
+            prefix, _, rest = name.partition(".")
             layer, _, option = rest.partition(".")
-            if begin == kind and option:
-                found.setdefault(layer, {}).setdefault(option, []).append((epoch.epoch, value))
-    return found
+            if prefix == kind and option:
+                figures.setdefault(layer, {}).setdefault(option, []).append((epoch.epoch, value))
+    return figures
 
 
 def height(plots: int) -> float:
@@ -85,10 +85,10 @@ def height(plots: int) -> float:
 
 def small_plots(figure: Any, names: Sequence[str], **options: Any) -> Iterator[tuple[str, Any]]:
     """Yield a small plot for each name, three in a row."""
-    every = figure.subplots(-(-len(names) // 3), 3, sharex=True, squeeze=False, **options).flat
-    for axes in every[len(names) :]:
+    grid = figure.subplots(-(-len(names) // 3), 3, sharex=True, squeeze=False, **options).flat
+    for axes in grid[len(names) :]:
         axes.set_axis_off()
-    for place, (axes, name) in enumerate(zip(every, names, strict=False)):
+    for place, (axes, name) in enumerate(zip(grid, names, strict=False)):
         axes.set_title(name, fontsize="medium")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if place + 3 >= len(names):  # no plot below
@@ -150,11 +150,13 @@ def _blocks(figure: Any, space: Layered, chances: Mapping[str, Mapping[str, Poin
         layer.name: {option.name: _kind(option.name, option.spec.op) for option in layer.options}
         for layer in space.layers
     }
-    every = list(dict.fromkeys(kinds[layer].get(option, SKIP) for layer, lines in chances.items() for option in lines))
-    every.sort(key=lambda kind: (kind == SKIP, kind))
+    shown_kinds = list(
+        dict.fromkeys(kinds[layer].get(option, SKIP) for layer, lines in chances.items() for option in lines)
+    )
+    shown_kinds.sort(key=lambda kind: (kind == SKIP, kind))
     looks = {
         kind: ((FIRST, SECOND)[place // len(_STYLES)], _STYLES[place % len(_STYLES)])
-        for place, kind in enumerate(every)
+        for place, kind in enumerate(shown_kinds)
     }
     looks[SKIP] = (SECOND, "-")
     for layer, axes in small_plots(figure, list(chances), sharey=True):
@@ -167,7 +169,7 @@ def _blocks(figure: Any, space: Layered, chances: Mapping[str, Mapping[str, Poin
             axes.plot(*zip(*threshold, strict=True), color=LIMIT, linestyle="--", linewidth=0.8, label="threshold")
         axes.set_ylim(0, 1)
     handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    shown = [name for name in (*every, "threshold") if name in handles]
+    shown = [name for name in (*shown_kinds, "threshold") if name in handles]
     figure.legend([handles[name] for name in shown], shown, loc="outside lower center", ncols=6)
 
 

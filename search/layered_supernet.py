@@ -93,10 +93,10 @@ class Prunode(nn.Module):
         assert isinstance(conv, nn.Conv2d)
         weight, keeps = conv.weight[:, : self.masks.large], self._keeps(hidden)
         if self.literal:
-            made = [
+            outputs = [
                 share * norm(F.conv2d(*_masked(hidden, weight, keep))) for share, keep in zip(pair, keeps, strict=True)
             ]
-            out = made[0] + made[1]
+            out = outputs[0] + outputs[1]
         else:
             out = norm(F.conv2d(*_masked(hidden, weight, pair[0] * keeps[0] + pair[1] * keeps[1])))
         return x + out if self.block.residual else out
@@ -117,18 +117,18 @@ class Prunode(nn.Module):
 
         0 if masked, else 1 or the scale of its squeeze-and-excite.
         """
-        widths, every = (self.masks.small, self.masks.large), hidden.shape[1]
+        widths, channels = (self.masks.small, self.masks.large), hidden.shape[1]
         gate = getattr(self.block.body, "se", None)
         if gate is None:
-            return [(torch.arange(every, device=hidden.device) < width).to(hidden.dtype) for width in widths]
+            return [(torch.arange(channels, device=hidden.device) < width).to(hidden.dtype) for width in widths]
         assert isinstance(gate, SqueezeExcite)
         assert gate.expand.bias is not None
-        pooled, found = hidden.mean((2, 3)), []
+        pooled, factors = hidden.mean((2, 3)), []
         for width in widths:
             reduced = gate.act(F.linear(pooled[:, :width], gate.reduce.weight[:, :width].flatten(1), gate.reduce.bias))
             scales = gate.gate(F.linear(reduced, gate.expand.weight[:width].flatten(1), gate.expand.bias[:width]))
-            found.append(F.pad(scales, (0, every - width)))
-        return found
+            factors.append(F.pad(scales, (0, channels - width)))
+        return factors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +197,8 @@ class MixedLayer(nn.Module):
 
     def prunode(self, name: str) -> Prunode | None:
         """Return a candidate if it is a Prunode, otherwise None."""
-        found = dict(self.blocks.named_children()).get(name)
-        return found if isinstance(found, Prunode) else None
+        candidate = dict(self.blocks.named_children()).get(name)
+        return candidate if isinstance(candidate, Prunode) else None
 
     def logits(self) -> Float[Tensor, " candidates"]:
         """Return the architecture weights of the remaining candidates."""
@@ -229,13 +229,15 @@ class MixedLayer(nn.Module):
     def forward(self, x: Image, shares: Shares) -> Image:
         """Float [batch, c_in, h, w] -> [batch, c_out, h / stride, w / stride]."""
         names = self.candidates
-        made = [self._candidate(name, x, pair) for name, pair in zip(names, shares.pairs, strict=True)]
-        if len(made) == 1:
-            return made[0]
+        outputs = [self._candidate(name, x, pair) for name, pair in zip(names, shares.pairs, strict=True)]
+        if len(outputs) == 1:
+            return outputs[0]
         if self.skip:
-            made = [value * (self.phi if name == SKIP else self.lam) for name, value in zip(names, made, strict=True)]
-        total = shares.blocks[0] * made[0]
-        for share, value in zip(shares.blocks[1:], made[1:], strict=True):
+            outputs = [
+                value * (self.phi if name == SKIP else self.lam) for name, value in zip(names, outputs, strict=True)
+            ]
+        total = shares.blocks[0] * outputs[0]
+        for share, value in zip(shares.blocks[1:], outputs[1:], strict=True):
             total = total + share * value
         return total
 

@@ -85,12 +85,12 @@ class Problem:
 
     def __post_init__(self) -> None:
         if self.budget.unit != ("us" if self.table else "macs"):
-            known = (
+            available = (
                 "latency, so the budget is one of latency"
                 if self.table
                 else "multiply-accumulates alone without a table"
             )
-            raise SearchError(f"a budget of {self.budget} cannot be held against what is known: {known}")
+            raise SearchError(f"a budget of {self.budget} cannot be held against what is known: {available}")
         if self.also and not self.table:
             raise SearchError("budgets on further devices need a table of the first one")
         self.task.require_fit(self.space)

@@ -48,16 +48,16 @@ def render(
     page.require_page(out, force=force)
     if os.path.lexists(directory / sweep.SWEEP):
         rows = sweep.outcomes(directory)
-        made = sweep_page.page_of(directory, rows, Path(out))
+        rendered = sweep_page.page_of(directory, rows, Path(out))
         for row in rows:
             if row.status == "finished":
                 run = directory / sweep.RUNS / row.name
                 page.write(page_of(run, table), f"{run}.html", force=force)
         sweep.write_results(directory, rows)
     else:
-        made = page_of(directory, table)
-    page.write(made, out, force=force)
-    return made.rows
+        rendered = page_of(directory, table)
+    page.write(rendered, out, force=force)
+    return rendered.rows
 
 
 def page_of(directory: Path, table: LatencyTable | None = None) -> Page:
@@ -153,11 +153,11 @@ def _unit(search: _RunFiles) -> Unit:
     """The unit of all latencies of networks on the page of a run."""
     result, run = search.result, search.run
     networks = [network for network in (result.shipped, result.unpruned) if network] if result else []
-    known = [epoch.latency_us for epoch in search.history] + [
+    predicted = [epoch.latency_us for epoch in search.history] + [
         network.predicted and network.predicted.us for network in networks
     ]
     budgets = [run.budget_us, *(other.budget_us for other in run.also)]
-    return unit_for([us for us in (*known, *budgets) if us])
+    return unit_for([us for us in (*predicted, *budgets) if us])
 
 
 def _gauge(result: Result, unit: Unit) -> Gauge | None:
@@ -197,31 +197,31 @@ def _main_table(result: Result, architecture: Architecture | None, unit: Unit) -
 
 def _architecture(search: _RunFiles) -> Section:
     """What was chosen, part by part."""
-    found = search.architecture
-    assert found is not None
-    space, chosen = found.origin(), found.choice
-    now, most = _parts(chosen), _parts(space.largest())
-    order = dict.fromkeys([*(layer.name for layer in search.layers), *now])
+    architecture = search.architecture
+    assert architecture is not None
+    space, chosen = architecture.origin(), architecture.choice
+    parts, full = _parts(chosen), _parts(space.largest())
+    order = dict.fromkeys([*(layer.name for layer in search.layers), *parts])
     return Section(
         title="Architecture",
         note=(
             f"{space.name}; input {' × '.join(map(str, space.input_shape))}; {space.classes} "
-            f"{'classes' if found.labels else 'outputs'}."
+            f"{'classes' if architecture.labels else 'outputs'}."
         ),
         columns=("part", "chosen", "largest"),
-        lines=[(part, now[part], most[part]) for part in order],
+        lines=[(part, parts[part], full[part]) for part in order],
     )
 
 
 def _parts(choice: Choice) -> dict[str, str]:
     """What was chosen of each part: its option, its width, its depth."""
-    every = [
+    pairs = [
         (part, str(value)) for kind in (choice.options, choice.widths, choice.depths) for part, value in kind.items()
     ]
-    found: dict[str, str] = {}
-    for part, value in every:
-        found[part] = f"{found[part]}, {value}" if part in found else value
-    return found
+    values: dict[str, str] = {}
+    for part, value in pairs:
+        values[part] = f"{values[part]}, {value}" if part in values else value
+    return values
 
 
 def _origin(search: _RunFiles, table: LatencyTable | None, unit: Unit, *, versions: bool = False) -> Section:
@@ -284,15 +284,18 @@ def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Picture]:
     yield Picture(
         "Channels over time", caption, 0.9 + 0.3 * len(layers), partial(_policy, searched=searched, layers=layers)
     )
-    back = [[round(epoch.figures.get(f"returned.{layer.name}", 0)) for layer in layers] for epoch in searched]
-    if any(map(any, back)):
+    returned = [[round(epoch.figures.get(f"returned.{layer.name}", 0)) for layer in layers] for epoch in searched]
+    if any(map(any, returned)):
         caption = (
             "Channels of each layer that were gone after the epoch before and came back, with their number over the "
             "whole search."
         )
         names = [layer.name for layer in layers]
         yield Picture(
-            "Channels that came back", caption, 0.9 + 0.3 * len(layers), partial(_returned, returned=back, names=names)
+            "Channels that came back",
+            caption,
+            0.9 + 0.3 * len(layers),
+            partial(_returned, returned=returned, names=names),
         )
 
 
@@ -311,28 +314,28 @@ _FIGURES = {
 def _operations(search: _RunFiles) -> Iterator[Picture]:
     """What a method that chooses operations says of each of them over time."""
     for kind, (title, caption) in _FIGURES.items():
-        found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+        points: dict[str, dict[str, list[tuple[int, float]]]] = {}
         for number, epoch in enumerate(search.history, 1):
             for name, value in epoch.figures.items():
-                begin, _, rest = name.partition(".")
-                if begin == kind and rest:
+                prefix, _, rest = name.partition(".")
+                if prefix == kind and rest:
                     place, _, option = rest.partition(".")
-                    found.setdefault(place, {}).setdefault(option, []).append((number, value))
-        if found:
-            yield Picture(title, caption, 1.6 + 1.7 * -(-len(found) // 3), partial(_lines, found=found))
+                    points.setdefault(place, {}).setdefault(option, []).append((number, value))
+        if points:
+            yield Picture(title, caption, 1.6 + 1.7 * -(-len(points) // 3), partial(_lines, series=points))
 
 
-def _lines(figure: Any, found: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
+def _lines(figure: Any, series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
     """One small plot a place, three beside one another, with one line an option."""
     styles = dict(
         zip(
-            sorted({option for lines in found.values() for option in lines}),
+            sorted({option for lines in series.values() for option in lines}),
             ("-", "--", ":", "-.", (0, (1, 4))),
             strict=False,
         )
     )
-    every = figure.subplots(-(-len(found) // 3), 3, sharex=True, sharey=True, squeeze=False).flat
-    for axes, (place, lines) in zip(every, found.items(), strict=False):
+    every = figure.subplots(-(-len(series) // 3), 3, sharex=True, sharey=True, squeeze=False).flat
+    for axes, (place, lines) in zip(every, series.items(), strict=False):
         for option, points in lines.items():
             epochs, values = zip(*points, strict=True)
             marker = "." if len(points) == 1 else ""
@@ -352,50 +355,50 @@ def _lines(figure: Any, found: Mapping[str, Mapping[str, Sequence[tuple[int, flo
 
 
 def _table_pictures(table: LatencyTable | None, unit: Unit) -> list[Picture]:
-    found = plot.pictures(table, plot.Palette(INK, PAPER, FIRST, SECOND), unit) if table else ()
-    return [Picture(picture.title, picture.caption, picture.height_in, picture.paint) for picture in found]
+    pictures = plot.pictures(table, plot.Palette(INK, PAPER, FIRST, SECOND), unit) if table else ()
+    return [Picture(picture.title, picture.caption, picture.height_in, picture.paint) for picture in pictures]
 
 
 def _training(figure: Any, history: Sequence[EpochDone], metric: Metric, budget_us: float | None, unit: Unit) -> None:
-    top, bottom = figure.subplots(2, 1, sharex=True)
+    upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(history) + 1)
-    top.plot(epochs, [metric.on_axis(epoch.score) for epoch in history], color=FIRST)
-    top.set_ylabel(metric.axis)
+    upper.plot(epochs, [metric.on_axis(epoch.score) for epoch in history], color=FIRST)
+    upper.set_ylabel(metric.axis)
     latencies = [unit.of(epoch.latency_us) for epoch in history if epoch.latency_us is not None]
-    bottom.plot(epochs, latencies or [epoch.macs / 1e6 for epoch in history], color=SECOND)
-    bottom.set_ylabel(f"predicted, {unit.name}" if latencies else "million MACs")
-    bottom.set_xlabel("epoch")
+    lower.plot(epochs, latencies or [epoch.macs / 1e6 for epoch in history], color=SECOND)
+    lower.set_ylabel(f"predicted, {unit.name}" if latencies else "million MACs")
+    lower.set_xlabel("epoch")
     if budget_us is not None:
-        bottom.axhline(unit.of(budget_us), color=LIMIT, linestyle="--")
-        bottom.annotate(
+        lower.axhline(unit.of(budget_us), color=LIMIT, linestyle="--")
+        lower.annotate(
             "budget", (1, unit.of(budget_us)), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT
         )
-    bottom.set_ylim(bottom=0)
-    _part_phases(top, bottom, [epoch.phase for epoch in history])
+    lower.set_ylim(bottom=0)
+    _part_phases(upper, lower, [epoch.phase for epoch in history])
 
 
 def _usage(figure: Any, usage: Sequence[Usage]) -> None:
-    top, bottom = figure.subplots(2, 1, sharex=True)
+    upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(usage) + 1)
-    top.plot(epochs, [1e3 * epoch.seconds / max(1, epoch.steps) for epoch in usage], color=FIRST)
-    top.set_ylabel("ms a step")
-    bottom.plot(epochs, [epoch.saved_bytes / 2**20 for epoch in usage], color=SECOND)
-    bottom.set_ylabel("MiB kept")
-    bottom.set_xlabel("epoch")
-    for axes in (top, bottom):
+    upper.plot(epochs, [1e3 * epoch.seconds / max(1, epoch.steps) for epoch in usage], color=FIRST)
+    upper.set_ylabel("ms a step")
+    lower.plot(epochs, [epoch.saved_bytes / 2**20 for epoch in usage], color=SECOND)
+    lower.set_ylabel("MiB kept")
+    lower.set_xlabel("epoch")
+    for axes in (upper, lower):
         axes.set_ylim(bottom=0)
-    _part_phases(top, bottom, [epoch.phase for epoch in usage])
+    _part_phases(upper, lower, [epoch.phase for epoch in usage])
 
 
-def _part_phases(top: Any, bottom: Any, phases: Sequence[str]) -> None:
+def _part_phases(upper: Any, lower: Any, phases: Sequence[str]) -> None:
     """Name the phases above the upper plot; dotted lines part them in both."""
-    bottom.xaxis.get_major_locator().set_params(integer=True)
+    lower.xaxis.get_major_locator().set_params(integer=True)
     for index, phase in enumerate(phases):
         if index == 0 or phase != phases[index - 1]:
-            top.annotate(
+            upper.annotate(
                 phase, (index + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, 2), textcoords="offset points"
             )
-            for axes in (top, bottom) if index else ():
+            for axes in (upper, lower) if index else ():
                 axes.axvline(index + 0.5, color=INK, linestyle=":", linewidth=1)
 
 

@@ -31,7 +31,7 @@ def over_time(history: Sequence[EpochDone], unit: Unit) -> Iterator[Picture]:
     searched = [epoch for epoch in history if epoch.phase == "search" and "gap" in epoch.figures]
     if not searched:
         return
-    parts, found = _distributions(searched), history[-1].choice
+    parts, choice = _distributions(searched), history[-1].choice
     caption = (
         "Above: the cost that the distributions expect, and that of the network of the most probable sizes. Below: the "
         "gap between "
@@ -41,47 +41,47 @@ def over_time(history: Sequence[EpochDone], unit: Unit) -> Iterator[Picture]:
     caption = (
         "Expected size of each layer, in channels, and of each stage, in blocks, after every epoch, and what was found."
     )
-    yield Picture("Sizes over time", caption, 0.9 + 0.3 * len(parts), partial(_sizes, parts=parts, found=found))
+    yield Picture("Sizes over time", caption, 0.9 + 0.3 * len(parts), partial(_sizes, parts=parts, choice=choice))
     if len(parts) <= _PLOTS:
         caption = "Probability of each size after every epoch. The dot is what was found."
         yield Picture(
-            "Distributions over time", caption, height(len(parts)), partial(_shares, parts=parts, found=found)
+            "Distributions over time", caption, height(len(parts)), partial(_shares, parts=parts, choice=choice)
         )
 
 
 def _distributions(searched: Sequence[EpochDone]) -> dict[str, Shares]:
-    found: dict[str, Shares] = {}
+    distributions: dict[str, Shares] = {}
     for epoch in searched:
         for name, value in epoch.figures.items():
             kind, _, rest = name.partition(".")
             part, _, size = rest.rpartition(".")
             if kind == "p" and part:
-                found.setdefault(part, {}).setdefault(int(size), []).append(value)
-    return found
+                distributions.setdefault(part, {}).setdefault(int(size), []).append(value)
+    return distributions
 
 
-def _found(found: Choice, part: str) -> int | None:
-    return found.widths.get(part, found.depths.get(part))
+def _size_in(choice: Choice, part: str) -> int | None:
+    return choice.widths.get(part, choice.depths.get(part))
 
 
 def _decision(figure: Any, searched: Sequence[EpochDone], unit: Unit) -> None:
-    top, bottom = figure.subplots(2, 1, sharex=True)
+    upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(searched) + 1)
     timed = searched[0].latency_us is not None
     for name, colour, style in (("expected", SECOND, ":"), ("most_probable", FIRST, "-")):
         costs = [unit.of(epoch.figures[name]) if timed else epoch.figures[name] / 1e6 for epoch in searched]
-        top.plot(epochs, costs, color=colour, linestyle=style, label=name.replace("_", " "))
-    top.set_ylabel(f"cost, {unit.name}" if timed else "million MACs")
-    top.set_ylim(bottom=0)
-    top.legend(frameon=False)
-    bottom.plot(epochs, [epoch.figures["gap"] for epoch in searched], color=FIRST)
-    bottom.set_ylim(0, 1)
-    bottom.set_ylabel("gap")
-    bottom.set_xlabel("epoch of the search")
-    bottom.xaxis.get_major_locator().set_params(integer=True)
+        upper.plot(epochs, costs, color=colour, linestyle=style, label=name.replace("_", " "))
+    upper.set_ylabel(f"cost, {unit.name}" if timed else "million MACs")
+    upper.set_ylim(bottom=0)
+    upper.legend(frameon=False)
+    lower.plot(epochs, [epoch.figures["gap"] for epoch in searched], color=FIRST)
+    lower.set_ylim(0, 1)
+    lower.set_ylabel("gap")
+    lower.set_xlabel("epoch of the search")
+    lower.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _sizes(figure: Any, parts: Mapping[str, Shares], found: Choice) -> None:
+def _sizes(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
     axes, count = figure.add_subplot(), len(next(iter(next(iter(parts.values())).values())))
     means = [
         [sum(size * values[x] for size, values in shares.items()) / max(shares) for x in range(count)]
@@ -89,7 +89,7 @@ def _sizes(figure: Any, parts: Mapping[str, Shares], found: Choice) -> None:
     ]
     plot.legend(figure, plot.heat_map(axes, means, most=1), axes, "share of the largest")
     for y, (part, shares) in enumerate(parts.items()):
-        size = _found(found, part)
+        size = _size_in(choice, part)
         text = "left out" if size is None else f"{size} of {max(shares)}"
         axes.annotate(
             text, (count + 0.5, y), xytext=(6, 0), textcoords="offset points", va="center", annotation_clip=False
@@ -100,11 +100,11 @@ def _sizes(figure: Any, parts: Mapping[str, Shares], found: Choice) -> None:
     axes.set_xlabel("epoch of the search")
 
 
-def _shares(figure: Any, parts: Mapping[str, Shares], found: Choice) -> None:
+def _shares(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
     for part, axes in small_plots(figure, list(parts)):
         sizes = sorted(parts[part])
         plot.heat_map(axes, rows := [parts[part][size] for size in sizes], most=1)
-        count, chosen = len(rows[0]), _found(found, part)
+        count, chosen = len(rows[0]), _size_in(choice, part)
         if chosen in sizes:
             axes.plot(count, sizes.index(chosen), color=LIMIT, marker="o", markersize=4)
         axes.set_yticks(range(len(sizes)), [str(size) for size in sizes])

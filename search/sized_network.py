@@ -384,23 +384,23 @@ def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> d
     Raises:
         SearchError: a layer's output has another size in its second dimension, the channels.
     """
-    made: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that ids stay unique
-    found = {name: name for name in layers}
-    named: Mapping[nn.Module, str] = {module: name for name, module in network.named_modules()}
+    producers: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that ids stay unique
+    ends = {name: name for name in layers}
+    names: Mapping[nn.Module, str] = {module: name for name, module in network.named_modules()}
 
     def produced(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        name = named[module]
+        name = names[module]
         if output.shape[1] != layers[name]:
             raise SearchError(
                 f"layer {name} makes {output.shape[1]} channels, and {layers[name]} are to be drawn from: --exclude it"
             )
-        made[id(output)] = name, output
+        producers[id(output)] = name, output
 
     def normed(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if id(inputs[0]) in made:
-            found[made[id(inputs[0])][0]] = named[module]
+        if id(inputs[0]) in producers:
+            ends[producers[id(inputs[0])][0]] = names[module]
 
-    hooks = [network.get_submodule(name).register_forward_hook(produced) for name in found]
+    hooks = [network.get_submodule(name).register_forward_hook(produced) for name in ends]
     hooks += [
         norm.register_forward_pre_hook(normed)
         for norm in network.modules()
@@ -412,7 +412,7 @@ def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> d
     network.train(training)
     for hook in hooks:
         hook.remove()
-    return found
+    return ends
 
 
 def _mapped(x: Tensor, matrix: Tensor) -> Tensor:
@@ -434,13 +434,13 @@ def _filled(x: Tensor, channels: int) -> Tensor:
 
 def _prefix(norm: nn.Module, size: int) -> nn.Module:
     """Return the norm of the first channels."""
-    found = copy.deepcopy(norm)
-    found.num_features = size  # pyright: ignore[reportArgumentType]
-    for name, value in found.named_parameters():
-        setattr(found, name, nn.Parameter(value.detach()[:size].clone()))
-    for name, value in found.named_buffers():
-        setattr(found, name, value[:size].clone() if value.ndim else value)
-    return found
+    prefix = copy.deepcopy(norm)
+    prefix.num_features = size  # pyright: ignore[reportArgumentType]
+    for name, value in prefix.named_parameters():
+        setattr(prefix, name, nn.Parameter(value.detach()[:size].clone()))
+    for name, value in prefix.named_buffers():
+        setattr(prefix, name, value[:size].clone() if value.ndim else value)
+    return prefix
 
 
 def _wrapped(network: nn.Module, name: str, wrap: Callable[[nn.Module], M]) -> M:

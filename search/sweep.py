@@ -131,33 +131,33 @@ def plan(
     Raises:
         SearchError: the method has no such setting, or a value or budget is given twice.
     """
-    for name, found in values.items():
+    for name, options in values.items():
         if name not in settings.__struct_fields__ or name == "seed":
-            known = ", ".join(field for field in settings.__struct_fields__ if field != "seed")
+            allowed = ", ".join(field for field in settings.__struct_fields__ if field != "seed")
             raise SearchError(
                 f"--set {name}: {settings.name} has no such setting; it has "
-                f"{known}{'; for seeds give --seeds' * (name == 'seed')}"
+                f"{allowed}{'; for seeds give --seeds' * (name == 'seed')}"
             )
-        if len(set(found)) < len(found):
-            raise SearchError(f"--set {name} has a value twice: {', '.join(found)}")
-    if len({called for called, _ in budgets}) < len(budgets):
-        raise SearchError(f"a budget is given twice: {', '.join(called for called, _ in budgets)}")
-    varied = [name for name, found in values.items() if len(found) > 1]
-    apart = [name for name in varied if name not in settings.after_first_phase()]
+        if len(set(options)) < len(options):
+            raise SearchError(f"--set {name} has a value twice: {', '.join(options)}")
+    if len({label for label, _ in budgets}) < len(budgets):
+        raise SearchError(f"a budget is given twice: {', '.join(label for label, _ in budgets)}")
+    varied = [name for name, options in values.items() if len(options) > 1]
+    separate = [name for name in varied if name not in settings.after_first_phase()]
     members: list[Member] = []
     leaders: dict[Any, str] = {}
-    for seed, (called, budget), each in itertools.product(range(seeds), budgets, itertools.product(*values.values())):
+    for seed, (label, budget), each in itertools.product(range(seeds), budgets, itertools.product(*values.values())):
         chosen = dict(zip(values, each, strict=True))
-        told = {name: chosen[name] for name in varied}
+        own = {name: chosen[name] for name in varied}
         name = (
-            "_".join([called.replace(" ", ""), *(f"{key}={value}" for key, value in told.items()), f"seed={seed}"])
+            "_".join([label.replace(" ", ""), *(f"{key}={value}" for key, value in own.items()), f"seed={seed}"])
             .replace("/", "-")
             .replace("\\", "-")
         )
         given = itertools.chain.from_iterable((f"--{key.replace('_', '-')}", value) for key, value in chosen.items())
-        leader = leaders.setdefault((seed, *(chosen[name] for name in apart)), name)
+        leader = leaders.setdefault((seed, *(chosen[name] for name in separate)), name)
         words = (settings.name, *common, *budget, "--seed", str(seed), *given)
-        members.append(Member(name=name, seed=seed, budget=called, settings=told, words=words, leader=leader))
+        members.append(Member(name=name, seed=seed, budget=label, settings=own, words=words, leader=leader))
     return Sweep(method=settings.name, members=tuple(members))
 
 
@@ -290,9 +290,13 @@ def _words(out: Path, member: Member) -> list[str]:
 
 
 def _lathe(words: Sequence[str], log: Path, *, threads: int | None = None) -> subprocess.Popen[bytes]:
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         return subprocess.Popen(
-            command_of(words), env=environment(threads), stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
+            command_of(words),
+            env=environment(threads),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
 
 
@@ -356,7 +360,7 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
         for epoch in record.read_history(directory, described)
         if "search_loss" in epoch.figures
     ]
-    found = Outcome(
+    outcome = Outcome(
         **about,
         status="finished",
         why=why,
@@ -369,13 +373,13 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
         search_loss=losses[-1] if losses else None,
     )
     if not _exported(out, member):
-        return found
+        return outcome
     network = bundle.load(out / BUNDLES / member.name).manifest.shipped
     if network.measured is None:
-        return msgspec.structs.replace(found, why=network.not_measured)
+        return msgspec.structs.replace(outcome, why=network.not_measured)
     measured = network.measured
     return msgspec.structs.replace(
-        found, measured_us=measured.median_us, low_us=measured.low_us, high_us=measured.high_us
+        outcome, measured_us=measured.median_us, low_us=measured.low_us, high_us=measured.high_us
     )
 
 
@@ -389,14 +393,14 @@ def outcomes(directory: Path) -> list[Outcome]:
     return _judged([_outcome(directory, member) for member in read(directory).members])
 
 
-def _judged(found: Sequence[Outcome]) -> list[Outcome]:
+def _judged(outcomes: Sequence[Outcome]) -> list[Outcome]:
     least: dict[Any, float] = {}
-    for row in found:
+    for row in outcomes:
         if row.search_loss is not None:
             least[_but_lambda(row)] = min(row.search_loss, least.get(_but_lambda(row), row.search_loss))
     rows = [
         msgspec.structs.replace(row, preferred=row.search_loss == least.get(_but_lambda(row), row.search_loss))
-        for row in found
+        for row in outcomes
     ]
     return [msgspec.structs.replace(row, front=_on_front(row, rows)) for row in rows]
 
@@ -427,15 +431,15 @@ def best(directory: Path, budget_us: float) -> Outcome:
     Raises:
         SearchError: no run is within the budget; names the fastest.
     """
-    known = [
+    candidates = [
         row for row in outcomes(directory) if row.preferred and row.gain is not None and row.at_most_us is not None
     ]
-    within = [row for row in known if row.at_most_us is not None and row.at_most_us <= budget_us]
+    within = [row for row in candidates if row.at_most_us is not None and row.at_most_us <= budget_us]
     if within:
         return max(within, key=lambda row: (row.gain or 0.0, -(row.at_most_us or 0.0)))
-    if not known:
+    if not candidates:
         raise SearchError(f"no run of {directory} has a latency: give the sweep a --table")
-    fastest = min(known, key=lambda row: row.at_most_us or 0.0)
+    fastest = min(candidates, key=lambda row: row.at_most_us or 0.0)
     raise SearchError(
         f"no run of {directory} is within {budget_us / 1000:g} ms: the fastest, {fastest.name}, takes up to "
         f"{(fastest.at_most_us or 0.0) / 1000:.3g} ms; sweep lower budgets"
@@ -466,6 +470,9 @@ def write_results(directory: Path, rows: Sequence[Outcome]) -> None:
             "" if (value := getattr(row, field)) is None else value.name if isinstance(value, Metric) else value
             for field in plain
         ]
-        predicted = [found.us if found else "" for found in (row.predicted, *predictions_elsewhere(row, len(devices)))]
+        predicted = [
+            prediction.us if prediction else ""
+            for prediction in (row.predicted, *predictions_elsewhere(row, len(devices)))
+        ]
         writer.writerow([*values, *predicted, *(row.settings.get(name, "") for name in names)])
     write_atomically(directory / CSV, text.getvalue().encode())

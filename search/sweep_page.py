@@ -91,8 +91,8 @@ def _line(
         _scored(row),
         _measured(row, unit),
         *(
-            interval(found, unit) if found else ""
-            for found in (row.predicted, *sweep.predictions_elsewhere(row, devices))
+            interval(prediction, unit) if prediction else ""
+            for prediction in (row.predicted, *sweep.predictions_elsewhere(row, devices))
         ),
         *(("" if row.search_loss is None else f"{row.search_loss:.3f}",) if losses else ()),
         Cell(row.why or row.status, look_of("failed"))

@@ -170,9 +170,9 @@ class Prunet(Method[PrunetSettings]):
         share = settings.theta_images
         weight_rows, theta_rows = random_parts(len(task.train), (1 - share, share), epoch.noise)
         batches = task.training_batches(settings.search_batch, epoch.order, weight_rows)
-        others = task.training_batches(settings.search_batch, epoch.order, theta_rows)
-        taken, self._losses = iter(range(epoch.index * len(others) + 1, 10**9)), []
-        self._progress = lambda: next(taken) / (len(others) * epoch.phase.epochs)
+        theta_batches = task.training_batches(settings.search_batch, epoch.order, theta_rows)
+        taken, self._losses = iter(range(epoch.index * len(theta_batches) + 1, 10**9)), []
+        self._progress = lambda: next(taken) / (len(theta_batches) * epoch.phase.epochs)
         now, left = self._expected_cost(network), epoch.phase.epochs - epoch.index
 
         def aim() -> float:
@@ -180,12 +180,12 @@ class Prunet(Method[PrunetSettings]):
 
             Blocks removed too early never come back.
             """
-            return now * (self.problem.target / now) ** (len(self._losses) / len(others) / left)
+            return now * (self.problem.target / now) ** (len(self._losses) / len(theta_batches) / left)
 
         def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
-            found = task.loss(outputs, targets) + self._penalty(network, aim())
-            self._losses.append(found.item())
-            return found
+            value = task.loss(outputs, targets) + self._penalty(network, aim())
+            self._losses.append(value.item())
+            return value
 
         weights, architecture = optimizers
         rate = _cosine(len(batches), settings.warmup_epochs + done, epochs)
@@ -193,9 +193,9 @@ class Prunet(Method[PrunetSettings]):
             TrainingPart(optimizers=[weights], batches=batches, loss=towards, factor=rate),
             TrainingPart(
                 optimizers=[architecture],
-                batches=others,
+                batches=theta_batches,
                 loss=loss,
-                factor=_cosine(len(others), done, settings.search_epochs),
+                factor=_cosine(len(theta_batches), done, settings.search_epochs),
             ),
         ]
 
@@ -318,16 +318,16 @@ def _cosine(steps: int, done: int, epochs: int) -> Callable[[int], float]:
 
 def _figures(network: LayeredSupernet) -> dict[str, float]:
     """Return probabilities, masks and the size of the supernet, before blocks are removed."""
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name, layer in network.each():
         if len(layer.candidates) > 1:
-            found |= {f"p.{name}.{option}": value for option, value in layer.probabilities().items()}
+            figures |= {f"p.{name}.{option}": value for option, value in layer.probabilities().items()}
         for option in layer.candidates:
             if node := layer.prunode(option):
-                found |= {f"small.{name}.{option}": node.masks.small, f"large.{name}.{option}": node.masks.large}
-    found["blocks"] = sum(len(layer.blocks) for _, layer in network.each())
-    found["parameters"] = sum(weight.numel() for weight in network.weights())
-    return {name: float(value) for name, value in found.items()}
+                figures |= {f"small.{name}.{option}": node.masks.small, f"large.{name}.{option}": node.masks.large}
+    figures["blocks"] = sum(len(layer.blocks) for _, layer in network.each())
+    figures["parameters"] = sum(weight.numel() for weight in network.weights())
+    return {name: float(value) for name, value in figures.items()}
 
 
 def _restricted(space: Layered, settings: PrunetSettings) -> Layered:
@@ -374,9 +374,9 @@ def _require_sound(space: Layered, settings: PrunetSettings) -> None:
     for layer in space.layers:
         shapes = {(option.spec.width("c_in"), ops.output_shape(option.spec)) for option in layer.options}
         if len(shapes) > 1:
-            found = ", ".join(f"{c_in} to {'x'.join(map(str, out))}" for c_in, out in sorted(shapes))
+            listed = ", ".join(f"{c_in} to {'x'.join(map(str, out))}" for c_in, out in sorted(shapes))
             raise SearchError(
-                f"{space.name}: the blocks of layer {layer.name} make different shapes ({found} channels, height and "
+                f"{space.name}: the blocks of layer {layer.name} make different shapes ({listed} channels, height and "
                 "width): "
                 f"give it blocks of one shape, or make two layers of them"
             )
@@ -408,10 +408,10 @@ def _inherit(network: nn.Module, supernet: LayeredSupernet, choice: Choice) -> N
         target, source = network.get_submodule(name), layer.blocks[option]
         learned = (layer.prunode(option) or source).state_dict()
         for key, value in target.state_dict().items():
-            known = learned.get(f"block.{key}", learned.get(key))
+            weight = learned.get(f"block.{key}", learned.get(key))
             if (
-                known is not None
-                and known.ndim == value.ndim
-                and all(a >= b for a, b in zip(known.shape, value.shape, strict=True))
+                weight is not None
+                and weight.ndim == value.ndim
+                and all(a >= b for a, b in zip(weight.shape, value.shape, strict=True))
             ):
-                value.copy_(known[tuple(slice(size) for size in value.shape)])
+                value.copy_(weight[tuple(slice(size) for size in value.shape)])

@@ -119,10 +119,10 @@ class Tas(Narrowing[TasSettings]):
                 "widths, "
                 "or a space such as resnet20/widths"
             )
-        named = [
+        layers = [
             (name, options) for (name, _), options in zip(self.space.groups, choices, strict=True) if name in searched
         ]
-        for name, options in named if self._searches_widths else ():
+        for name, options in layers if self._searches_widths else ():
             if len(options) == 1:
                 raise SearchError(
                     f"layer {name} has one option, {options[0]} channels, at --channel-multiple "
@@ -130,10 +130,10 @@ class Tas(Narrowing[TasSettings]):
                     f"--min-channels {settings.min_channels}: give lower ones, or --exclude {name}"
                 )
             if settings.weights == "sample" and settings.samples > len(options):
-                known = ", ".join(map(str, options))
+                listed = ", ".join(map(str, options))
                 raise SearchError(
                     f"--samples {settings.samples} is above the number of options of layer {name}, {len(options)} "
-                    f"({known})"
+                    f"({listed})"
                 )
 
     # Phases
@@ -148,32 +148,34 @@ class Tas(Narrowing[TasSettings]):
             return self.space.module(self.choice())
         assert isinstance(trained, SizedNetwork)
         self._decide(self.derived(trained))
-        found = self.space.module(self.choice())
+        network = self.space.module(self.choice())
         if self.settings.retrain == "finetune":
             learned = trained.released().state_dict()
-            found.load_state_dict({name: learned.get(name, value) for name, value in found.state_dict().items()})
-        return found
+            network.load_state_dict({name: learned.get(name, value) for name, value in network.state_dict().items()})
+        return network
 
     def _sized(self, trained: nn.Module | None) -> SizedNetwork:
         settings = self.settings
         network = trained if trained is not None and settings.start == "unpruned" else self.space.module()
         options = {name: widths for (name, _), widths in zip(self.space.groups, self.choices, strict=True)}
-        there = dict(network.named_modules())
+        modules_by_name = dict(network.named_modules())
         widths = [
             WidthPart(
                 group.name,
                 group.channels,
-                tuple(layer for layer in group.producers if layer in there),
+                tuple(layer for layer in group.producers if layer in modules_by_name),
                 options[group.name],
             )
             for group in (self.groups if self._searches_widths else ())
         ]
         modules = {stage.name: tuple(block.module for block in stage.blocks) for stage in self.space.stages}
-        made = {stage.name: self.space.made_by(stage) for stage in self.space.stages} if self.space.free else {}
+        output_groups = (
+            {stage.name: self.space.made_by(stage) for stage in self.space.stages} if self.space.free else {}
+        )
         depths = [
-            DepthPart(name, modules[name], found, made.get(name, ()))
-            for name, found in self.depth_choices().items()
-            if len(found) > 1
+            DepthPart(name, modules[name], depth_options, output_groups.get(name, ()))
+            for name, depth_options in self.depth_choices().items()
+            if len(depth_options) > 1
         ]
         sampling = Sampling(
             settings.samples,
@@ -243,8 +245,8 @@ class Tas(Narrowing[TasSettings]):
 
     def shares(self, network: SizedNetwork) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return the probabilities of the widths of every group and of the depths of every stage, with gradient."""
-        found = {part.name: sizes.shares() for part, sizes in network.width_sizes()}
-        widths = [found.get(name, torch.ones(1)) for name, _ in self.space.groups]
+        by_group = {part.name: sizes.shares() for part, sizes in network.width_sizes()}
+        widths = [by_group.get(name, torch.ones(1)) for name, _ in self.space.groups]
         return widths, {stage.name: sizes.shares() for stage, sizes in network.depth_sizes()}
 
     def expected(self, network: SizedNetwork) -> Scalar:
@@ -252,8 +254,8 @@ class Tas(Narrowing[TasSettings]):
         widths, depths = self.shares(network)
         options, present = self.depth_choices(), dict[Hashable, Scalar]()
         for condition in filter(None, set(self._conditions)):
-            stage, there = condition
-            present[condition] = depths.get(stage, torch.ones(1))[[depth in there for depth in options[stage]]].sum()
+            stage, running = condition
+            present[condition] = depths.get(stage, torch.ones(1))[[depth in running for depth in options[stage]]].sum()
         return self.drawn.expected(widths, present)
 
     def most_probable(self, network: SizedNetwork) -> Choice:
@@ -274,35 +276,36 @@ class Tas(Narrowing[TasSettings]):
         Once a network is decided on, its negative log probability.
         """
         settings, target = self.settings, self.controller.target.amount
-        found = self.cost_of(self.most_probable(network))
-        self._sides.append(int(math.copysign(abs(found - target) > 0, found - target)))
+        best_cost = self.cost_of(self.most_probable(network))
+        self._sides.append(int(math.copysign(abs(best_cost - target) > 0, best_cost - target)))
         if self._decided:
             return -settings.entropy * self._log_probability(network, self._decided)
         expected = self.expected(network)
-        rests = abs(found / target - 1) <= settings.tolerance
+        on_target = abs(best_cost / target - 1) <= settings.tolerance
         if settings.penalty != "controlled":
             cost = banded(
-                expected / (1.0 if settings.penalty == "paper" else target), found / target, settings.tolerance
+                expected / (1.0 if settings.penalty == "paper" else target), best_cost / target, settings.tolerance
             )
-        elif rests or not settings.cost_weight:
+        elif on_target or not settings.cost_weight:
             cost = 0.0 * expected
         else:
-            self.controller.update(found)
+            self.controller.update(best_cost)
             cost = (expected * self.controller.weight / target).log() ** 2
-        return settings.cost_weight * cost + settings.entropy * self._entropy(network, progress, rests=rests)
+        return settings.cost_weight * cost + settings.entropy * self._entropy(network, progress, on_target=on_target)
 
-    def _entropy(self, network: SizedNetwork, progress: float, *, rests: bool) -> Scalar:
+    def _entropy(self, network: SizedNetwork, progress: float, *, on_target: bool) -> Scalar:
         """Return the entropy term, which drives each distribution to one size.
 
         First depths, of coarse cost steps, then widths.
         """
         widths, depths = (
-            [sizes.entropy() for _, sizes in found] for found in (network.width_sizes(), network.depth_sizes())
+            [distribution.entropy() for _, distribution in sizes]
+            for sizes in (network.width_sizes(), network.depth_sizes())
         )
         total = torch.zeros(())
         if depths:
             total = total + min(1.0, (2 * progress) ** 2) * torch.stack(depths).mean()
-        if widths and (rests or not self.settings.cost_weight):
+        if widths and (on_target or not self.settings.cost_weight):
             total = total + progress**2 * torch.stack(widths).mean()
         return total
 
@@ -327,13 +330,13 @@ class Tas(Narrowing[TasSettings]):
         values = [share.detach().log().clamp(min=-1e6).tolist() for share in shares]
         space, prices = self.space.at_depths(depths), self.problem.block_prices()
         fit = partial(fitting.fit, space, self.choices, values, prices, self.problem.budget)
-        found = fit()
+        best = fit()
         for slack in (1.0, 0.5, 0.25):  # the program uses the upper ends of the blocks' intervals
-            if self._price(found.widths, depths).cost >= self._least:
+            if self._price(best.widths, depths).cost >= self._least:
                 break
             with contextlib.suppress(SearchError):  # the options are too coarse
-                found = fit(least=self.problem.budget.amount * (1 - slack * self.settings.tolerance))
-        return self.space.choice(found.widths, depths)
+                best = fit(least=self.problem.budget.amount * (1 - slack * self.settings.tolerance))
+        return self.space.choice(best.widths, depths)
 
     @property
     def _least(self) -> float:
@@ -357,9 +360,9 @@ class Tas(Narrowing[TasSettings]):
     def _depths_by_probability(self, shares: Mapping[str, Tensor]) -> list[dict[str, int]]:
         options = self.depth_choices()
         logs = {name: shares[name].detach().log().tolist() if name in shares else [0.0] for name in options}
-        every = itertools.product(*(zip(logs[name], found, strict=True) for name, found in options.items()))
-        ranked = sorted(every, key=lambda each: -sum(log for log, _ in each))
-        return [dict(zip(options, (depth for _, depth in each), strict=True)) for each in ranked]
+        combinations = itertools.product(*(zip(logs[name], depths, strict=True) for name, depths in options.items()))
+        ranked = sorted(combinations, key=lambda combination: -sum(log for log, _ in combination))
+        return [dict(zip(options, (depth for _, depth in combination), strict=True)) for combination in ranked]
 
     def _price(self, widths: Sequence[int], depths: Mapping[str, int]) -> Price:
         return self.model.price(self.space.choice(widths, depths))
@@ -403,8 +406,8 @@ class Tas(Narrowing[TasSettings]):
         for part, sizes in (*network.width_sizes(), *network.depth_sizes()):
             shares = sizes.shares().tolist()
             figures |= {f"p.{part.name}.{option}": share for option, share in zip(sizes.options, shares, strict=True)}
-            first, second = sorted(shares)[:-3:-1]
-            gaps.append(first - second)
+            most, next_most = sorted(shares)[:-3:-1]
+            gaps.append(most - next_most)
         return figures | {"gap": sum(gaps) / len(gaps)}
 
     def state(self) -> dict[str, Any]:
@@ -417,20 +420,20 @@ class Tas(Narrowing[TasSettings]):
         self.depths, self.controller.weight = dict(state["depths"]), state["aim"]
 
 
-def banded(expected: Scalar, found: float, tolerance: float) -> Scalar:
+def banded(expected: Scalar, ratio: float, tolerance: float) -> Scalar:
     """Return the cost term of Eq. 8: log of the expected cost above the band, its negative below, and 0 within.
 
     Args:
         expected: E in any unit, which does not affect the gradient.
-        found: F / R, cost of the most probable network as a share of the target.
+        ratio: F / R, cost of the most probable network as a share of the target.
         tolerance: t, half the width of the band.
     """
-    if found > 1 + tolerance:
+    if ratio > 1 + tolerance:
         return expected.log()
-    return -expected.log() if found < 1 - tolerance else 0.0 * expected
+    return -expected.log() if ratio < 1 - tolerance else 0.0 * expected
 
 
 def crossings(sides: Sequence[int]) -> int:
     """Return the number of sign changes in a sequence of 1 and -1, ignoring 0."""
-    only = [side for side in sides if side]
-    return sum(one != other for one, other in itertools.pairwise(only))
+    nonzero = [side for side in sides if side]
+    return sum(one != other for one, other in itertools.pairwise(nonzero))

@@ -107,15 +107,15 @@ class VpDarts(Method[VpDartsSettings]):
         """Optimizers of the weights and, in the supernet, of the alphas."""
         settings, weights = self.settings, [value for name, value in network.named_parameters() if name != "alpha"]
         groups = weight_groups(weights, lr=settings.lr, weight_decay=settings.weight_decay)
-        found = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+        sgd = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
         if not isinstance(network, CellSupernet):
-            return [found]
-        found.register_step_pre_hook(partial(_clip, weights, settings.clip))
+            return [sgd]
+        sgd.register_step_pre_hook(partial(_clip, weights, settings.clip))
         group = {"params": [network.alpha], "peak_lr": settings.alpha_lr, "scheduled": False}
         alphas = Adam([group], lr=settings.alpha_lr)
         if not settings.negative_alphas:
             alphas.register_step_post_hook(partial(_bound, network.alpha))
-        return [found, alphas]
+        return [sgd, alphas]
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[TrainingPart]:
         """Run the variant's pruning, then train weights on the training images.
@@ -151,10 +151,10 @@ class VpDarts(Method[VpDartsSettings]):
             return [TrainingPart(optimizers=[weights], batches=batches, loss=towards, factor=factor)]
         if settings.split == "one-level" and settings.variant != "darts":
             return [TrainingPart(optimizers=[weights, alphas], batches=batches, loss=loss, factor=factor)]
-        others = task.training_batches(settings.batch, epoch.order, self.validation_rows)
+        validation_batches = task.training_batches(settings.batch, epoch.order, self.validation_rows)
         return [
             TrainingPart(optimizers=[weights], batches=batches, loss=towards, factor=factor),
-            TrainingPart(optimizers=[alphas], batches=others, loss=loss, factor=factor),
+            TrainingPart(optimizers=[alphas], batches=validation_batches, loss=loss, factor=factor),
         ]
 
     def _factor(self, epoch: Epoch, steps: int) -> Callable[[int], float]:
@@ -214,12 +214,12 @@ class VpDarts(Method[VpDartsSettings]):
         """
         hurts = self._hurts(network, share, draw)
         self._remember([[hurt[0] for hurt in row] for row in hurts], share)
-        found = []
+        ranked = []
         for index, row in enumerate(hurts):
-            there = [option for option in range(len(OPTIONS)) if network.kept[index, option]]
-            found.append(sorted(there, key=lambda option: (*row[option], self._tie(option)), reverse=True))
+            kept = [option for option in range(len(OPTIONS)) if network.kept[index, option]]
+            ranked.append(sorted(kept, key=lambda option: (*row[option], self._tie(option)), reverse=True))
         self.chosen = self._best()
-        return found
+        return ranked
 
     def _remember(self, look: list[list[float]], share: float) -> None:
         """Update the importance of each option.
@@ -256,10 +256,10 @@ class VpDarts(Method[VpDartsSettings]):
             ]
         (looked_at, *_) = random_parts(len(self.validation_rows), (share, 1 - share) if share < 1 else (1.0,), draw)
         rows = self.validation_rows[looked_at]
-        base, found = self._validate(network, rows), []
+        base, hurts = self._validate(network, rows), []
         for index in range(len(EDGES)):
-            found.append([self._removed(network, index, option, rows, base) for option in range(len(OPTIONS))])
-        return found
+            hurts.append([self._removed(network, index, option, rows, base) for option in range(len(OPTIONS))])
+        return hurts
 
     def _removed(self, network: CellSupernet, index: int, option: int, rows: Tensor, base: Hurt) -> Hurt:
         """Validate the network without one candidate; removing `none` changes nothing."""
@@ -268,27 +268,27 @@ class VpDarts(Method[VpDartsSettings]):
         if OPTIONS[option] == NONE:
             return base if self.settings.zeroize == "candidate" else (-torch.inf, -torch.inf)
         places = [None] if self.settings.removal == "edge" else network.cells
-        each = []
+        hurts = []
         for cell in places:
             with network.without(index, option, cell=cell):
-                each.append(self._validate(network, rows))
-        return sum(first for first, _ in each) / len(each), sum(second for _, second in each) / len(each)
+                hurts.append(self._validate(network, rows))
+        return sum(first for first, _ in hurts) / len(hurts), sum(second for _, second in hurts) / len(hurts)
 
     def _validate(self, network: CellSupernet, rows: Tensor) -> Hurt:
         """Return metric and loss, the criterion first; higher is worse."""
         task = self.problem.task
         device = network.alpha.device
         batch = max(1, len(rows) // max(1, round(len(rows) / VALIDATION_BATCH)))
-        was = network.training
+        was_training = network.training
         network.eval()
         batches = task.plain_batches(
             batch, rows[: len(rows) // batch * batch]
         )  # a smaller batch would have other statistics
         with by_batch_statistics(network) if self.settings.norms == "batch" else contextlib.nullcontext():
-            found = evaluation(network, (tree_map(lambda x: x.to(device), batch) for batch in batches), task)
-        network.train(was)
-        worse = -task.metric.gain(found.score)
-        return (found.loss, worse) if self.by_loss else (worse, found.loss)
+            evaluated = evaluation(network, (tree_map(lambda x: x.to(device), batch) for batch in batches), task)
+        network.train(was_training)
+        worse = -task.metric.gain(evaluated.score)
+        return (evaluated.loss, worse) if self.by_loss else (worse, evaluated.loss)
 
     @property
     def _validates(self) -> bool:

@@ -40,10 +40,10 @@ _LATENCIES = {
 
 def rows() -> list[PaperRow]:
     """Return two rows per network with published sizes, then the latencies."""
-    found = []
+    paper_rows = []
     for table, name, params, macs, note in _SIZES:
         space = spaces.get(name)
-        found += [
+        paper_rows += [
             PaperRow(
                 table=table,
                 row=name,
@@ -56,7 +56,7 @@ def rows() -> list[PaperRow]:
                 table=table, row=name, quantity="deployed MACs", paper=macs, unit="G", ours=space.macs(), note=note
             ),
         ]
-    return found + [
+    return paper_rows + [
         PaperRow(table="model hub", row=name, quantity="latency", paper=ms, unit="ms", note=_V100)
         for name, ms in _LATENCIES.items()
     ]

@@ -87,11 +87,11 @@ def latency_term(alpha: float, us: float) -> float:
 
 
 def _networks() -> list[PaperRow]:
-    found = []
-    for name, params, macs, known in _TABLE2:
-        space = known and spaces.get(known)
+    paper_rows = []
+    for name, params, macs, here in _TABLE2:
+        space = here and spaces.get(here)
         note = "" if space else _ELSEWHERE
-        found += [
+        paper_rows += [
             PaperRow(
                 table="Table 2",
                 row=name,
@@ -99,7 +99,7 @@ def _networks() -> list[PaperRow]:
                 paper=params,
                 unit="M",
                 ours=space.parameters(deployed=False) if space else None,
-                note=note or (_RESNET50 if known == "resnet-50" else ""),
+                note=note or (_RESNET50 if here == "resnet-50" else ""),
             ),
             PaperRow(
                 table="Table 2",
@@ -108,17 +108,17 @@ def _networks() -> list[PaperRow]:
                 paper=macs,
                 unit="G",
                 ours=space.macs() if space else None,
-                note=note or (_RESNET101 if known == "resnet-101" else _COUNTER),
+                note=note or (_RESNET101 if here == "resnet-101" else _COUNTER),
             ),
         ]
     for number, (ms, params, macs) in enumerate(_PRUNETS):
         table, row = "Table 2", f"PRUNET-{number}"
-        found += [
+        paper_rows += [
             PaperRow(table=table, row=row, quantity="latency", paper=ms, unit="ms", note=_V100),
             PaperRow(table=table, row=row, quantity="trained params", paper=params, unit="M", note=_DRAWN),
             PaperRow(table=table, row=row, quantity="deployed MACs", paper=macs, unit="G", note=_DRAWN),
         ]
-    return found
+    return paper_rows
 
 
 def _sizes() -> list[PaperRow]:
@@ -167,22 +167,24 @@ def _size(table: str, row: str, paper: str, ours: int | float, note: str = "") -
 
 
 def _losses() -> list[PaperRow]:
-    found = []
+    paper_rows = []
     for (alpha, losses), (ms, _, _) in zip(_TABLE6, _PRUNETS, strict=True):
         best = min(losses[1:], key=float)
         for pair, loss in zip(_PAIRS, losses, strict=True):
             row = f"alpha {alpha} {pair}"
             if loss != best:
                 note = "the latency of this network is not printed"
-                found.append(PaperRow(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", note=note))
+                paper_rows.append(
+                    PaperRow(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", note=note)
+                )
                 continue
             term = round(latency_term(float(alpha), 1000 * float(ms)), 4)
             note = (
                 f"ours is {alpha} * (ln {1000 * float(ms):.0f} us)^{BETA}; the rest, {float(loss) - term:.3f}, is the "
                 "cross-entropy"
             )
-            row = f"PRUNET-{len(found) // len(_PAIRS)}: {row}"
-            found.append(
+            row = f"PRUNET-{len(paper_rows) // len(_PAIRS)}: {row}"
+            paper_rows.append(
                 PaperRow(table="Table 6", row=row, quantity="search loss", paper=loss, unit="", ours=term, note=note)
             )
-    return found
+    return paper_rows

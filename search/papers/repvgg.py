@@ -43,11 +43,11 @@ _ZOO = {
 
 def rows() -> list[PaperRow]:
     """Return three rows per network."""
-    found = []
+    paper_rows = []
     for name, (params, macs) in _PAPER.items():
         space = spaces.get(f"repvgg-{name}")
         paper, row = "Tables 4 and 5", space.name
-        found += [
+        paper_rows += [
             PaperRow(table=paper, row=row, quantity="deployed params", paper=params, unit="M", ours=space.parameters()),
             PaperRow(table=paper, row=row, quantity="deployed MACs", paper=macs, unit="G", ours=space.macs()),
             PaperRow(
@@ -59,4 +59,4 @@ def rows() -> list[PaperRow]:
                 ours=space.parameters(deployed=False),
             ),
         ]
-    return found
+    return paper_rows

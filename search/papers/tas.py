@@ -160,14 +160,18 @@ def macs(shape: SearchedNetwork, *, listed: bool = False) -> int:
         listed: count like the authors: the input width of the next stage is that of a stage's last block, even if that
             does not run.
     """
-    whole = spaces.get(shape.network, classes=shape.classes)
-    stem, *blocks, _ = whole.network()
+    space = spaces.get(shape.network, classes=shape.classes)
+    stem, *blocks, _ = space.network()
     widths = [int(width) for width in shape.channels.split()]
-    first = stem.with_widths(c_out=widths[0])
-    total, image, each = ops.counts(first).macs, ops.output_shape(first), 3 if blocks[0].op == "bottleneck" else 2
+    first_conv = stem.with_widths(c_out=widths[0])
+    total, image, per_block = (
+        ops.counts(first_conv).macs,
+        ops.output_shape(first_conv),
+        3 if blocks[0].op == "bottleneck" else 2,
+    )
     stage = number = 0
     for index, block in enumerate(blocks):
-        made = widths[1 + index * each : 1 + (index + 1) * each]
+        outputs = widths[1 + index * per_block : 1 + (index + 1) * per_block]
         stride = int(block.attr("stride"))
         if (
             index
@@ -177,12 +181,12 @@ def macs(shape: SearchedNetwork, *, listed: bool = False) -> int:
             stage, number = stage + 1, 0
         number += 1
         if number > shape.depths[stage]:
-            image = (made[-1], *image[1:]) if listed else image
+            image = (outputs[-1], *image[1:]) if listed else image
             continue
         before = image
-        for place, width in enumerate(made):
-            middle = each == 2 or place == 1
-            conv = ops.conv(image, width, kernel=3 if middle else 1, stride=stride if place == each - 2 else 1)
+        for place, width in enumerate(outputs):
+            middle = per_block == 2 or place == 1
+            conv = ops.conv(image, width, kernel=3 if middle else 1, stride=stride if place == per_block - 2 else 1)
             total, image = total + ops.counts(conv).macs, ops.output_shape(conv)
         if before != image:
             total += ops.counts(ops.conv(before, image[0], kernel=1, stride=stride)).macs
@@ -207,8 +211,8 @@ def _flops(
 ) -> PaperRow:
     """Return a row of MACs; `differs` is its note if the two numbers differ."""
     note = note or ("" if ours else _UNPUBLISHED)
-    found = PaperRow(table=table, row=row, quantity="deployed MACs", paper=paper, unit=unit, ours=ours, note=note)
-    return dataclasses.replace(found, note=differs) if found.verdict == "DIFFERS" else found
+    paper_row = PaperRow(table=table, row=row, quantity="deployed MACs", paper=paper, unit=unit, ours=ours, note=note)
+    return dataclasses.replace(paper_row, note=differs) if paper_row.verdict == "DIFFERS" else paper_row
 
 
 _DIGITS = "the difference is within the last printed digit of the FLOPs"
@@ -222,12 +226,12 @@ _BOTH = "the published shape, as its blocks run, is not the one that the table h
 
 def _tables() -> list[PaperRow]:
     """Return the rows of Tables 3 and 4: the pruned shares, and the FLOPs of published shapes."""
-    found = []
-    for network, method, *each in _TABLE3:
-        for data, classes, printed in zip(("CIFAR-10", "CIFAR-100"), (10, 100), each, strict=True):
+    paper_rows = []
+    for network, method, *columns in _TABLE3:
+        for data, classes, printed in zip(("CIFAR-10", "CIFAR-100"), (10, 100), columns, strict=True):
             if printed:
                 name = f"{network}, {data}: {method}"
-                found.append(
+                paper_rows.append(
                     _pruned(
                         "Table 3",
                         name,
@@ -239,21 +243,23 @@ def _tables() -> list[PaperRow]:
                 shape = _shape(data, network)
                 if method == "TAS":
                     paper = f"{10 * float(printed[0]):.{max(0, len(printed[0].partition('.')[2]) - 1)}f}"
-                    found.append(_flops("Table 3", name, paper, "M", macs(shape) if shape else None, differs=_BOTH))
+                    paper_rows.append(
+                        _flops("Table 3", name, paper, "M", macs(shape) if shape else None, differs=_BOTH)
+                    )
     for network, method, flops, ratio in _TABLE4:
-        name, whole = f"{network}, ImageNet: {method}", spaces.get(network).macs() / 1e9
-        found.append(_pruned("Table 4", name, ratio, float(flops), whole))
+        name, full = f"{network}, ImageNet: {method}", spaces.get(network).macs() / 1e9
+        paper_rows.append(_pruned("Table 4", name, ratio, float(flops), full))
         shape = _shape("ImageNet", network)
         if method == "TAS":
-            found.append(_flops("Table 4", name, flops, "G", macs(shape) if shape else None))
-    return found
+            paper_rows.append(_flops("Table 4", name, flops, "G", macs(shape) if shape else None))
+    return paper_rows
 
 
-def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> PaperRow:
+def _pruned(table: str, row: str, ratio: str, flops: float, full: float) -> PaperRow:
     """Return a row of the pruned share of the unpruned network's FLOPs, from the printed FLOPs and our network."""
-    ours = 100 * (1 - flops / whole)
+    ours = 100 * (1 - flops / full)
     half = 0.5 * 10 ** -len(f"{flops}".partition(".")[2]) if flops < 10 else 0.05 if flops < 100 else 0.5
-    near = abs(ours - float(ratio)) <= 0.1 + 100 * half / whole
+    near = abs(ours - float(ratio)) <= 0.1 + 100 * half / full
     return PaperRow(
         table=table,
         row=row,
@@ -267,15 +273,15 @@ def _pruned(table: str, row: str, ratio: str, flops: float, whole: float) -> Pap
 
 def _shapes() -> list[PaperRow]:
     """Return a row of the `estimated_FLOP` of each published shape."""
-    found = []
+    paper_rows = []
     for data, shapes in SHAPES.items():
         for shape in shapes:
-            whole, running, counted = data != "ImageNet", macs(shape), macs(shape, listed=True)
+            is_cifar, running, counted = data != "ImageNet", macs(shape), macs(shape, listed=True)
             note = _LISTED.format(macs=running / 1e6) if running != counted else ""
-            ours = counted if whole else running
+            ours = counted if is_cifar else running
             name = f"{shape.network}, {data}: published shape"
-            found.append(_flops("estimated_FLOP", name, shape.flops, "M", ours, note if whole else _IMAGENET))
-    return found
+            paper_rows.append(_flops("estimated_FLOP", name, shape.flops, "M", ours, note if is_cifar else _IMAGENET))
+    return paper_rows
 
 
 def _size() -> PaperRow:

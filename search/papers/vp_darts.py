@@ -81,7 +81,7 @@ _TABLE3 = (
 
 def rows() -> list[PaperRow]:
     """Return three rows per method, in the order of the tables."""
-    every = [
+    methods = [
         *(
             ("Table 1, ours of the cell as NAS-Bench-201 records it: 200 epochs, mean of its seeds", *row)
             for row in _TABLE1
@@ -100,6 +100,6 @@ def rows() -> list[PaperRow]:
             ours=ours[cell][place] if cell else None,
             note=note,
         )
-        for table, name, printed, cell, note in every
+        for table, name, printed, cell, note in methods
         for place, (quantity, accuracy) in enumerate(zip(get_args(Accuracy), printed, strict=True))
     ]

@@ -80,9 +80,9 @@ def canonical(name: str) -> str:
 
     Ignores case and the separators of model zoos. Returns other names unchanged.
     """
-    known = {_plain(one): one for one in names()}
+    by_plain_name = {_plain(one): one for one in names()}
     network, slash, rest = name.partition("/")
-    return known.get(_plain(network), network) + slash + rest
+    return by_plain_name.get(_plain(network), network) + slash + rest
 
 
 def _plain(name: str) -> str:
@@ -159,12 +159,12 @@ def _require_no_cells(name: str, sizes: Mapping[str, int | None]) -> None:
 def _own(name: str, input_shape: tuple[int, int, int] | None, *, classes: int | None, **sizes: int | None) -> Space:
     if given := [flag.split("_")[0] for flag, value in sizes.items() if value is not None]:
         raise SearchError(f"--{given[0]}: {name} makes its network in one size: leave it out")
-    found = own.space(name, input_shape)
-    if classes not in (None, found.classes):
+    own_space = own.space(name, input_shape)
+    if classes not in (None, own_space.classes):
         raise SearchError(
-            f"{name} makes a network of {found.classes} classes, and there are {classes}: change its last layer"
+            f"{name} makes a network of {own_space.classes} classes, and there are {classes}: change its last layer"
         )
-    return found
+    return own_space
 
 
 def with_widths(space: Space, method: str) -> Prunable:

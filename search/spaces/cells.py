@@ -108,9 +108,9 @@ class Cells(Space):
             SearchError: the text is not an architecture of this space.
         """
         nodes = [re.findall(r"([^|~]+)~(\d+)", node) for node in text.split("+")]
-        found = {(int(source), target): option for target, node in enumerate(nodes, 1) for option, source in node}
-        choice = Choice(options={edge(*ends): option for ends, option in found.items()})
-        if found.keys() != set(EDGES) or not set(found.values()) <= set(OPTIONS) or self.text(choice) != text:
+        options = {(int(source), target): option for target, node in enumerate(nodes, 1) for option, source in node}
+        choice = Choice(options={edge(*ends): option for ends, option in options.items()})
+        if options.keys() != set(EDGES) or not set(options.values()) <= set(OPTIONS) or self.text(choice) != text:
             wanted = self.text(self.largest())
             raise SearchError(
                 f"{text!r} is not an architecture of {self.name}: expected such as {wanted}, of {', '.join(OPTIONS)}"
@@ -136,13 +136,13 @@ class Cells(Space):
         Raises:
             SearchError: the choice is not of this space.
         """
-        found = {ends: option for ends, option in self._options(choice).items() if option != NONE}
+        options = {ends: option for ends, option in self._options(choice).items() if option != NONE}
         forward, backward = {0}, {NODES - 1}
-        for source, target in found:  # edges are ordered, so all inputs of a node come before its outputs
+        for source, target in options:  # edges are ordered, so all inputs of a node come before its outputs
             forward |= {target} if source in forward else set()
-        for source, target in reversed(found):
+        for source, target in reversed(options):
             backward |= {source} if target in backward else set()
-        return {ends: option for ends, option in found.items() if ends[0] in forward and ends[1] in backward}
+        return {ends: option for ends, option in options.items() if ends[0] in forward and ends[1] in backward}
 
     def shapes(self) -> tuple[Shape, ...]:
         """Return channels, height and width of each stage."""
@@ -177,15 +177,15 @@ class Cells(Space):
         Each value is computed once: a node whose only input is a skip equals its source, and all pools of a value are
         one. A sum is counted even if a convolution reads it, since a runtime that fuses both saves little.
         """
-        used, pooled, found = self.used(choice), set[Value](), []
+        used, pooled, operations = self.used(choice), set[Value](), []
         values = values_of(used)
         for node in range(1, NODES):
             inputs = [(values[source], option) for (source, target), option in used.items() if target == node]
             convolutions = [option for _, option in inputs if option in (CONV1, CONV3)]
             pools = {value for value, option in inputs if option == POOL} - pooled
             pooled |= pools
-            found += [*convolutions, *(POOL for _ in pools), *[SUM] * (len(inputs) - 1)]
-        return found
+            operations += [*convolutions, *(POOL for _ in pools), *[SUM] * (len(inputs) - 1)]
+        return operations
 
     def kinds(self, stage: int) -> dict[str, BlockSpec]:
         """Return the block of each of `KINDS` in a stage."""
@@ -211,11 +211,11 @@ class Cells(Space):
 
     def blocks(self) -> list[BlockSpec]:
         """Stem, operations and sum of each stage, reductions, and classifier."""
-        found = [self.stem]
+        specs = [self.stem]
         for stage in range(STAGES):
-            found += [self.reduction(stage)] if stage else []
-            found += self.kinds(stage).values()
-        return [*found, self.head]
+            specs += [self.reduction(stage)] if stage else []
+            specs += self.kinds(stage).values()
+        return [*specs, self.head]
 
     def nominal(self, choice: Choice) -> ModelSize:
         """Return the size of the training form as counted by the benchmark: all edges, used or not."""
@@ -289,8 +289,8 @@ def _nominal(space: Cells) -> dict[str, ModelSize]:
         return ModelSize(times * sum(part.params for part in each), times * sum(part.macs for part in each))
 
     stages = [space.candidates(stage) for stage in range(STAGES)]
-    found = {option: size([block for stage in stages if (block := stage[option])], space.cells) for option in OPTIONS}
-    return {**found, "": size([space.stem, *(space.reduction(stage) for stage in range(1, STAGES)), space.head], 1)}
+    sizes = {option: size([block for stage in stages if (block := stage[option])], space.cells) for option in OPTIONS}
+    return {**sizes, "": size([space.stem, *(space.reduction(stage) for stage in range(1, STAGES)), space.head], 1)}
 
 
 _PRESETS = {"nasbench201": (32, 16, 5), "nasbench201-small": (16, 8, 1)}

@@ -52,15 +52,15 @@ class Chain(Prunable):
 
     def sites(self) -> list[Site]:
         """One site per layer, then the head."""
-        found, shape, before = [], self.input_shape, AffineWidth(fixed=self.input_shape[0])
+        sites, shape, before = [], self.input_shape, AffineWidth(fixed=self.input_shape[0])
         for index, layer in enumerate(self.layers):
             spec, after = (
                 ops.conv(shape, layer.width, kernel=layer.kernel, stride=layer.stride, act=layer.act),
                 AffineWidth(terms=((index, 1),)),
             )
-            found.append(Site(spec=spec, spans=(before, after)))
+            sites.append(Site(spec=spec, spans=(before, after)))
             shape, before = ops.output_shape(spec), after
-        return [*found, Site(spec=ops.head(shape, self.classes), spans=(before, AffineWidth(fixed=self.classes)))]
+        return [*sites, Site(spec=ops.head(shape, self.classes), spans=(before, AffineWidth(fixed=self.classes)))]
 
     def record(self) -> dict[str, Any]:
         """The fields of the space."""

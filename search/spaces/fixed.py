@@ -94,7 +94,7 @@ class Fixed(Space):
 
         See `prunable.Stage`.
         """
-        found: list[list[str]] = []
+        runs: list[list[str]] = []
         for index, spec in enumerate(self.sequence):
             before = self.sequence[index - 1]
             if (
@@ -103,10 +103,10 @@ class Fixed(Space):
                 and before.op == spec.op
                 and ops.output_shape(before) == ops.output_shape(spec)
             ):
-                found[-1].append(str(index))
+                runs[-1].append(str(index))
             else:
-                found.append([str(index)])
-        deep = [blocks for blocks in found if len(blocks) > 1]
+                runs.append([str(index)])
+        deep = [blocks for blocks in runs if len(blocks) > 1]
         return {f"stage{number}": blocks for number, blocks in enumerate(deep, 1)}
 
     def _check(self, choice: Choice | None) -> None:

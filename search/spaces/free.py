@@ -42,7 +42,7 @@ def free_widths(network: Fixed, *, granularity: int = 8, points: int = 6) -> Tra
         dataclasses.replace(network, sequence=tuple(map(ops.joined, network.sequence))),
         torch.zeros(1, *network.input_shape),
     )
-    found = traced(
+    space = traced(
         joined.module,
         example,
         name=network.name + FREE_WIDTHS,
@@ -51,4 +51,4 @@ def free_widths(network: Fixed, *, granularity: int = 8, points: int = 6) -> Tra
         stages=network.stages(),
         shortcuts=shortcuts,
     )
-    return dataclasses.replace(found, make=network.module)
+    return dataclasses.replace(space, make=network.module)

@@ -131,7 +131,7 @@ class Layered(Space):
             SearchError: the choice is not of this space.
         """
         choice = self.largest() if choice is None else choice
-        found: dict[str, BlockSpec] = {}
+        blocks: dict[str, BlockSpec] = {}
         for layer in self.layers:
             option = self._option(layer, choice)
             if option is None:
@@ -142,14 +142,14 @@ class Layered(Space):
                 raise SearchError(
                     f"{self.name}: the hidden width of {layer.name}, {option.name}, is one of {allowed}, found {hidden}"
                 )
-            found[layer.name] = option.spec.with_widths(hidden=hidden) if option.hidden and hidden else option.spec
+            blocks[layer.name] = option.spec.with_widths(hidden=hidden) if option.hidden and hidden else option.spec
         open_widths = {layer.name for layer in self.layers if (option := self._option(layer, choice)) and option.hidden}
         open_options = {layer.name for layer in self.layers if layer.open}
         if unknown := sorted(
             (choice.options.keys() - open_options) | (choice.widths.keys() - open_widths) | choice.depths.keys()
         ):
             raise SearchError(f"{self.name} has nothing to choose at {', '.join(unknown)}: take it out of the choice")
-        return found
+        return blocks
 
     def _option(self, layer: StochasticLayer, choice: Choice) -> MultiBlock | None:
         options: dict[str, MultiBlock | None] = {option.name: option for option in layer.options}

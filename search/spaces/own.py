@@ -160,6 +160,6 @@ def _function(name: str) -> Callable[[], Any]:
     spec.loader.exec_module(module)
     function = getattr(module, match["function"], None)
     if not callable(function):
-        known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise SearchError(f"{path} has no function {match['function']!r}: it has {known or 'none'}")
+        functions = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise SearchError(f"{path} has no function {match['function']!r}: it has {functions or 'none'}")
     return function

@@ -181,12 +181,12 @@ class Prunable(Space):
 
     def conditional_sites(self) -> list[tuple[Site, Condition | None]]:
         """Return the sites of all networks, each with the depths at which it exists; None for all depths."""
-        found: list[Condition | None] = [None] * len(self.sites())
+        conditions: list[Condition | None] = [None] * len(self.sites())
         for stage in self.stages:
             for number, block in enumerate(stage.blocks[1:], 2):
                 for site in block.sites:
-                    found[site] = stage.name, tuple(range(number, len(stage.blocks) + 1))
-        return list(zip(self.sites(), found, strict=True))
+                    conditions[site] = stage.name, tuple(range(number, len(stage.blocks) + 1))
+        return list(zip(self.sites(), conditions, strict=True))
 
     def at_depths(self, depths: Mapping[str, int]) -> "Prunable":
         """Return the space of widths of networks with the given depths.
@@ -224,8 +224,8 @@ class Prunable(Space):
         full = self.full_depths()
         for name, depth in choice.depths.items():
             if not 1 <= depth <= full.get(name, 0):
-                known = ", ".join(f"{stage} of 1 to {most}" for stage, most in full.items()) or "none"
-                raise SearchError(f"{self.name} has the depths {known}: found {name}={depth}")
+                listed = ", ".join(f"{stage} of 1 to {most}" for stage, most in full.items()) or "none"
+                raise SearchError(f"{self.name} has the depths {listed}: found {name}={depth}")
         gone = self.inside(self.skipped(choice.depths))
         groups = {name: width for index, (name, width) in enumerate(self.groups) if index not in gone}
         if choice.options or choice.widths.keys() != groups.keys():
@@ -240,8 +240,8 @@ class Prunable(Space):
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
         """The blocks of one network in order."""
         widths = self.full_widths() if choice is None else self.widths(choice)
-        found = (site.at(widths) for site in self.sites_at(choice.depths if choice else {}))
-        return [block for block in found if block]
+        blocks = (site.at(widths) for site in self.sites_at(choice.depths if choice else {}))
+        return [block for block in blocks if block]
 
     def module(self, choice: Choice | None = None) -> "nn.Module":
         """The unpruned network with a `ChannelMask` after every group that loses channels; the first channels are kept.

@@ -162,12 +162,12 @@ def _options(preset: Preset, stage: PrunetStage, shape: Shape, stride: int) -> t
         (kernel, act) for act, kernels in (("relu", stage.relu), ("swish", stage.swish)) for kernel in kernels
     )
     prefix = f"{stage.op}_{{act}}" if stage.relu and stage.swish else stage.op
-    found = []
+    options = []
     for kernel, act in kinds:
         name = f"{prefix.format(act=act)}_k{kernel}"
         if stage.op == "conv":
             spec = ops.conv(shape, stage.channels, kernel=kernel, stride=stride, act=act)
-            found.append(MultiBlock(name=name, spec=spec))
+            options.append(MultiBlock(name=name, spec=spec))
             continue
         widest = MAX_EXPANSION * shape[0]
         hidden = () if preset.granularity is None else tuple(range(preset.granularity, widest + 1, preset.granularity))
@@ -182,5 +182,5 @@ def _options(preset: Preset, stage: PrunetStage, shape: Shape, stride: int) -> t
                 se=se,
                 fused=stage.op == "fused_irb",
             )
-            found.append(MultiBlock(name=f"{name}_se" if se else name, spec=spec, hidden=hidden))
-    return tuple(found)
+            options.append(MultiBlock(name=f"{name}_se" if se else name, spec=spec, hidden=hidden))
+    return tuple(options)

@@ -68,8 +68,8 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
         raise SearchError(f"the record of a space of the kind {kind} is damaged: {error}") from error
     if isinstance(space, Prunable) and (wrong := _strange(space)):
         raise SearchError(f"the record of a space of the kind {kind} is damaged: {wrong}")
-    again = space.record()
-    if wrong := sorted(name for name in record.keys() | again.keys() if record.get(name) != again.get(name)):
+    written = space.record()
+    if wrong := sorted(name for name in record.keys() | written.keys() if record.get(name) != written.get(name)):
         raise SearchError(
             f"the record of a space of the kind {kind} is damaged: field {wrong[0]} is not what it is written as"
         )
@@ -97,8 +97,8 @@ def _fixed(fields: Mapping[str, Any]) -> Fixed:
 
 
 def _layered(fields: Mapping[str, Any]) -> Layered:
-    def option(found: Mapping[str, Any]) -> MultiBlock:
-        return MultiBlock(name=found["name"], spec=BlockSpec.parse(found["spec"]), hidden=tuple(found["hidden"]))
+    def option(fields: Mapping[str, Any]) -> MultiBlock:
+        return MultiBlock(name=fields["name"], spec=BlockSpec.parse(fields["spec"]), hidden=tuple(fields["hidden"]))
 
     layers = tuple(
         StochasticLayer(name=layer["name"], skippable=layer["skippable"], options=tuple(map(option, layer["options"])))

@@ -82,26 +82,26 @@ class Traced(Prunable):
 
         If widths are free, sites after a stage read the output of its last running block.
         """
-        found = super().sites_at(depths)
+        sites = super().sites_at(depths)
         for stage in self.stages if self.free else ():
-            found = [_reading(site, *self._ends(stage, depths.get(stage.name, len(stage.blocks)))) for site in found]
-        return found
+            sites = [_reading(site, *self._ends(stage, depths.get(stage.name, len(stage.blocks)))) for site in sites]
+        return sites
 
     def conditional_sites(self) -> list[tuple[Site, Condition | None]]:
         """Return the sites of all networks with their conditions.
 
         If widths are free, sites after a stage occur once per depth.
         """
-        found = super().conditional_sites()
+        sites = super().conditional_sites()
         for stage in self.stages if self.free else ():
             ends = [self._ends(stage, depth) for depth in range(1, len(stage.blocks) + 1)]
-            readers = {site for site, _ in found if ends[-1][0] in dict(site.spans[0].terms)}
-            found = [
+            readers = {site for site, _ in sites if ends[-1][0] in dict(site.spans[0].terms)}
+            sites = [
                 (_reading(site, *end), (stage.name, (depth,))) if site in readers else (site, condition)
-                for site, condition in found
+                for site, condition in sites
                 for depth, end in enumerate(ends if site in readers else ends[-1:], 1)
             ]
-        return found
+        return sites
 
     def _ends(self, stage: Stage, depth: int) -> tuple[int, int]:
         """Return the output groups of a stage at its full depth and at the given depth."""
@@ -182,7 +182,7 @@ class Traced(Prunable):
         families: dict[str, list[Site]] = {}
         for site in self.places:
             families.setdefault(site.spec.family, []).append(site)
-        found: list[BlockSpec] = []
+        specs: list[BlockSpec] = []
         for sites in families.values():
             names = [name for name, _ in sites[0].spec.widths]
             axes = [self._axis([site.spans[index] for site in sites]) for index in range(len(names))]
@@ -191,8 +191,8 @@ class Traced(Prunable):
                 sparse = len(axes) > 1 and min(map(len, axes)) > 1 and math.prod(map(len, axes)) > 16
                 if corner or not sparse or sum(places) % 2 == 0:
                     widths = {name: axis[place] for name, axis, place in zip(names, axes, places, strict=True)}
-                    found.append(sites[0].spec.with_widths(**widths))
-        return found
+                    specs.append(sites[0].spec.with_widths(**widths))
+        return specs
 
     def _axis(self, spans: list[AffineWidth]) -> Widths:
         ends = [int(span.at(widths)) for span in spans for widths in (self.smallest_widths(), self.full_widths())]
