@@ -10,7 +10,7 @@ import numpy as np
 from onnx import NodeProto
 
 from deploy.certificate import LARGEST, SMALLEST_NORMAL, TensorRange
-from deploy.flow import Flow, attributes, keep
+from deploy.flow import DataFlow, attributes, keep
 from deploy.islands import Node
 
 _ABSORBING = frozenset({
@@ -20,7 +20,7 @@ _ABSORBING = frozenset({
 """Operators whose output is dominated by other inputs, so that a tiny one does not matter."""
 
 
-def keep_activations(flow: Flow, seen: Mapping[str, TensorRange], headroom: float) -> None:
+def keep_activations(flow: DataFlow, seen: Mapping[str, TensorRange], headroom: float) -> None:
     """Keep in FP32 the nodes whose activations approach the limit of half precision.
 
     Nodes affected by activations that are lost there stay, too.
@@ -63,7 +63,7 @@ def _lost(name: str, seen: Mapping[str, TensorRange]) -> str:
 
 
 def _absorbs(
-    proto: NodeProto, read: list[str], written: list[str], flow: Flow, seen: Mapping[str, TensorRange]
+    proto: NodeProto, read: list[str], written: list[str], flow: DataFlow, seen: Mapping[str, TensorRange]
 ) -> bool:
     """Return whether a node's outputs are of normal size for reasons other than its lost inputs."""
     if any(_is_lost(name, seen) for name in written):
@@ -72,7 +72,7 @@ def _absorbs(
     return proto.op_type in _ABSORBING or (gain is not None and gain * seen[read[0]].max_abs < SMALLEST_NORMAL)
 
 
-def _gain(proto: NodeProto, flow: Flow) -> float | None:
+def _gain(proto: NodeProto, flow: DataFlow) -> float | None:
     """Return the largest factor by which a layer with constant weights multiplies, or None for other nodes."""
     if proto.op_type == "BatchNormalization":
         scale, variance = (flow.constants.get(proto.input[i]) for i in (1, 4))

@@ -25,7 +25,7 @@ from reparam.structure import leaves, map_tensors
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """How a module is called: its arguments, and the names of the tensors among them."""
 
     args: tuple[Any, ...]
@@ -43,7 +43,7 @@ class Call:
         return map_tensors((self.args, dict(self.kwargs)), lambda _: next(rest))
 
 
-def call_of(module: nn.Module, example: Any) -> Call:
+def call_of(module: nn.Module, example: Any) -> ModuleCall:
     """Return how a module is called with an example input.
 
     Args:
@@ -73,7 +73,7 @@ def call_of(module: nn.Module, example: Any) -> Call:
         )
     plain = example is bound.args[0] if bound.args else False
     names = ("input",) if isinstance(example, Tensor) and plain else _distinct(".".join(path) for path in named)
-    call = Call(bound.args, bound.kwargs, names)
+    call = ModuleCall(bound.args, bound.kwargs, names)
     for name, tensor in zip(names, call.tensors, strict=True):
         _require_type("input", name, tensor)
         if not tensor.numel():
@@ -134,7 +134,7 @@ class Adapter(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, call: Call, outputs: tuple[TensorSpec, ...], dtype: torch.dtype, *, exact: bool
+        self, network: nn.Module, call: ModuleCall, outputs: tuple[TensorSpec, ...], dtype: torch.dtype, *, exact: bool
     ) -> None:
         super().__init__()
         self.network, self.call, self.outputs, self.dtype, self.exact = network, call, outputs, dtype, exact
@@ -211,7 +211,7 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
     original, twin = (copy.deepcopy(module).cpu().eval() for _ in range(2))
     twin = twin.float()
     args, kwargs = map_tensors((call.args, call.kwargs), lambda tensor: tensor.detach().cpu())
-    call = Call(args, kwargs, call.names)
+    call = ModuleCall(args, kwargs, call.names)
     errors: list[Exception] = []
     # In its own type, which determines the types of its outputs; else in float32; else in float32 even if its code
     # names another type.
@@ -232,7 +232,7 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
     return adapter
 
 
-def _run(network: nn.Module, call: Call, dtype: torch.dtype | None, *, exact: bool) -> Any:
+def _run(network: nn.Module, call: ModuleCall, dtype: torch.dtype | None, *, exact: bool) -> Any:
     args, kwargs = call.filled(
         tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for tensor in call.tensors
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from deploy import engine
-from deploy.bundle import Builds
+from deploy.bundle import EngineBuilds
 from deploy.engine import Running
 from latency import Protocol
 from latency.backends.tensorrt import TimingCache
@@ -27,7 +27,7 @@ class Candidate:
 
 def choose(
     candidates: Sequence[Candidate], start: Callable[[bytes], AbstractContextManager[Running | str]], protocol: Protocol
-) -> tuple[Candidate, Builds]:
+) -> tuple[Candidate, EngineBuilds]:
     """Return the fastest of several builds, timed in turns; the first if all are identical or they cannot be timed.
 
     Args:
@@ -39,7 +39,7 @@ def choose(
     for one in candidates:
         first.setdefault(one.engine, one)
     different = list(first.values())
-    builds = Builds(count=len(candidates), different=len(different))
+    builds = EngineBuilds(count=len(candidates), different=len(different))
     if len(different) == 1:
         return candidates[0], builds
     with ExitStack() as stack:

@@ -62,7 +62,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """file in the bundle; "" if only the hash is kept"""
 
 
-class Builds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EngineBuilds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Several builds of one engine, of which one ships."""
 
     count: Count
@@ -86,7 +86,7 @@ class Builds(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
 
 
-class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class LayerWidth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Remaining output channels of a layer."""
 
     name: str
@@ -94,7 +94,7 @@ class Layer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     of: Count
 
 
-class Network(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class NetworkSummary(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size, quality and speed of one network, as deployed."""
 
     params: Count
@@ -142,12 +142,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """names of the outputs"""
     preprocessing: dict[str, Any]
     """preprocessing from an image file to the input, as recorded by the trainer"""
-    shipped: Network
-    unpruned: Network | None
+    shipped: NetworkSummary
+    unpruned: NetworkSummary | None
     budget_us: SampleUs | None
     """latency budget of one batch"""
     budget_verdict: BudgetVerdict
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerWidth, ...]
     validation: tuple[Step, ...]
     device: Device | None
     """device on which latencies were measured; None if none could be"""
@@ -155,7 +155,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     protocol: Protocol
     build: dict[str, Any]
     """options of the engine's build"""
-    builds: Builds | None = None
+    builds: EngineBuilds | None = None
     """the builds, if the engine was built several times"""
     compute_capabilities: tuple[str, ...]
     """compute capabilities of the GPUs that the engine is for; empty for all GPUs that its runtime supports"""
@@ -452,7 +452,7 @@ def _judged_again(manifest: Manifest) -> Manifest:
     The version that wrote it did not check for two modes, nor the ends of a series.
     """
 
-    def network(found: Network | None) -> Network | None:
+    def network(found: NetworkSummary | None) -> NetworkSummary | None:
         if found is None or found.measured is None or not found.measured.samples_us:
             return found
         now = summarize(found.measured.samples_us, manifest.protocol)

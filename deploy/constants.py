@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from deploy.casts import BOUNDS
 from deploy.certificate import LARGEST, SMALLEST_NORMAL, VANISHING, TensorRange, WeightRange
-from deploy.flow import Flow, attributes, carried, keep
+from deploy.flow import DataFlow, attributes, carried, keep
 from deploy.islands import HEAVY, Node
 from deploy.values import Values, of_array
 
@@ -50,7 +50,7 @@ _NORMS = frozenset({"GroupNormalization", "InstanceNormalization", "LayerNormali
 
 
 def keep_constants(
-    flow: Flow, values: Mapping[str, Values], ranges: Mapping[str, WeightRange], seen: Mapping[str, TensorRange]
+    flow: DataFlow, values: Mapping[str, Values], ranges: Mapping[str, WeightRange], seen: Mapping[str, TensorRange]
 ) -> None:
     """Keep in FP32 the nodes that read a constant that half precision loses, and the nodes affected by it.
 
@@ -93,7 +93,7 @@ def _lost(array: np.ndarray) -> np.ndarray:
 # one node
 
 
-def _lost_constant(node: Node, flow: Flow, ranges: Mapping[str, WeightRange]) -> str:
+def _lost_constant(node: Node, flow: DataFlow, ranges: Mapping[str, WeightRange]) -> str:
     proto = node.proto
     for name in sorted(node.reads & ranges.keys()):
         found = ranges[name]
@@ -151,7 +151,7 @@ def _stashed(proto: NodeProto) -> bool:
     return proto.op_type != "InstanceNormalization" and attributes(proto).get("stash_type", 1) == 1
 
 
-def _batch_scales(proto: NodeProto, flow: Flow) -> tuple[np.ndarray, np.ndarray] | None:
+def _batch_scales(proto: NodeProto, flow: DataFlow) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the factors of a norm with constant statistics on each channel.
 
     In FP32 and in the worst case in half precision.
@@ -175,7 +175,7 @@ def _differs(full: np.ndarray, half: np.ndarray) -> bool:
 # nodes that belong together
 
 
-def _is_huge(proto: NodeProto, flow: Flow, values: Mapping[str, Values]) -> bool:
+def _is_huge(proto: NodeProto, flow: DataFlow, values: Mapping[str, Values]) -> bool:
     """Return whether a node passes on a finite constant beyond half precision, such as an attention mask."""
     if proto.op_type in ("Mul", "Div"):
         bounded = values[proto.output[0]].most
@@ -189,7 +189,7 @@ def _is_huge(proto: NodeProto, flow: Flow, values: Mapping[str, Values]) -> bool
     )
 
 
-def _affected(node: Node, flow: Flow) -> list[Node]:
+def _affected(node: Node, flow: DataFlow) -> list[Node]:
     """Return a node and all nodes that read the values it passes on, as far as values are carried."""
     found, pending = {node.proto.name: node}, [node]
     while pending:
@@ -201,7 +201,7 @@ def _affected(node: Node, flow: Flow) -> list[Node]:
     return list(found.values())
 
 
-def _factor(proto: NodeProto, flow: Flow) -> tuple[float, str]:
+def _factor(proto: NodeProto, flow: DataFlow) -> tuple[float, str]:
     """Return the largest factor by which a node's constants multiply an activation, and the activation's name."""
     data = next((name for name in proto.input if name not in flow.constants), "")
     arrays = [flow.constants[name] for name in proto.input if name in flow.constants]
@@ -228,7 +228,7 @@ def _in_range(proto: NodeProto, seen: Mapping[str, TensorRange]) -> bool:
     return bool(seen) and (proto.output[0] not in seen or seen[proto.output[0]].max_abs <= LARGEST)
 
 
-def _guarded(node: Node, flow: Flow) -> list[Node]:
+def _guarded(node: Node, flow: DataFlow) -> list[Node]:
     """Return a node for which zero differs fundamentally from other numbers.
 
     With it come all nodes from those that half precision rounds to zero.
@@ -256,7 +256,7 @@ def _guarded(node: Node, flow: Flow) -> list[Node]:
     return _joined(begin, near, node, flow)
 
 
-def _losing(names: Iterable[str], flow: Flow, *, guards_only: bool = False) -> tuple[dict[str, Node], list[Node]]:
+def _losing(names: Iterable[str], flow: DataFlow, *, guards_only: bool = False) -> tuple[dict[str, Node], list[Node]]:
     """Return the nodes that read a constant lost in half precision, by name.
 
     All nodes that compute the values, up to layers, are included.
@@ -269,7 +269,7 @@ def _losing(names: Iterable[str], flow: Flow, *, guards_only: bool = False) -> t
     return {one.proto.name: one for one in lost}, near
 
 
-def _bounds(proto: NodeProto, flow: Flow) -> list[np.ndarray]:
+def _bounds(proto: NodeProto, flow: DataFlow) -> list[np.ndarray]:
     """Return the constants that a node combines with a value; before opset 11, those of Clip are attributes."""
     given = [
         flow.constants[name]
@@ -279,7 +279,7 @@ def _bounds(proto: NodeProto, flow: Flow) -> list[np.ndarray]:
     return given + [np.array(bound) for key, bound in attributes(proto).items() if key in ("min", "max")]
 
 
-def _squares(name: str, flow: Flow) -> Iterator[Node]:
+def _squares(name: str, flow: DataFlow) -> Iterator[Node]:
     """Yield the nodes of the sum of squares that a value is computed from.
 
     Squares of small values vanish in half precision.
@@ -297,7 +297,7 @@ def _squares(name: str, flow: Flow) -> Iterator[Node]:
         name = node.proto.input[0]
 
 
-def _vanishing(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
+def _vanishing(node: Node, flow: DataFlow, values: Mapping[str, Values]) -> list[Node]:
     """Return a logarithm or division and the nodes that compute its argument.
 
     Only if the argument can be too close to zero for half precision.
@@ -316,7 +316,7 @@ def _vanishing(node: Node, flow: Flow, values: Mapping[str, Values]) -> list[Nod
     return [node, *near]
 
 
-def _normalised(node: Node, flow: Flow) -> list[Node]:
+def _normalised(node: Node, flow: DataFlow) -> list[Node]:
     """Return a norm over data, with all nodes from weights whose values half precision loses.
 
     Such weights are too small, and the norm rescales them.
@@ -341,8 +341,8 @@ def _normalised(node: Node, flow: Flow) -> list[Node]:
     return _joined(path, near, node, flow)
 
 
-def _upstream(name: str, flow: Flow, through: Collection[str]) -> list[Node]:
-    """Like `Flow.upstream`, but also through some operators that compute."""
+def _upstream(name: str, flow: DataFlow, through: Collection[str]) -> list[Node]:
+    """Like `DataFlow.upstream`, but also through some operators that compute."""
     found, pending = dict[str, Node](), [name]
     while pending:
         for node in flow.upstream(pending.pop()):
@@ -352,7 +352,7 @@ def _upstream(name: str, flow: Flow, through: Collection[str]) -> list[Node]:
     return list(found.values())
 
 
-def _joined(begin: Mapping[str, Node], near: Iterable[Node], end: Node, flow: Flow) -> list[Node]:
+def _joined(begin: Mapping[str, Node], near: Iterable[Node], end: Node, flow: DataFlow) -> list[Node]:
     """Return the nodes in `begin` and those of `near` and `end` that depend on them, in graph order."""
     if not begin:
         return []

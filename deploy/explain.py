@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from deploy import engine, precision
-from deploy.explanation import LIMIT, Explanation, Finding, Suspect
+from deploy.explanation import LIMIT, Explanation, GraphErrors, Suspect
 from deploy.samples import Samples
 
 
@@ -32,7 +32,7 @@ def explain(model: bytes, half: bytes, samples: Samples, threads: int = 1) -> Ex
 
 
 @dataclass
-class _Seen:
+class _Divergence:
     """Largest difference and value of one tensor over all calls."""
 
     difference: float = 0.0
@@ -52,10 +52,10 @@ class _Seen:
         return None if self.broken else self.difference / (self.scale or 1.0)
 
 
-def _find(model: bytes, half: bytes, samples: Samples, threads: int) -> Finding:
+def _find(model: bytes, half: bytes, samples: Samples, threads: int) -> GraphErrors:
     exact, rounded = engine.Steps(model, threads), engine.Steps(half, threads)
     common = set(exact.names) & set(rounded.names)
-    seen: dict[str, _Seen] = {}
+    seen: dict[str, _Divergence] = {}
     for number in range(samples.calls):
         call = samples.call(number)
         wanted_values, found_values = (
@@ -64,7 +64,7 @@ def _find(model: bytes, half: bytes, samples: Samples, threads: int) -> Finding:
         for (name, wanted), (same, found) in zip(wanted_values, found_values, strict=True):
             assert name == same, f"{name} and {same} are not in the same order"
             if wanted.dtype.kind == "f":
-                seen.setdefault(name, _Seen()).add(found, wanted)
+                seen.setdefault(name, _Divergence()).add(found, wanted)
     places = _places(onnx.load_from_string(model).graph)
     suspects = [
         Suspect(tensor=name, op=places[name][0], layer=places[name][1], error=tensor.error)
@@ -72,7 +72,7 @@ def _find(model: bytes, half: bytes, samples: Samples, threads: int) -> Finding:
     ]
     beyond = [suspect for suspect in suspects if _size(suspect) > LIMIT]
     worst = max(suspects, key=_size, default=None)
-    return Finding(first=beyond[0] if beyond else None, worst=worst, beyond=len(beyond), tensors=len(suspects))
+    return GraphErrors(first=beyond[0] if beyond else None, worst=worst, beyond=len(beyond), tensors=len(suspects))
 
 
 def _size(suspect: Suspect) -> float:

@@ -29,7 +29,7 @@ class Suspect(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
 
 
-class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GraphErrors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Errors of the tensors of one FP16 graph."""
 
     first: Suspect | None
@@ -53,9 +53,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where half precision breaks a network, and whether the FP32 islands prevent it."""
 
     samples: Count
-    everywhere: Finding
+    everywhere: GraphErrors
     """errors of the graph with every node in FP16 that has an FP16 form"""
-    certified: Finding
+    certified: GraphErrors
     """errors of the graph with sensitive nodes in FP32, which ships as FP16"""
 
     @property

@@ -39,7 +39,7 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Flow:
+class DataFlow:
     """A graph whose constants are initializers and whose values all have types."""
 
     graph: GraphProto

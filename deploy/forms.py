@@ -12,7 +12,7 @@ from torch import nn
 
 from deploy import bundle, cleaning, engine, evidence, graph, lowering
 from deploy.adapter import Adapter, adapt, require_deterministic
-from deploy.bundle import Layer, Link, sha256
+from deploy.bundle import LayerWidth, Link, sha256
 from deploy.certificate import Certificate
 from deploy.cleaning import Cleaned
 from deploy.errors import DeployError
@@ -29,7 +29,7 @@ from reparam import ChannelMask, Counts, count, fuse, fuse_exactly, squeeze
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lowered:
+class LoweredNetwork:
     """A network as ONNX.
 
     Attributes:
@@ -63,7 +63,7 @@ class Lowered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forms(Lowered):
+class Forms(LoweredNetwork):
     """A network as ONNX, and how it was made.
 
     Attributes:
@@ -76,7 +76,7 @@ class Forms(Lowered):
 
     rungs: tuple[Rung, ...]
     chain: tuple[Link, ...]
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LayerWidth, ...] = ()
     proofs: tuple[Step, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
@@ -131,7 +131,7 @@ class Source:
             return _of_onnx(self.network, plan, samples)
         return _of_module(self.network, plan, samples, architecture)
 
-    def baseline(self, model: nn.Module, example_input: Any, plan: Plan, samples: Samples) -> Lowered:
+    def baseline(self, model: nn.Module, example_input: Any, plan: Plan, samples: Samples) -> LoweredNetwork:
         """Fuse and lower the unpruned network.
 
         Raises:
@@ -251,7 +251,7 @@ def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
     return squeeze(fused, adapter.call.filled(adapter.call.tensors)[0])
 
 
-def _with_narrow(lowered: Lowered, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> Forms:
+def _with_narrow(lowered: LoweredNetwork, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> Forms:
     """Return all forms of a network, with a last one if it is lowered to a narrow precision."""
     if lowered.onnx_half:
         assert lowered.certificate
@@ -265,15 +265,15 @@ def _with_narrow(lowered: Lowered, rungs: list[Rung], chain: list[Link], threads
     return Forms(**fields, rungs=tuple(rungs), chain=tuple(chain), **more)
 
 
-def _lowered(adapter: Adapter, plan: Plan, samples: Samples) -> Lowered:
+def _lowered(adapter: Adapter, plan: Plan, samples: Samples) -> LoweredNetwork:
     model = lowering.onnx_of(adapter)
     lowering.require_deterministic(graph.parse(model))
     return _narrowed(model, count(adapter, adapter.call.tensors), plan, samples)
 
 
-def _narrowed(model: bytes, counts: Counts, plan: Plan, samples: Samples) -> Lowered:
+def _narrowed(model: bytes, counts: Counts, plan: Plan, samples: Samples) -> LoweredNetwork:
     if plan.precision == "fp32":
-        return Lowered(onnx=model, onnx_half=b"", counts=counts)
+        return LoweredNetwork(onnx=model, onnx_half=b"", counts=counts)
     half, certificate = certified(
         model,
         samples.first(evidence.CERTIFIED_SAMPLES),
@@ -281,7 +281,7 @@ def _narrowed(model: bytes, counts: Counts, plan: Plan, samples: Samples) -> Low
         io=plan.form.io,
         threads=plan.threads,
     )
-    return Lowered(onnx=model, onnx_half=half, counts=counts, certificate=certificate)
+    return LoweredNetwork(onnx=model, onnx_half=half, counts=counts, certificate=certificate)
 
 
 def _weights_sha256(module: nn.Module) -> str:
@@ -289,9 +289,9 @@ def _weights_sha256(module: nn.Module) -> str:
     return sha256(safetensors.torch.save(tensors))
 
 
-def _layers(fused: nn.Module, squeezed: nn.Module) -> tuple[Layer, ...]:
+def _layers(fused: nn.Module, squeezed: nn.Module) -> tuple[LayerWidth, ...]:
     return tuple(
-        Layer(name=name.removesuffix(".conv"), kept=module.out_channels, of=before.out_channels)
+        LayerWidth(name=name.removesuffix(".conv"), kept=module.out_channels, of=before.out_channels)
         for name, module in squeezed.named_modules()
         if isinstance(module, nn.Conv2d) and isinstance(before := fused.get_submodule(name), nn.Conv2d)
     )

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from deploy.casts import BOUNDS
-from deploy.flow import Flow, attributes, keep
+from deploy.flow import DataFlow, attributes, keep
 from deploy.islands import HEAVY, Node
 from deploy.narrow import FP16, Narrow
 from deploy.values import INTEGERS, Values
@@ -23,7 +23,7 @@ _TURNS = frozenset({"Cos", "Sin", "Tan"})
 _ROUNDS = frozenset({"Ceil", "Floor", "Round"})
 
 
-def keep_whole_numbers(flow: Flow, values: Mapping[str, Values], narrow: Narrow = FP16) -> None:
+def keep_whole_numbers(flow: DataFlow, values: Mapping[str, Values], narrow: Narrow = FP16) -> None:
     """Keep in FP32 all nodes that need more whole numbers or angles than the narrow type has.
 
     They write or read whole numbers beyond it, round to such numbers, or take sines of such angles.
@@ -82,7 +82,7 @@ def _is_rounded(array: np.ndarray, narrow: Narrow) -> bool:
         return bool((finite.astype(narrow.dtype).astype(finite.dtype) != finite).any())
 
 
-def _rounds(proto: NodeProto, flow: Flow) -> bool:
+def _rounds(proto: NodeProto, flow: DataFlow) -> bool:
     if not proto.input or not flow.is_float(proto.input[0]):
         return False
     to_integers = (
@@ -93,7 +93,7 @@ def _rounds(proto: NodeProto, flow: Flow) -> bool:
     return proto.op_type in _ROUNDS or proto.op_type == "Mod" or to_integers
 
 
-def _computing(name: str, flow: Flow, values: Mapping[str, Values]) -> list[Node]:
+def _computing(name: str, flow: DataFlow, values: Mapping[str, Values]) -> list[Node]:
     """Return the nodes between a value and the layers or whole numbers that it is computed from."""
     found, pending = dict[str, Node](), [name]
     while pending:
@@ -105,7 +105,7 @@ def _computing(name: str, flow: Flow, values: Mapping[str, Values]) -> list[Node
     return list(found.values())
 
 
-def _angle(name: str, flow: Flow, values: Mapping[str, Values], large: float) -> list[Node] | None:
+def _angle(name: str, flow: DataFlow, values: Mapping[str, Values], large: float) -> list[Node] | None:
     """Return the nodes that compute an angle from an input or positions; None if it comes from a layer or is small."""
     inputs = {value.name for value in flow.graph.input}
     path, done, begins = list[Node](), set[str](), False
@@ -123,7 +123,7 @@ def _angle(name: str, flow: Flow, values: Mapping[str, Values], large: float) ->
     return path if begins else None
 
 
-def _is_layer(node: Node | None, flow: Flow) -> bool:
+def _is_layer(node: Node | None, flow: DataFlow) -> bool:
     """Return whether a node mixes activations with weights, unlike a product of positions and frequencies."""
     if node is None or node.proto.op_type not in HEAVY:
         return False

@@ -51,7 +51,7 @@ def look_of(verdict: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """A row of the main table; "" for unknown values."""
 
     name: str
@@ -67,7 +67,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A table cell that is not plain text."""
 
     text: str
@@ -87,7 +87,7 @@ class Section:
     note: str = ""
     columns: tuple[str, ...] = ()
     """column headings; empty if the rows need none"""
-    lines: Sequence[Sequence[str | Cell]]
+    lines: Sequence[Sequence[str | TableCell]]
     """rows, each with its heading as the first cell"""
     after: str = ""
     """a note below the table"""
@@ -125,8 +125,8 @@ class Gauge:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of the page, drawn when the page is written."""
+class Chart:
+    """A chart of the page, drawn when the page is written."""
 
     title: str
     caption: str
@@ -147,10 +147,10 @@ class Page:
     look: str = ""
     """CSS class of the headline's verdict"""
     gauge: Gauge | None = None
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ComparisonRow, ...] = ()
     note: str = ""
     """note on the main table"""
-    body: tuple[Section | Picture, ...]
+    body: tuple[Section | Chart, ...]
 
     @property
     def compares(self) -> bool:
@@ -190,7 +190,7 @@ def write(page: Page, out: str | Path, *, force: bool = False) -> None:
     )
     template = environment.from_string(resources.files("deploy").joinpath("page.html.j2").read_text("utf-8"))
     body = [
-        (item, _svg(item)) if isinstance(item, Picture) else (_without_empty_columns(item), None) for item in page.body
+        (item, _svg(item)) if isinstance(item, Chart) else (_without_empty_columns(item), None) for item in page.body
     ]
     first = ("Unpruned and shipped" if page.compares else "Shipped",) if page.rows else ()
     contents = (*first, *(item.title for item in page.body if item.title))
@@ -211,8 +211,8 @@ def _without_empty_columns(section: Section) -> Section:
     if not section.columns:
         return section
 
-    def is_whole(line: Sequence[str | Cell]) -> bool:
-        return isinstance(line[0], Cell) and line[0].whole
+    def is_whole(line: Sequence[str | TableCell]) -> bool:
+        return isinstance(line[0], TableCell) and line[0].whole
 
     full = [line for line in section.lines if not is_whole(line)]
     kept = [place for place in range(len(section.columns)) if any(line[place] for line in full)]
@@ -220,7 +220,7 @@ def _without_empty_columns(section: Section) -> Section:
     return replace(section, columns=tuple(section.columns[place] for place in kept), lines=lines)
 
 
-def _svg(picture: Picture) -> Any:
+def _svg(picture: Chart) -> Any:
     """Return the markup of a picture, which needs no escaping."""
     import matplotlib
     from markupsafe import Markup

@@ -15,7 +15,7 @@ from torch import nn
 
 from deploy import bundle, engine, graph, handout, lowering
 from deploy.builds import Candidate, choose
-from deploy.bundle import Builds, Bundle, Link, Manifest, Network, Target, sha256
+from deploy.bundle import Bundle, EngineBuilds, Link, Manifest, NetworkSummary, Target, sha256
 from deploy.certificate import Certificate
 from deploy.errors import DeployError
 from deploy.evidence import (
@@ -32,7 +32,7 @@ from deploy.evidence import (
     require_classes,
 )
 from deploy.explanation import Explanation
-from deploy.forms import Forms, Lowered, Source, source_of
+from deploy.forms import Forms, LoweredNetwork, Source, source_of
 from deploy.inspection import Inspection, inspect
 from deploy.metric import Figure
 from deploy.options import BUILD, FORM, Build, Form, Plan, plan
@@ -133,7 +133,7 @@ def export(
     planned = plan(target, form=form, build=build, threads=threads, protocol=protocol, budget_ms=budget_ms)
     source = source_of(model, example_input, planned)
     data = data_of(evidence, source.inputs, source.examples, form.io)
-    run = _Export(plan=planned, source=source, data=data, record=record, on_step=on_step)
+    run = _ExportJob(plan=planned, source=source, data=data, record=record, on_step=on_step)
     networks = run.networks(evidence.baseline, example_input)
     engines = run.engines(networks)
     verdicts = run.judge(networks, engines)
@@ -148,7 +148,7 @@ class _Networks:
     """The network and the unpruned one, lowered."""
 
     shipped: Forms
-    unpruned: Lowered | None
+    unpruned: LoweredNetwork | None
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
     int8_nodes: int
@@ -162,7 +162,7 @@ class _Engines:
     shipped: bytes
     unpruned: bytes
     cache: TimingCache | None
-    builds: Builds
+    builds: EngineBuilds
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class _Timing:
     measured: Mapping[str, Measurement]
     reason: str = ""
 
-    def of(self, name: str, counts: Counts, score: Figure | None, predicted: Latency | None) -> Network:
-        return Network(
+    def of(self, name: str, counts: Counts, score: Figure | None, predicted: Latency | None) -> NetworkSummary:
+        return NetworkSummary(
             params=counts.params,
             macs=counts.macs,
             score=score,
@@ -195,7 +195,7 @@ class _Verdicts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Export:
+class _ExportJob:
     """One export: its inputs, and its stages in their order."""
 
     plan: Plan
@@ -332,7 +332,7 @@ class _Export:
         built = engine.build(forms.shipped, plan.target, plan.spec, cache, self._saying(words), forms.spans)
         return Candidate(built, cache)
 
-    def _start(self, lowered: Lowered, built: bytes) -> AbstractContextManager[engine.Running | str]:
+    def _start(self, lowered: LoweredNetwork, built: bytes) -> AbstractContextManager[engine.Running | str]:
         """Start an engine of a network, or the network itself if its target has no engines."""
         return engine.running(
             self.plan.target,

@@ -20,7 +20,7 @@ from deploy.certificate import LARGEST, Certificate, Kept, TensorRange
 from deploy.cleaning import constants_are_initializers, named
 from deploy.constants import keep_constants
 from deploy.errors import LoweringError
-from deploy.flow import Flow
+from deploy.flow import DataFlow
 from deploy.graph import ONNX_ERRORS, Precision, check, parse, quantized, require_inline
 from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
@@ -156,7 +156,9 @@ def _convert(
     ranges = {name: weight_range(name, array) for name, array in weights.items()}
     _keep_quantized(graph, nodes)
     if keep:
-        flow = Flow(graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer})
+        flow = DataFlow(
+            graph, nodes, kinds, {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        )
         values = possible(flow)
         if narrow is FP16:  # BF16 has the range of FP32
             keep_constants(flow, values, ranges, seen)

@@ -28,7 +28,7 @@ def tensor_ranges(model: ModelProto, inputs: Tensors, threads: int) -> dict[str,
     """Run a model and return the ranges of its floating-point values, in chunks that bound memory."""
     graph = model.graph
     writers = {name: node for node in graph.node for name in node.output}
-    found = {value.name: _Seen() for value in graph.input if value.type.tensor_type.elem_type == _FULL}
+    found = {value.name: _Statistics() for value in graph.input if value.type.tensor_type.elem_type == _FULL}
     for name, seen in found.items():
         seen.add(inputs[name])
     values = [
@@ -44,7 +44,7 @@ def tensor_ranges(model: ModelProto, inputs: Tensors, threads: int) -> dict[str,
         session = sessions.start(part.SerializeToString(), threads)
         for call in calls_of(inputs):
             for name, array in sessions.run(session, call).items():
-                found.setdefault(name, _Seen()).add(array)
+                found.setdefault(name, _Statistics()).add(array)
     return {name: _range(name, writers.get(name), seen, graph) for name, seen in found.items()}
 
 
@@ -62,7 +62,7 @@ def _chunks(values: Iterable[onnx.ValueInfoProto]) -> Iterator[list[onnx.ValueIn
 
 
 @dataclass
-class _Seen:
+class _Statistics:
     """Statistics of one tensor over all samples."""
 
     max_abs: float = 0.0
@@ -80,7 +80,7 @@ class _Seen:
         self.vanishing += int((size <= VANISHING).sum()) - zeros
 
 
-def _range(name: str, writer: NodeProto | None, seen: _Seen, graph: GraphProto) -> TensorRange:
+def _range(name: str, writer: NodeProto | None, seen: _Statistics, graph: GraphProto) -> TensorRange:
     found = TensorRange(
         name=name,
         node=writer.name if writer else "",

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy import bundle
-from deploy.bundle import Layer, Manifest, Network
+from deploy.bundle import LayerWidth, Manifest, NetworkSummary
 from deploy.metric import ACCURACY, Metric
-from deploy.page import FIRST, INK, LIMIT, Bar, Cell, Gauge, Page, Picture, Row, Section, look_of
+from deploy.page import FIRST, INK, LIMIT, Bar, Chart, ComparisonRow, Gauge, Page, Section, TableCell, look_of
 from deploy.validate import Step, compare_latency, share
 from latency import Measurement
 from latency.units import HasInterval, Unit, interval, unit_for
@@ -17,7 +17,7 @@ from latency.units import HasInterval, Unit, interval, unit_for
 _HASH = re.compile(r"[0-9a-f]{16,}")
 
 
-def page(directory: Path, *, about: Sequence[Section | Picture] = (), more: Sequence[Section | Picture] = ()) -> Page:
+def page(directory: Path, *, about: Sequence[Section | Chart] = (), more: Sequence[Section | Chart] = ()) -> Page:
     """Return the page of a bundle.
 
     Args:
@@ -60,13 +60,13 @@ def unit_of(manifest: Manifest) -> Unit:
     return unit_for([*budget, *(latency.us for pair in known for latency in pair if latency)])
 
 
-def main_table(manifest: Manifest, unit: Unit) -> Iterator[Row]:
+def main_table(manifest: Manifest, unit: Unit) -> Iterator[ComparisonRow]:
     """Yield the rows that compare the unpruned and the shipped network, as far as known."""
 
-    def row(name: str, show: Callable[[Network], str], verdict: str = "") -> Iterator[Row]:
+    def row(name: str, show: Callable[[NetworkSummary], str], verdict: str = "") -> Iterator[ComparisonRow]:
         unpruned, shipped = manifest.unpruned and show(manifest.unpruned), show(manifest.shipped)
         if unpruned or shipped:
-            yield Row(name, unpruned or "", shipped, verdict)
+            yield ComparisonRow(name, unpruned or "", shipped, verdict)
 
     metric = manifest.metric or ACCURACY
     yield from row(metric.name, lambda network: metric.figure(network.score) if network.score else "")
@@ -81,17 +81,17 @@ def main_table(manifest: Manifest, unit: Unit) -> Iterator[Row]:
     )
     if manifest.unpruned and manifest.unpruned.measured and manifest.shipped.measured:
         ratio = compare_latency(manifest.shipped.measured, manifest.unpruned.measured)
-        yield Row(
+        yield ComparisonRow(
             "against unpruned",
             "",
             f"{ratio.word}: {ratio.ratio:.3f} of its latency ({ratio.low:.3f} to {ratio.high:.3f})",
         )
     budget = "" if manifest.budget_us is None else f"{unit.words(manifest.budget_us)}: "
-    yield Row("budget", "", f"{budget}{manifest.budget_verdict}", manifest.budget_verdict)
+    yield ComparisonRow("budget", "", f"{budget}{manifest.budget_verdict}", manifest.budget_verdict)
     last = next((step for step in reversed(manifest.validation) if step.worst), None)
     if last and last.worst:
         text = f"{last.worst.relative:.1e} of its scale ({last.name}, limit {last.limit:.0e}): {last.verdict}"
-        yield Row("output difference", "", text, last.verdict)
+        yield ComparisonRow("output difference", "", text, last.verdict)
 
 
 def headline(manifest: Manifest, unit: Unit) -> tuple[str, str]:
@@ -163,7 +163,7 @@ def gauge(
     )
 
 
-def pictures(manifest: Manifest, unit: Unit) -> Iterator[Picture]:
+def pictures(manifest: Manifest, unit: Unit) -> Iterator[Chart]:
     """Yield pictures of the bundle's widths and its measured latencies."""
     if manifest.layers:
         yield kept_channels(manifest.layers)
@@ -175,13 +175,13 @@ def pictures(manifest: Manifest, unit: Unit) -> Iterator[Picture]:
             "slower."
         )
         paint = partial(_latencies, networks=measured, budget_us=manifest.budget_us, unit=unit)
-        yield Picture("Latency", caption, 1 + 1.8 * len(measured), paint)
+        yield Chart("Latency", caption, 1 + 1.8 * len(measured), paint)
 
 
-def kept_channels(layers: Sequence[Layer]) -> Picture:
+def kept_channels(layers: Sequence[LayerWidth]) -> Chart:
     """Return a picture of a network's widths and those of the unpruned one."""
     caption = "Output channels that each layer ships with; the outline is its unpruned width."
-    return Picture("Kept channels", caption, 0.8 + 0.3 * len(layers), partial(_widths, layers=layers))
+    return Chart("Kept channels", caption, 0.8 + 0.3 * len(layers), partial(_widths, layers=layers))
 
 
 def validation(manifest: Manifest) -> Section:
@@ -218,8 +218,8 @@ def _precision(manifest: Manifest) -> Iterator[str]:
         yield from manifest.explanation.lines
 
 
-def _step(step: Step, metric: Metric) -> Iterator[list[str | Cell]]:
-    verdict = Cell(step.verdict, look_of(step.verdict))
+def _step(step: Step, metric: Metric) -> Iterator[list[str | TableCell]]:
+    verdict = TableCell(step.verdict, look_of(step.verdict))
     score = metric.figure(step.score) if step.score else ""
     for output, first in step.first.items():
         name = f"{step.name}: {output}" if len(step.first) > 1 else step.name
@@ -243,7 +243,7 @@ def _step(step: Step, metric: Metric) -> Iterator[list[str | Cell]]:
             score,
         ]
     if step.reason:
-        yield [Cell(f"{step.name}, {step.verdict}: {step.reason}", "reason", whole=True)]
+        yield [TableCell(f"{step.name}, {step.verdict}: {step.reason}", "reason", whole=True)]
 
 
 def _short(value: float) -> str:
@@ -254,7 +254,7 @@ def provenance(manifest: Manifest) -> Section:
     """Return the section on where, from what and how a bundle was made."""
     device = manifest.device
     if device is None:
-        where = Cell(f"not run: {manifest.shipped.not_measured}", look_of("not run"))
+        where = TableCell(f"not run: {manifest.shipped.not_measured}", look_of("not run"))
     elif device.kind == "cpu":
         where = f"{device.name}, {device.os}, {device.threads} of {device.cores} threads"
     else:
@@ -269,7 +269,7 @@ def provenance(manifest: Manifest) -> Section:
             *((f"build: {name}", str(value)) for name, value in manifest.build.items()),
             *((f"version: {name}", value) for name, value in manifest.versions.items()),
             *(
-                (name, Cell(value, "hash") if _HASH.fullmatch(value) else value)
+                (name, TableCell(value, "hash") if _HASH.fullmatch(value) else value)
                 for name, value in manifest.provenance.items()
             ),
         ],
@@ -281,11 +281,11 @@ def chain(manifest: Manifest) -> Section:
     return Section(
         note="From the architecture to what runs: every form names what it was made from.",
         columns=("form", "made from", "file", "sha256"),
-        lines=[(link.name, link.made_from, link.file, Cell(link.sha256, "hash")) for link in manifest.chain],
+        lines=[(link.name, link.made_from, link.file, TableCell(link.sha256, "hash")) for link in manifest.chain],
     )
 
 
-def _widths(figure: Any, layers: Sequence[Layer]) -> None:
+def _widths(figure: Any, layers: Sequence[LayerWidth]) -> None:
     axes = figure.add_subplot()
     places, widths = range(len(layers)), [layer.of for layer in layers]
     axes.barh(places, [layer.kept for layer in layers], height=0.7, color=FIRST)

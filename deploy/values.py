@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto, TensorProto, numpy_helper
 
-from deploy.flow import Flow, attributes, carried
+from deploy.flow import DataFlow, attributes, carried
 
 INTEGERS: dict[int, tuple[float, float]] = {
     TensorProto.BOOL: (0.0, 1.0),
@@ -75,7 +75,7 @@ _LIMITS = {
 }
 
 
-def possible(flow: Flow) -> dict[str, Values]:
+def possible(flow: DataFlow) -> dict[str, Values]:
     """Return the possible values of every tensor of a graph, by name; "" is an omitted input."""
     values = {"": _UNKNOWN, **{name: of_array(array) for name, array in flow.constants.items()}}
     for value in flow.graph.input:
@@ -147,7 +147,7 @@ def _made_of(parts: Sequence[Values], low: float, high: float) -> Values:
     return Values(whole, low, high, 0.0 if whole else min((one.apart for one in parts if not one.single), default=0.0))
 
 
-def _joined(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _joined(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     inputs = dict(zip(proto.input, read, strict=True))
     parts = [inputs[name] for name in carried(proto)]
     if proto.op_type == "Pad":
@@ -169,22 +169,22 @@ def _ends(one: Values, other: Values) -> tuple[float, float]:
     return one.low + other.low, one.high + other.high
 
 
-def _added(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _added(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     if proto.op_type == "Sub":
         read = [read[0], _negated(proto, read[1:], flow)]
     return _made_of(read, sum((one.low for one in read), 0.0), sum((one.high for one in read), 0.0))
 
 
-def _mean(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _mean(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     share = 1 / len(read)
     return _times(_added(proto, read, flow), Values(False, share, share))
 
 
-def _multiplied(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _multiplied(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     return _times(read[0], read[1])
 
 
-def _divided(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _divided(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     one, other = read
     if flow.kinds.get(proto.output[0]) in INTEGERS:
         return Values(True, -one.most, one.most)
@@ -193,12 +193,12 @@ def _divided(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     return _times(one, Values(False, *sorted((1 / other.low, 1 / other.high))))
 
 
-def _remainder(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _remainder(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     most = min(read[0].most if read[0].low >= 0 <= read[1].low else math.inf, read[1].most)
     return _made_of(read, 0.0 if read[1].low >= 0 else -most, most)
 
 
-def _clipped(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _clipped(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     """Return clipped values; before opset 11, the bounds are attributes."""
     low, high = -math.inf, math.inf
     old = attributes(proto)
@@ -211,16 +211,16 @@ def _clipped(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     return _made_of([read[0], *bounds], min(max(read[0].low, low), high), max(min(read[0].high, high), low))
 
 
-def _extreme(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _extreme(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     pick = max if proto.op_type == "Max" else min
     return _made_of(read, pick(one.low for one in read), pick(one.high for one in read))
 
 
-def _rectified(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _rectified(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     return replace(read[0], low=max(0.0, read[0].low), high=max(0.0, read[0].high))
 
 
-def _leaky(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _leaky(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     """Return the values of a rectifier with a slope for negative inputs; positive numbers keep their steps."""
     slope = read[1] if len(read) > 1 else Values(False, *[attributes(proto).get("alpha", 0.01)] * 2)
     below = _times(replace(read[0], high=min(0.0, read[0].high)), slope)
@@ -233,15 +233,15 @@ def _leaky(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     )
 
 
-def _absolute(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _absolute(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     return replace(read[0], low=0.0, high=read[0].most)
 
 
-def _negated(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _negated(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     return replace(read[0], low=-read[0].high, high=-read[0].low)
 
 
-def _summed(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _summed(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     one = read[0]
     if proto.op_type == "ReduceL1":
         one = _absolute(proto, read, flow)
@@ -251,13 +251,13 @@ def _summed(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     return replace(one, low=one.low * count if one.low else 0.0, high=one.high * count if one.high else 0.0)
 
 
-def _reduced(proto: NodeProto, flow: Flow) -> float:
+def _reduced(proto: NodeProto, flow: DataFlow) -> float:
     """Return the number of elements that a reduction combines into one."""
     before, after = flow.size(proto.input[0]), flow.size(proto.output[0])
     return before if math.inf in (before, after) else before / max(after, 1)
 
 
-def _averaged(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _averaged(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     kernel = attributes(proto).get("kernel_shape")
     count = math.prod(kernel) if kernel else _reduced(proto, flow)
     return Values(
@@ -265,7 +265,7 @@ def _averaged(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     )  # padding counts as zeros
 
 
-def _product(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _product(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     try:
         most = max(1.0, read[0].most) ** _reduced(proto, flow)
     except OverflowError:
@@ -273,13 +273,13 @@ def _product(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     return Values(read[0].whole, 0.0 if read[0].low >= 0 else -most, most)
 
 
-def _cumulated(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _cumulated(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     axis = flow.constants.get(proto.input[1])
     length = flow.size(proto.input[0]) if axis is None else flow.dim(proto.input[0], int(axis.reshape(-1)[0]))
     return _times(read[0], _count(0.0, length))
 
 
-def _layer(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _layer(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     """Return the values of a layer.
 
     Whole if its input, weights and bias are, and with steps if input and weights have steps.
@@ -303,7 +303,7 @@ def _layer(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     return _made_of([one, *bias], one.low + sum(b.low for b in bias), one.high + sum(b.high for b in bias))
 
 
-def _powered(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _powered(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     exponent = read[1].low
     if not read[1].whole or exponent != read[1].high or not 0 <= exponent <= 8:
         return _UNKNOWN
@@ -313,22 +313,22 @@ def _powered(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
     )
 
 
-def _root(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _root(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     """Return the values of a root; neighbouring roots are closest where they are largest."""
     most = math.sqrt(max(0.0, read[0].high))
     return Values(False, 0.0, most, read[0].apart / (2 * most) if 0 < most < math.inf else 0.0)
 
 
-def _rounded(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _rounded(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     """Return the values of rounding, or of a cast to whole numbers, which truncates."""
     return Values(True, read[0].low - 1, read[0].high + 1)
 
 
-def _cast(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _cast(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     return _rounded(proto, read, flow) if flow.kinds.get(proto.output[0]) in INTEGERS and not read[0].whole else read[0]
 
 
-def _resized(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _resized(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     match attributes(proto).get("mode", b"nearest"):
         case b"nearest":
             return read[0]
@@ -338,24 +338,24 @@ def _resized(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
             return _UNKNOWN
 
 
-def _filled(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _filled(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     fill = attributes(proto).get("value")
     return _count(0.0, 0.0) if fill is None else of_array(numpy_helper.to_array(fill))
 
 
-def _ranged(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _ranged(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     step = read[2].most if read[2].single else read[2].apart
     return Values(read[0].whole and read[2].whole, min(read[0].low, read[1].low), max(read[0].high, read[1].high), step)
 
 
-def _dequantised(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _dequantised(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     moved = _added(
         proto, [read[0], _negated(proto, read[2:], flow)] if len(read) > 2 and proto.input[2] else read[:1], flow
     )
     return _times(moved, read[1])
 
 
-def _extent(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
+def _extent(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
     """Return the values of operators that count elements or return their indices."""
     shape = flow.shapes.get(proto.input[0], (0,))
     most = math.inf if 0 in shape else float(max(shape, default=1))
@@ -370,7 +370,7 @@ def _extent(proto: NodeProto, read: list[Values], flow: Flow) -> Values:
             return _index(most)
 
 
-Rule = Callable[[NodeProto, list[Values], Flow], Values]
+Rule = Callable[[NodeProto, list[Values], DataFlow], Values]
 
 _CARRYING = (
     "Compress", "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",

@@ -30,24 +30,24 @@ from lathe import fleet
 from lathe.flags import (
     Anchors,
     Batch,
+    BuildCount,
     BuildLevel,
-    Builds,
     Count,
     Mebibytes,
     Milliseconds,
     Relative,
     Seed,
     Shards,
-    SizesWithClasses,
+    SizeFlagsWithClasses,
     Threads,
     require_ranges,
 )
-from lathe.searches import Search, Searches
-from lathe.sweeps import Sweep, Sweeps
+from lathe.searches import SearchCommand, SearchCommands
+from lathe.sweeps import SweepCommand, SweepCommands
 
 
 @dataclass(frozen=True)
-class Space(SizesWithClasses):
+class SpaceCommand(SizeFlagsWithClasses):
     """Show the size of a space: networks, blocks, and the parameters and MACs of its unpruned network.
 
     Or describe one of its cells.
@@ -81,7 +81,7 @@ class Space(SizesWithClasses):
 
 
 @dataclass(frozen=True)
-class Bundle(SizesWithClasses):
+class BundleCommand(SizeFlagsWithClasses):
     """Write every block of a space into one file, to measure on machines without torch.
 
     `python -m latency profile FILE`.
@@ -113,7 +113,7 @@ class Bundle(SizesWithClasses):
 
 
 @dataclass(frozen=True)
-class Profile(SizesWithClasses):
+class ProfileCommand(SizeFlagsWithClasses):
     """Measure every block of a space on this machine and write a latency table; rerun the same command to resume."""
 
     space: Positional[str]
@@ -218,7 +218,7 @@ class TableShow:
 
 
 @dataclass(frozen=True)
-class TableCheck(SizesWithClasses):
+class TableCheck(SizeFlagsWithClasses):
     """Report what is wrong or doubtful in a latency table, and what to do.
 
     Exit code 1 if rows are missing or failed.
@@ -284,7 +284,7 @@ class TableMerge:
 
 
 @dataclass(frozen=True)
-class Predict(SizesWithClasses):
+class PredictCommand(SizeFlagsWithClasses):
     """Predict the latency of a network from latency tables, block by block.
 
     Exit code 1 if a table does not cover it.
@@ -315,7 +315,7 @@ class Predict(SizesWithClasses):
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportCommand:
     """Turn a search run, an ONNX file or your own network into a directory ready to ship.
 
     Fused, squeezed, checked and timed.
@@ -371,7 +371,7 @@ class Export:
     (default: as the function returns them)"""
     input: str | None = None
     """for FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
-    builds: Builds = 1
+    builds: BuildCount = 1
     """for an engine: number of builds; engines that differ are timed in turns, and the fastest ships"""
     workspace_mib: Mebibytes | None = None
     """for an engine: maximum scratch memory in MiB (default: the builder's own)"""
@@ -398,7 +398,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Verify:
+class VerifyCommand:
     """Verify a bundle: every hash, and all outputs and speeds that this machine can check."""
 
     bundle: Positional[Path]
@@ -414,7 +414,7 @@ class Verify:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportCommand:
     """Write a self-contained HTML page for a run, a bundle or a sweep, and print its main table."""
 
     source: Positional[Path]
@@ -438,7 +438,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Paper:
+class PaperCommand:
     """Print the reproducible numbers of a paper next to ours; exit code 1 if one that should be equal is not.
 
     `lathe paper latencies` prints published latencies of well-known networks, with protocol, device and source, next to
@@ -465,7 +465,7 @@ class Paper:
         return render.paper(papers.rows(self.paper), as_json=self.json)
 
 
-Table = (
+TableCommand = (
     Annotated[TableShow, subcommand("show")]
     | Annotated[TableCheck, subcommand("check")]
     | Annotated[TableDiff, subcommand("diff")]
@@ -479,20 +479,20 @@ had the highest accuracy in our benchmark, ahead of `magnitude`, `uniform` and
 for widths and depths together `tas`. The README has the figures.
 """
 Command = (
-    Annotated[Space, subcommand("space")]
-    | Annotated[Bundle, subcommand("bundle")]
-    | Annotated[Profile, subcommand("profile")]
-    | Annotated[Table, subcommand("table", description="Show, check, compare or join latency tables.")]
-    | Annotated[Searches, subcommand("search", description=SEARCH)]
+    Annotated[SpaceCommand, subcommand("space")]
+    | Annotated[BundleCommand, subcommand("bundle")]
+    | Annotated[ProfileCommand, subcommand("profile")]
+    | Annotated[TableCommand, subcommand("table", description="Show, check, compare or join latency tables.")]
+    | Annotated[SearchCommands, subcommand("search", description=SEARCH)]
     | Annotated[
-        Sweeps,
+        SweepCommands,
         subcommand("sweep", description="Search at several budgets, seeds and settings; name the run to export."),
     ]
-    | Annotated[Predict, subcommand("predict")]
-    | Annotated[Export, subcommand("export")]
-    | Annotated[Verify, subcommand("verify")]
-    | Annotated[Report, subcommand("report")]
-    | Annotated[Paper, subcommand("paper")]
+    | Annotated[PredictCommand, subcommand("predict")]
+    | Annotated[ExportCommand, subcommand("export")]
+    | Annotated[VerifyCommand, subcommand("verify")]
+    | Annotated[ReportCommand, subcommand("report")]
+    | Annotated[PaperCommand, subcommand("paper")]
 )
 
 
@@ -524,7 +524,7 @@ def parse(arguments: Sequence[str]) -> Command:
             raise UsageError(_one_line(said.getvalue())) from None
         raise
     require_ranges(command)
-    return command.with_given(arguments) if isinstance(command, Search) else command
+    return command.with_given(arguments) if isinstance(command, SearchCommand) else command
 
 
 class UsageError(ValueError):
@@ -555,7 +555,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "lathe",
                 work,
                 user_errors=user_errors,
-                goes_on=lambda: isinstance(command, Profile | Search | Sweep) and command.goes_on(),
+                goes_on=lambda: (
+                    isinstance(command, ProfileCommand | SearchCommand | SweepCommand) and command.goes_on()
+                ),
             )
         )
 

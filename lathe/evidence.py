@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from deploy.evidence import Evidence
     from deploy.metric import Figure, Quality
     from deploy.samples import Samples, Tensors
-    from lathe.cli import Export
+    from lathe.cli import ExportCommand
 
 MOST_IMAGES = 512
 """Maximum number of images taken from a folder: evenly spaced among all, in name order."""
@@ -51,7 +51,7 @@ class _Images:
     total: int
 
 
-def of(command: "Export", shape: Callable[[], Sequence[int]]) -> Given:
+def of(command: "ExportCommand", shape: Callable[[], Sequence[int]]) -> Given:
     """Return the validation data that a command gives.
 
     Args:
@@ -79,7 +79,7 @@ def of(command: "Export", shape: Callable[[], Sequence[int]]) -> Given:
     return Given(evidence=Evidence(**arguments), preprocessing=preprocessing, facts=facts)
 
 
-def _require_flags(command: "Export", folder: Path | None) -> None:
+def _require_flags(command: "ExportCommand", folder: Path | None) -> None:
     if folder is None:
         if command.mean is not None or command.std is not None:
             raise LatencyError("--mean and --std are of a folder of images: give --samples FOLDER")

@@ -19,12 +19,12 @@ from lathe.flags import image_shape
 from lathe.tables import load_table
 
 if TYPE_CHECKING:
-    from deploy.bundle import Bundle as ShippedBundle
+    from deploy.bundle import Bundle
     from deploy.options import Build
-    from deploy.page import Row
+    from deploy.page import ComparisonRow
     from deploy.verify import Verification
     from latency.backends.tensorrt import EngineSpec
-    from lathe.cli import Export, Report
+    from lathe.cli import ExportCommand, ReportCommand
     from search.architecture import OtherDevice
     from search.finished import FinishedRun
 
@@ -41,7 +41,7 @@ _OPTIONS = {
 """Flags of engine builds, with the targets that support them."""
 
 
-def by_target(command: "Export") -> "list[Export]":
+def by_target(command: "ExportCommand") -> "list[ExportCommand]":
     """Return one command per target.
 
     If there are several, each writes to its name in --out and keeps the build options it supports.
@@ -82,7 +82,7 @@ def by_target(command: "Export") -> "list[Export]":
     return each
 
 
-def _require_target(command: "Export") -> None:
+def _require_target(command: "ExportCommand") -> None:
     """Require that the only target of a command is installed, takes its options and may be written.
 
     Raises:
@@ -99,7 +99,7 @@ def _require_target(command: "Export") -> None:
         triton.require(planned.target, _repository(command))
 
 
-def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle":
+def export(command: "ExportCommand", on_step: Callable[[str], None]) -> "Bundle":
     """Ship a run, or an ONNX file."""
     timing = protocols.get(command.protocol)
     outputs.require_directory(command.out)
@@ -157,11 +157,11 @@ def export(command: "Export", on_step: Callable[[str], None]) -> "ShippedBundle"
     return _export_run(command, ship)
 
 
-def _repository(command: "Export") -> Path:
+def _repository(command: "ExportCommand") -> Path:
     return command.out.with_name(f"{command.out.name}.triton")
 
 
-def _shipped(command: "Export", *arguments: Any, **options: Any) -> "ShippedBundle":
+def _shipped(command: "ExportCommand", *arguments: Any, **options: Any) -> "Bundle":
     """Export a bundle, and next to it the model repository if the command asks for it."""
     import deploy
     from deploy import triton
@@ -172,7 +172,7 @@ def _shipped(command: "Export", *arguments: Any, **options: Any) -> "ShippedBund
     return made
 
 
-def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "ShippedBundle":
+def _export_own(command: "ExportCommand", ship: "Callable[..., Bundle]") -> "Bundle":
     from deploy.errors import DeployError
     from search.network import load_weights
     from search.spaces import own
@@ -192,12 +192,12 @@ def _export_own(command: "Export", ship: "Callable[..., ShippedBundle]") -> "Shi
 
 
 def _ship_given(
-    command: "Export",
-    ship: "Callable[..., ShippedBundle]",
+    command: "ExportCommand",
+    ship: "Callable[..., Bundle]",
     given: evidence.Given,
     provenance: Mapping[str, str],
     *network: Any,
-) -> "ShippedBundle":
+) -> "Bundle":
     """Ship a network, and its example if it is a module, with the validation data of the command line."""
     from deploy.pipeline import Record
 
@@ -210,7 +210,7 @@ def _ship_given(
     )
 
 
-def _export_run(command: "Export", ship: "Callable[..., ShippedBundle]") -> "ShippedBundle":
+def _export_run(command: "ExportCommand", ship: "Callable[..., Bundle]") -> "Bundle":
     import torch
 
     from deploy.errors import DeployError
@@ -286,13 +286,13 @@ def _devices_not_run(
     return facts
 
 
-def _build(command: "Export") -> "Build":
+def _build(command: "ExportCommand") -> "Build":
     from deploy.options import Build
 
     return Build(spec=_engine_spec(command), count=command.builds, timing_cache=command.timing_cache)
 
 
-def _engine_spec(command: "Export") -> "EngineSpec | None":
+def _engine_spec(command: "ExportCommand") -> "EngineSpec | None":
     """Return the engine build options of the command line; None if all are defaults."""
     from latency.backends.tensorrt import EngineSpec
 
@@ -330,7 +330,7 @@ def _devices(found: "FinishedRun") -> "list[OtherDevice]":
     return [first, *architecture.also]
 
 
-def _threads(device: "OtherDevice | None", command: "Export") -> int:
+def _threads(device: "OtherDevice | None", command: "ExportCommand") -> int:
     """Return the threads of the CPU runtime: as requested, or else those of a device's table."""
     return command.threads or max(1, device.device.threads if device else 1)
 
@@ -362,7 +362,7 @@ def verify(directory: Path) -> "list[Callable[[Callable[[str], None]], Verificat
     ]
 
 
-def report(command: "Report", warn: Callable[[str], None]) -> "tuple[Path, tuple[Row, ...]]":
+def report(command: "ReportCommand", warn: Callable[[str], None]) -> "tuple[Path, tuple[ComparisonRow, ...]]":
     """Write the page of a run or a bundle; return its path and its main table."""
     from deploy.page import require_page
     from search.report import render

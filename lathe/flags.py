@@ -46,12 +46,12 @@ Fraction = Annotated[float, Between(1e-6, 1e3)]
 Relative = Annotated[float, Between(1e-6, 1.0)]
 """Relative error or drift."""
 Mebibytes = Annotated[int, Between(1, 2**24)]
-Builds = Annotated[int, Between(1, 100)]
+BuildCount = Annotated[int, Between(1, 100)]
 BuildLevel = Annotated[int, Between(0, 5)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class SizeFlags:
     """Sizes that override those of a space."""
 
     resolution: Resolution | None = None
@@ -75,12 +75,14 @@ class Sizes:
     def words(self) -> str:
         """Return the flags as on the command line, such as ` --channels 8 --cells 1`."""
         return "".join(
-            f" --{field.name} {value}" for field in fields(Sizes) if (value := getattr(self, field.name)) is not None
+            f" --{field.name} {value}"
+            for field in fields(SizeFlags)
+            if (value := getattr(self, field.name)) is not None
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SizesWithClasses(Sizes):
+class SizeFlagsWithClasses(SizeFlags):
     """Sizes, with the number of classes for commands without data to take it from."""
 
     classes: Classes | None = None

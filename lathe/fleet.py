@@ -13,8 +13,8 @@ from latency import merge, outputs
 from latency.errors import LatencyError
 
 if TYPE_CHECKING:
-    from lathe.cli import Profile
-    from lathe.sweeps import Sweep
+    from lathe.cli import ProfileCommand
+    from lathe.sweeps import SweepCommand
 
 OWN = ("space", "out", "shard", "engine", "address", "shards", "resources", "json")
 """Flags of `lathe profile` that are not passed on to its shards."""
@@ -29,7 +29,7 @@ class Sharded:
     total: int
 
 
-def require_flags(command: "Profile") -> None:
+def require_flags(command: "ProfileCommand") -> None:
     """Require the flags to be compatible.
 
     Raises:
@@ -54,7 +54,7 @@ def require_flags(command: "Profile") -> None:
         raise LatencyError("--like measures too few blocks for --engine ray: leave one of them out")
 
 
-def require_engine(command: "Sweep") -> None:
+def require_engine(command: "SweepCommand") -> None:
     """Require the flags of `lathe sweep` to be compatible."""
     if command.engine == "ray" and command.jobs != 1:
         raise LatencyError(
@@ -66,7 +66,7 @@ def require_engine(command: "Sweep") -> None:
         )
 
 
-def profile(command: "Profile") -> Iterator[Sharded]:
+def profile(command: "ProfileCommand") -> Iterator[Sharded]:
     """Measure the remaining shards, each as a task, then merge all into the table.
 
     Raises:
@@ -82,7 +82,7 @@ def profile(command: "Profile") -> Iterator[Sharded]:
         shard: where / f"{shard}.latency.jsonl" for shard in (f"{index}-of-{count}" for index in range(1, count + 1))
     }
     with Cluster(command.address) as cluster:
-        cluster.require(resources)
+        cluster.require_resources(resources)
         where.mkdir(parents=True, exist_ok=True)
         tasks = {}
         for shard, part in parts.items():
@@ -115,7 +115,7 @@ def _log(part: Path) -> Path:
     return part.with_suffix(".log")
 
 
-def _resources(command: "Profile") -> dict[str, float]:
+def _resources(command: "ProfileCommand") -> dict[str, float]:
     """Return the resources that a shard needs, by Ray's names."""
     on_cpu = command.backend.partition(":")[0] in ("replay", "simulated") or command.backend in (
         "onnxruntime",
@@ -136,7 +136,7 @@ def _resources(command: "Profile") -> dict[str, float]:
     return {name: amount for name, amount in found.items() if amount}
 
 
-def _flags(command: "Profile") -> Iterator[str]:
+def _flags(command: "ProfileCommand") -> Iterator[str]:
     """Yield the flags that every shard gets, as on the command line."""
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)

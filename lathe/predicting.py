@@ -18,15 +18,14 @@ from lathe.spaces import named_space, require_no_batch, space_of, space_words
 from lathe.tables import load_table, predicted
 
 if TYPE_CHECKING:
-    from lathe.cli import Predict
-    from lathe.cli import Space as SpaceCommand
+    from lathe.cli import PredictCommand, SpaceCommand
     from search.space import Space
 
 _BETWEEN = "what is between its layers, such as sums and pooling"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Network:
+class NetworkBlocks:
     """A network as blocks."""
 
     name: str
@@ -64,7 +63,7 @@ class Prediction:
     missing: Path | None = None
 
 
-def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
+def predict(command: "PredictCommand", warn: Callable[[str], None]) -> Prediction:
     """Predict the latency of a network by each table.
 
     Raises:
@@ -96,7 +95,7 @@ def predict(command: "Predict", warn: Callable[[str], None]) -> Prediction:
     )
 
 
-def network_of(command: "Predict") -> Network:
+def network_of(command: "PredictCommand") -> NetworkBlocks:
     """Return the network that a command names.
 
     Raises:
@@ -114,10 +113,12 @@ def network_of(command: "Predict") -> Network:
     others = "" if space.serial else _BETWEEN
     words = space_words(space, command)
     batch = command.batch or 1
-    return Network(name=source, blocks=space.network(), space=space.name, others=others, profile=words, batch=batch)
+    return NetworkBlocks(
+        name=source, blocks=space.network(), space=space.name, others=others, profile=words, batch=batch
+    )
 
 
-def _run(command: "Predict") -> Network:
+def _run(command: "PredictCommand") -> NetworkBlocks:
     from deploy import bundle
     from search import finished
 
@@ -132,10 +133,12 @@ def _run(command: "Predict") -> Network:
     space = architecture.origin()
     others = "" if space.serial else _BETWEEN
     batch = command.batch or architecture.batch
-    return Network(name=command.source, blocks=architecture.network(), space=space.name, others=others, batch=batch)
+    return NetworkBlocks(
+        name=command.source, blocks=architecture.network(), space=space.name, others=others, batch=batch
+    )
 
 
-def _onnx(command: "Predict") -> Network:
+def _onnx(command: "PredictCommand") -> NetworkBlocks:
     from deploy import onnxfile, shapes
     from search import onnx_layers
 
@@ -146,12 +149,12 @@ def _onnx(command: "Predict") -> Network:
     found = onnx_layers.read(onnxfile.read(command.source), shapes.parse_shapes(command.shape))
     others = ", ".join(f"{count} {name}" for name, count in found.others.items())
     space = Path(command.source).name
-    return Network(
+    return NetworkBlocks(
         name=command.source, blocks=found.blocks, layers=found.names, space=space, others=others, batch=found.batch
     )
 
 
-def _remarks(network: Network, found: Estimate) -> tuple[str, ...]:
+def _remarks(network: NetworkBlocks, found: Estimate) -> tuple[str, ...]:
     remarks = [found.latency.origin] if found.latency and found.latency.origin else []
     if found.latency and network.space != found.space:
         remarks.append(
@@ -172,7 +175,7 @@ def _goes_on(table: LatencyTable) -> bool:
     return not table.old and not header.like and header.recording is None and header.lowering == LOWERING_VERSION
 
 
-def _command(command: "Predict", network: Network, table: LatencyTable, found: Estimate) -> str:
+def _command(command: "PredictCommand", network: NetworkBlocks, table: LatencyTable, found: Estimate) -> str:
     """Return the command that measures the blocks a table lacks.
 
     As a bundle into the same table if it can grow, else into a new one.
@@ -194,7 +197,7 @@ def _command(command: "Predict", network: Network, table: LatencyTable, found: E
     return f"{again} --missing {shlex.quote(missing)} && {measure}"
 
 
-def _write_missing(path: Path, network: Network, table: LatencyTable, found: Estimate, *, force: bool) -> None:
+def _write_missing(path: Path, network: NetworkBlocks, table: LatencyTable, found: Estimate, *, force: bool) -> None:
     """Write the blocks that a table lacks, or all blocks of the network if they go into a new table.
 
     Raises:

@@ -24,7 +24,7 @@ from lathe.fleet import Sharded
 from lathe.spaces import space_of
 
 if TYPE_CHECKING:
-    from lathe.cli import Bundle, Profile
+    from lathe.cli import BundleCommand, ProfileCommand
     from search.space import Space
 
 
@@ -44,7 +44,7 @@ class BundleFacts:
     sha256: str
 
 
-def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored | Sharded]:
+def profile(command: "ProfileCommand") -> Iterator[ProfileEvent | Covered | Anchored | Sharded]:
     """Measure a space or a block bundle into a table, or resume a measurement."""
     timing = protocols.get(command.protocol)
     backends.require_known(command.backend)
@@ -77,7 +77,7 @@ def profile(command: "Profile") -> Iterator[ProfileEvent | Covered | Anchored | 
     return _measure(command, works, runner, timing, LOWERING_VERSION, space.name)
 
 
-def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEvent | Covered | Anchored]:
+def _profile_bundle(command: "ProfileCommand", timing: Protocol) -> Iterator[ProfileEvent | Covered | Anchored]:
     from latency import blocks_zip
 
     for name in ("batch", "networks", "seed", "classes", "resolution", "channels", "cells"):
@@ -89,7 +89,7 @@ def _profile_bundle(command: "Profile", timing: Protocol) -> Iterator[ProfileEve
     return _measure(command, works, runner, timing, bundle.index.lowering, bundle.index.space, bundle.sha256)
 
 
-def _runner(command: "Profile", precision: Literal["fp32", "fp16"] | None = None) -> Backend:
+def _runner(command: "ProfileCommand", precision: Literal["fp32", "fp16"] | None = None) -> Backend:
     if (cache := command.timing_cache) is not None and not cache.is_file():
         raise LatencyError(
             f"--timing-cache {cache} does not exist: leave it out, and keep one for the next table by "
@@ -101,7 +101,7 @@ def _runner(command: "Profile", precision: Literal["fp32", "fp16"] | None = None
 
 
 def _measure(
-    command: "Profile",
+    command: "ProfileCommand",
     works: Sequence[Workload],
     runner: Backend,
     timing: Protocol,
@@ -138,7 +138,7 @@ def _measure(
         known.save(command.save_timing_cache)
 
 
-def bundle(command: "Bundle") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
+def bundle(command: "BundleCommand") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":
     """Return the workloads of a space's block bundle, and the function that writes them."""
     outputs.require_file(command.out, outputs.BLOCKS, flag="--out", force=command.force)
     import_extra("torch", "train")

@@ -32,8 +32,8 @@ from lathe.fleet import Sharded
 from lathe.tabular import Grid, Heading, coloured
 
 if TYPE_CHECKING:
-    from deploy.bundle import Bundle, Network
-    from deploy.page import Row
+    from deploy.bundle import Bundle, NetworkSummary
+    from deploy.page import ComparisonRow
     from deploy.verify import Verification
     from latency import Latency, LatencyTable, Workload
     from search.papers.latencies import Beside, Published
@@ -431,7 +431,7 @@ def bundle(made: "Bundle") -> int:
     return 1 if manifest.failures else 0
 
 
-def _latency(network: "Network") -> str:
+def _latency(network: "NetworkSummary") -> str:
     measured = f"not measured ({network.not_measured})" if network.measured is None else interval(network.measured)
     return f"{measured}; predicted {interval(network.predicted)}" if network.predicted else measured
 
@@ -454,7 +454,7 @@ def verifications(checks: "Sequence[Callable[[Callable[[str], None]], Verificati
     return int(any(one.failures for one in found))
 
 
-def report(page: Path, rows: "Sequence[Row]", *, as_json: bool) -> None:
+def report(page: Path, rows: "Sequence[ComparisonRow]", *, as_json: bool) -> None:
     """Print the main table of a page, and the page's path."""
     if as_json:
         print_json({"report": str(page), "table": [dataclasses.asdict(row) for row in rows]})

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, UseAppendAction, arg, subcommand
 
-from lathe.flags import Fraction, Milliseconds, Sizes
+from lathe.flags import Fraction, Milliseconds, SizeFlags
 from search import processes
 from search.methods.settings import (
     MagnitudeSettings,
@@ -26,7 +26,7 @@ from search.methods.settings import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Sizes):
+class SearchCommand(SizeFlags):
     """Flags of every search."""
 
     space: Annotated[str, arg(aliases=["--module"])]
@@ -99,35 +99,35 @@ class Search(Sizes):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchPas(Search):
+class SearchPas(SearchCommand):
     """Pruning-as-Search: learn which channels to keep together with the weights, then fine-tune the pruned network."""
 
     settings: OmitArgPrefixes[FlagConversionOff[PasSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchUniform(Search):
+class SearchUniform(SearchCommand):
     """Baseline: keep the same share of channels in every group, those with the largest filters."""
 
     settings: OmitArgPrefixes[FlagConversionOff[UniformSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchMagnitude(Search):
+class SearchMagnitude(SearchCommand):
     """Baseline: remove channels with small filters, by one threshold for all groups."""
 
     settings: OmitArgPrefixes[FlagConversionOff[MagnitudeSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSlimming(Search):
+class SearchSlimming(SearchCommand):
     """Baseline: network slimming, an L1 penalty on the scales of norms; then remove channels with small scales."""
 
     settings: OmitArgPrefixes[FlagConversionOff[SlimmingSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchTable(Search):
+class SearchTable(SearchCommand):
     """Keep the most important channels that fit the budget.
 
     A mixed-integer program over the table, without learning.
@@ -137,27 +137,27 @@ class SearchTable(Search):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchTas(Search):
+class SearchTas(SearchCommand):
     """TAS: learn distributions over widths and depths, then train the selected network with a teacher."""
 
     settings: OmitArgPrefixes[FlagConversionOff[TasSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchVpDarts(Search):
+class SearchVpDarts(SearchCommand):
     """VP-DARTS: validate a supernet without each operation, keep the best, then train the cell from scratch."""
 
     settings: OmitArgPrefixes[FlagConversionOff[VpDartsSettings]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchPrunet(Search):
+class SearchPrunet(SearchCommand):
     """PRUNET: prune widths, blocks and layers of a supernet in training, then train the rest from scratch."""
 
     settings: OmitArgPrefixes[FlagConversionOff[PrunetSettings]]
 
 
-Searches = (
+SearchCommands = (
     Annotated[SearchPas, subcommand("pas")]
     | Annotated[SearchUniform, subcommand("uniform")]
     | Annotated[SearchMagnitude, subcommand("magnitude")]

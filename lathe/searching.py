@@ -13,8 +13,8 @@ from lathe.spaces import space_of
 from lathe.tables import load_table, predicted
 
 if TYPE_CHECKING:
-    from lathe.searches import Search
-    from lathe.sweeps import Sweep, SweepBest
+    from lathe.searches import SearchCommand
+    from lathe.sweeps import SweepBest, SweepCommand
     from search.budget import Budget
     from search.record import Event as SearchEvent
     from search.space import Space
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from search.task import Task
 
 
-def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEvent]":
+def search(command: "SearchCommand", warn: Callable[[str], None]) -> "Iterator[SearchEvent]":
     """Search a space, or resume a search."""
     outputs.require_directory(command.out)
     import_extra("torch", "train")
@@ -60,7 +60,7 @@ def search(command: "Search", warn: Callable[[str], None]) -> "Iterator[SearchEv
 
 
 def _other_tables(
-    command: "Search", table: LatencyTable | None, warn: Callable[[str], None]
+    command: "SearchCommand", table: LatencyTable | None, warn: Callable[[str], None]
 ) -> list[tuple[LatencyTable, float]]:
     """Load the tables of other devices, each with its budget in microseconds."""
     known, others = {table.sha256 if table else ""}, []
@@ -86,7 +86,7 @@ def _other_tables(
     return others
 
 
-def _task(command: "Search", input_shape: tuple[int, int, int]) -> "Task":
+def _task(command: "SearchCommand", input_shape: tuple[int, int, int]) -> "Task":
     """Load the task that a search trains its networks for."""
     from search import data, own_task
 
@@ -104,7 +104,7 @@ def _task(command: "Search", input_shape: tuple[int, int, int]) -> "Task":
     return data.load(command.data, height)
 
 
-def sweep(command: "Sweep") -> "Iterator[Outcome]":
+def sweep(command: "SweepCommand") -> "Iterator[Outcome]":
     """Search at several budgets, seeds and settings, or resume.
 
     Then measure each network; yield each row when it is known.
@@ -139,7 +139,7 @@ def sweep(command: "Sweep") -> "Iterator[Outcome]":
     if command.engine == "ray":
         with Cluster(command.address) as cluster:
             needs = {"CPU": 1.0} | ({"GPU": command.gpus_per_run} if command.gpus_per_run else {})
-            cluster.require(needs)
+            cluster.require_resources(needs)
             sweeps.begin(plan, command.out)
             yield from sweeps.run_on(cluster, plan, command.out, needs)
     else:
@@ -157,7 +157,7 @@ def sweep_best(command: "SweepBest") -> "Outcome":
     return sweeps.best(command.sweep, us_from_ms(command.budget_ms))
 
 
-def _require_table(table: LatencyTable, command: "Search") -> None:
+def _require_table(table: LatencyTable, command: "SearchCommand") -> None:
     """Require a table of the requested backend, precision and machine."""
     header = table.header
     if command.backend is not None and command.backend != header.runtime.name:
@@ -179,7 +179,7 @@ def _require_table(table: LatencyTable, command: "Search") -> None:
     table.require(device=device, precision=command.precision)
 
 
-def _latency_budget(command: "Search", space: "Space", table: LatencyTable) -> "Budget":
+def _latency_budget(command: "SearchCommand", space: "Space", table: LatencyTable) -> "Budget":
     """Return the budget in microseconds.
 
     A fraction is of the unpruned network's latency, as measured if the table has it.
@@ -205,7 +205,7 @@ def _no_budget(space: "Space", table: LatencyTable | None) -> "Budget":
     return Budget(us=table.predict(space.network()).high_us) if table else Budget(macs=space.macs())
 
 
-def _macs_budget(command: "Search", space: "Space") -> "Budget":
+def _macs_budget(command: "SearchCommand", space: "Space") -> "Budget":
     """Return the budget in multiply-accumulates, for searches without a table."""
     from search.budget import Budget
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from latency.errors import LatencyError, import_extra
 
 if TYPE_CHECKING:
-    from lathe.cli import Space as SpaceCommand
-    from lathe.flags import Sizes
+    from lathe.cli import SpaceCommand
+    from lathe.flags import SizeFlags
     from search.space import Space
 
 
@@ -25,7 +25,7 @@ class SpaceFacts:
     deployed_macs: int
 
 
-def space_of(name: str, sizes: "Sizes", classes: int | None = None) -> "Space":
+def space_of(name: str, sizes: "SizeFlags", classes: int | None = None) -> "Space":
     """Return a space by name, with the sizes that a command gives; traced networks need the extra `train`."""
     from search import spaces
 
@@ -94,7 +94,7 @@ def require_no_batch(command: "SpaceCommand") -> None:
         raise LatencyError(f"--batch {command.batch} is of the prediction by --table: give a table, or leave it out")
 
 
-def space_words(space: "Space", sizes: "Sizes") -> str:
+def space_words(space: "Space", sizes: "SizeFlags") -> str:
     """Return the command-line words for a space and its sizes.
 
     A user's own network determines its number of classes.

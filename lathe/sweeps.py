@@ -8,13 +8,13 @@ from typing import Annotated, ClassVar, Literal, Union, get_args, get_type_hints
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from lathe.flags import Fraction, Gpus, Jobs, Milliseconds, Seeds, Sizes
-from lathe.searches import Searches
+from lathe.flags import Fraction, Gpus, Jobs, Milliseconds, Seeds, SizeFlags
+from lathe.searches import SearchCommands
 from search.methods.settings import Settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep(Sizes):
+class SweepCommand(SizeFlags):
     """searches at several budgets, seeds and settings, one run each.
 
     The resulting networks are measured at the end, one at a time.
@@ -77,7 +77,7 @@ class Sweep(Sizes):
     def common(self) -> Iterator[str]:
         """Yield the words of `lathe search METHOD` that all runs share."""
         yield from ("--space", self.space, "--data", self.data, "--recipe", self.recipe)
-        for field in ("table", "task", *(field.name for field in dataclasses.fields(Sizes))):
+        for field in ("table", "task", *(field.name for field in dataclasses.fields(SizeFlags))):
             if (value := getattr(self, field)) is not None:
                 yield from (f"--{field}", str(value))
         for device in self.also:
@@ -104,17 +104,17 @@ class SweepBest:
 
 
 _METHODS: tuple[type[Settings], ...] = tuple(
-    get_type_hints(get_args(kind)[0])["settings"] for kind in get_args(Searches)
+    get_type_hints(get_args(kind)[0])["settings"] for kind in get_args(SearchCommands)
 )
 """Methods of `lathe search`."""
 
 
-def _of(method: type[Settings]) -> type[Sweep]:
-    fields = {"method": method, "__doc__": f"{method.name}: {Sweep.__doc__}"}
-    return dataclass(frozen=True, kw_only=True)(type(f"Sweep{method.__name__}", (Sweep,), fields))
+def _of(method: type[Settings]) -> type[SweepCommand]:
+    fields = {"method": method, "__doc__": f"{method.name}: {SweepCommand.__doc__}"}
+    return dataclass(frozen=True, kw_only=True)(type(f"Sweep{method.__name__}", (SweepCommand,), fields))
 
 
-Sweeps = Union[
+SweepCommands = Union[
     (
         Annotated[SweepBest, subcommand("best")],
         *(Annotated[_of(method), subcommand(method.name)] for method in _METHODS),

@@ -15,8 +15,8 @@ from lathe.spaces import space_of, space_words
 
 if TYPE_CHECKING:
     from latency.block import BlockSpec
-    from lathe.cli import Paper, TableCheck, TableDiff, TableShow
-    from lathe.flags import Sizes
+    from lathe.cli import PaperCommand, TableCheck, TableDiff, TableShow
+    from lathe.flags import SizeFlags
     from search.papers.latencies import Beside
     from search.space import Space
 
@@ -137,7 +137,7 @@ def merge_tables(paths: tuple[Path, ...], out: Path, warn: Callable[[str], None]
     return _warned(merge.merge(paths, out), warn)
 
 
-def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]", sizes: "Sizes") -> Latency:
+def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]", sizes: "SizeFlags") -> Latency:
     """Return the predicted latency of one network of a space.
 
     Raises:
@@ -152,7 +152,9 @@ def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]"
         raise CoverageError(reason, f"measure it with `{again}`") from error
 
 
-def published_latencies(command: "Paper", warn: Callable[[str], None]) -> "tuple[list[Beside], list[LatencyTable]]":
+def published_latencies(
+    command: "PaperCommand", warn: Callable[[str], None]
+) -> "tuple[list[Beside], list[LatencyTable]]":
     """Return published latencies next to those of tables, and the tables.
 
     Raises:

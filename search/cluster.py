@@ -46,7 +46,7 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._ray.shutdown()
 
-    def import_extra(self, needs: Mapping[str, float]) -> None:
+    def require_resources(self, needs: Mapping[str, float]) -> None:
         """Require a node with the resources of a task, since Ray would wait for one forever.
 
         Args:
@@ -73,7 +73,7 @@ class Cluster:
             name: name shown by Ray.
             task: the function to run.
             arguments: its arguments.
-            needs: resources of the task, see `import_extra`.
+            needs: resources of the task, see `require_resources`.
             after: handle of a task that must end first.
         """
         further = {resource: amount for resource, amount in needs.items() if resource not in ("CPU", "GPU")}

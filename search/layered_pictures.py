@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from deploy.page import FIRST, INK, LIMIT, SECOND, Picture
+from deploy.page import FIRST, INK, LIMIT, SECOND, Chart
 from latency import BlockSpec
 from search.record import EpochDone
 from search.space import Choice
@@ -22,17 +22,17 @@ _STRENGTH = {1: 0.1, 3: 0.2, 5: 0.5, 7: 0.8}
 _STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 
 
-def network(space: Layered, choice: Choice) -> Picture:
+def network(space: Layered, choice: Choice) -> Chart:
     """Return a picture of one network of a space."""
     caption = (
         "One bar a layer, as long as its expansion, of at most the frame: darker is a larger kernel, a thick border "
         "squeeze-and-excite. "
         "Convolutions have no expansion."
     )
-    return Picture("Network", caption, 1.2 + 0.32 * len(space.layers), partial(_network, space=space, choice=choice))
+    return Chart("Network", caption, 1.2 + 0.32 * len(space.layers), partial(_network, space=space, choice=choice))
 
 
-def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]:
+def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Chart]:
     """Yield pictures of the probabilities of blocks and of the masks over the epochs, if the method records them.
 
     Args:
@@ -50,7 +50,7 @@ def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]
         )
         threshold = [(epoch.epoch, epoch.figures["threshold"]) for epoch in searched if "threshold" in epoch.figures]
         paint = partial(_blocks, space=space, chances=chances, threshold=threshold)
-        yield Picture("Blocks over time", caption, height(len(chances)), paint)
+        yield Chart("Blocks over time", caption, height(len(chances)), paint)
     small, large = _figures(searched, "small"), _figures(searched, "large")
     if small:
         caption = (
@@ -58,7 +58,7 @@ def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Picture]
             "what ships: "
             "where a budget binds, it was made to fit."
         )
-        yield Picture(
+        yield Chart(
             "Masks over time",
             caption,
             height(len(small)),

@@ -12,10 +12,10 @@ from typing import Any
 
 from deploy import bundle, page
 from deploy import report as shipped
-from deploy.bundle import Layer
+from deploy.bundle import LayerWidth
 from deploy.errors import BundleError
 from deploy.metric import Metric
-from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Bar, Cell, Gauge, Page, Picture, Row, Section
+from deploy.page import FIRST, INK, LIMIT, PAPER, SECOND, Bar, Chart, ComparisonRow, Gauge, Page, Section, TableCell
 from latency import LatencyTable, plot
 from latency.units import Unit, interval, unit_for
 from search import layered_pictures, record, size_pictures, spaces, sweep, sweep_page
@@ -29,7 +29,7 @@ from search.spaces import Layered
 
 def render(
     directory: str | Path, out: str | Path, table: LatencyTable | None = None, *, force: bool = False
-) -> tuple[Row, ...]:
+) -> tuple[ComparisonRow, ...]:
     """Write the page of a run, of a bundle, or of a sweep with those of its finished runs; returns its main table.
 
     Args:
@@ -96,13 +96,13 @@ class _RunFiles:
     usage: tuple[Usage, ...]
 
     @property
-    def layers(self) -> list[Layer]:
+    def layers(self) -> list[LayerWidth]:
         """Groups of channels with their widths, in order; none where more than widths was searched."""
         if self.architecture is None or isinstance(self.architecture.origin(), Layered):
             return []
         widths, full = self.architecture.choice.widths, self.architecture.origin().largest().widths
         names = [name for name in record.group_names(self.run) if name in widths] or list(widths)
-        return [Layer(name=name, kept=widths[name], of=full[name]) for name in names]
+        return [LayerWidth(name=name, kept=widths[name], of=full[name]) for name in names]
 
 
 def _read(directory: Path, table: LatencyTable | None) -> _RunFiles:
@@ -172,23 +172,25 @@ def _gauge(result: Result, unit: Unit) -> Gauge | None:
     return Gauge("Multiply-accumulates", (*first, Bar("budget", budget, f"{budget:,.0f}", "limit"), last), limit=budget)
 
 
-def _main_table(result: Result, architecture: Architecture | None, unit: Unit) -> Iterator[Row]:
-    def row(name: str, show: Callable[[NetworkResult], str]) -> Row:
-        return Row(name, show(result.unpruned) if result.unpruned else "", show(result.shipped))
+def _main_table(result: Result, architecture: Architecture | None, unit: Unit) -> Iterator[ComparisonRow]:
+    def row(name: str, show: Callable[[NetworkResult], str]) -> ComparisonRow:
+        return ComparisonRow(name, show(result.unpruned) if result.unpruned else "", show(result.shipped))
 
     yield row(result.metric.name, lambda network: result.metric.words(network.score))
     yield row("parameters", lambda network: f"{network.parameters:,}")
     yield row("MACs", lambda network: f"{network.macs:,}")
     if result.shipped.predicted:
         yield row("predicted latency", lambda network: interval(network.predicted, unit) if network.predicted else "")
-    yield Row("free channels", "", str(sum(result.free_channels.values())))
+    yield ComparisonRow("free channels", "", str(sum(result.free_channels.values())))
     if result.budget_us is not None:
-        yield Row("budget", "", f"{unit.words(result.budget_us)} (by the prediction; export measures)")
+        yield ComparisonRow("budget", "", f"{unit.words(result.budget_us)} (by the prediction; export measures)")
     elif result.budget_macs is not None:
-        yield Row("budget", "", f"{result.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency")
+        yield ComparisonRow(
+            "budget", "", f"{result.budget_macs:,.0f} MACs: no table was given, and nothing is known of latency"
+        )
     for device in architecture.also if architecture else ():
         unpruned = interval(device.largest, unit) if result.unpruned else ""
-        yield Row(
+        yield ComparisonRow(
             f"on {device.name}",
             unpruned,
             f"{interval(device.predicted, unit)}; the budget is {unit.words(device.budget_us)}",
@@ -232,13 +234,15 @@ def _origin(search: _RunFiles, table: LatencyTable | None, unit: Unit, *, versio
         if not run.table_sha256
         else f"{run.table_sha256}{'' if table else ' (its pictures: lathe report --table FILE)'}"
     )
-    lines: list[tuple[str, str | Cell]] = [
+    lines: list[tuple[str, str | TableCell]] = [
         ("method", run.method),
-        ("data", Cell(f"{run.data} {run.data_sha256}", "hash")),
-        ("latency table", Cell(without, "hash") if run.table_sha256 else without),
+        ("data", TableCell(f"{run.data} {run.data_sha256}", "hash")),
+        ("latency table", TableCell(without, "hash") if run.table_sha256 else without),
     ]
     for other in run.also:
-        lines.append(("also within", Cell(f"{unit.words(other.budget_us)} by the table {other.table_sha256}", "hash")))
+        lines.append(
+            ("also within", TableCell(f"{unit.words(other.budget_us)} by the table {other.table_sha256}", "hash"))
+        )
     if table:
         header = table.header
         of = (
@@ -251,7 +255,7 @@ def _origin(search: _RunFiles, table: LatencyTable | None, unit: Unit, *, versio
     return Section(title="Provenance" if versions else "Search", lines=lines)
 
 
-def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Picture]:
+def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Chart]:
     space = spaces.from_record(search.run.space)
     if search.history and isinstance(space, Layered):
         yield layered_pictures.network(space, search.history[-1].choice)
@@ -262,12 +266,12 @@ def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Picture]:
             "phases."
         )
         paint = partial(_training, history=search.history, metric=metric, budget_us=search.run.budget_us, unit=unit)
-        yield Picture("Training", caption, 4.2, paint)
+        yield Chart("Training", caption, 4.2, paint)
     if search.usage:
         caption = (
             "Of every epoch: mean time of a training step, and what its forward pass keeps in memory for the gradients."
         )
-        yield Picture("Time and memory", caption, 4.2, partial(_usage, usage=search.usage))
+        yield Chart("Time and memory", caption, 4.2, partial(_usage, usage=search.usage))
     yield from _operations(search)
     if isinstance(space, Layered):
         yield from layered_pictures.over_time(space, search.history)
@@ -281,7 +285,7 @@ def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Picture]:
         "Share of each layer's channels that was kept after every epoch of the search, and how many of them the last "
         "one kept."
     )
-    yield Picture(
+    yield Chart(
         "Channels over time", caption, 0.9 + 0.3 * len(layers), partial(_policy, searched=searched, layers=layers)
     )
     returned = [[round(epoch.figures.get(f"returned.{layer.name}", 0)) for layer in layers] for epoch in searched]
@@ -291,7 +295,7 @@ def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Picture]:
             "whole search."
         )
         names = [layer.name for layer in layers]
-        yield Picture(
+        yield Chart(
             "Channels that came back",
             caption,
             0.9 + 0.3 * len(layers),
@@ -311,7 +315,7 @@ _FIGURES = {
 """Figures that a method has of each operation, by the begin of their names."""
 
 
-def _operations(search: _RunFiles) -> Iterator[Picture]:
+def _operations(search: _RunFiles) -> Iterator[Chart]:
     """What a method that chooses operations says of each of them over time."""
     for kind, (title, caption) in _FIGURES.items():
         points: dict[str, dict[str, list[tuple[int, float]]]] = {}
@@ -322,7 +326,7 @@ def _operations(search: _RunFiles) -> Iterator[Picture]:
                     place, _, option = rest.partition(".")
                     points.setdefault(place, {}).setdefault(option, []).append((number, value))
         if points:
-            yield Picture(title, caption, 1.6 + 1.7 * -(-len(points) // 3), partial(_lines, series=points))
+            yield Chart(title, caption, 1.6 + 1.7 * -(-len(points) // 3), partial(_lines, series=points))
 
 
 def _lines(figure: Any, series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
@@ -354,9 +358,9 @@ def _lines(figure: Any, series: Mapping[str, Mapping[str, Sequence[tuple[int, fl
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
 
 
-def _table_pictures(table: LatencyTable | None, unit: Unit) -> list[Picture]:
+def _table_pictures(table: LatencyTable | None, unit: Unit) -> list[Chart]:
     pictures = plot.pictures(table, plot.Palette(INK, PAPER, FIRST, SECOND), unit) if table else ()
-    return [Picture(picture.title, picture.caption, picture.height_in, picture.paint) for picture in pictures]
+    return [Chart(picture.title, picture.caption, picture.height_in, picture.paint) for picture in pictures]
 
 
 def _training(figure: Any, history: Sequence[EpochDone], metric: Metric, budget_us: float | None, unit: Unit) -> None:
@@ -402,7 +406,7 @@ def _part_phases(upper: Any, lower: Any, phases: Sequence[str]) -> None:
                 axes.axvline(index + 0.5, color=INK, linestyle=":", linewidth=1)
 
 
-def _policy(figure: Any, searched: Sequence[EpochDone], layers: Sequence[Layer]) -> None:
+def _policy(figure: Any, searched: Sequence[EpochDone], layers: Sequence[LayerWidth]) -> None:
     axes = figure.add_subplot()
     widths = [[epoch.choice.widths[layer.name] for epoch in searched] for layer in layers]
     shares = [[min(1.0, width / layer.of) for width in row] for layer, row in zip(layers, widths, strict=True)]

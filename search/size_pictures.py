@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from deploy.page import FIRST, LIMIT, SECOND, Picture
+from deploy.page import FIRST, LIMIT, SECOND, Chart
 from latency import plot
 from latency.units import Unit
 from search.layered_pictures import height, small_plots
@@ -21,7 +21,7 @@ Shares = dict[int, list[float]]
 """Of each size its probability after every epoch."""
 
 
-def over_time(history: Sequence[EpochDone], unit: Unit) -> Iterator[Picture]:
+def over_time(history: Sequence[EpochDone], unit: Unit) -> Iterator[Chart]:
     """What the method says of its distributions after every epoch, if it does.
 
     Args:
@@ -37,14 +37,14 @@ def over_time(history: Sequence[EpochDone], unit: Unit) -> Iterator[Picture]:
         "gap between "
         "the two most probable sizes, mean over all layers and stages; 1 is decided."
     )
-    yield Picture("Cost and decision", caption, 4.2, partial(_decision, searched=searched, unit=unit))
+    yield Chart("Cost and decision", caption, 4.2, partial(_decision, searched=searched, unit=unit))
     caption = (
         "Expected size of each layer, in channels, and of each stage, in blocks, after every epoch, and what was found."
     )
-    yield Picture("Sizes over time", caption, 0.9 + 0.3 * len(parts), partial(_sizes, parts=parts, choice=choice))
+    yield Chart("Sizes over time", caption, 0.9 + 0.3 * len(parts), partial(_sizes, parts=parts, choice=choice))
     if len(parts) <= _PLOTS:
         caption = "Probability of each size after every epoch. The dot is what was found."
-        yield Picture(
+        yield Chart(
             "Distributions over time", caption, height(len(parts)), partial(_shares, parts=parts, choice=choice)
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from deploy.metric import ACCURACY, Metric
-from deploy.page import FIRST, INK, SECOND, Cell, Page, Picture, Section, look_of
+from deploy.page import FIRST, INK, SECOND, Chart, Page, Section, TableCell, look_of
 from latency.units import Unit, interval, unit_for
 from search import sweep
 from search.sweep import Outcome
@@ -80,11 +80,11 @@ def _runs(rows: Sequence[Outcome], directory: Path, out: Path, unit: Unit) -> Se
 
 def _line(
     row: Outcome, names: Sequence[str], devices: int, losses: bool, directory: Path, out: Path, unit: Unit
-) -> list[str | Cell]:
+) -> list[str | TableCell]:
     page = directory / sweep.RUNS / f"{row.name}.html"
     link = quote(os.path.relpath(page, out.parent)) if row.status == "finished" else ""
     return [
-        Cell(row.name, link=link),
+        TableCell(row.name, link=link),
         row.budget,
         *(row.settings.get(name, "") for name in names),
         str(row.seed),
@@ -95,7 +95,7 @@ def _line(
             for prediction in (row.predicted, *sweep.predictions_elsewhere(row, devices))
         ),
         *(("" if row.search_loss is None else f"{row.search_loss:.3f}",) if losses else ()),
-        Cell(row.why or row.status, look_of("failed"))
+        TableCell(row.why or row.status, look_of("failed"))
         if row.status == "failed"
         else "on the front"
         if row.front
@@ -122,11 +122,11 @@ def _measured(row: Outcome, unit: Unit) -> str:
     return f"{unit.words(row.measured_us)} ({unit.number(row.low_us)} to {unit.number(row.high_us)})"
 
 
-def _picture(rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> Picture:
+def _picture(rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> Chart:
     measured = all(row.measured_us is not None for row in rows)
     metric = metric_of(rows).name
     what = "measured latency" if measured else "latency, measured where bars cross the mark and predicted elsewhere"
-    return Picture(
+    return Chart(
         "Pareto front",
         f"{metric} over {what}; bars: two standard errors of the {metric}, interval of the latency. The line joins the "
         "front.",

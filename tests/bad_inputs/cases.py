@@ -57,20 +57,20 @@ class Case:
     codes: tuple[int, ...] = (2,)
 
 
-SPACE = Command(cli.Space, ("space", "repvgg-mini"))
-BUNDLING = Command(cli.Bundle, ("bundle", "repvgg-mini", "--out", "new.blocks.zip"))
+SPACE = Command(cli.SpaceCommand, ("space", "repvgg-mini"))
+BUNDLING = Command(cli.BundleCommand, ("bundle", "repvgg-mini", "--out", "new.blocks.zip"))
 PROFILE = Command(
-    cli.Profile,
+    cli.ProfileCommand,
     ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", "new.jsonl"),
     (BLOCKS,),
 )
 RESUME = Command(
-    cli.Profile,
+    cli.ProfileCommand,
     ("profile", BLOCKS, "--backend", "simulated:seed=0", "--protocol", "fast", "--out", TABLE),
     (BLOCKS, TABLE),
 )
 REPLAY = Command(
-    cli.Profile,
+    cli.ProfileCommand,
     ("profile", BLOCKS, "--backend", f"replay:{TABLE}", "--protocol", "fast", "--out", "new.jsonl"),
     (BLOCKS, TABLE),
 )
@@ -88,14 +88,14 @@ SEARCH = Command(cli.Search, (*SEARCH_WORDS, "new", *EPOCHS), (IMAGES,))
 GO_ON = Command(cli.Search, (*SEARCH_WORDS, RUN, *EPOCHS), (IMAGES, RUN))
 FROM_TABLE = Command(cli.Search, (*SEARCH_WORDS, "new", "--table", TABLE), (IMAGES, TABLE))
 EXPORT = Command(
-    cli.Export, ("export", ONNX, "--samples", SAMPLES, "--protocol", "fast", "--out", "new"), (ONNX, SAMPLES)
+    cli.ExportCommand, ("export", ONNX, "--samples", SAMPLES, "--protocol", "fast", "--out", "new"), (ONNX, SAMPLES)
 )
-EXPORT_RUN = Command(cli.Export, ("export", RUN, "--protocol", "fast", "--out", "new"), (RUN, IMAGES))
-VERIFY = Command(cli.Verify, ("verify", BUNDLE), (BUNDLE,))
-REPORT = Command(cli.Report, ("report", BUNDLE, "--out", "new.html"), (BUNDLE,))
-REPORT_RUN = Command(cli.Report, ("report", RUN, "--out", "new.html"), (RUN,))
-PAPER = Command(cli.Paper, ("paper", "pas"))
-PREDICT = Command(cli.Predict, ("predict", ONNX, "--table", TABLE), (ONNX, TABLE))
+EXPORT_RUN = Command(cli.ExportCommand, ("export", RUN, "--protocol", "fast", "--out", "new"), (RUN, IMAGES))
+VERIFY = Command(cli.VerifyCommand, ("verify", BUNDLE), (BUNDLE,))
+REPORT = Command(cli.ReportCommand, ("report", BUNDLE, "--out", "new.html"), (BUNDLE,))
+REPORT_RUN = Command(cli.ReportCommand, ("report", RUN, "--out", "new.html"), (RUN,))
+PAPER = Command(cli.PaperCommand, ("paper", "pas"))
+PREDICT = Command(cli.PredictCommand, ("predict", ONNX, "--table", TABLE), (ONNX, TABLE))
 ONE_EACH = (SPACE, BUNDLING, PROFILE, APART, SHOW, CHECK, DIFF, MERGE, SEARCH, EXPORT, PREDICT, VERIFY, REPORT, PAPER)
 
 READERS: dict[str, tuple[Command, ...]] = {

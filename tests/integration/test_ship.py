@@ -81,7 +81,7 @@ def test_every_flag_that_the_page_names_exists_and_its_links_lead_somewhere():
         "--rm",
         "--model-repository",
     }
-    known = {f"--{name.replace('_', '-')}" for name in cli.Export.__dataclass_fields__}
+    known = {f"--{name.replace('_', '-')}" for name in cli.ExportCommand.__dataclass_fields__}
     assert flags <= known
     assert all((ROOT / "docs" / target).is_file() for target in re.findall(r"\]\(([^)#:]+)\)", PAGE))
 

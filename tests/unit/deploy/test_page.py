@@ -1,12 +1,12 @@
 from deploy import page
-from deploy.page import Bar, Cell, Gauge, Section
+from deploy.page import Bar, Gauge, Section, TableCell
 
 
 def test_columns_that_hold_nothing_are_left_out():
-    lines = [("a", "", "1"), [Cell("why", "reason", whole=True)], ("b", "", "")]
+    lines = [("a", "", "1"), [TableCell("why", "reason", whole=True)], ("b", "", "")]
     found = page._without_empty_columns(Section(columns=("name", "score", "limit"), lines=lines))
     assert found.columns == ("name", "limit")
-    assert found.lines == [["a", "1"], [Cell("why", "reason", whole=True)], ["b", ""]]
+    assert found.lines == [["a", "1"], [TableCell("why", "reason", whole=True)], ["b", ""]]
 
 
 def test_a_gauge_has_room_for_every_interval():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from deploy.flow import Flow
+from deploy.flow import DataFlow
 from deploy.islands import Node
 from deploy.values import Values, possible
 from unit.deploy.graphs import kinds, made, value
@@ -24,7 +24,7 @@ def values(nodes, weights=None, inputs=None):
         inputs=inputs,
         outputs=inputs and [value("y", [1, 4, 8, 8], TensorProto.UINT8)],
     )
-    return possible(Flow(model.graph, [Node(proto) for proto in model.graph.node], kinds(model), weights))
+    return possible(DataFlow(model.graph, [Node(proto) for proto in model.graph.node], kinds(model), weights))
 
 
 @pytest.mark.parametrize(

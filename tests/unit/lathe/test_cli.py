@@ -13,22 +13,22 @@ from lathe import cli, exporting, predicting, profiling, searches, searching, sp
 from search.methods import settings
 
 FLAGS = {
-    cli.Space: "resolution channels cells input classes space list arch table batch json",
-    cli.Bundle: "resolution channels cells input classes space out precision batch networks seed force json",
-    cli.Profile: "resolution channels cells input classes space out backend protocol threads batch coverage coverage_error like anchors drift_limit timing_cache save_timing_cache "
+    cli.SpaceCommand: "resolution channels cells input classes space list arch table batch json",
+    cli.BundleCommand: "resolution channels cells input classes space out precision batch networks seed force json",
+    cli.ProfileCommand: "resolution channels cells input classes space out backend protocol threads batch coverage coverage_error like anchors drift_limit timing_cache save_timing_cache "
     "networks seed shard engine address shards resources force json",
     cli.TableShow: "table rows family csv markdown plot force json",
     cli.TableCheck: "resolution channels cells input classes table space json",
     cli.TableDiff: "tables plot force json",
     cli.TableMerge: "tables out json",
-    cli.Predict: "resolution channels cells input classes source table batch shape missing force json",
-    cli.Export: "source out target layout budget_ms protocol threads samples mean std labels metric precision io explain shape batch weights input builds workspace_mib optimization_level timing_cache version_compatible "
+    cli.PredictCommand: "resolution channels cells input classes source table batch shape missing force json",
+    cli.ExportCommand: "source out target layout budget_ms protocol threads samples mean std labels metric precision io explain shape batch weights input builds workspace_mib optimization_level timing_cache version_compatible "
     "hardware_compatible compute_capability json",
-    sweeps.Sweep: "resolution channels cells input space out table also data task budget_ms budget_fraction seeds set recipe jobs engine address gpus_per_run no_measure target json",
+    sweeps.SweepCommand: "resolution channels cells input space out table also data task budget_ms budget_fraction seeds set recipe jobs engine address gpus_per_run no_measure target json",
     sweeps.SweepBest: "sweep budget_ms json",
-    cli.Verify: "bundle json",
-    cli.Report: "source out table force json",
-    cli.Paper: "paper table json",
+    cli.VerifyCommand: "bundle json",
+    cli.ReportCommand: "source out table force json",
+    cli.PaperCommand: "paper table json",
 }
 
 
@@ -329,7 +329,7 @@ def test_exit_codes(raised, code, monkeypatch, capsys):
     def run(self):
         raise raised
 
-    monkeypatch.setattr(cli.Space, "run", run)
+    monkeypatch.setattr(cli.SpaceCommand, "run", run)
     with pytest.raises(SystemExit) as stop:
         cli.main(["space", "repvgg-mini"])
     assert stop.value.code == code
@@ -343,7 +343,7 @@ def test_a_warning_is_one_line_without_its_place_in_the_code(monkeypatch, capsys
         return 0
 
     shows = warnings.showwarning
-    monkeypatch.setattr(cli.Space, "run", run)
+    monkeypatch.setattr(cli.SpaceCommand, "run", run)
     with pytest.raises(SystemExit):
         cli.main(["space", "repvgg-mini"])
     assert capsys.readouterr().err == "warning: pycuda cannot be loaded: remove it\n"
@@ -360,9 +360,9 @@ def test_only_what_is_begun_goes_on(begun, monkeypatch, capsys, tmp_path):
         (tmp_path / "run" / "run.json").write_text("{}")
         (tmp_path / "run" / "sweep.json").write_text("{}")
         (tmp_path / "t").write_text('{"schema":"latency-table/1"}')
-    monkeypatch.setattr(searches.Search, "run", stop)
-    monkeypatch.setattr(cli.Profile, "run", stop)
-    monkeypatch.setattr(sweeps.Sweep, "run", stop)
+    monkeypatch.setattr(searches.SearchCommand, "run", stop)
+    monkeypatch.setattr(cli.ProfileCommand, "run", stop)
+    monkeypatch.setattr(sweeps.SweepCommand, "run", stop)
     of_space = ["pas", "--space", "s", "--out", f"{tmp_path}/run"]
     for arguments in (["search", *of_space], ["sweep", *of_space], ["profile", "s", "--out", f"{tmp_path}/t"]):
         with pytest.raises(SystemExit):

@@ -10,7 +10,7 @@ from msgspec import structs
 from rich.console import Console
 
 from deploy import load
-from deploy.bundle import Bundle, Network
+from deploy.bundle import Bundle, NetworkSummary
 from deploy.metric import ACCURACY
 from deploy.validate import Agreement
 from deploy.verify import Check, Verification
@@ -110,7 +110,7 @@ def test_the_latency_of_a_bundle_is_measured_or_says_why_not_and_a_prediction_sa
     predicted = Latency(
         us=50.0, low_us=40.0, high_us=60.0, source="predicted", origin="simulated: no such device exists"
     )
-    network = Network(params=1, macs=1, score=None, predicted=predicted, measured=None, not_measured="no GPU")
+    network = NetworkSummary(params=1, macs=1, score=None, predicted=predicted, measured=None, not_measured="no GPU")
     guess = "predicted 50.0 µs (40.0 to 60.0), simulated: no such device exists"
     assert render._latency(network) == f"not measured (no GPU); {guess}"
     measured = summarize([10.0] * 100, FAST)

@@ -85,13 +85,13 @@ def test_tasks_end_with_their_codes_and_what_ray_gave_up_says_why(ray):
 
 def test_what_no_living_node_has_is_refused(ray):
     with Cluster() as found:
-        found.require({"CPU": 8})
-        found.require({"CPU": 2, "GPU": 1, "gpu_type:h100": 1})
+        found.require_resources({"CPU": 8})
+        found.require_resources({"CPU": 2, "GPU": 1, "gpu_type:h100": 1})
         with pytest.raises(
             SearchError,
             match=r"^no node of the Ray cluster has CPU=4, GPU=1; its nodes have CPU, GPU, gpu_type:h100: ask",
         ):
-            found.require({"CPU": 4, "GPU": 1})
+            found.require_resources({"CPU": 4, "GPU": 1})
 
 
 def test_without_ray_or_a_cluster_one_line_says_so(ray, monkeypatch):

@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from deploy.page import Picture
+from deploy.page import Chart
 from search import SearchError, session
 from search.budget import Budget
 from search.method import Epoch, Problem
@@ -110,7 +110,7 @@ def test_an_interrupted_search_goes_on_to_the_same_bytes(searched, staged, stage
 def test_the_report_of_a_run_draws_its_distributions(searched):
     out, events = searched
     page = page_of(out)
-    titles = [picture.title for picture in page.body if isinstance(picture, Picture)]
+    titles = [picture.title for picture in page.body if isinstance(picture, Chart)]
     assert titles[1:6] == [
         "Training",
         "Time and memory",

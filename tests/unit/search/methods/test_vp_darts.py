@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from deploy.page import Picture
+from deploy.page import Chart
 from search import Choice, SearchError, report, session, spaces
 from search.budget import Budget
 from search.method import Epoch, Problem
@@ -308,7 +308,7 @@ def test_importance_is_by_loss_where_validation_images_are_few(make, monkeypatch
 def test_the_page_of_a_run_shows_alphas_and_worth_and_says_what_is_an_extension(make, tmp_path):
     list(session.run(make(), tmp_path / "run"))
     page = report.page_of(tmp_path / "run")
-    pictures = {part.title: part for part in page.body if isinstance(part, Picture)}
+    pictures = {part.title: part for part in page.body if isinstance(part, Chart)}
     assert {"Training", "Alphas", "Worth of the operations"} <= pictures.keys()
     assert "are an extension" in pictures["Worth of the operations"].caption
     figure = Figure(layout="constrained")
