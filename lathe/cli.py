@@ -29,10 +29,12 @@ from latency.process import BAD_INPUT
 from lathe import fleet
 from lathe.flags import (
     Anchors,
+    AnyNumber,
     Batch,
     BuildCount,
     BuildLevel,
     Count,
+    Maybe,
     Mebibytes,
     Milliseconds,
     Relative,
@@ -40,6 +42,7 @@ from lathe.flags import (
     Shards,
     SizeFlagsWithClasses,
     Threads,
+    constructors,
     require_ranges,
 )
 from lathe.searches import SearchCommand, SearchCommands
@@ -53,16 +56,16 @@ class SpaceCommand(SizeFlagsWithClasses):
     Or describe one of its cells.
     """
 
-    space: Positional[str | None] = None
+    space: Positional[Maybe[str]] = None
     """name of a space, such as repvgg-mini"""
     list: bool = False
     """print the name of every space"""
-    arch: str | None = None
+    arch: Maybe[str] = None
     """describe one cell, given its architecture string,
     such as |nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|none~1|none~2|"""
-    table: Path | None = None
+    table: Maybe[Path] = None
     """latency table that predicts the network of --arch"""
-    batch: Batch | None = None
+    batch: Maybe[Batch] = None
     """images per inference, as in the table of --table (default: 1)"""
     json: bool = False
     """print JSON"""
@@ -95,9 +98,9 @@ class BundleCommand(SizeFlagsWithClasses):
     """precision of weights and arithmetic: fp32 for a CPU, fp16 for a GPU"""
     batch: Batch = 1
     """images per inference"""
-    networks: Count | None = None
+    networks: Maybe[Count] = None
     """random whole networks to include with the blocks (default: 48)"""
-    seed: Seed | None = None
+    seed: Maybe[Seed] = None
     """seed of those networks (default: 0)"""
     force: bool = False
     """replace a file of --out that Lathe did not write"""
@@ -128,39 +131,39 @@ class ProfileCommand(SizeFlagsWithClasses):
     """how long and how precisely to measure: default, fast, trtexec-10 or trtexec-11"""
     threads: Threads = 1
     """threads of the CPU runtime; part of the table's fingerprint"""
-    batch: Batch | None = None
+    batch: Maybe[Batch] = None
     """images per inference; part of the table's fingerprint (default: 1, or the bundle's)"""
     coverage: Literal["full", "adaptive"] = "full"
     """full: every block; adaptive: at most a third (more if a small space needs it),
     where interpolation of the others is least certain"""
     coverage_error: Relative = 0.02
     """adaptive: stop when the mean relative error of interpolation, including at held-out blocks, is at most this"""
-    like: tuple[Path, ...] | None = None
+    like: Maybe[tuple[Path, ...]] = None
     """tables of other devices, OLD.latency.jsonl:
     measure a few blocks, the anchors, and transfer the others from these tables"""
-    anchors: Anchors | None = None
+    anchors: Maybe[Anchors] = None
     """with --like: number of blocks to measure; one in five is held out to assess the transfer (default: 60)"""
     drift_limit: Relative = 0.03
     """relative drift of the device above which the rows around it are measured again"""
-    timing_cache: Path | None = None
+    timing_cache: Maybe[Path] = None
     """tensorrt: timing cache of an earlier build, with its kernel timings;
     its hash is part of the table's fingerprint"""
-    save_timing_cache: Path | None = None
+    save_timing_cache: Maybe[Path] = None
     """tensorrt: file in which to save the timing cache after the last measurement, for later tables"""
-    networks: Count | None = None
+    networks: Maybe[Count] = None
     """random whole networks to measure besides the blocks: they show how well sums of blocks predict
     (default: 48, or the bundle's)"""
-    seed: Seed | None = None
+    seed: Maybe[Seed] = None
     """seed of those networks (default: 0, or the bundle's)"""
     shard: str = "1/1"
     """measure one of several parts, on identical devices: 1/4 to 4/4 on four"""
     engine: Literal["local", "ray"] = "local"
     """where to measure: on this machine, or on an existing Ray cluster whose nodes share the directory of --out"""
-    address: str | None = None
+    address: Maybe[str] = None
     """address of the Ray cluster, such as 10.0.0.1:6379 (default: the cluster that this machine belongs to)"""
-    shards: Shards | None = None
+    shards: Maybe[Shards] = None
     """on a Ray cluster: number of parts to measure, one task each; they are merged into --out"""
-    resources: tuple[str, ...] = ()
+    resources: AnyNumber[str] = ()
     """on a Ray cluster: resources that a part needs, such as gpu_type:h100, as named by `ray start --resources`;
     or GPU=2, CPU=8"""
     force: bool = False
@@ -192,13 +195,13 @@ class TableShow:
     """a *.latency.jsonl file"""
     rows: bool = False
     """show every row instead, by family, in widths and microseconds"""
-    family: str | None = None
+    family: Maybe[str] = None
     """show only rows of families whose name contains this, such as "conv 3x3" or "whole networks"; implies --rows"""
     csv: bool = False
     """print the rows as CSV, in one sheet; implies --rows"""
     markdown: bool = False
     """print the rows as Markdown; implies --rows"""
-    plot: Path | None = None
+    plot: Maybe[Path] = None
     """draw it, too: OUT.png or OUT.svg"""
     force: bool = False
     """replace a file of --plot that Lathe did not write"""
@@ -226,7 +229,7 @@ class TableCheck(SizeFlagsWithClasses):
 
     table: Positional[Path]
     """a *.latency.jsonl file"""
-    space: str | None = None
+    space: Maybe[str] = None
     """name of the space that it should cover (default: the one named in the table)"""
     json: bool = False
     """print JSON"""
@@ -248,9 +251,9 @@ class TableDiff:
     same blocks and all are SAME; 1 if a block or the mean is not, or a block is in only one table; 2 for bad input.
     """
 
-    tables: Positional[tuple[Path, ...]]
+    tables: Positional[AnyNumber[Path]]
     """two or more *.latency.jsonl files: each is compared with the first"""
-    plot: Path | None = None
+    plot: Maybe[Path] = None
     """draw it, too: OUT.png or OUT.svg"""
     force: bool = False
     """replace a file of --plot that Lathe did not write"""
@@ -268,7 +271,7 @@ class TableDiff:
 class TableMerge:
     """Merge latency tables of identical devices, such as shards, into one."""
 
-    tables: Positional[tuple[Path, ...]]
+    tables: Positional[AnyNumber[Path]]
     """*.latency.jsonl files"""
     out: Path
     """table to write; it must not exist"""
@@ -295,11 +298,11 @@ class PredictCommand(SizeFlagsWithClasses):
     or name of a space, for its unpruned network"""
     table: tuple[Path, ...]
     """*.latency.jsonl files: each predicts the network"""
-    batch: Batch | None = None
+    batch: Maybe[Batch] = None
     """for a space, a run or FILE.py:FUNCTION: images per inference, as in the tables (default: 1, or the run's)"""
     shape: UseAppendAction[tuple[str, ...]] = ()
     """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224; once for each input"""
-    missing: Path | None = None
+    missing: Maybe[Path] = None
     """write the blocks that the table does not cover into this bundle, NAME.blocks.zip,
     for `lathe profile` to measure"""
     force: bool = False
@@ -329,30 +332,30 @@ class ExportCommand:
     """onnxruntime, tensorrt or tensorrt-rtx; given several, --out gets a bundle for each, in a directory of its name"""
     layout: Literal["bundle", "triton"] = "bundle"
     """triton: besides the bundle OUT, also write OUT.triton, a model repository for NVIDIA's Triton Inference Server"""
-    budget_ms: Milliseconds | None = None
+    budget_ms: Maybe[Milliseconds] = None
     """latency budget of the network, in milliseconds (default: the run's)"""
     protocol: str = "default"
     """how long and how precisely to measure: default or fast"""
-    threads: Threads | None = None
+    threads: Maybe[Threads] = None
     """threads of the CPU runtime (default: the table's, or 1)"""
     samples: UseAppendAction[tuple[str, ...]] = ()
     """for MODEL.onnx or FILE.py:FUNCTION: preprocessed inputs on which FP16 is certified and validated:
     SAMPLES.npy of shape [samples, ...]; for several inputs, SAMPLES.npz with an array for each name,
     or NAME=SAMPLES.npy once for each; or a folder of images, or of folders of images, with --mean and --std
     (default: drawn at random, which proves little)"""
-    mean: tuple[float, float, float] | None = None
+    mean: Maybe[tuple[float, float, float]] = None
     """for a folder of images: mean to subtract from red, green and blue, which range from 0 to 1,
     such as 0.485 0.456 0.406"""
-    std: tuple[float, float, float] | None = None
+    std: Maybe[tuple[float, float, float]] = None
     """for a folder of images: divisors of red, green and blue after the mean is subtracted,
     such as 0.229 0.224 0.225"""
-    labels: str | None = None
+    labels: Maybe[str] = None
     """for samples: LABELS.npy, a class index per sample, or with --metric its target;
     or `folders`: the index of each image's folder"""
-    metric: str | None = None
+    metric: Maybe[str] = None
     """for samples with --labels: FILE.py:FUNCTION, a function of outputs and targets that returns a number per sample;
     the mean is reported"""
-    precision: Literal["fp32", "fp16", "bf16"] | None = None
+    precision: Maybe[Literal["fp32", "fp16", "bf16"]] = None
     """precision of the shipped arithmetic; fp16 and bf16 with TensorRT
     (default: fp32 with onnxruntime, fp16 with TensorRT)"""
     io: Literal["fp32", "fp16"] = "fp32"
@@ -364,26 +367,26 @@ class ExportCommand:
     """for MODEL.onnx: shape of an input with a dynamic shape, such as input=1x3x224x224;
     or its smallest, usual and largest shape, between which it stays dynamic,
     such as input=1x3x224x224:8x3x224x224:32x3x224x224; once for each input"""
-    batch: Batch | None = None
+    batch: Maybe[Batch] = None
     """for a run or FILE.py:FUNCTION: images per inference (default: 1, or that of the run's tables)"""
-    weights: Path | None = None
+    weights: Maybe[Path] = None
     """for FILE.py:FUNCTION: WEIGHTS.safetensors, its trained parameters and buffers
     (default: as the function returns them)"""
-    input: str | None = None
+    input: Maybe[str] = None
     """for FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
     builds: BuildCount = 1
     """for an engine: number of builds; engines that differ are timed in turns, and the fastest ships"""
-    workspace_mib: Mebibytes | None = None
+    workspace_mib: Maybe[Mebibytes] = None
     """for an engine: maximum scratch memory in MiB (default: the builder's own)"""
-    optimization_level: BuildLevel | None = None
+    optimization_level: Maybe[BuildLevel] = None
     """for an engine: 0 to 5, how long the builder may search for faster code (default: 3)"""
-    timing_cache: Path | None = None
+    timing_cache: Maybe[Path] = None
     """for an engine, tensorrt only: earlier measurements of the builder, model.timing_cache of an earlier bundle"""
     version_compatible: bool = False
     """for an engine, tensorrt only: later versions of the runtime can load it"""
     hardware_compatible: bool = False
     """for an engine, tensorrt only: every GPU from Ampere on can load it, at some cost in speed"""
-    compute_capability: tuple[str, ...] | None = None
+    compute_capability: Maybe[tuple[str, ...]] = None
     """for an engine, tensorrt-rtx only: compute capabilities of its GPUs, such as 8.9 12.0 (default: 8.0 and later)"""
     json: bool = False
     """print JSON"""
@@ -419,9 +422,9 @@ class ReportCommand:
 
     source: Positional[Path]
     """directory of a run, a bundle or a sweep"""
-    out: Path | None = None
+    out: Maybe[Path] = None
     """page to write (default: SOURCE.html, next to the directory)"""
-    table: Path | None = None
+    table: Maybe[Path] = None
     """latency table that the search used, to show it too"""
     force: bool = False
     """replace a file of --out that Lathe did not write"""
@@ -447,7 +450,7 @@ class PaperCommand:
 
     paper: Positional[str]
     """repvgg, pas, tas, vp-darts, prunet or gpunet; or latencies"""
-    table: tuple[Path, ...] = ()
+    table: AnyNumber[Path] = ()
     """for latencies: *.latency.jsonl files with such networks, as measured by `lathe profile gpunet-1 --out TABLE`"""
     json: bool = False
     """print JSON"""
@@ -510,7 +513,7 @@ def parse(arguments: Sequence[str]) -> Command:
     require_sound(arguments, repeatable=REPEATABLE)
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), constructors:
             command = tyro.cli(
                 Command,  # pyright: ignore[reportArgumentType]
                 prog="lathe",
@@ -603,7 +606,7 @@ def _one_line(box: str) -> str:
         flag, why, kind = wrong.groups()
         value = re.search(r"from \['(.*?)'\]|: '(.*?)'", why)
         found = next(filter(None, value.groups()), "") if value else why
-        return f"{flag} must be {kind.removeprefix('{None}|')}, found {found!r}"
+        return f"{flag} must be {kind}, found {found!r}"
     return text
 
 

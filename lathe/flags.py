@@ -2,10 +2,11 @@
 
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, TypeVar
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from latency.errors import LatencyError
 
@@ -22,6 +23,13 @@ class Between:
     low: float
     high: float
 
+
+T = TypeVar("T")
+_NO_DEFAULT_SHOWN = arg(help_behavior_hint="")
+Maybe = Annotated[T | None, _NO_DEFAULT_SHOWN]
+"""A flag that may be left out. Its help says what happens then, so tyro's `(default: None)` is not shown."""
+AnyNumber = Annotated[tuple[T, ...], _NO_DEFAULT_SHOWN]
+"""Values of which there may be none; tyro would show `(default: )`."""
 
 Count = Annotated[int, Between(0, 10**6)]
 Anchors = Annotated[int, Between(1, 10**6)]
@@ -54,13 +62,13 @@ BuildLevel = Annotated[int, Between(0, 5)]
 class SizeFlags:
     """Sizes that override those of a space."""
 
-    resolution: Resolution | None = None
+    resolution: Maybe[Resolution] = None
     """height and width of the input in pixels (default: the space's own)"""
-    channels: CellChannels | None = None
+    channels: Maybe[CellChannels] = None
     """for a space of cells: channels of the first stage (default: the space's own)"""
-    cells: Cells | None = None
+    cells: Maybe[Cells] = None
     """for a space of cells: cells per stage (default: the space's own)"""
-    input: str | None = None
+    input: Maybe[str] = None
     """for your own network, FILE.py:FUNCTION: channels, height and width of an image, such as 3x224x224"""
 
     @property
@@ -85,12 +93,33 @@ class SizeFlags:
 class SizeFlagsWithClasses(SizeFlags):
     """Sizes, with the number of classes for commands without data to take it from."""
 
-    classes: Classes | None = None
+    classes: Maybe[Classes] = None
     """number of classes (default: the space's own)"""
 
     def words_with_classes(self) -> str:
         """Return the flags as on the command line, such as ` --classes 10 --cells 1`."""
         return (f" --classes {self.classes}" if self.classes is not None else "") + self.words()
+
+
+constructors = ConstructorRegistry()
+"""How tyro reads the fields of commands."""
+
+
+@constructors.primitive_rule
+def _without_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Read an optional value like the value itself: the help shows `INT` instead of `{None}|INT`."""
+    kinds = typing.get_args(info.type)
+    if type(None) not in kinds:
+        return None
+    value_type: Any = typing.Union[tuple(kind for kind in kinds if kind is not type(None))]  # noqa: UP007 -- made of a tuple
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(value_type, info.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+    return replace(
+        spec,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
+    )
 
 
 def image_shape(text: str | None) -> tuple[int, int, int] | None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from tyro.conf import FlagConversionOff, OmitArgPrefixes, Suppress, UseAppendAction, arg, subcommand
 
-from lathe.flags import Fraction, Milliseconds, SizeFlags
+from lathe.flags import Fraction, Maybe, Milliseconds, SizeFlags
 from search import processes
 from search.methods.settings import (
     MagnitudeSettings,
@@ -33,7 +33,7 @@ class SearchCommand(SizeFlags):
     """name of a space, such as repvgg-mini; or your own network, FILE.py:FUNCTION, with --input"""
     out: Path
     """directory of the run; rerun the same command to resume"""
-    table: Path | None = None
+    table: Maybe[Path] = None
     """latency table of the network's target device;
     without one, MACs are the cost, and the budget is a fraction of them"""
     also: UseAppendAction[tuple[str, ...]] = ()
@@ -41,23 +41,23 @@ class SearchCommand(SizeFlags):
     once for each device"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images per class)"""
-    task: str | None = None
+    task: Maybe[str] = None
     """instead of --data, your own task, FILE.py:FUNCTION:
     a function that returns a search.Task, with samples, loss and metric"""
-    budget_ms: Milliseconds | None = None
+    budget_ms: Maybe[Milliseconds] = None
     """latency budget of the network, in milliseconds"""
-    budget_fraction: Fraction | None = None
+    budget_fraction: Maybe[Fraction] = None
     """the same, as a fraction of the unpruned network's measured latency (without a table: of its MACs): 0.6 is 60 %"""
-    backend: str | None = None
+    backend: Maybe[str] = None
     """reject a table measured with another backend"""
-    precision: str | None = None
+    precision: Maybe[str] = None
     """reject a table of another precision: fp32 or fp16"""
     this_device: bool = False
     """reject a table that was not measured on this machine: one from another machine, replayed or simulated"""
     recipe: Literal["auto", "paper"] = "auto"
     """defaults of settings that are not given: auto
     (by the data; those below for up to 10,000 images) or paper (as in the method's paper)"""
-    baseline: Path | None = None
+    baseline: Maybe[Path] = None
     """directory of a run: start from its trained unpruned network instead of training one"""
     tensorboard: bool = False
     """also write TensorBoard events of every epoch, to OUT/tensorboard"""

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Union, get_args, get_type_hints
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
-from lathe.flags import Fraction, Gpus, Jobs, Milliseconds, Seeds, SizeFlags
+from lathe.flags import Fraction, Gpus, Jobs, Maybe, Milliseconds, Seeds, SizeFlags
 from lathe.searches import SearchCommands
 from search.methods.settings import Settings
 
@@ -26,7 +26,7 @@ class SweepCommand(SizeFlags):
     """name of a space, such as repvgg-mini; or your own network, FILE.py:FUNCTION, with --input"""
     out: Path
     """directory of the sweep; rerun the same command to resume"""
-    table: Path | None = None
+    table: Maybe[Path] = None
     """latency table of the networks' target device;
     without one, MACs are the cost, and budgets are fractions of them"""
     also: UseAppendAction[tuple[str, ...]] = ()
@@ -34,11 +34,11 @@ class SweepCommand(SizeFlags):
     such as other.latency.jsonl:1.2"""
     data: str = "digits"
     """digits (scikit-learn's handwritten digits) or folder:PATH (one folder of images per class)"""
-    task: str | None = None
+    task: Maybe[str] = None
     """instead of --data, your own task, FILE.py:FUNCTION, see `lathe search METHOD --help`"""
-    budget_ms: tuple[Milliseconds, ...] | None = None
+    budget_ms: Maybe[tuple[Milliseconds, ...]] = None
     """latency budgets of the networks, in milliseconds, such as 0.5 0.7 1.0"""
-    budget_fraction: tuple[Fraction, ...] | None = None
+    budget_fraction: Maybe[tuple[Fraction, ...]] = None
     """the same, as fractions of the unpruned network's latency (without a table: of its MACs)"""
     seeds: Seeds = 1
     """number of seeds, starting at 0"""
@@ -52,14 +52,14 @@ class SweepCommand(SizeFlags):
     engine: Literal["local", "ray"] = "local"
     """where searches run: on this machine, or on an existing Ray cluster whose nodes share the working directory,
     OUT and the data"""
-    address: str | None = None
+    address: Maybe[str] = None
     """address of the Ray cluster, such as 10.0.0.1:6379 (default: the cluster that this machine belongs to)"""
     gpus_per_run: Gpus = 0.0
     """GPUs per search on the Ray cluster; 0.5 lets two searches share one"""
     no_measure: bool = False
     """only search; otherwise every resulting network is exported to OUT/bundles
     and measured on this machine after all searches"""
-    target: str | None = None
+    target: Maybe[str] = None
     """onnxruntime, tensorrt or tensorrt-rtx (default: the one that the table was measured with)"""
     json: bool = False
     """print JSON"""

@@ -171,6 +171,8 @@ def test_help_needs_no_extra(name):
     )
     assert done.returncode == 0, done.stderr
     assert f"usage: lathe {name}".strip() in done.stdout
+    assert "None" not in done.stdout
+    assert "(default: )" not in done.stdout
 
 
 def test_reading_and_checking_tables_needs_no_extra():
