@@ -30,6 +30,7 @@ def test_classes_and_resolution_can_be_chosen():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("net.onnx", {}, "net.onnx is an ONNX file, not a space: `lathe predict` and `lathe export` take it"),
         ("repvgg-nano", {}, "unknown space 'repvgg-nano': try repvgg-"),
         ("repvgg-mini", {"classes": 1}, "at least 2 classes, found 1"),
         ("repvgg-mini", {"classes": 10**12}, "at most 1,000,000 classes here, found 1000000000000"),
