@@ -106,6 +106,8 @@ def _profile(options: argparse.Namespace) -> None:
                 _say(f"{measured} blocks measured, {transferred} transferred, {proof.words}")
             case DriftChecked(drift=drift, requeued=requeued) if drift:
                 _say(f"the device drifted by {drift:+.1%}: {requeued} rows are measured again")
+            case _:
+                pass
 
 
 def _say(text: str) -> None:

@@ -162,7 +162,7 @@ def read(path: str | os.PathLike[str]) -> BlocksZip:
             _require_key(entry, f"{path}: {_INDEX}")
         if len({entry.file for entry in index.entries}) < len(index.entries):
             raise FileError(f"{path}: {_INDEX}", "is damaged: two entries have one file")
-        workloads = []
+        workloads: list[Workload] = []
         for entry in index.entries:
             graph = archive.read(entry.file)
             if _sha256(graph) != entry.sha256:

@@ -187,7 +187,7 @@ def prove(table: LatencyTable) -> Proof:
 
 def held_out(specs: Collection[BlockSpec]) -> set[str]:
     """Return the keys of the held-out blocks: one in twenty, none at a corner of its family, to avoid extrapolation."""
-    keys = set()
+    keys: set[str] = set()
     for family in _families(specs).values():
         corners = _corners(family)
         keys |= {

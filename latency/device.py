@@ -3,8 +3,9 @@
 import os
 import platform
 import re
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import msgspec
 
@@ -61,10 +62,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             threads: number of threads that the runtime will use.
             proc: Linux's proc file system; on other systems the module `platform` is used.
         """
-        cpuinfo = _read(proc / "cpuinfo")
+        cpuinfo = _read_text(proc / "cpuinfo")
         name = _field(cpuinfo, "model name") or _field(cpuinfo, "Model") or platform.processor() or platform.machine()
         flags = (_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split()
-        memory_kib = (_field(_read(proc / "meminfo"), "MemTotal") or "0").split()[0]
+        memory_kib = (_field(_read_text(proc / "meminfo"), "MemTotal") or "0").split()[0]
         return cls(
             kind="cpu",
             name=name,
@@ -101,19 +102,35 @@ def require_cores(threads: int) -> None:
         raise LatencyError(f"--threads {threads}: this process may use {cores} cores, give 1 to {cores}")
 
 
-def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object, object] | None:
-    """Return the first field, dotted if nested, in which two structs differ, with both values; None if equal."""
+def differences(
+    a: msgspec.Struct, b: msgspec.Struct, *, ignored: Container[str] = (), prefix: str = ""
+) -> Iterator[tuple[str, object, object]]:
+    """Yield the fields, dotted if nested, in which two structs of one type differ, with both values.
+
+    Args:
+        a: the first struct.
+        b: the second struct.
+        ignored: names of fields to skip.
+        prefix: start of every name.
+    """
     for field in a.__struct_fields__:
-        x, y = getattr(a, field), getattr(b, field)
-        if x == y:
+        x, y, name = getattr(a, field), getattr(b, field), f"{prefix}{field}"
+        if x == y or name in ignored:
             continue
-        if isinstance(x, msgspec.Struct) and type(x) is type(y) and (inner := first_difference(x, y)):
-            return f"{field}.{inner[0]}", *inner[1:]
-        if isinstance(x, dict) and isinstance(y, dict):
-            name = next(name for name in {**x, **y} if x.get(name) != y.get(name))
-            return f"{field}.{name}", x.get(name), y.get(name)
-        return field, x, y
-    return None
+        if isinstance(x, msgspec.Struct) and type(x) is type(y):
+            yield from differences(x, y, ignored=ignored, prefix=f"{name}.")
+        elif isinstance(x, dict) and isinstance(y, dict):
+            first, second = cast("dict[str, object]", x), cast("dict[str, object]", y)
+            for key in first | second:
+                if first.get(key) != second.get(key):
+                    yield f"{name}.{key}", first.get(key), second.get(key)
+        else:
+            yield name, x, y
+
+
+def first_difference(a: msgspec.Struct, b: msgspec.Struct) -> tuple[str, object, object] | None:
+    """Return the first of two structs' `differences`; None if they are equal."""
+    return next(differences(a, b), None)
 
 
 def require_equal(
@@ -134,7 +151,7 @@ def require_equal(
         raise FingerprintMismatch(what, *difference, fix)
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(errors="replace")
     except OSError:  # not Linux

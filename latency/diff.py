@@ -2,12 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
+from latency.device import differences
 from latency.errors import LatencyError
 from latency.listing import family_of, titled
 from latency.rows import Row
@@ -16,11 +16,8 @@ from latency.table import LatencyTable
 Verdict = Literal["SAME", "FASTER", "SLOWER", "UNSURE"]
 
 _RESAMPLES = 1000
-_NOT_HOW = (
-    "created",
-    "bundle_sha256",
-    "recording",
-)  # header fields that do not say how a table was measured; `origin` covers the last
+# Header fields that do not say how a table was measured; `origin` covers the last.
+_NOT_HOW = ("created", "bundle_sha256", "recording")
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,7 +123,11 @@ def diff(
     origins = [table.origin or "measured" for table in (a, b)]
     origin = (RowDifference(field="origin", first=origins[0], second=origins[1]),) if origins[0] != origins[1] else ()
     return Diff(
-        differences=tuple(_differences(a.header, b.header)) + origin,
+        differences=tuple(
+            RowDifference(field=field, first=first, second=second)
+            for field, first, second in differences(a.header, b.header, ignored=_NOT_HOW)
+        )
+        + origin,
         tolerance=tolerance,
         overall_tolerance=overall_tolerance,
         overall=_change(overall, statistics.fmean(middles), overall_tolerance),
@@ -152,21 +153,6 @@ def _means(logs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return means of resampled rows: each resample of their samples has its own choice of rows."""
     chosen = rng.integers(len(logs), size=(_RESAMPLES, len(logs)))
     return logs[chosen, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
-
-
-def _differences(a: msgspec.Struct, b: msgspec.Struct, prefix: str = "") -> Iterator[RowDifference]:
-    for field in a.__struct_fields__:
-        first, second = getattr(a, field), getattr(b, field)
-        if first == second or f"{prefix}{field}" in _NOT_HOW:
-            continue
-        if isinstance(first, msgspec.Struct) and type(first) is type(second):
-            yield from _differences(first, second, f"{prefix}{field}.")
-        elif isinstance(first, dict) and isinstance(second, dict):
-            for name in first | second:
-                if first.get(name) != second.get(name):
-                    yield RowDifference(field=f"{prefix}{field}.{name}", first=first.get(name), second=second.get(name))
-        else:
-            yield RowDifference(field=f"{prefix}{field}", first=first, second=second)
 
 
 def _log_ratios(a: Row, b: Row, rng: np.random.Generator) -> np.ndarray:

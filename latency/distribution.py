@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 NAME = "lathe-nn"
@@ -35,5 +36,8 @@ def _checkout() -> Path | None:
         text = importlib.metadata.distribution(NAME).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         return None
-    origin = json.loads(text) if text else {}
-    return Path(unquote(urlsplit(origin["url"]).path)) if origin.get("dir_info", {}).get("editable") else None
+    origin: dict[str, Any] = json.loads(text) if text else {}
+    if not origin.get("dir_info", {}).get("editable"):
+        return None
+    url: str = origin["url"]
+    return Path(unquote(urlsplit(url).path))

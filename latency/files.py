@@ -5,7 +5,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Generator
 from io import BufferedReader
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def partial_path(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
     """Yield a temporary path in the same directory; at the end, its file is synced to disk and renamed to `path`.
 
     Readers of `path` see the old or the new file, even after a crash. If the block fails, the old file stays.
@@ -84,7 +84,7 @@ def require_regular(path: str | os.PathLike[str], status: os.stat_result, limit:
 
 
 @contextlib.contextmanager
-def open_regular(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> Iterator[BufferedReader]:
+def open_regular(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> Generator[BufferedReader]:
     """Open a regular file for reading. Never blocks, as opening a named pipe or reading a device would.
 
     Args:
@@ -158,7 +158,7 @@ def sha256(path: str | os.PathLike[str], *, limit: int = MAX_FILE_BYTES) -> str:
 
 
 @contextlib.contextmanager
-def raised_as(kind: type[ValueError], fix: str) -> Iterator[None]:
+def raised_as(kind: type[ValueError], fix: str) -> Generator[None]:
     """Re-raise a FileError as another error, with the fix appended: `TABLE does not exist: measure it with ...`."""
     try:
         yield

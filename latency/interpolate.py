@@ -143,10 +143,8 @@ class Interpolation:
         some = np.flatnonzero(new.any(axis=1))
         span = self._span(points[some], us[some], new[some])
         if len(self._levels) == 1:
-            share, fall = (
-                np.where(plain[some], getattr(self._plain, name), getattr(self._council, name))
-                for name in ("share", "fall")
-            )
+            share = np.where(plain[some], self._plain.share, self._council.share)
+            fall = np.where(plain[some], self._plain.fall, self._council.fall)
             half[some] = np.where(aliased[some, 0], 1.0, share) * span + fall + _NOISE
         else:
             half[some] = np.maximum(half[some], span)
@@ -195,8 +193,8 @@ class Interpolation:
             for axis, (levels, above) in enumerate(zip(self._levels, sides, strict=True)):
                 at = np.searchsorted(levels, points[:, axis]) - (not above)
                 corners[:, axis] = np.where(new[:, axis], levels[np.clip(at, 0, len(levels) - 1)], points[:, axis])
-            there, half = self._averaged(corners, self._council)
-            reach = np.maximum(reach, np.maximum(there * (1 + half) / us - 1, 1 - there * (1 - half) / us))
+            corner_us, half = self._averaged(corners, self._council)
+            reach = np.maximum(reach, np.maximum(corner_us * (1 + half) / us - 1, 1 - corner_us * (1 - half) / us))
         return reach
 
     def _between_even(self) -> float:
@@ -255,10 +253,10 @@ def _line_errors(widths: np.ndarray, us: np.ndarray, predicted: np.ndarray) -> t
     a neighbour by all of it.
     """
     order = np.argsort(widths)
-    us, there = us[order], predicted[order][1:-1]
-    span = np.maximum(np.maximum(us[:-2], us[2:]) - there, there - np.minimum(us[:-2], us[2:]))
-    error = np.abs(us[1:-1] - there)
-    return min(2 * likely(error / np.maximum(span, 1e-12)), 1.0), likely(np.maximum(error - span, 0.0) / there)
+    us, inner = us[order], predicted[order][1:-1]
+    span = np.maximum(np.maximum(us[:-2], us[2:]) - inner, inner - np.minimum(us[:-2], us[2:]))
+    error = np.abs(us[1:-1] - inner)
+    return min(2 * likely(error / np.maximum(span, 1e-12)), 1.0), likely(np.maximum(error - span, 0.0) / inner)
 
 
 def likely(errors: np.ndarray) -> float:

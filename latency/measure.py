@@ -119,10 +119,10 @@ def measure(
     windows = _Windows(timed, clock, monitor)
     measurement, next_look = None, 0.0  # the device idles during a look, so there are few
     while measurement is None and windows.discarded_ms < _PATIENCE * protocol.max_time_ms:
-        if windows.run(_count(windows, protocol)) and (
+        if windows.run(_window_length(windows, protocol)) and (
             len(windows.runs_us) >= next_look or windows.elapsed_ms >= protocol.max_time_ms
         ):
-            measurement, next_look = _judge(windows, protocol), 1.25 * len(windows.runs_us)
+            measurement, next_look = _measurement_of(windows, protocol), 1.25 * len(windows.runs_us)
     if measurement is None:
         measurement = summarize(_spread(windows.runs_us or windows.last_us, protocol.max_samples), protocol)
         words = f"the device was disturbed throughout: {', '.join(windows.disturbed)}"
@@ -175,7 +175,7 @@ class _Windows:
         return medians | ({"discarded_windows": float(self._discarded)} if self._discarded else {})
 
 
-def _count(windows: _Windows, protocol: Protocol) -> int:
+def _window_length(windows: _Windows, protocol: Protocol) -> int:
     """Return the number of runs of the next window. Windows grow, so that a long watch is not split into many."""
     taken, elapsed_ms = len(windows.runs_us), windows.elapsed_ms
     count = max(
@@ -184,7 +184,7 @@ def _count(windows: _Windows, protocol: Protocol) -> int:
     return min(count, protocol.settle_runs - taken) if taken < protocol.settle_runs else count
 
 
-def _judge(windows: _Windows, protocol: Protocol) -> Measurement | None:
+def _measurement_of(windows: _Windows, protocol: Protocol) -> Measurement | None:
     """Return the measurement from the runs so far; None if more are needed."""
     taken = len(windows.runs_us)
     if (
@@ -211,7 +211,8 @@ def _spread(values: Sequence[float], most: int) -> Sequence[float]:
     if len(values) <= most:
         return values
     places = np.arange(most) + np.random.RandomState(0).random_sample(most)
-    return [values[index] for index in (places * len(values) / most).astype(int)]
+    indices: list[int] = (places * len(values) / most).astype(int).tolist()
+    return [values[index] for index in indices]
 
 
 def stationary_from(runs_us: Sequence[float], tolerance: float) -> tuple[int, bool]:

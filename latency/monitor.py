@@ -48,7 +48,7 @@ class Nvml:
     """
 
     def __init__(self, pci_bus_id: str) -> None:
-        self._nvml: typing.Any = import_extra("pynvml", "tensorrt")
+        self._nvml = import_extra("pynvml", "tensorrt")
         self._nvml.nvmlInit()
         self._handle = self._nvml.nvmlDeviceGetHandleByPciBusId(pci_bus_id)
         self._usual: int | None = None

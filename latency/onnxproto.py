@@ -17,6 +17,7 @@ from onnx import (
     NodeProto,
     SparseTensorProto,
     TensorProto,
+    TensorShapeProto,
     ValueInfoProto,
     load_from_string,
 )
@@ -210,7 +211,9 @@ def _require_names(model: ModelProto, where: object) -> None:
         if isinstance(graph, GraphProto):
             texts += [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
             texts += [
-                dim.dim_param for value in (*graph.input, *graph.output, *graph.value_info) for dim in _dims(value)
+                dim.dim_param
+                for value in (*graph.input, *graph.output, *graph.value_info)
+                for dim in _dimensions(value)
             ]
         else:
             texts += [*graph.input, *graph.output, graph.domain]
@@ -234,7 +237,7 @@ def _require_names(model: ModelProto, where: object) -> None:
         raise FileError(where, f"is damaged: the name {strange!r} is not UTF-8")
 
 
-def _dims(value: ValueInfoProto) -> Sequence:
+def _dimensions(value: ValueInfoProto) -> Sequence[TensorShapeProto.Dimension]:
     return value.type.tensor_type.shape.dim
 
 

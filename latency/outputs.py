@@ -45,7 +45,7 @@ def _has_index(head: bytes) -> bool:
         return False
 
 
-def _names(head: bytes, begin: bytes, maker: str) -> bool:
+def _is_made_by(head: bytes, begin: bytes, maker: str) -> bool:
     """Return whether a file's first bytes are of a format and name its producer."""
     return head.startswith(begin) and maker.encode() in head
 
@@ -53,13 +53,13 @@ def _names(head: bytes, begin: bytes, maker: str) -> bool:
 TABLE = Artefact("a latency table", lambda head: head.startswith(b'{"schema":"latency-table/'))
 BLOCKS = Artefact("a block bundle", _has_index)
 PAGE = Artefact(
-    "a report", lambda head: _names(head, b"<!doctype html>", f'<meta name="generator" content="{GENERATOR}">')
+    "a report", lambda head: _is_made_by(head, b"<!doctype html>", f'<meta name="generator" content="{GENERATOR}">')
 )
 PICTURE = Artefact(
     "a picture of a table",
     lambda head: (
-        _names(head, b"\x89PNG", f"Software\0{GENERATOR}")
-        or _names(head, b"<?xml ", f"<dc:title>{GENERATOR}</dc:title>")
+        _is_made_by(head, b"\x89PNG", f"Software\0{GENERATOR}")
+        or _is_made_by(head, b"<?xml ", f"<dc:title>{GENERATOR}</dc:title>")
     ),
 )
 NEW = Artefact("", lambda head: False)

@@ -11,9 +11,10 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from latency.block import BlockSpec
 from latency.coverage import held_out
@@ -31,6 +32,11 @@ _SMALL = 8
 """Smallest font size in points."""
 
 Family = dict[BlockSpec, Row]
+
+Figure: TypeAlias = Any
+"""A figure or subfigure of matplotlib, which is optional and leaves most keyword arguments untyped; so are the next."""
+Axes: TypeAlias = Any
+Mesh: TypeAlias = Any
 
 
 class Palette(NamedTuple):
@@ -52,7 +58,7 @@ class Picture:
     title: str
     caption: str
     height_in: float
-    paint: Callable[[Any], None]
+    paint: Callable[[Figure], None]
 
 
 def require_picture(out: Path, *, force: bool = False) -> None:
@@ -109,7 +115,7 @@ def plot_diffs(tables: Sequence[LatencyTable], diffs: Sequence[Diff], out: Path,
     """
     require_picture(out, force=force)
     import_extra("matplotlib", "report")
-    drawn = []
+    drawn: list[Picture] = []
     for table, diff in zip(tables[1:], diffs, strict=True):
         caption = (
             "Latency over that in the first table: small dots are rows, large ones the mean of a family with its "
@@ -127,12 +133,8 @@ def _titled(table: LatencyTable) -> str:
 
 
 def _save(title: str, drawn: Sequence[Picture], out: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     heights = [picture.height_in + 0.6 for picture in drawn]
-    figure = Figure(figsize=(WIDTH_IN, sum(heights) + 0.5), dpi=130, layout="constrained", facecolor=PRINT.paper)
-    FigureCanvasAgg(figure)
+    figure = _new_figure(sum(heights) + 0.5)
     figure.suptitle(title, fontsize=12)
     for part, picture in zip(
         figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0], drawn, strict=True
@@ -143,7 +145,16 @@ def _save(title: str, drawn: Sequence[Picture], out: Path) -> None:
         figure.savefig(partial, format=out.suffix[1:], metadata=_METADATA[out.suffix])
 
 
-def _ratios(figure: Any, diff: Diff, palette: Palette) -> None:
+def _new_figure(height_in: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_IN, height_in), dpi=130, layout="constrained", facecolor=PRINT.paper)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _ratios(figure: Figure, diff: Diff, palette: Palette) -> None:
     """Draw the ratios of rows on one line per family, with the mean of each."""
     ax = figure.add_subplot()
     lines = [*diff.families, diff.overall]
@@ -180,7 +191,7 @@ def pictures(table: LatencyTable, palette: Palette, unit: Unit) -> list[Picture]
         for row in table.rows
         if row.kind == "network" and row.measured and (latency := _predicted(table, row))
     ]
-    drawn = []
+    drawn: list[Picture] = []
     if networks:
         error = table.predictor.mean_absolute_error
         off = "too few to judge the error by" if math.isnan(error) else f"{error:.2%} off on average (cross-validated)"
@@ -213,7 +224,7 @@ def pictures(table: LatencyTable, palette: Palette, unit: Unit) -> list[Picture]
     return drawn
 
 
-def _families(figure: Any, table: LatencyTable, families: dict[str, Family], columns: int, palette: Palette) -> None:
+def _families(figure: Figure, table: LatencyTable, families: dict[str, Family], columns: int, palette: Palette) -> None:
     axes = figure.subplots(math.ceil(len(families) / columns), columns, squeeze=False).ravel()
     held = held_out([spec for rows in families.values() for spec in rows])
     for ax, (family, rows) in zip(axes, families.items(), strict=False):
@@ -228,7 +239,7 @@ def _families(figure: Any, table: LatencyTable, families: dict[str, Family], col
             _over_two_widths(figure, ax, table, rows, held, wide, palette)
             continue
         for name in wide:
-            _line(ax, table, rows, held, name, palette)
+            _over_one_width(ax, table, rows, held, name, palette)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel(" or ".join(wide), fontsize=_SMALL, labelpad=1)
         ax.set_ylim(0, 1.08 * ax.dataLim.y1)
@@ -237,7 +248,7 @@ def _families(figure: Any, table: LatencyTable, families: dict[str, Family], col
         ax.set_visible(False)
 
 
-def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str, palette: Palette) -> None:
+def _over_one_width(ax: Axes, table: LatencyTable, rows: Family, held: set[str], name: str, palette: Palette) -> None:
     """Draw latency over one width, with any other widths at their largest."""
     widest = max(rows, key=lambda spec: tuple(width for _, width in spec.widths))
     line = {
@@ -245,7 +256,7 @@ def _line(ax: Any, table: LatencyTable, rows: Family, held: set[str], name: str,
     }
     latencies = {
         width: latency
-        for width in _grid(sorted(line))
+        for width in _uniform_grid(sorted(line))
         if (latency := _lookup(table, widest.with_widths(**{name: width})))
     }
     size = 2.0 if len(latencies) > 40 else 3.5
@@ -291,29 +302,29 @@ _HOLLOW = {"interpolated": "o", "transferred": "s"}
 
 
 def _intervals(
-    ax: Any, x: Sequence[int] | Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette
+    ax: Axes, x: Sequence[int] | Sequence[float], low: Sequence[float], high: Sequence[float], palette: Palette
 ) -> None:
     """Draw vertical bars as one line with gaps: tables have thousands, and each would be an element of the picture."""
     gaps = [math.nan] * len(x)
     ax.plot(np.ravel([x, x, gaps], "F"), np.ravel([low, high, gaps], "F"), color=palette.ink, linewidth=0.8, alpha=0.7)
 
 
-def _grid(widths: list[int]) -> list[int]:
+def _uniform_grid(widths: list[int]) -> list[int]:
     """Return the widths of a uniform grid with the smallest measured spacing, and the measured widths."""
     step = min((b - a for a, b in itertools.pairwise(widths)), default=1)
     return sorted({*widths, *range(widths[0], widths[-1], step)})
 
 
 def _over_two_widths(
-    figure: Any,
-    ax: Any,
+    figure: Figure,
+    ax: Axes,
     table: LatencyTable,
     rows: Family,
     held: set[str],
     axes: dict[str, list[int]],
     palette: Palette,
 ) -> None:
-    (down, across), (vertical, horizontal) = axes, (_grid(widths) for widths in axes.values())
+    (down, across), (vertical, horizontal) = axes, (_uniform_grid(widths) for widths in axes.values())
     any_spec = next(iter(rows))
     values, marks = (
         np.full((len(vertical), len(horizontal)), np.nan),
@@ -345,7 +356,7 @@ def _over_two_widths(
         limits(name, fontsize=_SMALL, labelpad=1)
 
 
-def heat_map(ax: Any, values: Any, *, most: float | None = None) -> Any:
+def heat_map(ax: Axes, values: ArrayLike, *, most: float | None = None) -> Mesh:
     """Draw cells in a perceptually uniform colour map that colour-blind readers can read.
 
     Args:
@@ -358,15 +369,15 @@ def heat_map(ax: Any, values: Any, *, most: float | None = None) -> Any:
     """
     import matplotlib
 
-    values = np.ma.masked_invalid(np.asarray(values, float))
-    rows, columns = values.shape
+    cells = np.ma.masked_invalid(np.asarray(values, float))
+    rows, columns = cells.shape
     colours = matplotlib.colormaps["viridis"].resampled(24)  # few enough that the legend stays vector graphics
     return ax.pcolormesh(
-        np.arange(columns + 1) + 0.5, np.arange(rows + 1) - 0.5, values, cmap=colours, vmin=0, vmax=most
+        np.arange(columns + 1) + 0.5, np.arange(rows + 1) - 0.5, cells, cmap=colours, vmin=0, vmax=most
     )
 
 
-def legend(figure: Any, mesh: Any, axes: Any, label: str) -> None:
+def legend(figure: Figure, mesh: Mesh, axes: Axes | Sequence[Axes], label: str) -> None:
     """Draw the colour bar of a heat map next to its axes."""
     bar = figure.colorbar(mesh, ax=axes, pad=0.02)
     bar.set_label(label, fontsize=_SMALL)
@@ -374,7 +385,7 @@ def legend(figure: Any, mesh: Any, axes: Any, label: str) -> None:
     bar.outline.set_visible(False)
 
 
-def _singles(figure: Any, families: dict[str, Family], palette: Palette) -> None:
+def _singles(figure: Figure, families: dict[str, Family], palette: Palette) -> None:
     ax = figure.add_subplot()
     rows = [row for family in families.values() for row in family.values()]
     for place, row in enumerate(rows):
@@ -388,7 +399,7 @@ def _singles(figure: Any, families: dict[str, Family], palette: Palette) -> None
     ax.set_xlabel("latency, µs")
 
 
-def _networks(figure: Any, networks: Sequence[tuple[Row, Latency]], palette: Palette, unit: Unit) -> None:
+def _networks(figure: Figure, networks: Sequence[tuple[Row, Latency]], palette: Palette, unit: Unit) -> None:
     ax = figure.add_subplot()
     measured = unit.of(np.array([row.median_us for row, _ in networks]))
     us, low, high = (

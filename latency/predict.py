@@ -3,10 +3,11 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from latency.block import BlockSpec
 
@@ -14,6 +15,10 @@ MIN_NETWORKS = 6
 """Minimum number of measured networks to fit a predictor: three coefficients, and some networks to judge them."""
 _FOLDS = 10
 _UNFITTED_HALF_WIDTH = 0.25  # plain sums are off by 9 % on average; no measurement shows that it is less here
+
+
+Quantity: TypeAlias = Any
+"""A float, an array or a tensor: torch is not imported here."""
 
 
 class Sums(NamedTuple):
@@ -77,8 +82,8 @@ class Predictor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     half_width: float
     networks: int
 
-    def added_us(self, op: str, us: Any, kelements: Any) -> Any:
-        """Return what a block adds to the latency of a network; works for floats, arrays and tensors.
+    def added_us(self, op: str, us: Quantity, kelements: Quantity) -> Quantity:
+        """Return what a block adds to the latency of a network.
 
         Args:
             op: kind of block.
@@ -142,10 +147,10 @@ def _coefficients(solution: np.ndarray, kinds: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _solve(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
     """Minimize the sum of squared relative errors. Columns are scaled first, as the rank must not depend on units."""
     a = x / y[:, None]
-    norm = np.linalg.norm(a, axis=0)
+    norm: NDArray[np.float64] = np.linalg.norm(a, axis=0)
     norm[norm == 0] = 1
     return np.linalg.lstsq(a / norm, np.ones(len(y)), rcond=1e-6)[0] / norm
 

@@ -10,8 +10,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType
+from typing import Any
 
 from latency.errors import LatencyError, escaped, one_line
 
@@ -116,7 +117,7 @@ def _end(program: str, text: str, code: int) -> int:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
+def _signals() -> Generator[list[int]]:
     """Turn the signals that stop a command into `Stopped`; yields those received. Ignored ones (nohup) stay ignored."""
     received, last = list[int](), -_REPEAT_S
 
@@ -129,7 +130,7 @@ def _signals() -> Iterator[list[int]]:
         received.append(signum)
         raise Stopped(signum)
 
-    before = {}
+    before: dict[signal.Signals, Any] = {}
     with contextlib.suppress(ValueError):  # outside the main thread, signals are the caller's business
         for signum in _WORDS:
             if signal.getsignal(signum) is not signal.SIG_IGN:

@@ -252,7 +252,7 @@ class _Profiling:
         before = next(
             (row.blocks[0] for row in reversed(self._writer.history) if row.kind == "sentinel" and row.blocks), ""
         )
-        blocks = sorted((work for work in self._workloads.values() if work.kind == "block"), key=_size)
+        blocks = sorted((work for work in self._workloads.values() if work.kind == "block"), key=_computation)
         for work in [self._workloads.get(before), *blocks[len(blocks) // 2 :], *reversed(blocks[: len(blocks) // 2])]:
             if work is not None:
                 try:
@@ -316,7 +316,7 @@ class _Profiling:
                 return row
 
 
-def _size(work: Workload) -> int:
+def _computation(work: Workload) -> int:
     """Return a rough measure of a block's computation, to sort blocks by."""
     spec = BlockSpec.parse(work.key)
     return math.prod(width for _, width in spec.widths) * int(spec.attr("h")) * int(spec.attr("w"))

@@ -109,7 +109,7 @@ class TableHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def origin(self) -> str:
         """Why the table is not a measurement of its device; "" if it is one."""
-        words = []
+        words: list[str] = []
         if self.runtime.name == "simulated":
             words.append("simulated: no such device exists")
         if (recording := self.recording) is not None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latency.errors import CoverageError
 from latency.rows import Latency
@@ -15,7 +16,7 @@ class Surface:
     """Latency of one family of blocks over its widths, on a complete rectilinear grid.
 
     Attributes:
-        family: of the blocks.
+        family: family of the blocks.
         axes: grid values of each width by name, ascending, in the order of `BlockSpec.widths`.
         values_us: medians; one dimension per axis.
         low_us: lower ends of their intervals.
@@ -25,10 +26,10 @@ class Surface:
     def __init__(
         self,
         family: str,
-        axes: Mapping[str, np.ndarray],
-        values_us: np.ndarray,
-        low_us: np.ndarray,
-        high_us: np.ndarray,
+        axes: Mapping[str, NDArray[np.float64]],
+        values_us: NDArray[np.float64],
+        low_us: NDArray[np.float64],
+        high_us: NDArray[np.float64],
     ) -> None:
         self.family, self.axes = family, dict(axes)
         self.values_us, self.low_us, self.high_us = values_us, low_us, high_us
@@ -78,13 +79,11 @@ class Surface:
 
     @cached_property
     def steps(self) -> tuple[bool, ...]:
-        """Whether latency rises in steps, for each axis.
-
-        The next grid value up predicts left-out ones as well as a line does.
+        """For each axis, whether latency rises in steps: the next larger value predicts as well as a line does.
 
         A step halfway between grid values costs both predictions the same, so a tie counts as steps.
         """
-        steps = []
+        steps: list[bool] = []
         for axis, widths in enumerate(self.axes.values()):
             lines = np.moveaxis(self.values_us, axis, 0)
             if len(widths) < 4:
@@ -96,9 +95,10 @@ class Surface:
         return tuple(steps)
 
     def _leave_one_out(self, node: tuple[int, ...], axis: int) -> float:
-        """Relative error of predicting a grid value from its two neighbours along an axis; 0 at the ends."""
+        """Return the relative error of predicting a grid value from its two neighbours along an axis; 0 at the ends."""
         widths = list(self.axes.values())[axis]
         line, i = self.values_us[(*node[:axis], slice(None), *node[axis + 1 :])], node[axis]
         if i in (0, len(widths) - 1):
             return 0.0
-        return float(abs(np.interp(widths[i], widths[[i - 1, i + 1]], line[[i - 1, i + 1]]) / line[i] - 1))
+        predicted_us = float(np.interp(float(widths[i]), widths[[i - 1, i + 1]], line[[i - 1, i + 1]]))
+        return abs(predicted_us / float(line[i]) - 1)

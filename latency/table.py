@@ -250,7 +250,8 @@ class LatencyTable:
     @cached_property
     def predictor(self) -> Predictor:
         """Fitted on those network rows that are `ok` and whose blocks are covered."""
-        sums, measured_us = [], []
+        sums: list[Sums] = []
+        measured_us: list[float] = []
         for row in self._by_key.values():
             if row.kind == "network" and row.status == "ok":
                 blocks = [BlockSpec.parse(key) for key in row.blocks]

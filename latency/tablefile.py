@@ -101,7 +101,8 @@ class TableWriter:
         self._write(*rows)
 
     def _write(self, *values: TableHeader | Row) -> None:
-        lines, check = [], self._check
+        lines: list[bytes] = []
+        check = self._check
         for value in values:
             line, check = _seal(value, check)
             lines.append(line)
@@ -178,7 +179,7 @@ def read_lines(data: bytes, path: str | os.PathLike[str]) -> Content:
     if not lines:
         return Content(None, [], 0, "", 1 if torn else 0)
     header, check = _unseal(lines[0], TableHeader, "", f"{path}, line 1", old=old)
-    rows, parsed_keys = [], set[str]()
+    rows, parsed_keys = list[Row](), set[str]()
     collects = gc.isenabled()
     gc.disable()  # a million samples hold no cycle; looking for one takes half of the time
     try:
@@ -195,7 +196,7 @@ def read_lines(data: bytes, path: str | os.PathLike[str]) -> Content:
 
 
 def _row_from_1(row: Row) -> Row:
-    """A row of `latency-table/1` with the percentiles that its samples state."""
+    """Return a row of `latency-table/1` with the percentiles that its samples support."""
     return msgspec.structs.replace(
         row, p90_us=percentile(row.samples_us, 0.90), p99_us=percentile(row.samples_us, 0.99)
     )

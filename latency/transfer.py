@@ -119,7 +119,7 @@ class Transfer:
 
     def _covariances(self, rows: np.ndarray, columns: np.ndarray) -> list[np.ndarray]:
         """Return the covariances: linear and smooth in the old latencies, then in the features [rows, columns]."""
-        covariances = []
+        covariances: list[np.ndarray] = []
         for values in (self._old, self._features):
             a, b = values[rows], values[columns]
             linear = a @ b.T

@@ -65,7 +65,7 @@ def fill_weights(model: onnx.ModelProto) -> None:
     start = 0
     for tensor in _weights(model):
         scale = 1 / math.sqrt(max(1, math.prod(tensor.dims[1:])))
-        numbers = np.roll(_numbers() * np.float32(scale), -start).astype(_TYPES[tensor.data_type])
+        numbers = np.roll(_random_numbers() * np.float32(scale), -start).astype(_TYPES[tensor.data_type])
         tensor.CopyFrom(numpy_helper.from_array(np.resize(numbers, tuple(tensor.dims)), tensor.name))
         start = (start + math.prod(tensor.dims)) % _PERIOD
     for tensor in model.graph.initializer:
@@ -140,7 +140,7 @@ def _read_in_bodies(graph: onnx.GraphProto) -> set[str]:
 
 
 @cache
-def _numbers() -> np.ndarray:
+def _random_numbers() -> np.ndarray:
     # Uniform values of NumPy's legacy generator: its stream is frozen, and no step depends on rounding in a math
     # library.
     return ((np.random.RandomState(0).random_sample(_PERIOD) - 0.5) * math.sqrt(12)).astype(np.float32)

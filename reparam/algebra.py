@@ -56,7 +56,7 @@ def fuse_transposed_conv_bn(
     weight: Float[Tensor, "c_in c_out_per_group *size"], bias: Bias | None, scale: Bias, shift: Bias, *, groups: int = 1
 ) -> tuple[Float[Tensor, "c_in c_out_per_group *size"], Bias]:
     """Do the same as `fuse_conv_bn` for a transposed convolution, whose kernel has the input channels first."""
-    grouped = weight.unflatten(0, (groups, -1))  # groups, c_in per group, c_out per group, size
+    grouped = torch.unflatten(weight, 0, (groups, -1))  # groups, c_in per group, c_out per group, size
     scales = scale.view(groups, 1, -1, *[1] * (weight.ndim - 2))
     return (grouped * scales).flatten(0, 1), shift if bias is None else bias * scale + shift
 
@@ -160,8 +160,8 @@ def merge_serial(first: Branch, second: Branch, *, groups: int = 1) -> Branch:
     """
     (point, point_bias), (weight, bias) = first, second
     inner, outer = (kernel.flatten(2) if kernel.ndim > 2 else kernel.unsqueeze(2) for kernel in (point, weight))
-    grouped = outer.unflatten(0, (groups, -1))
-    merged = torch.einsum("gomq,gmir->goiqr", grouped, inner.unflatten(0, (groups, -1))).flatten(0, 1)
-    carried = torch.einsum("gomq,gm->go", grouped, point_bias.unflatten(0, (groups, -1)))
+    grouped = torch.unflatten(outer, 0, (groups, -1))
+    merged = torch.einsum("gomq,gmir->goiqr", grouped, torch.unflatten(inner, 0, (groups, -1))).flatten(0, 1)
+    carried = torch.einsum("gomq,gm->go", grouped, torch.unflatten(point_bias, 0, (groups, -1)))
     size = weight.shape[2:] if math.prod(weight.shape[2:]) > 1 else point.shape[2:]
     return merged.reshape(*merged.shape[:2], *size), bias + carried.flatten()

@@ -4,9 +4,9 @@ import copy
 import operator
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import torch
 from jaxtyping import Bool
@@ -23,14 +23,16 @@ from reparam.algebra import (
 )
 from reparam.errors import ReparamError
 
-Image = Any
-"""Float [batch, channels, height, width]. Unchecked, because a network may be traced with proxies instead of
-tensors."""
+if TYPE_CHECKING:
+    Image: TypeAlias = Tensor
+    """Float [batch, channels, height, width]."""
+else:
+    Image = Any  # a network may be traced with proxies, which are not tensors
 
 
 @final
 class ChannelMask(nn.Module):
-    """Zero out channels, for `squeeze` to remove.
+    """Zeroes the channels that `squeeze` removes.
 
     `keep` is a buffer: it is saved with the weights and never trained.
     """
@@ -60,7 +62,7 @@ class ChannelMask(nn.Module):
 
 @final
 class ConvBlock(nn.Module):
-    """The deployed form of a block: convolution with bias, mask, activation.
+    """The deployed form of a block: a convolution with bias, a mask and an activation.
 
     Takes the arguments of `BranchedBlock`; pads by kernel // 2.
     """
@@ -97,11 +99,9 @@ class Block(nn.Module, ABC):
 
     @abstractmethod
     def deployed(self) -> nn.Module:
-        """Return an equivalent module for evaluation mode.
+        """Return an equivalent module for evaluation mode: one convolution per sum of branches.
 
-        One convolution per sum of branches, with copies of mask and activation.
-
-        Folds in the dtype of the block; `fuse` folds in float64 and rounds once.
+        Mask and activation are copied. Folds in the dtype of the block; `fuse` folds in float64 and rounds once.
 
         Raises:
             ReparamError: a norm of the block has no running statistics.
@@ -143,8 +143,7 @@ class BranchedBlock(Block, ABC):
         if kernel % 2 == 0 or c_in % groups or c_out % groups:
             raise ReparamError(
                 f"invalid block: kernel {kernel}, {c_in} to {c_out} channels, {groups} groups; the kernel must be odd "
-                "and the channels "
-                "divisible by the number of groups"
+                "and the channels divisible by the number of groups"
             )
         self.c_in, self.c_out, self.kernel, self.stride, self.groups = c_in, c_out, kernel, stride, groups
         self._add_branches()
@@ -165,20 +164,22 @@ class BranchedBlock(Block, ABC):
 
         Float [batch, c_in, height, width] -> [batch, c_out, height / stride, width / stride].
         """
-        return reduce(operator.add, (branch(x) for branch in self._branches()))
+        outputs: Iterator[Tensor] = (branch(x) for branch in self._branches())
+        return reduce(operator.add, outputs)
 
     def merged(self) -> Branch:
         """Return kernel and bias of the convolution that equals `total` in evaluation mode."""
         return merge_parallel([self._folded(branch) for branch in self._branches()])
 
-    def _folded(self, branch: Any) -> Branch:
+    def _folded(self, branch: nn.Module) -> Branch:
         if isinstance(branch, _ConvNorm):
             return fold_norm(branch.conv.weight, branch.conv.bias, branch.norm)
-        like: Any = next(self.parameters())
+        like = next(self.parameters())
         kernel = identity_kernel(self.c_out, self.groups, dtype=like.dtype).to(like.device)
-        return (
-            (kernel, like.new_zeros(self.c_out)) if isinstance(branch, nn.Identity) else fold_norm(kernel, None, branch)
-        )
+        if isinstance(branch, nn.Identity):
+            return kernel, like.new_zeros(self.c_out)
+        assert isinstance(branch, Norm)
+        return fold_norm(kernel, None, branch)
 
     def forward(self, x: Image) -> Image:
         """Return act(mask(total(x)))."""
@@ -228,14 +229,10 @@ class RepVGGBlock(BranchedBlock):
 
 @final
 class MobileOneBlock(BranchedBlock):
-    """The training form of MobileOne (Vasu et al. 2023).
+    """The training form of MobileOne (Vasu et al. 2023): equal branches, a 1x1 and an identity, each with its norm.
 
-    Several equal branches, a 1x1 scale branch and an identity, each with its norm.
-
-    Depth-wise with kernel 3 it is the first half of MobileOne's layer; with kernel 1 it is the point-wise half.
-
-    The 1x1 branch exists only if the kernel is larger than 1, the identity branch only if c_in == c_out and the stride
-    is 1.
+    Depth-wise with kernel 3 it is the first half of MobileOne's layer; with kernel 1 it is the point-wise half. The 1x1
+    branch exists only if the kernel is larger than 1, the identity branch only if c_in == c_out and the stride is 1.
 
     Args:
         c_in: input channels.
@@ -260,10 +257,7 @@ class MobileOneBlock(BranchedBlock):
 
 @final
 class ACBlock(BranchedBlock):
-    """The asymmetric convolution block of ACNet (Ding et al. 2019).
-
-    Square, horizontal and vertical kernels, each with its norm.
-    """
+    """The asymmetric block of ACNet (Ding et al. 2019): square, horizontal and vertical kernels, each with its norm."""
 
     def _add_branches(self) -> None:
         self.square = self._conv(self.kernel)
@@ -275,10 +269,8 @@ class ACBlock(BranchedBlock):
 class DiverseBranchBlock(BranchedBlock):
     """The diverse branch block (Ding et al. 2021).
 
-    A kxk, a 1x1, a 1x1-kxk and a 1x1-average branch, each convolution with its norm.
-
-    Between the two layers of a serial branch the image is padded with the norm's output for zero, so that borders merge
-    exactly.
+    A kxk, a 1x1, a 1x1-kxk and a 1x1-average branch, each convolution with its norm. Between the two layers of a serial
+    branch the image is padded with the norm's output for zero, so that borders merge exactly.
     """
 
     def _add_branches(self) -> None:
@@ -326,14 +318,12 @@ class PlainBlock(BranchedBlock):
 
 @final
 class LightBlock(Block):
-    """The light block of PaS (Li et al. 2022, Section 5.1).
-
-    A depth-wise 3x3, then a 1x1 convolution, each a `PlainBlock`.
+    """The light block of PaS (Li et al. 2022, Section 5.1): a depth-wise 3x3 and a 1x1, each a `PlainBlock`.
 
     Args:
         c_in: input channels.
         c_out: output channels.
-        stride: of the depth-wise convolution.
+        stride: stride of the depth-wise convolution.
         act: creates the activation after each of the two.
         mask: applied before the last activation; identity by default. The depth-wise half passes channels through and
             adds a bias, so its own mask (`block.depthwise.mask`) must equal that of the preceding block.
@@ -384,7 +374,7 @@ Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 
 def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
-    """Call `norm_affine` with the parameters of a module.
+    """Return scale and shift of a norm, see `norm_affine`.
 
     Raises:
         ReparamError: the norm has no running statistics, so it has no fixed scale to fold.
@@ -397,5 +387,5 @@ def affine_of(norm: Norm) -> tuple[Tensor, Tensor]:
 
 
 def fold_norm(weight: Tensor, bias: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
-    """Call `fuse_conv_bn` with the parameters of a module; raises like `affine_of`."""
+    """Fold a norm into the layer before it, see `fuse_conv_bn`; raises like `affine_of`."""
     return fuse_conv_bn(weight, bias, *affine_of(norm))

@@ -4,18 +4,22 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
 
 from reparam.algebra import Branch, average_kernel, norm_affine
 from reparam.forms import LinearForm, affine, depthwise, identity, lazy_branch, parallel, serial
-from reparam.graph import NetworkGraph, aten, is_norm, operator_of, shape_of
+from reparam.graph import NetworkGraph, args_of, aten, is_norm, operator_of, shape_of, with_defaults
 
 Key = tuple[fx.Node, int]
+"""Source and channel dimension of a form."""
+
+Scalar: TypeAlias = int | float
+Factor: TypeAlias = Scalar | Tensor
 
 _CONVOLUTION, _LINEAR = aten.convolution.default, aten.linear.default
 _NORM = aten._native_batch_norm_legit_no_training.default
@@ -118,7 +122,7 @@ class Branches:
                 self.why.setdefault(node, form)
 
     def _layer(self, node: fx.Node) -> Iterable[LinearForm]:
-        x, weight, bias, *options = (*node.args, None)[: max(3, len(node.args))]
+        x, weight, bias, *options = with_defaults(args_of(node), (None, None, None))
         if (
             not isinstance(x, fx.Node)
             or self.network.is_constant(x)
@@ -126,7 +130,7 @@ class Branches:
         ):
             return ()
         kernel, shift = self.network.constant(weight), self.network.constant(bias)
-        geometry: Any = options[:6] if node.target is _CONVOLUTION else ((), (), (), False, (), 1)
+        geometry = options[:6] if node.target is _CONVOLUTION else ((), (), (), False, (), 1)
         stride, padding, dilation, transposed, output_padding, groups = geometry
         sides = kernel.ndim - 2
         c_in, c_out = (
@@ -152,23 +156,22 @@ class Branches:
         return self._composed(node, x, own)
 
     def _norm(self, node: fx.Node, norm: fx.Node) -> Iterable[LinearForm]:
-        x, gamma, beta, mean, variance, _, eps = norm.args
+        x, gamma, beta, mean, variance, _, eps = args_of(norm)
         numbers = (gamma, beta, mean, variance)
         if not isinstance(x, fx.Node) or norm in self.opaque or not all(map(self.network.is_constant, numbers)):
             return ()
         gamma, beta, mean, variance = map(self.network.constant, numbers)
-        assert isinstance(eps, float)
         scale, shift = norm_affine(mean, variance, eps=eps, gamma=gamma, beta=beta)
         own = affine(norm, x, 1, scale, shift, len(shape_of(x)))
         return [replace(form, absorbed=form.absorbed | {node}) for form in self._composed(node, x, own)]
 
     def _pool(self, node: fx.Node) -> Iterable[LinearForm]:
         sides = _POOLS[node.target]
-        x, size, stride, padding, ceil, count, divisor = (*node.args, *(None,) * 6)[:7]
+        x, size, stride, padding, ceil, counts_padding, divisor = with_defaults(args_of(node), (None,) * 7)
         if not isinstance(x, fx.Node) or divisor or len(shape_of(x)) != sides + 2:
             return ()
         size, channels, padding = _sides(size, sides), shape_of(x)[1], _sides(padding or 0, sides)
-        if ceil or (any(padding) and count is False):
+        if ceil or (any(padding) and counts_padding is False):
             return ()  # averages over fewer pixels at the border, so it is not a convolution
         kernel = average_kernel(channels, size, channels, dtype=torch.float64)
         zeros = torch.zeros(channels, dtype=torch.float64)
@@ -185,18 +188,16 @@ class Branches:
                 yield replace(form, dim=dim, absorbed=form.absorbed | {node}, moves=form.moves | {node})
 
     def _sum(self, node: fx.Node) -> Iterable[LinearForm]:
-        x, y = node.args[:2]
-        alpha = node.kwargs.get("alpha", 1)
-        sign = alpha if node.target is aten.add.Tensor else -alpha  # pyright: ignore[reportOperatorIssue, reportOptionalOperand]
+        x, y = args_of(node)[:2]
+        alpha: Any = node.kwargs.get("alpha", 1)
+        sign: Scalar = alpha if node.target is aten.add.Tensor else -alpha
         if self.network.is_constant(y):
             return self._affine(node, x, 1.0, self.network.constant(y), shift_factor=sign)
         if self.network.is_constant(x):
             return self._affine(node, y, sign, self.network.constant(x))
-        assert isinstance(x, fx.Node)
-        assert isinstance(y, fx.Node)
         return self._branches(node, x, y, sign) if shape_of(x) == shape_of(y) == shape_of(node) else ()
 
-    def _branches(self, node: fx.Node, x: fx.Node, y: fx.Node, sign: Any) -> Iterator[LinearForm]:
+    def _branches(self, node: fx.Node, x: fx.Node, y: fx.Node, sign: Scalar) -> Iterator[LinearForm]:
         forms_of_y = {(form.source, form.dim): form for form in self._operand(y)}
         for left in self._operand(x):
             right = forms_of_y.get((left.source, left.dim))
@@ -212,8 +213,8 @@ class Branches:
 
     def _scaled(self, node: fx.Node) -> Iterable[LinearForm]:
         if node.target is aten.neg.default:
-            return self._affine(node, node.args[0], -1.0, 0.0)
-        x, y = node.args[:2]
+            return self._affine(node, args_of(node)[0], -1.0, 0.0)
+        x, y = args_of(node)[:2]
         divides = node.target in (aten.div.Tensor, aten.div.Scalar)
         if self.network.is_constant(y):
             factor = self.network.constant(y)
@@ -222,7 +223,9 @@ class Branches:
             self._affine(node, y, self.network.constant(x), 0.0) if self.network.is_constant(x) and not divides else ()
         )
 
-    def _affine(self, node: fx.Node, x: Any, scale: Any, shift: Any, *, shift_factor: Any = 1) -> Iterator[LinearForm]:
+    def _affine(
+        self, node: fx.Node, x: object, scale: Factor, shift: Factor, *, shift_factor: Scalar = 1
+    ) -> Iterator[LinearForm]:
         """Yield the forms of `scale * x + shift_factor * shift`.
 
         Scale and shift are scalars or constant within each channel.
@@ -241,12 +244,11 @@ class Branches:
 def _moved_dim(node: fx.Node, before: tuple[int, ...], form: LinearForm) -> int | None:
     """Return the channel dimension of a form after a view or a padding; None if it does not commute with a scaling."""
     if node.target is aten.pad.default:
-        _, widths, mode = (*node.args, "constant")[:3]
-        assert isinstance(widths, list | tuple)
+        _, widths, mode = with_defaults(args_of(node), (None, (), "constant"))[:3]
         commutes = mode != "constant" and form.dim < len(before) - len(widths) // 2
         return form.dim if commutes and form.is_scale else None
     if node.target is aten.permute.default:
-        return [dim % len(before) for dim in node.args[1]].index(form.dim)  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+        return [dim % len(before) for dim in args_of(node)[1]].index(form.dim)
     after, dim = shape_of(node), form.dim
     return next(
         (
@@ -258,17 +260,18 @@ def _moved_dim(node: fx.Node, before: tuple[int, ...], form: LinearForm) -> int 
     )
 
 
-def _sides(value: Any, sides: int) -> tuple[int, ...]:
+def _sides(value: int | Sequence[int], sides: int) -> tuple[int, ...]:
+    """Return one number per spatial dimension."""
     values = (value,) if isinstance(value, int) else tuple(value)
     return values * sides if len(values) == 1 else values
 
 
-def _scaled_branch(form: LinearForm, factor: int | float) -> Branch:
+def _scaled_branch(form: LinearForm, factor: Scalar) -> Branch:
     weight, bias = form.branch()
     return weight * factor, bias * factor
 
 
-def _by_channel(value: Any, target: tuple[int, ...], dim: int) -> Tensor | None:
+def _by_channel(value: Factor, target: tuple[int, ...], dim: int) -> Tensor | None:
     """Return a scalar or a broadcastable tensor as one value per channel; None if it varies within a channel."""
     if not isinstance(value, Tensor):
         return torch.full((target[dim],), float(value), dtype=torch.float64)
@@ -282,9 +285,7 @@ def _by_channel(value: Any, target: tuple[int, ...], dim: int) -> Tensor | None:
 
 
 class MergeChoice:
-    """Chooses the forms to merge.
-
-    Those whose one layer needs no more multiply-accumulates and no more weights than what it replaces.
+    """Chooses the forms to merge: those whose layer needs no more multiply-accumulates or weights than it replaces.
 
     Attributes:
         merges: the chosen merges, in graph order.
@@ -355,7 +356,7 @@ class MergeChoice:
         return None
 
     def _belongs_to_source(self, form: LinearForm) -> bool:
-        """Return whether the preceding layer, which has no other reader, absorbs the operators in between instead."""
+        """Return whether a preceding layer without other readers absorbs the operators in between instead."""
         source = form.source
         follows_layer = source in self._branches.layers or any(
             not self._branches.layers.keys().isdisjoint(other.absorbed)
@@ -366,10 +367,7 @@ class MergeChoice:
         )
 
     def _splits_module(self, form: LinearForm) -> bool:
-        """Return whether the form moves a scaling out of a module without layers.
-
-        Such a module is an activation; the rest of it stays.
-        """
+        """Return whether the form moves a scaling out of an activation: a module without layers that partly stays."""
         for node in _operators(form):
             if node.target not in _SUMS | _FACTORS or len(self._network.reads(node)) > 1:
                 continue
@@ -422,8 +420,8 @@ def _why_norm(node: fx.Node, branches: Branches) -> str:
     if node.target is not _NORM:
         return "it has no running statistics, so it depends on its batch"
     (value,) = [user for user in node.users if user.args[1] == 0] or [node]
-    before, readers = node.args[0], list(value.users)
-    assert isinstance(before, fx.Node)
+    before: fx.Node = args_of(node)[0]
+    readers = list(value.users)
     neighbours = (
         f"it reads {operator_of(before)} and is read by "
         f"{', '.join(dict.fromkeys(map(operator_of, readers))) or 'nothing'}"

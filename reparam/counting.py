@@ -3,10 +3,11 @@
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from reparam.structure import Example, arguments_of
 
 _COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -22,7 +23,7 @@ class Counts:
 
 
 @torch.no_grad()
-def count(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Counts:
+def count(model: nn.Module, example_input: Example) -> Counts:
     """Count a network by running a copy of it once.
 
     Masked channels count: the network computes them before it zeroes them.
@@ -33,7 +34,7 @@ def count(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Counts:
     """
     macs = 0
 
-    def add(module: nn.Module, _args: Any, output: Tensor) -> None:
+    def add(module: nn.Module, _args: object, output: Tensor) -> None:
         nonlocal macs
         weight = module.weight
         assert isinstance(weight, Tensor)
@@ -43,7 +44,7 @@ def count(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> Counts:
     for module in twin.modules():
         if isinstance(module, _COUNTED):
             module.register_forward_hook(add)
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = arguments_of(example_input)
     twin(*inputs)
     batch = next((value.shape[0] for value in inputs[:1] if isinstance(value, Tensor) and value.ndim), 1)
     return Counts(params=sum(p.numel() for p in twin.parameters()), macs=macs // batch)

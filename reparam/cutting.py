@@ -1,10 +1,8 @@
 """Cut the tensors of a network to its kept channels, and update the channel counts stored in its modules."""
 
-import itertools
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +10,10 @@ from torch import Tensor, fx, nn
 
 from reparam.blocks import Block, ChannelMask
 from reparam.errors import ReparamError
-from reparam.flow import ChannelFlow, Flags, FlowLayer, Ids, entries_along, folded_bias
+from reparam.flow import ChannelFlow, Flags, FlowLayer, Ids, entries_along, folded_bias, tensor_from
 from reparam.graph import ModuleCall, NetworkGraph, args_of, is_norm, operator_of, with_defaults
 from reparam.masking import Masked, Masks, attach_mask, attached_masks, detach_masks
+from reparam.modules import named_modules, own_tensors
 from reparam.regions import tensor_of
 
 
@@ -44,9 +43,8 @@ def mask_calls(network: NetworkGraph) -> Iterator[MaskCall]:
             if call.parent is not None and isinstance(network.model.get_submodule(call.parent.path), Masks):
                 outer = call.parent
                 assert outer.parent is not None
-                masked = next(
-                    one for one in attached_masks(network.model.get_submodule(outer.parent.path)) if one.mask is mask
-                )
+                attached = attached_masks(network.model.get_submodule(outer.parent.path))
+                masked = next(masked for masked in attached if masked.mask is mask)
                 entries = torch.tensor(masked.site.entries, device=keep.device)
                 keep = keep[entries] | (entries < 0)
             inside = set(outer.nodes)
@@ -72,10 +70,9 @@ class _Cutter:
         self.flow, self.network, self.model = flow, flow.network, model
         self.owners: dict[int, list[tuple[nn.Module, str]]] = {}
         for module in model.modules():
-            tensors = itertools.chain(module._parameters.items(), module._buffers.items())
-            for name, tensor in tensors:
+            for name, tensor in own_tensors(module):
                 self.owners.setdefault(id(tensor), []).append((module, name))
-        self.blocks = {path: block for path, block in model.named_modules() if isinstance(block, Block)}
+        self.blocks = {path: block for path, block in named_modules(model) if isinstance(block, Block)}
 
     def cut(self) -> None:
         zeroed = _masks_into_weights(self.flow)
@@ -103,10 +100,9 @@ class _Cutter:
                 )
         owner, _, local = name.rpartition(".")
         old = tensor_of(self.model, name)
+        new = nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
         for module, attribute in self.owners.get(id(old), []) or [(self.model.get_submodule(owner), local)]:
-            setattr(
-                module, attribute, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-            )
+            setattr(module, attribute, new)
 
     def _keep(self, name: str, ids: Ids) -> None:
         """Cut a tensor to the kept entries along each dimension."""
@@ -115,7 +111,7 @@ class _Cutter:
         for dim in range(flags.ndim):
             keep = entries_along(flags, dim)
             if not keep.all():
-                data = data.index_select(dim, torch.from_numpy(keep.nonzero()[0]).to(data.device))
+                data = data.index_select(dim, tensor_from(keep.nonzero()[0]).to(data.device))
         if data.shape != tensor.shape:
             self._set(name, data)
 
@@ -131,7 +127,7 @@ class _Cutter:
         weight = tensor_of(self.model, name)
         rows, columns = (into, out) if layer.transposed else (out, into)
         groups = [
-            part[torch.from_numpy(row)][:, torch.from_numpy(column)]
+            part[tensor_from(row)][:, tensor_from(column)]
             for part, row, column in zip(
                 weight.detach().cpu().chunk(layer.groups),
                 rows.reshape(layer.groups, -1),
@@ -142,11 +138,13 @@ class _Cutter:
         ]
         self._set(name, torch.cat(groups).to(weight.device))
         if bias is not None:
-            self._set_bias(layer, bias[torch.from_numpy(out).to(bias.device)])
+            self._set_bias(layer, bias[tensor_from(out).to(bias.device)])
 
     def _set_bias(self, layer: FlowLayer, bias: Tensor) -> None:
-        weight: Any = self.network.names[layer.weight]
-        name = self.network.names.get(layer.bias) or f"{weight.rpartition('.')[0]}.bias".removeprefix(".")
+        weight = self.network.names[layer.weight]
+        name = (layer.bias and self.network.names.get(layer.bias)) or f"{weight.rpartition('.')[0]}.bias".removeprefix(
+            "."
+        )
         owner = self.model.get_submodule(name.rpartition(".")[0])
         if layer.bias is None and getattr(owner, "bias", 0) is not None:
             raise ReparamError(
@@ -166,31 +164,29 @@ class _Cutter:
             nodes = ", ".join(node.name for node, _, _ in layer.folds)
             raise ReparamError(
                 f"nodes {nodes} ({operator_of(layer.node)} in {self.flow.layer_name(layer.node)}): the layer is used "
-                "several times, with "
-                "different constants in its masked channels: run fuse(model) first, or put the masks after norm and "
-                "activation"
+                "several times, with different constants in its masked channels: run fuse(model) first, or put the "
+                "masks after norm and activation"
             )
         weight = self.network.constant(layer.weight)
         bias = self.network.constant(layer.bias)
-        return torch.from_numpy(folded_bias(weight, bias, layer, constants[0], ~into)).to(weight.device)
+        return tensor_from(folded_bias(weight, bias, layer, constants[0], ~into)).to(weight.device)
 
     # --- channel counts in modules ---
 
-    def _sizes(self) -> Iterator[tuple[nn.Module, str, Any]]:
+    def _sizes(self) -> Iterator[tuple[nn.Module, str, int]]:
         """Yield modules with the attributes that hold channel counts and their new values."""
         seen: set[int] = set()
         for node, before, after in self.flow.sized:
-            module: Any = self.model.get_submodule(self.network.calls[node][-1].path)
+            module = self.model.get_submodule(self.network.calls[node][-1].path)
             into, out = self.flow.atoms.kept(before), self.flow.atoms.kept(after)
             if id(module) in seen or (into.all() and out.all()):
                 continue
             seen.add(id(module))
-            layer = self.flow.layers.get(node.args[1])  # pyright: ignore[reportArgumentType]
+            layer = self.flow.layers.get(args_of(node)[1])
             if layer is None:
                 counts = dict.fromkeys(("num_features", "num_channels", "num_parameters"), out)
-                groups = {
-                    "num_groups": getattr(module, "num_groups", 0) * int(out.sum()) // len(out)
-                }  # only whole groups are removed
+                # only whole groups are removed
+                groups = {"num_groups": getattr(module, "num_groups", 0) * int(out.sum()) // len(out)}
             else:
                 counts = {"in_channels": into, "in_features": into, "out_channels": out, "out_features": out}
                 groups = {"groups": self.flow.groups(layer)} if layer.groups > 1 else {}
@@ -226,28 +222,23 @@ class _Cutter:
 
 
 def _masks_into_weights(flow: ChannelFlow) -> list[ChannelMask]:
-    """Zero the weights that produce masked channels if only the mask reads the channels.
-
-    Return the masks that become redundant.
-    """
+    """Zero the weights that produce masked channels if only the mask reads them; return the masks made redundant."""
     makers: dict[ChannelMask, list[tuple[fx.Node | None, Tensor]]] = {}
     for call in mask_calls(flow.network):
         alone = all(user in call.outer.nodes for user in call.source.users)
         makers.setdefault(call.mask, []).append((_maker(flow, call.source) if alone else None, call.keep))
-    redundant = []
+    redundant: list[ChannelMask] = []
     for mask, calls in makers.items():
-        if all(maker is not None for maker, _ in calls):
-            for maker, keep in calls:
+        layers = [(maker, keep) for maker, keep in calls if maker is not None]
+        if len(layers) == len(calls):
+            for maker, keep in layers:
                 _zero(flow, maker, keep)
             redundant.append(mask)
     return redundant
 
 
 def _maker(flow: ChannelFlow, node: fx.Node) -> fx.Node | None:
-    """Return the only layer whose channels reach a value, through operators that map zero to zero.
-
-    None if there is none.
-    """
+    """Return the only layer whose channels reach a value, through operators that map zero to zero, if there is one."""
     while node.op == "call_function" and flow.of(node) is not None:
         if node.target is operator.getitem and is_norm(node.all_input_nodes[0]):
             (node,) = node.all_input_nodes
@@ -264,12 +255,12 @@ def _maker(flow: ChannelFlow, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _zero(flow: ChannelFlow, maker: Any, keep: Tensor) -> None:
-    weight, bias = with_defaults(maker.args, (None, None, None))[1:3]
+def _zero(flow: ChannelFlow, maker: fx.Node, keep: Tensor) -> None:
+    weight, bias = with_defaults(args_of(maker), (None, None, None))[1:3]
     layer, tensor = flow.layers.get(weight), tensor_of(flow.network.model, flow.network.names[weight])
     with torch.no_grad():
         if layer is not None and layer.transposed:
-            axis = tensor.unflatten(0, (layer.groups, -1)).transpose(1, 2)
+            axis = torch.unflatten(tensor, 0, (layer.groups, -1)).transpose(1, 2)
             axis.mul_(keep.view(layer.groups, -1, *[1] * (axis.ndim - 2)))
         else:
             tensor.mul_(keep.view(-1, *[1] * (tensor.ndim - 1)))

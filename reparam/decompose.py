@@ -1,8 +1,9 @@
 """Decompose an exported program into core ATen without mutations and views."""
 
 import functools
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx
@@ -10,10 +11,16 @@ from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.export.exported_program import default_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import Target
 from torch.fx.traceback import preserve_node_meta
 from torch.library import Library
 
+from reparam.structure import Arguments
+
 aten: Any = torch.ops.aten
+
+Operator: TypeAlias = Callable[..., Any]
+"""An overload of an operator, such as `aten.linear.default`."""
 
 _WHOLE = {
     "default": (
@@ -31,7 +38,7 @@ _WHOLE = {
 """Operators to leave undecomposed, by overload. Their decompositions hide which dimension holds channels, which pixels
 are padding, and which operators runtimes have a single kernel for."""
 
-_LIBRARY = Library("lathe_whole", "DEF")
+_LIBRARY: Any = Library("lathe_whole", "DEF")
 
 
 def decomposed(program: ExportedProgram) -> fx.Graph:
@@ -66,14 +73,14 @@ def decomposed(program: ExportedProgram) -> fx.Graph:
 
 
 def _same_shape_and_dtype(x: fx.Node, y: fx.Node) -> bool:
-    one, other = x.meta["val"], y.meta["val"]
-    return (one.shape, one.dtype) == (other.shape, other.dtype)
+    first, second = x.meta["val"], y.meta["val"]
+    return (first.shape, first.dtype) == (second.shape, second.dtype)
 
 
 class _Interpreter(fx.Interpreter):
     """Runs a program with stand-ins for the operators of `_WHOLE`, and with core ATen's batch norm and dropout."""
 
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_function(self, target: Target, args: Arguments, kwargs: dict[str, Any]) -> Any:
         """Run one node."""
         if target is aten.batch_norm.default and not kwargs:  # torch decomposes it differently per device
             x, weight, bias, mean, var, training, momentum, eps, _ = args
@@ -86,26 +93,28 @@ class _Interpreter(fx.Interpreter):
         kept = _kept()
         if target in kept:
             return kept[target](*args, **kwargs)
-        if (functional := _functional(target)) in kept:
+        functional = _functional(target)
+        if functional is not None and functional in kept:
             return args[0].copy_(kept[functional](*args, **kwargs))
         return super().call_function(target, args, kwargs)
 
 
-def _functional(target: Any) -> Any:
+def _functional(target: Target) -> Operator | None:
     """Return the out-of-place variant of an in-place ATen operator; None for any other target."""
     name, _, overload = str(target).removeprefix("aten.").partition(".")
     return getattr(getattr(aten, name.removesuffix("_"), None), overload, None) if name.endswith("_") else None
 
 
 @functools.cache
-def _decompositions() -> Any:
-    return default_decompositions().materialize()
+def _decompositions() -> Mapping[Any, Operator]:
+    table: Any = default_decompositions()
+    return table.materialize()
 
 
 @functools.cache
-def _kept() -> dict[Any, Any]:
+def _kept() -> dict[Target, Operator]:
     """Map each operator of `_WHOLE` to a stand-in of the same schema that torch cannot decompose."""
-    kept: dict[Any, Any] = {}
+    kept: dict[Target, Operator] = {}
     for overload, names in _WHOLE.items():
         for name in names:
             whole = getattr(getattr(aten, name), overload)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from reparam.errors import ReparamError
-from reparam.structure import leaves, map_tensors
+from reparam.structure import Arguments, Example, arguments_of, leaves, map_tensors
 
 FLOAT64_LIMIT = 1e-10
 """Largest relative difference in float64 that counts as equal; rounding in deep networks stays orders of magnitude
@@ -52,7 +52,7 @@ class Difference:
 def compare(
     reference: nn.Module,
     other: nn.Module,
-    x: Tensor | tuple[Any, ...],
+    x: Example,
     dtype: torch.dtype = torch.float64,
     *,
     keywords: Mapping[str, Any] | None = None,
@@ -73,7 +73,7 @@ def compare(
         ReparamError: the outputs differ in number or shape, or contain values other than tensors.
     """
     inputs, named = map_tensors(
-        (x if isinstance(x, tuple) else (x,), dict(keywords or {})),
+        (arguments_of(x), dict(keywords or {})),
         lambda value: value.to(dtype) if value.is_floating_point() else value,
     )
     with arithmetic(dtype):
@@ -84,9 +84,7 @@ def compare(
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy in evaluation mode with all floating-point tensors in one type; each tensor is copied only once."""
     tensors = (*module.parameters(), *module.buffers())
-    memo: dict[int, Any] = {
-        id(tensor): tensor.detach().to(dtype, copy=True) for tensor in tensors if tensor.is_floating_point()
-    }
+    memo = {id(tensor): tensor.detach().to(dtype, copy=True) for tensor in tensors if tensor.is_floating_point()}
     memo |= {
         id(weight): nn.Parameter(memo[id(weight)], requires_grad=False)
         for weight in module.parameters()
@@ -129,7 +127,7 @@ def require_within(difference: Difference, limit: float, what: str) -> None:
 
 
 @contextmanager
-def arithmetic(dtype: torch.dtype) -> Iterator[None]:
+def arithmetic(dtype: torch.dtype) -> Generator[None]:
     """Compute in one floating type, even if a network's code names another, as `x.float()` does."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -146,13 +144,17 @@ class _Arithmetic(TorchFunctionMode):
         self.dtype = dtype
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Arguments = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in _CONVERSIONS:
             return args[0].to(self.dtype)
         return func(*map(self._type, args), **{name: self._type(value) for name, value in (kwargs or {}).items()})
 
-    def _type(self, value: Any) -> Any:
+    def _type(self, value: object) -> object:
         return self.dtype if isinstance(value, torch.dtype) and value.is_floating_point else value
 
 
@@ -160,11 +162,9 @@ _CONVERSIONS = frozenset({Tensor.half, Tensor.bfloat16, Tensor.float, Tensor.dou
 
 
 def _aligned(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return both tensors in float64, and the number of non-finite values to report.
+    """Return both tensors in float64 with non-finite values set to zero, and the number of those to report.
 
-    Non-finite values are set to zero.
-
-    Those are the non-finite values without a match, or all values if every one matches but none is finite.
+    Reported are the non-finite values without a match, or all values if every one matches but none is finite.
     """
     a, b = reference.double(), other.double()
     matching = (a.isnan() & b.isnan()) | (a.isinf() & (a == b))
@@ -174,7 +174,7 @@ def _aligned(reference: Tensor, other: Tensor) -> tuple[Tensor, Tensor, int]:
     return a.where(finite, 0.0), b.where(finite, 0.0), count
 
 
-def tensors_of(output: Any) -> Iterator[Tensor]:
+def tensors_of(output: object) -> Iterator[Tensor]:
     """Yield the tensors of a network's output, in order.
 
     Raises:

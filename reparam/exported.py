@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 from reparam.decompose import decomposed
 from reparam.equivalence import arithmetic, tensors_of
 from reparam.errors import ReparamError
-from reparam.structure import leaves, map_tensors
+from reparam.modules import named_modules
+from reparam.structure import Arguments, map_tensors, tensor_leaves
 
 RUN_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 """Errors that torch and a network's own code raise."""
@@ -33,9 +34,11 @@ HOOKS = (
 )  # fmt: skip
 
 KEPT = 16
-"""Number of cached graphs: enough for the networks of one search and export, with their fused and squeezed forms."""
+"""Maximum number of cached graphs: enough for the networks of a search and an export, fused and squeezed."""
 
 _PREFIX = "network."  # prefix of names in `_Flat`
+
+Code: TypeAlias = type | FunctionType | BuiltinFunctionType
 
 Shapes = tuple[tuple[int, ...] | None, tuple[int, ...] | None]
 """Input and output shape of a module call; None if the input or output is not a single tensor."""
@@ -59,10 +62,10 @@ class Exported:
     constants: dict[str, Tensor]
     inputs: tuple[str, ...]
     shapes: dict[str, list[Shapes]]
-    output: Any
+    output: object
 
 
-def exported(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Exported:
+def exported(network: nn.Module, args: Arguments, kwargs: Mapping[str, Any]) -> Exported:
     """Export a network in evaluation mode; the caller may modify the graph.
 
     Raises:
@@ -82,7 +85,7 @@ def exported(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return replace(cached, graph=copy.deepcopy(cached.graph))
 
 
-_cache: OrderedDict[str, tuple[Exported, list[Any]]] = OrderedDict()
+_cache: OrderedDict[str, tuple[Exported, list[Code]]] = OrderedDict()
 """Exports by fingerprint, each with the code whose address is part of the fingerprint, so that it is not freed."""
 
 
@@ -93,9 +96,10 @@ class _Fingerprint(pickle.Pickler):
 
     def __init__(self, file: io.BytesIO, weights: dict[int, int]) -> None:
         super().__init__(file, self.protocol)
-        self.weights, self.code = weights, []
+        self.weights = weights
+        self.code: list[Code] = []
 
-    def persistent_id(self, value: Any) -> Any:
+    def persistent_id(self, value: object) -> object:
         """Return a stand-in for code and weights; None for values to pickle as usual."""
         if isinstance(value, type | FunctionType | BuiltinFunctionType):
             self.code.append(value)
@@ -111,26 +115,25 @@ class _Fingerprint(pickle.Pickler):
             )
         return None
 
-    def reducer_override(self, value: Any) -> Any:
+    def reducer_override(self, value: object) -> Any:
         """Replace the hook ids of a module by their order, because torch numbers hooks per process."""
         if not isinstance(value, nn.Module):
             return NotImplemented
         reduced = value.__reduce_ex__(self.protocol)
         if isinstance(reduced, str) or not isinstance(reduced[2], dict):
             return reduced
-        state = {name: [*part.values()] if name in HOOKS else part for name, part in reduced[2].items()}
+        attributes = cast("dict[str, Any]", reduced[2])
+        state = {name: [*value.values()] if name in HOOKS else value for name, value in attributes.items()}
         return (*reduced[:2], state, *reduced[3:])
 
 
-def _fingerprint(flat: "_Flat") -> tuple[str, list[Any]] | None:
-    """Return a hash of everything that a network's graph depends on, and the code in it.
-
-    None if the network cannot be pickled.
+def _fingerprint(flat: "_Flat") -> tuple[str, list[Code]] | None:
+    """Return a hash of everything that a network's graph depends on, with the code in it; None if pickling fails.
 
     Classes and functions are compared by identity; whatever else they read, such as globals of their module, is assumed
     not to change.
     """
-    arguments = [x for _, x in leaves((flat.args, flat.kwargs)) if isinstance(x, Tensor)]
+    arguments = tensor_leaves((flat.args, flat.kwargs))
     tensors = (*flat.network.parameters(), *flat.network.buffers(), *arguments, *flat.tensors)
     pickler = _Fingerprint(file := io.BytesIO(), {id(tensor): index for index, tensor in enumerate(tensors)})
     try:
@@ -144,10 +147,14 @@ def _export(flat: "_Flat") -> Exported:
     shapes: dict[str, list[Shapes]] = {}
     handles = [
         module.register_forward_hook(_Calls(shapes.setdefault(path, [])), with_kwargs=True)
-        for path, module in flat.network.named_modules()
+        for path, module in named_modules(flat.network)
     ]
-    outputs: list[Any] = []
-    handles.append(flat.network.register_forward_hook(lambda _module, _args, output: outputs.append(output)))
+    outputs: list[object] = []
+
+    def keep_output(_module: nn.Module, _args: object, output: object) -> None:
+        outputs.append(output)
+
+    handles.append(flat.network.register_forward_hook(keep_output))
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about torch's own code
@@ -158,8 +165,7 @@ def _export(flat: "_Flat") -> Exported:
         _types(flat, tried=True)
         raise ReparamError(
             f"{type(flat.network).__name__} cannot be read by torch.export: {first_line(error)}; its control flow must "
-            "not depend on "
-            "tensor values: use torch.where or torch.cond, or move that part out of the network"
+            "not depend on tensor values: use torch.where or torch.cond, or move that part out of the network"
         ) from error
     finally:
         for handle in handles:
@@ -184,8 +190,8 @@ def _export(flat: "_Flat") -> Exported:
 def _types(flat: "_Flat", *, tried: bool = False) -> Callable[[], AbstractContextManager[None]]:
     """Return the context to run a network in: its own types or, if they do not match, the type of its weights.
 
-    A network converted by `model.double()` may name float32 in its code. To save time, one of the default type is run
-    only if `tried`.
+    A network converted by `model.double()` may name float32 in its code. To save time, a network of the default type is
+    run only if `tried`, that is, after its export failed.
     """
     errors: list[Exception] = []
     for types in (nullcontext, functools.partial(arithmetic, flat.dtype)):
@@ -206,14 +212,12 @@ def _types(flat: "_Flat", *, tried: bool = False) -> Callable[[], AbstractContex
 class _Flat(nn.Module):
     """A network as a function from the tensors in its arguments to the tensors in its output."""
 
-    def __init__(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, network: nn.Module, args: Arguments, kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self.network, self.args, self.kwargs = network.eval(), args, dict(kwargs)
         self.dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.get_default_dtype())
         self.tensors = tuple(
-            x.detach().to(self.dtype) if x.is_floating_point() else x
-            for _, x in leaves((args, self.kwargs))
-            if isinstance(x, Tensor)
+            x.detach().to(self.dtype) if x.is_floating_point() else x for x in tensor_leaves((args, self.kwargs))
         )
 
     def run(self, *tensors: Tensor) -> Any:
@@ -232,12 +236,12 @@ class _Calls:
     def __init__(self, shapes: list[Shapes]) -> None:
         self.shapes = shapes
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def __call__(self, _module: nn.Module, args: Arguments, kwargs: dict[str, Any], output: object) -> None:
         only_input = args[0] if len(args) == 1 and not kwargs else None
         self.shapes.append((_shape(only_input), _shape(output)))
 
 
-def _shape(value: Any) -> tuple[int, ...] | None:
+def _shape(value: object) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 

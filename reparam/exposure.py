@@ -1,17 +1,15 @@
-"""Find where a value of a network can be masked.
-
-At a module that takes or returns it, else in the graph of the module that computes it.
-"""
+"""Find where a value can be masked: at a module that takes or returns it, else in the graph of its module."""
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from reparam.graph import ModuleCall, NetworkGraph, is_norm, read_network
 from reparam.masking import MaskSite
+from reparam.modules import named_modules
 from reparam.regions import HookedModuleError, Region, call_input, call_output, replace_module, replaceable_call
+from reparam.structure import Example, arguments_of
 
 
 class Exposed:
@@ -25,10 +23,8 @@ class Exposed:
         for call in itertools.chain.from_iterable(network.by_path.values()):
             if not any(call.path.startswith(f"{block}.") for block in blocks):
                 front, end = call_input(network, call), call_output(network, call)
-                if end is not None and not set(call.nodes).isdisjoint(
-                    end.users
-                ):  # readers inside the module would bypass the mask
-                    end = None
+                if end is not None and not set(call.nodes).isdisjoint(end.users):
+                    end = None  # readers inside the module would bypass the mask
                 self.ends[call] = front, end
                 if front is not None:
                     self.taken.setdefault(front, []).append(call)
@@ -36,9 +32,9 @@ class Exposed:
                     self.returned.setdefault(end, []).append(call)
 
     def at(self, node: fx.Node, alike: Callable[[fx.Node], bool]) -> list[tuple[str, bool]]:
-        """Return the modules to mask a value at, and whether at their inputs.
+        """Return the modules at which to mask a value, each with whether to mask its input.
 
-        None if the value is only reachable inside a module's code.
+        Empty if the value exists only inside a module's code.
 
         Args:
             node: the value.
@@ -56,18 +52,17 @@ class Exposed:
         return list(dict.fromkeys(fronts))
 
     def in_graph(self, node: fx.Node) -> list[tuple[str, str]]:
-        """Return the names of a value in its module's graph and of that module.
+        """Return the name of a value in its module's graph with the name of that module.
 
-        None if the module must keep its code.
+        Empty if the module must keep its code.
         """
         try:
             call = replaceable_call(self.network, self.network.model, self.network.calls[node][-1], [node])
         except HookedModuleError:
             return []
         region = _Exposing(self.network, self.network.model, call, {node})
-        norms = any(
-            is_norm(other) and region.unit(other) is None for other in call.nodes
-        )  # the graph would fix them to evaluation mode
+        # the graph would fix norms to evaluation mode
+        norms = any(is_norm(other) and region.unit(other) is None for other in call.nodes)
         if norms or (call is self.network.root and not region.plain):
             return []
         return [(f"{call.path}.{node.name}".lstrip("."), call.path)]
@@ -88,12 +83,12 @@ class _Exposing(Region):
             self.emitted[node] = self.graph.call_module(name, (self.emitted[node],))
 
 
-def with_graphs(model: nn.Module, example_input: Tensor | tuple[Any, ...], sites: Sequence[MaskSite]) -> nn.Module:
-    """Replace the modules that sites name in `Site.graph` by their graphs."""
+def with_graphs(model: nn.Module, example_input: Example, sites: Sequence[MaskSite]) -> nn.Module:
+    """Replace the modules that sites name in `MaskSite.graph` by their graphs."""
     if all(site.graph is None for site in sites):
         return model
-    modes = {path: module.training for path, module in model.named_modules()}
-    network = read_network(model, example_input if isinstance(example_input, tuple) else (example_input,))
+    modes = {path: module.training for path, module in named_modules(model)}
+    network = read_network(model, arguments_of(example_input))
     for path in sorted({site.graph for site in sites if site.graph is not None}, key=len, reverse=True):
         names = {site.module.removeprefix(f"{path}.") for site in sites if site.graph == path}
         for call in network.by_path.get(path, [])[:1]:
@@ -102,6 +97,6 @@ def with_graphs(model: nn.Module, example_input: Tensor | tuple[Any, ...], sites
                 path,
                 _Exposing(network, model, call, {node for node in call.nodes if node.name in names}).module(),
             )
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         module.training = modes.get(path, modes[""])
     return model

@@ -27,7 +27,7 @@ from torch import Tensor, fx
 
 from reparam.atoms import Atoms, Flags, Ids
 from reparam.errors import ReparamError
-from reparam.graph import NetworkGraph, operator_of, shape_of
+from reparam.graph import NetworkGraph, args_of, operator_of, shape_of
 
 Numbers = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ class Channels:
         """The dimensions with several channels."""
         return tuple(dim for dim, size in enumerate(self.ids.shape) if size > 1)
 
-    def map(self, change: Callable[[Any], Any]) -> "Channels":
+    def map(self, change: Callable[[NDArray[Any]], NDArray[Any]]) -> "Channels":
         """Apply the same change of shape to all three arrays."""
         return Channels(change(self.ids), change(self.live), change(self.const))
 
@@ -73,7 +73,7 @@ class FlowLayer:
 
     node: fx.Node
     weight: fx.Node
-    bias: Any
+    bias: fx.Node | None
     into: Ids
     out: Ids
     groups: int
@@ -141,11 +141,11 @@ class ChannelFlow:
         self._box()
 
     def _is_part(self, node: fx.Node) -> bool:
-        return node.target is operator.getitem and isinstance(self.values.get(node.args[0]), tuple)  # pyright: ignore[reportArgumentType]
+        return node.target is operator.getitem and isinstance(self.values.get(args_of(node)[0]), tuple)
 
     # --- channels of values ---
 
-    def of(self, value: Any) -> Channels | None:
+    def of(self, value: object) -> Channels | None:
         """Return the channels of an argument; None if it has none that can be removed."""
         if not isinstance(value, fx.Node):
             return None
@@ -154,16 +154,13 @@ class ChannelFlow:
         channels = self.values.get(value)
         return channels if isinstance(channels, Channels) else None
 
-    def known(self, node: fx.Node) -> list[Channels]:
+    def inputs_of(self, node: fx.Node) -> list[Channels]:
         """Return the channels of a node's inputs, except constants."""
         values = (self.values.get(n) for n in self.network.reads(node))
         return [x for value in values for x in (value if isinstance(value, tuple) else (value,)) if x is not None]
 
     def along(self, node: fx.Node, dim: int, reader: fx.Node) -> Channels:
-        """Return the channels of a node along one dimension as a one-dimensional value.
-
-        Pinned ones if none can be removed there.
-        """
+        """Return the channels of a node along one dimension as a vector; pinned ones if none can be removed there."""
         x, width = self.of(node), shape_of(node)[dim]
         constant = self.network.is_constant(node)
         if x is not None and not constant and x.ids.shape[dim] == width and (width > 1 or not x.dims):
@@ -195,10 +192,7 @@ class ChannelFlow:
         return Channels(self.atoms.new(width), np.ones(width, bool), np.zeros(width))
 
     def _table(self, node: fx.Node) -> Channels | None:
-        """Return the channels of a constant, one atom per entry that no layer produces.
-
-        A parameter is cut, any other constant pinned.
-        """
+        """Return the channels of a constant, one atom per entry: those of a parameter are cut, any others pinned."""
         if node not in self._tables and not self._done:
             self._tables[node] = None
             numbers = self._constant(node)
@@ -263,7 +257,7 @@ class ChannelFlow:
             size if dim in full else own
             for dim, (own, size) in enumerate(zip(x.const.shape, shape_of(node), strict=True))
         ]
-        return torch.from_numpy(np.array(x.const)).expand(sizes)
+        return tensor_from(np.array(x.const)).expand(sizes)
 
     def _constant(self, node: fx.Node) -> Any:
         constant = self.network.constant(node)
@@ -280,7 +274,7 @@ class ChannelFlow:
         if a is not b:
             self.atoms.unite(*(side.ravel() for side in np.broadcast_arrays(a, b)))
 
-    def cut(self, value: Any, ids: Ids) -> None:
+    def cut(self, value: object, ids: Ids) -> None:
         """Cut a constant argument, if there is one, together with these channels, one entry each."""
         if not isinstance(value, fx.Node):
             return
@@ -290,8 +284,8 @@ class ChannelFlow:
             if table is not None:
                 self.unite(table.ids.ravel(), ids.ravel())
             return
-        known = self.cuts.setdefault(name, ids)
-        self.unite(known.ravel(), ids.ravel())
+        first = self.cuts.setdefault(name, ids)
+        self.unite(first.ravel(), ids.ravel())
 
     def pin(self, value: Channels | None, why: str) -> None:
         """Keep all of these channels."""
@@ -302,7 +296,7 @@ class ChannelFlow:
     def opaque(self, node: fx.Node, detail: str = "") -> None:
         """Handle an operator without a rule: keep all of its input channels, and refuse masked ones."""
         why = f"squeeze has no rule for {operator_of(node)}{detail}"
-        for x in self.known(node):
+        for x in self.inputs_of(node):
             self.refuse(node, x.ids[~x.live], why, named=False)
             self.pin(x, f"{self.describe(node, named=False)}: {why}")
 
@@ -325,8 +319,7 @@ class ChannelFlow:
             Refusal(
                 ids,
                 f"{self.describe(node, named=named)}: {why}; {count} masked channels of {group} reach it: run "
-                "fuse(model) first, put the "
-                f"mask after norm and activation, or leave {group} unmasked",
+                f"fuse(model) first, put the mask after norm and activation, or leave {group} unmasked",
             )
         )
 
@@ -376,12 +369,9 @@ class ChannelFlow:
         )
 
     def layer_name(self, node: fx.Node) -> str:
-        """Return the name of a layer's module.
-
-        Of the submodule that holds its weight, if the code of a parent uses it.
-        """
+        """Return the name of a layer's module: the one that holds its weight, even if the code of a parent uses it."""
         path = self.network.where(node)
-        weight: Any = node.args[1]
+        weight = args_of(node)[1]
         owner = self.network.names.get(weight, "").rpartition(".")[0]
         inner = owner.startswith(f"{path}.") and ".parametrizations" not in owner
         return owner if inner else path
@@ -403,6 +393,16 @@ class ChannelFlow:
         """Return whether a node of `alike` maps 0 to 0."""
         (source,) = self.network.reads(node)
         return not bool(self.run(node, {source: torch.zeros(shape_of(source), dtype=torch.float64)}).any())
+
+
+def first_result(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Return the output of an operator, the first of several."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def tensor_from(array: NDArray[Any]) -> Tensor:
+    """Return a tensor that shares the memory of an array."""
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
 
 
 def entries_along(flags: Flags, dim: int) -> Flags:

@@ -8,7 +8,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,7 +25,7 @@ from reparam.algebra import (
 
 Sides = tuple[int, ...]
 
-_MODULES: dict[tuple[bool, int], Any] = {
+_MODULES: dict[tuple[bool, int], Callable[..., nn.Module]] = {
     (False, 0): nn.Linear,
     (False, 1): nn.Conv1d,
     (False, 2): nn.Conv2d,
@@ -39,10 +38,7 @@ _MODULES: dict[tuple[bool, int], Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class LinearForm:
-    """A value as a convolution of `source` over the dimensions after `dim`, the channel dimension.
-
-    The effect of `moves` is apart.
-    """
+    """A value as a convolution of `source` over the dimensions after the channels' one, `dim`, apart from `moves`."""
 
     source: fx.Node
     dim: int
@@ -67,14 +63,12 @@ class LinearForm:
     def is_scale(self) -> bool:
         """Whether it multiplies each channel by a constant and adds a constant."""
         return (
-            self.groups == self.c_in == self.c_out
-            and self._is_point
-            and not self.transposed
-            and set(self.stride) <= {1}
+            self.groups == self.c_in == self.c_out and self.is_point and not self.transposed and set(self.stride) <= {1}
         )
 
     @property
-    def _is_point(self) -> bool:
+    def is_point(self) -> bool:
+        """Whether it has size 1 and no padding."""
         return math.prod(self.size) == 1 and not any(self.padding)
 
     @property
@@ -96,7 +90,12 @@ class LinearForm:
         if not self.size:
             layer = kind(self.c_in, self.c_out, device="meta")
         else:
-            options = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+            options: dict[str, int | Sides] = {
+                "stride": self.stride,
+                "padding": self.padding,
+                "dilation": self.dilation,
+                "groups": self.groups,
+            }
             if self.transposed:
                 options["output_padding"] = self.output_padding
             layer = kind(self.c_in, self.c_out, self.size, **options, device="meta")
@@ -161,14 +160,14 @@ def serial(first: LinearForm, second: LinearForm) -> LinearForm | str:
         return compose(first, branch=lazy_branch(_scaled_transposed, first, second))
     if second.is_scale:
         return compose(first, branch=lazy_branch(_composed, first, second, first.groups))
-    if any(second.padding) and (first.is_scale or first._is_point) and bool(first.branch()[1].any()):
+    if any(second.padding) and (first.is_scale or first.is_point) and bool(first.branch()[1].any()):
         return "the second pads with zeros, and the first does not map zero to zero"
     if first.is_scale:
         return compose(second, branch=lazy_branch(_composed, first, second, second.groups))
     if first.moves:
         return "only a scaling commutes with a view"
     groups = math.gcd(first.groups, second.groups)
-    if second._is_point:
+    if second.is_point:
         stride = tuple(a * b for a, b in zip(first.stride, second.stride, strict=True))
         return compose(
             first,
@@ -177,12 +176,12 @@ def serial(first: LinearForm, second: LinearForm) -> LinearForm | str:
             groups=groups,
             branch=lazy_branch(_composed, first, second, groups),
         )
-    if not first._is_point or not set(first.stride) <= {1}:
+    if not first.is_point or not set(first.stride) <= {1}:
         return "neither is a 1x1 convolution of stride 1"
     return compose(second, groups=groups, branch=lazy_branch(_composed, first, second, groups))
 
 
-def lazy_branch(compute: Callable[..., Branch], *args: Any) -> Callable[[], Branch]:
+def lazy_branch(compute: Callable[..., Branch], *args: object) -> Callable[[], Branch]:
     """Return a function that computes a branch lazily and only once."""
     return functools.cache(functools.partial(compute, *args))
 
@@ -202,19 +201,19 @@ def _scaled_transposed(first: LinearForm, second: LinearForm) -> Branch:
     return fuse_transposed_conv_bn(*first.branch(), scale.flatten(), shift, groups=first.groups)
 
 
-def parallel(one: LinearForm, other: LinearForm, node: fx.Node) -> LinearForm | str:
+def parallel(first: LinearForm, second: LinearForm, node: fx.Node) -> LinearForm | str:
     """Add two forms over the same source; return the reason if that is not exact."""
-    if one.moves or other.moves:
+    if first.moves or second.moves:
         return "one of them is behind a view or a padding"
-    if one.transposed or other.transposed:
+    if first.transposed or second.transposed:
         return "a transposed convolution cannot be summed with others"
-    if (one.c_in, one.c_out, one.stride) != (other.c_in, other.c_out, other.stride):
-        return f"their strides are {one.stride} and {other.stride}"
+    if (first.c_in, first.c_out, first.stride) != (second.c_in, second.c_out, second.stride):
+        return f"their strides are {first.stride} and {second.stride}"
     dilation = tuple(
         a if a == b or k == 1 else (b if j == 1 else 1)
-        for a, b, j, k in zip(one.dilation, other.dilation, one.size, other.size, strict=True)
+        for a, b, j, k in zip(first.dilation, second.dilation, first.size, second.size, strict=True)
     )
-    a, b = _dilated(one, dilation), _dilated(other, dilation)
+    a, b = _dilated(first, dilation), _dilated(second, dilation)
     margins = [
         tuple(2 * p - d * (k - 1) for p, d, k in zip(form.padding, dilation, form.size, strict=True)) for form in (a, b)
     ]
@@ -232,10 +231,7 @@ def parallel(one: LinearForm, other: LinearForm, node: fx.Node) -> LinearForm | 
 
 
 def _dilated(form: LinearForm, dilation: Sides) -> LinearForm:
-    """Rewrite a form for another dilation.
-
-    It is the same in each dimension, arbitrary if the kernel has size 1 there, or 1.
-    """
+    """Rewrite a form for another dilation, which in each dimension is 1, the form's own, or arbitrary for size 1."""
     steps = tuple(
         1 if k == 1 or old == new else old for k, old, new in zip(form.size, form.dilation, dilation, strict=True)
     )
@@ -250,9 +246,9 @@ def _spread(form: LinearForm, steps: Sides) -> Branch:
     return dilate_kernel(weight, steps), bias
 
 
-def _summed(one: LinearForm, other: LinearForm, groups: int) -> Branch:
-    branches = []
-    for form in (one, other):
+def _summed(first: LinearForm, second: LinearForm, groups: int) -> Branch:
+    branches: list[Branch] = []
+    for form in (first, second):
         weight, bias = form.branch()
         branches.append((regroup_kernel(weight, form.groups, groups), bias))
     return merge_parallel(branches)

@@ -1,7 +1,4 @@
-"""Merge the linear branches of a network.
-
-`fuse(model, example_input)` returns an equivalent network with fewer operations.
-"""
+"""Merge the linear branches of a network into an equivalent network with fewer operations."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -16,13 +13,12 @@ from reparam.branches import Branches, Merge, MergeChoice, unmerged
 from reparam.equivalence import FLOAT64_LIMIT, arithmetic, compare, difference_of, require_within
 from reparam.errors import ReparamError
 from reparam.exported import RUN_ERRORS, first_line
-from reparam.graph import NetworkGraph, has_hooks, is_norm, operator_of, read_network, twin_of
+from reparam.graph import ModuleCall, NetworkGraph, has_hooks, is_norm, operator_of, read_network, twin_of
 from reparam.masking import attach_mask, detach_masks
+from reparam.modules import child_modules
 from reparam.regions import HookedModuleError
 from reparam.rewrite import Rewritten, rewrite
-from reparam.structure import leaves, map_tensors
-
-Example = Tensor | tuple[Any, ...]
+from reparam.structure import Arguments, Example, arguments_of, map_tensors, tensor_leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +59,7 @@ def fold_norms(model: nn.Module, example_input: Example, /, **keywords: Any) -> 
 
 
 def fuse_exactly(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
-    """Do the same as `fuse_with_report`, but leave the weights in float64.
-
-    They are not rounded to their original type.
+    """Do the same as `fuse_with_report`, but leave the weights in float64, not rounded to their original type.
 
     Graphs in the result name the types of the original network. To run it, convert it to that type with `.to`, or run
     it in float64 within `equivalence.arithmetic`.
@@ -102,7 +96,7 @@ def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: An
 def _fused(
     model: nn.Module, example_input: Example, keywords: dict[str, Any], *, norms_only: bool = False
 ) -> tuple[Rewritten, FuseReport]:
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
+    args = arguments_of(example_input)
     twin_of(model)  # raises if the model cannot be copied
     root = nn.Sequential(copy.deepcopy(model)).eval()  # a parent for the model itself, which may be a block
     deployed = dict(_deploy_blocks(root))
@@ -110,7 +104,7 @@ def _fused(
     watched = {
         call for chain in network.calls.values() for call in chain if has_hooks(network.model.get_submodule(call.path))
     }
-    branches = Branches(network, _opaque(network), _seen(network, watched))
+    branches = Branches(network, _opaque(network), _seen_by_hooks(network, watched))
     skipped: set[fx.Node] = set()
     while True:
         choice = MergeChoice(branches, skipped, norms_only=norms_only)
@@ -122,7 +116,7 @@ def _fused(
             return rewritten, _report(network, branches, choice, [_path(name) for name in deployed], rewritten.graphs)
 
 
-def _proven(network: NetworkGraph, merges: list[Merge], args: tuple[Any, ...], keywords: dict[str, Any]) -> Rewritten:
+def _proven(network: NetworkGraph, merges: list[Merge], args: Arguments, keywords: dict[str, Any]) -> Rewritten:
     """Rewrite the network and compare it with the original; use its graph if its code needs a merged operator."""
     generator = torch.Generator().manual_seed(0)  # leaves torch's global seed alone
 
@@ -148,14 +142,11 @@ def _proven(network: NetworkGraph, merges: list[Merge], args: tuple[Any, ...], k
     raise AssertionError("unreachable: the difference is above the limit")
 
 
-def _first_difference(network: NetworkGraph, rewritten: Rewritten, arguments: Any) -> str:
-    """Describe the first value that differs between the network's graph and the rewritten graph.
-
-    "" if there is none.
-    """
+def _first_difference(network: NetworkGraph, rewritten: Rewritten, arguments: object) -> str:
+    """Describe the first value that differs between the network's graph and the rewritten graph; "" for none."""
     assert rewritten.values, "the network itself is a graph"
     merged, names = rewritten.values
-    tensors = [value for _, value in leaves(arguments) if isinstance(value, Tensor)]
+    tensors = tensor_leaves(arguments)
     before = fx.Interpreter(nn.Module(), garbage_collect_values=False, graph=network.graph)
     after = fx.Interpreter(copy.deepcopy(merged).double(), garbage_collect_values=False)
     inputs = iter(tensors)
@@ -184,9 +175,9 @@ def _opaque(network: NetworkGraph) -> set[fx.Node]:
     }
 
 
-def _seen(network: NetworkGraph, watched: set[Any]) -> set[fx.Node]:
+def _seen_by_hooks(network: NetworkGraph, watched: set[ModuleCall]) -> set[fx.Node]:
     """Return the inputs and outputs of modules with hooks."""
-    seen = set()
+    seen: set[fx.Node] = set()
     for call in watched:
         inside = set(call.nodes)
         seen.update(x for node in inside for x in node.all_input_nodes if x not in inside)
@@ -198,7 +189,7 @@ def _report(
     network: NetworkGraph, branches: Branches, choice: MergeChoice, deployed: list[str], graphs: tuple[str, ...]
 ) -> FuseReport:
     where = network.where
-    merged = []
+    merged: list[str] = []
     for merge in choice.merges:
         parts = sorted(merge.operators, key=[*network.graph.nodes].index)
         merged.append(
@@ -223,21 +214,22 @@ def _report(
 def _deploy_blocks(root: nn.Module) -> Iterator[tuple[str, torch.dtype]]:
     """Replace every block by its deployed form in float64; yield its name and original type."""
     deployed: dict[nn.Module, nn.Module] = {}  # a block used in two places stays shared
-    for path, parent in list(root.named_modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, Block):
-                if child not in deployed:
-                    full = f"{path}.{name}".lstrip(".")
-                    yield full, next(child.parameters()).dtype
-                    masks = detach_masks(child)
-                    deployed[child] = _deployed(child, _path(full))
-                    for masked in masks:
-                        attach_mask(deployed[child], masked)
-                parent._modules[name] = deployed[child]
+    for child in child_modules(root):
+        block = child.module
+        if not isinstance(block, Block):
+            continue
+        if block not in deployed:
+            yield child.path, next(block.parameters()).dtype
+            masks = detach_masks(block)
+            deployed[block] = _deployed(block, _path(child.path))
+            for masked in masks:
+                attach_mask(deployed[block], masked)
+        child.replace(deployed[block])
 
 
 def _deployed(block: Block, path: str) -> nn.Module:
-    exact: Any = copy.deepcopy(twin_of(block)).double()
+    exact = copy.deepcopy(twin_of(block)).double()
+    assert isinstance(exact, Block)
     try:
         merged = exact.deployed()
     except ReparamError as error:
@@ -250,9 +242,10 @@ def _deployed(block: Block, path: str) -> nn.Module:
     return merged
 
 
-def _with_types(model: nn.Module, types: Mapping[str, torch.dtype]) -> Any:
+def _with_types(model: nn.Sequential, types: Mapping[str, torch.dtype]) -> nn.Sequential:
     """Return a twin with the modules of the given names converted to the given types."""
     twin = twin_of(model)
+    assert isinstance(twin, nn.Sequential)
     for path, dtype in types.items():
         for part in twin.get_submodule(path).modules():  # new tensors: the twin shares the old ones
             for name, weight in list(part.named_parameters(recurse=False)):

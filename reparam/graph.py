@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.parameter import UninitializedTensorMixin  # pyright: ignore[reportAttributeAccessIssue]
+from torch.nn.parameter import is_lazy
 
 from reparam.equivalence import arithmetic
 from reparam.errors import ReparamError
 from reparam.exported import HOOKS, RUN_ERRORS, Exported, exported, first_line
 from reparam.masking import Masked, attach_mask, detach_masks
-from reparam.structure import map_tensors
+from reparam.modules import named_modules
+from reparam.structure import Arguments, map_tensors
 
 aten: Any = torch.ops.aten
 
@@ -44,7 +45,7 @@ class NetworkGraph:
         graph: placeholders (parameters, buffers, constants, then inputs), operators, and one output node with a tuple
             of tensors.
         names: qualified name of each parameter, buffer and constant, by placeholder.
-        inputs: the other placeholders, in the order of the tensors in the arguments.
+        inputs: the remaining placeholders, in the order of the tensors in the arguments.
         calls: the module calls that contain each node, outermost first.
         shapes: input and output shape of each call, by its key; None if the call takes or returns anything but a single
             tensor.
@@ -64,8 +65,8 @@ class NetworkGraph:
         self.inputs = [placeholders[name] for name in program.inputs]
         self.calls: dict[fx.Node, tuple[ModuleCall, ...]] = {}
         by_key: dict[str, ModuleCall] = {}
-        first = {id(module): path for path, module in model.named_modules()}
-        paths = {path: first[id(module)] for path, module in model.named_modules(remove_duplicate=False)}
+        first_path = {id(module): path for path, module in named_modules(model)}
+        paths = {path: first_path[id(module)] for path, module in named_modules(model, all_names=True)}
         for node in self.graph.nodes:
             chain: list[ModuleCall] = []
             for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
@@ -99,14 +100,11 @@ class NetworkGraph:
         return next(iter(reversed(self.graph.nodes))).args[0]  # pyright: ignore[reportReturnType]
 
     def where(self, node: fx.Node) -> str:
-        """Return the name of the module whose code computes a value.
-
-        The value's own name, if that is the network's own code.
-        """
+        """Return the name of the module whose code computes a value; the value's own name for the network's code."""
         chain = self.calls[node]
         return (chain[-1].path if chain else "") or node.name
 
-    def is_constant(self, value: Any) -> bool:
+    def is_constant(self, value: object) -> bool:
         """Return whether an argument of a node is the same for every input of the network."""
         return not isinstance(value, fx.Node) or self._constant_node(value)
 
@@ -121,10 +119,9 @@ class NetworkGraph:
 
     def _constant_node(self, node: fx.Node) -> bool:
         if node not in self._constants:
-            known = node.all_input_nodes or _creates(node)
             constant = (
                 node.op == "call_function"
-                and known
+                and (node.all_input_nodes or _creates(node))
                 and not _writes(node)
                 and all(map(self._constant_node, node.all_input_nodes))
             )
@@ -138,7 +135,7 @@ class NetworkGraph:
             assert callable(node.target)
             return node.target(*args, **kwargs)
 
-    def constant(self, value: Any) -> Any:
+    def constant(self, value: object) -> Any:
         """Return the value of a constant argument; floating-point tensors in float64."""
         constant = self._constants[value] if isinstance(value, fx.Node) else value
         return constant.detach().double() if isinstance(constant, Tensor) and constant.is_floating_point() else constant
@@ -169,15 +166,16 @@ def _creates(node: fx.Node) -> bool:
 
 def _writes(node: fx.Node) -> bool:
     """Return whether a node mutates an argument, such as a buffer that counts calls."""
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
 
 
-def args_of(node: fx.Node) -> tuple[Any, ...]:
+def args_of(node: fx.Node) -> Arguments:
     """Return the positional arguments of a node, untyped."""
     return node.args
 
 
-def with_defaults(given: tuple[Any, ...], defaults: tuple[Any, ...]) -> tuple[Any, ...]:
+def with_defaults(given: Arguments, defaults: Arguments) -> Arguments:
     """Append the defaults of missing trailing arguments."""
     return (*given, *defaults[len(given) :])
 
@@ -194,8 +192,8 @@ def operator_of(node: fx.Node) -> str:
         return {"placeholder": "input"}.get(node.op, node.op)
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         return operator_of(node.args[0])
-    target: Any = node.target
-    name = getattr(target, "overloadpacket", target).__name__.strip("_")
+    packet: Any = getattr(node.target, "overloadpacket", node.target)
+    name: str = packet.__name__.strip("_")
     return "batch norm" if name.startswith("native_batch_norm") else name.replace("_", " ")
 
 
@@ -210,7 +208,7 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def read_network(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None
+    model: nn.Module, args: Arguments, kwargs: Mapping[str, Any] | None = None, *, exact: nn.Module | None = None
 ) -> NetworkGraph:
     """Read a network in evaluation mode.
 
@@ -234,7 +232,7 @@ def read_network(
     return network
 
 
-def twin_of(model: nn.Module) -> nn.Module:
+def twin_of(model: object) -> nn.Module:
     """Return a copy that shares all tensors and has no hooks except masks.
 
     Raises:
@@ -247,7 +245,7 @@ def twin_of(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} holds a scripted module: give the nn.Module that it was scripted from"
         )
     tensors = (*model.parameters(), *model.buffers())
-    if any(isinstance(tensor, UninitializedTensorMixin) for tensor in tensors):
+    if any(is_lazy(tensor) for tensor in tensors):
         raise ReparamError(f"{type(model).__name__} has lazy parameters without a shape: run it once on an input first")
     try:
         twin = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
@@ -16,7 +15,9 @@ from reparam.exposure import Exposed, with_graphs
 from reparam.flow import ChannelFlow, Channels
 from reparam.graph import is_norm, read_network, shape_of
 from reparam.masking import Masked, Masks, MaskSite, attach_mask
+from reparam.modules import child_modules, named_modules
 from reparam.rules.layers import channel_dim
+from reparam.structure import Example, arguments_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class ChannelGroup:
     """why the group cannot be pruned, in one line; empty if it can"""
 
 
-def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> tuple[ChannelGroup, ...]:
+def channel_groups(model: nn.Module, example_input: Example) -> tuple[ChannelGroup, ...]:
     """Return the groups of a network without masks, in training or fused form, in the order of their first producers.
 
     A mask applies as late as it still covers the same channels: after norm and activation, after a residual sum and its
@@ -55,7 +56,7 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) ->
     channel is exactly 0 for every reader, and the mask gets a gradient, which it would not before a ReLU. If a later
     norm turns the 0 into another constant, the mask applies again. It is attached to the output of the module that
     returns the value, or to the inputs of those that read it. If the value exists only between two operators of a
-    module's own code, that module is replaced by its graph, named in `Site.graph`.
+    module's own code, that module is replaced by its graph, named in `MaskSite.graph`.
 
     A group can be pruned if `squeeze` can remove any of its channels for any weights. For example, a norm over
     concatenated groups is fine before a convolution without zero padding, but not before one with it.
@@ -67,9 +68,8 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) ->
     Raises:
         ReparamError: the network cannot be read.
     """
-    args = example_input if isinstance(example_input, tuple) else (example_input,)
-    blocks = {name for name, module in model.named_modules() if isinstance(module, Block)}
-    network = read_network(_deployed(model) if blocks else model, args)
+    blocks = {name for name, module in named_modules(model) if isinstance(module, Block)}
+    network = read_network(_deployed(model) if blocks else model, arguments_of(example_input))
     flow = ChannelFlow(network, generic=True)
     names = _Names(flow, blocks)
     parts, exposed = _draft_groups(flow, names), Exposed(network, blocks)
@@ -88,10 +88,9 @@ def channel_groups(model: nn.Module, example_input: Tensor | tuple[Any, ...]) ->
 def _deployed(model: nn.Module) -> nn.Module:
     """Return a copy with every block replaced by its deployed form."""
     root = nn.Sequential(copy.deepcopy(model)).eval()
-    for parent in list(root.modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, Block):
-                parent._modules[name] = child.deployed()
+    for child in child_modules(root):
+        if isinstance(child.module, Block):
+            child.replace(child.module.deployed())
     return root[0]
 
 
@@ -123,7 +122,7 @@ class _Names:
 
     def makers(self) -> list[tuple[fx.Node, Ids]]:
         """Return the layers with their output atoms; within a block, only layers that produce the block's output."""
-        makers = []
+        makers: list[tuple[fx.Node, Ids]] = []
         for node, ids in self.flow.makers:
             block = self.block(node)
             if block is None or np.isin(self.flow.atoms.roots(ids), self.block_roots[block]).all():
@@ -151,10 +150,7 @@ class _GroupDraft:
         return np.where(self.roots[order[at]] == roots, order[at], -1)
 
     def give_up(self, masked: ChannelFlow, *, graphs: bool) -> bool:
-        """Return whether some channels would stay even if all were masked.
-
-        Set `why`, or allow graphs if they may help.
-        """
+        """Return whether channels would stay even if all were masked; set `why`, or allow graphs if they may help."""
         roots = masked.atoms.roots(self.roots)
         for refusal in masked.refusals:
             if np.isin(masked.atoms.roots(refusal.ids), roots).any():
@@ -173,9 +169,8 @@ class _GroupDraft:
         outputs = {id(node): flow.atoms.roots(ids) for node, ids in flow.makers}
         producers = {names.name(node): tuple(self.entries(outputs[id(node)]).tolist()) for node in self.makers}
         norms = [user for node in self.makers for user in node.users if is_norm(user) and names.block(user) is None]
-        mixing = {
-            names.name(node) for node in readers if node not in flow.alike
-        }  # a depth-wise convolution passes channels through
+        # a depth-wise convolution passes channels through, so it does not consume them
+        mixing = {names.name(node) for node in readers if node not in flow.alike}
         consumers = dict.fromkeys(map(names.name, readers))
         return ChannelGroup(
             name=self.name,
@@ -201,10 +196,10 @@ def _draft_groups(flow: ChannelFlow, names: _Names) -> list[_GroupDraft]:
     for ids, reason in flow.pinned:
         for root in set(flow.atoms.roots(ids).tolist()) & makers_of.keys():
             why.setdefault(root, reason)
-    roots_of: dict[tuple[Any, ...], list[int]] = {}
+    roots_of: dict[tuple[tuple[int, ...], str], list[int]] = {}
     for root, layers in makers_of.items():
-        roots_of.setdefault((*layers, why.get(root, "")), []).append(root)
-    parts = []
+        roots_of.setdefault((tuple(layers), why.get(root, "")), []).append(root)
+    parts: list[_GroupDraft] = []
     for roots in roots_of.values():
         own = makers_of[roots[0]]
         first = next((index for index in own if np.isin(outputs[index], roots).all()), own[0])
@@ -251,10 +246,7 @@ class _MaskPlacement:
         return Channels(value.ids, live, const)
 
     def held(self, node: fx.Node) -> list[tuple[_GroupDraft, int, tuple[int, ...]]]:
-        """Return the groups in a value with their dimension and entries.
-
-        Only if it holds a single group or a whole layer's output.
-        """
+        """Return the groups in a value, with dimension and entries, if it is a single group or one layer's output."""
         if node not in self._held:
             self._held[node] = self._holds(node)
         return self._held[node]
@@ -299,8 +291,9 @@ class _MaskPlacement:
     def _next(self, node: fx.Node, part: _GroupDraft) -> fx.Node | None:
         """Return the next node if it can be masked in the same way."""
         user = _only_reader(node)
-        alike = user in self._flow.alike and self._of(user, part) == self._of(node, part)  # pyright: ignore[reportArgumentType]
-        return user if alike else None
+        if user is None or user not in self._flow.alike:
+            return None
+        return user if self._of(user, part) == self._of(node, part) else None
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
@@ -313,13 +306,11 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 def insert_masks(
     model: nn.Module,
-    example_input: Tensor | tuple[Any, ...],
+    example_input: Example,
     groups: Sequence[ChannelGroup],
     make_mask: Callable[[ChannelGroup], nn.Module],
 ) -> nn.Module:
-    """Return a copy of the network with one mask per group, at all of its sites.
-
-    It is the submodule `masks.<name with _ for .>`.
+    """Return a copy of the network with one mask per group, at all of its sites: `masks.<group name with _ for .>`.
 
     The copy keeps its mode, and its submodules and parameters keep their names. A masked module gets a hook. A module
     with a site in its own code is replaced by its graph in evaluation mode, which calls its submodules.
@@ -336,7 +327,7 @@ def insert_masks(
         ReparamError: a group cannot be pruned or is not from this network, or a module changes its input in place.
     """
     masked = with_graphs(copy.deepcopy(model), example_input, [site for group in groups for site in group.sites])
-    modules = dict(masked.named_modules())
+    modules = dict(named_modules(masked))
     masks = Masks()
     for group in groups:
         why = group.why
@@ -362,10 +353,12 @@ class _Ones(nn.Module):
         return x.clone()
 
 
-def _require_inputs_kept(model: nn.Module, masked: nn.Module, example_input: Tensor | tuple[Any, ...]) -> None:
+def _require_inputs_kept(model: nn.Module, masked: nn.Module, example_input: Example) -> None:
     """Require that no module with a masked input changes it in place, since it would change a copy instead."""
     probe = copy.deepcopy(masked)
-    for name in list(probe.get_submodule("masks")._modules):
-        probe.get_submodule("masks").add_module(name, _Ones())
+    masks = probe.get_submodule("masks")
+    assert isinstance(masks, Masks)
+    for name in list(masks):
+        masks.add_module(name, _Ones())
     if not compare(model, probe, example_input).within(FLOAT64_LIMIT):
         raise ReparamError("a module of the network changes its masked input in place: return the result instead")

@@ -1,13 +1,14 @@
 """Attach masks to the inputs or outputs of a network's modules by hooks, without changing its code."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from reparam.structure import Arguments
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class MaskSite:
 
 @dataclass(frozen=True)
 class _ChannelRun:
-    """Adjacent channels whose mask entries are consecutive."""
+    """Adjacent channels whose entries of the mask are consecutive."""
 
     first: int
     """entry of the first channel; -1 if the channels are not masked"""
@@ -85,16 +86,14 @@ class Masked:
     def __init__(self, masks: "Masks", name: str, site: MaskSite, count: int) -> None:
         self.masks, self.name, self.site, self.count = masks, name, site, count
 
-    def __call__(self, _module: nn.Module, args: Any, output: Any = None) -> Any:
+    def __call__(self, _module: nn.Module, args: Arguments, output: object = None) -> object:
         """Mask the output, or the first argument."""
         return (self.masks(args[0], self), *args[1:]) if self.site.front else self.masks(output, self)
 
     @property
     def mask(self) -> nn.Module:
         """The current mask."""
-        mask = self.masks._modules[self.name]
-        assert mask is not None
-        return mask
+        return self.masks[self.name]
 
     @cached_property
     def _runs(self) -> list[_ChannelRun]:
@@ -104,7 +103,7 @@ class Masked:
         """Return the value with its channels masked."""
         dim = self.site.dim
         y = x if dim == 1 else x.transpose(1, dim)
-        parts = [y] if len(self._runs) == 1 else y.split([run.width for run in self._runs], 1)
+        parts = [y] if len(self._runs) == 1 else torch.split(y, [run.width for run in self._runs], 1)
         masked = [
             part if run.first < 0 else self._part(part, run, mask) for part, run in zip(parts, self._runs, strict=True)
         ]
@@ -113,9 +112,9 @@ class Masked:
 
     def _part(self, x: Tensor, run: _ChannelRun, mask: nn.Module) -> Tensor:
         if run.times > 1:  # move the repeats into their own dimension
-            rows = x.unflatten(1, (run.times, -1)).transpose(1, 2)
+            rows = torch.unflatten(x, 1, (run.times, -1)).transpose(1, 2)
             return self._part(rows, replace(run, times=1), mask).transpose(1, 2).flatten(1, 2)
-        x = x if run.each == 1 else x.unflatten(1, (-1, run.each))
+        x = x if run.each == 1 else torch.unflatten(x, 1, (-1, run.each))
         if (run.first, run.last) == (0, self.count):
             x = mask(x)
         else:
@@ -125,18 +124,25 @@ class Masked:
 
 
 class Masks(nn.Module):
-    """Holds the masks of a network by name.
+    """The masks of a network by name.
 
-    Acts as an identity by itself, since a network may call all of its children in sequence.
+    An identity if called as a module, since `nn.Sequential` calls all of its children.
     """
 
-    def forward(self, x: Any, masked: Masked | None = None) -> Any:
-        """Apply a mask to a value; return the value unchanged if `masked` is None."""
-        if masked is None:
-            return x
-        mask = self._modules[masked.name]  # torch.export misnames an attribute if modules are shared
+    def __getitem__(self, name: str) -> nn.Module:
+        mask = self._modules[name]  # torch.export misnames an attribute if modules are shared
         assert mask is not None
-        return masked.apply(x, mask)
+        return mask
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def forward(self, x: Tensor, masked: Masked | None = None) -> Tensor:
+        """Apply a mask to a value; return the value unchanged if `masked` is None."""
+        return x if masked is None else masked.apply(x, self[masked.name])
+
+
+_MASK_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 def attach_mask(module: nn.Module, masked: Masked) -> None:
@@ -149,14 +155,19 @@ def attach_mask(module: nn.Module, masked: Masked) -> None:
 
 def attached_masks(module: nn.Module) -> list[Masked]:
     """Return the masks attached to a module."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return [hook for hook in hooks if isinstance(hook, Masked)]
+    return [hook for name in _MASK_HOOKS for hook in _hooks(module, name).values() if isinstance(hook, Masked)]
 
 
 def detach_masks(module: nn.Module) -> list[Masked]:
     """Detach the masks from a module and return them."""
     masks = attached_masks(module)
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+    for name in _MASK_HOOKS:
+        hooks = _hooks(module, name)
         for key in [key for key, hook in hooks.items() if isinstance(hook, Masked)]:
             del hooks[key]
     return masks
+
+
+def _hooks(module: nn.Module, name: str) -> dict[int, object]:
+    """Return the hooks of one kind, which torch keeps in a private attribute."""
+    return getattr(module, name)

@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 
 from reparam.graph import ModuleCall, NetworkGraph, aten, has_hooks, shape_of
 from reparam.masking import attached_masks
-from reparam.structure import leaves, map_tensors
+from reparam.modules import child_modules, named_modules
+from reparam.structure import Arguments, map_tensors, tensor_leaves
 
 
 class HookedModuleError(Exception):
@@ -20,23 +21,17 @@ class HookedModuleError(Exception):
 
 
 def ends_of(network: NetworkGraph, call: ModuleCall) -> tuple[fx.Node, fx.Node] | None:
-    """Return the only value that a call takes and the only one that it returns.
-
-    None if there are several or other arguments.
-    """
+    """Return the only value that a call takes and the only one that it returns; None unless it has one of each."""
     source, result = call_input(network, call), call_output(network, call)
     return None if source is None or result is None else (source, result)
 
 
 def call_input(network: NetworkGraph, call: ModuleCall) -> fx.Node | None:
-    """Return the only value that a call takes.
-
-    None if it takes other arguments, or torch attributes a view of the value to the call.
-    """
+    """Return the only value that a call takes; None if it takes others or torch attributes a view of it to the call."""
     inside = set(call.nodes)
-    read = {x for node in call.nodes for x in network.reads(node) if x not in inside}
+    sources = {x for node in call.nodes for x in network.reads(node) if x not in inside}
     return next(
-        (x for x in read if len(read) == 1 and shape_of(x) == network.shapes.get(call.key, (None, None))[0]), None
+        (x for x in sources if len(sources) == 1 and shape_of(x) == network.shapes.get(call.key, (None, None))[0]), None
     )
 
 
@@ -91,10 +86,9 @@ def replace_module(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     if not path:
         return module
     old = model.get_submodule(path)
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = module.eval()
+    for child in child_modules(model):
+        if child.module is old:
+            child.replace(module.eval())
     return model
 
 
@@ -147,7 +141,7 @@ class Region:
     def _keep_masks(self) -> None:
         """Add the masks attached to modules of the graph as submodules."""
         held = {id(masked.masks) for module in self.merged.modules() for masked in attached_masks(module)}
-        for path, module in self.model.named_modules():
+        for path, module in named_modules(self.model):
             inside = not self.call.path or path.startswith(f"{self.call.path}.")
             if id(module) in held and inside:
                 holder, local = _holder(self.merged, self._relative(path))
@@ -168,16 +162,16 @@ class Region:
                 self.emitted[result] = self.graph.call_module(name, (self.value(source),))
         return unit is not None
 
-    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    def arguments(self, node: fx.Node) -> tuple[Arguments, Mapping[str, Any]]:
         """Return the arguments of a node's operator."""
         return node.args, node.kwargs
 
     def copy(self, node: fx.Node) -> None:
         """Add the operator of a node to the graph."""
         hooked = [
-            c.path
-            for c in self.network.calls[node]
-            if c.path != self.call.path and has_hooks(self.model.get_submodule(c.path))
+            call.path
+            for call in self.network.calls[node]
+            if call.path != self.call.path and has_hooks(self.model.get_submodule(call.path))
         ]
         if any(path.startswith(self.call.path) for path in hooked):
             raise HookedModuleError(self.touched)
@@ -186,10 +180,7 @@ class Region:
         self.emitted[node] = self.graph.call_function(node.target, args, kwargs)  # pyright: ignore[reportArgumentType]
 
     def unit(self, node: fx.Node) -> tuple[ModuleCall, tuple[fx.Node, fx.Node]] | None:
-        """Return the outermost call within this one that contains a node and needs no change.
-
-        With its input and output.
-        """
+        """Return the outermost call within this one that contains a node and needs no change, with its ends."""
         chain = self.network.calls[node]
         inner = chain[chain.index(self.call) + 1 :] if self.call in chain else chain
         for call in inner:
@@ -223,7 +214,7 @@ class Region:
         """Add a module to the graph and return its name there."""
         if id(module) in self.named:
             return self.named[id(module)]
-        used = {name for name, _ in self.parts.named_modules()}
+        used = {name for name, _ in named_modules(self.parts)}
         candidates = itertools.chain([path], (f"{path}_{i}" for i in itertools.count(1)))
         name = next(name for name in map(self._relative, candidates) if name not in used)
         holder, local = _holder(self.parts, name)
@@ -240,7 +231,7 @@ def _holder(parts: nn.Module, path: str) -> tuple[nn.Module, str]:
     """Return the parent module of a path, created if missing, and the last part of the path."""
     *parents, local = path.split(".")
     for parent in parents:
-        if parent not in parts._modules:
+        if not isinstance(getattr(parts, parent, None), nn.Module):
             parts.add_module(parent, nn.Module())
         parts = parts.get_submodule(parent)
     return parts, local
@@ -252,7 +243,7 @@ def tensor_of(model: nn.Module, path: str) -> Any:
     return getattr(model.get_submodule(owner), name)
 
 
-def _any_batch(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _any_batch(node: fx.Node, args: Arguments) -> Arguments:
     """Replace the batch size in a view or expand by -1 if the operator keeps it."""
     if node.target not in (aten.view.default, aten.expand.default) or not isinstance(node.args[0], fx.Node):
         return args
@@ -272,16 +263,13 @@ def _any_batch(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
 class _Structured(nn.Module):
     """Wraps a graph from tensors to tensors with the call signature and output structure of the original network."""
 
-    def __init__(self, network: nn.Module, output: Any) -> None:
+    def __init__(self, network: nn.Module, output: object) -> None:
         super().__init__()
         self.network = network
         self._output = output
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the graph with the tensors in the arguments, in order.
-
-        All other arguments are constants of the graph.
-        """
-        tensors = [value for _, value in leaves((args, kwargs)) if isinstance(value, Tensor)]
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Call the graph with the tensors in the arguments, in order; other arguments are constants of the graph."""
+        tensors = tensor_leaves((args, kwargs))
         outputs: Iterator[Tensor] = iter(self.network(*tensors))
         return map_tensors(self._output, lambda _: next(outputs))

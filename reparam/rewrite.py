@@ -4,14 +4,14 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from reparam.branches import Merge
-from reparam.graph import ModuleCall, NetworkGraph
+from reparam.graph import ModuleCall, NetworkGraph, args_of, with_defaults
 from reparam.masking import Masks, attach_mask, detach_masks
+from reparam.modules import named_modules
 from reparam.regions import Region, only_readers, replace_module, replaceable_call, tensor_of
 
 _LAYERS = (
@@ -60,18 +60,20 @@ class _Rewriter:
     def __init__(self, network: NetworkGraph, merges: Sequence[Merge], *, whole: bool) -> None:
         self.network, self.merges, self.whole = network, merges, whole
         self.model: nn.Module = copy.deepcopy(network.model)
-        self.rows = [merge for merge in merges if merge.chain]
-        self.gone = {node for merge in merges for node in merge.form.absorbed} - {merge.host for merge in self.rows}
+        self.chains = [merge for merge in merges if merge.chain]
+        self.gone = {node for merge in merges for node in merge.form.absorbed} - {merge.host for merge in self.chains}
         self.gone -= {merge.node for merge in merges if not merge.chain} | {
             node for merge in merges for node in merge.form.moves
         }
-        self.hosts = {merge.host: merge for merge in self.rows}
-        self.homes: dict[ModuleCall, list[Merge]] = {}
+        self.hosts = {merge.host: merge for merge in self.chains}
+        self.regions: dict[ModuleCall, list[Merge]] = {}
         self.in_place: list[Merge] = []
         self.layers = list(self._more_exact())
-        modules = dict(self.model.named_modules())
+        modules = dict(named_modules(self.model))
         self.masked = {
-            n for n, chain in network.calls.items() if any(isinstance(modules[call.path], Masks) for call in chain)
+            node
+            for node, chain in network.calls.items()
+            if any(isinstance(modules[call.path], Masks) for call in chain)
         }
         """nodes computed by masks attached to modules"""
         self.idle: set[str] = set()
@@ -96,37 +98,37 @@ class _Rewriter:
             for masked in masks:
                 attach_mask(idle, masked)
         values = None
-        for call in sorted(self.homes, key=lambda call: -len(call.path)):
+        for call in sorted(self.regions, key=lambda call: -len(call.path)):
             region = _Merged(self, call)
             self.model = replace_module(self.model, call.path, region.module())
             if self.whole:
                 inner = {node for merge in self.merges for node in merge.form.absorbed - {merge.node}}
                 values = region.merged, {node: new.name for node, new in region.emitted.items() if node not in inner}
-        return Rewritten(self.model.eval(), tuple(call.path for call in self.homes), tuple(self.layers), values)
+        return Rewritten(self.model.eval(), tuple(call.path for call in self.regions), tuple(self.layers), values)
 
     # --- choose how each module changes ---
 
     def _plan(self, merge: Merge) -> None:
         if self.whole:
-            self._home(self.network.root, merge)
+            self._plan_region(self.network.root, merge)
             return
         if not merge.chain:
-            self._home(self._common(merge), merge)
+            self._plan_region(self._common(merge), merge)
             return
         if self._fits_in_place(merge):
             self.in_place.append(merge)
         else:
-            self._home(self.network.calls[merge.host][-1], merge)
+            self._plan_region(self.network.calls[merge.host][-1], merge)
         for node in merge.form.absorbed - merge.form.moves - {merge.host}:
             call = self.network.calls[node][-1]
             if self._is_idle(call.path):
                 self.idle.add(call.path)
             else:
-                self._home(call, merge)
+                self._plan_region(call, merge)
 
-    def _home(self, call: ModuleCall, merge: Merge) -> None:
+    def _plan_region(self, call: ModuleCall, merge: Merge) -> None:
         """Plan to replace the call's module, or the nearest parent that can be replaced, by a graph."""
-        merges = self.homes.setdefault(replaceable_call(self.network, self.model, call, {merge.node}), [])
+        merges = self.regions.setdefault(replaceable_call(self.network, self.model, call, {merge.node}), [])
         if merge not in merges:
             merges.append(merge)
 
@@ -137,10 +139,7 @@ class _Rewriter:
         return next(iter(list(same)[::-1]), (self.network.root,))[0]
 
     def _is_idle(self, path: str) -> bool:
-        """Return whether everything a module computes is merged away in all of its calls.
-
-        Nothing else may read its tensors.
-        """
+        """Return whether every call of a module is merged away completely, and nothing else reads its tensors."""
         nodes = {node for call in self.network.by_path[path] for node in call.nodes} - self.masked
         computed = [node for node in nodes if not self.network.is_constant(node)]
         return (
@@ -151,9 +150,9 @@ class _Rewriter:
 
     def _fits_in_place(self, merge: Merge) -> bool:
         """Return whether the existing layer can compute the merge with new weights, in all of its calls."""
-        weight, bias, *_ = (*merge.host.args[1:3], None)
+        weight, bias = with_defaults(args_of(merge.host), (None, None, None))[1:3]
         call = self.network.calls[merge.host][-1]
-        own: Any = self.model.get_submodule(call.path)
+        own = self.model.get_submodule(call.path)
         if not isinstance(own, _LAYERS) or any(node is not merge.host and node in self.gone for node in call.nodes):
             return False
         tensors = [node for node in (weight, bias) if isinstance(node, fx.Node)]
@@ -168,28 +167,33 @@ class _Rewriter:
         )
 
     def _update(self, merge: Merge) -> None:
-        layer: Any = self.model.get_submodule(self.network.calls[merge.host][-1].path)
+        layer = self.model.get_submodule(self.network.calls[merge.host][-1].path)
+        assert isinstance(layer, _LAYERS)
         self.layers.append((layer, merge.host.meta["val"].dtype))
         trained = layer.weight.requires_grad
         layer.weight, layer.bias = (nn.Parameter(tensor.detach().clone(), trained) for tensor in merge.form.branch())
 
 
-def _equal(one: Merge, other: Merge) -> bool:
-    if one is other:
+def _equal(first: Merge, second: Merge) -> bool:
+    if first is second:
         return True
-    return one.form.same_geometry(other.form) and all(
-        itertools.starmap(torch.equal, zip(one.form.branch(), other.form.branch(), strict=True))
+    return first.form.same_geometry(second.form) and all(
+        itertools.starmap(torch.equal, zip(first.form.branch(), second.form.branch(), strict=True))
     )
 
 
-def _same_call(layer: Any, merge: Merge) -> bool:
+def _same_call(layer: nn.Module, merge: Merge) -> bool:
     """Return whether the layer has the merged layer's stride, padding, dilation and groups."""
     if isinstance(layer, nn.Linear):
         return True
-    _, _, _, stride, padding, dilation, *_, groups = merge.host.args
+    _, _, _, stride, padding, dilation, *_, groups = args_of(merge.host)
     form = merge.form
-    wanted = (form.stride, form.padding, form.dilation, form.groups)
-    return wanted == (*(tuple(value) for value in (stride, padding, dilation)), groups)  # pyright: ignore[reportArgumentType]
+    return (form.stride, form.padding, form.dilation, form.groups) == (
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        groups,
+    )
 
 
 class _Merged(Region):
@@ -197,14 +201,14 @@ class _Merged(Region):
 
     def __init__(self, rewriter: _Rewriter, call: ModuleCall) -> None:
         self.rewriter = rewriter
-        homed = rewriter.homes[call]
-        self.sums = {merge.node: merge for merge in homed if not merge.chain}
-        self.rows = {merge.host: merge for merge in homed if merge.chain}
+        merges = rewriter.regions[call]
+        self.sums = {merge.node: merge for merge in merges if not merge.chain}
+        self.chains = {merge.host: merge for merge in merges if merge.chain}
         network = rewriter.network
         kept = rewriter.idle | {network.calls[merge.host][-1].path for merge in rewriter.in_place}
         as_they_are = {node for path in kept for call in network.by_path[path] for node in call.nodes}
         super().__init__(
-            network, rewriter.model, call, {node for merge in homed for node in merge.form.absorbed} - as_they_are
+            network, rewriter.model, call, {node for merge in merges for node in merge.form.absorbed} - as_they_are
         )
 
     def emit(self, node: fx.Node) -> None:
@@ -214,15 +218,15 @@ class _Merged(Region):
         gone = node in self.touched and node in self.rewriter.gone
         if node in self.sums:
             self.emitted[node] = self._layer(self.sums[node], self.sums[node].form.source)
-        elif node in self.rows:
-            self.emitted[node] = self._layer(self.rows[node], node.all_input_nodes[0])
-        elif gone and any(node in merge.form.absorbed for merge in self.rewriter.rows):
+        elif node in self.chains:
+            self.emitted[node] = self._layer(self.chains[node], node.all_input_nodes[0])
+        elif gone and any(node in merge.form.absorbed for merge in self.rewriter.chains):
             self.emitted[node] = self.value(self.network.reads(node)[0])
         elif not gone:
             self.copy(node)
 
     def _layer(self, merge: Merge, source: fx.Node) -> fx.Node:
-        stored = self.network.names.get(merge.host.args[1])  # pyright: ignore[reportArgumentType]
+        stored = self.network.names.get(args_of(merge.host)[1])
         layer = merge.form.module(trained=stored is None or tensor_of(self.network.model, stored).requires_grad)
         self.rewriter.layers.append((layer, merge.host.meta["val"].dtype))
         path = self.network.calls[merge.host][-1].path

@@ -1,13 +1,10 @@
-"""Remove masked channels and everything that depends on them: `squeeze(model, example_input)`.
-
-See `rules` for each operator.
-"""
+"""Remove masked channels and everything that depends on them, by the rules of `reparam.rules`."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from reparam.blocks import ChannelMask
 from reparam.cutting import cut, mask_calls
@@ -17,14 +14,16 @@ from reparam.exported import RUN_ERRORS, first_line
 from reparam.flow import ChannelFlow, require_none
 from reparam.graph import ModuleCall, NetworkGraph, read_network
 from reparam.masking import attach_mask, detach_masks
+from reparam.modules import child_modules, named_modules
 from reparam.regions import Region, replace_module, replaceable_call
 from reparam.rules.sizes import changed_arguments
+from reparam.structure import Arguments, Example, arguments_of
 
-Changed = Mapping[fx.Node, tuple[Any, ...]]
+Changed = Mapping[fx.Node, Arguments]
 """New arguments for the operators of nodes."""
 
 
-def squeeze(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> nn.Module:
+def squeeze(model: nn.Module, example_input: Example) -> nn.Module:
     """Return a copy in evaluation mode without the channels that a `ChannelMask` sets to zero.
 
     A masked channel is kept if it is an output of the network, another reader uses it unmasked, its convolution group
@@ -58,10 +57,9 @@ def squeeze(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> nn.Mod
 
 def _drop_idle_masks(model: nn.Module) -> None:
     """Remove masks that keep every channel."""
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, ChannelMask) and bool(child.keep.all()):
-                parent._modules[name] = nn.Identity().eval()
+    for child in child_modules(model):
+        if isinstance(child.module, ChannelMask) and bool(child.module.keep.all()):
+            child.replace(nn.Identity().eval())
     holders: dict[int, nn.Module] = {}
     for module in list(model.modules()):
         attached = detach_masks(module)
@@ -69,19 +67,15 @@ def _drop_idle_masks(model: nn.Module) -> None:
         for masked in attached:
             if not isinstance(masked.mask, nn.Identity):
                 attach_mask(module, masked)
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if (
-                id(child) in holders
-                and child is not None
-                and all(isinstance(mask, nn.Identity) for mask in child.children())
-            ):
-                del parent._modules[name]
+    for child in child_modules(model):
+        masks = holders.get(id(child.module))
+        if masks is not None and all(isinstance(mask, nn.Identity) for mask in masks.children()):
+            child.remove()
 
 
-def _squeezed(model: nn.Module, copied: nn.Module, example_input: Tensor | tuple[Any, ...]) -> nn.Module:
+def _squeezed(model: nn.Module, copied: nn.Module, example_input: Example) -> nn.Module:
     """Cut the weights of a copy in place, and replace modules by graphs if their own code contains channel counts."""
-    network = read_network(copied, example_input if isinstance(example_input, tuple) else (example_input,))
+    network = read_network(copied, arguments_of(example_input))
     flow = ChannelFlow(network)
     require_none(flow.refusals)
     _require_channels(flow)
@@ -94,7 +88,7 @@ def _squeezed(model: nn.Module, copied: nn.Module, example_input: Tensor | tuple
         masks.setdefault(call.outer, set()).add(call.path)
     cut(flow, copied)
     _drop_idle_masks(copied)
-    left = {path for path, module in copied.named_modules() if isinstance(module, ChannelMask)}
+    left = {path for path, module in named_modules(copied) if isinstance(module, ChannelMask)}
     gone = [call for call, paths in masks.items() if left.isdisjoint(paths)]
     outcomes: list[Difference | Exception] = []
     for candidate in _candidates(network, copied, changed, gone):
@@ -108,9 +102,7 @@ def _squeezed(model: nn.Module, copied: nn.Module, example_input: Tensor | tuple
     raise ReparamError(why) from outcomes[-1]
 
 
-def _difference(
-    model: nn.Module, candidate: nn.Module, example_input: Tensor | tuple[Any, ...]
-) -> Difference | Exception:
+def _difference(model: nn.Module, candidate: nn.Module, example_input: Example) -> Difference | Exception:
     try:
         return compare(model, candidate, example_input)
     except RUN_ERRORS as error:
@@ -120,9 +112,9 @@ def _difference(
 def _candidates(
     network: NetworkGraph, copied: nn.Module, changed: Changed, gone: Sequence[ModuleCall]
 ) -> Iterator[nn.Module]:
-    """Yield the network in forms that run, the one closest to the user's code first.
+    """Yield forms of the network that may run, the one closest to the user's code first.
 
-    With its own code, then with graphs for the modules with a changed channel count, then as one graph.
+    These are its own code, then graphs for only the modules with a changed channel count, then one graph.
     """
     yield copied
     of_masks = {node for call in gone for node in call.nodes}
@@ -132,9 +124,8 @@ def _candidates(
     homes: dict[ModuleCall, set[fx.Node]] = {}
     for node in changed:
         code = type(network.model.get_submodule(network.calls[node][-1].path)).__module__
-        if not network.is_constant(node) and not code.startswith(
-            "torch.nn."
-        ):  # torch's modules are cut themselves or read shapes
+        # torch's own modules store their counts or read them from shapes
+        if not network.is_constant(node) and not code.startswith("torch.nn."):
             homes.setdefault(replaceable_call(network, copied, network.calls[node][-1], {node}), set()).add(node)
     if homes.keys() - {network.root}:
         candidate = copy.deepcopy(copied)
@@ -171,7 +162,7 @@ class _Cut(Region):
             (source,) = {x for inner in call.nodes for x in self.network.reads(inner) if x not in call.nodes}
             self.emitted[node] = self.value(source)
 
-    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    def arguments(self, node: fx.Node) -> tuple[Arguments, Mapping[str, Any]]:
         """Return the arguments with the new channel counts."""
         return self.changed.get(node, node.args), node.kwargs
 
@@ -194,6 +185,7 @@ def _require_channels(flow: ChannelFlow) -> None:
 def _round_biases(model: nn.Module) -> None:
     """Round the folded biases, which stay in float64 for the comparison, to the type of their weights."""
     for module in model.modules():
-        weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+        tensors = dict(module.named_parameters(recurse=False))
+        weight, bias = tensors.get("weight"), tensors.get("bias")
         if weight is not None and bias is not None and bias.dtype != weight.dtype:
             module.bias = nn.Parameter(bias.detach().to(weight.dtype), bias.requires_grad)

@@ -79,7 +79,7 @@ class Backend(typing.Protocol):
 
 @typing.runtime_checkable
 class EngineBuilder(typing.Protocol):
-    """Builds ahead with a number of `workers`."""
+    """Builds engines ahead of time, `workers` at once."""
 
     workers: int
 

@@ -11,7 +11,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
@@ -103,13 +103,13 @@ def _end(process: "subprocess.Popen[bytes]") -> int:
         return process.wait()
 
 
-def _send(stream: BinaryIO | Any, message: dict[str, Any]) -> None:
+def _send(stream: IO[bytes], message: dict[str, Any]) -> None:
     data = msgspec.msgpack.encode(message)
     stream.write(len(data).to_bytes(_HEAD, "big") + data)
     stream.flush()
 
 
-def _receive(stream: BinaryIO | Any) -> dict[str, Any]:
+def _receive(stream: IO[bytes]) -> dict[str, Any]:
     head = stream.read(_HEAD)
     size = int.from_bytes(head, "big")
     data = stream.read(size)

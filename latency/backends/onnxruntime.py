@@ -4,9 +4,9 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from types import TracebackType
-from typing import Any, Literal
+from collections.abc import Generator, Mapping
+from types import ModuleType, TracebackType
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -23,6 +23,9 @@ MAX_TENSOR_BYTES = 8 * 2**30
 
 MAX_RUN_S = 60.0
 """Maximum duration of an inference in seconds: a network may contain a Loop that never ends."""
+
+OrtObject: TypeAlias = Any
+"""A session, its options or a description of its inputs: ONNX Runtime has no types."""
 
 _ON_CUDA = ("cuda", "tensorrt", "nvtensorrtrtx")
 
@@ -52,14 +55,13 @@ class OnnxRuntime:
     ) -> None:
         if threads < 1:
             raise LatencyError(f"threads {threads}: at least 1 is needed")
-        self._ort: Any = import_extra("onnxruntime", "")
+        self._ort = import_extra("onnxruntime", "")
         installed = {_short(name): name for name in self._ort.get_available_providers()}
         short = _short(provider)
         if short not in installed:
             raise LatencyError(
                 f"execution provider {provider!r} is not in the installed onnxruntime {self._ort.__version__}: choose "
-                "one of "
-                f"{', '.join(installed)}, or install an onnxruntime that has it, such as onnxruntime-gpu"
+                f"one of {', '.join(installed)}, or install an onnxruntime that has it, such as onnxruntime-gpu"
             )
         if short == "cpu" and precision == "fp16":
             raise LatencyError(
@@ -105,16 +107,16 @@ class CompiledSession:
     so they are 0 or 1.
     """
 
-    def __init__(self, ort: Any, session: Any, memory: str = "cpu") -> None:
+    def __init__(self, ort: ModuleType, session: OrtObject, memory: str = "cpu") -> None:
         rng = np.random.default_rng(0)
         self._ort, self._session, self._memory, self._ends = ort, session, memory, False
         self._binding = session.io_binding()
         for value in session.get_inputs():
-            shape, dtype = _static(value), np.dtype(_DTYPES[value.type])
+            shape, dtype = _static_shape(value), np.dtype(_DTYPES[value.type])
             drawn = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
             self.bind({value.name: drawn.astype(dtype)})
         for value in session.get_outputs():
-            array = np.zeros(_static(value), _DTYPES[value.type])
+            array = np.zeros(_static_shape(value), _DTYPES[value.type])
             self._binding.bind_ortvalue_output(value.name, ort.OrtValue.ortvalue_from_numpy(array, memory))
 
     def bind(self, inputs: Mapping[str, np.ndarray]) -> None:
@@ -171,7 +173,7 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 
 
-def _static(value: Any) -> tuple[int, ...]:
+def _static_shape(value: OrtObject) -> tuple[int, ...]:
     if value.type not in _DTYPES:
         raise BuildFailed(f"{value.name!r} is a {value.type}: tensors of numbers and booleans are allowed")
     if not all(isinstance(size, int) for size in value.shape):
@@ -185,7 +187,7 @@ def _static(value: Any) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def limited(ort: Any) -> Iterator[Any]:
+def limited(ort: ModuleType) -> Generator[OrtObject]:
     """Yield options that limit runs to `MAX_RUN_S` together: ONNX Runtime stops at the next operator after that.
 
     Args:
@@ -210,7 +212,7 @@ def limited(ort: Any) -> Iterator[Any]:
         timer.cancel()
 
 
-def session_options(ort: Any, threads: int) -> Any:
+def session_options(ort: ModuleType, threads: int) -> OrtObject:
     """Return options of a session that prints nothing, as errors are raised anyway.
 
     Args:
@@ -228,10 +230,10 @@ def session_options(ort: Any, threads: int) -> Any:
 
 def runtime_errors() -> tuple[type[Exception], ...]:
     """Return the errors of ONNX Runtime: RuntimeError with bound outputs, else C++ classes without a common base."""
-    state: Any = import_extra("onnxruntime.capi.onnxruntime_pybind11_state", "")
+    classes: dict[str, object] = vars(import_extra("onnxruntime.capi.onnxruntime_pybind11_state", ""))
     return (
         RuntimeError,
-        *(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception)),
+        *(value for value in classes.values() if isinstance(value, type) and issubclass(value, Exception)),
     )
 
 

@@ -4,7 +4,7 @@ import math
 import random
 from collections import Counter
 from types import TracebackType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -13,6 +13,9 @@ from latency.errors import BuildFailed, LatencyError, one_line
 from latency.lowered import Lowered, require_static
 from latency.monitor import Reading
 from latency.units import ns_from_us
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
 
 
 class VirtualClock:
@@ -216,13 +219,13 @@ def _operator_costs(onnx: bytes, step: int, element_bytes: int) -> tuple[list[tu
         graph = shape_inference.infer_shapes(load_from_string(onnx), strict_mode=True).graph
     except shape_inference.InferenceError as error:
         raise BuildFailed(one_line(error)) from error
-    shapes = {value.name: _dims(value) for value in (*graph.input, *graph.value_info, *graph.output)}
+    shapes = {value.name: _shape(value) for value in (*graph.input, *graph.value_info, *graph.output)}
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
 
     def up(channels: int) -> int:
         return -(-channels // step) * step
 
-    operators = []
+    operators: list[tuple[float, float]] = []
     for node in graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         if node.op_type == "Conv":
@@ -244,5 +247,5 @@ def _operator_costs(onnx: bytes, step: int, element_bytes: int) -> tuple[list[tu
     return operators, float(element_bytes * sum(map(math.prod, ends)))
 
 
-def _dims(value: Any) -> list[int]:
+def _shape(value: "ValueInfoProto") -> list[int]:
     return [dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -6,28 +6,30 @@ Torch is imported on first use only.
 import io
 import time
 import zipfile
+from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Any, Literal
+from types import ModuleType, TracebackType
+from typing import Any, Literal, TypeAlias
 
-from latency.backends.cuda import gpu
+from latency.backends.cuda import gpu, run_ahead
 from latency.device import Runtime
 from latency.errors import BuildFailed, DeviceUnavailable, RunFailed, import_extra, one_line
 from latency.lowered import OVERHEAD, Lowered
 from latency.monitor import Nvml
 from latency.units import us_from_ms
 
+TorchObject: TypeAlias = Any
+"""An object of torch, which is imported on first use only."""
+
 
 class TorchCuda:
-    """Backend that runs `Lowered.program`, which the lowering wrote in the same call as the ONNX.
+    """Backend that runs `Lowered.program`; it cannot run ONNX alone.
 
-    ONNX alone it cannot run.
-
-    `torch.export.load` unpickles: a program must come from this process's own lowering or from where one would run code
-    from.
+    `torch.export.load` unpickles, so a program must come from this process's own lowering or from a source whose code
+    one would run.
 
     Args:
-        precision: of the programs; it is in their weights.
+        precision: precision of the programs, whose weights have it already.
 
     Raises:
         MissingExtra: torch or nvidia-ml-py is not installed.
@@ -38,22 +40,25 @@ class TorchCuda:
     clock = staticmethod(time.perf_counter_ns)
 
     def __init__(self, *, precision: Literal["fp32", "fp16"] = "fp16") -> None:
-        self._torch: Any = import_extra("torch", "train")
-        torch = self._torch
+        torch = self._torch = import_extra("torch", "train")
         if not torch.cuda.is_available():
             raise DeviceUnavailable(
                 f"torch {torch.__version__} finds no GPU: look at `nvidia-smi`, install a torch built for CUDA, or "
-                "measure on the CPU with "
-                "--backend onnxruntime"
+                "measure on the CPU with --backend onnxruntime"
             )
-        found = torch.cuda.get_device_properties(torch.cuda.current_device())
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
         self.precision: Literal["fp32", "fp16"] = precision
         self.device = gpu(
-            "tensorrt", name=found.name, memory_bytes=found.total_memory, capability=(found.major, found.minor)
+            "tensorrt",
+            name=properties.name,
+            memory_bytes=properties.total_memory,
+            capability=(properties.major, properties.minor),
         )
         self.runtime = Runtime(name=self.name, version=torch.__version__)
         self.settings = {"cudnn": str(torch.backends.cudnn.version()), "memory_format": "channels_last"}
-        self.monitor = Nvml(f"{found.pci_domain_id:08x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0")
+        self.monitor = Nvml(
+            f"{properties.pci_domain_id:08x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+        )
 
     def compile(self, model: bytes | Lowered) -> "CompiledProgram":
         """Load a program onto the GPU.
@@ -71,39 +76,40 @@ class TorchCuda:
             program = torch.export.export(torch.nn.ReLU(), (torch.zeros(1, 1, 1, 1),))
         else:
             raise BuildFailed(
-                "torch-cuda runs an exported program, and only ONNX was given: lower the network with its program "
-                "beside it"
+                "torch-cuda runs an exported program, and only ONNX was given: lower the network together with its "
+                "program"
             )
         return CompiledProgram(torch, program)
 
 
 class CompiledProgram:
-    """An exported program on the GPU, with its inputs bound. They are drawn from a fixed seed, never zeros."""
+    """An exported program on the GPU, with its inputs bound: drawn from a fixed seed, never zero."""
 
-    def __init__(self, torch: Any, program: Any) -> None:
+    def __init__(self, torch: ModuleType, program: TorchObject) -> None:
         self._torch = torch
         generator = torch.Generator().manual_seed(0)
         inputs = [
-            torch.randn(each.shape, generator=generator).to("cuda", each.dtype) for each in program.example_inputs[0]
+            torch.randn(example.shape, generator=generator).to("cuda", example.dtype)
+            for example in program.example_inputs[0]
         ]
-        self._inputs = [
-            each.contiguous(memory_format=torch.channels_last) if each.dim() == 4 else each for each in inputs
-        ]
-        passes: Any = import_extra("torch.export.passes", "train")
+        self._inputs = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in inputs]
+        passes = import_extra("torch.export.passes", "train")
         self._module = passes.move_to_device_pass(program, "cuda").module().to(memory_format=torch.channels_last)
         self._stream = torch.cuda.Stream()
         self.launch(cuda_graph=False, spin_wait=True)
 
     def launch(self, *, cuda_graph: bool, spin_wait: bool) -> str:
-        """Choose how later runs are launched and waited for; as `latency.measure.Launched` has it."""
+        """Choose how later runs are launched and waited for, see `latency.measure.Launched`."""
         torch = self._torch
-        self._events = [
-            tuple(torch.cuda.Event(enable_timing=True, blocking=not spin_wait) for _ in "se") for _ in range(2)
-        ]
-        self._start = self._infer
+
+        def event() -> TorchObject:
+            return torch.cuda.Event(enable_timing=True, blocking=not spin_wait)
+
+        self._events = [(event(), event()) for _ in range(2)]
+        self._launch: Callable[[], None] = self._infer
         try:
             with self._context():
-                for _ in range(3):  # cuDNN chooses its kernels, and memory is taken, before anything is captured
+                for _ in range(3):  # cuDNN must choose its kernels, and memory be allocated, before the capture
                     self._infer()
                 self._stream.synchronize()
         except RuntimeError as error:
@@ -116,41 +122,37 @@ class CompiledProgram:
                 self._infer()
         except RuntimeError as error:
             return f"measured without a CUDA graph, as it cannot be captured: {one_line(error)}"
-        self._start = graph.replay
+        self._launch = graph.replay
         return ""
 
     def run(self, count: int) -> list[float]:
-        """Run `count` inferences back to back, one enqueued ahead; the time that each took on the GPU, in microseconds.
+        """Run `count` inferences back to back; return the time of each on the GPU in microseconds.
 
         Raises:
-            RunFailed: torch refuses.
+            RunFailed: torch refuses an inference.
         """
-        samples_us: list[float] = []
         try:
             with self._context():
-                for i in range(count):
-                    start, end = self._events[i % 2]
-                    start.record(self._stream)
-                    self._start()
-                    end.record(self._stream)
-                    if i:
-                        samples_us.append(self._elapsed_us(i - 1))
-                if count:
-                    samples_us.append(self._elapsed_us(count - 1))
+                return run_ahead(count, self._timed_launch, self._elapsed_us)
         except RuntimeError as error:
             raise RunFailed(one_line(error)) from error
-        return samples_us
 
     def _infer(self) -> None:
         self._module(*self._inputs)
 
-    def _elapsed_us(self, i: int) -> float:
-        start, end = self._events[i % 2]
+    def _timed_launch(self, slot: int) -> None:
+        start, end = self._events[slot]
+        start.record(self._stream)
+        self._launch()
+        end.record(self._stream)
+
+    def _elapsed_us(self, slot: int) -> float:
+        start, end = self._events[slot]
         end.synchronize()
         return us_from_ms(start.elapsed_time(end))
 
     def _context(self) -> ExitStack:
-        """Inference on the own stream, with the fastest kernels that cuDNN finds."""
+        """Return a context for inference on the program's own stream, with the fastest of cuDNN's kernels."""
         torch, stack = self._torch, ExitStack()
         stack.enter_context(torch.inference_mode())
         stack.enter_context(torch.cuda.stream(self._stream))
@@ -164,4 +166,4 @@ class CompiledProgram:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream.synchronize()
-        del self._module, self._inputs, self._start, self._events
+        del self._module, self._inputs, self._launch, self._events

@@ -3,10 +3,10 @@
 import operator
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import Target
 
 from reparam.flow import ChannelFlow, Value
 from reparam.graph import aten
@@ -47,8 +47,8 @@ _RULES: Mapping[Rule, str] = {
 
 
 @cache
-def _table() -> Mapping[Any, Rule]:
-    table: dict[Any, Rule] = {operator.getitem: shapes.getitem}
+def _table() -> Mapping[Target, Rule]:
+    table: dict[Target, Rule] = {operator.getitem: shapes.getitem}
     for rule, names in _RULES.items():
         for full in names.split():
             name, _, overload = full.partition(".")

@@ -1,21 +1,17 @@
 """Operators that mix channels: convolutions, linear layers, matrix products."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from torch import fx
 
-from reparam.atoms import Ids
-from reparam.flow import BORDER, GENERIC, ChannelFlow, Channels, FlowLayer, folded_bias
+from reparam.atoms import Flags, Ids
+from reparam.flow import BORDER, GENERIC, ChannelFlow, Channels, FlowLayer, Numbers, folded_bias
 from reparam.graph import args_of, aten, shape_of, with_defaults
 
 
 def channel_dim(node: fx.Node) -> int:
-    """Return the channel dimension of a layer.
-
-    Before the spatial dimensions of a convolution, the last one of a linear layer.
-    """
+    """Return the channel dimension: the last one of a linear layer, the last but the spatial ones of a convolution."""
     rank = len(shape_of(node))
     return rank - 1 if node.target is aten.linear.default else rank - len(shape_of(args_of(node)[1])) + 1
 
@@ -43,12 +39,12 @@ def linear(flow: ChannelFlow, node: fx.Node) -> Channels | None:
 def _layer(
     flow: ChannelFlow,
     node: fx.Node,
-    source: Any,
-    weights: tuple[Any, Any],
+    source: fx.Node,
+    weights: tuple[fx.Node, fx.Node | None],
     dim: int,
     width: int,
     exact: bool,
-    groups: Any,
+    groups: int,
     transposed: bool,
 ) -> Channels:
     x = flow.along(source, dim, node)
@@ -95,10 +91,7 @@ def _layer_output(flow: ChannelFlow, node: fx.Node, layer: FlowLayer, x: Channel
 
 
 def _tie_groups(flow: ChannelFlow, into: Ids, out: Ids) -> None:
-    """Tie channels so that groups stay equal in size.
-
-    By group if one side has one channel per group, else across groups.
-    """
+    """Tie channels so that groups stay equal in size: within them if a side has one channel per group, else across."""
     if 1 in (into.shape[1], out.shape[1]):
         flow.unite(into, into[:, :1])
         flow.unite(out, into[:, :1])
@@ -107,7 +100,7 @@ def _tie_groups(flow: ChannelFlow, into: Ids, out: Ids) -> None:
         flow.unite(out, out[:1])
 
 
-def _bias_alone(flow: ChannelFlow, layer: FlowLayer, x: Channels) -> Any:
+def _bias_alone(flow: ChannelFlow, layer: FlowLayer, x: Channels) -> Numbers | float:
     """Return the constant output of groups without live inputs."""
     if flow.generic:
         return GENERIC if layer.bias is not None or x.const.any() else 0.0
@@ -125,7 +118,7 @@ def matmul(flow: ChannelFlow, node: fx.Node) -> Channels | None:
 
 def attention(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Pass on whole heads."""
-    query, key, value, mask = (*args_of(node), None)[:4]
+    query, key, value, mask = with_defaults(args_of(node), (None,) * 4)[:4]
     if flow.of(mask) is not None or node.kwargs.get("enable_gqa"):
         return flow.opaque(node, " with a mask or shared heads")
     scores = _product(flow, node, query, key, shared=(-1, -1), kept=(-2, -2))
@@ -136,22 +129,25 @@ def attention(flow: ChannelFlow, node: fx.Node) -> Channels | None:
 
 
 def _product(
-    flow: ChannelFlow, node: fx.Node, first: Any, second: Any, shared: tuple[int, int], kept: tuple[int, int]
+    flow: ChannelFlow, node: fx.Node, first: fx.Node, second: fx.Node, shared: tuple[int, int], kept: tuple[int, int]
 ) -> Channels | None:
-    one, other = flow.of(first), flow.of(second)
-    if one is None or other is None or one.ids.ndim != other.ids.ndim:
+    left, right = flow.of(first), flow.of(second)
+    if left is None or right is None or left.ids.ndim != right.ids.ndim:
         return flow.opaque(node, " of values whose channels are different dimensions")
-    heads = []
-    for x, along in ((one, shared[0]), (other, shared[1])):
-        flow.unite(x.ids, x.ids.take([0], along))
-        alive = (x.live | (x.const != 0)).any(along, keepdims=True)
-        heads.append(Channels(x.ids.take([0], along), alive, np.zeros(alive.shape)))
-    left, right = heads
+    left, right = _tied(flow, left, shared[0]), _tied(flow, right, shared[1])
     if left.ids.shape[kept[0]] == 1:
         return _by_head(flow, node, left, right)
     if right.ids.shape[kept[1]] == 1:
         return _by_head(flow, node, right, left)
     return flow.opaque(node, " of values whose channels are different dimensions")
+
+
+def _tied(flow: ChannelFlow, x: Channels, dim: int) -> Channels:
+    """Tie the entries along a summed dimension; the sum is live if any of them is not 0."""
+    first = x.ids.take([0], dim)
+    flow.unite(x.ids, first)
+    alive: Flags = (x.live | (x.const != 0)).any(dim, keepdims=True)
+    return Channels(first, alive, np.zeros(alive.shape))
 
 
 def _by_head(flow: ChannelFlow, node: fx.Node, heads: Channels, x: Channels) -> Channels | None:
@@ -163,5 +159,5 @@ def _by_head(flow: ChannelFlow, node: fx.Node, heads: Channels, x: Channels) -> 
         flow.pin(heads, f"{flow.describe(node)} uses it for all channels")
     else:
         flow.unite(ids, heads.ids)
-    alive = (x.live | (x.const != 0)) & (heads.live | (heads.const != 0))
+    alive: Flags = (x.live | (x.const != 0)) & (heads.live | (heads.const != 0))
     return Channels(ids, alive, np.zeros(alive.shape))

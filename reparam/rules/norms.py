@@ -6,21 +6,17 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from reparam.flow import ChannelFlow, Channels, Value
+from reparam.flow import ChannelFlow, Channels, Value, first_result
 from reparam.graph import args_of, shape_of
 
 
 def by_channel(flow: ChannelFlow, node: fx.Node) -> Value:
-    """Handle each channel by itself, with its own scale, shift, statistics or slope.
-
-    Batch and instance norms, PReLU.
-    """
+    """Handle channels separately, with their own scale, shift, statistics or slope: batch and instance norms, PReLU."""
     source, *numbers = args_of(node)
     channels = shape_of(source)[1:2]
     x = _first_dimension(flow, node, source, [n for n in numbers if isinstance(n, fx.Node) and shape_of(n) == channels])
     if x is not None:
-        output = flow.run(node, {source: flow.dead(source, x)})
-        output = output[0] if isinstance(output, tuple) else output
+        output = first_result(flow.run(node, {source: flow.dead(source, x)}))
         x = replace(x, const=np.where(x.live, 0.0, output.numpy()))
     return (x, None, None) if isinstance(node.meta["val"], list | tuple) else x
 
@@ -50,7 +46,7 @@ def layer_norm(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     return _all_tied(flow, node, x)
 
 
-def _first_dimension(flow: ChannelFlow, node: fx.Node, source: Any, numbers: list[Any]) -> Channels | None:
+def _first_dimension(flow: ChannelFlow, node: fx.Node, source: fx.Node, numbers: list[Any]) -> Channels | None:
     """Return the channels in dimension 1, and cut the entries of parameters with them."""
     x = flow.of(source)
     if x is None or set(x.dims) - {1}:

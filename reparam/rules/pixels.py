@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import fx
 
-from reparam.flow import ChannelFlow, Channels, Value
+from reparam.flow import ChannelFlow, Channels, Value, first_result, tensor_from
 from reparam.graph import args_of, aten, shape_of
 
 
@@ -52,10 +51,7 @@ def reduction(flow: ChannelFlow, node: fx.Node) -> Channels | None:
 
 
 def _over(flow: ChannelFlow, node: fx.Node, source: fx.Node, dims: set[int]) -> tuple[Channels, Channels] | None:
-    """Tie the entries of a node's input along some dimensions.
-
-    Return the input, and the input with one entry along each of them.
-    """
+    """Tie the entries of a node's input along some dimensions; return the input, and it with one entry along each."""
     x = flow.of(source)
     along = tuple(dims.intersection(x.dims)) if x is not None else ()
     if x is None or (along and len(along) == len(x.dims)):
@@ -78,11 +74,8 @@ def probed(flow: ChannelFlow, node: fx.Node, x: Channels) -> Channels:
         len(numbers) if axis == dim else 1 if axis in (0, *x.dims) else size
         for axis, size in enumerate(shape_of(source))
     ]
-    image = (
-        torch.from_numpy(numbers).view([-1 if axis == dim else 1 for axis in range(len(sizes))]).expand(sizes).clone()
-    )
-    output = flow.run(node, {source: image})
-    output = output[0] if isinstance(output, tuple) else output
+    image = tensor_from(numbers).view([-1 if axis == dim else 1 for axis in range(len(sizes))]).expand(sizes).clone()
+    output = first_result(flow.run(node, {source: image}))
     results = output.movedim(dim, 0).reshape(len(numbers), -1).numpy()
     where = np.searchsorted(numbers, x.const[~x.live])
     const, lost = np.zeros_like(x.const), np.zeros_like(x.live)

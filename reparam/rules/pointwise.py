@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from reparam.atoms import Flags
-from reparam.flow import ChannelFlow, Channels, Numbers
+from reparam.flow import ChannelFlow, Channels, Numbers, tensor_from
 from reparam.graph import args_of, aten, shape_of
 
 Operands = Mapping[fx.Node, Channels]
@@ -21,7 +21,7 @@ _QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
 def pointwise(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Tie the channels of the operands elementwise."""
     constant = flow.network.is_constant(node)
-    if not constant and not flow.known(node):
+    if not constant and not flow.inputs_of(node):
         return None
     operands = {n: _ranked(x, len(shape_of(node))) for n in node.all_input_nodes if (x := flow.of(n)) is not None}
     dims = sorted({dim for n, x in operands.items() for dim in x.dims if constant or not flow.network.is_constant(n)})
@@ -51,14 +51,13 @@ def _operand(
     shared = all(sizes[dim] == 1 for dim in dims)
     if x is None or (constant and shared and dims):
         if not shared:
-            for other in flow.known(node):
+            for other in flow.inputs_of(node):
                 flow.pin(other, f"{flow.value_name(n)} has a number for each of them")
         return _number(x if constant else None, flow.network.constant(n) if constant else None, len(sizes))
     masks = constant and flow.network.constant(n).dtype == torch.bool
-    if (
-        constant and not masks and any(sizes[dim] == 1 for dim in dims)
-    ):  # cannot be cut along only one of several dimensions
-        for other in flow.known(node):
+    # a constant cannot be cut along only one of several dimensions
+    if constant and not masks and any(sizes[dim] == 1 for dim in dims):
+        for other in flow.inputs_of(node):
             _tie(flow, other, [dim for dim in dims if sizes[dim] != 1], len(sizes))
         return _number(None, None, len(sizes))
     if constant:
@@ -122,7 +121,7 @@ def _result(flow: ChannelFlow, node: fx.Node, operands: Operands) -> Numbers:
         return np.zeros([1] * len(shape_of(node)))
     constants: dict[fx.Node, Tensor] = {}
     for n, x in operands.items():
-        value, dtype = torch.from_numpy(np.array(x.const)), n.meta["val"].dtype
+        value, dtype = tensor_from(np.array(x.const)), n.meta["val"].dtype
         constants[n] = value if dtype.is_floating_point else value.to(dtype)
     return flow.run(node, constants).double().numpy()
 

@@ -1,7 +1,6 @@
 """Operators that move channels: views, transpositions, concatenations, splits, padding, shuffles."""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
@@ -63,21 +62,21 @@ def _channel_sizes(x: Channels) -> list[int]:
 
 def cat(flow: ChannelFlow, node: fx.Node) -> Channels | None:
     """Concatenate channels; tie them if the concatenation is along another dimension."""
-    listed: Any = args_of(node)[0]
+    listed: list[fx.Node] = args_of(node)[0]
     dim = with_defaults(args_of(node), (None, 0))[1] % len(shape_of(node))
     operands = [flow.of(n) for n in listed]
-    known = [x for n, x in zip(listed, operands, strict=True) if x is not None and not flow.network.is_constant(n)]
-    if not known:
+    computed = [x for n, x in zip(listed, operands, strict=True) if x is not None and not flow.network.is_constant(n)]
+    if not computed:
         return None
-    dims = {other for x in known for other in x.dims} - {dim}
-    wide = [max(x.ids.shape[axis] for x in known) for axis in range(len(shape_of(node)))]
+    dims = {other for x in computed for other in x.dims} - {dim}
+    wide = [max(x.ids.shape[axis] for x in computed) for axis in range(len(shape_of(node)))]
     if any(
         x.ids.shape[other] not in (1, wide[other]) or (x.ids.shape[other] == 1 and x.dims)
-        for x in known
+        for x in computed
         for other in dims
     ):
         return flow.opaque(node, " of values whose channels are different dimensions")
-    along = any(dim in x.dims for x in known) or not dims
+    along = any(dim in x.dims for x in computed) or not dims
     parts = [_side(flow, node, n, x, dim if along else None, wide) for n, x in zip(listed, operands, strict=True)]
     if along:
         return Channels(*(np.concatenate([getattr(x, name) for x in parts], dim) for name in ("ids", "live", "const")))

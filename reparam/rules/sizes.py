@@ -1,17 +1,20 @@
 """Update channel counts in the arguments of operators after channels are removed."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from torch import fx
+from torch.fx.node import Target
 
 from reparam.atoms import Flags
 from reparam.flow import ChannelFlow
 from reparam.graph import args_of, aten, shape_of, with_defaults
+from reparam.structure import Arguments
 
 
-def changed_arguments(flow: ChannelFlow, node: fx.Node) -> tuple[Any, ...] | None:
+def changed_arguments(flow: ChannelFlow, node: fx.Node) -> Arguments | None:
     """Return the new arguments of a node's operator; None if they do not change."""
     place, change = _CHANGES.get(node.target, (0, None))
     layer = node.target is aten.convolution.default
@@ -90,7 +93,7 @@ def _held(flow: ChannelFlow, node: fx.Node, name: str) -> bool:
     return isinstance(getattr(flow.network.model.get_submodule(flow.network.calls[node][-1].path), name, None), int)
 
 
-_CHANGES: dict[Any, tuple[int, Any]] = {
+_CHANGES: dict[Target, tuple[int, Callable[[ChannelFlow, fx.Node], list[Any] | None]]] = {
     aten.view.default: (1, _view),
     aten.reshape.default: (1, _view),
     aten._unsafe_view.default: (1, _view),
