@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from reparam.blocks import Block, ChannelMask
 from reparam.errors import ReparamError
 from reparam.flow import ChannelFlow, Flags, FlowLayer, Ids, entries_along, folded_bias, tensor_from
-from reparam.graph import ModuleCall, NetworkGraph, args_of, is_norm, operator_of, with_defaults
+from reparam.graph import NetworkGraph, TracedCall, args_of, is_norm, operator_of, with_defaults
 from reparam.masking import Masked, Masks, attach_mask, attached_masks, detach_masks
 from reparam.modules import named_modules, own_tensors
 from reparam.regions import tensor_of
@@ -24,7 +24,7 @@ class MaskCall:
     path: str
     """qualified name of the mask"""
     mask: ChannelMask
-    outer: ModuleCall
+    outer: TracedCall
     """the call of the mask, or of the `Masks` that holds it"""
     source: fx.Node
     """the masked value"""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from torch import fx, nn
 
-from reparam.graph import ModuleCall, NetworkGraph, is_norm, read_network
+from reparam.graph import NetworkGraph, TracedCall, is_norm, read_network
 from reparam.masking import MaskSite
 from reparam.modules import named_modules
 from reparam.regions import HookedModuleError, Region, call_input, call_output, replace_module, replaceable_call
@@ -17,9 +17,9 @@ class Exposed:
 
     def __init__(self, network: NetworkGraph, blocks: set[str]) -> None:
         self.network = network
-        self.returned: dict[fx.Node, list[ModuleCall]] = {}
-        self.taken: dict[fx.Node, list[ModuleCall]] = {}
-        self.ends: dict[ModuleCall, tuple[fx.Node | None, fx.Node | None]] = {}
+        self.returned: dict[fx.Node, list[TracedCall]] = {}
+        self.taken: dict[fx.Node, list[TracedCall]] = {}
+        self.ends: dict[TracedCall, tuple[fx.Node | None, fx.Node | None]] = {}
         for call in itertools.chain.from_iterable(network.by_path.values()):
             if not any(call.path.startswith(f"{block}.") for block in blocks):
                 front, end = call_input(network, call), call_output(network, call)

@@ -13,7 +13,7 @@ from reparam.branches import Branches, Merge, MergeChoice, unmerged
 from reparam.equivalence import FLOAT64_LIMIT, arithmetic, compare, difference_of, require_within
 from reparam.errors import ReparamError
 from reparam.exported import RUN_ERRORS, first_line
-from reparam.graph import ModuleCall, NetworkGraph, has_hooks, is_norm, operator_of, read_network, twin_of
+from reparam.graph import NetworkGraph, TracedCall, has_hooks, is_norm, operator_of, read_network, twin_of
 from reparam.masking import attach_mask, detach_masks
 from reparam.modules import child_modules
 from reparam.regions import HookedModuleError
@@ -48,17 +48,17 @@ class FuseReport:
         return f"{blocks}{counts}{left}{'; the network runs by its graph' if '' in self.graphs else ''}"
 
 
-def fuse(model: nn.Module, example_input: Example, /, **keywords: Any) -> nn.Module:
+def fuse(model: nn.Module, example_input: Example, /, **keywords: object) -> nn.Module:
     """Do the same as `fuse_with_report`, without the report."""
     return fuse_with_report(model, example_input, **keywords)[0]
 
 
-def fold_norms(model: nn.Module, example_input: Example, /, **keywords: Any) -> nn.Module:
+def fold_norms(model: nn.Module, example_input: Example, /, **keywords: object) -> nn.Module:
     """Fold only norms, so that every layer stays separate and can be compared with the trained network's."""
     return _fused(model, example_input, keywords, norms_only=True)[0].rounded()
 
 
-def fuse_exactly(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
+def fuse_exactly(model: nn.Module, example_input: Example, /, **keywords: object) -> tuple[nn.Module, FuseReport]:
     """Do the same as `fuse_with_report`, but leave the weights in float64, not rounded to their original type.
 
     Graphs in the result name the types of the original network. To run it, convert it to that type with `.to`, or run
@@ -68,7 +68,7 @@ def fuse_exactly(model: nn.Module, example_input: Example, /, **keywords: Any) -
     return rewritten.module.double(), report
 
 
-def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: Any) -> tuple[nn.Module, FuseReport]:
+def fuse_with_report(model: nn.Module, example_input: Example, /, **keywords: object) -> tuple[nn.Module, FuseReport]:
     """Return a copy in evaluation mode with its linear branches merged, and a report.
 
     Each `Block` is replaced by its deployed form. Then every value in the network's graph that equals one convolution
@@ -137,9 +137,10 @@ def _proven(network: NetworkGraph, merges: list[Merge], args: Arguments, keyword
             continue
         if difference.within(FLOAT64_LIMIT):
             return rewritten
-    where = _first_difference(network, rewritten, (args, keywords))  # pyright: ignore[reportPossiblyUnbound]
-    require_within(difference, FLOAT64_LIMIT, f"the network is not the same after merging{where}")  # pyright: ignore[reportPossiblyUnbound]
-    raise AssertionError("unreachable: the difference is above the limit")
+        if whole:
+            where = _first_difference(network, rewritten, (args, keywords))
+            require_within(difference, FLOAT64_LIMIT, f"the network is not the same after merging{where}")
+    raise AssertionError("unreachable: the whole graph is the same or an error")
 
 
 def _first_difference(network: NetworkGraph, rewritten: Rewritten, arguments: object) -> str:
@@ -175,7 +176,7 @@ def _opaque(network: NetworkGraph) -> set[fx.Node]:
     }
 
 
-def _seen_by_hooks(network: NetworkGraph, watched: set[ModuleCall]) -> set[fx.Node]:
+def _seen_by_hooks(network: NetworkGraph, watched: set[TracedCall]) -> set[fx.Node]:
     """Return the inputs and outputs of modules with hooks."""
     seen: set[fx.Node] = set()
     for call in watched:

@@ -24,13 +24,13 @@ _ROOT = "L__self__network"  # how torch.export names the call of the network its
 
 
 @dataclass
-class ModuleCall:
+class TracedCall:
     """One call of a module, with the nodes that it and its children compute."""
 
     key: str
     path: str
     """qualified name of the module; "" for the network itself"""
-    parent: "ModuleCall | None"
+    parent: "TracedCall | None"
     nodes: list[fx.Node] = field(default_factory=list)
 
     def __hash__(self) -> int:
@@ -63,24 +63,24 @@ class NetworkGraph:
             for name, target in program.targets.items()
         }
         self.inputs = [placeholders[name] for name in program.inputs]
-        self.calls: dict[fx.Node, tuple[ModuleCall, ...]] = {}
-        by_key: dict[str, ModuleCall] = {}
+        self.calls: dict[fx.Node, tuple[TracedCall, ...]] = {}
+        by_key: dict[str, TracedCall] = {}
         first_path = {id(module): path for path, module in named_modules(model)}
         paths = {path: first_path[id(module)] for path, module in named_modules(model, all_names=True)}
         for node in self.graph.nodes:
-            chain: list[ModuleCall] = []
+            chain: list[TracedCall] = []
             for key, (path, _) in node.meta.get("nn_module_stack", {}).items():
                 if path == "":
                     continue
                 path = paths[path.removeprefix("network").removeprefix(".")]
-                call = by_key.setdefault(key, ModuleCall(key, path, chain[-1] if chain else None))
+                call = by_key.setdefault(key, TracedCall(key, path, chain[-1] if chain else None))
                 call.nodes.append(node)
                 chain.append(call)
             if not chain and node.op == "call_function":  # the network's own code, which torch does not record
-                chain.append(by_key.setdefault(_ROOT, ModuleCall(_ROOT, "", None)))
+                chain.append(by_key.setdefault(_ROOT, TracedCall(_ROOT, "", None)))
                 chain[0].nodes.append(node)
             self.calls[node] = tuple(chain)
-        self.by_path: dict[str, list[ModuleCall]] = {}
+        self.by_path: dict[str, list[TracedCall]] = {}
         for call in by_key.values():
             self.by_path.setdefault(call.path, []).append(call)
         self.shapes = {
@@ -90,14 +90,14 @@ class NetworkGraph:
         }
 
     @property
-    def root(self) -> ModuleCall:
+    def root(self) -> TracedCall:
         """The call of the network itself."""
         return self.by_path[""][0]
 
     @property
     def outputs(self) -> tuple[fx.Node, ...]:
         """The tensors that the network returns, in order."""
-        return next(iter(reversed(self.graph.nodes))).args[0]  # pyright: ignore[reportReturnType]
+        return args_of(next(iter(reversed(self.graph.nodes))))[0]
 
     def where(self, node: fx.Node) -> str:
         """Return the name of the module whose code computes a value; the value's own name for the network's code."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from reparam.graph import ModuleCall, NetworkGraph, aten, has_hooks, shape_of
+from reparam.graph import NetworkGraph, TracedCall, aten, has_hooks, shape_of
 from reparam.masking import attached_masks
 from reparam.modules import child_modules, named_modules
 from reparam.structure import Arguments, map_tensors, tensor_leaves
@@ -20,13 +20,13 @@ class HookedModuleError(Exception):
         self.nodes = list(nodes)
 
 
-def ends_of(network: NetworkGraph, call: ModuleCall) -> tuple[fx.Node, fx.Node] | None:
+def ends_of(network: NetworkGraph, call: TracedCall) -> tuple[fx.Node, fx.Node] | None:
     """Return the only value that a call takes and the only one that it returns; None unless it has one of each."""
     source, result = call_input(network, call), call_output(network, call)
     return None if source is None or result is None else (source, result)
 
 
-def call_input(network: NetworkGraph, call: ModuleCall) -> fx.Node | None:
+def call_input(network: NetworkGraph, call: TracedCall) -> fx.Node | None:
     """Return the only value that a call takes; None if it takes others or torch attributes a view of it to the call."""
     inside = set(call.nodes)
     sources = {x for node in call.nodes for x in network.reads(node) if x not in inside}
@@ -35,7 +35,7 @@ def call_input(network: NetworkGraph, call: ModuleCall) -> fx.Node | None:
     )
 
 
-def call_output(network: NetworkGraph, call: ModuleCall) -> fx.Node | None:
+def call_output(network: NetworkGraph, call: TracedCall) -> fx.Node | None:
     """Return the only value that a call returns; None if there is no such value."""
     inside = set(call.nodes)
     results = [node for node in call.nodes if not network.is_constant(node) and not inside.issuperset(node.users)]
@@ -46,7 +46,7 @@ def call_output(network: NetworkGraph, call: ModuleCall) -> fx.Node | None:
     )
 
 
-def replaceable(network: NetworkGraph, model: nn.Module, call: ModuleCall) -> bool:
+def replaceable(network: NetworkGraph, model: nn.Module, call: TracedCall) -> bool:
     """Return whether a graph can replace the module of a call."""
     if has_hooks(model.get_submodule(call.path)):
         return False
@@ -62,7 +62,7 @@ def only_readers(network: NetworkGraph, model: nn.Module, path: str, nodes: Set[
     return all(user in nodes for node in stored for user in node.users)
 
 
-def replaceable_call(network: NetworkGraph, model: nn.Module, call: ModuleCall, nodes: Iterable[fx.Node]) -> ModuleCall:
+def replaceable_call(network: NetworkGraph, model: nn.Module, call: TracedCall, nodes: Iterable[fx.Node]) -> TracedCall:
     """Return the innermost enclosing call, or `call` itself, that a graph can replace.
 
     Args:
@@ -102,7 +102,7 @@ class Region:
         touched: nodes that change; the submodules that they belong to are inlined into the graph.
     """
 
-    def __init__(self, network: NetworkGraph, model: nn.Module, call: ModuleCall, touched: Set[fx.Node]) -> None:
+    def __init__(self, network: NetworkGraph, model: nn.Module, call: TracedCall, touched: Set[fx.Node]) -> None:
         self.network, self.model, self.call, self.touched = network, model, call, touched
         self.graph, self.parts = fx.Graph(), nn.Module()
         self.emitted: dict[fx.Node, fx.Node] = {}
@@ -177,9 +177,10 @@ class Region:
             raise HookedModuleError(self.touched)
         args, kwargs = self.arguments(node)
         args, kwargs = fx.map_arg((_any_batch(node, args), kwargs), self.value)
-        self.emitted[node] = self.graph.call_function(node.target, args, kwargs)  # pyright: ignore[reportArgumentType]
+        assert callable(node.target)
+        self.emitted[node] = self.graph.call_function(node.target, args, kwargs)
 
-    def unit(self, node: fx.Node) -> tuple[ModuleCall, tuple[fx.Node, fx.Node]] | None:
+    def unit(self, node: fx.Node) -> tuple[TracedCall, tuple[fx.Node, fx.Node]] | None:
         """Return the outermost call within this one that contains a node and needs no change, with its ends."""
         chain = self.network.calls[node]
         inner = chain[chain.index(self.call) + 1 :] if self.call in chain else chain

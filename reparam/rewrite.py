@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam.branches import Merge
-from reparam.graph import ModuleCall, NetworkGraph, args_of, with_defaults
+from reparam.graph import NetworkGraph, TracedCall, args_of, with_defaults
 from reparam.masking import Masks, attach_mask, detach_masks
 from reparam.modules import named_modules
 from reparam.regions import Region, only_readers, replace_module, replaceable_call, tensor_of
@@ -66,7 +66,7 @@ class _Rewriter:
             node for merge in merges for node in merge.form.moves
         }
         self.hosts = {merge.host: merge for merge in self.chains}
-        self.regions: dict[ModuleCall, list[Merge]] = {}
+        self.regions: dict[TracedCall, list[Merge]] = {}
         self.in_place: list[Merge] = []
         self.layers = list(self._more_exact())
         modules = dict(named_modules(self.model))
@@ -126,13 +126,13 @@ class _Rewriter:
             else:
                 self._plan_region(call, merge)
 
-    def _plan_region(self, call: ModuleCall, merge: Merge) -> None:
+    def _plan_region(self, call: TracedCall, merge: Merge) -> None:
         """Plan to replace the call's module, or the nearest parent that can be replaced, by a graph."""
         merges = self.regions.setdefault(replaceable_call(self.network, self.model, call, {merge.node}), [])
         if merge not in merges:
             merges.append(merge)
 
-    def _common(self, merge: Merge) -> ModuleCall:
+    def _common(self, merge: Merge) -> TracedCall:
         """Return the innermost call that contains every absorbed node."""
         chains = [self.network.calls[node] for node in merge.form.absorbed]
         same = itertools.takewhile(lambda level: len(set(level)) == 1, zip(*chains, strict=False))
@@ -199,7 +199,7 @@ def _same_call(layer: nn.Module, merge: Merge) -> bool:
 class _Merged(Region):
     """The graph of a call with merged layers in place of the operators that they merge."""
 
-    def __init__(self, rewriter: _Rewriter, call: ModuleCall) -> None:
+    def __init__(self, rewriter: _Rewriter, call: TracedCall) -> None:
         self.rewriter = rewriter
         merges = rewriter.regions[call]
         self.sums = {merge.node: merge for merge in merges if not merge.chain}

@@ -12,7 +12,7 @@ from reparam.equivalence import FLOAT64_LIMIT, Difference, compare, require_with
 from reparam.errors import ReparamError
 from reparam.exported import RUN_ERRORS, first_line
 from reparam.flow import ChannelFlow, require_none
-from reparam.graph import ModuleCall, NetworkGraph, read_network
+from reparam.graph import NetworkGraph, TracedCall, read_network
 from reparam.masking import attach_mask, detach_masks
 from reparam.modules import child_modules, named_modules
 from reparam.regions import Region, replace_module, replaceable_call
@@ -83,7 +83,7 @@ def _squeezed(model: nn.Module, copied: nn.Module, example_input: Example) -> nn
     require_none(flow.refusals)
     operators = [node for node in network.graph.nodes if node.op == "call_function"]
     changed = {node: args for node in operators if (args := changed_arguments(flow, node)) is not None}
-    masks: dict[ModuleCall, set[str]] = {}
+    masks: dict[TracedCall, set[str]] = {}
     for call in mask_calls(network):
         masks.setdefault(call.outer, set()).add(call.path)
     cut(flow, copied)
@@ -110,7 +110,7 @@ def _difference(model: nn.Module, candidate: nn.Module, example_input: Example) 
 
 
 def _candidates(
-    network: NetworkGraph, copied: nn.Module, changed: Changed, gone: Sequence[ModuleCall]
+    network: NetworkGraph, copied: nn.Module, changed: Changed, gone: Sequence[TracedCall]
 ) -> Iterator[nn.Module]:
     """Yield forms of the network that may run, the one closest to the user's code first.
 
@@ -121,7 +121,7 @@ def _candidates(
     changed = {node: args for node, args in changed.items() if node not in of_masks}
     if not changed:
         return
-    homes: dict[ModuleCall, set[fx.Node]] = {}
+    homes: dict[TracedCall, set[fx.Node]] = {}
     for node in changed:
         code = type(network.model.get_submodule(network.calls[node][-1].path)).__module__
         # torch's own modules store their counts or read them from shapes
@@ -144,10 +144,10 @@ class _Cut(Region):
         self,
         network: NetworkGraph,
         model: nn.Module,
-        call: ModuleCall,
+        call: TracedCall,
         touched: Set[fx.Node],
         changed: Changed,
-        gone: Sequence[ModuleCall],
+        gone: Sequence[TracedCall],
     ) -> None:
         super().__init__(network, model, call, touched)
         self.changed = changed
