@@ -260,14 +260,16 @@ def _outputs(seen: Any, taken: tuple[str, ...]) -> tuple[TensorSpec, ...]:
     names = [prefix if alone else prefix + ".".join(path) or "output" for path, _ in found]
     if not names:
         raise DeployError("the network gives no tensor: None alone cannot be shipped")
-    for name, leaf in zip(names, (leaf for _, leaf in found), strict=True):
+    tensors: list[Tensor] = []
+    for name, (_, leaf) in zip(names, found, strict=True):
         if not isinstance(leaf, Tensor):
             raise DeployError(
                 f"output {name!r} is of type {type(leaf).__name__}: only tensors, in tuples, lists and dicts, can be "
                 "shipped"
             )
         _require_type("output", name, leaf)
-    return tuple(_value(name, leaf) for name, (_, leaf) in zip(_distinct(names, taken), found, strict=True))
+        tensors.append(leaf)
+    return tuple(_value(name, tensor) for name, tensor in zip(_distinct(names, taken), tensors, strict=True))
 
 
 def _value(name: str, tensor: Tensor) -> TensorSpec:

@@ -142,9 +142,8 @@ class _Cutter:
 
     def _set_bias(self, layer: FlowLayer, bias: Tensor) -> None:
         weight = self.network.names[layer.weight]
-        name = (layer.bias and self.network.names.get(layer.bias)) or f"{weight.rpartition('.')[0]}.bias".removeprefix(
-            "."
-        )
+        name = None if layer.bias is None else self.network.names.get(layer.bias)
+        name = name or f"{weight.rpartition('.')[0]}.bias".removeprefix(".")
         owner = self.model.get_submodule(name.rpartition(".")[0])
         if layer.bias is None and getattr(owner, "bias", 0) is not None:
             raise ReparamError(

@@ -178,7 +178,7 @@ class Region:
         args, kwargs = self.arguments(node)
         args, kwargs = fx.map_arg((_any_batch(node, args), kwargs), self.value)
         assert callable(node.target)
-        self.emitted[node] = self.graph.call_function(node.target, args, kwargs)
+        self.emitted[node] = self.graph.call_function(node.target, args, dict(kwargs))
 
     def unit(self, node: fx.Node) -> tuple[TracedCall, tuple[fx.Node, fx.Node]] | None:
         """Return the outermost call within this one that contains a node and needs no change, with its ends."""

@@ -68,10 +68,10 @@ def test_tf32_is_off_unless_asked_for(rtx):
     [
         (
             EngineSpec(compute_capabilities=("8.9", "9.9")),
-            r"compute capability '9\.9' is not one that TensorRT-RTX builds for: choose of current, 7\.5",
+            r"TensorRT-RTX does not build for compute capability '9\.9': choose from current, 7\.5",
         ),
-        (EngineSpec(version_compatible=True), "version_compatible: only TensorRT has such engines"),
-        (EngineSpec(hardware_compatible=True), "hardware_compatible: only TensorRT has such engines"),
+        (EngineSpec(version_compatible=True), "version_compatible: only TensorRT builds such engines"),
+        (EngineSpec(hardware_compatible=True), "hardware_compatible: only TensorRT builds such engines"),
         (EngineSpec(optimization_level=6), "optimization level 6: 0 to 5 are allowed"),
     ],
 )
@@ -484,7 +484,7 @@ def test_the_spec_reaches_the_builder(gpu):
     assert (gpu.seen.flags, gpu.seen.cleared) == (["version"], ["tf32"])
     build_engine(b"", "tensorrt-rtx", EngineSpec(compute_capabilities=("8.9", "current")))
     assert gpu.seen.levels[-3:] == [("num_compute_capabilities", 2), (0, 89), (1, 1)]
-    with pytest.raises(LatencyError, match=r"compute_capabilities \('8\.9',\): tensorrt builds for the GPU at hand"):
+    with pytest.raises(LatencyError, match=r"compute_capabilities \('8\.9',\): tensorrt builds for the current GPU"):
         build_engine(b"", "tensorrt", EngineSpec(compute_capabilities=("8.9",)))
 
 

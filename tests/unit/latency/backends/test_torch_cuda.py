@@ -142,14 +142,14 @@ def test_what_torch_refuses_is_a_failure_in_one_line(gpu, program):
         def refuse():
             raise RuntimeError("CUDA error:\nout of memory")
 
-        compiled._start = refuse
+        compiled._launch = refuse
         with pytest.raises(RunFailed, match="^CUDA error: out of memory$"):
             compiled.run(1)
 
 
 def test_onnx_alone_is_not_enough_but_for_the_overhead(gpu):
     backend = TorchCuda()
-    with pytest.raises(BuildFailed, match="only ONNX was given: lower the network with its program beside it"):
+    with pytest.raises(BuildFailed, match="only ONNX was given: lower the network together with its program"):
         backend.compile(b"onnx")
     with pytest.raises(BuildFailed, match="torch cannot load the program"):
         backend.compile(Lowered(onnx=b"", program=b"no program"))
