@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latency.block import BlockSpec
     from lathe.cli import PaperCommand, TableCheck, TableDiff, TableShow
     from lathe.flags import SizeFlags
-    from search.papers.latencies import Beside
+    from search.papers.latencies import Comparison
     from search.space import Space
 
 
@@ -154,7 +154,7 @@ def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]"
 
 def published_latencies(
     command: "PaperCommand", warn: Callable[[str], None]
-) -> "tuple[list[Beside], list[LatencyTable]]":
+) -> "tuple[list[Comparison], list[LatencyTable]]":
     """Return published latencies next to those of tables, and the tables.
 
     Raises:
@@ -165,4 +165,4 @@ def published_latencies(
     tables = [load_table(path, warn) for path in command.table]
     for table in tables:
         table.require(batch=1)
-    return latencies.beside(tables), tables
+    return latencies.comparisons(tables), tables

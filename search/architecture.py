@@ -1,4 +1,4 @@
-"""One chosen network: `architecture.json`, and the way from it to a module. Needs torch only to build."""
+"""One chosen network: `architecture.json`, and the module built from it. Needs torch only to build."""
 
 import hashlib
 import math
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
     import torch
 
 
-# architecture/4: `also`, further devices.
-# architecture/3: preprocessing and labels are of image classification alone.
-# architecture/2: a choice of any space, with the space's record; `blocks` are those that ship, by their keys; `origin`
-# of a prediction. architecture/1: the layers of a chain, or the groups of a space of widths, each with its channels;
-# the space by its name.
+# architecture/4: adds `also`, further devices.
+# architecture/3: preprocessing and labels are present only for image classification.
+# architecture/2: a choice from any space, with the space's record; keys of the blocks that ship; `origin` of a
+# prediction. architecture/1: the layers of a chain, or the groups of a space of widths, with their channels; the name
+# of the space.
 SCHEMA = "architecture/4"
 
 MAX_WEIGHTS = 2**32
-"""Most weights of a network that is built: 16 GiB."""
+"""Maximum number of weights of a network that is built: 16 GiB."""
 
 MAX_ELEMENTS = 2**30
-"""Most numbers of one input: 4 GiB."""
+"""Maximum number of elements of one input: 4 GiB."""
 
 Level = Annotated[float, Meta(ge=-1e6, le=1e6)]
 Spread = Annotated[float, Meta(gt=0, le=1e6)]
 
 
 class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """From an image file to the network's input.
+    """How an image file becomes the network's input.
 
-    RGB, resized bilinearly to `size`, divided by 255, less `mean`, over `std`.
+    RGB is resized bilinearly to `size`, divided by 255, reduced by `mean` and divided by `std`.
     """
 
     size: tuple[Pixels, Pixels]
@@ -49,21 +49,21 @@ class Preprocessing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class OtherDevice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A further device whose budget a search had to meet, and what the network takes there."""
+    """A further device whose budget the search had to meet, with the network's latency there."""
 
     device: Device
     runtime: Runtime
     table_sha256: Sha256
-    """of its latency table"""
+    """hash of its latency table"""
     budget_us: SampleUs
     predicted: Latency
-    """by that table"""
+    """predicted latency of the network"""
     largest: Latency
-    """the same for the largest network of the space"""
+    """predicted latency of the largest network of the space"""
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """The device, its threads and its runtime, for display."""
         threads = (
             f", {self.device.threads} {'thread' if self.device.threads == 1 else 'threads'}"
             if self.device.kind == "cpu"
@@ -73,33 +73,32 @@ class OtherDevice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One network of a space: which, what it is fed with, and why it was chosen."""
+    """One network of a space, its input, and how it was chosen."""
 
     schema: Literal["architecture/4"] = SCHEMA
     space: dict[str, Any]
-    """record of the space that it was chosen from, as of `Space.record`"""
+    """result of `Space.record` of the space that it was chosen from"""
     choice: Choice
     """the network"""
     blocks: tuple[str, ...]
-    """keys of the blocks that ship, in the order in which they run; none where the space's record does not list its
-    layers"""
+    """keys of the blocks that ship, in execution order; empty if the space's record does not list its layers"""
     labels: tuple[str, ...]
-    """names of the classes; none of a network that does not classify"""
+    """names of the classes; empty if the network is not a classifier"""
     preprocessing: Preprocessing | None
-    """None where an input is not made of an image file"""
+    """None if inputs are not image files"""
     data: str
-    """what it was trained on: data that `search.data.load` takes, or a task of one's own, FILE.py:FUNCTION"""
+    """name of the training data, as for `search.data.load`, or a user-defined task, FILE.py:FUNCTION"""
     predicted: Latency | None
-    """None where no table was given, as are the next three"""
+    """None without a table, like the next three"""
     budget_us: SampleUs | None
     device: Device | None
-    """that `predicted` and the budget are of"""
+    """device of `predicted` and of the budget"""
     runtime: Runtime | None
-    """of that device"""
+    """runtime on that device"""
     table_sha256: OptionalSha256
-    """of the latency table that `predicted` is from; "" where none was given"""
+    """hash of the latency table behind `predicted`; "" without a table"""
     batch: Width = 1
-    """images an inference, of that table and of those of further devices"""
+    """images per inference in all tables"""
     also: tuple[OtherDevice, ...] = ()
     """further devices"""
     method: str
@@ -110,19 +109,19 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __post_init__(self) -> None:
         space = self.origin()
         if self.labels and len(self.labels) != space.classes:
-            raise ValueError(f"it has {space.classes} classes, and {len(self.labels)} labels")
+            raise ValueError(f"it has {space.classes} classes but {len(self.labels)} labels")
         if (elements := math.prod(space.input_shape)) > MAX_ELEMENTS:
-            raise ValueError(f"an input has {elements:,} numbers, and at most {MAX_ELEMENTS:,} are built")
+            raise ValueError(f"an input has {elements:,} elements, at most {MAX_ELEMENTS:,} are supported")
         if not self.blocks:
             return
         try:
             blocks, weights = keys(space, self.choice), space.parameters()
         except (ArithmeticError, AssertionError, LookupError) as error:
-            raise ValueError(f"a block of its space is not one: {error!r}") from error
+            raise ValueError(f"a block of its space is invalid: {error!r}") from error
         if self.blocks != blocks:
             raise ValueError("its blocks are not those of its choice")
         if weights > MAX_WEIGHTS:
-            raise ValueError(f"its space has up to {weights:,} weights, and at most {MAX_WEIGHTS:,} are built")
+            raise ValueError(f"its space has up to {weights:,} weights, at most {MAX_WEIGHTS:,} are supported")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -131,61 +130,60 @@ class Architecture(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def name(self) -> str:
-        """Of the space."""
+        """Name of the space."""
         return str(self.space["name"])
 
     @property
     def sha256(self) -> str:
-        """Hash of the file that this is written to."""
+        """Hash of `architecture.json`."""
         return hashlib.sha256(to_json(self)).hexdigest()
 
     def origin(self, module: "torch.nn.Module | None" = None) -> Space:
-        """The space that it was chosen from.
+        """Return the space that it was chosen from.
 
         Args:
-            module: the network before pruning, where it is of the user's own; without it all works but what needs the
-                module.
+            module: the unpruned network, if it is the user's own; without it, only methods that need the module fail.
         """
         return spaces.from_record(self.space, make=None if module is None else lambda: module)
 
     def network(self) -> list[BlockSpec]:
-        """Blocks of the deployed network, in order.
+        """Return the blocks of the deployed network, in order.
 
         Raises:
-            SearchError: the file does not list them.
+            SearchError: the file does not list the blocks.
         """
         return self.origin().network(self.choice)
 
     def unpruned(self) -> "torch.nn.Module":
-        """The network before pruning, in its training form; `baseline.safetensors` fits.
+        """Return the unpruned network in its training form, which fits `baseline.safetensors`.
 
         Raises:
-            SearchError: it is a module of the user's own, which no file holds.
+            SearchError: it is the user's own module, which is not stored in a file.
         """
         return self.origin().module()
 
     def build(self, module: "torch.nn.Module | None" = None) -> "torch.nn.Module":
-        """The network in its training form; `weights.safetensors` fits.
+        """Return the network in its training form, which fits `weights.safetensors`.
 
-        Of a space of widths it is at full width, with a `ChannelMask` behind every group that lost channels. Which
-        channels stay is in the weights; without them the first ones do.
+        In a space of widths it has full width, with a `ChannelMask` after every group that lost channels. The weights
+        determine which channels are kept; without them, the first ones are.
 
         Args:
-            module: the network before pruning, where it is of the user's own.
+            module: the unpruned network, if it is the user's own.
 
         Raises:
-            SearchError: that is missing, or has other groups.
+            SearchError: the module is missing, or has other groups.
         """
         return self.origin(module).module(self.choice)
 
 
 def keys(space: Space, choice: Choice) -> tuple[str, ...]:
-    """Keys of the blocks of a network."""
+    """Return the keys of the blocks of a network."""
     return tuple(block.key for block in space.network(choice))
 
 
 class _Layer1(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A layer of a chain, or a group of channels of any network, in architecture/1."""
+    """A layer of a chain or a channel group of a network, in architecture/1."""
 
     name: str
     op: Literal["conv", "group"]
@@ -197,13 +195,13 @@ class _Layer1(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def architecture_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of architecture/2 from those of architecture/1.
+    """Upgrade architecture/1 to architecture/2.
 
-    A space of the widths of a named network is made again, which needs torch. One of a module of the user's own comes
-    without its layers: /1 did not list them.
+    The space of widths of a named network is rebuilt, which needs torch. That of a user's own module comes without its
+    layers, which architecture/1 did not list.
 
     Raises:
-        SearchError: the layers are not those of the space.
+        ValueError: the layers are not those of the space.
     """
     layers = msgspec.convert(fields["layers"], tuple[_Layer1, ...])
     kept = {
@@ -239,12 +237,12 @@ def architecture_from_1(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def architecture_from_2(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """architecture/2 -> architecture/3: all were classifiers, whose fields are the same."""
+    """Upgrade architecture/2 to architecture/3: all networks were classifiers, whose fields stay the same."""
     return {**fields, "schema": "architecture/3"}
 
 
 def architecture_from_3(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """architecture/3 -> architecture/4: there was one device."""
+    """Upgrade architecture/3 to architecture/4: there was only one device."""
     return {**fields, "schema": SCHEMA}
 
 
@@ -252,7 +250,7 @@ def load_architecture(path: str | Path) -> Architecture:
     """Read an `architecture.json` of any version.
 
     Raises:
-        SearchError: there is none, or it is damaged.
+        SearchError: the file is missing or damaged.
     """
     upgrades = {
         "architecture/1": architecture_from_1,

@@ -1,4 +1,4 @@
-"""The history of a run for other tools: a CSV for spreadsheets, and events for TensorBoard."""
+"""Export the history of a run: as CSV for spreadsheets, and as events for TensorBoard."""
 
 import csv
 import io
@@ -11,15 +11,15 @@ from latency.errors import import_extra
 from search.record import EpochDone, Event, Started
 
 TENSORBOARD = "tensorboard"
-"""Directory of the events, in that of the run."""
+"""Subdirectory of a run for the events."""
 
 
 def csv_of(history: Iterable[EpochDone], metric: Metric) -> bytes:
-    """A line an epoch.
+    """Return one line per epoch, with a column for every figure and every part of the network.
 
-    A column for every number and every part of the network that any epoch has; scores by the name of the metric.
+    Scores are named after the metric.
     """
-    lines = [_line(done, metric) for done in history]
+    lines = [_csv_row(done, metric) for done in history]
     columns = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
@@ -28,7 +28,7 @@ def csv_of(history: Iterable[EpochDone], metric: Metric) -> bytes:
     return text.getvalue().encode()
 
 
-def _line(done: EpochDone, metric: Metric) -> dict[str, Any]:
+def _csv_row(done: EpochDone, metric: Metric) -> dict[str, Any]:
     parts = {"width": done.choice.widths, "option": done.choice.options, "depth": done.choice.depths}
     chosen = {f"{kind}.{name}": value for kind, values in parts.items() for name, value in values.items()}
     return {"phase": done.phase, "epoch": done.epoch, **_numbers(done, metric), **chosen}
@@ -41,7 +41,7 @@ def _numbers(done: EpochDone, metric: Metric) -> Mapping[str, float]:
 
 
 def require_tensorboard() -> None:
-    """Check that events can be written.
+    """Require that events can be written.
 
     Raises:
         MissingExtra: tensorboardX is not installed.
@@ -50,9 +50,9 @@ def require_tensorboard() -> None:
 
 
 def with_tensorboard(events: Iterable[Event], out: Path) -> Iterator[Event]:
-    """The same events; every epoch is also written to `out`/tensorboard, where `tensorboard --logdir` finds it.
+    """Pass on the events, and write every epoch to `out`/tensorboard for `tensorboard --logdir`.
 
-    What is there is made anew when a run goes on, so that no epoch is shown twice.
+    When a run resumes, the events are written anew, so that no epoch appears twice.
 
     Raises:
         MissingExtra: tensorboardX is not installed.
@@ -68,7 +68,7 @@ def with_tensorboard(events: Iterable[Event], out: Path) -> Iterator[Event]:
                 writer = writing.SummaryWriter(str(out / TENSORBOARD), write_to_disk=True)
             epochs = event.history if isinstance(event, Started) else (event,) if isinstance(event, EpochDone) else ()
             for epoch in epochs:
-                assert writer is not None, "a run says first that it starts"
+                assert writer is not None, "a run begins with `Started`"
                 step += 1
                 for name, value in _numbers(epoch, metric).items():
                     writer.add_scalar(f"{epoch.phase}/{name}", value, step)

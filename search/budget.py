@@ -90,7 +90,7 @@ class Limit(NamedTuple):
 _ROUNDING = 1 + 1e-12
 
 
-def factors(limits: Sequence[Limit]) -> list[Price]:
+def device_factors(limits: Sequence[Limit]) -> list[Price]:
     """Return the factors that scale each device's prices.
 
     With them its target and budget become those of the first device.
@@ -107,7 +107,7 @@ def factors(limits: Sequence[Limit]) -> list[Price]:
 def worst(prices: Iterable[Price]) -> Price:
     """Return the worst price over all devices, relative to their budgets.
 
-    Prices must be scaled to one budget, see `factors`.
+    Prices must be scaled to one budget, see `device_factors`.
     """
     costs, upper_ends = zip(*prices, strict=True)
     return Price(max(costs), max(upper_ends))

@@ -19,7 +19,7 @@ from torch import Tensor
 from latency import BlockSpec, Latency, LatencyTable, Surface
 from latency.units import kilo
 from search import ops
-from search.budget import Limit, Price, Unit, factors, worst
+from search.budget import Limit, Price, Unit, device_factors, worst
 from search.space import Choice, Space
 from search.spaces import Cells, Site, with_sites
 from search.spaces.cells import KINDS, STAGES
@@ -130,7 +130,7 @@ class LatencyModel:
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
         """Return the term of a mixture of blocks; see `CostModel`."""
-        return _mixed([self.term(block) for block in candidates], shares)
+        return _weighted_sum([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Return the cost of the network in microseconds."""
@@ -163,7 +163,7 @@ class DevicesModel:
     """Latency on several devices, each with its own budget; the device furthest over its budget counts.
 
     Costs are in microseconds of the first device. Those of other devices are scaled so that their targets equal the
-    first one's, see `search.budget.factors`. Terms have one entry per device.
+    first one's, see `search.budget.device_factors`. Terms have one entry per device.
 
     Args:
         space: the search space.
@@ -177,7 +177,7 @@ class DevicesModel:
 
     def __init__(self, space: Space, limits: Sequence[Limit]) -> None:
         self._models = [LatencyModel(space, limit.table) for limit in limits]
-        self._factors = factors(limits)
+        self._factors = device_factors(limits)
 
     def price(self, choice: Choice) -> Price:
         """Return the price in microseconds of the first device.
@@ -196,7 +196,7 @@ class DevicesModel:
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Float[Tensor, " devices"]:
         """Return the term of a mixture of blocks; see `CostModel`."""
-        return _mixed([self.term(block) for block in candidates], shares)
+        return _weighted_sum([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Float[Tensor, " devices"]]) -> Scalar:
         """Return the cost in microseconds of the first device.
@@ -245,7 +245,7 @@ class MacsModel:
 
     def over(self, candidates: Sequence[Candidate], shares: Shares) -> Scalar:
         """Return the term of a mixture of blocks; see `CostModel`."""
-        return _mixed([self.term(block) for block in candidates], shares)
+        return _weighted_sum([self.term(block) for block in candidates], shares)
 
     def expected(self, terms: Sequence[Scalar]) -> Scalar:
         """Return the multiply-accumulates of one inference."""
@@ -330,14 +330,14 @@ class DrawnWidths:
             value = grid
             for group in reversed(groups):  # the last axis belongs to the last group
                 value = value @ exact[group]
-            terms.append(_times(value, part, present))
+            terms.append(_times_presence(value, part, present))
         if self._open:
             means = [share @ options for share, options in zip(exact, self._choices, strict=True)]
-            terms += [_times(self._model.at_widths(site, means), part, present) for site, part in self._open]
+            terms += [_times_presence(self._model.at_widths(site, means), part, present) for site, part in self._open]
         return self._model.expected(terms)
 
 
-def _times(cost: Term, part: Hashable, present: Mapping[Hashable, Scalar] | None) -> Term:
+def _times_presence(cost: Term, part: Hashable, present: Mapping[Hashable, Scalar] | None) -> Term:
     return cost if part is None or present is None else cost * present[part].double().cpu()
 
 
@@ -364,12 +364,12 @@ def _expected_runs(space: Cells, shares: Tensor) -> Tensor:
     probability = torch.ones(1, device=shares.device, dtype=shares.dtype)
     for row in shares:  # in the order of `choices`: the last edge changes fastest
         probability = (probability[:, None] * row).flatten()
-    counts, connected = (table.to(shares) for table in _runs(space))
+    counts, connected = (table.to(shares) for table in _run_counts(space))
     return (probability * connected) @ counts / (probability @ connected).clamp(min=1e-9)
 
 
 @lru_cache(maxsize=4)
-def _runs(space: Cells) -> tuple[Tensor, Tensor]:
+def _run_counts(space: Cells) -> tuple[Tensor, Tensor]:
     """Return, for every cell, how many edges run each of `KINDS` and whether it connects its ends.
 
     In the order of `choices`.
@@ -379,7 +379,7 @@ def _runs(space: Cells) -> tuple[Tensor, Tensor]:
     return torch.tensor([[cell.count(kind) for kind in KINDS] for cell in cells]), torch.tensor(connected)
 
 
-def _mixed(costs: Sequence[float | tuple[float, ...]], shares: Shares) -> Term:
+def _weighted_sum(costs: Sequence[float | tuple[float, ...]], shares: Shares) -> Term:
     return torch.tensor(costs, dtype=shares.dtype, device=shares.device).movedim(0, -1) @ shares
 
 

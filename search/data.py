@@ -107,15 +107,15 @@ def folder(path: Path, resolution: int) -> Classification:
         return _dataset(
             name,
             labels,
-            _read(path / "train", labels, resolution),
-            _read(path / "test", labels, resolution),
+            _read_split(path / "train", labels, resolution),
+            _read_split(path / "test", labels, resolution),
             augmentation,
         )
     labels = _classes(path)
     for label in labels:
         if len(_image_files(path / label)) < 2:
             raise SearchError(f"{path / label} has only one image: a class needs at least 2, one of them is held out")
-    return _dataset(name, labels, *_stratified(_read(path, labels, resolution)), augmentation)
+    return _dataset(name, labels, *_stratified(_read_split(path, labels, resolution)), augmentation)
 
 
 def _dataset(
@@ -182,7 +182,7 @@ def _image_files(path: Path) -> list[Path]:
     return sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES)
 
 
-def _read(path: Path, labels: Sequence[str], resolution: int) -> Split:
+def _read_split(path: Path, labels: Sequence[str], resolution: int) -> Split:
     """Read the images of a folder into memory, or only list them if there are too many."""
     files = [(file, index) for index, label in enumerate(labels) for file in _image_files(path / label)]
     targets = torch.tensor([index for _, index in files], dtype=torch.int64)

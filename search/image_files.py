@@ -119,11 +119,11 @@ class ImageFiles:
 def _pool() -> ProcessPoolExecutor:
     """Return the worker pool; workers are spawned, not forked, because this process has threads."""
     return ProcessPoolExecutor(
-        min(WORKERS, os.cpu_count() or 1), multiprocessing.get_context("spawn"), initializer=_work
+        min(WORKERS, os.cpu_count() or 1), multiprocessing.get_context("spawn"), initializer=_start_worker
     )
 
 
-def _work() -> None:
+def _start_worker() -> None:
     """Set up a worker: leave Ctrl-C to the parent process, and end with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -67,8 +67,8 @@ def fit(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Bu
     )
     if solved.x is None:
         raise SearchError(
-            f"no network of {space.name} near the found one is within {fitting.within(budget, prices)}: ask for a "
-            "larger budget"
+            f"no network of {space.name} near the one found is within {fitting.budgets_in_words(budget, prices)}: "
+            "ask for a larger budget"
         )
     selected = [item for item, share in zip(items, solved.x, strict=True) if share > 0.5]
     by_layer = {item.layer: item for item in selected}

@@ -1,6 +1,6 @@
 """Pictures of a search over a layered space.
 
-The network in the style of PRUNET's Figure 3, and how its blocks and widths were found.
+The network in the style of PRUNET's Figure 3, and how blocks and widths developed over the epochs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from search.spaces import Layered
 from search.spaces.layered import SKIP
 
 Points = list[tuple[int, float]]
-"""Epochs of the search, and values."""
+"""Epoch of the search, and value."""
 
 _STRENGTH = {1: 0.1, 3: 0.2, 5: 0.5, 7: 0.8}
 """Opacity of a block's fill for each kernel."""
@@ -25,11 +25,10 @@ _STYLES = ("-", "--", ":", "-.", (0, (1, 4)))
 def network(space: Layered, choice: Choice) -> Chart:
     """Return a picture of one network of a space."""
     caption = (
-        "One bar a layer, as long as its expansion, of at most the frame: darker is a larger kernel, a thick border "
-        "squeeze-and-excite. "
-        "Convolutions have no expansion."
+        "One bar per layer, as long as its expansion; the frame marks the largest one. Darker bars have larger "
+        "kernels, thick borders mark squeeze-and-excite. Convolutions have no expansion."
     )
-    return Chart("Network", caption, 1.2 + 0.32 * len(space.layers), partial(_network, space=space, choice=choice))
+    return Chart("Network", caption, 1.2 + 0.32 * len(space.layers), partial(_plot_network, space=space, choice=choice))
 
 
 def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Chart]:
@@ -44,25 +43,23 @@ def over_time(space: Layered, history: Sequence[EpochDone]) -> Iterator[Chart]:
     chances = _figures(searched, "p")
     if chances:
         caption = (
-            "Probability of each block at the end of every epoch. All of a layer begin equal, and so do the last block "
-            "and its skip; "
-            "one that is below the threshold is removed."
+            "Probability of each block at the end of every epoch. All blocks of a layer start equally probable, as do "
+            "the last block and its skip; blocks below the threshold are removed."
         )
         threshold = [(epoch.epoch, epoch.figures["threshold"]) for epoch in searched if "threshold" in epoch.figures]
-        paint = partial(_blocks, space=space, chances=chances, threshold=threshold)
+        paint = partial(_plot_chances, space=space, chances=chances, threshold=threshold)
         yield Chart("Blocks over time", caption, height(len(chances)), paint)
     small, large = _figures(searched, "small"), _figures(searched, "large")
     if small:
         caption = (
-            "Hidden channels of both candidates of the chosen block, or of the last one of a skipped layer. The dot is "
-            "what ships: "
-            "where a budget binds, it was made to fit."
+            "Hidden channels of both candidates of the chosen block, or of the last block of a skipped layer. The dot "
+            "is the width that ships, which is fitted if a budget binds."
         )
         yield Chart(
             "Masks over time",
             caption,
             height(len(small)),
-            partial(_masks, small=small, large=large, choice=history[-1].choice),
+            partial(_plot_masks, small=small, large=large, choice=history[-1].choice),
         )
 
 
@@ -97,7 +94,7 @@ def small_plots(figure: Any, names: Sequence[str], **options: Any) -> Iterator[t
         yield name, axes
 
 
-def _network(figure: Any, space: Layered, choice: Choice) -> None:
+def _plot_network(figure: Any, space: Layered, choice: Choice) -> None:
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
 
@@ -114,7 +111,7 @@ def _network(figure: Any, space: Layered, choice: Choice) -> None:
         thick = 2.6 if dict(block.attrs).get("se") else 0.6
         axes.barh(y, _expansion(block), height=0.72, facecolor=fill, edgecolor=FIRST, linewidth=thick)
         axes.annotate(
-            _named(block), (most, y), xytext=(8, 0), textcoords="offset points", va="center", annotation_clip=False
+            _label(block), (most, y), xytext=(8, 0), textcoords="offset points", va="center", annotation_clip=False
         )
     axes.set_yticks(range(len(space.layers)), [layer.name for layer in space.layers])
     axes.set_ylim(len(space.layers) - 0.4, -0.6)
@@ -138,14 +135,14 @@ def _expansion(block: BlockSpec) -> float:
     return block.width("hidden") / block.width("c_in") if "residual" in dict(block.attrs) else 1.0
 
 
-def _named(block: BlockSpec) -> str:
+def _label(block: BlockSpec) -> str:
     widths = dict(block.widths)
     hidden = f" → {widths['hidden']}" if "hidden" in widths else ""
     stride = " / 2" if dict(block.attrs).get("stride") == 2 else ""
     return f"{block.op.replace('_', ' ')}, {widths['c_in']}{hidden} → {widths.get('c_out', widths['c_in'])}{stride}"
 
 
-def _blocks(figure: Any, space: Layered, chances: Mapping[str, Mapping[str, Points]], threshold: Points) -> None:
+def _plot_chances(figure: Any, space: Layered, chances: Mapping[str, Mapping[str, Points]], threshold: Points) -> None:
     kinds = {
         layer.name: {option.name: _kind(option.name, option.spec.op) for option in layer.options}
         for layer in space.layers
@@ -178,7 +175,7 @@ def _kind(option: str, op: str) -> str:
     return option.removeprefix(f"{op}_").replace("_", " ")
 
 
-def _masks(
+def _plot_masks(
     figure: Any, small: Mapping[str, Mapping[str, Points]], large: Mapping[str, Mapping[str, Points]], choice: Choice
 ) -> None:
     for layer, axes in small_plots(figure, list(small)):

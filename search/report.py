@@ -1,7 +1,4 @@
-"""What a page says of a search.
-
-Its rows and pictures, of the directory of a run, of a bundle that it was shipped as, or of a sweep.
-"""
+"""Pages about searches: a run, a bundle that was shipped from it, or a sweep."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,18 +27,18 @@ from search.spaces import Layered
 def render(
     directory: str | Path, out: str | Path, table: LatencyTable | None = None, *, force: bool = False
 ) -> tuple[ComparisonRow, ...]:
-    """Write the page of a run, of a bundle, or of a sweep with those of its finished runs; returns its main table.
+    """Write the page of a run, a bundle or a sweep, and for a sweep those of its finished runs; return its main table.
 
     Args:
-        directory: of a run, finished or not, of a bundle, or of a sweep.
-        out: the page; one that this function wrote before is replaced.
-        table: the latency table that the search used, to be shown too.
-        force: whether any file is replaced.
+        directory: directory of a run, finished or not, of a bundle, or of a sweep.
+        out: path of the page; a page written by this function before is replaced.
+        table: latency table of the search, which is then shown as well.
+        force: replace any existing file.
 
     Raises:
-        SearchError: a file of the run is damaged, or the table is another one.
-        DeployError: the directory is neither, a file of the bundle is damaged, or the page cannot be written.
-        LatencyError: a file that is no report is in the page's place.
+        SearchError: a file of the run is damaged, or the search used another table.
+        DeployError: the directory is none of these, a file of the bundle is damaged, or the page cannot be written.
+        LatencyError: `out` exists and is not a page.
         MissingExtra: jinja2 or matplotlib is not installed.
     """
     directory = Path(directory)
@@ -61,33 +58,33 @@ def render(
 
 
 def page_of(directory: Path, table: LatencyTable | None = None) -> Page:
-    """The page of a run or of a bundle.
+    """Return the page of a run or of a bundle.
 
     Raises:
-        SearchError: a file of the run is damaged, or the table is another one.
-        DeployError: the directory is neither, or a file of the bundle is damaged.
+        SearchError: a file of the run is damaged, or the search used another table.
+        DeployError: the directory is neither of them, or a file of the bundle is damaged.
     """
     is_bundle, is_run = (os.path.lexists(directory / name) for name in (bundle.MANIFEST, record.RUN))
     if not is_bundle and not is_run:
         if parts := sorted(directory.glob(f"*/{bundle.MANIFEST}")):
             raise BundleError(f"{directory} holds bundles: give one of them, such as {parts[0].parent}")
         names = f"a bundle ({bundle.MANIFEST}), a search ({record.RUN}) nor a sweep ({sweep.SWEEP})"
-        raise BundleError(f"{directory} is neither {names}: give the directory of one")
-    search = _read(directory, table) if is_run else None
+        raise BundleError(f"{directory} is neither {names}: give the directory of one of these")
+    search = _read_run_files(directory, table) if is_run else None
     if not is_bundle:
         assert search is not None
         return _page_of_run(directory, search, table)
     unit = shipped.unit_of(bundle.load(directory).manifest)
     if search is None:
         return shipped.page(directory, more=_table_pictures(table, unit))
-    about = [_architecture(search)] if search.architecture else []
-    more = [*_pictures(search, unit), *_table_pictures(table, unit), _origin(search, table, unit)]
+    about = [_architecture_section(search)] if search.architecture else []
+    more = [*_pictures(search, unit), *_table_pictures(table, unit), _provenance(search, table, unit)]
     return shipped.page(directory, about=about, more=more)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _RunFiles:
-    """What the files of a run say, as far as they are there."""
+    """Content of a run's files, as far as they exist."""
 
     run: Run
     result: Result | None
@@ -97,7 +94,7 @@ class _RunFiles:
 
     @property
     def layers(self) -> list[LayerWidth]:
-        """Groups of channels with their widths, in order; none where more than widths was searched."""
+        """Channel groups with their widths, in order; empty if not only widths were searched."""
         if self.architecture is None or isinstance(self.architecture.origin(), Layered):
             return []
         widths, full = self.architecture.choice.widths, self.architecture.origin().largest().widths
@@ -105,12 +102,12 @@ class _RunFiles:
         return [LayerWidth(name=name, kept=widths[name], of=full[name]) for name in names]
 
 
-def _read(directory: Path, table: LatencyTable | None) -> _RunFiles:
+def _read_run_files(directory: Path, table: LatencyTable | None) -> _RunFiles:
     run = record.read_run(directory)
     if table and table.sha256 not in (run.table_sha256, *(other.table_sha256 for other in run.also)):
         raise SearchError(
             f"{table.path} is not the table of this search: its sha256 is {table.sha256[:16]}, the search used "
-            f"{run.table_sha256[:16] or 'none'}: give that one, or none"
+            f"{run.table_sha256[:16] or 'none'}: give that table, or none"
         )
     result = record.read_result(directory, run) if os.path.lexists(directory / record.RESULT) else None
     architecture = (
@@ -126,7 +123,7 @@ def _read(directory: Path, table: LatencyTable | None) -> _RunFiles:
 
 def _page_of_run(directory: Path, search: _RunFiles, table: LatencyTable | None) -> Page:
     result, epochs, unit = search.result, len(search.history), _unit(search)
-    about = [_architecture(search)] if search.architecture else []
+    about = [_architecture_section(search)] if search.architecture else []
     kept = [shipped.kept_channels(search.layers)] if search.layers else []
     return Page(
         title=directory.name,
@@ -137,20 +134,21 @@ def _page_of_run(directory: Path, search: _RunFiles, table: LatencyTable | None)
         gauge=_gauge(result, unit) if result else None,
         rows=tuple(_main_table(result, search.architecture, unit)) if result else (),
         note=(
-            "Metric on held-out data; parameters and MACs as deployed; latency by the table, with its interval of 95 %."
+            "Metric on held-out data; parameters and MACs in deployed form; latency predicted from the table, with its "
+            "95 % interval."
         ),
         body=(
             *about,
             *kept,
             *_pictures(search, unit),
             *_table_pictures(table, unit),
-            _origin(search, table, unit, versions=True),
+            _provenance(search, table, unit, versions=True),
         ),
     )
 
 
 def _unit(search: _RunFiles) -> Unit:
-    """The unit of all latencies of networks on the page of a run."""
+    """Return the unit of all network latencies on the page of a run."""
     result, run = search.result, search.run
     networks = [network for network in (result.shipped, result.unpruned) if network] if result else []
     predicted = [epoch.latency_us for epoch in search.history] + [
@@ -161,7 +159,7 @@ def _unit(search: _RunFiles) -> Unit:
 
 
 def _gauge(result: Result, unit: Unit) -> Gauge | None:
-    """Latencies by the table; MACs where there is none."""
+    """Return a gauge of predicted latencies, or of MACs without a table."""
     unpruned, budget = result.unpruned, result.budget_macs
     if result.shipped.predicted or budget is None:
         return shipped.gauge(
@@ -197,12 +195,12 @@ def _main_table(result: Result, architecture: Architecture | None, unit: Unit) -
         )
 
 
-def _architecture(search: _RunFiles) -> Section:
-    """What was chosen, part by part."""
+def _architecture_section(search: _RunFiles) -> Section:
+    """Return a section with the choice for each part."""
     architecture = search.architecture
     assert architecture is not None
     space, chosen = architecture.origin(), architecture.choice
-    parts, full = _parts(chosen), _parts(space.largest())
+    parts, full = _values_by_part(chosen), _values_by_part(space.largest())
     order = dict.fromkeys([*(layer.name for layer in search.layers), *parts])
     return Section(
         title="Architecture",
@@ -215,8 +213,8 @@ def _architecture(search: _RunFiles) -> Section:
     )
 
 
-def _parts(choice: Choice) -> dict[str, str]:
-    """What was chosen of each part: its option, its width, its depth."""
+def _values_by_part(choice: Choice) -> dict[str, str]:
+    """Return the chosen option, width or depth of each part."""
     pairs = [
         (part, str(value)) for kind in (choice.options, choice.widths, choice.depths) for part, value in kind.items()
     ]
@@ -226,13 +224,13 @@ def _parts(choice: Choice) -> dict[str, str]:
     return values
 
 
-def _origin(search: _RunFiles, table: LatencyTable | None, unit: Unit, *, versions: bool = False) -> Section:
-    """What a search was given."""
+def _provenance(search: _RunFiles, table: LatencyTable | None, unit: Unit, *, versions: bool = False) -> Section:
+    """Return a section with the input of a search."""
     run = search.run
     without = (
         "none"
         if not run.table_sha256
-        else f"{run.table_sha256}{'' if table else ' (its pictures: lathe report --table FILE)'}"
+        else f"{run.table_sha256}{'' if table else ' (for its pictures: lathe report --table FILE)'}"
     )
     lines: list[tuple[str, str | TableCell]] = [
         ("method", run.method),
@@ -241,7 +239,7 @@ def _origin(search: _RunFiles, table: LatencyTable | None, unit: Unit, *, versio
     ]
     for other in run.also:
         lines.append(
-            ("also within", TableCell(f"{unit.words(other.budget_us)} by the table {other.table_sha256}", "hash"))
+            ("further budget", TableCell(f"{unit.words(other.budget_us)}, table {other.table_sha256}", "hash"))
         )
     if table:
         header = table.header
@@ -262,17 +260,16 @@ def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Chart]:
     if search.history:
         metric = search.run.metric
         caption = (
-            f"After every epoch: {metric.name} on held-out data, and latency by the table. Dotted lines part the "
-            "phases."
+            f"{metric.name} on held-out data and predicted latency after every epoch. Dotted lines separate the phases."
         )
-        paint = partial(_training, history=search.history, metric=metric, budget_us=search.run.budget_us, unit=unit)
+        paint = partial(
+            _plot_training, history=search.history, metric=metric, budget_us=search.run.budget_us, unit=unit
+        )
         yield Chart("Training", caption, 4.2, paint)
     if search.usage:
-        caption = (
-            "Of every epoch: mean time of a training step, and what its forward pass keeps in memory for the gradients."
-        )
-        yield Chart("Time and memory", caption, 4.2, partial(_usage, usage=search.usage))
-    yield from _operations(search)
+        caption = "Mean time of a training step and memory that its forward pass saves for the backward pass, by epoch."
+        yield Chart("Time and memory", caption, 4.2, partial(_plot_usage, usage=search.usage))
+    yield from _operation_pictures(search)
     if isinstance(space, Layered):
         yield from layered_pictures.over_time(space, search.history)
     else:
@@ -281,42 +278,41 @@ def _pictures(search: _RunFiles, unit: Unit) -> Iterator[Chart]:
     layers = search.layers
     if not searched or any(epoch.choice.widths.keys() != {layer.name for layer in layers} for epoch in searched):
         return
-    caption = (
-        "Share of each layer's channels that was kept after every epoch of the search, and how many of them the last "
-        "one kept."
-    )
+    caption = "Share of each layer's channels that is kept after every epoch of the search, with their final number."
     yield Chart(
-        "Channels over time", caption, 0.9 + 0.3 * len(layers), partial(_policy, searched=searched, layers=layers)
+        "Channels over time",
+        caption,
+        0.9 + 0.3 * len(layers),
+        partial(_plot_kept_shares, searched=searched, layers=layers),
     )
     returned = [[round(epoch.figures.get(f"returned.{layer.name}", 0)) for layer in layers] for epoch in searched]
     if any(map(any, returned)):
         caption = (
-            "Channels of each layer that were gone after the epoch before and came back, with their number over the "
-            "whole search."
+            "Channels of each layer that returned in an epoch after their removal, with their number over the whole "
+            "search."
         )
         names = [layer.name for layer in layers]
         yield Chart(
-            "Channels that came back",
+            "Channels that returned",
             caption,
             0.9 + 0.3 * len(layers),
-            partial(_returned, returned=returned, names=names),
+            partial(_plot_returned, returned=returned, names=names),
         )
 
 
 _FIGURES = {
     "alpha": ("Alphas", "Weight of each operation of an edge in the supernet after every epoch."),
     "worth": (
-        "Worth of the operations",
-        "How much the validated supernet loses without each operation of an edge (loss or error; higher is worth "
-        "more). "
-        "The paper knows no latency: expected microseconds in the loss and a cell within the budget are an extension.",
+        "Importance of the operations",
+        "Increase of the supernet's validation loss or error without each operation of an edge. The paper does not "
+        "consider latency: expected microseconds in the loss and a cell within the budget are an extension.",
     ),
 }
-"""Figures that a method has of each operation, by the begin of their names."""
+"""Title and caption of the figures that a method records for each operation, by the prefix of their names."""
 
 
-def _operations(search: _RunFiles) -> Iterator[Chart]:
-    """What a method that chooses operations says of each of them over time."""
+def _operation_pictures(search: _RunFiles) -> Iterator[Chart]:
+    """Yield pictures of the figures of each operation over the epochs."""
     for kind, (title, caption) in _FIGURES.items():
         points: dict[str, dict[str, list[tuple[int, float]]]] = {}
         for number, epoch in enumerate(search.history, 1):
@@ -326,11 +322,11 @@ def _operations(search: _RunFiles) -> Iterator[Chart]:
                     place, _, option = rest.partition(".")
                     points.setdefault(place, {}).setdefault(option, []).append((number, value))
         if points:
-            yield Chart(title, caption, 1.6 + 1.7 * -(-len(points) // 3), partial(_lines, series=points))
+            yield Chart(title, caption, 1.6 + 1.7 * -(-len(points) // 3), partial(_plot_operations, series=points))
 
 
-def _lines(figure: Any, series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
-    """One small plot a place, three beside one another, with one line an option."""
+def _plot_operations(figure: Any, series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
+    """Draw a small plot per edge, three in a row, with a line per option."""
     styles = dict(
         zip(
             sorted({option for lines in series.values() for option in lines}),
@@ -363,7 +359,9 @@ def _table_pictures(table: LatencyTable | None, unit: Unit) -> list[Chart]:
     return [Chart(picture.title, picture.caption, picture.height_in, picture.paint) for picture in pictures]
 
 
-def _training(figure: Any, history: Sequence[EpochDone], metric: Metric, budget_us: float | None, unit: Unit) -> None:
+def _plot_training(
+    figure: Any, history: Sequence[EpochDone], metric: Metric, budget_us: float | None, unit: Unit
+) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(history) + 1)
     upper.plot(epochs, [metric.on_axis(epoch.score) for epoch in history], color=FIRST)
@@ -378,24 +376,24 @@ def _training(figure: Any, history: Sequence[EpochDone], metric: Metric, budget_
             "budget", (1, unit.of(budget_us)), xytext=(0, -3), textcoords="offset points", va="top", color=LIMIT
         )
     lower.set_ylim(bottom=0)
-    _part_phases(upper, lower, [epoch.phase for epoch in history])
+    _mark_phases(upper, lower, [epoch.phase for epoch in history])
 
 
-def _usage(figure: Any, usage: Sequence[Usage]) -> None:
+def _plot_usage(figure: Any, usage: Sequence[Usage]) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(usage) + 1)
     upper.plot(epochs, [1e3 * epoch.seconds / max(1, epoch.steps) for epoch in usage], color=FIRST)
-    upper.set_ylabel("ms a step")
+    upper.set_ylabel("ms per step")
     lower.plot(epochs, [epoch.saved_bytes / 2**20 for epoch in usage], color=SECOND)
-    lower.set_ylabel("MiB kept")
+    lower.set_ylabel("MiB saved")
     lower.set_xlabel("epoch")
     for axes in (upper, lower):
         axes.set_ylim(bottom=0)
-    _part_phases(upper, lower, [epoch.phase for epoch in usage])
+    _mark_phases(upper, lower, [epoch.phase for epoch in usage])
 
 
-def _part_phases(upper: Any, lower: Any, phases: Sequence[str]) -> None:
-    """Name the phases above the upper plot; dotted lines part them in both."""
+def _mark_phases(upper: Any, lower: Any, phases: Sequence[str]) -> None:
+    """Name the phases above the upper plot, and separate them by dotted lines in both."""
     lower.xaxis.get_major_locator().set_params(integer=True)
     for index, phase in enumerate(phases):
         if index == 0 or phase != phases[index - 1]:
@@ -406,7 +404,7 @@ def _part_phases(upper: Any, lower: Any, phases: Sequence[str]) -> None:
                 axes.axvline(index + 0.5, color=INK, linestyle=":", linewidth=1)
 
 
-def _policy(figure: Any, searched: Sequence[EpochDone], layers: Sequence[LayerWidth]) -> None:
+def _plot_kept_shares(figure: Any, searched: Sequence[EpochDone], layers: Sequence[LayerWidth]) -> None:
     axes = figure.add_subplot()
     widths = [[epoch.choice.widths[layer.name] for epoch in searched] for layer in layers]
     shares = [[min(1.0, width / layer.of) for width in row] for layer, row in zip(layers, widths, strict=True)]
@@ -427,8 +425,8 @@ def _policy(figure: Any, searched: Sequence[EpochDone], layers: Sequence[LayerWi
     axes.set_xlabel("epoch of the search")
 
 
-def _returned(figure: Any, returned: Sequence[Sequence[int]], names: Sequence[str]) -> None:
-    """One line a group of channels: bars of how many of them came back in each epoch."""
+def _plot_returned(figure: Any, returned: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+    """Draw a line per channel group, with a bar for the number of channels that returned in each epoch."""
     most = max(1, *(count for epoch in returned for count in epoch))
     axes = figure.add_subplot()
     epochs = range(1, len(returned) + 1)

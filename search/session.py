@@ -111,7 +111,7 @@ class _Start:
 
     def trained(self, method: Method[Any]) -> nn.Module | None:
         """Return the trained network to start from; None if the first phase creates its own."""
-        return None if self.path is None else _loaded(method, self.path)
+        return None if self.path is None else _first_network(method, self.path)
 
 
 class _Head(Struct, frozen=True, kw_only=True):
@@ -169,7 +169,7 @@ class _Session:
         with _seeded(self.method.settings.seed):
             self.network = network = self.method.network(phase, self.network)
         if states is None and phase.rewinds:
-            unpruned = _loaded(self.method, self.out / record.BASELINE).state_dict()
+            unpruned = _first_network(self.method, self.out / record.BASELINE).state_dict()
             network.load_state_dict({name: unpruned.get(name, value) for name, value in network.state_dict().items()})
         if states is None and phase.decides:
             choice = self.method.choice()
@@ -212,7 +212,7 @@ class _Session:
         """Return the network to distil from."""
         teacher = self.method.settings.teacher
         network = (
-            _loaded(self.method, self.out / record.BASELINE)
+            _first_network(self.method, self.out / record.BASELINE)
             if teacher == UNPRUNED
             else finished.load(teacher).network()
         )
@@ -289,7 +289,7 @@ class _Session:
         """Write architecture and weights, then the result, which marks the run as complete."""
         assert self.network is not None
         problem, choice = self.problem, self.method.choice()
-        unpruned = self._unpruned()
+        unpruned = self._unpruned_result()
         header = problem.table and problem.table.header
         architecture = Architecture(
             space=problem.space.record(),
@@ -304,7 +304,7 @@ class _Session:
             runtime=header and header.runtime,
             table_sha256=problem.table.sha256 if problem.table else "",
             batch=header.batch if header else 1,
-            also=self._also(choice),
+            also=self._other_devices(choice),
             method=self.method.name,
             seed=self.method.settings.seed,
             options=msgspec.to_builtins(self.method.settings),
@@ -320,13 +320,13 @@ class _Session:
             budget_us=problem.budget.us,
             budget_macs=problem.budget.macs,
             unpruned=unpruned,
-            shipped=self._result(self.network, choice, _scored(self.history[-1])),
+            shipped=self._result(self.network, choice, _score_of(self.history[-1])),
             free_channels=self.method.free_channels(),
         )
         write_atomically(self.out / record.RESULT, to_json(result))
         return Finished(architecture=architecture, result=result)
 
-    def _also(self, choice: Choice) -> tuple[OtherDevice, ...]:
+    def _other_devices(self, choice: Choice) -> tuple[OtherDevice, ...]:
         """Return the latencies of the network on further devices."""
         space = self.problem.space
         blocks, unpruned = space.network(choice), space.network(space.largest())
@@ -342,13 +342,13 @@ class _Session:
             for table, budget in self.problem.also
         )
 
-    def _unpruned(self) -> NetworkResult | None:
+    def _unpruned_result(self) -> NetworkResult | None:
         """Return the result of the network that the search started from; None if the method trains none."""
         first = self.method.phases[0]
         if not first.unpruned:
             return None
-        network = _loaded(self.method, self.out / record.BASELINE)
-        scores = [_scored(done) for done in self.history if done.phase == first.name]
+        network = _first_network(self.method, self.out / record.BASELINE)
+        scores = [_score_of(done) for done in self.history if done.phase == first.name]
         if not scores:
             assert self.network is not None
             network.to(next(self.network.parameters()).device)
@@ -365,13 +365,13 @@ class _Session:
         )
 
 
-def _scored(done: EpochDone) -> tuple[float, float]:
+def _score_of(done: EpochDone) -> tuple[float, float]:
     """Return score and standard error of an epoch."""
     assert done.score_error is not None, "only earlier versions have none"
     return done.score, done.score_error
 
 
-def _loaded(method: Method[Any], path: Path) -> nn.Module:
+def _first_network(method: Method[Any], path: Path) -> nn.Module:
     """Return the network of the first phase with the weights of a file."""
     with _seeded(method.settings.seed):
         network = method.network(method.phases[0], None)

@@ -1,7 +1,4 @@
-"""Pictures of a search for sizes.
-
-The distributions of all widths and depths over time, how decided they are, and what they cost.
-"""
+"""Pictures of a search for sizes: distributions of widths and depths over time, their certainty, and their cost."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,37 +12,35 @@ from search.record import EpochDone
 from search.space import Choice
 
 _PLOTS = 48
-"""Parts whose distributions are drawn one by one, at most."""
+"""Maximum number of parts whose distributions are drawn separately."""
 
 Shares = dict[int, list[float]]
-"""Of each size its probability after every epoch."""
+"""Probability of each size after every epoch."""
 
 
 def over_time(history: Sequence[EpochDone], unit: Unit) -> Iterator[Chart]:
-    """What the method says of its distributions after every epoch, if it does.
+    """Yield pictures of the distributions over the epochs, if the method records them.
 
     Args:
-        history: of the run, with `p.PART.SIZE`, `gap`, `expected` and `most_probable` among its figures.
-        unit: of its latencies.
+        history: history of the run, whose figures may include `p.PART.SIZE`, `gap`, `expected` and `most_probable`.
+        unit: unit of its latencies.
     """
     searched = [epoch for epoch in history if epoch.phase == "search" and "gap" in epoch.figures]
     if not searched:
         return
     parts, choice = _distributions(searched), history[-1].choice
     caption = (
-        "Above: the cost that the distributions expect, and that of the network of the most probable sizes. Below: the "
-        "gap between "
-        "the two most probable sizes, mean over all layers and stages; 1 is decided."
+        "Top: expected cost of the distributions, and cost of the network with the most probable sizes. Bottom: gap "
+        "between the probabilities of the two most probable sizes, averaged over all layers and stages; at 1 the "
+        "search has decided."
     )
-    yield Chart("Cost and decision", caption, 4.2, partial(_decision, searched=searched, unit=unit))
-    caption = (
-        "Expected size of each layer, in channels, and of each stage, in blocks, after every epoch, and what was found."
-    )
-    yield Chart("Sizes over time", caption, 0.9 + 0.3 * len(parts), partial(_sizes, parts=parts, choice=choice))
+    yield Chart("Cost and decision", caption, 4.2, partial(_plot_decision, searched=searched, unit=unit))
+    caption = "Expected size of each layer (channels) and stage (blocks) after every epoch, with the final size."
+    yield Chart("Sizes over time", caption, 0.9 + 0.3 * len(parts), partial(_plot_sizes, parts=parts, choice=choice))
     if len(parts) <= _PLOTS:
-        caption = "Probability of each size after every epoch. The dot is what was found."
+        caption = "Probability of each size after every epoch. The dot marks the final size."
         yield Chart(
-            "Distributions over time", caption, height(len(parts)), partial(_shares, parts=parts, choice=choice)
+            "Distributions over time", caption, height(len(parts)), partial(_plot_shares, parts=parts, choice=choice)
         )
 
 
@@ -64,7 +59,7 @@ def _size_in(choice: Choice, part: str) -> int | None:
     return choice.widths.get(part, choice.depths.get(part))
 
 
-def _decision(figure: Any, searched: Sequence[EpochDone], unit: Unit) -> None:
+def _plot_decision(figure: Any, searched: Sequence[EpochDone], unit: Unit) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(searched) + 1)
     timed = searched[0].latency_us is not None
@@ -81,7 +76,7 @@ def _decision(figure: Any, searched: Sequence[EpochDone], unit: Unit) -> None:
     lower.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _sizes(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
+def _plot_sizes(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
     axes, count = figure.add_subplot(), len(next(iter(next(iter(parts.values())).values())))
     means = [
         [sum(size * values[x] for size, values in shares.items()) / max(shares) for x in range(count)]
@@ -100,7 +95,7 @@ def _sizes(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
     axes.set_xlabel("epoch of the search")
 
 
-def _shares(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
+def _plot_shares(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
     for part, axes in small_plots(figure, list(parts)):
         sizes = sorted(parts[part])
         plot.heat_map(axes, rows := [parts[part][size] for size in sizes], most=1)

@@ -212,7 +212,7 @@ def run(sweep: Sweep, out: Path, jobs: int) -> Iterator[Outcome]:
                 if len(active) >= (1 if alone else jobs) or not (leads or _ready(out, member, failed)):
                     continue
                 waiting.remove(member)
-                active.append((member, _start(out, member, jobs)))
+                active.append((member, _start_search(out, member, jobs)))
                 processes.append(active[-1][1])
             for member, process in [pair for pair in active if pair[1].poll() is not None]:
                 active.remove((member, process))
@@ -248,7 +248,7 @@ def run_on(cluster: Cluster, sweep: Sweep, out: Path, needs: Mapping[str, float]
     for member in sorted(waiting, key=lambda member: member.leader != member.name):
         arguments = (out.resolve(), Path.cwd(), member)
         tasks[member.name] = cluster.submit(
-            member.name, _search, *arguments, needs=needs, after=tasks.get(member.leader)
+            member.name, _search_on_node, *arguments, needs=needs, after=tasks.get(member.leader)
         )
     members, refused = {member.name: member for member in waiting}, []
     for name, code, why in cluster.ended(tasks):
@@ -260,9 +260,9 @@ def run_on(cluster: Cluster, sweep: Sweep, out: Path, needs: Mapping[str, float]
         yield _outcome(out, members[name], why)
 
 
-def _search(out: Path, directory: Path, member: Member) -> int:
+def _search_on_node(out: Path, directory: Path, member: Member) -> int:
     """Run one member of a sweep, as a task on a node of a cluster."""
-    return run_lathe(_words(out, member), _log(out, member), directory)
+    return run_lathe(_arguments(out, member), _log(out, member), directory)
 
 
 def _forget(out: Path) -> None:
@@ -277,11 +277,11 @@ def _ready(out: Path, member: Member, failed: Mapping[str, str]) -> bool:
     return member.leader in failed or (directory / record.BASELINE).exists() or (directory / record.RESULT).exists()
 
 
-def _start(out: Path, member: Member, jobs: int) -> subprocess.Popen[bytes]:
-    return _lathe(_words(out, member), _log(out, member), threads=max(1, (os.cpu_count() or 1) // jobs))
+def _start_search(out: Path, member: Member, jobs: int) -> subprocess.Popen[bytes]:
+    return _start_lathe(_arguments(out, member), _log(out, member), threads=max(1, (os.cpu_count() or 1) // jobs))
 
 
-def _words(out: Path, member: Member) -> list[str]:
+def _arguments(out: Path, member: Member) -> list[str]:
     """Return the command line of a run, which starts from its leader's first phase if that exists."""
     words = ["search", *member.words, "--out", str(out / RUNS / member.name)]
     if member.leader != member.name and (out / RUNS / member.leader / record.BASELINE).exists():
@@ -289,7 +289,7 @@ def _words(out: Path, member: Member) -> list[str]:
     return words
 
 
-def _lathe(words: Sequence[str], log: Path, *, threads: int | None = None) -> subprocess.Popen[bytes]:
+def _start_lathe(words: Sequence[str], log: Path, *, threads: int | None = None) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
             command_of(words),
@@ -332,7 +332,7 @@ def measure(sweep: Sweep, out: Path, target: str) -> Iterator[Outcome]:
                 str(out / BUNDLES / member.name),
             ]
             with ended_together() as processes:
-                processes.append(_lathe(words, _log(out, member)))
+                processes.append(_start_lathe(words, _log(out, member)))
                 code = processes[0].wait()
             if code not in (0, 1):  # 1: a verdict fails, but the bundle is written
                 why = _last_line(out, member, code)
@@ -390,22 +390,22 @@ def outcomes(directory: Path) -> list[Outcome]:
         SearchError: the directory is not a sweep, or a file of a run is damaged.
         DeployError: a bundle is damaged.
     """
-    return _judged([_outcome(directory, member) for member in read(directory).members])
+    return _with_verdicts([_outcome(directory, member) for member in read(directory).members])
 
 
-def _judged(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _with_verdicts(outcomes: Sequence[Outcome]) -> list[Outcome]:
     least: dict[Any, float] = {}
     for row in outcomes:
         if row.search_loss is not None:
-            least[_but_lambda(row)] = min(row.search_loss, least.get(_but_lambda(row), row.search_loss))
+            least[_all_but_lambda(row)] = min(row.search_loss, least.get(_all_but_lambda(row), row.search_loss))
     rows = [
-        msgspec.structs.replace(row, preferred=row.search_loss == least.get(_but_lambda(row), row.search_loss))
+        msgspec.structs.replace(row, preferred=row.search_loss == least.get(_all_but_lambda(row), row.search_loss))
         for row in outcomes
     ]
     return [msgspec.structs.replace(row, front=_on_front(row, rows)) for row in rows]
 
 
-def _but_lambda(row: Outcome) -> Any:
+def _all_but_lambda(row: Outcome) -> Any:
     return row.seed, row.budget, tuple(item for item in row.settings.items() if item[0] != "lam")
 
 

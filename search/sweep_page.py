@@ -1,4 +1,4 @@
-"""What a page says of a sweep: the Pareto front of its runs, and a line for each."""
+"""The page of a sweep: the Pareto front of its runs, and a table with a line per run."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -14,26 +14,26 @@ from search import sweep
 from search.sweep import Outcome
 
 _LABELLED = 12
-"""Runs on the front whose names a picture has room for."""
+"""Maximum number of runs on the front that the picture labels."""
 
 
 def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
-    """The page of a sweep.
+    """Return the page of a sweep.
 
     Args:
-        directory: of the sweep.
+        directory: directory of the sweep.
         rows: its outcomes.
-        out: the page, from which it links to those of its runs.
+        out: path of the page, which its links to the pages of runs are relative to.
 
     Raises:
-        SearchError: it is no sweep.
+        SearchError: the directory is not a sweep.
     """
     finished = [row for row in rows if row.score is not None]
     unit = unit_for([row.latency_us for row in finished if row.latency_us])
     front = sorted((row for row in rows if row.front), key=lambda row: row.latency_us or 0.0)
     measured = sum(row.measured_us is not None for row in finished)
     drawn = [row for row in finished if row.latency_us is not None]
-    pictures = [_picture(drawn, front, unit)] if drawn else []
+    pictures = [_front_picture(drawn, front, unit)] if drawn else []
     return Page(
         title=directory.name,
         kind="sweep",
@@ -49,11 +49,11 @@ def page_of(directory: Path, rows: Sequence[Outcome], out: Path) -> Page:
             if any(row.status == "failed" for row in rows)
             else "not run"
         ),
-        body=(*pictures, _runs(rows, directory, out, unit)),
+        body=(*pictures, _runs_section(rows, directory, out, unit)),
     )
 
 
-def _runs(rows: Sequence[Outcome], directory: Path, out: Path, unit: Unit) -> Section:
+def _runs_section(rows: Sequence[Outcome], directory: Path, out: Path, unit: Unit) -> Section:
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     losses = any(row.search_loss is not None for row in rows)
     metric, devices = metric_of(rows), sweep.further_devices(rows)
@@ -62,23 +62,20 @@ def _runs(rows: Sequence[Outcome], directory: Path, out: Path, unit: Unit) -> Se
     columns = ("run", "budget", *names, "seed", metric.name, "latency", "predicted", *elsewhere, *last)
     return Section(
         title="Runs",
-        note=(
-            f"{metric.name} on the held-out samples, within two standard errors; latency as measured, with its "
-            "interval."
-        ),
+        note=(f"{metric.name} on the held-out samples, with two standard errors; measured latency with its interval."),
         columns=columns,
         lines=[
-            _line(row, names, len(devices), losses, directory, out, unit)
+            _run_line(row, names, len(devices), losses, directory, out, unit)
             for row in sorted(rows, key=lambda row: (not row.front, row.latency_us or 0.0))
         ],
-        after="Of runs that differ in lambda alone, only the one with the lowest search loss can be on the front."
+        after="Among runs that differ only in lambda, only the one with the lowest search loss can be on the front."
         if losses
         else "",
         dense=True,
     )
 
 
-def _line(
+def _run_line(
     row: Outcome, names: Sequence[str], devices: int, losses: bool, directory: Path, out: Path, unit: Unit
 ) -> list[str | TableCell]:
     page = directory / sweep.RUNS / f"{row.name}.html"
@@ -88,8 +85,8 @@ def _line(
         row.budget,
         *(row.settings.get(name, "") for name in names),
         str(row.seed),
-        _scored(row),
-        _measured(row, unit),
+        _score_text(row),
+        _latency_text(row, unit),
         *(
             interval(prediction, unit) if prediction else ""
             for prediction in (row.predicted, *sweep.predictions_elsewhere(row, devices))
@@ -104,11 +101,11 @@ def _line(
 
 
 def metric_of(rows: Iterable[Outcome]) -> Metric:
-    """What the runs of a sweep are judged by."""
+    """Return the metric of a sweep's runs."""
     return next((row.metric for row in rows if row.metric), ACCURACY)
 
 
-def _scored(row: Outcome) -> str:
+def _score_text(row: Outcome) -> str:
     if row.metric is None or row.score is None:
         return ""
     return row.metric.words(row.score) + (
@@ -116,26 +113,26 @@ def _scored(row: Outcome) -> str:
     )
 
 
-def _measured(row: Outcome, unit: Unit) -> str:
+def _latency_text(row: Outcome, unit: Unit) -> str:
     if row.measured_us is None or row.low_us is None or row.high_us is None:
         return ""
     return f"{unit.words(row.measured_us)} ({unit.number(row.low_us)} to {unit.number(row.high_us)})"
 
 
-def _picture(rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> Chart:
+def _front_picture(rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> Chart:
     measured = all(row.measured_us is not None for row in rows)
     metric = metric_of(rows).name
-    what = "measured latency" if measured else "latency, measured where bars cross the mark and predicted elsewhere"
+    what = "measured latency" if measured else "latency: measured for marks with horizontal bars, otherwise predicted"
     return Chart(
         "Pareto front",
-        f"{metric} over {what}; bars: two standard errors of the {metric}, interval of the latency. The line joins the "
-        "front.",
+        f"{metric} over {what}. Bars: two standard errors of the {metric}, interval of the latency. The line connects "
+        "the front.",
         3.6,
-        partial(_paint, rows=rows, front=front, unit=unit),
+        partial(_plot_front, rows=rows, front=front, unit=unit),
     )
 
 
-def _paint(figure: Any, rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> None:
+def _plot_front(figure: Any, rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> None:
     axes, metric = figure.subplots(), metric_of(rows)
     for row in rows:
         us, score, error = (

@@ -95,7 +95,7 @@ def weight_groups(parameters: Sequence[nn.Parameter], *, lr: float, weight_decay
     ]
 
 
-def turns(counts: Sequence[int]) -> Iterator[int]:
+def interleaved(counts: Sequence[int]) -> Iterator[int]:
     """Interleave the steps of several parts evenly, so that all end together; equal parts alternate.
 
     Args:
@@ -116,7 +116,7 @@ def train_epoch(
     runtime: TrainingRuntime,
     stepped: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Train on every batch of every part once, in the order of `turns`.
+    """Train on every batch of every part once, in the order of `interleaved`.
 
     Args:
         network: the network, as returned by `TrainingRuntime.setup`.
@@ -135,12 +135,12 @@ def train_epoch(
     total, figures, shown, steps = 0.0, torch.zeros(1), 0, 0
     start, saved, own = time.perf_counter(), 0, 0
     left = [enumerate(part.batches) for part in parts]
-    for index in turns([len(part.batches) for part in parts]):
+    for index in interleaved([len(part.batches) for part in parts]):
         part, (step, batch) = parts[index], next(left[index])
         for group in itertools.chain.from_iterable(optimizer.param_groups for optimizer in part.optimizers):
             group["lr"] = group["peak_lr"] * (part.factor(step) if group.get("scheduled", True) else 1.0)
         inputs, targets = (runtime.send(runtime.share(part)) for part in batch)
-        with _saved(network) if step == 0 else contextlib.nullcontext([]) as kept:
+        with _saved_sizes(network) if step == 0 else contextlib.nullcontext([]) as kept:
             outputs = runtime.forward(network, inputs)
         saved = max(saved, sum(kept))
         loss = part.loss(outputs, targets, inputs)
@@ -169,7 +169,7 @@ def train_epoch(
 
 
 @contextlib.contextmanager
-def _saved(network: nn.Module) -> Iterator[list[int]]:
+def _saved_sizes(network: nn.Module) -> Iterator[list[int]]:
     """Yield a list of the sizes in bytes that a forward pass saves for the backward pass.
 
     Each storage once, without the network's own.

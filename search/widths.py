@@ -23,7 +23,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from latency import BlockSpec, LatencyTable
 from search import ops
-from search.budget import Budget, Limit, Price, Pricing, factors, worst
+from search.budget import Budget, Limit, Price, Pricing, device_factors, worst
 from search.errors import SearchError
 from search.spaces import AffineWidth, Prunable, Site, Widths
 
@@ -87,7 +87,7 @@ def block_prices(limits: Sequence[Limit]) -> list[BlockPrices]:
     """
     if not limits:
         return [macs_price]
-    return [TablePrices(limit.table, factor) for limit, factor in zip(limits, factors(limits), strict=True)]
+    return [TablePrices(limit.table, factor) for limit, factor in zip(limits, device_factors(limits), strict=True)]
 
 
 class Fit(Struct, frozen=True, kw_only=True):
@@ -230,8 +230,8 @@ def fit(
         aims = np.where(shares > 1, lower, aims) if used > 1 else aims * (1.5 - used / 2)
     if best is None:
         raise SearchError(
-            f"no widths of {space.name} within {within(budget, prices)} were found in {time_limit_s:g} s: ask for a "
-            "larger budget"
+            f"no widths of {space.name} within {budgets_in_words(budget, prices)} were found in {time_limit_s:g} s: "
+            "ask for a larger budget"
         )
     return Fit(
         widths=best.widths,
@@ -243,7 +243,7 @@ def fit(
     )
 
 
-def within(budget: Budget, prices: Sequence[BlockPrices]) -> str:
+def budgets_in_words(budget: Budget, prices: Sequence[BlockPrices]) -> str:
     """Describe the budgets that a network must meet."""
     return f"{budget}{' and the budgets of the other devices' * (len(prices) > 1)}"
 
@@ -327,12 +327,12 @@ class _Program:
         for columns, values, kept in zip(self._x, self._values, self._kept, strict=True):
             objective[columns] = [-values[k] for k in kept]
         low, high = ((ends - self.fixed / self.scale) for ends in (floor, budgets))
-        within = LinearConstraint(np.array(self._costs).T, low, high)  # pyright: ignore[reportArgumentType] (arrays are documented)
+        within_budgets = LinearConstraint(np.array(self._costs).T, low, high)  # pyright: ignore[reportArgumentType] (arrays are documented)
         result = milp(
             objective,
             integrality=np.array(self._integral, dtype=int),
             bounds=Bounds(0, 1),
-            constraints=[self._structure(), within],
+            constraints=[self._structure(), within_budgets],
             options={"time_limit": time_limit_s, "mip_rel_gap": GAP},
         )
         if result.x is None:

@@ -1,11 +1,11 @@
-"""What to measure of a space: its blocks, and whole networks to judge predictions by, in the ONNX that would ship.
+"""Workloads of a space: its blocks, and whole networks to validate predictions, in the ONNX that would ship.
 
-Torch takes a second to export a module, and a space has hundreds of blocks that differ in their channel counts alone.
-So each family of blocks is exported once, by `deploy.lowering` like what ships, with a prime of its own as every
-channel count; a block of any widths is then cut from that template, and a network is joined from its blocks.
+Torch takes a second to export a module, and a space has hundreds of blocks that differ only in their channel counts. So
+each family of blocks is exported once, by `deploy.lowering` like a network that ships, with a distinct prime for every
+channel count. Blocks of any widths are then cut from this template, and networks are joined from their blocks.
 
-Templates have shapes but no weights; they are cut and joined as protos, since onnx-graphsurgeon takes the shape of a
-constant from its numbers.
+Templates have shapes but no weights. They are cut and joined as protos, since onnx-graphsurgeon derives the shape of a
+constant from its values.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from search import blocks, ops
 from search.space import Choice, Space
 
 _LARGEST_CONSTANT = 31
-"""No axis, ONNX type or other constant in a graph is above it; channel counts of templates are."""
+"""Upper bound on axes, ONNX types and other constants in a graph; channel counts of templates are above it."""
 
 
 def workloads(
@@ -42,17 +42,17 @@ def workloads(
     program: bool = False,
     batch: int = 1,
 ) -> list[Workload]:
-    """Every distinct block of a space; then its largest, its smallest, and random networks, each once.
+    """Return every distinct block of a space, then its largest, its smallest, and random networks, each once.
 
-    Lowered when their `onnx` is called.
+    They are lowered when their `onnx` is called.
 
     Args:
-        space: what to measure.
-        networks: how many random ones to draw.
-        seed: of their draw.
-        precision: of weights and arithmetic.
-        program: whether to lower to the program that torch runs, too.
-        batch: images an inference.
+        space: the space to measure.
+        networks: number of random networks.
+        seed: seed of their draw.
+        precision: precision of weights and arithmetic.
+        program: also lower to the program that torch runs.
+        batch: images per inference.
     """
     lowered, whole = (lower_with_program, lower_network_with_program) if program else (lower, lower_network)
     each = [Workload.block(spec, partial(lowered, (spec,), precision, batch), batch) for spec in space.blocks()]
@@ -77,17 +77,16 @@ def workloads(
 
 
 def lower(chain: Sequence[BlockSpec], precision: Precision = "fp32", batch: int = 1) -> bytes:
-    """ONNX of deployed blocks, one behind the other; the weights are random by the rule of `latency.weights`."""
+    """Return the ONNX of a sequence of deployed blocks, with random weights by the rule of `latency.weights`."""
     model = join([_cut(spec, precision, batch) for spec in chain])
     fill_weights(model)
     return model.SerializeToString(deterministic=True)
 
 
 def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32", batch: int = 1) -> Lowered:
-    """As `lower`, with the program of the same network that torch itself runs.
+    """Do the same as `lower`, and add the program of the same network that torch itself runs.
 
-    A program cannot be cut from a template: torch exports each at its own widths, with weights of its own
-    initialisation.
+    Programs are not cut from a template: torch exports each one at its own widths, with newly initialised weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -97,7 +96,7 @@ def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32"
 
 
 def _module(chain: Sequence[BlockSpec], se_width: int | None = None) -> nn.Module:
-    """Blocks as they ship, one behind the other; a sum, which has two inputs, stands alone."""
+    """Return blocks in deployed form as one sequence; a sum, which has two inputs, is returned as it is."""
     each = [blocks.deployed(spec, se_width=se_width) for spec in chain]
     return each[0] if chain[0].op == "add" else nn.Sequential(*each)
 
@@ -108,12 +107,12 @@ def _example(spec: BlockSpec, batch: int) -> tuple[torch.Tensor, ...]:
 
 
 def lower_network(space: Space, choice: Choice, precision: Precision = "fp32", batch: int = 1) -> bytes:
-    """ONNX of a network as the space itself deploys it; the weights are random by the rule of `latency.weights`."""
+    """Return the ONNX of a network as deployed by its space, with random weights by the rule of `latency.weights`."""
     return filled(to_onnx(space.deployed(choice), torch.zeros(batch, *space.input_shape), precision=precision))
 
 
 def lower_network_with_program(space: Space, choice: Choice, precision: Precision = "fp32", batch: int = 1) -> Lowered:
-    """As `lower_network`, with the program of the same network that torch itself runs."""
+    """Do the same as `lower_network`, and add the program of the same network that torch itself runs."""
     lowered = lowering.lower(
         space.deployed(choice), torch.zeros(batch, *space.input_shape), precision=precision, program=True
     )
@@ -121,13 +120,13 @@ def lower_network_with_program(space: Space, choice: Choice, precision: Precisio
 
 
 def resize(graph: onnx.GraphProto, sizes: Mapping[int, int]) -> None:
-    """Give a graph without weights other sizes.
+    """Replace sizes in a graph without weights, in place.
 
-    In shapes, in attributes such as groups, and in constants, whose numbers are repeated.
+    They are replaced in shapes, in attributes such as groups, and in constants, whose values are repeated.
 
     Args:
-        graph: static; changed in place.
-        sizes: what replaces each size. Those sizes must mean nothing else in the graph.
+        graph: a graph with static shapes.
+        sizes: the new size for each old one; old sizes must not have another meaning in the graph.
     """
     for value in (*graph.input, *graph.value_info, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -151,9 +150,9 @@ def resize(graph: onnx.GraphProto, sizes: Mapping[int, int]) -> None:
 
 
 def join(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
-    """One model of several, each fed with the output of the one before; no casts between them.
+    """Join models to one, each reading the output of the one before, without casts between them.
 
-    Values and nodes get the number of their model before their names.
+    Names of values and nodes are prefixed with the number of their model.
     """
     if len(models) == 1:
         return models[0]
@@ -197,7 +196,7 @@ def _rename(new: onnx.NodeProto, old: onnx.NodeProto, names: Mapping[str, str], 
 
 
 def _cut(spec: BlockSpec, precision: Precision, batch: int) -> onnx.ModelProto:
-    """A block's graph at its widths, without weights."""
+    """Return a block's graph at its widths, without weights."""
     widths = {**dict(spec.widths), "se_width": ops.se_width(spec.width("c_in"))}
     primes = dict(zip(widths, _primes(spec, batch), strict=True))
     if ops.keeps_width(spec):
@@ -215,7 +214,7 @@ def _cut(spec: BlockSpec, precision: Precision, batch: int) -> onnx.ModelProto:
 
 @cache
 def _export(template: BlockSpec, se_width: int, precision: Precision, batch: int) -> bytes:
-    """A block's graph without weights."""
+    """Return the graph of a template, without weights."""
     module = _module([template], se_width)
     model = onnx.load_from_string(to_onnx(module, _example(template, batch), precision=precision))
     strip_weights(model)
@@ -223,7 +222,7 @@ def _export(template: BlockSpec, se_width: int, precision: Precision, batch: int
 
 
 def _primes(spec: BlockSpec, batch: int) -> list[int]:
-    """A prime for every channel count of a block, none of them a size of an image, a kernel or a batch."""
+    """Return a prime for every channel count of a block that is not a size of an image, a kernel or a batch."""
     start = 1 + max(_LARGEST_CONSTANT, batch, *(value for _, value in spec.attrs if isinstance(value, int)))
     primes = (
         number

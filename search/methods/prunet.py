@@ -141,10 +141,10 @@ class Prunet(Method[PrunetSettings]):
         thetas = {"params": network.thetas(), "peak_lr": settings.theta_lr}
         widths: dict[str, Any] = {"params": network.widths(), "peak_lr": settings.width_lr}
         adam = Adam([thetas, widths if paper else widths | {"betas": prunode.BETAS}], lr=settings.theta_lr)
-        adam.register_step_post_hook(partial(self._moved, network))
+        adam.register_step_post_hook(partial(self._step_prunodes, network))
         return adam
 
-    def _moved(self, network: LayeredSupernet, *_: Any) -> None:
+    def _step_prunodes(self, network: LayeredSupernet, *_: Any) -> None:
         """Run Algorithm 1 after a step of the architecture weights."""
         progress = self._progress()
         for node in network.prunodes():
@@ -265,12 +265,12 @@ class Prunet(Method[PrunetSettings]):
         figures["cost"] = self._expected_cost(network)
         if self.settings.prune_blocks:
             self._prune(network, figures["threshold"])
-        self.layers, self.chosen = network.state(), self._found(network)
+        self.layers, self.chosen = network.state(), self._most_probable(network)
         if epoch.index + 1 == epoch.phase.epochs:
-            self.chosen = self._fitted(self.chosen)
+            self.chosen = self._fitted_to_budget(self.chosen)
         return figures
 
-    def _found(self, network: LayeredSupernet) -> Choice:
+    def _most_probable(self, network: LayeredSupernet) -> Choice:
         """Return the most probable block of each layer at the preferred width of its Prunode."""
         options, widths = {}, {}
         for layer, (_, mixed) in zip(self.space.layers, network.each(), strict=True):
@@ -281,7 +281,7 @@ class Prunet(Method[PrunetSettings]):
                 widths[layer.name] = node.width
         return Choice(options=options, widths=widths)
 
-    def _fitted(self, choice: Choice) -> Choice:
+    def _fitted_to_budget(self, choice: Choice) -> Choice:
         """Return a network within the budget; the given one if no budget binds."""
         if not self.limited and self.problem.budget.holds(self.model.price(choice)):
             return choice

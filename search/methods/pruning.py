@@ -58,7 +58,7 @@ class Narrowing(Method[P]):
         self.model = problem.model()
         with torch.random.fork_rng():
             network = self.space.module()
-            self.space.join(network, None)
+            self.space.insert_shortcuts(network, None)
         self.groups = masks.prunable_groups(network, problem.example, settings.excluded)
         self.choices = self.width_choices()
         problem.require_reachable(self.smallest())

@@ -170,7 +170,7 @@ class Tas(Narrowing[TasSettings]):
         ]
         modules = {stage.name: tuple(block.module for block in stage.blocks) for stage in self.space.stages}
         output_groups = (
-            {stage.name: self.space.made_by(stage) for stage in self.space.stages} if self.space.free else {}
+            {stage.name: self.space.output_groups(stage) for stage in self.space.stages} if self.space.free else {}
         )
         depths = [
             DepthPart(name, modules[name], depth_options, output_groups.get(name, ()))

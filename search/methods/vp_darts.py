@@ -43,7 +43,7 @@ WORST, TIE = -1e6, 1e-9
 STAGED = (5, 3, 2)
 """Number of operations per edge in the three stages of progressive pruning."""
 
-Hurt = tuple[float, float]
+Damage = tuple[float, float]
 """How much a removal hurts: the criterion, then the tie-break."""
 
 
@@ -99,7 +99,7 @@ class VpDarts(Method[VpDartsSettings]):
         return network
 
     def _supernet(self) -> CellSupernet:
-        weigh: Callable[[Tensor], Tensor] = _softmax if self.settings.variant == "darts" else _as_it_is
+        weigh: Callable[[Tensor], Tensor] = _softmax if self.settings.variant == "darts" else _raw
         start = {"darts": 0.0, "random": 1.0}.get(self.settings.variant, self.settings.alpha)
         return CellSupernet(self.space, alpha=start, weigh=weigh)
 
@@ -110,11 +110,11 @@ class VpDarts(Method[VpDartsSettings]):
         sgd = SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
         if not isinstance(network, CellSupernet):
             return [sgd]
-        sgd.register_step_pre_hook(partial(_clip, weights, settings.clip))
+        sgd.register_step_pre_hook(partial(_clip_gradients, weights, settings.clip))
         group = {"params": [network.alpha], "peak_lr": settings.alpha_lr, "scheduled": False}
         alphas = Adam([group], lr=settings.alpha_lr)
         if not settings.negative_alphas:
-            alphas.register_step_post_hook(partial(_bound, network.alpha))
+            alphas.register_step_post_hook(partial(_clamp, network.alpha))
         return [sgd, alphas]
 
     def parts(self, epoch: Epoch, network: nn.Module, optimizers: Sequence[Optimizer]) -> Sequence[TrainingPart]:
@@ -136,7 +136,7 @@ class VpDarts(Method[VpDartsSettings]):
             (rows, *_) = random_parts(len(rows), (settings.prune_images, 1 - settings.prune_images), epoch.noise)
             rows = self.trained_rows[rows]
         if settings.variant == "random":
-            self._draw(epoch, network, optimizers[0])
+            self._draw_cell(epoch, network, optimizers[0])
         elif epoch.phase.name == "prune" and settings.variant != "darts":
             self._prune(epoch, network)
         batches = task.training_batches(settings.batch, epoch.order, rows)
@@ -186,7 +186,7 @@ class VpDarts(Method[VpDartsSettings]):
         """
         settings, last = self.settings, epoch.phase.epochs
         if settings.variant in ("hard", "progressive"):
-            before, left = self._left(epoch.index - 1, last), self._left(epoch.index, last)
+            before, left = self._kept_count(epoch.index - 1, last), self._kept_count(epoch.index, last)
             if left < before:
                 ranked = self._ranked(network, settings.subset, epoch.noise)
                 for index, order in enumerate(ranked):
@@ -199,7 +199,7 @@ class VpDarts(Method[VpDartsSettings]):
                 start = network.alpha[index, option] if settings.alpha_0 == "current" else settings.alpha
                 network.alpha[index, option] = start * (1 - k / last)
 
-    def _left(self, index: int, epochs: int) -> int:
+    def _kept_count(self, index: int, epochs: int) -> int:
         """Return the number of operations that hard pruning leaves on an edge in an epoch."""
         if index < 0:
             return STAGED[0]
@@ -212,16 +212,16 @@ class VpDarts(Method[VpDartsSettings]):
 
         Their importance is remembered.
         """
-        hurts = self._hurts(network, share, draw)
-        self._remember([[hurt[0] for hurt in row] for row in hurts], share)
+        damages = self._damages(network, share, draw)
+        self._update_importance([[damage[0] for damage in row] for row in damages], share)
         ranked = []
-        for index, row in enumerate(hurts):
+        for index, row in enumerate(damages):
             kept = [option for option in range(len(OPTIONS)) if network.kept[index, option]]
-            ranked.append(sorted(kept, key=lambda option: (*row[option], self._tie(option)), reverse=True))
-        self.chosen = self._best()
+            ranked.append(sorted(kept, key=lambda option: (*row[option], self._tie_break(option)), reverse=True))
+        self.chosen = self._best_cell()
         return ranked
 
-    def _remember(self, look: list[list[float]], share: float) -> None:
+    def _update_importance(self, look: list[list[float]], share: float) -> None:
         """Update the importance of each option.
 
         The mean of all looks, weighted by their share of the images, or only the last look.
@@ -236,7 +236,7 @@ class VpDarts(Method[VpDartsSettings]):
             look = [[new if math.isinf(new) else old + part * (new - old) for old, new in row] for row in pairs]
         self.importance, self.seen = look, self.seen + share
 
-    def _tie(self, option: int) -> tuple[float, int]:
+    def _tie_break(self, option: int) -> tuple[float, int]:
         """Return the tie-break for equal importance.
 
         The cheaper operation is less important, or more if a budget binds.
@@ -245,7 +245,7 @@ class VpDarts(Method[VpDartsSettings]):
         return sign * self.costs[option], sign * option
 
     @torch.no_grad()
-    def _hurts(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[Hurt]]:
+    def _damages(self, network: CellSupernet, share: float, draw: torch.Generator) -> list[list[Damage]]:
         """Return how much each removal hurts on a new random share of the validation images.
 
         The alphas, if they are the criterion.
@@ -256,25 +256,25 @@ class VpDarts(Method[VpDartsSettings]):
             ]
         (looked_at, *_) = random_parts(len(self.validation_rows), (share, 1 - share) if share < 1 else (1.0,), draw)
         rows = self.validation_rows[looked_at]
-        base, hurts = self._validate(network, rows), []
+        base, damages = self._validate(network, rows), []
         for index in range(len(EDGES)):
-            hurts.append([self._removed(network, index, option, rows, base) for option in range(len(OPTIONS))])
-        return hurts
+            damages.append([self._damage_without(network, index, option, rows, base) for option in range(len(OPTIONS))])
+        return damages
 
-    def _removed(self, network: CellSupernet, index: int, option: int, rows: Tensor, base: Hurt) -> Hurt:
+    def _damage_without(self, network: CellSupernet, index: int, option: int, rows: Tensor, base: Damage) -> Damage:
         """Validate the network without one candidate; removing `none` changes nothing."""
         if not network.kept[index, option]:
             return -torch.inf, -torch.inf
         if OPTIONS[option] == NONE:
             return base if self.settings.zeroize == "candidate" else (-torch.inf, -torch.inf)
         places = [None] if self.settings.removal == "edge" else network.cells
-        hurts = []
+        damages = []
         for cell in places:
             with network.without(index, option, cell=cell):
-                hurts.append(self._validate(network, rows))
-        return sum(first for first, _ in hurts) / len(hurts), sum(second for _, second in hurts) / len(hurts)
+                damages.append(self._validate(network, rows))
+        return sum(first for first, _ in damages) / len(damages), sum(second for _, second in damages) / len(damages)
 
-    def _validate(self, network: CellSupernet, rows: Tensor) -> Hurt:
+    def _validate(self, network: CellSupernet, rows: Tensor) -> Damage:
         """Return metric and loss, the criterion first; higher is worse."""
         task = self.problem.task
         device = network.alpha.device
@@ -301,9 +301,9 @@ class VpDarts(Method[VpDartsSettings]):
         kind = self.settings.importance
         return kind == "loss" or (kind == "auto" and len(self.validation_rows) < FEW_IMAGES)
 
-    def _best(self) -> Choice:
+    def _best_cell(self) -> Choice:
         """Return the cell of highest total importance that connects input to output and is within the budget."""
-        order = sorted(range(len(OPTIONS)), key=self._tie)
+        order = sorted(range(len(OPTIONS)), key=self._tie_break)
         scores = {
             edge(*ends): {
                 name: max(row[option], WORST) + TIE * order.index(option) for option, name in enumerate(OPTIONS)
@@ -317,7 +317,7 @@ class VpDarts(Method[VpDartsSettings]):
 
     # Baselines
 
-    def _draw(self, epoch: Epoch, network: CellSupernet, optimizer: Optimizer) -> None:
+    def _draw_cell(self, epoch: Epoch, network: CellSupernet, optimizer: Optimizer) -> None:
         """Draw another cell with new weights every few epochs, for random search."""
         if self._index(epoch) % self.settings.random_epochs:
             return
@@ -342,10 +342,12 @@ class VpDarts(Method[VpDartsSettings]):
             return self._ended_random(epoch, network, last=last)
         if settings.variant == "darts" or last:
             self._ranked(network, settings.final_subset, epoch.noise)
-        figures = {f"alpha.{edge(*ends)}.{name}": value for (ends, name), value in _named(network.alpha.tolist())}
+        figures = {
+            f"alpha.{edge(*ends)}.{name}": value for (ends, name), value in _by_operation(network.alpha.tolist())
+        }
         figures |= {
             f"worth.{edge(*ends)}.{name}": value
-            for (ends, name), value in _named(self.importance)
+            for (ends, name), value in _by_operation(self.importance)
             if value > -torch.inf
         }
         return figures | ({"latency_weight": self.controller.weight} if self.limited else {})
@@ -411,13 +413,13 @@ class VpDarts(Method[VpDartsSettings]):
         self.seen = state["seen"]
 
 
-def _named(rows: Sequence[Sequence[float]]) -> Iterator[tuple[tuple[tuple[int, int], str], float]]:
+def _by_operation(rows: Sequence[Sequence[float]]) -> Iterator[tuple[tuple[tuple[int, int], str], float]]:
     for ends, row in zip(EDGES, rows, strict=False):
         for name, value in zip(OPTIONS, row, strict=True):
             yield (ends, name), value
 
 
-def _as_it_is(alpha: Tensor) -> Tensor:
+def _raw(alpha: Tensor) -> Tensor:
     return alpha
 
 
@@ -425,11 +427,11 @@ def _softmax(alpha: Tensor) -> Tensor:
     return alpha.softmax(1)
 
 
-def _clip(weights: Sequence[nn.Parameter], norm: float, *_: Any) -> None:
+def _clip_gradients(weights: Sequence[nn.Parameter], norm: float, *_: Any) -> None:
     nn.utils.clip_grad_norm_(weights, norm)
 
 
-def _bound(alpha: nn.Parameter, *_: Any) -> None:
+def _clamp(alpha: nn.Parameter, *_: Any) -> None:
     alpha.data.clamp_(min=0)
 
 

@@ -102,7 +102,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
+class Comparison:
     """A published number, and each table's latency of the same network: measured as a whole or predicted.
 
     None if not covered.
@@ -120,9 +120,11 @@ def published() -> list[Published]:
     ]
 
 
-def beside(tables: Sequence[LatencyTable]) -> list[Beside]:
+def comparisons(tables: Sequence[LatencyTable]) -> list[Comparison]:
     """Return every number with the tables' latencies of the network at its own resolution."""
-    return [Beside(published=row, ours=tuple(_latency(table, row.known) for table in tables)) for row in published()]
+    return [
+        Comparison(published=row, ours=tuple(_latency(table, row.known) for table in tables)) for row in published()
+    ]
 
 
 def _published(row: tuple[str, str, str], unit: str, protocol: str, device: str, source: str) -> Published:

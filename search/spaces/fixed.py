@@ -48,7 +48,7 @@ class Fixed(Space):
 
     def network(self, choice: Choice | None = None) -> list[BlockSpec]:
         """The blocks of the network in order."""
-        self._check(choice)
+        self._require_empty(choice)
         return list(self.sequence)
 
     def module(self, choice: Choice | None = None) -> "nn.Sequential":
@@ -60,7 +60,7 @@ class Fixed(Space):
 
         from search import blocks
 
-        self._check(choice)
+        self._require_empty(choice)
         make = blocks.trained_as_repvgg if self.trained_as == "repvgg" else blocks.trained
         return nn.Sequential(*map(make, self.sequence))
 
@@ -109,6 +109,6 @@ class Fixed(Space):
         deep = [blocks for blocks in runs if len(blocks) > 1]
         return {f"stage{number}": blocks for number, blocks in enumerate(deep, 1)}
 
-    def _check(self, choice: Choice | None) -> None:
+    def _require_empty(self, choice: Choice | None) -> None:
         if choice is not None and choice != Choice():
             raise SearchError(f"{self.name} is a single network: nothing of it can be chosen, found {choice}")

@@ -37,7 +37,7 @@ def maker(name: str) -> "Callable[[], nn.Module]":
     def make() -> "nn.Module":
         from torch import nn
 
-        with _beside(name):
+        with _running(name):
             if not made:
                 made.append(_function(name))
             network = made[0]()
@@ -57,7 +57,7 @@ def call(name: str) -> Any:
     Raises:
         SearchError: no such file or function, or it fails.
     """
-    with _beside(name):
+    with _running(name):
         return _function(name)()
 
 
@@ -67,7 +67,7 @@ def function(name: str) -> Callable[..., Any]:
     Raises:
         SearchError: no such file or function, or the file cannot be run.
     """
-    with _beside(name):
+    with _running(name):
         return _function(name)
 
 
@@ -133,7 +133,7 @@ def _match(name: str) -> re.Match[str]:
 
 
 @contextlib.contextmanager
-def _beside(name: str) -> Iterator[None]:
+def _running(name: str) -> Iterator[None]:
     """Let code import modules from its file's directory, and turn its exceptions into one-line errors."""
     from reparam.exported import RUN_ERRORS
 

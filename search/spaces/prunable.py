@@ -19,8 +19,8 @@ from search.space import Choice, Space
 if TYPE_CHECKING:
     from torch import nn
 
-_MANY = 33
-"""Maximum number of values of a span of several groups."""
+_MAX_VALUES = 33
+"""Maximum number of values of a width that depends on several groups."""
 
 Widths = tuple[int, ...]
 """Width of each group of a prunable space, in the order of its groups."""
@@ -45,7 +45,7 @@ class Site(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_d
     spec: BlockSpec
     """the block at full width"""
     spans: tuple[AffineWidth, ...]
-    """span of each width, in the order of the spec"""
+    """each width as a function of group widths, in the order of the spec"""
     joins: bool = False
     """whether it is a convolution on a shortcut, which runs only if its input and output widths differ"""
 
@@ -147,16 +147,16 @@ class Prunable(Space):
         return tuple(self.width_choices(index)[0] for index in range(len(self.groups)))
 
     def span_choices(self, span: AffineWidth) -> Widths:
-        """Return the values of a span, ascending.
+        """Return the values of a width, ascending.
 
-        If it depends on several groups, a sample of values from the least to the greatest.
+        If it depends on several groups, a sample of values from the smallest to the largest.
         """
         if len(span.terms) < 2:
             return tuple(
                 round(span.fixed + sum(times * width for _, times in span.terms)) for width in self._choices(span)
             )
         low, high = (round(span.at(widths)) for widths in (self.smallest_widths(), self.full_widths()))
-        count = min(_MANY, (high - low) // self.granularity + 1)
+        count = min(_MAX_VALUES, (high - low) // self.granularity + 1)
         return tuple(sorted({low + round(k * (high - low) / max(1, count - 1)) for k in range(count)}))
 
     def axes(self, site: Site) -> tuple[Widths, ...]:
@@ -196,7 +196,7 @@ class Prunable(Space):
         assert not self.skipped(depths), f"{self.name} has no open depths"
         return self
 
-    def inside(self, blocks: Sequence[StageBlock]) -> set[int]:
+    def owned_groups(self, blocks: Sequence[StageBlock]) -> set[int]:
         """Return the groups that no site outside the given blocks reads or produces."""
         away = {site for block in blocks for site in block.sites}
         used: dict[bool, set[int]] = {True: set(), False: set()}
@@ -207,7 +207,7 @@ class Prunable(Space):
     def choice(self, widths: Sequence[int], depths: Mapping[str, int] | None = None) -> Choice:
         """Return the network with the given group widths and stage depths; full depths by default."""
         depths = self.full_depths() | dict(depths or {})
-        gone = self.inside(self.skipped(depths))
+        gone = self.owned_groups(self.skipped(depths))
         named = zip(self.groups, widths, strict=True)
         return Choice(
             widths={name: width for index, ((name, _), width) in enumerate(named) if index not in gone}, depths=depths
@@ -226,11 +226,12 @@ class Prunable(Space):
             if not 1 <= depth <= full.get(name, 0):
                 listed = ", ".join(f"{stage} of 1 to {most}" for stage, most in full.items()) or "none"
                 raise SearchError(f"{self.name} has the depths {listed}: found {name}={depth}")
-        gone = self.inside(self.skipped(choice.depths))
+        gone = self.owned_groups(self.skipped(choice.depths))
         groups = {name: width for index, (name, width) in enumerate(self.groups) if index not in gone}
         if choice.options or choice.widths.keys() != groups.keys():
             raise SearchError(
-                f"{self.name} has the groups {', '.join(groups)}: a choice has a width for each, found {_words(choice)}"
+                f"{self.name} has the groups {', '.join(groups)}: a choice has a width for each, "
+                f"found {_listed(choice)}"
             )
         for name, width in choice.widths.items():
             if not 1 <= width <= groups[name]:
@@ -261,7 +262,7 @@ class Prunable(Space):
             if block.module not in named:
                 raise SearchError(f"the network has no block {block.module}: give the module that was searched")
             network.set_submodule(block.module, nn.Identity())
-        self.join(network, choice)
+        self.insert_shortcuts(network, choice)
         kept = {name: (width, full) for (name, full), width in widths if name in choice.widths}
         return masks.narrowed(network, self.input_shape, kept, tied=self.free)
 
@@ -273,16 +274,16 @@ class Prunable(Space):
         """
         return False
 
-    def made_by(self, stage: Stage) -> tuple[str, ...]:
+    def output_groups(self, stage: Stage) -> tuple[str, ...]:
         """Return the output group of each block of a stage."""
-        return tuple(self.groups[self.outputs(block)[-1]][0] for block in stage.blocks)
+        return tuple(self.groups[self.produced_groups(block)[-1]][0] for block in stage.blocks)
 
-    def outputs(self, block: StageBlock) -> list[int]:
+    def produced_groups(self, block: StageBlock) -> list[int]:
         """Return the groups that the layers of a block produce, in order."""
         sites = self.sites()
         return [group for site in block.sites for group, _ in sites[site].spans[-1].terms]
 
-    def join(self, network: "nn.Module", choice: Choice | None) -> None:
+    def insert_shortcuts(self, network: "nn.Module", choice: Choice | None) -> None:
         """Insert the layers of a choice that the unpruned network lacks, in place.
 
         Without a choice, those of all choices.
@@ -293,7 +294,7 @@ class Prunable(Space):
         counts = [len(self.width_choices(index)) for index in range(len(self.groups))]
         total, inner = 1, set[int]()
         for stage in self.stages:
-            each = [self.inside([block]) for block in stage.blocks[1:]]
+            each = [self.owned_groups([block]) for block in stage.blocks[1:]]
             deeper = itertools.accumulate(
                 (math.prod(counts[group] for group in groups) for groups in each), operator.mul, initial=1
             )
@@ -324,7 +325,7 @@ class Prunable(Space):
         return self.choice(widths, {name: draw.randint(1, depth) for name, depth in self.full_depths().items()})
 
 
-def _words(choice: Choice) -> str:
+def _listed(choice: Choice) -> str:
     return (
         ", ".join(
             f"{name}={value}" for part in (choice.widths, choice.options, choice.depths) for name, value in part.items()

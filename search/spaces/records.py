@@ -66,7 +66,7 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
         space = kinds[kind]({name: value for name, value in record.items() if name != "kind"})
     except (msgspec.ValidationError, LatencyError, KeyError, TypeError) as error:
         raise SearchError(f"the record of a space of the kind {kind} is damaged: {error}") from error
-    if isinstance(space, Prunable) and (wrong := _strange(space)):
+    if isinstance(space, Prunable) and (wrong := _inconsistency(space)):
         raise SearchError(f"the record of a space of the kind {kind} is damaged: {wrong}")
     written = space.record()
     if wrong := sorted(name for name in record.keys() | written.keys() if record.get(name) != written.get(name)):
@@ -76,7 +76,7 @@ def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None
     return space
 
 
-def _strange(space: Prunable) -> str:
+def _inconsistency(space: Prunable) -> str:
     """Return what is inconsistent in the groups and stages, or "" if nothing is."""
     if len(dict(space.groups)) < len(space.groups):
         return "two groups have one name"

@@ -70,12 +70,16 @@ class Traced(Prunable):
         """Whether the widths on both sides of a shortcut may differ."""
         return bool(self.shortcuts)
 
-    def inside(self, blocks: Sequence[StageBlock]) -> set[int]:
+    def owned_groups(self, blocks: Sequence[StageBlock]) -> set[int]:
         """Return the groups that no site outside the given blocks reads or produces.
 
         If widths are free, those that the blocks produce.
         """
-        return {group for block in blocks for group in self.outputs(block)} if self.free else super().inside(blocks)
+        return (
+            {group for block in blocks for group in self.produced_groups(block)}
+            if self.free
+            else super().owned_groups(blocks)
+        )
 
     def sites_at(self, depths: Mapping[str, int]) -> list[Site]:
         """Return the sites at the given depths.
@@ -84,7 +88,7 @@ class Traced(Prunable):
         """
         sites = super().sites_at(depths)
         for stage in self.stages if self.free else ():
-            sites = [_reading(site, *self._ends(stage, depths.get(stage.name, len(stage.blocks)))) for site in sites]
+            sites = [_rerouted(site, *self._ends(stage, depths.get(stage.name, len(stage.blocks)))) for site in sites]
         return sites
 
     def conditional_sites(self) -> list[tuple[Site, Condition | None]]:
@@ -97,7 +101,7 @@ class Traced(Prunable):
             ends = [self._ends(stage, depth) for depth in range(1, len(stage.blocks) + 1)]
             readers = {site for site, _ in sites if ends[-1][0] in dict(site.spans[0].terms)}
             sites = [
-                (_reading(site, *end), (stage.name, (depth,))) if site in readers else (site, condition)
+                (_rerouted(site, *end), (stage.name, (depth,))) if site in readers else (site, condition)
                 for site, condition in sites
                 for depth, end in enumerate(ends if site in readers else ends[-1:], 1)
             ]
@@ -105,9 +109,9 @@ class Traced(Prunable):
 
     def _ends(self, stage: Stage, depth: int) -> tuple[int, int]:
         """Return the output groups of a stage at its full depth and at the given depth."""
-        return self.outputs(stage.blocks[-1])[-1], self.outputs(stage.blocks[depth - 1])[-1]
+        return self.produced_groups(stage.blocks[-1])[-1], self.produced_groups(stage.blocks[depth - 1])[-1]
 
-    def join(self, network: "nn.Module", choice: Choice | None) -> None:
+    def insert_shortcuts(self, network: "nn.Module", choice: Choice | None) -> None:
         """Insert the convolutions on the shortcuts of a choice, in place.
 
         Without a choice, on all shortcuts that may have one.
@@ -277,7 +281,9 @@ def traced(
         places=places,
         points=points,
         named_stages=tuple(
-            Stage(name=stage, blocks=tuple(StageBlock(module=block, sites=_within(block, layers)) for block in blocks))
+            Stage(
+                name=stage, blocks=tuple(StageBlock(module=block, sites=_indices_in(block, layers)) for block in blocks)
+            )
             for stage, blocks in (stages or {}).items()
         ),
         shortcuts=tuple(shortcuts),
@@ -307,14 +313,14 @@ def _sites(
     def span(ids: Any) -> AffineWidth:
         roots = flow.atoms.roots(ids).tolist()
         counts = Counter(owner[root] for root in roots if root in owner)
-        terms = tuple((group, _times(count, groups[group].channels)) for group, count in sorted(counts.items()))
+        terms = tuple((group, _factor(count, groups[group].channels)) for group, count in sorted(counts.items()))
         return AffineWidth(fixed=len(roots) - counts.total(), terms=terms)
 
     places, layers = [], list[str]()
     for (node, into), (_, out) in zip(flow.readers, flow.makers, strict=True):
         layer = flow.layer_name(node)
         (source,) = flow.network.reads(node)
-        spec = _spec(layer, fused.get_submodule(layer), shape_of(source), _activation(node))
+        spec = _block_of(layer, fused.get_submodule(layer), shape_of(source), _activation(node))
         joins = any(layer.startswith(f"{shortcut}.") for shortcut in shortcuts)
         places.append(Site(spec=spec, spans=(span(into), span(out))[: len(spec.widths)], joins=joins))
         layers.append(layer)
@@ -375,22 +381,22 @@ def _require_channels(space: Traced) -> None:
                 )
 
 
-def _reading(site: Site, old: int, new: int) -> Site:
+def _rerouted(site: Site, old: int, new: int) -> Site:
     """Return the site with group `new` in place of `old` in its input."""
     into, *out = site.spans
     terms = tuple((new if group == old else group, times) for group, times in into.terms)
     return msgspec.structs.replace(site, spans=(msgspec.structs.replace(into, terms=terms), *out))
 
 
-def _within(module: str, layers: Sequence[str]) -> tuple[int, ...]:
+def _indices_in(module: str, layers: Sequence[str]) -> tuple[int, ...]:
     return tuple(index for index, layer in enumerate(layers) if layer == module or layer.startswith(f"{module}."))
 
 
-def _times(count: int, channels: int) -> int | float:
+def _factor(count: int, channels: int) -> int | float:
     return count // channels if count % channels == 0 else count / channels
 
 
-def _spec(name: str, layer: Any, before: tuple[int, ...], act: str) -> BlockSpec:
+def _block_of(name: str, layer: Any, before: tuple[int, ...], act: str) -> BlockSpec:
     from torch import nn
 
     match layer:

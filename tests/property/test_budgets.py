@@ -78,10 +78,10 @@ def ended(name: str, problem: Problem, draw: random.Random) -> Choice:
                 torch.nn.init.normal_(logits, generator=torch.Generator().manual_seed(draw.randrange(10**6)))
             return method.derived(network)
         case "prunet":
-            return Prunet(PrunetSettings(), problem)._fitted(problem.space.random(draw))
+            return Prunet(PrunetSettings(), problem)._fitted_to_budget(problem.space.random(draw))
     method = VpDarts(VpDartsSettings(validation_share=0.5, batch=8), problem)
     method.importance = [[draw.random() for _ in OPTIONS] for _ in EDGES]
-    return method._best()
+    return method._best_cell()
 
 
 DEVICES = st.lists(

@@ -69,7 +69,10 @@ def test_published_latencies_stand_beside_measured_ones(capsys):
     table = LatencyTable.load(KEPT)
     published, throughput = (next(row for row in latencies.published() if row.unit == unit) for unit in ("ms", "FPS"))
     ours = Latency(us=528.0, low_us=500.0, high_us=600.0, source="predicted")
-    rows = [latencies.Beside(published=published, ours=(ours,)), latencies.Beside(published=throughput, ours=(None,))]
+    rows = [
+        latencies.Comparison(published=published, ours=(ours,)),
+        latencies.Comparison(published=throughput, ours=(None,)),
+    ]
     render.latencies(rows, [table], as_json=False)
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "PRUNET-0 0.48 ms 528.0 µs predicted, 1.10x" in said

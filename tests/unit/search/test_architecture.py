@@ -81,11 +81,11 @@ def space_of(**change):
     ("change", "words"),
     [
         (space_of(classes=10**12), "Expected `int` <= 16777216"),
-        (space_of(classes=3), "it has 3 classes, and 2 labels"),
+        (space_of(classes=3), "it has 3 classes but 2 labels"),
         (space_of(input_shape=[3, 10**6, 8]), "Expected `int` <= 65536"),
         (
             space_of(input_shape=[3, 65_536, 65_536]),
-            "an input has 12,884,901,888 numbers, and at most 1,073,741,824 are built",
+            "an input has 12,884,901,888 elements, at most 1,073,741,824 are supported",
         ),
         (space_of(granularity=0), "Expected `int` >= 1"),
         (space_of(layers=[{"name": "a"}]), "missing required field `width`"),
@@ -117,7 +117,7 @@ def test_a_network_of_gigabytes_is_refused(chosen):
     layers = tuple(spaces.Layer(name=name, width=2**24) for name in "ab")
     space = spaces.Chain(name="huge", input_shape=(3, 8, 8), classes=2, layers=layers)
     choice = space.choice((8, 8))
-    with pytest.raises(ValueError, match=r"its space has up to .* weights, and at most 4,294,967,296 are built"):
+    with pytest.raises(ValueError, match=r"its space has up to .* weights, at most 4,294,967,296 are supported"):
         msgspec.structs.replace(chosen, space=space.record(), choice=choice, blocks=keys(space, choice))
 
 

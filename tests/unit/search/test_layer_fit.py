@@ -86,6 +86,6 @@ def test_the_fit_is_the_best_of_all_networks(table, share):
 
 def test_a_budget_below_every_network_is_refused(table):
     with pytest.raises(
-        SearchError, match=r"no network of layers near the found one is within 0\.001 ms: ask for a larger budget"
+        SearchError, match=r"no network of layers near the one found is within 0\.001 ms: ask for a larger budget"
     ):
         fitted(table, SPACE.largest(), 1.0)

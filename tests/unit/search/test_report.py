@@ -81,7 +81,7 @@ class Page(html.parser.HTMLParser):
 def headings(page):
     known = ("Unpruned and shipped", "Architecture", "Kept channels", "Latency", "Training", "Channels over time")
     known += (
-        "Channels that came back",
+        "Channels that returned",
         "Predicted against measured",
         "Latency over width",
         "Search",
@@ -333,7 +333,7 @@ def test_the_page_opens_in_a_browser(source, scheme, request, measured, tmp_path
     assert look["contrast"] >= 4.5  # WCAG 2, level AA
     assert not look["wide"]
     expected = {
-        "run": ["Kept channels", "Training", "Time and memory", "Channels over time", "Channels that came back"],
+        "run": ["Kept channels", "Training", "Time and memory", "Channels over time", "Channels that returned"],
         "bundle": ["Kept channels", "Latency"],
     }
     assert [figure["name"] for figure in look["figures"]] == [
@@ -355,7 +355,7 @@ def test_what_files_say_is_text_and_no_markup(run, tmp_path):
 
 def test_each_group_has_a_line_with_what_came_back():
     figure = Figure()
-    report._returned(figure, [(0, 2), (4, 0), (0, 1)], ("stem", "head"))
+    report._plot_returned(figure, [(0, 2), (4, 0), (0, 1)], ("stem", "head"))
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["stem", "head"]
     assert [text.get_text() for text in axes.texts] == ["4", "3"]

@@ -115,7 +115,7 @@ def searches(tmp_path, monkeypatch):
         return Outcome(name=member.name, seed=member.seed, budget=member.budget, settings={}, status=status, why=why)
 
     fail()
-    monkeypatch.setattr(sweep, "_lathe", start)
+    monkeypatch.setattr(sweep, "_start_lathe", start)
     monkeypatch.setattr(sweep, "_outcome", plain)
     return fail, lambda: (tmp_path / "order").read_text().splitlines()
 
@@ -224,7 +224,7 @@ def outcome(name, accuracy, us, *, measured=True, loss=None, **settings):
 
 
 def judged(monkeypatch, rows):
-    found = sweep._judged(rows)
+    found = sweep._with_verdicts(rows)
     monkeypatch.setattr(sweep, "outcomes", lambda _: found)
     return {row.name: (row.preferred, row.front) for row in found}
 

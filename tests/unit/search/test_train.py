@@ -9,7 +9,7 @@ from torch import nn
 from search import SearchError
 from search.data import random_parts
 from search.runtime import TrainingRuntime
-from search.train import TrainingPart, evaluate, make_optimizer, train_epoch, turns
+from search.train import TrainingPart, evaluate, interleaved, make_optimizer, train_epoch
 
 
 def part(optimizer, batches, *, factor=1.0, penalty=lambda: 0.0):
@@ -129,7 +129,7 @@ def test_divergence_is_an_error(trained, stripes):
     ],
 )
 def test_parts_are_spread_evenly(counts, order):
-    assert "".join("abc"[part] for part in turns(counts)) == order
+    assert "".join("abc"[part] for part in interleaved(counts)) == order
 
 
 def test_parts_take_turns_and_move_their_own_weights_alone(trained, stripes):

@@ -68,10 +68,10 @@ def begin(method, index=0):
     return network
 
 
-def say(method, monkeypatch, hurts):
-    """Let validation say how much each removal hurts; `hurts` of an edge are those of the first."""
-    rows = [[(value, 0.0) for value in hurts]] * len(EDGES)
-    monkeypatch.setattr(method, "_hurts", lambda *_: rows)
+def say(method, monkeypatch, damages):
+    """Let validation say how much each removal hurts; `damages` of an edge are those of the first."""
+    rows = [[(value, 0.0) for value in damages]] * len(EDGES)
+    monkeypatch.setattr(method, "_damages", lambda *_: rows)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_the_final_cell_is_by_the_mean_of_all_looks_or_by_the_last(make, monkeyp
     ):
         method, ranked = make(**settings), []
         network = method.network(method.phases[1], None)
-        for hurts, share in looks:
-            say(method, monkeypatch, hurts)
+        for damages, share in looks:
+            say(method, monkeypatch, damages)
             ranked.append(method._ranked(network, share, torch.Generator()))
         assert method.importance == [pytest.approx(wanted)] * 6
         assert set(method.choice().options.values()) == {OPTIONS[best]}
@@ -128,8 +128,8 @@ def test_every_operation_is_removed_alone_on_a_fresh_share_of_the_validation_ima
         return float(len(seen)), 0.0
 
     monkeypatch.setattr(method, "_validate", validate)
-    method._hurts(network, 0.5, torch.Generator().manual_seed(0))
-    method._hurts(network, 0.5, torch.Generator().manual_seed(1))
+    method._damages(network, 0.5, torch.Generator().manual_seed(0))
+    method._damages(network, 0.5, torch.Generator().manual_seed(1))
     first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     runs = [(index, option) for index in range(6) for option in range(1, 5)]
     assert [removed for removed, _ in first] == [None, *runs]  # without none it is the network as it is
@@ -141,19 +141,19 @@ def test_every_operation_is_removed_alone_on_a_fresh_share_of_the_validation_ima
 
 
 def test_zeroize_wins_where_every_other_removal_helps_and_loses_where_they_hurt_or_tie(make, monkeypatch):
-    for hurts, wanted in (
+    for damages, wanted in (
         ([1.0, 0.9, 0.8, 0.7, 0.9], NONE),
         ([1.0, 1.1, 1.3, 1.2, 1.1], CONV1),
         ([1.0, 1.0, 1.0, 1.0, 1.0], CONV3),
     ):
         method = make()
-        rows = [[(value, 0.0) for value in [1.0, 1.0, 1.0, 2.0, 1.0]]] * 5 + [[(value, 0.0) for value in hurts]]
-        monkeypatch.setattr(method, "_hurts", lambda *_, rows=rows: rows)
+        rows = [[(value, 0.0) for value in [1.0, 1.0, 1.0, 2.0, 1.0]]] * 5 + [[(value, 0.0) for value in damages]]
+        monkeypatch.setattr(method, "_damages", lambda *_, rows=rows: rows)
         begin(method)
         assert method.choice().options[edge(*EDGES[-1])] == OPTIONS[wanted]
     never = make(zeroize="never")
     network = never.network(never.phases[1], None)
-    assert all(row[NONE][0] == -torch.inf for row in never._hurts(network, 0.5, torch.Generator()))
+    assert all(row[NONE][0] == -torch.inf for row in never._damages(network, 0.5, torch.Generator()))
 
 
 def test_of_operations_that_validate_alike_the_costlier_stays_and_under_a_budget_the_faster(make, table, monkeypatch):
@@ -173,7 +173,7 @@ def test_the_cell_is_the_best_of_those_within_the_budget(make, table, monkeypatc
     budget = Budget(us=fraction * table.predict(SPACE.network()).us)
     method, draw = make(budget), random.Random(3)
     rows = [[(draw.random(), 0.0) for _ in OPTIONS] for _ in EDGES]
-    monkeypatch.setattr(method, "_hurts", lambda *_: rows)
+    monkeypatch.setattr(method, "_damages", lambda *_: rows)
     begin(method)
 
     def worth(choice):
@@ -309,8 +309,8 @@ def test_the_page_of_a_run_shows_alphas_and_worth_and_says_what_is_an_extension(
     list(session.run(make(), tmp_path / "run"))
     page = report.page_of(tmp_path / "run")
     pictures = {part.title: part for part in page.body if isinstance(part, Chart)}
-    assert {"Training", "Alphas", "Worth of the operations"} <= pictures.keys()
-    assert "are an extension" in pictures["Worth of the operations"].caption
+    assert {"Training", "Alphas", "Importance of the operations"} <= pictures.keys()
+    assert "are an extension" in pictures["Importance of the operations"].caption
     figure = Figure(layout="constrained")
     pictures["Alphas"].paint(figure)
     assert [axes.get_title() for axes in figure.axes] == [edge(*ends) for ends in EDGES]

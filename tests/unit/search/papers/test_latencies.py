@@ -46,7 +46,8 @@ def table():
 
 def test_networks_of_a_table_stand_beside_the_published_ones(table):
     found = {
-        (row.published.network, row.published.unit): (row.published, row.ours[0]) for row in latencies.beside([table])
+        (row.published.network, row.published.unit): (row.published, row.ours[0])
+        for row in latencies.comparisons([table])
     }
     published, ours = found["ResNet-50", "ms"]
     assert ours == table.predict([BlockSpec.parse(block.key) for block in spaces.get("resnet-50").network()])
