@@ -344,7 +344,7 @@ def readers(seeds: dict[str, list[Path]]) -> list[Reader]:
         Reader("samples.npy", seeds["npy"], decoding.read_npy, npy),
         Reader("samples.npz", seeds["npz"], decoding.read_npz, binary),
         Reader("folder of images", seeds["images"], lambda path: data.folder(path.parents[1], 8), binary),
-        Reader("ONNX file", seeds["onnx"], lambda path: graph.parse(onnxfile.read(path)), model),
+        Reader("ONNX file", seeds["onnx"], lambda path: graph.parse_model(onnxfile.read_model(path)), model),
     ]
 
 

@@ -41,7 +41,7 @@ def ours(model: bytes, samples: np.ndarray) -> bytes:
 
 
 def ours_blind(model: bytes, samples: np.ndarray) -> bytes:
-    return convert(graph.parse(model))[0].SerializeToString()
+    return convert(graph.parse_model(model))[0].SerializeToString()
 
 
 def converter_common(model: bytes, samples: np.ndarray) -> bytes:
@@ -110,7 +110,7 @@ def measure(way: str, model: bytes, seen: np.ndarray, tried: np.ndarray, wanted:
         "s": round(seconds, 1),
     }
     try:
-        checked = graph.check(made)
+        checked = graph.check_model(made)
         (found,) = engine.half_runner(checked.SerializeToString())(
             samples_of(tried, inputs_of(checked)).inputs
         ).values()
@@ -125,7 +125,7 @@ def compare(network: Network) -> dict[str, dict[str, object]]:
     model = network.onnx()
     samples = network.samples(SEEN + TRIED)
     tried = samples[SEEN:]
-    (wanted,) = engine.onnx_runner(model)(samples_of(tried, inputs_of(graph.parse(model))).inputs).values()
+    (wanted,) = engine.onnx_runner(model)(samples_of(tried, inputs_of(graph.parse_model(model))).inputs).values()
     nodes = len(onnx.load_from_string(model).graph.node)
     rows: dict[str, dict[str, object]] = {
         "FP32": {"nodes": nodes, "casts": 0, "MiB": round(len(model) / 2**20, 1), "error": 0.0}

@@ -29,7 +29,7 @@ def build(network: Network) -> dict[str, object]:
     lowered = time.perf_counter()
     half, certificate = certified(model, network.samples(SAMPLES))
     halved = time.perf_counter()
-    graph.parse(half)
+    graph.parse_model(half)
     row: dict[str, object] = {
         "FP32 nodes": len(onnx.load_from_string(model).graph.node),
         "casts": certificate.casts,

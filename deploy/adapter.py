@@ -62,18 +62,18 @@ def call_of(module: nn.Module, example: Any) -> ModuleCall:
         ways.insert(0, ((), {str(key): value for key, value in example.items()}))
     elif isinstance(example, tuple):
         ways.insert(0, (tuple(example), {}))
-    bound = next((found for args, kwargs in ways if (found := _bound(signature, args, kwargs))), None)
-    if bound is None:
-        found = f"of {len(example)} parts" if isinstance(example, Mapping | tuple) else type(example).__name__
-        raise DeployError(f"example_input {found} does not fit {type(module).__name__}.forward{signature}")
-    named = [path for path, leaf in leaves(_by_parameter(bound)) if isinstance(leaf, Tensor)]
+    arguments = next((bound for args, kwargs in ways if (bound := _bound(signature, args, kwargs))), None)
+    if arguments is None:
+        given = f"of {len(example)} parts" if isinstance(example, Mapping | tuple) else type(example).__name__
+        raise DeployError(f"example_input {given} does not fit {type(module).__name__}.forward{signature}")
+    named = [path for path, leaf in leaves(_by_parameter(arguments)) if isinstance(leaf, Tensor)]
     if not named:
         raise DeployError(
             f"example_input of {type(module).__name__} has no tensor in it: a network without inputs cannot be shipped"
         )
-    plain = example is bound.args[0] if bound.args else False
+    plain = example is arguments.args[0] if arguments.args else False
     names = ("input",) if isinstance(example, Tensor) and plain else _distinct(".".join(path) for path in named)
-    call = ModuleCall(bound.args, bound.kwargs, names)
+    call = ModuleCall(arguments.args, arguments.kwargs, names)
     for name, tensor in zip(names, call.tensors, strict=True):
         _require_type("input", name, tensor)
         if not tensor.numel():
@@ -92,33 +92,33 @@ def _bound(
 
 def _by_parameter(bound: inspect.BoundArguments) -> dict[str, Any]:
     """Return the arguments by name, in the order of `args` and `kwargs`; those in `**kwargs` by their own names."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            found |= value
+            arguments |= value
         else:
-            found[name] = value
-    return found
+            arguments[name] = value
+    return arguments
 
 
 def _distinct(names: Iterable[str], taken: Iterable[str] = ()) -> tuple[str, ...]:
-    made = list(taken)
-    first = len(made)
+    distinct = list(taken)
+    first = len(distinct)
     for name in names:
-        fresh = name
-        while fresh in made:
-            fresh += "_"
-        made.append(fresh)
-    return tuple(made[first:])
+        unique = name
+        while unique in distinct:
+            unique += "_"
+        distinct.append(unique)
+    return tuple(distinct[first:])
 
 
 def _require_type(kind: str, name: str, tensor: Tensor) -> None:
-    found = str(tensor.dtype).removeprefix("torch.")
-    if found not in DTYPES.values() or tensor.layout is not torch.strided:
-        found = found if tensor.layout is torch.strided else f"sparse ({tensor.layout})"
-        instead = ": give a float32 one, weights may be of any type" if found == "bfloat16" and kind == "input" else ""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES.values() or tensor.layout is not torch.strided:
+        dtype = dtype if tensor.layout is torch.strided else f"sparse ({tensor.layout})"
+        instead = ": give a float32 one, weights may be of any type" if dtype == "bfloat16" and kind == "input" else ""
         raise DeployError(
-            f"{kind} {name!r} is {found}, dense tensors of {', '.join(DTYPES.values())} can be shipped{instead}"
+            f"{kind} {name!r} is {dtype}, dense tensors of {', '.join(DTYPES.values())} can be shipped{instead}"
         )
 
 
@@ -165,10 +165,12 @@ class Adapter(nn.Module):
             tensor.to(self.dtype) if tensor.is_floating_point() else tensor for tensor in tensors
         )
         with arithmetic(self.dtype) if self.exact else nullcontext():
-            found = [leaf for _, leaf in leaves(self.network(*args, **kwargs)) if isinstance(leaf, Tensor)]
+            outputs = [leaf for _, leaf in leaves(self.network(*args, **kwargs)) if isinstance(leaf, Tensor)]
         if self.dtype == torch.float64:
-            return tuple(found)
-        return tuple(tensor.to(getattr(torch, value.dtype)) for tensor, value in zip(found, self.outputs, strict=True))
+            return tuple(outputs)
+        return tuple(
+            tensor.to(getattr(torch, value.dtype)) for tensor, value in zip(outputs, self.outputs, strict=True)
+        )
 
     def run(self, inputs: Tensors) -> Tensors:
         """Return the outputs of all calls, run one by one.
@@ -217,7 +219,7 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
     # names another type.
     for network, dtype, exact in ((original, None, False), (twin, torch.float32, False), (twin, torch.float32, True)):
         try:
-            seen = _run(network, call, dtype, exact=exact)
+            returned = _run_in(network, call, dtype, exact=exact)
         except RUN_ERRORS as error:
             if isinstance(error, DeployError):
                 raise
@@ -226,13 +228,13 @@ def adapt(module: nn.Module, example: Any) -> Adapter:
             break
     else:
         raise LoweringError(f"{type(module).__name__} cannot be run on example_input: {first_line(errors[0])}")
-    adapter = Adapter(twin, call, _outputs(seen, call.names), torch.float32, exact=False)
-    if not _runs(adapter):
+    adapter = Adapter(twin, call, _outputs(returned, call.names), torch.float32, exact=False)
+    if not _can_run(adapter):
         adapter = Adapter(twin, call, adapter.outputs, torch.float32, exact=True)
     return adapter
 
 
-def _run(network: nn.Module, call: ModuleCall, dtype: torch.dtype | None, *, exact: bool) -> Any:
+def _run_in(network: nn.Module, call: ModuleCall, dtype: torch.dtype | None, *, exact: bool) -> Any:
     args, kwargs = call.filled(
         tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor for tensor in call.tensors
     )
@@ -240,7 +242,7 @@ def _run(network: nn.Module, call: ModuleCall, dtype: torch.dtype | None, *, exa
         return network(*args, **kwargs)
 
 
-def _runs(adapter: Adapter) -> bool:
+def _can_run(adapter: Adapter) -> bool:
     try:
         with torch.no_grad():
             adapter(*adapter.call.tensors)
@@ -249,19 +251,19 @@ def _runs(adapter: Adapter) -> bool:
     return True
 
 
-def _outputs(seen: Any, taken: tuple[str, ...]) -> tuple[TensorSpec, ...]:
-    found = list(leaves(seen))
+def _outputs(returned: Any, taken: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+    outputs = list(leaves(returned))
     prefix = (
         ""
-        if isinstance(seen, Mapping) or hasattr(seen, "_fields") or hasattr(seen, "__dataclass_fields__")
+        if isinstance(returned, Mapping) or hasattr(returned, "_fields") or hasattr(returned, "__dataclass_fields__")
         else "output"
     )
-    alone = len(found) == 1 and prefix
-    names = [prefix if alone else prefix + ".".join(path) or "output" for path, _ in found]
+    alone = len(outputs) == 1 and prefix
+    names = [prefix if alone else prefix + ".".join(path) or "output" for path, _ in outputs]
     if not names:
         raise DeployError("the network gives no tensor: None alone cannot be shipped")
     tensors: list[Tensor] = []
-    for name, (_, leaf) in zip(names, found, strict=True):
+    for name, (_, leaf) in zip(names, outputs, strict=True):
         if not isinstance(leaf, Tensor):
             raise DeployError(
                 f"output {name!r} is of type {type(leaf).__name__}: only tensors, in tuples, lists and dicts, can be "
@@ -316,14 +318,14 @@ class _Draws(TorchDispatchMode):
 
     supports_higher_order_operators = True  # such as torch.cond, whose branches are not inspected
 
-    def __init__(self, tracker: ModuleTracker, found: list[tuple[str, str]]) -> None:
+    def __init__(self, tracker: ModuleTracker, draws: list[tuple[str, str]]) -> None:
         super().__init__()
-        self.tracker, self.found = tracker, found
+        self.tracker, self.draws = tracker, draws
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             inner = max((name for name in self.tracker.parents if "." in name), key=len, default="")
-            self.found.append((f"aten.{func.overloadpacket.__name__}".rstrip("_"), inner.partition("network.")[2]))
+            self.draws.append((f"aten.{func.overloadpacket.__name__}".rstrip("_"), inner.partition("network.")[2]))
         return func(*args, **(kwargs or {}))

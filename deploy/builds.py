@@ -25,7 +25,7 @@ class Candidate:
     cache: TimingCache | None
 
 
-def choose(
+def choose_fastest(
     candidates: Sequence[Candidate], start: Callable[[bytes], AbstractContextManager[Running | str]], protocol: Protocol
 ) -> tuple[Candidate, EngineBuilds]:
     """Return the fastest of several builds, timed in turns; the first if all are identical or they cannot be timed.
@@ -35,17 +35,17 @@ def choose(
         start: starts an engine, or returns why it cannot run.
         protocol: timing protocol.
     """
-    first: dict[bytes, Candidate] = {}
-    for one in candidates:
-        first.setdefault(one.engine, one)
-    different = list(first.values())
+    by_bytes: dict[bytes, Candidate] = {}
+    for candidate in candidates:
+        by_bytes.setdefault(candidate.engine, candidate)
+    different = list(by_bytes.values())
     builds = EngineBuilds(count=len(candidates), different=len(different))
     if len(different) == 1:
         return candidates[0], builds
     with ExitStack() as stack:
-        running = [stack.enter_context(start(one.engine)) for one in different]
-        timed = {str(number): at_work.timed for number, at_work in enumerate(running) if not isinstance(at_work, str)}
-        if reason := next((at_work for at_work in running if isinstance(at_work, str)), ""):
+        running = [stack.enter_context(start(candidate.engine)) for candidate in different]
+        timed = {str(number): started.timed for number, started in enumerate(running) if not isinstance(started, str)}
+        if reason := next((started for started in running if isinstance(started, str)), ""):
             return candidates[0], msgspec.structs.replace(builds, reason=reason)
         try:
             medians_us = [measured.median_us for measured in engine.measure_in_turns(timed, protocol).values()]

@@ -23,7 +23,7 @@ from deploy.graph import Precision
 from deploy.inspection import Inspection
 from deploy.metric import ACCURACY, Figure, Metric
 from deploy.samples import DTYPES, Samples, Tensors, TensorSpec, samples_of
-from deploy.shapes import Span, at
+from deploy.shapes import Span, shapes_at
 from deploy.validate import BudgetVerdict, Step, judge_latency
 from latency import Device, Latency, Measurement, Protocol, Runtime, files
 from latency.decoding import MAX_JSON_BYTES, convert, decode_json, decode_tensors
@@ -276,13 +276,13 @@ def refuse_occupied(out: Path) -> None:
     if not (out / MANIFEST).is_file():
         raise BundleError(f"{out} exists and holds something else than a bundle; give another --out, or remove it")
     try:
-        there = load(out)
+        older = load(out)
     except BundleError as error:
         raise BundleError(
             f"a bundle is in the way, and not as it was written: {error}; give another --out, or remove it"
         ) from error
-    for name, problem in check_files(there).items():
-        if name not in there.manifest.files:
+    for name, problem in check_files(older).items():
+        if name not in older.manifest.files:
             raise BundleError(
                 f"{out} holds a bundle and also {name}, which would be lost; give another --out, or move it away"
             )
@@ -292,7 +292,7 @@ def refuse_occupied(out: Path) -> None:
             )
 
 
-def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle:
+def write_bundle(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle:
     """Write a bundle atomically: next to its place first, then renamed. An older bundle there is replaced.
 
     Args:
@@ -303,7 +303,7 @@ def write(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Bundle
     Raises:
         BundleError: `out` holds something else, or cannot be written.
     """
-    _sweep(out)
+    _remove_leftovers(out)
     refuse_occupied(out)
     manifest = msgspec.structs.replace(manifest, files={name: sha256(data) for name, data in sorted(content.items())})
     sealed = _seal(manifest)
@@ -340,20 +340,20 @@ def whole_directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(out: Path) -> None:
+def _remove_leftovers(out: Path) -> None:
     """Remove leftovers of killed writers next to a bundle, and restore a bundle that one of them had moved away."""
     if not out.parent.is_dir():
         return
     for path in list(out.parent.iterdir()):
         left = re.fullmatch(rf"\.{re.escape(out.name)}\.(\d+)\.(new|old)", path.name)
-        if left and not _runs(int(left[1])):
+        if left and not _is_running(int(left[1])):
             if left[2] == "old" and not out.exists():
                 path.rename(out)
             else:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _runs(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -383,14 +383,14 @@ def load(directory: str | Path) -> Bundle:
     if not (seal := _SEAL.search(data)) or sha256(_blank(data)) != seal[1].decode():
         raise ChangedManifest(directory, "was changed")
     with files.raised_as(BundleError, "export again, or read it by the version of Lathe that wrote it"):
-        found = decode_json(data, dict, directory / MANIFEST)
-        first = found.get("schema") == "bundle/1"
-        if first:
-            found = _from_1(directory, found)
-        if found.get("schema") == "bundle/2":
-            found = _from_2(found)
-        manifest = convert(found, Manifest, directory / MANIFEST)
-        return Bundle(directory, _judged_again(manifest) if first else manifest)
+        fields = decode_json(data, dict, directory / MANIFEST)
+        is_first = fields.get("schema") == "bundle/1"
+        if is_first:
+            fields = _upgrade_1(directory, fields)
+        if fields.get("schema") == "bundle/2":
+            fields = _upgrade_2(fields)
+        manifest = convert(fields, Manifest, directory / MANIFEST)
+        return Bundle(directory, _rejudged(manifest) if is_first else manifest)
 
 
 class ChangedManifest(BundleError):
@@ -404,26 +404,26 @@ class ChangedManifest(BundleError):
         self.how = how
 
 
-def _from_1(directory: Path, found: dict[str, Any]) -> dict[str, Any]:
+def _upgrade_1(directory: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of bundle/2 from those of bundle/1, where only the ONNX file has the name of the input."""
     try:
-        parsed = graph.parse(files.read_bytes(directory / ONNX)).graph
+        parsed = graph.parse_model(files.read_bytes(directory / ONNX)).graph
     except (FileError, LoweringError):
         parsed = onnx.GraphProto()  # `check_files` reports that the file is missing or was changed
     name = parsed.input[0].name if parsed.input else "input"
-    outputs = found["outputs"] if isinstance(found.get("outputs"), dict) else {}
-    inputs = {name: found.pop("input_shape", None)}
-    return {**found, "schema": "bundle/2", "inputs": inputs, "dtypes": dict.fromkeys((name, *outputs), "float32")}
+    outputs = fields["outputs"] if isinstance(fields.get("outputs"), dict) else {}
+    inputs = {name: fields.pop("input_shape", None)}
+    return {**fields, "schema": "bundle/2", "inputs": inputs, "dtypes": dict.fromkeys((name, *outputs), "float32")}
 
 
-def _from_2(found: dict[str, Any]) -> dict[str, Any]:
+def _upgrade_2(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of bundle/3 from those of bundle/2, whose metric was accuracy."""
 
-    def scored(fields: Any) -> Any:
-        if not isinstance(fields, dict) or "accuracy" not in fields:
-            return fields
-        kept = {name: value for name, value in fields.items() if name != "accuracy"}
-        share = fields["accuracy"]
+    def scored(part: Any) -> Any:
+        if not isinstance(part, dict) or "accuracy" not in part:
+            return part
+        kept = {name: value for name, value in part.items() if name != "accuracy"}
+        share = part["accuracy"]
         figure = (
             {"value" if name == "share" else name: value for name, value in share.items()}
             if isinstance(share, dict)
@@ -431,12 +431,12 @@ def _from_2(found: dict[str, Any]) -> dict[str, Any]:
         )
         return {**kept, "score": figure}
 
-    networks = {name: scored(found[name]) for name in ("shipped", "unpruned") if name in found}
-    steps = found.get("validation")
+    networks = {name: scored(fields[name]) for name in ("shipped", "unpruned") if name in fields}
+    steps = fields.get("validation")
     validation = {"validation": [scored(step) for step in steps]} if isinstance(steps, list) else {}
     known = any(isinstance(network, dict) and network.get("score") for network in networks.values())
     return {
-        **found,
+        **fields,
         **networks,
         **validation,
         "schema": SCHEMA,
@@ -444,7 +444,7 @@ def _from_2(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _judged_again(manifest: Manifest) -> Manifest:
+def _rejudged(manifest: Manifest) -> Manifest:
     """Summarise the samples of a bundle/1 manifest by today's rules, if its figures follow from them.
 
     Otherwise return it unchanged.
@@ -452,12 +452,12 @@ def _judged_again(manifest: Manifest) -> Manifest:
     The version that wrote it did not check for two modes, nor the ends of a series.
     """
 
-    def network(found: NetworkSummary | None) -> NetworkSummary | None:
-        if found is None or found.measured is None or not found.measured.samples_us:
-            return found
-        now = summarize(found.measured.samples_us, manifest.protocol)
-        follows = now.median_us == found.measured.median_us
-        return msgspec.structs.replace(found, measured=now) if follows else found
+    def network(summary: NetworkSummary | None) -> NetworkSummary | None:
+        if summary is None or summary.measured is None or not summary.measured.samples_us:
+            return summary
+        now = summarize(summary.measured.samples_us, manifest.protocol)
+        follows = now.median_us == summary.measured.median_us
+        return msgspec.structs.replace(summary, measured=now) if follows else summary
 
     verdict, before = manifest.budget_verdict, manifest.shipped.measured
     shipped = network(manifest.shipped)
@@ -473,7 +473,7 @@ def _judged_again(manifest: Manifest) -> Manifest:
     )
 
 
-def reference(kept: Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]) -> bytes:
+def reference_file(kept: Mapping[str, tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]]) -> bytes:
     """Return the content of `reference.safetensors`: inputs and the trained network's outputs for each call.
 
     Args:
@@ -498,7 +498,7 @@ def read_reference(bundle: Bundle, end: str = "") -> tuple[Samples, Tensors]:
         BundleError: the file is missing, changed or has other content.
     """
     kept, manifest = decode_tensors(bundle.read(REFERENCE), REFERENCE), bundle.manifest
-    before, shapes = f"{end}{end and '.'}", {**manifest.inputs, **(at(manifest.spans, end) if end else {})}
+    before, shapes = f"{end}{end and '.'}", {**manifest.inputs, **(shapes_at(manifest.spans, end) if end else {})}
     old = (
         "samples" in kept
     )  # bundle/1: joined along the first dimension, with the last call padded with its first sample
@@ -517,9 +517,9 @@ def read_reference(bundle: Bundle, end: str = "") -> tuple[Samples, Tensors]:
 
 def check_files(bundle: Bundle) -> dict[str, str]:
     """Return the problem of each missing, changed or extra file, by name; empty for an unchanged bundle."""
-    found = set(_files(bundle.directory)) - {MANIFEST}
+    present = set(_files(bundle.directory)) - {MANIFEST}
     problems = {name: _problem(bundle.directory, name, digest) for name, digest in bundle.manifest.files.items()}
-    extra = dict.fromkeys(found - set(problems), "is not in the manifest")
+    extra = dict.fromkeys(present - set(problems), "is not in the manifest")
     return {name: problem for name, problem in sorted({**problems, **extra}.items()) if problem}
 
 

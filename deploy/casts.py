@@ -21,7 +21,7 @@ within it."""
 _FULL = TensorProto.FLOAT
 
 
-def write(
+def write_mixed_precision(
     model: ModelProto,
     nodes: list[Node],
     kinds: Mapping[str, int],
@@ -157,7 +157,7 @@ def _drop_idle_casts(graph: GraphProto, types: Mapping[str, int]) -> None:
         graph.node.extend(kept)
 
 
-def count(model: ModelProto) -> int:
+def count_casts(model: ModelProto) -> int:
     """Return the number of casts between FP32 and a narrow type."""
     graph = model.graph
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}

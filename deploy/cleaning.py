@@ -25,8 +25,18 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from deploy import sessions
 from deploy.errors import DeployError, LoweringError
-from deploy.graph import DOMAINS, ONNX_ERRORS, OPSET, check, decode, first_line, freeze, inline, require_inline
-from deploy.shapes import POINTS, Shapes, Span, at, fix_spans, inputs, require_static_inputs
+from deploy.graph import (
+    DOMAINS,
+    ONNX_ERRORS,
+    OPSET,
+    check_model,
+    decode_model,
+    first_line,
+    freeze,
+    inline,
+    require_inline,
+)
+from deploy.shapes import POINTS, Shapes, Span, fix_spans, inputs, require_static_inputs, shapes_at
 from deploy.validate import LIMITS
 from latency.errors import one_line
 from latency.onnxproto import bodies
@@ -76,7 +86,7 @@ class Cleaned:
     @functools.cached_property
     def usual(self) -> bytes:
         """The clean model with the usual input shapes."""
-        return freeze(self.onnx, at(self.spans, "opt"))
+        return freeze(self.onnx, shapes_at(self.spans, "opt"))
 
 
 def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = False) -> Cleaned:
@@ -91,7 +101,7 @@ def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = Fal
     Raises:
         LoweringError: the data is not an ONNX model, the model cannot be shipped, or the shapes do not fit.
     """
-    model = decode(data)
+    model = decode_model(data)
     spans = fix_spans(model, shapes or {})
     if shapes:
         data = model.SerializeToString(deterministic=True)
@@ -103,17 +113,17 @@ def clean(data: bytes, shapes: Shapes | None = None, *, float_biases: bool = Fal
     if float_biases:
         _float_biases(model.graph)
     _nodes_write_outputs(model.graph)
-    model, facts = _in_opset(check(model, dynamic=bool(spans)), spans)
-    model = named(_folded(model, dynamic=bool(spans)))
+    model, facts = _in_opset(check_model(model, dynamic=bool(spans)), spans)
+    model = name_nodes(_folded(model, dynamic=bool(spans)))
     require_inline(model)
     cleaned = Cleaned(
         original=data,
-        onnx=check(model, dynamic=bool(spans)).SerializeToString(deterministic=True),
+        onnx=check_model(model, dynamic=bool(spans)).SerializeToString(deterministic=True),
         spans=spans,
         facts=facts,
     )
     for point in POINTS:
-        freeze(cleaned.onnx, at(spans, point))
+        freeze(cleaned.onnx, shapes_at(spans, point))
     return cleaned
 
 
@@ -123,7 +133,7 @@ def input_shape(data: bytes, shapes: Shapes) -> tuple[int, ...]:
     Raises:
         LoweringError: the data is not an ONNX model, the model has several inputs, or sizes remain dynamic.
     """
-    model = decode(data)
+    model = decode_model(data)
     spans = fix_spans(model, shapes)
     values = inputs(model)
     if len(values) != 1:
@@ -281,11 +291,11 @@ def _in_opset(model: ModelProto, spans: Mapping[str, Span]) -> tuple[ModelProto,
     if version >= OPSET:
         return model, {}
     try:
-        raised = check(onnx.version_converter.convert_version(model, OPSET), dynamic=bool(spans))
+        raised = check_model(onnx.version_converter.convert_version(model, OPSET), dynamic=bool(spans))
     except ONNX_ERRORS as error:
         raised, reason = model, one_line(first_line(error), 200)
     else:
-        reason = _difference(model, raised, at(spans, "opt"))
+        reason = _difference(model, raised, shapes_at(spans, "opt"))
     return (
         (model, {"opset": f"{version}, as it came: onnx cannot raise it to {OPSET}: {reason}"})
         if reason
@@ -306,11 +316,11 @@ def _difference(model: ModelProto, raised: ModelProto, shapes: Mapping[str, Sequ
         dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type)
         feed[value.name] = (numbers if dtype.kind == "f" else numbers > 0).astype(dtype)
     try:
-        before = sessions.run(sessions.start(model.SerializeToString()), feed)
+        before = sessions.run_session(sessions.start_session(model.SerializeToString()), feed)
     except DeployError:
         return ""
     try:
-        after = sessions.run(sessions.start(raised.SerializeToString()), feed)
+        after = sessions.run_session(sessions.start_session(raised.SerializeToString()), feed)
     except DeployError as error:
         return one_line(error, 200)
     for name, output in before.items():
@@ -351,7 +361,7 @@ def _folded(model: ModelProto, *, dynamic: bool) -> ModelProto:
         made.CopyFrom(model)
         made.graph.CopyFrom(graph)
         require_inline(made)
-        model = check(made, dynamic=dynamic)
+        model = check_model(made, dynamic=dynamic)
         if len(model.graph.node) == before:
             break
     return model
@@ -421,7 +431,7 @@ def _fixed(shape: Iterable[object] | None) -> list[int] | None:
     return None if shape is None or len(sizes) < len(dims) else sizes
 
 
-def named(model: ModelProto) -> ModelProto:
+def name_nodes(model: ModelProto) -> ModelProto:
     """Give every node a unique name, so that it can be found in a runtime's messages, and return the model."""
     taken = set[str]()
     for part in bodies(model.graph):

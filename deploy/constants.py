@@ -96,11 +96,11 @@ def _lost(array: np.ndarray) -> np.ndarray:
 def _lost_constant(node: Node, flow: DataFlow, ranges: Mapping[str, WeightRange]) -> str:
     proto = node.proto
     for name in sorted(node.reads & ranges.keys()):
-        found = ranges[name]
-        if found.overflowing and proto.op_type not in BOUNDS:
-            return f"its weight {name} reaches {found.max_abs:.4g}"
-        if found.max_abs and found.max_abs <= VANISHING:
-            return f"its weight {name} of {found.max_abs:.4g} would be zero"
+        weight = ranges[name]
+        if weight.overflowing and proto.op_type not in BOUNDS:
+            return f"its weight {name} reaches {weight.max_abs:.4g}"
+        if weight.max_abs and weight.max_abs <= VANISHING:
+            return f"its weight {name} of {weight.max_abs:.4g} would be zero"
     if (
         proto.op_type == "BatchNormalization"
         and (scales := _batch_scales(proto, flow)) is not None
@@ -191,14 +191,14 @@ def _is_huge(proto: NodeProto, flow: DataFlow, values: Mapping[str, Values]) -> 
 
 def _affected(node: Node, flow: DataFlow) -> list[Node]:
     """Return a node and all nodes that read the values it passes on, as far as values are carried."""
-    found, pending = {node.proto.name: node}, [node]
+    affected, pending = {node.proto.name: node}, [node]
     while pending:
         for name in pending.pop().proto.output:
             for reader in flow.readers.get(name, ()):
-                if reader.proto.name not in found:
-                    found[reader.proto.name] = reader
+                if reader.proto.name not in affected:
+                    affected[reader.proto.name] = reader
                     pending += [reader] * (name in carried(reader.proto))
-    return list(found.values())
+    return list(affected.values())
 
 
 def _factor(proto: NodeProto, flow: DataFlow) -> tuple[float, str]:
@@ -284,15 +284,15 @@ def _squares(name: str, flow: DataFlow) -> Iterator[Node]:
 
     Squares of small values vanish in half precision.
     """
-    found = list[Node]()
+    path = list[Node]()
     while (node := flow.writers.get(name)) and (
         node.proto.op_type.startswith("Reduce") or node.proto.op_type in _POWERS
     ):
-        found.append(node)
+        path.append(node)
         if node.proto.op_type in _SQUARES and not (
             node.proto.op_type == "Mul" and node.proto.input[0] != node.proto.input[1]
         ):
-            yield from found
+            yield from path
             return
         name = node.proto.input[0]
 
@@ -343,13 +343,13 @@ def _normalised(node: Node, flow: DataFlow) -> list[Node]:
 
 def _upstream(name: str, flow: DataFlow, through: Collection[str]) -> list[Node]:
     """Like `DataFlow.upstream`, but also through some operators that compute."""
-    found, pending = dict[str, Node](), [name]
+    upstream, pending = dict[str, Node](), [name]
     while pending:
         for node in flow.upstream(pending.pop()):
-            if node.proto.name not in found:
-                found[node.proto.name] = node
+            if node.proto.name not in upstream:
+                upstream[node.proto.name] = node
                 pending += node.proto.input if node.proto.op_type in through else ()
-    return list(found.values())
+    return list(upstream.values())
 
 
 def _joined(begin: Mapping[str, Node], near: Iterable[Node], end: Node, flow: DataFlow) -> list[Node]:
@@ -357,9 +357,9 @@ def _joined(begin: Mapping[str, Node], near: Iterable[Node], end: Node, flow: Da
     if not begin:
         return []
     names = {node.proto.name for node in (*near, end)}
-    found, written = list[Node](), set[str]()
+    joined, written = list[Node](), set[str]()
     for node in flow.nodes:
         if node.proto.name in begin or (node.proto.name in names and not written.isdisjoint(node.proto.input)):
-            found.append(node)
+            joined.append(node)
             written.update(node.proto.output)
-    return found
+    return joined

@@ -18,7 +18,7 @@ from deploy.errors import DeployError
 from deploy.graph import Precision
 from deploy.narrow import BF16
 from deploy.samples import Tensors, calls_of, inputs_of, outputs_of
-from deploy.shapes import Span, at
+from deploy.shapes import Span, shapes_at
 from latency import Device, Measurement, Protocol, Runtime
 from latency.backends.onnxruntime import OnnxRuntime
 from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
@@ -73,7 +73,7 @@ def build(
     if target == "onnxruntime":
         return b""
     spans = spans or {}
-    parsed = graph.parse(graph.freeze(model, at(spans, "opt")))
+    parsed = graph.parse_model(graph.freeze(model, shapes_at(spans, "opt")))
     for kind, values in (("input", inputs_of(parsed)), ("output", outputs_of(parsed))):
         if stranger := next((value for value in values if value.dtype not in _TENSORRT), None):
             raise DeployError(
@@ -201,17 +201,17 @@ def running(
 def onnx_runner(model: bytes, threads: int = 1, *, plain: bool = False) -> Callable[[Tensors], Tensors]:
     """Return a function that runs a model in ONNX Runtime on the CPU on the inputs of all calls.
 
-    `plain` as in `sessions.start`.
+    `plain` as in `sessions.start_session`.
 
     The function raises CannotRun if there is no kernel for an operator, and DeployError if the model is rejected.
     """
 
     @functools.cache
     def session() -> onnxruntime.InferenceSession:
-        return sessions.start(model, threads, plain=plain)
+        return sessions.start_session(model, threads, plain=plain)
 
     def infer(inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        return sessions.run(session(), inputs)
+        return sessions.run_session(session(), inputs)
 
     return _by_call(infer, model)
 
@@ -268,7 +268,7 @@ class Steps:
 
     @functools.cached_property
     def _parts(self) -> list[onnxruntime.InferenceSession]:
-        return [sessions.start(part.SerializeToString(), self._threads) for part in _operators(self._model)]
+        return [sessions.start_session(part.SerializeToString(), self._threads) for part in _operators(self._model)]
 
     def values(self, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
         """Yield every value by name as it is computed; each is released after the last operator that reads it.
@@ -282,7 +282,7 @@ class Steps:
         with sessions.limit() as options:
             for number, session in enumerate(self._parts):
                 read = [value.name for value in session.get_inputs()]
-                made = sessions.run(session, {name: kept[name] for name in read}, options)
+                made = sessions.run_session(session, {name: kept[name] for name in read}, options)
                 for name in self._rounded & made.keys():
                     made[name] = made[name].astype(BF16.dtype).astype(np.float32)
                 yield from made.items()
@@ -350,12 +350,12 @@ def measure_in_turns(
         max_time_ms=protocol.max_time_ms / MIN_ROUNDS,
         settle_runs=0,
     )
-    first = msgspec.structs.replace(part, settle_runs=protocol.settle_runs, max_time_ms=protocol.max_time_ms)
+    settling = msgspec.structs.replace(part, settle_runs=protocol.settle_runs, max_time_ms=protocol.max_time_ms)
     samples_us: dict[str, list[float]] = {name: [] for name in networks}
     order = list(networks)
     for done in range(1, MAX_ROUNDS + 1):
         for name in order:
-            samples_us[name] += measure(networks[name], first if done == 1 else part).samples_us
+            samples_us[name] += measure(networks[name], settling if done == 1 else part).samples_us
         order.reverse()
         on_step(f"measure {done}/{MIN_ROUNDS if done <= MIN_ROUNDS else MAX_ROUNDS}")
         if done >= MIN_ROUNDS:
@@ -386,7 +386,7 @@ def _by_call(
     names, typed = [value.name for value in body.output], _typed(body)
 
     def run(inputs: Tensors) -> Tensors:
-        found = [infer(typed(call)) for call in calls_of(inputs)]
-        return {name: np.stack([outputs[name] for outputs in found]) for name in names}
+        outputs_of_calls = [infer(typed(call)) for call in calls_of(inputs)]
+        return {name: np.stack([outputs[name] for outputs in outputs_of_calls]) for name in names}
 
     return run

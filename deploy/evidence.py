@@ -12,7 +12,7 @@ from deploy.errors import DeployError
 from deploy.graph import Precision
 from deploy.metric import Quality
 from deploy.samples import Samples, Tensors, TensorSpec, random_samples, resized, samples_of
-from deploy.shapes import ENDS, Span, at
+from deploy.shapes import ENDS, Span, shapes_at
 from deploy.validate import Labels, accuracy
 from reparam.structure import map_tensors
 
@@ -86,10 +86,10 @@ def data_of(
     if evidence.samples is None:
         if evidence.labels is not None:
             raise DeployError("labels need the samples that they are of: give both")
-        return Data(as_taken(random_samples(inputs, examples), io), None, evidence.quality, drawn=True)
+        return Data(rounded_to(random_samples(inputs, examples), io), None, evidence.quality, drawn=True)
     samples = samples_of(map_tensors(evidence.samples, lambda tensor: tensor.detach().cpu().numpy()), inputs)
     labels = None if evidence.labels is None else _labels(evidence.labels, samples.count)
-    return Data(as_taken(samples, io), labels, evidence.quality if labels is None else accuracy(labels), drawn=False)
+    return Data(rounded_to(samples, io), labels, evidence.quality if labels is None else accuracy(labels), drawn=False)
 
 
 def _labels(given: Any, count: int) -> Labels:
@@ -126,7 +126,7 @@ def require_classes(
         raise DeployError(f"{len(classes)} names of classes for {width} outputs: give {width}")
 
 
-def as_taken(samples: Samples, io: Precision) -> Samples:
+def rounded_to(samples: Samples, io: Precision) -> Samples:
     """Return samples with the values that inputs of a precision hold."""
     return samples.rounded(np.float16) if io == "fp16" else samples
 
@@ -134,16 +134,19 @@ def as_taken(samples: Samples, io: Precision) -> Samples:
 def at_ends(samples: Samples, inputs: Sequence[TensorSpec], spans: Mapping[str, Span]) -> Iterator[tuple[str, Samples]]:
     """Yield samples for the smallest and the largest shapes of dynamic inputs, with the name of each end."""
     for end in ENDS if spans else ():
-        shapes = at(spans, end)
-        yield end, resized(samples, [dataclasses.replace(one, shape=shapes.get(one.name, one.shape)) for one in inputs])
+        shapes = shapes_at(spans, end)
+        yield (
+            end,
+            resized(samples, [dataclasses.replace(spec, shape=shapes.get(spec.name, spec.shape)) for spec in inputs]),
+        )
 
 
-def reference(samples: Samples, outputs: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[Tensors, Tensors]:
+def kept_reference(samples: Samples, outputs: Mapping[str, Mapping[str, np.ndarray]]) -> tuple[Tensors, Tensors]:
     """Return inputs with the outputs of the first form that ran, which ran on more samples."""
     return samples.inputs, {name: output[: samples.calls] for name, output in next(iter(outputs.values())).items()}
 
 
-def doubts(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str]:
+def sample_warnings(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[str, str]:
     """Return a warning about an implausible range of the samples, which the network may never have seen in training."""
     seen = next((values for values in samples.inputs.values() if values.dtype.kind == "f"), None)
     if seen is None:

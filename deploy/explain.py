@@ -26,9 +26,9 @@ def explain(model: bytes, half: bytes, samples: Samples, threads: int = 1) -> Ex
     Raises:
         DeployError: one of the networks does not run, or has no FP16 form.
     """
-    blind = precision.everywhere(model)
-    found = [_find(model, form, samples, threads) for form in (blind, half)]
-    return Explanation(samples=samples.count, everywhere=found[0], certified=found[1])
+    fp16 = precision.convert_all_nodes(model)
+    errors = [_find(model, form, samples, threads) for form in (fp16, half)]
+    return Explanation(samples=samples.count, everywhere=errors[0], certified=errors[1])
 
 
 @dataclass
@@ -39,13 +39,13 @@ class _Divergence:
     scale: float = 0.0
     broken: bool = False
 
-    def add(self, found: np.ndarray, wanted: np.ndarray) -> None:
-        finite = np.isfinite(wanted)
-        self.broken |= not np.isfinite(found[finite]).all()
+    def add(self, rounded: np.ndarray, exact: np.ndarray) -> None:
+        finite = np.isfinite(exact)
+        self.broken |= not np.isfinite(rounded[finite]).all()
         with np.errstate(invalid="ignore"):
-            apart = np.abs(found[finite].astype(np.float64) - wanted[finite])
+            apart = np.abs(rounded[finite].astype(np.float64) - exact[finite])
         self.difference = max(self.difference, float(apart.max(initial=0)))
-        self.scale = max(self.scale, float(np.abs(wanted[finite]).max(initial=0)))
+        self.scale = max(self.scale, float(np.abs(exact[finite]).max(initial=0)))
 
     @property
     def error(self) -> float | None:
@@ -58,13 +58,13 @@ def _find(model: bytes, half: bytes, samples: Samples, threads: int) -> GraphErr
     seen: dict[str, _Divergence] = {}
     for number in range(samples.calls):
         call = samples.call(number)
-        wanted_values, found_values = (
+        exact_values, rounded_values = (
             (pair for pair in steps.values(call) if pair[0] in common) for steps in (exact, rounded)
         )
-        for (name, wanted), (same, found) in zip(wanted_values, found_values, strict=True):
+        for (name, exact_value), (same, rounded_value) in zip(exact_values, rounded_values, strict=True):
             assert name == same, f"{name} and {same} are not in the same order"
-            if wanted.dtype.kind == "f":
-                seen.setdefault(name, _Divergence()).add(found, wanted)
+            if exact_value.dtype.kind == "f":
+                seen.setdefault(name, _Divergence()).add(rounded_value, exact_value)
     places = _places(onnx.load_from_string(model).graph)
     suspects = [
         Suspect(tensor=name, op=places[name][0], layer=places[name][1], error=tensor.error)

@@ -23,8 +23,8 @@ from deploy.narrow import NARROW
 from deploy.options import Plan
 from deploy.precision import certified
 from deploy.samples import Samples, Tensors, TensorSpec, inputs_of, outputs_of
-from deploy.shapes import POINTS, Span, at
-from deploy.validate import CannotRun, Rung, Step, climb
+from deploy.shapes import POINTS, Span, shapes_at
+from deploy.validate import CannotRun, RunnableForm, Step, validate_forms
 from reparam import ChannelMask, Counts, count, fuse, fuse_exactly, squeeze
 
 
@@ -74,7 +74,7 @@ class Forms(LoweredNetwork):
         facts: facts for the manifest's provenance.
     """
 
-    rungs: tuple[Rung, ...]
+    rungs: tuple[RunnableForm, ...]
     chain: tuple[Link, ...]
     layers: tuple[LayerWidth, ...] = ()
     proofs: tuple[Step, ...] = ()
@@ -82,13 +82,15 @@ class Forms(LoweredNetwork):
 
     def usual(self, model: bytes) -> bytes:
         """Return a form of the network with the usual input shapes."""
-        return graph.freeze(model, at(self.spans, "opt"))
+        return graph.freeze(model, shapes_at(self.spans, "opt"))
 
     def output_spans(self) -> dict[str, Span]:
         """Return the spans of outputs with several shapes."""
         if not self.spans:
             return {}
-        ends = [outputs_of(graph.parse(graph.freeze(self.onnx, at(self.spans, point)))) for point in POINTS]
+        ends = [
+            outputs_of(graph.parse_model(graph.freeze(self.onnx, shapes_at(self.spans, point)))) for point in POINTS
+        ]
         spans = {low.name: Span(low.shape, usual.shape, high.shape) for low, usual, high in zip(*ends, strict=True)}
         return {name: span for name, span in spans.items() if not span.fixed}
 
@@ -160,7 +162,7 @@ def source_of(model: nn.Module | bytes, example_input: Any, plan: Plan) -> Sourc
     """
     if isinstance(model, bytes):
         cleaned = cleaning.clean(model, plan.form.shapes, float_biases=plan.target != "onnxruntime")
-        parsed = graph.parse(cleaned.usual)
+        parsed = graph.parse_model(cleaned.usual)
         lowering.require_deterministic(parsed)
         return Source(inputs_of(parsed), cleaned)
     if plan.form.shapes:
@@ -184,12 +186,12 @@ def _of_module(adapter: Adapter, plan: Plan, samples: Samples, architecture: byt
     exact = {"trained": copy.deepcopy(adapter.network).double(), "fused": fused, "squeezed": _squeezed(fused, adapter)}
     single = {name: copy.deepcopy(network).float() for name, network in exact.items()}
     lowered = _lowered(adapter.of(single["squeezed"]), plan, samples)
-    proofs, _ = climb(
-        [Rung(name, "fp64", adapter.of(network, torch.float64).run) for name, network in exact.items()],
+    proofs, _ = validate_forms(
+        [RunnableForm(name, "fp64", adapter.of(network, torch.float64).run) for name, network in exact.items()],
         samples.first(evidence.PROOF_SAMPLES),
     )
-    rungs = [Rung(name, "fp32", adapter.of(network).run) for name, network in single.items()]
-    rungs.append(Rung("onnx", "fp32", engine.onnx_runner(lowered.onnx, plan.threads)))
+    rungs = [RunnableForm(name, "fp32", adapter.of(network).run) for name, network in single.items()]
+    rungs.append(RunnableForm("onnx", "fp32", engine.onnx_runner(lowered.onnx, plan.threads)))
     chain = []
     if architecture is not None:
         chain.append(Link(name="architecture", sha256=sha256(architecture), made_from="", file="architecture.json"))
@@ -208,16 +210,16 @@ def _of_module(adapter: Adapter, plan: Plan, samples: Samples, architecture: byt
 
 
 def _of_onnx(source: Cleaned, plan: Plan, samples: Samples) -> Forms:
-    counts, threads = lowering.count(graph.parse(source.usual)), plan.threads
+    counts, threads = lowering.count_onnx(graph.parse_model(source.usual)), plan.threads
     lowered = _narrowed(source.usual, counts, plan, samples)
     half = lowered.onnx_half and graph.thaw(lowered.onnx_half, source.onnx)
     lowered = dataclasses.replace(lowered, onnx=source.onnx, onnx_half=half, spans=source.spans)
-    int8 = any(graph.quantized(graph.decode(source.onnx).graph))
+    int8 = any(graph.quantized(graph.decode_model(source.onnx).graph))
     arithmetic = "int8" if int8 else "fp32"
     run = engine.int8_runner(source.onnx, plan.target, threads) if int8 else engine.onnx_runner(source.onnx, threads)
     rungs = [
-        Rung("original", arithmetic, _original_runner(source.original, threads, plain=int8)),
-        Rung("onnx", arithmetic, run, engine.SATURATES if int8 else ""),
+        RunnableForm("original", arithmetic, _original_runner(source.original, threads, plain=int8)),
+        RunnableForm("onnx", arithmetic, run, engine.SATURATES if int8 else ""),
     ]
     chain = [
         Link(name="original", sha256=sha256(source.original), made_from=""),
@@ -251,13 +253,15 @@ def _squeezed(fused: nn.Module, adapter: Adapter) -> nn.Module:
     return squeeze(fused, adapter.call.filled(adapter.call.tensors)[0])
 
 
-def _with_narrow(lowered: LoweredNetwork, rungs: list[Rung], chain: list[Link], threads: int, **more: Any) -> Forms:
+def _with_narrow(
+    lowered: LoweredNetwork, rungs: list[RunnableForm], chain: list[Link], threads: int, **more: Any
+) -> Forms:
     """Return all forms of a network, with a last one if it is lowered to a narrow precision."""
     if lowered.onnx_half:
         assert lowered.certificate
         narrow = lowered.certificate.precision
         arithmetic = "int8" if rungs[-1].precision == "int8" else narrow
-        rungs.append(Rung(f"onnx-{narrow}", arithmetic, engine.half_runner(lowered.onnx_half, threads)))
+        rungs.append(RunnableForm(f"onnx-{narrow}", arithmetic, engine.half_runner(lowered.onnx_half, threads)))
         chain.append(
             Link(name=f"onnx-{narrow}", sha256=sha256(lowered.onnx_half), made_from="onnx", file=bundle.HALF[narrow])
         )
@@ -267,7 +271,7 @@ def _with_narrow(lowered: LoweredNetwork, rungs: list[Rung], chain: list[Link], 
 
 def _lowered(adapter: Adapter, plan: Plan, samples: Samples) -> LoweredNetwork:
     model = lowering.onnx_of(adapter)
-    lowering.require_deterministic(graph.parse(model))
+    lowering.require_deterministic(graph.parse_model(model))
     return _narrowed(model, count(adapter, adapter.call.tensors), plan, samples)
 
 

@@ -44,7 +44,7 @@ _FED = frozenset(
 """Supported types of inputs and outputs."""
 
 
-def decode(data: bytes) -> onnx.ModelProto:
+def decode_model(data: bytes) -> onnx.ModelProto:
     """Read a serialised, self-contained model.
 
     Raises:
@@ -58,13 +58,13 @@ def decode(data: bytes) -> onnx.ModelProto:
     return model
 
 
-def parse(data: bytes) -> onnx.ModelProto:
-    """Read a serialised model and `check` it.
+def parse_model(data: bytes) -> onnx.ModelProto:
+    """Read a serialised model and `check_model` it.
 
     Raises:
         LoweringError: the data is not an ONNX model, or the model cannot be shipped.
     """
-    return check(decode(data))
+    return check_model(decode_model(data))
 
 
 def freeze(data: bytes, shapes: Mapping[str, Sequence[int]]) -> bytes:
@@ -75,14 +75,14 @@ def freeze(data: bytes, shapes: Mapping[str, Sequence[int]]) -> bytes:
     """
     if not shapes:
         return data
-    model = decode(data)
+    model = decode_model(data)
     fix_shapes(model, shapes)
-    return check(model).SerializeToString(deterministic=True)
+    return check_model(model).SerializeToString(deterministic=True)
 
 
 def thaw(data: bytes, like: bytes) -> bytes:
     """Undo `freeze`: give a model with fixed shapes the dynamic inputs of the model `like`."""
-    model, dynamic = decode(data), decode(like)
+    model, dynamic = decode_model(data), decode_model(like)
     if not is_dynamic(dynamic):
         return data
     shapes = {value.name: value.type.tensor_type.shape for value in (*dynamic.graph.input, *dynamic.graph.output)}
@@ -90,7 +90,7 @@ def thaw(data: bytes, like: bytes) -> bytes:
         value.type.tensor_type.ClearField("shape")
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.CopyFrom(shapes[value.name])
-    return check(model, dynamic=True).SerializeToString(deterministic=True)
+    return check_model(model, dynamic=True).SerializeToString(deterministic=True)
 
 
 def is_dynamic(model: onnx.ModelProto) -> bool:
@@ -158,7 +158,7 @@ def _typed(model: onnx.ModelProto) -> onnx.ModelProto:
     return typed
 
 
-def check(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
+def check_model(model: onnx.ModelProto, *, dynamic: bool = False) -> onnx.ModelProto:
     """Require a valid, static model of standard operators, and return it with types and shapes of all values.
 
     Local functions are inlined, and initializers removed from its inputs. A `dynamic` model has the shapes that can be
@@ -228,10 +228,10 @@ def _require_numbers(kind: str, value: ValueInfoProto) -> None:
     if form != "tensor":
         raise LoweringError(f"{kind} {value.name!r} is of type {form}: only tensors of numbers can be shipped")
     numbers = {number: name for name, number in TensorProto.DataType.items()}
-    found = numbers.get(value.type.tensor_type.elem_type, "unknown")
-    if found not in _FED:
+    type_name = numbers.get(value.type.tensor_type.elem_type, "unknown")
+    if type_name not in _FED:
         raise LoweringError(
-            f"{kind} {value.name!r} is a tensor of type {found}: only tensors of {', '.join(sorted(_FED))} can be "
+            f"{kind} {value.name!r} is a tensor of type {type_name}: only tensors of {', '.join(sorted(_FED))} can be "
             "shipped"
         )
 

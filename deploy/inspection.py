@@ -48,11 +48,11 @@ def inspect(information: str, certificate: Certificate) -> Inspection:
         certificate: certificate of the graph that it was built from.
     """
     try:
-        found = msgspec.json.decode(information)["Layers"]
-        layers = [layer for layer in found if isinstance(layer, Mapping)]
+        entries = msgspec.json.decode(information)["Layers"]
+        layers = [layer for layer in entries if isinstance(layer, Mapping)]
     except (msgspec.DecodeError, KeyError, TypeError):
         return Inspection(layers=0, full=(), reason="the inspector's words are not understood")
-    if len(layers) < len(found):  # plain names: the engine was built without detail
+    if len(layers) < len(entries):  # plain names: the engine was built without detail
         return Inspection(layers=0, full=(), reason="the engine tells the names of its layers only")
     reasons = {kept.node: kept.reason for kept in certificate.kept}
     full = [

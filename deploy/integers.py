@@ -95,14 +95,14 @@ def _rounds(proto: NodeProto, flow: DataFlow) -> bool:
 
 def _computing(name: str, flow: DataFlow, values: Mapping[str, Values]) -> list[Node]:
     """Return the nodes between a value and the layers or whole numbers that it is computed from."""
-    found, pending = dict[str, Node](), [name]
+    nodes, pending = dict[str, Node](), [name]
     while pending:
         node = flow.writers.get(pending.pop())
-        if node is None or node.proto.op_type in HEAVY or node.proto.name in found:
+        if node is None or node.proto.op_type in HEAVY or node.proto.name in nodes:
             continue
-        found[node.proto.name] = node
+        nodes[node.proto.name] = node
         pending += [read for read in node.reads if not values[read].whole and values[read].most > 1]
-    return list(found.values())
+    return list(nodes.values())
 
 
 def _angle(name: str, flow: DataFlow, values: Mapping[str, Values], large: float) -> list[Node] | None:

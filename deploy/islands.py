@@ -29,7 +29,7 @@ class Node:
         return {self.proto.input[i] for i in self.inputs}
 
 
-def grow(graph: GraphProto, nodes: list[Node], weights: set[str], io: int) -> None:
+def choose_islands(graph: GraphProto, nodes: list[Node], weights: set[str], io: int) -> None:
     """Choose the FP32 nodes, including all with a reason, to minimise the number of casts and, next, of FP32 nodes.
 
     Solved as a minimum cut between FP32 and FP16. A tensor across the cut costs one cast, regardless of its number of
@@ -68,7 +68,7 @@ def grow(graph: GraphProto, nodes: list[Node], weights: set[str], io: int) -> No
         node.full = number in full
 
 
-def count(nodes: list[Node]) -> int:
+def count_islands(nodes: list[Node]) -> int:
     """Return the number of connected components of the FP32 nodes."""
     import networkx as nx
 

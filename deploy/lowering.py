@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deploy import precision as half_precision
 from deploy.adapter import Adapter, adapt
 from deploy.errors import LoweringError
-from deploy.graph import MAX_BYTES, OPSET, QUANTIZERS, Precision, check, first_line
+from deploy.graph import MAX_BYTES, OPSET, QUANTIZERS, Precision, check_model, first_line
 from deploy.torch_exporter import without_repetition
 from latency.lowered import Lowered
 from latency.onnxproto import bodies
@@ -112,7 +112,7 @@ def onnx_of(
         zip((value.name for value in (*model.graph.input, *model.graph.output)), (*taken, *given), strict=True)
     )
     _rename(model.graph, names)
-    model = check(model)
+    model = check_model(model)
     if precision == "fp16":
         model, _ = half_precision.convert(model, io=io)
     return model.SerializeToString(deterministic=True)
@@ -217,14 +217,14 @@ class Features(nn.Module):
         Raises:
             LoweringError: a module is not called, or does not return a tensor.
         """
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
         def keep(name: str, output: object) -> None:
             if not isinstance(output, Tensor):
                 raise LoweringError(
                     f"module {name!r} gives a {type(output).__name__}, a feature map is a tensor: choose another"
                 )
-            found[name] = output
+            outputs[name] = output
 
         hooks = [
             self.backbone.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
@@ -235,13 +235,13 @@ class Features(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        if missing := [name for name in self.names if name not in found]:
+        if missing := [name for name in self.names if name not in outputs]:
             raise LoweringError(f"module {missing[0]!r} takes no part in the network's forward: choose another")
-        return tuple(found[name] for name in self.names)
+        return tuple(outputs[name] for name in self.names)
 
 
-def count(model: onnx.ModelProto) -> Counts:
-    """Return the parameters and MACs of a model returned by `check`, for ONNX files without a module.
+def count_onnx(model: onnx.ModelProto) -> Counts:
+    """Return the parameters and MACs of a model returned by `check_model`, for ONNX files without a module.
 
     All floating-point initializers with a dimension count as parameters, and all quantised ones except scales. Without
     inputs, the batch is 1.

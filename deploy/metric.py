@@ -38,9 +38,9 @@ class Metric(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Format a value with its unit."""
         return f"{value:.2%}" if self.unit == "%" else f"{value:.4g}{f' {self.unit}' * bool(self.unit)}"
 
-    def figure(self, found: Figure) -> str:
+    def figure(self, figure: Figure) -> str:
         """Format a value with its interval."""
-        return f"{self.words(found.value)} ({self.words(found.low)} to {self.words(found.high)})"
+        return f"{self.words(figure.value)} ({self.words(figure.low)} to {self.words(figure.high)})"
 
     @property
     def axis(self) -> str:

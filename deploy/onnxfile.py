@@ -16,7 +16,7 @@ from latency.onnxproto import MAX_BYTES, decode_onnx, is_external, named, size_o
 _FIX = "give MODEL.onnx as an exporter wrote it"
 
 
-def read(path: str | os.PathLike[str]) -> bytes:
+def read_model(path: str | os.PathLike[str]) -> bytes:
     """Read a self-contained serialised model; without external data, the bytes of the file unchanged.
 
     Tensors in other files are inlined throughout the model.

@@ -84,7 +84,7 @@ class Plan:
         return self.build.spec or EngineSpec()
 
 
-def plan(
+def plan_export(
     target: str,
     *,
     form: Form = FORM,

@@ -159,7 +159,7 @@ class Page:
 
 
 def require_page(out: str | Path, *, force: bool = False) -> None:
-    """Require, before anything is read, that `write` can write a page; see `latency.outputs.require_file`.
+    """Require, before anything is read, that `write_page` can write a page; see `latency.outputs.require_file`.
 
     Raises:
         LatencyError: the file cannot be written.
@@ -170,7 +170,7 @@ def require_page(out: str | Path, *, force: bool = False) -> None:
     require_file(out, PAGE, flag="--out", force=force)
 
 
-def write(page: Page, out: str | Path, *, force: bool = False) -> None:
+def write_page(page: Page, out: str | Path, *, force: bool = False) -> None:
     """Write a page to a file; equal pages give equal bytes.
 
     Args:

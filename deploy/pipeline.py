@@ -14,7 +14,7 @@ import msgspec
 from torch import nn
 
 from deploy import bundle, engine, graph, handout, lowering
-from deploy.builds import Candidate, choose
+from deploy.builds import Candidate, choose_fastest
 from deploy.bundle import Bundle, EngineBuilds, Link, Manifest, NetworkSummary, Target, sha256
 from deploy.certificate import Certificate
 from deploy.errors import DeployError
@@ -24,21 +24,21 @@ from deploy.evidence import (
     REFERENCE_SAMPLES,
     Data,
     Evidence,
-    as_taken,
     at_ends,
     data_of,
-    doubts,
-    reference,
+    kept_reference,
     require_classes,
+    rounded_to,
+    sample_warnings,
 )
 from deploy.explanation import Explanation
 from deploy.forms import Forms, LoweredNetwork, Source, source_of
 from deploy.inspection import Inspection, inspect
 from deploy.metric import Figure
-from deploy.options import BUILD, FORM, Build, Form, Plan, plan
+from deploy.options import BUILD, FORM, Build, Form, Plan, plan_export
 from deploy.samples import Tensors, TensorSpec, inputs_of, outputs_of
-from deploy.shapes import at
-from deploy.validate import Rung, Step, climb, judge_latency
+from deploy.shapes import shapes_at
+from deploy.validate import RunnableForm, Step, judge_latency, validate_forms
 from latency import Device, Latency, Measurement, Protocol, RunFailed, distribution
 from latency.backends.tensorrt import EngineSpec, TimingCache
 from latency.protocol import DEFAULT
@@ -130,7 +130,7 @@ def export(
     """
     out = Path(out)
     bundle.refuse_occupied(out)
-    planned = plan(target, form=form, build=build, threads=threads, protocol=protocol, budget_ms=budget_ms)
+    planned = plan_export(target, form=form, build=build, threads=threads, protocol=protocol, budget_ms=budget_ms)
     source = source_of(model, example_input, planned)
     data = data_of(evidence, source.inputs, source.examples, form.io)
     run = _ExportJob(plan=planned, source=source, data=data, record=record, on_step=on_step)
@@ -140,7 +140,7 @@ def export(
     manifest = run.manifest(networks, engines, verdicts)
     files = run.files(networks, engines, verdicts)
     on_step("write")
-    return bundle.write(out, manifest, files | handout.files(manifest, set(files)))
+    return bundle.write_bundle(out, manifest, files | handout.files(manifest, set(files)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ class _ExportJob:
         plan, data = self.plan, self.data
         self.on_step("fuse, squeeze and lower")
         forms = self.source.forms(plan, data.samples, self.record.attachments.get("architecture.json"))
-        shipped = graph.parse(forms.usual(forms.shipped))
+        shipped = graph.parse_model(forms.usual(forms.shipped))
         require_classes(data.labels, self.record.classes, self.source.inputs, outputs_of(shipped))
         unpruned = None
         if baseline is not None:
@@ -232,7 +232,7 @@ class _ExportJob:
         plan, forms = self.plan, networks.shipped
         self.on_step(f"build for {plan.target}")
         candidates = [self._built(forms, number) for number in range(1, plan.build.count + 1)]
-        chosen, builds = choose(candidates, functools.partial(self._start, forms), plan.protocol)
+        chosen, builds = choose_fastest(candidates, functools.partial(self._start, forms), plan.protocol)
         unpruned = b""
         if networks.unpruned:
             say = self._saying("build the unpruned network")
@@ -249,15 +249,17 @@ class _ExportJob:
             self.on_step("validate")
             rungs = list(forms.rungs)
             if engines.shipped:
-                at_work = running["shipped"]
+                started = running["shipped"]
                 arithmetic = "int8" if networks.int8_nodes else self.plan.precision
-                rungs.append(Rung("engine", arithmetic, at_work if isinstance(at_work, str) else at_work.outputs))
-            steps, outputs = climb(rungs, samples, self.data.quality)
-            references = {"": reference(samples.first(REFERENCE_SAMPLES), outputs)}
+                rungs.append(
+                    RunnableForm("engine", arithmetic, started if isinstance(started, str) else started.outputs)
+                )
+            steps, outputs = validate_forms(rungs, samples, self.data.quality)
+            references = {"": kept_reference(samples.first(REFERENCE_SAMPLES), outputs)}
             for end, there in at_ends(samples.first(PROOF_SAMPLES), self.source.inputs, forms.spans):
-                more, outputs = climb([rung.at(end) for rung in rungs], as_taken(there, io))
+                more, outputs = validate_forms([rung.at(end) for rung in rungs], rounded_to(there, io))
                 steps += more
-                references[end] = reference(there.first(1), outputs)
+                references[end] = kept_reference(there.first(1), outputs)
             inspection = _inspection(running["shipped"], forms.certificate) if engines.shipped else None
             self.on_step("measure")
             timing = _time(running, self.plan.protocol, self.on_step)
@@ -266,7 +268,7 @@ class _ExportJob:
     def files(self, networks: _Networks, engines: _Engines, verdicts: _Verdicts) -> dict[str, bytes]:
         """Return the files of the bundle but those that explain it."""
         forms = networks.shipped
-        files = {bundle.ONNX: forms.onnx, bundle.REFERENCE: bundle.reference(verdicts.references)}
+        files = {bundle.ONNX: forms.onnx, bundle.REFERENCE: bundle.reference_file(verdicts.references)}
         files |= self.record.attachments
         if forms.onnx_half:
             files[bundle.HALF[self.plan.precision]] = forms.onnx_half
@@ -319,7 +321,7 @@ class _ExportJob:
             inspection=verdicts.inspection,
             lowering=lowering.LOWERING_VERSION,
             versions=_versions(),
-            provenance={**record.provenance, **forms.facts, **doubts(data.samples, record.preprocessing)},
+            provenance={**record.provenance, **forms.facts, **sample_warnings(data.samples, record.preprocessing)},
             chain=_chain(forms, engines),
             files={},
         )
@@ -341,7 +343,7 @@ class _ExportJob:
             threads=self.plan.threads,
             spec=self.plan.spec,
             timed_on=self.data.samples.call(0),
-            usual=at(lowered.spans, "opt"),
+            usual=shapes_at(lowered.spans, "opt"),
         )
 
     def _saying(self, what: str) -> OnStep:
@@ -356,24 +358,24 @@ def _chain(forms: Forms, engines: _Engines) -> tuple[Link, ...]:
     return (*forms.chain, Link(name="engine", sha256=sha256(engines.shipped), made_from=last, file=bundle.ENGINE))
 
 
-def _inspection(at_work: engine.Running | str, certificate: Certificate | None) -> Inspection | None:
+def _inspection(started: engine.Running | str, certificate: Certificate | None) -> Inspection | None:
     """Return the layers that run in FP32 in the engine of a narrow network; known only for a loaded engine."""
     if certificate is None:
         return None
-    if isinstance(at_work, str) or at_work.information is None:
-        return Inspection(layers=0, full=(), reason=str(at_work))
-    return inspect(at_work.information(), certificate)
+    if isinstance(started, str) or started.information is None:
+        return Inspection(layers=0, full=(), reason=str(started))
+    return inspect(started.information(), certificate)
 
 
 def _time(running: Mapping[str, engine.Running | str], protocol: Protocol, on_step: OnStep) -> _Timing:
-    for at_work in running.values():
-        if isinstance(at_work, str):
-            return _Timing(None, {}, at_work)
-    ready = {name: at_work for name, at_work in running.items() if not isinstance(at_work, str)}
+    for started in running.values():
+        if isinstance(started, str):
+            return _Timing(None, {}, started)
+    ready = {name: started for name, started in running.items() if not isinstance(started, str)}
     device = ready["shipped"].device
     try:
         return _Timing(
-            device, engine.measure_in_turns({name: at_work.timed for name, at_work in ready.items()}, protocol, on_step)
+            device, engine.measure_in_turns({name: started.timed for name, started in ready.items()}, protocol, on_step)
         )
     except RunFailed as error:
         return _Timing(device, {}, str(error))

@@ -17,11 +17,11 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from deploy import casts, islands
 from deploy.activations import keep_activations
 from deploy.certificate import LARGEST, Certificate, Kept, TensorRange
-from deploy.cleaning import constants_are_initializers, named
+from deploy.cleaning import constants_are_initializers, name_nodes
 from deploy.constants import keep_constants
 from deploy.errors import LoweringError
 from deploy.flow import DataFlow
-from deploy.graph import ONNX_ERRORS, Precision, check, parse, quantized, require_inline
+from deploy.graph import ONNX_ERRORS, Precision, check_model, parse_model, quantized, require_inline
 from deploy.integers import keep_whole_numbers
 from deploy.islands import Node
 from deploy.narrow import FP16, NARROW, Narrow
@@ -68,7 +68,7 @@ def certified(
         LoweringError: the model cannot be converted.
         DeployError: ONNX Runtime cannot run it, or the samples do not fit.
     """
-    prepared = _prepare(parse(model), narrow)
+    prepared = _prepare(parse_model(model), narrow)
     given = samples_of(samples, inputs_of(prepared))
     seen = tensor_ranges(prepared, given.inputs, threads)
     half, certificate = _convert(prepared, io, headroom, seen, narrow)
@@ -80,18 +80,18 @@ def convert(model: ModelProto, *, io: Precision = "fp32", headroom: float = HEAD
     return _convert(_prepare(model, FP16), io, headroom, {}, FP16)
 
 
-def everywhere(model: bytes) -> bytes:
+def convert_all_nodes(model: bytes) -> bytes:
     """Convert every node of an FP32 model that has an FP16 form, regardless of the values, to find where it breaks.
 
     Raises:
         LoweringError: the model cannot be converted.
     """
-    return _convert(_prepare(parse(model), FP16), "fp32", HEADROOM, {}, FP16, keep=False)[0].SerializeToString(
+    return _convert(_prepare(parse_model(model), FP16), "fp32", HEADROOM, {}, FP16, keep=False)[0].SerializeToString(
         deterministic=True
     )
 
 
-def again(model: bytes, certificate: Certificate, io: Precision = "fp32") -> bytes:
+def reproduce(model: bytes, certificate: Certificate, io: Precision = "fp32") -> bytes:
     """Return the narrow model that `certified` made from an FP32 one.
 
     The ranges in its certificate stand in for samples.
@@ -99,9 +99,9 @@ def again(model: bytes, certificate: Certificate, io: Precision = "fp32") -> byt
     Raises:
         LoweringError: the model cannot be converted.
     """
-    seen = {found.name: found for found in certificate.tensors}
+    seen = {tensor.name: tensor for tensor in certificate.tensors}
     narrow = NARROW[certificate.precision]
-    return _convert(_prepare(parse(model), narrow), io, certificate.headroom, seen, narrow)[0].SerializeToString(
+    return _convert(_prepare(parse_model(model), narrow), io, certificate.headroom, seen, narrow)[0].SerializeToString(
         deterministic=True
     )
 
@@ -113,7 +113,7 @@ def _prepare(model: ModelProto, narrow: Narrow) -> ModelProto:
     """
     if model.opset_import[0].version < narrow.opset:
         try:
-            model = check(onnx.version_converter.convert_version(model, narrow.opset))
+            model = check_model(onnx.version_converter.convert_version(model, narrow.opset))
         except ONNX_ERRORS as error:
             raise LoweringError(
                 f"onnx cannot raise the model to operator set {narrow.opset}, which {narrow.name} needs: ship fp16"
@@ -127,7 +127,7 @@ def _prepare(model: ModelProto, narrow: Narrow) -> ModelProto:
                 "flow, or ship FP32 by --target onnxruntime"
             )
     constants_are_initializers(made.graph)
-    return named(made)
+    return name_nodes(made)
 
 
 def _convert(
@@ -167,17 +167,17 @@ def _convert(
     if io == "fp16":
         _require_in_range([value.name for value in (*graph.input, *graph.output)], seen)
     if any(node.reason for node in nodes):
-        islands.grow(graph, nodes, set(weights), _KINDS[io])
-    made = casts.write(model, nodes, kinds, weights, _KINDS[io], narrow)
+        islands.choose_islands(graph, nodes, set(weights), _KINDS[io])
+    made = casts.write_mixed_precision(model, nodes, kinds, weights, _KINDS[io], narrow)
     require_inline(made)
-    made = check(made)
+    made = check_model(made)
     return made, Certificate(
         precision=narrow.name,
         samples=0,
         headroom=headroom,
         nodes=len(made.graph.node),
-        casts=casts.count(made),
-        islands=islands.count(nodes),
+        casts=casts.count_casts(made),
+        islands=islands.count_islands(nodes),
         kept=tuple(
             Kept(
                 node=node.proto.name, op=node.proto.op_type, reason=node.reason or "between FP32 nodes: it saves casts"

@@ -28,9 +28,9 @@ def tensor_ranges(model: ModelProto, inputs: Tensors, threads: int) -> dict[str,
     """Run a model and return the ranges of its floating-point values, in chunks that bound memory."""
     graph = model.graph
     writers = {name: node for node in graph.node for name in node.output}
-    found = {value.name: _Statistics() for value in graph.input if value.type.tensor_type.elem_type == _FULL}
-    for name, seen in found.items():
-        seen.add(inputs[name])
+    statistics = {value.name: _Statistics() for value in graph.input if value.type.tensor_type.elem_type == _FULL}
+    for name, tensor in statistics.items():
+        tensor.add(inputs[name])
     values = [
         value
         for value in (*graph.value_info, *graph.output)
@@ -41,11 +41,11 @@ def tensor_ranges(model: ModelProto, inputs: Tensors, threads: int) -> dict[str,
         part.CopyFrom(model)
         part.graph.ClearField("output")
         part.graph.output.extend(chunk)
-        session = sessions.start(part.SerializeToString(), threads)
+        session = sessions.start_session(part.SerializeToString(), threads)
         for call in calls_of(inputs):
-            for name, array in sessions.run(session, call).items():
-                found.setdefault(name, _Statistics()).add(array)
-    return {name: _range(name, writers.get(name), seen, graph) for name, seen in found.items()}
+            for name, array in sessions.run_session(session, call).items():
+                statistics.setdefault(name, _Statistics()).add(array)
+    return {name: _range(name, writers.get(name), tensor, graph) for name, tensor in statistics.items()}
 
 
 def _chunks(values: Iterable[onnx.ValueInfoProto]) -> Iterator[list[onnx.ValueInfoProto]]:
@@ -80,26 +80,26 @@ class _Statistics:
         self.vanishing += int((size <= VANISHING).sum()) - zeros
 
 
-def _range(name: str, writer: NodeProto | None, seen: _Statistics, graph: GraphProto) -> TensorRange:
-    found = TensorRange(
+def _range(name: str, writer: NodeProto | None, statistics: _Statistics, graph: GraphProto) -> TensorRange:
+    tensor = TensorRange(
         name=name,
         node=writer.name if writer else "",
         op=writer.op_type if writer else "",
-        max_abs=seen.max_abs,
-        subnormal=seen.subnormal / seen.count,
-        vanishing=seen.vanishing / seen.count,
+        max_abs=statistics.max_abs,
+        subnormal=statistics.subnormal / statistics.count,
+        vanishing=statistics.vanishing / statistics.count,
     )
     if writer is None or writer.op_type not in _SUMS | _SQUARES:
-        return found
+        return tensor
     if writer.op_type in ("ReduceL1", "ReduceSum", "ReduceSumSquare"):
-        return msgspec.structs.replace(found, sum_abs=seen.max_abs)
+        return msgspec.structs.replace(tensor, sum_abs=statistics.max_abs)
     if writer.op_type == "ReduceL2":
-        return msgspec.structs.replace(found, sum_abs=seen.max_abs**2)
+        return msgspec.structs.replace(tensor, sum_abs=statistics.max_abs**2)
     if kernel := next((attribute.ints for attribute in writer.attribute if attribute.name == "kernel_shape"), None):
-        return msgspec.structs.replace(found, sum_abs=seen.max_abs * math.prod(kernel))
+        return msgspec.structs.replace(tensor, sum_abs=statistics.max_abs * math.prod(kernel))
     shapes = {value.name: _shape(value.type.tensor_type) for value in (*graph.input, *graph.value_info, *graph.output)}
     return msgspec.structs.replace(
-        found, sum_abs=seen.max_abs * math.prod(shapes[writer.input[0]]) / math.prod(shapes[name])
+        tensor, sum_abs=statistics.max_abs * math.prod(shapes[writer.input[0]]) / math.prod(shapes[name])
     )
 
 

@@ -10,7 +10,7 @@ from deploy import bundle
 from deploy.bundle import LayerWidth, Manifest, NetworkSummary
 from deploy.metric import ACCURACY, Metric
 from deploy.page import FIRST, INK, LIMIT, Bar, Chart, ComparisonRow, Gauge, Page, Section, TableCell, look_of
-from deploy.validate import Step, compare_latency, share
+from deploy.validate import Step, compare_latency, format_share
 from latency import Measurement
 from latency.units import HasInterval, Unit, interval, unit_for
 
@@ -229,7 +229,7 @@ def _step(step: Step, metric: Metric) -> Iterator[list[str | TableCell]]:
             _short(step.limit),
             _short(first.max_abs),
         ]
-        top1, kl = share(first.top1) if first.top1 else "", "" if first.kl is None else _short(first.kl)
+        top1, kl = format_share(first.top1) if first.top1 else "", "" if first.kl is None else _short(first.kl)
         yield [name, step.precision, verdict, *differences, f"{first.cosine:.6f}", top1, kl, score]
     if not step.first:
         yield [

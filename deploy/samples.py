@@ -67,12 +67,14 @@ def outputs_of(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 def _value(kind: str, value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     if tensor.elem_type not in DTYPES:
-        found = (
+        type_name = (
             TensorProto.DataType.Name(tensor.elem_type).lower()
             if tensor.elem_type
             else value.type.WhichOneof("value") or "untyped"
         )
-        raise LoweringError(f"{kind} {value.name!r} is {found}: tensors of {', '.join(DTYPES.values())} can be shipped")
+        raise LoweringError(
+            f"{kind} {value.name!r} is {type_name}: tensors of {', '.join(DTYPES.values())} can be shipped"
+        )
     return TensorSpec(value.name, DTYPES[tensor.elem_type], tuple(dim.dim_value for dim in tensor.shape.dim))
 
 
@@ -212,32 +214,32 @@ def _drawn(rng: np.random.Generator, calls: int, value: TensorSpec, example: np.
 def _array(given: Any, value: TensorSpec) -> np.ndarray:
     """Return samples as an array in the type of an input, in one of the shapes that fit it."""
     try:
-        found = np.asarray(given)
+        array = np.asarray(given)
     except (TypeError, ValueError) as error:
         raise DeployError(
             f"samples of {value.name} are not numbers in one array: {str(error).splitlines()[0]}"
         ) from error
-    if found.dtype.kind not in "biuf":
-        raise DeployError(f"samples of {value.name} are {found.dtype}, the network takes {value}")
+    if array.dtype.kind not in "biuf":
+        raise DeployError(f"samples of {value.name} are {array.dtype}, the network takes {value}")
     rank = len(value.shape)
-    whole, joined = (
-        found.shape[1:] == value.shape and found.ndim == rank + 1,
-        0 < rank == found.ndim and found.shape[1:] == value.shape[1:],
+    whole_inputs, joined_samples = (
+        array.shape[1:] == value.shape and array.ndim == rank + 1,
+        0 < rank == array.ndim and array.shape[1:] == value.shape[1:],
     )
-    if not found.size or not (whole or joined):
+    if not array.size or not (whole_inputs or joined_samples):
         joined_shape = f"[{', '.join(map(str, ('samples', *value.shape[1:])))}] or " if rank else ""
         wanted = f"{joined_shape}[{', '.join(map(str, ('calls', *value.shape)))}]"
-        raise DeployError(f"samples of {value.name} have shape {list(found.shape)}, the network takes {wanted}")
+        raise DeployError(f"samples of {value.name} have shape {list(array.shape)}, the network takes {wanted}")
     with np.errstate(over="ignore", invalid="ignore"):
-        made = found.astype(value.dtype)
-    if not np.isfinite(made if made.dtype.kind == "f" else found).all():
+        made = array.astype(value.dtype)
+    if not np.isfinite(made if made.dtype.kind == "f" else array).all():
         raise DeployError(
             f"samples of {value.name} contain values that are infinite or not a number as {value.dtype}: look at the "
             "preprocessing"
         )
-    if made.dtype.kind in "biu" and not np.array_equal(made, found):
+    if made.dtype.kind in "biu" and not np.array_equal(made, array):
         raise DeployError(
-            f"samples of {value.name}, {found.dtype} from {found.min()} to {found.max()}, are not {value.dtype}: "
+            f"samples of {value.name}, {array.dtype} from {array.min()} to {array.max()}, are not {value.dtype}: "
             "convert them"
         )
     return made

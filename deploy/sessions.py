@@ -13,7 +13,7 @@ from latency.backends.onnxruntime import limited, runtime_errors, session_option
 from latency.errors import one_line
 
 
-def start(model: bytes, threads: int = 1, *, plain: bool = False) -> onnxruntime.InferenceSession:
+def start_session(model: bytes, threads: int = 1, *, plain: bool = False) -> onnxruntime.InferenceSession:
     """Start a session.
 
     Args:
@@ -45,7 +45,7 @@ def limit() -> contextlib.AbstractContextManager[onnxruntime.RunOptions]:
     return limited(onnxruntime)
 
 
-def run(
+def run_session(
     session: onnxruntime.InferenceSession,
     inputs: Mapping[str, np.ndarray],
     options: onnxruntime.RunOptions | None = None,
@@ -63,7 +63,7 @@ def run(
     """
     if options is None:
         with limit() as options:
-            return run(session, inputs, options)
+            return run_session(session, inputs, options)
     names = [value.name for value in session.get_outputs()]
     try:
         outputs = session.run(names, dict(inputs), options)

@@ -50,7 +50,7 @@ Shapes = Mapping[str, Sequence[int] | Span]
 """Fixed shape or span of each input, by name."""
 
 
-def at(spans: Mapping[str, Span], point: str) -> dict[str, tuple[int, ...]]:
+def shapes_at(spans: Mapping[str, Span], point: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of inputs at `min`, `opt` or `max`, by name."""
     return {name: getattr(span, point) for name, span in spans.items()}
 
@@ -134,16 +134,16 @@ def fix_spans(model: ModelProto, shapes: Shapes) -> dict[str, Span]:
     spans = {name: shape if isinstance(shape, Span) else Span(*[tuple(shape)] * 3) for name, shape in shapes.items()}
     fixed = []
     for point in POINTS:
-        one = ModelProto()
-        one.CopyFrom(model)
-        fix_shapes(one, at(spans, point))
-        fixed.append(inputs(one))
+        copy = ModelProto()
+        copy.CopyFrom(model)
+        fix_shapes(copy, shapes_at(spans, point))
+        fixed.append(inputs(copy))
         require_static_inputs(fixed[-1])
     dynamic: dict[str, Span] = {}
     for value, *each in zip(inputs(model), *fixed, strict=True):
         kind = value.type.tensor_type
         symbols = [dim.dim_param for dim in kind.shape.dim] or [""] * len(each[1].type.tensor_type.shape.dim)
-        span = Span(*(tuple(dim.dim_value for dim in one.type.tensor_type.shape.dim) for one in each))
+        span = Span(*(tuple(dim.dim_value for dim in copy.type.tensor_type.shape.dim) for copy in each))
         kind.shape.CopyFrom(each[1].type.tensor_type.shape)
         if span.fixed:
             continue
@@ -232,13 +232,13 @@ def require_static_inputs(values: Sequence[ValueInfoProto]) -> None:
     if dynamic:
         value = dynamic[0]
         if not value.type.tensor_type.HasField("shape"):
-            found = "has no shape"
+            problem = "has no shape"
         elif all(dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim):
-            found = f"has a size that is not above 0 in its shape ({sizes(value)})"
+            problem = f"has a size that is not above 0 in its shape ({sizes(value)})"
         else:
-            found = f"has a dynamic shape ({sizes(value)})"
+            problem = f"has a dynamic shape ({sizes(value)})"
         flags = " ".join("--shape " + shlex.quote(f"{value.name}={_example(value)}") for value in dynamic)
-        raise LoweringError(f"input {value.name!r} {found}: fix it, as by {flags}")
+        raise LoweringError(f"input {value.name!r} {problem}: fix it, as by {flags}")
     for value in values:
         count = math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
         if count > MAX_ELEMENTS:

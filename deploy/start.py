@@ -13,7 +13,7 @@ from deploy import bundle, engine
 from deploy.bundle import Bundle
 from deploy.engine import Running
 from deploy.errors import BundleError
-from deploy.shapes import at
+from deploy.shapes import shapes_at
 from latency.backends.tensorrt import EngineSpec
 
 
@@ -28,35 +28,41 @@ def start(directory: str | Path) -> Iterator[Running]:
             version of TensorRT, in which case the message has the command that rebuilds it; or this machine cannot run
             it, with the runtime's message.
     """
-    with running(bundle.load(directory)) as at_work:
-        if isinstance(at_work, str):
-            raise BundleError(f"{directory} cannot be loaded here: {at_work}")
-        yield at_work
+    with running_bundle(bundle.load(directory)) as started:
+        if isinstance(started, str):
+            raise BundleError(f"{directory} cannot be loaded here: {started}")
+        yield started
 
 
 @contextlib.contextmanager
-def running(found: Bundle, timed_on: Mapping[str, np.ndarray] | None = None) -> Iterator[Running | str]:
+def running_bundle(shipped: Bundle, timed_on: Mapping[str, np.ndarray] | None = None) -> Iterator[Running | str]:
     """Like `start`, for a loaded bundle; yields the reason if this machine cannot run it.
 
     Args:
-        found: the bundle.
+        shipped: the bundle.
         timed_on: as in `engine.running`.
 
     Raises:
         BundleError: a required file is missing or changed.
     """
-    files, manifest = found.manifest.files, found.manifest
-    model = found.read(manifest.half or bundle.ONNX)
-    built = found.read(bundle.ENGINE) if bundle.ENGINE in files else b""
+    files, manifest = shipped.manifest.files, shipped.manifest
+    model = shipped.read(manifest.half or bundle.ONNX)
+    built = shipped.read(bundle.ENGINE) if bundle.ENGINE in files else b""
     threads = max(min(manifest.device.threads if manifest.device else 1, os.cpu_count() or 1), 1)
     try:
         spec = msgspec.convert(manifest.build, EngineSpec) if built else None
     except msgspec.ValidationError as error:
         raise BundleError(
-            f"{found.directory}: the engine's build options are not those of this version of Lathe: {error}"
+            f"{shipped.directory}: the engine's build options are not those of this version of Lathe: {error}"
         ) from error
     start = functools.partial(
-        engine.running, manifest.target, model, built, threads=threads, spec=spec, usual=at(manifest.spans, "opt")
+        engine.running,
+        manifest.target,
+        model,
+        built,
+        threads=threads,
+        spec=spec,
+        usual=shapes_at(manifest.spans, "opt"),
     )
-    with start(timed_on=timed_on, refuse=found.misfit) as at_work:
-        yield at_work
+    with start(timed_on=timed_on, refuse=shipped.misfit) as started:
+        yield started

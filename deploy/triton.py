@@ -35,7 +35,7 @@ _TYPES = {
 }
 
 
-def require(target: str, out: Path) -> None:
+def require_repository(target: str, out: Path) -> None:
     """Require that a target has a backend in Triton, and that a repository may be written.
 
     Raises:
@@ -51,14 +51,14 @@ def require(target: str, out: Path) -> None:
         )
 
 
-def write(made: Bundle, out: Path) -> Path:
+def write_repository(made: Bundle, out: Path) -> Path:
     """Write the repository of a bundle atomically, with one model of the bundle's name; an older one is replaced.
 
     Raises:
         BundleError: `out` holds something else or cannot be written, or the bundle was changed.
     """
     manifest, name = made.manifest, made.directory.name
-    require(manifest.target, out)
+    require_repository(manifest.target, out)
     model = made.read(bundle.ONNX if manifest.target == "onnxruntime" else bundle.ENGINE)
     with bundle.whole_directory(out) as fresh:
         (fresh / name / "1").mkdir(parents=True)
@@ -117,5 +117,5 @@ def _ours(out: Path) -> bool:
     file = model / CONFIG
     if others or not file.is_file() or not file.read_text(errors="replace").startswith(_MADE):
         return False
-    found = {path.relative_to(model).as_posix() for path in model.rglob("*")}
-    return found in ({CONFIG, "1", f"1/{name}"} for _, _, name in _KINDS.values())
+    files = {path.relative_to(model).as_posix() for path in model.rglob("*")}
+    return files in ({CONFIG, "1", f"1/{name}"} for _, _, name in _KINDS.values())

@@ -47,9 +47,9 @@ class Share(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     high: Fraction
 
 
-def share(found: Share) -> str:
+def format_share(share: Share) -> str:
     """Format a share with its interval."""
-    return f"{found.share:.2%} ({found.low:.1%} to {found.high:.1%})"
+    return f"{share.share:.2%} ({share.low:.1%} to {share.high:.1%})"
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,7 +100,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def worst(self) -> Agreement | None:
         """Largest difference of an output from the reference; None if none was compared."""
-        return max(self.first.values(), key=lambda found: found.relative, default=None)
+        return max(self.first.values(), key=lambda agreement: agreement.relative, default=None)
 
     @property
     def note(self) -> str:
@@ -108,8 +108,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
         "" if there are none.
         """
-        found = [f"{seen.not_finite} values of {name}" for name, seen in self.first.items() if seen.not_finite]
-        return f"{', '.join(found)} are NaN or infinite, as in the reference" if found else ""
+        counts = [
+            f"{agreement.not_finite} values of {name}" for name, agreement in self.first.items() if agreement.not_finite
+        ]
+        return f"{', '.join(counts)} are NaN or infinite, as in the reference" if counts else ""
 
 
 SAME_WITHIN = 0.02
@@ -126,7 +128,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @dataclass(frozen=True)
-class Rung:
+class RunnableForm:
     """One form of the network with its runner, or the reason why it cannot run."""
 
     name: str
@@ -135,7 +137,7 @@ class Rung:
     hint: str = ""
     """what may help if its outputs differ"""
 
-    def at(self, end: str) -> "Rung":
+    def at(self, end: str) -> "RunnableForm":
         """Return the form at an end of its input shapes."""
         return replace(self, name=f"{self.name} at {end}")
 
@@ -144,8 +146,8 @@ class CannotRun(DeployError):
     """This machine cannot run a form of the network: its verdict is `not run`, and its outputs are unknown."""
 
 
-def climb(
-    rungs: Sequence[Rung], samples: Samples, quality: Quality | None = None
+def validate_forms(
+    rungs: Sequence[RunnableForm], samples: Samples, quality: Quality | None = None
 ) -> tuple[list[Step], dict[str, Tensors]]:
     """Run every form of a network on the same samples and compare each with the previous one and with the first.
 
@@ -162,9 +164,9 @@ def climb(
     for rung in rungs:
         step = Step(name=rung.name, precision=rung.precision, verdict="not run", limit=LIMITS[rung.precision])
         try:
-            found = _run(rung, samples)
-            step = _judge(step, found, list(outputs.values()), samples, quality, rung.hint)
-            outputs[rung.name] = found
+            form_outputs = _run_form(rung, samples)
+            step = _judge_form(step, form_outputs, list(outputs.values()), samples, quality, rung.hint)
+            outputs[rung.name] = form_outputs
         except CannotRun as error:
             step = msgspec.structs.replace(step, reason=str(error))
         except DeployError as error:
@@ -175,7 +177,7 @@ def climb(
     return steps, outputs
 
 
-def _run(rung: Rung, samples: Samples) -> Tensors:
+def _run_form(rung: RunnableForm, samples: Samples) -> Tensors:
     if isinstance(rung.run, str):
         raise CannotRun(rung.run)
     outputs = rung.run(samples.inputs)
@@ -186,20 +188,20 @@ def _run(rung: Rung, samples: Samples) -> Tensors:
     return outputs
 
 
-def _judge(
+def _judge_form(
     step: Step, outputs: Tensors, earlier: Sequence[Tensors], samples: Samples, quality: Quality | None, hint: str
 ) -> Step:
     step = msgspec.structs.replace(step, score=quality and quality.of(outputs, samples))
     if not earlier:
         return msgspec.structs.replace(step, verdict="reference")
-    compared = (compare(outputs, reference, step.limit, samples) for reference in (earlier[-1], earlier[0]))
+    compared = (compare_outputs(outputs, reference, step.limit, samples) for reference in (earlier[-1], earlier[0]))
     (previous, near), (first, near_too) = compared
-    seen = (
-        (found.relative - found.rounding, name, found)
+    excesses = (
+        (agreement.relative - agreement.rounding, name, agreement)
         for against in (previous, first)
-        for name, found in against.items()
+        for name, agreement in against.items()
     )
-    _, name, worst = max(seen, key=lambda one: one[0])
+    _, name, worst = max(excesses, key=lambda one: one[0])
     return msgspec.structs.replace(
         step,
         verdict="passed" if near and near_too else "failed",
@@ -209,14 +211,16 @@ def _judge(
     )
 
 
-def _off(name: str, found: Agreement, limit: float, outputs: Tensors) -> str:
+def _off(name: str, worst: Agreement, limit: float, outputs: Tensors) -> str:
     output = f"output {name}" if len(outputs) > 1 else "the output"
     if outputs[name].dtype.kind == "f":
-        return f"{output} differs by {found.relative:.1e} of its scale, more than {limit + found.rounding:.0e}"
-    return f"{found.relative:.2%} of the values of {output} differ, more than {limit:.0e}"
+        return f"{output} differs by {worst.relative:.1e} of its scale, more than {limit + worst.rounding:.0e}"
+    return f"{worst.relative:.2%} of the values of {output} differ, more than {limit:.0e}"
 
 
-def compare(outputs: Tensors, reference: Tensors, limit: float, samples: Samples) -> tuple[dict[str, Agreement], bool]:
+def compare_outputs(
+    outputs: Tensors, reference: Tensors, limit: float, samples: Samples
+) -> tuple[dict[str, Agreement], bool]:
     """Compare outputs of the same calls, of any shape; Polygraphy computes and judges the differences.
 
     Values that are NaN or the same infinity in both are equal.
@@ -242,19 +246,21 @@ def compare(outputs: Tensors, reference: Tensors, limit: float, samples: Samples
         if output.shape != reference[name].shape:
             shapes = [list(values.shape[1:]) for values in (output, reference[name])]
             raise DeployError(f"output {name!r} of shape {shapes[0]} cannot be compared with one of shape {shapes[1]}")
-    found = {name: _agreement(name, output, reference[name], limit, samples) for name, output in outputs.items()}
-    return {name: agreement for name, (agreement, _) in found.items()}, all(near for _, near in found.values())
+    agreements = {name: _agreement(name, output, reference[name], limit, samples) for name, output in outputs.items()}
+    return {name: agreement for name, (agreement, _) in agreements.items()}, all(
+        near for _, near in agreements.values()
+    )
 
 
 def _agreement(name: str, output: Output, reference: Output, limit: float, samples: Samples) -> tuple[Agreement, bool]:
-    alike = _alike(name, output, reference)
-    one, other = (np.where(alike, 0.0, values.astype(np.float64)) for values in (output, reference))
-    scale = float(np.abs(other).max(initial=0.0))
+    equal = _same_not_finite(name, output, reference)
+    one, expected = (np.where(equal, 0.0, values.astype(np.float64)) for values in (output, reference))
+    scale = float(np.abs(expected).max(initial=0.0))
     rounding = float(np.finfo(np.float16).eps) if output.dtype == np.float16 else 0.0
-    max_abs, near = _polygraphy(one, other, (limit + rounding) * (scale or 1.0))
+    max_abs, near = _polygraphy(one, expected, (limit + rounding) * (scale or 1.0))
     relative = max_abs / (scale or 1.0)
     if reference.dtype.kind != "f":
-        relative = float((one != other).mean()) if one.size else 0.0
+        relative = float((one != expected).mean()) if one.size else 0.0
         near = relative <= limit
     logits = [_logits(values, samples) for values in (output, reference)]
     a, b = (None, None) if logits[0] is None or logits[1] is None else _finite(logits[0], logits[1])
@@ -262,26 +268,26 @@ def _agreement(name: str, output: Output, reference: Output, limit: float, sampl
         max_abs=max_abs,
         scale=scale,
         relative=relative,
-        cosine=_cosine(one, other),
+        cosine=_cosine(one, expected),
         top1=None if a is None or b is None else _share(a.argmax(1) == b.argmax(1)),
         kl=None if a is None or b is None else _divergence(a, b),
-        not_finite=int(alike.sum()),
+        not_finite=int(equal.sum()),
         rounding=rounding,
     ), near
 
 
-def _alike(name: str, output: Output, reference: Output) -> Bool[np.ndarray, "..."]:
+def _same_not_finite(name: str, output: Output, reference: Output) -> Bool[np.ndarray, "..."]:
     """Return a mask of values that are NaN or the same infinity in both.
 
     Raises:
         DeployError: a value is NaN or infinite in only one of them.
     """
-    alike = (np.isnan(output) & np.isnan(reference)) | (np.isinf(output) & (output == reference))
+    equal = (np.isnan(output) & np.isnan(reference)) | (np.isinf(output) & (output == reference))
     for one, where, instead in ((output, "are", "the reference is not"), (reference, "are not", "the reference is")):
         for kind, test in (("NaN", np.isnan), ("infinite", np.isinf)):
-            if count := int((test(one) & ~alike).sum()):
+            if count := int((test(one) & ~equal).sum()):
                 raise DeployError(f"{count} of {output.size} values of {name!r} {where} {kind} where {instead}")
-    return alike
+    return equal
 
 
 def _polygraphy(one: Float[np.ndarray, "..."], other: Float[np.ndarray, "..."], atol: float) -> tuple[float, bool]:
@@ -348,8 +354,8 @@ def accuracy(labels: Labels) -> Quality:
         logits = _logits(next(iter(outputs.values())), samples) if len(outputs) == 1 else None
         if logits is None:
             return None
-        found = _share(logits.argmax(1) == labels)
-        return Figure(value=found.share, low=found.low, high=found.high)
+        hits = _share(logits.argmax(1) == labels)
+        return Figure(value=hits.share, low=hits.low, high=hits.high)
 
     return Quality(ACCURACY, of)
 

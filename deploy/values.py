@@ -85,14 +85,14 @@ def possible(flow: DataFlow) -> dict[str, Values]:
         read = [values[name] for name in proto.input]
         for i, name in enumerate(proto.output):
             if i == 0 or proto.op_type == "Split":
-                found = (
+                result = (
                     _RULES[proto.op_type](proto, read, flow)
                     if proto.op_type in _RULES
                     else _LIMITS.get(proto.op_type, _UNKNOWN)
                 )
             else:
-                found = _index(flow.size(proto.input[0])) if proto.op_type in ("MaxPool", "TopK") else _UNKNOWN
-            values[name] = _within(found, _of_type(flow.kinds.get(name, 0)))
+                result = _index(flow.size(proto.input[0])) if proto.op_type in ("MaxPool", "TopK") else _UNKNOWN
+            values[name] = _within(result, _of_type(flow.kinds.get(name, 0)))
     return values
 
 
@@ -154,14 +154,14 @@ def _joined(proto: NodeProto, read: list[Values], flow: DataFlow) -> Values:
         parts.append(read[2] if len(read) > 2 and proto.input[2] else _count(0.0, 0.0))
     elif proto.op_type == "OneHot":
         parts = [read[2]]
-    found = _made_of(parts, min(one.low for one in parts), max(one.high for one in parts))
+    joined = _made_of(parts, min(one.low for one in parts), max(one.high for one in parts))
     match attributes(proto).get("reduction", b"none"):
         case b"none":
-            return found
+            return joined
         case b"add":
-            return _made_of([found, read[2]], *_ends(found, _times(read[2], _count(0.0, flow.size(proto.input[2])))))
+            return _made_of([joined, read[2]], *_ends(joined, _times(read[2], _count(0.0, flow.size(proto.input[2])))))
         case _:
-            return Values(found.whole)
+            return Values(joined.whole)
 
 
 def _ends(one: Values, other: Values) -> tuple[float, float]:

@@ -15,9 +15,9 @@ from deploy.bundle import Bundle, ChangedManifest, Manifest
 from deploy.engine import Running
 from deploy.errors import BundleError, DeployError
 from deploy.samples import Samples, Tensors
-from deploy.shapes import ENDS, at
-from deploy.start import running
-from deploy.validate import Rung, Verdict, climb, judge_latency
+from deploy.shapes import ENDS, shapes_at
+from deploy.start import running_bundle
+from deploy.validate import RunnableForm, Verdict, judge_latency, validate_forms
 from latency import LatencyError, Measurement, Protocol, RunFailed, distribution
 from latency.device import first_difference
 from latency.measure import median_interval, summarize
@@ -60,25 +60,25 @@ def verify(directory: str | Path, *, on_step: Callable[[str], None] = lambda _: 
         BundleError: the directory is not a bundle, or its manifest cannot be read.
     """
     try:
-        found = bundle.load(directory)
+        shipped = bundle.load(directory)
     except ChangedManifest as error:
         # Its content is unreliable, so nothing else is compared with it.
         return Verification(
             directory=str(directory), checks=(Check(name=bundle.MANIFEST, verdict="failed", detail=error.how),)
         )
-    problems = bundle.check_files(found)
+    problems = bundle.check_files(shipped)
     on_step("files")
-    checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(found.manifest, problems)]
-    checks += [*_written(found, problems), *_half(found, problems), *_recorded(found.manifest)]
-    ends = ("", *ENDS) if found.manifest.spans else ("",)
-    references = {end: _reference(found, problems, end) for end in ends}
+    checks = [Check(name=bundle.MANIFEST, verdict="passed"), *_files(shipped.manifest, problems)]
+    checks += [*_written(shipped, problems), *_half(shipped, problems), *_recorded(shipped.manifest)]
+    ends = ("", *ENDS) if shipped.manifest.spans else ("",)
+    references = {end: _reference(shipped, problems, end) for end in ends}
     usual, _ = references[""]
-    with _start(found, usual and usual[0].call(0)) as at_work:
+    with _start(shipped, usual and usual[0].call(0)) as started:
         on_step("outputs")
         for end, (kept, why) in references.items():
-            checks += why if kept is None else _outputs(found, problems, at_work, end, *kept)
+            checks += why if kept is None else _outputs(shipped, problems, started, end, *kept)
         on_step("measure")
-        checks.append(_latency(found.manifest, at_work, on_step))
+        checks.append(_latency(shipped.manifest, started, on_step))
     return Verification(directory=str(directory), checks=tuple(checks))
 
 
@@ -93,9 +93,9 @@ def _files(manifest: Manifest, problems: Mapping[str, str]) -> Iterator[Check]:
     )
 
 
-def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
+def _written(shipped: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     """Check that the script and README match what this version of Lathe writes, not only their hashes."""
-    manifest = found.manifest
+    manifest = shipped.manifest
     names = [name for name in handout.NAMES if name in manifest.files and name not in problems]
     there, here = manifest.versions.get("lathe", "that is not recorded"), distribution.version()
     if there != here:
@@ -104,7 +104,7 @@ def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
         )
         return
     wanted = handout.files(manifest, set(manifest.files) - set(handout.NAMES))
-    wrong = [name for name in names if found.read(name) != wanted[name]]
+    wrong = [name for name in names if shipped.read(name) != wanted[name]]
     missing = [name for name in handout.NAMES if name not in manifest.files]
     detail = (
         f"{', '.join(wrong + missing)}: not what Lathe {here} writes"
@@ -115,18 +115,18 @@ def _written(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
 
 
 @contextlib.contextmanager
-def _start(found: Bundle, timed_on: Mapping[str, np.ndarray] | None) -> Iterator[Running | str]:
+def _start(shipped: Bundle, timed_on: Mapping[str, np.ndarray] | None) -> Iterator[Running | str]:
     """Start the shipped network; yield why if it cannot run."""
     with contextlib.ExitStack() as stack:
         try:
-            at_work = stack.enter_context(running(found, timed_on))
+            started = stack.enter_context(running_bundle(shipped, timed_on))
         except BundleError as error:
-            at_work = str(error)
-        yield at_work
+            started = str(error)
+        yield started
 
 
 def _reference(
-    found: Bundle, problems: Mapping[str, str], end: str
+    shipped: Bundle, problems: Mapping[str, str], end: str
 ) -> tuple[tuple[Samples, Tensors] | None, list[Check]]:
     """Return the kept samples with their outputs, or checks that say why there are none."""
     if bundle.REFERENCE in problems:
@@ -134,30 +134,32 @@ def _reference(
             Check(name="outputs", verdict="not run", detail=f"{bundle.REFERENCE} {problems[bundle.REFERENCE]}")
         ]
     try:
-        return bundle.read_reference(found, end), []
+        return bundle.read_reference(shipped, end), []
     except (DeployError, LatencyError) as error:
         return None, [Check(name="outputs", verdict="failed", detail=str(error))]
 
 
 def _outputs(
-    found: Bundle, problems: Mapping[str, str], at_work: Running | str, end: str, samples: Samples, reference: Tensors
+    shipped: Bundle, problems: Mapping[str, str], started: Running | str, end: str, samples: Samples, reference: Tensors
 ) -> Iterator[Check]:
     def run(file: str, runner: Callable[[bytes], Callable[[Tensors], Tensors]]) -> Callable[[Tensors], Tensors] | str:
-        return f"{file} {problems[file]}" if file in problems else runner(found.read(file))
+        return f"{file} {problems[file]}" if file in problems else runner(shipped.read(file))
 
-    whole, half, built = (
-        ("int8",) * 3 if found.manifest.int8_nodes else ("fp32", found.manifest.precision, found.manifest.precision)
+    full, half, built = (
+        ("int8",) * 3
+        if shipped.manifest.int8_nodes
+        else ("fp32", shipped.manifest.precision, shipped.manifest.precision)
     )
-    rungs = [Rung("reference", whole, lambda _: reference)]
-    if bundle.ONNX in found.manifest.files:
-        runner = partial(engine.int8_runner, target=found.manifest.target) if whole == "int8" else engine.onnx_runner
-        rungs.append(Rung("onnx", whole, run(bundle.ONNX, runner), engine.SATURATES if whole == "int8" else ""))
-    if file := found.manifest.half:
-        rungs.append(Rung(f"onnx-{found.manifest.precision}", half, run(file, engine.half_runner)))
-    if bundle.ENGINE in found.manifest.files:
-        rungs.append(Rung("engine", built, at_work if isinstance(at_work, str) else at_work.outputs))
+    rungs = [RunnableForm("reference", full, lambda _: reference)]
+    if bundle.ONNX in shipped.manifest.files:
+        runner = partial(engine.int8_runner, target=shipped.manifest.target) if full == "int8" else engine.onnx_runner
+        rungs.append(RunnableForm("onnx", full, run(bundle.ONNX, runner), engine.SATURATES if full == "int8" else ""))
+    if file := shipped.manifest.half:
+        rungs.append(RunnableForm(f"onnx-{shipped.manifest.precision}", half, run(file, engine.half_runner)))
+    if bundle.ENGINE in shipped.manifest.files:
+        rungs.append(RunnableForm("engine", built, started if isinstance(started, str) else started.outputs))
     try:
-        steps = climb([rung.at(end) if end else rung for rung in rungs], samples)[0][1:]
+        steps = validate_forms([rung.at(end) if end else rung for rung in rungs], samples)[0][1:]
     except (DeployError, LatencyError) as error:
         yield Check(name="outputs", verdict="failed", detail=str(error))
         return
@@ -167,38 +169,42 @@ def _outputs(
         yield Check(name=f"outputs of {step.name}", verdict=step.verdict, detail=detail)
 
 
-def _half(found: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
+def _half(shipped: Bundle, problems: Mapping[str, str]) -> Iterator[Check]:
     """Check that the half-precision network follows from the float32 one and the certificate."""
-    if found.manifest.certificate is None:
+    if shipped.manifest.certificate is None:
         return
-    file = found.manifest.half
+    file = shipped.manifest.half
     if broken := [name for name in (bundle.ONNX, file) if name in problems]:
         yield Check(name="certificate", verdict="not run", detail=f"{broken[0]} {problems[broken[0]]}")
         return
-    here = {"lathe": distribution.version(), "onnx": importlib.metadata.version("onnx")}
-    other = [name for name, version in here.items() if found.manifest.versions.get(name) != version]
+    installed = {"lathe": distribution.version(), "onnx": importlib.metadata.version("onnx")}
+    differing = [name for name, version in installed.items() if shipped.manifest.versions.get(name) != version]
     try:
-        whole = found.read(bundle.ONNX)
-        half = precision.again(
-            graph.freeze(whole, at(found.manifest.spans, "opt")), found.manifest.certificate, found.manifest.io
+        full = shipped.read(bundle.ONNX)
+        half = precision.reproduce(
+            graph.freeze(full, shapes_at(shipped.manifest.spans, "opt")),
+            shipped.manifest.certificate,
+            shipped.manifest.io,
         )
-        same = graph.thaw(half, whole) == found.read(file)
+        same = graph.thaw(half, full) == shipped.read(file)
     except DeployError as error:
         yield Check(name="certificate", verdict="failed", detail=str(error))
         return
     if same:
         yield Check(
-            name="certificate", verdict="passed", detail=f"{bundle.ONNX} in {found.manifest.precision} by it is {file}"
+            name="certificate",
+            verdict="passed",
+            detail=f"{bundle.ONNX} in {shipped.manifest.precision} by it is {file}",
         )
-    elif other:
-        there = found.manifest.versions.get(other[0], "that is not recorded")
-        detail = f"{file} was written with {other[0]} {there}, here is {here[other[0]]}"
+    elif differing:
+        there = shipped.manifest.versions.get(differing[0], "that is not recorded")
+        detail = f"{file} was written with {differing[0]} {there}, here is {installed[differing[0]]}"
         yield Check(name="certificate", verdict="not run", detail=detail)
     else:
         yield Check(
             name="certificate",
             verdict="failed",
-            detail=f"{bundle.ONNX} in {found.manifest.precision} by it is not {file}",
+            detail=f"{bundle.ONNX} in {shipped.manifest.precision} by it is not {file}",
         )
 
 
@@ -206,7 +212,7 @@ def _recorded(manifest: Manifest) -> Iterator[Check]:
     """Check that the manifest's verdicts follow from its numbers, and list what cannot be checked."""
     wrong, doubtful = [], []
     for step in manifest.validation:
-        near = all(found.within(step.limit) for found in (*step.previous.values(), *step.first.values()))
+        near = all(agreement.within(step.limit) for agreement in (*step.previous.values(), *step.first.values()))
         if step.first and (step.verdict == "passed") != near:
             wrong.append(f"{step.name} {step.precision} is {step.verdict}")
     networks = {"shipped": manifest.shipped, "unpruned": manifest.unpruned}
@@ -257,9 +263,9 @@ def _follows(measured: Measurement, now: Measurement, protocol: Protocol) -> boo
     return judged and same in (now, msgspec.structs.replace(now, p90_us=None, p99_us=None))
 
 
-def _latency(manifest: Manifest, at_work: Running | str, on_step: Callable[[str], None]) -> Check:
-    if isinstance(at_work, str):
-        return Check(name="latency", verdict="not run", detail=at_work)
+def _latency(manifest: Manifest, started: Running | str, on_step: Callable[[str], None]) -> Check:
+    if isinstance(started, str):
+        return Check(name="latency", verdict="not run", detail=started)
     recorded = manifest.shipped.measured
     if manifest.device is None or recorded is None:
         return Check(
@@ -267,7 +273,7 @@ def _latency(manifest: Manifest, at_work: Running | str, on_step: Callable[[str]
             verdict="not run",
             detail="none was measured when the bundle was made; export again on its target",
         )
-    for there, here in ((manifest.device, at_work.device), (manifest.runtime, at_work.runtime)):
+    for there, here in ((manifest.device, started.device), (manifest.runtime, started.runtime)):
         if difference := first_difference(there, here):
             field, was, now = difference
             what = f"measured on another {type(there).__name__.lower()}"
@@ -280,7 +286,7 @@ def _latency(manifest: Manifest, at_work: Running | str, on_step: Callable[[str]
         )
         return Check(name="latency", verdict="not run", detail=detail)
     try:
-        now = engine.measure_in_turns({"shipped": at_work.timed}, manifest.protocol, on_step)["shipped"]
+        now = engine.measure_in_turns({"shipped": started.timed}, manifest.protocol, on_step)["shipped"]
     except RunFailed as error:
         return Check(name="latency", verdict="failed", detail=str(error))
     verdict = judge_latency(now.low_us, now.high_us, manifest.budget_us)

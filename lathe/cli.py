@@ -605,8 +605,8 @@ def _one_line(box: str) -> str:
     ):  # tyro's message names Python types
         flag, why, kind = wrong.groups()
         value = re.search(r"from \['(.*?)'\]|: '(.*?)'", why)
-        found = next(filter(None, value.groups()), "") if value else why
-        return f"{flag} must be {kind}, found {found!r}"
+        given = next(filter(None, value.groups()), "") if value else why
+        return f"{flag} must be {kind}, found {given!r}"
     return text
 
 
@@ -615,12 +615,12 @@ def _unrecognized(words: str, text: str) -> str:
 
     The known subcommands, or a similar flag and the help that lists the flags.
     """
-    first = re.split(r"[,\s]", words)[0]
+    word = re.split(r"[,\s]", words)[0]
     known = re.search(r"Available subcommands: ((?:[\w-]+, )*[\w-]+)", text)
-    if known and not first.startswith("-"):
-        return f"{first!r} is unknown: choose one of {known[1]}"
+    if known and not word.startswith("-"):
+        return f"{word!r} is unknown: choose one of {known[1]}"
     command = re.search(r"applied to (lathe[\w\s-]*)\)|(?:see|run:?|in) (lathe[\w\s-]*) --help", text)
     near = re.search(r"Perhaps you meant: (--\S+)", text)
-    meant = f"did you mean {near[1]}? " if near and near[1] != first else ""
+    meant = f"did you mean {near[1]}? " if near and near[1] != word else ""
     helpful = next(filter(None, command.groups())) if command else "lathe"
-    return f"{first!r} is not understood: {meant}see `{helpful} --help`"
+    return f"{word!r} is not understood: {meant}see `{helpful} --help`"

@@ -51,7 +51,7 @@ class _Images:
     total: int
 
 
-def of(command: "ExportCommand", shape: Callable[[], Sequence[int]]) -> Given:
+def given_evidence(command: "ExportCommand", shape: Callable[[], Sequence[int]]) -> Given:
     """Return the validation data that a command gives.
 
     Args:
@@ -109,8 +109,8 @@ def _targets(labels: str, images: _Images | None) -> np.ndarray:
         assert images is not None
         return images.folders
     with raised_as(LatencyError, "give one label or target a sample, as numpy.save writes them"):
-        found = decoding.read_npy(labels)
-    return found[images.rows] if images is not None and found.ndim and len(found) == images.total else found
+        targets = decoding.read_npy(labels)
+    return targets[images.rows] if images is not None and targets.ndim and len(targets) == images.total else targets
 
 
 def _images(folder: Path, mean: Sequence[float], std: Sequence[float], shape: Sequence[int]) -> _Images:
@@ -203,14 +203,14 @@ def samples(words: Sequence[str]) -> np.ndarray | dict[str, np.ndarray] | None:
     if len(words) == 1 and (Path(words[0]).exists() or "=" not in words[0]):
         with raised_as(LatencyError, "give inputs as numpy.save or numpy.savez writes them"):
             return (decoding.read_npz if words[0].endswith(".npz") else decoding.read_npy)(words[0])
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, equals, file in (word.partition("=") for word in words):
         if not (name and equals and file):
             raise LatencyError(
                 f"--samples {name}: of several inputs give NAME={name}, or one .npz that has an array for each name"
             )
-        if name in found:
+        if name in arrays:
             raise LatencyError(f"--samples {name}={file}: samples of input {name!r} are given twice")
         with raised_as(LatencyError, "give inputs as numpy.save writes them"):
-            found[name] = decoding.read_npy(file)
-    return found or None
+            arrays[name] = decoding.read_npy(file)
+    return arrays or None

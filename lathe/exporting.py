@@ -67,7 +67,7 @@ def by_target(command: "ExportCommand") -> "list[ExportCommand]":
     if others:
         raise DeployError(f"{command.out} holds {others[0]}, which is not a bundle of a target; give another --out")
     unfit = [
-        {name for name, fit in _OPTIONS.items() if target not in fit and any(one in fit for one in targets)}
+        {name for name, fit in _OPTIONS.items() if target not in fit and any(other in fit for other in targets)}
         for target in targets
     ]
     given = {field.name: field.default for field in dataclasses.fields(command)}
@@ -77,8 +77,8 @@ def by_target(command: "ExportCommand") -> "list[ExportCommand]":
         )
         for target, names in zip(targets, unfit, strict=True)
     ]
-    for one in each:
-        _require_target(one)
+    for single in each:
+        _require_target(single)
     return each
 
 
@@ -90,13 +90,13 @@ def _require_target(command: "ExportCommand") -> None:
     """
     from deploy import bundle as shipped
     from deploy import triton
-    from deploy.options import Form, plan
+    from deploy.options import Form, plan_export
 
     (named,) = command.target
-    planned = plan(named, form=Form(precision=command.precision, io=command.io), build=_build(command))
+    planned = plan_export(named, form=Form(precision=command.precision, io=command.io), build=_build(command))
     shipped.refuse_occupied(command.out)
     if command.layout == "triton":
-        triton.require(planned.target, _repository(command))
+        triton.require_repository(planned.target, _repository(command))
 
 
 def export(command: "ExportCommand", on_step: Callable[[str], None]) -> "Bundle":
@@ -139,8 +139,8 @@ def export(command: "ExportCommand", on_step: Callable[[str], None]) -> "Bundle"
             raise DeployError(
                 f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic"
             )
-        model = onnxfile.read(command.source)
-        samples = evidence.of(command, partial(cleaning.input_shape, model, fixed))
+        model = onnxfile.read_model(command.source)
+        samples = evidence.given_evidence(command, partial(cleaning.input_shape, model, fixed))
         return _ship_given(command, ship, samples, {"onnx": command.source.name}, model)
     if (command.source / shipped.MANIFEST).is_file():
         source, model = command.source, command.source / shipped.ONNX
@@ -168,7 +168,7 @@ def _shipped(command: "ExportCommand", *arguments: Any, **options: Any) -> "Bund
 
     made = deploy.export(*arguments, **options)
     if command.layout == "triton":
-        triton.write(made, _repository(command))
+        triton.write_repository(made, _repository(command))
     return made
 
 
@@ -188,7 +188,9 @@ def _export_own(command: "ExportCommand", ship: "Callable[..., Bundle]") -> "Bun
             network, command.weights, {}, mend="write it as safetensors.torch.save_file(model.state_dict(), PATH)"
         )
         provenance["weights_sha256"] = files.sha256(command.weights)
-    return _ship_given(command, ship, evidence.of(command, lambda: example.shape), provenance, network, example)
+    return _ship_given(
+        command, ship, evidence.given_evidence(command, lambda: example.shape), provenance, network, example
+    )
 
 
 def _ship_given(
@@ -220,8 +222,8 @@ def _export_run(command: "ExportCommand", ship: "Callable[..., Bundle]") -> "Bun
     from search.spaces import own
 
     run = command.source
-    found = finished.load(run)
-    architecture, model, unpruned = found.architecture, found.network(), found.unpruned()
+    finished_run = finished.load(run)
+    architecture, model, unpruned = finished_run.architecture, finished_run.network(), finished_run.unpruned()
     if architecture.predicted and command.batch not in (None, architecture.batch):
         raise DeployError(
             f"--batch {command.batch}: the run's budget and prediction are of batch {architecture.batch}, that of its "
@@ -229,15 +231,20 @@ def _export_run(command: "ExportCommand", ship: "Callable[..., Bundle]") -> "Bun
             f"or search with a table of `lathe profile SPACE --batch {command.batch}`"
         )
     if own.is_own(architecture.data):
-        task = own_task.load(architecture.data, found.run.data_sha256)
+        task = own_task.load(architecture.data, finished_run.run.data_sha256)
     else:
         task = data.load(architecture.data, architecture.input_shape[1])
     inputs, targets = task.held_out_batch(torch.arange(len(task.held_out)))
-    devices = _devices(found)
+    devices = _devices(finished_run)
     home = next((device for device in devices if _is_here(device, command.target[0], _threads(device, command))), None)
     threads = _threads(home or (devices[0] if devices else None), command)
     budget_ms = ms_from_us(home.budget_us) if home and command.budget_ms is None else command.budget_ms
-    told = [record.ARCHITECTURE, record.RUN, record.HISTORY, *([record.USAGE] if (run / record.USAGE).exists() else [])]
+    recorded = [
+        record.ARCHITECTURE,
+        record.RUN,
+        record.HISTORY,
+        *([record.USAGE] if (run / record.USAGE).exists() else []),
+    ]
     return ship(
         model,
         torch.zeros(command.batch or architecture.batch, *architecture.input_shape),
@@ -251,7 +258,7 @@ def _export_run(command: "ExportCommand", ship: "Callable[..., Bundle]") -> "Bun
         ),
         record=Record(
             predicted=home and home.predicted,
-            predicted_baseline=home and found.result.unpruned and home.largest,
+            predicted_baseline=home and finished_run.result.unpruned and home.largest,
             classes=architecture.labels,
             preprocessing=msgspec.to_builtins(architecture.preprocessing or {}),
             provenance={
@@ -261,7 +268,7 @@ def _export_run(command: "ExportCommand", ship: "Callable[..., Bundle]") -> "Bun
                 "seed": str(architecture.seed),
                 "weights": files.sha256(run / record.WEIGHTS),
             },
-            attachments={name: files.read_bytes(run / name) for name in told},
+            attachments={name: files.read_bytes(run / name) for name in recorded},
         ),
     )
 
@@ -309,11 +316,11 @@ def _engine_spec(command: "ExportCommand") -> "EngineSpec | None":
     return None if spec == default else spec
 
 
-def _devices(found: "FinishedRun") -> "list[OtherDevice]":
+def _devices(finished_run: "FinishedRun") -> "list[OtherDevice]":
     """Return every device for which a run has a budget and a prediction, that of its --table first."""
     from search.architecture import OtherDevice
 
-    architecture, unpruned = found.architecture, found.result.unpruned
+    architecture, unpruned = finished_run.architecture, finished_run.result.unpruned
     device, runtime, budget_us, predicted = (
         architecture.device,
         architecture.runtime,
@@ -357,8 +364,8 @@ def verify(directory: Path) -> "list[Callable[[Callable[[str], None]], Verificat
 
     each = [directory / target for target in engine.TARGETS if (directory / target / MANIFEST).is_file()]
     return [
-        lambda on_step, one=one: deploy.verify(one, on_step=on_step)
-        for one in (each if each and not (directory / MANIFEST).exists() else [directory])
+        lambda on_step, bundle=bundle: deploy.verify(bundle, on_step=on_step)
+        for bundle in (each if each and not (directory / MANIFEST).exists() else [directory])
     ]
 
 

@@ -121,7 +121,7 @@ def _resources(command: "ProfileCommand") -> dict[str, float]:
         "onnxruntime",
         "onnxruntime:cpu",
     )
-    found = {"CPU": float(command.threads), "GPU": 0.0 if on_cpu else 1.0}
+    amounts = {"CPU": float(command.threads), "GPU": 0.0 if on_cpu else 1.0}
     for word in command.resources:
         name, _, number = word.partition("=")
         try:
@@ -132,8 +132,8 @@ def _resources(command: "ProfileCommand") -> dict[str, float]:
             raise LatencyError(
                 f"--resources {word!r} is not NAME or NAME=AMOUNT: give it as `ray start --resources` names it"
             )
-        found[name] = amount
-    return {name: amount for name, amount in found.items() if amount}
+        amounts[name] = amount
+    return {name: amount for name, amount in amounts.items() if amount}
 
 
 def _flags(command: "ProfileCommand") -> Iterator[str]:

@@ -86,7 +86,7 @@ def predict(command: "PredictCommand", warn: Callable[[str], None]) -> Predictio
         network=network.name,
         others=network.others,
         estimates=estimates,
-        remarks=tuple(_remarks(network, found) for found in estimates),
+        remarks=tuple(_remarks(network, result) for result in estimates),
         commands=tuple(
             _command(command, network, *pair) if pair[1].uncovered else ""
             for pair in zip(tables, estimates, strict=True)
@@ -106,7 +106,7 @@ def network_of(command: "PredictCommand") -> NetworkBlocks:
     if path.suffix == ".onnx" or path.is_dir():
         if given := command.words_with_classes():
             raise LatencyError(f"{given.strip()} is of a space or of FILE.py:FUNCTION: leave it out for {source}")
-        return _onnx(command) if path.suffix == ".onnx" else _run(command)
+        return _network_of_onnx(command) if path.suffix == ".onnx" else _network_of_run(command)
     if command.shape:
         raise LatencyError(f"--shape {command.shape[0]} is of MODEL.onnx: leave it out for {source}")
     space = space_of(source, command, command.classes)
@@ -118,7 +118,7 @@ def network_of(command: "PredictCommand") -> NetworkBlocks:
     )
 
 
-def _run(command: "PredictCommand") -> NetworkBlocks:
+def _network_of_run(command: "PredictCommand") -> NetworkBlocks:
     from deploy import bundle
     from search import finished
 
@@ -138,7 +138,7 @@ def _run(command: "PredictCommand") -> NetworkBlocks:
     )
 
 
-def _onnx(command: "PredictCommand") -> NetworkBlocks:
+def _network_of_onnx(command: "PredictCommand") -> NetworkBlocks:
     from deploy import onnxfile, shapes
     from search import onnx_layers
 
@@ -146,20 +146,20 @@ def _onnx(command: "PredictCommand") -> NetworkBlocks:
         raise LatencyError(
             f"--batch {command.batch}: the batch of MODEL.onnx is in its shapes: give --shape, if they are dynamic"
         )
-    found = onnx_layers.read(onnxfile.read(command.source), shapes.parse_shapes(command.shape))
-    others = ", ".join(f"{count} {name}" for name, count in found.others.items())
+    layers = onnx_layers.read(onnxfile.read_model(command.source), shapes.parse_shapes(command.shape))
+    others = ", ".join(f"{count} {name}" for name, count in layers.others.items())
     space = Path(command.source).name
     return NetworkBlocks(
-        name=command.source, blocks=found.blocks, layers=found.names, space=space, others=others, batch=found.batch
+        name=command.source, blocks=layers.blocks, layers=layers.names, space=space, others=others, batch=layers.batch
     )
 
 
-def _remarks(network: NetworkBlocks, found: Estimate) -> tuple[str, ...]:
-    remarks = [found.latency.origin] if found.latency and found.latency.origin else []
-    if found.latency and network.space != found.space:
+def _remarks(network: NetworkBlocks, prediction: Estimate) -> tuple[str, ...]:
+    remarks = [prediction.latency.origin] if prediction.latency and prediction.latency.origin else []
+    if prediction.latency and network.space != prediction.space:
         remarks.append(
-            f"the interval is how far networks of {found.space or 'another space'} are off, and this one may be off by "
-            "more"
+            f"the interval is how far networks of {prediction.space or 'another space'} are off, "
+            "and this one may be off by more"
         )
     return tuple(remarks)
 
@@ -175,7 +175,7 @@ def _goes_on(table: LatencyTable) -> bool:
     return not table.old and not header.like and header.recording is None and header.lowering == LOWERING_VERSION
 
 
-def _command(command: "PredictCommand", network: NetworkBlocks, table: LatencyTable, found: Estimate) -> str:
+def _command(command: "PredictCommand", network: NetworkBlocks, table: LatencyTable, prediction: Estimate) -> str:
     """Return the command that measures the blocks a table lacks.
 
     As a bundle into the same table if it can grow, else into a new one.
@@ -185,19 +185,21 @@ def _command(command: "PredictCommand", network: NetworkBlocks, table: LatencyTa
     if not _goes_on(table) and network.profile:
         return table.header.command(network.profile, new)
     missing = str(command.missing or f"{stem}.blocks.zip")
-    measure = table.header.command(shlex.quote(missing), found.table if _goes_on(table) else new)
+    measure = table.header.command(shlex.quote(missing), prediction.table if _goes_on(table) else new)
     if command.missing is not None:
         return measure
     shapes = "".join(f" --shape {shlex.quote(shape)}" for shape in command.shape)
     batch = "" if command.batch is None else f" --batch {command.batch}"
-    again = (
+    predict = (
         f"lathe predict {shlex.quote(command.source)}{command.words_with_classes()}{batch}{shapes} --table "
-        f"{shlex.quote(found.table)}"
+        f"{shlex.quote(prediction.table)}"
     )
-    return f"{again} --missing {shlex.quote(missing)} && {measure}"
+    return f"{predict} --missing {shlex.quote(missing)} && {measure}"
 
 
-def _write_missing(path: Path, network: NetworkBlocks, table: LatencyTable, found: Estimate, *, force: bool) -> None:
+def _write_missing(
+    path: Path, network: NetworkBlocks, table: LatencyTable, prediction: Estimate, *, force: bool
+) -> None:
     """Write the blocks that a table lacks, or all blocks of the network if they go into a new table.
 
     Raises:
@@ -206,13 +208,13 @@ def _write_missing(path: Path, network: NetworkBlocks, table: LatencyTable, foun
     from latency import blocks_zip
     from search.workloads import lower
 
-    if not found.uncovered:
-        raise LatencyError(f"--missing {path}: {found.table} covers every block of {network.name}: leave it out")
+    if not prediction.uncovered:
+        raise LatencyError(f"--missing {path}: {prediction.table} covers every block of {network.name}: leave it out")
     goes_on, precision = _goes_on(table), table.header.precision
     works = [
         Workload.block(block, partial(lower, (block,), precision, network.batch), network.batch)
         for block in dict.fromkeys(network.blocks)
-        if not goes_on or block.key in found.uncovered
+        if not goes_on or block.key in prediction.uncovered
     ]
     from deploy.lowering import LOWERING_VERSION
 

@@ -81,8 +81,8 @@ def _profile_bundle(command: "ProfileCommand", timing: Protocol) -> Iterator[Pro
     from latency import blocks_zip
 
     for name in ("batch", "networks", "seed", "classes", "resolution", "channels", "cells"):
-        if (found := getattr(command, name)) is not None:
-            raise LatencyError(f"--{name} {found} comes too late for a bundle: give it to `lathe bundle`")
+        if (value := getattr(command, name)) is not None:
+            raise LatencyError(f"--{name} {value} comes too late for a bundle: give it to `lathe bundle`")
     bundle = blocks_zip.read(command.space)
     runner = _runner(command, bundle.index.precision)
     works = shard(bundle.workloads, command.shard)
@@ -109,8 +109,8 @@ def _measure(
     space: str,
     bundle_sha256: str = "",
 ) -> Iterator[ProfileEvent | Covered | Anchored]:
-    known = runner.timing_cache if isinstance(runner, TensorRT) and runner.name == "tensorrt" else None
-    if command.save_timing_cache is not None and known is None:
+    cache = runner.timing_cache if isinstance(runner, TensorRT) and runner.name == "tensorrt" else None
+    if command.save_timing_cache is not None and cache is None:
         raise LatencyError(
             f"--save-timing-cache {command.save_timing_cache}: backend {runner.name!r} has none: leave it out"
         )
@@ -134,8 +134,8 @@ def _measure(
         yield from measure(works)
     else:
         yield from profile_adaptively(works, command.out, measure, error=command.coverage_error)
-    if known and command.save_timing_cache is not None:
-        known.save(command.save_timing_cache)
+    if cache and command.save_timing_cache is not None:
+        cache.save(command.save_timing_cache)
 
 
 def bundle(command: "BundleCommand") -> "tuple[list[Workload], Callable[[Iterable[Workload]], BundleFacts]]":

@@ -270,14 +270,14 @@ def sweep(rows: "Iterator[Outcome]", *, out: Path, as_json: bool) -> int:
                 bar.console.print(escape(line))
             last[row.name] = line
             bar.update(task, completed=len(last))
-    found = outcomes(out)
-    code = int(any(row.status != "finished" for row in found))
+    runs = outcomes(out)
+    code = int(any(row.status != "finished" for row in runs))
     if as_json:
-        print_json({"sweep": str(out), "runs": found})
+        print_json({"sweep": str(out), "runs": runs})
         return code
-    names = list(dict.fromkeys(name for row in found for name in row.settings))
-    view = Grid("budget", *names, "seed", metric_of(found).name, "latency", "predicted", "")
-    for row in found:
+    names = list(dict.fromkeys(name for row in runs for name in row.settings))
+    view = Grid("budget", *names, "seed", metric_of(runs).name, "latency", "predicted", "")
+    for row in runs:
         predicted, measured = (
             microseconds(us) if us else "-" for us in (row.predicted and row.predicted.us, row.measured_us)
         )
@@ -339,12 +339,13 @@ def bundles(makes: "Sequence[Callable[[Callable[[str], None]], Bundle]]", *, as_
     """
     if not as_json:
         return max(bundle(_made(make)) for make in makes)
-    found = [_made(make) for make in makes]
+    made_bundles = [_made(make) for make in makes]
     facts = [
-        {"bundle": str(made.directory), "manifest": made.manifest, "failures": made.manifest.failures} for made in found
+        {"bundle": str(made.directory), "manifest": made.manifest, "failures": made.manifest.failures}
+        for made in made_bundles
     ]
     print_json(facts if len(facts) > 1 else facts[0])
-    return int(any(made.manifest.failures for made in found))
+    return int(any(made.manifest.failures for made in made_bundles))
 
 
 def _made(make: "Callable[[Callable[[str], None]], T]") -> "T":
@@ -382,7 +383,7 @@ def bundle(made: "Bundle") -> int:
     """Print the verdicts of an export; return the exit code."""
     from deploy.bundle import RANDOM
     from deploy.metric import ACCURACY
-    from deploy.validate import share
+    from deploy.validate import format_share
 
     manifest = made.manifest
     metric = manifest.metric or ACCURACY
@@ -395,7 +396,7 @@ def bundle(made: "Bundle") -> int:
             step.precision,
             f"{worst.relative:.1e}" if worst else "-",
             f"{step.limit:.0e}",
-            share(worst.top1) if worst and worst.top1 else "-",
+            format_share(worst.top1) if worst and worst.top1 else "-",
             metric.figure(step.score) if step.score else "-",
             step.verdict,
         )
@@ -441,17 +442,17 @@ def verifications(checks: "Sequence[Callable[[Callable[[str], None]], Verificati
 
     JSON is one document, a list if several.
     """
-    found = [_made(check) for check in checks]
+    results = [_made(check) for check in checks]
     if as_json:
-        facts = [{"verification": one, "failures": len(one.failures)} for one in found]
+        facts = [{"verification": one, "failures": len(one.failures)} for one in results]
         print_json(facts if len(facts) > 1 else facts[0])
-        return int(any(one.failures for one in found))
-    for one in found:
+        return int(any(one.failures for one in results))
+    for one in results:
         view = Grid("check", "verdict", "detail", title=one.directory)
         for check in one.checks:
             view.add(check.name, check.verdict, check.detail)
         OUT.print(view)
-    return int(any(one.failures for one in found))
+    return int(any(one.failures for one in results))
 
 
 def report(page: Path, rows: "Sequence[ComparisonRow]", *, as_json: bool) -> None:

@@ -118,12 +118,12 @@ def sweep(command: "SweepCommand") -> "Iterator[Outcome]":
     values: dict[str, list[str]] = {}
     for word in command.set:
         name, given, listed = word.partition("=")
-        if not given or not name or not all(found := listed.split(",")):
+        if not given or not name or not all(choices := listed.split(",")):
             raise LatencyError(f"--set {word!r} is not NAME=VALUE[,VALUE]: give it as --set beta=0.1,0.3")
         name = name.replace("-", "_")
         if name in values:
             raise LatencyError(f"--set {name} is given twice: give all its values at once, separated by commas")
-        values[name] = found
+        values[name] = choices
     budgets = [(f"{ms:g} ms", ("--budget-ms", str(ms))) for ms in command.budget_ms or ()]
     budgets += [(f"{share:g}x", ("--budget-fraction", str(share))) for share in command.budget_fraction or ()]
     plan = sweeps.plan(command.method, tuple(command.common()), budgets or [("no budget", ())], command.seeds, values)

@@ -30,28 +30,30 @@ STATUSES = ("ok", "unstable", "transferred", "build_failed", "run_failed")
 """Statuses of rows, as in `latency.Row`."""
 
 
-def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
+def table(loaded: LatencyTable, path: Path, *, as_json: bool) -> None:
     """Print the contents of a latency table and how well it predicts."""
-    header, predictor = found.header, found.predictor
-    counts = {status: sum(row.status == status for row in found.rows) for status in STATUSES}
-    kinds = {kind: sum(row.kind == kind for row in found.rows) for kind in ("block", "network", "overhead", "sentinel")}
+    header, predictor = loaded.header, loaded.predictor
+    counts = {status: sum(row.status == status for row in loaded.rows) for status in STATUSES}
+    kinds = {
+        kind: sum(row.kind == kind for row in loaded.rows) for kind in ("block", "network", "overhead", "sentinel")
+    }
     if as_json:
         measured = [
             {
                 name: getattr(row, name)
                 for name in ("kind", "key", "status", "reason", "median_us", "low_us", "high_us", "p90_us", "p99_us")
             }
-            for row in found.rows
+            for row in loaded.rows
         ]
         facts = {
             "path": str(path),
-            "sha256": found.sha256,
+            "sha256": loaded.sha256,
             "origin": header.origin,
             "header": header,
             "rows": kinds,
             "status": counts,
         }
-        judged = {"proof": anchored.prove(found)} if header.like else {}
+        judged = {"proof": anchored.prove(loaded)} if header.like else {}
         print_json({**facts, **judged, "predictor": predictor, "measured": measured})
         return
     device = header.device
@@ -64,15 +66,15 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
         ),
         ("runtime", f"{header.runtime.name} {header.runtime.version}, {header.precision}, batch {header.batch}"),
         *([("not measured", header.origin)] if header.origin else []),
-        *([("unproved", found.unproved)] if found.unproved else []),
+        *([("unproved", loaded.unproved)] if loaded.unproved else []),
         ("protocol", header.protocol.name),
         ("space", header.space or "-"),
-        *([("transferred", f"{found.transferred}, {anchored.prove(found).words}")] if found.transferred else []),
+        *([("transferred", f"{loaded.transferred}, {anchored.prove(loaded).words}")] if loaded.transferred else []),
         ("rows", ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)),
         ("status", ", ".join(f"{count} {status}" for status, count in counts.items() if count)),
-        ("p90", _tail(found.rows, "p90_us")),
-        ("p99", _tail(found.rows, "p99_us")),
-        ("sha256", found.sha256[:16]),
+        ("p90", _tail(loaded.rows, "p90_us")),
+        ("p99", _tail(loaded.rows, "p99_us")),
+        ("sha256", loaded.sha256[:16]),
     ]
     if predictor.networks:
         rows.append(
@@ -85,13 +87,13 @@ def table(found: LatencyTable, path: Path, *, as_json: bool) -> None:
             )
         )
     OUT.print(tabular.facts(str(path), rows))
-    OUT.print(_blocks(found))
+    OUT.print(_blocks(loaded))
 
 
-def _blocks(found: LatencyTable) -> Grid:
+def _blocks(loaded: LatencyTable) -> Grid:
     """Return one line per family: its number of blocks and their range of latencies."""
     families: dict[str, list[Row]] = {}
-    for row in found.rows:
+    for row in loaded.rows:
         if row.kind == "block":
             families.setdefault(listing.family_of(row), []).append(row)
     numbers = (Heading(name, right=True) for name in ("blocks", "fastest", "slowest", "interval ±"))
@@ -147,7 +149,7 @@ def rows(families: "Sequence[Family]", form: Literal["text", "csv", "markdown"])
 def _listed(family: "Family") -> list[list[str]]:
     """Return a header, then one line per row; rows other than blocks are numbered."""
     blocks = family.rows[0][1].kind == "block"
-    found = [[*(family.widths if blocks else ["number", "blocks"]), "µs", "interval ±", "status"]]
+    lines = [[*(family.widths if blocks else ["number", "blocks"]), "µs", "interval ±", "status"]]
     for number, (widths, row) in enumerate(family.rows, 1):
         place = widths if blocks else (number, len(row.blocks))
         times = (
@@ -155,33 +157,33 @@ def _listed(family: "Family") -> list[list[str]]:
             if row.known
             else ["-", "-"]
         )
-        found.append([*map(str, place), *times, "" if row.status == "ok" else row.status])
-    return found
+        lines.append([*map(str, place), *times, "" if row.status == "ok" else row.status])
+    return lines
 
 
 def findings(checked: "Checked", *, as_json: bool) -> int:
     """Print what is wrong or doubtful in a table, and what to do; return the exit code."""
-    found = checked.findings
-    fixes = {finding.problem: fix(finding.problem, checked.again, checked.new) for finding in found}
-    holes = sum(finding.problem in ("failed", "missing") for finding in found)
+    found_problems = checked.findings
+    fixes = {finding.problem: fix(finding.problem, checked.again, checked.new) for finding in found_problems}
+    holes = sum(finding.problem in ("failed", "missing") for finding in found_problems)
     if as_json:
-        print_json({"findings": found, "holes": holes, "fixes": fixes})
+        print_json({"findings": found_problems, "holes": holes, "fixes": fixes})
         return 1 if holes else 0
-    for problem, group in itertools.groupby(found, key=lambda finding: finding.problem):
+    for problem, group in itertools.groupby(found_problems, key=lambda finding: finding.problem):
         members = list(group)
         OUT.print(f"[bold]{problem}[/] ({len(members)})")
         for line in _finding_lines(members):
             OUT.print(f"  {escape(line)}")
         OUT.print(f"  to do: {escape(fixes[problem])}")
-    OUT.print(f"{_counted(holes, 'hole')}, {_counted(len(found) - holes, 'doubt')}")
+    OUT.print(f"{_counted(holes, 'hole')}, {_counted(len(found_problems) - holes, 'doubt')}")
     return 1 if holes else 0
 
 
-def _finding_lines(found: Sequence[Finding]) -> list[str]:
+def _finding_lines(findings: Sequence[Finding]) -> list[str]:
     """Return one line for identical findings on blocks of one family."""
     lines = []
     for (title, words), group in itertools.groupby(
-        found, key=lambda finding: (listing.titled(finding.key)[0], finding.words)
+        findings, key=lambda finding: (listing.titled(finding.key)[0], finding.words)
     ):
         channels = ", ".join(filter(None, (listing.titled(finding.key)[1] for finding in group)))
         lines.append(": ".join(filter(None, (f"{title} [{channels}]" if channels else title, words))))
@@ -190,15 +192,15 @@ def _finding_lines(found: Sequence[Finding]) -> list[str]:
 
 def diff(compared: "Compared", *, as_json: bool) -> int:
     """Print how tables compare with the first; return the exit code: 1 if anything is not the same."""
-    code = int(not all(found.same for found in compared.diffs))
+    code = int(not all(comparison.same for comparison in compared.diffs))
     if as_json:
         print_json({"tables": [table.path for table in compared.tables], "diffs": compared.diffs})
         return code
     letters = [letter.strip(" :") for letter in _letters(len(compared.tables))]
     OUT.print(_compared(compared, letters))
     names = listing.names(compared.tables[0])
-    for letter, found in zip(letters[1:], compared.diffs, strict=True):
-        _print_diff(found, letter, names)
+    for letter, comparison in zip(letters[1:], compared.diffs, strict=True):
+        _print_diff(comparison, letter, names)
     tolerances = compared.diffs[0]
     OUT.print(
         f"SAME is within {tolerances.tolerance:.0%} for a row or a family, and within "
@@ -222,8 +224,8 @@ def _compared(compared: "Compared", letters: Sequence[str]) -> Grid:
     ):
         view.add(name, *values)
     differing: dict[str, list[Any]] = {}
-    for place, found in enumerate(compared.diffs, 1):
-        for difference in found.differences:
+    for place, comparison in enumerate(compared.diffs, 1):
+        for difference in comparison.differences:
             values = differing.setdefault(difference.field, [difference.first] * len(headers))
             values[place] = difference.second
     for field, values in differing.items():
@@ -231,14 +233,14 @@ def _compared(compared: "Compared", letters: Sequence[str]) -> Grid:
     return view
 
 
-def _print_diff(found: Diff, letter: str, names: dict[str, str]) -> None:
+def _print_diff(compared: Diff, letter: str, names: dict[str, str]) -> None:
     """Print how one table compares with the first: by family, then each row that is not the same."""
-    same = {change.key for change in found.rows if change.verdict == "SAME"}
+    same = {change.key for change in compared.rows if change.verdict == "SAME"}
     view = Grid("family", "verdict", "ratio", "interval", title=f"{letter} against A")
-    for change in found.families:
-        view.add(found.titles[change.family], *_change(change))
+    for change in compared.families:
+        view.add(compared.titles[change.family], *_change(change))
     OUT.print(view)
-    rest = [change for change in found.rows if change.key not in same]
+    rest = [change for change in compared.rows if change.key not in same]
     if rest:
         view = Grid("row", "channels", "verdict", "ratio", "interval", title="not the same")
         for change in sorted(rest, key=lambda change: change.ratio):
@@ -246,10 +248,10 @@ def _print_diff(found: Diff, letter: str, names: dict[str, str]) -> None:
             view.add(names.get(change.key, title), channels, *_change(change))
         OUT.print(view)
     OUT.print(
-        f"{len(same)} of {len(found.rows)} rows are SAME; only in A: {len(found.only_a)}, only in {letter}: "
-        f"{len(found.only_b)}"
+        f"{len(same)} of {len(compared.rows)} rows are SAME; only in A: {len(compared.only_a)}, only in {letter}: "
+        f"{len(compared.only_b)}"
     )
-    overall = found.overall
+    overall = compared.overall
     verdict = coloured(overall.verdict, overall.verdict)
     OUT.print(f"overall: {verdict}, {overall.ratio:.3f} of A's latency ({overall.low:.3f} to {overall.high:.3f})")
 
@@ -267,40 +269,42 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count != 1)}"
 
 
-def prediction(found: "Prediction", *, as_json: bool) -> int:
+def prediction(result: "Prediction", *, as_json: bool) -> int:
     """Print a network's predictions.
 
     Return the exit code: 1 if a table does not cover it and the missing blocks are not written.
     """
-    code = int(found.missing is None and any(estimate.uncovered for estimate in found.estimates))
+    code = int(result.missing is None and any(estimate.uncovered for estimate in result.estimates))
     if as_json:
-        print_json(_prediction_json(found))
+        print_json(_prediction_json(result))
         return code
-    for letter, estimate, remarks in zip(_letters(len(found.estimates)), found.estimates, found.remarks, strict=True):
+    for letter, estimate, remarks in zip(
+        _letters(len(result.estimates)), result.estimates, result.remarks, strict=True
+    ):
         OUT.print(tabular.facts(letter + estimate.table, _estimate_rows(estimate, remarks)))
-    OUT.print(_parts(found.estimates[0]) if len(found.estimates) == 1 else _parts_by_table(found.estimates))
-    if found.others:
-        OUT.print(escape(f"no row is about {found.others}: their share is unknown"))
-    for estimate, command in zip(found.estimates, found.commands, strict=True):
+    OUT.print(_parts(result.estimates[0]) if len(result.estimates) == 1 else _parts_by_table(result.estimates))
+    if result.others:
+        OUT.print(escape(f"no row is about {result.others}: their share is unknown"))
+    for estimate, command in zip(result.estimates, result.commands, strict=True):
         if command:
             lacks = f"what {estimate.table} lacks ({_counted(len(estimate.uncovered), 'block')})"
             OUT.print(
-                escape(f"{found.missing} holds {lacks}: measure it with" if found.missing else f"to measure {lacks}:")
+                escape(f"{result.missing} holds {lacks}: measure it with" if result.missing else f"to measure {lacks}:")
             )
             OUT.print(escape(command))
     return code
 
 
-def _prediction_json(found: "Prediction") -> dict[str, object]:
+def _prediction_json(result: "Prediction") -> dict[str, object]:
     tables = [
         {**msgspec.to_builtins(estimate), "uncovered": estimate.uncovered, "remarks": remarks, "command": command}
-        for estimate, remarks, command in zip(found.estimates, found.remarks, found.commands, strict=True)
+        for estimate, remarks, command in zip(result.estimates, result.remarks, result.commands, strict=True)
     ]
     return {
-        "network": found.network,
-        "others": found.others,
+        "network": result.network,
+        "others": result.others,
         "tables": tables,
-        "missing": found.missing and str(found.missing),
+        "missing": result.missing and str(result.missing),
     }
 
 

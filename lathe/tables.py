@@ -146,10 +146,12 @@ def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]"
     try:
         return table.predict(blocks)
     except CoverageError as error:
-        own, header = table.header.space == space.name, table.header
-        reason = error.reason if own else f"{table.path} is of the space {header.space or '-'}, not of {space.name}"
-        again = header.command(space_words(space, sizes), table.path if own else "NEW.latency.jsonl")
-        raise CoverageError(reason, f"measure it with `{again}`") from error
+        same_space, header = table.header.space == space.name, table.header
+        reason = (
+            error.reason if same_space else f"{table.path} is of the space {header.space or '-'}, not of {space.name}"
+        )
+        command = header.command(space_words(space, sizes), table.path if same_space else "NEW.latency.jsonl")
+        raise CoverageError(reason, f"measure it with `{command}`") from error
 
 
 def published_latencies(

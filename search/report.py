@@ -49,11 +49,11 @@ def render(
         for row in rows:
             if row.status == "finished":
                 run = directory / sweep.RUNS / row.name
-                page.write(page_of(run, table), f"{run}.html", force=force)
+                page.write_page(page_of(run, table), f"{run}.html", force=force)
         sweep.write_results(directory, rows)
     else:
         rendered = page_of(directory, table)
-    page.write(rendered, out, force=force)
+    page.write_page(rendered, out, force=force)
     return rendered.rows
 
 

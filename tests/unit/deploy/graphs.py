@@ -19,7 +19,7 @@ def made(nodes, weights=None, inputs=None, outputs=None, opset=20):
     tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()]
     shape = [1, 4, 8, 8]
     built = helper.make_graph(nodes, "g", inputs or [value("x", shape)], outputs or [value("y", shape)], tensors)
-    return graph.check(helper.make_model(built, opset_imports=[helper.make_opsetid("", opset)], ir_version=10))
+    return graph.check_model(helper.make_model(built, opset_imports=[helper.make_opsetid("", opset)], ir_version=10))
 
 
 def ops(model):
@@ -46,7 +46,7 @@ def relative(found, wanted):
 
 def difference(model, half, samples):
     """Largest difference of the half-precision network's output, relative to the largest output; NaN where it has none."""
-    inputs = samples_of(samples, inputs_of(graph.parse(model))).inputs
+    inputs = samples_of(samples, inputs_of(graph.parse_model(model))).inputs
     wanted, found = (run(inputs)["y"].astype(np.float64) for run in (onnx_runner(model), half_runner(half)))
     assert np.isfinite(wanted).all()
     assert np.abs(wanted).max() > 0

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy.builds import Candidate, choose
+from deploy.builds import Candidate, choose_fastest
 from deploy.engine import Running
 from latency import Device, RunFailed, Runtime
 from unit.deploy.helpers import QUICK
@@ -19,7 +19,7 @@ def start(engine):
 
 
 def test_the_fastest_of_the_engines_that_differ_is_kept_and_the_spread_is_said():
-    chosen, builds = choose(BUILT, start, QUICK)
+    chosen, builds = choose_fastest(BUILT, start, QUICK)
     assert (chosen.engine, builds.medians_us) == (b"fast", (30.0, 10.0, 20.0))
     assert (
         str(builds) == "4 builds are 3 different engines, from 10.0 to 30.0 \u00b5s (200.0% apart); the fastest ships"
@@ -27,7 +27,7 @@ def test_the_fastest_of_the_engines_that_differ_is_kept_and_the_spread_is_said()
 
 
 def test_equal_engines_are_noticed_and_not_timed():
-    chosen, builds = choose(BUILT[:1] * 3, lambda engine: pytest.fail("started"), QUICK)
+    chosen, builds = choose_fastest(BUILT[:1] * 3, lambda engine: pytest.fail("started"), QUICK)
     assert (chosen, str(builds)) == (BUILT[0], "3 builds are the same engine")
 
 
@@ -40,7 +40,7 @@ def test_where_engines_cannot_be_timed_the_first_is_kept_and_the_reason_said(bro
         running = Running(device=Device.cpu(1), runtime=RUNTIME, timed=SimpleNamespace(run=run), outputs=dict)
         return contextlib.nullcontext("no NVIDIA driver found" if broken == "absent" else running)
 
-    chosen, builds = choose(BUILT, stuck, QUICK)
+    chosen, builds = choose_fastest(BUILT, stuck, QUICK)
     reason = "no NVIDIA driver found" if broken == "absent" else "out of memory"
     assert chosen is BUILT[0]
     assert str(builds) == f"4 builds are 3 different engines; the first one ships, as they were not timed: {reason}"

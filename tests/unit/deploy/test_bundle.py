@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from deploy import BundleError, bundle, load
-from deploy.bundle import check_files, refuse_occupied, write
+from deploy.bundle import check_files, refuse_occupied, write_bundle
 
 
 def test_what_was_written_is_read_again(made, tmp_path):
     files = {"model.onnx": b"graph", "notes.json": b"{}"}
-    written = write(tmp_path / "deep" / "out", made.manifest, files)
+    written = write_bundle(tmp_path / "deep" / "out", made.manifest, files)
     assert written == load(tmp_path / "deep" / "out")
     assert written.manifest.files == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     assert {
@@ -145,7 +145,7 @@ def test_a_pipe_in_the_place_of_the_network_of_an_older_bundle_is_not_waited_for
 
 
 def test_an_older_bundle_is_replaced(made, bundle_copy):
-    write(bundle_copy, made.manifest, {"only": b"this"})
+    write_bundle(bundle_copy, made.manifest, {"only": b"this"})
     assert sorted(path.name for path in bundle_copy.iterdir()) == ["manifest.json", "only"]
     assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
 
@@ -160,7 +160,7 @@ def test_a_bundle_that_a_person_changed_is_not_replaced(made, bundle_copy):
     refuse_occupied(bundle_copy)  # nothing can be lost
     (bundle_copy / "README.md").write_text("my notes")
     with pytest.raises(BundleError, match=r"holds a bundle whose README\.md was changed, which would be lost"):
-        write(bundle_copy, made.manifest, {"only": b"this"})
+        write_bundle(bundle_copy, made.manifest, {"only": b"this"})
     assert (bundle_copy / "README.md").read_text() == "my notes"
 
 
@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_nothing_and_the_old_bundle_as_it_was(made, bundle_co
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(BundleError, match="cannot be written: No space left on device"):
-        write(bundle_copy, made.manifest, {"only": b"this"})
+        write_bundle(bundle_copy, made.manifest, {"only": b"this"})
     assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
     assert check_files(load(bundle_copy)) == {}
     assert bundle.ONNX in load(bundle_copy).manifest.files
@@ -206,7 +206,7 @@ def until(*arguments):
     return real(*arguments)
 
 setattr(owner, call, until)
-bundle.write(directory, load(directory).manifest, {"model.onnx": b"fresh", "notes": b"fresh"})
+bundle.write_bundle(directory, load(directory).manifest, {"model.onnx": b"fresh", "notes": b"fresh"})
 """
 
 
@@ -225,7 +225,7 @@ def test_a_killed_writer_leaves_no_half_bundle_and_the_next_one_cleans_up(made, 
     else:
         assert (call, after) == ("rename", 1)
     assert len(list(bundle_copy.parent.iterdir())) == 2
-    written = write(bundle_copy, made.manifest, {"only": b"this"})
+    written = write_bundle(bundle_copy, made.manifest, {"only": b"this"})
     assert [path.name for path in bundle_copy.parent.iterdir()] == ["bundle"]
     assert check_files(written) == {}
 
@@ -234,14 +234,14 @@ def test_a_bundle_that_a_killed_writer_moved_away_comes_back(made, bundle_copy):
     bundle_copy.rename(bundle_copy.with_name(".bundle.999999999.old"))
     (bundle_copy.with_name(".bundle.999999999.old") / "mine").write_text("")
     with pytest.raises(BundleError, match="holds a bundle and also mine"):
-        write(bundle_copy, made.manifest, {})
+        write_bundle(bundle_copy, made.manifest, {})
     assert (bundle_copy / "mine").exists()
 
 
 def test_what_a_living_writer_has_beside_it_stays(made, tmp_path):
     theirs = tmp_path / f".out.{os.getppid()}.new"
     theirs.mkdir()
-    write(tmp_path / "out", made.manifest, {})
+    write_bundle(tmp_path / "out", made.manifest, {})
     assert theirs.exists()
 
 

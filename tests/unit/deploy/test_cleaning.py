@@ -46,7 +46,7 @@ def cleaned(found, **feeds):
     """The model after, which computes what the one before does."""
     made = clean(found.SerializeToString())
     feeds = feeds or {"x": X}
-    before, after = (sessions.run(sessions.start(data), feeds) for data in (made.original, made.onnx))
+    before, after = (sessions.run_session(sessions.start_session(data), feeds) for data in (made.original, made.onnx))
     assert list(before) == list(after)
     for name, output in before.items():
         np.testing.assert_allclose(after[name], output, rtol=0, atol=1e-5)
@@ -259,7 +259,9 @@ def test_branches_are_cleaned_and_the_known_one_is_taken(kind, constant):
     out = value("y", [3] if kind == "constants" else SHAPE)
     chosen = node("If", ["c"], ["y"], then_branch=then, else_branch=other)
     made = clean(model([*condition, chosen], None, [out], weights, opset=11, ir=6).SerializeToString())
-    before, after = (sessions.run(sessions.start(data), {"x": X}) for data in (made.original, made.onnx))
+    before, after = (
+        sessions.run_session(sessions.start_session(data), {"x": X}) for data in (made.original, made.onnx)
+    )
     np.testing.assert_array_equal(before["y"], after["y"])
     assert ("If" in ops(onnx.load_from_string(made.onnx))) is not constant
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from deploy import DeployError, Evidence
-from deploy.evidence import at_ends, data_of, doubts, reference, require_classes
+from deploy.evidence import at_ends, data_of, kept_reference, require_classes, sample_warnings
 from deploy.samples import TensorSpec
 from deploy.shapes import Span
 from deploy.validate import ACCURACY
@@ -102,7 +102,7 @@ def test_labels_and_classes_fit_the_outputs(labels, classes, outputs, message):
     ],
 )
 def test_samples_of_an_odd_range_are_doubted_in_words(values, preprocessing, words):
-    doubted = doubts(data(samples=values).samples, preprocessing)
+    doubted = sample_warnings(data(samples=values).samples, preprocessing)
     assert (words in doubted["samples"]) if words else not doubted
 
 
@@ -117,6 +117,6 @@ def test_dynamic_inputs_have_samples_at_both_ends_of_their_spans():
 def test_the_reference_is_of_the_first_form_that_ran_on_the_samples_kept():
     kept = data(samples=samples(4)).samples.first(2)
     outputs = {"trained": {"output": np.arange(4.0)}, "onnx": {"output": -np.arange(4.0)}}
-    inputs, expected = reference(kept, outputs)
+    inputs, expected = kept_reference(kept, outputs)
     assert inputs["input"].shape[0] == 2
     assert expected["output"].tolist() == [0.0, 1.0]

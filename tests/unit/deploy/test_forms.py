@@ -6,10 +6,10 @@ from torch import nn
 from deploy import DeployError, Evidence, Form, to_onnx
 from deploy.evidence import data_of
 from deploy.forms import source_of
-from deploy.options import plan
+from deploy.options import plan_export
 from unit.deploy.helpers import example, network, samples
 
-PLAN = plan("onnxruntime")
+PLAN = plan_export("onnxruntime")
 
 
 def forms(model, example_input=None, architecture=None):
@@ -54,6 +54,6 @@ def test_the_unpruned_network_takes_the_same_inputs():
 
 def test_shapes_are_of_onnx_models_and_examples_of_modules():
     with pytest.raises(DeployError, match="^shapes are of an ONNX model"):
-        source_of(network(), example(), plan("onnxruntime", form=Form(shapes={"input": (1, 3, 8, 8)})))
+        source_of(network(), example(), plan_export("onnxruntime", form=Form(shapes={"input": (1, 3, 8, 8)})))
     with pytest.raises(DeployError, match="give example_input$"):
         source_of(network(), None, PLAN)

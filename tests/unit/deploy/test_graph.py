@@ -33,7 +33,7 @@ def graph(inputs, shape):
 )
 def test_a_file_that_cannot_ship_is_refused(data, message):
     with pytest.raises(LoweringError, match=message) as caught:
-        graphs.parse(data)
+        graphs.parse_model(data)
     assert "\n" not in str(caught.value)
 
 
@@ -54,14 +54,14 @@ def test_a_custom_domain_is_refused_with_its_node():
         LoweringError,
         match=r"node 'first' \(Conv\) is of the custom domain 'com\.microsoft': only standard ONNX operators",
     ):
-        graphs.check(convolution("com.microsoft"))
+        graphs.check_model(convolution("com.microsoft"))
 
 
 def test_local_functions_are_no_custom_domain():
     model = convolution("mine")
     body = [helper.make_node("Conv", ["a", "b"], ["c"])]
     model.functions.append(helper.make_function("mine", "Conv", ["a", "b"], ["c"], body, [helper.make_opsetid("", 20)]))
-    checked = graphs.check(model)
+    checked = graphs.check_model(model)
     assert [(node.op_type, node.domain) for node in checked.graph.node] == [("Conv", "")]
 
 
@@ -69,13 +69,13 @@ def test_a_missing_shape_is_refused():
     model = convolution()
     model.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(LoweringError, match="input 'x' has no shape: fix it, as by --shape x=1x3x224x224"):
-        graphs.check(model)
+        graphs.check_model(model)
 
 
 def test_weights_that_are_listed_as_inputs_are_none():
     model = convolution()
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 3, 1, 1]))
-    assert [value.name for value in graphs.check(model).graph.input] == ["x"]
+    assert [value.name for value in graphs.check_model(model).graph.input] == ["x"]
 
 
 def test_weights_in_another_file_are_refused():
@@ -84,7 +84,7 @@ def test_weights_in_another_file_are_refused():
     with pytest.raises(
         LoweringError, match=r"tensor 'w' is in another file: give the path of MODEL\.onnx, with that file beside it"
     ):
-        graphs.parse(model.SerializeToString())
+        graphs.parse_model(model.SerializeToString())
 
 
 def body(node):
@@ -101,7 +101,7 @@ def test_a_custom_domain_in_a_body_is_refused_with_its_node():
     )
     model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=branches[0], else_branch=branches[1]))
     with pytest.raises(LoweringError, match=r"the Gelu that writes 'z' is of the custom domain 'com\.microsoft'"):
-        graphs.check(model)
+        graphs.check_model(model)
 
 
 def test_functions_of_another_operator_set_are_converted():
@@ -111,7 +111,7 @@ def test_functions_of_another_operator_set_are_converted():
     model.graph.node.extend(calls)
     model.opset_import.append(helper.make_opsetid("mine", 1))
     model.functions.append(helper.make_function("mine", "There", ["a"], ["c"], body, [helper.make_opsetid("", 11)]))
-    nodes = [node for node in graphs.check(model).graph.node if node.op_type != "Constant"]
+    nodes = [node for node in graphs.check_model(model).graph.node if node.op_type != "Constant"]
     assert [(node.op_type, len(node.input)) for node in nodes] == [
         ("Conv", 2),
         ("Unsqueeze", 2),
@@ -128,7 +128,7 @@ def test_functions_of_another_operator_set_take_weights():
     )
     model.opset_import.append(helper.make_opsetid("mine", 1))
     model.functions.append(helper.make_function("mine", "There", ["a"], ["c"], body, [helper.make_opsetid("", 11)]))
-    nodes = [node.op_type for node in graphs.check(model).graph.node if node.op_type != "Constant"]
+    nodes = [node.op_type for node in graphs.check_model(model).graph.node if node.op_type != "Constant"]
     assert nodes == ["Conv", "Unsqueeze", "Squeeze", "Relu"]
 
 
@@ -161,7 +161,7 @@ def test_an_input_that_is_no_tensor_of_numbers_is_refused_by_name(kind, message)
     model = convolution()
     model.graph.input[0].CopyFrom(typed(kind))
     with pytest.raises(LoweringError, match=message):
-        graphs.check(model)
+        graphs.check_model(model)
 
 
 def test_an_output_whose_shape_depends_on_the_data_is_refused():
@@ -171,13 +171,18 @@ def test_an_output_whose_shape_depends_on_the_data_is_refused():
     with pytest.raises(
         LoweringError, match=r"output 'found' has the shape \(4, .*\), which depends on the data: only fixed shapes"
     ):
-        graphs.check(model)
+        graphs.check_model(model)
 
 
 def test_an_output_may_lack_its_shape_in_the_file():
     model = convolution()
     model.graph.output[0].type.tensor_type.ClearField("shape")
-    assert [dim.dim_value for dim in graphs.check(model).graph.output[0].type.tensor_type.shape.dim] == [1, 2, 4, 4]
+    assert [dim.dim_value for dim in graphs.check_model(model).graph.output[0].type.tensor_type.shape.dim] == [
+        1,
+        2,
+        4,
+        4,
+    ]
 
 
 def test_what_cannot_be_one_message_is_refused(monkeypatch):

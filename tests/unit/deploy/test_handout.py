@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from deploy import handout, load, verify
-from deploy.bundle import write
+from deploy.bundle import write_bundle
 from deploy.handout import files
 
 WITHOUT = """
@@ -145,7 +145,7 @@ def engine_bundle(made, out, **changes):
         made.manifest, runtime=msgspec.structs.replace(made.manifest.runtime, version="1.4"), **changes
     )
     content = {"model.onnx": b"graph", "model.engine": b"engine"}
-    return write(out, manifest, content | files(manifest, set(content))).directory
+    return write_bundle(out, manifest, content | files(manifest, set(content))).directory
 
 
 class FakeCuda(types.SimpleNamespace):

@@ -112,9 +112,9 @@ def test_what_torch_cannot_export_is_one_line():
 
 def test_a_graph_is_counted_as_its_module_is(shipped, data, half):
     expected = count(shipped, example())
-    assert lowering.count(graphs.parse(data)) == lowering.count(graphs.parse(half)) == expected
+    assert lowering.count_onnx(graphs.parse_model(data)) == lowering.count_onnx(graphs.parse_model(half)) == expected
     batched = to_onnx(shipped, torch.zeros(3, 3, 8, 8))
-    assert lowering.count(graphs.parse(batched)) == expected
+    assert lowering.count_onnx(graphs.parse_model(batched)) == expected
 
 
 class Pair(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from deploy import LoweringError
-from deploy.onnxfile import read
+from deploy.onnxfile import read_model
 from unit.deploy.test_graph import convolution
 
 WEIGHTS = np.arange(6, dtype=np.float32).reshape(2, 3, 1, 1)
@@ -37,7 +37,7 @@ def point(path, **entries):
 
 
 def test_weights_in_another_file_are_taken_in(outside):
-    found = onnx.load_from_string(read(outside)).graph.initializer[0]
+    found = onnx.load_from_string(read_model(outside)).graph.initializer[0]
     assert found.data_location == TensorProto.DEFAULT
     assert not found.external_data
     np.testing.assert_array_equal(numpy_helper.to_array(found), WEIGHTS)
@@ -48,7 +48,7 @@ def test_a_part_of_a_file_is_taken_by_its_offset(outside):
     for length in ("24", None):
         point(outside, location="all.bin", offset="100", length=length)
         np.testing.assert_array_equal(
-            numpy_helper.to_array(onnx.load_from_string(read(outside)).graph.initializer[0]), WEIGHTS
+            numpy_helper.to_array(onnx.load_from_string(read_model(outside)).graph.initializer[0]), WEIGHTS
         )
 
 
@@ -58,7 +58,7 @@ def test_a_file_in_a_directory_below_or_linked_within_is_taken(outside):
     (outside.parent / "link").symlink_to("data")
     for location in ("data/w.bin", "./data/w.bin", "link/w.bin"):
         point(outside, location=location)
-        read(outside)
+        read_model(outside)
 
 
 def test_constants_and_bodies_are_taken_in(tmp_path):
@@ -71,7 +71,7 @@ def test_constants_and_bodies_are_taken_in(tmp_path):
     model.graph.node.append(helper.make_node("If", ["c"], ["d"], then_branch=body, else_branch=body))
     model.graph.node.append(helper.make_node("Constant", [], ["e"], value=tensor))
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    taken = onnx.load_from_string(read(tmp_path / "model.onnx")).graph.node
+    taken = onnx.load_from_string(read_model(tmp_path / "model.onnx")).graph.node
     for constant in (taken[1].attribute[0].g.node[0], taken[1].attribute[1].g.node[0], taken[2]):
         np.testing.assert_array_equal(numpy_helper.to_array(constant.attribute[0].t), [1, 2, 3])
 
@@ -83,9 +83,9 @@ def test_nothing_is_read_relative_to_the_working_directory(outside, tmp_path, mo
         LoweringError,
         match=r"the numbers of tensor 'w' are in 'weights\.bin', which is missing in .*models: copy it there",
     ):
-        read(outside)
+        read_model(outside)
     with pytest.raises(LoweringError, match="is missing in models: copy it there"):
-        read("models/model.onnx")
+        read_model("models/model.onnx")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_path_that_leaves_the_directory_is_not_read(outside, location):
         LoweringError,
         match="which is not read: only files in the model's own directory are, by a relative path without",
     ):
-        read(outside)
+        read_model(outside)
 
 
 def test_a_link_that_leaves_the_directory_is_not_read(outside, tmp_path):
@@ -111,7 +111,7 @@ def test_a_link_that_leaves_the_directory_is_not_read(outside, tmp_path):
         with pytest.raises(
             LoweringError, match="is a link to a file outside of the model's directory: copy the file itself there"
         ):
-            read(outside)
+            read_model(outside)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_cannot_be_taken_in_is_said(outside, entries, message):
     os.mkfifo(outside.parent / "pipe")
     point(outside, **entries)
     with pytest.raises(LoweringError, match=message) as caught:
-        read(outside)
+        read_model(outside)
     assert "model.onnx: the numbers of tensor 'w' are in" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -145,17 +145,17 @@ def test_tensors_that_cannot_be_in_one_file_are_refused_before_they_are_read(out
         LoweringError,
         match="takes 4,096 GiB and more with the tensors beside it, and a file that ships holds less than 2 GiB",
     ):
-        read(outside)
+        read_model(outside)
 
 
 def test_a_file_without_weights_elsewhere_is_read_as_it_is(tmp_path):
     data = convolution().SerializeToString()
     (tmp_path / "model.onnx").write_bytes(data)
-    assert read(tmp_path / "model.onnx") == data
+    assert read_model(tmp_path / "model.onnx") == data
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xff nothing"])
 def test_a_file_that_is_no_model_is_named(tmp_path, data):
     (tmp_path / "notes.txt").write_bytes(data)
     with pytest.raises(LoweringError, match=r"notes\.txt is not an ONNX model: .*: give MODEL\.onnx"):
-        read(tmp_path / "notes.txt")
+        read_model(tmp_path / "notes.txt")

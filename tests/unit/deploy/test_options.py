@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from deploy import Build, DeployError, Form
-from deploy.options import plan
+from deploy.options import plan_export
 from latency.backends.tensorrt import EngineSpec
 
 
 def test_a_plan_completes_the_precision_by_its_target(monkeypatch):
     monkeypatch.setattr("deploy.engine.runtime_of", lambda target: target)
-    plain, half = plan("onnxruntime"), plan("tensorrt-rtx", budget_ms=0.5)
+    plain, half = plan_export("onnxruntime"), plan_export("tensorrt-rtx", budget_ms=0.5)
     assert (plain.precision, plain.form.precision, plain.budget_us) == ("fp32", "fp32", None)
     assert (half.precision, half.form.precision, half.budget_us) == ("fp16", "fp16", 500.0)
     assert half.spec == EngineSpec()
     spec = EngineSpec(optimization_level=1)
-    assert plan("tensorrt-rtx", build=Build(spec=spec)).spec == spec
+    assert plan_export("tensorrt-rtx", build=Build(spec=spec)).spec == spec
 
 
 @pytest.mark.parametrize(
@@ -47,5 +47,5 @@ def test_a_plan_completes_the_precision_by_its_target(monkeypatch):
 )
 def test_options_that_a_target_lacks_are_one_line(options, message):
     with pytest.raises(DeployError, match=message) as caught:
-        plan(**{"target": "onnxruntime"} | options)
+        plan_export(**{"target": "onnxruntime"} | options)
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ from deploy import DeployError, LoweringError, graph, to_onnx
 from deploy.certificate import LARGEST, Certificate
 from deploy.engine import half_runner, onnx_runner
 from deploy.narrow import BF16
-from deploy.precision import again, certified, convert
+from deploy.precision import certified, convert, reproduce
 from reparam import fuse
 from unit.deploy.graphs import EYE, conv, kinds, made, ops, relative, value
 from unit.deploy.helpers import run_on
@@ -46,7 +46,7 @@ def overflowing():
 
 def test_a_planted_overflow_is_found_kept_in_fp32_and_the_output_agrees_again(overflowing):
     wanted = run_on(onnx_runner(overflowing), X, batch=2)["output"]
-    blind, _ = convert(graph.parse(overflowing))
+    blind, _ = convert(graph.parse_model(overflowing))
     assert not np.isfinite(run_on(half_runner(blind.SerializeToString()), X, batch=2)["output"]).all()
     half, certificate = certified(overflowing, X)
     assert relative(run_on(half_runner(half), X, batch=2)["output"], wanted) < 2e-3
@@ -97,7 +97,7 @@ def test_bfloat16_has_the_range_of_fp32_and_nothing_overflows(overflowing):
     assert model.opset_import[0].version == 22
     off = relative(run_on(half_runner(narrow), X, batch=2)["output"], wanted)
     assert 1e-3 < off < 3e-2
-    assert again(overflowing, certificate) == narrow
+    assert reproduce(overflowing, certificate) == narrow
 
 
 def test_whole_numbers_that_bfloat16_does_not_have_stay_fp32():
@@ -124,7 +124,7 @@ def test_without_an_island_there_are_two_casts_or_none_and_nothing_else_is_new()
         assert ops(model) == wanted
         assert certificate.casts == wanted.count("Cast")
         assert [v.name for v in (*model.graph.input, *model.graph.output)] == ["input", "output"]
-        assert model == convert(graph.parse(data), io=io)[0]  # what is profiled, with no samples, is what ships
+        assert model == convert(graph.parse_model(data), io=io)[0]  # what is profiled, with no samples, is what ships
 
 
 ORDINARY = ("RepVGG-A0", "ResNet-50", "MobileNetV2", "EfficientNet-B0")

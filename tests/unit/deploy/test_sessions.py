@@ -30,7 +30,7 @@ def test_nothing_is_said_on_the_console(capfd):
         )  # deprecated
     ]
     model = made(nodes, {"s": np.float32([1, 1, 2, 2])}, outputs=[value("y", [1, 4, 16, 16])], opset=18)
-    sessions.run(sessions.start(model.SerializeToString()), X4)
+    sessions.run_session(sessions.start_session(model.SerializeToString()), X4)
     assert capfd.readouterr() == ("", "")
 
 
@@ -39,7 +39,7 @@ X4 = {"x": np.ones((1, 4, 8, 8), np.float32)}
 
 
 def test_outputs_come_by_name():
-    found = sessions.run(sessions.start(gather()), {"x": X, "index": np.array([2])})
+    found = sessions.run_session(sessions.start_session(gather()), {"x": X, "index": np.array([2])})
     assert {name: value.tolist() for name, value in found.items()} == {"y": [3.0]}
 
 
@@ -56,7 +56,7 @@ def test_outputs_come_by_name():
 )
 def test_what_fails_as_it_runs_is_one_line(inputs, words):
     with pytest.raises(DeployError, match=f"^ONNX Runtime cannot run the network on these inputs: .*{words}") as caught:
-        sessions.run(sessions.start(gather()), inputs)
+        sessions.run_session(sessions.start_session(gather()), inputs)
     assert "\n" not in str(caught.value)
 
 
@@ -65,7 +65,7 @@ def test_a_model_that_is_refused_is_one_line():
     model.graph.node[0].op_type = "Nonsense"
     for data in (b"no model", model.SerializeToString()):
         with pytest.raises(DeployError, match=r"^ONNX Runtime refuses the model: ") as caught:
-            sessions.start(data)
+            sessions.start_session(data)
         assert "\n" not in str(caught.value)
 
 
@@ -87,7 +87,7 @@ def test_a_network_that_never_ends_is_given_up(monkeypatch):
     monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.2)
     data = endless().SerializeToString()
     with pytest.raises(RunFailed, match=WORDS):
-        sessions.run(sessions.start(data), X4)
+        sessions.run_session(sessions.start_session(data), X4)
     with pytest.raises(RunFailed, match=WORDS):
         half_runner(data)({"x": X4["x"][None]})
 
@@ -106,7 +106,7 @@ def test_verify_of_a_network_that_never_ends_fails(bundle_copy, monkeypatch):
     monkeypatch.setattr("latency.backends.onnxruntime.MAX_RUN_S", 0.0)
     monkeypatch.setattr(
         "deploy.engine.onnx_runner",
-        lambda *_: lambda inputs: sessions.run(sessions.start(endless().SerializeToString()), X4),
+        lambda *_: lambda inputs: sessions.run_session(sessions.start_session(endless().SerializeToString()), X4),
     )
     found = {check.name: check for check in verify(bundle_copy).checks}
     assert found["outputs"].verdict == "failed"

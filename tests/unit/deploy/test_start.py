@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from deploy import BundleError, engine, start
-from deploy.bundle import write
+from deploy.bundle import write_bundle
 from latency import Runtime
 from latency.errors import DeviceUnavailable
 from unit.deploy.helpers import GPU
@@ -48,7 +48,7 @@ def refusing(made, tmp_path, monkeypatch, *, device=GPU, version="1.4", **change
     monkeypatch.setattr(engine, "TensorRT", FakeTensorRT)
     changes = {"target": "tensorrt", "build": {}, "compute_capabilities": ("8.9",)} | changes
     manifest = msgspec.structs.replace(made.manifest, runtime=Runtime(name="tensorrt", version="1.4"), **changes)
-    write(tmp_path / "out", manifest, {"model.onnx": made.read("model.onnx"), "model.engine": b"engine"})
+    write_bundle(tmp_path / "out", manifest, {"model.onnx": made.read("model.onnx"), "model.engine": b"engine"})
     with pytest.raises(BundleError) as caught, start(tmp_path / "out"):
         pytest.fail("started")
     return str(caught.value)

@@ -9,7 +9,7 @@ from deploy.errors import BundleError
 def test_a_bundle_is_a_model_repository(made, tmp_path):
     out = tmp_path / "repository"
     name = made.directory.name
-    triton.write(made, out)
+    triton.write_repository(made, out)
     assert {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()} == {
         f"{name}/config.pbtxt",
         f"{name}/1/model.onnx",
@@ -24,11 +24,11 @@ def test_a_bundle_is_a_model_repository(made, tmp_path):
     ):
         assert words in text
     (out / name / "1" / "model.onnx").write_bytes(b"older")
-    triton.write(made, out)
+    triton.write_repository(made, out)
     assert (out / name / "1" / "model.onnx").read_bytes() != b"older"
     (out / name / "mine").touch()
     with pytest.raises(BundleError, match="repository exists and is not a model repository that Lathe wrote"):
-        triton.write(made, out)
+        triton.write_repository(made, out)
     assert (out / name / "mine").exists()
 
 
@@ -47,7 +47,7 @@ def test_an_engine_is_a_plan_and_a_scalar_has_a_shape(made):
 def test_what_triton_has_no_backend_for_is_refused(made, tmp_path):
     rtx = Bundle(made.directory, msgspec.structs.replace(made.manifest, target="tensorrt-rtx"))
     with pytest.raises(BundleError, match="Triton has no backend for tensorrt-rtx: choose onnxruntime or tensorrt"):
-        triton.write(rtx, tmp_path / "repository")
+        triton.write_repository(rtx, tmp_path / "repository")
     (tmp_path / "empty").mkdir()
     with pytest.raises(BundleError, match="empty exists"):
-        triton.require("onnxruntime", tmp_path / "empty")
+        triton.require_repository("onnxruntime", tmp_path / "empty")

@@ -8,7 +8,15 @@ import pytest
 from deploy.errors import DeployError
 from deploy.metric import ACCURACY
 from deploy.samples import Samples
-from deploy.validate import CannotRun, Rung, accuracy, climb, compare, compare_latency, judge_latency
+from deploy.validate import (
+    CannotRun,
+    RunnableForm,
+    accuracy,
+    compare_latency,
+    compare_outputs,
+    judge_latency,
+    validate_forms,
+)
 from latency import Measurement
 from latency.distribution import install_command
 from latency.errors import MissingExtra
@@ -19,7 +27,7 @@ LOGITS = np.array([[2.0, 1.0], [0.0, 1.0], [4.0, 0.0], [3.0, 1.0]], np.float32)
 
 
 def rung(name, output, precision="fp32"):
-    return Rung(name, precision, lambda _: {"y": output[:, None]})
+    return RunnableForm(name, precision, lambda _: {"y": output[:, None]})
 
 
 def samples_for(output):
@@ -28,7 +36,7 @@ def samples_for(output):
 
 def agreement(output, reference):
     """Of a vector a sample, a sample a call."""
-    return compare({"y": output[:, None]}, {"y": reference[:, None]}, 1e-5, samples_for(output))[0]["y"]
+    return compare_outputs({"y": output[:, None]}, {"y": reference[:, None]}, 1e-5, samples_for(output))[0]["y"]
 
 
 def verdicts(steps):
@@ -36,7 +44,7 @@ def verdicts(steps):
 
 
 def test_what_agrees_passes_with_its_numbers():
-    steps, outputs = climb(
+    steps, outputs = validate_forms(
         [rung("trained", LOGITS), rung("fused", LOGITS + np.float32(4e-6))], SAMPLES, accuracy(LABELS)
     )
     assert verdicts(steps) == ["reference", "passed"]
@@ -48,7 +56,7 @@ def test_what_agrees_passes_with_its_numbers():
 
 
 def test_small_steps_that_add_up_fail_against_the_first():
-    steps, _ = climb([rung(str(index), LOGITS + np.float32(3e-5 * index)) for index in range(4)], SAMPLES)
+    steps, _ = validate_forms([rung(str(index), LOGITS + np.float32(3e-5 * index)) for index in range(4)], SAMPLES)
     assert verdicts(steps) == ["reference", "passed", "failed", "failed"]
     assert steps[3].previous["y"].relative < 1e-5 < steps[3].first["y"].relative
     assert "differs by 2.3e-05 of its scale, more than 1e-05" in steps[3].reason
@@ -56,7 +64,7 @@ def test_small_steps_that_add_up_fail_against_the_first():
 
 @pytest.mark.parametrize(("precision", "verdict"), [("fp16", "passed"), ("fp32", "failed"), ("fp64", "failed")])
 def test_the_limit_is_that_of_the_precision(precision, verdict):
-    steps, _ = climb([rung("a", LOGITS), rung("b", LOGITS * np.float32(1.005), precision)], SAMPLES)
+    steps, _ = validate_forms([rung("a", LOGITS), rung("b", LOGITS * np.float32(1.005), precision)], SAMPLES)
     assert verdicts(steps) == ["reference", verdict]
 
 
@@ -64,7 +72,7 @@ def test_the_limit_is_that_of_the_precision(precision, verdict):
 def test_an_overflow_fails_and_is_no_reference_for_what_follows(value):
     broken = LOGITS.copy()
     broken[1, 0] = value
-    steps, outputs = climb([rung("a", LOGITS), rung("b", broken), rung("c", LOGITS)], SAMPLES)
+    steps, outputs = validate_forms([rung("a", LOGITS), rung("b", broken), rung("c", LOGITS)], SAMPLES)
     assert verdicts(steps) == ["reference", "failed", "passed"]
     what = "NaN" if np.isnan(value) else "infinite"
     assert steps[1].reason == f"1 of 8 values of 'y' are {what} where the reference is not"
@@ -80,12 +88,12 @@ def test_what_cannot_be_run_is_not_run_and_what_is_refused_fails():
 
     rungs = [
         rung("a", LOGITS),
-        Rung("b", "fp32", "no GPU"),
-        Rung("c", "fp32", cannot),
-        Rung("d", "fp32", refused),
+        RunnableForm("b", "fp32", "no GPU"),
+        RunnableForm("c", "fp32", cannot),
+        RunnableForm("d", "fp32", refused),
         rung("e", LOGITS),
     ]
-    steps, _ = climb(rungs, SAMPLES)
+    steps, _ = validate_forms(rungs, SAMPLES)
     assert [(step.verdict, step.reason) for step in steps[1:]] == [
         ("not run", "no GPU"),
         ("not run", "no kernel"),
@@ -96,11 +104,11 @@ def test_what_cannot_be_run_is_not_run_and_what_is_refused_fails():
 
 def test_without_a_reference_nothing_is_compared():
     with pytest.raises(DeployError, match="first form of the network, a: all 8 values of 'y' are NaN$"):
-        climb([rung("a", LOGITS * np.nan), rung("b", LOGITS)], SAMPLES)
+        validate_forms([rung("a", LOGITS * np.nan), rung("b", LOGITS)], SAMPLES)
 
 
 def test_where_the_first_form_cannot_be_run_the_next_is_the_reference():
-    steps, outputs = climb([Rung("original", "fp32", "no kernel"), rung("onnx", LOGITS)], SAMPLES)
+    steps, outputs = validate_forms([RunnableForm("original", "fp32", "no kernel"), rung("onnx", LOGITS)], SAMPLES)
     assert [(step.name, step.verdict, step.reason) for step in steps] == [
         ("original", "not run", "no kernel"),
         ("onnx", "reference", ""),
@@ -125,7 +133,7 @@ def test_outputs_of_zeros_agree_with_themselves_only():
 
 def test_feature_maps_have_no_top_class():
     maps = {"y": np.ones((2, 1, 3, 4, 4))}
-    found = compare(maps, maps, 1e-5, samples_for(maps["y"]))[0]["y"]
+    found = compare_outputs(maps, maps, 1e-5, samples_for(maps["y"]))[0]["y"]
     assert (found.top1, found.kl) == (None, None)
 
 
@@ -150,20 +158,24 @@ def test_the_divergence_of_logits_is_that_of_their_distributions():
 def test_every_output_is_compared_and_the_worst_is_named():
     maps = {"p3": np.ones((4, 4, 8, 8)), "p4": np.ones((4, 8, 4, 4))}
     off = maps | {"p4": maps["p4"] + 3e-5}
-    steps, outputs = climb([Rung("a", "fp32", lambda _: maps), Rung("b", "fp32", lambda _: off)], SAMPLES)
+    steps, outputs = validate_forms(
+        [RunnableForm("a", "fp32", lambda _: maps), RunnableForm("b", "fp32", lambda _: off)], SAMPLES
+    )
     assert steps[1].reason == "output p4 differs by 3.0e-05 of its scale, more than 1e-05"
     assert (steps[1].first["p3"].relative, steps[1].worst) == (0.0, steps[1].first["p4"])
     assert list(outputs["b"]) == ["p3", "p4"]
     broken = maps | {"p3": maps["p3"] * np.nan}
-    steps, _ = climb([Rung("a", "fp32", lambda _: maps), Rung("b", "fp32", lambda _: broken)], SAMPLES)
+    steps, _ = validate_forms(
+        [RunnableForm("a", "fp32", lambda _: maps), RunnableForm("b", "fp32", lambda _: broken)], SAMPLES
+    )
     assert steps[1].reason == "all 1024 values of 'p3' are NaN"
 
 
 def test_each_output_has_the_scale_of_its_own():
     small = {"large": np.full((2, 4), 1e4), "small": np.full((2, 4), 1e-4)}
     off = small | {"small": small["small"] * 1.01}
-    assert not compare(off, small, 1e-5, samples_for(small["large"]))[1]
-    assert compare(off, small, 1e-1, samples_for(small["large"]))[1]
+    assert not compare_outputs(off, small, 1e-5, samples_for(small["large"]))[1]
+    assert compare_outputs(off, small, 1e-1, samples_for(small["large"]))[1]
 
 
 def one_call(value, batch=1):
@@ -176,8 +188,8 @@ def test_outputs_of_any_shape_are_compared_whole(shape):
     samples, reference = one_call(whole, batch=2)
     off = whole.copy()
     off[(-1,) * len(shape)] *= 1.5
-    assert compare({"y": whole[None]}, reference, 1e-5, samples)[1]
-    found, near = compare({"y": off[None]}, reference, 1e-5, samples)
+    assert compare_outputs({"y": whole[None]}, reference, 1e-5, samples)[1]
+    found, near = compare_outputs({"y": off[None]}, reference, 1e-5, samples)
     assert (near, found["y"].relative, found["y"].top1) == (False, 0.5, None)
 
 
@@ -186,7 +198,7 @@ def test_samples_that_fill_up_a_call_are_not_counted():
     logits = np.tile([1.0, 0.0], (2, 3, 1))
     other = logits.copy()
     other[1, 1:] = [0.0, 1.0]  # what fills up
-    found = compare({"y": other}, {"y": logits}, 1e-5, samples)[0]["y"]
+    found = compare_outputs({"y": other}, {"y": logits}, 1e-5, samples)[0]["y"]
     assert (found.top1.share, accuracy(np.zeros(4, int)).of({"y": other}, samples).value) == (1.0, 1.0)
 
 
@@ -194,7 +206,7 @@ def test_samples_that_fill_up_a_call_are_not_counted():
 def test_what_is_not_finite_in_both_is_said_and_the_rest_is_judged(value):
     holed, off = LOGITS.copy(), LOGITS * np.float32(1.001)
     holed[2, 0] = off[2, 0] = value
-    steps, _ = climb([rung("a", holed), rung("b", holed), rung("c", off)], SAMPLES)
+    steps, _ = validate_forms([rung("a", holed), rung("b", holed), rung("c", off)], SAMPLES)
     assert verdicts(steps) == ["reference", "passed", "failed"]
     assert (steps[1].first["y"].not_finite, steps[1].first["y"].max_abs) == (1, 0.0)
     assert steps[1].note == "1 values of y are NaN or infinite, as in the reference"
@@ -203,7 +215,7 @@ def test_what_is_not_finite_in_both_is_said_and_the_rest_is_judged(value):
         steps[1].first["y"].top1.share
         == accuracy(np.arange(3)).of({"y": np.eye(3)[:, None]}, samples_for(np.eye(3))).value
     ), "of three samples"
-    again, _ = climb([rung("a", holed), rung("b", LOGITS)], SAMPLES)
+    again, _ = validate_forms([rung("a", holed), rung("b", LOGITS)], SAMPLES)
     kind = "NaN" if np.isnan(value) else "infinite"
     assert again[1].reason == f"1 of 8 values of 'y' are not {kind} where the reference is"
 
@@ -213,9 +225,9 @@ def test_a_half_precision_output_may_be_rounded_to_its_neighbour_and_no_further(
     samples, reference = one_call(exact.astype(np.float16))
     for neighbours, near in ((1, True), (2, False)):
         off = (exact + np.float32(neighbours * 2**-10)).astype(np.float16)
-        found, judged = compare({"y": off[None]}, reference, 1e-5, samples)
+        found, judged = compare_outputs({"y": off[None]}, reference, 1e-5, samples)
         assert judged is near is found["y"].within(1e-5)
-    assert not compare({"y": off[None].astype(np.float32)}, {"y": exact[None]}, 1e-3, samples)[1]
+    assert not compare_outputs({"y": off[None].astype(np.float32)}, {"y": exact[None]}, 1e-3, samples)[1]
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.bool_])
@@ -224,22 +236,24 @@ def test_of_whole_numbers_the_share_that_differs_is_judged(dtype):
     few = many.copy()
     few[0, :5] = 0
     samples, reference = one_call(many)
-    found, near = compare({"y": few[None]}, reference, 1e-2, samples)
+    found, near = compare_outputs({"y": few[None]}, reference, 1e-2, samples)
     assert (near, found["y"].relative, found["y"].max_abs) == (True, 0.005, 1.0)
-    assert not compare({"y": few[None]}, reference, 1e-5, samples)[1]
-    steps, _ = climb([Rung("a", "fp32", lambda _: reference), Rung("b", "fp32", lambda _: {"y": few[None]})], samples)
+    assert not compare_outputs({"y": few[None]}, reference, 1e-5, samples)[1]
+    steps, _ = validate_forms(
+        [RunnableForm("a", "fp32", lambda _: reference), RunnableForm("b", "fp32", lambda _: {"y": few[None]})], samples
+    )
     assert steps[1].reason == "0.50% of the values of the output differ, more than 1e-05"
 
 
 def test_other_outputs_cannot_be_compared():
-    steps, _ = climb([rung("a", LOGITS), Rung("b", "fp32", lambda _: {"z": LOGITS[:, None]})], SAMPLES)
+    steps, _ = validate_forms([rung("a", LOGITS), RunnableForm("b", "fp32", lambda _: {"z": LOGITS[:, None]})], SAMPLES)
     assert (steps[1].verdict, steps[1].reason) == ("failed", "outputs z cannot be compared with outputs y")
 
 
 def test_comparing_says_nothing_and_loads_neither_torch_nor_tensorrt():
     code = (
-        "import sys, numpy as np\nfrom deploy.validate import compare\nfrom deploy.samples import Samples\n"
-        "compare({'y': np.ones((2, 3))}, {'y': np.zeros((2, 3))}, 1e-5, Samples({'x': np.ones((2, 1))}, batch=1, count=2))\n"
+        "import sys, numpy as np\nfrom deploy.validate import compare_outputs\nfrom deploy.samples import Samples\n"
+        "compare_outputs({'y': np.ones((2, 3))}, {'y': np.zeros((2, 3))}, 1e-5, Samples({'x': np.ones((2, 1))}, batch=1, count=2))\n"
         "assert not {'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-P", "-W", "error", "-c", code], capture_output=True, text=True, check=True)

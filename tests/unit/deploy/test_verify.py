@@ -25,7 +25,7 @@ def rewrite(directory, files=None, **changes):
     """Write a bundle again with a manifest that says something else; its hashes are right."""
     found = load(directory)
     content = {name: (directory / name).read_bytes() for name in found.manifest.files}
-    bundle.write(directory, msgspec.structs.replace(found.manifest, **changes), content | (files or {}))
+    bundle.write_bundle(directory, msgspec.structs.replace(found.manifest, **changes), content | (files or {}))
 
 
 def edit(directory, change):
@@ -240,7 +240,7 @@ def test_a_script_that_this_version_does_not_write_fails_though_its_hash_is_righ
 def test_a_bundle_without_its_script_fails(bundle_copy):
     found = load(bundle_copy)
     content = {name: (bundle_copy / name).read_bytes() for name in found.manifest.files if name != "run.py"}
-    bundle.write(bundle_copy, found.manifest, content)
+    bundle.write_bundle(bundle_copy, found.manifest, content)
     assert [check.name for check in verify(bundle_copy).failures] == ["handout"]
 
 

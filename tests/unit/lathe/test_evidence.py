@@ -85,7 +85,7 @@ def here(tmp_path, monkeypatch):
 
 
 def found(words, shape=(1, 3, 4, 6)):
-    return evidence.of(cli.parse(words.split()), lambda: shape)
+    return evidence.given_evidence(cli.parse(words.split()), lambda: shape)
 
 
 @pytest.mark.usefixtures("here")

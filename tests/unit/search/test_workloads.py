@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from deploy.graph import check
+from deploy.graph import check_model
 from deploy.lowering import to_onnx
 from deploy.precision import convert
 from latency import BlockSpec, blocks_zip
@@ -146,7 +146,7 @@ def test_a_joined_network_equals_a_direct_export_node_for_node(chain, precision)
 def test_a_lowered_network_is_valid_and_its_activations_are_neither_huge_nor_denormal(precision):
     for chain in (MINI.network(MINI.choice(WIDTHS)), mobile(16)):
         first = chain[0]
-        model = check(onnx.load_from_string(lower(chain, precision)))
+        model = check_model(onnx.load_from_string(lower(chain, precision)))
         x = np.random.default_rng(0).standard_normal((1, 3, first.attr("h"), first.attr("w"))).astype(np.float32)
         (y,) = ReferenceEvaluator(model).run(None, {"input": x})
         assert y.shape == (1, 10)
@@ -269,7 +269,7 @@ def test_networks_of_a_traced_space_are_its_module_pruned():
     networks = [work for work in works if work.kind == "network"]
     assert networks[0].blocks == tuple(spec.key for spec in space.network())
     model = onnx.load_from_string(networks[1].onnx())
-    check(model)
+    check_model(model)
     weights = [tuple(tensor.dims) for tensor in model.graph.initializer if len(tensor.dims) > 1]
     assert weights == [(8, 3, 3, 3), (8, 8, 3, 3), (2, 128)]
     assert networks[1].onnx() == model.SerializeToString(deterministic=True)
@@ -283,7 +283,7 @@ def test_networks_of_cells_are_their_modules_fused():
     ]
     for work in works:
         model = onnx.load_from_string(work.onnx())
-        check(model)
+        check_model(model)
         assert sum(node.op_type == "Conv" for node in model.graph.node) == sum(
             {"conv": 1, "preact": 1, "reduction": 3}.get(key.split("(")[0], 0) for key in work.blocks
         )
