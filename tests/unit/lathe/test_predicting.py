@@ -9,10 +9,9 @@ import torch
 from onnx import TensorProto, helper
 
 from deploy.lowering import LOWERING_VERSION, to_onnx
-from latency import BlockSpec, LatencyError, LatencyTable, Row, TableHeader, TableWriter, backends
+from latency import BlockSpec, LatencyError, LatencyTable, Row, TableHeader, TableWriter, backends, protocol
 from latency.blocks_zip import read as read_bundle
 from latency.measure import summarize
-from latency.protocol import FAST
 from latency.weights import fill_weights
 from lathe import cli, predicting, profiling
 from search import load_architecture, onnx_layers, spaces, workloads
@@ -40,7 +39,7 @@ def write(path, batch=1):
     header = TableHeader(
         device=backend.device,
         runtime=backend.runtime,
-        protocol=FAST,
+        protocol=protocol.get("fast"),
         precision="fp32",
         batch=batch,
         lowering=LOWERING_VERSION,
@@ -51,7 +50,11 @@ def write(path, batch=1):
     with TableWriter(path, header) as table:
         table.append(
             *(
-                Row(kind="block", key=key, **msgspec.structs.asdict(summarize([9.0, 10.0, 11.0] * 20, FAST)))
+                Row(
+                    kind="block",
+                    key=key,
+                    **msgspec.structs.asdict(summarize([9.0, 10.0, 11.0] * 20, protocol.get("fast"))),
+                )
                 for key in CONVS
             )
         )
