@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from deploy.page import ComparisonRow
     from deploy.verify import Verification
     from latency import Latency, LatencyTable, Workload
-    from search.papers.latencies import Comparison, Published
+    from search.papers.latencies import ComparedLatency, Published
     from search.papers.row import PaperRow
     from search.record import Event as SearchEvent
     from search.space import Choice
@@ -497,7 +497,7 @@ def paper(rows: "Sequence[PaperRow]", *, as_json: bool) -> int:
     return int("DIFFERS" in verdicts)
 
 
-def latencies(rows: "Sequence[Comparison]", tables: "Sequence[LatencyTable]", *, as_json: bool) -> None:
+def latencies(rows: "Sequence[ComparedLatency]", tables: "Sequence[LatencyTable]", *, as_json: bool) -> None:
     """Print published latencies next to those of tables."""
     if as_json:
         print_json([{**dataclasses.asdict(row.published), "ours": _ours_json(row, tables)} for row in rows])
@@ -538,7 +538,7 @@ def _beside(published: "Published", ours: "Latency | None") -> str:
     return f"{microseconds(ours.us)}{'' if ours.source == 'measured' else ' predicted'}{times}"
 
 
-def _ours_json(row: "Comparison", tables: "Sequence[LatencyTable]") -> list[dict[str, Any]]:
+def _ours_json(row: "ComparedLatency", tables: "Sequence[LatencyTable]") -> list[dict[str, Any]]:
     return [
         {"table": table.path, "latency": ours, "ratio": ours and row.published.ratio(ours)}
         for table, ours in zip(tables, row.ours, strict=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from latency.block import BlockSpec
     from lathe.cli import PaperCommand, TableCheck, TableDiff, TableShow
     from lathe.flags import SizeFlags
-    from search.papers.latencies import Comparison
+    from search.papers.latencies import ComparedLatency
     from search.space import Space
 
 
@@ -156,7 +156,7 @@ def predicted(table: LatencyTable, space: "Space", blocks: "Sequence[BlockSpec]"
 
 def published_latencies(
     command: "PaperCommand", warn: Callable[[str], None]
-) -> "tuple[list[Comparison], list[LatencyTable]]":
+) -> "tuple[list[ComparedLatency], list[LatencyTable]]":
     """Return published latencies next to those of tables, and the tables.
 
     Raises:

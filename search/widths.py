@@ -209,7 +209,7 @@ def fit(
     started = time.perf_counter()
     program = _Program(space, choices, values, prices)
     deadline = started + time_limit_s
-    best: _Solution | None = None
+    best: _FittedWidths | None = None
     aims = np.full(len(prices), float(budget.amount))
     for _ in range(_ROUNDS):
         solution = program.solve(
@@ -248,7 +248,7 @@ def budgets_in_words(budget: Budget, prices: Sequence[BlockPrices]) -> str:
     return f"{budget}{' and the budgets of the other devices' * (len(prices) > 1)}"
 
 
-class _Solution(NamedTuple):
+class _FittedWidths(NamedTuple):
     widths: Widths
     value: float
     gap: float
@@ -307,7 +307,7 @@ class _Program:
         """Number of columns of the program."""
         return len(self._costs)
 
-    def solve(self, budgets: np.ndarray, *, least: float = 0.0, time_limit_s: float) -> _Solution | None:
+    def solve(self, budgets: np.ndarray, *, least: float = 0.0, time_limit_s: float) -> _FittedWidths | None:
         """Return the best widths; None if there are none, or none were found in time.
 
         Args:
@@ -322,7 +322,7 @@ class _Program:
         solutions = [solution for floor in floors if (solution := self._solved(floor, budgets, time_limit_s))]
         return max(solutions, key=lambda solution: solution.value, default=None)
 
-    def _solved(self, floor: np.ndarray, budgets: np.ndarray, time_limit_s: float) -> _Solution | None:
+    def _solved(self, floor: np.ndarray, budgets: np.ndarray, time_limit_s: float) -> _FittedWidths | None:
         objective = np.zeros(self.variables)
         for columns, values, kept in zip(self._x, self._values, self._kept, strict=True):
             objective[columns] = [-values[k] for k in kept]
@@ -342,7 +342,7 @@ class _Program:
             values[kept[pick]] for values, kept, pick in zip(self._values, self._kept, picks, strict=True)
         )
         widths = tuple(options[pick] for options, pick in zip(self._choices, picks, strict=True))
-        return _Solution(widths, value, float(result.mip_gap or 0.0))
+        return _FittedWidths(widths, value, float(result.mip_gap or 0.0))
 
     def _columns(self, count: int, *, integral: bool) -> list[int]:
         start = self.variables

@@ -102,7 +102,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ComparedLatency:
     """A published number, and each table's latency of the same network: measured as a whole or predicted.
 
     None if not covered.
@@ -120,10 +120,11 @@ def published() -> list[Published]:
     ]
 
 
-def comparisons(tables: Sequence[LatencyTable]) -> list[Comparison]:
+def comparisons(tables: Sequence[LatencyTable]) -> list[ComparedLatency]:
     """Return every number with the tables' latencies of the network at its own resolution."""
     return [
-        Comparison(published=row, ours=tuple(_latency(table, row.known) for table in tables)) for row in published()
+        ComparedLatency(published=row, ours=tuple(_latency(table, row.known) for table in tables))
+        for row in published()
     ]
 
 

@@ -1,6 +1,7 @@
 """Rules of the house that no linter checks."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,12 @@ def test_functions_have_at_most_60_lines(package):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
     ]
     assert longer == []
+
+
+def test_no_two_classes_have_one_name():
+    files = defaultdict(list)
+    for file in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.parse(file.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                files[node.name.lstrip("_")].append(str(file.relative_to(ROOT)))
+    assert {name: where for name, where in files.items() if len(where) > 1} == {}

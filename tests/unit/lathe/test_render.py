@@ -70,8 +70,8 @@ def test_published_latencies_stand_beside_measured_ones(capsys):
     published, throughput = (next(row for row in latencies.published() if row.unit == unit) for unit in ("ms", "FPS"))
     ours = Latency(us=528.0, low_us=500.0, high_us=600.0, source="predicted")
     rows = [
-        latencies.Comparison(published=published, ours=(ours,)),
-        latencies.Comparison(published=throughput, ours=(None,)),
+        latencies.ComparedLatency(published=published, ours=(ours,)),
+        latencies.ComparedLatency(published=throughput, ours=(None,)),
     ]
     render.latencies(rows, [table], as_json=False)
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
