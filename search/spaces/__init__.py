@@ -143,13 +143,17 @@ def get(
     for family in (prunet, gpunet, repvgg, resnet, mobilenet):
         if name in family.names():
             return family.named(name, **options)
+    raise _unknown(name)
+
+
+def _unknown(name: str) -> SearchError:
     if name.endswith(".onnx"):
-        raise SearchError(
+        return SearchError(
             f"{name} is an ONNX file, not a space: `lathe predict` and `lathe export` take it; a search needs the "
             "network as FILE.py:FUNCTION"
         )
     near = ", ".join(difflib.get_close_matches(name, names()))
-    raise SearchError(f"unknown space {name!r}: {f'try {near}, or ' if near else ''}list all by `lathe space --list`")
+    return SearchError(f"unknown space {name!r}: {f'try {near}, or ' if near else ''}list all by `lathe space --list`")
 
 
 def _require_no_cells(name: str, sizes: Mapping[str, int | None]) -> None:
