@@ -42,7 +42,9 @@ ONNX, ENGINE, REFERENCE = "model.onnx", "model.engine", "reference.safetensors"
 HALF = {"fp16": "model.fp16.onnx", "bf16": "model.bf16.onnx"}
 """File names of the network in a narrow precision."""
 TIMING_CACHE, SCRIPT, README = "model.timing_cache", "run.py", "README.md"
-_SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"\n}\n\Z')
+_SEAL = re.compile(rb'(?<="seal": ")[0-9a-f]{64}(?="\n}\n\Z)')
+_NO_SEAL = "0" * 64
+"""Stands in the place of the seal in the text whose hash the seal is."""
 
 RANDOM = "drawn at random, as none were given"
 """Description of random samples, which prove less than real ones."""
@@ -229,7 +231,7 @@ class Bundle:
         elif not problem and sha256(data) != self.manifest.files[file]:
             problem = "was changed"
         if problem:
-            raise BundleError(f"{self.directory}: {file} {problem}: {self._mend(file)}")
+            raise BundleError(f"{self.directory}: {file} {problem}: {self._rebuilding(file)}")
         return data
 
     def misfit(self, device: Device, runtime: Runtime) -> str:
@@ -241,17 +243,17 @@ class Bundle:
         if runtime.version != manifest.runtime.version and not manifest.build.get("version_compatible"):
             return (
                 f"{ENGINE} is of {runtime.name} {manifest.runtime.version}, here is {runtime.version}: "
-                f"{self._mend(ENGINE)}"
+                f"{self._rebuilding(ENGINE)}"
             )
         if manifest.compute_capabilities and here not in manifest.compute_capabilities:
             capabilities = ", ".join(manifest.compute_capabilities)
             return (
                 f"{ENGINE} is for compute capability {capabilities}, this {device.name} has {here}: "
-                f"{self._mend(ENGINE)}"
+                f"{self._rebuilding(ENGINE)}"
             )
         return ""
 
-    def _mend(self, file: str) -> str:
+    def _rebuilding(self, file: str) -> str:
         source = self.directory / ONNX if file == ENGINE else "SOURCE"
         return f"build it again with `lathe export {source} --target {self.manifest.target} --out NEW`"
 
@@ -306,7 +308,7 @@ def write_bundle(out: Path, manifest: Manifest, content: Mapping[str, bytes]) ->
     _remove_leftovers(out)
     refuse_occupied(out)
     manifest = msgspec.structs.replace(manifest, files={name: sha256(data) for name, data in sorted(content.items())})
-    sealed = _seal(manifest)
+    sealed = _sealed(manifest)
     with whole_directory(out) as fresh:
         for name, data in {**content, MANIFEST: sealed}.items():
             with (fresh / name).open("xb") as file:
@@ -380,7 +382,7 @@ def load(directory: str | Path) -> Bundle:
         )
     with files.raised_as(BundleError, "give the directory that `lathe export` wrote"):
         data = files.read_bytes(directory / MANIFEST, limit=MAX_JSON_BYTES)
-    if not (seal := _SEAL.search(data)) or sha256(_blank(data)) != seal[1].decode():
+    if not (seal := _SEAL.search(data)) or seal[0] != _seal_of(data):
         raise ChangedManifest(directory, "was changed")
     with files.raised_as(BundleError, "export again, or read it by the version of Lathe that wrote it"):
         fields = decode_json(data, dict, directory / MANIFEST)
@@ -553,16 +555,17 @@ def _files(directory: Path) -> Iterator[str]:
     return (str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir() or path.is_symlink())
 
 
-def _seal(manifest: Manifest) -> bytes:
-    draft = msgspec.json.encode(msgspec.structs.replace(manifest, seal="0" * 64))
-    blank = msgspec.json.format(draft, indent=2) + b"\n"
-    return blank[: -len(_ZERO_END)] + _ZERO_END.replace(b"0" * 64, sha256(blank).encode())
+def _sealed(manifest: Manifest) -> bytes:
+    """Return a manifest as text that ends with its seal."""
+    unsealed = msgspec.structs.replace(manifest, seal=_NO_SEAL)
+    text = msgspec.json.format(msgspec.json.encode(unsealed), indent=2) + b"\n"
+    return _SEAL.sub(_seal_of(text), text)
 
 
-def _blank(data: bytes) -> bytes:
-    return data[: -len(_ZERO_END)] + _ZERO_END
+def _seal_of(text: bytes) -> bytes:
+    """Return the hash of a manifest's text without its seal."""
+    return sha256(_SEAL.sub(_NO_SEAL.encode(), text)).encode()
 
 
 _MAX_NAME_BYTES = 255
 _MISSING = "is missing"
-_ZERO_END = b'"seal": "' + b"0" * 64 + b'"\n}\n'

@@ -9,7 +9,8 @@ from msgspec import Meta, Struct
 from deploy.samples import Samples, Tensors
 from latency.values import Single
 
-_Z = 1.959964  # standard errors of a 95 % interval
+Z_95 = 1.959964
+"""half of a 95 % interval, in standard errors"""
 
 
 class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,7 +23,7 @@ class Figure(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @classmethod
     def about(cls, value: float, error: float) -> "Figure":
         """Return the figure of a value with the given standard error."""
-        return cls(value=value, low=value - _Z * error, high=value + _Z * error)
+        return cls(value=value, low=value - Z_95 * error, high=value + Z_95 * error)
 
 
 class Metric(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
 from deploy.errors import DeployError
-from deploy.metric import ACCURACY, Figure, Quality
+from deploy.metric import ACCURACY, Z_95, Figure, Quality
 from deploy.samples import Samples, Tensors
 from latency import Measurement
 from latency.errors import import_extra
@@ -333,14 +333,11 @@ def _divergence(one: np.ndarray, reference: np.ndarray) -> float:
     return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
 
 
-_Z = 1.959964  # standard deviations of a 95 % interval
-
-
 def _share(hits: Shaped[np.ndarray, " samples"]) -> Share:
     """Return a share with its score interval (Wilson 1927), which, unlike the normal one, also holds at 100 %."""
     n, p = len(hits), float(hits.mean())
-    middle, half = p + _Z**2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
-    low, high = ((middle + sign * half) / (1 + _Z**2 / n) for sign in (-1, 1))
+    middle, half = p + Z_95**2 / (2 * n), Z_95 * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n * n))
+    low, high = ((middle + sign * half) / (1 + Z_95**2 / n) for sign in (-1, 1))
     return Share(share=p, low=max(0.0, min(low, p)), high=min(1.0, max(high, p)))
 
 
