@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -13,6 +12,7 @@ from torch import Tensor
 from latency.distribution import install_command
 from latency.errors import MissingExtra, import_extra, one_line
 from search.transforms import Transform
+from search.typed_torch import fork_rng, manual_seed, to_list
 
 Images = UInt8[Tensor, "images 3 height width"]
 
@@ -59,11 +59,11 @@ def _transformed(images: Images, change: Callable[[Tensor], Tensor], generator: 
 
     Seed it for each image and restore it afterwards.
     """
-    seeds = torch.randint(2**63 - 1, (len(images),), generator=generator).tolist()
+    seeds: list[int] = to_list(torch.randint(2**63 - 1, (len(images),), generator=generator))
     changed: list[Tensor] = []
-    with torch.random.fork_rng(devices=[]):
+    with fork_rng(devices=[]):
         for image, seed in zip(images, seeds, strict=True):
-            torch.manual_seed(seed)
+            manual_seed(seed)
             changed.append(change(image))
     return torch.stack(changed)
 
@@ -88,7 +88,7 @@ def _torchvision() -> ModuleType:
 
 
 def _torchvision_transform(
-    transform: Transform, size: tuple[int, ...], fill: tuple[int, int, int], v2: Any
+    transform: Transform, size: tuple[int, ...], fill: tuple[int, int, int], v2: ModuleType
 ) -> Callable[[Tensor], Tensor]:
     """Return the torchvision transform for images of height and width `size`."""
     amount = transform.amount
@@ -104,4 +104,5 @@ def _torchvision_transform(
         case "cutout":
             share = amount**2 / (size[0] * size[1])
             return v2.RandomErasing(p=1.0, scale=(share, share), ratio=(1.0, 1.0), value=list(fill))
-    raise AssertionError(transform.name)
+        case _:
+            raise AssertionError(transform.name)

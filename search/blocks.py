@@ -231,7 +231,8 @@ def _block(spec: BlockSpec, *, normed: bool, se_width: int) -> nn.Module:
                 _activation(act),
                 nn.Linear(hidden, c_out),
             )
-    raise AssertionError(f"no op {spec.op!r}")
+        case _:
+            raise AssertionError(f"no op {spec.op!r}")
 
 
 def _geometry(spec: BlockSpec) -> dict[str, Any]:
@@ -288,4 +289,5 @@ def _activation(name: str) -> nn.Module:
             return nn.Tanh()
         case "gelu":
             return nn.GELU()
-    raise AssertionError(f"no activation {name!r}")
+        case _:
+            raise AssertionError(f"no activation {name!r}")

@@ -7,9 +7,9 @@ states are not stored, because every epoch uses generators seeded by its number.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import torch
@@ -68,7 +68,7 @@ def load(path: Path, kind: type[H]) -> tuple[H, dict[str, Any]]:
     """
     tensors, metadata = read_tensors(path)
     with raised_as(SearchError, _RERUN):
-        fields = decode_json(metadata.get(_STATE, ""), dict, path)
+        fields: dict[str, Any] = decode_json(metadata.get(_STATE, ""), dict[str, Any], path)
     if fields.get("schema") != SCHEMA:
         raise SearchError(f"{path} is of an earlier version, which left out what is needed to go on: {_RERUN}")
     with fitting(path):
@@ -79,7 +79,7 @@ def load(path: Path, kind: type[H]) -> tuple[H, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def fitting(path: Path) -> Iterator[None]:
+def fitting(path: Path) -> Generator[None, None, None]:
     """Report errors raised in the block as a checkpoint that is damaged or belongs to another training.
 
     Raises:
@@ -98,9 +98,11 @@ def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def laid_out(index: int, slot: Any) -> Any:
+    def laid_out(index: int, slot: object) -> object:
         parameter = parameters[index]
-        return torch.empty_like(parameter, dtype=slot.dtype).copy_(slot) if _is_tensor_of(slot, parameter) else slot
+        if not isinstance(slot, Tensor) or slot.shape != parameter.shape:
+            return slot
+        return torch.empty_like(parameter, dtype=slot.dtype).copy_(slot)
 
     slots = {
         index: {name: laid_out(index, slot) for name, slot in own.items()} for index, own in state["state"].items()
@@ -108,35 +110,35 @@ def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     optimizer.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
 
 
-def _is_tensor_of(slot: Any, parameter: Tensor) -> bool:
-    return isinstance(slot, Tensor) and slot.shape == parameter.shape
-
-
-def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def _split(value: object, name: str, tensors: dict[str, Tensor]) -> object:
     """Return a nested value as JSON, and move its tensors to `tensors`, named by their paths."""
     match value:
         case Tensor():
             tensors[name] = value
             return {"tensor": name}
         case Mapping():
-            return {"dict": [[key, _split(inner, f"{name}.{key}", tensors)] for key, inner in value.items()]}
+            items = cast("Mapping[str | int, object]", value).items()
+            return {"dict": [[key, _split(inner, f"{name}.{key}", tensors)] for key, inner in items]}
         case list() | tuple():
+            sequence = cast("Sequence[object]", value)
             return {
-                type(value).__name__: [_split(inner, f"{name}.{index}", tensors) for index, inner in enumerate(value)]
+                "list" if isinstance(value, list) else "tuple": [
+                    _split(inner, f"{name}.{index}", tensors) for index, inner in enumerate(sequence)
+                ]
             }
         case float() if not math.isfinite(value):  # JSON has none
             return {"float": str(value)}
-    assert value is None or isinstance(value, bool | int | float | str), (
-        f"{name}: a checkpoint holds no {type(value).__name__}"
-    )
-    return value
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            raise AssertionError(f"{name}: a checkpoint holds no {type(value).__name__}")
 
 
-def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _joined(value: object, tensors: Mapping[str, Tensor]) -> Any:
     """Invert `_split`."""
     if not isinstance(value, dict):
         return value
-    ((kind, inner),) = value.items()
+    ((kind, inner),) = cast("dict[str, Any]", value).items()
     match kind:
         case "tensor":
             return tensors[inner]
@@ -148,4 +150,5 @@ def _joined(value: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tuple(_joined(item, tensors) for item in inner)
         case "float":
             return float(inner)
-    raise ValueError(f"unknown kind {kind!r}")
+        case _:
+            raise ValueError(f"unknown kind {kind!r}")

@@ -307,7 +307,7 @@ class DrawnWidths:
 
     def _grid(self, site: Site, groups: Sequence[int], choices: Sequence[Sequence[int]]) -> Tensor:
         """Return the cost of a site at all widths of its groups; the first axis is devices, if there are several."""
-        at, costs = [0] * len(choices), []
+        at, costs = [0] * len(choices), list[float | tuple[float, ...]]()
         for widths in itertools.product(*(choices[group] for group in groups)):
             for group, width in zip(groups, widths, strict=True):
                 at[group] = width
@@ -325,7 +325,7 @@ class DrawnWidths:
             present: probability that each optional part runs.
         """
         exact = [share.double().cpu() for share in shares]
-        terms = []
+        terms: list[Term] = []
         for (groups, part), grid in self._grids.items():
             value = grid
             for group in reversed(groups):  # the last axis belongs to the last group
@@ -384,8 +384,7 @@ def _weighted_sum(costs: Sequence[float | tuple[float, ...]], shares: Shares) ->
 
 
 def _channels(site: Site, widths: Sequence[Scalar]) -> list[Tensor]:
-    dtype = next((width.dtype for width in widths if isinstance(width, Tensor)), torch.get_default_dtype())
-    return [torch.as_tensor(span.at(widths), dtype=dtype) for span in site.spans]
+    return [torch.as_tensor(span.at(widths), dtype=widths[0].dtype) for span in site.spans]
 
 
 def _macs(site: Site, channels: Sequence[Tensor]) -> Tensor:
@@ -446,7 +445,7 @@ def _slice(values: np.ndarray, axis: np.ndarray, at: float) -> np.ndarray:
 
 def _mean_slope(axis: np.ndarray, values: np.ndarray, at: float, half_window: float) -> float:
     """Return the mean slope over a window around `at`, clipped to the axis."""
-    low, high = np.clip([at - half_window, at + half_window], axis[0], axis[-1])
+    low, high = max(at - half_window, float(axis[0])), min(at + half_window, float(axis[-1]))
     if high <= low:
         return 0.0
     return float((np.interp(high, axis, values) - np.interp(low, axis, values)) / (high - low))

@@ -1,9 +1,9 @@
 """Image classification data: scikit-learn's handwritten digits, or one folder of images per class."""
 
+import importlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from search.augment import Augmentation
 from search.classification import Classification, Split
 from search.errors import SearchError
 from search.image_files import ImageFiles, decode
+from search.typed_torch import from_numpy, to_list
 
 HELD_OUT = 0.2
 """Share of every class that is held out if a data set has no test split."""
@@ -68,15 +69,13 @@ def digits(resolution: int = 32) -> Classification:
 
     A fifth of each class is held out.
     """
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
-    grey = torch.from_numpy(bunch.images).to(torch.float32)[:, None] * (255 / 16)
+    bunch = importlib.import_module("sklearn.datasets").load_digits()  # has no types
+    grey = from_numpy(bunch.images).to(torch.float32)[:, None] * (255 / 16)
     enlarged = torch.nn.functional.interpolate(
         grey, size=(resolution, resolution), mode="bilinear", align_corners=False
     )
     images = enlarged.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    train, held_out = _stratified(Split(images=images, labels=torch.from_numpy(bunch.target).to(torch.int64)))
+    train, held_out = _stratified(Split(images=images, labels=from_numpy(bunch.target).to(torch.int64)))
     return _dataset("digits", tuple("0123456789"), train, held_out, Augmentation(shift_px=resolution // 12, flip=False))
 
 
@@ -148,8 +147,9 @@ def _stratified(split: Split) -> tuple[Split, Split]:
     # A fixed seed, so that runs with different seeds are compared on the same held-out images.
     generator = torch.Generator().manual_seed(0)
     held_out = torch.zeros(len(split), dtype=torch.bool)
-    for label in split.labels.unique():
-        rows = (split.labels == label).nonzero()[:, 0]
+    labels: list[int] = to_list(split.labels)
+    for label in sorted(set(labels)):
+        rows = torch.argwhere(split.labels == label)[:, 0]
         count = max(1, round(HELD_OUT * len(rows)))
         held_out[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
     return split.part(~held_out), split.part(held_out)
@@ -191,4 +191,4 @@ def _read_split(path: Path, labels: Sequence[str], resolution: int) -> Split:
     images = np.empty((len(files), resolution, resolution, 3), dtype=np.uint8)
     for row, (file, _) in enumerate(files):
         images[row] = decode(file, resolution)
-    return Split(images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels=targets)
+    return Split(images=from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels=targets)

@@ -1,14 +1,14 @@
 """Stochastic depth (Huang et al. 2016): drop residual branches at random in training, independently for each image."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator
 
 import torch
 from torch import Tensor, fx, nn
 
 from reparam.blocks import Block
 from reparam.graph import aten, read_network
+from reparam.modules import named_modules
 from reparam.regions import call_output
 from search.errors import SearchError
 
@@ -27,7 +27,7 @@ def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
         ReparamError: the network cannot be read.
     """
     graph = read_network(network, (example_input,))
-    blocks = {name for name, module in network.named_modules() if isinstance(module, Block)}
+    blocks = {name for name, module in named_modules(network) if isinstance(module, Block)}
     ends = {
         call_output(graph, call): call.path for calls in graph.by_path.values() for call in calls[:1] if len(calls) == 1
     }
@@ -51,7 +51,7 @@ def residual_branches(network: nn.Module, example_input: Tensor) -> list[str]:
 @contextlib.contextmanager
 def drop_path(
     network: nn.Module, example_input: Tensor, rate: float, generator: torch.Generator, *, rank: int = 0, ranks: int = 1
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Drop residual branches of a network within the context.
 
     Kept ones are scaled by 1 / (1 - p), which preserves the mean.
@@ -92,7 +92,7 @@ class _Dropped:
     def __init__(self, network: nn.Module, p: float, generator: torch.Generator, rank: int, ranks: int) -> None:
         self._network, self._p, self._generator, self._rank, self._ranks = network, p, generator, rank, ranks
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         if not self._network.training:
             return output
         images = len(output)

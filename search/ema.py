@@ -1,7 +1,7 @@
 """Exponential moving average of a network's weights, evaluated and shipped instead of the last step's weights."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import final
 
 import torch
@@ -42,7 +42,7 @@ class WeightAverage:
             self._average[name].lerp_(value, 1 - decay)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> Generator[None, None, None]:
         """Give the network the averaged weights within the context, then restore its own."""
         self._swap()
         try:

@@ -38,7 +38,7 @@ def read_json(path: Path, kind: type[T], upgrades: Mapping[str, Upgrade] = Mappi
     with raised_as(SearchError, _RERUN):
         if not upgrades:
             return decoding.read_json(path, kind)
-        fields = decoding.read_json(path, dict)
+        fields = decoding.read_json(path, dict[str, Any])
     return upgraded(fields, kind, upgrades, path)
 
 

@@ -91,21 +91,30 @@ class ImageFiles:
         """Select images by indices or by a mask."""
         import torch
 
-        return ImageFiles([self.files[row] for row in torch.arange(len(self))[rows].tolist()], self.resolution)
+        from search.typed_torch import to_list
+
+        indices: list[int] = to_list(torch.arange(len(self))[rows])
+        return ImageFiles([self.files[index] for index in indices], self.resolution)
 
     def expect(self, rows: "Tensor") -> None:
         """Start decoding images that will be used soon."""
-        for row in rows.tolist():
-            if row not in self._expected:
-                self._expected[row] = _pool().submit(decode, self.files[row], self.resolution)
+        from search.typed_torch import to_list
+
+        indices: list[int] = to_list(rows)
+        for index in indices:
+            if index not in self._expected:
+                self._expected[index] = _pool().submit(decode, self.files[index], self.resolution)
 
     def __getitem__(self, rows: "Tensor | slice") -> "Tensor":
         import torch
 
+        from search.typed_torch import from_numpy, to_list
+
         selected = torch.arange(len(self))[rows]
         self.expect(selected)
-        decoded = {row: self._expected.pop(row).result() for row in dict.fromkeys(selected.tolist())}
-        return torch.from_numpy(np.stack([decoded[row] for row in selected.tolist()])).permute(0, 3, 1, 2).contiguous()
+        indices: list[int] = to_list(selected)
+        decoded = {index: self._expected.pop(index).result() for index in dict.fromkeys(indices)}
+        return from_numpy(np.stack([decoded[index] for index in indices])).permute(0, 3, 1, 2).contiguous()
 
     def sha256(self) -> bytes:
         """Return a hash of the name and size of every file; the files are too large to read before every run."""

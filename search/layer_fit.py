@@ -1,7 +1,7 @@
 """Exact fit over layers: find the best network within a budget near a given one, as a multiple-choice knapsack.
 
 Every layer keeps its kind of block and may get another hidden width or kernel. The price of a network is the sum of its
-blocks' shares, so the program is small; `scipy.optimize.milp` (HiGHS) solves it. `search.widths` does the same for
+blocks' shares, so the program is small; `search.milp` solves it. `search.widths` does the same for
 channel groups, which several blocks may depend on, and values widths in the same way.
 """
 
@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint  # pyright: ignore[reportMissingTypeStubs]
 
 from latency import BlockSpec
 from search import widths as fitting
 from search.budget import Budget, Price, worst
 from search.errors import SearchError
+from search.milp import minimise
 from search.space import Choice
 from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
 from search.widths import BlockPrices
@@ -58,19 +59,17 @@ def fit(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget: Bu
     selections = np.array(
         [[float(item.layer == index) for item in items] for index in sorted({item.layer for item in items})]
     )
-    solved = milp(
+    solution = minimise(
         -np.array([item.value for item in items]),
-        integrality=np.ones(len(items)),
-        bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(selections, 1, 1), LinearConstraint(costs / budget.amount, ub=1 - 1e-6)],
-        options={"mip_rel_gap": fitting.GAP, "time_limit": fitting.TIME_LIMIT_S},
+        [LinearConstraint(selections, 1, 1), LinearConstraint(costs / budget.amount, ub=1 - 1e-6)],
+        integral=np.ones(len(items)),
     )
-    if solved.x is None:
+    if solution is None:
         raise SearchError(
             f"no network of {space.name} near the one found is within {fitting.budgets_in_words(budget, prices)}: "
             "ask for a larger budget"
         )
-    selected = [item for item, share in zip(items, solved.x, strict=True) if share > 0.5]
+    selected = [item for item, share in zip(items, solution.x.tolist(), strict=True) if share > 0.5]
     by_layer = {item.layer: item for item in selected}
     options = {
         layer.name: by_layer[index].option if index in by_layer else SKIP
@@ -104,7 +103,7 @@ def _items(space: Layered, start: Choice, prices: Sequence[BlockPrices], budget:
     values = {
         name: dict(zip(option.hidden, row, strict=True)) for (name, option), row in zip(sized, valued, strict=True)
     }
-    items = []
+    items: list[_Item] = []
     for index, layer, option in kept:
         for other in _variants(layer, option):
             for spec, hidden in zip(other.blocks(), other.hidden or (0,), strict=True):

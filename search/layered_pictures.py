@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from deploy.page import FIRST, INK, LIMIT, SECOND, Chart
-from latency import BlockSpec
+from latency import BlockSpec, plot
 from search.record import EpochDone
 from search.space import Choice
 from search.spaces import Layered
@@ -80,7 +80,7 @@ def height(plots: int) -> float:
     return 1.6 + 1.7 * -(-plots // 3)
 
 
-def small_plots(figure: Any, names: Sequence[str], **options: Any) -> Iterator[tuple[str, Any]]:
+def small_plots(figure: plot.Figure, names: Sequence[str], **options: Any) -> Iterator[tuple[str, plot.Axes]]:
     """Yield a small plot for each name, three in a row."""
     grid = figure.subplots(-(-len(names) // 3), 3, sharex=True, squeeze=False, **options).flat
     for axes in grid[len(names) :]:
@@ -94,7 +94,7 @@ def small_plots(figure: Any, names: Sequence[str], **options: Any) -> Iterator[t
         yield name, axes
 
 
-def _plot_network(figure: Any, space: Layered, choice: Choice) -> None:
+def _plot_network(figure: plot.Figure, space: Layered, choice: Choice) -> None:
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Patch
 
@@ -142,7 +142,9 @@ def _label(block: BlockSpec) -> str:
     return f"{block.op.replace('_', ' ')}, {widths['c_in']}{hidden} → {widths.get('c_out', widths['c_in'])}{stride}"
 
 
-def _plot_chances(figure: Any, space: Layered, chances: Mapping[str, Mapping[str, Points]], threshold: Points) -> None:
+def _plot_chances(
+    figure: plot.Figure, space: Layered, chances: Mapping[str, Mapping[str, Points]], threshold: Points
+) -> None:
     kinds = {
         layer.name: {option.name: _kind(option.name, option.spec.op) for option in layer.options}
         for layer in space.layers
@@ -176,7 +178,10 @@ def _kind(option: str, op: str) -> str:
 
 
 def _plot_masks(
-    figure: Any, small: Mapping[str, Mapping[str, Points]], large: Mapping[str, Mapping[str, Points]], choice: Choice
+    figure: plot.Figure,
+    small: Mapping[str, Mapping[str, Points]],
+    large: Mapping[str, Mapping[str, Points]],
+    choice: Choice,
 ) -> None:
     for layer, axes in small_plots(figure, list(small)):
         chosen = choice.options.get(layer, "")

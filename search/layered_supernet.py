@@ -9,14 +9,14 @@ with the same numbers (Eq. 5).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import cast, final
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from msgspec import Struct
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from latency import BlockSpec
 from reparam.blocks import Image
@@ -25,6 +25,7 @@ from search.cost import Candidate, CostModel, Term
 from search.prunode import PrunodeMasks, Rule
 from search.relax import gumbel, gumbel_softmax
 from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
+from search.typed_torch import to_list
 
 Pair = Float[Tensor, "2"]
 """Shares of the small and the large candidate."""
@@ -123,7 +124,7 @@ class Prunode(nn.Module):
             return [(torch.arange(channels, device=hidden.device) < width).to(hidden.dtype) for width in widths]
         assert isinstance(gate, SqueezeExcite)
         assert gate.expand.bias is not None
-        pooled, factors = hidden.mean((2, 3)), []
+        pooled, factors = hidden.mean((2, 3)), list[Tensor]()
         for width in widths:
             reduced = gate.act(F.linear(pooled[:, :width], gate.reduce.weight[:, :width].flatten(1), gate.reduce.bias))
             scales = gate.gate(F.linear(reduced, gate.expand.weight[:width].flatten(1), gate.expand.bias[:width]))
@@ -207,7 +208,8 @@ class MixedLayer(nn.Module):
     @torch.no_grad()
     def probabilities(self) -> dict[str, float]:
         """Return the probability of each candidate, which is compared with the threshold."""
-        return dict(zip(self.candidates, self.logits().softmax(0).tolist(), strict=True))
+        probabilities: list[float] = to_list(self.logits().softmax(0))
+        return dict(zip(self.candidates, probabilities, strict=True))
 
     @property
     def best(self) -> str:
@@ -245,9 +247,12 @@ class MixedLayer(nn.Module):
         if name == SKIP:
             return x
         inputs = (x,) if pair is None else (x, pair)
-        if self.recompute and self.training:
-            return checkpoint(self.blocks[name], *inputs, use_reentrant=False)
-        return self.blocks[name](*inputs)
+        output: Image = (
+            cast("Image", checkpoint(self.blocks[name], *inputs, use_reentrant=False))
+            if self.recompute and self.training
+            else self.blocks[name](*inputs)
+        )
+        return output
 
     def term(self, model: CostModel, shares: Shares) -> Term:
         """Return the expected cost of the layer (Eq. 5)."""
@@ -281,7 +286,7 @@ class MixedLayer(nn.Module):
             (name for name, value in probabilities.items() if value < threshold and name != best),
             key=probabilities.__getitem__,
         )
-        removed = []
+        removed: list[nn.Module] = []
         for name in below:
             replaces = self.skippable and not self.skip and len(self.blocks) == 2
             removed += self._remove(name)

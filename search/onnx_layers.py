@@ -55,7 +55,7 @@ def read(data: bytes, shapes: Mapping[str, Sequence[int]] | None = None) -> Onnx
     model = onnx.load_from_string(clean(data, shapes).onnx)
     require_static_inputs(inputs(model))
     graph = _Graph(onnx.shape_inference.infer_shapes(model, data_prop=True).graph)
-    names, blocks, inside = [], list[BlockSpec](), set[str]()
+    names, blocks, inside = list[str](), list[BlockSpec](), set[str]()
     for node in graph.nodes:
         if (spec := graph.block(node)) is not None:
             names.append(node.name)

@@ -384,4 +384,5 @@ def _convolutions(spec: BlockSpec) -> list[_Convolution]:
                 first = [_Convolution(c_in, hidden, before), _Convolution(hidden, hidden, after, kernel, groups=hidden)]
             gate = [_Convolution(hidden, reduced, 1, normed=False), _Convolution(reduced, hidden, 1, normed=False)]
             return [*first, *(gate if attrs["se"] else ()), _Convolution(hidden, c_out, after)]
-    raise AssertionError(f"no op {spec.op!r}")
+        case _:
+            raise AssertionError(f"no op {spec.op!r}")

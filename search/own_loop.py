@@ -8,7 +8,7 @@ step. The search itself is that of `search.methods.pas`.
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from deploy.metric import Metric
 from latency import Latency, LatencyTable
 from reparam import ChannelGroup, squeeze
 from reparam.masking import attach_mask, attached_masks, detach_masks
+from reparam.modules import named_modules
 from search import masks, methods
 from search.budget import Budget
 from search.errors import SearchError
@@ -28,7 +29,7 @@ from search.methods.pruning import Pruning
 from search.methods.settings import MagnitudeSettings, PasSettings, UniformSettings
 from search.space import Choice, Space
 from search.spaces import of_module
-from search.task import Statistics, Task
+from search.task import Statistics, Task, Tree
 
 
 @contextlib.contextmanager
@@ -40,7 +41,7 @@ def masked(
     *,
     optimizer: Optimizer | None = None,
     settings: PasSettings | None = None,
-) -> "Iterator[MaskedSearch]":
+) -> "Generator[MaskedSearch, None, None]":
     """Search which channels of a network to keep while the caller trains it.
 
         with masked(network, example, Budget(us=400.0), table, optimizer=optimizer) as state:
@@ -100,7 +101,7 @@ class MaskedSearch:
         self.space: Space = of_module(unpruned, self._example, name="network")
         self._method = Pas(settings, Problem(space=self.space, task=_OwnLoop(), table=table, budget=budget))
         self._network, searched = network, self._method.searched(unpruned)
-        for name, module in searched.named_modules():
+        for name, module in named_modules(searched):
             for hook in attached_masks(module):
                 attach_mask(network.get_submodule(name), hook)
         self._masks = searched.get_submodule("masks").to(next(network.parameters()).device)
@@ -117,7 +118,7 @@ class MaskedSearch:
 
     def step(self) -> None:
         """Update which channels are kept, using the gradients of the last backward pass."""
-        self._optimizer.step()
+        self._optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         self._optimizer.zero_grad()
         if self._method.settings.bounded:
             bound(self.policy)
@@ -204,10 +205,10 @@ class _OwnLoop(Task):
     def require_fit(self, space: Space) -> None:
         """Accept any space."""
 
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
+    def loss(self, outputs: Tree, targets: Tree) -> Tensor:
         """Not used: the loop has its own."""
         raise NotImplementedError
 
-    def statistics(self, outputs: Any, targets: Any) -> Statistics:
+    def statistics(self, outputs: Tree, targets: Tree) -> Statistics:
         """Not used: the loop has its own."""
         raise NotImplementedError

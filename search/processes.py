@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -134,7 +134,7 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
 
 
 @contextlib.contextmanager
-def ended_together() -> Iterator[list[subprocess.Popen[bytes]]]:
+def ended_together() -> Generator[list[subprocess.Popen[bytes]], None, None]:
     """Yield a list whose processes are ended with the context, however it ends."""
     processes: list[subprocess.Popen[bytes]] = []
     try:

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -191,7 +191,7 @@ def open_run(out: Path, run: Run) -> str:
     """
     file = out / RUN
     if file.exists():
-        if (schema := read_json(file, dict).get("schema")) in ("run/1", "run/2", "run/3"):
+        if (schema := read_json(file, dict[str, Any]).get("schema")) in ("run/1", "run/2", "run/3"):
             raise SearchError(
                 f"{out} holds a run of an earlier version ({schema}), which can be exported and reported, not "
                 "continued: "
@@ -212,13 +212,13 @@ def open_run(out: Path, run: Run) -> str:
     return sha256(file)
 
 
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
+def _flat(value: object, name: str = "") -> dict[str, Any]:
     """Return every leaf of nested dicts by its dotted name."""
     if not isinstance(value, dict):
         return {name: value}
     leaves: dict[str, Any] = {}
-    for field, inner in value.items():
-        leaves |= _flat(inner, f"{name}.{field}" if name else str(field))
+    for field, inner in cast("dict[str, object]", value).items():
+        leaves |= _flat(inner, f"{name}.{field}" if name else field)
     return leaves
 
 
@@ -237,7 +237,10 @@ def read_result(out: Path, run: Run) -> Result:
     Raises:
         SearchError: the file is missing or damaged, or a file that it refers to was changed.
     """
-    upgrades = {"result/1": lambda fields: result_from_1(fields, group_names(run)), "result/2": result_from_2}
+    upgrades: dict[str, Upgrade] = {
+        "result/1": lambda fields: result_from_1(fields, group_names(run)),
+        "result/2": result_from_2,
+    }
     result = read_json(out / RESULT, Result, upgrades)
     _require_unchanged(out, result)
     return result
@@ -278,7 +281,7 @@ def read_history(out: Path, run: Run) -> tuple[EpochDone, ...]:
     path = out / HISTORY
     if not os.path.lexists(path):
         return ()
-    lines = list(read_json_lines(path, dict))
+    lines = list(read_json_lines(path, dict[str, Any]))
     if not lines:
         raise SearchError(f"{path} is empty: {_RERUN}")
     schema, begin = "history/1", 0
@@ -311,7 +314,7 @@ def read_usage(out: Path) -> tuple[Usage, ...]:
     path = out / USAGE
     if not os.path.lexists(path):
         return ()
-    lines = list(read_json_lines(path, dict))
+    lines = list(read_json_lines(path, dict[str, Any]))
     if not lines or "schema" not in lines[0]:
         raise SearchError(f"{path} does not begin with its schema: delete it, or {_RERUN}")
     _require_schema(path, lines[0], USAGE_SCHEMA)

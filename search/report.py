@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from deploy import bundle, page
 from deploy import report as shipped
@@ -325,7 +324,7 @@ def _operation_pictures(search: _RunFiles) -> Iterator[Chart]:
             yield Chart(title, caption, 1.6 + 1.7 * -(-len(points) // 3), partial(_plot_operations, series=points))
 
 
-def _plot_operations(figure: Any, series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
+def _plot_operations(figure: plot.Figure, series: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]) -> None:
     """Draw a small plot per edge, three in a row, with a line per option."""
     styles = dict(
         zip(
@@ -360,7 +359,7 @@ def _table_pictures(table: LatencyTable | None, unit: Unit) -> list[Chart]:
 
 
 def _plot_training(
-    figure: Any, history: Sequence[EpochDone], metric: Metric, budget_us: float | None, unit: Unit
+    figure: plot.Figure, history: Sequence[EpochDone], metric: Metric, budget_us: float | None, unit: Unit
 ) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(history) + 1)
@@ -379,7 +378,7 @@ def _plot_training(
     _mark_phases(upper, lower, [epoch.phase for epoch in history])
 
 
-def _plot_usage(figure: Any, usage: Sequence[Usage]) -> None:
+def _plot_usage(figure: plot.Figure, usage: Sequence[Usage]) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(usage) + 1)
     upper.plot(epochs, [1e3 * epoch.seconds / max(1, epoch.steps) for epoch in usage], color=FIRST)
@@ -392,7 +391,7 @@ def _plot_usage(figure: Any, usage: Sequence[Usage]) -> None:
     _mark_phases(upper, lower, [epoch.phase for epoch in usage])
 
 
-def _mark_phases(upper: Any, lower: Any, phases: Sequence[str]) -> None:
+def _mark_phases(upper: plot.Axes, lower: plot.Axes, phases: Sequence[str]) -> None:
     """Name the phases above the upper plot, and separate them by dotted lines in both."""
     lower.xaxis.get_major_locator().set_params(integer=True)
     for index, phase in enumerate(phases):
@@ -404,7 +403,7 @@ def _mark_phases(upper: Any, lower: Any, phases: Sequence[str]) -> None:
                 axes.axvline(index + 0.5, color=INK, linestyle=":", linewidth=1)
 
 
-def _plot_kept_shares(figure: Any, searched: Sequence[EpochDone], layers: Sequence[LayerWidth]) -> None:
+def _plot_kept_shares(figure: plot.Figure, searched: Sequence[EpochDone], layers: Sequence[LayerWidth]) -> None:
     axes = figure.add_subplot()
     widths = [[epoch.choice.widths[layer.name] for epoch in searched] for layer in layers]
     shares = [[min(1.0, width / layer.of) for width in row] for layer, row in zip(layers, widths, strict=True)]
@@ -425,7 +424,7 @@ def _plot_kept_shares(figure: Any, searched: Sequence[EpochDone], layers: Sequen
     axes.set_xlabel("epoch of the search")
 
 
-def _plot_returned(figure: Any, returned: Sequence[Sequence[int]], names: Sequence[str]) -> None:
+def _plot_returned(figure: plot.Figure, returned: Sequence[Sequence[int]], names: Sequence[str]) -> None:
     """Draw a line per channel group, with a bar for the number of channels that returned in each epoch."""
     most = max(1, *(count for epoch in returned for count in epoch))
     axes = figure.add_subplot()

@@ -4,7 +4,7 @@ import atexit
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_map
 from search.errors import SearchError
 from search.methods.settings import MemoryFormat, Precision
 from search.processes import PeerLost
+from search.tensors import Tree
+from search.typed_torch import to_list
 
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -78,7 +80,7 @@ class TrainingRuntime:
         """Move a network to the device, in evaluation mode and without gradients."""
         return self._fabric.to_device(network.to(memory_format=self._memory_format)).eval().requires_grad_(False)  # type: ignore[call-overload]
 
-    def send(self, batch: Any) -> Any:
+    def send(self, batch: Tree) -> Tree:
         """Move a tensor, or a tree of tensors, to the device; images get the memory format."""
 
         def sent(x: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ class TrainingRuntime:
 
         return tree_map(sent, batch)
 
-    def share(self, batch: Any) -> Any:
+    def share(self, batch: Tree) -> Tree:
         """Return this process's share of a batch.
 
         A tensor, or a tree of tensors, with samples along the first dimension.
@@ -105,7 +107,7 @@ class TrainingRuntime:
 
         return tree_map(part, batch)
 
-    def forward(self, network: nn.Module, inputs: Tensor) -> Any:
+    def forward(self, network: nn.Module, inputs: Tensor) -> Tree:
         """Run a network on inputs of this process.
 
         Raises:
@@ -135,8 +137,9 @@ class TrainingRuntime:
             raise PeerLost("what started the processes of the run has ended: the same command goes on")
         totals = torch.tensor(values, dtype=torch.float64, device=self._fabric.device)
         with self._peers():
-            distributed.all_reduce(totals)
-        return totals.tolist()
+            distributed.all_reduce(totals)  # pyright: ignore[reportUnknownMemberType]
+        sums: list[float] = to_list(totals)
+        return sums
 
     def wait(self) -> None:
         """Wait until all processes get here.
@@ -167,7 +170,7 @@ class TrainingRuntime:
         self._fabric.strategy.precision.load_state_dict(dict(state))
 
     @contextlib.contextmanager
-    def _peers(self) -> Iterator[None]:
+    def _peers(self) -> Generator[None, None, None]:
         """Report the end of another process, which gloo or NCCL signal by an error."""
         try:
             yield

@@ -7,7 +7,7 @@ generators seeded by its number, and is saved to a single file before it is repo
 import contextlib
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from search.runtime import TrainingRuntime
 from search.space import Choice
 from search.task import Task
 from search.train import Evaluation, evaluate, train_epoch
+from search.typed_torch import fork_rng, manual_seed
 
 EVALUATION_BATCH = 256
 
@@ -420,8 +421,8 @@ def _generator(name: str) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int) -> Generator[None, None, None]:
     """Seed torch's global state within the context and restore it afterwards."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with fork_rng():
+        manual_seed(seed)
         yield

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from deploy.page import FIRST, LIMIT, SECOND, Chart
 from latency import plot
@@ -59,7 +58,7 @@ def _size_in(choice: Choice, part: str) -> int | None:
     return choice.widths.get(part, choice.depths.get(part))
 
 
-def _plot_decision(figure: Any, searched: Sequence[EpochDone], unit: Unit) -> None:
+def _plot_decision(figure: plot.Figure, searched: Sequence[EpochDone], unit: Unit) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True)
     epochs = range(1, len(searched) + 1)
     timed = searched[0].latency_us is not None
@@ -76,7 +75,7 @@ def _plot_decision(figure: Any, searched: Sequence[EpochDone], unit: Unit) -> No
     lower.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _plot_sizes(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
+def _plot_sizes(figure: plot.Figure, parts: Mapping[str, Shares], choice: Choice) -> None:
     axes, count = figure.add_subplot(), len(next(iter(next(iter(parts.values())).values())))
     means = [
         [sum(size * values[x] for size, values in shares.items()) / max(shares) for x in range(count)]
@@ -95,7 +94,7 @@ def _plot_sizes(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> Non
     axes.set_xlabel("epoch of the search")
 
 
-def _plot_shares(figure: Any, parts: Mapping[str, Shares], choice: Choice) -> None:
+def _plot_shares(figure: plot.Figure, parts: Mapping[str, Shares], choice: Choice) -> None:
     for part, axes in small_plots(figure, list(parts)):
         sizes = sorted(parts[part])
         plot.heat_map(axes, rows := [parts[part][size] for size in sizes], most=1)

@@ -20,10 +20,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reparam.modules import named_modules
 from search.errors import SearchError
 from search.relax import gumbel, gumbel_softmax, gumbel_subset
+from search.typed_torch import to_list
 
 M = TypeVar("M", bound=nn.Module)
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]: the base of all batch norms
 
 Noise = Callable[[Sequence[int]], Tensor]
 """Returns Gumbel noise of a shape."""
@@ -100,7 +104,7 @@ class SizeDistribution(nn.Module):
     @property
     def best(self) -> int:
         """The most probable size; the largest of equally probable ones."""
-        ranked = self.logits.detach().tolist()
+        ranked: list[float] = to_list(self.logits.detach())
         return max(zip(ranked, self.options, strict=True))[1]
 
     def relaxed(self, noise: Noise, tau: float) -> Float[Tensor, " options"]:
@@ -111,7 +115,8 @@ class SizeDistribution(nn.Module):
         """Draw `count` sizes with their weights, see `relax.gumbel_subset`."""
         first, second = (noise(self.logits.shape).to(self.logits) for _ in range(2))
         indices, weights = gumbel_subset(self.logits, first, second, tau, min(count, len(self.options)))
-        return tuple(self.options[index] for index in indices.tolist()), weights
+        drawn: list[int] = to_list(indices)
+        return tuple(self.options[index] for index in drawn), weights
 
 
 Drawn = tuple[tuple[int, ...], Tensor]
@@ -278,7 +283,7 @@ class SizedNetwork(nn.Module):
         self.network = network
 
     def _sampled(self, part: WidthPart, layer: nn.Module) -> SampledLayer | SampledNorms:
-        if self.sampling.each_norm and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if self.sampling.each_norm and isinstance(layer, _BatchNorm):
             return SampledNorms(layer, part.options, interpolate=self.sampling.interpolate)
         return SampledLayer(layer)
 
@@ -364,10 +369,10 @@ class SizedNetwork(nn.Module):
         Invalidates this module.
         """
         self._settle()
-        for name, module in list(self.network.named_modules()):
+        for name, module in list(named_modules(self.network)):
             if isinstance(module, SampledLayer | SampledNorms):
                 self.network.set_submodule(name, module.original())
-        for name, module in list(self.network.named_modules()):
+        for name, module in list(named_modules(self.network)):
             if isinstance(module, DepthMixedBlock):
                 self.network.set_submodule(name, module.block)
         return self.network
@@ -386,7 +391,7 @@ def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> d
     """
     producers: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that ids stay unique
     ends = {name: name for name in layers}
-    names: Mapping[nn.Module, str] = {module: name for name, module in network.named_modules()}
+    names: Mapping[nn.Module, str] = {module: name for name, module in named_modules(network)}
 
     def produced(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         name = names[module]
@@ -401,11 +406,7 @@ def ends_of(network: nn.Module, layers: Mapping[str, int], example: Tensor) -> d
             ends[producers[id(inputs[0])][0]] = names[module]
 
     hooks = [network.get_submodule(name).register_forward_hook(produced) for name in ends]
-    hooks += [
-        norm.register_forward_pre_hook(normed)
-        for norm in network.modules()
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    ]
+    hooks += [norm.register_forward_pre_hook(normed) for norm in network.modules() if isinstance(norm, _BatchNorm)]
     training = network.training
     with torch.no_grad():
         network.eval()(example)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import final
 
 import torch
@@ -13,6 +13,7 @@ from latency import BlockSpec
 from reparam.blocks import Image
 from search.blocks import trained
 from search.spaces.cells import EDGES, NODES, NONE, OPTIONS, SKIP, STAGES, Cells
+from search.typed_torch import to_list
 
 Alphas = Float[Tensor, "edges options"]
 
@@ -57,7 +58,9 @@ class MixedCell(nn.Module):
 
     def _candidate(self, edge: int, option: int, x: Image) -> Image:
         name = OPTIONS[option]
-        return self.skip(x) if name == SKIP else self.edges[edge][name](x)  # pyright: ignore[reportIndexIssue]
+        candidate = self.skip if name == SKIP else self.get_submodule(f"edges.{edge}.{name}")
+        output: Image = candidate(x)
+        return output
 
 
 @final
@@ -100,15 +103,14 @@ class CellSupernet(nn.Module):
         """Map images [batch, 3, h, w] to logits."""
         weights = self.weigh(self.alpha.masked_fill(~self.kept, 0.0))
         none = OPTIONS.index(NONE)
-        runs = tuple(
-            tuple(option for option, kept in enumerate(row) if kept and option != none) for row in self.kept.tolist()
-        )
+        rows: list[list[bool]] = to_list(self.kept)
+        runs = tuple(tuple(option for option, kept in enumerate(row) if kept and option != none) for row in rows)
         for module in self.body:
             x = module(x, weights, runs) if isinstance(module, MixedCell) else module(x)
         return x
 
     @contextlib.contextmanager
-    def without(self, edge: int, option: int, *, cell: MixedCell | None = None) -> Iterator[None]:
+    def without(self, edge: int, option: int, *, cell: MixedCell | None = None) -> Generator[None, None, None]:
         """Remove one candidate, from all cells or from one, within the context.
 
         Equivalent to setting its alpha to 0.

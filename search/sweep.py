@@ -65,6 +65,9 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     members: tuple[Member, ...]
 
 
+Status = Literal["finished", "failed", "unfinished"]
+
+
 class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Result of one run: a row of the results."""
 
@@ -72,7 +75,7 @@ class Outcome(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: int
     budget: str
     settings: dict[str, str]
-    status: Literal["finished", "failed", "unfinished"]
+    status: Status
     why: str = ""
     """why the run failed, or why its network could not be measured"""
     metric: Metric | None = None
@@ -145,7 +148,7 @@ def plan(
     varied = [name for name, options in values.items() if len(options) > 1]
     separate = [name for name in varied if name not in settings.after_first_phase()]
     members: list[Member] = []
-    leaders: dict[Any, str] = {}
+    leaders: dict[tuple[object, ...], str] = {}
     for seed, (label, budget), each in itertools.product(range(seeds), budgets, itertools.product(*values.values())):
         chosen = dict(zip(values, each, strict=True))
         own = {name: chosen[name] for name in varied}
@@ -250,7 +253,7 @@ def run_on(cluster: Cluster, sweep: Sweep, out: Path, needs: Mapping[str, float]
         tasks[member.name] = cluster.submit(
             member.name, _search_on_node, *arguments, needs=needs, after=tasks.get(member.leader)
         )
-    members, refused = {member.name: member for member in waiting}, []
+    members, refused = {member.name: member for member in waiting}, list[str]()
     for name, code, why in cluster.ended(tasks):
         why = why or (_last_line(out, members[name], code) if code else "")
         refused += [why] if code == BAD_INPUT else []
@@ -348,10 +351,9 @@ def _exported(out: Path, member: Member) -> bool:
 
 
 def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
-    about = {"name": member.name, "seed": member.seed, "budget": member.budget, "settings": member.settings}
     directory = out / RUNS / member.name
     if not _finished(out, member):
-        return Outcome(**about, status="failed" if why else "unfinished", why=why)
+        return _outcome_of(member, "failed" if why else "unfinished", why)
     described = record.read_run(directory)
     result = record.read_result(directory, described)
     shipped = result.shipped
@@ -360,10 +362,8 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
         for epoch in record.read_history(directory, described)
         if "search_loss" in epoch.figures
     ]
-    outcome = Outcome(
-        **about,
-        status="finished",
-        why=why,
+    outcome = msgspec.structs.replace(
+        _outcome_of(member, "finished", why),
         metric=result.metric,
         score=shipped.score,
         score_error=shipped.score_error,
@@ -383,6 +383,17 @@ def _outcome(out: Path, member: Member, why: str = "") -> Outcome:
     )
 
 
+def _outcome_of(member: Member, status: Status, why: str) -> Outcome:
+    return Outcome(
+        name=member.name,
+        seed=member.seed,
+        budget=member.budget,
+        settings=member.settings,
+        status=status,
+        why=why,
+    )
+
+
 def outcomes(directory: Path) -> list[Outcome]:
     """Return the outcome of every run of a sweep, with the preferred runs and the Pareto front marked.
 
@@ -394,7 +405,7 @@ def outcomes(directory: Path) -> list[Outcome]:
 
 
 def _with_verdicts(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    least: dict[Any, float] = {}
+    least: dict[tuple[object, ...], float] = {}
     for row in outcomes:
         if row.search_loss is not None:
             least[_all_but_lambda(row)] = min(row.search_loss, least.get(_all_but_lambda(row), row.search_loss))
@@ -405,7 +416,7 @@ def _with_verdicts(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [msgspec.structs.replace(row, front=_on_front(row, rows)) for row in rows]
 
 
-def _all_but_lambda(row: Outcome) -> Any:
+def _all_but_lambda(row: Outcome) -> tuple[object, ...]:
     return row.seed, row.budget, tuple(item for item in row.settings.items() if item[0] != "lam")
 
 

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from deploy.metric import ACCURACY, Metric
 from deploy.page import FIRST, INK, SECOND, Chart, Page, Section, TableCell, look_of
+from latency import plot
 from latency.units import Unit, interval, unit_for
 from search import sweep
 from search.sweep import Outcome
@@ -132,7 +133,7 @@ def _front_picture(rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit
     )
 
 
-def _plot_front(figure: Any, rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> None:
+def _plot_front(figure: plot.Figure, rows: Sequence[Outcome], front: Sequence[Outcome], unit: Unit) -> None:
     axes, metric = figure.subplots(), metric_of(rows)
     for row in rows:
         us, score, error = (

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torch.utils.data import default_collate
+from torch.utils.data import default_collate  # pyright: ignore[reportUnknownVariableType]
 
 from deploy.metric import Figure, Metric, Quality
 from deploy.samples import Samples, Tensors
@@ -20,10 +20,12 @@ from search.architecture import Preprocessing
 from search.errors import SearchError
 from search.methods.settings import Settings
 from search.space import Space
+from search.tensors import Tree
+from search.typed_torch import fork_rng, from_numpy, split, to_list
 
-Batch = tuple[Tensor, Any]
+Batch = tuple[Tensor, Tree]
 """Inputs [samples, ...] and targets: a tensor, or a tree of tensors, with samples along the first dimension."""
-Loss = Callable[[Any, Any, Tensor], Tensor]
+Loss = Callable[[Tree, Tree, Tensor], Tensor]
 """Maps outputs, targets and inputs to the mean loss over the samples."""
 Rows = Int[Tensor, " samples"]
 Statistics = Float[Tensor, "samples figures"]
@@ -59,7 +61,7 @@ class Task(ABC):
     preprocessing: Preprocessing | None = None
 
     @abstractmethod
-    def loss(self, outputs: Any, targets: Any) -> Float[Tensor, ""]:
+    def loss(self, outputs: Tree, targets: Tree) -> Float[Tensor, ""]:
         """Return the mean loss over the samples of a batch, differentiable.
 
         Args:
@@ -68,7 +70,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def statistics(self, outputs: Any, targets: Any) -> Statistics:
+    def statistics(self, outputs: Tree, targets: Tree) -> Statistics:
         """Return the figures of each sample that the metric is computed from; arguments as above."""
 
     def value(self, means: Float[Tensor, " figures"]) -> Float[Tensor, ""]:
@@ -83,14 +85,16 @@ class Task(ABC):
 
         They are augmented if there is a generator, which is then the only source of randomness.
         """
-        return _collated([self.train[row] for row in rows.tolist()])
+        indices: list[int] = to_list(rows)
+        return _collated([self.train[index] for index in indices])
 
     def expect(self, rows: Rows) -> None:  # noqa: B027 -- most tasks have nothing to prepare
         """Start preparing the training samples of the next batch while the network trains on the current one."""
 
     def held_out_batch(self, rows: Rows) -> Batch:
         """Return held-out samples by index."""
-        return _collated([self.held_out[row] for row in rows.tolist()])
+        indices: list[int] = to_list(rows)
+        return _collated([self.held_out[index] for index in indices])
 
     def training_loss(self, settings: Settings, teacher: nn.Module | None) -> Loss:
         """Return the training loss for the settings of a method.
@@ -136,7 +140,7 @@ class Task(ABC):
                 f"{size}"
             )
         try:
-            with torch.random.fork_rng(), torch.no_grad():
+            with fork_rng(), torch.no_grad():
                 outputs = space.module().eval()(inputs)
                 loss, figures = self.loss(outputs, targets), self.statistics(outputs, targets)
         except RUN_ERRORS as error:
@@ -156,7 +160,7 @@ class Task(ABC):
         return self.file_sha256
 
     @final
-    def quality(self, network: nn.Module, inputs: Tensor, targets: Any) -> Quality:
+    def quality(self, network: nn.Module, inputs: Tensor, targets: Tree) -> Quality:
         """Return the quality measure of deployed networks on given samples.
 
         Outputs are in the order of the trained network's.
@@ -170,7 +174,7 @@ class Task(ABC):
             _, structure = tree_flatten(network.eval()(inputs[:1]))
 
         def of(outputs: Tensors, samples: Samples) -> Figure:
-            tensors = [torch.from_numpy(samples.joined(output)) for output in outputs.values()]
+            tensors = [from_numpy(samples.joined(output)) for output in outputs.values()]
             value, error = self.judged(self.statistics(tree_unflatten(tensors, structure), targets))
             return Figure.about(value, error)
 
@@ -190,12 +194,12 @@ class Task(ABC):
     @final
     def plain_batches(self, size: int, rows: Rows) -> Iterator[Batch]:
         """Return training samples without augmentation, in the order of `rows`."""
-        return (self.training_batch(part, None) for part in rows.split(size))
+        return (self.training_batch(part, None) for part in split(rows, size))
 
     @final
     def held_out_batches(self, size: int) -> Iterator[Batch]:
         """Return all held-out samples, always in the same order."""
-        return (self.held_out_batch(part) for part in torch.arange(len(self.held_out)).split(size))
+        return (self.held_out_batch(part) for part in split(torch.arange(len(self.held_out)), size))
 
     @final
     def judged(self, statistics: Statistics) -> tuple[float, float]:
@@ -228,7 +232,7 @@ class Task(ABC):
         return value
 
 
-def _collated(samples: list[tuple[Any, Any]]) -> Batch:
+def _collated(samples: list[tuple[Tree, Tree]]) -> Batch:
     inputs, targets = default_collate(samples)
     return inputs, targets
 
@@ -245,7 +249,7 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
-        batches = order[: len(self) * self._size].split(self._size)
+        batches = split(order[: len(self) * self._size], self._size)
         self._task.expect(batches[0])
         for rows, next_rows in itertools.zip_longest(batches, batches[1:]):
             if next_rows is not None:

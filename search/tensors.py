@@ -1,7 +1,9 @@
 """Read and write named tensors as safetensors files, atomically and without pickle."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, Protocol, TypeAlias, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -10,6 +12,19 @@ from torch import Tensor
 from latency.errors import one_line
 from latency.files import open_regular, raised_as, write_atomically
 from search.errors import SearchError
+
+Tree: TypeAlias = Any
+"""A tensor, or a tree of tensors: dicts, lists and tuples as a network or a data set returns them."""
+
+
+class _TensorFile(Protocol):
+    """An open safetensors file, whose library has no types."""
+
+    def keys(self) -> list[str]: ...
+
+    def get_tensor(self, name: str) -> Tensor: ...
+
+    def metadata(self) -> dict[str, str] | None: ...
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -34,7 +49,7 @@ def read_tensors(path: Path, *, mend: str = RERUN) -> tuple[dict[str, Tensor], d
     with raised_as(SearchError, mend), open_regular(path):
         pass  # the library would open any kind of file and block on a pipe
     try:
-        with safe_open(path, framework="pt") as file:
+        with cast("AbstractContextManager[_TensorFile]", safe_open(path, framework="pt")) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  safe_open is not a mapping
     except (SafetensorError, OSError, UnicodeError, MemoryError, RuntimeError) as error:
         raise SearchError(f"{path} is not a safetensors file ({one_line(error)}): {mend}") from error

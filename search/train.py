@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +15,8 @@ from torch.optim import SGD, Optimizer
 
 from search.errors import SearchError
 from search.runtime import TrainingRuntime
-from search.task import Batch, Loss, Task
+from search.task import Batch, Loss, Task, Tree
+from search.typed_torch import to_list
 
 
 @runtime_checkable
@@ -157,7 +158,8 @@ def train_epoch(
         steps, own = steps + 1, own + 1
     seconds = time.perf_counter() - start
     runtime.agree(network)
-    total, shown, steps, *figures = runtime.total(total, shown, steps, *figures.tolist())
+    sums: list[float] = to_list(figures)
+    total, shown, steps, *figures = runtime.total(total, shown, steps, *sums)
     if not math.isfinite(total):
         raise SearchError(
             f"training diverged (loss {total}): start again in a new directory with a lower learning rate"
@@ -169,7 +171,7 @@ def train_epoch(
 
 
 @contextlib.contextmanager
-def _saved_sizes(network: nn.Module) -> Iterator[list[int]]:
+def _saved_sizes(network: nn.Module) -> Generator[list[int], None, None]:
     """Yield a list of the sizes in bytes that a forward pass saves for the backward pass.
 
     Each storage once, without the network's own.
@@ -214,7 +216,7 @@ def evaluate(
 
 
 @torch.no_grad()
-def evaluation(forward: Callable[[Tensor], Any], batches: Iterable[Batch], task: Task) -> Evaluation:
+def evaluation(forward: Callable[[Tensor], Tree], batches: Iterable[Batch], task: Task) -> Evaluation:
     """Return loss and metric of the outputs of `forward` on some batches, which are already on its device."""
     total, rows = 0.0, list[Tensor]()
     for inputs, targets in batches:
@@ -226,7 +228,7 @@ def evaluation(forward: Callable[[Tensor], Any], batches: Iterable[Batch], task:
 
 
 @contextlib.contextmanager
-def by_batch_statistics(network: nn.Module) -> Iterator[None]:
+def by_batch_statistics(network: nn.Module) -> Generator[None, None, None]:
     """Within the context, norms of a network in evaluation mode use batch statistics.
 
     Their running statistics are not updated.

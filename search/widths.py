@@ -6,7 +6,7 @@ A binary variable x[g, k] states that group g ships with its k-th width. The pre
 the costs of its blocks, and a block's cost depends on the widths of one or two groups, so it is linear in the products
 of their variables, which are linearised exactly (y = x * x' by its marginals; Shen et al. 2022, HALP; Sun et al. 2025,
 MDP). The program maximises the sum of a value for each width of each group: `proportional` for widths that a search
-learned, `importance` for channels with scores. `scipy.optimize.milp` (HiGHS) solves it.
+learned, `importance` for channels with scores. `search.milp` solves it.
 """
 
 import itertools
@@ -18,20 +18,15 @@ from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy import sparse  # pyright: ignore[reportMissingTypeStubs]
+from scipy.optimize import LinearConstraint  # pyright: ignore[reportMissingTypeStubs]
 
 from latency import BlockSpec, LatencyTable
 from search import ops
 from search.budget import Budget, Limit, Price, Pricing, device_factors, worst
 from search.errors import SearchError
+from search.milp import TIME_LIMIT_S, minimise
 from search.spaces import AffineWidth, Prunable, Site, Widths
-
-TIME_LIMIT_S = 120.0
-"""Limit on the solving time; fifty groups of 32 widths take a few seconds. Widths are reproducible unless the limit is
-reached."""
-GAP = 1e-4
-"""Relative gap to the bound at which a solution counts as optimal."""
 
 _UNSCALED = Price(1.0, 1.0)
 _TABULATED = (
@@ -328,21 +323,20 @@ class _Program:
             objective[columns] = [-values[k] for k in kept]
         low, high = ((ends - self.fixed / self.scale) for ends in (floor, budgets))
         within_budgets = LinearConstraint(np.array(self._costs).T, low, high)  # pyright: ignore[reportArgumentType] (arrays are documented)
-        result = milp(
+        solution = minimise(
             objective,
-            integrality=np.array(self._integral, dtype=int),
-            bounds=Bounds(0, 1),
-            constraints=[self._structure(), within_budgets],
-            options={"time_limit": time_limit_s, "mip_rel_gap": GAP},
+            [self._structure(), within_budgets],
+            integral=np.array(self._integral, dtype=int),
+            time_limit_s=time_limit_s,
         )
-        if result.x is None:
+        if solution is None:
             return None
-        picks = [int(np.argmax(result.x[columns])) for columns in self._x]
+        picks = [int(np.argmax(solution.x[columns])) for columns in self._x]
         value = math.fsum(
             values[kept[pick]] for values, kept, pick in zip(self._values, self._kept, picks, strict=True)
         )
         widths = tuple(options[pick] for options, pick in zip(self._choices, picks, strict=True))
-        return _FittedWidths(widths, value, float(result.mip_gap or 0.0))
+        return _FittedWidths(widths, value, solution.gap)
 
     def _columns(self, count: int, *, integral: bool) -> list[int]:
         start = self.variables
@@ -443,13 +437,13 @@ def _axes(space: Prunable, site: Site, choices: Sequence[Widths]) -> tuple[_Axis
 
 
 def _knots(widths: Widths) -> Widths:
-    places = np.linspace(0, len(widths) - 1, min(_KNOTS, len(widths))).round().astype(int)
+    places: list[int] = np.linspace(0, len(widths) - 1, min(_KNOTS, len(widths))).round().astype(int).tolist()
     return tuple(widths[place] for place in places)
 
 
 def _specs(site: Site, axes: Sequence[_Axis], groups: int) -> list[BlockSpec]:
     """Return the block of a site at each point of the product of its axes, the last axis fastest."""
-    specs = []
+    specs: list[BlockSpec] = []
     for point in itertools.product(*(axis.points for axis in axes)):
         at = [0] * groups
         spans: dict[AffineWidth, int] = {}
@@ -473,7 +467,7 @@ def _undominated(
 
     A width is useless if a wider one is worth as much and costs no more anywhere.
     """
-    kept = []
+    kept: list[list[int]] = []
     for group, options in enumerate(choices):
         used = [
             np.moveaxis(grid, place + 1, 0)

@@ -28,6 +28,7 @@ from latency import BlockSpec, Lowered, Workload
 from latency.weights import fill_weights, filled, is_filled, strip_weights
 from search import blocks, ops
 from search.space import Choice, Space
+from search.typed_torch import fork_rng, manual_seed
 
 _LARGEST_CONSTANT = 31
 """Upper bound on axes, ONNX types and other constants in a graph; channel counts of templates are above it."""
@@ -88,8 +89,8 @@ def lower_with_program(chain: Sequence[BlockSpec], precision: Precision = "fp32"
 
     Programs are not cut from a template: torch exports each one at its own widths, with newly initialised weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with fork_rng(devices=[]):
+        manual_seed(0)
         module = _module(chain)
     program = to_program(module, _example(chain[0], batch), precision=precision)
     return Lowered(onnx=lower(chain, precision, batch), program=program)

@@ -79,4 +79,5 @@ def method(settings: Settings, problem: "Problem") -> "Method[Any]":
             from search.methods.prunet import Prunet
 
             return Prunet(settings, problem)
-    raise AssertionError(f"no method has {type(settings).__name__}")
+        case _:
+            raise AssertionError(f"no method has {type(settings).__name__}")

@@ -1,7 +1,6 @@
 """Channel importance by criteria that need no search: baselines for Pruning-as-Search."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from reparam import ChannelGroup, insert_masks
 from search.errors import SearchError
 from search.masks import Scores, fused_form
+from search.task import Batch, Tree
 
 
 def magnitude(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelGroup]) -> list[Scores]:
@@ -19,14 +19,14 @@ def magnitude(model: nn.Module, example_input: Tensor, groups: Sequence[ChannelG
     Norms depend on the size of a layer, so each group is scaled before groups are ranked together.
     """
     fused, twins = fused_form(model, example_input)
-    scores = []
+    scores: list[Scores] = []
     for group in groups:
         norm, twin = torch.zeros(group.channels), twins[group.name]
         for producer, entries in zip(twin.producers, twin.entries, strict=True):
             layer = fused.get_submodule(producer)
-            weight = layer.get_parameter("weight").detach()
+            weight: Tensor = layer.get_parameter("weight").detach()
             if isinstance(layer, nn.ConvTranspose2d):
-                weight = weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+                weight = weight.reshape(layer.groups, -1, *weight.shape[1:]).transpose(1, 2).flatten(0, 1)
             own = torch.tensor(entries)
             norm.index_add_(0, own[own >= 0], weight.abs().flatten(1).sum(dim=1)[own >= 0])
         scores.append(norm / norm.mean())
@@ -63,8 +63,8 @@ def taylor(
     model: nn.Module,
     example_input: Tensor,
     groups: Sequence[ChannelGroup],
-    loss: Callable[[Any, Any], Tensor],
-    batches: Iterable[tuple[Tensor, Any]],
+    loss: Callable[[Tree, Tree], Tensor],
+    batches: Iterable[Batch],
 ) -> list[Scores]:
     """Return the first-order Taylor importance.
 
@@ -110,7 +110,7 @@ def norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[list[nn.Batc
     Raises:
         SearchError: a group has none.
     """
-    norms_by_group = []
+    norms_by_group: list[list[nn.BatchNorm2d]] = []
     for group in groups:
         modules = [part for name in group.producers for part in model.get_submodule(name).modules()]
         modules += [model.get_submodule(name) for name in group.norms]

@@ -33,8 +33,9 @@ from search.methods.settings import PrunetSettings
 from search.space import Choice
 from search.spaces import with_layers
 from search.spaces.layered import SKIP, Layered, StochasticLayer
-from search.task import Task
+from search.task import Task, Tree
 from search.train import TrainingPart, weight_groups
+from search.typed_torch import to_list
 
 RMSPROP_ALPHA, RMSPROP_EPS, RMSPROP_MOMENTUM = 0.9, 1e-3, 0.9
 """The usual values for such networks (Tan and Le 2019). With torch's default eps of 1e-8, weights without a gradient,
@@ -144,7 +145,7 @@ class Prunet(Method[PrunetSettings]):
         adam.register_step_post_hook(partial(self._step_prunodes, network))
         return adam
 
-    def _step_prunodes(self, network: LayeredSupernet, *_: Any) -> None:
+    def _step_prunodes(self, network: LayeredSupernet, *_: object) -> None:
         """Run Algorithm 1 after a step of the architecture weights."""
         progress = self._progress()
         for node in network.prunodes():
@@ -156,7 +157,7 @@ class Prunet(Method[PrunetSettings]):
         if not isinstance(network, LayeredSupernet):
             return [self._final_training(epoch, optimizers)]
 
-        def towards(outputs: Any, targets: Any, _: Tensor) -> Tensor:
+        def towards(outputs: Tree, targets: Tree, _: Tensor) -> Tensor:
             return task.loss(outputs, targets)
 
         epochs, done = settings.warmup_epochs + settings.search_epochs, epoch.index
@@ -182,7 +183,7 @@ class Prunet(Method[PrunetSettings]):
             """
             return now * (self.problem.target / now) ** (len(self._losses) / len(theta_batches) / left)
 
-        def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
+        def loss(outputs: Tree, targets: Tree, _: Tensor) -> Tensor:
             value = task.loss(outputs, targets) + self._penalty(network, aim())
             self._losses.append(value.item())
             return value
@@ -272,7 +273,7 @@ class Prunet(Method[PrunetSettings]):
 
     def _most_probable(self, network: LayeredSupernet) -> Choice:
         """Return the most probable block of each layer at the preferred width of its Prunode."""
-        options, widths = {}, {}
+        options, widths = dict[str, str](), dict[str, int]()
         for layer, (_, mixed) in zip(self.space.layers, network.each(), strict=True):
             best = mixed.best
             if layer.open:
@@ -361,7 +362,7 @@ def _proxy(settings: PrunetSettings, task: Task) -> Task:
     count = round(classes * share)
     if count < 2:
         raise SearchError(f"--proxy-classes {share:g} of {classes} classes leaves {count}, and at least 2 are needed")
-    drawn = torch.randperm(classes, generator=torch.Generator().manual_seed(0))[:count].tolist()
+    drawn: list[int] = to_list(torch.randperm(classes, generator=torch.Generator().manual_seed(0))[:count])
     return task if count == classes else task.of_classes(sorted(drawn))
 
 

@@ -22,8 +22,10 @@ from search.masks import Scores
 from search.method import Epoch, Method, Phase, Problem
 from search.methods.settings import PruningSettings
 from search.space import Choice
-from search.spaces import FREE_WIDTHS, WIDTHS, Widths, with_widths
+from search.spaces import FREE_WIDTHS, WIDTHS, Prunable, Widths, with_widths
+from search.task import Tree
 from search.train import TrainingPart, make_optimizer
+from search.typed_torch import fork_rng, to_list
 
 T = TypeVar("T")
 P = TypeVar("P", bound=PruningSettings)
@@ -56,7 +58,7 @@ class Narrowing(Method[P]):
                 f"{self.name} prunes layers that are added up together, unlike {self.space.name}: choose {other}"
             )
         self.model = problem.model()
-        with torch.random.fork_rng():
+        with fork_rng():
             network = self.space.module()
             self.space.insert_shortcuts(network, None)
         self.groups = masks.prunable_groups(network, problem.example, settings.excluded)
@@ -76,7 +78,7 @@ class Narrowing(Method[P]):
                 name="finetune",
                 epochs=settings.finetune_epochs,
                 decides=decides == "finetune",
-                rewinds=settings.retrain == "rewind",
+                rewinds=settings.retrain == "rewind",  # pyright: ignore[reportUnnecessaryComparison] (some methods widen it)
                 distils=True,
             ),
         )
@@ -136,7 +138,7 @@ class Narrowing(Method[P]):
 
         task_loss = self.problem.task.training_loss(self.settings, epoch.teacher)
 
-        def loss(outputs: Any, targets: Any, inputs: Tensor) -> Tensor:
+        def loss(outputs: Tree, targets: Tree, inputs: Tensor) -> Tensor:
             penalty = self.penalty(network) if phase.name == "search" else None
             value = task_loss(outputs, targets, inputs)
             return value if penalty is None else value + penalty
@@ -238,7 +240,7 @@ class Pruning(Narrowing[P]):
             network: the network to prune.
             scores: its scores, for every group of the space.
         """
-        return ranked_widths([score.tolist() for score in scores], self.choices, self.price, self.problem.budget)
+        return ranked_widths([to_list(score) for score in scores], self.choices, self.price, self.problem.budget)
 
     def fitted(self, scores: Sequence[Tensor], kept: Widths) -> Widths:
         """Return the widths that ship: the most valuable ones within the budget."""
@@ -262,7 +264,7 @@ def _require_squeezable(network: nn.Module, example: Tensor, groups: Sequence[Ch
     squeeze(fuse(masks.mask(network, example, groups, kept), example), example)
 
 
-def _shippable(space: Any, settings: PruningSettings, searched: Set[str]) -> list[Widths]:
+def _shippable(space: Prunable, settings: PruningSettings, searched: Set[str]) -> list[Widths]:
     """Return the widths of each group that settings and space allow; the full width is always included."""
     multiple, least = settings.channel_multiple, settings.min_channels
 

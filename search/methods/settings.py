@@ -658,8 +658,15 @@ def recipe(kind: type[P], images: int, name: Recipe = "auto", /, **given: Any) -
         given = _prunet_rates(kind(**given), images) | given
     if issubclass(kind, VpDartsSettings | PrunetSettings | TasSettings):
         return kind(**((kind.paper if name == "paper" else {}) | given))
-    many = {"pretrain_epochs": 16, "search_epochs": 6, "finetune_epochs": 16, "batch": 128, "lr": 0.1, "policy_lr": 0.1}
-    paper = {
+    many: dict[str, Any] = {
+        "pretrain_epochs": 16,
+        "search_epochs": 6,
+        "finetune_epochs": 16,
+        "batch": 128,
+        "lr": 0.1,
+        "policy_lr": 0.1,
+    }
+    paper: dict[str, Any] = {
         "pretrain_epochs": 120,
         "search_epochs": 10,
         "finetune_epochs": 50,

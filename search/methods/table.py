@@ -18,6 +18,7 @@ from search.methods import importance
 from search.methods.pruning import Pruning
 from search.methods.settings import TableSettings
 from search.spaces import Widths
+from search.typed_torch import to_list
 
 
 class Table(Pruning[TableSettings]):
@@ -43,4 +44,4 @@ class Table(Pruning[TableSettings]):
 
     def values(self, scores: Sequence[Tensor], kept: Widths) -> list[list[float]]:
         """Return the value of each width of each group: the sum of its highest importances (HALP, Eq. 5)."""
-        return widths.importance([score.tolist() for score in scores], self.choices)
+        return widths.importance([to_list(score) for score in scores], self.choices)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from reparam.modules import named_modules
 from search import schedule
 from search import widths as fitting
 from search.budget import BudgetController, Price
@@ -42,7 +43,9 @@ from search.methods.settings import TasSettings
 from search.sized_network import DepthPart, Sampling, SizedNetwork, WidthPart
 from search.space import Choice
 from search.spaces import Widths
+from search.task import Tree
 from search.train import TrainingPart
+from search.typed_torch import to_list
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Widths that a layer draws from, as shares of its full width (Section 4.1)."""
@@ -158,7 +161,7 @@ class Tas(Narrowing[TasSettings]):
         settings = self.settings
         network = trained if trained is not None and settings.start == "unpruned" else self.space.module()
         options = {name: widths for (name, _), widths in zip(self.space.groups, self.choices, strict=True)}
-        modules_by_name = dict(network.named_modules())
+        modules_by_name = dict(named_modules(network))
         widths = [
             WidthPart(
                 group.name,
@@ -220,7 +223,7 @@ class Tas(Narrowing[TasSettings]):
         )
         self._decided = self.derived(network) if late else None
 
-        def loss(outputs: Any, targets: Any, _: Tensor) -> Tensor:
+        def loss(outputs: Tree, targets: Tree, _: Tensor) -> Tensor:
             progress = next(turn) / (epoch.phase.epochs * architecture_steps)
             return task.loss(outputs, targets) + self.penalty_of(network, progress)
 
@@ -327,7 +330,7 @@ class Tas(Narrowing[TasSettings]):
             return self.most_probable(network)
         shares, depth_shares = self.shares(network)
         depths = self._depths_within(depth_shares)
-        values = [share.detach().log().clamp(min=-1e6).tolist() for share in shares]
+        values: list[list[float]] = [to_list(share.detach().log().clamp(min=-1e6)) for share in shares]
         space, prices = self.space.at_depths(depths), self.problem.block_prices()
         fit = partial(fitting.fit, space, self.choices, values, prices, self.problem.budget)
         best = fit()
@@ -359,7 +362,9 @@ class Tas(Narrowing[TasSettings]):
 
     def _depths_by_probability(self, shares: Mapping[str, Tensor]) -> list[dict[str, int]]:
         options = self.depth_choices()
-        logs = {name: shares[name].detach().log().tolist() if name in shares else [0.0] for name in options}
+        logs: dict[str, list[float]] = {
+            name: to_list(shares[name].detach().log()) if name in shares else [0.0] for name in options
+        }
         combinations = itertools.product(*(zip(logs[name], depths, strict=True) for name, depths in options.items()))
         ranked = sorted(combinations, key=lambda combination: -sum(log for log, _ in combination))
         return [dict(zip(options, (depth for _, depth in combination), strict=True)) for combination in ranked]
@@ -402,9 +407,9 @@ class Tas(Narrowing[TasSettings]):
             "aim": self.controller.target.amount / self.controller.weight,
             "crossings": float(crossings(self._sides)),
         }
-        gaps = []
+        gaps: list[float] = []
         for part, sizes in (*network.width_sizes(), *network.depth_sizes()):
-            shares = sizes.shares().tolist()
+            shares: list[float] = to_list(sizes.shares())
             figures |= {f"p.{part.name}.{option}": share for option, share in zip(sizes.options, shares, strict=True)}
             most, next_most = sorted(shares)[:-3:-1]
             gaps.append(most - next_most)

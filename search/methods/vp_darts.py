@@ -33,7 +33,9 @@ from search.space import Choice
 from search.spaces import with_cells
 from search.spaces.cells import EDGES, NONE, OPTIONS, edge
 from search.supernet import CellSupernet
+from search.task import Tree
 from search.train import TrainingPart, by_batch_statistics, evaluation, weight_groups
+from search.typed_torch import to_list
 
 VALIDATION_BATCH = 200
 FEW_IMAGES = 5_000
@@ -142,7 +144,7 @@ class VpDarts(Method[VpDartsSettings]):
         batches = task.training_batches(settings.batch, epoch.order, rows)
         factor = self._factor(epoch, len(batches))
 
-        def loss(outputs: Any, targets: Any, inputs: Tensor) -> Tensor:
+        def loss(outputs: Tree, targets: Tree, inputs: Tensor) -> Tensor:
             return towards(outputs, targets, inputs) + self._penalty(network)
 
         trains_alphas = settings.variant == "darts" or (epoch.phase.name == "prune" and settings.variant != "random")
@@ -214,7 +216,7 @@ class VpDarts(Method[VpDartsSettings]):
         """
         damages = self._damages(network, share, draw)
         self._update_importance([[damage[0] for damage in row] for row in damages], share)
-        ranked = []
+        ranked: list[list[int]] = []
         for index, row in enumerate(damages):
             kept = [option for option in range(len(OPTIONS)) if network.kept[index, option]]
             ranked.append(sorted(kept, key=lambda option: (*row[option], self._tie_break(option)), reverse=True))
@@ -251,12 +253,11 @@ class VpDarts(Method[VpDartsSettings]):
         The alphas, if they are the criterion.
         """
         if not self._validates:
-            return [
-                [(value, 0.0) for value in row] for row in network.alpha.masked_fill(~network.kept, -torch.inf).tolist()
-            ]
+            alphas: list[list[float]] = to_list(network.alpha.masked_fill(~network.kept, -torch.inf))
+            return [[(value, 0.0) for value in row] for row in alphas]
         (looked_at, *_) = random_parts(len(self.validation_rows), (share, 1 - share) if share < 1 else (1.0,), draw)
         rows = self.validation_rows[looked_at]
-        base, damages = self._validate(network, rows), []
+        base, damages = self._validate(network, rows), list[list[Damage]]()
         for index in range(len(EDGES)):
             damages.append([self._damage_without(network, index, option, rows, base) for option in range(len(OPTIONS))])
         return damages
@@ -268,7 +269,7 @@ class VpDarts(Method[VpDartsSettings]):
         if OPTIONS[option] == NONE:
             return base if self.settings.zeroize == "candidate" else (-torch.inf, -torch.inf)
         places = [None] if self.settings.removal == "edge" else network.cells
-        damages = []
+        damages: list[Damage] = []
         for cell in places:
             with network.without(index, option, cell=cell):
                 damages.append(self._validate(network, rows))
@@ -285,7 +286,7 @@ class VpDarts(Method[VpDartsSettings]):
             batch, rows[: len(rows) // batch * batch]
         )  # a smaller batch would have other statistics
         with by_batch_statistics(network) if self.settings.norms == "batch" else contextlib.nullcontext():
-            evaluated = evaluation(network, (tree_map(lambda x: x.to(device), batch) for batch in batches), task)
+            evaluated = evaluation(network, (tree_map(partial(_moved_to, device), batch) for batch in batches), task)
         network.train(was_training)
         worse = -task.metric.gain(evaluated.score)
         return (evaluated.loss, worse) if self.by_loss else (worse, evaluated.loss)
@@ -331,7 +332,8 @@ class VpDarts(Method[VpDartsSettings]):
         optimizer.state.clear()
 
     def _choice(self, picks: Tensor) -> Choice:
-        return self.space.of(OPTIONS[pick] for pick in picks.tolist())
+        indices: list[int] = to_list(picks)
+        return self.space.of(OPTIONS[index] for index in indices)
 
     def ended(self, epoch: Epoch, network: nn.Module) -> dict[str, float]:
         """Return every alpha and importance; after the last epoch of pruning, take the last look, which decides."""
@@ -343,7 +345,7 @@ class VpDarts(Method[VpDartsSettings]):
         if settings.variant == "darts" or last:
             self._ranked(network, settings.final_subset, epoch.noise)
         figures = {
-            f"alpha.{edge(*ends)}.{name}": value for (ends, name), value in _by_operation(network.alpha.tolist())
+            f"alpha.{edge(*ends)}.{name}": value for (ends, name), value in _by_operation(to_list(network.alpha))
         }
         figures |= {
             f"worth.{edge(*ends)}.{name}": value
@@ -427,11 +429,15 @@ def _softmax(alpha: Tensor) -> Tensor:
     return alpha.softmax(1)
 
 
-def _clip_gradients(weights: Sequence[nn.Parameter], norm: float, *_: Any) -> None:
+def _moved_to(device: torch.device, tensor: Tensor) -> Tensor:
+    return tensor.to(device)
+
+
+def _clip_gradients(weights: Sequence[nn.Parameter], norm: float, *_: object) -> None:
     nn.utils.clip_grad_norm_(weights, norm)
 
 
-def _clamp(alpha: nn.Parameter, *_: Any) -> None:
+def _clamp(alpha: nn.Parameter, *_: object) -> None:
     alpha.data.clamp_(min=0)
 
 

@@ -29,6 +29,7 @@ def rows(name: str) -> list[PaperRow]:
             return prunet.rows()
         case "gpunet":
             return gpunet.rows()
-    raise SearchError(
-        f"unknown paper {name!r}: known are {', '.join(names())} and latencies; try `lathe paper {names()[0]}`"
-    )
+        case _:
+            raise SearchError(
+                f"unknown paper {name!r}: known are {', '.join(names())} and latencies; try `lathe paper {names()[0]}`"
+            )

@@ -40,7 +40,7 @@ _LATENCIES = {
 
 def rows() -> list[PaperRow]:
     """Return two rows per network with published sizes, then the latencies."""
-    paper_rows = []
+    paper_rows: list[PaperRow] = []
     for table, name, params, macs, note in _SIZES:
         space = spaces.get(name)
         paper_rows += [

@@ -87,7 +87,7 @@ def latency_term(alpha: float, us: float) -> float:
 
 
 def _networks() -> list[PaperRow]:
-    paper_rows = []
+    paper_rows: list[PaperRow] = []
     for name, params, macs, here in _TABLE2:
         space = here and spaces.get(here)
         note = "" if space else _ELSEWHERE
@@ -167,7 +167,7 @@ def _size(table: str, row: str, paper: str, ours: int | float, note: str = "") -
 
 
 def _losses() -> list[PaperRow]:
-    paper_rows = []
+    paper_rows: list[PaperRow] = []
     for (alpha, losses), (ms, _, _) in zip(_TABLE6, _PRUNETS, strict=True):
         best = min(losses[1:], key=float)
         for pair, loss in zip(_PAIRS, losses, strict=True):

@@ -43,7 +43,7 @@ _ZOO = {
 
 def rows() -> list[PaperRow]:
     """Return three rows per network."""
-    paper_rows = []
+    paper_rows: list[PaperRow] = []
     for name, (params, macs) in _PAPER.items():
         space = spaces.get(f"repvgg-{name}")
         paper, row = "Tables 4 and 5", space.name

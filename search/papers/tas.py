@@ -226,7 +226,7 @@ _BOTH = "the published shape, as its blocks run, is not the one that the table h
 
 def _tables() -> list[PaperRow]:
     """Return the rows of Tables 3 and 4: the pruned shares, and the FLOPs of published shapes."""
-    paper_rows = []
+    paper_rows: list[PaperRow] = []
     for network, method, *columns in _TABLE3:
         for data, classes, printed in zip(("CIFAR-10", "CIFAR-100"), (10, 100), columns, strict=True):
             if printed:
@@ -273,7 +273,7 @@ def _pruned(table: str, row: str, ratio: str, flops: float, full: float) -> Pape
 
 def _shapes() -> list[PaperRow]:
     """Return a row of the `estimated_FLOP` of each published shape."""
-    paper_rows = []
+    paper_rows: list[PaperRow] = []
     for data, shapes in SHAPES.items():
         for shape in shapes:
             is_cifar, running, counted = data != "ImageNet", macs(shape), macs(shape, listed=True)

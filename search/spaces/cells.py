@@ -177,7 +177,7 @@ class Cells(Space):
         Each value is computed once: a node whose only input is a skip equals its source, and all pools of a value are
         one. A sum is counted even if a convolution reads it, since a runtime that fuses both saves little.
         """
-        used, pooled, operations = self.used(choice), set[Value](), []
+        used, pooled, operations = self.used(choice), set[Value](), list[str]()
         values = values_of(used)
         for node in range(1, NODES):
             inputs = [(values[source], option) for (source, target), option in used.items() if target == node]

@@ -52,7 +52,7 @@ class Chain(Prunable):
 
     def sites(self) -> list[Site]:
         """One site per layer, then the head."""
-        sites, shape, before = [], self.input_shape, AffineWidth(fixed=self.input_shape[0])
+        sites, shape, before = list[Site](), self.input_shape, AffineWidth(fixed=self.input_shape[0])
         for index, layer in enumerate(self.layers):
             spec, after = (
                 ops.conv(shape, layer.width, kernel=layer.kernel, stride=layer.stride, act=layer.act),

@@ -7,7 +7,7 @@ import contextlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ def _match(name: str) -> re.Match[str]:
 
 
 @contextlib.contextmanager
-def _running(name: str) -> Iterator[None]:
+def _running(name: str) -> Generator[None, None, None]:
     """Let code import modules from its file's directory, and turn its exceptions into one-line errors."""
     from reparam.exported import RUN_ERRORS
 

@@ -251,13 +251,14 @@ class Prunable(Space):
         """
         from torch import nn
 
+        from reparam.modules import named_modules
         from search import masks
 
         network = self.unpruned()
         if choice is None:
             return network
         widths = zip(self.groups, self.widths(choice), strict=True)
-        named = dict(network.named_modules())
+        named = dict(named_modules(network))
         for block in self.skipped(choice.depths):
             if block.module not in named:
                 raise SearchError(f"the network has no block {block.module}: give the module that was searched")

@@ -162,7 +162,7 @@ def _options(preset: Preset, stage: PrunetStage, shape: Shape, stride: int) -> t
         (kernel, act) for act, kernels in (("relu", stage.relu), ("swish", stage.swish)) for kernel in kernels
     )
     prefix = f"{stage.op}_{{act}}" if stage.relu and stage.swish else stage.op
-    options = []
+    options: list[MultiBlock] = []
     for kernel, act in kinds:
         name = f"{prefix.format(act=act)}_k{kernel}"
         if stage.op == "conv":

@@ -114,9 +114,16 @@ def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -
     members = msgspec.convert(fields["members"], tuple[tuple[str, int], ...])
     places = msgspec.convert(fields["places"], tuple[Site, ...])
     granularity, points = msgspec.convert((fields["granularity"], fields["points"]), tuple[int, int])
-    maker = make or _maker(fields)
-    widths = {"granularity": granularity, "points": points, "members": members, "places": places}
-    return Traced(**_facts(fields), **widths, named_stages=stages, shortcuts=shortcuts, make=maker)
+    return Traced(
+        **_facts(fields),
+        granularity=granularity,
+        points=points,
+        members=members,
+        places=places,
+        named_stages=stages,
+        shortcuts=shortcuts,
+        make=make or _maker(fields),
+    )
 
 
 def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":

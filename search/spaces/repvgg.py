@@ -7,6 +7,7 @@ network's third on has groups.
 
 from typing import NamedTuple
 
+from latency.block import BlockSpec
 from search import ops
 from search.spaces.chain import Chain, Layer
 from search.spaces.checks import check_input
@@ -49,7 +50,7 @@ def named(name: str, *, classes: int = 1000, resolution: int = 224) -> Fixed:
     _, size, *rest = name.split("-")
     groups, (layers, a, b) = int(rest[0][1:]) if rest else 1, NETWORKS[size]
     widths = [min(64, int(64 * a)), int(64 * a), int(128 * a), int(256 * a), int(512 * b)]
-    network, shape = [], (3, resolution, resolution)
+    network, shape = list[BlockSpec](), (3, resolution, resolution)
     for width, count in zip(widths, (1, *layers), strict=True):
         for index in range(count):
             grouped = groups if network and len(network) % 2 == 0 else 1

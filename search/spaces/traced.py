@@ -316,7 +316,7 @@ def _sites(
         terms = tuple((group, _factor(count, groups[group].channels)) for group, count in sorted(counts.items()))
         return AffineWidth(fixed=len(roots) - counts.total(), terms=terms)
 
-    places, layers = [], list[str]()
+    places, layers = list[Site](), list[str]()
     for (node, into), (_, out) in zip(flow.readers, flow.makers, strict=True):
         layer = flow.layer_name(node)
         (source,) = flow.network.reads(node)
@@ -337,9 +337,13 @@ def _require_blocks(model: "nn.Module", example: "torch.Tensor", stages: Mapping
         SearchError: a block cannot be left out; names stage and block.
     """
     import torch
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
+
+    from reparam.modules import named_modules
 
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    named, hooks = dict(model.named_modules()), []
+    named, hooks = dict(named_modules(model)), list[RemovableHandle]()
     for stage, blocks in stages.items():
         if len(blocks) < 2:
             raise SearchError(f"stage {stage} has one block, {', '.join(blocks)}, and needs one more that it can lose")
@@ -347,7 +351,7 @@ def _require_blocks(model: "nn.Module", example: "torch.Tensor", stages: Mapping
             if block not in named:
                 raise SearchError(f"stage {stage} has no block {block} in the network")
 
-            def note(_: Any, inputs: Any, output: Any, block: str = block) -> None:
+            def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor, block: str = block) -> None:
                 shapes[block] = tuple(inputs[0].shape), tuple(output.shape)
 
             hooks.append(named[block].register_forward_hook(note))
@@ -396,7 +400,7 @@ def _factor(count: int, channels: int) -> int | float:
     return count // channels if count % channels == 0 else count / channels
 
 
-def _block_of(name: str, layer: Any, before: tuple[int, ...], act: str) -> BlockSpec:
+def _block_of(name: str, layer: "nn.Module", before: tuple[int, ...], act: str) -> BlockSpec:
     from torch import nn
 
     match layer:
@@ -417,6 +421,8 @@ def _block_of(name: str, layer: Any, before: tuple[int, ...], act: str) -> Block
                 return ops.layer("depthwise", shape, None, geometry, act=act)
             else:
                 return ops.layer("conv", shape, layer.out_channels, geometry, act=act, groups=layer.groups)
+        case _:
+            pass
     groups = getattr(layer, "groups", 1)
     kind = type(layer).__name__ + (f" of {groups} groups" if groups > 1 else "")
     raise SearchError(
