@@ -368,10 +368,8 @@ def _convolutions(spec: BlockSpec) -> list[_Convolution]:
         case "avg_pool" | "add":
             return []
         case "reduction":
-            body = [
-                _Convolution(c_in, c_out, after, int(attrs["kernel"])),
-                _Convolution(c_out, c_out, after, int(attrs["kernel"])),
-            ]
+            kernel = int(attrs["kernel"])
+            body = [_Convolution(c_in, c_out, after, kernel), _Convolution(c_out, c_out, after, kernel)]
             return [*body, _Convolution(c_in, c_out, after, biased=False)]
         case "tail":
             hidden = spec.width("hidden")

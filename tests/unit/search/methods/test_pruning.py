@@ -2,7 +2,6 @@ import copy
 import dataclasses
 
 import pytest
-import safetensors
 import torch
 from torch import nn
 
@@ -53,18 +52,6 @@ def test_learned_widths_are_fine_tuned_from_the_unpruned_weights_or_from_those_o
     unpruned = read_tensors(tmp_path / "run" / "baseline.safetensors")[0]
     same = [torch.equal(found[key], tensor) for key, tensor in unpruned.items()]
     assert all(same) if retrain == "rewind" else not any(same)
-
-
-def test_slimming_shrinks_the_scales_of_norms(search_into, tmp_path):
-    sizes = []
-    for strength in (1e-9, 1e-1):
-        out = tmp_path / str(strength)
-        for event in search_into(out, "slimming", slimming=strength):
-            if isinstance(event, EpochDone) and (event.phase, event.epoch) == ("search", 4):
-                break
-        with safetensors.safe_open(out / "checkpoint.safetensors", framework="pt") as file:
-            sizes.append(sum(file.get_tensor(name).abs().sum() for name in file.keys() if name.endswith("norm.weight")))  # noqa: SIM118
-    assert sizes[1] < 0.9 * sizes[0]
 
 
 def test_widths_between_measured_ones_can_ship(tiny, table, stripes, budget_us):
