@@ -43,7 +43,7 @@ class ModuleCall:
         return map_tensors((self.args, dict(self.kwargs)), lambda _: next(rest))
 
 
-def call_of(module: nn.Module, example: Any) -> ModuleCall:
+def call_of(module: nn.Module, example: object) -> ModuleCall:
     """Return how a module is called with an example input.
 
     Args:
@@ -187,7 +187,7 @@ class Adapter(nn.Module):
         return {value.name: output for value, output in zip(self.outputs, stacked, strict=True)}
 
 
-def adapt(module: nn.Module, example: Any) -> Adapter:
+def adapt(module: nn.Module, example: object) -> Adapter:
     """Return an adapter of a float32 copy of a module, which is run once unchanged to determine its outputs.
 
     Inputs and outputs keep the module's own types: a network in half precision takes and returns half precision.
@@ -251,7 +251,7 @@ def _can_run(adapter: Adapter) -> bool:
     return True
 
 
-def _outputs(returned: Any, taken: tuple[str, ...]) -> tuple[TensorSpec, ...]:
+def _outputs(returned: object, taken: tuple[str, ...]) -> tuple[TensorSpec, ...]:
     outputs = list(leaves(returned))
     prefix = (
         ""

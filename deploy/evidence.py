@@ -40,8 +40,8 @@ class Evidence:
         baseline: the unpruned network, timed in turns with the shipped one.
     """
 
-    samples: Any = None
-    labels: Any = None
+    samples: object = None
+    labels: object = None
     quality: Quality | None = None
     baseline: nn.Module | None = None
 
@@ -92,7 +92,7 @@ def data_of(
     return Data(rounded_to(samples, io), labels, evidence.quality if labels is None else accuracy(labels), drawn=False)
 
 
-def _labels(given: Any, count: int) -> Labels:
+def _labels(given: object, count: int) -> Labels:
     labels = np.asarray(given)
     if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
         raise DeployError(

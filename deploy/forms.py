@@ -133,7 +133,7 @@ class Source:
             return _of_onnx(self.network, plan, samples)
         return _of_module(self.network, plan, samples, architecture)
 
-    def baseline(self, model: nn.Module, example_input: Any, plan: Plan, samples: Samples) -> LoweredNetwork:
+    def baseline(self, model: nn.Module, example_input: object, plan: Plan, samples: Samples) -> LoweredNetwork:
         """Fuse and lower the unpruned network.
 
         Raises:
@@ -149,7 +149,7 @@ class Source:
         return _lowered(adapter.of(fused), plan, samples)
 
 
-def source_of(model: nn.Module | bytes, example_input: Any, plan: Plan) -> Source:
+def source_of(model: nn.Module | bytes, example_input: object, plan: Plan) -> Source:
     """Read a network to export.
 
     Args:
@@ -171,7 +171,7 @@ def source_of(model: nn.Module | bytes, example_input: Any, plan: Plan) -> Sourc
     return Source(adapter.inputs, adapter)
 
 
-def _adapted(model: nn.Module, example_input: Any) -> Adapter:
+def _adapted(model: nn.Module, example_input: object) -> Adapter:
     if example_input is None:
         raise DeployError("a module does not say the shape of its input: give example_input")
     adapter = adapt(model, example_input)

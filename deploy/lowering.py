@@ -10,7 +10,6 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
-from typing import Any
 
 import onnx
 import onnx.numpy_helper
@@ -36,7 +35,7 @@ _TYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 def to_onnx(
     module: nn.Module,
-    example_input: Any,
+    example_input: object,
     *,
     precision: Precision = "fp32",
     io: Precision = "fp32",

@@ -90,7 +90,7 @@ _NO_RECORD = Record()
 
 def export(
     model: nn.Module | bytes,
-    example_input: Any = None,
+    example_input: object = None,
     *,
     target: str,
     out: str | Path,
@@ -204,7 +204,7 @@ class _ExportJob:
     record: Record
     on_step: OnStep
 
-    def networks(self, baseline: nn.Module | None, example_input: Any) -> _Networks:
+    def networks(self, baseline: nn.Module | None, example_input: object) -> _Networks:
         """Fuse, squeeze and lower the network, and lower the unpruned one."""
         plan, data = self.plan, self.data
         self.on_step("fuse, squeeze and lower")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from deploy import bundle
 from deploy.bundle import LayerWidth, Manifest, NetworkSummary
@@ -13,6 +13,9 @@ from deploy.page import FIRST, INK, LIMIT, Bar, Chart, ComparisonRow, Gauge, Pag
 from deploy.validate import Step, compare_latency, format_share
 from latency import Measurement
 from latency.units import HasInterval, Unit, interval, unit_for
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _HASH = re.compile(r"[0-9a-f]{16,}")
 
@@ -285,7 +288,7 @@ def chain(manifest: Manifest) -> Section:
     )
 
 
-def _widths(figure: Any, layers: Sequence[LayerWidth]) -> None:
+def _widths(figure: "Figure", layers: Sequence[LayerWidth]) -> None:
     axes = figure.add_subplot()
     places, widths = range(len(layers)), [layer.of for layer in layers]
     axes.barh(places, [layer.kept for layer in layers], height=0.7, color=FIRST)
@@ -300,7 +303,9 @@ def _widths(figure: Any, layers: Sequence[LayerWidth]) -> None:
     axes.set_xlabel("channels")
 
 
-def _latencies(figure: Any, networks: Sequence[tuple[str, Measurement]], budget_us: float | None, unit: Unit) -> None:
+def _latencies(
+    figure: "Figure", networks: Sequence[tuple[str, Measurement]], budget_us: float | None, unit: Unit
+) -> None:
     column = figure.subplots(len(networks), 1, squeeze=False)[:, 0]
     for axes, (name, measured) in zip(column, networks, strict=True):
         ordered = sorted(measured.samples_us)

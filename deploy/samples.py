@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -128,7 +127,7 @@ class Samples:
         return Samples(inputs, self.batch, min(self.count, calls * self.batch))
 
 
-def samples_of(given: Any, inputs: Sequence[TensorSpec]) -> Samples:
+def samples_of(given: object, inputs: Sequence[TensorSpec]) -> Samples:
     """Return samples in the form of the network's inputs.
 
     Args:
@@ -211,7 +210,7 @@ def _drawn(rng: np.random.Generator, calls: int, value: TensorSpec, example: np.
     return rng.integers(0, 256 if value.dtype == "uint8" else 2, shape).astype(dtype)
 
 
-def _array(given: Any, value: TensorSpec) -> np.ndarray:
+def _array(given: object, value: TensorSpec) -> np.ndarray:
     """Return samples as an array in the type of an input, in one of the shapes that fit it."""
     try:
         array = np.asarray(given)

@@ -180,7 +180,7 @@ def warn(text: str) -> None:
     LOG.print(f"[yellow]warning:[/] {escape(text)}")
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print one JSON document to stdout; numbers that JSON cannot represent become null."""
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 

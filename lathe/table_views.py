@@ -260,7 +260,7 @@ def _change(change: Change) -> tuple[str, str, str]:
     return change.verdict, f"{change.ratio:.3f}", f"{change.low:.3f} to {change.high:.3f}"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     """Return a header field in one line."""
     return str(value) if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
 
