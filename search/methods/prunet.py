@@ -45,7 +45,7 @@ LEAST_COST = 2.0
 
 
 class Prunet(Method[PrunetSettings]):
-    """Warm-up of the weights; search; training of the found network (Section 3.2).
+    """Warm-up of the weights; search; training of the chosen network (Section 3.2).
 
     Args:
         settings: settings of the method.
@@ -78,7 +78,7 @@ class Prunet(Method[PrunetSettings]):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Warm-up, search, training of the found network."""
+        """Warm-up, search, training of the chosen network."""
         settings = self.settings
         return (
             Phase(name="warmup", epochs=settings.warmup_epochs, shared=True, batch_statistics=True),
@@ -91,7 +91,7 @@ class Prunet(Method[PrunetSettings]):
         return self.problem.task if phase.decides else self.proxy
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """The supernet in its current pruned state, then the found network."""
+        """The supernet in its current pruned state, then the chosen network."""
         if phase.decides:
             network = self.space.module(self.chosen)
             if self.settings.retrain == "finetune" and isinstance(trained, LayeredSupernet):
@@ -201,7 +201,7 @@ class Prunet(Method[PrunetSettings]):
         ]
 
     def _final_training(self, epoch: Epoch, optimizers: Sequence[Optimizer]) -> TrainingPart:
-        """Train the found network on all images."""
+        """Train the chosen network on all images."""
         settings, task = self.settings, self.task(epoch.phase)
         batches = task.training_batches(settings.batch, epoch.order)
         steps, done = len(batches), epoch.index * len(batches)
@@ -398,7 +398,7 @@ def _require_sound(space: Layered, settings: PrunetSettings) -> None:
 
 
 def _inherit(network: nn.Module, supernet: LayeredSupernet, choice: Choice) -> None:
-    """Copy the first channels of the supernet's weights to the found network's blocks.
+    """Copy the first channels of the supernet's weights to the chosen network's blocks.
 
     Blocks that the supernet lacks keep theirs.
     """

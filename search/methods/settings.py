@@ -294,7 +294,7 @@ class VpDartsSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields
     prune_epochs: int = 8
     """epochs of weights and alphas; every operation is validated before each"""
     train_epochs: int = 20
-    """epochs of the found cell, from new weights, by --schedule"""
+    """epochs of the chosen cell, from new weights, by --schedule"""
     variant: Literal["adjustable", "fixed", "hard", "progressive", "darts", "random"] = "adjustable"
     """soft pruning with K = epoch (adjustable) or K = max_epoch (fixed), hard at once,
     or hard from 5 to 3 to 2 operations (progressive); darts: softmax, no validation;
@@ -401,18 +401,18 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
     the optimizer of the final training is GPUNet's."""
 
     label_smoothing: float = 0.1
-    """share of the target that is spread over all classes while the found network is trained;
+    """share of the target that is spread over all classes while the chosen network is trained;
     the search has no label smoothing"""
     retrain: Literal["finetune", "scratch"] = "scratch"
-    """train the found network from new weights (scratch) or from those of the supernet (finetune)"""
+    """train the chosen network from new weights (scratch) or from those of the supernet (finetune)"""
     optimizer: Literal["sgd", "rmsprop"] = "sgd"
-    """optimizer of the found network"""
+    """optimizer of the chosen network"""
     warmup_epochs: int = 10
     """epochs of only the supernet's weights; --baseline starts from those of another run"""
     search_epochs: int = 20
     """epochs of weights and architecture weights; blocks are removed after each"""
     train_epochs: int = 20
-    """epochs of the found network, by --schedule"""
+    """epochs of the chosen network, by --schedule"""
     search_batch: int = 64
     """images per step of the supernet, over all devices"""
     search_lr: float = 0.002
@@ -513,7 +513,7 @@ class PrunetSettings(Settings, frozen=True, kw_only=True, forbid_unknown_fields=
 class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """TAS: learn distributions over widths and depths with a network of sampled sizes.
 
-    The found one is distilled from the unpruned one.
+    The chosen one is distilled from the unpruned one.
     """
 
     name = "tas"
@@ -611,14 +611,14 @@ class TasSettings(PruningSettings, frozen=True, kw_only=True, forbid_unknown_fie
     """rate at which the aim adapts, as an exponent per step at a relative error of 1"""
     tolerance: float = 0.05
     """t, relative distance to the target within which there is no penalty;
-    the found network is within it too, if its options allow"""
+    the chosen network is within it too, if its options allow"""
     entropy: float = 1.0
     """final weight of the distributions' mean entropy, which grows with the square of the progress:
     for depths until half of the search, for widths until its end and only while the cost is at the target;
     in the last epochs of a controlled search,
-    weight of the negative log probability of the network that would be found"""
+    weight of the negative log probability of the network that would be chosen"""
     derive: Literal["fit", "argmax"] = "fit"
-    """the found network: the most probable one within the budget, by a mixed-integer program (fit),
+    """the chosen network: the most probable one within the budget, by a mixed-integer program (fit),
     or the most probable size of each part (argmax)"""
 
     def __post_init__(self) -> None:

@@ -4,18 +4,18 @@ Learned distributions over widths of layers and depths of stages.
 
 At every step, each layer draws a few widths; their outputs are interpolated to the widest and added with weights that
 carry the distribution's gradient. Each stage mixes the outputs of all its depths. Weights are trained on one half of
-the images and, in turns, distributions on the other. The found network is then trained, by default from new weights
+the images and, in turns, distributions on the other. The chosen network is then trained, by default from new weights
 with the unpruned network as its teacher.
 
 What the paper leaves open, or its cost term does not reach, is settled as follows. Layers that are added draw a common
 width. In a space such as resnet20/free-widths each draws its own: the search adds the channels that two widths share,
-like the authors' code, and the found network has a 1x1 convolution on the shortcut. Eq. 8 compares the most probable
+like the authors' code, and the chosen network has a 1x1 convolution on the shortcut. Eq. 8 compares the most probable
 network's cost, F, but moves the expected cost, E, and the two differ by up to a fifth of the target while distributions
 are flat. So by default E follows an aim, which is adapted until F meets the target, and the entropy of the
 distributions is minimised (`penalty="banded"` and `"paper"`: Eq. 8 with log(E / R) and with log E, which differ in
 value but not in gradient). A single block may cost more than the tolerance, so that F would cross the target for ever;
-the last epochs therefore ignore the cost and drive the distributions to the network that would be found at their start.
-The most probable network may miss the budget by a channel; the found one has exactly the most probable sizes within it
+the last epochs therefore ignore the cost and drive the distributions to the network that was derived at their start.
+The most probable network may miss the budget by a channel; the chosen one has exactly the most probable sizes within it
 (`derive="argmax"`: the paper's).
 """
 
@@ -56,7 +56,7 @@ DECIDED = 0.6
 
 
 class Tas(Narrowing[TasSettings]):
-    """Pretraining; search of sizes; training of the found network (Algorithm 1)."""
+    """Pretraining; search of sizes; training of the chosen network (Algorithm 1)."""
 
     frees = True
 
@@ -142,7 +142,7 @@ class Tas(Narrowing[TasSettings]):
     # Phases
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """The unpruned network, then that of sampled sizes, then the found one."""
+        """The unpruned network, then that of sampled sizes, then the chosen one."""
         if phase.unpruned:
             return trained or self.space.module()
         if phase.name == "search":
@@ -322,7 +322,7 @@ class Tas(Narrowing[TasSettings]):
             [sizes.logits.log_softmax(0)[sizes.options.index(size)] for sizes, size in (*widths, *depths)]
         ).sum()
 
-    # The found network
+    # The chosen network
 
     def derived(self, network: SizedNetwork) -> Choice:
         """Return the most probable network within the budget that leaves no more of it unused than the tolerance."""

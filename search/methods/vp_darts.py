@@ -83,7 +83,7 @@ class VpDarts(Method[VpDartsSettings]):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Warm-up, pruning, training of the found cell."""
+        """Warm-up, pruning, training of the chosen cell."""
         settings = self.settings
         return (
             Phase(name="warmup", epochs=settings.warmup_epochs, batch_statistics=True),
@@ -92,7 +92,7 @@ class VpDarts(Method[VpDartsSettings]):
         )
 
     def network(self, phase: Phase, trained: nn.Module | None) -> nn.Module:
-        """The supernet, then the network of the found cell."""
+        """The supernet, then the network of the chosen cell."""
         if phase.decides:
             return self.space.module(self.chosen)
         network = trained if isinstance(trained, CellSupernet) else self._supernet()
