@@ -159,5 +159,5 @@ def sample_warnings(samples: Samples, preprocessing: Mapping[str, Any]) -> dict[
         if low < first - _SLACK or high > last + _SLACK:
             return {"samples": f"{span}, and the preprocessing gives {first:.4g} to {last:.4g}: are they preprocessed?"}
     elif low >= 0 and high > _PIXELS and (seen == np.round(seen)).all():
-        return {"samples": f"{span}, whole numbers all, as pixels of an image file are: are they preprocessed?"}
+        return {"samples": f"{span}, all whole numbers, like the pixels of an image file: were they preprocessed?"}
     return {}

@@ -59,7 +59,7 @@ _FILES = {
     bundle.HALF["fp16"]: "the network, half precision, that the engine was built from",
     bundle.HALF["bf16"]: "the network, bfloat16, that the engine was built from",
     bundle.ENGINE: "the engine: for one version of its runtime and the GPUs in manifest.json",
-    bundle.TIMING_CACHE: "what the builder measured, to build the same engine again",
+    bundle.TIMING_CACHE: "kernel timings of the builder, to build the same engine again",
     bundle.REFERENCE: "a few inputs with the trained network's outputs",
     bundle.SCRIPT: "runs it",
     "architecture.json": "the layers and their widths",
@@ -107,11 +107,7 @@ def _file(name: str) -> str:
 
 
 def _verdicts(manifest: Manifest) -> str:
-    outputs = (
-        "Does not hold: " + "; ".join(manifest.failures)
-        if manifest.failures
-        else "Every output that was compared agrees"
-    )
+    outputs = "Failed: " + "; ".join(manifest.failures) if manifest.failures else "All compared outputs agree"
     if notes := dict.fromkeys(step.note for step in manifest.validation if step.note):
         outputs += f" ({'; '.join(notes)})"
     if manifest.samples_from == "random":

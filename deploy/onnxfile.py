@@ -66,7 +66,9 @@ def _numbers(directory: Path, tensor: TensorProto) -> bytes:
     offset, length = (_whole_number(name, entries[name]) if name in entries else None for name in ("offset", "length"))
     size = size_of(tensor, location)
     if length is not None and length != size:
-        raise FileError(location, f"is said to hold {length} bytes of it, and shape {list(tensor.dims)} takes {size}")
+        raise FileError(
+            location, f"has a tensor of {length} bytes by its length, but {size} by its shape {list(tensor.dims)}"
+        )
     file = _inside(directory, location)
     start = offset or 0
     with open_regular(file, limit=2**63) as opened:

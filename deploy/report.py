@@ -100,7 +100,7 @@ def main_table(manifest: Manifest, unit: Unit) -> Iterator[ComparisonRow]:
 def headline(manifest: Manifest, unit: Unit) -> tuple[str, str]:
     """Return the page's verdict, as a word and as a sentence."""
     if failures := manifest.failures_in(unit):
-        return "failed", "Does not hold: " + "; ".join(failures) + "."
+        return "failed", "Failed: " + "; ".join(failures) + "."
     not_run = [step.name for step in manifest.validation if step.verdict == "not run"]
     ending = f" Not run: {', '.join(not_run)}." if not_run else ""
     match manifest.budget_verdict:
@@ -115,9 +115,7 @@ def headline(manifest: Manifest, unit: Unit) -> tuple[str, str]:
             verdict, sentence = "passed", "Every output agrees; there is no budget."
         case _:
             verdict = "not run"
-            sentence = (
-                f"Every output that was compared agrees; the latency was not measured: {manifest.shipped.not_measured}."
-            )
+            sentence = f"All compared outputs agree; the latency was not measured: {manifest.shipped.not_measured}."
     return "not run" if not_run else verdict, sentence + ending
 
 

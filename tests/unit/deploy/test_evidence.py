@@ -90,7 +90,7 @@ def test_labels_and_classes_fit_the_outputs(labels, classes, outputs, message):
         (
             torch.full((2, 3, 8, 8), 255.0),
             {},
-            "samples are from 255 to 255, whole numbers all, as pixels of an image file are",
+            "samples are from 255 to 255, all whole numbers, like the pixels of an image file",
         ),
         (
             samples() * 9,

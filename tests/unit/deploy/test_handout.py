@@ -127,7 +127,7 @@ def test_the_readme_says_what_it_is(made):
     text = (made.directory / "README.md").read_text()
     for words in (
         "# A network for onnxruntime",
-        "Every output that was compared agrees",
+        "All compared outputs agree",
         "| input | `input` | float32 | [1, 3, 8, 8] |\n| output | `output` | float32 | [1, 4] |",
         "`python run.py INPUT.npy`",
         "budget 10,000.000 ms: met",

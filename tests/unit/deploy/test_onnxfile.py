@@ -125,7 +125,7 @@ def test_a_link_that_leaves_the_directory_is_not_read(outside, tmp_path):
         ({"offset": "-4"}, "has the offset '-4', which is not a whole number"),
         ({"offset": "1e3"}, "has the offset '1e3'"),
         ({"length": "9" * 30}, "has the length '999"),
-        ({"length": "23"}, r"is said to hold 23 bytes of it, and shape \[2, 3, 1, 1\] takes 24"),
+        ({"length": "23"}, r"has a tensor of 23 bytes by its length, but 24 by its shape \[2, 3, 1, 1\]"),
     ],
 )
 def test_what_cannot_be_taken_in_is_said(outside, entries, message):

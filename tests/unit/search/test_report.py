@@ -386,7 +386,7 @@ def test_a_failure_is_the_headline(bundle_copy, tmp_path):
     rewrite(bundle_copy, validation=tuple(steps), budget_verdict="missed")
     report.render(bundle_copy, tmp_path / "page.html")
     page = Page(tmp_path / "page.html")
-    assert "Does not hold: onnx fp32: outputs <differ>; latency: " in page
+    assert "Failed: onnx fp32: outputs <differ>; latency: " in page
     assert "onnx, failed: outputs <differ>" in page
 
 
