@@ -6,7 +6,6 @@ share one mask.
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -154,7 +153,7 @@ def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> tuple[Re
     weights = list(weights)
     before: dict[nn.Parameter, tuple[Tensor, dict[str, Tensor]]] = {}
 
-    def remember(*_: Any) -> None:
+    def remember(*_: object) -> None:
         before.clear()
         for weight in weights:
             if weight.grad is not None and (gone := _without_gradient(weight.grad)).any():
@@ -163,7 +162,7 @@ def hold_gone(optimizer: Optimizer, weights: Iterable[nn.Parameter]) -> tuple[Re
                     {name: value.detach().clone() for name, value in _values(optimizer, weight).items()},
                 )
 
-    def put_back(*_: Any) -> None:
+    def put_back(*_: object) -> None:
         for weight, (gone, values) in before.items():
             for name, value in _values(optimizer, weight).items():
                 value.data.copy_(torch.where(gone, values.get(name, torch.zeros_like(value)), value.detach()))

@@ -167,7 +167,7 @@ class Pas(Pruning[PasSettings]):
         self.controller.weight = state["beta"]
 
 
-def _bounded(policy: Sequence[nn.Parameter], *_: Any) -> None:
+def _bounded(policy: Sequence[nn.Parameter], *_: object) -> None:
     bound(policy)
 
 

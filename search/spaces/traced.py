@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import fx, nn
 
     from reparam import ChannelGroup
+    from reparam.atoms import Ids
 
 Pair = tuple[int, int]
 
@@ -310,7 +311,7 @@ def _sites(
         channels = zip(made[twin.producers[0]], twin.entries[0], strict=True)
         owner |= dict.fromkeys((root for root, entry in channels if entry >= 0), index)
 
-    def span(ids: Any) -> AffineWidth:
+    def span(ids: "Ids") -> AffineWidth:
         roots = flow.atoms.roots(ids).tolist()
         counts = Counter(owner[root] for root in roots if root in owner)
         terms = tuple((group, _factor(count, groups[group].channels)) for group, count in sorted(counts.items()))
