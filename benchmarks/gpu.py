@@ -23,7 +23,8 @@ from outcome import slug
 
 from deploy.lowering import to_onnx
 from latency import LatencyError, backends
-from latency.backends.tensorrt import EngineSpec, TensorRT, build_engine
+from latency.backends.engines import EngineSpec, build_engine
+from latency.backends.tensorrt import TensorRT
 from latency.measure import measure
 from latency.protocol import get as protocol_of
 from search import spaces

@@ -17,7 +17,7 @@ from subjects import Network, networks
 from deploy import engine, graph
 from deploy.precision import certified
 from latency import BuildFailed, Device
-from latency.backends.tensorrt import EngineSpec
+from latency.backends.engines import EngineSpec
 
 HERE = Path(__file__).parent
 SAMPLES = 4

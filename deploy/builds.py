@@ -13,7 +13,7 @@ from deploy import engine
 from deploy.bundle import EngineBuilds
 from deploy.engine import Running
 from latency import Protocol
-from latency.backends.tensorrt import TimingCache
+from latency.backends.engines import TimingCache
 from latency.errors import RunFailed
 
 

@@ -20,9 +20,10 @@ from deploy.narrow import BF16
 from deploy.samples import Tensors, calls_of, inputs_of, outputs_of
 from deploy.shapes import Span, shapes_at
 from latency import Device, Measurement, Protocol, Runtime
+from latency.backends.engines import EngineSpec, TimingCache, build_engine
+from latency.backends.engines import require_options as require_build_options
 from latency.backends.onnxruntime import OnnxRuntime
-from latency.backends.tensorrt import EngineSpec, TensorRT, TimingCache, build_engine
-from latency.backends.tensorrt import require_options as require_build_options
+from latency.backends.tensorrt import TensorRT
 from latency.errors import BuildFailed, DeviceUnavailable, MissingExtra, RunFailed, import_extra
 from latency.measure import Timed, measure, summarize
 

@@ -10,7 +10,7 @@ from deploy.errors import DeployError
 from deploy.graph import Precision
 from deploy.shapes import Shapes
 from latency import Protocol, Runtime
-from latency.backends.tensorrt import EngineSpec
+from latency.backends.engines import EngineSpec
 from latency.protocol import DEFAULT
 from latency.units import ms_from_us, us_from_ms
 from latency.values import MAX_US

@@ -40,7 +40,7 @@ from deploy.samples import Tensors, TensorSpec, inputs_of, outputs_of
 from deploy.shapes import shapes_at
 from deploy.validate import RunnableForm, Step, judge_latency, validate_forms
 from latency import Device, Latency, Measurement, Protocol, RunFailed, distribution
-from latency.backends.tensorrt import EngineSpec, TimingCache
+from latency.backends.engines import EngineSpec, TimingCache
 from latency.protocol import DEFAULT
 from reparam import Counts
 

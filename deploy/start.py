@@ -14,7 +14,7 @@ from deploy.bundle import Bundle
 from deploy.engine import Running
 from deploy.errors import BundleError
 from deploy.shapes import shapes_at
-from latency.backends.tensorrt import EngineSpec
+from latency.backends.engines import EngineSpec
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deploy.options import Build
     from deploy.page import ComparisonRow
     from deploy.verify import Verification
-    from latency.backends.tensorrt import EngineSpec
+    from latency.backends.engines import EngineSpec
     from lathe.cli import ExportCommand, ReportCommand
     from search.architecture import OtherDevice
     from search.finished import FinishedRun
@@ -301,7 +301,7 @@ def _build(command: "ExportCommand") -> "Build":
 
 def _engine_spec(command: "ExportCommand") -> "EngineSpec | None":
     """Return the engine build options of the command line; None if all are defaults."""
-    from latency.backends.tensorrt import EngineSpec
+    from latency.backends.engines import EngineSpec
 
     default = EngineSpec()
     spec = EngineSpec(

@@ -11,14 +11,12 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import msgspec
 
+from latency.backends.engines import EngineSpec, build_engine
 from latency.errors import BuildFailed, LatencyError
-
-if TYPE_CHECKING:
-    from latency.backends.tensorrt import EngineSpec
 
 _HEAD = 8  # bytes of a message's length
 _GRACE_S = 10.0
@@ -34,7 +32,7 @@ class Builders:
             core.
     """
 
-    def __init__(self, flavour: str, spec: "EngineSpec", workers: int | None = None) -> None:
+    def __init__(self, flavour: str, spec: EngineSpec, workers: int | None = None) -> None:
         self.workers = workers or max(1, min(4, (os.cpu_count() or 1) - 1))
         self._flavour, self._spec = flavour, msgspec.to_builtins(spec)
         self._threads = ThreadPoolExecutor(self.workers)
@@ -120,8 +118,6 @@ def _receive(stream: IO[bytes]) -> dict[str, Any]:
 
 def _serve() -> None:
     """Answer every request on standard input with an engine or an error on standard output."""
-    from latency.backends.tensorrt import EngineSpec, build_engine
-
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # prints of libraries must not mix with the answers
     while True:

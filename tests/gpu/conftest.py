@@ -8,7 +8,8 @@ from torch import nn
 from deploy.lowering import to_onnx
 from latency import backends
 from latency.backends.cuda import connect
-from latency.backends.tensorrt import Flavour, TensorRT
+from latency.backends.engines import Flavour
+from latency.backends.tensorrt import TensorRT
 from latency.errors import DeviceUnavailable, MissingExtra, RunFailed
 
 FLAVOURS: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")

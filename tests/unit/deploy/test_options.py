@@ -5,7 +5,7 @@ import pytest
 
 from deploy import Build, DeployError, Form
 from deploy.options import plan_export
-from latency.backends.tensorrt import EngineSpec
+from latency.backends.engines import EngineSpec
 
 
 def test_a_plan_completes_the_precision_by_its_target(monkeypatch):

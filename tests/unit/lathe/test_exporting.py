@@ -9,7 +9,7 @@ from PIL import Image
 
 from deploy.errors import DeployError
 from latency import LatencyError, files
-from latency.backends.tensorrt import EngineSpec
+from latency.backends.engines import EngineSpec
 from lathe import cli, exporting
 from lathe.exporting import _devices, _engine_spec, _export_run, by_target, export, verify
 from lathe.searching import search

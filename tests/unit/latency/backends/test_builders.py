@@ -15,7 +15,7 @@ from latency import BuildFailed
 from latency.backends import EngineBuilder
 from latency.backends import builders as builders_file
 from latency.backends.builders import Builders
-from latency.backends.tensorrt import EngineSpec
+from latency.backends.engines import EngineSpec
 from latency.lowered import overhead_onnx
 
 
