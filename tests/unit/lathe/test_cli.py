@@ -10,7 +10,6 @@ import pytest
 from latency import LatencyError
 from latency.distribution import install_command, version
 from lathe import cli, exporting, predicting, profiling, searches, searching, spaces, sweeps, tables
-from search.methods import settings
 
 FLAGS = {
     cli.SpaceCommand: "resolution channels cells input classes space list arch table batch json",
@@ -42,98 +41,6 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 """
-
-
-SEARCH = "resolution channels cells input space out table also data task budget_ms budget_fraction backend precision this_device recipe baseline tensorboard json"
-TRAINING = (
-    "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path distill teacher "
-    "distill_weight temperature retrain train_precision memory_format devices"
-)
-PRUNING = f"{TRAINING} pretrain_epochs search_epochs finetune_epochs min_channels channel_multiple exclude"
-VP_DARTS = (
-    "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path "
-    "distill teacher distill_weight temperature retrain train_precision memory_format devices clip warmup_epochs "
-    "prune_epochs train_epochs variant criterion importance validation_share subset final_subset looks prune_images alpha "
-    "alpha_lr split alpha_0 first_k removal zeroize norms negative_alphas skip_dropout prune_dropout latency_weight "
-    "latency_rate random_epochs"
-)
-PRUNET = (
-    "seed batch lr momentum weight_decay label_smoothing schedule lr_decay lr_decay_epochs augment ema drop_path "
-    "distill teacher distill_weight temperature retrain train_precision memory_format devices optimizer warmup_epochs search_epochs "
-    "train_epochs search_batch search_lr search_weight_decay theta_lr width_lr theta_images proxy_classes alpha alpha_rate beta tau "
-    "threshold t_initial t_final phi lam prunode last_norm prune_widths prune_blocks prune_layers recompute"
-)
-SETTINGS = {
-    settings.PasSettings: f"{PRUNING} policy_lr bounded beta beta_rate cost regulariser",
-    settings.UniformSettings: PRUNING,
-    settings.MagnitudeSettings: PRUNING,
-    settings.SlimmingSettings: f"{PRUNING} slimming",
-    settings.TableSettings: f"{PRUNING} score score_images",
-    settings.TasSettings: (
-        f"{PRUNING} start searched depth_options samples weights interpolate norms architecture_lr architecture_weight_decay tau_schedule tau "
-        "tau_final validation_share cost penalty cost_weight aim_rate tolerance entropy derive"
-    ),
-    settings.VpDartsSettings: VP_DARTS,
-    settings.PrunetSettings: PRUNET,
-}
-
-
-@pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.name)
-def test_flags_of_searches_are_a_promise(kind):
-    """Those that all have, and every setting of the method."""
-    arguments = ["search", kind.name, "--space", "s", "--out", "o"]
-    command = cli.parse(arguments)
-    assert list(kind.__struct_fields__) == SETTINGS[kind].split()
-    flags = [
-        field.name for field in dataclasses.fields(command) if field.name not in ("given", "arguments", "settings")
-    ]
-    assert flags == SEARCH.split()
-    for name in kind.__struct_fields__:
-        value = {"exclude": "block0", "regulariser": "paper"}.get(name, getattr(command.settings, name))
-        more = ["--cost", "macs"] if name == "regulariser" else []
-        found = cli.parse([*arguments, f"--{name.replace('_', '-')}", str(value), *more])
-        assert getattr(found.settings, name) == value
-        assert found.given == tuple(
-            field for field in kind.__struct_fields__ if field == name or (more and field == "cost")
-        )
-
-
-def test_what_settings_refuse_is_one_line_with_the_flag():
-    with pytest.raises(cli.UsageError, match=r"^--lr must be above 0 and finite, found -3.0$"):
-        cli.parse(["search", "pas", "--space", "s", "--out", "o", "--lr", "-3"])
-
-
-def test_every_method_can_be_swept():
-    for kind in SETTINGS:
-        command = cli.parse(
-            [
-                "sweep",
-                kind.name,
-                "--space",
-                "s",
-                "--out",
-                "o",
-                "--budget-ms",
-                "0.5",
-                "0.7",
-                "--set",
-                "seed=1",
-                "--set",
-                "lr=1",
-            ]
-        )
-        assert (command.method, command.budget_ms, command.set) == (kind, (0.5, 0.7), ("seed=1", "lr=1"))
-    with pytest.raises(LatencyError, match="--budget-ms must be from 1e-06 to 1e"):
-        cli.parse(["sweep", "pas", "--space", "s", "--out", "o", "--budget-ms", "0.5", "0"])
-
-
-def test_every_run_of_a_sweep_is_given_its_task_and_devices():
-    given = "--task net.py:make_task --input 3x8x8 --also b.jsonl:1.2 --also c.jsonl:0.5"
-    command = cli.parse(f"sweep pas --module net.py:make --budget-ms 1 --out o {given}".split())
-    words = list(command.common())
-    assert words == f"--space net.py:make --data digits --recipe auto {given}".split()
-    search = cli.parse(["search", "pas", *words, "--out", "o"])
-    assert (search.task, search.also) == ("net.py:make_task", ("b.jsonl:1.2", "c.jsonl:0.5"))
 
 
 @pytest.mark.parametrize("command", FLAGS, ids=lambda command: command.__name__)
