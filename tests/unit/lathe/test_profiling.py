@@ -47,8 +47,8 @@ def test_shards_measure_each_workload_once():
         ("KEPT --channels 8", "--channels 8 comes too late for a bundle"),
         ("KEPT --timing-cache c", "--timing-cache c does not exist: leave it out, and keep one"),
         ("KEPT --save-timing-cache c", "--save-timing-cache c: backend 'simulated' has none: leave it out"),
-        ("KEPT --shard 3/2", "shard"),
-        ("missing.blocks.zip", "missing.blocks.zip"),
+        ("KEPT --shard 3/2", "shard '3/2' does not exist: --shard I/2 takes I from 1 to 2"),
+        ("missing.blocks.zip", "missing.blocks.zip does not exist: write it again with `lathe bundle SPACE --out"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_and_nothing_is_written(words, message, directory):
