@@ -7,26 +7,20 @@ Exit codes: 0, done and every verdict holds; 1, a verdict fails; 2, bad input or
 extra is imported before a command runs, so help always works.
 """
 
-import contextlib
-import io
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-import tyro
 from tyro.conf import Positional, UseAppendAction, subcommand
 
 from latency import outputs, process
-from latency.arguments import require_sound
 from latency.errors import LatencyError, one_line
-from latency.process import BAD_INPUT
-from lathe import fleet
+from lathe import fleet, parsing
 from lathe.flags import (
     Anchors,
     AnyNumber,
@@ -42,8 +36,6 @@ from lathe.flags import (
     Shards,
     SizeFlagsWithClasses,
     Threads,
-    constructors,
-    require_ranges,
 )
 from lathe.searches import SearchCommand, SearchCommands
 from lathe.sweeps import SweepCommand, SweepCommands
@@ -499,10 +491,6 @@ Command = (
 )
 
 
-REPEATABLE = ("--shape", "--samples", "--set", "--also")
-"""Flags that can be repeated."""
-
-
 def parse(arguments: Sequence[str]) -> Command:
     """Read the command line.
 
@@ -510,28 +498,14 @@ def parse(arguments: Sequence[str]) -> Command:
         UsageError: tyro rejects it; the message is tyro's box as one line.
         LatencyError: a word is empty or not UTF-8, a flag is given twice, or a number is out of range.
     """
-    require_sound(arguments, repeatable=REPEATABLE)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said), constructors:
-            command = tyro.cli(
-                Command,  # pyright: ignore[reportArgumentType]
-                prog="lathe",
-                description="Measure a device, search a network that fits its latency budget, ship an engine that has "
-                "been checked. `lathe --version` prints the version.",
-                args=list(arguments),
-                config=(tyro.conf.FlagCreatePairsOff,),
-            )
-    except SystemExit as stop:
-        if stop.code == BAD_INPUT:
-            raise UsageError(_one_line(said.getvalue())) from None
-        raise
-    require_ranges(command)
-    return command.with_given(arguments) if isinstance(command, SearchCommand) else command
-
-
-class UsageError(ValueError):
-    """The command line cannot be read."""
+    command: Any = parsing.parse(
+        Command,
+        arguments,
+        prog="lathe",
+        description="Measure a device, search a network that fits its latency budget, ship an engine that has been "
+        "checked. `lathe --version` prints the version.",
+    )
+    return cast("Command", command.with_given(arguments) if isinstance(command, SearchCommand) else command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -578,49 +552,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     A package that was never imported raised nothing, so this imports nothing.
     """
     named = [("reparam.errors", "ReparamError"), ("deploy.errors", "DeployError"), ("search.errors", "SearchError")]
-    return (UsageError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
-
-
-_RULE = re.compile(r"[\s│╰╯─-]*-{4,}[\s-]*|[\s│╰╯─]*")
-"""A line of a frame without words; on consoles without box characters it consists of dashes, below a title on its own
-line."""
-
-
-def _one_line(box: str) -> str:
-    """Return tyro's framed message as one line: its text without the frame, its title and its rules."""
-    lines = [line.strip(" │") for line in box.splitlines() if line.strip() and not line.startswith("╭")]
-    if len(lines) > 1 and lines[1].startswith("----"):
-        lines = lines[1:]
-    text = " ".join(" ".join(line for line in lines if not _RULE.fullmatch(line)).split())
-    if unknown := re.search(
-        r"Unrecognized[^:]* options: (.+?)(?= Arguments are| Perhaps you| Available sub| For full| Missing|$)", text
-    ):
-        return _unrecognized(unknown[1], text)
-    if own := re.match(
-        r"Error parsing __tyro\S+: (.*?)(?: For full helptext.*)?$", text
-    ):  # raised by a struct about its fields
-        return own[1]
-    if wrong := re.match(
-        r"Error parsing (\S+): (.*) Argument helptext: \S+ (\S+)", text
-    ):  # tyro's message names Python types
-        flag, why, kind = wrong.groups()
-        value = re.search(r"from \['(.*?)'\]|: '(.*?)'", why)
-        given = next(filter(None, value.groups()), "") if value else why
-        return f"{flag} must be {kind}, found {given!r}"
-    return text
-
-
-def _unrecognized(words: str, text: str) -> str:
-    """Return the message for unknown words.
-
-    The known subcommands, or a similar flag and the help that lists the flags.
-    """
-    word = re.split(r"[,\s]", words)[0]
-    known = re.search(r"Available subcommands: ((?:[\w-]+, )*[\w-]+)", text)
-    if known and not word.startswith("-"):
-        return f"{word!r} is unknown: choose one of {known[1]}"
-    command = re.search(r"applied to (lathe[\w\s-]*)\)|(?:see|run:?|in) (lathe[\w\s-]*) --help", text)
-    near = re.search(r"Perhaps you meant: (--\S+)", text)
-    meant = f"did you mean {near[1]}? " if near and near[1] != word else ""
-    helpful = next(filter(None, command.groups())) if command else "lathe"
-    return f"{word!r} is not understood: {meant}see `{helpful} --help`"
+    return (
+        parsing.UsageError,
+        *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules),
+    )

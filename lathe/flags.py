@@ -2,11 +2,10 @@
 
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar
 
 from tyro.conf import Positional, arg
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from latency.errors import LatencyError
 
@@ -99,27 +98,6 @@ class SizeFlagsWithClasses(SizeFlags):
     def words_with_classes(self) -> str:
         """Return the flags as on the command line, such as ` --classes 10 --cells 1`."""
         return (f" --classes {self.classes}" if self.classes is not None else "") + self.words()
-
-
-constructors = ConstructorRegistry()
-"""How tyro reads the fields of commands."""
-
-
-@constructors.primitive_rule
-def _without_none(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """Read an optional value like the value itself: the help shows `INT` instead of `{None}|INT`."""
-    kinds = typing.get_args(info.type)
-    if type(None) not in kinds:
-        return None
-    value_type: Any = typing.Union[tuple(kind for kind in kinds if kind is not type(None))]  # noqa: UP007 -- made of a tuple
-    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(value_type, info.markers))
-    if not isinstance(spec, PrimitiveConstructorSpec):
-        return None
-    return replace(
-        spec,
-        is_instance=lambda value: value is None or spec.is_instance(value),
-        str_from_instance=lambda value: ["None"] if value is None else spec.str_from_instance(value),
-    )
 
 
 def image_shape(text: str | None) -> tuple[int, int, int] | None:

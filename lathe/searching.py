@@ -110,7 +110,6 @@ def sweep(command: "SweepCommand") -> "Iterator[Outcome]":
     Then measure each network; yield each row when it is known.
     """
     from deploy import engine
-    from lathe import cli
     from search import sweep as sweeps
     from search.cluster import Cluster
 
@@ -128,7 +127,7 @@ def sweep(command: "SweepCommand") -> "Iterator[Outcome]":
     budgets += [(f"{share:g}x", ("--budget-fraction", str(share))) for share in command.budget_fraction or ()]
     plan = sweeps.plan(command.method, tuple(command.common()), budgets or [("no budget", ())], command.seeds, values)
     for member in plan.members:
-        cli.parse(["search", *member.words, "--out", str(command.out / sweeps.RUNS / member.name)])
+        command.require_member([*member.words, "--out", str(command.out / sweeps.RUNS / member.name)])
     measured_with = (
         load_table(command.table, lambda _: None).header.runtime.name.partition(":")[0]
         if command.table

@@ -1,13 +1,14 @@
 """The commands `lathe sweep METHOD` and `lathe sweep best`."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Union, get_args, get_type_hints
 
 from tyro.conf import Positional, UseAppendAction, arg, subcommand
 
+from lathe import parsing
 from lathe.flags import Fraction, Gpus, Jobs, Maybe, Milliseconds, Seeds, SizeFlags
 from lathe.searches import SearchCommands
 from search.methods.settings import Settings
@@ -69,6 +70,14 @@ class SweepCommand(SizeFlags):
         from lathe import render, searching
 
         return render.sweep(searching.sweep(self), out=self.out, as_json=self.json)
+
+    def require_member(self, words: Sequence[str]) -> None:
+        """Require that `lathe search WORDS` is a sound command.
+
+        Raises:
+            UsageError, LatencyError: it is not; see `parsing.parse`.
+        """
+        parsing.parse(SearchCommands, words, prog="lathe search").with_given(words)
 
     def goes_on(self) -> bool:
         """Return whether the same command would resume the sweep."""

@@ -18,7 +18,7 @@ some masked channels stay; empty groups are removed.
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -58,6 +58,9 @@ class Channels:
 Value = Channels | tuple[Channels | None, ...] | None
 """Channels of a node, one item per result if it has several; None if nothing can be removed."""
 
+Rule: TypeAlias = "Callable[[ChannelFlow, fx.Node], Value]"
+"""What an operator does to channels."""
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -88,6 +91,7 @@ class ChannelFlow:
 
     Args:
         network: the network as read.
+        rule_of: returns the rule of a node's operator, see `reparam.rules`.
         generic: treat values that depend on weights, such as the shift of a norm, as arbitrary and nonzero, as after
             training.
         behind: maps the channels of each node to those that its readers see.
@@ -96,12 +100,11 @@ class ChannelFlow:
     def __init__(
         self,
         network: NetworkGraph,
+        rule_of: Callable[[fx.Node], Rule],
         *,
         generic: bool = False,
         behind: Callable[[fx.Node, Channels], Channels] = lambda _, value: value,
     ) -> None:
-        from reparam.rules import rule_of  # the rules' signatures name this class
-
         self.network, self.generic = network, generic
         self.atoms = Atoms()
         self.values: dict[fx.Node, Value] = {}

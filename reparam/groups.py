@@ -16,6 +16,7 @@ from reparam.flow import ChannelFlow, Channels
 from reparam.graph import is_norm, read_network, shape_of
 from reparam.masking import Masked, Masks, MaskSite, attach_mask
 from reparam.modules import child_modules, named_modules
+from reparam.rules import rule_of
 from reparam.rules.layers import channel_dim
 from reparam.structure import Example, arguments_of
 
@@ -70,12 +71,12 @@ def channel_groups(model: nn.Module, example_input: Example) -> tuple[ChannelGro
     """
     blocks = {name for name, module in named_modules(model) if isinstance(module, Block)}
     network = read_network(_deployed(model) if blocks else model, arguments_of(example_input))
-    flow = ChannelFlow(network, generic=True)
+    flow = ChannelFlow(network, rule_of, generic=True)
     names = _Names(flow, blocks)
     parts, exposed = _draft_groups(flow, names), Exposed(network, blocks)
     while True:
         masks = _MaskPlacement(flow, [part for part in parts if not part.why], exposed)
-        masked = ChannelFlow(network, generic=True, behind=masks)
+        masked = ChannelFlow(network, rule_of, generic=True, behind=masks)
         masked.finish()
         failed = [part for part in parts if not part.why and part.give_up(masked, graphs=not blocks)]
         if not failed:

@@ -16,6 +16,7 @@ from reparam.graph import NetworkGraph, TracedCall, read_network
 from reparam.masking import attach_mask, detach_masks
 from reparam.modules import child_modules, named_modules
 from reparam.regions import Region, replace_module, replaceable_call
+from reparam.rules import rule_of
 from reparam.rules.sizes import changed_arguments
 from reparam.structure import Arguments, Example, arguments_of
 
@@ -76,7 +77,7 @@ def _drop_idle_masks(model: nn.Module) -> None:
 def _squeezed(model: nn.Module, copied: nn.Module, example_input: Example) -> nn.Module:
     """Cut the weights of a copy in place, and replace modules by graphs if their own code contains channel counts."""
     network = read_network(copied, arguments_of(example_input))
-    flow = ChannelFlow(network)
+    flow = ChannelFlow(network, rule_of)
     require_none(flow.refusals)
     _require_channels(flow)
     flow.finish()

@@ -9,7 +9,7 @@ from torch import nn
 from latency import BlockSpec
 from reparam.blocks import Image
 from search import blocks
-from search.spaces.cells import NODES, POOL, Value, values_of
+from search.cell_graph import NODES, POOL, Value, values_of
 
 
 @final

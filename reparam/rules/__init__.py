@@ -1,18 +1,16 @@
 """Rules for what each core ATen operator does to channels, and the table of them."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 
 import torch
 from torch import fx
 from torch.fx.node import Target
 
-from reparam.flow import ChannelFlow, Value
+from reparam.flow import ChannelFlow, Rule
 from reparam.graph import aten
 from reparam.rules import layers, norms, pixels, pointwise, shapes
-
-Rule = Callable[[ChannelFlow, fx.Node], Value]
 
 _KINDS = "nearest1d nearest2d nearest3d linear1d bilinear2d trilinear3d bicubic2d"
 _POOLS = "max_pool avg_pool adaptive_avg_pool adaptive_max_pool"

@@ -2,19 +2,22 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from search.errors import SearchError
 from search.space import Space
-from search.spaces import cells, gpunet, mobilenet, own, prunet, repvgg, resnet
+from search.spaces import cells, gpunet, mobilenet, own, prunet, records, repvgg, resnet
 from search.spaces.cells import Cells
 from search.spaces.chain import Chain, Layer
 from search.spaces.fixed import Fixed
 from search.spaces.free import FREE_WIDTHS, free_widths
 from search.spaces.layered import Layered, MultiBlock, StochasticLayer
 from search.spaces.prunable import AffineWidth, HasSites, Prunable, Site, Stage, Widths
-from search.spaces.records import from_record
 from search.spaces.traced import Traced, of_module, traced
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "FREE_WIDTHS",
@@ -144,6 +147,39 @@ def get(
         if name in family.names():
             return family.named(name, **options)
     raise _unknown(name)
+
+
+def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None" = None) -> Space:
+    """Restore a space from its record.
+
+    Args:
+        record: as returned by `Space.record`.
+        make: returns the unpruned network, if the space is that of a user's own module; only methods that need the
+            module fail without it.
+
+    Raises:
+        SearchError: the record is damaged, or its kind is unknown to this version.
+    """
+    return records.from_record(record, make or _maker(record))
+
+
+def _maker(record: Mapping[str, Any]) -> "Callable[[], nn.Module]":
+    """Return a function that makes the network of a space of widths by its name.
+
+    For a user's own network it calls the user's function.
+    """
+
+    def module() -> "nn.Module":
+        name, (_, height, _) = str(record["name"]), record["input_shape"]
+        if own.is_own(name):
+            return own.maker(name)()
+        if not is_named_widths(name):
+            raise SearchError(
+                f"architecture {name!r} is of a module of your own: give it, as in architecture.build(module)"
+            )
+        return get(name.partition("/")[0], classes=record["classes"], resolution=height).module()
+
+    return module
 
 
 def _unknown(name: str) -> SearchError:

@@ -13,6 +13,7 @@ import msgspec
 
 from latency.block import BlockSpec
 from search import ops
+from search.cell_graph import CONV1, CONV3, EDGES, NODES, NONE, OPTIONS, POOL, SKIP, SUM, Value, values_of
 from search.errors import SearchError
 from search.ops import ModelSize, Shape
 from search.space import Choice, Space
@@ -21,13 +22,6 @@ from search.spaces.checks import check_input
 if TYPE_CHECKING:
     from torch import nn
 
-NODES = 4
-EDGES = tuple((source, target) for target in range(1, NODES) for source in range(target))
-"""Source and target node of each edge, in the order of the benchmark's architecture strings."""
-NONE, SKIP, CONV1, CONV3, POOL = OPTIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-"""Options of an edge, by the benchmark's names: nothing, identity, activation and convolution, or average pooling."""
-SUM = "add"
-"""The sum of two feature maps."""
 KINDS = (CONV1, CONV3, POOL, SUM)
 """Operations that run in a cell."""
 STAGES = 3
@@ -37,30 +31,9 @@ MAX_CELLS = 1000
 """Maximum number of cells per stage."""
 
 
-Value = tuple[int, int]
-"""Value of a node: a node, this or an earlier one, and the number of times that it is pooled."""
-
-
 def edge(source: int, target: int) -> str:
     """Return the name of an edge in a `Choice`."""
     return f"{source}-{target}"
-
-
-def values_of(used: Mapping[tuple[int, int], str]) -> list[Value]:
-    """Return the value of each node of a cell; nodes that are equal for any weights share one value.
-
-    Args:
-        used: operation of each used edge, in order.
-    """
-    values: list[Value] = [(0, 0)]
-    for node in range(1, NODES):
-        match [(source, option) for (source, target), option in used.items() if target == node]:
-            case [(source, option)] if option in (SKIP, POOL):
-                origin, pools = values[source]
-                values.append((origin, pools + (option == POOL)))
-            case _:
-                values.append((node, 0))
-    return values
 
 
 @final

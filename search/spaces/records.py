@@ -11,7 +11,6 @@ from latency.errors import LatencyError
 from latency.values import Pixels, Width
 from search.errors import SearchError
 from search.space import Space
-from search.spaces import own
 from search.spaces.cells import MAX_CELLS, Cells
 from search.spaces.chain import Chain
 from search.spaces.fixed import Fixed
@@ -35,13 +34,12 @@ class _Facts(Struct, frozen=True, kw_only=True):
     cells: Annotated[int, Meta(ge=1, le=MAX_CELLS)] = 1
 
 
-def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module] | None" = None) -> Space:
+def from_record(record: Mapping[str, Any], make: "Callable[[], nn.Module]") -> Space:
     """Restore a space from its record.
 
     Args:
         record: as returned by `Space.record`.
-        make: returns the unpruned network, if the space is that of a user's own module; only methods that need the
-            module fail without it.
+        make: returns the unpruned network of a space of widths; called only when the network is needed.
 
     Raises:
         SearchError: the record is damaged, or its kind is unknown to this version.
@@ -107,7 +105,7 @@ def _layered(fields: Mapping[str, Any]) -> Layered:
     return Layered(**_facts(fields), layers=layers)
 
 
-def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -> Traced:
+def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module]") -> Traced:
     stages, shortcuts = msgspec.convert(
         (fields.get("stages", ()), fields.get("shortcuts", ())), tuple[tuple[Stage, ...], tuple[str, ...]]
     )
@@ -122,29 +120,8 @@ def _traced(fields: Mapping[str, Any], make: "Callable[[], nn.Module] | None") -
         places=places,
         named_stages=stages,
         shortcuts=shortcuts,
-        make=make or _maker(fields),
+        make=make,
     )
-
-
-def _maker(fields: Mapping[str, Any]) -> "Callable[[], nn.Module]":
-    """Return a function that makes the network of a space of widths by its name.
-
-    For a user's own network it calls the user's function.
-    """
-
-    def module() -> "nn.Module":
-        from search import spaces
-
-        name, (_, height, _) = str(fields["name"]), fields["input_shape"]
-        if own.is_own(name):
-            return own.maker(name)()
-        if not spaces.is_named_widths(name):
-            raise SearchError(
-                f"architecture {name!r} is of a module of your own: give it, as in architecture.build(module)"
-            )
-        return spaces.get(name.partition("/")[0], classes=fields["classes"], resolution=height).module()
-
-    return module
 
 
 def _facts(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -301,10 +301,11 @@ def _sites(
     """Return the layers of the fused network as sites, their names, and the number of the network's outputs."""
     from reparam.flow import ChannelFlow
     from reparam.graph import read_network, shape_of
+    from reparam.rules import rule_of
     from search import masks
 
     fused, twins = masks.fused_form(model, example)
-    flow = ChannelFlow(read_network(fused, (example,)), generic=True)
+    flow = ChannelFlow(read_network(fused, (example,)), rule_of, generic=True)
     made = {flow.layer_name(node): flow.atoms.roots(ids).tolist() for node, ids in flow.makers}
     owner: dict[int, int] = {}
     for index, twin in enumerate(twins[group.name] for group in groups):

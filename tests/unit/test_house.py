@@ -1,9 +1,11 @@
 """Rules of the house that no linter checks."""
 
 import ast
+import graphlib
 from collections import defaultdict
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -28,3 +30,13 @@ def test_no_two_classes_have_one_name():
             if isinstance(node, ast.ClassDef):
                 files[node.name.lstrip("_")].append(str(file.relative_to(ROOT)))
     assert {name: where for name, where in files.items() if len(where) > 1} == {}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Neither when they are loaded nor inside functions; imports for the type checker alone do not count.
+
+    import-linter's contract of this kind takes a package as one.
+    """
+    graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names a circle

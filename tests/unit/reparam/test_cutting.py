@@ -10,6 +10,7 @@ from reparam.errors import ReparamError
 from reparam.flow import ChannelFlow
 from reparam.graph import read_network
 from reparam.masking import Masked, Masks, MaskSite, attach_mask
+from reparam.rules import rule_of
 
 X = torch.randn(1, 3, 4, 4)
 
@@ -21,7 +22,7 @@ def mask(*keep):
 def cut_network(model):
     """The network with its tensors cut; its masks stay."""
     model = copy.deepcopy(model).eval()
-    flow = ChannelFlow(read_network(model, (X,)))
+    flow = ChannelFlow(read_network(model, (X,)), rule_of)
     flow.finish()
     cut(flow, model)
     return model

@@ -6,13 +6,14 @@ from torch import nn
 
 from reparam.flow import ChannelFlow
 from reparam.graph import read_network
+from reparam.rules import rule_of
 from unit.reparam.helpers import Net
 
 X = torch.randn(1, 3, 4, 4)
 
 
 def flow_of(model, x=X):
-    return ChannelFlow(read_network(model.eval(), (x,)), generic=True)
+    return ChannelFlow(read_network(model.eval(), (x,)), rule_of, generic=True)
 
 
 def test_what_mixes_channels_reads_and_makes_them():
