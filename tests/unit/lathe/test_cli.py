@@ -9,7 +9,7 @@ import pytest
 
 from latency import LatencyError
 from latency.distribution import install_command, version
-from lathe import cli, exporting, predicting, profiling, searches, searching, spaces, sweeps, tables
+from lathe import cli, exporting, parsing, predicting, profiling, searches, searching, spaces, sweeps, tables
 
 FLAGS = {
     cli.SpaceCommand: "resolution channels cells input classes space list arch table batch json",
@@ -141,11 +141,11 @@ def _without(module):
 
 
 def test_usage_errors_are_one_line():
-    with pytest.raises(cli.UsageError, match=r"--out") as error:
+    with pytest.raises(parsing.UsageError, match=r"--out") as error:
         cli.parse(["profile", "repvgg-mini"])
     assert "\n" not in str(error.value)
     assert not set("╭│─╯") & set(str(error.value))
-    with pytest.raises(cli.UsageError, match=r"^invalid choice 'l1'"):  # said once, not in the frame's title too
+    with pytest.raises(parsing.UsageError, match=r"^invalid choice 'l1'"):  # said once, not in the frame's title too
         cli.parse(["search", "pas", "--space", "repvgg-mini", "--out", "run", "--cost", "l1"])
 
 
@@ -161,7 +161,7 @@ def test_usage_errors_are_one_line():
     ],
 )
 def test_an_unknown_subcommand_lists_the_known(arguments, said):
-    with pytest.raises(cli.UsageError, match=said) as error:
+    with pytest.raises(parsing.UsageError, match=said) as error:
         cli.parse(arguments)
     assert len(str(error.value)) < 200
 
@@ -185,7 +185,7 @@ def test_an_unknown_subcommand_lists_the_known(arguments, said):
     ],
 )
 def test_what_a_command_does_not_have_is_named_alone(arguments, said):
-    with pytest.raises(cli.UsageError) as error:
+    with pytest.raises(parsing.UsageError) as error:
         cli.parse(arguments)
     assert str(error.value) == said
 
@@ -200,7 +200,7 @@ def test_usage_errors_are_alike_on_a_console_without_box_characters(monkeypatch)
         said = []
         for encoding in ("utf-8", "ascii"):
             monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
-            with pytest.raises(cli.UsageError) as error:
+            with pytest.raises(parsing.UsageError) as error:
                 cli.parse(arguments)
             said.append(str(error.value))
         assert said[0] == said[1]
@@ -215,7 +215,7 @@ def test_usage_errors_are_alike_on_a_console_without_box_characters(monkeypatch)
     ],
 )
 def test_a_value_of_the_wrong_type_is_named_with_its_flag(arguments, said):
-    with pytest.raises(cli.UsageError) as error:
+    with pytest.raises(parsing.UsageError) as error:
         cli.parse(arguments)
     assert str(error.value) == said
 
@@ -306,11 +306,11 @@ def test_only_what_is_begun_goes_on(begun, monkeypatch, capsys, tmp_path):
         ("export run --out b --workspace-mib 5", "target 'onnxruntime' builds no engine"),
         (
             "export run --out b --target tensorrt-rtx --hardware-compatible",
-            "hardware_compatible: only TensorRT has such engines",
+            "hardware_compatible: only TensorRT builds such engines",
         ),
-        ("export run --out b --target tensorrt-rtx --compute-capability 9.9", "compute capability '9.9' is not one"),
+        ("export run --out b --target tensorrt-rtx --compute-capability 9.9", "does not build for compute capability '9.9'"),
         ("export run --out b --target tensorrt-rtx --timing-cache c", "the builder of tensorrt-rtx measures nothing"),
-        ("export run --out b --target tensorrt --compute-capability 8.9", "tensorrt builds for the GPU at hand"),
+        ("export run --out b --target tensorrt --compute-capability 8.9", "tensorrt builds for the current GPU"),
         ("export run --out b --shape x", "shape .x.: give the name of an input"),
         ("table show t --plot precious.svg", "precious.svg exists and is not a picture"),
         ("table show t --plot t.pdf", "--plot writes NAME.png or NAME.svg"),

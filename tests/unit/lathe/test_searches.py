@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from lathe import cli, searching
+from lathe import cli, parsing, searching
 from search import processes
 from search.methods import settings
 
@@ -61,7 +61,7 @@ def test_flags_of_searches_are_a_promise(kind):
 
 
 def test_what_settings_refuse_is_one_line_with_the_flag():
-    with pytest.raises(cli.UsageError, match=r"^--lr must be above 0 and finite, found -3.0$"):
+    with pytest.raises(parsing.UsageError, match=r"^--lr must be above 0 and finite, found -3.0$"):
         cli.parse(["search", "pas", "--space", "s", "--out", "o", "--lr", "-3"])
 
 
