@@ -308,7 +308,10 @@ def test_only_what_is_begun_goes_on(begun, monkeypatch, capsys, tmp_path):
             "export run --out b --target tensorrt-rtx --hardware-compatible",
             "hardware_compatible: only TensorRT builds such engines",
         ),
-        ("export run --out b --target tensorrt-rtx --compute-capability 9.9", "does not build for compute capability '9.9'"),
+        (
+            "export run --out b --target tensorrt-rtx --compute-capability 9.9",
+            "does not build for compute capability '9.9'",
+        ),
         ("export run --out b --target tensorrt-rtx --timing-cache c", "the builder of tensorrt-rtx measures nothing"),
         ("export run --out b --target tensorrt --compute-capability 8.9", "tensorrt builds for the current GPU"),
         ("export run --out b --shape x", "shape .x.: give the name of an input"),
