@@ -108,7 +108,7 @@ from torch import nn
 from search.runtime import TrainingRuntime
 from deploy.metric import Metric
 from search.task import Task
-from search.train import Part, make_optimizer, train_epoch
+from search.train import TrainingPart, make_optimizer, train_epoch
 
 class Classes(Task):
     metric = Metric(name="accuracy")
@@ -149,7 +149,7 @@ def train(runtime):
         return Classes().loss(logits, labels) + 0.1 * network.first.weight.abs().mean()
     scores = []
     for epoch in range(3):
-        part = Part(optimizers=[optimizer], batches=Batches(epoch), loss=loss, factor=lambda step: 1.0)
+        part = TrainingPart(optimizers=[optimizer], batches=Batches(epoch), loss=loss, factor=lambda step: 1.0)
         scores.append(train_epoch(wrapped, [part], task=Classes(), runtime=runtime))
     return network, scores[-1]
 """
