@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from bad_inputs import damage
 from bad_inputs.artefacts import BLOCKS, BUNDLE, EPOCHS, IMAGES, ONNX, PAGE, PICTURE, RUN, SAMPLES, SEARCH_WORDS, TABLE
-from lathe import cli
+from lathe import cli, parsing
 
 Word = str | bytes
 Prepare = Callable[[Path], None]
@@ -431,7 +431,7 @@ def _usage(artefacts: Path) -> Iterator[Case]:
                     yield _case("usage", f"word {count} not UTF-8", command, other, pattern="UTF-8")
         for flag, hint in _flags(command):
             value = () if hint is bool else ("1",)
-            if flag in cli.REPEATABLE:
+            if flag in parsing.REPEATABLE:
                 continue
             yield _case(
                 "usage", f"{flag} twice", command, (*words, *(flag, *value) * 2), pattern=f"{flag} is given twice"
