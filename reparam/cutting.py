@@ -10,11 +10,12 @@ from torch import Tensor, fx, nn
 
 from reparam.blocks import Block, ChannelMask
 from reparam.errors import ReparamError
-from reparam.flow import ChannelFlow, Flags, FlowLayer, Ids, entries_along, folded_bias, tensor_from
+from reparam.flow import ChannelFlow, Flags, FlowLayer, Ids, entries_along, folded_bias
 from reparam.graph import NetworkGraph, TracedCall, args_of, is_norm, operator_of, with_defaults
 from reparam.masking import Masked, Masks, attach_mask, attached_masks, detach_masks
 from reparam.modules import named_modules, own_tensors
 from reparam.regions import tensor_of
+from reparam.typed_torch import from_numpy
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _Cutter:
         for dim in range(flags.ndim):
             keep = entries_along(flags, dim)
             if not keep.all():
-                data = data.index_select(dim, tensor_from(keep.nonzero()[0]).to(data.device))
+                data = data.index_select(dim, from_numpy(keep.nonzero()[0]).to(data.device))
         if data.shape != tensor.shape:
             self._set(name, data)
 
@@ -127,7 +128,7 @@ class _Cutter:
         weight = tensor_of(self.model, name)
         rows, columns = (into, out) if layer.transposed else (out, into)
         groups = [
-            part[tensor_from(row)][:, tensor_from(column)]
+            part[from_numpy(row)][:, from_numpy(column)]
             for part, row, column in zip(
                 weight.detach().cpu().chunk(layer.groups),
                 rows.reshape(layer.groups, -1),
@@ -138,7 +139,7 @@ class _Cutter:
         ]
         self._set(name, torch.cat(groups).to(weight.device))
         if bias is not None:
-            self._set_bias(layer, bias[tensor_from(out).to(bias.device)])
+            self._set_bias(layer, bias[from_numpy(out).to(bias.device)])
 
     def _set_bias(self, layer: FlowLayer, bias: Tensor) -> None:
         weight = self.network.names[layer.weight]
@@ -168,7 +169,7 @@ class _Cutter:
             )
         weight = self.network.constant(layer.weight)
         bias = self.network.constant(layer.bias)
-        return tensor_from(folded_bias(weight, bias, layer, constants[0], ~into)).to(weight.device)
+        return from_numpy(folded_bias(weight, bias, layer, constants[0], ~into)).to(weight.device)
 
     # --- channel counts in modules ---
 

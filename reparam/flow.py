@@ -28,6 +28,7 @@ from torch import Tensor, fx
 from reparam.atoms import Atoms, Flags, Ids
 from reparam.errors import ReparamError
 from reparam.graph import NetworkGraph, args_of, operator_of, shape_of
+from reparam.typed_torch import from_numpy
 
 Numbers = NDArray[np.float64]
 
@@ -260,7 +261,7 @@ class ChannelFlow:
             size if dim in full else own
             for dim, (own, size) in enumerate(zip(x.const.shape, shape_of(node), strict=True))
         ]
-        return tensor_from(np.array(x.const)).expand(sizes)
+        return from_numpy(np.array(x.const)).expand(sizes)
 
     def _constant(self, node: fx.Node) -> Any:
         constant = self.network.constant(node)
@@ -401,11 +402,6 @@ class ChannelFlow:
 def first_result(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """Return the output of an operator, the first of several."""
     return output[0] if isinstance(output, tuple) else output
-
-
-def tensor_from(array: NDArray[Any]) -> Tensor:
-    """Return a tensor that shares the memory of an array."""
-    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]
 
 
 def entries_along(flags: Flags, dim: int) -> Flags:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from latency.distribution import install_command
 from latency.errors import MissingExtra, import_extra, one_line
+from reparam.typed_torch import fork_rng, manual_seed, to_list
 from search.transforms import Transform
-from search.typed_torch import fork_rng, manual_seed, to_list
 
 Images = UInt8[Tensor, "images 3 height width"]
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reparam.typed_torch import from_numpy, to_list
 from search.architecture import Preprocessing
 from search.augment import Augmentation
 from search.classification import Classification, Split
 from search.errors import SearchError
 from search.image_files import ImageFiles, decode
-from search.typed_torch import from_numpy, to_list
 
 HELD_OUT = 0.2
 """Share of every class that is held out if a data set has no test split."""

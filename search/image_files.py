@@ -91,14 +91,14 @@ class ImageFiles:
         """Select images by indices or by a mask."""
         import torch
 
-        from search.typed_torch import to_list
+        from reparam.typed_torch import to_list
 
         indices: list[int] = to_list(torch.arange(len(self))[rows])
         return ImageFiles([self.files[index] for index in indices], self.resolution)
 
     def expect(self, rows: "Tensor") -> None:
         """Start decoding images that will be used soon."""
-        from search.typed_torch import to_list
+        from reparam.typed_torch import to_list
 
         indices: list[int] = to_list(rows)
         for index in indices:
@@ -108,7 +108,7 @@ class ImageFiles:
     def __getitem__(self, rows: "Tensor | slice") -> "Tensor":
         import torch
 
-        from search.typed_torch import from_numpy, to_list
+        from reparam.typed_torch import from_numpy, to_list
 
         selected = torch.arange(len(self))[rows]
         self.expect(selected)

@@ -20,12 +20,12 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 
 from latency import BlockSpec
 from reparam.blocks import Image
+from reparam.typed_torch import to_list
 from search.blocks import InvertedResidual, SqueezeExcite, trained
 from search.cost import Candidate, CostModel, Term
 from search.prunode import PrunodeMasks, Rule
 from search.relax import gumbel, gumbel_softmax
 from search.spaces.layered import SKIP, Layered, MultiBlock, StochasticLayer
-from search.typed_torch import to_list
 
 Pair = Float[Tensor, "2"]
 """Shares of the small and the large candidate."""

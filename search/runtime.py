@@ -14,11 +14,11 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from reparam.typed_torch import to_list
 from search.errors import SearchError
 from search.methods.settings import MemoryFormat, Precision
 from search.processes import PeerLost
 from search.tensors import Tree
-from search.typed_torch import to_list
 
 _PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from latency.files import sha256, write_atomically
 from reparam import count, fuse, squeeze
+from reparam.typed_torch import fork_rng, manual_seed
 from search import board, checkpoint, finished, record
 from search.architecture import Architecture, OtherDevice, keys, load_architecture
 from search.drop_path import drop_path
@@ -45,7 +46,6 @@ from search.runtime import TrainingRuntime
 from search.space import Choice
 from search.task import Task
 from search.train import Evaluation, evaluate, train_epoch
-from search.typed_torch import fork_rng, manual_seed
 
 EVALUATION_BATCH = 256
 

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reparam.modules import named_modules
+from reparam.typed_torch import to_list
 from search.errors import SearchError
 from search.relax import gumbel, gumbel_softmax, gumbel_subset
-from search.typed_torch import to_list
 
 M = TypeVar("M", bound=nn.Module)
 

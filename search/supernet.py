@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from latency import BlockSpec
 from reparam.blocks import Image
+from reparam.typed_torch import to_list
 from search.blocks import trained
 from search.spaces.cells import EDGES, NODES, NONE, OPTIONS, SKIP, STAGES, Cells
-from search.typed_torch import to_list
 
 Alphas = Float[Tensor, "edges options"]
 

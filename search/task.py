@@ -16,12 +16,12 @@ from deploy.metric import Figure, Metric, Quality
 from deploy.samples import Samples, Tensors
 from latency.errors import one_line
 from reparam.exported import RUN_ERRORS
+from reparam.typed_torch import fork_rng, from_numpy, to_list
 from search.architecture import Preprocessing
 from search.errors import SearchError
 from search.methods.settings import Settings
 from search.space import Space
 from search.tensors import Tree
-from search.typed_torch import fork_rng, from_numpy, split, to_list
 
 Batch = tuple[Tensor, Tree]
 """Inputs [samples, ...] and targets: a tensor, or a tree of tensors, with samples along the first dimension."""
@@ -194,12 +194,12 @@ class Task(ABC):
     @final
     def plain_batches(self, size: int, rows: Rows) -> Iterator[Batch]:
         """Return training samples without augmentation, in the order of `rows`."""
-        return (self.training_batch(part, None) for part in split(rows, size))
+        return (self.training_batch(part, None) for part in torch.split(rows, size))
 
     @final
     def held_out_batches(self, size: int) -> Iterator[Batch]:
         """Return all held-out samples, always in the same order."""
-        return (self.held_out_batch(part) for part in split(torch.arange(len(self.held_out)), size))
+        return (self.held_out_batch(part) for part in torch.split(torch.arange(len(self.held_out)), size))
 
     @final
     def judged(self, statistics: Statistics) -> tuple[float, float]:
@@ -249,7 +249,7 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = self._rows[torch.randperm(len(self._rows), generator=self._generator)]
-        batches = split(order[: len(self) * self._size], self._size)
+        batches = torch.split(order[: len(self) * self._size], self._size)
         self._task.expect(batches[0])
         for rows, next_rows in itertools.zip_longest(batches, batches[1:]):
             if next_rows is not None:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from reparam.typed_torch import to_list
 from search.errors import SearchError
 from search.runtime import TrainingRuntime
 from search.task import Batch, Loss, Task, Tree
-from search.typed_torch import to_list
 
 
 @runtime_checkable

@@ -26,9 +26,9 @@ from deploy.graph import Precision
 from deploy.lowering import to_onnx, to_program
 from latency import BlockSpec, Lowered, Workload
 from latency.weights import fill_weights, filled, is_filled, strip_weights
+from reparam.typed_torch import fork_rng, manual_seed
 from search import blocks, ops
 from search.space import Choice, Space
-from search.typed_torch import fork_rng, manual_seed
 
 _LARGEST_CONSTANT = 31
 """Upper bound on axes, ONNX types and other constants in a graph; channel counts of templates are above it."""

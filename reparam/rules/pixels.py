@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 from torch import fx
 
-from reparam.flow import ChannelFlow, Channels, Value, first_result, tensor_from
+from reparam.flow import ChannelFlow, Channels, Value, first_result
 from reparam.graph import args_of, aten, shape_of
+from reparam.typed_torch import from_numpy
 
 
 def pool(flow: ChannelFlow, node: fx.Node) -> Value:
@@ -74,7 +75,7 @@ def probed(flow: ChannelFlow, node: fx.Node, x: Channels) -> Channels:
         len(numbers) if axis == dim else 1 if axis in (0, *x.dims) else size
         for axis, size in enumerate(shape_of(source))
     ]
-    image = tensor_from(numbers).view([-1 if axis == dim else 1 for axis in range(len(sizes))]).expand(sizes).clone()
+    image = from_numpy(numbers).view([-1 if axis == dim else 1 for axis in range(len(sizes))]).expand(sizes).clone()
     output = first_result(flow.run(node, {source: image}))
     results = output.movedim(dim, 0).reshape(len(numbers), -1).numpy()
     where = np.searchsorted(numbers, x.const[~x.live])

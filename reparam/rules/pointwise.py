@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from reparam.atoms import Flags
-from reparam.flow import ChannelFlow, Channels, Numbers, tensor_from
+from reparam.flow import ChannelFlow, Channels, Numbers
 from reparam.graph import args_of, aten, shape_of
+from reparam.typed_torch import from_numpy
 
 Operands = Mapping[fx.Node, Channels]
 
@@ -121,7 +122,7 @@ def _result(flow: ChannelFlow, node: fx.Node, operands: Operands) -> Numbers:
         return np.zeros([1] * len(shape_of(node)))
     constants: dict[fx.Node, Tensor] = {}
     for n, x in operands.items():
-        value, dtype = tensor_from(np.array(x.const)), n.meta["val"].dtype
+        value, dtype = from_numpy(np.array(x.const)), n.meta["val"].dtype
         constants[n] = value if dtype.is_floating_point else value.to(dtype)
     return flow.run(node, constants).double().numpy()
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer, RMSprop
 
+from reparam.typed_torch import to_list
 from search import layer_fit, ops, prunode, schedule
 from search.blocks import trained as trained_block
 from search.budget import Budget, BudgetController
@@ -35,7 +36,6 @@ from search.spaces import with_layers
 from search.spaces.layered import SKIP, Layered, StochasticLayer
 from search.task import Task, Tree
 from search.train import TrainingPart, weight_groups
-from search.typed_torch import to_list
 
 RMSPROP_ALPHA, RMSPROP_EPS, RMSPROP_MOMENTUM = 0.9, 1e-3, 0.9
 """The usual values for such networks (Tan and Le 2019). With torch's default eps of 1e-8, weights without a gradient,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reparam import ChannelGroup, fuse, squeeze
+from reparam.typed_torch import fork_rng, to_list
 from search import masks, schedule
 from search import widths as fitting
 from search.budget import Budget, Price, free_channels, ranked_widths, round_up
@@ -25,7 +26,6 @@ from search.space import Choice
 from search.spaces import FREE_WIDTHS, WIDTHS, Prunable, Widths, with_widths
 from search.task import Tree
 from search.train import TrainingPart, make_optimizer
-from search.typed_torch import fork_rng, to_list
 
 T = TypeVar("T")
 P = TypeVar("P", bound=PruningSettings)

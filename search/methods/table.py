@@ -12,13 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from reparam.typed_torch import to_list
 from search import widths
 from search.masks import Scores
 from search.methods import importance
 from search.methods.pruning import Pruning
 from search.methods.settings import TableSettings
 from search.spaces import Widths
-from search.typed_torch import to_list
 
 
 class Table(Pruning[TableSettings]):

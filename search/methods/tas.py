@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from reparam.modules import named_modules
+from reparam.typed_torch import to_list
 from search import schedule
 from search import widths as fitting
 from search.budget import BudgetController, Price
@@ -45,7 +46,6 @@ from search.space import Choice
 from search.spaces import Widths
 from search.task import Tree
 from search.train import TrainingPart
-from search.typed_torch import to_list
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Widths that a layer draws from, as shares of its full width (Section 4.1)."""

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.utils._pytree import tree_map
 
+from reparam.typed_torch import to_list
 from search import options, schedule
 from search.budget import Budget, BudgetController
 from search.cost import cell_terms
@@ -35,7 +36,6 @@ from search.spaces.cells import EDGES, NONE, OPTIONS, edge
 from search.supernet import CellSupernet
 from search.task import Tree
 from search.train import TrainingPart, by_batch_statistics, evaluation, weight_groups
-from search.typed_torch import to_list
 
 VALIDATION_BATCH = 200
 FEW_IMAGES = 5_000

@@ -19,8 +19,3 @@ from_numpy = cast("Callable[[np.ndarray], Tensor]", torch.from_numpy)  # pyright
 def to_list(tensor: Tensor) -> list[Any]:
     """Return the elements of a tensor of one or more dimensions, as nested lists of numbers."""
     return cast("list[Any]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]
-
-
-def split(tensor: Tensor, size: int) -> tuple[Tensor, ...]:
-    """Return parts of the given size along the first dimension; the last one may be smaller."""
-    return cast("tuple[Tensor, ...]", tensor.split(size))  # pyright: ignore[reportUnknownMemberType]

@@ -1,6 +1,6 @@
 import torch
 
-from search.typed_torch import split, to_list
+from reparam.typed_torch import to_list
 
 
 def test_elements_keep_their_nesting():
@@ -9,4 +9,4 @@ def test_elements_keep_their_nesting():
 
 
 def test_the_last_part_may_be_smaller():
-    assert [to_list(part) for part in split(torch.arange(5), 2)] == [[0, 1], [2, 3], [4]]
+    assert [to_list(part) for part in torch.split(torch.arange(5), 2)] == [[0, 1], [2, 3], [4]]
